@@ -1,0 +1,107 @@
+//! What can be wrong with a value that is about to be pushed.
+
+use std::{error, fmt};
+
+/// Any error, as a source's stream may end with.
+pub type BoxError = Box<dyn error::Error + Send + Sync>;
+
+/// A value that cannot be pushed.
+///
+/// It is opaque, so that kinds can be added; ask it with its `is_…` methods.
+///
+/// ```
+/// let error = tower_push::EventId::new("two\nlines").unwrap_err();
+/// assert!(error.is_invalid_id());
+/// ```
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    source: Option<BoxError>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    InvalidId,
+    InvalidType,
+    #[cfg(feature = "json")]
+    Json,
+    NotText,
+    HoldsDelimiter,
+    NoRoomForGap,
+}
+
+impl Error {
+    /// Whether a text is no [`EventId`](crate::EventId).
+    pub fn is_invalid_id(&self) -> bool {
+        self.kind == Kind::InvalidId
+    }
+
+    /// Whether a text is no [`EventType`](crate::EventType).
+    pub fn is_invalid_type(&self) -> bool {
+        self.kind == Kind::InvalidType
+    }
+
+    /// Whether a value could not be written as JSON, or a text is none.
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn is_json(&self) -> bool {
+        self.kind == Kind::Json
+    }
+
+    /// Whether a binary payload met a transport that carries UTF-8 only.
+    pub fn is_not_text(&self) -> bool {
+        self.kind == Kind::NotText
+    }
+
+    /// Whether a payload holds the separator or boundary that would end it.
+    pub fn holds_delimiter(&self) -> bool {
+        self.kind == Kind::HoldsDelimiter
+    }
+
+    /// Whether a gap met a format that cannot announce one.
+    pub fn is_no_room_for_gap(&self) -> bool {
+        self.kind == Kind::NoRoomForGap
+    }
+
+    #[cfg(feature = "json")]
+    pub(crate) fn json(source: serde_json::Error) -> Self {
+        Self {
+            kind: Kind::Json,
+            source: Some(source.into()),
+        }
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Self { kind, source: None }
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            Kind::InvalidId => "an event id is 1 to 128 bytes of [A-Za-z0-9._~-]",
+            Kind::InvalidType => "an event type is 1 to 128 bytes without control characters, and without white space at its ends",
+            #[cfg(feature = "json")]
+            Kind::Json => "not JSON",
+            Kind::NotText => "a binary payload on a transport that carries text only",
+            Kind::HoldsDelimiter => "the payload holds the delimiter that would end it",
+            Kind::NoRoomForGap => "events were missed, and this format cannot say so",
+        })
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.source
+            .as_deref()
+            .map(|e| e as &(dyn error::Error + 'static))
+    }
+}

@@ -1,0 +1,58 @@
+//! Query parameters, as `application/x-www-form-urlencoded` has them.
+
+use std::borrow::Cow;
+
+/// The values of a parameter, decoded, in their order. A value that is not UTF-8 reads with U+FFFD in it.
+pub(crate) fn values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+    query.split('&').filter_map(move |pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decode(key) == name).then(|| decode(value))
+    })
+}
+
+fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = match (first, after) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(h, l)| h << 4 | l),
+            _ => None,
+        };
+        match (escaped, first) {
+            (Some(byte), _) => bytes.push(byte),
+            (None, b'+') => bytes.push(b' '),
+            (None, byte) => bytes.push(byte),
+        }
+        rest = if escaped.is_some() {
+            &after[2..]
+        } else {
+            after
+        };
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).map(|value| value as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_decoded() {
+        let all = |query, name| values(query, name).collect::<Vec<_>>();
+        assert_eq!(all("a=1&b=2&a=3", "a"), ["1", "3"]);
+        assert_eq!(all("%61=x%20y+z", "a"), ["x y z"]);
+        assert_eq!(all("a=%", "a"), ["%"]);
+        assert_eq!(all("a=%4", "a"), ["%4"]);
+        assert_eq!(all("a=%zz%41", "a"), ["%zzA"]);
+        assert_eq!(all("a=%ff", "a"), ["\u{fffd}"]);
+        assert_eq!(all("a=b=c", "a"), ["b=c"]);
+        assert_eq!(all("", "a"), [""; 0]);
+    }
+}

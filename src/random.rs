@@ -1,0 +1,42 @@
+//! Random numbers without a dependency: SipHash of a counter, under a key that the operating system drew once per process.
+//!
+//! Good for jitter, and for boundaries that nobody who has seen others can foretell; not for keys.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// 64 random bits.
+pub(crate) fn bits() -> u64 {
+    KEY.hash_one(COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A number from -1 to 1.
+pub(crate) fn signed_unit() -> f64 {
+    (bits() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_do_not_repeat() {
+        let drawn: std::collections::HashSet<u64> = (0..10_000).map(|_| bits()).collect();
+        assert_eq!(drawn.len(), 10_000);
+    }
+
+    #[test]
+    fn units_fill_their_range() {
+        let drawn: Vec<f64> = (0..10_000).map(|_| signed_unit()).collect();
+        assert!(drawn.iter().all(|u| (-1.0..=1.0).contains(u)));
+        assert!(drawn.iter().any(|u| *u < -0.9) && drawn.iter().any(|u| *u > 0.9));
+    }
+}

@@ -1,0 +1,75 @@
+use std::{fmt, future::Future, pin::Pin};
+
+use futures_core::Stream;
+
+use super::{Items, PushSource, Rejection, Subscription};
+use crate::{
+    error::BoxError,
+    event::{Gap, GapReason, Item},
+};
+
+/// Any source, as one type: the value that services and handlers return, and that a transport answers with.
+///
+/// It becomes a response in a layer ([`PushLayer`](crate::PushLayer) and its kin) around the service that returned it.
+///
+/// ```
+/// use tower_push::Push;
+///
+/// # async fn handler() -> Push {
+/// Push::new(tokio_stream::iter(["any", "stream"]))
+/// # }
+/// ```
+#[must_use = "a push does nothing until a tower-push layer turns it into a response"]
+pub struct Push(Box<dyn ErasedSource>);
+
+type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+trait ErasedSource: Send {
+    fn subscribe(
+        self: Box<Self>,
+        subscription: Subscription,
+    ) -> BoxFuture<Result<BoxStream, Rejection>>;
+}
+
+impl<S: PushSource + Send + 'static> ErasedSource for S {
+    fn subscribe(
+        self: Box<Self>,
+        subscription: Subscription,
+    ) -> BoxFuture<Result<BoxStream, Rejection>> {
+        Box::pin(async move {
+            let stream = PushSource::subscribe(*self, subscription).await?;
+            Ok(Box::pin(stream) as BoxStream)
+        })
+    }
+}
+
+impl Push {
+    /// Takes any source: a stream, or what else implements [`PushSource`].
+    pub fn new<S: PushSource + Send + 'static>(source: S) -> Self {
+        Self(Box::new(source))
+    }
+}
+
+/// What holds for every source is settled here: a client that has been told that the source has finished for ever is
+/// refused with [`Rejection::finished`], and one whose cursor cannot be read is told of a [gap](Gap).
+impl PushSource for Push {
+    type Stream = Items<BoxStream>;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
+        if subscription.cursor().is_some_and(|id| id.is_finished()) {
+            return Err(Rejection::finished());
+        }
+        let gap = subscription
+            .has_unreadable_cursor()
+            .then(|| Gap::new(GapReason::Epoch));
+        let stream = self.0.subscribe(subscription).await?;
+        Ok(Items::after(gap, stream))
+    }
+}
+
+impl fmt::Debug for Push {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Push").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,77 @@
+use std::{
+    fmt,
+    future::{Ready, ready},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::{PushSource, Rejection, Subscription};
+use crate::{
+    error::BoxError,
+    event::{Gap, GapReason, IntoItem, Item},
+};
+
+pin_project! {
+    /// The items of any stream, a gap first where there is one.
+    pub struct Items<S> {
+        gap: Option<Gap>,
+        #[pin]
+        stream: S,
+    }
+}
+
+impl<S> Items<S> {
+    pub(super) fn after(gap: Option<Gap>, stream: S) -> Self {
+        Self { gap, stream }
+    }
+}
+
+impl<S> Stream for Items<S>
+where
+    S: Stream,
+    S::Item: IntoItem,
+{
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.project();
+        if let Some(gap) = this.gap.take() {
+            return Poll::Ready(Some(Ok(Item::Gap(gap))));
+        }
+        this.stream
+            .poll_next(cx)
+            .map(|next| next.map(IntoItem::into_item))
+    }
+}
+
+/// Any stream. It knows of no earlier events, so a client that asks to resume is told that there is a gap; a source that
+/// can resume looks at the subscription, see [`source_fn`](super::source_fn).
+impl<S> PushSource for S
+where
+    S: Stream + Send + 'static,
+    S::Item: IntoItem,
+{
+    type Stream = Items<S>;
+
+    fn subscribe(
+        self,
+        subscription: Subscription,
+    ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send {
+        let gap = subscription
+            .cursor()
+            .map(|id| Gap::new(GapReason::Epoch).requested(id.clone()));
+        let items: Ready<Result<_, _>> = ready(Ok(Items::after(gap, self)));
+        items
+    }
+}
+
+impl<S> fmt::Debug for Items<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Items")
+            .field("gap", &self.gap)
+            .finish_non_exhaustive()
+    }
+}

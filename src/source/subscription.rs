@@ -1,0 +1,173 @@
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, request::Parts};
+
+use crate::{event::EventId, query};
+
+/// The header in which a client that reconnects sends its cursor
+/// ([WHATWG HTML §9.2.4](https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header)).
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The same for clients that cannot set headers.
+const LAST_EVENT_ID_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
+
+/// One client's subscription: what was asked.
+///
+/// The cursor is the value of the `Last-Event-ID` header; without one (or with an empty one), of the query parameter
+/// `last_event_id` or `lastEventId`. A value that is no [`EventId`], or two values that differ, is a cursor that cannot be
+/// read: the source is asked as if there were none, and the client is told of a [gap](crate::event::Gap) first. It is never
+/// an error, on which an `EventSource` would give up for good.
+///
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    cursor: Cursor,
+    transport: &'static str,
+    head: Arc<Parts>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cursor {
+    Absent,
+    After(EventId),
+    Unreadable,
+}
+
+impl Subscription {
+    /// The subscription that a request asks for, over the [transport of that name](crate::transport::Transport::name).
+    pub fn new(head: &Parts, transport: &'static str) -> Self {
+        Self {
+            cursor: Cursor::read(head),
+            transport,
+            head: Arc::new(head.clone()),
+        }
+    }
+
+    /// The id of the last event that the client has; `None` if it has none.
+    pub fn cursor(&self) -> Option<&EventId> {
+        match &self.cursor {
+            Cursor::After(id) => Some(id),
+            Cursor::Absent | Cursor::Unreadable => None,
+        }
+    }
+
+    pub(super) fn has_unreadable_cursor(&self) -> bool {
+        self.cursor == Cursor::Unreadable
+    }
+
+    /// The [name](crate::transport::Transport::name) of the transport that will carry it.
+    pub fn transport(&self) -> &'static str {
+        self.transport
+    }
+
+    /// The request's head as the transport saw it: what a layer further in put into its extensions is not there.
+    pub fn head(&self) -> &Parts {
+        &self.head
+    }
+}
+
+impl Cursor {
+    fn read(head: &Parts) -> Self {
+        match Self::from_header(&head.headers) {
+            Self::Absent => Self::from_query(head.uri.query().unwrap_or_default()),
+            found => found,
+        }
+    }
+
+    fn from_header(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(LAST_EVENT_ID).into_iter();
+        // A value that is not visible ASCII is no id whatever else it is.
+        Self::only(values.map(|value| value.to_str().unwrap_or("\0")))
+    }
+
+    fn from_query(query: &str) -> Self {
+        let values: Vec<_> = LAST_EVENT_ID_PARAMETERS
+            .iter()
+            .flat_map(|name| query::values(query, name))
+            .collect();
+        Self::only(values.iter().map(|value| value.as_ref()))
+    }
+
+    fn only<'a>(values: impl Iterator<Item = &'a str>) -> Self {
+        let mut cursor = Self::Absent;
+        for value in values.filter(|value| !value.is_empty()) {
+            let next = EventId::new(value).map_or(Self::Unreadable, Self::After);
+            if cursor != Self::Absent && cursor != next {
+                return Self::Unreadable;
+            }
+            cursor = next;
+        }
+        cursor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn cursor(uri: &str, headers: &[&[u8]]) -> Cursor {
+        let mut request = Request::get(uri);
+        for value in headers {
+            request = request.header(LAST_EVENT_ID, *value);
+        }
+        Cursor::read(&request.body(()).unwrap().into_parts().0)
+    }
+
+    fn after(id: &str) -> Cursor {
+        Cursor::After(EventId::new(id).unwrap())
+    }
+
+    #[test]
+    fn the_header_is_asked_before_the_query() {
+        assert_eq!(cursor("/", &[]), Cursor::Absent);
+        assert_eq!(cursor("/", &[b""]), Cursor::Absent);
+        assert_eq!(cursor("/", &[b"k3f9-1042"]), after("k3f9-1042"));
+        assert_eq!(cursor("/?last_event_id=a", &[b"b"]), after("b"));
+        assert_eq!(cursor("/?last_event_id=a", &[b""]), after("a"));
+    }
+
+    #[test]
+    fn the_query_has_two_spellings() {
+        assert_eq!(cursor("/?last_event_id=a", &[]), after("a"));
+        assert_eq!(cursor("/?x=1&lastEventId=a%7Eb&y", &[]), after("a~b"));
+        assert_eq!(cursor("/?last_event_id=", &[]), Cursor::Absent);
+        assert_eq!(cursor("/?last_event_id", &[]), Cursor::Absent);
+        assert_eq!(cursor("/?last_event_ids=a", &[]), Cursor::Absent);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_known_to_be_unreadable() {
+        let long = "x".repeat(10 * 1024);
+        for value in [
+            b"a b" as &[u8],
+            b"a:b",
+            b"\xff\xfe",
+            "é".as_bytes(),
+            long.as_bytes(),
+            b"a, b",
+        ] {
+            assert_eq!(cursor("/", &[value]), Cursor::Unreadable);
+        }
+        for query in ["a+b", "%00", "%0A", "%", "%zz", "%ff", "a:b", &long] {
+            let uri = format!("/?last_event_id={query}");
+            assert_eq!(cursor(&uri, &[]), Cursor::Unreadable, "{uri}");
+        }
+    }
+
+    #[test]
+    fn two_values_must_agree() {
+        assert_eq!(cursor("/", &[b"a", b"a"]), after("a"));
+        assert_eq!(cursor("/", &[b"a", b"b"]), Cursor::Unreadable);
+        assert_eq!(cursor("/?last_event_id=a&lastEventId=a", &[]), after("a"));
+        assert_eq!(
+            cursor("/?last_event_id=a&lastEventId=b", &[]),
+            Cursor::Unreadable
+        );
+        assert_eq!(
+            cursor("/?last_event_id=a&last_event_id=b", &[]),
+            Cursor::Unreadable
+        );
+    }
+}

@@ -1,0 +1,172 @@
+use std::collections::VecDeque;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::event::{Encoding, Event};
+
+/// What is ready together, on its way into as few frames as possible.
+///
+/// Small writes are copied together. A shared encoding that stands alone, or is large, goes out as it is, without a copy.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Frames that are done: more than one only where a large one came between.
+    done: VecDeque<Bytes>,
+    /// A first write that nothing followed yet.
+    alone: Bytes,
+    /// Two writes and more. Empty while `alone` is not.
+    joined: BytesMut,
+    /// In `done`, in bytes.
+    done_len: usize,
+    /// What to make room for when a second write comes: the last frame's length.
+    expected: usize,
+}
+
+/// A frame is at least this long before it is sent without having looked for more: a TLS record, an HTTP/2 frame.
+const FRAME: usize = 16 * 1024;
+
+/// From here on a copy costs more than a frame of its own.
+const LARGE: usize = 4 * 1024;
+
+/// The first room for joined writes.
+const ROOM: usize = 512;
+
+impl Batch {
+    /// Where to append what is not shared.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        if self.alone.len() >= LARGE {
+            self.seal();
+        } else if !self.alone.is_empty() {
+            let alone = std::mem::take(&mut self.alone);
+            self.joined.reserve(self.expected.max(ROOM));
+            self.joined.put_slice(&alone);
+        }
+        &mut self.joined
+    }
+
+    /// Appends bytes that others share, or that would be large to copy.
+    pub fn push(&mut self, bytes: Bytes) {
+        if bytes.len() >= LARGE {
+            self.seal();
+        }
+        if self.alone.is_empty() && self.joined.is_empty() {
+            self.alone = bytes;
+        } else {
+            self.buffer().put_slice(&bytes);
+        }
+    }
+
+    /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where the event is shared, and written in
+    /// place where this is its only clone.
+    pub fn event<E: Encoding>(&mut self, event: &Event) {
+        if event.is_shared() {
+            self.push(event.encoded::<E>());
+        } else {
+            E::encode(event.fields(), self.buffer());
+        }
+    }
+
+    fn seal(&mut self) {
+        let frame = if self.alone.is_empty() {
+            std::mem::take(&mut self.joined).freeze()
+        } else {
+            std::mem::take(&mut self.alone)
+        };
+        if !frame.is_empty() {
+            self.done_len += frame.len();
+            self.done.push_back(frame);
+        }
+    }
+
+    /// Whether there is enough to send before looking for more.
+    pub(super) fn is_full(&self) -> bool {
+        self.done_len + self.alone.len() + self.joined.len() >= FRAME
+    }
+
+    /// The next frame; `None`, and no memory held, once everything was taken.
+    pub(super) fn take(&mut self) -> Option<Bytes> {
+        if self.done.is_empty() {
+            self.seal();
+        }
+        let Some(frame) = self.done.pop_front() else {
+            self.done = VecDeque::new();
+            return None;
+        };
+        self.done_len -= frame.len();
+        self.expected = frame.len().min(FRAME + FRAME / 4);
+        Some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(batch: &mut Batch) -> Vec<Bytes> {
+        std::iter::from_fn(|| batch.take()).collect()
+    }
+
+    struct Plain;
+
+    impl Encoding for Plain {
+        fn encode(fields: &crate::event::Fields, out: &mut BytesMut) {
+            out.put_slice(fields.payload.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_shared_event_that_stands_alone_is_not_copied() {
+        let mut batch = Batch::default();
+        let event = Event::text("x");
+        let clone = event.clone();
+        batch.event::<Plain>(&event);
+        let frames = frames(&mut batch);
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0].as_ptr(), clone.encoded::<Plain>().as_ptr());
+    }
+
+    #[test]
+    fn small_writes_become_one_frame() {
+        let mut batch = Batch::default();
+        batch.push(Bytes::from_static(b"a"));
+        batch.event::<Plain>(&Event::text("b"));
+        batch.buffer().put_slice(b"c");
+        batch.push(Bytes::from_static(b"d"));
+        assert_eq!(frames(&mut batch), ["abcd"]);
+    }
+
+    #[test]
+    fn a_large_one_keeps_its_place_and_is_not_copied() {
+        let mut batch = Batch::default();
+        let large = Bytes::from(vec![b'x'; LARGE]);
+        batch.buffer().put_slice(b"a");
+        batch.push(large.clone());
+        batch.buffer().put_slice(b"b");
+        batch.push(large.clone());
+        batch.push(Bytes::from_static(b"c"));
+        let frames = frames(&mut batch);
+        assert_eq!(frames, [&b"a"[..], &large, b"b", &large, b"c"]);
+        assert_eq!(frames[1].as_ptr(), large.as_ptr());
+        assert_eq!(frames[3].as_ptr(), large.as_ptr());
+    }
+
+    #[test]
+    fn nothing_makes_no_frame() {
+        let mut batch = Batch::default();
+        assert_eq!(batch.take(), None);
+        batch.buffer().put_slice(b"");
+        batch.push(Bytes::new());
+        assert_eq!(batch.take(), None);
+        assert!(!batch.is_full());
+    }
+
+    #[test]
+    fn it_is_full_at_a_frame() {
+        let mut batch = Batch::default();
+        batch.buffer().put_bytes(0, FRAME - 1);
+        assert!(!batch.is_full());
+        batch.buffer().put_u8(0);
+        assert!(batch.is_full());
+        assert_eq!(frames(&mut batch).len(), 1);
+        assert!(!batch.is_full());
+    }
+}

@@ -1,0 +1,139 @@
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderValue;
+
+use super::Format;
+use crate::{
+    error::{Error, Kind},
+    event::{Encoding, Event, EventId, Fields, Gap},
+    transport::{Batch, Encoder, End, scan},
+};
+
+/// Payloads as they are, with a separator behind each: `\n` by default.
+///
+/// There is room for nothing else. Ids and types do not reach the client. A sign of life is a separator alone; an empty
+/// payload, which would look the same, is left out. The end is that of the body. A gap cuts the stream, which is how the client
+/// learns of it ([`Error::is_no_room_for_gap`]), unless a [record](Self::gap) for it is set; and so does a payload that holds
+/// the separator ([`Error::holds_delimiter`]).
+///
+/// With an empty separator the payloads are one text or one file, and there are no signs of life.
+///
+/// ```
+/// use tower_push::transport::chunked::{Chunked, Raw};
+///
+/// let tokens_of_a_language_model = Chunked::new(Raw::new().separator(""));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Raw(Arc<Config>);
+
+#[derive(Clone, Debug)]
+struct Config {
+    separator: Bytes,
+    gap: Option<Bytes>,
+    media_type: [&'static str; 1],
+    content_type: HeaderValue,
+}
+
+impl Raw {
+    /// Lines of text.
+    pub fn new() -> Self {
+        Self(Arc::new(Config {
+            separator: Bytes::from_static(b"\n"),
+            gap: None,
+            media_type: ["text/plain"],
+            content_type: HeaderValue::from_static("text/plain; charset=utf-8"),
+        }))
+    }
+
+    /// What stands behind each payload.
+    #[must_use]
+    pub fn separator(self, separator: impl Into<Bytes>) -> Self {
+        self.with(|config| config.separator = separator.into())
+    }
+
+    /// What to write for a gap, instead of cutting the stream; the separator follows it.
+    #[must_use]
+    pub fn gap(self, record: impl Into<Bytes>) -> Self {
+        self.with(|config| config.gap = Some(record.into()))
+    }
+
+    /// The media type: without parameters, as `Accept` is compared with it.
+    ///
+    /// # Panics
+    /// If it is not visible ASCII.
+    #[must_use]
+    pub fn media_type(self, media_type: &'static str) -> Self {
+        self.with(|config| {
+            config.media_type = [media_type];
+            config.content_type = HeaderValue::from_static(media_type);
+        })
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Format for Raw {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        &self.0.media_type
+    }
+
+    fn encoder(&self, _: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
+        (self.0.content_type.clone(), Box::new(self.clone()))
+    }
+}
+
+impl Encoder for Raw {
+    fn open(&mut self, out: &mut Batch) {
+        self.heartbeat(out);
+    }
+
+    fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+        let payload = event.payload().as_bytes();
+        if payload.is_empty() {
+            return Ok(());
+        }
+        if scan::holds(payload, &self.0.separator) {
+            return Err(Kind::HoldsDelimiter.into());
+        }
+        out.event::<Payload>(event);
+        out.buffer().put_slice(&self.0.separator);
+        Ok(())
+    }
+
+    fn gap(&mut self, _: &Gap, out: &mut Batch) -> Result<(), Error> {
+        let record = self.0.gap.as_ref().ok_or(Kind::NoRoomForGap)?;
+        out.buffer().put_slice(record);
+        out.buffer().put_slice(&self.0.separator);
+        Ok(())
+    }
+
+    fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+
+    fn heartbeat(&mut self, out: &mut Batch) {
+        out.buffer().put_slice(&self.0.separator);
+    }
+
+    fn end(&mut self, _: End, _: &mut Batch) {}
+}
+
+struct Payload;
+
+impl Encoding for Payload {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        out.put_slice(fields.payload.as_bytes());
+    }
+}

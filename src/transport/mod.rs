@@ -1,0 +1,184 @@
+//! Ways to carry events: each says whether a request asks for it, and answers with a source.
+//!
+//! [`Sse`] and [`Chunked`] are the transports here, [`Negotiate`] is a set of them behind one URL. Their configuration is
+//! theirs; which layer or function uses them is another matter, see [`layer`](crate::layer).
+//!
+//! # A transport of one's own
+//! Implement [`Transport`]. One that streams needs an [`Encoder`] only, and hands it to [`stream`], which does the rest as
+//! for the transports here: it subscribes, answers `HEAD` and refusals, joins what is ready together into one frame, keeps
+//! the connection alive, and cuts it visibly where the source fails.
+//!
+//! ```
+//! use bytes::{BufMut, BytesMut};
+//! use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
+//! use tower_push::{
+//!     Error, Event, EventId, Gap, KeepAlive, Push,
+//!     event::{Encoding, Fields},
+//!     source::Subscription,
+//!     transport::{Batch, Encoder, End, Responding, Transport, stream},
+//! };
+//!
+//! /// Each payload behind its length.
+//! #[derive(Debug)]
+//! struct LengthDelimited;
+//!
+//! impl Transport for LengthDelimited {
+//!     fn name(&self) -> &'static str {
+//!         "length-delimited"
+//!     }
+//!     fn media_types(&self) -> &[&'static str] {
+//!         &["application/octet-stream"]
+//!     }
+//!     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+//!         let mut headers = HeaderMap::new();
+//!         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+//!         let subscription = Subscription::new(head, self.name());
+//!         stream(subscription, push, headers, Box::new(LengthDelimited), KeepAlive::default())
+//!     }
+//! }
+//!
+//! impl Encoding for LengthDelimited {
+//!     fn encode(fields: &Fields, out: &mut BytesMut) {
+//!         out.put_u32(fields.payload.as_bytes().len() as u32);
+//!         out.put_slice(fields.payload.as_bytes());
+//!     }
+//! }
+//!
+//! impl Encoder for LengthDelimited {
+//!     fn open(&mut self, _: &mut Batch) {}
+//!     fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+//!         out.event::<Self>(event);
+//!         Ok(())
+//!     }
+//!     fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
+//!         self.event(&Event::text(gap.to_json()), out)
+//!     }
+//!     fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+//!     fn heartbeat(&mut self, out: &mut Batch) {
+//!         out.buffer().put_u32(0);
+//!     }
+//!     fn end(&mut self, _: End, _: &mut Batch) {}
+//! }
+//! ```
+
+mod accept;
+mod base64;
+mod batch;
+mod body;
+pub mod chunked;
+mod json;
+mod negotiate;
+mod scan;
+pub mod sse;
+mod stream;
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use http::{Response, request::Parts};
+
+pub(crate) use self::stream::rejected;
+pub use self::{
+    accept::Preference,
+    batch::Batch,
+    body::{NoBody, PushBody},
+    chunked::Chunked,
+    negotiate::Negotiate,
+    sse::Sse,
+    stream::stream,
+};
+use crate::{
+    error::Error,
+    event::{Event, EventId, Gap},
+    source::Push,
+};
+
+/// A way to carry events. See the [module docs](self).
+pub trait Transport: fmt::Debug + Send + Sync + 'static {
+    /// The name under which a client asks for it where it cannot set headers, and that a
+    /// [`Subscription`](crate::source::Subscription) carries: lower-case words with hyphens.
+    fn name(&self) -> &'static str;
+
+    /// The media types that it answers in, the preferred one first: what `Accept` is compared with, and what a client that
+    /// accepts none of them is told.
+    fn media_types(&self) -> &[&'static str];
+
+    /// Whether the request asks for this transport, and how strongly; `None` if it must not be answered by it.
+    ///
+    /// By default this is what the `Accept` header says of the [media types](Self::media_types).
+    fn preference(&self, head: &Parts) -> Option<Preference> {
+        Preference::accepted(&head.headers, self.media_types()).map(|(preference, _)| preference)
+    }
+
+    /// Answers the request with the source.
+    ///
+    /// The request's head is the transport's to take from; what the future needs of it, it takes at once.
+    fn respond(&self, head: &mut Parts, push: Push) -> Responding;
+}
+
+/// A response on its way: there as soon as the source has answered the subscription.
+///
+/// To drop it is to withdraw the subscription.
+pub type Responding = Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>;
+
+impl<T: Transport + ?Sized> Transport for Arc<T> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+    fn media_types(&self) -> &[&'static str] {
+        (**self).media_types()
+    }
+    fn preference(&self, head: &Parts) -> Option<Preference> {
+        (**self).preference(head)
+    }
+    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        (**self).respond(head, push)
+    }
+}
+
+/// What one stream of one transport writes: sans-io, in order, without a clock.
+///
+/// Each method appends to a [`Batch`]. An error cuts the stream, visibly, behind what was written before.
+pub trait Encoder: Send {
+    /// What the stream begins with: sent at once, so that the client knows that it is connected.
+    fn open(&mut self, out: &mut Batch);
+
+    /// An event.
+    ///
+    /// # Errors
+    /// If it cannot be written without misleading the client.
+    fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error>;
+
+    /// Events that are missing here.
+    ///
+    /// # Errors
+    /// If the client cannot be told.
+    fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error>;
+
+    /// The cursor moves without an event.
+    fn cursor(&mut self, id: &EventId, out: &mut Batch);
+
+    /// A sign of life. One that writes nothing turns heartbeats off for the rest of the stream.
+    fn heartbeat(&mut self, out: &mut Batch);
+
+    /// The end. It is not called for a stream that is cut.
+    fn end(&mut self, end: End, out: &mut Batch);
+}
+
+/// How a stream ended, where it was not cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct End {
+    /// Whether the source has [finished for ever](crate::event::Item::Finished); otherwise it ended for now.
+    pub finished: bool,
+}
+
+impl End {
+    /// The JSON form, the same on every transport: `{"finished":true}` or `{"finished":false}`.
+    pub fn to_json(self) -> &'static str {
+        if self.finished {
+            r#"{"finished":true}"#
+        } else {
+            r#"{"finished":false}"#
+        }
+    }
+}

@@ -1,0 +1,136 @@
+use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
+
+use super::{
+    Chunked, Preference, PushBody, Responding, Sse, Transport,
+    chunked::{JsonSeq, Multipart},
+    stream::plain_text,
+};
+use crate::{query, source::Push};
+
+/// Several transports behind one URL, of which the client takes its pick.
+///
+/// - A query parameter names the transport, `?transport=ndjson`: for clients that cannot set headers.
+/// - Otherwise the `Accept` header decides, by quality, then by how exactly it names a type
+///   ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
+/// - Otherwise (`*/*`, or no header at all) it is the first in the set.
+///
+/// A request that none can answer gets 406 and a text that says what there is. All answers carry `Vary: Accept`.
+///
+/// ```
+/// use tower_push::{
+///     PushLayer,
+///     transport::{Chunked, Negotiate, Sse, chunked::Raw},
+/// };
+///
+/// let by_default = PushLayer::new();
+/// let one_more = PushLayer::with(Negotiate::new().or(Chunked::new(Raw::new())));
+/// let only_these = PushLayer::with(Negotiate::only(Sse::new()).or(Chunked::default()).parameter("via"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Negotiate {
+    transports: Vec<Arc<dyn Transport>>,
+    parameter: &'static str,
+}
+
+impl Negotiate {
+    /// Every transport that needs no choice of its own: [`Sse`], and [`Chunked`] as NDJSON, JSON-seq and `multipart/mixed`.
+    pub fn new() -> Self {
+        Self::only(Sse::new())
+            .or(Chunked::default())
+            .or(Chunked::new(JsonSeq::new()))
+            .or(Chunked::new(Multipart::mixed()))
+    }
+
+    /// A set of one.
+    pub fn only(transport: impl Transport) -> Self {
+        Self {
+            transports: vec![Arc::new(transport)],
+            parameter: "transport",
+        }
+    }
+
+    /// Adds a transport, behind the others in preference; or puts it in the place of the one that has its
+    /// [name](Transport::name).
+    #[must_use]
+    pub fn or(mut self, transport: impl Transport) -> Self {
+        let same = |other: &&mut Arc<dyn Transport>| other.name() == transport.name();
+        match self.transports.iter_mut().find(same) {
+            Some(place) => *place = Arc::new(transport),
+            None => self.transports.push(Arc::new(transport)),
+        }
+        self
+    }
+
+    /// The query parameter by which a client names the transport: `transport` by default.
+    #[must_use]
+    pub fn parameter(mut self, name: &'static str) -> Self {
+        self.parameter = name;
+        self
+    }
+
+    fn choose(&self, head: &Parts) -> Option<&Arc<dyn Transport>> {
+        let query = head.uri.query().unwrap_or_default();
+        let named = query::values(query, self.parameter).find(|name| !name.is_empty());
+        if let Some(named) = named {
+            return self.transports.iter().find(|t| t.name() == named);
+        }
+        let wanted = self.transports.iter().enumerate();
+        let wanted = wanted.filter_map(|(order, t)| Some((t.preference(head)?, Reverse(order), t)));
+        wanted
+            .max_by_key(|(preference, order, _)| (*preference, *order))
+            .map(|(_, _, transport)| transport)
+    }
+
+    /// 406, and what there is.
+    fn refuse(&self) -> Response<PushBody> {
+        let mut text = String::from("None of what you accept can be had here. There is:\n");
+        for transport in &self.transports {
+            let (types, name) = (transport.media_types().join(", "), transport.name());
+            let _ = writeln!(text, "{types}  (?{}={name})", self.parameter);
+        }
+        let mut response = plain_text(text);
+        *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+        response
+    }
+}
+
+impl Default for Negotiate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Transport for Negotiate {
+    fn name(&self) -> &'static str {
+        "negotiate"
+    }
+
+    /// Those of the first transport.
+    fn media_types(&self) -> &[&'static str] {
+        self.transports.first().map_or(&[], |t| t.media_types())
+    }
+
+    fn preference(&self, head: &Parts) -> Option<Preference> {
+        self.choose(head)?.preference(head)
+    }
+
+    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        let Some(transport) = self.choose(head) else {
+            let mut response = self.refuse();
+            vary(response.headers_mut());
+            return Box::pin(ready(response));
+        };
+        let responding = transport.clone().respond(head, push);
+        Box::pin(async {
+            let mut response = responding.await;
+            vary(response.headers_mut());
+            response
+        })
+    }
+}
+
+fn vary(headers: &mut HeaderMap) {
+    headers.append(header::VARY, HeaderValue::from_static("Accept"));
+}

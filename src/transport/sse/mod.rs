@@ -1,0 +1,203 @@
+//! Server-Sent Events: what `EventSource` reads, in every browser.
+//!
+//! The format is that of [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html). Every event is
+//! written so that a conforming parser reads it back as it was, whatever the payload: line breaks of all three kinds, leading
+//! spaces, nothing at all, and texts that look like fields.
+//!
+//! | what happens | what is written |
+//! |---|---|
+//! | connected | `retry: …` if [set](Sse::retry), and a comment: the first byte comes at once |
+//! | an event | `event: …`, `id: …` where it has them, `data: …` for each line |
+//! | nothing for [a while](KeepAlive) | a comment, or a [named event](Sse::heartbeat_event) |
+//! | a gap | `event: gap` with the gap [as JSON](crate::event::Gap::to_json), under the id at which the stream goes on |
+//! | the cursor moves | `id: …` alone: no event |
+//! | the stream ends | `event: end` with `{"finished":false}` |
+//! | the source has finished for ever | `event: end` with `{"finished":true}`, under the id [`EventId::FINISHED`] |
+//! | the source fails | the response is cut: no `end`, and no clean end of the body |
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_push::{KeepAlive, SseLayer, transport::Sse};
+//!
+//! let layer = SseLayer::with(
+//!     Sse::new()
+//!         .retry(Duration::from_secs(2))
+//!         .keep_alive(KeepAlive::every(Duration::from_secs(30))),
+//! );
+//! ```
+
+mod codec;
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
+
+use super::{Batch, Encoder, End, Responding, Transport, stream};
+use crate::{
+    error::{Error, Kind},
+    event::{Event, EventId, EventType, Gap},
+    keep_alive::KeepAlive,
+    source::{Push, Subscription},
+};
+
+/// The SSE transport. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct Sse {
+    config: Arc<Config>,
+    keep_alive: KeepAlive,
+}
+
+#[derive(Clone, Debug)]
+struct Config {
+    retry: Option<Duration>,
+    base64: bool,
+    heartbeat: Option<EventType>,
+    gap: EventType,
+    end: Option<EventType>,
+}
+
+/// Says that all data is base64, as [Durable Streams](https://github.com/durable-streams/durable-streams) has it.
+const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
+
+const EVENT_STREAM: &str = "text/event-stream";
+
+impl Sse {
+    /// SSE as in the table of the [module docs](self): no `retry` hint, a comment every 15 s.
+    pub fn new() -> Self {
+        Self {
+            config: Arc::new(Config {
+                retry: None,
+                base64: false,
+                heartbeat: None,
+                gap: EventType::known("gap"),
+                end: Some(EventType::known("end")),
+            }),
+            keep_alive: KeepAlive::default(),
+        }
+    }
+
+    /// How long a client is to wait before it reconnects, in whole milliseconds. Without it, it is the client's own time: 2 to
+    /// 5 s in browsers.
+    #[must_use]
+    pub fn retry(self, after: Duration) -> Self {
+        self.with(|config| config.retry = Some(after))
+    }
+
+    /// When to send heartbeats.
+    #[must_use]
+    pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
+        self.keep_alive = keep_alive;
+        self
+    }
+
+    /// Sends heartbeats as events of this type with empty data, instead of comments, which scripts never see.
+    #[must_use]
+    pub fn heartbeat_event(self, event_type: EventType) -> Self {
+        self.with(|config| config.heartbeat = Some(event_type))
+    }
+
+    /// The type under which gaps are announced: `gap` by default.
+    #[must_use]
+    pub fn gap_event(self, event_type: EventType) -> Self {
+        self.with(|config| config.gap = event_type)
+    }
+
+    /// The type under which the end is announced: `end` by default. With `None` a stream ends without an event; one that has
+    /// finished for ever moves the client's cursor all the same.
+    #[must_use]
+    pub fn end_event(self, event_type: Option<EventType>) -> Self {
+        self.with(|config| config.end = event_type)
+    }
+
+    /// Writes the data of all events as base64, and says so with the response header `stream-sse-data-encoding: base64`. Gaps
+    /// and the end stay as they are.
+    ///
+    /// Without it, a [binary](Event::binary) event that is not UTF-8 cuts the stream
+    /// ([`Error::is_not_text`]): the format has no place for it.
+    #[must_use]
+    pub fn base64(self) -> Self {
+        self.with(|config| config.base64 = true)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(Arc::make_mut(&mut self.config));
+        self
+    }
+}
+
+impl Default for Sse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Transport for Sse {
+    fn name(&self) -> &'static str {
+        "sse"
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        &[EVENT_STREAM]
+    }
+
+    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+        if self.config.base64 {
+            headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
+        }
+        let encoder = Box::new(SseEncoder(self.config.clone()));
+        let subscription = Subscription::new(head, self.name());
+        stream(subscription, push, headers, encoder, self.keep_alive)
+    }
+}
+
+struct SseEncoder(Arc<Config>);
+
+impl Encoder for SseEncoder {
+    fn open(&mut self, out: &mut Batch) {
+        if let Some(after) = self.0.retry {
+            codec::retry(after, out.buffer());
+        }
+        codec::comment(out.buffer());
+    }
+
+    fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+        if self.0.base64 {
+            out.event::<codec::Base64>(event);
+            return Ok(());
+        }
+        if event.payload().as_text().is_none() {
+            return Err(Kind::NotText.into());
+        }
+        out.event::<codec::Text>(event);
+        Ok(())
+    }
+
+    fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
+        let id = gap.resumed.as_ref().map(EventId::as_str);
+        let data = gap.to_json();
+        codec::event(Some(&self.0.gap), id, &data, out.buffer());
+        Ok(())
+    }
+
+    fn cursor(&mut self, id: &EventId, out: &mut Batch) {
+        codec::cursor(id.as_str(), out.buffer());
+    }
+
+    fn heartbeat(&mut self, out: &mut Batch) {
+        match &self.0.heartbeat {
+            None => codec::comment(out.buffer()),
+            heartbeat => codec::event(heartbeat.as_ref(), None, "", out.buffer()),
+        }
+    }
+
+    fn end(&mut self, end: End, out: &mut Batch) {
+        let id = end.finished.then_some(EventId::FINISHED);
+        match (&self.0.end, id) {
+            (None, None) => {}
+            (None, Some(id)) => codec::cursor(id, out.buffer()),
+            (name, id) => codec::event(name.as_ref(), id, end.to_json(), out.buffer()),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http_body::{Body, Frame};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::{Batch, Encoder, End, PushBody, Responding};
+use crate::{
+    error::BoxError,
+    event::Item,
+    keep_alive::KeepAlive,
+    source::{Push, PushSource, Rejection, Subscription},
+};
+
+/// Answers a subscription with a streaming response: what every transport that streams does once it has an [`Encoder`].
+///
+/// To `headers`, which must hold the content type, it adds those that keep a stream flowing (`Cache-Control`,
+/// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
+/// alone, without asking the source; a [`Rejection`] becomes its status.
+pub fn stream(
+    subscription: Subscription,
+    push: Push,
+    headers: HeaderMap,
+    encoder: Box<dyn Encoder>,
+    keep_alive: KeepAlive,
+) -> Responding {
+    Box::pin(async move {
+        let body = if subscription.head().method == Method::HEAD {
+            PushBody::head()
+        } else {
+            match push.subscribe(subscription).await {
+                Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
+                Err(rejection) => return rejected(rejection),
+            }
+        };
+        let mut response = Response::new(body);
+        *response.headers_mut() = headers;
+        for (name, value) in [
+            (header::CACHE_CONTROL, "no-cache, no-transform"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (X_ACCEL_BUFFERING, "no"),
+        ] {
+            let entry = response.headers_mut().entry(name);
+            entry.or_insert(HeaderValue::from_static(value));
+        }
+        response
+    })
+}
+
+/// nginx's word for it.
+const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-accel-buffering");
+
+/// The answer to a client whose subscription was refused.
+pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {
+    let (status, headers, message) = rejection.into_inner();
+    let mut response = match message.len() {
+        0 => Response::new(PushBody::empty()),
+        _ => plain_text(message.into_owned()),
+    };
+    *response.status_mut() = status;
+    let entry = response.headers_mut().entry(header::CACHE_CONTROL);
+    entry.or_insert(HeaderValue::from_static("no-store"));
+    response.headers_mut().extend(headers);
+    response
+}
+
+/// A message to a person.
+pub(crate) fn plain_text(message: String) -> Response<PushBody> {
+    let mut response = Response::new(PushBody::whole(message));
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    response
+}
+
+pin_project! {
+    /// A source's items on their way into a body.
+    struct Streaming<S> {
+        state: State<S>,
+        encoder: Box<dyn Encoder>,
+        batch: Batch,
+        #[pin]
+        heart: Heart,
+    }
+}
+
+enum State<S> {
+    /// The source's stream is dropped as soon as this state is left.
+    Live(S),
+    /// The error is told once what came before it has had its chance to go out: a server drops what it holds on an error.
+    Failing {
+        error: BoxError,
+        flushed: bool,
+    },
+    Ended,
+}
+
+/// Items asked for in one go, so that one that writes nothing for any of them lets its neighbours run.
+const ITEMS: usize = 1024;
+
+impl<S> Streaming<S> {
+    fn new(items: S, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
+        let mut batch = Batch::default();
+        encoder.open(&mut batch);
+        Self {
+            state: State::Live(items),
+            encoder,
+            batch,
+            heart: Heart::new(keep_alive),
+        }
+    }
+}
+
+impl<S> State<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    /// Writes what is ready, until it is a frame. Pending only if there is nothing more to write now.
+    fn fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        encoder: &mut dyn Encoder,
+        batch: &mut Batch,
+    ) -> Poll<()> {
+        let Self::Live(items) = self else {
+            return Poll::Ready(());
+        };
+        for _ in 0..ITEMS {
+            let written = match ready!(Pin::new(&mut *items).poll_next(cx)) {
+                Some(Ok(Item::Event(event))) => encoder.event(&event, batch).map_err(Into::into),
+                Some(Ok(Item::Gap(gap))) => encoder.gap(&gap, batch).map_err(Into::into),
+                Some(Ok(Item::Cursor(id))) => {
+                    encoder.cursor(&id, batch);
+                    Ok(())
+                }
+                Some(Err(error)) => Err(error),
+                end @ (None | Some(Ok(Item::Finished))) => {
+                    let finished = end.is_some();
+                    encoder.end(End { finished }, batch);
+                    *self = Self::Ended;
+                    return Poll::Ready(());
+                }
+            };
+            if let Err(error) = written {
+                let flushed = false;
+                *self = Self::Failing { error, flushed };
+                return Poll::Ready(());
+            }
+            if batch.is_full() {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<S> Body for Streaming<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        let filled = this.state.fill(cx, this.encoder.as_mut(), this.batch);
+        if let Some(frame) = this.batch.take() {
+            this.heart.as_mut().rest();
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
+        if filled.is_pending() {
+            ready!(this.heart.as_mut().poll(cx));
+            this.encoder.heartbeat(this.batch);
+            let Some(frame) = this.batch.take() else {
+                this.heart.stop();
+                return Poll::Pending;
+            };
+            this.heart.rest();
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
+        match std::mem::replace(this.state, State::Ended) {
+            State::Failing { error, flushed } if flushed => Poll::Ready(Some(Err(error))),
+            State::Failing { error, .. } => {
+                *this.state = State::Failing {
+                    error,
+                    flushed: true,
+                };
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            State::Live(_) | State::Ended => Poll::Ready(None),
+        }
+    }
+}
+
+pin_project! {
+    /// When to say that the stream is alive.
+    struct Heart {
+        interval: Option<Duration>,
+        resting: bool,
+        // Made when it is first needed: a stream that is never idle needs none.
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl Heart {
+    fn new(keep_alive: KeepAlive) -> Self {
+        Self {
+            interval: keep_alive.draw(),
+            resting: true,
+            sleep: None,
+        }
+    }
+
+    /// Something was sent: the interval begins when the stream is idle next.
+    fn rest(self: Pin<&mut Self>) {
+        *self.project().resting = true;
+    }
+
+    /// There is no heartbeat to be had.
+    fn stop(self: Pin<&mut Self>) {
+        *self.project().interval = None;
+    }
+
+    /// Ready when a heartbeat is due.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(interval) = *this.interval else {
+            return Poll::Pending;
+        };
+        if std::mem::take(this.resting) {
+            match this.sleep.as_mut().as_pin_mut() {
+                None => this.sleep.set(Some(sleep(interval))),
+                Some(sleep) => sleep.reset(Instant::now() + interval),
+            }
+        }
+        match this.sleep.as_pin_mut() {
+            Some(sleep) => sleep.poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
