@@ -132,5 +132,8 @@ impl Transport for Negotiate {
 }
 
 fn vary(headers: &mut HeaderMap) {
+    if headers.get_all(header::VARY).iter().any(|v| v == "Accept") {
+        return;
+    }
     headers.append(header::VARY, HeaderValue::from_static("Accept"));
 }

@@ -85,6 +85,8 @@ pin_project! {
         state: State<S>,
         encoder: Box<dyn Encoder>,
         batch: Batch,
+        // Frames since the stream last paused.
+        run: usize,
         #[pin]
         heart: Heart,
     }
@@ -101,6 +103,9 @@ enum State<S> {
     Ended,
 }
 
+/// Frames given in one go, so that a source that never pauses lets its neighbours run, whatever the server's own patience.
+const FRAMES: usize = 8;
+
 /// Items asked for in one go, so that one that writes nothing for any of them lets its neighbours run.
 const ITEMS: usize = 1024;
 
@@ -112,6 +117,7 @@ impl<S> Streaming<S> {
             state: State::Live(items),
             encoder,
             batch,
+            run: 0,
             heart: Heart::new(keep_alive),
         }
     }
@@ -173,12 +179,19 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
+        if *this.run == FRAMES {
+            *this.run = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let filled = this.state.fill(cx, this.encoder.as_mut(), this.batch);
         if let Some(frame) = this.batch.take() {
+            *this.run += 1;
             this.heart.as_mut().rest();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if filled.is_pending() {
+            *this.run = 0;
             ready!(this.heart.as_mut().poll(cx));
             this.encoder.heartbeat(this.batch);
             let Some(frame) = this.batch.take() else {

@@ -1,0 +1,42 @@
+//! axum: a handler returns a [`Push`], and one layer around the router carries it over whichever transport was asked for.
+//!
+//! ```text
+//! cargo run --example axum
+//! ```
+//! prints an address to open in a browser: one live panel for each transport. The same feed in a terminal:
+//! ```text
+//! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: application/json-seq'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/mixed'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: text/plain'                    # payloads only
+//! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
+//! curl -N http://127.0.0.1:3000/feed?transport=ndjson                           # where headers cannot be set
+//! ```
+//! Another address: `cargo run --example axum 0.0.0.0:8080`.
+
+mod demo;
+
+use axum::{Router, http::header::CONTENT_TYPE, routing::get};
+use tokio::net::TcpListener;
+use tower_push::{BoxError, Push, PushLayer};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let mut app = Router::new().route("/feed", get(feed));
+    for (path, media_type, content) in demo::PAGE {
+        app = app.route(path, get(([(CONTENT_TYPE, media_type)], content)));
+    }
+    // Around all routes: what is not a `Push` passes through untouched.
+    let app = app.layer(PushLayer::with(demo::transports()));
+
+    let listener = TcpListener::bind(demo::address()?).await?;
+    println!("open http://{}", listener.local_addr()?);
+    axum::serve(listener, app).await?;
+    Ok(())
+}
+
+async fn feed() -> Push {
+    Push::new(demo::feed())
+}

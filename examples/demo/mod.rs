@@ -1,0 +1,172 @@
+//! What the examples share: a feed that can be resumed without a store, the transports, and the page.
+
+use std::{
+    env,
+    hash::{BuildHasher, RandomState},
+    net::{AddrParseError, SocketAddr},
+    sync::LazyLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::stream::{self, Stream, StreamExt};
+use tokio::time::{Instant, sleep_until};
+use tower_push::{
+    Error, Event, EventId, Gap, GapReason, Item, PushSource,
+    source::{Subscription, source_fn},
+    transport::{
+        Chunked, Negotiate,
+        chunked::{Multipart, Raw},
+    },
+};
+
+/// The page's files: path, media type, content.
+pub(crate) const PAGE: [(&str, &str, &str); 3] = [
+    (
+        "/",
+        "text/html; charset=utf-8",
+        include_str!("../page/index.html"),
+    ),
+    (
+        "/page.css",
+        "text/css; charset=utf-8",
+        include_str!("../page/page.css"),
+    ),
+    (
+        "/page.js",
+        "text/javascript; charset=utf-8",
+        include_str!("../page/page.js"),
+    ),
+];
+
+/// Where to listen: the first argument, or port 3000.
+pub(crate) fn address() -> Result<SocketAddr, AddrParseError> {
+    env::args()
+        .nth(1)
+        .as_deref()
+        .unwrap_or("127.0.0.1:3000")
+        .parse()
+}
+
+/// Every transport that the page shows: the usual ones, and the two that must be asked for.
+pub(crate) fn transports() -> Negotiate {
+    Negotiate::new()
+        .or(Chunked::new(Multipart::replace()))
+        .or(Chunked::new(Raw::new()))
+}
+
+/// The time and a random number, in turn, two events a second. The same for all subscribers, who may resume at any of the
+/// last [`KEPT`] events.
+pub(crate) fn feed() -> impl PushSource + Clone + Send + Sync + 'static {
+    static FEED: LazyLock<Feed> = LazyLock::new(Feed::new);
+    source_fn(|subscription: Subscription| async move { Ok(FEED.subscribe(subscription.cursor())) })
+}
+
+/// Between two events.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How many events back a cursor may be: two minutes.
+const KEPT: u64 = 240;
+
+/// Event number n is a function of n, so that any event can be told again without having been kept.
+struct Feed {
+    /// Another process numbers other events: its ids must not match these.
+    epoch: String,
+    seed: RandomState,
+    started: Instant,
+    started_at: SystemTime,
+}
+
+impl Feed {
+    fn new() -> Self {
+        let seed = RandomState::new();
+        Self {
+            epoch: format!("{:08x}", seed.hash_one("epoch") as u32),
+            seed,
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+        }
+    }
+
+    fn subscribe(
+        &'static self,
+        cursor: Option<&EventId>,
+    ) -> impl Stream<Item = Result<Item, Error>> + use<> {
+        let (after, first) = self.place(cursor, self.now());
+        // Replay and live are one: to sleep until a time that has passed is not to sleep.
+        let events = stream::unfold(after + 1, move |n| async move {
+            sleep_until(self.started + time_of(n)).await;
+            Some((self.event(n).map(Item::Event), n + 1))
+        });
+        stream::iter(first.map(Ok)).chain(events)
+    }
+
+    /// After which event a subscription begins, and what it must be told before.
+    fn place(&self, cursor: Option<&EventId>, now: u64) -> (u64, Option<Item>) {
+        let Some(cursor) = cursor else {
+            // The cursor, so that a connection that drops before its first event can be resumed too.
+            return (now, Some(Item::Cursor(self.id(now))));
+        };
+        let oldest = now.saturating_sub(KEPT);
+        match self.number(cursor) {
+            Some(n) if (oldest..=now).contains(&n) => (n, None),
+            Some(n) if n < oldest => {
+                let gap = self.gap(GapReason::Expired, cursor, oldest);
+                (oldest, Some(Item::Gap(gap.missed(oldest - n))))
+            }
+            _ => (
+                now,
+                Some(Item::Gap(self.gap(GapReason::Epoch, cursor, now))),
+            ),
+        }
+    }
+
+    fn gap(&self, reason: GapReason, requested: &EventId, resumed: u64) -> Gap {
+        Gap::new(reason)
+            .requested(requested.clone())
+            .resumed(self.id(resumed))
+    }
+
+    /// The number of the last event so far.
+    fn now(&self) -> u64 {
+        (self.started.elapsed().as_millis() / TICK.as_millis()) as u64
+    }
+
+    fn event(&self, n: u64) -> Result<Event, Error> {
+        let event = if n % 2 == 0 {
+            Event::text(self.clock(n)).with_type("clock")
+        } else {
+            Event::json_text(self.random(n))?.with_type("random")
+        };
+        event?.with_id(self.id(n))
+    }
+
+    /// UTC.
+    fn clock(&self, n: u64) -> String {
+        let time = self.started_at + time_of(n);
+        let seconds = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+        format!("{hours:02}:{minutes:02}:{:02}", seconds % 60)
+    }
+
+    /// From 0 to 1, in four digits.
+    fn random(&self, n: u64) -> String {
+        format!("0.{:04}", self.seed.hash_one(n) % 10_000)
+    }
+
+    fn id(&self, n: u64) -> EventId {
+        EventId::new(format!("{}-{n}", self.epoch)).expect("digits and a hyphen make an id")
+    }
+
+    fn number(&self, id: &EventId) -> Option<u64> {
+        let number = id.as_str().strip_prefix(&self.epoch)?.strip_prefix('-')?;
+        number.parse().ok()
+    }
+}
+
+/// When event number n happens, from the start on.
+fn time_of(n: u64) -> Duration {
+    Duration::from_millis(n * TICK.as_millis() as u64)
+}

@@ -1,0 +1,66 @@
+//! Bare hyper: one tower service under one layer, HTTP/1.1 and HTTP/2 on one port.
+//!
+//! ```text
+//! cargo run --example hyper
+//! ```
+//! prints an address to open in a browser: one live panel for each transport. The same feed in a terminal:
+//! ```text
+//! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: application/json-seq'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/mixed'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
+//! curl -N http://127.0.0.1:3000/feed -H 'accept: text/plain'                    # payloads only
+//! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
+//! curl -N http://127.0.0.1:3000/feed --http2-prior-knowledge                    # over HTTP/2
+//! ```
+//! Another address: `cargo run --example hyper 0.0.0.0:8080`.
+
+mod demo;
+
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
+use tower::ServiceBuilder;
+use tower_push::{BoxError, Push, PushLayer};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let service = ServiceBuilder::new()
+        .layer(PushLayer::with(demo::transports()))
+        .service_fn(answer);
+
+    let listener = TcpListener::bind(demo::address()?).await?;
+    println!("open http://{}", listener.local_addr()?);
+    loop {
+        let (socket, _) = listener.accept().await?;
+        let service = TowerToHyperService::new(service.clone());
+        tokio::spawn(async move {
+            let server = auto::Builder::new(TokioExecutor::new());
+            let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
+            // A client that goes away in the middle of a stream is the usual end of one.
+            let _ = served.await;
+        });
+    }
+}
+
+/// A push travels inside an ordinary response, so that a service can answer with either.
+async fn answer(request: Request<Incoming>) -> Result<Response<String>, http::Error> {
+    let path = request.uri().path();
+    if path == "/feed" {
+        return Ok(Push::new(demo::feed()).into());
+    }
+    match demo::PAGE.iter().find(|file| file.0 == path) {
+        Some((_, media_type, content)) => Response::builder()
+            .header(CONTENT_TYPE, *media_type)
+            .body(content.to_string()),
+        None => Response::builder()
+            .status(StatusCode::NOT_FOUND)
+            .body(String::new()),
+    }
+}

@@ -1,0 +1,463 @@
+//! Chunked streaming: the bytes of each format.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{HeaderValue, Response};
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use support::{frames, get, text};
+use tower_push::{
+    Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
+    transport::{
+        Chunked, Transport,
+        chunked::{Format, JsonSeq, Multipart, Ndjson, Raw},
+    },
+};
+
+async fn respond(
+    format: impl Format,
+    source: impl PushSource + Send + 'static,
+) -> Response<PushBody> {
+    let keep_alive = KeepAlive::every(Duration::from_secs(15)).jitter(0.0);
+    let chunked = Chunked::new(format).keep_alive(keep_alive);
+    chunked.respond(&mut get("/", &[]), Push::new(source)).await
+}
+
+async fn written(format: impl Format, items: Vec<Item>) -> String {
+    text(respond(format, stream::iter(items)).await.into_body()).await
+}
+
+/// One of everything that a source can say.
+fn everything() -> Vec<Item> {
+    let id = |id: &str| EventId::new(id).unwrap();
+    let item = |event: Event| event.into_item().unwrap();
+    vec![
+        Item::Cursor(id("a-0")),
+        item(
+            Event::json(&json!({"eur": 21.5}))
+                .unwrap()
+                .with_type("price")
+                .unwrap()
+                .with_id("a-1")
+                .unwrap(),
+        ),
+        item(Event::text("two\nlines \"quoted\"\r\u{1e}\u{2028}")),
+        item(Event::binary(&b"\x00\xff"[..])),
+        item(Event::text("")),
+        Item::Gap(Gap::new(GapReason::Lagged).resumed(id("a-9")).missed(6)),
+    ]
+}
+
+fn finished() -> Vec<Item> {
+    let event = Event::text("last").into_item().unwrap();
+    vec![event.clone(), Item::Finished, event]
+}
+
+mod ndjson {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_line_is_one_json_text() {
+        let body = written(Ndjson::new(), everything()).await;
+        assert_eq!(
+            body,
+            concat!(
+                "\n",
+                "{\"id\":\"a-0\"}\n",
+                "{\"id\":\"a-1\",\"event\":\"price\",\"data\":{\"eur\":21.5}}\n",
+                "{\"data\":\"two\\nlines \\\"quoted\\\"\\r\\u001e\u{2028}\"}\n",
+                "{\"data_base64\":\"AP8=\"}\n",
+                "{\"data\":\"\"}\n",
+                "{\"id\":\"a-9\",\"gap\":{\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":6}}\n",
+                "{\"end\":{\"finished\":false}}\n",
+            )
+        );
+        let texts = body.split('\n').filter(|line| !line.is_empty());
+        assert_eq!(
+            texts
+                .map(|line| serde_json::from_str::<Value>(line).unwrap())
+                .count(),
+            7
+        );
+    }
+
+    #[tokio::test]
+    async fn for_ever_is_told_from_for_now() {
+        let body = written(Ndjson::new(), finished()).await;
+        assert_eq!(
+            body,
+            "\n{\"data\":\"last\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn bare_lines_are_the_payloads() {
+        let body = written(Ndjson::new().bare(), everything()).await;
+        assert_eq!(
+            body,
+            concat!(
+                "\n",
+                "{\"eur\":21.5}\n",
+                "\"two\\nlines \\\"quoted\\\"\\r\\u001e\u{2028}\"\n",
+                "\"AP8=\"\n",
+                "\"\"\n",
+                "{\"id\":\"a-9\",\"gap\":{\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":6}}\n",
+            )
+        );
+        assert_eq!(
+            written(Ndjson::new().bare(), finished()).await,
+            "\n\"last\"\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn pretty_json_is_put_on_one_line() {
+        let pretty = Event::json_text("{\n  \"a\": 1\r\n}").unwrap();
+        let body = written(Ndjson::new(), vec![pretty.into_item().unwrap()]).await;
+        assert!(
+            body.starts_with("\n{\"data\":{   \"a\": 1  }}\n"),
+            "{body:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_type_asked_for_is_the_type_answered() {
+        for (accept, content_type) in [
+            ("*/*", "application/x-ndjson"),
+            ("application/jsonl", "application/jsonl"),
+            ("application/json-lines", "application/json-lines"),
+            ("application/ndjson, text/html", "application/ndjson"),
+            ("text/html", "application/x-ndjson"),
+        ] {
+            let push = Push::new(stream::iter(["a"]));
+            let mut head = get("/", &[("accept", accept)]);
+            let response = Chunked::default().respond(&mut head, push).await;
+            assert_eq!(response.headers()["content-type"], content_type);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_payload_reads_back(text: String, number: i64, bytes: Vec<u8>) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let value = json!({ "text": text, "number": number });
+            let items = vec![
+                text.clone().into_item().unwrap(),
+                Json(value.clone()).into_item().unwrap(),
+                bytes.clone().into_item().unwrap(),
+            ];
+            let body = runtime.block_on(written(Ndjson::new(), items));
+            let lines: Vec<Value> = body.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+            prop_assert_eq!(&lines[0]["data"], &Value::String(text));
+            prop_assert_eq!(&lines[1]["data"], &value);
+            let base64 = lines[2]["data_base64"].as_str().unwrap();
+            prop_assert_eq!(base64::Engine::decode(&base64::prelude::BASE64_STANDARD, base64).unwrap(), bytes);
+            prop_assert_eq!(lines.len(), 4);
+        }
+    }
+}
+
+mod json_seq {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_text_stands_between_a_separator_and_a_line_feed() {
+        let body = written(JsonSeq::new(), everything()).await;
+        let (first, records) = body.split_at(1);
+        assert_eq!(first, "\u{1e}", "at once");
+        let ndjson = written(Ndjson::new(), everything()).await;
+        let expected: String = ndjson
+            .lines()
+            .skip(1)
+            .map(|line| format!("\u{1e}{line}\n"))
+            .collect();
+        assert_eq!(records, expected);
+    }
+
+    /// RFC 7464 §2.1: what stands between separators is a text, nothing is not, and a text without its line feed was cut.
+    #[tokio::test]
+    async fn a_parser_of_the_rfc_reads_it_and_tells_a_cut_record() {
+        let parse = |bytes: &str| -> Vec<Result<Value, ()>> {
+            let records = bytes.split('\u{1e}').filter(|record| !record.is_empty());
+            records
+                .map(|record| record.strip_suffix('\n').ok_or(()))
+                .map(|text| serde_json::from_str(text?).map_err(drop))
+                .collect()
+        };
+        let body = written(JsonSeq::new(), everything()).await;
+        assert!(parse(&body).iter().all(Result::is_ok));
+        assert_eq!(parse(&body).len(), 7);
+        for at in 1..body.len() {
+            let Some((cut, _)) = body.split_at_checked(at) else {
+                continue;
+            };
+            let whole = cut.ends_with(['\n', '\u{1e}']);
+            assert_eq!(parse(cut).iter().all(Result::is_ok), whole, "{cut:?}");
+        }
+    }
+}
+
+mod raw {
+    use super::*;
+
+    fn texts(texts: &[&'static str]) -> Vec<Item> {
+        texts.iter().map(|text| text.into_item().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn payloads_go_out_as_they_are() {
+        let lines = texts(&["one", "", "{\"two\":2}"]);
+        assert_eq!(written(Raw::new(), lines).await, "\none\n{\"two\":2}\n");
+        let tokens = texts(&["Hel", "lo,\n", "world"]);
+        assert_eq!(
+            written(Raw::new().separator(""), tokens).await,
+            "Hello,\nworld"
+        );
+        let blocks = Raw::new()
+            .separator("\r\n\r\n")
+            .media_type("application/x-blocks");
+        let response = respond(blocks, stream::iter(["a\n", "b"])).await;
+        assert_eq!(response.headers()["content-type"], "application/x-blocks");
+        assert_eq!(
+            text(response.into_body()).await,
+            "\r\n\r\na\n\r\n\r\nb\r\n\r\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_payload_that_holds_the_separator_cuts_the_stream() {
+        let body = respond(Raw::new(), stream::iter(["fine", "two\nlines"]))
+            .await
+            .into_body();
+        let (frames, end) = frames(body).await;
+        assert_eq!(frames.concat(), b"\nfine\n");
+        let error = end.unwrap_err();
+        assert!(
+            error
+                .downcast_ref::<tower_push::Error>()
+                .unwrap()
+                .holds_delimiter()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_gap_cuts_the_stream_unless_there_is_a_record_for_it() {
+        let items = || stream::iter([Gap::new(GapReason::Lagged)]);
+        let (frames, end) = frames(respond(Raw::new(), items()).await.into_body()).await;
+        assert_eq!(frames.concat(), b"\n");
+        let error = end.unwrap_err();
+        assert!(
+            error
+                .downcast_ref::<tower_push::Error>()
+                .unwrap()
+                .is_no_room_for_gap()
+        );
+        let body = respond(Raw::new().gap("# gap"), items()).await.into_body();
+        assert_eq!(text(body).await, "\n# gap\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_separator_there_is_no_sign_of_life_and_no_spinning() {
+        let mut body = respond(Raw::new().separator(""), stream::pending::<Event>())
+            .await
+            .into_body();
+        let day = Duration::from_secs(86_400);
+        assert!(tokio::time::timeout(day, body.frame()).await.is_err());
+    }
+}
+
+mod multipart {
+    use super::*;
+
+    fn boundary(response: &Response<PushBody>) -> String {
+        let content_type = response.headers()["content-type"].to_str().unwrap();
+        content_type.split_once("; boundary=").unwrap().1.to_owned()
+    }
+
+    /// The headers and contents of the parts, read by RFC 2046; the body must be closed.
+    fn parts(body: &[u8], boundary: &str) -> Vec<(String, Vec<u8>)> {
+        let delimiter = format!("\r\n--{boundary}");
+        // The first delimiter may go without its line break.
+        let body = [b"\r\n", body].concat();
+        let mut pieces = Vec::new();
+        let mut rest = &body[..];
+        while let Some(at) = find(rest, delimiter.as_bytes()) {
+            pieces.push(&rest[..at]);
+            rest = &rest[at + delimiter.len()..];
+        }
+        assert_eq!(rest, b"--\r\n", "the closing delimiter");
+        assert_eq!(pieces[0], b"", "no preamble");
+        pieces[1..]
+            .iter()
+            .map(|piece| {
+                let piece = piece.strip_prefix(b"\r\n").unwrap();
+                let end = find(piece, b"\r\n\r\n").unwrap();
+                (
+                    String::from_utf8(piece[..end].to_vec()).unwrap(),
+                    piece[end + 4..].to_vec(),
+                )
+            })
+            .collect()
+    }
+
+    fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+        bytes
+            .windows(needle.len())
+            .position(|window| window == needle)
+    }
+
+    #[tokio::test]
+    async fn each_event_is_a_part_and_the_rest_are_parts_of_a_private_type() {
+        let response = respond(Multipart::mixed(), stream::iter(everything())).await;
+        let boundary = boundary(&response);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let parts = parts(&body, &boundary);
+        let control = "Content-Type: application/vnd.tower-push+json\r\nContent-Length";
+        let expected: [(&str, &[u8]); 7] = [
+            (control, b"{\"id\":\"a-0\"}"),
+            ("Content-Type: application/json\r\nEvent-ID: a-1\r\nEvent-Type: price\r\nContent-Length", b"{\"eur\":21.5}"),
+            ("Content-Type: text/plain; charset=utf-8\r\nContent-Length", "two\nlines \"quoted\"\r\u{1e}\u{2028}".as_bytes()),
+            ("Content-Type: application/octet-stream\r\nContent-Length", b"\x00\xff"),
+            ("Content-Type: text/plain; charset=utf-8\r\nContent-Length", b""),
+            (control, b"{\"id\":\"a-9\",\"gap\":{\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":6}}"),
+            (control, b"{\"end\":{\"finished\":false}}"),
+        ];
+        assert_eq!(parts.len(), expected.len());
+        for ((headers, content), (start, body)) in parts.iter().zip(expected) {
+            assert_eq!(*headers, format!("{start}: {}", body.len()));
+            assert_eq!(content, body);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_comes_with_the_boundary_behind_it() {
+        let items = stream::iter(["now"]).chain(stream::pending());
+        let response = respond(Multipart::mixed(), items).await;
+        let boundary = boundary(&response);
+        let mut body = response.into_body();
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        let expected = format!(
+            "--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 3\r\n\r\nnow\r\n--{boundary}\r\n"
+        );
+        assert_eq!(frame, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sign_of_life_is_a_part_or_where_parts_are_shown_a_header_of_the_next() {
+        for (format, expected) in [
+            (
+                Multipart::mixed(),
+                "Content-Type: application/vnd.tower-push+json\r\nContent-Length: 18\r\n\r\n{\"heartbeat\":true}\r\n--B\r\n",
+            ),
+            (Multipart::replace(), "Heartbeat: 1\r\n"),
+        ] {
+            let response = respond(format, stream::pending::<Event>()).await;
+            let boundary = boundary(&response);
+            let mut body = response.into_body();
+            let mut next = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(next().await, format!("--{boundary}\r\n"));
+            assert_eq!(
+                next().await,
+                expected.replace("--B", &format!("--{boundary}"))
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn replacing_parts_are_events_only() {
+        let camera = Multipart::replace().binary_type(HeaderValue::from_static("image/jpeg"));
+        let id = EventId::new("a-1").unwrap();
+        let items = vec![
+            Item::Cursor(id),
+            Event::binary(&b"\xff\xd8one"[..]).into_item().unwrap(),
+            Item::Gap(Gap::new(GapReason::Lagged)),
+            Event::binary(&b"\xff\xd8two"[..]).into_item().unwrap(),
+        ];
+        let response = respond(camera, stream::iter(items)).await;
+        let boundary = boundary(&response);
+        assert!(
+            response.headers()["content-type"]
+                .to_str()
+                .unwrap()
+                .starts_with("multipart/x-mixed-replace; ")
+        );
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let parts = parts(&body, &boundary);
+        assert_eq!(
+            parts,
+            [
+                ("Cursor: a-1\r\nContent-Type: image/jpeg\r\nContent-Length: 5".to_owned(), b"\xff\xd8one".to_vec()),
+                (
+                    "Gap: {\"reason\":\"lagged\",\"requested\":null,\"resumed\":null,\"missed\":null}\r\nContent-Type: image/jpeg\r\nContent-Length: 5"
+                        .to_owned(),
+                    b"\xff\xd8two".to_vec()
+                ),
+                ("End: {\"finished\":false}".to_owned(), Vec::new()),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_boundary_is_drawn_for_each_stream_and_cannot_be_forged() {
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..100 {
+            let response = respond(Multipart::mixed(), stream::iter(["a"])).await;
+            let boundary = boundary(&response);
+            assert_eq!(boundary.len(), 32);
+            assert!(boundary.bytes().all(|b| b.is_ascii_hexdigit()));
+            assert!(seen.insert(boundary));
+        }
+
+        let (events, received) = tokio::sync::mpsc::channel(2);
+        let items = tokio_stream::wrappers::ReceiverStream::new(received);
+        let response = respond(Multipart::mixed(), items).await;
+        let boundary = boundary(&response);
+        events
+            .send(format!("innocent\r\n--{boundary}\r\n\r\nforged"))
+            .await
+            .unwrap();
+        let (frames, end) = frames(response.into_body()).await;
+        assert_eq!(frames.concat(), format!("--{boundary}\r\n").into_bytes());
+        let error = end.unwrap_err();
+        assert!(
+            error
+                .downcast_ref::<tower_push::Error>()
+                .unwrap()
+                .holds_delimiter()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn json_formats_beat_with_what_readers_ignore() {
+    async fn beats(format: impl Format) -> [Bytes; 2] {
+        let mut body = respond(format, stream::pending::<Event>())
+            .await
+            .into_body();
+        let mut next = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
+        [next().await, next().await]
+    }
+    assert_eq!(beats(Ndjson::new()).await, ["\n", "\n"]);
+    assert_eq!(beats(JsonSeq::new()).await, ["\u{1e}", "\u{1e}"]);
+    assert_eq!(beats(Raw::new()).await, ["\n", "\n"]);
+}
+
+#[tokio::test]
+async fn a_failing_source_cuts_every_format_without_an_end() {
+    async fn cut(format: impl Format) -> String {
+        let items = stream::iter([Ok("a"), Err("broken")]);
+        let (frames, end) = frames(respond(format, items).await.into_body()).await;
+        assert_eq!(end.unwrap_err().to_string(), "broken");
+        String::from_utf8(frames.concat()).unwrap()
+    }
+    assert_eq!(cut(Ndjson::new()).await, "\n{\"data\":\"a\"}\n");
+    assert_eq!(cut(JsonSeq::new()).await, "\u{1e}\u{1e}{\"data\":\"a\"}\n");
+    assert_eq!(cut(Raw::new()).await, "\na\n");
+    assert!(!cut(Multipart::mixed()).await.contains("--\r\n"));
+    assert!(!cut(Multipart::replace()).await.contains("--\r\n"));
+}

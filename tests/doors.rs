@@ -1,0 +1,393 @@
+//! The four doors, and what passes through the layer untouched.
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper_util::rt::TokioIo;
+use support::{Client, Count, Server, get, request, text};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_push::{
+    ChunkedLayer, Event, Push, PushBody, PushLayer, SseLayer,
+    source::{Rejection, Subscription, source_fn},
+    transport::{Chunked, Negotiate, Sse, Transport, chunked::Multipart},
+};
+
+type NoRequest = Request<Empty<Bytes>>;
+
+fn push() -> Push {
+    Push::new(stream::iter(["event"]))
+}
+
+const SSE: &str = ":\ndata: event\n\nevent: end\ndata: {\"finished\":false}\n\n";
+const NDJSON: &str = "\n{\"data\":\"event\"}\n{\"end\":{\"finished\":false}}\n";
+
+#[tokio::test]
+async fn a_layer_turns_a_returned_push_into_its_transport() {
+    let answers_push = || service_fn(async |_: NoRequest| Ok::<_, Infallible>(push()));
+    let ndjson = [("accept", "application/x-ndjson")];
+
+    let sse = ServiceBuilder::new()
+        .layer(SseLayer::new())
+        .service(answers_push());
+    let response = sse.oneshot(request("GET", "/", &ndjson)).await.unwrap();
+    assert_eq!(text(response.into_body()).await, SSE);
+
+    let chunked = ChunkedLayer::new().layer(answers_push());
+    let response = chunked.oneshot(request("GET", "/", &[])).await.unwrap();
+    assert_eq!(text(response.into_body()).await, NDJSON);
+
+    let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed())).layer(answers_push());
+    let response = multipart.oneshot(request("GET", "/", &[])).await.unwrap();
+    assert!(
+        text(response.into_body())
+            .await
+            .contains("\r\n\r\nevent\r\n--")
+    );
+
+    let any = PushLayer::new().layer(answers_push());
+    let response = any.oneshot(request("GET", "/", &ndjson)).await.unwrap();
+    assert_eq!(text(response.into_body()).await, NDJSON);
+}
+
+#[tokio::test]
+async fn a_service_that_answers_with_a_stream_becomes_one_that_answers_with_a_push() {
+    let service = ServiceBuilder::new()
+        .layer(SseLayer::new())
+        .map_response(Push::new)
+        .service_fn(async |_: NoRequest| Ok::<_, Infallible>(stream::iter(["event"])));
+    let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+    assert_eq!(text(response.into_body()).await, SSE);
+}
+
+#[tokio::test]
+async fn a_leaf_service_serves_one_source() {
+    let source = source_fn(async |subscription: Subscription| {
+        let asked = subscription.cursor().map(ToString::to_string);
+        let text = format!("{} after {asked:?}", subscription.transport());
+        Ok(stream::iter([text]))
+    });
+    let mut service = tower_push::service(source);
+    for (method, headers, status, expected) in [
+        ("GET", vec![], 200, "data: sse after None"),
+        (
+            "GET",
+            vec![("last-event-id", "a-1")],
+            200,
+            "data: sse after Some(\"a-1\")",
+        ),
+        (
+            "GET",
+            vec![("accept", "application/x-ndjson")],
+            200,
+            "\"ndjson after None\"",
+        ),
+        ("POST", vec![], 200, "data: sse after None"),
+        ("HEAD", vec![], 200, ""),
+        ("OPTIONS", vec![], 204, ""),
+        ("DELETE", vec![], 405, "Method Not Allowed"),
+        (
+            "GET",
+            vec![("accept", "text/html")],
+            406,
+            "text/event-stream",
+        ),
+    ] {
+        let response = service.call(request(method, "/", &headers)).await.unwrap();
+        assert_eq!(response.status(), status);
+        let allow = matches!(status, 204 | 405).then_some("GET, HEAD, POST, OPTIONS");
+        assert_eq!(
+            response.headers().get("allow").map(|v| v.to_str().unwrap()),
+            allow
+        );
+        let body = text(response.into_body()).await;
+        assert!(body.contains(expected), "{body}");
+    }
+    let mut ndjson = service.over(Chunked::default());
+    let response = ndjson.call(request("GET", "/", &[])).await.unwrap();
+    assert!(
+        text(response.into_body())
+            .await
+            .contains("\"ndjson after None\"")
+    );
+}
+
+#[tokio::test]
+async fn a_handler_that_holds_the_request_answers_it() {
+    let mut head = get("/?transport=ndjson", &[]);
+    let response = tower_push::respond(&mut head, stream::iter(["event"])).await;
+    assert_eq!(text(response.into_body()).await, NDJSON);
+    let response = Sse::new().respond(&mut get("/", &[]), push()).await;
+    assert_eq!(text(response.into_body()).await, SSE);
+}
+
+#[tokio::test]
+async fn a_source_may_refuse_before_any_byte_is_sent() {
+    let refusing = source_fn(async |_| {
+        tokio::task::yield_now().await;
+        let rejection = Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
+            .message("full")
+            .retry_after(Duration::from_millis(1500))
+            .header(http::header::VIA, HeaderValue::from_static("a"));
+        Err::<stream::Empty<Event>, _>(rejection)
+    });
+    let response = tower_push::respond(&mut get("/", &[]), refusing).await;
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["retry-after"], "2");
+    assert_eq!(response.headers()["via"], "a");
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    assert_eq!(response.headers()["vary"], "Accept");
+    assert_eq!(text(response.into_body()).await, "full");
+}
+
+mod existing {
+    use super::*;
+
+    fn carrier() -> Response<String> {
+        let mut response = Response::from(push());
+        let headers = response.headers_mut();
+        headers.insert("set-cookie", HeaderValue::from_static("a=b"));
+        headers.insert("vary", HeaderValue::from_static("Origin"));
+        headers.insert("content-length", HeaderValue::from_static("7"));
+        headers.insert("cache-control", HeaderValue::from_static("max-age=1"));
+        response.extensions_mut().insert(7_u8);
+        response
+    }
+
+    #[tokio::test]
+    async fn a_carried_push_keeps_what_services_in_between_have_set() {
+        let inner = service_fn(async |_: NoRequest| Ok::<_, Infallible>(carrier()));
+        let response = PushLayer::new()
+            .layer(inner)
+            .oneshot(request("GET", "/", &[]))
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 200);
+        let headers = response.headers();
+        assert_eq!(headers["set-cookie"], "a=b");
+        assert_eq!(headers["content-type"], "text/event-stream");
+        assert_eq!(headers["cache-control"], "no-cache, no-transform");
+        assert!(!headers.contains_key("content-length"));
+        let vary: Vec<_> = headers.get_all("vary").iter().collect();
+        assert_eq!(vary, ["Origin", "Accept"]);
+        assert_eq!(response.extensions().get(), Some(&7_u8));
+        assert_eq!(text(response.into_body()).await, SSE);
+    }
+
+    #[tokio::test]
+    async fn without_a_layer_it_is_an_error_that_names_the_layer() {
+        let response = Response::<String>::from(push());
+        assert_eq!(response.status(), 500);
+        assert!(
+            response.body().contains("tower_push::PushLayer"),
+            "{}",
+            response.body()
+        );
+        let response = axum::response::IntoResponse::into_response(push());
+        assert_eq!(response.status(), 500);
+        assert!(
+            text(response.into_body())
+                .await
+                .contains("tower_push::PushLayer")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_push_is_served_once_and_by_the_innermost_layer() {
+        let inner = service_fn(async |_: NoRequest| Ok::<_, Infallible>(carrier()));
+        let service = PushLayer::new().layer(ChunkedLayer::new().layer(inner));
+        let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "application/x-ndjson");
+        assert_eq!(text(response.into_body()).await, NDJSON);
+    }
+
+    #[tokio::test]
+    async fn an_axum_router_may_answer_with_pushes_and_rejections() {
+        use axum::{Router, routing::get};
+        let app = Router::new()
+            .route("/push", get(async || push()))
+            .route(
+                "/refused",
+                get(async || Err::<Push, _>(Rejection::new(StatusCode::FORBIDDEN))),
+            )
+            .route("/page", get(async || "page"))
+            .layer(PushLayer::new());
+        let server = Server::new(app).await;
+        let mut client = Client::connect(&server, support::Version::Http1).await;
+        let mut response = client.get("/push", &[]).await;
+        assert_eq!(response.head.status, 200);
+        response.expect(SSE).await;
+        drop(response.rest().await);
+        assert_eq!(client.get("/refused", &[]).await.head.status, 403);
+        let page = client.get("/page", &[]).await;
+        assert_eq!(page.header("content-length"), Some("4"));
+        assert_eq!(page.rest().await.0, b"page");
+    }
+
+    /// A body with everything that a layer could lose.
+    struct Trailing(u8);
+
+    impl Body for Trailing {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+            self.0 += 1;
+            Poll::Ready(match self.0 {
+                1 => Some(Ok(Frame::data(Bytes::from_static(b"data")))),
+                2 => {
+                    let trailers =
+                        HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("t"))]);
+                    Some(Ok(Frame::trailers(trailers)))
+                }
+                _ => Some(Err(std::io::Error::other("inner"))),
+            })
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0 == 2
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(4)
+        }
+    }
+
+    #[tokio::test]
+    async fn other_responses_pass_through_untouched() {
+        let inner = service_fn(async |_: NoRequest| {
+            let response = Response::builder()
+                .status(418)
+                .header("x", "y")
+                .extension(7_u8);
+            Ok::<_, Infallible>(response.body(Trailing(0)).unwrap())
+        });
+        let response: Response<PushBody<Trailing>> = PushLayer::new()
+            .layer(inner)
+            .oneshot(request("GET", "/", &[]))
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 418);
+        assert_eq!(response.headers().len(), 1);
+        assert_eq!(response.extensions().get(), Some(&7_u8));
+        let mut body = response.into_body();
+        assert_eq!(body.size_hint().exact(), Some(4));
+        assert!(!body.is_end_stream());
+        assert_eq!(
+            body.frame().await.unwrap().unwrap().into_data().unwrap(),
+            "data"
+        );
+        let trailers = body
+            .frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_trailers()
+            .unwrap();
+        assert_eq!(trailers["etag"], "t");
+        assert!(body.is_end_stream());
+        assert_eq!(
+            body.frame().await.unwrap().unwrap_err().to_string(),
+            "inner"
+        );
+    }
+
+    #[tokio::test]
+    async fn errors_and_readiness_are_the_services_own() {
+        #[derive(Debug)]
+        struct Refusing;
+        impl Service<NoRequest> for Refusing {
+            type Response = Push;
+            type Error = &'static str;
+            type Future = std::future::Ready<Result<Push, &'static str>>;
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+                Poll::Ready(Err("not ready"))
+            }
+            fn call(&mut self, _: NoRequest) -> Self::Future {
+                std::future::ready(Err("called"))
+            }
+        }
+        let mut service = SseLayer::new().layer(Refusing);
+        assert_eq!(service.ready().await.unwrap_err(), "not ready");
+        assert_eq!(
+            service.call(request("GET", "/", &[])).await.unwrap_err(),
+            "called"
+        );
+    }
+
+    #[tokio::test]
+    async fn upgrades_pass_through() {
+        let inner = service_fn(async |request: Request<hyper::body::Incoming>| {
+            tokio::spawn(async move {
+                let mut io = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+                let mut word = [0; 4];
+                io.read_exact(&mut word).await.unwrap();
+                io.write_all(&word).await.unwrap();
+            });
+            let response = Response::builder()
+                .status(101)
+                .header("connection", "upgrade");
+            let response = response
+                .header("upgrade", "echo")
+                .body(Full::<Bytes>::default());
+            Ok::<_, Infallible>(response.unwrap())
+        });
+        let server = Server::new(PushLayer::new().layer(inner)).await;
+        let asking = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+        let (mut socket, _) = support::raw_http1(&server, asking, "\r\n\r\n").await;
+        socket.write_all(b"ping").await.unwrap();
+        let mut word = [0; 4];
+        socket.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"ping");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
+    fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
+    let count = Count::default();
+    let mut head = get("/", &[]);
+    let mut body = tower_push::respond(&mut head, count.around(stream::iter(["event"])))
+        .await
+        .into_body();
+    is_send_and_sync(&body);
+    while body.frame().await.is_some() {}
+    assert_eq!(
+        count.get(),
+        0,
+        "the source is dropped at its end, not with the body"
+    );
+    for _ in 0..3 {
+        assert!(body.frame().await.is_none());
+        assert!(body.is_end_stream());
+    }
+
+    let frames = [Bytes::new(), Bytes::from_static(b"a"), Bytes::new()];
+    let frames = frames.map(|bytes| Ok(Frame::data(bytes)));
+    let body = PushBody::new(StreamBody::new(stream::iter(frames)));
+    let (frames, _) = support::frames(body).await;
+    assert_eq!(frames, ["a"]);
+    assert_eq!(PushBody::empty().size_hint().exact(), Some(0));
+    assert_eq!(PushBody::whole("four").size_hint().exact(), Some(4));
+}
+
+#[tokio::test]
+async fn a_negotiating_transport_is_a_transport_like_any_other() {
+    let nested = Negotiate::only(Negotiate::new());
+    let response = nested.respond(&mut get("/", &[]), push()).await;
+    assert_eq!(text(response.into_body()).await, SSE);
+}

@@ -1,0 +1,19 @@
+// Reads an event stream with the npm package `eventsource`, and prints what it dispatches, one JSON text a line.
+//
+//     node eventsource.mjs URL ACKNOWLEDGE TYPE...
+//
+// With ACKNOWLEDGE, a URL to which the id is appended, each event is acknowledged. Nothing here ends the process: it ends when
+// the event source has stopped for good.
+import { EventSource } from 'eventsource'
+
+const [url, acknowledge, ...types] = process.argv.slice(2)
+const source = new EventSource(url)
+const print = (record) => console.log(JSON.stringify(record))
+
+for (const type of types) {
+  source.addEventListener(type, ({ data, lastEventId }) => {
+    print({ type, data, id: lastEventId })
+    if (acknowledge) fetch(acknowledge + lastEventId)
+  })
+}
+source.addEventListener('error', ({ code }) => print({ error: code ?? null, state: source.readyState }))

@@ -1,0 +1,323 @@
+// Drives the examples' page in headless Chromium, and asserts on what a person sees there.
+//
+//   node tests/js/page.mjs http://127.0.0.1:3000 [folder for screenshots]
+
+import assert from "node:assert/strict";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { connect, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Builder, logging } from "selenium-webdriver";
+import chrome from "selenium-webdriver/chrome.js";
+
+const [, , address, screenshots] = process.argv;
+assert.ok(address, "usage: page.mjs ADDRESS [SCREENSHOTS]");
+
+/** What any one condition may take, in milliseconds: far above what it needs on a busy machine. */
+const PATIENCE = 20_000;
+const OVERALL = 100_000;
+
+const TITLES = [
+  "Server-Sent Events",
+  "NDJSON",
+  "JSON text sequences",
+  "Multipart",
+  "Multipart, replacing",
+  "Raw lines",
+];
+const RAW = "Raw lines";
+
+/** Stands between browser and server, so that the network can fail. */
+class Wire {
+  #server;
+  #sockets = new Set();
+
+  static async to(target) {
+    const { hostname, port } = new URL(target);
+    const wire = new Wire();
+    wire.#server = createServer((client) => {
+      const server = connect(Number(port), hostname);
+      for (const [from, to] of [[client, server], [server, client]]) {
+        wire.#sockets.add(from);
+        from.setNoDelay(true);
+        from.on("error", () => to.destroy());
+        from.on("close", () => {
+          wire.#sockets.delete(from);
+          to.destroy();
+        });
+        from.pipe(to);
+      }
+    });
+    await new Promise((listening) => wire.#server.listen(0, "127.0.0.1", listening));
+    return wire;
+  }
+
+  get address() {
+    return `http://127.0.0.1:${this.#server.address().port}`;
+  }
+
+  cut() {
+    for (const socket of this.#sockets) socket.destroy();
+  }
+
+  close() {
+    this.#server.close();
+    this.cut();
+  }
+}
+
+class Page {
+  #driver;
+
+  constructor(driver) {
+    this.#driver = driver;
+  }
+
+  /** What each panel shows, by its title, read all at the same time. */
+  async panels() {
+    const read = () => {
+      const seen = (element) => element.innerText.trim();
+      return [...document.querySelectorAll("article")].map((article) => ({
+        title: seen(article.querySelector("h2")),
+        state: seen(article.querySelector("[role=status]")),
+        button: seen(article.querySelector("button")),
+        ...Object.fromEntries(
+          [...article.querySelectorAll("dt")].map((dt) => [seen(dt), seen(dt.nextElementSibling)]),
+        ),
+      }));
+    };
+    const panels = await this.#driver.executeScript(read);
+    return Object.fromEntries(panels.map((panel) => [panel.title, new Seen(panel)]));
+  }
+
+  /** Waits until the panels look as they should. */
+  async until(what, condition) {
+    let panels;
+    const looks = async () => {
+      panels = await this.panels();
+      return condition(panels);
+    };
+    try {
+      await this.#driver.wait(looks, PATIENCE, undefined, 50);
+    } catch (error) {
+      throw new Error(`${what}: not within ${PATIENCE} ms (${error.message})\n${inspect(panels)}`);
+    }
+    return panels;
+  }
+
+  /** Presses the buttons of these panels, as a person would, by what is written on them. */
+  async press(label, titles) {
+    for (const title of titles) {
+      const path = `//article[.//h2[.="${title}"]]//button[.="${label}"]`;
+      await this.#driver.findElement({ xpath: path }).click();
+    }
+  }
+}
+
+/** One panel as seen. */
+class Seen {
+  constructor(fields) {
+    Object.assign(this, fields);
+  }
+  get events() {
+    return Number(this.Events);
+  }
+  get clock() {
+    return this["Clock, UTC"];
+  }
+  get lastId() {
+    return this["Last id"];
+  }
+  get number() {
+    return Number(this.lastId.split("-")[1]);
+  }
+}
+
+const inspect = (panels) => JSON.stringify(panels, null, 1);
+const all = (panels, condition) => TITLES.every((title) => panels[title] && condition(panels[title]));
+
+function assertNothingLost(panels) {
+  for (const [title, panel] of Object.entries(panels)) {
+    const none = title === RAW ? "–" : "0";
+    assert.equal(panel.Missed, none, `${title}: missed\n${inspect(panels)}`);
+    assert.equal(panel.Repeated, none, `${title}: repeated\n${inspect(panels)}`);
+    assert.equal(panel.Gaps, "0", `${title}: gaps\n${inspect(panels)}`);
+  }
+}
+
+async function sixPanelsComeAlive(page) {
+  const first = await page.until("six panels are live, and show everything", (panels) =>
+    Object.keys(panels).length === 6 &&
+    all(panels, (p) => p.state === "live" && p.button === "Drop" && p.events >= 2 && /^0\.\d{4}$/.test(p.Random)));
+  for (const [title, panel] of Object.entries(first)) {
+    assert.match(panel.clock, /^\d\d:\d\d:\d\d$/, title);
+    assert.match(panel.lastId, title === RAW ? /^no ids/ : /^[0-9a-f]{8}-\d+$/, title);
+  }
+  await page.until("counts grow and clocks advance", (panels) =>
+    all(panels, (p) => p.events > first[p.title].events && p.clock > first[p.title].clock));
+}
+
+/** Drops some panels while the others run on, and lets them catch up. */
+async function droppedPanelsResume(page, dropped, witness, meanwhile = async () => {}) {
+  await page.press("Drop", dropped);
+  const before = await page.until("the panels are dropped", (panels) =>
+    dropped.every((title) => panels[title].state === "dropped" && panels[title].button === "Resume"));
+  const during = await page.until("the others run on", (panels) =>
+    panels[witness].events >= before[witness].events + 4);
+  for (const title of dropped) {
+    assert.equal(during[title].events, before[title].events, `${title} stands still`);
+    assert.equal(during[title].clock, before[title].clock, `${title} stands still`);
+    assert.equal(during[title].state, "dropped", title);
+  }
+  await meanwhile();
+
+  await page.press("Resume", dropped);
+  const after = await page.until("the panels are live again, and where the others are", (panels) =>
+    dropped.every((title) => {
+      const isLive = panels[title].state === "live" && panels[title].events > before[title].events;
+      return isLive && (title === RAW || panels[title].number >= during[witness].number);
+    }));
+  for (const title of dropped.filter((title) => title !== RAW)) {
+    const told = after[title].events - before[title].events;
+    assert.equal(told, after[title].number - before[title].number, `${title} was told of each event once`);
+  }
+  assertNothingLost(after);
+}
+
+async function lostConnectionsComeBack(page, wire) {
+  const before = await page.panels();
+  wire.cut();
+  await page.until("the panels notice", (panels) => all(panels, (p) => p.state === "reconnecting"));
+  const after = await page.until("the panels come back by themselves", (panels) =>
+    all(panels, (p) => p.state === "live" && p.events > before[p.title].events + 2));
+  assertNothingLost(after);
+}
+
+/** The page's own parsers, on streams cut at every byte, characters of several bytes among them. */
+async function parsersReadAnyChunks(driver) {
+  const streams = [
+    ["application/x-ndjson", '\n{"id":"1","event":"é","data":"€ 𝄞"}\n\n{"id":"2","gap":{"reason":"lagged"}}\n{"id":"3"}\n{"da'],
+    ["application/json-seq", '\x1e\x1e{"id":"1","event":"é","data":"€ 𝄞"}\n\x1e{"cut\x1e{"id":"2","gap":{"reason":"lagged"}}\n\x1e{"id":"3"}\n\x1e{'],
+    ["text/plain; charset=utf-8", "\n€ 𝄞\n\né\nno"],
+    [
+      "multipart/mixed; boundary=B",
+      "--B\r\nContent-Type: application/vnd.tower-push+json\r\nContent-Length: 10\r\n\r\n" + '{"id":"0"}' + "\r\n--B\r\n" +
+        "Content-Type: text/plain; charset=utf-8\r\nEvent-ID: 1\r\nEvent-Type: é\r\n\r\n€\r\n--\r\n𝄞\r\n--B\r\n" +
+        "Content-Type: application/json\r\n\r\n[1]\r\n--B\r\nContent-Type: text/plain\r\n\r\n\r\n--B--\r\n",
+    ],
+    [
+      "multipart/x-mixed-replace; boundary=B",
+      "--B\r\nCursor: 0\r\nHeartbeat: 1\r\nContent-Type: text/plain; charset=utf-8\r\nEvent-ID: 1\r\n\r\n€ 𝄞\r\n--B\r\n" +
+        'Gap: {"reason":"lagged","resumed":"7"}\r\nEnd: {"finished":false}\r\n\r\n\r\n--B--\r\n',
+    ],
+  ];
+  const expected = [
+    [{ id: "1", event: "é", data: "€ 𝄞" }, { id: "2", gap: { reason: "lagged" } }, { id: "3" }],
+    [{ id: "1", event: "é", data: "€ 𝄞" }, { id: "2", gap: { reason: "lagged" } }, { id: "3" }],
+    [{ data: "€ 𝄞" }, { data: "é" }],
+    [{ id: "0" }, { id: "1", event: "é", data: "€\r\n--\r\n𝄞" }, { data: [1] }, { data: "" }],
+    [{ id: "0" }, { id: "1", data: "€ 𝄞" }, { id: "7", gap: { reason: "lagged", resumed: "7" } }, { end: { finished: false } }],
+  ];
+  const parse = async (streams, done) => {
+    const { parserFor } = await import("/page.js");
+    const results = streams.map(([contentType, stream]) => {
+      const bytes = new TextEncoder().encode(stream);
+      const pieces = (size, first) => {
+        const cuts = [bytes.slice(0, first)];
+        for (let at = first; at < bytes.length; at += size) cuts.push(bytes.slice(at, at + size));
+        return cuts;
+      };
+      const splits = [pieces(1, 0), ...Array.from(bytes, (_, at) => pieces(bytes.length, at))];
+      const records = splits.map((chunks) => {
+        const parser = parserFor(contentType);
+        return JSON.stringify(chunks.flatMap((chunk) => [...parser.push(chunk)]));
+      });
+      return [...new Set(records)];
+    });
+    done(results);
+  };
+  const results = await driver.executeAsyncScript(parse, streams);
+  results.forEach((different, i) => {
+    const [contentType] = streams[i];
+    assert.equal(different.length, 1, `${contentType}: the split matters:\n${different.join("\n")}`);
+    assert.deepEqual(JSON.parse(different[0]), expected[i], contentType);
+  });
+}
+
+async function noErrorsInTheConsole(driver) {
+  const entries = await driver.manage().logs().get(logging.Type.BROWSER);
+  assert.deepEqual(entries.map((entry) => entry.message), [], "errors in the console");
+}
+
+async function phoneWidthFits(driver) {
+  await viewport(driver, { width: 390, height: 844, deviceScaleFactor: 2, mobile: true });
+  const [inner, scroll, panels] = await driver.executeScript(() => [
+    window.innerWidth,
+    document.documentElement.scrollWidth,
+    [...document.querySelectorAll("article")].map((article) => article.getBoundingClientRect().width),
+  ]);
+  assert.equal(inner, 390, "the page is laid out for the phone");
+  assert.ok(scroll <= inner, `scrolls sideways: ${scroll} px`);
+  for (const width of panels) assert.ok(width >= inner - 40, `a panel is ${width} px wide`);
+}
+
+const viewport = (driver, metrics) => driver.sendDevToolsCommand("Emulation.setDeviceMetricsOverride", metrics);
+
+async function screenshot(driver, name) {
+  if (!screenshots) return;
+  const { data } = await driver.sendAndGetDevToolsCommand("Page.captureScreenshot", { captureBeyondViewport: true });
+  await writeFile(join(screenshots, `${name}.png`), data, "base64");
+}
+
+async function screenshotsOf(driver, name) {
+  for (const value of ["light", "dark"]) {
+    const features = [{ name: "prefers-color-scheme", value }];
+    await driver.sendDevToolsCommand("Emulation.setEmulatedMedia", { features });
+    await screenshot(driver, `${name}-${value}`);
+  }
+}
+
+async function main() {
+  const profile = await mkdtemp(join(tmpdir(), "page-"));
+  const wire = await Wire.to(address);
+  const options = new chrome.Options().setChromeBinaryPath("/usr/bin/chromium").addArguments(
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    `--user-data-dir=${profile}`,
+  );
+  const severe = new logging.Preferences();
+  severe.setLevel(logging.Type.BROWSER, logging.Level.SEVERE);
+  options.setLoggingPrefs(severe);
+  let driver;
+  try {
+    driver = await new Builder()
+      .forBrowser("chrome")
+      .setChromeOptions(options)
+      .setChromeService(new chrome.ServiceBuilder("/usr/bin/chromedriver"))
+      .build();
+    await viewport(driver, { width: 1280, height: 900, deviceScaleFactor: 1, mobile: false });
+    await driver.get(wire.address);
+    const page = new Page(driver);
+
+    await sixPanelsComeAlive(page);
+    await droppedPanelsResume(page, TITLES.slice(0, 3), TITLES[3], () => screenshot(driver, "desktop-dropped"));
+    await droppedPanelsResume(page, TITLES.slice(3), TITLES[0]);
+    await parsersReadAnyChunks(driver);
+    await noErrorsInTheConsole(driver);
+    await lostConnectionsComeBack(page, wire);
+
+    await screenshotsOf(driver, "desktop");
+    await phoneWidthFits(driver);
+    await screenshotsOf(driver, "phone");
+  } finally {
+    await driver?.quit();
+    wire.close();
+    await rm(profile, { recursive: true, force: true, maxRetries: 5 });
+  }
+}
+
+setTimeout(() => {
+  console.error(`not done within ${OVERALL} ms`);
+  process.exit(1);
+}, OVERALL).unref();
+await main();

@@ -1,0 +1,180 @@
+//! One URL, several transports: who is answered how.
+
+mod support;
+
+use futures_util::stream;
+use http::{Response, StatusCode};
+use support::{get, request, text};
+use tower_push::{
+    Push, PushBody,
+    transport::{
+        Chunked, Negotiate, Sse, Transport,
+        chunked::{Multipart, Raw},
+    },
+};
+
+async fn answer(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Response<PushBody> {
+    let headers: Vec<_> = accept.iter().map(|value| ("accept", *value)).collect();
+    let push = Push::new(stream::iter(["event"]));
+    negotiate.respond(&mut get(uri, &headers), push).await
+}
+
+async fn content_type(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Option<String> {
+    let response = answer(negotiate, uri, accept).await;
+    assert_eq!(response.headers()["vary"], "Accept");
+    if response.status() == StatusCode::NOT_ACCEPTABLE {
+        return None;
+    }
+    assert_eq!(response.status(), 200);
+    let value = response.headers()["content-type"].to_str().unwrap();
+    Some(value.split(';').next().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn accept_decides_by_quality_then_by_exactness_then_by_order() {
+    let all = Negotiate::new();
+    for (accept, expected) in [
+        (vec![], "text/event-stream"),
+        (vec!["*/*"], "text/event-stream"),
+        (vec!["text/event-stream"], "text/event-stream"),
+        (vec!["application/x-ndjson"], "application/x-ndjson"),
+        (vec!["application/json-seq"], "application/json-seq"),
+        (vec!["multipart/mixed"], "multipart/mixed"),
+        (vec!["multipart/*"], "multipart/mixed"),
+        (vec!["application/*"], "application/x-ndjson"),
+        (
+            vec!["text/event-stream;q=0.5, application/jsonl"],
+            "application/jsonl",
+        ),
+        (
+            vec!["application/json-seq;q=0.9", "application/x-ndjson;q=0.8"],
+            "application/json-seq",
+        ),
+        (vec!["*/*, application/x-ndjson"], "application/x-ndjson"),
+        (
+            vec!["*/*;q=0.1, text/event-stream;q=0"],
+            "application/x-ndjson",
+        ),
+        (
+            vec!["text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"],
+            "text/event-stream",
+        ),
+        (vec!["garbage"], "text/event-stream"),
+    ] {
+        let answered = content_type(&all, "/", &accept).await;
+        assert_eq!(answered.as_deref(), Some(expected), "{accept:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_transport_is_the_default() {
+    let ndjson_first = Negotiate::only(Chunked::default()).or(Sse::new());
+    for accept in [&[][..], &["*/*"], &["text/*;q=0.5, */*"]] {
+        let answered = content_type(&ndjson_first, "/", accept).await;
+        assert_eq!(answered.as_deref(), Some("application/x-ndjson"));
+    }
+}
+
+#[tokio::test]
+async fn a_parameter_names_the_transport_whatever_is_accepted() {
+    let all = Negotiate::new()
+        .or(Chunked::new(Raw::new()))
+        .or(Chunked::new(Multipart::replace()));
+    for (name, expected) in [
+        ("sse", "text/event-stream"),
+        ("ndjson", "application/x-ndjson"),
+        ("json-seq", "application/json-seq"),
+        ("multipart", "multipart/mixed"),
+        ("multipart-replace", "multipart/x-mixed-replace"),
+        ("raw", "text/plain"),
+        ("", "text/event-stream"),
+    ] {
+        let uri = format!("/?a=b&transport={name}");
+        let answered = content_type(&all, &uri, &["text/event-stream"]).await;
+        assert_eq!(answered.as_deref(), Some(expected), "{uri}");
+    }
+    assert_eq!(
+        content_type(&all, "/?transport=carrier-pigeon", &[]).await,
+        None
+    );
+
+    let renamed = Negotiate::new().parameter("via");
+    let answered = content_type(&renamed, "/?transport=x&via=ndjson", &[]).await;
+    assert_eq!(answered.as_deref(), Some("application/x-ndjson"));
+}
+
+#[tokio::test]
+async fn who_accepts_nothing_of_it_is_told_what_there_is() {
+    let all = Negotiate::new();
+    for accept in ["text/html", "text/event-stream;q=0", "image/*, text/html"] {
+        let response = answer(&all, "/", &[accept]).await;
+        assert_eq!(response.status(), 406);
+        assert_eq!(response.headers()["vary"], "Accept");
+        let message = text(response.into_body()).await;
+        for offered in [
+            "text/event-stream  (?transport=sse)",
+            "application/json-lines",
+            "?transport=multipart)",
+        ] {
+            assert!(message.contains(offered), "{message}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transport_is_replaced_by_one_of_its_name() {
+    let hinting = Negotiate::new().or(Sse::new().retry(std::time::Duration::from_secs(1)));
+    let body = text(answer(&hinting, "/", &[]).await.into_body()).await;
+    assert!(
+        body.starts_with("retry: 1000\n"),
+        "still the first of the set"
+    );
+}
+
+#[tokio::test]
+async fn a_single_transport_does_not_negotiate() {
+    for accept in ["text/html", "text/event-stream;q=0", "application/json"] {
+        let push = Push::new(stream::iter(["event"]));
+        let response = Sse::new()
+            .respond(&mut get("/", &[("accept", accept)]), push)
+            .await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert!(!response.headers().contains_key("vary"));
+    }
+}
+
+#[tokio::test]
+async fn streams_are_not_to_be_stored_changed_sniffed_or_held_back() {
+    for name in ["sse", "ndjson", "json-seq", "multipart"] {
+        let response = answer(&Negotiate::new(), &format!("/?transport={name}"), &[]).await;
+        let headers = response.headers();
+        assert_eq!(headers["cache-control"], "no-cache, no-transform");
+        assert_eq!(headers["x-accel-buffering"], "no");
+        assert_eq!(headers["x-content-type-options"], "nosniff");
+        for absent in [
+            "connection",
+            "keep-alive",
+            "transfer-encoding",
+            "content-length",
+        ] {
+            assert!(!headers.contains_key(absent), "{absent}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_is_answered_without_asking_the_source() {
+    let never = tower_push::source::source_fn(|_| async {
+        panic!("not to be asked") as Result<stream::Empty<&str>, _>
+    });
+    for name in ["sse", "ndjson"] {
+        let uri = format!("/?transport={name}");
+        let mut head = request("HEAD", &uri, &[]).into_parts().0;
+        let response = Negotiate::new().respond(&mut head, Push::new(never)).await;
+        let asked = answer(&Negotiate::new(), &uri, &[]).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers(), asked.headers());
+        assert_eq!(text(response.into_body()).await, "");
+    }
+}

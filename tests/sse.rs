@@ -1,0 +1,458 @@
+//! Server-Sent Events: the bytes, judged by a parser written from the standard.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+use support::{
+    event_source::{Message, Parser},
+    frames, get, text,
+};
+use tower_push::{
+    BoxError, Event, EventId, EventType, Gap, GapReason, IntoItem, Item, KeepAlive, Push, PushBody,
+    PushSource,
+    source::{Rejection, source_fn},
+    transport::{Sse, Transport},
+};
+
+/// What stands before the first event.
+const OPEN: &str = ":\n";
+
+async fn body_of(sse: Sse, source: impl PushSource + Send + 'static) -> PushBody {
+    let response = sse.respond(&mut get("/", &[]), Push::new(source)).await;
+    assert_eq!(response.status(), 200);
+    response.into_body()
+}
+
+/// The bytes of a stream that goes on without an end.
+async fn bytes_of<I: IntoItem + Send + 'static>(sse: Sse, items: Vec<I>) -> String {
+    let sse = sse.end_event(None);
+    let bytes = text(body_of(sse, stream::iter(items)).await).await;
+    bytes
+        .strip_prefix(OPEN)
+        .expect("first of all, a comment")
+        .to_owned()
+}
+
+fn messages(bytes: &str) -> Vec<Message> {
+    Parser::read(bytes.as_bytes()).messages
+}
+
+fn message(data: &str) -> Message {
+    Message {
+        event_type: "message".to_owned(),
+        data: data.to_owned(),
+        last_event_id: String::new(),
+    }
+}
+
+/// WIRE vectors: payload, bytes, and what the client gets.
+#[tokio::test]
+async fn every_kind_of_line_break_is_one() {
+    for (payload, bytes, received) in [
+        ("a\r\nb", "data: a\ndata: b\n\n", "a\nb"),
+        ("a\rb", "data: a\ndata: b\n\n", "a\nb"),
+        ("a\nb", "data: a\ndata: b\n\n", "a\nb"),
+        (
+            "x\rid: evil\r\rdata: pwn",
+            "data: x\ndata: id: evil\ndata: \ndata: data: pwn\n\n",
+            "x\nid: evil\n\ndata: pwn",
+        ),
+        ("", "data:\n\n", ""),
+        (" lead", "data:  lead\n\n", " lead"),
+        ("a\n", "data: a\ndata: \n\n", "a\n"),
+        ("\n", "data: \ndata: \n\n", "\n"),
+        ("\r\n\r\n", "data: \ndata: \ndata: \n\n", "\n\n"),
+        ("\u{feff}bom", "data: \u{feff}bom\n\n", "\u{feff}bom"),
+        (":comment", "data: :comment\n\n", ":comment"),
+        ("nul\0", "data: nul\0\n\n", "nul\0"),
+    ] {
+        let written = bytes_of(Sse::new(), vec![payload]).await;
+        assert_eq!(written, bytes, "{payload:?}");
+        assert_eq!(messages(&written), [message(received)], "{payload:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_payload_cannot_forge_an_event() {
+    for payload in [
+        "safe content\r\n\r\nevent: control\r\ndata: {\"injected\":true}\r\n\r\n",
+        "start\n\nevent: data\ndata: fake-event\n\nend",
+        "start\r\revent: control\rdata: {\"cr_injected\":true}\r\rend",
+    ] {
+        let written = bytes_of(Sse::new(), vec![payload]).await;
+        let received = payload.replace("\r\n", "\n").replace('\r', "\n");
+        assert_eq!(messages(&written), [message(&received)]);
+    }
+}
+
+#[tokio::test]
+async fn fields_come_in_order_and_in_one_frame() {
+    let event = Event::text("one\ntwo").with_type("price").unwrap();
+    let event = event.with_id("k3f9-1042").unwrap();
+    let body = body_of(Sse::new(), stream::iter([event]).chain(stream::pending())).await;
+    let mut body = body;
+    let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    let bytes = ":\nevent: price\nid: k3f9-1042\ndata: one\ndata: two\n\n";
+    assert_eq!(frame, bytes);
+    assert_eq!(
+        messages(bytes),
+        [Message {
+            event_type: "price".to_owned(),
+            data: "one\ntwo".to_owned(),
+            last_event_id: "k3f9-1042".to_owned(),
+        }]
+    );
+}
+
+#[tokio::test]
+async fn json_is_written_as_it_is() {
+    let event = Event::json(&serde_json::json!({"a": "line\nbreak"})).unwrap();
+    assert_eq!(
+        bytes_of(Sse::new(), vec![event]).await,
+        "data: {\"a\":\"line\\nbreak\"}\n\n"
+    );
+}
+
+#[tokio::test]
+async fn a_mebibyte_is_one_event() {
+    let payload = "x".repeat(1 << 20);
+    let written = bytes_of(Sse::new(), vec![payload.clone()]).await;
+    assert_eq!(messages(&written), [message(&payload)]);
+}
+
+#[tokio::test]
+async fn bytes_are_text_where_they_are_utf_8_and_cut_the_stream_where_they_are_not() {
+    let written = bytes_of(Sse::new(), vec![Bytes::from_static("größe".as_bytes())]).await;
+    assert_eq!(messages(&written), [message("größe")]);
+
+    let items = stream::iter([b"fine".to_vec(), b"\xff".to_vec(), b"never".to_vec()]);
+    let (frames, end) = frames(body_of(Sse::new(), items).await).await;
+    assert_eq!(frames.concat(), b":\ndata: fine\n\n");
+    let error = end.unwrap_err();
+    assert!(
+        error
+            .downcast_ref::<tower_push::Error>()
+            .unwrap()
+            .is_not_text()
+    );
+}
+
+#[tokio::test]
+async fn base64_is_announced_and_covers_all_data_but_control_events() {
+    let gap = Gap::new(GapReason::Lagged);
+    let items: Vec<Item> = vec![
+        Event::binary(&b"\xff\x00"[..]).into_item().unwrap(),
+        Event::text("text").with_id(7).unwrap().into_item().unwrap(),
+        Event::text("").into_item().unwrap(),
+        Item::Gap(gap.clone()),
+    ];
+    let response = Sse::new()
+        .base64()
+        .respond(&mut get("/", &[]), Push::new(stream::iter(items)))
+        .await;
+    assert_eq!(response.headers()["stream-sse-data-encoding"], "base64");
+    let expected = format!(
+        ":\ndata: /wA=\n\nid: 7\ndata: dGV4dA==\n\ndata: \n\nevent: gap\ndata: {}\n\nevent: end\ndata: {{\"finished\":false}}\n\n",
+        gap.to_json()
+    );
+    assert_eq!(text(response.into_body()).await, expected);
+
+    let response = Sse::new()
+        .respond(&mut get("/", &[]), Push::new(stream::iter([""])))
+        .await;
+    assert!(!response.headers().contains_key("stream-sse-data-encoding"));
+}
+
+#[tokio::test]
+async fn a_stream_says_whether_it_ended_finished_or_failed() {
+    let ended = text(body_of(Sse::new(), stream::iter(["a"])).await).await;
+    assert_eq!(
+        ended,
+        ":\ndata: a\n\nevent: end\ndata: {\"finished\":false}\n\n"
+    );
+
+    let items = stream::iter([
+        Event::text("a").into_item(),
+        Ok(Item::Finished),
+        Event::text("b").into_item(),
+    ]);
+    let finished = text(body_of(Sse::new(), items).await).await;
+    assert_eq!(
+        finished,
+        ":\ndata: a\n\nevent: end\nid: ~finished\ndata: {\"finished\":true}\n\n"
+    );
+    assert_eq!(
+        Parser::read(finished.as_bytes()).last_event_id,
+        EventId::FINISHED
+    );
+
+    let items = stream::iter([Ok("a"), Err("out of ticks"), Ok("b")]);
+    let (frames, end) = frames(body_of(Sse::new(), items).await).await;
+    assert_eq!(frames.concat(), b":\ndata: a\n\n");
+    assert_eq!(end.unwrap_err().to_string(), "out of ticks");
+}
+
+#[tokio::test]
+async fn the_names_of_control_events_are_ones_own() {
+    let sse = Sse::new()
+        .gap_event(EventType::new("hole").unwrap())
+        .end_event(Some(EventType::new("fin").unwrap()));
+    let written = text(body_of(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
+    let types: Vec<_> = messages(&written)
+        .into_iter()
+        .map(|m| m.event_type)
+        .collect();
+    assert_eq!(types, ["hole", "fin"]);
+
+    let silent = Sse::new().end_event(None);
+    let items = stream::iter([Ok::<_, BoxError>(Item::Finished)]);
+    let written = text(body_of(silent, items).await).await;
+    assert_eq!(
+        written, ":\nid: ~finished\n\n",
+        "the cursor moves all the same"
+    );
+}
+
+#[tokio::test]
+async fn who_has_been_told_that_it_is_finished_is_not_served_again() {
+    let never = source_fn(|_| async {
+        Ok(stream::once(async { panic!("not to be asked") as Event }).boxed())
+    });
+    for (uri, headers) in [
+        ("/", [("last-event-id", EventId::FINISHED)].as_slice()),
+        ("/?last_event_id=~finished", &[]),
+        ("/?lastEventId=%7Efinished", &[]),
+    ] {
+        let response = Sse::new()
+            .respond(&mut get(uri, headers), Push::new(never))
+            .await;
+        assert_eq!(response.status(), 204);
+        assert!(!response.headers().contains_key("content-type"));
+        assert_eq!(text(response.into_body()).await, "");
+    }
+    let refusing = source_fn(|_| async { Err::<stream::Empty<Event>, _>(Rejection::finished()) });
+    let response = Sse::new()
+        .respond(&mut get("/", &[]), Push::new(refusing))
+        .await;
+    assert_eq!(response.status(), 204);
+}
+
+#[tokio::test]
+async fn gaps_and_cursors_move_the_clients_cursor() {
+    let id = |id: &str| EventId::new(id).unwrap();
+    let gap = Gap::new(GapReason::Expired)
+        .requested(id("a-1"))
+        .resumed(id("a-7"))
+        .missed(6);
+    let items = vec![Item::Cursor(id("a-0")), Item::Gap(gap)];
+    let written = bytes_of(Sse::new(), items).await;
+    assert_eq!(
+        written,
+        "id: a-0\n\nevent: gap\nid: a-7\ndata: {\"reason\":\"expired\",\"requested\":\"a-1\",\"resumed\":\"a-7\",\"missed\":6}\n\n"
+    );
+    let parser = Parser::read(written.as_bytes());
+    assert_eq!(parser.last_event_id, "a-7");
+    assert_eq!(parser.messages.len(), 1, "a bare cursor dispatches nothing");
+}
+
+#[tokio::test]
+async fn a_plain_stream_announces_that_it_cannot_resume() {
+    for (headers, requested) in [
+        (vec![("last-event-id", "a-1")], "\"a-1\""),
+        (vec![("last-event-id", "not an id")], "null"),
+        (vec![("last-event-id", "a"), ("last-event-id", "b")], "null"),
+    ] {
+        let push = Push::new(stream::iter(["now"]));
+        let response = Sse::new().respond(&mut get("/", &headers), push).await;
+        assert_eq!(
+            response.status(),
+            200,
+            "an EventSource dies of anything else"
+        );
+        let received = messages(&text(response.into_body()).await);
+        assert_eq!(received[0].event_type, "gap");
+        let json = format!(
+            "{{\"reason\":\"epoch\",\"requested\":{requested},\"resumed\":null,\"missed\":null}}"
+        );
+        assert_eq!(received[0].data, json);
+        assert_eq!(received[1].data, "now");
+    }
+}
+
+#[tokio::test]
+async fn the_retry_hint_is_in_whole_milliseconds() {
+    let sse = Sse::new().retry(Duration::from_micros(1_005_900));
+    let written = text(body_of(sse, stream::iter(["a"])).await).await;
+    assert!(
+        written.starts_with("retry: 1005\n:\ndata: a\n\n"),
+        "{written:?}"
+    );
+    assert_eq!(
+        Parser::read(written.as_bytes()).reconnection_time,
+        Some(1005)
+    );
+}
+
+#[tokio::test]
+async fn what_is_ready_together_is_one_frame_of_bounded_size() {
+    let events = || (0..10_000).map(|n| Event::text(format!("{n:064}")));
+    let kept: Vec<_> = events().collect();
+    let (owned, _) = frames(body_of(Sse::new(), stream::iter(events())).await).await;
+    let (shared, _) = frames(body_of(Sse::new(), stream::iter(kept.clone())).await).await;
+    assert_eq!(owned.concat(), shared.concat());
+    for frames in [owned, shared] {
+        assert!(frames.len() < 10_000 / 100, "{} frames", frames.len());
+        assert!(
+            frames
+                .iter()
+                .all(|frame| !frame.is_empty() && frame.len() < 20 * 1024)
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_encoding_serves_all_subscribers() {
+    let event = Event::text("shared");
+    let mut pointers = Vec::new();
+    for _ in 0..3 {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let items = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut body = body_of(Sse::new(), items).await;
+        assert_eq!(
+            body.frame().await.unwrap().unwrap().into_data().unwrap(),
+            OPEN
+        );
+        sender.send(event.clone()).await.unwrap();
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(frame, "data: shared\n\n");
+        pointers.push(frame.as_ptr());
+    }
+    assert!(pointers.iter().all(|p| *p == pointers[0]));
+}
+
+mod time {
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+
+    fn every(seconds: u64) -> KeepAlive {
+        KeepAlive::every(Duration::from_secs(seconds)).jitter(0.0)
+    }
+
+    async fn frame(body: &mut PushBody) -> Bytes {
+        body.frame().await.unwrap().unwrap().into_data().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_come_at_their_interval_and_events_put_them_off() {
+        let (events, received) = tokio::sync::mpsc::channel(8);
+        let items = tokio_stream::wrappers::ReceiverStream::new(received);
+        let mut body = body_of(Sse::new().keep_alive(every(15)), items).await;
+        assert_eq!(frame(&mut body).await, OPEN);
+
+        let start = Instant::now();
+        assert_eq!(frame(&mut body).await, ":\n");
+        assert_eq!(start.elapsed().as_secs(), 15);
+        assert_eq!(frame(&mut body).await, ":\n");
+        assert_eq!(start.elapsed().as_secs(), 30);
+
+        let sender = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(14)).await;
+            events.send("tick").await.unwrap();
+            events
+        });
+        assert_eq!(frame(&mut body).await, "data: tick\n\n");
+        assert_eq!(start.elapsed().as_secs(), 44);
+        assert_eq!(frame(&mut body).await, ":\n");
+        assert_eq!(start.elapsed().as_secs(), 59);
+
+        drop(sender.await.unwrap());
+        assert!(frame(&mut body).await.starts_with(b"event: end\n"));
+        assert!(body.frame().await.is_none());
+        advance(Duration::from_secs(60)).await;
+        assert!(body.frame().await.is_none(), "none after the end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_may_be_an_event_that_scripts_see() {
+        let sse = Sse::new()
+            .keep_alive(every(5))
+            .heartbeat_event(EventType::new("ping").unwrap());
+        let mut body = body_of(sse, stream::pending::<Event>()).await;
+        assert_eq!(frame(&mut body).await, OPEN);
+        assert_eq!(frame(&mut body).await, "event: ping\ndata:\n\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_keep_alive_nothing_is_sent() {
+        let mut body = body_of(
+            Sse::new().keep_alive(KeepAlive::off()),
+            stream::pending::<Event>(),
+        )
+        .await;
+        assert_eq!(frame(&mut body).await, OPEN);
+        let day = Duration::from_secs(86_400);
+        assert!(tokio::time::timeout(day, body.frame()).await.is_err());
+    }
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let breaks = prop_oneof![
+        Just("\n".to_owned()),
+        Just("\r".to_owned()),
+        Just("\r\n".to_owned()),
+        Just(":".to_owned()),
+        Just(" ".to_owned()),
+        Just("data: ".to_owned()),
+        Just("\u{feff}".to_owned()),
+        any::<String>(),
+        "[a-z]{0,40}",
+    ];
+    let payload = proptest::collection::vec(breaks, 0..8).prop_map(|parts| parts.concat());
+    let id = proptest::option::of("[A-Za-z0-9._~-]{1,128}");
+    let event_type = proptest::option::of("[a-zäöü:{}]{1,20}");
+    (payload, id, event_type).prop_map(|(payload, id, event_type)| {
+        let mut event = Event::text(payload);
+        if let Some(id) = id {
+            event = event.with_id(id).unwrap();
+        }
+        if let Some(event_type) = event_type {
+            event = event.with_type(event_type).unwrap();
+        }
+        event
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Every event reads back as it was, wherever the network cuts the bytes.
+    #[test]
+    fn every_event_reads_back(events in proptest::collection::vec(any_event(), 1..5)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut id = String::new();
+        let expected: Vec<_> = events.iter().map(|event| {
+            if let Some(own) = event.id() {
+                id = own.to_string();
+            }
+            let data = event.payload().as_text().unwrap();
+            Message {
+                event_type: event.event_type().map_or("message", |t| t.as_str()).to_owned(),
+                data: data.replace("\r\n", "\n").replace('\r', "\n"),
+                last_event_id: id.clone(),
+            }
+        }).collect();
+        let bytes = runtime.block_on(bytes_of(Sse::new(), events));
+        let bytes = format!("{OPEN}{bytes}").into_bytes();
+        for at in 0..=bytes.len() {
+            let mut parser = Parser::read(&bytes[..at]);
+            parser.feed(&bytes[at..]);
+            prop_assert_eq!(&parser.messages, &expected, "split at {}", at);
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Over real sockets, on HTTP/1.1 and HTTP/2: what arrives, when it arrives, and how it ends.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+
+use bytes::{BufMut, BytesMut};
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
+use support::{Client, Count, LONG, Server, VERSIONS, Version, raw_http1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tower::ServiceBuilder;
+use tower_http::{
+    compression::{CompressionLayer, predicate::SizeAbove},
+    cors::CorsLayer,
+};
+use tower_push::{
+    Error, Event, EventId, Gap, KeepAlive, Push, PushSource,
+    event::{Encoding, Fields},
+    source::{Rejection, Subscription, source_fn},
+    transport::{
+        Batch, Chunked, Encoder, End, Negotiate, Responding, Sse, Transport,
+        chunked::{Multipart, Raw},
+        stream as stream_response,
+    },
+};
+
+fn all() -> Negotiate {
+    let quiet = KeepAlive::off();
+    Negotiate::only(Sse::new().keep_alive(quiet))
+        .or(Chunked::default().keep_alive(quiet))
+        .or(Chunked::new(tower_push::transport::chunked::JsonSeq::new()).keep_alive(quiet))
+        .or(Chunked::new(Multipart::mixed()).keep_alive(quiet))
+        .or(Chunked::new(Multipart::replace()).keep_alive(quiet))
+        .or(Chunked::new(Raw::new()).keep_alive(quiet))
+}
+
+const NAMES: [&str; 6] = [
+    "sse",
+    "ndjson",
+    "json-seq",
+    "multipart",
+    "multipart-replace",
+    "raw",
+];
+
+/// What goes before the events, what an event is, and what the end is, in one transport.
+fn expected(name: &str, boundary: &str, text: &str) -> (String, String, String) {
+    let (open, event, end) = match name {
+        "sse" => (
+            ":\n",
+            "data: TEXT\n\n",
+            "event: end\ndata: {\"finished\":false}\n\n",
+        ),
+        "ndjson" => (
+            "\n",
+            "{\"data\":\"TEXT\"}\n",
+            "{\"end\":{\"finished\":false}}\n",
+        ),
+        "json-seq" => (
+            "\u{1e}",
+            "\u{1e}{\"data\":\"TEXT\"}\n",
+            "\u{1e}{\"end\":{\"finished\":false}}\n",
+        ),
+        "multipart" => (
+            "--B\r\n",
+            "Content-Type: text/plain; charset=utf-8\r\nContent-Length: LENGTH\r\n\r\nTEXT\r\n--B\r\n",
+            "Content-Type: application/vnd.tower-push+json\r\nContent-Length: 26\r\n\r\n{\"end\":{\"finished\":false}}\r\n--B--\r\n",
+        ),
+        "multipart-replace" => (
+            "--B\r\n",
+            "Content-Type: text/plain; charset=utf-8\r\nContent-Length: LENGTH\r\n\r\nTEXT\r\n--B\r\n",
+            "End: {\"finished\":false}\r\n\r\n\r\n--B--\r\n",
+        ),
+        "raw" => ("\n", "TEXT\n", ""),
+        _ => unreachable!(),
+    };
+    let fill = |template: &str| {
+        let template = template.replace("--B", &format!("--{boundary}"));
+        let length = text.len().to_string();
+        template.replace("LENGTH", &length).replace("TEXT", text)
+    };
+    (fill(open), fill(event), fill(end))
+}
+
+fn boundary(content_type: &str) -> String {
+    let boundary = content_type.split_once("boundary=");
+    boundary.map_or(String::new(), |(_, boundary)| boundary.to_owned())
+}
+
+type Fed = Result<Event, &'static str>;
+
+/// A source that a test feeds by hand, one subscriber at a time.
+#[derive(Clone, Default)]
+struct Feed {
+    next: Arc<Mutex<Option<mpsc::Receiver<Fed>>>>,
+    alive: Count,
+}
+
+impl Feed {
+    /// What the next subscriber will get.
+    fn open(&self) -> mpsc::Sender<Fed> {
+        let (sender, receiver) = mpsc::channel(1024);
+        *self.next.lock().unwrap() = Some(receiver);
+        sender
+    }
+
+    fn source(&self) -> impl PushSource + Clone + Send + Sync + use<> {
+        let feed = self.clone();
+        source_fn(async move |_| {
+            let receiver = feed.next.lock().unwrap().take().expect("a feed");
+            Ok(feed.alive.around(ReceiverStream::new(receiver)))
+        })
+    }
+}
+
+async fn feed(events: &mpsc::Sender<Fed>, text: &str) {
+    events.send(Ok(Event::text(text))).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_event_arrives_before_the_next_one_exists() {
+    let source = Feed::default();
+    let server = Server::new(tower_push::service(source.source()).over(all())).await;
+    for version in VERSIONS {
+        for name in NAMES {
+            let events = source.open();
+            let mut client = Client::connect(&server, version).await;
+            let mut response = client.get(&format!("/?transport={name}"), &[]).await;
+            assert_eq!(response.head.status, 200);
+            let boundary = boundary(response.header("content-type").unwrap());
+            let (open, _, end) = expected(name, &boundary, "");
+            response.expect(open).await;
+            for text in ["one", "two", "three"] {
+                feed(&events, text).await;
+                response.expect(expected(name, &boundary, text).1).await;
+            }
+            drop(events);
+            let (rest, ended) = response.rest().await;
+            assert_eq!(String::from_utf8(rest).unwrap(), end, "{version:?} {name}");
+            ended.unwrap_or_else(|error| panic!("{version:?} {name}: {error}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
+    let source = Feed::default();
+    let server = Server::new(tower_push::service(source.source()).over(all())).await;
+    for version in VERSIONS {
+        for name in NAMES {
+            let events = source.open();
+            let mut client = Client::connect(&server, version).await;
+            let mut response = client.get(&format!("/?transport={name}"), &[]).await;
+            let boundary = boundary(response.header("content-type").unwrap());
+            feed(&events, "given").await;
+            events.send(Err("broken")).await.unwrap();
+            let (open, event, _) = expected(name, &boundary, "given");
+            response.expect(format!("{open}{event}")).await;
+            let (rest, ended) = response.rest().await;
+            assert_eq!(rest, b"", "{version:?} {name}");
+            ended.expect_err("a cut, not an end");
+            source.alive.becomes(0).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn http_1_bytes_are_what_they_should_be() {
+    let service = tower_push::service(source_fn(async |_| Ok(stream::iter(["hi"])))).over(all());
+    let server = Server::new(service).await;
+    let asking = "GET / HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
+    let (_, read) = raw_http1(&server, asking, "\r\n0\r\n\r\n").await;
+    let (head, body) = read.split_once("\r\n\r\n").unwrap();
+    let mut head: Vec<_> = head
+        .lines()
+        .filter(|line| !line.starts_with("date:"))
+        .collect();
+    head[1..].sort();
+    assert_eq!(
+        head,
+        [
+            "HTTP/1.1 200 OK",
+            "cache-control: no-cache, no-transform",
+            "content-type: text/event-stream",
+            "transfer-encoding: chunked",
+            "vary: Accept",
+            "x-accel-buffering: no",
+            "x-content-type-options: nosniff",
+        ]
+    );
+    let text = ":\ndata: hi\n\nevent: end\ndata: {\"finished\":false}\n\n";
+    assert_eq!(body, format!("{:X}\r\n{text}\r\n0\r\n\r\n", text.len()));
+}
+
+#[tokio::test]
+async fn head_has_the_headers_of_get_and_ends() {
+    let service = tower_push::service(source_fn(async |_| Ok(stream::pending::<Event>())));
+    let server = Server::new(service.over(all())).await;
+    for version in VERSIONS {
+        for name in ["sse", "ndjson"] {
+            let mut client = Client::connect(&server, version).await;
+            let path = format!("/?transport={name}");
+            let head = client.send("HEAD", &path, &[]).await;
+            let mut asked = head.head.headers.clone();
+            let (body, ended) = head.rest().await;
+            assert!(body.is_empty() && ended.is_ok());
+            let mut got = client.get(&path, &[]).await.head.headers;
+            // The framing is hyper's, and may be left out of an answer to HEAD (RFC 9112 §6.1).
+            for own in ["date", "transfer-encoding"] {
+                asked.remove(own);
+                got.remove(own);
+            }
+            assert_eq!(asked, got, "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn post_streams_too() {
+    let server = Server::new(tower_push::service(source_fn(async |_| {
+        Ok(stream::iter(["token"]))
+    })))
+    .await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let mut response = client.send("POST", "/", &[]).await;
+        response.expect(":\ndata: token\n\n").await;
+    }
+}
+
+#[tokio::test]
+async fn http_2_has_no_headers_of_a_connection() {
+    let source = source_fn(async |_| Ok(stream::iter(["hi"])));
+    let server = Server::new(tower_push::service(source).over(all())).await;
+    let mut client = Client::connect(&server, Version::Http2).await;
+    for name in NAMES {
+        let response = client.get(&format!("/?transport={name}"), &[]).await;
+        for absent in [
+            "connection",
+            "keep-alive",
+            "transfer-encoding",
+            "content-length",
+        ] {
+            assert_eq!(response.header(absent), None);
+        }
+    }
+}
+
+mod middleware {
+    use super::*;
+
+    /// A client that decodes this one encoding as the bytes come.
+    fn client(encoding: &str, version: Version) -> reqwest::Client {
+        let builder = reqwest::Client::builder()
+            .gzip(encoding == "gzip")
+            .brotli(encoding == "br")
+            .zstd(encoding == "zstd")
+            .deflate(encoding == "deflate");
+        match version {
+            Version::Http1 => builder,
+            Version::Http2 => builder.http2_prior_knowledge(),
+        }
+        .build()
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_event_can_be_decoded_before_the_next_one_exists_behind_compression_and_cors() {
+        let source = Feed::default();
+        let service = ServiceBuilder::new()
+            .layer(CorsLayer::permissive())
+            // By default it leaves event streams alone.
+            .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
+            .service(tower_push::service(source.source()).over(all()));
+        let server = Server::new(service).await;
+        for version in VERSIONS {
+            for (encoding, name) in ["gzip", "br", "zstd", "deflate"]
+                .into_iter()
+                .zip(NAMES.into_iter().cycle())
+            {
+                let events = source.open();
+                let url = server.url(&format!("/?transport={name}"));
+                let request = client(encoding, version)
+                    .get(url)
+                    .header("origin", "http://a.example");
+                let mut response = request.send().await.unwrap();
+                // reqwest takes `content-encoding` away once it has decoded: what is left tells that it was there.
+                assert_eq!(response.headers()["access-control-allow-origin"], "*");
+                assert!(
+                    response
+                        .headers()
+                        .get_all("vary")
+                        .iter()
+                        .any(|v| v == "accept-encoding")
+                );
+                let content_type = response.headers()["content-type"]
+                    .to_str()
+                    .unwrap()
+                    .to_owned();
+                let boundary = boundary(&content_type);
+                let mut read = BytesMut::new();
+                let mut wanted = expected(name, &boundary, "").0;
+                for text in ["one", "two", "three"] {
+                    feed(&events, text).await;
+                    wanted += &expected(name, &boundary, text).1;
+                    while read.len() < wanted.len() {
+                        let chunk = tokio::time::timeout(LONG, response.chunk()).await;
+                        let chunk = chunk.unwrap_or_else(|_| {
+                            panic!("{encoding} {name} holds back after {read:?}")
+                        });
+                        read.put(chunk.unwrap().unwrap());
+                    }
+                    assert_eq!(String::from_utf8_lossy(&read), wanted);
+                }
+                drop(events);
+                while let Some(bytes) = response.chunk().await.unwrap() {
+                    read.put(bytes);
+                }
+                wanted += &expected(name, &boundary, "").2;
+                assert_eq!(String::from_utf8_lossy(&read), wanted);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn compression_leaves_event_streams_alone_by_default() {
+        let source = source_fn(async |_| Ok(stream::iter(["hi"])));
+        let service = ServiceBuilder::new()
+            .layer(CompressionLayer::new())
+            .service(tower_push::service(source));
+        let server = Server::new(service).await;
+        let mut client = Client::connect(&server, Version::Http1).await;
+        let mut response = client.get("/", &[("accept-encoding", "gzip")]).await;
+        assert_eq!(response.header("content-encoding"), None);
+        response.expect(":\ndata: hi\n\n").await;
+    }
+
+    #[tokio::test]
+    async fn a_preflight_is_answered_by_the_cors_layer_and_allows_the_cursor() {
+        let source = source_fn(async |_| Ok(stream::iter(["hi"])));
+        let cors = CorsLayer::new()
+            .allow_origin(["http://a.example".parse().unwrap()])
+            .allow_headers([tower_push::source::LAST_EVENT_ID]);
+        let service = ServiceBuilder::new()
+            .layer(cors)
+            .service(tower_push::service(source));
+        let server = Server::new(service).await;
+        let mut client = Client::connect(&server, Version::Http1).await;
+        let asking = [
+            ("origin", "http://a.example"),
+            ("access-control-request-method", "GET"),
+            ("access-control-request-headers", "last-event-id"),
+        ];
+        let response = client.send("OPTIONS", "/", &asking).await;
+        assert_eq!(
+            response.header("access-control-allow-headers"),
+            Some("last-event-id")
+        );
+        assert_eq!(
+            response.header("access-control-allow-origin"),
+            Some("http://a.example")
+        );
+        let mut response = client.get("/", &[("origin", "http://a.example")]).await;
+        assert_eq!(
+            response.header("access-control-allow-origin"),
+            Some("http://a.example")
+        );
+        let vary = response.head.headers.get_all("vary").iter();
+        assert!(vary.into_iter().any(|value| value == "Accept"));
+        response.expect(":\ndata: hi\n\n").await;
+    }
+}
+
+/// A transport that is not the library's own: each payload behind its length.
+mod from_outside {
+    use super::*;
+
+    #[derive(Debug)]
+    struct LengthDelimited;
+
+    impl Transport for LengthDelimited {
+        fn name(&self) -> &'static str {
+            "length-delimited"
+        }
+
+        fn media_types(&self) -> &[&'static str] {
+            &["application/x-length-delimited"]
+        }
+
+        fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+            let content_type = HeaderValue::from_static("application/x-length-delimited");
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
+            let subscription = Subscription::new(head, self.name());
+            stream_response(
+                subscription,
+                push,
+                headers,
+                Box::new(Self),
+                KeepAlive::off(),
+            )
+        }
+    }
+
+    impl Encoding for LengthDelimited {
+        fn encode(fields: &Fields, out: &mut BytesMut) {
+            let payload = fields.payload.as_bytes();
+            out.put_u8(payload.len() as u8);
+            out.put_slice(payload);
+        }
+    }
+
+    impl Encoder for LengthDelimited {
+        fn open(&mut self, _: &mut Batch) {}
+
+        fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+            out.event::<Self>(event);
+            Ok(())
+        }
+
+        fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
+            self.event(&Event::text(gap.to_json()), out)
+        }
+
+        fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+
+        fn heartbeat(&mut self, out: &mut Batch) {
+            out.buffer().put_u8(0);
+        }
+
+        fn end(&mut self, _: End, out: &mut Batch) {
+            out.buffer().put_u8(0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transport_from_outside_is_negotiated_and_served_like_the_others() {
+        let source = source_fn(async |subscription: Subscription| {
+            if subscription.head().uri.path() == "/forbidden" {
+                return Err(Rejection::new(http::StatusCode::FORBIDDEN));
+            }
+            Ok(stream::iter(["one", subscription.transport()]))
+        });
+        let service = tower_push::service(source).over(Negotiate::new().or(LengthDelimited));
+        let server = Server::new(service).await;
+        for version in VERSIONS {
+            let mut client = Client::connect(&server, version).await;
+            for (path, accept) in [
+                ("/", "application/x-length-delimited"),
+                ("/?transport=length-delimited", "*/*"),
+            ] {
+                let mut response = client.get(path, &[("accept", accept)]).await;
+                assert_eq!(
+                    response.header("cache-control"),
+                    Some("no-cache, no-transform")
+                );
+                response.expect(b"\x03one\x10length-delimited\0").await;
+                assert!(response.rest().await.1.is_ok());
+            }
+            let forbidden = client
+                .get("/forbidden?transport=length-delimited", &[])
+                .await;
+            assert_eq!(forbidden.head.status, 403);
+        }
+    }
+}
