@@ -1,4 +1,4 @@
-//! axum: a handler returns a [`Push`], and one layer around the router carries it over whichever transport was asked for.
+//! axum: a handler returns a [`Push`]; one layer around the router carries it over the transport that was asked for.
 //!
 //! ```text
 //! cargo run --example axum
@@ -12,7 +12,7 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: text/plain'                    # payloads only
 //! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
-//! curl -N http://127.0.0.1:3000/feed?transport=ndjson                           # where headers cannot be set
+//! curl -N 'http://127.0.0.1:3000/feed?transport=ndjson'                         # where headers cannot be set
 //! ```
 //! Another address: `cargo run --example axum 0.0.0.0:8080`.
 

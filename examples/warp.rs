@@ -12,7 +12,7 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3001/feed -H 'accept: text/plain'                    # payloads only
 //! curl -N http://127.0.0.1:3001/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
-//! curl -N http://127.0.0.1:3001/feed?transport=ndjson                           # where headers cannot be set
+//! curl -N 'http://127.0.0.1:3001/feed?transport=ndjson'                         # where headers cannot be set
 //! ```
 //! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second one is on the port behind it.
 

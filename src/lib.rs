@@ -1,4 +1,70 @@
-//! Server push for tower.
+//! Server push for tower: any `Stream` as a live HTTP response, over the transport that the client asks for.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tokio_stream::{StreamExt, wrappers::IntervalStream};
+//! use tower_push::{Push, PushLayer};
+//!
+//! let ticks = || async {
+//!     let interval = tokio::time::interval(std::time::Duration::from_secs(1));
+//!     Push::new(IntervalStream::new(interval).map(|_| "tick"))
+//! };
+//! let app: Router = Router::new().route("/ticks", get(ticks)).layer(PushLayer::new());
+//! ```
+//!
+//! `/ticks` now speaks Server-Sent Events, NDJSON, JSON-seq and multipart, whichever a client accepts or names
+//! (`/ticks?transport=ndjson`). What holds on each of them:
+//!
+//! - **Correct on the wire.** Every payload reads back as it was, and none can forge a field, a line or a boundary. Fields are
+//!   checked when an [`Event`] is built; nothing panics later, in the middle of a stream.
+//! - **Nothing lost in silence.** What a client will not get is announced as a [`Gap`]. An end is told from a failure: a
+//!   source's error cuts the response, and the client sees a truncation.
+//! - **Encoded once.** An event's bytes are shared by all its subscribers. What is ready together leaves in one frame; what
+//!   stands alone is not kept waiting.
+//! - **At home in tower.** [Layers](layer) around what you have; `http` types alone, so that axum, warp and bare hyper are the
+//!   same to it.
+//!
+//! # The parts
+//! Data flows one way, through one module each:
+//!
+//! ```text
+//! layer ─► transport ─► source ─► event
+//! ```
+//!
+//! - [`event`]: what is pushed. [`Event`], its [id](EventId), which is the cursor that resumes after it, and [`IntoItem`], which
+//!   strings, bytes, JSON and `Result`s of them are.
+//! - [`source`]: what a client subscribes to. Any stream is a [`PushSource`]; [`source_fn`](source::source_fn) makes one that
+//!   sees the client's cursor, and may refuse.
+//! - [`transport`]: how it travels. [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), and
+//!   [`Negotiate`](transport::Negotiate) over several; or one of your own.
+//! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
+//!   [`service`] of one source, and the function [`respond`].
+//!
+//! # Resuming
+//! A client that comes back sends the id of the last event it has, in `Last-Event-ID` as `EventSource` does by itself, or as
+//! `?last_event_id=`. A source finds it in its [`Subscription`](source::Subscription):
+//!
+//! ```
+//! use tower_push::{Event, Push, source::source_fn};
+//!
+//! # fn next_after(cursor: Option<&tower_push::EventId>) -> u64 { 0 }
+//! let countdown = Push::new(source_fn(async |subscription| {
+//!     let next = next_after(subscription.cursor());
+//!     Ok(tokio_stream::iter((next..10).map(|n| Event::text(format!("T minus {}", 10 - n)).with_id(n))))
+//! }));
+//! ```
+//!
+//! A plain stream cannot resume, and says so: the client gets a gap first.
+//!
+//! # Feature flags
+//! | feature | what it adds | crates |
+//! |---|---|---|
+//! | (none) | everything but the below | 9 beside this one |
+//! | `json` | [`Event::json`], [`Event::json_text`], [`Json`] | `serde`, `serde_json` |
+//! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
+//! | `full` | all of them | |
+//!
+//! The keep-alive timer needs tokio; with [`KeepAlive::off`] any runtime will do.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -21,3 +87,12 @@ pub use self::{
     source::{Push, PushSource},
     transport::PushBody,
 };
+
+/// The programs and commands in the documents are tests too.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/architecture.md")]
+    struct Architecture;
+}

@@ -54,8 +54,8 @@ pub(crate) fn transports() -> Negotiate {
         .or(Chunked::new(Raw::new()))
 }
 
-/// The time and a random number, in turn, two events a second. The same for all subscribers, who may resume at any of the
-/// last [`KEPT`] events.
+/// The time and a random number in turn, two events a second, the same for all subscribers. They may resume at any of
+/// the last [`KEPT`] events.
 pub(crate) fn feed() -> impl PushSource + Clone + Send + Sync + 'static {
     static FEED: LazyLock<Feed> = LazyLock::new(Feed::new);
     source_fn(|subscription: Subscription| async move { Ok(FEED.subscribe(subscription.cursor())) })

@@ -311,7 +311,7 @@ export class EventSourceConnection extends Connection {
     const source = (this.#source = new EventSource(url));
     source.onopen = () => this.opened();
     source.onerror = () => {
-      // It gives up on an answer that is not 200; only 204 means that it should.
+      // It gives up on every answer but 200. That the feed is over for ever, the end event would have said.
       if (source.readyState === EventSource.CLOSED) this.lost();
       else this.onstate("reconnecting");
     };
@@ -467,14 +467,18 @@ class Panel {
     this.#article.dataset.state = this.#shown.state;
     this.#parts.missed.classList.toggle("bad", missed > 0);
     this.#parts.repeated.classList.toggle("bad", repeated > 0);
-    if (this.#shown.events !== this.#painted) this.#paintEvent();
+    this.#paintBars();
+    if (this.#shown.events !== this.#painted) this.#beat();
+    this.#painted = this.#shown.events;
   }
 
-  #paintEvent() {
-    this.#painted = this.#shown.events;
+  #paintBars() {
     const bars = this.#values.map((value, place) => `M${place * 6 + 3} 34V${(33 - value * 31).toFixed(1)}`);
     this.#parts.lastBar.setAttribute("d", bars.pop());
     this.#parts.bars.setAttribute("d", bars.join(""));
+  }
+
+  #beat() {
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
     this.#parts.dot.animate({ boxShadow: ["0 0 0 0 currentColor", "0 0 0 0.4rem transparent"] }, 450);
   }

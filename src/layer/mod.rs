@@ -44,7 +44,7 @@ mod future;
 mod leaf;
 mod service;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::{Response, request::Parts};
 use tower_layer::Layer;
@@ -126,5 +126,6 @@ pub async fn respond<S>(head: &mut Parts, source: S) -> Response<PushBody>
 where
     S: PushSource + Send + 'static,
 {
-    Negotiate::new().respond(head, Push::new(source)).await
+    static ALL: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
+    ALL.respond(head, Push::new(source)).await
 }

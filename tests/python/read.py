@@ -7,7 +7,6 @@ one is acknowledged before the next is asked for. A stream that was cut ends wit
 """
 
 import email
-import email.policy
 import json
 import sys
 
@@ -50,8 +49,12 @@ def sseclient_py(response):
     return map(message, SSEClient(response.iter_bytes()).events())
 
 
-def ndjson(response):
+def httpx_lines(response):
     return (json.loads(line) for line in response.iter_lines() if line)
+
+
+def ndjson(response):
+    return (json.loads(line) for line in lines(response) if line != "\n")
 
 
 def jsonseq(response):
@@ -59,7 +62,7 @@ def jsonseq(response):
 
 
 def lines(response):
-    """Lines that end in U+000A only: `iter_lines` takes a record separator for the end of one, too."""
+    """Lines that end in U+000A only. To `iter_lines`, U+001E, U+0085, U+2028 and others end one, too."""
     rest = ""
     for text in response.iter_text():
         *whole, rest = (rest + text).split("\n")
@@ -104,19 +107,20 @@ def python_multipart(response):
 def email_parser(response):
     """Parts of a body that has ended."""
     head = f"Content-Type: {response.headers['content-type']}\r\n\r\n"
-    whole = email.message_from_bytes(head.encode() + response.read(), policy=email.policy.HTTP)
+    whole = email.message_from_bytes(head.encode() + response.read())
     assert not whole.defects, whole.defects
     return (part(dict(each.items()), each.get_payload(decode=True)) for each in whole.get_payload())
 
 
 def part(headers, body):
-    lower = {name.lower(): value for name, value in headers.items()}
-    return {"id": lower.get("event-id"), "headers": lower, "body": body.decode("latin-1")}
+    headers = {name.lower(): value for name, value in headers.items()}
+    return {"id": headers.get("event-id"), "headers": headers, "body": body.decode("latin-1")}
 
 
 CLIENTS = {
     "httpx-sse": ("text/event-stream", httpx_sse),
     "sseclient-py": ("text/event-stream", sseclient_py),
+    "httpx-lines": ("application/x-ndjson", httpx_lines),
     "ndjson": ("application/x-ndjson", ndjson),
     "jsonseq": ("application/json-seq", jsonseq),
     "python-multipart": ("multipart/mixed", python_multipart),
