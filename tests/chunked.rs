@@ -77,13 +77,9 @@ mod ndjson {
                 "{\"end\":{\"finished\":false}}\n",
             )
         );
-        let texts = body.split('\n').filter(|line| !line.is_empty());
-        assert_eq!(
-            texts
-                .map(|line| serde_json::from_str::<Value>(line).unwrap())
-                .count(),
-            7
-        );
+        for text in body.lines().filter(|line| !line.is_empty()) {
+            serde_json::from_str::<Value>(text).unwrap();
+        }
     }
 
     #[tokio::test]
@@ -400,6 +396,24 @@ mod multipart {
                 ("End: {\"finished\":false}".to_owned(), Vec::new()),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn for_ever_moves_the_cursor_in_both() {
+        for (format, expected) in [
+            (
+                Multipart::mixed(),
+                "{\"id\":\"~finished\",\"end\":{\"finished\":true}}",
+            ),
+            (
+                Multipart::replace(),
+                "Cursor: ~finished\r\nEnd: {\"finished\":true}\r\n\r\n",
+            ),
+        ] {
+            let body = written(format, finished()).await;
+            assert!(body.contains(expected), "{body}");
+            assert!(body.ends_with("--\r\n"));
+        }
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use crate::error::Error;
+
 /// A subscription that is refused: a status, and what to say with it, before any byte is sent.
 ///
 /// Keep in mind that an `EventSource` gives up for good on every status but 200 (and on 204 by intent, see
@@ -78,6 +80,13 @@ impl Rejection {
             headers,
         } = *self.0;
         (status, headers, message)
+    }
+}
+
+/// 500, without a word of the error to the client: what a source built cannot be sent.
+impl From<Error> for Rejection {
+    fn from(_: Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
 

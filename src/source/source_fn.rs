@@ -8,6 +8,9 @@ use crate::event::IntoItem;
 /// A source from a function that answers each [`Subscription`] with a stream, or refuses it. The function sees the cursor,
 /// and what it returns is taken to begin where the cursor says.
 ///
+/// `?` turns an [`Error`](crate::Error) into a 500. A stream that a function makes from the borrowed cursor must not keep the
+/// borrow: say `-> impl Stream<Item = …> + use<>`.
+///
 /// See the [module docs](super) for an example.
 pub fn source_fn<F, Fut, S>(f: F) -> SourceFn<F>
 where

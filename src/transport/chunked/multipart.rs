@@ -165,6 +165,9 @@ impl Encoder for MultipartEncoder {
     fn end(&mut self, end: End, out: &mut Batch) {
         let out = out.buffer();
         if self.format.replace {
+            if end.finished {
+                header("Cursor", EventId::FINISHED, out);
+            }
             header("End", end.to_json(), out);
             out.put_slice(b"\r\n\r\n");
         } else {
