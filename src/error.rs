@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     NotText,
     HoldsDelimiter,
     NoRoomForGap,
+    Closed,
+    Lagged,
 }
 
 impl Error {
@@ -63,6 +65,16 @@ impl Error {
         self.kind == Kind::NoRoomForGap
     }
 
+    /// Whether an event came too late: the channel is closed.
+    pub fn is_closed(&self) -> bool {
+        self.kind == Kind::Closed
+    }
+
+    /// Whether a subscriber was cut off because it was too slow.
+    pub fn is_lagged(&self) -> bool {
+        self.kind == Kind::Lagged
+    }
+
     #[cfg(feature = "json")]
     pub(crate) fn json(source: serde_json::Error) -> Self {
         Self {
@@ -94,6 +106,8 @@ impl fmt::Display for Error {
             Kind::NotText => "a binary payload on a transport that carries text only",
             Kind::HoldsDelimiter => "the payload holds the delimiter that would end it",
             Kind::NoRoomForGap => "events were missed, and this format cannot say so",
+            Kind::Closed => "the channel is closed",
+            Kind::Lagged => "the subscriber was too slow",
         })
     }
 }

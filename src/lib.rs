@@ -74,6 +74,7 @@ mod keep_alive;
 pub mod layer;
 mod query;
 mod random;
+mod scan;
 pub mod source;
 pub mod transport;
 
@@ -84,7 +85,7 @@ pub use self::{
     event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     keep_alive::KeepAlive,
     layer::{ChunkedLayer, PushLayer, SseLayer, respond, service},
-    source::{Push, PushSource},
+    source::{Channel, Push, PushSource},
     transport::PushBody,
 };
 

@@ -515,28 +515,30 @@ mod curl {
         let mut stdout = child.stdout.take().unwrap();
         let mut read = Vec::new();
         for n in 1..=LAST {
-            let whole = match transport {
-                "sse" => format!("id: {n}\ndata: {n}\n\n"),
-                "ndjson" => format!("{{\"id\":\"{n}\",\"data\":\"{n}\"}}\n"),
-                "json-seq" => format!("\x1e{{\"id\":\"{n}\",\"data\":\"{n}\"}}\n"),
-                "multipart" => format!("\r\n\r\n{n}\r\n--"),
-                other => panic!("{other}?"),
-            };
-            while !String::from_utf8_lossy(&read).contains(&whole) {
+            while !has_whole(n, transport, &String::from_utf8_lossy(&read)) {
                 let more = tokio::time::timeout(LONG, stdout.read_buf(&mut read)).await;
-                let more = more
-                    .unwrap_or_else(|_| panic!("{transport}: no {n}"))
-                    .unwrap();
-                assert_ne!(more, 0, "{transport}: ended before {n}");
+                let more = more.unwrap_or_else(|_| panic!("{transport}: no {n}"));
+                assert_ne!(more.unwrap(), 0, "{transport}: ended before {n}");
             }
             lock_step.acknowledged.send_replace(n);
         }
         let (rest, ended) = tokio::join!(stdout.read_to_end(&mut read), finish(child));
         rest.unwrap();
-        Ran {
-            stdout: String::from_utf8(read).unwrap(),
-            ..ended
-        }
+        let stdout = String::from_utf8(read).unwrap();
+        Ran { stdout, ..ended }
+    }
+
+    /// Whether the event is there to its last byte.
+    fn has_whole(n: u64, transport: &str, read: &str) -> bool {
+        let record = format!("{{\"id\":\"{n}\",\"data\":\"{n}\"}}\n");
+        let delimiter = read.lines().next().unwrap_or_default();
+        read.contains(&match transport {
+            "sse" => format!("id: {n}\ndata: {n}\n\n"),
+            "ndjson" => record,
+            "json-seq" => format!("\x1e{record}"),
+            "multipart" => format!("\r\n\r\n{n}\r\n{delimiter}\r\n"),
+            other => panic!("{other}?"),
+        })
     }
 
     const TRANSPORTS: [&str; 4] = ["sse", "ndjson", "json-seq", "multipart"];
@@ -866,6 +868,8 @@ mod reqwest_eventsource {
                 let (messages, errors) = messages(&client(version), &app.url(), unseen).await;
                 assert_eq!(without_ends(messages), numbers(), "{ending:?} {version:?}");
                 assert_eq!(app.cursors(), RESUMPTIONS);
+                let was_cut = matches!(errors[0], Error::Transport(_));
+                assert_eq!(was_cut, ending == Ending::Cut, "{errors:?}");
                 assert!(is_204(errors.last().unwrap()), "{errors:?}");
             }
         }

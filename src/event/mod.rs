@@ -115,6 +115,8 @@ impl Event {
         Ok(Self::new(Payload::Json(payload::on_one_line(text))))
     }
 
+    // Inlined, or it is built on the stack and copied.
+    #[inline]
     fn new(payload: Payload) -> Self {
         Self::from_fields(Fields {
             id: None,
@@ -123,6 +125,7 @@ impl Event {
         })
     }
 
+    #[inline]
     fn from_fields(fields: Fields) -> Self {
         Self(Arc::new(Inner {
             fields,
@@ -197,9 +200,47 @@ impl Event {
         self.0.encodings.get::<E>(&self.0.fields)
     }
 
+    /// The same under an id that is known to be one.
+    pub(crate) fn under(self, id: EventId) -> Self {
+        self.with(|fields| fields.id = Some(id))
+    }
+
+    /// The same, so that to change a field copies nothing.
+    pub(crate) fn into_unshared(self) -> Self {
+        self.with(|_| {})
+    }
+
     /// Whether a clone exists, so that an encoding may be wanted again.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+}
+
+/// A text event.
+impl From<String> for Event {
+    fn from(text: String) -> Self {
+        Self::text(text)
+    }
+}
+
+/// A text event.
+impl From<&str> for Event {
+    fn from(text: &str) -> Self {
+        Self::text(text)
+    }
+}
+
+/// A binary event.
+impl From<Bytes> for Event {
+    fn from(bytes: Bytes) -> Self {
+        Self::binary(bytes)
+    }
+}
+
+/// A binary event.
+impl From<Vec<u8>> for Event {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::binary(bytes)
     }
 }
 

@@ -2,6 +2,9 @@ use std::fmt;
 
 use bytes::Bytes;
 
+#[cfg(feature = "json")]
+use crate::scan;
+
 /// The content of an [`Event`](super::Event).
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,7 +49,7 @@ impl fmt::Debug for Payload {
 /// Outside its strings a line break in JSON is white space, and inside them it cannot stand.
 #[cfg(feature = "json")]
 pub(super) fn on_one_line(json: String) -> String {
-    if json.contains(['\r', '\n']) {
+    if scan::find(json.as_bytes(), |b| b == b'\r' || b == b'\n').is_some() {
         return json.replace(['\r', '\n'], " ");
     }
     json

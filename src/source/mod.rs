@@ -24,6 +24,7 @@
 //! }));
 //! ```
 
+pub mod channel;
 mod push;
 mod rejection;
 mod source_fn;
@@ -35,6 +36,7 @@ use std::future::Future;
 use futures_core::Stream;
 
 pub use self::{
+    channel::Channel,
     push::Push,
     rejection::Rejection,
     source_fn::{SourceFn, source_fn},

@@ -2,8 +2,11 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{base64, scan};
-use crate::event::{Fields, Payload};
+use super::base64;
+use crate::{
+    event::{Fields, Payload},
+    scan,
+};
 
 /// A JSON string, quotes included.
 pub(super) fn string(text: &str, out: &mut BytesMut) {

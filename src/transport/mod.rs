@@ -68,7 +68,6 @@ mod body;
 pub mod chunked;
 mod json;
 mod negotiate;
-mod scan;
 pub mod sse;
 mod stream;
 

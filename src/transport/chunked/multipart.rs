@@ -5,8 +5,8 @@ use super::{Format, record};
 use crate::{
     error::{Error, Kind},
     event::{Encoding, Event, EventId, Fields, Gap, Payload},
-    random,
-    transport::{Batch, Encoder, End, scan},
+    random, scan,
+    transport::{Batch, Encoder, End},
 };
 
 /// Multipart ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)): one part an event, with headers of its

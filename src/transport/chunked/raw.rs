@@ -7,7 +7,8 @@ use super::Format;
 use crate::{
     error::{Error, Kind},
     event::{Encoding, Event, EventId, Fields, Gap},
-    transport::{Batch, Encoder, End, scan},
+    scan,
+    transport::{Batch, Encoder, End},
 };
 
 /// Payloads as they are, with a separator behind each: `\n` by default.

@@ -9,7 +9,8 @@ use bytes::{BufMut, BytesMut};
 
 use crate::{
     event::{Encoding, EventType, Fields},
-    transport::{base64, scan},
+    scan,
+    transport::base64,
 };
 
 /// Room for the names of an event's fields, its id and its type, as they usually are.

@@ -1,18 +1,25 @@
+//! Looking for bytes, as fast as it goes without `unsafe`.
+
 /// The first byte that is `wanted`.
 ///
 /// Like `position`, but looks at a whole block without a branch, so that the compiler makes vector instructions of it.
-pub(super) fn find(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> Option<usize> {
-    const BLOCK: usize = 32;
-    let mut blocks = bytes.chunks_exact(BLOCK);
-    let clean = blocks
-        .position(|block| block.iter().fold(false, |any, b| any | wanted(*b)))
-        .map_or(bytes.len() - bytes.len() % BLOCK, |block| block * BLOCK);
+pub(crate) fn find(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> Option<usize> {
+    let mut clean = clean_blocks::<64>(bytes, &wanted);
+    clean += clean_blocks::<16>(&bytes[clean..], &wanted);
     let at = bytes[clean..].iter().position(|b| wanted(*b))?;
     Some(clean + at)
 }
 
+/// The length of the leading blocks in which nothing is wanted.
+fn clean_blocks<const BLOCK: usize>(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
+    // Numbers, not booleans: those are not joined in vectors.
+    let any = |block: &[u8]| block.iter().fold(0, |any, b| any | u8::from(wanted(*b))) != 0;
+    let blocks = bytes.chunks_exact(BLOCK);
+    blocks.take_while(|block| !any(block)).count() * BLOCK
+}
+
 /// Whether a needle stands anywhere in the bytes. An empty one never does.
-pub(super) fn holds(bytes: &[u8], needle: &[u8]) -> bool {
+pub(crate) fn holds(bytes: &[u8], needle: &[u8]) -> bool {
     let Some(first) = needle.first() else {
         return false;
     };
