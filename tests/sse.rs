@@ -13,7 +13,7 @@ use support::{
     frames, get, text,
 };
 use tower_push::{
-    BoxError, Event, EventId, EventType, Gap, GapReason, IntoItem, Item, KeepAlive, Push, PushBody,
+    Event, EventId, EventType, Gap, GapReason, IntoItem, Item, KeepAlive, Push, PushBody,
     PushSource,
     source::{Rejection, source_fn},
     transport::{Sse, Transport},
@@ -28,14 +28,15 @@ async fn body_of(sse: Sse, source: impl PushSource + Send + 'static) -> PushBody
     response.into_body()
 }
 
-/// The bytes of a stream that goes on without an end.
+/// What stands behind the last one.
+const END: &str = "event: end\ndata: {\"finished\":false}\n\n";
+
+/// What stands between the two.
 async fn bytes_of<I: IntoItem + Send + 'static>(sse: Sse, items: Vec<I>) -> String {
-    let sse = sse.end_event(None);
     let bytes = text(body_of(sse, stream::iter(items)).await).await;
-    bytes
-        .strip_prefix(OPEN)
-        .expect("first of all, a comment")
-        .to_owned()
+    let bytes = bytes.strip_suffix(END).expect("at last, the end");
+    let bytes = bytes.strip_prefix(OPEN).expect("first of all, a comment");
+    bytes.to_owned()
 }
 
 fn messages(bytes: &str) -> Vec<Message> {
@@ -201,21 +202,13 @@ async fn a_stream_says_whether_it_ended_finished_or_failed() {
 async fn the_names_of_control_events_are_ones_own() {
     let sse = Sse::new()
         .gap_event(EventType::new("hole").unwrap())
-        .end_event(Some(EventType::new("fin").unwrap()));
+        .end_event(EventType::new("fin").unwrap());
     let written = text(body_of(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
     let types: Vec<_> = messages(&written)
         .into_iter()
         .map(|m| m.event_type)
         .collect();
     assert_eq!(types, ["hole", "fin"]);
-
-    let silent = Sse::new().end_event(None);
-    let items = stream::iter([Ok::<_, BoxError>(Item::Finished)]);
-    let written = text(body_of(silent, items).await).await;
-    assert_eq!(
-        written, ":\nid: ~finished\n\n",
-        "the cursor moves all the same"
-    );
 }
 
 #[tokio::test]
@@ -258,6 +251,20 @@ async fn gaps_and_cursors_move_the_clients_cursor() {
     let parser = Parser::read(written.as_bytes());
     assert_eq!(parser.last_event_id, "a-7");
     assert_eq!(parser.messages.len(), 1, "a bare cursor dispatches nothing");
+}
+
+/// By the standard the first event without an id would make it forget.
+#[tokio::test]
+async fn a_client_keeps_its_cursor_through_a_new_connection() {
+    let source = source_fn(async |_| Ok(stream::iter(["no id"])));
+    let mut head = get("/", &[("last-event-id", "a-1")]);
+    let response = Sse::new().respond(&mut head, Push::new(source)).await;
+    let written = text(response.into_body()).await;
+    assert!(
+        written.starts_with("id: a-1\n:\ndata: no id\n\n"),
+        "{written:?}"
+    );
+    assert_eq!(Parser::read(written.as_bytes()).last_event_id, "a-1");
 }
 
 #[tokio::test]

@@ -43,17 +43,17 @@ impl Encoding for Base64 {
 }
 
 /// An event that is the transport's own.
-pub(super) fn event(name: Option<&EventType>, id: Option<&str>, text: &str, out: &mut BytesMut) {
+pub(super) fn event(name: &EventType, id: Option<&str>, text: &str, out: &mut BytesMut) {
     event_type(name, out);
-    if let Some(id) = id {
-        field(b"id: ", id.as_bytes(), out);
+    if let Some(text) = id {
+        self::id(text, out);
     }
     data(text.as_bytes(), out);
 }
 
 /// An id without an event: the client's cursor moves, and nothing is dispatched.
-pub(super) fn cursor(id: &str, out: &mut BytesMut) {
-    field(b"id: ", id.as_bytes(), out);
+pub(super) fn cursor(text: &str, out: &mut BytesMut) {
+    id(text, out);
     out.put_u8(b'\n');
 }
 
@@ -68,17 +68,22 @@ pub(super) fn retry(after: Duration, out: &mut BytesMut) {
     debug_assert!(written.is_ok(), "a buffer that grows");
 }
 
+/// An id, which counts with the empty line that ends its event.
+pub(super) fn id(text: &str, out: &mut BytesMut) {
+    field(b"id: ", text.as_bytes(), out);
+}
+
 fn head(fields: &Fields, out: &mut BytesMut) {
-    event_type(fields.event_type.as_ref(), out);
-    if let Some(id) = &fields.id {
-        field(b"id: ", id.as_str().as_bytes(), out);
+    if let Some(name) = &fields.event_type {
+        event_type(name, out);
+    }
+    if let Some(text) = &fields.id {
+        id(text.as_str(), out);
     }
 }
 
-fn event_type(event_type: Option<&EventType>, out: &mut BytesMut) {
-    if let Some(event_type) = event_type {
-        field(b"event: ", event_type.as_str().as_bytes(), out);
-    }
+fn event_type(name: &EventType, out: &mut BytesMut) {
+    field(b"event: ", name.as_str().as_bytes(), out);
 }
 
 fn field(name: &[u8], value: &[u8], out: &mut BytesMut) {

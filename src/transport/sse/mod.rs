@@ -6,7 +6,7 @@
 //!
 //! | what happens | what is written |
 //! |---|---|
-//! | connected | `retry: …` if [set](Sse::retry), and a comment: the first byte comes at once |
+//! | connected | `retry: …` if [set](Sse::retry), `id: …` with the cursor that the client came with, and a comment: the first byte comes at once |
 //! | an event | `event: …`, `id: …` where it has them, `data: …` for each line |
 //! | nothing for [a while](KeepAlive) | a comment, or a [named event](Sse::heartbeat_event) |
 //! | a gap | `event: gap` with the gap [as JSON](crate::event::Gap::to_json), under the id at which the stream goes on |
@@ -53,7 +53,7 @@ struct Config {
     base64: bool,
     heartbeat: Option<EventType>,
     gap: EventType,
-    end: Option<EventType>,
+    end: EventType,
 }
 
 /// Says that all data is base64, as [Durable Streams](https://github.com/durable-streams/durable-streams) has it.
@@ -70,7 +70,7 @@ impl Sse {
                 base64: false,
                 heartbeat: None,
                 gap: EventType::known("gap"),
-                end: Some(EventType::known("end")),
+                end: EventType::known("end"),
             }),
             keep_alive: KeepAlive::default(),
         }
@@ -102,10 +102,9 @@ impl Sse {
         self.with(|config| config.gap = event_type)
     }
 
-    /// The type under which the end is announced: `end` by default. With `None` a stream ends without an event; one that has
-    /// finished for ever moves the client's cursor all the same.
+    /// The type under which the end is announced: `end` by default.
     #[must_use]
-    pub fn end_event(self, event_type: Option<EventType>) -> Self {
+    pub fn end_event(self, event_type: EventType) -> Self {
         self.with(|config| config.end = event_type)
     }
 
@@ -146,24 +145,35 @@ impl Transport for Sse {
         if self.config.base64 {
             headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
         }
-        let encoder = Box::new(SseEncoder(self.config.clone()));
         let subscription = Subscription::new(head, self.name());
+        let encoder = Box::new(SseEncoder {
+            config: self.config.clone(),
+            cursor: subscription.cursor().cloned(),
+        });
         stream(subscription, push, headers, encoder, self.keep_alive)
     }
 }
 
-struct SseEncoder(Arc<Config>);
+struct SseEncoder {
+    config: Arc<Config>,
+    /// The client's, until the stream is open.
+    cursor: Option<EventId>,
+}
 
 impl Encoder for SseEncoder {
     fn open(&mut self, out: &mut Batch) {
-        if let Some(after) = self.0.retry {
+        if let Some(after) = self.config.retry {
             codec::retry(after, out.buffer());
+        }
+        // By the standard a client forgets its cursor with the first event of a new connection that has no id.
+        if let Some(cursor) = self.cursor.take() {
+            codec::id(cursor.as_str(), out.buffer());
         }
         codec::comment(out.buffer());
     }
 
     fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
-        if self.0.base64 {
+        if self.config.base64 {
             out.event::<codec::Base64>(event);
             return Ok(());
         }
@@ -177,7 +187,7 @@ impl Encoder for SseEncoder {
     fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
         let id = gap.resumed.as_ref().map(EventId::as_str);
         let data = gap.to_json();
-        codec::event(Some(&self.0.gap), id, &data, out.buffer());
+        codec::event(&self.config.gap, id, &data, out.buffer());
         Ok(())
     }
 
@@ -186,18 +196,14 @@ impl Encoder for SseEncoder {
     }
 
     fn heartbeat(&mut self, out: &mut Batch) {
-        match &self.0.heartbeat {
+        match &self.config.heartbeat {
             None => codec::comment(out.buffer()),
-            heartbeat => codec::event(heartbeat.as_ref(), None, "", out.buffer()),
+            Some(heartbeat) => codec::event(heartbeat, None, "", out.buffer()),
         }
     }
 
     fn end(&mut self, end: End, out: &mut Batch) {
         let id = end.finished.then_some(EventId::FINISHED);
-        match (&self.0.end, id) {
-            (None, None) => {}
-            (None, Some(id)) => codec::cursor(id, out.buffer()),
-            (name, id) => codec::event(name.as_ref(), id, end.to_json(), out.buffer()),
-        }
+        codec::event(&self.config.end, id, end.to_json(), out.buffer());
     }
 }
