@@ -41,7 +41,7 @@ pub use self::{
     rejection::Rejection,
     source_fn::{SourceFn, source_fn},
     stream::Items,
-    subscription::{LAST_EVENT_ID, Subscription},
+    subscription::{LAST_EVENT_ID, Start, Subscription},
 };
 use crate::{error::BoxError, event::Item};
 
@@ -56,4 +56,10 @@ pub trait PushSource {
         self,
         subscription: Subscription,
     ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send;
+
+    /// Whether a client that comes back with a cursor is served from there: true for all but plain streams. A transport that
+    /// asks again and again keeps a source alive for its client that cannot.
+    fn is_resumable(&self) -> bool {
+        true
+    }
 }

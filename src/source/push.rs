@@ -30,6 +30,8 @@ trait ErasedSource: Send {
         self: Box<Self>,
         subscription: Subscription,
     ) -> BoxFuture<Result<BoxStream, Rejection>>;
+
+    fn is_resumable(&self) -> bool;
 }
 
 impl<S: PushSource + Send + 'static> ErasedSource for S {
@@ -41,6 +43,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
             let stream = PushSource::subscribe(*self, subscription).await?;
             Ok(Box::pin(stream) as BoxStream)
         })
+    }
+
+    fn is_resumable(&self) -> bool {
+        PushSource::is_resumable(self)
     }
 }
 
@@ -65,6 +71,10 @@ impl PushSource for Push {
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.0.subscribe(subscription).await?;
         Ok(Items::after(gap, stream))
+    }
+
+    fn is_resumable(&self) -> bool {
+        self.0.is_resumable()
     }
 }
 

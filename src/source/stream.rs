@@ -66,6 +66,10 @@ where
         let items: Ready<Result<_, _>> = ready(Ok(Items::after(gap, self)));
         items
     }
+
+    fn is_resumable(&self) -> bool {
+        false
+    }
 }
 
 impl<S> fmt::Debug for Items<S> {

@@ -21,9 +21,25 @@ const LAST_EVENT_ID_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Subscription {
-    cursor: Cursor,
+    start: Option<Start>,
+    has_unreadable_cursor: bool,
     transport: &'static str,
     head: Arc<Parts>,
+}
+
+/// Where a subscriber begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Start {
+    /// With the next event.
+    #[default]
+    Now,
+    /// With the oldest event that the source has.
+    Oldest,
+    /// With the last so many, or as many as there are.
+    Last(usize),
+    /// Behind the event of this id: the client's cursor.
+    After(EventId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,23 +52,43 @@ enum Cursor {
 impl Subscription {
     /// The subscription that a request asks for, over the [transport of that name](crate::transport::Transport::name).
     pub fn new(head: &Parts, transport: &'static str) -> Self {
+        let cursor = Cursor::read(head);
         Self {
-            cursor: Cursor::read(head),
+            has_unreadable_cursor: cursor == Cursor::Unreadable,
+            start: match cursor {
+                Cursor::After(id) => Some(Start::After(id)),
+                Cursor::Absent | Cursor::Unreadable => None,
+            },
             transport,
             head: Arc::new(head.clone()),
         }
     }
 
+    /// The same from another start, for transports whose requests say it in a way of their own.
+    #[must_use]
+    pub fn starting(self, start: Start) -> Self {
+        Self {
+            start: Some(start),
+            has_unreadable_cursor: false,
+            ..self
+        }
+    }
+
+    /// Where the client asks to begin; `None` leaves it to the source.
+    pub fn start(&self) -> Option<&Start> {
+        self.start.as_ref()
+    }
+
     /// The id of the last event that the client has; `None` if it has none.
     pub fn cursor(&self) -> Option<&EventId> {
-        match &self.cursor {
-            Cursor::After(id) => Some(id),
-            Cursor::Absent | Cursor::Unreadable => None,
+        match &self.start {
+            Some(Start::After(id)) => Some(id),
+            _ => None,
         }
     }
 
     pub(super) fn has_unreadable_cursor(&self) -> bool {
-        self.cursor == Cursor::Unreadable
+        self.has_unreadable_cursor
     }
 
     /// The [name](crate::transport::Transport::name) of the transport that will carry it.

@@ -65,7 +65,7 @@ use self::{
     log::{Bounds, Log},
     shared::Shared,
 };
-use super::{PushSource, Rejection, Subscription};
+use super::{PushSource, Rejection, Start, Subscription};
 use crate::{
     error::{Error, Kind},
     event::{Event, EventId, Gap, GapReason, Item},
@@ -97,21 +97,6 @@ struct Counts {
     expired: AtomicU64,
     lagged: AtomicU64,
     conflated: AtomicU64,
-}
-
-/// Where a subscriber without a cursor begins.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Start {
-    /// With the next event.
-    #[default]
-    Now,
-    /// With the oldest event in the log.
-    Oldest,
-    /// With the last so many, or as many as there are.
-    Last(usize),
-    /// Behind this event, as with a cursor.
-    After(EventId),
 }
 
 /// What becomes of a subscriber that the log has gone past while it was connected.
@@ -166,7 +151,7 @@ impl Channel {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_push::{Channel, source::channel::{OnLag, Start}};
+    /// use tower_push::{Channel, source::{Start, channel::OnLag}};
     ///
     /// let channel = Channel::builder()
     ///     .events(10_000)
@@ -219,7 +204,7 @@ impl Channel {
     /// The same channel, as a source whose subscribers without a cursor begin elsewhere.
     ///
     /// ```
-    /// use tower_push::{Channel, Push, source::channel::Start};
+    /// use tower_push::{Channel, Push, source::Start};
     ///
     /// let channel = Channel::new();
     /// let push = Push::new(channel.starting(Start::Last(50)));
@@ -360,8 +345,8 @@ impl PushSource for Channel {
     type Stream = Subscriber;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Subscriber, Rejection> {
-        let start = match subscription.cursor() {
-            Some(id) => Start::After(id.clone()),
+        let start = match subscription.start() {
+            Some(start) => start.clone(),
             None if subscription.has_unreadable_cursor() => Start::Oldest,
             None => self.start,
         };

@@ -1,0 +1,484 @@
+//! The channel: replay, live, gaps, policies, the end.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    thread,
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, task::noop_waker};
+use http_body_util::BodyExt;
+use support::{Client, Server, VERSIONS, frames, get, text};
+use tower_push::{
+    BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
+    source::{
+        Start, Subscription,
+        channel::{OnLag, Subscriber},
+    },
+    transport::{Negotiate, Sse, Transport},
+};
+
+fn publish(channel: &Channel, numbers: impl IntoIterator<Item = u64>) -> Vec<EventId> {
+    let publish = |n: u64| channel.publish(n.to_string()).unwrap();
+    numbers.into_iter().map(publish).collect()
+}
+
+/// All that is ready, in short.
+fn ready(subscriber: &mut Subscriber) -> Vec<String> {
+    let mut read = Vec::new();
+    while let Poll::Ready(Some(item)) = poll(subscriber) {
+        read.push(short(item));
+    }
+    read
+}
+
+fn poll(subscriber: &mut Subscriber) -> Poll<Option<Result<Item, BoxError>>> {
+    subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
+}
+
+fn short(item: Result<Item, BoxError>) -> String {
+    match item {
+        Ok(Item::Event(event)) => event.payload().as_text().unwrap().to_owned(),
+        Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.as_str(), gap.missed),
+        Ok(Item::Cursor(_)) => "cursor".to_owned(),
+        Ok(Item::Finished) => "finished".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn ids_sort_as_texts_and_are_the_channels_own() {
+    let channel = Channel::new();
+    let ids = publish(&channel, 0..1000);
+    assert!(ids.is_sorted());
+    let own = Event::text("x").with_id("mine").unwrap();
+    let id = channel.publish(own).unwrap();
+    assert!(id > ids[999]);
+    let mut subscriber = channel.follow(Start::Last(1));
+    let Poll::Ready(Some(Ok(Item::Event(event)))) = poll(&mut subscriber) else {
+        panic!("an event")
+    };
+    assert_eq!(event.id(), Some(&id));
+}
+
+#[test]
+fn a_subscriber_begins_where_it_asks() {
+    type Asked = fn(&[EventId]) -> Start;
+    let cases: [(Asked, &[&str]); 7] = [
+        (|_| Start::Now, &["cursor"]),
+        (|_| Start::Oldest, &["1", "2", "3"]),
+        (|_| Start::Last(2), &["2", "3"]),
+        (|_| Start::Last(99), &["1", "2", "3"]),
+        (|_| Start::Last(0), &["cursor"]),
+        (|ids| Start::After(ids[0].clone()), &["2", "3"]),
+        (|ids| Start::After(ids[2].clone()), &[]),
+    ];
+    for (start, expected) in cases {
+        let channel = Channel::new();
+        let ids = publish(&channel, 1..=3);
+        let mut subscriber = channel.follow(start(&ids));
+        assert_eq!(ready(&mut subscriber), expected);
+        publish(&channel, [4]);
+        assert_eq!(ready(&mut subscriber), ["4"]);
+    }
+}
+
+#[test]
+fn a_cursor_given_before_the_first_event_resumes_too() {
+    let channel = Channel::new();
+    let mut early = channel.follow(Start::Now);
+    let Poll::Ready(Some(Ok(Item::Cursor(cursor)))) = poll(&mut early) else {
+        panic!("a cursor first")
+    };
+    drop(early);
+    publish(&channel, [1, 2]);
+    assert_eq!(ready(&mut channel.follow(Start::After(cursor))), ["1", "2"]);
+}
+
+#[test]
+fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
+    let channel = Channel::builder().events(2).build();
+    let ids = publish(&channel, 1..=5);
+    let other = Channel::new();
+    let foreign = publish(&other, 1..=9).pop().unwrap();
+    let future = EventId::new(format!("{}v", &ids[4].as_str()[..24])).unwrap();
+    for (cursor, expected) in [
+        (&ids[0], "expired Some(2)"),
+        (&foreign, "epoch None"),
+        (&future, "epoch None"),
+        (&EventId::from(3), "epoch None"),
+    ] {
+        let mut subscriber = channel.follow(Start::After(cursor.clone()));
+        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut subscriber) else {
+            panic!("a gap first")
+        };
+        assert_eq!(gap.requested.as_ref(), Some(cursor));
+        assert_eq!(gap.resumed.as_ref(), Some(&ids[2]));
+        assert_eq!(short(Ok(Item::Gap(gap))), expected);
+        assert_eq!(ready(&mut subscriber), ["4", "5"]);
+    }
+    assert_eq!(channel.counters().expired, 2);
+    assert_eq!(
+        ready(&mut channel.follow(Start::After(ids[2].clone()))),
+        ["4", "5"],
+        "the last that fell off"
+    );
+}
+
+#[test]
+fn a_gap_resumes_where_it_says() {
+    let channel = Channel::builder().events(2).build();
+    let ids = publish(&channel, 1..=5);
+    let mut subscriber = channel.follow(Start::After(ids[0].clone()));
+    let Poll::Ready(Some(Ok(Item::Gap(Gap { resumed, .. })))) = poll(&mut subscriber) else {
+        panic!("a gap first")
+    };
+    let mut again = channel.follow(Start::After(resumed.unwrap()));
+    assert_eq!(ready(&mut again), ["4", "5"], "and not the same gap again");
+}
+
+mod lag {
+    use super::*;
+
+    fn channel(on_lag: OnLag) -> (Channel, Subscriber) {
+        let channel = Channel::builder().events(3).on_lag(on_lag).build();
+        let mut subscriber = channel.follow(Start::Now);
+        assert_eq!(ready(&mut subscriber), ["cursor"]);
+        publish(&channel, 1..=8);
+        (channel, subscriber)
+    }
+
+    #[test]
+    fn is_a_gap_by_default() {
+        let (channel, mut subscriber) = channel(OnLag::Gap);
+        assert_eq!(ready(&mut subscriber), ["lagged Some(5)", "6", "7", "8"]);
+        assert_eq!(channel.counters().lagged, 5);
+        assert_eq!(channel.counters().published, 8);
+    }
+
+    #[test]
+    fn cuts_off_and_is_a_gap_when_the_client_is_back() {
+        let (channel, mut subscriber) = channel(OnLag::Disconnect);
+        let Poll::Ready(Some(Err(error))) = poll(&mut subscriber) else {
+            panic!("an error")
+        };
+        assert!(
+            error
+                .downcast_ref::<tower_push::Error>()
+                .unwrap()
+                .is_lagged()
+        );
+        assert!(matches!(poll(&mut subscriber), Poll::Ready(None)));
+        assert_eq!(channel.counters().lagged, 5);
+    }
+
+    #[test]
+    fn conflates_to_the_newest_of_each_key() {
+        let parity = |event: &Event| {
+            let n: u64 = event.payload().as_text().unwrap().parse().unwrap();
+            (n % 5).to_string()
+        };
+        // In the log: 6, 7, 8. Of the others 4 and 5 are the newest of their keys, and 1, 2, 3 are not.
+        let (channel, mut subscriber) = channel(OnLag::Conflate(Arc::new(parity)));
+        assert_eq!(ready(&mut subscriber), ["4", "5", "6", "7", "8"]);
+        assert_eq!(channel.counters().conflated, 3);
+        assert_eq!(channel.counters().lagged, 0);
+    }
+
+    #[test]
+    fn tells_lag_from_a_late_return_only_until_it_has_caught_up() {
+        let channel = Channel::builder().events(1).build();
+        let ids = publish(&channel, [1]);
+        let mut subscriber = channel.follow(Start::After(ids[0].clone()));
+        assert_eq!(ready(&mut subscriber), [""; 0]);
+        publish(&channel, [2, 3]);
+        assert_eq!(ready(&mut subscriber), ["lagged Some(1)", "3"]);
+    }
+}
+
+#[test]
+fn closed_is_finished_for_all_once_they_have_the_rest() {
+    let channel = Channel::new();
+    let mut present = channel.follow(Start::Now);
+    let ids = publish(&channel, [1, 2]);
+    channel.close();
+    assert!(channel.publish("3").unwrap_err().is_closed());
+    assert_eq!(ready(&mut present), ["cursor", "1", "2", "finished"]);
+    assert!(matches!(poll(&mut present), Poll::Ready(None)));
+    assert_eq!(
+        ready(&mut channel.follow(Start::Oldest)),
+        ["1", "2", "finished"]
+    );
+
+    let subscribe = |headers: &[(&str, &str)]| {
+        let subscription = Subscription::new(&get("/", headers), "sse");
+        channel
+            .clone()
+            .subscribe(subscription)
+            .now_or_never()
+            .unwrap()
+    };
+    let late = subscribe(&[("last-event-id", ids[1].as_str())]);
+    assert_eq!(late.unwrap_err().status(), 204);
+    assert_eq!(subscribe(&[]).unwrap_err().status(), 204);
+    let mut behind = subscribe(&[("last-event-id", ids[0].as_str())]).unwrap();
+    assert_eq!(ready(&mut behind), ["2", "finished"]);
+    let mut strange = subscribe(&[("last-event-id", "strange")]).unwrap();
+    assert_eq!(ready(&mut strange), ["epoch None", "1", "2", "finished"]);
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_read_is_answered_like_one_of_another_epoch() {
+    let channel = Channel::new();
+    publish(&channel, [1, 2]);
+    channel.close();
+    let mut head = get("/", &[("last-event-id", "not an id")]);
+    let response = Sse::new().respond(&mut head, Push::new(channel)).await;
+    let body = text(response.into_body()).await;
+    assert!(
+        body.contains("event: gap\ndata: {\"reason\":\"epoch\",\"requested\":null"),
+        "{body}"
+    );
+    assert!(
+        body.contains("data: 1\n\n") && body.contains("data: 2\n\n"),
+        "{body}"
+    );
+}
+
+#[test]
+fn the_bounds_hold() {
+    let channel = Channel::builder().bytes(100).build();
+    for n in 0..100 {
+        channel.publish("x".repeat(n)).unwrap();
+        assert!(channel.bytes() <= 100 || channel.len() == 1);
+    }
+    assert!(!channel.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_age() {
+    let channel = Channel::builder().age(Duration::from_secs(60)).build();
+    publish(&channel, [1]);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    publish(&channel, [2]);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    assert_eq!(ready(&mut channel.follow(Start::Oldest)), ["2"]);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(channel.len(), 0);
+    assert_eq!(ready(&mut channel.follow(Start::Oldest)), ["cursor"]);
+}
+
+#[tokio::test]
+async fn a_producer_knows_when_to_stop_and_when_to_begin() {
+    let channel = Channel::new();
+    channel.idle().await;
+    let first = channel.follow(Start::Now);
+    channel.subscribed().await;
+    let second = channel.follow(Start::Now);
+    assert_eq!(channel.subscribers(), 2);
+    drop(first);
+    assert!(channel.idle().now_or_never().is_none());
+    let idle = tokio::spawn({
+        let channel = channel.clone();
+        async move { channel.idle().await }
+    });
+    drop(second);
+    idle.await.unwrap();
+    assert_eq!(channel.subscribers(), 0);
+}
+
+/// Subscribers that leave in the middle and come back, while a publisher keeps a few events ahead of them: a hundred thousand
+/// times from the log into what is live.
+#[test]
+fn replay_goes_over_into_live_without_a_hole_or_a_double() {
+    const RETURNS: u64 = 100_000;
+    const AHEAD: u64 = 4;
+    let channel = Channel::builder().events(64).build();
+    let read = Arc::new(AtomicU64::new(0));
+    let done = Arc::new(AtomicU64::new(0));
+    let publisher = thread::spawn({
+        let (channel, read, done) = (channel.clone(), read.clone(), done.clone());
+        move || {
+            let mut next = 1;
+            while done.load(Ordering::Relaxed) == 0 {
+                if next <= read.load(Ordering::Relaxed) + AHEAD {
+                    channel.publish(next.to_string()).unwrap();
+                    next += 1;
+                } else {
+                    thread::yield_now();
+                }
+            }
+        }
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let mut subscriber = channel.follow(Start::Oldest);
+    let mut expected = 1;
+    for returns in 0..RETURNS {
+        let mut cursor = None;
+        for _ in 0..=returns % 3 {
+            loop {
+                match runtime.block_on(subscriber.next()).unwrap().unwrap() {
+                    Item::Event(event) => {
+                        assert_eq!(event.payload().as_text(), Some(&*expected.to_string()));
+                        read.store(expected, Ordering::Relaxed);
+                        expected += 1;
+                        cursor = event.id().cloned();
+                        break;
+                    }
+                    Item::Cursor(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        subscriber = channel.follow(Start::After(cursor.unwrap()));
+    }
+    done.store(1, Ordering::Relaxed);
+    publisher.join().unwrap();
+    let counters = channel.counters();
+    assert_eq!((counters.lagged, counters.expired), (0, 0));
+}
+
+/// A mebibyte of events, many subscribers and several publishers: each subscriber gets each publisher's events in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_get_all_in_one_order() {
+    const EVENTS: u64 = 2000;
+    let channel = Channel::builder().events(usize::MAX).build();
+    let subscribers: Vec<_> = (0..50)
+        .map(|_| {
+            let mut subscriber = channel.follow(Start::Oldest);
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                while let Some(item) = subscriber.next().await {
+                    match item.unwrap() {
+                        Item::Event(event) => read.push(event.id().unwrap().clone()),
+                        Item::Finished => break,
+                        _ => {}
+                    }
+                }
+                read
+            })
+        })
+        .collect();
+    let publishers: Vec<_> = (0..2)
+        .map(|_| {
+            let channel = channel.clone();
+            tokio::task::spawn_blocking(move || publish(&channel, 0..EVENTS))
+        })
+        .collect();
+    let mut published = Vec::new();
+    for publisher in publishers {
+        let ids = publisher.await.unwrap();
+        assert!(ids.is_sorted());
+        published.extend(ids);
+    }
+    channel.close();
+    published.sort();
+    for subscriber in subscribers {
+        assert_eq!(subscriber.await.unwrap(), published);
+    }
+    assert_eq!(channel.subscribers(), 0);
+}
+
+#[tokio::test]
+async fn one_encoding_serves_all_subscribers_of_a_transport() {
+    for name in ["sse", "ndjson", "json-seq"] {
+        let channel = Channel::new();
+        let mut pointers = Vec::new();
+        let mut bodies = Vec::new();
+        for _ in 0..10 {
+            let mut head = get(&format!("/?transport={name}"), &[]);
+            let mut body = tower_push::respond(&mut head, channel.clone())
+                .await
+                .into_body();
+            body.frame().await.unwrap().unwrap();
+            bodies.push(body);
+        }
+        channel.publish("shared").unwrap();
+        for body in &mut bodies {
+            let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            pointers.push(frame.as_ptr());
+        }
+        assert!(
+            pointers.iter().all(|pointer| *pointer == pointers[0]),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
+    let channel = Channel::builder()
+        .events(2)
+        .on_lag(OnLag::Disconnect)
+        .build();
+    let push = || Push::new(channel.clone());
+    let response = Sse::new().respond(&mut get("/", &[]), push()).await;
+    let ids = publish(&channel, 1..=5);
+    let (read, end) = frames(response.into_body()).await;
+    assert!(end.is_err());
+    assert!(
+        !String::from_utf8(read.concat())
+            .unwrap()
+            .contains("event: end")
+    );
+
+    channel.close();
+    let mut head = get("/", &[("last-event-id", ids[0].as_str())]);
+    let body = text(Sse::new().respond(&mut head, push()).await.into_body()).await;
+    let gap = format!(
+        "event: gap\nid: {}\ndata: {{\"reason\":\"expired\",\"requested\":\"{}\",\"resumed\":\"{}\",\"missed\":2}}",
+        ids[2], ids[0], ids[2]
+    );
+    assert!(body.contains(&gap), "{body}");
+}
+
+/// Over sockets: a client that comes back with its cursor, on any transport, misses nothing.
+#[tokio::test]
+async fn a_client_keeps_its_place_from_one_transport_to_another() {
+    let channel = Channel::new();
+    let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::off()));
+    let service = tower_push::service(channel.starting(Start::Oldest)).over(quiet);
+    let server = Server::new(service).await;
+    let ids = publish(&channel, 1..=4);
+    for version in VERSIONS {
+        for (transport, cursor, expected) in [
+            ("sse", None, format!(":\nid: {}\ndata: 1\n\n", ids[0])),
+            (
+                "ndjson",
+                Some(&ids[0]),
+                format!("\n{{\"id\":\"{}\",\"data\":\"2\"}}\n", ids[1]),
+            ),
+            (
+                "json-seq",
+                Some(&ids[1]),
+                format!("\u{1e}\u{1e}{{\"id\":\"{}\",\"data\":\"3\"}}\n", ids[2]),
+            ),
+            (
+                "sse",
+                Some(&ids[2]),
+                format!("id: {}\n:\nid: {}\ndata: 4\n\n", ids[2], ids[3]),
+            ),
+        ] {
+            let mut client = Client::connect(&server, version).await;
+            let path = match cursor {
+                Some(id) => format!("/?transport={transport}&last_event_id={id}"),
+                None => format!("/?transport={transport}"),
+            };
+            client.get(&path, &[]).await.expect(expected).await;
+        }
+    }
+    let gone = async {
+        while channel.subscribers() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(support::LONG, gone).await.unwrap();
+}
