@@ -26,24 +26,24 @@ pub(crate) enum Kind {
     #[cfg(feature = "json")]
     Json,
     NotText,
-    HoldsDelimiter,
-    NoRoomForGap,
+    DelimiterInPayload,
+    GapUnsupported,
     Closed,
     Lagged,
 }
 
 impl Error {
-    /// Whether a text is no [`EventId`](crate::EventId).
+    /// Whether a text cannot be an [`EventId`](crate::EventId).
     pub fn is_invalid_id(&self) -> bool {
         self.kind == Kind::InvalidId
     }
 
-    /// Whether a text is no [`EventType`](crate::EventType).
+    /// Whether a text cannot be an [`EventType`](crate::EventType).
     pub fn is_invalid_type(&self) -> bool {
         self.kind == Kind::InvalidType
     }
 
-    /// Whether a value could not be written as JSON, or a text is none.
+    /// Whether a value could not be written as JSON, or a text is not JSON.
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn is_json(&self) -> bool {
@@ -56,13 +56,13 @@ impl Error {
     }
 
     /// Whether a payload holds the separator or boundary that would end it.
-    pub fn holds_delimiter(&self) -> bool {
-        self.kind == Kind::HoldsDelimiter
+    pub fn is_delimiter_in_payload(&self) -> bool {
+        self.kind == Kind::DelimiterInPayload
     }
 
     /// Whether a gap met a format that cannot announce one.
-    pub fn is_no_room_for_gap(&self) -> bool {
-        self.kind == Kind::NoRoomForGap
+    pub fn is_gap_unsupported(&self) -> bool {
+        self.kind == Kind::GapUnsupported
     }
 
     /// Whether an event came too late: the channel is closed.
@@ -104,8 +104,8 @@ impl fmt::Display for Error {
             #[cfg(feature = "json")]
             Kind::Json => "not JSON",
             Kind::NotText => "a binary payload on a transport that carries text only",
-            Kind::HoldsDelimiter => "the payload holds the delimiter that would end it",
-            Kind::NoRoomForGap => "events were missed, and this format cannot say so",
+            Kind::DelimiterInPayload => "the payload holds the delimiter that would end it",
+            Kind::GapUnsupported => "events were missed, and this format cannot say so",
             Kind::Closed => "the channel is closed",
             Kind::Lagged => "the subscriber was too slow",
         })

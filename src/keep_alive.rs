@@ -12,7 +12,8 @@ use crate::random;
 /// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes), and below every idle limit in
 /// use (nginx and AWS load balancers: 60 s).
 ///
-/// It needs tokio's clock; a stream without one ([`KeepAlive::off`]) runs on any runtime.
+/// It needs tokio's clock: outside a tokio runtime, or in one without `enable_time`, the body panics when it is first idle. A
+/// stream without heartbeats ([`KeepAlive::off`]) runs on any runtime.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,7 +53,11 @@ impl KeepAlive {
     /// By which part of itself the interval may be longer or shorter: 0 to 1, 0.1 by default.
     #[must_use]
     pub fn jitter(mut self, part: f64) -> Self {
-        self.jitter = part.clamp(0.0, 1.0);
+        self.jitter = if part.is_nan() {
+            0.0
+        } else {
+            part.clamp(0.0, 1.0)
+        };
         self
     }
 

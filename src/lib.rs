@@ -34,7 +34,7 @@
 //! - [`event`]: what is pushed. [`Event`], its [id](EventId), which is the cursor that resumes after it, and [`IntoItem`], which
 //!   strings, bytes, JSON and `Result`s of them are.
 //! - [`source`]: what a client subscribes to. Any stream is a [`PushSource`]; [`source_fn`](source::source_fn) makes one that
-//!   sees the client's cursor, and may refuse.
+//!   sees the client's cursor, and may refuse; [`Channel`] is the one for many subscribers, with a log that they resume from.
 //! - [`transport`]: how it travels. [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), and
 //!   [`Negotiate`](transport::Negotiate) over several; or one of your own.
 //! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
@@ -54,13 +54,14 @@
 //! }));
 //! ```
 //!
-//! A plain stream cannot resume, and says so: the client gets a gap first.
+//! A plain stream cannot resume, and says so: the client gets a gap first. A [`Channel`] can: publish into it, and every client
+//! goes on where it was, on the same transport or another, without a hole or a double.
 //!
 //! # Feature flags
 //! | feature | what it adds | crates |
 //! |---|---|---|
 //! | (none) | everything but the below | 9 beside this one |
-//! | `json` | [`Event::json`], [`Event::json_text`], [`Json`] | `serde`, `serde_json` |
+//! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `full` | all of them | |
 //!
@@ -96,4 +97,8 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/architecture.md")]
     struct Architecture;
+    #[doc = include_str!("../docs/clients.md")]
+    struct Clients;
+    #[doc = include_str!("../docs/resume.md")]
+    struct Resume;
 }

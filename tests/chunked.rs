@@ -14,7 +14,7 @@ use support::{frames, get, text};
 use tower_push::{
     Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
     transport::{
-        Chunked, Transport,
+        Chunked, Sse, Transport,
         chunked::{Format, JsonSeq, Multipart, Ndjson, Raw},
     },
 };
@@ -237,7 +237,7 @@ mod raw {
             error
                 .downcast_ref::<tower_push::Error>()
                 .unwrap()
-                .holds_delimiter()
+                .is_delimiter_in_payload()
         );
     }
 
@@ -251,7 +251,7 @@ mod raw {
             error
                 .downcast_ref::<tower_push::Error>()
                 .unwrap()
-                .is_no_room_for_gap()
+                .is_gap_unsupported()
         );
         let body = respond(Raw::new().gap("# gap"), items()).await.into_body();
         assert_eq!(text(body).await, "\n# gap\n");
@@ -350,7 +350,7 @@ mod multipart {
                 Multipart::mixed(),
                 "Content-Type: application/vnd.tower-push+json\r\nContent-Length: 18\r\n\r\n{\"heartbeat\":true}\r\n--B\r\n",
             ),
-            (Multipart::replace(), "Heartbeat: 1\r\n"),
+            (Multipart::replace(), "Heartbeat: 1"),
         ] {
             let response = respond(format, stream::pending::<Event>()).await;
             let boundary = boundary(&response);
@@ -362,6 +362,34 @@ mod multipart {
                 expected.replace("--B", &format!("--{boundary}"))
             );
         }
+    }
+
+    /// Readers count header lines.
+    #[tokio::test(start_paused = true)]
+    async fn a_day_of_heartbeats_is_one_header_line() {
+        let (events, received) = tokio::sync::mpsc::channel(1);
+        let items = tokio_stream::wrappers::ReceiverStream::new(received);
+        let response = respond(Multipart::replace(), items).await;
+        let boundary = boundary(&response);
+        let mut body = response.into_body();
+        let mut read = Vec::new();
+        for _ in 0..5760 {
+            read.extend(body.frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+        events.send("at last").await.unwrap();
+        drop(events);
+        read.extend(body.collect().await.unwrap().to_bytes());
+        let parts = parts(&read, &boundary);
+        let lines: Vec<_> = parts[0].0.split("\r\n").collect();
+        assert_eq!(lines[0], format!("Heartbeat: {}", "1".repeat(5759)));
+        assert_eq!(
+            lines[1..],
+            [
+                "Content-Type: text/plain; charset=utf-8",
+                "Content-Length: 7"
+            ]
+        );
+        assert_eq!(parts[0].1, b"at last");
     }
 
     #[tokio::test]
@@ -442,8 +470,25 @@ mod multipart {
             error
                 .downcast_ref::<tower_push::Error>()
                 .unwrap()
-                .holds_delimiter()
+                .is_delimiter_in_payload()
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_beat_every_15_seconds_or_so_if_nothing_else_is_said() {
+    let sse: &dyn Transport = &Sse::new();
+    for transport in [sse, &Chunked::default()] {
+        let push = Push::new(stream::pending::<Event>());
+        let mut body = transport
+            .respond(&mut get("/", &[]), push)
+            .await
+            .into_body();
+        body.frame().await.unwrap().unwrap();
+        let start = tokio::time::Instant::now();
+        body.frame().await.unwrap().unwrap();
+        let waited = start.elapsed().as_secs_f64();
+        assert!((13.5..=16.6).contains(&waited), "{waited} s");
     }
 }
 
@@ -459,6 +504,39 @@ async fn json_formats_beat_with_what_readers_ignore() {
     assert_eq!(beats(Ndjson::new()).await, ["\n", "\n"]);
     assert_eq!(beats(JsonSeq::new()).await, ["\u{1e}", "\u{1e}"]);
     assert_eq!(beats(Raw::new()).await, ["\n", "\n"]);
+}
+
+/// What is read from the source is sent, and not piled up, whatever the format makes of a large event.
+#[tokio::test]
+async fn large_events_are_not_read_ahead() {
+    const EVENT: usize = 8 * 1024;
+    async fn check(format: impl Format) {
+        let event = Event::text("x".repeat(EVENT));
+        let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = taken.clone();
+        let items = stream::repeat_with(move || {
+            counted.fetch_add(EVENT, std::sync::atomic::Ordering::Relaxed);
+            event.clone()
+        });
+        let mut body = respond(format, items).await.into_body();
+        let mut given = 0;
+        for _ in 0..2000 {
+            given += body
+                .frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap()
+                .len();
+        }
+        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(taken <= given + 4 * EVENT, "{taken} taken, {given} given");
+    }
+    check(Ndjson::new()).await;
+    check(Multipart::mixed()).await;
+    check(Multipart::replace()).await;
+    check(Raw::new()).await;
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
     ChunkedLayer, Event, Push, PushBody, PushLayer, SseLayer,
     source::{Rejection, Subscription, source_fn},
-    transport::{Chunked, Negotiate, Sse, Transport, chunked::Multipart},
+    transport::{Chunked, Sse, Transport, chunked::Multipart},
 };
 
 type NoRequest = Request<Empty<Bytes>>;
@@ -161,6 +161,8 @@ mod existing {
         headers.insert("vary", HeaderValue::from_static("Origin"));
         headers.insert("content-length", HeaderValue::from_static("7"));
         headers.insert("cache-control", HeaderValue::from_static("max-age=1"));
+        headers.insert("etag", HeaderValue::from_static("\"of the 500\""));
+        headers.insert("content-encoding", HeaderValue::from_static("gzip"));
         response.extensions_mut().insert(7_u8);
         response
     }
@@ -178,11 +180,59 @@ mod existing {
         assert_eq!(headers["set-cookie"], "a=b");
         assert_eq!(headers["content-type"], "text/event-stream");
         assert_eq!(headers["cache-control"], "no-cache, no-transform");
-        assert!(!headers.contains_key("content-length"));
+        for absent in ["content-length", "content-encoding", "etag"] {
+            assert!(!headers.contains_key(absent), "{absent}");
+        }
         let vary: Vec<_> = headers.get_all("vary").iter().collect();
         assert_eq!(vary, ["Origin", "Accept"]);
         assert_eq!(response.extensions().get(), Some(&7_u8));
         assert_eq!(text(response.into_body()).await, SSE);
+    }
+
+    #[tokio::test]
+    async fn headers_with_several_values_keep_them_all() {
+        fn refusing() -> Push {
+            Push::new(source_fn(async |_| {
+                let rejection = Rejection::new(StatusCode::UNAUTHORIZED)
+                    .header(
+                        http::header::WWW_AUTHENTICATE,
+                        HeaderValue::from_static("Basic"),
+                    )
+                    .header(
+                        http::header::WWW_AUTHENTICATE,
+                        HeaderValue::from_static("Bearer"),
+                    )
+                    .header(http::header::SET_COOKIE, HeaderValue::from_static("b=2"));
+                Err::<stream::Empty<Event>, _>(rejection)
+            }))
+        }
+        let inner = service_fn(async |_: NoRequest| {
+            let mut response = Response::from(refusing());
+            let cookie = HeaderValue::from_static("a=1");
+            response.headers_mut().insert("set-cookie", cookie);
+            Ok::<_, Infallible>(response)
+        });
+        let service = PushLayer::new().layer(inner);
+        let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+        let all = |name| response.headers().get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(all("www-authenticate"), ["Basic", "Bearer"]);
+        assert_eq!(all("set-cookie"), ["a=1", "b=2"]);
+    }
+
+    #[tokio::test]
+    async fn a_cache_policy_is_never_weakened() {
+        for strict in ["private, no-store", "Private"] {
+            let inner = service_fn(move |_: NoRequest| async move {
+                let mut response = carrier();
+                let policy = HeaderValue::from_static(strict);
+                response.headers_mut().insert("cache-control", policy);
+                Ok::<_, Infallible>(response)
+            });
+            let service = PushLayer::new().layer(inner);
+            let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+            let policies: Vec<_> = response.headers().get_all("cache-control").iter().collect();
+            assert_eq!(policies, [strict]);
+        }
     }
 
     #[tokio::test]
@@ -357,6 +407,40 @@ mod existing {
 }
 
 #[tokio::test]
+async fn a_status_without_a_body_has_none() {
+    for status in [204, 205, 304] {
+        let refusing = source_fn(async move |_| {
+            let status = StatusCode::from_u16(status).unwrap();
+            Err::<stream::Empty<Event>, _>(Rejection::from(status))
+        });
+        let response = tower_push::respond(&mut get("/", &[]), refusing).await;
+        assert_eq!(response.status(), status);
+        assert!(!response.headers().contains_key("content-type"));
+        assert_eq!(response.body().size_hint().exact(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn what_a_source_built_wrongly_is_the_servers_fault() {
+    let failing = source_fn(async |_| {
+        let event = Event::text("x").with_id("no id")?;
+        Ok(stream::iter([event]))
+    });
+    let response = tower_push::respond(&mut get("/", &[]), failing).await;
+    assert_eq!(response.status(), 500);
+    assert_eq!(text(response.into_body()).await, "Internal Server Error");
+}
+
+/// A push of a push is that push: what is said first is not said twice.
+#[tokio::test]
+async fn a_push_is_not_wrapped_again() {
+    let mut head = get("/", &[("last-event-id", "not an id")]);
+    let response = tower_push::respond(&mut head, Push::new(push())).await;
+    let body = text(response.into_body()).await;
+    assert_eq!(body.matches("event: gap").count(), 1);
+}
+
+#[tokio::test]
 async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
     fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
     let count = Count::default();
@@ -383,11 +467,4 @@ async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
     assert_eq!(frames, ["a"]);
     assert_eq!(PushBody::empty().size_hint().exact(), Some(0));
     assert_eq!(PushBody::whole("four").size_hint().exact(), Some(4));
-}
-
-#[tokio::test]
-async fn a_negotiating_transport_is_a_transport_like_any_other() {
-    let nested = Negotiate::only(Negotiate::new());
-    let response = nested.respond(&mut get("/", &[]), push()).await;
-    assert_eq!(text(response.into_body()).await, SSE);
 }

@@ -145,7 +145,7 @@ async fn a_single_transport_does_not_negotiate() {
 }
 
 #[tokio::test]
-async fn streams_are_not_to_be_stored_changed_sniffed_or_held_back() {
+async fn streams_are_to_be_revalidated_and_not_changed_sniffed_or_held_back() {
     for name in ["sse", "ndjson", "json-seq", "multipart"] {
         let response = answer(&Negotiate::new(), &format!("/?transport={name}"), &[]).await;
         let headers = response.headers();
@@ -177,4 +177,43 @@ async fn head_is_answered_without_asking_the_source() {
         assert_eq!(response.headers(), asked.headers());
         assert_eq!(text(response.into_body()).await, "");
     }
+}
+
+#[tokio::test]
+async fn head_of_what_cannot_be_had_has_no_body() {
+    let mut head = request("HEAD", "/", &[("accept", "text/html")])
+        .into_parts()
+        .0;
+    let push = Push::new(stream::iter(["event"]));
+    let response = Negotiate::new().respond(&mut head, push).await;
+    assert_eq!(response.status(), 406);
+    assert_eq!(text(response.into_body()).await, "");
+}
+
+#[tokio::test]
+async fn two_of_one_format_have_names_of_their_own() {
+    let csv = Chunked::new(Raw::new().media_type("text/csv"));
+    let tabs = Chunked::new(Raw::new().media_type("text/tab-separated-values")).named("tabs");
+    let both = Negotiate::only(csv).or(tabs);
+    for (uri, accept, expected) in [
+        ("/", "text/csv", "text/csv"),
+        (
+            "/",
+            "text/tab-separated-values",
+            "text/tab-separated-values",
+        ),
+        ("/?transport=tabs", "*/*", "text/tab-separated-values"),
+    ] {
+        let answered = content_type(&both, uri, &[accept]).await;
+        assert_eq!(answered.as_deref(), Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn a_format_with_several_types_varies_by_itself() {
+    let push = || Push::new(stream::iter(["event"]));
+    let response = Chunked::default().respond(&mut get("/", &[]), push()).await;
+    assert_eq!(response.headers()["vary"], "Accept");
+    let negotiated = answer(&Negotiate::new(), "/?transport=ndjson", &[]).await;
+    assert_eq!(negotiated.headers().get_all("vary").iter().count(), 1);
 }

@@ -22,7 +22,7 @@ use tower_push::{
     transport::{
         Batch, Chunked, Encoder, End, Negotiate, Responding, Sse, Transport,
         chunked::{Multipart, Raw},
-        stream as stream_response,
+        respond_streaming,
     },
 };
 
@@ -160,7 +160,10 @@ async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
             response.expect(format!("{open}{event}")).await;
             let (rest, ended) = response.rest().await;
             assert_eq!(rest, b"", "{version:?} {name}");
-            ended.expect_err("a cut, not an end");
+            let error = ended.expect_err("a cut, not an end");
+            if version == Version::Http2 {
+                assert!(format!("{error:?}").contains("INTERNAL_ERROR"), "{error:?}");
+            }
             source.alive.becomes(0).await;
         }
     }
@@ -276,25 +279,15 @@ mod middleware {
             .service(tower_push::service(source.source()).over(all()));
         let server = Server::new(service).await;
         for version in VERSIONS {
-            for (encoding, name) in ["gzip", "br", "zstd", "deflate"]
-                .into_iter()
-                .zip(NAMES.into_iter().cycle())
-            {
+            let encodings = ["gzip", "br", "zstd", "deflate"].into_iter();
+            for (encoding, name) in encodings.flat_map(|e| NAMES.map(|name| (e, name))) {
                 let events = source.open();
                 let url = server.url(&format!("/?transport={name}"));
                 let request = client(encoding, version)
                     .get(url)
                     .header("origin", "http://a.example");
                 let mut response = request.send().await.unwrap();
-                // reqwest takes `content-encoding` away once it has decoded: what is left tells that it was there.
                 assert_eq!(response.headers()["access-control-allow-origin"], "*");
-                assert!(
-                    response
-                        .headers()
-                        .get_all("vary")
-                        .iter()
-                        .any(|v| v == "accept-encoding")
-                );
                 let content_type = response.headers()["content-type"]
                     .to_str()
                     .unwrap()
@@ -320,6 +313,26 @@ mod middleware {
                 }
                 wanted += &expected(name, &boundary, "").2;
                 assert_eq!(String::from_utf8_lossy(&read), wanted);
+            }
+        }
+    }
+
+    /// reqwest takes the header away once it has decoded, so that the test above does not see it.
+    #[tokio::test]
+    async fn what_is_compressed_says_so() {
+        let source = source_fn(async |_| Ok(stream::iter(["hi"])));
+        let service = ServiceBuilder::new()
+            .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
+            .service(tower_push::service(source).over(all()));
+        let server = Server::new(service).await;
+        for version in VERSIONS {
+            for encoding in ["gzip", "br", "zstd", "deflate"] {
+                for name in NAMES {
+                    let mut client = Client::connect(&server, version).await;
+                    let path = format!("/?transport={name}");
+                    let response = client.get(&path, &[("accept-encoding", encoding)]).await;
+                    assert_eq!(response.header("content-encoding"), Some(encoding));
+                }
             }
         }
     }
@@ -393,7 +406,7 @@ mod from_outside {
             let content_type = HeaderValue::from_static("application/x-length-delimited");
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
             let subscription = Subscription::new(head, self.name());
-            stream_response(
+            respond_streaming(
                 subscription,
                 push,
                 headers,

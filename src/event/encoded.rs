@@ -55,6 +55,19 @@ impl Encodings {
     }
 }
 
+impl Encodings {
+    pub(super) fn has<E: Encoding>(&self) -> bool {
+        let mut at = self.0.get();
+        while let Some(encoded) = at {
+            if encoded.encoding == TypeId::of::<E>() {
+                return true;
+            }
+            at = encoded.next.get().map(Box::as_ref);
+        }
+        false
+    }
+}
+
 impl Encoded {
     fn new<E: Encoding>(fields: &Fields) -> Self {
         let mut out = BytesMut::new();

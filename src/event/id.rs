@@ -8,8 +8,8 @@ const MAX_LEN: usize = 128;
 /// An event's id, which is the cursor that resumes after it (exclusive).
 ///
 /// 1 to 128 bytes of `[A-Za-z0-9._~-]`: what goes unescaped through a URL's query, through an HTTP header, and
-/// cross-origin without a preflight (the `Last-Event-ID` header is treated as CORS-safelisted only without `"():<>?@[\]{}`,
-/// see [whatwg/fetch#568](https://github.com/whatwg/fetch/issues/568)).
+/// cross-origin without a preflight, also should browsers come to preflight a `Last-Event-ID` with other characters, as
+/// [proposed](https://github.com/whatwg/fetch/issues/568).
 ///
 /// ```
 /// use tower_push::EventId;
@@ -61,7 +61,9 @@ impl From<u64> for EventId {
 
 /// The name under which a client dispatches an event: `EventSource.addEventListener(name, …)`.
 ///
-/// 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends.
+/// 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. To an `EventSource` the types
+/// `open` and `error` look like its own events, and `gap` and `end` are those of [`Sse`](crate::transport::Sse), which can be
+/// renamed there.
 ///
 /// ```
 /// use tower_push::EventType;

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::{Event, EventId, Gap};
@@ -65,6 +67,13 @@ impl IntoItem for String {
 
 /// A text event.
 impl IntoItem for &str {
+    fn into_item(self) -> Result<Item, BoxError> {
+        Event::text(self).into_item()
+    }
+}
+
+/// A text event.
+impl IntoItem for Cow<'_, str> {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }

@@ -210,6 +210,11 @@ impl Event {
         self.with(|_| {})
     }
 
+    /// Whether somebody wanted this encoding before.
+    pub(crate) fn is_encoded<E: Encoding>(&self) -> bool {
+        self.0.encodings.has::<E>()
+    }
+
     /// Whether a clone exists, so that an encoding may be wanted again.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

@@ -3,23 +3,35 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
+use self::sealed::Sealed;
 use crate::{
     source::Push,
     transport::{NoBody, PushBody},
 };
 
-/// What a service behind a layer answers with: a [`Push`], or a response, which may carry one.
-pub trait MaybePush {
+/// What a service behind a layer answers with: a [`Push`], or a response, which may carry one. It is implemented for nothing
+/// else.
+pub trait MaybePush: Sealed {
     /// The body of the responses that carry none.
     type Body;
 
     /// Which of the two it is.
+    #[doc(hidden)]
     fn into_answer(self) -> Answer<Self::Body>;
 }
 
+mod sealed {
+    #[allow(unnameable_types, reason = "that is its purpose")]
+    pub trait Sealed {}
+}
+
+impl Sealed for Push {}
+impl<B> Sealed for Response<B> {}
+
 /// What a service answered with.
+#[doc(hidden)]
 #[derive(Debug)]
 pub enum Answer<B> {
     /// A push, and what the response that carried it has beside: headers and extensions that services in between have set.
@@ -53,13 +65,25 @@ impl<B> MaybePush for Response<B> {
 }
 
 /// What describes the carrying response's own content.
-const ABOUT_THE_MESSAGE: [http::HeaderName; 5] = [
+const ABOUT_THE_MESSAGE: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
     header::CONTENT_ENCODING,
-    header::ETAG,
+    header::CONTENT_RANGE,
     header::TRANSFER_ENCODING,
+    header::ACCEPT_RANGES,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::EXPIRES,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
 ];
+
+/// Whether a cache policy allows less than that of a stream, and must not be weakened.
+fn is_strict(policy: &HeaderValue) -> bool {
+    let policy = String::from_utf8_lossy(policy.as_bytes()).to_ascii_lowercase();
+    policy.contains("no-store") || policy.contains("private")
+}
 
 /// A push inside a response's extensions, which want to be `Clone`.
 #[derive(Clone)]
@@ -86,7 +110,7 @@ impl From<Push> for Response<String> {
     }
 }
 
-const UNLAYERED: &str = "This response carries a tower_push::Push, but no layer turned it into a push response: \
+const UNLAYERED: &str = "This response carries a tower_push::Push that no layer turned into a push response: \
     add .layer(tower_push::PushLayer::new()) around the service.\n";
 
 impl fmt::Debug for Carried {
@@ -103,11 +127,19 @@ pub(super) fn merge<B>(
 ) -> Response<PushBody<B>> {
     let mut response = response.map(PushBody::beside);
     let mut merged = headers;
+    for name in response.headers().keys() {
+        let is_kept = match *name {
+            header::VARY | header::SET_COOKIE => true,
+            header::CACHE_CONTROL => merged.get_all(name).iter().any(is_strict),
+            _ => false,
+        };
+        if !is_kept {
+            merged.remove(name);
+        }
+    }
     for (name, value) in response.headers() {
-        if name == header::VARY {
+        if name != header::CACHE_CONTROL || !merged.contains_key(name) {
             merged.append(name, value.clone());
-        } else {
-            merged.insert(name, value.clone());
         }
     }
     *response.headers_mut() = merged;

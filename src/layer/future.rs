@@ -8,7 +8,10 @@ use std::{
 use http::{Extensions, HeaderMap, Response, request::Parts};
 use pin_project_lite::pin_project;
 
-use super::{Answer, MaybePush, answer::merge};
+use super::{
+    MaybePush,
+    answer::{Answer, merge},
+};
 use crate::transport::{PushBody, Responding, Transport};
 
 pin_project! {

@@ -18,7 +18,8 @@ use crate::{
 /// A service that serves one source, over whichever transport the client asks for.
 ///
 /// Each request subscribes to a clone of the source. `GET`, `HEAD` and `POST` are answered, `OPTIONS` with what is allowed
-/// (a CORS layer in front answers preflights before), other methods with 405.
+/// (a CORS layer in front answers preflights before), other methods with 405. A request's body is not read: behind an unread one
+/// a server may not see its client leave before the next event or heartbeat, so a handler that takes uploads should read them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -59,6 +60,10 @@ impl<S, T> SourceService<S, T> {
 
 const ALLOW: &str = "GET, HEAD, POST, OPTIONS";
 
+/// For a preflight, should something in front add the origin that is allowed.
+const ALLOW_HEADERS: &str =
+    "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type";
+
 impl<S, T, B> Service<Request<B>> for SourceService<S, T>
 where
     S: PushSource + Clone + Send + 'static,
@@ -83,7 +88,7 @@ where
                 .message("")
                 .header(
                     header::ACCESS_CONTROL_ALLOW_HEADERS,
-                    HeaderValue::from_static("Last-Event-ID"),
+                    HeaderValue::from_static(ALLOW_HEADERS),
                 )
                 .header(
                     header::ACCESS_CONTROL_MAX_AGE,

@@ -24,7 +24,11 @@
 //! # A layer over an existing HTTP service
 //! A handler returns a [`Push`] as a response (`Response::<String>::from(push)`, or the push itself in axum, with the feature
 //! `axum`). On its own this response is a 500 that names what is missing; the layer turns it into the push, under the headers
-//! that services in between have set. Every other response passes through untouched.
+//! that services in between have set, but for those that describe the 500 itself. A `Cache-Control` of theirs stays where it says
+//! `private` or `no-store`. Every other response passes through untouched.
+//!
+//! What stands between the handler and the layer sees that 500. So put this layer innermost, behind those that log failures,
+//! retry, or make error pages: `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())` on a `Router`.
 //! ```
 //! # #[cfg(feature = "axum")] {
 //! use axum::{Router, routing::get};
@@ -50,7 +54,7 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
-    answer::{Answer, MaybePush},
+    answer::MaybePush,
     future::ResponseFuture,
     leaf::{SourceFuture, SourceService, service},
     service::TransportService,

@@ -62,4 +62,12 @@ pub trait PushSource {
     fn is_resumable(&self) -> bool {
         true
     }
+
+    #[doc(hidden)]
+    fn into_push(self) -> Push
+    where
+        Self: Sized + Send + 'static,
+    {
+        Push::boxed(self)
+    }
 }

@@ -53,6 +53,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 impl Push {
     /// Takes any source: a stream, or what else implements [`PushSource`].
     pub fn new<S: PushSource + Send + 'static>(source: S) -> Self {
+        source.into_push()
+    }
+
+    pub(super) fn boxed<S: PushSource + Send + 'static>(source: S) -> Self {
         Self(Box::new(source))
     }
 }
@@ -75,6 +79,11 @@ impl PushSource for Push {
 
     fn is_resumable(&self) -> bool {
         self.0.is_resumable()
+    }
+
+    /// A push is not wrapped again.
+    fn into_push(self) -> Push {
+        self
     }
 }
 

@@ -83,6 +83,12 @@ impl Rejection {
     }
 }
 
+impl From<StatusCode> for Rejection {
+    fn from(status: StatusCode) -> Self {
+        Self::new(status)
+    }
+}
+
 /// 500, without a word of the error to the client: what a source built cannot be sent.
 impl From<Error> for Rejection {
     fn from(_: Error) -> Self {

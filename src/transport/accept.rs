@@ -32,8 +32,11 @@ impl Preference {
         let ranges: Vec<_> = headers
             .get_all(ACCEPT)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .collect();
+        let ranges: Vec<_> = ranges
+            .iter()
+            .flat_map(|value| split(value, ','))
             .filter_map(Range::parse)
             .collect();
         let any = Range {
@@ -72,7 +75,7 @@ struct Range<'a> {
 
 impl<'a> Range<'a> {
     fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = text.split(';').map(str::trim);
+        let mut parts = split(text, ';').map(str::trim);
         let (kind, subtype) = parts.next()?.split_once('/')?;
         let is_token = |text: &str| !text.is_empty() && !text.contains(char::is_whitespace);
         if !is_token(kind) || !is_token(subtype) || (kind == "*" && subtype != "*") {
@@ -103,6 +106,20 @@ impl<'a> Range<'a> {
                 .then_some(Specificity::Exact)
         }
     }
+}
+
+/// The parts between separators that do not stand in a quoted string.
+fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |c| {
+        match c {
+            _ if std::mem::take(&mut escaped) => {}
+            '\\' => escaped = quoted,
+            '"' => quoted = !quoted,
+            _ => return c == separator && !quoted,
+        }
+        false
+    })
 }
 
 /// `0.25` is 250: one digit, and up to three behind a point.
@@ -180,6 +197,8 @@ mod tests {
         ] {
             assert_eq!(accepted(&[garbage], sse).unwrap().0, 1000, "{garbage:?}");
         }
+        let quoted = "text/event-stream;x=\"a,b;\\\",q=1\";q=0.1";
+        assert_eq!(accepted(&[quoted], sse).unwrap().0, 100);
         let mixed = "text/event-stream;q=nan, text/html";
         assert_eq!(accepted(&[mixed], sse), None);
     }

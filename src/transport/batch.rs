@@ -55,10 +55,10 @@ impl Batch {
         }
     }
 
-    /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where the event is shared, and written in
-    /// place where this is its only clone.
+    /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where others have use for them or had, and
+    /// written in place where this is the only clone there ever was.
     pub fn event<E: Encoding>(&mut self, event: &Event) {
-        if event.is_shared() {
+        if event.is_shared() || event.is_encoded::<E>() {
             self.push(event.encoded::<E>());
         } else {
             E::encode(event.fields(), self.buffer());
@@ -122,6 +122,19 @@ mod tests {
         let frames = frames(&mut batch);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].as_ptr(), clone.encoded::<Plain>().as_ptr());
+    }
+
+    /// Whoever comes last holds the only clone by then.
+    #[test]
+    fn what_was_encoded_is_not_encoded_again() {
+        let event = Event::text("x");
+        let last = event.clone();
+        let mut batch = Batch::default();
+        batch.event::<Plain>(&event);
+        drop(event);
+        let first = batch.take().unwrap();
+        batch.event::<Plain>(&last);
+        assert_eq!(batch.take().unwrap().as_ptr(), first.as_ptr());
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::error::BoxError;
 pin_project! {
     /// The body of every response: of a push, or of the service behind a layer, untouched.
     ///
-    /// It is `Send` and `Sync` (where `B` is), yields no empty data frames, and may be polled after its end. It fails where
-    /// the source failed, so that the server cuts the response and the client sees a truncation, never a clean end.
+    /// It is `Send` and `Sync` (where `B` is). A push's body yields no empty data frames, may be polled after its end, and
+    /// fails where the source failed, so that the server cuts the response and the client sees a truncation, never a clean end.
     pub struct PushBody<B = NoBody> {
         #[pin]
         kind: Kind<B>,

@@ -4,7 +4,7 @@
 //! theirs; which layer or function uses them is another matter, see [`layer`](crate::layer).
 //!
 //! # A transport of one's own
-//! Implement [`Transport`]. One that streams needs an [`Encoder`] only, and hands it to [`stream`], which does the rest as
+//! Implement [`Transport`]. One that streams needs an [`Encoder`] only, and hands it to [`respond_streaming`], which does the rest as
 //! for the transports here: it subscribes, answers `HEAD` and refusals, joins what is ready together into one frame, keeps
 //! the connection alive, and cuts it visibly where the source fails.
 //!
@@ -15,7 +15,7 @@
 //!     Error, Event, EventId, Gap, KeepAlive, Push,
 //!     event::{Encoding, Fields},
 //!     source::Subscription,
-//!     transport::{Batch, Encoder, End, Responding, Transport, stream},
+//!     transport::{Batch, Encoder, End, Responding, Transport, respond_streaming},
 //! };
 //!
 //! /// Each payload behind its length.
@@ -33,7 +33,7 @@
 //!         let mut headers = HeaderMap::new();
 //!         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
 //!         let subscription = Subscription::new(head, self.name());
-//!         stream(subscription, push, headers, Box::new(LengthDelimited), KeepAlive::default())
+//!         respond_streaming(subscription, push, headers, Box::new(LengthDelimited), KeepAlive::default())
 //!     }
 //! }
 //!
@@ -83,7 +83,7 @@ pub use self::{
     chunked::Chunked,
     negotiate::Negotiate,
     sse::Sse,
-    stream::stream,
+    stream::respond_streaming,
 };
 use crate::{
     error::Error,
@@ -156,7 +156,7 @@ pub trait Encoder: Send {
     /// The cursor moves without an event.
     fn cursor(&mut self, id: &EventId, out: &mut Batch);
 
-    /// A sign of life. One that writes nothing turns heartbeats off for the rest of the stream.
+    /// A heartbeat. One that writes nothing turns heartbeats off for the rest of the stream.
     fn heartbeat(&mut self, out: &mut Batch);
 
     /// The end. It is not called for a stream that is cut.

@@ -1,11 +1,11 @@
 use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{Method, Response, StatusCode, request::Parts};
 
 use super::{
     Chunked, Preference, PushBody, Responding, Sse, Transport,
     chunked::{JsonSeq, Multipart},
-    stream::plain_text,
+    stream::{plain_text, vary},
 };
 use crate::{query, source::Push};
 
@@ -85,7 +85,7 @@ impl Negotiate {
 
     /// 406, and what there is.
     fn refuse(&self) -> Response<PushBody> {
-        let mut text = String::from("None of what you accept can be had here. There is:\n");
+        let mut text = String::from("Nothing here is as you ask for it. There is:\n");
         for transport in &self.transports {
             let (types, name) = (transport.media_types().join(", "), transport.name());
             let _ = writeln!(text, "{types}  (?{}={name})", self.parameter);
@@ -120,6 +120,9 @@ impl Transport for Negotiate {
         let Some(transport) = self.choose(head) else {
             let mut response = self.refuse();
             vary(response.headers_mut());
+            if head.method == Method::HEAD {
+                *response.body_mut() = PushBody::head();
+            }
             return Box::pin(ready(response));
         };
         let responding = transport.clone().respond(head, push);
@@ -129,11 +132,4 @@ impl Transport for Negotiate {
             response
         })
     }
-}
-
-fn vary(headers: &mut HeaderMap) {
-    if headers.get_all(header::VARY).iter().any(|v| v == "Accept") {
-        return;
-    }
-    headers.append(header::VARY, HeaderValue::from_static("Accept"));
 }

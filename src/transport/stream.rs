@@ -6,7 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
@@ -24,7 +24,7 @@ use crate::{
 /// To `headers`, which must hold the content type, it adds those that keep a stream flowing (`Cache-Control`,
 /// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
 /// alone, without asking the source; a [`Rejection`] becomes its status.
-pub fn stream(
+pub fn respond_streaming(
     subscription: Subscription,
     push: Push,
     headers: HeaderMap,
@@ -60,15 +60,31 @@ const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-acc
 /// The answer to a client whose subscription was refused.
 pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {
     let (status, headers, message) = rejection.into_inner();
-    let mut response = match message.len() {
-        0 => Response::new(PushBody::empty()),
-        _ => plain_text(message.into_owned()),
+    let has_body = !status.is_informational() && !BODILESS.contains(&status);
+    let mut response = if has_body && !message.is_empty() {
+        plain_text(message.into_owned())
+    } else {
+        Response::new(PushBody::empty())
     };
     *response.status_mut() = status;
     let entry = response.headers_mut().entry(header::CACHE_CONTROL);
     entry.or_insert(HeaderValue::from_static("no-store"));
     response.headers_mut().extend(headers);
     response
+}
+
+/// RFC 9110 §15.3.5, §15.3.6, §15.4.5.
+const BODILESS: [StatusCode; 3] = [
+    StatusCode::NO_CONTENT,
+    StatusCode::RESET_CONTENT,
+    StatusCode::NOT_MODIFIED,
+];
+
+/// Another `Accept` may get another answer.
+pub(super) fn vary(headers: &mut HeaderMap) {
+    if headers.get_all(header::VARY).iter().all(|v| v != "Accept") {
+        headers.append(header::VARY, HeaderValue::from_static("Accept"));
+    }
 }
 
 /// A message to a person.
@@ -137,6 +153,10 @@ where
         let Self::Live(items) = self else {
             return Poll::Ready(());
         };
+        // What is read must not outrun what is sent: large events make frames of their own.
+        if batch.is_full() {
+            return Poll::Ready(());
+        }
         for _ in 0..ITEMS {
             let written = match ready!(Pin::new(&mut *items).poll_next(cx)) {
                 Some(Ok(Item::Event(event))) => encoder.event(&event, batch).map_err(Into::into),

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, record};
+use super::{Format, content_type, record};
 use crate::{
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
@@ -11,7 +11,7 @@ use crate::{
 /// JSON text sequences ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): what [`Ndjson`](super::Ndjson) writes, each
 /// text between a record separator (0x1E) and a line feed, so that a cut record can be told from a whole one.
 ///
-/// A sign of life is a record separator alone: several in a row are one to a reader (§2.1).
+/// A heartbeat is a record separator alone: several in a row are one to a reader (§2.1).
 #[derive(Clone, Debug, Default)]
 pub struct JsonSeq {}
 
@@ -34,7 +34,7 @@ impl Format for JsonSeq {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        (HeaderValue::from_static(media_type), Box::new(self.clone()))
+        (content_type(media_type), Box::new(self.clone()))
     }
 }
 

@@ -37,7 +37,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
 pub use self::{json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw};
-use super::{Encoder, Preference, Responding, Transport, stream};
+use super::{Encoder, Preference, Responding, Transport, respond_streaming, stream::vary};
 use crate::{
     keep_alive::KeepAlive,
     source::{Push, Subscription},
@@ -55,10 +55,17 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>);
 }
 
+/// A media type as a header; what is none becomes the type of anything.
+fn content_type(media_type: &str) -> HeaderValue {
+    HeaderValue::from_str(media_type)
+        .unwrap_or(HeaderValue::from_static("application/octet-stream"))
+}
+
 /// The chunked transport, in one format. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct Chunked {
     format: Arc<dyn Format>,
+    name: &'static str,
     keep_alive: KeepAlive,
 }
 
@@ -66,9 +73,17 @@ impl Chunked {
     /// Chunked streaming in this format.
     pub fn new(format: impl Format) -> Self {
         Self {
+            name: format.name(),
             format: Arc::new(format),
             keep_alive: KeepAlive::default(),
         }
+    }
+
+    /// The name under which a client asks for it, where the format's own is taken: two of the same format, say.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
     }
 
     /// When to send heartbeats.
@@ -88,7 +103,7 @@ impl Default for Chunked {
 
 impl Transport for Chunked {
     fn name(&self) -> &'static str {
-        self.format.name()
+        self.name
     }
 
     fn media_types(&self) -> &[&'static str] {
@@ -104,7 +119,10 @@ impl Transport for Chunked {
         let (content_type, encoder) = self.format.encoder(media_type);
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, content_type);
+        if types.len() > 1 {
+            vary(&mut headers);
+        }
         let subscription = Subscription::new(head, self.name());
-        stream(subscription, push, headers, encoder, self.keep_alive)
+        respond_streaming(subscription, push, headers, encoder, self.keep_alive)
     }
 }

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, record};
+use super::{Format, content_type, record};
 use crate::{
     error::{Error, Kind},
     event::{Encoding, Event, EventId, Fields, Gap, Payload},
@@ -23,13 +23,13 @@ use crate::{
 /// --BOUNDARY                          sent with the part: it is whole, and can be handled at once
 /// ```
 ///
-/// The boundary is 128 random bits, drawn for each stream, so that no payload can forge it.
+/// Types are in UTF-8, as payloads are. The boundary is 128 random bits, drawn for each stream, so that no payload can forge it.
 ///
 /// What is not an event is told in one of two ways:
 /// - [`mixed`](Self::mixed): in a part of its own, of the type `application/vnd.tower-push+json`, with the
-///   [records of NDJSON](super::Ndjson) as content, and `{"heartbeat":true}` as a sign of life;
+///   [records of NDJSON](super::Ndjson) as content, and `{"heartbeat":true}` as a heartbeat;
 /// - [`replace`](Self::replace): in header lines of the next part, `Gap: {…}`, `Cursor: …`, `End: {…}` and
-///   `Heartbeat: 1`, because a client that shows parts (an `<img>` does) would show any part.
+///   `Heartbeat: 111…`, a digit for each, because a client that shows parts (an `<img>` does) would show any part.
 #[derive(Clone, Debug)]
 pub struct Multipart {
     replace: bool,
@@ -84,14 +84,13 @@ impl Format for Multipart {
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
         let boundary = format!("{:016x}{:016x}", random::bits(), random::bits());
-        let content_type = HeaderValue::try_from(format!("{media_type}; boundary={boundary}"));
+        let content = format!("{media_type}; boundary={boundary}");
         let encoder = MultipartEncoder {
             format: self.clone(),
             delimiter: format!("--{boundary}"),
+            beating: false,
         };
-        // A type without an odd character, and hexadecimal digits.
-        let content_type = content_type.unwrap_or(HeaderValue::from_static("multipart/mixed"));
-        (content_type, Box::new(encoder))
+        (content_type(&content), Box::new(encoder))
     }
 }
 
@@ -100,6 +99,8 @@ struct MultipartEncoder {
     format: Multipart,
     /// `--BOUNDARY`.
     delimiter: String,
+    /// In the middle of a header line that grows with each heartbeat: one line, for readers count them.
+    beating: bool,
 }
 
 impl MultipartEncoder {
@@ -116,7 +117,21 @@ impl MultipartEncoder {
         out.put_slice(b"\r\n");
     }
 
-    fn say(&self, name: &str, value: &str, content: impl FnOnce(&mut BytesMut), out: &mut Batch) {
+    /// Ends the line of heartbeats, if there is one.
+    fn settle(&mut self, out: &mut Batch) {
+        if std::mem::take(&mut self.beating) {
+            out.buffer().put_slice(b"\r\n");
+        }
+    }
+
+    fn say(
+        &mut self,
+        name: &str,
+        value: &str,
+        content: impl FnOnce(&mut BytesMut),
+        out: &mut Batch,
+    ) {
+        self.settle(out);
         if self.format.replace {
             header(name, value, out.buffer());
         } else {
@@ -133,8 +148,9 @@ impl Encoder for MultipartEncoder {
 
     fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
         if scan::holds(event.payload().as_bytes(), self.delimiter.as_bytes()) {
-            return Err(Kind::HoldsDelimiter.into());
+            return Err(Kind::DelimiterInPayload.into());
         }
+        self.settle(out);
         let content_type = match event.payload() {
             Payload::Json(_) => b"application/json",
             Payload::Text(_) => b"text/plain; charset=utf-8" as &[u8],
@@ -158,11 +174,20 @@ impl Encoder for MultipartEncoder {
     }
 
     fn heartbeat(&mut self, out: &mut Batch) {
-        let record = |out: &mut BytesMut| out.put_slice(b"{\"heartbeat\":true}");
-        self.say("Heartbeat", "1", record, out);
+        let out = out.buffer();
+        if !self.format.replace {
+            self.control(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
+            self.delimiter(out);
+            return;
+        }
+        if !std::mem::replace(&mut self.beating, true) {
+            out.put_slice(b"Heartbeat: ");
+        }
+        out.put_u8(b'1');
     }
 
     fn end(&mut self, end: End, out: &mut Batch) {
+        self.settle(out);
         let out = out.buffer();
         if self.format.replace {
             if end.finished {

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, record};
+use super::{Format, content_type, record};
 use crate::{
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
@@ -58,7 +58,7 @@ impl Format for Ndjson {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        (HeaderValue::from_static(media_type), Box::new(self.clone()))
+        (content_type(media_type), Box::new(self.clone()))
     }
 }
 

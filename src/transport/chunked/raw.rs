@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderValue;
 
-use super::Format;
+use super::{Format, content_type};
 use crate::{
     error::{Error, Kind},
     event::{Encoding, Event, EventId, Fields, Gap},
@@ -13,12 +13,12 @@ use crate::{
 
 /// Payloads as they are, with a separator behind each: `\n` by default.
 ///
-/// There is room for nothing else. Ids and types do not reach the client. A sign of life is a separator alone; an empty
+/// There is room for nothing else. Ids and types do not reach the client. A heartbeat is a separator alone; an empty
 /// payload, which would look the same, is left out. The end is that of the body. A gap cuts the stream, which is how the client
-/// learns of it ([`Error::is_no_room_for_gap`]), unless a [record](Self::gap) for it is set; and so does a payload that holds
-/// the separator ([`Error::holds_delimiter`]).
+/// learns of it ([`Error::is_gap_unsupported`]), unless a [record](Self::gap) for it is set; and so does a payload that holds
+/// the separator ([`Error::is_delimiter_in_payload`]).
 ///
-/// With an empty separator the payloads are one text or one file, and there are no signs of life.
+/// With an empty separator the payloads are one text or one file, and there are no heartbeats.
 ///
 /// ```
 /// use tower_push::transport::chunked::{Chunked, Raw};
@@ -33,7 +33,7 @@ struct Config {
     separator: Bytes,
     gap: Option<Bytes>,
     media_type: [&'static str; 1],
-    content_type: HeaderValue,
+    charset: bool,
 }
 
 impl Raw {
@@ -43,7 +43,7 @@ impl Raw {
             separator: Bytes::from_static(b"\n"),
             gap: None,
             media_type: ["text/plain"],
-            content_type: HeaderValue::from_static("text/plain; charset=utf-8"),
+            charset: true,
         }))
     }
 
@@ -59,15 +59,12 @@ impl Raw {
         self.with(|config| config.gap = Some(record.into()))
     }
 
-    /// The media type: without parameters, as `Accept` is compared with it.
-    ///
-    /// # Panics
-    /// If it is not visible ASCII.
+    /// The media type, as `type/subtype`: `Accept` is compared with it, and it is the `Content-Type`.
     #[must_use]
     pub fn media_type(self, media_type: &'static str) -> Self {
         self.with(|config| {
             config.media_type = [media_type];
-            config.content_type = HeaderValue::from_static(media_type);
+            config.charset = false;
         })
     }
 
@@ -92,8 +89,13 @@ impl Format for Raw {
         &self.0.media_type
     }
 
-    fn encoder(&self, _: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        (self.0.content_type.clone(), Box::new(self.clone()))
+    fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
+        let content_type = if self.0.charset {
+            HeaderValue::from_static("text/plain; charset=utf-8")
+        } else {
+            content_type(media_type)
+        };
+        (content_type, Box::new(self.clone()))
     }
 }
 
@@ -108,7 +110,7 @@ impl Encoder for Raw {
             return Ok(());
         }
         if scan::holds(payload, &self.0.separator) {
-            return Err(Kind::HoldsDelimiter.into());
+            return Err(Kind::DelimiterInPayload.into());
         }
         out.event::<Payload>(event);
         out.buffer().put_slice(&self.0.separator);
@@ -116,7 +118,7 @@ impl Encoder for Raw {
     }
 
     fn gap(&mut self, _: &Gap, out: &mut Batch) -> Result<(), Error> {
-        let record = self.0.gap.as_ref().ok_or(Kind::NoRoomForGap)?;
+        let record = self.0.gap.as_ref().ok_or(Kind::GapUnsupported)?;
         out.buffer().put_slice(record);
         out.buffer().put_slice(&self.0.separator);
         Ok(())

@@ -64,7 +64,9 @@ pub(super) fn comment(out: &mut BytesMut) {
 
 /// How long to wait before reconnecting, in milliseconds. It counts at its line's end.
 pub(super) fn retry(after: Duration, out: &mut BytesMut) {
-    let written = writeln!(out, "retry: {}", after.as_millis());
+    // What a browser's timer can hold: 24 days.
+    let millis = after.as_millis().min(i32::MAX as u128);
+    let written = writeln!(out, "retry: {millis}");
     debug_assert!(written.is_ok(), "a buffer that grows");
 }
 

@@ -32,7 +32,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
-use super::{Batch, Encoder, End, Responding, Transport, stream};
+use super::{Batch, Encoder, End, Responding, Transport, respond_streaming};
 use crate::{
     error::{Error, Kind},
     event::{Event, EventId, EventType, Gap},
@@ -150,7 +150,7 @@ impl Transport for Sse {
             config: self.config.clone(),
             cursor: subscription.cursor().cloned(),
         });
-        stream(subscription, push, headers, encoder, self.keep_alive)
+        respond_streaming(subscription, push, headers, encoder, self.keep_alive)
     }
 }
 
