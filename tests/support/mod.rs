@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod event_source;
+pub mod records;
 
 use std::{
     convert::Infallible,

@@ -1,0 +1,138 @@
+//! What a client makes of a stream in any format, as it comes.
+
+use serde_json::Value;
+
+use super::event_source::Parser;
+
+/// An event, or what is said between events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    pub data: Option<String>,
+    pub gap: Option<Value>,
+    pub end: Option<Value>,
+}
+
+/// A reader that keeps its cursor, like a client that means to come back.
+pub struct Reader {
+    format: Format,
+    unread: Vec<u8>,
+    pub cursor: Option<String>,
+}
+
+enum Format {
+    Sse(Box<Parser>),
+    Lines,
+    Multipart { delimiter: String },
+}
+
+impl Reader {
+    pub fn new(content_type: &str, cursor: Option<String>) -> Self {
+        let format = match content_type.split(';').next().unwrap() {
+            "text/event-stream" => Format::Sse(Box::default()),
+            "application/x-ndjson" | "application/json-seq" => Format::Lines,
+            "multipart/mixed" => Format::Multipart {
+                delimiter: format!("\r\n--{}", content_type.split_once("boundary=").unwrap().1),
+            },
+            other => panic!("{other}"),
+        };
+        // So that the first delimiter begins like all others.
+        let unread = match format {
+            Format::Multipart { .. } => b"\r\n".to_vec(),
+            Format::Sse(_) | Format::Lines => Vec::new(),
+        };
+        Self {
+            format,
+            unread,
+            cursor,
+        }
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Record> {
+        if let Format::Sse(parser) = &mut self.format {
+            parser.feed(bytes);
+            if !parser.last_event_id.is_empty() {
+                self.cursor = Some(parser.last_event_id.clone());
+            }
+            let messages = std::mem::take(&mut parser.messages);
+            return messages
+                .into_iter()
+                .map(|message| {
+                    let json = || serde_json::from_str(&message.data).ok();
+                    match &*message.event_type {
+                        "gap" => Record {
+                            gap: json(),
+                            ..Record::default()
+                        },
+                        "end" => Record {
+                            end: json(),
+                            ..Record::default()
+                        },
+                        _ => Record {
+                            data: Some(message.data),
+                            ..Record::default()
+                        },
+                    }
+                })
+                .collect();
+        }
+        self.unread.extend_from_slice(bytes);
+        std::iter::from_fn(|| self.piece()).flatten().collect()
+    }
+
+    /// The next line or part, if it is whole: what it says, if it says anything.
+    fn piece(&mut self) -> Option<Option<Record>> {
+        let delimiter = match &self.format {
+            Format::Multipart { delimiter } => delimiter.clone(),
+            Format::Sse(_) | Format::Lines => "\n".to_owned(),
+        };
+        let at = find(&self.unread, delimiter.as_bytes())?;
+        let rest = self.unread.split_off(at + delimiter.len());
+        let mut piece = std::mem::replace(&mut self.unread, rest);
+        piece.truncate(at);
+        Some(match self.format {
+            Format::Multipart { .. } => self.part(&piece),
+            Format::Sse(_) | Format::Lines => {
+                let text = String::from_utf8(piece).unwrap();
+                self.json(text.trim_matches('\u{1e}'))
+            }
+        })
+    }
+
+    fn part(&mut self, part: &[u8]) -> Option<Record> {
+        let end = find(part, b"\r\n\r\n")?;
+        let head = String::from_utf8(part[..end].to_vec()).unwrap();
+        let content = String::from_utf8(part[end + 4..].to_vec()).unwrap();
+        if head.contains("application/vnd.tower-push+json") {
+            return self.json(&content);
+        }
+        let id = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Event-ID: "));
+        self.cursor = id.map(str::to_owned).or(self.cursor.take());
+        Some(Record {
+            data: Some(content),
+            ..Record::default()
+        })
+    }
+
+    fn json(&mut self, text: &str) -> Option<Record> {
+        let mut value: Value = serde_json::from_str(text).ok()?;
+        if let Some(id) = value["id"].as_str() {
+            self.cursor = Some(id.to_owned());
+        }
+        let mut take = |key: &str| value.as_object_mut()?.remove(key);
+        let data = take("data").map(|data| data.as_str().map_or(data.to_string(), str::to_owned));
+        let record = Record {
+            data,
+            gap: take("gap"),
+            end: take("end"),
+        };
+        (record != Record::default()).then_some(record)
+    }
+}
+
+fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    bytes
+        .windows(needle.len())
+        .position(|window| window == needle)
+}
