@@ -85,8 +85,8 @@ pub use self::{
     error::{BoxError, Error},
     event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     keep_alive::KeepAlive,
-    layer::{ChunkedLayer, PushLayer, SseLayer, respond, service},
-    source::{Channel, Push, PushSource},
+    layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
+    source::{Channel, Push, PushSource, Resumable},
     transport::PushBody,
 };
 

@@ -16,8 +16,16 @@ use tower_push::{Channel, source::Start};
 
 const HOPS: u64 = 3000;
 
-/// In which ways a client may ask.
-const WAYS: [&str; 4] = ["sse", "ndjson", "json-seq", "multipart"];
+/// In which ways a client may ask, and with what it says where it stands.
+const WAYS: [(&str, &str); 7] = [
+    ("transport=sse", "last_event_id"),
+    ("transport=ndjson", "last_event_id"),
+    ("transport=json-seq", "last_event_id"),
+    ("transport=multipart", "last_event_id"),
+    ("transport=long-poll&timeout=0", "last_event_id"),
+    ("live=long-poll&timeout=0", "offset"),
+    ("live=sse", "offset"),
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order() {
@@ -58,23 +66,39 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         (state >> 33) % below
     };
     for hop in 0..HOPS {
-        let way = WAYS[random(WAYS.len() as u64) as usize];
+        let (way, place) = WAYS[random(WAYS.len() as u64) as usize];
         // HTTP/1.1 must connect anew, for a stream that is dropped takes its connection with it.
         let version = random(8).min(1) as usize;
         if version == 1 {
             clients[1] = Client::connect(&server, Version::Http1).await;
         }
-        let path = match &cursor {
-            Some(id) => format!("/?transport={way}&last_event_id={id}"),
-            None => format!("/?transport={way}"),
+        let path = match (&cursor, place) {
+            (Some(id), place) => format!("/?{way}&{place}={id}"),
+            (None, "offset") => format!("/?{way}&offset=-1"),
+            (None, _) => format!("/?{way}"),
         };
         let mut response = clients[version].get(&path, &[]).await;
-        let content_type = response.header("content-type").unwrap().to_owned();
+        // A poll that found nothing says where it stands, and nothing else.
+        let next = ["stream-next-offset", "last-event-id"];
+        let next = next
+            .iter()
+            .find_map(|name| response.header(name))
+            .map(str::to_owned);
+        let Some(content_type) = response.header("content-type").map(str::to_owned) else {
+            assert_eq!(response.head.status, 204);
+            cursor = next;
+            continue;
+        };
         let mut reader = Reader::new(&content_type, cursor.take());
         let mut wanted = random(4);
         // Whatever has come when enough has come counts too: the cursor says so.
         loop {
-            let bytes = response.next().await.expect("no end").expect("no cut");
+            let Some(bytes) = response.next().await else {
+                assert!(next.is_some(), "hop {hop}: only a poll has an end");
+                reader.cursor = next;
+                break;
+            };
+            let bytes = bytes.expect("no cut");
             for record in reader.feed(&bytes) {
                 assert!(
                     record.gap.is_none() && record.end.is_none(),
@@ -85,7 +109,8 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
                 wanted = wanted.saturating_sub(1);
             }
             read.store(expected - 1, Ordering::Relaxed);
-            if wanted == 0 {
+            // A poll is read to its end: its cursor stands in the head.
+            if wanted == 0 && next.is_none() {
                 break;
             }
         }

@@ -61,7 +61,7 @@ pub use self::{
 };
 use crate::{
     source::{Push, PushSource},
-    transport::{Chunked, Negotiate, PushBody, Sse, Transport},
+    transport::{Chunked, LongPoll, Negotiate, PushBody, Sse, Transport},
 };
 
 /// Turns the pushes that a service answers with into responses over one transport. See the [module docs](self).
@@ -78,6 +78,9 @@ pub type SseLayer = TransportLayer<Sse>;
 
 /// [Chunked streaming](Chunked), NDJSON if nothing else is said, whatever the client accepts.
 pub type ChunkedLayer = TransportLayer<Chunked>;
+
+/// [Long-polling](LongPoll): complete answers, in JSON if nothing else is said.
+pub type LongPollLayer = TransportLayer<LongPoll>;
 
 impl<T: Transport> TransportLayer<T> {
     /// The layer with the transport's defaults.

@@ -27,6 +27,7 @@
 pub mod channel;
 mod push;
 mod rejection;
+pub mod resumable;
 mod source_fn;
 mod stream;
 mod subscription;
@@ -39,6 +40,7 @@ pub use self::{
     channel::Channel,
     push::Push,
     rejection::Rejection,
+    resumable::Resumable,
     source_fn::{SourceFn, source_fn},
     stream::Items,
     subscription::{LAST_EVENT_ID, Start, Subscription},

@@ -74,6 +74,15 @@ impl Subscription {
         }
     }
 
+    /// The same without its cursor, for a source behind one that has dealt with it.
+    pub(super) fn without_cursor(self) -> Self {
+        Self {
+            start: self.start.filter(|start| !matches!(start, Start::After(_))),
+            has_unreadable_cursor: false,
+            ..self
+        }
+    }
+
     /// Where the client asks to begin; `None` leaves it to the source.
     pub fn start(&self) -> Option<&Start> {
         self.start.as_ref()

@@ -79,7 +79,12 @@ impl Batch {
 
     /// Whether there is enough to send before looking for more.
     pub(super) fn is_full(&self) -> bool {
-        self.done_len + self.alone.len() + self.joined.len() >= FRAME
+        self.len() >= FRAME
+    }
+
+    /// In bytes.
+    pub(super) fn len(&self) -> usize {
+        self.done_len + self.alone.len() + self.joined.len()
     }
 
     /// The next frame; `None`, and no memory held, once everything was taken.
@@ -94,6 +99,23 @@ impl Batch {
         self.done_len -= frame.len();
         self.expected = frame.len().min(FRAME + FRAME / 4);
         Some(frame)
+    }
+
+    /// All of it, in one piece: copied only where there are several.
+    pub(super) fn into_bytes(mut self) -> Bytes {
+        let length = self.len();
+        let Some(first) = self.take() else {
+            return Bytes::new();
+        };
+        if first.len() == length {
+            return first;
+        }
+        let mut all = BytesMut::with_capacity(length);
+        all.put_slice(&first);
+        while let Some(frame) = self.take() {
+            all.put_slice(&frame);
+        }
+        all.freeze()
     }
 }
 
@@ -160,6 +182,23 @@ mod tests {
         assert_eq!(frames, [&b"a"[..], &large, b"b", &large, b"c"]);
         assert_eq!(frames[1].as_ptr(), large.as_ptr());
         assert_eq!(frames[3].as_ptr(), large.as_ptr());
+    }
+
+    #[test]
+    fn all_of_it_is_one_piece() {
+        let mut batch = Batch::default();
+        let large = Bytes::from(vec![b'x'; LARGE]);
+        batch.push(large.clone());
+        batch.buffer().put_u8(b'a');
+        batch.push(large.clone());
+        assert_eq!(batch.len(), 2 * LARGE + 1);
+        let expected = [&large[..], b"a", &large].concat();
+        assert_eq!(batch.into_bytes(), expected);
+
+        let mut alone = Batch::default();
+        alone.push(large.clone());
+        assert_eq!(alone.into_bytes().as_ptr(), large.as_ptr());
+        assert_eq!(Batch::default().into_bytes(), "");
     }
 
     #[test]

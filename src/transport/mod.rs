@@ -1,7 +1,7 @@
 //! Ways to carry events: each says whether a request asks for it, and answers with a source.
 //!
-//! [`Sse`] and [`Chunked`] are the transports here, [`Negotiate`] is a set of them behind one URL. Their configuration is
-//! theirs; which layer or function uses them is another matter, see [`layer`](crate::layer).
+//! [`Sse`], [`Chunked`] and [`LongPoll`] are the transports here, [`Negotiate`] is a set of them behind one URL. Their
+//! configuration is theirs; which layer or function uses them is another matter, see [`layer`](crate::layer).
 //!
 //! # A transport of one's own
 //! Implement [`Transport`]. One that streams needs an [`Encoder`] only, and hands it to [`respond_streaming`], which does the rest as
@@ -67,6 +67,7 @@ mod batch;
 mod body;
 pub mod chunked;
 mod json;
+pub mod long_poll;
 mod negotiate;
 pub mod sse;
 mod stream;
@@ -81,6 +82,7 @@ pub use self::{
     batch::Batch,
     body::{NoBody, PushBody},
     chunked::Chunked,
+    long_poll::LongPoll,
     negotiate::Negotiate,
     sse::Sse,
     stream::respond_streaming,
@@ -161,6 +163,20 @@ pub trait Encoder: Send {
 
     /// The end. It is not called for a stream that is cut.
     fn end(&mut self, end: End, out: &mut Batch);
+
+    /// What a batch begins with: a complete answer, as [`LongPoll`] sends it, for which none of [`open`](Self::open),
+    /// [`heartbeat`](Self::heartbeat) and [`end`](Self::end) is called. By default nothing.
+    fn open_batch(&mut self, out: &mut Batch) {
+        let _ = out;
+    }
+
+    /// What a batch ends with, told of an end only where the source has [finished](End::finished). By default that end, and
+    /// nothing else.
+    fn close_batch(&mut self, end: Option<End>, out: &mut Batch) {
+        if let Some(end) = end {
+            self.end(end, out);
+        }
+    }
 }
 
 /// How a stream ended, where it was not cut.

@@ -3,7 +3,7 @@ use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
 use http::{Method, Response, StatusCode, request::Parts};
 
 use super::{
-    Chunked, Preference, PushBody, Responding, Sse, Transport,
+    Chunked, LongPoll, Preference, PushBody, Responding, Sse, Transport,
     chunked::{JsonSeq, Multipart},
     stream::{plain_text, vary},
 };
@@ -35,12 +35,14 @@ pub struct Negotiate {
 }
 
 impl Negotiate {
-    /// Every transport that needs no choice of its own: [`Sse`], and [`Chunked`] as NDJSON, JSON-seq and `multipart/mixed`.
+    /// Every transport that needs no choice of its own: [`Sse`], [`Chunked`] as NDJSON, JSON-seq and `multipart/mixed`, and
+    /// [`LongPoll`].
     pub fn new() -> Self {
         Self::only(Sse::new())
             .or(Chunked::default())
             .or(Chunked::new(JsonSeq::new()))
             .or(Chunked::new(Multipart::mixed()))
+            .or(LongPoll::new())
     }
 
     /// A set of one.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::event_source::Parser;
+use super::event_source::{Message, Parser};
 
 /// An event, or what is said between events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,11 @@ pub struct Reader {
 enum Format {
     Sse(Box<Parser>),
     Lines,
-    Multipart { delimiter: String },
+    /// All at once.
+    Array,
+    Multipart {
+        delimiter: String,
+    },
 }
 
 impl Reader {
@@ -30,6 +34,7 @@ impl Reader {
         let format = match content_type.split(';').next().unwrap() {
             "text/event-stream" => Format::Sse(Box::default()),
             "application/x-ndjson" | "application/json-seq" => Format::Lines,
+            "application/json" => Format::Array,
             "multipart/mixed" => Format::Multipart {
                 delimiter: format!("\r\n--{}", content_type.split_once("boundary=").unwrap().1),
             },
@@ -38,7 +43,7 @@ impl Reader {
         // So that the first delimiter begins like all others.
         let unread = match format {
             Format::Multipart { .. } => b"\r\n".to_vec(),
-            Format::Sse(_) | Format::Lines => Vec::new(),
+            Format::Sse(_) | Format::Lines | Format::Array => Vec::new(),
         };
         Self {
             format,
@@ -56,34 +61,54 @@ impl Reader {
             let messages = std::mem::take(&mut parser.messages);
             return messages
                 .into_iter()
-                .map(|message| {
-                    let json = || serde_json::from_str(&message.data).ok();
-                    match &*message.event_type {
-                        "gap" => Record {
-                            gap: json(),
-                            ..Record::default()
-                        },
-                        "end" => Record {
-                            end: json(),
-                            ..Record::default()
-                        },
-                        _ => Record {
-                            data: Some(message.data),
-                            ..Record::default()
-                        },
-                    }
-                })
+                .flat_map(|message| self.message(message))
                 .collect();
         }
         self.unread.extend_from_slice(bytes);
+        if matches!(self.format, Format::Array) {
+            return self.array();
+        }
         std::iter::from_fn(|| self.piece()).flatten().collect()
+    }
+
+    fn message(&mut self, message: Message) -> Vec<Record> {
+        let json: Option<Value> = serde_json::from_str(&message.data).ok();
+        let record = match &*message.event_type {
+            "gap" => Record {
+                gap: json,
+                ..Record::default()
+            },
+            "end" => Record {
+                end: json,
+                ..Record::default()
+            },
+            // Durable Streams': a batch, which counts with the offset behind it.
+            "data" => {
+                self.unread = message.data.into_bytes();
+                return Vec::new();
+            }
+            "control" => {
+                let batch = self.array();
+                self.unread.clear();
+                let next = json
+                    .as_ref()
+                    .and_then(|json| json["streamNextOffset"].as_str());
+                self.cursor = next.map(str::to_owned);
+                return batch;
+            }
+            _ => Record {
+                data: Some(message.data),
+                ..Record::default()
+            },
+        };
+        vec![record]
     }
 
     /// The next line or part, if it is whole: what it says, if it says anything.
     fn piece(&mut self) -> Option<Option<Record>> {
         let delimiter = match &self.format {
             Format::Multipart { delimiter } => delimiter.clone(),
-            Format::Sse(_) | Format::Lines => "\n".to_owned(),
+            Format::Sse(_) | Format::Lines | Format::Array => "\n".to_owned(),
         };
         let at = find(&self.unread, delimiter.as_bytes())?;
         let rest = self.unread.split_off(at + delimiter.len());
@@ -91,11 +116,27 @@ impl Reader {
         piece.truncate(at);
         Some(match self.format {
             Format::Multipart { .. } => self.part(&piece),
-            Format::Sse(_) | Format::Lines => {
+            Format::Sse(_) | Format::Lines | Format::Array => {
                 let text = String::from_utf8(piece).unwrap();
                 self.json(text.trim_matches('\u{1e}'))
             }
         })
+    }
+
+    /// Of envelopes, or of payloads alone.
+    fn array(&mut self) -> Vec<Record> {
+        let Ok(Value::Array(values)) = serde_json::from_slice(&self.unread) else {
+            return Vec::new();
+        };
+        let records = values.into_iter().filter_map(|value| match value {
+            Value::Object(_) => self.json(&value.to_string()),
+            Value::String(data) => Some(Record {
+                data: Some(data),
+                ..Record::default()
+            }),
+            other => panic!("{other}"),
+        });
+        records.collect()
     }
 
     fn part(&mut self, part: &[u8]) -> Option<Record> {

@@ -6,7 +6,7 @@ use crate::{event::EventId, random};
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 /// 60 bits.
-const WIDTH: usize = 12;
+pub(in crate::source) const WIDTH: usize = 12;
 
 /// The identity of one channel's lifetime: ids of another never match by accident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl Epoch {
         let mut text = String::with_capacity(2 * WIDTH + 1);
         text.extend(self.0.map(char::from));
         text.push('-');
-        text.extend(digits(number).map(char::from));
+        text.extend(digits::<WIDTH>(number).map(char::from));
         EventId::known(text)
     }
 
@@ -30,15 +30,21 @@ impl Epoch {
     pub(super) fn number(self, id: &EventId) -> Option<u64> {
         let rest = id.as_str().as_bytes().strip_prefix(&self.0)?;
         let digits: &[u8; WIDTH] = rest.strip_prefix(b"-")?.try_into().ok()?;
-        digits.iter().try_fold(0, |number, digit| {
-            let value = DIGITS.iter().position(|d| d == digit)?;
-            Some(number << 5 | value as u64)
-        })
+        number(digits)
     }
 }
 
-fn digits(number: u64) -> [u8; WIDTH] {
-    std::array::from_fn(|place| DIGITS[(number >> (5 * (WIDTH - 1 - place)) & 31) as usize])
+/// The last digits of a number.
+pub(in crate::source) fn digits<const N: usize>(number: u64) -> [u8; N] {
+    std::array::from_fn(|place| DIGITS[(number >> (5 * (N - 1 - place)) & 31) as usize])
+}
+
+/// The number of these digits, of which the last 64 bits count.
+pub(in crate::source) fn number(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |number, digit| {
+        let value = DIGITS.iter().position(|d| d == digit)?;
+        Some(number << 5 | value as u64)
+    })
 }
 
 #[cfg(all(test, not(tower_push_loom)))]

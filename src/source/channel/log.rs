@@ -231,7 +231,7 @@ fn fill<'a>(
 }
 
 /// What an event costs: its payload, id and type. Its encodings come on top, once for each transport in use.
-fn cost(event: &Event) -> usize {
+pub(in crate::source) fn cost(event: &Event) -> usize {
     let id = event.id().map_or(0, |id| id.as_str().len());
     let event_type = event.event_type().map_or(0, |t| t.as_str().len());
     event.payload().as_bytes().len() + id + event_type

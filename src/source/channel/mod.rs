@@ -36,12 +36,12 @@
 //! `tokio::sync::broadcast` has no replay, drops a value when the last of its present receivers saw it, and leaves the handling
 //! of lag to each receiver. A channel's values stay for those who come back, and lag is a [policy](OnLag).
 
-mod id;
-mod log;
+pub(super) mod id;
+pub(super) mod log;
 mod shared;
 mod subscriber;
-mod sync;
-mod waiting;
+pub(super) mod sync;
+pub(super) mod waiting;
 
 #[cfg(all(test, tower_push_loom))]
 mod models;

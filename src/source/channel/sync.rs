@@ -2,20 +2,20 @@
 
 use std::sync::PoisonError;
 #[cfg(not(all(test, tower_push_loom)))]
-pub(super) use std::sync::{
+pub(in crate::source) use std::sync::{
     Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicU64, Ordering},
 };
 
 #[cfg(all(test, tower_push_loom))]
-pub(super) use loom::sync::{
+pub(in crate::source) use loom::sync::{
     Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicU64, Ordering},
 };
 
 // Nothing that is done under these locks leaves a value half changed, so a panic under one is no reason to panic again.
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(in crate::source) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -10,7 +10,7 @@ use super::sync::{Mutex, lock};
 
 /// Wakers in as many lists as keep the readers of several threads out of each other's way.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(in crate::source) struct Waiting {
     shards: Box<[Mutex<Shard>]>,
 }
 
@@ -23,13 +23,13 @@ struct Shard {
 
 /// A reader's place. Give it back with [`Waiting::leave`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(in crate::source) struct Place {
     shard: usize,
     index: usize,
 }
 
 impl Waiting {
-    pub(super) fn new(shards: usize) -> Self {
+    pub(in crate::source) fn new(shards: usize) -> Self {
         let shards = (0..shards).map(|_| Mutex::new(Shard::default()));
         Self {
             shards: shards.collect(),
@@ -37,7 +37,7 @@ impl Waiting {
     }
 
     /// A place for the reader of this number.
-    pub(super) fn enter(&self, reader: usize) -> Place {
+    pub(in crate::source) fn enter(&self, reader: usize) -> Place {
         let shard = reader % self.shards.len();
         let mut places = lock(&self.shards[shard]);
         let index = places.free.pop().unwrap_or(places.places.len());
@@ -48,7 +48,7 @@ impl Waiting {
     }
 
     /// Waits, unless there is news.
-    pub(super) fn wait(
+    pub(in crate::source) fn wait(
         &self,
         place: &Place,
         waker: &Waker,
@@ -66,7 +66,7 @@ impl Waiting {
     }
 
     /// Wakes all who wait.
-    pub(super) fn wake(&self) {
+    pub(in crate::source) fn wake(&self) {
         let mut wakers = Vec::new();
         for shard in &self.shards {
             wakers.extend(lock(shard).places.iter_mut().filter_map(Option::take));
@@ -75,7 +75,7 @@ impl Waiting {
         }
     }
 
-    pub(super) fn leave(&self, place: &Place) {
+    pub(in crate::source) fn leave(&self, place: &Place) {
         let mut shard = lock(&self.shards[place.shard]);
         // Dropped outside the lock, for the same reason.
         let waker = shard.places[place.index].take();

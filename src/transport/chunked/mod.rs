@@ -30,7 +30,7 @@ mod json_seq;
 mod multipart;
 mod ndjson;
 mod raw;
-mod record;
+pub(super) mod record;
 
 use std::{fmt, sync::Arc};
 

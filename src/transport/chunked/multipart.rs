@@ -117,6 +117,11 @@ impl MultipartEncoder {
         out.put_slice(b"\r\n");
     }
 
+    fn last_delimiter(&self, out: &mut BytesMut) {
+        out.put_slice(self.delimiter.as_bytes());
+        out.put_slice(b"--\r\n");
+    }
+
     /// Ends the line of heartbeats, if there is one.
     fn settle(&mut self, out: &mut Batch) {
         if std::mem::take(&mut self.beating) {
@@ -198,8 +203,27 @@ impl Encoder for MultipartEncoder {
         } else {
             self.control(out, |out| record::end(end, out));
         }
-        out.put_slice(self.delimiter.as_bytes());
-        out.put_slice(b"--\r\n");
+        self.last_delimiter(out);
+    }
+
+    fn open_batch(&mut self, out: &mut Batch) {
+        self.delimiter(out.buffer());
+    }
+
+    fn close_batch(&mut self, end: Option<End>, out: &mut Batch) {
+        if let Some(end) = end {
+            return self.end(end, out);
+        }
+        let out = out.buffer();
+        let delimiter = format!("{}\r\n", self.delimiter);
+        if out.ends_with(delimiter.as_bytes()) {
+            // No part follows the last one: the delimiter behind it becomes the last.
+            out.truncate(out.len() - delimiter.len());
+        } else {
+            // Header lines that wait for a part.
+            out.put_slice(b"\r\n\r\n");
+        }
+        self.last_delimiter(out);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// `{"id":"…","gap":{…}}`, the id being the cursor at which the stream goes on, where that is known.
-pub(super) fn gap(gap: &Gap, out: &mut BytesMut) {
+pub(in crate::transport) fn gap(gap: &Gap, out: &mut BytesMut) {
     object(
         gap.resumed.as_ref().map(EventId::as_str),
         "gap",
@@ -18,14 +18,14 @@ pub(super) fn gap(gap: &Gap, out: &mut BytesMut) {
 }
 
 /// `{"id":"…"}`.
-pub(super) fn cursor(id: &EventId, out: &mut BytesMut) {
+pub(in crate::transport) fn cursor(id: &EventId, out: &mut BytesMut) {
     out.put_slice(b"{\"id\":\"");
     out.put_slice(id.as_str().as_bytes());
     out.put_slice(b"\"}");
 }
 
 /// `{"id":"~finished","end":{"finished":true}}`, or without an id for an end that is not for ever.
-pub(super) fn end(end: End, out: &mut BytesMut) {
+pub(in crate::transport) fn end(end: End, out: &mut BytesMut) {
     let id = end.finished.then_some(EventId::FINISHED);
     object(id, "end", end.to_json(), out);
 }

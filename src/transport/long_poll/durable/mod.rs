@@ -1,0 +1,338 @@
+//! The dialect of [Durable Streams](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md): its reads.
+
+mod cursor;
+mod payloads;
+mod request;
+mod sse;
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+};
+
+pub(super) use self::request::is_durable;
+use self::{
+    cursor::StreamCursor,
+    payloads::Payloads,
+    request::{Live, Offset, Request},
+    sse::{Batches, Data, Verbatim},
+};
+use super::{
+    NOSNIFF,
+    gather::{Bounds, Gather, Gathered, Gathering, Patience, Rest},
+    insert,
+    wait::Wait,
+};
+use crate::{
+    error::{BoxError, Error},
+    event::{EventId, Item},
+    keep_alive::KeepAlive,
+    source::{Push, PushSource, Rejection, Start, Subscription, source_fn},
+    transport::{PushBody, rejected, respond_streaming},
+};
+
+const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
+const STREAM_CURSOR: HeaderName = HeaderName::from_static("stream-cursor");
+const UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
+const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
+
+const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// What lies between two offsets never changes (§8.1).
+const PRIVATE: HeaderValue =
+    HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
+const PUBLIC: HeaderValue =
+    HeaderValue::from_static("public, max-age=60, stale-while-revalidate=300");
+
+/// How this dialect is spoken.
+#[derive(Clone, Debug)]
+pub(super) struct Durable {
+    pub(super) content_type: HeaderValue,
+    pub(super) is_public: bool,
+    /// To whoever comes, parameters or not.
+    pub(super) is_only: bool,
+}
+
+impl Durable {
+    fn is_json(&self) -> bool {
+        self.data() == Data::Json
+    }
+
+    /// How the content goes into SSE, by the essence of its type (§5.8).
+    fn data(&self) -> Data {
+        let content_type = self.content_type.to_str().unwrap_or_default();
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case("application/json") {
+            Data::Json
+        } else if essence
+            .get(..5)
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("text/"))
+        {
+            Data::Text
+        } else {
+            Data::Base64
+        }
+    }
+
+    /// One read.
+    pub(super) async fn respond(
+        self,
+        head: Parts,
+        subscription: Subscription,
+        push: Push,
+        bounds: Bounds,
+        wait: Wait,
+        patience: Patience,
+    ) -> Response<PushBody> {
+        let mut response = match Request::read(&head) {
+            Err(wrong) => refusal(StatusCode::BAD_REQUEST, wrong),
+            Ok(request) if head.method == Method::HEAD => {
+                self.metadata(request, subscription, push, bounds).await
+            }
+            Ok(request) => match request.live {
+                None => {
+                    self.catch_up(request, &head, subscription, push, bounds)
+                        .await
+                }
+                Some(Live::Sse) => self.stream(request, subscription, push, bounds).await,
+                Some(Live::LongPoll) => {
+                    let subscription = subscription.starting(request.offset.start());
+                    let gathered = self.gather(&request, subscription, push, bounds, patience);
+                    let mut response = match gathered.await {
+                        Ok(gathered) => self.answer(&request, gathered),
+                        Err(refused) => refused,
+                    };
+                    wait.tell(response.headers_mut());
+                    response
+                }
+            },
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        response
+    }
+
+    /// What is there (§5.6).
+    async fn catch_up(
+        &self,
+        request: Request,
+        head: &Parts,
+        subscription: Subscription,
+        push: Push,
+        bounds: Bounds,
+    ) -> Response<PushBody> {
+        let subscription = subscription.starting(request.offset.start());
+        let bounds = match request.offset {
+            // The place, and no event, whatever comes meanwhile.
+            Offset::Now => Bounds {
+                events: 0,
+                ..bounds
+            },
+            Offset::Oldest | Offset::After(_) => bounds,
+        };
+        let gathered = self.gather(&request, subscription, push, bounds, AT_ONCE);
+        let response = match gathered.await {
+            Ok(gathered) => self.answer(&request, gathered),
+            Err(refused) => return refused,
+        };
+        match response.headers().get(header::ETAG) {
+            Some(tag) if holds(&head.headers, tag) => not_modified(response),
+            _ => response,
+        }
+    }
+
+    /// Where the stream's tail is (§5.5).
+    async fn metadata(
+        &self,
+        request: Request,
+        subscription: Subscription,
+        push: Push,
+        bounds: Bounds,
+    ) -> Response<PushBody> {
+        let request = Request {
+            offset: Offset::Now,
+            live: None,
+            ..request
+        };
+        let subscription = subscription.starting(Start::Now);
+        let bounds = Bounds {
+            events: 0,
+            ..bounds
+        };
+        let gathered = self.gather(&request, subscription, push, bounds, AT_ONCE);
+        let mut response = match gathered.await {
+            Ok(gathered) => self.answer(&request, gathered),
+            Err(refused) => refused,
+        };
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        *response.body_mut() = PushBody::head();
+        response
+    }
+
+    /// # Errors
+    /// The answer to a client whose subscription was refused.
+    async fn gather(
+        &self,
+        request: &Request,
+        subscription: Subscription,
+        push: Push,
+        bounds: Bounds,
+        patience: Patience,
+    ) -> Result<Gathered, Response<PushBody>> {
+        let encoder = Box::new(Payloads::new(self.is_json()));
+        let gathering = Gathering::new(encoder, bounds, request.offset.id().cloned());
+        match push.subscribe(subscription).await {
+            Ok(items) => Ok(Gather::new(items, gathering, patience).await),
+            Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
+                Ok(gathering.finish(Rest::Finished))
+            }
+            Err(refused) => Err(rejected(refused)),
+        }
+    }
+
+    /// The answer to a read that is complete.
+    fn answer(&self, request: &Request, gathered: Gathered) -> Response<PushBody> {
+        let Gathered {
+            body,
+            has_content,
+            cursor,
+            rest,
+        } = gathered;
+        if let Rest::Failed(error) = &rest {
+            if !has_content {
+                return failed(error.downcast_ref());
+            }
+        }
+        let offset = match &cursor {
+            Some(id) => id.as_str(),
+            None if rest.is_finished() => EventId::FINISHED,
+            None => request.offset.as_str(),
+        };
+        let is_content = has_content || request.live.is_none();
+        let mut response = Response::new(PushBody::empty());
+        let headers = response.headers_mut();
+        insert(headers, NEXT_OFFSET, offset);
+        if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
+            headers.insert(UP_TO_DATE, TRUE);
+        }
+        if rest.is_finished() {
+            headers.insert(CLOSED, TRUE);
+        }
+        if request.live.is_some() {
+            insert(headers, STREAM_CURSOR, &request.cursor.next().to_string());
+        }
+        headers.insert(header::CACHE_CONTROL, NO_STORE);
+        if is_content {
+            headers.insert(header::CONTENT_TYPE, self.content_type.clone());
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+            if request.live.is_some() || request.offset != Offset::Now {
+                let cache = if self.is_public { PUBLIC } else { PRIVATE };
+                headers.insert(header::CACHE_CONTROL, cache);
+                let closed = if rest.is_finished() { ":c" } else { "" };
+                let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
+                insert(headers, header::ETAG, &tag);
+            }
+            *response.body_mut() = PushBody::whole(body);
+        } else {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+        }
+        response
+    }
+
+    /// What there is and what comes, as events (§5.8).
+    async fn stream(
+        &self,
+        request: Request,
+        subscription: Subscription,
+        push: Push,
+        bounds: Bounds,
+    ) -> Response<PushBody> {
+        let start = request.offset.start();
+        let (items, ahead) = match push.subscribe(subscription.clone().starting(start)).await {
+            Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
+                (None, Some(Ok(Item::Finished)))
+            }
+            Err(refused) => return rejected(refused),
+            Ok(mut items) => match poll_fn(|cx| ready_now(&mut items, cx)).await {
+                Some(Some(Ok(Item::Gap(_)))) => return refusal(StatusCode::GONE, GONE),
+                Some(Some(first)) => (Some(items), Some(first)),
+                Some(None) => (None, None),
+                None => (Some(items), None),
+            },
+        };
+        let data = self.data();
+        let batches = Batches::new(items, ahead, data, bounds, &request);
+        let mut headers = HeaderMap::with_capacity(8);
+        let event_stream = HeaderValue::from_static("text/event-stream");
+        headers.insert(header::CONTENT_TYPE, event_stream);
+        if data == Data::Base64 {
+            headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
+        }
+        respond_streaming(
+            // It has begun: the offset has done its work.
+            subscription.starting(Start::Now),
+            Push::new(source_fn(async move |_| Ok(batches))),
+            headers,
+            Box::new(Verbatim),
+            KeepAlive::default(),
+        )
+        .await
+    }
+}
+
+const AT_ONCE: Patience = Patience {
+    first: Duration::ZERO,
+    more: Duration::ZERO,
+};
+
+/// What a stream yields without waiting; `None` if it would have to.
+fn ready_now<S>(items: &mut S, cx: &mut Context<'_>) -> Poll<Option<Option<Result<Item, BoxError>>>>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    Poll::Ready(match Pin::new(items).poll_next(cx) {
+        Poll::Ready(next) => Some(next),
+        Poll::Pending => None,
+    })
+}
+
+/// Whether the client has what the tag stands for. `*` does not say what it has.
+fn holds(headers: &HeaderMap, tag: &HeaderValue) -> bool {
+    let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
+    let mut tags = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|tag| tag.trim().trim_start_matches("W/"));
+    tags.any(|held| held.as_bytes() == tag.as_bytes())
+}
+
+fn not_modified(mut response: Response<PushBody>) -> Response<PushBody> {
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    *response.body_mut() = PushBody::empty();
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    headers.remove(header::CONTENT_LENGTH);
+    response
+}
+
+fn failed(error: Option<&Error>) -> Response<PushBody> {
+    if error.is_some_and(Error::is_gap_unsupported) {
+        return refusal(StatusCode::GONE, GONE);
+    }
+    refusal(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+}
+
+const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
+
+fn refusal(status: StatusCode, message: &'static str) -> Response<PushBody> {
+    rejected(Rejection::new(status).message(message))
+}

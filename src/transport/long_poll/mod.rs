@@ -1,0 +1,355 @@
+//! Long-polling: a complete answer at a time, for clients and networks that will not have an endless one.
+//!
+//! A poll waits for the first thing that is ready, takes what is ready with it, and answers with all of it in one batch. The
+//! batch says where the client stands, and the next poll begins there. The server keeps nothing between two polls: an answer
+//! that was lost is had again by asking again, polls in parallel with one cursor get the same, and a poll that is given up
+//! leaves nothing behind. So nothing is lost between two polls: a source that resumes from a cursor, as a
+//! [`Channel`](crate::Channel) does, is asked again, and a plain stream is [parked](crate::Resumable) meanwhile. Unlike [chunked streaming](super::chunked) it needs no connection that stays open, and
+//! costs a request for each batch.
+//!
+//! # The dialect of validators
+//! Any request, but for those of the other dialect. The cursor goes out as `ETag: "<id>"`, and bare as `Last-Event-ID`. It comes
+//! back as `Last-Event-ID`, or else as `If-None-Match`, or else as `?last_event_id=`.
+//!
+//! | what happens | what is answered |
+//! |---|---|
+//! | there are events | 200, the batch in the [format](crate::transport::chunked::Format) that the client accepts, under the last id |
+//! | nothing for the [wait time](LongPoll::wait) | 200, an empty batch (`[]`), under the cursor where the client stands |
+//! | a gap | 200, a record first in the batch, or 410 where the format has none ([`Raw`]) |
+//! | the source has finished for ever | 200, with the `end` record last in the batch, under the id [`EventId::FINISHED`](crate::EventId::FINISHED) |
+//! | a poll with that id, or behind the end | 204: do not come back |
+//! | the source's stream ends for now | what there was, at once: the client may come back |
+//! | the source fails, or the format refuses a payload | what there was before; the next poll is answered 500 |
+//! | `If-None-Match` with `*`, with several tags that differ, or with what is no cursor | as if it were not there |
+//! | `Last-Event-ID` with what is no cursor | a gap first |
+//! | `HEAD` | the headers, without validator; the source is not asked |
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_push::{
+//!     Channel, service,
+//!     transport::{LongPoll, chunked::Ndjson, long_poll::JsonArray},
+//! };
+//!
+//! let channel = Channel::new();
+//! let long_poll = LongPoll::only(JsonArray::new())
+//!     .or(Ndjson::new())
+//!     .wait(Duration::from_secs(20))
+//!     .batch_window(Duration::from_millis(10));
+//! let service = service(channel.clone()).over(long_poll);
+//! # let _ = service;
+//! ```
+//!
+//! ## The plainest loop
+//! ```js
+//! for (;;) for (const { data } of await (await fetch("/ticks")).json()) show(data);
+//! ```
+//! The browser's cache keeps the batch with its `ETag`, must ask before it uses it (`no-cache`), and so sends the cursor with the
+//! next poll by itself. There is never a 304, on which it would play the old batch again. Measured in Chromium:
+//! - The cursor survives time-outs and connections that fail before the answer. Chromium forgets it with any answer that is not
+//!   a 200, be it under an `ETag` (204, 404 and 503 alike; hence the empty batch), with a poll that the page aborts, and with a
+//!   batch that is cut in the middle. The next poll then begins where the source begins, without a gap.
+//! - It belongs to the URL: two loops or two tabs on one URL take each other's events. Give each a URL of its own (`/ticks?1`).
+//! - It outlives the page. A new URL, or `fetch(url, { cache: "reload" })`, begins anew.
+//!
+//! A loop that must survive all of this keeps the cursor itself, from any answer's `Last-Event-ID`:
+//! ```js
+//! let cursor = "";
+//! for (;;) try {
+//!   const answer = await fetch("/ticks", { headers: { "Last-Event-ID": cursor } });
+//!   const batch = await answer.json();
+//!   cursor = answer.headers.get("Last-Event-ID") ?? cursor;
+//!   batch.forEach(show);
+//! } catch { await new Promise((resume) => setTimeout(resume, 1000)); }
+//! ```
+//! Both should stop at a record with `end.finished`. Across origins, let CORS expose `ETag` and `Last-Event-ID`.
+//!
+//! # The dialect of Durable Streams
+//! The reads of the [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md), chosen
+//! by the query parameter `offset` or `live`. An offset is a cursor; an answer's body is payloads and nothing else, as a JSON
+//! array or one behind the other, by the [type of the content](LongPoll::durable_content_type).
+//!
+//! | request | answer |
+//! |---|---|
+//! | `?offset=-1`, `?offset=<id>` | 200 at once with what is there, `Stream-Next-Offset`, `Stream-Up-To-Date: true` at the tail, an `ETag`; 304 to who has it |
+//! | `?offset=now` | 200 without content, and where the tail is |
+//! | `?offset=…&live=long-poll[&cursor=…]` | 200 once there is something; 204 after the wait time, with a `Stream-Cursor` that grows from answer to answer |
+//! | `?offset=…&live=sse` | an event stream: `event: data` for each batch, `event: control` behind it |
+//! | behind the end | `Stream-Closed: true`, at once: 200, 204 or a last `control` |
+//! | an offset before what the source keeps, or of another epoch: any [gap](crate::Gap) | 410: begin with `offset=-1` |
+//! | an `offset` that is missing beside `live`, given twice, empty or malformed; a `live` that is neither | 400 |
+//! | `HEAD` | where the tail is |
+//!
+//! There is no in-band word for a gap, so that a `live=sse` stream that is overtaken is cut, and the client finds the 410. A
+//! stream that is not ready is taken to be at its tail. A source that tells no cursor ([`Item::Cursor`](crate::Item::Cursor), or
+//! events with ids) leaves the client at the offset that it came with. Across origins, let CORS expose `Stream-Next-Offset`,
+//! `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
+//!
+//! # How long to wait
+//! In both dialects a client may ask for a wait time: with `Prefer: wait=10`
+//! ([RFC 7240 §4.3](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)), which is confirmed by `Preference-Applied`, or with
+//! `?timeout=10`, in whole seconds. It gets it within [bounds](LongPoll::wait_bounds); what cannot be read is ignored. The timer
+//! needs tokio.
+
+mod durable;
+mod gather;
+mod json_array;
+mod validators;
+mod wait;
+
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
+
+pub use self::json_array::JsonArray;
+use self::{
+    durable::{Durable, is_durable},
+    gather::{Bounds, Gather, Gathering, Patience},
+    wait::Waits,
+};
+use super::{
+    Preference, Responding, Transport,
+    chunked::{Format, Multipart, Ndjson, Raw},
+};
+use crate::source::{Push, PushSource, Resumable, Subscription};
+
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+
+/// The long-poll transport. See the [module docs](self).
+#[derive(Clone, Debug)]
+pub struct LongPoll(Arc<Config>);
+
+#[derive(Clone, Debug)]
+struct Config {
+    formats: Vec<Arc<dyn Format>>,
+    /// Those of all formats.
+    media_types: Vec<&'static str>,
+    waits: Waits,
+    window: Duration,
+    bounds: Bounds,
+    durable: Durable,
+    resumable: Resumable,
+}
+
+impl LongPoll {
+    /// Both dialects, with the defaults that stand at the methods; batches as [JSON](JsonArray), [NDJSON](Ndjson),
+    /// [multipart](Multipart::mixed) or [lines of text](Raw), as the client accepts.
+    pub fn new() -> Self {
+        Self::only(JsonArray::new())
+            .or(Ndjson::new())
+            .or(Multipart::mixed())
+            .or(Raw::new())
+    }
+
+    /// With batches in one format.
+    pub fn only(format: impl Format) -> Self {
+        Self(Arc::new(Config {
+            media_types: format.media_types().to_vec(),
+            formats: vec![Arc::new(format)],
+            waits: Waits {
+                default: Duration::from_secs(25),
+                bounds: Duration::ZERO..=Duration::from_secs(60),
+            },
+            window: Duration::ZERO,
+            bounds: Bounds {
+                events: 1024,
+                bytes: 256 * 1024,
+            },
+            durable: Durable {
+                content_type: HeaderValue::from_static("application/json"),
+                is_public: false,
+                is_only: false,
+            },
+            resumable: Resumable::new(),
+        }))
+    }
+
+    /// Adds a format, behind the others in preference; or puts it in the place of the one that has its name.
+    #[must_use]
+    pub fn or(self, format: impl Format) -> Self {
+        self.with(|config| {
+            let same = |other: &&mut Arc<dyn Format>| other.name() == format.name();
+            match config.formats.iter_mut().find(same) {
+                Some(place) => *place = Arc::new(format),
+                None => config.formats.push(Arc::new(format)),
+            }
+            let types = config
+                .formats
+                .iter()
+                .flat_map(|format| format.media_types());
+            config.media_types = types.copied().collect();
+        })
+    }
+
+    /// How long a poll waits for the first event if the client does not say: 25 s by default, below every idle limit in use. At
+    /// most a day.
+    #[must_use]
+    pub fn wait(self, time: Duration) -> Self {
+        self.with(|config| config.waits.default = time)
+    }
+
+    /// Between what bounds a client may choose how long to wait: 0 to 60 s by default. What is outside becomes the bound. The
+    /// [default](Self::wait) is not bound by it.
+    #[must_use]
+    pub fn wait_bounds(self, bounds: RangeInclusive<Duration>) -> Self {
+        self.with(|config| config.waits.bounds = bounds)
+    }
+
+    /// How long to wait for more once there is something: 0 by default, which takes what is ready with it. Some milliseconds save
+    /// round trips where events come one by one. It comes on top of the wait time, at most a day.
+    #[must_use]
+    pub fn batch_window(self, time: Duration) -> Self {
+        self.with(|config| config.window = time)
+    }
+
+    /// How many events a batch holds at most: 1024 by default, at least 1.
+    #[must_use]
+    pub fn max_events(self, events: usize) -> Self {
+        self.with(|config| config.bounds.events = events.max(1))
+    }
+
+    /// After how many bytes a batch is full: 256 KiB by default. It ends with the event that reaches it, whatever its size.
+    #[must_use]
+    pub fn max_bytes(self, bytes: usize) -> Self {
+        self.with(|config| config.bounds.bytes = bytes.max(1))
+    }
+
+    /// Keeps plain streams alive between two polls: with the defaults of [`Resumable::new`], if nothing else is said.
+    #[must_use]
+    pub fn park_in(self, resumable: Resumable) -> Self {
+        self.with(|config| config.resumable = resumable)
+    }
+
+    /// The type of what Durable Streams' clients read: `application/json` by default.
+    ///
+    /// Of that type a body is an array of the payloads: JSON as it is, text as a string, bytes as a string of base64. Of any other
+    /// it is the payloads' bytes, one behind the other; `live=sse` then carries them as text if the type is `text/*`, and as
+    /// base64 if not, which `stream-sse-data-encoding: base64` says. A payload that is no UTF-8 cuts a stream of text.
+    ///
+    /// ```
+    /// use http::HeaderValue;
+    /// use tower_push::transport::LongPoll;
+    ///
+    /// let log = LongPoll::new().durable_content_type(HeaderValue::from_static("text/plain"));
+    /// ```
+    #[must_use]
+    pub fn durable_content_type(self, content_type: HeaderValue) -> Self {
+        self.with(|config| config.durable.content_type = content_type)
+    }
+
+    /// Lets shared caches (a CDN) keep what Durable Streams' clients read: `Cache-Control: public`, instead of `private`. Only for
+    /// what everyone may read.
+    #[must_use]
+    pub fn durable_public(self) -> Self {
+        self.with(|config| config.durable.is_public = true)
+    }
+
+    /// Speaks Durable Streams with every client: a request without `offset` reads from the beginning, and `HEAD` tells the tail.
+    #[must_use]
+    pub fn durable_only(self) -> Self {
+        self.with(|config| config.durable.is_only = true)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// A plain stream is parked between two polls: each poll's handler makes a new one, and would lose what came between.
+    fn resumable(&self, push: Push) -> Push {
+        if push.is_resumable() {
+            return push;
+        }
+        Push::new(self.0.resumable.wrap(push))
+    }
+
+    fn speaks_durable(&self, head: &Parts) -> bool {
+        self.0.durable.is_only || is_durable(head)
+    }
+}
+
+impl Default for LongPoll {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Transport for LongPoll {
+    fn name(&self) -> &'static str {
+        "long-poll"
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        &self.0.media_types
+    }
+
+    /// Certain for a request with Durable Streams' parameters; otherwise what `Accept` says.
+    fn preference(&self, head: &Parts) -> Option<Preference> {
+        if is_durable(head) {
+            return Some(Preference::CERTAIN);
+        }
+        let accepted = Preference::accepted(&head.headers, self.media_types());
+        accepted.map(|(preference, _)| preference)
+    }
+
+    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        let push = self.resumable(push);
+        let subscription = Subscription::new(head, self.name());
+        let wait = self.0.waits.of(head);
+        let bounds = self.0.bounds;
+        let patience = Patience {
+            first: wait.time,
+            more: self.0.window,
+        };
+        if self.speaks_durable(head) {
+            let durable = self.0.durable.clone();
+            let head = head.clone();
+            return Box::pin(durable.respond(head, subscription, push, bounds, wait, patience));
+        }
+        let is_negotiated = self.0.media_types.len() > 1;
+        let (content_type, encoder) = self.0.encoder(head);
+        if head.method == Method::HEAD {
+            let response = validators::head(content_type, is_negotiated);
+            return Box::pin(std::future::ready(response));
+        }
+        let subscription = validators::starting(subscription);
+        Box::pin(async move {
+            let cursor = subscription.cursor().cloned();
+            let mut response = match push.subscribe(subscription).await {
+                Ok(items) => {
+                    let gathering = Gathering::new(encoder, bounds, cursor);
+                    let gathered = Gather::new(items, gathering, patience).await;
+                    validators::answer(gathered, content_type, is_negotiated)
+                }
+                Err(rejection) => validators::refused(rejection, is_negotiated),
+            };
+            wait.tell(response.headers_mut());
+            response
+        })
+    }
+}
+
+impl Config {
+    /// Of the format that the client accepts most, or else of the first.
+    fn encoder(&self, head: &Parts) -> (HeaderValue, Box<dyn super::Encoder>) {
+        let accepted = Preference::accepted(&head.headers, &self.media_types);
+        let media_type = accepted.map(|(_, media_type)| media_type);
+        let media_type = media_type.or(self.media_types.first().copied());
+        let media_type = media_type.unwrap_or("application/json");
+        let format = self
+            .formats
+            .iter()
+            .find(|f| f.media_types().contains(&media_type));
+        match format {
+            Some(format) => format.encoder(media_type),
+            None => JsonArray::new().encoder(media_type),
+        }
+    }
+}
+
+/// Cursors and numbers are visible ASCII.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
