@@ -12,7 +12,7 @@
 //! let app: Router = Router::new().route("/ticks", get(ticks)).layer(PushLayer::new());
 //! ```
 //!
-//! `/ticks` now speaks Server-Sent Events, NDJSON, JSON-seq and multipart, whichever a client accepts or names
+//! `/ticks` now speaks Server-Sent Events, NDJSON, JSON-seq, multipart and long-polling, whichever a client accepts or names
 //! (`/ticks?transport=ndjson`). What holds on each of them:
 //!
 //! - **Correct on the wire.** Every payload reads back as it was, and none can forge a field, a line or a boundary. Fields are
@@ -35,8 +35,8 @@
 //!   strings, bytes, JSON and `Result`s of them are.
 //! - [`source`]: what a client subscribes to. Any stream is a [`PushSource`]; [`source_fn`](source::source_fn) makes one that
 //!   sees the client's cursor, and may refuse; [`Channel`] is the one for many subscribers, with a log that they resume from.
-//! - [`transport`]: how it travels. [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), and
-//!   [`Negotiate`](transport::Negotiate) over several; or one of your own.
+//! - [`transport`]: how it travels. [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll),
+//!   and [`Negotiate`](transport::Negotiate) over several; or one of your own.
 //! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
 //!   [`service`] of one source, and the function [`respond`].
 //!
@@ -55,7 +55,8 @@
 //! ```
 //!
 //! A plain stream cannot resume, and says so: the client gets a gap first. A [`Channel`] can: publish into it, and every client
-//! goes on where it was, on the same transport or another, without a hole or a double.
+//! goes on where it was, on the same transport or another, without a hole or a double. And [`Resumable`] makes any stream so, by
+//! keeping it while its client is away.
 //!
 //! # Feature flags
 //! | feature | what it adds | crates |

@@ -21,14 +21,16 @@ use support::{
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower::Layer;
 use tower_push::{
     BoxError, Event, EventId, Gap, GapReason, Item, Push, PushSource, Resumable,
+    layer::TransportLayer,
     source::{
         Rejection, Start, Subscription,
         resumable::{OnEnd, Subscriber, Wrapped},
         source_fn,
     },
-    transport::Negotiate,
+    transport::{LongPoll, Negotiate},
 };
 
 /// One subscription, with a cursor or without.
@@ -1087,4 +1089,56 @@ async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
         assert_eq!(resumable.counters().live, 1);
     }
     drop(hanging);
+}
+
+/// A poll is a request of its own, and its handler makes a new stream each time: all of them but the first are thrown away.
+#[tokio::test]
+async fn a_plain_stream_is_polled_without_a_loss() {
+    let (begun, alive) = (Arc::new(AtomicUsize::new(0)), Count::default());
+    let handler = {
+        let (begun, alive) = (begun.clone(), alive.clone());
+        tower::service_fn(move |_: http::Request<hyper::body::Incoming>| {
+            let begun = begun.clone();
+            // Counts when it is first polled: what is thrown away never is.
+            let numbers = stream::once(async move { begun.fetch_add(1, Ordering::SeqCst) })
+                .flat_map(|_| stream::iter(1..=200))
+                .map(|n: u32| n.to_string());
+            let push = Push::new(alive.around(numbers));
+            async { Ok::<_, std::convert::Infallible>(push) }
+        })
+    };
+    let long_poll = LongPoll::new().max_events(7);
+    let server = Server::new(TransportLayer::with(long_poll).layer(handler)).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let (mut cursor, mut read) = (String::new(), Vec::new());
+        for poll in 0.. {
+            let answer = client.get("/", &[("last-event-id", &cursor)]).await;
+            if answer.head.status == 204 {
+                break;
+            }
+            let next = answer.header("last-event-id").unwrap().to_owned();
+            let (body, ended) = answer.rest().await;
+            ended.unwrap();
+            if poll % 3 == 2 {
+                // This answer was lost: the same cursor gets it again.
+                continue;
+            }
+            cursor = next;
+            let batch: Vec<serde_json::Value> = serde_json::from_slice(&body).unwrap();
+            assert!(
+                batch.iter().all(|record| record.get("gap").is_none()),
+                "{batch:?}"
+            );
+            let data = batch.iter().filter_map(|record| record.get("data"));
+            read.extend(data.map(|data| data.as_str().unwrap().parse::<u32>().unwrap()));
+        }
+        assert_eq!(read, (1..=200).collect::<Vec<_>>(), "{version:?}");
+    }
+    assert_eq!(
+        begun.load(Ordering::SeqCst),
+        2,
+        "one stream for each client"
+    );
+    alive.becomes(0).await;
 }

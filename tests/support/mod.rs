@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod event_source;
+pub mod example;
 pub mod records;
 
 use std::{
@@ -94,6 +95,7 @@ impl Server {
         let accepting = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
+                socket.set_nodelay(true).unwrap();
                 let service = TowerToHyperService::new(service.clone());
                 tokio::spawn(async move {
                     // A client that leaves is an error to the connection, and none to the test.
@@ -134,7 +136,9 @@ pub enum Client {
 
 impl Client {
     pub async fn connect(server: &Server, version: Version) -> Self {
-        let io = TokioIo::new(TcpStream::connect(server.address).await.unwrap());
+        let socket = TcpStream::connect(server.address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let io = TokioIo::new(socket);
         match version {
             Version::Http1 => {
                 let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();

@@ -1,0 +1,72 @@
+//! The examples as programs.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
+
+use super::LONG;
+
+/// A running example, killed when it is dropped.
+pub struct Example {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Example {
+    /// On a free port, with these arguments behind it.
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut process = Command::new(built(name))
+            .arg("127.0.0.1:0")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("example {name}: {error}"));
+        let stdout = process.stdout.take().expect("it is piped");
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            let mut read = BufReader::new(stdout).lines().map_while(Result::ok);
+            read.try_for_each(|line| sender.send(line))
+        });
+        Self { process, lines }
+    }
+
+    /// The next address that it prints.
+    pub fn address(&self) -> String {
+        let line = self.lines.recv_timeout(LONG).expect("an address");
+        let address = line.strip_prefix("open ").expect("open http://…");
+        address.split(' ').next().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The example's program, as new as its source: `cargo test --test …` alone does not build examples.
+fn built(example: &str) -> PathBuf {
+    let test = env::current_exe().expect("the test's own path");
+    let profile = test.ancestors().nth(2).expect("…/debug/deps/test");
+    let target = profile.parent().expect("target/debug");
+    let profile_name = match profile.file_name() {
+        Some(name) if name != "debug" => name,
+        _ => "dev".as_ref(),
+    };
+    let status = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(["build", "--quiet", "--example", example])
+        .arg("--profile")
+        .arg(profile_name)
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "cargo build");
+    profile.join("examples").join(example)
+}
