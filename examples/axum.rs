@@ -12,6 +12,8 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: text/plain'                    # payloads only
 //! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
+//! curl -i 'http://127.0.0.1:3000/feed?transport=long-poll'                      # one answer, and where to go on
+//! curl -i 'http://127.0.0.1:3000/feed?offset=now&live=long-poll'                # the same as a Durable Stream
 //! curl -N 'http://127.0.0.1:3000/feed?transport=ndjson'                         # where headers cannot be set
 //! ```
 //! Another address: `cargo run --example axum 0.0.0.0:8080`.
@@ -20,6 +22,7 @@ mod demo;
 
 use axum::{Router, http::header::CONTENT_TYPE, routing::get};
 use tokio::net::TcpListener;
+use tower_http::cors::{Any, CorsLayer};
 use tower_push::{BoxError, Push, PushLayer};
 
 #[tokio::main]
@@ -28,8 +31,12 @@ async fn main() -> Result<(), BoxError> {
     for (path, media_type, content) in demo::PAGE {
         app = app.route(path, get(([(CONTENT_TYPE, media_type)], content)));
     }
+    let cors = CorsLayer::new()
+        .allow_origin(Any)
+        .allow_headers(Any)
+        .expose_headers(demo::EXPOSED);
     // Around all routes: what is not a `Push` passes through untouched.
-    let app = app.layer(PushLayer::with(demo::transports()));
+    let app = app.layer(PushLayer::with(demo::transports())).layer(cors);
 
     let listener = TcpListener::bind(demo::address()?).await?;
     println!("open http://{}", listener.local_addr()?);

@@ -12,6 +12,8 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: text/plain'                    # payloads only
 //! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
+//! curl -i 'http://127.0.0.1:3000/feed?transport=long-poll'                      # one answer, and where to go on
+//! curl -i 'http://127.0.0.1:3000/feed?offset=now&live=long-poll'                # the same as a Durable Stream
 //! curl -N http://127.0.0.1:3000/feed --http2-prior-knowledge                    # over HTTP/2
 //! ```
 //! Another address: `cargo run --example hyper 0.0.0.0:8080`.
@@ -27,12 +29,19 @@ use hyper_util::{
 };
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
+use tower_http::cors::{Any, CorsLayer};
 use tower_push::{BoxError, Push, PushLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    let cors = CorsLayer::new()
+        .allow_origin(Any)
+        .allow_headers(Any)
+        .expose_headers(demo::EXPOSED);
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
+        // The headers that it sets on a push are those of the push's response.
+        .layer(cors)
         .service_fn(answer);
 
     let listener = TcpListener::bind(demo::address()?).await?;

@@ -12,6 +12,8 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3001/feed -H 'accept: text/plain'                    # payloads only
 //! curl -N http://127.0.0.1:3001/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
+//! curl -i 'http://127.0.0.1:3001/feed?transport=long-poll'                      # one answer, and where to go on
+//! curl -i 'http://127.0.0.1:3001/feed?offset=now&live=long-poll'                # the same as a Durable Stream
 //! curl -N 'http://127.0.0.1:3001/feed?transport=ndjson'                         # where headers cannot be set
 //! ```
 //! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second one is on the port behind it.
@@ -51,7 +53,7 @@ async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
     let feed = warp::path!("feed").map(|| Response::<String>::from(Push::new(demo::feed())));
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
-        .service(warp::service(feed.or(page())));
+        .service(warp::service(feed.or(page()).with(cors())));
     loop {
         let (socket, _) = listener.accept().await?;
         let service = TowerToHyperService::new(service.clone());
@@ -71,7 +73,10 @@ async fn serve_inside(listener: TcpListener) -> Result<(), BoxError> {
         let responding = transports.respond(&mut head, Push::new(demo::feed()));
         async move { reply(responding.await) }
     });
-    warp::serve(feed.or(page())).incoming(listener).run().await;
+    warp::serve(feed.or(page()).with(cors()))
+        .incoming(listener)
+        .run()
+        .await;
     Ok(())
 }
 
@@ -102,6 +107,14 @@ fn reply(response: Response<PushBody>) -> warp::reply::Response {
     *reply.headers_mut() = head.headers;
     *reply.extensions_mut() = head.extensions;
     reply
+}
+
+fn cors() -> warp::filters::cors::Builder {
+    warp::cors()
+        .allow_any_origin()
+        .allow_method("GET")
+        .allow_header("last-event-id")
+        .expose_headers(demo::EXPOSED)
 }
 
 fn page() -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {

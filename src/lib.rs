@@ -102,4 +102,6 @@ mod documents {
     struct Clients;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
+    #[doc = include_str!("../docs/durable-streams.md")]
+    struct DurableStreams;
 }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, task::noop_waker};
 use http_body_util::BodyExt;
 use support::{Client, Server, VERSIONS, frames, get, text};
@@ -481,4 +482,50 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
         }
     };
     tokio::time::timeout(support::LONG, gone).await.unwrap();
+}
+
+/// What goes with a waker, or with a payload, may be anything: another subscriber, or the channel itself.
+#[test]
+fn no_code_of_others_runs_under_a_lock() {
+    struct Holding(
+        #[allow(dead_code, reason = "dropped with the waker")] std::sync::Mutex<Option<Subscriber>>,
+    );
+    impl std::task::Wake for Holding {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    struct Owner(Channel);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            b"owned"
+        }
+    }
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            self.0.publish("from a drop").unwrap();
+        }
+    }
+
+    let (done, is_done) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let channel = Channel::builder().events(1).build();
+        // More than there are lists to wait in, so that some share one.
+        let mut subscribers: Vec<_> = (0..256).map(|_| channel.follow(Start::Now)).collect();
+        while let Some(mut subscriber) = subscribers.pop() {
+            assert_eq!(ready(&mut subscriber), ["cursor"]);
+            for other in subscribers.drain(..subscribers.len().min(8)) {
+                let waker = Arc::new(Holding(Some(other).into())).into();
+                let _ = subscriber.poll_next_unpin(&mut Context::from_waker(&waker));
+                drop(waker);
+            }
+            // Another waker: the one before it goes, and the subscriber in it.
+            assert!(matches!(poll(&mut subscriber), Poll::Pending));
+        }
+        let owned = Bytes::from_owner(Owner(channel.clone()));
+        channel.publish(owned).unwrap();
+        channel.publish("the owned one falls off").unwrap();
+        done.send(channel.counters().published).unwrap();
+    });
+    let published = is_done.recv_timeout(Duration::from_secs(20));
+    assert_eq!(published.expect("no deadlock"), 3);
 }

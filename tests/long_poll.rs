@@ -148,7 +148,8 @@ mod validators {
         assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         let vary: Vec<_> = answer.headers.get_all("vary").iter().collect();
-        assert_eq!(vary, ["If-None-Match, Last-Event-ID", "Accept"]);
+        let asked = "If-None-Match, Last-Event-ID, Cookie, Authorization";
+        assert_eq!(vary, [asked, "Accept"]);
     }
 
     #[tokio::test]
@@ -522,7 +523,10 @@ mod validators {
         for (uri, headers) in [
             ("/?transport=long-poll", &[][..]),
             ("/", &[("accept", "application/json")]),
-            ("/?offset=-1", &[("accept", "text/event-stream")]),
+            (
+                "/?offset=-1&live=long-poll",
+                &[("accept", "text/event-stream")],
+            ),
         ] {
             let mut head = get(uri, headers);
             let answer = read(all.respond(&mut head, Push::new(numbers([1]))).await).await;
@@ -598,8 +602,7 @@ mod durable {
         let [next, up_to_date, closed, _] = durable(&all);
         assert_eq!((up_to_date, closed), (Some("true"), None));
         let next = next.unwrap();
-        let cache = "private, max-age=60, stale-while-revalidate=300";
-        assert_eq!(all.header("cache-control"), Some(cache));
+        assert_eq!(all.header("cache-control"), Some("private, no-cache"));
 
         let uri = format!("/?offset={next}");
         let tail = ask(&LongPoll::new(), channel.clone(), &uri, &[]).await;
@@ -799,12 +802,77 @@ mod durable {
 
     #[tokio::test]
     async fn what_may_be_shared_is_public_by_choice() {
-        let public = text().durable_public();
-        let answer = ask(&public, numbers([1]), "/?offset=-1", &[]).await;
-        let cache = "public, max-age=60, stale-while-revalidate=300";
-        assert_eq!(answer.header("cache-control"), Some(cache));
-        let answer = ask(&public, numbers([]), "/?offset=-1&live=long-poll", &[]).await;
-        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        let channel = numbers(1..=4);
+        let first = ask(&text().max_events(1), channel.clone(), "/?offset=-1", &[]).await;
+        let middle = format!("/?offset={}", durable(&first)[0].unwrap());
+        for (transport, policy) in [(text(), "private"), (text().durable_public(), "public")] {
+            let transport = transport.max_events(1);
+            let answer = ask(&transport, channel.clone(), &middle, &[]).await;
+            let cache = format!("{policy}, max-age=60, stale-while-revalidate=300");
+            assert_eq!(answer.header("cache-control"), Some(&*cache));
+            // What is oldest and what is newest changes.
+            let answer = ask(&transport, channel.clone(), "/?offset=-1", &[]).await;
+            assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
+            for now in ["/?offset=now", "/?offset=now&live=long-poll"] {
+                let answer = ask(&transport, channel.clone(), now, &[]).await;
+                assert_eq!(answer.header("cache-control"), Some("no-store"), "{now}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_stream_has_one_tail() {
+        let channel = numbers(1..=2);
+        let all = ask(&text(), channel.clone(), "/?offset=-1", &[]).await;
+        channel.close();
+        let head = http::Request::head("/?offset=now").body(()).unwrap();
+        let mut head = head.into_parts().0;
+        let told = text().respond(&mut head, Push::new(channel.clone())).await;
+        let now = ask(&text(), channel, "/?offset=now", &[]).await;
+        assert_eq!(durable(&now)[0], durable(&all)[0]);
+        assert_eq!(durable(&now)[2], Some("true"));
+        assert_eq!(
+            told.headers()["stream-next-offset"],
+            durable(&all)[0].unwrap()
+        );
+        assert_eq!(told.headers()["stream-closed"], "true");
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_asked_about_by_get_only() {
+        let channel = numbers(1..=2);
+        let all = ask(&text(), channel.clone(), "/?offset=-1", &[]).await;
+        let tag = all.header("etag").unwrap();
+        let again = ask(
+            &text(),
+            channel.clone(),
+            "/?offset=-1",
+            &[("if-none-match", tag)],
+        )
+        .await;
+        assert_eq!(again.status, 304);
+        let post = http::Request::post("/?offset=-1").header("if-none-match", tag);
+        let mut head = post.body(()).unwrap().into_parts().0;
+        let answer = text().respond(&mut head, Push::new(channel)).await;
+        assert_eq!(answer.status(), 200);
+    }
+
+    /// They may be words of the application's own.
+    #[tokio::test]
+    async fn words_of_the_protocol_take_no_request_from_another_transport() {
+        for uri in [
+            "/?offset=20&limit=10",
+            "/?live=true",
+            "/?live=",
+            "/?offset=-1",
+            "/?live=sse",
+        ] {
+            let mut head = get(uri, &[("accept", "text/event-stream")]);
+            let push = Push::new(numbers([1]));
+            let response = Negotiate::new().respond(&mut head, push).await;
+            assert_eq!(response.status(), 200, "{uri}");
+            assert_eq!(response.headers()["content-type"], "text/event-stream");
+        }
     }
 
     /// The events of an event stream: their types and their data.

@@ -30,7 +30,7 @@ use tower_push::{
         resumable::{OnEnd, Subscriber, Wrapped},
         source_fn,
     },
-    transport::{LongPoll, Negotiate},
+    transport::{LongPoll, Negotiate, Transport},
 };
 
 /// One subscription, with a cursor or without.
@@ -1141,4 +1141,34 @@ async fn a_plain_stream_is_polled_without_a_loss() {
         "one stream for each client"
     );
     alive.becomes(0).await;
+}
+
+/// The browser's cache may send the cursor of whoever was there before.
+#[tokio::test]
+async fn a_poll_goes_on_for_whom_it_began_only() {
+    let long_poll = LongPoll::new().wait(Duration::ZERO);
+    let poll = async |path: &str, headers: &[(&str, &str)], text: &'static str| {
+        let source = stream::iter([text]).chain(stream::pending());
+        let mut head = get(path, headers);
+        let response = Transport::respond(&long_poll, &mut head, Push::new(source)).await;
+        let tag = response.headers()["etag"].to_str().unwrap().to_owned();
+        (tag, support::text(response.into_body()).await)
+    };
+    let alice = ("authorization", "Bearer alice");
+    let (tag, first) = poll("/mine", &[alice], "alice's").await;
+    assert!(first.contains("alice's"), "{first}");
+    let cached = ("if-none-match", &*tag);
+    let (_, again) = poll("/mine", &[alice, cached], "new").await;
+    assert_eq!(
+        again.trim_end(),
+        "[]",
+        "her own stream, and nothing more yet"
+    );
+    for (path, authorization) in [("/mine", "Bearer bob"), ("/other", "Bearer alice")] {
+        let (_, other) = poll(path, &[("authorization", authorization), cached], "new").await;
+        assert!(
+            other.contains("\"gap\"") && other.contains("new"),
+            "{other}"
+        );
+    }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::stream::{self, Stream, StreamExt};
+use http::header::{ETAG, HeaderName};
 use tokio::time::{Instant, sleep_until};
 use tower_push::{
     Error, Event, EventId, Gap, GapReason, Item, PushSource,
@@ -46,6 +47,17 @@ pub(crate) fn address() -> Result<SocketAddr, AddrParseError> {
         .unwrap_or("127.0.0.1:3000")
         .parse()
 }
+
+/// What a page of another origin must be allowed to read, to poll. The page is one itself: half of its panels are at the
+/// server's other name, because a browser opens no more than six connections to one. The feed is for everyone.
+pub(crate) const EXPOSED: [HeaderName; 6] = [
+    ETAG,
+    HeaderName::from_static("last-event-id"),
+    HeaderName::from_static("stream-next-offset"),
+    HeaderName::from_static("stream-cursor"),
+    HeaderName::from_static("stream-up-to-date"),
+    HeaderName::from_static("stream-closed"),
+];
 
 /// Every transport that the page shows: the usual ones, and the two that must be asked for.
 pub(crate) fn transports() -> Negotiate {

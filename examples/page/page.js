@@ -1,4 +1,4 @@
-// One feed over six transports. From top to bottom: parsers of the formats, connections that keep their place, and the
+// One feed over eight transports. From top to bottom: parsers of the formats, connections that keep their place, and the
 // panels that show them. The first two know nothing of this page: copy what you need.
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -187,12 +187,13 @@ export function parserFor(contentType) {
 
 /**
  * A connection to a feed, over one transport. It remembers the last id, and comes back with it: by itself when the
- * connection is lost, and by resume() after drop().
+ * connection is lost or unplugged, and by resume() after drop().
  *
- * Calls onstate with "connecting", "live", "reconnecting", "dropped" or "ended", and onrecord with each record.
+ * Calls onstate with "connecting", "live", "reconnecting", "unplugged", "dropped" or "ended", and onrecord with each
+ * record.
  */
 class Connection {
-  #path;
+  #feed;
   #transport;
   #lastId;
   #attempts = 0;
@@ -201,25 +202,45 @@ class Connection {
   onstate = () => {};
   onrecord = () => {};
 
-  constructor(path, transport) {
-    this.#path = path;
+  constructor(feed, transport) {
+    this.#feed = feed;
     this.#transport = transport;
   }
 
   resume() {
     this.onstate("connecting");
-    this.open(this.#url());
+    this.open();
   }
 
   drop() {
     this.#stop("dropped");
   }
 
-  /** To be provided: begins to read what the URL has. */
-  open(_url) {}
+  /** Drops the connection for a while. */
+  unplug(milliseconds) {
+    this.#stop("unplugged");
+    this.#timer = setTimeout(() => this.resume(), milliseconds);
+  }
+
+  /** To be provided: begins to read what url() has. */
+  open() {}
 
   /** To be provided: stops to read it. */
   close() {}
+
+  /** How to ask for what comes after this id; for what comes from now on, without one. */
+  query(lastId) {
+    // Not a header: a new EventSource cannot set any, and across origins it would cost a request more.
+    return { transport: this.#transport, last_event_id: lastId };
+  }
+
+  url() {
+    const url = new URL(this.#feed);
+    for (const [name, value] of Object.entries(this.query(this.#lastId))) {
+      if (value !== undefined) url.searchParams.set(name, value);
+    }
+    return url;
+  }
 
   opened() {
     this.onstate("live");
@@ -242,7 +263,7 @@ class Connection {
     this.onstate("reconnecting");
     const longest = Math.min(15_000, 500 * 2 ** this.#attempts++);
     const delay = longest * (0.5 + Math.random() / 2);
-    this.#timer = setTimeout(() => this.open(this.#url()), delay);
+    this.#timer = setTimeout(() => this.open(), delay);
   }
 
   #stop(state) {
@@ -250,39 +271,43 @@ class Connection {
     this.close();
     this.onstate(state);
   }
-
-  #url() {
-    const url = new URL(this.#path, location.href);
-    url.searchParams.set("transport", this.#transport);
-    // Not a header: a new EventSource cannot set any.
-    if (this.#lastId !== undefined) url.searchParams.set("last_event_id", this.#lastId);
-    return url;
-  }
 }
 
-/** Any chunked format, read with fetch. */
-export class FetchConnection extends Connection {
+/** What is read with fetch. */
+class FetchConnection extends Connection {
   #abort;
 
-  async open(url) {
-    const abort = (this.#abort = new AbortController());
+  async open() {
+    const { signal } = (this.#abort = new AbortController());
     try {
-      const response = await fetch(url, { signal: abort.signal, cache: "no-store" });
-      if (response.status === 204) return this.finished();
-      if (!response.ok) throw new Error(`${url} answered ${response.status}`);
-      this.opened();
-      await this.#read(response, abort.signal);
+      await this.follow(signal);
     } catch (error) {
-      if (!abort.signal.aborted) console.warn(error);
+      if (!signal.aborted) console.warn(error);
     }
-    if (!abort.signal.aborted) this.lost();
+    if (!signal.aborted) this.lost();
   }
 
   close() {
     this.#abort?.abort();
   }
 
-  async #read(response, signal) {
+  /** To be provided: reads until there is no more, or until the signal. */
+  async follow(_signal) {}
+
+  ask(signal) {
+    return fetch(this.url(), { signal, cache: "no-store" });
+  }
+}
+
+const failure = (response) => new Error(`${response.url} answered ${response.status}`);
+
+/** Any chunked format: one response, which goes on and on. */
+export class ChunkedConnection extends FetchConnection {
+  async follow(signal) {
+    const response = await this.ask(signal);
+    if (response.status === 204) return this.finished();
+    if (!response.ok) throw failure(response);
+    this.opened();
     const parser = parserFor(response.headers.get("content-type"));
     const reader = response.body.getReader();
     for (;;) {
@@ -297,18 +322,68 @@ export class FetchConnection extends Connection {
   }
 }
 
+/** Long polling: a response at a time, and each is asked for where the one before it has ended. */
+class PollConnection extends FetchConnection {
+  async follow(signal) {
+    while (!signal.aborted) {
+      const response = await this.ask(signal);
+      const records = await this.records(response);
+      if (signal.aborted) return;
+      this.opened();
+      for (const record of records) this.received(record);
+      // For now, or it would have been finished: not at once again.
+      if (records.at(-1)?.end) return;
+    }
+  }
+
+  /** To be provided: the records of a response, and behind them {id}, where the next poll begins. */
+  async records(_response) {}
+}
+
+/** Long polling for records: JSON arrays of them, under a cursor. */
+export class LongPollConnection extends PollConnection {
+  async records(response) {
+    if (response.status === 204) return [{ end: { finished: true } }];
+    if (!response.ok) throw failure(response);
+    const records = await response.json();
+    if (records.at(-1)?.end) return records;
+    return [...records, { id: response.headers.get("Last-Event-ID") ?? undefined }];
+  }
+}
+
+/** Long polling in the dialect of Durable Streams: JSON arrays of payloads, and the offset of the next one. */
+export class DurableConnection extends PollConnection {
+  #cursor;
+
+  query(offset = "now") {
+    return { offset, live: "long-poll", cursor: this.#cursor };
+  }
+
+  async records(response) {
+    // What is behind the offset is gone: all that there is instead.
+    if (response.status === 410) return [{ id: "-1", gap: { reason: "gone" } }];
+    if (!response.ok) throw failure(response);
+    this.#cursor = response.headers.get("Stream-Cursor") ?? undefined;
+    const payloads = response.status === 204 ? [] : await response.json();
+    const records = payloads.map((data) => ({ data }));
+    records.push({ id: response.headers.get("Stream-Next-Offset") ?? undefined });
+    if (response.headers.get("Stream-Closed")) records.push({ end: { finished: true } });
+    return records;
+  }
+}
+
 /** Server-Sent Events, read with EventSource, which reconnects by itself. */
 export class EventSourceConnection extends Connection {
   #source;
   #eventTypes;
 
-  constructor(path, transport, eventTypes) {
-    super(path, transport);
+  constructor(feed, transport, eventTypes) {
+    super(feed, transport);
     this.#eventTypes = eventTypes;
   }
 
-  open(url) {
-    const source = (this.#source = new EventSource(url));
+  open() {
+    const source = (this.#source = new EventSource(this.url()));
     source.onopen = () => this.opened();
     source.onerror = () => {
       // It gives up on every answer but 200. That the feed is over for ever, the end event would have said.
@@ -343,37 +418,66 @@ const TRANSPORTS = [
   { name: "multipart", title: "Multipart", mediaType: "multipart/mixed" },
   { name: "multipart-replace", title: "Multipart, replacing", mediaType: "multipart/x-mixed-replace" },
   { name: "raw", title: "Raw lines", mediaType: "text/plain", hasNoIds: true },
+  { name: "long-poll", title: "Long polling", mediaType: "application/json" },
+  { name: "durable", title: "Durable Streams", mediaType: "application/json" },
 ];
 
-/** Follows the numbers in ids, `<epoch>-<number>`: a hole is a missed event, a number that was there a repeated one. */
+/**
+ * Follows the numbers in ids, `<epoch>-<number>`. As many events must have come as the number has moved on: if fewer have,
+ * some were missed, and if more, some were repeated.
+ */
 class Numbering {
   #epoch;
   #number;
+  #arrived = 0;
   missed = 0;
   repeated = 0;
 
-  /** The event of this id has come. */
-  event(id) {
-    this.#move(id, 1);
+  /** An event has come. Its id follows, or, for all of a batch, the id of the last one. */
+  event() {
+    this.#arrived++;
   }
 
   /** The feed goes on after this id. */
   goOnAfter(id) {
-    this.#move(id, 0);
-  }
-
-  #move(id, arrived) {
     const [epoch, digits] = id.split("-");
-    const number = Number(digits);
+    let number = Number(digits);
     if (epoch === this.#epoch) {
-      if (arrived && number <= this.#number) {
-        this.repeated++;
-        return;
-      }
-      this.missed += Math.max(0, number - this.#number - arrived);
+      const moved = Math.max(0, number - this.#number);
+      this.missed += Math.max(0, moved - this.#arrived);
+      this.repeated += Math.max(0, this.#arrived - moved);
+      number = this.#number + moved;
     }
     this.#epoch = epoch;
     this.#number = number;
+    this.#arrived = 0;
+  }
+}
+
+/** The sums over all panels. */
+class Ledger {
+  #panels = [];
+  #parts = {};
+  #frame;
+
+  constructor(section) {
+    for (const element of section.querySelectorAll("[data-show]")) this.#parts[element.dataset.show] = element;
+  }
+
+  add(panel) {
+    this.#panels.push(panel);
+    panel.onpaint = () => {
+      cancelAnimationFrame(this.#frame);
+      this.#frame = requestAnimationFrame(() => this.#paint());
+    };
+  }
+
+  #paint() {
+    for (const [name, part] of Object.entries(this.#parts)) {
+      const sum = this.#panels.reduce((sum, panel) => sum + panel.counts[name], 0);
+      part.textContent = sum;
+      part.classList.toggle("bad", sum > 0 && (name === "missed" || name === "repeated"));
+    }
   }
 }
 
@@ -386,10 +490,13 @@ class Panel {
   #parts = {};
   #article;
   #numbering = new Numbering();
-  #shown = { state: "connecting", events: 0, gaps: 0 };
+  #shown = { state: "connecting", received: 0, gaps: 0, plugs: 0 };
   #values = new Array(Panel.#BARS).fill(0);
+  #countdown;
   #isPainting = false;
   #painted = 0;
+
+  onpaint = () => {};
 
   constructor(transport, connection, template) {
     this.#transport = transport;
@@ -400,6 +507,7 @@ class Panel {
     }
     this.#label();
     this.#parts.toggle.addEventListener("click", () => this.#toggle());
+    this.#parts.plug.addEventListener("click", () => this.#pullThePlug());
     connection.onstate = (state) => this.#show({ state });
     connection.onrecord = (record) => this.#take(record);
   }
@@ -408,14 +516,21 @@ class Panel {
     return this.#article;
   }
 
+  /** Of what has no ids, none is known to be missed or repeated. */
+  get counts() {
+    const { received, gaps, plugs } = this.#shown;
+    const { missed, repeated } = this.#numbering;
+    return { received, repeated, missed, gaps, plugs };
+  }
+
   #label() {
     const { name, title, mediaType, hasNoIds } = this.#transport;
-    const { toggle } = this.#parts;
+    const { toggle, plug } = this.#parts;
     this.#parts.title.id = `title-${name}`;
     this.#article.setAttribute("aria-labelledby", this.#parts.title.id);
-    toggle.setAttribute("aria-describedby", this.#parts.title.id);
+    for (const button of [toggle, plug]) button.setAttribute("aria-describedby", this.#parts.title.id);
     this.#show({ title, mediaType });
-    if (hasNoIds) this.#show({ lastId: "no ids: resumes at now" });
+    if (hasNoIds) this.#show({ lastId: "no ids: losses go unseen" });
   }
 
   #toggle() {
@@ -427,20 +542,39 @@ class Panel {
     return this.#shown.state === "dropped" || this.#shown.state === "ended";
   }
 
+  /** For 3 to 5 seconds. */
+  #pullThePlug() {
+    if (!this.#hasPlug()) return;
+    const seconds = 3 + Math.floor(Math.random() * 3);
+    this.#connection.unplug(seconds * 1000);
+    this.#show({ plugs: this.#shown.plugs + 1 });
+    this.#countDown(seconds);
+  }
+
+  #hasPlug() {
+    return !this.#isResumable() && this.#shown.state !== "unplugged";
+  }
+
+  #countDown(seconds) {
+    clearTimeout(this.#countdown);
+    this.#show({ backIn: seconds });
+    if (seconds > 1) this.#countdown = setTimeout(() => this.#countDown(seconds - 1), 1000);
+  }
+
   #take(record) {
     if (record.gap) this.#show({ gaps: this.#shown.gaps + 1 });
     const isEvent = "data" in record;
+    if (isEvent) this.#takeEvent(record);
     if (record.id && !record.end) {
-      if (isEvent) this.#numbering.event(record.id);
-      else this.#numbering.goOnAfter(record.id);
+      this.#numbering.goOnAfter(record.id);
       this.#show({ lastId: record.id });
     }
-    if (isEvent) this.#takeEvent(record);
   }
 
   #takeEvent({ event, data }) {
-    this.#show({ events: this.#shown.events + 1 });
-    // Raw lines have no types; these two can be told by their looks.
+    this.#numbering.event();
+    this.#show({ received: this.#shown.received + 1 });
+    // Raw lines and Durable Streams have no types; these two can be told by their looks.
     if (event === "clock" || /^\d\d:/.test(data)) return this.#show({ clock: data });
     this.#values = [...this.#values.slice(1), Number(data)];
     this.#show({ random: Number(data).toFixed(4) });
@@ -459,17 +593,22 @@ class Panel {
 
   #paint() {
     const { missed, repeated } = this.#transport.hasNoIds ? { missed: "–", repeated: "–" } : this.#numbering;
-    const texts = { ...this.#shown, missed, repeated, toggle: this.#isResumable() ? "Resume" : "Drop" };
-    for (const [name, value] of Object.entries(texts)) {
-      const part = this.#parts[name];
-      if (part.textContent !== String(value)) part.textContent = value;
+    const { state, backIn } = this.#shown;
+    const toggle = this.#isResumable() ? "Resume" : "Drop";
+    const plug = state === "unplugged" ? `Back in ${backIn} s` : "Pull the plug";
+    const texts = { ...this.#shown, missed, repeated, toggle, plug };
+    for (const [name, part] of Object.entries(this.#parts)) {
+      if (name in texts && part.textContent !== String(texts[name])) part.textContent = texts[name];
     }
+    // Not `disabled`: the keyboard's focus would be lost.
+    this.#parts.plug.setAttribute("aria-disabled", !this.#hasPlug());
     this.#article.dataset.state = this.#shown.state;
     this.#parts.missed.classList.toggle("bad", missed > 0);
     this.#parts.repeated.classList.toggle("bad", repeated > 0);
     this.#paintBars();
-    if (this.#shown.events !== this.#painted) this.#beat();
-    this.#painted = this.#shown.events;
+    if (this.#shown.received !== this.#painted) this.#beat();
+    this.#painted = this.#shown.received;
+    this.onpaint();
   }
 
   #paintBars() {
@@ -484,15 +623,45 @@ class Panel {
   }
 }
 
-function connect({ name }) {
-  if (name === "sse") return new EventSourceConnection("/feed", name, ["clock", "random"]);
-  return new FetchConnection("/feed", name);
+function connect({ name }, feed) {
+  switch (name) {
+    case "sse":
+      return new EventSourceConnection(feed, name, ["clock", "random"]);
+    case "long-poll":
+      return new LongPollConnection(feed, name);
+    case "durable":
+      return new DurableConnection(feed, name);
+    default:
+      return new ChunkedConnection(feed, name);
+  }
 }
+
+/**
+ * Over HTTP/1.1 a browser opens six connections to one host, by name, and these are eight. This machine has two names: half
+ * of the panels take the other one.
+ */
+function feeds() {
+  const feed = new URL("/feed", location.href);
+  const other = new URL(feed);
+  other.hostname = { "127.0.0.1": "localhost", localhost: "127.0.0.1" }[feed.hostname] ?? feed.hostname;
+  return [feed, other];
+}
+
+const [feed, other] = feeds();
+document.querySelector("[data-show=hosts]").textContent =
+  other.host === feed.host
+    ? "Over HTTP/1.1 a browser opens six connections to one host, and here are eight panels: the last ones wait until " +
+      "others are dropped. Opened as localhost, on the machine itself, this page shows all of them."
+    : "Over HTTP/1.1 a browser opens six connections to one host, and here are eight panels: the first four are at " +
+      `${feed.host}, the others at ${other.host}.`;
 
 const panels = document.getElementById("panels");
 const template = document.getElementById("panel");
-for (const transport of TRANSPORTS) {
-  const connection = connect(transport);
-  panels.append(new Panel(transport, connection, template).element);
+const ledger = new Ledger(document.querySelector("[data-ledger]"));
+TRANSPORTS.forEach((transport, place) => {
+  const connection = connect(transport, place < TRANSPORTS.length / 2 ? feed : other);
+  const panel = new Panel(transport, connection, template);
+  panels.append(panel.element);
+  ledger.add(panel);
   connection.resume();
-}
+});

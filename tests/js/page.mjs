@@ -1,6 +1,8 @@
 // Drives the examples' page in headless Chromium, and asserts on what a person sees there.
 //
 //   node tests/js/page.mjs http://127.0.0.1:3000 [folder for screenshots]
+//
+// SEED=… pulls the plugs in the order of another run, which names its seed when it fails.
 
 import assert from "node:assert/strict";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -16,7 +18,8 @@ assert.ok(address, "usage: page.mjs ADDRESS [SCREENSHOTS]");
 
 /** What any one condition may take, in milliseconds: far above what it needs on a busy machine. */
 const PATIENCE = 20_000;
-const OVERALL = 100_000;
+const OVERALL = 180_000;
+const SEED = Number(process.env.SEED ?? Date.now() % 1_000_000);
 
 const TITLES = [
   "Server-Sent Events",
@@ -25,8 +28,13 @@ const TITLES = [
   "Multipart",
   "Multipart, replacing",
   "Raw lines",
+  "Long polling",
+  "Durable Streams",
 ];
 const RAW = "Raw lines";
+
+/** How often each panel's plug is pulled. */
+const PULLS = 3;
 
 /** Stands between browser and server, so that the network can fail. */
 class Wire {
@@ -88,7 +96,7 @@ class Page {
       return [...document.querySelectorAll("article")].map((article) => ({
         title: seen(article.querySelector("h2")),
         state: seen(article.querySelector("[role=status]")),
-        button: seen(article.querySelector("button")),
+        buttons: [...article.querySelectorAll("button")].map(seen).join(", "),
         ...Object.fromEntries(
           [...article.querySelectorAll("dt")].map((dt) => [seen(dt), seen(dt.nextElementSibling)]),
         ),
@@ -96,6 +104,13 @@ class Page {
     };
     const panels = await this.#driver.executeScript(read);
     return Object.fromEntries(panels.map((panel) => [panel.title, new Seen(panel)]));
+  }
+
+  /** What the ledger of all panels shows. */
+  async ledger() {
+    const read = () =>
+      [...document.querySelectorAll(".ledger dt")].map((dt) => [dt.innerText, Number(dt.nextElementSibling.innerText)]);
+    return Object.fromEntries(await this.#driver.executeScript(read));
   }
 
   /** Waits until the panels look as they should. */
@@ -127,8 +142,8 @@ class Seen {
   constructor(fields) {
     Object.assign(this, fields);
   }
-  get events() {
-    return Number(this.Events);
+  get received() {
+    return Number(this.Received);
   }
   get clock() {
     return this["Clock, UTC"];
@@ -153,27 +168,27 @@ function assertNothingLost(panels) {
   }
 }
 
-async function sixPanelsComeAlive(page) {
-  const first = await page.until("six panels are live, and show everything", (panels) =>
-    Object.keys(panels).length === 6 &&
-    all(panels, (p) => p.state === "live" && p.button === "Drop" && p.events >= 2 && /^0\.\d{4}$/.test(p.Random)));
+async function eightPanelsComeAlive(page) {
+  const first = await page.until("eight panels are live, and show everything", (panels) =>
+    Object.keys(panels).length === 8 &&
+    all(panels, (p) => p.state === "live" && p.buttons === "Drop, Pull the plug" && p.received >= 2 && /^0\.\d{4}$/.test(p.Random)));
   for (const [title, panel] of Object.entries(first)) {
     assert.match(panel.clock, /^\d\d:\d\d:\d\d$/, title);
     assert.match(panel.lastId, title === RAW ? /^no ids/ : /^[0-9a-f]{8}-\d+$/, title);
   }
   await page.until("counts grow and clocks advance", (panels) =>
-    all(panels, (p) => p.events > first[p.title].events && p.clock > first[p.title].clock));
+    all(panels, (p) => p.received > first[p.title].received && p.clock > first[p.title].clock));
 }
 
 /** Drops some panels while the others run on, and lets them catch up. */
 async function droppedPanelsResume(page, dropped, witness, meanwhile = async () => {}) {
   await page.press("Drop", dropped);
   const before = await page.until("the panels are dropped", (panels) =>
-    dropped.every((title) => panels[title].state === "dropped" && panels[title].button === "Resume"));
+    dropped.every((title) => panels[title].state === "dropped" && panels[title].buttons === "Resume, Pull the plug"));
   const during = await page.until("the others run on", (panels) =>
-    panels[witness].events >= before[witness].events + 4);
+    panels[witness].received >= before[witness].received + 4);
   for (const title of dropped) {
-    assert.equal(during[title].events, before[title].events, `${title} stands still`);
+    assert.equal(during[title].received, before[title].received, `${title} stands still`);
     assert.equal(during[title].clock, before[title].clock, `${title} stands still`);
     assert.equal(during[title].state, "dropped", title);
   }
@@ -182,14 +197,61 @@ async function droppedPanelsResume(page, dropped, witness, meanwhile = async () 
   await page.press("Resume", dropped);
   const after = await page.until("the panels are live again, and where the others are", (panels) =>
     dropped.every((title) => {
-      const isLive = panels[title].state === "live" && panels[title].events > before[title].events;
+      const isLive = panels[title].state === "live" && panels[title].received > before[title].received;
       return isLive && (title === RAW || panels[title].number >= during[witness].number);
     }));
   for (const title of dropped.filter((title) => title !== RAW)) {
-    const told = after[title].events - before[title].events;
+    const told = after[title].received - before[title].received;
     assert.equal(told, after[title].number - before[title].number, `${title} was told of each event once`);
   }
   assertNothingLost(after);
+}
+
+/** Each panel three times, in an order and at times that the seed tells, so that many are unplugged at once. */
+async function pulledPlugsLoseNothing(page, random, meanwhile) {
+  const before = await page.panels();
+  const ledgerBefore = await page.ledger();
+  for (let round = 0; round < PULLS; round++) {
+    for (const title of shuffled(TITLES, random)) {
+      await page.until(`${title} has a plug to pull`, (panels) => panels[title].buttons === "Drop, Pull the plug");
+      await page.press("Pull the plug", [title]);
+      await setTimeout(random() * 500);
+    }
+    if (round === 0) await meanwhile();
+  }
+  const after = await page.until("all are live again by themselves, and at the same event", (panels) =>
+    all(panels, (p) => p.state === "live" && p.received > before[p.title].received) &&
+    new Set(Object.values(panels).filter((p) => p.title !== RAW).map((p) => p.lastId)).size === 1);
+  const told = (title) => after[title].received - before[title].received;
+  const moved = after[TITLES[0]].number - before[TITLES[0]].number;
+  for (const title of TITLES.filter((title) => title !== RAW)) {
+    const own = after[title].number - before[title].number;
+    assert.equal(told(title), own, `${title} was told of each event once\n${inspect({ before, after })}`);
+  }
+  assert.ok(told(RAW) < moved, "what has no ids loses what is sent while its plug is out");
+  assertNothingLost(after);
+
+  const { "Plugs pulled": plugs, Received: received, ...faults } = await page.ledger();
+  assert.deepEqual(faults, { Repeated: 0, Missed: 0, Gaps: 0 });
+  assert.equal(plugs - ledgerBefore["Plugs pulled"], PULLS * TITLES.length);
+  const sum = Object.values(after).reduce((sum, panel) => sum + panel.received, 0);
+  assert.ok(received >= sum, `the ledger has ${received}, the panels had ${sum}`);
+}
+
+function shuffled(list, random) {
+  const rest = [...list];
+  return list.map(() => rest.splice(Math.floor(random() * rest.length), 1)[0]);
+}
+
+/** Numbers from 0 to 1 that a seed repeats (mulberry32). */
+function randomFrom(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
 }
 
 async function lostConnectionsComeBack(page, wire) {
@@ -198,7 +260,7 @@ async function lostConnectionsComeBack(page, wire) {
   await page.until("the panels notice", (panels) => all(panels, (p) => p.state === "reconnecting"));
   wire.mend();
   const after = await page.until("the panels come back by themselves", (panels) =>
-    all(panels, (p) => p.state === "live" && p.events > before[p.title].events + 2));
+    all(panels, (p) => p.state === "live" && p.received > before[p.title].received + 2));
   assertNothingLost(after);
 }
 
@@ -289,9 +351,10 @@ async function screenshotsOf(driver, name) {
 async function promises(driver, wire) {
   const page = new Page(driver);
   await driver.get(wire.address);
-  await sixPanelsComeAlive(page);
-  await droppedPanelsResume(page, TITLES.slice(0, 3), TITLES[3], () => screenshot(driver, "desktop-dropped"));
-  await droppedPanelsResume(page, TITLES.slice(3), TITLES[0]);
+  await eightPanelsComeAlive(page);
+  await droppedPanelsResume(page, TITLES.slice(0, 4), TITLES[4], () => screenshot(driver, "desktop-dropped"));
+  await droppedPanelsResume(page, TITLES.slice(4), TITLES[0]);
+  await pulledPlugsLoseNothing(page, randomFrom(SEED), () => screenshot(driver, "desktop-unplugged"));
   await parsersReadAnyChunks(driver);
   await noErrorsInTheConsole(driver);
   await lostConnectionsComeBack(page, wire);
@@ -326,6 +389,9 @@ async function main() {
       .build();
     await viewport(driver, { width: 1280, height: 900, deviceScaleFactor: 1, mobile: false });
     await Promise.race([promises(driver, wire), deadline()]);
+  } catch (error) {
+    console.error(`SEED=${SEED}`);
+    throw error;
   } finally {
     await driver?.quit();
     wire.close();

@@ -24,6 +24,8 @@ pub(super) struct Log {
     last: u64,
     bytes: usize,
     closed: bool,
+    /// What fell off and is to be dropped outside of any lock: a payload may have an owner, whose code runs then.
+    dropped: Vec<Event>,
     /// For readers that are content with the newest event of each key.
     fallen: Option<Fallen>,
 }
@@ -57,6 +59,7 @@ impl Log {
             last: 0,
             bytes: 0,
             closed: false,
+            dropped: Vec::new(),
             fallen: conflates.then(Fallen::default),
         }
     }
@@ -70,7 +73,7 @@ impl Log {
         self.last += 1;
         self.bytes += cost(&event);
         if let (Some(fallen), Some(key)) = (&mut self.fallen, &key) {
-            fallen.replace(key, self.last);
+            self.dropped.extend(fallen.replace(key, self.last));
         }
         let at = now;
         self.entries.push_back(Entry { event, key, at });
@@ -85,9 +88,20 @@ impl Log {
     /// Lets fall what has become too old.
     pub(super) fn expire(&mut self, now: Duration) {
         let Some(age) = self.bounds.age else { return };
-        while self.entries.front().is_some_and(|e| e.at + age < now) {
+        let is_old = |at: Duration| now.saturating_sub(at) > age;
+        while self.entries.front().is_some_and(|entry| is_old(entry.at)) {
             self.drop_oldest();
         }
+        if let Some(fallen) = &mut self.fallen {
+            while fallen.oldest().is_some_and(|entry| is_old(entry.at)) {
+                self.dropped.extend(fallen.forget_oldest());
+            }
+        }
+    }
+
+    /// What fell off since this was asked last.
+    pub(super) fn take_dropped(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.dropped)
     }
 
     fn drop_oldest(&mut self) {
@@ -96,9 +110,14 @@ impl Log {
             return;
         };
         self.bytes -= cost(&entry.event);
-        if let (Some(fallen), Some(key)) = (&mut self.fallen, entry.key) {
-            fallen.add(key, number, entry.event);
-            fallen.keep_within(self.bounds);
+        match &mut self.fallen {
+            Some(fallen) => {
+                self.dropped.extend(fallen.add(number, entry));
+                while fallen.exceeds(self.bounds) {
+                    self.dropped.extend(fallen.forget_oldest());
+                }
+            }
+            None => self.dropped.push(entry.event),
         }
     }
 
@@ -152,7 +171,7 @@ impl Log {
             Some(fallen) if at < fallen.forgotten => Next::Gone(fallen.forgotten),
             Some(fallen) => {
                 let newest = fallen.newest.range(at + 1..);
-                let numbered = newest.map(|(number, (_, event))| (*number, event));
+                let numbered = newest.map(|(number, entry)| (*number, &entry.event));
                 Next::Read(fill(into, bytes, numbered).unwrap_or(start))
             }
         }
@@ -162,7 +181,7 @@ impl Log {
 /// Of the events that fell off a log, the newest of each key that the log itself has no newer one of.
 #[derive(Debug, Default)]
 struct Fallen {
-    newest: BTreeMap<u64, (Box<str>, Event)>,
+    newest: BTreeMap<u64, Entry>,
     numbers: HashMap<Box<str>, u64>,
     bytes: usize,
     /// The number of the newest one that had to go.
@@ -170,43 +189,63 @@ struct Fallen {
 }
 
 impl Fallen {
-    /// An event of this key was written.
-    fn replace(&mut self, key: &str, number: u64) {
+    /// An event of this key was written: the one before it is of no use any more.
+    fn replace(&mut self, key: &str, number: u64) -> Option<Event> {
         match self.numbers.get_mut(key) {
             Some(newest) => {
                 let older = std::mem::replace(newest, number);
-                self.remove(older);
+                self.remove(older).map(|entry| entry.event)
             }
             None => {
                 self.numbers.insert(key.into(), number);
+                None
             }
         }
     }
 
-    /// An event fell off the log.
-    fn add(&mut self, key: Box<str>, number: u64, event: Event) {
-        if self.numbers.get(&key) == Some(&number) {
-            self.bytes += cost(&event);
-            self.newest.insert(number, (key, event));
+    /// An event fell off the log; it comes back if it is not the newest of its key.
+    fn add(&mut self, number: u64, entry: Entry) -> Option<Event> {
+        if entry.key().and_then(|key| self.numbers.get(key)) != Some(&number) {
+            return Some(entry.event);
         }
+        self.bytes += entry.cost();
+        self.newest.insert(number, entry);
+        None
     }
 
-    fn remove(&mut self, number: u64) -> Option<Box<str>> {
-        let (key, event) = self.newest.remove(&number)?;
-        self.bytes -= cost(&event);
-        Some(key)
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.newest.remove(&number)?;
+        self.bytes -= entry.cost();
+        Some(entry)
     }
 
-    fn keep_within(&mut self, bounds: Bounds) {
-        while self.newest.len() > bounds.events || self.bytes > bounds.bytes {
-            let Some(oldest) = self.newest.keys().next().copied() else {
-                return;
-            };
-            if let Some(key) = self.remove(oldest) {
-                self.numbers.remove(&key);
-            }
-            self.forgotten = oldest;
+    fn oldest(&self) -> Option<&Entry> {
+        self.newest.values().next()
+    }
+
+    fn exceeds(&self, bounds: Bounds) -> bool {
+        self.newest.len() > bounds.events || self.bytes > bounds.bytes
+    }
+
+    fn forget_oldest(&mut self) -> Option<Event> {
+        let number = *self.newest.keys().next()?;
+        let entry = self.remove(number)?;
+        if let Some(key) = entry.key() {
+            self.numbers.remove(key);
         }
+        self.forgotten = number;
+        Some(entry.event)
+    }
+}
+
+impl Entry {
+    fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// In bytes, the key that stands at two places included.
+    fn cost(&self) -> usize {
+        cost(&self.event) + 2 * self.key().map_or(0, str::len)
     }
 }
 
@@ -219,7 +258,7 @@ fn fill<'a>(
     let mut room = bytes;
     let mut last = None;
     for (number, event) in events {
-        let cost = cost(event) + size_of::<Event>();
+        let cost = cost(event) + AROUND;
         if cost > room && last.is_some() {
             break;
         }
@@ -229,6 +268,9 @@ fn fill<'a>(
     }
     last
 }
+
+/// What is allocated around an event's payload, about.
+const AROUND: usize = 256;
 
 /// What an event costs: its payload, id and type. Its encodings come on top, once for each transport in use.
 pub(in crate::source) fn cost(event: &Event) -> usize {
@@ -273,7 +315,7 @@ mod tests {
         for text in ["a", "b", "c"] {
             push(&mut log, text);
         }
-        assert_eq!(read(&log, 0, 100).1, Next::Read(3));
+        assert_eq!(read(&log, 0, 1000).1, Next::Read(3));
         assert_eq!(read(&log, 2, 100), (vec!["c".to_owned()], Next::Read(3)));
         assert_eq!(read(&log, 3, 100), (vec![], Next::Nothing));
         assert_eq!(
@@ -300,7 +342,7 @@ mod tests {
         for log in [&mut few, &mut small] {
             assert_eq!((log.len(), log.bytes(), log.before_oldest()), (2, 4, 1));
             assert_eq!(read(log, 0, 100).1, Next::Gone(1));
-            assert_eq!(read(log, 1, 100).0, ["bb", "cc"]);
+            assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
         }
         push(&mut small, "larger than the bound");
         assert_eq!((small.len(), small.before_oldest()), (1, 3));
@@ -315,10 +357,39 @@ mod tests {
         assert_eq!(young.len(), 1);
         young.push(Event::text("b"), None, minute + Duration::from_nanos(1));
         assert_eq!(read(&young, 1, 100).0, ["b"]);
-        young.expire(3 * minute);
+        young.expire(Duration::MAX);
         assert_eq!((young.len(), young.bytes(), young.last()), (0, 0, 2));
         assert_eq!(read(&young, 0, 100).1, Next::Gone(2));
         assert_eq!(read(&young, 2, 100).1, Next::Nothing);
+    }
+
+    #[test]
+    fn no_age_is_too_long() {
+        let mut log = log(Bounds {
+            age: Some(Duration::MAX),
+            ..PLENTY
+        });
+        log.push(Event::text("a"), None, Duration::MAX);
+        log.expire(Duration::MAX);
+        assert_eq!(log.len(), 1);
+    }
+
+    #[test]
+    fn what_a_conflating_log_keeps_ages_too() {
+        let minute = Duration::from_secs(60);
+        let bounds = Bounds {
+            events: 1,
+            age: Some(minute),
+            ..PLENTY
+        };
+        let mut log = Log::new(bounds, true);
+        for key in ["a", "b"] {
+            log.push(Event::text(key), Some(key.into()), Duration::ZERO);
+        }
+        assert_eq!(read(&log, 0, 1000).0, ["a"]);
+        log.expire(2 * minute);
+        assert_eq!(read(&log, 0, 1000), (vec![], Next::Gone(2)));
+        assert_eq!(log.take_dropped().len(), 2);
     }
 
     proptest! {
@@ -329,7 +400,7 @@ mod tests {
             events in 1_usize..20,
             bytes in 1_usize..200,
             at in 0_u64..70,
-            room in 0_usize..100,
+            room in 0_usize..3000,
         ) {
             let mut log = log(Bounds { events, bytes, age: None });
             let texts: Vec<_> = sizes.iter().enumerate().map(|(n, size)| format!("{n}{}", "x".repeat(*size))).collect();
@@ -410,7 +481,7 @@ mod tests {
         }
         // 5 and 6 are in the log, 3 and 4 are the newest that fell off, 1 and 2 are forgotten.
         assert_eq!(read(&log, 0, 100), (vec![], Next::Gone(2)));
-        assert_eq!(read(&log, 2, 100).0, ["3", "4"]);
-        assert_eq!(read(&log, 4, 100).0, ["5", "6"]);
+        assert_eq!(read(&log, 2, 1000).0, ["3", "4"]);
+        assert_eq!(read(&log, 4, 1000).0, ["5", "6"]);
     }
 }

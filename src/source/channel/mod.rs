@@ -352,7 +352,9 @@ impl PushSource for Channel {
         };
         let place = self.inner.place(&start);
         let is_told_something = matches!(place.first, Some(Item::Gap(_)));
-        if !is_told_something && self.inner.shared.is_over(place.number) {
+        // Who asks for a place by name wants to know where it is, closed or not.
+        let asks_for_place = matches!(subscription.start(), Some(Start::Now | Start::Oldest));
+        if !is_told_something && !asks_for_place && self.inner.shared.is_over(place.number) {
             return Err(Rejection::finished());
         }
         Ok(Subscriber::new(self.inner, place))
@@ -367,7 +369,8 @@ impl ChannelBuilder {
     }
 
     /// How many bytes of payloads, ids and types the log keeps at most. The newest event is kept whatever its size. What each
-    /// transport in use writes for an event takes as much again.
+    /// transport in use writes for an event takes as much again, and what is around it some 250 bytes: of small events the
+    /// [number](Self::events) is what bounds memory.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
         self
@@ -386,7 +389,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Where subscribers without a cursor begin.
+    /// Where subscribers without a cursor begin. This is no permission: a client that comes with a cursor, even with one that
+    /// cannot be read, gets what the log holds behind it.
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
         self

@@ -34,7 +34,7 @@ impl Shared {
         key: Option<Box<str>>,
         now: Duration,
     ) -> Option<u64> {
-        let number = {
+        let (number, dropped) = {
             let mut log = write(&self.log);
             if log.is_closed() {
                 return None;
@@ -42,9 +42,10 @@ impl Shared {
             let number = log.next();
             log.push(event(number), key, now);
             self.news.store(2 * number, Ordering::Release);
-            number
+            (number, log.take_dropped())
         };
         self.waiting.wake();
+        drop(dropped);
         Some(number)
     }
 
@@ -61,7 +62,11 @@ impl Shared {
     pub(super) fn look<T>(&self, now: Duration, at: impl FnOnce(&Log) -> T) -> T {
         let mut log = write(&self.log);
         log.expire(now);
-        at(&log)
+        let seen = at(&log);
+        let dropped = log.take_dropped();
+        drop(log);
+        drop(dropped);
+        seen
     }
 
     /// Whether nothing comes after this number any more.

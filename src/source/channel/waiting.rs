@@ -16,9 +16,19 @@ pub(in crate::source) struct Waiting {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// One place for each reader, for as long as it lives: filled while it waits.
-    places: Vec<Option<Waker>>,
+    /// One for each reader, for as long as it lives.
+    seats: Vec<Seat>,
     free: Vec<usize>,
+    /// The seats to look at when there is news: those who wait, and some who waited and left. So waking costs what there is to
+    /// wake, however many readers there once were.
+    listed: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Seat {
+    /// There while the reader waits.
+    waker: Option<Waker>,
+    is_listed: bool,
 }
 
 /// A reader's place. Give it back with [`Waiting::leave`].
@@ -39,10 +49,10 @@ impl Waiting {
     /// A place for the reader of this number.
     pub(in crate::source) fn enter(&self, reader: usize) -> Place {
         let shard = reader % self.shards.len();
-        let mut places = lock(&self.shards[shard]);
-        let index = places.free.pop().unwrap_or(places.places.len());
-        if index == places.places.len() {
-            places.places.push(None);
+        let mut seats = lock(&self.shards[shard]);
+        let index = seats.free.pop().unwrap_or(seats.seats.len());
+        if index == seats.seats.len() {
+            seats.seats.push(Seat::default());
         }
         Place { shard, index }
     }
@@ -58,32 +68,52 @@ impl Waiting {
         if is_news() {
             return false;
         }
-        match &mut shard.places[place.index] {
-            Some(old) => old.clone_from(waker),
-            empty => *empty = Some(waker.clone()),
+        let shard_ref = &mut *shard;
+        let seat = &mut shard_ref.seats[place.index];
+        if seat.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            return true;
         }
+        let old = seat.waker.replace(waker.clone());
+        if !std::mem::replace(&mut seat.is_listed, true) {
+            shard_ref.listed.push(place.index);
+        }
+        drop(shard);
+        // Outside the lock: what goes with a waker may be another reader of this shard.
+        drop(old);
         true
     }
 
     /// Wakes all who wait.
     pub(in crate::source) fn wake(&self) {
-        let mut wakers = Vec::new();
         for shard in &self.shards {
-            wakers.extend(lock(shard).places.iter_mut().filter_map(Option::take));
+            let wakers = lock(shard).take();
             // Outside the lock: a waker may run any code.
-            wakers.drain(..).for_each(Waker::wake);
+            wakers.into_iter().for_each(Waker::wake);
         }
     }
 
     pub(in crate::source) fn leave(&self, place: &Place) {
         let mut shard = lock(&self.shards[place.shard]);
         // Dropped outside the lock, for the same reason.
-        let waker = shard.places[place.index].take();
+        let waker = shard.seats[place.index].waker.take();
         shard.free.push(place.index);
-        if shard.free.len() == shard.places.len() {
+        if shard.free.len() == shard.seats.len() {
             *shard = Shard::default();
         }
         drop(shard);
         drop(waker);
+    }
+}
+
+impl Shard {
+    /// The wakers of all who wait.
+    fn take(&mut self) -> Vec<Waker> {
+        let Self { seats, listed, .. } = self;
+        let taken = listed.drain(..).filter_map(|index| {
+            let seat = &mut seats[index];
+            seat.is_listed = false;
+            seat.waker.take()
+        });
+        taken.collect()
     }
 }

@@ -66,7 +66,8 @@
 //!
 //! # The dialect of Durable Streams
 //! The reads of the [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md), chosen
-//! by the query parameter `offset` or `live`. An offset is a cursor; an answer's body is payloads and nothing else, as a JSON
+//! by the query parameter `offset`, or `live` as the protocol has it. Among other transports a live read is certain to be meant
+//! for this one; for `offset` alone `Accept` decides. An offset is a cursor; an answer's body is payloads and nothing else, as a JSON
 //! array or one behind the other, by the [type of the content](LongPoll::durable_content_type).
 //!
 //! | request | answer |
@@ -77,7 +78,7 @@
 //! | `?offset=…&live=sse` | an event stream: `event: data` for each batch, `event: control` behind it |
 //! | behind the end | `Stream-Closed: true`, at once: 200, 204 or a last `control` |
 //! | an offset before what the source keeps, or of another epoch: any [gap](crate::Gap) | 410: begin with `offset=-1` |
-//! | an `offset` that is missing beside `live`, given twice, empty or malformed; a `live` that is neither | 400 |
+//! | an `offset` that is missing beside `live`, given twice, empty or malformed; beside an `offset`, a `live` that is neither | 400 |
 //! | `HEAD` | where the tail is |
 //!
 //! There is no in-band word for a gap, so that a `live=sse` stream that is overtaken is cut, and the client finds the 410. A
@@ -99,11 +100,11 @@ mod wait;
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 
 pub use self::json_array::JsonArray;
 use self::{
-    durable::{Durable, is_durable},
+    durable::{Durable, is_durable, is_live_read},
     gather::{Bounds, Gather, Gathering, Patience},
     wait::Waits,
 };
@@ -215,6 +216,9 @@ impl LongPoll {
     }
 
     /// Keeps plain streams alive between two polls: with the defaults of [`Resumable::new`], if nothing else is said.
+    ///
+    /// Such a stream is taken up with its cursor at the same path and under the same `Authorization`. Where cookies tell who asks,
+    /// say whose it is: [`Wrapped::owned_by`](crate::source::resumable::Wrapped::owned_by).
     #[must_use]
     pub fn park_in(self, resumable: Resumable) -> Self {
         self.with(|config| config.resumable = resumable)
@@ -256,11 +260,16 @@ impl LongPoll {
     }
 
     /// A plain stream is parked between two polls: each poll's handler makes a new one, and would lose what came between.
-    fn resumable(&self, push: Push) -> Push {
+    ///
+    /// It is taken up at the same path and under the same `Authorization` only.
+    fn resumable(&self, push: Push, head: &Parts) -> Push {
         if push.is_resumable() {
             return push;
         }
-        Push::new(self.0.resumable.wrap(push))
+        let authorization = head.headers.get(header::AUTHORIZATION);
+        let authorization = authorization.map_or(&[][..], HeaderValue::as_bytes);
+        let owner = format!("{} {}", head.uri.path(), authorization.escape_ascii());
+        Push::new(self.0.resumable.wrap(push).owned_by(owner))
     }
 
     fn speaks_durable(&self, head: &Parts) -> bool {
@@ -283,9 +292,10 @@ impl Transport for LongPoll {
         &self.0.media_types
     }
 
-    /// Certain for a request with Durable Streams' parameters; otherwise what `Accept` says.
+    /// Certain for a live read of Durable Streams (`offset`, and `live` as the protocol has it); otherwise what `Accept` says, for
+    /// `offset` alone may be a word of the application's.
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        if is_durable(head) {
+        if is_live_read(head) {
             return Some(Preference::CERTAIN);
         }
         let accepted = Preference::accepted(&head.headers, self.media_types());
@@ -293,7 +303,7 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
-        let push = self.resumable(push);
+        let push = self.resumable(push, head);
         let subscription = Subscription::new(head, self.name());
         let wait = self.0.waits.of(head);
         let bounds = self.0.bounds;

@@ -46,8 +46,16 @@ fn cursor(headers: &HeaderMap) -> Option<EventId> {
     for value in values {
         for tag in value.to_str().ok()?.split(',') {
             let tag = tag.trim();
+            if tag.is_empty() {
+                continue;
+            }
             let tag = tag.strip_prefix("W/").unwrap_or(tag);
             let id = tag.strip_prefix('"')?.strip_suffix('"')?;
+            // What proxies that compress add: Apache, Jetty.
+            let id = ENCODED
+                .iter()
+                .find_map(|s| id.strip_suffix(s))
+                .unwrap_or(id);
             let id = EventId::new(id).ok()?;
             if cursor.as_ref().is_some_and(|cursor| *cursor != id) {
                 return None;
@@ -57,6 +65,9 @@ fn cursor(headers: &HeaderMap) -> Option<EventId> {
     }
     cursor
 }
+
+/// The marks of a compressed copy in its tag.
+const ENCODED: [&str; 4] = ["--gzip", "-gzip", "-br", "-zstd"];
 
 /// The headers alone, and no validator: a cache would take it for that of the last batch.
 pub(super) fn head(content_type: HeaderValue, is_negotiated: bool) -> Response<PushBody> {
@@ -111,8 +122,9 @@ pub(super) fn refused(rejection: Rejection, is_negotiated: bool) -> Response<Pus
 
 fn common(headers: &mut HeaderMap, is_negotiated: bool) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-    let cursor = HeaderValue::from_static("If-None-Match, Last-Event-ID");
-    headers.append(header::VARY, cursor);
+    // The last two: who signs in next on the same browser must not go on with the cursor of who was before.
+    let asked = HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
+    headers.append(header::VARY, asked);
     if is_negotiated {
         vary(headers);
     }
@@ -157,6 +169,9 @@ mod tests {
             b"W/\"a-1\"",
             b" \"a-1\" ",
             b"\"a-1\", W/\"a-1\"",
+            b"\"a-1\",",
+            b"\"a-1-gzip\"",
+            b"\"a-1--gzip\"",
         ] {
             assert_eq!(by_tag(&[tag]).as_deref(), Some("a-1"), "{tag:?}");
         }
@@ -176,7 +191,6 @@ mod tests {
             b"w/\"a\"",
             b"\"a b\"",
             b"\"a:b\"",
-            b"\"a\",",
             b"\"a\", \"b\"",
             b"\"a,b\"",
             b"\"\xc3\xa9\"",

@@ -17,7 +17,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
 };
 
-pub(super) use self::request::is_durable;
+pub(super) use self::request::{is_durable, is_live_read};
 use self::{
     cursor::StreamCursor,
     payloads::Payloads,
@@ -52,6 +52,9 @@ const PRIVATE: HeaderValue =
     HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
 const PUBLIC: HeaderValue =
     HeaderValue::from_static("public, max-age=60, stale-while-revalidate=300");
+
+/// What is at an end, the oldest or the tail, changes: to be asked for each time, which the `ETag` makes cheap.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// How this dialect is spoken.
 #[derive(Clone, Debug)]
@@ -144,8 +147,10 @@ impl Durable {
             Ok(gathered) => self.answer(&request, gathered),
             Err(refused) => return refused,
         };
+        // RFC 9110 §13.1.2: with other methods it is no question about a copy.
+        let asks = head.method == Method::GET || head.method == Method::HEAD;
         match response.headers().get(header::ETAG) {
-            Some(tag) if holds(&head.headers, tag) => not_modified(response),
+            Some(tag) if asks && holds(&head.headers, tag) => not_modified(response),
             _ => response,
         }
     }
@@ -234,8 +239,14 @@ impl Durable {
         if is_content {
             headers.insert(header::CONTENT_TYPE, self.content_type.clone());
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-            if request.live.is_some() || request.offset != Offset::Now {
-                let cache = if self.is_public { PUBLIC } else { PRIVATE };
+            if request.offset != Offset::Now {
+                // A live answer ends where it ends, and a page in the middle is what it is.
+                let is_settled = request.live.is_some() || !rest.is_empty();
+                let cache = match request.offset {
+                    Offset::After(_) if is_settled && self.is_public => PUBLIC,
+                    Offset::After(_) if is_settled => PRIVATE,
+                    _ => REVALIDATE,
+                };
                 headers.insert(header::CACHE_CONTROL, cache);
                 let closed = if rest.is_finished() { ":c" } else { "" };
                 let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());

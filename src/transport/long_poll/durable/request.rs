@@ -32,10 +32,22 @@ pub(super) enum Live {
 
 /// Whether a request is of this dialect: it says where to begin, or how to go on, in the protocol's words.
 pub(in crate::transport::long_poll) fn is_durable(head: &Parts) -> bool {
+    has_offset(head) || is_live(head)
+}
+
+/// Whether it can be of no other: it says both.
+pub(in crate::transport::long_poll) fn is_live_read(head: &Parts) -> bool {
+    has_offset(head) && is_live(head)
+}
+
+fn has_offset(head: &Parts) -> bool {
     let query = head.uri.query().unwrap_or_default();
-    [OFFSET, LIVE]
-        .iter()
-        .any(|name| query::values(query, name).next().is_some())
+    query::values(query, OFFSET).next().is_some()
+}
+
+fn is_live(head: &Parts) -> bool {
+    let query = head.uri.query().unwrap_or_default();
+    query::values(query, LIVE).any(|live| live == "long-poll" || live == "sse")
 }
 
 impl Request {
