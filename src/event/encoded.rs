@@ -45,13 +45,13 @@ struct Encoded {
 impl Encodings {
     /// Invariant: a place in the list is filled once, and whoever wants an encoding walks the list from its start; so no
     /// encoding is in it twice, and nobody computes one that another thread is computing.
-    pub(super) fn get<E: Encoding>(&self, fields: &Fields) -> Bytes {
+    pub(super) fn get<E: Encoding>(&self, fields: &Fields) -> &Bytes {
         let wanted = TypeId::of::<E>();
         let mut at = self.0.get_or_init(|| Encoded::new::<E>(fields));
         while at.encoding != wanted {
             at = at.next.get_or_init(|| Box::new(Encoded::new::<E>(fields)));
         }
-        at.bytes.clone()
+        &at.bytes
     }
 }
 

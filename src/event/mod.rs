@@ -197,6 +197,11 @@ impl Event {
 
     /// What `E` writes for this event: computed at the first call, and the same `Bytes` for every clone ever after.
     pub fn encoded<E: Encoding>(&self) -> Bytes {
+        self.encoding::<E>().clone()
+    }
+
+    /// The same, for who copies from it.
+    pub(crate) fn encoding<E: Encoding>(&self) -> &Bytes {
         self.0.encodings.get::<E>(&self.0.fields)
     }
 

@@ -45,23 +45,33 @@ impl Batch {
 
     /// Appends bytes that others share, or that would be large to copy.
     pub fn push(&mut self, bytes: Bytes) {
+        if self.joins(&bytes) {
+            self.buffer().put_slice(&bytes);
+        } else {
+            self.alone = bytes;
+        }
+    }
+
+    /// Whether these bytes are to be copied behind others.
+    fn joins(&mut self, bytes: &Bytes) -> bool {
         if bytes.len() >= LARGE {
             self.seal();
         }
-        if self.alone.is_empty() && self.joined.is_empty() {
-            self.alone = bytes;
-        } else {
-            self.buffer().put_slice(&bytes);
-        }
+        !(self.alone.is_empty() && self.joined.is_empty())
     }
 
     /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where others have use for them or had, and
     /// written in place where this is the only clone there ever was.
     pub fn event<E: Encoding>(&mut self, event: &Event) {
-        if event.is_shared() || event.is_encoded::<E>() {
-            self.push(event.encoded::<E>());
+        if !event.is_shared() && !event.is_encoded::<E>() {
+            return E::encode(event.fields(), self.buffer());
+        }
+        // A clone only where it is kept: its count is one for all threads.
+        let bytes = event.encoding::<E>();
+        if self.joins(bytes) {
+            self.buffer().put_slice(bytes);
         } else {
-            E::encode(event.fields(), self.buffer());
+            self.alone = bytes.clone();
         }
     }
 

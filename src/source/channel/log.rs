@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use super::taken::Taken;
 use crate::event::Event;
 
 /// How much a log keeps. The newest event is kept whatever its size.
@@ -148,7 +149,7 @@ impl Log {
     }
 
     /// Gives a reader at this number what comes next: about so many bytes, but one event at least.
-    pub(super) fn read(&self, at: u64, bytes: usize, into: &mut VecDeque<Event>) -> Next {
+    pub(super) fn read(&self, at: u64, bytes: usize, into: &mut Taken) -> Next {
         let start = self.before_oldest();
         if at >= self.last {
             return if self.closed {
@@ -165,7 +166,7 @@ impl Log {
         Next::Read(fill(into, bytes, numbered).unwrap_or(at))
     }
 
-    fn read_fallen(&self, at: u64, start: u64, bytes: usize, into: &mut VecDeque<Event>) -> Next {
+    fn read_fallen(&self, at: u64, start: u64, bytes: usize, into: &mut Taken) -> Next {
         match &self.fallen {
             None => Next::Gone(start),
             Some(fallen) if at < fallen.forgotten => Next::Gone(fallen.forgotten),
@@ -251,7 +252,7 @@ impl Entry {
 
 /// Takes the first events that make up so many bytes, and says the number of the last one.
 fn fill<'a>(
-    into: &mut VecDeque<Event>,
+    into: &mut Taken,
     bytes: usize,
     events: impl Iterator<Item = (u64, &'a Event)>,
 ) -> Option<u64> {
@@ -259,11 +260,11 @@ fn fill<'a>(
     let mut last = None;
     for (number, event) in events {
         let cost = cost(event) + AROUND;
-        if cost > room && last.is_some() {
+        if into.is_full() || (cost > room && last.is_some()) {
             break;
         }
         room = room.saturating_sub(cost);
-        into.push_back(event.clone());
+        into.push(event.clone());
         last = Some(number);
     }
     last
@@ -300,11 +301,10 @@ mod tests {
     }
 
     fn read(log: &Log, at: u64, bytes: usize) -> (Vec<String>, Next) {
-        let mut events = VecDeque::new();
-        let next = log.read(at, bytes, &mut events);
-        let texts = events
-            .iter()
-            .map(|e| e.payload().as_text().unwrap().to_owned());
+        let mut taken = Taken::default();
+        let next = log.read(at, bytes, &mut taken);
+        let texts =
+            std::iter::from_fn(|| taken.pop()).map(|e| e.payload().as_text().unwrap().to_owned());
         (texts.collect(), next)
     }
 

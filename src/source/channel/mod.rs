@@ -41,6 +41,7 @@ pub(super) mod log;
 mod shared;
 mod subscriber;
 pub(super) mod sync;
+mod taken;
 pub(super) mod waiting;
 
 #[cfg(all(test, tower_push_loom))]

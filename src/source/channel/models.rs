@@ -1,13 +1,14 @@
 //! What publishing, waiting, closing and leaving do to each other, in every order that there is:
 //! `scripts/loom`.
 
-use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{future::block_on, model, sync::Arc, thread};
 
 use super::{
     log::{Bounds, Log, Next},
     shared::Shared,
+    taken::Taken,
 };
 use crate::event::Event;
 
@@ -31,12 +32,13 @@ fn publish(shared: &Shared) {
 /// Reads until so many events came, or the end; a wake-up that is lost is a deadlock, which loom reports.
 fn read(shared: &Shared, mut at: u64, events: usize) -> (Vec<String>, Next) {
     let place = shared.waiting.enter(0);
-    let mut read = VecDeque::new();
+    let mut taken = Taken::default();
+    let mut read = Vec::new();
     let mut next = Next::Nothing;
     while read.len() < events && next != Next::Closed {
         next = block_on(poll_fn(|cx| {
             loop {
-                match shared.read(at, 1 << 20, &mut read) {
+                match shared.read(at, 1 << 20, &mut taken) {
                     Next::Nothing => {
                         if shared.wait(&place, cx.waker(), at) {
                             return Poll::Pending;
@@ -49,6 +51,7 @@ fn read(shared: &Shared, mut at: u64, events: usize) -> (Vec<String>, Next) {
         if let Next::Read(number) = next {
             at = number;
         }
+        read.extend(std::iter::from_fn(|| taken.pop()));
     }
     shared.waiting.leave(&place);
     let texts = read

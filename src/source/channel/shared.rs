@@ -1,10 +1,11 @@
 //! What a channel's handles and its readers share.
 
-use std::{collections::VecDeque, task::Waker, time::Duration};
+use std::{task::Waker, time::Duration};
 
 use super::{
     log::{Log, Next},
     sync::{AtomicU64, Ordering, RwLock, read, write},
+    taken::Taken,
     waiting::{Place, Waiting},
 };
 use crate::event::Event;
@@ -75,7 +76,7 @@ impl Shared {
     }
 
     /// See [`Log::read`].
-    pub(super) fn read(&self, at: u64, bytes: usize, into: &mut VecDeque<Event>) -> Next {
+    pub(super) fn read(&self, at: u64, bytes: usize, into: &mut Taken) -> Next {
         if self.is_nothing(at) {
             return Next::Nothing;
         }

@@ -1,5 +1,4 @@
 use std::{
-    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::{
@@ -11,10 +10,10 @@ use std::{
 
 use futures_core::Stream;
 
-use super::{Inner, OnLag, Place, log::Next, waiting};
+use super::{Inner, OnLag, Place, log::Next, taken::Taken, waiting};
 use crate::{
     error::{BoxError, Error, Kind},
-    event::{Event, EventId, Gap, GapReason, Item},
+    event::{EventId, Gap, GapReason, Item},
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the items behind its cursor, and then those to come.
@@ -28,17 +27,14 @@ pub struct Subscriber {
     at: u64,
     first: Option<Item>,
     /// Taken from the log, and not yielded yet.
-    taken: VecDeque<Event>,
+    taken: Taken,
     /// The cursor that it resumes from, until it has caught up or read something.
     requested: Option<EventId>,
     is_over: bool,
 }
 
-/// What is taken from the log at once: a frame's worth.
+/// What is taken from the log at once, unless one event is more.
 const TAKEN: usize = 16 * 1024;
-
-/// The room for events taken that an idle subscriber keeps.
-const ROOM: usize = 4;
 
 impl Subscriber {
     pub(super) fn new(inner: Arc<Inner>, place: Place) -> Self {
@@ -52,7 +48,7 @@ impl Subscriber {
             waiting,
             at: place.number,
             first: place.first,
-            taken: VecDeque::new(),
+            taken: Taken::default(),
             requested: place.requested,
             is_over: false,
         }
@@ -101,11 +97,8 @@ impl Stream for Subscriber {
             return Poll::Ready(Some(Ok(first)));
         }
         while !this.is_over {
-            if let Some(event) = this.taken.pop_front() {
+            if let Some(event) = this.taken.pop() {
                 return Poll::Ready(Some(Ok(Item::Event(event))));
-            }
-            if this.taken.capacity() > ROOM {
-                this.taken.shrink_to(ROOM);
             }
             match this.inner.shared.read(this.at, TAKEN, &mut this.taken) {
                 Next::Read(number) => this.took(number),

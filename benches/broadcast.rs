@@ -1,0 +1,489 @@
+//! What it costs a server to send every message to many clients: `tower_push::service` on a [`Channel`], against axum's `Sse` on
+//! `tokio::sync::broadcast`.
+//!
+//! ```sh
+//! cargo bench --bench broadcast
+//! ```
+//!
+//! 1000 clients hold an event stream each, over loopback. They are sent 25 times a second a `single` message, or `eight` in a row;
+//! or else a `burst` of 1000 in a row. A message carries 128 bytes of text. Both servers are hyper's HTTP/1.1 with its defaults,
+//! on a runtime of one thread or of two; both have room for the whole burst, and both would send a heartbeat every 15 s. Both
+//! write the same bytes, an id of 25 characters among them; axum's event is built once and cloned for each client. `raw` is a
+//! loop of blocking writes of these bytes, encoded and framed beforehand, one write to a client for all that is published in a
+//! row: what the kernel takes of it all.
+//!
+//! Each server and its clients are processes of their own, so that the server's CPU time can be told from the clients'; it is read
+//! from Linux's `/proc`. The contestants take turns, so that what disturbs one disturbs all. The table shows the server's
+//! microseconds of CPU, in user and kernel mode together, for each message delivered, in the best turn and in the median one;
+//! and tower-push's ratio to axum's.
+
+use std::{
+    convert::Infallible,
+    env,
+    error::Error,
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use axum::response::{IntoResponse, sse};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt},
+    runtime::{Builder, Runtime},
+    sync::{Notify, broadcast},
+};
+use tokio_stream::wrappers::BroadcastStream;
+use tower_push::{Channel, Event};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), BoxError> {
+    let arguments: Vec<String> = env::args().collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [_, SERVER, server, threads] => serve(server.parse()?, threads.parse()?),
+        [_, CLIENTS, address, clients] => receive(address.parse()?, clients.parse()?),
+        // `cargo test --benches` runs this file too, only to see that it runs.
+        _ => compare_all(arguments.contains(&"--bench")),
+    }
+}
+
+/// What a process is, in its first argument.
+const SERVER: &str = "server";
+const CLIENTS: &str = "clients";
+
+const SERVERS: [(&str, MakeServer); 3] = [("tower-push", ours), ("axum", axum), ("raw", raw)];
+
+const RUNTIMES: [(&str, MakeRuntime); 2] = [
+    ("one", || Builder::new_current_thread().enable_all().build()),
+    ("two", || {
+        Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+    }),
+];
+
+type MakeRuntime = fn() -> io::Result<Runtime>;
+
+/// Starts a server, and gives its address and what publishes messages on it.
+type MakeServer = fn(&Runtime) -> Result<(SocketAddr, Publish), BoxError>;
+
+/// Publishes so many in a row.
+type Publish = Arc<dyn Fn(usize) + Send + Sync>;
+
+/// How messages are sent in a turn.
+struct Load {
+    name: &'static str,
+    /// Rounds, each of which ends when all clients have all that was sent in it: what takes about a second.
+    rounds: usize,
+    /// In a round, how often how many are published in a row.
+    times: usize,
+    burst: usize,
+    pause: Duration,
+}
+
+const LOADS: [Load; 3] = [
+    Load {
+        name: "single",
+        rounds: 1,
+        times: 40,
+        burst: 1,
+        pause: Duration::from_millis(40),
+    },
+    Load {
+        name: "eight",
+        rounds: 1,
+        times: 40,
+        burst: 8,
+        pause: Duration::from_millis(40),
+    },
+    Load {
+        name: "burst",
+        rounds: 3,
+        times: 1,
+        burst: 1_000,
+        pause: Duration::ZERO,
+    },
+];
+
+impl Load {
+    fn shrunk(self, by: usize) -> Self {
+        let times = self.times.div_ceil(by);
+        Self { times, ..self }
+    }
+
+    /// That each client gets in a turn.
+    fn messages(&self) -> usize {
+        self.rounds * self.times * self.burst
+    }
+}
+
+/// Messages that a channel has room for: more than a burst.
+const CAPACITY: usize = 1_024;
+
+fn compare_all(is_bench: bool) -> Result<(), BoxError> {
+    let (clients, turns, shrink) = if is_bench { (1_000, 6, 1) } else { (10, 1, 20) };
+    check_open_files(clients)?;
+
+    println!("µs of CPU per message delivered: best, median ({clients} clients)");
+    println!(
+        "{:7} {:7} {:>13} {:>13} {:>13}  {:>13}",
+        "load", "threads", SERVERS[0].0, SERVERS[1].0, SERVERS[2].0, "ratio"
+    );
+    for (threads, (name, _)) in RUNTIMES.iter().enumerate() {
+        let mut contestants = Vec::new();
+        for server in 0..SERVERS.len() {
+            contestants.push(Contestant::start(server, threads, clients)?);
+        }
+        for load in LOADS.map(|load| load.shrunk(shrink)) {
+            let mut times = [const { Vec::new() }; SERVERS.len()];
+            for _ in 0..turns {
+                for (contestant, times) in contestants.iter_mut().zip(&mut times) {
+                    let cpu = contestant.turn(&load)?;
+                    times.push(cpu.as_secs_f64() * 1e6 / (load.messages() * clients) as f64);
+                }
+            }
+            print(load.name, name, times);
+        }
+        contestants.into_iter().try_for_each(Contestant::stop)?;
+    }
+    Ok(())
+}
+
+/// A server or its clients need one for each connection, and some more.
+fn check_open_files(clients: usize) -> Result<(), BoxError> {
+    let needed = clients + 20;
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let limit = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = limit.and_then(|limit| limit.split_whitespace().next()?.parse::<usize>().ok());
+    match soft {
+        Some(soft) if soft < needed => Err(format!(
+            "a process may open {soft} files only: say `ulimit -n {needed}` first"
+        )
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// A server's process and that of its clients.
+struct Contestant {
+    server: Process,
+    clients: Process,
+}
+
+impl Contestant {
+    fn start(server: usize, threads: usize, clients: usize) -> Result<Self, BoxError> {
+        let mut server = Process::start([SERVER, &server.to_string(), &threads.to_string()])?;
+        let address = server.line()?;
+        let mut clients = Process::start([CLIENTS, &address, &clients.to_string()])?;
+        // They are connected.
+        clients.line()?;
+        Ok(Self { server, clients })
+    }
+
+    /// Has the server send a load, and says what it cost it.
+    fn turn(&mut self, load: &Load) -> Result<Duration, BoxError> {
+        let before = self.server.cpu()?;
+        for _ in 0..load.rounds {
+            self.clients.tell(&(load.times * load.burst).to_string())?;
+            let pause = load.pause.as_millis();
+            self.server
+                .tell(&format!("{} {} {pause}", load.times, load.burst))?;
+            // They have it all.
+            self.clients.line()?;
+        }
+        Ok(self.server.cpu()? - before)
+    }
+
+    fn stop(self) -> Result<(), BoxError> {
+        self.clients.stop()?;
+        self.server.stop()
+    }
+}
+
+/// This program once more, in another role, which ends with its standard input.
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(arguments: [&str; 3]) -> Result<Self, BoxError> {
+        let mut child = Command::new(env::current_exe()?)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take().ok_or("no standard input")?;
+        let output = child.stdout.take().ok_or("no standard output")?;
+        Ok(Self {
+            child,
+            input,
+            output: BufReader::new(output),
+        })
+    }
+
+    fn tell(&mut self, line: &str) -> Result<(), BoxError> {
+        Ok(writeln!(self.input, "{line}")?)
+    }
+
+    fn line(&mut self) -> Result<String, BoxError> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        match line.trim() {
+            "" => Err("a process ended too soon".into()),
+            line => Ok(line.to_owned()),
+        }
+    }
+
+    /// Its CPU time: two fields of `stat`, which are behind the program's name in parentheses, in hundredths of a second.
+    fn cpu(&self) -> Result<Duration, BoxError> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, stat) = stat.rsplit_once(')').ok_or("no name")?;
+        let ticks: Result<Vec<u64>, _> = stat
+            .split_whitespace()
+            .skip(12 - 1)
+            .take(2)
+            .map(str::parse)
+            .collect();
+        Ok(Duration::from_millis(10 * ticks?.iter().sum::<u64>()))
+    }
+
+    fn stop(mut self) -> Result<(), BoxError> {
+        drop(self.input);
+        let status = self.child.wait()?;
+        if !status.success() {
+            return Err(format!("a process ended with {status}").into());
+        }
+        Ok(())
+    }
+}
+
+/// A server's process: says its address, and then sends what it is told to.
+fn serve(server: usize, threads: usize) -> Result<(), BoxError> {
+    let runtime = RUNTIMES[threads].1()?;
+    let (address, publish) = SERVERS[server].1(&runtime)?;
+    let handle = runtime.handle().clone();
+    // A runtime of one thread runs while it is blocked on.
+    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    println!("{address}");
+    for line in io::stdin().lines() {
+        let line = line?;
+        let mut numbers = line.split(' ').map(str::parse::<u64>);
+        let mut number = || numbers.next().ok_or("a number is missing");
+        let (times, burst, pause) = (number()??, number()??, number()??);
+        let publish = publish.clone();
+        handle.spawn(async move {
+            let mut pauses = tokio::time::interval(Duration::from_millis(pause.max(1)));
+            for _ in 0..times {
+                pauses.tick().await;
+                publish(burst as usize);
+            }
+        });
+    }
+    Ok(())
+}
+
+fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let channel = Channel::builder().events(CAPACITY).build();
+    let service = TowerToHyperService::new(tower_push::service(channel.clone()));
+    let address = listen(runtime, service)?;
+    let publish = move |burst| {
+        for _ in 0..burst {
+            let _ = channel.publish(Event::text(PAYLOAD));
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<sse::Event>::new(CAPACITY);
+    let service = service_fn({
+        let sender = sender.clone();
+        move |_: Request<Incoming>| {
+            let events = BroadcastStream::new(sender.subscribe());
+            let keep_alive = sse::KeepAlive::new().interval(Duration::from_secs(15));
+            let response = sse::Sse::new(events).keep_alive(keep_alive).into_response();
+            std::future::ready(Ok::<_, Infallible>(response))
+        }
+    });
+    let address = listen(runtime, service)?;
+    let publish = move |burst| {
+        for _ in 0..burst {
+            let _ = sender.send(sse::Event::default().id(ID).data(PAYLOAD));
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+/// Serves all connections, each as a task.
+fn listen<S, B>(runtime: &Runtime, service: S) -> Result<SocketAddr, BoxError>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<B>,
+            Error = Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    let listener = runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    let address = listener.local_addr()?;
+    runtime.spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let _ = socket.set_nodelay(true);
+            let connection =
+                http1::Builder::new().serve_connection(TokioIo::new(socket), service.clone());
+            tokio::spawn(connection);
+        }
+    });
+    Ok(address)
+}
+
+fn raw(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    let sockets = Arc::new(Mutex::new(Vec::new()));
+    let accepted = sockets.clone();
+    thread::spawn(move || {
+        while let Ok((mut socket, _)) = listener.accept() {
+            let _ = socket.set_nodelay(true);
+            let _ = socket.read(&mut [0; REQUEST.len()]);
+            // Before the client knows that it is connected.
+            let mut accepted = accepted.lock().expect("no panic under the lock");
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+            accepted.push(socket);
+        }
+    });
+    let publish = move |burst| {
+        let messages = MESSAGE.repeat(burst);
+        let mut sockets = sockets.lock().expect("no panic under the lock");
+        for socket in sockets.iter_mut() {
+            let _: io::Result<()> = socket.write_all(messages.as_bytes());
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+/// 128 bytes, with one [`MARK`].
+const PAYLOAD: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
+    0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde!";
+
+/// It occurs once in each message, and nowhere else.
+const MARK: u8 = b'!';
+
+/// As long as a channel's.
+const ID: &str = "0123456789ab-0123456789ab";
+
+/// What goes out for a message.
+const MESSAGE: &str = "A6\r\nid: 0123456789ab-0123456789ab\n\
+    data: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
+    0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde!\n\n\r\n";
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
+
+/// The clients' process: says when they are connected, and then, for each line with a number, when each has got so many more.
+fn receive(address: SocketAddr, clients: usize) -> Result<(), BoxError> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let received = Arc::new(Received::default());
+    runtime.block_on(async {
+        for _ in 0..clients {
+            tokio::spawn(client(connect(address)?, received.clone()));
+        }
+        println!("connected");
+        let mut wanted = 0;
+        let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
+        while let Some(line) = lines.next_line().await? {
+            wanted += line.parse::<usize>()? * clients;
+            received.wait(wanted).await;
+            println!("all");
+        }
+        Ok(())
+    })
+}
+
+/// Asks, and waits for the head of the answer: so it is subscribed.
+fn connect(address: SocketAddr) -> Result<tokio::net::TcpStream, BoxError> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.write_all(REQUEST)?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    socket.set_nonblocking(true)?;
+    Ok(tokio::net::TcpStream::from_std(socket)?)
+}
+
+/// Bytes in one read of a client.
+const READ: usize = 64 * 1024;
+
+async fn client(mut socket: tokio::net::TcpStream, received: Arc<Received>) {
+    let mut buffer = vec![0; READ];
+    while let Ok(read @ 1..) = socket.read(&mut buffer).await {
+        let is_mark = |byte: &&u8| **byte == MARK;
+        received.add(buffer[..read].iter().filter(is_mark).count());
+    }
+    eprintln!("a response was cut");
+    std::process::exit(1);
+}
+
+/// How many messages came, over all clients.
+#[derive(Default)]
+struct Received {
+    messages: AtomicUsize,
+    wanted: AtomicUsize,
+    all: Notify,
+}
+
+impl Received {
+    fn add(&self, messages: usize) {
+        let all = messages + self.messages.fetch_add(messages, Ordering::Relaxed);
+        if all >= self.wanted.load(Ordering::Relaxed) {
+            self.all.notify_one();
+        }
+    }
+
+    /// All clients share a thread with who waits.
+    async fn wait(&self, wanted: usize) {
+        self.wanted.store(wanted, Ordering::Relaxed);
+        while self.messages.load(Ordering::Relaxed) < wanted {
+            self.all.notified().await;
+        }
+    }
+}
+
+fn print(load: &str, threads: &str, times: [Vec<f64>; SERVERS.len()]) {
+    let times = times.map(|mut times| {
+        times.sort_unstable_by(f64::total_cmp);
+        (times[0], times[times.len() / 2])
+    });
+    let [ours, axum, raw] = times;
+    let pair = |(best, median): (f64, f64)| format!("{best:.2}, {median:.2}");
+    println!(
+        "{load:7} {threads:7} {:>13} {:>13} {:>13}  {:>6.2}x {:>5.2}x",
+        pair(ours),
+        pair(axum),
+        pair(raw),
+        ours.0 / axum.0,
+        ours.1 / axum.1,
+    );
+}
