@@ -68,14 +68,14 @@ impl Waiting {
         if is_news() {
             return false;
         }
-        let shard_ref = &mut *shard;
-        let seat = &mut shard_ref.seats[place.index];
+        let Shard { seats, listed, .. } = &mut *shard;
+        let seat = &mut seats[place.index];
         if seat.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
             return true;
         }
         let old = seat.waker.replace(waker.clone());
         if !std::mem::replace(&mut seat.is_listed, true) {
-            shard_ref.listed.push(place.index);
+            listed.push(place.index);
         }
         drop(shard);
         // Outside the lock: what goes with a waker may be another reader of this shard.

@@ -147,8 +147,8 @@ impl Durable {
             Ok(gathered) => self.answer(&request, gathered),
             Err(refused) => return refused,
         };
-        // RFC 9110 §13.1.2: with other methods it is no question about a copy.
-        let asks = head.method == Method::GET || head.method == Method::HEAD;
+        // RFC 9110 §13.1.2: with other methods it is no question about a copy; and HEAD does not come here.
+        let asks = head.method == Method::GET;
         match response.headers().get(header::ETAG) {
             Some(tag) if asks && holds(&head.headers, tag) => not_modified(response),
             _ => response,
