@@ -97,7 +97,7 @@ impl OriginPolicy {
         Self::new(Base::Listed).allow(origin)
     }
 
-    /// All pages, whatever their `Origin` says: for what everyone may see, and for what no cookie or network protects.
+    /// All pages, whatever their `Origin` says: for what everyone may see, for which neither a cookie nor a network is needed.
     pub fn any() -> Self {
         Self::new(Base::Any)
     }
@@ -146,8 +146,8 @@ impl OriginPolicy {
         self
     }
 
-    /// No request without an `Origin`: for browsers only, and not for all they do, for they leave it out of a plain `GET` to the same
-    /// origin.
+    /// Refuses a request without an `Origin`: what is no browser, mostly; but browsers, too, leave it out of a plain `GET` to the
+    /// same origin.
     #[must_use]
     pub fn required(mut self) -> Self {
         self.rules().is_required = true;

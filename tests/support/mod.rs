@@ -4,6 +4,7 @@
 pub mod event_source;
 pub mod example;
 pub mod records;
+pub mod websocket;
 
 use std::{
     convert::Infallible,
@@ -92,14 +93,19 @@ impl Server {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http2().enable_connect_protocol();
         let accepting = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 socket.set_nodelay(true).unwrap();
-                let service = TowerToHyperService::new(service.clone());
+                let (server, service) = (
+                    server.clone(),
+                    TowerToHyperService::new(service.clone()),
+                );
                 tokio::spawn(async move {
                     // A client that leaves is an error to the connection, and none to the test.
-                    let _ = auto::Builder::new(TokioExecutor::new())
+                    let _ = server
                         .serve_connection_with_upgrades(TokioIo::new(socket), service)
                         .await;
                 });
@@ -142,7 +148,7 @@ impl Client {
         match version {
             Version::Http1 => {
                 let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-                tokio::spawn(connection);
+                tokio::spawn(connection.with_upgrades());
                 Self::Http1(sender)
             }
             Version::Http2 => {
@@ -150,6 +156,10 @@ impl Client {
                     hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
                         .await
                         .unwrap();
+                // RFC 8441 §3: no WebSocket is asked for before the server has said that it may be.
+                while !connection.is_extended_connect_protocol_enabled() {
+                    tokio::task::yield_now().await;
+                }
                 tokio::spawn(connection);
                 Self::Http2(sender)
             }

@@ -13,6 +13,17 @@ pub(super) fn in_place(bytes: &mut [u8], mask: [u8; 4]) {
     xor(blocks.into_remainder(), &key);
 }
 
+/// Both have the same length.
+pub(super) fn copy(masked: &[u8], mask: [u8; 4], to: &mut [u8]) {
+    let key = repeated(mask);
+    let blocks = masked.chunks(BLOCK);
+    for (block, to) in blocks.zip(to.chunks_mut(BLOCK)) {
+        for ((to, byte), key) in to.iter_mut().zip(block).zip(&key) {
+            *to = byte ^ key;
+        }
+    }
+}
+
 /// Without allocating more than there is.
 pub(super) fn to_vec(masked: &[u8], mask: [u8; 4]) -> Vec<u8> {
     let mut bytes = masked.to_vec();
@@ -62,6 +73,9 @@ mod tests {
                 let mut bytes = masked[from..to].to_vec();
                 in_place(&mut bytes, rotated(MASK, from));
                 assert_eq!(bytes, plain[from..to], "{from}..{to}");
+                let mut copied = vec![0; to - from];
+                copy(&masked[from..to], rotated(MASK, from), &mut copied);
+                assert_eq!(copied, plain[from..to], "{from}..{to}");
             }
         }
     }

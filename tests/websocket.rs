@@ -1,0 +1,647 @@
+//! WebSocket over real sockets, on HTTP/1.1 and HTTP/2: what is sent, how it ends, and what becomes of clients that misbehave.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{SinkExt, StreamExt, stream};
+use support::{
+    Client, Count, Server, VERSIONS, Version,
+    websocket::{Opened, connect, masked},
+};
+use tokio_websockets::Message;
+use tower_push::{
+    BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, OriginPolicy,
+    source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
+    transport::{Negotiate, WebSocket, websocket::Form},
+};
+
+const TEXT: u8 = 0x81;
+const BINARY: u8 = 0x82;
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+const CLOSE: u8 = 0x88;
+
+const JSON: (&str, &str) = ("sec-websocket-protocol", "json.tower-push");
+
+/// A server of these items, each time anew.
+async fn of(items: Vec<Item>) -> Server {
+    over(WebSocket::new(), items).await
+}
+
+async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
+    let source = source_fn(move |_| {
+        let items = items.clone();
+        async move { Ok(stream::iter(items)) }
+    });
+    Server::new(tower_push::service(source).over(transport)).await
+}
+
+async fn following(transport: WebSocket, channel: &Channel) -> Server {
+    let source = channel.starting(Start::Oldest);
+    Server::new(tower_push::service(source).over(transport)).await
+}
+
+/// Says back what it is told.
+async fn echo(transport: WebSocket) -> Server {
+    let echo = source_fn(|subscription: Subscription| async move {
+        Ok(subscription.incoming().expect("there are messages"))
+    });
+    Server::new(tower_push::service(echo).over(transport)).await
+}
+
+fn events() -> Vec<Item> {
+    let price = Event::json_text(r#"{"eur":21.5}"#).unwrap();
+    let price = price.with_type("price").unwrap().with_id("7").unwrap();
+    let binary = Event::binary(&b"\0\xff"[..]);
+    vec![
+        Item::Event(Event::text("a\n\u{2028}\"é")),
+        Item::Event(price),
+        Item::Event(binary),
+        Item::Cursor(EventId::from(9)),
+        Item::Gap(
+            Gap::new(GapReason::Lagged)
+                .missed(3)
+                .resumed(EventId::from(12)),
+        ),
+        Item::Finished,
+    ]
+}
+
+async fn text(socket: &mut Opened) -> String {
+    let frame = socket.frame().await.expect("a message");
+    assert_eq!(frame.first, TEXT);
+    String::from_utf8(frame.payload).unwrap()
+}
+
+// What is sent.
+
+#[tokio::test]
+async fn without_a_subprotocol_a_message_is_the_payload() {
+    let events: Vec<_> = events()
+        .into_iter()
+        .filter(|item| !matches!(item, Item::Gap(_)))
+        .collect();
+    let server = of(events).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        assert_eq!(socket.header("sec-websocket-protocol"), None);
+        assert_eq!(text(&mut socket).await, "a\n\u{2028}\"é");
+        assert_eq!(text(&mut socket).await, r#"{"eur":21.5}"#);
+        let binary = socket.frame().await.unwrap();
+        assert_eq!(
+            (binary.first, &binary.payload[..]),
+            (BINARY, &b"\0\xff"[..])
+        );
+        assert_eq!(
+            socket.frame().await.unwrap().close(),
+            Some((1000, String::new()))
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_json_form_tells_everything_in_envelopes() {
+    let server = of(events()).await;
+    for version in VERSIONS {
+        let offers = (
+            "sec-websocket-protocol",
+            "other, json.tower-push, ws+meta.nchan",
+        );
+        let mut socket = connect(&server, version, "/", &[offers]).await;
+        assert_eq!(
+            socket.header("sec-websocket-protocol"),
+            Some("json.tower-push")
+        );
+        let expected = [
+            "{\"data\":\"a\\n\u{2028}\\\"é\"}",
+            r#"{"id":"7","event":"price","data":{"eur":21.5}}"#,
+            r#"{"data_base64":"AP8="}"#,
+            r#"{"id":"9"}"#,
+            r#"{"id":"12","gap":{"reason":"lagged","requested":null,"resumed":"12","missed":3}}"#,
+            r#"{"id":"~finished","end":{"finished":true}}"#,
+        ];
+        for expected in expected {
+            assert_eq!(text(&mut socket).await, expected);
+        }
+        assert_eq!(
+            socket.frame().await.unwrap().close(),
+            Some((1000, String::new()))
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_form_of_nchan_has_its_headers() {
+    let server = of(events()).await;
+    let offer = ("sec-websocket-protocol", "ws+meta.nchan");
+    let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
+    assert_eq!(
+        socket.header("sec-websocket-protocol"),
+        Some("ws+meta.nchan")
+    );
+    let plain = "content-type: text/plain; charset=utf-8\n\na\n\u{2028}\"é";
+    assert_eq!(text(&mut socket).await, plain);
+    let price = "id: 7\nevent: price\ncontent-type: application/json\n\n{\"eur\":21.5}";
+    assert_eq!(text(&mut socket).await, price);
+    let binary = socket.frame().await.unwrap();
+    assert_eq!(binary.first, BINARY);
+    assert_eq!(
+        binary.payload,
+        b"content-type: application/octet-stream\n\n\0\xff"
+    );
+    let control = "content-type: application/vnd.tower-push+json\n\n{\"id\":\"9\"}";
+    assert_eq!(text(&mut socket).await, control);
+    assert!(text(&mut socket).await.ends_with("\"missed\":3}}"));
+    assert!(text(&mut socket).await.ends_with("{\"finished\":true}}"));
+}
+
+#[tokio::test]
+async fn a_subprotocol_of_ones_own_has_any_form() {
+    let transport = WebSocket::new().subprotocol("ticks.v1", Form::Json);
+    let server = over(transport, vec![Item::Event(Event::text("x"))]).await;
+    let offer = ("sec-websocket-protocol", "ticks.v1");
+    let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
+    assert_eq!(socket.header("sec-websocket-protocol"), Some("ticks.v1"));
+    assert_eq!(text(&mut socket).await, r#"{"data":"x"}"#);
+}
+
+#[tokio::test]
+async fn a_client_goes_on_after_its_cursor() {
+    let channel = Channel::new();
+    let ids: Vec<_> = (0..4)
+        .map(|n| channel.publish(n.to_string()).unwrap())
+        .collect();
+    let server = Server::new(tower_push::service(channel.clone())).await;
+    for version in VERSIONS {
+        let path = format!("/?last_event_id={}", ids[1]);
+        let mut socket = connect(&server, version, &path, &[JSON]).await;
+        for n in 2..4 {
+            let expected = format!(r#"{{"id":"{}","data":"{n}"}}"#, ids[n]);
+            assert_eq!(text(&mut socket).await, expected);
+        }
+        let mut stranger = connect(&server, version, "/?last_event_id=other-7", &[JSON]).await;
+        assert!(
+            text(&mut stranger)
+                .await
+                .contains(r#""gap":{"reason":"epoch""#)
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_url_serves_it_beside_the_other_transports() {
+    let server = Server::new(tower_push::service(tower_push::source::source_fn(
+        |_| async { Ok(stream::iter(["one"])) },
+    )))
+    .await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        assert_eq!(text(&mut socket).await, "one");
+        let mut client = Client::connect(&server, version).await;
+        let response = client.get("/", &[]).await;
+        assert_eq!(response.header("content-type"), Some("text/event-stream"));
+    }
+    let only_others = Negotiate::only(tower_push::transport::Sse::new());
+    let source = source_fn(|_| async { Ok(stream::iter(["one"])) });
+    let server = Server::new(tower_push::service(source).over(only_others)).await;
+    let mut client = Client::connect(&server, Version::Http1).await;
+    let refused = client
+        .websocket("/", &[])
+        .await
+        .err()
+        .expect("no WebSocket here");
+    assert_eq!(
+        refused.head.status, 200,
+        "the upgrade is ignored, as RFC 9110 §7.8 has it"
+    );
+}
+
+// How it ends.
+
+#[tokio::test]
+async fn the_code_says_whether_to_come_back() {
+    let failing = source_fn(|_| async {
+        Ok(stream::iter([
+            Ok("before"),
+            Err::<&str, BoxError>("secret".into()),
+        ]))
+    });
+    let failing = Server::new(tower_push::service(failing).over(WebSocket::new())).await;
+    let ended = of(vec![Item::Event(Event::text("before"))]).await;
+    let gap = Item::Gap(Gap::new(GapReason::Expired));
+    let with_gap = of(vec![Item::Event(Event::text("before")), gap]).await;
+    for version in VERSIONS {
+        for (server, code, reason) in [
+            (&failing, 1011, "the source failed"),
+            (&ended, 3000, ""),
+            (&with_gap, 3010, "events were missed"),
+        ] {
+            let mut socket = connect(server, version, "/", &[]).await;
+            assert_eq!(text(&mut socket).await, "before");
+            let close = socket.frame().await.unwrap().close();
+            assert_eq!(close, Some((code, reason.to_owned())), "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_was_told_that_it_has_finished_is_told_again() {
+    let server = of(vec![Item::Event(Event::text("x"))]).await;
+    let mut socket = connect(
+        &server,
+        Version::Http1,
+        "/?last_event_id=~finished",
+        &[JSON],
+    )
+    .await;
+    assert!(text(&mut socket).await.contains(r#""finished":true"#));
+    assert_eq!(socket.closed().await.unwrap().0, 1000);
+}
+
+#[tokio::test]
+async fn a_rejection_is_an_http_status() {
+    let source = source_fn(|_| async {
+        Err::<stream::Empty<&str>, _>(Rejection::new(http::StatusCode::UNAUTHORIZED))
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let refused = client.websocket("/", &[]).await.err().expect("refused");
+        assert_eq!(refused.head.status, 401);
+    }
+}
+
+#[tokio::test]
+async fn the_client_may_close_at_any_time() {
+    let channel = Channel::new();
+    let server = following(WebSocket::new(), &channel).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        channel.subscribed().await;
+        socket.send(CLOSE, b"\x0f\xa0bye").await;
+        assert_eq!(socket.closed().await, Some((4000, String::new())));
+        channel.idle().await;
+        let socket = connect(&server, version, "/", &[]).await;
+        channel.subscribed().await;
+        drop(socket);
+        channel.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_are_refused() {
+    let foreign = ("origin", "https://evil.example");
+    let own = ("origin", "http://localhost");
+    let channel = Channel::new();
+    let server = following(WebSocket::new(), &channel).await;
+    let open_to_all = WebSocket::new().origin(OriginPolicy::any());
+    let open_to_all = following(open_to_all, &channel).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let refused = client
+            .websocket("/", &[foreign])
+            .await
+            .err()
+            .expect("refused");
+        assert_eq!(refused.head.status, 403);
+        connect(&server, version, "/", &[own]).await;
+        connect(&open_to_all, version, "/", &[foreign]).await;
+    }
+}
+
+// What clients send.
+
+#[tokio::test]
+async fn a_source_takes_what_the_client_says() {
+    let server = echo(WebSocket::new().max_message(1 << 20)).await;
+    for version in VERSIONS {
+        let socket = connect(&server, version, "/", &[]).await;
+        let mut client = socket.well_behaved();
+        for length in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
+            client
+                .send(Message::text("é".repeat(length / 2)))
+                .await
+                .unwrap();
+            let said = client.next().await.unwrap().unwrap();
+            assert_eq!(said.as_text(), Some(&*"é".repeat(length / 2)));
+            client.send(Message::binary(vec![7; length])).await.unwrap();
+            let said = client.next().await.unwrap().unwrap();
+            assert!(said.is_binary() && said.as_payload()[..] == vec![7; length]);
+        }
+        client.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
+    let (taken, messages) = tokio::sync::oneshot::channel();
+    let taken = Arc::new(std::sync::Mutex::new(Some(taken)));
+    let source = source_fn(move |subscription: Subscription| {
+        let taken = taken.clone();
+        async move {
+            let taken = taken.lock().unwrap().take().unwrap();
+            let _ = taken.send(subscription.incoming().unwrap());
+            Ok(stream::pending::<&str>())
+        }
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let mut socket = connect(&server, Version::Http1, "/", &[]).await;
+    let mut messages = messages.await.unwrap();
+    // More than all buffers on the way hold.
+    let sending = tokio::spawn(async move {
+        for n in 0..4_000_u32 {
+            let mut payload = vec![0; 16 * 1024];
+            payload[..4].copy_from_slice(&n.to_be_bytes());
+            socket.send(BINARY, &payload).await;
+        }
+        socket
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!sending.is_finished(), "64 MB should not have found room");
+    for n in 0..4_000_u32 {
+        let message = messages.next().await.unwrap();
+        assert_eq!(message.as_bytes()[..4], n.to_be_bytes());
+    }
+    drop(sending.await.unwrap());
+    assert!(messages.next().await.is_none());
+}
+
+#[tokio::test]
+async fn what_nobody_takes_is_dropped_and_the_rest_goes_on() {
+    let channel = Channel::new();
+    let server = following(WebSocket::new(), &channel).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        for _ in 0..300 {
+            socket.send(TEXT, b"is anyone there?").await;
+        }
+        socket.send(PING, b"ping").await;
+        assert_eq!(socket.frame().await.unwrap().first, PONG);
+    }
+}
+
+#[tokio::test]
+async fn a_source_may_stop_listening() {
+    let source = source_fn(|subscription: Subscription| async move {
+        let once = subscription.incoming().unwrap().take(1);
+        Ok(once.chain(stream::pending()))
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let mut socket = connect(&server, Version::Http1, "/", &[]).await;
+    for n in 0..100 {
+        socket.send(TEXT, format!("{n}").as_bytes()).await;
+    }
+    assert_eq!(text(&mut socket).await, "0");
+    socket.send(PING, b"").await;
+    assert_eq!(socket.frame().await.unwrap().first, PONG);
+}
+
+// Clients that misbehave.
+
+#[tokio::test]
+async fn what_breaks_the_protocol_closes_with_its_code() {
+    let server = echo(WebSocket::new()).await;
+    let unmasked = b"\x81\x02hi".to_vec();
+    let long = |first: u8, length: u64| {
+        let mut header = vec![first, 0xff];
+        header.extend(length.to_be_bytes());
+        header.extend([0; 4]);
+        header
+    };
+    for (bytes, code) in [
+        (unmasked, 1002),
+        (masked(0xc1, b"compressed"), 1002),
+        (masked(0x83, b""), 1002),
+        (masked(0x8b, b""), 1002),
+        (masked(0x80, b"continues nothing"), 1002),
+        (masked(0x09, b"a ping in fragments"), 1002),
+        (masked(CLOSE, b"\x03"), 1002),
+        (masked(CLOSE, b"\x03\xec"), 1002),
+        (masked(TEXT, b"\xff"), 1007),
+        (masked(0x01, b"half a character \xc3"), 0),
+        (long(BINARY, 64 * 1024 + 1), 1009),
+        (long(BINARY, 1 << 63), 1002),
+        (
+            [masked(0x02, &[0; 60_000]), masked(0x80, &[0; 6_000])].concat(),
+            1009,
+        ),
+    ] {
+        for version in VERSIONS {
+            let mut socket = connect(&server, version, "/", &[]).await;
+            socket.write(&bytes).await;
+            if code == 0 {
+                socket.send(PING, b"").await;
+                assert_eq!(socket.frame().await.unwrap().first, PONG);
+                continue;
+            }
+            let close = socket.closed().await.expect("a close frame");
+            assert_eq!(
+                close.0,
+                code,
+                "{version:?} {close:?} {:x?}",
+                &bytes[..bytes.len().min(20)]
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bomb_is_found_before_it_goes_off() {
+    let server = echo(WebSocket::new()).await;
+    let deflate = (
+        "sec-websocket-extensions",
+        "permessage-deflate; client_max_window_bits",
+    );
+    let mut bomb = flate2::Compress::new(flate2::Compression::best(), false);
+    let mut compressed = Vec::with_capacity(128 * 1024);
+    bomb.compress_vec(
+        &vec![0; 60 << 20],
+        &mut compressed,
+        flate2::FlushCompress::Sync,
+    )
+    .unwrap();
+    assert!(compressed.len() < 64 * 1024);
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[deflate]).await;
+        let agreed = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        assert_eq!(socket.header("sec-websocket-extensions"), Some(agreed));
+        socket.send(0xc1, &compressed[..compressed.len() - 4]).await;
+        assert_eq!(socket.closed().await.unwrap().0, 1009);
+        let mut socket = connect(&server, version, "/", &[deflate]).await;
+        socket.send(0xc1, b"garbage").await;
+        assert_eq!(socket.closed().await.unwrap().0, 1007);
+    }
+}
+
+#[tokio::test]
+async fn messages_are_compressed_for_whoever_asks() {
+    let text = "compress me ".repeat(50);
+    let server = of(vec![
+        Item::Event(Event::text(&text)),
+        Item::Event(Event::text("short")),
+    ])
+    .await;
+    for (offer, is_compressed) in [
+        ("permessage-deflate", true),
+        ("permessage-deflate; server_max_window_bits=8", false),
+        ("permessage-deflate; unknown", false),
+    ] {
+        let offer = ("sec-websocket-extensions", offer);
+        let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
+        let frame = socket.frame().await.unwrap();
+        if is_compressed {
+            assert_eq!(frame.first, 0xc1);
+            let mut inflated = Vec::with_capacity(1024);
+            let compressed = [&frame.payload[..], b"\0\0\xff\xff"].concat();
+            flate2::Decompress::new(false)
+                .decompress_vec(&compressed, &mut inflated, flate2::FlushDecompress::Sync)
+                .unwrap();
+            assert_eq!(inflated, text.as_bytes());
+        } else {
+            assert_eq!((frame.first, &frame.payload[..]), (TEXT, text.as_bytes()));
+        }
+        let short = socket.frame().await.unwrap();
+        assert_eq!((short.first, &short.payload[..]), (TEXT, &b"short"[..]));
+    }
+}
+
+#[tokio::test]
+async fn floods_end() {
+    let channel = Channel::new();
+    let server = following(WebSocket::new(), &channel).await;
+    let floods = [
+        masked(PING, b"x").repeat(3_000),
+        masked(PONG, b"x").repeat(3_000),
+        masked(TEXT, b"").repeat(3_000),
+        [masked(0x01, b"x"), masked(0x00, b"x").repeat(10_000)].concat(),
+        [masked(0x01, b""), masked(0x00, b"").repeat(10_000)].concat(),
+    ];
+    for (number, flood) in floods.into_iter().enumerate() {
+        for version in VERSIONS {
+            let mut socket = connect(&server, version, "/", &[]).await;
+            // The server may stop reading it at any time.
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut socket.io, &flood).await;
+            let close = socket.closed().await;
+            assert!(close.is_none_or(|close| close.0 == 1008), "flood {number}");
+            channel.idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_a_ping_is_let_go() {
+    let channel = Channel::new();
+    let transport = WebSocket::new()
+        .ping(KeepAlive::every(Duration::from_millis(20)))
+        .pong_deadline(Duration::from_millis(50))
+        .close_deadline(Duration::from_millis(50));
+    let server = following(transport, &channel).await;
+    for version in VERSIONS {
+        let mut silent = connect(&server, version, "/", &[]).await;
+        let ping = silent.frame().await.unwrap();
+        assert_eq!((ping.first, ping.payload.len()), (PING, 8));
+        assert_eq!(silent.closed().await, Some((3012, "no pong".to_owned())));
+        channel.idle().await;
+    }
+    let mut answering = connect(&server, Version::Http1, "/", &[]).await;
+    for _ in 0..20 {
+        let ping = answering.frame().await.unwrap();
+        assert_eq!(ping.first, PING);
+        answering.send(PONG, &ping.payload).await;
+    }
+    assert_eq!(channel.subscribers(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_put_out() {
+    let channel = Channel::builder().bytes(256 << 20).build();
+    let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
+    let server = following(transport, &channel).await;
+    for version in VERSIONS {
+        let _stalled = connect(&server, version, "/", &[]).await;
+        channel.subscribed().await;
+        let payload = bytes::Bytes::from(vec![0; 1 << 20]);
+        for _ in 0..32 {
+            channel.publish(payload.clone()).unwrap();
+        }
+        tokio::time::timeout(support::LONG, channel.idle())
+            .await
+            .unwrap_or_else(|_| panic!("{version:?}: still there"));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_close_is_cut_off() {
+    let transport = WebSocket::new().close_deadline(Duration::from_millis(50));
+    let count = Count::default();
+    let counted = count.clone();
+    let source = source_fn(move |_| {
+        let stream = counted.around(stream::iter(["last"]));
+        async move { Ok(stream) }
+    });
+    let server = Server::new(tower_push::service(source).over(transport)).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        assert_eq!(text(&mut socket).await, "last");
+        assert_eq!(socket.closed().await, Some((3000, String::new())));
+        count.becomes(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_slow_subscriber_follows_its_channels_policy() {
+    let lagging = |on_lag: OnLag| Channel::builder().events(4).on_lag(on_lag).build();
+    for (on_lag, protocol, expected) in [
+        (OnLag::Gap, "json.tower-push", None),
+        (OnLag::Gap, "none", Some(3010)),
+        (OnLag::Disconnect, "json.tower-push", Some(3008)),
+    ] {
+        let channel = lagging(on_lag);
+        let server = following(WebSocket::new(), &channel).await;
+        let headers = [("sec-websocket-protocol", protocol)];
+        let mut socket = connect(&server, Version::Http1, "/", &headers).await;
+        channel.subscribed().await;
+        let payload = "x".repeat(1 << 20);
+        for _ in 0..64 {
+            channel.publish(payload.as_str()).unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut gaps = 0;
+        let closed = loop {
+            let frame = socket.frame().await.unwrap();
+            if let Some((code, _)) = frame.close() {
+                break Some(code);
+            }
+            if frame.payload.len() < 1000 && !frame.payload.starts_with(b"{\"id\"") {
+                continue;
+            }
+            if frame.payload.windows(5).any(|w| w == b"\"gap\"") {
+                gaps += 1;
+                break None;
+            }
+        };
+        assert_eq!(closed, expected, "{protocol}");
+        assert_eq!(gaps == 1, expected.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_ahead_of_what_waits() {
+    let channel = Channel::builder().bytes(256 << 20).build();
+    let server = following(WebSocket::new(), &channel).await;
+    let mut socket = connect(&server, Version::Http1, "/", &[]).await;
+    channel.subscribed().await;
+    let payload = bytes::Bytes::from(vec![0; 1 << 20]);
+    for _ in 0..64 {
+        channel.publish(payload.clone()).unwrap();
+    }
+    // What is in the kernel's buffers by then comes first, and nothing else.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    socket.send(PING, b"now").await;
+    let mut messages = 0;
+    while socket.frame().await.unwrap().first != PONG {
+        messages += 1;
+    }
+    assert!(messages < 32, "{messages} messages before the pong");
+}
