@@ -30,6 +30,8 @@ pub(crate) enum Kind {
     GapUnsupported,
     Closed,
     Lagged,
+    #[cfg(feature = "websocket")]
+    InvalidOrigin,
 }
 
 impl Error {
@@ -75,6 +77,13 @@ impl Error {
         self.kind == Kind::Lagged
     }
 
+    /// Whether a text is no [origin](crate::OriginPolicy::allow).
+    #[cfg(feature = "websocket")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+    pub fn is_invalid_origin(&self) -> bool {
+        self.kind == Kind::InvalidOrigin
+    }
+
     #[cfg(feature = "json")]
     pub(crate) fn json(source: serde_json::Error) -> Self {
         Self {
@@ -108,6 +117,8 @@ impl fmt::Display for Error {
             Kind::GapUnsupported => "events were missed, and this format cannot say so",
             Kind::Closed => "the channel is closed",
             Kind::Lagged => "the subscriber was too slow",
+            #[cfg(feature = "websocket")]
+            Kind::InvalidOrigin => "an origin is a scheme, a host and perhaps a port: https://app.example.com",
         })
     }
 }

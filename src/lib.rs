@@ -74,6 +74,8 @@ mod error;
 pub mod event;
 mod keep_alive;
 pub mod layer;
+#[cfg(feature = "websocket")]
+mod origin;
 mod query;
 mod random;
 mod scan;
@@ -90,6 +92,9 @@ pub use self::{
     source::{Channel, Push, PushSource, Resumable},
     transport::PushBody,
 };
+#[cfg(feature = "websocket")]
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+pub use self::{layer::WebSocketLayer, origin::OriginPolicy};
 
 /// The programs and commands in the documents are tests too.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{Event, EventId, Gap};
+use super::{Event, EventId, Gap, Payload};
 use crate::error::BoxError;
 
 /// What a source's stream yields.
@@ -55,6 +55,12 @@ impl IntoItem for Event {
 impl IntoItem for Gap {
     fn into_item(self) -> Result<Item, BoxError> {
         Ok(Item::Gap(self))
+    }
+}
+
+impl IntoItem for Payload {
+    fn into_item(self) -> Result<Item, BoxError> {
+        Event::from(self).into_item()
     }
 }
 

@@ -254,6 +254,13 @@ impl From<Vec<u8>> for Event {
     }
 }
 
+/// An event that carries it, as it came from a client, say.
+impl From<Payload> for Event {
+    fn from(payload: Payload) -> Self {
+        Self::new(payload)
+    }
+}
+
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")

@@ -82,6 +82,11 @@ pub type ChunkedLayer = TransportLayer<Chunked>;
 /// [Long-polling](LongPoll): complete answers, in JSON if nothing else is said.
 pub type LongPollLayer = TransportLayer<LongPoll>;
 
+/// [WebSocket](crate::transport::WebSocket), and 426 for whatever is none.
+#[cfg(feature = "websocket")]
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+pub type WebSocketLayer = TransportLayer<crate::transport::WebSocket>;
+
 impl<T: Transport> TransportLayer<T> {
     /// The layer with the transport's defaults.
     pub fn new() -> Self

@@ -25,6 +25,8 @@
 //! ```
 
 pub mod channel;
+#[cfg(feature = "websocket")]
+mod incoming;
 mod push;
 mod rejection;
 pub mod resumable;
@@ -36,6 +38,11 @@ use std::future::Future;
 
 use futures_core::Stream;
 
+#[cfg(feature = "websocket")]
+pub(crate) use self::incoming::Delivery;
+#[cfg(feature = "websocket")]
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+pub use self::incoming::Incoming;
 pub use self::{
     channel::Channel,
     push::Push,

@@ -2,6 +2,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, request::Parts};
 
+#[cfg(feature = "websocket")]
+use super::incoming::{Delivery, Incoming, Slot};
 use crate::{event::EventId, query};
 
 /// The header in which a client that reconnects sends its cursor
@@ -25,6 +27,8 @@ pub struct Subscription {
     has_unreadable_cursor: bool,
     transport: &'static str,
     head: Arc<Parts>,
+    #[cfg(feature = "websocket")]
+    incoming: Option<Slot>,
 }
 
 /// Where a subscriber begins.
@@ -61,6 +65,17 @@ impl Subscription {
             },
             transport,
             head: Arc::new(head.clone()),
+            #[cfg(feature = "websocket")]
+            incoming: None,
+        }
+    }
+
+    /// The same where the client's messages can be delivered.
+    #[cfg(feature = "websocket")]
+    pub(crate) fn delivering(self, delivery: &Delivery) -> Self {
+        Self {
+            incoming: Some(delivery.slot()),
+            ..self
         }
     }
 
@@ -98,6 +113,14 @@ impl Subscription {
 
     pub(super) fn has_unreadable_cursor(&self) -> bool {
         self.has_unreadable_cursor
+    }
+
+    /// The client's messages, for whoever asks first, before the subscription is answered; `None` where the transport carries
+    /// none.
+    #[cfg(feature = "websocket")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+    pub fn incoming(&self) -> Option<Incoming> {
+        self.incoming.as_ref()?.take()
     }
 
     /// The [name](crate::transport::Transport::name) of the transport that will carry it.

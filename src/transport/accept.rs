@@ -109,7 +109,7 @@ impl<'a> Range<'a> {
 }
 
 /// The parts between separators that do not stand in a quoted string.
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+pub(super) fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     text.split(move |c| {
         match c {

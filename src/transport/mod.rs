@@ -1,6 +1,6 @@
 //! Ways to carry events: each says whether a request asks for it, and answers with a source.
 //!
-//! [`Sse`], [`Chunked`] and [`LongPoll`] are the transports here, [`Negotiate`] is a set of them behind one URL. Their
+//! [`Sse`], [`Chunked`], [`LongPoll`] and `WebSocket` are the transports here, [`Negotiate`] is a set of them behind one URL. Their
 //! configuration is theirs; which layer or function uses them is another matter, see [`layer`](crate::layer).
 //!
 //! # A transport of one's own
@@ -71,12 +71,17 @@ pub mod long_poll;
 mod negotiate;
 pub mod sse;
 mod stream;
+#[cfg(feature = "websocket")]
+pub mod websocket;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::{Response, request::Parts};
 
 pub(crate) use self::stream::rejected;
+#[cfg(feature = "websocket")]
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+pub use self::websocket::WebSocket;
 pub use self::{
     accept::Preference,
     batch::Batch,

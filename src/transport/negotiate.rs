@@ -35,14 +35,17 @@ pub struct Negotiate {
 }
 
 impl Negotiate {
-    /// Every transport that needs no choice of its own: [`Sse`], [`Chunked`] as NDJSON, JSON-seq and `multipart/mixed`, and
-    /// [`LongPoll`].
+    /// Every transport that needs no choice of its own: [`Sse`], [`Chunked`] as NDJSON, JSON-seq and `multipart/mixed`,
+    /// [`LongPoll`], and `WebSocket` (feature `websocket`).
     pub fn new() -> Self {
-        Self::only(Sse::new())
+        let all = Self::only(Sse::new())
             .or(Chunked::default())
             .or(Chunked::new(JsonSeq::new()))
             .or(Chunked::new(Multipart::mixed()))
-            .or(LongPoll::new())
+            .or(LongPoll::new());
+        #[cfg(feature = "websocket")]
+        let all = all.or(super::WebSocket::new());
+        all
     }
 
     /// A set of one.
@@ -90,7 +93,10 @@ impl Negotiate {
         let mut text = String::from("Nothing here is as you ask for it. There is:\n");
         for transport in &self.transports {
             let (types, name) = (transport.media_types().join(", "), transport.name());
-            let _ = writeln!(text, "{types}  (?{}={name})", self.parameter);
+            let _ = match types.as_str() {
+                "" => writeln!(text, "{name}"),
+                types => writeln!(text, "{types}  (?{}={name})", self.parameter),
+            };
         }
         let mut response = plain_text(text);
         *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
@@ -130,7 +136,9 @@ impl Transport for Negotiate {
         let responding = transport.clone().respond(head, push);
         Box::pin(async {
             let mut response = responding.await;
-            vary(response.headers_mut());
+            if !response.status().is_informational() {
+                vary(response.headers_mut());
+            }
             response
         })
     }

@@ -1,0 +1,33 @@
+//! A WebSocket that says back whatever it is told: what the Autobahn suite drives, see `scripts/autobahn`.
+//!
+//! ```text
+//! cargo run --example echo
+//! ```
+//! Another address: `cargo run --example echo 0.0.0.0:8080`.
+
+use axum::{Router, routing::any_service};
+use http::StatusCode;
+use tokio::net::TcpListener;
+use tower_push::{
+    BoxError,
+    source::{Rejection, Subscription, source_fn},
+    transport::WebSocket,
+};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    // What the client sends is a stream, and any stream is a source.
+    let echo = source_fn(|subscription: Subscription| async move {
+        let needs_websocket = Rejection::new(StatusCode::UPGRADE_REQUIRED);
+        subscription.incoming().ok_or(needs_websocket)
+    });
+    let transport = WebSocket::new().max_message(16 << 20).deflate_from(Some(0));
+    let echo = tower_push::service(echo).over(transport);
+    let app = Router::new().route("/", any_service(echo));
+
+    let address = std::env::args().nth(1);
+    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
+    println!("open http://{}", listener.local_addr()?);
+    axum::serve(listener, app).await?;
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! The shell around a [`Session`]: one future that owns the socket. It holds no buffer while the connection is idle.
+
+use std::{
+    future::Future,
+    io::IoSlice,
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use hyper::{
+    rt::{Read, ReadBuf, Write},
+    upgrade::{OnUpgrade, Upgraded},
+};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::session::Session;
+use crate::{error::BoxError, event::Item, source::Delivery};
+
+pin_project! {
+    /// A connection from its upgrade to its end. It needs tokio's clock.
+    pub(super) struct Connection<S> {
+        socket: Socket,
+        driver: Driver<S>,
+        #[pin]
+        timer: Timer,
+    }
+}
+
+enum Socket {
+    /// The response that agrees to the upgrade is on its way.
+    Upgrading(OnUpgrade),
+    Open(Upgraded),
+}
+
+struct Driver<S> {
+    session: Session,
+    /// `None` once it is over: what it holds is let go at once.
+    items: Option<S>,
+    delivery: Option<Delivery>,
+    /// Read, but there was no room to deliver it.
+    unread: Bytes,
+    is_flushed: bool,
+    is_shut_down: bool,
+}
+
+/// What one read takes at most. It lives on the stack.
+const READ: usize = 16 * 1024;
+
+/// In one write.
+const SLICES: usize = 64;
+
+/// Reads and writes in one go, so that a busy connection lets its neighbours run.
+const ROUNDS: usize = 16;
+
+/// Items asked for in one go.
+const ITEMS: usize = 1024;
+
+impl<S> Connection<S> {
+    pub(super) fn new(
+        on_upgrade: OnUpgrade,
+        session: Session,
+        items: S,
+        delivery: Option<Delivery>,
+    ) -> Self {
+        Self {
+            socket: Socket::Upgrading(on_upgrade),
+            driver: Driver {
+                session,
+                items: Some(items),
+                delivery,
+                unread: Bytes::new(),
+                is_flushed: true,
+                is_shut_down: false,
+            },
+            timer: Timer { sleep: None },
+        }
+    }
+}
+
+impl<S> Future for Connection<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if let Socket::Upgrading(on_upgrade) = this.socket {
+            match ready!(Pin::new(on_upgrade).poll(cx)) {
+                Ok(upgraded) => *this.socket = Socket::Open(upgraded),
+                // The client left first, or something in between dropped the response.
+                Err(_) => return Poll::Ready(()),
+            }
+            this.driver.session.begin(Instant::now());
+        }
+        let Socket::Open(socket) = this.socket else {
+            return Poll::Ready(());
+        };
+        loop {
+            if this.driver.poll(socket, cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let Some(wakes_at) = this.driver.session.wakes_at() else {
+                return Poll::Pending;
+            };
+            ready!(this.timer.as_mut().poll(wakes_at, cx));
+            this.driver.session.expire(Instant::now());
+        }
+    }
+}
+
+impl<S> Driver<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    /// Ready when the connection is over.
+    fn poll(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..ROUNDS {
+            // Each is pending where there is nothing for it to do, or a waker in place.
+            let read = self.read(socket, cx);
+            let sent = self.take_items(cx);
+            let written = self.write(socket, cx);
+            if !self.session.is_open() {
+                self.items = None;
+                self.delivery = None;
+            }
+            if self.session.is_over() {
+                return Poll::Ready(());
+            }
+            if read.is_pending() && (sent.is_pending() || written.is_pending()) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads once; ready if there may be more.
+    fn read(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+        if self.session.is_over() {
+            return Poll::Pending;
+        }
+        if !self.unread.is_empty() {
+            let unread = std::mem::take(&mut self.unread);
+            return self.receive(&unread, cx);
+        }
+        if self.poll_room(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
+            Ok(()) if !buffer.filled().is_empty() => self.receive(buffer.filled(), cx),
+            Ok(()) | Err(_) => {
+                self.session.hung_up();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether there is room for another message.
+    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let Some(delivery) = &self.delivery else {
+            return Poll::Ready(());
+        };
+        if delivery.poll_ready(cx).is_pending() {
+            self.session.is_deaf = true;
+            return Poll::Pending;
+        }
+        self.session.listens(Instant::now);
+        Poll::Ready(())
+    }
+
+    fn receive(&mut self, mut bytes: &[u8], cx: &Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        while !bytes.is_empty() {
+            if self.poll_room(cx).is_pending() {
+                self.unread = Bytes::copy_from_slice(bytes);
+                return Poll::Pending;
+            }
+            let is_wanted = self.delivery.is_some();
+            let message = self.session.receive(&mut bytes, is_wanted, now);
+            if let (Some(message), Some(delivery)) = (message, &self.delivery) {
+                delivery.send(message);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Takes what the source has, as far as there is room; ready if there may be more.
+    fn take_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(items) = &mut self.items else {
+            return Poll::Pending;
+        };
+        for _ in 0..ITEMS {
+            if !self.session.has_room() {
+                break;
+            }
+            let item = ready!(Pin::new(&mut *items).poll_next(cx));
+            self.session.send(item, Instant::now);
+        }
+        Poll::Ready(())
+    }
+
+    /// Writes all there is; pending if the socket does not take it.
+    fn write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+        let written = self.poll_write(socket, cx);
+        match written {
+            Poll::Pending => self.session.stall(Instant::now),
+            Poll::Ready(Ok(())) => self.session.flows(),
+            Poll::Ready(Err(_)) => self.session.hung_up(),
+        }
+        written.map(|_| ())
+    }
+
+    fn poll_write(
+        &mut self,
+        socket: &mut Upgraded,
+        cx: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let mut socket = Pin::new(socket);
+        loop {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.session.slices(&mut slices);
+            if count == 0 {
+                break;
+            }
+            let written = match &slices[..count] {
+                [first] => socket.as_mut().poll_write(cx, first),
+                [first, ..] if !socket.is_write_vectored() => socket.as_mut().poll_write(cx, first),
+                slices => socket.as_mut().poll_write_vectored(cx, slices),
+            };
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                bytes => self.session.wrote(bytes),
+            }
+            self.is_flushed = false;
+        }
+        if !self.is_flushed {
+            ready!(socket.as_mut().poll_flush(cx))?;
+            self.is_flushed = true;
+        }
+        if self.session.is_leaving() && !self.is_shut_down {
+            ready!(socket.as_mut().poll_shutdown(cx))?;
+            self.is_shut_down = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+pin_project! {
+    /// Set when it is first needed, and then left to run out where it would only be put off.
+    struct Timer {
+        #[pin]
+        sleep: Option<Sleep>,
+    }
+}
+
+impl Timer {
+    /// Ready at that time.
+    fn poll(self: Pin<&mut Self>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut sleep = self.project().sleep;
+        let mut running = match sleep.as_mut().as_pin_mut() {
+            Some(running) => running,
+            None => {
+                sleep.set(Some(sleep_until(at)));
+                let Some(running) = sleep.as_mut().as_pin_mut() else {
+                    return Poll::Pending;
+                };
+                running
+            }
+        };
+        if running.deadline() > at {
+            running.as_mut().reset(at);
+        }
+        ready!(running.as_mut().poll(cx));
+        if running.deadline() < at {
+            running.as_mut().reset(at);
+            ready!(running.poll(cx));
+        }
+        Poll::Ready(())
+    }
+}
