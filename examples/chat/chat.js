@@ -62,8 +62,9 @@ class Room {
     if (gap) this.ongap(gap);
     if (event === "here") this.onhere(Number(data));
     if (event === "refused") {
-      this.#unheard.delete(data.key);
-      this.onrefused(data);
+      const { key } = JSON.parse(data.said);
+      this.#unheard.delete(key);
+      this.onrefused({ key, reason: data.reason });
     }
     if (event === "message") {
       this.#unheard.delete(data.key);

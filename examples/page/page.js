@@ -416,13 +416,9 @@ export class WebSocketConnection extends Connection {
   #socket;
   #subprotocols;
 
-  constructor(feed, ...subprotocols) {
-    super(feed);
+  constructor(feed, transport, ...subprotocols) {
+    super(feed, transport);
     this.#subprotocols = subprotocols;
-  }
-
-  query(lastId) {
-    return { last_event_id: lastId };
   }
 
   url() {
@@ -685,9 +681,7 @@ function otherName({ hostname }) {
   return { "127.0.0.1": "localhost", localhost: "127.0.0.1" }[hostname] ?? hostname;
 }
 
-function connect({ name }, here, there) {
-  const feed = new URL("/feed", here);
-  const feedThere = new URL("/feed", there);
+function connect({ name }, feed, there) {
   switch (name) {
     case "sse":
       return new EventSourceConnection(feed, name, ["clock", "random"]);
@@ -697,36 +691,35 @@ function connect({ name }, here, there) {
       return new ChunkedConnection(feed, name);
     case "multipart-replace":
     case "raw":
-      return new ChunkedConnection(feedThere, name);
+      return new ChunkedConnection(there, name);
     case "long-poll":
-      return new LongPollConnection(feedThere, name);
+      return new LongPollConnection(there, name);
     case "durable":
-      return new DurableConnection(feedThere, name);
-    case "websocket":
-      return new WebSocketConnection(feed, "json.tower-push");
+      return new DurableConnection(there, name);
     case "websocket-plain":
-      return new WebSocketConnection(feed);
+      return new WebSocketConnection(feed, "websocket");
+    case "websocket":
     case "websocket-compressed":
-      return new WebSocketConnection(new URL("/compressed", here), "json.tower-push");
+      return new WebSocketConnection(feed, name, "json.tower-push");
   }
 }
 
-const here = new URL(location.origin);
-const there = new URL(here);
-there.hostname = otherName(here);
+const feed = new URL("/feed", location.href);
+const there = new URL(feed);
+there.hostname = otherName(feed);
 const sixConnections =
   "Over HTTP/1.1 a browser opens six connections to one host, WebSockets not counted, and eight of these panels need one:";
 document.querySelector("[data-show=hosts]").textContent =
-  there.host === here.host
+  there.host === feed.host
     ? `${sixConnections} the last of them wait until others are dropped. Opened as localhost, on the machine itself, this page ` +
       "shows all."
-    : `${sixConnections} four are at ${here.host}, four at ${there.host}.`;
+    : `${sixConnections} four are at ${feed.host}, four at ${there.host}.`;
 
 const panels = document.getElementById("panels");
 const template = document.getElementById("panel");
 const ledger = new Ledger(document.querySelector("[data-ledger]"));
 for (const transport of TRANSPORTS) {
-  const connection = connect(transport, here, there);
+  const connection = connect(transport, feed, there);
   const panel = new Panel(transport, connection, template);
   panels.append(panel.element);
   ledger.add(panel);
