@@ -15,10 +15,18 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use axum::{Router, extract::State, http::header::CONTENT_TYPE, response::Html, routing};
+use axum::{
+    Router,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    routing::{MethodRouter, any, get},
+};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_stream::{
     Stream, StreamExt,
     wrappers::{ReceiverStream, WatchStream},
@@ -31,38 +39,42 @@ use tower_push::{
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let page = Html(include_str!("chat/index.html"));
-    let style = ([(CONTENT_TYPE, "text/css")], include_str!("chat/chat.css"));
-    let script = (
-        [(CONTENT_TYPE, "text/javascript")],
-        include_str!("chat/chat.js"),
-    );
+    let room = Arc::new(Room {
+        messages: Channel::builder().start(Start::Last(50)).build(),
+        keys: Mutex::default(),
+        here: watch::Sender::new(0),
+    });
     let app = Router::new()
-        .route("/", routing::get(page))
-        .route("/chat.css", routing::get(style))
-        .route("/chat.js", routing::get(script))
-        .route("/chat", routing::any(chat))
-        .with_state(Arc::new(Room::new()))
+        .route("/", file("text/html", include_str!("chat/index.html")))
+        .route("/chat.css", file("text/css", include_str!("chat/chat.css")))
+        .route(
+            "/chat.js",
+            file("text/javascript", include_str!("chat/chat.js")),
+        )
+        .route("/chat", any(chat).with_state(room))
         .layer(PushLayer::new());
 
     let address = std::env::args().nth(1);
-    let address = address.as_deref().unwrap_or("127.0.0.1:3000");
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("open http://{}", listener.local_addr()?);
     axum::serve(listener, app).await?;
     Ok(())
 }
 
+fn file(media_type: &'static str, content: &'static str) -> MethodRouter {
+    get(([(CONTENT_TYPE, media_type)], content))
+}
+
 async fn chat(State(room): State<Arc<Room>>) -> Push {
-    Push::new(source_fn(async move |subscription| {
-        room.join(subscription).await
-    }))
+    Push::new(source_fn(|subscription| room.join(subscription)))
 }
 
 struct Room {
     /// Who comes in gets the last of them, who comes back all that it has missed.
     messages: Channel,
+    /// Of the last messages.
     keys: Mutex<VecDeque<String>>,
+    /// How many there are who may speak.
     here: watch::Sender<usize>,
 }
 
@@ -70,47 +82,22 @@ struct Room {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
-    /// Made by the client, which says a message again until it hears it.
-    key: Text<36>,
-    name: Text<30>,
-    text: Text<1000>,
+    /// The client's own. It says a message again until it has heard it: a connection may be lost in between.
+    key: String,
+    name: String,
+    text: String,
     /// In milliseconds since 1970.
     #[serde(skip_deserializing)]
     at: u64,
 }
 
-/// From one character to this many.
-#[derive(Deserialize, Serialize)]
-#[serde(try_from = "String")]
-struct Text<const MOST: usize>(String);
-
-impl<const MOST: usize> TryFrom<String> for Text<MOST> {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.trim().chars().count() {
-            0 => Err("there is nothing in it".into()),
-            length if length <= MOST => Ok(Self(text)),
-            length => Err(format!("{length} characters are more than {MOST}")),
-        }
-    }
-}
-
 impl Room {
-    fn new() -> Self {
-        Self {
-            messages: Channel::builder().start(Start::Last(50)).build(),
-            keys: Mutex::default(),
-            here: watch::Sender::new(0),
-        }
-    }
-
     async fn join(
         self: Arc<Self>,
         subscription: Subscription,
     ) -> Result<impl Stream<Item = Result<Item, BoxError>>, Rejection> {
         let (refuse, refused) = mpsc::channel(1);
-        // Whoever has no WebSocket only listens.
+        // Whoever has no WebSocket can only listen.
         if let Some(said) = subscription.incoming() {
             tokio::spawn(self.clone().listen(said, refuse));
         }
@@ -118,14 +105,14 @@ impl Room {
         let here = here.map(|here| Event::text(here.to_string()).with_type("here"));
         let refused = ReceiverStream::new(refused);
         let refused = refused.map(|refusal| Event::json(&refusal)?.with_type("refused"));
-        // Beside the channel, and without ids: this client's alone, and nothing to come back for.
+        // Beside the channel, and without ids: for now, and not for all.
         let beside = here.merge(refused).map(|event| Ok(Item::Event(event?)));
         let messages = self.messages.clone().subscribe(subscription).await?;
         Ok(messages.merge(beside))
     }
 
     /// To one client, until it is gone.
-    async fn listen(self: Arc<Self>, mut said: Incoming, refuse: mpsc::Sender<serde_json::Value>) {
+    async fn listen(self: Arc<Self>, mut said: Incoming, refuse: mpsc::Sender<Value>) {
         self.here.send_modify(|here| *here += 1);
         while let Some(said) = said.next().await {
             if let Err(reason) = self.hear(&said) {
@@ -139,14 +126,22 @@ impl Room {
     }
 
     fn hear(&self, said: &Payload) -> Result<(), BoxError> {
-        let said = serde_json::from_slice(said.as_bytes())?;
-        let mut message: Message = serde_json::from_value(said)?;
+        let mut message: Message = serde_json::from_slice(said.as_bytes())?;
         message.at = UNIX_EPOCH.elapsed()?.as_millis().try_into()?;
+        for (text, most) in [
+            (&message.key, 36),
+            (&message.name, 30),
+            (&message.text, 1000),
+        ] {
+            if text.trim().is_empty() || text.chars().count() > most {
+                return Err(format!("from 1 to {most} characters, please").into());
+            }
+        }
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if !keys.contains(&message.key.0) {
+        if !keys.contains(&message.key) {
             let event = Event::json(&message)?.with_type("message")?;
             self.messages.publish(event)?;
-            keys.push_front(message.key.0);
+            keys.push_front(message.key);
             keys.truncate(1000);
         }
         Ok(())

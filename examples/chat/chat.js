@@ -1,5 +1,5 @@
 // A chat over one WebSocket. A connection that was lost comes back after the last id it has seen, so that nothing is missed
-// or shown twice. What this tab has said, it says again until it hears it; the server knows it by its key.
+// or shown twice. What this tab has said, it says again until it hears it; the room knows it by its key.
 
 /**
  * The room. Calls onstate with "connecting", "live", "reconnecting", "unplugged" or "closed"; onmessage with each

@@ -9,6 +9,7 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { Browser } from "./browser.mjs";
+import { randomFrom } from "./random.mjs";
 import { Wire } from "./wire.mjs";
 
 const [, , address, screenshots] = process.argv;
@@ -206,17 +207,6 @@ async function pulledPlugsLoseNothing(page, random, meanwhile) {
 function shuffled(list, random) {
   const rest = [...list];
   return list.map(() => rest.splice(Math.floor(random() * rest.length), 1)[0]);
-}
-
-/** Numbers from 0 to 1 that a seed repeats (mulberry32). */
-function randomFrom(seed) {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 async function lostConnectionsComeBack(page, wire) {
