@@ -51,7 +51,7 @@ pub(crate) fn address() -> Result<SocketAddr, AddrParseError> {
         .parse()
 }
 
-/// What a page of another origin must be allowed to read, to poll. The page is one itself: half of its panels are at the
+/// What a page of another origin must be allowed to read, to poll. The page is one itself: some of its panels are at the
 /// server's other name, because a browser opens no more than six connections to one. The feed is for everyone.
 pub(crate) const EXPOSED: [HeaderName; 6] = [
     ETAG,
