@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example axum
 //! ```
-//! prints an address to open in a browser: one live panel for each transport. The same feed in a terminal:
+//! prints an address to open in a browser: a live panel for each way to follow it. The same feed in a terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
@@ -20,14 +20,19 @@
 
 mod demo;
 
-use axum::{Router, http::header::CONTENT_TYPE, routing::get};
+use axum::{
+    Router,
+    http::header::CONTENT_TYPE,
+    routing::{any, get},
+};
 use tokio::net::TcpListener;
 use tower_http::cors::{Any, CorsLayer};
 use tower_push::{BoxError, Push, PushLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let mut app = Router::new().route("/feed", get(feed));
+    // Any method: over HTTP/2 a WebSocket is opened with CONNECT.
+    let mut app = Router::new().route("/feed", any(feed));
     for (path, media_type, content) in demo::PAGE {
         app = app.route(path, get(([(CONTENT_TYPE, media_type)], content)));
     }

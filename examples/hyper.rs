@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example hyper
 //! ```
-//! prints an address to open in a browser: one live panel for each transport. The same feed in a terminal:
+//! prints an address to open in a browser: a live panel for each way to follow it. The same feed in a terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
@@ -50,7 +50,9 @@ async fn main() -> Result<(), BoxError> {
         let (socket, _) = listener.accept().await?;
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
-            let server = auto::Builder::new(TokioExecutor::new());
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            // WebSockets over HTTP/2.
+            server.http2().enable_connect_protocol();
             let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
             // A client that goes away in the middle of a stream is the usual end of one.
             let _ = served.await;

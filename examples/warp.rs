@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example warp
 //! ```
-//! prints an address for each, to open in a browser: one live panel for each transport. The same feed in a terminal:
+//! prints an address for each, to open in a browser: a live panel for each way to follow it. The same feed in a terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
@@ -22,8 +22,11 @@ mod demo;
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, Method, Request, Response, header::CONTENT_TYPE, request::Parts};
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
+};
 use http_body_util::BodyDataStream;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -58,7 +61,9 @@ async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
         let (socket, _) = listener.accept().await?;
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
-            let server = auto::Builder::new(TokioExecutor::new());
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            // WebSockets over HTTP/2.
+            server.http2().enable_connect_protocol();
             let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
             // A client that goes away in the middle of a stream is the usual end of one.
             let _ = served.await;
@@ -87,13 +92,22 @@ fn head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
         .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<OnUpgrade>())
         .and_then(
-            |method: Method, path: FullPath, query: String, headers: HeaderMap| async move {
+            |method: Method,
+             path: FullPath,
+             query: String,
+             headers: HeaderMap,
+             upgrade: Option<OnUpgrade>| async move {
                 let uri = format!("{}?{query}", path.as_str());
                 let request = Request::builder().method(method).uri(uri).body(());
                 // The pieces were a request a moment ago.
                 let (mut head, ()) = request.map_err(|_| warp::reject())?.into_parts();
                 head.headers = headers;
+                // What a WebSocket is made from. (Over HTTP/2 there is none inside warp.)
+                if let Some(upgrade) = upgrade {
+                    head.extensions.insert(upgrade);
+                }
                 Ok::<_, Rejection>(head)
             },
         )
@@ -102,7 +116,11 @@ fn head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
 /// The response as warp's own, whose body can be made from a stream only.
 fn reply(response: Response<PushBody>) -> warp::reply::Response {
     let (head, body) = response.into_parts();
-    let mut reply = warp::reply::stream(BodyDataStream::new(body)).into_response();
+    let mut reply = match head.status {
+        // No body: the socket itself follows.
+        status @ StatusCode::SWITCHING_PROTOCOLS => status.into_response(),
+        _ => warp::reply::stream(BodyDataStream::new(body)).into_response(),
+    };
     *reply.status_mut() = head.status;
     *reply.headers_mut() = head.headers;
     *reply.extensions_mut() = head.extensions;

@@ -1,5 +1,5 @@
 //! The examples, as a person sees them in a browser: each is started, and its page driven in headless Chromium by
-//! `tests/js/page.mjs`.
+//! `tests/js/page.mjs` or `tests/js/chat.mjs`.
 
 mod support;
 
@@ -29,14 +29,23 @@ fn the_warp_example_shows_live_panels_where_the_route_is_inside_warp() {
     shows_live_panels(&example.address());
 }
 
+#[test]
+fn four_tabs_in_two_browsers_talk_over_the_chat_example() {
+    drive("chat.mjs", &Example::start("chat", &[]).address());
+}
+
 fn shows_live_panels(address: &str) {
+    drive("page.mjs", address);
+}
+
+fn drive(script: &str, address: &str) {
     let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js");
     let driven = js.join("node_modules/selenium-webdriver").exists()
         && Path::new("/usr/bin/chromium").exists()
         && Path::new("/usr/bin/chromedriver").exists();
     assert!(driven, "run scripts/setup first");
     let output = Command::new("node")
-        .arg(js.join("page.mjs"))
+        .arg(js.join(script))
         .arg(address)
         .output()
         .expect("run scripts/setup first");

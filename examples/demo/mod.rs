@@ -9,13 +9,16 @@ use std::{
 };
 
 use futures_util::stream::{self, Stream, StreamExt};
-use http::header::{ETAG, HeaderName};
+use http::{
+    header::{ETAG, HeaderName},
+    request::Parts,
+};
 use tokio::time::{Instant, sleep_until};
 use tower_push::{
-    Error, Event, EventId, Gap, GapReason, Item, PushSource,
+    Error, Event, EventId, Gap, GapReason, Item, Push, PushSource,
     source::{Subscription, source_fn},
     transport::{
-        Chunked, Negotiate,
+        Chunked, Negotiate, Preference, Responding, Transport, WebSocket,
         chunked::{Multipart, Raw},
     },
 };
@@ -48,7 +51,7 @@ pub(crate) fn address() -> Result<SocketAddr, AddrParseError> {
         .parse()
 }
 
-/// What a page of another origin must be allowed to read, to poll. The page is one itself: half of its panels are at the
+/// What a page of another origin must be allowed to read, to poll. The page is one itself: some of its panels are at the
 /// server's other name, because a browser opens no more than six connections to one. The feed is for everyone.
 pub(crate) const EXPOSED: [HeaderName; 6] = [
     ETAG,
@@ -59,11 +62,37 @@ pub(crate) const EXPOSED: [HeaderName; 6] = [
     HeaderName::from_static("stream-closed"),
 ];
 
-/// Every transport that the page shows: the usual ones, and the two that must be asked for.
+/// Every transport that the page shows: the usual ones, and those that must be asked for.
 pub(crate) fn transports() -> Negotiate {
     Negotiate::new()
         .or(Chunked::new(Multipart::replace()))
         .or(Chunked::new(Raw::new()))
+        // In the place of the usual one, so that the page can show both.
+        .or(WebSocket::new().deflate_from(None))
+        .or(Compressed(WebSocket::new().deflate_from(Some(0))))
+}
+
+/// A WebSocket under a name of its own: `?transport=websocket-compressed`.
+#[derive(Clone, Debug)]
+struct Compressed(WebSocket);
+
+impl Transport for Compressed {
+    fn name(&self) -> &'static str {
+        "websocket-compressed"
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        &[]
+    }
+
+    /// By its name only.
+    fn preference(&self, _head: &Parts) -> Option<Preference> {
+        None
+    }
+
+    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        self.0.respond(head, push)
+    }
 }
 
 /// The time and a random number in turn, two events a second, the same for all subscribers. They may resume at any of

@@ -1,5 +1,5 @@
-// One feed over eight transports. From top to bottom: parsers of the formats, connections that keep their place, and the
-// panels that show them. The first two know nothing of this page: copy what you need.
+// One feed in eleven ways. From top to bottom: parsers of the formats, connections that keep their place, and the panels
+// that show them. The first two know nothing of this page: copy what you need.
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Parsers: bytes in, records out.
@@ -189,8 +189,8 @@ export function parserFor(contentType) {
  * A connection to a feed, over one transport. It remembers the last id, and comes back with it: by itself when the
  * connection is lost or unplugged, and by resume() after drop().
  *
- * Calls onstate with "connecting", "live", "reconnecting", "unplugged", "dropped" or "ended", and onrecord with each
- * record.
+ * Calls onstate with "connecting", "live", "reconnecting", "unplugged", "dropped" or "ended", onagreed with what client and
+ * server have agreed on, where that is known only then, and onrecord with each record.
  */
 class Connection {
   #feed;
@@ -200,6 +200,7 @@ class Connection {
   #timer;
 
   onstate = () => {};
+  onagreed = () => {};
   onrecord = () => {};
 
   constructor(feed, transport) {
@@ -407,6 +408,51 @@ export class EventSourceConnection extends Connection {
   }
 }
 
+/** The codes after which a WebSocket stays closed: the feed has finished, or it is this client that is wrong. */
+const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009].includes(code) || (code >= 3500 && code <= 3999);
+
+/** WebSocket: a record a message, or a payload a message where no subprotocol is asked for. */
+export class WebSocketConnection extends Connection {
+  #socket;
+  #subprotocols;
+
+  constructor(feed, transport, ...subprotocols) {
+    super(feed, transport);
+    this.#subprotocols = subprotocols;
+  }
+
+  url() {
+    const url = super.url();
+    url.protocol = url.protocol.replace("http", "ws");
+    return url;
+  }
+
+  open() {
+    const socket = (this.#socket = new WebSocket(this.url(), this.#subprotocols));
+    socket.onopen = () => {
+      this.opened();
+      this.onagreed([socket.protocol, ...extensionsOf(socket)]);
+    };
+    socket.onmessage = ({ data }) => this.received(socket.protocol ? JSON.parse(data) : { data });
+    socket.onclose = ({ code }) => (isFinal(code) ? this.finished() : this.lost());
+  }
+
+  close() {
+    const socket = this.#socket;
+    if (!socket) return;
+    socket.onmessage = socket.onclose = null;
+    // Not before it is open: that would be an error in the console.
+    if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
+    else socket.close();
+  }
+}
+
+/** Their names, without parameters. */
+function extensionsOf(socket) {
+  const extensions = socket.extensions.split(",");
+  return extensions.map((extension) => extension.split(";")[0].trim());
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Panels
 // ---------------------------------------------------------------------------------------------------------------------
@@ -420,6 +466,9 @@ const TRANSPORTS = [
   { name: "raw", title: "Raw lines", mediaType: "text/plain", hasNoIds: true },
   { name: "long-poll", title: "Long polling", mediaType: "application/json" },
   { name: "durable", title: "Durable Streams", mediaType: "application/json" },
+  { name: "websocket", title: "WebSocket", mediaType: "ws" },
+  { name: "websocket-plain", title: "WebSocket, plain", mediaType: "ws", hasNoIds: true },
+  { name: "websocket-compressed", title: "WebSocket, compressed", mediaType: "ws" },
 ];
 
 /**
@@ -509,6 +558,7 @@ class Panel {
     this.#parts.toggle.addEventListener("click", () => this.#toggle());
     this.#parts.plug.addEventListener("click", () => this.#pullThePlug());
     connection.onstate = (state) => this.#show({ state });
+    connection.onagreed = (agreed) => this.#show({ mediaType: [transport.mediaType, ...agreed].filter(Boolean).join(" · ") });
     connection.onrecord = (record) => this.#take(record);
   }
 
@@ -574,7 +624,7 @@ class Panel {
   #takeEvent({ event, data }) {
     this.#numbering.event();
     this.#show({ received: this.#shown.received + 1 });
-    // Raw lines and Durable Streams have no types; these two can be told by their looks.
+    // Payloads alone have no types; these two can be told by their looks.
     if (event === "clock" || /^\d\d:/.test(data)) return this.#show({ clock: data });
     this.#values = [...this.#values.slice(1), Number(data)];
     this.#show({ random: Number(data).toFixed(4) });
@@ -623,45 +673,55 @@ class Panel {
   }
 }
 
-function connect({ name }, feed) {
+/**
+ * Over HTTP/1.1 a browser opens six connections to one host, by name, and eight are needed here. This machine has two names:
+ * half of those panels take the other one. WebSockets do not count.
+ */
+function otherName({ hostname }) {
+  return { "127.0.0.1": "localhost", localhost: "127.0.0.1" }[hostname] ?? hostname;
+}
+
+function connect({ name }, feed, there) {
   switch (name) {
     case "sse":
       return new EventSourceConnection(feed, name, ["clock", "random"]);
-    case "long-poll":
-      return new LongPollConnection(feed, name);
-    case "durable":
-      return new DurableConnection(feed, name);
-    default:
+    case "ndjson":
+    case "json-seq":
+    case "multipart":
       return new ChunkedConnection(feed, name);
+    case "multipart-replace":
+    case "raw":
+      return new ChunkedConnection(there, name);
+    case "long-poll":
+      return new LongPollConnection(there, name);
+    case "durable":
+      return new DurableConnection(there, name);
+    case "websocket-plain":
+      return new WebSocketConnection(feed, "websocket");
+    case "websocket":
+    case "websocket-compressed":
+      return new WebSocketConnection(feed, name, "json.tower-push");
   }
 }
 
-/**
- * Over HTTP/1.1 a browser opens six connections to one host, by name, and these are eight. This machine has two names: half
- * of the panels take the other one.
- */
-function feeds() {
-  const feed = new URL("/feed", location.href);
-  const other = new URL(feed);
-  other.hostname = { "127.0.0.1": "localhost", localhost: "127.0.0.1" }[feed.hostname] ?? feed.hostname;
-  return [feed, other];
-}
-
-const [feed, other] = feeds();
+const feed = new URL("/feed", location.href);
+const there = new URL(feed);
+there.hostname = otherName(feed);
+const sixConnections =
+  "Over HTTP/1.1 a browser opens six connections to one host, WebSockets not counted, and eight of these panels need one:";
 document.querySelector("[data-show=hosts]").textContent =
-  other.host === feed.host
-    ? "Over HTTP/1.1 a browser opens six connections to one host, and here are eight panels: the last ones wait until " +
-      "others are dropped. Opened as localhost, on the machine itself, this page shows all of them."
-    : "Over HTTP/1.1 a browser opens six connections to one host, and here are eight panels: the first four are at " +
-      `${feed.host}, the others at ${other.host}.`;
+  there.host === feed.host
+    ? `${sixConnections} the last of them wait until others are dropped. Opened as localhost, on the machine itself, this page ` +
+      "shows all."
+    : `${sixConnections} four are at ${feed.host}, four at ${there.host}.`;
 
 const panels = document.getElementById("panels");
 const template = document.getElementById("panel");
 const ledger = new Ledger(document.querySelector("[data-ledger]"));
-TRANSPORTS.forEach((transport, place) => {
-  const connection = connect(transport, place < TRANSPORTS.length / 2 ? feed : other);
+for (const transport of TRANSPORTS) {
+  const connection = connect(transport, feed, there);
   const panel = new Panel(transport, connection, template);
   panels.append(panel.element);
   ledger.add(panel);
   connection.resume();
-});
+}

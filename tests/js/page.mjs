@@ -5,20 +5,19 @@
 // SEED=… pulls the plugs in the order of another run, which names its seed when it fails.
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { connect, createServer } from "node:net";
-import { tmpdir } from "node:os";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
-import { Builder, logging } from "selenium-webdriver";
-import chrome from "selenium-webdriver/chrome.js";
+import { Browser } from "./browser.mjs";
+import { randomFrom } from "./random.mjs";
+import { Wire } from "./wire.mjs";
 
 const [, , address, screenshots] = process.argv;
 assert.ok(address, "usage: page.mjs ADDRESS [SCREENSHOTS]");
 
 /** What any one condition may take, in milliseconds: far above what it needs on a busy machine. */
 const PATIENCE = 20_000;
-const OVERALL = 180_000;
+const OVERALL = 240_000;
 const SEED = Number(process.env.SEED ?? Date.now() % 1_000_000);
 
 const TITLES = [
@@ -30,57 +29,18 @@ const TITLES = [
   "Raw lines",
   "Long polling",
   "Durable Streams",
+  "WebSocket",
+  "WebSocket, plain",
+  "WebSocket, compressed",
 ];
-const RAW = "Raw lines";
+
+/** These have no ids. */
+const PLAIN = ["Raw lines", "WebSocket, plain"];
+const isPlain = (title) => PLAIN.includes(title);
+const isNumbered = (title) => !isPlain(title);
 
 /** How often each panel's plug is pulled. */
 const PULLS = 3;
-
-/** Stands between browser and server, so that the network can fail. */
-class Wire {
-  #server;
-  #sockets = new Set();
-  #isCut = false;
-
-  static async to(target) {
-    const { hostname, port } = new URL(target);
-    const wire = new Wire();
-    wire.#server = createServer((client) => {
-      if (wire.#isCut) return client.destroy();
-      const server = connect(Number(port), hostname);
-      for (const [from, to] of [[client, server], [server, client]]) {
-        wire.#sockets.add(from);
-        from.setNoDelay(true);
-        from.on("error", () => to.destroy());
-        from.on("close", () => {
-          wire.#sockets.delete(from);
-          to.destroy();
-        });
-        from.pipe(to);
-      }
-    });
-    await new Promise((listening) => wire.#server.listen(0, "127.0.0.1", listening));
-    return wire;
-  }
-
-  get address() {
-    return `http://127.0.0.1:${this.#server.address().port}`;
-  }
-
-  cut() {
-    this.#isCut = true;
-    for (const socket of this.#sockets) socket.destroy();
-  }
-
-  mend() {
-    this.#isCut = false;
-  }
-
-  close() {
-    this.#server.close();
-    this.cut();
-  }
-}
 
 class Page {
   #driver;
@@ -95,6 +55,7 @@ class Page {
       const seen = (element) => element.innerText.trim();
       return [...document.querySelectorAll("article")].map((article) => ({
         title: seen(article.querySelector("h2")),
+        kind: seen(article.querySelector("code")),
         state: seen(article.querySelector("[role=status]")),
         buttons: [...article.querySelectorAll("button")].map(seen).join(", "),
         ...Object.fromEntries(
@@ -161,21 +122,24 @@ const all = (panels, condition) => TITLES.every((title) => panels[title] && cond
 
 function assertNothingLost(panels) {
   for (const [title, panel] of Object.entries(panels)) {
-    const none = title === RAW ? "–" : "0";
+    const none = isPlain(title) ? "–" : "0";
     assert.equal(panel.Missed, none, `${title}: missed\n${inspect(panels)}`);
     assert.equal(panel.Repeated, none, `${title}: repeated\n${inspect(panels)}`);
     assert.equal(panel.Gaps, "0", `${title}: gaps\n${inspect(panels)}`);
   }
 }
 
-async function eightPanelsComeAlive(page) {
-  const first = await page.until("eight panels are live, and show everything", (panels) =>
-    Object.keys(panels).length === 8 &&
+async function allPanelsComeAlive(page) {
+  const first = await page.until("eleven panels are live, and show everything", (panels) =>
+    Object.keys(panels).length === 11 &&
     all(panels, (p) => p.state === "live" && p.buttons === "Drop, Pull the plug" && p.received >= 2 && /^0\.\d{4}$/.test(p.Random)));
   for (const [title, panel] of Object.entries(first)) {
     assert.match(panel.clock, /^\d\d:\d\d:\d\d$/, title);
-    assert.match(panel.lastId, title === RAW ? /^no ids/ : /^[0-9a-f]{8}-\d+$/, title);
+    assert.match(panel.lastId, isPlain(title) ? /^no ids/ : /^[0-9a-f]{8}-\d+$/, title);
   }
+  assert.equal(first["WebSocket"].kind, "ws · json.tower-push");
+  assert.equal(first["WebSocket, plain"].kind, "ws");
+  assert.equal(first["WebSocket, compressed"].kind, "ws · json.tower-push · permessage-deflate");
   await page.until("counts grow and clocks advance", (panels) =>
     all(panels, (p) => p.received > first[p.title].received && p.clock > first[p.title].clock));
 }
@@ -198,9 +162,9 @@ async function droppedPanelsResume(page, dropped, witness, meanwhile = async () 
   const after = await page.until("the panels are live again, and where the others are", (panels) =>
     dropped.every((title) => {
       const isLive = panels[title].state === "live" && panels[title].received > before[title].received;
-      return isLive && (title === RAW || panels[title].number >= during[witness].number);
+      return isLive && (isPlain(title) || panels[title].number >= during[witness].number);
     }));
-  for (const title of dropped.filter((title) => title !== RAW)) {
+  for (const title of dropped.filter(isNumbered)) {
     const told = after[title].received - before[title].received;
     assert.equal(told, after[title].number - before[title].number, `${title} was told of each event once`);
   }
@@ -221,14 +185,16 @@ async function pulledPlugsLoseNothing(page, random, meanwhile) {
   }
   const after = await page.until("all are live again by themselves, and at the same event", (panels) =>
     all(panels, (p) => p.state === "live" && p.received > before[p.title].received) &&
-    new Set(Object.values(panels).filter((p) => p.title !== RAW).map((p) => p.lastId)).size === 1);
+    new Set(Object.values(panels).filter((p) => isNumbered(p.title)).map((p) => p.lastId)).size === 1);
   const told = (title) => after[title].received - before[title].received;
   const moved = after[TITLES[0]].number - before[TITLES[0]].number;
-  for (const title of TITLES.filter((title) => title !== RAW)) {
+  for (const title of TITLES.filter(isNumbered)) {
     const own = after[title].number - before[title].number;
     assert.equal(told(title), own, `${title} was told of each event once\n${inspect({ before, after })}`);
   }
-  assert.ok(told(RAW) < moved, "what has no ids loses what is sent while its plug is out");
+  for (const title of PLAIN) {
+    assert.ok(told(title) < moved, `${title} has no ids, and loses what is sent while its plug is out`);
+  }
   assertNothingLost(after);
 
   const { "Plugs pulled": plugs, Received: received, ...faults } = await page.ledger();
@@ -241,17 +207,6 @@ async function pulledPlugsLoseNothing(page, random, meanwhile) {
 function shuffled(list, random) {
   const rest = [...list];
   return list.map(() => rest.splice(Math.floor(random() * rest.length), 1)[0]);
-}
-
-/** Numbers from 0 to 1 that a seed repeats (mulberry32). */
-function randomFrom(seed) {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 async function lostConnectionsComeBack(page, wire) {
@@ -315,14 +270,9 @@ async function parsersReadAnyChunks(driver) {
   });
 }
 
-async function noErrorsInTheConsole(driver) {
-  const entries = await driver.manage().logs().get(logging.Type.BROWSER);
-  assert.deepEqual(entries.map((entry) => entry.message), [], "errors in the console");
-}
-
-async function phoneWidthFits(driver) {
-  await viewport(driver, { width: 390, height: 844, deviceScaleFactor: 2, mobile: true });
-  const [inner, scroll, panels] = await driver.executeScript(() => [
+async function phoneWidthFits(browser) {
+  await browser.viewport({ width: 390, height: 844, deviceScaleFactor: 2, mobile: true });
+  const [inner, scroll, panels] = await browser.driver.executeScript(() => [
     window.innerWidth,
     document.documentElement.scrollWidth,
     [...document.querySelectorAll("article")].map((article) => article.getBoundingClientRect().width),
@@ -332,36 +282,33 @@ async function phoneWidthFits(driver) {
   for (const width of panels) assert.ok(width >= inner - 40, `a panel is ${width} px wide`);
 }
 
-const viewport = (driver, metrics) => driver.sendDevToolsCommand("Emulation.setDeviceMetricsOverride", metrics);
-
-async function screenshot(driver, name) {
+async function screenshot(browser, name) {
   if (!screenshots) return;
-  const { data } = await driver.sendAndGetDevToolsCommand("Page.captureScreenshot", { captureBeyondViewport: true });
-  await writeFile(join(screenshots, `${name}.png`), data, "base64");
+  await writeFile(join(screenshots, `${name}.png`), await browser.screenshot());
 }
 
-async function screenshotsOf(driver, name) {
-  for (const value of ["light", "dark"]) {
-    const features = [{ name: "prefers-color-scheme", value }];
-    await driver.sendDevToolsCommand("Emulation.setEmulatedMedia", { features });
-    await screenshot(driver, `${name}-${value}`);
+async function screenshotsOf(browser, name) {
+  for (const scheme of ["light", "dark"]) {
+    await browser.prefers(scheme);
+    await screenshot(browser, `${name}-${scheme}`);
   }
 }
 
-async function promises(driver, wire) {
+async function promises(browser, wire) {
+  const { driver } = browser;
   const page = new Page(driver);
   await driver.get(wire.address);
-  await eightPanelsComeAlive(page);
-  await droppedPanelsResume(page, TITLES.slice(0, 4), TITLES[4], () => screenshot(driver, "desktop-dropped"));
-  await droppedPanelsResume(page, TITLES.slice(4), TITLES[0]);
-  await pulledPlugsLoseNothing(page, randomFrom(SEED), () => screenshot(driver, "desktop-unplugged"));
+  await allPanelsComeAlive(page);
+  await droppedPanelsResume(page, TITLES.slice(0, 6), TITLES[6], () => screenshot(browser, "desktop-dropped"));
+  await droppedPanelsResume(page, TITLES.slice(6), TITLES[0]);
+  await pulledPlugsLoseNothing(page, randomFrom(SEED), () => screenshot(browser, "desktop-unplugged"));
   await parsersReadAnyChunks(driver);
-  await noErrorsInTheConsole(driver);
+  assert.deepEqual(await browser.errors(), [], "errors in the console");
   await lostConnectionsComeBack(page, wire);
 
-  await screenshotsOf(driver, "desktop");
-  await phoneWidthFits(driver);
-  await screenshotsOf(driver, "phone");
+  await screenshotsOf(browser, "desktop");
+  await phoneWidthFits(browser);
+  await screenshotsOf(browser, "phone");
 }
 
 async function deadline() {
@@ -369,34 +316,15 @@ async function deadline() {
   throw new Error(`not done within ${OVERALL} ms`);
 }
 
-async function main() {
-  const profile = await mkdtemp(join(tmpdir(), "page-"));
-  const wire = await Wire.to(address);
-  const options = new chrome.Options().setChromeBinaryPath("/usr/bin/chromium").addArguments(
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    `--user-data-dir=${profile}`,
-  );
-  const severe = new logging.Preferences();
-  severe.setLevel(logging.Type.BROWSER, logging.Level.SEVERE);
-  options.setLoggingPrefs(severe);
-  let driver;
-  try {
-    driver = await new Builder()
-      .forBrowser("chrome")
-      .setChromeOptions(options)
-      .setChromeService(new chrome.ServiceBuilder("/usr/bin/chromedriver"))
-      .build();
-    await viewport(driver, { width: 1280, height: 900, deviceScaleFactor: 1, mobile: false });
-    await Promise.race([promises(driver, wire), deadline()]);
-  } catch (error) {
-    console.error(`SEED=${SEED}`);
-    throw error;
-  } finally {
-    await driver?.quit();
-    wire.close();
-    await rm(profile, { recursive: true, force: true, maxRetries: 5 });
-  }
+const wire = await Wire.to(address);
+let browser;
+try {
+  browser = await Browser.start();
+  await Promise.race([promises(browser, wire), deadline()]);
+} catch (error) {
+  console.error(`SEED=${SEED}`);
+  throw error;
+} finally {
+  await browser?.close();
+  wire.close();
 }
-
-await main();
