@@ -2,8 +2,9 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use axum::{Router, routing::any};
 use futures_util::{SinkExt, StreamExt, stream};
 use support::{
     Client, Count, Server, VERSIONS, Version,
@@ -11,7 +12,8 @@ use support::{
 };
 use tokio_websockets::Message;
 use tower_push::{
-    BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, OriginPolicy,
+    BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, OriginPolicy, Push,
+    PushLayer, WebSocketLayer,
     source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
     transport::{Negotiate, WebSocket, websocket::Form},
 };
@@ -215,6 +217,38 @@ async fn one_url_serves_it_beside_the_other_transports() {
         refused.head.status, 200,
         "the upgrade is ignored, as RFC 9110 §7.8 has it"
     );
+}
+
+#[tokio::test]
+async fn it_comes_through_every_door() {
+    let push = || async { Push::new(stream::iter(["one"])) };
+    let layered: Router = Router::new().route("/", any(push)).layer(PushLayer::new());
+    let leaf = Router::new().route_service(
+        "/",
+        tower_push::service(source_fn(|_| async { Ok(stream::iter(["one"])) })),
+    );
+    let held = Router::new().route(
+        "/",
+        any(|request: axum::extract::Request| async move {
+            let mut head = request.into_parts().0;
+            tower_push::respond(&mut head, stream::iter(["one"])).await
+        }),
+    );
+    let of_pushes = tower::ServiceBuilder::new()
+        .layer(WebSocketLayer::new())
+        .service_fn(move |_| async move { Ok::<_, Infallible>(push().await) });
+    let servers = [
+        Server::new(layered).await,
+        Server::new(leaf).await,
+        Server::new(held).await,
+        Server::new(of_pushes).await,
+    ];
+    for (door, server) in servers.iter().enumerate() {
+        for version in VERSIONS {
+            let mut socket = connect(server, version, "/", &[]).await;
+            assert_eq!(text(&mut socket).await, "one", "{door}");
+        }
+    }
 }
 
 // How it ends.
@@ -644,4 +678,16 @@ async fn a_ping_is_answered_ahead_of_what_waits() {
         messages += 1;
     }
     assert!(messages < 32, "{messages} messages before the pong");
+}
+
+#[tokio::test]
+async fn what_came_before_an_offence_is_answered() {
+    let server = echo(WebSocket::new()).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        let both = [masked(TEXT, b"good"), masked(0x83, b"bad")].concat();
+        socket.write(&both).await;
+        assert_eq!(text(&mut socket).await, "good");
+        assert_eq!(socket.closed().await.unwrap().0, 1002);
+    }
 }

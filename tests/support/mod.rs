@@ -99,10 +99,7 @@ impl Server {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 socket.set_nodelay(true).unwrap();
-                let (server, service) = (
-                    server.clone(),
-                    TowerToHyperService::new(service.clone()),
-                );
+                let (server, service) = (server.clone(), TowerToHyperService::new(service.clone()));
                 tokio::spawn(async move {
                     // A client that leaves is an error to the connection, and none to the test.
                     let _ = server

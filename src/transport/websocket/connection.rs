@@ -123,6 +123,7 @@ where
             // Each is pending where there is nothing for it to do, or a waker in place.
             let read = self.read(socket, cx);
             let sent = self.take_items(cx);
+            self.session.settle(Instant::now);
             let written = self.write(socket, cx);
             if !self.session.is_open() {
                 self.items = None;

@@ -106,4 +106,10 @@ impl Outgoing {
             }
         }
     }
+
+    /// What it holds on the heap.
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.current.len() + self.control.capacity() + self.queued.capacity()
+    }
 }

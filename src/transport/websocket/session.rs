@@ -40,6 +40,8 @@ pub(super) struct Session {
     /// Since when a write makes no progress.
     stalled: Option<Instant>,
     unasked: Unasked,
+    /// What the client did that ends it, once the messages before that are answered.
+    offence: Option<(CloseCode, &'static str)>,
     /// Whether nothing is read, because nobody takes the client's messages.
     pub(super) is_deaf: bool,
 }
@@ -95,6 +97,7 @@ impl Session {
                 since: now,
                 frames: 0,
             },
+            offence: None,
             is_deaf: false,
             config,
         }
@@ -108,6 +111,12 @@ impl Session {
     /// Whether messages are still to be sent and taken.
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// Whether the client's frames are read.
+    fn is_reading(&self) -> bool {
+        let is_there = matches!(self.phase, Phase::Open | Phase::Closing { .. });
+        is_there && self.offence.is_none()
     }
 
     /// Whether there is nothing more to do.
@@ -140,13 +149,13 @@ impl Session {
     }
 
     fn decode(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
-        while matches!(self.phase, Phase::Open | Phase::Closing { .. }) {
+        while self.is_reading() {
             let is_wanted = is_wanted && self.is_open();
             match self.decoder.decode(input, is_wanted) {
                 Ok(None) => return None,
                 Ok(Some(Received::Message(message))) => match self.payload(message) {
                     Ok(payload) => return Some(payload),
-                    Err((code, reason)) => self.fail(code, reason, now),
+                    Err((code, reason)) => self.fail(code, reason),
                 },
                 Ok(Some(Received::Ping(payload))) => {
                     if self.is_open() {
@@ -156,7 +165,7 @@ impl Session {
                 }
                 Ok(Some(Received::Pong | Received::Dropped)) => self.count_unasked(now),
                 Ok(Some(Received::Close(code))) => self.answer_close(code, now),
-                Err(violation) => self.fail(violation.code, violation.reason, now),
+                Err(violation) => self.fail(violation.code, violation.reason),
             }
         }
         *input = &[];
@@ -192,7 +201,7 @@ impl Session {
         }
         self.unasked.frames += 1;
         if self.unasked.frames > FLOOD {
-            self.fail(CloseCode::POLICY, "too many frames", now);
+            self.fail(CloseCode::POLICY, "too many frames");
         }
     }
 
@@ -261,12 +270,17 @@ impl Session {
     }
 
     /// Ends it because of what the client did: what it sends from now on is not looked at.
-    fn fail(&mut self, code: CloseCode, reason: &str, now: Instant) {
-        if self.is_open() {
-            self.outgoing.forget_data();
+    fn fail(&mut self, code: CloseCode, reason: &'static str) {
+        self.offence.get_or_insert((code, reason));
+    }
+
+    /// Says so, behind what the source has said.
+    pub(super) fn settle(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some((code, reason)) = self.offence.take() {
+            let now = now();
+            self.close(code, reason, now);
+            self.phase = Phase::Leaving { since: now };
         }
-        self.close(code, reason, now);
-        self.phase = Phase::Leaving { since: now };
     }
 
     /// What is to be written, and into how many slices it went; 0 is nothing.
@@ -324,10 +338,10 @@ impl Session {
         match self.phase {
             Phase::Open if self.is_deaf => {}
             Phase::Open if was_due(self.begun, config.message_deadline) => {
-                self.fail(CloseCode::POLICY, "message takes too long", now);
+                self.fail(CloseCode::POLICY, "message takes too long");
             }
             Phase::Open if was_due(self.pinged, config.pong_deadline) => {
-                self.fail(CloseCode::NO_PONG, "no pong", now);
+                self.fail(CloseCode::NO_PONG, "no pong");
             }
             Phase::Open => {
                 let is_silent = |after| is_due(self.heard, after);
@@ -368,4 +382,255 @@ fn inflated(compressed: &[u8], limit: usize) -> Result<Vec<u8>, (CloseCode, &'st
 #[cfg(not(feature = "deflate"))]
 fn inflated(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
     Err((CloseCode::PROTOCOL, "compression was not agreed on"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::Event,
+        keep_alive::KeepAlive,
+        transport::websocket::{Form, WebSocket},
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A session, the time, and what it wrote so far.
+    struct Fixture {
+        session: Session,
+        now: Instant,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self::of(WebSocket::new().ping(KeepAlive::every(25 * SECOND).jitter(0.0)))
+        }
+
+        fn of(transport: WebSocket) -> Self {
+            let now = Instant::now();
+            let messages = Messages {
+                form: Form::Plain,
+                #[cfg(feature = "deflate")]
+                deflate: None,
+            };
+            let session = Session::new(transport.config, messages, now);
+            Self { session, now }
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time;
+            self.session.expire(self.now);
+            self.settle();
+        }
+
+        fn settle(&mut self) {
+            let now = self.now;
+            self.session.settle(|| now);
+        }
+
+        fn receive(&mut self, mut bytes: &[u8]) -> Option<Payload> {
+            let message = self.session.receive(&mut bytes, false, self.now);
+            self.settle();
+            message
+        }
+
+        fn send(&mut self, text: &str) {
+            let event = Event::text(text);
+            // Others have it too.
+            let item = Item::Event(event.clone());
+            let now = self.now;
+            self.session.send(Some(Ok(item)), || now);
+            drop(event);
+        }
+
+        /// Writes at most so many bytes.
+        fn write(&mut self, at_most: usize) -> Vec<u8> {
+            let mut written = Vec::new();
+            let mut slices = [IoSlice::new(&[]); 8];
+            let count = self.session.slices(&mut slices);
+            for slice in &slices[..count] {
+                written.extend_from_slice(slice);
+            }
+            written.truncate(at_most);
+            self.session.wrote(written.len());
+            written
+        }
+
+        fn written(&mut self) -> Vec<u8> {
+            let mut all = Vec::new();
+            loop {
+                let written = self.write(usize::MAX);
+                if written.is_empty() {
+                    return all;
+                }
+                all.extend(written);
+            }
+        }
+    }
+
+    /// With a mask of zeros.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+    }
+
+    #[test]
+    fn a_silent_client_is_pinged_and_then_let_go() {
+        let mut it = Fixture::new();
+        assert_eq!(it.session.wakes_at(), Some(it.now + 25 * SECOND));
+        it.pass(24 * SECOND);
+        assert!(it.written().is_empty());
+        it.pass(SECOND);
+        assert_eq!(it.written()[..2], [0x89, 8]);
+        assert_eq!(it.session.wakes_at(), Some(it.now + 20 * SECOND));
+        it.pass(20 * SECOND);
+        assert_eq!(it.written(), b"\x88\x09\x0b\xc4no pong");
+        assert!(it.session.is_leaving());
+        it.pass(10 * SECOND);
+        assert!(it.session.is_over());
+        assert_eq!(it.session.wakes_at(), None);
+    }
+
+    #[test]
+    fn any_byte_is_a_sign_of_life() {
+        let mut it = Fixture::new();
+        it.pass(25 * SECOND);
+        it.written();
+        it.pass(19 * SECOND);
+        it.receive(&frame(0x8a, b"anything")[..3]);
+        assert_eq!(it.session.wakes_at(), Some(it.now + 25 * SECOND));
+        it.pass(19 * SECOND);
+        assert!(it.session.is_open());
+    }
+
+    #[test]
+    fn without_pings_an_idle_connection_sets_no_timer() {
+        let it = Fixture::of(WebSocket::new().ping(KeepAlive::off()));
+        assert_eq!(it.session.wakes_at(), None);
+    }
+
+    #[test]
+    fn a_client_is_not_expected_to_answer_while_nobody_listens() {
+        let mut it = Fixture::new();
+        it.pass(25 * SECOND);
+        it.written();
+        it.session.is_deaf = true;
+        assert_eq!(it.session.wakes_at(), None);
+        it.pass(100 * SECOND);
+        assert!(it.session.is_open());
+        let now = it.now;
+        it.session.listens(|| now);
+        assert_eq!(it.session.wakes_at(), Some(it.now + 25 * SECOND));
+    }
+
+    #[test]
+    fn a_write_that_makes_no_progress_ends_it() {
+        let mut it = Fixture::new();
+        it.send("event");
+        let now = it.now;
+        it.session.stall(|| now);
+        it.pass(20 * SECOND);
+        it.receive(&frame(0x8a, b""));
+        // One byte is progress.
+        it.write(1);
+        let now = it.now;
+        it.session.stall(|| now);
+        it.pass(20 * SECOND);
+        it.receive(&frame(0x8a, b""));
+        assert!(it.session.is_open());
+        it.pass(10 * SECOND);
+        assert!(it.session.is_over());
+    }
+
+    #[test]
+    fn a_message_may_take_its_time_but_not_for_ever() {
+        let mut it = Fixture::new();
+        it.receive(&frame(0x01, b"begins"));
+        for _ in 0..5 {
+            it.pass(10 * SECOND);
+            it.receive(&frame(0x00, b"goes on"));
+        }
+        assert!(it.session.is_open());
+        it.pass(10 * SECOND);
+        assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+    }
+
+    #[test]
+    fn a_pong_passes_ahead_of_messages_but_not_into_one() {
+        let mut it = Fixture::new();
+        let large = "x".repeat(5000);
+        it.send(&large);
+        it.send(&large);
+        let begun = it.write(1000);
+        it.receive(&frame(0x89, b"now"));
+        let rest = [begun, it.written()].concat();
+        let first = 4 + large.len();
+        assert_eq!(rest[first..first + 5], *b"\x8a\x03now");
+        assert_eq!(rest.len(), 2 * first + 5);
+    }
+
+    #[test]
+    fn pongs_that_wait_are_bounded() {
+        let mut it = Fixture::new();
+        it.send("stalled");
+        it.write(1);
+        for n in 0..900_u32 {
+            it.receive(&frame(0x89, &[n as u8; 125]));
+        }
+        let written = it.written();
+        assert!(written.len() < 5 * 1024, "{}", written.len());
+        assert!(written.ends_with(&[899_u32 as u8; 125]));
+    }
+
+    #[test]
+    fn nothing_is_sent_behind_a_close() {
+        let mut it = Fixture::new();
+        it.send("last");
+        let now = it.now;
+        it.session.send(None, || now);
+        it.receive(&frame(0x89, b"ping"));
+        assert_eq!(it.written(), b"\x81\x04last\x88\x02\x0b\xb8");
+        assert!(!it.session.has_room() && !it.session.is_leaving());
+        it.receive(&frame(0x88, b"\x0b\xb8"));
+        assert!(it.session.is_leaving() && it.written().is_empty());
+    }
+
+    #[test]
+    fn a_close_is_answered_before_what_waits() {
+        let mut it = Fixture::new();
+        let large = "x".repeat(5000);
+        it.send(&large);
+        it.send("never sent");
+        it.write(10);
+        it.receive(&frame(0x88, b"\x03\xe8"));
+        let rest = it.written();
+        assert_eq!(rest.len(), 4 + 5000 - 10 + 4);
+        assert!(rest.ends_with(b"x\x88\x02\x03\xe8"));
+    }
+
+    #[test]
+    fn a_flood_ends_and_steady_pings_do_not() {
+        let mut it = Fixture::new();
+        for _ in 0..10 {
+            for _ in 0..FLOOD {
+                it.receive(&frame(0x89, b""));
+            }
+            it.written();
+            it.now += SECOND;
+        }
+        assert!(it.session.is_open());
+        for _ in 0..=FLOOD {
+            it.receive(&frame(0x89, b""));
+        }
+        assert!(it.written().ends_with(b"\x03\xf0too many frames"));
+    }
+
+    #[test]
+    fn an_idle_session_is_small_and_holds_nothing() {
+        assert!(size_of::<Session>() <= 512, "{}", size_of::<Session>());
+        let mut it = Fixture::new();
+        it.send("event");
+        it.receive(&frame(0x89, b"ping"));
+        it.written();
+        assert_eq!(it.session.outgoing.capacity(), 0);
+    }
 }

@@ -1,0 +1,364 @@
+//! WebSocket clients that others wrote, over sockets: npm `ws`, the PyPI package `websockets`, both with compression, and curl.
+//! `scripts/setup` installs them; where one is missing, its tests fail.
+
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use axum::Router;
+use serde_json::{Value, json};
+use support::{
+    LONG, Server,
+    websocket::{ACCEPT, KEY},
+};
+use tokio::{io::AsyncReadExt, process::Command, time::timeout};
+use tower_push::{
+    Channel, Event, service,
+    source::{Rejection, Start, Subscription, source_fn},
+    transport::WebSocket,
+};
+
+/// `/echo`; `/feed`, which a channel feeds; and `/gone`, a feed that ends for now.
+struct App {
+    server: Server,
+    channel: Channel,
+}
+
+impl App {
+    async fn new() -> Self {
+        let echo = source_fn(|subscription: Subscription| async move {
+            let refused = Rejection::new(http::StatusCode::UPGRADE_REQUIRED);
+            subscription.incoming().ok_or(refused)
+        });
+        let transport = WebSocket::new().max_message(1 << 20).deflate_from(Some(0));
+        let transport =
+            transport.subprotocol("echo", tower_push::transport::websocket::Form::Plain);
+        let channel = Channel::new();
+        let gone = source_fn(|_| async {
+            let events = [Event::text("größe"), Event::binary(&b"\xff\x00\n"[..])];
+            Ok(futures_util::stream::iter(events))
+        });
+        let router = Router::new()
+            .route_service("/echo", service(echo).over(transport))
+            .route_service("/feed", service(channel.starting(Start::Oldest)))
+            .route_service("/gone", service(gone).over(WebSocket::new()));
+        let server = Server::new(router).await;
+        Self { server, channel }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("ws://{}{path}", self.server.address)
+    }
+}
+
+/// The programs that are told the same and say the same.
+#[derive(Clone, Copy, Debug)]
+enum Program {
+    Ws,
+    Websockets,
+}
+
+const PROGRAMS: [Program; 2] = [Program::Ws, Program::Websockets];
+
+impl Program {
+    fn command(self) -> Command {
+        let (interpreter, script) = match self {
+            Self::Ws => {
+                installed("tests/js/node_modules/ws");
+                (PathBuf::from("node"), "tests/js/websocket.mjs")
+            }
+            Self::Websockets => {
+                let python = installed("target/python/bin/python");
+                (python, "tests/python/websocket.py")
+            }
+        };
+        let mut command = Command::new(interpreter);
+        command.arg(in_repository(script));
+        command
+    }
+
+    /// What happened to it, from the handshake to the close.
+    async fn run(self, url: &str, options: &[&str]) -> Vec<Value> {
+        let mut command = self.command();
+        command.arg(url).args(options);
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+        let output = timeout(LONG, output).await.expect("it should have ended");
+        let output = output.expect("run scripts/setup first");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{self:?} {options:?}: {stderr}");
+        let records = output.stdout.split(|byte| *byte == b'\n');
+        let records = records.filter(|line| !line.is_empty());
+        records
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    }
+}
+
+/// A path in the repository that `scripts/setup` makes.
+fn installed(path: &str) -> PathBuf {
+    let path = in_repository(path);
+    assert!(path.exists(), "{path:?}: run scripts/setup first");
+    path
+}
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn opened(protocol: Option<&str>, extensions: Option<&str>) -> Value {
+    json!({ "open": { "status": 101, "protocol": protocol, "extensions": extensions } })
+}
+
+fn closed(code: u16) -> Value {
+    json!({ "close": { "code": code, "reason": "", "clean": true } })
+}
+
+/// Where all forms of a frame's length begin and end, and past what a socket takes at once.
+const SIZES: &str = "0,1,2,7,125,126,127,1000,65535,65536,300000";
+
+const ECHOED: u64 = 22;
+
+#[tokio::test]
+async fn what_is_said_comes_back_as_it_was() {
+    let app = App::new().await;
+    let agreed = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+    for program in PROGRAMS {
+        for (deflate, prefix) in [
+            (&["--no-deflate"][..], None),
+            (&[], Some(agreed)),
+            (&["--window", "9"], Some("permessage-deflate")),
+            (&["--window", "15"], Some("permessage-deflate")),
+        ] {
+            for fragment in [&[][..], &["--fragment", "100"]] {
+                let options = [&["--protocol", "echo", "--echo", SIZES], deflate, fragment];
+                let records = program.run(&app.url("/echo"), &options.concat()).await;
+                let extensions = records[0]["open"]["extensions"].as_str();
+                assert_eq!(extensions.is_some(), prefix.is_some(), "{records:?}");
+                let is_agreed = extensions.unwrap_or("").starts_with(prefix.unwrap_or(""));
+                assert!(is_agreed, "{program:?} {deflate:?}: {extensions:?}");
+                let expected = [
+                    opened(Some("echo"), extensions),
+                    json!({ "echoed": ECHOED }),
+                    closed(1000),
+                ];
+                assert_eq!(records, expected, "{program:?} {deflate:?} {fragment:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn text_is_text_and_bytes_are_bytes_and_an_end_for_now_asks_to_come_back() {
+    let app = App::new().await;
+    for program in PROGRAMS {
+        let records = program.run(&app.url("/gone"), &["--no-deflate"]).await;
+        let expected = [
+            opened(None, None),
+            json!({ "text": "größe" }),
+            json!({ "binary": "\u{ff}\0\n" }),
+        ];
+        assert_eq!(records[..3], expected, "{program:?}");
+        assert_eq!(records[3]["close"]["code"], 3000, "{records:?}");
+        assert_eq!(records[3]["close"]["clean"], true, "{records:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_is_answered_with_its_code() {
+    let app = App::new().await;
+    for program in PROGRAMS {
+        let records = program
+            .run(&app.url("/echo"), &["--no-deflate", "--echo", "2000000"])
+            .await;
+        let last = records.last().unwrap();
+        assert_eq!(last["close"]["code"], 1009, "{program:?}: {records:?}");
+    }
+}
+
+/// What the messages of these records say, each as JSON.
+fn envelopes(records: &[Value]) -> Vec<Value> {
+    let texts = records.iter().filter_map(|record| record["text"].as_str());
+    texts
+        .map(|text| serde_json::from_str(text).unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_with_its_cursor_goes_on() {
+    let app = App::new().await;
+    for n in 1..=6 {
+        app.channel.publish(n.to_string()).unwrap();
+    }
+    for program in PROGRAMS {
+        let options = ["--protocol", "json.tower-push", "--take", "3"];
+        let mut cursor = String::new();
+        let mut read = Vec::new();
+        for _ in 0..2 {
+            let url = app.url(&format!("/feed?last_event_id={cursor}"));
+            let records = program.run(&url, &options).await;
+            assert_eq!(records[0]["open"]["protocol"], "json.tower-push");
+            assert_eq!(records.last(), Some(&closed(1000)));
+            let envelopes = envelopes(&records);
+            let last = envelopes.last().and_then(|last| last["id"].as_str());
+            cursor = last.expect("an id").to_owned();
+            read.extend(envelopes.iter().map(|envelope| envelope["data"].clone()));
+        }
+        assert_eq!(read, ["1", "2", "3", "4", "5", "6"], "{program:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_life_is_answered_with_a_gap() {
+    let app = App::new().await;
+    app.channel.publish("1").unwrap();
+    for program in PROGRAMS {
+        let options = ["--protocol", "json.tower-push", "--take", "1"];
+        let url = app.url("/feed?last_event_id=another-1");
+        let records = program.run(&url, &options).await;
+        assert!(envelopes(&records)[0]["gap"].is_object(), "{records:?}");
+    }
+}
+
+#[tokio::test]
+async fn nchan_clients_read_the_id_ahead_of_the_message() {
+    let app = App::new().await;
+    app.channel.publish("größe").unwrap();
+    for program in PROGRAMS {
+        let options = ["--protocol", "ws+meta.nchan", "--take", "1"];
+        let records = program.run(&app.url("/feed"), &options).await;
+        let message = records[1]["text"].as_str().unwrap();
+        let (head, data) = message.split_once("\n\n").unwrap();
+        let head: Vec<_> = head.lines().collect();
+        assert!(head[0].starts_with("id: "), "{head:?}");
+        assert!(head[1].starts_with("content-type: "), "{head:?}");
+        assert_eq!(data, "größe");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_is_refused_before_it_is_a_websocket() {
+    let app = App::new().await;
+    for program in PROGRAMS {
+        let options = ["--origin", "https://evil.example", "--take", "1"];
+        let records = program.run(&app.url("/gone"), &options).await;
+        assert_eq!(records[0]["refused"]["status"], 403, "{program:?}");
+
+        let own = format!("http://{}", app.server.address);
+        let options = ["--origin", &own, "--take", "1"];
+        let records = program.run(&app.url("/gone"), &options).await;
+        assert_eq!(records[1], json!({ "text": "größe" }), "{program:?}");
+    }
+}
+
+mod curl {
+    use super::*;
+
+    /// The head's lines in alphabetical order, and the bytes behind it.
+    async fn curl(url: &str, until: usize, headers: &[&str]) -> (Vec<String>, Vec<u8>) {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "-i", "--http1.1", "--no-buffer", "--noproxy", "*"]);
+        for header in headers {
+            command.args(["-H", header]);
+        }
+        command.arg(url).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut read = Vec::new();
+        let reading = async {
+            loop {
+                if let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
+                    let head = String::from_utf8(read[..end].to_vec()).unwrap();
+                    let body = &read[end + 4..];
+                    if body.len() >= until {
+                        let lines = head.split("\r\n").filter(|line| !line.starts_with("date:"));
+                        let mut lines: Vec<_> = lines.map(str::to_ascii_lowercase).collect();
+                        lines[1..].sort_unstable();
+                        return (lines, body.to_vec());
+                    }
+                }
+                let more = stdout.read_buf(&mut read).await.unwrap();
+                assert_ne!(more, 0, "it ended: {}", String::from_utf8_lossy(&read));
+            }
+        };
+        timeout(LONG, reading).await.expect("more should have come")
+    }
+
+    const HANDSHAKE: [&str; 3] = [
+        "connection: Upgrade",
+        "upgrade: websocket",
+        "sec-websocket-version: 13",
+    ];
+
+    fn key() -> String {
+        format!("sec-websocket-key: {KEY}")
+    }
+
+    #[tokio::test]
+    async fn frames_arrive_to_the_byte() {
+        let app = App::new().await;
+        let url = format!("http://{}/gone", app.server.address);
+        let mut headers = HANDSHAKE.to_vec();
+        let key = key();
+        headers.push(&key);
+        let frames = [
+            &b"\x81\x07"[..],
+            "größe".as_bytes(),
+            b"\x82\x03\xff\x00\n\x88",
+        ]
+        .concat();
+        let (head, read) = curl(&url, frames.len(), &headers).await;
+        assert_eq!(head[0], "http/1.1 101 switching protocols");
+        let accept = format!("sec-websocket-accept: {}", ACCEPT.to_ascii_lowercase());
+        assert_eq!(
+            head[1..],
+            ["connection: upgrade", &accept, "upgrade: websocket"]
+        );
+        assert_eq!(read[..frames.len()], frames);
+        let code = u16::from_be_bytes([read[frames.len() + 1], read[frames.len() + 2]]);
+        assert_eq!(code, 3000);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_handshake_is_refused_with_what_to_do() {
+        let app = App::new().await;
+        let url = format!("http://{}/gone", app.server.address);
+        let key = key();
+        let [connection, upgrade, version] = HANDSHAKE;
+        for (headers, status, says) in [
+            (vec![], "426", "upgrade: websocket"),
+            (
+                vec![connection, upgrade, &key],
+                "426",
+                "sec-websocket-version: 13",
+            ),
+            (
+                vec![connection, upgrade, &key, "sec-websocket-version: 8"],
+                "426",
+                "sec-websocket-version: 13",
+            ),
+            (vec![connection, upgrade, version], "400", ""),
+            (
+                vec![connection, upgrade, version, "sec-websocket-key: short"],
+                "400",
+                "",
+            ),
+            (
+                vec![connection, upgrade, version, &key, "origin: null"],
+                "403",
+                "",
+            ),
+        ] {
+            let (head, _) = curl(&url, 0, &headers).await;
+            assert_eq!(
+                head[0].split(' ').nth(1),
+                Some(status),
+                "{headers:?}: {head:?}"
+            );
+            let says_so = says.is_empty() || head.iter().any(|line| line == says);
+            assert!(says_so, "{headers:?}: {head:?}");
+        }
+    }
+}
