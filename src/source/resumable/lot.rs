@@ -111,6 +111,11 @@ impl Lot {
         Ok((Seat { lot, kept }, number))
     }
 
+    pub(super) fn holds(&self, cursor: &EventId) -> bool {
+        let token = Token::read(cursor);
+        token.is_some_and(|(token, _)| self.change(|state| state.streams.contains_key(&token)))
+    }
+
     fn leave(self: &Arc<Self>, token: &Token) {
         self.change(|state| {
             state.leave(token);
