@@ -526,7 +526,7 @@ mod validators {
             let next = ask(&transport, told(), "/", &[("last-event-id", cursor)]).await;
             assert_eq!((next.json().len(), next.cursor()), (1, cursor));
         }
-        assert_eq!(resumable.counters(), Resumable::new().counters());
+        assert_eq!(resumable.metrics(), Resumable::new().metrics());
     }
 
     /// Events, and then a failure, for whoever comes.
@@ -814,9 +814,9 @@ mod durable {
         let plain = || stream::pending::<Event>();
         let head = ask_by("HEAD", &transport, plain(), "/?offset=-1", &[]).await;
         assert_eq!((head.status, durable(&head)[0]), (200, Some("now")));
-        assert_eq!(resumable.counters(), Resumable::new().counters());
+        assert_eq!(resumable.metrics(), Resumable::new().metrics());
         ask(&transport, plain(), "/?offset=now", &[]).await;
-        assert_eq!(resumable.counters().parked, 1);
+        assert_eq!(resumable.metrics().parked, 1);
     }
 
     /// It is a word of the other transports, and no answer of this dialect has it.

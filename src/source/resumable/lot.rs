@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Counters, OnEnd,
+    OnEnd, ResumableMetrics,
     kept::{BoxStream, Kept},
     log::Bounds,
     token::Token,
@@ -125,8 +125,8 @@ impl Lot {
         });
     }
 
-    pub(super) fn counters(&self) -> Counters {
-        self.change(|state| Counters {
+    pub(super) fn metrics(&self) -> ResumableMetrics {
+        self.change(|state| ResumableMetrics {
             live: state.streams.len() - state.parked.len(),
             parked: state.parked.len(),
             parked_bytes: state.bytes,

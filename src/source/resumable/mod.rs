@@ -127,7 +127,7 @@ pub enum OnEnd {
 /// How many streams there are, and what became of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Counters {
+pub struct ResumableMetrics {
     /// Streams that are being read now.
     pub live: usize,
     /// Streams that are parked now.
@@ -197,8 +197,8 @@ impl Resumable {
     }
 
     /// How many streams there are, and what became of others.
-    pub fn counters(&self) -> Counters {
-        self.lot.counters()
+    pub fn metrics(&self) -> ResumableMetrics {
+        self.lot.metrics()
     }
 
     /// Parks a stream that was begun elsewhere, and gives the cursor that takes it up.
@@ -381,7 +381,7 @@ impl Default for Resumable {
 impl fmt::Debug for Resumable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resumable")
-            .field("counters", &self.counters())
+            .field("metrics", &self.metrics())
             .finish_non_exhaustive()
     }
 }
