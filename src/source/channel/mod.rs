@@ -402,8 +402,8 @@ impl ChannelBuilder {
     }
 
     /// How many bytes of payloads, ids and types the log keeps at most. The newest event is kept whatever its size. What each
-    /// transport in use writes for an event takes as much again, and what is around it some 250 bytes: of small events the
-    /// [number](Self::events) is what bounds memory.
+    /// transport in use writes for an event takes as much again, and what is around it some 300 bytes, and 100 more for each of
+    /// those transports: of small events the [number](Self::events) is what bounds memory.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
         self
