@@ -120,7 +120,9 @@ pub enum OnLag {
 
 /// How events are told apart by a channel that conflates, from [`OnLag::conflate`].
 #[derive(Clone)]
-pub struct KeyOf(Arc<dyn Fn(&Event) -> Box<str> + Send + Sync>);
+pub struct KeyOf(Arc<GiveKey>);
+
+type GiveKey = dyn Fn(&Event) -> Box<str> + Send + Sync;
 
 impl OnLag {
     /// A subscriber that is too slow gets the newest event of each key among those that it missed, and then goes on with the log:
