@@ -8,14 +8,16 @@
 //! 1000 clients hold an event stream each, over loopback. They are sent 25 times a second a `single` message, or `eight` in a row;
 //! or else a `burst` of 1000 in a row. A message carries 128 bytes of text. Both servers are hyper's HTTP/1.1 with its defaults,
 //! on a runtime of one thread or of two; both have room for the whole burst, and both would send a heartbeat every 15 s. Both
-//! write the same bytes, an id of 25 characters among them; axum's event is built once and cloned for each client. `raw` is a
-//! loop of blocking writes of these bytes, encoded and framed beforehand, one write to a client for all that is published in a
-//! row: what the kernel takes of it all.
+//! write the same bytes, an id of 25 characters among them; axum's event is built once and cloned for each client.
+//!
+//! Two more show how far down one can get. `floor` is hyper with the least of bodies: what is published is a number, its events
+//! are encoded and joined beforehand, whoever waits is one more waker in a list. `raw` is a loop of blocking writes of these bytes,
+//! framed too, one write to a client for all that is published in a row: what the kernel takes of it all.
 //!
 //! Each server and its clients are processes of their own, so that the server's CPU time can be told from the clients'; it is read
 //! from Linux's `/proc`. The contestants take turns, so that what disturbs one disturbs all. The table shows the server's
 //! microseconds of CPU, in user and kernel mode together, for each message delivered, in the best turn and in the median one;
-//! and tower-push's ratio to axum's.
+//! and the ratio to axum's of tower-push and of the floor.
 
 use std::{
     convert::Infallible,
@@ -24,18 +26,21 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    pin::Pin,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Waker},
     thread,
     time::Duration,
 };
 
 use axum::response::{IntoResponse, sse};
+use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
+use http_body::{Body, Frame};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
@@ -63,7 +68,12 @@ fn main() -> Result<(), BoxError> {
 const SERVER: &str = "server";
 const CLIENTS: &str = "clients";
 
-const SERVERS: [(&str, MakeServer); 3] = [("tower-push", ours), ("axum", axum), ("raw", raw)];
+const SERVERS: [(&str, MakeServer); 4] = [
+    ("tower-push", ours),
+    ("axum", axum),
+    ("floor", floor),
+    ("raw", raw),
+];
 
 const RUNTIMES: [(&str, MakeRuntime); 2] = [
     ("one", || Builder::new_current_thread().enable_all().build()),
@@ -139,8 +149,15 @@ fn compare_all(is_bench: bool) -> Result<(), BoxError> {
 
     println!("µs of CPU per message delivered: best, median ({clients} clients)");
     println!(
-        "{:7} {:7} {:>13} {:>13} {:>13}  {:>13}",
-        "load", "threads", SERVERS[0].0, SERVERS[1].0, SERVERS[2].0, "ratio"
+        "{:7} {:7} {:>13} {:>13} {:>13} {:>13}  {:>13}  {:>13}",
+        "load",
+        "threads",
+        SERVERS[0].0,
+        SERVERS[1].0,
+        SERVERS[2].0,
+        SERVERS[3].0,
+        "ratio",
+        "floor's"
     );
     for (threads, (name, _)) in RUNTIMES.iter().enumerate() {
         let mut contestants = Vec::new();
@@ -331,6 +348,73 @@ fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
+fn floor(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let floor = Arc::new(Floor {
+        published: AtomicUsize::new(0),
+        events: MESSAGE[4..MESSAGE.len() - 2].repeat(CAPACITY).into(),
+        waiting: Mutex::default(),
+    });
+    let service = service_fn({
+        let floor = floor.clone();
+        move |_: Request<Incoming>| {
+            let seen = floor.published.load(Ordering::SeqCst);
+            let floor = floor.clone();
+            std::future::ready(Ok::<_, Infallible>(Response::new(FloorBody {
+                floor,
+                seen,
+            })))
+        }
+    });
+    let address = listen(runtime, service)?;
+    let publish = move |burst| (0..burst).for_each(|_| floor.publish());
+    Ok((address, Arc::new(publish)))
+}
+
+struct Floor {
+    published: AtomicUsize,
+    /// As many as there is room for, without the chunks' frames.
+    events: Bytes,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Floor {
+    fn publish(&self) {
+        self.published.fetch_add(1, Ordering::SeqCst);
+        let waiting = std::mem::take(&mut *self.waiting.lock().expect("no panic under the lock"));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+struct FloorBody {
+    floor: Arc<Floor>,
+    seen: usize,
+}
+
+impl Body for FloorBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let news = |this: &Self| this.floor.published.load(Ordering::SeqCst) - this.seen;
+        if news(&self) == 0 {
+            let floor = self.floor.clone();
+            let mut waiting = floor.waiting.lock().expect("no panic under the lock");
+            if news(&self) == 0 {
+                waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        let news = news(&self);
+        self.seen += news;
+        let events = &self.floor.events;
+        let events = events.slice(..events.len() / CAPACITY * news);
+        Poll::Ready(Some(Ok(Frame::data(events))))
+    }
+}
+
 /// Serves all connections, each as a task.
 fn listen<S, B>(runtime: &Runtime, service: S) -> Result<SocketAddr, BoxError>
 where
@@ -476,14 +560,17 @@ fn print(load: &str, threads: &str, times: [Vec<f64>; SERVERS.len()]) {
         times.sort_unstable_by(f64::total_cmp);
         (times[0], times[times.len() / 2])
     });
-    let [ours, axum, raw] = times;
+    let [ours, axum, floor, raw] = times;
     let pair = |(best, median): (f64, f64)| format!("{best:.2}, {median:.2}");
+    let to_axum =
+        |(best, median): (f64, f64)| format!("{:>6.2}x {:>5.2}x", best / axum.0, median / axum.1);
     println!(
-        "{load:7} {threads:7} {:>13} {:>13} {:>13}  {:>6.2}x {:>5.2}x",
+        "{load:7} {threads:7} {:>13} {:>13} {:>13} {:>13}  {}  {}",
         pair(ours),
         pair(axum),
+        pair(floor),
         pair(raw),
-        ours.0 / axum.0,
-        ours.1 / axum.1,
+        to_axum(ours),
+        to_axum(floor),
     );
 }

@@ -186,10 +186,46 @@ mod lag {
             (n % 5).to_string()
         };
         // In the log: 6, 7, 8. Of the others 4 and 5 are the newest of their keys, and 1, 2, 3 are not.
-        let (channel, mut subscriber) = channel(OnLag::Conflate(Arc::new(parity)));
+        let (channel, mut subscriber) = channel(OnLag::conflate(parity));
         assert_eq!(ready(&mut subscriber), ["4", "5", "6", "7", "8"]);
         assert_eq!(channel.counters().conflated, 3);
         assert_eq!(channel.counters().lagged, 0);
+    }
+
+    #[test]
+    fn who_asks_a_conflating_channel_for_all_gets_a_snapshot_first() {
+        let parity = |event: &Event| event.payload().as_text().unwrap().len().to_string();
+        let keys = || {
+            let channel = Channel::builder().events(2);
+            channel.on_lag(OnLag::conflate(parity)).build()
+        };
+        let channel = keys();
+        let publish = |texts: &[&str]| {
+            let publish = |text: &&str| channel.publish(*text).unwrap();
+            texts.iter().map(publish).collect::<Vec<_>>()
+        };
+        let other = keys().publish("x").unwrap();
+        publish(&["a", "bb", "b", "cc", "c", "d"]);
+        // In the log: c, d. Of the others, cc is the newest of its key.
+        let all = ["cc", "c", "d"];
+        assert_eq!(ready(&mut channel.follow(Start::Oldest)), all);
+        assert_eq!(
+            ready(&mut channel.follow(Start::After(other)))[1..],
+            all,
+            "behind the gap"
+        );
+        assert_eq!(ready(&mut channel.follow(Start::Last(9))), ["c", "d"]);
+        // More keys than it may keep: the oldest is forgotten.
+        publish(&["eee", "ffff"]);
+        assert_eq!(
+            ready(&mut channel.follow(Start::Oldest)),
+            ["cc", "d", "eee", "ffff"]
+        );
+        publish(&["ggggg"]);
+        assert_eq!(
+            ready(&mut channel.follow(Start::Oldest)),
+            ["d", "eee", "ffff", "ggggg"]
+        );
     }
 
     #[test]
@@ -528,4 +564,51 @@ fn no_code_of_others_runs_under_a_lock() {
     });
     let published = is_done.recv_timeout(Duration::from_secs(20));
     assert_eq!(published.expect("no deadlock"), 3);
+}
+
+/// Neither may it take the news from others that wait, nor the id from who published.
+#[test]
+fn a_waker_or_a_payload_that_panics_is_alone_with_it() {
+    struct Panicking;
+    impl std::task::Wake for Panicking {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker that panics");
+        }
+    }
+    struct Owner;
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            b"owned"
+        }
+    }
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            panic!("a payload that panics");
+        }
+    }
+    #[derive(Default)]
+    struct Woken(AtomicU64);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    let channel = Channel::builder().events(1).build();
+    // Many in each list.
+    let mut subscribers: Vec<_> = (0..256).map(|_| channel.follow(Start::Now)).collect();
+    let woken = Arc::new(Woken::default());
+    for (n, subscriber) in subscribers.iter_mut().enumerate() {
+        assert_eq!(ready(subscriber), ["cursor"]);
+        let waker = match n % 3 {
+            0 => Arc::new(Panicking).into(),
+            _ => woken.clone().into(),
+        };
+        let polled = subscriber.poll_next_unpin(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+    }
+    channel.publish(Bytes::from_owner(Owner)).unwrap();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 170);
+    channel.publish("the owned one falls off").unwrap();
+    assert_eq!(channel.counters().published, 2);
 }

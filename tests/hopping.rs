@@ -17,15 +17,26 @@ use tower_push::{Channel, source::Start};
 const HOPS: u64 = 3000;
 
 /// In which ways a client may ask, and with what it says where it stands.
-const WAYS: [(&str, &str); 7] = [
-    ("transport=sse", "last_event_id"),
-    ("transport=ndjson", "last_event_id"),
-    ("transport=json-seq", "last_event_id"),
-    ("transport=multipart", "last_event_id"),
-    ("transport=long-poll&timeout=0", "last_event_id"),
-    ("live=long-poll&timeout=0", "offset"),
-    ("live=sse", "offset"),
+const WAYS: [(&str, Place); 8] = [
+    ("transport=sse", Place::Query("last_event_id")),
+    ("transport=ndjson", Place::Query("last_event_id")),
+    ("transport=json-seq", Place::Query("last_event_id")),
+    ("transport=multipart", Place::Query("last_event_id")),
+    (
+        "transport=long-poll&timeout=0",
+        Place::Query("last_event_id"),
+    ),
+    ("transport=long-poll&timeout=0", Place::Validator),
+    ("live=long-poll&timeout=0", Place::Query("offset")),
+    ("live=sse", Place::Query("offset")),
 ];
+
+#[derive(Clone, Copy)]
+enum Place {
+    Query(&'static str),
+    /// `If-None-Match`, which a browser's cache sends.
+    Validator,
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order() {
@@ -55,7 +66,7 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         Client::connect(&server, Version::Http2).await,
         Client::connect(&server, Version::Http1).await,
     ];
-    let mut cursor = None::<String>;
+    let (mut cursor, mut tag) = (None::<String>, None::<String>);
     let mut expected = 1_u64;
     // A walk that is the same in every run.
     let mut state = 7_u64;
@@ -72,12 +83,25 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         if version == 1 {
             clients[1] = Client::connect(&server, Version::Http1).await;
         }
-        let path = match (&cursor, place) {
-            (Some(id), place) => format!("/?{way}&{place}={id}"),
-            (None, "offset") => format!("/?{way}&offset=-1"),
-            (None, _) => format!("/?{way}"),
+        let (path, validator) = match (&cursor, place) {
+            (Some(id), Place::Query(place)) => (format!("/?{way}&{place}={id}"), None),
+            (Some(id), Place::Validator) => {
+                // As it came, where the last answer was of this dialect; or else as it would.
+                let held = tag.take().unwrap_or(format!("\"{id}+json\""));
+                (format!("/?{way}"), Some(held))
+            }
+            (None, Place::Query("offset")) => (format!("/?{way}&offset=-1"), None),
+            (None, _) => (format!("/?{way}"), None),
         };
-        let mut response = clients[version].get(&path, &[]).await;
+        let validator = validator.as_deref().map(|tag| ("if-none-match", tag));
+        // Any format's tag will do.
+        let accept = ["application/json", "application/x-ndjson"][random(2) as usize];
+        let headers: Vec<_> = validator.into_iter().chain([("accept", accept)]).collect();
+        let mut response = clients[version].get(&path, &headers).await;
+        tag = match place {
+            Place::Query("offset") => None,
+            _ => response.header("etag").map(str::to_owned),
+        };
         // A poll that found nothing says where it stands, and nothing else.
         let next = ["stream-next-offset", "last-event-id"];
         let next = next

@@ -3,6 +3,8 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
+    convert::Infallible,
     path::Path,
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
@@ -15,12 +17,14 @@ use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::{Client, LONG, Reading, Server, VERSIONS, get, raw_http1};
+use tokio::sync::broadcast;
 use tokio::time::Instant;
-use tower::ServiceExt;
+use tokio_stream::wrappers::BroadcastStream;
+use tower::{Layer, ServiceExt};
 use tower_push::{
-    Channel, Event, EventId, Gap, GapReason, Item, LongPollLayer, Push, PushBody, PushSource,
-    service,
-    source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
+    Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer, Push, PushBody,
+    PushSource, Resumable, service,
+    source::{Rejection, Start, Subscription, channel::OnLag, resumable::OnEnd, source_fn},
     transport::{
         LongPoll, Negotiate, Transport,
         chunked::{JsonSeq, Ndjson, Raw},
@@ -63,7 +67,8 @@ impl Answer {
     /// The cursor that the answer leaves the client with.
     fn cursor(&self) -> &str {
         let tag = self.header("etag").expect("a validator");
-        let id = tag.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
+        let tag = tag.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
+        let (id, _) = tag.split_once('+').expect("its format");
         assert_eq!(self.header("last-event-id"), Some(id));
         id
     }
@@ -173,7 +178,8 @@ mod validators {
         let id = ids[1]["id"].as_str().unwrap();
         for header in [
             ("if-none-match", format!("\"{id}\"")),
-            ("if-none-match", format!("W/\"{id}\"")),
+            ("if-none-match", format!("\"{id}+json\"")),
+            ("if-none-match", format!("W/\"{id}+ndjson\"")),
             ("last-event-id", id.to_owned()),
         ] {
             let headers = [(header.0, header.1.as_str())];
@@ -191,6 +197,29 @@ mod validators {
             &*format!("\"{}\"", ids[2]["id"].as_str().unwrap()),
         )];
         assert_eq!(ask(&at_once(), channel, &uri, &last).await.data(), [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn each_format_has_a_tag_of_its_own_and_any_of_them_resumes() {
+        let channel = numbers(0..2);
+        let formats = [
+            "application/json",
+            "application/x-ndjson",
+            "multipart/mixed",
+            "text/plain",
+        ];
+        let mut tags = BTreeSet::new();
+        for accept in formats {
+            let answer = ask(&at_once(), channel.clone(), "/", &[("accept", accept)]).await;
+            tags.insert(answer.header("etag").unwrap().to_owned());
+        }
+        assert_eq!(tags.len(), formats.len());
+        channel.publish(number(2)).unwrap();
+        for tag in &tags {
+            let headers = [("if-none-match", &**tag), ("accept", formats[0])];
+            let answer = ask(&at_once(), channel.clone(), "/", &headers).await;
+            assert_eq!(answer.data(), [2], "{tag}");
+        }
     }
 
     #[tokio::test]
@@ -254,7 +283,6 @@ mod validators {
         let answer = ask(&LongPoll::new(), source(), "/", &[("last-event-id", "a b")]).await;
         assert_eq!(began.elapsed().as_secs(), 25);
         assert_eq!(answer.json()[0]["gap"]["reason"], "epoch");
-        assert_eq!(answer.header("etag"), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -377,12 +405,128 @@ mod validators {
 
     #[tokio::test]
     async fn an_end_for_now_has_no_record() {
-        let source = source_fn(async |_| Ok(stream::iter([number(1)])));
+        let source = source_fn(async |_| Ok(stream::iter([number(1).with_id(7)])));
         let answer = ask(&LongPoll::new(), source, "/", &[]).await;
-        assert_eq!(answer.json(), [json!({"data": 1})]);
-        let source = source_fn(async |_| Ok(stream::empty::<Event>()));
-        let answer = ask(&LongPoll::new(), source, "/", &[("last-event-id", "a")]).await;
-        assert_eq!((answer.text(), answer.cursor()), ("[]\n", "a"));
+        assert_eq!(answer.json(), [json!({"id": "7", "data": 1})]);
+    }
+
+    /// At once, the plainest loop would ask as fast as it can.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_ends_with_nothing_is_answered_after_the_wait_time() {
+        let empty = || source_fn(async |_| Ok(stream::empty::<Event>()));
+        let waits = async |push: Push, uri: &str| {
+            let began = Instant::now();
+            let restart = Resumable::builder().on_end(OnEnd::Restart).build();
+            let transport = LongPoll::new().park_in(restart);
+            let answer = ask(&transport, push, uri, &[]).await;
+            (began.elapsed().as_secs(), answer)
+        };
+        let (waited, answer) = waits(Push::new(empty()), "/?last_event_id=a").await;
+        assert_eq!((waited, answer.text(), answer.cursor()), (25, "[]\n", "a"));
+        let (waited, answer) = waits(Push::new(empty()), "/?timeout=3").await;
+        assert_eq!((waited, answer.text()), (3, "[]\n"));
+        let (waited, answer) = waits(Push::new(stream::empty::<Event>()), "/").await;
+        assert_eq!((waited, answer.text()), (25, "[]\n"));
+        let (waited, answer) = waits(Push::new(empty()), "/?offset=a&live=long-poll").await;
+        assert_eq!((waited, answer.status), (25, 204));
+
+        // Who has something, or has finished for ever, is answered at once.
+        let one = source_fn(async |_| Ok(stream::iter([number(1).with_id(7)])));
+        assert_eq!(waits(Push::new(one), "/").await.0, 0);
+        let finished = stream::iter([Item::Finished]);
+        assert_eq!(waits(Push::new(finished), "/").await.0, 0);
+        assert_eq!(waits(Push::new(empty()), "/?offset=a").await.0, 0);
+    }
+
+    /// For whoever comes: these, and then nothing for long.
+    fn untold(numbers: std::ops::Range<u64>) -> impl PushSource + Send {
+        source_fn(async move |_| Ok(stream::iter(numbers.map(number)).chain(stream::pending())))
+    }
+
+    #[tokio::test]
+    async fn the_stream_of_a_source_that_tells_no_cursor_goes_on() {
+        let transport = at_once().max_events(2);
+        let first = ask(&transport, untold(0..5), "/", &[]).await;
+        assert_eq!(first.data(), [0, 1]);
+        let mut cursor = first.cursor().to_owned();
+        for expected in [&[2, 3][..], &[4], &[]] {
+            let headers = [("last-event-id", &*cursor)];
+            let lost = ask(&transport, untold(0..5), "/", &headers).await;
+            let again = ask(&transport, untold(0..5), "/", &headers).await;
+            assert_eq!(
+                (again.data(), lost.body),
+                (
+                    expected.iter().map(|n| json!(n)).collect(),
+                    again.body.clone()
+                )
+            );
+            cursor = again.cursor().to_owned();
+        }
+    }
+
+    #[tokio::test]
+    async fn such_a_stream_that_was_let_go_is_a_gap() {
+        let none = Resumable::builder().streams(0).build();
+        let transport = at_once().park_in(none);
+        let first = ask(&transport, untold(0..2), "/", &[]).await;
+        assert_eq!(first.data(), [0, 1]);
+        let headers = [("last-event-id", first.cursor())];
+        let next = ask(&transport, untold(0..2), "/", &headers).await;
+        assert_eq!(next.json()[0]["gap"]["reason"], "expired");
+        assert_eq!(next.data(), [0, 1]);
+        assert_ne!(next.cursor(), first.cursor());
+        for live in ["", "&live=long-poll", "&live=sse"] {
+            let uri = format!("/?offset={}{live}", first.cursor());
+            let answer = ask(&transport, untold(0..2), &uri, &[]).await;
+            assert_eq!(answer.status, 410, "{live}");
+        }
+    }
+
+    #[tokio::test]
+    async fn such_a_stream_ends_as_a_plain_one_does() {
+        let source = || source_fn(async |_| Ok(stream::iter([number(1)])));
+        let transport = LongPoll::new();
+        let first = ask(&transport, source(), "/", &[]).await;
+        assert_eq!(first.json(), [json!({"data": 1})]);
+        let headers = [("last-event-id", first.cursor())];
+        let last = ask(&transport, source(), "/", &headers).await;
+        assert_eq!((last.data().len(), last.cursor()), (0, EventId::FINISHED));
+    }
+
+    #[tokio::test]
+    async fn such_a_stream_tells_of_its_failure_too() {
+        let failing = || source_fn(async |_| Ok(stream::iter([Ok(number(1)), Err("secret")])));
+        let transport = LongPoll::new();
+        let first = ask(&transport, failing(), "/", &[]).await;
+        assert_eq!((first.status, first.data()), (200, vec![json!(1)]));
+        let headers = [("last-event-id", first.cursor())];
+        assert_eq!(ask(&transport, failing(), "/", &headers).await.status, 500);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_tells_cursors_is_asked_anew_and_never_parked() {
+        let told = || {
+            source_fn(async move |subscription: Subscription| {
+                let id = EventId::from(7);
+                let first = match subscription.cursor() {
+                    Some(cursor) => Item::Cursor(cursor.clone()),
+                    None => Item::Event(number(7).with_id(id)?),
+                };
+                let hello = Item::Event(Event::text("hello"));
+                Ok(stream::iter([first, hello]).chain(stream::pending()))
+            })
+        };
+        let resumable = Resumable::new();
+        let transport = at_once().park_in(resumable.clone());
+        let first = ask(&transport, told(), "/", &[]).await;
+        assert_eq!((first.json().len(), first.cursor()), (2, "7"));
+        // Of another lot: the source's affair.
+        let foreign = ask(&at_once(), untold(0..1), "/", &[]).await;
+        for cursor in ["7", foreign.cursor()] {
+            let next = ask(&transport, told(), "/", &[("last-event-id", cursor)]).await;
+            assert_eq!((next.json().len(), next.cursor()), (1, cursor));
+        }
+        assert_eq!(resumable.metrics(), Resumable::new().metrics());
     }
 
     /// Events, and then a failure, for whoever comes.
@@ -663,6 +807,58 @@ mod durable {
         assert_eq!(ask(&only, channel, "/", &[]).await.text(), "012");
     }
 
+    #[tokio::test]
+    async fn head_of_a_plain_stream_parks_nothing() {
+        let resumable = Resumable::new();
+        let transport = text().park_in(resumable.clone());
+        let plain = || stream::pending::<Event>();
+        let head = ask_by("HEAD", &transport, plain(), "/?offset=-1", &[]).await;
+        assert_eq!((head.status, durable(&head)[0]), (200, Some("now")));
+        assert_eq!(resumable.metrics(), Resumable::new().metrics());
+        ask(&transport, plain(), "/?offset=now", &[]).await;
+        assert_eq!(resumable.metrics().parked, 1);
+    }
+
+    /// It is a word of the other transports, and no answer of this dialect has it.
+    #[tokio::test]
+    async fn a_finished_source_without_cursors_leaves_the_client_at_its_offset() {
+        let finished = || source_fn(async |_| Ok(stream::iter([Item::Finished])));
+        for (uri, status) in [("/?offset=-1", 200), ("/?offset=-1&live=long-poll", 204)] {
+            let answer = ask(&text(), finished(), uri, &[]).await;
+            assert_eq!(answer.status, status);
+            assert_eq!(
+                durable(&answer)[..3],
+                [Some("-1"), Some("true"), Some("true")]
+            );
+        }
+        let answer = ask(&text(), finished(), "/?offset=-1&live=sse", &[]).await;
+        let control = control(&events(answer.text())[0].1);
+        assert_eq!(control["streamNextOffset"], "-1");
+        assert_eq!(control["streamClosed"], true);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_of_an_event_stream_are_the_transports() {
+        let beats = async |transport: LongPoll| {
+            let mut head = get("/?offset=now&live=sse", &[]);
+            let response = transport.respond(&mut head, Push::new(Channel::new()));
+            let mut body = response.await.into_body();
+            let (mut frames, began) = (0, Instant::now());
+            while let Ok(Some(_)) =
+                tokio::time::timeout(Duration::from_secs(10), body.frame()).await
+            {
+                frames += 1;
+                if began.elapsed().as_secs() > 60 {
+                    break;
+                }
+            }
+            frames
+        };
+        assert_eq!(beats(text().keep_alive(KeepAlive::off())).await, 1);
+        let every = KeepAlive::every(Duration::from_secs(5)).jitter(0.0);
+        assert!(beats(text().keep_alive(every)).await > 10);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_long_poll_waits_and_answers_204_with_a_cursor_that_grows() {
         let channel = numbers(0..2);
@@ -770,6 +966,8 @@ mod durable {
             "/?offset=0,1",
             "/?offset=0%201",
             "/?offset=%ff",
+            "/?offset=~finished",
+            "/?offset=~finished&live=sse",
             &long,
             "/?live=sse",
             "/?live=long-poll",
@@ -1180,6 +1378,32 @@ mod sockets {
             assert!(got.into_iter().eq(0..COUNT));
         }
         becomes(&channel, 0).await;
+    }
+
+    /// Each poll's handler follows what is live: what came before it, it does not have.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_source_that_tells_no_cursor_is_polled_without_a_loss() {
+        const COUNT: u64 = 500;
+        let sender = broadcast::Sender::<u64>::new(1024);
+        let live = sender.clone();
+        let handler = tower::service_fn(move |_: Request<hyper::body::Incoming>| {
+            let events = BroadcastStream::new(live.subscribe());
+            let source = source_fn(async move |_| Ok(events.map(|n| n.map(number))));
+            async { Ok::<_, Infallible>(Push::new(source)) }
+        });
+        let transport = LongPoll::new().max_events(3);
+        let server = Server::new(LongPollLayer::with(transport).layer(handler)).await;
+        let publishing = tokio::spawn(async move {
+            for n in 0.. {
+                let _ = sender.send(n);
+                tokio::time::sleep(Duration::from_millis(n % 3)).await;
+            }
+        });
+        let readers = (0..4).map(|dialect| reads_all(&server, dialect, COUNT));
+        for got in futures_util::future::join_all(readers).await {
+            assert!(got.is_sorted() && got.windows(2).all(|w| w[0] + 1 == w[1]));
+        }
+        publishing.abort();
     }
 
     #[tokio::test]

@@ -8,13 +8,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
 use support::{
     Client, Count, LONG, Server, VERSIONS, Version, event_source::Parser, get, raw_http1,
@@ -156,7 +157,7 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
     sender.send("d").unwrap();
     let mut again = take_up(&resumable, &ids[2]).await;
     assert_eq!(read(&mut again).0, ["c", "d"]);
-    assert_eq!(resumable.counters().resumed, 5);
+    assert_eq!(resumable.metrics().resumed, 5);
 }
 
 /// Before its first event, and before its first poll.
@@ -525,7 +526,7 @@ async fn a_refusal_passes_through_and_leaves_nothing() {
     });
     let refused = subscribe(resumable.wrap(refusing), None).await.unwrap_err();
     assert_eq!(refused.status(), 403);
-    assert_eq!(resumable.counters(), Resumable::new().counters());
+    assert_eq!(resumable.metrics(), Resumable::new().metrics());
 }
 
 /// The source has dealt with the cursor: another gap from a plain stream would be one too many.
@@ -589,13 +590,13 @@ async fn a_parked_stream_expires_without_anyone_asking() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!((count.get(), tasks()), (0, 0));
 
-    let counters = resumable.counters();
+    let metrics = resumable.metrics();
     assert_eq!(
-        (counters.live, counters.parked, counters.parked_bytes),
+        (metrics.live, metrics.parked, metrics.parked_bytes),
         (0, 0, 0)
     );
     assert_eq!(
-        (counters.resumed, counters.expired, counters.evicted),
+        (metrics.resumed, metrics.expired, metrics.evicted),
         (1, 3, 0)
     );
     let source = resumable.wrap(stream::iter(["new"]));
@@ -623,7 +624,7 @@ async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
         );
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(
-            resumable.counters().parked,
+            resumable.metrics().parked,
             usize::from(!parked_for.is_zero())
         );
     }
@@ -644,11 +645,8 @@ async fn more_than_so_many_are_not_parked() {
     assert_eq!(count.get(), 5, "those that are read are not counted");
     live.into_iter().for_each(drop);
     assert_eq!(count.get(), 3);
-    let counters = resumable.counters();
-    assert_eq!(
-        (counters.live, counters.parked, counters.evicted),
-        (0, 3, 2)
-    );
+    let metrics = resumable.metrics();
+    assert_eq!((metrics.live, metrics.parked, metrics.evicted), (0, 3, 2));
     for (n, id) in ids.iter().enumerate() {
         let source = resumable.wrap(stream::pending::<Event>());
         let mut subscriber = subscribe(source, Some(id)).await.unwrap();
@@ -671,7 +669,7 @@ async fn more_than_so_many_are_not_parked() {
             .await
             .unwrap(),
     );
-    assert_eq!((none.counters().parked, none.counters().evicted), (0, 1));
+    assert_eq!((none.metrics().parked, none.metrics().evicted), (0, 1));
 }
 
 #[tokio::test]
@@ -685,20 +683,20 @@ async fn more_than_so_many_bytes_are_not_parked() {
         let mut subscriber = subscribe(source, None).await.unwrap();
         assert_eq!(read(&mut subscriber).0.len(), 4);
         drop(subscriber);
-        let counters = resumable.counters();
-        assert_eq!(counters.parked_bytes, parked * EVENT);
-        assert_eq!(counters.parked, count.get());
+        let metrics = resumable.metrics();
+        assert_eq!(metrics.parked_bytes, parked * EVENT);
+        assert_eq!(metrics.parked, count.get());
     }
-    assert_eq!(resumable.counters().evicted, 2);
+    assert_eq!(resumable.metrics().evicted, 2);
     let large = stream::repeat_with(|| "x".repeat(1000)).take(11);
     drop({
         let mut subscriber = subscribe(resumable.wrap(large), None).await.unwrap();
         read(&mut subscriber);
         subscriber
     });
-    let counters = resumable.counters();
+    let metrics = resumable.metrics();
     assert_eq!(
-        (counters.parked, counters.parked_bytes),
+        (metrics.parked, metrics.parked_bytes),
         (0, 0),
         "too large alone"
     );
@@ -748,7 +746,7 @@ fn a_lot_outlives_its_runtimes() {
     };
     drop(begin().now_or_never().unwrap().unwrap());
     runtime().block_on(async { drop(begin().await.unwrap()) });
-    assert_eq!((count.get(), resumable.counters().parked), (2, 2));
+    assert_eq!((count.get(), resumable.metrics().parked), (2, 2));
     runtime().block_on(async {
         drop(begin().await.unwrap());
         tokio::time::sleep(Duration::from_secs(180)).await;
@@ -848,8 +846,8 @@ async fn readers_that_race_get_everything_once() {
         feeding.join().unwrap();
         drop(held);
     }
-    let counters = resumable.counters();
-    assert_eq!((counters.live, counters.parked), (0, ROUNDS as usize));
+    let metrics = resumable.metrics();
+    assert_eq!((metrics.live, metrics.parked), (0, ROUNDS as usize));
     assert_eq!(count.get(), 0, "all have ended");
 }
 
@@ -1086,9 +1084,58 @@ async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
             parser.feed(&response.next().await.unwrap().unwrap());
         }
         assert_eq!(parser.messages[0].data, "x");
-        assert_eq!(resumable.counters().live, 1);
+        assert_eq!(resumable.metrics().live, 1);
     }
     drop(hanging);
+}
+
+/// What goes with a payload may be anything: another reader of the stream, or the lot itself.
+#[test]
+fn a_payload_is_dropped_under_no_lock() {
+    struct Owner(Resumable, Arc<Mutex<Option<Subscriber>>>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            b"owned"
+        }
+    }
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            assert_eq!(self.0.metrics().live, 1);
+            let mut other = self.1.lock().unwrap().take().unwrap();
+            assert!(poll(&mut other).is_ready());
+        }
+    }
+
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let resumable = Resumable::builder().events(1).build();
+        let other = Arc::new(Mutex::new(None));
+        let owned = Bytes::from_owner(Owner(resumable.clone(), other.clone()));
+        let events = [Event::binary(owned), Event::text("a"), Event::text("b")];
+        let events = stream::iter(events).chain(stream::pending());
+        let mut subscriber = subscribe(resumable.wrap(events), None)
+            .now_or_never()
+            .unwrap()
+            .unwrap();
+        let Some(id) = cursor(&poll_one(&mut subscriber)) else {
+            panic!("a cursor first");
+        };
+        let second = take_up(&resumable, &id).now_or_never().unwrap();
+        *other.lock().unwrap() = Some(second);
+        drop(poll_one(&mut subscriber));
+        // The owned one falls off.
+        drop(poll_one(&mut subscriber));
+        assert!(other.lock().unwrap().is_none());
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(LONG).expect("no deadlock");
+}
+
+fn poll_one(subscriber: &mut Subscriber) -> Result<Item, BoxError> {
+    match poll(subscriber) {
+        Poll::Ready(Some(item)) => item,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// A poll is a request of its own, and its handler makes a new stream each time: all of them but the first are thrown away.

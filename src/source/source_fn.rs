@@ -6,7 +6,8 @@ use super::{Items, PushSource, Rejection, Subscription};
 use crate::event::IntoItem;
 
 /// A source from a function that answers each [`Subscription`] with a stream, or refuses it. The function sees the cursor,
-/// and what it returns is taken to begin where the cursor says.
+/// and what it returns is taken to begin where the cursor says. A stream whose events have no ids tells no cursor to come back
+/// with: it is then to a client what a plain stream is, and long-polling [parks](super::Resumable) it.
 ///
 /// `?` turns an [`Error`](crate::Error) into a 500. A stream that a function makes from the borrowed cursor must not keep the
 /// borrow: say `-> impl Stream<Item = …> + use<>`.

@@ -15,9 +15,9 @@ use crate::{
 };
 
 pin_project! {
-    /// The items of any stream, a gap first where there is one.
+    /// The items of any stream, behind one that comes first where there is one, such as a gap.
     pub struct Items<S> {
-        gap: Option<Gap>,
+        first: Option<Result<Item, BoxError>>,
         #[pin]
         stream: S,
     }
@@ -25,7 +25,11 @@ pin_project! {
 
 impl<S> Items<S> {
     pub(super) fn after(gap: Option<Gap>, stream: S) -> Self {
-        Self { gap, stream }
+        Self::behind(gap.map(|gap| Ok(Item::Gap(gap))), stream)
+    }
+
+    pub(crate) fn behind(first: Option<Result<Item, BoxError>>, stream: S) -> Self {
+        Self { first, stream }
     }
 }
 
@@ -38,8 +42,8 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
-        if let Some(gap) = this.gap.take() {
-            return Poll::Ready(Some(Ok(Item::Gap(gap))));
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(Some(first));
         }
         this.stream
             .poll_next(cx)
@@ -75,7 +79,7 @@ where
 impl<S> fmt::Debug for Items<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Items")
-            .field("gap", &self.gap)
+            .field("first", &self.first)
             .finish_non_exhaustive()
     }
 }

@@ -51,6 +51,13 @@ pub(super) enum Next {
     Gone(u64),
 }
 
+impl Bounds {
+    fn is_old(&self, entry: &Entry, now: Duration) -> bool {
+        let age = now.saturating_sub(entry.at);
+        self.age.is_some_and(|oldest| age > oldest)
+    }
+}
+
 impl Log {
     /// A log; one that conflates keeps the newest event of each key beyond the bounds, and as many of those again.
     pub(super) fn new(bounds: Bounds, conflates: bool) -> Self {
@@ -88,16 +95,23 @@ impl Log {
 
     /// Lets fall what has become too old.
     pub(super) fn expire(&mut self, now: Duration) {
-        let Some(age) = self.bounds.age else { return };
-        let is_old = |at: Duration| now.saturating_sub(at) > age;
-        while self.entries.front().is_some_and(|entry| is_old(entry.at)) {
+        let bounds = self.bounds;
+        let is_old = |entry: Option<&Entry>| entry.is_some_and(|entry| bounds.is_old(entry, now));
+        while is_old(self.entries.front()) {
             self.drop_oldest();
         }
         if let Some(fallen) = &mut self.fallen {
-            while fallen.oldest().is_some_and(|entry| is_old(entry.at)) {
+            while is_old(fallen.oldest()) {
                 self.dropped.extend(fallen.forget_oldest());
             }
         }
+    }
+
+    /// Whether anything has become too old.
+    pub(super) fn is_due(&self, now: Duration) -> bool {
+        let fallen = self.fallen.as_ref().and_then(Fallen::oldest);
+        let mut oldest = fallen.into_iter().chain(self.entries.front());
+        oldest.any(|entry| self.bounds.is_old(entry, now))
     }
 
     /// What fell off since this was asked last.
@@ -125,6 +139,12 @@ impl Log {
     /// The number before that of the oldest event: where a reader of all that there is stands.
     pub(super) fn before_oldest(&self) -> u64 {
         self.last - self.entries.len() as u64
+    }
+
+    /// The same, but before the newest event of each key too that a conflating log has beyond its bounds.
+    pub(super) fn before_snapshot(&self) -> u64 {
+        let fallen = self.fallen.as_ref();
+        fallen.map_or(self.before_oldest(), |fallen| fallen.forgotten)
     }
 
     pub(super) fn last(&self) -> u64 {

@@ -32,6 +32,9 @@
 //! | of this channel, but older | with a gap (`expired`) and how many are missing, then at the oldest event |
 //! | of another epoch, or not readable | with a gap (`epoch`), then at the oldest event |
 //!
+//! The oldest event is the oldest in the log; of a channel that [conflates](OnLag::conflate), it is the oldest that is still the
+//! newest of its key.
+//!
 //! # Differences
 //! `tokio::sync::broadcast` has no replay, drops a value when the last of its present receivers saw it, and leaves the handling
 //! of lag to each receiver. A channel's values stay for those who come back, and lag is a [policy](OnLag).
@@ -103,7 +106,7 @@ struct Counts {
 /// What becomes of a subscriber that the log has gone past while it was connected.
 ///
 /// Every event that it does not get is counted, see [`Channel::counters`].
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum OnLag {
     /// It is told of a gap (`lagged`) and how many are missing, and goes on with the oldest event in the log.
@@ -111,25 +114,53 @@ pub enum OnLag {
     Gap,
     /// It is cut off ([`Error::is_lagged`]), and finds the gap (`expired`) when it comes back.
     Disconnect,
-    /// It gets the newest event of each key among those that it missed, and then goes on with the log: nothing is missing for
-    /// those who want to know how things are, and not how they came to be so. There is no gap, unless there are more keys (or
-    /// more bytes of them) than the log may hold events.
+    /// It gets the newest event of each key among those that it missed: see [`OnLag::conflate`].
+    Conflate(KeyOf),
+}
+
+/// How events are told apart by a channel that conflates, from [`OnLag::conflate`].
+#[derive(Clone)]
+pub struct KeyOf(Arc<GiveKey>);
+
+type GiveKey = dyn Fn(&Event) -> Box<str> + Send + Sync;
+
+impl OnLag {
+    /// A subscriber that is too slow gets the newest event of each key among those that it missed, and then goes on with the log:
+    /// nothing is missing for those who want to know how things are, and not how they came to be so.
     ///
-    /// A client that comes back too late is served alike.
-    Conflate(Arc<dyn Fn(&Event) -> String + Send + Sync>),
+    /// For that the channel keeps, of the events that fall off the log, the newest of each key: as many, and as many bytes of
+    /// them, as the log itself may hold. There is a gap only if there are more keys than that.
+    ///
+    /// Who comes back too late is served alike; and so is who comes for the first time and asks for all that there is
+    /// ([`Start::Oldest`]): it gets a snapshot, the newest event of each key, before what is in the log.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Event, source::{Start, channel::OnLag}};
+    ///
+    /// let by_type = |event: &Event| event.event_type().map_or("", |name| name.as_str()).to_owned();
+    /// let prices = Channel::builder().on_lag(OnLag::conflate(by_type)).start(Start::Oldest).build();
+    /// ```
+    pub fn conflate<F, K>(key: F) -> Self
+    where
+        F: Fn(&Event) -> K + Send + Sync + 'static,
+        K: Into<Box<str>>,
+    {
+        Self::Conflate(KeyOf(Arc::new(move |event| key(event).into())))
+    }
 }
 
 /// How many events came and went. Each is exact, and grows only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Counters {
+pub struct ChannelCounters {
     /// Published.
     pub published: u64,
     /// Not told to subscribers that came back too late, one for each event and subscriber.
     pub expired: u64,
     /// Not told to subscribers that were too slow, one for each event and subscriber.
     pub lagged: u64,
-    /// Not told because a newer one of the same key was, one for each event and subscriber.
+    /// Not told because a newer one of the same key was, one for each event and subscriber. Whoever begins with a snapshot counts
+    /// as having missed all that it stands for.
     pub conflated: u64,
 }
 
@@ -186,7 +217,7 @@ impl Channel {
         // Not under the log's lock: this may copy the payload.
         let event = event.into().into_unshared();
         let key = match &inner.on_lag {
-            OnLag::Conflate(key) => Some(key(&event).into()),
+            OnLag::Conflate(KeyOf(key)) => Some(key(&event)),
             OnLag::Gap | OnLag::Disconnect => None,
         };
         let numbered = |number| event.under(inner.epoch.id(number));
@@ -276,10 +307,10 @@ impl Channel {
     }
 
     /// How many events came and went so far.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> ChannelCounters {
         let counts = &self.inner.counts;
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Counters {
+        ChannelCounters {
             published: count(&counts.published),
             expired: count(&counts.expired),
             lagged: count(&counts.lagged),
@@ -309,11 +340,14 @@ impl Inner {
     }
 
     fn place(&self, start: &Start) -> Place {
-        let (oldest, last) = self.look(|log| (log.before_oldest(), log.last()));
+        let (oldest, in_log, last) = self.look(|log| {
+            let oldest = log.before_snapshot();
+            (oldest, log.before_oldest(), log.last())
+        });
         let number = match start {
             Start::Now => last,
             Start::Oldest => oldest,
-            Start::Last(events) => last.saturating_sub(*events as u64).max(oldest),
+            Start::Last(events) => last.saturating_sub(*events as u64).max(in_log),
             Start::After(id) => match self.epoch.number(id).filter(|number| *number <= last) {
                 Some(number) => {
                     return Place {
@@ -370,8 +404,8 @@ impl ChannelBuilder {
     }
 
     /// How many bytes of payloads, ids and types the log keeps at most. The newest event is kept whatever its size. What each
-    /// transport in use writes for an event takes as much again, and what is around it some 250 bytes: of small events the
-    /// [number](Self::events) is what bounds memory.
+    /// transport in use writes for an event takes as much again, and what is around it some 300 bytes, and 100 more for each of
+    /// those transports: of small events the [number](Self::events) is what bounds memory.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
         self
@@ -431,12 +465,8 @@ impl fmt::Debug for Channel {
     }
 }
 
-impl fmt::Debug for OnLag {
+impl fmt::Debug for KeyOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gap => "Gap",
-            Self::Disconnect => "Disconnect",
-            Self::Conflate(_) => "Conflate",
-        })
+        f.write_str("KeyOf")
     }
 }

@@ -1,6 +1,10 @@
 //! What a channel's handles and its readers share.
 
-use std::{task::Waker, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Waker,
+    time::Duration,
+};
 
 use super::{
     log::{Log, Next},
@@ -46,7 +50,8 @@ impl Shared {
             (number, log.take_dropped())
         };
         self.waiting.wake();
-        drop(dropped);
+        // If it panics, that is not the publisher's affair: the event is published.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(dropped)));
         Some(number)
     }
 
@@ -61,6 +66,11 @@ impl Shared {
 
     /// The log, as it is now.
     pub(super) fn look<T>(&self, now: Duration, at: impl FnOnce(&Log) -> T) -> T {
+        let log = read(&self.log);
+        if !log.is_due(now) {
+            return at(&log);
+        }
+        drop(log);
         let mut log = write(&self.log);
         log.expire(now);
         let seen = at(&log);

@@ -4,7 +4,10 @@
 //! before it lets go of that lock; a writer publishes its news first, and takes the wakers under the same lock after. So
 //! either the reader sees the news, or the writer sees the waker.
 
-use std::task::Waker;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Waker,
+};
 
 use super::sync::{Mutex, lock};
 
@@ -83,12 +86,13 @@ impl Waiting {
         true
     }
 
-    /// Wakes all who wait.
+    /// Wakes all who wait. A waker that panics is not the affair of whoever has news, nor of the others who wait.
     pub(in crate::source) fn wake(&self) {
         for shard in &self.shards {
-            let wakers = lock(shard).take();
+            let mut wakers = lock(shard).take().into_iter();
             // Outside the lock: a waker may run any code.
-            wakers.into_iter().for_each(Waker::wake);
+            let mut wake = || wakers.by_ref().for_each(Waker::wake);
+            while catch_unwind(AssertUnwindSafe(&mut wake)).is_err() {}
         }
     }
 

@@ -181,12 +181,16 @@ impl Kept {
             }
         };
         match said {
-            Said::Entry(entry) => turn.push(entry),
+            Said::Entry(entry) => {
+                let dropped = turn.push(entry);
+                drop(turn);
+                // Last, for it may run any code.
+                drop(dropped);
+            }
             Said::End(end, why) => {
                 *error = why;
                 let stream = turn.end(end);
                 drop(turn);
-                // Last, for it may run any code.
                 drop(stream);
             }
         }
@@ -257,13 +261,15 @@ impl Turn<'_> {
         self.stream.as_mut()?.as_mut()
     }
 
-    fn push(&self, entry: Entry) {
-        {
+    /// Gives back what fell off the log, which should be dropped after the turn.
+    fn push(&self, entry: Entry) -> Vec<Entry> {
+        let dropped = {
             let log = &mut lock(&self.kept.state).log;
             let id = self.kept.id(log.last() + 1);
-            log.push(entry.under(id));
-        }
+            log.push(entry.under(id))
+        };
         self.kept.bell.waiting.wake();
+        dropped
     }
 
     /// Gives the stream back, which should be dropped after the turn.

@@ -95,25 +95,29 @@ impl Log {
         }
     }
 
-    pub(super) fn push(&mut self, entry: Entry) {
+    /// Adds an entry, and gives back what fell off: to be dropped outside of any lock, for a payload may have an owner, whose code
+    /// runs then.
+    #[must_use]
+    pub(super) fn push(&mut self, entry: Entry) -> Vec<Entry> {
         self.last += 1;
         self.bytes += entry.cost();
         self.entries.push_back(entry);
+        let mut dropped = Vec::new();
         while self.entries.len() > 1
             && (self.entries.len() > self.bounds.events || self.bytes > self.bounds.bytes)
         {
-            self.drop_oldest();
+            dropped.extend(self.pop_oldest());
         }
+        dropped
     }
 
-    fn drop_oldest(&mut self) {
-        let Some(oldest) = self.entries.pop_front() else {
-            return;
-        };
+    fn pop_oldest(&mut self) -> Option<Entry> {
+        let oldest = self.entries.pop_front()?;
         self.bytes -= oldest.cost();
         if matches!(oldest, Entry::Gap(_)) {
             self.vague = self.before_oldest();
         }
+        Some(oldest)
     }
 
     /// No more entries.
@@ -181,7 +185,7 @@ mod tests {
     fn the_end_comes_after_everything_else() {
         let mut log = Log::new(PLENTY);
         assert!(log.read(0).is_none());
-        log.push(event("a"));
+        let _ = log.push(event("a"));
         log.end(End::Finished);
         assert!(matches!(log.read(0), Some(Next::Item(Item::Event(_)))));
         assert!(matches!(log.read(1), Some(Next::End(End::Finished))));
@@ -195,17 +199,17 @@ mod tests {
             ..PLENTY
         });
         for entry in [event("a"), gap(), event("b")] {
-            log.push(entry);
+            let _ = log.push(entry);
         }
         assert!(matches!(log.read(1), Some(Next::Item(Item::Gap(_)))));
-        log.push(event("c"));
+        let _ = log.push(event("c"));
         let missed = |at| match log.read(at) {
             Some(Next::Gone { resumed: 2, missed }) => missed,
             other => panic!("{other:?}"),
         };
         assert_eq!(missed(0), None);
         assert_eq!(missed(1), None);
-        log.push(event("d"));
+        let _ = log.push(event("d"));
         let next = log.read(2);
         assert!(
             matches!(
@@ -231,7 +235,7 @@ mod tests {
             let mut log = Log::new(Bounds { events, bytes });
             let texts: Vec<_> = sizes.iter().enumerate().map(|(n, size)| format!("{n}{}", "x".repeat(*size))).collect();
             for text in &texts {
-                log.push(event(text));
+                let _ = log.push(event(text));
                 prop_assert!(log.entries.len() <= events.max(1));
                 prop_assert!(log.bytes() <= bytes || log.entries.len() == 1);
             }

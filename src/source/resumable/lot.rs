@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Counters, OnEnd,
+    OnEnd, ResumableMetrics,
     kept::{BoxStream, Kept},
     log::Bounds,
     token::Token,
@@ -111,6 +111,11 @@ impl Lot {
         Ok((Seat { lot, kept }, number))
     }
 
+    pub(super) fn holds(&self, cursor: &EventId) -> bool {
+        let token = Token::read(cursor);
+        token.is_some_and(|(token, _)| self.change(|state| state.streams.contains_key(&token)))
+    }
+
     fn leave(self: &Arc<Self>, token: &Token) {
         self.change(|state| {
             state.leave(token);
@@ -120,8 +125,8 @@ impl Lot {
         });
     }
 
-    pub(super) fn counters(&self) -> Counters {
-        self.change(|state| Counters {
+    pub(super) fn metrics(&self) -> ResumableMetrics {
+        self.change(|state| ResumableMetrics {
             live: state.streams.len() - state.parked.len(),
             parked: state.parked.len(),
             parked_bytes: state.bytes,

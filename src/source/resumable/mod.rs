@@ -81,13 +81,19 @@ mod models;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
+use futures_core::Stream;
+
 pub use self::subscriber::Subscriber;
 use self::{
     log::{Bounds, End, Log, Next},
     lot::{Limits, Lot, Seat},
+    token::Token,
 };
 use super::{PushSource, Rejection, Subscription};
-use crate::event::{Gap, GapReason, Item};
+use crate::{
+    error::BoxError,
+    event::{EventId, Gap, GapReason, Item},
+};
 
 /// Makes streams resumable, and keeps those whose clients are away. See the [module docs](self).
 ///
@@ -121,7 +127,7 @@ pub enum OnEnd {
 /// How many streams there are, and what became of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Counters {
+pub struct ResumableMetrics {
     /// Streams that are being read now.
     pub live: usize,
     /// Streams that are parked now.
@@ -191,8 +197,27 @@ impl Resumable {
     }
 
     /// How many streams there are, and what became of others.
-    pub fn counters(&self) -> Counters {
-        self.lot.counters()
+    pub fn metrics(&self) -> ResumableMetrics {
+        self.lot.metrics()
+    }
+
+    /// Parks a stream that was begun elsewhere, and gives the cursor that takes it up.
+    pub(crate) fn park<S>(&self, stream: S, owner: impl Into<Box<str>>) -> EventId
+    where
+        S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
+    {
+        let seat = self.lot.keep(Box::pin(stream), Some(owner.into()));
+        seat.kept.id(0)
+    }
+
+    /// Whether the cursor is of a stream that is here.
+    pub(crate) fn holds(&self, cursor: &EventId) -> bool {
+        self.lot.holds(cursor)
+    }
+
+    /// Whether the cursor is of a stream that was kept, here or elsewhere.
+    pub(crate) fn is_cursor(cursor: &EventId) -> bool {
+        Token::read(cursor).is_some()
     }
 }
 
@@ -356,7 +381,7 @@ impl Default for Resumable {
 impl fmt::Debug for Resumable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resumable")
-            .field("counters", &self.counters())
+            .field("metrics", &self.metrics())
             .finish_non_exhaustive()
     }
 }

@@ -14,8 +14,8 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
-    error::BoxError,
-    event::{EventId, Item},
+    error::{BoxError, Error},
+    event::{Event, EventId, Gap, Item},
     transport::{Batch, Encoder, End},
 };
 
@@ -45,6 +45,10 @@ pub(super) struct Gathering {
     cursor: Option<EventId>,
     /// The source has told a cursor.
     has_moved: bool,
+    /// What the client is told first if the source tells no cursor.
+    lost: Option<Gap>,
+    /// Came when the batch could hold no more.
+    ahead: Option<Item>,
 }
 
 /// A batch.
@@ -55,7 +59,11 @@ pub(super) struct Gathered {
     pub(super) has_content: bool,
     /// See [`Gathering::cursor`].
     pub(super) cursor: Option<EventId>,
+    /// See [`Gathering::ahead`].
+    ahead: Option<Item>,
     pub(super) rest: Rest,
+    /// It has events, and the source told no cursor with them.
+    is_untold: bool,
 }
 
 /// What comes behind a batch.
@@ -71,6 +79,28 @@ pub(super) enum Rest {
     Finished,
     /// The source, or the format, has failed. What came before it is whole.
     Failed(BoxError),
+}
+
+impl Gathered {
+    /// Whether the client could come back to where it was before only, and what follows would be lost.
+    pub(super) fn leaves_no_cursor(&self) -> bool {
+        match self.rest {
+            Rest::Finished => false,
+            Rest::Ended | Rest::Failed(_) => self.is_untold,
+            Rest::Nothing | Rest::More => self.is_untold || self.cursor.is_none(),
+        }
+    }
+
+    /// What the stream has yielded, and the batch does not hold.
+    pub(super) fn take_ahead(&mut self) -> Option<Result<Item, BoxError>> {
+        match std::mem::replace(&mut self.rest, Rest::More) {
+            Rest::Failed(error) => Some(Err(error)),
+            rest => {
+                self.rest = rest;
+                self.ahead.take().map(Ok)
+            }
+        }
+    }
 }
 
 impl Rest {
@@ -100,11 +130,17 @@ impl Gathering {
             has_content: false,
             cursor,
             has_moved: false,
+            lost: None,
+            ahead: None,
         }
     }
 
-    /// What the stream yields next, or its end. Breaks when the batch cannot hold more: an item that comes then is dropped, for
-    /// the source is asked again from the cursor.
+    /// The same for a client that has lost its place, unless the source knows it: who tells no cursor does not.
+    pub(super) fn behind(self, lost: Option<Gap>) -> Self {
+        Self { lost, ..self }
+    }
+
+    /// What the stream yields next, or its end. Breaks when the batch cannot hold more.
     pub(super) fn take(&mut self, next: Option<Result<Item, BoxError>>) -> ControlFlow<Rest> {
         let written = match next {
             None => return Break(Rest::Ended),
@@ -114,14 +150,11 @@ impl Gathering {
                 self.moves_to(Some(&id));
                 return Continue(());
             }
-            Some(Ok(_)) if self.is_full() => return Break(Rest::More),
-            Some(Ok(Item::Event(event))) => {
-                let written = self.encoder.event(&event, &mut self.batch);
-                written.map(|()| {
-                    self.events += 1;
-                    self.moves_to(event.id());
-                })
+            Some(Ok(ahead)) if self.is_full() => {
+                self.ahead = Some(ahead);
+                return Break(Rest::More);
             }
+            Some(Ok(Item::Event(event))) => self.event(&event),
             Some(Ok(Item::Gap(gap))) => {
                 let written = self.encoder.gap(&gap, &mut self.batch);
                 written.map(|()| self.moves_to(gap.resumed.as_ref()))
@@ -132,6 +165,17 @@ impl Gathering {
             Err(error) => return Break(Rest::Failed(error.into())),
         }
         Continue(())
+    }
+
+    fn event(&mut self, event: &Event) -> Result<(), Error> {
+        let is_told = self.has_moved || event.id().is_some();
+        if let Some(gap) = self.lost.take().filter(|_| !is_told) {
+            self.encoder.gap(&gap, &mut self.batch)?;
+        }
+        self.encoder.event(event, &mut self.batch)?;
+        self.events += 1;
+        self.moves_to(event.id());
+        Ok(())
     }
 
     fn moves_to(&mut self, cursor: Option<&EventId>) {
@@ -161,7 +205,9 @@ impl Gathering {
             body: self.batch.into_bytes(),
             has_content: self.has_content,
             cursor: self.cursor,
+            ahead: self.ahead,
             rest,
+            is_untold: self.events > 0 && !self.has_moved,
         }
     }
 }
@@ -174,6 +220,8 @@ pin_project! {
         // Until the batch is done.
         gathering: Option<Gathering>,
         waiting: Waiting,
+        // The stream has ended with nothing to answer: at once, the client would be back at once.
+        is_over: bool,
         deadline: Instant,
         more: Duration,
         // Made when it is first needed: what is ready at once needs none.
@@ -200,6 +248,7 @@ impl<S> Gather<S> {
             items,
             gathering: Some(gathering),
             waiting: Waiting::ForTheFirst,
+            is_over: false,
             deadline: Instant::now() + patience.first.min(LONGEST),
             more: patience.more.min(LONGEST),
             sleep: None,
@@ -218,13 +267,23 @@ where
             return Poll::Pending;
         };
         for _ in 0..ITEMS {
-            match this.items.as_mut().poll_next(cx) {
-                Poll::Ready(next) => {
-                    if let Break(rest) = gathering.take(next) {
-                        return Poll::Ready(rest);
-                    }
-                }
-                Poll::Pending if gathering.is_full() => return Poll::Ready(Rest::Nothing),
+            let next = if *this.is_over {
+                Poll::Pending
+            } else {
+                this.items.as_mut().poll_next(cx)
+            };
+            let nothing = if *this.is_over {
+                Rest::Ended
+            } else {
+                Rest::Nothing
+            };
+            match next {
+                Poll::Ready(next) => match gathering.take(next) {
+                    Break(Rest::Ended) if !gathering.is_answer() => *this.is_over = true,
+                    Break(rest) => return Poll::Ready(rest),
+                    Continue(()) => {}
+                },
+                Poll::Pending if gathering.is_full() => return Poll::Ready(nothing),
                 Poll::Pending => {
                     if gathering.is_answer() && *this.waiting == Waiting::ForTheFirst {
                         *this.waiting = Waiting::ForMore;
@@ -239,7 +298,7 @@ where
                             ready!(sleep.poll(cx));
                         }
                     }
-                    return Poll::Ready(Rest::Nothing);
+                    return Poll::Ready(nothing);
                 }
             }
         }
@@ -274,7 +333,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{Event, Gap, GapReason},
+        event::GapReason,
         transport::{chunked::Format, long_poll::JsonArray},
     };
 

@@ -4,12 +4,17 @@
 //! batch says where the client stands, and the next poll begins there. The server keeps nothing between two polls: an answer
 //! that was lost is had again by asking again, polls in parallel with one cursor get the same, and a poll that is given up
 //! leaves nothing behind. So nothing is lost between two polls: a source that resumes from a cursor, as a
-//! [`Channel`](crate::Channel) does, is asked again, and a plain stream is [parked](crate::Resumable) meanwhile. Unlike [chunked streaming](super::chunked) it needs no connection that stays open, and
-//! costs a request for each batch.
+//! [`Channel`](crate::Channel) does, is asked again, and a plain stream is [parked](crate::Resumable) meanwhile. Unlike
+//! [chunked streaming](super::chunked) it needs no connection that stays open, and costs a request for each batch.
+//!
+//! A source that says that it resumes, and has told no cursor by the end of a batch, neither with an event nor
+//! [alone](crate::Item::Cursor), would begin anew with each poll. So the rest of its stream is parked too, and its events have ids
+//! of the [`Resumable`]'s from then on, which no other transport can resume from. Begin the stream of such a source with a bare
+//! cursor to keep the ids its own.
 //!
 //! # The dialect of validators
-//! Any request, but for those of the other dialect. The cursor goes out as `ETag: "<id>"`, and bare as `Last-Event-ID`. It comes
-//! back as `Last-Event-ID`, or else as `If-None-Match`, or else as `?last_event_id=`.
+//! Any request, but for those of the other dialect. The cursor goes out as `ETag: "<id>+<format>"`, and bare as `Last-Event-ID`. It
+//! comes back as `Last-Event-ID`, or else as `If-None-Match`, whatever the format is then, or else as `?last_event_id=`.
 //!
 //! | what happens | what is answered |
 //! |---|---|
@@ -18,9 +23,10 @@
 //! | a gap | 200, a record first in the batch, or 410 where the format has none ([`Raw`]) |
 //! | the source has finished for ever | 200, with the `end` record last in the batch, under the id [`EventId::FINISHED`](crate::EventId::FINISHED) |
 //! | a poll with that id, or behind the end | 204: do not come back |
-//! | the source's stream ends for now | what there was, at once: the client may come back |
+//! | the source's stream ends for now | what there was, at once: the client may come back. If there was nothing, the answer is held for the wait time, or the client would be back at once, and so on |
+//! | a plain stream ends, or that of a source that tells no cursor | the same as a finished source, unless the [`Resumable`] says [otherwise](crate::source::resumable::OnEnd) |
 //! | the source fails, or the format refuses a payload | what there was before; the next poll is answered 500 |
-//! | `If-None-Match` with `*`, with several tags that differ, or with what is no cursor | as if it were not there |
+//! | `If-None-Match` with `*`, with tags of several cursors, or with what is no cursor | as if it were not there |
 //! | `Last-Event-ID` with what is no cursor | a gap first |
 //! | `HEAD` | the headers, without validator; the source is not asked |
 //!
@@ -79,11 +85,10 @@
 //! | behind the end | `Stream-Closed: true`, at once: 200, 204 or a last `control` |
 //! | an offset before what the source keeps, or of another epoch: any [gap](crate::Gap) | 410: begin with `offset=-1` |
 //! | an `offset` that is missing beside `live`, given twice, empty or malformed; beside an `offset`, a `live` that is neither | 400 |
-//! | `HEAD` | where the tail is |
+//! | `HEAD` | where the tail is; `now`, if a stream would have to be parked to know |
 //!
 //! There is no in-band word for a gap, so that a `live=sse` stream that is overtaken is cut, and the client finds the 410. A
-//! stream that is not ready is taken to be at its tail. A source that tells no cursor ([`Item::Cursor`](crate::Item::Cursor), or
-//! events with ids) leaves the client at the offset that it came with. Across origins, let CORS expose `Stream-Next-Offset`,
+//! stream that is not ready is taken to be at its tail. Across origins, let CORS expose `Stream-Next-Offset`,
 //! `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
 //!
 //! # How long to wait
@@ -95,24 +100,29 @@
 mod durable;
 mod gather;
 mod json_array;
+mod parking;
 mod validators;
 mod wait;
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
 
 pub use self::json_array::JsonArray;
 use self::{
-    durable::{Durable, is_durable, is_live_read},
-    gather::{Bounds, Gather, Gathering, Patience},
+    durable::{Asked, Durable, is_durable, is_live_read},
+    gather::{Bounds, Gathering, Patience},
+    parking::Parking,
     wait::Waits,
 };
 use super::{
-    Preference, Responding, Transport,
+    Encoder, Preference, Responding, Transport,
     chunked::{Format, Multipart, Ndjson, Raw},
 };
-use crate::source::{Push, PushSource, Resumable, Subscription};
+use crate::{
+    keep_alive::KeepAlive,
+    source::{Push, Resumable, Subscription},
+};
 
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
@@ -160,6 +170,7 @@ impl LongPoll {
                 content_type: HeaderValue::from_static("application/json"),
                 is_public: false,
                 is_only: false,
+                keep_alive: KeepAlive::default(),
             },
             resumable: Resumable::new(),
         }))
@@ -215,7 +226,8 @@ impl LongPoll {
         self.with(|config| config.bounds.bytes = bytes.max(1))
     }
 
-    /// Keeps plain streams alive between two polls: with the defaults of [`Resumable::new`], if nothing else is said.
+    /// Keeps plain streams, and those of sources that tell no cursor, alive between two polls: with the defaults of
+    /// [`Resumable::new`], if nothing else is said.
     ///
     /// Such a stream is taken up with its cursor at the same path and under the same `Authorization`. Where cookies tell who asks,
     /// say whose it is: [`Wrapped::owned_by`](crate::source::resumable::Wrapped::owned_by).
@@ -254,22 +266,15 @@ impl LongPoll {
         self.with(|config| config.durable.is_only = true)
     }
 
+    /// The heartbeats of Durable Streams' event streams (`live=sse`): every 15 s, if nothing else is said.
+    #[must_use]
+    pub fn keep_alive(self, keep_alive: KeepAlive) -> Self {
+        self.with(|config| config.durable.keep_alive = keep_alive)
+    }
+
     fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
-    }
-
-    /// A plain stream is parked between two polls: each poll's handler makes a new one, and would lose what came between.
-    ///
-    /// It is taken up at the same path and under the same `Authorization` only.
-    fn resumable(&self, push: Push, head: &Parts) -> Push {
-        if push.is_resumable() {
-            return push;
-        }
-        let authorization = head.headers.get(header::AUTHORIZATION);
-        let authorization = authorization.map_or(&[][..], HeaderValue::as_bytes);
-        let owner = format!("{} {}", head.uri.path(), authorization.escape_ascii());
-        Push::new(self.0.resumable.wrap(push).owned_by(owner))
     }
 
     fn speaks_durable(&self, head: &Parts) -> bool {
@@ -303,7 +308,7 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
-        let push = self.resumable(push, head);
+        let parking = Parking::new(&self.0.resumable, head);
         let subscription = Subscription::new(head, self.name());
         let wait = self.0.waits.of(head);
         let bounds = self.0.bounds;
@@ -314,10 +319,19 @@ impl Transport for LongPoll {
         if self.speaks_durable(head) {
             let durable = self.0.durable.clone();
             let head = head.clone();
-            return Box::pin(durable.respond(head, subscription, push, bounds, wait, patience));
+            let asked = Asked {
+                subscription,
+                push,
+                parking,
+            };
+            return Box::pin(durable.respond(head, asked, bounds, wait, patience));
         }
         let is_negotiated = self.0.media_types.len() > 1;
-        let (content_type, encoder) = self.0.encoder(head);
+        let Chosen {
+            format,
+            content_type,
+            encoder,
+        } = self.0.choose(head);
         if head.method == Method::HEAD {
             let response = validators::head(content_type, is_negotiated);
             return Box::pin(std::future::ready(response));
@@ -325,12 +339,10 @@ impl Transport for LongPoll {
         let subscription = validators::starting(subscription);
         Box::pin(async move {
             let cursor = subscription.cursor().cloned();
-            let mut response = match push.subscribe(subscription).await {
-                Ok(items) => {
-                    let gathering = Gathering::new(encoder, bounds, cursor);
-                    let gathered = Gather::new(items, gathering, patience).await;
-                    validators::answer(gathered, content_type, is_negotiated)
-                }
+            let gathering = Gathering::new(encoder, bounds, cursor);
+            let gathered = parking.gather(push, subscription, gathering, patience);
+            let mut response = match gathered.await {
+                Ok(gathered) => validators::answer(gathered, format, content_type, is_negotiated),
                 Err(rejection) => validators::refused(rejection, is_negotiated),
             };
             wait.tell(response.headers_mut());
@@ -341,7 +353,7 @@ impl Transport for LongPoll {
 
 impl Config {
     /// Of the format that the client accepts most, or else of the first.
-    fn encoder(&self, head: &Parts) -> (HeaderValue, Box<dyn super::Encoder>) {
+    fn choose(&self, head: &Parts) -> Chosen {
         let accepted = Preference::accepted(&head.headers, &self.media_types);
         let media_type = accepted.map(|(_, media_type)| media_type);
         let media_type = media_type.or(self.media_types.first().copied());
@@ -350,11 +362,24 @@ impl Config {
             .formats
             .iter()
             .find(|f| f.media_types().contains(&media_type));
-        match format {
-            Some(format) => format.encoder(media_type),
-            None => JsonArray::new().encoder(media_type),
+        let format: &dyn Format = match format {
+            Some(format) => format.as_ref(),
+            None => &JsonArray::new(),
+        };
+        let (content_type, encoder) = format.encoder(media_type);
+        Chosen {
+            format: format.name(),
+            content_type,
+            encoder,
         }
     }
+}
+
+/// The format of one answer.
+struct Chosen {
+    format: &'static str,
+    content_type: HeaderValue,
+    encoder: Box<dyn Encoder>,
 }
 
 /// Cursors and numbers are visible ASCII.

@@ -36,8 +36,19 @@ pub(super) fn starting(subscription: Subscription) -> Subscription {
     }
 }
 
-/// The one entity tag of `If-None-Match`, weak or strong
-/// ([RFC 9110 §13.1.2](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2)). `*`, several that differ, and what is no
+/// The entity tag of a batch: where it leaves the client, and the format, for tags of different representations must differ
+/// ([RFC 9110 §8.8.3](https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3)).
+fn tag(cursor: &str, format: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let format: String = format.chars().filter(|c| is_plain(*c)).collect();
+    format!("\"{cursor}{FORMAT}{format}\"")
+}
+
+/// What no cursor holds, and a tag may.
+const FORMAT: char = '+';
+
+/// The cursor of the one entity tag of `If-None-Match`, weak or strong, of any format
+/// ([RFC 9110 §13.1.2](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2)). `*`, tags of several cursors, and what holds no
 /// cursor are none.
 fn cursor(headers: &HeaderMap) -> Option<EventId> {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
@@ -50,12 +61,9 @@ fn cursor(headers: &HeaderMap) -> Option<EventId> {
                 continue;
             }
             let tag = tag.strip_prefix("W/").unwrap_or(tag);
-            let id = tag.strip_prefix('"')?.strip_suffix('"')?;
-            // What proxies that compress add: Apache, Jetty.
-            let id = ENCODED
-                .iter()
-                .find_map(|s| id.strip_suffix(s))
-                .unwrap_or(id);
+            let tag = tag.strip_prefix('"')?.strip_suffix('"')?;
+            // Behind the format is what proxies that compress add (Apache, Jetty: `-gzip`).
+            let id = tag.split(FORMAT).next()?;
             let id = EventId::new(id).ok()?;
             if cursor.as_ref().is_some_and(|cursor| *cursor != id) {
                 return None;
@@ -65,9 +73,6 @@ fn cursor(headers: &HeaderMap) -> Option<EventId> {
     }
     cursor
 }
-
-/// The marks of a compressed copy in its tag.
-const ENCODED: [&str; 4] = ["--gzip", "-gzip", "-br", "-zstd"];
 
 /// The headers alone, and no validator: a cache would take it for that of the last batch.
 pub(super) fn head(content_type: HeaderValue, is_negotiated: bool) -> Response<PushBody> {
@@ -83,6 +88,7 @@ pub(super) fn head(content_type: HeaderValue, is_negotiated: bool) -> Response<P
 /// 204 among them.
 pub(super) fn answer(
     gathered: Gathered,
+    format: &str,
     content_type: HeaderValue,
     is_negotiated: bool,
 ) -> Response<PushBody> {
@@ -91,6 +97,7 @@ pub(super) fn answer(
         has_content,
         cursor,
         rest,
+        ..
     } = gathered;
     let cursor = match rest {
         Rest::Failed(error) if !has_content => {
@@ -107,7 +114,7 @@ pub(super) fn answer(
     headers.insert(header::CACHE_CONTROL, CACHE);
     common(headers, is_negotiated);
     if let Some(cursor) = cursor {
-        insert(headers, header::ETAG, &format!("\"{cursor}\""));
+        insert(headers, header::ETAG, &tag(cursor, format));
         insert(headers, LAST_EVENT_ID, cursor);
     }
     response
@@ -170,12 +177,21 @@ mod tests {
             b" \"a-1\" ",
             b"\"a-1\", W/\"a-1\"",
             b"\"a-1\",",
-            b"\"a-1-gzip\"",
-            b"\"a-1--gzip\"",
+            b"\"a-1+json\"",
+            b"\"a-1+json\", W/\"a-1+ndjson\"",
+            b"\"a-1+json-gzip\"",
+            b"\"a-1+json--gzip\"",
         ] {
             assert_eq!(by_tag(&[tag]).as_deref(), Some("a-1"), "{tag:?}");
         }
+        assert_eq!(by_tag(&[b"\"a-gzip+json\""]).as_deref(), Some("a-gzip"));
         assert_eq!(by_tag(&[b"\"a\"", b"\"a\""]).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_tag_is_one_whatever_a_format_is_called() {
+        assert_eq!(tag("a-1", "json-seq"), "\"a-1+json-seq\"");
+        assert_eq!(tag("a-1", "\"é, "), "\"a-1+\"");
     }
 
     #[test]
@@ -193,6 +209,8 @@ mod tests {
             b"\"a:b\"",
             b"\"a\", \"b\"",
             b"\"a,b\"",
+            b"\"+json\"",
+            b"\"a+json\", \"b+json\"",
             b"\"\xc3\xa9\"",
             b"\xff",
             long.as_bytes(),

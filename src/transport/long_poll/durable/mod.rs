@@ -28,11 +28,12 @@ use super::{
     NOSNIFF,
     gather::{Bounds, Gather, Gathered, Gathering, Patience, Rest},
     insert,
+    parking::Parking,
     wait::Wait,
 };
 use crate::{
     error::{BoxError, Error},
-    event::{EventId, Item},
+    event::{Event, EventId, Item},
     keep_alive::KeepAlive,
     source::{Push, PushSource, Rejection, Start, Subscription, source_fn},
     transport::{PushBody, rejected, respond_streaming},
@@ -63,6 +64,14 @@ pub(super) struct Durable {
     pub(super) is_public: bool,
     /// To whoever comes, parameters or not.
     pub(super) is_only: bool,
+    pub(super) keep_alive: KeepAlive,
+}
+
+/// What is asked of whom.
+pub(super) struct Asked {
+    pub(super) subscription: Subscription,
+    pub(super) push: Push,
+    pub(super) parking: Parking,
 }
 
 impl Durable {
@@ -90,8 +99,7 @@ impl Durable {
     pub(super) async fn respond(
         self,
         head: Parts,
-        subscription: Subscription,
-        push: Push,
+        asked: Asked,
         bounds: Bounds,
         wait: Wait,
         patience: Patience,
@@ -99,21 +107,13 @@ impl Durable {
         let mut response = match Request::read(&head) {
             Err(wrong) => refusal(StatusCode::BAD_REQUEST, wrong),
             Ok(request) if head.method == Method::HEAD => {
-                self.metadata(request, subscription, push, bounds).await
+                self.metadata(request, asked, bounds).await
             }
             Ok(request) => match request.live {
-                None => {
-                    self.catch_up(request, &head, subscription, push, bounds)
-                        .await
-                }
-                Some(Live::Sse) => self.stream(request, subscription, push, bounds).await,
+                None => self.catch_up(request, &head, asked, bounds).await,
+                Some(Live::Sse) => self.stream(request, asked, bounds).await,
                 Some(Live::LongPoll) => {
-                    let subscription = subscription.starting(request.offset.start());
-                    let gathered = self.gather(&request, subscription, push, bounds, patience);
-                    let mut response = match gathered.await {
-                        Ok(gathered) => self.answer(&request, gathered),
-                        Err(refused) => refused,
-                    };
+                    let mut response = self.read(&request, asked, bounds, patience).await;
                     wait.tell(response.headers_mut());
                     response
                 }
@@ -129,11 +129,9 @@ impl Durable {
         &self,
         request: Request,
         head: &Parts,
-        subscription: Subscription,
-        push: Push,
+        asked: Asked,
         bounds: Bounds,
     ) -> Response<PushBody> {
-        let subscription = subscription.starting(request.offset.start());
         let bounds = match request.offset {
             // The place, and no event, whatever comes meanwhile.
             Offset::Now => Bounds {
@@ -142,86 +140,95 @@ impl Durable {
             },
             Offset::Oldest | Offset::After(_) => bounds,
         };
-        let gathered = self.gather(&request, subscription, push, bounds, AT_ONCE);
-        let response = match gathered.await {
-            Ok(gathered) => self.answer(&request, gathered),
-            Err(refused) => return refused,
-        };
+        let response = self.read(&request, asked, bounds, AT_ONCE).await;
         // RFC 9110 §13.1.2: with other methods it is no question about a copy; and HEAD does not come here.
-        let asks = head.method == Method::GET;
+        let asks = head.method == Method::GET && response.status() == StatusCode::OK;
         match response.headers().get(header::ETAG) {
             Some(tag) if asks && holds(&head.headers, tag) => not_modified(response),
             _ => response,
         }
     }
 
-    /// Where the stream's tail is (§5.5).
-    async fn metadata(
-        &self,
-        request: Request,
-        subscription: Subscription,
-        push: Push,
-        bounds: Bounds,
-    ) -> Response<PushBody> {
+    /// Where the stream's tail is (§5.5). A stream that only this request would know of is not begun.
+    async fn metadata(&self, request: Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
         let request = Request {
             offset: Offset::Now,
             live: None,
             ..request
         };
-        let subscription = subscription.starting(Start::Now);
         let bounds = Bounds {
             events: 0,
             ..bounds
         };
-        let gathered = self.gather(&request, subscription, push, bounds, AT_ONCE);
-        let mut response = match gathered.await {
-            Ok(gathered) => self.answer(&request, gathered),
-            Err(refused) => refused,
-        };
+        let mut response = self.tail(&request, asked, bounds).await;
         response.headers_mut().remove(header::CONTENT_LENGTH);
         *response.body_mut() = PushBody::head();
         response
     }
 
-    /// # Errors
-    /// The answer to a client whose subscription was refused.
-    async fn gather(
-        &self,
-        request: &Request,
-        subscription: Subscription,
-        push: Push,
-        bounds: Bounds,
-        patience: Patience,
-    ) -> Result<Gathered, Response<PushBody>> {
-        let encoder = Box::new(Payloads::new(self.is_json()));
-        let gathering = Gathering::new(encoder, bounds, request.offset.id().cloned());
-        match push.subscribe(subscription).await {
-            Ok(items) => Ok(Gather::new(items, gathering, patience).await),
-            Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
-                Ok(gathering.finish(Rest::Finished))
-            }
-            Err(refused) => Err(rejected(refused)),
+    async fn tail(&self, request: &Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
+        let gathering = self.gathering(request, bounds);
+        if !asked.push.is_resumable() {
+            return self.answer(request, gathering.finish(Rest::Nothing));
+        }
+        let subscription = asked.subscription.starting(Start::Now);
+        match asked.push.subscribe(subscription).await {
+            Ok(items) => self.answer(request, Gather::new(items, gathering, AT_ONCE).await),
+            Err(refused) => self.refused(request, gathering, refused),
         }
     }
 
-    /// The answer to a read that is complete.
+    /// What the source has for a read that is complete.
+    async fn read(
+        &self,
+        request: &Request,
+        asked: Asked,
+        bounds: Bounds,
+        patience: Patience,
+    ) -> Response<PushBody> {
+        let subscription = asked.subscription.starting(request.offset.start());
+        let gathering = self.gathering(request, bounds);
+        let gathered = (asked.parking).gather(asked.push, subscription, gathering, patience);
+        match gathered.await {
+            Ok(gathered) => self.answer(request, gathered),
+            Err(refused) => self.refused(request, self.gathering(request, bounds), refused),
+        }
+    }
+
+    fn gathering(&self, request: &Request, bounds: Bounds) -> Gathering {
+        let encoder = Box::new(Payloads::new(self.is_json()));
+        Gathering::new(encoder, bounds, request.offset.id().cloned())
+    }
+
+    /// The answer to a client whose subscription was refused, maybe because nothing will ever come.
+    fn refused(
+        &self,
+        request: &Request,
+        nothing: Gathering,
+        refused: Rejection,
+    ) -> Response<PushBody> {
+        if refused.status() == StatusCode::NO_CONTENT {
+            return self.answer(request, nothing.finish(Rest::Finished));
+        }
+        rejected(refused)
+    }
+
     fn answer(&self, request: &Request, gathered: Gathered) -> Response<PushBody> {
         let Gathered {
             body,
             has_content,
             cursor,
             rest,
+            ..
         } = gathered;
         if let Rest::Failed(error) = &rest {
             if !has_content {
                 return failed(error.downcast_ref());
             }
         }
-        let offset = match &cursor {
-            Some(id) => id.as_str(),
-            None if rest.is_finished() => EventId::FINISHED,
-            None => request.offset.as_str(),
-        };
+        let offset = cursor
+            .as_ref()
+            .map_or(request.offset.as_str(), EventId::as_str);
         let is_content = has_content || request.live.is_none();
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
@@ -260,21 +267,25 @@ impl Durable {
     }
 
     /// What there is and what comes, as events (§5.8).
-    async fn stream(
-        &self,
-        request: Request,
-        subscription: Subscription,
-        push: Push,
-        bounds: Bounds,
-    ) -> Response<PushBody> {
-        let start = request.offset.start();
-        let (items, ahead) = match push.subscribe(subscription.clone().starting(start)).await {
+    async fn stream(&self, request: Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
+        let Asked {
+            subscription,
+            push,
+            parking,
+        } = asked;
+        let from = subscription.clone().starting(request.offset.start());
+        let is_lost = parking.lost(&push, &from).is_some();
+        let is_untold = |event: &Event| is_lost && event.id().is_none();
+        let (items, ahead) = match parking.subscribe(push, from).await {
             Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
                 (None, Some(Ok(Item::Finished)))
             }
             Err(refused) => return rejected(refused),
             Ok(mut items) => match poll_fn(|cx| ready_now(&mut items, cx)).await {
                 Some(Some(Ok(Item::Gap(_)))) => return refusal(StatusCode::GONE, GONE),
+                Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => {
+                    return refusal(StatusCode::GONE, GONE);
+                }
                 Some(Some(first)) => (Some(items), Some(first)),
                 Some(None) => (None, None),
                 None => (Some(items), None),
@@ -294,7 +305,7 @@ impl Durable {
             Push::new(source_fn(async move |_| Ok(batches))),
             headers,
             Box::new(Verbatim),
-            KeepAlive::default(),
+            self.keep_alive,
         )
         .await
     }

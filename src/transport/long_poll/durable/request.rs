@@ -9,6 +9,8 @@ const OFFSET: &str = "offset";
 const LIVE: &str = "live";
 const CURSOR: &str = "cursor";
 
+const NO_SUCH_OFFSET: &str = "no such offset";
+
 /// What a client of Durable Streams asks for.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
@@ -65,7 +67,9 @@ impl Request {
             None if live.is_some() => return Err("live reads need an offset"),
             None | Some("-1") => Offset::Oldest,
             Some("now") => Offset::Now,
-            Some(offset) => Offset::After(EventId::new(offset).map_err(|_| "no such offset")?),
+            // The word for an end belongs to the other transports: no answer of this dialect has it as an offset.
+            Some(EventId::FINISHED) => return Err(NO_SUCH_OFFSET),
+            Some(offset) => Offset::After(EventId::new(offset).map_err(|_| NO_SUCH_OFFSET)?),
         };
         let cursor = query::values(query, CURSOR).last();
         Ok(Self {
@@ -154,6 +158,7 @@ mod tests {
             "offset=%00",
             "offset=%ff",
             "offset=..%2F",
+            "offset=~finished",
             &long,
             "live=sse",
             "live=long-poll",

@@ -81,6 +81,7 @@ impl<S> Batches<S> {
             has_content,
             cursor,
             rest,
+            ..
         } = gathered;
         let has_moved = cursor != self.offset;
         self.offset = cursor;
@@ -118,11 +119,10 @@ impl<S> Batches<S> {
     }
 
     fn control(&mut self, rest: &Rest) -> String {
-        let offset = match &self.offset {
-            Some(id) => id.as_str(),
-            None if rest.is_finished() => EventId::FINISHED,
-            None => &self.fallback,
-        };
+        let offset = self
+            .offset
+            .as_ref()
+            .map_or(&*self.fallback, EventId::as_str);
         let mut json = format!("{{\"streamNextOffset\":\"{offset}\"");
         if rest.is_finished() {
             json.push_str(",\"streamClosed\":true");
