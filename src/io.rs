@@ -92,9 +92,10 @@ pin_project! {
     /// gets what is new instead of megabytes of what was. `docs/deploying.md` shows how.
     ///
     /// # HTTP/2
-    /// A stream whose window its client leaves shut is no stalled connection: nothing is pending. It costs a frame of its
-    /// body, and its neighbours go on. And a client may stop reading the socket behind windows so small that it never
-    /// fills. hyper's pings find that one: `http2().keep_alive_interval(…)`, which is off by default.
+    /// A stream whose window its client leaves shut is no stalled connection: nothing is pending. It costs a frame or two of
+    /// its body, and its neighbours go on while the window of the connection lets them. And a client may stop reading the
+    /// socket behind windows so small that it never fills. hyper's pings find that one: `http2().keep_alive_interval(…)`,
+    /// which is off by default.
     ///
     /// # The clock
     /// It is tokio's: a write that becomes pending outside of a tokio runtime, or in one without `enable_time`, panics.
