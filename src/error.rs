@@ -1,11 +1,11 @@
-//! What can be wrong with a value that is about to be pushed.
+//! What can be wrong with a value that is about to be pushed, and with who it is pushed to.
 
 use std::{error, fmt};
 
 /// Any error, as a source's stream may end with.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
 
-/// A value that cannot be pushed.
+/// A value that cannot be pushed, or a subscriber or peer that it cannot be pushed to.
 ///
 /// It is opaque, so that kinds can be added; ask it with its `is_…` methods.
 ///
@@ -32,6 +32,7 @@ pub(crate) enum Kind {
     Lagged,
     #[cfg(feature = "websocket")]
     InvalidOrigin,
+    Stalled,
 }
 
 impl Error {
@@ -84,6 +85,12 @@ impl Error {
         self.kind == Kind::InvalidOrigin
     }
 
+    /// Whether a connection's peer took nothing of what was written for too long: what
+    /// [`WriteProgress`](crate::io::WriteProgress) fails with.
+    pub fn is_stalled(&self) -> bool {
+        self.kind == Kind::Stalled
+    }
+
     #[cfg(feature = "json")]
     pub(crate) fn json(source: serde_json::Error) -> Self {
         Self {
@@ -119,6 +126,7 @@ impl fmt::Display for Error {
             Kind::Lagged => "the subscriber was too slow",
             #[cfg(feature = "websocket")]
             Kind::InvalidOrigin => "an origin is a scheme, a host and perhaps a port: https://app.example.com",
+            Kind::Stalled => "the peer has taken nothing for too long",
         })
     }
 }

@@ -40,6 +40,8 @@
 //! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
 //!   [`service`] of one source, and the function [`respond`].
 //!
+//! And beside the way: [`io`], for the server's connections, which puts out clients that have stopped reading.
+//!
 //! # Resuming
 //! A client that comes back sends the id of the last event it has, in `Last-Event-ID` as `EventSource` does by itself, or as
 //! `?last_event_id=`. A source finds it in its [`Subscription`](source::Subscription):
@@ -63,6 +65,7 @@
 //! |---|---|---|
 //! | (none) | everything but the below | 9 beside this one |
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
+//! | `hyper` | [`WriteProgress`](io::WriteProgress) around hyper's own kind of connection | `hyper`, bare |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `full` | all of them | |
 //!
@@ -72,6 +75,7 @@
 
 mod error;
 pub mod event;
+pub mod io;
 mod keep_alive;
 pub mod layer;
 #[cfg(feature = "websocket")]
@@ -107,6 +111,8 @@ mod documents {
     struct Clients;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
+    #[doc = include_str!("../docs/deploying.md")]
+    struct Deploying;
     #[doc = include_str!("../docs/durable-streams.md")]
     struct DurableStreams;
 }

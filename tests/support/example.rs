@@ -41,6 +41,11 @@ impl Example {
         let address = line.strip_prefix("open ").expect("open http://…");
         address.split(' ').next().unwrap_or_default().to_owned()
     }
+
+    /// Waits until it prints this line.
+    pub fn says(&self, wanted: &str) {
+        while self.lines.recv_timeout(LONG).expect(wanted) != wanted {}
+    }
 }
 
 impl Drop for Example {

@@ -91,21 +91,32 @@ impl Server {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http2().enable_connect_protocol();
+        Self::accepting(move |socket| {
+            let (server, service) = (server.clone(), TowerToHyperService::new(service.clone()));
+            async move {
+                // A client that leaves is an error to the connection, and none to the test.
+                let _ = server
+                    .serve_connection_with_upgrades(TokioIo::new(socket), service)
+                    .await;
+            }
+        })
+        .await
+    }
+
+    /// The same around any way to serve a connection.
+    pub async fn accepting<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let accepting = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 socket.set_nodelay(true).unwrap();
-                let (server, service) = (server.clone(), TowerToHyperService::new(service.clone()));
-                tokio::spawn(async move {
-                    // A client that leaves is an error to the connection, and none to the test.
-                    let _ = server
-                        .serve_connection_with_upgrades(TokioIo::new(socket), service)
-                        .await;
-                });
+                tokio::spawn(serve(socket));
             }
         });
         Self { address, accepting }
