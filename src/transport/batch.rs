@@ -76,15 +76,20 @@ impl Batch {
     }
 
     fn seal(&mut self) {
+        if let Some(frame) = self.open_frame() {
+            self.done_len += frame.len();
+            self.done.push_back(frame);
+        }
+    }
+
+    /// What is not done yet.
+    fn open_frame(&mut self) -> Option<Bytes> {
         let frame = if self.alone.is_empty() {
             std::mem::take(&mut self.joined).freeze()
         } else {
             std::mem::take(&mut self.alone)
         };
-        if !frame.is_empty() {
-            self.done_len += frame.len();
-            self.done.push_back(frame);
-        }
+        (!frame.is_empty()).then_some(frame)
     }
 
     /// Whether there is enough to send before looking for more.
@@ -99,14 +104,16 @@ impl Batch {
 
     /// The next frame; `None`, and no memory held, once everything was taken.
     pub(super) fn take(&mut self) -> Option<Bytes> {
-        if self.done.is_empty() {
-            self.seal();
-        }
-        let Some(frame) = self.done.pop_front() else {
-            self.done = VecDeque::new();
-            return None;
+        let frame = match self.done.pop_front() {
+            Some(frame) => {
+                self.done_len -= frame.len();
+                frame
+            }
+            None => {
+                self.done = VecDeque::new();
+                self.open_frame()?
+            }
         };
-        self.done_len -= frame.len();
         self.expected = frame.len().min(FRAME + FRAME / 4);
         Some(frame)
     }

@@ -9,7 +9,7 @@ use futures_core::Stream;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Batch, Encoder, End, PushBody, Responding};
 use crate::{
@@ -240,8 +240,10 @@ pin_project! {
     /// When to say that the stream is alive.
     struct Heart {
         interval: Option<Duration>,
-        resting: bool,
-        // Made when it is first needed: a stream that is never idle needs none.
+        // `None` while something is being sent.
+        idle_since: Option<Instant>,
+        // Made when it is first needed, and left to run out where it would only be put off: to set it is dear, and most streams
+        // send something within the interval.
         #[pin]
         sleep: Option<Sleep>,
     }
@@ -251,14 +253,14 @@ impl Heart {
     fn new(keep_alive: KeepAlive) -> Self {
         Self {
             interval: keep_alive.draw(),
-            resting: true,
+            idle_since: None,
             sleep: None,
         }
     }
 
     /// Something was sent: the interval begins when the stream is idle next.
     fn rest(self: Pin<&mut Self>) {
-        *self.project().resting = true;
+        *self.project().idle_since = None;
     }
 
     /// There is no heartbeat to be had.
@@ -272,15 +274,18 @@ impl Heart {
         let Some(interval) = *this.interval else {
             return Poll::Pending;
         };
-        if std::mem::take(this.resting) {
-            match this.sleep.as_mut().as_pin_mut() {
-                None => this.sleep.set(Some(sleep(interval))),
-                Some(sleep) => sleep.reset(Instant::now() + interval),
-            }
+        let due = *this.idle_since.get_or_insert_with(Instant::now) + interval;
+        if this.sleep.is_none() {
+            this.sleep.set(Some(sleep_until(due)));
         }
-        match this.sleep.as_pin_mut() {
-            Some(sleep) => sleep.poll(cx),
-            None => Poll::Pending,
+        let Some(mut sleep) = this.sleep.as_pin_mut() else {
+            return Poll::Pending;
+        };
+        ready!(sleep.as_mut().poll(cx));
+        if sleep.deadline() < due {
+            sleep.as_mut().reset(due);
+            ready!(sleep.poll(cx));
         }
+        Poll::Ready(())
     }
 }
