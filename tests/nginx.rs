@@ -211,6 +211,37 @@ async fn every_event_passes_before_the_next_one_exists() {
 }
 
 #[tokio::test]
+async fn a_websocket_passes_for_pages_of_its_own_origin() {
+    let channel = Channel::new();
+    let server = Server::new(tower_push::service(channel.clone())).await;
+    let nginx = Nginx::start(&server).await;
+    let mut asks = vec!["--http1.1", "--include"];
+    for header in [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ] {
+        asks.extend(["--header", header]);
+    }
+    let origin = format!("Origin: https://127.0.0.1:{}", nginx.port);
+    let mut client = nginx.get("", &[&asks[..], &["--header", &origin]].concat());
+    channel.subscribed().await;
+    for n in 1..=5 {
+        let event = format!("event {n}");
+        channel.publish(event.as_str()).unwrap();
+        client.expect(&event).await;
+    }
+    // curl prints the head with the first bytes behind it.
+    client.expect("101 Switching Protocols").await;
+    drop(client);
+    gone(&channel).await;
+    let foreign = ["--header", "Origin: https://evil.example"];
+    let mut client = nginx.get("", &[&asks[..], &foreign].concat());
+    client.expect("403 Forbidden").await;
+}
+
+#[tokio::test]
 async fn a_stream_opens_before_its_first_event() {
     let server = Server::new(tower_push::service(Channel::new())).await;
     let nginx = Nginx::start(&server).await;
