@@ -33,7 +33,13 @@ mod clients;
 mod process;
 mod server;
 
-use std::{env, error::Error, net::SocketAddr, thread, time::Duration};
+use std::{
+    env,
+    error::Error,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use self::{
     clients::Task,
@@ -118,12 +124,15 @@ impl Contestant {
             times, burst, size, ..
         } = load;
         let before = self.server.cpu()?;
-        self.clients.tell(&(times * burst).to_string())?;
-        let pause = load.pause.as_millis();
-        self.server
-            .tell(&format!("{times} {burst} {pause} {size}"))?;
-        // They have it all.
-        let bytes: usize = self.clients.line()?.parse()?;
+        let mut bytes = 0;
+        for _ in 0..*times {
+            let begun = Instant::now();
+            self.clients.tell(&burst.to_string())?;
+            self.server.tell(&format!("{burst} {size}"))?;
+            // They have it all, so that the next is not written together with it.
+            bytes += self.clients.line()?.parse::<usize>()?;
+            thread::sleep(load.pause.saturating_sub(begun.elapsed()));
+        }
         let cpu = self.server.cpu()? - before;
         let delivered = (times * burst * self.connected) as f64;
         Ok((

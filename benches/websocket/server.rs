@@ -8,7 +8,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
 };
 
 use axum::extract::ws;
@@ -81,24 +80,13 @@ pub(crate) fn serve(name: &str, threads: usize) -> Result<(), BoxError> {
     let mut published = 0;
     for line in io::stdin().lines() {
         let line = line?;
-        let mut numbers = line.split(' ').map(str::parse::<u64>);
-        let mut number = || numbers.next().ok_or("a number is missing");
-        let (times, burst, pause, size) = (number()??, number()??, number()??, number()?? as usize);
+        let (burst, size) = line.split_once(' ').ok_or("a number is missing")?;
+        let (burst, size) = (burst.parse::<u64>()?, size.parse()?);
+        let numbers = published..published + burst;
+        published += burst;
+        let payloads = numbers.map(|number| payload(number, size)).collect();
         let publish = publish.clone();
-        let rows: Vec<Vec<String>> = (0..times)
-            .map(|_| {
-                let row = published..published + burst;
-                published += burst;
-                row.map(|number| payload(number, size)).collect()
-            })
-            .collect();
-        handle.spawn(async move {
-            let mut pauses = tokio::time::interval(Duration::from_millis(pause.max(1)));
-            for row in rows {
-                pauses.tick().await;
-                publish(row);
-            }
-        });
+        handle.spawn(async move { publish(payloads) });
     }
     Ok(())
 }
