@@ -113,8 +113,9 @@ impl Delivery {
         Poll::Ready(())
     }
 
-    /// Hands over a message; it is dropped if nobody reads.
-    pub(crate) fn send(&self, message: Payload) {
+    /// Hands over a message; it is dropped if nobody reads. The reader is not woken if it is this very task, which then asks its
+    /// source anyway.
+    pub(crate) fn send(&self, message: Payload, cx: &Context<'_>) {
         let mut state = self.0.state();
         if matches!(state.reader, Reader::None | Reader::Gone) {
             return;
@@ -123,7 +124,7 @@ impl Delivery {
         state.messages.push_back(message);
         let reader = std::mem::replace(&mut state.reader, Reader::Busy);
         drop(state);
-        reader.wake();
+        reader.wake_from(cx);
     }
 }
 
@@ -131,6 +132,14 @@ impl Reader {
     fn wake(self) {
         if let Self::Waiting(waker) = self {
             waker.wake();
+        }
+    }
+
+    fn wake_from(self, cx: &Context<'_>) {
+        if let Self::Waiting(waker) = self {
+            if !waker.will_wake(cx.waker()) {
+                waker.wake();
+            }
         }
     }
 }
@@ -179,7 +188,8 @@ impl Stream for Incoming {
             state.writer.take()
         };
         drop(state);
-        if let Some(writer) = writer {
+        // In the same task, the writer looks for itself once its source is pending.
+        if let Some(writer) = writer.filter(|writer| !writer.will_wake(cx.waker())) {
             writer.wake();
         }
         Poll::Ready(Some(message))

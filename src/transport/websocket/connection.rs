@@ -131,7 +131,9 @@ where
             if self.session.is_over() {
                 return Poll::Ready(());
             }
-            if read.is_pending() && (sent.is_pending() || written.is_pending()) {
+            // Its source may have made room, in which case nobody wakes it.
+            let read_on = self.session.is_deaf && self.poll_room(cx).is_ready();
+            if read.is_pending() && !read_on && (sent.is_pending() || written.is_pending()) {
                 return Poll::Pending;
             }
         }
@@ -146,7 +148,10 @@ where
         }
         if !self.unread.is_empty() {
             let unread = std::mem::take(&mut self.unread);
-            return self.receive(&unread, cx);
+            let mut rest = &unread[..];
+            let received = self.receive(&mut rest, cx);
+            self.unread = unread.slice(unread.len() - rest.len()..);
+            return received;
         }
         if self.poll_room(cx).is_pending() {
             return Poll::Pending;
@@ -154,7 +159,12 @@ where
         let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
         let mut buffer = ReadBuf::uninit(&mut space);
         match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
-            Ok(()) if !buffer.filled().is_empty() => self.receive(buffer.filled(), cx),
+            Ok(()) if !buffer.filled().is_empty() => {
+                let mut rest = buffer.filled();
+                let received = self.receive(&mut rest, cx);
+                self.unread = Bytes::copy_from_slice(rest);
+                received
+            }
             Ok(()) | Err(_) => {
                 self.session.hung_up();
                 Poll::Pending
@@ -175,17 +185,17 @@ where
         Poll::Ready(())
     }
 
-    fn receive(&mut self, mut bytes: &[u8], cx: &Context<'_>) -> Poll<()> {
+    /// Takes from the front of what was read as much as there is room for.
+    fn receive(&mut self, bytes: &mut &[u8], cx: &Context<'_>) -> Poll<()> {
         let now = Instant::now();
         while !bytes.is_empty() {
             if self.poll_room(cx).is_pending() {
-                self.unread = Bytes::copy_from_slice(bytes);
                 return Poll::Pending;
             }
             let is_wanted = self.delivery.is_some();
-            let message = self.session.receive(&mut bytes, is_wanted, now);
+            let message = self.session.receive(bytes, is_wanted, now);
             if let (Some(message), Some(delivery)) = (message, &self.delivery) {
-                delivery.send(message);
+                delivery.send(message, cx);
             }
         }
         Poll::Ready(())
