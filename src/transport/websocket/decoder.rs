@@ -102,6 +102,9 @@ impl Decoder {
         input: &mut &[u8],
         keeps: bool,
     ) -> Result<Option<Received>, Violation> {
+        if let Some(message) = self.whole(input, keeps)? {
+            return Ok(Some(Received::Message(message)));
+        }
         let result = self.read(input, keeps);
         if matches!(result, Err(_) | Ok(Some(Received::Close(_)))) {
             self.state = State::Closed;
@@ -117,6 +120,29 @@ impl Decoder {
             State::Data(..) | State::Control(..) => false,
             State::Closed => true,
         }
+    }
+
+    /// What nearly all that comes is: a message in one frame, and all of it there.
+    fn whole(&mut self, input: &mut &[u8], keeps: bool) -> Result<Option<Message>, Violation> {
+        let is_between = matches!(&self.state, State::Header(begun) if begun.len == 0);
+        if !(keeps && is_between && self.unfinished.is_none()) {
+            return Ok(None);
+        }
+        // A violation is found again.
+        let Ok(Some((header, from))) = self.parse(input) else {
+            return Ok(None);
+        };
+        let payload = from..from + header.len;
+        let is_data = matches!(header.opcode, OpCode::Text | OpCode::Binary);
+        let Some(masked) = input.get(payload).filter(|_| is_data && header.is_final) else {
+            return Ok(None);
+        };
+        *input = &input[from + header.len..];
+        Message::whole(&header, unmask::to_vec(masked, header.mask))
+            .map(Some)
+            .inspect_err(|_| {
+                self.state = State::Closed;
+            })
     }
 
     fn read(&mut self, input: &mut &[u8], keeps: bool) -> Result<Option<Received>, Violation> {
@@ -168,12 +194,6 @@ impl Decoder {
     ) -> Result<Option<Received>, Violation> {
         if header.opcode.is_control() {
             return self.control(header, Control::default(), input);
-        }
-        let is_whole = header.is_final && header.len <= input.len();
-        if is_whole && keeps && self.unfinished.is_none() {
-            let masked = take(input, header.len);
-            let message = Message::whole(&header, unmask::to_vec(masked, header.mask))?;
-            return Ok(Some(Received::Message(message)));
         }
         let begins = || Box::new(Unfinished::new(&header, keeps));
         let mut message = self.unfinished.take().unwrap_or_else(begins);
