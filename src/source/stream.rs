@@ -17,7 +17,8 @@ use crate::{
 pin_project! {
     /// The items of any stream, a gap first where there is one.
     pub struct Items<S> {
-        gap: Option<Gap>,
+        // Rare, and a connection's memory is counted.
+        gap: Option<Box<Gap>>,
         #[pin]
         stream: S,
     }
@@ -25,6 +26,7 @@ pin_project! {
 
 impl<S> Items<S> {
     pub(super) fn after(gap: Option<Gap>, stream: S) -> Self {
+        let gap = gap.map(Box::new);
         Self { gap, stream }
     }
 }
@@ -39,7 +41,7 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
         if let Some(gap) = this.gap.take() {
-            return Poll::Ready(Some(Ok(Item::Gap(gap))));
+            return Poll::Ready(Some(Ok(Item::Gap(*gap))));
         }
         this.stream
             .poll_next(cx)
