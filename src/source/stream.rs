@@ -17,7 +17,8 @@ use crate::{
 pin_project! {
     /// The items of any stream, behind one that comes first where there is one, such as a gap.
     pub struct Items<S> {
-        first: Option<Result<Item, BoxError>>,
+        // Rare, and a connection's memory is counted.
+        first: Option<Box<Result<Item, BoxError>>>,
         #[pin]
         stream: S,
     }
@@ -29,6 +30,7 @@ impl<S> Items<S> {
     }
 
     pub(crate) fn behind(first: Option<Result<Item, BoxError>>, stream: S) -> Self {
+        let first = first.map(Box::new);
         Self { first, stream }
     }
 }
@@ -43,7 +45,7 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
         if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(first));
+            return Poll::Ready(Some(*first));
         }
         this.stream
             .poll_next(cx)

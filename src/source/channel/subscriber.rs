@@ -25,7 +25,7 @@ pub struct Subscriber {
     waiting: waiting::Place,
     /// The number of the last event taken from the log.
     at: u64,
-    first: Option<Item>,
+    first: Option<Box<Item>>,
     /// Taken from the log, and not yielded yet.
     taken: Taken,
     /// The cursor that it resumes from, until it has caught up or read something.
@@ -47,7 +47,7 @@ impl Subscriber {
             inner,
             waiting,
             at: place.number,
-            first: place.first,
+            first: place.first.map(Box::new),
             taken: Taken::default(),
             requested: place.requested,
             is_over: false,
@@ -94,7 +94,7 @@ impl Stream for Subscriber {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(Ok(first)));
+            return Poll::Ready(Some(Ok(*first)));
         }
         while !this.is_over {
             if let Some(event) = this.taken.pop() {

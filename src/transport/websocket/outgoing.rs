@@ -11,6 +11,12 @@ pub(super) struct Outgoing {
     /// What a write has begun, or will begin with.
     current: Bytes,
     is_begun: bool,
+    /// `None` while a connection is idle, which holds no memory.
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Debug, Default)]
+struct Rest {
     /// Pings and pongs.
     control: BytesMut,
     /// Behind those.
@@ -25,14 +31,20 @@ const CONTROL: usize = 4 * 1024;
 impl Outgoing {
     /// Where messages are appended.
     pub(super) fn batch(&mut self) -> &mut Batch {
-        &mut self.batch
+        &mut self.rest().batch
+    }
+
+    fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
     }
 
     /// Drops the messages of which nothing is written.
     pub(super) fn forget_data(&mut self) {
-        self.batch = Batch::default();
-        self.queued = VecDeque::new();
-        self.queued_len = 0;
+        if let Some(rest) = &mut self.rest {
+            rest.batch = Batch::default();
+            rest.queued = VecDeque::new();
+            rest.queued_len = 0;
+        }
         if !self.is_begun {
             self.current = Bytes::new();
         }
@@ -41,38 +53,48 @@ impl Outgoing {
     /// Answers a ping. Of too many that wait only the last is answered, as
     /// [RFC 6455 §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
     pub(super) fn pong(&mut self, payload: &[u8]) {
-        if self.control.len() + payload.len() > CONTROL {
-            self.control.clear();
+        let control = &mut self.rest().control;
+        if control.len() + payload.len() > CONTROL {
+            control.clear();
         }
-        frame::encode(OpCode::Pong, false, payload, &mut self.control);
+        frame::encode(OpCode::Pong, false, payload, control);
     }
 
     pub(super) fn ping(&mut self, nonce: u64) {
-        frame::encode(OpCode::Ping, false, &nonce.to_be_bytes(), &mut self.control);
+        let control = &mut self.rest().control;
+        frame::encode(OpCode::Ping, false, &nonce.to_be_bytes(), control);
     }
 
     /// In bytes.
     pub(super) fn len(&self) -> usize {
-        self.current.len() + self.queued_len + self.batch.len()
+        let rest = self.rest.as_deref();
+        self.current.len() + rest.map_or(0, |rest| rest.queued_len + rest.batch.len())
     }
 
     /// What to write, in order, and into how many slices it went; 0 is nothing.
     pub(super) fn slices<'a>(&'a mut self, into: &mut [IoSlice<'a>]) -> usize {
-        while let Some(frame) = self.batch.take() {
-            if self.current.is_empty() {
-                self.current = frame;
-            } else {
-                self.queued_len += frame.len();
-                self.queued.push_back(frame);
+        if let Some(rest) = &mut self.rest {
+            while let Some(frame) = rest.batch.take() {
+                if self.current.is_empty() {
+                    self.current = frame;
+                } else {
+                    rest.push(frame);
+                }
+            }
+            if !rest.control.is_empty() && !self.is_begun && !self.current.is_empty() {
+                let waits = std::mem::take(&mut self.current);
+                rest.queued_len += waits.len();
+                rest.queued.push_front(waits);
             }
         }
-        if !self.control.is_empty() && !self.is_begun && !self.current.is_empty() {
-            let waits = std::mem::take(&mut self.current);
-            self.queued_len += waits.len();
-            self.queued.push_front(waits);
+        if self.rest.as_ref().is_some_and(|rest| rest.is_empty()) {
+            self.rest = None;
         }
-        let pieces = [&self.current[..], &self.control[..]].into_iter();
-        let pieces = pieces.chain(self.queued.iter().map(|frame| &frame[..]));
+        let rest = self.rest.as_deref();
+        let control = rest.map_or(&[][..], |rest| &rest.control[..]);
+        let queued = rest.into_iter().flat_map(|rest| rest.queued.iter());
+        let pieces = [&self.current[..], control].into_iter();
+        let pieces = pieces.chain(queued.map(|frame| &frame[..]));
         let pieces = pieces.filter(|piece| !piece.is_empty());
         let mut count = 0;
         for (slice, piece) in into.iter_mut().zip(pieces) {
@@ -93,23 +115,39 @@ impl Outgoing {
                 return;
             }
             self.is_begun = false;
-            if !self.control.is_empty() {
-                self.current = std::mem::take(&mut self.control).freeze();
-            } else if let Some(next) = self.queued.pop_front() {
-                self.queued_len -= next.len();
-                self.current = next;
-            } else {
-                // A connection that is idle holds no memory.
-                self.current = Bytes::new();
-                self.queued = VecDeque::new();
+            self.current = Bytes::new();
+            let Some(next) = self.rest.as_mut().and_then(|rest| rest.next()) else {
+                self.rest = None;
                 return;
-            }
+            };
+            self.current = next;
         }
     }
 
-    /// What it holds on the heap.
+    /// Whether it holds nothing on the heap.
     #[cfg(test)]
-    pub(super) fn capacity(&self) -> usize {
-        self.current.len() + self.control.capacity() + self.queued.capacity()
+    pub(super) fn is_bare(&self) -> bool {
+        self.current.is_empty() && self.rest.is_none()
+    }
+}
+
+impl Rest {
+    /// Once all of the batch is taken.
+    fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.queued.is_empty()
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        self.queued_len += frame.len();
+        self.queued.push_back(frame);
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        if !self.control.is_empty() {
+            return Some(std::mem::take(&mut self.control).freeze());
+        }
+        let next = self.queued.pop_front()?;
+        self.queued_len -= next.len();
+        Some(next)
     }
 }

@@ -631,6 +631,6 @@ mod tests {
         it.send("event");
         it.receive(&frame(0x89, b"ping"));
         it.written();
-        assert_eq!(it.session.outgoing.capacity(), 0);
+        assert!(it.session.outgoing.is_bare());
     }
 }

@@ -1,0 +1,534 @@
+//! The contestants: one hyper server for all of them.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::pending,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use axum::extract::ws;
+use bytes::Bytes;
+use fastwebsockets::{Frame, OpCode, Payload, Role};
+use flate2::{Compress, Compression, FlushCompress};
+use futures_util::{SinkExt, Stream, StreamExt, stream};
+use http::{Request, Response, Uri};
+use http_body::Body;
+use http_body_util::Empty;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::Upgraded};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    runtime::{Builder, Runtime},
+    sync::broadcast,
+};
+use tokio_websockets::{Message, ServerBuilder};
+use tower::{Layer, service_fn as tower_service_fn};
+use tower_push::{
+    Channel, Event, Push, WebSocketLayer,
+    source::{Rejection, Subscription, source_fn},
+};
+
+use crate::{BoxError, clients::NONCE};
+
+/// Starts a server, and gives its address and what publishes messages on it.
+pub(crate) type Start = fn(&Runtime) -> Result<(SocketAddr, Publish), BoxError>;
+
+/// Publishes these in a row.
+pub(crate) type Publish = Arc<dyn Fn(Vec<String>) + Send + Sync>;
+
+pub(crate) const OURS: &str = "tower-push";
+pub(crate) const OTHERS: [&str; 3] = ["axum", "tokio-ws", "fastws"];
+pub(crate) const HELD: &str = "bare";
+pub(crate) const LOOP: &str = "bare loop";
+pub(crate) const EACH_ITS_OWN: &str = "each its own";
+
+const SERVERS: [(&str, Start); 7] = [
+    (OURS, ours),
+    (OTHERS[0], axum),
+    (OTHERS[1], tokio_websockets),
+    (OTHERS[2], fastwebsockets),
+    (HELD, held),
+    (LOOP, bare_loop),
+    (EACH_ITS_OWN, each_its_own),
+];
+
+/// Messages that a channel has room for: more than a burst.
+const CAPACITY: usize = 1_024;
+
+/// What a server says when it has taken all that it was told it would get.
+pub(crate) const TAKEN: &str = "taken";
+
+/// A server's process: says its address, and then sends what it is told to.
+pub(crate) fn serve(name: &str, threads: usize) -> Result<(), BoxError> {
+    let runtime = match threads {
+        1 => Builder::new_current_thread().enable_all().build()?,
+        threads => Builder::new_multi_thread()
+            .worker_threads(threads)
+            .enable_all()
+            .build()?,
+    };
+    let server = SERVERS.iter().find(|(server, _)| *server == name);
+    let (address, publish) = server.ok_or("no such server")?.1(&runtime)?;
+    let handle = runtime.handle().clone();
+    // A runtime of one thread runs while it is blocked on.
+    thread::spawn(move || runtime.block_on(pending::<()>()));
+    println!("{address}");
+    let mut published = 0;
+    for line in io::stdin().lines() {
+        let line = line?;
+        let (burst, size) = line.split_once(' ').ok_or("a number is missing")?;
+        let (burst, size) = (burst.parse::<u64>()?, size.parse()?);
+        let numbers = published..published + burst;
+        published += burst;
+        let payloads = numbers.map(|number| payload(number, size)).collect();
+        let publish = publish.clone();
+        handle.spawn(async move { publish(payloads) });
+    }
+    Ok(())
+}
+
+/// Looks like JSON of this size: names that are always the same, and numbers that never are.
+fn payload(number: u64, size: usize) -> String {
+    let mut text = format!(r#"{{"type":"trade","seq":{},"rows":["#, 41_000_000 + number);
+    let mut random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut below = |limit: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % limit
+    };
+    while text.len() < size {
+        let side = ["buy", "sell"][below(2) as usize];
+        text += &format!(
+            r#"{{"price":"{}.{:02}","size":"0.{:05}","side":"{side}","time":{}}},"#,
+            64_000 + below(500),
+            below(100),
+            below(100_000),
+            1_727_171_000_000 + 40 * number + below(40),
+        );
+    }
+    text.truncate(size);
+    text
+}
+
+/// What a client asks for in its path.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Everything that is published.
+    Follow,
+    Send {
+        size: usize,
+        count: usize,
+    },
+    Echo,
+    Take {
+        count: usize,
+    },
+}
+
+impl Work {
+    fn asked(uri: &Uri) -> Self {
+        let query = uri.query().unwrap_or_default();
+        let number = |name: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            let found = pairs.find(|(found, _)| *found == name);
+            found.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+        };
+        let (size, count) = (number("size"), number("count"));
+        match uri.path() {
+            "/send" => Self::Send { size, count },
+            "/echo" => Self::Echo,
+            "/take" => Self::Take { count },
+            _ => Self::Follow,
+        }
+    }
+}
+
+fn repeated(size: usize, count: usize) -> impl Stream<Item = Bytes> {
+    stream::iter(std::iter::repeat_n(Bytes::from(vec![b'x'; size]), count))
+}
+
+fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let channel = Channel::builder().events(CAPACITY).build();
+    let handler = tower_service_fn({
+        let channel = channel.clone();
+        move |request: Request<Incoming>| {
+            let push = match Work::asked(request.uri()) {
+                Work::Follow => Push::new(channel.clone()),
+                Work::Send { size, count } => {
+                    let events = repeated(size, count).map(Event::binary);
+                    Push::new(events.chain(stream::pending()))
+                }
+                Work::Echo => Push::new(source_fn(async |subscription: Subscription| {
+                    Ok(incoming(&subscription)?.map(Event::from))
+                })),
+                Work::Take { count } => {
+                    Push::new(source_fn(async move |subscription: Subscription| {
+                        let taken = incoming(&subscription)?.take(count);
+                        let answer = async { taken.count().await };
+                        let answer = stream::once(answer).map(|_| TAKEN);
+                        Ok(answer.chain(stream::pending()))
+                    }))
+                }
+            };
+            std::future::ready(Ok::<_, Infallible>(push))
+        }
+    });
+    let service = WebSocketLayer::new().layer(handler);
+    let address = listen(runtime, TowerToHyperService::new(service))?;
+    let publish = move |payloads: Vec<String>| {
+        for payload in payloads {
+            let _ = channel.publish(Event::text(payload));
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+fn incoming(subscription: &Subscription) -> Result<tower_push::source::Incoming, Rejection> {
+    let none = || Rejection::new(http::StatusCode::BAD_REQUEST);
+    subscription.incoming().ok_or_else(none)
+}
+
+fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<ws::Message>::new(CAPACITY);
+    let handler = {
+        let sender = sender.clone();
+        move |upgrade: ws::WebSocketUpgrade, uri: Uri| {
+            let messages = sender.subscribe();
+            let work = Work::asked(&uri);
+            std::future::ready(
+                upgrade.on_upgrade(move |socket| axum_socket(socket, work, messages)),
+            )
+        }
+    };
+    let router = axum::Router::new().fallback(axum::routing::any(handler));
+    let address = listen(runtime, TowerToHyperService::new(router))?;
+    let publish = move |payloads: Vec<String>| {
+        for payload in payloads {
+            let _ = sender.send(ws::Message::text(payload));
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+async fn axum_socket(
+    mut socket: ws::WebSocket,
+    work: Work,
+    mut messages: broadcast::Receiver<ws::Message>,
+) {
+    match work {
+        // As in axum's example of a chat.
+        Work::Follow => {
+            let (mut sender, mut receiver) = socket.split();
+            let reader =
+                tokio::spawn(async move { while let Some(Ok(_)) = receiver.next().await {} });
+            while let Ok(message) = messages.recv().await {
+                if sender.send(message).await.is_err() {
+                    break;
+                }
+            }
+            reader.abort();
+        }
+        Work::Send { size, count } => {
+            let mut messages = repeated(size, count).map(|bytes| Ok(ws::Message::Binary(bytes)));
+            let _ = socket.send_all(&mut messages).await;
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+        Work::Echo => {
+            while let Some(Ok(message)) = socket.recv().await {
+                if matches!(message, ws::Message::Close(_)) || socket.send(message).await.is_err() {
+                    break;
+                }
+            }
+        }
+        Work::Take { count } => {
+            for _ in 0..count {
+                socket.recv().await;
+            }
+            let _ = socket.send(ws::Message::text(TAKEN)).await;
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    }
+}
+
+fn tokio_websockets(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<Message>::new(CAPACITY);
+    let address = upgrading(runtime, {
+        let sender = sender.clone();
+        move |work| {
+            let messages = sender.subscribe();
+            async move |socket| {
+                let _ = tokio_websockets_socket(socket, work, messages).await;
+            }
+        }
+    })?;
+    let publish = move |payloads: Vec<String>| {
+        for payload in payloads {
+            let _ = sender.send(Message::text(payload));
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+async fn tokio_websockets_socket(
+    socket: TokioIo<Upgraded>,
+    work: Work,
+    mut messages: broadcast::Receiver<Message>,
+) -> Result<(), BoxError> {
+    let mut socket = ServerBuilder::new().serve(socket);
+    match work {
+        Work::Follow => loop {
+            tokio::select! {
+                biased;
+                message = messages.recv() => socket.send(message?).await?,
+                message = socket.next() => {
+                    message.ok_or("closed")??;
+                }
+            }
+        },
+        Work::Send { size, count } => {
+            let mut messages = repeated(size, count).map(|bytes| Ok(Message::binary(bytes)));
+            socket.send_all(&mut messages).await?;
+        }
+        Work::Echo => {
+            while let Some(Ok(message)) = socket.next().await {
+                socket.send(message).await?;
+            }
+        }
+        Work::Take { count } => {
+            for _ in 0..count {
+                socket.next().await.ok_or("closed")??;
+            }
+            socket.send(Message::text(TAKEN)).await?;
+        }
+    }
+    while let Some(Ok(_)) = socket.next().await {}
+    Ok(())
+}
+
+fn fastwebsockets(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<Bytes>::new(CAPACITY);
+    let address = upgrading(runtime, {
+        let sender = sender.clone();
+        move |work| {
+            let messages = sender.subscribe();
+            async move |socket| {
+                let _ = fastwebsockets_socket(socket, work, messages).await;
+            }
+        }
+    })?;
+    let publish = move |payloads: Vec<String>| {
+        for payload in payloads {
+            let _ = sender.send(payload.into());
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+async fn fastwebsockets_socket(
+    socket: TokioIo<Upgraded>,
+    work: Work,
+    mut messages: broadcast::Receiver<Bytes>,
+) -> Result<(), BoxError> {
+    let mut socket = fastwebsockets::WebSocket::after_handshake(socket, Role::Server);
+    match work {
+        Work::Follow => loop {
+            tokio::select! {
+                biased;
+                message = messages.recv() => {
+                    let message = message?;
+                    let frame = Frame::text(Payload::Borrowed(&message));
+                    socket.write_frame(frame).await?;
+                }
+                frame = socket.read_frame() => {
+                    frame?;
+                }
+            }
+        },
+        Work::Send { size, count } => {
+            let mut messages = repeated(size, count);
+            while let Some(message) = messages.next().await {
+                let frame = Frame::binary(Payload::Borrowed(&message));
+                socket.write_frame(frame).await?;
+            }
+        }
+        Work::Echo => loop {
+            let frame = socket.read_frame().await?;
+            if frame.opcode == OpCode::Close {
+                break;
+            }
+            // As it came it would go out masked.
+            let frame = Frame::new(true, frame.opcode, None, frame.payload);
+            socket.write_frame(frame).await?;
+        },
+        Work::Take { count } => {
+            for _ in 0..count {
+                socket.read_frame().await?;
+            }
+            let frame = Frame::text(Payload::Borrowed(TAKEN.as_bytes()));
+            socket.write_frame(frame).await?;
+        }
+    }
+    loop {
+        socket.read_frame().await?;
+    }
+}
+
+/// A task for each upgraded socket, that reads and does nothing else.
+fn held(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let address = upgrading(runtime, |_| {
+        async |mut socket: TokioIo<Upgraded>| {
+            let mut buffer = [0; 64];
+            while let Ok(1..) = socket.read(&mut buffer).await {}
+        }
+    })?;
+    Ok((address, Arc::new(|_| {})))
+}
+
+/// A compressor for each connection, that remembers what it sent: what there is where each message is compressed when it is sent.
+fn each_its_own(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<Bytes>::new(CAPACITY);
+    let address = upgrading(runtime, {
+        let sender = sender.clone();
+        move |_| {
+            let mut messages = sender.subscribe();
+            async move |mut socket: TokioIo<Upgraded>| {
+                let mut compressor = Compress::new(Compression::new(6), false);
+                let mut frame = Vec::with_capacity(8 * 1024);
+                while let Ok(message) = messages.recv().await {
+                    compress(&mut compressor, &message, &mut frame);
+                    if socket.write_all(&frame).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    })?;
+    let publish = move |payloads: Vec<String>| {
+        for payload in payloads {
+            let _ = sender.send(payload.into());
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+/// One whole frame, with a length in 16 bits if it needs them.
+fn compress(compressor: &mut Compress, message: &[u8], frame: &mut Vec<u8>) {
+    const LONG: usize = 4;
+    frame.clear();
+    frame.extend([0; LONG]);
+    let _ = compressor.compress_vec(message, frame, FlushCompress::Sync);
+    assert!(frame.ends_with(&[0, 0, 0xff, 0xff]) && frame.len() < frame.capacity());
+    frame.truncate(frame.len() - 4);
+    let len = frame.len() - LONG;
+    if len < 126 {
+        frame.drain(..2);
+        frame[..2].copy_from_slice(&[0xc1, len as u8]);
+    } else {
+        frame[..2].copy_from_slice(&[0xc1, 126]);
+        frame[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    }
+}
+
+/// A thread that writes to one socket after the other, whatever is published in a row at once.
+fn bare_loop(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    let sockets = Arc::new(Mutex::new(Vec::new()));
+    let accepted = sockets.clone();
+    thread::spawn(move || {
+        while let Ok((mut socket, _)) = listener.accept() {
+            let _ = socket.set_nodelay(true);
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && socket.read_exact(&mut byte).is_ok() {
+                head.extend(byte);
+            }
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                 sec-websocket-accept: {ACCEPT}\r\n\r\n"
+            );
+            // Before the client knows that it is connected.
+            let mut accepted = accepted.lock().expect("no panic under the lock");
+            let _ = socket.write_all(answer.as_bytes());
+            accepted.push(socket);
+        }
+    });
+    let publish = move |payloads: Vec<String>| {
+        let mut frames = Vec::new();
+        for payload in payloads {
+            frames.extend([0x81, 126]);
+            frames.extend((payload.len() as u16).to_be_bytes());
+            frames.extend(payload.as_bytes());
+        }
+        let mut sockets = sockets.lock().expect("no panic under the lock");
+        for socket in sockets.iter_mut() {
+            let _: io::Result<()> = socket.write_all(&frames);
+        }
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+/// What answers [`NONCE`], RFC 6455 §1.3.
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// Upgrades every request, and runs a task with the socket.
+fn upgrading<F, T, Fut>(runtime: &Runtime, subscribe: F) -> Result<SocketAddr, BoxError>
+where
+    F: Fn(Work) -> T + Clone + Send + 'static,
+    T: FnOnce(TokioIo<Upgraded>) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let nonce = request.headers().get("sec-websocket-key");
+        assert!(nonce.is_some_and(|nonce| nonce == NONCE));
+        let run = subscribe(Work::asked(request.uri()));
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            if let Ok(upgraded) = upgrade.await {
+                run(TokioIo::new(upgraded)).await;
+            }
+        });
+        let mut response = Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-accept", ACCEPT);
+        if request.headers().contains_key("sec-websocket-extensions") {
+            response = response.header("sec-websocket-extensions", "permessage-deflate");
+        }
+        std::future::ready(response.body(Empty::<Bytes>::new()))
+    });
+    listen(runtime, service)
+}
+
+/// Serves all connections, each as a task.
+fn listen<S, B>(runtime: &Runtime, service: S) -> Result<SocketAddr, BoxError>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<B>,
+            Error: Error + Send + Sync,
+            Future: Send,
+        > + Clone
+        + Send
+        + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    let listener = runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    let address = listener.local_addr()?;
+    runtime.spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let _ = socket.set_nodelay(true);
+            let connection = http1::Builder::new()
+                .serve_connection(TokioIo::new(socket), service.clone())
+                .with_upgrades();
+            tokio::spawn(connection);
+        }
+    });
+    Ok(address)
+}
