@@ -111,6 +111,8 @@ mod documents {
     struct Clients;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
+    #[doc = include_str!("../docs/websocket.md")]
+    struct WebSocket;
     #[doc = include_str!("../docs/deploying.md")]
     struct Deploying;
     #[doc = include_str!("../docs/durable-streams.md")]
