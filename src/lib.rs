@@ -1,7 +1,7 @@
 //! Server push for tower: any `Stream` as a live HTTP response, over the transport that the client asks for.
 //!
 //! ```
-//! use axum::{Router, routing::get};
+//! use axum::{Router, routing::any};
 //! use tokio_stream::{StreamExt, wrappers::IntervalStream};
 //! use tower_push::{Push, PushLayer};
 //!
@@ -9,16 +9,16 @@
 //!     let interval = tokio::time::interval(std::time::Duration::from_secs(1));
 //!     Push::new(IntervalStream::new(interval).map(|_| "tick"))
 //! };
-//! let app: Router = Router::new().route("/ticks", get(ticks)).layer(PushLayer::new());
+//! let app: Router = Router::new().route("/ticks", any(ticks)).layer(PushLayer::new());
 //! ```
 //!
-//! `/ticks` now speaks Server-Sent Events, NDJSON, JSON-seq, multipart and long-polling, whichever a client accepts or names
-//! (`/ticks?transport=ndjson`). What holds on each of them:
+//! `/ticks` now speaks Server-Sent Events, NDJSON, JSON-seq, multipart, long-polling and WebSocket, whichever a client accepts,
+//! asks an upgrade to, or names (`/ticks?transport=ndjson`). What holds on each of them:
 //!
 //! - **Correct on the wire.** Every payload reads back as it was, and none can forge a field, a line or a boundary. Fields are
 //!   checked when an [`Event`] is built; nothing panics later, in the middle of a stream.
 //! - **Nothing lost in silence.** What a client will not get is announced as a [`Gap`]. An end is told from a failure: a
-//!   source's error cuts the response, and the client sees a truncation.
+//!   source's error cuts the response, and the client sees a truncation (on a WebSocket, its close code).
 //! - **Encoded once.** An event's bytes are shared by all its subscribers. What is ready together leaves in one frame; what
 //!   stands alone is not kept waiting.
 //! - **At home in tower.** [Layers](layer) around what you have; `http` types alone, so that axum, warp and bare hyper are the
@@ -34,9 +34,10 @@
 //! - [`event`]: what is pushed. [`Event`], its [id](EventId), which is the cursor that resumes after it, and [`IntoItem`], which
 //!   strings, bytes, JSON and `Result`s of them are.
 //! - [`source`]: what a client subscribes to. Any stream is a [`PushSource`]; [`source_fn`](source::source_fn) makes one that
-//!   sees the client's cursor, and may refuse; [`Channel`] is the one for many subscribers, with a log that they resume from.
+//!   sees the client's cursor, may refuse, and hears what a client says over a WebSocket; [`Channel`] is the one for many
+//!   subscribers, with a log that they resume from.
 //! - [`transport`]: how it travels. [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll),
-//!   and [`Negotiate`](transport::Negotiate) over several; or one of your own.
+//!   `WebSocket`, and [`Negotiate`](transport::Negotiate) over several; or one of your own.
 //! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
 //!   [`service`] of one source, and the function [`respond`].
 //!
@@ -64,12 +65,15 @@
 //! | feature | what it adds | crates |
 //! |---|---|---|
 //! | (none) | everything but the below | 9 beside this one |
+//! | `websocket` | the WebSocket transport, `Incoming`, `OriginPolicy`; on by default | `hyper`, bare, and `sha1_smol` |
+//! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
+//! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`](io::WriteProgress) around hyper's own kind of connection | `hyper`, bare |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `full` | all of them | |
 //!
-//! The keep-alive timer needs tokio; with [`KeepAlive::off`] any runtime will do.
+//! The keep-alive timer and WebSockets need tokio; for the rest, with [`KeepAlive::off`], any runtime will do.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -111,6 +115,8 @@ mod documents {
     struct Clients;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
+    #[doc = include_str!("../docs/websocket.md")]
+    struct WebSocket;
     #[doc = include_str!("../docs/deploying.md")]
     struct Deploying;
     #[doc = include_str!("../docs/durable-streams.md")]

@@ -11,13 +11,14 @@ use std::{
     time::Duration,
 };
 
-use support::{Client, Server, Version, records::Reader};
+use bytes::Bytes;
+use support::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
 use tower_push::{Channel, source::Start};
 
 const HOPS: u64 = 3000;
 
 /// In which ways a client may ask, and with what it says where it stands.
-const WAYS: [(&str, Place); 8] = [
+const WAYS: [(&str, Place); 9] = [
     ("transport=sse", Place::Query("last_event_id")),
     ("transport=ndjson", Place::Query("last_event_id")),
     ("transport=json-seq", Place::Query("last_event_id")),
@@ -29,13 +30,49 @@ const WAYS: [(&str, Place); 8] = [
     ("transport=long-poll&timeout=0", Place::Validator),
     ("live=long-poll&timeout=0", Place::Query("offset")),
     ("live=sse", Place::Query("offset")),
+    (WEBSOCKET, Place::Query("last_event_id")),
 ];
+
+const WEBSOCKET: &str = "transport=websocket";
 
 #[derive(Clone, Copy)]
 enum Place {
     Query(&'static str),
     /// `If-None-Match`, which a browser's cache sends.
     Validator,
+}
+
+/// What a hop reads.
+enum Answer {
+    Response(Reading),
+    /// Its messages are NDJSON's records.
+    WebSocket(Opened),
+}
+
+impl Answer {
+    async fn open(client: &mut Client, path: &str) -> Self {
+        let protocol = ("sec-websocket-protocol", "json.tower-push");
+        let opened = client.websocket(path, &[protocol]).await;
+        Self::WebSocket(opened.unwrap_or_else(|refused| panic!("{}", refused.head.status)))
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        match self {
+            Self::Response(response) => response.header(name),
+            Self::WebSocket(_) => (name == "content-type").then_some("application/x-ndjson"),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        match self {
+            Self::Response(response) => response.next().await,
+            Self::WebSocket(socket) => {
+                let mut line = socket.frame().await?.payload;
+                line.push(b'\n');
+                Some(Ok(line.into()))
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +134,11 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         // Any format's tag will do.
         let accept = ["application/json", "application/x-ndjson"][random(2) as usize];
         let headers: Vec<_> = validator.into_iter().chain([("accept", accept)]).collect();
-        let mut response = clients[version].get(&path, &headers).await;
+        let client = &mut clients[version];
+        let mut response = match way {
+            WEBSOCKET => Answer::open(client, &path).await,
+            _ => Answer::Response(client.get(&path, &headers).await),
+        };
         tag = match place {
             Place::Query("offset") => None,
             _ => response.header("etag").map(str::to_owned),
@@ -109,7 +150,7 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
             .find_map(|name| response.header(name))
             .map(str::to_owned);
         let Some(content_type) = response.header("content-type").map(str::to_owned) else {
-            assert_eq!(response.head.status, 204);
+            assert!(matches!(response, Answer::Response(empty) if empty.head.status == 204));
             cursor = next;
             continue;
         };

@@ -16,7 +16,7 @@ use support::{
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use tower_push::{
-    Channel, Event, service,
+    Channel, Event, EventId, Item, PushSource, service,
     source::{Rejection, Start, Subscription, source_fn},
     transport::WebSocket,
 };
@@ -84,17 +84,22 @@ impl Program {
     async fn run(self, url: &str, options: &[&str]) -> Vec<Value> {
         let mut command = self.command();
         command.arg(url).args(options);
-        let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-        let output = timeout(LONG, output).await.expect("it should have ended");
-        let output = output.expect("run scripts/setup first");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{self:?} {options:?}: {stderr}");
-        let records = output.stdout.split(|byte| *byte == b'\n');
-        let records = records.filter(|line| !line.is_empty());
-        records
-            .map(|line| serde_json::from_slice(line).unwrap())
-            .collect()
+        run(command).await
     }
+}
+
+/// What a program prints until it ends, one JSON text a line.
+async fn run(mut command: Command) -> Vec<Value> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(LONG, output).await.expect("it should have ended");
+    let output = output.expect("run scripts/setup first");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {stderr}");
+    let records = output.stdout.split(|byte| *byte == b'\n');
+    let records = records.filter(|line| !line.is_empty());
+    records
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
 }
 
 /// A path in the repository that `scripts/setup` makes.
@@ -208,6 +213,33 @@ async fn a_client_that_comes_back_with_its_cursor_goes_on() {
         }
         assert_eq!(read, ["1", "2", "3", "4", "5", "6"], "{program:?}");
     }
+}
+
+/// Two events on each connection, six in all.
+fn in_pieces() -> impl PushSource + Clone + Send + Sync {
+    source_fn(|subscription: Subscription| async move {
+        let seen = subscription.cursor().map_or("0", EventId::as_str);
+        let seen: u64 = seen.parse().unwrap();
+        let event = |n: u64| Event::text(n.to_string()).with_id(n).map(Item::Event);
+        let events = (seen + 1..=6).take(2).map(event);
+        let end = (seen == 4).then_some(Ok(Item::Finished));
+        Ok(futures_util::stream::iter(events.chain(end)))
+    })
+}
+
+#[tokio::test]
+async fn the_client_that_is_documented_comes_back_until_it_is_over() {
+    installed("tests/js/node_modules/ws");
+    let server = Server::new(service(in_pieces())).await;
+    let mut command = Command::new("node");
+    command.arg(in_repository("tests/js/follow.mjs"));
+    command.arg(server.url("/feed"));
+    let records = run(command).await;
+    let numbers: Vec<_> = records.iter().filter_map(|r| r["data"].as_str()).collect();
+    assert_eq!(numbers, ["1", "2", "3", "4", "5", "6"], "{records:?}");
+    let ends = records.iter().filter(|r| !r["end"].is_null());
+    let ends: Vec<_> = ends.map(|r| &r["end"]["finished"]).collect();
+    assert_eq!(ends, [false, false, true], "{records:?}");
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use crate::event::Payload;
 ///
 /// /// Whatever one client says, all hear.
 /// fn chat(room: Channel) -> Push {
-///     Push::new(source_fn(async |subscription: Subscription| {
+///     Push::new(source_fn(async move |subscription: Subscription| {
 ///         if let Some(mut said) = subscription.incoming() {
 ///             let room = room.clone();
 ///             tokio::spawn(async move {

@@ -36,8 +36,8 @@
 //! | code | when | come back? |
 //! |---|---|---|
 //! | 1000 | the source has finished for ever | no |
-//! | 1002, 1003, 1007 | the client broke the protocol | no |
-//! | 1008 | the client sent too many frames that nobody asked for, or [took too long](WebSocket::message_deadline) for one message | no |
+//! | 1002, 1007 | the client broke the protocol | no |
+//! | 1008 | the client sent too many frames that nobody asked for, or a message in too many, or [took too long](WebSocket::message_deadline) for one message | no |
 //! | 1009 | a message was larger than is [allowed](WebSocket::max_message) | no |
 //! | 1011 | the source failed | with backoff |
 //! | 3000 | the source has ended for now | yes |
