@@ -12,8 +12,8 @@ use support::{
 };
 use tokio_websockets::Message;
 use tower_push::{
-    BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, OriginPolicy, Push,
-    PushLayer, WebSocketLayer,
+    BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
+    OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
     source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
     transport::{Negotiate, WebSocket, websocket::Form},
 };
@@ -690,4 +690,40 @@ async fn what_came_before_an_offence_is_answered() {
         assert_eq!(text(&mut socket).await, "good");
         assert_eq!(socket.closed().await.unwrap().0, 1002);
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_no_websocket_is_not_agreed_to() {
+    let other = (":protocol", "connect-udp");
+    let push = || async { Push::new(stream::iter(["one"])) };
+    for layer in [
+        Server::new(Router::new().route("/", any(push)).layer(PushLayer::new())).await,
+        Server::new(Router::new().route("/", any(push)).layer(SseLayer::new())).await,
+        Server::new(
+            Router::new()
+                .route("/", any(push))
+                .layer(LongPollLayer::new()),
+        )
+        .await,
+        Server::new(
+            Router::new()
+                .route("/", any(push))
+                .layer(WebSocketLayer::new()),
+        )
+        .await,
+        of(events()).await,
+    ] {
+        let mut client = Client::connect(&layer, Version::Http2).await;
+        let refused = client
+            .websocket("/", &[other])
+            .await
+            .err()
+            .expect("refused");
+        assert_eq!(refused.head.status, 501);
+    }
+    let only_others = Router::new().route("/", any(push)).layer(SseLayer::new());
+    let server = Server::new(only_others).await;
+    let mut client = Client::connect(&server, Version::Http2).await;
+    let refused = client.websocket("/", &[]).await.err().expect("refused");
+    assert_eq!(refused.head.status, 501);
 }

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     source::{Push, PushSource, Rejection},
-    transport::{Negotiate, Preference, PushBody, Responding, Transport, rejected},
+    transport::{Negotiate, PushBody, Responding, Transport, rejected},
 };
 
 /// A service that serves one source, over whichever transport the client asks for.
@@ -79,17 +79,12 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut head = request.into_parts().0;
-        let is_answered = match head.method {
-            Method::GET | Method::HEAD | Method::POST => true,
-            // A WebSocket over HTTP/2.
-            Method::CONNECT => self.transport.preference(&head) == Some(Preference::CERTAIN),
-            _ => false,
-        };
-        if is_answered {
-            let push = Push::new(self.source.clone());
-            return SourceFuture(self.transport.respond(&mut head, push));
-        }
         let refused = match head.method {
+            // CONNECT is for a WebSocket over HTTP/2.
+            Method::GET | Method::HEAD | Method::POST | Method::CONNECT => {
+                let push = Push::new(self.source.clone());
+                return SourceFuture(self.transport.respond(&mut head, push));
+            }
             Method::OPTIONS => Rejection::new(StatusCode::NO_CONTENT)
                 .message("")
                 .header(

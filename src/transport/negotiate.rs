@@ -5,7 +5,7 @@ use http::{Method, Response, StatusCode, request::Parts};
 use super::{
     Chunked, LongPoll, Preference, PushBody, Responding, Sse, Transport,
     chunked::{JsonSeq, Multipart},
-    stream::{plain_text, vary},
+    stream::{plain_text, tunnel, vary},
 };
 use crate::{query, source::Push};
 
@@ -83,6 +83,9 @@ impl Negotiate {
         }
         let wanted = self.transports.iter().enumerate();
         let wanted = wanted.filter_map(|(order, t)| Some((t.preference(head)?, Reverse(order), t)));
+        // Whoever accepts anything has not asked for a tunnel of any kind.
+        let is_tunnel = head.method == Method::CONNECT;
+        let wanted = wanted.filter(|(p, ..)| !is_tunnel || *p == Preference::CERTAIN);
         wanted
             .max_by_key(|(preference, order, _)| (*preference, *order))
             .map(|(_, _, transport)| transport)
@@ -126,7 +129,7 @@ impl Transport for Negotiate {
 
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
         let Some(transport) = self.choose(head) else {
-            let mut response = self.refuse();
+            let mut response = tunnel(&head.method).unwrap_or_else(|| self.refuse());
             vary(response.headers_mut());
             if head.method == Method::HEAD {
                 *response.body_mut() = PushBody::head();

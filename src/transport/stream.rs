@@ -32,6 +32,9 @@ pub fn respond_streaming(
     keep_alive: KeepAlive,
 ) -> Responding {
     Box::pin(async move {
+        if let Some(refused) = tunnel(&subscription.head().method) {
+            return refused;
+        }
         let body = if subscription.head().method == Method::HEAD {
             PushBody::head()
         } else {
@@ -56,6 +59,15 @@ pub fn respond_streaming(
 
 /// nginx's word for it.
 const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-accel-buffering");
+
+/// The answer to a CONNECT, if it is one: 200 would say that there is a tunnel.
+pub(super) fn tunnel(method: &Method) -> Option<Response<PushBody>> {
+    let refusal = || {
+        let refusal = Rejection::new(StatusCode::NOT_IMPLEMENTED);
+        rejected(refusal.message("there is no tunnel here"))
+    };
+    (method == Method::CONNECT).then(refusal)
+}
 
 /// The answer to a client whose subscription was refused.
 pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {

@@ -104,7 +104,7 @@ mod parking;
 mod validators;
 mod wait;
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{future::ready, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
 
@@ -118,6 +118,7 @@ use self::{
 use super::{
     Encoder, Preference, Responding, Transport,
     chunked::{Format, Multipart, Ndjson, Raw},
+    stream::tunnel,
 };
 use crate::{
     keep_alive::KeepAlive,
@@ -308,6 +309,9 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        if let Some(refused) = tunnel(&head.method) {
+            return Box::pin(ready(refused));
+        }
         let parking = Parking::new(&self.0.resumable, head);
         let subscription = Subscription::new(head, self.name());
         let wait = self.0.waits.of(head);
@@ -334,7 +338,7 @@ impl Transport for LongPoll {
         } = self.0.choose(head);
         if head.method == Method::HEAD {
             let response = validators::head(content_type, is_negotiated);
-            return Box::pin(std::future::ready(response));
+            return Box::pin(ready(response));
         }
         let subscription = validators::starting(subscription);
         Box::pin(async move {
