@@ -10,6 +10,7 @@ use support::{
     Client, Count, Server, VERSIONS, Version,
     websocket::{Opened, connect, masked},
 };
+use tokio::io::AsyncReadExt;
 use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, OriginPolicy, Push,
@@ -602,6 +603,31 @@ async fn a_client_that_stops_reading_is_put_out() {
         tokio::time::timeout(support::LONG, channel.idle())
             .await
             .unwrap_or_else(|_| panic!("{version:?}: still there"));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_but_takes_some_stays() {
+    let count = Count::default();
+    let counted = count.clone();
+    let payload = bytes::Bytes::from(vec![0; 16 << 20]);
+    let source = source_fn(move |_| {
+        let messages = stream::iter(vec![payload.clone(); 16]);
+        let stream = counted.around(messages.chain(stream::pending()));
+        async move { Ok(stream) }
+    });
+    let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
+    let server = Server::new(tower_push::service(source).over(transport)).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        let mut piece = vec![0; 1 << 20];
+        for _ in 0..20 {
+            socket.io.read_exact(&mut piece).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(count.get(), 1, "{version:?}");
+        drop(socket);
+        count.becomes(0).await;
     }
 }
 

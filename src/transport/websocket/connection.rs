@@ -53,6 +53,10 @@ const READ: usize = 16 * 1024;
 /// In one write.
 const SLICES: usize = 64;
 
+/// What a socket that takes any length whole is given at most at once: HTTP/2 holds a copy until the client has taken it, and
+/// only the next write shows that it did.
+const WHOLE: usize = 16 * 1024;
+
 /// Reads and writes in one go, so that a busy connection lets its neighbours run.
 const ROUNDS: usize = 16;
 
@@ -231,13 +235,16 @@ where
                 break;
             }
             let written = match &slices[..count] {
+                [first, ..] if !socket.is_write_vectored() => {
+                    let whole = &first[..first.len().min(WHOLE)];
+                    socket.as_mut().poll_write(cx, whole)
+                }
                 [first] => socket.as_mut().poll_write(cx, first),
-                [first, ..] if !socket.is_write_vectored() => socket.as_mut().poll_write(cx, first),
                 slices => socket.as_mut().poll_write_vectored(cx, slices),
             };
             match ready!(written)? {
                 0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                bytes => self.session.wrote(bytes),
+                bytes => self.session.wrote(bytes, Instant::now),
             }
             self.is_flushed = false;
         }

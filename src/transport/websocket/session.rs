@@ -150,6 +150,9 @@ impl Session {
 
     fn decode(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
         while self.is_reading() {
+            if self.decoder.is_idle() {
+                self.begun = None;
+            }
             let is_wanted = is_wanted && self.is_open();
             match self.decoder.decode(input, is_wanted) {
                 Ok(None) => return None,
@@ -289,9 +292,17 @@ impl Session {
     }
 
     /// So many bytes of it are written.
-    pub(super) fn wrote(&mut self, bytes: usize) {
+    pub(super) fn wrote(&mut self, bytes: usize, now: impl Fn() -> Instant) {
         self.outgoing.wrote(bytes);
-        self.stalled = None;
+        if self.stalled.take().is_some() {
+            // There is room again, so the client has taken something: a ping may still be far from it.
+            self.heard = now();
+            self.pinged = None;
+        }
+        if let Phase::Closing { since } | Phase::Leaving { since } = &mut self.phase {
+            // It is told to close only by what comes last.
+            *since = now();
+        }
     }
 
     /// All is written.
@@ -452,7 +463,8 @@ mod tests {
                 written.extend_from_slice(slice);
             }
             written.truncate(at_most);
-            self.session.wrote(written.len());
+            let now = self.now;
+            self.session.wrote(written.len(), || now);
             written
         }
 
@@ -552,6 +564,55 @@ mod tests {
         assert!(it.session.is_open());
         it.pass(10 * SECOND);
         assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+    }
+
+    #[test]
+    fn messages_that_follow_each_other_closely_are_not_one_long_message() {
+        let mut it = Fixture::new();
+        let frame = frame(0x81, b"dropped");
+        it.receive(&frame[..3]);
+        for _ in 0..10 {
+            it.pass(10 * SECOND);
+            it.receive(&[&frame[3..], &frame[..3]].concat());
+        }
+        assert!(it.session.is_open());
+        it.pass(60 * SECOND);
+        assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+    }
+
+    #[test]
+    fn a_slow_client_has_as_long_to_close_as_any_other() {
+        let mut it = Fixture::new();
+        it.send(&"x".repeat(100));
+        let now = it.now;
+        it.session.send(None, || now);
+        for _ in 0..20 {
+            it.pass(9 * SECOND);
+            assert_eq!(it.write(5).len(), 5);
+        }
+        assert!(it.written().ends_with(b"x\x88\x02\x0b\xb8"));
+        it.pass(9 * SECOND);
+        assert!(!it.session.is_over());
+        it.pass(SECOND);
+        assert!(it.session.is_over());
+    }
+
+    #[test]
+    fn a_client_that_takes_what_waits_need_not_answer_a_ping_in_time() {
+        let mut it = Fixture::new();
+        it.send(&"x".repeat(5000));
+        for _ in 0..20 {
+            let now = it.now;
+            it.session.stall(|| now);
+            it.pass(25 * SECOND);
+            it.write(1);
+        }
+        assert!(it.session.is_open());
+        it.written();
+        it.pass(25 * SECOND);
+        it.written();
+        it.pass(20 * SECOND);
+        assert!(it.written().ends_with(b"\x0b\xc4no pong"));
     }
 
     #[test]
