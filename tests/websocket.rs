@@ -325,6 +325,56 @@ async fn the_client_may_close_at_any_time() {
 }
 
 #[tokio::test]
+async fn what_came_before_a_close_is_answered() {
+    let server = echo(WebSocket::new()).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        let both = [masked(TEXT, b"last words"), masked(CLOSE, b"\x03\xe8")].concat();
+        socket.write(&both).await;
+        assert_eq!(text(&mut socket).await, "last words");
+        assert_eq!(socket.closed().await, Some((1000, String::new())));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
+    let channel = Channel::new();
+    let transport = WebSocket::new().write_deadline(Duration::from_millis(50));
+    let lost = axum::middleware::map_response(|_: axum::response::Response| async {
+        http::StatusCode::INTERNAL_SERVER_ERROR
+    });
+    let app: Router = Router::new()
+        .route_service("/", tower_push::service(channel.clone()).over(transport))
+        .layer(lost);
+    let server = Server::new(app).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let refused = client.websocket("/", &[]).await.err().expect("refused");
+        assert_eq!(refused.head.status, 500);
+        // Also while the client's connection goes on.
+        let idle = tokio::time::timeout(support::LONG, channel.idle()).await;
+        assert!(idle.is_ok(), "{version:?}: still there");
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_panics_takes_its_connection_along() {
+    let count = Count::default();
+    let counted = count.clone();
+    let source = source_fn(move |_| {
+        let panics = stream::poll_fn(|_| -> std::task::Poll<Option<&str>> { panic!("on purpose") });
+        let stream = counted.around(panics);
+        async move { Ok(stream) }
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        assert_eq!(socket.frame().await, None);
+        count.becomes(0).await;
+    }
+}
+
+#[tokio::test]
 async fn pages_of_other_origins_are_refused() {
     let foreign = ("origin", "https://evil.example");
     let own = ("origin", "http://localhost");

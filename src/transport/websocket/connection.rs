@@ -94,10 +94,12 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         if let Socket::Upgrading(on_upgrade) = this.socket {
-            match ready!(Pin::new(on_upgrade).poll(cx)) {
-                Ok(upgraded) => *this.socket = Socket::Open(upgraded),
+            match Pin::new(on_upgrade).poll(cx) {
+                Poll::Ready(Ok(upgraded)) => *this.socket = Socket::Open(upgraded),
                 // The client left first, or something in between dropped the response.
-                Err(_) => return Poll::Ready(()),
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                // In HTTP/1.1 a response that was dropped shows only once the client has left.
+                Poll::Pending => return this.timer.poll(this.driver.session.begins_by(), cx),
             }
             this.driver.session.begin(Instant::now());
         }
@@ -129,12 +131,13 @@ where
             let sent = self.take_items(cx);
             self.session.settle(Instant::now);
             let written = self.write(socket, cx);
-            if !self.session.is_open() {
-                self.items = None;
-                self.delivery = None;
-            }
             if self.session.is_over() {
                 return Poll::Ready(());
+            }
+            if !self.session.is_open() && self.items.take().is_some() {
+                // What was read may have waited for room there.
+                self.delivery = None;
+                continue;
             }
             if read.is_pending() && (sent.is_pending() || written.is_pending()) {
                 return Poll::Pending;

@@ -40,8 +40,8 @@ pub(super) struct Session {
     /// Since when a write makes no progress.
     stalled: Option<Instant>,
     unasked: Unasked,
-    /// What the client did that ends it, once the messages before that are answered.
-    offence: Option<(CloseCode, &'static str)>,
+    /// What to close with, as the client has closed or offended, once the messages before that are answered.
+    parting: Option<(Option<CloseCode>, &'static str)>,
     /// Whether nothing is read, because nobody takes the client's messages.
     pub(super) is_deaf: bool,
 }
@@ -97,10 +97,15 @@ impl Session {
                 since: now,
                 frames: 0,
             },
-            offence: None,
+            parting: None,
             is_deaf: false,
             config,
         }
+    }
+
+    /// When the socket is to be there at the latest: that is how long the response may take.
+    pub(super) fn begins_by(&self) -> Instant {
+        self.heard + self.config.write_deadline
     }
 
     /// The socket is there.
@@ -116,7 +121,7 @@ impl Session {
     /// Whether the client's frames are read.
     fn is_reading(&self) -> bool {
         let is_there = matches!(self.phase, Phase::Open | Phase::Closing { .. });
-        is_there && self.offence.is_none()
+        is_there && self.parting.is_none()
     }
 
     /// Whether there is nothing more to do.
@@ -209,8 +214,12 @@ impl Session {
     }
 
     fn answer_close(&mut self, code: Option<CloseCode>, now: Instant) {
+        if self.is_open() && self.outgoing.len() == 0 {
+            self.parting = Some((code, ""));
+            return;
+        }
         if self.is_open() {
-            // It reads no more messages.
+            // It is slow already, and need not take messages any more: neither these nor, with a hole before them, others.
             self.outgoing.forget_data();
             frame::encode_close(code, "", self.outgoing.batch().buffer());
         }
@@ -274,15 +283,16 @@ impl Session {
 
     /// Ends it because of what the client did: what it sends from now on is not looked at.
     fn fail(&mut self, code: CloseCode, reason: &'static str) {
-        self.offence.get_or_insert((code, reason));
+        self.parting.get_or_insert((Some(code), reason));
     }
 
     /// Says so, behind what the source has said.
     pub(super) fn settle(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some((code, reason)) = self.offence.take() {
-            let now = now();
-            self.close(code, reason, now);
-            self.phase = Phase::Leaving { since: now };
+        if let Some((code, reason)) = self.parting.take() {
+            if self.is_open() {
+                frame::encode_close(code, reason, self.outgoing.batch().buffer());
+            }
+            self.phase = Phase::Leaving { since: now() };
         }
     }
 
@@ -666,6 +676,19 @@ mod tests {
         let rest = it.written();
         assert_eq!(rest.len(), 4 + 5000 - 10 + 4);
         assert!(rest.ends_with(b"x\x88\x02\x03\xe8"));
+    }
+
+    #[test]
+    fn what_the_source_says_at_once_goes_before_the_answer_to_a_close() {
+        let mut it = Fixture::new();
+        let now = it.now;
+        it.session
+            .receive(&mut &frame(0x88, b"\x03\xe8")[..], false, now);
+        assert!(it.session.has_room());
+        it.send("answer");
+        it.settle();
+        assert!(it.session.is_leaving());
+        assert_eq!(it.written(), b"\x81\x06answer\x88\x02\x03\xe8");
     }
 
     #[test]
