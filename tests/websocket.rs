@@ -482,6 +482,22 @@ async fn a_source_may_stop_listening() {
     assert_eq!(socket.frame().await.unwrap().first, PONG);
 }
 
+#[tokio::test]
+async fn what_is_not_taken_any_more_is_a_flood_too() {
+    let source = source_fn(|subscription: Subscription| async move {
+        let once = subscription.incoming().unwrap().take(1);
+        Ok(once.chain(stream::pending()))
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        socket.send(TEXT, b"once").await;
+        assert_eq!(text(&mut socket).await, "once");
+        socket.write(&masked(TEXT, b"").repeat(3_000)).await;
+        assert_eq!(socket.closed().await.unwrap().0, 1008);
+    }
+}
+
 // Clients that misbehave.
 
 #[tokio::test]

@@ -152,17 +152,24 @@ where
         if self.session.is_over() {
             return Poll::Pending;
         }
-        if !self.unread.is_empty() {
-            let unread = std::mem::take(&mut self.unread);
-            return self.receive(&unread, cx);
-        }
         if self.poll_room(cx).is_pending() {
             return Poll::Pending;
+        }
+        if !self.unread.is_empty() {
+            let unread = std::mem::take(&mut self.unread);
+            let rest = self.receive(&unread, cx);
+            // The same memory: to copy it for each message would be to copy it many times.
+            self.unread = unread.slice_ref(rest);
+            return Poll::Ready(());
         }
         let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
         let mut buffer = ReadBuf::uninit(&mut space);
         match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
-            Ok(()) if !buffer.filled().is_empty() => self.receive(buffer.filled(), cx),
+            Ok(()) if !buffer.filled().is_empty() => {
+                let rest = self.receive(buffer.filled(), cx);
+                self.unread = Bytes::copy_from_slice(rest);
+                Poll::Ready(())
+            }
             Ok(()) | Err(_) => {
                 self.session.hung_up();
                 Poll::Pending
@@ -183,20 +190,17 @@ where
         Poll::Ready(())
     }
 
-    fn receive(&mut self, mut bytes: &[u8], cx: &Context<'_>) -> Poll<()> {
+    /// Gives back what there is no room for.
+    fn receive<'a>(&mut self, mut bytes: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
         let now = Instant::now();
-        while !bytes.is_empty() {
-            if self.poll_room(cx).is_pending() {
-                self.unread = Bytes::copy_from_slice(bytes);
-                return Poll::Pending;
-            }
-            let is_wanted = self.delivery.is_some();
+        while !bytes.is_empty() && self.poll_room(cx).is_ready() {
+            let is_wanted = self.delivery.as_ref().is_some_and(Delivery::is_wanted);
             let message = self.session.receive(&mut bytes, is_wanted, now);
             if let (Some(message), Some(delivery)) = (message, &self.delivery) {
                 delivery.send(message);
             }
         }
-        Poll::Ready(())
+        bytes
     }
 
     /// Takes what the source has, as far as there is room; ready if there may be more.

@@ -36,7 +36,7 @@
 //! | code | when | come back? |
 //! |---|---|---|
 //! | 1000 | the source has finished for ever | no |
-//! | 1002, 1003, 1007 | the client broke the protocol | no |
+//! | 1002, 1007 | the client broke the protocol | no |
 //! | 1008 | the client sent too many frames that nobody asked for, or [took too long](WebSocket::message_deadline) for one message | no |
 //! | 1009 | a message was larger than is [allowed](WebSocket::max_message) | no |
 //! | 1011 | the source failed | with backoff |
@@ -51,8 +51,8 @@
 //! source has finished for ever is let in and told 1000.
 //!
 //! # What a client may send
-//! Messages, for a source that takes them: see [`Incoming`](crate::source::Incoming). They are checked, and dropped, where none
-//! does.
+//! Messages, for a source that takes them: see [`Incoming`](crate::source::Incoming). Where none does, or none does any more,
+//! they are dropped: checked before, but not inflated.
 
 mod connection;
 mod decoder;
