@@ -438,6 +438,15 @@ mod tests {
             Self { session, now }
         }
 
+        #[cfg(feature = "deflate")]
+        fn deflate() -> crate::transport::websocket::form::Deflate {
+            let mut headers = http::HeaderMap::new();
+            let offer = http::HeaderValue::from_static("permessage-deflate");
+            headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, offer);
+            let (agreed, _) = deflate::negotiate(&headers).unwrap();
+            crate::transport::websocket::form::Deflate { agreed, from: 128 }
+        }
+
         fn pass(&mut self, time: Duration) {
             self.now += time;
             self.session.expire(self.now);
@@ -706,6 +715,34 @@ mod tests {
             it.receive(&frame(0x89, b""));
         }
         assert!(it.written().ends_with(b"\x03\xf0too many frames"));
+    }
+
+    #[test]
+    fn all_subscribers_write_the_same_memory() {
+        let event = Event::text("x".repeat(1000));
+        let pointers = |is_compressed: bool| {
+            let mut all = Vec::new();
+            for _ in 0..10 {
+                let mut it = Fixture::new();
+                #[cfg(feature = "deflate")]
+                if is_compressed {
+                    it.session.messages.deflate = Some(Fixture::deflate());
+                }
+                let item = Item::Event(event.clone());
+                let now = it.now;
+                it.session.send(Some(Ok(item)), || now);
+                let mut slices = [IoSlice::new(&[]); 8];
+                assert_eq!(it.session.slices(&mut slices), 1);
+                let is_marked = slices[0][0] & 0x40 != 0;
+                assert_eq!(is_marked, is_compressed);
+                all.push(slices[0].as_ptr());
+            }
+            all
+        };
+        for is_compressed in [false, cfg!(feature = "deflate")] {
+            let pointers = pointers(is_compressed);
+            assert!(pointers.iter().all(|pointer| *pointer == pointers[0]));
+        }
     }
 
     #[test]
