@@ -179,8 +179,8 @@ async fn a_client_goes_on_after_its_cursor() {
     for version in VERSIONS {
         let path = format!("/?last_event_id={}", ids[1]);
         let mut socket = connect(&server, version, &path, &[JSON]).await;
-        for n in 2..4 {
-            let expected = format!(r#"{{"id":"{}","data":"{n}"}}"#, ids[n]);
+        for (n, id) in ids.iter().enumerate().skip(2) {
+            let expected = format!(r#"{{"id":"{id}","data":"{n}"}}"#);
             assert_eq!(text(&mut socket).await, expected);
         }
         let mut stranger = connect(&server, version, "/?last_event_id=other-7", &[JSON]).await;

@@ -71,6 +71,9 @@ struct Unasked {
 /// More frames in a second than this that nobody asked for are a flood.
 const FLOOD: u32 = 1000;
 
+/// A write that waited for less says nothing of the client: in HTTP/2 it may have waited for a task of the server's.
+const LULL: Duration = Duration::from_secs(1);
+
 /// What is gathered for one write.
 const WRITE: usize = 64 * 1024;
 
@@ -304,10 +307,13 @@ impl Session {
     /// So many bytes of it are written.
     pub(super) fn wrote(&mut self, bytes: usize, now: impl Fn() -> Instant) {
         self.outgoing.wrote(bytes);
-        if self.stalled.take().is_some() {
-            // There is room again, so the client has taken something: a ping may still be far from it.
-            self.heard = now();
-            self.pinged = None;
+        if let Some(since) = self.stalled.take() {
+            let now = now();
+            if now.duration_since(since) >= LULL {
+                // The client has taken something, and a ping may still be far from it.
+                self.heard = now;
+                self.pinged = None;
+            }
         }
         if let Phase::Closing { since } | Phase::Leaving { since } = &mut self.phase {
             // It is told to close only by what comes last.
