@@ -498,6 +498,29 @@ async fn what_is_not_taken_any_more_is_a_flood_too() {
     }
 }
 
+#[tokio::test]
+async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
+    let count = Count::default();
+    let counted = count.clone();
+    let source = source_fn(move |subscription: Subscription| {
+        let unheard = subscription.incoming().unwrap();
+        let silent = stream::pending::<&str>().map(move |item| (item, &unheard).0);
+        let stream = counted.around(silent);
+        async move { Ok(stream) }
+    });
+    let ping = KeepAlive::every(Duration::from_millis(20));
+    let transport = WebSocket::new().ping(ping);
+    let server = Server::new(tower_push::service(source).over(transport)).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        for _ in 0..20 {
+            socket.send(TEXT, b"is anyone there?").await;
+        }
+        drop(socket);
+        count.becomes(0).await;
+    }
+}
+
 // Clients that misbehave.
 
 #[tokio::test]
@@ -682,14 +705,14 @@ async fn a_client_that_is_slow_but_takes_some_stays() {
         let stream = counted.around(messages.chain(stream::pending()));
         async move { Ok(stream) }
     });
-    let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
+    let transport = WebSocket::new().write_deadline(Duration::from_secs(1));
     let server = Server::new(tower_push::service(source).over(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         let mut piece = vec![0; 1 << 20];
-        for _ in 0..20 {
+        for _ in 0..25 {
             socket.io.read_exact(&mut piece).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(count.get(), 1, "{version:?}");
         drop(socket);

@@ -337,13 +337,14 @@ impl Session {
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let config = &self.config;
         let stalled = self.stalled.map(|since| since + config.write_deadline);
+        let next_ping = || self.ping_after.map(|after| self.heard + after);
         let others = match self.phase {
-            Phase::Open if self.is_deaf => [None, None],
+            Phase::Open if self.is_deaf => [None, next_ping()],
             Phase::Open => [
                 self.begun.map(|since| since + config.message_deadline),
                 match self.pinged {
                     Some(since) => Some(since + config.pong_deadline),
-                    None => self.ping_after.map(|after| self.heard + after),
+                    None => next_ping(),
                 },
             ],
             Phase::Closing { since } | Phase::Leaving { since } => {
@@ -362,8 +363,17 @@ impl Session {
         if was_due(self.stalled, config.write_deadline) {
             self.phase = Phase::Over;
         }
+        let is_silent = self
+            .ping_after
+            .is_some_and(|after| is_due(self.heard, after));
         match self.phase {
-            Phase::Open if self.is_deaf => {}
+            Phase::Open if self.is_deaf => {
+                if is_silent {
+                    // No answer is read, but a write that fails shows that the client is gone.
+                    self.outgoing.ping(random::bits());
+                    self.heard = now;
+                }
+            }
             Phase::Open if was_due(self.begun, config.message_deadline) => {
                 self.fail(CloseCode::POLICY, "message takes too long");
             }
@@ -371,8 +381,7 @@ impl Session {
                 self.fail(CloseCode::NO_PONG, "no pong");
             }
             Phase::Open => {
-                let is_silent = |after| is_due(self.heard, after);
-                if self.pinged.is_none() && self.ping_after.is_some_and(is_silent) {
+                if self.pinged.is_none() && is_silent {
                     self.outgoing.ping(random::bits());
                     self.pinged = Some(now);
                 }
@@ -551,8 +560,10 @@ mod tests {
         it.pass(25 * SECOND);
         it.written();
         it.session.is_deaf = true;
-        assert_eq!(it.session.wakes_at(), None);
-        it.pass(100 * SECOND);
+        for _ in 0..10 {
+            it.pass(25 * SECOND);
+            assert_eq!(it.written()[..2], [0x89, 8]);
+        }
         assert!(it.session.is_open());
         let now = it.now;
         it.session.listens(|| now);
