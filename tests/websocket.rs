@@ -10,6 +10,7 @@ use support::{
     Client, Count, Server, VERSIONS, Version,
     websocket::{Opened, connect, masked},
 };
+use tokio::io::AsyncReadExt;
 use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
@@ -324,6 +325,56 @@ async fn the_client_may_close_at_any_time() {
 }
 
 #[tokio::test]
+async fn what_came_before_a_close_is_answered() {
+    let server = echo(WebSocket::new()).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        let both = [masked(TEXT, b"last words"), masked(CLOSE, b"\x03\xe8")].concat();
+        socket.write(&both).await;
+        assert_eq!(text(&mut socket).await, "last words");
+        assert_eq!(socket.closed().await, Some((1000, String::new())));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
+    let channel = Channel::new();
+    let transport = WebSocket::new().write_deadline(Duration::from_millis(50));
+    let lost = axum::middleware::map_response(|_: axum::response::Response| async {
+        http::StatusCode::INTERNAL_SERVER_ERROR
+    });
+    let app: Router = Router::new()
+        .route_service("/", tower_push::service(channel.clone()).over(transport))
+        .layer(lost);
+    let server = Server::new(app).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let refused = client.websocket("/", &[]).await.err().expect("refused");
+        assert_eq!(refused.head.status, 500);
+        // Also while the client's connection goes on.
+        let idle = tokio::time::timeout(support::LONG, channel.idle()).await;
+        assert!(idle.is_ok(), "{version:?}: still there");
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_panics_takes_its_connection_along() {
+    let count = Count::default();
+    let counted = count.clone();
+    let source = source_fn(move |_| {
+        let panics = stream::poll_fn(|_| -> std::task::Poll<Option<&str>> { panic!("on purpose") });
+        let stream = counted.around(panics);
+        async move { Ok(stream) }
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        assert_eq!(socket.frame().await, None);
+        count.becomes(0).await;
+    }
+}
+
+#[tokio::test]
 async fn pages_of_other_origins_are_refused() {
     let foreign = ("origin", "https://evil.example");
     let own = ("origin", "http://localhost");
@@ -429,6 +480,45 @@ async fn a_source_may_stop_listening() {
     assert_eq!(text(&mut socket).await, "0");
     socket.send(PING, b"").await;
     assert_eq!(socket.frame().await.unwrap().first, PONG);
+}
+
+#[tokio::test]
+async fn what_is_not_taken_any_more_is_a_flood_too() {
+    let source = source_fn(|subscription: Subscription| async move {
+        let once = subscription.incoming().unwrap().take(1);
+        Ok(once.chain(stream::pending()))
+    });
+    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        socket.send(TEXT, b"once").await;
+        assert_eq!(text(&mut socket).await, "once");
+        socket.write(&masked(TEXT, b"").repeat(3_000)).await;
+        assert_eq!(socket.closed().await.unwrap().0, 1008);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
+    let count = Count::default();
+    let counted = count.clone();
+    let source = source_fn(move |subscription: Subscription| {
+        let unheard = subscription.incoming().unwrap();
+        let silent = stream::pending::<&str>().map(move |item| (item, &unheard).0);
+        let stream = counted.around(silent);
+        async move { Ok(stream) }
+    });
+    let ping = KeepAlive::every(Duration::from_millis(20));
+    let transport = WebSocket::new().ping(ping);
+    let server = Server::new(tower_push::service(source).over(transport)).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        for _ in 0..20 {
+            socket.send(TEXT, b"is anyone there?").await;
+        }
+        drop(socket);
+        count.becomes(0).await;
+    }
 }
 
 // Clients that misbehave.
@@ -602,6 +692,31 @@ async fn a_client_that_stops_reading_is_put_out() {
         tokio::time::timeout(support::LONG, channel.idle())
             .await
             .unwrap_or_else(|_| panic!("{version:?}: still there"));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_but_takes_some_stays() {
+    let count = Count::default();
+    let counted = count.clone();
+    let payload = bytes::Bytes::from(vec![0; 16 << 20]);
+    let source = source_fn(move |_| {
+        let messages = stream::iter(vec![payload.clone(); 16]);
+        let stream = counted.around(messages.chain(stream::pending()));
+        async move { Ok(stream) }
+    });
+    let transport = WebSocket::new().write_deadline(Duration::from_secs(1));
+    let server = Server::new(tower_push::service(source).over(transport)).await;
+    for version in VERSIONS {
+        let mut socket = connect(&server, version, "/", &[]).await;
+        let mut piece = vec![0; 1 << 20];
+        for _ in 0..25 {
+            socket.io.read_exact(&mut piece).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(count.get(), 1, "{version:?}");
+        drop(socket);
+        count.becomes(0).await;
     }
 }
 

@@ -16,8 +16,8 @@ use crate::event::Payload;
 /// checked and dropped. It ends when the client is gone.
 ///
 /// A few messages wait here. While there is no room for more, the client's socket is not read, so that a client that sends
-/// faster than the source reads is slowed down; and so are its pings, and the news that it has left. To drop this is to have
-/// all further messages dropped.
+/// faster than the source reads is slowed down; and so are its pings, and the news that it has left, which then shows only when
+/// something is sent to it, if only a ping. To drop this is to have all further messages dropped.
 ///
 /// ```
 /// use tokio_stream::StreamExt;

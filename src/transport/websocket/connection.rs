@@ -53,6 +53,10 @@ const READ: usize = 16 * 1024;
 /// In one write.
 const SLICES: usize = 64;
 
+/// What a socket that takes any length whole is given at most at once: HTTP/2 holds a copy until the client has taken it, and
+/// only the next write shows that it did.
+const WHOLE: usize = 16 * 1024;
+
 /// Reads and writes in one go, so that a busy connection lets its neighbours run.
 const ROUNDS: usize = 16;
 
@@ -90,10 +94,12 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         if let Socket::Upgrading(on_upgrade) = this.socket {
-            match ready!(Pin::new(on_upgrade).poll(cx)) {
-                Ok(upgraded) => *this.socket = Socket::Open(upgraded),
+            match Pin::new(on_upgrade).poll(cx) {
+                Poll::Ready(Ok(upgraded)) => *this.socket = Socket::Open(upgraded),
                 // The client left first, or something in between dropped the response.
-                Err(_) => return Poll::Ready(()),
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                // In HTTP/1.1 a response that was dropped shows only once the client has left.
+                Poll::Pending => return this.timer.poll(this.driver.session.begins_by(), cx),
             }
             this.driver.session.begin(Instant::now());
         }
@@ -125,12 +131,13 @@ where
             let sent = self.take_items(cx);
             self.session.settle(Instant::now);
             let written = self.write(socket, cx);
-            if !self.session.is_open() {
-                self.items = None;
-                self.delivery = None;
-            }
             if self.session.is_over() {
                 return Poll::Ready(());
+            }
+            if !self.session.is_open() && self.items.take().is_some() {
+                // What was read may have waited for room there.
+                self.delivery = None;
+                continue;
             }
             // Its source may have made room, in which case nobody wakes it.
             let read_on = self.session.is_deaf && self.poll_room(cx).is_ready();
@@ -147,24 +154,23 @@ where
         if self.session.is_over() {
             return Poll::Pending;
         }
-        if !self.unread.is_empty() {
-            let unread = std::mem::take(&mut self.unread);
-            let mut rest = &unread[..];
-            let received = self.receive(&mut rest, cx);
-            self.unread = unread.slice(unread.len() - rest.len()..);
-            return received;
-        }
         if self.poll_room(cx).is_pending() {
             return Poll::Pending;
+        }
+        if !self.unread.is_empty() {
+            let unread = std::mem::take(&mut self.unread);
+            let rest = self.receive(&unread, cx);
+            // The same memory: to copy it for each message would be to copy it many times.
+            self.unread = unread.slice_ref(rest);
+            return Poll::Ready(());
         }
         let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
         let mut buffer = ReadBuf::uninit(&mut space);
         match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
             Ok(()) if !buffer.filled().is_empty() => {
-                let mut rest = buffer.filled();
-                let received = self.receive(&mut rest, cx);
+                let rest = self.receive(buffer.filled(), cx);
                 self.unread = Bytes::copy_from_slice(rest);
-                received
+                Poll::Ready(())
             }
             Ok(()) | Err(_) => {
                 self.session.hung_up();
@@ -186,20 +192,17 @@ where
         Poll::Ready(())
     }
 
-    /// Takes from the front of what was read as much as there is room for.
-    fn receive(&mut self, bytes: &mut &[u8], cx: &Context<'_>) -> Poll<()> {
+    /// Gives back what there is no room for.
+    fn receive<'a>(&mut self, mut bytes: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
         let now = Instant::now();
-        while !bytes.is_empty() {
-            if self.poll_room(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let is_wanted = self.delivery.is_some();
-            let message = self.session.receive(bytes, is_wanted, now);
+        while !bytes.is_empty() && self.poll_room(cx).is_ready() {
+            let is_wanted = self.delivery.as_ref().is_some_and(Delivery::is_wanted);
+            let message = self.session.receive(&mut bytes, is_wanted, now);
             if let (Some(message), Some(delivery)) = (message, &self.delivery) {
                 delivery.send(message, cx);
             }
         }
-        Poll::Ready(())
+        bytes
     }
 
     /// Takes what the source has, as far as there is room; ready if there may be more.
@@ -241,13 +244,16 @@ where
                 break;
             }
             let written = match &slices[..count] {
+                [first, ..] if !socket.is_write_vectored() => {
+                    let whole = &first[..first.len().min(WHOLE)];
+                    socket.as_mut().poll_write(cx, whole)
+                }
                 [first] => socket.as_mut().poll_write(cx, first),
-                [first, ..] if !socket.is_write_vectored() => socket.as_mut().poll_write(cx, first),
                 slices => socket.as_mut().poll_write_vectored(cx, slices),
             };
             match ready!(written)? {
                 0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                bytes => self.session.wrote(bytes),
+                bytes => self.session.wrote(bytes, Instant::now),
             }
             self.is_flushed = false;
         }

@@ -270,10 +270,12 @@ impl Inflated {
         Ok(&mut self.payload)
     }
 
-    fn finish(self) -> Result<Vec<u8>, InflateError> {
+    fn finish(mut self) -> Result<Vec<u8>, InflateError> {
         if self.payload.len() > self.limit {
             return Err(InflateError::TooBig);
         }
+        // A message that waits is counted by its length.
+        self.payload.shrink_to_fit();
         Ok(self.payload)
     }
 }
@@ -497,6 +499,15 @@ mod tests {
             assert!(Inflater::default().feed(&bomb, &mut out).is_err());
             assert!(out.payload.capacity() <= limit + 1);
         }
+    }
+
+    #[test]
+    fn a_message_holds_no_more_memory_than_it_is_long() {
+        let nothing = [FLUSHED, &[0]].concat().repeat(10_000);
+        let inflated = inflate(&[&[0], &nothing[..nothing.len() - 5]].concat(), 64 * 1024);
+        assert_eq!(inflated.map(|payload| payload.capacity()), Ok(0));
+        let text = inflate(&compressed(&[b'x'; 1000]), 64 * 1024).unwrap();
+        assert_eq!((text.len(), text.capacity()), (1000, 1000));
     }
 
     #[test]

@@ -105,7 +105,6 @@ fn switch(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         // HEAD is answered as GET would be (RFC 9110 §9.3.2), but cannot be upgraded.
         (&Method::GET | &Method::HEAD, false) => {
             return Err(upgrade_required(
-                head,
                 "there is a WebSocket here: ask for it with `Upgrade: websocket`, in HTTP/1.1 \
                  (a proxy in between has to hand that on)",
             ));
@@ -272,18 +271,20 @@ fn method_not_allowed(allowed: &'static str, message: &'static str) -> Rejection
         .header(ALLOW, HeaderValue::from_static(allowed))
 }
 
+/// 426 is to say what to upgrade to (RFC 9110 §15.5.22), in a header of the connection, which HTTP/2 has none of (RFC 9113
+/// §8.2.2).
 fn wrong_version(head: &Parts) -> Rejection {
-    upgrade_required(head, "`Sec-WebSocket-Version` is to be 13")
-        .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION))
+    const MESSAGE: &str = "`Sec-WebSocket-Version` is to be 13";
+    let refused = match is_multiplexed(head.version) {
+        true => bad_request(MESSAGE),
+        false => upgrade_required(MESSAGE),
+    };
+    refused.header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION))
 }
 
-/// Says to what, where that is a header of the connection alone: not in HTTP/2 (RFC 9113 §8.2.2).
-fn upgrade_required(head: &Parts, message: &'static str) -> Rejection {
-    let refused = Rejection::new(StatusCode::UPGRADE_REQUIRED).message(message);
-    if is_multiplexed(head.version) {
-        return refused;
-    }
-    refused
+fn upgrade_required(message: &'static str) -> Rejection {
+    Rejection::new(StatusCode::UPGRADE_REQUIRED)
+        .message(message)
         .header(CONNECTION, HeaderValue::from_static("Upgrade"))
         .header(UPGRADE, HeaderValue::from_static(WEBSOCKET))
 }
@@ -644,13 +645,13 @@ mod tests {
             (
                 websocket(&[("sec-websocket-version", "8")]),
                 true,
-                426,
+                400,
                 &[VERSION_13],
             ),
             (
                 websocket(&[VERSION_13, VERSION_13]),
                 true,
-                426,
+                400,
                 &[VERSION_13],
             ),
             (

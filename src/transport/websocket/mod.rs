@@ -51,8 +51,8 @@
 //! source has finished for ever is let in and told 1000.
 //!
 //! # What a client may send
-//! Messages, for a source that takes them: see [`Incoming`](crate::source::Incoming). They are checked, and dropped, where none
-//! does.
+//! Messages, for a source that takes them: see [`Incoming`](crate::source::Incoming). Where none does, or none does any more,
+//! they are dropped: checked before, but not inflated.
 
 mod connection;
 mod decoder;

@@ -75,7 +75,7 @@ impl Outgoing {
     pub(super) fn slices<'a>(&'a mut self, into: &mut [IoSlice<'a>]) -> usize {
         if let Some(rest) = &mut self.rest {
             while let Some(frame) = rest.batch.take() {
-                if self.current.is_empty() {
+                if self.current.is_empty() && rest.queued.is_empty() {
                     self.current = frame;
                 } else {
                     rest.push(frame);
@@ -116,7 +116,14 @@ impl Outgoing {
             }
             self.is_begun = false;
             self.current = Bytes::new();
-            let Some(next) = self.rest.as_mut().and_then(|rest| rest.next()) else {
+            let Some(rest) = &mut self.rest else {
+                return;
+            };
+            if bytes == 0 && !rest.control.is_empty() {
+                // More may come behind it.
+                return;
+            }
+            let Some(next) = rest.next() else {
                 self.rest = None;
                 return;
             };
@@ -149,5 +156,118 @@ impl Rest {
         let next = self.queued.pop_front()?;
         self.queued_len -= next.len();
         Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Message(usize),
+        Pong,
+        /// Of what there is, at most so much.
+        Write(usize),
+        /// The socket is full.
+        Refuse,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            prop_oneof![1_usize..10, 4000_usize..6000].prop_map(Step::Message),
+            Just(Step::Pong),
+            prop_oneof![1_usize..30, 1_usize..20_000].prop_map(Step::Write),
+            Just(Step::Refuse),
+        ]
+    }
+
+    /// Frames of which each says, in two bytes, which it is of its kind.
+    #[derive(Default)]
+    struct Fixture {
+        outgoing: Outgoing,
+        messages: u16,
+        pongs: u16,
+        written: Vec<u8>,
+    }
+
+    impl Fixture {
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Message(len) => {
+                    let mut payload = self.messages.to_be_bytes().to_vec();
+                    payload.resize(2 + len, 0);
+                    let out = self.outgoing.batch();
+                    let mut frame = BytesMut::new();
+                    frame::encode(OpCode::Binary, false, &payload, &mut frame);
+                    match len % 2 {
+                        0 => out.push(frame.freeze()),
+                        _ => out.buffer().put_slice(&frame),
+                    }
+                    self.messages += 1;
+                }
+                Step::Pong => {
+                    self.outgoing.pong(&self.pongs.to_be_bytes());
+                    self.pongs += 1;
+                }
+                Step::Write(most) => self.write(most),
+                Step::Refuse => {
+                    self.outgoing.slices(&mut [IoSlice::new(&[]); 4]);
+                }
+            }
+        }
+
+        fn write(&mut self, most: usize) {
+            let mut slices = [IoSlice::new(&[]); 4];
+            let count = self.outgoing.slices(&mut slices);
+            let ready: Vec<u8> = slices[..count]
+                .iter()
+                .flat_map(|slice| slice.to_vec())
+                .collect();
+            let bytes = most.min(ready.len());
+            self.written.extend_from_slice(&ready[..bytes]);
+            if bytes > 0 {
+                self.outgoing.wrote(bytes);
+            }
+        }
+
+        /// What was written: the first byte of each frame, and which it is of its kind.
+        fn frames(&self) -> Vec<(u8, u16)> {
+            let mut frames = Vec::new();
+            let mut rest = &self.written[..];
+            while let [first, len, ..] = *rest {
+                let (len, from) = match len {
+                    126 => (usize::from(u16::from_be_bytes([rest[2], rest[3]])), 4),
+                    len => (usize::from(len), 2),
+                };
+                frames.push((first, u16::from_be_bytes([rest[from], rest[from + 1]])));
+                rest = &rest[from + len..];
+            }
+            frames
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_socket_takes_each_kind_of_frame_stays_whole_and_in_order(
+            steps in vec(step(), 0..60),
+        ) {
+            let mut it = Fixture::default();
+            for step in steps {
+                it.take(step);
+            }
+            while !it.outgoing.is_bare() {
+                it.write(usize::MAX);
+            }
+            let frames = it.frames();
+            for (first, count) in [(0x82, it.messages), (0x8a, it.pongs)] {
+                let numbers = frames.iter().filter(|frame| frame.0 == first);
+                let numbers: Vec<u16> = numbers.map(|frame| frame.1).collect();
+                prop_assert_eq!(numbers, (0..count).collect::<Vec<_>>(), "{:x}", first);
+            }
+        }
     }
 }

@@ -40,8 +40,8 @@ pub(super) struct Session {
     /// Since when a write makes no progress.
     stalled: Option<Instant>,
     unasked: Unasked,
-    /// What the client did that ends it, once the messages before that are answered.
-    offence: Option<(CloseCode, &'static str)>,
+    /// What to close with, as the client has closed or offended, once the messages before that are answered.
+    parting: Option<(Option<CloseCode>, &'static str)>,
     /// Whether nothing is read, because nobody takes the client's messages.
     pub(super) is_deaf: bool,
 }
@@ -71,6 +71,9 @@ struct Unasked {
 /// More frames in a second than this that nobody asked for are a flood.
 const FLOOD: u32 = 1000;
 
+/// A write that waited for less says nothing of the client: in HTTP/2 it may have waited for a task of the server's.
+const LULL: Duration = Duration::from_secs(1);
+
 /// What is gathered for one write.
 const WRITE: usize = 64 * 1024;
 
@@ -97,10 +100,15 @@ impl Session {
                 since: now,
                 frames: 0,
             },
-            offence: None,
+            parting: None,
             is_deaf: false,
             config,
         }
+    }
+
+    /// When the socket is to be there at the latest: that is how long the response may take.
+    pub(super) fn begins_by(&self) -> Instant {
+        self.heard + self.config.write_deadline
     }
 
     /// The socket is there.
@@ -116,7 +124,7 @@ impl Session {
     /// Whether the client's frames are read.
     fn is_reading(&self) -> bool {
         let is_there = matches!(self.phase, Phase::Open | Phase::Closing { .. });
-        is_there && self.offence.is_none()
+        is_there && self.parting.is_none()
     }
 
     /// Whether there is nothing more to do.
@@ -150,6 +158,9 @@ impl Session {
 
     fn decode(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
         while self.is_reading() {
+            if self.decoder.is_idle() {
+                self.begun = None;
+            }
             let is_wanted = is_wanted && self.is_open();
             match self.decoder.decode(input, is_wanted) {
                 Ok(None) => return None,
@@ -206,8 +217,12 @@ impl Session {
     }
 
     fn answer_close(&mut self, code: Option<CloseCode>, now: Instant) {
+        if self.is_open() && self.outgoing.len() == 0 {
+            self.parting = Some((code, ""));
+            return;
+        }
         if self.is_open() {
-            // It reads no more messages.
+            // It is slow already, and need not take messages any more: neither these nor, with a hole before them, others.
             self.outgoing.forget_data();
             frame::encode_close(code, "", self.outgoing.batch().buffer());
         }
@@ -271,15 +286,16 @@ impl Session {
 
     /// Ends it because of what the client did: what it sends from now on is not looked at.
     fn fail(&mut self, code: CloseCode, reason: &'static str) {
-        self.offence.get_or_insert((code, reason));
+        self.parting.get_or_insert((Some(code), reason));
     }
 
     /// Says so, behind what the source has said.
     pub(super) fn settle(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some((code, reason)) = self.offence.take() {
-            let now = now();
-            self.close(code, reason, now);
-            self.phase = Phase::Leaving { since: now };
+        if let Some((code, reason)) = self.parting.take() {
+            if self.is_open() {
+                frame::encode_close(code, reason, self.outgoing.batch().buffer());
+            }
+            self.phase = Phase::Leaving { since: now() };
         }
     }
 
@@ -289,9 +305,20 @@ impl Session {
     }
 
     /// So many bytes of it are written.
-    pub(super) fn wrote(&mut self, bytes: usize) {
+    pub(super) fn wrote(&mut self, bytes: usize, now: impl Fn() -> Instant) {
         self.outgoing.wrote(bytes);
-        self.stalled = None;
+        if let Some(since) = self.stalled.take() {
+            let now = now();
+            if now.duration_since(since) >= LULL {
+                // The client has taken something, and a ping may still be far from it.
+                self.heard = now;
+                self.pinged = None;
+            }
+        }
+        if let Phase::Closing { since } | Phase::Leaving { since } = &mut self.phase {
+            // It is told to close only by what comes last.
+            *since = now();
+        }
     }
 
     /// All is written.
@@ -310,13 +337,14 @@ impl Session {
     pub(super) fn wakes_at(&self) -> Option<Instant> {
         let config = &self.config;
         let stalled = self.stalled.map(|since| since + config.write_deadline);
+        let next_ping = || self.ping_after.map(|after| self.heard + after);
         let others = match self.phase {
-            Phase::Open if self.is_deaf => [None, None],
+            Phase::Open if self.is_deaf => [None, next_ping()],
             Phase::Open => [
                 self.begun.map(|since| since + config.message_deadline),
                 match self.pinged {
                     Some(since) => Some(since + config.pong_deadline),
-                    None => self.ping_after.map(|after| self.heard + after),
+                    None => next_ping(),
                 },
             ],
             Phase::Closing { since } | Phase::Leaving { since } => {
@@ -335,8 +363,17 @@ impl Session {
         if was_due(self.stalled, config.write_deadline) {
             self.phase = Phase::Over;
         }
+        let is_silent = self
+            .ping_after
+            .is_some_and(|after| is_due(self.heard, after));
         match self.phase {
-            Phase::Open if self.is_deaf => {}
+            Phase::Open if self.is_deaf => {
+                if is_silent {
+                    // No answer is read, but a write that fails shows that the client is gone.
+                    self.outgoing.ping(random::bits());
+                    self.heard = now;
+                }
+            }
             Phase::Open if was_due(self.begun, config.message_deadline) => {
                 self.fail(CloseCode::POLICY, "message takes too long");
             }
@@ -344,8 +381,7 @@ impl Session {
                 self.fail(CloseCode::NO_PONG, "no pong");
             }
             Phase::Open => {
-                let is_silent = |after| is_due(self.heard, after);
-                if self.pinged.is_none() && self.ping_after.is_some_and(is_silent) {
+                if self.pinged.is_none() && is_silent {
                     self.outgoing.ping(random::bits());
                     self.pinged = Some(now);
                 }
@@ -417,6 +453,15 @@ mod tests {
             Self { session, now }
         }
 
+        #[cfg(feature = "deflate")]
+        fn deflate() -> crate::transport::websocket::form::Deflate {
+            let mut headers = http::HeaderMap::new();
+            let offer = http::HeaderValue::from_static("permessage-deflate");
+            headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, offer);
+            let (agreed, _) = deflate::negotiate(&headers).unwrap();
+            crate::transport::websocket::form::Deflate { agreed, from: 128 }
+        }
+
         fn pass(&mut self, time: Duration) {
             self.now += time;
             self.session.expire(self.now);
@@ -452,7 +497,8 @@ mod tests {
                 written.extend_from_slice(slice);
             }
             written.truncate(at_most);
-            self.session.wrote(written.len());
+            let now = self.now;
+            self.session.wrote(written.len(), || now);
             written
         }
 
@@ -514,8 +560,10 @@ mod tests {
         it.pass(25 * SECOND);
         it.written();
         it.session.is_deaf = true;
-        assert_eq!(it.session.wakes_at(), None);
-        it.pass(100 * SECOND);
+        for _ in 0..10 {
+            it.pass(25 * SECOND);
+            assert_eq!(it.written()[..2], [0x89, 8]);
+        }
         assert!(it.session.is_open());
         let now = it.now;
         it.session.listens(|| now);
@@ -552,6 +600,55 @@ mod tests {
         assert!(it.session.is_open());
         it.pass(10 * SECOND);
         assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+    }
+
+    #[test]
+    fn messages_that_follow_each_other_closely_are_not_one_long_message() {
+        let mut it = Fixture::new();
+        let frame = frame(0x81, b"dropped");
+        it.receive(&frame[..3]);
+        for _ in 0..10 {
+            it.pass(10 * SECOND);
+            it.receive(&[&frame[3..], &frame[..3]].concat());
+        }
+        assert!(it.session.is_open());
+        it.pass(60 * SECOND);
+        assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+    }
+
+    #[test]
+    fn a_slow_client_has_as_long_to_close_as_any_other() {
+        let mut it = Fixture::new();
+        it.send(&"x".repeat(100));
+        let now = it.now;
+        it.session.send(None, || now);
+        for _ in 0..20 {
+            it.pass(9 * SECOND);
+            assert_eq!(it.write(5).len(), 5);
+        }
+        assert!(it.written().ends_with(b"x\x88\x02\x0b\xb8"));
+        it.pass(9 * SECOND);
+        assert!(!it.session.is_over());
+        it.pass(SECOND);
+        assert!(it.session.is_over());
+    }
+
+    #[test]
+    fn a_client_that_takes_what_waits_need_not_answer_a_ping_in_time() {
+        let mut it = Fixture::new();
+        it.send(&"x".repeat(5000));
+        for _ in 0..20 {
+            let now = it.now;
+            it.session.stall(|| now);
+            it.pass(25 * SECOND);
+            it.write(1);
+        }
+        assert!(it.session.is_open());
+        it.written();
+        it.pass(25 * SECOND);
+        it.written();
+        it.pass(20 * SECOND);
+        assert!(it.written().ends_with(b"\x0b\xc4no pong"));
     }
 
     #[test]
@@ -608,6 +705,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_source_says_at_once_goes_before_the_answer_to_a_close() {
+        let mut it = Fixture::new();
+        let now = it.now;
+        it.session
+            .receive(&mut &frame(0x88, b"\x03\xe8")[..], false, now);
+        assert!(it.session.has_room());
+        it.send("answer");
+        it.settle();
+        assert!(it.session.is_leaving());
+        assert_eq!(it.written(), b"\x81\x06answer\x88\x02\x03\xe8");
+    }
+
+    #[test]
     fn a_flood_ends_and_steady_pings_do_not() {
         let mut it = Fixture::new();
         for _ in 0..10 {
@@ -622,6 +732,34 @@ mod tests {
             it.receive(&frame(0x89, b""));
         }
         assert!(it.written().ends_with(b"\x03\xf0too many frames"));
+    }
+
+    #[test]
+    fn all_subscribers_write_the_same_memory() {
+        let event = Event::text("x".repeat(1000));
+        let pointers = |is_compressed: bool| {
+            let mut all = Vec::new();
+            for _ in 0..10 {
+                let mut it = Fixture::new();
+                #[cfg(feature = "deflate")]
+                if is_compressed {
+                    it.session.messages.deflate = Some(Fixture::deflate());
+                }
+                let item = Item::Event(event.clone());
+                let now = it.now;
+                it.session.send(Some(Ok(item)), || now);
+                let mut slices = [IoSlice::new(&[]); 8];
+                assert_eq!(it.session.slices(&mut slices), 1);
+                let is_marked = slices[0][0] & 0x40 != 0;
+                assert_eq!(is_marked, is_compressed);
+                all.push(slices[0].as_ptr());
+            }
+            all
+        };
+        for is_compressed in [false, cfg!(feature = "deflate")] {
+            let pointers = pointers(is_compressed);
+            assert!(pointers.iter().all(|pointer| *pointer == pointers[0]));
+        }
     }
 
     #[test]
