@@ -15,7 +15,7 @@ use crate::transport::accept::split;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Agreed {
     /// The base-2 logarithm of the window the client inflates with.
-    window_bits: u8,
+    pub(super) window_bits: u8,
 }
 
 /// The first offer that can be accepted, and what to answer.

@@ -60,6 +60,9 @@ mod decoder;
 mod deflate;
 mod form;
 mod frame;
+#[cfg(all(fuzzing, feature = "deflate"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 #[cfg(test)]
 mod oracles;

@@ -1,0 +1,83 @@
+//! Whatever request comes: a WebSocket is to be had only if it was asked for as RFC 6455 and RFC 8441 have it, and a refusal
+//! is one.
+
+#![no_main]
+
+use http::{Method, Request, Version, header};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use libfuzzer_sys::fuzz_target;
+use tower_push::transport::websocket::fuzzing;
+use tower_push_fuzz::headers;
+
+const PROTOCOLS: [&str; 2] = ["json.tower-push", "ws+meta.nchan"];
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (flags, lines) = input;
+    let choice = |from: u8| usize::from(flags >> from & 3);
+    let mut request = Request::new(());
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let mut head = request.into_parts().0;
+    head.version = [
+        Version::HTTP_11,
+        Version::HTTP_2,
+        Version::HTTP_10,
+        Version::HTTP_3,
+    ][choice(0)];
+    head.method = [Method::GET, Method::CONNECT, Method::HEAD, Method::POST][choice(2)].clone();
+    if head.version >= Version::HTTP_2 {
+        head.uri = "https://example.com/".parse().unwrap();
+    }
+    if let Some(protocol) = [None, Some("websocket"), Some("WebSocket"), Some("x")][choice(4)] {
+        head.extensions.insert(Protocol::from_static(protocol));
+    }
+    let can_upgrade = flags & 0x40 != 0;
+    if can_upgrade {
+        head.extensions.insert(on_upgrade);
+    }
+    head.headers = headers(lines);
+
+    let is_asked = fuzzing::is_asked(&head);
+    let handshake = fuzzing::handshake(&mut head, &PROTOCOLS);
+    let has_upgrade = head.extensions.get::<OnUpgrade>().is_some();
+    let header = |name| head.headers.get(name).map(|value| value.as_bytes());
+    match handshake {
+        Ok(response) => {
+            assert!(is_asked && can_upgrade && !has_upgrade);
+            let is_http_1 = head.version == Version::HTTP_11;
+            assert_eq!(response.status(), if is_http_1 { 101 } else { 200 });
+            let answer = response.headers();
+            if is_http_1 {
+                assert_eq!(head.method, Method::GET);
+                assert_eq!(header(header::SEC_WEBSOCKET_VERSION), Some(&b"13"[..]));
+                assert_eq!(header(header::SEC_WEBSOCKET_KEY).map(<[u8]>::len), Some(24));
+                assert_eq!(answer[header::SEC_WEBSOCKET_ACCEPT].len(), 28);
+            } else {
+                assert_eq!(head.method, Method::CONNECT);
+                assert!(!answer.contains_key(header::SEC_WEBSOCKET_ACCEPT));
+            }
+            if let Some(protocol) = answer.get(header::SEC_WEBSOCKET_PROTOCOL) {
+                assert!(PROTOCOLS.iter().any(|known| protocol == known));
+                let asked = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+                let mut asked = asked.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+                assert!(asked.any(|asked| asked.trim_ascii() == protocol.as_bytes()));
+            }
+            if answer.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
+                assert!(head.headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS));
+            }
+        }
+        Err((status, answer)) => {
+            assert_eq!(has_upgrade, can_upgrade);
+            match status.as_u16() {
+                400 | 403 => {}
+                405 => assert!(answer.contains_key(header::ALLOW)),
+                426 if head.version <= Version::HTTP_11 => {
+                    assert!(answer.contains_key(header::UPGRADE));
+                }
+                426 => assert!(answer.contains_key(header::SEC_WEBSOCKET_VERSION)),
+                500 => assert!(is_asked && !can_upgrade),
+                501 => assert!(head.version >= Version::HTTP_2),
+                _ => panic!("{status}"),
+            }
+        }
+    }
+});

@@ -1,0 +1,61 @@
+//! Whatever is to be inflated: never beyond the limit, the same whatever the limit, and as another inflater has it. And
+//! what is compressed inflates to what it was, also with the smallest window that it is sent to.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use miniz_oxide::inflate::{
+    TINFLStatus,
+    core::{DecompressorOxide, decompress, inflate_flags},
+};
+use tower_push::transport::websocket::fuzzing::{compress, inflate};
+
+/// As long as nothing here becomes.
+const LARGE: usize = 1 << 20;
+
+fuzz_target!(|input: (u16, &[u8])| {
+    let (limit, bytes) = (usize::from(input.0), input.1);
+    let inflated = inflate(bytes, limit);
+    if let Ok(payload) = &inflated {
+        assert!(payload.len() <= limit && payload.capacity() <= limit + 1);
+    }
+    match inflate(bytes, LARGE) {
+        Ok(payload) => {
+            let fits = payload.len() <= limit;
+            assert_eq!(inflated, if fits { Ok(payload.clone()) } else { Err(true) });
+            assert_eq!(theirs(bytes), Some(payload));
+        }
+        Err(false) => assert!(inflated.is_err()),
+        Err(true) => assert_eq!(inflated, Err(true)),
+    }
+
+    let compressed = compress(bytes);
+    assert!(compressed.len() <= bytes.len() + bytes.len() / 1000 + 32);
+    assert_eq!(inflate(&compressed, bytes.len()).as_deref(), Ok(bytes));
+    if !bytes.is_empty() {
+        assert_eq!(inflate(&compressed, bytes.len() - 1), Err(true));
+    }
+});
+
+/// A message, by RFC 7692 §7.2.2 and §7.2.3.4. It is less strict about what is no DEFLATE.
+fn theirs(message: &[u8]) -> Option<Vec<u8>> {
+    const END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
+    let input = [message, &END].concat();
+    let (mut from, mut payload) = (0, Vec::new());
+    let mut out = vec![0; LARGE];
+    while from != message.len() || from == 0 {
+        let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        let mut inflater = DecompressorOxide::new();
+        let (status, taken, written) =
+            decompress(&mut inflater, &input[from..], &mut out, 0, flags);
+        if status != TINFLStatus::Done {
+            return None;
+        }
+        payload.extend_from_slice(&out[..written]);
+        from += taken;
+        if from == input.len() {
+            break;
+        }
+    }
+    Some(payload)
+}

@@ -1,0 +1,34 @@
+//! Whatever offers come, one to a line: an answer has the form of RFC 7692 §7.1, and would be accepted as an offer too.
+
+#![no_main]
+
+use http::{HeaderMap, HeaderValue, header::SEC_WEBSOCKET_EXTENSIONS};
+use libfuzzer_sys::fuzz_target;
+use tower_push::transport::websocket::fuzzing::negotiate;
+
+const ANSWER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+
+fuzz_target!(|offers: &[u8]| {
+    let mut headers = HeaderMap::new();
+    for line in offers.split(|byte| *byte == b'\n') {
+        if let Ok(line) = HeaderValue::from_bytes(line) {
+            headers.append(SEC_WEBSOCKET_EXTENSIONS, line);
+        }
+    }
+    let Some((window_bits, answer)) = negotiate(&headers) else {
+        return;
+    };
+    let offers = String::from_utf8_lossy(offers);
+    assert!(offers.contains("permessage-deflate"));
+    let rest = answer.to_str().unwrap().strip_prefix(ANSWER).unwrap();
+    if rest.is_empty() {
+        assert_eq!(window_bits, 15);
+    } else {
+        assert!((8..=15).contains(&window_bits));
+        assert_eq!(rest, format!("; server_max_window_bits={window_bits}"));
+        // It must not be answered unless it was offered.
+        assert!(offers.contains("server_max_window_bits"));
+    }
+    let headers = HeaderMap::from_iter([(SEC_WEBSOCKET_EXTENSIONS, answer.clone())]);
+    assert_eq!(negotiate(&headers), Some((window_bits, answer)));
+});
