@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_core::Stream;
 use hyper::{
     rt::{Read, ReadBuf, Write},
@@ -18,7 +18,11 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::session::Session;
-use crate::{error::BoxError, event::Item, source::Delivery};
+use crate::{
+    error::BoxError,
+    event::Item,
+    source::{Delivery, Parcel},
+};
 
 pin_project! {
     /// A connection from its upgrade to its end. It needs tokio's clock.
@@ -133,7 +137,7 @@ where
                 return Poll::Ready(());
             }
             // Its source may have made room, in which case nobody wakes it.
-            let read_on = self.session.is_deaf && self.poll_room(cx).is_ready();
+            let read_on = self.session.is_deaf && self.poll_room(|it| it.poll_ready(cx)).is_ready();
             if read.is_pending() && !read_on && (sent.is_pending() || written.is_pending()) {
                 return Poll::Pending;
             }
@@ -148,13 +152,17 @@ where
             return Poll::Pending;
         }
         if !self.unread.is_empty() {
-            let unread = std::mem::take(&mut self.unread);
+            let mut unread = std::mem::take(&mut self.unread);
             let mut rest = &unread[..];
             let received = self.receive(&mut rest, cx);
-            self.unread = unread.slice(unread.len() - rest.len()..);
+            let read = unread.len() - rest.len();
+            unread.advance(read);
+            if !unread.is_empty() {
+                self.unread = unread;
+            }
             return received;
         }
-        if self.poll_room(cx).is_pending() {
+        if self.poll_room(|it| it.poll_ready(cx)).is_pending() {
             return Poll::Pending;
         }
         let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
@@ -173,30 +181,32 @@ where
         }
     }
 
-    /// Whether there is room for another message.
-    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+    /// What is asked for, if there is room for another message; nothing if nobody wants one.
+    fn poll_room<T>(&mut self, ask: impl FnOnce(&Delivery) -> Poll<T>) -> Poll<Option<T>> {
         let Some(delivery) = &self.delivery else {
-            return Poll::Ready(());
+            return Poll::Ready(None);
         };
-        if delivery.poll_ready(cx).is_pending() {
+        let Poll::Ready(room) = ask(delivery) else {
             self.session.is_deaf = true;
             return Poll::Pending;
-        }
+        };
         self.session.listens(Instant::now);
-        Poll::Ready(())
+        Poll::Ready(Some(room))
     }
 
     /// Takes from the front of what was read as much as there is room for.
     fn receive(&mut self, bytes: &mut &[u8], cx: &Context<'_>) -> Poll<()> {
         let now = Instant::now();
         while !bytes.is_empty() {
-            if self.poll_room(cx).is_pending() {
-                return Poll::Pending;
+            let mut parcel = ready!(self.poll_room(|it| it.poll_parcel(cx)));
+            while !bytes.is_empty() && !parcel.as_ref().is_some_and(Parcel::is_full) {
+                let message = self.session.receive(bytes, parcel.is_some(), now);
+                if let (Some(message), Some(parcel)) = (message, &mut parcel) {
+                    parcel.push(message);
+                }
             }
-            let is_wanted = self.delivery.is_some();
-            let message = self.session.receive(bytes, is_wanted, now);
-            if let (Some(message), Some(delivery)) = (message, &self.delivery) {
-                delivery.send(message, cx);
+            if let (Some(parcel), Some(delivery)) = (parcel, &self.delivery) {
+                delivery.send(parcel, cx);
             }
         }
         Poll::Ready(())
