@@ -144,6 +144,14 @@ impl Decoder {
         }
     }
 
+    /// Of the data frame that has begun, what is to come, in bytes.
+    pub(super) fn missing(&self) -> usize {
+        match &self.state {
+            State::Data(header, _) => header.len,
+            _ => 0,
+        }
+    }
+
     fn read(
         &mut self,
         input: &mut &[u8],
@@ -1083,6 +1091,18 @@ mod tests {
             panic!("no text");
         };
         assert_eq!((text.len(), text.capacity()), (999, 999));
+    }
+
+    #[test]
+    fn it_knows_where_a_frame_ends() {
+        let mut decoder = Decoder::new(RULES);
+        let frame = frame(0x82, &[0; 300]);
+        for (piece, missing) in [(&frame[..4], 0), (&frame[4..8], 300), (&frame[8..9], 299)] {
+            assert_eq!(feed(&mut decoder, piece, true), []);
+            assert_eq!(decoder.missing(), missing);
+        }
+        feed(&mut decoder, &frame[9..], true);
+        assert_eq!(decoder.missing(), 0);
     }
 
     #[test]

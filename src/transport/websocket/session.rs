@@ -148,6 +148,11 @@ impl Session {
         message
     }
 
+    /// Of the frame that has begun, what is to come, in bytes.
+    pub(super) fn missing(&self) -> usize {
+        self.decoder.missing()
+    }
+
     fn decode(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
         while self.is_reading() {
             let is_open = self.is_open();
