@@ -3,7 +3,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use futures_core::Stream;
@@ -71,7 +71,10 @@ enum Reader {
 }
 
 /// Messages that wait, at most.
-const MESSAGES: usize = 16;
+const MESSAGES: usize = 64;
+
+/// For how many of them memory is kept while none waits.
+const KEPT: usize = 16;
 
 /// Bytes that wait, at most, unless one message is more.
 const BYTES: usize = 64 * 1024;
@@ -84,8 +87,20 @@ impl Mailbox {
 
 impl State {
     fn is_full(&self) -> bool {
-        self.messages.len() >= MESSAGES || self.bytes >= BYTES
+        is_full(self.messages.len(), self.bytes)
     }
+
+    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_full() && !matches!(self.reader, Reader::Gone) {
+            self.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+fn is_full(messages: usize, bytes: usize) -> bool {
+    messages >= MESSAGES || bytes >= BYTES
 }
 
 impl Delivery {
@@ -105,26 +120,68 @@ impl Delivery {
 
     /// Ready when there is room for a message, or nobody to read it.
     pub(crate) fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut state = self.0.state();
-        if state.is_full() && !matches!(state.reader, Reader::Gone) {
-            state.writer = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(())
+        self.0.state().poll_room(cx)
     }
 
-    /// Hands over a message; it is dropped if nobody reads. The reader is not woken if it is this very task, which then asks its
+    /// The same, with what to put messages into, as many as there is room for; `None` if nobody reads them.
+    pub(crate) fn poll_parcel(&self, cx: &Context<'_>) -> Poll<Option<Parcel>> {
+        let mut state = self.0.state();
+        ready!(state.poll_room(cx));
+        if matches!(state.reader, Reader::None | Reader::Gone) {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Parcel {
+            added: 0,
+            waiting: (state.messages.len(), state.bytes),
+            // Most often nothing waits, and then it goes back as it is.
+            messages: match state.messages.is_empty() {
+                true => std::mem::take(&mut state.messages),
+                false => VecDeque::new(),
+            },
+        }))
+    }
+
+    /// Hands over messages; they are dropped if nobody reads. The reader is not woken if it is this very task, which then asks its
     /// source anyway.
-    pub(crate) fn send(&self, message: Payload, cx: &Context<'_>) {
+    pub(crate) fn send(&self, mut parcel: Parcel, cx: &Context<'_>) {
+        if parcel.messages.is_empty() {
+            return;
+        }
         let mut state = self.0.state();
         if matches!(state.reader, Reader::None | Reader::Gone) {
             return;
         }
-        state.bytes += message.as_bytes().len();
-        state.messages.push_back(message);
+        if state.messages.is_empty() {
+            std::mem::swap(&mut state.messages, &mut parcel.messages);
+        } else {
+            state.messages.append(&mut parcel.messages);
+        }
+        state.bytes += parcel.added;
         let reader = std::mem::replace(&mut state.reader, Reader::Busy);
         drop(state);
         reader.wake_from(cx);
+    }
+}
+
+/// Messages that go into a mailbox under one lock.
+pub(crate) struct Parcel {
+    messages: VecDeque<Payload>,
+    /// Of these, in bytes.
+    added: usize,
+    /// How many messages waited before, and how many bytes.
+    waiting: (usize, usize),
+}
+
+impl Parcel {
+    /// Whether another message has to wait until some are read.
+    pub(crate) fn is_full(&self) -> bool {
+        let (messages, bytes) = self.waiting;
+        is_full(messages + self.messages.len(), bytes + self.added)
+    }
+
+    pub(crate) fn push(&mut self, message: Payload) {
+        self.added += message.as_bytes().len();
+        self.messages.push_back(message);
     }
 }
 
@@ -178,6 +235,7 @@ impl Stream for Incoming {
             if state.is_over {
                 return Poll::Ready(None);
             }
+            state.messages.shrink_to(KEPT);
             state.reader = Reader::Waiting(cx.waker().clone());
             return Poll::Pending;
         };
@@ -221,5 +279,79 @@ impl fmt::Debug for State {
             .field("messages", &self.messages.len())
             .field("bytes", &self.bytes)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parcel(delivery: &Delivery) -> Option<Parcel> {
+        let cx = &Context::from_waker(Waker::noop());
+        match delivery.poll_parcel(cx) {
+            Poll::Ready(parcel) => parcel,
+            Poll::Pending => None,
+        }
+    }
+
+    /// Delivers messages of this size until there is no room, in parcels of this many, and says how many these were.
+    fn fill(delivery: &Delivery, size: usize, at_once: usize) -> usize {
+        let mut count = 0;
+        while let Some(mut parcel) = parcel(delivery) {
+            while !parcel.is_full() && parcel.messages.len() < at_once {
+                parcel.push(Payload::Text("x".repeat(size)));
+                count += 1;
+            }
+            delivery.send(parcel, &Context::from_waker(Waker::noop()));
+        }
+        count
+    }
+
+    fn read(incoming: &mut Incoming) -> Option<Payload> {
+        let cx = &mut Context::from_waker(Waker::noop());
+        match Pin::new(incoming).poll_next(cx) {
+            Poll::Ready(message) => message,
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_however_it_comes() {
+        for at_once in [1, 3, usize::MAX] {
+            let delivery = Delivery::new();
+            let mut incoming = delivery.slot().take().unwrap();
+            assert_eq!(fill(&delivery, 1, at_once), MESSAGES);
+            read(&mut incoming);
+            assert_eq!(fill(&delivery, 1, at_once), 1);
+            while read(&mut incoming).is_some() {}
+            assert_eq!(fill(&delivery, BYTES / 2 + 1, at_once), 2);
+            while read(&mut incoming).is_some() {}
+            assert_eq!(fill(&delivery, 2 * BYTES, at_once), 1);
+        }
+    }
+
+    #[test]
+    fn messages_keep_their_order() {
+        let delivery = Delivery::new();
+        let mut incoming = delivery.slot().take().unwrap();
+        for texts in [&["1", "2"][..], &[], &["3"]] {
+            let mut parcel = parcel(&delivery).unwrap();
+            for text in texts {
+                parcel.push(Payload::Text((*text).into()));
+            }
+            delivery.send(parcel, &Context::from_waker(Waker::noop()));
+        }
+        for text in ["1", "2", "3"] {
+            assert_eq!(read(&mut incoming), Some(Payload::Text(text.into())));
+        }
+    }
+
+    #[test]
+    fn little_memory_is_kept_for_what_may_come() {
+        let delivery = Delivery::new();
+        let mut incoming = delivery.slot().take().unwrap();
+        fill(&delivery, 1, usize::MAX);
+        while read(&mut incoming).is_some() {}
+        assert!(delivery.0.state().messages.capacity() <= KEPT);
     }
 }

@@ -39,10 +39,10 @@ use std::future::Future;
 use futures_core::Stream;
 
 #[cfg(feature = "websocket")]
-pub(crate) use self::incoming::Delivery;
-#[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::incoming::Incoming;
+#[cfg(feature = "websocket")]
+pub(crate) use self::incoming::{Delivery, Parcel};
 pub use self::{
     channel::Channel,
     push::Push,

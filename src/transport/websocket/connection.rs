@@ -18,7 +18,11 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::session::Session;
-use crate::{error::BoxError, event::Item, source::Delivery};
+use crate::{
+    error::BoxError,
+    event::Item,
+    source::{Delivery, Parcel},
+};
 
 pin_project! {
     /// A connection from its upgrade to its end. It needs tokio's clock.
@@ -47,8 +51,11 @@ struct Driver<S> {
     is_shut_down: bool,
 }
 
-/// What one read takes at most. It lives on the stack.
-const READ: usize = 16 * 1024;
+/// What one read takes at most: a message of the default limit and its header. It lives on the stack.
+const READ: usize = 64 * 1024 + 14;
+
+/// From here on to copy what follows costs more than another read.
+const LARGE: usize = 4 * 1024;
 
 /// In one write.
 const SLICES: usize = 64;
@@ -140,7 +147,7 @@ where
                 continue;
             }
             // Its source may have made room, in which case nobody wakes it.
-            let read_on = self.session.is_deaf && self.poll_room(cx).is_ready();
+            let read_on = self.session.is_deaf && self.poll_room(|it| it.poll_ready(cx)).is_ready();
             if read.is_pending() && !read_on && (sent.is_pending() || written.is_pending()) {
                 return Poll::Pending;
             }
@@ -154,7 +161,7 @@ where
         if self.session.is_over() {
             return Poll::Pending;
         }
-        if self.poll_room(cx).is_pending() {
+        if self.poll_room(|it| it.poll_ready(cx)).is_pending() {
             return Poll::Pending;
         }
         if !self.unread.is_empty() {
@@ -165,7 +172,12 @@ where
             return Poll::Ready(());
         }
         let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
-        let mut buffer = ReadBuf::uninit(&mut space);
+        // A large message's end is the end of the read, so that what follows is neither copied nor cut.
+        let most = match self.session.missing() {
+            missing @ LARGE..READ => missing,
+            _ => READ,
+        };
+        let mut buffer = ReadBuf::uninit(&mut space[..most]);
         match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
             Ok(()) if !buffer.filled().is_empty() => {
                 let rest = self.receive(buffer.filled(), cx);
@@ -179,27 +191,35 @@ where
         }
     }
 
-    /// Whether there is room for another message.
-    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
+    /// What is asked for, if there is room for another message; nothing if nobody wants one.
+    fn poll_room<T>(&mut self, ask: impl FnOnce(&Delivery) -> Poll<T>) -> Poll<Option<T>> {
         let Some(delivery) = &self.delivery else {
-            return Poll::Ready(());
+            return Poll::Ready(None);
         };
-        if delivery.poll_ready(cx).is_pending() {
+        let Poll::Ready(room) = ask(delivery) else {
             self.session.is_deaf = true;
             return Poll::Pending;
-        }
+        };
         self.session.listens(Instant::now);
-        Poll::Ready(())
+        Poll::Ready(Some(room))
     }
 
     /// Gives back what there is no room for.
     fn receive<'a>(&mut self, mut bytes: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
         let now = Instant::now();
-        while !bytes.is_empty() && self.poll_room(cx).is_ready() {
-            let is_wanted = self.delivery.as_ref().is_some_and(Delivery::is_wanted);
-            let message = self.session.receive(&mut bytes, is_wanted, now);
-            if let (Some(message), Some(delivery)) = (message, &self.delivery) {
-                delivery.send(message, cx);
+        while !bytes.is_empty() {
+            let Poll::Ready(parcel) = self.poll_room(|it| it.poll_parcel(cx)) else {
+                break;
+            };
+            let mut parcel = parcel.flatten();
+            while !bytes.is_empty() && !parcel.as_ref().is_some_and(Parcel::is_full) {
+                let message = self.session.receive(&mut bytes, parcel.is_some(), now);
+                if let (Some(message), Some(parcel)) = (message, &mut parcel) {
+                    parcel.push(message);
+                }
+            }
+            if let (Some(parcel), Some(delivery)) = (parcel, &self.delivery) {
+                delivery.send(parcel, cx);
             }
         }
         bytes

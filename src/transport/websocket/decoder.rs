@@ -35,7 +35,8 @@ pub(super) enum Received {
     Message(Message),
     /// A message that nobody keeps.
     Dropped,
-    Ping(Control),
+    /// Its payload was given to `pinged`.
+    Ping,
     Pong,
     /// The last that comes: what follows is ignored.
     Close(Option<CloseCode>),
@@ -99,19 +100,39 @@ impl Decoder {
 
     /// Reads on from the front of `input`, which it shortens by what it read; `None` once that is all of it.
     ///
-    /// A message is kept if `keeps` when its first frame begins, and otherwise checked and dropped. After a violation, or a
-    /// close frame, everything is dropped unchecked.
+    /// A message is kept if `keeps` when its first frame begins, and otherwise checked and dropped. A ping's payload is only lent,
+    /// so that it is not moved along with every message. After a violation, or a close frame, everything is dropped unchecked.
     pub(super) fn decode(
         &mut self,
         input: &mut &[u8],
         keeps: bool,
+        pinged: &mut impl FnMut(&[u8]),
     ) -> Result<Option<Received>, Violation> {
-        let result = self.read(input, keeps);
+        let result = match self.at_once(input, keeps) {
+            Ok(None) => self.read(input, keeps, pinged),
+            result => result.map(|message| message.map(Received::Message)),
+        };
         if matches!(result, Err(_) | Ok(Some(Received::Close(_)))) {
             self.state = State::Closed;
             self.unfinished = None;
         }
         result
+    }
+
+    /// A message that is kept and there as a whole, in one frame: the usual case, in straight code.
+    #[inline]
+    fn at_once(&self, input: &mut &[u8], keeps: bool) -> Result<Option<Message>, Violation> {
+        if !keeps || !matches!(self.state, State::Header) || !self.is_idle() {
+            return Ok(None);
+        }
+        match self.parse(input)? {
+            Some((header, from)) if header.is_at_once(input.len() - from) => {
+                take(input, from);
+                let payload = unmask::to_vec(take(input, header.len), header.mask);
+                Message::whole(&header, payload).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Whether nothing has begun that is not whole: no frame and no message.
@@ -139,15 +160,28 @@ impl Decoder {
         }
     }
 
-    fn read(&mut self, input: &mut &[u8], keeps: bool) -> Result<Option<Received>, Violation> {
+    /// Of the data frame that has begun, what is to come, in bytes.
+    pub(super) fn missing(&self) -> usize {
+        match &self.state {
+            State::Data(header, _) => header.len,
+            _ => 0,
+        }
+    }
+
+    fn read(
+        &mut self,
+        input: &mut &[u8],
+        keeps: bool,
+        pinged: &mut impl FnMut(&[u8]),
+    ) -> Result<Option<Received>, Violation> {
         while !input.is_empty() {
             let result = match std::mem::take(&mut self.state) {
                 State::Header => match self.header(input)? {
-                    Some(header) => self.begin(header, input, keeps),
+                    Some(header) => self.begin(header, input, keeps, pinged),
                     None => Ok(None),
                 },
                 State::Data(header, message) => self.data(header, message, input),
-                State::Control(header, control) => self.control(header, *control, input),
+                State::Control(header, control) => self.control(header, *control, input, pinged),
                 State::Closed => {
                     self.state = State::Closed;
                     *input = &[];
@@ -185,14 +219,10 @@ impl Decoder {
         header: Header,
         input: &mut &[u8],
         keeps: bool,
+        pinged: &mut impl FnMut(&[u8]),
     ) -> Result<Option<Received>, Violation> {
         if header.opcode.is_control() {
-            return self.control(header, Control::default(), input);
-        }
-        let is_whole = header.is_final && header.len <= input.len();
-        if is_whole && self.unfinished.is_none() {
-            let masked = take(input, header.len);
-            return whole(&header, masked, keeps).map(Some);
+            return self.control(header, Control::default(), input, pinged);
         }
         let begins = || Box::new(Unfinished::new(&header, keeps));
         let mut message = self.unfinished.take().unwrap_or_else(begins);
@@ -229,6 +259,7 @@ impl Decoder {
         header: Header,
         mut control: Control,
         input: &mut &[u8],
+        pinged: &mut impl FnMut(&[u8]),
     ) -> Result<Option<Received>, Violation> {
         control.push(take(input, header.len - control.len()));
         if control.len() < header.len {
@@ -237,7 +268,10 @@ impl Decoder {
         }
         unmask::in_place(control.payload(), header.mask);
         Ok(Some(match header.opcode {
-            OpCode::Ping => Received::Ping(control),
+            OpCode::Ping => {
+                pinged(&control);
+                Received::Ping
+            }
             OpCode::Pong => Received::Pong,
             _ => Received::Close(close(&control)?),
         }))
@@ -249,17 +283,6 @@ fn take<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
     let (front, rest) = input.split_at(len.min(input.len()));
     *input = rest;
     front
-}
-
-/// A message that came as one piece: the usual case.
-fn whole(header: &Header, masked: &[u8], keeps: bool) -> Result<Received, Violation> {
-    if keeps {
-        let payload = unmask::to_vec(masked, header.mask);
-        return Message::whole(header, payload).map(Received::Message);
-    }
-    let mut message = Unfinished::new(header, keeps);
-    message.push(masked, header.mask, masked.len())?;
-    message.finish()
 }
 
 /// What a close frame says.
@@ -317,6 +340,13 @@ struct Header {
     opcode: OpCode,
     is_final: bool,
     is_compressed: bool,
+}
+
+impl Header {
+    /// Whether it is of a whole message, of which so many bytes are there or more.
+    fn is_at_once(&self, came: usize) -> bool {
+        self.is_final && self.len <= came && !self.opcode.is_control()
+    }
 }
 
 const FINAL: u8 = 0x80;
@@ -568,7 +598,7 @@ impl Message {
 }
 
 /// The payload of a control frame.
-pub(super) struct Control {
+struct Control {
     bytes: [u8; frame::CONTROL],
     len: u8,
 }
@@ -639,8 +669,8 @@ mod tests {
         Failed(u16),
     }
 
-    impl From<Received> for Said {
-        fn from(received: Received) -> Self {
+    impl Said {
+        fn new(received: Received, pinged: &mut Vec<u8>) -> Self {
             match received {
                 Received::Message(Message::Text(text)) => Self::Message(text),
                 Received::Message(Message::Binary(bytes)) => Self::Binary(bytes),
@@ -648,7 +678,7 @@ mod tests {
                     Self::Compressed(is_text, payload)
                 }
                 Received::Dropped => Self::Dropped,
-                Received::Ping(payload) => Self::Ping(payload.to_vec()),
+                Received::Ping => Self::Ping(std::mem::take(pinged)),
                 Received::Pong => Self::Pong,
                 Received::Close(code) => Self::Close(code.map(CloseCode::get)),
             }
@@ -657,9 +687,11 @@ mod tests {
 
     fn feed(decoder: &mut Decoder, mut piece: &[u8], keeps: bool) -> Vec<Said> {
         let mut said = Vec::new();
+        let mut pinged = Vec::new();
         loop {
-            match decoder.decode(&mut piece, keeps) {
-                Ok(Some(received)) => said.push(received.into()),
+            let mut ping = |payload: &[u8]| pinged = payload.to_vec();
+            match decoder.decode(&mut piece, keeps, &mut ping) {
+                Ok(Some(received)) => said.push(Said::new(received, &mut pinged)),
                 Ok(None) => {
                     assert!(piece.is_empty());
                     return said;
@@ -1079,11 +1111,23 @@ mod tests {
     #[test]
     fn a_whole_message_takes_what_it_needs() {
         let Ok(Some(Received::Message(Message::Text(text)))) =
-            Decoder::new(RULES).decode(&mut &frame(0x81, &[b'x'; 999])[..], true)
+            Decoder::new(RULES).decode(&mut &frame(0x81, &[b'x'; 999])[..], true, &mut |_| {})
         else {
             panic!("no text");
         };
         assert_eq!((text.len(), text.capacity()), (999, 999));
+    }
+
+    #[test]
+    fn it_knows_where_a_frame_ends() {
+        let mut decoder = Decoder::new(RULES);
+        let frame = frame(0x82, &[0; 300]);
+        for (piece, missing) in [(&frame[..4], 0), (&frame[4..8], 300), (&frame[8..9], 299)] {
+            assert_eq!(feed(&mut decoder, piece, true), []);
+            assert_eq!(decoder.missing(), missing);
+        }
+        feed(&mut decoder, &frame[9..], true);
+        assert_eq!(decoder.missing(), 0);
     }
 
     #[test]

@@ -40,7 +40,10 @@ impl Decoder {
     pub fn feed(&mut self, mut piece: &[u8], keeps: bool) -> Vec<Said> {
         let mut said = Vec::new();
         loop {
-            said.push(match self.0.decode(&mut piece, keeps) {
+            let mut pinged = Vec::new();
+            let mut ping = |payload: &[u8]| pinged = payload.to_vec();
+            said.push(match self.0.decode(&mut piece, keeps, &mut ping) {
+                Ok(Some(Received::Ping)) => Said::Ping(pinged),
                 Ok(Some(received)) => received.into(),
                 Ok(None) => {
                     assert!(piece.is_empty());
@@ -70,7 +73,7 @@ impl From<Received> for Said {
                 Self::Compressed(is_text, payload)
             }
             Received::Dropped => Self::Dropped,
-            Received::Ping(payload) => Self::Ping(payload.to_vec()),
+            Received::Ping => Self::Ping(Vec::new()),
             Received::Pong => Self::Pong,
             Received::Close(code) => Self::Close(code.map(CloseCode::get)),
         }

@@ -56,12 +56,14 @@ fn ours(input: &[u8], piece: usize) -> Ours {
     let (mut heard, mut came) = (Vec::new(), 0);
     for mut piece in input.chunks(piece) {
         came += piece.len();
+        let mut pinged = Vec::new();
         loop {
-            heard.push(match decoder.decode(&mut piece, true) {
+            let mut ping = |payload: &[u8]| pinged = payload.to_vec();
+            heard.push(match decoder.decode(&mut piece, true, &mut ping) {
                 Ok(None) => break,
                 Ok(Some(Received::Message(Message::Text(text)))) => Heard::Text(text),
                 Ok(Some(Received::Message(Message::Binary(bytes)))) => Heard::Binary(bytes),
-                Ok(Some(Received::Ping(payload))) => Heard::Ping(payload.to_vec()),
+                Ok(Some(Received::Ping)) => Heard::Ping(std::mem::take(&mut pinged)),
                 Ok(Some(Received::Pong)) => Heard::Pong,
                 Ok(Some(Received::Close(code))) => {
                     heard.push(Heard::Close(code.map(CloseCode::get)));

@@ -156,25 +156,33 @@ impl Session {
         message
     }
 
+    /// Of the frame that has begun, what is to come, in bytes.
+    pub(super) fn missing(&self) -> usize {
+        self.decoder.missing()
+    }
+
     fn decode(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
         while self.is_reading() {
             if self.decoder.is_idle() {
                 self.begun = None;
             }
-            let is_wanted = is_wanted && self.is_open();
-            match self.decoder.decode(input, is_wanted) {
+            let is_open = self.is_open();
+            let outgoing = &mut self.outgoing;
+            let mut pinged = |payload: &[u8]| {
+                if is_open {
+                    outgoing.pong(payload);
+                }
+            };
+            let is_wanted = is_wanted && is_open;
+            match self.decoder.decode(input, is_wanted, &mut pinged) {
                 Ok(None) => return None,
                 Ok(Some(Received::Message(message))) => match self.payload(message) {
                     Ok(payload) => return Some(payload),
                     Err((code, reason)) => self.fail(code, reason),
                 },
-                Ok(Some(Received::Ping(payload))) => {
-                    if self.is_open() {
-                        self.outgoing.pong(&payload);
-                    }
-                    self.count_unasked(now);
+                Ok(Some(Received::Ping | Received::Pong | Received::Dropped)) => {
+                    self.count_unasked(now)
                 }
-                Ok(Some(Received::Pong | Received::Dropped)) => self.count_unasked(now),
                 Ok(Some(Received::Close(code))) => self.answer_close(code, now),
                 Err(violation) => self.fail(violation.code, violation.reason),
             }
