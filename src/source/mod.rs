@@ -43,6 +43,7 @@ pub(crate) use self::incoming::Delivery;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::incoming::Incoming;
+pub(crate) use self::rejection::retry_after;
 pub use self::{
     channel::Channel,
     push::Push,
@@ -57,7 +58,7 @@ use crate::{error::BoxError, event::Item};
 /// Something that clients subscribe to. See the [module docs](self).
 pub trait PushSource {
     /// One client's items. An error ends it, and the client sees that the stream was cut; its plain end is an end for now,
-    /// after which the client may come back; [`Item::Finished`] is the end for ever.
+    /// after which the client may come back ([`Item::Ended`] says when); [`Item::Finished`] is the end for ever.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
 
     /// Begins one client's subscription, or refuses it. Dropped if the client goes away meanwhile.

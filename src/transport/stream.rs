@@ -166,11 +166,12 @@ where
                     Ok(())
                 }
                 Some(Err(error)) => Err(error),
-                end @ (None | Some(Ok(Item::Finished))) => {
-                    let finished = end.is_some();
-                    encoder.end(End { finished }, batch);
-                    *self = Self::Ended;
-                    return Poll::Ready(());
+                Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
+                Some(Ok(Item::Ended { retry })) => {
+                    return self.end(End::for_now(Some(retry)), encoder, batch);
+                }
+                None | Some(Ok(Item::Expired)) => {
+                    return self.end(End::for_now(None), encoder, batch);
                 }
             };
             if let Err(error) = written {
@@ -184,6 +185,12 @@ where
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut Batch) -> Poll<()> {
+        encoder.end(end, batch);
+        *self = Self::Ended;
+        Poll::Ready(())
     }
 }
 

@@ -209,6 +209,8 @@ impl Kept {
                 Some(Ok(Item::Gap(gap))) => Said::Entry(Entry::Gap(Box::new(gap))),
                 Some(Ok(Item::Cursor(_))) => continue,
                 Some(Ok(Item::Finished)) => Said::End(End::Finished, None),
+                Some(Ok(Item::Ended { retry })) => Said::End(End::EndedFor(retry), None),
+                Some(Ok(Item::Expired)) => Said::End(End::Ended, None),
                 Some(Err(error)) => Said::End(End::Failed(error.to_string().into()), Some(error)),
                 None => Said::End(self.end.clone(), None),
             };

@@ -71,6 +71,7 @@ impl Subscriber {
         match end {
             End::Finished => Some(Ok(Item::Finished)),
             End::Ended => None,
+            End::EndedFor(retry) => Some(Ok(Item::Ended { retry })),
             End::Failed(text) => Some(Err(self.error.take().unwrap_or_else(|| (*text).into()))),
         }
     }

@@ -10,12 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
+use http::{HeaderMap, header};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Gap, Item},
+    source::retry_after,
     transport::{Batch, Encoder, End},
 };
 
@@ -75,6 +77,8 @@ pub(super) enum Rest {
     Ended,
     /// There is more at once.
     More,
+    /// Nothing, for now, and the client is not to be kept waiting: it should come back, after this time where there is one.
+    Later(Option<Duration>),
     /// Nothing for ever.
     Finished,
     /// The source, or the format, has failed. What came before it is whole.
@@ -86,7 +90,7 @@ impl Gathered {
     pub(super) fn leaves_no_cursor(&self) -> bool {
         match self.rest {
             Rest::Finished => false,
-            Rest::Ended | Rest::Failed(_) => self.is_untold,
+            Rest::Ended | Rest::Later(_) | Rest::Failed(_) => self.is_untold,
             Rest::Nothing | Rest::More => self.is_untold || self.cursor.is_none(),
         }
     }
@@ -111,6 +115,13 @@ impl Rest {
 
     pub(super) fn is_finished(&self) -> bool {
         matches!(self, Self::Finished)
+    }
+
+    /// Tells the client when to come back, in whole seconds, rounded up, where there is a hint.
+    pub(super) fn tell(&self, headers: &mut HeaderMap) {
+        if let Self::Later(Some(retry)) = self {
+            headers.insert(header::RETRY_AFTER, retry_after(*retry));
+        }
     }
 }
 
@@ -146,6 +157,8 @@ impl Gathering {
             None => return Break(Rest::Ended),
             Some(Err(error)) => return Break(Rest::Failed(error)),
             Some(Ok(Item::Finished)) => return Break(Rest::Finished),
+            Some(Ok(Item::Ended { retry })) => return Break(Rest::Later(Some(retry))),
+            Some(Ok(Item::Expired)) => return Break(Rest::Later(None)),
             Some(Ok(Item::Cursor(id))) => {
                 self.moves_to(Some(&id));
                 return Continue(());
@@ -198,8 +211,7 @@ impl Gathering {
     }
 
     pub(super) fn finish(mut self, rest: Rest) -> Gathered {
-        let finished = rest.is_finished();
-        let end = finished.then_some(End { finished });
+        let end = rest.is_finished().then_some(End::FINISHED);
         self.encoder.close_batch(end, &mut self.batch);
         Gathered {
             body: self.batch.into_bytes(),

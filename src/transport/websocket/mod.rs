@@ -40,7 +40,9 @@
 //! | 1008 | the client sent too many frames that nobody asked for, or [took too long](WebSocket::message_deadline) for one message | no |
 //! | 1009 | a message was larger than is [allowed](WebSocket::max_message) | no |
 //! | 1011 | the source failed | with backoff |
+//! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
 //! | 3000 | the source has ended for now | yes |
+//! | 3005 | what the client was let in by [has expired](crate::Item::Expired) | with something new |
 //! | 3008 | the client was too slow ([`OnLag::Disconnect`](crate::source::channel::OnLag)) | yes |
 //! | 3010 | events were missed, and the form has no place to say so | yes |
 //! | 3012 | the client did not answer a ping | yes |

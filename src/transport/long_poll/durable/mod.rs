@@ -233,6 +233,7 @@ impl Durable {
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
         insert(headers, NEXT_OFFSET, offset);
+        rest.tell(headers);
         if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
             headers.insert(UP_TO_DATE, TRUE);
         }
