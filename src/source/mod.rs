@@ -33,6 +33,7 @@ pub mod resumable;
 mod source_fn;
 mod stream;
 mod subscription;
+mod ticket;
 
 use std::future::Future;
 
@@ -43,7 +44,6 @@ pub(crate) use self::incoming::Delivery;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::incoming::Incoming;
-pub(crate) use self::rejection::retry_after;
 pub use self::{
     channel::Channel,
     push::Push,
@@ -52,6 +52,10 @@ pub use self::{
     source_fn::{SourceFn, source_fn},
     stream::Items,
     subscription::{LAST_EVENT_ID, Start, Subscription},
+};
+pub(crate) use self::{
+    rejection::retry_after,
+    ticket::{Ticket, Watch, Watched},
 };
 use crate::{error::BoxError, event::Item};
 

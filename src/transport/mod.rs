@@ -222,6 +222,6 @@ impl End {
 }
 
 /// At most what a script's timer can hold: 24 days.
-fn millis(time: Duration) -> u128 {
+pub(crate) fn millis(time: Duration) -> u128 {
     time.as_millis().min(i32::MAX as u128)
 }

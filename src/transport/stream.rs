@@ -25,7 +25,7 @@ use crate::{
 /// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
 /// alone, without asking the source; a [`Rejection`] becomes its status.
 pub fn respond_streaming(
-    subscription: Subscription,
+    mut subscription: Subscription,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
@@ -35,7 +35,12 @@ pub fn respond_streaming(
         let body = if subscription.head().method == Method::HEAD {
             PushBody::head()
         } else {
-            match push.subscribe(subscription).await {
+            let opening = subscription.opening();
+            match push
+                .subscribe(subscription)
+                .await
+                .map(|items| opening.around(items))
+            {
                 Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
                 Err(rejection) => return rejected(rejection),
             }

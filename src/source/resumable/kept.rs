@@ -33,10 +33,8 @@ use super::{
 use crate::{
     error::BoxError,
     event::{EventId, Item},
-    source::channel::{
-        sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
-        waiting::{Place, Waiting},
-    },
+    sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
+    waiting::{Place, Waiting},
 };
 
 pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::BoxError,
     event::{EventId, Gap, GapReason, Item},
-    source::channel::waiting::Place,
+    waiting::Place,
 };
 
 /// One client's reading of a stream that [`Resumable`](super::Resumable) keeps. When it is dropped, and no other client reads the

@@ -18,7 +18,11 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::session::Session;
-use crate::{error::BoxError, event::Item, source::Delivery};
+use crate::{
+    error::BoxError,
+    event::Item,
+    source::{Delivery, Ticket, Watched},
+};
 
 pin_project! {
     /// A connection from its upgrade to its end. It needs tokio's clock.
@@ -27,6 +31,8 @@ pin_project! {
         driver: Driver<S>,
         #[pin]
         timer: Timer,
+        // Until the socket is gone.
+        ticket: Option<Ticket>,
     }
 }
 
@@ -59,14 +65,15 @@ const ROUNDS: usize = 16;
 /// Items asked for in one go.
 const ITEMS: usize = 1024;
 
-impl<S> Connection<S> {
+impl<S> Connection<Watched<S>> {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         session: Session,
-        items: S,
+        items: Watched<S>,
         delivery: Option<Delivery>,
     ) -> Self {
         Self {
+            ticket: items.ticket().cloned(),
             socket: Socket::Upgrading(on_upgrade),
             driver: Driver {
                 session,

@@ -96,7 +96,7 @@ use crate::{
     event::Item,
     keep_alive::KeepAlive,
     origin::OriginPolicy,
-    source::{Delivery, Push, PushSource, Rejection, Subscription},
+    source::{Delivery, Push, PushSource, Rejection, Subscription, Watched},
 };
 
 /// The WebSocket transport. See the [module docs](self).
@@ -246,7 +246,7 @@ impl WebSocket {
         &self,
         on_upgrade: OnUpgrade,
         messages: Messages,
-        items: S,
+        items: Watched<S>,
         delivery: Option<Delivery>,
     ) -> Result<(), Rejection>
     where
@@ -293,7 +293,7 @@ impl Transport for WebSocket {
             Err(rejection) => return Box::pin(ready(rejected(rejection))),
         };
         let delivery = Delivery::new();
-        let subscription = Subscription::new(head, self.name()).delivering(&delivery);
+        let mut subscription = Subscription::new(head, self.name()).delivering(&delivery);
         let this = self.clone();
         Box::pin(async move {
             let Accepted {
@@ -301,12 +301,13 @@ impl Transport for WebSocket {
                 response,
                 ..
             } = accepted;
+            let opening = subscription.opening();
             let subscribed = push.subscribe(subscription).await;
             let delivery = delivery.is_wanted().then_some(delivery);
             let spawned = match subscribed {
-                Ok(items) => this.spawn(on_upgrade, messages, items, delivery),
+                Ok(items) => this.spawn(on_upgrade, messages, opening.around(items), delivery),
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, messages, Finished, None)
+                    this.spawn(on_upgrade, messages, opening.around(Finished), None)
                 }
                 Err(rejection) => Err(rejection),
             };
