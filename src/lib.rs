@@ -40,6 +40,9 @@
 //! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
 //!   [`service`] of one source, and the function [`respond`].
 //!
+//! Around a transport goes a [`Guard`]: how many streams there may be and for how long, how they end when the server stops
+//! ([`Drain`]), and what became of them. See [`guard`].
+//!
 //! And beside the way: [`io`], for the server's connections, which puts out clients that have stopped reading.
 //!
 //! # Resuming

@@ -138,8 +138,8 @@ impl Guard {
         self.with(|policy| policy.admission = Some(admission))
     }
 
-    /// From which pages requests may come, on every transport: 403 for others. A WebSocket has an [origin
-    /// policy](crate::transport::WebSocket::origin) in any case; the other transports have none unless it is set here.
+    /// From which pages requests may come, on every transport: 403 for others. A WebSocket has a policy of its own in any case; the
+    /// other transports have none unless it is set here.
     ///
     /// Where no CORS layer says otherwise, a browser does not let another origin's page read a stream. But it asks for it, with the
     /// user's cookies, and holds a stream open for it.
