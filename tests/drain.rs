@@ -511,3 +511,49 @@ async fn a_client_that_left_was_not_drained() {
     assert_eq!(drained.cut, 0);
     assert_eq!(drained.polite + drained.left, 1);
 }
+
+/// Who comes at the very moment of the start is refused or ended, and never forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_as_it_starts_is_refused_or_ended() {
+    for _ in 0..50 {
+        let feed = Feed::new();
+        let coming = (0..20).map(|_| {
+            let (transports, channel) = (feed.transports.clone(), feed.channel.clone());
+            tokio::spawn(async move {
+                let mut head = get("/", &[("accept", "text/event-stream")]);
+                let response = transports.respond(&mut head, Push::new(channel)).await;
+                text(response.into_body()).await
+            })
+        });
+        let coming: Vec<_> = coming.collect();
+        feed.drain.start(Plan::within(LONG).spread(Duration::ZERO));
+        let drained = feed.drain.finished().await;
+        assert_eq!((drained.left, drained.cut), (0, 0));
+        for client in coming {
+            assert!(client.await.unwrap().contains("retry: "));
+        }
+        let counts = feed.guard.counts();
+        assert_eq!(counts.opened + counts.refused(Refusal::Draining), 20);
+        assert_eq!((counts.open(), feed.drain.open()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn an_event_stream_of_durable_streams_is_ended_and_counted_like_all() {
+    let feed = Feed::new();
+    feed.channel.publish(Event::text("one")).unwrap();
+    let mut head = get("/?offset=-1&live=sse", &[]);
+    let response = feed
+        .transports
+        .respond(&mut head, Push::new(feed.channel.clone()))
+        .await;
+    assert_eq!(feed.guard.counts().open_by_transport["long-poll"], 1);
+    feed.drain.start(Plan::within(LONG).spread(SECOND / 10));
+    let body = text(response.into_body()).await;
+    assert!(body.contains("one"), "{body}");
+    let (_, retry) = body.rsplit_once("\n\nretry: ").unwrap();
+    assert!(retry.trim_end().parse::<u64>().is_ok(), "{body}");
+    let counts = feed.guard.counts();
+    assert_eq!((counts.open(), counts.events), (0, 1));
+    assert_eq!(counts.closed(Cause::Drained), 1);
+}

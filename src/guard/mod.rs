@@ -211,6 +211,10 @@ impl Policy {
     }
 
     fn admit(self: &Arc<Self>, head: &Parts) -> Result<OpenStream, Refusal> {
+        // Who would be refused for both comes back when the drain says.
+        if self.drain.as_ref().is_some_and(Drain::has_started) {
+            return Err(Refusal::Draining);
+        }
         let permit = match &self.admission {
             Some(admission) => admission.admit(head)?,
             None => Permit::default(),
