@@ -172,3 +172,17 @@ impl Drop for OpenStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_stream_costs_its_guard_little() {
+        assert!(
+            size_of::<OpenStream>() <= 192,
+            "{}",
+            size_of::<OpenStream>()
+        );
+    }
+}
