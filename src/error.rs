@@ -30,7 +30,6 @@ pub(crate) enum Kind {
     GapUnsupported,
     Closed,
     Lagged,
-    #[cfg(feature = "websocket")]
     InvalidOrigin,
     Stalled,
 }
@@ -79,8 +78,6 @@ impl Error {
     }
 
     /// Whether a text is no [origin](crate::OriginPolicy::allow).
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn is_invalid_origin(&self) -> bool {
         self.kind == Kind::InvalidOrigin
     }
@@ -124,7 +121,6 @@ impl fmt::Display for Error {
             Kind::GapUnsupported => "events were missed, and this format cannot say so",
             Kind::Closed => "the channel is closed",
             Kind::Lagged => "the subscriber was too slow",
-            #[cfg(feature = "websocket")]
             Kind::InvalidOrigin => "an origin is a scheme, a host and perhaps a port: https://app.example.com",
             Kind::Stalled => "the peer has taken nothing for too long",
         })

@@ -41,6 +41,9 @@
 //! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
 //!   [`service`] of one source, and the function [`respond`].
 //!
+//! Around a transport goes a [`Guard`]: how many streams there may be and for how long, how they end when the server stops
+//! ([`Drain`]), and what became of them. See [`guard`].
+//!
 //! And beside the way: [`io`], for the server's connections, which puts out clients that have stopped reading.
 //!
 //! # Resuming
@@ -79,30 +82,34 @@
 
 mod error;
 pub mod event;
+pub mod guard;
 pub mod io;
 mod keep_alive;
 pub mod layer;
-#[cfg(feature = "websocket")]
 mod origin;
 mod query;
 mod random;
 mod scan;
 pub mod source;
+mod sync;
 pub mod transport;
+mod waiting;
 
 #[cfg(feature = "json")]
 pub use self::event::Json;
+#[cfg(feature = "websocket")]
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+pub use self::layer::WebSocketLayer;
 pub use self::{
     error::{BoxError, Error},
     event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
+    guard::{Drain, Guard},
     keep_alive::KeepAlive,
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
+    origin::OriginPolicy,
     source::{Channel, Push, PushSource, Resumable},
     transport::PushBody,
 };
-#[cfg(feature = "websocket")]
-#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-pub use self::{layer::WebSocketLayer, origin::OriginPolicy};
 
 /// The programs and commands in the documents are tests too.
 #[cfg(doctest)]

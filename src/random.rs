@@ -8,6 +8,7 @@ use std::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -21,6 +22,17 @@ pub(crate) fn bits() -> u64 {
 /// A number from -1 to 1.
 pub(crate) fn signed_unit() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+}
+
+/// A number from 0 to 1, the latter excluded.
+pub(crate) fn unit() -> f64 {
+    (bits() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// A time from within this part of itself, more or less.
+pub(crate) fn around(time: Duration, part: f64) -> Duration {
+    let drawn = time.as_secs_f64() * (1.0 + part * signed_unit());
+    Duration::try_from_secs_f64(drawn).unwrap_or(time)
 }
 
 #[cfg(test)]

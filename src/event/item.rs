@@ -1,4 +1,4 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 
@@ -21,6 +21,18 @@ pub enum Item {
     /// The transport says so in-band and moves the client's cursor to [`EventId::FINISHED`], with which a client that
     /// comes back all the same, as an `EventSource` does once, is answered 204: the answer on which it stops.
     Finished,
+    /// The stream ends for now, as it does when it yields `None`, and the client should come back after this time. The rest of
+    /// the stream is not asked for.
+    ///
+    /// Where many clients are told so at once, give each a time of its own, or all come back at once.
+    Ended {
+        /// How long to stay away.
+        retry: Duration,
+    },
+    /// The stream ends for now because what the client was let in by has expired. The rest of the stream is not asked for.
+    ///
+    /// A source need not yield it: see [`Subscription::expires_at`](crate::source::Subscription::expires_at).
+    Expired,
 }
 
 /// What can be pushed as it is: implemented for [`Event`], texts, bytes, [`Item`] itself, and `Result`s of those.

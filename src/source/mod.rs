@@ -33,6 +33,7 @@ pub mod resumable;
 mod source_fn;
 mod stream;
 mod subscription;
+mod ticket;
 
 use std::future::Future;
 
@@ -52,12 +53,16 @@ pub use self::{
     stream::Items,
     subscription::{LAST_EVENT_ID, Start, Subscription},
 };
+pub(crate) use self::{
+    rejection::retry_after,
+    ticket::{Ticket, Watch, Watched},
+};
 use crate::{error::BoxError, event::Item};
 
 /// Something that clients subscribe to. See the [module docs](self).
 pub trait PushSource {
     /// One client's items. An error ends it, and the client sees that the stream was cut; its plain end is an end for now,
-    /// after which the client may come back; [`Item::Finished`] is the end for ever.
+    /// after which the client may come back ([`Item::Ended`] says when); [`Item::Finished`] is the end for ever.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
 
     /// Begins one client's subscription, or refuses it. Dropped if the client goes away meanwhile.

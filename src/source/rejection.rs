@@ -59,12 +59,8 @@ impl Rejection {
 
     /// When to come back, in whole seconds, rounded up: the `Retry-After` header.
     pub fn retry_after(mut self, after: Duration) -> Self {
-        let seconds = after
-            .as_secs()
-            .saturating_add(u64::from(after.subsec_nanos() > 0));
-        self.0
-            .headers
-            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let headers = &mut self.0.headers;
+        headers.insert(header::RETRY_AFTER, retry_after(after));
         self
     }
 
@@ -87,6 +83,12 @@ impl Rejection {
         } = *self.0;
         (status, headers, message)
     }
+}
+
+/// The value of `Retry-After`: whole seconds, rounded up.
+pub(crate) fn retry_after(after: Duration) -> HeaderValue {
+    let rounded = after.subsec_nanos() > 0;
+    HeaderValue::from(after.as_secs().saturating_add(u64::from(rounded)))
 }
 
 impl From<StatusCode> for Rejection {

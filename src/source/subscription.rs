@@ -1,9 +1,14 @@
-use std::sync::Arc;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, request::Parts};
+use tokio::time::Instant;
 
 #[cfg(feature = "websocket")]
 use super::incoming::{Delivery, Incoming, Slot};
+use super::ticket::{Opening, Ticket};
 use crate::{event::EventId, query};
 
 /// The header in which a client that reconnects sends its cursor
@@ -26,9 +31,17 @@ pub struct Subscription {
     start: Option<Start>,
     has_unreadable_cursor: bool,
     transport: &'static str,
-    head: Arc<Parts>,
+    head: Arc<Head>,
+    /// Until the transport takes it: the source must not hold it.
+    ticket: Option<Ticket>,
     #[cfg(feature = "websocket")]
     incoming: Option<Slot>,
+}
+
+#[derive(Debug)]
+struct Head {
+    parts: Parts,
+    expires_at: OnceLock<Instant>,
 }
 
 /// Where a subscriber begins.
@@ -57,6 +70,8 @@ impl Subscription {
     /// The subscription that a request asks for, over the [transport of that name](crate::transport::Transport::name).
     pub fn new(head: &Parts, transport: &'static str) -> Self {
         let cursor = Cursor::read(head);
+        let mut parts = head.clone();
+        let ticket = parts.extensions.remove();
         Self {
             has_unreadable_cursor: cursor == Cursor::Unreadable,
             start: match cursor {
@@ -64,7 +79,11 @@ impl Subscription {
                 Cursor::Absent | Cursor::Unreadable => None,
             },
             transport,
-            head: Arc::new(head.clone()),
+            head: Arc::new(Head {
+                parts,
+                expires_at: OnceLock::new(),
+            }),
+            ticket,
             #[cfg(feature = "websocket")]
             incoming: None,
         }
@@ -130,9 +149,53 @@ impl Subscription {
 
     /// The request's head as the transport saw it: what a layer further in put into its extensions is not there.
     pub fn head(&self) -> &Parts {
-        &self.head
+        &self.head.parts
+    }
+
+    /// Ends the stream at this time, because what the client was let in by has expired then: a token, a session. The client may
+    /// come back, with something new.
+    ///
+    /// For the source, before it answers the subscription; what is said later, or a second time, does not count. It needs
+    /// tokio's clock. A stream that long-polling parks asks its source once: its later polls do not expire.
+    ///
+    /// ```
+    /// use tokio::time::{Duration, Instant};
+    /// use tower_push::{Push, source::source_fn};
+    ///
+    /// # fn validity(head: &http::request::Parts) -> Duration { Duration::from_secs(60) }
+    /// let private = Push::new(source_fn(async |subscription| {
+    ///     subscription.expires_at(Instant::now() + validity(subscription.head()));
+    ///     Ok(tokio_stream::iter(["for your eyes only"]))
+    /// }));
+    /// ```
+    pub fn expires_at(&self, time: Instant) {
+        let _ = self.head.expires_at.set(time);
+    }
+
+    /// The same after so long, at most 30 years from now.
+    ///
+    /// ```
+    /// # fn subscribe(subscription: &tower_push::source::Subscription) {
+    /// subscription.expires_in(std::time::Duration::from_secs(3600));
+    /// # }
+    /// ```
+    pub fn expires_in(&self, time: Duration) {
+        self.expires_at(Instant::now() + time.min(LONGEST));
+    }
+
+    pub(super) fn expiry(&self) -> Option<Instant> {
+        self.head.expires_at.get().copied()
+    }
+
+    /// What the transport does with the items that it gets, taken before the source is asked.
+    pub(crate) fn opening(&mut self) -> Opening {
+        let ticket = self.ticket.take();
+        Opening::new(ticket, self.clone())
     }
 }
+
+/// Any clock can add it.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 impl Cursor {
     fn read(head: &Parts) -> Self {

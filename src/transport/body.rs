@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::error::BoxError;
+use crate::{error::BoxError, source::Ticket};
 
 pin_project! {
     /// The body of every response: of a push, or of the service behind a layer, untouched.
@@ -19,6 +19,8 @@ pin_project! {
     pub struct PushBody<B = NoBody> {
         #[pin]
         kind: Kind<B>,
+        // For as long as the body is there.
+        held: Option<Ticket>,
     }
 }
 
@@ -69,14 +71,20 @@ impl PushBody {
 
     /// The same beside the bodies of another service.
     pub(crate) fn beside<B>(self) -> PushBody<B> {
-        match self.kind {
+        let kind = match self.kind {
             Kind::Ended => Kind::Ended,
             Kind::Whole { bytes } => Kind::Whole { bytes },
             Kind::Head => Kind::Head,
             Kind::Boxed { body } => Kind::Boxed { body },
             Kind::Inner { body } => match body {},
-        }
-        .into()
+        };
+        let held = self.held;
+        PushBody { kind, held }
+    }
+
+    /// Keeps the ticket until the body is dropped.
+    pub(crate) fn hold(&mut self, ticket: Ticket) {
+        self.held = Some(ticket);
     }
 }
 
@@ -96,7 +104,7 @@ impl<B> Default for PushBody<B> {
 
 impl<B> From<Kind<B>> for PushBody<B> {
     fn from(kind: Kind<B>) -> Self {
-        Self { kind }
+        Self { kind, held: None }
     }
 }
 

@@ -74,7 +74,7 @@ mod stream;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Response, request::Parts};
 
@@ -190,15 +190,38 @@ pub trait Encoder: Send {
 pub struct End {
     /// Whether the source has [finished for ever](crate::event::Item::Finished); otherwise it ended for now.
     pub finished: bool,
+    /// After what time the client should come back, where it was [said](crate::event::Item::Ended).
+    pub retry: Option<Duration>,
 }
 
 impl End {
-    /// The JSON form, the same on every transport: `{"finished":true}` or `{"finished":false}`.
-    pub fn to_json(self) -> &'static str {
-        if self.finished {
-            r#"{"finished":true}"#
-        } else {
-            r#"{"finished":false}"#
+    pub(crate) const FINISHED: Self = Self {
+        finished: true,
+        retry: None,
+    };
+
+    pub(crate) fn for_now(retry: Option<Duration>) -> Self {
+        Self {
+            finished: false,
+            retry,
         }
     }
+
+    /// The JSON form, the same on every transport: `{"finished":true}`, `{"finished":false}`, or, where there is a hint when to
+    /// come back, with it in milliseconds: `{"finished":false,"retry":1500}`.
+    pub fn to_json(self) -> Cow<'static, str> {
+        match self.retry {
+            _ if self.finished => r#"{"finished":true}"#.into(),
+            None => r#"{"finished":false}"#.into(),
+            Some(retry) => {
+                let retry = millis(retry);
+                format!(r#"{{"finished":false,"retry":{retry}}}"#).into()
+            }
+        }
+    }
+}
+
+/// At most what a script's timer can hold: 24 days.
+pub(crate) fn millis(time: Duration) -> u128 {
+    time.as_millis().min(i32::MAX as u128)
 }

@@ -25,7 +25,7 @@ use crate::{
 /// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
 /// alone, without asking the source; a [`Rejection`] becomes its status.
 pub fn respond_streaming(
-    subscription: Subscription,
+    mut subscription: Subscription,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
@@ -38,7 +38,12 @@ pub fn respond_streaming(
         let body = if subscription.head().method == Method::HEAD {
             PushBody::head()
         } else {
-            match push.subscribe(subscription).await {
+            let opening = subscription.opening();
+            match push
+                .subscribe(subscription)
+                .await
+                .map(|items| opening.around(items))
+            {
                 Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
                 Err(rejection) => return rejected(rejection),
             }
@@ -178,11 +183,12 @@ where
                     Ok(())
                 }
                 Some(Err(error)) => Err(error),
-                end @ (None | Some(Ok(Item::Finished))) => {
-                    let finished = end.is_some();
-                    encoder.end(End { finished }, batch);
-                    *self = Self::Ended;
-                    return Poll::Ready(());
+                Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
+                Some(Ok(Item::Ended { retry })) => {
+                    return self.end(End::for_now(Some(retry)), encoder, batch);
+                }
+                None | Some(Ok(Item::Expired)) => {
+                    return self.end(End::for_now(None), encoder, batch);
                 }
             };
             if let Err(error) = written {
@@ -196,6 +202,12 @@ where
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut Batch) -> Poll<()> {
+        encoder.end(end, batch);
+        *self = Self::Ended;
+        Poll::Ready(())
     }
 }
 

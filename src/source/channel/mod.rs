@@ -43,9 +43,7 @@ pub(super) mod id;
 pub(super) mod log;
 mod shared;
 mod subscriber;
-pub(super) mod sync;
 mod taken;
-pub(super) mod waiting;
 
 #[cfg(all(test, tower_push_loom))]
 mod models;

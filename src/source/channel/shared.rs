@@ -8,11 +8,13 @@ use std::{
 
 use super::{
     log::{Log, Next},
-    sync::{AtomicU64, Ordering, RwLock, read, write},
     taken::Taken,
+};
+use crate::{
+    event::Event,
+    sync::{AtomicU64, Ordering, RwLock, read, write},
     waiting::{Place, Waiting},
 };
-use crate::event::Event;
 
 #[derive(Debug)]
 pub(super) struct Shared {

@@ -10,10 +10,11 @@ use std::{
 
 use futures_core::Stream;
 
-use super::{Inner, OnLag, Place, log::Next, taken::Taken, waiting};
+use super::{Inner, OnLag, Place, log::Next, taken::Taken};
 use crate::{
     error::{BoxError, Error, Kind},
     event::{EventId, Gap, GapReason, Item},
+    waiting,
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the items behind its cursor, and then those to come.

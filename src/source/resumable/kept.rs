@@ -33,10 +33,8 @@ use super::{
 use crate::{
     error::BoxError,
     event::{EventId, Item},
-    source::channel::{
-        sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
-        waiting::{Place, Waiting},
-    },
+    sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
+    waiting::{Place, Waiting},
 };
 
 pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
@@ -209,6 +207,8 @@ impl Kept {
                 Some(Ok(Item::Gap(gap))) => Said::Entry(Entry::Gap(Box::new(gap))),
                 Some(Ok(Item::Cursor(_))) => continue,
                 Some(Ok(Item::Finished)) => Said::End(End::Finished, None),
+                Some(Ok(Item::Ended { retry })) => Said::End(End::EndedFor(retry), None),
+                Some(Ok(Item::Expired)) => Said::End(End::Ended, None),
                 Some(Err(error)) => Said::End(End::Failed(error.to_string().into()), Some(error)),
                 None => Said::End(self.end.clone(), None),
             };

@@ -3,7 +3,7 @@
 //! It differs from a [channel](crate::source::channel)'s log in what it holds: gaps have their place among the events, so that a
 //! client that lost one is told again, and the stream's end is part of it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
     event::{Event, EventId, Gap, Item},
@@ -32,6 +32,8 @@ pub(super) enum End {
     Finished,
     /// For now.
     Ended,
+    /// For now, with a hint when to come back.
+    EndedFor(Duration),
     /// With this error.
     Failed(Arc<str>),
 }

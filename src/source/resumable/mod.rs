@@ -113,7 +113,7 @@ pub struct Wrapped<S> {
     lot: Arc<Lot>,
 }
 
-/// What the end of a stream is to its client. An [`Item::Finished`] is for ever in any case.
+/// What the end of a stream is to its client. An [`Item::Finished`] is for ever in any case, an [`Item::Ended`] for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnEnd {
@@ -294,7 +294,7 @@ fn resume(seat: Seat, number: u64, gap: Gap) -> Resumed {
     }
     match end {
         Some(End::Finished) if number == last => Resumed::Finished,
-        Some(End::Ended) if number == last => Resumed::Over(VecDeque::new()),
+        Some(End::Ended | End::EndedFor(_)) if number == last => Resumed::Over(VecDeque::new()),
         Some(End::Failed(_)) => {
             let mut rest = seat.kept.look(|log| rest(log, number, &seat, &gap));
             rest.push_back(Item::Gap(gap));

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::BoxError,
     event::{EventId, Gap, GapReason, Item},
-    source::channel::waiting::Place,
+    waiting::Place,
 };
 
 /// One client's reading of a stream that [`Resumable`](super::Resumable) keeps. When it is dropped, and no other client reads the
@@ -71,6 +71,7 @@ impl Subscriber {
         match end {
             End::Finished => Some(Ok(Item::Finished)),
             End::Ended => None,
+            End::EndedFor(retry) => Some(Ok(Item::Ended { retry })),
             End::Failed(text) => Some(Err(self.error.take().unwrap_or_else(|| (*text).into()))),
         }
     }

@@ -198,7 +198,7 @@ impl Encoder for MultipartEncoder {
             if end.finished {
                 header("Cursor", EventId::FINISHED, out);
             }
-            header("End", end.to_json(), out);
+            header("End", &end.to_json(), out);
             out.put_slice(b"\r\n\r\n");
         } else {
             self.control(out, |out| record::end(end, out));

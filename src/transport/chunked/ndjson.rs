@@ -18,6 +18,7 @@ use crate::{
 /// | a gap | `{"id":"9","gap":{"reason":"lagged",…}}`, see [`Gap::to_json`] |
 /// | the cursor moves | `{"id":"9"}` |
 /// | the stream ends | `{"end":{"finished":false}}` |
+/// | it ends with a [hint](crate::Item::Ended) when to come back | `{"end":{"finished":false,"retry":1500}}`, in milliseconds |
 /// | the source has finished for ever | `{"id":"~finished","end":{"finished":true}}` |
 ///
 /// A payload that [is JSON](crate::event::Payload::Json) is embedded, one that is text becomes a string.

@@ -24,10 +24,11 @@ pub(in crate::transport) fn cursor(id: &EventId, out: &mut BytesMut) {
     out.put_slice(b"\"}");
 }
 
-/// `{"id":"~finished","end":{"finished":true}}`, or without an id for an end that is not for ever.
+/// `{"id":"~finished","end":{"finished":true}}`, or without an id for an end that is not for ever, and then maybe with the
+/// milliseconds after which to come back: `{"end":{"finished":false,"retry":1500}}`.
 pub(in crate::transport) fn end(end: End, out: &mut BytesMut) {
     let id = end.finished.then_some(EventId::FINISHED);
-    object(id, "end", end.to_json(), out);
+    object(id, "end", &end.to_json(), out);
 }
 
 fn object(id: Option<&str>, key: &str, json: &str, out: &mut BytesMut) {

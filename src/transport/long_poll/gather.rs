@@ -10,12 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
+use http::{HeaderMap, header};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Gap, Item},
+    source::{Watched, retry_after},
     transport::{Batch, Encoder, End},
 };
 
@@ -64,6 +66,8 @@ pub(super) struct Gathered {
     pub(super) rest: Rest,
     /// It has events, and the source told no cursor with them.
     is_untold: bool,
+    /// The end was not the source's.
+    is_cut_short: bool,
 }
 
 /// What comes behind a batch.
@@ -75,6 +79,8 @@ pub(super) enum Rest {
     Ended,
     /// There is more at once.
     More,
+    /// Nothing, for now, and the client is not to be kept waiting: it should come back, after this time where there is one.
+    Later(Option<Duration>),
     /// Nothing for ever.
     Finished,
     /// The source, or the format, has failed. What came before it is whole.
@@ -86,7 +92,8 @@ impl Gathered {
     pub(super) fn leaves_no_cursor(&self) -> bool {
         match self.rest {
             Rest::Finished => false,
-            Rest::Ended | Rest::Failed(_) => self.is_untold,
+            Rest::Later(_) if self.is_cut_short => self.is_untold || self.cursor.is_none(),
+            Rest::Ended | Rest::Later(_) | Rest::Failed(_) => self.is_untold,
             Rest::Nothing | Rest::More => self.is_untold || self.cursor.is_none(),
         }
     }
@@ -111,6 +118,13 @@ impl Rest {
 
     pub(super) fn is_finished(&self) -> bool {
         matches!(self, Self::Finished)
+    }
+
+    /// Tells the client when to come back, in whole seconds, rounded up, where there is a hint.
+    pub(super) fn tell(&self, headers: &mut HeaderMap) {
+        if let Self::Later(Some(retry)) = self {
+            headers.insert(header::RETRY_AFTER, retry_after(*retry));
+        }
     }
 }
 
@@ -146,6 +160,8 @@ impl Gathering {
             None => return Break(Rest::Ended),
             Some(Err(error)) => return Break(Rest::Failed(error)),
             Some(Ok(Item::Finished)) => return Break(Rest::Finished),
+            Some(Ok(Item::Ended { retry })) => return Break(Rest::Later(Some(retry))),
+            Some(Ok(Item::Expired)) => return Break(Rest::Later(None)),
             Some(Ok(Item::Cursor(id))) => {
                 self.moves_to(Some(&id));
                 return Continue(());
@@ -198,8 +214,7 @@ impl Gathering {
     }
 
     pub(super) fn finish(mut self, rest: Rest) -> Gathered {
-        let finished = rest.is_finished();
-        let end = finished.then_some(End { finished });
+        let end = rest.is_finished().then_some(End::FINISHED);
         self.encoder.close_batch(end, &mut self.batch);
         Gathered {
             body: self.batch.into_bytes(),
@@ -208,6 +223,7 @@ impl Gathering {
             ahead: self.ahead,
             rest,
             is_untold: self.events > 0 && !self.has_moved,
+            is_cut_short: false,
         }
     }
 }
@@ -215,8 +231,7 @@ impl Gathering {
 pin_project! {
     /// Waits for the first thing that is ready, then takes what is ready with it. Dropped, it leaves nothing behind.
     pub(super) struct Gather<S> {
-        #[pin]
-        items: S,
+        items: Watched<S>,
         // Until the batch is done.
         gathering: Option<Gathering>,
         waiting: Waiting,
@@ -243,7 +258,7 @@ const ITEMS: usize = 1024;
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl<S> Gather<S> {
-    pub(super) fn new(items: S, gathering: Gathering, patience: Patience) -> Self {
+    pub(super) fn new(items: Watched<S>, gathering: Gathering, patience: Patience) -> Self {
         Self {
             items,
             gathering: Some(gathering),
@@ -258,7 +273,7 @@ impl<S> Gather<S> {
 
 impl<S> Gather<S>
 where
-    S: Stream<Item = Result<Item, BoxError>>,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
     /// Ready with what comes behind the batch once that is done.
     fn poll_rest(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Rest> {
@@ -267,11 +282,7 @@ where
             return Poll::Pending;
         };
         for _ in 0..ITEMS {
-            let next = if *this.is_over {
-                Poll::Pending
-            } else {
-                this.items.as_mut().poll_next(cx)
-            };
+            let next = Pin::new(&mut *this.items).poll_next(cx);
             let nothing = if *this.is_over {
                 Rest::Ended
             } else {
@@ -312,14 +323,18 @@ where
 
 impl<S> Future for Gather<S>
 where
-    S: Stream<Item = Result<Item, BoxError>>,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
     type Output = Gathered;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Gathered> {
         let rest = ready!(self.as_mut().poll_rest(cx));
-        match self.project().gathering.take() {
-            Some(gathering) => Poll::Ready(gathering.finish(rest)),
+        let this = self.project();
+        match this.gathering.take() {
+            Some(gathering) => Poll::Ready(Gathered {
+                is_cut_short: this.items.was_ended(),
+                ..gathering.finish(rest)
+            }),
             None => Poll::Pending,
         }
     }
@@ -362,7 +377,11 @@ mod tests {
             first: Duration::ZERO,
             more: Duration::ZERO,
         };
-        let gather = std::pin::pin!(Gather::new(items, gathering(BOUNDS), patience));
+        let gather = std::pin::pin!(Gather::new(
+            Watched::alone(items),
+            gathering(BOUNDS),
+            patience
+        ));
         match gather.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(gathered) => gathered,
             Poll::Pending => panic!("it should not wait"),
@@ -466,7 +485,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            batch = Gather::new(items, gathering(BOUNDS), patience) => {
+            batch = Gather::new(Watched::alone(items), gathering(BOUNDS), patience) => {
                 assert!(matches!(batch.rest, Rest::More));
             }
             () = clock => {}
@@ -486,7 +505,7 @@ mod tests {
         });
         let began = Instant::now();
         let items = Box::pin(items);
-        let batch = Gather::new(items, gathering(BOUNDS), patience).await;
+        let batch = Gather::new(Watched::alone(items), gathering(BOUNDS), patience).await;
         assert_eq!(began.elapsed().as_secs(), 12);
         assert_eq!(at(&batch), Some("1"));
     }

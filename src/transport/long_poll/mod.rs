@@ -24,6 +24,7 @@
 //! | the source has finished for ever | 200, with the `end` record last in the batch, under the id [`EventId::FINISHED`](crate::EventId::FINISHED) |
 //! | a poll with that id, or behind the end | 204: do not come back |
 //! | the source's stream ends for now | what there was, at once: the client may come back. If there was nothing, the answer is held for the wait time, or the client would be back at once, and so on |
+//! | the stream ends for now, [with a hint](crate::Item::Ended) when to come back | what there was, at once, be it nothing, and `Retry-After` |
 //! | a plain stream ends, or that of a source that tells no cursor | the same as a finished source, unless the [`Resumable`] says [otherwise](crate::source::resumable::OnEnd) |
 //! | the source fails, or the format refuses a payload | what there was before; the next poll is answered 500 |
 //! | `If-None-Match` with `*`, with tags of several cursors, or with what is no cursor | as if it were not there |

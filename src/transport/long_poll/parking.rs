@@ -34,15 +34,18 @@ impl Parking {
     pub(super) async fn gather(
         &self,
         push: Push,
-        subscription: Subscription,
+        mut subscription: Subscription,
         gathering: Gathering,
         patience: Patience,
     ) -> Result<Gathered, Rejection> {
         let lost = self.lost(&push, &subscription);
         let lost = lost.map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
+        let opening = subscription.opening();
         let mut items = self.subscribe(push, subscription).await?;
+        // The poll is watched, and not what is parked.
+        let watched = opening.around(&mut items);
         let gathering = gathering.behind(lost);
-        let mut gathered = Gather::new(&mut items, gathering, patience).await;
+        let mut gathered = Gather::new(watched, gathering, patience).await;
         if gathered.leaves_no_cursor() {
             let rest = Items::behind(gathered.take_ahead(), items);
             gathered.cursor = Some(self.resumable.park(rest, self.owner.clone()));

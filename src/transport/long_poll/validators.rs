@@ -99,7 +99,7 @@ pub(super) fn answer(
         rest,
         ..
     } = gathered;
-    let cursor = match rest {
+    let cursor = match &rest {
         Rest::Failed(error) if !has_content => {
             return failed(error.downcast_ref(), is_negotiated);
         }
@@ -112,6 +112,7 @@ pub(super) fn answer(
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, length);
     headers.insert(header::CACHE_CONTROL, CACHE);
+    rest.tell(headers);
     common(headers, is_negotiated);
     if let Some(cursor) = cursor {
         insert(headers, header::ETAG, &tag(cursor, format));

@@ -10,7 +10,7 @@ use bytes::{BufMut, BytesMut};
 use crate::{
     event::{Encoding, EventType, Fields},
     scan,
-    transport::base64,
+    transport::{base64, millis},
 };
 
 /// Room for the names of an event's fields, its id and its type, as they usually are.
@@ -64,8 +64,7 @@ pub(super) fn comment(out: &mut BytesMut) {
 
 /// How long to wait before reconnecting, in milliseconds. It counts at its line's end.
 pub(super) fn retry(after: Duration, out: &mut BytesMut) {
-    // What a browser's timer can hold: 24 days.
-    let millis = after.as_millis().min(i32::MAX as u128);
+    let millis = millis(after);
     let written = writeln!(out, "retry: {millis}");
     debug_assert!(written.is_ok(), "a buffer that grows");
 }

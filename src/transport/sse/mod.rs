@@ -12,6 +12,7 @@
 //! | a gap | `event: gap` with the gap [as JSON](crate::event::Gap::to_json), under the id at which the stream goes on |
 //! | the cursor moves | `id: …` alone: no event |
 //! | the stream ends | `event: end` with `{"finished":false}` |
+//! | the stream ends, with a [hint](crate::Item::Ended) when to come back | the same behind `retry: 1500`, with `{"finished":false,"retry":1500}` |
 //! | the source has finished for ever | `event: end` with `{"finished":true}`, under the id [`EventId::FINISHED`] |
 //! | the source fails | the response is cut: no `end`, and no clean end of the body |
 //!
@@ -204,6 +205,9 @@ impl Encoder for SseEncoder {
 
     fn end(&mut self, end: End, out: &mut Batch) {
         let id = end.finished.then_some(EventId::FINISHED);
-        codec::event(&self.config.end, id, end.to_json(), out.buffer());
+        if let Some(after) = end.retry {
+            codec::retry(after, out.buffer());
+        }
+        codec::event(&self.config.end, id, &end.to_json(), out.buffer());
     }
 }

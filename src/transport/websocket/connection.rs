@@ -21,7 +21,7 @@ use super::session::Session;
 use crate::{
     error::BoxError,
     event::Item,
-    source::{Delivery, Parcel},
+    source::{Delivery, Parcel, Ticket, Watched},
 };
 
 pin_project! {
@@ -31,6 +31,8 @@ pin_project! {
         driver: Driver<S>,
         #[pin]
         timer: Timer,
+        // Until the socket is gone.
+        ticket: Option<Ticket>,
     }
 }
 
@@ -70,14 +72,15 @@ const ROUNDS: usize = 16;
 /// Items asked for in one go.
 const ITEMS: usize = 1024;
 
-impl<S> Connection<S> {
+impl<S> Connection<Watched<S>> {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         session: Session,
-        items: S,
+        items: Watched<S>,
         delivery: Option<Delivery>,
     ) -> Self {
         Self {
+            ticket: items.ticket().cloned(),
             socket: Socket::Upgrading(on_upgrade),
             driver: Driver {
                 session,

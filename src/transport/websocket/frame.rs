@@ -147,8 +147,10 @@ impl CloseCode {
     pub(super) const POLICY: Self = Self(1008);
     pub(super) const TOO_BIG: Self = Self(1009);
     pub(super) const ERROR: Self = Self(1011);
+    pub(super) const RESTART: Self = Self(1012);
     // From 3000 to 3499: come back. From 3500 to 3999: do not.
     pub(super) const COME_BACK: Self = Self(3000);
+    pub(super) const EXPIRED: Self = Self(3005);
     pub(super) const SLOW: Self = Self(3008);
     pub(super) const GAP: Self = Self(3010);
     pub(super) const NO_PONG: Self = Self(3012);

@@ -40,7 +40,9 @@
 //! | 1008 | the client sent too many frames that nobody asked for, or a message in too many, or [took too long](WebSocket::message_deadline) for one message | no |
 //! | 1009 | a message was larger than is [allowed](WebSocket::max_message) | no |
 //! | 1011 | the source failed | with backoff |
+//! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
 //! | 3000 | the source has ended for now | yes |
+//! | 3005 | what the client was let in by [has expired](crate::Item::Expired) | with something new |
 //! | 3008 | the client was too slow ([`OnLag::Disconnect`](crate::source::channel::OnLag)) | yes |
 //! | 3010 | events were missed, and the form has no place to say so | yes |
 //! | 3012 | the client did not answer a ping | yes |
@@ -97,7 +99,7 @@ use crate::{
     event::Item,
     keep_alive::KeepAlive,
     origin::OriginPolicy,
-    source::{Delivery, Push, PushSource, Rejection, Subscription},
+    source::{Delivery, Push, PushSource, Rejection, Subscription, Watched},
 };
 
 /// The WebSocket transport. See the [module docs](self).
@@ -247,7 +249,7 @@ impl WebSocket {
         &self,
         on_upgrade: OnUpgrade,
         messages: Messages,
-        items: S,
+        items: Watched<S>,
         delivery: Option<Delivery>,
     ) -> Result<(), Rejection>
     where
@@ -294,7 +296,7 @@ impl Transport for WebSocket {
             Err(rejection) => return Box::pin(ready(rejected(rejection))),
         };
         let delivery = Delivery::new();
-        let subscription = Subscription::new(head, self.name()).delivering(&delivery);
+        let mut subscription = Subscription::new(head, self.name()).delivering(&delivery);
         let this = self.clone();
         Box::pin(async move {
             let Accepted {
@@ -302,12 +304,13 @@ impl Transport for WebSocket {
                 response,
                 ..
             } = accepted;
+            let opening = subscription.opening();
             let subscribed = push.subscribe(subscription).await;
             let delivery = delivery.is_wanted().then_some(delivery);
             let spawned = match subscribed {
-                Ok(items) => this.spawn(on_upgrade, messages, items, delivery),
+                Ok(items) => this.spawn(on_upgrade, messages, opening.around(items), delivery),
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, messages, Finished, None)
+                    this.spawn(on_upgrade, messages, opening.around(Finished), None)
                 }
                 Err(rejection) => Err(rejection),
             };

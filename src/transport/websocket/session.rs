@@ -254,15 +254,16 @@ impl Session {
                 self.messages.cursor(&id, batch);
                 Ok(())
             }
-            end @ (None | Some(Ok(Item::Finished))) => {
-                let finished = end.is_some();
-                self.messages.end(End { finished }, batch);
-                let code = if finished {
-                    CloseCode::NORMAL
-                } else {
-                    CloseCode::COME_BACK
-                };
-                return self.close(code, "", now());
+            Some(Ok(Item::Finished)) => {
+                return self.end(End::FINISHED, CloseCode::NORMAL, "", now());
+            }
+            None => return self.end(End::for_now(None), CloseCode::COME_BACK, "", now()),
+            Some(Ok(Item::Ended { retry })) => {
+                let end = End::for_now(Some(retry));
+                return self.end(end, CloseCode::RESTART, &end.to_json(), now());
+            }
+            Some(Ok(Item::Expired)) => {
+                return self.end(End::for_now(None), CloseCode::EXPIRED, "expired", now());
             }
             Some(Err(error)) => {
                 let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
@@ -282,6 +283,12 @@ impl Session {
             };
             self.close(code, reason, now());
         }
+    }
+
+    /// Tells of the end, where the form has a place for it, and closes.
+    fn end(&mut self, end: End, code: CloseCode, reason: &str, now: Instant) {
+        self.messages.end(end, self.outgoing.batch());
+        self.close(code, reason, now);
     }
 
     /// Ends the connection politely, behind what is written already.

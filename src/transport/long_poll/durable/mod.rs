@@ -171,9 +171,13 @@ impl Durable {
         if !asked.push.is_resumable() {
             return self.answer(request, gathering.finish(Rest::Nothing));
         }
-        let subscription = asked.subscription.starting(Start::Now);
+        let mut subscription = asked.subscription.starting(Start::Now);
+        let opening = subscription.opening();
         match asked.push.subscribe(subscription).await {
-            Ok(items) => self.answer(request, Gather::new(items, gathering, AT_ONCE).await),
+            Ok(items) => {
+                let items = opening.around(items);
+                self.answer(request, Gather::new(items, gathering, AT_ONCE).await)
+            }
             Err(refused) => self.refused(request, gathering, refused),
         }
     }
@@ -233,6 +237,7 @@ impl Durable {
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
         insert(headers, NEXT_OFFSET, offset);
+        rest.tell(headers);
         if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
             headers.insert(UP_TO_DATE, TRUE);
         }
@@ -269,10 +274,11 @@ impl Durable {
     /// What there is and what comes, as events (§5.8).
     async fn stream(&self, request: Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
         let Asked {
-            subscription,
+            mut subscription,
             push,
             parking,
         } = asked;
+        let opening = subscription.opening();
         let from = subscription.clone().starting(request.offset.start());
         let is_lost = parking.lost(&push, &from).is_some();
         let is_untold = |event: &Event| is_lost && event.id().is_none();
@@ -281,15 +287,18 @@ impl Durable {
                 (None, Some(Ok(Item::Finished)))
             }
             Err(refused) => return rejected(refused),
-            Ok(mut items) => match poll_fn(|cx| ready_now(&mut items, cx)).await {
-                Some(Some(Ok(Item::Gap(_)))) => return refusal(StatusCode::GONE, GONE),
-                Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => {
-                    return refusal(StatusCode::GONE, GONE);
+            Ok(items) => {
+                let mut items = opening.around(items);
+                match poll_fn(|cx| ready_now(&mut items, cx)).await {
+                    Some(Some(Ok(Item::Gap(_)))) => return refusal(StatusCode::GONE, GONE),
+                    Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => {
+                        return refusal(StatusCode::GONE, GONE);
+                    }
+                    Some(Some(first)) => (Some(items), Some(first)),
+                    Some(None) => (None, None),
+                    None => (Some(items), None),
                 }
-                Some(Some(first)) => (Some(items), Some(first)),
-                Some(None) => (None, None),
-                None => (Some(items), None),
-            },
+            }
         };
         let data = self.data();
         let batches = Batches::new(items, ahead, data, bounds, &request);

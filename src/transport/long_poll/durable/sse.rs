@@ -16,7 +16,7 @@ use crate::{
     error::{BoxError, Error, Kind},
     event::{Event, EventId, Gap, Item, Payload},
     scan,
-    transport::{Batch, Encoder, End, base64},
+    transport::{Batch, Encoder, End, base64, millis},
 };
 
 /// How the protocol writes data into events.
@@ -46,7 +46,8 @@ pub(super) struct Batches<S> {
     fallback: String,
     /// The client knows that it has everything.
     is_told: bool,
-    error: Option<BoxError>,
+    /// What comes behind the last batch.
+    last: Option<Result<Item, BoxError>>,
 }
 
 /// Items asked for in one go, so that a source that never pauses lets its neighbours run.
@@ -70,7 +71,7 @@ impl<S> Batches<S> {
             offset: request.offset.id().cloned(),
             fallback: request.offset.as_str().to_owned(),
             is_told: false,
-            error: None,
+            last: None,
         }
     }
 
@@ -201,12 +202,12 @@ impl<S> Stream for Batches<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    type Item = Result<Event, BoxError>;
+    type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if let Some(error) = this.error.take() {
-            return Poll::Ready(Some(Err(error)));
+        if let Some(last) = this.last.take() {
+            return Poll::Ready(Some(last));
         }
         if this.items.is_none() && this.ahead.is_none() {
             return Poll::Ready(None);
@@ -217,17 +218,20 @@ where
                 return Poll::Ready(Some(Err(error)));
             }
             // What came before it goes out first.
-            this.error = Some(error);
+            this.last = Some(Err(error));
             gathered.rest = Rest::More;
+        }
+        if let Rest::Later(Some(retry)) = gathered.rest {
+            this.last = Some(Ok(Item::Ended { retry }));
         }
         let is_more = matches!(gathered.rest, Rest::More);
         match this.frames(gathered) {
-            Ok(Some(frames)) => Poll::Ready(Some(Ok(Event::binary(frames)))),
+            Ok(Some(frames)) => Poll::Ready(Some(Ok(Item::Event(Event::binary(frames))))),
             Err(error) => {
                 (this.items, this.ahead) = (None, None);
                 Poll::Ready(Some(Err(error.into())))
             }
-            Ok(None) if this.items.is_none() => Poll::Ready(None),
+            Ok(None) if this.items.is_none() => Poll::Ready(this.last.take()),
             Ok(None) => {
                 if is_more {
                     cx.waker().wake_by_ref();
@@ -262,5 +266,10 @@ impl Encoder for Verbatim {
         out.buffer().put_slice(b":\n");
     }
 
-    fn end(&mut self, _: End, _: &mut Batch) {}
+    fn end(&mut self, end: End, out: &mut Batch) {
+        if let Some(retry) = end.retry {
+            let retry = format!("retry: {}\n", millis(retry));
+            out.buffer().put_slice(retry.as_bytes());
+        }
+    }
 }

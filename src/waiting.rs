@@ -1,6 +1,6 @@
 //! Where readers wait for the next event.
 //!
-//! The invariant, which the models in `models.rs` check: a reader registers its waker under a lock, and looks for news once more
+//! The invariant, which the models of its users (`models.rs`) check: a reader registers its waker under a lock, and looks for news once more
 //! before it lets go of that lock; a writer publishes its news first, and takes the wakers under the same lock after. So
 //! either the reader sees the news, or the writer sees the waker.
 
@@ -9,11 +9,11 @@ use std::{
     task::Waker,
 };
 
-use super::sync::{Mutex, lock};
+use crate::sync::{Mutex, lock};
 
 /// Wakers in as many lists as keep the readers of several threads out of each other's way.
 #[derive(Debug)]
-pub(in crate::source) struct Waiting {
+pub(crate) struct Waiting {
     shards: Box<[Mutex<Shard>]>,
 }
 
@@ -36,13 +36,13 @@ struct Seat {
 
 /// A reader's place. Give it back with [`Waiting::leave`].
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::source) struct Place {
+pub(crate) struct Place {
     shard: usize,
     index: usize,
 }
 
 impl Waiting {
-    pub(in crate::source) fn new(shards: usize) -> Self {
+    pub(crate) fn new(shards: usize) -> Self {
         let shards = (0..shards).map(|_| Mutex::new(Shard::default()));
         Self {
             shards: shards.collect(),
@@ -50,7 +50,7 @@ impl Waiting {
     }
 
     /// A place for the reader of this number.
-    pub(in crate::source) fn enter(&self, reader: usize) -> Place {
+    pub(crate) fn enter(&self, reader: usize) -> Place {
         let shard = reader % self.shards.len();
         let mut seats = lock(&self.shards[shard]);
         let index = seats.free.pop().unwrap_or(seats.seats.len());
@@ -61,7 +61,7 @@ impl Waiting {
     }
 
     /// Waits, unless there is news.
-    pub(in crate::source) fn wait(
+    pub(crate) fn wait(
         &self,
         place: &Place,
         waker: &Waker,
@@ -87,7 +87,7 @@ impl Waiting {
     }
 
     /// Wakes all who wait. A waker that panics is not the affair of whoever has news, nor of the others who wait.
-    pub(in crate::source) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         for shard in &self.shards {
             let mut wakers = lock(shard).take().into_iter();
             // Outside the lock: a waker may run any code.
@@ -96,7 +96,7 @@ impl Waiting {
         }
     }
 
-    pub(in crate::source) fn leave(&self, place: &Place) {
+    pub(crate) fn leave(&self, place: &Place) {
         let mut shard = lock(&self.shards[place.shard]);
         // Dropped outside the lock, for the same reason.
         let waker = shard.seats[place.index].waker.take();

@@ -1,0 +1,394 @@
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Waker,
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    random,
+    waiting::{Place, Waiting},
+};
+
+/// The ordered end of every open stream: what a server does with its streams before it stops.
+///
+/// A clone is the same drain. Give it to each [`Guard`](super::Guard), start it once, and wait for it; then let the server stop.
+/// An idle stream waits for it in a list, and costs some forty bytes there.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{Drain, Guard, PushLayer, guard::Plan, transport::Negotiate};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let drain = Drain::new();
+/// let guard = Guard::new().drain(&drain);
+/// let layer = PushLayer::with(Negotiate::new());
+/// let guarded = tower_push::layer::TransportLayer::with(guard.over(Negotiate::new()));
+///
+/// // When the server is told to stop:
+/// drain.start(Plan::within(Duration::from_secs(10)));
+/// let drained = drain.finished().await;
+/// assert_eq!(drained.cut, 0);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Drain(Arc<Inner>);
+
+struct Inner {
+    waiting: Waiting,
+    /// For the next place.
+    readers: AtomicUsize,
+    /// Whether there is a `started`, in one order with `open`.
+    has_started: AtomicBool,
+    started: OnceLock<Started>,
+    open: AtomicUsize,
+    polite: AtomicUsize,
+    left: AtomicUsize,
+    /// It has started, or the last stream is gone.
+    changed: Notify,
+}
+
+struct Started {
+    plan: Plan,
+    at: Instant,
+}
+
+/// How to end all streams: by when, in what order, and when their clients are to come back.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_push::guard::Plan;
+///
+/// let seconds = Duration::from_secs;
+/// let all_over_half_of_the_time = Plan::within(seconds(20));
+/// let in_four_waves = Plan::within(seconds(20)).spread(seconds(12)).batches(4).retry(seconds(3));
+/// let at_once = Plan::within(seconds(5)).spread(Duration::ZERO);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    deadline: Duration,
+    spread: Option<Duration>,
+    batches: u32,
+    retry: Duration,
+    jitter: f64,
+}
+
+/// What became of the streams that were open when a drain began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Told that it ends, and gone in time: streams that had their end, polls that were answered.
+    pub polite: usize,
+    /// Gone in time without having been told: their clients left, or their sources failed.
+    pub left: usize,
+    /// Still there at the deadline, most likely because their clients do not read. They end with the process.
+    pub cut: usize,
+}
+
+impl Plan {
+    /// All within this time: half of it to tell the streams, the rest to let their clients go. Clients come back after 5 s, half
+    /// of that more or less.
+    pub fn within(deadline: Duration) -> Self {
+        Self {
+            deadline: deadline.min(LONGEST),
+            spread: None,
+            batches: 0,
+            retry: Duration::from_secs(5),
+            jitter: 0.5,
+        }
+    }
+
+    /// The time over which the streams end, each at a random point of it: half of the deadline by default, and never more than
+    /// the deadline.
+    #[must_use]
+    pub fn spread(mut self, time: Duration) -> Self {
+        self.spread = Some(time);
+        self
+    }
+
+    /// Ends the streams in so many batches of about the same size, the first at once, instead of one by one.
+    #[must_use]
+    pub fn batches(mut self, batches: u32) -> Self {
+        self.batches = batches;
+        self
+    }
+
+    /// When the clients are to come back: after 5 s by default, give or take the [jitter](Self::jitter). It is for clients that
+    /// must find another server, or this one restarted.
+    #[must_use]
+    pub fn retry(mut self, after: Duration) -> Self {
+        self.retry = after.min(LONGEST);
+        self
+    }
+
+    /// By which part of itself that time is longer or shorter, drawn for each client: 0.5 by default, from 0.2 to 1.
+    #[must_use]
+    pub fn jitter(mut self, part: f64) -> Self {
+        self.jitter = if part.is_nan() {
+            0.2
+        } else {
+            part.clamp(0.2, 1.0)
+        };
+        self
+    }
+
+    /// When one stream's turn is, after the start.
+    fn draw_turn(self) -> Duration {
+        let spread = self.spread.unwrap_or(self.deadline / 2).min(self.deadline);
+        let unit = match f64::from(self.batches) {
+            0.0 => random::unit(),
+            batches => (random::unit() * batches).floor() / batches,
+        };
+        spread.mul_f64(unit)
+    }
+
+    fn draw_retry(self) -> Duration {
+        random::around(self.retry, self.jitter)
+    }
+}
+
+/// Longer than any server waits; and any clock can add it.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+impl Drain {
+    /// A drain that has not started.
+    pub fn new() -> Self {
+        let shards = thread::available_parallelism().map_or(1, |threads| threads.get());
+        Self(Arc::new(Inner {
+            waiting: Waiting::new(shards),
+            readers: AtomicUsize::new(0),
+            has_started: AtomicBool::new(false),
+            started: OnceLock::new(),
+            open: AtomicUsize::new(0),
+            polite: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Begins to end the streams that are open, and refuses those that come. It is done once: a second plan is not looked at.
+    pub fn start(&self, plan: Plan) {
+        let at = Instant::now();
+        if self.0.started.set(Started { plan, at }).is_ok() {
+            self.0.has_started.store(true, Ordering::SeqCst);
+            self.0.waiting.wake();
+            self.0.changed.notify_waiters();
+        }
+    }
+
+    /// Whether it has started.
+    pub fn has_started(&self) -> bool {
+        self.0.has_started.load(Ordering::SeqCst)
+    }
+
+    /// How many streams there are: bodies that are not dropped yet, polls that wait for their answer, sockets that are not
+    /// closed.
+    pub fn open(&self) -> usize {
+        self.0.open.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the start, and then until the last stream is gone, or the deadline has passed. Cancel safe; it may be called
+    /// any number of times.
+    ///
+    /// A stream is gone when its server has let go of it. What it wrote last may still be on its way through the server, which
+    /// finishes its connections when it is told to stop.
+    pub async fn finished(&self) -> Drained {
+        loop {
+            let changed = self.0.changed.notified();
+            if !self.has_started() {
+                changed.await;
+                continue;
+            }
+            let deadline = self.deadline();
+            if self.open() == 0 || timeout_at(deadline, changed).await.is_err() {
+                return self.drained();
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let started = self.0.started.get();
+        started.map_or_else(Instant::now, |started| started.at + started.plan.deadline)
+    }
+
+    fn drained(&self) -> Drained {
+        let count = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+        Drained {
+            cut: self.open(),
+            polite: count(&self.0.polite),
+            left: count(&self.0.left),
+        }
+    }
+
+    /// When whoever is refused now may come back.
+    pub(super) fn retry(&self) -> Duration {
+        let started = self.0.started.get();
+        started.map_or(Duration::ZERO, |started| started.plan.draw_retry())
+    }
+
+    /// A place for one stream, unless it has started.
+    pub(super) fn enter(&self) -> Option<Seat> {
+        let reader = self.0.readers.fetch_add(1, Ordering::Relaxed);
+        // Counted first: whoever finds nobody after the start has missed nobody.
+        self.0.open.fetch_add(1, Ordering::SeqCst);
+        let seat = Seat {
+            drain: self.clone(),
+            place: self.0.waiting.enter(reader),
+            turn: OnceLock::new(),
+        };
+        if self.has_started() {
+            seat.give_back();
+            return None;
+        }
+        Some(seat)
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Drain")
+            .field("has_started", &self.has_started())
+            .field("open", &self.open())
+            .finish()
+    }
+}
+
+/// One stream's place in a drain. It must [leave](Self::leave).
+pub(super) struct Seat {
+    drain: Drain,
+    place: Place,
+    /// When it is to end: drawn once the drain has started.
+    turn: OnceLock<Instant>,
+}
+
+impl Seat {
+    pub(super) fn turn(&self) -> Option<Instant> {
+        let started = self.drain.0.started.get()?;
+        let draw = || started.at + started.plan.draw_turn();
+        Some(*self.turn.get_or_init(draw))
+    }
+
+    pub(super) fn retry(&self) -> Duration {
+        self.drain.retry()
+    }
+
+    /// See [`Watch::wait`](crate::source::Watch::wait).
+    pub(super) fn wait(&self, waker: &Waker) -> bool {
+        let inner = &self.drain.0;
+        let is_news = || inner.started.get().is_some();
+        // Who knows its turn has a timer.
+        self.turn.get().is_some() || inner.waiting.wait(&self.place, waker, is_news)
+    }
+
+    /// The stream is gone, politely or not.
+    pub(super) fn leave(&self, politely: bool) {
+        let inner = &self.drain.0;
+        if inner.started.get().is_some() {
+            let count = if politely { &inner.polite } else { &inner.left };
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        self.give_back();
+    }
+
+    fn give_back(&self) {
+        let inner = &self.drain.0;
+        inner.waiting.leave(&self.place);
+        if inner.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            inner.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn turns_are_spread_and_hints_are_jittered() {
+        let plan = Plan::within(10 * SECOND).retry(10 * SECOND).jitter(0.0);
+        let turns: Vec<_> = (0..1000).map(|_| plan.draw_turn()).collect();
+        assert!(turns.iter().all(|turn| *turn < 5 * SECOND));
+        assert!(turns.iter().any(|turn| *turn < SECOND));
+        assert!(turns.iter().any(|turn| *turn > 4 * SECOND));
+        let hints: Vec<_> = (0..1000).map(|_| plan.draw_retry()).collect();
+        assert!(
+            hints
+                .iter()
+                .all(|hint| *hint >= 8 * SECOND && *hint <= 12 * SECOND)
+        );
+        assert!(hints.iter().any(|hint| *hint < 9 * SECOND));
+        assert!(hints.iter().any(|hint| *hint > 11 * SECOND));
+    }
+
+    #[test]
+    fn batches_come_at_their_times() {
+        let plan = Plan::within(10 * SECOND).spread(8 * SECOND).batches(4);
+        let turns: std::collections::BTreeSet<_> = (0..1000).map(|_| plan.draw_turn()).collect();
+        assert!(turns.into_iter().eq([0, 2, 4, 6].map(Duration::from_secs)));
+    }
+
+    #[test]
+    fn odd_plans_are_tamed() {
+        let plan = Plan::within(Duration::MAX)
+            .spread(Duration::MAX)
+            .retry(Duration::MAX);
+        assert!(plan.draw_turn() <= LONGEST);
+        assert!(plan.jitter(f64::NAN).draw_retry() <= 2 * LONGEST);
+        assert_eq!(
+            Plan::within(SECOND).spread(Duration::ZERO).draw_turn(),
+            Duration::ZERO
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_finished_when_the_last_is_gone_or_the_time_is_up() {
+        let drain = Drain::new();
+        let seats = [drain.enter().unwrap(), drain.enter().unwrap()];
+        assert_eq!(drain.open(), 2);
+        drain.start(Plan::within(10 * SECOND));
+        assert!(drain.enter().is_none());
+        assert_eq!(drain.open(), 2);
+        let [first, second] = seats;
+        assert!(first.turn().is_some() && second.turn().is_some());
+        first.leave(true);
+        let begun = Instant::now();
+        let drained = drain.finished().await;
+        assert_eq!(begun.elapsed(), 10 * SECOND);
+        assert_eq!(
+            drained,
+            Drained {
+                polite: 1,
+                left: 0,
+                cut: 1
+            }
+        );
+        second.leave(false);
+        let drained = drain.finished().await;
+        assert_eq!(
+            drained,
+            Drained {
+                polite: 1,
+                left: 1,
+                cut: 0
+            }
+        );
+    }
+}

@@ -1,0 +1,288 @@
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::request::Parts;
+
+use crate::{
+    event::{Event, Gap},
+    source::Subscription,
+};
+
+/// Hears of what happens to the streams of a [`Guard`](super::Guard), as it happens: for metrics, logs and traces.
+///
+/// Every method does nothing unless it is written. They are called on the way of the data, and from destructors: they must be
+/// quick, and must not panic.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_push::guard::{Cause, Guard, Observer, StreamInfo};
+///
+/// struct Log;
+///
+/// impl Observer for Log {
+///     fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
+///         println!("{} #{}: {} after {open_for:?}", stream.transport, stream.number, cause.name());
+///     }
+/// }
+///
+/// let guard = Guard::new().observe(Log);
+/// ```
+pub trait Observer: Send + Sync + 'static {
+    /// The source has answered a subscription with a stream.
+    fn opened(&self, stream: &StreamInfo, subscription: &Subscription) {
+        let _ = (stream, subscription);
+    }
+
+    /// The guard has refused a request. What the source or the transport refuses is [counted](Counts::refused) only.
+    fn refused(&self, head: &Parts, refusal: Refusal) {
+        let _ = (head, refusal);
+    }
+
+    /// The source has yielded an event, and the transport takes it.
+    fn event(&self, stream: &StreamInfo, event: &Event) {
+        let _ = (stream, event);
+    }
+
+    /// The same of a gap.
+    fn gap(&self, stream: &StreamInfo, gap: &Gap) {
+        let _ = (stream, gap);
+    }
+
+    /// Nothing of the stream is left.
+    fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
+        let _ = (stream, cause, open_for);
+    }
+}
+
+/// Which stream it is that something happens to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamInfo {
+    /// Its number among the streams of the guard, in the order in which they were opened.
+    pub number: u64,
+    /// The [name](crate::transport::Transport::name) of its transport.
+    pub transport: &'static str,
+}
+
+/// Why a stream is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The client left, or the connection failed; and whatever else nobody has said anything of.
+    Left,
+    /// A poll has got its answer.
+    Answered,
+    /// The source's stream has ended for now.
+    Ended,
+    /// The source has finished for ever.
+    Finished,
+    /// The source has failed.
+    Failed,
+    /// The client was too slow for the source's patience
+    /// ([`OnLag::Disconnect`](crate::source::channel::OnLag::Disconnect)).
+    Lagged,
+    /// The server [drains](super::Drain).
+    Drained,
+    /// It has had its [lifetime](super::Guard::lifetime).
+    Aged,
+    /// What the client was let in by [has expired](Subscription::expires_at).
+    Expired,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// There are too many streams.
+    Full,
+    /// There are too many streams of one [key](super::Admission::per).
+    Key,
+    /// The server [drains](super::Drain).
+    Draining,
+    /// The page is [not allowed](super::Guard::origin).
+    Origin,
+    /// The source or the transport has refused it.
+    Source,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Left,
+        Self::Answered,
+        Self::Ended,
+        Self::Finished,
+        Self::Failed,
+        Self::Lagged,
+        Self::Drained,
+        Self::Aged,
+        Self::Expired,
+    ];
+
+    /// One word, in lower case: for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Answered => "answered",
+            Self::Ended => "ended",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Lagged => "lagged",
+            Self::Drained => "drained",
+            Self::Aged => "aged",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Full,
+        Self::Key,
+        Self::Draining,
+        Self::Origin,
+        Self::Source,
+    ];
+
+    /// One word, in lower case: for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Key => "key",
+            Self::Draining => "draining",
+            Self::Origin => "origin",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// What a guard's streams have done so far, and how many are open: a snapshot, from [`Guard::counts`](super::Guard::counts).
+///
+/// ```
+/// use tower_push::guard::{Cause, Guard};
+///
+/// let counts = Guard::new().counts();
+/// assert_eq!(counts.open(), 0);
+/// assert_eq!(counts.closed(Cause::Drained), 0);
+/// for (transport, open) in &counts.open_by_transport {
+///     println!("open_streams{{transport=\"{transport}\"}} {open}");
+/// }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// The streams that are open now, by the names of their transports; polls count while they wait.
+    pub open_by_transport: BTreeMap<&'static str, u64>,
+    /// Streams that were opened.
+    pub opened: u64,
+    /// Events that were taken from sources, once for each stream.
+    pub events: u64,
+    /// The payloads of those events, in bytes.
+    pub bytes: u64,
+    /// Gaps that were taken from sources.
+    pub gaps: u64,
+    closed: [u64; Cause::ALL.len()],
+    refused: [u64; Refusal::ALL.len()],
+}
+
+impl Counts {
+    /// How many streams are open now.
+    pub fn open(&self) -> u64 {
+        self.open_by_transport.values().sum()
+    }
+
+    /// How many streams are gone for this reason.
+    pub fn closed(&self, cause: Cause) -> u64 {
+        self.closed[cause as usize]
+    }
+
+    /// How many requests were refused for this reason.
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.refused[refusal as usize]
+    }
+}
+
+/// The counters behind [`Counts`].
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) opened: AtomicU64,
+    pub(super) events: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) gaps: AtomicU64,
+    closed: [AtomicU64; Cause::ALL.len()],
+    refused: [AtomicU64; Refusal::ALL.len()],
+    open: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+pub(super) fn add(counter: &AtomicU64, count: u64) -> u64 {
+    counter.fetch_add(count, Ordering::Relaxed)
+}
+
+impl Counters {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more; its number.
+    pub(super) fn opens(&self, transport: &'static str) -> u64 {
+        *self.open().entry(transport).or_default() += 1;
+        add(&self.opened, 1) + 1
+    }
+
+    pub(super) fn closes(&self, transport: &'static str, cause: Cause) {
+        if let Some(open) = self.open().get_mut(transport) {
+            *open -= 1;
+        }
+        add(&self.closed[cause as usize], 1);
+    }
+
+    pub(super) fn refuses(&self, refusal: Refusal) {
+        add(&self.refused[refusal as usize], 1);
+    }
+
+    pub(super) fn read(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            open_by_transport: self.open().clone(),
+            opened: read(&self.opened),
+            events: read(&self.events),
+            bytes: read(&self.bytes),
+            gaps: read(&self.gaps),
+            closed: self.closed.each_ref().map(read),
+            refused: self.refused.each_ref().map(read),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_and_each_refusal_has_its_place() {
+        let counters = Counters::default();
+        for (times, cause) in Cause::ALL.into_iter().enumerate() {
+            for _ in 0..times {
+                counters.opens("sse");
+                counters.closes("sse", cause);
+            }
+        }
+        counters.refuses(Refusal::Source);
+        let counts = counters.read();
+        for (times, cause) in Cause::ALL.into_iter().enumerate() {
+            assert_eq!(counts.closed(cause), times as u64, "{}", cause.name());
+        }
+        assert_eq!(
+            Refusal::ALL.map(|refusal| counts.refused(refusal)),
+            [0, 0, 0, 0, 1]
+        );
+        assert_eq!(counts.open(), 0);
+    }
+}

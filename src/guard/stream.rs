@@ -1,0 +1,188 @@
+//! One open stream, as its guard keeps it.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::{Cause, Policy, Refusal, StreamInfo, admission::Permit, drain::Seat, observe::add};
+use crate::{
+    error::{BoxError, Error},
+    event::Item,
+    random,
+    source::{Subscription, Watch},
+};
+
+/// From the request until nothing of the stream is left.
+pub(super) struct OpenStream {
+    policy: Arc<Policy>,
+    seat: Option<Seat>,
+    permit: Permit,
+    opened: OnceLock<Opened>,
+    /// A [`Cause`], as its number.
+    cause: AtomicU8,
+}
+
+struct Opened {
+    info: StreamInfo,
+    at: Instant,
+    /// When its lifetime is over.
+    ages_at: Option<Instant>,
+}
+
+/// When clients come back whose stream has had its lifetime.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl OpenStream {
+    pub(super) fn new(policy: Arc<Policy>, seat: Option<Seat>, permit: Permit) -> Self {
+        Self {
+            policy,
+            seat,
+            permit,
+            opened: OnceLock::new(),
+            cause: AtomicU8::new(Cause::Left as u8),
+        }
+    }
+
+    /// The transport has answered the request.
+    pub(super) fn answered(self: &Arc<Self>, status: StatusCode) {
+        let is_over = Arc::strong_count(self) == 1;
+        if self.opened.get().is_none() {
+            if !status.is_success() || status == StatusCode::NO_CONTENT {
+                self.policy.counters.refuses(Refusal::Source);
+            }
+        } else if is_over && self.cause() == Cause::Left {
+            // A poll: neither a body nor a socket's task has it.
+            self.ends_by(Cause::Answered);
+        }
+    }
+
+    fn cause(&self) -> Cause {
+        let number = usize::from(self.cause.load(Ordering::Relaxed));
+        Cause::ALL[number]
+    }
+
+    fn ends_by(&self, cause: Cause) {
+        self.cause.store(cause as u8, Ordering::Relaxed);
+    }
+
+    fn turn(&self) -> Option<Instant> {
+        self.seat.as_ref()?.turn()
+    }
+
+    fn ages_at(&self) -> Option<Instant> {
+        self.opened.get()?.ages_at
+    }
+}
+
+impl Watch for OpenStream {
+    fn opened(&self, subscription: &Subscription) {
+        self.opened.get_or_init(|| {
+            let transport = subscription.transport();
+            let number = self.policy.counters.opens(transport);
+            let info = StreamInfo { number, transport };
+            self.policy
+                .tell(|observer| observer.opened(&info, subscription));
+            let at = Instant::now();
+            let ages_at = self.policy.draw_lifetime().map(|lifetime| at + lifetime);
+            Opened { info, at, ages_at }
+        });
+    }
+
+    fn ends_at(&self) -> Option<Instant> {
+        [self.turn(), self.ages_at()].into_iter().flatten().min()
+    }
+
+    fn end(&self) -> Item {
+        let is_aged = self
+            .ages_at()
+            .is_some_and(|at| self.turn().is_none_or(|turn| at < turn));
+        match &self.seat {
+            Some(seat) if !is_aged => {
+                self.ends_by(Cause::Drained);
+                let retry = seat.retry();
+                Item::Ended { retry }
+            }
+            _ => {
+                self.ends_by(Cause::Aged);
+                let retry = random::around(RETRY, 0.5);
+                Item::Ended { retry }
+            }
+        }
+    }
+
+    fn wait(&self, waker: &Waker) -> bool {
+        self.seat.as_ref().is_none_or(|seat| seat.wait(waker))
+    }
+
+    fn yielded(&self, next: Option<&Result<Item, BoxError>>) {
+        let (policy, opened) = (&self.policy, self.opened.get());
+        match next {
+            Some(Ok(Item::Event(event))) => {
+                add(&policy.counters.events, 1);
+                add(
+                    &policy.counters.bytes,
+                    event.payload().as_bytes().len() as u64,
+                );
+                if let Some(Opened { info, .. }) = opened {
+                    policy.tell(|observer| observer.event(info, event));
+                }
+            }
+            Some(Ok(Item::Gap(gap))) => {
+                add(&policy.counters.gaps, 1);
+                if let Some(Opened { info, .. }) = opened {
+                    policy.tell(|observer| observer.gap(info, gap));
+                }
+            }
+            Some(Ok(Item::Cursor(_))) => {}
+            Some(Ok(Item::Finished)) => self.ends_by(Cause::Finished),
+            Some(Ok(Item::Expired)) => self.ends_by(Cause::Expired),
+            None | Some(Ok(Item::Ended { .. })) => self.ends_by(Cause::Ended),
+            Some(Err(error)) => {
+                let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
+                self.ends_by(if is_lagged {
+                    Cause::Lagged
+                } else {
+                    Cause::Failed
+                });
+            }
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let cause = self.cause();
+        if let Some(Opened { info, at, .. }) = self.opened.get() {
+            self.policy.counters.closes(info.transport, cause);
+            self.policy
+                .tell(|observer| observer.closed(info, cause, at.elapsed()));
+        }
+        drop(std::mem::take(&mut self.permit));
+        // Last: who waits for the end of all finds the counts at 0.
+        if let Some(seat) = &self.seat {
+            seat.leave(!matches!(cause, Cause::Left | Cause::Failed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_stream_costs_its_guard_little() {
+        assert!(
+            size_of::<OpenStream>() <= 192,
+            "{}",
+            size_of::<OpenStream>()
+        );
+    }
+}

@@ -1,0 +1,481 @@
+//! Lifetimes, expiry, limits and counts, whichever way a stream ends.
+
+mod support;
+
+use std::{
+    any::Any,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use http::{HeaderValue, StatusCode, request::Parts};
+use http_body_util::BodyExt;
+use support::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
+use tokio::{io::AsyncWriteExt, time::Instant};
+use tower_push::{
+    Channel, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
+    guard::{Admission, Cause, Observer, Refusal, StreamInfo},
+    service,
+    source::{Rejection, Subscription, source_fn},
+    transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const SSE: (&str, &str) = ("accept", "text/event-stream");
+
+async fn becomes(guard: &Guard, open: u64) {
+    let wait = async {
+        while guard.counts().open() != open {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let waited = tokio::time::timeout(LONG, wait).await;
+    assert!(waited.is_ok(), "{:?}", guard.counts());
+}
+
+async fn respond(transport: &impl Transport, source: impl PushSource + Send + 'static) -> String {
+    let mut head = get("/", &[]);
+    let response = transport.respond(&mut head, Push::new(source)).await;
+    text(response.into_body()).await
+}
+
+fn silence() -> stream::Pending<Event> {
+    stream::pending()
+}
+
+// Lifetime and expiry.
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_in_the_last_fifth_of_its_lifetime() {
+    let guard = Guard::new().lifetime(100 * SECOND);
+    let sse = guard.over(Sse::new());
+    let mut ages = Vec::new();
+    for _ in 0..50 {
+        let begun = Instant::now();
+        let body = respond(&sse, silence()).await;
+        ages.push(begun.elapsed());
+        let (_, retry) = body.rsplit_once("retry: ").unwrap();
+        let retry: u64 = retry.split('\n').next().unwrap().parse().unwrap();
+        assert!((500..=1500).contains(&retry), "{retry}");
+    }
+    assert!(
+        ages.iter()
+            .all(|age| (80 * SECOND..=100 * SECOND).contains(age))
+    );
+    assert!(ages.iter().any(|age| *age < 88 * SECOND));
+    assert!(ages.iter().any(|age| *age > 92 * SECOND));
+    assert_eq!(guard.counts().closed(Cause::Aged), 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_stream_ends_too() {
+    let guard = Guard::new().lifetime(SECOND);
+    let busy = stream::iter(0_u64..).then(|n| async move {
+        if n % 1000 == 0 {
+            tokio::time::sleep(SECOND / 10).await;
+        }
+        "x"
+    });
+    let body = respond(&guard.over(Sse::new()), Box::pin(busy)).await;
+    assert!(body.contains("event: end\n"));
+}
+
+async fn expiring(subscription: Subscription) -> Result<stream::Pending<Event>, Rejection> {
+    subscription.expires_in(60 * SECOND);
+    Ok(silence())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_when_its_credential_expires() {
+    let begun = Instant::now();
+    let body = respond(&Sse::new(), source_fn(expiring)).await;
+    assert_eq!(begun.elapsed(), 60 * SECOND);
+    let end = "event: end\ndata: {\"finished\":false}\n\n";
+    assert!(body.ends_with(end) && !body.contains("retry"), "{body}");
+
+    let guard = Guard::new().lifetime(3600 * SECOND);
+    respond(&guard.over(Sse::new()), source_fn(expiring)).await;
+    assert_eq!(guard.counts().closed(Cause::Expired), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_does_not_outlive_its_credential() {
+    let begun = Instant::now();
+    let poll = LongPoll::new().wait(90 * SECOND);
+    assert_eq!(respond(&poll, source_fn(expiring)).await, "[]\n");
+    assert_eq!(begun.elapsed(), 60 * SECOND);
+}
+
+#[tokio::test]
+async fn a_websocket_whose_credential_expires_is_told_so() {
+    let source = source_fn(async |subscription: Subscription| {
+        subscription.expires_in(Duration::from_millis(20));
+        Ok(silence())
+    });
+    let server = Server::new(service(source)).await;
+    let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
+    let close = opened.frame().await.unwrap().close();
+    assert_eq!(close, Some((3005, "expired".to_owned())));
+}
+
+// Admission.
+
+/// An open stream, until it is dropped.
+async fn opened(server: &Server, version: Version, is_websocket: bool) -> Box<dyn Any> {
+    if is_websocket {
+        return Box::new(websocket::connect(server, version, "/", &[]).await);
+    }
+    let mut client = Client::connect(server, version).await;
+    let mut reading = client.get("/", &[SSE]).await;
+    assert_eq!(reading.head.status, 200);
+    reading.expect(":\n").await;
+    Box::new((client, reading))
+}
+
+#[tokio::test]
+async fn one_too_many_is_refused_as_it_understands() {
+    let guard = Guard::new().admit(Admission::at_most(1).retry(10 * SECOND));
+    let server = Server::new(service(Channel::new()).over(guard.over(Negotiate::new()))).await;
+    let _one = opened(&server, Version::Http1, false).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        let refused = client.get("/", &[SSE]).await;
+        assert_eq!(refused.head.status, 200);
+        assert_eq!(refused.header("content-type"), Some("text/event-stream"));
+        let body = String::from_utf8(refused.rest().await.0).unwrap();
+        let retry = body
+            .strip_prefix("retry: ")
+            .and_then(|rest| rest.strip_suffix('\n'));
+        let retry: u64 = retry.unwrap().parse().unwrap();
+        assert!((5000..=15_000).contains(&retry), "{body}");
+
+        for accept in ["application/x-ndjson", "application/json", "*/*"] {
+            let refused = client.get("/", &[("accept", accept)]).await;
+            assert_eq!(refused.head.status, 503);
+            let after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+            assert!((5..=15).contains(&after), "{after}");
+            refused.drain().await;
+        }
+        // It opens nothing.
+        let head = client.send("HEAD", "/", &[SSE]).await;
+        assert_eq!(head.head.status, 200);
+        head.drain().await;
+
+        let refused = client.websocket("/", &[]).await.err().unwrap();
+        assert_eq!(refused.head.status, 503);
+    }
+    let counts = guard.counts();
+    assert_eq!(counts.refused(Refusal::Full), 10);
+    assert_eq!((counts.open(), counts.opened), (1, 1));
+}
+
+#[tokio::test]
+async fn an_event_source_is_refused_like_all_where_that_is_wanted() {
+    let guard = Guard::new().admit(Admission::at_most(0)).always_503();
+    let mut head = get("/", &[SSE]);
+    let refused = guard
+        .over(Sse::new())
+        .respond(&mut head, Push::new(silence()))
+        .await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn each_key_has_its_own_limit() {
+    let tenant = |head: &Parts| head.headers.get("tenant").cloned();
+    let guard = Guard::new().admit(Admission::unlimited().per(tenant, 1));
+    let sse = guard.over(Sse::new());
+    let subscribe = async |tenant: &str| {
+        let mut head = get("/", &[("tenant", tenant)]);
+        sse.respond(&mut head, Push::new(silence())).await
+    };
+    let a = subscribe("a").await;
+    let b = subscribe("b").await;
+    assert_eq!([a.status(), b.status()], [200, 200]);
+    assert_eq!(subscribe("a").await.status(), 503);
+    drop(a);
+    assert_eq!(subscribe("a").await.status(), 200);
+    assert_eq!(guard.counts().refused(Refusal::Key), 1);
+}
+
+#[tokio::test]
+async fn a_place_is_free_again_whichever_way_the_client_leaves() {
+    let channel = Channel::new();
+    let guard = Guard::new().admit(Admission::at_most(1));
+    let server = Server::new(service(channel.clone()).over(guard.over(Negotiate::new()))).await;
+    for version in VERSIONS {
+        for is_websocket in [false, true] {
+            let open = opened(&server, version, is_websocket).await;
+            becomes(&guard, 1).await;
+            drop(open);
+            becomes(&guard, 0).await;
+        }
+    }
+    // Reset.
+    for request in [
+        "GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n".to_owned(),
+        format!(
+            "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: {}\r\n\r\n",
+            websocket::KEY
+        ),
+    ] {
+        let (socket, _) = raw_http1(&server, &request, "\r\n\r\n").await;
+        becomes(&guard, 1).await;
+        socket2::SockRef::from(&socket)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(socket);
+        becomes(&guard, 0).await;
+        // Half-closed.
+        let (mut socket, _) = raw_http1(&server, &request, "\r\n\r\n").await;
+        becomes(&guard, 1).await;
+        socket.shutdown().await.unwrap();
+        becomes(&guard, 0).await;
+    }
+    // A poll that is given up.
+    let poll = "GET /?transport=long-poll HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut socket = tokio::net::TcpStream::connect(server.address)
+        .await
+        .unwrap();
+    socket.write_all(poll.as_bytes()).await.unwrap();
+    becomes(&guard, 1).await;
+    drop(socket);
+    becomes(&guard, 0).await;
+
+    let counts = guard.counts();
+    assert_eq!(counts.opened, 9);
+    assert_eq!(counts.closed(Cause::Left), 9);
+}
+
+#[tokio::test]
+async fn a_place_is_free_again_whichever_way_the_source_ends() {
+    let guard = Guard::new().admit(Admission::at_most(1));
+    let sse = guard.over(Sse::new());
+    let open = async |push: Push| {
+        let mut head = get("/", &[]);
+        let response = sse.respond(&mut head, push).await;
+        let status = response.status();
+        let _ = response.into_body().collect().await;
+        status
+    };
+    let finished = stream::iter([Item::Finished]);
+    let failing = stream::iter([Err::<Event, _>("failed")]);
+    assert_eq!(open(Push::new(stream::iter(["one"]))).await, 200);
+    assert_eq!(open(Push::new(finished)).await, 200);
+    assert_eq!(open(Push::new(failing)).await, 200);
+    let refusing = source_fn(async |_| {
+        Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
+    });
+    assert_eq!(open(Push::new(refusing)).await, 404);
+    let counts = guard.counts();
+    for (cause, times) in [(Cause::Ended, 1), (Cause::Finished, 1), (Cause::Failed, 1)] {
+        assert_eq!(counts.closed(cause), times, "{cause:?}");
+    }
+    assert_eq!((counts.open(), counts.opened), (0, 3));
+    assert_eq!(counts.refused(Refusal::Source), 1);
+
+    // Dropped before anything was asked of it: the request, the response, the body.
+    let mut head = get("/", &[]);
+    drop(sse.respond(&mut head, Push::new(silence())));
+    let response = sse.respond(&mut head, Push::new(silence())).await;
+    assert_eq!(guard.counts().open(), 1);
+    // Whoever keeps the head keeps no place.
+    drop(response);
+    assert_eq!(guard.counts().open(), 0);
+
+    // Panics: of the source, of its stream.
+    let panicking = stream::poll_fn(|_| -> std::task::Poll<Option<Event>> { panic!("on purpose") });
+    let unwound = tokio::spawn({
+        let sse = sse.clone();
+        async move { respond(&sse, panicking).await }
+    });
+    assert!(unwound.await.unwrap_err().is_panic());
+    assert_eq!(guard.counts().open(), 0);
+    assert_eq!(open(Push::new(stream::iter(["one"]))).await, 200);
+}
+
+#[tokio::test]
+async fn a_subscription_that_the_source_keeps_keeps_no_place() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let keeping = {
+        let kept = kept.clone();
+        source_fn(async move |subscription: Subscription| {
+            kept.lock().unwrap().push(subscription);
+            Ok(stream::iter(["one"]))
+        })
+    };
+    let guard = Guard::new().admit(Admission::at_most(1));
+    respond(&guard.over(Sse::new()), keeping).await;
+    assert_eq!(kept.lock().unwrap().len(), 1);
+    assert_eq!(guard.counts().open(), 0);
+    assert!(
+        respond(&guard.over(Sse::new()), stream::iter(["two"]))
+            .await
+            .contains("two")
+    );
+}
+
+// Origin.
+
+#[tokio::test]
+async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
+    let guard = Guard::new().origin(OriginPolicy::same_origin());
+    let server = Server::new(service(Channel::new()).over(guard.over(Negotiate::new()))).await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&server, version).await;
+        for accept in [
+            "text/event-stream",
+            "application/x-ndjson",
+            "application/json",
+        ] {
+            let headers = [
+                ("host", "localhost"),
+                ("origin", "https://evil.example"),
+                ("accept", accept),
+            ];
+            let headers = if version == Version::Http2 {
+                &headers[1..]
+            } else {
+                &headers
+            };
+            let refused = client.get("/", headers).await;
+            assert_eq!(refused.head.status, 403, "{accept}");
+            refused.drain().await;
+        }
+        let same = [("origin", "http://localhost"), SSE];
+        let host = [("host", "localhost"), same[0], same[1]];
+        let headers = if version == Version::Http2 {
+            &same[..]
+        } else {
+            &host
+        };
+        assert_eq!(client.get("/", headers).await.head.status, 200);
+    }
+    assert_eq!(guard.counts().refused(Refusal::Origin), 6);
+}
+
+// Observation.
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn write(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+impl Observer for Log {
+    fn opened(&self, stream: &StreamInfo, subscription: &Subscription) {
+        let path = subscription.head().uri.path();
+        self.write(format!("{}: {} {path}", stream.number, stream.transport));
+    }
+    fn refused(&self, head: &Parts, refusal: Refusal) {
+        self.write(format!("{} {}", head.uri.path(), refusal.name()));
+    }
+    fn event(&self, stream: &StreamInfo, event: &Event) {
+        self.write(format!(
+            "{}: {:?}",
+            stream.number,
+            event.payload().as_text()
+        ));
+    }
+    fn gap(&self, stream: &StreamInfo, gap: &Gap) {
+        self.write(format!("{}: {:?}", stream.number, gap.missed));
+    }
+    fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
+        let seconds = open_for.as_secs();
+        self.write(format!(
+            "{}: {} after {seconds} s",
+            stream.number,
+            cause.name()
+        ));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_hears_of_everything_in_order() {
+    let log = Log::default();
+    let guard = Guard::new()
+        .admit(Admission::at_most(1))
+        .observe(log.clone());
+    let items = stream::iter([
+        Item::Gap(Gap::new(GapReason::Lagged).missed(3)),
+        Item::Event(Event::text("one")),
+    ]);
+    let late = stream::once(async {
+        tokio::time::sleep(2 * SECOND).await;
+        Item::Event(Event::text("two"))
+    });
+    let sse = guard.over(Sse::new());
+    let mut head = get("/ticks", &[]);
+    let response = sse
+        .respond(&mut head, Push::new(Box::pin(items.chain(late))))
+        .await;
+    sse.respond(&mut get("/other", &[]), Push::new(silence()))
+        .await;
+    text(response.into_body()).await;
+    let poll = guard.over(LongPoll::new());
+    let mut head = get("/poll", &[]);
+    head.headers
+        .insert("accept", HeaderValue::from_static("application/json"));
+    drop(
+        poll.respond(
+            &mut head,
+            Push::new(stream::iter(["three"]).chain(silence_of_texts())),
+        )
+        .await,
+    );
+    assert_eq!(
+        *log.0.lock().unwrap(),
+        [
+            "1: sse /ticks",
+            "/other full",
+            "1: Some(3)",
+            "1: Some(\"one\")",
+            "1: Some(\"two\")",
+            "1: ended after 2 s",
+            "2: long-poll /poll",
+            "2: Some(\"three\")",
+            "2: answered after 0 s",
+        ]
+    );
+    let counts = guard.counts();
+    assert_eq!(
+        (counts.opened, counts.events, counts.bytes, counts.gaps),
+        (2, 3, 11, 1)
+    );
+    assert_eq!(
+        counts.open_by_transport.into_iter().collect::<Vec<_>>(),
+        [("long-poll", 0), ("sse", 0)]
+    );
+}
+
+fn silence_of_texts() -> stream::Pending<&'static str> {
+    stream::pending()
+}
+
+#[tokio::test]
+async fn a_websocket_counts_until_its_socket_is_gone() {
+    let guard = Guard::new();
+    let server = Server::new(service(Channel::new()).over(guard.over(WebSocket::new()))).await;
+    for version in VERSIONS {
+        let mut opened = websocket::connect(&server, version, "/", &[]).await;
+        becomes(&guard, 1).await;
+        opened.send(0x88, &[]).await;
+        assert_eq!(
+            opened.closed().await,
+            Some((websocket::NO_CODE, String::new()))
+        );
+        // Shut down by the server, and not by the client.
+        if version == Version::Http1 {
+            assert_eq!(guard.counts().open(), 1);
+        }
+        drop(opened);
+        becomes(&guard, 0).await;
+    }
+    assert_eq!(guard.counts().closed(Cause::Left), 2);
+}
