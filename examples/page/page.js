@@ -516,12 +516,12 @@ class Ledger {
   add(panel) {
     this.#panels.push(panel);
     panel.onpaint = () => {
-      cancelAnimationFrame(this.#frame);
-      this.#frame = requestAnimationFrame(() => this.#paint());
+      this.#frame ??= requestAnimationFrame(() => this.#paint());
     };
   }
 
   #paint() {
+    this.#frame = undefined;
     for (const [name, part] of Object.entries(this.#parts)) {
       const sum = this.#panels.reduce((sum, panel) => sum + panel.counts[name], 0);
       part.textContent = sum;
