@@ -68,7 +68,7 @@
 //! | feature | what it adds | crates |
 //! |---|---|---|
 //! | (none) | everything but the below | 9 beside this one |
-//! | `websocket` | the WebSocket transport, `Incoming`, `OriginPolicy`; on by default | `hyper`, bare, and `sha1_smol` |
+//! | `websocket` | the WebSocket transport, `Incoming`; on by default | `hyper`, bare, and `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
