@@ -100,6 +100,18 @@ async fn a_stream_ends_when_its_credential_expires() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_stream_of_durable_streams_expires_once() {
+    let guard = Guard::new();
+    let poll = guard.over(LongPoll::new());
+    let begun = Instant::now();
+    let mut head = get("/?offset=now&live=sse", &[]);
+    let response = poll.respond(&mut head, Push::new(source_fn(expiring)));
+    text(response.await.into_body()).await;
+    assert_eq!(begun.elapsed(), 60 * SECOND);
+    assert_eq!(guard.counts().closed(Cause::Expired), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_poll_does_not_outlive_its_credential() {
     let begun = Instant::now();
     let poll = LongPoll::new().wait(90 * SECOND);

@@ -34,6 +34,8 @@ pub struct Subscription {
     head: Arc<Head>,
     /// Until the transport takes it: the source must not hold it.
     ticket: Option<Ticket>,
+    /// Whether the transport has taken it: what it makes of its items is no stream of its own.
+    is_taken: bool,
     #[cfg(feature = "websocket")]
     incoming: Option<Slot>,
 }
@@ -84,6 +86,7 @@ impl Subscription {
                 expires_at: OnceLock::new(),
             }),
             ticket,
+            is_taken: false,
             #[cfg(feature = "websocket")]
             incoming: None,
         }
@@ -189,8 +192,9 @@ impl Subscription {
 
     /// What the transport does with the items that it gets, taken before the source is asked.
     pub(crate) fn opening(&mut self) -> Opening {
+        let is_first = !std::mem::replace(&mut self.is_taken, true);
         let ticket = self.ticket.take();
-        Opening::new(ticket, self.clone())
+        Opening::new(ticket, self.clone(), is_first)
     }
 }
 

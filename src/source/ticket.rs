@@ -59,13 +59,16 @@ impl fmt::Debug for Ticket {
 pub(crate) struct Opening {
     ticket: Option<Ticket>,
     subscription: Subscription,
+    /// Otherwise what is opened already does so.
+    expires: bool,
 }
 
 impl Opening {
-    pub(super) fn new(ticket: Option<Ticket>, subscription: Subscription) -> Self {
+    pub(super) fn new(ticket: Option<Ticket>, subscription: Subscription, expires: bool) -> Self {
         Self {
             ticket,
             subscription,
+            expires,
         }
     }
 
@@ -77,7 +80,7 @@ impl Opening {
         Watched {
             items,
             ticket: self.ticket,
-            expires_at: self.subscription.expiry(),
+            expires_at: self.subscription.expiry().filter(|_| self.expires),
             timer: None,
             state: State::Open,
         }
