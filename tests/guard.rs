@@ -194,6 +194,25 @@ async fn an_event_source_is_refused_like_all_where_that_is_wanted() {
     assert!(refused.headers().contains_key("retry-after"));
 }
 
+/// To a CONNECT 200 is a tunnel, or an open WebSocket.
+#[tokio::test]
+async fn only_who_accepts_an_event_stream_is_refused_with_one() {
+    let guard = Guard::new().admit(Admission::at_most(0));
+    let transport = guard.over(Negotiate::new());
+    for (method, accept, status) in [
+        ("GET", "text/event-stream", 200),
+        ("POST", "application/json, Text/Event-Stream;q=0.5", 200),
+        ("GET", "application/json, text/event-stream;q=0", 503),
+        ("GET", "text/*", 503),
+        ("CONNECT", "text/event-stream", 503),
+    ] {
+        let request = support::request(method, "localhost:80", &[("accept", accept)]);
+        let mut head = request.into_parts().0;
+        let refused = transport.respond(&mut head, Push::new(silence())).await;
+        assert_eq!(refused.status(), status, "{method} {accept}");
+    }
+}
+
 #[tokio::test]
 async fn each_key_has_its_own_limit() {
     let tenant = |head: &Parts| head.headers.get("tenant").cloned();

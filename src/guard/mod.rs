@@ -254,14 +254,10 @@ const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// Whether it asks for an event stream by name, as an `EventSource` does.
+/// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
 fn is_event_source(head: &Parts) -> bool {
-    let accepted = head.headers.get_all(header::ACCEPT).into_iter();
-    let mut ranges = accepted
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|range| range.split(';').next());
-    ranges.any(|range| range.trim().eq_ignore_ascii_case(EVENT_STREAM))
+    let accepted = Preference::accepted(&head.headers, &[EVENT_STREAM]);
+    head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
 }
 
 /// What an `EventSource` takes for a stream that has ended: it comes back after this time.

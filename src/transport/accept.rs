@@ -23,6 +23,11 @@ impl Preference {
         specificity: Specificity::Certain,
     };
 
+    /// Whether the media type was named, and not only its kind.
+    pub(crate) fn is_exact(self) -> bool {
+        self.specificity == Specificity::Exact
+    }
+
     /// What the `Accept` headers say of these media types: the most preferred of them, and how much
     /// ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
     ///
