@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use support::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
-    Channel, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
+    Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
     guard::{Admission, Cause, Observer, Refusal, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
@@ -509,4 +509,34 @@ async fn a_websocket_counts_until_its_socket_is_gone() {
         becomes(&guard, 0).await;
     }
     assert_eq!(guard.counts().closed(Cause::Left), 2);
+}
+
+struct Panicking;
+
+impl Observer for Panicking {
+    fn opened(&self, _: &StreamInfo, subscription: &Subscription) {
+        assert_ne!(subscription.head().uri.path(), "/opened", "on purpose");
+    }
+    fn closed(&self, _: &StreamInfo, _: Cause, _: Duration) {
+        panic!("on purpose");
+    }
+}
+
+#[tokio::test]
+async fn an_observer_that_panics_keeps_nobodys_place() {
+    let drain = Drain::new();
+    let admission = Admission::at_most(1);
+    let guard = Guard::new()
+        .drain(&drain)
+        .admit(admission)
+        .observe(Panicking);
+    let sse = guard.over(Sse::new());
+    for path in ["/opened", "/"] {
+        let mut head = get(path, &[]);
+        let responding = sse.respond(&mut head, Push::new(stream::iter(["one"])));
+        let asked = tokio::spawn(async move { text(responding.await.into_body()).await });
+        assert_eq!(asked.await.is_err(), path == "/opened");
+        assert_eq!((guard.counts().open(), drain.open()), (0, 0));
+    }
+    assert_eq!(guard.counts().opened, 2);
 }

@@ -1,6 +1,7 @@
 //! One open stream, as its guard keeps it.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
@@ -84,16 +85,22 @@ impl OpenStream {
 
 impl Watch for OpenStream {
     fn opened(&self, subscription: &Subscription) {
-        self.opened.get_or_init(|| {
+        let mut is_first = false;
+        let opened = self.opened.get_or_init(|| {
+            is_first = true;
             let transport = subscription.transport();
             let number = self.policy.counters.opens(transport);
             let info = StreamInfo { number, transport };
-            self.policy
-                .tell(|observer| observer.opened(&info, subscription));
             let at = Instant::now();
             let ages_at = self.policy.draw_lifetime().map(|lifetime| at + lifetime);
             Opened { info, at, ages_at }
         });
+        // It is open by now, and will be closed, even if an observer panics.
+        if is_first {
+            let info = &opened.info;
+            self.policy
+                .tell(|observer| observer.opened(info, subscription));
+        }
     }
 
     fn ends_at(&self) -> Option<Instant> {
@@ -162,8 +169,13 @@ impl Drop for OpenStream {
         let cause = self.cause();
         if let Some(Opened { info, at, .. }) = self.opened.get() {
             self.policy.counters.closes(info.transport, cause);
-            self.policy
-                .tell(|observer| observer.closed(info, cause, at.elapsed()));
+            let open_for = at.elapsed();
+            let tell = || {
+                self.policy
+                    .tell(|observer| observer.closed(info, cause, open_for));
+            };
+            // What follows gives the places back, and many a stream is dropped where no panic may come out.
+            let _ = catch_unwind(AssertUnwindSafe(tell));
         }
         drop(std::mem::take(&mut self.permit));
         // Last: who waits for the end of all finds the counts at 0.
