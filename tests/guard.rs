@@ -511,6 +511,42 @@ async fn a_websocket_counts_until_its_socket_is_gone() {
     assert_eq!(guard.counts().closed(Cause::Left), 2);
 }
 
+#[tokio::test]
+async fn a_guard_around_another_counts_its_streams_too() {
+    let guards = [1, 2].map(|limit| Guard::new().admit(Admission::at_most(limit)));
+    let drain = Drain::new();
+    // The tighter one outside, and the other way round.
+    for (outer, inner) in [(0, 1), (1, 0)] {
+        let [outer, inner] = [outer, inner].map(|at: usize| guards[at].clone().drain(&drain));
+        let both = outer.over(inner.over(Negotiate::new()));
+        let server = Server::new(service(Channel::new()).over(both.clone())).await;
+        let one = websocket::connect(&server, Version::Http1, "/", &[]).await;
+        let mut client = Client::connect(&server, Version::Http1).await;
+        let refused = client.websocket("/", &[]).await.err().unwrap();
+        assert_eq!(refused.head.status, 503);
+        becomes(&outer, 1).await;
+        drop(one);
+        becomes(&inner, 0).await;
+        becomes(&outer, 0).await;
+        // An answer that is not read yet.
+        let poll = async || {
+            let mut head = get("/?transport=long-poll", &[]);
+            let texts = stream::iter(["one"]).chain(silence_of_texts());
+            both.respond(&mut head, Push::new(texts)).await
+        };
+        let answer = poll().await;
+        assert_eq!(poll().await.status(), 503);
+        assert!(text(answer.into_body()).await.contains("one"));
+        for guard in [&outer, &inner] {
+            let counts = guard.counts();
+            assert_eq!((counts.open(), counts.opened, counts.events), (0, 2, 1));
+            assert_eq!(counts.closed(Cause::Left), 1);
+            assert_eq!(counts.closed(Cause::Answered), 1);
+        }
+    }
+    assert_eq!(drain.open(), 0);
+}
+
 struct Panicking;
 
 impl Observer for Panicking {

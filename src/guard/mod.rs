@@ -63,9 +63,9 @@
 //! the poll of its answer, or a WebSocket's task of its socket: whichever way it came to that. The streams that long-polling
 //! [parks](crate::Resumable) between two polls are not open streams; the polls are.
 //!
-//! A transport [of your own](crate::transport#a-transport-of-ones-own) is counted, and waited for, in any case. It is ended too, if
-//! it answers with [`respond_streaming`](crate::transport::respond_streaming). Of several guards around each other the innermost
-//! ends the streams; the others count them.
+//! A transport [of your own](crate::transport#a-transport-of-ones-own) is limited, and waited for, in any case. It is in the
+//! [`Counts`], and ended too, if it answers with [`respond_streaming`](crate::transport::respond_streaming). Of several guards
+//! around each other the innermost ends the streams; the others count them.
 
 mod admission;
 mod drain;
@@ -333,7 +333,7 @@ impl<T: Transport> Transport for Guarded<T> {
             return self.transport.respond(head, push);
         }
         let stream = match policy.admit(head) {
-            Ok(stream) => Arc::new(stream),
+            Ok(stream) => Arc::new(stream.inside(head.extensions.remove())),
             Err(refusal) => return Box::pin(ready(policy.refuse(head, refusal))),
         };
         head.extensions.insert(Ticket::new(stream.clone()));

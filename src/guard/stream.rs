@@ -18,7 +18,7 @@ use crate::{
     error::{BoxError, Error},
     event::Item,
     random,
-    source::{Subscription, Watch},
+    source::{Subscription, Ticket, Watch},
 };
 
 /// From the request until nothing of the stream is left.
@@ -29,6 +29,8 @@ pub(super) struct OpenStream {
     opened: OnceLock<Opened>,
     /// A [`Cause`], as its number.
     cause: AtomicU8,
+    /// Of the guard around this one. It counts the stream for as long.
+    outer: Option<Ticket>,
 }
 
 struct Opened {
@@ -49,7 +51,18 @@ impl OpenStream {
             permit,
             opened: OnceLock::new(),
             cause: AtomicU8::new(Cause::Left as u8),
+            outer: None,
         }
+    }
+
+    /// The same under another guard, which has given out this ticket.
+    pub(super) fn inside(mut self, outer: Option<Ticket>) -> Self {
+        self.outer = outer;
+        self
+    }
+
+    fn outer(&self) -> Option<&dyn Watch> {
+        self.outer.as_ref().map(Ticket::watch)
     }
 
     /// The transport has answered the request.
@@ -61,7 +74,7 @@ impl OpenStream {
             }
         } else if is_over && self.cause() == Cause::Left {
             // A poll: neither a body nor a socket's task has it.
-            self.ends_by(Cause::Answered);
+            self.got_answer();
         }
     }
 
@@ -101,6 +114,9 @@ impl Watch for OpenStream {
             self.policy
                 .tell(|observer| observer.opened(info, subscription));
         }
+        if let Some(outer) = self.outer() {
+            outer.opened(subscription);
+        }
     }
 
     fn ends_at(&self) -> Option<Instant> {
@@ -111,25 +127,35 @@ impl Watch for OpenStream {
         let is_aged = self
             .ages_at()
             .is_some_and(|at| self.turn().is_none_or(|turn| at < turn));
-        match &self.seat {
-            Some(seat) if !is_aged => {
-                self.ends_by(Cause::Drained);
-                let retry = seat.retry();
-                Item::Ended { retry }
-            }
-            _ => {
-                self.ends_by(Cause::Aged);
-                let retry = random::around(RETRY, 0.5);
-                Item::Ended { retry }
-            }
+        let (cause, retry) = match &self.seat {
+            Some(seat) if !is_aged => (Cause::Drained, seat.retry()),
+            _ => (Cause::Aged, random::around(RETRY, 0.5)),
+        };
+        self.ends_by(cause);
+        let end = Ok(Item::Ended { retry });
+        if let Some(outer) = self.outer() {
+            outer.yielded(Some(&end));
         }
+        Item::Ended { retry }
     }
 
     fn wait(&self, waker: &Waker) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.wait(waker))
     }
 
+    fn got_answer(&self) {
+        if self.cause() == Cause::Left {
+            self.ends_by(Cause::Answered);
+        }
+        if let Some(outer) = self.outer() {
+            outer.got_answer();
+        }
+    }
+
     fn yielded(&self, next: Option<&Result<Item, BoxError>>) {
+        if let Some(outer) = self.outer() {
+            outer.yielded(next);
+        }
         let (policy, opened) = (&self.policy, self.opened.get());
         match next {
             Some(Ok(Item::Event(event))) => {

@@ -36,6 +36,9 @@ pub(crate) trait Watch: Send + Sync {
 
     /// What the stream has yielded, or its end.
     fn yielded(&self, next: Option<&Result<Item, BoxError>>);
+
+    /// It was a poll, and has its answer.
+    fn got_answer(&self);
 }
 
 /// An open stream's, and of all that must be gone before the stream is.
@@ -45,6 +48,10 @@ pub(crate) struct Ticket(Arc<dyn Watch>);
 impl Ticket {
     pub(crate) fn new(watch: Arc<dyn Watch>) -> Self {
         Self(watch)
+    }
+
+    pub(crate) fn watch(&self) -> &dyn Watch {
+        &*self.0
     }
 }
 

@@ -82,9 +82,9 @@ impl PushBody {
         PushBody { kind, held }
     }
 
-    /// Keeps the ticket until the body is dropped.
+    /// Keeps the ticket until the body is dropped; or the one that it has, which keeps this one.
     pub(crate) fn hold(&mut self, ticket: Ticket) {
-        self.held = Some(ticket);
+        self.held.get_or_insert(ticket);
     }
 }
 
