@@ -19,15 +19,17 @@
 //! microseconds of CPU, in user and kernel mode together, for each message delivered, in the best turn and in the median one;
 //! and the ratio to axum's of tower-push and of the floor.
 
+#[path = "support/process.rs"]
+#[allow(dead_code, reason = "each benchmark uses its part")]
+mod process;
+
 use std::{
     convert::Infallible,
     env,
     error::Error,
-    fs,
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     pin::Pin,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -50,6 +52,8 @@ use tokio::{
 };
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event};
+
+use self::process::{Process, check_open_files};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -179,23 +183,6 @@ fn compare_all(is_bench: bool) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A server or its clients need one for each connection, and some more.
-fn check_open_files(clients: usize) -> Result<(), BoxError> {
-    let needed = clients + 20;
-    let limits = fs::read_to_string("/proc/self/limits")?;
-    let limit = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"));
-    let soft = limit.and_then(|limit| limit.split_whitespace().next()?.parse::<usize>().ok());
-    match soft {
-        Some(soft) if soft < needed => Err(format!(
-            "a process may open {soft} files only: say `ulimit -n {needed}` first"
-        )
-        .into()),
-        _ => Ok(()),
-    }
-}
-
 /// A server's process and that of its clients.
 struct Contestant {
     server: Process,
@@ -204,9 +191,9 @@ struct Contestant {
 
 impl Contestant {
     fn start(server: usize, threads: usize, clients: usize) -> Result<Self, BoxError> {
-        let mut server = Process::start([SERVER, &server.to_string(), &threads.to_string()])?;
+        let mut server = Process::start(&[SERVER, &server.to_string(), &threads.to_string()])?;
         let address = server.line()?;
-        let mut clients = Process::start([CLIENTS, &address, &clients.to_string()])?;
+        let mut clients = Process::start(&[CLIENTS, &address, &clients.to_string()])?;
         // They are connected.
         clients.line()?;
         Ok(Self { server, clients })
@@ -229,65 +216,6 @@ impl Contestant {
     fn stop(self) -> Result<(), BoxError> {
         self.clients.stop()?;
         self.server.stop()
-    }
-}
-
-/// This program once more, in another role, which ends with its standard input.
-struct Process {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Process {
-    fn start(arguments: [&str; 3]) -> Result<Self, BoxError> {
-        let mut child = Command::new(env::current_exe()?)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let input = child.stdin.take().ok_or("no standard input")?;
-        let output = child.stdout.take().ok_or("no standard output")?;
-        Ok(Self {
-            child,
-            input,
-            output: BufReader::new(output),
-        })
-    }
-
-    fn tell(&mut self, line: &str) -> Result<(), BoxError> {
-        Ok(writeln!(self.input, "{line}")?)
-    }
-
-    fn line(&mut self) -> Result<String, BoxError> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        match line.trim() {
-            "" => Err("a process ended too soon".into()),
-            line => Ok(line.to_owned()),
-        }
-    }
-
-    /// Its CPU time: two fields of `stat`, which are behind the program's name in parentheses, in hundredths of a second.
-    fn cpu(&self) -> Result<Duration, BoxError> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, stat) = stat.rsplit_once(')').ok_or("no name")?;
-        let ticks: Result<Vec<u64>, _> = stat
-            .split_whitespace()
-            .skip(12 - 1)
-            .take(2)
-            .map(str::parse)
-            .collect();
-        Ok(Duration::from_millis(10 * ticks?.iter().sum::<u64>()))
-    }
-
-    fn stop(mut self) -> Result<(), BoxError> {
-        drop(self.input);
-        let status = self.child.wait()?;
-        if !status.success() {
-            return Err(format!("a process ended with {status}").into());
-        }
-        Ok(())
     }
 }
 

@@ -30,6 +30,7 @@
 //! median one; and the ratio of tower-push to the best of the three others, and to the bare one.
 
 mod clients;
+#[path = "../support/process.rs"]
 mod process;
 mod server;
 

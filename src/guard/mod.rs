@@ -74,7 +74,7 @@ mod stream;
 
 use std::{fmt, future::ready, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http::{Method, Response, StatusCode, request::Parts};
 
 pub use self::{
     admission::Admission,
@@ -85,8 +85,11 @@ use self::{admission::Permit, observe::Counters, stream::OpenStream};
 use crate::{
     origin::OriginPolicy,
     random,
-    source::{Push, Rejection, Ticket},
-    transport::{Preference, PushBody, Responding, Transport, millis, rejected},
+    source::{LONGEST, Push, Rejection, Ticket},
+    transport::{
+        Preference, PushBody, Responding, Transport, rejected,
+        sse::{EVENT_STREAM, come_back},
+    },
 };
 
 /// The policy for the open streams of one transport or several. See the [module docs](self).
@@ -249,32 +252,10 @@ impl Policy {
     }
 }
 
-/// Longer than any stream; and any clock can add it.
-const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-
-const EVENT_STREAM: &str = "text/event-stream";
-
 /// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
 fn is_event_source(head: &Parts) -> bool {
     let accepted = Preference::accepted(&head.headers, &[EVENT_STREAM]);
     head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
-}
-
-/// What an `EventSource` takes for a stream that has ended: it comes back after this time.
-fn come_back(retry: Duration) -> Response<PushBody> {
-    let body = format!("retry: {}\n", millis(retry));
-    let mut response = Response::new(PushBody::whole(body));
-    for (name, value) in [
-        (header::CONTENT_TYPE, EVENT_STREAM),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::VARY, "Accept"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
-    }
-    response
 }
 
 impl fmt::Debug for Guard {

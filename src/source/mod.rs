@@ -44,6 +44,7 @@ use futures_core::Stream;
 pub use self::incoming::Incoming;
 #[cfg(feature = "websocket")]
 pub(crate) use self::incoming::{Delivery, Parcel};
+pub(crate) use self::subscription::LONGEST;
 pub use self::{
     channel::Channel,
     push::Push,

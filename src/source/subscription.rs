@@ -198,8 +198,8 @@ impl Subscription {
     }
 }
 
-/// Any clock can add it.
-const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+/// Longer than any stream; and any clock can add it.
+pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 impl Cursor {
     fn read(head: &Parts) -> Self {

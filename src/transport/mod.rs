@@ -71,6 +71,7 @@ pub mod long_poll;
 mod negotiate;
 pub mod sse;
 mod stream;
+mod timer;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 

@@ -9,9 +9,9 @@ use futures_core::Stream;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
-use super::{Batch, Encoder, End, PushBody, Responding};
+use super::{Batch, Encoder, End, PushBody, Responding, timer::Timer};
 use crate::{
     error::BoxError,
     event::Item,
@@ -266,10 +266,8 @@ pin_project! {
         interval: Option<Duration>,
         // `None` while something is being sent.
         idle_since: Option<Instant>,
-        // Made when it is first needed, and left to run out where it would only be put off: to set it is dear, and most streams
-        // send something within the interval.
         #[pin]
-        sleep: Option<Sleep>,
+        timer: Timer,
     }
 }
 
@@ -278,7 +276,7 @@ impl Heart {
         Self {
             interval: keep_alive.draw(),
             idle_since: None,
-            sleep: None,
+            timer: Timer::default(),
         }
     }
 
@@ -294,22 +292,11 @@ impl Heart {
 
     /// Ready when a heartbeat is due.
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+        let this = self.project();
         let Some(interval) = *this.interval else {
             return Poll::Pending;
         };
         let due = *this.idle_since.get_or_insert_with(Instant::now) + interval;
-        if this.sleep.is_none() {
-            this.sleep.set(Some(sleep_until(due)));
-        }
-        let Some(mut sleep) = this.sleep.as_pin_mut() else {
-            return Poll::Pending;
-        };
-        ready!(sleep.as_mut().poll(cx));
-        if sleep.deadline() < due {
-            sleep.as_mut().reset(due);
-            ready!(sleep.poll(cx));
-        }
-        Poll::Ready(())
+        this.timer.poll(due, cx)
     }
 }

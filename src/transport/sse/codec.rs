@@ -58,12 +58,12 @@ pub(super) fn cursor(text: &str, out: &mut BytesMut) {
 }
 
 /// A line that parsers ignore. No empty line follows it: some clients take one for the end of an event.
-pub(super) fn comment(out: &mut BytesMut) {
+pub(in crate::transport) fn comment(out: &mut BytesMut) {
     out.put_slice(b":\n");
 }
 
 /// How long to wait before reconnecting, in milliseconds. It counts at its line's end.
-pub(super) fn retry(after: Duration, out: &mut BytesMut) {
+pub(in crate::transport) fn retry(after: Duration, out: &mut BytesMut) {
     let millis = millis(after);
     let written = writeln!(out, "retry: {millis}");
     debug_assert!(written.is_ok(), "a buffer that grows");

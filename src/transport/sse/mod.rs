@@ -27,13 +27,18 @@
 //! );
 //! ```
 
-mod codec;
+pub(super) mod codec;
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
+use bytes::BytesMut;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response,
+    header::{CACHE_CONTROL, CONTENT_TYPE, VARY, X_CONTENT_TYPE_OPTIONS},
+    request::Parts,
+};
 
-use super::{Batch, Encoder, End, Responding, Transport, respond_streaming};
+use super::{Batch, Encoder, End, PushBody, Responding, Transport, respond_streaming};
 use crate::{
     error::{Error, Kind},
     event::{Event, EventId, EventType, Gap},
@@ -60,7 +65,7 @@ struct Config {
 /// Says that all data is base64, as [Durable Streams](https://github.com/durable-streams/durable-streams) has it.
 const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
 
-const EVENT_STREAM: &str = "text/event-stream";
+pub(crate) const EVENT_STREAM: &str = "text/event-stream";
 
 impl Sse {
     /// SSE as in the table of the [module docs](self): no `retry` hint, a comment every 15 s.
@@ -210,4 +215,22 @@ impl Encoder for SseEncoder {
         }
         codec::event(&self.config.end, id, &end.to_json(), out.buffer());
     }
+}
+
+/// What an `EventSource` takes for a stream that has ended: it comes back after this time.
+pub(crate) fn come_back(after: Duration) -> Response<PushBody> {
+    let mut body = BytesMut::new();
+    codec::retry(after, &mut body);
+    let mut response = Response::new(PushBody::whole(body));
+    for (name, value) in [
+        (CONTENT_TYPE, EVENT_STREAM),
+        (CACHE_CONTROL, "no-store"),
+        (VARY, "Accept"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+    }
+    response
 }

@@ -15,13 +15,14 @@ use hyper::{
     upgrade::{OnUpgrade, Upgraded},
 };
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::session::Session;
 use crate::{
     error::BoxError,
     event::Item,
     source::{Delivery, Parcel, Ticket, Watched},
+    transport::timer::Timer,
 };
 
 pin_project! {
@@ -90,7 +91,7 @@ impl<S> Connection<Watched<S>> {
                 is_flushed: true,
                 is_shut_down: false,
             },
-            timer: Timer { sleep: None },
+            timer: Timer::default(),
         }
     }
 }
@@ -289,39 +290,5 @@ where
             self.is_shut_down = true;
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-pin_project! {
-    /// Set when it is first needed, and then left to run out where it would only be put off.
-    struct Timer {
-        #[pin]
-        sleep: Option<Sleep>,
-    }
-}
-
-impl Timer {
-    /// Ready at that time.
-    fn poll(self: Pin<&mut Self>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let mut sleep = self.project().sleep;
-        let mut running = match sleep.as_mut().as_pin_mut() {
-            Some(running) => running,
-            None => {
-                sleep.set(Some(sleep_until(at)));
-                let Some(running) = sleep.as_mut().as_pin_mut() else {
-                    return Poll::Pending;
-                };
-                running
-            }
-        };
-        if running.deadline() > at {
-            running.as_mut().reset(at);
-        }
-        ready!(running.as_mut().poll(cx));
-        if running.deadline() < at {
-            running.as_mut().reset(at);
-            ready!(running.poll(cx));
-        }
-        Poll::Ready(())
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     error::{BoxError, Error, Kind},
     event::{Event, EventId, Gap, Item, Payload},
     scan,
-    transport::{Batch, Encoder, End, base64, millis},
+    transport::{Batch, Encoder, End, base64, sse::codec},
 };
 
 /// How the protocol writes data into events.
@@ -263,13 +263,12 @@ impl Encoder for Verbatim {
     fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
 
     fn heartbeat(&mut self, out: &mut Batch) {
-        out.buffer().put_slice(b":\n");
+        codec::comment(out.buffer());
     }
 
     fn end(&mut self, end: End, out: &mut Batch) {
         if let Some(retry) = end.retry {
-            let retry = format!("retry: {}\n", millis(retry));
-            out.buffer().put_slice(retry.as_bytes());
+            codec::retry(retry, out.buffer());
         }
     }
 }
