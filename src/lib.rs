@@ -92,6 +92,7 @@ mod random;
 mod scan;
 pub mod source;
 mod sync;
+mod time;
 pub mod transport;
 mod waiting;
 

@@ -220,6 +220,13 @@ impl Event {
         self.0.encodings.has::<E>()
     }
 
+    /// The payload, if there is no clone.
+    #[cfg(feature = "websocket")]
+    pub(crate) fn into_payload(self) -> Result<Payload, Self> {
+        let inner = Arc::try_unwrap(self.0).map_err(Self)?;
+        Ok(inner.fields.payload)
+    }
+
     /// Whether a clone exists, so that an encoding may be wanted again.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

@@ -27,6 +27,15 @@ impl Payload {
         }
     }
 
+    /// The bytes, without a copy.
+    #[cfg(feature = "websocket")]
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Text(text) | Self::Json(text) => text.into(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+
     /// The text; bytes count as text where they are UTF-8.
     pub fn as_text(&self) -> Option<&str> {
         match self {

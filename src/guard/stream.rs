@@ -19,6 +19,7 @@ use crate::{
     event::Item,
     random,
     source::{Subscription, Ticket, Watch},
+    time::sooner,
 };
 
 /// From the request until nothing of the stream is left.
@@ -120,7 +121,7 @@ impl Watch for OpenStream {
     }
 
     fn ends_at(&self) -> Option<Instant> {
-        [self.turn(), self.ages_at()].into_iter().flatten().min()
+        sooner(self.turn(), self.ages_at())
     }
 
     fn end(&self) -> Item {

@@ -18,7 +18,7 @@ use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Subscription;
-use crate::{error::BoxError, event::Item};
+use crate::{error::BoxError, event::Item, time::sooner};
 
 /// What watches over one open stream. It is dropped when nothing of the stream is left.
 pub(crate) trait Watch: Send + Sync {
@@ -139,7 +139,7 @@ impl<S> Watched<S> {
     /// Ready with the end, when it is time.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let told = self.ticket.as_ref().and_then(|ticket| ticket.0.ends_at());
-        let Some(at) = [told, self.expires_at].into_iter().flatten().min() else {
+        let Some(at) = sooner(told, self.expires_at) else {
             return Poll::Pending;
         };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));

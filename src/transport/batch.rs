@@ -9,16 +9,29 @@ use crate::event::{Encoding, Event};
 /// Small writes are copied together. A shared encoding that stands alone, or is large, goes out as it is, without a copy.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Frames that are done: more than one only where a large one came between.
-    done: VecDeque<Bytes>,
-    /// A first write that nothing followed yet.
-    alone: Bytes,
-    /// Two writes and more. Empty while `alone` is not.
-    joined: BytesMut,
-    /// In `done`, in bytes.
-    done_len: usize,
+    open: Open,
+    /// Frames before that, where there are any: only if a large one is among them.
+    done: Option<Box<Done>>,
     /// What to make room for when a second write comes: the last frame's length.
     expected: usize,
+}
+
+/// The frame that is being written.
+#[derive(Debug, Default)]
+enum Open {
+    #[default]
+    Empty,
+    /// A first write that nothing followed yet.
+    Alone(Bytes),
+    /// What is written in place, or more writes than one.
+    Joined(BytesMut),
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    frames: VecDeque<Bytes>,
+    /// In bytes.
+    len: usize,
 }
 
 /// A frame is at least this long before it is sent without having looked for more: a TLS record, an HTTP/2 frame.
@@ -33,14 +46,21 @@ const ROOM: usize = 512;
 impl Batch {
     /// Where to append what is not shared.
     pub fn buffer(&mut self) -> &mut BytesMut {
-        if self.alone.len() >= LARGE {
+        if matches!(&self.open, Open::Alone(alone) if alone.len() >= LARGE) {
             self.seal();
-        } else if !self.alone.is_empty() {
-            let alone = std::mem::take(&mut self.alone);
-            self.joined.reserve(self.expected.max(ROOM));
-            self.joined.put_slice(&alone);
         }
-        &mut self.joined
+        if !matches!(self.open, Open::Joined(_)) {
+            let mut joined = BytesMut::new();
+            if let Open::Alone(alone) = &self.open {
+                joined.reserve(self.expected.max(ROOM));
+                joined.put_slice(alone);
+            }
+            self.open = Open::Joined(joined);
+        }
+        match &mut self.open {
+            Open::Joined(joined) => joined,
+            Open::Empty | Open::Alone(_) => unreachable!("joined by now"),
+        }
     }
 
     /// Appends bytes that others share, or that would be large to copy.
@@ -48,7 +68,7 @@ impl Batch {
         if self.joins(&bytes) {
             self.buffer().put_slice(&bytes);
         } else {
-            self.alone = bytes;
+            self.open = Open::Alone(bytes);
         }
     }
 
@@ -57,7 +77,7 @@ impl Batch {
         if bytes.len() >= LARGE {
             self.seal();
         }
-        !(self.alone.is_empty() && self.joined.is_empty())
+        self.open.len() > 0
     }
 
     /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where others have use for them or had, and
@@ -71,25 +91,16 @@ impl Batch {
         if self.joins(bytes) {
             self.buffer().put_slice(bytes);
         } else {
-            self.alone = bytes.clone();
+            self.open = Open::Alone(bytes.clone());
         }
     }
 
     fn seal(&mut self) {
-        if let Some(frame) = self.open_frame() {
-            self.done_len += frame.len();
-            self.done.push_back(frame);
+        if let Some(frame) = self.open.take() {
+            let done = self.done.get_or_insert_default();
+            done.len += frame.len();
+            done.frames.push_back(frame);
         }
-    }
-
-    /// What is not done yet.
-    fn open_frame(&mut self) -> Option<Bytes> {
-        let frame = if self.alone.is_empty() {
-            std::mem::take(&mut self.joined).freeze()
-        } else {
-            std::mem::take(&mut self.alone)
-        };
-        (!frame.is_empty()).then_some(frame)
     }
 
     /// Whether there is enough to send before looking for more.
@@ -99,22 +110,26 @@ impl Batch {
 
     /// In bytes.
     pub(super) fn len(&self) -> usize {
-        self.done_len + self.alone.len() + self.joined.len()
+        self.done.as_ref().map_or(0, |done| done.len) + self.open.len()
     }
 
     /// The next frame; `None`, and no memory held, once everything was taken.
     pub(super) fn take(&mut self) -> Option<Bytes> {
-        let frame = match self.done.pop_front() {
-            Some(frame) => {
-                self.done_len -= frame.len();
-                frame
-            }
-            None => {
-                self.done = VecDeque::new();
-                self.open_frame()?
-            }
+        let frame = match &self.done {
+            None => self.open.take()?,
+            Some(_) => self.take_done()?,
         };
         self.expected = frame.len().min(FRAME + FRAME / 4);
+        Some(frame)
+    }
+
+    fn take_done(&mut self) -> Option<Bytes> {
+        let done = self.done.as_mut()?;
+        let frame = done.frames.pop_front()?;
+        done.len -= frame.len();
+        if done.frames.is_empty() {
+            self.done = None;
+        }
         Some(frame)
     }
 
@@ -133,6 +148,28 @@ impl Batch {
             all.put_slice(&frame);
         }
         all.freeze()
+    }
+}
+
+impl Open {
+    fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Alone(bytes) => bytes.len(),
+            Self::Joined(bytes) => bytes.len(),
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        if matches!(self, Self::Empty) {
+            return None;
+        }
+        let frame = match std::mem::take(self) {
+            Self::Empty => return None,
+            Self::Alone(bytes) => bytes,
+            Self::Joined(bytes) => bytes.freeze(),
+        };
+        (!frame.is_empty()).then_some(frame)
     }
 }
 

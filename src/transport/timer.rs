@@ -1,10 +1,14 @@
 use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker, ready},
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, Sleep, sleep_until},
+};
 
 pin_project! {
     /// Set when it is first needed, and then left to run out where it would only be put off: to set it is dear, and what it waits
@@ -13,13 +17,16 @@ pin_project! {
     pub(super) struct Timer {
         #[pin]
         sleep: Option<Sleep>,
+        // Whom it will wake: to tell it again what it knows is dear too.
+        waker: Option<Waker>,
     }
 }
 
 impl Timer {
     /// Ready at that time.
     pub(super) fn poll(self: Pin<&mut Self>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let mut sleep = self.project().sleep;
+        let this = self.project();
+        let mut sleep = this.sleep;
         let mut running = match sleep.as_mut().as_pin_mut() {
             Some(running) => running,
             None => {
@@ -32,12 +39,64 @@ impl Timer {
         };
         if running.deadline() > at {
             running.as_mut().reset(at);
+            *this.waker = None;
         }
-        ready!(running.as_mut().poll(cx));
+        let knows = |waker: &Waker| waker.will_wake(cx.waker());
+        if this.waker.as_ref().is_some_and(knows) && !running.is_elapsed() {
+            return Poll::Pending;
+        }
+        *this.waker = Some(cx.waker().clone());
+        ready!(poll_sleep(running.as_mut(), cx));
         if running.deadline() < at {
             running.as_mut().reset(at);
-            ready!(running.poll(cx));
+            ready!(poll_sleep(running, cx));
         }
+        *this.waker = None;
         Poll::Ready(())
+    }
+}
+
+/// A task that has used up what tokio allows it in one go is told so without its waker being taken.
+fn poll_sleep(mut sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    let poll = poll_fn(|cx| sleep.as_mut().poll(cx));
+    pin!(unconstrained(poll)).poll(cx)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::task::consume_budget;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_ready_when_its_time_has_come_and_may_be_put_off_and_forward() {
+        let mut timer = pin!(Timer::default());
+        let start = Instant::now();
+        for seconds in [10, 5, 7, 7, 30, 3] {
+            let at = Instant::now() + seconds * SECOND;
+            // Nothing comes of the time before.
+            let none = poll_fn(|cx| Poll::Ready(timer.as_mut().poll(at + 20 * SECOND, cx))).await;
+            assert!(none.is_pending());
+            poll_fn(|cx| timer.as_mut().poll(at, cx)).await;
+            assert_eq!(Instant::now(), at);
+        }
+        assert_eq!(start.elapsed(), 62 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_wakes_a_task_whose_budget_was_spent_when_it_was_set() {
+        let mut timer = pin!(Timer::default());
+        let at = Instant::now() + SECOND;
+        poll_fn(|cx| {
+            while pin!(consume_budget()).poll(cx).is_ready() {}
+            Poll::Ready(timer.as_mut().poll(at, cx).is_pending())
+        })
+        .await;
+        poll_fn(|cx| timer.as_mut().poll(at, cx)).await;
+        assert_eq!(Instant::now(), at);
     }
 }

@@ -50,11 +50,14 @@ struct Driver<S> {
     delivery: Option<Delivery>,
     /// Read, but there was no room to deliver it.
     unread: Bytes,
+    /// Whether the last read took much.
+    is_busy: bool,
     is_flushed: bool,
     is_shut_down: bool,
 }
 
-/// What one read takes at most: a message of the default limit and its header. It lives on the stack.
+/// What one read takes at most: a message of the default limit and its header. It lives on the stack, where it is not free: a
+/// connection on which little arrives reads at most [`LARGE`].
 const READ: usize = 64 * 1024 + 14;
 
 /// From here on to copy what follows costs more than another read.
@@ -88,6 +91,7 @@ impl<S> Connection<Watched<S>> {
                 items: Some(items),
                 delivery,
                 unread: Bytes::new(),
+                is_busy: false,
                 is_flushed: true,
                 is_shut_down: false,
             },
@@ -175,15 +179,28 @@ where
             self.unread = unread.slice_ref(rest);
             return Poll::Ready(());
         }
-        let mut space = [const { MaybeUninit::<u8>::uninit() }; READ];
         // A large message's end is the end of the read, so that what follows is neither copied nor cut.
-        let most = match self.session.missing() {
-            missing @ LARGE..READ => missing,
-            _ => READ,
-        };
+        match self.session.missing() {
+            missing @ LARGE..READ => self.read_into::<READ>(missing, socket, cx),
+            LARGE.. => self.read_into::<READ>(READ, socket, cx),
+            _ if self.is_busy => self.read_into::<READ>(READ, socket, cx),
+            _ => self.read_into::<LARGE>(LARGE, socket, cx),
+        }
+    }
+
+    /// Not into its callers: so much space on the stack costs as often as it is made.
+    #[inline(never)]
+    fn read_into<const SPACE: usize>(
+        &mut self,
+        most: usize,
+        socket: &mut Upgraded,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let mut space = [const { MaybeUninit::<u8>::uninit() }; SPACE];
         let mut buffer = ReadBuf::uninit(&mut space[..most]);
         match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
             Ok(()) if !buffer.filled().is_empty() => {
+                self.is_busy = buffer.filled().len() >= LARGE;
                 let rest = self.receive(buffer.filled(), cx);
                 self.unread = Bytes::copy_from_slice(rest);
                 Poll::Ready(())
@@ -262,22 +279,10 @@ where
     ) -> Poll<std::io::Result<()>> {
         let mut socket = Pin::new(socket);
         loop {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.session.slices(&mut slices);
-            if count == 0 {
-                break;
-            }
-            let written = match &slices[..count] {
-                [first, ..] if !socket.is_write_vectored() => {
-                    let whole = &first[..first.len().min(WHOLE)];
-                    socket.as_mut().poll_write(cx, whole)
-                }
-                [first] => socket.as_mut().poll_write(cx, first),
-                slices => socket.as_mut().poll_write_vectored(cx, slices),
-            };
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                bytes => self.session.wrote(bytes, Instant::now),
+            match ready!(write_some(socket.as_mut(), self.session.slices(), cx))? {
+                None => break,
+                Some(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Some(bytes) => self.session.wrote(bytes, Instant::now),
             }
             self.is_flushed = false;
         }
@@ -291,4 +296,30 @@ where
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// Writes as many of these as go into one write; `None` if there are none.
+fn write_some<'a>(
+    socket: Pin<&mut Upgraded>,
+    mut slices: impl Iterator<Item = &'a [u8]>,
+    cx: &mut Context<'_>,
+) -> Poll<std::io::Result<Option<usize>>> {
+    let Some(first) = slices.next() else {
+        return Poll::Ready(Ok(None));
+    };
+    let written = if !socket.is_write_vectored() {
+        socket.poll_write(cx, &first[..first.len().min(WHOLE)])
+    } else if let Some(second) = slices.next() {
+        let mut vector = [IoSlice::new(&[]); SLICES];
+        let mut count = 0;
+        let slices = [first, second].into_iter().chain(slices);
+        for (place, slice) in vector.iter_mut().zip(slices) {
+            *place = IoSlice::new(slice);
+            count += 1;
+        }
+        socket.poll_write_vectored(cx, &vector[..count])
+    } else {
+        socket.poll_write(cx, first)
+    };
+    written.map_ok(Some)
 }

@@ -1,6 +1,6 @@
 use std::marker::PhantomData;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 #[cfg(feature = "deflate")]
 use super::deflate::{self, Agreed};
@@ -58,7 +58,24 @@ pub(super) struct Deflate {
     pub(super) from: usize,
 }
 
+/// From here on to copy a payload costs more than to write it as a piece of its own.
+const LARGE: usize = 16 * 1024;
+
 impl Messages {
+    /// What a frame carries that is better not copied: a large payload, alone and as it is, of an event that nobody else has.
+    pub(super) fn whole(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
+        let is_large = event.payload().as_bytes().len() >= LARGE;
+        if !is_large || self.form != Form::Plain || event.is_encoded::<Framed<Plain>>() {
+            return Err(event);
+        }
+        #[cfg(feature = "deflate")]
+        if self.compresses::<Plain>(&event) {
+            return Err(event);
+        }
+        let payload = event.into_payload()?;
+        Ok((Plain::opcode(&payload), payload.into_bytes()))
+    }
+
     fn write<M: Message>(&self, event: &Event, out: &mut Batch) {
         #[cfg(feature = "deflate")]
         if self.compresses::<M>(event) {

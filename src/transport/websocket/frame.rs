@@ -51,14 +51,8 @@ impl OpCode {
 /// Appends one whole frame: its header and its payload. A control frame's payload has at most 125 bytes.
 pub(super) fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
     out.reserve(LONGEST + payload.len());
-    header(opcode, is_compressed, payload.len(), out);
+    out.put_slice(Header::new(opcode, is_compressed, payload.len()).as_bytes());
     out.put_slice(payload);
-}
-
-/// Appends the header of such a frame, for a payload of this length, in bytes.
-pub(super) fn header(opcode: OpCode, is_compressed: bool, len: usize, out: &mut BytesMut) {
-    let header = Header::new(opcode, is_compressed, len);
-    out.put_slice(header.as_bytes());
 }
 
 /// Appends a frame with the payload that `write` appends. It is moved once more if it is longer than 125 bytes.
@@ -101,13 +95,16 @@ fn cut(text: &str, len: usize) -> &str {
     &text[..end]
 }
 
-struct Header {
+/// What a frame begins with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Header {
     bytes: [u8; LONGEST],
-    len: usize,
+    len: u8,
 }
 
 impl Header {
-    fn new(opcode: OpCode, is_compressed: bool, payload: usize) -> Self {
+    /// For a payload of this length, in bytes.
+    pub(super) fn new(opcode: OpCode, is_compressed: bool, payload: usize) -> Self {
         debug_assert!(!opcode.is_control() || payload <= CONTROL);
         let compressed = if is_compressed { COMPRESSED } else { 0 };
         let mut bytes = [0; LONGEST];
@@ -115,7 +112,7 @@ impl Header {
         let len = match (u8::try_from(payload), u16::try_from(payload)) {
             (Ok(short), _) if short < IN_16_BITS => {
                 bytes[1] = short;
-                SHORTEST
+                SHORTEST as u8
             }
             (_, Ok(long)) => {
                 bytes[1] = IN_16_BITS;
@@ -125,14 +122,20 @@ impl Header {
             _ => {
                 bytes[1] = IN_64_BITS;
                 bytes[2..].copy_from_slice(&(payload as u64).to_be_bytes());
-                LONGEST
+                LONGEST as u8
             }
         };
         Self { bytes, len }
     }
 
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Without its first bytes.
+    pub(super) fn advance(&mut self, bytes: usize) {
+        self.bytes.copy_within(bytes.., 0);
+        self.len -= bytes as u8;
     }
 }
 
@@ -217,7 +220,7 @@ mod tests {
         ];
         for (len, expected) in vectors {
             let mut out = BytesMut::new();
-            header(OpCode::Binary, false, len, &mut out);
+            out.put_slice(Header::new(OpCode::Binary, false, len).as_bytes());
             assert_eq!(out[0], 0x82);
             assert_eq!(&out[1..], expected, "{len}");
         }

@@ -1,17 +1,19 @@
-use std::{collections::VecDeque, io::IoSlice};
+use std::{collections::VecDeque, iter::once};
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{self, OpCode};
+use super::frame::{self, Header, OpCode};
 use crate::transport::Batch;
 
-/// What is to be written, in pieces of whole frames, so that control frames pass ahead of messages that wait.
+/// What is to be written, in whole frames, so that control frames pass ahead of messages that wait.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     /// What a write has begun, or will begin with.
-    current: Bytes,
+    current: Piece,
     is_begun: bool,
-    /// `None` while a connection is idle, which holds no memory.
+    /// What no write has looked at yet.
+    batch: Batch,
+    /// `None` unless something waits behind that: an idle connection holds no memory, and one that sends a message takes none.
     rest: Option<Box<Rest>>,
 }
 
@@ -20,9 +22,15 @@ struct Rest {
     /// Pings and pongs.
     control: BytesMut,
     /// Behind those.
-    queued: VecDeque<Bytes>,
+    queued: VecDeque<Piece>,
     queued_len: usize,
-    batch: Batch,
+}
+
+/// Whole frames; or, where a payload is not copied behind its header, one.
+#[derive(Debug, Default)]
+struct Piece {
+    header: Header,
+    bytes: Bytes,
 }
 
 /// Pongs that wait, in bytes, at most.
@@ -31,29 +39,38 @@ const CONTROL: usize = 4 * 1024;
 impl Outgoing {
     /// Where messages are appended.
     pub(super) fn batch(&mut self) -> &mut Batch {
-        &mut self.rest().batch
+        &mut self.batch
     }
 
-    fn rest(&mut self) -> &mut Rest {
-        self.rest.get_or_insert_default()
+    /// Appends a message without copying it.
+    pub(super) fn push(&mut self, opcode: OpCode, payload: Bytes) {
+        self.take_batch();
+        self.queue(Piece {
+            header: Header::new(opcode, false, payload.len()),
+            bytes: payload,
+        });
+    }
+
+    fn control(&mut self) -> &mut BytesMut {
+        &mut self.rest.get_or_insert_default().control
     }
 
     /// Drops the messages of which nothing is written.
     pub(super) fn forget_data(&mut self) {
+        self.batch = Batch::default();
         if let Some(rest) = &mut self.rest {
-            rest.batch = Batch::default();
             rest.queued = VecDeque::new();
             rest.queued_len = 0;
         }
         if !self.is_begun {
-            self.current = Bytes::new();
+            self.current = Piece::default();
         }
     }
 
     /// Answers a ping. Of too many that wait only the last is answered, as
     /// [RFC 6455 §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
     pub(super) fn pong(&mut self, payload: &[u8]) {
-        let control = &mut self.rest().control;
+        let control = self.control();
         if control.len() + payload.len() > CONTROL {
             control.clear();
         }
@@ -61,61 +78,53 @@ impl Outgoing {
     }
 
     pub(super) fn ping(&mut self, nonce: u64) {
-        let control = &mut self.rest().control;
-        frame::encode(OpCode::Ping, false, &nonce.to_be_bytes(), control);
+        frame::encode(OpCode::Ping, false, &nonce.to_be_bytes(), self.control());
     }
 
     /// In bytes.
     pub(super) fn len(&self) -> usize {
-        let rest = self.rest.as_deref();
-        self.current.len() + rest.map_or(0, |rest| rest.queued_len + rest.batch.len())
+        let queued = self.rest.as_ref().map_or(0, |rest| rest.queued_len);
+        self.current.len() + queued + self.batch.len()
     }
 
-    /// What to write, in order, and into how many slices it went; 0 is nothing.
-    pub(super) fn slices<'a>(&'a mut self, into: &mut [IoSlice<'a>]) -> usize {
+    /// What to write, in order; none of it is empty.
+    pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.take_batch();
         if let Some(rest) = &mut self.rest {
-            while let Some(frame) = rest.batch.take() {
-                if self.current.is_empty() && rest.queued.is_empty() {
-                    self.current = frame;
-                } else {
-                    rest.push(frame);
-                }
-            }
-            if !rest.control.is_empty() && !self.is_begun && !self.current.is_empty() {
-                let waits = std::mem::take(&mut self.current);
-                rest.queued_len += waits.len();
-                rest.queued.push_front(waits);
-            }
+            rest.pass(&mut self.current, self.is_begun);
         }
-        if self.rest.as_ref().is_some_and(|rest| rest.is_empty()) {
-            self.rest = None;
+        let rest = self.rest.iter().flat_map(|rest| rest.slices());
+        let slices = self.current.slices().chain(rest);
+        slices.filter(|slice| !slice.is_empty())
+    }
+
+    fn take_batch(&mut self) {
+        while let Some(bytes) = self.batch.take() {
+            let header = Header::default();
+            self.queue(Piece { header, bytes });
         }
-        let rest = self.rest.as_deref();
-        let control = rest.map_or(&[][..], |rest| &rest.control[..]);
-        let queued = rest.into_iter().flat_map(|rest| rest.queued.iter());
-        let pieces = [&self.current[..], control].into_iter();
-        let pieces = pieces.chain(queued.map(|frame| &frame[..]));
-        let pieces = pieces.filter(|piece| !piece.is_empty());
-        let mut count = 0;
-        for (slice, piece) in into.iter_mut().zip(pieces) {
-            *slice = IoSlice::new(piece);
-            count += 1;
+    }
+
+    fn queue(&mut self, piece: Piece) {
+        let rest = self.rest.as_ref();
+        if self.current.len() == 0 && rest.is_none_or(|rest| rest.queued.is_empty()) {
+            self.current = piece;
+        } else {
+            self.rest.get_or_insert_default().push_back(piece);
         }
-        count
     }
 
     /// The first so many bytes of the slices are written.
     pub(super) fn wrote(&mut self, mut bytes: usize) {
         loop {
-            let written = bytes.min(self.current.len());
-            self.current.advance(written);
-            bytes -= written;
-            if !self.current.is_empty() {
-                self.is_begun |= written > 0;
+            if bytes < self.current.len() {
+                self.current.advance(bytes);
+                self.is_begun |= bytes > 0;
                 return;
             }
+            bytes -= self.current.len();
+            self.current = Piece::default();
             self.is_begun = false;
-            self.current = Bytes::new();
             let Some(rest) = &mut self.rest else {
                 return;
             };
@@ -134,28 +143,55 @@ impl Outgoing {
     /// Whether it holds nothing on the heap.
     #[cfg(test)]
     pub(super) fn is_bare(&self) -> bool {
-        self.current.is_empty() && self.rest.is_none()
+        self.len() == 0 && self.rest.is_none()
     }
 }
 
 impl Rest {
-    /// Once all of the batch is taken.
-    fn is_empty(&self) -> bool {
-        self.control.is_empty() && self.queued.is_empty()
+    /// Control frames go ahead of what is not begun.
+    fn pass(&mut self, current: &mut Piece, is_begun: bool) {
+        if !self.control.is_empty() && !is_begun && current.len() > 0 {
+            let waits = std::mem::take(current);
+            self.queued_len += waits.len();
+            self.queued.push_front(waits);
+        }
     }
 
-    fn push(&mut self, frame: Bytes) {
-        self.queued_len += frame.len();
-        self.queued.push_back(frame);
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        once(&self.control[..]).chain(self.queued.iter().flat_map(Piece::slices))
     }
 
-    fn next(&mut self) -> Option<Bytes> {
+    fn push_back(&mut self, piece: Piece) {
+        self.queued_len += piece.len();
+        self.queued.push_back(piece);
+    }
+
+    fn next(&mut self) -> Option<Piece> {
         if !self.control.is_empty() {
-            return Some(std::mem::take(&mut self.control).freeze());
+            return Some(Piece {
+                header: Header::default(),
+                bytes: std::mem::take(&mut self.control).freeze(),
+            });
         }
         let next = self.queued.pop_front()?;
         self.queued_len -= next.len();
         Some(next)
+    }
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        self.header.as_bytes().len() + self.bytes.len()
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        once(self.header.as_bytes()).chain(once(&self.bytes[..]))
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        let of_header = bytes.min(self.header.as_bytes().len());
+        self.header.advance(of_header);
+        self.bytes.advance(bytes - of_header);
     }
 }
 
@@ -203,9 +239,10 @@ mod tests {
                     let out = self.outgoing.batch();
                     let mut frame = BytesMut::new();
                     frame::encode(OpCode::Binary, false, &payload, &mut frame);
-                    match len % 2 {
+                    match len % 3 {
                         0 => out.push(frame.freeze()),
-                        _ => out.buffer().put_slice(&frame),
+                        1 => out.buffer().put_slice(&frame),
+                        _ => self.outgoing.push(OpCode::Binary, payload.into()),
                     }
                     self.messages += 1;
                 }
@@ -215,18 +252,14 @@ mod tests {
                 }
                 Step::Write(most) => self.write(most),
                 Step::Refuse => {
-                    self.outgoing.slices(&mut [IoSlice::new(&[]); 4]);
+                    assert!(self.outgoing.slices().all(|slice| !slice.is_empty()));
                 }
             }
         }
 
         fn write(&mut self, most: usize) {
-            let mut slices = [IoSlice::new(&[]); 4];
-            let count = self.outgoing.slices(&mut slices);
-            let ready: Vec<u8> = slices[..count]
-                .iter()
-                .flat_map(|slice| slice.to_vec())
-                .collect();
+            let ready: Vec<_> = self.outgoing.slices().take(4).collect();
+            let ready = ready.concat();
             let bytes = most.min(ready.len());
             self.written.extend_from_slice(&ready[..bytes]);
             if bytes > 0 {

@@ -2,7 +2,7 @@
 //!
 //! Bytes and times come in as arguments. [`connection`](super::connection) is the shell around it.
 
-use std::{io::IoSlice, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -19,6 +19,7 @@ use crate::{
     error::{BoxError, Error},
     event::{Item, Payload},
     random,
+    time::sooner,
     transport::{Encoder, End},
 };
 
@@ -248,7 +249,10 @@ impl Session {
     pub(super) fn send(&mut self, item: Option<Result<Item, BoxError>>, now: impl Fn() -> Instant) {
         let batch = self.outgoing.batch();
         let written = match item {
-            Some(Ok(Item::Event(event))) => self.messages.event(&event, batch),
+            Some(Ok(Item::Event(event))) => match self.messages.whole(event) {
+                Ok((opcode, payload)) => return self.outgoing.push(opcode, payload),
+                Err(event) => self.messages.event(&event, batch),
+            },
             Some(Ok(Item::Gap(gap))) => self.messages.gap(&gap, batch),
             Some(Ok(Item::Cursor(id))) => {
                 self.messages.cursor(&id, batch);
@@ -314,9 +318,9 @@ impl Session {
         }
     }
 
-    /// What is to be written, and into how many slices it went; 0 is nothing.
-    pub(super) fn slices<'a>(&'a mut self, into: &mut [IoSlice<'a>]) -> usize {
-        self.outgoing.slices(into)
+    /// What is to be written, in order; none of it is empty.
+    pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.outgoing.slices()
     }
 
     /// So many bytes of it are written.
@@ -353,21 +357,19 @@ impl Session {
         let config = &self.config;
         let stalled = self.stalled.map(|since| since + config.write_deadline);
         let next_ping = || self.ping_after.map(|after| self.heard + after);
-        let others = match self.phase {
-            Phase::Open if self.is_deaf => [None, next_ping()],
-            Phase::Open => [
-                self.begun.map(|since| since + config.message_deadline),
-                match self.pinged {
-                    Some(since) => Some(since + config.pong_deadline),
-                    None => next_ping(),
-                },
-            ],
-            Phase::Closing { since } | Phase::Leaving { since } => {
-                [Some(since + config.close_deadline), None]
+        let due = match self.phase {
+            Phase::Open if self.is_deaf => next_ping(),
+            Phase::Open => {
+                let begun = self.begun.map(|since| since + config.message_deadline);
+                let pinged = self.pinged.map(|since| since + config.pong_deadline);
+                sooner(begun, pinged.or_else(next_ping))
             }
-            Phase::Over => [None, None],
+            Phase::Closing { since } | Phase::Leaving { since } => {
+                Some(since + config.close_deadline)
+            }
+            Phase::Over => None,
         };
-        others.into_iter().chain([stalled]).flatten().min()
+        sooner(due, stalled)
     }
 
     /// Does what is due.
@@ -506,9 +508,7 @@ mod tests {
         /// Writes at most so many bytes.
         fn write(&mut self, at_most: usize) -> Vec<u8> {
             let mut written = Vec::new();
-            let mut slices = [IoSlice::new(&[]); 8];
-            let count = self.session.slices(&mut slices);
-            for slice in &slices[..count] {
+            for slice in self.session.slices().take(8) {
                 written.extend_from_slice(slice);
             }
             written.truncate(at_most);
@@ -680,6 +680,68 @@ mod tests {
         assert_eq!(rest.len(), 2 * first + 5);
     }
 
+    /// A text message of 20 000 bytes that nobody else has: it is not copied.
+    fn large() -> (Event, Vec<u8>) {
+        let text = "x".repeat(20_000);
+        let frame = [b"\x81\x7e\x4e\x20", text.as_bytes()].concat();
+        (Event::text(text), frame)
+    }
+
+    #[test]
+    fn nothing_comes_between_a_header_and_its_payload() {
+        for at in [0, 1, 5, 6, 8, 9, 10, 11, 20_008, 20_009] {
+            let mut it = Fixture::new();
+            it.send("one");
+            let (event, frame_of_it) = large();
+            let now = it.now;
+            it.session.send(Some(Ok(Item::Event(event))), || now);
+            it.send("two");
+            let begun = it.write(at);
+            it.receive(&frame(0x89, b"now"));
+            it.write(0);
+            let all = [begun, it.written()].concat();
+            let (first, last, pong) = (b"\x81\x03one", b"\x81\x03two", b"\x8a\x03now");
+            let expected = match at {
+                0 => [&pong[..], first, &frame_of_it, last].concat(),
+                1..=5 => [&first[..], pong, &frame_of_it, last].concat(),
+                _ => [&first[..], &frame_of_it, pong, last].concat(),
+            };
+            assert!(all == expected, "{at}");
+            assert!(it.session.outgoing.is_bare());
+        }
+    }
+
+    #[test]
+    fn a_payload_that_has_begun_is_finished_before_the_close() {
+        for (at, frames) in [(0, 0), (3, 1), (4, 1), (5, 1), (20_004, 1), (20_005, 2)] {
+            let mut it = Fixture::new();
+            let (_, frame_of_it) = large();
+            for _ in 0..3 {
+                let now = it.now;
+                it.session.send(Some(Ok(Item::Event(large().0))), || now);
+            }
+            let begun = it.write(at);
+            it.receive(&frame(0x88, b"\x03\xe8"));
+            let all = [begun, it.written()].concat();
+            let expected = [&frame_of_it.repeat(frames)[..], b"\x88\x02\x03\xe8"].concat();
+            assert!(all == expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_large_payload_that_nobody_else_has_is_not_copied() {
+        let mut it = Fixture::new();
+        let payload = bytes::Bytes::from(vec![b'x'; 20_000]);
+        let now = it.now;
+        it.session.send(
+            Some(Ok(Item::Event(Event::binary(payload.clone())))),
+            || now,
+        );
+        let slices: Vec<&[u8]> = it.session.slices().collect();
+        assert_eq!(slices.len(), 2);
+        assert_eq!(slices[1].as_ptr(), payload.as_ptr());
+    }
+
     #[test]
     fn pongs_that_wait_are_bounded() {
         let mut it = Fixture::new();
@@ -763,8 +825,8 @@ mod tests {
                 let item = Item::Event(event.clone());
                 let now = it.now;
                 it.session.send(Some(Ok(item)), || now);
-                let mut slices = [IoSlice::new(&[]); 8];
-                assert_eq!(it.session.slices(&mut slices), 1);
+                let slices: Vec<&[u8]> = it.session.slices().collect();
+                assert_eq!(slices.len(), 1);
                 let is_marked = slices[0][0] & 0x40 != 0;
                 assert_eq!(is_marked, is_compressed);
                 all.push(slices[0].as_ptr());
