@@ -71,11 +71,16 @@ mod admission;
 mod drain;
 mod observe;
 mod stream;
+#[cfg(feature = "tracing")]
+mod tracing;
 
 use std::{fmt, future::ready, sync::Arc, time::Duration};
 
 use http::{Method, Response, StatusCode, request::Parts};
 
+#[cfg(feature = "tracing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+pub use self::tracing::Tracing;
 pub use self::{
     admission::Admission,
     drain::{Drain, Drained, Plan},
@@ -230,7 +235,7 @@ impl Policy {
     }
 
     fn refuse(&self, head: &Parts, refusal: Refusal) -> Response<PushBody> {
-        self.count(head, refusal);
+        self.count(Some(head), refusal);
         let retry = match refusal {
             Refusal::Draining => self.drain.as_ref().map(Drain::retry),
             Refusal::Full | Refusal::Key => self.admission.as_ref().map(Admission::draw_retry),
@@ -246,9 +251,12 @@ impl Policy {
         }
     }
 
-    fn count(&self, head: &Parts, refusal: Refusal) {
+    /// Nobody needs the head if there is no observer.
+    fn count(&self, head: Option<&Parts>, refusal: Refusal) {
         self.counters.refuses(refusal);
-        self.tell(|observer| observer.refused(head, refusal));
+        if let Some(head) = head {
+            self.tell(|observer| observer.refused(head, refusal));
+        }
     }
 }
 
@@ -317,13 +325,15 @@ impl<T: Transport> Transport for Guarded<T> {
             Ok(stream) => Arc::new(stream.inside(head.extensions.remove())),
             Err(refusal) => return Box::pin(ready(policy.refuse(head, refusal))),
         };
+        // For those who hear of it if it is refused.
+        let asked = (!policy.observers.is_empty()).then(|| head.clone());
         head.extensions.insert(Ticket::new(stream.clone()));
         let responding = self.transport.respond(head, push);
         // Who made the request may keep its head for longer.
         head.extensions.remove::<Ticket>();
         Box::pin(async move {
             let mut response = responding.await;
-            stream.answered(response.status());
+            stream.answered(response.status(), asked.as_ref());
             response.body_mut().hold(Ticket::new(stream));
             response
         })
