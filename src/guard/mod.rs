@@ -58,6 +58,17 @@
 //!
 //! `HEAD` opens no stream, and is answered at all times.
 //!
+//! # What to watch
+//! | what | where |
+//! |---|---|
+//! | the streams that are open, opened, gone and why, and the requests refused and why | [`Guard::counts`] |
+//! | the same of each one, as it happens: durations, events, gaps, errors | an [`Observer`] |
+//! | the same in the logs: a span for each stream | `Tracing`, with the feature `tracing` |
+//! | what a channel's subscribers missed, and how much its log holds | [`Channel::counters`](crate::Channel::counters) |
+//! | the streams that are parked, resumed, expired and evicted | [`Resumable::metrics`](crate::Resumable::metrics) |
+//!
+//! `examples/metrics.rs` shows all of it to Prometheus.
+//!
 //! # When a stream is gone
 //! It counts, for [`Drain::finished`], [`Admission`] and [`Counts`], from its request until the server has let go of its body,
 //! the poll of its answer, or a WebSocket's task of its socket: whichever way it came to that. The streams that long-polling
