@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::{cell::RefCell, fmt, sync::Once, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    sync::Once,
+    time::Duration,
+};
 
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
@@ -11,17 +16,18 @@ use support::{Client, LONG, Server, VERSIONS, get, websocket};
 use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
-    Channel, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
+    Channel, Drain, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
     guard::{Admission, Cause, Observer, StreamInfo, Tracing},
     service,
     source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport},
 };
 use tracing::{
-    Instrument, Metadata, Span, Subscriber,
+    Instrument, Level, Metadata, Span, Subscriber,
     field::{Field, Visit},
     info, info_span,
     span::{Attributes, Id},
+    subscriber::Interest,
 };
 use tracing_subscriber::{
     Layer,
@@ -32,6 +38,10 @@ use tracing_subscriber::{
 thread_local! {
     /// What this test's thread has traced: a line for each span that begins (`+`) or ends (`-`), and for each event.
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// Up to which level.
+    static LEVEL: Cell<Level> = const { Cell::new(Level::TRACE) };
+    /// How many streams this has open is written with each span that ends.
+    static DRAIN: RefCell<Option<Drain>> = const { RefCell::new(None) };
 }
 
 /// Every test begins with this. One subscriber serves them all, each on its thread.
@@ -61,6 +71,15 @@ fn is_ours(metadata: &Metadata<'_>) -> bool {
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
+    /// It is another with each test.
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        !is_ours(metadata) || *metadata.level() <= LEVEL.get()
+    }
+
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let metadata = attributes.metadata();
         if is_ours(metadata) {
@@ -85,7 +104,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     fn on_close(&self, id: Id, context: Context<'_, S>) {
         let span = context.span(&id).unwrap();
         if is_ours(span.metadata()) {
-            Self::write(format!("- {}", span.name()));
+            let open = DRAIN.with_borrow(|drain| drain.as_ref().map(Drain::open));
+            let open = open.map_or_else(String::new, |open| format!(", {open} open"));
+            Self::write(format!("- {}{open}", span.name()));
         }
     }
 }
@@ -222,6 +243,35 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
     let warning = lagged.iter().find(|line| line.starts_with("WARN")).unwrap();
     assert!(warning.starts_with("WARN failed error=") && warning.ends_with(" in caller/push"));
     assert!(lagged.contains(&"DEBUG closed cause=\"lagged\" open_ms in caller/push".to_owned()));
+}
+
+#[tokio::test]
+async fn a_level_leaves_out_what_is_below_it() {
+    let guard = Guard::new().observe(Tracing::new());
+    LEVEL.set(Level::INFO);
+    // At `info` a stream that goes well writes nothing.
+    let well = traced(&guard, stream::iter(["one"])).await;
+    let span = "+ INFO push transport=\"sse\" number=1 in caller";
+    assert_eq!(well, [span, "- push"]);
+    // Where the span is left out, there is still the caller's.
+    LEVEL.set(Level::WARN);
+    let failed = traced(&guard, stream::iter([Err::<Event, _>("no")])).await;
+    assert_eq!(failed, ["WARN failed error=no in caller"]);
+    LEVEL.set(Level::ERROR);
+    let failed = traced(&guard, stream::iter([Err::<Event, _>("no")])).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    LEVEL.set(Level::TRACE);
+}
+
+#[tokio::test]
+async fn a_drain_that_is_finished_has_left_no_span_open() {
+    let drain = Drain::new();
+    DRAIN.set(Some(drain.clone()));
+    let guard = Guard::new().drain(&drain).observe(Tracing::new());
+    let lines = traced(&guard, stream::iter(["one"])).await;
+    DRAIN.set(None);
+    assert_eq!(lines.last().unwrap(), "- push, 1 open");
+    assert_eq!(drain.open(), 0);
 }
 
 #[tokio::test]
