@@ -74,6 +74,7 @@
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`](io::WriteProgress) around hyper's own kind of connection | `hyper`, bare |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
+//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::span` | `tracing`, bare |
 //! | `full` | all of them | |
 //!
 //! The keep-alive timer and WebSockets need tokio; for the rest, with [`KeepAlive::off`], any runtime will do.

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use support::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
-    Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
+    BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
     guard::{Admission, Cause, Observer, Refusal, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
@@ -417,6 +417,9 @@ impl Observer for Log {
     fn gap(&self, stream: &StreamInfo, gap: &Gap) {
         self.write(format!("{}: {:?}", stream.number, gap.missed));
     }
+    fn failed(&self, stream: &StreamInfo, error: &BoxError) {
+        self.write(format!("{}: {error}", stream.number));
+    }
     fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
         let seconds = open_for.as_secs();
         self.write(format!(
@@ -460,6 +463,14 @@ async fn an_observer_hears_of_everything_in_order() {
         )
         .await,
     );
+    let failing = Push::new(stream::iter([Err::<Event, _>("the disk is full")]));
+    let response = sse.respond(&mut get("/failing", &[]), failing).await;
+    let _ = response.into_body().collect().await;
+    let refusing = source_fn(async |_| {
+        Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
+    });
+    sse.respond(&mut get("/none", &[]), Push::new(refusing))
+        .await;
     assert_eq!(
         *log.0.lock().unwrap(),
         [
@@ -472,12 +483,16 @@ async fn an_observer_hears_of_everything_in_order() {
             "2: long-poll /poll",
             "2: Some(\"three\")",
             "2: answered after 0 s",
+            "3: sse /failing",
+            "3: the disk is full",
+            "3: failed after 0 s",
+            "/none source",
         ]
     );
     let counts = guard.counts();
     assert_eq!(
         (counts.opened, counts.events, counts.bytes, counts.gaps),
-        (2, 3, 11, 1)
+        (3, 3, 11, 1)
     );
     assert_eq!(
         counts.open_by_transport.into_iter().collect::<Vec<_>>(),

@@ -58,6 +58,17 @@
 //!
 //! `HEAD` opens no stream, and is answered at all times.
 //!
+//! # What to watch
+//! | what | where |
+//! |---|---|
+//! | the streams that are open, opened, gone and why, and the requests refused and why | [`Guard::counts`] |
+//! | the same of each one, as it happens: durations, events, gaps, errors | an [`Observer`] |
+//! | the same in the logs: a span for each stream | `Tracing`, with the feature `tracing` |
+//! | what a channel's subscribers missed, and how much its log holds | [`Channel::counters`](crate::Channel::counters) |
+//! | the streams that are parked, resumed, expired and evicted | [`Resumable::metrics`](crate::Resumable::metrics) |
+//!
+//! `examples/metrics.rs` shows all of it to Prometheus.
+//!
 //! # When a stream is gone
 //! It counts, for [`Drain::finished`], [`Admission`] and [`Counts`], from its request until the server has let go of its body,
 //! the poll of its answer, or a WebSocket's task of its socket: whichever way it came to that. The streams that long-polling
@@ -71,11 +82,16 @@ mod admission;
 mod drain;
 mod observe;
 mod stream;
+#[cfg(feature = "tracing")]
+mod tracing;
 
 use std::{fmt, future::ready, sync::Arc, time::Duration};
 
 use http::{Method, Response, StatusCode, request::Parts};
 
+#[cfg(feature = "tracing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+pub use self::tracing::Tracing;
 pub use self::{
     admission::Admission,
     drain::{Drain, Drained, Plan},
@@ -230,7 +246,7 @@ impl Policy {
     }
 
     fn refuse(&self, head: &Parts, refusal: Refusal) -> Response<PushBody> {
-        self.count(head, refusal);
+        self.count(Some(head), refusal);
         let retry = match refusal {
             Refusal::Draining => self.drain.as_ref().map(Drain::retry),
             Refusal::Full | Refusal::Key => self.admission.as_ref().map(Admission::draw_retry),
@@ -246,9 +262,12 @@ impl Policy {
         }
     }
 
-    fn count(&self, head: &Parts, refusal: Refusal) {
+    /// Nobody needs the head if there is no observer.
+    fn count(&self, head: Option<&Parts>, refusal: Refusal) {
         self.counters.refuses(refusal);
-        self.tell(|observer| observer.refused(head, refusal));
+        if let Some(head) = head {
+            self.tell(|observer| observer.refused(head, refusal));
+        }
     }
 }
 
@@ -317,13 +336,15 @@ impl<T: Transport> Transport for Guarded<T> {
             Ok(stream) => Arc::new(stream.inside(head.extensions.remove())),
             Err(refusal) => return Box::pin(ready(policy.refuse(head, refusal))),
         };
+        // For those who hear of it if it is refused.
+        let asked = (!policy.observers.is_empty()).then(|| head.clone());
         head.extensions.insert(Ticket::new(stream.clone()));
         let responding = self.transport.respond(head, push);
         // Who made the request may keep its head for longer.
         head.extensions.remove::<Ticket>();
         Box::pin(async move {
             let mut response = responding.await;
-            stream.answered(response.status());
+            stream.answered(response.status(), asked.as_ref());
             response.body_mut().hold(Ticket::new(stream));
             response
         })

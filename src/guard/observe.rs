@@ -10,6 +10,7 @@ use std::{
 use http::request::Parts;
 
 use crate::{
+    error::BoxError,
     event::{Event, Gap},
     source::Subscription,
 };
@@ -33,13 +34,44 @@ use crate::{
 ///
 /// let guard = Guard::new().observe(Log);
 /// ```
+///
+/// With the feature `tracing`, an observer can give each stream a span, in its method `span`. `guard::Tracing` does.
 pub trait Observer: Send + Sync + 'static {
+    /// The span of a stream that opens; none by default. The source is polled in it, and all observers are told of the stream in it.
+    /// It ends when nothing of the stream is left.
+    ///
+    /// A stream has one: that of the first observer which gives one that is enabled.
+    ///
+    /// ```
+    /// use tower_push::{guard::{Guard, Observer, StreamInfo}, source::Subscription};
+    /// use tracing::{Span, info_span};
+    ///
+    /// #[derive(Clone)]
+    /// struct User(String);
+    /// struct ByUser;
+    ///
+    /// impl Observer for ByUser {
+    ///     fn span(&self, stream: &StreamInfo, subscription: &Subscription) -> Span {
+    ///         let user = subscription.head().extensions.get::<User>().map(|user| &*user.0);
+    ///         info_span!("stream", transport = stream.transport, user)
+    ///     }
+    /// }
+    ///
+    /// let guard = Guard::new().observe(ByUser);
+    /// ```
+    #[cfg(feature = "tracing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+    fn span(&self, stream: &StreamInfo, subscription: &Subscription) -> tracing::Span {
+        let _ = (stream, subscription);
+        tracing::Span::none()
+    }
+
     /// The source has answered a subscription with a stream.
     fn opened(&self, stream: &StreamInfo, subscription: &Subscription) {
         let _ = (stream, subscription);
     }
 
-    /// The guard has refused a request. What the source or the transport refuses is [counted](Counts::refused) only.
+    /// The guard has refused a request, or the source or the transport has ([`Refusal::Source`]).
     fn refused(&self, head: &Parts, refusal: Refusal) {
         let _ = (head, refusal);
     }
@@ -52,6 +84,12 @@ pub trait Observer: Send + Sync + 'static {
     /// The same of a gap.
     fn gap(&self, stream: &StreamInfo, gap: &Gap) {
         let _ = (stream, gap);
+    }
+
+    /// The source has yielded an error, or the client was too slow for it ([`Error::is_lagged`](crate::Error::is_lagged)). The
+    /// stream is cut.
+    fn failed(&self, stream: &StreamInfo, error: &BoxError) {
+        let _ = (stream, error);
     }
 
     /// Nothing of the stream is left.

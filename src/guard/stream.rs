@@ -10,10 +10,14 @@ use std::{
     time::Duration,
 };
 
-use http::StatusCode;
+use http::{StatusCode, request::Parts};
 use tokio::time::Instant;
+#[cfg(feature = "tracing")]
+use tracing::Span;
 
-use super::{Cause, Policy, Refusal, StreamInfo, admission::Permit, drain::Seat, observe::add};
+use super::{
+    Cause, Observer, Policy, Refusal, StreamInfo, admission::Permit, drain::Seat, observe::add,
+};
 use crate::{
     error::{BoxError, Error},
     event::Item,
@@ -28,6 +32,9 @@ pub(super) struct OpenStream {
     seat: Option<Seat>,
     permit: Permit,
     opened: OnceLock<Opened>,
+    /// If an observer gives it one. Boxed, for most streams have none.
+    #[cfg(feature = "tracing")]
+    span: OnceLock<Box<Span>>,
     /// A [`Cause`], as its number.
     cause: AtomicU8,
     /// Of the guard around this one. It counts the stream for as long.
@@ -51,6 +58,8 @@ impl OpenStream {
             seat,
             permit,
             opened: OnceLock::new(),
+            #[cfg(feature = "tracing")]
+            span: OnceLock::new(),
             cause: AtomicU8::new(Cause::Left as u8),
             outer: None,
         }
@@ -66,12 +75,22 @@ impl OpenStream {
         self.outer.as_ref().map(Ticket::watch)
     }
 
-    /// The transport has answered the request.
-    pub(super) fn answered(self: &Arc<Self>, status: StatusCode) {
+    /// Tells all observers, in the stream's span, once it is open.
+    fn tell(&self, what: impl Fn(&dyn Observer, &StreamInfo)) {
+        let Some(Opened { info, .. }) = self.opened.get() else {
+            return;
+        };
+        #[cfg(feature = "tracing")]
+        let _entered = self.span.get().map(|span| span.enter());
+        self.policy.tell(|observer| what(observer, info));
+    }
+
+    /// The transport has answered the request, which had this head.
+    pub(super) fn answered(self: &Arc<Self>, status: StatusCode, head: Option<&Parts>) {
         let is_over = Arc::strong_count(self) == 1;
         if self.opened.get().is_none() {
             if !status.is_success() || status == StatusCode::NO_CONTENT {
-                self.policy.counters.refuses(Refusal::Source);
+                self.policy.count(head, Refusal::Source);
             }
         } else if is_over && self.cause() == Cause::Left {
             // A poll: neither a body nor a socket's task has it.
@@ -95,12 +114,24 @@ impl OpenStream {
     fn ages_at(&self) -> Option<Instant> {
         self.opened.get()?.ages_at
     }
+
+    #[cfg(feature = "tracing")]
+    fn begin_span(&self, subscription: &Subscription) {
+        let Some(Opened { info, .. }) = self.opened.get() else {
+            return;
+        };
+        let observers = self.policy.observers.iter();
+        let mut spans = observers.map(|observer| observer.span(info, subscription));
+        if let Some(span) = spans.find(|span| !span.is_disabled()) {
+            let _ = self.span.set(Box::new(span));
+        }
+    }
 }
 
 impl Watch for OpenStream {
     fn opened(&self, subscription: &Subscription) {
         let mut is_first = false;
-        let opened = self.opened.get_or_init(|| {
+        self.opened.get_or_init(|| {
             is_first = true;
             let transport = subscription.transport();
             let number = self.policy.counters.opens(transport);
@@ -111,13 +142,20 @@ impl Watch for OpenStream {
         });
         // It is open by now, and will be closed, even if an observer panics.
         if is_first {
-            let info = &opened.info;
-            self.policy
-                .tell(|observer| observer.opened(info, subscription));
+            #[cfg(feature = "tracing")]
+            self.begin_span(subscription);
+            self.tell(|observer, info| observer.opened(info, subscription));
         }
         if let Some(outer) = self.outer() {
             outer.opened(subscription);
         }
+    }
+
+    /// The innermost guard's whose observers give it one.
+    #[cfg(feature = "tracing")]
+    fn span(&self) -> Option<&Span> {
+        let own = self.span.get().map(|span| &**span);
+        own.or_else(|| self.outer()?.span())
     }
 
     fn ends_at(&self) -> Option<Instant> {
@@ -157,23 +195,16 @@ impl Watch for OpenStream {
         if let Some(outer) = self.outer() {
             outer.yielded(next);
         }
-        let (policy, opened) = (&self.policy, self.opened.get());
+        let counters = &self.policy.counters;
         match next {
             Some(Ok(Item::Event(event))) => {
-                add(&policy.counters.events, 1);
-                add(
-                    &policy.counters.bytes,
-                    event.payload().as_bytes().len() as u64,
-                );
-                if let Some(Opened { info, .. }) = opened {
-                    policy.tell(|observer| observer.event(info, event));
-                }
+                add(&counters.events, 1);
+                add(&counters.bytes, event.payload().as_bytes().len() as u64);
+                self.tell(|observer, info| observer.event(info, event));
             }
             Some(Ok(Item::Gap(gap))) => {
-                add(&policy.counters.gaps, 1);
-                if let Some(Opened { info, .. }) = opened {
-                    policy.tell(|observer| observer.gap(info, gap));
-                }
+                add(&counters.gaps, 1);
+                self.tell(|observer, info| observer.gap(info, gap));
             }
             Some(Ok(Item::Cursor(_))) => {}
             Some(Ok(Item::Finished)) => self.ends_by(Cause::Finished),
@@ -186,6 +217,7 @@ impl Watch for OpenStream {
                 } else {
                     Cause::Failed
                 });
+                self.tell(|observer, info| observer.failed(info, error));
             }
         }
     }
@@ -197,15 +229,14 @@ impl Drop for OpenStream {
         if let Some(Opened { info, at, .. }) = self.opened.get() {
             self.policy.counters.closes(info.transport, cause);
             let open_for = at.elapsed();
-            let tell = || {
-                self.policy
-                    .tell(|observer| observer.closed(info, cause, open_for));
-            };
+            let tell = || self.tell(|observer, info| observer.closed(info, cause, open_for));
             // What follows gives the places back, and many a stream is dropped where no panic may come out.
             let _ = catch_unwind(AssertUnwindSafe(tell));
         }
+        #[cfg(feature = "tracing")]
+        drop(self.span.take());
         drop(std::mem::take(&mut self.permit));
-        // Last: who waits for the end of all finds the counts at 0.
+        // Last: who waits for the end of all finds the counts at 0, and the spans closed.
         if let Some(seat) = &self.seat {
             seat.leave(!matches!(cause, Cause::Left | Cause::Failed));
         }

@@ -25,6 +25,10 @@ pub(crate) trait Watch: Send + Sync {
     /// The source has answered the subscription with a stream.
     fn opened(&self, subscription: &Subscription);
 
+    /// What the source is polled in.
+    #[cfg(feature = "tracing")]
+    fn span(&self) -> Option<&tracing::Span>;
+
     /// When to end it, as far as that is known.
     fn ends_at(&self) -> Option<Instant>;
 
@@ -52,6 +56,11 @@ impl Ticket {
 
     pub(crate) fn watch(&self) -> &dyn Watch {
         &*self.0
+    }
+
+    #[cfg(feature = "tracing")]
+    fn enter(&self) -> Option<tracing::span::Entered<'_>> {
+        self.0.span().map(tracing::Span::enter)
     }
 }
 
@@ -178,7 +187,11 @@ where
         if self.state == State::Over {
             return Poll::Pending;
         }
-        let next = ready!(Pin::new(&mut self.items).poll_next(cx));
+        let next = {
+            #[cfg(feature = "tracing")]
+            let _entered = self.ticket.as_ref().and_then(Ticket::enter);
+            ready!(Pin::new(&mut self.items).poll_next(cx))
+        };
         if let Some(ticket) = &self.ticket {
             ticket.0.yielded(next.as_ref());
         }

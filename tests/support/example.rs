@@ -46,6 +46,13 @@ impl Example {
     pub fn says(&self, wanted: &str) {
         while self.lines.recv_timeout(LONG).expect(wanted) != wanted {}
     }
+
+    /// What Ctrl-C does.
+    pub fn interrupt(&self) {
+        let id = self.process.id().to_string();
+        let status = Command::new("kill").args(["-INT", &id]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill");
+    }
 }
 
 impl Drop for Example {
