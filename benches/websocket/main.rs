@@ -17,7 +17,8 @@
 //! - `broadcast`: microseconds of CPU for each message delivered to 1000 or 5000 clients, as fast as 25 or 5 times a second (so that
 //!   two cores are not busy all the time); or else 1000 (100) messages in a row. `bare loop` is a thread that writes the same
 //!   bytes, encoded beforehand, to one blocking socket after the other, all that is published in a row in one write: what the
-//!   kernel takes of it all.
+//!   kernel takes of it all. `floor` is a task for each connection that is woken, takes the same bytes, and writes them: it neither
+//!   reads nor keeps time.
 //! - `deflate`: the same for messages that look like JSON, 25 times a second to 1000 clients, and what goes over the wire.
 //!   tower-push compresses each message once, on its own. None of the others can compress: `each its own` is made by
 //!   hand, a compressor of level 6 for each connection that remembers what it sent, so that its messages are shorter.
@@ -45,7 +46,7 @@ use std::{
 use self::{
     clients::Task,
     process::{Process, check_open_files},
-    server::{EACH_ITS_OWN, HELD, LOOP, OTHERS, OURS},
+    server::{EACH_ITS_OWN, FLOOR, HELD, LOOP, OTHERS, OURS},
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -229,7 +230,7 @@ fn burst(burst: usize, size: usize) -> Load {
 }
 
 fn broadcast(run: &Run) -> Result<(), BoxError> {
-    let names = [OURS, OTHERS[0], OTHERS[1], OTHERS[2], LOOP];
+    let names = [OURS, OTHERS[0], OTHERS[1], OTHERS[2], LOOP, FLOOR];
     let threads = run.threads;
     head(
         &format!("µs of CPU per message delivered ({threads} threads)"),

@@ -3,10 +3,11 @@
 use std::{
     convert::Infallible,
     error::Error,
-    future::pending,
+    future::{pending, poll_fn},
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Waker},
     thread,
 };
 
@@ -44,15 +45,17 @@ pub(crate) const OURS: &str = "tower-push";
 pub(crate) const OTHERS: [&str; 3] = ["axum", "tokio-ws", "fastws"];
 pub(crate) const HELD: &str = "bare";
 pub(crate) const LOOP: &str = "bare loop";
+pub(crate) const FLOOR: &str = "floor";
 pub(crate) const EACH_ITS_OWN: &str = "each its own";
 
-const SERVERS: [(&str, Start); 7] = [
+const SERVERS: [(&str, Start); 8] = [
     (OURS, ours),
     (OTHERS[0], axum),
     (OTHERS[1], tokio_websockets),
     (OTHERS[2], fastwebsockets),
     (HELD, held),
     (LOOP, bare_loop),
+    (FLOOR, floor),
     (EACH_ITS_OWN, each_its_own),
 ];
 
@@ -453,24 +456,80 @@ fn bare_loop(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
                  sec-websocket-accept: {ACCEPT}\r\n\r\n"
             );
             // Before the client knows that it is connected.
-            let mut accepted = accepted.lock().expect("no panic under the lock");
+            let mut accepted = lock(&accepted);
             let _ = socket.write_all(answer.as_bytes());
             accepted.push(socket);
         }
     });
     let publish = move |payloads: Vec<String>| {
-        let mut frames = Vec::new();
-        for payload in payloads {
-            frames.extend([0x81, 126]);
-            frames.extend((payload.len() as u16).to_be_bytes());
-            frames.extend(payload.as_bytes());
-        }
-        let mut sockets = sockets.lock().expect("no panic under the lock");
+        let frames = framed(payloads);
+        let mut sockets = lock(&sockets);
         for socket in sockets.iter_mut() {
             let _: io::Result<()> = socket.write_all(&frames);
         }
     };
     Ok((address, Arc::new(publish)))
+}
+
+/// All of them, with lengths in 16 bits.
+fn framed(payloads: Vec<String>) -> Vec<u8> {
+    let mut frames = Vec::new();
+    for payload in payloads {
+        frames.extend([0x81, 126]);
+        frames.extend((payload.len() as u16).to_be_bytes());
+        frames.extend(payload.as_bytes());
+    }
+    frames
+}
+
+/// The least that a task for each connection does: it is woken, takes what was encoded for all, and writes it.
+fn floor(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let floor = Arc::new(Mutex::new(Floor::default()));
+    let address = upgrading(runtime, {
+        let floor = floor.clone();
+        move |_| {
+            let floor = floor.clone();
+            let mut at = lock(&floor).published.len();
+            async move |mut socket: TokioIo<Upgraded>| loop {
+                let next = poll_fn(|cx| lock(&floor).next(at, cx)).await;
+                at += 1;
+                if socket.write_all(&next).await.is_err() {
+                    break;
+                }
+            }
+        }
+    })?;
+    let publish = move |payloads: Vec<String>| {
+        let waiting = lock(&floor).publish(framed(payloads).into());
+        waiting.into_iter().for_each(Waker::wake);
+    };
+    Ok((address, Arc::new(publish)))
+}
+
+#[derive(Default)]
+struct Floor {
+    /// All that ever was: it is a benchmark.
+    published: Vec<Bytes>,
+    waiting: Vec<Waker>,
+}
+
+impl Floor {
+    fn publish(&mut self, frames: Bytes) -> Vec<Waker> {
+        self.published.push(frames);
+        std::mem::take(&mut self.waiting)
+    }
+
+    fn next(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Bytes> {
+        if let Some(frames) = self.published.get(at) {
+            return Poll::Ready(frames.clone());
+        }
+        self.waiting.push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic under the lock")
 }
 
 /// What answers [`NONCE`], RFC 6455 §1.3.
