@@ -45,22 +45,28 @@ const ROOM: usize = 512;
 
 impl Batch {
     /// Where to append what is not shared.
+    #[inline]
     pub fn buffer(&mut self) -> &mut BytesMut {
-        if matches!(&self.open, Open::Alone(alone) if alone.len() >= LARGE) {
-            self.seal();
-        }
         if !matches!(self.open, Open::Joined(_)) {
-            let mut joined = BytesMut::new();
-            if let Open::Alone(alone) = &self.open {
-                joined.reserve(self.expected.max(ROOM));
-                joined.put_slice(alone);
-            }
-            self.open = Open::Joined(joined);
+            self.join();
         }
         match &mut self.open {
             Open::Joined(joined) => joined,
             Open::Empty | Open::Alone(_) => unreachable!("joined by now"),
         }
+    }
+
+    /// Begins to copy.
+    fn join(&mut self) {
+        if self.open.len() >= LARGE {
+            self.seal();
+        }
+        let mut joined = BytesMut::new();
+        if let Open::Alone(alone) = &self.open {
+            joined.reserve(self.expected.max(ROOM));
+            joined.put_slice(alone);
+        }
+        self.open = Open::Joined(joined);
     }
 
     /// Appends bytes that others share, or that would be large to copy.
