@@ -128,6 +128,8 @@ mod documents {
     struct WebSocket;
     #[doc = include_str!("../docs/deploying.md")]
     struct Deploying;
+    #[doc = include_str!("../docs/security.md")]
+    struct Security;
     #[doc = include_str!("../docs/durable-streams.md")]
     struct DurableStreams;
 }

@@ -1,7 +1,8 @@
 use std::{fmt, net::Ipv6Addr, sync::Arc};
 
 use http::{
-    header::{HOST, ORIGIN},
+    HeaderName,
+    header::{HOST, ORIGIN, SEC_WEBSOCKET_VERSION},
     request::Parts,
 };
 
@@ -28,8 +29,11 @@ use crate::error::{Error, Kind};
 /// # Ok::<(), tower_push::Error>(())
 /// ```
 ///
-/// A request without `Origin` does not come from another origin's page, and passes, unless an origin is
-/// [required](Self::required).
+/// # Without an `Origin`
+/// A script of another origin that would read an answer, or open a WebSocket, has an `Origin`. A request without one is of the
+/// same origin, or of no browser, and passes, unless an origin is [required](Self::required). But for one kind: what a page only
+/// shows (`<img>`, `<iframe>`, a link), or asks for without being let read it (`no-cors`), has none either, and browsers say of it
+/// in `Sec-Fetch-Site` that it comes from elsewhere. Then it is refused, for no list can name where it comes from.
 ///
 /// # Behind a proxy
 /// Which origin is the same is seen from `Host`, which a proxy may replace: nginx does, unless it is told
@@ -39,7 +43,7 @@ use crate::error::{Error, Kind};
 /// # On a private address
 /// A name that someone else owns can be made to lead to any address, also one behind a firewall or on the user's own machine, and
 /// then both `Origin` and `Host` hold that name (DNS rebinding). Where being reachable is a permission, use
-/// [`only`](Self::only).
+/// [`only`](Self::only), which looks at both.
 #[derive(Clone)]
 pub struct OriginPolicy(Arc<Rules>);
 
@@ -82,7 +86,8 @@ impl OriginPolicy {
         Self::new(Base::Same)
     }
 
-    /// Pages of this origin, whatever `Host` says; [more](Self::allow) can be added.
+    /// Pages of this origin, whatever `Host` says; [more](Self::allow) can be added. A request without `Origin` that is
+    /// no WebSocket's must be for the host and port of one of them, by its `Host`: list the server's own origin too, if it is another.
     ///
     /// ```
     /// use tower_push::OriginPolicy;
@@ -158,8 +163,9 @@ impl OriginPolicy {
     pub fn allows(&self, head: &Parts) -> bool {
         let mut origins = head.headers.get_all(ORIGIN).iter();
         match (origins.next(), origins.next()) {
-            (None, _) => !self.0.is_required,
+            (None, _) if self.0.is_required => false,
             _ if self.0.base == Base::Any => true,
+            (None, _) => self.0.allow_unnamed(head),
             (Some(_), Some(_)) => false,
             (Some(origin), None) => origin
                 .to_str()
@@ -172,7 +178,23 @@ impl OriginPolicy {
     }
 }
 
+/// What a browser says of a request to a server that it trusts the way to ([Fetch Metadata](https://www.w3.org/TR/fetch-metadata/)).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 impl Rules {
+    /// A request that names no page.
+    fn allow_unnamed(&self, head: &Parts) -> bool {
+        // A page can set this for a WebSocket alone, and then there is an `Origin`.
+        if head.headers.contains_key(SEC_WEBSOCKET_VERSION) {
+            return true;
+        }
+        let mut sites = head.headers.get_all(SEC_FETCH_SITE).iter();
+        let is_from_elsewhere = sites.any(|site| site == "cross-site" || site == "same-site");
+        // Of a rebound name's own page, too, a browser says nothing.
+        let is_for_listed = || self.listed.iter().any(|origin| origin.is_of_server(head));
+        !is_from_elsewhere && (self.base == Base::Same || is_for_listed())
+    }
+
     fn allow(&self, text: &str, head: &Parts) -> bool {
         let origin = Origin::parse(text);
         if origin.is_none() && text != "null" {
@@ -481,6 +503,54 @@ mod tests {
             ] {
                 assert!(policy.allows(&head), "{policy:?}");
                 assert!(!policy.required().allows(&head));
+            }
+        }
+    }
+
+    #[test]
+    fn where_only_listed_origins_are_allowed_a_request_without_one_is_for_their_host() {
+        let policy = OriginPolicy::only("http://localhost:3000").unwrap();
+        let policy = policy.allow("tauri://localhost").unwrap();
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            for (host, expected) in [
+                ("localhost:3000", true),
+                ("LOCALHOST:3000", true),
+                ("localhost", false),
+                ("localhost:3001", false),
+                ("rebound.evil.org:3000", false),
+                ("localhost.evil.org:3000", false),
+            ] {
+                assert_eq!(policy.allows(&head(version, host)), expected, "{host}");
+            }
+        }
+        let nowhere = Request::new(()).into_parts().0;
+        assert!(!policy.allows(&nowhere));
+        // No browser asks for a WebSocket without an origin.
+        let websocket = with(nowhere, SEC_WEBSOCKET_VERSION, b"13");
+        assert!(policy.allows(&websocket));
+        assert!(!policy.required().allows(&websocket));
+    }
+
+    #[test]
+    fn a_request_from_elsewhere_that_names_no_page_is_refused() {
+        let listed = OriginPolicy::only("https://example.com").unwrap();
+        let same = OriginPolicy::same_origin().or_if(|_, _| true);
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let site = |site: &[u8]| with(head(version, "example.com"), SEC_FETCH_SITE, site);
+            for policy in [&listed, &same] {
+                for fine in ["same-origin", "none", "", "new-word"] {
+                    assert!(policy.allows(&site(fine.as_bytes())), "{fine}");
+                }
+                for elsewhere in ["cross-site", "same-site"] {
+                    let elsewhere = site(elsewhere.as_bytes());
+                    assert!(!policy.allows(&elsewhere), "{elsewhere:?}");
+                    assert!(OriginPolicy::any().allows(&elsewhere));
+                    // A name that is allowed says more.
+                    let named = with(elsewhere, ORIGIN, b"https://example.com");
+                    assert!(policy.allows(&named));
+                }
+                let twice = with(site(b"same-origin"), SEC_FETCH_SITE, b"cross-site");
+                assert!(!policy.allows(&twice));
             }
         }
     }

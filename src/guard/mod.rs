@@ -161,7 +161,7 @@ impl Guard {
     /// other transports have none unless it is set here.
     ///
     /// Where no CORS layer says otherwise, a browser does not let another origin's page read a stream. But it asks for it, with the
-    /// user's cookies, and holds a stream open for it.
+    /// user's cookies, and holds a stream open for it. A CORS layer belongs around the guard: it is to answer the preflights.
     #[must_use]
     pub fn origin(self, policy: OriginPolicy) -> Self {
         self.with(|this| this.origin = Some(policy))

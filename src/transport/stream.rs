@@ -107,8 +107,13 @@ pub(super) fn vary(headers: &mut HeaderMap) {
 /// A message to a person.
 pub(crate) fn plain_text(message: String) -> Response<PushBody> {
     let mut response = Response::new(PushBody::whole(message));
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
     response
 }
 

@@ -57,6 +57,8 @@ const PUBLIC: HeaderValue =
 /// What is at an end, the oldest or the tail, changes: to be asked for each time, which the `ETag` makes cheap.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
+const WHO_ASKS: HeaderValue = HeaderValue::from_static("Cookie, Authorization");
+
 /// How this dialect is spoken.
 #[derive(Clone, Debug)]
 pub(super) struct Durable {
@@ -260,6 +262,10 @@ impl Durable {
                     _ => REVALIDATE,
                 };
                 headers.insert(header::CACHE_CONTROL, cache);
+                if !self.is_public {
+                    // Who signs in next on the same browser must not read what was for who was before.
+                    headers.insert(header::VARY, WHO_ASKS);
+                }
                 let closed = if rest.is_finished() { ":c" } else { "" };
                 let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
                 insert(headers, header::ETAG, &tag);

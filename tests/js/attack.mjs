@@ -1,0 +1,58 @@
+// Pages that ask for streams, in headless Chromium, until standard input ends; the server sees what comes of it.
+//
+//   node tests/js/attack.mjs foreign ADDRESS PORT   the page of another site, which wants streams of localhost:PORT
+//   node tests/js/attack.mjs own HOST PORT          the page of http://HOST:PORT, which wants one of its own; every HOST leads here
+
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Builder } from "selenium-webdriver";
+import chrome from "selenium-webdriver/chrome.js";
+
+const [, , which, where, port] = process.argv;
+
+/** Whatever a page may ask of another site without being asked back. All of it is left open. */
+function attack(victim) {
+  const add = (name, attributes) => document.body.append(Object.assign(document.createElement(name), attributes));
+  const url = (name) => `${victim}/stream?${name}`;
+  new EventSource(url("eventsource"), { withCredentials: true });
+  fetch(url("fetch"), { mode: "no-cors", credentials: "include" }).catch(() => {});
+  add("img", { src: url("img") });
+  add("script", { src: url("script") });
+  add("iframe", { src: url("iframe") });
+  add("iframe", { name: "target" });
+  const form = Object.assign(document.createElement("form"), { method: "post", action: url("form"), target: "target" });
+  document.body.append(form);
+  form.submit();
+}
+
+/** What a page asks of its own origin. */
+function follow() {
+  new EventSource("/stream");
+}
+
+const profile = await mkdtemp(join(tmpdir(), "browser-"));
+const options = new chrome.Options().setChromeBinaryPath("/usr/bin/chromium").addArguments(
+  "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+  "--host-resolver-rules=MAP * 127.0.0.1", `--user-data-dir=${profile}`,
+);
+// A page whose stream goes on is never loaded.
+options.setPageLoadStrategy("eager");
+const driver = await new Builder()
+  .forBrowser("chrome")
+  .setChromeOptions(options)
+  .setChromeService(new chrome.ServiceBuilder("/usr/bin/chromedriver"))
+  .build();
+try {
+  if (which === "foreign") {
+    await driver.get(where);
+    await driver.executeScript(attack, `http://localhost:${port}`);
+  } else {
+    await driver.get(`http://${where}:${port}/`);
+    await driver.executeScript(follow);
+  }
+  for await (const _ of process.stdin);
+} finally {
+  await driver.quit();
+  await rm(profile, { recursive: true, force: true, maxRetries: 10 });
+}
