@@ -39,7 +39,8 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (stream, subscription);
     }
 
-    /// The guard has refused a request. What the source or the transport refuses is [counted](Counts::refused) only.
+    /// The guard has refused a request as it came. One that still waited for its source when its turn in a
+    /// [drain](super::Drain) came, and what the source or the transport refuses, is [counted](Counts::refused) only.
     fn refused(&self, head: &Parts, refusal: Refusal) {
         let _ = (head, refusal);
     }
@@ -138,6 +139,11 @@ impl Cause {
             Self::Aged => "aged",
             Self::Expired => "expired",
         }
+    }
+
+    /// Whether the client has been told that it is over. Some transports cut a failure off, others name it: it is one in any case.
+    pub(super) fn is_told(self) -> bool {
+        !matches!(self, Self::Left | Self::Failed | Self::Lagged)
     }
 }
 
