@@ -20,6 +20,8 @@
 
 mod demo;
 
+use std::time::Duration;
+
 use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use hyper_util::{
@@ -47,7 +49,11 @@ async fn main() -> Result<(), BoxError> {
     let listener = TcpListener::bind(demo::address()?).await?;
     println!("open http://{}", listener.local_addr()?);
     loop {
-        let (socket, _) = listener.accept().await?;
+        let Ok((socket, _)) = listener.accept().await else {
+            // Out of file descriptors, as a rule: some will be free again.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut server = auto::Builder::new(TokioExecutor::new());

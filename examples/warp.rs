@@ -20,7 +20,7 @@
 
 mod demo;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use http::{
     HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
@@ -58,7 +58,11 @@ async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
         .layer(PushLayer::with(demo::transports()))
         .service(warp::service(feed.or(page()).with(cors())));
     loop {
-        let (socket, _) = listener.accept().await?;
+        let Ok((socket, _)) = listener.accept().await else {
+            // Out of file descriptors, as a rule: some will be free again.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut server = auto::Builder::new(TokioExecutor::new());

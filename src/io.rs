@@ -11,10 +11,14 @@
 //! use tokio::net::TcpListener;
 //! use tower_push::{Channel, io::WriteProgress};
 //!
-//! async fn serve(listener: TcpListener, channel: Channel) -> std::io::Result<()> {
+//! async fn serve(listener: TcpListener, channel: Channel) {
 //!     let service = TowerToHyperService::new(tower_push::service(channel));
 //!     loop {
-//!         let (socket, _) = listener.accept().await?;
+//!         let Ok((socket, _)) = listener.accept().await else {
+//!             // Out of file descriptors, as a rule: some will be free again.
+//!             tokio::time::sleep(Duration::from_secs(1)).await;
+//!             continue;
+//!         };
 //!         let io = TokioIo::new(WriteProgress::new(socket, Duration::from_secs(30)));
 //!         let service = service.clone();
 //!         tokio::spawn(async move {

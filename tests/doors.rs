@@ -221,17 +221,38 @@ mod existing {
 
     #[tokio::test]
     async fn a_cache_policy_is_never_weakened() {
-        for strict in ["private, no-store", "Private"] {
+        let refused = || {
+            Push::new(source_fn(async |_| {
+                Err::<stream::Empty<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
+            }))
+        };
+        let poll = "/?transport=long-poll&timeout=0";
+        for (uri, is_refused, carriers, expected) in [
+            ("/", false, "private, no-store", "private, no-store"),
+            ("/", false, "Private", "Private"),
+            ("/", false, "max-age=60", "no-cache, no-transform"),
+            // As strict, and more of it.
+            (
+                poll,
+                false,
+                "private, no-cache, max-age=0",
+                "private, no-cache, max-age=0",
+            ),
+            // A batch must be asked for before each use.
+            (poll, false, "private", "private, no-cache"),
+            ("/", true, "private", "no-store"),
+            ("/", true, "no-store, private", "no-store, private"),
+        ] {
             let inner = service_fn(move |_: NoRequest| async move {
-                let mut response = carrier();
-                let policy = HeaderValue::from_static(strict);
+                let mut response = Response::from(if is_refused { refused() } else { push() });
+                let policy = HeaderValue::from_static(carriers);
                 response.headers_mut().insert("cache-control", policy);
                 Ok::<_, Infallible>(response)
             });
             let service = PushLayer::new().layer(inner);
-            let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+            let response = service.oneshot(request("GET", uri, &[])).await.unwrap();
             let policies: Vec<_> = response.headers().get_all("cache-control").iter().collect();
-            assert_eq!(policies, [strict]);
+            assert_eq!(policies, [expected], "{uri} {carriers}");
         }
     }
 

@@ -6,7 +6,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
 use http_body_util::{BodyDataStream, BodyExt, Empty};
 use hyper::upgrade::OnUpgrade;
@@ -17,7 +17,7 @@ use hyper_util::{
 };
 use serde_json::Value;
 use support::{
-    LONG, Server, VERSIONS, Version, get, raw_http1, text,
+    Client, LONG, Server, VERSIONS, Version, get, raw_http1, text,
     websocket::{self, masked},
 };
 use tokio::{
@@ -28,9 +28,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tower_push::{
-    Channel, Drain, Event, Guard, Push, PushBody,
-    guard::{Cause, Drained, Guarded, Plan, Refusal},
+    Channel, Drain, Event, Guard, Item, Push, PushBody, PushSource,
+    guard::{Admission, Cause, Drained, Guarded, Plan, Refusal},
     service,
+    source::{Rejection, Subscription, channel::OnLag, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 use warp::{Filter, Reply};
@@ -51,6 +52,8 @@ struct Crowd {
     websockets: usize,
     /// On connections of a hundred.
     http2: usize,
+    /// The same.
+    websockets_on_http2: usize,
 }
 
 /// One at a time.
@@ -73,11 +76,20 @@ impl Crowd {
             polls: of_each,
             websockets: of_each,
             http2: 500,
+            websockets_on_http2: 100,
+        }
+    }
+
+    /// warp has no WebSockets over HTTP/2.
+    fn without_websockets_on_http2(self) -> Self {
+        Self {
+            websockets_on_http2: 0,
+            ..self
         }
     }
 
     fn len(&self) -> usize {
-        self.sse + self.polls + self.websockets + self.http2
+        self.sse + self.polls + self.websockets + self.http2 + self.websockets_on_http2
     }
 }
 
@@ -114,9 +126,8 @@ impl Feed {
     }
 
     /// Opens a crowd, stops the server, and sees everyone off.
-    async fn stop(&self, address: std::net::SocketAddr, server: JoinHandle<()>) {
+    async fn stop(&self, crowd: Crowd, address: std::net::SocketAddr, server: JoinHandle<()>) {
         let _alone = CROWDED.lock().await;
-        let crowd = Crowd::gather();
         let clients = open(address, &crowd).await;
         while self.drain.open() < crowd.len() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -166,6 +177,9 @@ async fn open(address: std::net::SocketAddr, crowd: &Crowd) -> Hints {
     let mut hints: Hints = opening.buffer_unordered(64).collect().await;
     for _ in 0..crowd.http2 / 100 {
         hints.extend(open_http2(address, 100).await);
+    }
+    for _ in 0..crowd.websockets_on_http2 / 100 {
+        hints.extend(open_websockets_on_http2(address, 100).await);
     }
     hints
 }
@@ -251,6 +265,24 @@ async fn open_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
     hints
 }
 
+async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
+    let mut client = Client::connect_to(address, Version::Http2).await;
+    let mut hints = Vec::new();
+    for _ in 0..streams {
+        let opened = client.websocket("/feed", &[]).await;
+        let mut socket = opened.unwrap_or_else(|refused| panic!("{}", refused.head.status));
+        hints.push(tokio::spawn(async move {
+            let (code, reason) = socket.frame().await.unwrap().close().unwrap();
+            assert_eq!(code, 1012);
+            socket.send(0x88, &code.to_be_bytes()).await;
+            assert_eq!(socket.frame().await, None);
+            let end: Value = serde_json::from_str(&reason).unwrap();
+            end["retry"].as_u64().unwrap()
+        }));
+    }
+    hints
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn axum_stops_with_everyone_told() {
     let feed = Feed::new();
@@ -262,7 +294,7 @@ async fn axum_stops_with_everyone_told() {
     let address = listener.local_addr().unwrap();
     let server = axum::serve(listener, app).with_graceful_shutdown(feed.stopped());
     let server = tokio::spawn(async move { server.await.unwrap() });
-    feed.stop(address, server).await;
+    feed.stop(Crowd::gather(), address, server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -273,7 +305,8 @@ async fn hyper_stops_with_everyone_told() {
     let address = listener.local_addr().unwrap();
     let stopped = feed.stopped();
     let server = tokio::spawn(async move {
-        let server = auto::Builder::new(TokioExecutor::new());
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http2().enable_connect_protocol();
         let graceful = GracefulShutdown::new();
         let mut stopped = std::pin::pin!(stopped);
         loop {
@@ -290,7 +323,7 @@ async fn hyper_stops_with_everyone_told() {
         }
         graceful.shutdown().await;
     });
-    feed.stop(address, server).await;
+    feed.stop(Crowd::gather(), address, server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -307,7 +340,8 @@ async fn warp_stops_with_everyone_told() {
         .incoming(listener)
         .graceful(feed.stopped());
     let server = tokio::spawn(server.run());
-    feed.stop(address, server).await;
+    let crowd = Crowd::gather().without_websockets_on_http2();
+    feed.stop(crowd, address, server).await;
 }
 
 /// As in `examples/warp.rs`.
@@ -350,7 +384,7 @@ async fn who_comes_while_it_drains_is_sent_away() {
     let server = Server::new(service(feed.channel.clone()).over(feed.transports.clone())).await;
     feed.drain.start(plan());
     assert!(feed.drain.has_started());
-    let mut client = support::Client::connect(&server, Version::Http1).await;
+    let mut client = Client::connect(&server, Version::Http1).await;
     let refused = client.get("/", &[("accept", "text/event-stream")]).await;
     assert_eq!(refused.head.status, 200);
     let body = String::from_utf8(refused.rest().await.0).unwrap();
@@ -418,7 +452,7 @@ async fn what_is_not_read_is_cut_at_the_deadline() {
 async fn who_comes_back_goes_on_where_it_was() {
     let feed = Feed::new();
     let server = Server::new(service(feed.channel.clone()).over(feed.transports.clone())).await;
-    let mut client = support::Client::connect(&server, Version::Http1).await;
+    let mut client = Client::connect(&server, Version::Http1).await;
     let mut reading = client.get("/", &[("accept", "text/event-stream")]).await;
     reading.expect(":\n").await;
     feed.channel.publish(Event::text("one")).unwrap();
@@ -436,7 +470,7 @@ async fn who_comes_back_goes_on_where_it_was() {
 
     let cursor = id.to_string();
     let other = Server::new(service(feed.channel.clone())).await;
-    let mut client = support::Client::connect(&other, Version::Http1).await;
+    let mut client = Client::connect(&other, Version::Http1).await;
     let headers = [("accept", "text/event-stream"), ("last-event-id", &*cursor)];
     let mut reading = client.get("/", &headers).await;
     let mut after = String::new();
@@ -451,7 +485,8 @@ async fn who_comes_back_goes_on_where_it_was() {
 async fn a_parked_stream_outlives_its_poll() {
     let drain = Drain::new();
     let poll = LongPoll::new();
-    let guarded = Guard::new().drain(&drain).over(poll.clone());
+    let guard = Guard::new().drain(&drain);
+    let guarded = guard.over(poll.clone());
     let (numbers, receiver) = tokio::sync::mpsc::unbounded_channel();
     let numbers_come = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
     numbers.send("one").unwrap();
@@ -467,7 +502,7 @@ async fn a_parked_stream_outlives_its_poll() {
     let headers = [("last-event-id", &*cursor)];
     let mut head = get("/", &headers);
     let waiting = tokio::spawn(guarded.respond(&mut head, Push::new(stream::pending::<Event>())));
-    while drain.open() == 0 {
+    while guard.counts().open() == 0 {
         tokio::task::yield_now().await;
     }
     drain.start(Plan::within(SECOND).spread(Duration::ZERO));
@@ -556,4 +591,151 @@ async fn an_event_stream_of_durable_streams_is_ended_and_counted_like_all() {
     let counts = feed.guard.counts();
     assert_eq!((counts.open(), counts.events), (0, 1));
     assert_eq!(counts.closed(Cause::Drained), 1);
+}
+
+/// What becomes of one stream that is opened over this guard, and ends after the drain has begun and before its own turn.
+async fn ending(guard: Guard, uri: &str, source: impl PushSource + Send + 'static) -> Drained {
+    let drain = Drain::new();
+    let transports = guard.drain(&drain).over(Negotiate::new());
+    let mut head = get(uri, &[]);
+    let responding = transports.respond(&mut head, Push::new(source));
+    let client = tokio::spawn(async move { responding.await.into_body().collect().await.is_ok() });
+    // Until it waits.
+    tokio::time::sleep(SECOND / 2).await;
+    // So long that its turn is not now.
+    drain.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
+    let drained = drain.finished().await;
+    client.await.unwrap();
+    drained
+}
+
+fn later<T: Send + 'static>(item: T) -> impl stream::Stream<Item = T> + Send + 'static {
+    Box::pin(stream::once(async move {
+        tokio::time::sleep(SECOND).await;
+        item
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_had_its_end_before_its_turn_is_told_and_who_was_cut_off_is_not() {
+    let polite = |drained: Drained| (drained.polite, drained.left, drained.cut) == (1, 0, 0);
+    let left = |drained: Drained| (drained.polite, drained.left, drained.cut) == (0, 1, 0);
+    let guard = Guard::new;
+    assert!(polite(ending(guard(), "/", later("last")).await));
+    assert!(polite(ending(guard(), "/", later(Item::Finished)).await));
+    let retry = later(Item::Ended { retry: SECOND });
+    assert!(polite(ending(guard(), "/", retry).await));
+    let aged = guard().lifetime(SECOND);
+    assert!(polite(ending(aged, "/", stream::pending::<Event>()).await));
+    let expiring = source_fn(async |subscription: Subscription| {
+        subscription.expires_in(SECOND);
+        Ok(stream::pending::<Event>())
+    });
+    assert!(polite(ending(guard(), "/", expiring).await));
+    let refusing = source_fn(async |_| {
+        tokio::time::sleep(SECOND).await;
+        Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
+    });
+    assert!(polite(ending(guard(), "/", refusing).await));
+
+    let failing = || later(Err::<Event, _>("failed"));
+    assert!(left(ending(guard(), "/", failing()).await));
+    // A poll has its answer whatever becomes of the source.
+    for source in [Push::new(failing()), Push::new(later("one"))] {
+        let poll = "/?transport=long-poll";
+        assert!(polite(ending(guard(), poll, source).await));
+    }
+}
+
+#[tokio::test]
+async fn who_was_too_slow_for_its_source_was_not_told() {
+    let drain = Drain::new();
+    let channel = Channel::builder().events(2).on_lag(OnLag::Disconnect);
+    let channel = channel.build();
+    let sse = Guard::new().drain(&drain).over(Sse::new());
+    let mut head = get("/", &[]);
+    let response = sse.respond(&mut head, Push::new(channel.clone())).await;
+    drain.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
+    for text in ["one", "two", "three"] {
+        channel.publish(text).unwrap();
+    }
+    response.into_body().collect().await.unwrap_err();
+    let drained = drain.finished().await;
+    assert_eq!((drained.polite, drained.left, drained.cut), (0, 1, 0));
+}
+
+/// A source that has not answered yet.
+fn silent() -> impl PushSource + Send + 'static {
+    source_fn(async |_| std::future::pending::<Result<stream::Pending<Event>, Rejection>>().await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
+    let feed = Feed::new();
+    let ask = |uri: &'static str, accept: &'static str| {
+        let mut head = get(uri, &[("accept", accept)]);
+        let responding = feed.transports.respond(&mut head, Push::new(silent()));
+        tokio::spawn(async move {
+            let (head, body) = responding.await.into_parts();
+            (head, text(body).await)
+        })
+    };
+    let sse = ask("/", "text/event-stream");
+    let ndjson = ask("/", "application/x-ndjson");
+    let poll = ask("/?transport=long-poll", "*/*");
+    tokio::time::sleep(SECOND).await;
+    let began = Instant::now();
+    feed.drain.start(plan());
+    let drained = feed.drain.finished().await;
+    assert_eq!((drained.polite, drained.left, drained.cut), (3, 0, 0));
+    // At its turn, which is a time of its own, and not at once.
+    assert!(began.elapsed() > Duration::ZERO && began.elapsed() <= 2 * SECOND);
+    let (head, body) = sse.await.unwrap();
+    assert_eq!(head.status, 200);
+    assert!(body.starts_with("retry: "), "{body}");
+    for refused in [ndjson, poll] {
+        let (head, _) = refused.await.unwrap();
+        assert_eq!(head.status, 503);
+        assert!(head.headers.contains_key("retry-after"));
+    }
+    let counts = feed.guard.counts();
+    assert_eq!((counts.opened, counts.refused(Refusal::Draining)), (0, 3));
+}
+
+/// It would be answered with nothing, and a cursor that is parked where the server stops.
+#[tokio::test]
+async fn a_poll_whose_turn_is_over_before_it_has_looked_is_refused() {
+    let feed = Feed::new();
+    let mut head = get("/?transport=long-poll", &[]);
+    let texts = stream::iter(["one"]).chain(stream::pending());
+    let responding = feed.transports.respond(&mut head, Push::new(texts));
+    feed.drain.start(Plan::within(LONG).spread(Duration::ZERO));
+    let refused = responding.await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert!(!refused.headers().contains_key("last-event-id"));
+    drop(refused);
+    let drained = feed.drain.finished().await;
+    assert_eq!((drained.polite, drained.left, drained.cut), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn who_is_refused_by_a_guard_inside_was_told_to_that_around_it() {
+    let (around, inside) = (Drain::new(), Drain::new());
+    let full = Guard::new().admit(Admission::at_most(0));
+    let stopping = Guard::new().drain(&inside);
+    let sse = Sse::new();
+    let outer = Guard::new().drain(&around);
+    let mut head = get("/", &[("accept", "text/event-stream")]);
+    let full = outer.over(full.over(sse.clone()));
+    let full = full.respond(&mut head, Push::new(silent()));
+    let mut head = get("/", &[("accept", "text/event-stream")]);
+    let stopping = outer.over(stopping.over(sse));
+    let stopping = stopping.respond(&mut head, Push::new(silent()));
+    inside.start(Plan::within(LONG).spread(Duration::ZERO));
+    around.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
+    drop(timeout(LONG, async { (full.await, stopping.await) }).await);
+    let drained = around.finished().now_or_never();
+    let drained = drained.expect("nobody is left");
+    assert_eq!((drained.polite, drained.left, drained.cut), (2, 0, 0));
 }

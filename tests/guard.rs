@@ -505,6 +505,25 @@ fn silence_of_texts() -> stream::Pending<&'static str> {
 }
 
 #[tokio::test]
+async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
+    let log = Log::default();
+    let guard = Guard::new().observe(log.clone());
+    let poll = guard.over(LongPoll::new().max_events(1).wait(Duration::ZERO));
+    let texts = stream::iter(["one", "two"]).chain(silence_of_texts());
+    let first = poll.respond(&mut get("/", &[]), Push::new(texts)).await;
+    assert_eq!(guard.counts().events, 1);
+    let cursor = first.headers()["last-event-id"].to_str().unwrap();
+    let mut head = get("/", &[("last-event-id", cursor)]);
+    let next = poll.respond(&mut head, Push::new(silence())).await;
+    assert!(text(next.into_body()).await.contains("two"));
+    let counts = guard.counts();
+    assert_eq!((counts.events, counts.bytes), (2, 6));
+    let log = log.0.lock().unwrap();
+    let heard: Vec<_> = log.iter().filter(|line| line.contains("Some")).collect();
+    assert_eq!(heard, ["1: Some(\"one\")", "2: Some(\"two\")"]);
+}
+
+#[tokio::test]
 async fn a_websocket_counts_until_its_socket_is_gone() {
     let guard = Guard::new();
     let server = Server::new(service(Channel::new()).over(guard.over(WebSocket::new()))).await;

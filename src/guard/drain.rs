@@ -1,21 +1,21 @@
+//! The invariant, which `models.rs` checks: who comes, who leaves and whether it has started changes under one lock. So whoever
+//! comes is either refused, or among those whom the start finds and wakes; and from the start on `polite + left + cut` is what was
+//! open then, whoever looks, and whenever.
+
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    task::Waker,
+    future::poll_fn,
+    sync::{Arc, OnceLock},
+    task::{Poll, Waker},
     thread,
     time::Duration,
 };
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     random,
+    sync::{AtomicBool, Mutex, Ordering, lock},
     waiting::{Place, Waiting},
 };
 
@@ -45,19 +45,27 @@ use crate::{
 pub struct Drain(Arc<Inner>);
 
 struct Inner {
-    waiting: Waiting,
-    /// For the next place.
-    readers: AtomicUsize,
-    /// Whether there is a `started`, in one order with `open`.
+    state: Mutex<State>,
+    /// As the state says it, for those who ask at each item.
     has_started: AtomicBool,
-    started: OnceLock<Started>,
-    open: AtomicUsize,
-    polite: AtomicUsize,
-    left: AtomicUsize,
-    /// It has started, or the last stream is gone.
-    changed: Notify,
+    /// The open streams, until it starts.
+    waiting: Waiting,
+    /// Those who wait for the start, and for the last stream to be gone.
+    watching: Waiting,
 }
 
+#[derive(Default)]
+struct State {
+    started: Option<Started>,
+    /// How many came: spreads them over the lists.
+    entered: usize,
+    open: usize,
+    /// Of those that are gone since the start.
+    polite: usize,
+    left: usize,
+}
+
+#[derive(Clone, Copy)]
 struct Started {
     plan: Plan,
     at: Instant,
@@ -83,13 +91,14 @@ pub struct Plan {
     jitter: f64,
 }
 
-/// What became of the streams that were open when a drain began.
+/// What became of the streams that were open when a drain began: each is counted once, and the sum is how many there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Told that it ends, and gone in time: streams that had their end, polls that were answered.
+    /// Gone in time, and told so: streams that had their end, be it the drain's, their source's or that of their time; requests
+    /// that were answered, or refused.
     pub polite: usize,
-    /// Gone in time without having been told: their clients left, or their sources failed.
+    /// Gone in time in any other way: the client left, the source failed, or put out a client that was too slow.
     pub left: usize,
     /// Still there at the deadline, most likely because their clients do not read. They end with the process.
     pub cut: usize,
@@ -165,25 +174,26 @@ impl Drain {
     pub fn new() -> Self {
         let shards = thread::available_parallelism().map_or(1, |threads| threads.get());
         Self(Arc::new(Inner {
-            waiting: Waiting::new(shards),
-            readers: AtomicUsize::new(0),
+            state: Mutex::default(),
             has_started: AtomicBool::new(false),
-            started: OnceLock::new(),
-            open: AtomicUsize::new(0),
-            polite: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
-            changed: Notify::new(),
+            waiting: Waiting::new(shards),
+            watching: Waiting::new(1),
         }))
     }
 
     /// Begins to end the streams that are open, and refuses those that come. It is done once: a second plan is not looked at.
     pub fn start(&self, plan: Plan) {
         let at = Instant::now();
-        if self.0.started.set(Started { plan, at }).is_ok() {
-            self.0.has_started.store(true, Ordering::SeqCst);
-            self.0.waiting.wake();
-            self.0.changed.notify_waiters();
+        let inner = &*self.0;
+        let mut state = lock(&inner.state);
+        if state.started.is_some() {
+            return;
         }
+        state.started = Some(Started { plan, at });
+        inner.has_started.store(true, Ordering::SeqCst);
+        drop(state);
+        inner.waiting.wake();
+        inner.watching.wake();
     }
 
     /// Whether it has started.
@@ -194,7 +204,7 @@ impl Drain {
     /// How many streams there are: bodies that are not dropped yet, polls that wait for their answer, sockets that are not
     /// closed.
     pub fn open(&self) -> usize {
-        self.0.open.load(Ordering::SeqCst)
+        lock(&self.0.state).open
     }
 
     /// Waits for the start, and then until the last stream is gone, or the deadline has passed. Cancel safe; it may be called
@@ -203,54 +213,108 @@ impl Drain {
     /// A stream is gone when its server has let go of it. What it wrote last may still be on its way through the server, which
     /// finishes its connections when it is told to stop.
     pub async fn finished(&self) -> Drained {
-        loop {
-            let changed = self.0.changed.notified();
-            if !self.has_started() {
-                changed.await;
-                continue;
-            }
-            let deadline = self.deadline();
-            if self.open() == 0 || timeout_at(deadline, changed).await.is_err() {
-                return self.drained();
-            }
-        }
+        let started = self.becomes(|state| state.started).await;
+        let deadline = started.at + started.plan.deadline;
+        let finished = timeout_at(deadline, self.gone()).await;
+        finished.unwrap_or_else(|_| self.drained())
     }
 
-    fn deadline(&self) -> Instant {
-        let started = self.0.started.get();
-        started.map_or_else(Instant::now, |started| started.at + started.plan.deadline)
+    pub(super) fn drained(&self) -> Drained {
+        lock(&self.0.state).drained()
     }
 
-    fn drained(&self) -> Drained {
-        let count = |count: &AtomicUsize| count.load(Ordering::SeqCst);
-        Drained {
-            cut: self.open(),
-            polite: count(&self.0.polite),
-            left: count(&self.0.left),
-        }
+    /// Waits for the start, and for the last stream to be gone.
+    pub(super) async fn gone(&self) -> Drained {
+        self.becomes(State::finished).await
+    }
+
+    /// Waits until there is something to see.
+    async fn becomes<T>(&self, see: impl Fn(&State) -> Option<T>) -> T {
+        let inner = &*self.0;
+        let watcher = Watcher {
+            watching: &inner.watching,
+            place: inner.watching.enter(0),
+        };
+        poll_fn(|cx| {
+            let mut seen = None;
+            let is_news = || {
+                seen = see(&lock(&inner.state));
+                seen.is_some()
+            };
+            watcher.watching.wait(&watcher.place, cx.waker(), is_news);
+            seen.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    fn started(&self) -> Option<Started> {
+        lock(&self.0.state).started
     }
 
     /// When whoever is refused now may come back.
     pub(super) fn retry(&self) -> Duration {
-        let started = self.0.started.get();
+        let started = self.started();
         started.map_or(Duration::ZERO, |started| started.plan.draw_retry())
     }
 
     /// A place for one stream, unless it has started.
     pub(super) fn enter(&self) -> Option<Seat> {
-        let reader = self.0.readers.fetch_add(1, Ordering::Relaxed);
-        // Counted first: whoever finds nobody after the start has missed nobody.
-        self.0.open.fetch_add(1, Ordering::SeqCst);
-        let seat = Seat {
+        let number = lock(&self.0.state).enter()?;
+        Some(Seat {
             drain: self.clone(),
-            place: self.0.waiting.enter(reader),
+            place: self.0.waiting.enter(number),
             turn: OnceLock::new(),
-        };
-        if self.has_started() {
-            seat.give_back();
+        })
+    }
+}
+
+impl State {
+    /// One more, unless it has started: how many came before it.
+    fn enter(&mut self) -> Option<usize> {
+        if self.started.is_some() {
             return None;
         }
-        Some(seat)
+        self.open += 1;
+        self.entered = self.entered.wrapping_add(1);
+        Some(self.entered)
+    }
+
+    fn leave(&mut self, politely: bool) {
+        self.open -= 1;
+        if self.started.is_some() {
+            let count = if politely {
+                &mut self.polite
+            } else {
+                &mut self.left
+            };
+            *count += 1;
+        }
+    }
+
+    fn drained(&self) -> Drained {
+        Drained {
+            polite: self.polite,
+            left: self.left,
+            cut: self.open,
+        }
+    }
+
+    /// Once it has started and the last is gone.
+    fn finished(&self) -> Option<Drained> {
+        let is_finished = self.started.is_some() && self.open == 0;
+        is_finished.then(|| self.drained())
+    }
+}
+
+/// Who waits for a drain. It leaves when it is dropped.
+struct Watcher<'a> {
+    watching: &'a Waiting,
+    place: Place,
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        self.watching.leave(&self.place);
     }
 }
 
@@ -279,9 +343,14 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn turn(&self) -> Option<Instant> {
-        let started = self.drain.0.started.get()?;
-        let draw = || started.at + started.plan.draw_turn();
-        Some(*self.turn.get_or_init(draw))
+        if !self.drain.has_started() {
+            return None;
+        }
+        let turn = self.turn.get().copied();
+        turn.or_else(|| {
+            let Started { plan, at } = self.drain.started()?;
+            Some(*self.turn.get_or_init(|| at + plan.draw_turn()))
+        })
     }
 
     pub(super) fn retry(&self) -> Duration {
@@ -290,27 +359,22 @@ impl Seat {
 
     /// See [`Watch::wait`](crate::source::Watch::wait).
     pub(super) fn wait(&self, waker: &Waker) -> bool {
-        let inner = &self.drain.0;
-        let is_news = || inner.started.get().is_some();
+        let Inner { waiting, .. } = &*self.drain.0;
+        let is_news = || self.drain.has_started();
         // Who knows its turn has a timer.
-        self.turn.get().is_some() || inner.waiting.wait(&self.place, waker, is_news)
+        self.turn.get().is_some() || waiting.wait(&self.place, waker, is_news)
     }
 
     /// The stream is gone, politely or not.
     pub(super) fn leave(&self, politely: bool) {
-        let inner = &self.drain.0;
-        if inner.started.get().is_some() {
-            let count = if politely { &inner.polite } else { &inner.left };
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-        self.give_back();
-    }
-
-    fn give_back(&self) {
-        let inner = &self.drain.0;
+        let inner = &*self.drain.0;
         inner.waiting.leave(&self.place);
-        if inner.open.fetch_sub(1, Ordering::SeqCst) == 1 {
-            inner.changed.notify_waiters();
+        let mut state = lock(&inner.state);
+        state.leave(politely);
+        let is_finished = state.finished().is_some();
+        drop(state);
+        if is_finished {
+            inner.watching.wake();
         }
     }
 }

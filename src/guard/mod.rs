@@ -56,6 +56,8 @@
 //! | the same, and it accepts `text/event-stream` | 200, `retry: …` and the end of the body, for an `EventSource` never comes back after a 503; unless [said otherwise](Guard::always_503) |
 //! | its page is not [allowed](Guard::origin) | 403 |
 //!
+//! A request whose source has not answered yet when its turn in the drain comes is refused too, for its client has been told nothing.
+//!
 //! `HEAD` opens no stream, and is answered at all times.
 //!
 //! # What to watch
@@ -80,6 +82,8 @@
 
 mod admission;
 mod drain;
+#[cfg(all(test, tower_push_loom))]
+mod models;
 mod observe;
 mod stream;
 #[cfg(feature = "tracing")]
@@ -247,6 +251,10 @@ impl Policy {
 
     fn refuse(&self, head: &Parts, refusal: Refusal) -> Response<PushBody> {
         self.count(Some(head), refusal);
+        self.refusal(refusal, is_event_source(head))
+    }
+
+    fn refusal(&self, refusal: Refusal, is_event_source: bool) -> Response<PushBody> {
         let retry = match refusal {
             Refusal::Draining => self.drain.as_ref().map(Drain::retry),
             Refusal::Full | Refusal::Key => self.admission.as_ref().map(Admission::draw_retry),
@@ -254,7 +262,7 @@ impl Policy {
         };
         match retry {
             None => rejected(Rejection::new(StatusCode::FORBIDDEN)),
-            Some(retry) if !self.always_503 && is_event_source(head) => come_back(retry),
+            Some(retry) if !self.always_503 && is_event_source => come_back(retry),
             Some(retry) => {
                 let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
                 rejected(busy.retry_after(retry))
@@ -338,13 +346,19 @@ impl<T: Transport> Transport for Guarded<T> {
         };
         // For those who hear of it if it is refused.
         let asked = (!policy.observers.is_empty()).then(|| head.clone());
+        let is_event_source = policy.drain.is_some() && is_event_source(head);
         head.extensions.insert(Ticket::new(stream.clone()));
         let responding = self.transport.respond(head, push);
         // Who made the request may keep its head for longer.
         head.extensions.remove::<Ticket>();
         Box::pin(async move {
-            let mut response = responding.await;
-            stream.answered(response.status(), asked.as_ref());
+            let mut response = match stream.in_time(responding).await {
+                Some(response) => {
+                    stream.answered(&response, asked.as_ref());
+                    response
+                }
+                None => stream.refuse(asked.as_ref(), is_event_source),
+            };
             response.body_mut().hold(Ticket::new(stream));
             response
         })

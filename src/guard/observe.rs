@@ -177,6 +177,11 @@ impl Cause {
             Self::Expired => "expired",
         }
     }
+
+    /// Whether the client has been told that it is over. Some transports cut a failure off, others name it: it is one in any case.
+    pub(super) fn is_told(self) -> bool {
+        !matches!(self, Self::Left | Self::Failed | Self::Lagged)
+    }
 }
 
 impl Refusal {

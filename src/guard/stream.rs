@@ -1,17 +1,20 @@
 //! One open stream, as its guard keeps it.
 
 use std::{
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
-    task::Waker,
+    task::{Poll, Waker},
     time::Duration,
 };
 
-use http::{StatusCode, request::Parts};
-use tokio::time::Instant;
+use http::{Response, StatusCode, request::Parts};
+use http_body::Body;
+use tokio::time::{Instant, sleep_until};
 #[cfg(feature = "tracing")]
 use tracing::Span;
 
@@ -24,6 +27,7 @@ use crate::{
     random,
     source::{Subscription, Ticket, Watch},
     time::sooner,
+    transport::PushBody,
 };
 
 /// From the request until nothing of the stream is left.
@@ -37,6 +41,8 @@ pub(super) struct OpenStream {
     span: OnceLock<Box<Span>>,
     /// A [`Cause`], as its number.
     cause: AtomicU8,
+    /// Whatever the cause.
+    has_answer: AtomicBool,
     /// Of the guard around this one. It counts the stream for as long.
     outer: Option<Ticket>,
 }
@@ -61,6 +67,7 @@ impl OpenStream {
             #[cfg(feature = "tracing")]
             span: OnceLock::new(),
             cause: AtomicU8::new(Cause::Left as u8),
+            has_answer: AtomicBool::new(false),
             outer: None,
         }
     }
@@ -85,17 +92,63 @@ impl OpenStream {
         self.policy.tell(|observer| what(observer, info));
     }
 
-    /// The transport has answered the request, which had this head.
-    pub(super) fn answered(self: &Arc<Self>, status: StatusCode, head: Option<&Parts>) {
-        let is_over = Arc::strong_count(self) == 1;
-        if self.opened.get().is_none() {
-            if !status.is_success() || status == StatusCode::NO_CONTENT {
-                self.policy.count(head, Refusal::Source);
+    /// What the transport answers; `None` if its turn to end comes before the source has answered.
+    pub(super) async fn in_time<T>(&self, responding: impl Future<Output = T>) -> Option<T> {
+        let mut responding = pin!(responding);
+        let mut turn = pin!(self.its_turn());
+        poll_fn(|cx| {
+            // First, for what opens now would have to end before it has said anything.
+            if !self.is_open() && self.turn().is_some_and(|turn| turn <= Instant::now()) {
+                return Poll::Ready(None);
             }
-        } else if is_over && self.cause() == Cause::Left {
-            // A poll: neither a body nor a socket's task has it.
+            match responding.as_mut().poll(cx) {
+                Poll::Pending if !self.is_open() => turn.as_mut().poll(cx).map(|()| None),
+                answer => answer.map(Some),
+            }
+        })
+        .await
+    }
+
+    async fn its_turn(&self) {
+        let turn = poll_fn(|cx| {
+            loop {
+                if let Some(turn) = self.turn() {
+                    return Poll::Ready(turn);
+                }
+                if self.wait(cx.waker()) {
+                    return Poll::Pending;
+                }
+            }
+        });
+        sleep_until(turn.await).await;
+    }
+
+    /// The transport has answered the request, which had this head.
+    pub(super) fn answered(self: &Arc<Self>, response: &Response<PushBody>, head: Option<&Parts>) {
+        let status = response.status();
+        if !self.is_open() && (!status.is_success() || status == StatusCode::NO_CONTENT) {
+            self.policy.count(head, Refusal::Source);
+        }
+        // A poll's answer, or a refusal; and no socket's task has it.
+        let is_whole = response.body().size_hint().exact().is_some();
+        if is_whole && Arc::strong_count(self) == 1 {
             self.got_answer();
         }
+    }
+
+    /// Its turn has come before the source has answered: the client has been told nothing, and comes back to another server.
+    pub(super) fn refuse(&self, head: Option<&Parts>, is_event_source: bool) -> Response<PushBody> {
+        self.policy.count(head, Refusal::Draining);
+        self.ends_by(Cause::Drained);
+        if let Some(outer) = self.outer() {
+            outer.got_answer();
+        }
+        self.policy.refusal(Refusal::Draining, is_event_source)
+    }
+
+    /// Whether the source has answered.
+    fn is_open(&self) -> bool {
+        self.opened.get().is_some()
     }
 
     fn cause(&self) -> Cause {
@@ -183,6 +236,7 @@ impl Watch for OpenStream {
     }
 
     fn got_answer(&self) {
+        self.has_answer.store(true, Ordering::Relaxed);
         if self.cause() == Cause::Left {
             self.ends_by(Cause::Answered);
         }
@@ -238,7 +292,7 @@ impl Drop for OpenStream {
         drop(std::mem::take(&mut self.permit));
         // Last: who waits for the end of all finds the counts at 0, and the spans closed.
         if let Some(seat) = &self.seat {
-            seat.leave(!matches!(cause, Cause::Left | Cause::Failed));
+            seat.leave(cause.is_told() || *self.has_answer.get_mut());
         }
     }
 }

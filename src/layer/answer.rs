@@ -79,10 +79,21 @@ const ABOUT_THE_MESSAGE: [HeaderName; 11] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-/// Whether a cache policy allows less than that of a stream, and must not be weakened.
-fn is_strict(policy: &HeaderValue) -> bool {
-    let policy = String::from_utf8_lossy(policy.as_bytes()).to_ascii_lowercase();
-    policy.contains("no-store") || policy.contains("private")
+/// What a cache policy forbids, the most first: to store, to share, to use unasked.
+fn forbids(headers: &HeaderMap) -> [bool; 3] {
+    ["no-store", "private", "no-cache"].map(|directive| {
+        let mut policies = headers.get_all(header::CACHE_CONTROL).iter();
+        policies.any(|policy| {
+            let policy = String::from_utf8_lossy(policy.as_bytes());
+            policy.to_ascii_lowercase().contains(directive)
+        })
+    })
+}
+
+/// Whether the carrier's cache policy stays: it may be a person's word, and is never weakened.
+fn is_as_strict(carrier: &HeaderMap, push: &HeaderMap) -> bool {
+    let forbidden = forbids(carrier);
+    forbidden[..2].contains(&true) && forbidden >= forbids(push)
 }
 
 /// A push inside a response's extensions, which want to be `Clone`.
@@ -127,10 +138,11 @@ pub(super) fn merge<B>(
 ) -> Response<PushBody<B>> {
     let mut response = response.map(PushBody::beside);
     let mut merged = headers;
+    let keeps_policy = is_as_strict(&merged, response.headers());
     for name in response.headers().keys() {
         let is_kept = match *name {
             header::VARY | header::SET_COOKIE => true,
-            header::CACHE_CONTROL => merged.get_all(name).iter().any(is_strict),
+            header::CACHE_CONTROL => keeps_policy,
             _ => false,
         };
         if !is_kept {
@@ -138,7 +150,7 @@ pub(super) fn merge<B>(
         }
     }
     for (name, value) in response.headers() {
-        if name != header::CACHE_CONTROL || !merged.contains_key(name) {
+        if name != header::CACHE_CONTROL || !keeps_policy {
             merged.append(name, value.clone());
         }
     }

@@ -25,7 +25,7 @@
 //! A handler returns a [`Push`] as a response (`Response::<String>::from(push)`, or the push itself in axum, with the feature
 //! `axum`). On its own this response is a 500 that names what is missing; the layer turns it into the push, under the headers
 //! that services in between have set, but for those that describe the 500 itself. A `Cache-Control` of theirs stays where it says
-//! `private` or `no-store`. Every other response passes through untouched.
+//! `private` or `no-store`, and the push says nothing stricter. Every other response passes through untouched.
 //!
 //! What stands between the handler and the layer sees that 500. So put this layer innermost, behind those that log failures,
 //! retry, or make error pages: `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())` on a `Router`.

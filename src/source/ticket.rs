@@ -38,7 +38,7 @@ pub(crate) trait Watch: Send + Sync {
     /// Wakes this waker when [`ends_at`](Self::ends_at) is another; unless it is another already, and then this is false.
     fn wait(&self, waker: &Waker) -> bool;
 
-    /// What the stream has yielded, or its end.
+    /// What the stream has yielded and the transport takes, or its end.
     fn yielded(&self, next: Option<&Result<Item, BoxError>>);
 
     /// It was a poll, and has its answer.
@@ -182,6 +182,42 @@ impl<S> Watched<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
+    /// The same for a transport that takes an event or a gap no more, and only wants to know whether there is one.
+    pub(crate) fn poll_ahead(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Item, BoxError>>> {
+        self.poll(cx, false)
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        takes_content: bool,
+    ) -> Poll<Option<Result<Item, BoxError>>> {
+        if self.was_ended() {
+            return Poll::Ready(None);
+        }
+        loop {
+            // First, so that a stream that never pauses ends too.
+            if let Poll::Ready(end) = self.poll_end(cx) {
+                return Poll::Ready(Some(Ok(end)));
+            }
+            if let Poll::Ready(next) = self.poll_item(cx) {
+                let is_content = matches!(next, Some(Ok(Item::Event(_) | Item::Gap(_))));
+                if let Some(ticket) = &self.ticket {
+                    if takes_content || !is_content {
+                        ticket.0.yielded(next.as_ref());
+                    }
+                }
+                return Poll::Ready(next);
+            }
+            if self.waits(cx) {
+                return Poll::Pending;
+            }
+        }
+    }
+
     /// The source's next.
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
         if self.state == State::Over {
@@ -192,9 +228,6 @@ where
             let _entered = self.ticket.as_ref().and_then(Ticket::enter);
             ready!(Pin::new(&mut self.items).poll_next(cx))
         };
-        if let Some(ticket) = &self.ticket {
-            ticket.0.yielded(next.as_ref());
-        }
         if next.is_none() {
             self.state = State::Over;
         }
@@ -209,21 +242,6 @@ where
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if this.was_ended() {
-            return Poll::Ready(None);
-        }
-        loop {
-            // First, so that a stream that never pauses ends too.
-            if let Poll::Ready(end) = this.poll_end(cx) {
-                return Poll::Ready(Some(Ok(end)));
-            }
-            if let Poll::Ready(next) = this.poll_item(cx) {
-                return Poll::Ready(next);
-            }
-            if this.waits(cx) {
-                return Poll::Pending;
-            }
-        }
+        self.get_mut().poll(cx, true)
     }
 }

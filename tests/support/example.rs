@@ -20,7 +20,25 @@ pub struct Example {
 impl Example {
     /// On a free port, with these arguments behind it.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut process = Command::new(built(name))
+        Self::run(Command::new(built(name)), name, arguments)
+    }
+
+    /// The same with so many file descriptors, at most.
+    pub fn with_files(files: usize, name: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let run = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(run).arg(built(name));
+        Self::run(shell, name, &[])
+    }
+
+    /// How many file descriptors it has open.
+    pub fn files(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.process.id()));
+        files.map_or(0, Iterator::count)
+    }
+
+    fn run(mut command: Command, name: &str, arguments: &[&str]) -> Self {
+        let mut process = command
             .arg("127.0.0.1:0")
             .args(arguments)
             .stdout(Stdio::piped())

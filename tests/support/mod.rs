@@ -150,7 +150,11 @@ pub enum Client {
 
 impl Client {
     pub async fn connect(server: &Server, version: Version) -> Self {
-        let socket = TcpStream::connect(server.address).await.unwrap();
+        Self::connect_to(server.address, version).await
+    }
+
+    pub async fn connect_to(address: SocketAddr, version: Version) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let io = TokioIo::new(socket);
         match version {

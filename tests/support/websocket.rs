@@ -10,7 +10,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 use tokio_websockets::{ClientBuilder, Limits, WebSocketStream};
@@ -112,9 +112,9 @@ fn with_defaults<'a>(
 }
 
 /// Behind the handshake.
-pub struct Opened {
+pub struct Opened<I = TokioIo<Upgraded>> {
     pub head: response::Parts,
-    pub io: TokioIo<Upgraded>,
+    pub io: I,
 }
 
 impl Opened {
@@ -138,7 +138,9 @@ impl Opened {
     pub async fn send(&mut self, first: u8, payload: &[u8]) {
         self.write(&masked(first, payload)).await;
     }
+}
 
+impl<I: AsyncRead + Unpin> Opened<I> {
     /// The next frame from the server, or `None` where its bytes are over; a connection that was reset counts as that, too.
     pub async fn frame(&mut self) -> Option<Frame> {
         let frame = timeout(LONG, self.read_frame());

@@ -282,7 +282,11 @@ where
             return Poll::Pending;
         };
         for _ in 0..ITEMS {
-            let next = Pin::new(&mut *this.items).poll_next(cx);
+            let next = if gathering.is_full() {
+                this.items.poll_ahead(cx)
+            } else {
+                Pin::new(&mut *this.items).poll_next(cx)
+            };
             let nothing = if *this.is_over {
                 Rest::Ended
             } else {

@@ -10,7 +10,8 @@
 //! A source that says that it resumes, and has told no cursor by the end of a batch, neither with an event nor
 //! [alone](crate::Item::Cursor), would begin anew with each poll. So the rest of its stream is parked too, and its events have ids
 //! of the [`Resumable`]'s from then on, which no other transport can resume from. Begin the stream of such a source with a bare
-//! cursor to keep the ids its own.
+//! cursor to keep the ids its own. A cursor that it does not know it should refuse, or tell of a [gap](crate::Item::Gap): one that
+//! it ignores stays the client's until the first event, and what comes between two empty polls before that is lost.
 //!
 //! # The dialect of validators
 //! Any request, but for those of the other dialect. The cursor goes out as `ETag: "<id>+<format>"`, and bare as `Last-Event-ID`. It
