@@ -18,7 +18,7 @@ use tower_push::{
     guard::{Admission, Cause, Observer, Refusal, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
-    transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
+    transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket, chunked::Raw},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -502,6 +502,55 @@ async fn an_observer_hears_of_everything_in_order() {
 
 fn silence_of_texts() -> stream::Pending<&'static str> {
     stream::pending()
+}
+
+/// The source is at fault, and not the client.
+#[tokio::test]
+async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
+    let bytes = || Push::new(stream::iter([Event::binary(vec![0xff])]).chain(silence()));
+    let gap = || {
+        let gap = Item::Gap(Gap::new(GapReason::Lagged));
+        Push::new(stream::iter([gap]).chain(stream::pending()))
+    };
+    let heard = async |guarded: &dyn Fn(&Guard) -> Box<dyn Transport>, push: Push| {
+        let log = Log::default();
+        let guard = Guard::new().observe(log.clone());
+        let response = guarded(&guard).respond(&mut get("/", &[]), push).await;
+        let _ = response.into_body().collect().await;
+        assert_eq!(guard.counts().closed(Cause::Failed), 1);
+        let mut log = log.0.lock().unwrap();
+        assert_eq!(log.pop().unwrap(), "1: failed after 0 s");
+        log.pop().unwrap()
+    };
+    let sse = |guard: &Guard| Box::new(guard.over(Sse::new())) as Box<dyn Transport>;
+    let raw = |guard: &Guard| Box::new(guard.over(Chunked::new(Raw::new()))) as Box<dyn Transport>;
+    let poll =
+        |guard: &Guard| Box::new(guard.over(LongPoll::only(Raw::new()))) as Box<dyn Transport>;
+    assert_eq!(
+        heard(&sse, bytes()).await,
+        "1: a binary payload on a transport that carries text only"
+    );
+    assert_eq!(
+        heard(&raw, gap()).await,
+        "1: events were missed, and this format cannot say so"
+    );
+    assert_eq!(
+        heard(&poll, gap()).await,
+        "1: events were missed, and this format cannot say so"
+    );
+
+    let log = Log::default();
+    let guard = Guard::new().observe(log.clone());
+    let source = source_fn(async move |_| {
+        let gap = Item::Gap(Gap::new(GapReason::Lagged));
+        Ok(stream::iter([gap]).chain(stream::pending()))
+    });
+    let server = Server::new(service(source).over(guard.over(WebSocket::new()))).await;
+    let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
+    assert_eq!(opened.closed().await.unwrap().0, 3010);
+    becomes(&guard, 0).await;
+    assert_eq!(guard.counts().closed(Cause::Failed), 1);
+    assert!(log.0.lock().unwrap()[2].ends_with("this format cannot say so"));
 }
 
 #[tokio::test]

@@ -86,8 +86,8 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (stream, gap);
     }
 
-    /// The source has yielded an error, or the client was too slow for it ([`Error::is_lagged`](crate::Error::is_lagged)). The
-    /// stream is cut.
+    /// The source has yielded an error, or what its transport cannot send, or the client was too slow for it
+    /// ([`Error::is_lagged`](crate::Error::is_lagged)). The stream is cut.
     fn failed(&self, stream: &StreamInfo, error: &BoxError) {
         let _ = (stream, error);
     }
@@ -120,7 +120,8 @@ pub enum Cause {
     Ended,
     /// The source has finished for ever.
     Finished,
-    /// The source has failed.
+    /// The source has failed, or has yielded what the transport cannot send: bytes on a transport of text, a gap where there is no
+    /// place to tell of it.
     Failed,
     /// The client was too slow for the source's patience
     /// ([`OnLag::Disconnect`](crate::source::channel::OnLag::Disconnect)).

@@ -160,6 +160,16 @@ impl OpenStream {
         self.cause.store(cause as u8, Ordering::Relaxed);
     }
 
+    fn fails(&self, error: &BoxError) {
+        let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
+        self.ends_by(if is_lagged {
+            Cause::Lagged
+        } else {
+            Cause::Failed
+        });
+        self.tell(|observer, info| observer.failed(info, error));
+    }
+
     fn turn(&self) -> Option<Instant> {
         self.seat.as_ref()?.turn()
     }
@@ -245,6 +255,13 @@ impl Watch for OpenStream {
         }
     }
 
+    fn cut(&self, error: &BoxError) {
+        if let Some(outer) = self.outer() {
+            outer.cut(error);
+        }
+        self.fails(error);
+    }
+
     fn yielded(&self, next: Option<&Result<Item, BoxError>>) {
         if let Some(outer) = self.outer() {
             outer.yielded(next);
@@ -264,15 +281,7 @@ impl Watch for OpenStream {
             Some(Ok(Item::Finished)) => self.ends_by(Cause::Finished),
             Some(Ok(Item::Expired)) => self.ends_by(Cause::Expired),
             None | Some(Ok(Item::Ended { .. })) => self.ends_by(Cause::Ended),
-            Some(Err(error)) => {
-                let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
-                self.ends_by(if is_lagged {
-                    Cause::Lagged
-                } else {
-                    Cause::Failed
-                });
-                self.tell(|observer, info| observer.failed(info, error));
-            }
+            Some(Err(error)) => self.fails(error),
         }
     }
 }

@@ -41,6 +41,9 @@ pub(crate) trait Watch: Send + Sync {
     /// What the stream has yielded and the transport takes, or its end.
     fn yielded(&self, next: Option<&Result<Item, BoxError>>);
 
+    /// The transport cannot send what the stream has yielded, and cuts it.
+    fn cut(&self, error: &BoxError);
+
     /// It was a poll, and has its answer.
     fn got_answer(&self);
 }
@@ -138,6 +141,13 @@ impl<S> Watched<S> {
     #[cfg(feature = "websocket")]
     pub(crate) fn ticket(&self) -> Option<&Ticket> {
         self.ticket.as_ref()
+    }
+
+    /// The transport cannot send what came, and cuts the stream.
+    pub(crate) fn cut(&self, error: &BoxError) {
+        if let Some(ticket) = &self.ticket {
+            ticket.0.cut(error);
+        }
     }
 
     /// Whether the end came from here, and not from the source.

@@ -16,7 +16,7 @@ use crate::{
     error::BoxError,
     event::Item,
     keep_alive::KeepAlive,
-    source::{Push, PushSource, Rejection, Subscription},
+    source::{Push, PushSource, Rejection, Subscription, Watched},
 };
 
 /// Answers a subscription with a streaming response: what every transport that streams does once it has an [`Encoder`].
@@ -132,7 +132,7 @@ pin_project! {
 
 enum State<S> {
     /// The source's stream is dropped as soon as this state is left.
-    Live(S),
+    Live(Watched<S>),
     /// The error is told once what came before it has had its chance to go out: a server drops what it holds on an error.
     Failing {
         error: BoxError,
@@ -148,7 +148,7 @@ const FRAMES: usize = 8;
 const ITEMS: usize = 1024;
 
 impl<S> Streaming<S> {
-    fn new(items: S, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
+    fn new(items: Watched<S>, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
         let mut batch = Batch::default();
         encoder.open(&mut batch);
         Self {
@@ -181,13 +181,13 @@ where
         }
         for _ in 0..ITEMS {
             let written = match ready!(Pin::new(&mut *items).poll_next(cx)) {
-                Some(Ok(Item::Event(event))) => encoder.event(&event, batch).map_err(Into::into),
-                Some(Ok(Item::Gap(gap))) => encoder.gap(&gap, batch).map_err(Into::into),
+                Some(Ok(Item::Event(event))) => encoder.event(&event, batch),
+                Some(Ok(Item::Gap(gap))) => encoder.gap(&gap, batch),
                 Some(Ok(Item::Cursor(id))) => {
                     encoder.cursor(&id, batch);
                     Ok(())
                 }
-                Some(Err(error)) => Err(error),
+                Some(Err(error)) => return self.fail(error),
                 Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
                 Some(Ok(Item::Ended { retry })) => {
                     return self.end(End::for_now(Some(retry)), encoder, batch);
@@ -197,9 +197,9 @@ where
                 }
             };
             if let Err(error) = written {
-                let flushed = false;
-                *self = Self::Failing { error, flushed };
-                return Poll::Ready(());
+                let error = error.into();
+                items.cut(&error);
+                return self.fail(error);
             }
             if batch.is_full() {
                 return Poll::Ready(());
@@ -207,6 +207,12 @@ where
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    fn fail(&mut self, error: BoxError) -> Poll<()> {
+        let flushed = false;
+        *self = Self::Failing { error, flushed };
+        Poll::Ready(())
     }
 
     fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut Batch) -> Poll<()> {

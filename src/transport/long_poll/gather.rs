@@ -154,7 +154,20 @@ impl Gathering {
         Self { lost, ..self }
     }
 
-    /// What the stream yields next, or its end. Breaks when the batch cannot hold more.
+    /// What these items yield next, or their end. Breaks when the batch cannot hold more.
+    pub(super) fn take_of<S>(
+        &mut self,
+        items: &Watched<S>,
+        next: Option<Result<Item, BoxError>>,
+    ) -> ControlFlow<Rest> {
+        let is_item = matches!(next, Some(Ok(_)));
+        let taken = self.take(next);
+        if let (true, Break(Rest::Failed(error))) = (is_item, &taken) {
+            items.cut(error);
+        }
+        taken
+    }
+
     pub(super) fn take(&mut self, next: Option<Result<Item, BoxError>>) -> ControlFlow<Rest> {
         let written = match next {
             None => return Break(Rest::Ended),
@@ -293,7 +306,7 @@ where
                 Rest::Nothing
             };
             match next {
-                Poll::Ready(next) => match gathering.take(next) {
+                Poll::Ready(next) => match gathering.take_of(this.items, next) {
                     Break(Rest::Ended) if !gathering.is_answer() => *this.is_over = true,
                     Break(rest) => return Poll::Ready(rest),
                     Continue(()) => {}

@@ -46,7 +46,7 @@ enum Socket {
 struct Driver<S> {
     session: Session,
     /// `None` once it is over: what it holds is let go at once.
-    items: Option<S>,
+    items: Option<Watched<S>>,
     delivery: Option<Delivery>,
     /// Read, but there was no room to deliver it.
     unread: Bytes,
@@ -76,7 +76,7 @@ const ROUNDS: usize = 16;
 /// Items asked for in one go.
 const ITEMS: usize = 1024;
 
-impl<S> Connection<Watched<S>> {
+impl<S> Connection<S> {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         session: Session,
@@ -256,7 +256,9 @@ where
                 break;
             }
             let item = ready!(Pin::new(&mut *items).poll_next(cx));
-            self.session.send(item, Instant::now);
+            if let Some(error) = self.session.send(item, Instant::now) {
+                items.cut(&error.into());
+            }
         }
         Poll::Ready(())
     }

@@ -245,12 +245,19 @@ impl Session {
         self.is_open() && self.outgoing.len() < WRITE
     }
 
-    /// What the source says; `None` is its end.
-    pub(super) fn send(&mut self, item: Option<Result<Item, BoxError>>, now: impl Fn() -> Instant) {
+    /// What the source says; `None` is its end. It closes where it cannot say that, and gives the reason.
+    pub(super) fn send(
+        &mut self,
+        item: Option<Result<Item, BoxError>>,
+        now: impl Fn() -> Instant,
+    ) -> Option<Error> {
         let batch = self.outgoing.batch();
         let written = match item {
             Some(Ok(Item::Event(event))) => match self.messages.whole(event) {
-                Ok((opcode, payload)) => return self.outgoing.push(opcode, payload),
+                Ok((opcode, payload)) => {
+                    self.outgoing.push(opcode, payload);
+                    Ok(())
+                }
                 Err(event) => self.messages.event(&event, batch),
             },
             Some(Ok(Item::Gap(gap))) => self.messages.gap(&gap, batch),
@@ -259,15 +266,21 @@ impl Session {
                 Ok(())
             }
             Some(Ok(Item::Finished)) => {
-                return self.end(End::FINISHED, CloseCode::NORMAL, "", now());
+                self.end(End::FINISHED, CloseCode::NORMAL, "", now());
+                return None;
             }
-            None => return self.end(End::for_now(None), CloseCode::COME_BACK, "", now()),
+            None => {
+                self.end(End::for_now(None), CloseCode::COME_BACK, "", now());
+                return None;
+            }
             Some(Ok(Item::Ended { retry })) => {
                 let end = End::for_now(Some(retry));
-                return self.end(end, CloseCode::RESTART, &end.to_json(), now());
+                self.end(end, CloseCode::RESTART, &end.to_json(), now());
+                return None;
             }
             Some(Ok(Item::Expired)) => {
-                return self.end(End::for_now(None), CloseCode::EXPIRED, "expired", now());
+                self.end(End::for_now(None), CloseCode::EXPIRED, "expired", now());
+                return None;
             }
             Some(Err(error)) => {
                 let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
@@ -276,17 +289,18 @@ impl Session {
                 } else {
                     (CloseCode::ERROR, "the source failed")
                 };
-                return self.close(code, reason, now());
+                self.close(code, reason, now());
+                return None;
             }
         };
-        if let Err(error) = written {
-            let (code, reason) = if error.is_gap_unsupported() {
-                (CloseCode::GAP, "events were missed")
-            } else {
-                (CloseCode::ERROR, "an event cannot be sent")
-            };
-            self.close(code, reason, now());
-        }
+        let error = written.err()?;
+        let (code, reason) = if error.is_gap_unsupported() {
+            (CloseCode::GAP, "events were missed")
+        } else {
+            (CloseCode::ERROR, "an event cannot be sent")
+        };
+        self.close(code, reason, now());
+        Some(error)
     }
 
     /// Tells of the end, where the form has a place for it, and closes.

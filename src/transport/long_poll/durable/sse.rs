@@ -16,6 +16,7 @@ use crate::{
     error::{BoxError, Error, Kind},
     event::{Event, EventId, Gap, Item, Payload},
     scan,
+    source::Watched,
     transport::{Batch, Encoder, End, base64, sse::codec},
 };
 
@@ -33,7 +34,7 @@ pub(super) enum Data {
 /// A source's items as batches, each an event whose payload is what to write: `data`, where there is some, and `control`.
 pub(super) struct Batches<S> {
     /// Until its end.
-    items: Option<S>,
+    items: Option<Watched<S>>,
     /// Looked at, and not taken.
     ahead: Option<Result<Item, BoxError>>,
     data: Data,
@@ -55,7 +56,7 @@ const ITEMS: usize = 1024;
 
 impl<S> Batches<S> {
     pub(super) fn new(
-        items: Option<S>,
+        items: Option<Watched<S>>,
         ahead: Option<Result<Item, BoxError>>,
         data: Data,
         bounds: Bounds,
@@ -189,7 +190,11 @@ where
                 self.ahead = next;
                 break;
             }
-            if let Break(rest) = gathering.take(next) {
+            let taken = match &self.items {
+                Some(items) => gathering.take_of(items, next),
+                None => gathering.take(next),
+            };
+            if let Break(rest) = taken {
                 self.items = None;
                 return gathering.finish(rest);
             }
@@ -228,8 +233,12 @@ where
         match this.frames(gathered) {
             Ok(Some(frames)) => Poll::Ready(Some(Ok(Item::Event(Event::binary(frames))))),
             Err(error) => {
-                (this.items, this.ahead) = (None, None);
-                Poll::Ready(Some(Err(error.into())))
+                let error = error.into();
+                if let Some(items) = this.items.take() {
+                    items.cut(&error);
+                }
+                this.ahead = None;
+                Poll::Ready(Some(Err(error)))
             }
             Ok(None) if this.items.is_none() => Poll::Ready(this.last.take()),
             Ok(None) => {
