@@ -16,18 +16,27 @@ pub(super) fn in_place(bytes: &mut [u8], mask: [u8; 4]) {
 /// Both have the same length.
 pub(super) fn copy(masked: &[u8], mask: [u8; 4], to: &mut [u8]) {
     let key = repeated(mask);
-    let blocks = masked.chunks(BLOCK);
-    for (block, to) in blocks.zip(to.chunks_mut(BLOCK)) {
-        for ((to, byte), key) in to.iter_mut().zip(block).zip(&key) {
-            *to = byte ^ key;
-        }
+    let mut from = masked.chunks_exact(BLOCK);
+    let mut to = to.chunks_exact_mut(BLOCK);
+    for (from, to) in (&mut from).zip(&mut to) {
+        xor_into(from, &key, to);
     }
+    xor_into(from.remainder(), &key, to.into_remainder());
 }
 
+/// From here on to clear memory and write it once costs less than to write it twice.
+const LARGE: usize = 4 * 1024;
+
 /// Without allocating more than there is.
+#[inline]
 pub(super) fn to_vec(masked: &[u8], mask: [u8; 4]) -> Vec<u8> {
-    let mut bytes = masked.to_vec();
-    in_place(&mut bytes, mask);
+    if masked.len() < LARGE {
+        let mut bytes = masked.to_vec();
+        in_place(&mut bytes, mask);
+        return bytes;
+    }
+    let mut bytes = vec![0; masked.len()];
+    copy(masked, mask, &mut bytes);
     bytes
 }
 
@@ -45,6 +54,12 @@ pub(super) fn rotated(mut mask: [u8; 4], by: usize) -> [u8; 4] {
 
 fn repeated(mask: [u8; 4]) -> [u8; BLOCK] {
     std::array::from_fn(|at| mask[at % mask.len()])
+}
+
+fn xor_into(from: &[u8], key: &[u8; BLOCK], to: &mut [u8]) {
+    for ((to, byte), key) in to.iter_mut().zip(from).zip(key) {
+        *to = byte ^ key;
+    }
 }
 
 fn xor(bytes: &mut [u8], key: &[u8; BLOCK]) {
@@ -77,6 +92,15 @@ mod tests {
                 copy(&masked[from..to], rotated(MASK, from), &mut copied);
                 assert_eq!(copied, plain[from..to], "{from}..{to}");
             }
+        }
+    }
+
+    #[test]
+    fn a_long_one_reads_as_a_short_one_does() {
+        let masked: Vec<u8> = (0..3 * LARGE).map(|at| (at * 7) as u8).collect();
+        for len in [LARGE - 1, LARGE, LARGE + 1, LARGE + BLOCK, 3 * LARGE] {
+            let masked = &masked[..len];
+            assert_eq!(to_vec(masked, MASK), naive(masked, MASK), "{len}");
         }
     }
 }
