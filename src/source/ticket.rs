@@ -251,7 +251,17 @@ where
 {
     type Item = Result<Item, BoxError>;
 
+    #[inline]
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().poll(cx, true)
+        let this = self.get_mut();
+        if this.ticket.is_some() || this.expires_at.is_some() || this.state != State::Open {
+            return this.poll(cx, true);
+        }
+        // Nobody ends it but its source.
+        let next = Pin::new(&mut this.items).poll_next(cx);
+        if matches!(next, Poll::Ready(None)) {
+            this.state = State::Over;
+        }
+        next
     }
 }
