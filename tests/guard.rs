@@ -548,6 +548,7 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
     let server = Server::new(service(source).over(guard.over(WebSocket::new()))).await;
     let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
     assert_eq!(opened.closed().await.unwrap().0, 3010);
+    drop(opened);
     becomes(&guard, 0).await;
     assert_eq!(guard.counts().closed(Cause::Failed), 1);
     assert!(log.0.lock().unwrap()[2].ends_with("this format cannot say so"));
