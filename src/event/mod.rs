@@ -4,7 +4,7 @@
 //! they are built, so that no transport has to check them again and none can be made to inject a field.
 //!
 //! What a source's stream yields is an [`Item`]: an event, a [`Gap`], a bare cursor move, or the word that the source has
-//! finished for ever, or for now. [`IntoItem`] is implemented for what people already have.
+//! finished for ever, or that the stream ends for now. [`IntoItem`] is implemented for what people already have.
 
 mod encoded;
 mod gap;
