@@ -3,15 +3,12 @@
 
 mod support;
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::process::Stdio;
 
 use axum::Router;
 use serde_json::{Value, json};
 use support::{
-    LONG, Server,
+    LONG, Server, installed,
     websocket::{ACCEPT, KEY},
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
@@ -65,19 +62,11 @@ const PROGRAMS: [Program; 2] = [Program::Ws, Program::Websockets];
 
 impl Program {
     fn command(self) -> Command {
-        let (interpreter, script) = match self {
-            Self::Ws => {
-                installed("tests/js/node_modules/ws");
-                (PathBuf::from("node"), "tests/js/websocket.mjs")
-            }
-            Self::Websockets => {
-                let python = installed("target/python/bin/python");
-                (python, "tests/python/websocket.py")
-            }
+        let command = match self {
+            Self::Ws => installed::node("websocket.mjs", "ws"),
+            Self::Websockets => installed::python("websocket.py"),
         };
-        let mut command = Command::new(interpreter);
-        command.arg(in_repository(script));
-        command
+        command.into()
     }
 
     /// What happened to it, from the handshake to the close.
@@ -100,17 +89,6 @@ async fn run(mut command: Command) -> Vec<Value> {
     records
         .map(|line| serde_json::from_slice(line).unwrap())
         .collect()
-}
-
-/// A path in the repository that `scripts/setup` makes.
-fn installed(path: &str) -> PathBuf {
-    let path = in_repository(path);
-    assert!(path.exists(), "{path:?}: run scripts/setup first");
-    path
-}
-
-fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 fn opened(protocol: Option<&str>, extensions: Option<&str>) -> Value {
@@ -229,10 +207,8 @@ fn in_pieces() -> impl PushSource + Clone + Send + Sync {
 
 #[tokio::test]
 async fn the_client_that_is_documented_comes_back_until_it_is_over() {
-    installed("tests/js/node_modules/ws");
     let server = Server::new(service(in_pieces())).await;
-    let mut command = Command::new("node");
-    command.arg(in_repository("tests/js/follow.mjs"));
+    let mut command = Command::from(installed::node("follow.mjs", "ws"));
     command.arg(server.url("/feed"));
     let records = run(command).await;
     let numbers: Vec<_> = records.iter().filter_map(|r| r["data"].as_str()).collect();
