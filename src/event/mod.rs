@@ -135,7 +135,7 @@ impl Event {
 
     /// The same event under an id, which is the cursor that resumes after it.
     ///
-    /// Takes an [`EventId`], a number, or a text that is one.
+    /// Takes an [`EventId`], a `u64`, or a text that is one.
     ///
     /// # Errors
     /// [`Error::is_invalid_id`].

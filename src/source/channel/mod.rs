@@ -203,8 +203,8 @@ impl Channel {
         }
     }
 
-    /// Publishes an event to all subscribers, present and future, and returns the id that the channel gave it, in place of any
-    /// that it had.
+    /// Publishes an event, a text or bytes to all subscribers, present and future, and returns the id that the channel gave it, in
+    /// place of any that it had. JSON is published as `Event::json(&value)?`.
     ///
     /// It never waits for a subscriber.
     ///
