@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::process::Stdio;
+use std::{
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use axum::Router;
 use serde_json::{Value, json};
@@ -193,21 +197,32 @@ async fn a_client_that_comes_back_with_its_cursor_goes_on() {
     }
 }
 
-/// Two events on each connection, six in all.
-fn in_pieces() -> impl PushSource + Clone + Send + Sync {
-    source_fn(|subscription: Subscription| async move {
-        let seen = subscription.cursor().map_or("0", EventId::as_str);
-        let seen: u64 = seen.parse().unwrap();
-        let event = |n: u64| Event::text(n.to_string()).with_id(n).map(Item::Event);
-        let events = (seen + 1..=6).take(2).map(event);
-        let end = (seen == 4).then_some(Ok(Item::Finished));
-        Ok(futures_util::stream::iter(events.chain(end)))
+/// When to come back, where it is said: later than whoever is told nothing does.
+const HINT: Duration = Duration::from_millis(1500);
+
+/// Two events on each connection, six in all; and when it was asked for them.
+fn in_pieces(asked: Arc<Mutex<Vec<Instant>>>) -> impl PushSource + Clone + Send + Sync {
+    source_fn(move |subscription: Subscription| {
+        asked.lock().unwrap().push(Instant::now());
+        async move {
+            let seen = subscription.cursor().map_or("0", EventId::as_str);
+            let seen: u64 = seen.parse().unwrap();
+            let event = |n: u64| Event::text(n.to_string()).with_id(n).map(Item::Event);
+            let events = (seen + 1..=6).take(2).map(event);
+            let end = match seen {
+                0 => Some(Ok(Item::Ended { retry: HINT })),
+                4 => Some(Ok(Item::Finished)),
+                _ => None,
+            };
+            Ok(futures_util::stream::iter(events.chain(end)))
+        }
     })
 }
 
 #[tokio::test]
 async fn the_client_that_is_documented_comes_back_until_it_is_over() {
-    let server = Server::new(service(in_pieces())).await;
+    let asked = Arc::<Mutex<Vec<Instant>>>::default();
+    let server = Server::new(service(in_pieces(asked.clone()))).await;
     let mut command = Command::from(installed::node("follow.mjs", "ws"));
     command.arg(server.url("/feed"));
     let records = run(command).await;
@@ -216,6 +231,8 @@ async fn the_client_that_is_documented_comes_back_until_it_is_over() {
     let ends = records.iter().filter(|r| !r["end"].is_null());
     let ends: Vec<_> = ends.map(|r| &r["end"]["finished"]).collect();
     assert_eq!(ends, [false, false, true], "{records:?}");
+    let asked = asked.lock().unwrap();
+    assert!(asked[1] - asked[0] >= HINT, "{:?}", asked[1] - asked[0]);
 }
 
 #[tokio::test]
