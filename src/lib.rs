@@ -77,7 +77,8 @@
 //! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::span` | `tracing`, bare |
 //! | `full` | all of them | |
 //!
-//! The keep-alive timer and WebSockets need tokio; for the rest, with [`KeepAlive::off`], any runtime will do.
+//! WebSockets, long-polling and whatever waits for a time (heartbeats, a [`Guard`]'s ends, [`Resumable`],
+//! [`WriteProgress`](io::WriteProgress)) need tokio; for the rest, with [`KeepAlive::off`], any runtime will do.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -3,9 +3,7 @@
 
 mod support;
 
-use std::{path::Path, process::Command};
-
-use crate::support::example::Example;
+use crate::support::{example::Example, installed};
 
 #[test]
 fn the_axum_example_shows_live_panels() {
@@ -39,13 +37,7 @@ fn shows_live_panels(address: &str) {
 }
 
 fn drive(script: &str, address: &str) {
-    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js");
-    let driven = js.join("node_modules/selenium-webdriver").exists()
-        && Path::new("/usr/bin/chromium").exists()
-        && Path::new("/usr/bin/chromedriver").exists();
-    assert!(driven, "run scripts/setup first");
-    let output = Command::new("node")
-        .arg(js.join(script))
+    let output = installed::browser(script)
         .arg(address)
         .output()
         .expect("run scripts/setup first");

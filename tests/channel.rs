@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, task::noop_waker};
 use http_body_util::BodyExt;
-use support::{Client, Server, VERSIONS, frames, get, text};
+use support::{Client, Server, VERSIONS, frames, get, short, text};
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
     source::{
@@ -41,16 +41,6 @@ fn ready(subscriber: &mut Subscriber) -> Vec<String> {
 
 fn poll(subscriber: &mut Subscriber) -> Poll<Option<Result<Item, BoxError>>> {
     subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
-}
-
-fn short(item: Result<Item, BoxError>) -> String {
-    match item {
-        Ok(Item::Event(event)) => event.payload().as_text().unwrap().to_owned(),
-        Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.as_str(), gap.missed),
-        Ok(Item::Cursor(_)) => "cursor".to_owned(),
-        Ok(Item::Finished) => "finished".to_owned(),
-        other => format!("{other:?}"),
-    }
 }
 
 #[test]

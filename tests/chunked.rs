@@ -10,7 +10,7 @@ use http::{HeaderValue, Response};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{frames, get, text};
+use support::{frames, get, records::find, text};
 use tower_push::{
     Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
     transport::{
@@ -299,12 +299,6 @@ mod multipart {
                 )
             })
             .collect()
-    }
-
-    fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-        bytes
-            .windows(needle.len())
-            .position(|window| window == needle)
     }
 
     #[tokio::test]

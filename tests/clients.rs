@@ -5,7 +5,6 @@ mod support;
 
 use std::{
     future::poll_fn,
-    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc, Mutex,
@@ -18,7 +17,7 @@ use std::{
 use axum::{Router, extract, middleware, routing};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
-use support::{Count, LONG, Server, VERSIONS, Version, event_source::Message};
+use support::{Count, LONG, Server, VERSIONS, Version, event_source::Message, installed};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
@@ -321,20 +320,6 @@ fn spawn(command: &mut Command) -> Child {
     child.unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup first"))
 }
 
-/// A path in the repository that `scripts/setup` makes.
-fn installed(path: &str) -> PathBuf {
-    let path = in_repository(path);
-    assert!(
-        path.exists(),
-        "{path:?} is missing: run scripts/setup first"
-    );
-    path
-}
-
-fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
 /// The record of a message as the programs in `tests/js` and `tests/python` print it.
 fn as_message(record: &Value) -> Option<Message> {
     let text = |key: &str| record[key].as_str().map(str::to_owned);
@@ -596,9 +581,7 @@ mod npm_eventsource {
     const CONNECTING: u64 = 0;
 
     async fn event_source(url: &str, acknowledge: &str) -> (Vec<Message>, Vec<Value>) {
-        installed("tests/js/node_modules/eventsource");
-        let mut command = Command::new("node");
-        command.arg(in_repository("tests/js/eventsource.mjs"));
+        let mut command = Command::from(installed::node("eventsource.mjs", "eventsource"));
         command.args([url, acknowledge]);
         command.args(["message", "price", "größe", "gap", "end"]);
         let records = run(command).await.records();
@@ -660,15 +643,7 @@ mod python {
         url: &str,
         acknowledge: Option<&str>,
     ) -> Vec<Value> {
-        let python = installed("target/python/bin/python");
-        let text = |path| std::fs::read_to_string(in_repository(path)).unwrap_or_default();
-        assert_eq!(
-            text("tests/python/requirements.txt"),
-            text("target/python/requirements.txt"),
-            "what is installed is not what is required: run scripts/setup first"
-        );
-        let mut command = Command::new(python);
-        command.arg(in_repository("tests/python/read.py"));
+        let mut command = Command::from(installed::python("read.py"));
         command.args([
             client,
             if version == Version::Http1 { "1" } else { "2" },

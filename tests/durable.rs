@@ -7,12 +7,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
-    process::Command,
 };
 
 use serde_json::Value;
 
-use crate::support::example::Example;
+use crate::support::{example::Example, installed};
 
 /// In seconds: below the 5 s that a case of the suite may take.
 const LONG_POLL: &str = "2";
@@ -74,19 +73,15 @@ struct Case {
 
 /// By name. The suite has no two of one.
 fn conformance() -> BTreeMap<String, Case> {
-    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js");
-    let vitest = js.join("node_modules/vitest/vitest.mjs");
-    let suite = js.join("node_modules/@durable-streams/server-conformance-tests");
-    assert!(vitest.exists() && suite.exists(), "run scripts/setup first");
-
+    let suite = "@durable-streams/server-conformance-tests";
+    let mut vitest = installed::node("node_modules/vitest/vitest.mjs", suite);
     let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join("durable.json");
     let _ = fs::remove_file(&report);
     let example = Example::start("durable_streams", &[LONG_POLL]);
-    let output = Command::new("node")
-        .arg(vitest)
+    let output = vitest
         .args(["run", "durable.test.mjs", "--reporter=json"])
         .arg(format!("--outputFile={}", report.display()))
-        .current_dir(js)
+        .current_dir(installed::in_repository("tests/js"))
         .env("DURABLE_STREAMS", example.address())
         .env("LONG_POLL_MS", PATIENCE)
         .output()

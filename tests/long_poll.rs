@@ -5,8 +5,6 @@ mod support;
 use std::{
     collections::BTreeSet,
     convert::Infallible,
-    path::Path,
-    process::Command,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -16,7 +14,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{Client, LONG, Reading, Server, VERSIONS, get, raw_http1};
+use support::{Client, LONG, Reading, Server, VERSIONS, get, installed, raw_http1};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_stream::wrappers::BroadcastStream;
@@ -1443,11 +1441,7 @@ mod sockets {
 /// The plainest loop, in Chromium, whose cache is the client's memory: `tests/js/long_poll.mjs`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_plainest_loop_in_a_browser_loses_nothing() {
-    let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js");
-    let is_set_up = js.join("node_modules/selenium-webdriver").exists()
-        && Path::new("/usr/bin/chromium").exists()
-        && Path::new("/usr/bin/chromedriver").exists();
-    assert!(is_set_up, "run scripts/setup first");
+    let mut node = installed::browser("long_poll.mjs");
     let channel = Channel::new();
     let long_poll = service(channel.clone()).over(LongPoll::new().wait(Duration::from_millis(60)));
     let page = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
@@ -1471,8 +1465,7 @@ async fn the_plainest_loop_in_a_browser_loses_nothing() {
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
     });
-    let mut node = Command::new("node");
-    node.arg(js.join("long_poll.mjs")).arg(server.url("/"));
+    node.arg(server.url("/"));
     let output = tokio::task::spawn_blocking(move || node.output());
     let output = output.await.unwrap().expect("run scripts/setup first");
     publishing.abort();

@@ -8,29 +8,20 @@ mod support;
 use std::{
     collections::BTreeMap,
     io::Write,
-    path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use exposition::{Exposition, Histogram, MEDIA_TYPE};
-use support::{LONG, example::Example, websocket};
+use support::{LONG, example::Example, installed, websocket};
 
 /// The values of samples, each under its name and its labels' values.
 type Samples = BTreeMap<String, f64>;
 
 /// As `tests/python/metrics.py` reads it.
 fn parsed(text: &str) -> Samples {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text_of = |path| std::fs::read_to_string(root.join(path)).unwrap_or_default();
-    assert_eq!(
-        text_of("tests/python/requirements.txt"),
-        text_of("target/python/requirements.txt"),
-        "what is installed is not what is required: run scripts/setup first"
-    );
-    let mut parser = Command::new(root.join("target/python/bin/python"))
-        .arg(root.join("tests/python/metrics.py"))
+    let mut parser = installed::python("metrics.py")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
 use support::{
-    Client, Count, LONG, Server, VERSIONS, Version, event_source::Parser, get, raw_http1,
+    Client, Count, LONG, Server, VERSIONS, Version, event_source::Parser, get, raw_http1, short,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -102,17 +102,6 @@ fn cursor(item: &Result<Item, BoxError>) -> Option<EventId> {
         Ok(Item::Gap(gap)) => gap.resumed.clone(),
         Ok(Item::Cursor(id)) => Some(id.clone()),
         _ => None,
-    }
-}
-
-fn short(item: Result<Item, BoxError>) -> String {
-    match item {
-        Ok(Item::Event(event)) => event.payload().as_text().unwrap().to_owned(),
-        Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.as_str(), gap.missed),
-        Ok(Item::Cursor(_)) => "cursor".to_owned(),
-        Ok(Item::Finished) => "finished".to_owned(),
-        Err(error) => format!("error: {error}"),
-        other => format!("{other:?}"),
     }
 }
 

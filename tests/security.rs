@@ -6,9 +6,9 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::pin,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -26,7 +26,7 @@ use hyper_util::{
 };
 use proptest::prelude::*;
 use support::{
-    Client, Count, LONG, Reading, Server, VERSIONS, Version, get, raw_http1,
+    Client, Count, LONG, Reading, Server, VERSIONS, Version, get, installed, raw_http1,
     records::{Reader, Record},
     websocket::connect,
 };
@@ -264,13 +264,8 @@ mod in_a_browser {
 
     impl Page {
         fn open(arguments: &[&str]) -> Self {
-            let js = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js");
-            let is_set_up = js.join("node_modules/selenium-webdriver").exists()
-                && Path::new("/usr/bin/chromium").exists();
-            assert!(is_set_up, "run scripts/setup first");
-            let mut node = Command::new("node");
-            node.arg(js.join("attack.mjs")).args(arguments);
-            let node = node.stdin(Stdio::piped()).spawn();
+            let mut node = installed::browser("attack.mjs");
+            let node = node.args(arguments).stdin(Stdio::piped()).spawn();
             Self(node.expect("run scripts/setup first"))
         }
     }

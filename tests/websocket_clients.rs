@@ -4,14 +4,15 @@
 mod support;
 
 use std::{
-    path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use axum::Router;
 use serde_json::{Value, json};
 use support::{
-    LONG, Server,
+    LONG, Server, installed,
     websocket::{ACCEPT, KEY},
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
@@ -65,19 +66,11 @@ const PROGRAMS: [Program; 2] = [Program::Ws, Program::Websockets];
 
 impl Program {
     fn command(self) -> Command {
-        let (interpreter, script) = match self {
-            Self::Ws => {
-                installed("tests/js/node_modules/ws");
-                (PathBuf::from("node"), "tests/js/websocket.mjs")
-            }
-            Self::Websockets => {
-                let python = installed("target/python/bin/python");
-                (python, "tests/python/websocket.py")
-            }
+        let command = match self {
+            Self::Ws => installed::node("websocket.mjs", "ws"),
+            Self::Websockets => installed::python("websocket.py"),
         };
-        let mut command = Command::new(interpreter);
-        command.arg(in_repository(script));
-        command
+        command.into()
     }
 
     /// What happened to it, from the handshake to the close.
@@ -100,17 +93,6 @@ async fn run(mut command: Command) -> Vec<Value> {
     records
         .map(|line| serde_json::from_slice(line).unwrap())
         .collect()
-}
-
-/// A path in the repository that `scripts/setup` makes.
-fn installed(path: &str) -> PathBuf {
-    let path = in_repository(path);
-    assert!(path.exists(), "{path:?}: run scripts/setup first");
-    path
-}
-
-fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 fn opened(protocol: Option<&str>, extensions: Option<&str>) -> Value {
@@ -215,24 +197,33 @@ async fn a_client_that_comes_back_with_its_cursor_goes_on() {
     }
 }
 
-/// Two events on each connection, six in all.
-fn in_pieces() -> impl PushSource + Clone + Send + Sync {
-    source_fn(|subscription: Subscription| async move {
-        let seen = subscription.cursor().map_or("0", EventId::as_str);
-        let seen: u64 = seen.parse().unwrap();
-        let event = |n: u64| Event::text(n.to_string()).with_id(n).map(Item::Event);
-        let events = (seen + 1..=6).take(2).map(event);
-        let end = (seen == 4).then_some(Ok(Item::Finished));
-        Ok(futures_util::stream::iter(events.chain(end)))
+/// When to come back, where it is said: later than whoever is told nothing does.
+const HINT: Duration = Duration::from_millis(1500);
+
+/// Two events on each connection, six in all; and when it was asked for them.
+fn in_pieces(asked: Arc<Mutex<Vec<Instant>>>) -> impl PushSource + Clone + Send + Sync {
+    source_fn(move |subscription: Subscription| {
+        asked.lock().unwrap().push(Instant::now());
+        async move {
+            let seen = subscription.cursor().map_or("0", EventId::as_str);
+            let seen: u64 = seen.parse().unwrap();
+            let event = |n: u64| Event::text(n.to_string()).with_id(n).map(Item::Event);
+            let events = (seen + 1..=6).take(2).map(event);
+            let end = match seen {
+                0 => Some(Ok(Item::Ended { retry: HINT })),
+                4 => Some(Ok(Item::Finished)),
+                _ => None,
+            };
+            Ok(futures_util::stream::iter(events.chain(end)))
+        }
     })
 }
 
 #[tokio::test]
 async fn the_client_that_is_documented_comes_back_until_it_is_over() {
-    installed("tests/js/node_modules/ws");
-    let server = Server::new(service(in_pieces())).await;
-    let mut command = Command::new("node");
-    command.arg(in_repository("tests/js/follow.mjs"));
+    let asked = Arc::<Mutex<Vec<Instant>>>::default();
+    let server = Server::new(service(in_pieces(asked.clone()))).await;
+    let mut command = Command::from(installed::node("follow.mjs", "ws"));
     command.arg(server.url("/feed"));
     let records = run(command).await;
     let numbers: Vec<_> = records.iter().filter_map(|r| r["data"].as_str()).collect();
@@ -240,6 +231,8 @@ async fn the_client_that_is_documented_comes_back_until_it_is_over() {
     let ends = records.iter().filter(|r| !r["end"].is_null());
     let ends: Vec<_> = ends.map(|r| &r["end"]["finished"]).collect();
     assert_eq!(ends, [false, false, true], "{records:?}");
+    let asked = asked.lock().unwrap();
+    assert!(asked[1] - asked[0] >= HINT, "{:?}", asked[1] - asked[0]);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@
 //   {id, event, data}   an event; id and event where it has them (data_base64 instead of data, for bytes in JSON)
 //   {id, gap}           events that this client will never get; the feed goes on after id
 //   {id}                the cursor moves, without an event
-//   {id, end}           the feed ends: for ever if end.finished
+//   {id, end}           the feed ends: for ever if end.finished, otherwise for end.retry milliseconds if that is said
 // ---------------------------------------------------------------------------------------------------------------------
 
 const utf8 = new TextEncoder();
@@ -197,6 +197,7 @@ class Connection {
   #transport;
   #lastId;
   #attempts = 0;
+  #told;
   #timer;
 
   onstate = () => {};
@@ -249,6 +250,7 @@ class Connection {
 
   received(record) {
     this.#attempts = 0;
+    this.#told = record.end?.retry;
     if (record.id !== undefined) this.#lastId = record.id;
     this.onrecord(record);
     if (record.end?.finished) this.finished();
@@ -258,12 +260,13 @@ class Connection {
     this.#stop("ended");
   }
 
-  /** Tries again, later and later, and not at the same time as everyone else. */
+  /** Tries again: when it was told to, or else later and later, and not at the same time as everyone else. */
   lost() {
     this.close();
     this.onstate("reconnecting");
     const longest = Math.min(15_000, 500 * 2 ** this.#attempts++);
-    const delay = longest * (0.5 + Math.random() / 2);
+    const delay = this.#told ?? longest * (0.5 + Math.random() / 2);
+    this.#told = undefined;
     this.#timer = setTimeout(() => this.open(), delay);
   }
 

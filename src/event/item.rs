@@ -44,6 +44,10 @@ pub enum Item {
 /// assert_eq!(event.payload().as_text(), Some("hello"));
 /// # Ok::<(), tower_push::BoxError>(())
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be pushed as it is",
+    note = "what can be are `Event`s, texts, bytes, `Result`s of those, and, with the feature `json`, `Json(value)`"
+)]
 pub trait IntoItem {
     /// Converts, or fails the stream.
     ///

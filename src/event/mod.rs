@@ -4,7 +4,7 @@
 //! they are built, so that no transport has to check them again and none can be made to inject a field.
 //!
 //! What a source's stream yields is an [`Item`]: an event, a [`Gap`], a bare cursor move, or the word that the source has
-//! finished for ever, or for now. [`IntoItem`] is implemented for what people already have.
+//! finished for ever, or that the stream ends for now. [`IntoItem`] is implemented for what people already have.
 
 mod encoded;
 mod gap;
@@ -135,7 +135,7 @@ impl Event {
 
     /// The same event under an id, which is the cursor that resumes after it.
     ///
-    /// Takes an [`EventId`], a number, or a text that is one.
+    /// Takes an [`EventId`], a `u64`, or a text that is one.
     ///
     /// # Errors
     /// [`Error::is_invalid_id`].

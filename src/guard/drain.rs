@@ -26,14 +26,13 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::{Drain, Guard, PushLayer, guard::Plan, transport::Negotiate};
+/// use tower_push::{Drain, Guard, guard::Plan, layer::TransportLayer, transport::Negotiate};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let drain = Drain::new();
 /// let guard = Guard::new().drain(&drain);
-/// let layer = PushLayer::with(Negotiate::new());
-/// let guarded = tower_push::layer::TransportLayer::with(guard.over(Negotiate::new()));
+/// let layer = TransportLayer::with(guard.over(Negotiate::new()));
 ///
 /// // When the server is told to stop:
 /// drain.start(Plan::within(Duration::from_secs(10)));

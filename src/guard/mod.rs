@@ -184,7 +184,8 @@ impl Guard {
         self.with(|policy| policy.always_503 = true)
     }
 
-    /// The transport under this guard.
+    /// The transport under this guard: for `service(…).over(…)`, or for a layer, which is then
+    /// [`TransportLayer::with`](crate::layer::TransportLayer::with) and not one of the shorter names.
     pub fn over<T: Transport>(&self, transport: T) -> Guarded<T> {
         Guarded {
             guard: self.clone(),

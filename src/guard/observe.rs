@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -219,7 +220,7 @@ impl Refusal {
 ///     println!("open_streams{{transport=\"{transport}\"}} {open}");
 /// }
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
     /// The streams that are open now, by the names of their transports; polls count while they wait.
@@ -250,6 +251,22 @@ impl Counts {
     /// How many requests were refused for this reason.
     pub fn refused(&self, refusal: Refusal) -> u64 {
         self.refused[refusal as usize]
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let closed = Cause::ALL.map(|cause| (cause.name(), self.closed(cause)));
+        let refused = Refusal::ALL.map(|refusal| (refusal.name(), self.refused(refusal)));
+        f.debug_struct("Counts")
+            .field("open_by_transport", &self.open_by_transport)
+            .field("opened", &self.opened)
+            .field("events", &self.events)
+            .field("bytes", &self.bytes)
+            .field("gaps", &self.gaps)
+            .field("closed", &BTreeMap::from(closed))
+            .field("refused", &BTreeMap::from(refused))
+            .finish()
     }
 }
 
@@ -328,5 +345,8 @@ mod tests {
             [0, 0, 0, 0, 1]
         );
         assert_eq!(counts.open(), 0);
+        let printed = format!("{counts:?}");
+        assert!(printed.contains(r#""lagged": 5"#), "{printed}");
+        assert!(printed.contains(r#""source": 1"#), "{printed}");
     }
 }

@@ -13,6 +13,10 @@ use crate::{
 
 /// What a service behind a layer answers with: a [`Push`], or a response, which may carry one. It is implemented for nothing
 /// else.
+#[diagnostic::on_unimplemented(
+    message = "a service behind a tower-push layer answers with a `Push` or a response, not with `{Self}`",
+    note = "a service that answers with a stream becomes one by `.map_response(Push::new)`"
+)]
 pub trait MaybePush: Sealed {
     /// The body of the responses that carry none.
     type Body;

@@ -17,9 +17,10 @@ use crate::{
 
 /// A service that serves one source, over whichever transport the client asks for.
 ///
-/// Each request subscribes to a clone of the source. `GET`, `HEAD` and `POST` are answered, `OPTIONS` with what is allowed
-/// (a CORS layer in front answers preflights before), other methods with 405. A request's body is not read: behind an unread one
-/// a server may not see its client leave before the next event or heartbeat, so a handler that takes uploads should read them.
+/// Each request subscribes to a clone of the source. `GET`, `HEAD` and `POST` are answered, and `CONNECT` where it asks for a
+/// WebSocket over HTTP/2; `OPTIONS` with what is allowed (a CORS layer in front answers preflights before), other methods with
+/// 405. A request's body is not read: behind an unread one a server may not see its client leave before the next event or
+/// heartbeat, so a handler that takes uploads should read them.
 ///
 /// ```
 /// use std::time::Duration;

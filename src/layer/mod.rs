@@ -70,7 +70,8 @@ pub struct TransportLayer<T> {
     transport: Arc<T>,
 }
 
-/// Every transport, of which the client takes its pick: see [`Negotiate`].
+/// Every transport, of which the client takes its pick: see [`Negotiate`]. Under a [guard](crate::Guard::over) it is
+/// `TransportLayer::with(guard.over(Negotiate::new()))`.
 pub type PushLayer = TransportLayer<Negotiate>;
 
 /// [Server-Sent Events](Sse), whatever the client accepts.

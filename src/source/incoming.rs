@@ -15,9 +15,9 @@ use crate::event::Payload;
 /// A source that wants them takes them from its [`Subscription`](super::Subscription::incoming); where none does, they are
 /// checked and dropped. It ends when the client is gone.
 ///
-/// A few messages wait here. While there is no room for more, the client's socket is not read, so that a client that sends
-/// faster than the source reads is slowed down; and so are its pings, and the news that it has left, which then shows only when
-/// something is sent to it, if only a ping. To drop this is to have all further messages dropped.
+/// A few messages wait here: 64, or 64 KiB of them. While there is no room for more, the client's socket is not read, so that a
+/// client that sends faster than the source reads is slowed down; and so are its pings, and the news that it has left, which then
+/// shows only when something is sent to it, if only a ping. To drop this is to have all further messages dropped.
 ///
 /// ```
 /// use tokio_stream::StreamExt;

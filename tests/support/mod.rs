@@ -3,6 +3,7 @@
 
 pub mod event_source;
 pub mod example;
+pub mod installed;
 pub mod records;
 pub mod websocket;
 
@@ -36,7 +37,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tower::Service;
-use tower_push::{BoxError, PushBody};
+use tower_push::{BoxError, Item, PushBody};
 
 /// Long enough for a busy machine, short enough to fail: it is never waited for in a test that passes.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -52,6 +53,18 @@ pub fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<Emp
         request = request.header(*name, *value);
     }
     request.body(Empty::new()).unwrap()
+}
+
+/// An item in a word or two.
+pub fn short(item: Result<Item, BoxError>) -> String {
+    match item {
+        Ok(Item::Event(event)) => event.payload().as_text().unwrap().to_owned(),
+        Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.as_str(), gap.missed),
+        Ok(Item::Cursor(_)) => "cursor".to_owned(),
+        Ok(Item::Finished) => "finished".to_owned(),
+        Err(error) => format!("error: {error}"),
+        other => format!("{other:?}"),
+    }
 }
 
 /// A body that must end cleanly, as text.

@@ -203,8 +203,8 @@ impl Channel {
         }
     }
 
-    /// Publishes an event to all subscribers, present and future, and returns the id that the channel gave it, in place of any
-    /// that it had.
+    /// Publishes an event, a text or bytes to all subscribers, present and future, and returns the id that the channel gave it, in
+    /// place of any that it had. JSON is published as `Event::json(&value)?`.
     ///
     /// It never waits for a subscriber.
     ///
@@ -395,15 +395,15 @@ impl PushSource for Channel {
 }
 
 impl ChannelBuilder {
-    /// How many events the log keeps at most; at least 1.
+    /// How many events the log keeps at most: 1024 by default, at least 1.
     pub fn events(mut self, events: usize) -> Self {
         self.bounds.events = events.max(1);
         self
     }
 
-    /// How many bytes of payloads, ids and types the log keeps at most. The newest event is kept whatever its size. What each
-    /// transport in use writes for an event takes as much again, and what is around it some 300 bytes, and 100 more for each of
-    /// those transports: of small events the [number](Self::events) is what bounds memory.
+    /// How many bytes of payloads, ids and types the log keeps at most: 4 MiB by default. The newest event is kept whatever its
+    /// size. What each transport in use writes for an event takes as much again, and what is around it some 300 bytes, and 100
+    /// more for each of those transports: of small events the [number](Self::events) is what bounds memory.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
         self
@@ -416,14 +416,14 @@ impl ChannelBuilder {
         self
     }
 
-    /// What becomes of subscribers that are too slow.
+    /// What becomes of subscribers that are too slow: they are told of a [gap](OnLag::Gap) by default.
     pub fn on_lag(mut self, on_lag: OnLag) -> Self {
         self.on_lag = on_lag;
         self
     }
 
-    /// Where subscribers without a cursor begin. This is no permission: a client that comes with a cursor, even with one that
-    /// cannot be read, gets what the log holds behind it.
+    /// Where subscribers without a cursor begin: with the next event by default. This is no permission: a client that comes with
+    /// a cursor, even with one that cannot be read, gets what the log holds behind it.
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
         self

@@ -21,6 +21,9 @@
 //! # };
 //! ```
 //!
+//! What the handler does to make its stream is done for both. Where that costs something, wrap a [source](super::source_fn) that
+//! does it: it is asked only if there is no stream to take up.
+//!
 //! # What a client gets
 //! | its cursor | what it gets |
 //! |---|---|
@@ -358,7 +361,7 @@ impl ResumableBuilder {
         self
     }
 
-    /// What the end of a stream is to its client.
+    /// What the end of a stream is to its client: the end [for ever](OnEnd::Finish) by default.
     pub fn on_end(mut self, on_end: OnEnd) -> Self {
         self.limits.on_end = on_end;
         self

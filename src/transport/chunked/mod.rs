@@ -86,7 +86,7 @@ impl Chunked {
         self
     }
 
-    /// When to send heartbeats.
+    /// When to send heartbeats: every 15 s by default.
     #[must_use]
     pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
         self.keep_alive = keep_alive;
