@@ -738,4 +738,6 @@ async fn who_is_refused_by_a_guard_inside_was_told_to_that_around_it() {
     let drained = around.finished().now_or_never();
     let drained = drained.expect("nobody is left");
     assert_eq!((drained.polite, drained.left, drained.cut), (2, 0, 0));
+    // Also where the answer is 200.
+    assert_eq!(outer.counts().refused(Refusal::Source), 2);
 }

@@ -661,3 +661,68 @@ async fn an_observer_that_panics_keeps_nobodys_place() {
     }
     assert_eq!(guard.counts().opened, 2);
 }
+
+struct PanickingIn(&'static str);
+
+impl PanickingIn {
+    fn told(&self, what: &str) {
+        assert_ne!(what, self.0, "on purpose");
+    }
+}
+
+impl Observer for PanickingIn {
+    fn span(&self, _: &StreamInfo, _: &Subscription) -> tracing::Span {
+        self.told("span");
+        tracing::Span::none()
+    }
+    fn refused(&self, _: &Parts, _: Refusal) {
+        self.told("refused");
+    }
+    fn event(&self, _: &StreamInfo, _: &Event) {
+        self.told("event");
+    }
+    fn gap(&self, _: &StreamInfo, _: &Gap) {
+        self.told("gap");
+    }
+    fn failed(&self, _: &StreamInfo, _: &BoxError) {
+        self.told("failed");
+    }
+}
+
+#[tokio::test]
+async fn wherever_an_observer_panics_nobodys_place_is_kept() {
+    for (method, opened) in [
+        ("span", 1),
+        ("refused", 0),
+        ("event", 1),
+        ("gap", 1),
+        ("failed", 1),
+    ] {
+        let drain = Drain::new();
+        let guard = Guard::new()
+            .drain(&drain)
+            .admit(Admission::at_most(1))
+            .observe(PanickingIn(method));
+        for transport in ["sse", "long-poll"] {
+            let push = if method == "refused" {
+                Push::new(source_fn(async |_| {
+                    Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
+                }))
+            } else {
+                Push::new(stream::iter([
+                    Ok(Item::Gap(Gap::new(GapReason::Lagged))),
+                    Ok(Item::Event(Event::text("one"))),
+                    Err("failed"),
+                ]))
+            };
+            let mut head = get(&format!("/?transport={transport}"), &[]);
+            let responding = guard.over(Negotiate::new()).respond(&mut head, push);
+            let asked = tokio::spawn(async move { responding.await.into_body().collect().await });
+            assert!(asked.await.unwrap_err().is_panic(), "{method} {transport}");
+            assert_eq!((guard.counts().open(), drain.open()), (0, 0), "{method}");
+        }
+        // Both had the one place there is.
+        assert_eq!(guard.counts().opened, 2 * opened);
+        assert_eq!(guard.counts().refused(Refusal::Full), 0);
+    }
+}

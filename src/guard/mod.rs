@@ -343,7 +343,12 @@ impl<T: Transport> Transport for Guarded<T> {
         }
         let stream = match policy.admit(head) {
             Ok(stream) => Arc::new(stream.inside(head.extensions.remove())),
-            Err(refusal) => return Box::pin(ready(policy.refuse(head, refusal))),
+            Err(refusal) => {
+                if let Some(outer) = head.extensions.get::<Ticket>() {
+                    outer.watch().refused();
+                }
+                return Box::pin(ready(policy.refuse(head, refusal)));
+            }
         };
         // For those who hear of it if it is refused.
         let asked = (!policy.observers.is_empty()).then(|| head.clone());

@@ -208,7 +208,8 @@ impl Refusal {
     }
 }
 
-/// What a guard's streams have done so far, and how many are open: a snapshot, from [`Guard::counts`](super::Guard::counts).
+/// What a guard's streams have done so far, and how many are open: a snapshot, from [`Guard::counts`](super::Guard::counts), in
+/// which each stream that was opened is open, or closed for one [`Cause`].
 ///
 /// ```
 /// use tower_push::guard::{Cause, Guard};
@@ -273,35 +274,44 @@ impl fmt::Debug for Counts {
 /// The counters behind [`Counts`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) opened: AtomicU64,
+    /// Under one lock: whoever looks finds each stream once.
+    streams: Mutex<Streams>,
     pub(super) events: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) gaps: AtomicU64,
-    closed: [AtomicU64; Cause::ALL.len()],
     refused: [AtomicU64; Refusal::ALL.len()],
-    open: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-pub(super) fn add(counter: &AtomicU64, count: u64) -> u64 {
-    counter.fetch_add(count, Ordering::Relaxed)
+#[derive(Debug, Default)]
+struct Streams {
+    open: BTreeMap<&'static str, u64>,
+    opened: u64,
+    closed: [u64; Cause::ALL.len()],
+}
+
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
 }
 
 impl Counters {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One more; its number.
     pub(super) fn opens(&self, transport: &'static str) -> u64 {
-        *self.open().entry(transport).or_default() += 1;
-        add(&self.opened, 1) + 1
+        let mut streams = self.streams();
+        *streams.open.entry(transport).or_default() += 1;
+        streams.opened += 1;
+        streams.opened
     }
 
     pub(super) fn closes(&self, transport: &'static str, cause: Cause) {
-        if let Some(open) = self.open().get_mut(transport) {
+        let mut streams = self.streams();
+        if let Some(open) = streams.open.get_mut(transport) {
             *open -= 1;
         }
-        add(&self.closed[cause as usize], 1);
+        streams.closed[cause as usize] += 1;
     }
 
     pub(super) fn refuses(&self, refusal: Refusal) {
@@ -310,13 +320,14 @@ impl Counters {
 
     pub(super) fn read(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let streams = self.streams();
         Counts {
-            open_by_transport: self.open().clone(),
-            opened: read(&self.opened),
+            open_by_transport: streams.open.clone(),
+            opened: streams.opened,
             events: read(&self.events),
             bytes: read(&self.bytes),
             gaps: read(&self.gaps),
-            closed: self.closed.each_ref().map(read),
+            closed: streams.closed,
             refused: self.refused.each_ref().map(read),
         }
     }
@@ -348,5 +359,24 @@ mod tests {
         let printed = format!("{counts:?}");
         assert!(printed.contains(r#""lagged": 5"#), "{printed}");
         assert!(printed.contains(r#""source": 1"#), "{printed}");
+    }
+
+    #[test]
+    fn whoever_looks_finds_each_stream_once() {
+        let counters = Counters::default();
+        std::thread::scope(|scope| {
+            let coming_and_going = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        counters.opens("sse");
+                        counters.closes("sse", Cause::Left);
+                    }
+                })
+            });
+            while !coming_and_going.iter().all(|thread| thread.is_finished()) {
+                let counts = counters.read();
+                assert_eq!(counts.opened, counts.open() + counts.closed(Cause::Left));
+            }
+        });
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct OpenStream {
     cause: AtomicU8,
     /// Whatever the cause.
     has_answer: AtomicBool,
+    /// By a guard inside.
+    is_refused: AtomicBool,
     /// Of the guard around this one. It counts the stream for as long.
     outer: Option<Ticket>,
 }
@@ -68,6 +70,7 @@ impl OpenStream {
             span: OnceLock::new(),
             cause: AtomicU8::new(Cause::Left as u8),
             has_answer: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             outer: None,
         }
     }
@@ -126,7 +129,10 @@ impl OpenStream {
     /// The transport has answered the request, which had this head.
     pub(super) fn answered(self: &Arc<Self>, response: &Response<PushBody>, head: Option<&Parts>) {
         let status = response.status();
-        if !self.is_open() && (!status.is_success() || status == StatusCode::NO_CONTENT) {
+        let is_refused = self.is_refused.load(Ordering::Relaxed)
+            || !status.is_success()
+            || status == StatusCode::NO_CONTENT;
+        if !self.is_open() && is_refused {
             self.policy.count(head, Refusal::Source);
         }
         // A poll's answer, or a refusal; and no socket's task has it.
@@ -141,6 +147,7 @@ impl OpenStream {
         self.policy.count(head, Refusal::Draining);
         self.ends_by(Cause::Drained);
         if let Some(outer) = self.outer() {
+            outer.refused();
             outer.got_answer();
         }
         self.policy.refusal(Refusal::Draining, is_event_source)
@@ -252,6 +259,13 @@ impl Watch for OpenStream {
         }
         if let Some(outer) = self.outer() {
             outer.got_answer();
+        }
+    }
+
+    fn refused(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+        if let Some(outer) = self.outer() {
+            outer.refused();
         }
     }
 

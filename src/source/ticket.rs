@@ -46,6 +46,9 @@ pub(crate) trait Watch: Send + Sync {
 
     /// It was a poll, and has its answer.
     fn got_answer(&self);
+
+    /// A guard inside has refused it, whatever the status of its answer.
+    fn refused(&self);
 }
 
 /// An open stream's, and of all that must be gone before the stream is.

@@ -5,9 +5,12 @@ use http::{Method, Response, StatusCode, request::Parts};
 use super::{
     Chunked, LongPoll, Preference, PushBody, Responding, Sse, Transport,
     chunked::{JsonSeq, Multipart},
-    stream::{plain_text, tunnel, vary},
+    stream::{rejected, tunnel, vary},
 };
-use crate::{query, source::Push};
+use crate::{
+    query,
+    source::{Push, Rejection},
+};
 
 /// Several transports behind one URL, of which the client takes its pick.
 ///
@@ -101,9 +104,7 @@ impl Negotiate {
                 types => writeln!(text, "{types}  (?{}={name})", self.parameter),
             };
         }
-        let mut response = plain_text(text);
-        *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
-        response
+        rejected(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
     }
 }
 

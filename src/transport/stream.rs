@@ -105,7 +105,7 @@ pub(super) fn vary(headers: &mut HeaderMap) {
 }
 
 /// A message to a person.
-pub(crate) fn plain_text(message: String) -> Response<PushBody> {
+fn plain_text(message: String) -> Response<PushBody> {
     let mut response = Response::new(PushBody::whole(message));
     for (name, value) in [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
