@@ -570,9 +570,11 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
         (vec![gap()], true, no_gap),
     ] {
         let said = format!("{items:?} {goes_on}");
-        let log = Log::default();
+        let (log, outer_log) = (Log::default(), Log::default());
         let guard = Guard::new().observe(log.clone());
-        let poll = guard.over(LongPoll::new().durable_content_type(text.clone()));
+        let outer = Guard::new().observe(outer_log.clone());
+        let poll = LongPoll::new().durable_content_type(text.clone());
+        let poll = outer.over(guard.over(poll));
         let push = Push::new(source_fn(async move |_| {
             let rest = stream::pending().take(usize::from(goes_on));
             Ok(stream::iter(items.clone()).chain(rest))
@@ -587,6 +589,7 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
             .iter()
             .filter(|line| *line == not_text || *line == no_gap);
         assert_eq!(failures.count(), 1, "{said}: {log:?}");
+        assert_eq!(*log, *outer_log.0.lock().unwrap());
         assert_eq!(guard.counts().closed(Cause::Failed), 1);
     }
 }
