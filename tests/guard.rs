@@ -555,6 +555,46 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
     assert!(log.0.lock().unwrap()[2].ends_with("this format cannot say so"));
 }
 
+/// Whatever the source says next, and whether the client is told in a status or in a body that is cut.
+#[tokio::test]
+async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
+    let bytes = || Item::Event(Event::binary(vec![0xff]));
+    let gap = || Item::Gap(Gap::new(GapReason::Lagged));
+    let text = HeaderValue::from_static("text/plain");
+    let not_text = "1: a binary payload on a transport that carries text only";
+    let no_gap = "1: events were missed, and this format cannot say so";
+    for (items, goes_on, heard) in [
+        (vec![bytes()], true, not_text),
+        (vec![bytes()], false, not_text),
+        (vec![bytes(), Item::Finished], true, not_text),
+        (vec![bytes(), gap()], true, no_gap),
+        (vec![gap()], true, no_gap),
+    ] {
+        let said = format!("{items:?} {goes_on}");
+        let (log, outer_log) = (Log::default(), Log::default());
+        let guard = Guard::new().observe(log.clone());
+        let outer = Guard::new().observe(outer_log.clone());
+        let poll = LongPoll::new().durable_content_type(text.clone());
+        let poll = outer.over(guard.over(poll));
+        let push = Push::new(source_fn(async move |_| {
+            let rest = stream::pending().take(usize::from(goes_on));
+            Ok(stream::iter(items.clone()).chain(rest))
+        }));
+        let mut head = get("/?offset=-1&live=sse", &[]);
+        let response = poll.respond(&mut head, push).await;
+        let _ = response.into_body().collect().await;
+        let log = log.0.lock().unwrap();
+        assert!(log.contains(&heard.to_owned()), "{said}: {log:?}");
+        assert_eq!(log.last().unwrap(), "1: failed after 0 s", "{said}");
+        let failures = log
+            .iter()
+            .filter(|line| *line == not_text || *line == no_gap);
+        assert_eq!(failures.count(), 1, "{said}: {log:?}");
+        assert_eq!(*log, *outer_log.0.lock().unwrap());
+        assert_eq!(guard.counts().closed(Cause::Failed), 1);
+    }
+}
+
 #[tokio::test]
 async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
     let log = Log::default();

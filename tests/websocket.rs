@@ -10,7 +10,7 @@ use support::{
     Client, Count, Server, VERSIONS, Version,
     websocket::{Opened, connect, masked},
 };
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
@@ -450,6 +450,61 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
     }
     drop(sending.await.unwrap());
     assert!(messages.next().await.is_none());
+}
+
+/// About the lengths at which something is read or written in another way, in pieces that end anywhere.
+#[tokio::test]
+async fn messages_of_all_lengths_come_through_in_any_pieces() {
+    let about = |len: usize| len - 2..=len + 2;
+    let lengths = (0..5)
+        .chain(about(126))
+        .chain(about(4082))
+        .chain(about(4096));
+    let lengths = lengths.chain(about(16_384)).chain(65_530..=65_536);
+    let messages = lengths.zip((0..=255).cycle());
+    let messages: Vec<Vec<u8>> = messages.map(|(len, byte)| vec![byte; len]).collect();
+    let pieces = [1..=40_usize, 4090..=4110, 65_540..=65_560, 20_000..=200_000];
+    for (version, pieces) in VERSIONS
+        .into_iter()
+        .flat_map(|v| pieces.clone().map(|p| (v, p)))
+    {
+        let said = format!("{version:?} {pieces:?}");
+        let server = echo(WebSocket::new()).await;
+        let Opened { head, io } = connect(&server, version, "/", &[]).await;
+        let (io, mut to_server) = tokio::io::split(io);
+        let mut answers = Opened { head, io };
+        let mut frames: Vec<u8> = Vec::new();
+        for (message, n) in messages.iter().zip(0_u8..) {
+            frames.extend(masked(PING, &[n]));
+            frames.extend(masked(BINARY, message));
+        }
+        let writing = tokio::spawn(async move {
+            let lengths = pieces.clone().cycle().step_by(7);
+            let mut rest = &frames[..];
+            for len in lengths {
+                let (piece, behind) = rest.split_at(len.min(rest.len()));
+                to_server.write_all(piece).await.unwrap();
+                to_server.flush().await.unwrap();
+                rest = behind;
+                if rest.is_empty() {
+                    return to_server;
+                }
+            }
+            unreachable!("it goes round");
+        });
+        let (mut echoed, mut ponged) = (0, 0);
+        while echoed < messages.len() || ponged < messages.len() {
+            let frame = answers.frame().await.expect("there is more");
+            if frame.first == PONG {
+                assert_eq!(usize::from(frame.payload[0]), ponged, "{said}");
+                ponged += 1;
+            } else {
+                assert!(frame.payload == messages[echoed], "{said}: {echoed}");
+                echoed += 1;
+            }
+        }
+        drop(writing.await.unwrap());
+    }
 }
 
 #[tokio::test]

@@ -181,6 +181,8 @@ impl Open {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
     fn frames(batch: &mut Batch) -> Vec<Bytes> {
@@ -280,5 +282,62 @@ mod tests {
         assert!(batch.is_full());
         assert_eq!(frames(&mut batch).len(), 1);
         assert!(!batch.is_full());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(usize),
+        Push(usize),
+        /// Of which a clone may exist.
+        Event(usize, bool),
+        Take,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let len = || prop_oneof![0..3_usize, LARGE - 1..LARGE + 2, FRAME - 1..FRAME + 2];
+        prop_oneof![
+            len().prop_map(Step::Write),
+            len().prop_map(Step::Push),
+            (len(), any::<bool>()).prop_map(|(len, is_shared)| Step::Event(len, is_shared)),
+            Just(Step::Take),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_comes_out_in_order(steps in vec(step(), 0..40)) {
+            let mut batch = Batch::default();
+            let (mut written, mut taken) = (Vec::new(), Vec::new());
+            for (step, byte) in steps.into_iter().zip(0..) {
+                match step {
+                    Step::Write(len) => {
+                        batch.buffer().put_bytes(byte, len);
+                        written.resize(written.len() + len, byte);
+                    }
+                    Step::Push(len) => {
+                        batch.push(vec![byte; len].into());
+                        written.resize(written.len() + len, byte);
+                    }
+                    Step::Event(len, is_shared) => {
+                        let event = Event::binary(vec![byte; len]);
+                        let _clone = is_shared.then(|| event.clone());
+                        batch.event::<Plain>(&event);
+                        written.resize(written.len() + len, byte);
+                    }
+                    Step::Take => {
+                        let frame = batch.take();
+                        prop_assert_eq!(frame.is_none(), written.len() == taken.len());
+                        let frame = frame.unwrap_or_default();
+                        prop_assert!(frame.is_empty() == (written.len() == taken.len()));
+                        taken.extend(frame);
+                    }
+                }
+                prop_assert_eq!(batch.len(), written.len() - taken.len());
+                prop_assert_eq!(batch.is_full(), batch.len() >= FRAME);
+            }
+            taken.extend(frames(&mut batch).concat());
+            prop_assert!(taken == written);
+            prop_assert!(batch.done.is_none() && matches!(batch.open, Open::Empty));
+        }
     }
 }

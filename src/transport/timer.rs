@@ -64,13 +64,93 @@ fn poll_sleep(mut sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::Wake,
+        time::Duration,
+    };
 
-    use tokio::task::consume_budget;
+    use proptest::{collection::vec, prelude::*};
+    use tokio::{
+        runtime,
+        task::consume_budget,
+        time::{advance, sleep},
+    };
 
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// How often it was woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// By one of several, for so many milliseconds from now, with or without a budget.
+        Poll(usize, u64, bool),
+        Advance(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..3_usize, 0..30_u64, any::<bool>())
+                .prop_map(|(who, at, is_spent)| Step::Poll(who, at, is_spent)),
+            (0..20_u64).prop_map(Step::Advance),
+        ]
+    }
+
+    /// Whoever was the last to be told to wait is woken, and is then told that it is time.
+    async fn wakes(steps: Vec<Step>) {
+        let mut timer = pin!(Timer::default());
+        let wakes: [Arc<Wakes>; 3] = Default::default();
+        let woken = |who: usize| wakes[who].0.load(Ordering::Relaxed);
+        // Since when who waits, and until when.
+        let mut waits: Option<(usize, usize, Instant)> = None;
+        for step in steps {
+            match step {
+                Step::Poll(who, at, is_spent) => {
+                    let at = Instant::now() + Duration::from_millis(at);
+                    let before = woken(who);
+                    let waker = Waker::from(wakes[who].clone());
+                    let poll = poll_fn(|cx| {
+                        while is_spent && pin!(consume_budget()).poll(cx).is_ready() {}
+                        let cx = &mut Context::from_waker(&waker);
+                        Poll::Ready(timer.as_mut().poll(at, cx))
+                    });
+                    let is_pending = poll.await.is_pending();
+                    assert!(is_pending || at <= Instant::now());
+                    waits = is_pending.then_some((who, before, at));
+                }
+                Step::Advance(by) => {
+                    advance(Duration::from_millis(by)).await;
+                    // The clock's hand moves by milliseconds.
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+            if let Some((who, before, at)) = waits {
+                assert!(at >= Instant::now() || woken(who) > before);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_who_waits_is_forgotten(steps in vec(step(), 0..80)) {
+            let mut paused = runtime::Builder::new_current_thread();
+            let paused = paused.enable_time().start_paused(true).build().unwrap();
+            paused.block_on(wakes(steps));
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn it_is_ready_when_its_time_has_come_and_may_be_put_off_and_forward() {

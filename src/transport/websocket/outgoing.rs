@@ -210,6 +210,8 @@ mod tests {
         Write(usize),
         /// The socket is full.
         Refuse,
+        /// A client that closes needs none of it any more.
+        Forget,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -218,6 +220,7 @@ mod tests {
             Just(Step::Pong),
             prop_oneof![1_usize..30, 1_usize..20_000].prop_map(Step::Write),
             Just(Step::Refuse),
+            Just(Step::Forget),
         ]
     }
 
@@ -227,6 +230,8 @@ mod tests {
         outgoing: Outgoing,
         messages: u16,
         pongs: u16,
+        /// Of the messages before that some may be missing.
+        forgotten: u16,
         written: Vec<u8>,
     }
 
@@ -253,6 +258,19 @@ mod tests {
                 Step::Write(most) => self.write(most),
                 Step::Refuse => {
                     assert!(self.outgoing.slices().all(|slice| !slice.is_empty()));
+                    let ready: usize = self.outgoing.slices().map(<[u8]>::len).sum();
+                    let rest = self.outgoing.rest.as_ref();
+                    let control = rest.map_or(0, |rest| rest.control.len());
+                    assert_eq!(ready, self.outgoing.len() + control);
+                }
+                Step::Forget => {
+                    self.outgoing.forget_data();
+                    self.forgotten = self.messages;
+                    // Nothing but what a write has begun.
+                    let kept = self.outgoing.len();
+                    assert!(kept == 0 || self.outgoing.is_begun);
+                    // As a close does.
+                    self.take(Step::Message(1));
                 }
             }
         }
@@ -296,10 +314,15 @@ mod tests {
                 it.write(usize::MAX);
             }
             let frames = it.frames();
-            for (first, count) in [(0x82, it.messages), (0x8a, it.pongs)] {
+            for (first, from, count) in [
+                (0x82, it.forgotten, it.messages),
+                (0x8a, 0, it.pongs),
+            ] {
                 let numbers = frames.iter().filter(|frame| frame.0 == first);
                 let numbers: Vec<u16> = numbers.map(|frame| frame.1).collect();
-                prop_assert_eq!(numbers, (0..count).collect::<Vec<_>>(), "{:x}", first);
+                prop_assert!(numbers.is_sorted_by(|one, next| one < next), "{:x}", first);
+                let rest = numbers.iter().filter(|number| **number >= from);
+                prop_assert!(rest.copied().eq(from..count), "{:x}", first);
             }
         }
     }

@@ -32,10 +32,10 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    error::{BoxError, Error},
+    error::{BoxError, Error, Kind},
     event::{Event, EventId, Item},
     keep_alive::KeepAlive,
-    source::{Push, PushSource, Rejection, Start, Subscription, source_fn},
+    source::{Push, PushSource, Rejection, Start, Subscription, Watched, source_fn},
     transport::{PushBody, rejected, respond_streaming},
 };
 
@@ -296,10 +296,8 @@ impl Durable {
             Ok(items) => {
                 let mut items = opening.around(items);
                 match poll_fn(|cx| ready_now(&mut items, cx)).await {
-                    Some(Some(Ok(Item::Gap(_)))) => return refusal(StatusCode::GONE, GONE),
-                    Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => {
-                        return refusal(StatusCode::GONE, GONE);
-                    }
+                    Some(Some(Ok(Item::Gap(_)))) => return gone(&items),
+                    Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => return gone(&items),
                     Some(Some(first)) => (Some(items), Some(first)),
                     Some(None) => (None, None),
                     None => (Some(items), None),
@@ -369,6 +367,14 @@ fn failed(error: Option<&Error>) -> Response<PushBody> {
 }
 
 const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
+
+/// The answer where there is no place to tell of a gap.
+fn gone<S>(items: &Watched<S>) -> Response<PushBody> {
+    let error = Error::from(Kind::GapUnsupported);
+    let response = failed(Some(&error));
+    items.cut(&error.into());
+    response
+}
 
 fn refusal(status: StatusCode, message: &'static str) -> Response<PushBody> {
     rejected(Rejection::new(status).message(message))

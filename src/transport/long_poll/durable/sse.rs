@@ -177,13 +177,13 @@ where
         }
     }
 
-    /// Takes what is ready.
-    fn gather(&mut self, cx: &mut Context<'_>) -> Gathered {
+    /// Takes what is ready. Items that have ended come with it, unless by a failure, which is told already.
+    fn gather(&mut self, cx: &mut Context<'_>) -> (Gathered, Option<Watched<S>>) {
         let encoder = Box::new(Payloads::new(self.data == Data::Json));
         let mut gathering = Gathering::new(encoder, self.bounds, self.offset.clone());
         for _ in 0..ITEMS {
             let Poll::Ready(next) = self.poll_item(cx) else {
-                return gathering.finish(Rest::Nothing);
+                return (gathering.finish(Rest::Nothing), None);
             };
             let is_content = matches!(next, Some(Ok(Item::Event(_) | Item::Gap(_))));
             if is_content && gathering.is_full() {
@@ -195,11 +195,12 @@ where
                 None => gathering.take(next),
             };
             if let Break(rest) = taken {
-                self.items = None;
-                return gathering.finish(rest);
+                let is_told = matches!(rest, Rest::Failed(_));
+                let ended = self.items.take().filter(|_| !is_told);
+                return (gathering.finish(rest), ended);
             }
         }
-        gathering.finish(Rest::More)
+        (gathering.finish(Rest::More), None)
     }
 }
 
@@ -217,7 +218,7 @@ where
         if this.items.is_none() && this.ahead.is_none() {
             return Poll::Ready(None);
         }
-        let mut gathered = this.gather(cx);
+        let (mut gathered, ended) = this.gather(cx);
         if let Rest::Failed(error) = gathered.rest {
             if !gathered.has_content {
                 return Poll::Ready(Some(Err(error)));
@@ -234,7 +235,7 @@ where
             Ok(Some(frames)) => Poll::Ready(Some(Ok(Item::Event(Event::binary(frames))))),
             Err(error) => {
                 let error = error.into();
-                if let Some(items) = this.items.take() {
+                if let Some(items) = this.items.take().or(ended) {
                     items.cut(&error);
                 }
                 this.ahead = None;
