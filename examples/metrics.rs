@@ -182,7 +182,7 @@ impl Watched {
             .sample(&[], counts.events);
         text.counter("push_payload_bytes_total", "The payloads of those events.")
             .sample(&[], counts.bytes);
-        text.counter("push_gaps_total", "Gaps that clients were told of.")
+        text.counter("push_gaps_total", "Gaps that sources told of.")
             .sample(&[], counts.gaps);
         let mut durations = text.histogram("push_stream_seconds", "How long streams were open.");
         for (transport, histogram) in &*self.durations.lock() {
@@ -194,7 +194,7 @@ impl Watched {
 
     /// What the sources know. With several, each has a label.
     fn sources(&self, text: &mut Exposition) {
-        let (channel, counters) = (&self.channel, self.channel.counters());
+        let (channel, counters) = (&self.channel, self.channel.counts());
         let name = &[("channel", "ticks")][..];
         text.gauge("push_channel_subscribers", "Who follows a channel now.")
             .sample(name, channel.subscribers());
@@ -216,7 +216,7 @@ impl Watched {
             missed.sample(&[name[0], ("reason", reason)], events);
         }
 
-        let kept = self.resumable.metrics();
+        let kept = self.resumable.counts();
         text.gauge("push_resumable_streams", "Streams that are kept now.")
             .sample(&[("state", "live")], kept.live)
             .sample(&[("state", "parked")], kept.parked);

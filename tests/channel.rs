@@ -114,7 +114,7 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
         assert_eq!(short(Ok(Item::Gap(gap))), expected);
         assert_eq!(ready(&mut subscriber), ["4", "5"]);
     }
-    assert_eq!(channel.counters().expired, 2);
+    assert_eq!(channel.counts().expired, 2);
     assert_eq!(
         ready(&mut channel.follow(Start::After(ids[2].clone()))),
         ["4", "5"],
@@ -149,8 +149,8 @@ mod lag {
     fn is_a_gap_by_default() {
         let (channel, mut subscriber) = channel(OnLag::Gap);
         assert_eq!(ready(&mut subscriber), ["lagged Some(5)", "6", "7", "8"]);
-        assert_eq!(channel.counters().lagged, 5);
-        assert_eq!(channel.counters().published, 8);
+        assert_eq!(channel.counts().lagged, 5);
+        assert_eq!(channel.counts().published, 8);
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod lag {
                 .is_lagged()
         );
         assert!(matches!(poll(&mut subscriber), Poll::Ready(None)));
-        assert_eq!(channel.counters().lagged, 5);
+        assert_eq!(channel.counts().lagged, 5);
     }
 
     #[test]
@@ -178,8 +178,8 @@ mod lag {
         // In the log: 6, 7, 8. Of the others 4 and 5 are the newest of their keys, and 1, 2, 3 are not.
         let (channel, mut subscriber) = channel(OnLag::conflate(parity));
         assert_eq!(ready(&mut subscriber), ["4", "5", "6", "7", "8"]);
-        assert_eq!(channel.counters().conflated, 3);
-        assert_eq!(channel.counters().lagged, 0);
+        assert_eq!(channel.counts().conflated, 3);
+        assert_eq!(channel.counts().lagged, 0);
     }
 
     #[test]
@@ -369,7 +369,7 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
     }
     done.store(1, Ordering::Relaxed);
     publisher.join().unwrap();
-    let counters = channel.counters();
+    let counters = channel.counts();
     assert_eq!((counters.lagged, counters.expired), (0, 0));
 }
 
@@ -550,7 +550,7 @@ fn no_code_of_others_runs_under_a_lock() {
         let owned = Bytes::from_owner(Owner(channel.clone()));
         channel.publish(owned).unwrap();
         channel.publish("the owned one falls off").unwrap();
-        done.send(channel.counters().published).unwrap();
+        done.send(channel.counts().published).unwrap();
     });
     let published = is_done.recv_timeout(Duration::from_secs(20));
     assert_eq!(published.expect("no deadlock"), 3);
@@ -600,5 +600,5 @@ fn a_waker_or_a_payload_that_panics_is_alone_with_it() {
     channel.publish(Bytes::from_owner(Owner)).unwrap();
     assert_eq!(woken.0.load(Ordering::Relaxed), 170);
     channel.publish("the owned one falls off").unwrap();
-    assert_eq!(channel.counters().published, 2);
+    assert_eq!(channel.counts().published, 2);
 }

@@ -185,6 +185,6 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
     publisher.join().unwrap();
     drop(clients);
     assert!(expected > HOPS, "{expected}");
-    let counters = channel.counters();
+    let counters = channel.counts();
     assert_eq!((counters.expired, counters.lagged), (0, 0));
 }

@@ -524,7 +524,7 @@ mod validators {
             let next = ask(&transport, told(), "/", &[("last-event-id", cursor)]).await;
             assert_eq!((next.json().len(), next.cursor()), (1, cursor));
         }
-        assert_eq!(resumable.metrics(), Resumable::new().metrics());
+        assert_eq!(resumable.counts(), Resumable::new().counts());
     }
 
     /// Events, and then a failure, for whoever comes.
@@ -812,9 +812,9 @@ mod durable {
         let plain = || stream::pending::<Event>();
         let head = ask_by("HEAD", &transport, plain(), "/?offset=-1", &[]).await;
         assert_eq!((head.status, durable(&head)[0]), (200, Some("now")));
-        assert_eq!(resumable.metrics(), Resumable::new().metrics());
+        assert_eq!(resumable.counts(), Resumable::new().counts());
         ask(&transport, plain(), "/?offset=now", &[]).await;
-        assert_eq!(resumable.metrics().parked, 1);
+        assert_eq!(resumable.counts().parked, 1);
     }
 
     /// It is a word of the other transports, and no answer of this dialect has it.

@@ -146,7 +146,7 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
     sender.send("d").unwrap();
     let mut again = take_up(&resumable, &ids[2]).await;
     assert_eq!(read(&mut again).0, ["c", "d"]);
-    assert_eq!(resumable.metrics().resumed, 5);
+    assert_eq!(resumable.counts().resumed, 5);
 }
 
 /// Before its first event, and before its first poll.
@@ -515,7 +515,7 @@ async fn a_refusal_passes_through_and_leaves_nothing() {
     });
     let refused = subscribe(resumable.wrap(refusing), None).await.unwrap_err();
     assert_eq!(refused.status(), 403);
-    assert_eq!(resumable.metrics(), Resumable::new().metrics());
+    assert_eq!(resumable.counts(), Resumable::new().counts());
 }
 
 /// The source has dealt with the cursor: another gap from a plain stream would be one too many.
@@ -579,7 +579,7 @@ async fn a_parked_stream_expires_without_anyone_asking() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!((count.get(), tasks()), (0, 0));
 
-    let metrics = resumable.metrics();
+    let metrics = resumable.counts();
     assert_eq!(
         (metrics.live, metrics.parked, metrics.parked_bytes),
         (0, 0, 0)
@@ -613,7 +613,7 @@ async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
         );
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(
-            resumable.metrics().parked,
+            resumable.counts().parked,
             usize::from(!parked_for.is_zero())
         );
     }
@@ -634,7 +634,7 @@ async fn more_than_so_many_are_not_parked() {
     assert_eq!(count.get(), 5, "those that are read are not counted");
     live.into_iter().for_each(drop);
     assert_eq!(count.get(), 3);
-    let metrics = resumable.metrics();
+    let metrics = resumable.counts();
     assert_eq!((metrics.live, metrics.parked, metrics.evicted), (0, 3, 2));
     for (n, id) in ids.iter().enumerate() {
         let source = resumable.wrap(stream::pending::<Event>());
@@ -658,7 +658,7 @@ async fn more_than_so_many_are_not_parked() {
             .await
             .unwrap(),
     );
-    assert_eq!((none.metrics().parked, none.metrics().evicted), (0, 1));
+    assert_eq!((none.counts().parked, none.counts().evicted), (0, 1));
 }
 
 #[tokio::test]
@@ -672,18 +672,18 @@ async fn more_than_so_many_bytes_are_not_parked() {
         let mut subscriber = subscribe(source, None).await.unwrap();
         assert_eq!(read(&mut subscriber).0.len(), 4);
         drop(subscriber);
-        let metrics = resumable.metrics();
+        let metrics = resumable.counts();
         assert_eq!(metrics.parked_bytes, parked * EVENT);
         assert_eq!(metrics.parked, count.get());
     }
-    assert_eq!(resumable.metrics().evicted, 2);
+    assert_eq!(resumable.counts().evicted, 2);
     let large = stream::repeat_with(|| "x".repeat(1000)).take(11);
     drop({
         let mut subscriber = subscribe(resumable.wrap(large), None).await.unwrap();
         read(&mut subscriber);
         subscriber
     });
-    let metrics = resumable.metrics();
+    let metrics = resumable.counts();
     assert_eq!(
         (metrics.parked, metrics.parked_bytes),
         (0, 0),
@@ -735,7 +735,7 @@ fn a_lot_outlives_its_runtimes() {
     };
     drop(begin().now_or_never().unwrap().unwrap());
     runtime().block_on(async { drop(begin().await.unwrap()) });
-    assert_eq!((count.get(), resumable.metrics().parked), (2, 2));
+    assert_eq!((count.get(), resumable.counts().parked), (2, 2));
     runtime().block_on(async {
         drop(begin().await.unwrap());
         tokio::time::sleep(Duration::from_secs(180)).await;
@@ -835,7 +835,7 @@ async fn readers_that_race_get_everything_once() {
         feeding.join().unwrap();
         drop(held);
     }
-    let metrics = resumable.metrics();
+    let metrics = resumable.counts();
     assert_eq!((metrics.live, metrics.parked), (0, ROUNDS as usize));
     assert_eq!(count.get(), 0, "all have ended");
 }
@@ -1073,7 +1073,7 @@ async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
             parser.feed(&response.next().await.unwrap().unwrap());
         }
         assert_eq!(parser.messages[0].data, "x");
-        assert_eq!(resumable.metrics().live, 1);
+        assert_eq!(resumable.counts().live, 1);
     }
     drop(hanging);
 }
@@ -1089,7 +1089,7 @@ fn a_payload_is_dropped_under_no_lock() {
     }
     impl Drop for Owner {
         fn drop(&mut self) {
-            assert_eq!(self.0.metrics().live, 1);
+            assert_eq!(self.0.counts().live, 1);
             let mut other = self.1.lock().unwrap().take().unwrap();
             assert!(poll(&mut other).is_ready());
         }

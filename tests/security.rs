@@ -1012,7 +1012,7 @@ async fn who_comes_and_goes_pushes_parked_streams_out_and_their_clients_are_told
     }
     let records = read_from(&server, &id, &ann).await;
     assert!(records[0].gap.is_some(), "{records:?}");
-    assert!(resumable.metrics().evicted > 0);
+    assert!(resumable.counts().evicted > 0);
 }
 
 /// The server of the document, which is not left to its defaults; its times are shorter.

@@ -436,7 +436,7 @@ async fn nothing_that_is_secret_is_written() {
                 .any(|line| line.contains(SECRET) || line.contains(&cursor))
         );
     }
-    assert!(resumable.metrics().resumed > 0);
+    assert!(resumable.counts().resumed > 0);
 }
 
 /// The last id of an event stream that has begun.

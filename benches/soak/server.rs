@@ -345,7 +345,7 @@ impl Soaked {
     fn state(&self, tasks: usize) -> io::Result<State> {
         let stats = ALLOCATOR.stats();
         let counts = self.guard.counts();
-        let kept = [&self.kept, &self.parked].map(Resumable::metrics);
+        let kept = [&self.kept, &self.parked].map(Resumable::counts);
         let closed = Cause::ALL.map(|cause| (cause.name().to_owned(), counts.closed(cause)));
         let refused = Refusal::ALL.map(|why| (why.name().to_owned(), counts.refused(why)));
         Ok(State {

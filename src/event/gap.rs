@@ -41,7 +41,7 @@ pub enum GapReason {
 
 impl GapReason {
     /// The word that goes on the wire.
-    pub fn as_str(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Lagged => "lagged",
@@ -91,7 +91,7 @@ impl Gap {
         };
         let mut json = format!(
             "{{\"reason\":\"{}\",\"requested\":{},\"resumed\":{},\"missed\":",
-            self.reason.as_str(),
+            self.reason.name(),
             id(&self.requested),
             id(&self.resumed),
         );

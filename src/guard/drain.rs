@@ -356,6 +356,12 @@ impl Seat {
         self.drain.retry()
     }
 
+    /// Waits for the start, for when its turn will be. It waits apart from the stream, which may open meanwhile, in another task.
+    pub(super) async fn comes_up(&self) -> Instant {
+        let started = self.drain.becomes(|state| state.started).await;
+        self.turn().unwrap_or(started.at)
+    }
+
     /// See [`Watch::wait`](crate::source::Watch::wait).
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         let Inner { waiting, .. } = &*self.drain.0;

@@ -66,8 +66,8 @@
 //! | the streams that are open, opened, gone and why, and the requests refused and why | [`Guard::counts`] |
 //! | the same of each one, as it happens: durations, events, gaps, errors | an [`Observer`] |
 //! | the same in the logs: a span for each stream | `Tracing`, with the feature `tracing` |
-//! | what a channel's subscribers missed, and how much its log holds | [`Channel::counters`](crate::Channel::counters) |
-//! | the streams that are parked, resumed, expired and evicted | [`Resumable::metrics`](crate::Resumable::metrics) |
+//! | what a channel's subscribers missed, and how much its log holds | [`Channel::counts`](crate::Channel::counts) |
+//! | the streams that are parked, resumed, expired and evicted | [`Resumable::counts`](crate::Resumable::counts) |
 //!
 //! `examples/metrics.rs` shows all of it to Prometheus.
 //!

@@ -1,7 +1,7 @@
 //! One open stream, as its guard keeps it.
 
 use std::{
-    future::poll_fn,
+    future::{pending, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
@@ -113,17 +113,10 @@ impl OpenStream {
     }
 
     async fn its_turn(&self) {
-        let turn = poll_fn(|cx| {
-            loop {
-                if let Some(turn) = self.turn() {
-                    return Poll::Ready(turn);
-                }
-                if self.wait(cx.waker()) {
-                    return Poll::Pending;
-                }
-            }
-        });
-        sleep_until(turn.await).await;
+        match &self.seat {
+            Some(seat) => sleep_until(seat.comes_up().await).await,
+            None => pending().await,
+        }
     }
 
     /// The transport has answered the request, which had this head.

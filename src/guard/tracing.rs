@@ -68,7 +68,7 @@ impl Observer for Tracing {
     }
 
     fn gap(&self, _: &StreamInfo, gap: &Gap) {
-        info!(target: TARGET, reason = gap.reason.as_str(), missed = gap.missed, "gap");
+        info!(target: TARGET, reason = gap.reason.name(), missed = gap.missed, "gap");
     }
 
     fn failed(&self, _: &StreamInfo, error: &BoxError) {

@@ -59,7 +59,7 @@ pub fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<Emp
 pub fn short(item: Result<Item, BoxError>) -> String {
     match item {
         Ok(Item::Event(event)) => event.payload().as_text().unwrap().to_owned(),
-        Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.as_str(), gap.missed),
+        Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.name(), gap.missed),
         Ok(Item::Cursor(_)) => "cursor".to_owned(),
         Ok(Item::Finished) => "finished".to_owned(),
         Err(error) => format!("error: {error}"),

@@ -103,7 +103,7 @@ struct Counts {
 
 /// What becomes of a subscriber that the log has gone past while it was connected.
 ///
-/// Every event that it does not get is counted, see [`Channel::counters`].
+/// Every event that it does not get is counted, see [`Channel::counts`].
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum OnLag {
@@ -150,7 +150,7 @@ impl OnLag {
 /// How many events came and went. Each is exact, and grows only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ChannelCounters {
+pub struct ChannelCounts {
     /// Published.
     pub published: u64,
     /// Not told to subscribers that came back too late, one for each event and subscriber.
@@ -305,10 +305,10 @@ impl Channel {
     }
 
     /// How many events came and went so far.
-    pub fn counters(&self) -> ChannelCounters {
+    pub fn counts(&self) -> ChannelCounts {
         let counts = &self.inner.counts;
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        ChannelCounters {
+        ChannelCounts {
             published: count(&counts.published),
             expired: count(&counts.expired),
             lagged: count(&counts.lagged),

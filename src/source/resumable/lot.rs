@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    OnEnd, ResumableMetrics,
+    OnEnd, ResumableCounts,
     kept::{BoxStream, Kept},
     log::Bounds,
     token::Token,
@@ -125,8 +125,8 @@ impl Lot {
         });
     }
 
-    pub(super) fn metrics(&self) -> ResumableMetrics {
-        self.change(|state| ResumableMetrics {
+    pub(super) fn counts(&self) -> ResumableCounts {
+        self.change(|state| ResumableCounts {
             live: state.streams.len() - state.parked.len(),
             parked: state.parked.len(),
             parked_bytes: state.bytes,

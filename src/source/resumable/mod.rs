@@ -130,7 +130,7 @@ pub enum OnEnd {
 /// How many streams there are, and what became of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ResumableMetrics {
+pub struct ResumableCounts {
     /// Streams that are being read now.
     pub live: usize,
     /// Streams that are parked now.
@@ -200,8 +200,8 @@ impl Resumable {
     }
 
     /// How many streams there are, and what became of others.
-    pub fn metrics(&self) -> ResumableMetrics {
-        self.lot.metrics()
+    pub fn counts(&self) -> ResumableCounts {
+        self.lot.counts()
     }
 
     /// Parks a stream that was begun elsewhere, and gives the cursor that takes it up.
@@ -384,7 +384,7 @@ impl Default for Resumable {
 impl fmt::Debug for Resumable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resumable")
-            .field("metrics", &self.metrics())
+            .field("counts", &self.counts())
             .finish_non_exhaustive()
     }
 }
