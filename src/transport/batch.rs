@@ -120,7 +120,15 @@ impl Batch {
     }
 
     /// The next frame; `None`, and no memory held, once everything was taken.
+    #[inline]
     pub(super) fn take(&mut self) -> Option<Bytes> {
+        match (&self.open, &self.done) {
+            (Open::Empty, None) => None,
+            _ => self.take_next(),
+        }
+    }
+
+    fn take_next(&mut self) -> Option<Bytes> {
         let frame = match &self.done {
             None => self.open.take()?,
             Some(_) => self.take_done()?,

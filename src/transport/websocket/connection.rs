@@ -281,7 +281,7 @@ where
     ) -> Poll<std::io::Result<()>> {
         let mut socket = Pin::new(socket);
         loop {
-            match ready!(write_some(socket.as_mut(), self.session.slices(), cx))? {
+            match ready!(write_some(socket.as_mut(), &mut self.session, cx))? {
                 None => break,
                 Some(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
                 Some(bytes) => self.session.wrote(bytes, Instant::now),
@@ -300,28 +300,29 @@ where
     }
 }
 
-/// Writes as many of these as go into one write; `None` if there are none.
-fn write_some<'a>(
+/// Writes as much as goes into one write; `None` if there is nothing.
+fn write_some(
     socket: Pin<&mut Upgraded>,
-    mut slices: impl Iterator<Item = &'a [u8]>,
+    session: &mut Session,
     cx: &mut Context<'_>,
 ) -> Poll<std::io::Result<Option<usize>>> {
-    let Some(first) = slices.next() else {
-        return Poll::Ready(Ok(None));
-    };
-    let written = if !socket.is_write_vectored() {
-        socket.poll_write(cx, &first[..first.len().min(WHOLE)])
-    } else if let Some(second) = slices.next() {
-        let mut vector = [IoSlice::new(&[]); SLICES];
-        let mut count = 0;
-        let slices = [first, second].into_iter().chain(slices);
-        for (place, slice) in vector.iter_mut().zip(slices) {
-            *place = IoSlice::new(slice);
-            count += 1;
+    let is_vectored = socket.is_write_vectored();
+    let written = match session.slice() {
+        Some([]) => return Poll::Ready(Ok(None)),
+        Some(slice) if is_vectored => socket.poll_write(cx, slice),
+        _ => {
+            let mut vector = [IoSlice::new(&[]); SLICES];
+            let mut count = 0;
+            for (place, slice) in vector.iter_mut().zip(session.slices()) {
+                *place = IoSlice::new(slice);
+                count += 1;
+            }
+            match &vector[..count] {
+                [] => return Poll::Ready(Ok(None)),
+                slices if is_vectored => socket.poll_write_vectored(cx, slices),
+                [first, ..] => socket.poll_write(cx, &first[..first.len().min(WHOLE)]),
+            }
         }
-        socket.poll_write_vectored(cx, &vector[..count])
-    } else {
-        socket.poll_write(cx, first)
     };
     written.map_ok(Some)
 }

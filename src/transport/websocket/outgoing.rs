@@ -87,6 +87,13 @@ impl Outgoing {
         self.current.len() + queued + self.batch.len()
     }
 
+    /// What to write, where that is one slice, or nothing: the usual case, in straight code.
+    pub(super) fn slice(&mut self) -> Option<&[u8]> {
+        self.take_batch();
+        let is_one = self.rest.is_none() && self.current.header.as_bytes().is_empty();
+        is_one.then_some(&self.current.bytes)
+    }
+
     /// What to write, in order; none of it is empty.
     pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
         self.take_batch();
@@ -258,6 +265,10 @@ mod tests {
                 Step::Write(most) => self.write(most),
                 Step::Refuse => {
                     assert!(self.outgoing.slices().all(|slice| !slice.is_empty()));
+                    if let Some(slice) = self.outgoing.slice().map(<[u8]>::to_vec) {
+                        let slices: Vec<_> = self.outgoing.slices().collect();
+                        assert_eq!(slices.concat(), slice);
+                    }
                     let ready: usize = self.outgoing.slices().map(<[u8]>::len).sum();
                     let rest = self.outgoing.rest.as_ref();
                     let control = rest.map_or(0, |rest| rest.control.len());

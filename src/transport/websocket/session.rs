@@ -332,6 +332,11 @@ impl Session {
         }
     }
 
+    /// What is to be written, where that is one slice, or nothing.
+    pub(super) fn slice(&mut self) -> Option<&[u8]> {
+        self.outgoing.slice()
+    }
+
     /// What is to be written, in order; none of it is empty.
     pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
         self.outgoing.slices()
