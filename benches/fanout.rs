@@ -13,12 +13,14 @@
 //! disturbs one disturbs all. The table shows nanoseconds for each message and subscriber, in the best round and in the median
 //! one, and the ratio of `Channel` to the better one of tokio's two.
 
+#[path = "support/process.rs"]
+#[allow(dead_code, reason = "each benchmark uses its part")]
+mod process;
+
 use std::{
     env,
     error::Error,
-    io::{BufRead, BufReader, Write},
     num::NonZero,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -34,6 +36,8 @@ use tokio::{
 };
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event, source::Start};
+
+use self::process::Process;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -89,63 +93,26 @@ fn compare(setting: [usize; 3], turns: usize, times: &mut Times) -> Result<(), B
     let [threads, subscribers, burst] = setting;
     let mut contestants = Vec::new();
     for contestant in 0..CONTESTANTS.len() {
-        contestants.push(Contestant::start([
-            contestant,
-            threads,
-            subscribers,
-            burst,
-        ])?);
+        let numbers = [contestant, threads, subscribers, burst].map(|number| number.to_string());
+        let [contestant, threads, subscribers, burst] = numbers.each_ref().map(String::as_str);
+        let arguments = [CONTESTANT, contestant, threads, subscribers, burst];
+        contestants.push(Process::start(&arguments)?);
     }
     for _ in 0..turns {
         for (contestant, times) in contestants.iter_mut().zip(times.iter_mut()) {
-            let turn = contestant.turn()?;
+            let turn = turn(contestant)?;
             times.extend(turn.iter().map(|time| time / (subscribers * burst) as f64));
         }
     }
-    contestants.into_iter().try_for_each(Contestant::stop)
+    contestants.into_iter().try_for_each(Process::stop)
 }
 
-/// A contestant's process, as the one that compares sees it.
-struct Contestant {
-    process: Child,
-    commands: ChildStdin,
-    times: BufReader<ChildStdout>,
-}
-
-impl Contestant {
-    fn start(arguments: [usize; 4]) -> Result<Self, BoxError> {
-        let mut process = Command::new(env::current_exe()?)
-            .arg(CONTESTANT)
-            .args(arguments.map(|argument| argument.to_string()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let commands = process.stdin.take().ok_or("no standard input")?;
-        let times = process.stdout.take().ok_or("no standard output")?;
-        Ok(Self {
-            process,
-            commands,
-            times: BufReader::new(times),
-        })
-    }
-
-    /// Has it take a turn.
-    fn turn(&mut self) -> Result<Vec<f64>, BoxError> {
-        self.commands.write_all(b"\n")?;
-        let mut times = String::new();
-        self.times.read_line(&mut times)?;
-        let times: Result<Vec<f64>, _> = times.split_whitespace().map(str::parse).collect();
-        Ok(times?)
-    }
-
-    fn stop(mut self) -> Result<(), BoxError> {
-        drop(self.commands);
-        let status = self.process.wait()?;
-        if !status.success() {
-            return Err(format!("a contestant ended with {status}").into());
-        }
-        Ok(())
-    }
+/// Has a contestant's process take a turn.
+fn turn(contestant: &mut Process) -> Result<Vec<f64>, BoxError> {
+    contestant.tell("")?;
+    let times = contestant.line()?;
+    let times: Result<Vec<f64>, _> = times.split_whitespace().map(str::parse).collect();
+    Ok(times?)
 }
 
 /// What publishes one message.

@@ -3,7 +3,7 @@ use std::{
     fmt,
     hash::Hash,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -12,7 +12,10 @@ use std::{
 use http::request::Parts;
 
 use super::Refusal;
-use crate::random;
+use crate::{
+    random,
+    sync::{Mutex, MutexGuard, lock},
+};
 
 /// How many streams may be open: in total, and for each peer, user or tenant.
 ///
@@ -152,7 +155,7 @@ struct Counted<F, K: Hash + Eq> {
 
 impl<F, K> PerKey<F, K> {
     fn open(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

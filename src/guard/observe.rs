@@ -1,10 +1,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -14,6 +11,7 @@ use crate::{
     error::BoxError,
     event::{Event, Gap},
     source::Subscription,
+    sync::{Mutex, MutexGuard, lock},
 };
 
 /// Hears of what happens to the streams of a [`Guard`](super::Guard), as it happens: for metrics, logs and traces.
@@ -295,7 +293,7 @@ pub(super) fn add(counter: &AtomicU64, count: u64) {
 
 impl Counters {
     fn streams(&self) -> MutexGuard<'_, Streams> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.streams)
     }
 
     /// One more; its number.

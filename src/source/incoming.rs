@@ -2,13 +2,16 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
 use futures_core::Stream;
 
-use crate::event::Payload;
+use crate::{
+    event::Payload,
+    sync::{Mutex, MutexGuard, lock},
+};
 
 /// What the client sends: each of its messages, in order.
 ///
@@ -81,7 +84,7 @@ const BYTES: usize = 64 * 1024;
 
 impl Mailbox {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -175,9 +175,6 @@ impl Open {
     }
 
     fn take(&mut self) -> Option<Bytes> {
-        if matches!(self, Self::Empty) {
-            return None;
-        }
         let frame = match std::mem::take(self) {
             Self::Empty => return None,
             Self::Alone(bytes) => bytes,

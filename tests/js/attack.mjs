@@ -3,11 +3,7 @@
 //   node tests/js/attack.mjs foreign ADDRESS PORT   the page of another site, which wants streams of localhost:PORT
 //   node tests/js/attack.mjs own HOST PORT          the page of http://HOST:PORT, which wants one of its own; every HOST leads here
 
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { Builder } from "selenium-webdriver";
-import chrome from "selenium-webdriver/chrome.js";
+import { Browser } from "./browser.mjs";
 
 const [, , which, where, port] = process.argv;
 
@@ -31,18 +27,9 @@ function follow() {
   new EventSource("/stream");
 }
 
-const profile = await mkdtemp(join(tmpdir(), "browser-"));
-const options = new chrome.Options().setChromeBinaryPath("/usr/bin/chromium").addArguments(
-  "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
-  "--host-resolver-rules=MAP * 127.0.0.1", `--user-data-dir=${profile}`,
-);
 // A page whose stream goes on is never loaded.
-options.setPageLoadStrategy("eager");
-const driver = await new Builder()
-  .forBrowser("chrome")
-  .setChromeOptions(options)
-  .setChromeService(new chrome.ServiceBuilder("/usr/bin/chromedriver"))
-  .build();
+const browser = await Browser.start({ flags: ["--host-resolver-rules=MAP * 127.0.0.1"], pageLoadStrategy: "eager" });
+const { driver } = browser;
 try {
   if (which === "foreign") {
     await driver.get(where);
@@ -53,6 +40,5 @@ try {
   }
   for await (const _ of process.stdin);
 } finally {
-  await driver.quit();
-  await rm(profile, { recursive: true, force: true, maxRetries: 10 });
+  await browser.close();
 }

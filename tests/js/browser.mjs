@@ -9,14 +9,15 @@ export class Browser {
   #profile;
   driver;
 
-  static async start() {
+  static async start({ flags = [], pageLoadStrategy = "normal" } = {}) {
     const browser = new Browser();
     browser.#profile = await mkdtemp(join(tmpdir(), "browser-"));
     const options = new chrome.Options().setChromeBinaryPath("/usr/bin/chromium").addArguments(
       "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
       "--disable-background-networking", "--disable-component-update", "--disable-sync",
-      `--user-data-dir=${browser.#profile}`,
+      `--user-data-dir=${browser.#profile}`, ...flags,
     );
+    options.setPageLoadStrategy(pageLoadStrategy);
     const severe = new logging.Preferences();
     severe.setLevel(logging.Type.BROWSER, logging.Level.SEVERE);
     options.setLoggingPrefs(severe);

@@ -3,8 +3,7 @@
 //   node tests/js/long_poll.mjs http://127.0.0.1:3000/
 
 import assert from "node:assert/strict";
-import { Builder } from "selenium-webdriver";
-import chrome from "selenium-webdriver/chrome.js";
+import { Browser } from "./browser.mjs";
 
 const [, , address] = process.argv;
 assert.ok(address, "usage: long_poll.mjs ADDRESS");
@@ -75,14 +74,8 @@ async function loops(time, done) {
   }
 }
 
-const options = new chrome.Options()
-  .setChromeBinaryPath("/usr/bin/chromium")
-  .addArguments("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu");
-const driver = await new Builder()
-  .forBrowser("chrome")
-  .setChromeOptions(options)
-  .setChromeService(new chrome.ServiceBuilder("/usr/bin/chromedriver"))
-  .build();
+const browser = await Browser.start();
+const { driver } = browser;
 try {
   await driver.manage().setTimeouts({ script: 30_000 });
   await driver.get(address);
@@ -94,5 +87,5 @@ try {
     got.forEach((number, index) => assert.equal(number, got[0] + index));
   }
 } finally {
-  await driver.quit();
+  await browser.close();
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -20,7 +20,10 @@ use super::{
     log::Bounds,
     token::Token,
 };
-use crate::event::{EventId, GapReason};
+use crate::{
+    event::{EventId, GapReason},
+    sync::{Mutex, MutexGuard, lock},
+};
 
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
@@ -81,7 +84,7 @@ impl Lot {
 
     // Nothing that is done under this lock leaves a value half changed, and it runs nobody else's code.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Keeps a new stream, for its first reader.
