@@ -472,7 +472,7 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
 async fn a_client_keeps_its_place_from_one_transport_to_another() {
     let channel = Channel::new();
     let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::off()));
-    let service = tower_push::service(channel.starting(Start::Oldest)).over(quiet);
+    let service = tower_push::service(channel.starting(Start::Oldest)).transport(quiet);
     let server = Server::new(service).await;
     let ids = publish(&channel, 1..=4);
     for version in VERSIONS {

@@ -954,7 +954,7 @@ async fn a_client_that_hops_reads_everything_once() {
     });
     // More than the sockets' buffers hold, so that what is lost on the way is never older than the log.
     let resumable = Resumable::builder().events(1 << 20).bytes(64 << 20).build();
-    let service = tower_push::service(resumable.wrap(feed)).over(Negotiate::new());
+    let service = tower_push::service(resumable.wrap(feed)).transport(Negotiate::new());
     let server = Server::new(service).await;
 
     let mut dice = Dice(99);

@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_push::{
-    BoxError, Channel, Error, Event, KeepAlive, PushSource, io::WriteProgress, source::source_fn,
+    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteProgress, source::source_fn,
     transport::Sse,
 };
 
@@ -201,7 +201,8 @@ async fn every_way_to_write_is_watched_and_passed_on_as_it_is() {
 async fn an_idle_client_stays() {
     for (keep_alive, heartbeats) in [(KeepAlive::default(), 5000..7000), (KeepAlive::off(), 0..1)] {
         let channel = Channel::new();
-        let service = tower_push::service(channel.clone()).over(Sse::new().keep_alive(keep_alive));
+        let service =
+            tower_push::service(channel.clone()).transport(Sse::new().keep_alive(keep_alive));
         let (server, mut client) = connection();
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
