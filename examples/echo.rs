@@ -22,7 +22,7 @@ async fn main() -> Result<(), BoxError> {
         subscription.client_messages().ok_or(needs_websocket)
     });
     let transport = WebSocket::new().max_message(16 << 20).deflate_from(Some(0));
-    let echo = tower_push::service(echo).over(transport);
+    let echo = tower_push::service(echo).transport(transport);
     let app = Router::new().route("/", any_service(echo));
 
     let address = std::env::args().nth(1);

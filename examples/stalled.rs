@@ -28,7 +28,7 @@ use tokio::{
     time::interval,
 };
 use tower::{Layer, Service};
-use tower_push::{BoxError, Channel, Error, Event, Push, PushLayer, io::WriteProgress};
+use tower_push::{BoxError, Channel, Error, Event, Push, PushLayer, WriteProgress};
 use warp::Filter;
 
 #[tokio::main]

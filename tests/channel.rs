@@ -484,7 +484,7 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
 async fn a_client_keeps_its_place_from_one_transport_to_another() {
     let channel = Channel::new();
     let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::disabled()));
-    let service = tower_push::service(channel.with_start(Start::Oldest)).over(quiet);
+    let service = tower_push::service(channel.with_start(Start::Oldest)).transport(quiet);
     let server = Server::new(service).await;
     let ids = publish(&channel, 1..=4);
     for version in VERSIONS {

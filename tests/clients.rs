@@ -79,7 +79,7 @@ fn events(
         .or(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
         .or(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
         .or(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
-    Router::new().route_service("/events", service(source).over(transports))
+    Router::new().route_service("/events", service(source).transport(transports))
 }
 
 /// What careless encoders and parsers stumble over: type, id, payload.

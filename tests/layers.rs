@@ -34,7 +34,7 @@ fn idle() -> SourceService<Channel> {
 
 fn without_heartbeats() -> SourceService<Channel> {
     let sse = Sse::new().keep_alive(KeepAlive::disabled());
-    idle().over(Negotiate::new().or(sse))
+    idle().transport(Negotiate::new().or(sse))
 }
 
 async fn ask<S, B>(service: S, transport: &str) -> Response<B>

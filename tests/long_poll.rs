@@ -1141,7 +1141,7 @@ mod durable {
     #[tokio::test]
     async fn the_stream_goes_on_with_what_comes() {
         let channel = numbers([]);
-        let server = Server::new(service(channel.clone()).over(text())).await;
+        let server = Server::new(service(channel.clone()).transport(text())).await;
         let mut client = Client::connect(&server, VERSIONS[0]).await;
         let mut reading = client.get("/?offset=now&live=sse&cursor=1", &[]).await;
         assert_eq!(reading.header("content-length"), None);
@@ -1236,7 +1236,7 @@ mod sockets {
     #[tokio::test]
     async fn an_answer_has_its_length_and_is_never_chunked() {
         let channel = numbers(0..3);
-        let server = Server::new(service(channel.clone()).over(at_once())).await;
+        let server = Server::new(service(channel.clone()).transport(at_once())).await;
         for uri in [
             "/",
             "/?offset=-1",
@@ -1272,7 +1272,7 @@ mod sockets {
     #[tokio::test]
     async fn an_aborted_poll_leaves_nothing_behind() {
         let channel = Channel::new();
-        let server = Server::new(service(channel.clone()).over(LongPoll::new())).await;
+        let server = Server::new(service(channel.clone()).transport(LongPoll::new())).await;
         for version in VERSIONS {
             for uri in ["/", "/?offset=now&live=long-poll", "/?offset=now&live=sse"] {
                 let mut client = Client::connect(&server, version).await;
@@ -1290,7 +1290,7 @@ mod sockets {
     #[tokio::test]
     async fn parallel_polls_with_one_cursor_get_the_same() {
         let channel = numbers([]);
-        let server = Server::new(service(channel.clone()).over(LongPoll::new())).await;
+        let server = Server::new(service(channel.clone()).transport(LongPoll::new())).await;
         let mut polls = Vec::new();
         for version in [VERSIONS, VERSIONS].concat() {
             let mut client = Client::connect(&server, version).await;
@@ -1363,7 +1363,7 @@ mod sockets {
             .start(Start::Oldest)
             .build();
         let transport = LongPoll::new().max_events(64);
-        let server = Server::new(service(channel.clone()).over(transport)).await;
+        let server = Server::new(service(channel.clone()).transport(transport)).await;
         let publishing = async {
             for n in 0..COUNT {
                 channel.publish(number(n)).unwrap();
@@ -1445,7 +1445,8 @@ mod sockets {
 async fn the_plainest_loop_in_a_browser_loses_nothing() {
     let mut node = installed::browser("long_poll.mjs");
     let channel = Channel::new();
-    let long_poll = service(channel.clone()).over(LongPoll::new().wait(Duration::from_millis(60)));
+    let long_poll =
+        service(channel.clone()).transport(LongPoll::new().wait(Duration::from_millis(60)));
     let page = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
         let long_poll = long_poll.clone();
         async move {

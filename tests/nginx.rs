@@ -284,7 +284,7 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
 async fn impatient(keep_alive: KeepAlive) -> (Nginx, Server, Channel) {
     let channel = Channel::new();
     let transports = Negotiate::new().or(Sse::new().keep_alive(keep_alive));
-    let server = Server::new(tower_push::service(channel.clone()).over(transports)).await;
+    let server = Server::new(tower_push::service(channel.clone()).transport(transports)).await;
     let impatient = change(
         DOCUMENTED,
         "proxy_read_timeout 60s;",

@@ -957,7 +957,7 @@ async fn a_client_that_hops_reads_everything_once() {
         .max_events(1 << 20)
         .max_bytes(64 << 20)
         .build();
-    let service = tower_push::service(resumable.wrap(feed)).over(Negotiate::new());
+    let service = tower_push::service(resumable.wrap(feed)).transport(Negotiate::new());
     let server = Server::new(service).await;
 
     let mut dice = Dice(99);

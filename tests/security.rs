@@ -82,7 +82,7 @@ async fn serving(
     source: impl PushSource + Clone + Send + Sync + 'static,
     transport: impl Transport,
 ) -> Server {
-    Server::new(service(source).over(transport)).await
+    Server::new(service(source).transport(transport)).await
 }
 
 /// A request to the server that its client calls `localhost`.
@@ -225,12 +225,12 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
 #[tokio::test]
 async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() {
     let policy = OriginPolicy::same_origin();
-    let guard = Guard::new().origin(policy.allow("https://app.example").unwrap());
+    let guard = Guard::new().origin(policy.allow_origin("https://app.example").unwrap());
     let cors = CorsLayer::new()
         .allow_origin([HeaderValue::from_static("https://app.example")])
         .allow_credentials(true)
         .allow_headers([tower_push::source::LAST_EVENT_ID]);
-    let pushes = service(Channel::new()).over(guard.over(all()));
+    let pushes = service(Channel::new()).transport(guard.over(all()));
     let server = Server::new(ServiceBuilder::new().layer(cors).service(pushes)).await;
     let mut client = Client::connect(&server, Version::Http2).await;
     let preflight = ("access-control-request-method", "GET");
@@ -280,7 +280,7 @@ mod in_a_browser {
 
     /// A stream on `/stream`, and a page everywhere else.
     async fn site(transport: impl Transport) -> Server {
-        let pushes = service(Channel::new()).over(transport);
+        let pushes = service(Channel::new()).transport(transport);
         Server::new(tower::service_fn(move |request: Request<Incoming>| {
             let pushes = pushes.clone();
             async move {
@@ -1031,7 +1031,7 @@ async fn exposed(source: impl PushSource + Clone + Send + Sync + 'static, stream
         .max_concurrent_streams(streams)
         .max_header_list_size(16 * 1024)
         .enable_connect_protocol();
-    let pushes = service(source).over(all());
+    let pushes = service(source).transport(all());
     Server::accepting(move |socket| {
         let (server, pushes) = (server.clone(), pushes.clone());
         async move {

@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_push::{
-    BoxError, Channel, Error, Event, KeepAlive, PushSource, io::WriteProgress, source::source_fn,
+    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteProgress, source::source_fn,
     transport::Sse,
 };
 
@@ -204,7 +204,8 @@ async fn an_idle_client_stays() {
         (KeepAlive::disabled(), 0..1),
     ] {
         let channel = Channel::new();
-        let service = tower_push::service(channel.clone()).over(Sse::new().keep_alive(keep_alive));
+        let service =
+            tower_push::service(channel.clone()).transport(Sse::new().keep_alive(keep_alive));
         let (server, mut client) = connection();
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());

@@ -165,7 +165,7 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
             ("websocket", "left"),
         ] {
             let guard = Guard::new().observe(Tracing::new());
-            let service = service(talkative()).over(guard.over(Negotiate::new()));
+            let service = service(talkative()).transport(guard.over(Negotiate::new()));
             let server = Server::new(TraceLayer::new_for_http().layer(service)).await;
             match transport {
                 "websocket" => {
@@ -391,7 +391,7 @@ async fn nothing_that_is_secret_is_written() {
     let guard = Guard::new().observe(Tracing::new());
     let impatient = LongPoll::new().wait(Duration::from_millis(10));
     let transports = guard.over(Negotiate::new().or(impatient));
-    let server = Server::new(service(source).over(transports)).await;
+    let server = Server::new(service(source).transport(transports)).await;
     let mut cursor = SECRET.to_owned();
     for version in VERSIONS {
         for transport in ["sse", "long-poll", "sse"] {

@@ -37,12 +37,12 @@ async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
         let items = items.clone();
         async move { Ok(stream::iter(items)) }
     });
-    Server::new(tower_push::service(source).over(transport)).await
+    Server::new(tower_push::service(source).transport(transport)).await
 }
 
 async fn following(transport: WebSocket, channel: &Channel) -> Server {
     let source = channel.with_start(Start::Oldest);
-    Server::new(tower_push::service(source).over(transport)).await
+    Server::new(tower_push::service(source).transport(transport)).await
 }
 
 /// Says back what it is told.
@@ -50,7 +50,7 @@ async fn echo(transport: WebSocket) -> Server {
     let echo = source_fn(|subscription: Subscription| async move {
         Ok(subscription.client_messages().expect("there are messages"))
     });
-    Server::new(tower_push::service(echo).over(transport)).await
+    Server::new(tower_push::service(echo).transport(transport)).await
 }
 
 fn events() -> Vec<Item> {
@@ -207,7 +207,7 @@ async fn one_url_serves_it_beside_the_other_transports() {
     }
     let only_others = Negotiate::only(tower_push::transport::Sse::new());
     let source = source_fn(|_| async { Ok(stream::iter(["one"])) });
-    let server = Server::new(tower_push::service(source).over(only_others)).await;
+    let server = Server::new(tower_push::service(source).transport(only_others)).await;
     let mut client = Client::connect(&server, Version::Http1).await;
     let refused = client
         .websocket("/", &[])
@@ -262,7 +262,7 @@ async fn the_code_says_whether_to_come_back() {
             Err::<&str, BoxError>("secret".into()),
         ]))
     });
-    let failing = Server::new(tower_push::service(failing).over(WebSocket::new())).await;
+    let failing = Server::new(tower_push::service(failing).transport(WebSocket::new())).await;
     let ended = of(vec![Item::Event(Event::text("before"))]).await;
     let gap = Item::Gap(Gap::new(GapReason::Expired));
     let with_gap = of(vec![Item::Event(Event::text("before")), gap]).await;
@@ -299,7 +299,7 @@ async fn a_rejection_is_an_http_status() {
     let source = source_fn(|_| async {
         Err::<stream::Empty<&str>, _>(Rejection::new(http::StatusCode::UNAUTHORIZED))
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     for version in VERSIONS {
         let mut client = Client::connect(&server, version).await;
         let refused = client.websocket("/", &[]).await.err().expect("refused");
@@ -344,7 +344,10 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
         http::StatusCode::INTERNAL_SERVER_ERROR
     });
     let app: Router = Router::new()
-        .route_service("/", tower_push::service(channel.clone()).over(transport))
+        .route_service(
+            "/",
+            tower_push::service(channel.clone()).transport(transport),
+        )
         .layer(lost);
     let server = Server::new(app).await;
     for version in VERSIONS {
@@ -366,7 +369,7 @@ async fn a_source_that_panics_takes_its_connection_along() {
         let stream = counted.around(panics);
         async move { Ok(stream) }
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(socket.frame().await, None);
@@ -430,7 +433,7 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
             Ok(stream::pending::<&str>())
         }
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     let mut socket = connect(&server, Version::Http1, "/", &[]).await;
     let mut messages = messages.await.unwrap();
     // More than all buffers on the way hold.
@@ -527,7 +530,7 @@ async fn a_source_may_stop_listening() {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     let mut socket = connect(&server, Version::Http1, "/", &[]).await;
     for n in 0..100 {
         socket.send(TEXT, format!("{n}").as_bytes()).await;
@@ -543,7 +546,7 @@ async fn what_is_not_taken_any_more_is_a_flood_too() {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         socket.send(TEXT, b"once").await;
@@ -565,7 +568,7 @@ async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
     });
     let ping = KeepAlive::new().interval(Duration::from_millis(20));
     let transport = WebSocket::new().ping(ping);
-    let server = Server::new(tower_push::service(source).over(transport)).await;
+    let server = Server::new(tower_push::service(source).transport(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         for _ in 0..20 {
@@ -767,7 +770,7 @@ async fn a_client_that_is_slow_but_takes_some_stays() {
         async move { Ok(stream) }
     });
     let transport = WebSocket::new().write_deadline(Duration::from_secs(1));
-    let server = Server::new(tower_push::service(source).over(transport)).await;
+    let server = Server::new(tower_push::service(source).transport(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         let mut piece = vec![0; 1 << 20];
@@ -790,7 +793,7 @@ async fn a_client_that_does_not_close_is_cut_off() {
         let stream = counted.around(stream::iter(["last"]));
         async move { Ok(stream) }
     });
-    let server = Server::new(tower_push::service(source).over(transport)).await;
+    let server = Server::new(tower_push::service(source).transport(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(text(&mut socket).await, "last");

@@ -43,9 +43,9 @@ impl App {
             Ok(futures_util::stream::iter(events))
         });
         let router = Router::new()
-            .route_service("/echo", service(echo).over(transport))
+            .route_service("/echo", service(echo).transport(transport))
             .route_service("/feed", service(channel.with_start(Start::Oldest)))
-            .route_service("/gone", service(gone).over(WebSocket::new()));
+            .route_service("/gone", service(gone).transport(WebSocket::new()));
         let server = Server::new(router).await;
         Self { server, channel }
     }

@@ -33,9 +33,8 @@ use tokio::{
 use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
 use tower_push::{
-    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable,
+    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteProgress,
     guard::{Admission, Cause, Observer, Plan, Refusal, StreamInfo},
-    io::WriteProgress,
     layer::TransportLayer,
     source::{Rejection, Subscription, source_fn},
     transport::{

@@ -44,7 +44,7 @@
 //!     .or(Ndjson::new())
 //!     .wait(Duration::from_secs(20))
 //!     .batch_window(Duration::from_millis(10));
-//! let service = service(channel.clone()).over(long_poll);
+//! let service = service(channel.clone()).transport(long_poll);
 //! # let _ = service;
 //! ```
 //!

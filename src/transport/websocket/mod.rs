@@ -12,7 +12,7 @@
 //! # fn main() -> Result<(), tower_push::Error> {
 //! let layer = WebSocketLayer::with(
 //!     WebSocket::new()
-//!         .origin(OriginPolicy::same_origin().allow("https://app.example.com")?)
+//!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
 //!         .ping(KeepAlive::new().interval(Duration::from_secs(20)))
 //!         .max_message(16 * 1024),
 //! );
@@ -98,7 +98,7 @@ use crate::{
     error::BoxError,
     event::Item,
     keep_alive::KeepAlive,
-    origin::OriginPolicy,
+    origin_policy::OriginPolicy,
     source::{Delivery, Push, PushSource, Rejection, Subscription, Watched},
 };
 
