@@ -77,13 +77,13 @@ impl Error {
         self.kind == Kind::Lagged
     }
 
-    /// Whether a text is no [origin](crate::OriginPolicy::allow).
+    /// Whether a text is no [origin](crate::OriginPolicy::allow_origin).
     pub fn is_invalid_origin(&self) -> bool {
         self.kind == Kind::InvalidOrigin
     }
 
     /// Whether a connection's peer took nothing of what was written for too long: what
-    /// [`WriteProgress`](crate::io::WriteProgress) fails with.
+    /// [`WriteProgress`](crate::WriteProgress) fails with.
     pub fn is_stalled(&self) -> bool {
         self.kind == Kind::Stalled
     }

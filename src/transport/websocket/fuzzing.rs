@@ -11,7 +11,7 @@ use super::{
     frame::CloseCode,
     handshake::{self, Terms},
 };
-use crate::{origin::OriginPolicy, query, transport::PushBody};
+use crate::{origin_policy::OriginPolicy, query, transport::PushBody};
 
 #[derive(Debug)]
 pub struct Decoder(decoder::Decoder);

@@ -16,7 +16,7 @@ use sha1_smol::Sha1;
 #[cfg(feature = "deflate")]
 use super::deflate;
 use crate::{
-    origin::OriginPolicy,
+    origin_policy::OriginPolicy,
     source::Rejection,
     transport::{PushBody, base64},
 };
