@@ -1171,7 +1171,7 @@ async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served(
 
 // The document.
 
-/// A claim names its test as `tests/guard.rs::a_test` or `src/origin.rs::a_test`.
+/// A claim names its test as `tests/guard.rs::a_test` or `src/origin_policy/tests.rs::a_test`.
 #[test]
 fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
     let root = testkit::installed::in_repository(".");
