@@ -112,17 +112,14 @@
 mod error;
 pub mod event;
 pub mod guard;
-mod keep_alive;
 pub mod layer;
 mod origin_policy;
-mod query;
 mod random;
 mod scan;
 pub mod source;
 mod sync;
 mod time;
 pub mod transport;
-mod waiting;
 mod write_progress;
 
 #[cfg(feature = "json")]
@@ -134,11 +131,10 @@ pub use self::{
     error::{BoxError, Error},
     event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     guard::{Drain, Guard},
-    keep_alive::KeepAlive,
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
     origin_policy::OriginPolicy,
     source::{Channel, Push, PushSource, Resumable},
-    transport::PushBody,
+    transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };
 
