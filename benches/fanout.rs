@@ -35,7 +35,7 @@ use tokio::{
     sync::{Notify, broadcast},
 };
 use tokio_stream::wrappers::BroadcastStream;
-use tower_push::{Channel, Event, source::Start};
+use tower_push::{Channel, Event, source::StartPosition};
 
 use self::process::Process;
 
@@ -131,7 +131,7 @@ fn channel(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> P
     for _ in 0..subscribers {
         let received = received.clone();
         // Its first item is its cursor.
-        let mut items = channel.follow(Start::Now).skip(1);
+        let mut items = channel.follow(StartPosition::Now).skip(1);
         runtime.spawn(async move {
             let mut mine = 0;
             while let Some(Ok(_)) = items.next().await {

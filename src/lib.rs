@@ -74,7 +74,7 @@
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`] around hyper's own kind of connection | `hyper`, bare |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
-//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::span` | `tracing`, bare |
+//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::make_span` | `tracing`, bare |
 //! | `full` | all of them | |
 //!
 //! WebSockets, long-polling and whatever waits for a time (heartbeats, a [`Guard`]'s ends, [`Resumable`],

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use support::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
-use tower_push::{Channel, source::Start};
+use tower_push::{Channel, source::StartPosition};
 
 const HOPS: u64 = 3000;
 
@@ -78,7 +78,7 @@ impl Answer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order() {
     let channel = Channel::builder().events(100_000).bytes(64 << 20).build();
-    let server = Server::new(tower_push::service(channel.starting(Start::Oldest))).await;
+    let server = Server::new(tower_push::service(channel.starting(StartPosition::Oldest))).await;
     let (read, done) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),

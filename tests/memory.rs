@@ -11,7 +11,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use support::get;
 use tower_push::{
     Channel, Push, PushBody,
-    source::Start,
+    source::StartPosition,
     transport::{Sse, Transport},
 };
 
@@ -76,7 +76,7 @@ async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
     assert_eq!(channel.subscribers(), STALLED + 1);
     drop((stalled, reading));
     assert_eq!(channel.subscribers(), 0);
-    assert!(channel.follow(Start::Oldest).next().await.is_some());
+    assert!(channel.follow(StartPosition::Oldest).next().await.is_some());
 }
 
 /// Clients that read a frame now and then, each at another place of the log, and stop in the middle of it.

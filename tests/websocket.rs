@@ -15,7 +15,7 @@ use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
     OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
-    source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
+    source::{Rejection, StartPosition, Subscription, channel::OnLag, source_fn},
     transport::{Negotiate, WebSocket, websocket::Form},
 };
 
@@ -41,7 +41,7 @@ async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
 }
 
 async fn following(transport: WebSocket, channel: &Channel) -> Server {
-    let source = channel.starting(Start::Oldest);
+    let source = channel.starting(StartPosition::Oldest);
     Server::new(tower_push::service(source).transport(transport)).await
 }
 

@@ -70,8 +70,8 @@ pub struct TransportLayer<T> {
     transport: Arc<T>,
 }
 
-/// Every transport, of which the client takes its pick: see [`Negotiate`]. Under a [guard](crate::Guard::over) it is
-/// `TransportLayer::with(guard.over(Negotiate::new()))`.
+/// Every transport, of which the client takes its pick: see [`Negotiate`]. Under a [guard](crate::Guard::wrap) it is
+/// `TransportLayer::with(guard.wrap(Negotiate::new()))`.
 pub type PushLayer = TransportLayer<Negotiate>;
 
 /// [Server-Sent Events](Sse), whatever the client accepts.

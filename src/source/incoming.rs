@@ -39,7 +39,7 @@ use crate::{
 ///                 }
 ///             });
 ///         }
-///         Ok(room.follow(tower_push::source::Start::Now))
+///         Ok(room.follow(tower_push::source::StartPosition::Now))
 ///     }))
 /// }
 /// ```

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use http::request::Parts;
 
 use super::StreamCursor;
-use crate::{event::EventId, query, source::Start};
+use crate::{event::EventId, query, source::StartPosition};
 
 const OFFSET: &str = "offset";
 const LIVE: &str = "live";
@@ -81,11 +81,11 @@ impl Request {
 }
 
 impl Offset {
-    pub(super) fn start(&self) -> Start {
+    pub(super) fn start(&self) -> StartPosition {
         match self {
-            Self::Oldest => Start::Oldest,
-            Self::Now => Start::Now,
-            Self::After(id) => Start::After(id.clone()),
+            Self::Oldest => StartPosition::Oldest,
+            Self::Now => StartPosition::Now,
+            Self::After(id) => StartPosition::After(id.clone()),
         }
     }
 
