@@ -162,8 +162,8 @@ async fn publish(channel: Channel) -> Result<(), Error> {
 async fn count(channel: Channel) {
     loop {
         channel.subscribed().await;
-        println!("{} subscribed", channel.subscribers());
-        channel.idle().await;
+        println!("{} subscribed", channel.subscriber_count());
+        channel.unsubscribed().await;
         println!("nobody is left");
     }
 }

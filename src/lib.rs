@@ -68,7 +68,7 @@
 //! | feature | what it adds | crates |
 //! |---|---|---|
 //! | (none) | everything but the below | 9 beside this one |
-//! | `websocket` | the WebSocket transport, `Incoming`; on by default | `hyper`, bare, and `sha1_smol` |
+//! | `websocket` | the WebSocket transport, `ClientMessages`; on by default | `hyper`, bare, and `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
@@ -78,7 +78,7 @@
 //! | `full` | all of them | |
 //!
 //! WebSockets, long-polling and whatever waits for a time (heartbeats, a [`Guard`]'s ends, [`Resumable`],
-//! [`WriteProgress`]) need tokio; for the rest, with [`KeepAlive::off`], any runtime will do.
+//! [`WriteProgress`]) need tokio; for the rest, with [`KeepAlive::disabled`], any runtime will do.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -33,7 +33,7 @@ use tower_push::{
         Admission, CloseReason, DrainOutcome, DrainPlan, GuardBuilder, Guarded, RefusalReason,
     },
     service,
-    source::{Rejection, Subscription, channel::OnLag, source_fn},
+    source::{Rejection, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 use warp::{Filter, Reply};
@@ -665,7 +665,9 @@ async fn who_had_its_end_before_its_turn_is_told_and_who_was_cut_off_is_not() {
 #[tokio::test]
 async fn who_was_too_slow_for_its_source_was_not_told() {
     let drain = Drain::new();
-    let channel = Channel::builder().events(2).on_lag(OnLag::Disconnect);
+    let channel = Channel::builder()
+        .max_events(2)
+        .lag_policy(LagPolicy::Disconnect);
     let channel = channel.build();
     let sse = Guard::builder().drain(&drain).build().wrap(Sse::new());
     let mut head = get("/", &[]);

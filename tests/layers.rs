@@ -33,7 +33,7 @@ fn idle() -> SourceService<Channel> {
 }
 
 fn without_heartbeats() -> SourceService<Channel> {
-    let sse = Sse::new().keep_alive(KeepAlive::off());
+    let sse = Sse::new().keep_alive(KeepAlive::disabled());
     idle().transport(Negotiate::new().or(sse))
 }
 

@@ -93,7 +93,7 @@ async fn a_stream_that_is_reset_is_gone_and_its_siblings_stay() {
 #[tokio::test]
 async fn a_client_that_hides_its_leaving_is_found_by_a_heartbeat() {
     let count = Count::default();
-    let often = KeepAlive::every(Duration::from_millis(20));
+    let often = KeepAlive::new().interval(Duration::from_millis(20));
     let service = tower_push::service(counted(&count)).transport(Sse::new().keep_alive(often));
     let server = Server::new(service).await;
     let (mut socket, _) = raw_http1(&server, ASKING, HELLO).await;

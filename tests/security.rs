@@ -709,7 +709,7 @@ async fn keeping(resumable: &Resumable, is_owned: bool) -> Server {
         let user = user(&request.into_parts().0);
         let wrapped = resumable.wrap(said_to(&user));
         let wrapped = if is_owned {
-            wrapped.owned_by(user)
+            wrapped.owner(user)
         } else {
             wrapped
         };
@@ -974,7 +974,7 @@ async fn one_request_makes_the_server_send_a_bounded_multiple_of_the_log() {
     /// An end of a line becomes `data: ` and itself on SSE, a control character `\u0000` in JSON.
     const MOST: usize = 7;
     let channel = Channel::builder()
-        .bytes(LOG)
+        .max_bytes(LOG)
         .start(StartPosition::Oldest)
         .build();
     for _ in 0..1000 {
@@ -1011,7 +1011,7 @@ fn who_has_a_network_of_addresses_has_one_key() {
 
 #[tokio::test]
 async fn who_comes_and_goes_pushes_parked_streams_out_and_their_clients_are_told() {
-    let resumable = Resumable::builder().streams(10).build();
+    let resumable = Resumable::builder().max_parked_streams(10).build();
     let server = keeping(&resumable, false).await;
     let ann = [("cookie", "ann")];
     let id = first_id(&server, &ann).await;

@@ -19,7 +19,7 @@ use tower_push::{
     Channel, Drain, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
     guard::{Admission, CloseReason, Observer, StreamInfo, Tracing},
     service,
-    source::{Rejection, StartPosition, Subscription, channel::OnLag, source_fn},
+    source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport},
 };
 use tracing::{
@@ -233,9 +233,11 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
         ]
     );
 
-    let builder = Channel::builder().events(1).on_lag(OnLag::Disconnect);
+    let builder = Channel::builder()
+        .max_events(1)
+        .lag_policy(LagPolicy::Disconnect);
     let channel = builder.start(StartPosition::Now).build();
-    let slow = channel.follow(StartPosition::Now);
+    let slow = channel.subscribe_from(StartPosition::Now);
     for n in 0..3 {
         channel.publish(Event::text(n.to_string())).unwrap();
     }

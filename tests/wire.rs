@@ -27,7 +27,7 @@ use tower_push::{
 };
 
 fn all() -> Negotiate {
-    let quiet = KeepAlive::off();
+    let quiet = KeepAlive::disabled();
     Negotiate::only(Sse::new().keep_alive(quiet))
         .or(Chunked::default().keep_alive(quiet))
         .or(Chunked::new(tower_push::transport::chunked::JsonSeq::new()).keep_alive(quiet))
@@ -412,7 +412,7 @@ mod from_outside {
                 push,
                 headers,
                 Box::new(Self),
-                KeepAlive::off(),
+                KeepAlive::disabled(),
             )
         }
     }

@@ -13,7 +13,7 @@
 //! let layer = WebSocketLayer::with(
 //!     WebSocket::new()
 //!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
-//!         .ping(KeepAlive::every(Duration::from_secs(20)))
+//!         .ping(KeepAlive::new().interval(Duration::from_secs(20)))
 //!         .max_message(16 * 1024),
 //! );
 //! # Ok(())
@@ -43,7 +43,7 @@
 //! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
 //! | 3000 | the source has ended for now | yes |
 //! | 3005 | what the client was let in by [has expired](crate::Item::Expired) | with something new |
-//! | 3008 | the client was too slow ([`OnLag::Disconnect`](crate::source::channel::OnLag)) | yes |
+//! | 3008 | the client was too slow ([`LagPolicy::Disconnect`](crate::source::channel::LagPolicy)) | yes |
 //! | 3010 | events were missed, and the form has no place to say so | yes |
 //! | 3012 | the client did not answer a ping | yes |
 //! | none | the client stopped reading, or did not close when asked to | yes |
@@ -53,7 +53,7 @@
 //! source has finished for ever is let in and told 1000.
 //!
 //! # What a client may send
-//! Messages, for a source that takes them: see [`Incoming`](crate::source::Incoming). Where none does, or none does any more,
+//! Messages, for a source that takes them: see [`ClientMessages`](crate::source::ClientMessages). Where none does, or none does any more,
 //! they are dropped: checked before, but not inflated.
 
 mod connection;
@@ -134,7 +134,7 @@ impl WebSocket {
                     ("json.tower-push", Form::Json),
                     ("ws+meta.nchan", Form::Nchan),
                 ],
-                ping: KeepAlive::every(Duration::from_secs(25)),
+                ping: KeepAlive::new().interval(Duration::from_secs(25)),
                 pong_deadline: Duration::from_secs(20),
                 message_deadline: Duration::from_secs(60),
                 write_deadline: Duration::from_secs(30),

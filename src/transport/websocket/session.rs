@@ -475,7 +475,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            Self::of(WebSocket::new().ping(KeepAlive::every(25 * SECOND).jitter(0.0)))
+            Self::of(WebSocket::new().ping(KeepAlive::new().interval(25 * SECOND).jitter(0.0)))
         }
 
         fn of(transport: WebSocket) -> Self {
@@ -584,7 +584,7 @@ mod tests {
 
     #[test]
     fn without_pings_an_idle_connection_sets_no_timer() {
-        let it = Fixture::of(WebSocket::new().ping(KeepAlive::off()));
+        let it = Fixture::of(WebSocket::new().ping(KeepAlive::disabled()));
         assert_eq!(it.session.wakes_at(), None);
     }
 
