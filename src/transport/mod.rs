@@ -67,6 +67,7 @@ mod batch;
 mod body;
 pub mod chunked;
 mod json;
+mod keep_alive;
 pub mod long_poll;
 mod negotiate;
 pub mod sse;
@@ -88,6 +89,7 @@ pub use self::{
     batch::Batch,
     body::{NoBody, PushBody},
     chunked::Chunked,
+    keep_alive::KeepAlive,
     long_poll::LongPoll,
     negotiate::Negotiate,
     sse::Sse,

@@ -37,11 +37,10 @@ use std::{fmt, sync::Arc};
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
 pub use self::{json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw};
-use super::{Encoder, Preference, Responding, Transport, respond_streaming, stream::vary};
-use crate::{
-    keep_alive::KeepAlive,
-    source::{Push, Subscription},
+use super::{
+    Encoder, KeepAlive, Preference, Responding, Transport, respond_streaming, stream::vary,
 };
+use crate::source::{Push, Subscription};
 
 /// How events are framed inside a body.
 pub trait Format: fmt::Debug + Send + Sync + 'static {

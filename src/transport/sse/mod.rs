@@ -38,11 +38,10 @@ use http::{
     request::Parts,
 };
 
-use super::{Batch, Encoder, End, PushBody, Responding, Transport, respond_streaming};
+use super::{Batch, Encoder, End, KeepAlive, PushBody, Responding, Transport, respond_streaming};
 use crate::{
     error::{Error, Kind},
     event::{Event, EventId, EventType, Gap},
-    keep_alive::KeepAlive,
     source::{Push, Subscription},
 };
 

@@ -11,7 +11,7 @@ use super::{
     frame::CloseCode,
     handshake::{self, Terms},
 };
-use crate::{origin_policy::OriginPolicy, query, transport::PushBody};
+use crate::{origin_policy::OriginPolicy, source::query, transport::PushBody};
 
 #[derive(Debug)]
 pub struct Decoder(decoder::Decoder);
@@ -120,5 +120,5 @@ pub fn handshake(
 }
 
 pub fn query_values<'a>(query: &'a str, name: &str) -> Vec<Cow<'a, str>> {
-    query::values(query, name).collect()
+    query::parameter_values(query, name).collect()
 }

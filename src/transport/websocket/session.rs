@@ -92,7 +92,7 @@ impl Session {
             decoder: Decoder::new(rules),
             outgoing: Outgoing::default(),
             phase: Phase::Open,
-            ping_after: config.ping.draw(),
+            ping_after: config.ping.draw_interval(),
             heard: now,
             pinged: None,
             begun: None,
@@ -461,8 +461,10 @@ mod tests {
     use super::*;
     use crate::{
         event::Event,
-        keep_alive::KeepAlive,
-        transport::websocket::{Form, WebSocket},
+        transport::{
+            KeepAlive,
+            websocket::{Form, WebSocket},
+        },
     };
 
     const SECOND: Duration = Duration::from_secs(1);
