@@ -113,7 +113,7 @@ pub fn handshake(
     match handshake::accept(head, &terms) {
         Ok(accepted) => Ok(accepted.response),
         Err(rejection) => {
-            let (status, headers, _) = rejection.into_inner();
+            let (status, headers, _) = rejection.into_parts();
             Err((status, headers))
         }
     }
