@@ -76,7 +76,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 pin_project! {
     /// A connection that fails when its peer has taken nothing of what is written for too long.
@@ -182,7 +182,7 @@ impl Stall {
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(timer.as_mut().poll(cx));
-        let stalled = Error::from(Kind::Stalled);
+        let stalled = Error::stalled();
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, stalled)))
     }
 }

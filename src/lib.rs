@@ -82,30 +82,25 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod error;
-pub mod event;
+mod error {
+    pub(crate) use tower_push_proto::{BoxError, Error};
+}
 pub mod guard;
 pub mod io;
 mod keep_alive;
 pub mod layer;
 mod origin;
 mod query;
-mod random;
-mod scan;
 pub mod source;
 mod sync;
 mod time;
 pub mod transport;
 mod waiting;
 
-#[cfg(feature = "json")]
-pub use self::event::Json;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
 pub use self::{
-    error::{BoxError, Error},
-    event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     guard::{Drain, Guard},
     keep_alive::KeepAlive,
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
@@ -113,6 +108,14 @@ pub use self::{
     source::{Channel, Push, PushSource, Resumable},
     transport::PushBody,
 };
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use tower_push_proto::Json;
+pub use tower_push_proto::event;
+pub use tower_push_proto::{
+    BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item,
+};
+use tower_push_proto::{byte_search, random};
 
 /// The programs and commands in the documents are tests too.
 #[cfg(doctest)]

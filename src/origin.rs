@@ -6,7 +6,7 @@ use http::{
     request::Parts,
 };
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 /// From which web pages a request may come, by its `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
@@ -132,7 +132,7 @@ impl OriginPolicy {
     /// # Errors
     /// [`Error::is_invalid_origin`] for anything else.
     pub fn allow(mut self, origin: &str) -> Result<Self, Error> {
-        let origin = Origin::parse(origin).ok_or(Kind::InvalidOrigin)?;
+        let origin = Origin::parse(origin).ok_or_else(Error::invalid_origin)?;
         self.rules().listed.push(origin);
         Ok(self)
     }

@@ -101,7 +101,6 @@
 
 mod durable;
 mod gather;
-mod json_array;
 mod parking;
 mod validators;
 mod wait;
@@ -110,7 +109,6 @@ use std::{future::ready, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
 
-pub use self::json_array::JsonArray;
 use self::{
     durable::{Asked, Durable, is_durable, is_live_read},
     gather::{Bounds, Gathering, Patience},
@@ -126,6 +124,7 @@ use crate::{
     keep_alive::KeepAlive,
     source::{Push, Resumable, Subscription},
 };
+pub use tower_push_proto::format::JsonArray;
 
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 

@@ -32,7 +32,7 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    error::{BoxError, Error, Kind},
+    error::{BoxError, Error},
     event::{Event, EventId, Item},
     keep_alive::KeepAlive,
     source::{Push, PushSource, Rejection, Start, Subscription, Watched, source_fn},
@@ -370,7 +370,7 @@ const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
 
 /// The answer where there is no place to tell of a gap.
 fn gone<S>(items: &Watched<S>) -> Response<PushBody> {
-    let error = Error::from(Kind::GapUnsupported);
+    let error = Error::gap_unsupported();
     let response = failed(Some(&error));
     items.cut(&error.into());
     response
