@@ -245,7 +245,7 @@ fn serve(server: usize, threads: usize) -> Result<(), BoxError> {
 }
 
 fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let channel = Channel::builder().events(CAPACITY).build();
+    let channel = Channel::builder().max_events(CAPACITY).build();
     let service = TowerToHyperService::new(tower_push::service(channel.clone()));
     let address = listen(runtime, service)?;
     let publish = move |burst| {

@@ -367,7 +367,10 @@ mod second_subscriber {
     }
 
     fn ours(events: &Arc<[Event]>) -> PushBody {
-        respond(&Sse::new().keep_alive(KeepAlive::off()), one_by_one(events))
+        respond(
+            &Sse::new().keep_alive(KeepAlive::disabled()),
+            one_by_one(events),
+        )
     }
 
     fn axums_events() -> Arc<[axum::response::sse::Event]> {

@@ -127,11 +127,11 @@ const CONTESTANTS: [Spawn; 3] = [channel, recv, broadcast_stream];
 const CAPACITY: usize = 64;
 
 fn channel(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> Publish {
-    let channel = Channel::builder().events(CAPACITY).build();
+    let channel = Channel::builder().max_events(CAPACITY).build();
     for _ in 0..subscribers {
         let received = received.clone();
         // Its first item is its cursor.
-        let mut items = channel.follow(Start::Now).skip(1);
+        let mut items = channel.subscribe_from(Start::Now).skip(1);
         runtime.spawn(async move {
             let mut mine = 0;
             while let Some(Ok(_)) = items.next().await {

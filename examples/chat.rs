@@ -34,7 +34,7 @@ use tokio_stream::{
 use tower_push::{
     BoxError, Channel, Event, Item, Push, PushLayer, PushSource,
     event::Payload,
-    source::{Incoming, Rejection, Start, Subscription, source_fn},
+    source::{ClientMessages, Rejection, Start, Subscription, source_fn},
 };
 
 #[tokio::main]
@@ -98,7 +98,7 @@ impl Room {
     ) -> Result<impl Stream<Item = Result<Item, BoxError>>, Rejection> {
         let (refuse, refused) = mpsc::channel(1);
         // Whoever has no WebSocket can only listen.
-        if let Some(said) = subscription.incoming() {
+        if let Some(said) = subscription.client_messages() {
             tokio::spawn(self.clone().listen(said, refuse));
         }
         let here = WatchStream::new(self.here.subscribe());
@@ -112,7 +112,7 @@ impl Room {
     }
 
     /// To one client, until it is gone.
-    async fn listen(self: Arc<Self>, mut said: Incoming, refuse: mpsc::Sender<Value>) {
+    async fn listen(self: Arc<Self>, mut said: ClientMessages, refuse: mpsc::Sender<Value>) {
         self.here.send_modify(|here| *here += 1);
         while let Some(said) = said.next().await {
             if let Err(reason) = self.hear(&said) {

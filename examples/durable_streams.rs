@@ -233,8 +233,8 @@ impl Stream {
     fn new(content_type: HeaderValue, long_poll: &LongPoll) -> Self {
         // It forgets nothing. With bounds here, those who read too late get a 410.
         let channel = Channel::builder()
-            .events(usize::MAX)
-            .bytes(usize::MAX)
+            .max_events(usize::MAX)
+            .max_bytes(usize::MAX)
             .start(Start::Oldest)
             .build();
         Self {

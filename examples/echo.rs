@@ -19,10 +19,10 @@ async fn main() -> Result<(), BoxError> {
     // What the client sends is a stream, and any stream is a source.
     let echo = source_fn(|subscription: Subscription| async move {
         let needs_websocket = Rejection::new(StatusCode::UPGRADE_REQUIRED);
-        subscription.incoming().ok_or(needs_websocket)
+        subscription.client_messages().ok_or(needs_websocket)
     });
     let transport = WebSocket::new().max_message(16 << 20).deflate_from(Some(0));
-    let echo = tower_push::service(echo).over(transport);
+    let echo = tower_push::service(echo).transport(transport);
     let app = Router::new().route("/", any_service(echo));
 
     let address = std::env::args().nth(1);

@@ -197,11 +197,11 @@ impl Watched {
         let (channel, counters) = (&self.channel, self.channel.counts());
         let name = &[("channel", "ticks")][..];
         text.gauge("push_channel_subscribers", "Who follows a channel now.")
-            .sample(name, channel.subscribers());
+            .sample(name, channel.subscriber_count());
         text.gauge("push_channel_log_events", "Events in its log.")
             .sample(name, channel.len());
         text.gauge("push_channel_log_bytes", "Bytes of those.")
-            .sample(name, channel.bytes());
+            .sample(name, channel.byte_len());
         text.counter("push_channel_published_total", "Events published.")
             .sample(name, counters.published);
         let mut missed = text.counter(
@@ -218,7 +218,7 @@ impl Watched {
 
         let kept = self.resumable.counts();
         text.gauge("push_resumable_streams", "Streams that are kept now.")
-            .sample(&[("state", "live")], kept.live)
+            .sample(&[("state", "live")], kept.active)
             .sample(&[("state", "parked")], kept.parked);
         text.gauge("push_resumable_parked_bytes", "What the parked ones keep.")
             .sample(&[], kept.parked_bytes);

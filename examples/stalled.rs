@@ -28,7 +28,7 @@ use tokio::{
     time::interval,
 };
 use tower::{Layer, Service};
-use tower_push::{BoxError, Channel, Error, Event, Push, PushLayer, io::WriteProgress};
+use tower_push::{BoxError, Channel, Error, Event, Push, PushLayer, WriteProgress};
 use warp::Filter;
 
 #[tokio::main]
@@ -162,8 +162,8 @@ async fn publish(channel: Channel) -> Result<(), Error> {
 async fn count(channel: Channel) {
     loop {
         channel.subscribed().await;
-        println!("{} subscribed", channel.subscribers());
-        channel.idle().await;
+        println!("{} subscribed", channel.subscriber_count());
+        channel.unsubscribed().await;
         println!("nobody is left");
     }
 }

@@ -13,15 +13,16 @@ use crate::random;
 /// use (nginx and AWS load balancers: 60 s).
 ///
 /// It needs tokio's clock: outside a tokio runtime, or in one without `enable_time`, the body panics when it is first idle. A
-/// stream without heartbeats ([`KeepAlive::off`]) runs on any runtime.
+/// stream without heartbeats ([`KeepAlive::disabled`]) runs on any runtime.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_push::KeepAlive;
 ///
-/// let keep_alive = KeepAlive::every(Duration::from_secs(30)).jitter(0.2);
+/// let keep_alive = KeepAlive::new().interval(Duration::from_secs(30)).jitter(0.2);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
 pub struct KeepAlive {
     interval: Option<Duration>,
     jitter: f64,
@@ -34,24 +35,26 @@ const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl KeepAlive {
-    /// A heartbeat after this much silence, at least 10 ms, at most 30 days.
-    pub fn every(interval: Duration) -> Self {
-        Self {
-            interval: Some(interval),
-            ..Self::default()
-        }
+    /// Heartbeats every 15 s of silence, with a jitter of 0.1.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// No heartbeats.
-    pub fn off() -> Self {
+    pub fn disabled() -> Self {
         Self {
             interval: None,
             ..Self::default()
         }
     }
 
+    /// How long a stream is silent before it sends a heartbeat: at least 10 ms, at most 30 days, 15 s by default.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = Some(interval);
+        self
+    }
+
     /// By which part of itself the interval may be longer or shorter: 0 to 1, 0.1 by default.
-    #[must_use]
     pub fn jitter(mut self, part: f64) -> Self {
         self.jitter = if part.is_nan() {
             0.0
@@ -94,12 +97,30 @@ mod tests {
 
     #[test]
     fn odd_values_are_tamed() {
-        let exact = |interval| KeepAlive::every(interval).jitter(0.0).draw().unwrap();
+        let exact = |interval| {
+            KeepAlive::new()
+                .interval(interval)
+                .jitter(0.0)
+                .draw()
+                .unwrap()
+        };
         assert_eq!(exact(Duration::from_secs(15)), Duration::from_secs(15));
         assert_eq!(exact(Duration::ZERO), SHORTEST);
         assert_eq!(exact(Duration::MAX), LONGEST);
-        assert!(KeepAlive::every(Duration::MAX).jitter(f64::NAN).draw() >= Some(SHORTEST));
-        assert!(KeepAlive::every(Duration::from_secs(1)).jitter(9.0).draw() >= Some(SHORTEST));
-        assert_eq!(KeepAlive::off().draw(), None);
+        assert!(
+            KeepAlive::new()
+                .interval(Duration::MAX)
+                .jitter(f64::NAN)
+                .draw()
+                >= Some(SHORTEST)
+        );
+        assert!(
+            KeepAlive::new()
+                .interval(Duration::from_secs(1))
+                .jitter(9.0)
+                .draw()
+                >= Some(SHORTEST)
+        );
+        assert_eq!(KeepAlive::disabled().draw(), None);
     }
 }

@@ -44,7 +44,7 @@
 //! Around a transport goes a [`Guard`]: how many streams there may be and for how long, how they end when the server stops
 //! ([`Drain`]), and what became of them. See [`guard`].
 //!
-//! And beside the way: [`io`], for the server's connections, which puts out clients that have stopped reading.
+//! And beside the way: [`WriteProgress`], for the server's connections, which puts out clients that have stopped reading.
 //!
 //! # Resuming
 //! A client that comes back sends the id of the last event it has, in `Last-Event-ID` as `EventSource` does by itself, or as
@@ -68,17 +68,17 @@
 //! | feature | what it adds | crates |
 //! |---|---|---|
 //! | (none) | everything but the below | 9 beside this one |
-//! | `websocket` | the WebSocket transport, `Incoming`; on by default | `hyper`, bare, and `sha1_smol` |
+//! | `websocket` | the WebSocket transport, `ClientMessages`; on by default | `hyper`, bare, and `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
-//! | `hyper` | [`WriteProgress`](io::WriteProgress) around hyper's own kind of connection | `hyper`, bare |
+//! | `hyper` | [`WriteProgress`] around hyper's own kind of connection | `hyper`, bare |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::span` | `tracing`, bare |
 //! | `full` | all of them | |
 //!
 //! WebSockets, long-polling and whatever waits for a time (heartbeats, a [`Guard`]'s ends, [`Resumable`],
-//! [`WriteProgress`](io::WriteProgress)) need tokio; for the rest, with [`KeepAlive::off`], any runtime will do.
+//! [`WriteProgress`]) need tokio; for the rest, with [`KeepAlive::disabled`], any runtime will do.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -86,16 +86,16 @@ mod error {
     pub(crate) use tower_push_proto::{BoxError, Error};
 }
 pub mod guard;
-pub mod io;
 mod keep_alive;
 pub mod layer;
-mod origin;
+mod origin_policy;
 mod query;
 pub mod source;
 mod sync;
 mod time;
 pub mod transport;
 mod waiting;
+mod write_progress;
 
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
@@ -104,9 +104,10 @@ pub use self::{
     guard::{Drain, Guard},
     keep_alive::KeepAlive,
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
-    origin::OriginPolicy,
+    origin_policy::OriginPolicy,
     source::{Channel, Push, PushSource, Resumable},
     transport::PushBody,
+    write_progress::WriteProgress,
 };
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]

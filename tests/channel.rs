@@ -20,7 +20,7 @@ use tower_push::{
     BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
     source::{
         Start, Subscription,
-        channel::{OnLag, Subscriber},
+        channel::{LagPolicy, Subscriber},
     },
     transport::{Negotiate, Sse, Transport},
 };
@@ -51,7 +51,7 @@ fn ids_sort_as_texts_and_are_the_channels_own() {
     let own = Event::text("x").with_id("mine").unwrap();
     let id = channel.publish(own).unwrap();
     assert!(id > ids[999]);
-    let mut subscriber = channel.follow(Start::Last(1));
+    let mut subscriber = channel.subscribe_from(Start::Last(1));
     let Poll::Ready(Some(Ok(Item::Event(event)))) = poll(&mut subscriber) else {
         panic!("an event")
     };
@@ -73,7 +73,7 @@ fn a_subscriber_begins_where_it_asks() {
     for (start, expected) in cases {
         let channel = Channel::new();
         let ids = publish(&channel, 1..=3);
-        let mut subscriber = channel.follow(start(&ids));
+        let mut subscriber = channel.subscribe_from(start(&ids));
         assert_eq!(ready(&mut subscriber), expected);
         publish(&channel, [4]);
         assert_eq!(ready(&mut subscriber), ["4"]);
@@ -83,18 +83,21 @@ fn a_subscriber_begins_where_it_asks() {
 #[test]
 fn a_cursor_given_before_the_first_event_resumes_too() {
     let channel = Channel::new();
-    let mut early = channel.follow(Start::Now);
+    let mut early = channel.subscribe_from(Start::Now);
     let Poll::Ready(Some(Ok(Item::Cursor(cursor)))) = poll(&mut early) else {
         panic!("a cursor first")
     };
     drop(early);
     publish(&channel, [1, 2]);
-    assert_eq!(ready(&mut channel.follow(Start::After(cursor))), ["1", "2"]);
+    assert_eq!(
+        ready(&mut channel.subscribe_from(Start::After(cursor))),
+        ["1", "2"]
+    );
 }
 
 #[test]
 fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
-    let channel = Channel::builder().events(2).build();
+    let channel = Channel::builder().max_events(2).build();
     let ids = publish(&channel, 1..=5);
     let other = Channel::new();
     let foreign = publish(&other, 1..=9).pop().unwrap();
@@ -105,7 +108,7 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
         (&future, "epoch None"),
         (&EventId::from(3), "epoch None"),
     ] {
-        let mut subscriber = channel.follow(Start::After(cursor.clone()));
+        let mut subscriber = channel.subscribe_from(Start::After(cursor.clone()));
         let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut subscriber) else {
             panic!("a gap first")
         };
@@ -116,7 +119,7 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
     }
     assert_eq!(channel.counts().expired, 2);
     assert_eq!(
-        ready(&mut channel.follow(Start::After(ids[2].clone()))),
+        ready(&mut channel.subscribe_from(Start::After(ids[2].clone()))),
         ["4", "5"],
         "the last that fell off"
     );
@@ -124,22 +127,25 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
 
 #[test]
 fn a_gap_resumes_where_it_says() {
-    let channel = Channel::builder().events(2).build();
+    let channel = Channel::builder().max_events(2).build();
     let ids = publish(&channel, 1..=5);
-    let mut subscriber = channel.follow(Start::After(ids[0].clone()));
+    let mut subscriber = channel.subscribe_from(Start::After(ids[0].clone()));
     let Poll::Ready(Some(Ok(Item::Gap(Gap { resumed, .. })))) = poll(&mut subscriber) else {
         panic!("a gap first")
     };
-    let mut again = channel.follow(Start::After(resumed.unwrap()));
+    let mut again = channel.subscribe_from(Start::After(resumed.unwrap()));
     assert_eq!(ready(&mut again), ["4", "5"], "and not the same gap again");
 }
 
 mod lag {
     use super::*;
 
-    fn channel(on_lag: OnLag) -> (Channel, Subscriber) {
-        let channel = Channel::builder().events(3).on_lag(on_lag).build();
-        let mut subscriber = channel.follow(Start::Now);
+    fn channel(lag_policy: LagPolicy) -> (Channel, Subscriber) {
+        let channel = Channel::builder()
+            .max_events(3)
+            .lag_policy(lag_policy)
+            .build();
+        let mut subscriber = channel.subscribe_from(Start::Now);
         assert_eq!(ready(&mut subscriber), ["cursor"]);
         publish(&channel, 1..=8);
         (channel, subscriber)
@@ -147,7 +153,7 @@ mod lag {
 
     #[test]
     fn is_a_gap_by_default() {
-        let (channel, mut subscriber) = channel(OnLag::Gap);
+        let (channel, mut subscriber) = channel(LagPolicy::Gap);
         assert_eq!(ready(&mut subscriber), ["lagged Some(5)", "6", "7", "8"]);
         assert_eq!(channel.counts().lagged, 5);
         assert_eq!(channel.counts().published, 8);
@@ -155,7 +161,7 @@ mod lag {
 
     #[test]
     fn cuts_off_and_is_a_gap_when_the_client_is_back() {
-        let (channel, mut subscriber) = channel(OnLag::Disconnect);
+        let (channel, mut subscriber) = channel(LagPolicy::Disconnect);
         let Poll::Ready(Some(Err(error))) = poll(&mut subscriber) else {
             panic!("an error")
         };
@@ -176,7 +182,7 @@ mod lag {
             (n % 5).to_string()
         };
         // In the log: 6, 7, 8. Of the others 4 and 5 are the newest of their keys, and 1, 2, 3 are not.
-        let (channel, mut subscriber) = channel(OnLag::conflate(parity));
+        let (channel, mut subscriber) = channel(LagPolicy::conflate(parity));
         assert_eq!(ready(&mut subscriber), ["4", "5", "6", "7", "8"]);
         assert_eq!(channel.counts().conflated, 3);
         assert_eq!(channel.counts().lagged, 0);
@@ -186,8 +192,8 @@ mod lag {
     fn who_asks_a_conflating_channel_for_all_gets_a_snapshot_first() {
         let parity = |event: &Event| event.payload().as_text().unwrap().len().to_string();
         let keys = || {
-            let channel = Channel::builder().events(2);
-            channel.on_lag(OnLag::conflate(parity)).build()
+            let channel = Channel::builder().max_events(2);
+            channel.lag_policy(LagPolicy::conflate(parity)).build()
         };
         let channel = keys();
         let publish = |texts: &[&str]| {
@@ -198,31 +204,34 @@ mod lag {
         publish(&["a", "bb", "b", "cc", "c", "d"]);
         // In the log: c, d. Of the others, cc is the newest of its key.
         let all = ["cc", "c", "d"];
-        assert_eq!(ready(&mut channel.follow(Start::Oldest)), all);
+        assert_eq!(ready(&mut channel.subscribe_from(Start::Oldest)), all);
         assert_eq!(
-            ready(&mut channel.follow(Start::After(other)))[1..],
+            ready(&mut channel.subscribe_from(Start::After(other)))[1..],
             all,
             "behind the gap"
         );
-        assert_eq!(ready(&mut channel.follow(Start::Last(9))), ["c", "d"]);
+        assert_eq!(
+            ready(&mut channel.subscribe_from(Start::Last(9))),
+            ["c", "d"]
+        );
         // More keys than it may keep: the oldest is forgotten.
         publish(&["eee", "ffff"]);
         assert_eq!(
-            ready(&mut channel.follow(Start::Oldest)),
+            ready(&mut channel.subscribe_from(Start::Oldest)),
             ["cc", "d", "eee", "ffff"]
         );
         publish(&["ggggg"]);
         assert_eq!(
-            ready(&mut channel.follow(Start::Oldest)),
+            ready(&mut channel.subscribe_from(Start::Oldest)),
             ["d", "eee", "ffff", "ggggg"]
         );
     }
 
     #[test]
     fn tells_lag_from_a_late_return_only_until_it_has_caught_up() {
-        let channel = Channel::builder().events(1).build();
+        let channel = Channel::builder().max_events(1).build();
         let ids = publish(&channel, [1]);
-        let mut subscriber = channel.follow(Start::After(ids[0].clone()));
+        let mut subscriber = channel.subscribe_from(Start::After(ids[0].clone()));
         assert_eq!(ready(&mut subscriber), [""; 0]);
         publish(&channel, [2, 3]);
         assert_eq!(ready(&mut subscriber), ["lagged Some(1)", "3"]);
@@ -232,14 +241,14 @@ mod lag {
 #[test]
 fn closed_is_finished_for_all_once_they_have_the_rest() {
     let channel = Channel::new();
-    let mut present = channel.follow(Start::Now);
+    let mut present = channel.subscribe_from(Start::Now);
     let ids = publish(&channel, [1, 2]);
     channel.close();
     assert!(channel.publish("3").unwrap_err().is_closed());
     assert_eq!(ready(&mut present), ["cursor", "1", "2", "finished"]);
     assert!(matches!(poll(&mut present), Poll::Ready(None)));
     assert_eq!(
-        ready(&mut channel.follow(Start::Oldest)),
+        ready(&mut channel.subscribe_from(Start::Oldest)),
         ["1", "2", "finished"]
     );
 
@@ -280,44 +289,47 @@ async fn a_cursor_that_cannot_be_read_is_answered_like_one_of_another_epoch() {
 
 #[test]
 fn the_bounds_hold() {
-    let channel = Channel::builder().bytes(100).build();
+    let channel = Channel::builder().max_bytes(100).build();
     for n in 0..100 {
         channel.publish("x".repeat(n)).unwrap();
-        assert!(channel.bytes() <= 100 || channel.len() == 1);
+        assert!(channel.byte_len() <= 100 || channel.len() == 1);
     }
     assert!(!channel.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_age() {
-    let channel = Channel::builder().age(Duration::from_secs(60)).build();
+    let channel = Channel::builder().max_age(Duration::from_secs(60)).build();
     publish(&channel, [1]);
     tokio::time::advance(Duration::from_secs(30)).await;
     publish(&channel, [2]);
     tokio::time::advance(Duration::from_secs(31)).await;
-    assert_eq!(ready(&mut channel.follow(Start::Oldest)), ["2"]);
+    assert_eq!(ready(&mut channel.subscribe_from(Start::Oldest)), ["2"]);
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(channel.len(), 0);
-    assert_eq!(ready(&mut channel.follow(Start::Oldest)), ["cursor"]);
+    assert_eq!(
+        ready(&mut channel.subscribe_from(Start::Oldest)),
+        ["cursor"]
+    );
 }
 
 #[tokio::test]
 async fn a_producer_knows_when_to_stop_and_when_to_begin() {
     let channel = Channel::new();
-    channel.idle().await;
-    let first = channel.follow(Start::Now);
+    channel.unsubscribed().await;
+    let first = channel.subscribe_from(Start::Now);
     channel.subscribed().await;
-    let second = channel.follow(Start::Now);
-    assert_eq!(channel.subscribers(), 2);
+    let second = channel.subscribe_from(Start::Now);
+    assert_eq!(channel.subscriber_count(), 2);
     drop(first);
-    assert!(channel.idle().now_or_never().is_none());
+    assert!(channel.unsubscribed().now_or_never().is_none());
     let idle = tokio::spawn({
         let channel = channel.clone();
-        async move { channel.idle().await }
+        async move { channel.unsubscribed().await }
     });
     drop(second);
     idle.await.unwrap();
-    assert_eq!(channel.subscribers(), 0);
+    assert_eq!(channel.subscriber_count(), 0);
 }
 
 /// Subscribers that leave in the middle and come back, while a publisher keeps a few events ahead of them: a hundred thousand
@@ -326,7 +338,7 @@ async fn a_producer_knows_when_to_stop_and_when_to_begin() {
 fn replay_goes_over_into_live_without_a_hole_or_a_double() {
     const RETURNS: u64 = 100_000;
     const AHEAD: u64 = 4;
-    let channel = Channel::builder().events(64).build();
+    let channel = Channel::builder().max_events(64).build();
     let read = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicU64::new(0));
     let publisher = thread::spawn({
@@ -346,7 +358,7 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let mut subscriber = channel.follow(Start::Oldest);
+    let mut subscriber = channel.subscribe_from(Start::Oldest);
     let mut expected = 1;
     for returns in 0..RETURNS {
         let mut cursor = None;
@@ -365,7 +377,7 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
                 }
             }
         }
-        subscriber = channel.follow(Start::After(cursor.unwrap()));
+        subscriber = channel.subscribe_from(Start::After(cursor.unwrap()));
     }
     done.store(1, Ordering::Relaxed);
     publisher.join().unwrap();
@@ -377,10 +389,10 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_get_all_in_one_order() {
     const EVENTS: u64 = 2000;
-    let channel = Channel::builder().events(usize::MAX).build();
+    let channel = Channel::builder().max_events(usize::MAX).build();
     let subscribers: Vec<_> = (0..50)
         .map(|_| {
-            let mut subscriber = channel.follow(Start::Oldest);
+            let mut subscriber = channel.subscribe_from(Start::Oldest);
             tokio::spawn(async move {
                 let mut read = Vec::new();
                 while let Some(item) = subscriber.next().await {
@@ -411,7 +423,7 @@ async fn all_get_all_in_one_order() {
     for subscriber in subscribers {
         assert_eq!(subscriber.await.unwrap(), published);
     }
-    assert_eq!(channel.subscribers(), 0);
+    assert_eq!(channel.subscriber_count(), 0);
 }
 
 #[tokio::test]
@@ -443,8 +455,8 @@ async fn one_encoding_serves_all_subscribers_of_a_transport() {
 #[tokio::test]
 async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
     let channel = Channel::builder()
-        .events(2)
-        .on_lag(OnLag::Disconnect)
+        .max_events(2)
+        .lag_policy(LagPolicy::Disconnect)
         .build();
     let push = || Push::new(channel.clone());
     let response = Sse::new().respond(&mut get("/", &[]), push()).await;
@@ -471,8 +483,8 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
 #[tokio::test]
 async fn a_client_keeps_its_place_from_one_transport_to_another() {
     let channel = Channel::new();
-    let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::off()));
-    let service = tower_push::service(channel.starting(Start::Oldest)).over(quiet);
+    let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::disabled()));
+    let service = tower_push::service(channel.with_start(Start::Oldest)).transport(quiet);
     let server = Server::new(service).await;
     let ids = publish(&channel, 1..=4);
     for version in VERSIONS {
@@ -503,7 +515,7 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
         }
     }
     let gone = async {
-        while channel.subscribers() > 0 {
+        while channel.subscriber_count() > 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -534,9 +546,11 @@ fn no_code_of_others_runs_under_a_lock() {
 
     let (done, is_done) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let channel = Channel::builder().events(1).build();
+        let channel = Channel::builder().max_events(1).build();
         // More than there are lists to wait in, so that some share one.
-        let mut subscribers: Vec<_> = (0..256).map(|_| channel.follow(Start::Now)).collect();
+        let mut subscribers: Vec<_> = (0..256)
+            .map(|_| channel.subscribe_from(Start::Now))
+            .collect();
         while let Some(mut subscriber) = subscribers.pop() {
             assert_eq!(ready(&mut subscriber), ["cursor"]);
             for other in subscribers.drain(..subscribers.len().min(8)) {
@@ -584,9 +598,11 @@ fn a_waker_or_a_payload_that_panics_is_alone_with_it() {
         }
     }
 
-    let channel = Channel::builder().events(1).build();
+    let channel = Channel::builder().max_events(1).build();
     // Many in each list.
-    let mut subscribers: Vec<_> = (0..256).map(|_| channel.follow(Start::Now)).collect();
+    let mut subscribers: Vec<_> = (0..256)
+        .map(|_| channel.subscribe_from(Start::Now))
+        .collect();
     let woken = Arc::new(Woken::default());
     for (n, subscriber) in subscribers.iter_mut().enumerate() {
         assert_eq!(ready(subscriber), ["cursor"]);

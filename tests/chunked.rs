@@ -23,7 +23,9 @@ async fn respond(
     format: impl Format,
     source: impl PushSource + Send + 'static,
 ) -> Response<PushBody> {
-    let keep_alive = KeepAlive::every(Duration::from_secs(15)).jitter(0.0);
+    let keep_alive = KeepAlive::new()
+        .interval(Duration::from_secs(15))
+        .jitter(0.0);
     let chunked = Chunked::new(format).keep_alive(keep_alive);
     chunked.respond(&mut get("/", &[]), Push::new(source)).await
 }

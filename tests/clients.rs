@@ -40,7 +40,7 @@ struct App {
 
 impl App {
     async fn new(source: impl PushSource + Clone + Send + Sync + 'static) -> Self {
-        let heartbeats = KeepAlive::every(Duration::from_millis(10));
+        let heartbeats = KeepAlive::new().interval(Duration::from_millis(10));
         Self::routing(events(source, heartbeats)).await
     }
 
@@ -79,7 +79,7 @@ fn events(
         .or(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
         .or(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
         .or(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
-    Router::new().route_service("/events", service(source).over(transports))
+    Router::new().route_service("/events", service(source).transport(transports))
 }
 
 /// What careless encoders and parsers stumble over: type, id, payload.
@@ -243,7 +243,7 @@ impl LockStep {
                 sender.send_replace(n);
             }
         });
-        let router = events(source, KeepAlive::off()).route("/acknowledge/{id}", acknowledge);
+        let router = events(source, KeepAlive::disabled()).route("/acknowledge/{id}", acknowledge);
         let app = App::routing(router).await;
         Self { app, acknowledged }
     }
@@ -483,7 +483,7 @@ mod curl {
         let endless = source_fn(move |_| async move {
             Ok(counted.around(stream::iter([number(1)]).chain(stream::pending())))
         });
-        let app = App::routing(events(endless, KeepAlive::off())).await;
+        let app = App::routing(events(endless, KeepAlive::disabled())).await;
         for version in VERSIONS {
             let ran = run(curl(version, &["--max-time", "1"], &app.url())).await;
             assert_eq!(ran.stdout, ONE_EVENT);

@@ -114,7 +114,7 @@ async fn a_leaf_service_serves_one_source() {
         let body = text(response.into_body()).await;
         assert!(body.contains(expected), "{body}");
     }
-    let mut ndjson = service.over(Chunked::default());
+    let mut ndjson = service.transport(Chunked::default());
     let response = ndjson.call(request("GET", "/", &[])).await.unwrap();
     assert!(
         text(response.into_body())

@@ -31,7 +31,7 @@ use tower_push::{
     Channel, Drain, Event, Guard, Item, Push, PushBody, PushSource,
     guard::{Admission, Cause, Drained, Guarded, Plan, Refusal},
     service,
-    source::{Rejection, Subscription, channel::OnLag, source_fn},
+    source::{Rejection, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 use warp::{Filter, Reply};
@@ -288,7 +288,7 @@ async fn axum_stops_with_everyone_told() {
     let feed = Feed::new();
     let app = axum::Router::new().route_service(
         "/feed",
-        service(feed.channel.clone()).over(feed.transports.clone()),
+        service(feed.channel.clone()).transport(feed.transports.clone()),
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -300,7 +300,7 @@ async fn axum_stops_with_everyone_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_stops_with_everyone_told() {
     let feed = Feed::new();
-    let service = service(feed.channel.clone()).over(feed.transports.clone());
+    let service = service(feed.channel.clone()).transport(feed.transports.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stopped = feed.stopped();
@@ -381,7 +381,8 @@ fn reply(response: Response<PushBody>) -> warp::reply::Response {
 #[tokio::test]
 async fn who_comes_while_it_drains_is_sent_away() {
     let feed = Feed::new();
-    let server = Server::new(service(feed.channel.clone()).over(feed.transports.clone())).await;
+    let server =
+        Server::new(service(feed.channel.clone()).transport(feed.transports.clone())).await;
     feed.drain.start(plan());
     assert!(feed.drain.has_started());
     let mut client = Client::connect(&server, Version::Http1).await;
@@ -451,7 +452,8 @@ async fn what_is_not_read_is_cut_at_the_deadline() {
 #[tokio::test]
 async fn who_comes_back_goes_on_where_it_was() {
     let feed = Feed::new();
-    let server = Server::new(service(feed.channel.clone()).over(feed.transports.clone())).await;
+    let server =
+        Server::new(service(feed.channel.clone()).transport(feed.transports.clone())).await;
     let mut client = Client::connect(&server, Version::Http1).await;
     let mut reading = client.get("/", &[("accept", "text/event-stream")]).await;
     reading.expect(":\n").await;
@@ -524,7 +526,7 @@ async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
         let drain = Drain::new();
         let sockets = WebSocket::new().close_deadline(Duration::from_millis(50));
         let guard = Guard::new().drain(&drain);
-        let server = Server::new(service(Channel::new()).over(guard.over(sockets))).await;
+        let server = Server::new(service(Channel::new()).transport(guard.over(sockets))).await;
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
         drain.start(Plan::within(LONG).spread(Duration::ZERO));
         let close = opened.frame().await.unwrap().close().unwrap();
@@ -538,7 +540,7 @@ async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
 async fn a_client_that_left_was_not_drained() {
     let drain = Drain::new();
     let guard = Guard::new().drain(&drain);
-    let server = Server::new(service(Channel::new()).over(guard.over(Sse::new()))).await;
+    let server = Server::new(service(Channel::new()).transport(guard.over(Sse::new()))).await;
     let (socket, _) = raw_http1(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", ":\n").await;
     // So long that its turn is not now.
     drain.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
@@ -650,7 +652,9 @@ async fn who_had_its_end_before_its_turn_is_told_and_who_was_cut_off_is_not() {
 #[tokio::test]
 async fn who_was_too_slow_for_its_source_was_not_told() {
     let drain = Drain::new();
-    let channel = Channel::builder().events(2).on_lag(OnLag::Disconnect);
+    let channel = Channel::builder()
+        .max_events(2)
+        .lag_policy(LagPolicy::Disconnect);
     let channel = channel.build();
     let sse = Guard::new().drain(&drain).over(Sse::new());
     let mut head = get("/", &[]);

@@ -11,7 +11,7 @@ use support::{
 };
 use tower_push::{
     Event, Item, Push, Resumable,
-    source::{Rejection, Subscription, resumable::OnEnd, source_fn},
+    source::{Rejection, Subscription, resumable::EndPolicy, source_fn},
     transport::{
         Chunked, LongPoll, Sse, Transport,
         chunked::{JsonSeq, Multipart, Ndjson},
@@ -129,7 +129,7 @@ async fn an_event_stream_of_durable_streams_has_the_hint_too() {
 
 #[tokio::test]
 async fn a_stream_that_was_kept_tells_its_hint_and_then_begins_anew() {
-    let resumable = Resumable::builder().on_end(OnEnd::Finish).build();
+    let resumable = Resumable::builder().end_policy(EndPolicy::Finish).build();
     let items = vec![Item::Event(Event::text("one")), Item::Ended { retry: HINT }];
     let source = resumable.wrap(tokio_stream::iter(items));
     let mut head = get("/", &[]);

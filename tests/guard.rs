@@ -148,7 +148,7 @@ async fn opened(server: &Server, version: Version, is_websocket: bool) -> Box<dy
 #[tokio::test]
 async fn one_too_many_is_refused_as_it_understands() {
     let guard = Guard::new().admit(Admission::at_most(1).retry(10 * SECOND));
-    let server = Server::new(service(Channel::new()).over(guard.over(Negotiate::new()))).await;
+    let server = Server::new(service(Channel::new()).transport(guard.over(Negotiate::new()))).await;
     let _one = opened(&server, Version::Http1, false).await;
     for version in VERSIONS {
         let mut client = Client::connect(&server, version).await;
@@ -235,7 +235,8 @@ async fn each_key_has_its_own_limit() {
 async fn a_place_is_free_again_whichever_way_the_client_leaves() {
     let channel = Channel::new();
     let guard = Guard::new().admit(Admission::at_most(1));
-    let server = Server::new(service(channel.clone()).over(guard.over(Negotiate::new()))).await;
+    let server =
+        Server::new(service(channel.clone()).transport(guard.over(Negotiate::new()))).await;
     for version in VERSIONS {
         for is_websocket in [false, true] {
             let open = opened(&server, version, is_websocket).await;
@@ -354,7 +355,7 @@ async fn a_subscription_that_the_source_keeps_keeps_no_place() {
 #[tokio::test]
 async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
     let guard = Guard::new().origin(OriginPolicy::same_origin());
-    let server = Server::new(service(Channel::new()).over(guard.over(Negotiate::new()))).await;
+    let server = Server::new(service(Channel::new()).transport(guard.over(Negotiate::new()))).await;
     for version in VERSIONS {
         let mut client = Client::connect(&server, version).await;
         for accept in [
@@ -545,7 +546,7 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
         let gap = Item::Gap(Gap::new(GapReason::Lagged));
         Ok(stream::iter([gap]).chain(stream::pending()))
     });
-    let server = Server::new(service(source).over(guard.over(WebSocket::new()))).await;
+    let server = Server::new(service(source).transport(guard.over(WebSocket::new()))).await;
     let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
     let frame = opened.frame().await.unwrap();
     assert_eq!(frame.close().unwrap().0, 3010);
@@ -617,7 +618,7 @@ async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
 #[tokio::test]
 async fn a_websocket_counts_until_its_socket_is_gone() {
     let guard = Guard::new();
-    let server = Server::new(service(Channel::new()).over(guard.over(WebSocket::new()))).await;
+    let server = Server::new(service(Channel::new()).transport(guard.over(WebSocket::new()))).await;
     for version in VERSIONS {
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
         becomes(&guard, 1).await;
@@ -644,7 +645,7 @@ async fn a_guard_around_another_counts_its_streams_too() {
     for (outer, inner) in [(0, 1), (1, 0)] {
         let [outer, inner] = [outer, inner].map(|at: usize| guards[at].clone().drain(&drain));
         let both = outer.over(inner.over(Negotiate::new()));
-        let server = Server::new(service(Channel::new()).over(both.clone())).await;
+        let server = Server::new(service(Channel::new()).transport(both.clone())).await;
         let one = websocket::connect(&server, Version::Http1, "/", &[]).await;
         let mut client = Client::connect(&server, Version::Http1).await;
         let refused = client.websocket("/", &[]).await.err().unwrap();

@@ -77,8 +77,11 @@ impl Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order() {
-    let channel = Channel::builder().events(100_000).bytes(64 << 20).build();
-    let server = Server::new(tower_push::service(channel.starting(Start::Oldest))).await;
+    let channel = Channel::builder()
+        .max_events(100_000)
+        .max_bytes(64 << 20)
+        .build();
+    let server = Server::new(tower_push::service(channel.with_start(Start::Oldest))).await;
     let (read, done) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),

@@ -33,8 +33,8 @@ fn idle() -> SourceService<Channel> {
 }
 
 fn without_heartbeats() -> SourceService<Channel> {
-    let sse = Sse::new().keep_alive(KeepAlive::off());
-    idle().over(Negotiate::new().or(sse))
+    let sse = Sse::new().keep_alive(KeepAlive::disabled());
+    idle().transport(Negotiate::new().or(sse))
 }
 
 async fn ask<S, B>(service: S, transport: &str) -> Response<B>

@@ -93,8 +93,8 @@ async fn a_stream_that_is_reset_is_gone_and_its_siblings_stay() {
 #[tokio::test]
 async fn a_client_that_hides_its_leaving_is_found_by_a_heartbeat() {
     let count = Count::default();
-    let often = KeepAlive::every(Duration::from_millis(20));
-    let service = tower_push::service(counted(&count)).over(Sse::new().keep_alive(often));
+    let often = KeepAlive::new().interval(Duration::from_millis(20));
+    let service = tower_push::service(counted(&count)).transport(Sse::new().keep_alive(often));
     let server = Server::new(service).await;
     let (mut socket, _) = raw_http1(&server, ASKING, HELLO).await;
     socket.write_all(b"GET").await.unwrap();
@@ -209,7 +209,7 @@ async fn a_source_that_never_pauses_lets_its_neighbours_run() {
             },
         );
         let transports = Negotiate::new().or(Chunked::new(Raw::new()));
-        let server = Server::new(tower_push::service(source).over(transports)).await;
+        let server = Server::new(tower_push::service(source).transport(transports)).await;
         for version in VERSIONS {
             for name in ["sse", "raw"] {
                 let mut client = Client::connect(&server, version).await;

@@ -22,7 +22,7 @@ use tower::{Layer, ServiceExt};
 use tower_push::{
     Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer, Push, PushBody,
     PushSource, Resumable, service,
-    source::{Rejection, Start, Subscription, channel::OnLag, resumable::OnEnd, source_fn},
+    source::{Rejection, Start, Subscription, channel::LagPolicy, resumable::EndPolicy, source_fn},
     transport::{
         LongPoll, Negotiate, Transport,
         chunked::{JsonSeq, Ndjson, Raw},
@@ -128,12 +128,12 @@ fn numbers(numbers: impl IntoIterator<Item = u64>) -> Channel {
 
 async fn becomes(channel: &Channel, subscribers: usize) {
     let wait = async {
-        while channel.subscribers() != subscribers {
+        while channel.subscriber_count() != subscribers {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
     let waited = tokio::time::timeout(LONG, wait).await;
-    assert!(waited.is_ok(), "{} subscribers", channel.subscribers());
+    assert!(waited.is_ok(), "{} subscribers", channel.subscriber_count());
 }
 
 mod validators {
@@ -262,7 +262,7 @@ mod validators {
 
     #[tokio::test]
     async fn an_expired_cursor_is_a_gap_with_its_count() {
-        let channel = Channel::builder().events(2).build();
+        let channel = Channel::builder().max_events(2).build();
         let id = channel.publish(number(0)).unwrap();
         (1..6).for_each(|n| drop(channel.publish(number(n))));
         let answer = ask(&at_once(), channel, "/", &[("last-event-id", id.as_str())]).await;
@@ -292,7 +292,7 @@ mod validators {
         // Browsers forget the cursor with any other status.
         assert_eq!((first.status, first.text()), (200, "[]\n"));
         assert_eq!(first.header("content-length"), Some("3"));
-        assert_eq!(channel.subscribers(), 0);
+        assert_eq!(channel.subscriber_count(), 0);
 
         channel.publish(number(7)).unwrap();
         let tag = [("if-none-match", first.header("etag").unwrap())];
@@ -414,7 +414,7 @@ mod validators {
         let empty = || source_fn(async |_| Ok(stream::empty::<Event>()));
         let waits = async |push: Push, uri: &str| {
             let began = Instant::now();
-            let restart = Resumable::builder().on_end(OnEnd::Restart).build();
+            let restart = Resumable::builder().end_policy(EndPolicy::Restart).build();
             let transport = LongPoll::new().park_in(restart);
             let answer = ask(&transport, push, uri, &[]).await;
             (began.elapsed().as_secs(), answer)
@@ -464,7 +464,7 @@ mod validators {
 
     #[tokio::test]
     async fn such_a_stream_that_was_let_go_is_a_gap() {
-        let none = Resumable::builder().streams(0).build();
+        let none = Resumable::builder().max_parked_streams(0).build();
         let transport = at_once().park_in(none);
         let first = ask(&transport, untold(0..2), "/", &[]).await;
         assert_eq!(first.data(), [0, 1]);
@@ -852,8 +852,10 @@ mod durable {
             }
             frames
         };
-        assert_eq!(beats(text().keep_alive(KeepAlive::off())).await, 1);
-        let every = KeepAlive::every(Duration::from_secs(5)).jitter(0.0);
+        assert_eq!(beats(text().keep_alive(KeepAlive::disabled())).await, 1);
+        let every = KeepAlive::new()
+            .interval(Duration::from_secs(5))
+            .jitter(0.0);
         assert!(beats(text().keep_alive(every)).await > 10);
     }
 
@@ -982,7 +984,7 @@ mod durable {
 
     #[tokio::test]
     async fn an_offset_of_what_is_gone_is_answered_410() {
-        let channel = Channel::builder().events(2).build();
+        let channel = Channel::builder().max_events(2).build();
         let id = channel.publish(number(0)).unwrap();
         (1..6).for_each(|n| drop(channel.publish(number(n))));
         for offset in [id.as_str(), "unknown-1"] {
@@ -1139,7 +1141,7 @@ mod durable {
     #[tokio::test]
     async fn the_stream_goes_on_with_what_comes() {
         let channel = numbers([]);
-        let server = Server::new(service(channel.clone()).over(text())).await;
+        let server = Server::new(service(channel.clone()).transport(text())).await;
         let mut client = Client::connect(&server, VERSIONS[0]).await;
         let mut reading = client.get("/?offset=now&live=sse&cursor=1", &[]).await;
         assert_eq!(reading.header("content-length"), None);
@@ -1234,7 +1236,7 @@ mod sockets {
     #[tokio::test]
     async fn an_answer_has_its_length_and_is_never_chunked() {
         let channel = numbers(0..3);
-        let server = Server::new(service(channel.clone()).over(at_once())).await;
+        let server = Server::new(service(channel.clone()).transport(at_once())).await;
         for uri in [
             "/",
             "/?offset=-1",
@@ -1270,7 +1272,7 @@ mod sockets {
     #[tokio::test]
     async fn an_aborted_poll_leaves_nothing_behind() {
         let channel = Channel::new();
-        let server = Server::new(service(channel.clone()).over(LongPoll::new())).await;
+        let server = Server::new(service(channel.clone()).transport(LongPoll::new())).await;
         for version in VERSIONS {
             for uri in ["/", "/?offset=now&live=long-poll", "/?offset=now&live=sse"] {
                 let mut client = Client::connect(&server, version).await;
@@ -1288,7 +1290,7 @@ mod sockets {
     #[tokio::test]
     async fn parallel_polls_with_one_cursor_get_the_same() {
         let channel = numbers([]);
-        let server = Server::new(service(channel.clone()).over(LongPoll::new())).await;
+        let server = Server::new(service(channel.clone()).transport(LongPoll::new())).await;
         let mut polls = Vec::new();
         for version in [VERSIONS, VERSIONS].concat() {
             let mut client = Client::connect(&server, version).await;
@@ -1304,7 +1306,7 @@ mod sockets {
         }
         assert!(String::from_utf8_lossy(&bodies[0]).contains("\"data\":7"));
         assert!(bodies.iter().all(|body| *body == bodies[0]));
-        assert_eq!(channel.subscribers(), 0);
+        assert_eq!(channel.subscriber_count(), 0);
     }
 
     /// Polls until it has `count` events; every third answer is thrown away, and every fifth poll is given up.
@@ -1357,11 +1359,11 @@ mod sockets {
     async fn nothing_is_lost_or_doubled_however_polls_fail() {
         const COUNT: u64 = 5_000;
         let channel = Channel::builder()
-            .events(COUNT as usize)
+            .max_events(COUNT as usize)
             .start(Start::Oldest)
             .build();
         let transport = LongPoll::new().max_events(64);
-        let server = Server::new(service(channel.clone()).over(transport)).await;
+        let server = Server::new(service(channel.clone()).transport(transport)).await;
         let publishing = async {
             for n in 0..COUNT {
                 channel.publish(number(n)).unwrap();
@@ -1407,8 +1409,8 @@ mod sockets {
     #[tokio::test]
     async fn a_publisher_that_outruns_its_clients_leaves_gaps_and_no_silence() {
         let channel = Channel::builder()
-            .events(8)
-            .on_lag(OnLag::Gap)
+            .max_events(8)
+            .lag_policy(LagPolicy::Gap)
             .start(Start::Oldest)
             .build();
         let (mut seen, mut missed) = (0_u64, 0);
@@ -1443,7 +1445,8 @@ mod sockets {
 async fn the_plainest_loop_in_a_browser_loses_nothing() {
     let mut node = installed::browser("long_poll.mjs");
     let channel = Channel::new();
-    let long_poll = service(channel.clone()).over(LongPoll::new().wait(Duration::from_millis(60)));
+    let long_poll =
+        service(channel.clone()).transport(LongPoll::new().wait(Duration::from_millis(60)));
     let page = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
         let long_poll = long_poll.clone();
         async move {

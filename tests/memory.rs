@@ -52,7 +52,10 @@ async fn open_many(channel: &Channel, clients: usize) -> Vec<PushBody> {
 async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
     const LOG: usize = 256 * KIB;
     const STALLED: usize = 1000;
-    let channel = Channel::builder().events(usize::MAX).bytes(LOG).build();
+    let channel = Channel::builder()
+        .max_events(usize::MAX)
+        .max_bytes(LOG)
+        .build();
     let mut stalled = open_many(&channel, STALLED).await;
     let mut reading = open(channel.clone()).await;
 
@@ -73,10 +76,10 @@ async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
     let frame = next(stalled.first_mut().unwrap()).await.unwrap();
     let text = String::from_utf8_lossy(&frame);
     assert!(text.starts_with("event: gap\n"), "{text}");
-    assert_eq!(channel.subscribers(), STALLED + 1);
+    assert_eq!(channel.subscriber_count(), STALLED + 1);
     drop((stalled, reading));
-    assert_eq!(channel.subscribers(), 0);
-    assert!(channel.follow(Start::Oldest).next().await.is_some());
+    assert_eq!(channel.subscriber_count(), 0);
+    assert!(channel.subscribe_from(Start::Oldest).next().await.is_some());
 }
 
 /// Clients that read a frame now and then, each at another place of the log, and stop in the middle of it.
@@ -85,7 +88,10 @@ async fn readers_that_stall_midway_hold_a_frame_each() {
     const STALLED: usize = 100;
     /// Events taken from the log and not yet sent: eight at the most.
     const TAKEN: usize = 8;
-    let channel = Channel::builder().events(usize::MAX).bytes(LOG).build();
+    let channel = Channel::builder()
+        .max_events(usize::MAX)
+        .max_bytes(LOG)
+        .build();
     let mut stalled = open_many(&channel, STALLED).await;
 
     let region = Region::new(ALLOCATOR);
@@ -108,7 +114,7 @@ async fn tiny_events_cost_what_is_around_them() {
     const EVENTS: usize = 4096;
     // As told at `ChannelBuilder::bytes`: alone, and with what one transport writes.
     for (readers, around) in [(0, 300), (1, 400)] {
-        let channel = Channel::builder().events(EVENTS).build();
+        let channel = Channel::builder().max_events(EVENTS).build();
         let mut reading = open_many(&channel, readers).await;
 
         let region = Region::new(ALLOCATOR);

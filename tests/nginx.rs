@@ -181,7 +181,7 @@ impl Curl {
 }
 
 async fn gone(channel: &Channel) {
-    let idle = timeout(LONG, channel.idle()).await;
+    let idle = timeout(LONG, channel.unsubscribed()).await;
     idle.expect("the subscriber is gone");
 }
 
@@ -203,7 +203,7 @@ async fn every_event_passes_before_the_next_one_exists() {
             }
             drop(client);
             // nginx hangs up on the server when its client does.
-            timeout(LONG, channel.idle())
+            timeout(LONG, channel.unsubscribed())
                 .await
                 .expect("the subscriber is gone");
         }
@@ -284,7 +284,7 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
 async fn impatient(keep_alive: KeepAlive) -> (Nginx, Server, Channel) {
     let channel = Channel::new();
     let transports = Negotiate::new().or(Sse::new().keep_alive(keep_alive));
-    let server = Server::new(tower_push::service(channel.clone()).over(transports)).await;
+    let server = Server::new(tower_push::service(channel.clone()).transport(transports)).await;
     let impatient = change(
         DOCUMENTED,
         "proxy_read_timeout 60s;",
@@ -299,7 +299,7 @@ async fn impatient(keep_alive: KeepAlive) -> (Nginx, Server, Channel) {
 
 #[tokio::test]
 async fn heartbeats_keep_an_idle_stream_open() {
-    let often = KeepAlive::every(Duration::from_millis(200));
+    let often = KeepAlive::new().interval(Duration::from_millis(200));
     let (nginx, _server, channel) = impatient(often).await;
     for version in VERSIONS {
         let mut client = nginx.get("transport=sse", &[version]);
@@ -312,7 +312,7 @@ async fn heartbeats_keep_an_idle_stream_open() {
 
 #[tokio::test]
 async fn without_heartbeats_an_idle_stream_is_cut() {
-    let (nginx, _server, _channel) = impatient(KeepAlive::off()).await;
+    let (nginx, _server, _channel) = impatient(KeepAlive::disabled()).await;
     for version in VERSIONS {
         let (_, code) = nginx.get("transport=sse", &[version]).end().await;
         assert!(CUT.contains(&code), "{code}");
@@ -331,7 +331,7 @@ async fn the_responses_alone_turn_buffering_off() {
         channel.publish(version).unwrap();
         client.expect(version).await;
         drop(client);
-        timeout(LONG, channel.idle())
+        timeout(LONG, channel.unsubscribed())
             .await
             .expect("the subscriber is gone");
     }

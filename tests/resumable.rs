@@ -28,7 +28,7 @@ use tower_push::{
     layer::TransportLayer,
     source::{
         Rejection, Start, Subscription,
-        resumable::{OnEnd, Subscriber, Wrapped},
+        resumable::{EndPolicy, ResumableSource, ResumableStream},
         source_fn,
     },
     transport::{LongPoll, Negotiate, Transport},
@@ -36,9 +36,9 @@ use tower_push::{
 
 /// One subscription, with a cursor or without.
 async fn subscribe<S: PushSource + Send>(
-    source: Wrapped<S>,
+    source: ResumableSource<S>,
     cursor: Option<&EventId>,
-) -> Result<Subscriber, Rejection> {
+) -> Result<ResumableStream, Rejection> {
     let subscription = Subscription::new(&get("/", &[]), "test");
     source
         .subscribe(match cursor {
@@ -49,7 +49,7 @@ async fn subscribe<S: PushSource + Send>(
 }
 
 /// As [`subscribe`], where the client's stream must be there: the one that comes with the request must not be touched.
-async fn take_up(resumable: &Resumable, cursor: &EventId) -> Subscriber {
+async fn take_up(resumable: &Resumable, cursor: &EventId) -> ResumableStream {
     let unwanted = stream::poll_fn(|_| -> Poll<Option<&str>> { panic!("polled") });
     subscribe(resumable.wrap(unwanted), Some(cursor))
         .await
@@ -82,12 +82,12 @@ fn numbers(range: std::ops::Range<u64>) -> impl Stream<Item = String> + Send + u
     stream::iter(range.map(|n| n.to_string()))
 }
 
-fn poll(subscriber: &mut Subscriber) -> Poll<Option<Result<Item, BoxError>>> {
+fn poll(subscriber: &mut ResumableStream) -> Poll<Option<Result<Item, BoxError>>> {
     subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
 }
 
 /// All that is ready, in short, and the cursors of each.
-fn read(subscriber: &mut Subscriber) -> (Vec<String>, Vec<EventId>) {
+fn read(subscriber: &mut ResumableStream) -> (Vec<String>, Vec<EventId>) {
     let (mut texts, mut ids) = (Vec::new(), Vec::new());
     while let Poll::Ready(Some(item)) = poll(subscriber) {
         ids.extend(cursor(&item));
@@ -226,8 +226,8 @@ async fn ids_are_the_streams_own_and_of_a_form() {
 
 #[tokio::test]
 async fn a_cursor_older_than_the_log_is_told_what_is_missing() {
-    let few = Resumable::builder().events(3).build();
-    let small = Resumable::builder().bytes(3 * 40).build();
+    let few = Resumable::builder().max_events(3).build();
+    let small = Resumable::builder().max_bytes(3 * 40).build();
     for resumable in [few, small] {
         let mut first = subscribe(resumable.wrap(numbers(0..10)), None)
             .await
@@ -247,7 +247,7 @@ async fn a_cursor_older_than_the_log_is_told_what_is_missing() {
 
 #[tokio::test]
 async fn a_reader_that_another_has_left_behind_is_told_so() {
-    let resumable = Resumable::builder().events(3).build();
+    let resumable = Resumable::builder().max_events(3).build();
     let (sender, _, stream) = fed(&Count::default());
     let mut fast = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut fast);
@@ -313,17 +313,17 @@ async fn a_cursor_ahead_of_its_stream_is_told_so() {
 #[tokio::test]
 async fn only_the_owner_takes_a_stream_up() {
     let resumable = Resumable::new();
-    let source = resumable.wrap(numbers(0..2)).owned_by("alice");
+    let source = resumable.wrap(numbers(0..2)).owner("alice");
     let (_, ids) = read(&mut subscribe(source, None).await.unwrap());
     for owner in [None, Some("bob"), Some("")] {
         let mut source = resumable.wrap(stream::iter(["new"]));
         if let Some(owner) = owner {
-            source = source.owned_by(owner);
+            source = source.owner(owner);
         }
         let mut subscriber = subscribe(source, Some(&ids[0])).await.unwrap();
         assert_eq!(read(&mut subscriber).0, ["expired None", "new", "finished"]);
     }
-    let source = resumable.wrap(stream::iter(["new"])).owned_by("alice");
+    let source = resumable.wrap(stream::iter(["new"])).owner("alice");
     let mut subscriber = subscribe(source, Some(&ids[0])).await.unwrap();
     assert_eq!(read(&mut subscriber).0, ["0", "1", "finished"]);
 }
@@ -383,7 +383,7 @@ async fn a_stream_that_ended_is_not_begun_again() {
 
 #[tokio::test]
 async fn an_end_for_now_is_followed_by_the_next_stream() {
-    let resumable = Resumable::builder().on_end(OnEnd::Restart).build();
+    let resumable = Resumable::builder().end_policy(EndPolicy::Restart).build();
     let source = resumable.wrap(numbers(0..2));
     let (texts, ids) = read(&mut subscribe(source, None).await.unwrap());
     assert_eq!(texts, ["cursor", "0", "1"]);
@@ -403,7 +403,7 @@ async fn an_end_for_now_is_followed_by_the_next_stream() {
 
 #[tokio::test]
 async fn a_stream_that_fails_is_told_from_one_that_ended() {
-    let resumable = Resumable::builder().events(2).build();
+    let resumable = Resumable::builder().max_events(2).build();
     let count = Count::default();
     let (sender, _, stream) = fed::<Result<&str, BoxError>>(&count);
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
@@ -494,7 +494,7 @@ async fn a_stream_whose_drop_panics_is_let_go_like_others() {
             panic!("a bug in a source")
         }
     }
-    let resumable = Resumable::builder().streams(1).build();
+    let resumable = Resumable::builder().max_parked_streams(1).build();
     let count = Count::default();
     let is_dropped = Arc::new(AtomicBool::new(false));
     let source = resumable.wrap(Panics(is_dropped.clone()));
@@ -581,7 +581,7 @@ async fn a_parked_stream_expires_without_anyone_asking() {
 
     let metrics = resumable.counts();
     assert_eq!(
-        (metrics.live, metrics.parked, metrics.parked_bytes),
+        (metrics.active, metrics.parked, metrics.parked_bytes),
         (0, 0, 0)
     );
     assert_eq!(
@@ -595,7 +595,7 @@ async fn a_parked_stream_expires_without_anyone_asking() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
-    let resumable = Resumable::builder().parked_for(Duration::ZERO).build();
+    let resumable = Resumable::builder().park_timeout(Duration::ZERO).build();
     let mut first = subscribe(resumable.wrap(numbers(0..1)), None)
         .await
         .unwrap();
@@ -605,7 +605,7 @@ async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
     let mut late = subscribe(source, Some(&ids[0])).await.unwrap();
     assert_eq!(read(&mut late).0, ["expired None", "new", "finished"]);
     for parked_for in [Duration::ZERO, Duration::MAX] {
-        let resumable = Resumable::builder().parked_for(parked_for).build();
+        let resumable = Resumable::builder().park_timeout(parked_for).build();
         drop(
             subscribe(resumable.wrap(numbers(0..1)), None)
                 .await
@@ -621,7 +621,7 @@ async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
 
 #[tokio::test]
 async fn more_than_so_many_are_not_parked() {
-    let resumable = Resumable::builder().streams(3).build();
+    let resumable = Resumable::builder().max_parked_streams(3).build();
     let count = Count::default();
     let mut ids = Vec::new();
     let mut live = Vec::new();
@@ -635,7 +635,7 @@ async fn more_than_so_many_are_not_parked() {
     live.into_iter().for_each(drop);
     assert_eq!(count.get(), 3);
     let metrics = resumable.counts();
-    assert_eq!((metrics.live, metrics.parked, metrics.evicted), (0, 3, 2));
+    assert_eq!((metrics.active, metrics.parked, metrics.evicted), (0, 3, 2));
     for (n, id) in ids.iter().enumerate() {
         let source = resumable.wrap(stream::pending::<Event>());
         let mut subscriber = subscribe(source, Some(id)).await.unwrap();
@@ -652,7 +652,7 @@ async fn more_than_so_many_are_not_parked() {
             break;
         }
     }
-    let none = Resumable::builder().streams(0).build();
+    let none = Resumable::builder().max_parked_streams(0).build();
     drop(
         subscribe(none.wrap(count.around(numbers(0..3))), None)
             .await
@@ -664,7 +664,7 @@ async fn more_than_so_many_are_not_parked() {
 #[tokio::test]
 async fn more_than_so_many_bytes_are_not_parked() {
     const EVENT: usize = 1000 + 39;
-    let resumable = Resumable::builder().parked_bytes(10 * EVENT).build();
+    let resumable = Resumable::builder().max_parked_bytes(10 * EVENT).build();
     let count = Count::default();
     for parked in [3, 6, 9, 9, 9] {
         let events = stream::repeat_with(|| "x".repeat(1000)).take(3);
@@ -770,7 +770,7 @@ async fn a_reader_that_stalls_holds_no_other_up() {
     assert!(texts.into_iter().eq((0..100).map(|n| n.to_string())));
 }
 
-fn poll_to_pending(subscriber: &mut Subscriber) -> bool {
+fn poll_to_pending(subscriber: &mut ResumableStream) -> bool {
     while let Poll::Ready(item) = poll(subscriber) {
         assert!(item.is_some());
     }
@@ -836,7 +836,7 @@ async fn readers_that_race_get_everything_once() {
         drop(held);
     }
     let metrics = resumable.counts();
-    assert_eq!((metrics.live, metrics.parked), (0, ROUNDS as usize));
+    assert_eq!((metrics.active, metrics.parked), (0, ROUNDS as usize));
     assert_eq!(count.get(), 0, "all have ended");
 }
 
@@ -953,8 +953,11 @@ async fn a_client_that_hops_reads_everything_once() {
         Ok(counting.around(numbers))
     });
     // More than the sockets' buffers hold, so that what is lost on the way is never older than the log.
-    let resumable = Resumable::builder().events(1 << 20).bytes(64 << 20).build();
-    let service = tower_push::service(resumable.wrap(feed)).over(Negotiate::new());
+    let resumable = Resumable::builder()
+        .max_events(1 << 20)
+        .max_bytes(64 << 20)
+        .build();
+    let service = tower_push::service(resumable.wrap(feed)).transport(Negotiate::new());
     let server = Server::new(service).await;
 
     let mut dice = Dice(99);
@@ -1073,7 +1076,7 @@ async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
             parser.feed(&response.next().await.unwrap().unwrap());
         }
         assert_eq!(parser.messages[0].data, "x");
-        assert_eq!(resumable.counts().live, 1);
+        assert_eq!(resumable.counts().active, 1);
     }
     drop(hanging);
 }
@@ -1081,7 +1084,7 @@ async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
 /// What goes with a payload may be anything: another reader of the stream, or the lot itself.
 #[test]
 fn a_payload_is_dropped_under_no_lock() {
-    struct Owner(Resumable, Arc<Mutex<Option<Subscriber>>>);
+    struct Owner(Resumable, Arc<Mutex<Option<ResumableStream>>>);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
             b"owned"
@@ -1089,7 +1092,7 @@ fn a_payload_is_dropped_under_no_lock() {
     }
     impl Drop for Owner {
         fn drop(&mut self) {
-            assert_eq!(self.0.counts().live, 1);
+            assert_eq!(self.0.counts().active, 1);
             let mut other = self.1.lock().unwrap().take().unwrap();
             assert!(poll(&mut other).is_ready());
         }
@@ -1097,7 +1100,7 @@ fn a_payload_is_dropped_under_no_lock() {
 
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let resumable = Resumable::builder().events(1).build();
+        let resumable = Resumable::builder().max_events(1).build();
         let other = Arc::new(Mutex::new(None));
         let owned = Bytes::from_owner(Owner(resumable.clone(), other.clone()));
         let events = [Event::binary(owned), Event::text("a"), Event::text("b")];
@@ -1120,7 +1123,7 @@ fn a_payload_is_dropped_under_no_lock() {
     is_done.recv_timeout(LONG).expect("no deadlock");
 }
 
-fn poll_one(subscriber: &mut Subscriber) -> Result<Item, BoxError> {
+fn poll_one(subscriber: &mut ResumableStream) -> Result<Item, BoxError> {
     match poll(subscriber) {
         Poll::Ready(Some(item)) => item,
         other => panic!("{other:?}"),

@@ -82,7 +82,7 @@ async fn serving(
     source: impl PushSource + Clone + Send + Sync + 'static,
     transport: impl Transport,
 ) -> Server {
-    Server::new(service(source).over(transport)).await
+    Server::new(service(source).transport(transport)).await
 }
 
 /// A request to the server that its client calls `localhost`.
@@ -225,12 +225,12 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
 #[tokio::test]
 async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() {
     let policy = OriginPolicy::same_origin();
-    let guard = Guard::new().origin(policy.allow("https://app.example").unwrap());
+    let guard = Guard::new().origin(policy.allow_origin("https://app.example").unwrap());
     let cors = CorsLayer::new()
         .allow_origin([HeaderValue::from_static("https://app.example")])
         .allow_credentials(true)
         .allow_headers([tower_push::source::LAST_EVENT_ID]);
-    let pushes = service(Channel::new()).over(guard.over(all()));
+    let pushes = service(Channel::new()).transport(guard.over(all()));
     let server = Server::new(ServiceBuilder::new().layer(cors).service(pushes)).await;
     let mut client = Client::connect(&server, Version::Http2).await;
     let preflight = ("access-control-request-method", "GET");
@@ -280,7 +280,7 @@ mod in_a_browser {
 
     /// A stream on `/stream`, and a page everywhere else.
     async fn site(transport: impl Transport) -> Server {
-        let pushes = service(Channel::new()).over(transport);
+        let pushes = service(Channel::new()).transport(transport);
         Server::new(tower::service_fn(move |request: Request<Incoming>| {
             let pushes = pushes.clone();
             async move {
@@ -703,7 +703,7 @@ async fn keeping(resumable: &Resumable, is_owned: bool) -> Server {
         let user = user(&request.into_parts().0);
         let wrapped = resumable.wrap(said_to(&user));
         let wrapped = if is_owned {
-            wrapped.owned_by(user)
+            wrapped.owner(user)
         } else {
             wrapped
         };
@@ -967,7 +967,10 @@ async fn one_request_makes_the_server_send_a_bounded_multiple_of_the_log() {
     const LOG: usize = 64 * 1024;
     /// An end of a line becomes `data: ` and itself on SSE, a control character `\u0000` in JSON.
     const MOST: usize = 7;
-    let channel = Channel::builder().bytes(LOG).start(Start::Oldest).build();
+    let channel = Channel::builder()
+        .max_bytes(LOG)
+        .start(Start::Oldest)
+        .build();
     for _ in 0..1000 {
         channel.publish("\n".repeat(1000)).unwrap();
     }
@@ -1002,7 +1005,7 @@ fn who_has_a_network_of_addresses_has_one_key() {
 
 #[tokio::test]
 async fn who_comes_and_goes_pushes_parked_streams_out_and_their_clients_are_told() {
-    let resumable = Resumable::builder().streams(10).build();
+    let resumable = Resumable::builder().max_parked_streams(10).build();
     let server = keeping(&resumable, false).await;
     let ann = [("cookie", "ann")];
     let id = first_id(&server, &ann).await;
@@ -1028,7 +1031,7 @@ async fn exposed(source: impl PushSource + Clone + Send + Sync + 'static, stream
         .max_concurrent_streams(streams)
         .max_header_list_size(16 * 1024)
         .enable_connect_protocol();
-    let pushes = service(source).over(all());
+    let pushes = service(source).transport(all());
     Server::accepting(move |socket| {
         let (server, pushes) = (server.clone(), pushes.clone());
         async move {

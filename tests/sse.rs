@@ -348,7 +348,9 @@ mod time {
     use super::*;
 
     fn every(seconds: u64) -> KeepAlive {
-        KeepAlive::every(Duration::from_secs(seconds)).jitter(0.0)
+        KeepAlive::new()
+            .interval(Duration::from_secs(seconds))
+            .jitter(0.0)
     }
 
     async fn frame(body: &mut PushBody) -> Bytes {
@@ -398,7 +400,7 @@ mod time {
     #[tokio::test(start_paused = true)]
     async fn without_keep_alive_nothing_is_sent() {
         let mut body = body_of(
-            Sse::new().keep_alive(KeepAlive::off()),
+            Sse::new().keep_alive(KeepAlive::disabled()),
             stream::pending::<Event>(),
         )
         .await;

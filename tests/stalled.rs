@@ -34,7 +34,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_push::{
-    BoxError, Channel, Error, Event, KeepAlive, PushSource, io::WriteProgress, source::source_fn,
+    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteProgress, source::source_fn,
     transport::Sse,
 };
 
@@ -199,9 +199,13 @@ async fn every_way_to_write_is_watched_and_passed_on_as_it_is() {
 /// A stream that is idle for a day, with heartbeats and without.
 #[tokio::test(start_paused = true)]
 async fn an_idle_client_stays() {
-    for (keep_alive, heartbeats) in [(KeepAlive::default(), 5000..7000), (KeepAlive::off(), 0..1)] {
+    for (keep_alive, heartbeats) in [
+        (KeepAlive::default(), 5000..7000),
+        (KeepAlive::disabled(), 0..1),
+    ] {
         let channel = Channel::new();
-        let service = tower_push::service(channel.clone()).over(Sse::new().keep_alive(keep_alive));
+        let service =
+            tower_push::service(channel.clone()).transport(Sse::new().keep_alive(keep_alive));
         let (server, mut client) = connection();
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
@@ -259,7 +263,7 @@ impl Flood {
     }
 
     async fn loses_its_subscribers(&self) {
-        let idle = timeout(LONG, self.channel.idle()).await;
+        let idle = timeout(LONG, self.channel.unsubscribed()).await;
         idle.expect("the stalled subscriber is put out");
     }
 }
@@ -451,7 +455,7 @@ async fn an_http2_stream_that_is_not_read_stays_and_its_neighbours_flow() {
         let frame = timeout(LONG, reading.frame()).await;
         frame.expect("its own window is open").unwrap().unwrap();
     }
-    assert_eq!(flood.channel.subscribers(), 2);
+    assert_eq!(flood.channel.subscriber_count(), 2);
 }
 
 /// Asks, and reads this many bytes, 16 KiB every 10 ms at the most: 1.6 MB/s. Less, if it is cut off.

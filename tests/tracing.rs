@@ -19,7 +19,7 @@ use tower_push::{
     Channel, Drain, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
     guard::{Admission, Cause, Observer, StreamInfo, Tracing},
     service,
-    source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
+    source::{Rejection, Start, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport},
 };
 use tracing::{
@@ -165,7 +165,7 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
             ("websocket", "left"),
         ] {
             let guard = Guard::new().observe(Tracing::new());
-            let service = service(talkative()).over(guard.over(Negotiate::new()));
+            let service = service(talkative()).transport(guard.over(Negotiate::new()));
             let server = Server::new(TraceLayer::new_for_http().layer(service)).await;
             match transport {
                 "websocket" => {
@@ -233,9 +233,11 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
         ]
     );
 
-    let builder = Channel::builder().events(1).on_lag(OnLag::Disconnect);
+    let builder = Channel::builder()
+        .max_events(1)
+        .lag_policy(LagPolicy::Disconnect);
     let channel = builder.start(Start::Now).build();
-    let slow = channel.follow(Start::Now);
+    let slow = channel.subscribe_from(Start::Now);
     for n in 0..3 {
         channel.publish(Event::text(n.to_string())).unwrap();
     }
@@ -389,7 +391,7 @@ async fn nothing_that_is_secret_is_written() {
     let guard = Guard::new().observe(Tracing::new());
     let impatient = LongPoll::new().wait(Duration::from_millis(10));
     let transports = guard.over(Negotiate::new().or(impatient));
-    let server = Server::new(service(source).over(transports)).await;
+    let server = Server::new(service(source).transport(transports)).await;
     let mut cursor = SECRET.to_owned();
     for version in VERSIONS {
         for transport in ["sse", "long-poll", "sse"] {

@@ -15,7 +15,7 @@ use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
     OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
-    source::{Rejection, Start, Subscription, channel::OnLag, source_fn},
+    source::{Rejection, Start, Subscription, channel::LagPolicy, source_fn},
     transport::{Negotiate, WebSocket, websocket::MessageFormat},
 };
 
@@ -37,20 +37,20 @@ async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
         let items = items.clone();
         async move { Ok(stream::iter(items)) }
     });
-    Server::new(tower_push::service(source).over(transport)).await
+    Server::new(tower_push::service(source).transport(transport)).await
 }
 
 async fn following(transport: WebSocket, channel: &Channel) -> Server {
-    let source = channel.starting(Start::Oldest);
-    Server::new(tower_push::service(source).over(transport)).await
+    let source = channel.with_start(Start::Oldest);
+    Server::new(tower_push::service(source).transport(transport)).await
 }
 
 /// Says back what it is told.
 async fn echo(transport: WebSocket) -> Server {
     let echo = source_fn(|subscription: Subscription| async move {
-        Ok(subscription.incoming().expect("there are messages"))
+        Ok(subscription.client_messages().expect("there are messages"))
     });
-    Server::new(tower_push::service(echo).over(transport)).await
+    Server::new(tower_push::service(echo).transport(transport)).await
 }
 
 fn events() -> Vec<Item> {
@@ -207,7 +207,7 @@ async fn one_url_serves_it_beside_the_other_transports() {
     }
     let only_others = Negotiate::only(tower_push::transport::Sse::new());
     let source = source_fn(|_| async { Ok(stream::iter(["one"])) });
-    let server = Server::new(tower_push::service(source).over(only_others)).await;
+    let server = Server::new(tower_push::service(source).transport(only_others)).await;
     let mut client = Client::connect(&server, Version::Http1).await;
     let refused = client
         .websocket("/", &[])
@@ -262,7 +262,7 @@ async fn the_code_says_whether_to_come_back() {
             Err::<&str, BoxError>("secret".into()),
         ]))
     });
-    let failing = Server::new(tower_push::service(failing).over(WebSocket::new())).await;
+    let failing = Server::new(tower_push::service(failing).transport(WebSocket::new())).await;
     let ended = of(vec![Item::Event(Event::text("before"))]).await;
     let gap = Item::Gap(Gap::new(GapReason::Expired));
     let with_gap = of(vec![Item::Event(Event::text("before")), gap]).await;
@@ -299,7 +299,7 @@ async fn a_rejection_is_an_http_status() {
     let source = source_fn(|_| async {
         Err::<stream::Empty<&str>, _>(Rejection::new(http::StatusCode::UNAUTHORIZED))
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     for version in VERSIONS {
         let mut client = Client::connect(&server, version).await;
         let refused = client.websocket("/", &[]).await.err().expect("refused");
@@ -316,11 +316,11 @@ async fn the_client_may_close_at_any_time() {
         channel.subscribed().await;
         socket.send(CLOSE, b"\x0f\xa0bye").await;
         assert_eq!(socket.closed().await, Some((4000, String::new())));
-        channel.idle().await;
+        channel.unsubscribed().await;
         let socket = connect(&server, version, "/", &[]).await;
         channel.subscribed().await;
         drop(socket);
-        channel.idle().await;
+        channel.unsubscribed().await;
     }
 }
 
@@ -344,7 +344,10 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
         http::StatusCode::INTERNAL_SERVER_ERROR
     });
     let app: Router = Router::new()
-        .route_service("/", tower_push::service(channel.clone()).over(transport))
+        .route_service(
+            "/",
+            tower_push::service(channel.clone()).transport(transport),
+        )
         .layer(lost);
     let server = Server::new(app).await;
     for version in VERSIONS {
@@ -352,7 +355,7 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
         let refused = client.websocket("/", &[]).await.err().expect("refused");
         assert_eq!(refused.head.status, 500);
         // Also while the client's connection goes on.
-        let idle = tokio::time::timeout(support::LONG, channel.idle()).await;
+        let idle = tokio::time::timeout(support::LONG, channel.unsubscribed()).await;
         assert!(idle.is_ok(), "{version:?}: still there");
     }
 }
@@ -366,7 +369,7 @@ async fn a_source_that_panics_takes_its_connection_along() {
         let stream = counted.around(panics);
         async move { Ok(stream) }
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(socket.frame().await, None);
@@ -426,11 +429,11 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
         let taken = taken.clone();
         async move {
             let taken = taken.lock().unwrap().take().unwrap();
-            let _ = taken.send(subscription.incoming().unwrap());
+            let _ = taken.send(subscription.client_messages().unwrap());
             Ok(stream::pending::<&str>())
         }
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     let mut socket = connect(&server, Version::Http1, "/", &[]).await;
     let mut messages = messages.await.unwrap();
     // More than all buffers on the way hold.
@@ -524,10 +527,10 @@ async fn what_nobody_takes_is_dropped_and_the_rest_goes_on() {
 #[tokio::test]
 async fn a_source_may_stop_listening() {
     let source = source_fn(|subscription: Subscription| async move {
-        let once = subscription.incoming().unwrap().take(1);
+        let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     let mut socket = connect(&server, Version::Http1, "/", &[]).await;
     for n in 0..100 {
         socket.send(TEXT, format!("{n}").as_bytes()).await;
@@ -540,10 +543,10 @@ async fn a_source_may_stop_listening() {
 #[tokio::test]
 async fn what_is_not_taken_any_more_is_a_flood_too() {
     let source = source_fn(|subscription: Subscription| async move {
-        let once = subscription.incoming().unwrap().take(1);
+        let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
     });
-    let server = Server::new(tower_push::service(source).over(WebSocket::new())).await;
+    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         socket.send(TEXT, b"once").await;
@@ -558,14 +561,14 @@ async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
     let count = Count::default();
     let counted = count.clone();
     let source = source_fn(move |subscription: Subscription| {
-        let unheard = subscription.incoming().unwrap();
+        let unheard = subscription.client_messages().unwrap();
         let silent = stream::pending::<&str>().map(move |item| (item, &unheard).0);
         let stream = counted.around(silent);
         async move { Ok(stream) }
     });
-    let ping = KeepAlive::every(Duration::from_millis(20));
+    let ping = KeepAlive::new().interval(Duration::from_millis(20));
     let transport = WebSocket::new().ping(ping);
-    let server = Server::new(tower_push::service(source).over(transport)).await;
+    let server = Server::new(tower_push::service(source).transport(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         for _ in 0..20 {
@@ -709,7 +712,7 @@ async fn floods_end() {
             let close = Opened { head, io }.closed().await;
             assert_eq!(close.unwrap().0, 1008, "flood {number}, {version:?}");
             drop(flooding.await);
-            channel.idle().await;
+            channel.unsubscribed().await;
         }
     }
 }
@@ -718,7 +721,7 @@ async fn floods_end() {
 async fn a_client_that_does_not_answer_a_ping_is_let_go() {
     let channel = Channel::new();
     let transport = WebSocket::new()
-        .ping(KeepAlive::every(Duration::from_millis(20)))
+        .ping(KeepAlive::new().interval(Duration::from_millis(20)))
         .pong_deadline(Duration::from_millis(50))
         .close_deadline(Duration::from_millis(50));
     let server = following(transport, &channel).await;
@@ -727,7 +730,7 @@ async fn a_client_that_does_not_answer_a_ping_is_let_go() {
         let ping = silent.frame().await.unwrap();
         assert_eq!((ping.first, ping.payload.len()), (PING, 8));
         assert_eq!(silent.closed().await, Some((3012, "no pong".to_owned())));
-        channel.idle().await;
+        channel.unsubscribed().await;
     }
     let mut answering = connect(&server, Version::Http1, "/", &[]).await;
     for _ in 0..20 {
@@ -735,12 +738,12 @@ async fn a_client_that_does_not_answer_a_ping_is_let_go() {
         assert_eq!(ping.first, PING);
         answering.send(PONG, &ping.payload).await;
     }
-    assert_eq!(channel.subscribers(), 1);
+    assert_eq!(channel.subscriber_count(), 1);
 }
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_put_out() {
-    let channel = Channel::builder().bytes(256 << 20).build();
+    let channel = Channel::builder().max_bytes(256 << 20).build();
     let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
     let server = following(transport, &channel).await;
     for version in VERSIONS {
@@ -750,7 +753,7 @@ async fn a_client_that_stops_reading_is_put_out() {
         for _ in 0..32 {
             channel.publish(payload.clone()).unwrap();
         }
-        tokio::time::timeout(support::LONG, channel.idle())
+        tokio::time::timeout(support::LONG, channel.unsubscribed())
             .await
             .unwrap_or_else(|_| panic!("{version:?}: still there"));
     }
@@ -767,7 +770,7 @@ async fn a_client_that_is_slow_but_takes_some_stays() {
         async move { Ok(stream) }
     });
     let transport = WebSocket::new().write_deadline(Duration::from_secs(1));
-    let server = Server::new(tower_push::service(source).over(transport)).await;
+    let server = Server::new(tower_push::service(source).transport(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         let mut piece = vec![0; 1 << 20];
@@ -790,7 +793,7 @@ async fn a_client_that_does_not_close_is_cut_off() {
         let stream = counted.around(stream::iter(["last"]));
         async move { Ok(stream) }
     });
-    let server = Server::new(tower_push::service(source).over(transport)).await;
+    let server = Server::new(tower_push::service(source).transport(transport)).await;
     for version in VERSIONS {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(text(&mut socket).await, "last");
@@ -801,13 +804,18 @@ async fn a_client_that_does_not_close_is_cut_off() {
 
 #[tokio::test]
 async fn a_slow_subscriber_follows_its_channels_policy() {
-    let lagging = |on_lag: OnLag| Channel::builder().events(4).on_lag(on_lag).build();
-    for (on_lag, protocol, expected) in [
-        (OnLag::Gap, "json.tower-push", None),
-        (OnLag::Gap, "none", Some(3010)),
-        (OnLag::Disconnect, "json.tower-push", Some(3008)),
+    let lagging = |lag_policy: LagPolicy| {
+        Channel::builder()
+            .max_events(4)
+            .lag_policy(lag_policy)
+            .build()
+    };
+    for (lag_policy, protocol, expected) in [
+        (LagPolicy::Gap, "json.tower-push", None),
+        (LagPolicy::Gap, "none", Some(3010)),
+        (LagPolicy::Disconnect, "json.tower-push", Some(3008)),
     ] {
-        let channel = lagging(on_lag);
+        let channel = lagging(lag_policy);
         let server = following(WebSocket::new(), &channel).await;
         let headers = [("sec-websocket-protocol", protocol)];
         let mut socket = connect(&server, Version::Http1, "/", &headers).await;
@@ -855,7 +863,7 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
 
 #[tokio::test]
 async fn a_ping_is_answered_ahead_of_what_waits() {
-    let channel = Channel::builder().bytes(256 << 20).build();
+    let channel = Channel::builder().max_bytes(256 << 20).build();
     let server = following(WebSocket::new(), &channel).await;
     let mut socket = connect(&server, Version::Http1, "/", &[]).await;
     channel.subscribed().await;

@@ -32,7 +32,7 @@ impl App {
     async fn new() -> Self {
         let echo = source_fn(|subscription: Subscription| async move {
             let refused = Rejection::new(http::StatusCode::UPGRADE_REQUIRED);
-            subscription.incoming().ok_or(refused)
+            subscription.client_messages().ok_or(refused)
         });
         let transport = WebSocket::new().max_message(1 << 20).deflate_from(Some(0));
         let transport = transport.subprotocol(
@@ -45,9 +45,9 @@ impl App {
             Ok(futures_util::stream::iter(events))
         });
         let router = Router::new()
-            .route_service("/echo", service(echo).over(transport))
-            .route_service("/feed", service(channel.starting(Start::Oldest)))
-            .route_service("/gone", service(gone).over(WebSocket::new()));
+            .route_service("/echo", service(echo).transport(transport))
+            .route_service("/feed", service(channel.with_start(Start::Oldest)))
+            .route_service("/gone", service(gone).transport(WebSocket::new()));
         let server = Server::new(router).await;
         Self { server, channel }
     }

@@ -27,7 +27,7 @@ use tower_push::{
 };
 
 fn all() -> Negotiate {
-    let quiet = KeepAlive::off();
+    let quiet = KeepAlive::disabled();
     Negotiate::only(Sse::new().keep_alive(quiet))
         .or(Chunked::default().keep_alive(quiet))
         .or(Chunked::new(tower_push::transport::chunked::JsonSeq::new()).keep_alive(quiet))
@@ -122,7 +122,7 @@ async fn feed(events: &mpsc::Sender<Fed>, text: &str) {
 #[tokio::test]
 async fn every_event_arrives_before_the_next_one_exists() {
     let source = Feed::default();
-    let server = Server::new(tower_push::service(source.source()).over(all())).await;
+    let server = Server::new(tower_push::service(source.source()).transport(all())).await;
     for version in VERSIONS {
         for name in NAMES {
             let events = source.open();
@@ -147,7 +147,7 @@ async fn every_event_arrives_before_the_next_one_exists() {
 #[tokio::test]
 async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
     let source = Feed::default();
-    let server = Server::new(tower_push::service(source.source()).over(all())).await;
+    let server = Server::new(tower_push::service(source.source()).transport(all())).await;
     for version in VERSIONS {
         for name in NAMES {
             let events = source.open();
@@ -171,7 +171,8 @@ async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
 
 #[tokio::test]
 async fn http_1_bytes_are_what_they_should_be() {
-    let service = tower_push::service(source_fn(async |_| Ok(stream::iter(["hi"])))).over(all());
+    let service =
+        tower_push::service(source_fn(async |_| Ok(stream::iter(["hi"])))).transport(all());
     let server = Server::new(service).await;
     let asking = "GET / HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
     let (_, read) = raw_http1(&server, asking, "\r\n0\r\n\r\n").await;
@@ -200,7 +201,7 @@ async fn http_1_bytes_are_what_they_should_be() {
 #[tokio::test]
 async fn head_has_the_headers_of_get_and_ends() {
     let service = tower_push::service(source_fn(async |_| Ok(stream::pending::<Event>())));
-    let server = Server::new(service.over(all())).await;
+    let server = Server::new(service.transport(all())).await;
     for version in VERSIONS {
         for name in ["sse", "ndjson"] {
             let mut client = Client::connect(&server, version).await;
@@ -236,7 +237,7 @@ async fn post_streams_too() {
 #[tokio::test]
 async fn http_2_has_no_headers_of_a_connection() {
     let source = source_fn(async |_| Ok(stream::iter(["hi"])));
-    let server = Server::new(tower_push::service(source).over(all())).await;
+    let server = Server::new(tower_push::service(source).transport(all())).await;
     let mut client = Client::connect(&server, Version::Http2).await;
     for name in NAMES {
         let response = client.get(&format!("/?transport={name}"), &[]).await;
@@ -276,7 +277,7 @@ mod middleware {
             .layer(CorsLayer::permissive())
             // By default it leaves event streams alone.
             .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
-            .service(tower_push::service(source.source()).over(all()));
+            .service(tower_push::service(source.source()).transport(all()));
         let server = Server::new(service).await;
         for version in VERSIONS {
             let encodings = ["gzip", "br", "zstd", "deflate"].into_iter();
@@ -323,7 +324,7 @@ mod middleware {
         let source = source_fn(async |_| Ok(stream::iter(["hi"])));
         let service = ServiceBuilder::new()
             .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
-            .service(tower_push::service(source).over(all()));
+            .service(tower_push::service(source).transport(all()));
         let server = Server::new(service).await;
         for version in VERSIONS {
             for encoding in ["gzip", "br", "zstd", "deflate"] {
@@ -411,7 +412,7 @@ mod from_outside {
                 push,
                 headers,
                 Box::new(Self),
-                KeepAlive::off(),
+                KeepAlive::disabled(),
             )
         }
     }
@@ -455,7 +456,7 @@ mod from_outside {
             }
             Ok(stream::iter(["one", subscription.transport()]))
         });
-        let service = tower_push::service(source).over(Negotiate::new().or(LengthDelimited));
+        let service = tower_push::service(source).transport(Negotiate::new().or(LengthDelimited));
         let server = Server::new(service).await;
         for version in VERSIONS {
             let mut client = Client::connect(&server, version).await;

@@ -33,9 +33,8 @@ use tokio::{
 use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
 use tower_push::{
-    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable,
+    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteProgress,
     guard::{Admission, Cause, Observer, Plan, Refusal, StreamInfo},
-    io::WriteProgress,
     layer::TransportLayer,
     source::{Rejection, Subscription, source_fn},
     transport::{
@@ -206,7 +205,7 @@ impl Observed {
 
 impl Soaked {
     fn new(leak: usize) -> Self {
-        let resumable = || Resumable::builder().parked_for(PARKED_FOR).build();
+        let resumable = || Resumable::builder().park_timeout(PARKED_FOR).build();
         let drain = Drain::new();
         let key = |head: &Parts| {
             let key = head.uri.query()?.split('&');
@@ -221,7 +220,7 @@ impl Soaked {
             .admit(admission)
             .observe(observed.clone());
         Self {
-            channel: Channel::builder().events(EVENTS as usize).build(),
+            channel: Channel::builder().max_events(EVENTS as usize).build(),
             quiet: Channel::new(),
             kept: resumable(),
             parked: resumable(),
@@ -234,7 +233,7 @@ impl Soaked {
     }
 
     fn transports(&self) -> Negotiate {
-        let beat = || KeepAlive::every(HEARTBEAT);
+        let beat = || KeepAlive::new().interval(HEARTBEAT);
         let sockets = WebSocket::new()
             .ping(beat())
             .pong_deadline(PONG)
@@ -306,7 +305,7 @@ impl Soaked {
                 Ok(numbers())
             })),
             "/said" => Push::new(source_fn(async |subscription: Subscription| {
-                let said = subscription.incoming();
+                let said = subscription.client_messages();
                 said.ok_or(Rejection::new(StatusCode::UPGRADE_REQUIRED))
             })),
             _ => Push::new(source_fn(async |_| {
@@ -353,8 +352,8 @@ impl Soaked {
                 streams: counts.open(),
                 observed: self.observed.open(),
                 drain: self.drain.open(),
-                subscribers: self.channel.subscribers() + self.quiet.subscribers(),
-                kept: kept.iter().map(|it| it.live + it.parked).sum(),
+                subscribers: self.channel.subscriber_count() + self.quiet.subscriber_count(),
+                kept: kept.iter().map(|it| it.active + it.parked).sum(),
                 tasks,
                 files: fs::read_dir("/proc/self/fd")?.count(),
             },

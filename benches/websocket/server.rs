@@ -156,7 +156,7 @@ fn repeated(size: usize, count: usize) -> impl Stream<Item = Bytes> {
 }
 
 fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let channel = Channel::builder().events(CAPACITY).build();
+    let channel = Channel::builder().max_events(CAPACITY).build();
     let handler = tower_service_fn({
         let channel = channel.clone();
         move |request: Request<Incoming>| {
@@ -191,9 +191,9 @@ fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-fn incoming(subscription: &Subscription) -> Result<tower_push::source::Incoming, Rejection> {
+fn incoming(subscription: &Subscription) -> Result<tower_push::source::ClientMessages, Rejection> {
     let none = || Rejection::new(http::StatusCode::BAD_REQUEST);
-    subscription.incoming().ok_or_else(none)
+    subscription.client_messages().ok_or_else(none)
 }
 
 fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {

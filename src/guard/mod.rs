@@ -23,7 +23,7 @@
 //!     .origin(OriginPolicy::same_origin());
 //!
 //! let layer = TransportLayer::with(guard.over(Negotiate::new()));
-//! let ticks = service(Channel::new()).over(guard.over(Sse::new()));
+//! let ticks = service(Channel::new()).transport(guard.over(Sse::new()));
 //!
 //! // Later: what is there now, and the end of it.
 //! println!("{} streams", guard.counts().open());
@@ -103,7 +103,7 @@ pub use self::{
 };
 use self::{admission::Permit, observe::Counters, stream::OpenStream};
 use crate::{
-    origin::OriginPolicy,
+    origin_policy::OriginPolicy,
     random,
     source::{LONGEST, Push, Rejection, Ticket},
     transport::{
@@ -184,7 +184,7 @@ impl Guard {
         self.with(|policy| policy.always_503 = true)
     }
 
-    /// The transport under this guard: for `service(…).over(…)`, or for a layer, which is then
+    /// The transport under this guard: for `service(…).transport(…)`, or for a layer, which is then
     /// [`TransportLayer::with`](crate::layer::TransportLayer::with) and not one of the shorter names.
     pub fn over<T: Transport>(&self, transport: T) -> Guarded<T> {
         Guarded {

@@ -123,7 +123,7 @@ pub enum Cause {
     /// place to tell of it.
     Failed,
     /// The client was too slow for the source's patience
-    /// ([`OnLag::Disconnect`](crate::source::channel::OnLag::Disconnect)).
+    /// ([`LagPolicy::Disconnect`](crate::source::channel::LagPolicy::Disconnect)).
     Lagged,
     /// The server [drains](super::Drain).
     Drained,

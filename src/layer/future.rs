@@ -9,8 +9,8 @@ use http::{Extensions, HeaderMap, Response, request::Parts};
 use pin_project_lite::pin_project;
 
 use super::{
-    MaybePush,
-    answer::{Answer, merge},
+    IntoPushOrResponse,
+    carrier::{PushOrResponse, merge},
 };
 use crate::transport::{PushBody, Responding, Transport};
 
@@ -47,7 +47,7 @@ impl<F, T> ResponseFuture<F, T> {
 impl<F, T, R, E> Future for ResponseFuture<F, T>
 where
     F: Future<Output = Result<R, E>>,
-    R: MaybePush,
+    R: IntoPushOrResponse,
     T: Transport,
 {
     type Output = Result<Response<PushBody<R::Body>>, E>;
@@ -60,11 +60,11 @@ where
                     answer,
                     head,
                     transport,
-                } => match ready!(answer.poll(cx))?.into_answer() {
-                    Answer::Response(response) => {
+                } => match ready!(answer.poll(cx))?.into_push_or_response() {
+                    PushOrResponse::Response(response) => {
                         return Poll::Ready(Ok(response.map(PushBody::inner)));
                     }
-                    Answer::Push(push, headers, extensions) => {
+                    PushOrResponse::Push(push, headers, extensions) => {
                         let responding = transport.respond(head, push);
                         state.set(State::Responding {
                             responding,

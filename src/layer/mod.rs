@@ -41,12 +41,12 @@
 //! # }
 //! ```
 
-mod answer;
 #[cfg(feature = "axum")]
 mod axum;
+mod carrier;
 mod future;
-mod leaf;
 mod service;
+mod source_service;
 
 use std::sync::{Arc, LazyLock};
 
@@ -54,10 +54,10 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
-    answer::MaybePush,
+    carrier::IntoPushOrResponse,
     future::ResponseFuture,
-    leaf::{SourceFuture, SourceService, service},
     service::TransportService,
+    source_service::{SourceResponseFuture, SourceService, service},
 };
 use crate::{
     source::{Push, PushSource},

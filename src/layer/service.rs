@@ -6,7 +6,7 @@ use std::{
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{MaybePush, ResponseFuture};
+use super::{IntoPushOrResponse, ResponseFuture};
 use crate::transport::{PushBody, Transport};
 
 /// The service of a [`TransportLayer`](super::TransportLayer). See the [module docs](super).
@@ -25,10 +25,10 @@ impl<S, T> TransportService<S, T> {
 impl<S, T, B> Service<Request<B>> for TransportService<S, T>
 where
     S: Service<Request<B>>,
-    S::Response: MaybePush,
+    S::Response: IntoPushOrResponse,
     T: Transport,
 {
-    type Response = Response<PushBody<<S::Response as MaybePush>::Body>>;
+    type Response = Response<PushBody<<S::Response as IntoPushOrResponse>::Body>>;
     type Error = S::Error;
     type Future = ResponseFuture<S::Future, T>;
 

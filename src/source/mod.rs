@@ -26,12 +26,12 @@
 
 pub mod channel;
 #[cfg(feature = "websocket")]
-mod incoming;
+mod client_messages;
+mod item_stream;
 mod push;
 mod rejection;
 pub mod resumable;
 mod source_fn;
-mod stream;
 mod subscription;
 mod ticket;
 
@@ -41,17 +41,17 @@ use futures_core::Stream;
 
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-pub use self::incoming::Incoming;
+pub use self::client_messages::ClientMessages;
 #[cfg(feature = "websocket")]
-pub(crate) use self::incoming::{Delivery, Parcel};
+pub(crate) use self::client_messages::{Delivery, Parcel};
 pub(crate) use self::subscription::LONGEST;
 pub use self::{
     channel::Channel,
+    item_stream::ItemStream,
     push::Push,
     rejection::Rejection,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    stream::Items,
     subscription::{LAST_EVENT_ID, Start, Subscription},
 };
 pub(crate) use self::{

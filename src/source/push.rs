@@ -2,7 +2,7 @@ use std::{fmt, future::Future, pin::Pin};
 
 use futures_core::Stream;
 
-use super::{Items, PushSource, Rejection, Subscription};
+use super::{ItemStream, PushSource, Rejection, Subscription};
 use crate::{
     error::BoxError,
     event::{Gap, GapReason, Item},
@@ -64,7 +64,7 @@ impl Push {
 /// What holds for every source is settled here: a client that has been told that the source has finished for ever is
 /// refused with [`Rejection::finished`], and one whose cursor cannot be read is told of a [gap](Gap).
 impl PushSource for Push {
-    type Stream = Items<BoxStream>;
+    type Stream = ItemStream<BoxStream>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         if subscription.cursor().is_some_and(|id| id.is_finished()) {
@@ -74,7 +74,7 @@ impl PushSource for Push {
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.0.subscribe(subscription).await?;
-        Ok(Items::after(gap, stream))
+        Ok(ItemStream::after(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {

@@ -2,7 +2,7 @@ use std::{fmt, future::Future};
 
 use futures_core::Stream;
 
-use super::{Items, PushSource, Rejection, Subscription};
+use super::{ItemStream, PushSource, Rejection, Subscription};
 use crate::event::IntoItem;
 
 /// A source from a function that answers each [`Subscription`] with a stream, or refuses it. The function sees the cursor,
@@ -34,11 +34,11 @@ where
     S: Stream + Send + 'static,
     S::Item: IntoItem,
 {
-    type Stream = Items<S>;
+    type Stream = ItemStream<S>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         let stream = (self.0)(subscription).await?;
-        Ok(Items::after(None, stream))
+        Ok(ItemStream::after(None, stream))
     }
 }
 

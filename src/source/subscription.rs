@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, request::Parts};
 use tokio::time::Instant;
 
 #[cfg(feature = "websocket")]
-use super::incoming::{Delivery, Incoming, Slot};
+use super::client_messages::{ClientMessages, Delivery, Slot};
 use super::ticket::{Opening, Ticket};
 use crate::{event::EventId, query};
 
@@ -141,7 +141,7 @@ impl Subscription {
     /// none.
     #[cfg(feature = "websocket")]
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-    pub fn incoming(&self) -> Option<Incoming> {
+    pub fn client_messages(&self) -> Option<ClientMessages> {
         self.incoming.as_ref()?.take()
     }
 

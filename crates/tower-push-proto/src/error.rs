@@ -95,7 +95,7 @@ kinds! {
     InvalidOrigin:
         /// Makes the error for a text that is not an origin.
         invalid_origin,
-        /// Whether a text is not an origin, in `OriginPolicy::allow`.
+        /// Whether a text is not an origin, in `OriginPolicy::allow_origin`.
         is_invalid_origin;
     Stalled:
         /// Makes the error for a connection whose peer accepted none of the written bytes for too long.

@@ -32,12 +32,12 @@
 //! | of this channel, but older | with a gap (`expired`) and how many are missing, then at the oldest event |
 //! | of another epoch, or not readable | with a gap (`epoch`), then at the oldest event |
 //!
-//! The oldest event is the oldest in the log; of a channel that [conflates](OnLag::conflate), it is the oldest that is still the
+//! The oldest event is the oldest in the log; of a channel that [conflates](LagPolicy::conflate), it is the oldest that is still the
 //! newest of its key.
 //!
 //! # Differences
 //! `tokio::sync::broadcast` has no replay, drops a value when the last of its present receivers saw it, and leaves the handling
-//! of lag to each receiver. A channel's values stay for those who come back, and lag is a [policy](OnLag).
+//! of lag to each receiver. A channel's values stay for those who come back, and lag is a [policy](LagPolicy).
 
 pub(super) mod id;
 pub(super) mod log;
@@ -85,7 +85,7 @@ pub struct Channel {
 struct Inner {
     shared: Shared,
     epoch: Epoch,
-    on_lag: OnLag,
+    lag_policy: LagPolicy,
     /// What an age is counted from; without a bound on age no clock is asked.
     created: Option<Instant>,
     readers: AtomicUsize,
@@ -106,23 +106,23 @@ struct Counts {
 /// Every event that it does not get is counted, see [`Channel::counts`].
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub enum OnLag {
+pub enum LagPolicy {
     /// It is told of a gap (`lagged`) and how many are missing, and goes on with the oldest event in the log.
     #[default]
     Gap,
     /// It is cut off ([`Error::is_lagged`]), and finds the gap (`expired`) when it comes back.
     Disconnect,
-    /// It gets the newest event of each key among those that it missed: see [`OnLag::conflate`].
-    Conflate(KeyOf),
+    /// It gets the newest event of each key among those that it missed: see [`LagPolicy::conflate`].
+    Conflate(KeyFn),
 }
 
-/// How events are told apart by a channel that conflates, from [`OnLag::conflate`].
+/// How events are told apart by a channel that conflates, from [`LagPolicy::conflate`].
 #[derive(Clone)]
-pub struct KeyOf(Arc<GiveKey>);
+pub struct KeyFn(Arc<GiveKey>);
 
 type GiveKey = dyn Fn(&Event) -> Box<str> + Send + Sync;
 
-impl OnLag {
+impl LagPolicy {
     /// A subscriber that is too slow gets the newest event of each key among those that it missed, and then goes on with the log:
     /// nothing is missing for those who want to know how things are, and not how they came to be so.
     ///
@@ -133,17 +133,17 @@ impl OnLag {
     /// ([`Start::Oldest`]): it gets a snapshot, the newest event of each key, before what is in the log.
     ///
     /// ```
-    /// use tower_push::{Channel, Event, source::{Start, channel::OnLag}};
+    /// use tower_push::{Channel, Event, source::{Start, channel::LagPolicy}};
     ///
     /// let by_type = |event: &Event| event.event_type().map_or("", |name| name.as_str()).to_owned();
-    /// let prices = Channel::builder().on_lag(OnLag::conflate(by_type)).start(Start::Oldest).build();
+    /// let prices = Channel::builder().lag_policy(LagPolicy::conflate(by_type)).start(Start::Oldest).build();
     /// ```
     pub fn conflate<F, K>(key: F) -> Self
     where
         F: Fn(&Event) -> K + Send + Sync + 'static,
         K: Into<Box<str>>,
     {
-        Self::Conflate(KeyOf(Arc::new(move |event| key(event).into())))
+        Self::Conflate(KeyFn(Arc::new(move |event| key(event).into())))
     }
 }
 
@@ -167,7 +167,7 @@ pub struct ChannelCounts {
 #[must_use]
 pub struct ChannelBuilder {
     bounds: Bounds,
-    on_lag: OnLag,
+    lag_policy: LagPolicy,
     start: Start,
 }
 
@@ -181,14 +181,14 @@ impl Channel {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_push::{Channel, source::{Start, channel::OnLag}};
+    /// use tower_push::{Channel, source::{Start, channel::LagPolicy}};
     ///
     /// let channel = Channel::builder()
-    ///     .events(10_000)
-    ///     .bytes(16 << 20)
-    ///     .age(Duration::from_secs(600))
+    ///     .max_events(10_000)
+    ///     .max_bytes(16 << 20)
+    ///     .max_age(Duration::from_secs(600))
     ///     .start(Start::Last(10))
-    ///     .on_lag(OnLag::Disconnect)
+    ///     .lag_policy(LagPolicy::Disconnect)
     ///     .build();
     /// ```
     pub fn builder() -> ChannelBuilder {
@@ -198,7 +198,7 @@ impl Channel {
                 bytes: 4 << 20,
                 age: None,
             },
-            on_lag: OnLag::default(),
+            lag_policy: LagPolicy::default(),
             start: Start::default(),
         }
     }
@@ -214,9 +214,9 @@ impl Channel {
         let inner = &self.inner;
         // Not under the log's lock: this may copy the payload.
         let event = event.into().into_unshared();
-        let key = match &inner.on_lag {
-            OnLag::Conflate(KeyOf(key)) => Some(key(&event)),
-            OnLag::Gap | OnLag::Disconnect => None,
+        let key = match &inner.lag_policy {
+            LagPolicy::Conflate(KeyFn(key)) => Some(key(&event)),
+            LagPolicy::Gap | LagPolicy::Disconnect => None,
         };
         let numbered = |number| event.under(inner.epoch.id(number));
         let published = inner.shared.publish(numbered, key, inner.now());
@@ -237,10 +237,10 @@ impl Channel {
     /// use tower_push::{Channel, Push, source::Start};
     ///
     /// let channel = Channel::new();
-    /// let push = Push::new(channel.starting(Start::Last(50)));
+    /// let push = Push::new(channel.with_start(Start::Last(50)));
     /// ```
     #[must_use]
-    pub fn starting(&self, start: Start) -> Self {
+    pub fn with_start(&self, start: Start) -> Self {
         Self {
             inner: self.inner.clone(),
             start,
@@ -248,13 +248,13 @@ impl Channel {
     }
 
     /// A subscriber that begins there, as a stream of items: what clients get, for the server itself.
-    pub fn follow(&self, start: Start) -> Subscriber {
+    pub fn subscribe_from(&self, start: Start) -> Subscriber {
         let place = self.inner.place(&start);
         Subscriber::new(self.inner.clone(), place)
     }
 
     /// How many subscribers there are.
-    pub fn subscribers(&self) -> usize {
+    pub fn subscriber_count(&self) -> usize {
         *self.inner.subscribers.borrow()
     }
 
@@ -271,13 +271,13 @@ impl Channel {
     /// loop {
     ///     channel.subscribed().await;
     ///     tokio::select! {
-    ///         () = channel.idle() => {}
+    ///         () = channel.unsubscribed() => {}
     ///         () = produce() => break,
     ///     }
     /// }
     /// # }
     /// ```
-    pub async fn idle(&self) {
+    pub async fn unsubscribed(&self) {
         self.until(|subscribers| subscribers == 0).await;
     }
 
@@ -300,7 +300,7 @@ impl Channel {
     }
 
     /// How many bytes of payloads, ids and types are in the log.
-    pub fn bytes(&self) -> usize {
+    pub fn byte_len(&self) -> usize {
         self.inner.look(Log::bytes)
     }
 
@@ -396,29 +396,29 @@ impl PushSource for Channel {
 
 impl ChannelBuilder {
     /// How many events the log keeps at most: 1024 by default, at least 1.
-    pub fn events(mut self, events: usize) -> Self {
+    pub fn max_events(mut self, events: usize) -> Self {
         self.bounds.events = events.max(1);
         self
     }
 
     /// How many bytes of payloads, ids and types the log keeps at most: 4 MiB by default. The newest event is kept whatever its
     /// size. What each transport in use writes for an event takes as much again, and what is around it some 300 bytes, and 100
-    /// more for each of those transports: of small events the [number](Self::events) is what bounds memory.
-    pub fn bytes(mut self, bytes: usize) -> Self {
+    /// more for each of those transports: of small events the [number](Self::max_events) is what bounds memory.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
         self
     }
 
     /// How old an event in the log may become: no subscriber that comes later than this will get it. Without it, events do not
     /// age. The clock is tokio's.
-    pub fn age(mut self, age: Duration) -> Self {
+    pub fn max_age(mut self, age: Duration) -> Self {
         self.bounds.age = Some(age);
         self
     }
 
-    /// What becomes of subscribers that are too slow: they are told of a [gap](OnLag::Gap) by default.
-    pub fn on_lag(mut self, on_lag: OnLag) -> Self {
-        self.on_lag = on_lag;
+    /// What becomes of subscribers that are too slow: they are told of a [gap](LagPolicy::Gap) by default.
+    pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
+        self.lag_policy = lag_policy;
         self
     }
 
@@ -431,13 +431,13 @@ impl ChannelBuilder {
 
     /// The channel.
     pub fn build(self) -> Channel {
-        let conflates = matches!(self.on_lag, OnLag::Conflate(_));
+        let conflates = matches!(self.lag_policy, LagPolicy::Conflate(_));
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         Channel {
             inner: Arc::new(Inner {
                 shared: Shared::new(Log::new(self.bounds, conflates), 4 * threads),
                 epoch: Epoch::random(),
-                on_lag: self.on_lag,
+                lag_policy: self.lag_policy,
                 created: self.bounds.age.map(|_| Instant::now()),
                 readers: AtomicUsize::new(0),
                 subscribers: watch::Sender::new(0),
@@ -458,13 +458,13 @@ impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
             .field("start", &self.start)
-            .field("subscribers", &self.subscribers())
+            .field("subscribers", &self.subscriber_count())
             .finish_non_exhaustive()
     }
 }
 
-impl fmt::Debug for KeyOf {
+impl fmt::Debug for KeyFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyOf")
+        f.write_str("KeyFn")
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use futures_core::Stream;
 
-use super::{Inner, OnLag, Place, log::Next, taken::Taken};
+use super::{Inner, LagPolicy, Place, log::Next, taken::Taken};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, GapReason, Item},
@@ -63,7 +63,7 @@ impl Subscriber {
             None => (GapReason::Lagged, &self.inner.counts.lagged),
         };
         add(count, missed);
-        if reason == GapReason::Lagged && matches!(self.inner.on_lag, OnLag::Disconnect) {
+        if reason == GapReason::Lagged && matches!(self.inner.lag_policy, LagPolicy::Disconnect) {
             self.is_over = true;
             return Err(Error::lagged().into());
         }

@@ -25,7 +25,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    OnEnd,
+    EndPolicy,
     log::{End, Entry, Log, Next},
     lot::Limits,
     token::Token,
@@ -84,9 +84,9 @@ impl Kept {
                 log: Log::new(limits.replay),
                 is_turn_wanted: false,
             }),
-            end: match limits.on_end {
-                OnEnd::Finish => End::Finished,
-                OnEnd::Restart => End::Ended,
+            end: match limits.end_policy {
+                EndPolicy::Finish => End::Finished,
+                EndPolicy::Restart => End::Ended,
             },
             bell: Arc::new(Bell {
                 rings: AtomicU64::new(0),

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    OnEnd, ResumableCounts,
+    EndPolicy, ResumableCounts,
     kept::{BoxStream, Kept},
     log::Bounds,
     token::Token,
@@ -31,7 +31,7 @@ pub(super) struct Limits {
     pub(super) streams: usize,
     pub(super) parked_bytes: usize,
     pub(super) replay: Bounds,
-    pub(super) on_end: OnEnd,
+    pub(super) end_policy: EndPolicy,
 }
 
 pub(super) struct Lot {
@@ -130,7 +130,7 @@ impl Lot {
 
     pub(super) fn counts(&self) -> ResumableCounts {
         self.change(|state| ResumableCounts {
-            live: state.streams.len() - state.parked.len(),
+            active: state.streams.len() - state.parked.len(),
             parked: state.parked.len(),
             parked_bytes: state.bytes,
             resumed: state.resumed,

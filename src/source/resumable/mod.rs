@@ -41,7 +41,7 @@
 //! # How a stream ends
 //! | the stream | its clients | who comes back |
 //! |---|---|---|
-//! | ends | finish for ever (or by [`OnEnd::Restart`], for now) | with part of it: the rest, and the end again; with all of it: [`Rejection::finished`] |
+//! | ends | finish for ever (or by [`EndPolicy::Restart`], for now) | with part of it: the rest, and the end again; with all of it: [`Rejection::finished`] |
 //! | yields [`Item::Finished`] | finish for ever | the same |
 //! | fails, or panics | are cut off; a panic goes on in the task of the one who asked | the rest, then a gap (`epoch`), then the handler's stream |
 //!
@@ -63,7 +63,7 @@
 //! random bits, from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash under a key from the
 //! system, see [`RandomState`](std::hash::RandomState)). So keep ids out of logs, above all where clients send them in the
 //! URL. Where requests are authenticated, say whose the stream is, and only its owner can take it up: see
-//! [`Wrapped::owned_by`]. All that is wrapped by one `Resumable` is one lot: where two endpoints let in different people, give each
+//! [`ResumableSource::owner`]. All that is wrapped by one `Resumable` is one lot: where two endpoints let in different people, give each
 //! its own.
 //!
 //! The ids that events had are replaced. To replace one copies the payload, if something else holds the event too.
@@ -76,7 +76,7 @@
 mod kept;
 mod log;
 mod lot;
-mod subscriber;
+mod resumable_stream;
 mod token;
 
 #[cfg(all(test, tower_push_loom))]
@@ -86,7 +86,7 @@ use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use futures_core::Stream;
 
-pub use self::subscriber::Subscriber;
+pub use self::resumable_stream::ResumableStream;
 use self::{
     log::{Bounds, End, Log, Next},
     lot::{Limits, Lot, Seat},
@@ -110,7 +110,7 @@ pub struct Resumable {
 /// A source whose stream can be resumed, from [`Resumable::wrap`].
 #[derive(Clone)]
 #[must_use = "a source does nothing unless it is subscribed to"]
-pub struct Wrapped<S> {
+pub struct ResumableSource<S> {
     source: S,
     owner: Option<Box<str>>,
     lot: Arc<Lot>,
@@ -119,7 +119,7 @@ pub struct Wrapped<S> {
 /// What the end of a stream is to its client. An [`Item::Finished`] is for ever in any case, an [`Item::Ended`] for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum OnEnd {
+pub enum EndPolicy {
     /// The end for ever: the client is told that the source has finished, and does not come back.
     #[default]
     Finish,
@@ -132,7 +132,7 @@ pub enum OnEnd {
 #[non_exhaustive]
 pub struct ResumableCounts {
     /// Streams that are being read now.
-    pub live: usize,
+    pub active: usize,
     /// Streams that are parked now.
     pub parked: usize,
     /// The bytes that the parked streams keep for replay.
@@ -162,15 +162,15 @@ impl Resumable {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_push::{Resumable, source::resumable::OnEnd};
+    /// use tower_push::{Resumable, source::resumable::EndPolicy};
     ///
     /// let resumable = Resumable::builder()
-    ///     .parked_for(Duration::from_secs(300))
-    ///     .streams(1000)
-    ///     .parked_bytes(16 << 20)
-    ///     .events(64)
-    ///     .bytes(64 << 10)
-    ///     .on_end(OnEnd::Restart)
+    ///     .park_timeout(Duration::from_secs(300))
+    ///     .max_parked_streams(1000)
+    ///     .max_parked_bytes(16 << 20)
+    ///     .max_events(64)
+    ///     .max_bytes(64 << 10)
+    ///     .end_policy(EndPolicy::Restart)
     ///     .build();
     /// ```
     pub fn builder() -> ResumableBuilder {
@@ -183,7 +183,7 @@ impl Resumable {
                     events: 256,
                     bytes: 256 << 10,
                 },
-                on_end: OnEnd::default(),
+                end_policy: EndPolicy::default(),
             },
         }
     }
@@ -191,8 +191,8 @@ impl Resumable {
     /// Makes a source resumable: usually a plain stream, made for the client that asks.
     ///
     /// The source is not asked if the client's own stream is still here. If it is, it sees the subscription without its cursor.
-    pub fn wrap<S: PushSource>(&self, source: S) -> Wrapped<S> {
-        Wrapped {
+    pub fn wrap<S: PushSource>(&self, source: S) -> ResumableSource<S> {
+        ResumableSource {
             source,
             owner: None,
             lot: self.lot.clone(),
@@ -224,27 +224,27 @@ impl Resumable {
     }
 }
 
-impl<S> Wrapped<S> {
+impl<S> ResumableSource<S> {
     /// Says whose the stream is: only a request for the same owner can take it up. To another it is as if the stream were not there.
     ///
     /// ```
     /// # use tower_push::{Push, Resumable};
     /// # fn handler(resumable: &Resumable, user: &str) -> Push {
     /// # let stream = tokio_stream::iter(["any"]);
-    /// Push::new(resumable.wrap(stream).owned_by(user))
+    /// Push::new(resumable.wrap(stream).owner(user))
     /// # }
     /// ```
-    pub fn owned_by(mut self, owner: impl Into<Box<str>>) -> Self {
+    pub fn owner(mut self, owner: impl Into<Box<str>>) -> Self {
         self.owner = Some(owner.into());
         self
     }
 }
 
 /// Each client gets the stream of its cursor, or if there is none, the source's.
-impl<S: PushSource + Send> PushSource for Wrapped<S> {
-    type Stream = Subscriber;
+impl<S: PushSource + Send> PushSource for ResumableSource<S> {
+    type Stream = ResumableStream;
 
-    async fn subscribe(self, subscription: Subscription) -> Result<Subscriber, Rejection> {
+    async fn subscribe(self, subscription: Subscription) -> Result<ResumableStream, Rejection> {
         let Some(cursor) = subscription.cursor().cloned() else {
             let subscription = subscription.without_cursor();
             return self.begin(subscription, VecDeque::new()).await;
@@ -252,7 +252,7 @@ impl<S: PushSource + Send> PushSource for Wrapped<S> {
         let gap = |reason| Gap::new(reason).requested(cursor.clone());
         let first = match self.lot.take_up(&cursor, self.owner.as_deref()) {
             Ok((seat, number)) => match resume(seat, number, gap(GapReason::Epoch)) {
-                Resumed::Subscriber(subscriber) => return Ok(subscriber.requested(cursor)),
+                Resumed::Stream(subscriber) => return Ok(subscriber.requested(cursor)),
                 Resumed::Finished => return Err(Rejection::finished()),
                 Resumed::Over(rest) => rest,
             },
@@ -262,13 +262,13 @@ impl<S: PushSource + Send> PushSource for Wrapped<S> {
     }
 }
 
-impl<S: PushSource> Wrapped<S> {
+impl<S: PushSource> ResumableSource<S> {
     /// Begins the source's own stream, behind what is to be said first.
     async fn begin(
         self,
         subscription: Subscription,
         mut first: VecDeque<Item>,
-    ) -> Result<Subscriber, Rejection> {
+    ) -> Result<ResumableStream, Rejection> {
         let stream = self.source.subscribe(subscription).await?;
         let seat = self.lot.keep(Box::pin(stream), self.owner);
         let start = seat.kept.id(0);
@@ -276,12 +276,12 @@ impl<S: PushSource> Wrapped<S> {
             Some(Item::Gap(gap)) => gap.resumed = Some(start),
             _ => first.push_back(Item::Cursor(start)),
         }
-        Ok(Subscriber::new(seat, 0, first))
+        Ok(ResumableStream::new(seat, 0, first))
     }
 }
 
 enum Resumed {
-    Subscriber(Subscriber),
+    Stream(ResumableStream),
     /// The client has all that there ever will be.
     Finished,
     /// The stream goes no further, and another will: what is left of it, and a gap where it broke.
@@ -293,7 +293,7 @@ fn resume(seat: Seat, number: u64, gap: Gap) -> Resumed {
         (seat.kept).look(|log| (log.before_oldest(), log.last(), log.ended().cloned()));
     if number > last {
         let gap = gap.resumed(seat.kept.id(oldest));
-        return Resumed::Subscriber(Subscriber::new(seat, oldest, [Item::Gap(gap)].into()));
+        return Resumed::Stream(ResumableStream::new(seat, oldest, [Item::Gap(gap)].into()));
     }
     match end {
         Some(End::Finished) if number == last => Resumed::Finished,
@@ -303,7 +303,7 @@ fn resume(seat: Seat, number: u64, gap: Gap) -> Resumed {
             rest.push_back(Item::Gap(gap));
             Resumed::Over(rest)
         }
-        _ => Resumed::Subscriber(Subscriber::new(seat, number, VecDeque::new())),
+        _ => Resumed::Stream(ResumableStream::new(seat, number, VecDeque::new())),
     }
 }
 
@@ -331,38 +331,38 @@ fn rest(log: &Log, mut at: u64, seat: &Seat, gap: &Gap) -> VecDeque<Item> {
 
 impl ResumableBuilder {
     /// How long a stream stays parked after its last client left: 60 s.
-    pub fn parked_for(mut self, parked_for: Duration) -> Self {
-        self.limits.parked_for = parked_for;
+    pub fn park_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.parked_for = timeout;
         self
     }
 
     /// How many streams are parked at most: 10 000. With none, nothing can be resumed but what another client reads.
-    pub fn streams(mut self, streams: usize) -> Self {
+    pub fn max_parked_streams(mut self, streams: usize) -> Self {
         self.limits.streams = streams;
         self
     }
 
     /// How many bytes of payloads, ids and types all parked streams together keep at most: 64 MiB.
-    pub fn parked_bytes(mut self, bytes: usize) -> Self {
+    pub fn max_parked_bytes(mut self, bytes: usize) -> Self {
         self.limits.parked_bytes = bytes;
         self
     }
 
     /// How many of a stream's last events are kept: 256; at least 1.
-    pub fn events(mut self, events: usize) -> Self {
+    pub fn max_events(mut self, events: usize) -> Self {
         self.limits.replay.events = events;
         self
     }
 
     /// How many bytes of payloads, ids and types are kept of one stream: 256 KiB. Its newest event is kept whatever its size.
-    pub fn bytes(mut self, bytes: usize) -> Self {
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.limits.replay.bytes = bytes;
         self
     }
 
-    /// What the end of a stream is to its client: the end [for ever](OnEnd::Finish) by default.
-    pub fn on_end(mut self, on_end: OnEnd) -> Self {
-        self.limits.on_end = on_end;
+    /// What the end of a stream is to its client: the end [for ever](EndPolicy::Finish) by default.
+    pub fn end_policy(mut self, end_policy: EndPolicy) -> Self {
+        self.limits.end_policy = end_policy;
         self
     }
 
@@ -388,8 +388,8 @@ impl fmt::Debug for Resumable {
     }
 }
 
-impl<S> fmt::Debug for Wrapped<S> {
+impl<S> fmt::Debug for ResumableSource<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wrapped").finish_non_exhaustive()
+        f.debug_struct("ResumableSource").finish_non_exhaustive()
     }
 }

@@ -17,7 +17,7 @@ use loom::{
 };
 
 use super::{
-    OnEnd,
+    EndPolicy,
     kept::Kept,
     log::{Bounds, Next},
     lot::Limits,
@@ -59,7 +59,7 @@ impl Feed {
                 events: 8,
                 bytes: 1 << 20,
             },
-            on_end: OnEnd::Finish,
+            end_policy: EndPolicy::Finish,
         };
         let stream = Box::pin(self.clone());
         Arc::new(Kept::new(Token::random(), None, &limits, stream))

@@ -26,7 +26,7 @@
 //! | a poll with that id, or behind the end | 204: do not come back |
 //! | the source's stream ends for now | what there was, at once: the client may come back. If there was nothing, the answer is held for the wait time, or the client would be back at once, and so on |
 //! | the stream ends for now, [with a hint](crate::Item::Ended) when to come back | what there was, at once, be it nothing, and `Retry-After` |
-//! | a plain stream ends, or that of a source that tells no cursor | the same as a finished source, unless the [`Resumable`] says [otherwise](crate::source::resumable::OnEnd) |
+//! | a plain stream ends, or that of a source that tells no cursor | the same as a finished source, unless the [`Resumable`] says [otherwise](crate::source::resumable::EndPolicy) |
 //! | the source fails, or the format refuses a payload | what there was before; the next poll is answered 500 |
 //! | `If-None-Match` with `*`, with tags of several cursors, or with what is no cursor | as if it were not there |
 //! | `Last-Event-ID` with what is no cursor | a gap first |
@@ -44,7 +44,7 @@
 //!     .or(Ndjson::new())
 //!     .wait(Duration::from_secs(20))
 //!     .batch_window(Duration::from_millis(10));
-//! let service = service(channel.clone()).over(long_poll);
+//! let service = service(channel.clone()).transport(long_poll);
 //! # let _ = service;
 //! ```
 //!
@@ -232,7 +232,7 @@ impl LongPoll {
     /// [`Resumable::new`], if nothing else is said.
     ///
     /// Such a stream is taken up with its cursor at the same path and under the same `Authorization`. Where cookies tell who asks,
-    /// say whose it is: [`Wrapped::owned_by`](crate::source::resumable::Wrapped::owned_by).
+    /// say whose it is: [`ResumableSource::owner`](crate::source::resumable::ResumableSource::owner).
     #[must_use]
     pub fn park_in(self, resumable: Resumable) -> Self {
         self.with(|config| config.resumable = resumable)

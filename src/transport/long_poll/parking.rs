@@ -7,7 +7,7 @@ use super::gather::{Gather, Gathered, Gathering, Patience};
 use crate::{
     error::BoxError,
     event::{EventId, Gap, GapReason, Item},
-    source::{Items, Push, PushSource, Rejection, Resumable, Subscription},
+    source::{ItemStream, Push, PushSource, Rejection, Resumable, Subscription},
 };
 
 /// Where one client's streams are parked.
@@ -47,7 +47,7 @@ impl Parking {
         let gathering = gathering.behind(lost);
         let mut gathered = Gather::new(watched, gathering, patience).await;
         if gathered.leaves_no_cursor() {
-            let rest = Items::behind(gathered.take_ahead(), items);
+            let rest = ItemStream::behind(gathered.take_ahead(), items);
             gathered.cursor = Some(self.resumable.park(rest, self.owner.clone()));
         }
         Ok(gathered)
@@ -58,13 +58,15 @@ impl Parking {
         &self,
         push: Push,
         subscription: Subscription,
-    ) -> Result<Items<impl Stream<Item = Result<Item, BoxError>> + Send + Unpin + use<>>, Rejection>
-    {
+    ) -> Result<
+        ItemStream<impl Stream<Item = Result<Item, BoxError>> + Send + Unpin + use<>>,
+        Rejection,
+    > {
         let is_parked = |id| self.resumable.holds(id);
         let push = if push.is_resumable() && !subscription.cursor().is_some_and(is_parked) {
             push
         } else {
-            Push::new(self.resumable.wrap(push).owned_by(self.owner.clone()))
+            Push::new(self.resumable.wrap(push).owner(self.owner.clone()))
         };
         push.subscribe(subscription).await
     }

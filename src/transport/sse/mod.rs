@@ -23,7 +23,7 @@
 //! let layer = SseLayer::with(
 //!     Sse::new()
 //!         .retry(Duration::from_secs(2))
-//!         .keep_alive(KeepAlive::every(Duration::from_secs(30))),
+//!         .keep_alive(KeepAlive::new().interval(Duration::from_secs(30))),
 //! );
 //! ```
 

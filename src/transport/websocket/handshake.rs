@@ -17,7 +17,7 @@ use tower_push_proto::{
     websocket::handshake::{accept_key, choose_subprotocol},
 };
 
-use crate::{origin::OriginPolicy, source::Rejection, transport::PushBody};
+use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody};
 
 /// The upgrade token, and the `:protocol`. Both are compared without regard to case (RFC 9110 §7.8).
 const WEBSOCKET: &str = "websocket";

@@ -12,8 +12,8 @@
 //! # fn main() -> Result<(), tower_push::Error> {
 //! let layer = WebSocketLayer::with(
 //!     WebSocket::new()
-//!         .origin(OriginPolicy::same_origin().allow("https://app.example.com")?)
-//!         .ping(KeepAlive::every(Duration::from_secs(20)))
+//!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
+//!         .ping(KeepAlive::new().interval(Duration::from_secs(20)))
 //!         .max_message(16 * 1024),
 //! );
 //! # Ok(())
@@ -43,7 +43,7 @@
 //! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
 //! | 3000 | the source has ended for now | yes |
 //! | 3005 | what the client was let in by [has expired](crate::Item::Expired) | with something new |
-//! | 3008 | the client was too slow ([`OnLag::Disconnect`](crate::source::channel::OnLag)) | yes |
+//! | 3008 | the client was too slow ([`LagPolicy::Disconnect`](crate::source::channel::LagPolicy)) | yes |
 //! | 3010 | events were missed, and the form has no place to say so | yes |
 //! | 3012 | the client did not answer a ping | yes |
 //! | none | the client stopped reading, or did not close when asked to | yes |
@@ -53,7 +53,7 @@
 //! source has finished for ever is let in and told 1000.
 //!
 //! # What a client may send
-//! FrameEncoder, for a source that takes them: see [`Incoming`](crate::source::Incoming). Where none does, or none does any more,
+//! Messages, for a source that takes them: see [`ClientMessages`](crate::source::ClientMessages). Where none does, or none does any more,
 //! they are dropped: checked before, but not inflated.
 
 mod connection;
@@ -86,7 +86,7 @@ use crate::{
     error::BoxError,
     event::Item,
     keep_alive::KeepAlive,
-    origin::OriginPolicy,
+    origin_policy::OriginPolicy,
     source::{Delivery, Push, PushSource, Rejection, Subscription, Watched},
 };
 
@@ -118,7 +118,7 @@ impl WebSocket {
                     ("json.tower-push", MessageFormat::Json),
                     ("ws+meta.nchan", MessageFormat::Nchan),
                 ],
-                ping: KeepAlive::every(Duration::from_secs(25)),
+                ping: KeepAlive::new().interval(Duration::from_secs(25)),
                 session: Arc::default(),
                 #[cfg(feature = "deflate")]
                 deflate_from: Some(128),

@@ -17,13 +17,13 @@ use crate::{
     message = "a service behind a tower-push layer answers with a `Push` or a response, not with `{Self}`",
     note = "a service that answers with a stream becomes one by `.map_response(Push::new)`"
 )]
-pub trait MaybePush: Sealed {
+pub trait IntoPushOrResponse: Sealed {
     /// The body of the responses that carry none.
     type Body;
 
     /// Which of the two it is.
     #[doc(hidden)]
-    fn into_answer(self) -> Answer<Self::Body>;
+    fn into_push_or_response(self) -> PushOrResponse<Self::Body>;
 }
 
 mod sealed {
@@ -37,34 +37,34 @@ impl<B> Sealed for Response<B> {}
 /// What a service answered with.
 #[doc(hidden)]
 #[derive(Debug)]
-pub enum Answer<B> {
+pub enum PushOrResponse<B> {
     /// A push, and what the response that carried it has beside: headers and extensions that services in between have set.
     Push(Push, HeaderMap, Extensions),
     /// Any other response.
     Response(Response<B>),
 }
 
-impl MaybePush for Push {
+impl IntoPushOrResponse for Push {
     type Body = NoBody;
 
-    fn into_answer(self) -> Answer<NoBody> {
-        Answer::Push(self, HeaderMap::new(), Extensions::new())
+    fn into_push_or_response(self) -> PushOrResponse<NoBody> {
+        PushOrResponse::Push(self, HeaderMap::new(), Extensions::new())
     }
 }
 
-impl<B> MaybePush for Response<B> {
+impl<B> IntoPushOrResponse for Response<B> {
     type Body = B;
 
-    fn into_answer(mut self) -> Answer<B> {
-        let carried = self.extensions_mut().remove::<Carried>();
-        let Some(push) = carried.and_then(Carried::take) else {
-            return Answer::Response(self);
+    fn into_push_or_response(mut self) -> PushOrResponse<B> {
+        let carried = self.extensions_mut().remove::<PushExtension>();
+        let Some(push) = carried.and_then(PushExtension::take) else {
+            return PushOrResponse::Response(self);
         };
         let (mut carrier, _) = self.into_parts();
         for name in ABOUT_THE_MESSAGE {
             carrier.headers.remove(name);
         }
-        Answer::Push(push, carrier.headers, carrier.extensions)
+        PushOrResponse::Push(push, carrier.headers, carrier.extensions)
     }
 }
 
@@ -102,9 +102,9 @@ fn is_as_strict(carrier: &HeaderMap, push: &HeaderMap) -> bool {
 
 /// A push inside a response's extensions, which want to be `Clone`.
 #[derive(Clone)]
-struct Carried(Arc<Mutex<Option<Push>>>);
+struct PushExtension(Arc<Mutex<Option<Push>>>);
 
-impl Carried {
+impl PushExtension {
     /// The first of the clones to ask gets it.
     fn take(self) -> Option<Push> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -119,7 +119,7 @@ impl From<Push> for Response<String> {
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         let text = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, text);
-        let carried = Carried(Arc::new(Mutex::new(Some(push))));
+        let carried = PushExtension(Arc::new(Mutex::new(Some(push))));
         response.extensions_mut().insert(carried);
         response
     }
@@ -128,9 +128,9 @@ impl From<Push> for Response<String> {
 const UNLAYERED: &str = "This response carries a tower_push::Push that no layer turned into a push response: \
     add .layer(tower_push::PushLayer::new()) around the service.\n";
 
-impl fmt::Debug for Carried {
+impl fmt::Debug for PushExtension {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Carried")
+        f.write_str("PushExtension")
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
 
 pin_project! {
     /// The items of any stream, behind one that comes first where there is one, such as a gap.
-    pub struct Items<S> {
+    pub struct ItemStream<S> {
         // Rare, and a connection's memory is counted.
         first: Option<Box<Result<Item, BoxError>>>,
         #[pin]
@@ -24,7 +24,7 @@ pin_project! {
     }
 }
 
-impl<S> Items<S> {
+impl<S> ItemStream<S> {
     pub(super) fn after(gap: Option<Gap>, stream: S) -> Self {
         Self::behind(gap.map(|gap| Ok(Item::Gap(gap))), stream)
     }
@@ -35,7 +35,7 @@ impl<S> Items<S> {
     }
 }
 
-impl<S> Stream for Items<S>
+impl<S> Stream for ItemStream<S>
 where
     S: Stream,
     S::Item: IntoItem,
@@ -60,7 +60,7 @@ where
     S: Stream + Send + 'static,
     S::Item: IntoItem,
 {
-    type Stream = Items<S>;
+    type Stream = ItemStream<S>;
 
     fn subscribe(
         self,
@@ -69,7 +69,7 @@ where
         let gap = subscription
             .cursor()
             .map(|id| Gap::new(GapReason::Epoch).requested(id.clone()));
-        let items: Ready<Result<_, _>> = ready(Ok(Items::after(gap, self)));
+        let items: Ready<Result<_, _>> = ready(Ok(ItemStream::after(gap, self)));
         items
     }
 
@@ -78,9 +78,9 @@ where
     }
 }
 
-impl<S> fmt::Debug for Items<S> {
+impl<S> fmt::Debug for ItemStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Items")
+        f.debug_struct("ItemStream")
             .field("first", &self.first)
             .finish_non_exhaustive()
     }

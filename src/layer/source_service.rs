@@ -51,7 +51,7 @@ pub struct SourceService<S, T = Negotiate> {
 
 impl<S, T> SourceService<S, T> {
     /// The same source over another transport.
-    pub fn over<U: Transport>(self, transport: U) -> SourceService<S, U> {
+    pub fn transport<U: Transport>(self, transport: U) -> SourceService<S, U> {
         SourceService {
             source: self.source,
             transport: Arc::new(transport),
@@ -72,7 +72,7 @@ where
 {
     type Response = Response<PushBody>;
     type Error = Infallible;
-    type Future = SourceFuture;
+    type Future = SourceResponseFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -84,7 +84,7 @@ where
             // CONNECT is for a WebSocket over HTTP/2.
             Method::GET | Method::HEAD | Method::POST | Method::CONNECT => {
                 let push = Push::new(self.source.clone());
-                return SourceFuture(self.transport.respond(&mut head, push));
+                return SourceResponseFuture(self.transport.respond(&mut head, push));
             }
             Method::OPTIONS => Rejection::new(StatusCode::NO_CONTENT)
                 .message("")
@@ -99,14 +99,14 @@ where
             _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
         };
         let refused = refused.header(header::ALLOW, HeaderValue::from_static(ALLOW));
-        SourceFuture(Box::pin(std::future::ready(rejected(refused))))
+        SourceResponseFuture(Box::pin(std::future::ready(rejected(refused))))
     }
 }
 
 /// The future of a [`SourceService`].
-pub struct SourceFuture(Responding);
+pub struct SourceResponseFuture(Responding);
 
-impl Future for SourceFuture {
+impl Future for SourceResponseFuture {
     type Output = Result<Response<PushBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -115,9 +115,9 @@ impl Future for SourceFuture {
     }
 }
 
-impl fmt::Debug for SourceFuture {
+impl fmt::Debug for SourceResponseFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SourceFuture")
+        f.write_str("SourceResponseFuture")
     }
 }
 

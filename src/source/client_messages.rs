@@ -15,7 +15,7 @@ use crate::{
 
 /// What the client sends: each of its messages, in order.
 ///
-/// A source that wants them takes them from its [`Subscription`](super::Subscription::incoming); where none does, they are
+/// A source that wants them takes them from its [`Subscription`](super::Subscription::client_messages); where none does, they are
 /// checked and dropped. It ends when the client is gone.
 ///
 /// A few messages wait here: 64, or 64 KiB of them. While there is no room for more, the client's socket is not read, so that a
@@ -29,7 +29,7 @@ use crate::{
 /// /// Whatever one client says, all hear.
 /// fn chat(room: Channel) -> Push {
 ///     Push::new(source_fn(async move |subscription: Subscription| {
-///         if let Some(mut said) = subscription.incoming() {
+///         if let Some(mut said) = subscription.client_messages() {
 ///             let room = room.clone();
 ///             tokio::spawn(async move {
 ///                 while let Some(message) = said.next().await {
@@ -39,12 +39,12 @@ use crate::{
 ///                 }
 ///             });
 ///         }
-///         Ok(room.follow(tower_push::source::Start::Now))
+///         Ok(room.subscribe_from(tower_push::source::Start::Now))
 ///     }))
 /// }
 /// ```
 #[must_use = "a stream does nothing unless it is polled"]
-pub struct Incoming(Arc<Mailbox>);
+pub struct ClientMessages(Arc<Mailbox>);
 
 /// The transport's end of it.
 #[derive(Debug)]
@@ -214,22 +214,22 @@ impl Drop for Delivery {
     }
 }
 
-/// Where a subscription's [`Incoming`] is taken from, once.
+/// Where a subscription's [`ClientMessages`] is taken from, once.
 #[derive(Clone, Debug)]
 pub(super) struct Slot(Arc<Mailbox>);
 
 impl Slot {
-    pub(super) fn take(&self) -> Option<Incoming> {
+    pub(super) fn take(&self) -> Option<ClientMessages> {
         let mut state = self.0.state();
         if state.is_over || !matches!(state.reader, Reader::None) {
             return None;
         }
         state.reader = Reader::Busy;
-        Some(Incoming(self.0.clone()))
+        Some(ClientMessages(self.0.clone()))
     }
 }
 
-impl Stream for Incoming {
+impl Stream for ClientMessages {
     type Item = Payload;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Payload>> {
@@ -257,7 +257,7 @@ impl Stream for Incoming {
     }
 }
 
-impl Drop for Incoming {
+impl Drop for ClientMessages {
     fn drop(&mut self) {
         let mut state = self.0.state();
         let waiting = std::mem::take(&mut *state);
@@ -270,9 +270,9 @@ impl Drop for Incoming {
     }
 }
 
-impl fmt::Debug for Incoming {
+impl fmt::Debug for ClientMessages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Incoming").finish_non_exhaustive()
+        f.debug_struct("ClientMessages").finish_non_exhaustive()
     }
 }
 
@@ -310,7 +310,7 @@ mod tests {
         count
     }
 
-    fn read(incoming: &mut Incoming) -> Option<Payload> {
+    fn read(incoming: &mut ClientMessages) -> Option<Payload> {
         let cx = &mut Context::from_waker(Waker::noop());
         match Pin::new(incoming).poll_next(cx) {
             Poll::Ready(message) => message,

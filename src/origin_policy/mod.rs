@@ -20,9 +20,9 @@ use crate::error::Error;
 /// use tower_push::OriginPolicy;
 ///
 /// let policy = OriginPolicy::same_origin()
-///     .allow("https://app.example.com")?
-///     .allow("http://localhost:5173")?
-///     .or_if(|origin, _head| {
+///     .allow_origin("https://app.example.com")?
+///     .allow_origin("http://localhost:5173")?
+///     .allow_if(|origin, _head| {
 ///         let host = origin.strip_prefix("https://");
 ///         host.is_some_and(|host| host.ends_with(".preview.example.com"))
 ///     });
@@ -31,7 +31,7 @@ use crate::error::Error;
 ///
 /// # Without an `Origin`
 /// A script of another origin that would read an answer, or open a WebSocket, has an `Origin`. A request without one is of the
-/// same origin, or of no browser, and passes, unless an origin is [required](Self::required). But for one kind: what a page only
+/// same origin, or of no browser, and passes, unless an origin is [required](Self::require_origin). But for one kind: what a page only
 /// shows (`<img>`, `<iframe>`, a link), or asks for without being let read it (`no-cors`), has none either, and browsers say of it
 /// in `Sec-Fetch-Site` that it comes from elsewhere. Then it is refused, for no list can name where it comes from.
 ///
@@ -86,20 +86,20 @@ impl OriginPolicy {
         Self::new(Base::Same)
     }
 
-    /// Pages of this origin, whatever `Host` says; [more](Self::allow) can be added. A request without `Origin` that is
+    /// Pages of this origin, whatever `Host` says; [more](Self::allow_origin) can be added. A request without `Origin` that is
     /// no WebSocket's must be for the host and port of one of them, by its `Host`: list the server's own origin too, if it is another.
     ///
     /// ```
     /// use tower_push::OriginPolicy;
     ///
-    /// let policy = OriginPolicy::only("http://localhost:3000")?.allow("http://127.0.0.1:3000")?;
+    /// let policy = OriginPolicy::only("http://localhost:3000")?.allow_origin("http://127.0.0.1:3000")?;
     /// # Ok::<(), tower_push::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`allow`](Self::allow).
+    /// As [`allow_origin`](Self::allow_origin).
     pub fn only(origin: &str) -> Result<Self, Error> {
-        Self::new(Base::Listed).allow(origin)
+        Self::new(Base::Listed).allow_origin(origin)
     }
 
     /// All pages, whatever their `Origin` says: for what everyone may see, for which neither a cookie nor a network is needed.
@@ -122,16 +122,16 @@ impl OriginPolicy {
     /// ```
     /// use tower_push::OriginPolicy;
     ///
-    /// let policy = OriginPolicy::same_origin().allow("chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb")?;
+    /// let policy = OriginPolicy::same_origin().allow_origin("chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb")?;
     /// for wrong in ["example.com", "https://example.com/", "https://*.example.com", "*", "null"] {
-    ///     assert!(OriginPolicy::same_origin().allow(wrong).unwrap_err().is_invalid_origin());
+    ///     assert!(OriginPolicy::same_origin().allow_origin(wrong).unwrap_err().is_invalid_origin());
     /// }
     /// # Ok::<(), tower_push::Error>(())
     /// ```
     ///
     /// # Errors
     /// [`Error::is_invalid_origin`] for anything else.
-    pub fn allow(mut self, origin: &str) -> Result<Self, Error> {
+    pub fn allow_origin(mut self, origin: &str) -> Result<Self, Error> {
         let origin = Origin::parse(origin).ok_or_else(Error::invalid_origin)?;
         self.rules().listed.push(origin);
         Ok(self)
@@ -143,7 +143,7 @@ impl OriginPolicy {
     /// Compare whole hosts, or suffixes with their dot: `evil-example.com` ends like `example.com`. Pages of the origin `null` can be
     /// anyone's.
     #[must_use]
-    pub fn or_if(
+    pub fn allow_if(
         mut self,
         predicate: impl Fn(&str, &Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
@@ -154,7 +154,7 @@ impl OriginPolicy {
     /// Refuses a request without an `Origin`: what is no browser, mostly; but browsers, too, leave it out of a plain `GET` to the
     /// same origin.
     #[must_use]
-    pub fn required(mut self) -> Self {
+    pub fn require_origin(mut self) -> Self {
         self.rules().is_required = true;
         self
     }
@@ -445,7 +445,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_text_are_refused() {
-        let policy = OriginPolicy::same_origin().or_if(|_, _| true);
+        let policy = OriginPolicy::same_origin().allow_if(|_, _| true);
         assert!(!allows(&policy, "example.com", b"https://example.com\xff"));
         assert!(!allows(
             &policy,
@@ -456,7 +456,7 @@ mod tests {
 
     #[test]
     fn two_origins_are_refused_also_if_both_would_do() {
-        let policy = OriginPolicy::same_origin().or_if(|_, _| true);
+        let policy = OriginPolicy::same_origin().allow_if(|_, _| true);
         let one = with(
             head(Version::HTTP_11, "example.com"),
             ORIGIN,
@@ -499,10 +499,10 @@ mod tests {
                 OriginPolicy::same_origin(),
                 OriginPolicy::any(),
                 OriginPolicy::only("https://example.com").unwrap(),
-                OriginPolicy::same_origin().or_if(|_, _| false),
+                OriginPolicy::same_origin().allow_if(|_, _| false),
             ] {
                 assert!(policy.allows(&head), "{policy:?}");
-                assert!(!policy.required().allows(&head));
+                assert!(!policy.require_origin().allows(&head));
             }
         }
     }
@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn where_only_listed_origins_are_allowed_a_request_without_one_is_for_their_host() {
         let policy = OriginPolicy::only("http://localhost:3000").unwrap();
-        let policy = policy.allow("tauri://localhost").unwrap();
+        let policy = policy.allow_origin("tauri://localhost").unwrap();
         for version in [Version::HTTP_11, Version::HTTP_2] {
             for (host, expected) in [
                 ("localhost:3000", true),
@@ -528,13 +528,13 @@ mod tests {
         // No browser asks for a WebSocket without an origin.
         let websocket = with(nowhere, SEC_WEBSOCKET_VERSION, b"13");
         assert!(policy.allows(&websocket));
-        assert!(!policy.required().allows(&websocket));
+        assert!(!policy.require_origin().allows(&websocket));
     }
 
     #[test]
     fn a_request_from_elsewhere_that_names_no_page_is_refused() {
         let listed = OriginPolicy::only("https://example.com").unwrap();
-        let same = OriginPolicy::same_origin().or_if(|_, _| true);
+        let same = OriginPolicy::same_origin().allow_if(|_, _| true);
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let site = |site: &[u8]| with(head(version, "example.com"), SEC_FETCH_SITE, site);
             for policy in [&listed, &same] {
@@ -558,11 +558,11 @@ mod tests {
     #[test]
     fn listed_origins_are_allowed_beside_the_same_one() {
         let policy = OriginPolicy::same_origin()
-            .allow("https://App.example.com:443")
+            .allow_origin("https://App.example.com:443")
             .unwrap()
-            .allow("tauri://localhost")
+            .allow_origin("tauri://localhost")
             .unwrap()
-            .required();
+            .require_origin();
         for (origin, expected) in [
             ("https://app.example.com", true),
             ("http://app.example.com", false),
@@ -608,8 +608,8 @@ mod tests {
     #[test]
     fn predicates_are_asked_for_origins_and_null_alone() {
         let policy = OriginPolicy::same_origin()
-            .or_if(|origin, _| origin.ends_with(".example.org"))
-            .or_if(|origin, head| origin == "null" && head.uri.path() == "/");
+            .allow_if(|origin, _| origin.ends_with(".example.org"))
+            .allow_if(|origin, head| origin == "null" && head.uri.path() == "/");
         for (origin, expected) in [
             ("https://a.example.org", true),
             ("https://evil.net/.example.org", false),
@@ -629,14 +629,16 @@ mod tests {
     #[test]
     fn a_clone_is_not_changed_by_what_is_added_later() {
         let policy = OriginPolicy::same_origin();
-        let more = policy.clone().allow("https://a.org").unwrap();
+        let more = policy.clone().allow_origin("https://a.org").unwrap();
         assert!(allows(&more, "example.com", b"https://a.org"));
         assert!(!allows(&policy, "example.com", b"https://a.org"));
     }
 
     #[test]
     fn a_policy_shows_what_it_allows() {
-        let policy = OriginPolicy::same_origin().allow("https://a.org").unwrap();
+        let policy = OriginPolicy::same_origin()
+            .allow_origin("https://a.org")
+            .unwrap();
         assert_eq!(
             format!("{policy:?}"),
             "OriginPolicy { base: Same, listed: [https://a.org:443], predicates: 0, is_required: false }"

@@ -9,7 +9,7 @@
 //! use std::time::Duration;
 //! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
 //! use tokio::net::TcpListener;
-//! use tower_push::{Channel, io::WriteProgress};
+//! use tower_push::{Channel, WriteProgress};
 //!
 //! async fn serve(listener: TcpListener, channel: Channel) {
 //!     let service = TowerToHyperService::new(tower_push::service(channel));
@@ -38,7 +38,7 @@
 //! use std::{io, net::SocketAddr, time::Duration};
 //! use axum::serve::Listener;
 //! use tokio::net::{TcpListener, TcpStream};
-//! use tower_push::io::WriteProgress;
+//! use tower_push::WriteProgress;
 //!
 //! struct Watched(TcpListener);
 //!
@@ -109,7 +109,7 @@ pin_project! {
     /// # async fn main() {
     /// use std::{io::ErrorKind, time::Duration};
     /// use tokio::io::AsyncWriteExt;
-    /// use tower_push::{Error, io::WriteProgress};
+    /// use tower_push::{Error, WriteProgress};
     ///
     /// let (server, client) = tokio::io::duplex(1024);
     /// let mut server = WriteProgress::new(server, Duration::from_secs(30));

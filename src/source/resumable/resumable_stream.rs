@@ -20,7 +20,7 @@ use crate::{
 /// One client's reading of a stream that [`Resumable`](super::Resumable) keeps. When it is dropped, and no other client reads the
 /// stream, the stream is parked.
 #[must_use = "a stream does nothing unless it is polled"]
-pub struct Subscriber {
+pub struct ResumableStream {
     seat: Seat,
     place: Place,
     /// The number of the last item taken from the log.
@@ -34,7 +34,7 @@ pub struct Subscriber {
     is_over: bool,
 }
 
-impl Subscriber {
+impl ResumableStream {
     pub(super) fn new(seat: Seat, at: u64, first: VecDeque<Item>) -> Self {
         Self {
             place: seat.kept.enter(),
@@ -77,7 +77,7 @@ impl Subscriber {
     }
 }
 
-impl Stream for Subscriber {
+impl Stream for ResumableStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -112,15 +112,15 @@ impl Stream for Subscriber {
     }
 }
 
-impl Drop for Subscriber {
+impl Drop for ResumableStream {
     fn drop(&mut self) {
         self.seat.kept.leave(&self.place);
     }
 }
 
-impl fmt::Debug for Subscriber {
+impl fmt::Debug for ResumableStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscriber")
+        f.debug_struct("ResumableStream")
             .field("at", &self.at)
             .finish_non_exhaustive()
     }
