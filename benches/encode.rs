@@ -1,7 +1,7 @@
 //! What it costs to make an event and to write it: against axum, warp, and a copy of the same bytes.
 //!
 //! ```sh
-//! cargo bench --bench encode
+//! cargo bench -p tower-push-benches --bench encode
 //! ```
 //!
 //! Each contestant answers with a response whose stream makes [`EVENTS`] events as its users write them, and is measured

@@ -1,7 +1,7 @@
 //! What it costs to wake many subscribers: [`Channel`] against `tokio::sync::broadcast`, without sockets.
 //!
 //! ```sh
-//! cargo bench --bench fanout
+//! cargo bench -p tower-push-benches --bench fanout
 //! ```
 //!
 //! Each subscriber is a task that takes one message after the other: from a `Channel` as its stream, from tokio's channel by
@@ -12,10 +12,6 @@
 //! Each contestant has a process of its own, so that none has the better part of the heap, and they take turns, so that what
 //! disturbs one disturbs all. The table shows nanoseconds for each message and subscriber, in the best round and in the median
 //! one, and the ratio of `Channel` to the better one of tokio's two.
-
-#[path = "support/process.rs"]
-#[allow(dead_code, reason = "each benchmark uses its part")]
-mod process;
 
 use std::{
     env,
@@ -37,7 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event, source::Start};
 
-use self::process::Process;
+use testkit::process::Process;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 

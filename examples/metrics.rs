@@ -16,9 +16,6 @@
 //!
 //! In production `/metrics` is on a port of its own, which the world does not see.
 
-#[path = "metrics/exposition.rs"]
-mod exposition;
-
 use std::{
     collections::BTreeMap,
     env,
@@ -45,8 +42,7 @@ use tower_push::{
     layer::TransportLayer,
     transport::{LongPoll, Negotiate},
 };
-
-use self::exposition::{Exposition, Histogram, MEDIA_TYPE};
+use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {

@@ -86,15 +86,12 @@ mod error {
     pub(crate) use tower_push_proto::{BoxError, Error};
 }
 pub mod guard;
-mod keep_alive;
 pub mod layer;
 mod origin_policy;
-mod query;
 pub mod source;
 mod sync;
 mod time;
 pub mod transport;
-mod waiting;
 mod write_progress;
 
 #[cfg(feature = "websocket")]
@@ -102,11 +99,10 @@ mod write_progress;
 pub use self::layer::WebSocketLayer;
 pub use self::{
     guard::{Drain, Guard},
-    keep_alive::KeepAlive,
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
     origin_policy::OriginPolicy,
     source::{Channel, Push, PushSource, Resumable},
-    transport::PushBody,
+    transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };
 #[cfg(feature = "json")]

@@ -1,67 +1,3 @@
-//! What no response can do for itself: put out a client that has stopped reading.
-//!
-//! A server writes until the kernel's buffers and its own are full, and then leaves the body alone until its client reads on. So a
-//! body, and with it any heartbeat, deadline or policy inside of it, rests for as long as the client likes. Only the connection
-//! is still looked after: [`WriteProgress`] goes around it, and fails it when a write has been pending for too long.
-//!
-//! # On hyper
-//! ```
-//! use std::time::Duration;
-//! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
-//! use tokio::net::TcpListener;
-//! use tower_push::{Channel, WriteProgress};
-//!
-//! async fn serve(listener: TcpListener, channel: Channel) {
-//!     let service = TowerToHyperService::new(tower_push::service(channel));
-//!     loop {
-//!         let Ok((socket, _)) = listener.accept().await else {
-//!             // Out of file descriptors, as a rule: some will be free again.
-//!             tokio::time::sleep(Duration::from_secs(1)).await;
-//!             continue;
-//!         };
-//!         let io = TokioIo::new(WriteProgress::new(socket, Duration::from_secs(30)));
-//!         let service = service.clone();
-//!         tokio::spawn(async move {
-//!             let server = auto::Builder::new(TokioExecutor::new());
-//!             if let Err(error) = server.serve_connection_with_upgrades(io, service).await {
-//!                 eprintln!("a connection ended: {error}");
-//!             }
-//!         });
-//!     }
-//! }
-//! ```
-//! A `warp::service(filter)` is served by the same loop: `warp::serve` makes its connections itself, and lets nobody wrap them.
-//!
-//! # In axum
-//! `axum::serve` takes any listener:
-//! ```
-//! use std::{io, net::SocketAddr, time::Duration};
-//! use axum::serve::Listener;
-//! use tokio::net::{TcpListener, TcpStream};
-//! use tower_push::WriteProgress;
-//!
-//! struct Watched(TcpListener);
-//!
-//! impl Listener for Watched {
-//!     type Io = WriteProgress<TcpStream>;
-//!     type Addr = SocketAddr;
-//!
-//!     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-//!         let (socket, address) = Listener::accept(&mut self.0).await;
-//!         (WriteProgress::new(socket, Duration::from_secs(30)), address)
-//!     }
-//!
-//!     fn local_addr(&self) -> io::Result<Self::Addr> {
-//!         self.0.local_addr()
-//!     }
-//! }
-//!
-//! # async fn run(listener: TcpListener, app: axum::Router) -> io::Result<()> {
-//! axum::serve(Watched(listener), app).await
-//! # }
-//! ```
-//! Both, and warp, are a program in `examples/stalled.rs`.
-
 use std::{
     future::Future,
     io::{self, ErrorKind, IoSlice},
@@ -79,30 +15,11 @@ use tokio::{
 use crate::error::Error;
 
 pin_project! {
-    /// A connection that fails when its peer has taken nothing of what is written for too long.
+    /// A connection whose writes fail when its peer has stopped reading.
     ///
-    /// The clock runs while a write is pending, that is, while the connection takes no byte more; each byte that it takes puts
-    /// the clock back. What fails then is the write, with [`TimedOut`](ErrorKind::TimedOut) and an [`Error`] inside for which
-    /// [`is_stalled`](Error::is_stalled) holds, and the server closes the connection and drops its responses. (Of an error
-    /// on an HTTP/2 connection, h2 keeps the kind and the text.) A connection on which nothing is pending has no timer,
-    /// however long it is idle, and is three words larger than what it wraps.
-    ///
-    /// # What counts as progress
-    /// That the connection takes bytes, not that the peer reads them. Put this directly around the socket, below TLS and
-    /// whatever else buffers, for a flush that is pending shows no progress until it is done. Even so there is the kernel in
-    /// between. Linux says that a socket is writable once a third of its send buffer is free, and that buffer grows up to
-    /// 4 MiB: a peer that reads slower than that third in the time it is given counts as stalled. Where slow readers shall
-    /// stay, let the kernel queue less (`TCP_NOTSENT_LOWAT`): then some kilobytes are progress, and a client that falls behind
-    /// gets what is new instead of megabytes of what was. `docs/deploying.md` shows how.
-    ///
-    /// # HTTP/2
-    /// A stream whose window its client leaves shut is no stalled connection: nothing is pending. It costs a frame or two of
-    /// its body, and its neighbours go on while the window of the connection lets them. And a client may stop reading the
-    /// socket behind windows so small that it never fills. hyper's pings find that one: `http2().keep_alive_interval(…)`,
-    /// which is off by default.
-    ///
-    /// # The clock
-    /// It is tokio's: a write that becomes pending outside of a tokio runtime, or in one without `enable_time`, panics.
+    /// A client that stops reading fills the buffers of the kernel and of the server. From then on the server does not poll the
+    /// response's body, so no heartbeat, timeout or policy inside the body can end the stream. The server still polls the
+    /// connection. `WriteProgress` wraps the connection, and fails a write that makes no progress for the timeout.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -113,75 +30,166 @@ pin_project! {
     ///
     /// let (server, client) = tokio::io::duplex(1024);
     /// let mut server = WriteProgress::new(server, Duration::from_secs(30));
-    /// server.write_all(&[0; 1024]).await.expect("there is room for it");
+    /// server.write_all(&[0; 1024]).await.expect("the buffer has room for 1024 bytes");
     ///
-    /// let failed = server.write_all(b"more").await.expect_err("the client has read nothing");
-    /// assert_eq!(failed.kind(), ErrorKind::TimedOut);
-    /// let reason = failed.get_ref().and_then(|error| error.downcast_ref::<Error>());
+    /// let error = server.write_all(b"more").await.expect_err("the client has read nothing for 30 seconds");
+    /// assert_eq!(error.kind(), ErrorKind::TimedOut);
+    /// let reason = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
     /// assert!(reason.is_some_and(Error::is_stalled));
     /// # drop(client);
     /// # }
     /// ```
+    ///
+    /// # With hyper
+    /// ```
+    /// use std::time::Duration;
+    /// use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
+    /// use tokio::net::TcpListener;
+    /// use tower_push::{Channel, WriteProgress};
+    ///
+    /// async fn serve(listener: TcpListener, channel: Channel) {
+    ///     let service = TowerToHyperService::new(tower_push::service(channel));
+    ///     loop {
+    ///         let Ok((socket, _)) = listener.accept().await else {
+    ///             // Usually the process is out of file descriptors. Wait until some are closed.
+    ///             tokio::time::sleep(Duration::from_secs(1)).await;
+    ///             continue;
+    ///         };
+    ///         let io = TokioIo::new(WriteProgress::new(socket, Duration::from_secs(30)));
+    ///         let service = service.clone();
+    ///         tokio::spawn(async move {
+    ///             let server = auto::Builder::new(TokioExecutor::new());
+    ///             if let Err(error) = server.serve_connection_with_upgrades(io, service).await {
+    ///                 eprintln!("a connection failed: {error}");
+    ///             }
+    ///         });
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # With warp
+    /// Serve `warp::service(filter)` with the loop above. `warp::serve` creates its connections itself, and they cannot be
+    /// wrapped.
+    ///
+    /// # With axum
+    /// `axum::serve` accepts any listener, and the listener wraps each connection:
+    /// ```
+    /// use std::{io, net::SocketAddr, time::Duration};
+    /// use axum::serve::Listener;
+    /// use tokio::net::{TcpListener, TcpStream};
+    /// use tower_push::WriteProgress;
+    ///
+    /// struct WriteProgressListener(TcpListener);
+    ///
+    /// impl Listener for WriteProgressListener {
+    ///     type Io = WriteProgress<TcpStream>;
+    ///     type Addr = SocketAddr;
+    ///
+    ///     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+    ///         let (socket, address) = Listener::accept(&mut self.0).await;
+    ///         (WriteProgress::new(socket, Duration::from_secs(30)), address)
+    ///     }
+    ///
+    ///     fn local_addr(&self) -> io::Result<Self::Addr> {
+    ///         self.0.local_addr()
+    ///     }
+    /// }
+    ///
+    /// # async fn run(listener: TcpListener, app: axum::Router) -> io::Result<()> {
+    /// axum::serve(WriteProgressListener(listener), app).await
+    /// # }
+    /// ```
+    /// `examples/stalled.rs` is a program with all three servers.
+    ///
+    /// # When a write fails
+    /// The timer starts when a write, flush or shutdown is pending, and stops when the connection accepts a byte. After the
+    /// timeout the pending call fails with [`ErrorKind::TimedOut`] and an [`Error`] for which
+    /// [`is_stalled`](Error::is_stalled) is true. The server then closes the connection and drops its responses. An error of an
+    /// HTTP/2 connection keeps only the kind and the text, because h2 drops the rest.
+    ///
+    /// A connection without a pending write has no timer, however long it is idle. `WriteProgress` adds three words to the
+    /// size of the connection.
+    ///
+    /// # What counts as progress
+    /// A write makes progress when the connection accepts bytes, even if the peer has not read them yet. Wrap the socket
+    /// itself, below TLS and other buffering layers: a pending flush of such a layer shows no progress until it is complete.
+    ///
+    /// The kernel buffers below the socket. Linux reports a socket as writable when a third of its send buffer is free, and the
+    /// send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep
+    /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). Then a few kilobytes count as progress, and a
+    /// client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the code.
+    ///
+    /// # HTTP/2
+    /// `WriteProgress` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:
+    ///
+    /// - A client that keeps the flow-control window of one stream closed. The stream costs one or two frames of memory. Other
+    ///   streams continue as long as the window of the connection is open.
+    /// - A client that has stopped reading the socket behind windows so small that the socket never fills. hyper's pings detect
+    ///   it. They are off by default; turn them on with `http2().keep_alive_interval(…)`.
+    ///
+    /// # Panics
+    /// A write that becomes pending outside of a tokio runtime, or in a runtime without `enable_time`, panics, because the timer
+    /// is tokio's.
     #[derive(Debug)]
     pub struct WriteProgress<IO> {
         #[pin]
         io: IO,
-        stall: Stall,
+        stall_timer: StallTimer,
     }
 }
 
 impl<IO> WriteProgress<IO> {
-    /// The connection, whose writes may be pending for this long without progress.
-    pub fn new(io: IO, patience: Duration) -> Self {
+    /// Wraps a connection. A write fails when it is pending for `timeout` without progress.
+    pub fn new(io: IO, timeout: Duration) -> Self {
         Self {
             io,
-            stall: Stall {
-                patience,
-                timer: None,
+            stall_timer: StallTimer {
+                timeout,
+                sleep: None,
             },
         }
     }
 
-    /// The connection.
+    /// Returns a reference to the connection.
     pub fn get_ref(&self) -> &IO {
         &self.io
     }
 
-    /// The connection. What is written to it past this value is not watched.
+    /// Returns a mutable reference to the connection. The timeout does not apply to writes through this reference.
     pub fn get_mut(&mut self) -> &mut IO {
         &mut self.io
     }
 
-    /// The connection, watched no more.
+    /// Returns the connection without the timeout.
     pub fn into_inner(self) -> IO {
         self.io
     }
 }
 
-/// How long something may be pending, and since when it is.
+/// Measures how long a write has been pending without progress.
 #[derive(Debug)]
-struct Stall {
-    patience: Duration,
-    /// There while something is pending, and boxed, because it is larger than the socket that it watches.
-    timer: Option<Pin<Box<Sleep>>>,
+struct StallTimer {
+    timeout: Duration,
+    /// Set while a write is pending. Boxed because a `Sleep` is larger than the socket.
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl Stall {
-    /// Passes on what was polled, unless it has been pending for too long.
-    fn watch<T>(
+impl StallTimer {
+    /// Returns the result of a write, or the error `TimedOut` if writes have been pending for the timeout.
+    fn fail_if_stalled<T>(
         &mut self,
         cx: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
+        write: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.timer = None;
-            return polled;
+        if write.is_ready() {
+            self.sleep = None;
+            return write;
         }
-        let patience = self.patience;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(timer.as_mut().poll(cx));
+        let timeout = self.timeout;
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(sleep.as_mut().poll(cx));
         let stalled = Error::stalled();
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, stalled)))
     }
@@ -197,8 +205,8 @@ impl<IO: AsyncRead> AsyncRead for WriteProgress<IO> {
     }
 }
 
-/// Tokio's trait and hyper's are two, with the same methods.
-macro_rules! watched_writes {
+/// The write methods, which `tokio::io::AsyncWrite` and `hyper::rt::Write` have in common.
+macro_rules! time_limited_writes {
     () => {
         fn poll_write(
             self: Pin<&mut Self>,
@@ -206,20 +214,20 @@ macro_rules! watched_writes {
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
             let this = self.project();
-            let polled = this.io.poll_write(cx, bytes);
-            this.stall.watch(cx, polled)
+            let write = this.io.poll_write(cx, bytes);
+            this.stall_timer.fail_if_stalled(cx, write)
         }
 
         fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
             let this = self.project();
-            let polled = this.io.poll_flush(cx);
-            this.stall.watch(cx, polled)
+            let write = this.io.poll_flush(cx);
+            this.stall_timer.fail_if_stalled(cx, write)
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
             let this = self.project();
-            let polled = this.io.poll_shutdown(cx);
-            this.stall.watch(cx, polled)
+            let write = this.io.poll_shutdown(cx);
+            this.stall_timer.fail_if_stalled(cx, write)
         }
 
         fn poll_write_vectored(
@@ -228,8 +236,8 @@ macro_rules! watched_writes {
             slices: &[IoSlice<'_>],
         ) -> Poll<io::Result<usize>> {
             let this = self.project();
-            let polled = this.io.poll_write_vectored(cx, slices);
-            this.stall.watch(cx, polled)
+            let write = this.io.poll_write_vectored(cx, slices);
+            this.stall_timer.fail_if_stalled(cx, write)
         }
 
         fn is_write_vectored(&self) -> bool {
@@ -239,7 +247,7 @@ macro_rules! watched_writes {
 }
 
 impl<IO: AsyncWrite> AsyncWrite for WriteProgress<IO> {
-    watched_writes!();
+    time_limited_writes!();
 }
 
 #[cfg(feature = "hyper")]
@@ -257,5 +265,5 @@ impl<IO: hyper::rt::Read> hyper::rt::Read for WriteProgress<IO> {
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 impl<IO: hyper::rt::Write> hyper::rt::Write for WriteProgress<IO> {
-    watched_writes!();
+    time_limited_writes!();
 }

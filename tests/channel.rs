@@ -1,7 +1,5 @@
 //! The channel: replay, live, gaps, policies, the end.
 
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -15,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, task::noop_waker};
 use http_body_util::BodyExt;
-use support::{Client, Server, VERSIONS, frames, get, short, text};
+use testkit::{Client, Server, VERSIONS, frames, get, short, text};
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
     source::{
@@ -519,7 +517,7 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(support::LONG, gone).await.unwrap();
+    tokio::time::timeout(testkit::LONG, gone).await.unwrap();
 }
 
 /// What goes with a waker, or with a payload, may be anything: another subscriber, or the channel itself.

@@ -1,7 +1,5 @@
 //! Chunked streaming: the bytes of each format.
 
-mod support;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +8,7 @@ use http::{HeaderValue, Response};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{frames, get, records::find, text};
+use testkit::{frames, get, records::find, text};
 use tower_push::{
     Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
     transport::{

@@ -1,8 +1,6 @@
 //! Clients that others wrote read our streams over sockets: curl, npm `eventsource`, `httpx-sse`, `sseclient-py` and other
 //! readers from PyPI, and `reqwest-eventsource`. `scripts/setup` installs them; where one is missing, its tests fail.
 
-mod support;
-
 use std::{
     future::poll_fn,
     process::Stdio,
@@ -17,7 +15,7 @@ use std::{
 use axum::{Router, extract, middleware, routing};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
-use support::{Count, LONG, Server, VERSIONS, Version, event_source::Message, installed};
+use testkit::{Count, LONG, Server, VERSIONS, Version, event_source::Message, installed};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},

@@ -1,8 +1,6 @@
 //! A server stops: every stream ends politely, with a hint of its own when to come back, and the frameworks' graceful shutdowns
 //! finish.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -16,7 +14,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde_json::Value;
-use support::{
+use testkit::{
     Client, LONG, Server, VERSIONS, Version, get, raw_http1, text,
     websocket::{self, masked},
 };

@@ -1,11 +1,9 @@
 //! How a stream that ends for now says when to come back, on every transport.
 
-mod support;
-
 use std::time::Duration;
 
 use http::StatusCode;
-use support::{
+use testkit::{
     Server, Version, get, text,
     websocket::{self, Opened},
 };

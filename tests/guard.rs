@@ -1,7 +1,5 @@
 //! Lifetimes, expiry, limits and counts, whichever way a stream ends.
 
-mod support;
-
 use std::{
     any::Any,
     sync::{Arc, Mutex},
@@ -11,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode, request::Parts};
 use http_body_util::BodyExt;
-use support::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
+use testkit::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
@@ -206,7 +204,7 @@ async fn only_who_accepts_an_event_stream_is_refused_with_one() {
         ("GET", "text/*", 503),
         ("CONNECT", "text/event-stream", 503),
     ] {
-        let request = support::request(method, "localhost:80", &[("accept", accept)]);
+        let request = testkit::request(method, "localhost:80", &[("accept", accept)]);
         let mut head = request.into_parts().0;
         let refused = transport.respond(&mut head, Push::new(silence())).await;
         assert_eq!(refused.status(), status, "{method} {accept}");

@@ -1,7 +1,5 @@
 //! One cursor over all transports: a client that hops among them at random reads a numbered feed exactly once, in order.
 
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -12,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use support::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
+use testkit::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
 use tower_push::{Channel, source::Start};
 
 const HOPS: u64 = 3000;

@@ -1,15 +1,13 @@
 //! What the well-known layers around a push do to it: timeouts and limits of tower and tower-http. The clock stands still but
 //! for what waits for it.
 
-mod support;
-
 use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
-use support::request;
+use testkit::request;
 use tokio::time::{Instant, timeout};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer};
 use tower_http::{

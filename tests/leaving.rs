@@ -1,7 +1,5 @@
 //! Whoever leaves, and however: the source's stream is dropped. Whoever misbehaves: the others do not feel it.
 
-mod support;
-
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -11,7 +9,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use socket2::SockRef;
-use support::{Client, Count, Server, VERSIONS, Version, get, raw_http1};
+use testkit::{Client, Count, Server, VERSIONS, Version, get, raw_http1};
 use tokio::io::AsyncWriteExt;
 use tower_push::{
     Event, EventId, Item, KeepAlive, Push, PushSource,

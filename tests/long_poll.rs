@@ -1,7 +1,5 @@
 //! Long-polling: complete answers, one cursor, two dialects, and nothing lost between two polls.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     convert::Infallible,
@@ -14,7 +12,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{Client, LONG, Reading, Server, VERSIONS, get, installed, raw_http1};
+use testkit::{Client, LONG, Reading, Server, VERSIONS, get, installed, raw_http1};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_stream::wrappers::BroadcastStream;
@@ -1492,7 +1490,7 @@ fn a_json_array_is_a_format_for_streams_too() {
     let text = runtime.block_on(async {
         let chunked = tower_push::transport::Chunked::new(JsonArray::new());
         let response = chunked.respond(&mut get("/", &[]), Push::new(source)).await;
-        support::text(response.into_body()).await
+        testkit::text(response.into_body()).await
     });
     let records: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(records.len(), 4);

@@ -1,14 +1,12 @@
 //! Memory stays within its bounds, counted byte by byte. One test only: others in the process would be counted too.
 
-mod support;
-
 use std::alloc::System;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::Body;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use support::get;
+use testkit::get;
 use tower_push::{
     Channel, Push, PushBody,
     source::Start,

@@ -1,10 +1,8 @@
 //! One URL, several transports: who is answered how.
 
-mod support;
-
 use futures_util::stream;
 use http::{Response, StatusCode};
-use support::{get, request, text};
+use testkit::{get, request, text};
 use tower_push::{
     Push, PushBody,
     transport::{

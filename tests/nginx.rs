@@ -1,8 +1,6 @@
 //! Behind nginx, as Debian has it, under the configuration that `docs/deploying.md` shows. Its clients are curl.
 //! `scripts/setup` installs both; where one is missing, the tests fail.
 
-mod support;
-
 use std::{
     fs,
     net::TcpListener,
@@ -13,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use support::{Count, LONG, Server};
+use testkit::{Count, LONG, Server};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,

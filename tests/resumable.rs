@@ -1,7 +1,5 @@
 //! Resumable streams: parked when their client goes, taken up by its cursor, let go in time, and no other client's.
 
-mod support;
-
 use std::{
     collections::{HashSet, VecDeque},
     future::poll_fn,
@@ -17,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
-use support::{
+use testkit::{
     Client, Count, LONG, Server, VERSIONS, Version, event_source::Parser, get, raw_http1, short,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -1191,7 +1189,7 @@ async fn a_poll_goes_on_for_whom_it_began_only() {
         let mut head = get(path, headers);
         let response = Transport::respond(&long_poll, &mut head, Push::new(source)).await;
         let tag = response.headers()["etag"].to_str().unwrap().to_owned();
-        (tag, support::text(response.into_body()).await)
+        (tag, testkit::text(response.into_body()).await)
     };
     let alice = ("authorization", "Bearer alice");
     let (tag, first) = poll("/mine", &[alice], "alice's").await;

@@ -1,12 +1,9 @@
 //! The attacks of `docs/security.md`: each test is one, against a server that stands as the document says.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     convert::Infallible,
     fs,
-    path::PathBuf,
     pin::pin,
     process::{Child, Stdio},
     sync::{
@@ -25,7 +22,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use proptest::prelude::*;
-use support::{
+use testkit::{
     Client, Count, LONG, Reading, Server, VERSIONS, Version, get, installed, raw_http1,
     records::{Reader, Record},
     websocket::connect,
@@ -482,7 +479,7 @@ proptest! {
                 let push = Push::new(source_fn(async move |_| Ok(events)));
                 let response = all().respond(&mut get(&format!("/{way}"), &[]), push).await;
                 let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
-                let body = support::text(response.into_body()).await;
+                let body = testkit::text(response.into_body()).await;
                 let mut reader = Reader::new(&content_type, None);
                 let data: Vec<_> = reader.feed(body.as_bytes()).into_iter().filter_map(|r| r.data).collect();
                 // An event stream has one kind of line break.
@@ -818,7 +815,7 @@ async fn a_source_whose_stream_is_parked_is_not_asked_for_later_polls() {
 // What gives secrets away.
 
 /// The second of two messages, as it is on the wire.
-async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> support::websocket::Frame {
+async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> testkit::websocket::Frame {
     let channel = Channel::builder().start(Start::Oldest).build();
     for message in messages {
         channel.publish(message).unwrap();
@@ -1174,15 +1171,19 @@ async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served(
 
 // The document.
 
-/// A claim names its test as `tests/guard.rs::a_test` or `src/origin.rs::a_test`.
+/// A claim names its test as `tests/guard.rs::a_test` or `src/origin_policy/tests.rs::a_test`.
 #[test]
 fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = testkit::installed::in_repository(".");
     let document = fs::read_to_string(root.join("docs/security.md")).unwrap();
     let named: BTreeSet<(&str, &str)> = document
         .split('`')
         .filter_map(|code| code.split_once(".rs::"))
-        .filter(|(file, _)| file.starts_with("tests/") || file.starts_with("src/"))
+        .filter(|(file, _)| {
+            ["tests/", "src/", "crates/"]
+                .iter()
+                .any(|room| file.starts_with(room))
+        })
         .collect();
     assert!(named.len() > 40, "{}", named.len());
     for (file, name) in &named {

@@ -1,7 +1,5 @@
 //! `guard::Tracing`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
 
-mod support;
-
 use std::{
     cell::{Cell, RefCell},
     fmt,
@@ -12,7 +10,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use support::{Client, LONG, Server, VERSIONS, get, websocket};
+use testkit::{Client, LONG, Server, VERSIONS, get, websocket};
 use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
@@ -442,7 +440,7 @@ async fn nothing_that_is_secret_is_written() {
 }
 
 /// The last id of an event stream that has begun.
-async fn id_in(reading: &mut support::Reading) -> String {
+async fn id_in(reading: &mut testkit::Reading) -> String {
     let mut read = String::new();
     loop {
         let bytes = reading.next().await.unwrap().unwrap();

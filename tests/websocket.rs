@@ -1,12 +1,10 @@
 //! WebSocket over real sockets, on HTTP/1.1 and HTTP/2: what is sent, how it ends, and what becomes of clients that misbehave.
 
-mod support;
-
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{Router, routing::any};
 use futures_util::{SinkExt, StreamExt, stream};
-use support::{
+use testkit::{
     Client, Count, Server, VERSIONS, Version,
     websocket::{Opened, connect, masked},
 };
@@ -355,7 +353,7 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
         let refused = client.websocket("/", &[]).await.err().expect("refused");
         assert_eq!(refused.head.status, 500);
         // Also while the client's connection goes on.
-        let idle = tokio::time::timeout(support::LONG, channel.unsubscribed()).await;
+        let idle = tokio::time::timeout(testkit::LONG, channel.unsubscribed()).await;
         assert!(idle.is_ok(), "{version:?}: still there");
     }
 }
@@ -753,7 +751,7 @@ async fn a_client_that_stops_reading_is_put_out() {
         for _ in 0..32 {
             channel.publish(payload.clone()).unwrap();
         }
-        tokio::time::timeout(support::LONG, channel.unsubscribed())
+        tokio::time::timeout(testkit::LONG, channel.unsubscribed())
             .await
             .unwrap_or_else(|_| panic!("{version:?}: still there"));
     }

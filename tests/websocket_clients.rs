@@ -1,8 +1,6 @@
 //! WebSocket clients that others wrote, over sockets: npm `ws`, the PyPI package `websockets`, both with compression, and curl.
 //! `scripts/setup` installs them; where one is missing, its tests fail.
 
-mod support;
-
 use std::{
     process::Stdio,
     sync::{Arc, Mutex},
@@ -11,7 +9,7 @@ use std::{
 
 use axum::Router;
 use serde_json::{Value, json};
-use support::{
+use testkit::{
     LONG, Server, installed,
     websocket::{ACCEPT, KEY},
 };

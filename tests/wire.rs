@@ -1,13 +1,11 @@
 //! Over real sockets, on HTTP/1.1 and HTTP/2: what arrives, when it arrives, and how it ends.
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
-use support::{Client, Count, LONG, Server, VERSIONS, Version, raw_http1};
+use testkit::{Client, Count, LONG, Server, VERSIONS, Version, raw_http1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceBuilder;

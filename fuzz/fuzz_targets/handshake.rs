@@ -7,7 +7,7 @@ use http::{Method, Request, Version, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use libfuzzer_sys::fuzz_target;
 use tower_push::transport::websocket::fuzzing;
-use tower_push_fuzz::headers;
+use testkit::headers;
 
 const PROTOCOLS: [&str; 2] = ["json.tower-push", "ws+meta.nchan"];
 

@@ -10,7 +10,7 @@ use tower_push::{
     source::Subscription,
     transport::{Preference, websocket::fuzzing::query_values},
 };
-use tower_push_fuzz::headers;
+use testkit::headers;
 
 const TYPES: [&str; 3] = ["text/event-stream", "application/x-ndjson", "text/plain"];
 const CURSORS: [&str; 2] = ["last_event_id", "lastEventId"];

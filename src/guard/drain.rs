@@ -15,8 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     random,
-    sync::{AtomicBool, Mutex, Ordering, lock},
-    waiting::{Place, Waiting},
+    sync::{AtomicBool, Mutex, Ordering, WaitList, WaiterKey, lock},
 };
 
 /// The ordered end of every open stream: what a server does with its streams before it stops.
@@ -48,9 +47,9 @@ struct Inner {
     /// As the state says it, for those who ask at each item.
     has_started: AtomicBool,
     /// The open streams, until it starts.
-    waiting: Waiting,
+    waiting: WaitList,
     /// Those who wait for the start, and for the last stream to be gone.
-    watching: Waiting,
+    watching: WaitList,
 }
 
 #[derive(Default)]
@@ -175,8 +174,8 @@ impl Drain {
         Self(Arc::new(Inner {
             state: Mutex::default(),
             has_started: AtomicBool::new(false),
-            waiting: Waiting::new(shards),
-            watching: Waiting::new(1),
+            waiting: WaitList::new(shards),
+            watching: WaitList::new(1),
         }))
     }
 
@@ -191,8 +190,8 @@ impl Drain {
         state.started = Some(Started { plan, at });
         inner.has_started.store(true, Ordering::SeqCst);
         drop(state);
-        inner.waiting.wake();
-        inner.watching.wake();
+        inner.waiting.wake_all();
+        inner.watching.wake_all();
     }
 
     /// Whether it has started.
@@ -232,7 +231,7 @@ impl Drain {
         let inner = &*self.0;
         let watcher = Watcher {
             watching: &inner.watching,
-            place: inner.watching.enter(0),
+            place: inner.watching.register(0),
         };
         poll_fn(|cx| {
             let mut seen = None;
@@ -240,7 +239,9 @@ impl Drain {
                 seen = see(&lock(&inner.state));
                 seen.is_some()
             };
-            watcher.watching.wait(&watcher.place, cx.waker(), is_news);
+            watcher
+                .watching
+                .wait_unless(&watcher.place, cx.waker(), is_news);
             seen.map_or(Poll::Pending, Poll::Ready)
         })
         .await
@@ -261,7 +262,7 @@ impl Drain {
         let number = lock(&self.0.state).enter()?;
         Some(Seat {
             drain: self.clone(),
-            place: self.0.waiting.enter(number),
+            place: self.0.waiting.register(number),
             turn: OnceLock::new(),
         })
     }
@@ -307,13 +308,13 @@ impl State {
 
 /// Who waits for a drain. It leaves when it is dropped.
 struct Watcher<'a> {
-    watching: &'a Waiting,
-    place: Place,
+    watching: &'a WaitList,
+    place: WaiterKey,
 }
 
 impl Drop for Watcher<'_> {
     fn drop(&mut self) {
-        self.watching.leave(&self.place);
+        self.watching.deregister(&self.place);
     }
 }
 
@@ -335,7 +336,7 @@ impl fmt::Debug for Drain {
 /// One stream's place in a drain. It must [leave](Self::leave).
 pub(super) struct Seat {
     drain: Drain,
-    place: Place,
+    place: WaiterKey,
     /// When it is to end: drawn once the drain has started.
     turn: OnceLock<Instant>,
 }
@@ -367,19 +368,19 @@ impl Seat {
         let Inner { waiting, .. } = &*self.drain.0;
         let is_news = || self.drain.has_started();
         // Who knows its turn has a timer.
-        self.turn.get().is_some() || waiting.wait(&self.place, waker, is_news)
+        self.turn.get().is_some() || waiting.wait_unless(&self.place, waker, is_news)
     }
 
     /// The stream is gone, politely or not.
     pub(super) fn leave(&self, politely: bool) {
         let inner = &*self.drain.0;
-        inner.waiting.leave(&self.place);
+        inner.waiting.deregister(&self.place);
         let mut state = lock(&inner.state);
         state.leave(politely);
         let is_finished = state.finished().is_some();
         drop(state);
         if is_finished {
-            inner.watching.wake();
+            inner.watching.wake_all();
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     transport::rejected,
 };
 
-/// The response that carries the push to the [layer](super::TransportLayer) around the router.
+/// Creates the carrier: a response that holds the push for the [layer](super::TransportLayer) around the router.
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl IntoResponse for Push {
     fn into_response(self) -> Response {
@@ -13,6 +13,7 @@ impl IntoResponse for Push {
     }
 }
 
+/// Creates the response that refuses the request, as a transport does.
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {

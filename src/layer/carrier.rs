@@ -11,44 +11,59 @@ use crate::{
     transport::{NoBody, PushBody},
 };
 
-/// What a service behind a layer answers with: a [`Push`], or a response, which may carry one. It is implemented for nothing
-/// else.
+/// A response type of a service inside a [`TransportLayer`](super::TransportLayer): [`Push`] or [`Response`].
+///
+/// A `Response` may be a carrier: a response that `Response::<String>::from(push)` has created, and that holds the push in its
+/// extensions. The trait is sealed.
 #[diagnostic::on_unimplemented(
-    message = "a service behind a tower-push layer answers with a `Push` or a response, not with `{Self}`",
-    note = "a service that answers with a stream becomes one by `.map_response(Push::new)`"
+    message = "a service inside a tower-push layer must return a `Push` or a `Response`, not `{Self}`",
+    note = "for a service that returns a stream, add `.map_response(Push::new)`"
 )]
 pub trait IntoPushOrResponse: Sealed {
-    /// The body of the responses that carry none.
+    /// The body type of responses that carry no push.
     type Body;
 
-    /// Which of the two it is.
+    /// Takes the push out of the response, if the response carries one.
     #[doc(hidden)]
     fn into_push_or_response(self) -> PushOrResponse<Self::Body>;
 }
 
 mod sealed {
-    #[allow(unnameable_types, reason = "that is its purpose")]
+    #[allow(
+        unnameable_types,
+        reason = "a sealed trait must not be nameable outside of this crate"
+    )]
     pub trait Sealed {}
 }
 
 impl Sealed for Push {}
 impl<B> Sealed for Response<B> {}
 
-/// What a service answered with.
+/// The response of a service inside a [`TransportLayer`](super::TransportLayer).
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum PushOrResponse<B> {
-    /// A push, and what the response that carried it has beside: headers and extensions that services in between have set.
-    Push(Push, HeaderMap, Extensions),
-    /// Any other response.
+    /// A push, and the head of the response that carried it.
+    Push(Push, CarrierHead),
+    /// A response without a push.
     Response(Response<B>),
+}
+
+/// The headers and extensions that services added to the response that carries a push.
+///
+/// Headers that describe the carrier's own content are not among them.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct CarrierHead {
+    headers: HeaderMap,
+    extensions: Extensions,
 }
 
 impl IntoPushOrResponse for Push {
     type Body = NoBody;
 
     fn into_push_or_response(self) -> PushOrResponse<NoBody> {
-        PushOrResponse::Push(self, HeaderMap::new(), Extensions::new())
+        PushOrResponse::Push(self, CarrierHead::default())
     }
 }
 
@@ -56,20 +71,24 @@ impl<B> IntoPushOrResponse for Response<B> {
     type Body = B;
 
     fn into_push_or_response(mut self) -> PushOrResponse<B> {
-        let carried = self.extensions_mut().remove::<PushExtension>();
-        let Some(push) = carried.and_then(PushExtension::take) else {
+        let extension = self.extensions_mut().remove::<PushExtension>();
+        let Some(push) = extension.and_then(PushExtension::take) else {
             return PushOrResponse::Response(self);
         };
         let (mut carrier, _) = self.into_parts();
-        for name in ABOUT_THE_MESSAGE {
+        for name in CONTENT_HEADERS {
             carrier.headers.remove(name);
         }
-        PushOrResponse::Push(push, carrier.headers, carrier.extensions)
+        let head = CarrierHead {
+            headers: carrier.headers,
+            extensions: carrier.extensions,
+        };
+        PushOrResponse::Push(push, head)
     }
 }
 
-/// What describes the carrying response's own content.
-const ABOUT_THE_MESSAGE: [HeaderName; 11] = [
+/// The headers that describe a response's own content. They do not apply to the push response that replaces a carrier.
+const CONTENT_HEADERS: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
     header::CONTENT_ENCODING,
@@ -83,50 +102,69 @@ const ABOUT_THE_MESSAGE: [HeaderName; 11] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-/// What a cache policy forbids, the most first: to store, to share, to use unasked.
-fn forbids(headers: &HeaderMap) -> [bool; 3] {
+impl CarrierHead {
+    /// Adds the carrier's headers and extensions to the response of the push.
+    ///
+    /// A header of the push replaces the carrier's, with three exceptions: `Vary` and `Set-Cookie` keep the values of both, and
+    /// the carrier's `Cache-Control` stays if [`keeps_cache_control`](Self::keeps_cache_control) is true.
+    pub(super) fn merge_into<B>(self, response: Response<PushBody>) -> Response<PushBody<B>> {
+        let mut response = response.map(PushBody::beside);
+        let keeps_cache_control = self.keeps_cache_control(response.headers());
+        let mut merged = self.headers;
+        for name in response.headers().keys() {
+            let is_kept = match *name {
+                header::VARY | header::SET_COOKIE => true,
+                header::CACHE_CONTROL => keeps_cache_control,
+                _ => false,
+            };
+            if !is_kept {
+                merged.remove(name);
+            }
+        }
+        for (name, value) in response.headers() {
+            if name != header::CACHE_CONTROL || !keeps_cache_control {
+                merged.append(name, value.clone());
+            }
+        }
+        *response.headers_mut() = merged;
+        response.extensions_mut().extend(self.extensions);
+        response
+    }
+
+    /// Returns whether the carrier's `Cache-Control` stays: it forbids storing or sharing, and it is at least as strict as
+    /// the push's.
+    ///
+    /// The application may have set it on purpose, so it is never weakened.
+    fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
+        let restrictions = cache_restrictions(&self.headers);
+        let [no_store, private, _] = restrictions;
+        (no_store || private) && restrictions >= cache_restrictions(push_headers)
+    }
+}
+
+/// Returns which of `no-store`, `private` and `no-cache`, the strictest first, the `Cache-Control` headers contain.
+fn cache_restrictions(headers: &HeaderMap) -> [bool; 3] {
     ["no-store", "private", "no-cache"].map(|directive| {
-        let mut policies = headers.get_all(header::CACHE_CONTROL).iter();
-        policies.any(|policy| {
-            let policy = String::from_utf8_lossy(policy.as_bytes());
-            policy.to_ascii_lowercase().contains(directive)
+        let mut values = headers.get_all(header::CACHE_CONTROL).iter();
+        values.any(|value| {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            value.to_ascii_lowercase().contains(directive)
         })
     })
 }
 
-/// Whether the carrier's cache policy stays: it may be a person's word, and is never weakened.
-fn is_as_strict(carrier: &HeaderMap, push: &HeaderMap) -> bool {
-    let forbidden = forbids(carrier);
-    forbidden[..2].contains(&true) && forbidden >= forbids(push)
-}
-
-/// A push inside a response's extensions, which want to be `Clone`.
+/// The response extension that holds a push.
+///
+/// The `Arc` and the `Mutex` make it `Clone`, as extensions must be.
 #[derive(Clone)]
 struct PushExtension(Arc<Mutex<Option<Push>>>);
 
 impl PushExtension {
-    /// The first of the clones to ask gets it.
+    /// Takes the push. Returns `None` if a clone of the extension has taken it before.
     fn take(self) -> Option<Push> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
-
-/// The response that carries a push to the layer around the service. Without a layer it is what it looks like: a 500 that says
-/// so.
-impl From<Push> for Response<String> {
-    fn from(push: Push) -> Self {
-        let mut response = Response::new(UNLAYERED.to_owned());
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        let text = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, text);
-        let carried = PushExtension(Arc::new(Mutex::new(Some(push))));
-        response.extensions_mut().insert(carried);
-        response
-    }
-}
-
-const UNLAYERED: &str = "This response carries a tower_push::Push that no layer turned into a push response: \
-    add .layer(tower_push::PushLayer::new()) around the service.\n";
 
 impl fmt::Debug for PushExtension {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,31 +172,22 @@ impl fmt::Debug for PushExtension {
     }
 }
 
-/// The push's response, under what its carrier has beside.
-pub(super) fn merge<B>(
-    response: Response<PushBody>,
-    headers: HeaderMap,
-    extensions: Extensions,
-) -> Response<PushBody<B>> {
-    let mut response = response.map(PushBody::beside);
-    let mut merged = headers;
-    let keeps_policy = is_as_strict(&merged, response.headers());
-    for name in response.headers().keys() {
-        let is_kept = match *name {
-            header::VARY | header::SET_COOKIE => true,
-            header::CACHE_CONTROL => keeps_policy,
-            _ => false,
-        };
-        if !is_kept {
-            merged.remove(name);
-        }
+/// The carrier: a response that holds a push for the [layer](super::TransportLayer) around the service.
+///
+/// Without a layer, the client receives it as it is: status 500, with a text that says that the layer is missing.
+impl From<Push> for Response<String> {
+    fn from(push: Push) -> Self {
+        let mut response = Response::new(MISSING_LAYER_MESSAGE.to_owned());
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        let extension = PushExtension(Arc::new(Mutex::new(Some(push))));
+        response.extensions_mut().insert(extension);
+        response
     }
-    for (name, value) in response.headers() {
-        if name != header::CACHE_CONTROL || !keeps_policy {
-            merged.append(name, value.clone());
-        }
-    }
-    *response.headers_mut() = merged;
-    response.extensions_mut().extend(extensions);
-    response
 }
+
+const MISSING_LAYER_MESSAGE: &str = "This response carries a tower_push::Push that no layer turned into a push response: \
+    add .layer(tower_push::PushLayer::new()) around the service.\n";

@@ -5,38 +5,39 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Extensions, HeaderMap, Response, request::Parts};
+use http::{Response, request::Parts};
 use pin_project_lite::pin_project;
 
 use super::{
     IntoPushOrResponse,
-    carrier::{PushOrResponse, merge},
+    carrier::{CarrierHead, PushOrResponse},
 };
 use crate::transport::{PushBody, Responding, Transport};
 
 pin_project! {
     /// The future of a [`TransportService`](super::TransportService).
+    #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F, T> {
         #[pin]
-        state: State<F, T>,
+        state: ResponseState<F, T>,
     }
 }
 
 pin_project! {
-    #[project = StateProjection]
-    enum State<F, T> {
-        /// The service behind the layer is at work.
-        Asking { #[pin] answer: F, head: Box<Parts>, transport: Arc<T> },
-        /// It answered with a push.
-        Responding { responding: Responding, headers: HeaderMap, extensions: Extensions },
+    #[project = ResponseStateProjection]
+    enum ResponseState<F, T> {
+        /// The inner service has not returned its response yet.
+        CallingService { #[pin] service_future: F, head: Box<Parts>, transport: Arc<T> },
+        /// The inner service returned a push, and the transport subscribes to its source.
+        RespondingWithPush { response: Responding, carrier_head: CarrierHead },
     }
 }
 
 impl<F, T> ResponseFuture<F, T> {
-    pub(super) fn new(answer: F, head: Parts, transport: Arc<T>) -> Self {
+    pub(super) fn new(service_future: F, head: Parts, transport: Arc<T>) -> Self {
         Self {
-            state: State::Asking {
-                answer,
+            state: ResponseState::CallingService {
+                service_future,
                 head: Box::new(head),
                 transport,
             },
@@ -56,32 +57,29 @@ where
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
-                StateProjection::Asking {
-                    answer,
+                ResponseStateProjection::CallingService {
+                    service_future,
                     head,
                     transport,
-                } => match ready!(answer.poll(cx))?.into_push_or_response() {
+                } => match ready!(service_future.poll(cx))?.into_push_or_response() {
                     PushOrResponse::Response(response) => {
                         return Poll::Ready(Ok(response.map(PushBody::inner)));
                     }
-                    PushOrResponse::Push(push, headers, extensions) => {
-                        let responding = transport.respond(head, push);
-                        state.set(State::Responding {
-                            responding,
-                            headers,
-                            extensions,
+                    PushOrResponse::Push(push, carrier_head) => {
+                        let response = transport.respond(head, push);
+                        state.set(ResponseState::RespondingWithPush {
+                            response,
+                            carrier_head,
                         });
                     }
                 },
-                StateProjection::Responding {
-                    responding,
-                    headers,
-                    extensions,
+                ResponseStateProjection::RespondingWithPush {
+                    response,
+                    carrier_head,
                 } => {
-                    let response = ready!(responding.as_mut().poll(cx));
-                    let (headers, extensions) =
-                        (std::mem::take(headers), std::mem::take(extensions));
-                    return Poll::Ready(Ok(merge(response, headers, extensions)));
+                    let response = ready!(response.as_mut().poll(cx));
+                    let carrier_head = std::mem::take(carrier_head);
+                    return Poll::Ready(Ok(carrier_head.merge_into(response)));
                 }
             }
         }

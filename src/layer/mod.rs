@@ -1,13 +1,13 @@
-//! Four doors to one room: how a [`Push`] gets to its client.
+//! Four ways to turn a [`Push`] into a response.
 //!
-//! | door | for |
+//! | way | for |
 //! |---|---|
-//! | a [layer](TransportLayer) over a service that answers with a [`Push`] | tower services |
-//! | the same layer over an HTTP service some of whose responses carry a [`Push`] | an axum `Router`, `warp::service(filter)`, anything |
-//! | [`service`], a service that serves one source | `Router::route_service`, bare hyper |
-//! | [`respond`], a function | handlers that hold the request |
+//! | a [layer](TransportLayer) around a service that returns a [`Push`] | tower services |
+//! | a [layer](TransportLayer) around an HTTP service, some of whose responses carry a [`Push`] | an axum `Router`, `warp::service(filter)`, any HTTP service |
+//! | [`service`], which creates a service for one source | `Router::route_service`, hyper without a framework |
+//! | [`respond`], an async function | handlers that have the request |
 //!
-//! # A layer over a service that answers with a `Push`
+//! # A layer around a service that returns a `Push`
 //! ```
 //! use std::convert::Infallible;
 //! use tower::ServiceBuilder;
@@ -19,16 +19,9 @@
 //!         Ok::<_, Infallible>(Push::new(tokio_stream::iter(["one", "two"])))
 //!     });
 //! ```
-//! A service that answers with a stream becomes one by `.map_response(Push::new)`.
+//! For a service that returns a stream, add `.map_response(Push::new)`.
 //!
-//! # A layer over an existing HTTP service
-//! A handler returns a [`Push`] as a response (`Response::<String>::from(push)`, or the push itself in axum, with the feature
-//! `axum`). On its own this response is a 500 that names what is missing; the layer turns it into the push, under the headers
-//! that services in between have set, but for those that describe the 500 itself. A `Cache-Control` of theirs stays where it says
-//! `private` or `no-store`, and the push says nothing stricter. Every other response passes through untouched.
-//!
-//! What stands between the handler and the layer sees that 500. So put this layer innermost, behind those that log failures,
-//! retry, or make error pages: `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())` on a `Router`.
+//! # A layer around an existing HTTP service
 //! ```
 //! # #[cfg(feature = "axum")] {
 //! use axum::{Router, routing::get};
@@ -40,6 +33,17 @@
 //!     .layer(PushLayer::new());
 //! # }
 //! ```
+//! A handler returns a response that carries a [`Push`]: the push itself in axum (feature `axum`), or
+//! `Response::<String>::from(push)` elsewhere. The layer replaces this carrier by the push response. All other responses pass
+//! through unchanged.
+//!
+//! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
+//! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
+//! contains `private` or `no-store` stays, unless the push's own is stricter.
+//!
+//! **Make this layer the innermost.** The carrier has the status 500, so that a missing layer is noticed. Layers inside this
+//! one see that 500, and may log a failure, retry, or replace it by an error page. On a `Router`, write
+//! `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())`.
 
 #[cfg(feature = "axum")]
 mod axum;
@@ -64,32 +68,36 @@ use crate::{
     transport::{Chunked, LongPoll, Negotiate, PushBody, Sse, Transport},
 };
 
-/// Turns the pushes that a service answers with into responses over one transport. See the [module docs](self).
+/// A layer that turns the [`Push`]es of a service into responses over one transport.
+///
+/// See the [module docs](self) for examples.
+#[must_use]
 #[derive(Debug, Default)]
 pub struct TransportLayer<T> {
     transport: Arc<T>,
 }
 
-/// Every transport, of which the client takes its pick: see [`Negotiate`]. Under a [guard](crate::Guard::over) it is
-/// `TransportLayer::with(guard.over(Negotiate::new()))`.
+/// A layer that lets the client choose the transport. See [`Negotiate`].
+///
+/// Under a [guard](crate::Guard) it is `TransportLayer::with(guard.over(Negotiate::new()))`.
 pub type PushLayer = TransportLayer<Negotiate>;
 
-/// [Server-Sent Events](Sse), whatever the client accepts.
+/// A layer that responds with [Server-Sent Events](Sse), regardless of the request's `Accept`.
 pub type SseLayer = TransportLayer<Sse>;
 
-/// [Chunked streaming](Chunked), NDJSON if nothing else is said, whatever the client accepts.
+/// A layer that responds with a [chunked stream](Chunked), regardless of the request's `Accept`. The default format is NDJSON.
 pub type ChunkedLayer = TransportLayer<Chunked>;
 
-/// [Long-polling](LongPoll): complete answers, in JSON if nothing else is said.
+/// A layer that responds to [long polls](LongPoll) with complete responses. The default format is JSON.
 pub type LongPollLayer = TransportLayer<LongPoll>;
 
-/// [WebSocket](crate::transport::WebSocket), and 426 for whatever is none.
+/// A layer that accepts [WebSockets](crate::transport::WebSocket), and responds with 426 to other requests.
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub type WebSocketLayer = TransportLayer<crate::transport::WebSocket>;
 
 impl<T: Transport> TransportLayer<T> {
-    /// The layer with the transport's defaults.
+    /// Creates the layer with the default configuration of the transport.
     pub fn new() -> Self
     where
         T: Default,
@@ -97,7 +105,7 @@ impl<T: Transport> TransportLayer<T> {
         Self::with(T::default())
     }
 
-    /// The layer with a transport of your making.
+    /// Creates the layer with a configured transport.
     pub fn with(transport: T) -> Self {
         Self {
             transport: Arc::new(transport),
@@ -121,10 +129,10 @@ impl<T> Clone for TransportLayer<T> {
     }
 }
 
-/// Answers a request with a source, over whichever transport the client asked for ([`Negotiate`]).
+/// Responds to a request with a source, over the transport that the client asks for ([`Negotiate`]).
 ///
-/// With another transport call its [`respond`](Transport::respond):
-/// `Sse::new().respond(&mut head, Push::new(source)).await`.
+/// The response is ready when the source has accepted or refused the subscription. For another transport, call
+/// [`Transport::respond`]: `Sse::new().respond(&mut head, Push::new(source)).await`.
 ///
 /// ```
 /// use http::{Request, Response};
@@ -139,6 +147,6 @@ pub async fn respond<S>(head: &mut Parts, source: S) -> Response<PushBody>
 where
     S: PushSource + Send + 'static,
 {
-    static ALL: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
-    ALL.respond(head, Push::new(source)).await
+    static NEGOTIATE: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
+    NEGOTIATE.respond(head, Push::new(source)).await
 }

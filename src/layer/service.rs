@@ -9,7 +9,10 @@ use tower_service::Service;
 use super::{IntoPushOrResponse, ResponseFuture};
 use crate::transport::{PushBody, Transport};
 
-/// The service of a [`TransportLayer`](super::TransportLayer). See the [module docs](super).
+/// The service that a [`TransportLayer`](super::TransportLayer) puts around another service.
+///
+/// See the [module docs](super) for an example.
+#[must_use]
 #[derive(Debug)]
 pub struct TransportService<S, T> {
     inner: S,
@@ -38,9 +41,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (head, body) = request.into_parts();
-        let kept = head.clone();
-        let answer = self.inner.call(Request::from_parts(head, body));
-        ResponseFuture::new(answer, kept, self.transport.clone())
+        let transport_head = head.clone();
+        let service_future = self.inner.call(Request::from_parts(head, body));
+        ResponseFuture::new(service_future, transport_head, self.transport.clone())
     }
 }
 

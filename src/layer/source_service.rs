@@ -15,12 +15,19 @@ use crate::{
     transport::{Negotiate, PushBody, Responding, Transport, rejected},
 };
 
-/// A service that serves one source, over whichever transport the client asks for.
+/// Creates a service that serves one source, over the transport that the client asks for.
 ///
-/// Each request subscribes to a clone of the source. `GET`, `HEAD` and `POST` are answered, and `CONNECT` where it asks for a
-/// WebSocket over HTTP/2; `OPTIONS` with what is allowed (a CORS layer in front answers preflights before), other methods with
-/// 405. A request's body is not read: behind an unread one a server may not see its client leave before the next event or
-/// heartbeat, so a handler that takes uploads should read them.
+/// Every request subscribes to a clone of the source.
+///
+/// | method | response |
+/// |---|---|
+/// | `GET`, `HEAD`, `POST` | the push |
+/// | `CONNECT` | a WebSocket over HTTP/2 |
+/// | `OPTIONS` | 204 with the allowed methods and headers. A CORS layer around this service answers preflights before it |
+/// | another | 405 |
+///
+/// The service does not read the request's body. Behind an unread body, some servers notice that a client has left only at the
+/// next event or heartbeat. If clients upload data, write a handler that reads the body, and use [`respond`](super::respond).
 ///
 /// ```
 /// use std::time::Duration;
@@ -43,14 +50,15 @@ where
     }
 }
 
-/// The service of [`service`].
+/// A service that serves one source. Created by [`service`].
+#[must_use]
 pub struct SourceService<S, T = Negotiate> {
     source: S,
     transport: Arc<T>,
 }
 
 impl<S, T> SourceService<S, T> {
-    /// The same source over another transport.
+    /// Sets the transport. The default is [`Negotiate::new`], which lets the client choose.
     pub fn transport<U: Transport>(self, transport: U) -> SourceService<S, U> {
         SourceService {
             source: self.source,
@@ -59,11 +67,15 @@ impl<S, T> SourceService<S, T> {
     }
 }
 
-const ALLOW: &str = "GET, HEAD, POST, OPTIONS";
+const ALLOWED_METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
-/// For a preflight, should something in front add the origin that is allowed.
-const ALLOW_HEADERS: &str =
+/// The request headers that a CORS preflight may ask for. The preflight succeeds only if a layer around the service adds
+/// `Access-Control-Allow-Origin`.
+const ALLOWED_REQUEST_HEADERS: &str =
     "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type";
+
+/// How long a browser may cache the response to a preflight: 5 minutes.
+const PREFLIGHT_MAX_AGE_SECS: &str = "300";
 
 impl<S, T, B> Service<Request<B>> for SourceService<S, T>
 where
@@ -80,8 +92,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut head = request.into_parts().0;
-        let refused = match head.method {
-            // CONNECT is for a WebSocket over HTTP/2.
+        let rejection = match head.method {
             Method::GET | Method::HEAD | Method::POST | Method::CONNECT => {
                 let push = Push::new(self.source.clone());
                 return SourceResponseFuture(self.transport.respond(&mut head, push));
@@ -90,20 +101,21 @@ where
                 .message("")
                 .header(
                     header::ACCESS_CONTROL_ALLOW_HEADERS,
-                    HeaderValue::from_static(ALLOW_HEADERS),
+                    HeaderValue::from_static(ALLOWED_REQUEST_HEADERS),
                 )
                 .header(
                     header::ACCESS_CONTROL_MAX_AGE,
-                    HeaderValue::from_static("300"),
+                    HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECS),
                 ),
             _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
         };
-        let refused = refused.header(header::ALLOW, HeaderValue::from_static(ALLOW));
-        SourceResponseFuture(Box::pin(std::future::ready(rejected(refused))))
+        let rejection = rejection.header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
+        SourceResponseFuture(Box::pin(std::future::ready(rejected(rejection))))
     }
 }
 
 /// The future of a [`SourceService`].
+#[must_use = "futures do nothing unless polled"]
 pub struct SourceResponseFuture(Responding);
 
 impl Future for SourceResponseFuture {

@@ -13,26 +13,26 @@ use crate::{
     sync::{Mutex, MutexGuard, lock},
 };
 
-/// What the client sends: each of its messages, in order.
+/// The messages that one client sends over a WebSocket, as a stream in their order.
 ///
-/// A source that wants them takes them from its [`Subscription`](super::Subscription::client_messages); where none does, they are
-/// checked and dropped. It ends when the client is gone.
+/// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes it, the
+/// messages are checked and dropped. The stream ends when the connection does.
 ///
-/// A few messages wait here: 64, or 64 KiB of them. While there is no room for more, the client's socket is not read, so that a
-/// client that sends faster than the source reads is slowed down; and so are its pings, and the news that it has left, which then
-/// shows only when something is sent to it, if only a ping. To drop this is to have all further messages dropped.
+/// At most 64 messages, or 64 KiB of them, wait to be read. While that many wait, the client's socket is not read. A client that
+/// sends faster than the source reads is so slowed down. Its pings, too, stay unread, and that it has left shows only at the next
+/// write to its socket, such as a ping. Dropping this stream drops all further messages.
 ///
 /// ```
 /// use tokio_stream::StreamExt;
 /// use tower_push::{Channel, Event, Push, source::{Rejection, Subscription, source_fn}};
 ///
-/// /// Whatever one client says, all hear.
+/// /// Publishes what each client sends to all clients.
 /// fn chat(room: Channel) -> Push {
 ///     Push::new(source_fn(async move |subscription: Subscription| {
-///         if let Some(mut said) = subscription.client_messages() {
+///         if let Some(mut messages) = subscription.client_messages() {
 ///             let room = room.clone();
 ///             tokio::spawn(async move {
-///                 while let Some(message) = said.next().await {
+///                 while let Some(message) = messages.next().await {
 ///                     if room.publish(message).is_err() {
 ///                         break;
 ///                     }
@@ -44,58 +44,72 @@ use crate::{
 /// }
 /// ```
 #[must_use = "a stream does nothing unless it is polled"]
-pub struct ClientMessages(Arc<Mailbox>);
+pub struct ClientMessages(Arc<MessageQueue>);
 
-/// The transport's end of it.
+/// The sending half of [`ClientMessages`], for the transport.
 #[derive(Debug)]
-pub(crate) struct Delivery(Arc<Mailbox>);
+pub(crate) struct ClientMessageSender(Arc<MessageQueue>);
 
+/// The bounded queue between a [`ClientMessageSender`] and its [`ClientMessages`].
 #[derive(Debug, Default)]
-struct Mailbox(Mutex<State>);
+struct MessageQueue(Mutex<QueueState>);
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     messages: VecDeque<Payload>,
-    bytes: usize,
-    reader: Reader,
-    is_over: bool,
-    /// Of whoever has more to deliver.
-    writer: Option<Waker>,
+    /// Length of `messages` in bytes.
+    byte_len: usize,
+    receiver: ReceiverState,
+    /// Whether the sender was dropped.
+    is_closed: bool,
+    /// Waker of the transport while it waits for room.
+    sender: Option<Waker>,
 }
 
 #[derive(Default)]
-enum Reader {
-    /// Nobody has asked for it.
+enum ReceiverState {
+    /// No source has taken the stream.
     #[default]
-    None,
-    Busy,
+    Unclaimed,
+    /// The stream exists, and was not polled since the last message arrived.
+    Active,
+    /// The stream was polled, and waits for a message.
     Waiting(Waker),
-    Gone,
+    /// The stream was dropped.
+    Dropped,
 }
 
-/// Messages that wait, at most.
-const MESSAGES: usize = 64;
+/// Number of messages from which on the queue is full.
+const MAX_MESSAGES: usize = 64;
 
-/// For how many of them memory is kept while none waits.
-const KEPT: usize = 16;
+/// Bytes of messages from which on the queue is full. The last message may go beyond them.
+const MAX_BYTES: usize = 64 * 1024;
 
-/// Bytes that wait, at most, unless one message is more.
-const BYTES: usize = 64 * 1024;
+/// Number of messages for which an empty queue keeps memory allocated.
+const IDLE_CAPACITY: usize = 16;
 
-impl Mailbox {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl MessageQueue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         lock(&self.0)
     }
 }
 
-impl State {
+impl QueueState {
     fn is_full(&self) -> bool {
-        is_full(self.messages.len(), self.bytes)
+        is_full(self.messages.len(), self.byte_len)
     }
 
-    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.is_full() && !matches!(self.reader, Reader::Gone) {
-            self.writer = Some(cx.waker().clone());
+    fn has_receiver(&self) -> bool {
+        matches!(
+            self.receiver,
+            ReceiverState::Active | ReceiverState::Waiting(_)
+        )
+    }
+
+    /// Waits until the queue has room, or the receiver is dropped.
+    fn poll_ready(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_full() && !matches!(self.receiver, ReceiverState::Dropped) {
+            self.sender = Some(cx.waker().clone());
             return Poll::Pending;
         }
         Poll::Ready(())
@@ -103,99 +117,107 @@ impl State {
 }
 
 fn is_full(messages: usize, bytes: usize) -> bool {
-    messages >= MESSAGES || bytes >= BYTES
+    messages >= MAX_MESSAGES || bytes >= MAX_BYTES
 }
 
-impl Delivery {
+impl ClientMessageSender {
     pub(crate) fn new() -> Self {
         Self(Arc::default())
     }
 
-    /// What a subscription hands out.
-    pub(super) fn slot(&self) -> Slot {
-        Slot(self.0.clone())
+    /// Returns what a subscription takes the receiving half from.
+    pub(super) fn receiver_slot(&self) -> ClientMessagesSlot {
+        ClientMessagesSlot(self.0.clone())
     }
 
-    /// Whether anyone reads.
-    pub(crate) fn is_wanted(&self) -> bool {
-        matches!(self.0.state().reader, Reader::Busy | Reader::Waiting(_))
+    /// Returns whether a source has taken the receiving half, and has not dropped it.
+    pub(crate) fn has_receiver(&self) -> bool {
+        self.0.lock().has_receiver()
     }
 
-    /// Ready when there is room for a message, or nobody to read it.
+    /// Waits until the queue has room, or the receiver is dropped.
     pub(crate) fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.state().poll_room(cx)
+        self.0.lock().poll_ready(cx)
     }
 
-    /// The same, with what to put messages into, as many as there is room for; `None` if nobody reads them.
-    pub(crate) fn poll_parcel(&self, cx: &Context<'_>) -> Poll<Option<Parcel>> {
-        let mut state = self.0.state();
-        ready!(state.poll_room(cx));
-        if matches!(state.reader, Reader::None | Reader::Gone) {
+    /// Like [`poll_ready`](Self::poll_ready), and returns a batch for as many messages as there is room for. Returns `None` if
+    /// there is no receiver.
+    pub(crate) fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
+        let mut queue = self.0.lock();
+        ready!(queue.poll_ready(cx));
+        if !queue.has_receiver() {
             return Poll::Ready(None);
         }
-        Poll::Ready(Some(Parcel {
-            added: 0,
-            waiting: (state.messages.len(), state.bytes),
-            // Most often nothing waits, and then it goes back as it is.
-            messages: match state.messages.is_empty() {
-                true => std::mem::take(&mut state.messages),
+        Poll::Ready(Some(MessageBatch {
+            byte_len: 0,
+            queued_messages: queue.messages.len(),
+            queued_bytes: queue.byte_len,
+            // The queue is usually empty. Then the batch uses the queue's memory, and `send` gives it back.
+            messages: match queue.messages.is_empty() {
+                true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),
             },
         }))
     }
 
-    /// Hands over messages; they are dropped if nobody reads. The reader is not woken if it is this very task, which then asks its
-    /// source anyway.
-    pub(crate) fn send(&self, mut parcel: Parcel, cx: &Context<'_>) {
-        if parcel.messages.is_empty() {
+    /// Appends messages to the queue, or drops them if there is no receiver.
+    ///
+    /// The receiver is not woken if its task is the calling one, which polls its source after this anyway.
+    pub(crate) fn send(&self, mut batch: MessageBatch, cx: &Context<'_>) {
+        if batch.messages.is_empty() {
             return;
         }
-        let mut state = self.0.state();
-        if matches!(state.reader, Reader::None | Reader::Gone) {
+        let mut queue = self.0.lock();
+        if !queue.has_receiver() {
             return;
         }
-        if state.messages.is_empty() {
-            std::mem::swap(&mut state.messages, &mut parcel.messages);
+        if queue.messages.is_empty() {
+            std::mem::swap(&mut queue.messages, &mut batch.messages);
         } else {
-            state.messages.append(&mut parcel.messages);
+            queue.messages.append(&mut batch.messages);
         }
-        state.bytes += parcel.added;
-        let reader = std::mem::replace(&mut state.reader, Reader::Busy);
-        drop(state);
-        reader.wake_from(cx);
+        queue.byte_len += batch.byte_len;
+        let receiver = std::mem::replace(&mut queue.receiver, ReceiverState::Active);
+        drop(queue);
+        receiver.wake_from_other_task(cx);
     }
 }
 
-/// Messages that go into a mailbox under one lock.
-pub(crate) struct Parcel {
+/// Messages that are appended to the queue under one lock.
+pub(crate) struct MessageBatch {
     messages: VecDeque<Payload>,
-    /// Of these, in bytes.
-    added: usize,
-    /// How many messages waited before, and how many bytes.
-    waiting: (usize, usize),
+    /// Length of `messages` in bytes.
+    byte_len: usize,
+    /// Number of messages in the queue when the batch was made.
+    queued_messages: usize,
+    /// Length of these in bytes.
+    queued_bytes: usize,
 }
 
-impl Parcel {
-    /// Whether another message has to wait until some are read.
+impl MessageBatch {
+    /// Returns whether the queue has no room for a message after this batch.
     pub(crate) fn is_full(&self) -> bool {
-        let (messages, bytes) = self.waiting;
-        is_full(messages + self.messages.len(), bytes + self.added)
+        is_full(
+            self.queued_messages + self.messages.len(),
+            self.queued_bytes + self.byte_len,
+        )
     }
 
     pub(crate) fn push(&mut self, message: Payload) {
-        self.added += message.as_bytes().len();
+        self.byte_len += message.as_bytes().len();
         self.messages.push_back(message);
     }
 }
 
-impl Reader {
+impl ReceiverState {
     fn wake(self) {
         if let Self::Waiting(waker) = self {
             waker.wake();
         }
     }
 
-    fn wake_from(self, cx: &Context<'_>) {
+    /// Wakes the receiver, unless it belongs to the task of `cx`.
+    fn wake_from_other_task(self, cx: &Context<'_>) {
         if let Self::Waiting(waker) = self {
             if !waker.will_wake(cx.waker()) {
                 waker.wake();
@@ -204,27 +226,28 @@ impl Reader {
     }
 }
 
-impl Drop for Delivery {
+impl Drop for ClientMessageSender {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.is_over = true;
-        let reader = std::mem::replace(&mut state.reader, Reader::Busy);
-        drop(state);
-        reader.wake();
+        let mut queue = self.0.lock();
+        queue.is_closed = true;
+        let receiver = std::mem::replace(&mut queue.receiver, ReceiverState::Active);
+        drop(queue);
+        receiver.wake();
     }
 }
 
-/// Where a subscription's [`ClientMessages`] is taken from, once.
+/// What a subscription takes its [`ClientMessages`] from, once.
 #[derive(Clone, Debug)]
-pub(super) struct Slot(Arc<Mailbox>);
+pub(super) struct ClientMessagesSlot(Arc<MessageQueue>);
 
-impl Slot {
+impl ClientMessagesSlot {
+    /// Returns the receiving half. Returns `None` if it was taken before, or the sender was dropped.
     pub(super) fn take(&self) -> Option<ClientMessages> {
-        let mut state = self.0.state();
-        if state.is_over || !matches!(state.reader, Reader::None) {
+        let mut queue = self.0.lock();
+        if queue.is_closed || !matches!(queue.receiver, ReceiverState::Unclaimed) {
             return None;
         }
-        state.reader = Reader::Busy;
+        queue.receiver = ReceiverState::Active;
         Some(ClientMessages(self.0.clone()))
     }
 }
@@ -233,25 +256,25 @@ impl Stream for ClientMessages {
     type Item = Payload;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Payload>> {
-        let mut state = self.0.state();
-        let Some(message) = state.messages.pop_front() else {
-            if state.is_over {
+        let mut queue = self.0.lock();
+        let Some(message) = queue.messages.pop_front() else {
+            if queue.is_closed {
                 return Poll::Ready(None);
             }
-            state.messages.shrink_to(KEPT);
-            state.reader = Reader::Waiting(cx.waker().clone());
+            queue.messages.shrink_to(IDLE_CAPACITY);
+            queue.receiver = ReceiverState::Waiting(cx.waker().clone());
             return Poll::Pending;
         };
-        state.bytes -= message.as_bytes().len();
-        let writer = if state.is_full() {
+        queue.byte_len -= message.as_bytes().len();
+        let sender = if queue.is_full() {
             None
         } else {
-            state.writer.take()
+            queue.sender.take()
         };
-        drop(state);
-        // In the same task, the writer looks for itself once its source is pending.
-        if let Some(writer) = writer.filter(|writer| !writer.will_wake(cx.waker())) {
-            writer.wake();
+        drop(queue);
+        // A sender in the same task checks for room itself once its source is pending.
+        if let Some(sender) = sender.filter(|sender| !sender.will_wake(cx.waker())) {
+            sender.wake();
         }
         Poll::Ready(Some(message))
     }
@@ -259,13 +282,13 @@ impl Stream for ClientMessages {
 
 impl Drop for ClientMessages {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        let waiting = std::mem::take(&mut *state);
-        state.is_over = waiting.is_over;
-        state.reader = Reader::Gone;
-        drop(state);
-        if let Some(writer) = waiting.writer {
-            writer.wake();
+        let mut queue = self.0.lock();
+        let dropped = std::mem::take(&mut *queue);
+        queue.is_closed = dropped.is_closed;
+        queue.receiver = ReceiverState::Dropped;
+        drop(queue);
+        if let Some(sender) = dropped.sender {
+            sender.wake();
         }
     }
 }
@@ -276,11 +299,11 @@ impl fmt::Debug for ClientMessages {
     }
 }
 
-impl fmt::Debug for State {
+impl fmt::Debug for QueueState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mailbox")
+        f.debug_struct("QueueState")
             .field("messages", &self.messages.len())
-            .field("bytes", &self.bytes)
+            .field("byte_len", &self.byte_len)
             .finish_non_exhaustive()
     }
 }
@@ -289,72 +312,72 @@ impl fmt::Debug for State {
 mod tests {
     use super::*;
 
-    fn parcel(delivery: &Delivery) -> Option<Parcel> {
+    fn batch(sender: &ClientMessageSender) -> Option<MessageBatch> {
         let cx = &Context::from_waker(Waker::noop());
-        match delivery.poll_parcel(cx) {
-            Poll::Ready(parcel) => parcel,
+        match sender.poll_batch(cx) {
+            Poll::Ready(batch) => batch,
             Poll::Pending => None,
         }
     }
 
-    /// Delivers messages of this size until there is no room, in parcels of this many, and says how many these were.
-    fn fill(delivery: &Delivery, size: usize, at_once: usize) -> usize {
+    /// Sends messages of `size` bytes in batches of at most `batch_len` until the queue is full, and returns their number.
+    fn fill(sender: &ClientMessageSender, size: usize, batch_len: usize) -> usize {
         let mut count = 0;
-        while let Some(mut parcel) = parcel(delivery) {
-            while !parcel.is_full() && parcel.messages.len() < at_once {
-                parcel.push(Payload::Text("x".repeat(size)));
+        while let Some(mut batch) = batch(sender) {
+            while !batch.is_full() && batch.messages.len() < batch_len {
+                batch.push(Payload::Text("x".repeat(size)));
                 count += 1;
             }
-            delivery.send(parcel, &Context::from_waker(Waker::noop()));
+            sender.send(batch, &Context::from_waker(Waker::noop()));
         }
         count
     }
 
-    fn read(incoming: &mut ClientMessages) -> Option<Payload> {
+    fn read(messages: &mut ClientMessages) -> Option<Payload> {
         let cx = &mut Context::from_waker(Waker::noop());
-        match Pin::new(incoming).poll_next(cx) {
+        match Pin::new(messages).poll_next(cx) {
             Poll::Ready(message) => message,
             Poll::Pending => None,
         }
     }
 
     #[test]
-    fn what_waits_is_bounded_however_it_comes() {
-        for at_once in [1, 3, usize::MAX] {
-            let delivery = Delivery::new();
-            let mut incoming = delivery.slot().take().unwrap();
-            assert_eq!(fill(&delivery, 1, at_once), MESSAGES);
-            read(&mut incoming);
-            assert_eq!(fill(&delivery, 1, at_once), 1);
-            while read(&mut incoming).is_some() {}
-            assert_eq!(fill(&delivery, BYTES / 2 + 1, at_once), 2);
-            while read(&mut incoming).is_some() {}
-            assert_eq!(fill(&delivery, 2 * BYTES, at_once), 1);
+    fn queue_is_bounded_for_any_batch_size() {
+        for batch_len in [1, 3, usize::MAX] {
+            let sender = ClientMessageSender::new();
+            let mut messages = sender.receiver_slot().take().unwrap();
+            assert_eq!(fill(&sender, 1, batch_len), MAX_MESSAGES);
+            read(&mut messages);
+            assert_eq!(fill(&sender, 1, batch_len), 1);
+            while read(&mut messages).is_some() {}
+            assert_eq!(fill(&sender, MAX_BYTES / 2 + 1, batch_len), 2);
+            while read(&mut messages).is_some() {}
+            assert_eq!(fill(&sender, 2 * MAX_BYTES, batch_len), 1);
         }
     }
 
     #[test]
     fn messages_keep_their_order() {
-        let delivery = Delivery::new();
-        let mut incoming = delivery.slot().take().unwrap();
+        let sender = ClientMessageSender::new();
+        let mut messages = sender.receiver_slot().take().unwrap();
         for texts in [&["1", "2"][..], &[], &["3"]] {
-            let mut parcel = parcel(&delivery).unwrap();
+            let mut batch = batch(&sender).unwrap();
             for text in texts {
-                parcel.push(Payload::Text((*text).into()));
+                batch.push(Payload::Text((*text).into()));
             }
-            delivery.send(parcel, &Context::from_waker(Waker::noop()));
+            sender.send(batch, &Context::from_waker(Waker::noop()));
         }
         for text in ["1", "2", "3"] {
-            assert_eq!(read(&mut incoming), Some(Payload::Text(text.into())));
+            assert_eq!(read(&mut messages), Some(Payload::Text(text.into())));
         }
     }
 
     #[test]
-    fn little_memory_is_kept_for_what_may_come() {
-        let delivery = Delivery::new();
-        let mut incoming = delivery.slot().take().unwrap();
-        fill(&delivery, 1, usize::MAX);
-        while read(&mut incoming).is_some() {}
-        assert!(delivery.0.state().messages.capacity() <= KEPT);
+    fn empty_queue_keeps_little_memory() {
+        let sender = ClientMessageSender::new();
+        let mut messages = sender.receiver_slot().take().unwrap();
+        fill(&sender, 1, usize::MAX);
+        while read(&mut messages).is_some() {}
+        assert!(sender.0.lock().messages.capacity() <= IDLE_CAPACITY);
     }
 }

@@ -29,6 +29,7 @@ pub mod channel;
 mod client_messages;
 mod item_stream;
 mod push;
+pub(crate) mod query;
 mod rejection;
 pub mod resumable;
 mod source_fn;
@@ -43,7 +44,7 @@ use futures_core::Stream;
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::client_messages::ClientMessages;
 #[cfg(feature = "websocket")]
-pub(crate) use self::client_messages::{Delivery, Parcel};
+pub(crate) use self::client_messages::{ClientMessageSender, MessageBatch};
 pub(crate) use self::subscription::LONGEST;
 pub use self::{
     channel::Channel,

@@ -7,9 +7,10 @@ use http::{HeaderMap, HeaderName, request::Parts};
 use tokio::time::Instant;
 
 #[cfg(feature = "websocket")]
-use super::client_messages::{ClientMessages, Delivery, Slot};
+use super::client_messages::{ClientMessageSender, ClientMessages, ClientMessagesSlot};
+use super::query;
 use super::ticket::{Opening, Ticket};
-use crate::{event::EventId, query};
+use crate::event::EventId;
 
 /// The header in which a client that reconnects sends its cursor
 /// ([WHATWG HTML §9.2.4](https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header)).
@@ -37,7 +38,7 @@ pub struct Subscription {
     /// Whether the transport has taken it: what it makes of its items is no stream of its own.
     is_taken: bool,
     #[cfg(feature = "websocket")]
-    incoming: Option<Slot>,
+    client_messages: Option<ClientMessagesSlot>,
 }
 
 #[derive(Debug)]
@@ -88,15 +89,15 @@ impl Subscription {
             ticket,
             is_taken: false,
             #[cfg(feature = "websocket")]
-            incoming: None,
+            client_messages: None,
         }
     }
 
     /// The same where the client's messages can be delivered.
     #[cfg(feature = "websocket")]
-    pub(crate) fn delivering(self, delivery: &Delivery) -> Self {
+    pub(crate) fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
-            incoming: Some(delivery.slot()),
+            client_messages: Some(sender.receiver_slot()),
             ..self
         }
     }
@@ -142,7 +143,7 @@ impl Subscription {
     #[cfg(feature = "websocket")]
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn client_messages(&self) -> Option<ClientMessages> {
-        self.incoming.as_ref()?.take()
+        self.client_messages.as_ref()?.take()
     }
 
     /// The [name](crate::transport::Transport::name) of the transport that will carry it.
@@ -218,7 +219,7 @@ impl Cursor {
     fn from_query(query: &str) -> Self {
         let values: Vec<_> = LAST_EVENT_ID_PARAMETERS
             .iter()
-            .flat_map(|name| query::values(query, name))
+            .flat_map(|name| query::parameter_values(query, name))
             .collect();
         Self::only(values.iter().map(|value| value.as_ref()))
     }

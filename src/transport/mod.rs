@@ -64,6 +64,7 @@
 mod accept;
 mod body;
 pub mod chunked;
+mod keep_alive;
 pub mod long_poll;
 mod negotiate;
 pub mod sse;
@@ -85,6 +86,7 @@ pub use self::{
     accept::Preference,
     body::{NoBody, PushBody},
     chunked::Chunked,
+    keep_alive::KeepAlive,
     long_poll::LongPoll,
     negotiate::Negotiate,
     sse::Sse,

@@ -7,10 +7,7 @@ use super::{
     chunked::{JsonSeq, Multipart},
     stream::{rejected, tunnel, vary},
 };
-use crate::{
-    query,
-    source::{Push, Rejection},
-};
+use crate::source::{Push, Rejection, query};
 
 /// Several transports behind one URL, of which the client takes its pick.
 ///
@@ -80,7 +77,7 @@ impl Negotiate {
 
     fn choose(&self, head: &Parts) -> Option<&Arc<dyn Transport>> {
         let query = head.uri.query().unwrap_or_default();
-        let named = query::values(query, self.parameter).find(|name| !name.is_empty());
+        let named = query::parameter_values(query, self.parameter).find(|name| !name.is_empty());
         if let Some(named) = named {
             return self.transports.iter().find(|t| t.name() == named);
         }

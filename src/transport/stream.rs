@@ -11,11 +11,10 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{Encoder, End, FrameBuffer, PushBody, Responding, timer::Timer};
+use super::{Encoder, End, FrameBuffer, KeepAlive, PushBody, Responding, timer::Timer};
 use crate::{
     error::BoxError,
     event::Item,
-    keep_alive::KeepAlive,
     source::{Push, PushSource, Rejection, Subscription, Watched},
 };
 
@@ -285,7 +284,7 @@ pin_project! {
 impl Heart {
     fn new(keep_alive: KeepAlive) -> Self {
         Self {
-            interval: keep_alive.draw(),
+            interval: keep_alive.draw_interval(),
             idle_since: None,
             timer: Timer::default(),
         }

@@ -46,7 +46,7 @@ mod subscriber;
 mod taken;
 
 #[cfg(all(test, tower_push_loom))]
-mod models;
+mod loom_tests;
 
 use std::{
     fmt,

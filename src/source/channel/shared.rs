@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    sync::{AtomicU64, Ordering, RwLock, read, write},
-    waiting::{Place, Waiting},
+    sync::{AtomicU64, Ordering, RwLock, WaitList, WaiterKey, read, write},
 };
 
 #[derive(Debug)]
@@ -22,7 +21,7 @@ pub(super) struct Shared {
     /// Twice the number of the last event, and one more once the log is closed: what readers look at before they take a lock,
     /// and before they wait.
     news: AtomicU64,
-    pub(super) waiting: Waiting,
+    pub(super) wait_list: WaitList,
 }
 
 impl Shared {
@@ -30,7 +29,7 @@ impl Shared {
         Self {
             log: RwLock::new(log),
             news: AtomicU64::new(0),
-            waiting: Waiting::new(shards),
+            wait_list: WaitList::new(shards),
         }
     }
 
@@ -51,7 +50,7 @@ impl Shared {
             self.news.store(2 * number, Ordering::Release);
             (number, log.take_dropped())
         };
-        self.waiting.wake();
+        self.wait_list.wake_all();
         // If it panics, that is not the publisher's affair: the event is published.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(dropped)));
         Some(number)
@@ -63,7 +62,7 @@ impl Shared {
             log.close();
             self.news.store(2 * log.last() + 1, Ordering::Release);
         }
-        self.waiting.wake();
+        self.wait_list.wake_all();
     }
 
     /// The log, as it is now.
@@ -96,8 +95,9 @@ impl Shared {
     }
 
     /// Waits for what comes after this number; false if it is there already.
-    pub(super) fn wait(&self, place: &Place, waker: &Waker, at: u64) -> bool {
-        self.waiting.wait(place, waker, || !self.is_nothing(at))
+    pub(super) fn wait(&self, place: &WaiterKey, waker: &Waker, at: u64) -> bool {
+        self.wait_list
+            .wait_unless(place, waker, || !self.is_nothing(at))
     }
 
     fn is_nothing(&self, at: u64) -> bool {

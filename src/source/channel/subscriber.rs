@@ -14,7 +14,7 @@ use super::{Inner, LagPolicy, Place, log::Next, taken::Taken};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, GapReason, Item},
-    waiting,
+    sync::WaiterKey,
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the items behind its cursor, and then those to come.
@@ -23,7 +23,7 @@ use crate::{
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct Subscriber {
     inner: Arc<Inner>,
-    waiting: waiting::Place,
+    waiter: WaiterKey,
     /// The number of the last event taken from the log.
     at: u64,
     first: Option<Box<Item>>,
@@ -40,13 +40,13 @@ const TAKEN: usize = 16 * 1024;
 impl Subscriber {
     pub(super) fn new(inner: Arc<Inner>, place: Place) -> Self {
         let reader = inner.readers.fetch_add(1, Ordering::Relaxed);
-        let waiting = inner.shared.waiting.enter(reader);
+        let waiter = inner.shared.wait_list.register(reader);
         inner
             .subscribers
             .send_modify(|subscribers| *subscribers += 1);
         Self {
             inner,
-            waiting,
+            waiter,
             at: place.number,
             first: place.first.map(Box::new),
             taken: Taken::default(),
@@ -110,7 +110,7 @@ impl Stream for Subscriber {
                 }
                 Next::Nothing => {
                     this.requested = None;
-                    if this.inner.shared.wait(&this.waiting, cx.waker(), this.at) {
+                    if this.inner.shared.wait(&this.waiter, cx.waker(), this.at) {
                         return Poll::Pending;
                     }
                 }
@@ -122,7 +122,7 @@ impl Stream for Subscriber {
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.inner.shared.waiting.leave(&self.waiting);
+        self.inner.shared.wait_list.deregister(&self.waiter);
         self.inner
             .subscribers
             .send_modify(|subscribers| *subscribers -= 1);

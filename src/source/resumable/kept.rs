@@ -33,8 +33,7 @@ use super::{
 use crate::{
     error::BoxError,
     event::{EventId, Item},
-    sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
-    waiting::{Place, Waiting},
+    sync::{AtomicU64, Mutex, MutexGuard, Ordering, WaitList, WaiterKey, lock},
 };
 
 pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
@@ -63,7 +62,7 @@ struct State {
 /// What wakes the readers.
 struct Bell {
     rings: AtomicU64,
-    waiting: Waiting,
+    wait_list: WaitList,
 }
 
 /// Bare cursors, which say nothing here, passed over before others are let run.
@@ -90,7 +89,7 @@ impl Kept {
             },
             bell: Arc::new(Bell {
                 rings: AtomicU64::new(0),
-                waiting: Waiting::new(1),
+                wait_list: WaitList::new(1),
             }),
         }
     }
@@ -114,12 +113,12 @@ impl Kept {
     }
 
     /// A reader's place to wait at. Give it back with [`leave`](Self::leave).
-    pub(super) fn enter(&self) -> Place {
-        self.bell.waiting.enter(0)
+    pub(super) fn enter(&self) -> WaiterKey {
+        self.bell.wait_list.register(0)
     }
 
-    pub(super) fn leave(&self, place: &Place) {
-        self.bell.waiting.leave(place);
+    pub(super) fn leave(&self, place: &WaiterKey) {
+        self.bell.wait_list.deregister(place);
     }
 
     /// What comes behind this number. The stream is asked only if there is nothing in the log.
@@ -128,7 +127,7 @@ impl Kept {
     pub(super) fn poll(
         &self,
         at: u64,
-        place: &Place,
+        place: &WaiterKey,
         cx: &mut Context<'_>,
         error: &mut Option<BoxError>,
     ) -> Poll<Next> {
@@ -148,7 +147,7 @@ impl Kept {
                     || !state.log.is_nothing(at)
                     || (asked == Asked::Taken && !state.is_turn_wanted)
             };
-            if !self.bell.waiting.wait(place, cx.waker(), is_news) {
+            if !self.bell.wait_list.wait_unless(place, cx.waker(), is_news) {
                 // Not at once: a stream that rings and has nothing wants others to run.
                 cx.waker().wake_by_ref();
             }
@@ -268,14 +267,14 @@ impl Turn<'_> {
             let id = self.kept.id(log.last() + 1);
             log.push(entry.under(id))
         };
-        self.kept.bell.waiting.wake();
+        self.kept.bell.wait_list.wake_all();
         dropped
     }
 
     /// Gives the stream back, which should be dropped after the turn.
     fn end(&mut self, end: End) -> Option<BoxStream> {
         lock(&self.kept.state).log.end(end);
-        self.kept.bell.waiting.wake();
+        self.kept.bell.wait_list.wake_all();
         self.stream.as_mut()?.take()
     }
 }
@@ -285,7 +284,7 @@ impl Drop for Turn<'_> {
         self.stream = None;
         let is_wanted = std::mem::take(&mut lock(&self.kept.state).is_turn_wanted);
         if is_wanted {
-            self.kept.bell.waiting.wake();
+            self.kept.bell.wait_list.wake_all();
         }
     }
 }
@@ -303,7 +302,7 @@ impl Bell {
 
     fn ring(&self) {
         self.rings.fetch_add(1, Ordering::AcqRel);
-        self.waiting.wake();
+        self.wait_list.wake_all();
     }
 }
 

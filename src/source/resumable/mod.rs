@@ -80,7 +80,7 @@ mod resumable_stream;
 mod token;
 
 #[cfg(all(test, tower_push_loom))]
-mod models;
+mod loom_tests;
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::BoxError,
     event::{EventId, Gap, GapReason, Item},
-    waiting::Place,
+    sync::WaiterKey,
 };
 
 /// One client's reading of a stream that [`Resumable`](super::Resumable) keeps. When it is dropped, and no other client reads the
@@ -22,7 +22,7 @@ use crate::{
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct ResumableStream {
     seat: Seat,
-    place: Place,
+    place: WaiterKey,
     /// The number of the last item taken from the log.
     at: u64,
     /// What it is told before that.

@@ -32,11 +32,8 @@ use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
 pub use tower_push_proto::format::{Format, JsonSeq, Multipart, Ndjson, Raw};
 
-use super::{Preference, Responding, Transport, respond_streaming, stream::vary};
-use crate::{
-    keep_alive::KeepAlive,
-    source::{Push, Subscription},
-};
+use super::{KeepAlive, Preference, Responding, Transport, respond_streaming, stream::vary};
+use crate::source::{Push, Subscription};
 
 /// The chunked transport, in one format. See the [module docs](self).
 #[derive(Clone, Debug)]

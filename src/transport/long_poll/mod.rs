@@ -116,14 +116,11 @@ use self::{
     wait::Waits,
 };
 use super::{
-    Encoder, Preference, Responding, Transport,
+    Encoder, KeepAlive, Preference, Responding, Transport,
     chunked::{Format, Multipart, Ndjson, Raw},
     stream::tunnel,
 };
-use crate::{
-    keep_alive::KeepAlive,
-    source::{Push, Resumable, Subscription},
-};
+use crate::source::{Push, Resumable, Subscription};
 pub use tower_push_proto::format::JsonArray;
 
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");

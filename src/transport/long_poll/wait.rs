@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use http::{HeaderMap, HeaderName, request::Parts};
 
 use super::insert;
-use crate::query;
+use crate::source::query;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -32,7 +32,8 @@ impl Waits {
     pub(super) fn of(&self, head: &Parts) -> Wait {
         let preferred = preferred(&head.headers);
         let query = head.uri.query().unwrap_or_default();
-        let asked = preferred.or_else(|| query::values(query, TIMEOUT).find_map(|v| seconds(&v)));
+        let asked =
+            preferred.or_else(|| query::parameter_values(query, TIMEOUT).find_map(|v| seconds(&v)));
         let within = |time: Duration| time.min(*self.bounds.end()).max(*self.bounds.start());
         Wait {
             time: asked.map_or(self.default, within),

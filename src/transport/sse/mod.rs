@@ -38,10 +38,9 @@ use http::{
 
 use tower_push_proto::sse::{SseConfig, SseEncoder, write_retry};
 
-use super::{PushBody, Responding, Transport, respond_streaming};
+use super::{KeepAlive, PushBody, Responding, Transport, respond_streaming};
 use crate::{
     event::EventType,
-    keep_alive::KeepAlive,
     source::{Push, Subscription},
 };
 

@@ -21,7 +21,7 @@ use tower_push_proto::websocket::Session;
 use crate::{
     error::BoxError,
     event::Item,
-    source::{Delivery, Parcel, Ticket, Watched},
+    source::{ClientMessageSender, MessageBatch, Ticket, Watched},
     transport::timer::Timer,
 };
 
@@ -47,7 +47,7 @@ struct Driver<S> {
     session: Session,
     /// `None` once it is over: what it holds is let go at once.
     items: Option<Watched<S>>,
-    delivery: Option<Delivery>,
+    message_sender: Option<ClientMessageSender>,
     /// Read, but there was no room to deliver it.
     unread: Bytes,
     /// Whether the last read took much.
@@ -81,7 +81,7 @@ impl<S> Connection<S> {
         on_upgrade: OnUpgrade,
         session: Session,
         items: Watched<S>,
-        delivery: Option<Delivery>,
+        message_sender: Option<ClientMessageSender>,
     ) -> Self {
         Self {
             ticket: items.ticket().cloned(),
@@ -89,7 +89,7 @@ impl<S> Connection<S> {
             driver: Driver {
                 session,
                 items: Some(items),
-                delivery,
+                message_sender,
                 unread: Bytes::new(),
                 is_busy: false,
                 is_flushed: true,
@@ -153,7 +153,7 @@ where
             }
             if !self.session.is_open() && self.items.take().is_some() {
                 // What was read may have waited for room there.
-                self.delivery = None;
+                self.message_sender = None;
                 continue;
             }
             // Its source may have made room, in which case nobody wakes it.
@@ -216,11 +216,14 @@ where
     }
 
     /// What is asked for, if there is room for another message; nothing if nobody wants one.
-    fn poll_room<T>(&mut self, ask: impl FnOnce(&Delivery) -> Poll<T>) -> Poll<Option<T>> {
-        let Some(delivery) = &self.delivery else {
+    fn poll_room<T>(
+        &mut self,
+        ask: impl FnOnce(&ClientMessageSender) -> Poll<T>,
+    ) -> Poll<Option<T>> {
+        let Some(message_sender) = &self.message_sender else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(room) = ask(delivery) else {
+        let Poll::Ready(room) = ask(message_sender) else {
             self.session.pause_reads();
             return Poll::Pending;
         };
@@ -232,18 +235,18 @@ where
     fn receive<'a>(&mut self, mut bytes: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
         let now = now();
         while !bytes.is_empty() {
-            let Poll::Ready(parcel) = self.poll_room(|it| it.poll_parcel(cx)) else {
+            let Poll::Ready(batch) = self.poll_room(|it| it.poll_batch(cx)) else {
                 break;
             };
-            let mut parcel = parcel.flatten();
-            while !bytes.is_empty() && !parcel.as_ref().is_some_and(Parcel::is_full) {
-                let message = self.session.receive(&mut bytes, parcel.is_some(), now);
-                if let (Some(message), Some(parcel)) = (message, &mut parcel) {
-                    parcel.push(message);
+            let mut batch = batch.flatten();
+            while !bytes.is_empty() && !batch.as_ref().is_some_and(MessageBatch::is_full) {
+                let message = self.session.receive(&mut bytes, batch.is_some(), now);
+                if let (Some(message), Some(batch)) = (message, &mut batch) {
+                    batch.push(message);
                 }
             }
-            if let (Some(parcel), Some(delivery)) = (parcel, &self.delivery) {
-                delivery.send(parcel, cx);
+            if let (Some(batch), Some(message_sender)) = (batch, &self.message_sender) {
+                message_sender.send(batch, cx);
             }
         }
         bytes

@@ -81,13 +81,12 @@ use self::{
     connection::Connection,
     handshake::{Accepted, Terms},
 };
-use super::{Preference, Responding, Transport, rejected};
+use super::{KeepAlive, Preference, Responding, Transport, rejected};
 use crate::{
     error::BoxError,
     event::Item,
-    keep_alive::KeepAlive,
     origin_policy::OriginPolicy,
-    source::{Delivery, Push, PushSource, Rejection, Subscription, Watched},
+    source::{ClientMessageSender, Push, PushSource, Rejection, Subscription, Watched},
 };
 
 /// The WebSocket transport. See the [module docs](self).
@@ -237,7 +236,7 @@ impl WebSocket {
         on_upgrade: OnUpgrade,
         messages: FrameEncoder,
         items: Watched<S>,
-        delivery: Option<Delivery>,
+        message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
     where
         S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
@@ -249,10 +248,10 @@ impl WebSocket {
         let session = Session::new(
             self.config.session.clone(),
             messages,
-            self.config.ping.draw(),
+            self.config.ping.draw_interval(),
             Instant::now().into_std(),
         );
-        runtime.spawn(Connection::new(on_upgrade, session, items, delivery));
+        runtime.spawn(Connection::new(on_upgrade, session, items, message_sender));
         Ok(())
     }
 }
@@ -282,8 +281,9 @@ impl Transport for WebSocket {
             Ok(accepted) => accepted,
             Err(rejection) => return Box::pin(ready(rejected(rejection))),
         };
-        let delivery = Delivery::new();
-        let mut subscription = Subscription::new(head, self.name()).delivering(&delivery);
+        let message_sender = ClientMessageSender::new();
+        let mut subscription =
+            Subscription::new(head, self.name()).with_client_messages(&message_sender);
         let this = self.clone();
         Box::pin(async move {
             let Accepted {
@@ -293,9 +293,11 @@ impl Transport for WebSocket {
             } = accepted;
             let opening = subscription.opening();
             let subscribed = push.subscribe(subscription).await;
-            let delivery = delivery.is_wanted().then_some(delivery);
+            let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
-                Ok(items) => this.spawn(on_upgrade, messages, opening.around(items), delivery),
+                Ok(items) => {
+                    this.spawn(on_upgrade, messages, opening.around(items), message_sender)
+                }
                 Err(rejection) if rejection.is_finished() => {
                     this.spawn(on_upgrade, messages, opening.around(Finished), None)
                 }

@@ -34,9 +34,8 @@ use super::{
 use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Item},
-    keep_alive::KeepAlive,
     source::{Push, PushSource, Rejection, Start, Subscription, Watched, source_fn},
-    transport::{PushBody, rejected, respond_streaming},
+    transport::{KeepAlive, PushBody, rejected, respond_streaming},
 };
 
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");

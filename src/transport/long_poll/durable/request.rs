@@ -3,7 +3,10 @@ use std::borrow::Cow;
 use http::request::Parts;
 
 use super::StreamCursor;
-use crate::{event::EventId, query, source::Start};
+use crate::{
+    event::EventId,
+    source::{Start, query},
+};
 
 const OFFSET: &str = "offset";
 const LIVE: &str = "live";
@@ -44,12 +47,12 @@ pub(in crate::transport::long_poll) fn is_live_read(head: &Parts) -> bool {
 
 fn has_offset(head: &Parts) -> bool {
     let query = head.uri.query().unwrap_or_default();
-    query::values(query, OFFSET).next().is_some()
+    query::parameter_values(query, OFFSET).next().is_some()
 }
 
 fn is_live(head: &Parts) -> bool {
     let query = head.uri.query().unwrap_or_default();
-    query::values(query, LIVE).any(|live| live == "long-poll" || live == "sse")
+    query::parameter_values(query, LIVE).any(|live| live == "long-poll" || live == "sse")
 }
 
 impl Request {
@@ -71,7 +74,7 @@ impl Request {
             Some(EventId::FINISHED) => return Err(NO_SUCH_OFFSET),
             Some(offset) => Offset::After(EventId::new(offset).map_err(|_| NO_SUCH_OFFSET)?),
         };
-        let cursor = query::values(query, CURSOR).last();
+        let cursor = query::parameter_values(query, CURSOR).last();
         Ok(Self {
             offset,
             live,
@@ -106,7 +109,7 @@ impl Offset {
 }
 
 fn only<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, &'static str> {
-    let mut values = query::values(query, name);
+    let mut values = query::parameter_values(query, name);
     let first = values.next();
     match values.next() {
         Some(_) => Err("offset and live may be given once each"),

@@ -2,23 +2,29 @@
 
 use serde_json::Value;
 
-use super::event_source::{Message, Parser};
+use crate::event_source::{Message, Parser};
 
 /// An event, or what is said between events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
+    /// The payload of an event.
     pub data: Option<String>,
+    /// What a gap message says.
     pub gap: Option<Value>,
+    /// What an end message says.
     pub end: Option<Value>,
 }
 
 /// A reader that keeps its cursor, like a client that means to come back.
+#[derive(Debug)]
 pub struct Reader {
     format: Format,
     unread: Vec<u8>,
+    /// The cursor to resume from.
     pub cursor: Option<String>,
 }
 
+#[derive(Debug)]
 enum Format {
     Sse(Box<Parser>),
     Lines,
@@ -30,6 +36,7 @@ enum Format {
 }
 
 impl Reader {
+    /// Creates a reader for a response of this type, from a client that had `cursor`.
     pub fn new(content_type: &str, cursor: Option<String>) -> Self {
         let format = match content_type.split(';').next().unwrap() {
             "text/event-stream" => Format::Sse(Box::default()),
@@ -52,6 +59,7 @@ impl Reader {
         }
     }
 
+    /// Reads the next bytes of a response, and returns the records that they complete.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Record> {
         if let Format::Sse(parser) = &mut self.format {
             parser.feed(bytes);
@@ -172,6 +180,7 @@ impl Reader {
     }
 }
 
+/// Returns where `needle` first occurs in `bytes`.
 pub fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     bytes
         .windows(needle.len())

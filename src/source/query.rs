@@ -1,15 +1,20 @@
-//! Query parameters, as `application/x-www-form-urlencoded` has them.
+//! Query parameters of requests, in `application/x-www-form-urlencoded`.
 
 use std::borrow::Cow;
 
-/// The values of a parameter, decoded, in their order. A value that is not UTF-8 reads with U+FFFD in it.
-pub(crate) fn values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+/// Returns the decoded values of the parameter `name` in the order of the query. A value that is not UTF-8 is decoded with U+FFFD in
+/// place of what is invalid.
+pub(crate) fn parameter_values<'a>(
+    query: &'a str,
+    name: &str,
+) -> impl Iterator<Item = Cow<'a, str>> {
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(key) == name).then(|| decode(value))
     })
 }
 
+/// Decodes `%XX` and `+`. A `%` without two hexadecimal digits behind it stays as it is.
 fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);
@@ -18,7 +23,9 @@ fn decode(text: &str) -> Cow<'_, str> {
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         let escaped = match (first, after) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(h, l)| h << 4 | l),
+            (b'%', [high, low, ..]) => hex_digit_value(*high)
+                .zip(hex_digit_value(*low))
+                .map(|(high, low)| high << 4 | low),
             _ => None,
         };
         match (escaped, first) {
@@ -35,7 +42,7 @@ fn decode(text: &str) -> Cow<'_, str> {
     Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn hex(digit: u8) -> Option<u8> {
+fn hex_digit_value(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|value| value as u8)
 }
 
@@ -45,7 +52,7 @@ mod tests {
 
     #[test]
     fn values_are_decoded() {
-        let all = |query, name| values(query, name).collect::<Vec<_>>();
+        let all = |query, name| parameter_values(query, name).collect::<Vec<_>>();
         assert_eq!(all("a=1&b=2&a=3", "a"), ["1", "3"]);
         assert_eq!(all("%61=x%20y+z", "a"), ["x y z"]);
         assert_eq!(all("a=%", "a"), ["%"]);

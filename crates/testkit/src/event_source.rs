@@ -3,13 +3,16 @@
 /// What a client dispatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
+    /// The event's type, `message` where the stream names none.
     pub event_type: String,
+    /// The data lines, joined with line feeds.
     pub data: String,
+    /// The last event ID when the event is dispatched.
     pub last_event_id: String,
 }
 
 /// The state that the standard names: buffers, and what outlives a message.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Parser {
     line: Vec<u8>,
     after_cr: bool,
@@ -17,18 +20,23 @@ pub struct Parser {
     data: String,
     event_type: String,
     id_buffer: String,
+    /// What a client sends as `Last-Event-ID` when it reconnects.
     pub last_event_id: String,
+    /// The value of the last valid `retry:` line, in milliseconds.
     pub reconnection_time: Option<u64>,
+    /// The events that were dispatched.
     pub messages: Vec<Message>,
 }
 
 impl Parser {
+    /// Parses a whole stream.
     pub fn read(stream: &[u8]) -> Self {
         let mut parser = Self::default();
         parser.feed(stream);
         parser
     }
 
+    /// Parses the next bytes of a stream.
     pub fn feed(&mut self, bytes: &[u8]) {
         for byte in bytes {
             let after_cr = std::mem::replace(&mut self.after_cr, *byte == b'\r');
@@ -92,47 +100,52 @@ impl Parser {
     }
 }
 
-/// The facts of the standard and its test suite that a parser must know, so that it can be trusted as a judge.
-#[test]
-fn the_judge_knows_the_standard() {
-    let data = |stream: &str| -> Vec<String> {
-        let messages = Parser::read(stream.as_bytes()).messages;
-        messages.into_iter().map(|m| m.data).collect()
-    };
-    assert_eq!(data("\u{feff}data: 1\n\n"), ["1"]);
-    assert_eq!(data("\u{feff}\u{feff}data: 1\n\n"), [""; 0]);
-    assert_eq!(data("data:1\rdata:2\r\n\rdata:3\n\n"), ["1\n2", "3"]);
-    assert_eq!(data("data\n\n"), [""]);
-    assert_eq!(data("data:\n\n"), [""]);
-    assert_eq!(data("data: x"), [""; 0]);
-    assert_eq!(data("data: x\n"), [""; 0]);
-    assert_eq!(data("event: x\n\ndata: y\n\n"), ["y"]);
-    assert_eq!(data(":\n:\nfoo: bar\n data: x\n\n"), [""; 0]);
-    assert_eq!(data("id: a\0b\ndata: x\n\n"), ["x"]);
-    assert_eq!(data("data:  two\n\n"), [" two"]);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    let parser = Parser::read(b"id: 1\n\nid\ndata: x\n\n");
-    assert_eq!(parser.last_event_id, "");
-    assert_eq!(Parser::read(b"id: 1\n\n").last_event_id, "1");
-    assert_eq!(Parser::read(b"id: a\0b\ndata: x\n\n").last_event_id, "");
-    assert_eq!(Parser::read(b"id: 1\ndata: cut").last_event_id, "");
-    assert_eq!(
-        Parser::read(b"event: x\n\ndata: y\n\n").messages[0].event_type,
-        "message"
-    );
-    for odd in ["1000x", "-1", "1e3", "", "1.5"] {
+    /// The facts of the standard and its test suite that a parser must know, so that it can be trusted as a judge.
+    #[test]
+    fn the_judge_knows_the_standard() {
+        let data = |stream: &str| -> Vec<String> {
+            let messages = Parser::read(stream.as_bytes()).messages;
+            messages.into_iter().map(|m| m.data).collect()
+        };
+        assert_eq!(data("\u{feff}data: 1\n\n"), ["1"]);
+        assert_eq!(data("\u{feff}\u{feff}data: 1\n\n"), [""; 0]);
+        assert_eq!(data("data:1\rdata:2\r\n\rdata:3\n\n"), ["1\n2", "3"]);
+        assert_eq!(data("data\n\n"), [""]);
+        assert_eq!(data("data:\n\n"), [""]);
+        assert_eq!(data("data: x"), [""; 0]);
+        assert_eq!(data("data: x\n"), [""; 0]);
+        assert_eq!(data("event: x\n\ndata: y\n\n"), ["y"]);
+        assert_eq!(data(":\n:\nfoo: bar\n data: x\n\n"), [""; 0]);
+        assert_eq!(data("id: a\0b\ndata: x\n\n"), ["x"]);
+        assert_eq!(data("data:  two\n\n"), [" two"]);
+
+        let parser = Parser::read(b"id: 1\n\nid\ndata: x\n\n");
+        assert_eq!(parser.last_event_id, "");
+        assert_eq!(Parser::read(b"id: 1\n\n").last_event_id, "1");
+        assert_eq!(Parser::read(b"id: a\0b\ndata: x\n\n").last_event_id, "");
+        assert_eq!(Parser::read(b"id: 1\ndata: cut").last_event_id, "");
         assert_eq!(
-            Parser::read(format!("retry:{odd}\n").as_bytes()).reconnection_time,
-            None
+            Parser::read(b"event: x\n\ndata: y\n\n").messages[0].event_type,
+            "message"
         );
-    }
-    assert_eq!(Parser::read(b"retry: 1005\n").reconnection_time, Some(1005));
+        for odd in ["1000x", "-1", "1e3", "", "1.5"] {
+            assert_eq!(
+                Parser::read(format!("retry:{odd}\n").as_bytes()).reconnection_time,
+                None
+            );
+        }
+        assert_eq!(Parser::read(b"retry: 1005\n").reconnection_time, Some(1005));
 
-    let stream = "data:1\rdata:2\r\n\rid:7\r\ndata:3\n\n".as_bytes();
-    let whole = Parser::read(stream).messages;
-    for at in 0..stream.len() {
-        let mut split = Parser::read(&stream[..at]);
-        split.feed(&stream[at..]);
-        assert_eq!(split.messages, whole, "split at {at}");
+        let stream = "data:1\rdata:2\r\n\rid:7\r\ndata:3\n\n".as_bytes();
+        let whole = Parser::read(stream).messages;
+        for at in 0..stream.len() {
+            let mut split = Parser::read(&stream[..at]);
+            split.feed(&stream[at..]);
+            assert_eq!(split.messages, whole, "split at {at}");
+        }
     }
 }

@@ -9,9 +9,10 @@ use std::{
     thread,
 };
 
-use super::LONG;
+use crate::{LONG, installed::in_repository};
 
 /// A running example, killed when it is dropped.
+#[derive(Debug)]
 pub struct Example {
     process: Child,
     lines: Receiver<String>,
@@ -95,7 +96,7 @@ fn built(example: &str) -> PathBuf {
         .arg(profile_name)
         .arg("--target-dir")
         .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(in_repository("."))
         .status();
     assert!(status.is_ok_and(|status| status.success()), "cargo build");
     profile.join("examples").join(example)

@@ -1,42 +1,46 @@
-//! Prometheus' [text format](https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format), version 0.0.4.
+//! Metrics in Prometheus' [text format](https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format), version 0.0.4.
 
 use std::fmt::{self, Display, Write};
 
-pub(crate) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The value of `Content-Type` for this format.
+pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Families of metrics, as they are written one behind the other.
-#[derive(Default)]
-pub(crate) struct Exposition(String);
+/// The text of an answer to a scrape, to which metrics are appended.
+#[derive(Debug, Default)]
+pub struct Exposition(String);
 
-/// A metric, whose samples differ in their labels.
-pub(crate) struct Family<'a> {
+/// One metric of an [`Exposition`]. Its samples differ in their labels.
+#[derive(Debug)]
+pub struct Family<'a> {
     text: &'a mut String,
     name: &'static str,
 }
 
-/// A distribution: how many there were up to each bound, in all, and what they add up to.
-#[derive(Clone)]
-pub(crate) struct Histogram<const N: usize> {
+/// A distribution of values: how many values were at most each bound, how many there were in all, and their sum.
+#[derive(Clone, Debug)]
+pub struct Histogram<const N: usize> {
     bounds: [f64; N],
     counts: [u64; N],
     count: u64,
     sum: f64,
 }
 
+/// Names and values of labels.
 type Labels<'a> = [(&'a str, &'a str)];
 
 impl Exposition {
-    /// What only grows. By convention its name ends in `_total`.
-    pub(crate) fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+    /// Begins a counter, which only grows. By convention its name ends in `_total`.
+    pub fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family("counter", name, help)
     }
 
-    /// What comes and goes.
-    pub(crate) fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+    /// Begins a gauge, which grows and shrinks.
+    pub fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family("gauge", name, help)
     }
 
-    pub(crate) fn histogram(&mut self, name: &'static str, help: &str) -> Family<'_> {
+    /// Begins a histogram.
+    pub fn histogram(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family("histogram", name, help)
     }
 
@@ -47,17 +51,20 @@ impl Exposition {
         Family { text, name }
     }
 
-    pub(crate) fn into_text(self) -> String {
+    /// Returns the text.
+    pub fn into_text(self) -> String {
         self.0
     }
 }
 
 impl Family<'_> {
-    pub(crate) fn sample(&mut self, labels: &Labels<'_>, value: impl Display) -> &mut Self {
+    /// Appends one sample of a counter or a gauge.
+    pub fn sample(&mut self, labels: &Labels<'_>, value: impl Display) -> &mut Self {
         self.line("", labels, value)
     }
 
-    pub(crate) fn samples<const N: usize>(
+    /// Appends the samples of one histogram: its buckets, its sum and its count.
+    pub fn samples<const N: usize>(
         &mut self,
         labels: &Labels<'_>,
         histogram: &Histogram<N>,
@@ -79,7 +86,7 @@ impl Family<'_> {
     }
 }
 
-/// Labels as they are written: none, or all in one pair of braces.
+/// Writes labels in one pair of braces, or nothing if there are none.
 struct Braced<'a>(&'a Labels<'a>);
 
 impl Display for Braced<'_> {
@@ -95,8 +102,8 @@ impl Display for Braced<'_> {
 }
 
 impl<const N: usize> Histogram<N> {
-    /// With these bounds, in order.
-    pub(crate) fn new(bounds: [f64; N]) -> Self {
+    /// Creates an empty histogram with upper bounds in ascending order.
+    pub fn new(bounds: [f64; N]) -> Self {
         Self {
             bounds,
             counts: [0; N],
@@ -105,7 +112,8 @@ impl<const N: usize> Histogram<N> {
         }
     }
 
-    pub(crate) fn add(&mut self, value: f64) {
+    /// Counts a value.
+    pub fn add(&mut self, value: f64) {
         for (count, bound) in self.counts.iter_mut().zip(self.bounds) {
             *count += u64::from(value <= bound);
         }

@@ -15,10 +15,11 @@ use tokio::{
 };
 use tokio_websockets::{ClientBuilder, Limits, WebSocketStream};
 
-use super::{Client, LONG, Reading, Server, Version};
+use crate::{Client, LONG, Reading, Server, Version};
 
-/// A key, and what answers it: RFC 6455 §1.3.
+/// The `Sec-WebSocket-Key` of RFC 6455 §1.3.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+/// The `Sec-WebSocket-Accept` that answers [`KEY`].
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// What is sent unless a test says otherwise.
@@ -111,13 +112,17 @@ fn with_defaults<'a>(
     all.filter(|(_, value)| !value.is_empty())
 }
 
-/// Behind the handshake.
+/// A connection whose opening handshake has succeeded.
+#[derive(Debug)]
 pub struct Opened<I = TokioIo<Upgraded>> {
+    /// The response to the handshake.
     pub head: response::Parts,
+    /// The connection behind the handshake.
     pub io: I,
 }
 
 impl Opened {
+    /// Returns a header of the response, if it is visible ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.headers.get(name)?.to_str().ok()
     }
@@ -175,7 +180,9 @@ impl<I: AsyncRead + Unpin> Opened<I> {
 /// A frame as it was, whatever it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
+    /// The first byte: FIN, RSV and opcode.
     pub first: u8,
+    /// The payload, as it was on the wire.
     pub payload: Vec<u8>,
 }
 
@@ -216,12 +223,17 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-#[test]
-fn a_masked_frame_is_that_of_the_standard() {
-    let hello = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
-    assert_eq!(masked(0x81, b"Hello"), hello);
-    assert_eq!(masked(0x82, &[0; 126])[..4], [0x82, 0xfe, 0, 126]);
-    assert_eq!(masked(0x82, &[0; 65535])[..4], [0x82, 0xfe, 0xff, 0xff]);
-    let long = masked(0x82, &[0; 65536]);
-    assert_eq!(long[..10], [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masked_frame_is_that_of_the_standard() {
+        let hello = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
+        assert_eq!(masked(0x81, b"Hello"), hello);
+        assert_eq!(masked(0x82, &[0; 126])[..4], [0x82, 0xfe, 0, 126]);
+        assert_eq!(masked(0x82, &[0; 65535])[..4], [0x82, 0xfe, 0xff, 0xff]);
+        let long = masked(0x82, &[0; 65536]);
+        assert_eq!(long[..10], [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
 }

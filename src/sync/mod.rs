@@ -1,4 +1,6 @@
-//! The locks and atomics of the standard library, or loom's models of them.
+//! Locks and atomics of the standard library, which loom's models replace in its tests, and the [`WaitList`] built on them.
+
+mod wait_list;
 
 use std::sync::PoisonError;
 #[cfg(not(all(test, tower_push_loom)))]
@@ -13,16 +15,22 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-// Nothing that is done under these locks leaves a value half changed, so a panic under one is no reason to panic again.
+pub(crate) use self::wait_list::{WaitList, WaiterKey};
 
+// Poisoning is ignored: no code under these locks leaves a value half changed, so that a panic in one thread need not spread to
+// the others.
+
+/// Locks a mutex, poisoned or not.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Locks for reading, poisoned or not.
 pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Locks for writing, poisoned or not.
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -44,6 +44,9 @@ pub fn installed(path: &str) -> PathBuf {
     path
 }
 
+/// A path relative to the repository's root.
 pub fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path)
 }

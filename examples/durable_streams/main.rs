@@ -16,7 +16,6 @@
 //! Another address, and how long a long-poll waits: `cargo run --example durable_streams 127.0.0.1:8080 10`, in seconds.
 //! What it leaves out is listed in `docs/durable-streams.md`.
 
-#[path = "durable_streams/producers.rs"]
 mod producers;
 
 use std::{

@@ -1,4 +1,4 @@
-//! What the targets share.
+//! Headers from bytes.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 

@@ -31,7 +31,7 @@ fn publish(shared: &Shared) {
 
 /// Reads until so many events came, or the end; a wake-up that is lost is a deadlock, which loom reports.
 fn read(shared: &Shared, mut at: u64, events: usize) -> (Vec<String>, Next) {
-    let place = shared.waiting.enter(0);
+    let place = shared.wait_list.register(0);
     let mut taken = Taken::default();
     let mut read = Vec::new();
     let mut next = Next::Nothing;
@@ -53,7 +53,7 @@ fn read(shared: &Shared, mut at: u64, events: usize) -> (Vec<String>, Next) {
         }
         read.extend(std::iter::from_fn(|| taken.pop()));
     }
-    shared.waiting.leave(&place);
+    shared.wait_list.deregister(&place);
     let texts = read
         .iter()
         .map(|event| event.payload().as_text().unwrap().to_owned());
@@ -129,10 +129,10 @@ fn one_leaves_while_others_are_woken() {
         let leaving = thread::spawn({
             let shared = shared.clone();
             move || {
-                let place = shared.waiting.enter(0);
+                let place = shared.wait_list.register(0);
                 let waker = futures_util::task::noop_waker();
                 shared.wait(&place, &waker, 0);
-                shared.waiting.leave(&place);
+                shared.wait_list.deregister(&place);
             }
         });
         let reader = thread::spawn({

@@ -7,17 +7,19 @@ use std::{
     time::Duration,
 };
 
-use crate::BoxError;
+use tower_push::BoxError;
 
-/// It ends with its standard input.
-pub(crate) struct Process {
+/// This program as another process. It ends with its standard input.
+#[derive(Debug)]
+pub struct Process {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Process {
-    pub(crate) fn start(arguments: &[&str]) -> Result<Self, BoxError> {
+    /// Starts this program with other arguments.
+    pub fn start(arguments: &[&str]) -> Result<Self, BoxError> {
         let mut child = Command::new(env::current_exe()?)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -32,11 +34,13 @@ impl Process {
         })
     }
 
-    pub(crate) fn tell(&mut self, line: &str) -> Result<(), BoxError> {
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) -> Result<(), BoxError> {
         Ok(writeln!(self.input, "{line}")?)
     }
 
-    pub(crate) fn line(&mut self) -> Result<String, BoxError> {
+    /// Reads a line from its standard output.
+    pub fn line(&mut self) -> Result<String, BoxError> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         match line.trim() {
@@ -46,7 +50,7 @@ impl Process {
     }
 
     /// Its CPU time: two fields of `stat`, which are behind the program's name in parentheses, in hundredths of a second.
-    pub(crate) fn cpu(&self) -> Result<Duration, BoxError> {
+    pub fn cpu(&self) -> Result<Duration, BoxError> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let (_, stat) = stat.rsplit_once(')').ok_or("no name")?;
         let ticks: Result<Vec<u64>, _> = stat
@@ -59,7 +63,7 @@ impl Process {
     }
 
     /// Its resident memory, in bytes.
-    pub(crate) fn memory(&self) -> Result<usize, BoxError> {
+    pub fn memory(&self) -> Result<usize, BoxError> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = resident.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -68,7 +72,8 @@ impl Process {
             .ok_or("no VmRSS")?)
     }
 
-    pub(crate) fn stop(mut self) -> Result<(), BoxError> {
+    /// Closes its standard input and waits for its successful end.
+    pub fn stop(mut self) -> Result<(), BoxError> {
         drop(self.input);
         let status = self.child.wait()?;
         if !status.success() {
@@ -79,7 +84,7 @@ impl Process {
 }
 
 /// A server or its clients need one for each connection, and some more.
-pub(crate) fn check_open_files(clients: usize) -> Result<(), BoxError> {
+pub fn check_open_files(clients: usize) -> Result<(), BoxError> {
     let needed = clients + 20;
     let limits = fs::read_to_string("/proc/self/limits")?;
     let limit = limits

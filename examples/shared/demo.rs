@@ -24,7 +24,7 @@ use tower_push::{
 };
 
 /// The page's files: path, media type, content.
-pub(crate) const PAGE: [(&str, &str, &str); 3] = [
+pub const PAGE: [(&str, &str, &str); 3] = [
     (
         "/",
         "text/html; charset=utf-8",
@@ -43,7 +43,7 @@ pub(crate) const PAGE: [(&str, &str, &str); 3] = [
 ];
 
 /// Where to listen: the first argument, or port 3000.
-pub(crate) fn address() -> Result<SocketAddr, AddrParseError> {
+pub fn address() -> Result<SocketAddr, AddrParseError> {
     env::args()
         .nth(1)
         .as_deref()
@@ -53,7 +53,7 @@ pub(crate) fn address() -> Result<SocketAddr, AddrParseError> {
 
 /// What a page of another origin must be allowed to read, to poll. The page is one itself: some of its panels are at the
 /// server's other name, because a browser opens no more than six connections to one. The feed is for everyone.
-pub(crate) const EXPOSED: [HeaderName; 6] = [
+pub const EXPOSED: [HeaderName; 6] = [
     ETAG,
     HeaderName::from_static("last-event-id"),
     HeaderName::from_static("stream-next-offset"),
@@ -63,7 +63,7 @@ pub(crate) const EXPOSED: [HeaderName; 6] = [
 ];
 
 /// Every transport that the page shows: the usual ones, and those that must be asked for.
-pub(crate) fn transports() -> Negotiate {
+pub fn transports() -> Negotiate {
     Negotiate::new()
         .or(Chunked::new(Multipart::replace()))
         .or(Chunked::new(Raw::new()))
@@ -97,7 +97,7 @@ impl Transport for Compressed {
 
 /// The time and a random number in turn, two events a second, the same for all subscribers. They may resume at any of
 /// the last [`KEPT`] events.
-pub(crate) fn feed() -> impl PushSource + Clone + Send + Sync + 'static {
+pub fn feed() -> impl PushSource + Clone + Send + Sync + 'static {
     static FEED: LazyLock<Feed> = LazyLock::new(Feed::new);
     source_fn(|subscription: Subscription| async move { Ok(FEED.subscribe(subscription.cursor())) })
 }

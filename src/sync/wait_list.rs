@@ -1,0 +1,137 @@
+//! A list of tasks that wait for a change of a value beside the list.
+//!
+//! # Invariant: no wake-up is lost
+//! A waiting task stores its waker under a lock of the list, and checks the value once more before it releases that lock. A task that
+//! changes the value does so first, and then takes the wakers under the same lock. So either the waiting task sees the change, or
+//! the changing task sees the waker. The loom tests of the list's users (`loom_tests.rs`) try every order of these steps.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Waker,
+};
+
+use super::{Mutex, lock};
+
+/// The wakers of waiting tasks.
+///
+/// They are spread over several shards, each with a lock of its own, so that tasks on different threads rarely contend.
+#[derive(Debug)]
+pub(crate) struct WaitList {
+    shards: Box<[Mutex<Shard>]>,
+}
+
+/// One of a [`WaitList`]'s parts.
+#[derive(Debug, Default)]
+struct Shard {
+    /// A registered task has the same waiter until it deregisters.
+    waiters: Vec<Waiter>,
+    /// Indexes of the waiters that no task has.
+    free: Vec<usize>,
+    /// Indexes of all waiters with a waker, and of some whose task has deregistered since it stored one. A wake-up visits only
+    /// these, so that its cost does not depend on how many tasks are registered.
+    queued: Vec<usize>,
+}
+
+/// What a [`WaitList`] holds for one registered task.
+#[derive(Debug, Default)]
+struct Waiter {
+    /// The task's waker while it waits.
+    waker: Option<Waker>,
+    /// Whether its index is in [`Shard::queued`].
+    is_queued: bool,
+}
+
+/// Identifies a registered task in its [`WaitList`] until [`WaitList::deregister`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct WaiterKey {
+    shard: usize,
+    index: usize,
+}
+
+impl WaitList {
+    /// Creates a list with `shards` locks.
+    pub(crate) fn new(shards: usize) -> Self {
+        let shards = (0..shards).map(|_| Mutex::new(Shard::default()));
+        Self {
+            shards: shards.collect(),
+        }
+    }
+
+    /// Adds a task. Tasks with successive sequence numbers are put into different shards.
+    pub(crate) fn register(&self, sequence: usize) -> WaiterKey {
+        let shard = sequence % self.shards.len();
+        let mut locked = lock(&self.shards[shard]);
+        let index = locked.free.pop().unwrap_or(locked.waiters.len());
+        if index == locked.waiters.len() {
+            locked.waiters.push(Waiter::default());
+        }
+        WaiterKey { shard, index }
+    }
+
+    /// Stores the waker of a registered task, unless `is_ready` returns true. Returns whether the task waits.
+    pub(crate) fn wait_unless(
+        &self,
+        key: &WaiterKey,
+        waker: &Waker,
+        is_ready: impl FnOnce() -> bool,
+    ) -> bool {
+        let mut shard = lock(&self.shards[key.shard]);
+        if is_ready() {
+            return false;
+        }
+        let Shard {
+            waiters, queued, ..
+        } = &mut *shard;
+        let waiter = &mut waiters[key.index];
+        if (waiter.waker.as_ref()).is_some_and(|stored| stored.will_wake(waker)) {
+            return true;
+        }
+        let replaced = waiter.waker.replace(waker.clone());
+        if !std::mem::replace(&mut waiter.is_queued, true) {
+            queued.push(key.index);
+        }
+        drop(shard);
+        // Outside the lock: dropping a waker can drop a task, and with it another waiter of this shard.
+        drop(replaced);
+        true
+    }
+
+    /// Wakes all tasks that wait. A waker that panics affects neither the caller nor the other tasks.
+    pub(crate) fn wake_all(&self) {
+        for shard in &self.shards {
+            let mut wakers = lock(shard).take_wakers().into_iter();
+            // Outside the lock: a waker can run any code.
+            let mut wake = || wakers.by_ref().for_each(Waker::wake);
+            while catch_unwind(AssertUnwindSafe(&mut wake)).is_err() {}
+        }
+    }
+
+    /// Removes a task.
+    pub(crate) fn deregister(&self, key: &WaiterKey) {
+        let mut shard = lock(&self.shards[key.shard]);
+        let waker = shard.waiters[key.index].waker.take();
+        shard.free.push(key.index);
+        if shard.free.len() == shard.waiters.len() {
+            // No task is left: the memory of a past crowd is freed.
+            *shard = Shard::default();
+        }
+        drop(shard);
+        // Outside the lock: dropping a waker can drop a task, and with it another waiter of this shard.
+        drop(waker);
+    }
+}
+
+impl Shard {
+    /// Takes the wakers of all tasks that wait.
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        let Self {
+            waiters, queued, ..
+        } = self;
+        let wakers = queued.drain(..).filter_map(|index| {
+            let waiter = &mut waiters[index];
+            waiter.is_queued = false;
+            waiter.waker.take()
+        });
+        wakers.collect()
+    }
+}
