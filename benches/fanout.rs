@@ -31,7 +31,7 @@ use tokio::{
     sync::{Notify, broadcast},
 };
 use tokio_stream::wrappers::BroadcastStream;
-use tower_push::{Channel, Event, source::Start};
+use tower_push::{Channel, Event, source::StartPosition};
 
 use testkit::process::Process;
 
@@ -127,7 +127,7 @@ fn channel(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> P
     for _ in 0..subscribers {
         let received = received.clone();
         // Its first item is its cursor.
-        let mut items = channel.subscribe_from(Start::Now).skip(1);
+        let mut items = channel.subscribe_from(StartPosition::Now).skip(1);
         runtime.spawn(async move {
             let mut mine = 0;
             while let Some(Ok(_)) = items.next().await {

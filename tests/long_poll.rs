@@ -20,7 +20,9 @@ use tower::{Layer, ServiceExt};
 use tower_push::{
     Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer, Push, PushBody,
     PushSource, Resumable, service,
-    source::{Rejection, Start, Subscription, channel::LagPolicy, resumable::EndPolicy, source_fn},
+    source::{
+        Rejection, StartPosition, Subscription, channel::LagPolicy, resumable::EndPolicy, source_fn,
+    },
     transport::{
         LongPoll, Negotiate, Transport,
         chunked::{JsonSeq, Ndjson, Raw},
@@ -117,7 +119,7 @@ fn number(n: u64) -> Event {
 
 /// A channel that holds these, from the first on.
 fn numbers(numbers: impl IntoIterator<Item = u64>) -> Channel {
-    let channel = Channel::builder().start(Start::Oldest).build();
+    let channel = Channel::builder().start(StartPosition::Oldest).build();
     for n in numbers {
         channel.publish(number(n)).unwrap();
     }
@@ -705,7 +707,7 @@ mod validators {
 
         #[test]
         fn a_batch_of_any_texts_is_json(texts in proptest::collection::vec(any::<String>(), 0..20)) {
-            let channel = Channel::builder().start(Start::Oldest).build();
+            let channel = Channel::builder().start(StartPosition::Oldest).build();
             for text in &texts {
                 channel.publish(Event::text(text.clone())).unwrap();
             }
@@ -1358,7 +1360,7 @@ mod sockets {
         const COUNT: u64 = 5_000;
         let channel = Channel::builder()
             .max_events(COUNT as usize)
-            .start(Start::Oldest)
+            .start(StartPosition::Oldest)
             .build();
         let transport = LongPoll::new().max_events(64);
         let server = Server::new(service(channel.clone()).transport(transport)).await;
@@ -1409,7 +1411,7 @@ mod sockets {
         let channel = Channel::builder()
             .max_events(8)
             .lag_policy(LagPolicy::Gap)
-            .start(Start::Oldest)
+            .start(StartPosition::Oldest)
             .build();
         let (mut seen, mut missed) = (0_u64, 0);
         let mut cursor = String::new();

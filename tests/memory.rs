@@ -9,7 +9,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use testkit::get;
 use tower_push::{
     Channel, Push, PushBody,
-    source::Start,
+    source::StartPosition,
     transport::{Sse, Transport},
 };
 
@@ -77,7 +77,13 @@ async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
     assert_eq!(channel.subscriber_count(), STALLED + 1);
     drop((stalled, reading));
     assert_eq!(channel.subscriber_count(), 0);
-    assert!(channel.subscribe_from(Start::Oldest).next().await.is_some());
+    assert!(
+        channel
+            .subscribe_from(StartPosition::Oldest)
+            .next()
+            .await
+            .is_some()
+    );
 }
 
 /// Clients that read a frame now and then, each at another place of the log, and stop in the middle of it.

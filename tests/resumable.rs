@@ -25,7 +25,7 @@ use tower_push::{
     BoxError, Event, EventId, Gap, GapReason, Item, Push, PushSource, Resumable,
     layer::TransportLayer,
     source::{
-        Rejection, Start, Subscription,
+        Rejection, StartPosition, Subscription,
         resumable::{EndPolicy, ResumableSource, ResumableStream},
         source_fn,
     },
@@ -40,7 +40,7 @@ async fn subscribe<S: PushSource + Send>(
     let subscription = Subscription::new(&get("/", &[]), "test");
     source
         .subscribe(match cursor {
-            Some(cursor) => subscription.starting(Start::After(cursor.clone())),
+            Some(cursor) => subscription.with_start(StartPosition::After(cursor.clone())),
             None => subscription,
         })
         .await

@@ -13,7 +13,7 @@ use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
     OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
-    source::{Rejection, Start, Subscription, channel::LagPolicy, source_fn},
+    source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
     transport::{Negotiate, WebSocket, websocket::MessageFormat},
 };
 
@@ -39,7 +39,7 @@ async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
 }
 
 async fn following(transport: WebSocket, channel: &Channel) -> Server {
-    let source = channel.with_start(Start::Oldest);
+    let source = channel.with_start(StartPosition::Oldest);
     Server::new(tower_push::service(source).transport(transport)).await
 }
 

@@ -16,7 +16,7 @@ use testkit::{
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use tower_push::{
     Channel, Event, EventId, Item, PushSource, service,
-    source::{Rejection, Start, Subscription, source_fn},
+    source::{Rejection, StartPosition, Subscription, source_fn},
     transport::WebSocket,
 };
 
@@ -44,7 +44,7 @@ impl App {
         });
         let router = Router::new()
             .route_service("/echo", service(echo).transport(transport))
-            .route_service("/feed", service(channel.with_start(Start::Oldest)))
+            .route_service("/feed", service(channel.with_start(StartPosition::Oldest)))
             .route_service("/gone", service(gone).transport(WebSocket::new()));
         let server = Server::new(router).await;
         Self { server, channel }

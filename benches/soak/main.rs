@@ -405,7 +405,7 @@ impl Server {
         }
         let drained: Drained = serde_json::from_str(&self.ask("drain")?)?;
         let wanted = Drained {
-            polite: DRAINED,
+            notified: DRAINED,
             left: 0,
             cut: SHUT,
         };

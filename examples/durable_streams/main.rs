@@ -40,7 +40,7 @@ use tokio::net::TcpListener;
 use tower_http::cors::{Any, CorsLayer};
 use tower_push::{
     BoxError, Channel, Event, Push,
-    source::Start,
+    source::StartPosition,
     transport::{LongPoll, Transport},
 };
 
@@ -234,7 +234,7 @@ impl Stream {
         let channel = Channel::builder()
             .max_events(usize::MAX)
             .max_bytes(usize::MAX)
-            .start(Start::Oldest)
+            .start(StartPosition::Oldest)
             .build();
         Self {
             reads: long_poll.clone().durable_content_type(content_type.clone()),

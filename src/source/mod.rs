@@ -53,7 +53,7 @@ pub use self::{
     rejection::Rejection,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, Start, Subscription},
+    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
 };
 pub(crate) use self::{
     rejection::retry_after,
@@ -77,13 +77,5 @@ pub trait PushSource {
     /// asks again and again keeps a source alive for its client that cannot.
     fn is_resumable(&self) -> bool {
         true
-    }
-
-    #[doc(hidden)]
-    fn into_push(self) -> Push
-    where
-        Self: Sized + Send + 'static,
-    {
-        Push::boxed(self)
     }
 }

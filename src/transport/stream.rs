@@ -75,7 +75,7 @@ pub(super) fn tunnel(method: &Method) -> Option<Response<PushBody>> {
 
 /// The answer to a client whose subscription was refused.
 pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {
-    let (status, headers, message) = rejection.into_inner();
+    let (status, headers, message) = rejection.into_parts();
     let has_body = !status.is_informational() && !BODILESS.contains(&status);
     let mut response = if has_body && !message.is_empty() {
         plain_text(message.into_owned())

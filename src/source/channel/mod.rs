@@ -27,7 +27,7 @@
 //! # Where a subscriber begins
 //! | cursor | begins |
 //! |---|---|
-//! | none | at the channel's [`Start`] |
+//! | none | at the channel's [`StartPosition`] |
 //! | of an event in the log, or the last that fell off | behind it |
 //! | of this channel, but older | with a gap (`expired`) and how many are missing, then at the oldest event |
 //! | of another epoch, or not readable | with a gap (`epoch`), then at the oldest event |
@@ -67,7 +67,7 @@ use self::{
     log::{Bounds, Log},
     shared::Shared,
 };
-use super::{PushSource, Rejection, Start, Subscription};
+use super::{PushSource, Rejection, StartPosition, Subscription};
 use crate::{
     error::Error,
     event::{Event, EventId, Gap, GapReason, Item},
@@ -75,11 +75,11 @@ use crate::{
 
 /// A log that many subscribers follow. See the [module docs](self).
 ///
-/// Cheap to clone: all clones are the same channel, each with its own [`Start`].
+/// Cheap to clone: all clones are the same channel, each with its own [`StartPosition`].
 #[derive(Clone)]
 pub struct Channel {
     inner: Arc<Inner>,
-    start: Start,
+    start: StartPosition,
 }
 
 struct Inner {
@@ -130,13 +130,13 @@ impl LagPolicy {
     /// them, as the log itself may hold. There is a gap only if there are more keys than that.
     ///
     /// Who comes back too late is served alike; and so is who comes for the first time and asks for all that there is
-    /// ([`Start::Oldest`]): it gets a snapshot, the newest event of each key, before what is in the log.
+    /// ([`StartPosition::Oldest`]): it gets a snapshot, the newest event of each key, before what is in the log.
     ///
     /// ```
-    /// use tower_push::{Channel, Event, source::{Start, channel::LagPolicy}};
+    /// use tower_push::{Channel, Event, source::{StartPosition, channel::LagPolicy}};
     ///
     /// let by_type = |event: &Event| event.event_type().map_or("", |name| name.as_str()).to_owned();
-    /// let prices = Channel::builder().lag_policy(LagPolicy::conflate(by_type)).start(Start::Oldest).build();
+    /// let prices = Channel::builder().lag_policy(LagPolicy::conflate(by_type)).start(StartPosition::Oldest).build();
     /// ```
     pub fn conflate<F, K>(key: F) -> Self
     where
@@ -168,7 +168,7 @@ pub struct ChannelCounts {
 pub struct ChannelBuilder {
     bounds: Bounds,
     lag_policy: LagPolicy,
-    start: Start,
+    start: StartPosition,
 }
 
 impl Channel {
@@ -181,13 +181,13 @@ impl Channel {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_push::{Channel, source::{Start, channel::LagPolicy}};
+    /// use tower_push::{Channel, source::{StartPosition, channel::LagPolicy}};
     ///
     /// let channel = Channel::builder()
     ///     .max_events(10_000)
     ///     .max_bytes(16 << 20)
     ///     .max_age(Duration::from_secs(600))
-    ///     .start(Start::Last(10))
+    ///     .start(StartPosition::Last(10))
     ///     .lag_policy(LagPolicy::Disconnect)
     ///     .build();
     /// ```
@@ -199,7 +199,7 @@ impl Channel {
                 age: None,
             },
             lag_policy: LagPolicy::default(),
-            start: Start::default(),
+            start: StartPosition::default(),
         }
     }
 
@@ -234,13 +234,13 @@ impl Channel {
     /// The same channel, as a source whose subscribers without a cursor begin elsewhere.
     ///
     /// ```
-    /// use tower_push::{Channel, Push, source::Start};
+    /// use tower_push::{Channel, Push, source::StartPosition};
     ///
     /// let channel = Channel::new();
-    /// let push = Push::new(channel.with_start(Start::Last(50)));
+    /// let push = Push::new(channel.with_start(StartPosition::Last(50)));
     /// ```
     #[must_use]
-    pub fn with_start(&self, start: Start) -> Self {
+    pub fn with_start(&self, start: StartPosition) -> Self {
         Self {
             inner: self.inner.clone(),
             start,
@@ -248,7 +248,7 @@ impl Channel {
     }
 
     /// A subscriber that begins there, as a stream of items: what clients get, for the server itself.
-    pub fn subscribe_from(&self, start: Start) -> Subscriber {
+    pub fn subscribe_from(&self, start: StartPosition) -> Subscriber {
         let place = self.inner.place(&start);
         Subscriber::new(self.inner.clone(), place)
     }
@@ -337,32 +337,34 @@ impl Inner {
         self.shared.look(self.now(), at)
     }
 
-    fn place(&self, start: &Start) -> Place {
+    fn place(&self, start: &StartPosition) -> Place {
         let (oldest, in_log, last) = self.look(|log| {
             let oldest = log.before_snapshot();
             (oldest, log.before_oldest(), log.last())
         });
         let number = match start {
-            Start::Now => last,
-            Start::Oldest => oldest,
-            Start::Last(events) => last.saturating_sub(*events as u64).max(in_log),
-            Start::After(id) => match self.epoch.number(id).filter(|number| *number <= last) {
-                Some(number) => {
-                    return Place {
-                        number,
-                        first: None,
-                        requested: Some(id.clone()),
-                    };
+            StartPosition::Now => last,
+            StartPosition::Oldest => oldest,
+            StartPosition::Last(events) => last.saturating_sub(*events as u64).max(in_log),
+            StartPosition::After(id) => {
+                match self.epoch.number(id).filter(|number| *number <= last) {
+                    Some(number) => {
+                        return Place {
+                            number,
+                            first: None,
+                            requested: Some(id.clone()),
+                        };
+                    }
+                    None => {
+                        let gap = Gap::new(GapReason::Epoch).requested(id.clone());
+                        return Place {
+                            number: oldest,
+                            first: Some(Item::Gap(gap.resumed(self.epoch.id(oldest)))),
+                            requested: None,
+                        };
+                    }
                 }
-                None => {
-                    let gap = Gap::new(GapReason::Epoch).requested(id.clone());
-                    return Place {
-                        number: oldest,
-                        first: Some(Item::Gap(gap.resumed(self.epoch.id(oldest)))),
-                        requested: None,
-                    };
-                }
-            },
+            }
         };
         Place {
             number,
@@ -373,20 +375,23 @@ impl Inner {
     }
 }
 
-/// Each client begins behind its cursor, or at the [`Start`].
+/// Each client begins behind its cursor, or at the [`StartPosition`].
 impl PushSource for Channel {
     type Stream = Subscriber;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Subscriber, Rejection> {
         let start = match subscription.start() {
             Some(start) => start.clone(),
-            None if subscription.has_unreadable_cursor() => Start::Oldest,
+            None if subscription.has_unreadable_cursor() => StartPosition::Oldest,
             None => self.start,
         };
         let place = self.inner.place(&start);
         let is_told_something = matches!(place.first, Some(Item::Gap(_)));
         // Who asks for a place by name wants to know where it is, closed or not.
-        let asks_for_place = matches!(subscription.start(), Some(Start::Now | Start::Oldest));
+        let asks_for_place = matches!(
+            subscription.start(),
+            Some(StartPosition::Now | StartPosition::Oldest)
+        );
         if !is_told_something && !asks_for_place && self.inner.shared.is_over(place.number) {
             return Err(Rejection::finished());
         }
@@ -424,7 +429,7 @@ impl ChannelBuilder {
 
     /// Where subscribers without a cursor begin: with the next event by default. This is no permission: a client that comes with
     /// a cursor, even with one that cannot be read, gets what the log holds behind it.
-    pub fn start(mut self, start: Start) -> Self {
+    pub fn start(mut self, start: StartPosition) -> Self {
         self.start = start;
         self
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     event::EventId,
-    source::{LAST_EVENT_ID, Rejection, Start, Subscription},
+    source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{
         PushBody,
         stream::{rejected, vary},
@@ -31,7 +31,7 @@ pub(super) fn starting(subscription: Subscription) -> Subscription {
         return subscription;
     }
     match cursor(headers) {
-        Some(id) => subscription.starting(Start::After(id)),
+        Some(id) => subscription.with_start(StartPosition::After(id)),
         None => subscription,
     }
 }

@@ -318,7 +318,7 @@ mod tests {
     #[track_caller]
     fn refused(mut head: Parts) -> (u16, Vec<(String, String)>) {
         let had_upgrade = head.extensions.get::<OnUpgrade>().is_some();
-        let (status, headers, message) = accepted(&mut head).unwrap_err().into_inner();
+        let (status, headers, message) = accepted(&mut head).unwrap_err().into_parts();
         assert!(!message.is_empty());
         assert_eq!(head.extensions.get::<OnUpgrade>().is_some(), had_upgrade);
         (status.as_u16(), sorted(&headers))

@@ -30,7 +30,7 @@ pub enum Item {
     },
     /// The stream ends for now because what the client was let in by has expired. The rest of the stream is not asked for.
     ///
-    /// A source need not yield it: see `Subscription::expires_at`.
+    /// A source need not yield it: see `Subscription::expire_by`.
     Expired,
 }
 

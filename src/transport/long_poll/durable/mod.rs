@@ -34,7 +34,7 @@ use super::{
 use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Item},
-    source::{Push, PushSource, Rejection, Start, Subscription, Watched, source_fn},
+    source::{Push, PushSource, Rejection, StartPosition, Subscription, Watched, source_fn},
     transport::{KeepAlive, PushBody, rejected, respond_streaming},
 };
 
@@ -172,7 +172,7 @@ impl Durable {
         if !asked.push.is_resumable() {
             return self.answer(request, gathering.finish(Rest::Nothing));
         }
-        let mut subscription = asked.subscription.starting(Start::Now);
+        let mut subscription = asked.subscription.with_start(StartPosition::Now);
         let opening = subscription.opening();
         match asked.push.subscribe(subscription).await {
             Ok(items) => {
@@ -191,7 +191,7 @@ impl Durable {
         bounds: Bounds,
         patience: Patience,
     ) -> Response<PushBody> {
-        let subscription = asked.subscription.starting(request.offset.start());
+        let subscription = asked.subscription.with_start(request.offset.start());
         let gathering = self.gathering(request, bounds);
         let gathered = (asked.parking).gather(asked.push, subscription, gathering, patience);
         match gathered.await {
@@ -284,7 +284,7 @@ impl Durable {
             parking,
         } = asked;
         let opening = subscription.opening();
-        let from = subscription.clone().starting(request.offset.start());
+        let from = subscription.clone().with_start(request.offset.start());
         let is_lost = parking.lost(&push, &from).is_some();
         let is_untold = |event: &Event| is_lost && event.id().is_none();
         let (items, ahead) = match parking.subscribe(push, from).await {
@@ -313,7 +313,7 @@ impl Durable {
         }
         respond_streaming(
             // It has begun: the offset has done its work.
-            subscription.starting(Start::Now),
+            subscription.with_start(StartPosition::Now),
             Push::new(source_fn(async move |_| Ok(batches))),
             headers,
             Box::new(Verbatim),

@@ -21,17 +21,17 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::guard::{Cause, Guard, Observer, StreamInfo};
+/// use tower_push::guard::{CloseReason, Guard, Observer, StreamInfo};
 ///
 /// struct Log;
 ///
 /// impl Observer for Log {
-///     fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
-///         println!("{} #{}: {} after {open_for:?}", stream.transport, stream.number, cause.name());
+///     fn on_close(&self, stream: &StreamInfo, reason: CloseReason, open_for: Duration) {
+///         println!("{} #{}: {} after {open_for:?}", stream.transport, stream.number, reason.name());
 ///     }
 /// }
 ///
-/// let guard = Guard::new().observe(Log);
+/// let guard = Guard::builder().observer(Log).build();
 /// ```
 ///
 /// With the feature `tracing`, an observer can give each stream a span, in its method `span`. `guard::Tracing` does.
@@ -50,50 +50,50 @@ pub trait Observer: Send + Sync + 'static {
     /// struct ByUser;
     ///
     /// impl Observer for ByUser {
-    ///     fn span(&self, stream: &StreamInfo, subscription: &Subscription) -> Span {
+    ///     fn make_span(&self, stream: &StreamInfo, subscription: &Subscription) -> Span {
     ///         let user = subscription.head().extensions.get::<User>().map(|user| &*user.0);
     ///         info_span!("stream", transport = stream.transport, user)
     ///     }
     /// }
     ///
-    /// let guard = Guard::new().observe(ByUser);
+    /// let guard = Guard::builder().observer(ByUser).build();
     /// ```
     #[cfg(feature = "tracing")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
-    fn span(&self, stream: &StreamInfo, subscription: &Subscription) -> tracing::Span {
+    fn make_span(&self, stream: &StreamInfo, subscription: &Subscription) -> tracing::Span {
         let _ = (stream, subscription);
         tracing::Span::none()
     }
 
     /// The source has answered a subscription with a stream.
-    fn opened(&self, stream: &StreamInfo, subscription: &Subscription) {
+    fn on_open(&self, stream: &StreamInfo, subscription: &Subscription) {
         let _ = (stream, subscription);
     }
 
-    /// The guard has refused a request, or the source or the transport has ([`Refusal::Source`]).
-    fn refused(&self, head: &Parts, refusal: Refusal) {
+    /// The guard has refused a request, or the source or the transport has ([`RefusalReason::Source`]).
+    fn on_refusal(&self, head: &Parts, refusal: RefusalReason) {
         let _ = (head, refusal);
     }
 
     /// The source has yielded an event, and the transport takes it.
-    fn event(&self, stream: &StreamInfo, event: &Event) {
+    fn on_event(&self, stream: &StreamInfo, event: &Event) {
         let _ = (stream, event);
     }
 
     /// The same of a gap.
-    fn gap(&self, stream: &StreamInfo, gap: &Gap) {
+    fn on_gap(&self, stream: &StreamInfo, gap: &Gap) {
         let _ = (stream, gap);
     }
 
     /// The source has yielded an error, or what its transport cannot send, or the client was too slow for it
     /// ([`Error::is_lagged`](crate::Error::is_lagged)). The stream is cut.
-    fn failed(&self, stream: &StreamInfo, error: &BoxError) {
+    fn on_failure(&self, stream: &StreamInfo, error: &BoxError) {
         let _ = (stream, error);
     }
 
     /// Nothing of the stream is left.
-    fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
-        let _ = (stream, cause, open_for);
+    fn on_close(&self, stream: &StreamInfo, reason: CloseReason, open_for: Duration) {
+        let _ = (stream, reason, open_for);
     }
 }
 
@@ -110,7 +110,7 @@ pub struct StreamInfo {
 /// Why a stream is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum CloseReason {
     /// The client left, or the connection failed; and whatever else nobody has said anything of.
     Left,
     /// A poll has got its answer.
@@ -127,29 +127,29 @@ pub enum Cause {
     Lagged,
     /// The server [drains](super::Drain).
     Drained,
-    /// It has had its [lifetime](super::Guard::lifetime).
+    /// It has had its [lifetime](super::GuardBuilder::max_lifetime).
     Aged,
-    /// What the client was let in by [has expired](Subscription::expires_at).
+    /// What the client was let in by [has expired](Subscription::expire_by).
     Expired,
 }
 
 /// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum RefusalReason {
     /// There are too many streams.
     Full,
-    /// There are too many streams of one [key](super::Admission::per).
+    /// There are too many streams of one [key](super::AdmissionBuilder::max_streams_per).
     Key,
     /// The server [drains](super::Drain).
     Draining,
-    /// The page is [not allowed](super::Guard::origin).
+    /// The page is [not allowed](super::GuardBuilder::origin).
     Origin,
     /// The source or the transport has refused it.
     Source,
 }
 
-impl Cause {
+impl CloseReason {
     /// All of them.
     pub const ALL: [Self; 9] = [
         Self::Left,
@@ -184,7 +184,7 @@ impl Cause {
     }
 }
 
-impl Refusal {
+impl RefusalReason {
     /// All of them.
     pub const ALL: [Self; 5] = [
         Self::Full,
@@ -207,21 +207,21 @@ impl Refusal {
 }
 
 /// What a guard's streams have done so far, and how many are open: a snapshot, from [`Guard::counts`](super::Guard::counts), in
-/// which each stream that was opened is open, or closed for one [`Cause`].
+/// which each stream that was opened is open, or closed for one [`CloseReason`].
 ///
 /// ```
-/// use tower_push::guard::{Cause, Guard};
+/// use tower_push::guard::{CloseReason, Guard};
 ///
 /// let counts = Guard::new().counts();
 /// assert_eq!(counts.open(), 0);
-/// assert_eq!(counts.closed(Cause::Drained), 0);
+/// assert_eq!(counts.closed(CloseReason::Drained), 0);
 /// for (transport, open) in &counts.open_by_transport {
 ///     println!("open_streams{{transport=\"{transport}\"}} {open}");
 /// }
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Counts {
+pub struct GuardCounts {
     /// The streams that are open now, by the names of their transports; polls count while they wait.
     pub open_by_transport: BTreeMap<&'static str, u64>,
     /// Streams that were opened.
@@ -232,32 +232,32 @@ pub struct Counts {
     pub bytes: u64,
     /// Gaps that were taken from sources.
     pub gaps: u64,
-    closed: [u64; Cause::ALL.len()],
-    refused: [u64; Refusal::ALL.len()],
+    closed: [u64; CloseReason::ALL.len()],
+    refused: [u64; RefusalReason::ALL.len()],
 }
 
-impl Counts {
+impl GuardCounts {
     /// How many streams are open now.
     pub fn open(&self) -> u64 {
         self.open_by_transport.values().sum()
     }
 
     /// How many streams are gone for this reason.
-    pub fn closed(&self, cause: Cause) -> u64 {
-        self.closed[cause as usize]
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed[reason as usize]
     }
 
     /// How many requests were refused for this reason.
-    pub fn refused(&self, refusal: Refusal) -> u64 {
+    pub fn refused(&self, refusal: RefusalReason) -> u64 {
         self.refused[refusal as usize]
     }
 }
 
-impl fmt::Debug for Counts {
+impl fmt::Debug for GuardCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let closed = Cause::ALL.map(|cause| (cause.name(), self.closed(cause)));
-        let refused = Refusal::ALL.map(|refusal| (refusal.name(), self.refused(refusal)));
-        f.debug_struct("Counts")
+        let closed = CloseReason::ALL.map(|reason| (reason.name(), self.closed(reason)));
+        let refused = RefusalReason::ALL.map(|refusal| (refusal.name(), self.refused(refusal)));
+        f.debug_struct("GuardCounts")
             .field("open_by_transport", &self.open_by_transport)
             .field("opened", &self.opened)
             .field("events", &self.events)
@@ -269,7 +269,7 @@ impl fmt::Debug for Counts {
     }
 }
 
-/// The counters behind [`Counts`].
+/// The counters behind [`GuardCounts`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     /// Under one lock: whoever looks finds each stream once.
@@ -277,14 +277,14 @@ pub(super) struct Counters {
     pub(super) events: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) gaps: AtomicU64,
-    refused: [AtomicU64; Refusal::ALL.len()],
+    refused: [AtomicU64; RefusalReason::ALL.len()],
 }
 
 #[derive(Debug, Default)]
 struct Streams {
     open: BTreeMap<&'static str, u64>,
     opened: u64,
-    closed: [u64; Cause::ALL.len()],
+    closed: [u64; CloseReason::ALL.len()],
 }
 
 pub(super) fn add(counter: &AtomicU64, count: u64) {
@@ -304,22 +304,22 @@ impl Counters {
         streams.opened
     }
 
-    pub(super) fn closes(&self, transport: &'static str, cause: Cause) {
+    pub(super) fn closes(&self, transport: &'static str, reason: CloseReason) {
         let mut streams = self.streams();
         if let Some(open) = streams.open.get_mut(transport) {
             *open -= 1;
         }
-        streams.closed[cause as usize] += 1;
+        streams.closed[reason as usize] += 1;
     }
 
-    pub(super) fn refuses(&self, refusal: Refusal) {
+    pub(super) fn refuses(&self, refusal: RefusalReason) {
         add(&self.refused[refusal as usize], 1);
     }
 
-    pub(super) fn read(&self) -> Counts {
+    pub(super) fn read(&self) -> GuardCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let streams = self.streams();
-        Counts {
+        GuardCounts {
             open_by_transport: streams.open.clone(),
             opened: streams.opened,
             events: read(&self.events),
@@ -338,19 +338,19 @@ mod tests {
     #[test]
     fn each_cause_and_each_refusal_has_its_place() {
         let counters = Counters::default();
-        for (times, cause) in Cause::ALL.into_iter().enumerate() {
+        for (times, reason) in CloseReason::ALL.into_iter().enumerate() {
             for _ in 0..times {
                 counters.opens("sse");
-                counters.closes("sse", cause);
+                counters.closes("sse", reason);
             }
         }
-        counters.refuses(Refusal::Source);
+        counters.refuses(RefusalReason::Source);
         let counts = counters.read();
-        for (times, cause) in Cause::ALL.into_iter().enumerate() {
-            assert_eq!(counts.closed(cause), times as u64, "{}", cause.name());
+        for (times, reason) in CloseReason::ALL.into_iter().enumerate() {
+            assert_eq!(counts.closed(reason), times as u64, "{}", reason.name());
         }
         assert_eq!(
-            Refusal::ALL.map(|refusal| counts.refused(refusal)),
+            RefusalReason::ALL.map(|refusal| counts.refused(refusal)),
             [0, 0, 0, 0, 1]
         );
         assert_eq!(counts.open(), 0);
@@ -367,13 +367,16 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..50_000 {
                         counters.opens("sse");
-                        counters.closes("sse", Cause::Left);
+                        counters.closes("sse", CloseReason::Left);
                     }
                 })
             });
             while !coming_and_going.iter().all(|thread| thread.is_finished()) {
                 let counts = counters.read();
-                assert_eq!(counts.opened, counts.open() + counts.closed(Cause::Left));
+                assert_eq!(
+                    counts.opened,
+                    counts.open() + counts.closed(CloseReason::Left)
+                );
             }
         });
     }
