@@ -33,8 +33,10 @@ impl App {
             subscription.client_messages().ok_or(refused)
         });
         let transport = WebSocket::new().max_message(1 << 20).deflate_from(Some(0));
-        let transport =
-            transport.subprotocol("echo", tower_push::transport::websocket::Form::Plain);
+        let transport = transport.subprotocol(
+            "echo",
+            tower_push::transport::websocket::MessageFormat::Plain,
+        );
         let channel = Channel::new();
         let gone = source_fn(|_| async {
             let events = [Event::text("größe"), Event::binary(&b"\xff\x00\n"[..])];

@@ -18,7 +18,7 @@ use tower_push::{
     event::{Encoding, Fields},
     source::{Rejection, Subscription, source_fn},
     transport::{
-        Batch, Chunked, Encoder, End, Negotiate, Responding, Sse, Transport,
+        Chunked, Encoder, End, FrameBuffer, Negotiate, Responding, Sse, Transport,
         chunked::{Multipart, Raw},
         respond_streaming,
     },
@@ -424,24 +424,24 @@ mod from_outside {
     }
 
     impl Encoder for LengthDelimited {
-        fn open(&mut self, _: &mut Batch) {}
+        fn open(&mut self, _: &mut FrameBuffer) {}
 
-        fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+        fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
             out.event::<Self>(event);
             Ok(())
         }
 
-        fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
+        fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
             self.event(&Event::text(gap.to_json()), out)
         }
 
-        fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+        fn cursor(&mut self, _: &EventId, _: &mut FrameBuffer) {}
 
-        fn heartbeat(&mut self, out: &mut Batch) {
+        fn heartbeat(&mut self, out: &mut FrameBuffer) {
             out.buffer().put_u8(0);
         }
 
-        fn end(&mut self, _: End, out: &mut Batch) {
+        fn end(&mut self, _: End, out: &mut FrameBuffer) {
             out.buffer().put_u8(0);
         }
     }

@@ -1,4 +1,5 @@
 use http::{HeaderMap, header::ACCEPT};
+use tower_push_proto::header_list::split_unquoted;
 
 /// How strongly a request asks for a transport. The greatest one answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +42,7 @@ impl Preference {
             .collect();
         let ranges: Vec<_> = ranges
             .iter()
-            .flat_map(|value| split(value, ','))
+            .flat_map(|value| split_unquoted(value, ','))
             .filter_map(Range::parse)
             .collect();
         let any = Range {
@@ -80,7 +81,7 @@ struct Range<'a> {
 
 impl<'a> Range<'a> {
     fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = split(text, ';').map(str::trim);
+        let mut parts = split_unquoted(text, ';').map(str::trim);
         let (kind, subtype) = parts.next()?.split_once('/')?;
         let is_token = |text: &str| !text.is_empty() && !text.contains(char::is_whitespace);
         if !is_token(kind) || !is_token(subtype) || (kind == "*" && subtype != "*") {
@@ -111,20 +112,6 @@ impl<'a> Range<'a> {
                 .then_some(Specificity::Exact)
         }
     }
-}
-
-/// The parts between separators that do not stand in a quoted string.
-pub(super) fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let (mut quoted, mut escaped) = (false, false);
-    text.split(move |c| {
-        match c {
-            _ if std::mem::take(&mut escaped) => {}
-            '\\' => escaped = quoted,
-            '"' => quoted = !quoted,
-            _ => return c == separator && !quoted,
-        }
-        false
-    })
 }
 
 /// `0.25` is 250: one digit, and up to three behind a point.

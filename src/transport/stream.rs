@@ -11,7 +11,7 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{Batch, Encoder, End, KeepAlive, PushBody, Responding, timer::Timer};
+use super::{Encoder, End, FrameBuffer, KeepAlive, PushBody, Responding, timer::Timer};
 use crate::{
     error::BoxError,
     event::Item,
@@ -121,7 +121,7 @@ pin_project! {
     struct Streaming<S> {
         state: State<S>,
         encoder: Box<dyn Encoder>,
-        batch: Batch,
+        batch: FrameBuffer,
         // Frames since the stream last paused.
         run: usize,
         #[pin]
@@ -148,7 +148,7 @@ const ITEMS: usize = 1024;
 
 impl<S> Streaming<S> {
     fn new(items: Watched<S>, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
-        let mut batch = Batch::default();
+        let mut batch = FrameBuffer::default();
         encoder.open(&mut batch);
         Self {
             state: State::Live(items),
@@ -169,7 +169,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
         encoder: &mut dyn Encoder,
-        batch: &mut Batch,
+        batch: &mut FrameBuffer,
     ) -> Poll<()> {
         let Self::Live(items) = self else {
             return Poll::Ready(());
@@ -189,10 +189,10 @@ where
                 Some(Err(error)) => return self.fail(error),
                 Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
                 Some(Ok(Item::Ended { retry })) => {
-                    return self.end(End::for_now(Some(retry)), encoder, batch);
+                    return self.end(End::reconnect(Some(retry)), encoder, batch);
                 }
                 None | Some(Ok(Item::Expired)) => {
-                    return self.end(End::for_now(None), encoder, batch);
+                    return self.end(End::reconnect(None), encoder, batch);
                 }
             };
             if let Err(error) = written {
@@ -214,7 +214,7 @@ where
         Poll::Ready(())
     }
 
-    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut Batch) -> Poll<()> {
+    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut FrameBuffer) -> Poll<()> {
         encoder.end(end, batch);
         *self = Self::Ended;
         Poll::Ready(())
@@ -239,7 +239,7 @@ where
             return Poll::Pending;
         }
         let filled = this.state.fill(cx, this.encoder.as_mut(), this.batch);
-        if let Some(frame) = this.batch.take() {
+        if let Some(frame) = this.batch.take_frame() {
             *this.run += 1;
             this.heart.as_mut().rest();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
@@ -248,7 +248,7 @@ where
             *this.run = 0;
             ready!(this.heart.as_mut().poll(cx));
             this.encoder.heartbeat(this.batch);
-            let Some(frame) = this.batch.take() else {
+            let Some(frame) = this.batch.take_frame() else {
                 this.heart.stop();
                 return Poll::Pending;
             };

@@ -26,39 +26,14 @@
 //! let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed()));
 //! ```
 
-mod json_seq;
-mod multipart;
-mod ndjson;
-mod raw;
-pub(super) mod record;
+use std::sync::Arc;
 
-use std::{fmt, sync::Arc};
+use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
-use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
+pub use tower_push_proto::format::{Format, JsonSeq, Multipart, Ndjson, Raw};
 
-pub use self::{json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw};
-use super::{
-    Encoder, KeepAlive, Preference, Responding, Transport, respond_streaming, stream::vary,
-};
+use super::{KeepAlive, Preference, Responding, Transport, respond_streaming, stream::vary};
 use crate::source::{Push, Subscription};
-
-/// How events are framed inside a body.
-pub trait Format: fmt::Debug + Send + Sync + 'static {
-    /// The name of the transport that it makes: see [`Transport::name`].
-    fn name(&self) -> &'static str;
-
-    /// See [`Transport::media_types`].
-    fn media_types(&self) -> &[&'static str];
-
-    /// The encoder of one stream, and its `Content-Type`, given which of the media types was asked for.
-    fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>);
-}
-
-/// A media type as a header; what is none becomes the type of anything.
-fn content_type(media_type: &str) -> HeaderValue {
-    HeaderValue::from_str(media_type)
-        .unwrap_or(HeaderValue::from_static("application/octet-stream"))
-}
 
 /// The chunked transport, in one format. See the [module docs](self).
 #[derive(Clone, Debug)]

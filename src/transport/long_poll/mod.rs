@@ -101,7 +101,6 @@
 
 mod durable;
 mod gather;
-mod json_array;
 mod parking;
 mod validators;
 mod wait;
@@ -110,7 +109,6 @@ use std::{future::ready, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
 
-pub use self::json_array::JsonArray;
 use self::{
     durable::{Asked, Durable, is_durable, is_live_read},
     gather::{Bounds, Gathering, Patience},
@@ -123,6 +121,7 @@ use super::{
     stream::tunnel,
 };
 use crate::source::{Push, Resumable, Subscription};
+pub use tower_push_proto::format::JsonArray;
 
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 

@@ -32,7 +32,7 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    error::{BoxError, Error, Kind},
+    error::{BoxError, Error},
     event::{Event, EventId, Item},
     source::{Push, PushSource, Rejection, StartPosition, Subscription, Watched, source_fn},
     transport::{KeepAlive, PushBody, rejected, respond_streaming},
@@ -369,7 +369,7 @@ const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
 
 /// The answer where there is no place to tell of a gap.
 fn gone<S>(items: &Watched<S>) -> Response<PushBody> {
-    let error = Error::from(Kind::GapUnsupported);
+    let error = Error::gap_unsupported();
     let response = failed(Some(&error));
     items.cut(&error.into());
     response
