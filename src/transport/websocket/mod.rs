@@ -81,7 +81,7 @@ use self::{
     connection::Connection,
     handshake::{Accepted, Terms},
 };
-use super::{KeepAlive, Preference, Responding, Transport, rejected};
+use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
 use crate::{
     error::BoxError,
     event::Item,
@@ -273,13 +273,13 @@ impl Transport for WebSocket {
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        handshake::is_asked(head).then_some(Preference::CERTAIN)
+        handshake::is_asked(head).then_some(Preference::MAX)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let (accepted, messages) = match self.accept(head) {
             Ok(accepted) => accepted,
-            Err(rejection) => return Box::pin(ready(rejected(rejection))),
+            Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
         let mut subscription =
@@ -305,7 +305,7 @@ impl Transport for WebSocket {
             };
             match spawned {
                 Ok(()) => response,
-                Err(rejection) => rejected(rejection),
+                Err(rejection) => rejection_response(rejection),
             }
         })
     }
