@@ -72,13 +72,11 @@ use http::{StatusCode, request::Parts};
 use hyper::upgrade::OnUpgrade;
 use tokio::{runtime::Handle, time::Instant};
 
-#[cfg(feature = "deflate")]
-use tower_push_proto::websocket::Deflate;
 pub use tower_push_proto::websocket::MessageFormat;
 use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
 use self::{
-    connection::Connection,
+    connection::ConnectionTask,
     handshake::{Accepted, Terms},
 };
 use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
@@ -219,22 +217,20 @@ impl WebSocket {
         };
         let accepted = handshake::accept(head, &terms)?;
         let agreed = accepted.protocol.map(|at| config.subprotocols[at].1);
-        let messages = FrameEncoder {
-            format: agreed.unwrap_or_default(),
-            #[cfg(feature = "deflate")]
-            deflate: accepted
-                .deflate
-                .zip(config.deflate_threshold)
-                .map(|(agreed, from)| Deflate { agreed, from }),
+        let encoder = FrameEncoder::new(agreed.unwrap_or_default());
+        #[cfg(feature = "deflate")]
+        let encoder = match accepted.deflate.zip(config.deflate_threshold) {
+            Some((params, threshold)) => encoder.deflate(params, threshold),
+            None => encoder,
         };
-        Ok((accepted, messages))
+        Ok((accepted, encoder))
     }
 
     /// The task that a connection is.
     fn spawn<S>(
         &self,
         on_upgrade: OnUpgrade,
-        messages: FrameEncoder,
+        encoder: FrameEncoder,
         items: Watched<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
@@ -247,11 +243,11 @@ impl WebSocket {
         })?;
         let session = Session::new(
             self.config.session.clone(),
-            messages,
+            encoder,
             self.config.ping.draw_interval(),
             Instant::now().into_std(),
         );
-        runtime.spawn(Connection::new(on_upgrade, session, items, message_sender));
+        runtime.spawn(ConnectionTask::new(on_upgrade, session, items, message_sender));
         Ok(())
     }
 }
@@ -277,7 +273,7 @@ impl Transport for WebSocket {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let (accepted, messages) = match self.accept(head) {
+        let (accepted, encoder) = match self.accept(head) {
             Ok(accepted) => accepted,
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
@@ -296,10 +292,10 @@ impl Transport for WebSocket {
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
                 Ok(items) => {
-                    this.spawn(on_upgrade, messages, opening.around(items), message_sender)
+                    this.spawn(on_upgrade, encoder, opening.around(items), message_sender)
                 }
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, messages, opening.around(Finished), None)
+                    this.spawn(on_upgrade, encoder, opening.around(Finished), None)
                 }
                 Err(rejection) => Err(rejection),
             };
