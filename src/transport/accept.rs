@@ -1,4 +1,5 @@
 use http::{HeaderMap, header::ACCEPT};
+use tower_push_proto::header_list::split_unquoted;
 
 /// How strongly a request asks for a transport. The greatest one answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +19,7 @@ enum Specificity {
 
 impl Preference {
     /// The request can be meant for nobody else, whatever it accepts: an upgrade, say.
-    pub const CERTAIN: Self = Self {
+    pub const MAX: Self = Self {
         quality: 1000,
         specificity: Specificity::Certain,
     };
@@ -33,7 +34,7 @@ impl Preference {
     ///
     /// Of the ranges that match a type the most specific one decides; parameters other than `q` are not compared. A range
     /// that cannot be read does not count. Without any range, everything is accepted alike.
-    pub fn accepted<'a>(headers: &HeaderMap, types: &[&'a str]) -> Option<(Self, &'a str)> {
+    pub fn from_accept<'a>(headers: &HeaderMap, types: &[&'a str]) -> Option<(Self, &'a str)> {
         let ranges: Vec<_> = headers
             .get_all(ACCEPT)
             .iter()
@@ -41,7 +42,7 @@ impl Preference {
             .collect();
         let ranges: Vec<_> = ranges
             .iter()
-            .flat_map(|value| split(value, ','))
+            .flat_map(|value| split_unquoted(value, ','))
             .filter_map(Range::parse)
             .collect();
         let any = Range {
@@ -80,7 +81,7 @@ struct Range<'a> {
 
 impl<'a> Range<'a> {
     fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = split(text, ';').map(str::trim);
+        let mut parts = split_unquoted(text, ';').map(str::trim);
         let (kind, subtype) = parts.next()?.split_once('/')?;
         let is_token = |text: &str| !text.is_empty() && !text.contains(char::is_whitespace);
         if !is_token(kind) || !is_token(subtype) || (kind == "*" && subtype != "*") {
@@ -113,20 +114,6 @@ impl<'a> Range<'a> {
     }
 }
 
-/// The parts between separators that do not stand in a quoted string.
-pub(super) fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let (mut quoted, mut escaped) = (false, false);
-    text.split(move |c| {
-        match c {
-            _ if std::mem::take(&mut escaped) => {}
-            '\\' => escaped = quoted,
-            '"' => quoted = !quoted,
-            _ => return c == separator && !quoted,
-        }
-        false
-    })
-}
-
 /// `0.25` is 250: one digit, and up to three behind a point.
 fn quality(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
@@ -151,7 +138,7 @@ mod tests {
         for value in accept {
             headers.append(ACCEPT, value.parse().unwrap());
         }
-        Preference::accepted(&headers, types).map(|(p, media_type)| (p.quality, media_type))
+        Preference::from_accept(&headers, types).map(|(p, media_type)| (p.quality, media_type))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{Batch, Encoder, End, KeepAlive, PushBody, Responding, timer::Timer};
+use super::{BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, PushBody, timer::Timer};
 use crate::{
     error::BoxError,
     event::Item,
@@ -29,7 +29,7 @@ pub fn respond_streaming(
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
     keep_alive: KeepAlive,
-) -> Responding {
+) -> BoxResponseFuture {
     Box::pin(async move {
         if let Some(refused) = tunnel(&subscription.head().method) {
             return refused;
@@ -44,7 +44,7 @@ pub fn respond_streaming(
                 .map(|items| opening.around(items))
             {
                 Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
-                Err(rejection) => return rejected(rejection),
+                Err(rejection) => return rejection_response(rejection),
             }
         };
         let mut response = Response::new(body);
@@ -68,13 +68,14 @@ const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-acc
 pub(super) fn tunnel(method: &Method) -> Option<Response<PushBody>> {
     let refusal = || {
         let refusal = Rejection::new(StatusCode::NOT_IMPLEMENTED);
-        rejected(refusal.message("there is no tunnel here"))
+        rejection_response(refusal.message("there is no tunnel here"))
     };
     (method == Method::CONNECT).then(refusal)
 }
 
-/// The answer to a client whose subscription was refused.
-pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {
+/// Makes the response to a client whose subscription is refused: the status, headers and message of `rejection`, with
+/// `Cache-Control: no-store` unless the rejection sets another.
+pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
     let (status, headers, message) = rejection.into_parts();
     let has_body = !status.is_informational() && !BODILESS.contains(&status);
     let mut response = if has_body && !message.is_empty() {
@@ -105,7 +106,7 @@ pub(super) fn vary(headers: &mut HeaderMap) {
 
 /// A message to a person.
 fn plain_text(message: String) -> Response<PushBody> {
-    let mut response = Response::new(PushBody::whole(message));
+    let mut response = Response::new(PushBody::full(message));
     for (name, value) in [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -121,7 +122,7 @@ pin_project! {
     struct Streaming<S> {
         state: State<S>,
         encoder: Box<dyn Encoder>,
-        batch: Batch,
+        batch: FrameBuffer,
         // Frames since the stream last paused.
         run: usize,
         #[pin]
@@ -148,7 +149,7 @@ const ITEMS: usize = 1024;
 
 impl<S> Streaming<S> {
     fn new(items: Watched<S>, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
-        let mut batch = Batch::default();
+        let mut batch = FrameBuffer::default();
         encoder.open(&mut batch);
         Self {
             state: State::Live(items),
@@ -169,7 +170,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
         encoder: &mut dyn Encoder,
-        batch: &mut Batch,
+        batch: &mut FrameBuffer,
     ) -> Poll<()> {
         let Self::Live(items) = self else {
             return Poll::Ready(());
@@ -189,10 +190,10 @@ where
                 Some(Err(error)) => return self.fail(error),
                 Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
                 Some(Ok(Item::Ended { retry })) => {
-                    return self.end(End::for_now(Some(retry)), encoder, batch);
+                    return self.end(End::reconnect(Some(retry)), encoder, batch);
                 }
                 None | Some(Ok(Item::Expired)) => {
-                    return self.end(End::for_now(None), encoder, batch);
+                    return self.end(End::reconnect(None), encoder, batch);
                 }
             };
             if let Err(error) = written {
@@ -214,7 +215,7 @@ where
         Poll::Ready(())
     }
 
-    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut Batch) -> Poll<()> {
+    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut FrameBuffer) -> Poll<()> {
         encoder.end(end, batch);
         *self = Self::Ended;
         Poll::Ready(())
@@ -239,7 +240,7 @@ where
             return Poll::Pending;
         }
         let filled = this.state.fill(cx, this.encoder.as_mut(), this.batch);
-        if let Some(frame) = this.batch.take() {
+        if let Some(frame) = this.batch.take_frame() {
             *this.run += 1;
             this.heart.as_mut().rest();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
@@ -248,7 +249,7 @@ where
             *this.run = 0;
             ready!(this.heart.as_mut().poll(cx));
             this.encoder.heartbeat(this.batch);
-            let Some(frame) = this.batch.take() else {
+            let Some(frame) = this.batch.take_frame() else {
                 this.heart.stop();
                 return Poll::Pending;
             };
