@@ -108,7 +108,7 @@ use crate::{
     random,
     source::{LONGEST, Push, Rejection, Ticket},
     transport::{
-        Preference, PushBody, Responding, Transport, rejected,
+        BoxResponseFuture, Preference, PushBody, Transport, rejection_response,
         sse::{EVENT_STREAM, come_back},
     },
 };
@@ -270,11 +270,11 @@ impl Policy {
             RefusalReason::Origin | RefusalReason::Source => None,
         };
         match retry {
-            None => rejected(Rejection::new(StatusCode::FORBIDDEN)),
+            None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
             Some(retry) if !self.always_503 && is_event_source => come_back(retry),
             Some(retry) => {
                 let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
-                rejected(busy.retry_after(retry))
+                rejection_response(busy.retry_after(retry))
             }
         }
     }
@@ -301,7 +301,7 @@ impl Policy {
 
 /// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
 fn is_event_source(head: &Parts) -> bool {
-    let accepted = Preference::accepted(&head.headers, &[EVENT_STREAM]);
+    let accepted = Preference::from_accept(&head.headers, &[EVENT_STREAM]);
     head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
 }
 
@@ -351,7 +351,7 @@ impl<T: Transport> Transport for Guarded<T> {
         self.transport.preference(head)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let policy = &self.guard.0;
         if !policy.allows(head) {
             return Box::pin(ready(policy.refuse(head, RefusalReason::Origin)));

@@ -11,7 +11,7 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{Encoder, End, FrameBuffer, KeepAlive, PushBody, Responding, timer::Timer};
+use super::{BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, PushBody, timer::Timer};
 use crate::{
     error::BoxError,
     event::Item,
@@ -29,7 +29,7 @@ pub fn respond_streaming(
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
     keep_alive: KeepAlive,
-) -> Responding {
+) -> BoxResponseFuture {
     Box::pin(async move {
         if let Some(refused) = tunnel(&subscription.head().method) {
             return refused;
@@ -44,7 +44,7 @@ pub fn respond_streaming(
                 .map(|items| opening.around(items))
             {
                 Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
-                Err(rejection) => return rejected(rejection),
+                Err(rejection) => return rejection_response(rejection),
             }
         };
         let mut response = Response::new(body);
@@ -68,13 +68,14 @@ const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-acc
 pub(super) fn tunnel(method: &Method) -> Option<Response<PushBody>> {
     let refusal = || {
         let refusal = Rejection::new(StatusCode::NOT_IMPLEMENTED);
-        rejected(refusal.message("there is no tunnel here"))
+        rejection_response(refusal.message("there is no tunnel here"))
     };
     (method == Method::CONNECT).then(refusal)
 }
 
-/// The answer to a client whose subscription was refused.
-pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {
+/// Makes the response to a client whose subscription is refused: the status, headers and message of `rejection`, with
+/// `Cache-Control: no-store` unless the rejection sets another.
+pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
     let (status, headers, message) = rejection.into_parts();
     let has_body = !status.is_informational() && !BODILESS.contains(&status);
     let mut response = if has_body && !message.is_empty() {
@@ -105,7 +106,7 @@ pub(super) fn vary(headers: &mut HeaderMap) {
 
 /// A message to a person.
 fn plain_text(message: String) -> Response<PushBody> {
-    let mut response = Response::new(PushBody::whole(message));
+    let mut response = Response::new(PushBody::full(message));
     for (name, value) in [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

@@ -13,7 +13,7 @@ use crate::{
     source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{
         PushBody,
-        stream::{rejected, vary},
+        stream::{rejection_response, vary},
     },
 };
 
@@ -107,7 +107,7 @@ pub(super) fn answer(
         _ => cursor.as_ref().map(EventId::as_str),
     };
     let length = HeaderValue::from(body.len());
-    let mut response = Response::new(PushBody::whole(body));
+    let mut response = Response::new(PushBody::full(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, length);
@@ -123,7 +123,7 @@ pub(super) fn answer(
 
 /// The answer to a client whose subscription was refused, or who is told once more that the source has finished.
 pub(super) fn refused(rejection: Rejection, is_negotiated: bool) -> Response<PushBody> {
-    let mut response = rejected(rejection);
+    let mut response = rejection_response(rejection);
     common(response.headers_mut(), is_negotiated);
     response
 }

@@ -38,7 +38,7 @@ use http::{
 
 use tower_push_proto::sse::{SseConfig, SseEncoder, write_retry};
 
-use super::{KeepAlive, PushBody, Responding, Transport, respond_streaming};
+use super::{BoxResponseFuture, KeepAlive, PushBody, Transport, respond_streaming};
 use crate::{
     event::EventType,
     source::{Push, Subscription},
@@ -128,7 +128,7 @@ impl Transport for Sse {
         &[EVENT_STREAM]
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
         if self.config.is_base64() {
@@ -147,7 +147,7 @@ impl Transport for Sse {
 pub(crate) fn come_back(after: Duration) -> Response<PushBody> {
     let mut body = BytesMut::new();
     write_retry(after, &mut body);
-    let mut response = Response::new(PushBody::whole(body));
+    let mut response = Response::new(PushBody::full(body));
     for (name, value) in [
         (CONTENT_TYPE, EVENT_STREAM),
         (CACHE_CONTROL, "no-store"),

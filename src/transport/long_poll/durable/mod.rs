@@ -35,7 +35,7 @@ use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Item},
     source::{Push, PushSource, Rejection, StartPosition, Subscription, Watched, source_fn},
-    transport::{KeepAlive, PushBody, rejected, respond_streaming},
+    transport::{KeepAlive, PushBody, rejection_response, respond_streaming},
 };
 
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
@@ -215,7 +215,7 @@ impl Durable {
         if refused.status() == StatusCode::NO_CONTENT {
             return self.answer(request, nothing.finish(Rest::Finished));
         }
-        rejected(refused)
+        rejection_response(refused)
     }
 
     fn answer(&self, request: &Request, gathered: Gathered) -> Response<PushBody> {
@@ -269,7 +269,7 @@ impl Durable {
                 let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
                 insert(headers, header::ETAG, &tag);
             }
-            *response.body_mut() = PushBody::whole(body);
+            *response.body_mut() = PushBody::full(body);
         } else {
             *response.status_mut() = StatusCode::NO_CONTENT;
         }
@@ -291,7 +291,7 @@ impl Durable {
             Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
                 (None, Some(Ok(Item::Finished)))
             }
-            Err(refused) => return rejected(refused),
+            Err(refused) => return rejection_response(refused),
             Ok(items) => {
                 let mut items = opening.around(items);
                 match poll_fn(|cx| ready_now(&mut items, cx)).await {
@@ -376,5 +376,5 @@ fn gone<S>(items: &Watched<S>) -> Response<PushBody> {
 }
 
 fn refusal(status: StatusCode, message: &'static str) -> Response<PushBody> {
-    rejected(Rejection::new(status).message(message))
+    rejection_response(Rejection::new(status).message(message))
 }
