@@ -860,7 +860,7 @@ async fn a_message_gives_its_own_secret_away_by_its_length_unless_it_is_not_comp
     };
     let right_length = length(WebSocket::new(), &right).await;
     assert!(right_length + 20 < length(WebSocket::new(), &wrong).await);
-    let plain = WebSocket::new().deflate_from(None);
+    let plain = WebSocket::new().deflate_threshold(None);
     let right_length = length(plain.clone(), &right).await;
     assert_eq!(right_length, length(plain, &wrong).await);
 }

@@ -66,8 +66,8 @@ pub fn transports() -> Negotiate {
         .add_transport(Chunked::new(Multipart::replace()))
         .add_transport(Chunked::new(Raw::new()))
         // In the place of the usual one, so that the page can show both.
-        .add_transport(WebSocket::new().deflate_from(None))
-        .add_transport(Compressed(WebSocket::new().deflate_from(Some(0))))
+        .add_transport(WebSocket::new().deflate_threshold(None))
+        .add_transport(Compressed(WebSocket::new().deflate_threshold(Some(0))))
 }
 
 /// A WebSocket under a name of its own: `?transport=websocket-compressed`.
