@@ -135,11 +135,11 @@ pub use self::{
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use tower_push_proto::Json;
-pub use tower_push_proto::event;
 pub use tower_push_proto::{
     BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item,
 };
 use tower_push_proto::{byte_search, random};
+pub use tower_push_proto::{event, format};
 
 /// The code blocks of the documents, as doc tests.
 #[cfg(doctest)]

@@ -400,7 +400,7 @@ async fn pages_of_other_origins_are_refused() {
 
 #[tokio::test]
 async fn a_source_takes_what_the_client_says() {
-    let server = echo(WebSocket::new().max_message(1 << 20)).await;
+    let server = echo(WebSocket::new().max_message_size(1 << 20)).await;
     for version in VERSIONS {
         let socket = connect(&server, version, "/", &[]).await;
         let mut client = socket.well_behaved();

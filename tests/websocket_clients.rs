@@ -32,7 +32,9 @@ impl App {
             let refused = Rejection::new(http::StatusCode::UPGRADE_REQUIRED);
             subscription.client_messages().ok_or(refused)
         });
-        let transport = WebSocket::new().max_message(1 << 20).deflate_from(Some(0));
+        let transport = WebSocket::new()
+            .max_message_size(1 << 20)
+            .deflate_threshold(Some(0));
         let transport = transport.subprotocol(
             "echo",
             tower_push::transport::websocket::MessageFormat::Plain,

@@ -16,10 +16,10 @@ use tower_http::{
 use tower_push::{
     Error, Event, EventId, Gap, KeepAlive, Push, PushSource,
     event::{Encoding, Fields},
+    format::{Multipart, Raw},
     source::{Rejection, Subscription, source_fn},
     transport::{
-        Chunked, Encoder, End, FrameBuffer, Negotiate, Responding, Sse, Transport,
-        chunked::{Multipart, Raw},
+        BoxResponseFuture, Chunked, Encoder, End, FrameBuffer, Negotiate, Sse, Transport,
         respond_streaming,
     },
 };
@@ -27,11 +27,11 @@ use tower_push::{
 fn all() -> Negotiate {
     let quiet = KeepAlive::disabled();
     Negotiate::only(Sse::new().keep_alive(quiet))
-        .or(Chunked::default().keep_alive(quiet))
-        .or(Chunked::new(tower_push::transport::chunked::JsonSeq::new()).keep_alive(quiet))
-        .or(Chunked::new(Multipart::mixed()).keep_alive(quiet))
-        .or(Chunked::new(Multipart::replace()).keep_alive(quiet))
-        .or(Chunked::new(Raw::new()).keep_alive(quiet))
+        .add_transport(Chunked::default().keep_alive(quiet))
+        .add_transport(Chunked::new(tower_push::format::JsonSeq::new()).keep_alive(quiet))
+        .add_transport(Chunked::new(Multipart::mixed()).keep_alive(quiet))
+        .add_transport(Chunked::new(Multipart::replace()).keep_alive(quiet))
+        .add_transport(Chunked::new(Raw::new()).keep_alive(quiet))
 }
 
 const NAMES: [&str; 6] = [
@@ -401,7 +401,7 @@ mod from_outside {
             &["application/x-length-delimited"]
         }
 
-        fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
             let content_type = HeaderValue::from_static("application/x-length-delimited");
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
             let subscription = Subscription::new(head, self.name());
@@ -454,7 +454,8 @@ mod from_outside {
             }
             Ok(stream::iter(["one", subscription.transport()]))
         });
-        let service = tower_push::service(source).transport(Negotiate::new().or(LengthDelimited));
+        let service =
+            tower_push::service(source).transport(Negotiate::new().add_transport(LengthDelimited));
         let server = Server::new(service).await;
         for version in VERSIONS {
             let mut client = Client::connect(&server, version).await;

@@ -108,8 +108,8 @@ use crate::{
     random,
     source::{LONGEST, Push, Rejection, Ticket},
     transport::{
-        Preference, PushBody, Responding, Transport, rejected,
-        sse::{EVENT_STREAM, come_back},
+        BoxResponseFuture, Preference, PushBody, Transport, event_source_retry_response,
+        rejection_response, sse::TEXT_EVENT_STREAM,
     },
 };
 
@@ -270,11 +270,13 @@ impl Policy {
             RefusalReason::Origin | RefusalReason::Source => None,
         };
         match retry {
-            None => rejected(Rejection::new(StatusCode::FORBIDDEN)),
-            Some(retry) if !self.always_503 && is_event_source => come_back(retry),
+            None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
+            Some(retry) if !self.always_503 && is_event_source => {
+                event_source_retry_response(retry)
+            }
             Some(retry) => {
                 let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
-                rejected(busy.retry_after(retry))
+                rejection_response(busy.retry_after(retry))
             }
         }
     }
@@ -301,7 +303,7 @@ impl Policy {
 
 /// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
 fn is_event_source(head: &Parts) -> bool {
-    let accepted = Preference::accepted(&head.headers, &[EVENT_STREAM]);
+    let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
     head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
 }
 
@@ -351,7 +353,7 @@ impl<T: Transport> Transport for Guarded<T> {
         self.transport.preference(head)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let policy = &self.guard.0;
         if !policy.allows(head) {
             return Box::pin(ready(policy.refuse(head, RefusalReason::Origin)));

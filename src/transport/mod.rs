@@ -15,7 +15,7 @@
 //!     Error, Event, EventId, Gap, KeepAlive, Push,
 //!     event::{Encoding, Fields},
 //!     source::Subscription,
-//!     transport::{FrameBuffer, Encoder, End, Responding, Transport, respond_streaming},
+//!     transport::{FrameBuffer, Encoder, End, BoxResponseFuture, Transport, respond_streaming},
 //! };
 //!
 //! /// Each payload behind its length.
@@ -29,7 +29,7 @@
 //!     fn media_types(&self) -> &[&'static str] {
 //!         &["application/octet-stream"]
 //!     }
-//!     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+//!     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
 //!         let mut headers = HeaderMap::new();
 //!         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
 //!         let subscription = Subscription::new(head, self.name());
@@ -61,15 +61,16 @@
 //! }
 //! ```
 
-mod accept;
-mod body;
 pub mod chunked;
 mod keep_alive;
+mod lazy_timer;
 pub mod long_poll;
 mod negotiate;
+mod preference;
+mod push_body;
+mod response;
 pub mod sse;
-mod stream;
-mod timer;
+mod streaming;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 
@@ -78,19 +79,20 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{Encoder, End, FrameBuffer};
 
-pub(crate) use self::stream::rejected;
+pub(crate) use self::response::event_source_retry_response;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
 pub use self::{
-    accept::Preference,
-    body::{NoBody, PushBody},
     chunked::Chunked,
     keep_alive::KeepAlive,
     long_poll::LongPoll,
     negotiate::Negotiate,
+    preference::Preference,
+    push_body::{NeverBody, PushBody},
+    response::rejection_response,
     sse::Sse,
-    stream::respond_streaming,
+    streaming::respond_streaming,
 };
 use crate::source::Push;
 
@@ -108,19 +110,19 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     ///
     /// By default this is what the `Accept` header says of the [media types](Self::media_types).
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        Preference::accepted(&head.headers, self.media_types()).map(|(preference, _)| preference)
+        Preference::from_accept(&head.headers, self.media_types()).map(|(preference, _)| preference)
     }
 
     /// Answers the request with the source.
     ///
     /// The request's head is the transport's to take from; what the future needs of it, it takes at once.
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding;
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture;
 }
 
 /// A response on its way: there as soon as the source has answered the subscription.
 ///
 /// To drop it is to withdraw the subscription.
-pub type Responding = Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>;
+pub type BoxResponseFuture = Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>;
 
 impl<T: Transport + ?Sized> Transport for Arc<T> {
     fn name(&self) -> &'static str {
@@ -132,7 +134,7 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     fn preference(&self, head: &Parts) -> Option<Preference> {
         (**self).preference(head)
     }
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         (**self).respond(head, push)
     }
 }

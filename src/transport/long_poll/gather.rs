@@ -366,7 +366,7 @@ mod tests {
     use super::*;
     use crate::{
         event::GapReason,
-        transport::{chunked::Format, long_poll::JsonArray},
+        format::{Format, JsonArray},
     };
 
     const BOUNDS: Bounds = Bounds {

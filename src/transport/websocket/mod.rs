@@ -14,7 +14,7 @@
 //!     WebSocket::new()
 //!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
 //!         .ping(KeepAlive::new().interval(Duration::from_secs(20)))
-//!         .max_message(16 * 1024),
+//!         .max_message_size(16 * 1024),
 //! );
 //! # Ok(())
 //! # }
@@ -38,7 +38,7 @@
 //! | 1000 | the source has finished for ever | no |
 //! | 1002, 1007 | the client broke the protocol | no |
 //! | 1008 | the client sent too many frames that nobody asked for, or a message in too many, or [took too long](WebSocket::message_deadline) for one message | no |
-//! | 1009 | a message was larger than is [allowed](WebSocket::max_message) | no |
+//! | 1009 | a message was larger than is [allowed](WebSocket::max_message_size) | no |
 //! | 1011 | the source failed | with backoff |
 //! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
 //! | 3000 | the source has ended for now | yes |
@@ -81,7 +81,7 @@ use self::{
     connection::Connection,
     handshake::{Accepted, Terms},
 };
-use super::{KeepAlive, Preference, Responding, Transport, rejected};
+use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
 use crate::{
     error::BoxError,
     event::Item,
@@ -104,7 +104,7 @@ struct Config {
     ping: KeepAlive,
     session: Arc<SessionConfig>,
     #[cfg(feature = "deflate")]
-    deflate_from: Option<usize>,
+    deflate_threshold: Option<usize>,
 }
 
 impl WebSocket {
@@ -120,7 +120,7 @@ impl WebSocket {
                 ping: KeepAlive::new().interval(Duration::from_secs(25)),
                 session: Arc::default(),
                 #[cfg(feature = "deflate")]
-                deflate_from: Some(128),
+                deflate_threshold: Some(128),
             }),
         }
     }
@@ -179,8 +179,8 @@ impl WebSocket {
     /// How many bytes a client's message may have, compressed or not: 64 KiB by default. A larger one closes the connection
     /// with 1009.
     #[must_use]
-    pub fn max_message(self, bytes: usize) -> Self {
-        self.with_session(|session| session.max_message(bytes))
+    pub fn max_message_size(self, bytes: usize) -> Self {
+        self.with_session(|session| session.max_message_size(bytes))
     }
 
     /// From which size of payload on messages are compressed, for clients that offer it: 128 bytes by default, `None` for not
@@ -192,8 +192,8 @@ impl WebSocket {
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     #[must_use]
-    pub fn deflate_from(self, bytes: Option<usize>) -> Self {
-        self.with(|config| config.deflate_from = bytes)
+    pub fn deflate_threshold(self, bytes: Option<usize>) -> Self {
+        self.with(|config| config.deflate_threshold = bytes)
     }
 
     fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
@@ -215,7 +215,7 @@ impl WebSocket {
             origin: &config.origin,
             protocols: &names,
             #[cfg(feature = "deflate")]
-            deflate: config.deflate_from.is_some(),
+            deflate: config.deflate_threshold.is_some(),
         };
         let accepted = handshake::accept(head, &terms)?;
         let agreed = accepted.protocol.map(|at| config.subprotocols[at].1);
@@ -224,7 +224,7 @@ impl WebSocket {
             #[cfg(feature = "deflate")]
             deflate: accepted
                 .deflate
-                .zip(config.deflate_from)
+                .zip(config.deflate_threshold)
                 .map(|(agreed, from)| Deflate { agreed, from }),
         };
         Ok((accepted, messages))
@@ -273,13 +273,13 @@ impl Transport for WebSocket {
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        handshake::is_asked(head).then_some(Preference::CERTAIN)
+        handshake::is_asked(head).then_some(Preference::MAX)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let (accepted, messages) = match self.accept(head) {
             Ok(accepted) => accepted,
-            Err(rejection) => return Box::pin(ready(rejected(rejection))),
+            Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
         let mut subscription =
@@ -305,7 +305,7 @@ impl Transport for WebSocket {
             };
             match spawned {
                 Ok(()) => response,
-                Err(rejection) => rejected(rejection),
+                Err(rejection) => rejection_response(rejection),
             }
         })
     }

@@ -30,7 +30,7 @@ pub struct SessionConfig {
     message_deadline: Duration,
     write_deadline: Duration,
     close_deadline: Duration,
-    max_message: usize,
+    max_message_size: usize,
 }
 
 /// Upper bound for deadlines, 30 days: adding it to an `Instant` does not overflow.
@@ -44,7 +44,7 @@ impl SessionConfig {
             message_deadline: Duration::from_secs(60),
             write_deadline: Duration::from_secs(30),
             close_deadline: Duration::from_secs(10),
-            max_message: 64 * 1024,
+            max_message_size: 64 * 1024,
         }
     }
 
@@ -73,8 +73,8 @@ impl SessionConfig {
     }
 
     /// The longest message that a client may send, in bytes, compressed or not: 64 KiB by default.
-    pub fn max_message(mut self, bytes: usize) -> Self {
-        self.max_message = bytes;
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
         self
     }
 }
@@ -150,7 +150,7 @@ impl Session {
         now: Instant,
     ) -> Self {
         let rules = Rules {
-            message: config.max_message,
+            message: config.max_message_size,
             #[cfg(feature = "deflate")]
             allows_compressed: messages.deflate.is_some(),
             #[cfg(not(feature = "deflate"))]
@@ -272,7 +272,7 @@ impl Session {
             Message::Binary(bytes) => return Ok(Payload::Binary(bytes.into())),
             Message::Compressed { is_text, payload } => (is_text, payload),
         };
-        let bytes = inflated(&compressed, self.config.max_message)?;
+        let bytes = inflated(&compressed, self.config.max_message_size)?;
         if !is_text {
             return Ok(Payload::Binary(bytes.into()));
         }

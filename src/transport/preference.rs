@@ -19,7 +19,7 @@ enum Specificity {
 
 impl Preference {
     /// The request can be meant for nobody else, whatever it accepts: an upgrade, say.
-    pub const CERTAIN: Self = Self {
+    pub const MAX: Self = Self {
         quality: 1000,
         specificity: Specificity::Certain,
     };
@@ -34,7 +34,7 @@ impl Preference {
     ///
     /// Of the ranges that match a type the most specific one decides; parameters other than `q` are not compared. A range
     /// that cannot be read does not count. Without any range, everything is accepted alike.
-    pub fn accepted<'a>(headers: &HeaderMap, types: &[&'a str]) -> Option<(Self, &'a str)> {
+    pub fn from_accept<'a>(headers: &HeaderMap, types: &[&'a str]) -> Option<(Self, &'a str)> {
         let ranges: Vec<_> = headers
             .get_all(ACCEPT)
             .iter()
@@ -138,7 +138,7 @@ mod tests {
         for value in accept {
             headers.append(ACCEPT, value.parse().unwrap());
         }
-        Preference::accepted(&headers, types).map(|(p, media_type)| (p.quality, media_type))
+        Preference::from_accept(&headers, types).map(|(p, media_type)| (p.quality, media_type))
     }
 
     #[test]

@@ -16,7 +16,7 @@ pin_project! {
     ///
     /// It is `Send` and `Sync` (where `B` is). A push's body yields no empty data frames, may be polled after its end, and
     /// fails where the source failed, so that the server cuts the response and the client sees a truncation, never a clean end.
-    pub struct PushBody<B = NoBody> {
+    pub struct PushBody<B = NeverBody> {
         #[pin]
         kind: Kind<B>,
         // For as long as the body is there.
@@ -39,7 +39,7 @@ pin_project! {
 
 /// The body of no response: what is behind a layer whose service answers with pushes only.
 #[derive(Clone, Copy, Debug)]
-pub enum NoBody {}
+pub enum NeverBody {}
 
 impl PushBody {
     /// Nothing.
@@ -48,7 +48,7 @@ impl PushBody {
     }
 
     /// All of it at once.
-    pub fn whole(bytes: impl Into<Bytes>) -> Self {
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {
             return Self::empty();
@@ -180,7 +180,7 @@ impl<B> fmt::Debug for PushBody<B> {
     }
 }
 
-impl Body for NoBody {
+impl Body for NeverBody {
     type Data = Bytes;
     type Error = BoxError;
 
