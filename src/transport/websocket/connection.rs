@@ -22,7 +22,7 @@ use crate::{
     error::BoxError,
     event::Item,
     source::{ClientMessageSender, MessageBatch, Ticket, Watched},
-    transport::timer::Timer,
+    transport::lazy_timer::LazyTimer,
 };
 
 pin_project! {
@@ -31,7 +31,7 @@ pin_project! {
         socket: Socket,
         driver: Driver<S>,
         #[pin]
-        timer: Timer,
+        timer: LazyTimer,
         // Until the socket is gone.
         ticket: Option<Ticket>,
     }
@@ -95,7 +95,7 @@ impl<S> Connection<S> {
                 is_flushed: true,
                 is_shut_down: false,
             },
-            timer: Timer::default(),
+            timer: LazyTimer::default(),
         }
     }
 }
