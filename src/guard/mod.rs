@@ -108,8 +108,8 @@ use crate::{
     random,
     source::{LONGEST, Push, Rejection, Ticket},
     transport::{
-        BoxResponseFuture, Preference, PushBody, Transport, rejection_response,
-        sse::{EVENT_STREAM, come_back},
+        BoxResponseFuture, Preference, PushBody, Transport, event_source_retry_response,
+        rejection_response, sse::TEXT_EVENT_STREAM,
     },
 };
 
@@ -271,7 +271,9 @@ impl Policy {
         };
         match retry {
             None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
-            Some(retry) if !self.always_503 && is_event_source => come_back(retry),
+            Some(retry) if !self.always_503 && is_event_source => {
+                event_source_retry_response(retry)
+            }
             Some(retry) => {
                 let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
                 rejection_response(busy.retry_after(retry))
@@ -301,7 +303,7 @@ impl Policy {
 
 /// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
 fn is_event_source(head: &Parts) -> bool {
-    let accepted = Preference::from_accept(&head.headers, &[EVENT_STREAM]);
+    let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
     head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
 }
 

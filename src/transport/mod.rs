@@ -61,15 +61,16 @@
 //! }
 //! ```
 
-mod accept;
-mod body;
 pub mod chunked;
 mod keep_alive;
+mod lazy_timer;
 pub mod long_poll;
 mod negotiate;
+mod preference;
+mod push_body;
+mod response;
 pub mod sse;
-mod stream;
-mod timer;
+mod streaming;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 
@@ -78,18 +79,20 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{Encoder, End, FrameBuffer};
 
+pub(crate) use self::response::event_source_retry_response;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
 pub use self::{
-    accept::Preference,
-    body::{NeverBody, PushBody},
     chunked::Chunked,
     keep_alive::KeepAlive,
     long_poll::LongPoll,
     negotiate::Negotiate,
+    preference::Preference,
+    push_body::{NeverBody, PushBody},
+    response::rejection_response,
     sse::Sse,
-    stream::{rejection_response, respond_streaming},
+    streaming::respond_streaming,
 };
 use crate::source::Push;
 

@@ -3,8 +3,8 @@ use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
 use http::{Method, Response, StatusCode, request::Parts};
 
 use super::{
-    BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport,
-    stream::{rejection_response, tunnel, vary},
+    BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport, rejection_response,
+    response::{refuse_connect, vary_by_accept},
 };
 use crate::{
     format::{JsonSeq, Multipart},
@@ -130,8 +130,8 @@ impl Transport for Negotiate {
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let Some(transport) = self.choose(head) else {
-            let mut response = tunnel(&head.method).unwrap_or_else(|| self.refuse());
-            vary(response.headers_mut());
+            let mut response = refuse_connect(&head.method).unwrap_or_else(|| self.refuse());
+            vary_by_accept(response.headers_mut());
             if head.method == Method::HEAD {
                 *response.body_mut() = PushBody::head();
             }
@@ -141,7 +141,7 @@ impl Transport for Negotiate {
         Box::pin(async {
             let mut response = responding.await;
             if !response.status().is_informational() {
-                vary(response.headers_mut());
+                vary_by_accept(response.headers_mut());
             }
             response
         })

@@ -36,7 +36,10 @@ use std::sync::Arc;
 
 use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
-use super::{BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming, stream::vary};
+use super::{
+    BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming,
+    response::vary_by_accept,
+};
 use crate::{
     format::{Format, Ndjson},
     source::{Push, Subscription},
@@ -101,7 +104,7 @@ impl Transport for Chunked {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, content_type);
         if types.len() > 1 {
-            vary(&mut headers);
+            vary_by_accept(&mut headers);
         }
         let subscription = Subscription::new(head, self.name());
         respond_streaming(subscription, push, headers, encoder, self.keep_alive)

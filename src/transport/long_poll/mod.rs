@@ -109,7 +109,7 @@ mod wait;
 
 use std::{future::ready, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
+use http::{HeaderValue, Method, request::Parts};
 
 use self::{
     durable::{Asked, Durable, is_durable, is_live_read},
@@ -117,13 +117,13 @@ use self::{
     parking::Parking,
     wait::Waits,
 };
-use super::{BoxResponseFuture, Encoder, KeepAlive, Preference, Transport, stream::tunnel};
+use super::{
+    BoxResponseFuture, Encoder, KeepAlive, Preference, Transport, response::refuse_connect,
+};
 use crate::{
     format::{Format, JsonArray, Multipart, Ndjson, Raw},
     source::{Push, Resumable, Subscription},
 };
-
-const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The long-poll transport. See the [module docs](self).
 #[derive(Clone, Debug)]
@@ -307,7 +307,7 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(refused) = tunnel(&head.method) {
+        if let Some(refused) = refuse_connect(&head.method) {
             return Box::pin(ready(refused));
         }
         let parking = Parking::new(&self.0.resumable, head);
@@ -382,11 +382,4 @@ struct Chosen {
     format: &'static str,
     content_type: HeaderValue,
     encoder: Box<dyn Encoder>,
-}
-
-/// Cursors and numbers are visible ASCII.
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
 }

@@ -29,16 +29,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::BytesMut;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Response,
-    header::{CACHE_CONTROL, CONTENT_TYPE, VARY, X_CONTENT_TYPE_OPTIONS},
-    request::Parts,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
-use tower_push_proto::sse::{SseConfig, SseEncoder, write_retry};
+use tower_push_proto::sse::{SseConfig, SseEncoder};
 
-use super::{BoxResponseFuture, KeepAlive, PushBody, Transport, respond_streaming};
+use super::{BoxResponseFuture, KeepAlive, Transport, respond_streaming};
 use crate::{
     event::EventType,
     source::{Push, Subscription},
@@ -54,7 +49,8 @@ pub struct Sse {
 /// Says that all data is base64, as [Durable Streams](https://github.com/durable-streams/durable-streams) has it.
 const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
 
-pub(crate) const EVENT_STREAM: &str = "text/event-stream";
+/// The media type of SSE.
+pub(crate) const TEXT_EVENT_STREAM: &str = "text/event-stream";
 
 impl Sse {
     /// SSE as in the table of the [module docs](self): no `retry` hint, a comment every 15 s.
@@ -125,12 +121,12 @@ impl Transport for Sse {
     }
 
     fn media_types(&self) -> &[&'static str] {
-        &[EVENT_STREAM]
+        &[TEXT_EVENT_STREAM]
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_EVENT_STREAM));
         if self.config.is_base64() {
             headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
         }
@@ -141,22 +137,4 @@ impl Transport for Sse {
         ));
         respond_streaming(subscription, push, headers, encoder, self.keep_alive)
     }
-}
-
-/// What an `EventSource` takes for a stream that has ended: it comes back after this time.
-pub(crate) fn come_back(after: Duration) -> Response<PushBody> {
-    let mut body = BytesMut::new();
-    write_retry(after, &mut body);
-    let mut response = Response::new(PushBody::full(body));
-    for (name, value) in [
-        (CONTENT_TYPE, EVENT_STREAM),
-        (CACHE_CONTROL, "no-store"),
-        (VARY, "Accept"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
-    }
-    response
 }

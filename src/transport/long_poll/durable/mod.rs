@@ -25,9 +25,7 @@ use self::{
     sse::{Batches, Data, Verbatim},
 };
 use super::{
-    NOSNIFF,
     gather::{Bounds, Gather, Gathered, Gathering, Patience, Rest},
-    insert,
     parking::Parking,
     wait::Wait,
 };
@@ -35,7 +33,10 @@ use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Item},
     source::{Push, PushSource, Rejection, StartPosition, Subscription, Watched, source_fn},
-    transport::{KeepAlive, PushBody, rejection_response, respond_streaming},
+    transport::{
+        KeepAlive, PushBody, rejection_response, respond_streaming,
+        response::{NO_STORE, NOSNIFF, insert_ascii},
+    },
 };
 
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
@@ -45,8 +46,6 @@ const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encod
 
 const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
 /// What lies between two offsets never changes (§8.1).
 const PRIVATE: HeaderValue =
     HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
@@ -237,7 +236,7 @@ impl Durable {
         let is_content = has_content || request.live.is_none();
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
-        insert(headers, NEXT_OFFSET, offset);
+        insert_ascii(headers, NEXT_OFFSET, offset);
         rest.tell(headers);
         if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
             headers.insert(UP_TO_DATE, TRUE);
@@ -246,7 +245,7 @@ impl Durable {
             headers.insert(CLOSED, TRUE);
         }
         if request.live.is_some() {
-            insert(headers, STREAM_CURSOR, &request.cursor.next().to_string());
+            insert_ascii(headers, STREAM_CURSOR, &request.cursor.next().to_string());
         }
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         if is_content {
@@ -267,7 +266,7 @@ impl Durable {
                 }
                 let closed = if rest.is_finished() { ":c" } else { "" };
                 let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
-                insert(headers, header::ETAG, &tag);
+                insert_ascii(headers, header::ETAG, &tag);
             }
             *response.body_mut() = PushBody::full(body);
         } else {

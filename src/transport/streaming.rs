@@ -6,16 +6,19 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, PushBody, timer::Timer};
+use super::{
+    BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, PushBody, lazy_timer::LazyTimer,
+    rejection_response, response::refuse_connect,
+};
 use crate::{
     error::BoxError,
     event::Item,
-    source::{Push, PushSource, Rejection, Subscription, Watched},
+    source::{Push, PushSource, Subscription, Watched},
 };
 
 /// Answers a subscription with a streaming response: what every transport that streams does once it has an [`Encoder`].
@@ -31,7 +34,7 @@ pub fn respond_streaming(
     keep_alive: KeepAlive,
 ) -> BoxResponseFuture {
     Box::pin(async move {
-        if let Some(refused) = tunnel(&subscription.head().method) {
+        if let Some(refused) = refuse_connect(&subscription.head().method) {
             return refused;
         }
         let body = if subscription.head().method == Method::HEAD {
@@ -62,60 +65,7 @@ pub fn respond_streaming(
 }
 
 /// nginx's word for it.
-const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-accel-buffering");
-
-/// The answer to a CONNECT, if it is one: 200 would say that there is a tunnel.
-pub(super) fn tunnel(method: &Method) -> Option<Response<PushBody>> {
-    let refusal = || {
-        let refusal = Rejection::new(StatusCode::NOT_IMPLEMENTED);
-        rejection_response(refusal.message("there is no tunnel here"))
-    };
-    (method == Method::CONNECT).then(refusal)
-}
-
-/// Makes the response to a client whose subscription is refused: the status, headers and message of `rejection`, with
-/// `Cache-Control: no-store` unless the rejection sets another.
-pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
-    let (status, headers, message) = rejection.into_parts();
-    let has_body = !status.is_informational() && !BODILESS.contains(&status);
-    let mut response = if has_body && !message.is_empty() {
-        plain_text(message.into_owned())
-    } else {
-        Response::new(PushBody::empty())
-    };
-    *response.status_mut() = status;
-    let entry = response.headers_mut().entry(header::CACHE_CONTROL);
-    entry.or_insert(HeaderValue::from_static("no-store"));
-    response.headers_mut().extend(headers);
-    response
-}
-
-/// RFC 9110 §15.3.5, §15.3.6, §15.4.5.
-const BODILESS: [StatusCode; 3] = [
-    StatusCode::NO_CONTENT,
-    StatusCode::RESET_CONTENT,
-    StatusCode::NOT_MODIFIED,
-];
-
-/// Another `Accept` may get another answer.
-pub(super) fn vary(headers: &mut HeaderMap) {
-    if headers.get_all(header::VARY).iter().all(|v| v != "Accept") {
-        headers.append(header::VARY, HeaderValue::from_static("Accept"));
-    }
-}
-
-/// A message to a person.
-fn plain_text(message: String) -> Response<PushBody> {
-    let mut response = Response::new(PushBody::full(message));
-    for (name, value) in [
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        let value = HeaderValue::from_static(value);
-        response.headers_mut().insert(name, value);
-    }
-    response
-}
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pin_project! {
     /// A source's items on their way into a body.
@@ -278,7 +228,7 @@ pin_project! {
         // `None` while something is being sent.
         idle_since: Option<Instant>,
         #[pin]
-        timer: Timer,
+        timer: LazyTimer,
     }
 }
 
@@ -287,7 +237,7 @@ impl Heart {
         Self {
             interval: keep_alive.draw_interval(),
             idle_since: None,
-            timer: Timer::default(),
+            timer: LazyTimer::default(),
         }
     }
 

@@ -14,7 +14,7 @@ pin_project! {
     /// Set when it is first needed, and then left to run out where it would only be put off: to set it is dear, and what it waits
     /// for is put off with all that is sent.
     #[derive(Debug, Default)]
-    pub(super) struct Timer {
+    pub(super) struct LazyTimer {
         #[pin]
         sleep: Option<Sleep>,
         // Whom it will wake: to tell it again what it knows is dear too.
@@ -22,7 +22,7 @@ pin_project! {
     }
 }
 
-impl Timer {
+impl LazyTimer {
     /// Ready at that time.
     pub(super) fn poll(self: Pin<&mut Self>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
@@ -111,7 +111,7 @@ mod tests {
 
     /// Whoever was the last to be told to wait is woken, and is then told that it is time.
     async fn wakes(steps: Vec<Step>) {
-        let mut timer = pin!(Timer::default());
+        let mut timer = pin!(LazyTimer::default());
         let wakes: [Arc<Wakes>; 3] = Default::default();
         let woken = |who: usize| wakes[who].0.load(Ordering::Relaxed);
         // Since when who waits, and until when.
@@ -154,7 +154,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_ready_when_its_time_has_come_and_may_be_put_off_and_forward() {
-        let mut timer = pin!(Timer::default());
+        let mut timer = pin!(LazyTimer::default());
         let start = Instant::now();
         for seconds in [10, 5, 7, 7, 30, 3] {
             let at = Instant::now() + seconds * SECOND;
@@ -169,7 +169,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_wakes_a_task_whose_budget_was_spent_when_it_was_set() {
-        let mut timer = pin!(Timer::default());
+        let mut timer = pin!(LazyTimer::default());
         let at = Instant::now() + SECOND;
         poll_fn(|cx| {
             while pin!(consume_budget()).poll(cx).is_ready() {}
