@@ -160,7 +160,10 @@ fn connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
 }
 
 #[cfg(feature = "deflate")]
-fn negotiate_deflate(headers: &HeaderMap, answer: &mut HeaderMap) -> Option<deflate::DeflateParams> {
+fn negotiate_deflate(
+    headers: &HeaderMap,
+    answer: &mut HeaderMap,
+) -> Option<deflate::DeflateParams> {
     let (agreed, extension) = deflate::negotiate(headers)?;
     answer.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, extension);
     Some(agreed)

@@ -247,7 +247,12 @@ impl WebSocket {
             self.config.ping.draw_interval(),
             Instant::now().into_std(),
         );
-        runtime.spawn(ConnectionTask::new(on_upgrade, session, items, message_sender));
+        runtime.spawn(ConnectionTask::new(
+            on_upgrade,
+            session,
+            items,
+            message_sender,
+        ));
         Ok(())
     }
 }
@@ -291,9 +296,7 @@ impl Transport for WebSocket {
             let subscribed = push.subscribe(subscription).await;
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
-                Ok(items) => {
-                    this.spawn(on_upgrade, encoder, opening.around(items), message_sender)
-                }
+                Ok(items) => this.spawn(on_upgrade, encoder, opening.around(items), message_sender),
                 Err(rejection) if rejection.is_finished() => {
                     this.spawn(on_upgrade, encoder, opening.around(Finished), None)
                 }

@@ -361,7 +361,10 @@ mod tests {
             headers.append(SEC_WEBSOCKET_EXTENSIONS, line.parse().unwrap());
         }
         let (params, answer) = negotiate(&headers)?;
-        Some((params.server_max_window_bits, answer.to_str().unwrap().to_owned()))
+        Some((
+            params.server_max_window_bits,
+            answer.to_str().unwrap().to_owned(),
+        ))
     }
 
     fn compressed(message: &[u8]) -> BytesMut {
@@ -575,7 +578,10 @@ mod tests {
     #[test]
     fn inflated_message_has_no_spare_capacity() {
         let empty_blocks = [SYNC_FLUSH_TAIL, &[0]].concat().repeat(10_000);
-        let inflated = inflate(&[&[0], &empty_blocks[..empty_blocks.len() - 5]].concat(), 64 * 1024);
+        let inflated = inflate(
+            &[&[0], &empty_blocks[..empty_blocks.len() - 5]].concat(),
+            64 * 1024,
+        );
         assert_eq!(inflated.map(|message| message.capacity()), Ok(0));
         let text = inflate(&compressed(&[b'x'; 1000]), 64 * 1024).unwrap();
         assert_eq!((text.len(), text.capacity()), (1000, 1000));

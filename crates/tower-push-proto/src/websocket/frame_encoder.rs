@@ -7,7 +7,7 @@ use super::{deflate::DeflateParams, message_format::CompressedFrame};
 use super::{
     frame::{self, OpCode},
     message_format::{
-        JsonLayout, MessageFormat, MessageLayout, NchanLayout, UncompressedFrame, PlainLayout,
+        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout, UncompressedFrame,
     },
 };
 use crate::{
@@ -126,11 +126,7 @@ impl FrameEncoder {
     }
 
     /// Writes a message about the stream: a gap, a cursor or the end.
-    fn write_control_record(
-        &self,
-        out: &mut FrameBuffer,
-        write_json: impl FnOnce(&mut BytesMut),
-    ) {
+    fn write_control_record(&self, out: &mut FrameBuffer, write_json: impl FnOnce(&mut BytesMut)) {
         frame::encode_with(OpCode::Text, false, out.buffer(), |out| {
             if self.format == MessageFormat::Nchan {
                 out.put_slice(b"content-type: application/vnd.tower-push+json\n\n");

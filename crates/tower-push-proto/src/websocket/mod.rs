@@ -20,10 +20,10 @@ mod message_format;
 mod oracles;
 mod send_queue;
 mod session;
+mod session_config;
 mod utf8;
 
 pub use self::{
-    frame_encoder::FrameEncoder,
-    message_format::MessageFormat,
-    session::{Session, SessionConfig},
+    frame_encoder::FrameEncoder, message_format::MessageFormat, session::Session,
+    session_config::SessionConfig,
 };
