@@ -28,7 +28,7 @@ use crate::{
     random,
     source::{Subscription, Ticket, Watch},
     time::sooner,
-    transport::PushBody,
+    transport::{End, PushBody},
 };
 
 /// From the request until nothing of the stream is left.
@@ -277,7 +277,7 @@ impl Watch for OpenStream {
         }
         let counters = &self.policy.counters;
         match next {
-            Some(Ok(Item::Event(event))) => {
+            Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
                 add(&counters.events, 1);
                 add(&counters.bytes, event.payload().as_bytes().len() as u64);
                 self.tell(|observer, info| observer.on_event(info, event));
@@ -286,10 +286,13 @@ impl Watch for OpenStream {
                 add(&counters.gaps, 1);
                 self.tell(|observer, info| observer.on_gap(info, gap));
             }
-            Some(Ok(Item::Cursor(_))) => {}
-            Some(Ok(Item::Finished)) => self.ends_by(CloseReason::Finished),
-            Some(Ok(Item::Expired)) => self.ends_by(CloseReason::Expired),
-            None | Some(Ok(Item::Ended { .. })) => self.ends_by(CloseReason::Ended),
+            Some(Ok(item)) => match item.end() {
+                Some(End { finished: true, .. }) => self.ends_by(CloseReason::Finished),
+                Some(End { expired: true, .. }) => self.ends_by(CloseReason::Expired),
+                Some(_) => self.ends_by(CloseReason::Ended),
+                None => {}
+            },
+            None => self.ends_by(CloseReason::Ended),
             Some(Err(error)) => self.fails(error),
         }
     }

@@ -217,7 +217,7 @@ where
                 return Poll::Ready(Some(Ok(end)));
             }
             if let Poll::Ready(next) = self.poll_item(cx) {
-                let is_content = matches!(next, Some(Ok(Item::Event(_) | Item::Gap(_))));
+                let is_content = matches!(&next, Some(Ok(item)) if item.is_content());
                 if let Some(ticket) = &self.ticket {
                     if takes_content || !is_content {
                         ticket.0.yielded(next.as_ref());
