@@ -12,7 +12,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::error::Error;
+use crate::Error;
 
 pin_project! {
     /// A connection whose writes fail when its peer has stopped reading.

@@ -11,7 +11,7 @@ use http::{
 };
 
 use self::origin::Origin;
-use crate::error::Error;
+use crate::Error;
 
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
