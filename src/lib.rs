@@ -141,24 +141,3 @@ pub use tower_push_proto::{
 };
 use tower_push_proto::{byte_search, random};
 pub use tower_push_proto::{event, format};
-
-/// The code blocks of the documents, as doc tests.
-#[cfg(doctest)]
-mod documents {
-    #[doc = include_str!("../README.md")]
-    struct Readme;
-    #[doc = include_str!("../docs/architecture.md")]
-    struct Architecture;
-    #[doc = include_str!("../docs/clients.md")]
-    struct Clients;
-    #[doc = include_str!("../docs/resume.md")]
-    struct Resume;
-    #[doc = include_str!("../docs/websocket.md")]
-    struct WebSocket;
-    #[doc = include_str!("../docs/deploying.md")]
-    struct Deploying;
-    #[doc = include_str!("../docs/security.md")]
-    struct Security;
-    #[doc = include_str!("../docs/durable-streams.md")]
-    struct DurableStreams;
-}
