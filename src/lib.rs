@@ -109,6 +109,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod deadline;
 mod error;
 pub mod event;
 pub mod guard;
@@ -117,8 +118,8 @@ mod origin_policy;
 mod random;
 mod scan;
 pub mod source;
+pub mod supervision;
 mod sync;
-mod time;
 pub mod transport;
 mod write_progress;
 

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     source::{Push, PushSource, Rejection},
-    transport::{Negotiate, PushBody, Responding, Transport, rejected},
+    transport::{Negotiate, PushBody, Responding, Transport, rejection_response},
 };
 
 /// Creates a service that serves one source, over the transport that the client asks for.
@@ -110,7 +110,7 @@ where
             _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
         };
         let rejection = rejection.header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
-        SourceResponseFuture(Box::pin(std::future::ready(rejected(rejection))))
+        SourceResponseFuture(Box::pin(std::future::ready(rejection_response(rejection))))
     }
 }
 

@@ -14,7 +14,7 @@
 //! use tower_push::{
 //!     Error, Event, EventId, Gap, KeepAlive, Push,
 //!     event::{Encoding, Fields},
-//!     source::Subscription,
+//!     supervision::PendingStream,
 //!     transport::{Batch, Encoder, End, Responding, Transport, respond_streaming},
 //! };
 //!
@@ -32,8 +32,8 @@
 //!     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
 //!         let mut headers = HeaderMap::new();
 //!         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-//!         let subscription = Subscription::new(head, self.name());
-//!         respond_streaming(subscription, push, headers, Box::new(LengthDelimited), KeepAlive::default())
+//!         let pending = PendingStream::new(head, self.name());
+//!         respond_streaming(pending, push, headers, Box::new(LengthDelimited), KeepAlive::default())
 //!     }
 //! }
 //!
@@ -70,6 +70,8 @@ mod json;
 mod keep_alive;
 pub mod long_poll;
 mod negotiate;
+mod response;
+mod retry_response;
 pub mod sse;
 mod stream;
 mod timer;
@@ -80,7 +82,9 @@ use std::{borrow::Cow, fmt, future::Future, pin::Pin, sync::Arc, time::Duration}
 
 use http::{Response, request::Parts};
 
-pub(crate) use self::stream::rejected;
+pub(crate) use self::retry_response::{
+    event_source_retry_response, is_event_source_request, retry_response,
+};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
@@ -92,6 +96,7 @@ pub use self::{
     keep_alive::KeepAlive,
     long_poll::LongPoll,
     negotiate::Negotiate,
+    response::rejection_response,
     sse::Sse,
     stream::respond_streaming,
 };

@@ -5,7 +5,7 @@ use http::{Method, Response, StatusCode, request::Parts};
 use super::{
     Chunked, LongPoll, Preference, PushBody, Responding, Sse, Transport,
     chunked::{JsonSeq, Multipart},
-    stream::{rejected, tunnel, vary},
+    response::{refuse_connect, rejection_response, vary_by_accept},
 };
 use crate::source::{Push, Rejection, query};
 
@@ -101,7 +101,7 @@ impl Negotiate {
                 types => writeln!(text, "{types}  (?{}={name})", self.parameter),
             };
         }
-        rejected(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
+        rejection_response(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
     }
 }
 
@@ -127,8 +127,8 @@ impl Transport for Negotiate {
 
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
         let Some(transport) = self.choose(head) else {
-            let mut response = tunnel(&head.method).unwrap_or_else(|| self.refuse());
-            vary(response.headers_mut());
+            let mut response = refuse_connect(&head.method).unwrap_or_else(|| self.refuse());
+            vary_by_accept(response.headers_mut());
             if head.method == Method::HEAD {
                 *response.body_mut() = PushBody::head();
             }
@@ -138,7 +138,7 @@ impl Transport for Negotiate {
         Box::pin(async {
             let mut response = responding.await;
             if !response.status().is_informational() {
-                vary(response.headers_mut());
+                vary_by_accept(response.headers_mut());
             }
             response
         })

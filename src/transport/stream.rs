@@ -6,115 +6,81 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{Batch, Encoder, End, KeepAlive, PushBody, Responding, timer::Timer};
+use super::{
+    Batch, Encoder, End, KeepAlive, PushBody, Responding,
+    response::{refuse_connect, rejection_response},
+    timer::Timer,
+};
 use crate::{
     error::BoxError,
     event::Item,
-    source::{Push, PushSource, Rejection, Subscription, Watched},
+    source::Push,
+    supervision::{PendingStream, SupervisedStream},
 };
 
-/// Answers a subscription with a streaming response: what every transport that streams does once it has an [`Encoder`].
+/// Opens a pending stream, and responds with it: what a streaming transport does once it has an [`Encoder`].
 ///
 /// To `headers`, which must hold the content type, it adds those that keep a stream flowing (`Cache-Control`,
 /// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
-/// alone, without asking the source; a [`Rejection`] becomes its status.
+/// alone, without asking the source; a [`Rejection`](crate::source::Rejection) becomes its status.
 pub fn respond_streaming(
-    mut subscription: Subscription,
+    pending: PendingStream,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
     keep_alive: KeepAlive,
 ) -> Responding {
     Box::pin(async move {
-        if let Some(refused) = tunnel(&subscription.head().method) {
+        let method = &pending.subscription().head().method;
+        if let Some(refused) = refuse_connect(method) {
             return refused;
         }
-        let body = if subscription.head().method == Method::HEAD {
-            PushBody::head()
-        } else {
-            let opening = subscription.opening();
-            match push
-                .subscribe(subscription)
-                .await
-                .map(|items| opening.around(items))
-            {
-                Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
-                Err(rejection) => return rejected(rejection),
-            }
-        };
-        let mut response = Response::new(body);
-        *response.headers_mut() = headers;
-        for (name, value) in [
-            (header::CACHE_CONTROL, "no-cache, no-transform"),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (X_ACCEL_BUFFERING, "no"),
-        ] {
-            let entry = response.headers_mut().entry(name);
-            entry.or_insert(HeaderValue::from_static(value));
+        if method == Method::HEAD {
+            return response_with(PushBody::head(), headers);
         }
-        response
+        match pending.open(push).await {
+            Ok(items) => streaming_response(items, headers, encoder, keep_alive),
+            Err(rejection) => rejection_response(rejection),
+        }
     })
+}
+
+/// The response to a request whose stream is open. See [`respond_streaming`].
+pub(super) fn streaming_response<S>(
+    items: SupervisedStream<S>,
+    headers: HeaderMap,
+    encoder: Box<dyn Encoder>,
+    keep_alive: KeepAlive,
+) -> Response<PushBody>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
+{
+    let body = PushBody::new(Streaming::new(items, encoder, keep_alive));
+    response_with(body, headers)
+}
+
+/// A response with `headers`, and those that keep a stream flowing.
+fn response_with(body: PushBody, headers: HeaderMap) -> Response<PushBody> {
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-cache, no-transform"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (X_ACCEL_BUFFERING, "no"),
+    ] {
+        let entry = response.headers_mut().entry(name);
+        entry.or_insert(HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// nginx's word for it.
 const X_ACCEL_BUFFERING: http::HeaderName = http::HeaderName::from_static("x-accel-buffering");
-
-/// The answer to a CONNECT, if it is one: 200 would say that there is a tunnel.
-pub(super) fn tunnel(method: &Method) -> Option<Response<PushBody>> {
-    let refusal = || {
-        let refusal = Rejection::new(StatusCode::NOT_IMPLEMENTED);
-        rejected(refusal.message("there is no tunnel here"))
-    };
-    (method == Method::CONNECT).then(refusal)
-}
-
-/// The answer to a client whose subscription was refused.
-pub(crate) fn rejected(rejection: Rejection) -> Response<PushBody> {
-    let (status, headers, message) = rejection.into_parts();
-    let has_body = !status.is_informational() && !BODILESS.contains(&status);
-    let mut response = if has_body && !message.is_empty() {
-        plain_text(message.into_owned())
-    } else {
-        Response::new(PushBody::empty())
-    };
-    *response.status_mut() = status;
-    let entry = response.headers_mut().entry(header::CACHE_CONTROL);
-    entry.or_insert(HeaderValue::from_static("no-store"));
-    response.headers_mut().extend(headers);
-    response
-}
-
-/// RFC 9110 §15.3.5, §15.3.6, §15.4.5.
-const BODILESS: [StatusCode; 3] = [
-    StatusCode::NO_CONTENT,
-    StatusCode::RESET_CONTENT,
-    StatusCode::NOT_MODIFIED,
-];
-
-/// Another `Accept` may get another answer.
-pub(super) fn vary(headers: &mut HeaderMap) {
-    if headers.get_all(header::VARY).iter().all(|v| v != "Accept") {
-        headers.append(header::VARY, HeaderValue::from_static("Accept"));
-    }
-}
-
-/// A message to a person.
-fn plain_text(message: String) -> Response<PushBody> {
-    let mut response = Response::new(PushBody::whole(message));
-    for (name, value) in [
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        let value = HeaderValue::from_static(value);
-        response.headers_mut().insert(name, value);
-    }
-    response
-}
 
 pin_project! {
     /// A source's items on their way into a body.
@@ -131,7 +97,7 @@ pin_project! {
 
 enum State<S> {
     /// The source's stream is dropped as soon as this state is left.
-    Live(Watched<S>),
+    Live(SupervisedStream<S>),
     /// The error is told once what came before it has had its chance to go out: a server drops what it holds on an error.
     Failing {
         error: BoxError,
@@ -147,7 +113,11 @@ const FRAMES: usize = 8;
 const ITEMS: usize = 1024;
 
 impl<S> Streaming<S> {
-    fn new(items: Watched<S>, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
+    fn new(
+        items: SupervisedStream<S>,
+        mut encoder: Box<dyn Encoder>,
+        keep_alive: KeepAlive,
+    ) -> Self {
         let mut batch = Batch::default();
         encoder.open(&mut batch);
         Self {
@@ -197,7 +167,7 @@ where
             };
             if let Err(error) = written {
                 let error = error.into();
-                items.cut(&error);
+                items.report_send_error(&error);
                 return self.fail(error);
             }
             if batch.is_full() {

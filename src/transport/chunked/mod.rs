@@ -38,9 +38,10 @@ use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
 pub use self::{json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw};
 use super::{
-    Encoder, KeepAlive, Preference, Responding, Transport, respond_streaming, stream::vary,
+    Encoder, KeepAlive, Preference, Responding, Transport, respond_streaming,
+    response::vary_by_accept,
 };
-use crate::source::{Push, Subscription};
+use crate::{source::Push, supervision::PendingStream};
 
 /// How events are framed inside a body.
 pub trait Format: fmt::Debug + Send + Sync + 'static {
@@ -119,9 +120,9 @@ impl Transport for Chunked {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, content_type);
         if types.len() > 1 {
-            vary(&mut headers);
+            vary_by_accept(&mut headers);
         }
-        let subscription = Subscription::new(head, self.name());
-        respond_streaming(subscription, push, headers, encoder, self.keep_alive)
+        let pending = PendingStream::new(head, self.name());
+        respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }

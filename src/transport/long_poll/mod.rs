@@ -120,9 +120,12 @@ use self::{
 use super::{
     Encoder, KeepAlive, Preference, Responding, Transport,
     chunked::{Format, Multipart, Ndjson, Raw},
-    stream::tunnel,
+    response::refuse_connect,
 };
-use crate::source::{Push, Resumable, Subscription};
+use crate::{
+    source::{Push, Resumable},
+    supervision::PendingStream,
+};
 
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
@@ -308,11 +311,11 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
-        if let Some(refused) = tunnel(&head.method) {
+        if let Some(refused) = refuse_connect(&head.method) {
             return Box::pin(ready(refused));
         }
         let parking = Parking::new(&self.0.resumable, head);
-        let subscription = Subscription::new(head, self.name());
+        let pending = PendingStream::new(head, self.name());
         let wait = self.0.waits.of(head);
         let bounds = self.0.bounds;
         let patience = Patience {
@@ -323,7 +326,7 @@ impl Transport for LongPoll {
             let durable = self.0.durable.clone();
             let head = head.clone();
             let asked = Asked {
-                subscription,
+                pending,
                 push,
                 parking,
             };
@@ -339,11 +342,11 @@ impl Transport for LongPoll {
             let response = validators::head(content_type, is_negotiated);
             return Box::pin(ready(response));
         }
-        let subscription = validators::starting(subscription);
+        let pending = pending.map_subscription(validators::starting);
         Box::pin(async move {
-            let cursor = subscription.cursor().cloned();
+            let cursor = pending.subscription().cursor().cloned();
             let gathering = Gathering::new(encoder, bounds, cursor);
-            let gathered = parking.gather(push, subscription, gathering, patience);
+            let gathered = parking.gather(push, pending, gathering, patience);
             let mut response = match gathered.await {
                 Ok(gathered) => validators::answer(gathered, format, content_type, is_negotiated),
                 Err(rejection) => validators::refused(rejection, is_negotiated),

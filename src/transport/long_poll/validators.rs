@@ -13,7 +13,7 @@ use crate::{
     source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{
         PushBody,
-        stream::{rejected, vary},
+        response::{rejection_response, vary_by_accept},
     },
 };
 
@@ -123,7 +123,7 @@ pub(super) fn answer(
 
 /// The answer to a client whose subscription was refused, or who is told once more that the source has finished.
 pub(super) fn refused(rejection: Rejection, is_negotiated: bool) -> Response<PushBody> {
-    let mut response = rejected(rejection);
+    let mut response = rejection_response(rejection);
     common(response.headers_mut(), is_negotiated);
     response
 }
@@ -134,7 +134,7 @@ fn common(headers: &mut HeaderMap, is_negotiated: bool) {
     let asked = HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
     headers.append(header::VARY, asked);
     if is_negotiated {
-        vary(headers);
+        vary_by_accept(headers);
     }
 }
 

@@ -31,18 +31,14 @@ pub(super) mod codec;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::BytesMut;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Response,
-    header::{CACHE_CONTROL, CONTENT_TYPE, VARY, X_CONTENT_TYPE_OPTIONS},
-    request::Parts,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
-use super::{Batch, Encoder, End, KeepAlive, PushBody, Responding, Transport, respond_streaming};
+use super::{Batch, Encoder, End, KeepAlive, Responding, Transport, respond_streaming};
 use crate::{
     error::{Error, Kind},
     event::{Event, EventId, EventType, Gap},
-    source::{Push, Subscription},
+    source::Push,
+    supervision::PendingStream,
 };
 
 /// The SSE transport. See the [module docs](self).
@@ -64,7 +60,7 @@ struct Config {
 /// Says that all data is base64, as [Durable Streams](https://github.com/durable-streams/durable-streams) has it.
 const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
 
-pub(crate) const EVENT_STREAM: &str = "text/event-stream";
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
 
 impl Sse {
     /// SSE as in the table of the [module docs](self): no `retry` hint, a comment every 15 s.
@@ -150,12 +146,12 @@ impl Transport for Sse {
         if self.config.base64 {
             headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
         }
-        let subscription = Subscription::new(head, self.name());
+        let pending = PendingStream::new(head, self.name());
         let encoder = Box::new(SseEncoder {
             config: self.config.clone(),
-            cursor: subscription.cursor().cloned(),
+            cursor: pending.subscription().cursor().cloned(),
         });
-        respond_streaming(subscription, push, headers, encoder, self.keep_alive)
+        respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }
 
@@ -214,22 +210,4 @@ impl Encoder for SseEncoder {
         }
         codec::event(&self.config.end, id, &end.to_json(), out.buffer());
     }
-}
-
-/// What an `EventSource` takes for a stream that has ended: it comes back after this time.
-pub(crate) fn come_back(after: Duration) -> Response<PushBody> {
-    let mut body = BytesMut::new();
-    codec::retry(after, &mut body);
-    let mut response = Response::new(PushBody::whole(body));
-    for (name, value) in [
-        (CONTENT_TYPE, EVENT_STREAM),
-        (CACHE_CONTROL, "no-store"),
-        (VARY, "Accept"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
-    }
-    response
 }

@@ -93,12 +93,13 @@ use self::{
     handshake::{Accepted, Terms},
     session::Session,
 };
-use super::{KeepAlive, Preference, Responding, Transport, rejected};
+use super::{KeepAlive, Preference, Responding, Transport, rejection_response};
 use crate::{
     error::BoxError,
     event::Item,
     origin_policy::OriginPolicy,
-    source::{ClientMessageSender, Push, PushSource, Rejection, Subscription, Watched},
+    source::{ClientMessageSender, Push, PushSource, Rejection},
+    supervision::{PendingStream, SupervisedStream},
 };
 
 /// The WebSocket transport. See the [module docs](self).
@@ -248,7 +249,7 @@ impl WebSocket {
         &self,
         on_upgrade: OnUpgrade,
         messages: Messages,
-        items: Watched<S>,
+        items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
     where
@@ -292,11 +293,11 @@ impl Transport for WebSocket {
     fn respond(&self, head: &mut Parts, push: Push) -> Responding {
         let (accepted, messages) = match self.accept(head) {
             Ok(accepted) => accepted,
-            Err(rejection) => return Box::pin(ready(rejected(rejection))),
+            Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
-        let mut subscription =
-            Subscription::new(head, self.name()).with_client_messages(&message_sender);
+        let pending = PendingStream::new(head, self.name())
+            .map_subscription(|it| it.with_client_messages(&message_sender));
         let this = self.clone();
         Box::pin(async move {
             let Accepted {
@@ -304,21 +305,21 @@ impl Transport for WebSocket {
                 response,
                 ..
             } = accepted;
-            let opening = subscription.opening();
-            let subscribed = push.subscribe(subscription).await;
+            let subscribed = push.subscribe(pending.subscription().clone()).await;
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
                 Ok(items) => {
-                    this.spawn(on_upgrade, messages, opening.around(items), message_sender)
+                    let items = pending.supervise(items);
+                    this.spawn(on_upgrade, messages, items, message_sender)
                 }
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, messages, opening.around(Finished), None)
+                    this.spawn(on_upgrade, messages, pending.supervise(Finished), None)
                 }
                 Err(rejection) => Err(rejection),
             };
             match spawned {
                 Ok(()) => response,
-                Err(rejection) => rejected(rejection),
+                Err(rejection) => rejection_response(rejection),
             }
         })
     }

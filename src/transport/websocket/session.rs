@@ -16,10 +16,10 @@ use super::{
 #[cfg(feature = "deflate")]
 use crate::transport::websocket::deflate::{self, InflateError};
 use crate::{
+    deadline::earlier,
     error::{BoxError, Error},
     event::{Item, Payload},
     random,
-    time::sooner,
     transport::{Encoder, End},
 };
 
@@ -381,14 +381,14 @@ impl Session {
             Phase::Open => {
                 let begun = self.begun.map(|since| since + config.message_deadline);
                 let pinged = self.pinged.map(|since| since + config.pong_deadline);
-                sooner(begun, pinged.or_else(next_ping))
+                earlier(begun, pinged.or_else(next_ping))
             }
             Phase::Closing { since } | Phase::Leaving { since } => {
                 Some(since + config.close_deadline)
             }
             Phase::Over => None,
         };
-        sooner(due, stalled)
+        earlier(due, stalled)
     }
 
     /// Does what is due.
