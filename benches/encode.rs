@@ -30,7 +30,8 @@ use http_body::Body;
 use tower_push::{
     Event, IntoItem, KeepAlive, Push, PushBody,
     event::{Encoding, Fields},
-    transport::{Chunked, Sse, Transport, chunked::Ndjson},
+    format::Ndjson,
+    transport::{Chunked, Sse, Transport},
 };
 use warp::Reply;
 

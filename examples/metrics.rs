@@ -59,8 +59,8 @@ async fn main() -> Result<(), BoxError> {
         .build();
     let resumable = Resumable::new();
     // What long-polling parks is counted with the rest.
-    let long_poll = LongPoll::new().park_in(resumable.clone());
-    let transports = guard.wrap(Negotiate::new().or(long_poll));
+    let long_poll = LongPoll::new().resumable(resumable.clone());
+    let transports = guard.wrap(Negotiate::new().add_transport(long_poll));
     let channel = Channel::new();
     tokio::spawn(tick(channel.clone()));
 

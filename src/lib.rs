@@ -109,28 +109,23 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod error {
+    pub(crate) use tower_push_proto::{BoxError, Error};
+}
 mod deadline;
-mod error;
-pub mod event;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
-mod random;
-mod scan;
 pub mod source;
 pub mod supervision;
 mod sync;
 pub mod transport;
 mod write_progress;
 
-#[cfg(feature = "json")]
-pub use self::event::Json;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
 pub use self::{
-    error::{BoxError, Error},
-    event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
     origin_policy::OriginPolicy,
@@ -138,6 +133,14 @@ pub use self::{
     transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use tower_push_proto::Json;
+pub use tower_push_proto::{
+    BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item,
+};
+use tower_push_proto::{byte_search, random};
+pub use tower_push_proto::{event, format};
 
 /// The code blocks of the documents, as doc tests.
 #[cfg(doctest)]

@@ -12,7 +12,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 pin_project! {
     /// A connection whose writes fail when its peer has stopped reading.
@@ -190,7 +190,7 @@ impl StallTimer {
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(sleep.as_mut().poll(cx));
-        let stalled = Error::from(Kind::Stalled);
+        let stalled = Error::stalled();
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, stalled)))
     }
 }

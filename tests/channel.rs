@@ -487,7 +487,7 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
 #[tokio::test]
 async fn a_client_keeps_its_place_from_one_transport_to_another() {
     let channel = Channel::new();
-    let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::disabled()));
+    let quiet = Negotiate::new().add_transport(Sse::new().keep_alive(KeepAlive::disabled()));
     let service = tower_push::service(channel.with_start(StartPosition::Oldest)).transport(quiet);
     let server = Server::new(service).await;
     let ids = publish(&channel, 1..=4);

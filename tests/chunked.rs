@@ -11,10 +11,8 @@ use serde_json::{Value, json};
 use testkit::{frames, get, records::find, text};
 use tower_push::{
     Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
-    transport::{
-        Chunked, Sse, Transport,
-        chunked::{Format, JsonSeq, Multipart, Ndjson, Raw},
-    },
+    format::{Format, JsonSeq, Multipart, Ndjson, Raw},
+    transport::{Chunked, Sse, Transport},
 };
 
 async fn respond(

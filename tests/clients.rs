@@ -22,12 +22,11 @@ use tokio::{
     sync::watch,
 };
 use tower_push::{
-    BoxError, Event, EventId, Gap, GapReason, IntoItem, Item, KeepAlive, PushSource, service,
+    BoxError, Event, EventId, Gap, GapReason, IntoItem, Item, KeepAlive, PushSource,
+    format::{JsonSeq, Multipart, Ndjson},
+    service,
     source::source_fn,
-    transport::{
-        Chunked, Negotiate, Sse,
-        chunked::{JsonSeq, Multipart, Ndjson},
-    },
+    transport::{Chunked, Negotiate, Sse},
 };
 
 /// What is served at `/events`, and the cursor of each request for it.
@@ -74,9 +73,9 @@ fn events(
     keep_alive: KeepAlive,
 ) -> Router {
     let transports = Negotiate::only(Sse::new().retry(RETRY).keep_alive(keep_alive))
-        .or(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
-        .or(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
-        .or(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
+        .add_transport(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
+        .add_transport(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
+        .add_transport(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
     Router::new().route_service("/events", service(source).transport(transports))
 }
 

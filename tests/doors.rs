@@ -18,8 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
     ChunkedLayer, Event, Push, PushBody, PushLayer, SseLayer,
+    format::Multipart,
     source::{Rejection, Subscription, source_fn},
-    transport::{Chunked, Sse, Transport, chunked::Multipart},
+    transport::{Chunked, Sse, Transport},
 };
 
 type NoRequest = Request<Empty<Bytes>>;
@@ -485,5 +486,5 @@ async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
     let (frames, _) = testkit::frames(body).await;
     assert_eq!(frames, ["a"]);
     assert_eq!(PushBody::empty().size_hint().exact(), Some(0));
-    assert_eq!(PushBody::whole("four").size_hint().exact(), Some(4));
+    assert_eq!(PushBody::full("four").size_hint().exact(), Some(4));
 }

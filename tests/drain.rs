@@ -108,9 +108,9 @@ impl Feed {
     fn new() -> Self {
         let drain = Drain::new();
         let guard = Guard::builder().drain(&drain).build();
-        let patient = LongPoll::new().wait(10 * DEADLINE);
+        let patient = LongPoll::new().wait_time(10 * DEADLINE);
         Self {
-            transports: guard.wrap(Negotiate::new().or(patient)),
+            transports: guard.wrap(Negotiate::new().add_transport(patient)),
             drain,
             guard,
             channel: Channel::new(),

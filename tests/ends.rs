@@ -9,11 +9,9 @@ use testkit::{
 };
 use tower_push::{
     Event, Item, Push, Resumable,
+    format::{JsonSeq, Multipart, Ndjson},
     source::{Rejection, Subscription, resumable::EndPolicy, source_fn},
-    transport::{
-        Chunked, LongPoll, Sse, Transport,
-        chunked::{JsonSeq, Multipart, Ndjson},
-    },
+    transport::{Chunked, LongPoll, Sse, Transport},
 };
 
 const HINT: Duration = Duration::from_millis(1500);

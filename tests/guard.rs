@@ -13,10 +13,11 @@ use testkit::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, web
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
+    format::Raw,
     guard::{Admission, CloseReason, Observer, RefusalReason, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
-    transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket, chunked::Raw},
+    transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -133,7 +134,7 @@ async fn an_event_stream_of_durable_streams_expires_once() {
 #[tokio::test(start_paused = true)]
 async fn a_poll_does_not_outlive_its_credential() {
     let begun = Instant::now();
-    let poll = LongPoll::new().wait(90 * SECOND);
+    let poll = LongPoll::new().wait_time(90 * SECOND);
     assert_eq!(respond(&poll, source_fn(expiring)).await, "[]\n");
     assert_eq!(begun.elapsed(), 60 * SECOND);
 }
@@ -633,7 +634,7 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
 async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
     let log = Log::default();
     let guard = Guard::builder().observer(log.clone()).build();
-    let poll = guard.wrap(LongPoll::new().max_events(1).wait(Duration::ZERO));
+    let poll = guard.wrap(LongPoll::new().max_events(1).wait_time(Duration::ZERO));
     let texts = stream::iter(["one", "two"]).chain(silence_of_texts());
     let first = poll.respond(&mut get("/", &[]), Push::new(texts)).await;
     assert_eq!(guard.counts().events, 1);

@@ -32,7 +32,7 @@ fn idle() -> SourceService<Channel> {
 
 fn without_heartbeats() -> SourceService<Channel> {
     let sse = Sse::new().keep_alive(KeepAlive::disabled());
-    idle().transport(Negotiate::new().or(sse))
+    idle().transport(Negotiate::new().add_transport(sse))
 }
 
 async fn ask<S, B>(service: S, transport: &str) -> Response<B>

@@ -281,7 +281,7 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
 /// Behind an nginx that waits for a second: an idle stream with these heartbeats, and its channel.
 async fn impatient(keep_alive: KeepAlive) -> (Nginx, Server, Channel) {
     let channel = Channel::new();
-    let transports = Negotiate::new().or(Sse::new().keep_alive(keep_alive));
+    let transports = Negotiate::new().add_transport(Sse::new().keep_alive(keep_alive));
     let server = Server::new(tower_push::service(channel.clone()).transport(transports)).await;
     let impatient = change(
         DOCUMENTED,

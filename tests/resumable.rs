@@ -1183,7 +1183,7 @@ async fn a_plain_stream_is_polled_without_a_loss() {
 /// The browser's cache may send the cursor of whoever was there before.
 #[tokio::test]
 async fn a_poll_goes_on_for_whom_it_began_only() {
-    let long_poll = LongPoll::new().wait(Duration::ZERO);
+    let long_poll = LongPoll::new().wait_time(Duration::ZERO);
     let poll = async |path: &str, headers: &[(&str, &str)], text: &'static str| {
         let source = stream::iter([text]).chain(stream::pending());
         let mut head = get(path, headers);

@@ -43,14 +43,12 @@ use tower_http::{
 };
 use tower_push::{
     Channel, Event, EventId, EventType, Guard, OriginPolicy, Push, PushBody, PushSource, Resumable,
+    format::{Multipart, Raw},
     guard::{Admission, RefusalReason},
     layer::TransportLayer,
     service,
     source::{Rejection, StartPosition, Subscription, source_fn},
-    transport::{
-        Chunked, LongPoll, Negotiate, Transport, WebSocket,
-        chunked::{Multipart, Raw},
-    },
+    transport::{Chunked, LongPoll, Negotiate, Transport, WebSocket},
 };
 
 /// How a stream is asked for, but for WebSockets.
@@ -71,8 +69,8 @@ const FORMS: [&str; 3] = ["", "json.tower-push", "ws+meta.nchan"];
 
 fn all() -> Negotiate {
     Negotiate::new()
-        .or(Chunked::new(Multipart::replace()))
-        .or(Chunked::new(Raw::new()))
+        .add_transport(Chunked::new(Multipart::replace()))
+        .add_transport(Chunked::new(Raw::new()))
 }
 
 async fn serving(
@@ -194,7 +192,7 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
     for (policy, is_refused) in [(same, false), (only, true)] {
         let guard = Guard::builder().origin(policy.clone()).build();
         let websocket = WebSocket::new().origin(policy);
-        let server = serving(Channel::new(), guard.wrap(all().or(websocket))).await;
+        let server = serving(Channel::new(), guard.wrap(all().add_transport(websocket))).await;
         for way in WAYS {
             // A page's requests to its own origin: a GET says nothing of it, a POST does.
             for (method, origin) in [
@@ -286,7 +284,7 @@ mod in_a_browser {
                 if request.uri().path() == "/stream" {
                     return pushes.oneshot(request).await;
                 }
-                let mut page = Response::new(PushBody::whole("<!doctype html><title>x</title>"));
+                let mut page = Response::new(PushBody::full("<!doctype html><title>x</title>"));
                 let html = HeaderValue::from_static("text/html");
                 page.headers_mut().insert(CONTENT_TYPE, html);
                 Ok::<_, Infallible>(page)
@@ -422,7 +420,7 @@ async fn what_a_browser_keeps_of_a_poll_is_for_who_asked() {
     let channel = Channel::builder().start(StartPosition::Oldest).build();
     let cursor = channel.publish("one").unwrap();
     channel.publish("two").unwrap();
-    let shared = serving(channel.clone(), LongPoll::new().durable_public()).await;
+    let shared = serving(channel.clone(), LongPoll::new().durable_public_cache()).await;
     let server = serving(channel, LongPoll::new()).await;
     let vary = async |server: &Server, way: &str| {
         let mut client = Client::connect(server, Version::Http1).await;
@@ -862,7 +860,7 @@ async fn a_message_gives_its_own_secret_away_by_its_length_unless_it_is_not_comp
     };
     let right_length = length(WebSocket::new(), &right).await;
     assert!(right_length + 20 < length(WebSocket::new(), &wrong).await);
-    let plain = WebSocket::new().deflate_from(None);
+    let plain = WebSocket::new().deflate_threshold(None);
     let right_length = length(plain.clone(), &right).await;
     assert_eq!(right_length, length(plain, &wrong).await);
 }

@@ -394,8 +394,8 @@ async fn nothing_that_is_secret_is_written() {
         })
     };
     let guard = Guard::builder().observer(Tracing::new()).build();
-    let impatient = LongPoll::new().wait(Duration::from_millis(10));
-    let transports = guard.wrap(Negotiate::new().or(impatient));
+    let impatient = LongPoll::new().wait_time(Duration::from_millis(10));
+    let transports = guard.wrap(Negotiate::new().add_transport(impatient));
     let server = Server::new(service(source).transport(transports)).await;
     let mut cursor = SECRET.to_owned();
     for version in VERSIONS {

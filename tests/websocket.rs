@@ -14,7 +14,7 @@ use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
     OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
     source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
-    transport::{Negotiate, WebSocket, websocket::Form},
+    transport::{Negotiate, WebSocket, websocket::MessageFormat},
 };
 
 const TEXT: u8 = 0x81;
@@ -159,7 +159,7 @@ async fn the_form_of_nchan_has_its_headers() {
 
 #[tokio::test]
 async fn a_subprotocol_of_ones_own_has_any_form() {
-    let transport = WebSocket::new().subprotocol("ticks.v1", Form::Json);
+    let transport = WebSocket::new().subprotocol("ticks.v1", MessageFormat::Json);
     let server = over(transport, vec![Item::Event(Event::text("x"))]).await;
     let offer = ("sec-websocket-protocol", "ticks.v1");
     let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
@@ -400,7 +400,7 @@ async fn pages_of_other_origins_are_refused() {
 
 #[tokio::test]
 async fn a_source_takes_what_the_client_says() {
-    let server = echo(WebSocket::new().max_message(1 << 20)).await;
+    let server = echo(WebSocket::new().max_message_size(1 << 20)).await;
     for version in VERSIONS {
         let socket = connect(&server, version, "/", &[]).await;
         let mut client = socket.well_behaved();

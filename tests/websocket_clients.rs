@@ -32,9 +32,13 @@ impl App {
             let refused = Rejection::new(http::StatusCode::UPGRADE_REQUIRED);
             subscription.client_messages().ok_or(refused)
         });
-        let transport = WebSocket::new().max_message(1 << 20).deflate_from(Some(0));
-        let transport =
-            transport.subprotocol("echo", tower_push::transport::websocket::Form::Plain);
+        let transport = WebSocket::new()
+            .max_message_size(1 << 20)
+            .deflate_threshold(Some(0));
+        let transport = transport.subprotocol(
+            "echo",
+            tower_push::transport::websocket::MessageFormat::Plain,
+        );
         let channel = Channel::new();
         let gone = source_fn(|_| async {
             let events = [Event::text("größe"), Event::binary(&b"\xff\x00\n"[..])];

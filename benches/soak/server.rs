@@ -34,13 +34,11 @@ use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
 use tower_push::{
     Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteProgress,
+    format::{JsonSeq, Multipart, Ndjson, Raw},
     guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     layer::TransportLayer,
     source::{Rejection, Subscription, source_fn},
-    transport::{
-        Chunked, LongPoll, Negotiate, Sse, WebSocket,
-        chunked::{JsonSeq, Multipart, Ndjson, Raw},
-    },
+    transport::{Chunked, LongPoll, Negotiate, Sse, WebSocket},
 };
 
 use crate::{ALLOCATOR, BoxError, DRAINED, SHUT, SOON};
@@ -245,16 +243,16 @@ impl Soaked {
             .write_deadline(PATIENCE)
             .close_deadline(PATIENCE);
         let polls = LongPoll::new()
-            .wait(2 * HEARTBEAT)
-            .park_in(self.parked.clone())
+            .wait_time(2 * HEARTBEAT)
+            .resumable(self.parked.clone())
             .keep_alive(beat());
         Negotiate::only(Sse::new().keep_alive(beat()))
-            .or(Chunked::new(Ndjson::new()).keep_alive(beat()))
-            .or(Chunked::new(JsonSeq::new()).keep_alive(beat()))
-            .or(Chunked::new(Multipart::mixed()).keep_alive(beat()))
-            .or(Chunked::new(Raw::new()).keep_alive(beat()))
-            .or(polls)
-            .or(sockets)
+            .add_transport(Chunked::new(Ndjson::new()).keep_alive(beat()))
+            .add_transport(Chunked::new(JsonSeq::new()).keep_alive(beat()))
+            .add_transport(Chunked::new(Multipart::mixed()).keep_alive(beat()))
+            .add_transport(Chunked::new(Raw::new()).keep_alive(beat()))
+            .add_transport(polls)
+            .add_transport(sockets)
     }
 
     async fn accept(self, listener: TcpListener) {

@@ -76,7 +76,7 @@ async fn main() -> Result<(), BoxError> {
     let address = arguments.next().unwrap_or("127.0.0.1:3000".to_owned());
     let mut long_poll = LongPoll::new().durable_only();
     if let Some(seconds) = arguments.next() {
-        long_poll = long_poll.wait(Duration::from_secs_f64(seconds.parse()?));
+        long_poll = long_poll.wait_time(Duration::from_secs_f64(seconds.parse()?));
     }
     let streams = Streams {
         all: Arc::default(),

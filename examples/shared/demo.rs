@@ -16,11 +16,9 @@ use http::{
 use tokio::time::{Instant, sleep_until};
 use tower_push::{
     Error, Event, EventId, Gap, GapReason, Item, Push, PushSource,
+    format::{Multipart, Raw},
     source::{Subscription, source_fn},
-    transport::{
-        Chunked, Negotiate, Preference, Responding, Transport, WebSocket,
-        chunked::{Multipart, Raw},
-    },
+    transport::{BoxResponseFuture, Chunked, Negotiate, Preference, Transport, WebSocket},
 };
 
 /// The page's files: path, media type, content.
@@ -65,11 +63,11 @@ pub const EXPOSED: [HeaderName; 6] = [
 /// Every transport that the page shows: the usual ones, and those that must be asked for.
 pub fn transports() -> Negotiate {
     Negotiate::new()
-        .or(Chunked::new(Multipart::replace()))
-        .or(Chunked::new(Raw::new()))
+        .add_transport(Chunked::new(Multipart::replace()))
+        .add_transport(Chunked::new(Raw::new()))
         // In the place of the usual one, so that the page can show both.
-        .or(WebSocket::new().deflate_from(None))
-        .or(Compressed(WebSocket::new().deflate_from(Some(0))))
+        .add_transport(WebSocket::new().deflate_threshold(None))
+        .add_transport(Compressed(WebSocket::new().deflate_threshold(Some(0))))
 }
 
 /// A WebSocket under a name of its own: `?transport=websocket-compressed`.
@@ -90,7 +88,7 @@ impl Transport for Compressed {
         None
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         self.0.respond(head, push)
     }
 }

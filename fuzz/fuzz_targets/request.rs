@@ -39,7 +39,7 @@ fuzz_target!(|input: &[u8]| {
         assert!(sent.any(|sent| sent == id.as_str()) || asked.any(|asked| asked == id.as_str()));
     }
 
-    if let Some((_, chosen)) = Preference::accepted(&head.headers, &TYPES) {
+    if let Some((_, chosen)) = Preference::from_accept(&head.headers, &TYPES) {
         assert!(TYPES.contains(&chosen));
     }
 });

@@ -110,8 +110,8 @@ use crate::{
     source::{Push, Rejection},
     supervision::StreamHandle,
     transport::{
-        Preference, PushBody, Responding, Transport, event_source_retry_response,
-        is_event_source_request, rejection_response, retry_response,
+        BoxResponseFuture, Preference, PushBody, Transport, event_source_retry_response,
+        is_event_source_request, rejection_response,
     },
 };
 
@@ -276,7 +276,10 @@ impl Policy {
             Some(retry) if !self.always_503 && is_event_source => {
                 event_source_retry_response(retry)
             }
-            Some(retry) => retry_response(retry),
+            Some(retry) => {
+                let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
+                rejection_response(busy.retry_after(retry))
+            }
         }
     }
 
@@ -346,7 +349,7 @@ impl<T: Transport> Transport for Guarded<T> {
         self.transport.preference(head)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let policy = &self.guard.0;
         if !policy.allows(head) {
             return Box::pin(ready(policy.refuse(head, RefusalReason::Origin)));

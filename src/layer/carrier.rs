@@ -8,7 +8,7 @@ use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
 use self::sealed::Sealed;
 use crate::{
     source::Push,
-    transport::{NoBody, PushBody},
+    transport::{NeverBody, PushBody},
 };
 
 /// A response type of a service inside a [`TransportLayer`](super::TransportLayer): [`Push`] or [`Response`].
@@ -60,9 +60,9 @@ pub struct CarrierHead {
 }
 
 impl IntoPushOrResponse for Push {
-    type Body = NoBody;
+    type Body = NeverBody;
 
-    fn into_push_or_response(self) -> PushOrResponse<NoBody> {
+    fn into_push_or_response(self) -> PushOrResponse<NeverBody> {
         PushOrResponse::Push(self, CarrierHead::default())
     }
 }

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     source::{Push, PushSource, Rejection},
-    transport::{Negotiate, PushBody, Responding, Transport, rejection_response},
+    transport::{BoxResponseFuture, Negotiate, PushBody, Transport, rejection_response},
 };
 
 /// Creates a service that serves one source, over the transport that the client asks for.
@@ -116,7 +116,7 @@ where
 
 /// The future of a [`SourceService`].
 #[must_use = "futures do nothing unless polled"]
-pub struct SourceResponseFuture(Responding);
+pub struct SourceResponseFuture(BoxResponseFuture);
 
 impl Future for SourceResponseFuture {
     type Output = Result<Response<PushBody>, Infallible>;

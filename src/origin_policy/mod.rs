@@ -11,7 +11,7 @@ use http::{
 };
 
 use self::origin::Origin;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
@@ -149,7 +149,7 @@ impl OriginPolicy {
     /// # Errors
     /// [`Error::is_invalid_origin`] if the text is not an origin.
     pub fn allow_origin(mut self, origin: &str) -> Result<Self, Error> {
-        let origin = Origin::parse(origin).ok_or(Kind::InvalidOrigin)?;
+        let origin = Origin::parse(origin).ok_or_else(Error::invalid_origin)?;
         self.rules_mut().listed.push(origin);
         Ok(self)
     }

@@ -1,70 +1,104 @@
-//! Responses without a stream.
+//! Complete responses to requests that are refused, and header values that several transports set.
 
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use std::time::Duration;
 
-use super::PushBody;
+use bytes::BytesMut;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+};
+use tower_push_proto::sse::write_retry;
+
+use super::{Preference, PushBody, sse::TEXT_EVENT_STREAM};
 use crate::source::Rejection;
 
-/// Returns the refusal of a request whose method is CONNECT; `None` for other methods. A 200 would tell the client that a tunnel is open.
-pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
-    let refusal = || {
-        let refusal = Rejection::new(StatusCode::NOT_IMPLEMENTED);
-        rejection_response(refusal.message("there is no tunnel here"))
-    };
-    (method == Method::CONNECT).then(refusal)
-}
+/// A value of `Cache-Control`: caches must not keep the response.
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The response to a client whose subscription is refused.
-///
-/// It has the rejection's status and headers, and its message as plain text where the status allows a body. It is not to be stored
-/// (`Cache-Control: no-store`) unless the rejection has a `Cache-Control` of its own.
-///
-/// ```
-/// use http::StatusCode;
-/// use tower_push::{source::Rejection, transport::rejection_response};
-///
-/// let response = rejection_response(Rejection::new(StatusCode::FORBIDDEN));
-/// assert_eq!(response.status(), 403);
-/// assert_eq!(response.headers()["cache-control"], "no-store");
-/// ```
-pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
-    let (status, headers, message) = rejection.into_parts();
-    let has_body = !status.is_informational() && !BODILESS.contains(&status);
-    let mut response = if has_body && !message.is_empty() {
-        plain_text(message.into_owned())
-    } else {
-        Response::new(PushBody::empty())
-    };
-    *response.status_mut() = status;
-    let entry = response.headers_mut().entry(header::CACHE_CONTROL);
-    entry.or_insert(HeaderValue::from_static("no-store"));
-    response.headers_mut().extend(headers);
-    response
-}
+/// The value of `X-Content-Type-Options`: browsers must not guess another content type than the one that is sent.
+pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
-/// Statuses whose responses have no body: RFC 9110 §15.3.5, §15.3.6, §15.4.5.
-const BODILESS: [StatusCode; 3] = [
+/// The statuses whose responses have no body: RFC 9110 §15.3.5, §15.3.6 and §15.4.5.
+const STATUSES_WITHOUT_BODY: [StatusCode; 3] = [
     StatusCode::NO_CONTENT,
     StatusCode::RESET_CONTENT,
     StatusCode::NOT_MODIFIED,
 ];
 
-/// Adds `Vary: Accept`, if it is not there: the response depends on the request's `Accept`.
+/// Makes the response to a request whose subscription is refused, from the status, the headers and the message of `rejection`.
+///
+/// The message is the body, as plain text. A response whose status allows no body has none. `Cache-Control` is `no-store` unless the
+/// rejection sets it.
+pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
+    let (status, headers, message) = rejection.into_parts();
+    let has_body = !status.is_informational() && !STATUSES_WITHOUT_BODY.contains(&status);
+    let mut response = if has_body && !message.is_empty() {
+        plain_text_response(message.into_owned())
+    } else {
+        Response::new(PushBody::empty())
+    };
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, NO_STORE);
+    response.headers_mut().extend(headers);
+    response
+}
+
+fn plain_text_response(message: String) -> Response<PushBody> {
+    let mut response = Response::new(PushBody::full(message));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    response
+}
+
+/// Returns the refusal of a CONNECT request, and `None` for other methods. A 200 would mean that the server has opened a tunnel.
+pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
+    let rejection =
+        || Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here");
+    (method == Method::CONNECT).then(|| rejection_response(rejection()))
+}
+
+/// Returns whether the request accepts an event stream by name, as that of an `EventSource` does.
+///
+/// Returns `false` for a CONNECT request: the 200 of [`event_source_retry_response`] would mean that the server has opened a tunnel.
+pub(crate) fn is_event_source_request(head: &Parts) -> bool {
+    let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
+    head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
+}
+
+/// Makes the response that an `EventSource` takes for a stream that has ended: 200, with the hint to reconnect after `retry`.
+///
+/// An `EventSource` that gets an error status gives up for good instead.
+pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody> {
+    let mut body = BytesMut::new();
+    write_retry(retry, &mut body);
+    let mut response = Response::new(PushBody::full(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(TEXT_EVENT_STREAM),
+    );
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    vary_by_accept(headers);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    response
+}
+
+/// Adds `Vary: Accept` if it is not there: the response depends on the `Accept` header of the request.
 pub(super) fn vary_by_accept(headers: &mut HeaderMap) {
-    if headers.get_all(header::VARY).iter().all(|v| v != "Accept") {
+    let mut values = headers.get_all(header::VARY).iter();
+    if values.all(|value| value != "Accept") {
         headers.append(header::VARY, HeaderValue::from_static("Accept"));
     }
 }
 
-/// A response with a message for people.
-fn plain_text(message: String) -> Response<PushBody> {
-    let mut response = Response::new(PushBody::whole(message));
-    for (name, value) in [
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        let value = HeaderValue::from_static(value);
-        response.headers_mut().insert(name, value);
+/// Inserts a value of visible ASCII characters: a cursor, a number. Any other value is left out.
+pub(super) fn insert_ascii(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
     }
-    response
 }

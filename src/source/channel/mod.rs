@@ -69,7 +69,7 @@ use self::{
 };
 use super::{PushSource, Rejection, StartPosition, Subscription};
 use crate::{
-    error::{Error, Kind},
+    error::Error,
     event::{Event, EventId, Gap, GapReason, Item},
 };
 
@@ -220,7 +220,7 @@ impl Channel {
         };
         let numbered = |number| event.under(inner.epoch.id(number));
         let published = inner.shared.publish(numbered, key, inner.now());
-        let number = published.ok_or(Kind::Closed)?;
+        let number = published.ok_or_else(Error::closed)?;
         inner.counts.published.fetch_add(1, Ordering::Relaxed);
         Ok(inner.epoch.id(number))
     }

@@ -12,7 +12,7 @@ use futures_core::Stream;
 
 use super::{Inner, LagPolicy, Place, log::Next, taken::Taken};
 use crate::{
-    error::{BoxError, Error, Kind},
+    error::{BoxError, Error},
     event::{EventId, Gap, GapReason, Item},
     sync::WaiterKey,
 };
@@ -65,7 +65,7 @@ impl Subscriber {
         add(count, missed);
         if reason == GapReason::Lagged && matches!(self.inner.lag_policy, LagPolicy::Disconnect) {
             self.is_over = true;
-            return Err(Error::from(Kind::Lagged).into());
+            return Err(Error::lagged().into());
         }
         self.at = resumed;
         let mut gap = Gap::new(reason).missed(missed);

@@ -318,12 +318,11 @@ fn rest(log: &Log, mut at: u64, seat: &Seat, gap: &Gap) -> VecDeque<Item> {
             }
             Some(Next::Gone { resumed, missed }) => {
                 at = resumed;
-                rest.push_back(Item::Gap(Gap {
-                    reason: GapReason::Expired,
-                    resumed: Some(seat.kept.id(resumed)),
-                    missed,
-                    ..gap.clone()
-                }));
+                let mut gap = gap.clone();
+                gap.reason = GapReason::Expired;
+                gap.resumed = Some(seat.kept.id(resumed));
+                gap.missed = missed;
+                rest.push_back(Item::Gap(gap));
             }
             Some(Next::End(_)) | None => return rest,
         }

@@ -19,7 +19,7 @@ use crate::{
     event::{Event, EventId, Gap, Item},
     source::retry_after,
     supervision::SupervisedStream,
-    transport::{Batch, Encoder, End},
+    transport::{Encoder, End, FrameBuffer},
 };
 
 /// How much a batch holds: it ends with the event that reaches a bound, so that there is always one.
@@ -39,7 +39,7 @@ pub(super) struct Patience {
 /// A batch in the making: sans-io.
 pub(super) struct Gathering {
     encoder: Box<dyn Encoder>,
-    batch: Batch,
+    batch: FrameBuffer,
     bounds: Bounds,
     events: usize,
     /// Something was written.
@@ -135,7 +135,7 @@ impl Gathering {
         bounds: Bounds,
         cursor: Option<EventId>,
     ) -> Self {
-        let mut batch = Batch::default();
+        let mut batch = FrameBuffer::default();
         encoder.open_batch(&mut batch);
         Self {
             encoder,
@@ -371,7 +371,7 @@ mod tests {
     use super::*;
     use crate::{
         event::GapReason,
-        transport::{chunked::Format, long_poll::JsonArray},
+        format::{Format, JsonArray},
     };
 
     const BOUNDS: Bounds = Bounds {
@@ -524,13 +524,8 @@ mod tests {
             Some((Ok(event(n as u64)), n + 1))
         });
         let began = Instant::now();
-        let items = Box::pin(items);
-        let batch = Gather::new(
-            &mut SupervisedStream::unsupervised(items),
-            gathering(BOUNDS),
-            patience,
-        )
-        .await;
+        let mut items = SupervisedStream::unsupervised(Box::pin(items));
+        let batch = Gather::new(&mut items, gathering(BOUNDS), patience).await;
         assert_eq!(began.elapsed().as_secs(), 12);
         assert_eq!(at(&batch), Some("1"));
     }

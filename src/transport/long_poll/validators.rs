@@ -2,26 +2,20 @@
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::{
-    NOSNIFF,
-    gather::{Gathered, Rest},
-    insert,
-};
+use super::gather::{Gathered, Rest};
 use crate::{
     error::Error,
     event::EventId,
     source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{
-        PushBody,
-        response::{rejection_response, vary_by_accept},
+        PushBody, rejection_response,
+        response::{NO_STORE, NOSNIFF, insert_ascii, vary_by_accept},
     },
 };
 
 /// A private cache may keep it, for it is the client's memory, but must ask before each use; a shared one would give one
 /// client's cursor to another.
 const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
 /// Where the client asks to begin: `Last-Event-ID`, which a program sets, before `If-None-Match`, which a cache may add to it;
 /// and that before the query, which in a loop over one URL is where the loop began.
 pub(super) fn starting(subscription: Subscription) -> Subscription {
@@ -107,7 +101,7 @@ pub(super) fn answer(
         _ => cursor.as_ref().map(EventId::as_str),
     };
     let length = HeaderValue::from(body.len());
-    let mut response = Response::new(PushBody::whole(body));
+    let mut response = Response::new(PushBody::full(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, length);
@@ -115,8 +109,8 @@ pub(super) fn answer(
     rest.tell(headers);
     common(headers, is_negotiated);
     if let Some(cursor) = cursor {
-        insert(headers, header::ETAG, &tag(cursor, format));
-        insert(headers, LAST_EVENT_ID, cursor);
+        insert_ascii(headers, header::ETAG, &tag(cursor, format));
+        insert_ascii(headers, LAST_EVENT_ID, cursor);
     }
     response
 }

@@ -25,18 +25,20 @@ use self::{
     sse::{Batches, Data, Verbatim},
 };
 use super::{
-    NOSNIFF,
     gather::{Bounds, Gather, Gathered, Gathering, Patience, Rest},
-    insert,
     parking::Parking,
     wait::Wait,
 };
 use crate::{
-    error::{BoxError, Error, Kind},
+    error::{BoxError, Error},
     event::{Event, EventId, Item},
     source::{Push, PushSource, Rejection, StartPosition},
     supervision::{PendingStream, SupervisedStream},
-    transport::{KeepAlive, PushBody, response::rejection_response, stream::streaming_response},
+    transport::{
+        KeepAlive, PushBody, rejection_response,
+        response::{NO_STORE, NOSNIFF, insert_ascii},
+        streaming::streaming_response,
+    },
 };
 
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
@@ -46,8 +48,6 @@ const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encod
 
 const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
 /// What lies between two offsets never changes (§8.1).
 const PRIVATE: HeaderValue =
     HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
@@ -240,7 +240,7 @@ impl Durable {
         let is_content = has_content || request.live.is_none();
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
-        insert(headers, NEXT_OFFSET, offset);
+        insert_ascii(headers, NEXT_OFFSET, offset);
         rest.tell(headers);
         if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
             headers.insert(UP_TO_DATE, TRUE);
@@ -249,7 +249,7 @@ impl Durable {
             headers.insert(CLOSED, TRUE);
         }
         if request.live.is_some() {
-            insert(headers, STREAM_CURSOR, &request.cursor.next().to_string());
+            insert_ascii(headers, STREAM_CURSOR, &request.cursor.next().to_string());
         }
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         if is_content {
@@ -270,9 +270,9 @@ impl Durable {
                 }
                 let closed = if rest.is_finished() { ":c" } else { "" };
                 let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
-                insert(headers, header::ETAG, &tag);
+                insert_ascii(headers, header::ETAG, &tag);
             }
-            *response.body_mut() = PushBody::whole(body);
+            *response.body_mut() = PushBody::full(body);
         } else {
             *response.status_mut() = StatusCode::NO_CONTENT;
         }
@@ -363,7 +363,7 @@ const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
 
 /// The answer where there is no place to tell of a gap.
 fn gone<S>(items: &SupervisedStream<S>) -> Response<PushBody> {
-    let error = Error::from(Kind::GapUnsupported);
+    let error = Error::gap_unsupported();
     let response = failed(Some(&error));
     items.report_send_error(&error.into());
     response
