@@ -29,7 +29,7 @@ pub mod channel;
 mod client_messages;
 mod item_stream;
 mod push;
-pub(crate) mod query;
+pub mod query;
 mod rejection;
 pub mod resumable;
 mod source_fn;

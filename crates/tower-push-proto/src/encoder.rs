@@ -67,6 +67,7 @@ impl End {
     };
 
     /// The stream ends, and clients may reconnect: after this time, where there is one.
+    #[inline]
     pub fn reconnect(retry: Option<Duration>) -> Self {
         Self {
             finished: false,

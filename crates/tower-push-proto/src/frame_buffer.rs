@@ -70,6 +70,7 @@ impl FrameBuffer {
     }
 
     /// Appends bytes that others share, or that would be large to copy.
+    #[inline]
     pub fn push(&mut self, bytes: Bytes) {
         if self.joins(&bytes) {
             self.buffer().put_slice(&bytes);
@@ -79,6 +80,7 @@ impl FrameBuffer {
     }
 
     /// Whether these bytes are to be copied behind others.
+    #[inline]
     fn joins(&mut self, bytes: &Bytes) -> bool {
         if bytes.len() >= LARGE {
             self.seal();
@@ -110,11 +112,13 @@ impl FrameBuffer {
     }
 
     /// Whether there is enough to send before looking for more.
+    #[inline]
     pub fn is_full(&self) -> bool {
         self.len() >= FRAME
     }
 
     /// In bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.done.as_ref().map_or(0, |done| done.len) + self.open.len()
     }

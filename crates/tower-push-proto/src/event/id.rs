@@ -50,6 +50,7 @@ impl EventId {
     }
 
     /// Whether it is [`EventId::FINISHED`].
+    #[inline]
     pub fn is_finished(&self) -> bool {
         self.as_str() == Self::FINISHED
     }
@@ -103,6 +104,7 @@ macro_rules! text {
     ($type:ident) => {
         impl $type {
             /// The text.
+            #[inline]
             pub fn as_str(&self) -> &str {
                 &self.0
             }

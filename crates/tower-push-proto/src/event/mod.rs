@@ -179,21 +179,25 @@ impl Event {
     }
 
     /// The cursor that resumes after this event.
+    #[inline]
     pub fn id(&self) -> Option<&EventId> {
         self.fields().id.as_ref()
     }
 
     /// The name under which a client dispatches it.
+    #[inline]
     pub fn event_type(&self) -> Option<&EventType> {
         self.fields().event_type.as_ref()
     }
 
     /// The content.
+    #[inline]
     pub fn payload(&self) -> &Payload {
         &self.fields().payload
     }
 
     /// Everything it is made of.
+    #[inline]
     pub fn fields(&self) -> &Fields {
         &self.0.fields
     }
@@ -231,6 +235,7 @@ impl Event {
     }
 
     /// Whether a clone exists, so that an encoding may be wanted again.
+    #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

@@ -20,6 +20,7 @@ pub enum Payload {
 
 impl Payload {
     /// The bytes, of whatever kind.
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Text(text) | Self::Json(text) => text.as_bytes(),
@@ -29,6 +30,7 @@ impl Payload {
 
     /// The bytes, without a copy.
     #[cfg(feature = "websocket")]
+    #[inline]
     pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Text(text) | Self::Json(text) => text.into(),
@@ -37,6 +39,7 @@ impl Payload {
     }
 
     /// The text; bytes count as text where they are UTF-8.
+    #[inline]
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) | Self::Json(text) => Some(text),

@@ -145,6 +145,7 @@ impl Decoder {
     }
 
     /// Whether nothing has begun that is not whole: no frame and no message.
+    #[inline]
     pub fn is_idle(&self) -> bool {
         match &self.state {
             State::Header => self.begun.len == 0 && self.unfinished.is_none(),
@@ -169,6 +170,7 @@ impl Decoder {
     }
 
     /// Of the data frame that has begun, what is to come, in bytes.
+    #[inline]
     pub fn missing(&self) -> usize {
         match &self.state {
             State::Data(header, _) => header.len,

@@ -135,6 +135,7 @@ impl Header {
         Self { bytes, len }
     }
 
+    #[inline]
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
@@ -188,6 +189,7 @@ impl CloseCode {
     }
 
     /// The number.
+    #[inline]
     pub const fn get(self) -> u16 {
         self.0
     }

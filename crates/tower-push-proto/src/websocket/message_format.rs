@@ -68,6 +68,7 @@ const LARGE: usize = 16 * 1024;
 
 impl FrameEncoder {
     /// What a frame carries that is better not copied: a large payload, alone and as it is, of an event that nobody else has.
+    #[inline]
     pub fn whole(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
         let is_large = event.payload().as_bytes().len() >= LARGE;
         if !is_large || self.format != MessageFormat::Plain || event.is_encoded::<Framed<Plain>>() {

@@ -82,12 +82,14 @@ impl Outgoing {
     }
 
     /// In bytes.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         let queued = self.rest.as_ref().map_or(0, |rest| rest.queued_len);
         self.current.len() + queued + self.batch.len()
     }
 
     /// What to write, where that is one slice, or nothing: the usual case, in straight code.
+    #[inline]
     pub(super) fn slice(&mut self) -> Option<&[u8]> {
         self.take_batch();
         let is_one = self.rest.is_none() && self.current.header.as_bytes().is_empty();

@@ -187,22 +187,26 @@ impl Session {
     }
 
     /// Whether messages are still to be sent and taken.
+    #[inline]
     pub fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
     /// Whether the client's frames are read.
+    #[inline]
     fn is_reading(&self) -> bool {
         let is_there = matches!(self.phase, Phase::Open | Phase::Closing { .. });
         is_there && self.parting.is_none()
     }
 
     /// Whether there is nothing more to do.
+    #[inline]
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
     }
 
     /// Whether the socket is to be shut down once all is written.
+    #[inline]
     pub fn is_leaving(&self) -> bool {
         matches!(self.phase, Phase::Leaving { .. })
     }
@@ -222,6 +226,7 @@ impl Session {
     }
 
     /// Of the frame that has begun, what is to come, in bytes.
+    #[inline]
     pub fn missing(&self) -> usize {
         self.decoder.missing()
     }
@@ -305,6 +310,7 @@ impl Session {
     // What goes out.
 
     /// Whether the next item has a place.
+    #[inline]
     pub fn has_room(&self) -> bool {
         self.is_open() && self.outgoing.len() < WRITE
     }
@@ -397,6 +403,7 @@ impl Session {
     }
 
     /// What is to be written, where that is one slice, or nothing.
+    #[inline]
     pub fn slice(&mut self) -> Option<&[u8]> {
         self.outgoing.slice()
     }
@@ -424,6 +431,7 @@ impl Session {
     }
 
     /// All is written.
+    #[inline]
     pub fn flows(&mut self) {
         self.stalled = None;
     }
@@ -501,6 +509,7 @@ impl Session {
     }
 
     /// Whether nothing is read, because nobody takes the client's messages.
+    #[inline]
     pub fn reads_paused(&self) -> bool {
         self.is_deaf
     }
