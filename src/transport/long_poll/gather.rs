@@ -17,7 +17,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, Item},
-    source::{Watched, retry_after},
+    source::retry_after,
+    supervision::SupervisedStream,
     transport::{BatchEncoder, End, FrameBuffer},
 };
 
@@ -157,13 +158,13 @@ impl Gathering {
     /// What these items yield next, or their end. Breaks when the batch cannot hold more.
     pub(super) fn take_of<S>(
         &mut self,
-        items: &Watched<S>,
+        items: &SupervisedStream<S>,
         next: Option<Result<Item, BoxError>>,
     ) -> ControlFlow<Rest> {
         let is_item = matches!(next, Some(Ok(_)));
         let taken = self.take(next);
         if let (true, Break(Rest::Failed(error))) = (is_item, &taken) {
-            items.cut(error);
+            items.report_send_error(error);
         }
         taken
     }
@@ -242,8 +243,8 @@ impl Gathering {
 
 pin_project! {
     /// Waits for the first thing that is ready, then takes what is ready with it. Dropped, it leaves nothing behind.
-    pub(super) struct Gather<S> {
-        items: Watched<S>,
+    pub(super) struct Gather<'a, S> {
+        items: &'a mut SupervisedStream<S>,
         // Until the batch is done.
         gathering: Option<Gathering>,
         waiting: Waiting,
@@ -269,8 +270,12 @@ const ITEMS: usize = 1024;
 /// Longer than any connection; and any clock can add it.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-impl<S> Gather<S> {
-    pub(super) fn new(items: Watched<S>, gathering: Gathering, patience: Patience) -> Self {
+impl<'a, S> Gather<'a, S> {
+    pub(super) fn new(
+        items: &'a mut SupervisedStream<S>,
+        gathering: Gathering,
+        patience: Patience,
+    ) -> Self {
         Self {
             items,
             gathering: Some(gathering),
@@ -283,7 +288,7 @@ impl<S> Gather<S> {
     }
 }
 
-impl<S> Gather<S>
+impl<S> Gather<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
@@ -295,7 +300,7 @@ where
         };
         for _ in 0..ITEMS {
             let next = if gathering.is_full() {
-                this.items.poll_ahead(cx)
+                this.items.poll_next_uncounted(cx)
             } else {
                 Pin::new(&mut *this.items).poll_next(cx)
             };
@@ -337,7 +342,7 @@ where
     }
 }
 
-impl<S> Future for Gather<S>
+impl<S> Future for Gather<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
@@ -348,7 +353,7 @@ where
         let this = self.project();
         match this.gathering.take() {
             Some(gathering) => Poll::Ready(Gathered {
-                is_cut_short: this.items.was_ended(),
+                is_cut_short: this.items.has_ended_early(),
                 ..gathering.finish(rest)
             }),
             None => Poll::Pending,
@@ -393,11 +398,8 @@ mod tests {
             first: Duration::ZERO,
             more: Duration::ZERO,
         };
-        let gather = std::pin::pin!(Gather::new(
-            Watched::alone(items),
-            gathering(BOUNDS),
-            patience
-        ));
+        let mut items = SupervisedStream::unsupervised(items);
+        let gather = std::pin::pin!(Gather::new(&mut items, gathering(BOUNDS), patience));
         match gather.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(gathered) => gathered,
             Poll::Pending => panic!("it should not wait"),
@@ -492,6 +494,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_source_that_never_pauses_is_left_at_the_deadline() {
         let items = stream::repeat_with(|| Ok(cursor(1)));
+        let mut items = SupervisedStream::unsupervised(items);
         let patience = Patience {
             first: Duration::from_secs(5),
             more: Duration::ZERO,
@@ -501,7 +504,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            batch = Gather::new(Watched::alone(items), gathering(BOUNDS), patience) => {
+            batch = Gather::new(&mut items, gathering(BOUNDS), patience) => {
                 assert!(matches!(batch.rest, Rest::More));
             }
             () = clock => {}
@@ -520,8 +523,8 @@ mod tests {
             Some((Ok(event(n as u64)), n + 1))
         });
         let began = Instant::now();
-        let items = Box::pin(items);
-        let batch = Gather::new(Watched::alone(items), gathering(BOUNDS), patience).await;
+        let mut items = SupervisedStream::unsupervised(Box::pin(items));
+        let batch = Gather::new(&mut items, gathering(BOUNDS), patience).await;
         assert_eq!(began.elapsed().as_secs(), 12);
         assert_eq!(at(&batch), Some("1"));
     }
