@@ -53,6 +53,7 @@
 //! | [`event`] | [`Event`], its [`EventId`] and [`EventType`], [`Gap`], and [`IntoItem`], the conversion from strings, bytes, JSON and `Result`s |
 //! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
+//! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
 //!
@@ -93,7 +94,7 @@
 //! # Feature flags
 //! | feature | adds | crates |
 //! |---|---|---|
-//! | (none) | everything that is not listed below | 9 besides this one |
+//! | (none) | everything that is not listed below | 10 besides this one |
 //! | `websocket` (default) | the WebSocket transport and its incoming messages | `hyper` without features, `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
@@ -112,12 +113,13 @@
 mod error {
     pub(crate) use tower_push_proto::{BoxError, Error};
 }
+mod deadline;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
 pub mod source;
+pub mod supervision;
 mod sync;
-mod time;
 pub mod transport;
 mod write_progress;
 

@@ -202,12 +202,15 @@ impl Kept {
         for _ in 0..PASSED_OVER {
             let said = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // Made its own here: its id is about to be changed under a lock.
-                Some(Ok(Item::Event(event))) => Said::Entry(Entry::Event(event.into_unshared())),
+                Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
+                    Said::Entry(Entry::Event(event.into_unshared()))
+                }
                 Some(Ok(Item::Gap(gap))) => Said::Entry(Entry::Gap(Box::new(gap))),
-                Some(Ok(Item::Cursor(_))) => continue,
                 Some(Ok(Item::Finished)) => Said::End(End::Finished, None),
                 Some(Ok(Item::Ended { retry })) => Said::End(End::EndedFor(retry), None),
                 Some(Ok(Item::Expired)) => Said::End(End::Ended, None),
+                // A cursor of the stream's own: the log here has cursors of its own.
+                Some(Ok(_)) => continue,
                 Some(Err(error)) => Said::End(End::Failed(error.to_string().into()), Some(error)),
                 None => Said::End(self.end.clone(), None),
             };

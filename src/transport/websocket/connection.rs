@@ -21,7 +21,8 @@ use tower_push_proto::websocket::Session;
 use crate::{
     error::BoxError,
     event::Item,
-    source::{ClientMessageSender, MessageBatch, Ticket, Watched},
+    source::{ClientMessageSender, MessageBatch},
+    supervision::{StreamHandle, SupervisedStream},
     transport::lazy_timer::LazyTimer,
 };
 
@@ -34,8 +35,8 @@ pin_project! {
         driver: SessionDriver<S>,
         #[pin]
         timer: LazyTimer,
-        // Declared last, so that the stream counts as open until the socket is dropped.
-        ticket: Option<Ticket>,
+        // Declared last, so that a guarded stream counts as open until the socket is dropped.
+        handle: Option<StreamHandle>,
     }
 }
 
@@ -52,7 +53,7 @@ enum UpgradingSocket {
 struct SessionDriver<S> {
     session: Session,
     /// `None` once the session takes no item any more, so that the source is dropped at once.
-    items: Option<Watched<S>>,
+    items: Option<SupervisedStream<S>>,
     /// `None` if nobody receives the client's messages.
     message_sender: Option<ClientMessageSender>,
     /// Bytes that were read from the socket while `message_sender` had no room for their messages.
@@ -87,11 +88,11 @@ impl<S> ConnectionTask<S> {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         session: Session,
-        items: Watched<S>,
+        items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Self {
         Self {
-            ticket: items.ticket().cloned(),
+            handle: items.handle().cloned(),
             socket: UpgradingSocket::Pending(on_upgrade),
             driver: SessionDriver {
                 session,
@@ -288,7 +289,7 @@ where
             }
             let item = ready!(Pin::new(&mut *items).poll_next(cx));
             if let Err(error) = self.session.handle_item(item, now) {
-                items.cut(&error.into());
+                items.report_send_error(&error.into());
             }
         }
         Poll::Ready(())

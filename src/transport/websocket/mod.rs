@@ -84,7 +84,8 @@ use crate::{
     error::BoxError,
     event::Item,
     origin_policy::OriginPolicy,
-    source::{ClientMessageSender, Push, PushSource, Rejection, Subscription, Watched},
+    source::{ClientMessageSender, Push, PushSource, Rejection},
+    supervision::{PendingStream, SupervisedStream},
 };
 
 /// The WebSocket transport. See the [module docs](self).
@@ -231,7 +232,7 @@ impl WebSocket {
         &self,
         on_upgrade: OnUpgrade,
         encoder: FrameEncoder,
-        items: Watched<S>,
+        items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
     where
@@ -283,8 +284,8 @@ impl Transport for WebSocket {
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
-        let mut subscription =
-            Subscription::new(head, self.name()).with_client_messages(&message_sender);
+        let pending = PendingStream::new(head, self.name())
+            .map_subscription(|it| it.with_client_messages(&message_sender));
         let this = self.clone();
         Box::pin(async move {
             let Accepted {
@@ -292,13 +293,16 @@ impl Transport for WebSocket {
                 response,
                 ..
             } = accepted;
-            let opening = subscription.opening();
-            let subscribed = push.subscribe(subscription).await;
+            let subscribed = push.subscribe(pending.subscription().clone()).await;
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
-                Ok(items) => this.spawn(on_upgrade, encoder, opening.around(items), message_sender),
+                Ok(items) => {
+                    let items = pending.supervise(items);
+                    this.spawn(on_upgrade, encoder, items, message_sender)
+                }
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, encoder, opening.around(Finished), None)
+                    let items = pending.supervise(FinishedStream);
+                    this.spawn(on_upgrade, encoder, items, None)
                 }
                 Err(rejection) => Err(rejection),
             };
@@ -311,9 +315,9 @@ impl Transport for WebSocket {
 }
 
 /// To a client that comes back to a source that has finished.
-struct Finished;
+struct FinishedStream;
 
-impl Stream for Finished {
+impl Stream for FinishedStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

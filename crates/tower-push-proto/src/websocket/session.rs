@@ -399,26 +399,16 @@ impl Session {
                 }
                 Err(event) => self.encoder.event(&event, buffer),
             },
-            Some(Ok(Item::Gap(gap))) => self.encoder.gap(&gap, buffer),
-            Some(Ok(Item::Cursor(id))) => {
-                self.encoder.cursor(&id, buffer);
-                Ok(())
-            }
-            Some(Ok(Item::Finished)) => {
-                self.end_stream(End::FINISHED, CloseCode::NORMAL, "", now());
-                return Ok(());
-            }
+            Some(Ok(item)) => match self.encoder.item(&item, buffer) {
+                Ok(None) => Ok(()),
+                Ok(Some(end)) => {
+                    self.end_stream(end, now());
+                    return Ok(());
+                }
+                Err(error) => Err(error),
+            },
             None => {
-                self.end_stream(End::reconnect(None), CloseCode::COME_BACK, "", now());
-                return Ok(());
-            }
-            Some(Ok(Item::Ended { retry })) => {
-                let end = End::reconnect(Some(retry));
-                self.end_stream(end, CloseCode::RESTART, &end.to_json(), now());
-                return Ok(());
-            }
-            Some(Ok(Item::Expired)) => {
-                self.end_stream(End::reconnect(None), CloseCode::EXPIRED, "expired", now());
+                self.end_stream(End::reconnect(None), now());
                 return Ok(());
             }
             Some(Err(error)) => {
@@ -443,9 +433,15 @@ impl Session {
     }
 
     /// Sends the message for the end, if the message format has one, and closes the connection.
-    fn end_stream(&mut self, end: End, code: CloseCode, reason: &str, now: Instant) {
+    fn end_stream(&mut self, end: End, now: Instant) {
         self.encoder.end(end, self.send_queue.buffer());
-        self.close(code, reason, now);
+        let (code, reason) = match end {
+            End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
+            End { expired: true, .. } => (CloseCode::EXPIRED, "expired".into()),
+            End { retry: Some(_), .. } => (CloseCode::RESTART, end.to_json()),
+            End { retry: None, .. } => (CloseCode::COME_BACK, "".into()),
+        };
+        self.close(code, &reason, now);
     }
 
     // The closing handshake.
