@@ -47,8 +47,8 @@ impl Parking {
         let gathering = gathering.behind(lost);
         let mut gathered = Gather::new(watched, gathering, patience).await;
         if gathered.leaves_no_cursor() {
-            let rest = ItemStream::behind(gathered.take_ahead(), items);
-            gathered.cursor = Some(self.resumable.park(rest, self.owner.clone()));
+            let rest = ItemStream::with_first_item(gathered.take_ahead(), items);
+            gathered.cursor = Some(self.resumable.park(rest, Some(self.owner.clone().into())));
         }
         Ok(gathered)
     }
@@ -62,7 +62,7 @@ impl Parking {
         ItemStream<impl Stream<Item = Result<Item, BoxError>> + Send + Unpin + use<>>,
         Rejection,
     > {
-        let is_parked = |id| self.resumable.holds(id);
+        let is_parked = |id| self.resumable.contains(id);
         let push = if push.is_resumable() && !subscription.cursor().is_some_and(is_parked) {
             push
         } else {
@@ -77,7 +77,8 @@ impl Parking {
         push: &Push,
         subscription: &'a Subscription,
     ) -> Option<&'a EventId> {
-        let may_be_lost = |id: &&EventId| Resumable::is_cursor(id) && !self.resumable.holds(id);
+        let may_be_lost =
+            |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
         let cursor = subscription.cursor().filter(may_be_lost);
         cursor.filter(|_| push.is_resumable())
     }
