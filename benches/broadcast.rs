@@ -2,7 +2,7 @@
 //! `tokio::sync::broadcast`.
 //!
 //! ```sh
-//! cargo bench --bench broadcast
+//! cargo bench -p tower-push-benches --bench broadcast
 //! ```
 //!
 //! 1000 clients hold an event stream each, over loopback. They are sent 25 times a second a `single` message, or `eight` in a row;
@@ -18,10 +18,6 @@
 //! from Linux's `/proc`. The contestants take turns, so that what disturbs one disturbs all. The table shows the server's
 //! microseconds of CPU, in user and kernel mode together, for each message delivered, in the best turn and in the median one;
 //! and the ratio to axum's of tower-push and of the floor.
-
-#[path = "support/process.rs"]
-#[allow(dead_code, reason = "each benchmark uses its part")]
-mod process;
 
 use std::{
     convert::Infallible,
@@ -53,7 +49,7 @@ use tokio::{
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event};
 
-use self::process::{Process, check_open_files};
+use testkit::process::{Process, check_open_files};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 

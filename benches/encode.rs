@@ -1,7 +1,7 @@
 //! What it costs to make an event and to write it: against axum, warp, and a copy of the same bytes.
 //!
 //! ```sh
-//! cargo bench --bench encode
+//! cargo bench -p tower-push-benches --bench encode
 //! ```
 //!
 //! Each contestant answers with a response whose stream makes [`EVENTS`] events as its users write them, and is measured
@@ -30,7 +30,8 @@ use http_body::Body;
 use tower_push::{
     Event, IntoItem, KeepAlive, Push, PushBody,
     event::{Encoding, Fields},
-    transport::{Chunked, Sse, Transport, chunked::Ndjson},
+    format::Ndjson,
+    transport::{Chunked, Sse, Transport},
 };
 use warp::Reply;
 

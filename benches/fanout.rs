@@ -1,7 +1,7 @@
 //! What it costs to wake many subscribers: [`Channel`] against `tokio::sync::broadcast`, without sockets.
 //!
 //! ```sh
-//! cargo bench --bench fanout
+//! cargo bench -p tower-push-benches --bench fanout
 //! ```
 //!
 //! Each subscriber is a task that takes one message after the other: from a `Channel` as its stream, from tokio's channel by
@@ -12,10 +12,6 @@
 //! Each contestant has a process of its own, so that none has the better part of the heap, and they take turns, so that what
 //! disturbs one disturbs all. The table shows nanoseconds for each message and subscriber, in the best round and in the median
 //! one, and the ratio of `Channel` to the better one of tokio's two.
-
-#[path = "support/process.rs"]
-#[allow(dead_code, reason = "each benchmark uses its part")]
-mod process;
 
 use std::{
     env,
@@ -35,9 +31,9 @@ use tokio::{
     sync::{Notify, broadcast},
 };
 use tokio_stream::wrappers::BroadcastStream;
-use tower_push::{Channel, Event, source::Start};
+use tower_push::{Channel, Event, source::StartPosition};
 
-use self::process::Process;
+use testkit::process::Process;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -131,7 +127,7 @@ fn channel(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> P
     for _ in 0..subscribers {
         let received = received.clone();
         // Its first item is its cursor.
-        let mut items = channel.subscribe_from(Start::Now).skip(1);
+        let mut items = channel.subscribe_from(StartPosition::Now).skip(1);
         runtime.spawn(async move {
             let mut mine = 0;
             while let Some(Ok(_)) = items.next().await {

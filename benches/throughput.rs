@@ -1,7 +1,7 @@
 //! How fast one subscriber can be fed over a socket: against axum's `Sse`, and against a plain loop that writes the same bytes.
 //!
 //! ```sh
-//! cargo bench --bench throughput
+//! cargo bench -p tower-push-benches --bench throughput
 //! ```
 //!
 //! A round is one response over one connection on loopback, from a server thread to a client thread that reads and discards

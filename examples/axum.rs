@@ -18,8 +18,6 @@
 //! ```
 //! Another address: `cargo run --example axum 0.0.0.0:8080`.
 
-mod demo;
-
 use axum::{
     Router,
     http::header::CONTENT_TYPE,
@@ -28,6 +26,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tower_http::cors::{Any, CorsLayer};
 use tower_push::{BoxError, Push, PushLayer};
+use tower_push_examples::demo;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {

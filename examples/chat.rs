@@ -34,13 +34,13 @@ use tokio_stream::{
 use tower_push::{
     BoxError, Channel, Event, Item, Push, PushLayer, PushSource,
     event::Payload,
-    source::{ClientMessages, Rejection, Start, Subscription, source_fn},
+    source::{ClientMessages, Rejection, StartPosition, Subscription, source_fn},
 };
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let room = Arc::new(Room {
-        messages: Channel::builder().start(Start::Last(50)).build(),
+        messages: Channel::builder().start(StartPosition::Last(50)).build(),
         keys: Mutex::default(),
         here: watch::Sender::new(0),
     });

@@ -21,7 +21,9 @@ async fn main() -> Result<(), BoxError> {
         let needs_websocket = Rejection::new(StatusCode::UPGRADE_REQUIRED);
         subscription.client_messages().ok_or(needs_websocket)
     });
-    let transport = WebSocket::new().max_message(16 << 20).deflate_from(Some(0));
+    let transport = WebSocket::new()
+        .max_message_size(16 << 20)
+        .deflate_threshold(Some(0));
     let echo = tower_push::service(echo).transport(transport);
     let app = Router::new().route("/", any_service(echo));
 

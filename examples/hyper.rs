@@ -18,8 +18,6 @@
 //! ```
 //! Another address: `cargo run --example hyper 0.0.0.0:8080`.
 
-mod demo;
-
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -33,6 +31,7 @@ use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower_http::cors::{Any, CorsLayer};
 use tower_push::{BoxError, Push, PushLayer};
+use tower_push_examples::demo;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {

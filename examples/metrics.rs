@@ -16,9 +16,6 @@
 //!
 //! In production `/metrics` is on a port of its own, which the world does not see.
 
-#[path = "metrics/exposition.rs"]
-mod exposition;
-
 use std::{
     collections::BTreeMap,
     env,
@@ -41,12 +38,11 @@ use tokio::{
 use tokio_stream::{StreamExt, wrappers::IntervalStream};
 use tower_push::{
     BoxError, Channel, Drain, Error, Event, Guard, Push, Resumable,
-    guard::{Admission, Cause, Observer, Plan, Refusal, StreamInfo},
+    guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     layer::TransportLayer,
     transport::{LongPoll, Negotiate},
 };
-
-use self::exposition::{Exposition, Histogram, MEDIA_TYPE};
+use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -56,14 +52,15 @@ async fn main() -> Result<(), BoxError> {
 
     let drain = Drain::new();
     let durations = Durations::default();
-    let guard = Guard::new()
+    let guard = Guard::builder()
         .drain(&drain)
-        .admit(Admission::at_most(most))
-        .observe(durations.clone());
+        .admission(&Admission::builder().max_streams(most).build())
+        .observer(durations.clone())
+        .build();
     let resumable = Resumable::new();
     // What long-polling parks is counted with the rest.
-    let long_poll = LongPoll::new().park_in(resumable.clone());
-    let transports = guard.over(Negotiate::new().or(long_poll));
+    let long_poll = LongPoll::new().resumable(resumable.clone());
+    let transports = guard.wrap(Negotiate::new().add_transport(long_poll));
     let channel = Channel::new();
     tokio::spawn(tick(channel.clone()));
 
@@ -86,15 +83,15 @@ async fn main() -> Result<(), BoxError> {
         let drain = drain.clone();
         async move {
             let _ = tokio::signal::ctrl_c().await;
-            drain.start(Plan::within(Duration::from_secs(5)));
+            drain.start(DrainPlan::within(Duration::from_secs(5)));
         }
     };
     let server = axum::serve(listener, app).with_graceful_shutdown(stop);
     let server = tokio::spawn(server.into_future());
-    let drained = drain.finished().await;
+    let drained = drain.wait().await;
     println!(
         "{} streams were told to end, {} left, {} are cut",
-        drained.polite, drained.left, drained.cut
+        drained.notified, drained.left, drained.cut
     );
     let _ = timeout(Duration::from_secs(1), server).await;
     Ok(())
@@ -145,7 +142,7 @@ impl Durations {
 }
 
 impl Observer for Durations {
-    fn closed(&self, stream: &StreamInfo, _: Cause, open_for: Duration) {
+    fn on_close(&self, stream: &StreamInfo, _: CloseReason, open_for: Duration) {
         let mut by_transport = self.lock();
         let histogram = by_transport.entry(stream.transport);
         let histogram = histogram.or_insert_with(|| Histogram::new(BOUNDS));
@@ -171,11 +168,11 @@ impl Watched {
         text.counter("push_streams_opened_total", "Streams that were opened.")
             .sample(&[], counts.opened);
         let mut closed = text.counter("push_streams_closed_total", "Streams that are gone.");
-        for cause in Cause::ALL {
-            closed.sample(&[("cause", cause.name())], counts.closed(cause));
+        for reason in CloseReason::ALL {
+            closed.sample(&[("reason", reason.name())], counts.closed(reason));
         }
         let mut refused = text.counter("push_requests_refused_total", "Requests without a stream.");
-        for refusal in Refusal::ALL {
+        for refusal in RefusalReason::ALL {
             refused.sample(&[("reason", refusal.name())], counts.refused(refusal));
         }
         text.counter("push_events_total", "Events, once for each stream.")

@@ -18,8 +18,6 @@
 //! ```
 //! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second one is on the port behind it.
 
-mod demo;
-
 use std::{net::SocketAddr, time::Duration};
 
 use http::{
@@ -35,6 +33,7 @@ use hyper_util::{
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower_push::{BoxError, Push, PushBody, PushLayer, transport::Transport};
+use tower_push_examples::demo;
 use warp::{Filter, Rejection, Reply, path::FullPath};
 
 #[tokio::main]

@@ -1,54 +1,69 @@
-//! Server push for tower: any `Stream` as a live HTTP response, over the transport that the client asks for.
+//! Server push for [tower](https://docs.rs/tower): any `Stream` becomes a live HTTP response, on axum, warp and hyper.
 //!
+//! One URL serves Server-Sent Events, WebSocket, long-polling, and chunked streams of NDJSON, JSON text sequences or multipart.
+//! The client chooses by its `Accept` header, by an upgrade to WebSocket, or by a query parameter.
+//!
+//! # A first program
+//! ```toml
+//! [dependencies]
+//! axum = "0.8"
+//! tokio = { version = "1", features = ["full"] }
+//! tokio-stream = { version = "0.1", features = ["time"] }
+//! tower-push = { version = "0.1", features = ["axum"] }
 //! ```
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
 //! use axum::{Router, routing::any};
+//! use tokio::{net::TcpListener, time::interval};
 //! use tokio_stream::{StreamExt, wrappers::IntervalStream};
 //! use tower_push::{Push, PushLayer};
 //!
-//! let ticks = || async {
-//!     let interval = tokio::time::interval(std::time::Duration::from_secs(1));
-//!     Push::new(IntervalStream::new(interval).map(|_| "tick"))
-//! };
-//! let app: Router = Router::new().route("/ticks", any(ticks)).layer(PushLayer::new());
+//! async fn ticks() -> Push {
+//!     Push::new(IntervalStream::new(interval(Duration::from_secs(1))).map(|_| "tick"))
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> std::io::Result<()> {
+//!     let app = Router::new().route("/ticks", any(ticks)).layer(PushLayer::new());
+//!     let listener = TcpListener::bind("127.0.0.1:3000").await?;
+//!     axum::serve(listener, app).await
+//! }
 //! ```
-//!
-//! `/ticks` now speaks Server-Sent Events, NDJSON, JSON-seq, multipart, long-polling and WebSocket, whichever a client accepts,
-//! asks an upgrade to, or names (`/ticks?transport=ndjson`). What holds on each of them:
-//!
-//! - **Correct on the wire.** Every payload reads back as it was, and none can forge a field, a line or a boundary. Fields are
-//!   checked when an [`Event`] is built; nothing panics later, in the middle of a stream.
-//! - **Nothing lost in silence.** What a client will not get is announced as a [`Gap`]. An end is told from a failure: a
-//!   source's error cuts the response, and the client sees a truncation (on a WebSocket, its close code).
-//! - **Encoded once.** An event's bytes are shared by all its subscribers. What is ready together leaves in one frame; what
-//!   stands alone is not kept waiting.
-//! - **At home in tower.** [Layers](layer) around what you have; `http` types alone, so that axum, warp and bare hyper are the
-//!   same to it.
-//!
-//! # The parts
-//! Data flows one way, through one module each:
 //!
 //! ```text
-//! layer ─► transport ─► source ─► event
+//! curl -N http://127.0.0.1:3000/ticks                                      Server-Sent Events
+//! curl -N http://127.0.0.1:3000/ticks -H 'Accept: application/x-ndjson'    NDJSON
+//! curl -N 'http://127.0.0.1:3000/ticks?transport=multipart'                multipart
+//! new WebSocket("ws://127.0.0.1:3000/ticks")                               WebSocket, in a browser
 //! ```
 //!
-//! - [`event`]: what is pushed. [`Event`], its [id](EventId), which is the cursor that resumes after it, and [`IntoItem`], which
-//!   strings, bytes, JSON and `Result`s of them are.
-//! - [`source`]: what a client subscribes to. Any stream is a [`PushSource`]; [`source_fn`](source::source_fn) makes one that
-//!   sees the client's cursor, may refuse, and hears what a client says over a WebSocket; [`Channel`] is the one for many
-//!   subscribers, with a log that they resume from.
-//! - [`transport`]: how it travels. [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll),
-//!   `WebSocket`, and [`Negotiate`](transport::Negotiate) over several; or one of your own.
-//! - [`layer`]: how it gets out. Four doors: a layer over a service of pushes, the same layer over an existing HTTP service, a
-//!   [`service`] of one source, and the function [`respond`].
+//! # What every transport guarantees
+//! - **Correct bytes.** A client reads every payload as it was sent. No payload can forge a field, a line or a boundary. Ids and
+//!   types are checked when an [`Event`] is built, so an encoder cannot fail in the middle of a stream because of them.
+//! - **No silent loss.** The client is told of events that it will not receive, by a [`Gap`]. If the source fails, the response
+//!   is cut: the client sees a truncated body, or an error code on a WebSocket, and not an end.
+//! - **Encoding once.** All subscribers share the encoded bytes of an event. Events that are ready together are sent in one
+//!   frame, and an event that is ready alone is sent at once.
 //!
-//! Around a transport goes a [`Guard`]: how many streams there may be and for how long, how they end when the server stops
-//! ([`Drain`]), and what became of them. See [`guard`].
+//! # Modules
+//! | module | contents |
+//! |---|---|
+//! | [`event`] | [`Event`], its [`EventId`] and [`EventType`], [`Gap`], and [`IntoItem`], the conversion from strings, bytes, JSON and `Result`s |
+//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection |
+//! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
+//! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
+//! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
+//! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
 //!
-//! And beside the way: [`WriteProgress`], for the server's connections, which puts out clients that have stopped reading.
+//! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteProgress`] wraps a
+//! server's connections and disconnects clients that have stopped reading.
 //!
 //! # Resuming
-//! A client that comes back sends the id of the last event it has, in `Last-Event-ID` as `EventSource` does by itself, or as
-//! `?last_event_id=`. A source finds it in its [`Subscription`](source::Subscription):
+//! A client that reconnects sends the id of the last event that it has received, in the header `Last-Event-ID` or in the query
+//! parameter `last_event_id`. An `EventSource` does so by itself. The source reads the id as a cursor from its
+//! [`Subscription`](source::Subscription):
 //!
 //! ```
 //! use tower_push::{Event, Push, source::source_fn};
@@ -60,49 +75,57 @@
 //! }));
 //! ```
 //!
-//! A plain stream cannot resume, and says so: the client gets a gap first. A [`Channel`] can: publish into it, and every client
-//! goes on where it was, on the same transport or another, without a hole or a double. And [`Resumable`] makes any stream so, by
-//! keeping it while its client is away.
+//! - A plain stream cannot resume. It announces a gap to a client that comes with a cursor.
+//! - A [`Channel`] keeps a log of what is published, and resumes from any cursor in it, on any transport, without losing or
+//!   repeating events.
+//! - A [`Resumable`] keeps a stream for a while after its client has disconnected, and continues it when the client returns.
+//!
+//! # Guides
+//! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
+//! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
+//!   clients, compression
+//! - [Deploying](https://github.com/tower-push/tower-push/blob/main/docs/deploying.md): proxies, timeouts, graceful shutdown,
+//!   metrics, kernel settings
+//! - [Security](https://github.com/tower-push/tower-push/blob/main/docs/security.md): threats, the defaults, and what to turn on
+//! - [Clients](https://github.com/tower-push/tower-push/blob/main/docs/clients.md): what to know of existing clients
+//! - [Durable Streams](https://github.com/tower-push/tower-push/blob/main/docs/durable-streams.md): the protocol, and a server
+//! - [Architecture](https://github.com/tower-push/tower-push/blob/main/docs/architecture.md): how the crate is built, and why
 //!
 //! # Feature flags
-//! | feature | what it adds | crates |
+//! | feature | adds | crates |
 //! |---|---|---|
-//! | (none) | everything but the below | 9 beside this one |
-//! | `websocket` | the WebSocket transport, `ClientMessages`; on by default | `hyper`, bare, and `sha1_smol` |
+//! | (none) | everything that is not listed below | 10 besides this one |
+//! | `websocket` (default) | the WebSocket transport and its incoming messages | `hyper` without features, `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
-//! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
-//! | `hyper` | [`WriteProgress`] around hyper's own kind of connection | `hyper`, bare |
+//! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
+//! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
-//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::span` | `tracing`, bare |
-//! | `full` | all of them | |
+//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::make_span` | `tracing` without features |
+//! | `full` | all of the above | |
 //!
-//! WebSockets, long-polling and whatever waits for a time (heartbeats, a [`Guard`]'s ends, [`Resumable`],
-//! [`WriteProgress`]) need tokio; for the rest, with [`KeepAlive::disabled`], any runtime will do.
+//! # Runtime
+//! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`] and
+//! [`WriteProgress`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod error;
-pub mod event;
+mod error {
+    pub(crate) use tower_push_proto::{BoxError, Error};
+}
 pub mod guard;
 pub mod layer;
 mod origin_policy;
-mod random;
-mod scan;
 pub mod source;
 mod sync;
 mod time;
 pub mod transport;
 mod write_progress;
 
-#[cfg(feature = "json")]
-pub use self::event::Json;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
 pub use self::{
-    error::{BoxError, Error},
-    event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
     origin_policy::OriginPolicy,
@@ -110,24 +133,11 @@ pub use self::{
     transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };
-
-/// The programs and commands in the documents are tests too.
-#[cfg(doctest)]
-mod documents {
-    #[doc = include_str!("../README.md")]
-    struct Readme;
-    #[doc = include_str!("../docs/architecture.md")]
-    struct Architecture;
-    #[doc = include_str!("../docs/clients.md")]
-    struct Clients;
-    #[doc = include_str!("../docs/resume.md")]
-    struct Resume;
-    #[doc = include_str!("../docs/websocket.md")]
-    struct WebSocket;
-    #[doc = include_str!("../docs/deploying.md")]
-    struct Deploying;
-    #[doc = include_str!("../docs/security.md")]
-    struct Security;
-    #[doc = include_str!("../docs/durable-streams.md")]
-    struct DurableStreams;
-}
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use tower_push_proto::Json;
+pub use tower_push_proto::{
+    BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item,
+};
+use tower_push_proto::{byte_search, random};
+pub use tower_push_proto::{event, format};

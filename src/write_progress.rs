@@ -12,7 +12,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::error::{Error, Kind};
+use crate::Error;
 
 pin_project! {
     /// A connection whose writes fail when its peer has stopped reading.
@@ -116,8 +116,9 @@ pin_project! {
     ///
     /// The kernel buffers below the socket. Linux reports a socket as writable when a third of its send buffer is free, and the
     /// send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep
-    /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). Then a few kilobytes count as progress, and a
-    /// client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the code.
+    /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as
+    /// progress, and a client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the
+    /// code.
     ///
     /// # HTTP/2
     /// `WriteProgress` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:
@@ -125,7 +126,7 @@ pin_project! {
     /// - A client that keeps the flow-control window of one stream closed. The stream costs one or two frames of memory. Other
     ///   streams continue as long as the window of the connection is open.
     /// - A client that has stopped reading the socket behind windows so small that the socket never fills. hyper's pings detect
-    ///   it. They are off by default; turn them on with `http2().keep_alive_interval(…)`.
+    ///   it. The pings are off by default; turn them on with `http2().keep_alive_interval(…)`.
     ///
     /// # Panics
     /// A write that becomes pending outside of a tokio runtime, or in a runtime without `enable_time`, panics, because the timer
@@ -190,7 +191,7 @@ impl StallTimer {
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         ready!(sleep.as_mut().poll(cx));
-        let stalled = Error::from(Kind::Stalled);
+        let stalled = Error::stalled();
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, stalled)))
     }
 }

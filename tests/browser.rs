@@ -1,9 +1,7 @@
 //! The examples, as a person sees them in a browser: each is started, and its page driven in headless Chromium by
 //! `tests/js/page.mjs` or `tests/js/chat.mjs`.
 
-mod support;
-
-use crate::support::{example::Example, installed};
+use testkit::{example::Example, installed};
 
 #[test]
 fn the_axum_example_shows_live_panels() {

@@ -1,7 +1,5 @@
 //! The channel: replay, live, gaps, policies, the end.
 
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -15,11 +13,11 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, task::noop_waker};
 use http_body_util::BodyExt;
-use support::{Client, Server, VERSIONS, frames, get, short, text};
+use testkit::{Client, Server, VERSIONS, frames, get, short, text};
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
     source::{
-        Start, Subscription,
+        StartPosition, Subscription,
         channel::{LagPolicy, Subscriber},
     },
     transport::{Negotiate, Sse, Transport},
@@ -51,7 +49,7 @@ fn ids_sort_as_texts_and_are_the_channels_own() {
     let own = Event::text("x").with_id("mine").unwrap();
     let id = channel.publish(own).unwrap();
     assert!(id > ids[999]);
-    let mut subscriber = channel.subscribe_from(Start::Last(1));
+    let mut subscriber = channel.subscribe_from(StartPosition::Last(1));
     let Poll::Ready(Some(Ok(Item::Event(event)))) = poll(&mut subscriber) else {
         panic!("an event")
     };
@@ -60,15 +58,15 @@ fn ids_sort_as_texts_and_are_the_channels_own() {
 
 #[test]
 fn a_subscriber_begins_where_it_asks() {
-    type Asked = fn(&[EventId]) -> Start;
+    type Asked = fn(&[EventId]) -> StartPosition;
     let cases: [(Asked, &[&str]); 7] = [
-        (|_| Start::Now, &["cursor"]),
-        (|_| Start::Oldest, &["1", "2", "3"]),
-        (|_| Start::Last(2), &["2", "3"]),
-        (|_| Start::Last(99), &["1", "2", "3"]),
-        (|_| Start::Last(0), &["cursor"]),
-        (|ids| Start::After(ids[0].clone()), &["2", "3"]),
-        (|ids| Start::After(ids[2].clone()), &[]),
+        (|_| StartPosition::Now, &["cursor"]),
+        (|_| StartPosition::Oldest, &["1", "2", "3"]),
+        (|_| StartPosition::Last(2), &["2", "3"]),
+        (|_| StartPosition::Last(99), &["1", "2", "3"]),
+        (|_| StartPosition::Last(0), &["cursor"]),
+        (|ids| StartPosition::After(ids[0].clone()), &["2", "3"]),
+        (|ids| StartPosition::After(ids[2].clone()), &[]),
     ];
     for (start, expected) in cases {
         let channel = Channel::new();
@@ -83,14 +81,14 @@ fn a_subscriber_begins_where_it_asks() {
 #[test]
 fn a_cursor_given_before_the_first_event_resumes_too() {
     let channel = Channel::new();
-    let mut early = channel.subscribe_from(Start::Now);
+    let mut early = channel.subscribe_from(StartPosition::Now);
     let Poll::Ready(Some(Ok(Item::Cursor(cursor)))) = poll(&mut early) else {
         panic!("a cursor first")
     };
     drop(early);
     publish(&channel, [1, 2]);
     assert_eq!(
-        ready(&mut channel.subscribe_from(Start::After(cursor))),
+        ready(&mut channel.subscribe_from(StartPosition::After(cursor))),
         ["1", "2"]
     );
 }
@@ -108,7 +106,7 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
         (&future, "epoch None"),
         (&EventId::from(3), "epoch None"),
     ] {
-        let mut subscriber = channel.subscribe_from(Start::After(cursor.clone()));
+        let mut subscriber = channel.subscribe_from(StartPosition::After(cursor.clone()));
         let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut subscriber) else {
             panic!("a gap first")
         };
@@ -119,7 +117,7 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
     }
     assert_eq!(channel.counts().expired, 2);
     assert_eq!(
-        ready(&mut channel.subscribe_from(Start::After(ids[2].clone()))),
+        ready(&mut channel.subscribe_from(StartPosition::After(ids[2].clone()))),
         ["4", "5"],
         "the last that fell off"
     );
@@ -129,11 +127,11 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
 fn a_gap_resumes_where_it_says() {
     let channel = Channel::builder().max_events(2).build();
     let ids = publish(&channel, 1..=5);
-    let mut subscriber = channel.subscribe_from(Start::After(ids[0].clone()));
+    let mut subscriber = channel.subscribe_from(StartPosition::After(ids[0].clone()));
     let Poll::Ready(Some(Ok(Item::Gap(Gap { resumed, .. })))) = poll(&mut subscriber) else {
         panic!("a gap first")
     };
-    let mut again = channel.subscribe_from(Start::After(resumed.unwrap()));
+    let mut again = channel.subscribe_from(StartPosition::After(resumed.unwrap()));
     assert_eq!(ready(&mut again), ["4", "5"], "and not the same gap again");
 }
 
@@ -145,7 +143,7 @@ mod lag {
             .max_events(3)
             .lag_policy(lag_policy)
             .build();
-        let mut subscriber = channel.subscribe_from(Start::Now);
+        let mut subscriber = channel.subscribe_from(StartPosition::Now);
         assert_eq!(ready(&mut subscriber), ["cursor"]);
         publish(&channel, 1..=8);
         (channel, subscriber)
@@ -204,25 +202,28 @@ mod lag {
         publish(&["a", "bb", "b", "cc", "c", "d"]);
         // In the log: c, d. Of the others, cc is the newest of its key.
         let all = ["cc", "c", "d"];
-        assert_eq!(ready(&mut channel.subscribe_from(Start::Oldest)), all);
         assert_eq!(
-            ready(&mut channel.subscribe_from(Start::After(other)))[1..],
+            ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+            all
+        );
+        assert_eq!(
+            ready(&mut channel.subscribe_from(StartPosition::After(other)))[1..],
             all,
             "behind the gap"
         );
         assert_eq!(
-            ready(&mut channel.subscribe_from(Start::Last(9))),
+            ready(&mut channel.subscribe_from(StartPosition::Last(9))),
             ["c", "d"]
         );
         // More keys than it may keep: the oldest is forgotten.
         publish(&["eee", "ffff"]);
         assert_eq!(
-            ready(&mut channel.subscribe_from(Start::Oldest)),
+            ready(&mut channel.subscribe_from(StartPosition::Oldest)),
             ["cc", "d", "eee", "ffff"]
         );
         publish(&["ggggg"]);
         assert_eq!(
-            ready(&mut channel.subscribe_from(Start::Oldest)),
+            ready(&mut channel.subscribe_from(StartPosition::Oldest)),
             ["d", "eee", "ffff", "ggggg"]
         );
     }
@@ -231,7 +232,7 @@ mod lag {
     fn tells_lag_from_a_late_return_only_until_it_has_caught_up() {
         let channel = Channel::builder().max_events(1).build();
         let ids = publish(&channel, [1]);
-        let mut subscriber = channel.subscribe_from(Start::After(ids[0].clone()));
+        let mut subscriber = channel.subscribe_from(StartPosition::After(ids[0].clone()));
         assert_eq!(ready(&mut subscriber), [""; 0]);
         publish(&channel, [2, 3]);
         assert_eq!(ready(&mut subscriber), ["lagged Some(1)", "3"]);
@@ -241,14 +242,14 @@ mod lag {
 #[test]
 fn closed_is_finished_for_all_once_they_have_the_rest() {
     let channel = Channel::new();
-    let mut present = channel.subscribe_from(Start::Now);
+    let mut present = channel.subscribe_from(StartPosition::Now);
     let ids = publish(&channel, [1, 2]);
     channel.close();
     assert!(channel.publish("3").unwrap_err().is_closed());
     assert_eq!(ready(&mut present), ["cursor", "1", "2", "finished"]);
     assert!(matches!(poll(&mut present), Poll::Ready(None)));
     assert_eq!(
-        ready(&mut channel.subscribe_from(Start::Oldest)),
+        ready(&mut channel.subscribe_from(StartPosition::Oldest)),
         ["1", "2", "finished"]
     );
 
@@ -304,11 +305,14 @@ async fn events_age() {
     tokio::time::advance(Duration::from_secs(30)).await;
     publish(&channel, [2]);
     tokio::time::advance(Duration::from_secs(31)).await;
-    assert_eq!(ready(&mut channel.subscribe_from(Start::Oldest)), ["2"]);
+    assert_eq!(
+        ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+        ["2"]
+    );
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(channel.len(), 0);
     assert_eq!(
-        ready(&mut channel.subscribe_from(Start::Oldest)),
+        ready(&mut channel.subscribe_from(StartPosition::Oldest)),
         ["cursor"]
     );
 }
@@ -317,9 +321,9 @@ async fn events_age() {
 async fn a_producer_knows_when_to_stop_and_when_to_begin() {
     let channel = Channel::new();
     channel.unsubscribed().await;
-    let first = channel.subscribe_from(Start::Now);
+    let first = channel.subscribe_from(StartPosition::Now);
     channel.subscribed().await;
-    let second = channel.subscribe_from(Start::Now);
+    let second = channel.subscribe_from(StartPosition::Now);
     assert_eq!(channel.subscriber_count(), 2);
     drop(first);
     assert!(channel.unsubscribed().now_or_never().is_none());
@@ -358,7 +362,7 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let mut subscriber = channel.subscribe_from(Start::Oldest);
+    let mut subscriber = channel.subscribe_from(StartPosition::Oldest);
     let mut expected = 1;
     for returns in 0..RETURNS {
         let mut cursor = None;
@@ -377,7 +381,7 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
                 }
             }
         }
-        subscriber = channel.subscribe_from(Start::After(cursor.unwrap()));
+        subscriber = channel.subscribe_from(StartPosition::After(cursor.unwrap()));
     }
     done.store(1, Ordering::Relaxed);
     publisher.join().unwrap();
@@ -392,7 +396,7 @@ async fn all_get_all_in_one_order() {
     let channel = Channel::builder().max_events(usize::MAX).build();
     let subscribers: Vec<_> = (0..50)
         .map(|_| {
-            let mut subscriber = channel.subscribe_from(Start::Oldest);
+            let mut subscriber = channel.subscribe_from(StartPosition::Oldest);
             tokio::spawn(async move {
                 let mut read = Vec::new();
                 while let Some(item) = subscriber.next().await {
@@ -483,8 +487,8 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
 #[tokio::test]
 async fn a_client_keeps_its_place_from_one_transport_to_another() {
     let channel = Channel::new();
-    let quiet = Negotiate::new().or(Sse::new().keep_alive(KeepAlive::disabled()));
-    let service = tower_push::service(channel.with_start(Start::Oldest)).transport(quiet);
+    let quiet = Negotiate::new().add_transport(Sse::new().keep_alive(KeepAlive::disabled()));
+    let service = tower_push::service(channel.with_start(StartPosition::Oldest)).transport(quiet);
     let server = Server::new(service).await;
     let ids = publish(&channel, 1..=4);
     for version in VERSIONS {
@@ -519,7 +523,7 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(support::LONG, gone).await.unwrap();
+    tokio::time::timeout(testkit::LONG, gone).await.unwrap();
 }
 
 /// What goes with a waker, or with a payload, may be anything: another subscriber, or the channel itself.
@@ -549,7 +553,7 @@ fn no_code_of_others_runs_under_a_lock() {
         let channel = Channel::builder().max_events(1).build();
         // More than there are lists to wait in, so that some share one.
         let mut subscribers: Vec<_> = (0..256)
-            .map(|_| channel.subscribe_from(Start::Now))
+            .map(|_| channel.subscribe_from(StartPosition::Now))
             .collect();
         while let Some(mut subscriber) = subscribers.pop() {
             assert_eq!(ready(&mut subscriber), ["cursor"]);
@@ -601,7 +605,7 @@ fn a_waker_or_a_payload_that_panics_is_alone_with_it() {
     let channel = Channel::builder().max_events(1).build();
     // Many in each list.
     let mut subscribers: Vec<_> = (0..256)
-        .map(|_| channel.subscribe_from(Start::Now))
+        .map(|_| channel.subscribe_from(StartPosition::Now))
         .collect();
     let woken = Arc::new(Woken::default());
     for (n, subscriber) in subscribers.iter_mut().enumerate() {

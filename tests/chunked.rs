@@ -1,7 +1,5 @@
 //! Chunked streaming: the bytes of each format.
 
-mod support;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,13 +8,11 @@ use http::{HeaderValue, Response};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{frames, get, records::find, text};
+use testkit::{frames, get, records::find, text};
 use tower_push::{
     Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
-    transport::{
-        Chunked, Sse, Transport,
-        chunked::{Format, JsonSeq, Multipart, Ndjson, Raw},
-    },
+    format::{Format, JsonSeq, Multipart, Ndjson, Raw},
+    transport::{Chunked, Sse, Transport},
 };
 
 async fn respond(

@@ -1,8 +1,6 @@
 //! Clients that others wrote read our streams over sockets: curl, npm `eventsource`, `httpx-sse`, `sseclient-py` and other
 //! readers from PyPI, and `reqwest-eventsource`. `scripts/setup` installs them; where one is missing, its tests fail.
 
-mod support;
-
 use std::{
     future::poll_fn,
     process::Stdio,
@@ -17,19 +15,18 @@ use std::{
 use axum::{Router, extract, middleware, routing};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
-use support::{Count, LONG, Server, VERSIONS, Version, event_source::Message, installed};
+use testkit::{Count, LONG, Server, VERSIONS, Version, event_source::Message, installed};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
     sync::watch,
 };
 use tower_push::{
-    BoxError, Event, EventId, Gap, GapReason, IntoItem, Item, KeepAlive, PushSource, service,
+    BoxError, Event, EventId, Gap, GapReason, IntoItem, Item, KeepAlive, PushSource,
+    format::{JsonSeq, Multipart, Ndjson},
+    service,
     source::source_fn,
-    transport::{
-        Chunked, Negotiate, Sse,
-        chunked::{JsonSeq, Multipart, Ndjson},
-    },
+    transport::{Chunked, Negotiate, Sse},
 };
 
 /// What is served at `/events`, and the cursor of each request for it.
@@ -76,9 +73,9 @@ fn events(
     keep_alive: KeepAlive,
 ) -> Router {
     let transports = Negotiate::only(Sse::new().retry(RETRY).keep_alive(keep_alive))
-        .or(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
-        .or(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
-        .or(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
+        .add_transport(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
+        .add_transport(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
+        .add_transport(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
     Router::new().route_service("/events", service(source).transport(transports))
 }
 

@@ -1,7 +1,5 @@
 //! A server that has no file descriptor left goes on when there is one again.
 
-mod support;
-
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -9,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{LONG, example::Example};
+use testkit::{LONG, example::Example};
 
 const FILES: usize = 40;
 

@@ -1,7 +1,5 @@
 //! The four doors, and what passes through the layer untouched.
 
-mod support;
-
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -15,13 +13,14 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::TokioIo;
-use support::{Client, Count, Server, get, request, text};
+use testkit::{Client, Count, Server, get, request, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
     ChunkedLayer, Event, Push, PushBody, PushLayer, SseLayer,
+    format::Multipart,
     source::{Rejection, Subscription, source_fn},
-    transport::{Chunked, Sse, Transport, chunked::Multipart},
+    transport::{Chunked, Sse, Transport},
 };
 
 type NoRequest = Request<Empty<Bytes>>;
@@ -295,7 +294,7 @@ mod existing {
             .route("/page", get(async || "page"))
             .layer(PushLayer::new());
         let server = Server::new(app).await;
-        let mut client = Client::connect(&server, support::Version::Http1).await;
+        let mut client = Client::connect(&server, testkit::Version::Http1).await;
         let mut response = client.get("/push", &[]).await;
         assert_eq!(response.head.status, 200);
         response.expect(SSE).await;
@@ -419,7 +418,7 @@ mod existing {
         });
         let server = Server::new(PushLayer::new().layer(inner)).await;
         let asking = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
-        let (mut socket, _) = support::raw_http1(&server, asking, "\r\n\r\n").await;
+        let (mut socket, _) = testkit::raw_http1(&server, asking, "\r\n\r\n").await;
         socket.write_all(b"ping").await.unwrap();
         let mut word = [0; 4];
         socket.read_exact(&mut word).await.unwrap();
@@ -484,8 +483,8 @@ async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
     let frames = [Bytes::new(), Bytes::from_static(b"a"), Bytes::new()];
     let frames = frames.map(|bytes| Ok(Frame::data(bytes)));
     let body = PushBody::new(StreamBody::new(stream::iter(frames)));
-    let (frames, _) = support::frames(body).await;
+    let (frames, _) = testkit::frames(body).await;
     assert_eq!(frames, ["a"]);
     assert_eq!(PushBody::empty().size_hint().exact(), Some(0));
-    assert_eq!(PushBody::whole("four").size_hint().exact(), Some(4));
+    assert_eq!(PushBody::full("four").size_hint().exact(), Some(4));
 }

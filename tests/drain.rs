@@ -1,8 +1,6 @@
 //! A server stops: every stream ends politely, with a hint of its own when to come back, and the frameworks' graceful shutdowns
 //! finish.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -16,7 +14,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde_json::Value;
-use support::{
+use testkit::{
     Client, LONG, Server, VERSIONS, Version, get, raw_http1, text,
     websocket::{self, masked},
 };
@@ -29,7 +27,9 @@ use tokio::{
 };
 use tower_push::{
     Channel, Drain, Event, Guard, Item, Push, PushBody, PushSource,
-    guard::{Admission, Cause, Drained, Guarded, Plan, Refusal},
+    guard::{
+        Admission, CloseReason, DrainOutcome, DrainPlan, GuardBuilder, Guarded, RefusalReason,
+    },
     service,
     source::{Rejection, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
@@ -41,8 +41,10 @@ const SECOND: Duration = Duration::from_secs(1);
 /// In which a loaded machine ends all of them.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn plan() -> Plan {
-    Plan::within(DEADLINE).spread(2 * SECOND).retry(10 * SECOND)
+fn plan() -> DrainPlan {
+    DrainPlan::within(DEADLINE)
+        .spread(2 * SECOND)
+        .retry(10 * SECOND)
 }
 
 /// How many of each there are.
@@ -105,10 +107,10 @@ struct Feed {
 impl Feed {
     fn new() -> Self {
         let drain = Drain::new();
-        let guard = Guard::new().drain(&drain);
-        let patient = LongPoll::new().wait(10 * DEADLINE);
+        let guard = Guard::builder().drain(&drain).build();
+        let patient = LongPoll::new().wait_time(10 * DEADLINE);
         Self {
-            transports: guard.over(Negotiate::new().or(patient)),
+            transports: guard.wrap(Negotiate::new().add_transport(patient)),
             drain,
             guard,
             channel: Channel::new(),
@@ -129,26 +131,26 @@ impl Feed {
     async fn stop(&self, crowd: Crowd, address: std::net::SocketAddr, server: JoinHandle<()>) {
         let _alone = CROWDED.lock().await;
         let clients = open(address, &crowd).await;
-        while self.drain.open() < crowd.len() {
+        while self.drain.open_streams() < crowd.len() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(self.guard.counts().open(), crowd.len() as u64);
 
         let began = Instant::now();
         self.stop.notify_one();
-        let drained = self.drain.finished().await;
+        let drained = self.drain.wait().await;
         timeout(DEADLINE, server)
             .await
             .expect("it should stop")
             .unwrap();
         assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
         assert_eq!(
-            (drained.polite, drained.left, drained.cut),
+            (drained.notified, drained.left, drained.cut),
             (crowd.len(), 0, 0)
         );
         let counts = self.guard.counts();
         assert_eq!(
-            (counts.open(), counts.closed(Cause::Drained)),
+            (counts.open(), counts.closed(CloseReason::Drained)),
             (0, crowd.len() as u64)
         );
 
@@ -397,8 +399,8 @@ async fn who_comes_while_it_drains_is_sent_away() {
     refused.drain().await;
     let refused = client.websocket("/", &[]).await.err().unwrap();
     assert_eq!(refused.head.status, 503);
-    assert_eq!(feed.guard.counts().refused(Refusal::Draining), 3);
-    assert_eq!(feed.drain.finished().await, Drained::default());
+    assert_eq!(feed.guard.counts().refused(RefusalReason::Draining), 3);
+    assert_eq!(feed.drain.wait().await, DrainOutcome::default());
 }
 
 #[tokio::test(start_paused = true)]
@@ -425,8 +427,8 @@ async fn streams_end_over_the_time_for_it_and_not_all_at_once() {
     assert!(took.iter().all(|time| *time <= 2 * SECOND + SECOND / 100));
     assert!(took.iter().any(|time| *time < SECOND / 2));
     assert!(took.iter().any(|time| *time > 3 * SECOND / 2));
-    let drained = feed.drain.finished().await;
-    assert_eq!((drained.polite, drained.cut), (100, 0));
+    let drained = feed.drain.wait().await;
+    assert_eq!((drained.notified, drained.cut), (100, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -441,11 +443,11 @@ async fn what_is_not_read_is_cut_at_the_deadline() {
     read.frame().await;
     let began = Instant::now();
     feed.drain.start(plan());
-    let drained = feed.drain.finished().await;
+    let drained = feed.drain.wait().await;
     assert_eq!(began.elapsed(), DEADLINE);
-    assert_eq!((drained.polite, drained.cut), (0, 1));
+    assert_eq!((drained.notified, drained.cut), (0, 1));
     drop(read);
-    assert_eq!(feed.drain.open(), 0);
+    assert_eq!(feed.drain.open_streams(), 0);
 }
 
 /// An event that is published while it drains is not lost: its client gets it where it comes back.
@@ -464,7 +466,7 @@ async fn who_comes_back_goes_on_where_it_was() {
         before += std::str::from_utf8(&reading.next().await.unwrap().unwrap()).unwrap();
     }
     feed.drain
-        .start(Plan::within(SECOND).spread(Duration::ZERO));
+        .start(DrainPlan::within(SECOND).spread(Duration::ZERO));
     let (rest, ended) = reading.rest().await;
     ended.unwrap();
     assert!(String::from_utf8(rest).unwrap().contains("retry: "));
@@ -487,8 +489,8 @@ async fn who_comes_back_goes_on_where_it_was() {
 async fn a_parked_stream_outlives_its_poll() {
     let drain = Drain::new();
     let poll = LongPoll::new();
-    let guard = Guard::new().drain(&drain);
-    let guarded = guard.over(poll.clone());
+    let guard = Guard::builder().drain(&drain).build();
+    let guarded = guard.wrap(poll.clone());
     let (numbers, receiver) = tokio::sync::mpsc::unbounded_channel();
     let numbers_come = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
     numbers.send("one").unwrap();
@@ -499,7 +501,7 @@ async fn a_parked_stream_outlives_its_poll() {
         .unwrap()
         .to_owned();
     drop(answer);
-    assert_eq!(drain.open(), 0);
+    assert_eq!(drain.open_streams(), 0);
 
     let headers = [("last-event-id", &*cursor)];
     let mut head = get("/", &headers);
@@ -507,7 +509,7 @@ async fn a_parked_stream_outlives_its_poll() {
     while guard.counts().open() == 0 {
         tokio::task::yield_now().await;
     }
-    drain.start(Plan::within(SECOND).spread(Duration::ZERO));
+    drain.start(DrainPlan::within(SECOND).spread(Duration::ZERO));
     let answer = waiting.await.unwrap();
     assert!(answer.headers().contains_key("retry-after"));
     assert_eq!(text(answer.into_body()).await, "[]\n");
@@ -525,28 +527,28 @@ async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
     for version in VERSIONS {
         let drain = Drain::new();
         let sockets = WebSocket::new().close_deadline(Duration::from_millis(50));
-        let guard = Guard::new().drain(&drain);
-        let server = Server::new(service(Channel::new()).transport(guard.over(sockets))).await;
+        let guard = Guard::builder().drain(&drain).build();
+        let server = Server::new(service(Channel::new()).transport(guard.wrap(sockets))).await;
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
-        drain.start(Plan::within(LONG).spread(Duration::ZERO));
+        drain.start(DrainPlan::within(LONG).spread(Duration::ZERO));
         let close = opened.frame().await.unwrap().close().unwrap();
         assert_eq!(close.0, 1012);
-        let drained = drain.finished().await;
-        assert_eq!((drained.polite, drained.cut), (1, 0));
+        let drained = drain.wait().await;
+        assert_eq!((drained.notified, drained.cut), (1, 0));
     }
 }
 
 #[tokio::test]
 async fn a_client_that_left_was_not_drained() {
     let drain = Drain::new();
-    let guard = Guard::new().drain(&drain);
-    let server = Server::new(service(Channel::new()).transport(guard.over(Sse::new()))).await;
+    let guard = Guard::builder().drain(&drain).build();
+    let server = Server::new(service(Channel::new()).transport(guard.wrap(Sse::new()))).await;
     let (socket, _) = raw_http1(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", ":\n").await;
     // So long that its turn is not now.
-    drain.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
+    drain.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
     drop(socket);
-    let drained = drain.finished().await;
-    assert_eq!((drained.polite, drained.left, drained.cut), (0, 1, 0));
+    let drained = drain.wait().await;
+    assert_eq!((drained.notified, drained.left, drained.cut), (0, 1, 0));
 }
 
 /// Who comes at the very moment of the start is refused or ended, and never forgotten.
@@ -563,15 +565,16 @@ async fn who_comes_as_it_starts_is_refused_or_ended() {
             })
         });
         let coming: Vec<_> = coming.collect();
-        feed.drain.start(Plan::within(LONG).spread(Duration::ZERO));
-        let drained = feed.drain.finished().await;
+        feed.drain
+            .start(DrainPlan::within(LONG).spread(Duration::ZERO));
+        let drained = feed.drain.wait().await;
         assert_eq!((drained.left, drained.cut), (0, 0));
         for client in coming {
             assert!(client.await.unwrap().contains("retry: "));
         }
         let counts = feed.guard.counts();
-        assert_eq!(counts.opened + counts.refused(Refusal::Draining), 20);
-        assert_eq!((counts.open(), feed.drain.open()), (0, 0));
+        assert_eq!(counts.opened + counts.refused(RefusalReason::Draining), 20);
+        assert_eq!((counts.open(), feed.drain.open_streams()), (0, 0));
     }
 }
 
@@ -585,28 +588,33 @@ async fn an_event_stream_of_durable_streams_is_ended_and_counted_like_all() {
         .respond(&mut head, Push::new(feed.channel.clone()))
         .await;
     assert_eq!(feed.guard.counts().open_by_transport["long-poll"], 1);
-    feed.drain.start(Plan::within(LONG).spread(SECOND / 10));
+    feed.drain
+        .start(DrainPlan::within(LONG).spread(SECOND / 10));
     let body = text(response.into_body()).await;
     assert!(body.contains("one"), "{body}");
     let (_, retry) = body.rsplit_once("\n\nretry: ").unwrap();
     assert!(retry.trim_end().parse::<u64>().is_ok(), "{body}");
     let counts = feed.guard.counts();
     assert_eq!((counts.open(), counts.events), (0, 1));
-    assert_eq!(counts.closed(Cause::Drained), 1);
+    assert_eq!(counts.closed(CloseReason::Drained), 1);
 }
 
 /// What becomes of one stream that is opened over this guard, and ends after the drain has begun and before its own turn.
-async fn ending(guard: Guard, uri: &str, source: impl PushSource + Send + 'static) -> Drained {
+async fn ending(
+    guard: GuardBuilder,
+    uri: &str,
+    source: impl PushSource + Send + 'static,
+) -> DrainOutcome {
     let drain = Drain::new();
-    let transports = guard.drain(&drain).over(Negotiate::new());
+    let transports = guard.drain(&drain).build().wrap(Negotiate::new());
     let mut head = get(uri, &[]);
     let responding = transports.respond(&mut head, Push::new(source));
     let client = tokio::spawn(async move { responding.await.into_body().collect().await.is_ok() });
     // Until it waits.
     tokio::time::sleep(SECOND / 2).await;
     // So long that its turn is not now.
-    drain.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
-    let drained = drain.finished().await;
+    drain.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
+    let drained = drain.wait().await;
     client.await.unwrap();
     drained
 }
@@ -620,32 +628,35 @@ fn later<T: Send + 'static>(item: T) -> impl stream::Stream<Item = T> + Send + '
 
 #[tokio::test(start_paused = true)]
 async fn who_had_its_end_before_its_turn_is_told_and_who_was_cut_off_is_not() {
-    let polite = |drained: Drained| (drained.polite, drained.left, drained.cut) == (1, 0, 0);
-    let left = |drained: Drained| (drained.polite, drained.left, drained.cut) == (0, 1, 0);
-    let guard = Guard::new;
-    assert!(polite(ending(guard(), "/", later("last")).await));
-    assert!(polite(ending(guard(), "/", later(Item::Finished)).await));
+    let notified =
+        |drained: DrainOutcome| (drained.notified, drained.left, drained.cut) == (1, 0, 0);
+    let left = |drained: DrainOutcome| (drained.notified, drained.left, drained.cut) == (0, 1, 0);
+    let guard = Guard::builder;
+    assert!(notified(ending(guard(), "/", later("last")).await));
+    assert!(notified(ending(guard(), "/", later(Item::Finished)).await));
     let retry = later(Item::Ended { retry: SECOND });
-    assert!(polite(ending(guard(), "/", retry).await));
-    let aged = guard().lifetime(SECOND);
-    assert!(polite(ending(aged, "/", stream::pending::<Event>()).await));
+    assert!(notified(ending(guard(), "/", retry).await));
+    let aged = guard().max_lifetime(SECOND);
+    assert!(notified(
+        ending(aged, "/", stream::pending::<Event>()).await
+    ));
     let expiring = source_fn(async |subscription: Subscription| {
-        subscription.expires_in(SECOND);
+        subscription.expire_within(SECOND);
         Ok(stream::pending::<Event>())
     });
-    assert!(polite(ending(guard(), "/", expiring).await));
+    assert!(notified(ending(guard(), "/", expiring).await));
     let refusing = source_fn(async |_| {
         tokio::time::sleep(SECOND).await;
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
     });
-    assert!(polite(ending(guard(), "/", refusing).await));
+    assert!(notified(ending(guard(), "/", refusing).await));
 
     let failing = || later(Err::<Event, _>("failed"));
     assert!(left(ending(guard(), "/", failing()).await));
     // A poll has its answer whatever becomes of the source.
     for source in [Push::new(failing()), Push::new(later("one"))] {
         let poll = "/?transport=long-poll";
-        assert!(polite(ending(guard(), poll, source).await));
+        assert!(notified(ending(guard(), poll, source).await));
     }
 }
 
@@ -656,16 +667,16 @@ async fn who_was_too_slow_for_its_source_was_not_told() {
         .max_events(2)
         .lag_policy(LagPolicy::Disconnect);
     let channel = channel.build();
-    let sse = Guard::new().drain(&drain).over(Sse::new());
+    let sse = Guard::builder().drain(&drain).build().wrap(Sse::new());
     let mut head = get("/", &[]);
     let response = sse.respond(&mut head, Push::new(channel.clone())).await;
-    drain.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
+    drain.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
     for text in ["one", "two", "three"] {
         channel.publish(text).unwrap();
     }
     response.into_body().collect().await.unwrap_err();
-    let drained = drain.finished().await;
-    assert_eq!((drained.polite, drained.left, drained.cut), (0, 1, 0));
+    let drained = drain.wait().await;
+    assert_eq!((drained.notified, drained.left, drained.cut), (0, 1, 0));
 }
 
 /// A source that has not answered yet.
@@ -690,8 +701,8 @@ async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
     tokio::time::sleep(SECOND).await;
     let began = Instant::now();
     feed.drain.start(plan());
-    let drained = feed.drain.finished().await;
-    assert_eq!((drained.polite, drained.left, drained.cut), (3, 0, 0));
+    let drained = feed.drain.wait().await;
+    assert_eq!((drained.notified, drained.left, drained.cut), (3, 0, 0));
     // At its turn, which is a time of its own, and not at once.
     assert!(began.elapsed() > Duration::ZERO && began.elapsed() <= 2 * SECOND);
     let (head, body) = sse.await.unwrap();
@@ -703,7 +714,10 @@ async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
         assert!(head.headers.contains_key("retry-after"));
     }
     let counts = feed.guard.counts();
-    assert_eq!((counts.opened, counts.refused(Refusal::Draining)), (0, 3));
+    assert_eq!(
+        (counts.opened, counts.refused(RefusalReason::Draining)),
+        (0, 3)
+    );
 }
 
 /// It would be answered with nothing, and a cursor that is parked where the server stops.
@@ -713,35 +727,38 @@ async fn a_poll_whose_turn_is_over_before_it_has_looked_is_refused() {
     let mut head = get("/?transport=long-poll", &[]);
     let texts = stream::iter(["one"]).chain(stream::pending());
     let responding = feed.transports.respond(&mut head, Push::new(texts));
-    feed.drain.start(Plan::within(LONG).spread(Duration::ZERO));
+    feed.drain
+        .start(DrainPlan::within(LONG).spread(Duration::ZERO));
     let refused = responding.await;
     assert_eq!(refused.status(), 503);
     assert!(refused.headers().contains_key("retry-after"));
     assert!(!refused.headers().contains_key("last-event-id"));
     drop(refused);
-    let drained = feed.drain.finished().await;
-    assert_eq!((drained.polite, drained.left, drained.cut), (1, 0, 0));
+    let drained = feed.drain.wait().await;
+    assert_eq!((drained.notified, drained.left, drained.cut), (1, 0, 0));
 }
 
 #[tokio::test]
 async fn who_is_refused_by_a_guard_inside_was_told_to_that_around_it() {
     let (around, inside) = (Drain::new(), Drain::new());
-    let full = Guard::new().admit(Admission::at_most(0));
-    let stopping = Guard::new().drain(&inside);
+    let full = Guard::builder()
+        .admission(&Admission::builder().max_streams(0).build())
+        .build();
+    let stopping = Guard::builder().drain(&inside).build();
     let sse = Sse::new();
-    let outer = Guard::new().drain(&around);
+    let outer = Guard::builder().drain(&around).build();
     let mut head = get("/", &[("accept", "text/event-stream")]);
-    let full = outer.over(full.over(sse.clone()));
+    let full = outer.wrap(full.wrap(sse.clone()));
     let full = full.respond(&mut head, Push::new(silent()));
     let mut head = get("/", &[("accept", "text/event-stream")]);
-    let stopping = outer.over(stopping.over(sse));
+    let stopping = outer.wrap(stopping.wrap(sse));
     let stopping = stopping.respond(&mut head, Push::new(silent()));
-    inside.start(Plan::within(LONG).spread(Duration::ZERO));
-    around.start(Plan::within(100_000 * LONG).spread(100_000 * LONG));
+    inside.start(DrainPlan::within(LONG).spread(Duration::ZERO));
+    around.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
     drop(timeout(LONG, async { (full.await, stopping.await) }).await);
-    let drained = around.finished().now_or_never();
+    let drained = around.wait().now_or_never();
     let drained = drained.expect("nobody is left");
-    assert_eq!((drained.polite, drained.left, drained.cut), (2, 0, 0));
+    assert_eq!((drained.notified, drained.left, drained.cut), (2, 0, 0));
     // Also where the answer is 200.
-    assert_eq!(outer.counts().refused(Refusal::Source), 2);
+    assert_eq!(outer.counts().refused(RefusalReason::Source), 2);
 }

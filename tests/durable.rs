@@ -1,7 +1,5 @@
-//! The published conformance suite of Durable Streams against `examples/durable_streams.rs`. What fails is what
+//! The published conformance suite of Durable Streams against `examples/durable_streams`. What fails is what
 //! `docs/durable-streams.md` lists, no more and no less.
-
-mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{example::Example, installed};
+use testkit::{example::Example, installed};
 
 /// In seconds: below the 5 s that a case of the suite may take.
 const LONG_POLL: &str = "2";

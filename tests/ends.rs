@@ -1,21 +1,17 @@
 //! How a stream that ends for now says when to come back, on every transport.
 
-mod support;
-
 use std::time::Duration;
 
 use http::StatusCode;
-use support::{
+use testkit::{
     Server, Version, get, text,
     websocket::{self, Opened},
 };
 use tower_push::{
     Event, Item, Push, Resumable,
+    format::{JsonSeq, Multipart, Ndjson},
     source::{Rejection, Subscription, resumable::EndPolicy, source_fn},
-    transport::{
-        Chunked, LongPoll, Sse, Transport,
-        chunked::{JsonSeq, Multipart, Ndjson},
-    },
+    transport::{Chunked, LongPoll, Sse, Transport},
 };
 
 const HINT: Duration = Duration::from_millis(1500);

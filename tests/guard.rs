@@ -1,7 +1,5 @@
 //! Lifetimes, expiry, limits and counts, whichever way a stream ends.
 
-mod support;
-
 use std::{
     any::Any,
     sync::{Arc, Mutex},
@@ -11,14 +9,15 @@ use std::{
 use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode, request::Parts};
 use http_body_util::BodyExt;
-use support::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
+use testkit::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
-    guard::{Admission, Cause, Observer, Refusal, StreamInfo},
+    format::Raw,
+    guard::{Admission, CloseReason, Observer, RefusalReason, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
-    transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket, chunked::Raw},
+    transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -40,6 +39,10 @@ async fn respond(transport: &impl Transport, source: impl PushSource + Send + 's
     text(response.into_body()).await
 }
 
+fn at_most(streams: usize) -> Admission {
+    Admission::builder().max_streams(streams).build()
+}
+
 fn silence() -> stream::Pending<Event> {
     stream::pending()
 }
@@ -48,8 +51,8 @@ fn silence() -> stream::Pending<Event> {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_ends_in_the_last_fifth_of_its_lifetime() {
-    let guard = Guard::new().lifetime(100 * SECOND);
-    let sse = guard.over(Sse::new());
+    let guard = Guard::builder().max_lifetime(100 * SECOND).build();
+    let sse = guard.wrap(Sse::new());
     let mut ages = Vec::new();
     for _ in 0..50 {
         let begun = Instant::now();
@@ -65,24 +68,24 @@ async fn a_stream_ends_in_the_last_fifth_of_its_lifetime() {
     );
     assert!(ages.iter().any(|age| *age < 88 * SECOND));
     assert!(ages.iter().any(|age| *age > 92 * SECOND));
-    assert_eq!(guard.counts().closed(Cause::Aged), 50);
+    assert_eq!(guard.counts().closed(CloseReason::Aged), 50);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_busy_stream_ends_too() {
-    let guard = Guard::new().lifetime(SECOND);
+    let guard = Guard::builder().max_lifetime(SECOND).build();
     let busy = stream::iter(0_u64..).then(|n| async move {
         if n % 1000 == 0 {
             tokio::time::sleep(SECOND / 10).await;
         }
         "x"
     });
-    let body = respond(&guard.over(Sse::new()), Box::pin(busy)).await;
+    let body = respond(&guard.wrap(Sse::new()), Box::pin(busy)).await;
     assert!(body.contains("event: end\n"));
 }
 
 async fn expiring(subscription: Subscription) -> Result<stream::Pending<Event>, Rejection> {
-    subscription.expires_in(60 * SECOND);
+    subscription.expire_within(60 * SECOND);
     Ok(silence())
 }
 
@@ -94,27 +97,44 @@ async fn a_stream_ends_when_its_credential_expires() {
     let end = "event: end\ndata: {\"finished\":false}\n\n";
     assert!(body.ends_with(end) && !body.contains("retry"), "{body}");
 
-    let guard = Guard::new().lifetime(3600 * SECOND);
-    respond(&guard.over(Sse::new()), source_fn(expiring)).await;
-    assert_eq!(guard.counts().closed(Cause::Expired), 1);
+    let guard = Guard::builder().max_lifetime(3600 * SECOND).build();
+    respond(&guard.wrap(Sse::new()), source_fn(expiring)).await;
+    assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_earliest_expiry_wins() {
+    for expiries in [[20, 60], [60, 20]] {
+        let source = source_fn(async move |subscription: Subscription| {
+            let kept = subscription.clone();
+            for seconds in expiries {
+                subscription.expire_within(seconds * SECOND);
+            }
+            assert_eq!(kept.expires_at(), Some(Instant::now() + 20 * SECOND));
+            Ok(silence())
+        });
+        let begun = Instant::now();
+        respond(&Sse::new(), source).await;
+        assert_eq!(begun.elapsed(), 20 * SECOND);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_event_stream_of_durable_streams_expires_once() {
     let guard = Guard::new();
-    let poll = guard.over(LongPoll::new());
+    let poll = guard.wrap(LongPoll::new());
     let begun = Instant::now();
     let mut head = get("/?offset=now&live=sse", &[]);
     let response = poll.respond(&mut head, Push::new(source_fn(expiring)));
     text(response.await.into_body()).await;
     assert_eq!(begun.elapsed(), 60 * SECOND);
-    assert_eq!(guard.counts().closed(Cause::Expired), 1);
+    assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_poll_does_not_outlive_its_credential() {
     let begun = Instant::now();
-    let poll = LongPoll::new().wait(90 * SECOND);
+    let poll = LongPoll::new().wait_time(90 * SECOND);
     assert_eq!(respond(&poll, source_fn(expiring)).await, "[]\n");
     assert_eq!(begun.elapsed(), 60 * SECOND);
 }
@@ -122,7 +142,7 @@ async fn a_poll_does_not_outlive_its_credential() {
 #[tokio::test]
 async fn a_websocket_whose_credential_expires_is_told_so() {
     let source = source_fn(async |subscription: Subscription| {
-        subscription.expires_in(Duration::from_millis(20));
+        subscription.expire_within(Duration::from_millis(20));
         Ok(silence())
     });
     let server = Server::new(service(source)).await;
@@ -147,8 +167,15 @@ async fn opened(server: &Server, version: Version, is_websocket: bool) -> Box<dy
 
 #[tokio::test]
 async fn one_too_many_is_refused_as_it_understands() {
-    let guard = Guard::new().admit(Admission::at_most(1).retry(10 * SECOND));
-    let server = Server::new(service(Channel::new()).transport(guard.over(Negotiate::new()))).await;
+    let guard = Guard::builder()
+        .admission(
+            &Admission::builder()
+                .max_streams(1)
+                .retry(10 * SECOND)
+                .build(),
+        )
+        .build();
+    let server = Server::new(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
     let _one = opened(&server, Version::Http1, false).await;
     for version in VERSIONS {
         let mut client = Client::connect(&server, version).await;
@@ -178,16 +205,16 @@ async fn one_too_many_is_refused_as_it_understands() {
         assert_eq!(refused.head.status, 503);
     }
     let counts = guard.counts();
-    assert_eq!(counts.refused(Refusal::Full), 10);
+    assert_eq!(counts.refused(RefusalReason::Full), 10);
     assert_eq!((counts.open(), counts.opened), (1, 1));
 }
 
 #[tokio::test]
 async fn an_event_source_is_refused_like_all_where_that_is_wanted() {
-    let guard = Guard::new().admit(Admission::at_most(0)).always_503();
+    let guard = Guard::builder().admission(&at_most(0)).always_503().build();
     let mut head = get("/", &[SSE]);
     let refused = guard
-        .over(Sse::new())
+        .wrap(Sse::new())
         .respond(&mut head, Push::new(silence()))
         .await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -197,8 +224,8 @@ async fn an_event_source_is_refused_like_all_where_that_is_wanted() {
 /// To a CONNECT 200 is a tunnel, or an open WebSocket.
 #[tokio::test]
 async fn only_who_accepts_an_event_stream_is_refused_with_one() {
-    let guard = Guard::new().admit(Admission::at_most(0));
-    let transport = guard.over(Negotiate::new());
+    let guard = Guard::builder().admission(&at_most(0)).build();
+    let transport = guard.wrap(Negotiate::new());
     for (method, accept, status) in [
         ("GET", "text/event-stream", 200),
         ("POST", "application/json, Text/Event-Stream;q=0.5", 200),
@@ -206,7 +233,7 @@ async fn only_who_accepts_an_event_stream_is_refused_with_one() {
         ("GET", "text/*", 503),
         ("CONNECT", "text/event-stream", 503),
     ] {
-        let request = support::request(method, "localhost:80", &[("accept", accept)]);
+        let request = testkit::request(method, "localhost:80", &[("accept", accept)]);
         let mut head = request.into_parts().0;
         let refused = transport.respond(&mut head, Push::new(silence())).await;
         assert_eq!(refused.status(), status, "{method} {accept}");
@@ -216,8 +243,10 @@ async fn only_who_accepts_an_event_stream_is_refused_with_one() {
 #[tokio::test]
 async fn each_key_has_its_own_limit() {
     let tenant = |head: &Parts| head.headers.get("tenant").cloned();
-    let guard = Guard::new().admit(Admission::unlimited().per(tenant, 1));
-    let sse = guard.over(Sse::new());
+    let guard = Guard::builder()
+        .admission(&Admission::builder().max_streams_per(tenant, 1).build())
+        .build();
+    let sse = guard.wrap(Sse::new());
     let subscribe = async |tenant: &str| {
         let mut head = get("/", &[("tenant", tenant)]);
         sse.respond(&mut head, Push::new(silence())).await
@@ -228,15 +257,15 @@ async fn each_key_has_its_own_limit() {
     assert_eq!(subscribe("a").await.status(), 503);
     drop(a);
     assert_eq!(subscribe("a").await.status(), 200);
-    assert_eq!(guard.counts().refused(Refusal::Key), 1);
+    assert_eq!(guard.counts().refused(RefusalReason::Key), 1);
 }
 
 #[tokio::test]
 async fn a_place_is_free_again_whichever_way_the_client_leaves() {
     let channel = Channel::new();
-    let guard = Guard::new().admit(Admission::at_most(1));
+    let guard = Guard::builder().admission(&at_most(1)).build();
     let server =
-        Server::new(service(channel.clone()).transport(guard.over(Negotiate::new()))).await;
+        Server::new(service(channel.clone()).transport(guard.wrap(Negotiate::new()))).await;
     for version in VERSIONS {
         for is_websocket in [false, true] {
             let open = opened(&server, version, is_websocket).await;
@@ -279,13 +308,13 @@ async fn a_place_is_free_again_whichever_way_the_client_leaves() {
 
     let counts = guard.counts();
     assert_eq!(counts.opened, 9);
-    assert_eq!(counts.closed(Cause::Left), 9);
+    assert_eq!(counts.closed(CloseReason::Left), 9);
 }
 
 #[tokio::test]
 async fn a_place_is_free_again_whichever_way_the_source_ends() {
-    let guard = Guard::new().admit(Admission::at_most(1));
-    let sse = guard.over(Sse::new());
+    let guard = Guard::builder().admission(&at_most(1)).build();
+    let sse = guard.wrap(Sse::new());
     let open = async |push: Push| {
         let mut head = get("/", &[]);
         let response = sse.respond(&mut head, push).await;
@@ -303,11 +332,15 @@ async fn a_place_is_free_again_whichever_way_the_source_ends() {
     });
     assert_eq!(open(Push::new(refusing)).await, 404);
     let counts = guard.counts();
-    for (cause, times) in [(Cause::Ended, 1), (Cause::Finished, 1), (Cause::Failed, 1)] {
-        assert_eq!(counts.closed(cause), times, "{cause:?}");
+    for (reason, times) in [
+        (CloseReason::Ended, 1),
+        (CloseReason::Finished, 1),
+        (CloseReason::Failed, 1),
+    ] {
+        assert_eq!(counts.closed(reason), times, "{reason:?}");
     }
     assert_eq!((counts.open(), counts.opened), (0, 3));
-    assert_eq!(counts.refused(Refusal::Source), 1);
+    assert_eq!(counts.refused(RefusalReason::Source), 1);
 
     // Dropped before anything was asked of it: the request, the response, the body.
     let mut head = get("/", &[]);
@@ -339,12 +372,12 @@ async fn a_subscription_that_the_source_keeps_keeps_no_place() {
             Ok(stream::iter(["one"]))
         })
     };
-    let guard = Guard::new().admit(Admission::at_most(1));
-    respond(&guard.over(Sse::new()), keeping).await;
+    let guard = Guard::builder().admission(&at_most(1)).build();
+    respond(&guard.wrap(Sse::new()), keeping).await;
     assert_eq!(kept.lock().unwrap().len(), 1);
     assert_eq!(guard.counts().open(), 0);
     assert!(
-        respond(&guard.over(Sse::new()), stream::iter(["two"]))
+        respond(&guard.wrap(Sse::new()), stream::iter(["two"]))
             .await
             .contains("two")
     );
@@ -354,8 +387,8 @@ async fn a_subscription_that_the_source_keeps_keeps_no_place() {
 
 #[tokio::test]
 async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
-    let guard = Guard::new().origin(OriginPolicy::same_origin());
-    let server = Server::new(service(Channel::new()).transport(guard.over(Negotiate::new()))).await;
+    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let server = Server::new(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
     for version in VERSIONS {
         let mut client = Client::connect(&server, version).await;
         for accept in [
@@ -386,7 +419,7 @@ async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
         };
         assert_eq!(client.get("/", headers).await.head.status, 200);
     }
-    assert_eq!(guard.counts().refused(Refusal::Origin), 6);
+    assert_eq!(guard.counts().refused(RefusalReason::Origin), 6);
 }
 
 // Observation.
@@ -401,32 +434,32 @@ impl Log {
 }
 
 impl Observer for Log {
-    fn opened(&self, stream: &StreamInfo, subscription: &Subscription) {
+    fn on_open(&self, stream: &StreamInfo, subscription: &Subscription) {
         let path = subscription.head().uri.path();
         self.write(format!("{}: {} {path}", stream.number, stream.transport));
     }
-    fn refused(&self, head: &Parts, refusal: Refusal) {
+    fn on_refusal(&self, head: &Parts, refusal: RefusalReason) {
         self.write(format!("{} {}", head.uri.path(), refusal.name()));
     }
-    fn event(&self, stream: &StreamInfo, event: &Event) {
+    fn on_event(&self, stream: &StreamInfo, event: &Event) {
         self.write(format!(
             "{}: {:?}",
             stream.number,
             event.payload().as_text()
         ));
     }
-    fn gap(&self, stream: &StreamInfo, gap: &Gap) {
+    fn on_gap(&self, stream: &StreamInfo, gap: &Gap) {
         self.write(format!("{}: {:?}", stream.number, gap.missed));
     }
-    fn failed(&self, stream: &StreamInfo, error: &BoxError) {
+    fn on_failure(&self, stream: &StreamInfo, error: &BoxError) {
         self.write(format!("{}: {error}", stream.number));
     }
-    fn closed(&self, stream: &StreamInfo, cause: Cause, open_for: Duration) {
+    fn on_close(&self, stream: &StreamInfo, reason: CloseReason, open_for: Duration) {
         let seconds = open_for.as_secs();
         self.write(format!(
             "{}: {} after {seconds} s",
             stream.number,
-            cause.name()
+            reason.name()
         ));
     }
 }
@@ -434,9 +467,10 @@ impl Observer for Log {
 #[tokio::test(start_paused = true)]
 async fn an_observer_hears_of_everything_in_order() {
     let log = Log::default();
-    let guard = Guard::new()
-        .admit(Admission::at_most(1))
-        .observe(log.clone());
+    let guard = Guard::builder()
+        .admission(&at_most(1))
+        .observer(log.clone())
+        .build();
     let items = stream::iter([
         Item::Gap(Gap::new(GapReason::Lagged).missed(3)),
         Item::Event(Event::text("one")),
@@ -445,7 +479,7 @@ async fn an_observer_hears_of_everything_in_order() {
         tokio::time::sleep(2 * SECOND).await;
         Item::Event(Event::text("two"))
     });
-    let sse = guard.over(Sse::new());
+    let sse = guard.wrap(Sse::new());
     let mut head = get("/ticks", &[]);
     let response = sse
         .respond(&mut head, Push::new(Box::pin(items.chain(late))))
@@ -453,7 +487,7 @@ async fn an_observer_hears_of_everything_in_order() {
     sse.respond(&mut get("/other", &[]), Push::new(silence()))
         .await;
     text(response.into_body()).await;
-    let poll = guard.over(LongPoll::new());
+    let poll = guard.wrap(LongPoll::new());
     let mut head = get("/poll", &[]);
     head.headers
         .insert("accept", HeaderValue::from_static("application/json"));
@@ -515,18 +549,18 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
     };
     let heard = async |guarded: &dyn Fn(&Guard) -> Box<dyn Transport>, push: Push| {
         let log = Log::default();
-        let guard = Guard::new().observe(log.clone());
+        let guard = Guard::builder().observer(log.clone()).build();
         let response = guarded(&guard).respond(&mut get("/", &[]), push).await;
         let _ = response.into_body().collect().await;
-        assert_eq!(guard.counts().closed(Cause::Failed), 1);
+        assert_eq!(guard.counts().closed(CloseReason::Failed), 1);
         let mut log = log.0.lock().unwrap();
         assert_eq!(log.pop().unwrap(), "1: failed after 0 s");
         log.pop().unwrap()
     };
-    let sse = |guard: &Guard| Box::new(guard.over(Sse::new())) as Box<dyn Transport>;
-    let raw = |guard: &Guard| Box::new(guard.over(Chunked::new(Raw::new()))) as Box<dyn Transport>;
+    let sse = |guard: &Guard| Box::new(guard.wrap(Sse::new())) as Box<dyn Transport>;
+    let raw = |guard: &Guard| Box::new(guard.wrap(Chunked::new(Raw::new()))) as Box<dyn Transport>;
     let poll =
-        |guard: &Guard| Box::new(guard.over(LongPoll::only(Raw::new()))) as Box<dyn Transport>;
+        |guard: &Guard| Box::new(guard.wrap(LongPoll::only(Raw::new()))) as Box<dyn Transport>;
     assert_eq!(
         heard(&sse, bytes()).await,
         "1: a binary payload on a transport that carries text only"
@@ -541,18 +575,18 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
     );
 
     let log = Log::default();
-    let guard = Guard::new().observe(log.clone());
+    let guard = Guard::builder().observer(log.clone()).build();
     let source = source_fn(async move |_| {
         let gap = Item::Gap(Gap::new(GapReason::Lagged));
         Ok(stream::iter([gap]).chain(stream::pending()))
     });
-    let server = Server::new(service(source).transport(guard.over(WebSocket::new()))).await;
+    let server = Server::new(service(source).transport(guard.wrap(WebSocket::new()))).await;
     let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
     let frame = opened.frame().await.unwrap();
     assert_eq!(frame.close().unwrap().0, 3010);
     drop(opened);
     becomes(&guard, 0).await;
-    assert_eq!(guard.counts().closed(Cause::Failed), 1);
+    assert_eq!(guard.counts().closed(CloseReason::Failed), 1);
     assert!(log.0.lock().unwrap()[2].ends_with("this format cannot say so"));
 }
 
@@ -573,10 +607,10 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
     ] {
         let said = format!("{items:?} {goes_on}");
         let (log, outer_log) = (Log::default(), Log::default());
-        let guard = Guard::new().observe(log.clone());
-        let outer = Guard::new().observe(outer_log.clone());
+        let guard = Guard::builder().observer(log.clone()).build();
+        let outer = Guard::builder().observer(outer_log.clone()).build();
         let poll = LongPoll::new().durable_content_type(text.clone());
-        let poll = outer.over(guard.over(poll));
+        let poll = outer.wrap(guard.wrap(poll));
         let push = Push::new(source_fn(async move |_| {
             let rest = stream::pending().take(usize::from(goes_on));
             Ok(stream::iter(items.clone()).chain(rest))
@@ -592,15 +626,15 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
             .filter(|line| *line == not_text || *line == no_gap);
         assert_eq!(failures.count(), 1, "{said}: {log:?}");
         assert_eq!(*log, *outer_log.0.lock().unwrap());
-        assert_eq!(guard.counts().closed(Cause::Failed), 1);
+        assert_eq!(guard.counts().closed(CloseReason::Failed), 1);
     }
 }
 
 #[tokio::test]
 async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
     let log = Log::default();
-    let guard = Guard::new().observe(log.clone());
-    let poll = guard.over(LongPoll::new().max_events(1).wait(Duration::ZERO));
+    let guard = Guard::builder().observer(log.clone()).build();
+    let poll = guard.wrap(LongPoll::new().max_events(1).wait_time(Duration::ZERO));
     let texts = stream::iter(["one", "two"]).chain(silence_of_texts());
     let first = poll.respond(&mut get("/", &[]), Push::new(texts)).await;
     assert_eq!(guard.counts().events, 1);
@@ -618,7 +652,7 @@ async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
 #[tokio::test]
 async fn a_websocket_counts_until_its_socket_is_gone() {
     let guard = Guard::new();
-    let server = Server::new(service(Channel::new()).transport(guard.over(WebSocket::new()))).await;
+    let server = Server::new(service(Channel::new()).transport(guard.wrap(WebSocket::new()))).await;
     for version in VERSIONS {
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
         becomes(&guard, 1).await;
@@ -634,17 +668,20 @@ async fn a_websocket_counts_until_its_socket_is_gone() {
         drop(opened);
         becomes(&guard, 0).await;
     }
-    assert_eq!(guard.counts().closed(Cause::Left), 2);
+    assert_eq!(guard.counts().closed(CloseReason::Left), 2);
 }
 
 #[tokio::test]
 async fn a_guard_around_another_counts_its_streams_too() {
-    let guards = [1, 2].map(|limit| Guard::new().admit(Admission::at_most(limit)));
+    let admissions = [1, 2].map(at_most);
     let drain = Drain::new();
     // The tighter one outside, and the other way round.
     for (outer, inner) in [(0, 1), (1, 0)] {
-        let [outer, inner] = [outer, inner].map(|at: usize| guards[at].clone().drain(&drain));
-        let both = outer.over(inner.over(Negotiate::new()));
+        let [outer, inner] = [outer, inner].map(|limit: usize| {
+            let admission = &admissions[limit];
+            Guard::builder().admission(admission).drain(&drain).build()
+        });
+        let both = outer.wrap(inner.wrap(Negotiate::new()));
         let server = Server::new(service(Channel::new()).transport(both.clone())).await;
         let one = websocket::connect(&server, Version::Http1, "/", &[]).await;
         let mut client = Client::connect(&server, Version::Http1).await;
@@ -666,20 +703,20 @@ async fn a_guard_around_another_counts_its_streams_too() {
         for guard in [&outer, &inner] {
             let counts = guard.counts();
             assert_eq!((counts.open(), counts.opened, counts.events), (0, 2, 1));
-            assert_eq!(counts.closed(Cause::Left), 1);
-            assert_eq!(counts.closed(Cause::Answered), 1);
+            assert_eq!(counts.closed(CloseReason::Left), 1);
+            assert_eq!(counts.closed(CloseReason::Answered), 1);
         }
     }
-    assert_eq!(drain.open(), 0);
+    assert_eq!(drain.open_streams(), 0);
 }
 
 struct Panicking;
 
 impl Observer for Panicking {
-    fn opened(&self, _: &StreamInfo, subscription: &Subscription) {
+    fn on_open(&self, _: &StreamInfo, subscription: &Subscription) {
         assert_ne!(subscription.head().uri.path(), "/opened", "on purpose");
     }
-    fn closed(&self, _: &StreamInfo, _: Cause, _: Duration) {
+    fn on_close(&self, _: &StreamInfo, _: CloseReason, _: Duration) {
         panic!("on purpose");
     }
 }
@@ -687,18 +724,19 @@ impl Observer for Panicking {
 #[tokio::test]
 async fn an_observer_that_panics_keeps_nobodys_place() {
     let drain = Drain::new();
-    let admission = Admission::at_most(1);
-    let guard = Guard::new()
+    let admission = at_most(1);
+    let guard = Guard::builder()
         .drain(&drain)
-        .admit(admission)
-        .observe(Panicking);
-    let sse = guard.over(Sse::new());
+        .admission(&admission)
+        .observer(Panicking)
+        .build();
+    let sse = guard.wrap(Sse::new());
     for path in ["/opened", "/"] {
         let mut head = get(path, &[]);
         let responding = sse.respond(&mut head, Push::new(stream::iter(["one"])));
         let asked = tokio::spawn(async move { text(responding.await.into_body()).await });
         assert_eq!(asked.await.is_err(), path == "/opened");
-        assert_eq!((guard.counts().open(), drain.open()), (0, 0));
+        assert_eq!((guard.counts().open(), drain.open_streams()), (0, 0));
     }
     assert_eq!(guard.counts().opened, 2);
 }
@@ -712,20 +750,20 @@ impl PanickingIn {
 }
 
 impl Observer for PanickingIn {
-    fn span(&self, _: &StreamInfo, _: &Subscription) -> tracing::Span {
+    fn make_span(&self, _: &StreamInfo, _: &Subscription) -> tracing::Span {
         self.told("span");
         tracing::Span::none()
     }
-    fn refused(&self, _: &Parts, _: Refusal) {
+    fn on_refusal(&self, _: &Parts, _: RefusalReason) {
         self.told("refused");
     }
-    fn event(&self, _: &StreamInfo, _: &Event) {
+    fn on_event(&self, _: &StreamInfo, _: &Event) {
         self.told("event");
     }
-    fn gap(&self, _: &StreamInfo, _: &Gap) {
+    fn on_gap(&self, _: &StreamInfo, _: &Gap) {
         self.told("gap");
     }
-    fn failed(&self, _: &StreamInfo, _: &BoxError) {
+    fn on_failure(&self, _: &StreamInfo, _: &BoxError) {
         self.told("failed");
     }
 }
@@ -740,10 +778,11 @@ async fn wherever_an_observer_panics_nobodys_place_is_kept() {
         ("failed", 1),
     ] {
         let drain = Drain::new();
-        let guard = Guard::new()
+        let guard = Guard::builder()
             .drain(&drain)
-            .admit(Admission::at_most(1))
-            .observe(PanickingIn(method));
+            .admission(&at_most(1))
+            .observer(PanickingIn(method))
+            .build();
         for transport in ["sse", "long-poll"] {
             let push = if method == "refused" {
                 Push::new(source_fn(async |_| {
@@ -757,13 +796,17 @@ async fn wherever_an_observer_panics_nobodys_place_is_kept() {
                 ]))
             };
             let mut head = get(&format!("/?transport={transport}"), &[]);
-            let responding = guard.over(Negotiate::new()).respond(&mut head, push);
+            let responding = guard.wrap(Negotiate::new()).respond(&mut head, push);
             let asked = tokio::spawn(async move { responding.await.into_body().collect().await });
             assert!(asked.await.unwrap_err().is_panic(), "{method} {transport}");
-            assert_eq!((guard.counts().open(), drain.open()), (0, 0), "{method}");
+            assert_eq!(
+                (guard.counts().open(), drain.open_streams()),
+                (0, 0),
+                "{method}"
+            );
         }
         // Both had the one place there is.
         assert_eq!(guard.counts().opened, 2 * opened);
-        assert_eq!(guard.counts().refused(Refusal::Full), 0);
+        assert_eq!(guard.counts().refused(RefusalReason::Full), 0);
     }
 }

@@ -1,7 +1,5 @@
 //! One cursor over all transports: a client that hops among them at random reads a numbered feed exactly once, in order.
 
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -12,8 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use support::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
-use tower_push::{Channel, source::Start};
+use testkit::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
+use tower_push::{Channel, source::StartPosition};
 
 const HOPS: u64 = 3000;
 
@@ -81,7 +79,10 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         .max_events(100_000)
         .max_bytes(64 << 20)
         .build();
-    let server = Server::new(tower_push::service(channel.with_start(Start::Oldest))).await;
+    let server = Server::new(tower_push::service(
+        channel.with_start(StartPosition::Oldest),
+    ))
+    .await;
     let (read, done) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),

@@ -1,15 +1,13 @@
 //! What the well-known layers around a push do to it: timeouts and limits of tower and tower-http. The clock stands still but
 //! for what waits for it.
 
-mod support;
-
 use std::{convert::Infallible, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
-use support::request;
+use testkit::request;
 use tokio::time::{Instant, timeout};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer};
 use tower_http::{
@@ -34,7 +32,7 @@ fn idle() -> SourceService<Channel> {
 
 fn without_heartbeats() -> SourceService<Channel> {
     let sse = Sse::new().keep_alive(KeepAlive::disabled());
-    idle().transport(Negotiate::new().or(sse))
+    idle().transport(Negotiate::new().add_transport(sse))
 }
 
 async fn ask<S, B>(service: S, transport: &str) -> Response<B>

@@ -1,7 +1,5 @@
 //! Whoever leaves, and however: the source's stream is dropped. Whoever misbehaves: the others do not feel it.
 
-mod support;
-
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -11,12 +9,13 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use socket2::SockRef;
-use support::{Client, Count, Server, VERSIONS, Version, get, raw_http1};
+use testkit::{Client, Count, Server, VERSIONS, Version, get, raw_http1};
 use tokio::io::AsyncWriteExt;
 use tower_push::{
     Event, EventId, Item, KeepAlive, Push, PushSource,
+    format::Raw,
     source::source_fn,
-    transport::{Chunked, Negotiate, Sse, Transport, chunked::Raw},
+    transport::{Chunked, Negotiate, Sse, Transport},
 };
 
 /// An event, and then nothing.
@@ -208,7 +207,7 @@ async fn a_source_that_never_pauses_lets_its_neighbours_run() {
                 })
             },
         );
-        let transports = Negotiate::new().or(Chunked::new(Raw::new()));
+        let transports = Negotiate::new().add_transport(Chunked::new(Raw::new()));
         let server = Server::new(tower_push::service(source).transport(transports)).await;
         for version in VERSIONS {
             for name in ["sse", "raw"] {

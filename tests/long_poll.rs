@@ -1,7 +1,5 @@
 //! Long-polling: complete answers, one cursor, two dialects, and nothing lost between two polls.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     convert::Infallible,
@@ -14,27 +12,27 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{Client, LONG, Reading, Server, VERSIONS, get, installed, raw_http1};
+use testkit::{Client, LONG, Reading, Server, VERSIONS, get, installed, raw_http1};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_stream::wrappers::BroadcastStream;
 use tower::{Layer, ServiceExt};
 use tower_push::{
     Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer, Push, PushBody,
-    PushSource, Resumable, service,
-    source::{Rejection, Start, Subscription, channel::LagPolicy, resumable::EndPolicy, source_fn},
-    transport::{
-        LongPoll, Negotiate, Transport,
-        chunked::{JsonSeq, Ndjson, Raw},
-        long_poll::JsonArray,
+    PushSource, Resumable,
+    format::{JsonArray, JsonSeq, Ndjson, Raw},
+    service,
+    source::{
+        Rejection, StartPosition, Subscription, channel::LagPolicy, resumable::EndPolicy, source_fn,
     },
+    transport::{LongPoll, Negotiate, Transport},
 };
 
 const NO_TIME: Duration = Duration::ZERO;
 
 /// Answers at once, whatever there is.
 fn at_once() -> LongPoll {
-    LongPoll::new().wait(NO_TIME)
+    LongPoll::new().wait_time(NO_TIME)
 }
 
 struct Answer {
@@ -119,7 +117,7 @@ fn number(n: u64) -> Event {
 
 /// A channel that holds these, from the first on.
 fn numbers(numbers: impl IntoIterator<Item = u64>) -> Channel {
-    let channel = Channel::builder().start(Start::Oldest).build();
+    let channel = Channel::builder().start(StartPosition::Oldest).build();
     for n in numbers {
         channel.publish(number(n)).unwrap();
     }
@@ -335,15 +333,15 @@ mod validators {
         assert_eq!(waits(&by_default, "/?timeout=soon", &[]).await, (25, None));
         let seconds = Duration::from_secs;
         let bound = LongPoll::new()
-            .wait(seconds(3))
-            .wait_bounds(seconds(2)..=seconds(5));
+            .wait_time(seconds(3))
+            .wait_time_range(seconds(2)..=seconds(5));
         assert_eq!(waits(&bound, "/", &[]).await, (3, None));
         assert_eq!(waits(&bound, "/?timeout=1", &[]).await, (2, None));
         assert_eq!(waits(&bound, "/?timeout=6", &[]).await, (5, None));
         // Bounds that exclude each other must not panic.
-        let odd = LongPoll::new().wait_bounds(seconds(5)..=seconds(2));
+        let odd = LongPoll::new().wait_time_range(seconds(5)..=seconds(2));
         assert_eq!(waits(&odd, "/?timeout=1", &[]).await, (5, None));
-        let endless = LongPoll::new().wait(Duration::MAX);
+        let endless = LongPoll::new().wait_time(Duration::MAX);
         assert!(waits(&endless, "/", &[]).await.0 >= 24 * 60 * 60);
     }
 
@@ -415,7 +413,7 @@ mod validators {
         let waits = async |push: Push, uri: &str| {
             let began = Instant::now();
             let restart = Resumable::builder().end_policy(EndPolicy::Restart).build();
-            let transport = LongPoll::new().park_in(restart);
+            let transport = LongPoll::new().resumable(restart);
             let answer = ask(&transport, push, uri, &[]).await;
             (began.elapsed().as_secs(), answer)
         };
@@ -465,7 +463,7 @@ mod validators {
     #[tokio::test]
     async fn such_a_stream_that_was_let_go_is_a_gap() {
         let none = Resumable::builder().max_parked_streams(0).build();
-        let transport = at_once().park_in(none);
+        let transport = at_once().resumable(none);
         let first = ask(&transport, untold(0..2), "/", &[]).await;
         assert_eq!(first.data(), [0, 1]);
         let headers = [("last-event-id", first.cursor())];
@@ -515,7 +513,7 @@ mod validators {
             })
         };
         let resumable = Resumable::new();
-        let transport = at_once().park_in(resumable.clone());
+        let transport = at_once().resumable(resumable.clone());
         let first = ask(&transport, told(), "/", &[]).await;
         assert_eq!((first.json().len(), first.cursor()), (2, "7"));
         // Of another lot: the source's affair.
@@ -661,7 +659,7 @@ mod validators {
         let answer = read(layered.oneshot(request).await.unwrap()).await;
         assert_eq!(answer.data(), [1]);
 
-        let all = Negotiate::new().or(at_once());
+        let all = Negotiate::new().add_transport(at_once());
         for (uri, headers) in [
             ("/?transport=long-poll", &[][..]),
             ("/", &[("accept", "application/json")]),
@@ -695,7 +693,7 @@ mod validators {
             let query: String = query.chars().filter(|c| !"\"#<>\\^`{|} ".contains(*c)).collect();
             let Ok(uri) = format!("/?{query}").parse::<http::Uri>() else { return Ok(()) };
             let headers = [("if-none-match", &*tag), ("last-event-id", &*id), ("prefer", &*prefer)];
-            let transport = at_once().wait_bounds(NO_TIME..=NO_TIME);
+            let transport = at_once().wait_time_range(NO_TIME..=NO_TIME);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let answer = runtime.block_on(ask(&transport, numbers(0..2), &uri.to_string(), &headers));
             prop_assert!([200, 204, 400, 410].contains(&answer.status), "{}", answer.status);
@@ -707,7 +705,7 @@ mod validators {
 
         #[test]
         fn a_batch_of_any_texts_is_json(texts in proptest::collection::vec(any::<String>(), 0..20)) {
-            let channel = Channel::builder().start(Start::Oldest).build();
+            let channel = Channel::builder().start(StartPosition::Oldest).build();
             for text in &texts {
                 channel.publish(Event::text(text.clone())).unwrap();
             }
@@ -808,7 +806,7 @@ mod durable {
     #[tokio::test]
     async fn head_of_a_plain_stream_parks_nothing() {
         let resumable = Resumable::new();
-        let transport = text().park_in(resumable.clone());
+        let transport = text().resumable(resumable.clone());
         let plain = || stream::pending::<Event>();
         let head = ask_by("HEAD", &transport, plain(), "/?offset=-1", &[]).await;
         assert_eq!((head.status, durable(&head)[0]), (200, Some("now")));
@@ -887,7 +885,7 @@ mod durable {
             tokio::time::sleep(Duration::from_secs(5)).await;
             channel.publish(number(2)).unwrap();
         };
-        let transport = text().wait(LONG);
+        let transport = text().wait_time(LONG);
         let asking = ask(&transport, channel.clone(), &uri, &[]);
         let (answer, ()) = tokio::join!(asking, publish);
         assert_eq!((answer.status, answer.text()), (200, "2"));
@@ -913,7 +911,7 @@ mod durable {
         let offset = durable(&closed)[0].unwrap();
         for (uri, status) in [("/?offset=", 200), ("/?live=long-poll&offset=", 204)] {
             let uri = format!("{uri}{offset}");
-            let answer = ask(&text().wait(LONG), channel.clone(), &uri, &[]).await;
+            let answer = ask(&text().wait_time(LONG), channel.clone(), &uri, &[]).await;
             assert_eq!((answer.status, answer.text()), (status, ""));
             assert_eq!(
                 durable(&answer)[..3],
@@ -1003,7 +1001,10 @@ mod durable {
         let channel = numbers(1..=4);
         let first = ask(&text().max_events(1), channel.clone(), "/?offset=-1", &[]).await;
         let middle = format!("/?offset={}", durable(&first)[0].unwrap());
-        for (transport, policy) in [(text(), "private"), (text().durable_public(), "public")] {
+        for (transport, policy) in [
+            (text(), "private"),
+            (text().durable_public_cache(), "public"),
+        ] {
             let transport = transport.max_events(1);
             let answer = ask(&transport, channel.clone(), &middle, &[]).await;
             let cache = format!("{policy}, max-age=60, stale-while-revalidate=300");
@@ -1360,7 +1361,7 @@ mod sockets {
         const COUNT: u64 = 5_000;
         let channel = Channel::builder()
             .max_events(COUNT as usize)
-            .start(Start::Oldest)
+            .start(StartPosition::Oldest)
             .build();
         let transport = LongPoll::new().max_events(64);
         let server = Server::new(service(channel.clone()).transport(transport)).await;
@@ -1411,7 +1412,7 @@ mod sockets {
         let channel = Channel::builder()
             .max_events(8)
             .lag_policy(LagPolicy::Gap)
-            .start(Start::Oldest)
+            .start(StartPosition::Oldest)
             .build();
         let (mut seen, mut missed) = (0_u64, 0);
         let mut cursor = String::new();
@@ -1446,12 +1447,12 @@ async fn the_plainest_loop_in_a_browser_loses_nothing() {
     let mut node = installed::browser("long_poll.mjs");
     let channel = Channel::new();
     let long_poll =
-        service(channel.clone()).transport(LongPoll::new().wait(Duration::from_millis(60)));
+        service(channel.clone()).transport(LongPoll::new().wait_time(Duration::from_millis(60)));
     let page = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
         let long_poll = long_poll.clone();
         async move {
             if request.uri().path() == "/" {
-                let mut page = Response::new(PushBody::whole("<!doctype html><title>x</title>"));
+                let mut page = Response::new(PushBody::full("<!doctype html><title>x</title>"));
                 let html = HeaderValue::from_static("text/html");
                 page.headers_mut().insert("content-type", html);
                 return Ok(page);
@@ -1492,7 +1493,7 @@ fn a_json_array_is_a_format_for_streams_too() {
     let text = runtime.block_on(async {
         let chunked = tower_push::transport::Chunked::new(JsonArray::new());
         let response = chunked.respond(&mut get("/", &[]), Push::new(source)).await;
-        support::text(response.into_body()).await
+        testkit::text(response.into_body()).await
     });
     let records: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(records.len(), 4);

@@ -1,17 +1,15 @@
 //! Memory stays within its bounds, counted byte by byte. One test only: others in the process would be counted too.
 
-mod support;
-
 use std::alloc::System;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::Body;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use support::get;
+use testkit::get;
 use tower_push::{
     Channel, Push, PushBody,
-    source::Start,
+    source::StartPosition,
     transport::{Sse, Transport},
 };
 
@@ -79,7 +77,13 @@ async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
     assert_eq!(channel.subscriber_count(), STALLED + 1);
     drop((stalled, reading));
     assert_eq!(channel.subscriber_count(), 0);
-    assert!(channel.subscribe_from(Start::Oldest).next().await.is_some());
+    assert!(
+        channel
+            .subscribe_from(StartPosition::Oldest)
+            .next()
+            .await
+            .is_some()
+    );
 }
 
 /// Clients that read a frame now and then, each at another place of the log, and stop in the middle of it.

@@ -1,10 +1,6 @@
 //! What `examples/metrics.rs` tells a Prometheus: in a format that Prometheus' own parser for Python reads, and moving as clients
 //! come and go.
 
-#[path = "../examples/metrics/exposition.rs"]
-mod exposition;
-mod support;
-
 use std::{
     collections::BTreeMap,
     io::Write,
@@ -13,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exposition::{Exposition, Histogram, MEDIA_TYPE};
-use support::{LONG, example::Example, installed, websocket};
+use testkit::{LONG, example::Example, installed, websocket};
+use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 
 /// The values of samples, each under its name and its labels' values.
 type Samples = BTreeMap<String, f64>;

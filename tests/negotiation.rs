@@ -1,16 +1,12 @@
 //! One URL, several transports: who is answered how.
 
-mod support;
-
 use futures_util::stream;
 use http::{Response, StatusCode};
-use support::{get, request, text};
+use testkit::{get, request, text};
 use tower_push::{
     Push, PushBody,
-    transport::{
-        Chunked, Negotiate, Sse, Transport,
-        chunked::{Multipart, Raw},
-    },
+    format::{Multipart, Raw},
+    transport::{Chunked, Negotiate, Sse, Transport},
 };
 
 async fn answer(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Response<PushBody> {
@@ -68,7 +64,7 @@ async fn accept_decides_by_quality_then_by_exactness_then_by_order() {
 
 #[tokio::test]
 async fn the_first_transport_is_the_default() {
-    let ndjson_first = Negotiate::only(Chunked::default()).or(Sse::new());
+    let ndjson_first = Negotiate::only(Chunked::default()).add_transport(Sse::new());
     for accept in [&[][..], &["*/*"], &["text/*;q=0.5, */*"]] {
         let answered = content_type(&ndjson_first, "/", accept).await;
         assert_eq!(answered.as_deref(), Some("application/x-ndjson"));
@@ -78,8 +74,8 @@ async fn the_first_transport_is_the_default() {
 #[tokio::test]
 async fn a_parameter_names_the_transport_whatever_is_accepted() {
     let all = Negotiate::new()
-        .or(Chunked::new(Raw::new()))
-        .or(Chunked::new(Multipart::replace()));
+        .add_transport(Chunked::new(Raw::new()))
+        .add_transport(Chunked::new(Multipart::replace()));
     for (name, expected) in [
         ("sse", "text/event-stream"),
         ("ndjson", "application/x-ndjson"),
@@ -98,7 +94,7 @@ async fn a_parameter_names_the_transport_whatever_is_accepted() {
         None
     );
 
-    let renamed = Negotiate::new().parameter("via");
+    let renamed = Negotiate::new().query_parameter("via");
     let answered = content_type(&renamed, "/?transport=x&via=ndjson", &[]).await;
     assert_eq!(answered.as_deref(), Some("application/x-ndjson"));
 }
@@ -123,7 +119,8 @@ async fn who_accepts_nothing_of_it_is_told_what_there_is() {
 
 #[tokio::test]
 async fn a_transport_is_replaced_by_one_of_its_name() {
-    let hinting = Negotiate::new().or(Sse::new().retry(std::time::Duration::from_secs(1)));
+    let hinting =
+        Negotiate::new().add_transport(Sse::new().retry(std::time::Duration::from_secs(1)));
     let body = text(answer(&hinting, "/", &[]).await.into_body()).await;
     assert!(
         body.starts_with("retry: 1000\n"),
@@ -193,8 +190,9 @@ async fn head_of_what_cannot_be_had_has_no_body() {
 #[tokio::test]
 async fn two_of_one_format_have_names_of_their_own() {
     let csv = Chunked::new(Raw::new().media_type("text/csv"));
-    let tabs = Chunked::new(Raw::new().media_type("text/tab-separated-values")).named("tabs");
-    let both = Negotiate::only(csv).or(tabs);
+    let tabs =
+        Chunked::new(Raw::new().media_type("text/tab-separated-values")).transport_name("tabs");
+    let both = Negotiate::only(csv).add_transport(tabs);
     for (uri, accept, expected) in [
         ("/", "text/csv", "text/csv"),
         (

@@ -1,8 +1,6 @@
 //! Behind nginx, as Debian has it, under the configuration that `docs/deploying.md` shows. Its clients are curl.
 //! `scripts/setup` installs both; where one is missing, the tests fail.
 
-mod support;
-
 use std::{
     fs,
     net::TcpListener,
@@ -13,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use support::{Count, LONG, Server};
+use testkit::{Count, LONG, Server};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -283,7 +281,7 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
 /// Behind an nginx that waits for a second: an idle stream with these heartbeats, and its channel.
 async fn impatient(keep_alive: KeepAlive) -> (Nginx, Server, Channel) {
     let channel = Channel::new();
-    let transports = Negotiate::new().or(Sse::new().keep_alive(keep_alive));
+    let transports = Negotiate::new().add_transport(Sse::new().keep_alive(keep_alive));
     let server = Server::new(tower_push::service(channel.clone()).transport(transports)).await;
     let impatient = change(
         DOCUMENTED,

@@ -1,7 +1,5 @@
 //! Resumable streams: parked when their client goes, taken up by its cursor, let go in time, and no other client's.
 
-mod support;
-
 use std::{
     collections::{HashSet, VecDeque},
     future::poll_fn,
@@ -17,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
-use support::{
+use testkit::{
     Client, Count, LONG, Server, VERSIONS, Version, event_source::Parser, get, raw_http1, short,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -27,7 +25,7 @@ use tower_push::{
     BoxError, Event, EventId, Gap, GapReason, Item, Push, PushSource, Resumable,
     layer::TransportLayer,
     source::{
-        Rejection, Start, Subscription,
+        Rejection, StartPosition, Subscription,
         resumable::{EndPolicy, ResumableSource, ResumableStream},
         source_fn,
     },
@@ -42,7 +40,7 @@ async fn subscribe<S: PushSource + Send>(
     let subscription = Subscription::new(&get("/", &[]), "test");
     source
         .subscribe(match cursor {
-            Some(cursor) => subscription.starting(Start::After(cursor.clone())),
+            Some(cursor) => subscription.with_start(StartPosition::After(cursor.clone())),
             None => subscription,
         })
         .await
@@ -1185,13 +1183,13 @@ async fn a_plain_stream_is_polled_without_a_loss() {
 /// The browser's cache may send the cursor of whoever was there before.
 #[tokio::test]
 async fn a_poll_goes_on_for_whom_it_began_only() {
-    let long_poll = LongPoll::new().wait(Duration::ZERO);
+    let long_poll = LongPoll::new().wait_time(Duration::ZERO);
     let poll = async |path: &str, headers: &[(&str, &str)], text: &'static str| {
         let source = stream::iter([text]).chain(stream::pending());
         let mut head = get(path, headers);
         let response = Transport::respond(&long_poll, &mut head, Push::new(source)).await;
         let tag = response.headers()["etag"].to_str().unwrap().to_owned();
-        (tag, support::text(response.into_body()).await)
+        (tag, testkit::text(response.into_body()).await)
     };
     let alice = ("authorization", "Bearer alice");
     let (tag, first) = poll("/mine", &[alice], "alice's").await;

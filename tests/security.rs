@@ -1,12 +1,9 @@
 //! The attacks of `docs/security.md`: each test is one, against a server that stands as the document says.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     convert::Infallible,
     fs,
-    path::PathBuf,
     pin::pin,
     process::{Child, Stdio},
     sync::{
@@ -25,7 +22,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use proptest::prelude::*;
-use support::{
+use testkit::{
     Client, Count, LONG, Reading, Server, VERSIONS, Version, get, installed, raw_http1,
     records::{Reader, Record},
     websocket::connect,
@@ -46,14 +43,12 @@ use tower_http::{
 };
 use tower_push::{
     Channel, Event, EventId, EventType, Guard, OriginPolicy, Push, PushBody, PushSource, Resumable,
-    guard::{Admission, Refusal},
+    format::{Multipart, Raw},
+    guard::{Admission, RefusalReason},
     layer::TransportLayer,
     service,
-    source::{Rejection, Start, Subscription, source_fn},
-    transport::{
-        Chunked, LongPoll, Negotiate, Transport, WebSocket,
-        chunked::{Multipart, Raw},
-    },
+    source::{Rejection, StartPosition, Subscription, source_fn},
+    transport::{Chunked, LongPoll, Negotiate, Transport, WebSocket},
 };
 
 /// How a stream is asked for, but for WebSockets.
@@ -74,8 +69,8 @@ const FORMS: [&str; 3] = ["", "json.tower-push", "ws+meta.nchan"];
 
 fn all() -> Negotiate {
     Negotiate::new()
-        .or(Chunked::new(Multipart::replace()))
-        .or(Chunked::new(Raw::new()))
+        .add_transport(Chunked::new(Multipart::replace()))
+        .add_transport(Chunked::new(Raw::new()))
 }
 
 async fn serving(
@@ -121,8 +116,8 @@ async fn seen_by_websocket(server: &Server, version: Version, path: &str, form: 
 
 #[tokio::test]
 async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
-    let guard = Guard::new().origin(OriginPolicy::same_origin());
-    let layer = TransportLayer::with(guard.over(all()));
+    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let layer = TransportLayer::with(guard.wrap(all()));
     let pushes = tower::service_fn(|_| async { Ok(Push::new(Channel::new())) });
     let server = Server::new(ServiceBuilder::new().layer(layer).service(pushes)).await;
     let attacks = [
@@ -149,14 +144,14 @@ async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
             }
         }
     }
-    assert_eq!(guard.counts().refused(Refusal::Origin), tried);
+    assert_eq!(guard.counts().refused(RefusalReason::Origin), tried);
     assert_eq!(guard.counts().opened, 0);
 }
 
 #[tokio::test]
 async fn without_a_policy_a_foreign_page_holds_a_stream() {
     let guard = Guard::new();
-    let server = serving(Channel::new(), guard.over(all())).await;
+    let server = serving(Channel::new(), guard.wrap(all())).await;
     let mut client = Client::connect(&server, Version::Http1).await;
     let foreign = [("origin", "https://evil.example")];
     let held = ask(&mut client, "GET", "", &foreign).await;
@@ -168,8 +163,8 @@ async fn without_a_policy_a_foreign_page_holds_a_stream() {
 
 #[tokio::test]
 async fn what_a_proxy_might_say_moves_no_origin() {
-    let guard = Guard::new().origin(OriginPolicy::same_origin());
-    let server = serving(Channel::new(), guard.over(all())).await;
+    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let server = serving(Channel::new(), guard.wrap(all())).await;
     let behind_nothing = serving(Channel::new(), all()).await;
     let foreign = ("origin", "https://evil.example");
     for lie in [
@@ -195,9 +190,9 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
     let same = OriginPolicy::same_origin();
     let only = OriginPolicy::only("http://localhost:3000").unwrap();
     for (policy, is_refused) in [(same, false), (only, true)] {
-        let guard = Guard::new().origin(policy.clone());
+        let guard = Guard::builder().origin(policy.clone()).build();
         let websocket = WebSocket::new().origin(policy);
-        let server = serving(Channel::new(), guard.over(all().or(websocket))).await;
+        let server = serving(Channel::new(), guard.wrap(all().add_transport(websocket))).await;
         for way in WAYS {
             // A page's requests to its own origin: a GET says nothing of it, a POST does.
             for (method, origin) in [
@@ -225,12 +220,14 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
 #[tokio::test]
 async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() {
     let policy = OriginPolicy::same_origin();
-    let guard = Guard::new().origin(policy.allow_origin("https://app.example").unwrap());
+    let guard = Guard::builder()
+        .origin(policy.allow_origin("https://app.example").unwrap())
+        .build();
     let cors = CorsLayer::new()
         .allow_origin([HeaderValue::from_static("https://app.example")])
         .allow_credentials(true)
         .allow_headers([tower_push::source::LAST_EVENT_ID]);
-    let pushes = service(Channel::new()).transport(guard.over(all()));
+    let pushes = service(Channel::new()).transport(guard.wrap(all()));
     let server = Server::new(ServiceBuilder::new().layer(cors).service(pushes)).await;
     let mut client = Client::connect(&server, Version::Http2).await;
     let preflight = ("access-control-request-method", "GET");
@@ -287,7 +284,7 @@ mod in_a_browser {
                 if request.uri().path() == "/stream" {
                     return pushes.oneshot(request).await;
                 }
-                let mut page = Response::new(PushBody::whole("<!doctype html><title>x</title>"));
+                let mut page = Response::new(PushBody::full("<!doctype html><title>x</title>"));
                 let html = HeaderValue::from_static("text/html");
                 page.headers_mut().insert(CONTENT_TYPE, html);
                 Ok::<_, Infallible>(page)
@@ -311,36 +308,38 @@ mod in_a_browser {
         let evil = site(all()).await;
         let evil = evil.url("/");
         let unguarded = Guard::new();
-        let victim = site(unguarded.over(all())).await;
+        let victim = site(unguarded.wrap(all())).await;
         let page = Page::open(&["foreign", &evil, &victim.address.port().to_string()]);
         // This is what the policy is for. Most are dropped by the browser once it sees the type; frames show theirs.
         becomes(ATTACKS, || unguarded.counts().opened).await;
         becomes(FRAMES, || unguarded.counts().open()).await;
         drop(page);
 
-        let guard = Guard::new().origin(OriginPolicy::same_origin());
-        let victim = site(guard.over(all())).await;
+        let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+        let victim = site(guard.wrap(all())).await;
         let _page = Page::open(&["foreign", &evil, &victim.address.port().to_string()]);
-        becomes(ATTACKS, || guard.counts().refused(Refusal::Origin)).await;
+        becomes(ATTACKS, || guard.counts().refused(RefusalReason::Origin)).await;
         assert_eq!(guard.counts().opened, 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_page_of_the_same_origin_has_its_stream() {
-        let guard = Guard::new().origin(OriginPolicy::same_origin());
-        let server = site(guard.over(all())).await;
+        let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+        let server = site(guard.wrap(all())).await;
         let _page = Page::open(&["own", "localhost", &server.address.port().to_string()]);
         becomes(1, || guard.counts().open()).await;
-        assert_eq!(guard.counts().refused(Refusal::Origin), 0);
+        assert_eq!(guard.counts().refused(RefusalReason::Origin), 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_page_of_a_rebound_name_has_none_where_origins_are_listed() {
-        let guard = Guard::new().origin(OriginPolicy::only("http://localhost").unwrap());
-        let server = site(guard.over(all())).await;
+        let guard = Guard::builder()
+            .origin(OriginPolicy::only("http://localhost").unwrap())
+            .build();
+        let server = site(guard.wrap(all())).await;
         let port = server.address.port().to_string();
         let _page = Page::open(&["own", "rebound.example", &port]);
-        becomes(1, || guard.counts().refused(Refusal::Origin)).await;
+        becomes(1, || guard.counts().refused(RefusalReason::Origin)).await;
         assert_eq!(guard.counts().opened, 0);
     }
 }
@@ -356,10 +355,12 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
             }
         }
     });
-    let guard = Guard::new().origin(OriginPolicy::same_origin());
-    let server = serving(source, guard.over(all())).await;
-    let full = Guard::new().admit(Admission::at_most(0));
-    let full = serving(Channel::new(), full.over(all())).await;
+    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let server = serving(source, guard.wrap(all())).await;
+    let full = Guard::builder()
+        .admission(&Admission::builder().max_streams(0).build())
+        .build();
+    let full = serving(Channel::new(), full.wrap(all())).await;
     let mut answers = Vec::new();
     for version in VERSIONS {
         for way in WAYS {
@@ -416,10 +417,10 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
 
 #[tokio::test]
 async fn what_a_browser_keeps_of_a_poll_is_for_who_asked() {
-    let channel = Channel::builder().start(Start::Oldest).build();
+    let channel = Channel::builder().start(StartPosition::Oldest).build();
     let cursor = channel.publish("one").unwrap();
     channel.publish("two").unwrap();
-    let shared = serving(channel.clone(), LongPoll::new().durable_public()).await;
+    let shared = serving(channel.clone(), LongPoll::new().durable_public_cache()).await;
     let server = serving(channel, LongPoll::new()).await;
     let vary = async |server: &Server, way: &str| {
         let mut client = Client::connect(server, Version::Http1).await;
@@ -482,7 +483,7 @@ proptest! {
                 let push = Push::new(source_fn(async move |_| Ok(events)));
                 let response = all().respond(&mut get(&format!("/{way}"), &[]), push).await;
                 let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
-                let body = support::text(response.into_body()).await;
+                let body = testkit::text(response.into_body()).await;
                 let mut reader = Reader::new(&content_type, None);
                 let data: Vec<_> = reader.feed(body.as_bytes()).into_iter().filter_map(|r| r.data).collect();
                 // An event stream has one kind of line break.
@@ -818,8 +819,8 @@ async fn a_source_whose_stream_is_parked_is_not_asked_for_later_polls() {
 // What gives secrets away.
 
 /// The second of two messages, as it is on the wire.
-async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> support::websocket::Frame {
-    let channel = Channel::builder().start(Start::Oldest).build();
+async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> testkit::websocket::Frame {
+    let channel = Channel::builder().start(StartPosition::Oldest).build();
     for message in messages {
         channel.publish(message).unwrap();
     }
@@ -859,7 +860,7 @@ async fn a_message_gives_its_own_secret_away_by_its_length_unless_it_is_not_comp
     };
     let right_length = length(WebSocket::new(), &right).await;
     assert!(right_length + 20 < length(WebSocket::new(), &wrong).await);
-    let plain = WebSocket::new().deflate_from(None);
+    let plain = WebSocket::new().deflate_threshold(None);
     let right_length = length(plain.clone(), &right).await;
     assert_eq!(right_length, length(plain, &wrong).await);
 }
@@ -969,7 +970,7 @@ async fn one_request_makes_the_server_send_a_bounded_multiple_of_the_log() {
     const MOST: usize = 7;
     let channel = Channel::builder()
         .max_bytes(LOG)
-        .start(Start::Oldest)
+        .start(StartPosition::Oldest)
         .build();
     for _ in 0..1000 {
         channel.publish("\n".repeat(1000)).unwrap();
@@ -1152,7 +1153,7 @@ async fn an_http2_connection_has_as_many_streams_as_it_was_allowed() {
 #[tokio::test]
 async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served() {
     let guard = Guard::new();
-    let server = serving(Channel::new(), guard.over(all())).await;
+    let server = serving(Channel::new(), guard.wrap(all())).await;
     let mut client = Frames::connect(&server).await;
     let mut flood = Vec::new();
     for stream in (1..20_000).step_by(2) {
@@ -1177,12 +1178,16 @@ async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served(
 /// A claim names its test as `tests/guard.rs::a_test` or `src/origin_policy/tests.rs::a_test`.
 #[test]
 fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = testkit::installed::in_repository(".");
     let document = fs::read_to_string(root.join("docs/security.md")).unwrap();
     let named: BTreeSet<(&str, &str)> = document
         .split('`')
         .filter_map(|code| code.split_once(".rs::"))
-        .filter(|(file, _)| file.starts_with("tests/") || file.starts_with("src/"))
+        .filter(|(file, _)| {
+            ["tests/", "src/", "crates/"]
+                .iter()
+                .any(|room| file.starts_with(room))
+        })
         .collect();
     assert!(named.len() > 40, "{}", named.len());
     for (file, name) in &named {

@@ -1,14 +1,12 @@
 //! Server-Sent Events: the bytes, judged by a parser written from the standard.
 
-mod support;
-
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
-use support::{
+use testkit::{
     event_source::{Message, Parser},
     frames, get, text,
 };

@@ -1,7 +1,5 @@
 //! Whoever stops reading is put out, by the one who still can: the connection. Whoever is slow, or idle, stays.
 
-mod support;
-
 use std::{
     future::poll_fn,
     io::{self, ErrorKind, IoSlice},
@@ -25,7 +23,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use support::{LONG, Server, example::Example, request};
+use testkit::{LONG, Server, example::Example, request};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::TcpStream,

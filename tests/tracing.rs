@@ -1,7 +1,5 @@
 //! `guard::Tracing`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
 
-mod support;
-
 use std::{
     cell::{Cell, RefCell},
     fmt,
@@ -12,14 +10,14 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use support::{Client, LONG, Server, VERSIONS, get, websocket};
+use testkit::{Client, LONG, Server, VERSIONS, get, websocket};
 use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
     Channel, Drain, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
-    guard::{Admission, Cause, Observer, StreamInfo, Tracing},
+    guard::{Admission, CloseReason, Observer, StreamInfo, Tracing},
     service,
-    source::{Rejection, Start, Subscription, channel::LagPolicy, source_fn},
+    source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport},
 };
 use tracing::{
@@ -104,7 +102,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     fn on_close(&self, id: Id, context: Context<'_, S>) {
         let span = context.span(&id).unwrap();
         if is_ours(span.metadata()) {
-            let open = DRAIN.with_borrow(|drain| drain.as_ref().map(Drain::open));
+            let open = DRAIN.with_borrow(|drain| drain.as_ref().map(Drain::open_streams));
             let open = open.map_or_else(String::new, |open| format!(", {open} open"));
             Self::write(format!("- {}{open}", span.name()));
         }
@@ -159,13 +157,13 @@ fn talkative() -> impl PushSource + Clone + Send + Sync + 'static {
 async fn each_stream_has_one_span_in_that_of_its_request() {
     record();
     for version in VERSIONS {
-        for (transport, cause) in [
+        for (transport, reason) in [
             ("sse", "left"),
             ("long-poll", "answered"),
             ("websocket", "left"),
         ] {
-            let guard = Guard::new().observe(Tracing::new());
-            let service = service(talkative()).transport(guard.over(Negotiate::new()));
+            let guard = Guard::builder().observer(Tracing::new()).build();
+            let service = service(talkative()).transport(guard.wrap(Negotiate::new()));
             let server = Server::new(TraceLayer::new_for_http().layer(service)).await;
             match transport {
                 "websocket" => {
@@ -191,7 +189,7 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
                     "DEBUG opened in request/push",
                     "INFO polled in request/push",
                     "TRACE event bytes=3 in request/push",
-                    &format!("DEBUG closed cause=\"{cause}\" open_ms in request/push"),
+                    &format!("DEBUG closed reason=\"{reason}\" open_ms in request/push"),
                     "- push",
                 ],
                 "{version:?}"
@@ -203,7 +201,7 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
 /// What is traced while this guard's SSE answers with this source, and someone reads all of it, in a span called `caller`.
 async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<String> {
     record();
-    let sse = guard.over(Sse::new());
+    let sse = guard.wrap(Sse::new());
     let asked = async {
         let response = sse.respond(&mut get("/", &[]), Push::new(source)).await;
         let _ = response.into_body().collect().await;
@@ -214,7 +212,7 @@ async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<
 
 #[tokio::test]
 async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
-    let guard = Guard::new().observe(Tracing::new());
+    let guard = Guard::builder().observer(Tracing::new()).build();
     let failing = stream::iter([
         Ok(Item::Gap(Gap::new(GapReason::Expired).missed(3))),
         Ok(Item::Gap(Gap::new(GapReason::Epoch))),
@@ -228,7 +226,7 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
             "INFO gap reason=\"expired\" missed=3 in caller/push",
             "INFO gap reason=\"epoch\" in caller/push",
             "WARN failed error=the disk is full in caller/push",
-            "DEBUG closed cause=\"failed\" open_ms in caller/push",
+            "DEBUG closed reason=\"failed\" open_ms in caller/push",
             "- push",
         ]
     );
@@ -236,20 +234,20 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
     let builder = Channel::builder()
         .max_events(1)
         .lag_policy(LagPolicy::Disconnect);
-    let channel = builder.start(Start::Now).build();
-    let slow = channel.subscribe_from(Start::Now);
+    let channel = builder.start(StartPosition::Now).build();
+    let slow = channel.subscribe_from(StartPosition::Now);
     for n in 0..3 {
         channel.publish(Event::text(n.to_string())).unwrap();
     }
     let lagged = traced(&guard, slow).await;
     let warning = lagged.iter().find(|line| line.starts_with("WARN")).unwrap();
     assert!(warning.starts_with("WARN failed error=") && warning.ends_with(" in caller/push"));
-    assert!(lagged.contains(&"DEBUG closed cause=\"lagged\" open_ms in caller/push".to_owned()));
+    assert!(lagged.contains(&"DEBUG closed reason=\"lagged\" open_ms in caller/push".to_owned()));
 }
 
 #[tokio::test]
 async fn a_level_leaves_out_what_is_below_it() {
-    let guard = Guard::new().observe(Tracing::new());
+    let guard = Guard::builder().observer(Tracing::new()).build();
     LEVEL.set(Level::INFO);
     // At `info` a stream that goes well writes nothing.
     let well = traced(&guard, stream::iter(["one"])).await;
@@ -269,22 +267,26 @@ async fn a_level_leaves_out_what_is_below_it() {
 async fn a_drain_that_is_finished_has_left_no_span_open() {
     let drain = Drain::new();
     DRAIN.set(Some(drain.clone()));
-    let guard = Guard::new().drain(&drain).observe(Tracing::new());
+    let guard = Guard::builder()
+        .drain(&drain)
+        .observer(Tracing::new())
+        .build();
     let lines = traced(&guard, stream::iter(["one"])).await;
     DRAIN.set(None);
     assert_eq!(lines.last().unwrap(), "- push, 1 open");
-    assert_eq!(drain.open(), 0);
+    assert_eq!(drain.open_streams(), 0);
 }
 
 #[tokio::test]
 async fn who_is_refused_has_no_span_but_the_caller_s() {
-    let full = Guard::new()
-        .admit(Admission::at_most(0))
-        .observe(Tracing::new());
+    let full = Guard::builder()
+        .admission(&Admission::builder().max_streams(0).build())
+        .observer(Tracing::new())
+        .build();
     let refused = traced(&full, stream::pending::<Event>()).await;
     assert_eq!(refused, ["INFO refused reason=\"full\" in caller"]);
 
-    let guard = Guard::new().observe(Tracing::new());
+    let guard = Guard::builder().observer(Tracing::new()).build();
     let refusing = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::UNAUTHORIZED))
     });
@@ -296,7 +298,7 @@ async fn who_is_refused_has_no_span_but_the_caller_s() {
 async fn who_does_not_ask_for_it_gets_none() {
     struct Silent;
     impl Observer for Silent {}
-    for guard in [Guard::new(), Guard::new().observe(Silent)] {
+    for guard in [Guard::new(), Guard::builder().observer(Silent).build()] {
         let lines = traced(&guard, talkative_once()).await;
         assert_eq!(lines, ["INFO polled in caller"]);
         assert_eq!(guard.counts().events, 1);
@@ -311,7 +313,7 @@ fn talkative_once() -> impl Stream<Item = &'static str> + Send + Unpin + 'static
 struct Own(&'static str);
 
 impl Observer for Own {
-    fn span(&self, _: &StreamInfo, subscription: &Subscription) -> Span {
+    fn make_span(&self, _: &StreamInfo, subscription: &Subscription) -> Span {
         let path = subscription.head().uri.path();
         match self.0 {
             "none" => Span::none(),
@@ -319,15 +321,18 @@ impl Observer for Own {
             _ => info_span!(target: "app", "other"),
         }
     }
-    fn closed(&self, _: &StreamInfo, cause: Cause, _: Duration) {
-        info!(target: "app", "{} hears {}", self.0, cause.name());
+    fn on_close(&self, _: &StreamInfo, reason: CloseReason, _: Duration) {
+        info!(target: "app", "{} hears {}", self.0, reason.name());
     }
 }
 
 #[tokio::test]
 async fn an_observer_s_own_span_is_every_observer_s() {
-    let guard = Guard::new().observe(Own("none")).observe(Own("stream"));
-    let guard = guard.observe(Own("other"));
+    let guard = Guard::builder()
+        .observer(Own("none"))
+        .observer(Own("stream"))
+        .observer(Own("other"))
+        .build();
     assert_eq!(
         traced(&guard, talkative_once()).await,
         [
@@ -344,13 +349,13 @@ async fn an_observer_s_own_span_is_every_observer_s() {
 #[tokio::test]
 async fn a_guard_around_another_writes_into_its_own_span() {
     record();
-    let [outer, inner] = [(); 2].map(|()| Guard::new().observe(Tracing::new()));
+    let [outer, inner] = [(); 2].map(|()| Guard::builder().observer(Tracing::new()).build());
     for (outer, inner, spans) in [
         (outer.clone(), Guard::new(), 1),
         (Guard::new(), inner.clone(), 1),
         (outer, inner, 2),
     ] {
-        let both = outer.over(inner.over(Sse::new()));
+        let both = outer.wrap(inner.wrap(Sse::new()));
         let push = Push::new(talkative_once());
         let response = both.respond(&mut get("/", &[]), push).await;
         response.into_body().collect().await.unwrap();
@@ -388,9 +393,9 @@ async fn nothing_that_is_secret_is_written() {
             resumable.wrap(items).subscribe(subscription).await
         })
     };
-    let guard = Guard::new().observe(Tracing::new());
-    let impatient = LongPoll::new().wait(Duration::from_millis(10));
-    let transports = guard.over(Negotiate::new().or(impatient));
+    let guard = Guard::builder().observer(Tracing::new()).build();
+    let impatient = LongPoll::new().wait_time(Duration::from_millis(10));
+    let transports = guard.wrap(Negotiate::new().add_transport(impatient));
     let server = Server::new(service(source).transport(transports)).await;
     let mut cursor = SECRET.to_owned();
     for version in VERSIONS {
@@ -442,7 +447,7 @@ async fn nothing_that_is_secret_is_written() {
 }
 
 /// The last id of an event stream that has begun.
-async fn id_in(reading: &mut support::Reading) -> String {
+async fn id_in(reading: &mut testkit::Reading) -> String {
     let mut read = String::new();
     loop {
         let bytes = reading.next().await.unwrap().unwrap();

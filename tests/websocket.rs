@@ -1,12 +1,10 @@
 //! WebSocket over real sockets, on HTTP/1.1 and HTTP/2: what is sent, how it ends, and what becomes of clients that misbehave.
 
-mod support;
-
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{Router, routing::any};
 use futures_util::{SinkExt, StreamExt, stream};
-use support::{
+use testkit::{
     Client, Count, Server, VERSIONS, Version,
     websocket::{Opened, connect, masked},
 };
@@ -15,8 +13,8 @@ use tokio_websockets::Message;
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, GapReason, Item, KeepAlive, LongPollLayer,
     OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
-    source::{Rejection, Start, Subscription, channel::LagPolicy, source_fn},
-    transport::{Negotiate, WebSocket, websocket::Form},
+    source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
+    transport::{Negotiate, WebSocket, websocket::MessageFormat},
 };
 
 const TEXT: u8 = 0x81;
@@ -41,7 +39,7 @@ async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
 }
 
 async fn following(transport: WebSocket, channel: &Channel) -> Server {
-    let source = channel.with_start(Start::Oldest);
+    let source = channel.with_start(StartPosition::Oldest);
     Server::new(tower_push::service(source).transport(transport)).await
 }
 
@@ -161,7 +159,7 @@ async fn the_form_of_nchan_has_its_headers() {
 
 #[tokio::test]
 async fn a_subprotocol_of_ones_own_has_any_form() {
-    let transport = WebSocket::new().subprotocol("ticks.v1", Form::Json);
+    let transport = WebSocket::new().subprotocol("ticks.v1", MessageFormat::Json);
     let server = over(transport, vec![Item::Event(Event::text("x"))]).await;
     let offer = ("sec-websocket-protocol", "ticks.v1");
     let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
@@ -355,7 +353,7 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
         let refused = client.websocket("/", &[]).await.err().expect("refused");
         assert_eq!(refused.head.status, 500);
         // Also while the client's connection goes on.
-        let idle = tokio::time::timeout(support::LONG, channel.unsubscribed()).await;
+        let idle = tokio::time::timeout(testkit::LONG, channel.unsubscribed()).await;
         assert!(idle.is_ok(), "{version:?}: still there");
     }
 }
@@ -402,7 +400,7 @@ async fn pages_of_other_origins_are_refused() {
 
 #[tokio::test]
 async fn a_source_takes_what_the_client_says() {
-    let server = echo(WebSocket::new().max_message(1 << 20)).await;
+    let server = echo(WebSocket::new().max_message_size(1 << 20)).await;
     for version in VERSIONS {
         let socket = connect(&server, version, "/", &[]).await;
         let mut client = socket.well_behaved();
@@ -753,7 +751,7 @@ async fn a_client_that_stops_reading_is_put_out() {
         for _ in 0..32 {
             channel.publish(payload.clone()).unwrap();
         }
-        tokio::time::timeout(support::LONG, channel.unsubscribed())
+        tokio::time::timeout(testkit::LONG, channel.unsubscribed())
             .await
             .unwrap_or_else(|_| panic!("{version:?}: still there"));
     }

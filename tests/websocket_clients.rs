@@ -1,8 +1,6 @@
 //! WebSocket clients that others wrote, over sockets: npm `ws`, the PyPI package `websockets`, both with compression, and curl.
 //! `scripts/setup` installs them; where one is missing, its tests fail.
 
-mod support;
-
 use std::{
     process::Stdio,
     sync::{Arc, Mutex},
@@ -11,14 +9,14 @@ use std::{
 
 use axum::Router;
 use serde_json::{Value, json};
-use support::{
+use testkit::{
     LONG, Server, installed,
     websocket::{ACCEPT, KEY},
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use tower_push::{
     Channel, Event, EventId, Item, PushSource, service,
-    source::{Rejection, Start, Subscription, source_fn},
+    source::{Rejection, StartPosition, Subscription, source_fn},
     transport::WebSocket,
 };
 
@@ -34,9 +32,13 @@ impl App {
             let refused = Rejection::new(http::StatusCode::UPGRADE_REQUIRED);
             subscription.client_messages().ok_or(refused)
         });
-        let transport = WebSocket::new().max_message(1 << 20).deflate_from(Some(0));
-        let transport =
-            transport.subprotocol("echo", tower_push::transport::websocket::Form::Plain);
+        let transport = WebSocket::new()
+            .max_message_size(1 << 20)
+            .deflate_threshold(Some(0));
+        let transport = transport.subprotocol(
+            "echo",
+            tower_push::transport::websocket::MessageFormat::Plain,
+        );
         let channel = Channel::new();
         let gone = source_fn(|_| async {
             let events = [Event::text("größe"), Event::binary(&b"\xff\x00\n"[..])];
@@ -44,7 +46,7 @@ impl App {
         });
         let router = Router::new()
             .route_service("/echo", service(echo).transport(transport))
-            .route_service("/feed", service(channel.with_start(Start::Oldest)))
+            .route_service("/feed", service(channel.with_start(StartPosition::Oldest)))
             .route_service("/gone", service(gone).transport(WebSocket::new()));
         let server = Server::new(router).await;
         Self { server, channel }

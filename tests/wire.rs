@@ -1,13 +1,11 @@
 //! Over real sockets, on HTTP/1.1 and HTTP/2: what arrives, when it arrives, and how it ends.
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
-use support::{Client, Count, LONG, Server, VERSIONS, Version, raw_http1};
+use testkit::{Client, Count, LONG, Server, VERSIONS, Version, raw_http1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceBuilder;
@@ -18,10 +16,10 @@ use tower_http::{
 use tower_push::{
     Error, Event, EventId, Gap, KeepAlive, Push, PushSource,
     event::{Encoding, Fields},
+    format::{Multipart, Raw},
     source::{Rejection, Subscription, source_fn},
     transport::{
-        Batch, Chunked, Encoder, End, Negotiate, Responding, Sse, Transport,
-        chunked::{Multipart, Raw},
+        BoxResponseFuture, Chunked, Encoder, End, FrameBuffer, Negotiate, Sse, Transport,
         respond_streaming,
     },
 };
@@ -29,11 +27,11 @@ use tower_push::{
 fn all() -> Negotiate {
     let quiet = KeepAlive::disabled();
     Negotiate::only(Sse::new().keep_alive(quiet))
-        .or(Chunked::default().keep_alive(quiet))
-        .or(Chunked::new(tower_push::transport::chunked::JsonSeq::new()).keep_alive(quiet))
-        .or(Chunked::new(Multipart::mixed()).keep_alive(quiet))
-        .or(Chunked::new(Multipart::replace()).keep_alive(quiet))
-        .or(Chunked::new(Raw::new()).keep_alive(quiet))
+        .add_transport(Chunked::default().keep_alive(quiet))
+        .add_transport(Chunked::new(tower_push::format::JsonSeq::new()).keep_alive(quiet))
+        .add_transport(Chunked::new(Multipart::mixed()).keep_alive(quiet))
+        .add_transport(Chunked::new(Multipart::replace()).keep_alive(quiet))
+        .add_transport(Chunked::new(Raw::new()).keep_alive(quiet))
 }
 
 const NAMES: [&str; 6] = [
@@ -403,7 +401,7 @@ mod from_outside {
             &["application/x-length-delimited"]
         }
 
-        fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+        fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
             let content_type = HeaderValue::from_static("application/x-length-delimited");
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
             let subscription = Subscription::new(head, self.name());
@@ -426,24 +424,24 @@ mod from_outside {
     }
 
     impl Encoder for LengthDelimited {
-        fn open(&mut self, _: &mut Batch) {}
+        fn open(&mut self, _: &mut FrameBuffer) {}
 
-        fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+        fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
             out.event::<Self>(event);
             Ok(())
         }
 
-        fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
+        fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
             self.event(&Event::text(gap.to_json()), out)
         }
 
-        fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+        fn cursor(&mut self, _: &EventId, _: &mut FrameBuffer) {}
 
-        fn heartbeat(&mut self, out: &mut Batch) {
+        fn heartbeat(&mut self, out: &mut FrameBuffer) {
             out.buffer().put_u8(0);
         }
 
-        fn end(&mut self, _: End, out: &mut Batch) {
+        fn end(&mut self, _: End, out: &mut FrameBuffer) {
             out.buffer().put_u8(0);
         }
     }
@@ -456,7 +454,8 @@ mod from_outside {
             }
             Ok(stream::iter(["one", subscription.transport()]))
         });
-        let service = tower_push::service(source).transport(Negotiate::new().or(LengthDelimited));
+        let service =
+            tower_push::service(source).transport(Negotiate::new().add_transport(LengthDelimited));
         let server = Server::new(service).await;
         for version in VERSIONS {
             let mut client = Client::connect(&server, version).await;

@@ -21,17 +21,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{
-    dice::Dice,
-    server::text,
-    support::{
-        Client, LONG, Reading,
-        Version::{self, Http1, Http2},
-        records::{Reader, Record},
-        request,
-        websocket::Opened,
-    },
+use testkit::{
+    Client, LONG, Reading,
+    Version::{self, Http1, Http2},
+    records::{Reader, Record},
+    request,
+    websocket::Opened,
 };
+
+use crate::{dice::Dice, server::text};
 
 /// One way to read.
 #[derive(Debug)]

@@ -11,13 +11,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use testkit::{
+    LONG,
+    websocket::{KEY, masked},
+};
+
 use crate::{
     dice::Dice,
     server::{KEYS, PATIENCE},
-    support::{
-        LONG,
-        websocket::{KEY, masked},
-    },
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

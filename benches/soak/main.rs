@@ -25,12 +25,7 @@
 mod dice;
 mod followers;
 mod hooligans;
-#[path = "../support/process.rs"]
-#[allow(dead_code, reason = "each benchmark uses its part")]
-mod process;
 mod server;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 use std::{
     alloc::System,
@@ -49,15 +44,17 @@ use std::{
 };
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use testkit::{
+    LONG,
+    process::{Process, check_open_files},
+};
 use tokio::{runtime::Builder, task::JoinSet, time::sleep};
 
 use self::{
     dice::Dice,
     followers::{DOORS, Follower, Last, Stayer, hop, shut},
     hooligans::Tally,
-    process::{Process, check_open_files},
     server::{Drained, KEYS, Open, PER_KEY, State},
-    support::LONG,
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -408,7 +405,7 @@ impl Server {
         }
         let drained: Drained = serde_json::from_str(&self.ask("drain")?)?;
         let wanted = Drained {
-            polite: DRAINED,
+            notified: DRAINED,
             left: 0,
             cut: SHUT,
         };

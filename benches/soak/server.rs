@@ -34,13 +34,11 @@ use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
 use tower_push::{
     Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteProgress,
-    guard::{Admission, Cause, Observer, Plan, Refusal, StreamInfo},
+    format::{JsonSeq, Multipart, Ndjson, Raw},
+    guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     layer::TransportLayer,
     source::{Rejection, Subscription, source_fn},
-    transport::{
-        Chunked, LongPoll, Negotiate, Sse, WebSocket,
-        chunked::{JsonSeq, Multipart, Ndjson, Raw},
-    },
+    transport::{Chunked, LongPoll, Negotiate, Sse, WebSocket},
 };
 
 use crate::{ALLOCATOR, BoxError, DRAINED, SHUT, SOON};
@@ -109,7 +107,7 @@ pub(crate) struct Counts {
 /// What became of the streams that were open when the drain began.
 #[derive(Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub(crate) struct Drained {
-    pub(crate) polite: usize,
+    pub(crate) notified: usize,
     pub(crate) left: usize,
     pub(crate) cut: usize,
 }
@@ -185,11 +183,11 @@ struct Soaked {
 struct Observed(Arc<[AtomicU64; 2]>);
 
 impl Observer for Observed {
-    fn opened(&self, stream: &StreamInfo, _: &Subscription) {
+    fn on_open(&self, stream: &StreamInfo, _: &Subscription) {
         self.0[0].fetch_add(stream.number, Ordering::Relaxed);
     }
 
-    fn closed(&self, stream: &StreamInfo, _: Cause, _: Duration) {
+    fn on_close(&self, stream: &StreamInfo, _: CloseReason, _: Duration) {
         self.0[1].fetch_add(stream.number, Ordering::Relaxed);
     }
 }
@@ -213,12 +211,16 @@ impl Soaked {
                 .next()
                 .map(str::to_owned)
         };
-        let admission = Admission::at_most(DRAINED + SHUT).per(key, PER_KEY);
+        let admission = Admission::builder()
+            .max_streams(DRAINED + SHUT)
+            .max_streams_per(key, PER_KEY)
+            .build();
         let observed = Observed::default();
-        let guard = Guard::new()
+        let guard = Guard::builder()
             .drain(&drain)
-            .admit(admission)
-            .observe(observed.clone());
+            .admission(&admission)
+            .observer(observed.clone())
+            .build();
         Self {
             channel: Channel::builder().max_events(EVENTS as usize).build(),
             quiet: Channel::new(),
@@ -241,20 +243,20 @@ impl Soaked {
             .write_deadline(PATIENCE)
             .close_deadline(PATIENCE);
         let polls = LongPoll::new()
-            .wait(2 * HEARTBEAT)
-            .park_in(self.parked.clone())
+            .wait_time(2 * HEARTBEAT)
+            .resumable(self.parked.clone())
             .keep_alive(beat());
         Negotiate::only(Sse::new().keep_alive(beat()))
-            .or(Chunked::new(Ndjson::new()).keep_alive(beat()))
-            .or(Chunked::new(JsonSeq::new()).keep_alive(beat()))
-            .or(Chunked::new(Multipart::mixed()).keep_alive(beat()))
-            .or(Chunked::new(Raw::new()).keep_alive(beat()))
-            .or(polls)
-            .or(sockets)
+            .add_transport(Chunked::new(Ndjson::new()).keep_alive(beat()))
+            .add_transport(Chunked::new(JsonSeq::new()).keep_alive(beat()))
+            .add_transport(Chunked::new(Multipart::mixed()).keep_alive(beat()))
+            .add_transport(Chunked::new(Raw::new()).keep_alive(beat()))
+            .add_transport(polls)
+            .add_transport(sockets)
     }
 
     async fn accept(self, listener: TcpListener) {
-        let layer = TransportLayer::with(self.guard.over(self.transports()));
+        let layer = TransportLayer::with(self.guard.wrap(self.transports()));
         let service = layer.layer(service_fn(move |request: Request<Incoming>| {
             // An allocation that nobody looks at may be left out.
             std::mem::forget(black_box(vec![0_u8; self.leak]));
@@ -301,7 +303,7 @@ impl Soaked {
                 Push::new(numbers().take(3).map(Ok).chain(failure))
             }
             "/expires" => Push::new(source_fn(async |subscription: Subscription| {
-                subscription.expires_in(HEARTBEAT);
+                subscription.expire_within(HEARTBEAT);
                 Ok(numbers())
             })),
             "/said" => Push::new(source_fn(async |subscription: Subscription| {
@@ -345,13 +347,14 @@ impl Soaked {
         let stats = ALLOCATOR.stats();
         let counts = self.guard.counts();
         let kept = [&self.kept, &self.parked].map(Resumable::counts);
-        let closed = Cause::ALL.map(|cause| (cause.name().to_owned(), counts.closed(cause)));
-        let refused = Refusal::ALL.map(|why| (why.name().to_owned(), counts.refused(why)));
+        let closed =
+            CloseReason::ALL.map(|reason| (reason.name().to_owned(), counts.closed(reason)));
+        let refused = RefusalReason::ALL.map(|why| (why.name().to_owned(), counts.refused(why)));
         Ok(State {
             open: Open {
                 streams: counts.open(),
                 observed: self.observed.open(),
-                drain: self.drain.open(),
+                drain: self.drain.open_streams(),
                 subscribers: self.channel.subscriber_count() + self.quiet.subscriber_count(),
                 kept: kept.iter().map(|it| it.active + it.parked).sum(),
                 tasks,
@@ -369,11 +372,11 @@ impl Soaked {
     }
 
     async fn stop(&self) -> Drained {
-        let plan = Plan::within(Duration::from_secs(6)).spread(Duration::from_secs(1));
+        let plan = DrainPlan::within(Duration::from_secs(6)).spread(Duration::from_secs(1));
         self.drain.start(plan);
-        let drained = self.drain.finished().await;
+        let drained = self.drain.wait().await;
         Drained {
-            polite: drained.polite,
+            notified: drained.notified,
             left: drained.left,
             cut: drained.cut,
         }

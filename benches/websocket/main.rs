@@ -1,8 +1,8 @@
 //! What a WebSocket costs a server: `tower_push` against axum's (tungstenite), tokio-websockets and fastwebsockets.
 //!
 //! ```sh
-//! cargo bench --bench websocket
-//! cargo bench --bench websocket -- deflate 1
+//! cargo bench -p tower-push-benches --bench websocket
+//! cargo bench -p tower-push-benches --bench websocket -- deflate 1
 //! ```
 //!
 //! The first argument names a table, the second the threads of the servers' runtimes: all tables, and two.
@@ -31,8 +31,6 @@
 //! median one; and the ratio of tower-push to the best of the three others, and to the bare one.
 
 mod clients;
-#[path = "../support/process.rs"]
-mod process;
 mod server;
 
 use std::{
@@ -43,9 +41,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use testkit::process::{Process, check_open_files};
+
 use self::{
     clients::Task,
-    process::{Process, check_open_files},
     server::{EACH_ITS_OWN, FLOOR, HELD, LOOP, OTHERS, OURS},
 };
 

@@ -4,7 +4,23 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tower_push::transport::websocket::fuzzing::{Decoder, Said};
+use tower_push_proto::websocket::{
+    decoder::{self, Decoder, Message, Received},
+    frame::CloseCode,
+};
+
+/// What a decoder says, in a form that compares: a failure by its code.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Text(String),
+    Binary(Vec<u8>),
+    Compressed(bool, Vec<u8>),
+    Dropped,
+    Ping(Vec<u8>),
+    Pong,
+    Close(Option<u16>),
+    Failed(u16),
+}
 
 fuzz_target!(|input: (u8, [u8; 6], &[u8])| {
     let (flags, splits, bytes) = input;
@@ -48,10 +64,13 @@ fn pieces(mut bytes: &[u8], lengths: [u8; 6]) -> impl Iterator<Item = &[u8]> {
 
 /// What was said, and whether nothing is left unfinished.
 fn read<'a>(rules: Rules, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Said>, bool) {
-    let mut decoder = Decoder::new(rules.limit, rules.allows_compressed);
+    let mut decoder = Decoder::new(decoder::Rules {
+        message: rules.limit,
+        allows_compressed: rules.allows_compressed,
+    });
     let (mut said, mut came) = (Vec::new(), 0);
     for piece in pieces {
-        said.extend(decoder.feed(piece, rules.keeps));
+        feed(&mut decoder, piece, rules.keeps, &mut said);
         came += piece.len();
         let most = if rules.keeps {
             rules.limit.min(2 * came)
@@ -75,6 +94,30 @@ fn read<'a>(rules: Rules, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Sa
         assert!(rules.keeps && len <= rules.limit && capacity <= 2 * len);
     }
     (said, decoder.is_idle())
+}
+
+/// Appends what the decoder says of a piece.
+fn feed(decoder: &mut Decoder, mut piece: &[u8], keeps: bool, said: &mut Vec<Said>) {
+    loop {
+        let mut pinged = Vec::new();
+        let mut ping = |payload: &[u8]| pinged = payload.to_vec();
+        said.push(match decoder.decode(&mut piece, keeps, &mut ping) {
+            Ok(None) => {
+                assert!(piece.is_empty());
+                return;
+            }
+            Ok(Some(Received::Message(Message::Text(text)))) => Said::Text(text),
+            Ok(Some(Received::Message(Message::Binary(payload)))) => Said::Binary(payload),
+            Ok(Some(Received::Message(Message::Compressed { is_text, payload }))) => {
+                Said::Compressed(is_text, payload)
+            }
+            Ok(Some(Received::Dropped)) => Said::Dropped,
+            Ok(Some(Received::Ping)) => Said::Ping(pinged),
+            Ok(Some(Received::Pong)) => Said::Pong,
+            Ok(Some(Received::Close(code))) => Said::Close(code.map(CloseCode::get)),
+            Err(violation) => Said::Failed(violation.code.get()),
+        });
+    }
 }
 
 /// RFC 6455 §5 over bytes that are all there: plain and slow.

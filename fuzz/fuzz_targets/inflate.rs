@@ -3,12 +3,13 @@
 
 #![no_main]
 
+use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use miniz_oxide::inflate::{
     TINFLStatus,
     core::{DecompressorOxide, decompress, inflate_flags},
 };
-use tower_push::transport::websocket::fuzzing::{compress, inflate};
+use tower_push_proto::websocket::deflate::{InflateError, compress, inflate};
 
 /// As long as nothing here becomes.
 const LARGE: usize = 1 << 20;
@@ -22,18 +23,29 @@ fuzz_target!(|input: (u16, &[u8])| {
     match inflate(bytes, LARGE) {
         Ok(payload) => {
             let fits = payload.len() <= limit;
-            assert_eq!(inflated, if fits { Ok(payload.clone()) } else { Err(true) });
+            assert_eq!(
+                inflated,
+                if fits {
+                    Ok(payload.clone())
+                } else {
+                    Err(InflateError::TooBig)
+                }
+            );
             assert_eq!(theirs(bytes), Some(payload));
         }
-        Err(false) => assert!(inflated.is_err()),
-        Err(true) => assert_eq!(inflated, Err(true)),
+        Err(InflateError::Invalid) => assert!(inflated.is_err()),
+        Err(InflateError::TooBig) => assert_eq!(inflated, Err(InflateError::TooBig)),
     }
 
-    let compressed = compress(bytes);
+    let mut compressed = BytesMut::new();
+    compress(bytes, &mut compressed);
     assert!(compressed.len() <= bytes.len() + bytes.len() / 1000 + 32);
     assert_eq!(inflate(&compressed, bytes.len()).as_deref(), Ok(bytes));
     if !bytes.is_empty() {
-        assert_eq!(inflate(&compressed, bytes.len() - 1), Err(true));
+        assert_eq!(
+            inflate(&compressed, bytes.len() - 1),
+            Err(InflateError::TooBig)
+        );
     }
 });
 

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, HeaderValue, header::SEC_WEBSOCKET_EXTENSIONS};
 use libfuzzer_sys::fuzz_target;
-use tower_push::transport::websocket::fuzzing::negotiate;
+use tower_push_proto::websocket::deflate::negotiate;
 
 const ANSWER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
@@ -15,9 +15,10 @@ fuzz_target!(|offers: &[u8]| {
             headers.append(SEC_WEBSOCKET_EXTENSIONS, line);
         }
     }
-    let Some((window_bits, answer)) = negotiate(&headers) else {
+    let Some((agreed, answer)) = negotiate(&headers) else {
         return;
     };
+    let window_bits = agreed.window_bits;
     let offers = String::from_utf8_lossy(offers);
     assert!(offers.contains("permessage-deflate"));
     let rest = answer.to_str().unwrap().strip_prefix(ANSWER).unwrap();
@@ -30,5 +31,5 @@ fuzz_target!(|offers: &[u8]| {
         assert!(offers.contains("server_max_window_bits"));
     }
     let headers = HeaderMap::from_iter([(SEC_WEBSOCKET_EXTENSIONS, answer.clone())]);
-    assert_eq!(negotiate(&headers), Some((window_bits, answer)));
+    assert_eq!(negotiate(&headers), Some((agreed, answer)));
 });

@@ -5,12 +5,12 @@
 
 use http::{Request, Uri};
 use libfuzzer_sys::fuzz_target;
+use testkit::headers;
 use tower_push::{
     EventId,
-    source::Subscription,
-    transport::{Preference, websocket::fuzzing::query_values},
+    source::{Subscription, query::parameter_values},
+    transport::Preference,
 };
-use tower_push_fuzz::headers;
 
 const TYPES: [&str; 3] = ["text/event-stream", "application/x-ndjson", "text/plain"];
 const CURSORS: [&str; 2] = ["last_event_id", "lastEventId"];
@@ -29,17 +29,20 @@ fuzz_target!(|input: &[u8]| {
     for name in ["a", "transport"].into_iter().chain(CURSORS) {
         let theirs = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
         let theirs: Vec<_> = theirs.map(|(_, value)| value).collect();
-        assert_eq!(query_values(query, name), theirs, "{name} in {query}");
+        let ours: Vec<_> = parameter_values(query, name).collect();
+        assert_eq!(ours, theirs, "{name} in {query}");
     }
 
     if let Some(id) = Subscription::new(&head, "sse").cursor() {
         assert!(EventId::new(id.as_str()).is_ok());
         let mut sent = head.headers.get_all("last-event-id").iter();
-        let mut asked = CURSORS.iter().flat_map(|name| query_values(query, name));
+        let mut asked = CURSORS
+            .iter()
+            .flat_map(|name| parameter_values(query, name));
         assert!(sent.any(|sent| sent == id.as_str()) || asked.any(|asked| asked == id.as_str()));
     }
 
-    if let Some((_, chosen)) = Preference::accepted(&head.headers, &TYPES) {
+    if let Some((_, chosen)) = Preference::from_accept(&head.headers, &TYPES) {
         assert!(TYPES.contains(&chosen));
     }
 });

@@ -11,29 +11,37 @@ use std::{
 
 use http::request::Parts;
 
-use super::Refusal;
+use super::RefusalReason;
 use crate::{
     random,
     sync::{Mutex, MutexGuard, lock},
 };
 
-/// How many streams may be open: in total, and for each peer, user or tenant.
+/// Limits on how many streams may be open: in total, and for each peer, user or tenant.
 ///
-/// A stream counts from its request until nothing of it is left, whichever way it ends. Who is over the limit is refused, and told
-/// when to come back. A clone counts together with the one it was made from, and so does every guard that has it.
+/// A stream counts from its request until nothing of it is left, whichever way it ends. A client over the limit is refused, and told
+/// when to come back. A clone counts together with the original, and so do all guards that share it.
 ///
 /// ```
 /// use std::net::{IpAddr, SocketAddr};
 /// use axum::extract::ConnectInfo;
 /// use tower_push::{Guard, guard::Admission};
 ///
-/// let admission = Admission::at_most(50_000)
-///     .per(|head| head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.ip()), 20)
-///     .per(|head| head.headers.get("x-tenant").cloned(), 5_000);
-/// let guard = Guard::new().admit(admission);
+/// let admission = Admission::builder()
+///     .max_streams(50_000)
+///     .max_streams_per(|head| head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.ip()), 20)
+///     .max_streams_per(|head| head.headers.get("x-tenant").cloned(), 5_000)
+///     .build();
+/// let guard = Guard::builder().admission(&admission).build();
 /// ```
 #[derive(Clone)]
-pub struct Admission {
+pub struct Admission(Arc<Limits>);
+
+/// Configures an [`Admission`]. Without any setting it admits every stream.
+#[must_use]
+pub struct AdmissionBuilder(Limits);
+
+struct Limits {
     total: Option<Arc<Total>>,
     keys: Vec<Arc<dyn Limit>>,
     retry: Duration,
@@ -55,37 +63,58 @@ pub(super) struct Permit {
 struct Place(Arc<Total>);
 
 impl Admission {
-    /// So many streams in total.
-    pub fn at_most(streams: usize) -> Self {
-        Self {
-            total: Some(Arc::new(Total {
-                limit: streams,
-                open: AtomicUsize::new(0),
-            })),
-            ..Self::unlimited()
-        }
-    }
-
-    /// Any number of streams in total, for limits [per key](Self::per) alone.
-    pub fn unlimited() -> Self {
-        Self {
+    /// Limits to configure. Without any setting they admit every stream.
+    pub fn builder() -> AdmissionBuilder {
+        AdmissionBuilder(Limits {
             total: None,
             keys: Vec::new(),
             retry: Duration::from_secs(10),
-        }
+        })
     }
 
-    /// At most so many streams for each key, as this function finds it in the request; a request without one is not counted.
+    pub(super) fn admit(&self, head: &Parts) -> Result<Permit, RefusalReason> {
+        let mut keys = Vec::with_capacity(self.0.keys.len());
+        for limit in &self.0.keys {
+            keys.extend(
+                limit
+                    .clone()
+                    .admit(head)
+                    .map_err(|Over| RefusalReason::Key)?,
+            );
+        }
+        let total = self.0.total.as_ref().map(Total::admit).transpose();
+        Ok(Permit {
+            _total: total.map_err(|Over| RefusalReason::Full)?,
+            _keys: keys,
+        })
+    }
+
+    pub(super) fn draw_retry(&self) -> Duration {
+        random::around(self.0.retry, 0.5)
+    }
+}
+
+impl AdmissionBuilder {
+    /// The maximum number of open streams in total. Without it, there is no such maximum.
+    pub fn max_streams(mut self, streams: usize) -> Self {
+        self.0.total = Some(Arc::new(Total {
+            limit: streams,
+            open: AtomicUsize::new(0),
+        }));
+        self
+    }
+
+    /// The maximum number of open streams for each key. `key` finds the key in the head of a request; a request without a key is not
+    /// counted. Each call adds a limit.
     ///
-    /// The key must be what the client cannot choose: the peer's address, or what a layer in front has authenticated. Keys are
-    /// kept for as long as they have open streams.
-    #[must_use]
-    pub fn per<F, K>(mut self, key: F, streams: usize) -> Self
+    /// The client must not be able to choose the key: use the peer's address, or what a layer in front has authenticated. A key is kept
+    /// in memory while it has open streams.
+    pub fn max_streams_per<F, K>(mut self, key: F, streams: usize) -> Self
     where
         F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
         K: Hash + Eq + Clone + Send + Sync + 'static,
     {
-        self.keys.push(Arc::new(PerKey {
+        self.0.keys.push(Arc::new(PerKey {
             key,
             limit: streams,
             open: Mutex::default(),
@@ -93,27 +122,16 @@ impl Admission {
         self
     }
 
-    /// When who is refused may come back: after 10 s by default, half of that more or less.
-    #[must_use]
+    /// The time after which a refused client should come back: 10 s by default. Each client is told a random time of half to one and a half
+    /// times this.
     pub fn retry(mut self, after: Duration) -> Self {
-        self.retry = after;
+        self.0.retry = after;
         self
     }
 
-    pub(super) fn admit(&self, head: &Parts) -> Result<Permit, Refusal> {
-        let mut keys = Vec::with_capacity(self.keys.len());
-        for limit in &self.keys {
-            keys.extend(limit.clone().admit(head).map_err(|Over| Refusal::Key)?);
-        }
-        let total = self.total.as_ref().map(Total::admit).transpose();
-        Ok(Permit {
-            _total: total.map_err(|Over| Refusal::Full)?,
-            _keys: keys,
-        })
-    }
-
-    pub(super) fn draw_retry(&self) -> Duration {
-        random::around(self.retry, 0.5)
+    /// The limits.
+    pub fn build(self) -> Admission {
+        Admission(Arc::new(self.0))
     }
 }
 
@@ -201,8 +219,20 @@ impl<F, K: Hash + Eq> Drop for Counted<F, K> {
 
 impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admission")
-            .field("total", &self.total.as_ref().map(|total| total.limit))
+        self.0.debug("Admission", f)
+    }
+}
+
+impl fmt::Debug for AdmissionBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.debug("AdmissionBuilder", f)
+    }
+}
+
+impl Limits {
+    fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("max_streams", &self.total.as_ref().map(|total| total.limit))
             .field("keys", &self.keys.len())
             .field("retry", &self.retry)
             .finish()
@@ -227,21 +257,24 @@ mod tests {
 
     #[test]
     fn a_permit_is_given_back() {
-        let admission = Admission::at_most(2);
+        let admission = Admission::builder().max_streams(2).build();
         let one = admission.admit(&head("")).unwrap();
         // A clone counts with it.
         let _two = admission.clone().admit(&head("")).unwrap();
-        assert_eq!(admission.admit(&head("")).err(), Some(Refusal::Full));
+        assert_eq!(admission.admit(&head("")).err(), Some(RefusalReason::Full));
         drop(one);
         assert!(admission.admit(&head("")).is_ok());
     }
 
     #[test]
     fn each_key_has_its_own_count() {
-        let admission = Admission::unlimited().per(user, 1);
+        let admission = Admission::builder().max_streams_per(user, 1).build();
         let ann = admission.admit(&head("ann")).unwrap();
         let _bob = admission.admit(&head("bob")).unwrap();
-        assert_eq!(admission.admit(&head("ann")).err(), Some(Refusal::Key));
+        assert_eq!(
+            admission.admit(&head("ann")).err(),
+            Some(RefusalReason::Key)
+        );
         let nobody = [(); 3].map(|()| admission.admit(&head("")).unwrap());
         drop((ann, nobody));
         assert!(admission.admit(&head("ann")).is_ok());
@@ -249,9 +282,15 @@ mod tests {
 
     #[test]
     fn who_is_refused_takes_nobodys_place() {
-        let admission = Admission::at_most(1).per(user, 1);
+        let admission = Admission::builder()
+            .max_streams(1)
+            .max_streams_per(user, 1)
+            .build();
         let ann = admission.admit(&head("ann")).unwrap();
-        assert_eq!(admission.admit(&head("bob")).err(), Some(Refusal::Full));
+        assert_eq!(
+            admission.admit(&head("bob")).err(),
+            Some(RefusalReason::Full)
+        );
         drop(ann);
         assert!(admission.admit(&head("bob")).is_ok());
     }

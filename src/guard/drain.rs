@@ -1,5 +1,5 @@
 //! The invariant, which `models.rs` checks: who comes, who leaves and whether it has started changes under one lock. So whoever
-//! comes is either refused, or among those whom the start finds and wakes; and from the start on `polite + left + cut` is what was
+//! comes is either refused, or among those whom the start finds and wakes; and from the start on `notified + left + cut` is what was
 //! open then, whoever looks, and whenever.
 
 use std::{
@@ -25,17 +25,17 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::{Drain, Guard, guard::Plan, layer::TransportLayer, transport::Negotiate};
+/// use tower_push::{Drain, Guard, guard::DrainPlan, layer::TransportLayer, transport::Negotiate};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let drain = Drain::new();
-/// let guard = Guard::new().drain(&drain);
-/// let layer = TransportLayer::with(guard.over(Negotiate::new()));
+/// let guard = Guard::builder().drain(&drain).build();
+/// let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
 ///
 /// // When the server is told to stop:
-/// drain.start(Plan::within(Duration::from_secs(10)));
-/// let drained = drain.finished().await;
+/// drain.start(DrainPlan::within(Duration::from_secs(10)));
+/// let drained = drain.wait().await;
 /// assert_eq!(drained.cut, 0);
 /// # }
 /// ```
@@ -59,13 +59,13 @@ struct State {
     entered: usize,
     open: usize,
     /// Of those that are gone since the start.
-    polite: usize,
+    notified: usize,
     left: usize,
 }
 
 #[derive(Clone, Copy)]
 struct Started {
-    plan: Plan,
+    plan: DrainPlan,
     at: Instant,
 }
 
@@ -73,15 +73,15 @@ struct Started {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::guard::Plan;
+/// use tower_push::guard::DrainPlan;
 ///
 /// let seconds = Duration::from_secs;
-/// let all_over_half_of_the_time = Plan::within(seconds(20));
-/// let in_four_waves = Plan::within(seconds(20)).spread(seconds(12)).batches(4).retry(seconds(3));
-/// let at_once = Plan::within(seconds(5)).spread(Duration::ZERO);
+/// let all_over_half_of_the_time = DrainPlan::within(seconds(20));
+/// let in_four_waves = DrainPlan::within(seconds(20)).spread(seconds(12)).batches(4).retry(seconds(3));
+/// let at_once = DrainPlan::within(seconds(5)).spread(Duration::ZERO);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Plan {
+pub struct DrainPlan {
     deadline: Duration,
     spread: Option<Duration>,
     batches: u32,
@@ -92,17 +92,17 @@ pub struct Plan {
 /// What became of the streams that were open when a drain began: each is counted once, and the sum is how many there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Drained {
+pub struct DrainOutcome {
     /// Gone in time, and told so: streams that had their end, be it the drain's, their source's or that of their time; requests
     /// that were answered, or refused.
-    pub polite: usize,
+    pub notified: usize,
     /// Gone in time in any other way: the client left, the source failed, or put out a client that was too slow.
     pub left: usize,
     /// Still there at the deadline, most likely because their clients do not read. They end with the process.
     pub cut: usize,
 }
 
-impl Plan {
+impl DrainPlan {
     /// All within this time: half of it to tell the streams, the rest to let their clients go. Clients come back after 5 s, half
     /// of that more or less.
     pub fn within(deadline: Duration) -> Self {
@@ -180,7 +180,7 @@ impl Drain {
     }
 
     /// Begins to end the streams that are open, and refuses those that come. It is done once: a second plan is not looked at.
-    pub fn start(&self, plan: Plan) {
+    pub fn start(&self, plan: DrainPlan) {
         let at = Instant::now();
         let inner = &*self.0;
         let mut state = lock(&inner.state);
@@ -201,7 +201,7 @@ impl Drain {
 
     /// How many streams there are: bodies that are not dropped yet, polls that wait for their answer, sockets that are not
     /// closed.
-    pub fn open(&self) -> usize {
+    pub fn open_streams(&self) -> usize {
         lock(&self.0.state).open
     }
 
@@ -210,19 +210,19 @@ impl Drain {
     ///
     /// A stream is gone when its server has let go of it. What it wrote last may still be on its way through the server, which
     /// finishes its connections when it is told to stop.
-    pub async fn finished(&self) -> Drained {
+    pub async fn wait(&self) -> DrainOutcome {
         let started = self.becomes(|state| state.started).await;
         let deadline = started.at + started.plan.deadline;
         let finished = timeout_at(deadline, self.gone()).await;
         finished.unwrap_or_else(|_| self.drained())
     }
 
-    pub(super) fn drained(&self) -> Drained {
+    pub(super) fn drained(&self) -> DrainOutcome {
         lock(&self.0.state).drained()
     }
 
     /// Waits for the start, and for the last stream to be gone.
-    pub(super) async fn gone(&self) -> Drained {
+    pub(super) async fn gone(&self) -> DrainOutcome {
         self.becomes(State::finished).await
     }
 
@@ -283,7 +283,7 @@ impl State {
         self.open -= 1;
         if self.started.is_some() {
             let count = if politely {
-                &mut self.polite
+                &mut self.notified
             } else {
                 &mut self.left
             };
@@ -291,16 +291,16 @@ impl State {
         }
     }
 
-    fn drained(&self) -> Drained {
-        Drained {
-            polite: self.polite,
+    fn drained(&self) -> DrainOutcome {
+        DrainOutcome {
+            notified: self.notified,
             left: self.left,
             cut: self.open,
         }
     }
 
     /// Once it has started and the last is gone.
-    fn finished(&self) -> Option<Drained> {
+    fn finished(&self) -> Option<DrainOutcome> {
         let is_finished = self.started.is_some() && self.open == 0;
         is_finished.then(|| self.drained())
     }
@@ -328,7 +328,7 @@ impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Drain")
             .field("has_started", &self.has_started())
-            .field("open", &self.open())
+            .field("open", &self.open_streams())
             .finish()
     }
 }
@@ -393,7 +393,9 @@ mod tests {
 
     #[test]
     fn turns_are_spread_and_hints_are_jittered() {
-        let plan = Plan::within(10 * SECOND).retry(10 * SECOND).jitter(0.0);
+        let plan = DrainPlan::within(10 * SECOND)
+            .retry(10 * SECOND)
+            .jitter(0.0);
         let turns: Vec<_> = (0..1000).map(|_| plan.draw_turn()).collect();
         assert!(turns.iter().all(|turn| *turn < 5 * SECOND));
         assert!(turns.iter().any(|turn| *turn < SECOND));
@@ -410,20 +412,20 @@ mod tests {
 
     #[test]
     fn batches_come_at_their_times() {
-        let plan = Plan::within(10 * SECOND).spread(8 * SECOND).batches(4);
+        let plan = DrainPlan::within(10 * SECOND).spread(8 * SECOND).batches(4);
         let turns: std::collections::BTreeSet<_> = (0..1000).map(|_| plan.draw_turn()).collect();
         assert!(turns.into_iter().eq([0, 2, 4, 6].map(Duration::from_secs)));
     }
 
     #[test]
     fn odd_plans_are_tamed() {
-        let plan = Plan::within(Duration::MAX)
+        let plan = DrainPlan::within(Duration::MAX)
             .spread(Duration::MAX)
             .retry(Duration::MAX);
         assert!(plan.draw_turn() <= LONGEST);
         assert!(plan.jitter(f64::NAN).draw_retry() <= 2 * LONGEST);
         assert_eq!(
-            Plan::within(SECOND).spread(Duration::ZERO).draw_turn(),
+            DrainPlan::within(SECOND).spread(Duration::ZERO).draw_turn(),
             Duration::ZERO
         );
     }
@@ -432,30 +434,30 @@ mod tests {
     async fn it_is_finished_when_the_last_is_gone_or_the_time_is_up() {
         let drain = Drain::new();
         let seats = [drain.enter().unwrap(), drain.enter().unwrap()];
-        assert_eq!(drain.open(), 2);
-        drain.start(Plan::within(10 * SECOND));
+        assert_eq!(drain.open_streams(), 2);
+        drain.start(DrainPlan::within(10 * SECOND));
         assert!(drain.enter().is_none());
-        assert_eq!(drain.open(), 2);
+        assert_eq!(drain.open_streams(), 2);
         let [first, second] = seats;
         assert!(first.turn().is_some() && second.turn().is_some());
         first.leave(true);
         let begun = Instant::now();
-        let drained = drain.finished().await;
+        let drained = drain.wait().await;
         assert_eq!(begun.elapsed(), 10 * SECOND);
         assert_eq!(
             drained,
-            Drained {
-                polite: 1,
+            DrainOutcome {
+                notified: 1,
                 left: 0,
                 cut: 1
             }
         );
         second.leave(false);
-        let drained = drain.finished().await;
+        let drained = drain.wait().await;
         assert_eq!(
             drained,
-            Drained {
-                polite: 1,
+            DrainOutcome {
+                notified: 1,
                 left: 1,
                 cut: 0
             }

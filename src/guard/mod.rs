@@ -2,41 +2,42 @@
 //!
 //! A response that does not end breaks what servers take for granted. A graceful shutdown waits for it for ever; after a restart
 //! everyone is back in the same second; a limit of requests does not see it; and nobody knows how many there are. A [`Guard`] is
-//! the policy for the streams of one transport or several, and [`over`](Guard::over) puts it around a transport. What comes out is
+//! the policy for the streams of one transport or several, and [`wrap`](Guard::wrap) puts it around a transport. What comes out is
 //! a transport too, so that it goes through every [door](crate::layer):
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_push::{
 //!     Channel, Drain, Guard, OriginPolicy,
-//!     guard::{Admission, Plan},
+//!     guard::{Admission, DrainPlan},
 //!     layer::TransportLayer,
 //!     service,
 //!     transport::{Negotiate, Sse},
 //! };
 //!
 //! let drain = Drain::new();
-//! let guard = Guard::new()
+//! let guard = Guard::builder()
 //!     .drain(&drain)
-//!     .lifetime(Duration::from_secs(3600))
-//!     .admit(Admission::at_most(50_000))
-//!     .origin(OriginPolicy::same_origin());
+//!     .max_lifetime(Duration::from_secs(3600))
+//!     .admission(&Admission::builder().max_streams(50_000).build())
+//!     .origin(OriginPolicy::same_origin())
+//!     .build();
 //!
-//! let layer = TransportLayer::with(guard.over(Negotiate::new()));
-//! let ticks = service(Channel::new()).transport(guard.over(Sse::new()));
+//! let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
+//! let ticks = service(Channel::new()).transport(guard.wrap(Sse::new()));
 //!
 //! // Later: what is there now, and the end of it.
 //! println!("{} streams", guard.counts().open());
-//! drain.start(Plan::within(Duration::from_secs(10)));
+//! drain.start(DrainPlan::within(Duration::from_secs(10)));
 //! # let _ = (layer, ticks);
 //! ```
 //!
 //! # How a stream ends
 //! | why | when | what the client is told |
 //! |---|---|---|
-//! | the [drain](Drain) has started | at a random point of the [time](Plan::spread) for it | an end for now, and a hint when to come back, drawn for it alone |
-//! | it has had its [lifetime](Guard::lifetime) | at 80 to 100 % of it | the same, with a hint of about a second |
-//! | what the client was let in by [has expired](crate::source::Subscription::expires_at) | then | an end for now; a WebSocket is closed with 3005 |
+//! | the [drain](Drain) has started | at a random point of the [time](DrainPlan::spread) for it | an end for now, and a hint when to come back, drawn for it alone |
+//! | it has had its [lifetime](GuardBuilder::max_lifetime) | at 80 to 100 % of it | the same, with a hint of about a second |
+//! | what the client was let in by [has expired](crate::source::Subscription::expire_by) | then | an end for now; a WebSocket is closed with 3005 |
 //!
 //! An end with a hint is [`Item::Ended`](crate::Item::Ended):
 //!
@@ -53,8 +54,8 @@
 //! | why | the answer |
 //! |---|---|
 //! | the drain has started, or there are [too many](Admission) streams | 503 with `Retry-After` |
-//! | the same, and it accepts `text/event-stream` | 200, `retry: …` and the end of the body, for an `EventSource` never comes back after a 503; unless [said otherwise](Guard::always_503) |
-//! | its page is not [allowed](Guard::origin) | 403 |
+//! | the same, and it accepts `text/event-stream` | 200, `retry: …` and the end of the body, for an `EventSource` never comes back after a 503; unless [said otherwise](GuardBuilder::always_503) |
+//! | its page is not [allowed](GuardBuilder::origin) | 403 |
 //!
 //! A request whose source has not answered yet when its turn in the drain comes is refused too, for its client has been told nothing.
 //!
@@ -72,19 +73,19 @@
 //! `examples/metrics.rs` shows all of it to Prometheus.
 //!
 //! # When a stream is gone
-//! It counts, for [`Drain::finished`], [`Admission`] and [`Counts`], from its request until the server has let go of its body,
+//! It counts, for [`Drain::wait`], [`Admission`] and [`GuardCounts`], from its request until the server has let go of its body,
 //! the poll of its answer, or a WebSocket's task of its socket: whichever way it came to that. The streams that long-polling
 //! [parks](crate::Resumable) between two polls are not open streams; the polls are.
 //!
 //! A transport [of your own](crate::transport#a-transport-of-ones-own) is limited, and waited for, in any case. It is in the
-//! [`Counts`], and ended too, if it answers with [`respond_streaming`](crate::transport::respond_streaming). Of several guards
+//! [`GuardCounts`], and ended too, if it answers with [`respond_streaming`](crate::transport::respond_streaming). Of several guards
 //! around each other the innermost ends the streams; the others count them.
 
 mod admission;
 mod drain;
 #[cfg(all(test, tower_push_loom))]
 mod models;
-mod observe;
+mod observer;
 mod stream;
 #[cfg(feature = "tracing")]
 mod tracing;
@@ -96,33 +97,38 @@ use http::{Method, Response, StatusCode, request::Parts};
 #[cfg(feature = "tracing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing::Tracing;
+use self::{admission::Permit, observer::Counters, stream::OpenStream};
 pub use self::{
-    admission::Admission,
-    drain::{Drain, Drained, Plan},
-    observe::{Cause, Counts, Observer, Refusal, StreamInfo},
+    admission::{Admission, AdmissionBuilder},
+    drain::{Drain, DrainOutcome, DrainPlan},
+    observer::{CloseReason, GuardCounts, Observer, RefusalReason, StreamInfo},
 };
-use self::{admission::Permit, observe::Counters, stream::OpenStream};
 use crate::{
     origin_policy::OriginPolicy,
     random,
     source::{LONGEST, Push, Rejection, Ticket},
     transport::{
-        Preference, PushBody, Responding, Transport, rejected,
-        sse::{EVENT_STREAM, come_back},
+        BoxResponseFuture, Preference, PushBody, Transport, event_source_retry_response,
+        rejection_response, sse::TEXT_EVENT_STREAM,
     },
 };
 
-/// The policy for the open streams of one transport or several. See the [module docs](self).
+/// The policy for the open streams of one transport or of several. See the [module docs](self).
 ///
-/// A clone is the same guard, with the same counts; but what is set on it afterwards makes another guard of it, with counts of
-/// its own. So set everything first. A new guard lets everything through, and counts it.
+/// [`Guard::builder`] configures one; [`Guard::new`] is the guard that lets everything through, and counts it. A clone is the same
+/// guard, with the same counts.
 #[derive(Clone, Default)]
 pub struct Guard(Arc<Policy>);
+
+/// Configures a [`Guard`].
+#[must_use]
+#[derive(Default)]
+pub struct GuardBuilder(Policy);
 
 #[derive(Default)]
 struct Policy {
     drain: Option<Drain>,
-    lifetime: Option<Duration>,
+    max_lifetime: Option<Duration>,
     admission: Option<Admission>,
     origin: Option<OriginPolicy>,
     always_503: bool,
@@ -136,95 +142,95 @@ impl Guard {
         Self::default()
     }
 
-    /// Ends the streams when this drain starts, and refuses new ones from then on.
-    #[must_use]
-    pub fn drain(self, drain: &Drain) -> Self {
-        self.with(|policy| policy.drain = Some(drain.clone()))
+    /// A guard to configure. Without any setting it lets everything through.
+    pub fn builder() -> GuardBuilder {
+        GuardBuilder::default()
     }
 
-    /// How old a stream may become, so that a load balancer gets to place it anew: each one ends at a random point of the last
-    /// fifth of this time. Without it, streams live for as long as they like.
+    /// Puts this guard around `transport`. The result is a transport for [`SourceService::transport`] or for
+    /// [`TransportLayer::with`].
     ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// let guard = tower_push::Guard::new().lifetime(Duration::from_secs(30 * 60));
-    /// ```
-    #[must_use]
-    pub fn lifetime(self, time: Duration) -> Self {
-        self.with(|policy| policy.lifetime = Some(time))
-    }
-
-    /// How many streams may be open.
-    #[must_use]
-    pub fn admit(self, admission: Admission) -> Self {
-        self.with(|policy| policy.admission = Some(admission))
-    }
-
-    /// From which pages requests may come, on every transport: 403 for others. A WebSocket has a policy of its own in any case; the
-    /// other transports have none unless it is set here.
-    ///
-    /// Where no CORS layer says otherwise, a browser does not let another origin's page read a stream. But it asks for it, with the
-    /// user's cookies, and holds a stream open for it. A CORS layer belongs around the guard: it is to answer the preflights.
-    #[must_use]
-    pub fn origin(self, policy: OriginPolicy) -> Self {
-        self.with(|this| this.origin = Some(policy))
-    }
-
-    /// Tells this observer of everything, too.
-    #[must_use]
-    pub fn observe(self, observer: impl Observer) -> Self {
-        self.with(|policy| policy.observers.push(Arc::new(observer)))
-    }
-
-    /// Refuses an `EventSource` with 503 like everybody else, where it would be answered 200 to make it come back: for monitors and
-    /// load balancers that must see it. In browsers it then stays away until the page is loaded again.
-    #[must_use]
-    pub fn always_503(self) -> Self {
-        self.with(|policy| policy.always_503 = true)
-    }
-
-    /// The transport under this guard: for `service(…).transport(…)`, or for a layer, which is then
-    /// [`TransportLayer::with`](crate::layer::TransportLayer::with) and not one of the shorter names.
-    pub fn over<T: Transport>(&self, transport: T) -> Guarded<T> {
+    /// [`SourceService::transport`]: crate::layer::SourceService::transport
+    /// [`TransportLayer::with`]: crate::layer::TransportLayer::with
+    pub fn wrap<T: Transport>(&self, transport: T) -> Guarded<T> {
         Guarded {
             guard: self.clone(),
             transport,
         }
     }
 
-    /// What its streams have done, and how many there are now.
-    pub fn counts(&self) -> Counts {
+    /// The counts of this guard's streams so far, and how many streams are open.
+    pub fn counts(&self) -> GuardCounts {
         self.0.counters.read()
     }
+}
 
-    fn with(self, change: impl FnOnce(&mut Policy)) -> Self {
-        let mut policy = Arc::try_unwrap(self.0).unwrap_or_else(|shared| shared.anew());
-        change(&mut policy);
-        Self(Arc::new(policy))
+impl GuardBuilder {
+    /// The drain that ends the streams. Once it has started, new requests are refused. Without one, the guard ends no stream when the
+    /// server stops.
+    pub fn drain(mut self, drain: &Drain) -> Self {
+        self.0.drain = Some(drain.clone());
+        self
+    }
+
+    /// The maximum lifetime of a stream, so that a load balancer can place its client anew. Each stream ends at a random point of the last
+    /// fifth of this time. Without it, streams have no maximum lifetime.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_push::Guard;
+    ///
+    /// let guard = Guard::builder().max_lifetime(Duration::from_secs(30 * 60)).build();
+    /// ```
+    pub fn max_lifetime(mut self, time: Duration) -> Self {
+        self.0.max_lifetime = Some(time);
+        self
+    }
+
+    /// The limits on how many streams may be open. Without it, there are none.
+    pub fn admission(mut self, admission: &Admission) -> Self {
+        self.0.admission = Some(admission.clone());
+        self
+    }
+
+    /// The pages that may send requests, on every transport; the guard answers 403 to others. A WebSocket has a policy of its own in any
+    /// case; the other transports have none unless it is set here.
+    ///
+    /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the request,
+    /// with the user's cookies, and holds a stream open for the page. Put a CORS layer around the guard, so that the layer answers the
+    /// preflight requests.
+    pub fn origin(mut self, policy: OriginPolicy) -> Self {
+        self.0.origin = Some(policy);
+        self
+    }
+
+    /// Adds an observer that is notified of everything that happens to the streams.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.0.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Refuses an `EventSource` with 503, like every other client. By default the guard answers 200 to make an `EventSource` reconnect.
+    /// Use it where monitors and load balancers must see the refusal. A browser's `EventSource` then stays closed until the page is
+    /// loaded again.
+    pub fn always_503(mut self) -> Self {
+        self.0.always_503 = true;
+        self
+    }
+
+    /// The guard.
+    pub fn build(self) -> Guard {
+        Guard(Arc::new(self.0))
     }
 }
 
 impl Policy {
-    /// The same policy, with counts of its own.
-    fn anew(&self) -> Self {
-        Self {
-            drain: self.drain.clone(),
-            lifetime: self.lifetime,
-            admission: self.admission.clone(),
-            origin: self.origin.clone(),
-            always_503: self.always_503,
-            observers: self.observers.clone(),
-            counters: Counters::default(),
-        }
-    }
-
     fn tell(&self, what: impl Fn(&dyn Observer)) {
         self.observers.iter().for_each(|observer| what(&**observer));
     }
 
     fn draw_lifetime(&self) -> Option<Duration> {
-        let lifetime = self.lifetime?.min(LONGEST);
+        let lifetime = self.max_lifetime?.min(LONGEST);
         Some(lifetime.mul_f64(1.0 - 0.2 * random::unit()))
     }
 
@@ -234,72 +240,86 @@ impl Policy {
             .is_none_or(|origin| origin.allows(head))
     }
 
-    fn admit(self: &Arc<Self>, head: &Parts) -> Result<OpenStream, Refusal> {
+    fn admit(self: &Arc<Self>, head: &Parts) -> Result<OpenStream, RefusalReason> {
         // Who would be refused for both comes back when the drain says.
         if self.drain.as_ref().is_some_and(Drain::has_started) {
-            return Err(Refusal::Draining);
+            return Err(RefusalReason::Draining);
         }
         let permit = match &self.admission {
             Some(admission) => admission.admit(head)?,
             None => Permit::default(),
         };
         let seat = match &self.drain {
-            Some(drain) => Some(drain.enter().ok_or(Refusal::Draining)?),
+            Some(drain) => Some(drain.enter().ok_or(RefusalReason::Draining)?),
             None => None,
         };
         Ok(OpenStream::new(self.clone(), seat, permit))
     }
 
-    fn refuse(&self, head: &Parts, refusal: Refusal) -> Response<PushBody> {
+    fn refuse(&self, head: &Parts, refusal: RefusalReason) -> Response<PushBody> {
         self.count(Some(head), refusal);
         self.refusal(refusal, is_event_source(head))
     }
 
-    fn refusal(&self, refusal: Refusal, is_event_source: bool) -> Response<PushBody> {
+    fn refusal(&self, refusal: RefusalReason, is_event_source: bool) -> Response<PushBody> {
         let retry = match refusal {
-            Refusal::Draining => self.drain.as_ref().map(Drain::retry),
-            Refusal::Full | Refusal::Key => self.admission.as_ref().map(Admission::draw_retry),
-            Refusal::Origin | Refusal::Source => None,
+            RefusalReason::Draining => self.drain.as_ref().map(Drain::retry),
+            RefusalReason::Full | RefusalReason::Key => {
+                self.admission.as_ref().map(Admission::draw_retry)
+            }
+            RefusalReason::Origin | RefusalReason::Source => None,
         };
         match retry {
-            None => rejected(Rejection::new(StatusCode::FORBIDDEN)),
-            Some(retry) if !self.always_503 && is_event_source => come_back(retry),
+            None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
+            Some(retry) if !self.always_503 && is_event_source => {
+                event_source_retry_response(retry)
+            }
             Some(retry) => {
                 let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
-                rejected(busy.retry_after(retry))
+                rejection_response(busy.retry_after(retry))
             }
         }
     }
 
+    fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(name)
+            .field("drain", &self.drain)
+            .field("max_lifetime", &self.max_lifetime)
+            .field("admission", &self.admission)
+            .field("origin", &self.origin)
+            .field("always_503", &self.always_503)
+            .field("observers", &self.observers.len())
+            .finish_non_exhaustive()
+    }
+
     /// Nobody needs the head if there is no observer.
-    fn count(&self, head: Option<&Parts>, refusal: Refusal) {
+    fn count(&self, head: Option<&Parts>, refusal: RefusalReason) {
         self.counters.refuses(refusal);
         if let Some(head) = head {
-            self.tell(|observer| observer.refused(head, refusal));
+            self.tell(|observer| observer.on_refusal(head, refusal));
         }
     }
 }
 
 /// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
 fn is_event_source(head: &Parts) -> bool {
-    let accepted = Preference::accepted(&head.headers, &[EVENT_STREAM]);
+    let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
     head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
+}
+
+impl fmt::Debug for GuardBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.debug("GuardBuilder", f)
+    }
 }
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard")
-            .field("drain", &self.0.drain)
-            .field("lifetime", &self.0.lifetime)
-            .field("admission", &self.0.admission)
-            .field("origin", &self.0.origin)
-            .field("always_503", &self.0.always_503)
-            .field("observers", &self.0.observers.len())
-            .finish_non_exhaustive()
+        self.0.debug("Guard", f)
     }
 }
 
-/// A transport under a [`Guard`], from [`Guard::over`]. See the [module docs](self).
+/// A transport under a [`Guard`], from [`Guard::wrap`]. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct Guarded<T> {
     guard: Guard,
@@ -316,7 +336,7 @@ impl<T> Guarded<T> {
 /// Under a guard that lets everything through.
 impl<T: Transport + Default> Default for Guarded<T> {
     fn default() -> Self {
-        Guard::new().over(T::default())
+        Guard::new().wrap(T::default())
     }
 }
 
@@ -333,10 +353,10 @@ impl<T: Transport> Transport for Guarded<T> {
         self.transport.preference(head)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let policy = &self.guard.0;
         if !policy.allows(head) {
-            return Box::pin(ready(policy.refuse(head, Refusal::Origin)));
+            return Box::pin(ready(policy.refuse(head, RefusalReason::Origin)));
         }
         if head.method == Method::HEAD {
             return self.transport.respond(head, push);

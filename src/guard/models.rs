@@ -4,10 +4,10 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{future::block_on, model, thread};
 
-use super::drain::{Drain, Drained, Plan, Seat};
+use super::drain::{Drain, DrainOutcome, DrainPlan, Seat};
 
-fn plan() -> Plan {
-    Plan::within(Duration::from_secs(1))
+fn plan() -> DrainPlan {
+    DrainPlan::within(Duration::from_secs(1))
 }
 
 /// Until it is told to end; a start that is missed is a deadlock, which loom reports.
@@ -24,12 +24,12 @@ fn wait(seat: &Seat) {
     }));
 }
 
-fn finished(drain: &Drain) -> Drained {
+fn finished(drain: &Drain) -> DrainOutcome {
     block_on(drain.gone())
 }
 
-fn sum(drained: Drained) -> usize {
-    drained.polite + drained.left + drained.cut
+fn sum(drained: DrainOutcome) -> usize {
+    drained.notified + drained.left + drained.cut
 }
 
 #[test]
@@ -49,8 +49,8 @@ fn who_comes_as_it_starts_is_refused_or_told() {
         });
         drain.start(plan());
         let drained = finished(&drain);
-        assert_eq!(drained.polite, coming.join().unwrap());
-        assert_eq!(drained.polite, sum(drained));
+        assert_eq!(drained.notified, coming.join().unwrap());
+        assert_eq!(drained.notified, sum(drained));
     });
 }
 
@@ -108,7 +108,7 @@ fn all_who_wait_for_the_end_hear_of_it() {
         drain.start(plan());
         seat.leave(true);
         for watcher in watching {
-            assert_eq!(watcher.join().unwrap().polite, 1);
+            assert_eq!(watcher.join().unwrap().notified, 1);
         }
     });
 }
@@ -122,6 +122,6 @@ fn who_waits_for_the_end_of_nobody_hears_of_the_start() {
             move || finished(&drain)
         });
         drain.start(plan());
-        assert_eq!(watching.join().unwrap(), Drained::default());
+        assert_eq!(watching.join().unwrap(), DrainOutcome::default());
     });
 }

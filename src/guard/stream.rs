@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
 use super::{
-    Cause, Observer, Policy, Refusal, StreamInfo, admission::Permit, drain::Seat, observe::add,
+    CloseReason, Observer, Policy, RefusalReason, StreamInfo, admission::Permit, drain::Seat,
+    observer::add,
 };
 use crate::{
     error::{BoxError, Error},
@@ -39,9 +40,9 @@ pub(super) struct OpenStream {
     /// If an observer gives it one. Boxed, for most streams have none.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
-    /// A [`Cause`], as its number.
-    cause: AtomicU8,
-    /// Whatever the cause.
+    /// A [`CloseReason`], as its number.
+    reason: AtomicU8,
+    /// Whatever the reason.
     has_answer: AtomicBool,
     /// By a guard inside.
     is_refused: AtomicBool,
@@ -68,7 +69,7 @@ impl OpenStream {
             opened: OnceLock::new(),
             #[cfg(feature = "tracing")]
             span: OnceLock::new(),
-            cause: AtomicU8::new(Cause::Left as u8),
+            reason: AtomicU8::new(CloseReason::Left as u8),
             has_answer: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             outer: None,
@@ -126,7 +127,7 @@ impl OpenStream {
             || !status.is_success()
             || status == StatusCode::NO_CONTENT;
         if !self.is_open() && is_refused {
-            self.policy.count(head, Refusal::Source);
+            self.policy.count(head, RefusalReason::Source);
         }
         // A poll's answer, or a refusal; and no socket's task has it.
         let is_whole = response.body().size_hint().exact().is_some();
@@ -137,13 +138,14 @@ impl OpenStream {
 
     /// Its turn has come before the source has answered: the client has been told nothing, and comes back to another server.
     pub(super) fn refuse(&self, head: Option<&Parts>, is_event_source: bool) -> Response<PushBody> {
-        self.policy.count(head, Refusal::Draining);
-        self.ends_by(Cause::Drained);
+        self.policy.count(head, RefusalReason::Draining);
+        self.ends_by(CloseReason::Drained);
         if let Some(outer) = self.outer() {
             outer.refused();
             outer.got_answer();
         }
-        self.policy.refusal(Refusal::Draining, is_event_source)
+        self.policy
+            .refusal(RefusalReason::Draining, is_event_source)
     }
 
     /// Whether the source has answered.
@@ -151,23 +153,23 @@ impl OpenStream {
         self.opened.get().is_some()
     }
 
-    fn cause(&self) -> Cause {
-        let number = usize::from(self.cause.load(Ordering::Relaxed));
-        Cause::ALL[number]
+    fn reason(&self) -> CloseReason {
+        let number = usize::from(self.reason.load(Ordering::Relaxed));
+        CloseReason::ALL[number]
     }
 
-    fn ends_by(&self, cause: Cause) {
-        self.cause.store(cause as u8, Ordering::Relaxed);
+    fn ends_by(&self, reason: CloseReason) {
+        self.reason.store(reason as u8, Ordering::Relaxed);
     }
 
     fn fails(&self, error: &BoxError) {
         let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
         self.ends_by(if is_lagged {
-            Cause::Lagged
+            CloseReason::Lagged
         } else {
-            Cause::Failed
+            CloseReason::Failed
         });
-        self.tell(|observer, info| observer.failed(info, error));
+        self.tell(|observer, info| observer.on_failure(info, error));
     }
 
     fn turn(&self) -> Option<Instant> {
@@ -184,7 +186,7 @@ impl OpenStream {
             return;
         };
         let observers = self.policy.observers.iter();
-        let mut spans = observers.map(|observer| observer.span(info, subscription));
+        let mut spans = observers.map(|observer| observer.make_span(info, subscription));
         if let Some(span) = spans.find(|span| !span.is_disabled()) {
             let _ = self.span.set(Box::new(span));
         }
@@ -207,7 +209,7 @@ impl Watch for OpenStream {
         if is_first {
             #[cfg(feature = "tracing")]
             self.begin_span(subscription);
-            self.tell(|observer, info| observer.opened(info, subscription));
+            self.tell(|observer, info| observer.on_open(info, subscription));
         }
         if let Some(outer) = self.outer() {
             outer.opened(subscription);
@@ -229,11 +231,11 @@ impl Watch for OpenStream {
         let is_aged = self
             .ages_at()
             .is_some_and(|at| self.turn().is_none_or(|turn| at < turn));
-        let (cause, retry) = match &self.seat {
-            Some(seat) if !is_aged => (Cause::Drained, seat.retry()),
-            _ => (Cause::Aged, random::around(RETRY, 0.5)),
+        let (reason, retry) = match &self.seat {
+            Some(seat) if !is_aged => (CloseReason::Drained, seat.retry()),
+            _ => (CloseReason::Aged, random::around(RETRY, 0.5)),
         };
-        self.ends_by(cause);
+        self.ends_by(reason);
         let end = Ok(Item::Ended { retry });
         if let Some(outer) = self.outer() {
             outer.yielded(Some(&end));
@@ -247,8 +249,8 @@ impl Watch for OpenStream {
 
     fn got_answer(&self) {
         self.has_answer.store(true, Ordering::Relaxed);
-        if self.cause() == Cause::Left {
-            self.ends_by(Cause::Answered);
+        if self.reason() == CloseReason::Left {
+            self.ends_by(CloseReason::Answered);
         }
         if let Some(outer) = self.outer() {
             outer.got_answer();
@@ -278,16 +280,16 @@ impl Watch for OpenStream {
             Some(Ok(Item::Event(event))) => {
                 add(&counters.events, 1);
                 add(&counters.bytes, event.payload().as_bytes().len() as u64);
-                self.tell(|observer, info| observer.event(info, event));
+                self.tell(|observer, info| observer.on_event(info, event));
             }
             Some(Ok(Item::Gap(gap))) => {
                 add(&counters.gaps, 1);
-                self.tell(|observer, info| observer.gap(info, gap));
+                self.tell(|observer, info| observer.on_gap(info, gap));
             }
             Some(Ok(Item::Cursor(_))) => {}
-            Some(Ok(Item::Finished)) => self.ends_by(Cause::Finished),
-            Some(Ok(Item::Expired)) => self.ends_by(Cause::Expired),
-            None | Some(Ok(Item::Ended { .. })) => self.ends_by(Cause::Ended),
+            Some(Ok(Item::Finished)) => self.ends_by(CloseReason::Finished),
+            Some(Ok(Item::Expired)) => self.ends_by(CloseReason::Expired),
+            None | Some(Ok(Item::Ended { .. })) => self.ends_by(CloseReason::Ended),
             Some(Err(error)) => self.fails(error),
         }
     }
@@ -295,11 +297,11 @@ impl Watch for OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        let cause = self.cause();
+        let reason = self.reason();
         if let Some(Opened { info, at, .. }) = self.opened.get() {
-            self.policy.counters.closes(info.transport, cause);
+            self.policy.counters.closes(info.transport, reason);
             let open_for = at.elapsed();
-            let tell = || self.tell(|observer, info| observer.closed(info, cause, open_for));
+            let tell = || self.tell(|observer, info| observer.on_close(info, reason, open_for));
             // What follows gives the places back, and many a stream is dropped where no panic may come out.
             let _ = catch_unwind(AssertUnwindSafe(tell));
         }
@@ -308,7 +310,7 @@ impl Drop for OpenStream {
         drop(std::mem::take(&mut self.permit));
         // Last: who waits for the end of all finds the counts at 0, and the spans closed.
         if let Some(seat) = &self.seat {
-            seat.leave(cause.is_told() || *self.has_answer.get_mut());
+            seat.leave(reason.is_told() || *self.has_answer.get_mut());
         }
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::request::Parts;
 use tracing::{Span, debug, info, info_span, trace, warn};
 
-use super::{Cause, Observer, Refusal, StreamInfo};
+use super::{CloseReason, Observer, RefusalReason, StreamInfo};
 use crate::{
     error::BoxError,
     event::{Event, Gap},
@@ -23,18 +23,18 @@ use crate::{
 /// | `event` | trace | `bytes`, of the payload |
 /// | `gap` | info | `reason`, `missed` if that is known |
 /// | `failed`: the source has, or the client was too slow for it | warn | `error` |
-/// | `closed` | debug | `cause`, `open_ms`, in milliseconds |
+/// | `closed` | debug | `reason`, `open_ms`, in milliseconds |
 /// | `refused`, in the request's span | info | `reason` |
 ///
 /// So at `info` a stream that goes well writes nothing. No payload, id, cursor or header is written at any level: a cursor may be all
 /// that it takes to get at a stream. An error is, as its source words it.
 ///
-/// For other fields, names and levels write an observer of your own, with a [span](Observer::span) of its own.
+/// For other fields, names and levels write an observer of your own, with a [span](Observer::make_span) of its own.
 ///
 /// ```
 /// use tower_push::{Guard, guard::Tracing};
 ///
-/// let guard = Guard::new().observe(Tracing::new());
+/// let guard = Guard::builder().observer(Tracing::new()).build();
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tracing(());
@@ -49,34 +49,34 @@ impl Tracing {
 }
 
 impl Observer for Tracing {
-    fn span(&self, stream: &StreamInfo, _: &Subscription) -> Span {
+    fn make_span(&self, stream: &StreamInfo, _: &Subscription) -> Span {
         let StreamInfo { transport, number } = *stream;
         info_span!(target: TARGET, "push", transport, number)
     }
 
-    fn opened(&self, _: &StreamInfo, _: &Subscription) {
+    fn on_open(&self, _: &StreamInfo, _: &Subscription) {
         debug!(target: TARGET, "opened");
     }
 
-    fn refused(&self, _: &Parts, refusal: Refusal) {
+    fn on_refusal(&self, _: &Parts, refusal: RefusalReason) {
         info!(target: TARGET, reason = refusal.name(), "refused");
     }
 
-    fn event(&self, _: &StreamInfo, event: &Event) {
+    fn on_event(&self, _: &StreamInfo, event: &Event) {
         let bytes = event.payload().as_bytes().len();
         trace!(target: TARGET, bytes, "event");
     }
 
-    fn gap(&self, _: &StreamInfo, gap: &Gap) {
+    fn on_gap(&self, _: &StreamInfo, gap: &Gap) {
         info!(target: TARGET, reason = gap.reason.name(), missed = gap.missed, "gap");
     }
 
-    fn failed(&self, _: &StreamInfo, error: &BoxError) {
+    fn on_failure(&self, _: &StreamInfo, error: &BoxError) {
         warn!(target: TARGET, %error, "failed");
     }
 
-    fn closed(&self, _: &StreamInfo, cause: Cause, open_for: Duration) {
+    fn on_close(&self, _: &StreamInfo, reason: CloseReason, open_for: Duration) {
         let open_ms = u64::try_from(open_for.as_millis()).unwrap_or(u64::MAX);
-        debug!(target: TARGET, cause = cause.name(), open_ms, "closed");
+        debug!(target: TARGET, reason = reason.name(), open_ms, "closed");
     }
 }

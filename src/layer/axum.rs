@@ -2,7 +2,7 @@ use axum_core::response::{IntoResponse, Response};
 
 use crate::{
     source::{Push, Rejection},
-    transport::rejected,
+    transport::rejection_response,
 };
 
 /// Creates the carrier: a response that holds the push for the [layer](super::TransportLayer) around the router.
@@ -17,6 +17,6 @@ impl IntoResponse for Push {
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
-        rejected(self).into_response()
+        rejection_response(self).into_response()
     }
 }

@@ -8,7 +8,7 @@ use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
 use self::sealed::Sealed;
 use crate::{
     source::Push,
-    transport::{NoBody, PushBody},
+    transport::{NeverBody, PushBody},
 };
 
 /// A response type of a service inside a [`TransportLayer`](super::TransportLayer): [`Push`] or [`Response`].
@@ -60,9 +60,9 @@ pub struct CarrierHead {
 }
 
 impl IntoPushOrResponse for Push {
-    type Body = NoBody;
+    type Body = NeverBody;
 
-    fn into_push_or_response(self) -> PushOrResponse<NoBody> {
+    fn into_push_or_response(self) -> PushOrResponse<NeverBody> {
         PushOrResponse::Push(self, CarrierHead::default())
     }
 }
@@ -87,7 +87,7 @@ impl<B> IntoPushOrResponse for Response<B> {
     }
 }
 
-/// The headers that describe a response's own content. They do not apply to the push response that replaces a carrier.
+/// The headers that describe a response's own content. The values of a carrier do not apply to the push response that replaces it.
 const CONTENT_HEADERS: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
@@ -134,7 +134,7 @@ impl CarrierHead {
     /// Returns whether the carrier's `Cache-Control` stays: it forbids storing or sharing, and it is at least as strict as
     /// the push's.
     ///
-    /// The application may have set it on purpose, so it is never weakened.
+    /// The application may have set the carrier's `Cache-Control` on purpose, so a stricter one is never weakened.
     fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
         let restrictions = cache_restrictions(&self.headers);
         let [no_store, private, _] = restrictions;
@@ -160,7 +160,7 @@ fn cache_restrictions(headers: &HeaderMap) -> [bool; 3] {
 struct PushExtension(Arc<Mutex<Option<Push>>>);
 
 impl PushExtension {
-    /// Takes the push. Returns `None` if a clone of the extension has taken it before.
+    /// Takes the push out of the extension. Returns `None` if a clone of the extension has taken it before.
     fn take(self) -> Option<Push> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

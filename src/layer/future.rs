@@ -12,7 +12,7 @@ use super::{
     IntoPushOrResponse,
     carrier::{CarrierHead, PushOrResponse},
 };
-use crate::transport::{PushBody, Responding, Transport};
+use crate::transport::{BoxResponseFuture, PushBody, Transport};
 
 pin_project! {
     /// The future of a [`TransportService`](super::TransportService).
@@ -29,7 +29,7 @@ pin_project! {
         /// The inner service has not returned its response yet.
         CallingService { #[pin] service_future: F, head: Box<Parts>, transport: Arc<T> },
         /// The inner service returned a push, and the transport subscribes to its source.
-        RespondingWithPush { response: Responding, carrier_head: CarrierHead },
+        RespondingWithPush { response: BoxResponseFuture, carrier_head: CarrierHead },
     }
 }
 

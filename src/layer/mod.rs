@@ -79,7 +79,7 @@ pub struct TransportLayer<T> {
 
 /// A layer that lets the client choose the transport. See [`Negotiate`].
 ///
-/// Under a [guard](crate::Guard) it is `TransportLayer::with(guard.over(Negotiate::new()))`.
+/// Under a [guard](crate::Guard) it is `TransportLayer::with(guard.wrap(Negotiate::new()))`.
 pub type PushLayer = TransportLayer<Negotiate>;
 
 /// A layer that responds with [Server-Sent Events](Sse), regardless of the request's `Accept`.

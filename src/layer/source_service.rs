@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::{
     source::{Push, PushSource, Rejection},
-    transport::{Negotiate, PushBody, Responding, Transport, rejected},
+    transport::{BoxResponseFuture, Negotiate, PushBody, Transport, rejection_response},
 };
 
 /// Creates a service that serves one source, over the transport that the client asks for.
@@ -110,13 +110,13 @@ where
             _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
         };
         let rejection = rejection.header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
-        SourceResponseFuture(Box::pin(std::future::ready(rejected(rejection))))
+        SourceResponseFuture(Box::pin(std::future::ready(rejection_response(rejection))))
     }
 }
 
 /// The future of a [`SourceService`].
 #[must_use = "futures do nothing unless polled"]
-pub struct SourceResponseFuture(Responding);
+pub struct SourceResponseFuture(BoxResponseFuture);
 
 impl Future for SourceResponseFuture {
     type Output = Result<Response<PushBody>, Infallible>;

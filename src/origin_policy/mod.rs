@@ -11,7 +11,7 @@ use http::{
 };
 
 use self::origin::Origin;
-use crate::error::{Error, Kind};
+use crate::Error;
 
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
@@ -19,7 +19,7 @@ use crate::error::{Error, Kind};
 /// that header. An origin policy therefore keeps other sites' pages from acting as their visitors. It does not protect against
 /// other clients: programs that are not browsers can send any `Origin`.
 ///
-/// The default is [`same_origin`](Self::same_origin). More origins are added one by one, or by a predicate:
+/// The default is [`same_origin`](Self::same_origin). Further origins can be allowed one by one, or by a predicate:
 ///
 /// ```
 /// use tower_push::OriginPolicy;
@@ -39,9 +39,9 @@ use crate::error::{Error, Kind};
 /// `Origin` therefore comes from the same origin, or not from a browser. It passes, unless the policy
 /// [requires an origin](Self::require_origin).
 ///
-/// One kind of request is refused. A page of another site can embed a response without reading it (`<img>`, `<iframe>`, a link),
-/// or request it in the mode `no-cors`. Such requests have no `Origin`, but browsers report `cross-site` or `same-site` in
-/// `Sec-Fetch-Site`. The policy refuses them, because their origin is unknown and cannot be compared with a list.
+/// A request without `Origin` is refused if its `Sec-Fetch-Site` is `cross-site` or `same-site`. Browsers send it if a page of
+/// another origin embeds the response (`<img>`, `<iframe>`, a link), or requests it in the mode `no-cors`. The page's origin is
+/// then unknown, and cannot be compared with a list.
 ///
 /// # Behind a proxy
 /// The same origin is determined from `Host`, and a proxy may replace `Host`. nginx does so, unless it is configured with
@@ -149,7 +149,7 @@ impl OriginPolicy {
     /// # Errors
     /// [`Error::is_invalid_origin`] if the text is not an origin.
     pub fn allow_origin(mut self, origin: &str) -> Result<Self, Error> {
-        let origin = Origin::parse(origin).ok_or(Kind::InvalidOrigin)?;
+        let origin = Origin::parse(origin).ok_or_else(Error::invalid_origin)?;
         self.rules_mut().listed.push(origin);
         Ok(self)
     }
@@ -171,7 +171,7 @@ impl OriginPolicy {
 
     /// Refuses requests without `Origin`. By default they pass.
     ///
-    /// Most such requests do not come from browsers. But browsers also send no `Origin` with a plain `GET` to the page's own
+    /// Most requests without `Origin` do not come from browsers. But browsers also send no `Origin` with a plain `GET` to the page's own
     /// origin.
     pub fn require_origin(mut self) -> Self {
         self.rules_mut().is_origin_required = true;
@@ -205,7 +205,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 impl PolicyRules {
     /// Returns whether a request without `Origin` passes.
     fn allow_missing_origin(&self, head: &Parts) -> bool {
-        // A page can send this header only by opening a WebSocket, and the browser then sends an `Origin` too.
+        // A page sends `Sec-WebSocket-Version` only when it opens a WebSocket, and then the browser adds an `Origin`.
         if head.headers.contains_key(SEC_WEBSOCKET_VERSION) {
             return true;
         }

@@ -39,7 +39,7 @@ use crate::{
 ///                 }
 ///             });
 ///         }
-///         Ok(room.subscribe_from(tower_push::source::Start::Now))
+///         Ok(room.subscribe_from(tower_push::source::StartPosition::Now))
 ///     }))
 /// }
 /// ```

@@ -34,7 +34,7 @@ mod item_stream;
 mod log;
 mod numbered_id;
 mod push;
-pub(crate) mod query;
+pub mod query;
 mod rejection;
 pub mod resumable;
 mod source_fn;
@@ -58,7 +58,7 @@ pub use self::{
     rejection::Rejection,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, Start, Subscription},
+    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
 };
 pub(crate) use self::{
     rejection::retry_after,
@@ -87,13 +87,5 @@ pub trait PushSource {
     /// subscribes anew to a source that can.
     fn is_resumable(&self) -> bool {
         true
-    }
-
-    #[doc(hidden)]
-    fn into_push(self) -> Push
-    where
-        Self: Sized + Send + 'static,
-    {
-        Push::boxed(self)
     }
 }

@@ -1,4 +1,4 @@
-use std::{fmt, future::Future, pin::Pin};
+use std::{any::Any, fmt, future::Future, pin::Pin};
 
 use futures_core::Stream;
 
@@ -51,13 +51,15 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 }
 
 impl Push {
-    /// Wraps a source: any stream, or another type that implements [`PushSource`].
+    /// Wraps a source: any stream, or another type that implements [`PushSource`]. A `Push` is returned as it is.
     pub fn new<S: PushSource + Send + 'static>(source: S) -> Self {
-        source.into_push()
-    }
-
-    pub(super) fn boxed<S: PushSource + Send + 'static>(source: S) -> Self {
-        Self(Box::new(source))
+        let mut source = Some(source);
+        let as_push = (&mut source as &mut dyn Any).downcast_mut::<Option<Self>>();
+        match (as_push.and_then(Option::take), source) {
+            (Some(push), _) => push,
+            (None, Some(source)) => Self(Box::new(source)),
+            (None, None) => unreachable!("only a push is taken out"),
+        }
     }
 }
 
@@ -79,11 +81,6 @@ impl PushSource for Push {
 
     fn is_resumable(&self) -> bool {
         self.0.is_resumable()
-    }
-
-    /// Returns the push itself, which needs no second box.
-    fn into_push(self) -> Push {
-        self
     }
 }
 

@@ -4,10 +4,7 @@ use std::borrow::Cow;
 
 /// Returns the decoded values of the parameter `name` in the order of the query. A value that is not UTF-8 is decoded with U+FFFD in
 /// place of what is invalid.
-pub(crate) fn parameter_values<'a>(
-    query: &'a str,
-    name: &str,
-) -> impl Iterator<Item = Cow<'a, str>> {
+pub fn parameter_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(key) == name).then(|| decode(value))

@@ -69,13 +69,13 @@ impl Rejection {
         self.0.status
     }
 
-    /// Whether it says that the source has [finished](Self::finished).
-    #[cfg(feature = "websocket")]
-    pub(crate) fn is_finished(&self) -> bool {
+    /// Whether the status is 204: the source has [finished](Self::finished).
+    pub fn is_finished(&self) -> bool {
         self.0.status == StatusCode::NO_CONTENT
     }
 
-    pub(crate) fn into_inner(self) -> (StatusCode, HeaderMap, Cow<'static, str>) {
+    /// The status, the headers and the message.
+    pub fn into_parts(self) -> (StatusCode, HeaderMap, Cow<'static, str>) {
         let Inner {
             status,
             message,

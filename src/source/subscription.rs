@@ -1,7 +1,4 @@
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, request::Parts};
 use tokio::time::Instant;
@@ -10,7 +7,11 @@ use tokio::time::Instant;
 use super::client_messages::{ClientMessageSender, ClientMessages, ClientMessagesSlot};
 use super::query;
 use super::ticket::{Opening, Ticket};
-use crate::event::EventId;
+use crate::{
+    event::EventId,
+    sync::{Mutex, lock},
+    time::sooner,
+};
 
 /// The header in which a client that reconnects sends its cursor
 /// ([WHATWG HTML §9.2.4](https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header)).
@@ -29,7 +30,7 @@ const LAST_EVENT_ID_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Subscription {
-    start: Option<Start>,
+    start: Option<StartPosition>,
     has_unreadable_cursor: bool,
     transport: &'static str,
     head: Arc<Head>,
@@ -44,13 +45,13 @@ pub struct Subscription {
 #[derive(Debug)]
 struct Head {
     parts: Parts,
-    expires_at: OnceLock<Instant>,
+    expires_at: Mutex<Option<Instant>>,
 }
 
 /// Where a subscriber begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Start {
+pub enum StartPosition {
     /// With the next event.
     #[default]
     Now,
@@ -78,13 +79,13 @@ impl Subscription {
         Self {
             has_unreadable_cursor: cursor == Cursor::Unreadable,
             start: match cursor {
-                Cursor::After(id) => Some(Start::After(id)),
+                Cursor::After(id) => Some(StartPosition::After(id)),
                 Cursor::Absent | Cursor::Unreadable => None,
             },
             transport,
             head: Arc::new(Head {
                 parts,
-                expires_at: OnceLock::new(),
+                expires_at: Mutex::default(),
             }),
             ticket,
             is_taken: false,
@@ -102,9 +103,9 @@ impl Subscription {
         }
     }
 
-    /// The same from another start, for transports whose requests say it in a way of their own.
+    /// This subscription with another start: for transports whose requests name it in a way of their own.
     #[must_use]
-    pub fn starting(self, start: Start) -> Self {
+    pub fn with_start(self, start: StartPosition) -> Self {
         Self {
             start: Some(start),
             has_unreadable_cursor: false,
@@ -112,29 +113,34 @@ impl Subscription {
         }
     }
 
-    /// The same without its cursor, for a source behind one that has dealt with it.
-    pub(super) fn without_cursor(self) -> Self {
+    /// This subscription without its cursor, readable or not: for the inner source of one that has handled the cursor itself.
+    #[must_use]
+    pub fn without_cursor(self) -> Self {
         Self {
-            start: self.start.filter(|start| !matches!(start, Start::After(_))),
+            start: self
+                .start
+                .filter(|start| !matches!(start, StartPosition::After(_))),
             has_unreadable_cursor: false,
             ..self
         }
     }
 
     /// Where the client asks to begin; `None` leaves it to the source.
-    pub fn start(&self) -> Option<&Start> {
+    pub fn start(&self) -> Option<&StartPosition> {
         self.start.as_ref()
     }
 
     /// The id of the last event that the client has; `None` if it has none.
     pub fn cursor(&self) -> Option<&EventId> {
         match &self.start {
-            Some(Start::After(id)) => Some(id),
+            Some(StartPosition::After(id)) => Some(id),
             _ => None,
         }
     }
 
-    pub(super) fn has_unreadable_cursor(&self) -> bool {
+    /// Whether the request has a cursor that is not a valid [`EventId`], or two that differ. The source is asked as if there were none, and
+    /// [`Push`](super::Push) tells the client of a gap first.
+    pub fn has_unreadable_cursor(&self) -> bool {
         self.has_unreadable_cursor
     }
 
@@ -156,11 +162,11 @@ impl Subscription {
         &self.head.parts
     }
 
-    /// Ends the stream at this time, because what the client was let in by has expired then: a token, a session. The client may
-    /// come back, with something new.
+    /// Ends the stream at `time` at the latest, because what the client was let in by (a token, a session) expires then. The client may
+    /// reconnect with a new one. The earliest of all times that are set wins.
     ///
-    /// For the source, before it answers the subscription; what is said later, or a second time, does not count. It needs
-    /// tokio's clock. A stream that long-polling parks asks its source once: its later polls do not expire.
+    /// A source calls this before it answers the subscription; a later call has no effect. It needs tokio's clock. A stream that
+    /// long-polling parks is subscribed once: its later polls do not expire.
     ///
     /// ```
     /// use tokio::time::{Duration, Instant};
@@ -168,27 +174,29 @@ impl Subscription {
     ///
     /// # fn validity(head: &http::request::Parts) -> Duration { Duration::from_secs(60) }
     /// let private = Push::new(source_fn(async |subscription| {
-    ///     subscription.expires_at(Instant::now() + validity(subscription.head()));
+    ///     subscription.expire_by(Instant::now() + validity(subscription.head()));
     ///     Ok(tokio_stream::iter(["for your eyes only"]))
     /// }));
     /// ```
-    pub fn expires_at(&self, time: Instant) {
-        let _ = self.head.expires_at.set(time);
+    pub fn expire_by(&self, time: Instant) {
+        let mut expires_at = lock(&self.head.expires_at);
+        *expires_at = sooner(*expires_at, Some(time));
     }
 
-    /// The same after so long, at most 30 years from now.
+    /// [Ends](Self::expire_by) the stream `time` from now at the latest. `time` is at most 30 years.
     ///
     /// ```
     /// # fn subscribe(subscription: &tower_push::source::Subscription) {
-    /// subscription.expires_in(std::time::Duration::from_secs(3600));
+    /// subscription.expire_within(std::time::Duration::from_secs(3600));
     /// # }
     /// ```
-    pub fn expires_in(&self, time: Duration) {
-        self.expires_at(Instant::now() + time.min(LONGEST));
+    pub fn expire_within(&self, time: Duration) {
+        self.expire_by(Instant::now() + time.min(LONGEST));
     }
 
-    pub(super) fn expiry(&self) -> Option<Instant> {
-        self.head.expires_at.get().copied()
+    /// The time at which the stream [expires](Self::expire_by); `None` if it does not.
+    pub fn expires_at(&self) -> Option<Instant> {
+        *lock(&self.head.expires_at)
     }
 
     /// What the transport does with the items that it gets, taken before the source is asked.

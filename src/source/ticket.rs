@@ -102,7 +102,7 @@ impl Opening {
         Watched {
             items,
             ticket: self.ticket,
-            expires_at: self.subscription.expiry().filter(|_| self.expires),
+            expires_at: self.subscription.expires_at().filter(|_| self.expires),
             timer: None,
             state: State::Open,
         }

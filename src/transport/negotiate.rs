@@ -3,11 +3,13 @@ use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
 use http::{Method, Response, StatusCode, request::Parts};
 
 use super::{
-    Chunked, LongPoll, Preference, PushBody, Responding, Sse, Transport,
-    chunked::{JsonSeq, Multipart},
-    stream::{rejected, tunnel, vary},
+    BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport, rejection_response,
+    response::{refuse_connect, vary_by_accept},
 };
-use crate::source::{Push, Rejection, query};
+use crate::{
+    format::{JsonSeq, Multipart},
+    source::{Push, Rejection, query},
+};
 
 /// Several transports behind one URL, of which the client takes its pick.
 ///
@@ -21,12 +23,13 @@ use crate::source::{Push, Rejection, query};
 /// ```
 /// use tower_push::{
 ///     PushLayer,
-///     transport::{Chunked, Negotiate, Sse, chunked::Raw},
+///     format::Raw,
+///     transport::{Chunked, Negotiate, Sse},
 /// };
 ///
 /// let by_default = PushLayer::new();
-/// let one_more = PushLayer::with(Negotiate::new().or(Chunked::new(Raw::new())));
-/// let only_these = PushLayer::with(Negotiate::only(Sse::new()).or(Chunked::default()).parameter("via"));
+/// let one_more = PushLayer::with(Negotiate::new().add_transport(Chunked::new(Raw::new())));
+/// let only_these = PushLayer::with(Negotiate::only(Sse::new()).add_transport(Chunked::default()).query_parameter("via"));
 /// ```
 #[derive(Clone, Debug)]
 pub struct Negotiate {
@@ -39,12 +42,12 @@ impl Negotiate {
     /// [`LongPoll`], and `WebSocket` (feature `websocket`).
     pub fn new() -> Self {
         let all = Self::only(Sse::new())
-            .or(Chunked::default())
-            .or(Chunked::new(JsonSeq::new()))
-            .or(Chunked::new(Multipart::mixed()))
-            .or(LongPoll::new());
+            .add_transport(Chunked::default())
+            .add_transport(Chunked::new(JsonSeq::new()))
+            .add_transport(Chunked::new(Multipart::mixed()))
+            .add_transport(LongPoll::new());
         #[cfg(feature = "websocket")]
-        let all = all.or(super::WebSocket::new());
+        let all = all.add_transport(super::WebSocket::new());
         all
     }
 
@@ -59,7 +62,7 @@ impl Negotiate {
     /// Adds a transport, behind the others in preference; or puts it in the place of the one that has its
     /// [name](Transport::name).
     #[must_use]
-    pub fn or(mut self, transport: impl Transport) -> Self {
+    pub fn add_transport(mut self, transport: impl Transport) -> Self {
         let same = |other: &&mut Arc<dyn Transport>| other.name() == transport.name();
         match self.transports.iter_mut().find(same) {
             Some(place) => *place = Arc::new(transport),
@@ -70,7 +73,7 @@ impl Negotiate {
 
     /// The query parameter by which a client names the transport: `transport` by default.
     #[must_use]
-    pub fn parameter(mut self, name: &'static str) -> Self {
+    pub fn query_parameter(mut self, name: &'static str) -> Self {
         self.parameter = name;
         self
     }
@@ -85,7 +88,7 @@ impl Negotiate {
         let wanted = wanted.filter_map(|(order, t)| Some((t.preference(head)?, Reverse(order), t)));
         // Whoever accepts anything has not asked for a tunnel of any kind.
         let is_tunnel = head.method == Method::CONNECT;
-        let wanted = wanted.filter(|(p, ..)| !is_tunnel || *p == Preference::CERTAIN);
+        let wanted = wanted.filter(|(p, ..)| !is_tunnel || *p == Preference::MAX);
         wanted
             .max_by_key(|(preference, order, _)| (*preference, *order))
             .map(|(_, _, transport)| transport)
@@ -101,7 +104,7 @@ impl Negotiate {
                 types => writeln!(text, "{types}  (?{}={name})", self.parameter),
             };
         }
-        rejected(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
+        rejection_response(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
     }
 }
 
@@ -125,10 +128,10 @@ impl Transport for Negotiate {
         self.choose(head)?.preference(head)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let Some(transport) = self.choose(head) else {
-            let mut response = tunnel(&head.method).unwrap_or_else(|| self.refuse());
-            vary(response.headers_mut());
+            let mut response = refuse_connect(&head.method).unwrap_or_else(|| self.refuse());
+            vary_by_accept(response.headers_mut());
             if head.method == Method::HEAD {
                 *response.body_mut() = PushBody::head();
             }
@@ -138,7 +141,7 @@ impl Transport for Negotiate {
         Box::pin(async {
             let mut response = responding.await;
             if !response.status().is_informational() {
-                vary(response.headers_mut());
+                vary_by_accept(response.headers_mut());
             }
             response
         })

@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Channel, channel_state::ChannelState, lag_policy::LagPolicy};
-use crate::source::{Start, log::EventLogLimits};
+use crate::source::{StartPosition, log::EventLogLimits};
 
 /// The configuration of a [`Channel`], from [`Channel::builder`].
 #[derive(Clone, Debug)]
@@ -9,7 +9,7 @@ use crate::source::{Start, log::EventLogLimits};
 pub struct ChannelBuilder {
     limits: EventLogLimits,
     lag_policy: LagPolicy,
-    start: Start,
+    start: StartPosition,
 }
 
 impl ChannelBuilder {
@@ -21,7 +21,7 @@ impl ChannelBuilder {
                 max_age: None,
             },
             lag_policy: LagPolicy::default(),
-            start: Start::default(),
+            start: StartPosition::default(),
         }
     }
 
@@ -54,10 +54,10 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets where subscribers without a cursor begin: by default with the [next event](Start::Now).
+    /// Sets where subscribers without a cursor begin: by default with the [next event](StartPosition::Now).
     ///
     /// This restricts nothing: a client that sends a cursor, even an unreadable one, gets what the log holds after it.
-    pub fn start(mut self, start: Start) -> Self {
+    pub fn start(mut self, start: StartPosition) -> Self {
         self.start = start;
         self
     }

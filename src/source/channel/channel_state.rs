@@ -13,10 +13,10 @@ use super::{
     lag_policy::LagPolicy,
 };
 use crate::{
-    error::{Error, Kind},
+    error::Error,
     event::{Event, EventId, Gap, GapReason, Item},
     source::{
-        Start,
+        StartPosition,
         log::{EventLog, EventLogLimits, EventLogRead, ReadBuffer, SharedLog},
     },
     sync::WaiterKey,
@@ -72,7 +72,7 @@ impl ChannelState {
         let key = self.lag_policy.key_of(&event);
         let with_id = |position| event.under(self.epoch.id(position));
         let appended = self.log.append(with_id, key, self.now());
-        let position = appended.ok_or(Kind::Closed)?;
+        let position = appended.ok_or_else(Error::closed)?;
         self.counters.add_published();
         Ok(self.epoch.id(position))
     }
@@ -91,7 +91,7 @@ impl ChannelState {
         self.log.is_finished_at(position)
     }
 
-    pub(super) fn start_point(&self, start: &Start) -> StartPoint {
+    pub(super) fn start_point(&self, start: &StartPosition) -> StartPoint {
         let (before_snapshot, before_oldest, last) = self.inspect_log(|log| {
             (
                 log.position_before_snapshot(),
@@ -100,10 +100,10 @@ impl ChannelState {
             )
         });
         let position = match start {
-            Start::Now => last,
-            Start::Oldest => before_snapshot,
-            Start::Last(events) => last.saturating_sub(*events as u64).max(before_oldest),
-            Start::After(id) => {
+            StartPosition::Now => last,
+            StartPosition::Oldest => before_snapshot,
+            StartPosition::Last(events) => last.saturating_sub(*events as u64).max(before_oldest),
+            StartPosition::After(id) => {
                 let position = self.epoch.position(id);
                 return match position.filter(|position| *position <= last) {
                     Some(position) => StartPoint {

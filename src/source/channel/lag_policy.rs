@@ -31,13 +31,13 @@ impl LagPolicy {
     /// bytes of them as the log may hold. A subscriber gets a gap only if there were more keys than that.
     ///
     /// A client that comes back too late to resume gets the same events. So does a client that comes for the first time and asks for
-    /// [`Start::Oldest`](crate::source::Start::Oldest): its stream begins with a snapshot, the newest event of each key.
+    /// [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest event of each key.
     ///
     /// ```
-    /// use tower_push::{Channel, Event, source::{Start, channel::LagPolicy}};
+    /// use tower_push::{Channel, Event, source::{StartPosition, channel::LagPolicy}};
     ///
     /// let by_type = |event: &Event| event.event_type().map_or("", |name| name.as_str()).to_owned();
-    /// let prices = Channel::builder().lag_policy(LagPolicy::conflate(by_type)).start(Start::Oldest).build();
+    /// let prices = Channel::builder().lag_policy(LagPolicy::conflate(by_type)).start(StartPosition::Oldest).build();
     /// ```
     pub fn conflate<F, K>(key: F) -> Self
     where

@@ -27,7 +27,7 @@
 //! # Where a subscriber begins
 //! | cursor | begins |
 //! |---|---|
-//! | none | at the channel's [`Start`] |
+//! | none | at the channel's [`StartPosition`] |
 //! | of an event in the log, or of the last one trimmed from it | after that event |
 //! | of an older event of this channel | with a gap (`expired`) that says how many events are missing, then at the oldest event |
 //! | of another epoch, or unreadable | with a gap (`epoch`), then at the oldest event |
@@ -55,7 +55,7 @@ pub use self::{
     lag_policy::{KeyFn, LagPolicy},
     subscriber::Subscriber,
 };
-use super::{PushSource, Rejection, Start, Subscription, log::EventLog};
+use super::{PushSource, Rejection, StartPosition, Subscription, log::EventLog};
 use crate::{
     error::Error,
     event::{Event, EventId, Item},
@@ -63,12 +63,12 @@ use crate::{
 
 /// A source of events that are published to many subscribers. See the [module docs](self).
 ///
-/// Clones share the log and the subscribers. Each has its own [`Start`].
+/// Clones share the log and the subscribers. Each has its own [`StartPosition`].
 #[derive(Clone)]
 pub struct Channel {
     state: Arc<ChannelState>,
     /// Where clients without a cursor begin.
-    start: Start,
+    start: StartPosition,
 }
 
 impl Channel {
@@ -82,13 +82,13 @@ impl Channel {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_push::{Channel, source::{Start, channel::LagPolicy}};
+    /// use tower_push::{Channel, source::{StartPosition, channel::LagPolicy}};
     ///
     /// let channel = Channel::builder()
     ///     .max_events(10_000)
     ///     .max_bytes(16 << 20)
     ///     .max_age(Duration::from_secs(600))
-    ///     .start(Start::Last(10))
+    ///     .start(StartPosition::Last(10))
     ///     .lag_policy(LagPolicy::Disconnect)
     ///     .build();
     /// ```
@@ -96,7 +96,7 @@ impl Channel {
         ChannelBuilder::new()
     }
 
-    fn from_state(state: Arc<ChannelState>, start: Start) -> Self {
+    fn from_state(state: Arc<ChannelState>, start: StartPosition) -> Self {
         Self { state, start }
     }
 
@@ -122,18 +122,18 @@ impl Channel {
     /// Returns the same channel as a source whose subscribers without a cursor begin at `start`.
     ///
     /// ```
-    /// use tower_push::{Channel, Push, source::Start};
+    /// use tower_push::{Channel, Push, source::StartPosition};
     ///
     /// let channel = Channel::new();
-    /// let push = Push::new(channel.with_start(Start::Last(50)));
+    /// let push = Push::new(channel.with_start(StartPosition::Last(50)));
     /// ```
     #[must_use]
-    pub fn with_start(&self, start: Start) -> Self {
+    pub fn with_start(&self, start: StartPosition) -> Self {
         Self::from_state(self.state.clone(), start)
     }
 
     /// Subscribes the server itself: returns the stream of items that a client would get.
-    pub fn subscribe_from(&self, start: Start) -> Subscriber {
+    pub fn subscribe_from(&self, start: StartPosition) -> Subscriber {
         Subscriber::new(self.state.clone(), self.state.start_point(&start))
     }
 
@@ -190,20 +190,23 @@ impl Channel {
     }
 }
 
-/// Each client begins after its cursor, or at the channel's [`Start`] if it has none.
+/// Each client begins after its cursor, or at the channel's [`StartPosition`] if it has none.
 impl PushSource for Channel {
     type Stream = Subscriber;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Subscriber, Rejection> {
         let start = match subscription.start() {
             Some(start) => start.clone(),
-            None if subscription.has_unreadable_cursor() => Start::Oldest,
+            None if subscription.has_unreadable_cursor() => StartPosition::Oldest,
             None => self.start,
         };
         let start_point = self.state.start_point(&start);
         let has_gap = matches!(start_point.first_item, Some(Item::Gap(_)));
         // A request for one of these is answered with a cursor, even if the channel is closed.
-        let asks_for_cursor = matches!(subscription.start(), Some(Start::Now | Start::Oldest));
+        let asks_for_cursor = matches!(
+            subscription.start(),
+            Some(StartPosition::Now | StartPosition::Oldest)
+        );
         if !has_gap && !asks_for_cursor && self.state.is_finished_at(start_point.position) {
             return Err(Rejection::finished());
         }

@@ -9,7 +9,7 @@ use futures_core::Stream;
 
 use super::channel_state::{ChannelState, StartPoint};
 use crate::{
-    error::{BoxError, Error, Kind},
+    error::{BoxError, Error},
     event::{EventId, Gap, GapReason, Item},
     source::log::{EventLogRead, ReadBuffer},
     sync::WaiterKey,
@@ -64,7 +64,7 @@ impl Subscriber {
                 counters.add_lagged(missed);
                 if self.channel.disconnects_lagging() {
                     self.is_finished = true;
-                    return Err(Error::from(Kind::Lagged).into());
+                    return Err(Error::lagged().into());
                 }
                 GapReason::Lagged
             }

@@ -142,12 +142,11 @@ fn remaining_items(
             }
             Some(ItemLogRead::Trimmed { up_to, missed }) => {
                 position = up_to;
-                items.push_back(Item::Gap(Gap {
-                    reason: GapReason::Expired,
-                    resumed: Some(stream.id(up_to)),
-                    missed,
-                    ..gap.clone()
-                }));
+                let mut gap = gap.clone();
+                gap.reason = GapReason::Expired;
+                gap.resumed = Some(stream.id(up_to));
+                gap.missed = missed;
+                items.push_back(Item::Gap(gap));
             }
             Some(ItemLogRead::End(_)) | None => return items,
         }

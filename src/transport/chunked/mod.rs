@@ -6,7 +6,7 @@
 //! | [`JsonSeq`] | `application/json-seq` | `json-seq` |
 //! | [`Multipart::mixed`] | `multipart/mixed` | `multipart` |
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` | `multipart-replace` |
-//! | [`Raw`] | `text/plain`, or what is [set](Raw::media_type) | `raw` |
+//! | [`Raw`] | `text/plain`, or what is [set](crate::format::Raw::media_type) | `raw` |
 //!
 //! The name is that of HTTP/1.1's chunked coding, which carries it there; HTTP/2 has frames. A chunk is never a message: it is
 //! the format that says where an event begins and ends, and proxies may cut the stream as they like.
@@ -19,46 +19,31 @@
 //! ```
 //! use tower_push::{
 //!     ChunkedLayer,
-//!     transport::chunked::{Chunked, Multipart},
+//!     format::Multipart,
+//!     transport::Chunked,
 //! };
 //!
 //! let ndjson = ChunkedLayer::new();
 //! let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed()));
 //! ```
+//!
+//! [`JsonSeq`]: crate::format::JsonSeq
+//! [`Multipart::mixed`]: crate::format::Multipart::mixed
+//! [`Multipart::replace`]: crate::format::Multipart::replace
+//! [`Raw`]: crate::format::Raw
 
-mod json_seq;
-mod multipart;
-mod ndjson;
-mod raw;
-pub(super) mod record;
+use std::sync::Arc;
 
-use std::{fmt, sync::Arc};
+use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
-use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
-
-pub use self::{json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw};
 use super::{
-    Encoder, KeepAlive, Preference, Responding, Transport, respond_streaming, stream::vary,
+    BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming,
+    response::vary_by_accept,
 };
-use crate::source::{Push, Subscription};
-
-/// How events are framed inside a body.
-pub trait Format: fmt::Debug + Send + Sync + 'static {
-    /// The name of the transport that it makes: see [`Transport::name`].
-    fn name(&self) -> &'static str;
-
-    /// See [`Transport::media_types`].
-    fn media_types(&self) -> &[&'static str];
-
-    /// The encoder of one stream, and its `Content-Type`, given which of the media types was asked for.
-    fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>);
-}
-
-/// A media type as a header; what is none becomes the type of anything.
-fn content_type(media_type: &str) -> HeaderValue {
-    HeaderValue::from_str(media_type)
-        .unwrap_or(HeaderValue::from_static("application/octet-stream"))
-}
+use crate::{
+    format::{Format, Ndjson},
+    source::{Push, Subscription},
+};
 
 /// The chunked transport, in one format. See the [module docs](self).
 #[derive(Clone, Debug)]
@@ -80,7 +65,7 @@ impl Chunked {
 
     /// The name under which a client asks for it, where the format's own is taken: two of the same format, say.
     #[must_use]
-    pub fn named(mut self, name: &'static str) -> Self {
+    pub fn transport_name(mut self, name: &'static str) -> Self {
         self.name = name;
         self
     }
@@ -109,9 +94,9 @@ impl Transport for Chunked {
         self.format.media_types()
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let types = self.media_types();
-        let media_type = Preference::accepted(&head.headers, types)
+        let media_type = Preference::from_accept(&head.headers, types)
             .map(|(_, media_type)| media_type)
             .or(types.first().copied())
             .unwrap_or("application/octet-stream");
@@ -119,7 +104,7 @@ impl Transport for Chunked {
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(CONTENT_TYPE, content_type);
         if types.len() > 1 {
-            vary(&mut headers);
+            vary_by_accept(&mut headers);
         }
         let subscription = Subscription::new(head, self.name());
         respond_streaming(subscription, push, headers, encoder, self.keep_alive)

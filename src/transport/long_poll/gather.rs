@@ -18,7 +18,7 @@ use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Gap, Item},
     source::{Watched, retry_after},
-    transport::{Batch, Encoder, End},
+    transport::{Encoder, End, FrameBuffer},
 };
 
 /// How much a batch holds: it ends with the event that reaches a bound, so that there is always one.
@@ -38,7 +38,7 @@ pub(super) struct Patience {
 /// A batch in the making: sans-io.
 pub(super) struct Gathering {
     encoder: Box<dyn Encoder>,
-    batch: Batch,
+    batch: FrameBuffer,
     bounds: Bounds,
     events: usize,
     /// Something was written.
@@ -134,7 +134,7 @@ impl Gathering {
         bounds: Bounds,
         cursor: Option<EventId>,
     ) -> Self {
-        let mut batch = Batch::default();
+        let mut batch = FrameBuffer::default();
         encoder.open_batch(&mut batch);
         Self {
             encoder,
@@ -366,7 +366,7 @@ mod tests {
     use super::*;
     use crate::{
         event::GapReason,
-        transport::{chunked::Format, long_poll::JsonArray},
+        format::{Format, JsonArray},
     };
 
     const BOUNDS: Bounds = Bounds {

@@ -19,8 +19,8 @@
 //!
 //! | what happens | what is answered |
 //! |---|---|
-//! | there are events | 200, the batch in the [format](crate::transport::chunked::Format) that the client accepts, under the last id |
-//! | nothing for the [wait time](LongPoll::wait) | 200, an empty batch (`[]`), under the cursor where the client stands |
+//! | there are events | 200, the batch in the [format](crate::format::Format) that the client accepts, under the last id |
+//! | nothing for the [wait time](LongPoll::wait_time) | 200, an empty batch (`[]`), under the cursor where the client stands |
 //! | a gap | 200, a record first in the batch, or 410 where the format has none ([`Raw`]) |
 //! | the source has finished for ever | 200, with the `end` record last in the batch, under the id [`EventId::FINISHED`](crate::EventId::FINISHED) |
 //! | a poll with that id, or behind the end | 204: do not come back |
@@ -35,14 +35,16 @@
 //! ```
 //! use std::time::Duration;
 //! use tower_push::{
-//!     Channel, service,
-//!     transport::{LongPoll, chunked::Ndjson, long_poll::JsonArray},
+//!     Channel,
+//!     format::{JsonArray, Ndjson},
+//!     service,
+//!     transport::LongPoll,
 //! };
 //!
 //! let channel = Channel::new();
 //! let long_poll = LongPoll::only(JsonArray::new())
-//!     .or(Ndjson::new())
-//!     .wait(Duration::from_secs(20))
+//!     .add_format(Ndjson::new())
+//!     .wait_time(Duration::from_secs(20))
 //!     .batch_window(Duration::from_millis(10));
 //! let service = service(channel.clone()).transport(long_poll);
 //! # let _ = service;
@@ -96,21 +98,19 @@
 //! # How long to wait
 //! In both dialects a client may ask for a wait time: with `Prefer: wait=10`
 //! ([RFC 7240 §4.3](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)), which is confirmed by `Preference-Applied`, or with
-//! `?timeout=10`, in whole seconds. It gets it within [bounds](LongPoll::wait_bounds); what cannot be read is ignored. The timer
+//! `?timeout=10`, in whole seconds. It gets it within [bounds](LongPoll::wait_time_range); what cannot be read is ignored. The timer
 //! needs tokio.
 
 mod durable;
 mod gather;
-mod json_array;
 mod parking;
 mod validators;
 mod wait;
 
 use std::{future::ready, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
+use http::{HeaderValue, Method, request::Parts};
 
-pub use self::json_array::JsonArray;
 use self::{
     durable::{Asked, Durable, is_durable, is_live_read},
     gather::{Bounds, Gathering, Patience},
@@ -118,13 +118,12 @@ use self::{
     wait::Waits,
 };
 use super::{
-    Encoder, KeepAlive, Preference, Responding, Transport,
-    chunked::{Format, Multipart, Ndjson, Raw},
-    stream::tunnel,
+    BoxResponseFuture, Encoder, KeepAlive, Preference, Transport, response::refuse_connect,
 };
-use crate::source::{Push, Resumable, Subscription};
-
-const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+use crate::{
+    format::{Format, JsonArray, Multipart, Ndjson, Raw},
+    source::{Push, Resumable, Subscription},
+};
 
 /// The long-poll transport. See the [module docs](self).
 #[derive(Clone, Debug)]
@@ -147,9 +146,9 @@ impl LongPoll {
     /// [multipart](Multipart::mixed) or [lines of text](Raw), as the client accepts.
     pub fn new() -> Self {
         Self::only(JsonArray::new())
-            .or(Ndjson::new())
-            .or(Multipart::mixed())
-            .or(Raw::new())
+            .add_format(Ndjson::new())
+            .add_format(Multipart::mixed())
+            .add_format(Raw::new())
     }
 
     /// With batches in one format.
@@ -178,7 +177,7 @@ impl LongPoll {
 
     /// Adds a format, behind the others in preference; or puts it in the place of the one that has its name.
     #[must_use]
-    pub fn or(self, format: impl Format) -> Self {
+    pub fn add_format(self, format: impl Format) -> Self {
         self.with(|config| {
             let same = |other: &&mut Arc<dyn Format>| other.name() == format.name();
             match config.formats.iter_mut().find(same) {
@@ -196,14 +195,14 @@ impl LongPoll {
     /// How long a poll waits for the first event if the client does not say: 25 s by default, below every idle limit in use. At
     /// most a day.
     #[must_use]
-    pub fn wait(self, time: Duration) -> Self {
+    pub fn wait_time(self, time: Duration) -> Self {
         self.with(|config| config.waits.default = time)
     }
 
     /// Between what bounds a client may choose how long to wait: 0 to 60 s by default. What is outside becomes the bound. The
-    /// [default](Self::wait) is not bound by it.
+    /// [default](Self::wait_time) is not bound by it.
     #[must_use]
-    pub fn wait_bounds(self, bounds: RangeInclusive<Duration>) -> Self {
+    pub fn wait_time_range(self, bounds: RangeInclusive<Duration>) -> Self {
         self.with(|config| config.waits.bounds = bounds)
     }
 
@@ -232,7 +231,7 @@ impl LongPoll {
     /// Such a stream is taken up with its cursor at the same path and under the same `Authorization`. Where cookies tell who asks,
     /// say whose it is: [`ResumableSource::owner`](crate::source::resumable::ResumableSource::owner).
     #[must_use]
-    pub fn park_in(self, resumable: Resumable) -> Self {
+    pub fn resumable(self, resumable: Resumable) -> Self {
         self.with(|config| config.resumable = resumable)
     }
 
@@ -256,7 +255,7 @@ impl LongPoll {
     /// Lets shared caches (a CDN) keep what Durable Streams' clients read: `Cache-Control: public`, instead of `private`. Only for
     /// what everyone may read.
     #[must_use]
-    pub fn durable_public(self) -> Self {
+    pub fn durable_public_cache(self) -> Self {
         self.with(|config| config.durable.is_public = true)
     }
 
@@ -301,14 +300,14 @@ impl Transport for LongPoll {
     /// `offset` alone may be a word of the application's.
     fn preference(&self, head: &Parts) -> Option<Preference> {
         if is_live_read(head) {
-            return Some(Preference::CERTAIN);
+            return Some(Preference::MAX);
         }
-        let accepted = Preference::accepted(&head.headers, self.media_types());
+        let accepted = Preference::from_accept(&head.headers, self.media_types());
         accepted.map(|(preference, _)| preference)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
-        if let Some(refused) = tunnel(&head.method) {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
+        if let Some(refused) = refuse_connect(&head.method) {
             return Box::pin(ready(refused));
         }
         let parking = Parking::new(&self.0.resumable, head);
@@ -357,7 +356,7 @@ impl Transport for LongPoll {
 impl Config {
     /// Of the format that the client accepts most, or else of the first.
     fn choose(&self, head: &Parts) -> Chosen {
-        let accepted = Preference::accepted(&head.headers, &self.media_types);
+        let accepted = Preference::from_accept(&head.headers, &self.media_types);
         let media_type = accepted.map(|(_, media_type)| media_type);
         let media_type = media_type.or(self.media_types.first().copied());
         let media_type = media_type.unwrap_or("application/json");
@@ -383,11 +382,4 @@ struct Chosen {
     format: &'static str,
     content_type: HeaderValue,
     encoder: Box<dyn Encoder>,
-}
-
-/// Cursors and numbers are visible ASCII.
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
 }

@@ -2,26 +2,20 @@
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::{
-    NOSNIFF,
-    gather::{Gathered, Rest},
-    insert,
-};
+use super::gather::{Gathered, Rest};
 use crate::{
     error::Error,
     event::EventId,
-    source::{LAST_EVENT_ID, Rejection, Start, Subscription},
+    source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{
-        PushBody,
-        stream::{rejected, vary},
+        PushBody, rejection_response,
+        response::{NO_STORE, NOSNIFF, insert_ascii, vary_by_accept},
     },
 };
 
 /// A private cache may keep it, for it is the client's memory, but must ask before each use; a shared one would give one
 /// client's cursor to another.
 const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
 /// Where the client asks to begin: `Last-Event-ID`, which a program sets, before `If-None-Match`, which a cache may add to it;
 /// and that before the query, which in a loop over one URL is where the loop began.
 pub(super) fn starting(subscription: Subscription) -> Subscription {
@@ -31,7 +25,7 @@ pub(super) fn starting(subscription: Subscription) -> Subscription {
         return subscription;
     }
     match cursor(headers) {
-        Some(id) => subscription.starting(Start::After(id)),
+        Some(id) => subscription.with_start(StartPosition::After(id)),
         None => subscription,
     }
 }
@@ -107,7 +101,7 @@ pub(super) fn answer(
         _ => cursor.as_ref().map(EventId::as_str),
     };
     let length = HeaderValue::from(body.len());
-    let mut response = Response::new(PushBody::whole(body));
+    let mut response = Response::new(PushBody::full(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, length);
@@ -115,15 +109,15 @@ pub(super) fn answer(
     rest.tell(headers);
     common(headers, is_negotiated);
     if let Some(cursor) = cursor {
-        insert(headers, header::ETAG, &tag(cursor, format));
-        insert(headers, LAST_EVENT_ID, cursor);
+        insert_ascii(headers, header::ETAG, &tag(cursor, format));
+        insert_ascii(headers, LAST_EVENT_ID, cursor);
     }
     response
 }
 
 /// The answer to a client whose subscription was refused, or who is told once more that the source has finished.
 pub(super) fn refused(rejection: Rejection, is_negotiated: bool) -> Response<PushBody> {
-    let mut response = rejected(rejection);
+    let mut response = rejection_response(rejection);
     common(response.headers_mut(), is_negotiated);
     response
 }
@@ -134,7 +128,7 @@ fn common(headers: &mut HeaderMap, is_negotiated: bool) {
     let asked = HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
     headers.append(header::VARY, asked);
     if is_negotiated {
-        vary(headers);
+        vary_by_accept(headers);
     }
 }
 

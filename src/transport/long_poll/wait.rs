@@ -4,8 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use http::{HeaderMap, HeaderName, request::Parts};
 
-use super::insert;
-use crate::source::query;
+use crate::{source::query, transport::response::insert_ascii};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -48,7 +47,7 @@ impl Wait {
     pub(super) fn tell(self, headers: &mut HeaderMap) {
         if self.is_preferred {
             let applied = format!("wait={}", self.time.as_secs());
-            insert(headers, PREFERENCE_APPLIED, &applied);
+            insert_ascii(headers, PREFERENCE_APPLIED, &applied);
         }
     }
 }

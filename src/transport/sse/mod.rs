@@ -13,7 +13,7 @@
 //! | the cursor moves | `id: …` alone: no event |
 //! | the stream ends | `event: end` with `{"finished":false}` |
 //! | the stream ends, with a [hint](crate::Item::Ended) when to come back | the same behind `retry: 1500`, with `{"finished":false,"retry":1500}` |
-//! | the source has finished for ever | `event: end` with `{"finished":true}`, under the id [`EventId::FINISHED`] |
+//! | the source has finished for ever | `event: end` with `{"finished":true}`, under the id [`EventId::FINISHED`](crate::EventId::FINISHED) |
 //! | the source fails | the response is cut: no `end`, and no clean end of the body |
 //!
 //! ```
@@ -27,56 +27,36 @@
 //! );
 //! ```
 
-pub(super) mod codec;
-
 use std::{sync::Arc, time::Duration};
 
-use bytes::BytesMut;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Response,
-    header::{CACHE_CONTROL, CONTENT_TYPE, VARY, X_CONTENT_TYPE_OPTIONS},
-    request::Parts,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
 
-use super::{Batch, Encoder, End, KeepAlive, PushBody, Responding, Transport, respond_streaming};
+use tower_push_proto::sse::{SseConfig, SseEncoder};
+
+use super::{BoxResponseFuture, KeepAlive, Transport, respond_streaming};
 use crate::{
-    error::{Error, Kind},
-    event::{Event, EventId, EventType, Gap},
+    event::EventType,
     source::{Push, Subscription},
 };
 
 /// The SSE transport. See the [module docs](self).
 #[derive(Clone, Debug)]
 pub struct Sse {
-    config: Arc<Config>,
+    config: Arc<SseConfig>,
     keep_alive: KeepAlive,
-}
-
-#[derive(Clone, Debug)]
-struct Config {
-    retry: Option<Duration>,
-    base64: bool,
-    heartbeat: Option<EventType>,
-    gap: EventType,
-    end: EventType,
 }
 
 /// Says that all data is base64, as [Durable Streams](https://github.com/durable-streams/durable-streams) has it.
 const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
 
-pub(crate) const EVENT_STREAM: &str = "text/event-stream";
+/// The media type of SSE.
+pub(crate) const TEXT_EVENT_STREAM: &str = "text/event-stream";
 
 impl Sse {
     /// SSE as in the table of the [module docs](self): no `retry` hint, a comment every 15 s.
     pub fn new() -> Self {
         Self {
-            config: Arc::new(Config {
-                retry: None,
-                base64: false,
-                heartbeat: None,
-                gap: EventType::known("gap"),
-                end: EventType::known("end"),
-            }),
+            config: Arc::new(SseConfig::new()),
             keep_alive: KeepAlive::default(),
         }
     }
@@ -85,7 +65,7 @@ impl Sse {
     /// 5 s in browsers.
     #[must_use]
     pub fn retry(self, after: Duration) -> Self {
-        self.with(|config| config.retry = Some(after))
+        self.with(|config| config.retry(after))
     }
 
     /// When to send heartbeats: every 15 s by default.
@@ -98,33 +78,33 @@ impl Sse {
     /// Sends heartbeats as events of this type with empty data, instead of comments, which scripts never see.
     #[must_use]
     pub fn heartbeat_event(self, event_type: EventType) -> Self {
-        self.with(|config| config.heartbeat = Some(event_type))
+        self.with(|config| config.heartbeat_event(event_type))
     }
 
     /// The type under which gaps are announced: `gap` by default.
     #[must_use]
     pub fn gap_event(self, event_type: EventType) -> Self {
-        self.with(|config| config.gap = event_type)
+        self.with(|config| config.gap_event(event_type))
     }
 
     /// The type under which the end is announced: `end` by default.
     #[must_use]
     pub fn end_event(self, event_type: EventType) -> Self {
-        self.with(|config| config.end = event_type)
+        self.with(|config| config.end_event(event_type))
     }
 
     /// Writes the data of all events as base64, and says so with the response header `stream-sse-data-encoding: base64`. Gaps
     /// and the end stay as they are.
     ///
-    /// Without it, a [binary](Event::binary) event that is not UTF-8 cuts the stream
-    /// ([`Error::is_not_text`]): the format has no place for it.
+    /// Without it, a [binary](crate::Event::binary) event that is not UTF-8 cuts the stream
+    /// ([`Error::is_not_text`](crate::Error::is_not_text)): the format has no place for it.
     #[must_use]
     pub fn base64(self) -> Self {
-        self.with(|config| config.base64 = true)
+        self.with(|config| config.base64())
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        change(Arc::make_mut(&mut self.config));
+    fn with(mut self, change: impl FnOnce(SseConfig) -> SseConfig) -> Self {
+        self.config = Arc::new(change(Arc::unwrap_or_clone(self.config)));
         self
     }
 }
@@ -141,95 +121,20 @@ impl Transport for Sse {
     }
 
     fn media_types(&self) -> &[&'static str] {
-        &[EVENT_STREAM]
+        &[TEXT_EVENT_STREAM]
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
-        if self.config.base64 {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_EVENT_STREAM));
+        if self.config.is_base64() {
             headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
         }
         let subscription = Subscription::new(head, self.name());
-        let encoder = Box::new(SseEncoder {
-            config: self.config.clone(),
-            cursor: subscription.cursor().cloned(),
-        });
+        let encoder = Box::new(SseEncoder::new(
+            self.config.clone(),
+            subscription.cursor().cloned(),
+        ));
         respond_streaming(subscription, push, headers, encoder, self.keep_alive)
     }
-}
-
-struct SseEncoder {
-    config: Arc<Config>,
-    /// The client's, until the stream is open.
-    cursor: Option<EventId>,
-}
-
-impl Encoder for SseEncoder {
-    fn open(&mut self, out: &mut Batch) {
-        if let Some(after) = self.config.retry {
-            codec::retry(after, out.buffer());
-        }
-        // By the standard a client forgets its cursor with the first event of a new connection that has no id.
-        if let Some(cursor) = self.cursor.take() {
-            codec::id(cursor.as_str(), out.buffer());
-        }
-        codec::comment(out.buffer());
-    }
-
-    fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
-        if self.config.base64 {
-            out.event::<codec::Base64>(event);
-            return Ok(());
-        }
-        if event.payload().as_text().is_none() {
-            return Err(Kind::NotText.into());
-        }
-        out.event::<codec::Text>(event);
-        Ok(())
-    }
-
-    fn gap(&mut self, gap: &Gap, out: &mut Batch) -> Result<(), Error> {
-        let id = gap.resumed.as_ref().map(EventId::as_str);
-        let data = gap.to_json();
-        codec::event(&self.config.gap, id, &data, out.buffer());
-        Ok(())
-    }
-
-    fn cursor(&mut self, id: &EventId, out: &mut Batch) {
-        codec::cursor(id.as_str(), out.buffer());
-    }
-
-    fn heartbeat(&mut self, out: &mut Batch) {
-        match &self.config.heartbeat {
-            None => codec::comment(out.buffer()),
-            Some(heartbeat) => codec::event(heartbeat, None, "", out.buffer()),
-        }
-    }
-
-    fn end(&mut self, end: End, out: &mut Batch) {
-        let id = end.finished.then_some(EventId::FINISHED);
-        if let Some(after) = end.retry {
-            codec::retry(after, out.buffer());
-        }
-        codec::event(&self.config.end, id, &end.to_json(), out.buffer());
-    }
-}
-
-/// What an `EventSource` takes for a stream that has ended: it comes back after this time.
-pub(crate) fn come_back(after: Duration) -> Response<PushBody> {
-    let mut body = BytesMut::new();
-    codec::retry(after, &mut body);
-    let mut response = Response::new(PushBody::whole(body));
-    for (name, value) in [
-        (CONTENT_TYPE, EVENT_STREAM),
-        (CACHE_CONTROL, "no-store"),
-        (VARY, "Accept"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
-    }
-    response
 }

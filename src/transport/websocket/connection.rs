@@ -16,13 +16,13 @@ use hyper::{
 };
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
+use tower_push_proto::websocket::Session;
 
-use super::session::Session;
 use crate::{
     error::BoxError,
     event::Item,
     source::{ClientMessageSender, MessageBatch, Ticket, Watched},
-    transport::timer::Timer,
+    transport::lazy_timer::LazyTimer,
 };
 
 pin_project! {
@@ -31,7 +31,7 @@ pin_project! {
         socket: Socket,
         driver: Driver<S>,
         #[pin]
-        timer: Timer,
+        timer: LazyTimer,
         // Until the socket is gone.
         ticket: Option<Ticket>,
     }
@@ -95,7 +95,7 @@ impl<S> Connection<S> {
                 is_flushed: true,
                 is_shut_down: false,
             },
-            timer: Timer::default(),
+            timer: LazyTimer::default(),
         }
     }
 }
@@ -114,9 +114,11 @@ where
                 // The client left first, or something in between dropped the response.
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 // In HTTP/1.1 a response that was dropped shows only once the client has left.
-                Poll::Pending => return this.timer.poll(this.driver.session.begins_by(), cx),
+                Poll::Pending => {
+                    return this.timer.poll(this.driver.session.begins_by().into(), cx);
+                }
             }
-            this.driver.session.begin(Instant::now());
+            this.driver.session.begin(now());
         }
         let Socket::Open(socket) = this.socket else {
             return Poll::Ready(());
@@ -128,8 +130,8 @@ where
             let Some(wakes_at) = this.driver.session.wakes_at() else {
                 return Poll::Pending;
             };
-            ready!(this.timer.as_mut().poll(wakes_at, cx));
-            this.driver.session.expire(Instant::now());
+            ready!(this.timer.as_mut().poll(wakes_at.into(), cx));
+            this.driver.session.expire(now());
         }
     }
 }
@@ -144,7 +146,7 @@ where
             // Each is pending where there is nothing for it to do, or a waker in place.
             let read = self.read(socket, cx);
             let sent = self.take_items(cx);
-            self.session.settle(Instant::now);
+            self.session.settle(now);
             let written = self.write(socket, cx);
             if self.session.is_over() {
                 return Poll::Ready(());
@@ -155,7 +157,8 @@ where
                 continue;
             }
             // Its source may have made room, in which case nobody wakes it.
-            let read_on = self.session.is_deaf && self.poll_room(|it| it.poll_ready(cx)).is_ready();
+            let read_on =
+                self.session.reads_paused() && self.poll_room(|it| it.poll_ready(cx)).is_ready();
             if read.is_pending() && !read_on && (sent.is_pending() || written.is_pending()) {
                 return Poll::Pending;
             }
@@ -221,16 +224,16 @@ where
             return Poll::Ready(None);
         };
         let Poll::Ready(room) = ask(message_sender) else {
-            self.session.is_deaf = true;
+            self.session.pause_reads();
             return Poll::Pending;
         };
-        self.session.listens(Instant::now);
+        self.session.resume_reads(now);
         Poll::Ready(Some(room))
     }
 
     /// Gives back what there is no room for.
     fn receive<'a>(&mut self, mut bytes: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
-        let now = Instant::now();
+        let now = now();
         while !bytes.is_empty() {
             let Poll::Ready(batch) = self.poll_room(|it| it.poll_batch(cx)) else {
                 break;
@@ -259,7 +262,7 @@ where
                 break;
             }
             let item = ready!(Pin::new(&mut *items).poll_next(cx));
-            if let Some(error) = self.session.send(item, Instant::now) {
+            if let Some(error) = self.session.send(item, now) {
                 items.cut(&error.into());
             }
         }
@@ -270,7 +273,7 @@ where
     fn write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         let written = self.poll_write(socket, cx);
         match written {
-            Poll::Pending => self.session.stall(Instant::now),
+            Poll::Pending => self.session.stall(now),
             Poll::Ready(Ok(())) => self.session.flows(),
             Poll::Ready(Err(_)) => self.session.hung_up(),
         }
@@ -287,7 +290,7 @@ where
             match ready!(write_some(socket.as_mut(), &mut self.session, cx))? {
                 None => break,
                 Some(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                Some(bytes) => self.session.wrote(bytes, Instant::now),
+                Some(bytes) => self.session.wrote(bytes, now),
             }
             self.is_flushed = false;
         }
@@ -301,6 +304,11 @@ where
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// The time by tokio's clock, which tests can stop.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// Writes as much as goes into one write; `None` if there is nothing.

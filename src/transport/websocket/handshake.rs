@@ -1,9 +1,8 @@
 //! The opening handshake: [RFC 6455 §4.2](https://www.rfc-editor.org/rfc/rfc6455#section-4.2) over HTTP/1.1,
 //! [RFC 8441 §5](https://www.rfc-editor.org/rfc/rfc8441#section-5) over HTTP/2.
 
-use bytes::BytesMut;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{
         ALLOW, CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
         SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
@@ -11,24 +10,20 @@ use http::{
     request::Parts,
 };
 use hyper::upgrade::OnUpgrade;
-use sha1_smol::Sha1;
-
 #[cfg(feature = "deflate")]
-use super::deflate;
-use crate::{
-    origin_policy::OriginPolicy,
-    source::Rejection,
-    transport::{PushBody, base64},
+use tower_push_proto::websocket::deflate;
+use tower_push_proto::{
+    header_list::{contains, single},
+    websocket::handshake::{accept_key, choose_subprotocol},
 };
+
+use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody};
 
 /// The upgrade token, and the `:protocol`. Both are compared without regard to case (RFC 9110 §7.8).
 const WEBSOCKET: &str = "websocket";
 
 /// The only version there is: that of RFC 6455.
 const VERSION: &str = "13";
-
-/// What every key is answered with a hash of (RFC 6455 §1.3).
-const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// On which terms a WebSocket is to be had.
 pub(super) struct Terms<'a, P> {
@@ -54,7 +49,7 @@ pub(super) struct Accepted {
 /// Whether the request wants a WebSocket, rightly or wrongly.
 pub(super) fn is_asked(head: &Parts) -> bool {
     match head.version {
-        Version::HTTP_11 => lists(&head.headers, UPGRADE, WEBSOCKET),
+        Version::HTTP_11 => contains(&head.headers, UPGRADE, WEBSOCKET),
         version if is_multiplexed(version) => {
             let protocol = protocol(head);
             head.method == Method::CONNECT && protocol.is_some_and(is_websocket)
@@ -74,7 +69,8 @@ pub(super) fn accept<P: AsRef<str>>(
     } else {
         switch(head)?
     };
-    let chosen = choose(&head.headers, terms.protocols)?;
+    let chosen = choose_subprotocol(&head.headers, terms.protocols)
+        .map_err(|_| bad_request("`Sec-WebSocket-Protocol` is to list tokens"))?;
     if !terms.origin.allows(head) {
         return Err(Rejection::new(StatusCode::FORBIDDEN).message("not for pages of this origin"));
     }
@@ -111,7 +107,7 @@ fn switch(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         }
         _ => return Err(method_not_allowed("GET", "a WebSocket is asked for by GET")),
     }
-    if !lists(headers, CONNECTION, "upgrade") {
+    if !contains(headers, CONNECTION, "upgrade") {
         return Err(bad_request(
             "`Upgrade` without `Connection: upgrade` (a proxy in between has to hand on both)",
         ));
@@ -120,10 +116,10 @@ fn switch(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         // Its bytes would be read as the first frames.
         return Err(bad_request("a request for a WebSocket has no body"));
     }
-    if only(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION) {
+    if single(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION) {
         return Err(wrong_version(head));
     }
-    let accept = only(headers, SEC_WEBSOCKET_KEY)
+    let accept = single(headers, SEC_WEBSOCKET_KEY)
         .and_then(|key| accept_key(key.as_bytes()))
         .ok_or_else(|| bad_request("`Sec-WebSocket-Key` is to be the base64 of 16 bytes, once"))?;
     let mut response = Response::new(PushBody::empty());
@@ -157,26 +153,10 @@ fn connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         }
     }
     let is_versioned = head.headers.contains_key(SEC_WEBSOCKET_VERSION);
-    if is_versioned && only(&head.headers, SEC_WEBSOCKET_VERSION).is_none_or(|v| v != VERSION) {
+    if is_versioned && single(&head.headers, SEC_WEBSOCKET_VERSION).is_none_or(|v| v != VERSION) {
         return Err(wrong_version(head));
     }
     Ok(Response::new(PushBody::empty()))
-}
-
-/// The client's first subprotocol that is spoken here, as its place among ours, and its name.
-fn choose<P: AsRef<str>>(
-    headers: &HeaderMap,
-    protocols: &[P],
-) -> Result<Option<(usize, HeaderValue)>, Rejection> {
-    let mut chosen = None;
-    for name in list(headers, SEC_WEBSOCKET_PROTOCOL) {
-        if !is_token(name) {
-            return Err(bad_request("`Sec-WebSocket-Protocol` is to list tokens"));
-        }
-        let place = || protocols.iter().position(|p| p.as_ref().as_bytes() == name);
-        chosen = chosen.or_else(|| Some((place()?, HeaderValue::from_bytes(name).ok()?)));
-    }
-    Ok(chosen)
 }
 
 #[cfg(feature = "deflate")]
@@ -195,20 +175,6 @@ fn take_upgrade(head: &mut Parts) -> Result<OnUpgrade, Rejection> {
     #[cfg(feature = "http2")]
     head.extensions.remove::<hyper::ext::Protocol>();
     Ok(on_upgrade)
-}
-
-/// `None` if the key is not 16 bytes in base64.
-fn accept_key(key: &[u8]) -> Option<HeaderValue> {
-    let digits = key.strip_suffix(b"==").filter(|rest| rest.len() == 22)?;
-    let is_digit = |b: &u8| b.is_ascii_alphanumeric() || b"+/".contains(b);
-    if !digits.iter().all(is_digit) {
-        return None;
-    }
-    let mut hash = Sha1::from(key);
-    hash.update(GUID);
-    let mut accept = BytesMut::new();
-    base64::encode(&hash.digest().bytes(), &mut accept);
-    HeaderValue::from_maybe_shared(accept.freeze()).ok()
 }
 
 /// HTTP/2 and later, where an upgrade is of one stream, and by CONNECT.
@@ -235,30 +201,6 @@ fn is_websocket(protocol: &str) -> bool {
 fn has_body(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     headers.contains_key(TRANSFER_ENCODING) || lengths.any(|length| length != "0")
-}
-
-fn lists(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
-    list(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
-}
-
-/// What stands between the commas, in all lines of a header whose elements are never quoted.
-fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
-    let lines = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-    let elements = lines.flat_map(|line| line.split(|b| *b == b','));
-    let elements = elements.map(<[u8]>::trim_ascii);
-    elements.filter(|element| !element.is_empty())
-}
-
-/// The value of a header that comes once.
-fn only(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
-    let mut values = headers.get_all(name).into_iter();
-    values.next().filter(|_| values.next().is_none())
-}
-
-/// RFC 9110 §5.6.2.
-fn is_token(text: &[u8]) -> bool {
-    let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-    text.iter().all(allowed)
 }
 
 fn bad_request(message: &'static str) -> Rejection {
@@ -292,7 +234,7 @@ fn upgrade_required(message: &'static str) -> Rejection {
 #[cfg(test)]
 mod tests {
     use http::{
-        Request,
+        HeaderName, Request,
         header::{HOST, ORIGIN},
     };
     use http_body::Body;
@@ -376,7 +318,7 @@ mod tests {
     #[track_caller]
     fn refused(mut head: Parts) -> (u16, Vec<(String, String)>) {
         let had_upgrade = head.extensions.get::<OnUpgrade>().is_some();
-        let (status, headers, message) = accepted(&mut head).unwrap_err().into_inner();
+        let (status, headers, message) = accepted(&mut head).unwrap_err().into_parts();
         assert!(!message.is_empty());
         assert_eq!(head.extensions.get::<OnUpgrade>().is_some(), had_upgrade);
         (status.as_u16(), sorted(&headers))
@@ -735,8 +677,8 @@ mod tests {
 
         #[test]
         fn every_16_bytes_are_a_key(bytes: [u8; 16]) {
-            let mut key = BytesMut::new();
-            base64::encode(&bytes, &mut key);
+            let mut key = bytes::BytesMut::new();
+            tower_push_proto::base64::encode(&bytes, &mut key);
             let mut head = get_but("sec-websocket-key", &[std::str::from_utf8(&key).unwrap()]);
             let accepted = accepted(&mut head).unwrap();
             let expected = tungstenite::handshake::derive_accept_key(&key);

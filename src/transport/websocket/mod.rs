@@ -14,20 +14,20 @@
 //!     WebSocket::new()
 //!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
 //!         .ping(KeepAlive::new().interval(Duration::from_secs(20)))
-//!         .max_message(16 * 1024),
+//!         .max_message_size(16 * 1024),
 //! );
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # What is in a message
-//! The [form](Form) is agreed upon as the subprotocol:
+//! The [form](MessageFormat) is agreed upon as the subprotocol:
 //!
 //! | subprotocol | form |
 //! |---|---|
-//! | none | the payload [alone](Form::Plain) |
-//! | `json.tower-push` | an envelope of [JSON](Form::Json), with gaps, cursors and the end in-band |
-//! | `ws+meta.nchan` | [nchan's](Form::Nchan) |
+//! | none | the payload [alone](MessageFormat::Plain) |
+//! | `json.tower-push` | an envelope of [JSON](MessageFormat::Json), with gaps, cursors and the end in-band |
+//! | `ws+meta.nchan` | [nchan's](MessageFormat::Nchan) |
 //! | [yours](WebSocket::subprotocol) | any of these |
 //!
 //! A client that comes back sends its cursor in the URL, `?last_event_id=`, for scripts cannot set a WebSocket's headers.
@@ -38,7 +38,7 @@
 //! | 1000 | the source has finished for ever | no |
 //! | 1002, 1007 | the client broke the protocol | no |
 //! | 1008 | the client sent too many frames that nobody asked for, or a message in too many, or [took too long](WebSocket::message_deadline) for one message | no |
-//! | 1009 | a message was larger than is [allowed](WebSocket::max_message) | no |
+//! | 1009 | a message was larger than is [allowed](WebSocket::max_message_size) | no |
 //! | 1011 | the source failed | with backoff |
 //! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
 //! | 3000 | the source has ended for now | yes |
@@ -57,21 +57,7 @@
 //! they are dropped: checked before, but not inflated.
 
 mod connection;
-mod decoder;
-#[cfg(feature = "deflate")]
-mod deflate;
-mod form;
-mod frame;
-#[cfg(all(fuzzing, feature = "deflate"))]
-#[doc(hidden)]
-pub mod fuzzing;
 mod handshake;
-#[cfg(test)]
-mod oracles;
-mod outgoing;
-mod session;
-mod unmask;
-mod utf8;
 
 use std::{
     future::ready,
@@ -86,14 +72,16 @@ use http::{StatusCode, request::Parts};
 use hyper::upgrade::OnUpgrade;
 use tokio::{runtime::Handle, time::Instant};
 
-pub use self::form::Form;
+#[cfg(feature = "deflate")]
+use tower_push_proto::websocket::Deflate;
+pub use tower_push_proto::websocket::MessageFormat;
+use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
+
 use self::{
     connection::Connection,
-    form::Messages,
     handshake::{Accepted, Terms},
-    session::Session,
 };
-use super::{KeepAlive, Preference, Responding, Transport, rejected};
+use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
 use crate::{
     error::BoxError,
     event::Item,
@@ -112,15 +100,11 @@ pub struct WebSocket {
 #[derive(Clone, Debug)]
 struct Config {
     origin: OriginPolicy,
-    subprotocols: Vec<(&'static str, Form)>,
+    subprotocols: Vec<(&'static str, MessageFormat)>,
     ping: KeepAlive,
-    pong_deadline: Duration,
-    message_deadline: Duration,
-    write_deadline: Duration,
-    close_deadline: Duration,
-    max_message: usize,
+    session: Arc<SessionConfig>,
     #[cfg(feature = "deflate")]
-    deflate_from: Option<usize>,
+    deflate_threshold: Option<usize>,
 }
 
 impl WebSocket {
@@ -130,17 +114,13 @@ impl WebSocket {
             config: Arc::new(Config {
                 origin: OriginPolicy::default(),
                 subprotocols: vec![
-                    ("json.tower-push", Form::Json),
-                    ("ws+meta.nchan", Form::Nchan),
+                    ("json.tower-push", MessageFormat::Json),
+                    ("ws+meta.nchan", MessageFormat::Nchan),
                 ],
                 ping: KeepAlive::new().interval(Duration::from_secs(25)),
-                pong_deadline: Duration::from_secs(20),
-                message_deadline: Duration::from_secs(60),
-                write_deadline: Duration::from_secs(30),
-                close_deadline: Duration::from_secs(10),
-                max_message: 64 * 1024,
+                session: Arc::default(),
                 #[cfg(feature = "deflate")]
-                deflate_from: Some(128),
+                deflate_threshold: Some(128),
             }),
         }
     }
@@ -157,7 +137,7 @@ impl WebSocket {
     /// Offers a subprotocol of this name, in this form; or changes the form of one that is offered already. Of those that
     /// a client names, the first that is offered is agreed upon.
     #[must_use]
-    pub fn subprotocol(self, name: &'static str, form: Form) -> Self {
+    pub fn subprotocol(self, name: &'static str, form: MessageFormat) -> Self {
         self.with(|config| {
             config.subprotocols.retain(|(other, _)| *other != name);
             config.subprotocols.push((name, form));
@@ -173,34 +153,34 @@ impl WebSocket {
     /// How long a client that was pinged may stay silent before the connection is closed: 20 s by default.
     #[must_use]
     pub fn pong_deadline(self, deadline: Duration) -> Self {
-        self.with(|config| config.pong_deadline = bounded(deadline))
+        self.with_session(|session| session.pong_deadline(deadline))
     }
 
     /// How long a client may take for one message, from its first byte to its last: 60 s by default. One that takes longer is
     /// closed with 1008.
     #[must_use]
     pub fn message_deadline(self, deadline: Duration) -> Self {
-        self.with(|config| config.message_deadline = bounded(deadline))
+        self.with_session(|session| session.message_deadline(deadline))
     }
 
     /// How long a client may take nothing of what is sent before it is cut off: 30 s by default. One that is slow, but takes
     /// some, stays.
     #[must_use]
     pub fn write_deadline(self, deadline: Duration) -> Self {
-        self.with(|config| config.write_deadline = bounded(deadline))
+        self.with_session(|session| session.write_deadline(deadline))
     }
 
     /// How long a client may take to close when it is told to: 10 s by default.
     #[must_use]
     pub fn close_deadline(self, deadline: Duration) -> Self {
-        self.with(|config| config.close_deadline = bounded(deadline))
+        self.with_session(|session| session.close_deadline(deadline))
     }
 
     /// How many bytes a client's message may have, compressed or not: 64 KiB by default. A larger one closes the connection
     /// with 1009.
     #[must_use]
-    pub fn max_message(self, bytes: usize) -> Self {
-        self.with(|config| config.max_message = bytes)
+    pub fn max_message_size(self, bytes: usize) -> Self {
+        self.with_session(|session| session.max_message_size(bytes))
     }
 
     /// From which size of payload on messages are compressed, for clients that offer it: 128 bytes by default, `None` for not
@@ -212,8 +192,8 @@ impl WebSocket {
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     #[must_use]
-    pub fn deflate_from(self, bytes: Option<usize>) -> Self {
-        self.with(|config| config.deflate_from = bytes)
+    pub fn deflate_threshold(self, bytes: Option<usize>) -> Self {
+        self.with(|config| config.deflate_threshold = bytes)
     }
 
     fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
@@ -221,24 +201,31 @@ impl WebSocket {
         self
     }
 
-    fn accept(&self, head: &mut Parts) -> Result<(Accepted, Messages), Rejection> {
+    fn with_session(self, change: impl FnOnce(SessionConfig) -> SessionConfig) -> Self {
+        self.with(|config| {
+            let session = Arc::unwrap_or_clone(std::mem::take(&mut config.session));
+            config.session = Arc::new(change(session));
+        })
+    }
+
+    fn accept(&self, head: &mut Parts) -> Result<(Accepted, FrameEncoder), Rejection> {
         let config = &self.config;
         let names: Vec<_> = config.subprotocols.iter().map(|(name, _)| *name).collect();
         let terms = Terms {
             origin: &config.origin,
             protocols: &names,
             #[cfg(feature = "deflate")]
-            deflate: config.deflate_from.is_some(),
+            deflate: config.deflate_threshold.is_some(),
         };
         let accepted = handshake::accept(head, &terms)?;
         let agreed = accepted.protocol.map(|at| config.subprotocols[at].1);
-        let messages = Messages {
-            form: agreed.unwrap_or_default(),
+        let messages = FrameEncoder {
+            format: agreed.unwrap_or_default(),
             #[cfg(feature = "deflate")]
             deflate: accepted
                 .deflate
-                .zip(config.deflate_from)
-                .map(|(agreed, from)| form::Deflate { agreed, from }),
+                .zip(config.deflate_threshold)
+                .map(|(agreed, from)| Deflate { agreed, from }),
         };
         Ok((accepted, messages))
     }
@@ -247,7 +234,7 @@ impl WebSocket {
     fn spawn<S>(
         &self,
         on_upgrade: OnUpgrade,
-        messages: Messages,
+        messages: FrameEncoder,
         items: Watched<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
@@ -258,15 +245,15 @@ impl WebSocket {
             Rejection::new(StatusCode::INTERNAL_SERVER_ERROR)
                 .message("a WebSocket needs a tokio runtime")
         })?;
-        let session = Session::new(self.config.clone(), messages, Instant::now());
+        let session = Session::new(
+            self.config.session.clone(),
+            messages,
+            self.config.ping.draw_interval(),
+            Instant::now().into_std(),
+        );
         runtime.spawn(Connection::new(on_upgrade, session, items, message_sender));
         Ok(())
     }
-}
-
-/// Any clock can add it.
-fn bounded(deadline: Duration) -> Duration {
-    deadline.min(Duration::from_secs(30 * 24 * 60 * 60))
 }
 
 impl Default for WebSocket {
@@ -286,13 +273,13 @@ impl Transport for WebSocket {
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        handshake::is_asked(head).then_some(Preference::CERTAIN)
+        handshake::is_asked(head).then_some(Preference::MAX)
     }
 
-    fn respond(&self, head: &mut Parts, push: Push) -> Responding {
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let (accepted, messages) = match self.accept(head) {
             Ok(accepted) => accepted,
-            Err(rejection) => return Box::pin(ready(rejected(rejection))),
+            Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
         let mut subscription =
@@ -318,7 +305,7 @@ impl Transport for WebSocket {
             };
             match spawned {
                 Ok(()) => response,
-                Err(rejection) => rejected(rejection),
+                Err(rejection) => rejection_response(rejection),
             }
         })
     }

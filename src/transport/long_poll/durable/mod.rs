@@ -25,17 +25,18 @@ use self::{
     sse::{Batches, Data, Verbatim},
 };
 use super::{
-    NOSNIFF,
     gather::{Bounds, Gather, Gathered, Gathering, Patience, Rest},
-    insert,
     parking::Parking,
     wait::Wait,
 };
 use crate::{
-    error::{BoxError, Error, Kind},
+    error::{BoxError, Error},
     event::{Event, EventId, Item},
-    source::{Push, PushSource, Rejection, Start, Subscription, Watched, source_fn},
-    transport::{KeepAlive, PushBody, rejected, respond_streaming},
+    source::{Push, PushSource, Rejection, StartPosition, Subscription, Watched, source_fn},
+    transport::{
+        KeepAlive, PushBody, rejection_response, respond_streaming,
+        response::{NO_STORE, NOSNIFF, insert_ascii},
+    },
 };
 
 const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
@@ -45,8 +46,6 @@ const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encod
 
 const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
 /// What lies between two offsets never changes (§8.1).
 const PRIVATE: HeaderValue =
     HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
@@ -172,7 +171,7 @@ impl Durable {
         if !asked.push.is_resumable() {
             return self.answer(request, gathering.finish(Rest::Nothing));
         }
-        let mut subscription = asked.subscription.starting(Start::Now);
+        let mut subscription = asked.subscription.with_start(StartPosition::Now);
         let opening = subscription.opening();
         match asked.push.subscribe(subscription).await {
             Ok(items) => {
@@ -191,7 +190,7 @@ impl Durable {
         bounds: Bounds,
         patience: Patience,
     ) -> Response<PushBody> {
-        let subscription = asked.subscription.starting(request.offset.start());
+        let subscription = asked.subscription.with_start(request.offset.start());
         let gathering = self.gathering(request, bounds);
         let gathered = (asked.parking).gather(asked.push, subscription, gathering, patience);
         match gathered.await {
@@ -215,7 +214,7 @@ impl Durable {
         if refused.status() == StatusCode::NO_CONTENT {
             return self.answer(request, nothing.finish(Rest::Finished));
         }
-        rejected(refused)
+        rejection_response(refused)
     }
 
     fn answer(&self, request: &Request, gathered: Gathered) -> Response<PushBody> {
@@ -237,7 +236,7 @@ impl Durable {
         let is_content = has_content || request.live.is_none();
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
-        insert(headers, NEXT_OFFSET, offset);
+        insert_ascii(headers, NEXT_OFFSET, offset);
         rest.tell(headers);
         if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
             headers.insert(UP_TO_DATE, TRUE);
@@ -246,7 +245,7 @@ impl Durable {
             headers.insert(CLOSED, TRUE);
         }
         if request.live.is_some() {
-            insert(headers, STREAM_CURSOR, &request.cursor.next().to_string());
+            insert_ascii(headers, STREAM_CURSOR, &request.cursor.next().to_string());
         }
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         if is_content {
@@ -267,9 +266,9 @@ impl Durable {
                 }
                 let closed = if rest.is_finished() { ":c" } else { "" };
                 let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
-                insert(headers, header::ETAG, &tag);
+                insert_ascii(headers, header::ETAG, &tag);
             }
-            *response.body_mut() = PushBody::whole(body);
+            *response.body_mut() = PushBody::full(body);
         } else {
             *response.status_mut() = StatusCode::NO_CONTENT;
         }
@@ -284,14 +283,14 @@ impl Durable {
             parking,
         } = asked;
         let opening = subscription.opening();
-        let from = subscription.clone().starting(request.offset.start());
+        let from = subscription.clone().with_start(request.offset.start());
         let is_lost = parking.lost(&push, &from).is_some();
         let is_untold = |event: &Event| is_lost && event.id().is_none();
         let (items, ahead) = match parking.subscribe(push, from).await {
             Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
                 (None, Some(Ok(Item::Finished)))
             }
-            Err(refused) => return rejected(refused),
+            Err(refused) => return rejection_response(refused),
             Ok(items) => {
                 let mut items = opening.around(items);
                 match poll_fn(|cx| ready_now(&mut items, cx)).await {
@@ -313,7 +312,7 @@ impl Durable {
         }
         respond_streaming(
             // It has begun: the offset has done its work.
-            subscription.starting(Start::Now),
+            subscription.with_start(StartPosition::Now),
             Push::new(source_fn(async move |_| Ok(batches))),
             headers,
             Box::new(Verbatim),
@@ -369,12 +368,12 @@ const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
 
 /// The answer where there is no place to tell of a gap.
 fn gone<S>(items: &Watched<S>) -> Response<PushBody> {
-    let error = Error::from(Kind::GapUnsupported);
+    let error = Error::gap_unsupported();
     let response = failed(Some(&error));
     items.cut(&error.into());
     response
 }
 
 fn refusal(status: StatusCode, message: &'static str) -> Response<PushBody> {
-    rejected(Rejection::new(status).message(message))
+    rejection_response(Rejection::new(status).message(message))
 }

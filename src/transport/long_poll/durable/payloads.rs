@@ -1,9 +1,10 @@
 use bytes::{BufMut, BytesMut};
+use tower_push_proto::format::envelope;
 
 use crate::{
-    error::{Error, Kind},
+    error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
-    transport::{Batch, Encoder, End, json},
+    transport::{Encoder, End, FrameBuffer},
 };
 
 /// The payloads alone: one behind the other, or as a JSON array. There is no room for anything else, nor need: where the client
@@ -23,9 +24,9 @@ impl Payloads {
 }
 
 impl Encoder for Payloads {
-    fn open(&mut self, _: &mut Batch) {}
+    fn open(&mut self, _: &mut FrameBuffer) {}
 
-    fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         let is_first = std::mem::replace(&mut self.is_empty, false);
         if !self.is_json {
             out.event::<Bytes>(event);
@@ -38,23 +39,23 @@ impl Encoder for Payloads {
         Ok(())
     }
 
-    fn gap(&mut self, _: &Gap, _: &mut Batch) -> Result<(), Error> {
-        Err(Kind::GapUnsupported.into())
+    fn gap(&mut self, _: &Gap, _: &mut FrameBuffer) -> Result<(), Error> {
+        Err(Error::gap_unsupported())
     }
 
-    fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+    fn cursor(&mut self, _: &EventId, _: &mut FrameBuffer) {}
 
-    fn heartbeat(&mut self, _: &mut Batch) {}
+    fn heartbeat(&mut self, _: &mut FrameBuffer) {}
 
-    fn end(&mut self, _: End, _: &mut Batch) {}
+    fn end(&mut self, _: End, _: &mut FrameBuffer) {}
 
-    fn open_batch(&mut self, out: &mut Batch) {
+    fn open_batch(&mut self, out: &mut FrameBuffer) {
         if self.is_json {
             out.buffer().put_u8(b'[');
         }
     }
 
-    fn close_batch(&mut self, _: Option<End>, out: &mut Batch) {
+    fn close_batch(&mut self, _: Option<End>, out: &mut FrameBuffer) {
         if self.is_json {
             out.buffer().put_u8(b']');
         }
@@ -65,7 +66,7 @@ struct Value;
 
 impl Encoding for Value {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        json::value(&fields.payload, out);
+        envelope::write_value(&fields.payload, out);
     }
 }
 

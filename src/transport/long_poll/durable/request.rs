@@ -5,7 +5,7 @@ use http::request::Parts;
 use super::StreamCursor;
 use crate::{
     event::EventId,
-    source::{Start, query},
+    source::{StartPosition, query},
 };
 
 const OFFSET: &str = "offset";
@@ -84,11 +84,11 @@ impl Request {
 }
 
 impl Offset {
-    pub(super) fn start(&self) -> Start {
+    pub(super) fn start(&self) -> StartPosition {
         match self {
-            Self::Oldest => Start::Oldest,
-            Self::Now => Start::Now,
-            Self::After(id) => Start::After(id.clone()),
+            Self::Oldest => StartPosition::Oldest,
+            Self::Now => StartPosition::Now,
+            Self::After(id) => StartPosition::After(id.clone()),
         }
     }
 

@@ -7,17 +7,18 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_core::Stream;
+use tower_push_proto::{base64, sse};
 
 use super::{
     super::gather::{Bounds, Gathered, Gathering, Rest},
     Payloads, Request, StreamCursor,
 };
 use crate::{
-    error::{BoxError, Error, Kind},
+    byte_search,
+    error::{BoxError, Error},
     event::{Event, EventId, Gap, Item, Payload},
-    scan,
     source::Watched,
-    transport::{Batch, Encoder, End, base64, sse::codec},
+    transport::{Encoder, End, FrameBuffer},
 };
 
 /// How the protocol writes data into events.
@@ -113,7 +114,7 @@ impl<S> Batches<S> {
             }
             Data::Json => lines(body, out),
             Data::Text => {
-                std::str::from_utf8(body).map_err(|_| Kind::NotText)?;
+                std::str::from_utf8(body).map_err(|_| Error::not_text())?;
                 lines(body, out);
             }
         }
@@ -146,7 +147,7 @@ impl<S> Batches<S> {
 fn lines(text: &[u8], out: &mut BytesMut) {
     let mut rest = Some(text);
     while let Some(text) = rest {
-        let at = scan::find(text, |b| b == b'\n' || b == b'\r');
+        let at = byte_search::find_byte(text, |b| b == b'\n' || b == b'\r');
         let line = &text[..at.unwrap_or(text.len())];
         out.put_slice(if line.starts_with(b" ") {
             b"data: "
@@ -256,9 +257,9 @@ where
 pub(super) struct Verbatim;
 
 impl Encoder for Verbatim {
-    fn open(&mut self, _: &mut Batch) {}
+    fn open(&mut self, _: &mut FrameBuffer) {}
 
-    fn event(&mut self, event: &Event, out: &mut Batch) -> Result<(), Error> {
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         match event.payload() {
             Payload::Binary(frames) => out.push(frames.clone()),
             other => out.buffer().put_slice(other.as_bytes()),
@@ -266,19 +267,19 @@ impl Encoder for Verbatim {
         Ok(())
     }
 
-    fn gap(&mut self, _: &Gap, _: &mut Batch) -> Result<(), Error> {
-        Err(Kind::GapUnsupported.into())
+    fn gap(&mut self, _: &Gap, _: &mut FrameBuffer) -> Result<(), Error> {
+        Err(Error::gap_unsupported())
     }
 
-    fn cursor(&mut self, _: &EventId, _: &mut Batch) {}
+    fn cursor(&mut self, _: &EventId, _: &mut FrameBuffer) {}
 
-    fn heartbeat(&mut self, out: &mut Batch) {
-        codec::comment(out.buffer());
+    fn heartbeat(&mut self, out: &mut FrameBuffer) {
+        sse::write_comment(out.buffer());
     }
 
-    fn end(&mut self, end: End, out: &mut Batch) {
+    fn end(&mut self, end: End, out: &mut FrameBuffer) {
         if let Some(retry) = end.retry {
-            codec::retry(retry, out.buffer());
+            sse::write_retry(retry, out.buffer());
         }
     }
 }

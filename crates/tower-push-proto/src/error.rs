@@ -1,0 +1,158 @@
+//! The error of this crate and of the ones that build on it.
+
+use std::{error, fmt};
+
+/// Any error, as a source's stream may end with.
+pub type BoxError = Box<dyn error::Error + Send + Sync>;
+
+/// A value that cannot be pushed, or a subscriber or peer to which nothing more can be pushed.
+///
+/// `Error` is opaque, so that kinds can be added: ask with the `is_…` methods. Sources and transports outside of this crate
+/// make the same errors with the constructors of the same names.
+///
+/// ```
+/// # use tower_push_proto as tower_push;
+/// let error = tower_push::EventId::new("two\nlines").unwrap_err();
+/// assert!(error.is_invalid_id());
+/// ```
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    source: Option<BoxError>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorKind {
+    InvalidId,
+    InvalidType,
+    #[cfg(feature = "json")]
+    Json,
+    NotText,
+    DelimiterInPayload,
+    GapUnsupported,
+    Closed,
+    Lagged,
+    InvalidOrigin,
+    Stalled,
+}
+
+/// A constructor and a predicate for each kind.
+macro_rules! kinds {
+    ($($kind:ident: #[$new_doc:meta] $new:ident, #[$is_doc:meta] $is:ident;)*) => {
+        impl Error {
+            $(
+                #[$new_doc]
+                #[cold]
+                pub fn $new() -> Self {
+                    Self { kind: ErrorKind::$kind, source: None }
+                }
+
+                #[$is_doc]
+                pub fn $is(&self) -> bool {
+                    self.kind == ErrorKind::$kind
+                }
+            )*
+        }
+    };
+}
+
+kinds! {
+    InvalidId:
+        /// Makes the error for a text that cannot be an [`EventId`](crate::EventId).
+        invalid_id,
+        /// Whether a text cannot be an [`EventId`](crate::EventId).
+        is_invalid_id;
+    InvalidType:
+        /// Makes the error for a text that cannot be an [`EventType`](crate::EventType).
+        invalid_type,
+        /// Whether a text cannot be an [`EventType`](crate::EventType).
+        is_invalid_type;
+    NotText:
+        /// Makes the error for a binary payload on a transport that carries UTF-8 only.
+        not_text,
+        /// Whether a binary payload met a transport that carries UTF-8 only.
+        is_not_text;
+    DelimiterInPayload:
+        /// Makes the error for a payload that holds the separator or boundary that would end it.
+        delimiter_in_payload,
+        /// Whether a payload holds the separator or boundary that would end it.
+        is_delimiter_in_payload;
+    GapUnsupported:
+        /// Makes the error for a gap in a format that cannot announce one.
+        gap_unsupported,
+        /// Whether a gap met a format that cannot announce one.
+        is_gap_unsupported;
+    Closed:
+        /// Makes the error for an event that is published after the channel was closed.
+        closed,
+        /// Whether an event was published after the channel was closed.
+        is_closed;
+    Lagged:
+        /// Makes the error that ends the stream of a subscriber that was too slow. On a WebSocket the close code is then 3008.
+        lagged,
+        /// Whether a subscriber was disconnected because it was too slow.
+        is_lagged;
+    InvalidOrigin:
+        /// Makes the error for a text that is not an origin.
+        invalid_origin,
+        /// Whether a text is not an origin, in `OriginPolicy::allow_origin`.
+        is_invalid_origin;
+    Stalled:
+        /// Makes the error for a connection whose peer accepted none of the written bytes for too long.
+        stalled,
+        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteProgress` fails with this error.
+        is_stalled;
+}
+
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+impl Error {
+    /// Makes the error for a value that cannot be written as JSON, or for a text that is not JSON.
+    pub fn json(source: impl Into<BoxError>) -> Self {
+        Self {
+            kind: ErrorKind::Json,
+            source: Some(source.into()),
+        }
+    }
+
+    /// Whether a value could not be written as JSON, or a text is not JSON.
+    pub fn is_json(&self) -> bool {
+        self.kind == ErrorKind::Json
+    }
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            ErrorKind::InvalidId => "an event id is 1 to 128 bytes of [A-Za-z0-9._~-]",
+            ErrorKind::InvalidType => {
+                "an event type is 1 to 128 bytes without control characters, and without white space at its ends"
+            }
+            #[cfg(feature = "json")]
+            ErrorKind::Json => "not JSON",
+            ErrorKind::NotText => "a binary payload on a transport that carries text only",
+            ErrorKind::DelimiterInPayload => "the payload holds the delimiter that would end it",
+            ErrorKind::GapUnsupported => "events were missed, and this format cannot say so",
+            ErrorKind::Closed => "the channel is closed",
+            ErrorKind::Lagged => "the subscriber was too slow",
+            ErrorKind::InvalidOrigin => {
+                "an origin is a scheme, a host and perhaps a port: https://app.example.com"
+            }
+            ErrorKind::Stalled => "the peer has taken nothing for too long",
+        })
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        self.source
+            .as_deref()
+            .map(|e| e as &(dyn error::Error + 'static))
+    }
+}

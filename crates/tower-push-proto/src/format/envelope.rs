@@ -1,0 +1,104 @@
+//! JSON as the transports write it ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)): always on one line.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::{
+    base64, byte_search,
+    event::{Fields, Payload},
+};
+
+/// A JSON string, quotes included.
+pub fn write_string(text: &str, out: &mut BytesMut) {
+    let mut rest = text.as_bytes();
+    out.reserve(rest.len() + 2);
+    out.put_u8(b'"');
+    while let Some(at) = byte_search::find_byte(rest, must_escape) {
+        out.put_slice(&rest[..at]);
+        match rest[at] {
+            b'\n' => out.put_slice(b"\\n"),
+            b'\r' => out.put_slice(b"\\r"),
+            b'\t' => out.put_slice(b"\\t"),
+            quoted @ (b'"' | b'\\') => out.put_slice(&[b'\\', quoted]),
+            control => {
+                let hex = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+                out.put_slice(b"\\u00");
+                out.put_slice(&[hex(control >> 4), hex(control & 15)]);
+            }
+        }
+        rest = &rest[at + 1..];
+    }
+    out.put_slice(rest);
+    out.put_u8(b'"');
+}
+
+fn must_escape(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\'
+}
+
+/// A payload as a JSON value: JSON as it is, text as a string, bytes as a string of base64.
+pub fn write_value(payload: &Payload, out: &mut BytesMut) {
+    match payload {
+        Payload::Json(json) => out.put_slice(json.as_bytes()),
+        Payload::Text(text) => write_string(text, out),
+        Payload::Binary(bytes) => {
+            out.put_u8(b'"');
+            base64::encode(bytes, out);
+            out.put_u8(b'"');
+        }
+    }
+}
+
+/// The envelope: `{"id":…,"event":…,"data":…}`, of which only `data` is always there. Bytes are in `data_base64` instead, as
+/// in [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
+pub fn write(fields: &Fields, out: &mut BytesMut) {
+    out.reserve(fields.payload.as_bytes().len() + 64);
+    out.put_u8(b'{');
+    if let Some(id) = &fields.id {
+        out.put_slice(b"\"id\":\"");
+        out.put_slice(id.as_str().as_bytes());
+        out.put_slice(b"\",");
+    }
+    if let Some(event_type) = &fields.event_type {
+        out.put_slice(b"\"event\":");
+        write_string(event_type.as_str(), out);
+        out.put_u8(b',');
+    }
+    out.put_slice(match fields.payload {
+        Payload::Binary(_) => b"\"data_base64\":" as &[u8],
+        Payload::Text(_) | Payload::Json(_) => b"\"data\":",
+    });
+    write_value(&fields.payload, out);
+    out.put_u8(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn quoted(text: &str) -> String {
+        let mut out = BytesMut::new();
+        write_string(text, &mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_must_be_escaped_is() {
+        assert_eq!(
+            quoted("a\"b\\c\n\r\t\0\u{1e}\u{1f}"),
+            r#""a\"b\\c\n\r\t\u0000\u001e\u001f""#
+        );
+        assert_eq!(quoted("\u{2028}\u{7f}é"), "\"\u{2028}\u{7f}é\"");
+        assert_eq!(quoted(""), "\"\"");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_back(text: String) {
+            let json = quoted(&text);
+            prop_assert!(!json.contains(|c: char| c < ' '));
+            prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+    }
+}

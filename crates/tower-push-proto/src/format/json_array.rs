@@ -1,0 +1,103 @@
+use bytes::{BufMut, BytesMut};
+use http::HeaderValue;
+
+use super::{Format, envelope, record};
+use crate::{
+    encoder::{Encoder, End},
+    error::Error,
+    event::{Encoding, Event, EventId, Fields, Gap},
+    frame_buffer::FrameBuffer,
+};
+
+/// One JSON array: what `response.json()` reads.
+///
+/// Its elements are the lines of [NDJSON](super::Ndjson): an envelope for each event,
+/// `{"id":"7","event":"price","data":{"eur":21.5}}`, and a record for each gap and for the end. A text that is streamed in this
+/// format is JSON only once it has ended.
+#[derive(Clone, Debug, Default)]
+pub struct JsonArray {}
+
+impl JsonArray {
+    /// An array of envelopes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Format for JsonArray {
+    fn name(&self) -> &'static str {
+        "json"
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        &["application/json"]
+    }
+
+    fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
+        let encoder = JsonArrayEncoder { is_empty: true };
+        (HeaderValue::from_static(media_type), Box::new(encoder))
+    }
+}
+
+struct JsonArrayEncoder {
+    is_empty: bool,
+}
+
+impl JsonArrayEncoder {
+    /// Where the next element goes.
+    fn next<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
+        let out = out.buffer();
+        if !std::mem::replace(&mut self.is_empty, false) {
+            out.put_slice(b",\n");
+        }
+        out
+    }
+}
+
+impl Encoder for JsonArrayEncoder {
+    fn open(&mut self, out: &mut FrameBuffer) {
+        self.open_batch(out);
+    }
+
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        self.next(out);
+        out.event::<Envelope>(event);
+        Ok(())
+    }
+
+    fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        record::gap(gap, self.next(out));
+        Ok(())
+    }
+
+    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+        record::cursor(id, self.next(out));
+    }
+
+    fn heartbeat(&mut self, out: &mut FrameBuffer) {
+        out.buffer().put_u8(b'\n');
+    }
+
+    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+        self.close_batch(Some(end), out);
+    }
+
+    fn open_batch(&mut self, out: &mut FrameBuffer) {
+        out.buffer().put_u8(b'[');
+    }
+
+    fn close_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+        if let Some(end) = end {
+            record::end(end, self.next(out));
+        }
+        out.buffer().put_slice(b"]\n");
+    }
+}
+
+struct Envelope;
+
+impl Encoding for Envelope {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        envelope::write(fields, out);
+    }
+}

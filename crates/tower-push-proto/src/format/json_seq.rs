@@ -1,0 +1,82 @@
+use bytes::{BufMut, BytesMut};
+use http::HeaderValue;
+
+use super::{Format, content_type, envelope, record};
+use crate::{
+    encoder::{Encoder, End},
+    error::Error,
+    event::{Encoding, Event, EventId, Fields, Gap},
+    frame_buffer::FrameBuffer,
+};
+
+/// JSON text sequences ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): what [`Ndjson`](super::Ndjson) writes, each
+/// text between a record separator (0x1E) and a line feed, so that a cut record can be told from a whole one.
+///
+/// A heartbeat is a record separator alone: several in a row are one to a reader (§2.1).
+#[derive(Clone, Debug, Default)]
+pub struct JsonSeq {}
+
+const RECORD_SEPARATOR: u8 = 0x1e;
+
+impl JsonSeq {
+    /// JSON text sequences.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Format for JsonSeq {
+    fn name(&self) -> &'static str {
+        "json-seq"
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        &["application/json-seq"]
+    }
+
+    fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
+        (content_type(media_type), Box::new(self.clone()))
+    }
+}
+
+impl Encoder for JsonSeq {
+    fn open(&mut self, out: &mut FrameBuffer) {
+        self.heartbeat(out);
+    }
+
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        out.event::<Record>(event);
+        Ok(())
+    }
+
+    fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        framed(out.buffer(), |out| record::gap(gap, out));
+        Ok(())
+    }
+
+    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+        framed(out.buffer(), |out| record::cursor(id, out));
+    }
+
+    fn heartbeat(&mut self, out: &mut FrameBuffer) {
+        out.buffer().put_u8(RECORD_SEPARATOR);
+    }
+
+    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+        framed(out.buffer(), |out| record::end(end, out));
+    }
+}
+
+struct Record;
+
+impl Encoding for Record {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        framed(out, |out| envelope::write(fields, out));
+    }
+}
+
+fn framed(out: &mut BytesMut, json: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(RECORD_SEPARATOR);
+    json(out);
+    out.put_u8(b'\n');
+}

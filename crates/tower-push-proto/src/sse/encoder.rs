@@ -1,0 +1,146 @@
+use std::{sync::Arc, time::Duration};
+
+use super::lines::{
+    Base64Encoding, TextEncoding, write_comment, write_cursor, write_event, write_id, write_retry,
+};
+use crate::{
+    encoder::{Encoder, End},
+    error::Error,
+    event::{Event, EventId, EventType, Gap},
+    frame_buffer::FrameBuffer,
+};
+
+/// How an SSE stream is written: shared by all streams of a transport.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct SseConfig {
+    retry: Option<Duration>,
+    is_base64: bool,
+    heartbeat: Option<EventType>,
+    gap: EventType,
+    end: EventType,
+}
+
+impl SseConfig {
+    /// Text, no `retry` hint, comments as heartbeats, and control events named `gap` and `end`.
+    pub fn new() -> Self {
+        Self {
+            retry: None,
+            is_base64: false,
+            heartbeat: None,
+            gap: EventType::known("gap"),
+            end: EventType::known("end"),
+        }
+    }
+
+    /// How long a client is to wait before it reconnects, in whole milliseconds. Without it, it is the client's own time: 2 to
+    /// 5 s in browsers.
+    pub fn retry(mut self, after: Duration) -> Self {
+        self.retry = Some(after);
+        self
+    }
+
+    /// The type of the events with empty data that are sent as heartbeats. Without one, heartbeats are comments, which scripts
+    /// never see.
+    pub fn heartbeat_event(mut self, event_type: EventType) -> Self {
+        self.heartbeat = Some(event_type);
+        self
+    }
+
+    /// The type under which gaps are announced: `gap` by default.
+    pub fn gap_event(mut self, event_type: EventType) -> Self {
+        self.gap = event_type;
+        self
+    }
+
+    /// The type under which the end is announced: `end` by default.
+    pub fn end_event(mut self, event_type: EventType) -> Self {
+        self.end = event_type;
+        self
+    }
+
+    /// Writes the data of all events as base64. Gaps and the end stay as they are.
+    ///
+    /// Without it, an event whose bytes are not UTF-8 is refused with [`Error::is_not_text`].
+    pub fn base64(mut self) -> Self {
+        self.is_base64 = true;
+        self
+    }
+
+    /// Whether the data of events is written as base64.
+    pub fn is_base64(&self) -> bool {
+        self.is_base64
+    }
+}
+
+impl Default for SseConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The [`Encoder`] of one SSE stream.
+#[derive(Clone, Debug)]
+pub struct SseEncoder {
+    config: Arc<SseConfig>,
+    /// The cursor that the client sent, until [`open`](Encoder::open) has repeated it.
+    cursor: Option<EventId>,
+}
+
+impl SseEncoder {
+    /// Makes the encoder of a stream that resumes after `cursor`, where the client sent one.
+    pub fn new(config: Arc<SseConfig>, cursor: Option<EventId>) -> Self {
+        Self { config, cursor }
+    }
+}
+
+impl Encoder for SseEncoder {
+    fn open(&mut self, out: &mut FrameBuffer) {
+        if let Some(after) = self.config.retry {
+            write_retry(after, out.buffer());
+        }
+        // By the standard a client forgets its cursor with the first event of a new connection that has no id.
+        if let Some(cursor) = self.cursor.take() {
+            write_id(cursor.as_str(), out.buffer());
+        }
+        write_comment(out.buffer());
+    }
+
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.config.is_base64 {
+            out.event::<Base64Encoding>(event);
+            return Ok(());
+        }
+        if event.payload().as_text().is_none() {
+            return Err(Error::not_text());
+        }
+        out.event::<TextEncoding>(event);
+        Ok(())
+    }
+
+    fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        let id = gap.resumed.as_ref().map(EventId::as_str);
+        let data = gap.to_json();
+        write_event(&self.config.gap, id, &data, out.buffer());
+        Ok(())
+    }
+
+    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+        write_cursor(id.as_str(), out.buffer());
+    }
+
+    fn heartbeat(&mut self, out: &mut FrameBuffer) {
+        match &self.config.heartbeat {
+            None => write_comment(out.buffer()),
+            Some(heartbeat) => write_event(heartbeat, None, "", out.buffer()),
+        }
+    }
+
+    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+        let id = end.finished.then_some(EventId::FINISHED);
+        if let Some(after) = end.retry {
+            write_retry(after, out.buffer());
+        }
+        write_event(&self.config.end, id, &end.to_json(), out.buffer());
+    }
+}

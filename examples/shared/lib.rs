@@ -1,0 +1,4 @@
+//! What several examples share, and what the tests borrow from them.
+
+pub mod demo;
+pub mod exposition;

@@ -1,0 +1,94 @@
+//! Complete responses to requests that are refused, and header values that several transports set.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use tower_push_proto::sse::write_retry;
+
+use super::{PushBody, sse::TEXT_EVENT_STREAM};
+use crate::source::Rejection;
+
+/// A value of `Cache-Control`: caches must not keep the response.
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// The value of `X-Content-Type-Options`: browsers must not guess another content type than the one that is sent.
+pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+
+/// The statuses whose responses have no body: RFC 9110 §15.3.5, §15.3.6 and §15.4.5.
+const STATUSES_WITHOUT_BODY: [StatusCode; 3] = [
+    StatusCode::NO_CONTENT,
+    StatusCode::RESET_CONTENT,
+    StatusCode::NOT_MODIFIED,
+];
+
+/// Makes the response to a request whose subscription is refused, from the status, the headers and the message of `rejection`.
+///
+/// The message is the body, as plain text. A response whose status allows no body has none. `Cache-Control` is `no-store` unless the
+/// rejection sets it.
+pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
+    let (status, headers, message) = rejection.into_parts();
+    let has_body = !status.is_informational() && !STATUSES_WITHOUT_BODY.contains(&status);
+    let mut response = if has_body && !message.is_empty() {
+        plain_text_response(message.into_owned())
+    } else {
+        Response::new(PushBody::empty())
+    };
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, NO_STORE);
+    response.headers_mut().extend(headers);
+    response
+}
+
+fn plain_text_response(message: String) -> Response<PushBody> {
+    let mut response = Response::new(PushBody::full(message));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    response
+}
+
+/// Returns the refusal of a CONNECT request, and `None` for other methods. A 200 would mean that the server has opened a tunnel.
+pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
+    let rejection =
+        || Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here");
+    (method == Method::CONNECT).then(|| rejection_response(rejection()))
+}
+
+/// Makes the response that an `EventSource` takes for a stream that has ended: 200, with the hint to reconnect after `retry`.
+///
+/// An `EventSource` that gets an error status gives up for good instead.
+pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody> {
+    let mut body = BytesMut::new();
+    write_retry(retry, &mut body);
+    let mut response = Response::new(PushBody::full(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(TEXT_EVENT_STREAM),
+    );
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    vary_by_accept(headers);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+    response
+}
+
+/// Adds `Vary: Accept` if it is not there: the response depends on the `Accept` header of the request.
+pub(super) fn vary_by_accept(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(header::VARY).iter();
+    if values.all(|value| value != "Accept") {
+        headers.append(header::VARY, HeaderValue::from_static("Accept"));
+    }
+}
+
+/// Inserts a value of visible ASCII characters: a cursor, a number. Any other value is left out.
+pub(super) fn insert_ascii(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

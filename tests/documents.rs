@@ -1,0 +1,21 @@
+//! The code blocks of the documents, as doc tests: `cargo test --package tower-push-tests --doc`.
+
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/architecture.md")]
+    struct Architecture;
+    #[doc = include_str!("../docs/clients.md")]
+    struct Clients;
+    #[doc = include_str!("../docs/resume.md")]
+    struct Resume;
+    #[doc = include_str!("../docs/websocket.md")]
+    struct WebSocket;
+    #[doc = include_str!("../docs/deploying.md")]
+    struct Deploying;
+    #[doc = include_str!("../docs/security.md")]
+    struct Security;
+    #[doc = include_str!("../docs/durable-streams.md")]
+    struct DurableStreams;
+}
