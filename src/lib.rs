@@ -113,12 +113,13 @@
 mod error {
     pub(crate) use tower_push_proto::{BoxError, Error};
 }
+mod deadline;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
 pub mod source;
+pub mod supervision;
 mod sync;
-mod time;
 pub mod transport;
 mod write_progress;
 

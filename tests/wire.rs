@@ -18,6 +18,7 @@ use tower_push::{
     event::{Encoding, Fields},
     format::{Multipart, Raw},
     source::{Rejection, Subscription, source_fn},
+    supervision::PendingStream,
     transport::{
         BoxResponseFuture, Chunked, Encoder, End, FrameBuffer, Negotiate, Sse, Transport,
         respond_streaming,
@@ -404,9 +405,9 @@ mod from_outside {
         fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
             let content_type = HeaderValue::from_static("application/x-length-delimited");
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
-            let subscription = Subscription::new(head, self.name());
+            let pending = PendingStream::new(head, self.name());
             respond_streaming(
-                subscription,
+                pending,
                 push,
                 headers,
                 Box::new(Self),

@@ -363,7 +363,7 @@ impl Seat {
         self.turn().unwrap_or(started.at)
     }
 
-    /// See [`Watch::wait`](crate::source::Watch::wait).
+    /// See [`StreamLifecycle::register_waker`](crate::supervision::StreamLifecycle::register_waker).
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         let Inner { waiting, .. } = &*self.drain.0;
         let is_news = || self.drain.has_started();

@@ -104,12 +104,14 @@ pub use self::{
     observer::{CloseReason, GuardCounts, Observer, RefusalReason, StreamInfo},
 };
 use crate::{
+    deadline::MAX_STREAM_LIFETIME,
     origin_policy::OriginPolicy,
     random,
-    source::{LONGEST, Push, Rejection, Ticket},
+    source::{Push, Rejection},
+    supervision::StreamHandle,
     transport::{
         BoxResponseFuture, Preference, PushBody, Transport, event_source_retry_response,
-        rejection_response, sse::TEXT_EVENT_STREAM,
+        is_event_source_request, rejection_response,
     },
 };
 
@@ -230,7 +232,7 @@ impl Policy {
     }
 
     fn draw_lifetime(&self) -> Option<Duration> {
-        let lifetime = self.max_lifetime?.min(LONGEST);
+        let lifetime = self.max_lifetime?.min(MAX_STREAM_LIFETIME);
         Some(lifetime.mul_f64(1.0 - 0.2 * random::unit()))
     }
 
@@ -258,7 +260,7 @@ impl Policy {
 
     fn refuse(&self, head: &Parts, refusal: RefusalReason) -> Response<PushBody> {
         self.count(Some(head), refusal);
-        self.refusal(refusal, is_event_source(head))
+        self.refusal(refusal, is_event_source_request(head))
     }
 
     fn refusal(&self, refusal: RefusalReason, is_event_source: bool) -> Response<PushBody> {
@@ -299,12 +301,6 @@ impl Policy {
             self.tell(|observer| observer.on_refusal(head, refusal));
         }
     }
-}
-
-/// Whether it asks for an event stream by name, as an `EventSource` does. To a CONNECT, 200 would say that there is a tunnel.
-fn is_event_source(head: &Parts) -> bool {
-    let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
-    head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
 }
 
 impl fmt::Debug for GuardBuilder {
@@ -364,19 +360,19 @@ impl<T: Transport> Transport for Guarded<T> {
         let stream = match policy.admit(head) {
             Ok(stream) => Arc::new(stream.inside(head.extensions.remove())),
             Err(refusal) => {
-                if let Some(outer) = head.extensions.get::<Ticket>() {
-                    outer.watch().refused();
+                if let Some(outer) = head.extensions.get::<StreamHandle>() {
+                    outer.lifecycle().on_refusal();
                 }
                 return Box::pin(ready(policy.refuse(head, refusal)));
             }
         };
         // For those who hear of it if it is refused.
         let asked = (!policy.observers.is_empty()).then(|| head.clone());
-        let is_event_source = policy.drain.is_some() && is_event_source(head);
-        head.extensions.insert(Ticket::new(stream.clone()));
+        let is_event_source = policy.drain.is_some() && is_event_source_request(head);
+        head.extensions.insert(StreamHandle::new(stream.clone()));
         let responding = self.transport.respond(head, push);
         // Who made the request may keep its head for longer.
-        head.extensions.remove::<Ticket>();
+        head.extensions.remove::<StreamHandle>();
         Box::pin(async move {
             let mut response = match stream.in_time(responding).await {
                 Some(response) => {
@@ -385,7 +381,7 @@ impl<T: Transport> Transport for Guarded<T> {
                 }
                 None => stream.refuse(asked.as_ref(), is_event_source),
             };
-            response.body_mut().hold(Ticket::new(stream));
+            response.body_mut().attach_handle(StreamHandle::new(stream));
             response
         })
     }

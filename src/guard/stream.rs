@@ -23,12 +23,13 @@ use super::{
     observer::add,
 };
 use crate::{
+    deadline::earlier,
     error::{BoxError, Error},
     event::Item,
     random,
-    source::{Subscription, Ticket, Watch},
-    time::sooner,
-    transport::PushBody,
+    source::Subscription,
+    supervision::{StreamHandle, StreamLifecycle},
+    transport::{End, PushBody},
 };
 
 /// From the request until nothing of the stream is left.
@@ -47,7 +48,7 @@ pub(super) struct OpenStream {
     /// By a guard inside.
     is_refused: AtomicBool,
     /// Of the guard around this one. It counts the stream for as long.
-    outer: Option<Ticket>,
+    outer: Option<StreamHandle>,
 }
 
 struct Opened {
@@ -77,13 +78,13 @@ impl OpenStream {
     }
 
     /// The same under another guard, which has given out this ticket.
-    pub(super) fn inside(mut self, outer: Option<Ticket>) -> Self {
+    pub(super) fn inside(mut self, outer: Option<StreamHandle>) -> Self {
         self.outer = outer;
         self
     }
 
-    fn outer(&self) -> Option<&dyn Watch> {
-        self.outer.as_ref().map(Ticket::watch)
+    fn outer(&self) -> Option<&dyn StreamLifecycle> {
+        self.outer.as_ref().map(StreamHandle::lifecycle)
     }
 
     /// Tells all observers, in the stream's span, once it is open.
@@ -132,7 +133,7 @@ impl OpenStream {
         // A poll's answer, or a refusal; and no socket's task has it.
         let is_whole = response.body().size_hint().exact().is_some();
         if is_whole && Arc::strong_count(self) == 1 {
-            self.got_answer();
+            self.on_complete_response();
         }
     }
 
@@ -141,8 +142,8 @@ impl OpenStream {
         self.policy.count(head, RefusalReason::Draining);
         self.ends_by(CloseReason::Drained);
         if let Some(outer) = self.outer() {
-            outer.refused();
-            outer.got_answer();
+            outer.on_refusal();
+            outer.on_complete_response();
         }
         self.policy
             .refusal(RefusalReason::Draining, is_event_source)
@@ -193,8 +194,8 @@ impl OpenStream {
     }
 }
 
-impl Watch for OpenStream {
-    fn opened(&self, subscription: &Subscription) {
+impl StreamLifecycle for OpenStream {
+    fn on_open(&self, subscription: &Subscription) {
         let mut is_first = false;
         self.opened.get_or_init(|| {
             is_first = true;
@@ -212,7 +213,7 @@ impl Watch for OpenStream {
             self.tell(|observer, info| observer.on_open(info, subscription));
         }
         if let Some(outer) = self.outer() {
-            outer.opened(subscription);
+            outer.on_open(subscription);
         }
     }
 
@@ -224,10 +225,10 @@ impl Watch for OpenStream {
     }
 
     fn ends_at(&self) -> Option<Instant> {
-        sooner(self.turn(), self.ages_at())
+        earlier(self.turn(), self.ages_at())
     }
 
-    fn end(&self) -> Item {
+    fn on_early_end(&self) -> Item {
         let is_aged = self
             .ages_at()
             .is_some_and(|at| self.turn().is_none_or(|turn| at < turn));
@@ -238,46 +239,46 @@ impl Watch for OpenStream {
         self.ends_by(reason);
         let end = Ok(Item::Ended { retry });
         if let Some(outer) = self.outer() {
-            outer.yielded(Some(&end));
+            outer.on_item(Some(&end));
         }
         Item::Ended { retry }
     }
 
-    fn wait(&self, waker: &Waker) -> bool {
+    fn register_waker(&self, waker: &Waker) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.wait(waker))
     }
 
-    fn got_answer(&self) {
+    fn on_complete_response(&self) {
         self.has_answer.store(true, Ordering::Relaxed);
         if self.reason() == CloseReason::Left {
             self.ends_by(CloseReason::Answered);
         }
         if let Some(outer) = self.outer() {
-            outer.got_answer();
+            outer.on_complete_response();
         }
     }
 
-    fn refused(&self) {
+    fn on_refusal(&self) {
         self.is_refused.store(true, Ordering::Relaxed);
         if let Some(outer) = self.outer() {
-            outer.refused();
+            outer.on_refusal();
         }
     }
 
-    fn cut(&self, error: &BoxError) {
+    fn on_send_error(&self, error: &BoxError) {
         if let Some(outer) = self.outer() {
-            outer.cut(error);
+            outer.on_send_error(error);
         }
         self.fails(error);
     }
 
-    fn yielded(&self, next: Option<&Result<Item, BoxError>>) {
+    fn on_item(&self, next: Option<&Result<Item, BoxError>>) {
         if let Some(outer) = self.outer() {
-            outer.yielded(next);
+            outer.on_item(next);
         }
         let counters = &self.policy.counters;
         match next {
-            Some(Ok(Item::Event(event))) => {
+            Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
                 add(&counters.events, 1);
                 add(&counters.bytes, event.payload().as_bytes().len() as u64);
                 self.tell(|observer, info| observer.on_event(info, event));
@@ -286,10 +287,13 @@ impl Watch for OpenStream {
                 add(&counters.gaps, 1);
                 self.tell(|observer, info| observer.on_gap(info, gap));
             }
-            Some(Ok(Item::Cursor(_))) => {}
-            Some(Ok(Item::Finished)) => self.ends_by(CloseReason::Finished),
-            Some(Ok(Item::Expired)) => self.ends_by(CloseReason::Expired),
-            None | Some(Ok(Item::Ended { .. })) => self.ends_by(CloseReason::Ended),
+            Some(Ok(item)) => match item.end() {
+                Some(End { finished: true, .. }) => self.ends_by(CloseReason::Finished),
+                Some(End { expired: true, .. }) => self.ends_by(CloseReason::Expired),
+                Some(_) => self.ends_by(CloseReason::Ended),
+                None => {}
+            },
+            None => self.ends_by(CloseReason::Ended),
             Some(Err(error)) => self.fails(error),
         }
     }

@@ -39,7 +39,6 @@ mod rejection;
 pub mod resumable;
 mod source_fn;
 mod subscription;
-mod ticket;
 
 use std::future::Future;
 
@@ -50,7 +49,7 @@ use futures_core::Stream;
 pub use self::client_messages::ClientMessages;
 #[cfg(feature = "websocket")]
 pub(crate) use self::client_messages::{ClientMessageSender, MessageBatch};
-pub(crate) use self::subscription::LONGEST;
+pub(crate) use self::rejection::retry_after;
 pub use self::{
     channel::Channel,
     item_stream::ItemStream,
@@ -59,10 +58,6 @@ pub use self::{
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
     subscription::{LAST_EVENT_ID, StartPosition, Subscription},
-};
-pub(crate) use self::{
-    rejection::retry_after,
-    ticket::{Ticket, Watch, Watched},
 };
 use crate::{error::BoxError, event::Item};
 

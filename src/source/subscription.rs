@@ -6,11 +6,10 @@ use tokio::time::Instant;
 #[cfg(feature = "websocket")]
 use super::client_messages::{ClientMessageSender, ClientMessages, ClientMessagesSlot};
 use super::query;
-use super::ticket::{Opening, Ticket};
 use crate::{
+    deadline::{MAX_STREAM_LIFETIME, earlier},
     event::EventId,
     sync::{Mutex, lock},
-    time::sooner,
 };
 
 /// The header in which a client that reconnects sends its cursor
@@ -34,10 +33,6 @@ pub struct Subscription {
     has_unreadable_cursor: bool,
     transport: &'static str,
     head: Arc<Head>,
-    /// Until the transport takes it: the source must not hold it.
-    ticket: Option<Ticket>,
-    /// Whether the transport has taken it: what it makes of its items is no stream of its own.
-    is_taken: bool,
     #[cfg(feature = "websocket")]
     client_messages: Option<ClientMessagesSlot>,
 }
@@ -74,8 +69,6 @@ impl Subscription {
     /// The subscription that a request asks for, over the [transport of that name](crate::transport::Transport::name).
     pub fn new(head: &Parts, transport: &'static str) -> Self {
         let cursor = Cursor::read(head);
-        let mut parts = head.clone();
-        let ticket = parts.extensions.remove();
         Self {
             has_unreadable_cursor: cursor == Cursor::Unreadable,
             start: match cursor {
@@ -84,11 +77,9 @@ impl Subscription {
             },
             transport,
             head: Arc::new(Head {
-                parts,
+                parts: head.clone(),
                 expires_at: Mutex::default(),
             }),
-            ticket,
-            is_taken: false,
             #[cfg(feature = "websocket")]
             client_messages: None,
         }
@@ -180,7 +171,7 @@ impl Subscription {
     /// ```
     pub fn expire_by(&self, time: Instant) {
         let mut expires_at = lock(&self.head.expires_at);
-        *expires_at = sooner(*expires_at, Some(time));
+        *expires_at = earlier(*expires_at, Some(time));
     }
 
     /// [Ends](Self::expire_by) the stream `time` from now at the latest. `time` is at most 30 years.
@@ -191,24 +182,14 @@ impl Subscription {
     /// # }
     /// ```
     pub fn expire_within(&self, time: Duration) {
-        self.expire_by(Instant::now() + time.min(LONGEST));
+        self.expire_by(Instant::now() + time.min(MAX_STREAM_LIFETIME));
     }
 
     /// The time at which the stream [expires](Self::expire_by); `None` if it does not.
     pub fn expires_at(&self) -> Option<Instant> {
         *lock(&self.head.expires_at)
     }
-
-    /// What the transport does with the items that it gets, taken before the source is asked.
-    pub(crate) fn opening(&mut self) -> Opening {
-        let is_first = !std::mem::replace(&mut self.is_taken, true);
-        let ticket = self.ticket.take();
-        Opening::new(ticket, self.clone(), is_first)
-    }
 }
-
-/// Longer than any stream; and any clock can add it.
-pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 impl Cursor {
     fn read(head: &Parts) -> Self {

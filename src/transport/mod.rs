@@ -14,7 +14,7 @@
 //! use tower_push::{
 //!     Error, Event, EventId, Gap, KeepAlive, Push,
 //!     event::{Encoding, Fields},
-//!     source::Subscription,
+//!     supervision::PendingStream,
 //!     transport::{FrameBuffer, Encoder, End, BoxResponseFuture, Transport, respond_streaming},
 //! };
 //!
@@ -32,8 +32,8 @@
 //!     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
 //!         let mut headers = HeaderMap::new();
 //!         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-//!         let subscription = Subscription::new(head, self.name());
-//!         respond_streaming(subscription, push, headers, Box::new(LengthDelimited), KeepAlive::default())
+//!         let pending = PendingStream::new(head, self.name());
+//!         respond_streaming(pending, push, headers, Box::new(LengthDelimited), KeepAlive::default())
 //!     }
 //! }
 //!
@@ -77,9 +77,9 @@ pub mod websocket;
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::{Response, request::Parts};
-pub use tower_push_proto::{Encoder, End, FrameBuffer};
+pub use tower_push_proto::{BatchEncoder, Encoder, End, FrameBuffer};
 
-pub(crate) use self::response::event_source_retry_response;
+pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

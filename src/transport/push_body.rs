@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::{error::BoxError, source::Ticket};
+use crate::{error::BoxError, supervision::StreamHandle};
 
 pin_project! {
     /// The body of every response: of a push, or of the service behind a layer, untouched.
@@ -19,8 +19,8 @@ pin_project! {
     pub struct PushBody<B = NeverBody> {
         #[pin]
         kind: Kind<B>,
-        // For as long as the body is there.
-        held: Option<Ticket>,
+        // Keeps a guarded stream counted while the body exists.
+        handle: Option<StreamHandle>,
     }
 }
 
@@ -78,13 +78,13 @@ impl PushBody {
             Kind::Boxed { body } => Kind::Boxed { body },
             Kind::Inner { body } => match body {},
         };
-        let held = self.held;
-        PushBody { kind, held }
+        let handle = self.handle;
+        PushBody { kind, handle }
     }
 
-    /// Keeps the ticket until the body is dropped; or the one that it has, which keeps this one.
-    pub(crate) fn hold(&mut self, ticket: Ticket) {
-        self.held.get_or_insert(ticket);
+    /// Keeps `handle` until the body is dropped. A body that has the handle of an inner guard keeps that one, which holds `handle`.
+    pub(crate) fn attach_handle(&mut self, handle: StreamHandle) {
+        self.handle.get_or_insert(handle);
     }
 }
 
@@ -104,7 +104,7 @@ impl<B> Default for PushBody<B> {
 
 impl<B> From<Kind<B>> for PushBody<B> {
     fn from(kind: Kind<B>) -> Self {
-        Self { kind, held: None }
+        Self { kind, handle: None }
     }
 }
 

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+};
 use tower_push_proto::sse::write_retry;
 
-use super::{PushBody, sse::TEXT_EVENT_STREAM};
+use super::{Preference, PushBody, sse::TEXT_EVENT_STREAM};
 use crate::source::Rejection;
 
 /// A value of `Cache-Control`: caches must not keep the response.
@@ -58,6 +60,14 @@ pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
     let rejection =
         || Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here");
     (method == Method::CONNECT).then(|| rejection_response(rejection()))
+}
+
+/// Returns whether the request accepts an event stream by name, as that of an `EventSource` does.
+///
+/// Returns `false` for a CONNECT request: the 200 of [`event_source_retry_response`] would mean that the server has opened a tunnel.
+pub(crate) fn is_event_source_request(head: &Parts) -> bool {
+    let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
+    head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
 }
 
 /// Makes the response that an `EventSource` takes for a stream that has ended: 200, with the hint to reconnect after `retry`.

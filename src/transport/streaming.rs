@@ -18,50 +18,64 @@ use super::{
 use crate::{
     error::BoxError,
     event::Item,
-    source::{Push, PushSource, Subscription, Watched},
+    source::Push,
+    supervision::{PendingStream, SupervisedStream},
 };
 
-/// Answers a subscription with a streaming response: what every transport that streams does once it has an [`Encoder`].
+/// Opens a pending stream, and responds with it: what a streaming transport does once it has an [`Encoder`].
 ///
 /// To `headers`, which must hold the content type, it adds those that keep a stream flowing (`Cache-Control`,
 /// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
-/// alone, without asking the source; a [`Rejection`] becomes its status.
+/// alone, without asking the source; a [`Rejection`](crate::source::Rejection) becomes its status.
 pub fn respond_streaming(
-    mut subscription: Subscription,
+    pending: PendingStream,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
     keep_alive: KeepAlive,
 ) -> BoxResponseFuture {
     Box::pin(async move {
-        if let Some(refused) = refuse_connect(&subscription.head().method) {
+        let method = &pending.subscription().head().method;
+        if let Some(refused) = refuse_connect(method) {
             return refused;
         }
-        let body = if subscription.head().method == Method::HEAD {
-            PushBody::head()
-        } else {
-            let opening = subscription.opening();
-            match push
-                .subscribe(subscription)
-                .await
-                .map(|items| opening.around(items))
-            {
-                Ok(items) => PushBody::new(Streaming::new(items, encoder, keep_alive)),
-                Err(rejection) => return rejection_response(rejection),
-            }
-        };
-        let mut response = Response::new(body);
-        *response.headers_mut() = headers;
-        for (name, value) in [
-            (header::CACHE_CONTROL, "no-cache, no-transform"),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (X_ACCEL_BUFFERING, "no"),
-        ] {
-            let entry = response.headers_mut().entry(name);
-            entry.or_insert(HeaderValue::from_static(value));
+        if method == Method::HEAD {
+            return response_with(PushBody::head(), headers);
         }
-        response
+        match pending.open(push).await {
+            Ok(items) => streaming_response(items, headers, encoder, keep_alive),
+            Err(rejection) => rejection_response(rejection),
+        }
     })
+}
+
+/// Makes the response to a request whose stream is open. See [`respond_streaming`].
+pub(super) fn streaming_response<S>(
+    items: SupervisedStream<S>,
+    headers: HeaderMap,
+    encoder: Box<dyn Encoder>,
+    keep_alive: KeepAlive,
+) -> Response<PushBody>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
+{
+    let body = PushBody::new(Streaming::new(items, encoder, keep_alive));
+    response_with(body, headers)
+}
+
+/// Makes a response with `headers`, and those that keep a stream flowing.
+fn response_with(body: PushBody, headers: HeaderMap) -> Response<PushBody> {
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-cache, no-transform"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (X_ACCEL_BUFFERING, "no"),
+    ] {
+        let entry = response.headers_mut().entry(name);
+        entry.or_insert(HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// nginx's word for it.
@@ -82,7 +96,7 @@ pin_project! {
 
 enum State<S> {
     /// The source's stream is dropped as soon as this state is left.
-    Live(Watched<S>),
+    Live(SupervisedStream<S>),
     /// The error is told once what came before it has had its chance to go out: a server drops what it holds on an error.
     Failing {
         error: BoxError,
@@ -98,7 +112,11 @@ const FRAMES: usize = 8;
 const ITEMS: usize = 1024;
 
 impl<S> Streaming<S> {
-    fn new(items: Watched<S>, mut encoder: Box<dyn Encoder>, keep_alive: KeepAlive) -> Self {
+    fn new(
+        items: SupervisedStream<S>,
+        mut encoder: Box<dyn Encoder>,
+        keep_alive: KeepAlive,
+    ) -> Self {
         let mut batch = FrameBuffer::default();
         encoder.open(&mut batch);
         Self {
@@ -131,25 +149,20 @@ where
         }
         for _ in 0..ITEMS {
             let written = match ready!(Pin::new(&mut *items).poll_next(cx)) {
-                Some(Ok(Item::Event(event))) => encoder.event(&event, batch),
-                Some(Ok(Item::Gap(gap))) => encoder.gap(&gap, batch),
-                Some(Ok(Item::Cursor(id))) => {
-                    encoder.cursor(&id, batch);
-                    Ok(())
-                }
+                Some(Ok(item)) => encoder.item(&item, batch),
                 Some(Err(error)) => return self.fail(error),
-                Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
-                Some(Ok(Item::Ended { retry })) => {
-                    return self.end(End::reconnect(Some(retry)), encoder, batch);
-                }
-                None | Some(Ok(Item::Expired)) => {
-                    return self.end(End::reconnect(None), encoder, batch);
+                None => Ok(Some(End::reconnect(None))),
+            };
+            let end = match written {
+                Ok(end) => end,
+                Err(error) => {
+                    let error = error.into();
+                    items.report_send_error(&error);
+                    return self.fail(error);
                 }
             };
-            if let Err(error) = written {
-                let error = error.into();
-                items.cut(&error);
-                return self.fail(error);
+            if let Some(end) = end {
+                return self.end(end, encoder, batch);
             }
             if batch.is_full() {
                 return Poll::Ready(());

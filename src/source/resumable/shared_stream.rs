@@ -206,16 +206,17 @@ impl SharedStream {
         for _ in 0..MAX_SKIPPED_CURSORS {
             let polled = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // Copied here if it is shared, because its id is set under a lock.
-                Some(Ok(Item::Event(event))) => {
+                Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
                     Polled::Entry(ItemLogEntry::Event(event.into_unshared()))
                 }
                 Some(Ok(Item::Gap(gap))) => Polled::Entry(ItemLogEntry::Gap(Box::new(gap))),
-                Some(Ok(Item::Cursor(_))) => continue,
                 Some(Ok(Item::Finished)) => Polled::End(StreamEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
                     Polled::End(StreamEnd::EndedWithRetry(retry), None)
                 }
                 Some(Ok(Item::Expired)) => Polled::End(StreamEnd::Ended, None),
+                // A cursor of the stream's own means nothing here: the log gives cursors of its own.
+                Some(Ok(_)) => continue,
                 Some(Err(error)) => {
                     Polled::End(StreamEnd::Failed(error.to_string().into()), Some(error))
                 }

@@ -42,7 +42,8 @@ use super::{
 };
 use crate::{
     format::{Format, Ndjson},
-    source::{Push, Subscription},
+    source::Push,
+    supervision::PendingStream,
 };
 
 /// The chunked transport, in one format. See the [module docs](self).
@@ -106,7 +107,7 @@ impl Transport for Chunked {
         if types.len() > 1 {
             vary_by_accept(&mut headers);
         }
-        let subscription = Subscription::new(head, self.name());
-        respond_streaming(subscription, push, headers, encoder, self.keep_alive)
+        let pending = PendingStream::new(head, self.name());
+        respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }

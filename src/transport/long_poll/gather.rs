@@ -16,9 +16,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     error::{BoxError, Error},
-    event::{Event, EventId, Gap, Item},
-    source::{Watched, retry_after},
-    transport::{Encoder, End, FrameBuffer},
+    event::{EventId, Gap, Item},
+    source::retry_after,
+    supervision::SupervisedStream,
+    transport::{BatchEncoder, End, FrameBuffer},
 };
 
 /// How much a batch holds: it ends with the event that reaches a bound, so that there is always one.
@@ -37,7 +38,7 @@ pub(super) struct Patience {
 
 /// A batch in the making: sans-io.
 pub(super) struct Gathering {
-    encoder: Box<dyn Encoder>,
+    encoder: Box<dyn BatchEncoder>,
     batch: FrameBuffer,
     bounds: Bounds,
     events: usize,
@@ -130,12 +131,12 @@ impl Rest {
 
 impl Gathering {
     pub(super) fn new(
-        mut encoder: Box<dyn Encoder>,
+        mut encoder: Box<dyn BatchEncoder>,
         bounds: Bounds,
         cursor: Option<EventId>,
     ) -> Self {
         let mut batch = FrameBuffer::default();
-        encoder.open_batch(&mut batch);
+        encoder.begin_batch(&mut batch);
         Self {
             encoder,
             batch,
@@ -157,53 +158,52 @@ impl Gathering {
     /// What these items yield next, or their end. Breaks when the batch cannot hold more.
     pub(super) fn take_of<S>(
         &mut self,
-        items: &Watched<S>,
+        items: &SupervisedStream<S>,
         next: Option<Result<Item, BoxError>>,
     ) -> ControlFlow<Rest> {
         let is_item = matches!(next, Some(Ok(_)));
         let taken = self.take(next);
         if let (true, Break(Rest::Failed(error))) = (is_item, &taken) {
-            items.cut(error);
+            items.report_send_error(error);
         }
         taken
     }
 
     pub(super) fn take(&mut self, next: Option<Result<Item, BoxError>>) -> ControlFlow<Rest> {
-        let written = match next {
+        let item = match next {
             None => return Break(Rest::Ended),
             Some(Err(error)) => return Break(Rest::Failed(error)),
-            Some(Ok(Item::Finished)) => return Break(Rest::Finished),
-            Some(Ok(Item::Ended { retry })) => return Break(Rest::Later(Some(retry))),
-            Some(Ok(Item::Expired)) => return Break(Rest::Later(None)),
-            Some(Ok(Item::Cursor(id))) => {
-                self.moves_to(Some(&id));
-                return Continue(());
-            }
-            Some(Ok(ahead)) if self.is_full() => {
-                self.ahead = Some(ahead);
+            Some(Ok(item)) => item,
+        };
+        match item.end() {
+            Some(End { finished: true, .. }) => return Break(Rest::Finished),
+            Some(End { retry, .. }) => return Break(Rest::Later(retry)),
+            None => {}
+        }
+        if item.is_content() {
+            if self.is_full() {
+                self.ahead = Some(item);
                 return Break(Rest::More);
             }
-            Some(Ok(Item::Event(event))) => self.event(&event),
-            Some(Ok(Item::Gap(gap))) => {
-                let written = self.encoder.gap(&gap, &mut self.batch);
-                written.map(|()| self.moves_to(gap.resumed.as_ref()))
+            if let Err(error) = self.content(&item) {
+                return Break(Rest::Failed(error.into()));
             }
-        };
-        match written {
-            Ok(()) => self.has_content = true,
-            Err(error) => return Break(Rest::Failed(error.into())),
+            self.has_content = true;
         }
+        self.moves_to(item.cursor());
         Continue(())
     }
 
-    fn event(&mut self, event: &Event) -> Result<(), Error> {
-        let is_told = self.has_moved || event.id().is_some();
-        if let Some(gap) = self.lost.take().filter(|_| !is_told) {
-            self.encoder.gap(&gap, &mut self.batch)?;
+    /// Writes an event or a gap.
+    fn content(&mut self, item: &Item) -> Result<(), Error> {
+        if item.event().is_some() {
+            let is_told = self.has_moved || item.cursor().is_some();
+            if let Some(gap) = self.lost.take().filter(|_| !is_told) {
+                self.encoder.gap(&gap, &mut self.batch)?;
+            }
         }
-        self.encoder.event(event, &mut self.batch)?;
-        self.events += 1;
-        self.moves_to(event.id());
+        self.encoder.item(item, &mut self.batch)?;
+        self.events += usize::from(item.event().is_some());
         Ok(())
     }
 
@@ -228,7 +228,7 @@ impl Gathering {
 
     pub(super) fn finish(mut self, rest: Rest) -> Gathered {
         let end = rest.is_finished().then_some(End::FINISHED);
-        self.encoder.close_batch(end, &mut self.batch);
+        self.encoder.end_batch(end, &mut self.batch);
         Gathered {
             body: self.batch.into_bytes(),
             has_content: self.has_content,
@@ -243,8 +243,8 @@ impl Gathering {
 
 pin_project! {
     /// Waits for the first thing that is ready, then takes what is ready with it. Dropped, it leaves nothing behind.
-    pub(super) struct Gather<S> {
-        items: Watched<S>,
+    pub(super) struct Gather<'a, S> {
+        items: &'a mut SupervisedStream<S>,
         // Until the batch is done.
         gathering: Option<Gathering>,
         waiting: Waiting,
@@ -270,8 +270,12 @@ const ITEMS: usize = 1024;
 /// Longer than any connection; and any clock can add it.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-impl<S> Gather<S> {
-    pub(super) fn new(items: Watched<S>, gathering: Gathering, patience: Patience) -> Self {
+impl<'a, S> Gather<'a, S> {
+    pub(super) fn new(
+        items: &'a mut SupervisedStream<S>,
+        gathering: Gathering,
+        patience: Patience,
+    ) -> Self {
         Self {
             items,
             gathering: Some(gathering),
@@ -284,7 +288,7 @@ impl<S> Gather<S> {
     }
 }
 
-impl<S> Gather<S>
+impl<S> Gather<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
@@ -296,7 +300,7 @@ where
         };
         for _ in 0..ITEMS {
             let next = if gathering.is_full() {
-                this.items.poll_ahead(cx)
+                this.items.poll_next_uncounted(cx)
             } else {
                 Pin::new(&mut *this.items).poll_next(cx)
             };
@@ -338,7 +342,7 @@ where
     }
 }
 
-impl<S> Future for Gather<S>
+impl<S> Future for Gather<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
@@ -349,7 +353,7 @@ where
         let this = self.project();
         match this.gathering.take() {
             Some(gathering) => Poll::Ready(Gathered {
-                is_cut_short: this.items.was_ended(),
+                is_cut_short: this.items.has_ended_early(),
                 ..gathering.finish(rest)
             }),
             None => Poll::Pending,
@@ -365,7 +369,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::GapReason,
+        event::{Event, GapReason},
         format::{Format, JsonArray},
     };
 
@@ -375,7 +379,7 @@ mod tests {
     };
 
     fn gathering(bounds: Bounds) -> Gathering {
-        let (_, encoder) = JsonArray::new().encoder("application/json");
+        let (_, encoder) = JsonArray::new().batch_encoder("application/json");
         Gathering::new(encoder, bounds, None)
     }
 
@@ -394,11 +398,8 @@ mod tests {
             first: Duration::ZERO,
             more: Duration::ZERO,
         };
-        let gather = std::pin::pin!(Gather::new(
-            Watched::alone(items),
-            gathering(BOUNDS),
-            patience
-        ));
+        let mut items = SupervisedStream::unsupervised(items);
+        let gather = std::pin::pin!(Gather::new(&mut items, gathering(BOUNDS), patience));
         match gather.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(gathered) => gathered,
             Poll::Pending => panic!("it should not wait"),
@@ -493,6 +494,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_source_that_never_pauses_is_left_at_the_deadline() {
         let items = stream::repeat_with(|| Ok(cursor(1)));
+        let mut items = SupervisedStream::unsupervised(items);
         let patience = Patience {
             first: Duration::from_secs(5),
             more: Duration::ZERO,
@@ -502,7 +504,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            batch = Gather::new(Watched::alone(items), gathering(BOUNDS), patience) => {
+            batch = Gather::new(&mut items, gathering(BOUNDS), patience) => {
                 assert!(matches!(batch.rest, Rest::More));
             }
             () = clock => {}
@@ -521,8 +523,8 @@ mod tests {
             Some((Ok(event(n as u64)), n + 1))
         });
         let began = Instant::now();
-        let items = Box::pin(items);
-        let batch = Gather::new(Watched::alone(items), gathering(BOUNDS), patience).await;
+        let mut items = SupervisedStream::unsupervised(Box::pin(items));
+        let batch = Gather::new(&mut items, gathering(BOUNDS), patience).await;
         assert_eq!(began.elapsed().as_secs(), 12);
         assert_eq!(at(&batch), Some("1"));
     }

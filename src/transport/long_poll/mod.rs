@@ -118,11 +118,12 @@ use self::{
     wait::Waits,
 };
 use super::{
-    BoxResponseFuture, Encoder, KeepAlive, Preference, Transport, response::refuse_connect,
+    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, response::refuse_connect,
 };
 use crate::{
     format::{Format, JsonArray, Multipart, Ndjson, Raw},
-    source::{Push, Resumable, Subscription},
+    source::{Push, Resumable},
+    supervision::PendingStream,
 };
 
 /// The long-poll transport. See the [module docs](self).
@@ -311,7 +312,7 @@ impl Transport for LongPoll {
             return Box::pin(ready(refused));
         }
         let parking = Parking::new(&self.0.resumable, head);
-        let subscription = Subscription::new(head, self.name());
+        let pending = PendingStream::new(head, self.name());
         let wait = self.0.waits.of(head);
         let bounds = self.0.bounds;
         let patience = Patience {
@@ -322,7 +323,7 @@ impl Transport for LongPoll {
             let durable = self.0.durable.clone();
             let head = head.clone();
             let asked = Asked {
-                subscription,
+                pending,
                 push,
                 parking,
             };
@@ -338,11 +339,11 @@ impl Transport for LongPoll {
             let response = validators::head(content_type, is_negotiated);
             return Box::pin(ready(response));
         }
-        let subscription = validators::starting(subscription);
+        let pending = pending.map_subscription(validators::starting);
         Box::pin(async move {
-            let cursor = subscription.cursor().cloned();
+            let cursor = pending.subscription().cursor().cloned();
             let gathering = Gathering::new(encoder, bounds, cursor);
-            let gathered = parking.gather(push, subscription, gathering, patience);
+            let gathered = parking.gather(push, pending, gathering, patience);
             let mut response = match gathered.await {
                 Ok(gathered) => validators::answer(gathered, format, content_type, is_negotiated),
                 Err(rejection) => validators::refused(rejection, is_negotiated),
@@ -368,7 +369,7 @@ impl Config {
             Some(format) => format.as_ref(),
             None => &JsonArray::new(),
         };
-        let (content_type, encoder) = format.encoder(media_type);
+        let (content_type, encoder) = format.batch_encoder(media_type);
         Chosen {
             format: format.name(),
             content_type,
@@ -381,5 +382,5 @@ impl Config {
 struct Chosen {
     format: &'static str,
     content_type: HeaderValue,
-    encoder: Box<dyn Encoder>,
+    encoder: Box<dyn BatchEncoder>,
 }

@@ -1,13 +1,12 @@
 //! What lives on between two polls: the streams of sources that tell no cursor.
 
-use futures_core::Stream;
 use http::{HeaderValue, header, request::Parts};
 
 use super::gather::{Gather, Gathered, Gathering, Patience};
 use crate::{
-    error::BoxError,
-    event::{EventId, Gap, GapReason, Item},
+    event::{EventId, Gap, GapReason},
     source::{ItemStream, Push, PushSource, Rejection, Resumable, Subscription},
+    supervision::PendingStream,
 };
 
 /// Where one client's streams are parked.
@@ -34,41 +33,32 @@ impl Parking {
     pub(super) async fn gather(
         &self,
         push: Push,
-        mut subscription: Subscription,
+        pending: PendingStream,
         gathering: Gathering,
         patience: Patience,
     ) -> Result<Gathered, Rejection> {
-        let lost = self.lost(&push, &subscription);
+        let lost = self.lost(&push, pending.subscription());
         let lost = lost.map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
-        let opening = subscription.opening();
-        let mut items = self.subscribe(push, subscription).await?;
-        // The poll is watched, and not what is parked.
-        let watched = opening.around(&mut items);
+        let push = self.push_for(push, pending.subscription());
+        let mut items = pending.open(push).await?;
         let gathering = gathering.behind(lost);
-        let mut gathered = Gather::new(watched, gathering, patience).await;
+        let mut gathered = Gather::new(&mut items, gathering, patience).await;
         if gathered.leaves_no_cursor() {
-            let rest = ItemStream::with_first_item(gathered.take_ahead(), items);
+            // The poll is supervised, and not what is parked.
+            let rest = ItemStream::with_first_item(gathered.take_ahead(), items.into_inner());
             gathered.cursor = Some(self.resumable.park(rest, Some(self.owner.clone().into())));
         }
         Ok(gathered)
     }
 
-    /// What is there for this cursor: the stream that is parked under it, or else the source's.
-    pub(super) async fn subscribe(
-        &self,
-        push: Push,
-        subscription: Subscription,
-    ) -> Result<
-        ItemStream<impl Stream<Item = Result<Item, BoxError>> + Send + Unpin + use<>>,
-        Rejection,
-    > {
+    /// Returns what serves the cursor of `subscription`: the stream that is parked under it, or else `push` itself.
+    pub(super) fn push_for(&self, push: Push, subscription: &Subscription) -> Push {
         let is_parked = |id| self.resumable.contains(id);
-        let push = if push.is_resumable() && !subscription.cursor().is_some_and(is_parked) {
+        if push.is_resumable() && !subscription.cursor().is_some_and(is_parked) {
             push
         } else {
             Push::new(self.resumable.wrap(push).owner(self.owner.clone()))
-        };
-        push.subscribe(subscription).await
+        }
     }
 
     /// The cursor, if it may be of a stream that was parked and let go: a source that then tells no cursor cannot know it.

@@ -34,10 +34,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Pa
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
 use super::{BoxResponseFuture, KeepAlive, Transport, respond_streaming};
-use crate::{
-    event::EventType,
-    source::{Push, Subscription},
-};
+use crate::{event::EventType, source::Push, supervision::PendingStream};
 
 /// The SSE transport. See the [module docs](self).
 #[derive(Clone, Debug)]
@@ -130,11 +127,11 @@ impl Transport for Sse {
         if self.config.is_base64() {
             headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
         }
-        let subscription = Subscription::new(head, self.name());
+        let pending = PendingStream::new(head, self.name());
         let encoder = Box::new(SseEncoder::new(
             self.config.clone(),
-            subscription.cursor().cloned(),
+            pending.subscription().cursor().cloned(),
         ));
-        respond_streaming(subscription, push, headers, encoder, self.keep_alive)
+        respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }

@@ -21,7 +21,8 @@ use tower_push_proto::websocket::Session;
 use crate::{
     error::BoxError,
     event::Item,
-    source::{ClientMessageSender, MessageBatch, Ticket, Watched},
+    source::{ClientMessageSender, MessageBatch},
+    supervision::{StreamHandle, SupervisedStream},
     transport::lazy_timer::LazyTimer,
 };
 
@@ -32,8 +33,8 @@ pin_project! {
         driver: Driver<S>,
         #[pin]
         timer: LazyTimer,
-        // Until the socket is gone.
-        ticket: Option<Ticket>,
+        // Keeps a guarded stream counted while the socket exists.
+        handle: Option<StreamHandle>,
     }
 }
 
@@ -46,7 +47,7 @@ enum Socket {
 struct Driver<S> {
     session: Session,
     /// `None` once it is over: what it holds is let go at once.
-    items: Option<Watched<S>>,
+    items: Option<SupervisedStream<S>>,
     message_sender: Option<ClientMessageSender>,
     /// Read, but there was no room to deliver it.
     unread: Bytes,
@@ -80,11 +81,11 @@ impl<S> Connection<S> {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         session: Session,
-        items: Watched<S>,
+        items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Self {
         Self {
-            ticket: items.ticket().cloned(),
+            handle: items.handle().cloned(),
             socket: Socket::Upgrading(on_upgrade),
             driver: Driver {
                 session,
@@ -263,7 +264,7 @@ where
             }
             let item = ready!(Pin::new(&mut *items).poll_next(cx));
             if let Some(error) = self.session.send(item, now) {
-                items.cut(&error.into());
+                items.report_send_error(&error.into());
             }
         }
         Poll::Ready(())

@@ -86,7 +86,8 @@ use crate::{
     error::BoxError,
     event::Item,
     origin_policy::OriginPolicy,
-    source::{ClientMessageSender, Push, PushSource, Rejection, Subscription, Watched},
+    source::{ClientMessageSender, Push, PushSource, Rejection},
+    supervision::{PendingStream, SupervisedStream},
 };
 
 /// The WebSocket transport. See the [module docs](self).
@@ -235,7 +236,7 @@ impl WebSocket {
         &self,
         on_upgrade: OnUpgrade,
         messages: FrameEncoder,
-        items: Watched<S>,
+        items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
     where
@@ -282,8 +283,8 @@ impl Transport for WebSocket {
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
-        let mut subscription =
-            Subscription::new(head, self.name()).with_client_messages(&message_sender);
+        let pending = PendingStream::new(head, self.name())
+            .map_subscription(|it| it.with_client_messages(&message_sender));
         let this = self.clone();
         Box::pin(async move {
             let Accepted {
@@ -291,15 +292,17 @@ impl Transport for WebSocket {
                 response,
                 ..
             } = accepted;
-            let opening = subscription.opening();
-            let subscribed = push.subscribe(subscription).await;
+            let subscribed = push.subscribe(pending.subscription().clone()).await;
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
-                Ok(items) => {
-                    this.spawn(on_upgrade, messages, opening.around(items), message_sender)
-                }
+                Ok(items) => this.spawn(
+                    on_upgrade,
+                    messages,
+                    pending.supervise(items),
+                    message_sender,
+                ),
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, messages, opening.around(Finished), None)
+                    this.spawn(on_upgrade, messages, pending.supervise(Finished), None)
                 }
                 Err(rejection) => Err(rejection),
             };

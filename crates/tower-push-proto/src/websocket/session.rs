@@ -330,26 +330,16 @@ impl Session {
                 }
                 Err(event) => self.messages.event(&event, batch),
             },
-            Some(Ok(Item::Gap(gap))) => self.messages.gap(&gap, batch),
-            Some(Ok(Item::Cursor(id))) => {
-                self.messages.cursor(&id, batch);
-                Ok(())
-            }
-            Some(Ok(Item::Finished)) => {
-                self.end(End::FINISHED, CloseCode::NORMAL, "", now());
-                return None;
-            }
+            Some(Ok(item)) => match self.messages.item(&item, batch) {
+                Ok(None) => Ok(()),
+                Ok(Some(end)) => {
+                    self.end(end, now());
+                    return None;
+                }
+                Err(error) => Err(error),
+            },
             None => {
-                self.end(End::reconnect(None), CloseCode::COME_BACK, "", now());
-                return None;
-            }
-            Some(Ok(Item::Ended { retry })) => {
-                let end = End::reconnect(Some(retry));
-                self.end(end, CloseCode::RESTART, &end.to_json(), now());
-                return None;
-            }
-            Some(Ok(Item::Expired)) => {
-                self.end(End::reconnect(None), CloseCode::EXPIRED, "expired", now());
+                self.end(End::reconnect(None), now());
                 return None;
             }
             Some(Err(error)) => {
@@ -374,9 +364,15 @@ impl Session {
     }
 
     /// Tells of the end, where the form has a place for it, and closes.
-    fn end(&mut self, end: End, code: CloseCode, reason: &str, now: Instant) {
+    fn end(&mut self, end: End, now: Instant) {
         self.messages.end(end, self.outgoing.batch());
-        self.close(code, reason, now);
+        let (code, reason) = match end {
+            End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
+            End { expired: true, .. } => (CloseCode::EXPIRED, "expired".into()),
+            End { retry: Some(_), .. } => (CloseCode::RESTART, end.to_json()),
+            End { retry: None, .. } => (CloseCode::COME_BACK, "".into()),
+        };
+        self.close(code, &reason, now);
     }
 
     /// Ends the connection politely, behind what is written already.

@@ -32,10 +32,12 @@ use super::{
 use crate::{
     error::{BoxError, Error},
     event::{Event, EventId, Item},
-    source::{Push, PushSource, Rejection, StartPosition, Subscription, Watched, source_fn},
+    source::{Push, PushSource, Rejection, StartPosition},
+    supervision::{PendingStream, SupervisedStream},
     transport::{
-        KeepAlive, PushBody, rejection_response, respond_streaming,
+        KeepAlive, PushBody, rejection_response,
         response::{NO_STORE, NOSNIFF, insert_ascii},
+        streaming::streaming_response,
     },
 };
 
@@ -69,7 +71,7 @@ pub(super) struct Durable {
 
 /// What is asked of whom.
 pub(super) struct Asked {
-    pub(super) subscription: Subscription,
+    pub(super) pending: PendingStream,
     pub(super) push: Push,
     pub(super) parking: Parking,
 }
@@ -171,12 +173,13 @@ impl Durable {
         if !asked.push.is_resumable() {
             return self.answer(request, gathering.finish(Rest::Nothing));
         }
-        let mut subscription = asked.subscription.with_start(StartPosition::Now);
-        let opening = subscription.opening();
-        match asked.push.subscribe(subscription).await {
-            Ok(items) => {
-                let items = opening.around(items);
-                self.answer(request, Gather::new(items, gathering, AT_ONCE).await)
+        let pending = asked
+            .pending
+            .map_subscription(|it| it.with_start(StartPosition::Now));
+        match pending.open(asked.push).await {
+            Ok(mut items) => {
+                let gathered = Gather::new(&mut items, gathering, AT_ONCE).await;
+                self.answer(request, gathered)
             }
             Err(refused) => self.refused(request, gathering, refused),
         }
@@ -190,9 +193,10 @@ impl Durable {
         bounds: Bounds,
         patience: Patience,
     ) -> Response<PushBody> {
-        let subscription = asked.subscription.with_start(request.offset.start());
+        let start = request.offset.start();
+        let pending = asked.pending.map_subscription(|it| it.with_start(start));
         let gathering = self.gathering(request, bounds);
-        let gathered = (asked.parking).gather(asked.push, subscription, gathering, patience);
+        let gathered = (asked.parking).gather(asked.push, pending, gathering, patience);
         match gathered.await {
             Ok(gathered) => self.answer(request, gathered),
             Err(refused) => self.refused(request, self.gathering(request, bounds), refused),
@@ -278,29 +282,27 @@ impl Durable {
     /// What there is and what comes, as events (§5.8).
     async fn stream(&self, request: Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
         let Asked {
-            mut subscription,
+            pending,
             push,
             parking,
         } = asked;
-        let opening = subscription.opening();
-        let from = subscription.clone().with_start(request.offset.start());
-        let is_lost = parking.lost(&push, &from).is_some();
+        let start = request.offset.start();
+        let pending = pending.map_subscription(|it| it.with_start(start));
+        let is_lost = parking.lost(&push, pending.subscription()).is_some();
         let is_untold = |event: &Event| is_lost && event.id().is_none();
-        let (items, ahead) = match parking.subscribe(push, from).await {
+        let push = parking.push_for(push, pending.subscription());
+        let (items, ahead) = match pending.open(push).await {
             Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
                 (None, Some(Ok(Item::Finished)))
             }
             Err(refused) => return rejection_response(refused),
-            Ok(items) => {
-                let mut items = opening.around(items);
-                match poll_fn(|cx| ready_now(&mut items, cx)).await {
-                    Some(Some(Ok(Item::Gap(_)))) => return gone(&items),
-                    Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => return gone(&items),
-                    Some(Some(first)) => (Some(items), Some(first)),
-                    Some(None) => (None, None),
-                    None => (Some(items), None),
-                }
-            }
+            Ok(mut items) => match poll_fn(|cx| ready_now(&mut items, cx)).await {
+                Some(Some(Ok(Item::Gap(_)))) => return gone(&items),
+                Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => return gone(&items),
+                Some(Some(first)) => (Some(items), Some(first)),
+                Some(None) => (None, None),
+                None => (Some(items), None),
+            },
         };
         let data = self.data();
         let batches = Batches::new(items, ahead, data, bounds, &request);
@@ -310,15 +312,8 @@ impl Durable {
         if data == Data::Base64 {
             headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
         }
-        respond_streaming(
-            // It has begun: the offset has done its work.
-            subscription.with_start(StartPosition::Now),
-            Push::new(source_fn(async move |_| Ok(batches))),
-            headers,
-            Box::new(Verbatim),
-            self.keep_alive,
-        )
-        .await
+        let batches = SupervisedStream::unsupervised(batches);
+        streaming_response(batches, headers, Box::new(Verbatim), self.keep_alive)
     }
 }
 
@@ -367,10 +362,10 @@ fn failed(error: Option<&Error>) -> Response<PushBody> {
 const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
 
 /// The answer where there is no place to tell of a gap.
-fn gone<S>(items: &Watched<S>) -> Response<PushBody> {
+fn gone<S>(items: &SupervisedStream<S>) -> Response<PushBody> {
     let error = Error::gap_unsupported();
     let response = failed(Some(&error));
-    items.cut(&error.into());
+    items.report_send_error(&error.into());
     response
 }
 

@@ -17,7 +17,7 @@ use crate::{
     byte_search,
     error::{BoxError, Error},
     event::{Event, EventId, Gap, Item, Payload},
-    source::Watched,
+    supervision::SupervisedStream,
     transport::{Encoder, End, FrameBuffer},
 };
 
@@ -35,7 +35,7 @@ pub(super) enum Data {
 /// A source's items as batches, each an event whose payload is what to write: `data`, where there is some, and `control`.
 pub(super) struct Batches<S> {
     /// Until its end.
-    items: Option<Watched<S>>,
+    items: Option<SupervisedStream<S>>,
     /// Looked at, and not taken.
     ahead: Option<Result<Item, BoxError>>,
     data: Data,
@@ -57,7 +57,7 @@ const ITEMS: usize = 1024;
 
 impl<S> Batches<S> {
     pub(super) fn new(
-        items: Option<Watched<S>>,
+        items: Option<SupervisedStream<S>>,
         ahead: Option<Result<Item, BoxError>>,
         data: Data,
         bounds: Bounds,
@@ -179,14 +179,14 @@ where
     }
 
     /// Takes what is ready. Items that have ended come with it, unless by a failure, which is told already.
-    fn gather(&mut self, cx: &mut Context<'_>) -> (Gathered, Option<Watched<S>>) {
+    fn gather(&mut self, cx: &mut Context<'_>) -> (Gathered, Option<SupervisedStream<S>>) {
         let encoder = Box::new(Payloads::new(self.data == Data::Json));
         let mut gathering = Gathering::new(encoder, self.bounds, self.offset.clone());
         for _ in 0..ITEMS {
             let Poll::Ready(next) = self.poll_item(cx) else {
                 return (gathering.finish(Rest::Nothing), None);
             };
-            let is_content = matches!(next, Some(Ok(Item::Event(_) | Item::Gap(_))));
+            let is_content = matches!(&next, Some(Ok(item)) if item.is_content());
             if is_content && gathering.is_full() {
                 self.ahead = next;
                 break;
@@ -237,7 +237,7 @@ where
             Err(error) => {
                 let error = error.into();
                 if let Some(items) = this.items.take().or(ended) {
-                    items.cut(&error);
+                    items.report_send_error(&error);
                 }
                 this.ahead = None;
                 Poll::Ready(Some(Err(error)))

@@ -1,0 +1,220 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{StreamHandle, StreamLifecycle};
+use crate::{
+    deadline::earlier,
+    error::BoxError,
+    event::Item,
+    source::{Push, PushSource},
+};
+
+/// A source's items until its guard or its expiry ends the stream.
+///
+/// A [`PendingStream`](super::PendingStream) opens it. It ends with [`Item::Ended`] or [`Item::Expired`] if it ends early, and otherwise as
+/// the source's stream does. A transport may poll it on after the source's stream has ended with `None`: the stream is then pending until it
+/// ends early. See the [module docs](super).
+pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
+    items: S,
+    handle: Option<StreamHandle>,
+    expires_at: Option<Instant>,
+    /// Made when there is a time to wait for.
+    timer: Option<Pin<Box<Sleep>>>,
+    phase: StreamPhase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamPhase {
+    Open,
+    /// The source's stream has ended with `None`.
+    SourceEnded,
+    /// The guard or the expiry has ended the stream.
+    EndedEarly,
+}
+
+impl<S> SupervisedStream<S> {
+    pub(super) fn new(items: S, handle: Option<StreamHandle>, expires_at: Option<Instant>) -> Self {
+        Self {
+            items,
+            handle,
+            expires_at,
+            timer: None,
+            phase: StreamPhase::Open,
+        }
+    }
+
+    /// Items that are supervised elsewhere, or not at all.
+    pub(crate) fn unsupervised(items: S) -> Self {
+        Self::new(items, None, None)
+    }
+
+    /// The handle of the stream's guard; `None` without a guard.
+    pub fn handle(&self) -> Option<&StreamHandle> {
+        self.handle.as_ref()
+    }
+
+    /// Returns whether the guard or the expiry has ended the stream, and not the source.
+    pub fn has_ended_early(&self) -> bool {
+        self.phase == StreamPhase::EndedEarly
+    }
+
+    /// Reports that the transport cannot send the last item, because of `error`, and cuts the stream.
+    ///
+    /// Without this report, the guard takes the item as sent, and the stream as [left](crate::guard::CloseReason::Left) by its client.
+    pub fn report_send_error(&self, error: &BoxError) {
+        if let Some(lifecycle) = self.lifecycle() {
+            lifecycle.on_send_error(error);
+        }
+    }
+
+    /// Reports that the client gets a complete response to a poll, and that no more of the stream follows in it.
+    ///
+    /// It is needed only if the response's body does not know its length. Without this report, the guard takes such a stream as
+    /// [left](crate::guard::CloseReason::Left) by its client.
+    pub fn report_complete_response(&self) {
+        if let Some(lifecycle) = self.lifecycle() {
+            lifecycle.on_complete_response();
+        }
+    }
+
+    /// Ends the supervision. The items that were not yet taken can be kept for a later request of the same client.
+    pub fn into_inner(self) -> S {
+        self.items
+    }
+
+    fn lifecycle(&self) -> Option<&dyn StreamLifecycle> {
+        self.handle.as_ref().map(StreamHandle::lifecycle)
+    }
+
+    /// Returns the last item when it is time to end early.
+    fn poll_early_end(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+        let guard_ends_at = self.lifecycle().and_then(StreamLifecycle::ends_at);
+        let Some(ends_at) = earlier(guard_ends_at, self.expires_at) else {
+            return Poll::Pending;
+        };
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(ends_at)));
+        if timer.deadline() != ends_at {
+            timer.as_mut().reset(ends_at);
+        }
+        timer.as_mut().poll(cx).map(|()| self.end_early(ends_at))
+    }
+
+    fn end_early(&mut self, ends_at: Instant) -> Item {
+        self.phase = StreamPhase::EndedEarly;
+        match self.lifecycle() {
+            Some(lifecycle) if self.expires_at != Some(ends_at) => lifecycle.on_early_end(),
+            Some(lifecycle) => {
+                lifecycle.on_item(Some(&Ok(Item::Expired)));
+                Item::Expired
+            }
+            None => Item::Expired,
+        }
+    }
+
+    /// Returns `false` if it may be time to end early by now.
+    fn register_waker(&self, cx: &Context<'_>) -> bool {
+        let lifecycle = self.lifecycle();
+        lifecycle.is_none_or(|lifecycle| lifecycle.register_waker(cx.waker()))
+    }
+}
+
+impl<S> SupervisedStream<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    /// Polls for the next item, and does not count it if it is an event or a gap: for a transport whose response is full, and that only
+    /// asks whether there is more. The transport must keep such an item for the client's next request.
+    pub fn poll_next_uncounted(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Item, BoxError>>> {
+        self.poll(cx, false)
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        counts_content: bool,
+    ) -> Poll<Option<Result<Item, BoxError>>> {
+        if self.has_ended_early() {
+            return Poll::Ready(None);
+        }
+        loop {
+            // First, so that a source that is always ready ends too.
+            if let Poll::Ready(end) = self.poll_early_end(cx) {
+                return Poll::Ready(Some(Ok(end)));
+            }
+            if let Poll::Ready(item) = self.poll_source(cx) {
+                let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
+                if let Some(lifecycle) = self.lifecycle() {
+                    if counts_content || !is_content {
+                        lifecycle.on_item(item.as_ref());
+                    }
+                }
+                return Poll::Ready(item);
+            }
+            if self.register_waker(cx) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
+        if self.phase == StreamPhase::SourceEnded {
+            return Poll::Pending;
+        }
+        let item = {
+            #[cfg(feature = "tracing")]
+            let handle = self.handle.as_ref();
+            #[cfg(feature = "tracing")]
+            let _entered = handle
+                .and_then(|handle| handle.lifecycle().span())
+                .map(tracing::Span::enter);
+            ready!(Pin::new(&mut self.items).poll_next(cx))
+        };
+        if item.is_none() {
+            self.phase = StreamPhase::SourceEnded;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl<S> Stream for SupervisedStream<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    type Item = Result<Item, BoxError>;
+
+    #[inline]
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.handle.is_some() || this.expires_at.is_some() || this.phase != StreamPhase::Open {
+            return this.poll(cx, true);
+        }
+        // Nothing but the source can end the stream.
+        let item = Pin::new(&mut this.items).poll_next(cx);
+        if matches!(item, Poll::Ready(None)) {
+            this.phase = StreamPhase::SourceEnded;
+        }
+        item
+    }
+}
+
+impl<S> fmt::Debug for SupervisedStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SupervisedStream")
+            .field("handle", &self.handle)
+            .field("expires_at", &self.expires_at)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
