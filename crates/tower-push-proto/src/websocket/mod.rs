@@ -21,6 +21,7 @@ mod utf8;
 #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
 pub use self::message_format::Deflate;
 pub use self::{
+    frame::Role,
     message_format::{FrameEncoder, MessageFormat},
     session::{Session, SessionConfig},
 };

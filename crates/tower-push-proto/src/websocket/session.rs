@@ -11,7 +11,7 @@ use std::{
 use super::deflate::{self, InflateError};
 use super::{
     decoder::{Decoder, Message, Received, Rules},
-    frame::{self, CloseCode},
+    frame::{self, CloseCode, Role},
     message_format::FrameEncoder,
     outgoing::Outgoing,
 };
@@ -150,6 +150,7 @@ impl Session {
         now: Instant,
     ) -> Self {
         let rules = Rules {
+            role: Role::Server,
             message: config.max_message_size,
             #[cfg(feature = "deflate")]
             allows_compressed: messages.deflate.is_some(),
