@@ -122,7 +122,7 @@ impl MessageQueue {
 
 impl QueueState {
     fn is_full(&self) -> bool {
-        is_full(self.messages.len(), self.byte_len)
+        is_queue_full(self.messages.len(), self.byte_len)
     }
 
     fn has_receiver(&self) -> bool {
@@ -142,7 +142,7 @@ impl QueueState {
     }
 }
 
-fn is_full(messages: usize, bytes: usize) -> bool {
+fn is_queue_full(messages: usize, bytes: usize) -> bool {
     messages >= MAX_MESSAGES || bytes >= MAX_BYTES
 }
 
@@ -227,7 +227,7 @@ pub struct MessageBatch {
 impl MessageBatch {
     /// Returns whether the queue has no room for a message after this batch.
     pub fn is_full(&self) -> bool {
-        is_full(
+        is_queue_full(
             self.queued_messages + self.messages.len(),
             self.queued_bytes + self.byte_len,
         )

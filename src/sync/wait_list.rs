@@ -49,17 +49,17 @@ pub(crate) struct WaiterKey {
 }
 
 impl WaitList {
-    /// Creates a list with `shards` locks.
-    pub(crate) fn new(shards: usize) -> Self {
-        let shards = (0..shards).map(|_| Mutex::new(Shard::default()));
+    /// Creates a list of `shard_count` shards.
+    pub(crate) fn new(shard_count: usize) -> Self {
+        let shards = (0..shard_count).map(|_| Mutex::new(Shard::default()));
         Self {
             shards: shards.collect(),
         }
     }
 
-    /// Adds a task. Tasks with successive sequence numbers are put into different shards.
-    pub(crate) fn register(&self, sequence: usize) -> WaiterKey {
-        let shard = sequence % self.shards.len();
+    /// Adds a task to the shard `shard_hint` modulo the number of shards. Successive hints spread tasks over all shards.
+    pub(crate) fn register(&self, shard_hint: usize) -> WaiterKey {
+        let shard = shard_hint % self.shards.len();
         let mut locked = lock(&self.shards[shard]);
         let index = locked.free.pop().unwrap_or(locked.waiters.len());
         if index == locked.waiters.len() {

@@ -27,19 +27,19 @@ pub(super) struct ChannelCounters {
 
 impl ChannelCounters {
     pub(super) fn add_published(&self) {
-        add(&self.published, 1);
+        add_if_nonzero(&self.published, 1);
     }
 
     pub(super) fn add_expired(&self, events: u64) {
-        add(&self.expired, events);
+        add_if_nonzero(&self.expired, events);
     }
 
     pub(super) fn add_lagged(&self, events: u64) {
-        add(&self.lagged, events);
+        add_if_nonzero(&self.lagged, events);
     }
 
     pub(super) fn add_conflated(&self, events: u64) {
-        add(&self.conflated, events);
+        add_if_nonzero(&self.conflated, events);
     }
 
     pub(super) fn counts(&self) -> ChannelCounts {
@@ -53,7 +53,7 @@ impl ChannelCounters {
     }
 }
 
-fn add(counter: &AtomicU64, events: u64) {
+fn add_if_nonzero(counter: &AtomicU64, events: u64) {
     // Usually 0: then subscribers on different threads do not share the counter's cache line.
     if events > 0 {
         counter.fetch_add(events, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 use crate::{
     event::EventId,
     random,
-    source::numbered_id::{IdPrefix, encode},
+    source::numbered_id::{IdPrefix, encode_base32},
 };
 
 /// The identity of one channel's lifetime, and the prefix of its ids.
@@ -12,12 +12,12 @@ pub(super) struct Epoch(IdPrefix<12>);
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        Self(IdPrefix::new(encode(random::bits())))
+        Self(IdPrefix::new(encode_base32(random::bits())))
     }
 
     /// Returns the id of the event at this position, which is the cursor that resumes after it.
-    pub(super) fn id(self, position: u64) -> EventId {
-        self.0.id(position)
+    pub(super) fn event_id(self, position: u64) -> EventId {
+        self.0.numbered_id(position)
     }
 
     /// Returns the position of the event with this id. Returns `None` if the id is of another epoch.
@@ -35,12 +35,12 @@ mod tests {
     fn ids_belong_to_one_epoch() {
         let (a, b) = (Epoch::random(), Epoch::random());
         assert_ne!(a, b);
-        assert_eq!(a.position(&a.id(7)), Some(7));
-        assert_eq!(b.position(&a.id(7)), None);
+        assert_eq!(a.position(&a.event_id(7)), Some(7));
+        assert_eq!(b.position(&a.event_id(7)), None);
         for foreign in ["7", "-7", "~finished"] {
             assert_eq!(a.position(&EventId::new(foreign).unwrap()), None);
         }
-        let id = a.id(7).to_string();
+        let id = a.event_id(7).to_string();
         for malformed in [
             format!("{id}0"),
             id.to_uppercase(),

@@ -134,7 +134,7 @@ impl Channel {
 
     /// Subscribes the server itself: returns the stream of items that a client would get.
     pub fn subscribe_from(&self, start: StartPosition) -> Subscriber {
-        Subscriber::new(self.state.clone(), self.state.start_point(&start))
+        Subscriber::new(self.state.clone(), self.state.resolve_start(&start))
     }
 
     /// Returns the number of subscribers.
@@ -200,17 +200,17 @@ impl PushSource for Channel {
             None if subscription.has_unreadable_cursor() => StartPosition::Oldest,
             None => self.start,
         };
-        let start_point = self.state.start_point(&start);
-        let has_gap = matches!(start_point.first_item, Some(Item::Gap(_)));
+        let resolved = self.state.resolve_start(&start);
+        let has_gap = matches!(resolved.first_item, Some(Item::Gap(_)));
         // A request for one of these is answered with a cursor, even if the channel is closed.
         let asks_for_cursor = matches!(
             subscription.start(),
             Some(StartPosition::Now | StartPosition::Oldest)
         );
-        if !has_gap && !asks_for_cursor && self.state.is_finished_at(start_point.position) {
+        if !has_gap && !asks_for_cursor && self.state.is_finished_at(resolved.position) {
             return Err(Rejection::finished());
         }
-        Ok(Subscriber::new(self.state, start_point))
+        Ok(Subscriber::new(self.state, resolved))
     }
 }
 

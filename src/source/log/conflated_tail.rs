@@ -15,7 +15,7 @@ pub(super) struct ConflatedTail {
     /// Bytes of `entries`.
     byte_len: usize,
     /// The position of the newest event that was dropped although it was the newest of its key; 0 if there was none.
-    last_dropped: u64,
+    last_dropped_position: u64,
 }
 
 impl ConflatedTail {
@@ -34,7 +34,7 @@ impl ConflatedTail {
     }
 
     /// Adds an event that the log has trimmed. Returns the event instead if it is not the newest of its key.
-    pub(super) fn insert(&mut self, position: u64, entry: LogEntry) -> Option<Event> {
+    pub(super) fn insert_if_newest(&mut self, position: u64, entry: LogEntry) -> Option<Event> {
         let newest = (entry.key()).and_then(|key| self.newest_positions.get(key));
         if newest != Some(&position) {
             return Some(entry.event);
@@ -57,7 +57,7 @@ impl ConflatedTail {
         if let Some(key) = entry.key() {
             self.newest_positions.remove(key);
         }
-        self.last_dropped = position;
+        self.last_dropped_position = position;
         Some(entry.event)
     }
 
@@ -70,8 +70,8 @@ impl ConflatedTail {
     }
 
     /// Returns the position after which the newest event of every key is there.
-    pub(super) fn last_dropped(&self) -> u64 {
-        self.last_dropped
+    pub(super) fn last_dropped_position(&self) -> u64 {
+        self.last_dropped_position
     }
 
     /// Returns the events after a position, with their positions.

@@ -44,7 +44,7 @@ pub(super) struct LogEntry {
 
 /// What [`EventLog::read`] found after the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventLogRead {
+pub(crate) enum EventLogReadOutcome {
     /// Events, now in the buffer. The reader's position is now `up_to`. Events up to there that are not in the buffer were
     /// conflated: the log has a newer event of their key.
     Events { up_to: u64 },
@@ -57,7 +57,7 @@ pub(crate) enum EventLogRead {
 }
 
 impl EventLogLimits {
-    fn has_expired(&self, entry: &LogEntry, now: Duration) -> bool {
+    fn is_expired(&self, entry: &LogEntry, now: Duration) -> bool {
         let age = now.saturating_sub(entry.appended_at);
         self.max_age.is_some_and(|max_age| age > max_age)
     }
@@ -106,23 +106,23 @@ impl EventLog {
     /// Trims the events that are too old.
     pub(crate) fn trim_expired(&mut self, now: Duration) {
         let limits = self.limits;
-        let has_expired =
-            |entry: Option<&LogEntry>| entry.is_some_and(|entry| limits.has_expired(entry, now));
-        while has_expired(self.entries.front()) {
+        let is_expired =
+            |entry: Option<&LogEntry>| entry.is_some_and(|entry| limits.is_expired(entry, now));
+        while is_expired(self.entries.front()) {
             self.trim_oldest();
         }
         if let Some(tail) = &mut self.conflated_tail {
-            while has_expired(tail.oldest()) {
+            while is_expired(tail.oldest()) {
                 self.trimmed.extend(tail.drop_oldest());
             }
         }
     }
 
     /// Returns whether [`trim_expired`](Self::trim_expired) would trim anything.
-    pub(crate) fn has_expired(&self, now: Duration) -> bool {
+    pub(crate) fn has_expired_events(&self, now: Duration) -> bool {
         let tail = self.conflated_tail.as_ref().and_then(ConflatedTail::oldest);
         let mut oldest = tail.into_iter().chain(self.entries.front());
-        oldest.any(|entry| self.limits.has_expired(entry, now))
+        oldest.any(|entry| self.limits.is_expired(entry, now))
     }
 
     /// Takes the events that were trimmed since the last call.
@@ -138,7 +138,7 @@ impl EventLog {
         self.byte_len -= event_byte_len(&entry.event);
         match &mut self.conflated_tail {
             Some(tail) => {
-                self.trimmed.extend(tail.insert(position, entry));
+                self.trimmed.extend(tail.insert_if_newest(position, entry));
                 while tail.exceeds(self.limits) {
                     self.trimmed.extend(tail.drop_oldest());
                 }
@@ -156,7 +156,10 @@ impl EventLog {
     /// does not conflate it is [`position_before_oldest`](Self::position_before_oldest).
     pub(crate) fn position_before_snapshot(&self) -> u64 {
         let tail = self.conflated_tail.as_ref();
-        tail.map_or(self.position_before_oldest(), ConflatedTail::last_dropped)
+        tail.map_or(
+            self.position_before_oldest(),
+            ConflatedTail::last_dropped_position,
+        )
     }
 
     /// Returns the position of the newest event, trimmed or not; 0 if there was none.
@@ -189,13 +192,13 @@ impl EventLog {
         position: u64,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
-    ) -> EventLogRead {
+    ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
         if position >= self.last_position {
             return if self.is_closed {
-                EventLogRead::Closed
+                EventLogReadOutcome::Closed
             } else {
-                EventLogRead::UpToDate
+                EventLogReadOutcome::UpToDate
             };
         }
         if position < before_oldest {
@@ -203,25 +206,30 @@ impl EventLog {
         }
         let entries = self.entries.range((position - before_oldest) as usize..);
         let events = (position + 1..).zip(entries.map(|entry| &entry.event));
-        let up_to = fill(buffer, max_bytes, events).unwrap_or(position);
-        EventLogRead::Events { up_to }
+        let up_to = fill_buffer(buffer, max_bytes, events).unwrap_or(position);
+        EventLogReadOutcome::Events { up_to }
     }
 
     /// Reads for a reader that is behind the oldest event in the log.
-    fn read_tail(&self, position: u64, max_bytes: usize, buffer: &mut ReadBuffer) -> EventLogRead {
+    fn read_tail(
+        &self,
+        position: u64,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
         let Some(tail) = &self.conflated_tail else {
-            return EventLogRead::Trimmed {
+            return EventLogReadOutcome::Trimmed {
                 up_to: before_oldest,
             };
         };
-        if position < tail.last_dropped() {
-            return EventLogRead::Trimmed {
-                up_to: tail.last_dropped(),
+        if position < tail.last_dropped_position() {
+            return EventLogReadOutcome::Trimmed {
+                up_to: tail.last_dropped_position(),
             };
         }
-        let up_to = fill(buffer, max_bytes, tail.events_after(position));
-        EventLogRead::Events {
+        let up_to = fill_buffer(buffer, max_bytes, tail.events_after(position));
+        EventLogReadOutcome::Events {
             // With nothing in the tail, everything up to the oldest event has a newer one in the log.
             up_to: up_to.unwrap_or(before_oldest),
         }
@@ -240,7 +248,7 @@ impl LogEntry {
 }
 
 /// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last one.
-fn fill<'a>(
+fn fill_buffer<'a>(
     buffer: &mut ReadBuffer,
     max_bytes: usize,
     events: impl Iterator<Item = (u64, &'a Event)>,
@@ -284,7 +292,7 @@ mod tests {
         log.append(Event::text(text), None, Duration::ZERO);
     }
 
-    fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogRead) {
+    fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogReadOutcome) {
         let mut buffer = ReadBuffer::default();
         let result = log.read(position, max_bytes, &mut buffer);
         let texts =
@@ -295,24 +303,36 @@ mod tests {
     #[test]
     fn reader_gets_events_after_its_position() {
         let mut log = log(UNLIMITED);
-        assert_eq!(read(&log, 0, 100), (vec![], EventLogRead::UpToDate));
+        assert_eq!(read(&log, 0, 100), (vec![], EventLogReadOutcome::UpToDate));
         for text in ["a", "b", "c"] {
             append(&mut log, text);
         }
-        assert_eq!(read(&log, 0, 1000).1, EventLogRead::Events { up_to: 3 });
+        assert_eq!(
+            read(&log, 0, 1000).1,
+            EventLogReadOutcome::Events { up_to: 3 }
+        );
         assert_eq!(
             read(&log, 2, 100),
-            (vec!["c".to_owned()], EventLogRead::Events { up_to: 3 })
+            (
+                vec!["c".to_owned()],
+                EventLogReadOutcome::Events { up_to: 3 }
+            )
         );
-        assert_eq!(read(&log, 3, 100), (vec![], EventLogRead::UpToDate));
+        assert_eq!(read(&log, 3, 100), (vec![], EventLogReadOutcome::UpToDate));
         assert_eq!(
             read(&log, 0, 0),
-            (vec!["a".to_owned()], EventLogRead::Events { up_to: 1 }),
+            (
+                vec!["a".to_owned()],
+                EventLogReadOutcome::Events { up_to: 1 }
+            ),
             "at least one event"
         );
         log.close();
-        assert_eq!(read(&log, 2, 100).1, EventLogRead::Events { up_to: 3 });
-        assert_eq!(read(&log, 3, 100).1, EventLogRead::Closed);
+        assert_eq!(
+            read(&log, 2, 100).1,
+            EventLogReadOutcome::Events { up_to: 3 }
+        );
+        assert_eq!(read(&log, 3, 100).1, EventLogReadOutcome::Closed);
     }
 
     #[test]
@@ -334,7 +354,10 @@ mod tests {
                 (log.len(), log.byte_len(), log.position_before_oldest()),
                 (2, 4, 1)
             );
-            assert_eq!(read(log, 0, 100).1, EventLogRead::Trimmed { up_to: 1 });
+            assert_eq!(
+                read(log, 0, 100).1,
+                EventLogReadOutcome::Trimmed { up_to: 1 }
+            );
             assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
         }
         append(&mut small, "larger than the limit");
@@ -355,8 +378,11 @@ mod tests {
             (young.len(), young.byte_len(), young.last_position()),
             (0, 0, 2)
         );
-        assert_eq!(read(&young, 0, 100).1, EventLogRead::Trimmed { up_to: 2 });
-        assert_eq!(read(&young, 2, 100).1, EventLogRead::UpToDate);
+        assert_eq!(
+            read(&young, 0, 100).1,
+            EventLogReadOutcome::Trimmed { up_to: 2 }
+        );
+        assert_eq!(read(&young, 2, 100).1, EventLogReadOutcome::UpToDate);
     }
 
     #[test]
@@ -386,7 +412,7 @@ mod tests {
         log.trim_expired(2 * minute);
         assert_eq!(
             read(&log, 0, 1000),
-            (vec![], EventLogRead::Trimmed { up_to: 2 })
+            (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })
         );
         assert_eq!(log.take_trimmed().len(), 2);
     }
@@ -410,15 +436,15 @@ mod tests {
             }
             let (events, result) = read(&log, position, max_read_bytes);
             match result {
-                EventLogRead::Events { up_to } => {
+                EventLogReadOutcome::Events { up_to } => {
                     prop_assert!(up_to > position);
                     prop_assert_eq!(&events[..], &texts[position as usize..up_to as usize]);
                 }
-                EventLogRead::Trimmed { up_to } => {
+                EventLogReadOutcome::Trimmed { up_to } => {
                     prop_assert!(position < up_to && up_to == log.position_before_oldest());
                 }
-                EventLogRead::UpToDate => prop_assert!(position >= texts.len() as u64),
-                EventLogRead::Closed => prop_assert!(false),
+                EventLogReadOutcome::UpToDate => prop_assert!(position >= texts.len() as u64),
+                EventLogReadOutcome::Closed => prop_assert!(false),
             }
         }
 
@@ -453,9 +479,9 @@ mod tests {
                         prop_assert!(received.insert(key.to_owned(), n).is_none_or(|before| before < n));
                     }
                     match result {
-                        EventLogRead::Events { up_to } => position = up_to,
+                        EventLogReadOutcome::Events { up_to } => position = up_to,
                         other => {
-                            prop_assert_eq!(other, EventLogRead::UpToDate);
+                            prop_assert_eq!(other, EventLogReadOutcome::UpToDate);
                             break;
                         }
                     }
@@ -484,7 +510,7 @@ mod tests {
         // 5 and 6 are in the log, 3 and 4 in the conflated tail, 1 and 2 nowhere.
         assert_eq!(
             read(&log, 0, 100),
-            (vec![], EventLogRead::Trimmed { up_to: 2 })
+            (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })
         );
         assert_eq!(read(&log, 2, 1000).0, ["3", "4"]);
         assert_eq!(read(&log, 4, 1000).0, ["5", "6"]);

@@ -19,7 +19,7 @@ mod shared_log;
 mod loom_tests;
 
 pub(crate) use self::{
-    event_log::{EventLog, EventLogLimits, EventLogRead},
+    event_log::{EventLog, EventLogLimits, EventLogReadOutcome},
     read_buffer::ReadBuffer,
     shared_log::SharedLog,
 };

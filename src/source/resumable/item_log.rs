@@ -37,7 +37,7 @@ pub(super) enum StreamEnd {
 
 /// What [`ItemLog::read`] found after the reader's position.
 #[derive(Clone, Debug)]
-pub(super) enum ItemLogRead {
+pub(super) enum ItemLogReadOutcome {
     /// The next item.
     Item(Item),
     /// The entries up to and including `up_to` are trimmed. `missed` is how many events they were; `None` if that is not known.
@@ -127,7 +127,7 @@ impl ItemLog {
     }
 
     /// Records that the stream has ended. The caller must not append any more.
-    pub(super) fn end(&mut self, end: StreamEnd) {
+    pub(super) fn set_end(&mut self, end: StreamEnd) {
         self.end = Some(end);
     }
 
@@ -150,17 +150,17 @@ impl ItemLog {
     }
 
     /// Returns what follows `position`; `None` if there is nothing yet.
-    pub(super) fn read(&self, position: u64) -> Option<ItemLogRead> {
+    pub(super) fn read(&self, position: u64) -> Option<ItemLogReadOutcome> {
         let before_oldest = self.position_before_oldest();
         if position < before_oldest {
-            return Some(ItemLogRead::Trimmed {
+            return Some(ItemLogReadOutcome::Trimmed {
                 up_to: before_oldest,
                 missed: (position >= self.last_dropped_gap).then(|| before_oldest - position),
             });
         }
         match self.entries.get((position - before_oldest) as usize) {
-            Some(entry) => Some(ItemLogRead::Item(entry.to_item())),
-            None => self.end.clone().map(ItemLogRead::End),
+            Some(entry) => Some(ItemLogReadOutcome::Item(entry.to_item())),
+            None => self.end.clone().map(ItemLogReadOutcome::End),
         }
     }
 
@@ -195,14 +195,14 @@ mod tests {
         let mut log = ItemLog::new(UNLIMITED);
         assert!(log.read(0).is_none());
         let _ = log.append(event("a"));
-        log.end(StreamEnd::Finished);
+        log.set_end(StreamEnd::Finished);
         assert!(matches!(
             log.read(0),
-            Some(ItemLogRead::Item(Item::Event(_)))
+            Some(ItemLogReadOutcome::Item(Item::Event(_)))
         ));
         assert!(matches!(
             log.read(1),
-            Some(ItemLogRead::End(StreamEnd::Finished))
+            Some(ItemLogReadOutcome::End(StreamEnd::Finished))
         ));
         assert!(!log.is_up_to_date(1));
     }
@@ -216,10 +216,13 @@ mod tests {
         for entry in [event("a"), gap(), event("b")] {
             let _ = log.append(entry);
         }
-        assert!(matches!(log.read(1), Some(ItemLogRead::Item(Item::Gap(_)))));
+        assert!(matches!(
+            log.read(1),
+            Some(ItemLogReadOutcome::Item(Item::Gap(_)))
+        ));
         let _ = log.append(event("c"));
         let missed = |position| match log.read(position) {
-            Some(ItemLogRead::Trimmed { up_to: 2, missed }) => missed,
+            Some(ItemLogReadOutcome::Trimmed { up_to: 2, missed }) => missed,
             other => panic!("{other:?}"),
         };
         assert_eq!(missed(0), None);
@@ -229,7 +232,7 @@ mod tests {
         assert!(
             matches!(
                 read,
-                Some(ItemLogRead::Trimmed {
+                Some(ItemLogReadOutcome::Trimmed {
                     up_to: 3,
                     missed: Some(1)
                 })
@@ -255,10 +258,10 @@ mod tests {
                 prop_assert!(log.byte_len() <= max_bytes || log.entries.len() == 1);
             }
             match log.read(position) {
-                Some(ItemLogRead::Item(Item::Event(event))) => {
+                Some(ItemLogReadOutcome::Item(Item::Event(event))) => {
                     prop_assert_eq!(event.payload().as_text().unwrap(), &texts[position as usize]);
                 }
-                Some(ItemLogRead::Trimmed { up_to, missed }) => {
+                Some(ItemLogReadOutcome::Trimmed { up_to, missed }) => {
                     prop_assert!(position < up_to && up_to == log.position_before_oldest());
                     prop_assert_eq!(missed, Some(up_to - position));
                 }

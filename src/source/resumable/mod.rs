@@ -168,7 +168,7 @@ impl Resumable {
         S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
     {
         let lease = self.registry.insert(Box::pin(stream), owner);
-        lease.stream().id(0)
+        lease.stream().item_id(0)
     }
 
     /// Returns whether the stream that a cursor belongs to is here, parked or not.

@@ -8,7 +8,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLogRead, StreamEnd},
+    item_log::{ItemLogReadOutcome, StreamEnd},
     stream_registry::Lease,
 };
 use crate::{
@@ -61,7 +61,7 @@ impl ResumableStream {
             None => GapReason::Lagged,
         };
         self.position = up_to;
-        let mut gap = Gap::new(reason).resumed(self.lease.stream().id(up_to));
+        let mut gap = Gap::new(reason).resumed(self.lease.stream().item_id(up_to));
         gap.requested = self.requested.take();
         gap.missed = missed;
         Item::Gap(gap)
@@ -99,15 +99,15 @@ impl Stream for ResumableStream {
                 this.requested = None;
                 Poll::Pending
             }
-            Poll::Ready(ItemLogRead::Item(item)) => {
+            Poll::Ready(ItemLogReadOutcome::Item(item)) => {
                 this.requested = None;
                 this.position += 1;
                 Poll::Ready(Some(Ok(item)))
             }
-            Poll::Ready(ItemLogRead::Trimmed { up_to, missed }) => {
+            Poll::Ready(ItemLogReadOutcome::Trimmed { up_to, missed }) => {
                 Poll::Ready(Some(Ok(this.skip_trimmed(up_to, missed))))
             }
-            Poll::Ready(ItemLogRead::End(end)) => Poll::Ready(this.end(end)),
+            Poll::Ready(ItemLogReadOutcome::End(end)) => Poll::Ready(this.end(end)),
         }
     }
 }

@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use super::{
     config::EndPolicy,
-    item_log::{ItemLog, ItemLogEntry, ItemLogLimits, ItemLogRead, StreamEnd},
+    item_log::{ItemLog, ItemLogEntry, ItemLogLimits, ItemLogReadOutcome, StreamEnd},
     stream_token::StreamToken,
 };
 use crate::{
@@ -104,8 +104,8 @@ impl SharedStream {
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
-    pub(super) fn id(&self, position: u64) -> EventId {
-        self.token.id(position)
+    pub(super) fn item_id(&self, position: u64) -> EventId {
+        self.token.item_id(position)
     }
 
     pub(super) fn inspect_log<T>(&self, inspect: impl FnOnce(&ItemLog) -> T) -> T {
@@ -130,7 +130,7 @@ impl SharedStream {
         reader: &WaiterKey,
         cx: &mut Context<'_>,
         error: &mut Option<BoxError>,
-    ) -> Poll<ItemLogRead> {
+    ) -> Poll<ItemLogReadOutcome> {
         loop {
             // Loaded before the stream is polled, so that a wake-up during or after the poll is noticed.
             let wake_count = self.reader_waker.wake_count();
@@ -158,7 +158,7 @@ impl SharedStream {
 
     /// Polls the stream for one entry of the log.
     fn poll_stream(&self, error: &mut Option<BoxError>) -> PollOutcome {
-        let Some(mut guard) = self.acquire_or_request() else {
+        let Some(mut guard) = self.lock_or_request_poll() else {
             return PollOutcome::LockHeld;
         };
         let Some(stream) = guard.stream() else {
@@ -167,28 +167,28 @@ impl SharedStream {
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
-        let next = || self.poll_polled(stream.as_mut(), cx);
-        let polled = match catch_unwind(AssertUnwindSafe(next)) {
+        let next = || self.poll_log_update(stream.as_mut(), cx);
+        let update = match catch_unwind(AssertUnwindSafe(next)) {
             Ok(Poll::Pending) => return PollOutcome::Pending,
-            Ok(Poll::Ready(polled)) => polled,
+            Ok(Poll::Ready(update)) => update,
             Err(panic) => {
-                let stream = guard.end(StreamEnd::Failed("the stream panicked".into()));
+                let stream = guard.end_stream(StreamEnd::Failed("the stream panicked".into()));
                 drop(guard);
                 // The first panic reaches the caller; a second one while it unwinds would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
                 resume_unwind(panic);
             }
         };
-        match polled {
-            Polled::Entry(entry) => {
-                let trimmed = guard.append(entry);
+        match update {
+            ItemLogUpdate::Append(entry) => {
+                let trimmed = guard.append_to_log(entry);
                 drop(guard);
                 // Outside the locks: dropping a payload can run its owner's code.
                 drop(trimmed);
             }
-            Polled::End(end, failure) => {
+            ItemLogUpdate::End(end, failure) => {
                 *error = failure;
-                let stream = guard.end(end);
+                let stream = guard.end_stream(end);
                 drop(guard);
                 // Outside the locks: dropping a stream can run any code.
                 drop(stream);
@@ -198,45 +198,45 @@ impl SharedStream {
     }
 
     /// Polls the stream for an event, a gap or the end.
-    fn poll_polled(
+    fn poll_log_update(
         &self,
         mut stream: Pin<&mut (dyn Stream<Item = Result<Item, BoxError>> + Send)>,
         cx: &mut Context<'_>,
-    ) -> Poll<Polled> {
+    ) -> Poll<ItemLogUpdate> {
         for _ in 0..MAX_SKIPPED_CURSORS {
-            let polled = match std::task::ready!(stream.as_mut().poll_next(cx)) {
+            let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // Copied here if it is shared, because its id is set under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    Polled::Entry(ItemLogEntry::Event(event.into_unshared()))
+                    ItemLogUpdate::Append(ItemLogEntry::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => Polled::Entry(ItemLogEntry::Gap(Box::new(gap))),
-                Some(Ok(Item::Finished)) => Polled::End(StreamEnd::Finished, None),
+                Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(ItemLogEntry::Gap(Box::new(gap))),
+                Some(Ok(Item::Finished)) => ItemLogUpdate::End(StreamEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
-                    Polled::End(StreamEnd::EndedWithRetry(retry), None)
+                    ItemLogUpdate::End(StreamEnd::EndedWithRetry(retry), None)
                 }
-                Some(Ok(Item::Expired)) => Polled::End(StreamEnd::Ended, None),
+                Some(Ok(Item::Expired)) => ItemLogUpdate::End(StreamEnd::Ended, None),
                 // A cursor of the stream's own means nothing here: the log gives cursors of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    Polled::End(StreamEnd::Failed(error.to_string().into()), Some(error))
+                    ItemLogUpdate::End(StreamEnd::Failed(error.to_string().into()), Some(error))
                 }
-                None => Polled::End(self.plain_end.clone(), None),
+                None => ItemLogUpdate::End(self.plain_end.clone(), None),
             };
-            return Poll::Ready(polled);
+            return Poll::Ready(update);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
     /// Locks the stream. If another reader holds the lock, sets `poll_requested` and tries once more.
-    fn acquire_or_request(&self) -> Option<PollGuard<'_>> {
-        self.try_acquire().or_else(|| {
+    fn lock_or_request_poll(&self) -> Option<PollGuard<'_>> {
+        self.try_lock_stream().or_else(|| {
             lock(&self.state).poll_requested = true;
-            self.try_acquire()
+            self.try_lock_stream()
         })
     }
 
-    fn try_acquire(&self) -> Option<PollGuard<'_>> {
+    fn try_lock_stream(&self) -> Option<PollGuard<'_>> {
         let stream = match self.stream.try_lock() {
             Ok(stream) => stream,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -273,10 +273,10 @@ impl PollGuard<'_> {
     }
 
     /// Appends an entry to the log and wakes the readers. Returns the entries that were trimmed, to be dropped after the guard.
-    fn append(&self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
+    fn append_to_log(&self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
-            let id = self.shared.id(log.last_position() + 1);
+            let id = self.shared.item_id(log.last_position() + 1);
             log.append(entry.with_id(id))
         };
         self.shared.reader_waker.readers.wake_all();
@@ -284,8 +284,8 @@ impl PollGuard<'_> {
     }
 
     /// Ends the log and wakes the readers. Returns the stream, to be dropped after the guard.
-    fn end(&mut self, end: StreamEnd) -> Option<BoxStream> {
-        lock(&self.shared.state).log.end(end);
+    fn end_stream(&mut self, end: StreamEnd) -> Option<BoxStream> {
+        lock(&self.shared.state).log.set_end(end);
         self.shared.reader_waker.readers.wake_all();
         self.stream.as_mut()?.take()
     }
@@ -301,10 +301,10 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// What a stream has yielded, as far as it concerns the log.
-enum Polled {
-    /// An entry that has no id of this log yet.
-    Entry(ItemLogEntry),
+/// What the log is told of an item that the stream has yielded.
+enum ItemLogUpdate {
+    /// A new entry, which has no id of this log yet.
+    Append(ItemLogEntry),
     /// The end, and the error if the stream has failed.
     End(StreamEnd, Option<BoxError>),
 }

@@ -147,7 +147,7 @@ impl StreamRegistry {
         let mut state = self.lock();
         state.remove_expired(&self.config, &mut removed);
         let result = update(&mut state);
-        state.evict(&self.config, &mut removed);
+        state.evict_excess(&self.config, &mut removed);
         drop(state);
         drop_streams(removed);
         result
@@ -155,7 +155,7 @@ impl StreamRegistry {
 
     /// Removes expired streams, and returns the time until the next one expires. Returns `None` if none is parked: the expiry task
     /// ends then.
-    fn expire(&self) -> Option<Duration> {
+    fn remove_expired(&self) -> Option<Duration> {
         self.update(|state| {
             let next = state.time_to_next_expiry(&self.config);
             if next.is_none() {
@@ -232,7 +232,7 @@ impl RegistryState {
         }
     }
 
-    fn evict(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
+    fn evict_excess(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
         while self.parked.len() > config.max_parked_streams
             || self.parked_bytes > config.max_parked_bytes
         {
@@ -270,13 +270,13 @@ impl RegistryState {
             return;
         };
         let registry = Arc::downgrade(registry);
-        self.expiry_task = Some(runtime.spawn(run_expiry(registry)));
+        self.expiry_task = Some(runtime.spawn(drop_expired_streams(registry)));
     }
 }
 
 /// Removes expired streams until none is parked or the registry is gone.
-async fn run_expiry(registry: Weak<StreamRegistry>) {
-    let expire = || registry.upgrade()?.expire();
+async fn drop_expired_streams(registry: Weak<StreamRegistry>) {
+    let expire = || registry.upgrade()?.remove_expired();
     while let Some(next) = expire() {
         sleep(next).await;
     }

@@ -3,7 +3,7 @@ use std::{fmt, fs::File, io::Read, sync::LazyLock};
 use crate::{
     event::EventId,
     random,
-    source::numbered_id::{IdPrefix, encode},
+    source::numbered_id::{IdPrefix, encode_base32},
 };
 
 /// Base-32 digits of 64 bits.
@@ -20,14 +20,14 @@ impl StreamToken {
         let halves = [random::bits() ^ high, random::bits() ^ low];
         let mut digits = [0; 2 * HALF_LEN];
         for (half, half_digits) in halves.into_iter().zip(digits.chunks_exact_mut(HALF_LEN)) {
-            half_digits.copy_from_slice(&encode::<HALF_LEN>(half));
+            half_digits.copy_from_slice(&encode_base32::<HALF_LEN>(half));
         }
         Self(IdPrefix::new(digits))
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
-    pub(super) fn id(&self, position: u64) -> EventId {
-        self.0.id(position)
+    pub(super) fn item_id(&self, position: u64) -> EventId {
+        self.0.numbered_id(position)
     }
 
     /// Splits an id into its token and position. Returns `None` if it has another form.
@@ -63,7 +63,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::source::numbered_id::decode;
+    use crate::source::numbered_id::decode_base32;
 
     fn id(text: &str) -> EventId {
         EventId::new(text).unwrap()
@@ -73,7 +73,7 @@ mod tests {
     fn ids_split_and_sort_by_position() {
         let token = StreamToken::random();
         let positions = [0, 1, 31, 32, 1 << 40, (1 << 60) - 1];
-        let ids = positions.map(|n| token.id(n));
+        let ids = positions.map(|n| token.item_id(n));
         assert!(ids.is_sorted());
         for (id, n) in ids.iter().zip(positions) {
             assert_eq!(id.as_str().len(), 39);
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn ids_of_other_forms_have_no_token() {
-        let good = StreamToken::random().id(7).to_string();
+        let good = StreamToken::random().item_id(7).to_string();
         for malformed in [
             "7",
             "~finished",
@@ -116,10 +116,10 @@ mod tests {
         const DRAWS: i32 = 4096;
         let mut set = [0_i32; 128];
         for _ in 0..DRAWS {
-            let id = StreamToken::random().id(0);
+            let id = StreamToken::random().item_id(0);
             let digits = &id.as_str().as_bytes()[..2 * HALF_LEN];
             for (half, digits) in digits.chunks_exact(HALF_LEN).enumerate() {
-                let bits = decode(digits).unwrap();
+                let bits = decode_base32(digits).unwrap();
                 for bit in 0..64 {
                     set[64 * half + bit] += (bits >> bit & 1) as i32;
                 }
