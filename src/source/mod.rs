@@ -46,9 +46,7 @@ use futures_core::Stream;
 
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-pub use self::client_messages::ClientMessages;
-#[cfg(feature = "websocket")]
-pub(crate) use self::client_messages::{ClientMessageSender, MessageBatch};
+pub use self::client_messages::{ClientMessageSender, ClientMessages, MessageBatch};
 pub(crate) use self::rejection::retry_after;
 pub use self::{
     channel::Channel,

@@ -24,6 +24,6 @@ mod session_config;
 mod utf8;
 
 pub use self::{
-    frame_encoder::FrameEncoder, message_format::MessageFormat, session::Session,
+    frame::Role, frame_encoder::FrameEncoder, message_format::MessageFormat, session::Session,
     session_config::SessionConfig,
 };

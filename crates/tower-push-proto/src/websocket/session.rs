@@ -9,7 +9,7 @@ use std::{
 use super::deflate::{self, InflateError};
 use super::{
     decoder::{Decoder, Message, Received, Rules},
-    frame::{self, CloseCode},
+    frame::{self, CloseCode, Role},
     frame_encoder::FrameEncoder,
     send_queue::SendQueue,
     session_config::SessionConfig,
@@ -190,6 +190,7 @@ impl Session {
         now: Instant,
     ) -> Self {
         let rules = Rules {
+            role: Role::Server,
             message: config.max_message_size,
             allows_compressed: encoder.is_compression_negotiated(),
         };
