@@ -30,7 +30,7 @@ use crate::{
     random,
     source::Subscription,
     supervision::{StreamHandle, StreamLifecycle},
-    transport::PushBody,
+    transport::{End, PushBody},
 };
 
 /// One stream of a guard, from the admission of its request until it is closed.
@@ -306,7 +306,7 @@ impl StreamLifecycle for AdmittedStream {
         }
         let counters = &self.policy.counters;
         match item {
-            Some(Ok(Item::Event(event))) => {
+            Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
                 counters.record_event(event.payload().as_bytes().len());
                 self.notify_observers(|observer, info| observer.on_event(info, event));
             }
@@ -314,10 +314,13 @@ impl StreamLifecycle for AdmittedStream {
                 counters.record_gap();
                 self.notify_observers(|observer, info| observer.on_gap(info, gap));
             }
-            Some(Ok(Item::Cursor(_))) => {}
-            Some(Ok(Item::Finished)) => self.set_close_reason(CloseReason::Finished),
-            Some(Ok(Item::Expired)) => self.set_close_reason(CloseReason::Expired),
-            None | Some(Ok(Item::Ended { .. })) => self.set_close_reason(CloseReason::Ended),
+            Some(Ok(item)) => match item.end() {
+                Some(End { finished: true, .. }) => self.set_close_reason(CloseReason::Finished),
+                Some(End { expired: true, .. }) => self.set_close_reason(CloseReason::Expired),
+                Some(_) => self.set_close_reason(CloseReason::Ended),
+                None => {}
+            },
+            None => self.set_close_reason(CloseReason::Ended),
             Some(Err(error)) => self.on_failure(error),
         }
     }

@@ -154,7 +154,7 @@ where
                 return Poll::Ready(Some(Ok(end)));
             }
             if let Poll::Ready(item) = self.poll_source(cx) {
-                let is_content = matches!(item, Some(Ok(Item::Event(_) | Item::Gap(_))));
+                let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
                 if let Some(lifecycle) = self.lifecycle() {
                     if counts_content || !is_content {
                         lifecycle.on_item(item.as_ref());

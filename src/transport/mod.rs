@@ -77,7 +77,7 @@ pub mod websocket;
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::{Response, request::Parts};
-pub use tower_push_proto::{Encoder, End, FrameBuffer};
+pub use tower_push_proto::{BatchEncoder, Encoder, End, FrameBuffer};
 
 pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
 #[cfg(feature = "websocket")]

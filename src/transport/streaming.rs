@@ -149,25 +149,20 @@ where
         }
         for _ in 0..ITEMS {
             let written = match ready!(Pin::new(&mut *items).poll_next(cx)) {
-                Some(Ok(Item::Event(event))) => encoder.event(&event, batch),
-                Some(Ok(Item::Gap(gap))) => encoder.gap(&gap, batch),
-                Some(Ok(Item::Cursor(id))) => {
-                    encoder.cursor(&id, batch);
-                    Ok(())
-                }
+                Some(Ok(item)) => encoder.item(&item, batch),
                 Some(Err(error)) => return self.fail(error),
-                Some(Ok(Item::Finished)) => return self.end(End::FINISHED, encoder, batch),
-                Some(Ok(Item::Ended { retry })) => {
-                    return self.end(End::reconnect(Some(retry)), encoder, batch);
-                }
-                None | Some(Ok(Item::Expired)) => {
-                    return self.end(End::reconnect(None), encoder, batch);
+                None => Ok(Some(End::reconnect(None))),
+            };
+            let end = match written {
+                Ok(end) => end,
+                Err(error) => {
+                    let error = error.into();
+                    items.report_send_error(&error);
+                    return self.fail(error);
                 }
             };
-            if let Err(error) = written {
-                let error = error.into();
-                items.report_send_error(&error);
-                return self.fail(error);
+            if let Some(end) = end {
+                return self.end(end, encoder, batch);
             }
             if batch.is_full() {
                 return Poll::Ready(());

@@ -2,60 +2,124 @@ use std::{borrow::Cow, time::Duration};
 
 use crate::{
     error::Error,
-    event::{Event, EventId, Gap},
+    event::{Event, EventId, Gap, Item},
     frame_buffer::FrameBuffer,
 };
 
-/// What one stream of one transport writes: sans-io, in order, without a clock.
+/// Writes one stream in the format of one transport.
 ///
-/// Each method appends to a [`FrameBuffer`]. An error cuts the stream, visibly, behind what was written before.
+/// An encoder has no clock and does no I/O: each method appends to a [`FrameBuffer`], in the order of the calls. First comes
+/// [`open`](Self::open), then any number of items and heartbeats, then [`end`](Self::end), unless the stream fails.
+///
+/// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
+/// tell the failure from an end.
+///
+/// [`item`](Self::item) dispatches to the methods for events, gaps and cursors. A transport calls it for whatever the source
+/// yields:
+///
+/// ```
+/// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
+///
+/// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
+/// encoder.open(&mut out);
+/// for item in [Item::Event(Event::text("hi").with_id(7)?), Item::Finished] {
+///     if let Some(end) = encoder.item(&item, &mut out)? {
+///         encoder.end(end, &mut out);
+///     }
+/// }
+/// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
+/// assert_eq!(out.into_bytes(), sent);
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
 pub trait Encoder: Send {
-    /// What the stream begins with: sent at once, so that the client knows that it is connected.
+    /// Writes what the stream begins with. The transport sends it at once, so that the client knows that it is connected.
     fn open(&mut self, out: &mut FrameBuffer);
 
-    /// An event.
+    /// Writes an event.
     ///
     /// # Errors
-    /// If it cannot be written without misleading the client.
+    /// If the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Events that are missing here.
+    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`].
+    ///
+    /// By default it writes the event, and then moves the [`cursor`](Self::cursor).
     ///
     /// # Errors
-    /// If the client cannot be told.
+    /// If the event cannot be written without misleading the client.
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        self.event(event, out)?;
+        self.cursor(cursor, out);
+        Ok(())
+    }
+
+    /// Writes that events are missing at this place of the stream.
+    ///
+    /// # Errors
+    /// If the format has no way to say so.
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// The cursor moves without an event.
+    /// Writes that the client's cursor moves to `id` without an event.
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer);
 
-    /// A heartbeat. One that writes nothing turns heartbeats off for the rest of the stream.
+    /// Writes a heartbeat. If it writes nothing, the transport asks for no more heartbeats on this stream.
     fn heartbeat(&mut self, out: &mut FrameBuffer);
 
-    /// The end. It is not called for a stream that is cut.
+    /// Writes the end. The transport does not call it for a stream that fails.
     fn end(&mut self, end: End, out: &mut FrameBuffer);
 
-    /// What a batch begins with: a complete answer, as long-polling sends it, for which none of [`open`](Self::open),
-    /// [`heartbeat`](Self::heartbeat) and [`end`](Self::end) is called. By default nothing.
-    fn open_batch(&mut self, out: &mut FrameBuffer) {
+    /// Writes an item if it is an event, a gap or a cursor. Returns the [`End`] if the item ends the stream: the transport then
+    /// calls [`end`](Self::end), and asks the source for nothing more.
+    ///
+    /// # Errors
+    /// Those of [`event`](Self::event) and [`gap`](Self::gap).
+    fn item(&mut self, item: &Item, out: &mut FrameBuffer) -> Result<Option<End>, Error> {
+        match item {
+            Item::Event(event) => self.event(event, out)?,
+            Item::EventWithCursor { event, cursor } => {
+                self.event_with_cursor(event, cursor, out)?
+            }
+            Item::Gap(gap) => self.gap(gap, out)?,
+            Item::Cursor(id) => self.cursor(id, out),
+            Item::Finished | Item::Ended { .. } | Item::Expired => return Ok(item.end()),
+        }
+        Ok(None)
+    }
+}
+
+/// Writes complete responses, as long-polling sends them: a batch of items, whose end is not the end of the source's stream.
+///
+/// A batch begins with [`begin_batch`](Self::begin_batch) and ends with [`end_batch`](Self::end_batch). Between the two come items.
+/// [`open`](Encoder::open), [`heartbeat`](Encoder::heartbeat) and [`end`](Encoder::end) are not called.
+pub trait BatchEncoder: Encoder {
+    /// Writes what a batch begins with: nothing by default.
+    fn begin_batch(&mut self, out: &mut FrameBuffer) {
         let _ = out;
     }
 
-    /// What a batch ends with, told of an end only where the source has [finished](End::finished). By default that end, and
-    /// nothing else.
-    fn close_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    /// Writes what a batch ends with. `end` is there only if the source has [finished](End::finished). By default it writes
+    /// that end, and nothing if there is none.
+    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
         if let Some(end) = end {
             self.end(end, out);
         }
     }
 }
 
-/// How a stream ended, where it was not cut.
+/// How a stream ends, unless it fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct End {
-    /// Whether the source has [finished for ever](crate::event::Item::Finished); otherwise it ended for now.
+    /// Whether the source has [finished](Item::Finished), so that clients must not reconnect. Otherwise they may.
     pub finished: bool,
-    /// After what time the client should come back, where it was [said](crate::event::Item::Ended).
+    /// Whether the stream ends because the client's authorization has [expired](Item::Expired).
+    pub expired: bool,
+    /// How long the client is to wait before it reconnects, if the source [said so](Item::Ended).
     pub retry: Option<Duration>,
 }
 
@@ -63,20 +127,29 @@ impl End {
     /// The source has finished: clients must not reconnect.
     pub const FINISHED: Self = Self {
         finished: true,
+        expired: false,
         retry: None,
     };
 
-    /// The stream ends, and clients may reconnect: after this time, where there is one.
+    /// The client's authorization has expired: it may reconnect with a new one.
+    pub const EXPIRED: Self = Self {
+        finished: false,
+        expired: true,
+        retry: None,
+    };
+
+    /// The stream ends, and clients may reconnect: after the time `retry`, if there is one.
     #[inline]
     pub fn reconnect(retry: Option<Duration>) -> Self {
         Self {
             finished: false,
+            expired: false,
             retry,
         }
     }
 
-    /// The JSON form, the same on every transport: `{"finished":true}`, `{"finished":false}`, or, where there is a hint when to
-    /// come back, with it in milliseconds: `{"finished":false,"retry":1500}`.
+    /// Returns the JSON form, which is the same on every transport: `{"finished":true}`, `{"finished":false}`, or with a
+    /// [`retry`](Self::retry) in milliseconds, `{"finished":false,"retry":1500}`.
     pub fn to_json(self) -> Cow<'static, str> {
         match self.retry {
             _ if self.finished => r#"{"finished":true}"#.into(),
@@ -89,7 +162,82 @@ impl End {
     }
 }
 
-/// At most what a script's timer can hold: 24 days.
+/// Returns the milliseconds of `time`, and at most 2³¹ - 1 (24 days): more overflows the timers of browsers.
 pub(crate) fn whole_millis(time: Duration) -> u128 {
     time.as_millis().min(i32::MAX as u128)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::GapReason;
+
+    /// Writes a word for each call.
+    struct CallLog;
+
+    impl Encoder for CallLog {
+        fn open(&mut self, _: &mut FrameBuffer) {}
+        fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+            out.buffer().extend_from_slice(event.payload().as_bytes());
+            Ok(())
+        }
+        fn gap(&mut self, _: &Gap, _: &mut FrameBuffer) -> Result<(), Error> {
+            Err(Error::gap_unsupported())
+        }
+        fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+            out.buffer().extend_from_slice(format!("@{id}").as_bytes());
+        }
+        fn heartbeat(&mut self, _: &mut FrameBuffer) {}
+        fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+    }
+
+    #[test]
+    fn item_dispatches_to_one_method() {
+        let event = || Event::text("e").with_id(1).unwrap();
+        let cursor = || EventId::from(2);
+        let mut out = FrameBuffer::default();
+        for (item, written, end) in [
+            (Item::Event(event()), "e", None),
+            (
+                Item::EventWithCursor {
+                    event: event(),
+                    cursor: cursor(),
+                },
+                "e@2",
+                None,
+            ),
+            (Item::Cursor(cursor()), "@2", None),
+            (Item::Finished, "", Some(End::FINISHED)),
+            (
+                Item::Ended {
+                    retry: Duration::ZERO,
+                },
+                "",
+                Some(End::reconnect(Some(Duration::ZERO))),
+            ),
+            (Item::Expired, "", Some(End::EXPIRED)),
+        ] {
+            assert_eq!(CallLog.item(&item, &mut out).unwrap(), end);
+            assert_eq!(item.end(), end);
+            assert_eq!(std::mem::take(&mut out).into_bytes(), written);
+        }
+        let gap = Item::Gap(Gap::new(GapReason::Lagged));
+        let refused = CallLog.item(&gap, &mut out).unwrap_err();
+        assert!(refused.is_gap_unsupported());
+    }
+
+    #[test]
+    fn end_is_finished_or_has_milliseconds() {
+        let retry = |time| End::reconnect(Some(time)).to_json();
+        assert_eq!(End::FINISHED.to_json(), r#"{"finished":true}"#);
+        assert_eq!(End::EXPIRED.to_json(), r#"{"finished":false}"#);
+        assert_eq!(
+            retry(Duration::from_micros(1_500_900)),
+            r#"{"finished":false,"retry":1500}"#
+        );
+        assert_eq!(
+            retry(Duration::MAX),
+            r#"{"finished":false,"retry":2147483647}"#
+        );
+    }
 }

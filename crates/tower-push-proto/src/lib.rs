@@ -38,7 +38,7 @@ pub mod websocket;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::event::Json;
 pub use self::{
-    encoder::{Encoder, End},
+    encoder::{BatchEncoder, Encoder, End},
     error::{BoxError, Error},
     event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
     frame_buffer::FrameBuffer,

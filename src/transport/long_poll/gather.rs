@@ -16,10 +16,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     error::{BoxError, Error},
-    event::{Event, EventId, Gap, Item},
+    event::{EventId, Gap, Item},
     source::retry_after,
     supervision::SupervisedStream,
-    transport::{Encoder, End, FrameBuffer},
+    transport::{BatchEncoder, End, FrameBuffer},
 };
 
 /// How much a batch holds: it ends with the event that reaches a bound, so that there is always one.
@@ -38,7 +38,7 @@ pub(super) struct Patience {
 
 /// A batch in the making: sans-io.
 pub(super) struct Gathering {
-    encoder: Box<dyn Encoder>,
+    encoder: Box<dyn BatchEncoder>,
     batch: FrameBuffer,
     bounds: Bounds,
     events: usize,
@@ -131,12 +131,12 @@ impl Rest {
 
 impl Gathering {
     pub(super) fn new(
-        mut encoder: Box<dyn Encoder>,
+        mut encoder: Box<dyn BatchEncoder>,
         bounds: Bounds,
         cursor: Option<EventId>,
     ) -> Self {
         let mut batch = FrameBuffer::default();
-        encoder.open_batch(&mut batch);
+        encoder.begin_batch(&mut batch);
         Self {
             encoder,
             batch,
@@ -170,41 +170,40 @@ impl Gathering {
     }
 
     pub(super) fn take(&mut self, next: Option<Result<Item, BoxError>>) -> ControlFlow<Rest> {
-        let written = match next {
+        let item = match next {
             None => return Break(Rest::Ended),
             Some(Err(error)) => return Break(Rest::Failed(error)),
-            Some(Ok(Item::Finished)) => return Break(Rest::Finished),
-            Some(Ok(Item::Ended { retry })) => return Break(Rest::Later(Some(retry))),
-            Some(Ok(Item::Expired)) => return Break(Rest::Later(None)),
-            Some(Ok(Item::Cursor(id))) => {
-                self.moves_to(Some(&id));
-                return Continue(());
-            }
-            Some(Ok(ahead)) if self.is_full() => {
-                self.ahead = Some(ahead);
+            Some(Ok(item)) => item,
+        };
+        match item.end() {
+            Some(End { finished: true, .. }) => return Break(Rest::Finished),
+            Some(End { retry, .. }) => return Break(Rest::Later(retry)),
+            None => {}
+        }
+        if item.is_content() {
+            if self.is_full() {
+                self.ahead = Some(item);
                 return Break(Rest::More);
             }
-            Some(Ok(Item::Event(event))) => self.event(&event),
-            Some(Ok(Item::Gap(gap))) => {
-                let written = self.encoder.gap(&gap, &mut self.batch);
-                written.map(|()| self.moves_to(gap.resumed.as_ref()))
+            if let Err(error) = self.content(&item) {
+                return Break(Rest::Failed(error.into()));
             }
-        };
-        match written {
-            Ok(()) => self.has_content = true,
-            Err(error) => return Break(Rest::Failed(error.into())),
+            self.has_content = true;
         }
+        self.moves_to(item.cursor());
         Continue(())
     }
 
-    fn event(&mut self, event: &Event) -> Result<(), Error> {
-        let is_told = self.has_moved || event.id().is_some();
-        if let Some(gap) = self.lost.take().filter(|_| !is_told) {
-            self.encoder.gap(&gap, &mut self.batch)?;
+    /// Writes an event or a gap.
+    fn content(&mut self, item: &Item) -> Result<(), Error> {
+        if item.event().is_some() {
+            let is_told = self.has_moved || item.cursor().is_some();
+            if let Some(gap) = self.lost.take().filter(|_| !is_told) {
+                self.encoder.gap(&gap, &mut self.batch)?;
+            }
         }
-        self.encoder.event(event, &mut self.batch)?;
-        self.events += 1;
-        self.moves_to(event.id());
+        self.encoder.item(item, &mut self.batch)?;
+        self.events += usize::from(item.event().is_some());
         Ok(())
     }
 
@@ -229,7 +228,7 @@ impl Gathering {
 
     pub(super) fn finish(mut self, rest: Rest) -> Gathered {
         let end = rest.is_finished().then_some(End::FINISHED);
-        self.encoder.close_batch(end, &mut self.batch);
+        self.encoder.end_batch(end, &mut self.batch);
         Gathered {
             body: self.batch.into_bytes(),
             has_content: self.has_content,
@@ -370,7 +369,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::GapReason,
+        event::{Event, GapReason},
         format::{Format, JsonArray},
     };
 
@@ -380,7 +379,7 @@ mod tests {
     };
 
     fn gathering(bounds: Bounds) -> Gathering {
-        let (_, encoder) = JsonArray::new().encoder("application/json");
+        let (_, encoder) = JsonArray::new().batch_encoder("application/json");
         Gathering::new(encoder, bounds, None)
     }
 

@@ -118,7 +118,7 @@ use self::{
     wait::Waits,
 };
 use super::{
-    BoxResponseFuture, Encoder, KeepAlive, Preference, Transport, response::refuse_connect,
+    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, response::refuse_connect,
 };
 use crate::{
     format::{Format, JsonArray, Multipart, Ndjson, Raw},
@@ -369,7 +369,7 @@ impl Config {
             Some(format) => format.as_ref(),
             None => &JsonArray::new(),
         };
-        let (content_type, encoder) = format.encoder(media_type);
+        let (content_type, encoder) = format.batch_encoder(media_type);
         Chosen {
             format: format.name(),
             content_type,
@@ -382,5 +382,5 @@ impl Config {
 struct Chosen {
     format: &'static str,
     content_type: HeaderValue,
-    encoder: Box<dyn Encoder>,
+    encoder: Box<dyn BatchEncoder>,
 }

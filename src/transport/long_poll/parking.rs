@@ -45,15 +45,15 @@ impl Parking {
         let mut gathered = Gather::new(&mut items, gathering, patience).await;
         if gathered.leaves_no_cursor() {
             // The poll is supervised, and not what is parked.
-            let rest = ItemStream::behind(gathered.take_ahead(), items.into_inner());
-            gathered.cursor = Some(self.resumable.park(rest, self.owner.clone()));
+            let rest = ItemStream::with_first_item(gathered.take_ahead(), items.into_inner());
+            gathered.cursor = Some(self.resumable.park(rest, Some(self.owner.clone().into())));
         }
         Ok(gathered)
     }
 
     /// Returns what serves the cursor of `subscription`: the stream that is parked under it, or else `push` itself.
     pub(super) fn push_for(&self, push: Push, subscription: &Subscription) -> Push {
-        let is_parked = |id| self.resumable.holds(id);
+        let is_parked = |id| self.resumable.contains(id);
         if push.is_resumable() && !subscription.cursor().is_some_and(is_parked) {
             push
         } else {
@@ -67,7 +67,8 @@ impl Parking {
         push: &Push,
         subscription: &'a Subscription,
     ) -> Option<&'a EventId> {
-        let may_be_lost = |id: &&EventId| Resumable::is_cursor(id) && !self.resumable.holds(id);
+        let may_be_lost =
+            |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
         let cursor = subscription.cursor().filter(may_be_lost);
         cursor.filter(|_| push.is_resumable())
     }

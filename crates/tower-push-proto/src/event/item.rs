@@ -3,13 +3,24 @@ use std::{borrow::Cow, time::Duration};
 use bytes::Bytes;
 
 use super::{Event, EventId, Gap, Payload};
-use crate::error::BoxError;
+use crate::{encoder::End, error::BoxError};
 
 /// What a source's stream yields.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Item {
-    /// An event.
+    /// An event. The client's cursor moves to the event's id, if it has one.
     Event(Event),
+    /// An event after which the client's cursor is `cursor`, and not the event's id.
+    ///
+    /// It is needed where a stream joins several logs and one of them catches up: an old event of one log is then sent behind
+    /// newer events of another, and a client that resumed after its id would get those again.
+    EventWithCursor {
+        /// The event.
+        event: Event,
+        /// The cursor that resumes after the event.
+        cursor: EventId,
+    },
     /// Events that the subscriber will never get.
     Gap(Gap),
     /// The cursor moves without an event: after filtering, at the end of a replay, or first of all, so that a connection
@@ -32,6 +43,47 @@ pub enum Item {
     ///
     /// A source need not yield it: see `Subscription::expire_by`.
     Expired,
+}
+
+impl Item {
+    /// Returns the event, if the item is one.
+    #[inline]
+    pub fn event(&self) -> Option<&Event> {
+        match self {
+            Self::Event(event) | Self::EventWithCursor { event, .. } => Some(event),
+            _ => None,
+        }
+    }
+
+    /// Returns the cursor to which the item moves the client, or `None` if the client's cursor stays where it is.
+    pub fn cursor(&self) -> Option<&EventId> {
+        match self {
+            Self::Event(event) => event.id(),
+            Self::EventWithCursor { cursor, .. } | Self::Cursor(cursor) => Some(cursor),
+            Self::Gap(gap) => gap.resumed.as_ref(),
+            Self::Finished | Self::Ended { .. } | Self::Expired => None,
+        }
+    }
+
+    /// Returns how the stream ends, if the item ends it. Nothing that a stream yields after such an item is sent.
+    #[inline]
+    pub fn end(&self) -> Option<End> {
+        match self {
+            Self::Finished => Some(End::FINISHED),
+            Self::Ended { retry } => Some(End::reconnect(Some(*retry))),
+            Self::Expired => Some(End::EXPIRED),
+            Self::Event(_) | Self::EventWithCursor { .. } | Self::Gap(_) | Self::Cursor(_) => None,
+        }
+    }
+
+    /// Whether the item is an event or a gap: what a client acts upon.
+    #[inline]
+    pub fn is_content(&self) -> bool {
+        matches!(
+            self,
+            Self::Event(_) | Self::EventWithCursor { .. } | Self::Gap(_)
+        )
+    }
 }
 
 /// What can be pushed as it is: implemented for [`Event`], texts, bytes, [`Item`] itself, and `Result`s of those.

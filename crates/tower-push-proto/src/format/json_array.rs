@@ -3,7 +3,7 @@ use http::HeaderValue;
 
 use super::{Format, envelope, record};
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{BatchEncoder, Encoder, End},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -37,6 +37,11 @@ impl Format for JsonArray {
         let encoder = JsonArrayEncoder { is_empty: true };
         (HeaderValue::from_static(media_type), Box::new(encoder))
     }
+
+    fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
+        let encoder = JsonArrayEncoder { is_empty: true };
+        (HeaderValue::from_static(media_type), Box::new(encoder))
+    }
 }
 
 struct JsonArrayEncoder {
@@ -56,7 +61,7 @@ impl JsonArrayEncoder {
 
 impl Encoder for JsonArrayEncoder {
     fn open(&mut self, out: &mut FrameBuffer) {
-        self.open_batch(out);
+        self.begin_batch(out);
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
@@ -79,14 +84,16 @@ impl Encoder for JsonArrayEncoder {
     }
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        self.close_batch(Some(end), out);
+        self.end_batch(Some(end), out);
     }
+}
 
-    fn open_batch(&mut self, out: &mut FrameBuffer) {
+impl BatchEncoder for JsonArrayEncoder {
+    fn begin_batch(&mut self, out: &mut FrameBuffer) {
         out.buffer().put_u8(b'[');
     }
 
-    fn close_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
         if let Some(end) = end {
             record::end(end, self.next(out));
         }

@@ -27,19 +27,76 @@ use http::HeaderValue;
 pub use self::{
     json_array::JsonArray, json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw,
 };
-use crate::encoder::Encoder;
+use crate::{
+    encoder::{BatchEncoder, Encoder, End},
+    error::Error,
+    event::{Event, EventId, Gap, Item},
+    frame_buffer::FrameBuffer,
+};
 
-/// How events are framed inside a body.
+/// A format of streams and batches: makes their encoders.
 pub trait Format: fmt::Debug + Send + Sync + 'static {
-    /// The name of the transport that it makes: see `Transport::name`.
+    /// The name under which a client asks for the format where it cannot set headers: lower-case words with hyphens.
     fn name(&self) -> &'static str;
 
-    /// The media types that it answers in, the preferred one first.
+    /// The media types of the format, the preferred one first.
     fn media_types(&self) -> &[&'static str];
 
-    /// The encoder of one stream, and its `Content-Type`, given which of the media types was asked for.
+    /// Makes the encoder of one stream, and its `Content-Type`, for the media type that was negotiated.
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>);
+
+    /// Makes the encoder of one batch, and its `Content-Type`, for the media type that was negotiated.
+    ///
+    /// By default it is the [`encoder`](Self::encoder), and only the end of a source that has finished is written behind a batch.
+    fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
+        let (content_type, encoder) = self.encoder(media_type);
+        (content_type, Box::new(DefaultBatchEncoder(encoder)))
+    }
 }
+
+/// The batches of a format that only has an encoder of streams.
+struct DefaultBatchEncoder(Box<dyn Encoder>);
+
+impl Encoder for DefaultBatchEncoder {
+    fn open(&mut self, out: &mut FrameBuffer) {
+        self.0.open(out);
+    }
+
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        self.0.event(event, out)
+    }
+
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        self.0.event_with_cursor(event, cursor, out)
+    }
+
+    fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        self.0.gap(gap, out)
+    }
+
+    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+        self.0.cursor(id, out);
+    }
+
+    fn heartbeat(&mut self, out: &mut FrameBuffer) {
+        self.0.heartbeat(out);
+    }
+
+    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+        self.0.end(end, out);
+    }
+
+    fn item(&mut self, item: &Item, out: &mut FrameBuffer) -> Result<Option<End>, Error> {
+        self.0.item(item, out)
+    }
+}
+
+impl BatchEncoder for DefaultBatchEncoder {}
 
 /// A media type as a header; what is none becomes the type of anything.
 pub(crate) fn content_type(media_type: &str) -> HeaderValue {

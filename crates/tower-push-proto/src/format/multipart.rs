@@ -4,7 +4,7 @@ use http::HeaderValue;
 use super::{Format, content_type, record};
 use crate::{
     byte_search,
-    encoder::{Encoder, End},
+    encoder::{BatchEncoder, Encoder, End},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap, Payload},
     frame_buffer::FrameBuffer,
@@ -67,6 +67,19 @@ impl Multipart {
     }
 }
 
+impl Multipart {
+    fn new_encoder(&self, media_type: &'static str) -> (HeaderValue, MultipartEncoder) {
+        let boundary = format!("{:016x}{:016x}", random::bits(), random::bits());
+        let content = format!("{media_type}; boundary={boundary}");
+        let encoder = MultipartEncoder {
+            format: self.clone(),
+            delimiter: format!("--{boundary}"),
+            beating: false,
+        };
+        (content_type(&content), encoder)
+    }
+}
+
 impl Format for Multipart {
     fn name(&self) -> &'static str {
         if self.replace {
@@ -85,14 +98,13 @@ impl Format for Multipart {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        let boundary = format!("{:016x}{:016x}", random::bits(), random::bits());
-        let content = format!("{media_type}; boundary={boundary}");
-        let encoder = MultipartEncoder {
-            format: self.clone(),
-            delimiter: format!("--{boundary}"),
-            beating: false,
-        };
-        (content_type(&content), Box::new(encoder))
+        let (content_type, encoder) = self.new_encoder(media_type);
+        (content_type, Box::new(encoder))
+    }
+
+    fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
+        let (content_type, encoder) = self.new_encoder(media_type);
+        (content_type, Box::new(encoder))
     }
 }
 
@@ -207,12 +219,14 @@ impl Encoder for MultipartEncoder {
         }
         self.last_delimiter(out);
     }
+}
 
-    fn open_batch(&mut self, out: &mut FrameBuffer) {
+impl BatchEncoder for MultipartEncoder {
+    fn begin_batch(&mut self, out: &mut FrameBuffer) {
         self.delimiter(out.buffer());
     }
 
-    fn close_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
         if let Some(end) = end {
             return self.end(end, out);
         }

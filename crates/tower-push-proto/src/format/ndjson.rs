@@ -3,7 +3,7 @@ use http::HeaderValue;
 
 use super::{Format, content_type, envelope, record};
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{BatchEncoder, Encoder, End},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -62,6 +62,10 @@ impl Format for Ndjson {
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
         (content_type(media_type), Box::new(self.clone()))
     }
+
+    fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
+        (content_type(media_type), Box::new(self.clone()))
+    }
 }
 
 impl Encoder for Ndjson {
@@ -102,6 +106,8 @@ impl Encoder for Ndjson {
         }
     }
 }
+
+impl BatchEncoder for Ndjson {}
 
 struct Envelope;
 

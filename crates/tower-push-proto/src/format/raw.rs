@@ -6,7 +6,7 @@ use http::HeaderValue;
 use super::{Format, content_type};
 use crate::{
     byte_search,
-    encoder::{Encoder, End},
+    encoder::{BatchEncoder, Encoder, End},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -98,6 +98,15 @@ impl Format for Raw {
         };
         (content_type, Box::new(self.clone()))
     }
+
+    fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
+        let content_type = if self.0.charset {
+            HeaderValue::from_static("text/plain; charset=utf-8")
+        } else {
+            content_type(media_type)
+        };
+        (content_type, Box::new(self.clone()))
+    }
 }
 
 impl Encoder for Raw {
@@ -133,6 +142,8 @@ impl Encoder for Raw {
 
     fn end(&mut self, _: End, _: &mut FrameBuffer) {}
 }
+
+impl BatchEncoder for Raw {}
 
 struct Payload;
 

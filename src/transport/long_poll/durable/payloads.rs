@@ -4,7 +4,7 @@ use tower_push_proto::format::envelope;
 use crate::{
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
-    transport::{Encoder, End, FrameBuffer},
+    transport::{BatchEncoder, Encoder, End, FrameBuffer},
 };
 
 /// The payloads alone: one behind the other, or as a JSON array. There is no room for anything else, nor need: where the client
@@ -48,14 +48,16 @@ impl Encoder for Payloads {
     fn heartbeat(&mut self, _: &mut FrameBuffer) {}
 
     fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+}
 
-    fn open_batch(&mut self, out: &mut FrameBuffer) {
+impl BatchEncoder for Payloads {
+    fn begin_batch(&mut self, out: &mut FrameBuffer) {
         if self.is_json {
             out.buffer().put_u8(b'[');
         }
     }
 
-    fn close_batch(&mut self, _: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, _: Option<End>, out: &mut FrameBuffer) {
         if self.is_json {
             out.buffer().put_u8(b']');
         }

@@ -186,7 +186,7 @@ where
             let Poll::Ready(next) = self.poll_item(cx) else {
                 return (gathering.finish(Rest::Nothing), None);
             };
-            let is_content = matches!(next, Some(Ok(Item::Event(_) | Item::Gap(_))));
+            let is_content = matches!(&next, Some(Ok(item)) if item.is_content());
             if is_content && gathering.is_full() {
                 self.ahead = next;
                 break;
