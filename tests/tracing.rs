@@ -1,4 +1,4 @@
-//! `guard::Tracing`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
+//! `guard::TracingObserver`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,7 +15,7 @@ use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
     Channel, Drain, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
-    guard::{Admission, CloseReason, Observer, StreamInfo, Tracing},
+    guard::{Admission, CloseReason, Observer, StreamInfo, TracingObserver},
     service,
     source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport},
@@ -162,7 +162,7 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
             ("long-poll", "answered"),
             ("websocket", "left"),
         ] {
-            let guard = Guard::builder().observer(Tracing::new()).build();
+            let guard = Guard::builder().observer(TracingObserver::new()).build();
             let service = service(talkative()).transport(guard.wrap(Negotiate::new()));
             let server = TestServer::start(TraceLayer::new_for_http().layer(service)).await;
             match transport {
@@ -214,7 +214,7 @@ async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<
 
 #[tokio::test]
 async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     let failing = stream::iter([
         Ok(Item::Gap(Gap::new(GapReason::Expired).missed(3))),
         Ok(Item::Gap(Gap::new(GapReason::Epoch))),
@@ -249,7 +249,7 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
 
 #[tokio::test]
 async fn a_level_leaves_out_what_is_below_it() {
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     LEVEL.set(Level::INFO);
     // At `info` a stream that goes well writes nothing.
     let well = traced(&guard, stream::iter(["one"])).await;
@@ -271,7 +271,7 @@ async fn a_drain_that_is_finished_has_left_no_span_open() {
     DRAIN.set(Some(drain.clone()));
     let guard = Guard::builder()
         .drain(&drain)
-        .observer(Tracing::new())
+        .observer(TracingObserver::new())
         .build();
     let lines = traced(&guard, stream::iter(["one"])).await;
     DRAIN.set(None);
@@ -283,12 +283,12 @@ async fn a_drain_that_is_finished_has_left_no_span_open() {
 async fn who_is_refused_has_no_span_but_the_caller_s() {
     let full = Guard::builder()
         .admission(&Admission::builder().max_streams(0).build())
-        .observer(Tracing::new())
+        .observer(TracingObserver::new())
         .build();
     let refused = traced(&full, stream::pending::<Event>()).await;
     assert_eq!(refused, ["INFO refused reason=\"full\" in caller"]);
 
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     let refusing = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::UNAUTHORIZED))
     });
@@ -351,7 +351,8 @@ async fn an_observer_s_own_span_is_every_observer_s() {
 #[tokio::test]
 async fn a_guard_around_another_writes_into_its_own_span() {
     record();
-    let [outer, inner] = [(); 2].map(|()| Guard::builder().observer(Tracing::new()).build());
+    let [outer, inner] =
+        [(); 2].map(|()| Guard::builder().observer(TracingObserver::new()).build());
     for (outer, inner, spans) in [
         (outer.clone(), Guard::new(), 1),
         (Guard::new(), inner.clone(), 1),
@@ -395,7 +396,7 @@ async fn nothing_that_is_secret_is_written() {
             resumable.wrap(items).subscribe(subscription).await
         })
     };
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     let impatient = LongPoll::new().wait_time(Duration::from_millis(10));
     let transports = guard.wrap(Negotiate::new().add_transport(impatient));
     let server = TestServer::start(service(source).transport(transports)).await;
