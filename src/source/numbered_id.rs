@@ -2,15 +2,16 @@
 
 use crate::event::EventId;
 
-/// RFC 4648 §7 (base32hex) in lower case: the digits are in the order of ASCII.
+/// The digits of base32hex (RFC 4648 §7) in lower case. Their values are in the order of their ASCII codes.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
-/// Digits of the number in an id: 60 bits.
+/// Length of the number in an id: 12 digits for 60 bits.
 const NUMBER_LEN: usize = 12;
 
 /// The part that the ids of one log have in common: `N` digits in base 32.
 ///
-/// An id is `prefix-number`. The number has a fixed width, so that ids with the same prefix sort as texts in the order of their numbers.
+/// An id is `prefix-number`. The number has a fixed width, so that ids with the same prefix sort as texts in the order of their
+/// numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct IdPrefix<const N: usize>([u8; N]);
 
@@ -29,7 +30,7 @@ impl<const N: usize> IdPrefix<N> {
         EventId::known(text)
     }
 
-    /// Splits an id into its prefix and number. Returns `None` if it has another form.
+    /// Splits an id into its prefix and number. Returns `None` if the id has another form.
     pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
         let (prefix, rest) = id.as_str().as_bytes().split_first_chunk()?;
         decode_base32(prefix)?;
@@ -38,12 +39,12 @@ impl<const N: usize> IdPrefix<N> {
     }
 }
 
-/// Returns the last `N` digits of a number in base 32.
+/// Encodes a number in base 32, and returns its last `N` digits.
 pub(super) fn encode_base32<const N: usize>(number: u64) -> [u8; N] {
     std::array::from_fn(|index| DIGITS[(number >> (5 * (N - 1 - index)) & 31) as usize])
 }
 
-/// Returns the number that the digits are in base 32, modulo 2⁶⁴. Returns `None` if one of them is no digit.
+/// Decodes digits in base 32 to a number modulo 2⁶⁴. Returns `None` if a byte is not a digit.
 pub(super) fn decode_base32(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| {
         let value = DIGITS.iter().position(|d| d == digit)?;

@@ -20,7 +20,7 @@ pub fn parameter_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = 
     })
 }
 
-/// Decodes `%XX` and `+`. A `%` without two hexadecimal digits behind it stays as it is.
+/// Decodes `%XX` to a byte, and `+` to a space. A `%` without two hexadecimal digits behind it stays as it is.
 fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);

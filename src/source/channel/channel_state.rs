@@ -27,9 +27,9 @@ pub(super) struct ChannelState {
     log: SharedLog,
     epoch: Epoch,
     lag_policy: LagPolicy,
-    /// The point from which the log's times count. `None` if events do not expire: then no clock is read.
+    /// The zero of the times that the log is given. `None` if events do not expire, so that no clock needs to be read.
     created_at: Option<Instant>,
-    /// How many subscribers there ever were.
+    /// The number of subscribers that were ever added.
     total_subscribers: AtomicUsize,
     subscriber_count: watch::Sender<usize>,
     counters: ChannelCounters,
@@ -41,7 +41,7 @@ pub(super) struct ResolvedStart {
     pub(super) position: u64,
     /// What the subscriber gets before its first event.
     pub(super) first_item: Option<Item>,
-    /// The cursor that the client resumes from. `None` also if the cursor is not of this channel.
+    /// The cursor that the client resumes from. `None` if there is no cursor, or if it is not of this channel.
     pub(super) requested: Option<EventId>,
 }
 
@@ -67,7 +67,7 @@ impl ChannelState {
 
     /// See [`Channel::publish`](super::Channel::publish).
     pub(super) fn publish(&self, event: Event) -> Result<EventId, Error> {
-        // Before the log is locked: this copies the payload if something else holds the event.
+        // `into_unshared` copies the payload if something else holds the event, and so runs before the log is locked.
         let event = event.into_unshared();
         let key = self.lag_policy.key_of(&event);
         let with_id = |position| event.under(self.epoch.event_id(position));
@@ -81,7 +81,7 @@ impl ChannelState {
         self.log.close();
     }
 
-    /// Calls `inspect` with the log as it is now.
+    /// Calls `inspect` with the log, after expired events were trimmed.
     pub(super) fn inspect_log<T>(&self, inspect: impl FnOnce(&EventLog) -> T) -> T {
         self.log.inspect(self.elapsed(), inspect)
     }
@@ -117,7 +117,7 @@ impl ChannelState {
         };
         ResolvedStart {
             position,
-            // Without this cursor, a client whose connection drops before the first event could not resume.
+            // A client whose connection breaks before the first event resumes from this cursor.
             first_item: (position == last).then(|| Item::Cursor(self.epoch.event_id(position))),
             requested: None,
         }
@@ -152,7 +152,7 @@ impl ChannelState {
     /// Waits until `condition` holds for the number of subscribers.
     pub(super) async fn wait_for_subscriber_count(&self, condition: impl Fn(usize) -> bool) {
         let mut subscriber_count = self.subscriber_count.subscribe();
-        // An error says that the sender is dropped, which `self` holds.
+        // `wait_for` fails only if the sender is dropped, which `self` holds.
         let _ = subscriber_count.wait_for(|count| condition(*count)).await;
     }
 

@@ -11,12 +11,12 @@ pub struct ChannelCounts {
     pub expired: u64,
     /// Events that a subscriber missed because they were trimmed before it read them: one for each event and subscriber.
     pub lagged: u64,
-    /// Events that a subscriber did not get because it got a newer one of their key: one for each event and subscriber. They
-    /// include the events that a snapshot at the beginning of a subscription stands for.
+    /// Events that a subscriber did not get because it got a newer one of their key: one for each event and subscriber. The count
+    /// includes the events that a snapshot at the beginning of a subscription stands for.
     pub conflated: u64,
 }
 
-/// The numbers behind [`ChannelCounts`].
+/// The counters whose values are [`ChannelCounts`].
 #[derive(Debug, Default)]
 pub(super) struct ChannelCounters {
     published: AtomicU64,
@@ -54,7 +54,8 @@ impl ChannelCounters {
 }
 
 fn add_if_nonzero(counter: &AtomicU64, events: u64) {
-    // Usually 0: then subscribers on different threads do not share the counter's cache line.
+    // `events` is usually 0. Skipping the write keeps subscribers on different threads from contending for the counter's cache
+    // line.
     if events > 0 {
         counter.fetch_add(events, Ordering::Relaxed);
     }

@@ -6,7 +6,7 @@ use crate::{
 
 /// The identity of one channel's lifetime, and the prefix of its ids.
 ///
-/// It is random, so that the ids of another channel, or of the same one before a restart, are never taken for this channel's.
+/// An epoch is random, so that the ids of another channel, or of the same one before a restart, are never taken for this channel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch(IdPrefix<12>);
 

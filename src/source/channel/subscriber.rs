@@ -25,16 +25,16 @@ pub struct Subscriber {
     reader: WaiterKey,
     /// The position of the last event taken from the log.
     position: u64,
-    /// Yielded before the first event.
+    /// An item that is yielded before the first event.
     first_item: Option<Box<Item>>,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
-    /// The cursor that the client resumes from, until the subscriber has read an event or found none.
+    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found that there is none.
     requested: Option<EventId>,
     is_finished: bool,
 }
 
-/// Bytes of events that are taken from the log at once, unless the first event alone is larger.
+/// Upper bound for the bytes of events that are taken from the log at once. A single larger event is taken alone.
 const MAX_READ_BYTES: usize = 16 * 1024;
 
 impl Subscriber {
@@ -76,7 +76,7 @@ impl Subscriber {
         Ok(Item::Gap(gap))
     }
 
-    /// Moves on to `up_to`. The events up to there are in the buffer, or are conflated.
+    /// Moves the position to `up_to`. The events up to and including `up_to` are in the buffer, or are conflated.
     fn advance(&mut self, up_to: u64) {
         let conflated = up_to - self.position - self.buffer.len() as u64;
         self.channel.counters().add_conflated(conflated);

@@ -6,20 +6,20 @@ use crate::event::Event;
 /// How much an [`EventLog`] holds. The newest event is held whatever its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EventLogLimits {
-    /// Values below 1 count as 1.
+    /// The maximum number of events. Values below 1 count as 1.
     pub(crate) max_events: usize,
-    /// See [`event_byte_len`].
+    /// The maximum sum of [`event_byte_len`].
     pub(crate) max_bytes: usize,
-    /// `None` for events that do not expire.
+    /// How old an event may become. `None`: events do not expire.
     pub(crate) max_age: Option<Duration>,
 }
 
-/// Events in their order, of which the oldest are trimmed when they exceed the limits.
+/// A sequence of events, from which the oldest events are trimmed when it exceeds its limits.
 ///
-/// The log has neither a lock nor a clock: the time, since a point that the caller chooses, is an argument.
+/// The log has neither a lock nor a clock. Times are arguments, measured from a point that the caller chooses.
 ///
-/// A trimmed event is kept until [`take_trimmed`](Self::take_trimmed), so that it is dropped outside of any lock: its payload can have
-/// an owner whose code runs then.
+/// Trimmed events are kept until [`take_trimmed`](Self::take_trimmed), so that the caller can drop them outside of its lock:
+/// dropping a payload can run its owner's code.
 #[derive(Debug)]
 pub(crate) struct EventLog {
     limits: EventLogLimits,
@@ -30,7 +30,7 @@ pub(crate) struct EventLog {
     byte_len: usize,
     is_closed: bool,
     trimmed: Vec<Event>,
-    /// What a log that conflates has for readers behind its oldest event.
+    /// The events for readers behind the oldest event. `None` in a log that does not conflate.
     conflated_tail: Option<ConflatedTail>,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct LogEntry {
 /// What [`EventLog::read`] found after the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventLogReadOutcome {
-    /// Events, now in the buffer. The reader's position is now `up_to`. Events up to there that are not in the buffer were
-    /// conflated: the log has a newer event of their key.
+    /// The buffer has the next events, and the reader's new position is `up_to`. Events up to `up_to` that are not in the buffer
+    /// are conflated: the log holds a newer event of their key.
     Events { up_to: u64 },
-    /// Nothing yet.
+    /// The log has no event after the position yet.
     UpToDate,
-    /// Nothing, and the log is closed.
+    /// The log has no event after the position, and is closed.
     Closed,
     /// The events up to and including `up_to` are trimmed.
     Trimmed { up_to: u64 },
@@ -64,8 +64,8 @@ impl EventLogLimits {
 }
 
 impl EventLog {
-    /// Creates an empty log. One that conflates also keeps the newest event of each key beyond its limits, up to the same limits
-    /// again.
+    /// Creates an empty log. A log that conflates also keeps the newest event of each key among the trimmed ones. The limits apply
+    /// to these events separately.
     pub(crate) fn new(limits: EventLogLimits, conflates: bool) -> Self {
         Self {
             limits,
@@ -78,12 +78,12 @@ impl EventLog {
         }
     }
 
-    /// Returns the position of the event that is appended next.
+    /// Returns the position that the next appended event gets.
     pub(crate) fn next_position(&self) -> u64 {
         self.last_position + 1
     }
 
-    /// Appends an event. A log that conflates needs its key.
+    /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
         self.last_position += 1;
         self.byte_len += event_byte_len(&event);
@@ -152,8 +152,8 @@ impl EventLog {
         self.last_position - self.entries.len() as u64
     }
 
-    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
-    /// does not conflate it is [`position_before_oldest`](Self::position_before_oldest).
+    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. This is
+    /// [`position_before_oldest`](Self::position_before_oldest) in a log that does not conflate.
     pub(crate) fn position_before_snapshot(&self) -> u64 {
         let tail = self.conflated_tail.as_ref();
         tail.map_or(
@@ -177,7 +177,7 @@ impl EventLog {
         self.byte_len
     }
 
-    /// Ends the log. Its owner must not append any more.
+    /// Closes the log. The caller must not append events after this.
     pub(crate) fn close(&mut self) {
         self.is_closed = true;
     }
@@ -186,7 +186,8 @@ impl EventLog {
         self.is_closed
     }
 
-    /// Clones the events after `position` into the buffer: at least one event, and then as many as `max_bytes` and the buffer allow.
+    /// Clones the events after `position` into the buffer: at least one event, and then as many as `max_bytes` and the buffer
+    /// allow.
     pub(crate) fn read(
         &self,
         position: u64,
@@ -210,7 +211,7 @@ impl EventLog {
         EventLogReadOutcome::Events { up_to }
     }
 
-    /// Reads for a reader that is behind the oldest event in the log.
+    /// Like [`read`](Self::read), for a position before the oldest event in the log.
     fn read_tail(
         &self,
         position: u64,
@@ -230,7 +231,7 @@ impl EventLog {
         }
         let up_to = fill_buffer(buffer, max_bytes, tail.events_after(position));
         EventLogReadOutcome::Events {
-            // With nothing in the tail, everything up to the oldest event has a newer one in the log.
+            // If the tail has no event after the position, the log holds a newer event for each one that was trimmed.
             up_to: up_to.unwrap_or(before_oldest),
         }
     }
@@ -247,7 +248,8 @@ impl LogEntry {
     }
 }
 
-/// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last one.
+/// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last
+/// event that was cloned.
 fn fill_buffer<'a>(
     buffer: &mut ReadBuffer,
     max_bytes: usize,

@@ -19,12 +19,13 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     log: RwLock<EventLog>,
-    /// The log's [status](encode_status) after its last change. Readers check it before they lock the log, and before they wait.
+    /// The log's [status](encode_status) after its last change. Readers check the status before they lock the log, and before they
+    /// wait.
     status: AtomicU64,
     wait_list: WaitList,
 }
 
-/// The position of a log's last event and whether the log is closed, as one number.
+/// Encodes the position of a log's last event, and whether the log is closed, as one number.
 fn encode_status(last_position: u64, is_closed: bool) -> u64 {
     2 * last_position + u64::from(is_closed)
 }
@@ -59,12 +60,12 @@ impl SharedLog {
             (position, log.take_trimmed())
         };
         self.wait_list.wake_all();
-        // The event is published: a payload that panics when it is dropped must not make this call panic.
+        // The new event is appended already, so a panic while trimmed events are dropped must not reach the caller.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(trimmed)));
         Some(position)
     }
 
-    /// Ends the log: no more events can be appended. Wakes all readers.
+    /// Closes the log, so that no more events can be appended, and wakes all readers.
     pub(crate) fn close(&self) {
         {
             let mut log = write(&self.log);
@@ -87,7 +88,7 @@ impl SharedLog {
         let result = inspect(&log);
         let trimmed = log.take_trimmed();
         drop(log);
-        // Outside the lock: dropping a payload can run its owner's code.
+        // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
         drop(trimmed);
         result
     }
@@ -115,7 +116,7 @@ impl SharedLog {
         read(&self.log).read(position, max_bytes, buffer)
     }
 
-    /// Adds a reader that can wait. Readers with successive numbers use different locks of the wait list.
+    /// Adds a reader. Readers with successive numbers use different locks of the wait list.
     pub(crate) fn register_reader(&self, reader_number: usize) -> WaiterKey {
         self.wait_list.register(reader_number)
     }
@@ -125,8 +126,8 @@ impl SharedLog {
         self.wait_list.deregister(reader);
     }
 
-    /// Stores a registered reader's waker until there is an event after `position`, or the log is closed. Returns `false` if that is
-    /// so already: read again.
+    /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Returns
+    /// `false` if that is the case already: the caller reads again.
     pub(crate) fn wait_unless_readable(
         &self,
         reader: &WaiterKey,

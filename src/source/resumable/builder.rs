@@ -54,8 +54,8 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets how many bytes of payloads, ids and types the log of a stream holds at most: 256 KiB by default. The newest event is held
-    /// whatever its size.
+    /// Sets how many bytes of payloads, ids and types the log of a stream holds at most: 256 KiB by default. The newest event is
+    /// held whatever its size.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.config.log_limits.max_bytes = bytes;
         self

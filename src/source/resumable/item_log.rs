@@ -8,9 +8,9 @@ use crate::{
 /// How much of one stream an [`ItemLog`] holds. The newest entry is held whatever its size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ItemLogLimits {
-    /// Values below 1 count as 1.
+    /// The maximum number of events and gaps. Values below 1 count as 1.
     pub(super) max_entries: usize,
-    /// See [`event_byte_len`].
+    /// The maximum sum of [`event_byte_len`].
     pub(super) max_bytes: usize,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum StreamEnd {
     Ended,
     /// Clients may reconnect after this delay.
     EndedWithRetry(Duration),
-    /// The stream has failed. This is its error's text.
+    /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }
 
@@ -40,7 +40,7 @@ pub(super) enum StreamEnd {
 pub(super) enum ItemLogReadOutcome {
     /// The next item.
     Item(Item),
-    /// The entries up to and including `up_to` are trimmed. `missed` is how many events they were; `None` if that is not known.
+    /// The entries up to and including `up_to` are trimmed. `missed` is the number of events among them; `None` if it is not known.
     Trimmed { up_to: u64, missed: Option<u64> },
     /// The reader has everything, and the stream has ended.
     End(StreamEnd),
@@ -48,9 +48,9 @@ pub(super) enum ItemLogReadOutcome {
 
 /// The latest items of one stream, and its end.
 ///
-/// Entries have consecutive positions, of which the first is 1. The oldest are trimmed when they exceed the limits. It differs from an
-/// [`EventLog`](crate::source::log::EventLog) in that it holds gaps among the events, so that a client that lost a gap gets it again,
-/// and the end of the stream.
+/// Entries have consecutive positions, of which the first is 1. The oldest entries are trimmed when the log exceeds its limits. The
+/// log differs from an [`EventLog`](crate::source::log::EventLog) in that it also holds the stream's gaps, so that a client that
+/// lost a gap gets it again, and the stream's end.
 #[derive(Debug)]
 pub(super) struct ItemLog {
     limits: ItemLogLimits,
@@ -59,8 +59,8 @@ pub(super) struct ItemLog {
     last_position: u64,
     /// Bytes of `entries`.
     byte_len: usize,
-    /// The position of the newest gap that was trimmed; 0 if there was none. How many events a reader before it misses is not
-    /// known.
+    /// The position of the newest gap that was trimmed; 0 if there was none. The number of events that a reader before this
+    /// position misses is not known.
     last_dropped_gap: u64,
     end: Option<StreamEnd>,
 }
@@ -100,8 +100,8 @@ impl ItemLog {
         }
     }
 
-    /// Appends an entry. Returns the entries that were trimmed, to be dropped outside of any lock: a payload can have an owner whose
-    /// code runs then.
+    /// Appends an entry. Returns the entries that were trimmed. The caller drops them outside of its lock, because dropping a
+    /// payload can run its owner's code.
     #[must_use]
     pub(super) fn append(&mut self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
         self.last_position += 1;
@@ -126,7 +126,7 @@ impl ItemLog {
         Some(oldest)
     }
 
-    /// Records that the stream has ended. The caller must not append any more.
+    /// Records that the stream has ended. The caller must not append entries after this.
     pub(super) fn set_end(&mut self, end: StreamEnd) {
         self.end = Some(end);
     }

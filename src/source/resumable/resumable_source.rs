@@ -45,7 +45,7 @@ impl<S> ResumableSource<S> {
     }
 }
 
-/// Each client gets the stream that its cursor belongs to. If there is none, it gets the wrapped source's stream.
+/// Each client gets the stream that its cursor belongs to. If there is no such stream, the client gets the wrapped source's stream.
 impl<S: PushSource + Send> PushSource for ResumableSource<S> {
     type Stream = ResumableStream;
 
@@ -88,17 +88,18 @@ impl<S: PushSource> ResumableSource<S> {
     }
 }
 
-/// What a client gets that comes back to a stream.
+/// What a client gets that comes back with a cursor.
 enum ResumeOutcome {
     /// The stream, from the client's position on.
     Stream(ResumableStream),
     /// The client has everything, and the source has finished.
     Finished,
-    /// These remaining items, and then the stream of its new request, because this one has ended.
+    /// The remaining items of a stream that has ended. The stream of the client's new request follows.
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at the position of the client's cursor. The `gap` is for a cursor or a stream that cannot be resumed.
+/// Resumes a stream at the position of the client's cursor. `gap` is what the client gets if its cursor is ahead of the stream, or
+/// the stream has failed.
 fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     let stream = lease.stream();
     let (before_oldest, last_position, end) = stream.inspect_log(|log| {

@@ -19,7 +19,7 @@ use crate::{
 
 /// One client's view of a stream that a [`Resumable`](super::Resumable) keeps.
 ///
-/// When it is dropped and no other client reads the stream, the stream is parked.
+/// The stream is parked when the last client's `ResumableStream` is dropped.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct ResumableStream {
     lease: Lease,
@@ -28,7 +28,7 @@ pub struct ResumableStream {
     position: u64,
     /// Items yielded before the first one from the log.
     first_items: VecDeque<Item>,
-    /// The cursor that the client resumes from, until an item was read or none was there.
+    /// The cursor that the client resumes from. `None` once an item was read, or there was none to read.
     requested: Option<EventId>,
     /// The stream's error, if the stream failed when this reader polled it.
     error: Option<BoxError>,
@@ -91,7 +91,7 @@ impl Stream for ResumableStream {
         if this.is_finished {
             return Poll::Ready(None);
         }
-        // Frees the queue's memory, which is not needed any more.
+        // `first_items` is empty from here on, and its memory is freed.
         this.first_items = VecDeque::new();
         let stream = this.lease.stream();
         match stream.poll_read(this.position, &this.reader, cx, &mut this.error) {

@@ -6,16 +6,17 @@ use crate::{
     source::numbered_id::{IdPrefix, encode_base32},
 };
 
-/// Base-32 digits of 64 bits.
+/// Number of base-32 digits for 64 bits.
 const HALF_LEN: usize = 13;
 
-/// The secret that the ids of one stream begin with: 128 random bits. A request with such an id may read the stream.
+/// The secret that the ids of one stream begin with: 128 random bits. A request that sends an id with this token may read the
+/// stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct StreamToken(IdPrefix<{ 2 * HALF_LEN }>);
 
 impl StreamToken {
     pub(super) fn random() -> Self {
-        // Each of the two generators suffices. Their exclusive or is random if either of them is.
+        // Each of the two generators suffices. The exclusive or of the two is random if either of them is.
         let [high, low] = system_random();
         let halves = [random::bits() ^ high, random::bits() ^ low];
         let mut digits = [0; 2 * HALF_LEN];
@@ -30,21 +31,21 @@ impl StreamToken {
         self.0.numbered_id(position)
     }
 
-    /// Splits an id into its token and position. Returns `None` if it has another form.
+    /// Splits an id into its token and position. Returns `None` if the id has another form.
     pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
         IdPrefix::split(id).map(|(prefix, position)| (Self(prefix), position))
     }
 }
 
-/// Prints none of the token's bits: whoever reads a log file must not get access to the stream.
+/// Prints none of the token's bits, so that a log file gives no access to the stream.
 impl fmt::Debug for StreamToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("StreamToken")
     }
 }
 
-/// Reads 128 bits from the operating system's generator. Returns zeros where it is not a file. Reading the file does not block once
-/// the system has booted.
+/// Reads 128 bits from the operating system's generator. Returns zeros if there is no `/dev/urandom`. Reading `/dev/urandom` does
+/// not block once the system has booted.
 fn system_random() -> [u64; 2] {
     static FILE: LazyLock<Option<File>> = LazyLock::new(|| {
         let path = cfg!(unix).then_some("/dev/urandom")?;
