@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use tower_push_proto::websocket::{
     decoder::{self, Decoder, Message, Received},
-    frame::CloseCode,
+    frame::{CloseCode, Role},
 };
 
 /// What a decoder says, in a form that compares: a failure by its code.
@@ -28,6 +28,11 @@ fuzz_target!(|input: (u8, [u8; 6], &[u8])| {
         limit: [10, 300, 70_000, usize::MAX][usize::from(flags & 3)],
         allows_compressed: flags & 4 != 0,
         keeps: flags & 8 != 0,
+        role: if flags & 16 != 0 {
+            Role::Client
+        } else {
+            Role::Server
+        },
     };
     let whole = read(rules, [bytes]);
     assert_eq!(read(rules, pieces(bytes, splits)), whole);
@@ -50,6 +55,7 @@ struct Rules {
     limit: usize,
     allows_compressed: bool,
     keeps: bool,
+    role: Role,
 }
 
 /// In pieces of these lengths, over and over.
@@ -65,6 +71,7 @@ fn pieces(mut bytes: &[u8], lengths: [u8; 6]) -> impl Iterator<Item = &[u8]> {
 /// What was said, and whether nothing is left unfinished.
 fn read<'a>(rules: Rules, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Said>, bool) {
     let mut decoder = Decoder::new(decoder::Rules {
+        role: rules.role,
         message: rules.limit,
         allows_compressed: rules.allows_compressed,
     });
@@ -180,7 +187,11 @@ impl<'a> Model<'a> {
         if !is_control && fragments >= (self.rules.limit / 16).max(1024) {
             return Err(Some(1008));
         }
-        if second & 0x80 == 0 || is_control && short > 125 || opcode == 8 && short == 1 {
+        let is_masked = second & 0x80 != 0;
+        if is_masked != (self.rules.role == Role::Server)
+            || is_control && short > 125
+            || opcode == 8 && short == 1
+        {
             return Err(Some(1002));
         }
         let (len, shortest) = match short {
@@ -194,7 +205,8 @@ impl<'a> Model<'a> {
         if !is_control && len > (self.rules.limit - came) as u64 {
             return Err(Some(1009));
         }
-        let mask = (self.number(4)? as u32).to_be_bytes();
+        let mask = if is_masked { self.number(4)? } else { 0 };
+        let mask = (mask as u32).to_be_bytes();
         let (masked, rest) = self.rest.split_at(self.rest.len().min(len as usize));
         self.rest = rest;
         let is_whole = masked.len() as u64 == len;

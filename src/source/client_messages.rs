@@ -46,9 +46,35 @@ use crate::{
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct ClientMessages(Arc<MessageQueue>);
 
-/// The sending half of [`ClientMessages`], for the transport.
-#[derive(Debug)]
-pub(crate) struct ClientMessageSender(Arc<MessageQueue>);
+/// The sending half of [`ClientMessages`], for a transport over which clients send messages.
+///
+/// The transport attaches it to the subscription, and reads from the client only while [`poll_ready`](Self::poll_ready) is ready. That
+/// slows the client down if the source is slow. Dropping the sender ends the stream.
+///
+/// ```
+/// use std::{future::poll_fn, task::{Poll, ready}};
+/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, PushSource, Rejection, Subscription}};
+///
+/// # async fn example(head: http::request::Parts, push: Push) -> Result<(), Rejection> {
+/// let sender = ClientMessageSender::new();
+/// let subscription = Subscription::new(&head, "my-transport").with_client_messages(&sender);
+/// let items = push.subscribe(subscription).await?;
+///
+/// // A message has arrived:
+/// let mut message = Some(Payload::Text("hello".to_owned()));
+/// poll_fn(|cx| {
+///     if let Some(mut batch) = ready!(sender.poll_batch(cx)) {
+///         message.take().into_iter().for_each(|message| batch.push(message));
+///         sender.send(batch, cx);
+///     }
+///     Poll::Ready(())
+/// })
+/// .await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+pub struct ClientMessageSender(Arc<MessageQueue>);
 
 /// The bounded queue between a [`ClientMessageSender`] and its [`ClientMessages`].
 #[derive(Debug, Default)]
@@ -121,8 +147,10 @@ fn is_full(messages: usize, bytes: usize) -> bool {
 }
 
 impl ClientMessageSender {
-    pub(crate) fn new() -> Self {
-        Self(Arc::default())
+    /// Creates the sender of an empty queue.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Returns what a subscription takes the receiving half from.
@@ -131,18 +159,18 @@ impl ClientMessageSender {
     }
 
     /// Returns whether a source has taken the receiving half, and has not dropped it.
-    pub(crate) fn has_receiver(&self) -> bool {
+    pub fn has_receiver(&self) -> bool {
         self.0.lock().has_receiver()
     }
 
     /// Waits until the queue has room, or the receiver is dropped.
-    pub(crate) fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
+    pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.lock().poll_ready(cx)
     }
 
     /// Like [`poll_ready`](Self::poll_ready), and returns a batch for as many messages as there is room for. Returns `None` if
     /// there is no receiver.
-    pub(crate) fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
+    pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
         ready!(queue.poll_ready(cx));
         if !queue.has_receiver() {
@@ -162,8 +190,9 @@ impl ClientMessageSender {
 
     /// Appends messages to the queue, or drops them if there is no receiver.
     ///
-    /// The receiver is not woken if its task is the calling one, which polls its source after this anyway.
-    pub(crate) fn send(&self, mut batch: MessageBatch, cx: &Context<'_>) {
+    /// This does not wake a receiver that belongs to the calling task: a transport that polls the source in the same task polls it
+    /// after this.
+    pub fn send(&self, mut batch: MessageBatch, cx: &Context<'_>) {
         if batch.messages.is_empty() {
             return;
         }
@@ -183,8 +212,9 @@ impl ClientMessageSender {
     }
 }
 
-/// Messages that are appended to the queue under one lock.
-pub(crate) struct MessageBatch {
+/// Messages that a [`ClientMessageSender`] sends together: they are appended to the queue under one lock.
+#[derive(Debug)]
+pub struct MessageBatch {
     messages: VecDeque<Payload>,
     /// Length of `messages` in bytes.
     byte_len: usize,
@@ -196,14 +226,15 @@ pub(crate) struct MessageBatch {
 
 impl MessageBatch {
     /// Returns whether the queue has no room for a message after this batch.
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         is_full(
             self.queued_messages + self.messages.len(),
             self.queued_bytes + self.byte_len,
         )
     }
 
-    pub(crate) fn push(&mut self, message: Payload) {
+    /// Adds a message, whether or not the batch [is full](Self::is_full).
+    pub fn push(&mut self, message: Payload) {
         self.byte_len += message.as_bytes().len();
         self.messages.push_back(message);
     }

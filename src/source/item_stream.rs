@@ -15,23 +15,29 @@ use crate::{
 };
 
 pin_project! {
-    /// The items of any stream, behind one that comes first where there is one, such as a gap.
+    /// The items of any stream, which can follow an item of the library's own, such as a gap.
+    ///
+    /// It is the stream of every plain stream, of [`source_fn`](super::source_fn()) and of [`Push`](super::Push).
     pub struct ItemStream<S> {
-        // Rare, and a connection's memory is counted.
-        first: Option<Box<Result<Item, BoxError>>>,
+        // Boxed because it is rare, and would enlarge every connection.
+        first_item: Option<Box<Result<Item, BoxError>>>,
         #[pin]
         stream: S,
     }
 }
 
 impl<S> ItemStream<S> {
-    pub(super) fn after(gap: Option<Gap>, stream: S) -> Self {
-        Self::behind(gap.map(|gap| Ok(Item::Gap(gap))), stream)
+    pub(super) fn new(stream: S) -> Self {
+        Self::with_first_item(None, stream)
     }
 
-    pub(crate) fn behind(first: Option<Result<Item, BoxError>>, stream: S) -> Self {
-        let first = first.map(Box::new);
-        Self { first, stream }
+    pub(super) fn with_gap(gap: Option<Gap>, stream: S) -> Self {
+        Self::with_first_item(gap.map(|gap| Ok(Item::Gap(gap))), stream)
+    }
+
+    pub(crate) fn with_first_item(first_item: Option<Result<Item, BoxError>>, stream: S) -> Self {
+        let first_item = first_item.map(Box::new);
+        Self { first_item, stream }
     }
 }
 
@@ -44,8 +50,8 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
-        if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(*first));
+        if let Some(first_item) = this.first_item.take() {
+            return Poll::Ready(Some(*first_item));
         }
         this.stream
             .poll_next(cx)
@@ -53,8 +59,8 @@ where
     }
 }
 
-/// Any stream. It knows of no earlier events, so a client that asks to resume is told that there is a gap; a source that
-/// can resume looks at the subscription, see [`source_fn`](super::source_fn).
+/// Any stream is a source for one client. It has no earlier events, so a client that sends a cursor gets a gap first. A source that can
+/// resume looks at the subscription: see [`source_fn`](super::source_fn()).
 impl<S> PushSource for S
 where
     S: Stream + Send + 'static,
@@ -69,7 +75,7 @@ where
         let gap = subscription
             .cursor()
             .map(|id| Gap::new(GapReason::Epoch).requested(id.clone()));
-        let items: Ready<Result<_, _>> = ready(Ok(ItemStream::after(gap, self)));
+        let items: Ready<Result<_, _>> = ready(Ok(ItemStream::with_gap(gap, self)));
         items
     }
 
@@ -81,7 +87,7 @@ where
 impl<S> fmt::Debug for ItemStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ItemStream")
-            .field("first", &self.first)
+            .field("first_item", &self.first_item)
             .finish_non_exhaustive()
     }
 }

@@ -1,10 +1,13 @@
-//! What a client subscribes to.
+//! Sources: what clients subscribe to.
 //!
-//! A [`PushSource`] is asked once per client, with that client's [`Subscription`], and answers with a stream of
-//! [items](crate::event::Item), or refuses with a [`Rejection`] before any byte is sent.
+//! A [`PushSource`] answers the [`Subscription`] of one client with a stream of [items](crate::event::Item). It can also refuse the
+//! client with a [`Rejection`] before any byte is sent.
 //!
-//! Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source: it serves one client, and announces a
-//! [gap](crate::event::Gap) to a client that wants to resume. [`source_fn`] makes one that looks at the subscription.
+//! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. It serves one client, and begins with a
+//!   [gap](crate::event::Gap) if that client sends a cursor.
+//! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
+//! - [`Channel`] is a source for many clients, with a log that they resume from.
+//! - [`Resumable`] makes another source resumable.
 //!
 //! ```
 //! use tower_push::{Event, Push, source::{Rejection, Subscription, source_fn}};
@@ -28,6 +31,8 @@ pub mod channel;
 #[cfg(feature = "websocket")]
 mod client_messages;
 mod item_stream;
+mod log;
+mod numbered_id;
 mod push;
 pub mod query;
 mod rejection;
@@ -41,9 +46,7 @@ use futures_core::Stream;
 
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-pub use self::client_messages::ClientMessages;
-#[cfg(feature = "websocket")]
-pub(crate) use self::client_messages::{ClientMessageSender, MessageBatch};
+pub use self::client_messages::{ClientMessageSender, ClientMessages, MessageBatch};
 pub(crate) use self::rejection::retry_after;
 pub use self::{
     channel::Channel,
@@ -56,20 +59,25 @@ pub use self::{
 };
 use crate::{error::BoxError, event::Item};
 
-/// Something that clients subscribe to. See the [module docs](self).
+/// A source of items for clients that subscribe to it. See the [module docs](self).
 pub trait PushSource {
-    /// One client's items. An error ends it, and the client sees that the stream was cut; its plain end is an end for now,
-    /// after which the client may come back ([`Item::Ended`] says when); [`Item::Finished`] is the end for ever.
+    /// The items of one client.
+    ///
+    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] does so, too, and says after which delay.
+    /// - [`Item::Finished`] says that the source has finished, and the client must not reconnect.
+    /// - An error disconnects the client: it sees that its stream was cut off.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
 
-    /// Begins one client's subscription, or refuses it. Dropped if the client goes away meanwhile.
+    /// Subscribes one client, or refuses it. The future is dropped if the client leaves before it is ready.
     fn subscribe(
         self,
         subscription: Subscription,
     ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send;
 
-    /// Whether a client that comes back with a cursor is served from there: true for all but plain streams. A transport that
-    /// asks again and again keeps a source alive for its client that cannot.
+    /// Returns whether a client that comes back with a cursor goes on from there. This is true of all sources but plain streams.
+    ///
+    /// A transport that answers with several responses, such as long-polling, keeps the stream of a source that cannot resume, and
+    /// subscribes anew to a source that can.
     fn is_resumable(&self) -> bool {
         true
     }

@@ -8,9 +8,9 @@ use crate::{
     event::{Gap, GapReason, Item},
 };
 
-/// Any source, as one type: the value that services and handlers return, and that a transport answers with.
+/// Any source as one type: what services and handlers return.
 ///
-/// It becomes a response in a layer ([`PushLayer`](crate::PushLayer) and its kin) around the service that returned it.
+/// A layer around the service, such as [`PushLayer`](crate::PushLayer), turns it into a response.
 ///
 /// ```
 /// use tower_push::Push;
@@ -51,7 +51,7 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 }
 
 impl Push {
-    /// Takes any source: a stream, or what else implements [`PushSource`]. A push is returned as it is, and not boxed again.
+    /// Wraps a source: any stream, or another type that implements [`PushSource`]. A `Push` is returned as it is.
     pub fn new<S: PushSource + Send + 'static>(source: S) -> Self {
         let mut source = Some(source);
         let as_push = (&mut source as &mut dyn Any).downcast_mut::<Option<Self>>();
@@ -63,8 +63,8 @@ impl Push {
     }
 }
 
-/// What holds for every source is settled here: a client that has been told that the source has finished for ever is
-/// refused with [`Rejection::finished`], and one whose cursor cannot be read is told of a [gap](Gap).
+/// Handles two cursors for every source. A client that was told that the source has finished is refused with
+/// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
     type Stream = ItemStream<BoxStream>;
 
@@ -76,7 +76,7 @@ impl PushSource for Push {
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.0.subscribe(subscription).await?;
-        Ok(ItemStream::after(gap, stream))
+        Ok(ItemStream::with_gap(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {

@@ -1,9 +1,18 @@
 //! Query parameters of requests, in `application/x-www-form-urlencoded`.
+//!
+//! ```
+//! use tower_push::source::{Subscription, query::parameter_values};
+//!
+//! fn room(subscription: &Subscription) -> Option<String> {
+//!     let query = subscription.head().uri.query()?;
+//!     parameter_values(query, "room").next().map(Into::into)
+//! }
+//! ```
 
 use std::borrow::Cow;
 
-/// Returns the decoded values of the parameter `name` in the order of the query. A value that is not UTF-8 is decoded with U+FFFD in
-/// place of what is invalid.
+/// Returns the decoded values of the parameter `name` in the order of the query. In a value that is not UTF-8, U+FFFD replaces each
+/// invalid sequence.
 pub fn parameter_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -5,12 +5,13 @@ use futures_core::Stream;
 use super::{ItemStream, PushSource, Rejection, Subscription};
 use crate::event::IntoItem;
 
-/// A source from a function that answers each [`Subscription`] with a stream, or refuses it. The function sees the cursor,
-/// and what it returns is taken to begin where the cursor says. A stream whose events have no ids tells no cursor to come back
-/// with: it is then to a client what a plain stream is, and long-polling [parks](super::Resumable) it.
+/// Makes a source from a function that answers a [`Subscription`] with a stream, or refuses it.
 ///
-/// `?` turns an [`Error`](crate::Error) into a 500. A stream that a function makes from the borrowed cursor must not keep the
-/// borrow: say `-> impl Stream<Item = …> + use<>`.
+/// The function sees the client's cursor, and its stream must begin after that cursor. If the stream's events have no ids, clients
+/// have no cursor to resume from; long-polling then [parks](super::Resumable) the stream, as it does with plain streams.
+///
+/// `?` turns an [`Error`](crate::Error) into a 500. A function that makes the stream from the borrowed cursor must not let the stream
+/// keep the borrow: declare it as `-> impl Stream<Item = …> + use<>`.
 ///
 /// See the [module docs](super) for an example.
 pub fn source_fn<F, Fut, S>(f: F) -> SourceFn<F>
@@ -23,7 +24,7 @@ where
     SourceFn(f)
 }
 
-/// The source of [`source_fn`].
+/// The source that [`source_fn`] makes.
 #[derive(Clone, Copy)]
 pub struct SourceFn<F>(F);
 
@@ -38,7 +39,7 @@ where
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         let stream = (self.0)(subscription).await?;
-        Ok(ItemStream::after(None, stream))
+        Ok(ItemStream::new(stream))
     }
 }
 

@@ -85,9 +85,12 @@ impl Subscription {
         }
     }
 
-    /// The same where the client's messages can be delivered.
+    /// This subscription with the messages that a transport sends with `sender`. Its source can take them with
+    /// [`client_messages`](Self::client_messages).
     #[cfg(feature = "websocket")]
-    pub(crate) fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
+    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+    #[must_use]
+    pub fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
             client_messages: Some(sender.receiver_slot()),
             ..self

@@ -1,91 +1,87 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures_core::Stream;
 
-use super::{Inner, LagPolicy, Place, log::Next, taken::Taken};
+use super::channel_state::{ChannelState, StartPoint};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, GapReason, Item},
+    source::log::{EventLogRead, ReadBuffer},
     sync::WaiterKey,
 };
 
-/// One subscriber of a [`Channel`](super::Channel): the items behind its cursor, and then those to come.
+/// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are
+/// published.
 ///
-/// It holds a cursor into the channel's log, and of the log itself never more than what is about to be sent.
+/// It holds a cursor into the channel's log, and at most a few events that are about to be sent.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct Subscriber {
-    inner: Arc<Inner>,
-    waiter: WaiterKey,
-    /// The number of the last event taken from the log.
-    at: u64,
-    first: Option<Box<Item>>,
-    /// Taken from the log, and not yielded yet.
-    taken: Taken,
-    /// The cursor that it resumes from, until it has caught up or read something.
+    channel: Arc<ChannelState>,
+    reader: WaiterKey,
+    /// The position of the last event taken from the log.
+    position: u64,
+    /// Yielded before the first event.
+    first_item: Option<Box<Item>>,
+    /// Events taken from the log and not yielded yet.
+    buffer: ReadBuffer,
+    /// The cursor that the client resumes from, until the subscriber has read an event or found none.
     requested: Option<EventId>,
-    is_over: bool,
+    is_finished: bool,
 }
 
-/// What is taken from the log at once, unless one event is more.
-const TAKEN: usize = 16 * 1024;
+/// Bytes of events that are taken from the log at once, unless the first event alone is larger.
+const MAX_READ_BYTES: usize = 16 * 1024;
 
 impl Subscriber {
-    pub(super) fn new(inner: Arc<Inner>, place: Place) -> Self {
-        let reader = inner.readers.fetch_add(1, Ordering::Relaxed);
-        let waiter = inner.shared.wait_list.register(reader);
-        inner
-            .subscribers
-            .send_modify(|subscribers| *subscribers += 1);
+    pub(super) fn new(channel: Arc<ChannelState>, start: StartPoint) -> Self {
         Self {
-            inner,
-            waiter,
-            at: place.number,
-            first: place.first.map(Box::new),
-            taken: Taken::default(),
-            requested: place.requested,
-            is_over: false,
+            reader: channel.add_subscriber(),
+            channel,
+            position: start.position,
+            first_item: start.first_item.map(Box::new),
+            buffer: ReadBuffer::default(),
+            requested: start.requested,
+            is_finished: false,
         }
     }
 
-    /// The events up to this number are gone.
-    fn missed(&mut self, resumed: u64) -> Result<Item, BoxError> {
-        let missed = resumed - self.at;
-        let (reason, count) = match self.requested {
-            Some(_) => (GapReason::Expired, &self.inner.counts.expired),
-            None => (GapReason::Lagged, &self.inner.counts.lagged),
+    /// Skips the events up to and including `up_to`, which are trimmed. Returns the gap, or the error that disconnects the
+    /// subscriber.
+    fn skip_trimmed(&mut self, up_to: u64) -> Result<Item, BoxError> {
+        let missed = up_to - self.position;
+        let counters = self.channel.counters();
+        let reason = match self.requested {
+            Some(_) => {
+                counters.add_expired(missed);
+                GapReason::Expired
+            }
+            None => {
+                counters.add_lagged(missed);
+                if self.channel.disconnects_lagging() {
+                    self.is_finished = true;
+                    return Err(Error::lagged().into());
+                }
+                GapReason::Lagged
+            }
         };
-        add(count, missed);
-        if reason == GapReason::Lagged && matches!(self.inner.lag_policy, LagPolicy::Disconnect) {
-            self.is_over = true;
-            return Err(Error::lagged().into());
-        }
-        self.at = resumed;
+        self.position = up_to;
         let mut gap = Gap::new(reason).missed(missed);
         gap.requested = self.requested.take();
-        gap.resumed = Some(self.inner.epoch.id(resumed));
+        gap.resumed = Some(self.channel.id(up_to));
         Ok(Item::Gap(gap))
     }
 
-    /// Up to this number everything was taken; what was not is there in a newer form.
-    fn took(&mut self, number: u64) {
-        let conflated = number - self.at - self.taken.len() as u64;
-        add(&self.inner.counts.conflated, conflated);
-        self.at = number;
+    /// Moves on to `up_to`. The events up to there are in the buffer, or are conflated.
+    fn advance(&mut self, up_to: u64) {
+        let conflated = up_to - self.position - self.buffer.len() as u64;
+        self.channel.counters().add_conflated(conflated);
+        self.position = up_to;
         self.requested = None;
-    }
-}
-
-fn add(count: &AtomicU64, events: u64) {
-    if events > 0 {
-        count.fetch_add(events, Ordering::Relaxed);
     }
 }
 
@@ -94,23 +90,25 @@ impl Stream for Subscriber {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(Ok(*first)));
+        if let Some(first_item) = this.first_item.take() {
+            return Poll::Ready(Some(Ok(*first_item)));
         }
-        while !this.is_over {
-            if let Some(event) = this.taken.pop() {
+        while !this.is_finished {
+            if let Some(event) = this.buffer.pop() {
                 return Poll::Ready(Some(Ok(Item::Event(event))));
             }
-            match this.inner.shared.read(this.at, TAKEN, &mut this.taken) {
-                Next::Read(number) => this.took(number),
-                Next::Gone(number) => return Poll::Ready(Some(this.missed(number))),
-                Next::Closed => {
-                    this.is_over = true;
+            match (this.channel).read(this.position, MAX_READ_BYTES, &mut this.buffer) {
+                EventLogRead::Events { up_to } => this.advance(up_to),
+                EventLogRead::Trimmed { up_to } => {
+                    return Poll::Ready(Some(this.skip_trimmed(up_to)));
+                }
+                EventLogRead::Closed => {
+                    this.is_finished = true;
                     return Poll::Ready(Some(Ok(Item::Finished)));
                 }
-                Next::Nothing => {
+                EventLogRead::UpToDate => {
                     this.requested = None;
-                    if this.inner.shared.wait(&this.waiter, cx.waker(), this.at) {
+                    if (this.channel).wait(&this.reader, cx.waker(), this.position) {
                         return Poll::Pending;
                     }
                 }
@@ -122,17 +120,14 @@ impl Stream for Subscriber {
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.inner.shared.wait_list.deregister(&self.waiter);
-        self.inner
-            .subscribers
-            .send_modify(|subscribers| *subscribers -= 1);
+        self.channel.remove_subscriber(&self.reader);
     }
 }
 
 impl fmt::Debug for Subscriber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscriber")
-            .field("at", &self.at)
+            .field("position", &self.position)
             .finish_non_exhaustive()
     }
 }

@@ -1,11 +1,10 @@
-//! What readers of one stream do to each other, and the stream to them, in every order that there is: `scripts/loom`.
+//! Readers of one [`SharedStream`] and the stream itself, in every order of their steps. `scripts/loom` runs these tests.
 
 use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use futures_core::Stream;
@@ -17,158 +16,154 @@ use loom::{
 };
 
 use super::{
-    EndPolicy,
-    kept::Kept,
-    log::{Bounds, Next},
-    lot::Limits,
-    token::Token,
+    config::EndPolicy,
+    item_log::{ItemLogLimits, ItemLogRead},
+    shared_stream::SharedStream,
+    stream_token::StreamToken,
 };
 use crate::{
     error::BoxError,
     event::{Event, Item},
 };
 
-/// A stream that is fed from another thread. It remembers the last waker only, as streams may.
+/// A stream of numbers that another thread sends. It keeps only the waker of the last poll, as streams may.
 #[derive(Clone, Default)]
-struct Feed(Arc<Mutex<Fed>>);
+struct NumberStream(Arc<Mutex<NumberQueue>>);
 
 #[derive(Default)]
-struct Fed {
-    events: VecDeque<u64>,
+struct NumberQueue {
+    numbers: VecDeque<u64>,
     waker: Option<Waker>,
 }
 
-impl Feed {
-    fn send(&self, event: u64) {
+impl NumberStream {
+    fn send(&self, number: u64) {
         let waker = {
-            let mut fed = self.0.lock().unwrap();
-            fed.events.push_back(event);
-            fed.waker.take()
+            let mut queue = self.0.lock().unwrap();
+            queue.numbers.push_back(number);
+            queue.waker.take()
         };
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn kept(&self) -> Arc<Kept> {
-        let limits = Limits {
-            parked_for: Duration::ZERO,
-            streams: 0,
-            parked_bytes: 0,
-            replay: Bounds {
-                events: 8,
-                bytes: 1 << 20,
-            },
-            end_policy: EndPolicy::Finish,
+    fn share(&self) -> Arc<SharedStream> {
+        let limits = ItemLogLimits {
+            max_entries: 8,
+            max_bytes: 1 << 20,
         };
+        let token = StreamToken::random();
         let stream = Box::pin(self.clone());
-        Arc::new(Kept::new(Token::random(), None, &limits, stream))
+        let shared = SharedStream::new(token, None, limits, EndPolicy::Finish, stream);
+        Arc::new(shared)
     }
 }
 
-impl Stream for Feed {
+impl Stream for NumberStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut fed = self.0.lock().unwrap();
-        if let Some(event) = fed.events.pop_front() {
-            return Poll::Ready(Some(Ok(Item::Event(Event::text(event.to_string())))));
+        let mut queue = self.0.lock().unwrap();
+        if let Some(number) = queue.numbers.pop_front() {
+            return Poll::Ready(Some(Ok(Item::Event(Event::text(number.to_string())))));
         }
-        fed.waker = Some(cx.waker().clone());
-        drop(fed);
-        // Loom looks for other orders only where two threads touch the same thing: this is for one in which the stream is fed, and
-        // rings, before the turn is over.
+        queue.waker = Some(cx.waker().clone());
+        drop(queue);
+        // Loom tries other orders only where two threads access the same object. This access lets it send a number, which wakes the
+        // waker, before the reader that polls the stream has unlocked it.
         drop(self.0.lock());
         Poll::Pending
     }
 }
 
-/// Reads so many events; a wake-up that is lost is a deadlock, which loom reports.
-fn read(kept: &Kept, events: u64) -> Vec<String> {
-    let place = kept.enter();
-    let mut read = Vec::new();
-    for at in 0..events {
-        match block_on(poll_fn(|cx| kept.poll(at, &place, cx, &mut None))) {
-            Next::Item(Item::Event(event)) => {
-                read.push(event.payload().as_text().unwrap().to_owned());
+/// Reads `count` events. A lost wake-up is a deadlock, which loom reports.
+fn read(shared: &SharedStream, count: u64) -> Vec<String> {
+    let reader = shared.register_reader();
+    let mut texts = Vec::new();
+    for position in 0..count {
+        let poll = |cx: &mut Context<'_>| shared.poll_read(position, &reader, cx, &mut None);
+        match block_on(poll_fn(poll)) {
+            ItemLogRead::Item(Item::Event(event)) => {
+                texts.push(event.payload().as_text().unwrap().to_owned());
             }
             other => panic!("{other:?}"),
         }
     }
-    kept.leave(&place);
-    read
+    shared.deregister_reader(&reader);
+    texts
 }
 
-/// Asks once, and then never again.
-fn ask_and_stall(kept: &Kept) {
-    let place = kept.enter();
+/// Polls once, and then stalls: it neither polls again nor deregisters.
+fn poll_once(shared: &SharedStream) {
+    let reader = shared.register_reader();
     let waker = futures_util::task::noop_waker();
-    let _ = kept.poll(0, &place, &mut Context::from_waker(&waker), &mut None);
+    let _ = shared.poll_read(0, &reader, &mut Context::from_waker(&waker), &mut None);
 }
 
 #[test]
-fn a_reader_that_waits_is_woken_by_the_stream() {
+fn waiting_reader_is_woken_by_stream() {
     model(|| {
-        let feed = Feed::default();
-        let kept = feed.kept();
-        let reader = thread::spawn(move || read(&kept, 2));
-        feed.send(1);
-        feed.send(2);
+        let numbers = NumberStream::default();
+        let shared = numbers.share();
+        let reader = thread::spawn(move || read(&shared, 2));
+        numbers.send(1);
+        numbers.send(2);
         assert_eq!(reader.join().unwrap(), ["1", "2"]);
     });
 }
 
 #[test]
-fn two_readers_get_everything_once() {
-    let mut orders = loom::model::Builder::new();
-    // Three take minutes.
-    orders.preemption_bound = Some(2);
-    orders.check(|| {
-        let feed = Feed::default();
-        let kept = feed.kept();
+fn two_readers_get_every_event_once() {
+    let mut builder = loom::model::Builder::new();
+    // With three preemptions this takes minutes.
+    builder.preemption_bound = Some(2);
+    builder.check(|| {
+        let numbers = NumberStream::default();
+        let shared = numbers.share();
         let other = thread::spawn({
-            let kept = kept.clone();
-            move || read(&kept, 1)
+            let shared = shared.clone();
+            move || read(&shared, 1)
         });
-        let feeding = thread::spawn(move || feed.send(1));
-        assert_eq!(read(&kept, 1), ["1"]);
+        let sender = thread::spawn(move || numbers.send(1));
+        assert_eq!(read(&shared, 1), ["1"]);
         assert_eq!(other.join().unwrap(), ["1"]);
-        feeding.join().unwrap();
+        sender.join().unwrap();
     });
 }
 
 #[test]
-fn a_reader_that_stalls_in_its_turn_holds_no_other_up() {
+fn stalled_reader_holds_up_no_other() {
     model(|| {
-        let feed = Feed::default();
-        let kept = feed.kept();
-        let stalling = thread::spawn({
-            let kept = kept.clone();
-            move || ask_and_stall(&kept)
+        let numbers = NumberStream::default();
+        let shared = numbers.share();
+        let stalled = thread::spawn({
+            let shared = shared.clone();
+            move || poll_once(&shared)
         });
-        let feeding = thread::spawn(move || feed.send(1));
-        assert_eq!(read(&kept, 1), ["1"]);
-        stalling.join().unwrap();
-        feeding.join().unwrap();
+        let sender = thread::spawn(move || numbers.send(1));
+        assert_eq!(read(&shared, 1), ["1"]);
+        stalled.join().unwrap();
+        sender.join().unwrap();
     });
 }
 
-/// The turn is let go with nothing to show for it, while another one wants it.
+/// One reader loses the race for the stream's lock to another, which finds the stream pending and never polls again.
 #[test]
-fn a_reader_that_finds_the_turn_taken_gets_it_afterwards() {
+fn reader_that_lost_the_lock_gets_it_later() {
     model(|| {
-        let feed = Feed::default();
-        let kept = feed.kept();
-        let stalling = thread::spawn({
-            let kept = kept.clone();
-            move || ask_and_stall(&kept)
+        let numbers = NumberStream::default();
+        let shared = numbers.share();
+        let stalled = thread::spawn({
+            let shared = shared.clone();
+            move || poll_once(&shared)
         });
         let reader = thread::spawn({
-            let kept = kept.clone();
-            move || read(&kept, 1)
+            let shared = shared.clone();
+            move || read(&shared, 1)
         });
-        feed.send(1);
+        numbers.send(1);
         assert_eq!(reader.join().unwrap(), ["1"]);
-        stalling.join().unwrap();
+        stalled.join().unwrap();
     });
 }

@@ -8,8 +8,8 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    log::{End, Next},
-    lot::Seat,
+    item_log::{ItemLogRead, StreamEnd},
+    stream_registry::Lease,
 };
 use crate::{
     error::BoxError,
@@ -17,62 +17,65 @@ use crate::{
     sync::WaiterKey,
 };
 
-/// One client's reading of a stream that [`Resumable`](super::Resumable) keeps. When it is dropped, and no other client reads the
-/// stream, the stream is parked.
+/// One client's view of a stream that a [`Resumable`](super::Resumable) keeps.
+///
+/// When it is dropped and no other client reads the stream, the stream is parked.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct ResumableStream {
-    seat: Seat,
-    place: WaiterKey,
-    /// The number of the last item taken from the log.
-    at: u64,
-    /// What it is told before that.
-    first: VecDeque<Item>,
-    /// The cursor that it resumes from, until it has read something or caught up.
+    lease: Lease,
+    reader: WaiterKey,
+    /// The position of the last item taken from the log.
+    position: u64,
+    /// Items yielded before the first one from the log.
+    first_items: VecDeque<Item>,
+    /// The cursor that the client resumes from, until an item was read or none was there.
     requested: Option<EventId>,
-    /// The stream's error, if it came when this one asked.
+    /// The stream's error, if the stream failed when this reader polled it.
     error: Option<BoxError>,
-    is_over: bool,
+    is_finished: bool,
 }
 
 impl ResumableStream {
-    pub(super) fn new(seat: Seat, at: u64, first: VecDeque<Item>) -> Self {
+    pub(super) fn new(lease: Lease, position: u64, first_items: VecDeque<Item>) -> Self {
         Self {
-            place: seat.kept.enter(),
-            seat,
-            at,
-            first,
+            reader: lease.stream().register_reader(),
+            lease,
+            position,
+            first_items,
             requested: None,
             error: None,
-            is_over: false,
+            is_finished: false,
         }
     }
 
-    /// The same, come with this cursor.
-    pub(super) fn requested(mut self, cursor: EventId) -> Self {
+    /// Sets the cursor that the client resumes from.
+    pub(super) fn with_requested(mut self, cursor: EventId) -> Self {
         self.requested = Some(cursor);
         self
     }
 
-    /// The items up to this number are gone.
-    fn missed(&mut self, resumed: u64, missed: Option<u64>) -> Item {
+    /// Skips the items up to and including `up_to`, which are trimmed. Returns the gap.
+    fn skip_trimmed(&mut self, up_to: u64, missed: Option<u64>) -> Item {
         let reason = match self.requested {
             Some(_) => GapReason::Expired,
             None => GapReason::Lagged,
         };
-        self.at = resumed;
-        let mut gap = Gap::new(reason).resumed(self.seat.kept.id(resumed));
+        self.position = up_to;
+        let mut gap = Gap::new(reason).resumed(self.lease.stream().id(up_to));
         gap.requested = self.requested.take();
         gap.missed = missed;
         Item::Gap(gap)
     }
 
-    fn end(&mut self, end: End) -> Option<Result<Item, BoxError>> {
-        self.is_over = true;
+    fn end(&mut self, end: StreamEnd) -> Option<Result<Item, BoxError>> {
+        self.is_finished = true;
         match end {
-            End::Finished => Some(Ok(Item::Finished)),
-            End::Ended => None,
-            End::EndedFor(retry) => Some(Ok(Item::Ended { retry })),
-            End::Failed(text) => Some(Err(self.error.take().unwrap_or_else(|| (*text).into()))),
+            StreamEnd::Finished => Some(Ok(Item::Finished)),
+            StreamEnd::Ended => None,
+            StreamEnd::EndedWithRetry(retry) => Some(Ok(Item::Ended { retry })),
+            StreamEnd::Failed(text) => {
+                Some(Err(self.error.take().unwrap_or_else(|| (*text).into())))
+            }
         }
     }
 }
@@ -82,46 +85,43 @@ impl Stream for ResumableStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if let Some(first) = this.first.pop_front() {
+        if let Some(first) = this.first_items.pop_front() {
             return Poll::Ready(Some(Ok(first)));
         }
-        if this.is_over {
+        if this.is_finished {
             return Poll::Ready(None);
         }
-        // Nobody who is told nothing needs the room.
-        this.first = VecDeque::new();
-        let next = this
-            .seat
-            .kept
-            .poll(this.at, &this.place, cx, &mut this.error);
-        match next {
+        // Frees the queue's memory, which is not needed any more.
+        this.first_items = VecDeque::new();
+        let stream = this.lease.stream();
+        match stream.poll_read(this.position, &this.reader, cx, &mut this.error) {
             Poll::Pending => {
                 this.requested = None;
                 Poll::Pending
             }
-            Poll::Ready(Next::Item(item)) => {
+            Poll::Ready(ItemLogRead::Item(item)) => {
                 this.requested = None;
-                this.at += 1;
+                this.position += 1;
                 Poll::Ready(Some(Ok(item)))
             }
-            Poll::Ready(Next::Gone { resumed, missed }) => {
-                Poll::Ready(Some(Ok(this.missed(resumed, missed))))
+            Poll::Ready(ItemLogRead::Trimmed { up_to, missed }) => {
+                Poll::Ready(Some(Ok(this.skip_trimmed(up_to, missed))))
             }
-            Poll::Ready(Next::End(end)) => Poll::Ready(this.end(end)),
+            Poll::Ready(ItemLogRead::End(end)) => Poll::Ready(this.end(end)),
         }
     }
 }
 
 impl Drop for ResumableStream {
     fn drop(&mut self) {
-        self.seat.kept.leave(&self.place);
+        self.lease.stream().deregister_reader(&self.reader);
     }
 }
 
 impl fmt::Debug for ResumableStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResumableStream")
-            .field("at", &self.at)
+            .field("position", &self.position)
             .finish_non_exhaustive()
     }
 }

@@ -63,7 +63,8 @@ impl PollSource {
     /// Returns the client's cursor if it may be that of a parked stream which is no longer there. A source that resumes, but then gives no
     /// cursor of its own, cannot know this cursor.
     pub(super) fn lost_cursor(&self) -> Option<&EventId> {
-        let may_be_lost = |id: &&EventId| Resumable::is_cursor(id) && !self.resumable.holds(id);
+        let may_be_lost =
+            |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
         self.cursor()
             .filter(may_be_lost)
             .filter(|_| self.is_resumable())
@@ -102,8 +103,8 @@ impl PollSource {
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
             // The supervision is that of the poll, and ends here. A parked stream is not supervised.
-            let rest = ItemStream::behind(batch.take_lookahead(), stream.into_inner());
-            batch.cursor = Some(resumable.park(rest, owner));
+            let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
+            batch.cursor = Some(resumable.park(rest, Some(owner.into())));
         }
         Ok(batch)
     }
@@ -116,7 +117,9 @@ fn with_parked_streams(
     resumable: &Resumable,
     owner: &str,
 ) -> Push {
-    let is_parked = subscription.cursor().is_some_and(|id| resumable.holds(id));
+    let is_parked = subscription
+        .cursor()
+        .is_some_and(|id| resumable.contains(id));
     if push.is_resumable() && !is_parked {
         push
     } else {

@@ -1,4 +1,4 @@
-//! The shell around a [`Session`]: one future that owns the socket. It holds no buffer while the connection is idle.
+//! The task of one connection: it owns the socket, and drives a [`Session`].
 
 use std::{
     future::Future,
@@ -27,57 +27,64 @@ use crate::{
 };
 
 pin_project! {
-    /// A connection from its upgrade to its end. It needs tokio's clock.
-    pub(super) struct Connection<S> {
-        socket: Socket,
-        driver: Driver<S>,
+    /// The future of one connection, from its upgrade to its end. It owns no buffer while the connection is idle.
+    ///
+    /// It needs tokio's timer.
+    pub(super) struct ConnectionTask<S> {
+        socket: UpgradingSocket,
+        driver: SessionDriver<S>,
         #[pin]
         timer: LazyTimer,
-        // Keeps a guarded stream counted while the socket exists.
+        // Declared last, so that a guarded stream counts as open until the socket is dropped.
         handle: Option<StreamHandle>,
     }
 }
 
-enum Socket {
+/// The socket of a connection, before and after its upgrade.
+enum UpgradingSocket {
     /// The response that agrees to the upgrade is on its way.
-    Upgrading(OnUpgrade),
-    Open(Upgraded),
+    Pending(OnUpgrade),
+    Upgraded(Upgraded),
 }
 
-struct Driver<S> {
+/// Moves bytes, items and messages between a session and the socket, the source and the source's [`ClientMessages`].
+///
+/// [`ClientMessages`]: crate::source::ClientMessages
+struct SessionDriver<S> {
     session: Session,
-    /// `None` once it is over: what it holds is let go at once.
+    /// `None` once the session takes no item any more, so that the source is dropped at once.
     items: Option<SupervisedStream<S>>,
+    /// `None` if nobody receives the client's messages.
     message_sender: Option<ClientMessageSender>,
-    /// Read, but there was no room to deliver it.
-    unread: Bytes,
-    /// Whether the last read took much.
-    is_busy: bool,
+    /// Bytes that were read from the socket while `message_sender` had no room for their messages.
+    unprocessed_input: Bytes,
+    /// Whether the last read returned at least [`SMALL_READ_BUFFER_LEN`] bytes.
+    was_last_read_large: bool,
     is_flushed: bool,
     is_shut_down: bool,
 }
 
-/// What one read takes at most: a message of the default limit and its header. It lives on the stack, where it is not free: a
-/// connection on which little arrives reads at most [`LARGE`].
-const READ: usize = 64 * 1024 + 14;
+/// The length of the large read buffer, in bytes: a message of the default limit and its header. The buffer is on the stack, and
+/// making it costs time, so a connection on which little arrives uses a buffer of [`SMALL_READ_BUFFER_LEN`].
+const LARGE_READ_BUFFER_LEN: usize = 64 * 1024 + 14;
 
-/// From here on to copy what follows costs more than another read.
-const LARGE: usize = 4 * 1024;
+/// The length of the small read buffer, in bytes. Copying so many bytes costs about as much as another read.
+const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 
-/// In one write.
-const SLICES: usize = 64;
+/// The most slices that one vectored write takes.
+const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// What a socket that takes any length whole is given at most at once: HTTP/2 holds a copy until the client has taken it, and
-/// only the next write shows that it did.
-const WHOLE: usize = 16 * 1024;
+/// 16 KiB: the most bytes of a write to a socket without vectored writes, which is a stream of HTTP/2. Such a socket takes a write of
+/// any length, and holds a copy until the client takes it. Only the next write shows that it did.
+const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
-/// Reads and writes in one go, so that a busy connection lets its neighbours run.
-const ROUNDS: usize = 16;
+/// The most rounds of a single poll, so that a busy connection lets other tasks run.
+const MAX_ROUNDS_PER_POLL: usize = 16;
 
-/// Items asked for in one go.
-const ITEMS: usize = 1024;
+/// The most items that are taken from the source in one round.
+const MAX_ITEMS_PER_ROUND: usize = 1024;
 
-impl<S> Connection<S> {
+impl<S> ConnectionTask<S> {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
         session: Session,
@@ -86,13 +93,13 @@ impl<S> Connection<S> {
     ) -> Self {
         Self {
             handle: items.handle().cloned(),
-            socket: Socket::Upgrading(on_upgrade),
-            driver: Driver {
+            socket: UpgradingSocket::Pending(on_upgrade),
+            driver: SessionDriver {
                 session,
                 items: Some(items),
                 message_sender,
-                unread: Bytes::new(),
-                is_busy: false,
+                unprocessed_input: Bytes::new(),
+                was_last_read_large: false,
                 is_flushed: true,
                 is_shut_down: false,
             },
@@ -101,7 +108,7 @@ impl<S> Connection<S> {
     }
 }
 
-impl<S> Future for Connection<S>
+impl<S> Future for ConnectionTask<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
@@ -109,58 +116,62 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        if let Socket::Upgrading(on_upgrade) = this.socket {
+        if let UpgradingSocket::Pending(on_upgrade) = this.socket {
             match Pin::new(on_upgrade).poll(cx) {
-                Poll::Ready(Ok(upgraded)) => *this.socket = Socket::Open(upgraded),
-                // The client left first, or something in between dropped the response.
+                Poll::Ready(Ok(upgraded)) => *this.socket = UpgradingSocket::Upgraded(upgraded),
+                // The client left before the response, or a service in between dropped the response.
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
-                // In HTTP/1.1 a response that was dropped shows only once the client has left.
+                // HTTP/1.1 reports a dropped response only once the client has left, so this wait has a deadline.
                 Poll::Pending => {
-                    return this.timer.poll(this.driver.session.begins_by().into(), cx);
+                    let deadline = this.driver.session.upgrade_deadline();
+                    return this.timer.poll(deadline.into(), cx);
                 }
             }
-            this.driver.session.begin(now());
+            this.driver.session.handle_upgraded(now());
         }
-        let Socket::Open(socket) = this.socket else {
+        let UpgradingSocket::Upgraded(socket) = this.socket else {
             return Poll::Ready(());
         };
         loop {
-            if this.driver.poll(socket, cx).is_ready() {
+            if this.driver.poll_closed(socket, cx).is_ready() {
                 return Poll::Ready(());
             }
-            let Some(wakes_at) = this.driver.session.wakes_at() else {
+            let Some(timeout) = this.driver.session.poll_timeout() else {
                 return Poll::Pending;
             };
-            ready!(this.timer.as_mut().poll(wakes_at.into(), cx));
-            this.driver.session.expire(now());
+            ready!(this.timer.as_mut().poll(timeout.into(), cx));
+            this.driver.session.handle_timeout(now());
         }
     }
 }
 
-impl<S> Driver<S>
+impl<S> SessionDriver<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Ready when the connection is over.
-    fn poll(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..ROUNDS {
-            // Each is pending where there is nothing for it to do, or a waker in place.
-            let read = self.read(socket, cx);
-            let sent = self.take_items(cx);
-            self.session.settle(now);
-            let written = self.write(socket, cx);
-            if self.session.is_over() {
+    /// Makes all progress that is possible now. Ready once the session is closed.
+    fn poll_closed(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..MAX_ROUNDS_PER_POLL {
+            // A step is pending if it has registered a waker, or has nothing to do.
+            let read = self.poll_read(socket, cx);
+            let items = self.poll_items(cx);
+            self.session.apply_pending_close(now);
+            let write = self.poll_write(socket, cx);
+            if self.session.is_closed() {
                 return Poll::Ready(());
             }
             if !self.session.is_open() && self.items.take().is_some() {
-                // What was read may have waited for room there.
+                // Input that waited for room in the sender can be handled now.
                 self.message_sender = None;
                 continue;
             }
-            // Its source may have made room, in which case nobody wakes it.
-            let read_on =
-                self.session.reads_paused() && self.poll_room(|it| it.poll_ready(cx)).is_ready();
-            if read.is_pending() && !read_on && (sent.is_pending() || written.is_pending()) {
+            // The source may have made room while its items were polled, and then it does not wake this task.
+            let can_resume_reads = self.session.reads_paused()
+                && self
+                    .poll_message_room(|sender| sender.poll_ready(cx))
+                    .is_ready();
+            if read.is_pending() && !can_resume_reads && (items.is_pending() || write.is_pending())
+            {
                 return Poll::Pending;
             }
         }
@@ -168,63 +179,76 @@ where
         Poll::Pending
     }
 
-    /// Reads once; ready if there may be more.
-    fn read(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
-        if self.session.is_over() {
+    /// Reads once, and handles what was read. Ready if there may be more input.
+    fn poll_read(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+        if self.session.is_closed() {
             return Poll::Pending;
         }
-        if self.poll_room(|it| it.poll_ready(cx)).is_pending() {
+        if self
+            .poll_message_room(|sender| sender.poll_ready(cx))
+            .is_pending()
+        {
             return Poll::Pending;
         }
-        if !self.unread.is_empty() {
-            let unread = std::mem::take(&mut self.unread);
-            let rest = self.receive(&unread, cx);
-            // The same memory: to copy it for each message would be to copy it many times.
-            self.unread = unread.slice_ref(rest);
+        if !self.unprocessed_input.is_empty() {
+            let input = std::mem::take(&mut self.unprocessed_input);
+            let rest = self.handle_input(&input, cx);
+            // The rest shares the memory of the input: copying it after each message would take quadratic time.
+            self.unprocessed_input = input.slice_ref(rest);
             return Poll::Ready(());
         }
-        // A large message's end is the end of the read, so that what follows is neither copied nor cut.
-        match self.session.missing() {
-            missing @ LARGE..READ => self.read_into::<READ>(missing, socket, cx),
-            LARGE.. => self.read_into::<READ>(READ, socket, cx),
-            _ if self.is_busy => self.read_into::<READ>(READ, socket, cx),
-            _ => self.read_into::<LARGE>(LARGE, socket, cx),
+        // A read ends with a large message, so that the message behind it is neither copied nor split.
+        match self.session.remaining_frame_len() {
+            len @ SMALL_READ_BUFFER_LEN..LARGE_READ_BUFFER_LEN => {
+                self.poll_read_into::<LARGE_READ_BUFFER_LEN>(len, socket, cx)
+            }
+            len if len >= LARGE_READ_BUFFER_LEN || self.was_last_read_large => {
+                let len = LARGE_READ_BUFFER_LEN;
+                self.poll_read_into::<LARGE_READ_BUFFER_LEN>(len, socket, cx)
+            }
+            _ => {
+                let len = SMALL_READ_BUFFER_LEN;
+                self.poll_read_into::<SMALL_READ_BUFFER_LEN>(len, socket, cx)
+            }
         }
     }
 
-    /// Not into its callers: so much space on the stack costs as often as it is made.
+    /// Reads at most `max_len` bytes into a buffer of `BUFFER_LEN` bytes on the stack.
+    ///
+    /// Kept out of line so that the buffer does not enlarge the caller's stack frame.
     #[inline(never)]
-    fn read_into<const SPACE: usize>(
+    fn poll_read_into<const BUFFER_LEN: usize>(
         &mut self,
-        most: usize,
+        max_len: usize,
         socket: &mut Upgraded,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        let mut space = [const { MaybeUninit::<u8>::uninit() }; SPACE];
-        let mut buffer = ReadBuf::uninit(&mut space[..most]);
+        let mut buffer = [const { MaybeUninit::<u8>::uninit() }; BUFFER_LEN];
+        let mut buffer = ReadBuf::uninit(&mut buffer[..max_len]);
         match ready!(Pin::new(socket).poll_read(cx, buffer.unfilled())) {
             Ok(()) if !buffer.filled().is_empty() => {
-                self.is_busy = buffer.filled().len() >= LARGE;
-                let rest = self.receive(buffer.filled(), cx);
-                self.unread = Bytes::copy_from_slice(rest);
+                self.was_last_read_large = buffer.filled().len() >= SMALL_READ_BUFFER_LEN;
+                let rest = self.handle_input(buffer.filled(), cx);
+                self.unprocessed_input = Bytes::copy_from_slice(rest);
                 Poll::Ready(())
             }
             Ok(()) | Err(_) => {
-                self.session.hung_up();
+                self.session.handle_disconnect();
                 Poll::Pending
             }
         }
     }
 
-    /// What is asked for, if there is room for another message; nothing if nobody wants one.
-    fn poll_room<T>(
+    /// Polls the sender of the client's messages for room, with `poll_sender`. Pauses the session's reads while there is none.
+    /// Ready with `None` if nobody receives the messages.
+    fn poll_message_room<T>(
         &mut self,
-        ask: impl FnOnce(&ClientMessageSender) -> Poll<T>,
+        poll_sender: impl FnOnce(&ClientMessageSender) -> Poll<T>,
     ) -> Poll<Option<T>> {
-        let Some(message_sender) = &self.message_sender else {
+        let Some(sender) = &self.message_sender else {
             return Poll::Ready(None);
         };
-        let Poll::Ready(room) = ask(message_sender) else {
+        let Poll::Ready(room) = poll_sender(sender) else {
             self.session.pause_reads();
             return Poll::Pending;
         };
@@ -232,66 +256,67 @@ where
         Poll::Ready(Some(room))
     }
 
-    /// Gives back what there is no room for.
-    fn receive<'a>(&mut self, mut bytes: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
+    /// Handles input, as far as there is room for its messages. Returns the rest.
+    fn handle_input<'a>(&mut self, mut input: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
         let now = now();
-        while !bytes.is_empty() {
-            let Poll::Ready(batch) = self.poll_room(|it| it.poll_batch(cx)) else {
+        while !input.is_empty() {
+            let Poll::Ready(batch) = self.poll_message_room(|sender| sender.poll_batch(cx)) else {
                 break;
             };
+            // `None` if nobody receives the messages, or nobody does any more.
             let mut batch = batch.flatten();
-            while !bytes.is_empty() && !batch.as_ref().is_some_and(MessageBatch::is_full) {
-                let message = self.session.receive(&mut bytes, batch.is_some(), now);
+            while !input.is_empty() && !batch.as_ref().is_some_and(MessageBatch::is_full) {
+                let message = self.session.handle_input(&mut input, batch.is_some(), now);
                 if let (Some(message), Some(batch)) = (message, &mut batch) {
                     batch.push(message);
                 }
             }
-            if let (Some(batch), Some(message_sender)) = (batch, &self.message_sender) {
-                message_sender.send(batch, cx);
+            if let (Some(batch), Some(sender)) = (batch, &self.message_sender) {
+                sender.send(batch, cx);
             }
         }
-        bytes
+        input
     }
 
-    /// Takes what the source has, as far as there is room; ready if there may be more.
-    fn take_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Moves items from the source to the session, as long as the session wants any. Ready if the source may have more.
+    fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(items) = &mut self.items else {
             return Poll::Pending;
         };
-        for _ in 0..ITEMS {
-            if !self.session.has_room() {
+        for _ in 0..MAX_ITEMS_PER_ROUND {
+            if !self.session.wants_item() {
                 break;
             }
             let item = ready!(Pin::new(&mut *items).poll_next(cx));
-            if let Some(error) = self.session.send(item, now) {
+            if let Err(error) = self.session.handle_item(item, now) {
                 items.report_send_error(&error.into());
             }
         }
         Poll::Ready(())
     }
 
-    /// Writes all there is; pending if the socket does not take it.
-    fn write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
-        let written = self.poll_write(socket, cx);
-        match written {
-            Poll::Pending => self.session.stall(now),
-            Poll::Ready(Ok(())) => self.session.flows(),
-            Poll::Ready(Err(_)) => self.session.hung_up(),
+    /// Writes all output. Pending if the socket does not take it.
+    fn poll_write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+        let result = self.poll_write_all(socket, cx);
+        match result {
+            Poll::Pending => self.session.handle_write_blocked(now),
+            Poll::Ready(Ok(())) => self.session.handle_write_drained(),
+            Poll::Ready(Err(_)) => self.session.handle_disconnect(),
         }
-        written.map(|_| ())
+        result.map(|_| ())
     }
 
-    fn poll_write(
+    fn poll_write_all(
         &mut self,
         socket: &mut Upgraded,
         cx: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
         let mut socket = Pin::new(socket);
         loop {
-            match ready!(write_some(socket.as_mut(), &mut self.session, cx))? {
+            match ready!(poll_write_once(socket.as_mut(), &mut self.session, cx))? {
                 None => break,
                 Some(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                Some(bytes) => self.session.wrote(bytes, now),
+                Some(written) => self.session.handle_written(written, now),
             }
             self.is_flushed = false;
         }
@@ -299,7 +324,7 @@ where
             ready!(socket.as_mut().poll_flush(cx))?;
             self.is_flushed = true;
         }
-        if self.session.is_leaving() && !self.is_shut_down {
+        if self.session.wants_shutdown() && !self.is_shut_down {
             ready!(socket.as_mut().poll_shutdown(cx))?;
             self.is_shut_down = true;
         }
@@ -307,32 +332,35 @@ where
     }
 }
 
-/// The time by tokio's clock, which tests can stop.
+/// Returns the time of tokio's clock, which tests can stop.
 fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// Writes as much as goes into one write; `None` if there is nothing.
-fn write_some(
+/// Writes once, as much as one write takes. Returns the number of written bytes, or `None` if there is nothing to write.
+fn poll_write_once(
     socket: Pin<&mut Upgraded>,
     session: &mut Session,
     cx: &mut Context<'_>,
 ) -> Poll<std::io::Result<Option<usize>>> {
     let is_vectored = socket.is_write_vectored();
-    let written = match session.slice() {
+    let written = match session.poll_transmit_contiguous() {
         Some([]) => return Poll::Ready(Ok(None)),
         Some(slice) if is_vectored => socket.poll_write(cx, slice),
         _ => {
-            let mut vector = [IoSlice::new(&[]); SLICES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES_PER_WRITE];
             let mut count = 0;
-            for (place, slice) in vector.iter_mut().zip(session.slices()) {
-                *place = IoSlice::new(slice);
+            for (io_slice, slice) in slices.iter_mut().zip(session.poll_transmit()) {
+                *io_slice = IoSlice::new(slice);
                 count += 1;
             }
-            match &vector[..count] {
+            match &slices[..count] {
                 [] => return Poll::Ready(Ok(None)),
                 slices if is_vectored => socket.poll_write_vectored(cx, slices),
-                [first, ..] => socket.poll_write(cx, &first[..first.len().min(WHOLE)]),
+                [first, ..] => {
+                    let len = first.len().min(MAX_UNVECTORED_WRITE_LEN);
+                    socket.poll_write(cx, &first[..len])
+                }
             }
         }
     };

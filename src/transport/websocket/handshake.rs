@@ -43,7 +43,7 @@ pub(super) struct Accepted {
     /// Which of the [`protocols`](Terms::protocols).
     pub protocol: Option<usize>,
     #[cfg(feature = "deflate")]
-    pub deflate: Option<deflate::Agreed>,
+    pub deflate: Option<deflate::DeflateParams>,
 }
 
 /// Whether the request wants a WebSocket, rightly or wrongly.
@@ -160,7 +160,10 @@ fn connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
 }
 
 #[cfg(feature = "deflate")]
-fn negotiate_deflate(headers: &HeaderMap, answer: &mut HeaderMap) -> Option<deflate::Agreed> {
+fn negotiate_deflate(
+    headers: &HeaderMap,
+    answer: &mut HeaderMap,
+) -> Option<deflate::DeflateParams> {
     let (agreed, extension) = deflate::negotiate(headers)?;
     answer.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, extension);
     Some(agreed)

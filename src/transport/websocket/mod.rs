@@ -72,13 +72,11 @@ use http::{StatusCode, request::Parts};
 use hyper::upgrade::OnUpgrade;
 use tokio::{runtime::Handle, time::Instant};
 
-#[cfg(feature = "deflate")]
-use tower_push_proto::websocket::Deflate;
 pub use tower_push_proto::websocket::MessageFormat;
 use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
 use self::{
-    connection::Connection,
+    connection::ConnectionTask,
     handshake::{Accepted, Terms},
 };
 use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
@@ -220,22 +218,20 @@ impl WebSocket {
         };
         let accepted = handshake::accept(head, &terms)?;
         let agreed = accepted.protocol.map(|at| config.subprotocols[at].1);
-        let messages = FrameEncoder {
-            format: agreed.unwrap_or_default(),
-            #[cfg(feature = "deflate")]
-            deflate: accepted
-                .deflate
-                .zip(config.deflate_threshold)
-                .map(|(agreed, from)| Deflate { agreed, from }),
+        let encoder = FrameEncoder::new(agreed.unwrap_or_default());
+        #[cfg(feature = "deflate")]
+        let encoder = match accepted.deflate.zip(config.deflate_threshold) {
+            Some((params, threshold)) => encoder.deflate(params, threshold),
+            None => encoder,
         };
-        Ok((accepted, messages))
+        Ok((accepted, encoder))
     }
 
     /// The task that a connection is.
     fn spawn<S>(
         &self,
         on_upgrade: OnUpgrade,
-        messages: FrameEncoder,
+        encoder: FrameEncoder,
         items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
     ) -> Result<(), Rejection>
@@ -248,11 +244,16 @@ impl WebSocket {
         })?;
         let session = Session::new(
             self.config.session.clone(),
-            messages,
+            encoder,
             self.config.ping.draw_interval(),
             Instant::now().into_std(),
         );
-        runtime.spawn(Connection::new(on_upgrade, session, items, message_sender));
+        runtime.spawn(ConnectionTask::new(
+            on_upgrade,
+            session,
+            items,
+            message_sender,
+        ));
         Ok(())
     }
 }
@@ -278,7 +279,7 @@ impl Transport for WebSocket {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let (accepted, messages) = match self.accept(head) {
+        let (accepted, encoder) = match self.accept(head) {
             Ok(accepted) => accepted,
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
@@ -295,14 +296,13 @@ impl Transport for WebSocket {
             let subscribed = push.subscribe(pending.subscription().clone()).await;
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
-                Ok(items) => this.spawn(
-                    on_upgrade,
-                    messages,
-                    pending.supervise(items),
-                    message_sender,
-                ),
+                Ok(items) => {
+                    let items = pending.supervise(items);
+                    this.spawn(on_upgrade, encoder, items, message_sender)
+                }
                 Err(rejection) if rejection.is_finished() => {
-                    this.spawn(on_upgrade, messages, pending.supervise(Finished), None)
+                    let items = pending.supervise(FinishedStream);
+                    this.spawn(on_upgrade, encoder, items, None)
                 }
                 Err(rejection) => Err(rejection),
             };
@@ -315,9 +315,9 @@ impl Transport for WebSocket {
 }
 
 /// To a client that comes back to a source that has finished.
-struct Finished;
+struct FinishedStream;
 
-impl Stream for Finished {
+impl Stream for FinishedStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -1,11 +1,11 @@
-//! What a client sends, read as it comes: RFC 6455 §5, the server's side.
+//! What the other end sends, read as it comes: RFC 6455 §5.
 //!
 //! What breaks a rule fails with the byte that breaks it, and memory is taken only for bytes that have come.
 
 use std::{fmt, ops::Deref};
 
 use super::{
-    frame::{self, CloseCode, OpCode},
+    frame::{self, CloseCode, OpCode, Role},
     mask, utf8,
 };
 
@@ -23,6 +23,8 @@ pub struct Decoder {
 /// What may come.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
+    /// Which end of the connection reads: a server takes masked frames only, a client unmasked ones only.
+    pub role: Role,
     /// The longest message, in bytes as they are sent: compressed, if it is.
     pub message: usize,
     /// Whether compression was agreed on.
@@ -383,17 +385,20 @@ impl Decoder {
         let Some((len, from)) = self.payload_len(opcode, *second, bytes)? else {
             return Ok(None);
         };
-        let Some(mask) = bytes[from..].first_chunk() else {
-            return Ok(None);
+        let (mask, end) = match (self.rules.role, bytes[from..].first_chunk()) {
+            (Role::Server, None) => return Ok(None),
+            (Role::Server, Some(mask)) => (*mask, from + mask.len()),
+            // A mask of zeros changes nothing.
+            (Role::Client, _) => ([0; 4], from),
         };
         let header = Header {
             len,
-            mask: *mask,
+            mask,
             opcode,
             is_final: first & FINAL != 0,
             is_compressed: first & COMPRESSED != 0,
         };
-        Ok(Some((header, from + mask.len())))
+        Ok(Some((header, end)))
     }
 
     /// What the frame is, if it may come now.
@@ -434,8 +439,10 @@ impl Decoder {
         second: u8,
         bytes: &[u8],
     ) -> Result<Option<(usize, usize)>, Violation> {
-        if second & MASKED == 0 {
-            return Err(protocol("frame is not masked"));
+        match (self.rules.role, second & MASKED != 0) {
+            (Role::Server, false) => return Err(protocol("frame is not masked")),
+            (Role::Client, true) => return Err(protocol("frame is masked")),
+            _ => {}
         }
         let short = second & !MASKED;
         if opcode.is_control() && usize::from(short) > frame::CONTROL {
@@ -657,11 +664,18 @@ mod tests {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
     const RULES: Rules = Rules {
+        role: Role::Server,
         message: 64 * 1024,
         allows_compressed: false,
     };
 
+    const TO_CLIENT: Rules = Rules {
+        role: Role::Client,
+        ..RULES
+    };
+
     const COMPRESSION: Rules = Rules {
+        role: Role::Server,
         message: 64 * 1024,
         allows_compressed: true,
     };
@@ -823,6 +837,8 @@ mod tests {
     #[test]
     fn what_is_wrong_in_a_header_fails_with_its_byte() {
         let vectors: &[(&str, Rules, &[u8], u16)] = &[
+            ("masked, to a client", TO_CLIENT, b"\x81\x80", 1002),
+            ("control masked, to a client", TO_CLIENT, b"\x89\x80", 1002),
             ("not masked", RULES, b"\x81\x05", 1002),
             ("control not masked", RULES, b"\x89\x00", 1002),
             ("compressed, not agreed on", RULES, b"\xc1", 1002),
@@ -967,6 +983,7 @@ mod tests {
     #[test]
     fn a_message_has_a_limit_whatever_its_pieces() {
         let rules = Rules {
+            role: Role::Server,
             message: 10,
             allows_compressed: true,
         };
@@ -1042,6 +1059,7 @@ mod tests {
         assert_eq!(read(RULES, &enough), [text("end")]);
         assert_eq!(failure(RULES, &flood(4096)), Some((6 * 4096 + 1, 1008)));
         let small = Rules {
+            role: Role::Server,
             message: 10,
             allows_compressed: false,
         };
@@ -1063,6 +1081,7 @@ mod tests {
     #[test]
     fn memory_is_taken_only_for_what_has_come() {
         let rules = Rules {
+            role: Role::Server,
             message: usize::MAX,
             allows_compressed: true,
         };
@@ -1083,6 +1102,7 @@ mod tests {
     #[test]
     fn memory_is_not_taken_beyond_the_limit() {
         let rules = Rules {
+            role: Role::Server,
             message: 1000,
             allows_compressed: false,
         };
@@ -1102,6 +1122,7 @@ mod tests {
     #[test]
     fn memory_is_taken_as_exactly_for_characters_in_pieces() {
         let rules = Rules {
+            role: Role::Server,
             message: 1000,
             allows_compressed: false,
         };

@@ -1,6 +1,11 @@
-//! The frames that a server sends: RFC 6455 §5.2, without a mask.
+//! Frames, written whole: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
+//!
+//! A server writes its frames without a mask, with [`encode`], [`encode_with`] and [`encode_close`]. A client masks each of its
+//! frames, with [`encode_masked`] and [`encode_close_masked`].
 
 use bytes::{BufMut, BytesMut};
+
+use super::mask;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,19 @@ const SHORTEST: usize = 2;
 
 const FINAL: u8 = 0x80;
 const COMPRESSED: u8 = 0x40;
+
+/// The bit of the second byte that says that a mask key follows the length.
+const MASKED: u8 = 0x80;
+
+/// The end of a connection that this side is. Clients mask their frames, and servers must not mask theirs
+/// ([RFC 6455 §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// This side is the server: it sends frames without a mask, and receives masked ones.
+    Server,
+    /// This side is the client: it sends masked frames, and receives frames without a mask.
+    Client,
+}
 
 impl OpCode {
     /// By the low half of a frame's first byte. The others are reserved.
@@ -86,11 +104,48 @@ pub fn encode_with(
 /// Appends a close frame, with as much of the reason as it has room for. One without a code is empty.
 pub fn encode_close(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
-        if let Some(code) = code {
-            out.put_u16(code.get());
-            out.put_slice(cut(reason, CONTROL - 2).as_bytes());
-        }
+        put_close_payload(code, reason, out)
     });
+}
+
+/// Appends one whole frame of a client: like [`encode`], with the payload masked under `mask_key`.
+///
+/// Each frame needs a fresh key, which must not be predictable for whoever chose the payload
+/// ([RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
+pub fn encode_masked(
+    opcode: OpCode,
+    is_compressed: bool,
+    mask_key: [u8; 4],
+    payload: &[u8],
+    out: &mut BytesMut,
+) {
+    out.reserve(LONGEST + mask_key.len() + payload.len());
+    let second = out.len() + 1;
+    out.put_slice(Header::new(opcode, is_compressed, payload.len()).as_bytes());
+    out[second] |= MASKED;
+    out.put_slice(&mask_key);
+    let start = out.len();
+    out.put_slice(payload);
+    mask::in_place(&mut out[start..], mask_key);
+}
+
+/// Appends a close frame of a client: like [`encode_close`], with the payload masked under `mask_key`.
+pub fn encode_close_masked(
+    code: Option<CloseCode>,
+    reason: &str,
+    mask_key: [u8; 4],
+    out: &mut BytesMut,
+) {
+    let mut payload = BytesMut::with_capacity(CONTROL);
+    put_close_payload(code, reason, &mut payload);
+    encode_masked(OpCode::Close, false, mask_key, &payload, out);
+}
+
+fn put_close_payload(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
+    if let Some(code) = code {
+        out.put_u16(code.get());
+        out.put_slice(cut(reason, CONTROL - 2).as_bytes());
+    }
 }
 
 /// As many whole characters as these bytes hold.
@@ -296,6 +351,22 @@ mod tests {
         for code in sent {
             assert_eq!(CloseCode::new(code).map(CloseCode::get), Some(code));
         }
+    }
+
+    #[test]
+    fn clients_mask_their_frames() {
+        let mut out = BytesMut::from("before");
+        // RFC 6455 §5.7.
+        let key = [0x37, 0xfa, 0x21, 0x3d];
+        encode_masked(OpCode::Text, false, key, b"Hello", &mut out);
+        encode_masked(OpCode::Binary, true, key, b"", &mut out);
+        encode_close_masked(CloseCode::new(1000), "", [0, 0, 0, 1], &mut out);
+        let frames = [
+            b"before\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58" as &[u8],
+            b"\xc2\x80\x37\xfa\x21\x3d",
+            b"\x88\x82\0\0\0\x01\x03\xe8",
+        ];
+        assert_eq!(out, frames.concat());
     }
 
     proptest! {

@@ -1,34 +1,34 @@
+//! The layout of an event in a WebSocket message, and the encodings that write an event as one frame.
+
 use std::marker::PhantomData;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
 #[cfg(feature = "deflate")]
-use super::deflate::{self, Agreed};
+use super::deflate;
 use super::frame::{self, OpCode};
 use crate::{
-    encoder::{Encoder, End},
-    error::Error,
-    event::{Encoding, Event, EventId, Fields, Gap, Payload},
-    format::{envelope, record},
-    frame_buffer::FrameBuffer,
+    event::{Encoding, Fields, Payload},
+    format::envelope,
 };
 
-/// What a message holds besides the payload.
+/// The layout of an event in a WebSocket message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MessageFormat {
-    /// The payload alone: text and JSON in text messages, bytes in binary ones.
+    /// The payload alone: text and JSON in text messages, bytes in binary messages.
     ///
-    /// There is no id to resume with, and no place to tell of a gap: events that are missing close the connection with
-    /// 3010, so that the client knows.
+    /// The message has no id to resume with, and the format has no message for a gap. A gap therefore closes the connection
+    /// with 3010, so that the client knows of it.
     #[default]
     Plain,
-    /// An envelope of JSON in a text message, as in [NDJSON](crate::format::Ndjson):
-    /// `{"id":"7","event":"price","data":{"eur":21.5}}`, `id` and `event` where it has them, `data_base64` instead of `data`
-    /// for bytes. A gap, a cursor and the end are messages too: `{"id":"9","gap":{…}}`, `{"id":"9"}`,
-    /// `{"end":{"finished":false}}`.
+    /// A JSON envelope in a text message, as in [NDJSON](crate::format::Ndjson):
+    /// `{"id":"7","event":"price","data":{"eur":21.5}}`.
+    ///
+    /// `id` and `event` are present if the event has them. `data_base64` stands in place of `data` for bytes. A gap, a cursor and
+    /// the end are messages too: `{"id":"9","gap":{…}}`, `{"id":"9"}`, `{"end":{"finished":false}}`.
     Json,
-    /// nchan's [`ws+meta.nchan`](https://nchan.io/#websocket): lines of headers, an empty line, the payload.
+    /// nchan's [`ws+meta.nchan`](https://nchan.io/#websocket): header lines, an empty line, the payload.
     ///
     /// ```text
     /// id: 7
@@ -38,167 +38,65 @@ pub enum MessageFormat {
     /// {"eur":21.5}
     /// ```
     ///
-    /// `id` and `event` are there where the event has them. A gap, a cursor and the end are the messages of the [JSON
-    /// form](Self::Json) under `content-type: application/vnd.tower-push+json`.
+    /// `id` and `event` are present if the event has them. A gap, a cursor and the end have
+    /// `content-type: application/vnd.tower-push+json` and the JSON of [`Json`](Self::Json) as their payload.
     Nchan,
 }
 
-/// FrameEncoder into frames: what one connection writes.
-#[derive(Debug)]
-pub struct FrameEncoder {
-    /// What a message holds.
-    pub format: MessageFormat,
-    #[cfg(feature = "deflate")]
-    /// How messages are compressed, if they are.
-    pub deflate: Option<Deflate>,
-}
+/// The message that one [`MessageFormat`] writes for an event.
+pub(super) trait MessageLayout: 'static {
+    /// Whether the message is the event's payload and nothing else.
+    const IS_BARE_PAYLOAD: bool = false;
 
-/// How messages are compressed.
-#[cfg(feature = "deflate")]
-#[derive(Clone, Copy, Debug)]
-pub struct Deflate {
-    /// What was agreed on in the handshake.
-    pub agreed: Agreed,
-    /// Payloads below are sent as they are.
-    pub from: usize,
-}
-
-/// From here on to copy a payload costs more than to write it as a piece of its own.
-const LARGE: usize = 16 * 1024;
-
-impl FrameEncoder {
-    /// What a frame carries that is better not copied: a large payload, alone and as it is, of an event that nobody else has.
-    #[inline]
-    pub fn whole(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
-        let is_large = event.payload().as_bytes().len() >= LARGE;
-        if !is_large || self.format != MessageFormat::Plain || event.is_encoded::<Framed<Plain>>() {
-            return Err(event);
-        }
-        #[cfg(feature = "deflate")]
-        if self.compresses::<Plain>(&event) {
-            return Err(event);
-        }
-        let payload = event.into_payload()?;
-        Ok((Plain::opcode(&payload), payload.into_bytes()))
-    }
-
-    fn write<M: Message>(&self, event: &Event, out: &mut FrameBuffer) {
-        #[cfg(feature = "deflate")]
-        if self.compresses::<M>(event) {
-            return out.event::<Compressed<M>>(event);
-        }
-        out.event::<Framed<M>>(event);
-    }
-
-    #[cfg(feature = "deflate")]
-    fn compresses<M: Message>(&self, event: &Event) -> bool {
-        let Some(Deflate { agreed, from }) = self.deflate else {
-            return false;
-        };
-        let length = event.payload().as_bytes().len();
-        // What surrounds the payload counts where the client's window is small.
-        let fits = || agreed.fits(usize::MAX) || agreed.fits(event.encoding::<Framed<M>>().len());
-        length >= from && fits()
-    }
-
-    /// A message about the stream.
-    fn say(&self, out: &mut FrameBuffer, write: impl FnOnce(&mut BytesMut)) {
-        frame::encode_with(OpCode::Text, false, out.buffer(), |out| {
-            if self.format == MessageFormat::Nchan {
-                out.put_slice(b"content-type: application/vnd.tower-push+json\n\n");
-            }
-            write(out);
-        });
-    }
-}
-
-impl Encoder for FrameEncoder {
-    fn open(&mut self, _: &mut FrameBuffer) {}
-
-    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        match self.format {
-            MessageFormat::Plain => self.write::<Plain>(event, out),
-            MessageFormat::Json => self.write::<Json>(event, out),
-            MessageFormat::Nchan => self.write::<Nchan>(event, out),
-        }
-        Ok(())
-    }
-
-    fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        if self.format == MessageFormat::Plain {
-            return Err(Error::gap_unsupported());
-        }
-        self.say(out, |out| record::gap(gap, out));
-        Ok(())
-    }
-
-    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        if self.format != MessageFormat::Plain {
-            self.say(out, |out| record::cursor(id, out));
-        }
-    }
-
-    /// Pings are the session's, which waits for their answers.
-    fn heartbeat(&mut self, _: &mut FrameBuffer) {}
-
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        if self.format != MessageFormat::Plain {
-            self.say(out, |out| record::end(end, out));
-        }
-    }
-}
-
-/// One form's message for an event.
-trait Message: 'static {
-    /// Whether it is the payload and nothing else.
-    const IS_PAYLOAD: bool = false;
-
+    /// Returns [`OpCode::Text`] or [`OpCode::Binary`], for the message of an event with this payload.
     fn opcode(payload: &Payload) -> OpCode;
 
-    fn write(fields: &Fields, out: &mut BytesMut);
+    /// Appends the message to `out`.
+    fn write_message(fields: &Fields, out: &mut BytesMut);
 }
 
-/// A message in one frame.
-struct Framed<M>(PhantomData<M>);
+/// The encoding of an event as one uncompressed frame.
+pub(super) struct UncompressedFrame<L>(PhantomData<L>);
 
-impl<M: Message> Encoding for Framed<M> {
+impl<L: MessageLayout> Encoding for UncompressedFrame<L> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        let opcode = M::opcode(&fields.payload);
-        if M::IS_PAYLOAD {
+        let opcode = L::opcode(&fields.payload);
+        if L::IS_BARE_PAYLOAD {
             return frame::encode(opcode, false, fields.payload.as_bytes(), out);
         }
-        frame::encode_with(opcode, false, out, |out| M::write(fields, out));
+        frame::encode_with(opcode, false, out, |out| L::write_message(fields, out));
     }
 }
 
-/// The same compressed, where that makes it smaller.
+/// The encoding of an event as one compressed frame, or as an uncompressed one if compression does not make it shorter.
 #[cfg(feature = "deflate")]
-struct Compressed<M>(PhantomData<M>);
+pub(super) struct CompressedFrame<L>(PhantomData<L>);
 
 #[cfg(feature = "deflate")]
-impl<M: Message> Encoding for Compressed<M> {
+impl<L: MessageLayout> Encoding for CompressedFrame<L> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        let opcode = M::opcode(&fields.payload);
-        let mut written = BytesMut::new();
-        let content = if M::IS_PAYLOAD {
+        let opcode = L::opcode(&fields.payload);
+        let mut buffer = BytesMut::new();
+        let message = if L::IS_BARE_PAYLOAD {
             fields.payload.as_bytes()
         } else {
-            M::write(fields, &mut written);
-            &written
+            L::write_message(fields, &mut buffer);
+            &buffer
         };
         let start = out.len();
-        frame::encode_with(opcode, true, out, |out| deflate::compress(content, out));
-        if out.len() - start > content.len() {
+        frame::encode_with(opcode, true, out, |out| deflate::compress(message, out));
+        if out.len() - start > message.len() {
             out.truncate(start);
-            frame::encode(opcode, false, content, out);
+            frame::encode(opcode, false, message, out);
         }
     }
 }
 
-struct Plain;
+/// The layout of [`MessageFormat::Plain`].
+pub(super) struct PlainLayout;
 
-impl Message for Plain {
-    const IS_PAYLOAD: bool = true;
+impl MessageLayout for PlainLayout {
+    const IS_BARE_PAYLOAD: bool = true;
 
     fn opcode(payload: &Payload) -> OpCode {
         match payload {
@@ -207,50 +105,55 @@ impl Message for Plain {
         }
     }
 
-    fn write(fields: &Fields, out: &mut BytesMut) {
+    fn write_message(fields: &Fields, out: &mut BytesMut) {
         out.put_slice(fields.payload.as_bytes());
     }
 }
 
-struct Json;
+/// The layout of [`MessageFormat::Json`].
+pub(super) struct JsonLayout;
 
-impl Message for Json {
+impl MessageLayout for JsonLayout {
     fn opcode(_: &Payload) -> OpCode {
         OpCode::Text
     }
 
-    fn write(fields: &Fields, out: &mut BytesMut) {
+    fn write_message(fields: &Fields, out: &mut BytesMut) {
         envelope::write(fields, out);
     }
 }
 
-struct Nchan;
+/// The layout of [`MessageFormat::Nchan`].
+pub(super) struct NchanLayout;
 
-impl Message for Nchan {
+/// The length, in bytes, that is reserved for the header lines of an nchan message.
+const NCHAN_HEADER_CAPACITY: usize = 128;
+
+impl MessageLayout for NchanLayout {
     fn opcode(payload: &Payload) -> OpCode {
-        Plain::opcode(payload)
+        PlainLayout::opcode(payload)
     }
 
-    fn write(fields: &Fields, out: &mut BytesMut) {
+    fn write_message(fields: &Fields, out: &mut BytesMut) {
         let payload = fields.payload.as_bytes();
-        out.reserve(payload.len() + 128);
-        let mut header = |name: &str, value: &str| {
+        out.reserve(payload.len() + NCHAN_HEADER_CAPACITY);
+        let mut put_header = |name: &str, value: &str| {
             for part in [name, ": ", value, "\n"] {
                 out.put_slice(part.as_bytes());
             }
         };
         if let Some(id) = &fields.id {
-            header("id", id.as_str());
+            put_header("id", id.as_str());
         }
         if let Some(event_type) = &fields.event_type {
-            header("event", event_type.as_str());
+            put_header("event", event_type.as_str());
         }
         let content_type = match fields.payload {
             Payload::Text(_) => "text/plain; charset=utf-8",
             Payload::Json(_) => "application/json",
             Payload::Binary(_) => "application/octet-stream",
         };
-        header("content-type", content_type);
+        put_header("content-type", content_type);
         out.put_u8(b'\n');
         out.put_slice(payload);
     }

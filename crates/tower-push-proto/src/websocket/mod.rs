@@ -1,26 +1,29 @@
-//! WebSocket ([RFC 6455](https://www.rfc-editor.org/rfc/rfc6455)) without a socket: frames, messages, sessions.
+//! WebSocket ([RFC 6455](https://www.rfc-editor.org/rfc/rfc6455)) without a socket: sessions, messages, frames.
 //!
-//! A [`Session`] is one connection, as a state machine. Below it are the [`Decoder`](decoder::Decoder) of frames, their
-//! [encoding](frame), [compression](deflate), and the arithmetic of the [handshake].
+//! - [`Session`]: one connection on the server's side, as a state machine.
+//! - [`FrameEncoder`]: writes events as frames, in a [`MessageFormat`].
+//! - [`decoder`]: reads frames, and joins them into messages.
+//! - [`frame`]: writes single frames.
+//! - `deflate`, a feature: compressed messages ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)).
+//! - [`handshake`]: the arithmetic of the opening handshake.
 
 pub mod decoder;
 #[cfg(feature = "deflate")]
 #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
 pub mod deflate;
 pub mod frame;
+mod frame_encoder;
 pub mod handshake;
 mod mask;
 mod message_format;
 #[cfg(test)]
 mod oracles;
-mod outgoing;
+mod send_queue;
 mod session;
+mod session_config;
 mod utf8;
 
-#[cfg(feature = "deflate")]
-#[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
-pub use self::message_format::Deflate;
 pub use self::{
-    message_format::{FrameEncoder, MessageFormat},
-    session::{Session, SessionConfig},
+    frame::Role, frame_encoder::FrameEncoder, message_format::MessageFormat, session::Session,
+    session_config::SessionConfig,
 };

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt};
 use proptest::{prelude::*, sample::Index};
 use tungstenite::protocol::{
-    Role, WebSocket, WebSocketConfig,
+    Role as TheirRole, WebSocket, WebSocketConfig,
     frame::{
         Frame,
         coding::{Control, Data, OpCode as TheirOpCode},
@@ -15,7 +15,7 @@ use tungstenite::protocol::{
 
 use super::{
     decoder::{Decoder, Message, Received, Rules},
-    frame::{self, CloseCode, OpCode},
+    frame::{self, CloseCode, OpCode, Role},
 };
 
 const LIMIT: usize = 2048;
@@ -48,8 +48,9 @@ impl Ours {
     }
 }
 
-fn ours(input: &[u8], piece: usize) -> Ours {
+fn ours(input: &[u8], piece: usize, role: Role) -> Ours {
     let mut decoder = Decoder::new(Rules {
+        role,
         message: LIMIT,
         allows_compressed: false,
     });
@@ -129,6 +130,10 @@ fn tungstenite(input: &[u8], role: Role) -> Vec<Heard> {
         .read_buffer_size(4096)
         .max_frame_size(Some(LIMIT))
         .max_message_size(Some(LIMIT));
+    let role = match role {
+        Role::Server => TheirRole::Server,
+        Role::Client => TheirRole::Client,
+    };
     let mut socket = WebSocket::from_raw_socket(Wire::new(input), role, Some(config));
     let mut heard = Vec::new();
     loop {
@@ -196,9 +201,9 @@ fn tokio_websockets(input: &[u8], role: Role) -> Vec<Heard> {
     heard
 }
 
-/// A client's frames, masked by tungstenite.
-fn masked(frames: &[Frame]) -> Vec<u8> {
-    let mut socket = WebSocket::from_raw_socket(Wire::new(b""), Role::Client, None);
+/// The frames as tungstenite sends them in this role.
+fn sent_by_tungstenite(frames: &[Frame], role: TheirRole) -> Vec<u8> {
+    let mut socket = WebSocket::from_raw_socket(Wire::new(b""), role, None);
     for frame in frames {
         let sent = socket.send(tungstenite::Message::Frame(frame.clone()));
         sent.unwrap();
@@ -305,14 +310,34 @@ fn encoded(message: &Heard, out: &mut BytesMut) {
     }
 }
 
+fn encoded_masked(message: &Heard, mask_key: [u8; 4], out: &mut BytesMut) {
+    let (opcode, payload) = match message {
+        Heard::Text(text) => (OpCode::Text, text.as_bytes()),
+        Heard::Binary(bytes) => (OpCode::Binary, &bytes[..]),
+        Heard::Ping(payload) => (OpCode::Ping, &payload[..]),
+        Heard::Pong => (OpCode::Pong, b"pong" as &[u8]),
+        Heard::Close(code) => {
+            let code = code.and_then(CloseCode::new);
+            return frame::encode_close_masked(code, "reason", mask_key, out);
+        }
+        Heard::Failed(_) => return,
+    };
+    frame::encode_masked(opcode, false, mask_key, payload, out);
+}
+
 proptest! {
     #[test]
     fn what_tungstenite_sends_is_read(sent in sent(), piece in 1_usize..100) {
         let (mut frames, mut heard) = (Vec::new(), Vec::new());
         sent.iter().for_each(|sent| sent.write(&mut frames, &mut heard));
-        let input = masked(&frames);
-        for piece in [1, piece, input.len().max(1)] {
-            prop_assert_eq!(&ours(&input, piece).heard, &heard);
+        for (role, their_role) in [
+            (Role::Server, TheirRole::Client),
+            (Role::Client, TheirRole::Server),
+        ] {
+            let input = sent_by_tungstenite(&frames, their_role);
+            for piece in [1, piece, input.len().max(1)] {
+                prop_assert_eq!(&ours(&input, piece, role).heard, &heard);
+            }
         }
     }
 
@@ -326,6 +351,21 @@ proptest! {
         messages.iter().for_each(|message| encoded(message, &mut out));
         prop_assert_eq!(&tungstenite(&out, Role::Client), &messages);
         prop_assert_eq!(&tokio_websockets(&out, Role::Client), &messages);
+        prop_assert_eq!(&ours(&out, 7, Role::Client).heard, &messages);
+    }
+
+    #[test]
+    fn servers_read_masked_frames(
+        mut messages in proptest::collection::vec(message(), 0..6),
+        code in proptest::option::of(3000_u16..5000),
+        mask_key: [u8; 4],
+    ) {
+        messages.push(Heard::Close(code));
+        let mut out = BytesMut::new();
+        messages.iter().for_each(|message| encoded_masked(message, mask_key, &mut out));
+        prop_assert_eq!(&tungstenite(&out, Role::Server), &messages);
+        prop_assert_eq!(&tokio_websockets(&out, Role::Server), &messages);
+        prop_assert_eq!(&ours(&out, 7, Role::Server).heard, &messages);
     }
 }
 
@@ -350,15 +390,16 @@ const REST: [u8; 2 * LIMIT] = [0; 2 * LIMIT];
 /// Ours fails as soon as it can. Others look at whole frames, so they get ours up to that byte, and anything behind it.
 fn agree(
     input: &[u8],
+    role: Role,
     theirs: fn(&[u8], Role) -> Vec<Heard>,
     forgives: Forgives,
 ) -> Result<(), TestCaseError> {
-    let ours = ours(input, 1);
+    let ours = ours(input, 1, role);
     let mut input = input[..ours.came].to_vec();
     if ours.failure.is_some() {
         input.extend(REST);
     }
-    let theirs = theirs(&input, Role::Server);
+    let theirs = theirs(&input, role);
     prop_assert!(
         ours.heard == theirs || forgives(&ours, &theirs),
         "ours {ours:?}, theirs {theirs:?}: {:x?}",
@@ -412,8 +453,8 @@ fn is_followed(before: &[Heard], theirs: &[Heard], by: &Heard) -> bool {
     theirs.split_last() == Some((by, before))
 }
 
-/// Frames that may break any rule.
-fn wrong() -> impl Strategy<Value = Vec<u8>> {
+/// Frames to this role that may break any rule.
+fn wrong(role: Role) -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![
         10 => proptest::sample::select(&[0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a][..]),
         1 => Just(0x88),
@@ -430,7 +471,10 @@ fn wrong() -> impl Strategy<Value = Vec<u8>> {
         )
             .prop_map(|(code, reason)| [&code.to_be_bytes()[..], reason.as_bytes()].concat()),
     ];
-    let is_masked = proptest::bool::weighted(0.98);
+    let is_masked = proptest::bool::weighted(match role {
+        Role::Server => 0.98,
+        Role::Client => 0.02,
+    });
     let wider = prop_oneof![20 => Just(0), 1 => 1..3_usize];
     let frame = (first, payload, is_masked, wider, any::<[u8; 4]>());
     let frames = proptest::collection::vec(frame.prop_map(written), 0..7);
@@ -478,12 +522,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn tungstenite_agrees_on_what_is_wrong(input in wrong()) {
-        agree(&input, tungstenite, tungstenite_forgives)?;
+    fn tungstenite_agrees_on_what_is_wrong(input in wrong(Role::Server)) {
+        agree(&input, Role::Server, tungstenite, tungstenite_forgives)?;
     }
 
     #[test]
-    fn tokio_websockets_agrees_on_what_is_wrong(input in wrong()) {
-        agree(&input, tokio_websockets, tokio_websockets_forgives)?;
+    fn tokio_websockets_agrees_on_what_is_wrong(input in wrong(Role::Server)) {
+        agree(&input, Role::Server, tokio_websockets, tokio_websockets_forgives)?;
+    }
+
+    #[test]
+    fn tungstenite_agrees_on_what_is_wrong_to_a_client(input in wrong(Role::Client)) {
+        agree(&input, Role::Client, tungstenite, tungstenite_forgives)?;
+    }
+
+    #[test]
+    fn tokio_websockets_agrees_on_what_is_wrong_to_a_client(input in wrong(Role::Client)) {
+        agree(&input, Role::Client, tokio_websockets, tokio_websockets_forgives)?;
     }
 }

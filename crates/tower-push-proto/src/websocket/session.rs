@@ -1,6 +1,4 @@
-//! One connection, without its socket: what to write next, what a read means, when to wake.
-//!
-//! Bytes and times come in as arguments.
+//! One WebSocket connection on the server's side, as a state machine.
 
 use std::{
     sync::Arc,
@@ -11,9 +9,10 @@ use std::{
 use super::deflate::{self, InflateError};
 use super::{
     decoder::{Decoder, Message, Received, Rules},
-    frame::{self, CloseCode},
-    message_format::FrameEncoder,
-    outgoing::Outgoing,
+    frame::{self, CloseCode, Role},
+    frame_encoder::FrameEncoder,
+    send_queue::SendQueue,
+    session_config::SessionConfig,
 };
 use crate::{
     encoder::{Encoder, End},
@@ -22,257 +21,320 @@ use crate::{
     random,
 };
 
-/// The limits and deadlines of a [`Session`].
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct SessionConfig {
-    pong_deadline: Duration,
-    message_deadline: Duration,
-    write_deadline: Duration,
-    close_deadline: Duration,
-    max_message_size: usize,
-}
-
-/// Upper bound for deadlines, 30 days: adding it to an `Instant` does not overflow.
-const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-impl SessionConfig {
-    /// The defaults that stand at the setters. Deadlines are at most 30 days.
-    pub fn new() -> Self {
-        Self {
-            pong_deadline: Duration::from_secs(20),
-            message_deadline: Duration::from_secs(60),
-            write_deadline: Duration::from_secs(30),
-            close_deadline: Duration::from_secs(10),
-            max_message_size: 64 * 1024,
-        }
-    }
-
-    /// How long a client that was pinged may stay silent before the connection is closed: 20 s by default.
-    pub fn pong_deadline(mut self, deadline: Duration) -> Self {
-        self.pong_deadline = deadline.min(MAX_DEADLINE);
-        self
-    }
-
-    /// How long a client may take for one message, from its first byte to its last: 60 s by default.
-    pub fn message_deadline(mut self, deadline: Duration) -> Self {
-        self.message_deadline = deadline.min(MAX_DEADLINE);
-        self
-    }
-
-    /// How long a client may accept nothing of what is sent before it is disconnected: 30 s by default.
-    pub fn write_deadline(mut self, deadline: Duration) -> Self {
-        self.write_deadline = deadline.min(MAX_DEADLINE);
-        self
-    }
-
-    /// How long a client may take to answer a close frame: 10 s by default.
-    pub fn close_deadline(mut self, deadline: Duration) -> Self {
-        self.close_deadline = deadline.min(MAX_DEADLINE);
-        self
-    }
-
-    /// The longest message that a client may send, in bytes, compressed or not: 64 KiB by default.
-    pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = bytes;
-        self
-    }
-}
-
-impl Default for SessionConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// One WebSocket connection, without its socket.
+/// The protocol state and logic of one WebSocket connection on the server's side.
+///
+/// A session owns no socket, reads no clock and spawns no task. The caller owns them, and moves bytes, items and times between
+/// them and the session:
+///
+/// ```text
+///                 handle_input             handle_item
+///  socket, read ──────────────► Session ◄────────────── source
+/// socket, write ◄──────────────         ──────────────► client's messages
+///                 poll_transmit   ▲  │    (returned by handle_input)
+///                  handle_timeout │  ▼ poll_timeout
+///                               timer
+/// ```
+///
+/// # Protocol
+/// The methods are of four kinds:
+///
+/// - **getters**, which may be called at any time: [`upgrade_deadline`](Self::upgrade_deadline), [`is_open`](Self::is_open),
+///   [`is_closed`](Self::is_closed), [`wants_item`](Self::wants_item), [`wants_shutdown`](Self::wants_shutdown),
+///   [`reads_paused`](Self::reads_paused), [`remaining_frame_len`](Self::remaining_frame_len);
+/// - **handlers**, named `handle_*`, which tell the session what happened at the socket, the source or the timer;
+/// - **commands**: [`close`](Self::close), [`pause_reads`](Self::pause_reads), [`resume_reads`](Self::resume_reads) and
+///   [`apply_pending_close`](Self::apply_pending_close);
+/// - **polls**, named `poll_*`, which return what the caller has to do.
+///
+/// Once the socket is upgraded, call [`handle_upgraded`](Self::handle_upgraded). If it is not upgraded by
+/// [`upgrade_deadline`](Self::upgrade_deadline), drop the session. Then repeat this round whenever the socket, the source or the
+/// timer is ready:
+///
+/// 1. **Input.** Unless [`reads_paused`](Self::reads_paused), read from the socket, and call
+///    [`handle_input`](Self::handle_input) until it has consumed the bytes. At the end of the input, or if the socket fails, call
+///    [`handle_disconnect`](Self::handle_disconnect).
+/// 2. **Items.** While [`wants_item`](Self::wants_item), poll the source, and pass what it yields to
+///    [`handle_item`](Self::handle_item).
+/// 3. **Pending close.** Call [`apply_pending_close`](Self::apply_pending_close). A close frame or an offence in the input of step
+///    1 takes effect here, behind the items of step 2.
+/// 4. **Output.** Write what [`poll_transmit`](Self::poll_transmit) returns, and report each write with
+///    [`handle_written`](Self::handle_written), until nothing is left. Then flush the socket, shut its writing side down if
+///    [`wants_shutdown`](Self::wants_shutdown), and call [`handle_write_drained`](Self::handle_write_drained). If the socket takes
+///    nothing more for now, call [`handle_write_blocked`](Self::handle_write_blocked) instead.
+/// 5. **End.** If [`is_closed`](Self::is_closed), drop the socket and the session. If the session is not
+///    [open](Self::is_open) any more, drop the source: no item will be taken.
+/// 6. **Time.** Set the timer to [`poll_timeout`](Self::poll_timeout), which each of the steps above may change. When it fires,
+///    call [`handle_timeout`](Self::handle_timeout), and start a new round.
+///
+/// # Time
+/// Times must not decrease from call to call. A method that takes a closure reads the clock only if it needs the time. A timer that
+/// fires early does no harm; one that fires late delays deadlines and pings by as much.
+///
+/// # Memory
+/// An idle session owns no heap memory of its own. It holds at most one incomplete message of the client's, of at most
+/// [`max_message_size`](SessionConfig::max_message_size), and 64 KiB of output, or one event if that is longer.
+///
+/// # Example
+/// ```
+/// use std::{sync::Arc, time::{Duration, Instant}};
+/// use tower_push_proto::{
+///     Event, Item,
+///     event::Payload,
+///     websocket::{FrameEncoder, MessageFormat, Session, SessionConfig},
+/// };
+///
+/// let config = Arc::new(SessionConfig::new());
+/// let encoder = FrameEncoder::new(MessageFormat::Json);
+/// let ping_interval = Duration::from_secs(25);
+/// let mut session = Session::new(config, encoder, Some(ping_interval), Instant::now());
+/// session.handle_upgraded(Instant::now());
+///
+/// // The client sends a text message, masked with zeros.
+/// let mut input = &b"\x81\x82\0\0\0\0hi"[..];
+/// let message = session.handle_input(&mut input, true, Instant::now());
+/// assert_eq!(message, Some(Payload::Text("hi".to_owned())));
+///
+/// // The source yields an event, and finishes.
+/// session.handle_item(Some(Ok(Item::Event(Event::text("hello")))), Instant::now)?;
+/// session.handle_item(Some(Ok(Item::Finished)), Instant::now)?;
+/// session.apply_pending_close(Instant::now);
+///
+/// let output = session.poll_transmit().collect::<Vec<_>>().concat();
+/// session.handle_written(output.len(), Instant::now);
+/// session.handle_write_drained();
+/// assert!(output.starts_with(b"\x81\x10{\"data\":\"hello\"}"));
+/// assert!(output.ends_with(b"\x88\x02\x03\xe8"));
+///
+/// // The client answers the close frame.
+/// session.handle_input(&mut &b"\x88\x82\0\0\0\0\x03\xe8"[..], true, Instant::now());
+/// session.apply_pending_close(Instant::now);
+/// assert!(session.wants_shutdown());
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Session {
     config: Arc<SessionConfig>,
-    messages: FrameEncoder,
+    encoder: FrameEncoder,
     decoder: Decoder,
-    outgoing: Outgoing,
-    phase: Phase,
-    /// How long the client may be silent before it is pinged.
-    ping_after: Option<Duration>,
-    /// When the client was last heard of.
-    heard: Instant,
-    /// When it was asked for a sign of life that has not come.
-    pinged: Option<Instant>,
-    /// Since when a message of the client's is under way.
-    begun: Option<Instant>,
-    /// Since when a write makes no progress.
-    stalled: Option<Instant>,
-    unasked: Unasked,
-    /// What to close with, as the client has closed or offended, once the messages before that are answered.
-    parting: Option<(Option<CloseCode>, &'static str)>,
-    /// Whether nothing is read, because nobody takes the client's messages.
-    is_deaf: bool,
+    send_queue: SendQueue,
+    state: SessionState,
+    /// How long the client may send nothing before it is pinged. `None` if it is never pinged.
+    ping_interval: Option<Duration>,
+    /// When the client last showed that it is alive: it sent a byte, or took one after a long wait.
+    last_activity: Instant,
+    /// When the last ping was sent, if the client has shown no activity since.
+    unanswered_ping: Option<Instant>,
+    /// When the client began the message that is incomplete now.
+    message_started: Option<Instant>,
+    /// Since when the socket takes no byte.
+    write_blocked_since: Option<Instant>,
+    unsolicited_frames: UnsolicitedFrames,
+    /// Takes effect in [`apply_pending_close`](Self::apply_pending_close). No frame is read once it is set.
+    pending_close: Option<PendingClose>,
+    reads_paused: bool,
 }
 
-/// Each is left for the next; none is entered again.
+/// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). Each state is left
+/// for a later one only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum SessionState {
     Open,
-    /// Our close frame is on its way, and the client's is waited for.
+    /// Our close frame is queued or written, and the client's close frame is awaited.
     Closing {
-        since: Instant,
+        /// When the close deadline began to run: each write restarts it.
+        deadline_start: Instant,
     },
-    /// No frame is read any more. Once all is written the socket is shut down, and then the client hangs up.
-    Leaving {
-        since: Instant,
+    /// No frame is read any more. The writing side is shut down once everything is written, and then the client closes the
+    /// connection.
+    ShuttingDown {
+        /// When the close deadline began to run: each write restarts it.
+        deadline_start: Instant,
     },
-    Over,
+    Closed,
 }
 
-/// Frames that nobody asked for, within a second: pings, pongs, messages that are dropped.
+/// A close that waits for the items of the current round.
+#[derive(Clone, Copy, Debug)]
+struct PendingClose {
+    /// `None` if the client's close frame had no code: our answer has none either.
+    code: Option<CloseCode>,
+    reason: &'static str,
+}
+
+/// Counts pings, pongs and dropped messages within one second.
 #[derive(Debug)]
-struct Unasked {
-    since: Instant,
-    frames: u32,
+struct UnsolicitedFrames {
+    second_start: Instant,
+    count: u32,
 }
 
-/// More frames in a second than this that nobody asked for are a flood.
-const FLOOD: u32 = 1000;
+/// More pings, pongs and dropped messages than this in one second close the connection with 1008.
+const MAX_UNSOLICITED_FRAMES_PER_SECOND: u32 = 1000;
 
-/// A write that waited for less says nothing of the client: in HTTP/2 it may have waited for a task of the server's.
-const LULL: Duration = Duration::from_secs(1);
+/// 1 s: a write that was blocked for less shows nothing about the client. On HTTP/2 it may have waited for another task of the
+/// server.
+const MIN_MEANINGFUL_WRITE_BLOCK: Duration = Duration::from_secs(1);
 
-/// What is gathered for one write.
-const WRITE: usize = 64 * 1024;
+/// 64 KiB: the length of the send queue, in bytes, from which on no item is taken.
+const SEND_QUEUE_LIMIT: usize = 64 * 1024;
 
 impl Session {
-    /// Makes the session of a connection that is about to be upgraded. A client that is silent for `ping_after` is pinged.
+    /// Makes the session of a connection that is about to be upgraded.
+    ///
+    /// A client that sends nothing for `ping_interval` is pinged. Without an interval it is never pinged, and an idle session
+    /// needs no timer.
     pub fn new(
         config: Arc<SessionConfig>,
-        messages: FrameEncoder,
-        ping_after: Option<Duration>,
+        encoder: FrameEncoder,
+        ping_interval: Option<Duration>,
         now: Instant,
     ) -> Self {
         let rules = Rules {
+            role: Role::Server,
             message: config.max_message_size,
-            #[cfg(feature = "deflate")]
-            allows_compressed: messages.deflate.is_some(),
-            #[cfg(not(feature = "deflate"))]
-            allows_compressed: false,
+            allows_compressed: encoder.is_compression_negotiated(),
         };
         Self {
-            messages,
+            encoder,
             decoder: Decoder::new(rules),
-            outgoing: Outgoing::default(),
-            phase: Phase::Open,
-            ping_after,
-            heard: now,
-            pinged: None,
-            begun: None,
-            stalled: None,
-            unasked: Unasked {
-                since: now,
-                frames: 0,
+            send_queue: SendQueue::default(),
+            state: SessionState::Open,
+            ping_interval,
+            last_activity: now,
+            unanswered_ping: None,
+            message_started: None,
+            write_blocked_since: None,
+            unsolicited_frames: UnsolicitedFrames {
+                second_start: now,
+                count: 0,
             },
-            parting: None,
-            is_deaf: false,
+            pending_close: None,
+            reads_paused: false,
             config,
         }
     }
 
-    /// When the socket is to be there at the latest: that is how long the response may take.
-    pub fn begins_by(&self) -> Instant {
-        self.heard + self.config.write_deadline
+    /// Returns the time by which [`handle_upgraded`](Self::handle_upgraded) must be called: the
+    /// [write deadline](SessionConfig::write_deadline) of the response that agrees to the upgrade.
+    pub fn upgrade_deadline(&self) -> Instant {
+        self.last_activity + self.config.write_deadline
     }
 
-    /// The socket is there.
-    pub fn begin(&mut self, now: Instant) {
-        self.heard = now;
+    /// Handles the upgrade of the socket. The ping interval runs from here.
+    pub fn handle_upgraded(&mut self, now: Instant) {
+        self.last_activity = now;
     }
 
-    /// Whether messages are still to be sent and taken.
+    /// Whether messages are exchanged: no close frame was queued or handled yet.
     #[inline]
     pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
+        self.state == SessionState::Open
     }
 
-    /// Whether the client's frames are read.
+    /// Whether the session has ended: drop the socket.
     #[inline]
-    fn is_reading(&self) -> bool {
-        let is_there = matches!(self.phase, Phase::Open | Phase::Closing { .. });
-        is_there && self.parting.is_none()
+    pub fn is_closed(&self) -> bool {
+        self.state == SessionState::Closed
     }
 
-    /// Whether there is nothing more to do.
+    /// Whether the socket's writing side must be shut down once everything is written. The session goes on until the client
+    /// closes the connection, or until the [close deadline](SessionConfig::close_deadline).
     #[inline]
-    pub fn is_over(&self) -> bool {
-        self.phase == Phase::Over
+    pub fn wants_shutdown(&self) -> bool {
+        matches!(self.state, SessionState::ShuttingDown { .. })
     }
 
-    /// Whether the socket is to be shut down once all is written.
-    #[inline]
-    pub fn is_leaving(&self) -> bool {
-        matches!(self.phase, Phase::Leaving { .. })
-    }
+    // Input.
 
-    // What comes in.
-
-    /// Takes from the front of what was read, up to the end of a message that is wanted.
-    pub fn receive(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
-        self.heard = now;
-        self.pinged = None;
-        let message = self.decode(input, is_wanted, now);
-        self.begun = match self.decoder.is_idle() {
+    /// Handles bytes that were read from the socket. Consumes them from the front of `input` up to the end of the first complete
+    /// message, which is returned. Returns `None` once all of `input` is consumed.
+    ///
+    /// A message is kept if `keep_message` is true when its first frame begins. Otherwise it is validated, but not inflated, and
+    /// dropped, and counts as unsolicited. Once the session is closing, every message is dropped.
+    ///
+    /// Pings are answered. An offence or a close frame stops the reading: the rest of the input is discarded, and
+    /// [`apply_pending_close`](Self::apply_pending_close) closes the connection.
+    pub fn handle_input(
+        &mut self,
+        input: &mut &[u8],
+        keep_message: bool,
+        now: Instant,
+    ) -> Option<Payload> {
+        self.last_activity = now;
+        self.unanswered_ping = None;
+        let message = self.decode_input(input, keep_message, now);
+        self.message_started = match self.decoder.is_idle() {
             true => None,
-            false => self.begun.or(Some(now)),
+            false => self.message_started.or(Some(now)),
         };
         message
     }
 
-    /// Of the frame that has begun, what is to come, in bytes.
-    #[inline]
-    pub fn missing(&self) -> usize {
-        self.decoder.missing()
-    }
-
-    fn decode(&mut self, input: &mut &[u8], is_wanted: bool, now: Instant) -> Option<Payload> {
-        while self.is_reading() {
+    fn decode_input(
+        &mut self,
+        input: &mut &[u8],
+        keep_message: bool,
+        now: Instant,
+    ) -> Option<Payload> {
+        while self.is_reading_frames() {
             if self.decoder.is_idle() {
-                self.begun = None;
+                self.message_started = None;
             }
             let is_open = self.is_open();
-            let outgoing = &mut self.outgoing;
-            let mut pinged = |payload: &[u8]| {
+            let send_queue = &mut self.send_queue;
+            let mut on_ping = |payload: &[u8]| {
                 if is_open {
-                    outgoing.pong(payload);
+                    send_queue.push_pong(payload);
                 }
             };
-            let is_wanted = is_wanted && is_open;
-            match self.decoder.decode(input, is_wanted, &mut pinged) {
+            let keep_message = keep_message && is_open;
+            match self.decoder.decode(input, keep_message, &mut on_ping) {
                 Ok(None) => return None,
-                Ok(Some(Received::Message(message))) => match self.payload(message) {
+                Ok(Some(Received::Message(message))) => match self.message_payload(message) {
                     Ok(payload) => return Some(payload),
-                    Err((code, reason)) => self.fail(code, reason),
+                    Err((code, reason)) => self.schedule_close(code, reason),
                 },
                 Ok(Some(Received::Ping | Received::Pong | Received::Dropped)) => {
-                    self.count_unasked(now)
+                    self.count_unsolicited_frame(now);
                 }
-                Ok(Some(Received::Close(code))) => self.answer_close(code, now),
-                Err(violation) => self.fail(violation.code, violation.reason),
+                Ok(Some(Received::Close(code))) => self.handle_close_frame(code, now),
+                Err(violation) => self.schedule_close(violation.code, violation.reason),
             }
         }
         *input = &[];
         None
     }
 
-    /// The client will send nothing more.
-    pub fn hung_up(&mut self) {
-        self.phase = Phase::Over;
+    #[inline]
+    fn is_reading_frames(&self) -> bool {
+        let awaits_frames = matches!(
+            self.state,
+            SessionState::Open | SessionState::Closing { .. }
+        );
+        awaits_frames && self.pending_close.is_none()
     }
 
-    fn payload(&self, message: Message) -> Result<Payload, (CloseCode, &'static str)> {
+    /// Returns the number of payload bytes that are missing from the data frame that has begun: 0 if none has.
+    ///
+    /// A read of this length ends with the frame.
+    #[inline]
+    pub fn remaining_frame_len(&self) -> usize {
+        self.decoder.missing()
+    }
+
+    /// Handles the end of the input, or a failure of the socket: the session [is closed](Self::is_closed).
+    pub fn handle_disconnect(&mut self) {
+        self.state = SessionState::Closed;
+    }
+
+    /// Inflates a message if it is compressed.
+    fn message_payload(&self, message: Message) -> Result<Payload, (CloseCode, &'static str)> {
         let (is_text, compressed) = match message {
             Message::Text(text) => return Ok(Payload::Text(text)),
             Message::Binary(bytes) => return Ok(Payload::Binary(bytes.into())),
             Message::Compressed { is_text, payload } => (is_text, payload),
         };
-        let bytes = inflated(&compressed, self.config.max_message_size)?;
+        let bytes = inflate(&compressed, self.config.max_message_size)?;
         if !is_text {
             return Ok(Payload::Binary(bytes.into()));
         }
@@ -281,66 +343,74 @@ impl Session {
             .map_err(|_| (CloseCode::INVALID_DATA, "text is not UTF-8"))
     }
 
-    fn count_unasked(&mut self, now: Instant) {
-        if now.duration_since(self.unasked.since) >= Duration::from_secs(1) {
-            self.unasked = Unasked {
-                since: now,
-                frames: 0,
+    fn count_unsolicited_frame(&mut self, now: Instant) {
+        let frames = &mut self.unsolicited_frames;
+        if now.duration_since(frames.second_start) >= Duration::from_secs(1) {
+            *frames = UnsolicitedFrames {
+                second_start: now,
+                count: 0,
             };
         }
-        self.unasked.frames += 1;
-        if self.unasked.frames > FLOOD {
-            self.fail(CloseCode::POLICY, "too many frames");
+        frames.count += 1;
+        if frames.count > MAX_UNSOLICITED_FRAMES_PER_SECOND {
+            self.schedule_close(CloseCode::POLICY, "too many frames");
         }
     }
 
-    fn answer_close(&mut self, code: Option<CloseCode>, now: Instant) {
-        if self.is_open() && self.outgoing.len() == 0 {
-            self.parting = Some((code, ""));
+    fn handle_close_frame(&mut self, code: Option<CloseCode>, now: Instant) {
+        if self.is_open() && self.send_queue.len() == 0 {
+            self.pending_close = Some(PendingClose { code, reason: "" });
             return;
         }
         if self.is_open() {
-            // It is slow already, and need not take messages any more: neither these nor, with a hole before them, others.
-            self.outgoing.forget_data();
-            frame::encode_close(code, "", self.outgoing.batch().buffer());
+            // The client is slow already, and reads no messages behind its close frame. So the queued messages are discarded.
+            // Items of this round are not sent either, for they would follow a hole.
+            self.send_queue.discard_unstarted_messages();
+            frame::encode_close(code, "", self.send_queue.buffer().buffer());
         }
-        self.phase = Phase::Leaving { since: now };
+        self.state = SessionState::ShuttingDown {
+            deadline_start: now,
+        };
     }
 
-    // What goes out.
+    // Items.
 
-    /// Whether the next item has a place.
+    /// Whether [`handle_item`](Self::handle_item) may be called: the session is open, and less than 64 KiB of messages wait.
     #[inline]
-    pub fn has_room(&self) -> bool {
-        self.is_open() && self.outgoing.len() < WRITE
+    pub fn wants_item(&self) -> bool {
+        self.is_open() && self.send_queue.len() < SEND_QUEUE_LIMIT
     }
 
-    /// What the source says; `None` is its end. It closes where it cannot say that, and gives the reason.
-    pub fn send(
+    /// Handles what the source yielded: an item, its failure, or `None` at its end. An end or a failure closes the connection,
+    /// with the code and the reason that it stands for.
+    ///
+    /// # Errors
+    /// If the message format cannot express the item. The connection closes then as well.
+    pub fn handle_item(
         &mut self,
         item: Option<Result<Item, BoxError>>,
-        now: impl Fn() -> Instant,
-    ) -> Option<Error> {
-        let batch = self.outgoing.batch();
-        let written = match item {
-            Some(Ok(Item::Event(event))) => match self.messages.whole(event) {
+        now: impl FnOnce() -> Instant,
+    ) -> Result<(), Error> {
+        let buffer = self.send_queue.buffer();
+        let encoded = match item {
+            Some(Ok(Item::Event(event))) => match self.encoder.take_unshared_payload(event) {
                 Ok((opcode, payload)) => {
-                    self.outgoing.push(opcode, payload);
+                    self.send_queue.push_message(opcode, payload);
                     Ok(())
                 }
-                Err(event) => self.messages.event(&event, batch),
+                Err(event) => self.encoder.event(&event, buffer),
             },
-            Some(Ok(item)) => match self.messages.item(&item, batch) {
+            Some(Ok(item)) => match self.encoder.item(&item, buffer) {
                 Ok(None) => Ok(()),
                 Ok(Some(end)) => {
-                    self.end(end, now());
-                    return None;
+                    self.end_stream(end, now());
+                    return Ok(());
                 }
                 Err(error) => Err(error),
             },
             None => {
-                self.end(End::reconnect(None), now());
-                return None;
+                self.end_stream(End::reconnect(None), now());
+                return Ok(());
             }
             Some(Err(error)) => {
                 let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
@@ -350,22 +420,22 @@ impl Session {
                     (CloseCode::ERROR, "the source failed")
                 };
                 self.close(code, reason, now());
-                return None;
+                return Ok(());
             }
         };
-        let error = written.err()?;
-        let (code, reason) = if error.is_gap_unsupported() {
-            (CloseCode::GAP, "events were missed")
-        } else {
-            (CloseCode::ERROR, "an event cannot be sent")
-        };
-        self.close(code, reason, now());
-        Some(error)
+        encoded.inspect_err(|error| {
+            let (code, reason) = if error.is_gap_unsupported() {
+                (CloseCode::GAP, "events were missed")
+            } else {
+                (CloseCode::ERROR, "an event cannot be sent")
+            };
+            self.close(code, reason, now());
+        })
     }
 
-    /// Tells of the end, where the form has a place for it, and closes.
-    fn end(&mut self, end: End, now: Instant) {
-        self.messages.end(end, self.outgoing.batch());
+    /// Sends the message for the end, if the message format has one, and closes the connection.
+    fn end_stream(&mut self, end: End, now: Instant) {
+        self.encoder.end(end, self.send_queue.buffer());
         let (code, reason) = match end {
             End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
             End { expired: true, .. } => (CloseCode::EXPIRED, "expired".into()),
@@ -375,154 +445,184 @@ impl Session {
         self.close(code, &reason, now);
     }
 
-    /// Ends the connection politely, behind what is written already.
+    // The closing handshake.
+
+    /// Starts the closing handshake: queues a close frame behind the messages that wait, and awaits the client's. Does nothing
+    /// unless the session is [open](Self::is_open).
+    ///
+    /// The reason is cut to the 123 bytes of UTF-8 that a close frame holds.
     pub fn close(&mut self, code: CloseCode, reason: &str, now: Instant) {
         if self.is_open() {
-            frame::encode_close(Some(code), reason, self.outgoing.batch().buffer());
-            self.phase = Phase::Closing { since: now };
+            frame::encode_close(Some(code), reason, self.send_queue.buffer().buffer());
+            self.state = SessionState::Closing {
+                deadline_start: now,
+            };
         }
     }
 
-    /// Ends it because of what the client did: what it sends from now on is not looked at.
-    fn fail(&mut self, code: CloseCode, reason: &'static str) {
-        self.parting.get_or_insert((Some(code), reason));
+    /// Stops the reading of frames, and schedules a close for [`apply_pending_close`](Self::apply_pending_close). The first
+    /// scheduled close wins.
+    fn schedule_close(&mut self, code: CloseCode, reason: &'static str) {
+        self.pending_close.get_or_insert(PendingClose {
+            code: Some(code),
+            reason,
+        });
     }
 
-    /// Says so, behind what the source has said.
-    pub fn settle(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some((code, reason)) = self.parting.take() {
+    /// Closes the connection if the client has closed it, has broken a rule or has missed a deadline. The close frame goes behind
+    /// everything that is queued, so call this after the items of the round.
+    pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(PendingClose { code, reason }) = self.pending_close.take() {
             if self.is_open() {
-                frame::encode_close(code, reason, self.outgoing.batch().buffer());
+                frame::encode_close(code, reason, self.send_queue.buffer().buffer());
             }
-            self.phase = Phase::Leaving { since: now() };
+            self.state = SessionState::ShuttingDown {
+                deadline_start: now(),
+            };
         }
     }
 
-    /// What is to be written, where that is one slice, or nothing.
+    // Output.
+
+    /// Returns the bytes to write, in order. No slice is empty; there is none if nothing is to be written.
+    pub fn poll_transmit(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.send_queue.slices()
+    }
+
+    /// Returns the bytes to write if they are contiguous: an empty slice if nothing is to be written. This is the usual case, and
+    /// faster than [`poll_transmit`](Self::poll_transmit), which is for all others.
     #[inline]
-    pub fn slice(&mut self) -> Option<&[u8]> {
-        self.outgoing.slice()
+    pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
+        self.send_queue.contiguous()
     }
 
-    /// What is to be written, in order; none of it is empty.
-    pub fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
-        self.outgoing.slices()
-    }
-
-    /// So many bytes of it are written.
-    pub fn wrote(&mut self, bytes: usize, now: impl Fn() -> Instant) {
-        self.outgoing.wrote(bytes);
-        if let Some(since) = self.stalled.take() {
-            let now = now();
-            if now.duration_since(since) >= LULL {
-                // The client has taken something, and a ping may still be far from it.
-                self.heard = now;
-                self.pinged = None;
-            }
+    /// Handles a write: the socket has taken the first `written` bytes of [`poll_transmit`](Self::poll_transmit).
+    pub fn handle_written(&mut self, written: usize, now: impl FnOnce() -> Instant) {
+        self.send_queue.advance(written);
+        let blocked_since = self.write_blocked_since.take();
+        if blocked_since.is_none() && self.is_open() {
+            return;
         }
-        if let Phase::Closing { since } | Phase::Leaving { since } = &mut self.phase {
-            // It is told to close only by what comes last.
-            *since = now();
+        let now = now();
+        let blocked_for = blocked_since.map(|since| now.duration_since(since));
+        if blocked_for.is_some_and(|time| time >= MIN_MEANINGFUL_WRITE_BLOCK) {
+            // The client has taken bytes, and may be far from reading a ping that was queued.
+            self.last_activity = now;
+            self.unanswered_ping = None;
+        }
+        if let SessionState::Closing { deadline_start }
+        | SessionState::ShuttingDown { deadline_start } = &mut self.state
+        {
+            // The close frame comes last: until it is written, the client has nothing to answer.
+            *deadline_start = now;
         }
     }
 
-    /// All is written.
+    /// Handles a socket that takes nothing more for now. The [write deadline](SessionConfig::write_deadline) runs until the next
+    /// [`handle_written`](Self::handle_written) or [`handle_write_drained`](Self::handle_write_drained).
+    pub fn handle_write_blocked(&mut self, now: impl FnOnce() -> Instant) {
+        self.write_blocked_since.get_or_insert_with(now);
+    }
+
+    /// Handles that everything is written and flushed.
     #[inline]
-    pub fn flows(&mut self) {
-        self.stalled = None;
-    }
-
-    /// The socket takes nothing more for now.
-    pub fn stall(&mut self, now: impl FnOnce() -> Instant) {
-        self.stalled.get_or_insert_with(now);
+    pub fn handle_write_drained(&mut self) {
+        self.write_blocked_since = None;
     }
 
     // Time.
 
-    /// When [`expire`](Self::expire) is to be called next, if nothing happens before.
-    pub fn wakes_at(&self) -> Option<Instant> {
+    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called, unless another call changes this time first. Returns
+    /// `None` if no timer is needed.
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let config = &self.config;
-        let stalled = self.stalled.map(|since| since + config.write_deadline);
-        let next_ping = || self.ping_after.map(|after| self.heard + after);
-        let due = match self.phase {
-            Phase::Open if self.is_deaf => next_ping(),
-            Phase::Open => {
-                let begun = self.begun.map(|since| since + config.message_deadline);
-                let pinged = self.pinged.map(|since| since + config.pong_deadline);
-                sooner(begun, pinged.or_else(next_ping))
+        let write_timeout = self.write_blocked_since.map(|t| t + config.write_deadline);
+        let next_ping = || self.ping_interval.map(|time| self.last_activity + time);
+        let state_timeout = match self.state {
+            SessionState::Open if self.reads_paused => next_ping(),
+            SessionState::Open => {
+                let message_timeout = self.message_started.map(|t| t + config.message_deadline);
+                let pong_timeout = self.unanswered_ping.map(|t| t + config.pong_deadline);
+                earlier(message_timeout, pong_timeout.or_else(next_ping))
             }
-            Phase::Closing { since } | Phase::Leaving { since } => {
-                Some(since + config.close_deadline)
+            SessionState::Closing { deadline_start }
+            | SessionState::ShuttingDown { deadline_start } => {
+                Some(deadline_start + config.close_deadline)
             }
-            Phase::Over => None,
+            SessionState::Closed => None,
         };
-        sooner(due, stalled)
+        earlier(state_timeout, write_timeout)
     }
 
-    /// Does what is due.
-    pub fn expire(&mut self, now: Instant) {
+    /// Handles the passing of time: queues a ping that is due, and closes or ends the session if a deadline has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
         let config = &self.config;
-        let is_due = |since: Instant, deadline| since + deadline <= now;
-        let was_due = |since: Option<Instant>, deadline| since.is_some_and(|s| is_due(s, deadline));
-        if was_due(self.stalled, config.write_deadline) {
-            self.phase = Phase::Over;
+        let has_elapsed = |start: Instant, time| start + time <= now;
+        let is_past =
+            |start: Option<Instant>, time| start.is_some_and(|start| has_elapsed(start, time));
+        if is_past(self.write_blocked_since, config.write_deadline) {
+            self.state = SessionState::Closed;
         }
-        let is_silent = self
-            .ping_after
-            .is_some_and(|after| is_due(self.heard, after));
-        match self.phase {
-            Phase::Open if self.is_deaf => {
-                if is_silent {
-                    // No answer is read, but a write that fails shows that the client is gone.
-                    self.outgoing.ping(random::bits());
-                    self.heard = now;
+        let is_ping_due = self
+            .ping_interval
+            .is_some_and(|time| has_elapsed(self.last_activity, time));
+        match self.state {
+            SessionState::Open if self.reads_paused => {
+                if is_ping_due {
+                    // The pong is not read, but a failing write shows that the client is gone.
+                    self.send_queue.push_ping(random::bits());
+                    self.last_activity = now;
                 }
             }
-            Phase::Open if was_due(self.begun, config.message_deadline) => {
-                self.fail(CloseCode::POLICY, "message takes too long");
+            SessionState::Open if is_past(self.message_started, config.message_deadline) => {
+                self.schedule_close(CloseCode::POLICY, "message takes too long");
             }
-            Phase::Open if was_due(self.pinged, config.pong_deadline) => {
-                self.fail(CloseCode::NO_PONG, "no pong");
+            SessionState::Open if is_past(self.unanswered_ping, config.pong_deadline) => {
+                self.schedule_close(CloseCode::NO_PONG, "no pong");
             }
-            Phase::Open => {
-                if self.pinged.is_none() && is_silent {
-                    self.outgoing.ping(random::bits());
-                    self.pinged = Some(now);
+            SessionState::Open => {
+                if self.unanswered_ping.is_none() && is_ping_due {
+                    self.send_queue.push_ping(random::bits());
+                    self.unanswered_ping = Some(now);
                 }
             }
-            Phase::Closing { since } | Phase::Leaving { since } => {
-                if is_due(since, config.close_deadline) {
-                    self.phase = Phase::Over;
+            SessionState::Closing { deadline_start }
+            | SessionState::ShuttingDown { deadline_start } => {
+                if has_elapsed(deadline_start, config.close_deadline) {
+                    self.state = SessionState::Closed;
                 }
             }
-            Phase::Over => {}
+            SessionState::Closed => {}
         }
     }
 
-    /// Nothing is read, because nobody takes the client's messages, until [`resume_reads`](Self::resume_reads).
+    // Flow control.
+
+    /// Tells the session that the socket is not read until [`resume_reads`](Self::resume_reads), because nobody takes the client's
+    /// messages. Meanwhile the client is pinged, but no deadline for its pongs and messages runs.
     pub fn pause_reads(&mut self) {
-        self.is_deaf = true;
+        self.reads_paused = true;
     }
 
-    /// Whether nothing is read, because nobody takes the client's messages.
+    /// Whether reads are paused: [`pause_reads`](Self::pause_reads) was called, and [`resume_reads`](Self::resume_reads) was not.
     #[inline]
     pub fn reads_paused(&self) -> bool {
-        self.is_deaf
+        self.reads_paused
     }
 
-    /// The client's messages are taken again.
+    /// Ends [`pause_reads`](Self::pause_reads). The ping interval and the deadline of an incomplete message start anew.
     pub fn resume_reads(&mut self, now: impl FnOnce() -> Instant) {
-        if std::mem::take(&mut self.is_deaf) {
+        if std::mem::take(&mut self.reads_paused) {
             let now = now();
-            self.heard = now;
-            self.pinged = None;
-            self.begun = self.begun.and(Some(now));
+            self.last_activity = now;
+            self.unanswered_ping = None;
+            self.message_started = self.message_started.and(Some(now));
         }
     }
 }
 
-/// The first of two times that may never come.
-fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+/// Returns the earlier of two times, where `None` is never.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
@@ -530,16 +630,16 @@ fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 #[cfg(feature = "deflate")]
-fn inflated(compressed: &[u8], limit: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
-    deflate::inflate(compressed, limit).map_err(|error| match error {
+fn inflate(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
+    deflate::inflate(compressed, max_len).map_err(|error| match error {
         InflateError::TooBig => (CloseCode::TOO_BIG, "message is too big"),
         InflateError::Invalid => (CloseCode::INVALID_DATA, "not compressed as agreed"),
     })
 }
 
-/// The decoder refuses what was not agreed on.
+/// Unreachable: the decoder refuses compressed messages that were not negotiated.
 #[cfg(not(feature = "deflate"))]
-fn inflated(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
+fn inflate(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
     Err((CloseCode::PROTOCOL, "compression was not agreed on"))
 }
 
@@ -550,7 +650,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A session, the time, and what it wrote so far.
+    /// A session with a clock that only tests move.
     struct Fixture {
         session: Session,
         now: Instant,
@@ -558,68 +658,72 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            Self::with_ping_after(Some(25 * SECOND))
+            Self::with_ping_interval(Some(25 * SECOND))
         }
 
-        fn with_ping_after(ping_after: Option<Duration>) -> Self {
+        fn with_ping_interval(ping_interval: Option<Duration>) -> Self {
+            let encoder = FrameEncoder::new(MessageFormat::Plain);
+            Self::with_encoder(encoder, ping_interval)
+        }
+
+        fn with_encoder(encoder: FrameEncoder, ping_interval: Option<Duration>) -> Self {
             let now = Instant::now();
-            let messages = FrameEncoder {
-                format: MessageFormat::Plain,
-                #[cfg(feature = "deflate")]
-                deflate: None,
-            };
-            let session = Session::new(Arc::default(), messages, ping_after, now);
+            let session = Session::new(Arc::default(), encoder, ping_interval, now);
             Self { session, now }
         }
 
-        #[cfg(feature = "deflate")]
-        fn deflate() -> crate::websocket::Deflate {
-            let mut headers = http::HeaderMap::new();
-            let offer = http::HeaderValue::from_static("permessage-deflate");
-            headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, offer);
-            let (agreed, _) = deflate::negotiate(&headers).unwrap();
-            crate::websocket::Deflate { agreed, from: 128 }
-        }
-
-        fn pass(&mut self, time: Duration) {
+        fn advance(&mut self, time: Duration) {
             self.now += time;
-            self.session.expire(self.now);
-            self.settle();
+            self.session.handle_timeout(self.now);
+            self.apply_pending_close();
         }
 
-        fn settle(&mut self) {
+        fn apply_pending_close(&mut self) {
             let now = self.now;
-            self.session.settle(|| now);
+            self.session.apply_pending_close(|| now);
         }
 
-        fn receive(&mut self, mut bytes: &[u8]) -> Option<Payload> {
-            let message = self.session.receive(&mut bytes, false, self.now);
-            self.settle();
+        fn handle_input(&mut self, mut bytes: &[u8]) -> Option<Payload> {
+            let message = self.session.handle_input(&mut bytes, false, self.now);
+            self.apply_pending_close();
             message
         }
 
-        fn send(&mut self, text: &str) {
-            let event = Event::text(text);
-            // Others have it too.
-            let item = Item::Event(event.clone());
+        fn handle_item(&mut self, item: Option<Item>) {
             let now = self.now;
-            self.session.send(Some(Ok(item)), || now);
+            self.session.handle_item(item.map(Ok), || now).unwrap();
+        }
+
+        /// Sends an event that has another clone, as it does in a channel.
+        fn send_text(&mut self, text: &str) {
+            let event = Event::text(text);
+            self.handle_item(Some(Item::Event(event.clone())));
             drop(event);
         }
 
-        /// Writes at most so many bytes.
-        fn write(&mut self, at_most: usize) -> Vec<u8> {
+        /// Sends an event that has no other clone.
+        fn send_unshared(&mut self, event: Event) {
+            self.handle_item(Some(Item::Event(event)));
+        }
+
+        fn handle_write_blocked(&mut self) {
+            let now = self.now;
+            self.session.handle_write_blocked(|| now);
+        }
+
+        /// Writes at most `max_len` bytes, and returns them.
+        fn write(&mut self, max_len: usize) -> Vec<u8> {
             let mut written = Vec::new();
-            for slice in self.session.slices().take(8) {
+            for slice in self.session.poll_transmit().take(8) {
                 written.extend_from_slice(slice);
             }
-            written.truncate(at_most);
+            written.truncate(max_len);
             let now = self.now;
-            self.session.wrote(written.len(), || now);
+            self.session.handle_written(written.len(), || now);
             written
         }
 
-        fn written(&mut self) -> Vec<u8> {
+        fn write_all(&mut self) -> Vec<u8> {
             let mut all = Vec::new();
             loop {
                 let written = self.write(usize::MAX);
@@ -631,309 +735,314 @@ mod tests {
         }
     }
 
-    /// With a mask of zeros.
-    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-        [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+    /// A client's frame, with a mask of zeros.
+    fn client_frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
+        let header = [first_byte, 0x80 | payload.len() as u8, 0, 0, 0, 0];
+        [&header, payload].concat()
     }
 
     #[test]
-    fn a_silent_client_is_pinged_and_then_let_go() {
-        let mut it = Fixture::new();
-        assert_eq!(it.session.wakes_at(), Some(it.now + 25 * SECOND));
-        it.pass(24 * SECOND);
-        assert!(it.written().is_empty());
-        it.pass(SECOND);
-        assert_eq!(it.written()[..2], [0x89, 8]);
-        assert_eq!(it.session.wakes_at(), Some(it.now + 20 * SECOND));
-        it.pass(20 * SECOND);
-        assert_eq!(it.written(), b"\x88\x09\x0b\xc4no pong");
-        assert!(it.session.is_leaving());
-        it.pass(10 * SECOND);
-        assert!(it.session.is_over());
-        assert_eq!(it.session.wakes_at(), None);
+    fn silent_client_is_pinged_then_disconnected() {
+        let mut fixture = Fixture::new();
+        let ping_time = fixture.now + 25 * SECOND;
+        assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
+        fixture.advance(24 * SECOND);
+        assert!(fixture.write_all().is_empty());
+        fixture.advance(SECOND);
+        assert_eq!(fixture.write_all()[..2], [0x89, 8]);
+        let pong_time = fixture.now + 20 * SECOND;
+        assert_eq!(fixture.session.poll_timeout(), Some(pong_time));
+        fixture.advance(20 * SECOND);
+        assert_eq!(fixture.write_all(), b"\x88\x09\x0b\xc4no pong");
+        assert!(fixture.session.wants_shutdown());
+        fixture.advance(10 * SECOND);
+        assert!(fixture.session.is_closed());
+        assert_eq!(fixture.session.poll_timeout(), None);
     }
 
     #[test]
-    fn any_byte_is_a_sign_of_life() {
-        let mut it = Fixture::new();
-        it.pass(25 * SECOND);
-        it.written();
-        it.pass(19 * SECOND);
-        it.receive(&frame(0x8a, b"anything")[..3]);
-        assert_eq!(it.session.wakes_at(), Some(it.now + 25 * SECOND));
-        it.pass(19 * SECOND);
-        assert!(it.session.is_open());
+    fn any_input_answers_a_ping() {
+        let mut fixture = Fixture::new();
+        fixture.advance(25 * SECOND);
+        fixture.write_all();
+        fixture.advance(19 * SECOND);
+        fixture.handle_input(&client_frame(0x8a, b"anything")[..3]);
+        let ping_time = fixture.now + 25 * SECOND;
+        assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
+        fixture.advance(19 * SECOND);
+        assert!(fixture.session.is_open());
     }
 
     #[test]
-    fn without_pings_an_idle_connection_sets_no_timer() {
-        let it = Fixture::with_ping_after(None);
-        assert_eq!(it.session.wakes_at(), None);
+    fn idle_session_without_pings_needs_no_timer() {
+        let fixture = Fixture::with_ping_interval(None);
+        assert_eq!(fixture.session.poll_timeout(), None);
     }
 
     #[test]
-    fn a_client_is_not_expected_to_answer_while_nobody_resume_reads() {
-        let mut it = Fixture::new();
-        it.pass(25 * SECOND);
-        it.written();
-        it.session.is_deaf = true;
+    fn paused_reads_suspend_the_pong_deadline() {
+        let mut fixture = Fixture::new();
+        fixture.advance(25 * SECOND);
+        fixture.write_all();
+        fixture.session.pause_reads();
         for _ in 0..10 {
-            it.pass(25 * SECOND);
-            assert_eq!(it.written()[..2], [0x89, 8]);
+            fixture.advance(25 * SECOND);
+            assert_eq!(fixture.write_all()[..2], [0x89, 8]);
         }
-        assert!(it.session.is_open());
-        let now = it.now;
-        it.session.resume_reads(|| now);
-        assert_eq!(it.session.wakes_at(), Some(it.now + 25 * SECOND));
+        assert!(fixture.session.is_open());
+        let now = fixture.now;
+        fixture.session.resume_reads(|| now);
+        let ping_time = fixture.now + 25 * SECOND;
+        assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
     }
 
     #[test]
-    fn a_write_that_makes_no_progress_ends_it() {
-        let mut it = Fixture::new();
-        it.send("event");
-        let now = it.now;
-        it.session.stall(|| now);
-        it.pass(20 * SECOND);
-        it.receive(&frame(0x8a, b""));
-        // One byte is progress.
-        it.write(1);
-        let now = it.now;
-        it.session.stall(|| now);
-        it.pass(20 * SECOND);
-        it.receive(&frame(0x8a, b""));
-        assert!(it.session.is_open());
-        it.pass(10 * SECOND);
-        assert!(it.session.is_over());
+    fn write_deadline_restarts_with_each_written_byte() {
+        let mut fixture = Fixture::new();
+        fixture.send_text("event");
+        fixture.handle_write_blocked();
+        fixture.advance(20 * SECOND);
+        fixture.handle_input(&client_frame(0x8a, b""));
+        fixture.write(1);
+        fixture.handle_write_blocked();
+        fixture.advance(20 * SECOND);
+        fixture.handle_input(&client_frame(0x8a, b""));
+        assert!(fixture.session.is_open());
+        fixture.advance(10 * SECOND);
+        assert!(fixture.session.is_closed());
     }
 
     #[test]
-    fn a_message_may_take_its_time_but_not_for_ever() {
-        let mut it = Fixture::new();
-        it.receive(&frame(0x01, b"begins"));
+    fn slow_message_is_refused_at_its_deadline() {
+        let mut fixture = Fixture::new();
+        fixture.handle_input(&client_frame(0x01, b"begins"));
         for _ in 0..5 {
-            it.pass(10 * SECOND);
-            it.receive(&frame(0x00, b"goes on"));
+            fixture.advance(10 * SECOND);
+            fixture.handle_input(&client_frame(0x00, b"goes on"));
         }
-        assert!(it.session.is_open());
-        it.pass(10 * SECOND);
-        assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+        assert!(fixture.session.is_open());
+        fixture.advance(10 * SECOND);
+        let close = b"\x03\xf0message takes too long";
+        assert!(fixture.write_all().ends_with(close));
     }
 
     #[test]
-    fn messages_that_follow_each_other_closely_are_not_one_long_message() {
-        let mut it = Fixture::new();
-        let frame = frame(0x81, b"dropped");
-        it.receive(&frame[..3]);
+    fn message_deadline_restarts_with_each_message() {
+        let mut fixture = Fixture::new();
+        let frame = client_frame(0x81, b"dropped");
+        fixture.handle_input(&frame[..3]);
         for _ in 0..10 {
-            it.pass(10 * SECOND);
-            it.receive(&[&frame[3..], &frame[..3]].concat());
+            fixture.advance(10 * SECOND);
+            fixture.handle_input(&[&frame[3..], &frame[..3]].concat());
         }
-        assert!(it.session.is_open());
-        it.pass(60 * SECOND);
-        assert!(it.written().ends_with(b"\x03\xf0message takes too long"));
+        assert!(fixture.session.is_open());
+        fixture.advance(60 * SECOND);
+        let close = b"\x03\xf0message takes too long";
+        assert!(fixture.write_all().ends_with(close));
     }
 
     #[test]
-    fn a_slow_client_has_as_long_to_close_as_any_other() {
-        let mut it = Fixture::new();
-        it.send(&"x".repeat(100));
-        let now = it.now;
-        it.session.send(None, || now);
+    fn close_deadline_restarts_with_each_write() {
+        let mut fixture = Fixture::new();
+        fixture.send_text(&"x".repeat(100));
+        fixture.handle_item(None);
         for _ in 0..20 {
-            it.pass(9 * SECOND);
-            assert_eq!(it.write(5).len(), 5);
+            fixture.advance(9 * SECOND);
+            assert_eq!(fixture.write(5).len(), 5);
         }
-        assert!(it.written().ends_with(b"x\x88\x02\x0b\xb8"));
-        it.pass(9 * SECOND);
-        assert!(!it.session.is_over());
-        it.pass(SECOND);
-        assert!(it.session.is_over());
+        assert!(fixture.write_all().ends_with(b"x\x88\x02\x0b\xb8"));
+        fixture.advance(9 * SECOND);
+        assert!(!fixture.session.is_closed());
+        fixture.advance(SECOND);
+        assert!(fixture.session.is_closed());
     }
 
     #[test]
-    fn a_client_that_takes_what_waits_need_not_answer_a_ping_in_time() {
-        let mut it = Fixture::new();
-        it.send(&"x".repeat(5000));
+    fn slow_reader_is_not_expected_to_answer_pings() {
+        let mut fixture = Fixture::new();
+        fixture.send_text(&"x".repeat(5000));
         for _ in 0..20 {
-            let now = it.now;
-            it.session.stall(|| now);
-            it.pass(25 * SECOND);
-            it.write(1);
+            fixture.handle_write_blocked();
+            fixture.advance(25 * SECOND);
+            fixture.write(1);
         }
-        assert!(it.session.is_open());
-        it.written();
-        it.pass(25 * SECOND);
-        it.written();
-        it.pass(20 * SECOND);
-        assert!(it.written().ends_with(b"\x0b\xc4no pong"));
+        assert!(fixture.session.is_open());
+        fixture.write_all();
+        fixture.advance(25 * SECOND);
+        fixture.write_all();
+        fixture.advance(20 * SECOND);
+        assert!(fixture.write_all().ends_with(b"\x0b\xc4no pong"));
     }
 
     #[test]
-    fn a_pong_passes_ahead_of_messages_but_not_into_one() {
-        let mut it = Fixture::new();
-        let large = "x".repeat(5000);
-        it.send(&large);
-        it.send(&large);
-        let begun = it.write(1000);
-        it.receive(&frame(0x89, b"now"));
-        let rest = [begun, it.written()].concat();
-        let first = 4 + large.len();
-        assert_eq!(rest[first..first + 5], *b"\x8a\x03now");
-        assert_eq!(rest.len(), 2 * first + 5);
+    fn pong_overtakes_messages_but_splits_none() {
+        let mut fixture = Fixture::new();
+        let text = "x".repeat(5000);
+        fixture.send_text(&text);
+        fixture.send_text(&text);
+        let started = fixture.write(1000);
+        fixture.handle_input(&client_frame(0x89, b"now"));
+        let written = [started, fixture.write_all()].concat();
+        let frame_len = 4 + text.len();
+        assert_eq!(written[frame_len..frame_len + 5], *b"\x8a\x03now");
+        assert_eq!(written.len(), 2 * frame_len + 5);
     }
 
-    /// A text message of 20 000 bytes that nobody else has: it is not copied.
-    fn large() -> (Event, Vec<u8>) {
+    /// Returns an event of 20 000 bytes, whose payload is not copied, and its frame.
+    fn uncopied_event() -> (Event, Vec<u8>) {
         let text = "x".repeat(20_000);
         let frame = [b"\x81\x7e\x4e\x20", text.as_bytes()].concat();
         (Event::text(text), frame)
     }
 
     #[test]
-    fn nothing_comes_between_a_header_and_its_payload() {
-        for at in [0, 1, 5, 6, 8, 9, 10, 11, 20_008, 20_009] {
-            let mut it = Fixture::new();
-            it.send("one");
-            let (event, frame_of_it) = large();
-            let now = it.now;
-            it.session.send(Some(Ok(Item::Event(event))), || now);
-            it.send("two");
-            let begun = it.write(at);
-            it.receive(&frame(0x89, b"now"));
-            it.write(0);
-            let all = [begun, it.written()].concat();
+    fn pong_never_splits_header_from_payload() {
+        for started_len in [0, 1, 5, 6, 8, 9, 10, 11, 20_008, 20_009] {
+            let mut fixture = Fixture::new();
+            fixture.send_text("one");
+            let (event, uncopied_frame) = uncopied_event();
+            fixture.send_unshared(event);
+            fixture.send_text("two");
+            let started = fixture.write(started_len);
+            fixture.handle_input(&client_frame(0x89, b"now"));
+            fixture.write(0);
+            let written = [started, fixture.write_all()].concat();
             let (first, last, pong) = (b"\x81\x03one", b"\x81\x03two", b"\x8a\x03now");
-            let expected = match at {
-                0 => [&pong[..], first, &frame_of_it, last].concat(),
-                1..=5 => [&first[..], pong, &frame_of_it, last].concat(),
-                _ => [&first[..], &frame_of_it, pong, last].concat(),
+            let expected = match started_len {
+                0 => [&pong[..], first, &uncopied_frame, last].concat(),
+                1..=5 => [&first[..], pong, &uncopied_frame, last].concat(),
+                _ => [&first[..], &uncopied_frame, pong, last].concat(),
             };
-            assert!(all == expected, "{at}");
-            assert!(it.session.outgoing.is_bare());
+            assert!(written == expected, "{started_len}");
+            assert!(fixture.session.send_queue.is_unallocated());
         }
     }
 
     #[test]
-    fn a_payload_that_has_begun_is_finished_before_the_close() {
-        for (at, frames) in [(0, 0), (3, 1), (4, 1), (5, 1), (20_004, 1), (20_005, 2)] {
-            let mut it = Fixture::new();
-            let (_, frame_of_it) = large();
+    fn started_frame_is_finished_before_the_close() {
+        for (started_len, frames) in [(0, 0), (3, 1), (4, 1), (5, 1), (20_004, 1), (20_005, 2)] {
+            let mut fixture = Fixture::new();
+            let (_, uncopied_frame) = uncopied_event();
             for _ in 0..3 {
-                let now = it.now;
-                it.session.send(Some(Ok(Item::Event(large().0))), || now);
+                fixture.send_unshared(uncopied_event().0);
             }
-            let begun = it.write(at);
-            it.receive(&frame(0x88, b"\x03\xe8"));
-            let all = [begun, it.written()].concat();
-            let expected = [&frame_of_it.repeat(frames)[..], b"\x88\x02\x03\xe8"].concat();
-            assert!(all == expected, "{at}");
+            let started = fixture.write(started_len);
+            fixture.handle_input(&client_frame(0x88, b"\x03\xe8"));
+            let written = [started, fixture.write_all()].concat();
+            let expected = [&uncopied_frame.repeat(frames)[..], b"\x88\x02\x03\xe8"].concat();
+            assert!(written == expected, "{started_len}");
         }
     }
 
     #[test]
-    fn a_large_payload_that_nobody_else_has_is_not_copied() {
-        let mut it = Fixture::new();
+    fn large_unshared_payload_is_not_copied() {
+        let mut fixture = Fixture::new();
         let payload = bytes::Bytes::from(vec![b'x'; 20_000]);
-        let now = it.now;
-        it.session.send(
-            Some(Ok(Item::Event(Event::binary(payload.clone())))),
-            || now,
-        );
-        let slices: Vec<&[u8]> = it.session.slices().collect();
+        fixture.send_unshared(Event::binary(payload.clone()));
+        let slices: Vec<&[u8]> = fixture.session.poll_transmit().collect();
         assert_eq!(slices.len(), 2);
         assert_eq!(slices[1].as_ptr(), payload.as_ptr());
     }
 
     #[test]
-    fn pongs_that_wait_are_bounded() {
-        let mut it = Fixture::new();
-        it.send("stalled");
-        it.write(1);
+    fn waiting_pongs_are_bounded() {
+        let mut fixture = Fixture::new();
+        fixture.send_text("stalled");
+        fixture.write(1);
         for n in 0..900_u32 {
-            it.receive(&frame(0x89, &[n as u8; 125]));
+            fixture.handle_input(&client_frame(0x89, &[n as u8; 125]));
         }
-        let written = it.written();
+        let written = fixture.write_all();
         assert!(written.len() < 5 * 1024, "{}", written.len());
         assert!(written.ends_with(&[899_u32 as u8; 125]));
     }
 
     #[test]
-    fn nothing_is_sent_behind_a_close() {
-        let mut it = Fixture::new();
-        it.send("last");
-        let now = it.now;
-        it.session.send(None, || now);
-        it.receive(&frame(0x89, b"ping"));
-        assert_eq!(it.written(), b"\x81\x04last\x88\x02\x0b\xb8");
-        assert!(!it.session.has_room() && !it.session.is_leaving());
-        it.receive(&frame(0x88, b"\x0b\xb8"));
-        assert!(it.session.is_leaving() && it.written().is_empty());
+    fn closing_session_sends_nothing_more() {
+        let mut fixture = Fixture::new();
+        fixture.send_text("last");
+        fixture.handle_item(None);
+        fixture.handle_input(&client_frame(0x89, b"ping"));
+        assert_eq!(fixture.write_all(), b"\x81\x04last\x88\x02\x0b\xb8");
+        assert!(!fixture.session.wants_item() && !fixture.session.wants_shutdown());
+        fixture.handle_input(&client_frame(0x88, b"\x0b\xb8"));
+        assert!(fixture.session.wants_shutdown() && fixture.write_all().is_empty());
     }
 
     #[test]
-    fn a_close_is_answered_before_what_waits() {
-        let mut it = Fixture::new();
-        let large = "x".repeat(5000);
-        it.send(&large);
-        it.send("never sent");
-        it.write(10);
-        it.receive(&frame(0x88, b"\x03\xe8"));
-        let rest = it.written();
-        assert_eq!(rest.len(), 4 + 5000 - 10 + 4);
-        assert!(rest.ends_with(b"x\x88\x02\x03\xe8"));
+    fn close_reply_discards_unstarted_messages() {
+        let mut fixture = Fixture::new();
+        fixture.send_text(&"x".repeat(5000));
+        fixture.send_text("never sent");
+        fixture.write(10);
+        fixture.handle_input(&client_frame(0x88, b"\x03\xe8"));
+        let written = fixture.write_all();
+        assert_eq!(written.len(), 4 + 5000 - 10 + 4);
+        assert!(written.ends_with(b"x\x88\x02\x03\xe8"));
     }
 
     #[test]
-    fn what_the_source_says_at_once_goes_before_the_answer_to_a_close() {
-        let mut it = Fixture::new();
-        let now = it.now;
-        it.session
-            .receive(&mut &frame(0x88, b"\x03\xe8")[..], false, now);
-        assert!(it.session.has_room());
-        it.send("answer");
-        it.settle();
-        assert!(it.session.is_leaving());
-        assert_eq!(it.written(), b"\x81\x06answer\x88\x02\x03\xe8");
+    fn items_of_the_round_precede_the_close_reply() {
+        let mut fixture = Fixture::new();
+        let now = fixture.now;
+        let close = client_frame(0x88, b"\x03\xe8");
+        fixture.session.handle_input(&mut &close[..], false, now);
+        assert!(fixture.session.wants_item());
+        fixture.send_text("answer");
+        fixture.apply_pending_close();
+        assert!(fixture.session.wants_shutdown());
+        assert_eq!(fixture.write_all(), b"\x81\x06answer\x88\x02\x03\xe8");
     }
 
     #[test]
-    fn a_flood_ends_and_steady_pings_do_not() {
-        let mut it = Fixture::new();
+    fn flood_is_refused_and_steady_pings_are_not() {
+        let mut fixture = Fixture::new();
         for _ in 0..10 {
-            for _ in 0..FLOOD {
-                it.receive(&frame(0x89, b""));
+            for _ in 0..MAX_UNSOLICITED_FRAMES_PER_SECOND {
+                fixture.handle_input(&client_frame(0x89, b""));
             }
-            it.written();
-            it.now += SECOND;
+            fixture.write_all();
+            fixture.now += SECOND;
         }
-        assert!(it.session.is_open());
-        for _ in 0..=FLOOD {
-            it.receive(&frame(0x89, b""));
+        assert!(fixture.session.is_open());
+        for _ in 0..=MAX_UNSOLICITED_FRAMES_PER_SECOND {
+            fixture.handle_input(&client_frame(0x89, b""));
         }
-        assert!(it.written().ends_with(b"\x03\xf0too many frames"));
+        assert!(fixture.write_all().ends_with(b"\x03\xf0too many frames"));
+    }
+
+    fn deflating_encoder() -> FrameEncoder {
+        let encoder = FrameEncoder::new(MessageFormat::Plain);
+        #[cfg(feature = "deflate")]
+        let encoder = {
+            let mut headers = http::HeaderMap::new();
+            let offer = http::HeaderValue::from_static("permessage-deflate");
+            headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, offer);
+            let (params, _) = deflate::negotiate(&headers).unwrap();
+            encoder.deflate(params, 128)
+        };
+        encoder
     }
 
     #[test]
-    fn all_subscribers_write_the_same_memory() {
+    fn sessions_write_the_same_shared_bytes() {
         let event = Event::text("x".repeat(1000));
         let pointers = |is_compressed: bool| {
-            let mut all = Vec::new();
+            let mut pointers = Vec::new();
             for _ in 0..10 {
-                let mut it = Fixture::new();
-                #[cfg(feature = "deflate")]
-                if is_compressed {
-                    it.session.messages.deflate = Some(Fixture::deflate());
-                }
-                let item = Item::Event(event.clone());
-                let now = it.now;
-                it.session.send(Some(Ok(item)), || now);
-                let slices: Vec<&[u8]> = it.session.slices().collect();
+                let encoder = match is_compressed {
+                    true => deflating_encoder(),
+                    false => FrameEncoder::new(MessageFormat::Plain),
+                };
+                let mut fixture = Fixture::with_encoder(encoder, None);
+                fixture.handle_item(Some(Item::Event(event.clone())));
+                let slices: Vec<&[u8]> = fixture.session.poll_transmit().collect();
                 assert_eq!(slices.len(), 1);
-                let is_marked = slices[0][0] & 0x40 != 0;
-                assert_eq!(is_marked, is_compressed);
-                all.push(slices[0].as_ptr());
+                let has_compressed_bit = slices[0][0] & 0x40 != 0;
+                assert_eq!(has_compressed_bit, is_compressed);
+                pointers.push(slices[0].as_ptr());
             }
-            all
+            pointers
         };
         for is_compressed in [false, cfg!(feature = "deflate")] {
             let pointers = pointers(is_compressed);
@@ -942,12 +1051,12 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_session_is_small_and_holds_nothing() {
+    fn idle_session_is_small_and_unallocated() {
         assert!(size_of::<Session>() <= 512, "{}", size_of::<Session>());
-        let mut it = Fixture::new();
-        it.send("event");
-        it.receive(&frame(0x89, b"ping"));
-        it.written();
-        assert!(it.session.outgoing.is_bare());
+        let mut fixture = Fixture::new();
+        fixture.send_text("event");
+        fixture.handle_input(&client_frame(0x89, b"ping"));
+        fixture.write_all();
+        assert!(fixture.session.send_queue.is_unallocated());
     }
 }

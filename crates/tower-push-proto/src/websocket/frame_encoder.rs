@@ -1,0 +1,174 @@
+//! The encoder of one connection's messages.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+#[cfg(feature = "deflate")]
+use super::{deflate::DeflateParams, message_format::CompressedFrame};
+use super::{
+    frame::{self, OpCode},
+    message_format::{
+        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout, UncompressedFrame,
+    },
+};
+use crate::{
+    encoder::{Encoder, End},
+    error::Error,
+    event::{Event, EventId, Gap},
+    format::record,
+    frame_buffer::FrameBuffer,
+};
+
+/// An [`Encoder`] that writes each event as one unmasked WebSocket frame, in a [`MessageFormat`].
+///
+/// The frame of an event is encoded once, and compressed once, for all connections of the same format.
+///
+/// ```
+/// use tower_push_proto::{
+///     Encoder, Event, FrameBuffer,
+///     websocket::{FrameEncoder, MessageFormat},
+/// };
+///
+/// let mut encoder = FrameEncoder::new(MessageFormat::Plain);
+/// let mut out = FrameBuffer::default();
+/// encoder.event(&Event::text("hello"), &mut out)?;
+/// assert_eq!(out.into_bytes(), &b"\x81\x05hello"[..]);
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct FrameEncoder {
+    format: MessageFormat,
+    /// `None` if compression was not negotiated.
+    #[cfg(feature = "deflate")]
+    compression: Option<Compression>,
+}
+
+/// Which messages of a connection are compressed.
+#[cfg(feature = "deflate")]
+#[derive(Clone, Copy, Debug)]
+struct Compression {
+    params: DeflateParams,
+    /// Events whose payload is shorter than this many bytes are not compressed.
+    threshold: usize,
+}
+
+/// 16 KiB: copying a payload of this length costs more than writing it as a slice of its own.
+const MIN_UNCOPIED_PAYLOAD_LEN: usize = 16 * 1024;
+
+impl FrameEncoder {
+    /// Makes an encoder that compresses nothing.
+    pub fn new(format: MessageFormat) -> Self {
+        Self {
+            format,
+            #[cfg(feature = "deflate")]
+            compression: None,
+        }
+    }
+
+    /// Compresses events whose payload has at least `threshold` bytes, as [negotiated](super::deflate::negotiate) with the
+    /// client. Gaps, cursors and ends are never compressed: they are short, and each goes to one client only.
+    #[cfg(feature = "deflate")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
+    pub fn deflate(mut self, params: DeflateParams, threshold: usize) -> Self {
+        self.compression = Some(Compression { params, threshold });
+        self
+    }
+
+    /// Whether compression was negotiated, so that the client may compress its messages too.
+    pub(super) fn is_compression_negotiated(&self) -> bool {
+        #[cfg(feature = "deflate")]
+        return self.compression.is_some();
+        #[cfg(not(feature = "deflate"))]
+        false
+    }
+
+    /// Takes the payload out of an event if the payload is large, is a message as it is, and is held by nobody else. Such a
+    /// payload is written behind its frame header without being copied. Gives the event back otherwise.
+    #[inline]
+    pub(super) fn take_unshared_payload(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
+        let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;
+        if !is_large
+            || self.format != MessageFormat::Plain
+            || event.is_encoded::<UncompressedFrame<PlainLayout>>()
+            || self.should_compress::<PlainLayout>(&event)
+        {
+            return Err(event);
+        }
+        let payload = event.into_payload()?;
+        Ok((PlainLayout::opcode(&payload), payload.into_bytes()))
+    }
+
+    fn write_event<L: MessageLayout>(&self, event: &Event, out: &mut FrameBuffer) {
+        #[cfg(feature = "deflate")]
+        if self.should_compress::<L>(event) {
+            return out.event::<CompressedFrame<L>>(event);
+        }
+        out.event::<UncompressedFrame<L>>(event);
+    }
+
+    #[cfg(feature = "deflate")]
+    fn should_compress<L: MessageLayout>(&self, event: &Event) -> bool {
+        let Some(Compression { params, threshold }) = self.compression else {
+            return false;
+        };
+        let payload_len = event.payload().as_bytes().len();
+        // A small window must cover the whole message, with what the layout adds to the payload.
+        let is_covered = || {
+            params.window_covers(usize::MAX)
+                || params.window_covers(event.encoding::<UncompressedFrame<L>>().len())
+        };
+        payload_len >= threshold && is_covered()
+    }
+
+    #[cfg(not(feature = "deflate"))]
+    fn should_compress<L: MessageLayout>(&self, _: &Event) -> bool {
+        false
+    }
+
+    /// Writes a message about the stream: a gap, a cursor or the end.
+    fn write_control_record(&self, out: &mut FrameBuffer, write_json: impl FnOnce(&mut BytesMut)) {
+        frame::encode_with(OpCode::Text, false, out.buffer(), |out| {
+            if self.format == MessageFormat::Nchan {
+                out.put_slice(b"content-type: application/vnd.tower-push+json\n\n");
+            }
+            write_json(out);
+        });
+    }
+}
+
+impl Encoder for FrameEncoder {
+    /// Writes nothing: the handshake is the opening.
+    fn open(&mut self, _: &mut FrameBuffer) {}
+
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        match self.format {
+            MessageFormat::Plain => self.write_event::<PlainLayout>(event, out),
+            MessageFormat::Json => self.write_event::<JsonLayout>(event, out),
+            MessageFormat::Nchan => self.write_event::<NchanLayout>(event, out),
+        }
+        Ok(())
+    }
+
+    fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.format == MessageFormat::Plain {
+            return Err(Error::gap_unsupported());
+        }
+        self.write_control_record(out, |out| record::gap(gap, out));
+        Ok(())
+    }
+
+    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+        if self.format != MessageFormat::Plain {
+            self.write_control_record(out, |out| record::cursor(id, out));
+        }
+    }
+
+    /// Writes nothing: the session sends pings, because it also waits for the answers.
+    fn heartbeat(&mut self, _: &mut FrameBuffer) {}
+
+    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+        if self.format != MessageFormat::Plain {
+            self.write_control_record(out, |out| record::end(end, out));
+        }
+    }
+}

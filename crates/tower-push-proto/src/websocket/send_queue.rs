@@ -1,0 +1,355 @@
+//! The frames that a session has not written yet.
+
+use std::{collections::VecDeque, iter::once};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::frame::{self, Header, OpCode};
+use crate::frame_buffer::FrameBuffer;
+
+/// The frames that a session has not written yet. Pings and pongs overtake messages, but never split a frame.
+///
+/// The frames leave in this order: `current`, the control frames of `backlog`, the chunks of `backlog`, `encoded`.
+#[derive(Debug, Default)]
+pub(super) struct SendQueue {
+    current: SendChunk,
+    /// Whether a part of `current` is written. Control frames do not overtake `current` then.
+    is_current_started: bool,
+    /// The messages that were encoded since the last write. Each write first moves them into chunks.
+    encoded: FrameBuffer,
+    /// `None` if no frame waits behind `current`. So an idle session owns no heap memory, and a single message allocates no
+    /// backlog.
+    backlog: Option<Box<SendBacklog>>,
+}
+
+/// The frames behind [`SendQueue::current`].
+#[derive(Debug, Default)]
+struct SendBacklog {
+    /// Encoded pings and pongs.
+    control_frames: BytesMut,
+    chunks: VecDeque<SendChunk>,
+    /// The sum of the lengths of `chunks`, in bytes.
+    chunks_len: usize,
+}
+
+/// Bytes that no control frame may split: a frame header with its payload behind it, or whole frames behind an empty header.
+#[derive(Debug, Default)]
+struct SendChunk {
+    /// The header of a payload that was not copied. Empty if `bytes` holds whole frames.
+    header: Header,
+    bytes: Bytes,
+}
+
+/// 4 KiB: the most bytes of pongs that wait to be written.
+const MAX_PENDING_CONTROL_LEN: usize = 4 * 1024;
+
+impl SendQueue {
+    /// Returns the buffer to which encoded messages are appended.
+    pub(super) fn buffer(&mut self) -> &mut FrameBuffer {
+        &mut self.encoded
+    }
+
+    /// Appends an uncompressed message without copying its payload.
+    pub(super) fn push_message(&mut self, opcode: OpCode, payload: Bytes) {
+        self.enqueue_encoded();
+        self.enqueue(SendChunk {
+            header: Header::new(opcode, false, payload.len()),
+            bytes: payload,
+        });
+    }
+
+    /// Appends the pong that answers a ping. If too many pongs wait, only the last ping is answered, as
+    /// [RFC 6455 §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
+    pub(super) fn push_pong(&mut self, payload: &[u8]) {
+        let control_frames = self.control_frames_mut();
+        if control_frames.len() + payload.len() > MAX_PENDING_CONTROL_LEN {
+            control_frames.clear();
+        }
+        frame::encode(OpCode::Pong, false, payload, control_frames);
+    }
+
+    /// Appends a ping whose payload is `nonce`.
+    pub(super) fn push_ping(&mut self, nonce: u64) {
+        let payload = nonce.to_be_bytes();
+        frame::encode(OpCode::Ping, false, &payload, self.control_frames_mut());
+    }
+
+    fn control_frames_mut(&mut self) -> &mut BytesMut {
+        &mut self.backlog.get_or_insert_default().control_frames
+    }
+
+    /// Drops every message of which no byte is written.
+    pub(super) fn discard_unstarted_messages(&mut self) {
+        self.encoded = FrameBuffer::default();
+        if let Some(backlog) = &mut self.backlog {
+            backlog.chunks = VecDeque::new();
+            backlog.chunks_len = 0;
+        }
+        if !self.is_current_started {
+            self.current = SendChunk::default();
+        }
+    }
+
+    /// Returns the number of bytes that wait, without the control frames of the backlog.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        let chunks_len = self.backlog.as_ref().map_or(0, |b| b.chunks_len);
+        self.current.len() + chunks_len + self.encoded.len()
+    }
+
+    /// Returns all bytes that wait if they are contiguous: the usual case, in straight code.
+    #[inline]
+    pub(super) fn contiguous(&mut self) -> Option<&[u8]> {
+        self.enqueue_encoded();
+        let is_contiguous = self.backlog.is_none() && self.current.header.as_bytes().is_empty();
+        is_contiguous.then_some(&self.current.bytes)
+    }
+
+    /// Returns all bytes that wait, in the order in which they must be written. No slice is empty.
+    pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.enqueue_encoded();
+        if let Some(backlog) = &mut self.backlog {
+            backlog.overtake(&mut self.current, self.is_current_started);
+        }
+        let backlog = self.backlog.iter().flat_map(|backlog| backlog.slices());
+        let slices = self.current.slices().chain(backlog);
+        slices.filter(|slice| !slice.is_empty())
+    }
+
+    /// Moves the messages of `encoded` into chunks.
+    fn enqueue_encoded(&mut self) {
+        while let Some(bytes) = self.encoded.take_frame() {
+            let header = Header::default();
+            self.enqueue(SendChunk { header, bytes });
+        }
+    }
+
+    fn enqueue(&mut self, chunk: SendChunk) {
+        let backlog = self.backlog.as_ref();
+        if self.current.len() == 0 && backlog.is_none_or(|b| b.chunks.is_empty()) {
+            self.current = chunk;
+        } else {
+            self.backlog.get_or_insert_default().push_chunk(chunk);
+        }
+    }
+
+    /// Drops the first `written` bytes of [`slices`](Self::slices), because the socket has taken them.
+    pub(super) fn advance(&mut self, mut written: usize) {
+        loop {
+            if written < self.current.len() {
+                self.current.advance(written);
+                self.is_current_started |= written > 0;
+                return;
+            }
+            written -= self.current.len();
+            self.current = SendChunk::default();
+            self.is_current_started = false;
+            let Some(backlog) = &mut self.backlog else {
+                return;
+            };
+            if written == 0 && !backlog.control_frames.is_empty() {
+                // Not moved to `current` before a write needs them, so that later control frames are appended to them.
+                return;
+            }
+            let Some(next) = backlog.pop_chunk() else {
+                self.backlog = None;
+                return;
+            };
+            self.current = next;
+        }
+    }
+
+    /// Whether the queue is empty and owns no heap memory.
+    #[cfg(test)]
+    pub(super) fn is_unallocated(&self) -> bool {
+        self.len() == 0 && self.backlog.is_none()
+    }
+}
+
+impl SendBacklog {
+    /// Moves `current` behind the control frames, unless a part of it is written.
+    fn overtake(&mut self, current: &mut SendChunk, is_current_started: bool) {
+        if !self.control_frames.is_empty() && !is_current_started && current.len() > 0 {
+            let overtaken = std::mem::take(current);
+            self.chunks_len += overtaken.len();
+            self.chunks.push_front(overtaken);
+        }
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        once(&self.control_frames[..]).chain(self.chunks.iter().flat_map(SendChunk::slices))
+    }
+
+    fn push_chunk(&mut self, chunk: SendChunk) {
+        self.chunks_len += chunk.len();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Takes all control frames as one chunk, or the first chunk if there are none.
+    fn pop_chunk(&mut self) -> Option<SendChunk> {
+        if !self.control_frames.is_empty() {
+            return Some(SendChunk {
+                header: Header::default(),
+                bytes: std::mem::take(&mut self.control_frames).freeze(),
+            });
+        }
+        let next = self.chunks.pop_front()?;
+        self.chunks_len -= next.len();
+        Some(next)
+    }
+}
+
+impl SendChunk {
+    fn len(&self) -> usize {
+        self.header.as_bytes().len() + self.bytes.len()
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        once(self.header.as_bytes()).chain(once(&self.bytes[..]))
+    }
+
+    /// Drops the first `written` bytes.
+    fn advance(&mut self, written: usize) {
+        let header_len = written.min(self.header.as_bytes().len());
+        self.header.advance(header_len);
+        self.bytes.advance(written - header_len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Appends a message of this length.
+        Message(usize),
+        Pong,
+        /// Writes at most this many bytes.
+        Write(usize),
+        /// Looks at the slices, but writes nothing, because the socket is full.
+        WriteNothing,
+        /// Discards messages, as a close of the client's does, and appends one.
+        Discard,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            prop_oneof![1_usize..10, 4000_usize..6000].prop_map(Step::Message),
+            Just(Step::Pong),
+            prop_oneof![1_usize..30, 1_usize..20_000].prop_map(Step::Write),
+            Just(Step::WriteNothing),
+            Just(Step::Discard),
+        ];
+        vec(step, 0..60)
+    }
+
+    const BINARY_FIRST_BYTE: u8 = 0x82;
+    const PONG_FIRST_BYTE: u8 = 0x8a;
+
+    /// A queue of numbered frames: each payload begins with two bytes that count the frames of its kind.
+    #[derive(Default)]
+    struct Fixture {
+        queue: SendQueue,
+        message_count: u16,
+        pong_count: u16,
+        /// Messages with a smaller number may be missing.
+        discarded_count: u16,
+        written: Vec<u8>,
+    }
+
+    impl Fixture {
+        fn run(&mut self, step: Step) {
+            match step {
+                Step::Message(len) => {
+                    let mut payload = self.message_count.to_be_bytes().to_vec();
+                    payload.resize(2 + len, 0);
+                    let out = self.queue.buffer();
+                    let mut frame = BytesMut::new();
+                    frame::encode(OpCode::Binary, false, &payload, &mut frame);
+                    match len % 3 {
+                        0 => out.push(frame.freeze()),
+                        1 => out.buffer().put_slice(&frame),
+                        _ => self.queue.push_message(OpCode::Binary, payload.into()),
+                    }
+                    self.message_count += 1;
+                }
+                Step::Pong => {
+                    self.queue.push_pong(&self.pong_count.to_be_bytes());
+                    self.pong_count += 1;
+                }
+                Step::Write(max_len) => self.write(max_len),
+                Step::WriteNothing => {
+                    assert!(self.queue.slices().all(|slice| !slice.is_empty()));
+                    if let Some(contiguous) = self.queue.contiguous().map(<[u8]>::to_vec) {
+                        let slices: Vec<_> = self.queue.slices().collect();
+                        assert_eq!(slices.concat(), contiguous);
+                    }
+                    let slices_len: usize = self.queue.slices().map(<[u8]>::len).sum();
+                    let backlog = self.queue.backlog.as_ref();
+                    let control_len = backlog.map_or(0, |b| b.control_frames.len());
+                    assert_eq!(slices_len, self.queue.len() + control_len);
+                }
+                Step::Discard => {
+                    self.queue.discard_unstarted_messages();
+                    self.discarded_count = self.message_count;
+                    assert!(self.queue.len() == 0 || self.queue.is_current_started);
+                    self.run(Step::Message(1));
+                }
+            }
+        }
+
+        fn write(&mut self, max_len: usize) {
+            let slices: Vec<_> = self.queue.slices().take(4).collect();
+            let slices = slices.concat();
+            let written = max_len.min(slices.len());
+            self.written.extend_from_slice(&slices[..written]);
+            if written > 0 {
+                self.queue.advance(written);
+            }
+        }
+
+        /// Returns the first byte and the number of each written frame.
+        fn written_frames(&self) -> Vec<(u8, u16)> {
+            let mut frames = Vec::new();
+            let mut input = &self.written[..];
+            while let [first, len, ..] = *input {
+                let (len, header_len) = match len {
+                    126 => (usize::from(u16::from_be_bytes([input[2], input[3]])), 4),
+                    len => (usize::from(len), 2),
+                };
+                let number = u16::from_be_bytes([input[header_len], input[header_len + 1]]);
+                frames.push((first, number));
+                input = &input[header_len + len..];
+            }
+            frames
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_of_each_kind_stay_whole_and_ordered(steps in steps()) {
+            let mut fixture = Fixture::default();
+            for step in steps {
+                fixture.run(step);
+            }
+            while !fixture.queue.is_unallocated() {
+                fixture.write(usize::MAX);
+            }
+            let frames = fixture.written_frames();
+            for (first_byte, discarded, count) in [
+                (BINARY_FIRST_BYTE, fixture.discarded_count, fixture.message_count),
+                (PONG_FIRST_BYTE, 0, fixture.pong_count),
+            ] {
+                let numbers = frames.iter().filter(|frame| frame.0 == first_byte);
+                let numbers: Vec<u16> = numbers.map(|frame| frame.1).collect();
+                prop_assert!(numbers.is_sorted_by(|one, next| one < next), "{first_byte:x}");
+                let kept = numbers.iter().filter(|number| **number >= discarded);
+                prop_assert!(kept.copied().eq(discarded..count), "{first_byte:x}");
+            }
+        }
+    }
+}

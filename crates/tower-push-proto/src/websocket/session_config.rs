@@ -1,0 +1,69 @@
+//! The limits and deadlines of a session.
+
+use std::time::Duration;
+
+/// The limits and deadlines of a [`Session`](super::Session). Deadlines are capped at 30 days.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct SessionConfig {
+    pub(super) pong_deadline: Duration,
+    pub(super) message_deadline: Duration,
+    pub(super) write_deadline: Duration,
+    pub(super) close_deadline: Duration,
+    pub(super) max_message_size: usize,
+}
+
+/// 30 days: adding a deadline to an `Instant` does not overflow.
+const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+impl SessionConfig {
+    /// Makes a configuration with the defaults that each setter names.
+    pub fn new() -> Self {
+        Self {
+            pong_deadline: Duration::from_secs(20),
+            message_deadline: Duration::from_secs(60),
+            write_deadline: Duration::from_secs(30),
+            close_deadline: Duration::from_secs(10),
+            max_message_size: 64 * 1024,
+        }
+    }
+
+    /// How long the client may send nothing after a ping before the connection is closed with 3012: 20 s by default.
+    pub fn pong_deadline(mut self, deadline: Duration) -> Self {
+        self.pong_deadline = deadline.min(MAX_DEADLINE);
+        self
+    }
+
+    /// How long one message of the client may take, from its first byte to its last, before the connection is closed with
+    /// 1008: 60 s by default.
+    pub fn message_deadline(mut self, deadline: Duration) -> Self {
+        self.message_deadline = deadline.min(MAX_DEADLINE);
+        self
+    }
+
+    /// How long the socket may refuse every byte before the session ends without a close frame: 30 s by default.
+    pub fn write_deadline(mut self, deadline: Duration) -> Self {
+        self.write_deadline = deadline.min(MAX_DEADLINE);
+        self
+    }
+
+    /// How long the client may take to answer a close frame, and to close the connection, before the session ends: 10 s by
+    /// default.
+    pub fn close_deadline(mut self, deadline: Duration) -> Self {
+        self.close_deadline = deadline.min(MAX_DEADLINE);
+        self
+    }
+
+    /// The longest message that the client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer
+    /// message closes the connection with 1009.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}

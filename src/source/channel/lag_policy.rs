@@ -1,0 +1,63 @@
+use std::{fmt, sync::Arc};
+
+use crate::event::Event;
+
+/// What a [`Channel`](super::Channel) does with a connected subscriber that has not read events before they were trimmed.
+///
+/// [`Channel::counts`](super::Channel::counts) counts every event that a subscriber does not get.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum LagPolicy {
+    /// The subscriber gets a gap (`lagged`) with the number of events that are missing, and goes on with the oldest event in the
+    /// log.
+    #[default]
+    Gap,
+    /// The subscriber is disconnected with an error ([`Error::is_lagged`](crate::Error::is_lagged)). When it comes back, it gets the
+    /// gap (`expired`).
+    Disconnect,
+    /// The subscriber gets the newest event of each key among those that it missed: see [`LagPolicy::conflate`].
+    Conflate(KeyFn),
+}
+
+/// The function that gives the key of an event, in a channel that [conflates](LagPolicy::conflate).
+#[derive(Clone)]
+pub struct KeyFn(Arc<dyn Fn(&Event) -> Box<str> + Send + Sync>);
+
+impl LagPolicy {
+    /// Returns the policy by which a subscriber that is too slow gets the newest event of each key among those that it missed, and
+    /// then the events in the log. It suits events that each replace the one before it, such as prices.
+    ///
+    /// The channel keeps, of the events that it has trimmed from its log, the newest of each key. It keeps at most as many events and
+    /// bytes of them as the log may hold. A subscriber gets a gap only if there were more keys than that.
+    ///
+    /// A client that comes back too late to resume gets the same events. So does a client that comes for the first time and asks for
+    /// [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest event of each key.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Event, source::{StartPosition, channel::LagPolicy}};
+    ///
+    /// let by_type = |event: &Event| event.event_type().map_or("", |name| name.as_str()).to_owned();
+    /// let prices = Channel::builder().lag_policy(LagPolicy::conflate(by_type)).start(StartPosition::Oldest).build();
+    /// ```
+    pub fn conflate<F, K>(key: F) -> Self
+    where
+        F: Fn(&Event) -> K + Send + Sync + 'static,
+        K: Into<Box<str>>,
+    {
+        Self::Conflate(KeyFn(Arc::new(move |event| key(event).into())))
+    }
+
+    /// Returns the event's key; `None` unless the channel conflates.
+    pub(super) fn key_of(&self, event: &Event) -> Option<Box<str>> {
+        match self {
+            Self::Conflate(KeyFn(key)) => Some(key(event)),
+            Self::Gap | Self::Disconnect => None,
+        }
+    }
+}
+
+impl fmt::Debug for KeyFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyFn")
+    }
+}

@@ -1,0 +1,82 @@
+use std::collections::{BTreeMap, HashMap};
+
+use super::event_log::{EventLogLimits, LogEntry};
+use crate::event::Event;
+
+/// The newest event of each key among those that a log has trimmed, unless the log holds a newer one of that key.
+///
+/// A reader that has fallen behind the log's oldest event reads the tail instead of the trimmed events.
+#[derive(Debug, Default)]
+pub(super) struct ConflatedTail {
+    /// The events by position.
+    entries: BTreeMap<u64, LogEntry>,
+    /// The position of the newest event of each key, in the tail or in the log.
+    newest_positions: HashMap<Box<str>, u64>,
+    /// Bytes of `entries`.
+    byte_len: usize,
+    /// The position of the newest event that was dropped although it was the newest of its key; 0 if there was none.
+    last_dropped: u64,
+}
+
+impl ConflatedTail {
+    /// Records that an event of this key was appended to the log. Returns the event that it replaces in the tail.
+    pub(super) fn on_append(&mut self, key: &str, position: u64) -> Option<Event> {
+        match self.newest_positions.get_mut(key) {
+            Some(newest) => {
+                let replaced = std::mem::replace(newest, position);
+                self.remove(replaced).map(|entry| entry.event)
+            }
+            None => {
+                self.newest_positions.insert(key.into(), position);
+                None
+            }
+        }
+    }
+
+    /// Adds an event that the log has trimmed. Returns the event instead if it is not the newest of its key.
+    pub(super) fn insert(&mut self, position: u64, entry: LogEntry) -> Option<Event> {
+        let newest = (entry.key()).and_then(|key| self.newest_positions.get(key));
+        if newest != Some(&position) {
+            return Some(entry.event);
+        }
+        self.byte_len += entry.byte_len();
+        self.entries.insert(position, entry);
+        None
+    }
+
+    fn remove(&mut self, position: u64) -> Option<LogEntry> {
+        let entry = self.entries.remove(&position)?;
+        self.byte_len -= entry.byte_len();
+        Some(entry)
+    }
+
+    /// Removes the oldest event, whose key is then unknown.
+    pub(super) fn drop_oldest(&mut self) -> Option<Event> {
+        let position = *self.entries.keys().next()?;
+        let entry = self.remove(position)?;
+        if let Some(key) = entry.key() {
+            self.newest_positions.remove(key);
+        }
+        self.last_dropped = position;
+        Some(entry.event)
+    }
+
+    pub(super) fn exceeds(&self, limits: EventLogLimits) -> bool {
+        self.entries.len() > limits.max_events || self.byte_len > limits.max_bytes
+    }
+
+    pub(super) fn oldest(&self) -> Option<&LogEntry> {
+        self.entries.values().next()
+    }
+
+    /// Returns the position after which the newest event of every key is there.
+    pub(super) fn last_dropped(&self) -> u64 {
+        self.last_dropped
+    }
+
+    /// Returns the events after a position, with their positions.
+    pub(super) fn events_after(&self, position: u64) -> impl Iterator<Item = (u64, &Event)> {
+        let entries = self.entries.range(position + 1..);
+        entries.map(|(position, entry)| (*position, &entry.event))
+    }
+}

@@ -1,0 +1,492 @@
+use std::{collections::VecDeque, time::Duration};
+
+use super::{ReadBuffer, conflated_tail::ConflatedTail, event_byte_len};
+use crate::event::Event;
+
+/// How much an [`EventLog`] holds. The newest event is held whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EventLogLimits {
+    /// Values below 1 count as 1.
+    pub(crate) max_events: usize,
+    /// See [`event_byte_len`].
+    pub(crate) max_bytes: usize,
+    /// `None` for events that do not expire.
+    pub(crate) max_age: Option<Duration>,
+}
+
+/// Events in their order, of which the oldest are trimmed when they exceed the limits.
+///
+/// The log has neither a lock nor a clock: the time, since a point that the caller chooses, is an argument.
+///
+/// A trimmed event is kept until [`take_trimmed`](Self::take_trimmed), so that it is dropped outside of any lock: its payload can have
+/// an owner whose code runs then.
+#[derive(Debug)]
+pub(crate) struct EventLog {
+    limits: EventLogLimits,
+    entries: VecDeque<LogEntry>,
+    /// The position of the newest event that was ever appended, trimmed or not.
+    last_position: u64,
+    /// Bytes of `entries`.
+    byte_len: usize,
+    is_closed: bool,
+    trimmed: Vec<Event>,
+    /// What a log that conflates has for readers behind its oldest event.
+    conflated_tail: Option<ConflatedTail>,
+}
+
+/// One event of an [`EventLog`].
+#[derive(Debug)]
+pub(super) struct LogEntry {
+    pub(super) event: Event,
+    key: Option<Box<str>>,
+    appended_at: Duration,
+}
+
+/// What [`EventLog::read`] found after the reader's position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventLogRead {
+    /// Events, now in the buffer. The reader's position is now `up_to`. Events up to there that are not in the buffer were
+    /// conflated: the log has a newer event of their key.
+    Events { up_to: u64 },
+    /// Nothing yet.
+    UpToDate,
+    /// Nothing, and the log is closed.
+    Closed,
+    /// The events up to and including `up_to` are trimmed.
+    Trimmed { up_to: u64 },
+}
+
+impl EventLogLimits {
+    fn has_expired(&self, entry: &LogEntry, now: Duration) -> bool {
+        let age = now.saturating_sub(entry.appended_at);
+        self.max_age.is_some_and(|max_age| age > max_age)
+    }
+}
+
+impl EventLog {
+    /// Creates an empty log. One that conflates also keeps the newest event of each key beyond its limits, up to the same limits
+    /// again.
+    pub(crate) fn new(limits: EventLogLimits, conflates: bool) -> Self {
+        Self {
+            limits,
+            entries: VecDeque::new(),
+            last_position: 0,
+            byte_len: 0,
+            is_closed: false,
+            trimmed: Vec::new(),
+            conflated_tail: conflates.then(ConflatedTail::default),
+        }
+    }
+
+    /// Returns the position of the event that is appended next.
+    pub(crate) fn next_position(&self) -> u64 {
+        self.last_position + 1
+    }
+
+    /// Appends an event. A log that conflates needs its key.
+    pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
+        self.last_position += 1;
+        self.byte_len += event_byte_len(&event);
+        if let (Some(tail), Some(key)) = (&mut self.conflated_tail, &key) {
+            self.trimmed.extend(tail.on_append(key, self.last_position));
+        }
+        self.entries.push_back(LogEntry {
+            event,
+            key,
+            appended_at: now,
+        });
+        while self.entries.len() > self.limits.max_events.max(1)
+            || (self.byte_len > self.limits.max_bytes && self.entries.len() > 1)
+        {
+            self.trim_oldest();
+        }
+        self.trim_expired(now);
+    }
+
+    /// Trims the events that are too old.
+    pub(crate) fn trim_expired(&mut self, now: Duration) {
+        let limits = self.limits;
+        let has_expired =
+            |entry: Option<&LogEntry>| entry.is_some_and(|entry| limits.has_expired(entry, now));
+        while has_expired(self.entries.front()) {
+            self.trim_oldest();
+        }
+        if let Some(tail) = &mut self.conflated_tail {
+            while has_expired(tail.oldest()) {
+                self.trimmed.extend(tail.drop_oldest());
+            }
+        }
+    }
+
+    /// Returns whether [`trim_expired`](Self::trim_expired) would trim anything.
+    pub(crate) fn has_expired(&self, now: Duration) -> bool {
+        let tail = self.conflated_tail.as_ref().and_then(ConflatedTail::oldest);
+        let mut oldest = tail.into_iter().chain(self.entries.front());
+        oldest.any(|entry| self.limits.has_expired(entry, now))
+    }
+
+    /// Takes the events that were trimmed since the last call.
+    pub(crate) fn take_trimmed(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.trimmed)
+    }
+
+    fn trim_oldest(&mut self) {
+        let position = self.position_before_oldest() + 1;
+        let Some(entry) = self.entries.pop_front() else {
+            return;
+        };
+        self.byte_len -= event_byte_len(&entry.event);
+        match &mut self.conflated_tail {
+            Some(tail) => {
+                self.trimmed.extend(tail.insert(position, entry));
+                while tail.exceeds(self.limits) {
+                    self.trimmed.extend(tail.drop_oldest());
+                }
+            }
+            None => self.trimmed.push(entry.event),
+        }
+    }
+
+    /// Returns the position from which a reader gets all events in the log.
+    pub(crate) fn position_before_oldest(&self) -> u64 {
+        self.last_position - self.entries.len() as u64
+    }
+
+    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
+    /// does not conflate it is [`position_before_oldest`](Self::position_before_oldest).
+    pub(crate) fn position_before_snapshot(&self) -> u64 {
+        let tail = self.conflated_tail.as_ref();
+        tail.map_or(self.position_before_oldest(), ConflatedTail::last_dropped)
+    }
+
+    /// Returns the position of the newest event, trimmed or not; 0 if there was none.
+    pub(crate) fn last_position(&self) -> u64 {
+        self.last_position
+    }
+
+    /// Returns the number of events in the log.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns the bytes of the events in the log, see [`event_byte_len`].
+    pub(crate) fn byte_len(&self) -> usize {
+        self.byte_len
+    }
+
+    /// Ends the log. Its owner must not append any more.
+    pub(crate) fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Clones the events after `position` into the buffer: at least one event, and then as many as `max_bytes` and the buffer allow.
+    pub(crate) fn read(
+        &self,
+        position: u64,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> EventLogRead {
+        let before_oldest = self.position_before_oldest();
+        if position >= self.last_position {
+            return if self.is_closed {
+                EventLogRead::Closed
+            } else {
+                EventLogRead::UpToDate
+            };
+        }
+        if position < before_oldest {
+            return self.read_tail(position, max_bytes, buffer);
+        }
+        let entries = self.entries.range((position - before_oldest) as usize..);
+        let events = (position + 1..).zip(entries.map(|entry| &entry.event));
+        let up_to = fill(buffer, max_bytes, events).unwrap_or(position);
+        EventLogRead::Events { up_to }
+    }
+
+    /// Reads for a reader that is behind the oldest event in the log.
+    fn read_tail(&self, position: u64, max_bytes: usize, buffer: &mut ReadBuffer) -> EventLogRead {
+        let before_oldest = self.position_before_oldest();
+        let Some(tail) = &self.conflated_tail else {
+            return EventLogRead::Trimmed {
+                up_to: before_oldest,
+            };
+        };
+        if position < tail.last_dropped() {
+            return EventLogRead::Trimmed {
+                up_to: tail.last_dropped(),
+            };
+        }
+        let up_to = fill(buffer, max_bytes, tail.events_after(position));
+        EventLogRead::Events {
+            // With nothing in the tail, everything up to the oldest event has a newer one in the log.
+            up_to: up_to.unwrap_or(before_oldest),
+        }
+    }
+}
+
+impl LogEntry {
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// Bytes of the event and of its key, which a conflated tail holds twice.
+    pub(super) fn byte_len(&self) -> usize {
+        event_byte_len(&self.event) + 2 * self.key().map_or(0, str::len)
+    }
+}
+
+/// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last one.
+fn fill<'a>(
+    buffer: &mut ReadBuffer,
+    max_bytes: usize,
+    events: impl Iterator<Item = (u64, &'a Event)>,
+) -> Option<u64> {
+    let mut remaining = max_bytes;
+    let mut last = None;
+    for (position, event) in events {
+        let byte_len = event_byte_len(event) + EVENT_OVERHEAD_BYTES;
+        if buffer.is_full() || (byte_len > remaining && last.is_some()) {
+            break;
+        }
+        remaining = remaining.saturating_sub(byte_len);
+        buffer.push(event.clone());
+        last = Some(position);
+    }
+    last
+}
+
+/// Approximate memory of an event beside its payload, id and type.
+const EVENT_OVERHEAD_BYTES: usize = 256;
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const UNLIMITED: EventLogLimits = EventLogLimits {
+        max_events: usize::MAX,
+        max_bytes: usize::MAX,
+        max_age: None,
+    };
+
+    fn log(limits: EventLogLimits) -> EventLog {
+        EventLog::new(limits, false)
+    }
+
+    fn append(log: &mut EventLog, text: &str) {
+        log.append(Event::text(text), None, Duration::ZERO);
+    }
+
+    fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogRead) {
+        let mut buffer = ReadBuffer::default();
+        let result = log.read(position, max_bytes, &mut buffer);
+        let texts =
+            std::iter::from_fn(|| buffer.pop()).map(|e| e.payload().as_text().unwrap().to_owned());
+        (texts.collect(), result)
+    }
+
+    #[test]
+    fn reader_gets_events_after_its_position() {
+        let mut log = log(UNLIMITED);
+        assert_eq!(read(&log, 0, 100), (vec![], EventLogRead::UpToDate));
+        for text in ["a", "b", "c"] {
+            append(&mut log, text);
+        }
+        assert_eq!(read(&log, 0, 1000).1, EventLogRead::Events { up_to: 3 });
+        assert_eq!(
+            read(&log, 2, 100),
+            (vec!["c".to_owned()], EventLogRead::Events { up_to: 3 })
+        );
+        assert_eq!(read(&log, 3, 100), (vec![], EventLogRead::UpToDate));
+        assert_eq!(
+            read(&log, 0, 0),
+            (vec!["a".to_owned()], EventLogRead::Events { up_to: 1 }),
+            "at least one event"
+        );
+        log.close();
+        assert_eq!(read(&log, 2, 100).1, EventLogRead::Events { up_to: 3 });
+        assert_eq!(read(&log, 3, 100).1, EventLogRead::Closed);
+    }
+
+    #[test]
+    fn limits_hold_and_newest_event_stays() {
+        let mut few = log(EventLogLimits {
+            max_events: 2,
+            ..UNLIMITED
+        });
+        let mut small = log(EventLogLimits {
+            max_bytes: 4,
+            ..UNLIMITED
+        });
+        for text in ["aa", "bb", "cc"] {
+            append(&mut few, text);
+            append(&mut small, text);
+        }
+        for log in [&mut few, &mut small] {
+            assert_eq!(
+                (log.len(), log.byte_len(), log.position_before_oldest()),
+                (2, 4, 1)
+            );
+            assert_eq!(read(log, 0, 100).1, EventLogRead::Trimmed { up_to: 1 });
+            assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
+        }
+        append(&mut small, "larger than the limit");
+        assert_eq!((small.len(), small.position_before_oldest()), (1, 3));
+
+        let minute = Duration::from_secs(60);
+        let mut young = log(EventLogLimits {
+            max_age: Some(minute),
+            ..UNLIMITED
+        });
+        append(&mut young, "a");
+        young.trim_expired(minute);
+        assert_eq!(young.len(), 1);
+        young.append(Event::text("b"), None, minute + Duration::from_nanos(1));
+        assert_eq!(read(&young, 1, 100).0, ["b"]);
+        young.trim_expired(Duration::MAX);
+        assert_eq!(
+            (young.len(), young.byte_len(), young.last_position()),
+            (0, 0, 2)
+        );
+        assert_eq!(read(&young, 0, 100).1, EventLogRead::Trimmed { up_to: 2 });
+        assert_eq!(read(&young, 2, 100).1, EventLogRead::UpToDate);
+    }
+
+    #[test]
+    fn max_age_can_be_any_duration() {
+        let mut log = log(EventLogLimits {
+            max_age: Some(Duration::MAX),
+            ..UNLIMITED
+        });
+        log.append(Event::text("a"), None, Duration::MAX);
+        log.trim_expired(Duration::MAX);
+        assert_eq!(log.len(), 1);
+    }
+
+    #[test]
+    fn conflated_tail_expires_too() {
+        let minute = Duration::from_secs(60);
+        let limits = EventLogLimits {
+            max_events: 1,
+            max_age: Some(minute),
+            ..UNLIMITED
+        };
+        let mut log = EventLog::new(limits, true);
+        for key in ["a", "b"] {
+            log.append(Event::text(key), Some(key.into()), Duration::ZERO);
+        }
+        assert_eq!(read(&log, 0, 1000).0, ["a"]);
+        log.trim_expired(2 * minute);
+        assert_eq!(
+            read(&log, 0, 1000),
+            (vec![], EventLogRead::Trimmed { up_to: 2 })
+        );
+        assert_eq!(log.take_trimmed().len(), 2);
+    }
+
+    proptest! {
+        /// Compares the log with a list of all events that were appended.
+        #[test]
+        fn reads_return_appended_events(
+            sizes in proptest::collection::vec(0_usize..30, 1..60),
+            max_events in 1_usize..20,
+            max_bytes in 1_usize..200,
+            position in 0_u64..70,
+            max_read_bytes in 0_usize..3000,
+        ) {
+            let mut log = log(EventLogLimits { max_events, max_bytes, max_age: None });
+            let texts: Vec<_> = sizes.iter().enumerate().map(|(n, size)| format!("{n}{}", "x".repeat(*size))).collect();
+            for text in &texts {
+                append(&mut log, text);
+                prop_assert!(log.len() <= max_events);
+                prop_assert!(log.byte_len() <= max_bytes || log.len() == 1);
+            }
+            let (events, result) = read(&log, position, max_read_bytes);
+            match result {
+                EventLogRead::Events { up_to } => {
+                    prop_assert!(up_to > position);
+                    prop_assert_eq!(&events[..], &texts[position as usize..up_to as usize]);
+                }
+                EventLogRead::Trimmed { up_to } => {
+                    prop_assert!(position < up_to && up_to == log.position_before_oldest());
+                }
+                EventLogRead::UpToDate => prop_assert!(position >= texts.len() as u64),
+                EventLogRead::Closed => prop_assert!(false),
+            }
+        }
+
+        /// A reader that reads now and then has the newest event of each key in the end, and never gets an older one after a newer
+        /// one.
+        #[test]
+        fn slow_reader_gets_newest_event_of_each_key(
+            keys in proptest::collection::vec(0_u8..6, 1..80),
+            max_events in 6_usize..20,
+            pauses in proptest::collection::vec(1_usize..30, 1..20),
+        ) {
+            let mut log = EventLog::new(EventLogLimits { max_events, ..UNLIMITED }, true);
+            let mut received = HashMap::new();
+            let mut position = 0;
+            let mut pauses = pauses.into_iter().cycle();
+            let mut next_read = pauses.next().unwrap();
+            let mut newest = HashMap::new();
+            for (n, key) in keys.iter().enumerate() {
+                let key = key.to_string();
+                newest.insert(key.clone(), n);
+                log.append(Event::text(format!("{key}={n}")), Some(key.into()), Duration::ZERO);
+                let is_last = n + 1 == keys.len();
+                if n < next_read && !is_last {
+                    continue;
+                }
+                next_read = n + pauses.next().unwrap();
+                loop {
+                    let (texts, result) = read(&log, position, 10);
+                    for text in texts {
+                        let (key, n) = text.split_once('=').unwrap();
+                        let n: usize = n.parse().unwrap();
+                        prop_assert!(received.insert(key.to_owned(), n).is_none_or(|before| before < n));
+                    }
+                    match result {
+                        EventLogRead::Events { up_to } => position = up_to,
+                        other => {
+                            prop_assert_eq!(other, EventLogRead::UpToDate);
+                            break;
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(received, newest);
+        }
+    }
+
+    #[test]
+    fn keys_beyond_limits_are_trimmed() {
+        let mut log = EventLog::new(
+            EventLogLimits {
+                max_events: 2,
+                ..UNLIMITED
+            },
+            true,
+        );
+        for key in 1..=6 {
+            log.append(
+                Event::text(key.to_string()),
+                Some(key.to_string().into()),
+                Duration::ZERO,
+            );
+        }
+        // 5 and 6 are in the log, 3 and 4 in the conflated tail, 1 and 2 nowhere.
+        assert_eq!(
+            read(&log, 0, 100),
+            (vec![], EventLogRead::Trimmed { up_to: 2 })
+        );
+        assert_eq!(read(&log, 2, 1000).0, ["3", "4"]);
+        assert_eq!(read(&log, 4, 1000).0, ["5", "6"]);
+    }
+}

@@ -1,0 +1,142 @@
+//! Appending, reading, waiting, closing and deregistering on one [`SharedLog`], in every order of their steps. `scripts/loom` runs
+//! these tests.
+
+use std::{future::poll_fn, task::Poll, time::Duration};
+
+use loom::{future::block_on, model, sync::Arc, thread};
+
+use super::{EventLog, EventLogLimits, EventLogRead, ReadBuffer, SharedLog};
+use crate::event::Event;
+
+fn shared_log() -> Arc<SharedLog> {
+    let limits = EventLogLimits {
+        max_events: 8,
+        max_bytes: 1 << 20,
+        max_age: None,
+    };
+    Arc::new(SharedLog::new(EventLog::new(limits, false), 1))
+}
+
+fn append(log: &SharedLog) {
+    let event = |position: u64| Event::text(position.to_string());
+    log.append(event, None, Duration::ZERO);
+}
+
+/// Reads until it has `count` events, or the log is closed. A lost wake-up is a deadlock, which loom reports.
+fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, EventLogRead) {
+    let reader = log.register(0);
+    let mut buffer = ReadBuffer::default();
+    let mut events = Vec::new();
+    let mut last_read = EventLogRead::UpToDate;
+    while events.len() < count && last_read != EventLogRead::Closed {
+        last_read = block_on(poll_fn(|cx| {
+            loop {
+                match log.read(position, 1 << 20, &mut buffer) {
+                    EventLogRead::UpToDate => {
+                        if log.wait(&reader, cx.waker(), position) {
+                            return Poll::Pending;
+                        }
+                    }
+                    read => return Poll::Ready(read),
+                }
+            }
+        }));
+        if let EventLogRead::Events { up_to } = last_read {
+            position = up_to;
+        }
+        events.extend(std::iter::from_fn(|| buffer.pop()));
+    }
+    log.deregister(&reader);
+    let texts = events
+        .iter()
+        .map(|event| event.payload().as_text().unwrap().to_owned());
+    (texts.collect(), last_read)
+}
+
+#[test]
+fn waiting_reader_is_woken_by_append() {
+    model(|| {
+        let log = shared_log();
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || read(&log, 0, 2).0
+        });
+        append(&log);
+        append(&log);
+        assert_eq!(reader.join().unwrap(), ["1", "2"]);
+    });
+}
+
+#[test]
+fn two_writers_leave_no_hole_and_no_duplicate() {
+    model(|| {
+        let log = shared_log();
+        let writer = thread::spawn({
+            let log = log.clone();
+            move || append(&log)
+        });
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || read(&log, 0, 2).0
+        });
+        append(&log);
+        assert_eq!(reader.join().unwrap(), ["1", "2"]);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn new_reader_gets_concurrent_event_exactly_once() {
+    model(|| {
+        let log = shared_log();
+        let writer = thread::spawn({
+            let log = log.clone();
+            move || append(&log)
+        });
+        let last_position = log.inspect(Duration::ZERO, EventLog::last_position);
+        if last_position == 0 {
+            assert_eq!(read(&log, 0, 1).0, ["1"]);
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn close_wakes_reader_after_last_event() {
+    model(|| {
+        let log = shared_log();
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || read(&log, 0, usize::MAX)
+        });
+        append(&log);
+        log.close();
+        assert_eq!(
+            reader.join().unwrap(),
+            (vec!["1".to_owned()], EventLogRead::Closed)
+        );
+    });
+}
+
+#[test]
+fn leaving_reader_takes_no_wake_up_from_others() {
+    model(|| {
+        let log = shared_log();
+        let leaving = thread::spawn({
+            let log = log.clone();
+            move || {
+                let reader = log.register(0);
+                let waker = futures_util::task::noop_waker();
+                log.wait(&reader, &waker, 0);
+                log.deregister(&reader);
+            }
+        });
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || read(&log, 0, 1).0
+        });
+        append(&log);
+        assert_eq!(reader.join().unwrap(), ["1"]);
+        leaving.join().unwrap();
+    });
+}

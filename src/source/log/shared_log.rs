@@ -1,0 +1,134 @@
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Waker,
+    time::Duration,
+};
+
+use super::{EventLog, EventLogRead, ReadBuffer};
+use crate::{
+    event::Event,
+    sync::{AtomicU64, Ordering, RwLock, WaitList, WaiterKey, read, write},
+};
+
+/// An [`EventLog`] that several threads append to and read from, and the readers that wait for its next event.
+///
+/// # Invariant: no reader sleeps through an event
+/// A writer changes the log and then `status` under the log's write lock, and wakes the readers after that. A reader that finds no
+/// event stores its waker and checks `status` once more under a lock of the wait list. So the reader either sees the change of
+/// `status`, or is woken. See [`WaitList`].
+#[derive(Debug)]
+pub(crate) struct SharedLog {
+    log: RwLock<EventLog>,
+    /// The log's [`status`] after its last change. Readers check it before they lock the log, and before they wait.
+    status: AtomicU64,
+    wait_list: WaitList,
+}
+
+/// The position of a log's last event and whether the log is closed, as one number.
+fn status(last_position: u64, is_closed: bool) -> u64 {
+    2 * last_position + u64::from(is_closed)
+}
+
+impl SharedLog {
+    /// Shares a new log. Readers on different threads rarely contend if there are several `shards` for each thread.
+    pub(crate) fn new(log: EventLog, shards: usize) -> Self {
+        Self {
+            log: RwLock::new(log),
+            status: AtomicU64::new(status(0, false)),
+            wait_list: WaitList::new(shards),
+        }
+    }
+
+    /// Appends the event that `event` makes from its position, and wakes all readers. Returns the position, or `None` if the log is
+    /// closed.
+    pub(crate) fn append(
+        &self,
+        event: impl FnOnce(u64) -> Event,
+        key: Option<Box<str>>,
+        now: Duration,
+    ) -> Option<u64> {
+        let (position, trimmed) = {
+            let mut log = write(&self.log);
+            if log.is_closed() {
+                return None;
+            }
+            let position = log.next_position();
+            log.append(event(position), key, now);
+            self.status
+                .store(status(position, false), Ordering::Release);
+            (position, log.take_trimmed())
+        };
+        self.wait_list.wake_all();
+        // The event is published: a payload that panics when it is dropped must not make this call panic.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(trimmed)));
+        Some(position)
+    }
+
+    /// Ends the log: no more events can be appended. Wakes all readers.
+    pub(crate) fn close(&self) {
+        {
+            let mut log = write(&self.log);
+            log.close();
+            self.status
+                .store(status(log.last_position(), true), Ordering::Release);
+        }
+        self.wait_list.wake_all();
+    }
+
+    /// Calls `inspect` with the log, after events that are too old at `now` were trimmed.
+    pub(crate) fn inspect<T>(&self, now: Duration, inspect: impl FnOnce(&EventLog) -> T) -> T {
+        let log = read(&self.log);
+        if !log.has_expired(now) {
+            return inspect(&log);
+        }
+        drop(log);
+        let mut log = write(&self.log);
+        log.trim_expired(now);
+        let result = inspect(&log);
+        let trimmed = log.take_trimmed();
+        drop(log);
+        // Outside the lock: dropping a payload can run its owner's code.
+        drop(trimmed);
+        result
+    }
+
+    /// Returns whether the log is closed and has no event after this position.
+    pub(crate) fn is_finished_at(&self, position: u64) -> bool {
+        self.status.load(Ordering::Acquire) == status(position, true)
+    }
+
+    /// Returns whether the log is open and has no event after this position.
+    fn is_up_to_date(&self, position: u64) -> bool {
+        self.status.load(Ordering::Acquire) == status(position, false)
+    }
+
+    /// Like [`EventLog::read`], without a lock if there is nothing to read.
+    pub(crate) fn read(
+        &self,
+        position: u64,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> EventLogRead {
+        if self.is_up_to_date(position) {
+            return EventLogRead::UpToDate;
+        }
+        read(&self.log).read(position, max_bytes, buffer)
+    }
+
+    /// Adds a reader that can wait. Readers with successive sequence numbers use different locks of the wait list.
+    pub(crate) fn register(&self, sequence: usize) -> WaiterKey {
+        self.wait_list.register(sequence)
+    }
+
+    /// Removes a reader.
+    pub(crate) fn deregister(&self, reader: &WaiterKey) {
+        self.wait_list.deregister(reader);
+    }
+
+    /// Stores a registered reader's waker until there is an event after `position`, or the log is closed. Returns `false` if that is
+    /// so already: read again.
+    pub(crate) fn wait(&self, reader: &WaiterKey, waker: &Waker, position: u64) -> bool {
+        self.wait_list
+            .wait_unless(reader, waker, || !self.is_up_to_date(position))
+    }
+}

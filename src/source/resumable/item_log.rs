@@ -1,0 +1,270 @@
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use crate::{
+    event::{Event, EventId, Gap, Item},
+    source::log::event_byte_len,
+};
+
+/// How much of one stream an [`ItemLog`] holds. The newest entry is held whatever its size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ItemLogLimits {
+    /// Values below 1 count as 1.
+    pub(super) max_entries: usize,
+    /// See [`event_byte_len`].
+    pub(super) max_bytes: usize,
+}
+
+/// An event or a gap that a stream has yielded.
+#[derive(Clone, Debug)]
+pub(super) enum ItemLogEntry {
+    Event(Event),
+    // Boxed because a gap is rare, and larger than an event.
+    Gap(Box<Gap>),
+}
+
+/// How a stream has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// The source has finished: clients must not reconnect.
+    Finished,
+    /// Clients may reconnect.
+    Ended,
+    /// Clients may reconnect after this delay.
+    EndedWithRetry(Duration),
+    /// The stream has failed. This is its error's text.
+    Failed(Arc<str>),
+}
+
+/// What [`ItemLog::read`] found after the reader's position.
+#[derive(Clone, Debug)]
+pub(super) enum ItemLogRead {
+    /// The next item.
+    Item(Item),
+    /// The entries up to and including `up_to` are trimmed. `missed` is how many events they were; `None` if that is not known.
+    Trimmed { up_to: u64, missed: Option<u64> },
+    /// The reader has everything, and the stream has ended.
+    End(StreamEnd),
+}
+
+/// The latest items of one stream, and its end.
+///
+/// Entries have consecutive positions, of which the first is 1. The oldest are trimmed when they exceed the limits. It differs from an
+/// [`EventLog`](crate::source::log::EventLog) in that it holds gaps among the events, so that a client that lost a gap gets it again,
+/// and the end of the stream.
+#[derive(Debug)]
+pub(super) struct ItemLog {
+    limits: ItemLogLimits,
+    entries: VecDeque<ItemLogEntry>,
+    /// The position of the newest entry that was ever appended, trimmed or not.
+    last_position: u64,
+    /// Bytes of `entries`.
+    byte_len: usize,
+    /// The position of the newest gap that was trimmed; 0 if there was none. How many events a reader before it misses is not
+    /// known.
+    last_dropped_gap: u64,
+    end: Option<StreamEnd>,
+}
+
+impl ItemLogEntry {
+    pub(super) fn with_id(self, id: EventId) -> Self {
+        match self {
+            Self::Event(event) => Self::Event(event.under(id)),
+            Self::Gap(gap) => Self::Gap(Box::new(gap.resumed(id))),
+        }
+    }
+
+    fn byte_len(&self) -> usize {
+        match self {
+            Self::Event(event) => event_byte_len(event),
+            Self::Gap(_) => size_of::<Gap>(),
+        }
+    }
+
+    fn to_item(&self) -> Item {
+        match self {
+            Self::Event(event) => Item::Event(event.clone()),
+            Self::Gap(gap) => Item::Gap((**gap).clone()),
+        }
+    }
+}
+
+impl ItemLog {
+    pub(super) fn new(limits: ItemLogLimits) -> Self {
+        Self {
+            limits,
+            entries: VecDeque::new(),
+            last_position: 0,
+            byte_len: 0,
+            last_dropped_gap: 0,
+            end: None,
+        }
+    }
+
+    /// Appends an entry. Returns the entries that were trimmed, to be dropped outside of any lock: a payload can have an owner whose
+    /// code runs then.
+    #[must_use]
+    pub(super) fn append(&mut self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
+        self.last_position += 1;
+        self.byte_len += entry.byte_len();
+        self.entries.push_back(entry);
+        let mut trimmed = Vec::new();
+        while self.entries.len() > 1
+            && (self.entries.len() > self.limits.max_entries
+                || self.byte_len > self.limits.max_bytes)
+        {
+            trimmed.extend(self.pop_oldest());
+        }
+        trimmed
+    }
+
+    fn pop_oldest(&mut self) -> Option<ItemLogEntry> {
+        let oldest = self.entries.pop_front()?;
+        self.byte_len -= oldest.byte_len();
+        if matches!(oldest, ItemLogEntry::Gap(_)) {
+            self.last_dropped_gap = self.position_before_oldest();
+        }
+        Some(oldest)
+    }
+
+    /// Records that the stream has ended. The caller must not append any more.
+    pub(super) fn end(&mut self, end: StreamEnd) {
+        self.end = Some(end);
+    }
+
+    /// Returns how the stream has ended; `None` if it has not.
+    pub(super) fn stream_end(&self) -> Option<&StreamEnd> {
+        self.end.as_ref()
+    }
+
+    /// Returns the position from which a reader gets all entries.
+    pub(super) fn position_before_oldest(&self) -> u64 {
+        self.last_position - self.entries.len() as u64
+    }
+
+    pub(super) fn last_position(&self) -> u64 {
+        self.last_position
+    }
+
+    pub(super) fn byte_len(&self) -> usize {
+        self.byte_len
+    }
+
+    /// Returns what follows `position`; `None` if there is nothing yet.
+    pub(super) fn read(&self, position: u64) -> Option<ItemLogRead> {
+        let before_oldest = self.position_before_oldest();
+        if position < before_oldest {
+            return Some(ItemLogRead::Trimmed {
+                up_to: before_oldest,
+                missed: (position >= self.last_dropped_gap).then(|| before_oldest - position),
+            });
+        }
+        match self.entries.get((position - before_oldest) as usize) {
+            Some(entry) => Some(ItemLogRead::Item(entry.to_item())),
+            None => self.end.clone().map(ItemLogRead::End),
+        }
+    }
+
+    /// Returns whether [`read`](Self::read) has nothing yet for this position.
+    pub(super) fn is_up_to_date(&self, position: u64) -> bool {
+        position >= self.last_position && self.end.is_none()
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::GapReason;
+
+    const UNLIMITED: ItemLogLimits = ItemLogLimits {
+        max_entries: usize::MAX,
+        max_bytes: usize::MAX,
+    };
+
+    fn event(text: &str) -> ItemLogEntry {
+        ItemLogEntry::Event(Event::text(text))
+    }
+
+    fn gap() -> ItemLogEntry {
+        ItemLogEntry::Gap(Box::new(Gap::new(GapReason::Expired)))
+    }
+
+    #[test]
+    fn end_follows_all_entries() {
+        let mut log = ItemLog::new(UNLIMITED);
+        assert!(log.read(0).is_none());
+        let _ = log.append(event("a"));
+        log.end(StreamEnd::Finished);
+        assert!(matches!(
+            log.read(0),
+            Some(ItemLogRead::Item(Item::Event(_)))
+        ));
+        assert!(matches!(
+            log.read(1),
+            Some(ItemLogRead::End(StreamEnd::Finished))
+        ));
+        assert!(!log.is_up_to_date(1));
+    }
+
+    #[test]
+    fn trimmed_gap_makes_missed_count_unknown() {
+        let mut log = ItemLog::new(ItemLogLimits {
+            max_entries: 2,
+            ..UNLIMITED
+        });
+        for entry in [event("a"), gap(), event("b")] {
+            let _ = log.append(entry);
+        }
+        assert!(matches!(log.read(1), Some(ItemLogRead::Item(Item::Gap(_)))));
+        let _ = log.append(event("c"));
+        let missed = |position| match log.read(position) {
+            Some(ItemLogRead::Trimmed { up_to: 2, missed }) => missed,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(missed(0), None);
+        assert_eq!(missed(1), None);
+        let _ = log.append(event("d"));
+        let read = log.read(2);
+        assert!(
+            matches!(
+                read,
+                Some(ItemLogRead::Trimmed {
+                    up_to: 3,
+                    missed: Some(1)
+                })
+            ),
+            "{read:?}"
+        );
+    }
+
+    proptest! {
+        /// Compares the log with a list of all events that were appended.
+        #[test]
+        fn reads_return_appended_entries(
+            sizes in proptest::collection::vec(0_usize..30, 1..60),
+            max_entries in 0_usize..20,
+            max_bytes in 0_usize..200,
+            position in 0_u64..70,
+        ) {
+            let mut log = ItemLog::new(ItemLogLimits { max_entries, max_bytes });
+            let texts: Vec<_> = sizes.iter().enumerate().map(|(n, size)| format!("{n}{}", "x".repeat(*size))).collect();
+            for text in &texts {
+                let _ = log.append(event(text));
+                prop_assert!(log.entries.len() <= max_entries.max(1));
+                prop_assert!(log.byte_len() <= max_bytes || log.entries.len() == 1);
+            }
+            match log.read(position) {
+                Some(ItemLogRead::Item(Item::Event(event))) => {
+                    prop_assert_eq!(event.payload().as_text().unwrap(), &texts[position as usize]);
+                }
+                Some(ItemLogRead::Trimmed { up_to, missed }) => {
+                    prop_assert!(position < up_to && up_to == log.position_before_oldest());
+                    prop_assert_eq!(missed, Some(up_to - position));
+                }
+                None => prop_assert!(position >= texts.len() as u64 && log.is_up_to_date(position)),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+}

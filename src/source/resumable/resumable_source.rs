@@ -1,0 +1,160 @@
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use super::{
+    ResumableStream,
+    item_log::{ItemLog, ItemLogRead, StreamEnd},
+    shared_stream::SharedStream,
+    stream_registry::{Lease, StreamRegistry},
+};
+use crate::{
+    event::{Gap, GapReason, Item},
+    source::{PushSource, Rejection, Subscription},
+};
+
+/// A source whose stream clients can resume, from [`Resumable::wrap`](super::Resumable::wrap).
+#[derive(Clone)]
+#[must_use = "a source does nothing unless it is subscribed to"]
+pub struct ResumableSource<S> {
+    source: S,
+    owner: Option<Box<str>>,
+    registry: Arc<StreamRegistry>,
+}
+
+impl<S> ResumableSource<S> {
+    pub(super) fn new(source: S, registry: Arc<StreamRegistry>) -> Self {
+        Self {
+            source,
+            owner: None,
+            registry,
+        }
+    }
+
+    /// Sets whose stream it is: only a request with the same owner can resume the stream. For any other request there is no such
+    /// stream. By default a stream has no owner, and requests without an owner can resume it.
+    ///
+    /// ```
+    /// # use tower_push::{Push, Resumable};
+    /// # fn handler(resumable: &Resumable, user: &str) -> Push {
+    /// # let stream = tokio_stream::iter(["any"]);
+    /// Push::new(resumable.wrap(stream).owner(user))
+    /// # }
+    /// ```
+    pub fn owner(mut self, owner: impl Into<Box<str>>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+}
+
+/// Each client gets the stream that its cursor belongs to. If there is none, it gets the wrapped source's stream.
+impl<S: PushSource + Send> PushSource for ResumableSource<S> {
+    type Stream = ResumableStream;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<ResumableStream, Rejection> {
+        let Some(cursor) = subscription.cursor().cloned() else {
+            let subscription = subscription.without_cursor();
+            return self
+                .subscribe_to_source(subscription, VecDeque::new())
+                .await;
+        };
+        let gap = |reason| Gap::new(reason).requested(cursor.clone());
+        let first_items = match self.registry.resume(&cursor, self.owner.as_deref()) {
+            Ok((lease, position)) => match resume(lease, position, gap(GapReason::Epoch)) {
+                Resumption::Stream(stream) => return Ok(stream.with_requested(cursor)),
+                Resumption::Finished => return Err(Rejection::finished()),
+                Resumption::Ended(remaining_items) => remaining_items,
+            },
+            Err(reason) => [Item::Gap(gap(reason))].into(),
+        };
+        self.subscribe_to_source(subscription.without_cursor(), first_items)
+            .await
+    }
+}
+
+impl<S: PushSource> ResumableSource<S> {
+    /// Subscribes to the wrapped source, and registers its stream behind `first_items`.
+    async fn subscribe_to_source(
+        self,
+        subscription: Subscription,
+        mut first_items: VecDeque<Item>,
+    ) -> Result<ResumableStream, Rejection> {
+        let stream = self.source.subscribe(subscription).await?;
+        let lease = self.registry.insert(Box::pin(stream), self.owner);
+        let cursor = lease.stream().id(0);
+        match first_items.back_mut() {
+            Some(Item::Gap(gap)) => gap.resumed = Some(cursor),
+            _ => first_items.push_back(Item::Cursor(cursor)),
+        }
+        Ok(ResumableStream::new(lease, 0, first_items))
+    }
+}
+
+/// What a client gets that comes back to a stream.
+enum Resumption {
+    /// The stream, from the client's position on.
+    Stream(ResumableStream),
+    /// The client has everything, and the source has finished.
+    Finished,
+    /// These remaining items, and then the stream of its new request, because this one has ended.
+    Ended(VecDeque<Item>),
+}
+
+/// Resumes a stream at the position of the client's cursor. The `gap` is for a cursor or a stream that cannot be resumed.
+fn resume(lease: Lease, position: u64, gap: Gap) -> Resumption {
+    let stream = lease.stream();
+    let (before_oldest, last_position, end) = stream.inspect_log(|log| {
+        (
+            log.position_before_oldest(),
+            log.last_position(),
+            log.stream_end().cloned(),
+        )
+    });
+    if position > last_position {
+        let gap = Item::Gap(gap.resumed(stream.id(before_oldest)));
+        return Resumption::Stream(ResumableStream::new(lease, before_oldest, [gap].into()));
+    }
+    match end {
+        Some(StreamEnd::Finished) if position == last_position => Resumption::Finished,
+        Some(StreamEnd::Ended | StreamEnd::EndedWithRetry(_)) if position == last_position => {
+            Resumption::Ended(VecDeque::new())
+        }
+        Some(StreamEnd::Failed(_)) => {
+            let mut items = stream.inspect_log(|log| remaining_items(log, position, stream, &gap));
+            items.push_back(Item::Gap(gap));
+            Resumption::Ended(items)
+        }
+        _ => Resumption::Stream(ResumableStream::new(lease, position, VecDeque::new())),
+    }
+}
+
+/// Returns what a log holds after a position.
+fn remaining_items(
+    log: &ItemLog,
+    mut position: u64,
+    stream: &SharedStream,
+    gap: &Gap,
+) -> VecDeque<Item> {
+    let mut items = VecDeque::new();
+    loop {
+        match log.read(position) {
+            Some(ItemLogRead::Item(item)) => {
+                position += 1;
+                items.push_back(item);
+            }
+            Some(ItemLogRead::Trimmed { up_to, missed }) => {
+                position = up_to;
+                let mut gap = gap.clone();
+                gap.reason = GapReason::Expired;
+                gap.resumed = Some(stream.id(up_to));
+                gap.missed = missed;
+                items.push_back(Item::Gap(gap));
+            }
+            Some(ItemLogRead::End(_)) | None => return items,
+        }
+    }
+}
+
+impl<S> fmt::Debug for ResumableSource<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResumableSource").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,305 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+use super::{
+    config::ResumableConfig,
+    counts::ResumableCounts,
+    shared_stream::{BoxStream, SharedStream},
+    stream_token::StreamToken,
+};
+use crate::{
+    event::{EventId, GapReason},
+    sync::{Mutex, MutexGuard, lock},
+};
+
+/// All streams of one [`Resumable`](super::Resumable): those that have readers, and those that are parked.
+pub(super) struct StreamRegistry {
+    config: ResumableConfig,
+    state: Mutex<RegistryState>,
+}
+
+#[derive(Default)]
+struct RegistryState {
+    streams: HashMap<StreamToken, RegisteredStream>,
+    /// The parked streams by the sequence number of their parking. The first one was parked first and expires first.
+    parked: BTreeMap<u64, ParkedStream>,
+    /// The sequence number of the next parking.
+    next_parking: u64,
+    /// Sum of [`ParkedStream::byte_len`].
+    parked_bytes: usize,
+    /// The task that drops expired streams. It runs while a stream is parked.
+    expiry_task: Option<JoinHandle<()>>,
+    resumed: u64,
+    expired: u64,
+    evicted: u64,
+}
+
+struct RegisteredStream {
+    stream: Arc<SharedStream>,
+    /// Number of leases.
+    readers: usize,
+    /// The stream's key in [`RegistryState::parked`] while it has no readers.
+    parking: Option<u64>,
+}
+
+struct ParkedStream {
+    since: Instant,
+    token: StreamToken,
+    /// Bytes in the stream's log. They do not change while it is parked.
+    byte_len: usize,
+}
+
+/// A reader's right to read a stream. The stream is parked when its last lease is dropped.
+pub(super) struct Lease {
+    registry: Arc<StreamRegistry>,
+    stream: Arc<SharedStream>,
+}
+
+impl StreamRegistry {
+    pub(super) fn new(config: ResumableConfig) -> Self {
+        Self {
+            config,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Adds a stream, and returns the lease of its first reader.
+    pub(super) fn insert(self: &Arc<Self>, stream: BoxStream, owner: Option<Box<str>>) -> Lease {
+        let token = StreamToken::random();
+        let ResumableConfig {
+            log_limits,
+            end_policy,
+            ..
+        } = self.config;
+        let stream = SharedStream::new(token, owner, log_limits, end_policy, stream);
+        let stream = Arc::new(stream);
+        let registered = RegisteredStream {
+            stream: stream.clone(),
+            readers: 1,
+            parking: None,
+        };
+        self.update(|state| state.streams.insert(token, registered));
+        self.lease(stream)
+    }
+
+    /// Leases the stream that a cursor belongs to. Returns the lease and the cursor's position, or the reason of the gap if there is
+    /// no such stream for this owner.
+    pub(super) fn resume(
+        self: &Arc<Self>,
+        cursor: &EventId,
+        owner: Option<&str>,
+    ) -> Result<(Lease, u64), GapReason> {
+        let (token, position) = StreamToken::split(cursor).ok_or(GapReason::Epoch)?;
+        let stream = self.update(|state| state.add_reader(&token, owner));
+        let stream = stream.ok_or(GapReason::Expired)?;
+        Ok((self.lease(stream), position))
+    }
+
+    fn lease(self: &Arc<Self>, stream: Arc<SharedStream>) -> Lease {
+        Lease {
+            registry: self.clone(),
+            stream,
+        }
+    }
+
+    /// Returns whether the stream that a cursor belongs to is here.
+    pub(super) fn contains(&self, cursor: &EventId) -> bool {
+        StreamToken::split(cursor)
+            .is_some_and(|(token, _)| self.update(|state| state.streams.contains_key(&token)))
+    }
+
+    /// Ends a lease.
+    fn release(self: &Arc<Self>, token: &StreamToken) {
+        self.update(|state| {
+            state.remove_reader(token);
+            if !state.parked.is_empty() {
+                state.ensure_expiry_task(self);
+            }
+        });
+    }
+
+    pub(super) fn counts(&self) -> ResumableCounts {
+        self.update(|state| ResumableCounts {
+            active: state.streams.len() - state.parked.len(),
+            parked: state.parked.len(),
+            parked_bytes: state.parked_bytes,
+            resumed: state.resumed,
+            expired: state.expired,
+            evicted: state.evicted,
+        })
+    }
+
+    /// Calls `update` between the removal of expired streams, which it therefore never sees, and the eviction of streams beyond the
+    /// limits.
+    fn update<T>(&self, update: impl FnOnce(&mut RegistryState) -> T) -> T {
+        let mut removed = Vec::new();
+        let mut state = self.lock();
+        state.remove_expired(&self.config, &mut removed);
+        let result = update(&mut state);
+        state.evict(&self.config, &mut removed);
+        drop(state);
+        drop_streams(removed);
+        result
+    }
+
+    /// Removes expired streams, and returns the time until the next one expires. Returns `None` if none is parked: the expiry task
+    /// ends then.
+    fn expire(&self) -> Option<Duration> {
+        self.update(|state| {
+            let next = state.time_to_next_expiry(&self.config);
+            if next.is_none() {
+                state.expiry_task = None;
+            }
+            next
+        })
+    }
+
+    // No code outside of this file runs under this lock.
+    fn lock(&self) -> MutexGuard<'_, RegistryState> {
+        lock(&self.state)
+    }
+}
+
+impl Lease {
+    pub(super) fn stream(&self) -> &SharedStream {
+        &self.stream
+    }
+}
+
+/// Drops streams outside of all locks, because that can run any code. A stream that panics when it is dropped does not affect the
+/// caller, which has nothing to do with it.
+fn drop_streams(streams: Vec<Arc<SharedStream>>) {
+    for stream in streams {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
+    }
+}
+
+impl RegistryState {
+    /// Adds a reader to a stream, which is parked no longer.
+    fn add_reader(
+        &mut self,
+        token: &StreamToken,
+        owner: Option<&str>,
+    ) -> Option<Arc<SharedStream>> {
+        let registered = self.streams.get_mut(token)?;
+        if !registered.stream.is_owned_by(owner) {
+            return None;
+        }
+        registered.readers += 1;
+        let parking = registered.parking.take();
+        if let Some(parked) = parking.and_then(|parking| self.parked.remove(&parking)) {
+            self.parked_bytes -= parked.byte_len;
+        }
+        self.resumed += 1;
+        Some(registered.stream.clone())
+    }
+
+    /// Removes a reader from a stream, which is parked if that was its last one.
+    fn remove_reader(&mut self, token: &StreamToken) {
+        let Some(registered) = self.streams.get_mut(token) else {
+            return;
+        };
+        registered.readers -= 1;
+        if registered.readers > 0 {
+            return;
+        }
+        let parked = ParkedStream {
+            since: Instant::now(),
+            token: *token,
+            byte_len: registered.stream.inspect_log(|log| log.byte_len()),
+        };
+        self.parked_bytes += parked.byte_len;
+        registered.parking = Some(self.next_parking);
+        self.parked.insert(self.next_parking, parked);
+        self.next_parking += 1;
+    }
+
+    fn remove_expired(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
+        while self.time_to_next_expiry(config) == Some(Duration::ZERO) {
+            removed.extend(self.remove_first_parked());
+            self.expired += 1;
+        }
+    }
+
+    fn evict(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
+        while self.parked.len() > config.max_parked_streams
+            || self.parked_bytes > config.max_parked_bytes
+        {
+            removed.extend(self.remove_first_parked());
+            self.evicted += 1;
+        }
+    }
+
+    /// Returns `None` if no stream is parked.
+    fn time_to_next_expiry(&self, config: &ResumableConfig) -> Option<Duration> {
+        let (_, first) = self.parked.first_key_value()?;
+        Some(config.park_timeout.saturating_sub(first.since.elapsed()))
+    }
+
+    fn remove_first_parked(&mut self) -> Option<Arc<SharedStream>> {
+        let (_, first) = self.parked.pop_first()?;
+        self.parked_bytes -= first.byte_len;
+        let registered = self.streams.remove(&first.token)?;
+        if self.streams.is_empty() {
+            // Frees the memory that a past crowd of streams needed.
+            self.streams = HashMap::new();
+        }
+        Some(registered.stream)
+    }
+
+    /// Starts the expiry task unless it runs. Outside of a runtime there is no such task, and expired streams are removed when the
+    /// registry is used next.
+    fn ensure_expiry_task(&mut self, registry: &Arc<StreamRegistry>) {
+        // A task whose runtime has shut down is finished, too.
+        let is_running = |task: &JoinHandle<()>| !task.is_finished();
+        if self.expiry_task.as_ref().is_some_and(is_running) {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let registry = Arc::downgrade(registry);
+        self.expiry_task = Some(runtime.spawn(run_expiry(registry)));
+    }
+}
+
+/// Removes expired streams until none is parked or the registry is gone.
+async fn run_expiry(registry: Weak<StreamRegistry>) {
+    let expire = || registry.upgrade()?.expire();
+    while let Some(next) = expire() {
+        sleep(next).await;
+    }
+}
+
+impl Drop for StreamRegistry {
+    fn drop(&mut self) {
+        if let Some(task) = self.lock().expiry_task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.registry.release(self.stream.token());
+    }
+}
+
+impl fmt::Debug for StreamRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamRegistry")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,135 @@
+use std::{fmt, fs::File, io::Read, sync::LazyLock};
+
+use crate::{
+    event::EventId,
+    random,
+    source::numbered_id::{IdPrefix, encode},
+};
+
+/// Base-32 digits of 64 bits.
+const HALF_LEN: usize = 13;
+
+/// The secret that the ids of one stream begin with: 128 random bits. A request with such an id may read the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct StreamToken(IdPrefix<{ 2 * HALF_LEN }>);
+
+impl StreamToken {
+    pub(super) fn random() -> Self {
+        // Each of the two generators suffices. Their exclusive or is random if either of them is.
+        let [high, low] = system_random();
+        let halves = [random::bits() ^ high, random::bits() ^ low];
+        let mut digits = [0; 2 * HALF_LEN];
+        for (half, half_digits) in halves.into_iter().zip(digits.chunks_exact_mut(HALF_LEN)) {
+            half_digits.copy_from_slice(&encode::<HALF_LEN>(half));
+        }
+        Self(IdPrefix::new(digits))
+    }
+
+    /// Returns the id of the item at this position, which is the cursor that resumes after it.
+    pub(super) fn id(&self, position: u64) -> EventId {
+        self.0.id(position)
+    }
+
+    /// Splits an id into its token and position. Returns `None` if it has another form.
+    pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
+        IdPrefix::split(id).map(|(prefix, position)| (Self(prefix), position))
+    }
+}
+
+/// Prints none of the token's bits: whoever reads a log file must not get access to the stream.
+impl fmt::Debug for StreamToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamToken")
+    }
+}
+
+/// Reads 128 bits from the operating system's generator. Returns zeros where it is not a file. Reading the file does not block once
+/// the system has booted.
+fn system_random() -> [u64; 2] {
+    static FILE: LazyLock<Option<File>> = LazyLock::new(|| {
+        let path = cfg!(unix).then_some("/dev/urandom")?;
+        File::open(path).ok()
+    });
+    let mut bits = [[0; 8]; 2];
+    if let Some(mut file) = FILE.as_ref() {
+        // Bits that cannot be read stay zero.
+        let _ = file.read_exact(bits.as_flattened_mut());
+    }
+    bits.map(u64::from_ne_bytes)
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::source::numbered_id::decode;
+
+    fn id(text: &str) -> EventId {
+        EventId::new(text).unwrap()
+    }
+
+    #[test]
+    fn ids_split_and_sort_by_position() {
+        let token = StreamToken::random();
+        let positions = [0, 1, 31, 32, 1 << 40, (1 << 60) - 1];
+        let ids = positions.map(|n| token.id(n));
+        assert!(ids.is_sorted());
+        for (id, n) in ids.iter().zip(positions) {
+            assert_eq!(id.as_str().len(), 39);
+            assert_eq!(StreamToken::split(id), Some((token, n)));
+        }
+    }
+
+    #[test]
+    fn ids_of_other_forms_have_no_token() {
+        let good = StreamToken::random().id(7).to_string();
+        for malformed in [
+            "7",
+            "~finished",
+            &good[1..],
+            &good[..38],
+            &format!("{good}0"),
+            &good.replace('-', "_"),
+            &good.to_uppercase(),
+            &format!("w{}", &good[1..]),
+            &format!("{}w", &good[..38]),
+        ] {
+            // A token of decimal digits alone is the same in upper case, and so is the position 7.
+            if malformed != good {
+                assert_eq!(StreamToken::split(&id(malformed)), None, "{malformed}");
+            }
+        }
+    }
+
+    #[test]
+    fn system_random_does_not_repeat() {
+        if cfg!(unix) {
+            let drawn: HashSet<_> = (0..100).flat_map(|_| system_random()).collect();
+            assert_eq!(drawn.len(), 200);
+        }
+    }
+
+    /// Each of the 128 bits is set in about half of 4096 tokens: within six standard deviations.
+    #[test]
+    fn every_token_bit_is_random() {
+        const DRAWS: i32 = 4096;
+        let mut set = [0_i32; 128];
+        for _ in 0..DRAWS {
+            let id = StreamToken::random().id(0);
+            let digits = &id.as_str().as_bytes()[..2 * HALF_LEN];
+            for (half, digits) in digits.chunks_exact(HALF_LEN).enumerate() {
+                let bits = decode(digits).unwrap();
+                for bit in 0..64 {
+                    set[64 * half + bit] += (bits >> bit & 1) as i32;
+                }
+            }
+        }
+        for (bit, count) in set.into_iter().enumerate() {
+            assert!(
+                (count - DRAWS / 2).abs() < 6 * 32,
+                "bit {bit}: {count} of {DRAWS}"
+            );
+        }
+    }
+}
