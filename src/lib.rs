@@ -101,7 +101,7 @@
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
-//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::make_span` | `tracing` without features |
+//! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
 //! | `full` | all of the above | |
 //!
 //! # Runtime
