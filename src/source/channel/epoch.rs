@@ -1,7 +1,6 @@
 use crate::{
-    event::EventId,
+    event::{EventId, IdPrefix},
     random,
-    source::numbered_id::{IdPrefix, encode},
 };
 
 /// The identity of one channel's lifetime, and the prefix of its ids.
@@ -12,7 +11,7 @@ pub(super) struct Epoch(IdPrefix<12>);
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        Self(IdPrefix::new(encode(random::bits())))
+        Self(IdPrefix::from_bits(random::bits().into()))
     }
 
     /// Returns the id of the event at this position, which is the cursor that resumes after it.

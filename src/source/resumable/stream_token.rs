@@ -1,28 +1,24 @@
 use std::{fmt, fs::File, io::Read, sync::LazyLock};
 
 use crate::{
-    event::EventId,
+    event::{EventId, IdPrefix},
     random,
-    source::numbered_id::{IdPrefix, encode},
 };
 
-/// Base-32 digits of 64 bits.
-const HALF_LEN: usize = 13;
+/// Base-32 digits of 128 bits.
+const TOKEN_LEN: usize = 26;
 
 /// The secret that the ids of one stream begin with: 128 random bits. A request with such an id may read the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct StreamToken(IdPrefix<{ 2 * HALF_LEN }>);
+pub(super) struct StreamToken(IdPrefix<TOKEN_LEN>);
 
 impl StreamToken {
     pub(super) fn random() -> Self {
         // Each of the two generators suffices. Their exclusive or is random if either of them is.
         let [high, low] = system_random();
         let halves = [random::bits() ^ high, random::bits() ^ low];
-        let mut digits = [0; 2 * HALF_LEN];
-        for (half, half_digits) in halves.into_iter().zip(digits.chunks_exact_mut(HALF_LEN)) {
-            half_digits.copy_from_slice(&encode::<HALF_LEN>(half));
-        }
-        Self(IdPrefix::new(digits))
+        let [high, low] = halves.map(u128::from);
+        Self(IdPrefix::from_bits(high << 64 | low))
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
@@ -63,7 +59,6 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::source::numbered_id::decode;
 
     fn id(text: &str) -> EventId {
         EventId::new(text).unwrap()
@@ -117,12 +112,12 @@ mod tests {
         let mut set = [0_i32; 128];
         for _ in 0..DRAWS {
             let id = StreamToken::random().id(0);
-            let digits = &id.as_str().as_bytes()[..2 * HALF_LEN];
-            for (half, digits) in digits.chunks_exact(HALF_LEN).enumerate() {
-                let bits = decode(digits).unwrap();
-                for bit in 0..64 {
-                    set[64 * half + bit] += (bits >> bit & 1) as i32;
-                }
+            let digits = id.as_str()[..TOKEN_LEN].chars();
+            let bits = digits.fold(0, |bits: u128, digit| {
+                bits << 5 | u128::from(digit.to_digit(32).unwrap())
+            });
+            for (bit, count) in set.iter_mut().enumerate() {
+                *count += (bits >> bit & 1) as i32;
             }
         }
         for (bit, count) in set.into_iter().enumerate() {

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use testkit::{example::Example, installed};
+use testkit::{example_process::ExampleProcess, programs};
 
 /// In seconds: below the 5 s that a case of the suite may take.
 const LONG_POLL: &str = "2";
@@ -72,15 +72,15 @@ struct Case {
 /// By name. The suite has no two of one.
 fn conformance() -> BTreeMap<String, Case> {
     let suite = "@durable-streams/server-conformance-tests";
-    let mut vitest = installed::node("node_modules/vitest/vitest.mjs", suite);
+    let mut vitest = programs::node_script("node_modules/vitest/vitest.mjs", suite);
     let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join("durable.json");
     let _ = fs::remove_file(&report);
-    let example = Example::start("durable_streams", &[LONG_POLL]);
+    let example = ExampleProcess::start("durable_streams", &[LONG_POLL]);
     let output = vitest
         .args(["run", "durable.test.mjs", "--reporter=json"])
         .arg(format!("--outputFile={}", report.display()))
-        .current_dir(installed::in_repository("tests/js"))
-        .env("DURABLE_STREAMS", example.address())
+        .current_dir(programs::repository_path("tests/js"))
+        .env("DURABLE_STREAMS", example.next_address())
         .env("LONG_POLL_MS", PATIENCE)
         .output()
         .expect("run scripts/setup first");

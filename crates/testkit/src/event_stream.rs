@@ -1,36 +1,36 @@
-//! A parser of event streams, written from WHATWG HTML §9.2.6 ("Interpreting an event stream"), to judge the encoder by.
+//! A parser of event streams, written from WHATWG HTML §9.2.6 ("Interpreting an event stream"). The tests of the encoder rely on it.
 
-/// What a client dispatches.
+/// An event that a browser's `EventSource` dispatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// The event's type, `message` where the stream names none.
+pub struct MessageEvent {
+    /// The event's type. It is `message` if the stream names none.
     pub event_type: String,
     /// The data lines, joined with line feeds.
     pub data: String,
-    /// The last event ID when the event is dispatched.
+    /// The last event ID at the time of dispatch.
     pub last_event_id: String,
 }
 
-/// The state that the standard names: buffers, and what outlives a message.
+/// An incremental parser with the buffers that the standard names.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub struct EventStreamParser {
     line: Vec<u8>,
     after_cr: bool,
     started: bool,
     data: String,
     event_type: String,
     id_buffer: String,
-    /// What a client sends as `Last-Event-ID` when it reconnects.
+    /// The value that a client sends as `Last-Event-ID` when it reconnects.
     pub last_event_id: String,
     /// The value of the last valid `retry:` line, in milliseconds.
     pub reconnection_time: Option<u64>,
-    /// The events that were dispatched.
-    pub messages: Vec<Message>,
+    /// The dispatched events.
+    pub messages: Vec<MessageEvent>,
 }
 
-impl Parser {
+impl EventStreamParser {
     /// Parses a whole stream.
-    pub fn read(stream: &[u8]) -> Self {
+    pub fn parse(stream: &[u8]) -> Self {
         let mut parser = Self::default();
         parser.feed(stream);
         parser
@@ -62,10 +62,10 @@ impl Parser {
             return;
         }
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
-        self.process(field, value.strip_prefix(' ').unwrap_or(value));
+        self.process_field(field, value.strip_prefix(' ').unwrap_or(value));
     }
 
-    fn process(&mut self, field: &str, value: &str) {
+    fn process_field(&mut self, field: &str, value: &str) {
         match field {
             "event" => self.event_type = value.to_owned(),
             "data" => {
@@ -88,7 +88,7 @@ impl Parser {
             return;
         }
         let is_typed = !event_type.is_empty();
-        self.messages.push(Message {
+        self.messages.push(MessageEvent {
             event_type: if is_typed {
                 event_type
             } else {
@@ -104,11 +104,11 @@ impl Parser {
 mod tests {
     use super::*;
 
-    /// The facts of the standard and its test suite that a parser must know, so that it can be trusted as a judge.
+    /// Cases of the standard and of its test suite. A test can rely on a parser that passes them.
     #[test]
-    fn the_judge_knows_the_standard() {
+    fn parser_follows_the_standard() {
         let data = |stream: &str| -> Vec<String> {
-            let messages = Parser::read(stream.as_bytes()).messages;
+            let messages = EventStreamParser::parse(stream.as_bytes()).messages;
             messages.into_iter().map(|m| m.data).collect()
         };
         assert_eq!(data("\u{feff}data: 1\n\n"), ["1"]);
@@ -123,29 +123,38 @@ mod tests {
         assert_eq!(data("id: a\0b\ndata: x\n\n"), ["x"]);
         assert_eq!(data("data:  two\n\n"), [" two"]);
 
-        let parser = Parser::read(b"id: 1\n\nid\ndata: x\n\n");
+        let parser = EventStreamParser::parse(b"id: 1\n\nid\ndata: x\n\n");
         assert_eq!(parser.last_event_id, "");
-        assert_eq!(Parser::read(b"id: 1\n\n").last_event_id, "1");
-        assert_eq!(Parser::read(b"id: a\0b\ndata: x\n\n").last_event_id, "");
-        assert_eq!(Parser::read(b"id: 1\ndata: cut").last_event_id, "");
+        assert_eq!(EventStreamParser::parse(b"id: 1\n\n").last_event_id, "1");
         assert_eq!(
-            Parser::read(b"event: x\n\ndata: y\n\n").messages[0].event_type,
+            EventStreamParser::parse(b"id: a\0b\ndata: x\n\n").last_event_id,
+            ""
+        );
+        assert_eq!(
+            EventStreamParser::parse(b"id: 1\ndata: cut").last_event_id,
+            ""
+        );
+        assert_eq!(
+            EventStreamParser::parse(b"event: x\n\ndata: y\n\n").messages[0].event_type,
             "message"
         );
         for odd in ["1000x", "-1", "1e3", "", "1.5"] {
             assert_eq!(
-                Parser::read(format!("retry:{odd}\n").as_bytes()).reconnection_time,
+                EventStreamParser::parse(format!("retry:{odd}\n").as_bytes()).reconnection_time,
                 None
             );
         }
-        assert_eq!(Parser::read(b"retry: 1005\n").reconnection_time, Some(1005));
+        assert_eq!(
+            EventStreamParser::parse(b"retry: 1005\n").reconnection_time,
+            Some(1005)
+        );
 
         let stream = "data:1\rdata:2\r\n\rid:7\r\ndata:3\n\n".as_bytes();
-        let whole = Parser::read(stream).messages;
-        for at in 0..stream.len() {
-            let mut split = Parser::read(&stream[..at]);
-            split.feed(&stream[at..]);
-            assert_eq!(split.messages, whole, "split at {at}");
+        let whole = EventStreamParser::parse(stream).messages;
+        for split in 0..stream.len() {
+            let mut parser = EventStreamParser::parse(&stream[..split]);
+            parser.feed(&stream[split..]);
+            assert_eq!(parser.messages, whole, "split at {split}");
         }
     }
 }

@@ -22,20 +22,20 @@ use tokio::{
 };
 
 use testkit::{
-    Client, LONG, Reading,
-    Version::{self, Http1, Http2},
-    records::{Reader, Record},
-    request,
-    websocket::Opened,
+    HttpClient,
+    HttpVersion::{self, Http1, Http2},
+    StreamingResponse, TEST_TIMEOUT, empty_request,
+    records::{Record, RecordReader},
+    websocket::WebSocketConnection,
 };
 
-use crate::{dice::Dice, server::text};
+use crate::{seeded_random::Dice, server::text};
 
 /// One way to read.
 #[derive(Debug)]
 pub(crate) struct Door {
     name: &'static str,
-    version: Version,
+    version: HttpVersion,
     query: &'static str,
     kind: Kind,
 }
@@ -68,7 +68,7 @@ enum Form {
     Nchan,
 }
 
-const fn door(name: &'static str, version: Version, query: &'static str, kind: Kind) -> Door {
+const fn door(name: &'static str, version: HttpVersion, query: &'static str, kind: Kind) -> Door {
     Door {
         name,
         version,
@@ -148,7 +148,7 @@ impl Door {
 }
 
 /// A connection of its own. If it is to be reset, it is so when it is dropped.
-pub(crate) async fn connect(address: SocketAddr, version: Version, resets: bool) -> Client {
+pub(crate) async fn connect(address: SocketAddr, version: HttpVersion, resets: bool) -> HttpClient {
     let socket = TcpStream::connect(address).await.expect("a connection");
     let _ = socket.set_nodelay(true);
     if resets {
@@ -159,7 +159,7 @@ pub(crate) async fn connect(address: SocketAddr, version: Version, resets: bool)
         Http1 => {
             let (sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
             tokio::spawn(connection.with_upgrades());
-            Client::Http1(sender)
+            HttpClient::Http1(sender)
         }
         Http2 => {
             let handshake = http2::handshake(TokioExecutor::new(), io);
@@ -169,14 +169,14 @@ pub(crate) async fn connect(address: SocketAddr, version: Version, resets: bool)
                 sleep(Duration::from_millis(1)).await;
             }
             tokio::spawn(connection);
-            Client::Http2(sender)
+            HttpClient::Http2(sender)
         }
     }
 }
 
 /// For another request: the last answer may have been read before its connection has noticed.
-async fn ready(client: &mut Client) {
-    if let Client::Http1(sender) = client {
+async fn ready(client: &mut HttpClient) {
+    if let HttpClient::Http1(sender) = client {
         sender.ready().await.expect("a connection");
     }
 }
@@ -195,10 +195,10 @@ pub(crate) struct Follower {
 
 /// What it has open.
 enum Line {
-    Body(Reading, Reader),
-    Lines(Reading, Vec<u8>),
-    Polls(Client),
-    Socket(Box<Opened>, Reader),
+    Body(StreamingResponse, RecordReader),
+    Lines(StreamingResponse, Vec<u8>),
+    Polls(HttpClient),
+    Socket(Box<WebSocketConnection>, RecordReader),
 }
 
 impl Follower {
@@ -227,7 +227,9 @@ impl Follower {
 
     async fn open(&mut self, address: SocketAddr, resets: bool) -> Line {
         let client = connect(address, self.door.version, resets);
-        let mut client = timeout(LONG, client).await.expect("connected in time");
+        let mut client = timeout(TEST_TIMEOUT, client)
+            .await
+            .expect("connected in time");
         let path = self.request().0;
         let cursor = self.cursor.clone();
         match self.door.kind {
@@ -239,17 +241,17 @@ impl Follower {
                     Form::Json => &[("sec-websocket-protocol", "json.tower-push")],
                     Form::Nchan => &[("sec-websocket-protocol", "ws+meta.nchan")],
                 };
-                let opened = timeout(LONG, client.websocket(&path, asking)).await;
+                let opened = timeout(TEST_TIMEOUT, client.open_websocket(&path, asking)).await;
                 let opened = opened.expect("answered in time");
                 let opened =
                     opened.unwrap_or_else(|refused| panic!("{self:?}: {}", refused.head.status));
                 Line::Socket(
                     Box::new(opened),
-                    Reader::new("application/x-ndjson", cursor),
+                    RecordReader::new("application/x-ndjson", cursor),
                 )
             }
             Kind::Stream | Kind::Lines | Kind::Offset => {
-                let reading = timeout(LONG, client.get(&path, &[])).await;
+                let reading = timeout(TEST_TIMEOUT, client.get(&path, &[])).await;
                 let reading = reading.expect("answered in time");
                 assert_eq!(reading.head.status, 200, "{self:?}");
                 let content_type = reading
@@ -258,7 +260,7 @@ impl Follower {
                     .to_owned();
                 match self.door.kind {
                     Kind::Lines => Line::Lines(reading, Vec::new()),
-                    _ => Line::Body(reading, Reader::new(&content_type, cursor)),
+                    _ => Line::Body(reading, RecordReader::new(&content_type, cursor)),
                 }
             }
         }
@@ -269,7 +271,7 @@ impl Follower {
         match line {
             Line::Body(reading, reader) => {
                 let bytes = reading
-                    .next()
+                    .next_chunk()
                     .await
                     .unwrap_or_else(|| panic!("{self:?}: an end"));
                 let bytes = bytes.unwrap_or_else(|error| panic!("{self:?}: {error}"));
@@ -279,7 +281,7 @@ impl Follower {
             }
             Line::Lines(reading, unread) => {
                 let bytes = reading
-                    .next()
+                    .next_chunk()
                     .await
                     .unwrap_or_else(|| panic!("{self:?}: an end"));
                 unread.extend(bytes.unwrap_or_else(|error| panic!("{self:?}: {error}")));
@@ -293,10 +295,10 @@ impl Follower {
             }
             Line::Polls(client) => self.poll(client, "").await,
             Line::Socket(opened, reader) => {
-                let frame = opened.frame().await;
+                let frame = opened.next_frame().await;
                 let frame = frame.unwrap_or_else(|| panic!("{self:?}: cut"));
-                match frame.first {
-                    0x89 => opened.send(0x8a, &frame.payload).await,
+                match frame.first_byte {
+                    0x89 => opened.send_frame(0x8a, &frame.payload).await,
                     0x81 => self.message(frame.payload, reader),
                     0xc1 => self.message(inflated(frame.payload), reader),
                     _ => panic!("{self:?}: {frame:?}"),
@@ -305,7 +307,7 @@ impl Follower {
         }
     }
 
-    fn message(&mut self, mut message: Vec<u8>, reader: &mut Reader) {
+    fn message(&mut self, mut message: Vec<u8>, reader: &mut RecordReader) {
         match self.door.kind {
             Kind::Socket(Form::Json) => {
                 message.push(b'\n');
@@ -331,23 +333,25 @@ impl Follower {
     }
 
     /// Asks once, with this behind its query.
-    async fn poll(&mut self, client: &mut Client, more: &str) {
+    async fn poll(&mut self, client: &mut HttpClient, more: &str) {
         let (mut path, validator) = self.request();
         path += more;
         let validator = validator.as_deref().map(|tag| ("if-none-match", tag));
         let headers: Vec<_> = validator.into_iter().collect();
         ready(client).await;
-        let answer = timeout(LONG, client.get(&path, &headers)).await;
+        let answer = timeout(TEST_TIMEOUT, client.get(&path, &headers)).await;
         let answer = answer.expect("answered in time");
         let status = answer.head.status;
         let told = ["stream-next-offset", "last-event-id"];
         let told = told.iter().find_map(|name| answer.header(name));
         let told = told.map(str::to_owned);
         let content_type = answer.header("content-type").unwrap_or_default().to_owned();
-        let (body, end) = answer.rest().await;
+        let (body, end) = answer.read_to_end().await;
         end.unwrap_or_else(|error| panic!("{self:?}: {error}"));
         match status.as_u16() {
-            200 if !body.is_empty() => self.take_all(Reader::new(&content_type, None).feed(&body)),
+            200 if !body.is_empty() => {
+                self.take_all(RecordReader::new(&content_type, None).feed(&body))
+            }
             200 | 204 => {}
             // An offset that is not there any more.
             410 => {
@@ -454,7 +458,7 @@ impl Stayer {
     pub(crate) async fn hears_of_the_end(mut self) {
         match self.line {
             Line::Body(reading, _) | Line::Lines(reading, _) => {
-                let (rest, end) = reading.rest().await;
+                let (rest, end) = reading.read_to_end().await;
                 end.unwrap_or_else(|error| panic!("{:?}: {error}", self.follower));
                 let has_hint = String::from_utf8_lossy(&rest).contains("retry");
                 assert!(
@@ -466,28 +470,28 @@ impl Stayer {
             Line::Polls(ref mut client) => {
                 let path = format!("{}&timeout=60", self.follower.request().0);
                 ready(client).await;
-                let answer = timeout(LONG, client.get(&path, &[])).await;
+                let answer = timeout(TEST_TIMEOUT, client.get(&path, &[])).await;
                 let answer = answer.expect("answered in time");
                 assert!(
                     answer.header("retry-after").is_some(),
                     "{:?}",
                     self.follower
                 );
-                answer.drain().await;
+                answer.discard_rest().await;
             }
             Line::Socket(mut opened, _) => loop {
-                let frame = opened.frame().await;
+                let frame = opened.next_frame().await;
                 let frame = frame.unwrap_or_else(|| panic!("{:?}: cut", self.follower));
-                if frame.first == 0x89 {
-                    opened.send(0x8a, &frame.payload).await;
+                if frame.first_byte == 0x89 {
+                    opened.send_frame(0x8a, &frame.payload).await;
                 }
-                if let Some((code, reason)) = frame.close() {
+                if let Some((code, reason)) = frame.close_code_and_reason() {
                     assert!(
                         code == 1012 && reason.contains("retry"),
                         "{:?}: {code}",
                         self.follower
                     );
-                    opened.send(0x88, &code.to_be_bytes()).await;
+                    opened.send_frame(0x88, &code.to_be_bytes()).await;
                     return;
                 }
             },
@@ -544,10 +548,12 @@ pub(crate) async fn shut(address: SocketAddr, key: usize) -> impl Sized {
         let (mut sender, connection) = handshake.await.expect("HTTP/2");
         tokio::spawn(connection);
         let uri = format!("http://localhost/flood?transport=sse&key={key}");
-        let response = sender.send_request(request("GET", &uri, &[])).await;
+        let response = sender.send_request(empty_request("GET", &uri, &[])).await;
         (response.expect("an answer"), sender)
     };
-    let opened = timeout(LONG, opening).await.expect("opened in time");
+    let opened = timeout(TEST_TIMEOUT, opening)
+        .await
+        .expect("opened in time");
     assert_eq!(
         opened.0.status(),
         200,

@@ -9,7 +9,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use socket2::SockRef;
-use testkit::{Client, Count, Server, VERSIONS, Version, get, raw_http1};
+use testkit::{HttpClient, HttpVersion, LiveCounter, TestServer, get_request_head, send_raw_http1};
 use tokio::io::AsyncWriteExt;
 use tower_push::{
     Event, EventId, Item, KeepAlive, Push, PushSource,
@@ -24,9 +24,9 @@ fn silent() -> impl Stream<Item = &'static str> + Send {
 }
 
 /// Counts the streams that are alive.
-fn counted(count: &Count) -> impl PushSource + Clone + Send + Sync + use<> {
+fn counted(count: &LiveCounter) -> impl PushSource + Clone + Send + Sync + use<> {
     let count = count.clone();
-    source_fn(async move |_| Ok(count.around(silent())))
+    source_fn(async move |_| Ok(count.wrap(silent())))
 }
 
 const ASKING: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -34,83 +34,83 @@ const HELLO: &str = "data: hello\n\n";
 
 #[tokio::test]
 async fn a_client_that_closes_is_gone() {
-    let count = Count::default();
-    let server = Server::new(tower_push::service(counted(&count))).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    let count = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted(&count))).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         let mut response = client.get("/", &[]).await;
-        response.expect(":\ndata: hello\n\n").await;
+        response.expect_bytes(":\ndata: hello\n\n").await;
         assert_eq!(count.get(), 1);
         drop((client, response));
-        count.becomes(0).await;
+        count.wait_for(0).await;
     }
 }
 
 #[tokio::test]
 async fn a_client_that_closes_its_half_is_gone() {
-    let count = Count::default();
-    let server = Server::new(tower_push::service(counted(&count))).await;
-    let (mut socket, _) = raw_http1(&server, ASKING, HELLO).await;
+    let count = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted(&count))).await;
+    let (mut socket, _) = send_raw_http1(&server, ASKING, HELLO).await;
     assert_eq!(count.get(), 1);
     socket.shutdown().await.unwrap();
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 #[tokio::test]
 async fn a_client_that_resets_its_connection_is_gone() {
-    let count = Count::default();
-    let server = Server::new(tower_push::service(counted(&count))).await;
-    let (socket, _) = raw_http1(&server, ASKING, HELLO).await;
+    let count = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted(&count))).await;
+    let (socket, _) = send_raw_http1(&server, ASKING, HELLO).await;
     assert_eq!(count.get(), 1);
     SockRef::from(&socket)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
     drop(socket);
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 #[tokio::test]
 async fn a_stream_that_is_reset_is_gone_and_its_siblings_stay() {
-    let count = Count::default();
-    let server = Server::new(tower_push::service(counted(&count))).await;
-    let mut client = Client::connect(&server, Version::Http2).await;
+    let count = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted(&count))).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut responses = Vec::new();
     for _ in 0..10 {
         let mut response = client.get("/", &[]).await;
-        response.expect(":\ndata: hello\n\n").await;
+        response.expect_bytes(":\ndata: hello\n\n").await;
         responses.push(response);
     }
     assert_eq!(count.get(), 10);
     // hyper's client sends RST_STREAM for a body that is dropped.
     responses.truncate(7);
-    count.becomes(7).await;
+    count.wait_for(7).await;
     drop(responses);
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 /// hyper cannot see the end of a connection behind bytes that it has not read yet: a heartbeat finds it.
 #[tokio::test]
 async fn a_client_that_hides_its_leaving_is_found_by_a_heartbeat() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let often = KeepAlive::new().interval(Duration::from_millis(20));
     let service = tower_push::service(counted(&count)).transport(Sse::new().keep_alive(often));
-    let server = Server::new(service).await;
-    let (mut socket, _) = raw_http1(&server, ASKING, HELLO).await;
+    let server = TestServer::start(service).await;
+    let (mut socket, _) = send_raw_http1(&server, ASKING, HELLO).await;
     socket.write_all(b"GET").await.unwrap();
     drop(socket);
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 #[tokio::test]
 async fn a_response_that_is_never_polled_is_dropped_with_its_source() {
-    let count = Count::default();
-    let response = tower_push::respond(&mut get("/", &[]), count.around(silent())).await;
+    let count = LiveCounter::default();
+    let response = tower_push::respond(&mut get_request_head("/", &[]), count.wrap(silent())).await;
     assert_eq!(count.get(), 1);
     drop(response);
     assert_eq!(count.get(), 0);
 
-    let source = count.around(silent());
-    let mut head = get("/", &[]);
+    let source = count.wrap(silent());
+    let mut head = get_request_head("/", &[]);
     let responding = tower_push::respond(&mut head, source);
     assert_eq!(count.get(), 1);
     drop(responding);
@@ -119,26 +119,26 @@ async fn a_response_that_is_never_polled_is_dropped_with_its_source() {
 
 #[tokio::test]
 async fn a_client_that_leaves_while_the_source_is_being_asked_withdraws_the_subscription() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let asked = count.clone();
     let source = source_fn(async move |_| {
-        let _asked = asked.around(stream::pending::<Event>());
+        let _asked = asked.wrap(stream::pending::<Event>());
         std::future::pending::<()>().await;
         Ok(stream::pending::<Event>())
     });
-    let server = Server::new(tower_push::service(source)).await;
+    let server = TestServer::start(tower_push::service(source)).await;
     let mut socket = tokio::net::TcpStream::connect(server.address)
         .await
         .unwrap();
     socket.write_all(ASKING.as_bytes()).await.unwrap();
-    count.becomes(1).await;
+    count.wait_for(1).await;
     drop(socket);
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 #[tokio::test]
 async fn a_source_that_panics_takes_nobody_with_it() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counting = count.clone();
     let source = source_fn(
         async move |subscription: tower_push::source::Subscription| {
@@ -147,29 +147,34 @@ async fn a_source_that_panics_takes_nobody_with_it() {
                 true => panic!("a bug in a source"),
                 false => Poll::Pending,
             });
-            Ok(counting.around(stream::iter(["hello"]).chain(after)))
+            Ok(counting.wrap(stream::iter(["hello"]).chain(after)))
         },
     );
-    let server = Server::new(tower_push::service(source)).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    let server = TestServer::start(tower_push::service(source)).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         let mut well = match version {
-            Version::Http1 => Client::connect(&server, version).await.get("/", &[]).await,
-            Version::Http2 => client.get("/", &[]).await,
+            HttpVersion::Http1 => {
+                HttpClient::connect(&server, version)
+                    .await
+                    .get("/", &[])
+                    .await
+            }
+            HttpVersion::Http2 => client.get("/", &[]).await,
         };
-        well.expect(":\ndata: hello\n\n").await;
+        well.expect_bytes(":\ndata: hello\n\n").await;
         // HTTP/1.1 may be cut before its head is out.
-        if version == Version::Http2 {
-            let (_, ended) = client.get("/panics", &[]).await.rest().await;
+        if version == HttpVersion::Http2 {
+            let (_, ended) = client.get("/panics", &[]).await.read_to_end().await;
             ended.expect_err("a cut, not an end");
         } else {
             let asking = ASKING.replace(" / ", " /panics ");
-            let (_, read) = raw_http1(&server, &asking, "never").await;
+            let (_, read) = send_raw_http1(&server, &asking, "never").await;
             assert!(!read.ends_with("0\r\n\r\n"), "a cut, not an end");
         }
-        count.becomes(1).await;
+        count.wait_for(1).await;
         drop((client, well));
-        count.becomes(0).await;
+        count.wait_for(0).await;
     }
 }
 
@@ -208,18 +213,18 @@ async fn a_source_that_never_pauses_lets_its_neighbours_run() {
             },
         );
         let transports = Negotiate::new().add_transport(Chunked::new(Raw::new()));
-        let server = Server::new(tower_push::service(source).transport(transports)).await;
-        for version in VERSIONS {
+        let server = TestServer::start(tower_push::service(source).transport(transports)).await;
+        for version in HttpVersion::ALL {
             for name in ["sse", "raw"] {
-                let mut client = Client::connect(&server, version).await;
+                let mut client = HttpClient::connect(&server, version).await;
                 let flood = client.get(&format!("/flood?transport={name}"), &[]).await;
-                let reading = tokio::spawn(flood.drain());
+                let reading = tokio::spawn(flood.discard_rest());
                 for _ in 0..3 {
-                    let mut neighbour = Client::connect(&server, version).await;
+                    let mut neighbour = HttpClient::connect(&server, version).await;
                     neighbour
                         .get("/", &[])
                         .await
-                        .expect(":\ndata: hello\n\n")
+                        .expect_bytes(":\ndata: hello\n\n")
                         .await;
                 }
                 reading.abort();
@@ -234,7 +239,7 @@ async fn a_body_that_is_always_ready_pauses_by_itself() {
     for item in floods() {
         let raw = Chunked::new(Raw::new());
         let response = raw
-            .respond(&mut get("/", &[]), Push::new(Flood(item)))
+            .respond(&mut get_request_head("/", &[]), Push::new(Flood(item)))
             .await;
         let mut body = response.into_body();
         let reading = async { while body.frame().await.is_some() {} };
@@ -245,20 +250,20 @@ async fn a_body_that_is_always_ready_pauses_by_itself() {
 
 #[tokio::test]
 async fn a_source_that_never_yields_is_held_quietly() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counting = count.clone();
-    let source = source_fn(async move |_| Ok(counting.around(stream::pending::<Event>())));
-    let server = Server::new(tower_push::service(source)).await;
-    let mut client = Client::connect(&server, Version::Http2).await;
+    let source = source_fn(async move |_| Ok(counting.wrap(stream::pending::<Event>())));
+    let server = TestServer::start(tower_push::service(source)).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut responses = Vec::new();
     for _ in 0..100 {
         let mut response = client.get("/", &[]).await;
-        response.expect(":\n").await;
+        response.expect_bytes(":\n").await;
         responses.push(response);
     }
     assert_eq!(count.get(), 100);
     drop(responses);
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 /// One stream of a connection is full; the others flow.
@@ -278,12 +283,12 @@ async fn a_stream_that_is_not_read_does_not_hold_its_siblings() {
             })
         },
     );
-    let server = Server::new(tower_push::service(source)).await;
-    let mut client = Client::connect(&server, Version::Http2).await;
+    let server = TestServer::start(tower_push::service(source)).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let stalled = client.get("/flood", &[]).await;
     let mut flowing = client.get("/", &[]).await;
     flowing
-        .expect(format!(":\n{}", "data: tick\n\n".repeat(100)))
+        .expect_bytes(format!(":\n{}", "data: tick\n\n".repeat(100)))
         .await;
     drop(stalled);
 }

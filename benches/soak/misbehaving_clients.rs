@@ -12,12 +12,12 @@ use tokio::{
 };
 
 use testkit::{
-    LONG,
-    websocket::{KEY, masked},
+    TEST_TIMEOUT,
+    websocket::{SAMPLE_KEY, masked_frame},
 };
 
 use crate::{
-    dice::Dice,
+    seeded_random::Dice,
     server::{KEYS, PATIENCE},
 };
 
@@ -219,7 +219,7 @@ pub(crate) async fn run(
         asked,
         dice,
     };
-    let misbehaving = timeout(3 * LONG, hooligan.misbehave(way));
+    let misbehaving = timeout(3 * TEST_TIMEOUT, hooligan.misbehave(way));
     let ended = misbehaving
         .await
         .unwrap_or_else(|_| Err("it takes for ever".to_owned()));
@@ -236,7 +236,7 @@ async fn connect(address: SocketAddr, way: Way) -> Result<TcpStream, String> {
         }
         socket.connect(address).await
     };
-    let connected = timeout(LONG, connecting).await;
+    let connected = timeout(TEST_TIMEOUT, connecting).await;
     let connected = connected.map_err(|error| error.to_string())?;
     connected.map_err(|error| format!("connecting: {error}"))
 }
@@ -378,7 +378,7 @@ impl Hooligan {
             sleep(3 * PATIENCE).await;
             let mut left = 1024 * 1024;
             while left > 0 {
-                let read = timeout(LONG, self.socket.read(&mut piece)).await;
+                let read = timeout(TEST_TIMEOUT, self.socket.read(&mut piece)).await;
                 match read.map_err(|_| "neither an end nor anything to read")? {
                     Ok(read @ 1..) => left -= read.min(left),
                     _ => return Ok(()),
@@ -394,7 +394,7 @@ impl Hooligan {
             let mut piece = vec![0; 16 * 1024];
             while matches!(self.socket.read(&mut piece).await, Ok(1..)) {}
         };
-        let ended = timeout(LONG, reading).await;
+        let ended = timeout(TEST_TIMEOUT, reading).await;
         ended.map_err(|_| "the server should have put it out".to_owned())
     }
 
@@ -440,21 +440,21 @@ impl Hooligan {
         let frames: [Vec<u8>; 9] = [
             // Not masked; reserved bits; opcodes that are none.
             vec![0x81, 5, b'h', b'e', b'l', b'l', b'o'],
-            masked(0xf1, b"hello"),
-            masked(0x83, b"hello"),
+            masked_frame(0xf1, b"hello"),
+            masked_frame(0x83, b"hello"),
             // A continuation of nothing; a ping in fragments; one that is too long.
-            masked(0x80, b"hello"),
-            masked(0x09, b"hello"),
-            masked(0x89, &[0; 126]),
+            masked_frame(0x80, b"hello"),
+            masked_frame(0x09, b"hello"),
+            masked_frame(0x89, &[0; 126]),
             // Not UTF-8; a close code that is none; larger than allowed.
-            masked(0x81, &[0xff, 0xfe]),
-            masked(0x88, &[0, 1]),
+            masked_frame(0x81, &[0xff, 0xfe]),
+            masked_frame(0x88, &[0, 1]),
             [&[0x82, 0xff][..], &[0x80, 0, 0, 0, 0, 0, 0, 0], &[0; 4]].concat(),
         ];
         let bad = &frames[self.dice.below(frames.len())];
         self.write(bad).await;
         // And a message that is never whole, which nobody listens to any more.
-        self.write(&masked(0x01, b"and so on")[..8]).await;
+        self.write(&masked_frame(0x01, b"and so on")[..8]).await;
     }
 
     /// Messages, pings and fragments, and in the end a close.
@@ -463,9 +463,9 @@ impl Hooligan {
             let length = self.dice.pick(&[0, 5, 200, 5000]);
             let payload = vec![b'x'; length];
             let frame = match self.dice.below(4) {
-                0 => masked(0x89, &payload[..length.min(125)]),
-                1 => [masked(0x01, &payload), masked(0x80, &payload)].concat(),
-                _ => masked(0x81, &payload),
+                0 => masked_frame(0x89, &payload[..length.min(125)]),
+                1 => [masked_frame(0x01, &payload), masked_frame(0x80, &payload)].concat(),
+                _ => masked_frame(0x81, &payload),
             };
             self.write(&frame).await;
             if self.dice.below(3) == 0 {
@@ -474,10 +474,13 @@ impl Hooligan {
         }
         match self.dice.below(3) {
             // A message that breaks off: it has its deadline.
-            0 => self.write(&masked(0x01, b"once")).await,
-            1 => self.write(&masked(0x88, &1000_u16.to_be_bytes())).await,
+            0 => self.write(&masked_frame(0x01, b"once")).await,
+            1 => {
+                self.write(&masked_frame(0x88, &1000_u16.to_be_bytes()))
+                    .await
+            }
             _ => {
-                self.write(&masked(0x88, b"")).await;
+                self.write(&masked_frame(0x88, b"")).await;
                 self.leave().await;
                 return Ok(());
             }
@@ -498,7 +501,7 @@ impl Hooligan {
             Http1 => format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes(),
             Socket => format!(
                 "GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-                 sec-websocket-version: 13\r\nsec-websocket-key: {KEY}\r\n{lines}\r\n"
+                 sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n{lines}\r\n"
             )
             .into_bytes(),
             Http2 | Http2Socket => {

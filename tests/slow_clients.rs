@@ -23,7 +23,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use testkit::{LONG, Server, example::Example, request};
+use testkit::{TEST_TIMEOUT, TestServer, empty_request, example_process::ExampleProcess};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::TcpStream,
@@ -261,7 +261,7 @@ impl Flood {
     }
 
     async fn loses_its_subscribers(&self) {
-        let idle = timeout(LONG, self.channel.unsubscribed()).await;
+        let idle = timeout(TEST_TIMEOUT, self.channel.unsubscribed()).await;
         idle.expect("the stalled subscriber is put out");
     }
 }
@@ -279,13 +279,13 @@ const SHORT: Duration = Duration::from_millis(200);
 type Ends = UnboundedReceiver<BoxError>;
 
 /// A server that gives its connections this long.
-async fn watched<S>(source: S, patience: Duration, prepare: fn(SockRef<'_>)) -> (Server, Ends)
+async fn watched<S>(source: S, patience: Duration, prepare: fn(SockRef<'_>)) -> (TestServer, Ends)
 where
     S: PushSource + Clone + Send + Sync + 'static,
 {
     let service = TowerToHyperService::new(tower_push::service(source));
     let (ended, ends) = unbounded_channel();
-    let server = Server::accepting(move |socket| {
+    let server = TestServer::start_with(move |socket| {
         prepare(SockRef::from(&socket));
         let io = TokioIo::new(WriteProgress::new(socket, patience));
         let (service, ended) = (service.clone(), ended.clone());
@@ -375,7 +375,7 @@ struct Http2 {
 }
 
 impl Http2 {
-    async fn connect(server: &Server, window: u32) -> Self {
+    async fn connect(server: &TestServer, window: u32) -> Self {
         let shut = Arc::<AtomicBool>::default();
         let io = TokioIo::new(Gate {
             socket: TcpStream::connect(server.address).await.unwrap(),
@@ -392,7 +392,7 @@ impl Http2 {
     }
 
     async fn ask(&mut self) -> Response<Incoming> {
-        let request = request("GET", "http://localhost/", &[]);
+        let request = empty_request("GET", "http://localhost/", &[]);
         self.sender.send_request(request).await.unwrap()
     }
 
@@ -420,7 +420,7 @@ async fn an_http2_client_that_stops_reading_is_put_out() {
 async fn an_http2_client_that_stops_reading_behind_a_small_window_is_put_out_by_pings() {
     let flood = Flood::new();
     let service = TowerToHyperService::new(tower_push::service(flood.channel.clone()));
-    let server = Server::accepting(move |socket| {
+    let server = TestServer::start_with(move |socket| {
         let io = TokioIo::new(WriteProgress::new(socket, SHORT));
         let service = service.clone();
         async move {
@@ -450,14 +450,14 @@ async fn an_http2_stream_that_is_not_read_stays_and_its_neighbours_flow() {
     let mut reading = client.ask().await.into_body();
     let start = Instant::now();
     while start.elapsed() < 3 * SHORT {
-        let frame = timeout(LONG, reading.frame()).await;
+        let frame = timeout(TEST_TIMEOUT, reading.frame()).await;
         frame.expect("its own window is open").unwrap().unwrap();
     }
     assert_eq!(flood.channel.subscriber_count(), 2);
 }
 
 /// Asks, and reads this many bytes, 16 KiB every 10 ms at the most: 1.6 MB/s. Less, if it is cut off.
-async fn read_slowly(server: &Server, wanted: usize) -> usize {
+async fn read_slowly(server: &TestServer, wanted: usize) -> usize {
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     socket.write_all(ASKING.as_bytes()).await.unwrap();
     let (mut total, mut buffer) = (0, vec![0; 16 * 1024]);
@@ -520,12 +520,12 @@ async fn a_client_that_stops_reading_is_put_out_by_the_kernel_if_it_is_told_to()
 
 #[tokio::test]
 async fn the_example_puts_stalled_clients_out_in_each_framework() {
-    let example = Example::start("stalled", &["1"]);
-    let urls = [(); 3].map(|()| example.address());
+    let example = ExampleProcess::start("stalled", &["1"]);
+    let urls = [(); 3].map(|()| example.next_address());
     for url in urls {
         let address = url.strip_prefix("http://").expect("http://…");
         let _stalled = stop_reading(address.parse().unwrap()).await;
-        example.says("1 subscribed");
-        example.says("nobody is left");
+        example.wait_for_line("1 subscribed");
+        example.wait_for_line("nobody is left");
     }
 }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use testkit::{Client, Reading, Server, Version, records::Reader, websocket::Opened};
+use testkit::{
+    HttpClient, HttpVersion, StreamingResponse, TestServer, records::RecordReader,
+    websocket::WebSocketConnection,
+};
 use tower_push::{Channel, source::StartPosition};
 
 const HOPS: u64 = 3000;
@@ -42,15 +45,15 @@ enum Place {
 
 /// What a hop reads.
 enum Answer {
-    Response(Reading),
+    Response(StreamingResponse),
     /// Its messages are NDJSON's records.
-    WebSocket(Opened),
+    WebSocket(WebSocketConnection),
 }
 
 impl Answer {
-    async fn open(client: &mut Client, path: &str) -> Self {
+    async fn open(client: &mut HttpClient, path: &str) -> Self {
         let protocol = ("sec-websocket-protocol", "json.tower-push");
-        let opened = client.websocket(path, &[protocol]).await;
+        let opened = client.open_websocket(path, &[protocol]).await;
         Self::WebSocket(opened.unwrap_or_else(|refused| panic!("{}", refused.head.status)))
     }
 
@@ -63,9 +66,9 @@ impl Answer {
 
     async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         match self {
-            Self::Response(response) => response.next().await,
+            Self::Response(response) => response.next_chunk().await,
             Self::WebSocket(socket) => {
-                let mut line = socket.frame().await?.payload;
+                let mut line = socket.next_frame().await?.payload;
                 line.push(b'\n');
                 Some(Ok(line.into()))
             }
@@ -79,7 +82,7 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         .max_events(100_000)
         .max_bytes(64 << 20)
         .build();
-    let server = Server::new(tower_push::service(
+    let server = TestServer::start(tower_push::service(
         channel.with_start(StartPosition::Oldest),
     ))
     .await;
@@ -104,8 +107,8 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
     });
 
     let mut clients = [
-        Client::connect(&server, Version::Http2).await,
-        Client::connect(&server, Version::Http1).await,
+        HttpClient::connect(&server, HttpVersion::Http2).await,
+        HttpClient::connect(&server, HttpVersion::Http1).await,
     ];
     let (mut cursor, mut tag) = (None::<String>, None::<String>);
     let mut expected = 1_u64;
@@ -122,7 +125,7 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         // HTTP/1.1 must connect anew, for a stream that is dropped takes its connection with it.
         let version = random(8).min(1) as usize;
         if version == 1 {
-            clients[1] = Client::connect(&server, Version::Http1).await;
+            clients[1] = HttpClient::connect(&server, HttpVersion::Http1).await;
         }
         let (path, validator) = match (&cursor, place) {
             (Some(id), Place::Query(place)) => (format!("/?{way}&{place}={id}"), None),
@@ -158,7 +161,7 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
             cursor = next;
             continue;
         };
-        let mut reader = Reader::new(&content_type, cursor.take());
+        let mut reader = RecordReader::new(&content_type, cursor.take());
         let mut wanted = random(4);
         // Whatever has come when enough has come counts too: the cursor says so.
         loop {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use testkit::{
-    Server, Version, get, text,
-    websocket::{self, Opened},
+    HttpVersion, TestServer, body_text, get_request_head,
+    websocket::{self, WebSocketConnection},
 };
 use tower_push::{
     Event, Item, Push, Resumable,
@@ -27,9 +27,9 @@ async fn ending(_: Subscription) -> Result<Items, Rejection> {
 }
 
 async fn body(transport: impl Transport) -> String {
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     let response = transport.respond(&mut head, Push::new(source_fn(ending)));
-    text(response.await.into_body()).await
+    body_text(response.await.into_body()).await
 }
 
 #[tokio::test]
@@ -54,18 +54,19 @@ async fn an_end_with_a_hint_says_when_to_come_back() {
 
 #[tokio::test]
 async fn a_websocket_is_told_in_its_close_frame_and_in_band() {
-    let server = Server::new(tower_push::service(source_fn(ending))).await;
+    let server = TestServer::start(tower_push::service(source_fn(ending))).await;
     let in_band = ("sec-websocket-protocol", "json.tower-push");
     for headers in [&[][..], &[in_band]] {
-        let mut opened: Opened = websocket::connect(&server, Version::Http1, "/", headers).await;
-        let event = opened.frame().await.unwrap();
+        let mut opened: WebSocketConnection =
+            websocket::connect(&server, HttpVersion::Http1, "/", headers).await;
+        let event = opened.next_frame().await.unwrap();
         assert!(event.payload.windows(3).any(|part| part == b"one"));
         if !headers.is_empty() {
-            let end = opened.frame().await.unwrap().payload;
+            let end = opened.next_frame().await.unwrap().payload;
             assert_eq!(end, br#"{"end":{"finished":false,"retry":1500}}"#);
         }
         let reason = r#"{"finished":false,"retry":1500}"#;
-        let close = opened.frame().await.unwrap().close();
+        let close = opened.next_frame().await.unwrap().close_code_and_reason();
         assert_eq!(close, Some((1012, reason.to_owned())));
     }
 }
@@ -76,13 +77,13 @@ async fn a_poll_is_answered_at_once_with_what_there_is() {
         ("/", StatusCode::OK),
         ("/?offset=-1&live=long-poll", StatusCode::OK),
     ] {
-        let mut head = get(uri, &[]);
+        let mut head = get_request_head(uri, &[]);
         let response = LongPoll::new()
             .respond(&mut head, Push::new(source_fn(ending)))
             .await;
         assert_eq!(response.status(), status);
         assert_eq!(response.headers()["retry-after"], "2");
-        assert!(text(response.into_body()).await.contains("one"));
+        assert!(body_text(response.into_body()).await.contains("one"));
     }
 }
 
@@ -98,7 +99,7 @@ async fn a_poll_is_answered_at_once_with_nothing_too() {
         ("/?offset=now&live=long-poll", StatusCode::NO_CONTENT),
     ] {
         let begun = tokio::time::Instant::now();
-        let mut head = get(uri, &[("last-event-id", "7")]);
+        let mut head = get_request_head(uri, &[("last-event-id", "7")]);
         let response = LongPoll::new()
             .respond(&mut head, Push::new(source_fn(only_ending)))
             .await;
@@ -112,11 +113,11 @@ async fn a_poll_is_answered_at_once_with_nothing_too() {
 
 #[tokio::test]
 async fn an_event_stream_of_durable_streams_has_the_hint_too() {
-    let mut head = get("/?offset=-1&live=sse", &[]);
+    let mut head = get_request_head("/?offset=-1&live=sse", &[]);
     let response = LongPoll::new()
         .respond(&mut head, Push::new(source_fn(ending)))
         .await;
-    let body = text(response.into_body()).await;
+    let body = body_text(response.into_body()).await;
     assert!(
         body.contains("one") && body.ends_with("\n\nretry: 1500\n"),
         "{body}"
@@ -128,9 +129,9 @@ async fn a_stream_that_was_kept_tells_its_hint_and_then_begins_anew() {
     let resumable = Resumable::builder().end_policy(EndPolicy::Finish).build();
     let items = vec![Item::Event(Event::text("one")), Item::Ended { retry: HINT }];
     let source = resumable.wrap(tokio_stream::iter(items));
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     let transport = Chunked::new(Ndjson::new());
-    let body = text(
+    let body = body_text(
         transport
             .respond(&mut head, Push::new(source))
             .await

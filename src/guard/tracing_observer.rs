@@ -3,7 +3,10 @@ use std::time::Duration;
 use http::request::Parts;
 use tracing::{Span, debug, info, info_span, trace, warn};
 
-use super::{CloseReason, Observer, RefusalReason, StreamInfo};
+use super::{
+    observer::{Observer, StreamInfo},
+    reasons::{CloseReason, RefusalReason},
+};
 use crate::{
     error::BoxError,
     event::{Event, Gap},
@@ -12,43 +15,44 @@ use crate::{
 
 /// An [`Observer`] that writes to `tracing`: a span for each stream, and in it what happens to the stream.
 ///
-/// The span is called `push`, and its target, like that of all that is written here, is `tower_push`. It begins when the source has
-/// answered, in the span that the request is handled in, and ends when nothing of the stream is left. Meanwhile the source is
-/// polled in it, so that what the source writes is found there too.
+/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when the stream
+/// is [closed](super#when-a-stream-is-closed). The source is polled in it, so that events that the source writes belong to it too. The
+/// target of all that this observer writes is `tower_push`.
 ///
 /// | what | level | fields |
 /// |---|---|---|
 /// | the span | info | `transport`, `number` |
 /// | `opened` | debug | |
 /// | `event` | trace | `bytes`, of the payload |
-/// | `gap` | info | `reason`, `missed` if that is known |
-/// | `failed`: the source has, or the client was too slow for it | warn | `error` |
-/// | `closed` | debug | `reason`, `open_ms`, in milliseconds |
+/// | `gap` | info | `reason`, and `missed` if the number of missed events is known |
+/// | `failed`: the source failed, or the client was too slow for it | warn | `error` |
+/// | `closed` | debug | `reason`, and `open_ms` in milliseconds |
 /// | `refused`, in the request's span | info | `reason` |
 ///
-/// So at `info` a stream that goes well writes nothing. No payload, id, cursor or header is written at any level: a cursor may be all
-/// that it takes to get at a stream. An error is, as its source words it.
+/// At the level `info`, a stream without gaps and failures writes nothing. No payload, id, cursor or header is written at any level, because
+/// a cursor alone may give access to a stream. An error is written as its source words it.
 ///
-/// For other fields, names and levels write an observer of your own, with a [span](Observer::make_span) of its own.
+/// For other fields, names or levels, write an observer with its own [`make_span`](Observer::make_span).
 ///
 /// ```
-/// use tower_push::{Guard, guard::Tracing};
+/// use tower_push::{Guard, guard::TracingObserver};
 ///
-/// let guard = Guard::builder().observer(Tracing::new()).build();
+/// let guard = Guard::builder().observer(TracingObserver::new()).build();
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tracing(());
+pub struct TracingObserver(());
 
+/// The target of all spans and events.
 const TARGET: &str = "tower_push";
 
-impl Tracing {
-    /// As in the table.
+impl TracingObserver {
+    /// Creates an observer that writes what the table lists.
     pub fn new() -> Self {
         Self(())
     }
 }
 
-impl Observer for Tracing {
+impl Observer for TracingObserver {
     fn make_span(&self, stream: &StreamInfo, _: &Subscription) -> Span {
         let StreamInfo { transport, number } = *stream;
         info_span!(target: TARGET, "push", transport, number)
@@ -58,8 +62,8 @@ impl Observer for Tracing {
         debug!(target: TARGET, "opened");
     }
 
-    fn on_refusal(&self, _: &Parts, refusal: RefusalReason) {
-        info!(target: TARGET, reason = refusal.name(), "refused");
+    fn on_refusal(&self, _: &Parts, reason: RefusalReason) {
+        info!(target: TARGET, reason = reason.name(), "refused");
     }
 
     fn on_event(&self, _: &StreamInfo, event: &Event) {

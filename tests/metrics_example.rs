@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use testkit::{LONG, example::Example, installed, websocket};
+use testkit::{TEST_TIMEOUT, example_process::ExampleProcess, programs, websocket};
 use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 
 /// The values of samples, each under its name and its labels' values.
@@ -17,7 +17,7 @@ type Samples = BTreeMap<String, f64>;
 
 /// As `tests/python/metrics.py` reads it.
 fn parsed(text: &str) -> Samples {
-    let mut parser = installed::python("metrics.py")
+    let mut parser = programs::python_script("metrics.py")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -63,14 +63,14 @@ fn run(url: &str, arguments: &[&str]) -> Output {
 }
 
 struct Server {
-    example: Example,
+    example: ExampleProcess,
     address: String,
 }
 
 impl Server {
     fn start(streams: &str) -> Self {
-        let example = Example::start("metrics", &[streams]);
-        let address = example.address();
+        let example = ExampleProcess::start("metrics", &[streams]);
+        let address = example.next_address();
         Self { example, address }
     }
 
@@ -87,7 +87,7 @@ impl Server {
 
     /// Waits until the samples are as they should be; those that are not there are 0.
     fn shows(&self, wanted: &[(&str, f64)]) -> Samples {
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let samples = self.scrape();
             let value = |key| samples.get(key).copied().unwrap_or_default();
@@ -122,7 +122,7 @@ fn what_it_shows_moves_as_clients_come_and_go() {
     let [events, bytes] = ["push_events_total", "push_payload_bytes_total"].map(|it| polled[it]);
     assert!(events >= 1.0 && bytes == 4.0 * events);
 
-    let key = format!("sec-websocket-key: {}", websocket::KEY);
+    let key = format!("sec-websocket-key: {}", websocket::SAMPLE_KEY);
     let upgrade = [
         ["-H", "connection: upgrade"],
         ["-H", "upgrade: websocket"],
@@ -191,7 +191,7 @@ fn who_stops_it_ends_its_streams_first() {
     server.example.interrupt();
     server
         .example
-        .says("1 streams were told to end, 0 left, 0 are cut");
+        .wait_for_line("1 streams were told to end, 0 left, 0 are cut");
     assert!(client.0.wait().unwrap().success());
     let mut said = String::new();
     let stdout = client.0.stdout.as_mut().unwrap();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
-use testkit::request;
+use testkit::empty_request;
 use tokio::time::{Instant, timeout};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer};
 use tower_http::{
@@ -40,7 +40,10 @@ where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible>,
 {
     let uri = format!("/?transport={transport}");
-    service.oneshot(request("GET", &uri, &[])).await.unwrap()
+    service
+        .oneshot(empty_request("GET", &uri, &[]))
+        .await
+        .unwrap()
 }
 
 /// For how long a body is good: until it ends or fails, or for an hour.

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::TokioIo;
-use testkit::{Client, Count, Server, get, request, text};
+use testkit::{HttpClient, LiveCounter, TestServer, body_text, empty_request, get_request_head};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
@@ -40,24 +40,36 @@ async fn a_layer_turns_a_returned_push_into_its_transport() {
     let sse = ServiceBuilder::new()
         .layer(SseLayer::new())
         .service(answers_push());
-    let response = sse.oneshot(request("GET", "/", &ndjson)).await.unwrap();
-    assert_eq!(text(response.into_body()).await, SSE);
+    let response = sse
+        .oneshot(empty_request("GET", "/", &ndjson))
+        .await
+        .unwrap();
+    assert_eq!(body_text(response.into_body()).await, SSE);
 
     let chunked = ChunkedLayer::new().layer(answers_push());
-    let response = chunked.oneshot(request("GET", "/", &[])).await.unwrap();
-    assert_eq!(text(response.into_body()).await, NDJSON);
+    let response = chunked
+        .oneshot(empty_request("GET", "/", &[]))
+        .await
+        .unwrap();
+    assert_eq!(body_text(response.into_body()).await, NDJSON);
 
     let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed())).layer(answers_push());
-    let response = multipart.oneshot(request("GET", "/", &[])).await.unwrap();
+    let response = multipart
+        .oneshot(empty_request("GET", "/", &[]))
+        .await
+        .unwrap();
     assert!(
-        text(response.into_body())
+        body_text(response.into_body())
             .await
             .contains("\r\n\r\nevent\r\n--")
     );
 
     let any = PushLayer::new().layer(answers_push());
-    let response = any.oneshot(request("GET", "/", &ndjson)).await.unwrap();
-    assert_eq!(text(response.into_body()).await, NDJSON);
+    let response = any
+        .oneshot(empty_request("GET", "/", &ndjson))
+        .await
+        .unwrap();
+    assert_eq!(body_text(response.into_body()).await, NDJSON);
 }
 
 #[tokio::test]
@@ -66,8 +78,11 @@ async fn a_service_that_answers_with_a_stream_becomes_one_that_answers_with_a_pu
         .layer(SseLayer::new())
         .map_response(Push::new)
         .service_fn(async |_: NoRequest| Ok::<_, Infallible>(stream::iter(["event"])));
-    let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
-    assert_eq!(text(response.into_body()).await, SSE);
+    let response = service
+        .oneshot(empty_request("GET", "/", &[]))
+        .await
+        .unwrap();
+    assert_eq!(body_text(response.into_body()).await, SSE);
 }
 
 #[tokio::test]
@@ -103,20 +118,23 @@ async fn a_leaf_service_serves_one_source() {
             "text/event-stream",
         ),
     ] {
-        let response = service.call(request(method, "/", &headers)).await.unwrap();
+        let response = service
+            .call(empty_request(method, "/", &headers))
+            .await
+            .unwrap();
         assert_eq!(response.status(), status);
         let allow = matches!(status, 204 | 405).then_some("GET, HEAD, POST, OPTIONS");
         assert_eq!(
             response.headers().get("allow").map(|v| v.to_str().unwrap()),
             allow
         );
-        let body = text(response.into_body()).await;
+        let body = body_text(response.into_body()).await;
         assert!(body.contains(expected), "{body}");
     }
     let mut ndjson = service.transport(Chunked::default());
-    let response = ndjson.call(request("GET", "/", &[])).await.unwrap();
+    let response = ndjson.call(empty_request("GET", "/", &[])).await.unwrap();
     assert!(
-        text(response.into_body())
+        body_text(response.into_body())
             .await
             .contains("\"ndjson after None\"")
     );
@@ -124,11 +142,13 @@ async fn a_leaf_service_serves_one_source() {
 
 #[tokio::test]
 async fn a_handler_that_holds_the_request_answers_it() {
-    let mut head = get("/?transport=ndjson", &[]);
+    let mut head = get_request_head("/?transport=ndjson", &[]);
     let response = tower_push::respond(&mut head, stream::iter(["event"])).await;
-    assert_eq!(text(response.into_body()).await, NDJSON);
-    let response = Sse::new().respond(&mut get("/", &[]), push()).await;
-    assert_eq!(text(response.into_body()).await, SSE);
+    assert_eq!(body_text(response.into_body()).await, NDJSON);
+    let response = Sse::new()
+        .respond(&mut get_request_head("/", &[]), push())
+        .await;
+    assert_eq!(body_text(response.into_body()).await, SSE);
 }
 
 #[tokio::test]
@@ -141,13 +161,13 @@ async fn a_source_may_refuse_before_any_byte_is_sent() {
             .header(http::header::VIA, HeaderValue::from_static("a"));
         Err::<stream::Empty<Event>, _>(rejection)
     });
-    let response = tower_push::respond(&mut get("/", &[]), refusing).await;
+    let response = tower_push::respond(&mut get_request_head("/", &[]), refusing).await;
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["retry-after"], "2");
     assert_eq!(response.headers()["via"], "a");
     assert_eq!(response.headers()["cache-control"], "no-store");
     assert_eq!(response.headers()["vary"], "Accept");
-    assert_eq!(text(response.into_body()).await, "full");
+    assert_eq!(body_text(response.into_body()).await, "full");
 }
 
 mod existing {
@@ -171,7 +191,7 @@ mod existing {
         let inner = service_fn(async |_: NoRequest| Ok::<_, Infallible>(carrier()));
         let response = PushLayer::new()
             .layer(inner)
-            .oneshot(request("GET", "/", &[]))
+            .oneshot(empty_request("GET", "/", &[]))
             .await
             .unwrap();
         assert_eq!(response.status(), 200);
@@ -185,7 +205,7 @@ mod existing {
         let vary: Vec<_> = headers.get_all("vary").iter().collect();
         assert_eq!(vary, ["Origin", "Accept"]);
         assert_eq!(response.extensions().get(), Some(&7_u8));
-        assert_eq!(text(response.into_body()).await, SSE);
+        assert_eq!(body_text(response.into_body()).await, SSE);
     }
 
     #[tokio::test]
@@ -212,7 +232,10 @@ mod existing {
             Ok::<_, Infallible>(response)
         });
         let service = PushLayer::new().layer(inner);
-        let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+        let response = service
+            .oneshot(empty_request("GET", "/", &[]))
+            .await
+            .unwrap();
         let all = |name| response.headers().get_all(name).iter().collect::<Vec<_>>();
         assert_eq!(all("www-authenticate"), ["Basic", "Bearer"]);
         assert_eq!(all("set-cookie"), ["a=1", "b=2"]);
@@ -249,7 +272,10 @@ mod existing {
                 Ok::<_, Infallible>(response)
             });
             let service = PushLayer::new().layer(inner);
-            let response = service.oneshot(request("GET", uri, &[])).await.unwrap();
+            let response = service
+                .oneshot(empty_request("GET", uri, &[]))
+                .await
+                .unwrap();
             let policies: Vec<_> = response.headers().get_all("cache-control").iter().collect();
             assert_eq!(policies, [expected], "{uri} {carriers}");
         }
@@ -267,7 +293,7 @@ mod existing {
         let response = axum::response::IntoResponse::into_response(push());
         assert_eq!(response.status(), 500);
         assert!(
-            text(response.into_body())
+            body_text(response.into_body())
                 .await
                 .contains("tower_push::PushLayer")
         );
@@ -277,9 +303,12 @@ mod existing {
     async fn a_push_is_served_once_and_by_the_innermost_layer() {
         let inner = service_fn(async |_: NoRequest| Ok::<_, Infallible>(carrier()));
         let service = PushLayer::new().layer(ChunkedLayer::new().layer(inner));
-        let response = service.oneshot(request("GET", "/", &[])).await.unwrap();
+        let response = service
+            .oneshot(empty_request("GET", "/", &[]))
+            .await
+            .unwrap();
         assert_eq!(response.headers()["content-type"], "application/x-ndjson");
-        assert_eq!(text(response.into_body()).await, NDJSON);
+        assert_eq!(body_text(response.into_body()).await, NDJSON);
     }
 
     #[tokio::test]
@@ -293,16 +322,16 @@ mod existing {
             )
             .route("/page", get(async || "page"))
             .layer(PushLayer::new());
-        let server = Server::new(app).await;
-        let mut client = Client::connect(&server, testkit::Version::Http1).await;
+        let server = TestServer::start(app).await;
+        let mut client = HttpClient::connect(&server, testkit::HttpVersion::Http1).await;
         let mut response = client.get("/push", &[]).await;
         assert_eq!(response.head.status, 200);
-        response.expect(SSE).await;
-        drop(response.rest().await);
+        response.expect_bytes(SSE).await;
+        drop(response.read_to_end().await);
         assert_eq!(client.get("/refused", &[]).await.head.status, 403);
         let page = client.get("/page", &[]).await;
         assert_eq!(page.header("content-length"), Some("4"));
-        assert_eq!(page.rest().await.0, b"page");
+        assert_eq!(page.read_to_end().await.0, b"page");
     }
 
     /// A body with everything that a layer could lose.
@@ -348,7 +377,7 @@ mod existing {
         });
         let response: Response<PushBody<Trailing>> = PushLayer::new()
             .layer(inner)
-            .oneshot(request("GET", "/", &[]))
+            .oneshot(empty_request("GET", "/", &[]))
             .await
             .unwrap();
         assert_eq!(response.status(), 418);
@@ -394,7 +423,10 @@ mod existing {
         let mut service = SseLayer::new().layer(Refusing);
         assert_eq!(service.ready().await.unwrap_err(), "not ready");
         assert_eq!(
-            service.call(request("GET", "/", &[])).await.unwrap_err(),
+            service
+                .call(empty_request("GET", "/", &[]))
+                .await
+                .unwrap_err(),
             "called"
         );
     }
@@ -416,9 +448,9 @@ mod existing {
                 .body(Full::<Bytes>::default());
             Ok::<_, Infallible>(response.unwrap())
         });
-        let server = Server::new(PushLayer::new().layer(inner)).await;
+        let server = TestServer::start(PushLayer::new().layer(inner)).await;
         let asking = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
-        let (mut socket, _) = testkit::raw_http1(&server, asking, "\r\n\r\n").await;
+        let (mut socket, _) = testkit::send_raw_http1(&server, asking, "\r\n\r\n").await;
         socket.write_all(b"ping").await.unwrap();
         let mut word = [0; 4];
         socket.read_exact(&mut word).await.unwrap();
@@ -433,7 +465,7 @@ async fn a_status_without_a_body_has_none() {
             let status = StatusCode::from_u16(status).unwrap();
             Err::<stream::Empty<Event>, _>(Rejection::from(status))
         });
-        let response = tower_push::respond(&mut get("/", &[]), refusing).await;
+        let response = tower_push::respond(&mut get_request_head("/", &[]), refusing).await;
         assert_eq!(response.status(), status);
         assert!(!response.headers().contains_key("content-type"));
         assert_eq!(response.body().size_hint().exact(), Some(0));
@@ -446,26 +478,29 @@ async fn what_a_source_built_wrongly_is_the_servers_fault() {
         let event = Event::text("x").with_id("no id")?;
         Ok(stream::iter([event]))
     });
-    let response = tower_push::respond(&mut get("/", &[]), failing).await;
+    let response = tower_push::respond(&mut get_request_head("/", &[]), failing).await;
     assert_eq!(response.status(), 500);
-    assert_eq!(text(response.into_body()).await, "Internal Server Error");
+    assert_eq!(
+        body_text(response.into_body()).await,
+        "Internal Server Error"
+    );
 }
 
 /// A push of a push is that push: what is said first is not said twice.
 #[tokio::test]
 async fn a_push_is_not_wrapped_again() {
-    let mut head = get("/", &[("last-event-id", "not an id")]);
+    let mut head = get_request_head("/", &[("last-event-id", "not an id")]);
     let response = tower_push::respond(&mut head, Push::new(push())).await;
-    let body = text(response.into_body()).await;
+    let body = body_text(response.into_body()).await;
     assert_eq!(body.matches("event: gap").count(), 1);
 }
 
 #[tokio::test]
 async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
     fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
-    let count = Count::default();
-    let mut head = get("/", &[]);
-    let mut body = tower_push::respond(&mut head, count.around(stream::iter(["event"])))
+    let count = LiveCounter::default();
+    let mut head = get_request_head("/", &[]);
+    let mut body = tower_push::respond(&mut head, count.wrap(stream::iter(["event"])))
         .await
         .into_body();
     is_send_and_sync(&body);
@@ -483,7 +518,7 @@ async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
     let frames = [Bytes::new(), Bytes::from_static(b"a"), Bytes::new()];
     let frames = frames.map(|bytes| Ok(Frame::data(bytes)));
     let body = PushBody::new(StreamBody::new(stream::iter(frames)));
-    let (frames, _) = testkit::frames(body).await;
+    let (frames, _) = testkit::body_frames(body).await;
     assert_eq!(frames, ["a"]);
     assert_eq!(PushBody::empty().size_hint().exact(), Some(0));
     assert_eq!(PushBody::full("four").size_hint().exact(), Some(4));
