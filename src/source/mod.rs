@@ -32,7 +32,6 @@ pub mod channel;
 mod client_messages;
 mod item_stream;
 mod log;
-mod numbered_id;
 mod push;
 pub mod query;
 mod rejection;

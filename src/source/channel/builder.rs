@@ -31,8 +31,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how many bytes of payloads, ids and types the log holds at most: 4 MiB by default. The newest event is held whatever
-    /// its size.
+    /// Sets how many bytes of payloads, ids, types and topics the log holds at most: 4 MiB by default. The newest event is held
+    /// whatever its size.
     ///
     /// Not counted are about 300 bytes for each event, and its encoding for each transport in use, which takes the event's size
     /// again and about 100 bytes. If events are small, [`max_events`](Self::max_events) therefore bounds the log's memory.

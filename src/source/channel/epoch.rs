@@ -1,7 +1,6 @@
 use crate::{
-    event::EventId,
+    event::{EventId, IdPrefix},
     random,
-    source::numbered_id::{IdPrefix, encode_base32},
 };
 
 /// The identity of one channel's lifetime, and the prefix of its ids.
@@ -12,12 +11,12 @@ pub(super) struct Epoch(IdPrefix<12>);
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        Self(IdPrefix::new(encode_base32(random::bits())))
+        Self(IdPrefix::from_bits(random::bits().into()))
     }
 
     /// Returns the id of the event at this position, which is the cursor that resumes after it.
     pub(super) fn event_id(self, position: u64) -> EventId {
-        self.0.numbered_id(position)
+        self.0.id(position)
     }
 
     /// Returns the position of the event with this id. Returns `None` if the id is of another epoch.

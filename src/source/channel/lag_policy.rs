@@ -21,7 +21,9 @@ pub enum LagPolicy {
 
 /// The function that gives the key of an event, in a channel that [conflates](LagPolicy::conflate).
 #[derive(Clone)]
-pub struct KeyFn(Arc<dyn Fn(&Event) -> Box<str> + Send + Sync>);
+pub struct KeyFn(Arc<DynKeyFn>);
+
+type DynKeyFn = dyn Fn(&Event) -> Box<str> + Send + Sync;
 
 impl LagPolicy {
     /// Returns the policy by which a subscriber that is too slow gets the newest event of each key among those that it missed, and

@@ -180,7 +180,7 @@ impl Channel {
         self.len() == 0
     }
 
-    /// Returns the number of bytes of payloads, ids and types in the log.
+    /// Returns the number of bytes of payloads, ids, types and topics in the log.
     pub fn byte_len(&self) -> usize {
         self.state.inspect_log(EventLog::byte_len)
     }

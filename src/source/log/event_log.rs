@@ -269,7 +269,7 @@ fn fill_buffer<'a>(
     last
 }
 
-/// Approximate memory of an event beside its payload, id and type.
+/// Approximate memory of an event beside its payload, id, type and topic.
 const EVENT_OVERHEAD_BYTES: usize = 256;
 
 #[cfg(all(test, not(tower_push_loom)))]

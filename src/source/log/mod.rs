@@ -25,10 +25,11 @@ pub(crate) use self::{
 };
 use crate::event::Event;
 
-/// The bytes of an event that count toward a log's limit: payload, id and type. The event's encodings, one for each transport in
-/// use, are not counted.
+/// The bytes of an event that count toward a log's limit: payload, id, type and topic. The event's
+/// encodings, one for each transport in use, are not counted.
 pub(crate) fn event_byte_len(event: &Event) -> usize {
     let id = event.id().map_or(0, |id| id.as_str().len());
     let event_type = event.event_type().map_or(0, |t| t.as_str().len());
-    event.payload().as_bytes().len() + id + event_type
+    let topic = event.topic().map_or(0, |topic| topic.as_str().len());
+    event.payload().as_bytes().len() + id + event_type + topic
 }

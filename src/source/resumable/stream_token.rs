@@ -1,34 +1,30 @@
 use std::{fmt, fs::File, io::Read, sync::LazyLock};
 
 use crate::{
-    event::EventId,
+    event::{EventId, IdPrefix},
     random,
-    source::numbered_id::{IdPrefix, encode_base32},
 };
 
-/// Number of base-32 digits for 64 bits.
-const HALF_LEN: usize = 13;
+/// Number of base-32 digits for 128 bits.
+const TOKEN_LEN: usize = 26;
 
 /// The secret that the ids of one stream begin with: 128 random bits. A request that sends an id with this token may read the
 /// stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct StreamToken(IdPrefix<{ 2 * HALF_LEN }>);
+pub(super) struct StreamToken(IdPrefix<TOKEN_LEN>);
 
 impl StreamToken {
     pub(super) fn random() -> Self {
         // Each of the two generators suffices. The exclusive or of the two is random if either of them is.
         let [high, low] = system_random();
         let halves = [random::bits() ^ high, random::bits() ^ low];
-        let mut digits = [0; 2 * HALF_LEN];
-        for (half, half_digits) in halves.into_iter().zip(digits.chunks_exact_mut(HALF_LEN)) {
-            half_digits.copy_from_slice(&encode_base32::<HALF_LEN>(half));
-        }
-        Self(IdPrefix::new(digits))
+        let [high, low] = halves.map(u128::from);
+        Self(IdPrefix::from_bits(high << 64 | low))
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
     pub(super) fn item_id(&self, position: u64) -> EventId {
-        self.0.numbered_id(position)
+        self.0.id(position)
     }
 
     /// Splits an id into its token and position. Returns `None` if the id has another form.
@@ -64,7 +60,6 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::source::numbered_id::decode_base32;
 
     fn id(text: &str) -> EventId {
         EventId::new(text).unwrap()
@@ -118,12 +113,12 @@ mod tests {
         let mut set = [0_i32; 128];
         for _ in 0..DRAWS {
             let id = StreamToken::random().item_id(0);
-            let digits = &id.as_str().as_bytes()[..2 * HALF_LEN];
-            for (half, digits) in digits.chunks_exact(HALF_LEN).enumerate() {
-                let bits = decode_base32(digits).unwrap();
-                for bit in 0..64 {
-                    set[64 * half + bit] += (bits >> bit & 1) as i32;
-                }
+            let digits = id.as_str()[..TOKEN_LEN].chars();
+            let bits = digits.fold(0, |bits: u128, digit| {
+                bits << 5 | u128::from(digit.to_digit(32).unwrap())
+            });
+            for (bit, count) in set.iter_mut().enumerate() {
+                *count += (bits >> bit & 1) as i32;
             }
         }
         for (bit, count) in set.into_iter().enumerate() {
