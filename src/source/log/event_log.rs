@@ -85,22 +85,30 @@ impl EventLog {
 
     /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
-        self.last_position += 1;
-        self.byte_len += event_byte_len(&event);
+        let position = self.next_position();
+        let byte_len = event_byte_len(&event);
         if let (Some(tail), Some(key)) = (&mut self.conflated_tail, &key) {
-            self.trimmed.extend(tail.on_append(key, self.last_position));
+            self.trimmed.extend(tail.on_append(key, position));
         }
+        self.make_room_for(byte_len);
+        self.last_position = position;
+        self.byte_len += byte_len;
         self.entries.push_back(LogEntry {
             event,
             key,
             appended_at: now,
         });
-        while self.entries.len() > self.limits.max_events.max(1)
-            || (self.byte_len > self.limits.max_bytes && self.entries.len() > 1)
+        self.trim_expired(now);
+    }
+
+    /// Trims the oldest events until one of `byte_len` bytes fits in. Called before that event is appended, so that the queue never
+    /// grows beyond the limit.
+    fn make_room_for(&mut self, byte_len: usize) {
+        while self.entries.len() >= self.limits.max_events.max(1)
+            || (self.byte_len + byte_len > self.limits.max_bytes && !self.entries.is_empty())
         {
             self.trim_oldest();
         }
-        self.trim_expired(now);
     }
 
     /// Trims the events that are too old.
