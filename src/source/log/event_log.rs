@@ -1,18 +1,12 @@
 use std::{collections::VecDeque, time::Duration};
 
-use super::{ReadBuffer, conflated_tail::ConflatedTail, event_byte_len};
+use super::{
+    ReadBuffer,
+    conflated_tail::ConflatedTail,
+    event_log_limits::EventLogLimits,
+    log_entry::{LogEntry, event_byte_len},
+};
 use crate::event::Event;
-
-/// How much an [`EventLog`] holds. The newest event is held whatever its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EventLogLimits {
-    /// The maximum number of events. Values below 1 count as 1.
-    pub(crate) max_events: usize,
-    /// The maximum sum of [`event_byte_len`].
-    pub(crate) max_bytes: usize,
-    /// How old an event may become. `None`: events do not expire.
-    pub(crate) max_age: Option<Duration>,
-}
 
 /// A sequence of events, from which the oldest events are trimmed when it exceeds its limits.
 ///
@@ -34,14 +28,6 @@ pub(crate) struct EventLog {
     conflated_tail: Option<ConflatedTail>,
 }
 
-/// One event of an [`EventLog`].
-#[derive(Debug)]
-pub(super) struct LogEntry {
-    pub(super) event: Event,
-    key: Option<Box<str>>,
-    appended_at: Duration,
-}
-
 /// What [`EventLog::read`] found after the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventLogReadOutcome {
@@ -54,13 +40,6 @@ pub(crate) enum EventLogReadOutcome {
     Closed,
     /// The events up to and including `up_to` are trimmed.
     Trimmed { up_to: u64 },
-}
-
-impl EventLogLimits {
-    fn is_expired(&self, entry: &LogEntry, now: Duration) -> bool {
-        let age = now.saturating_sub(entry.appended_at);
-        self.max_age.is_some_and(|max_age| age > max_age)
-    }
 }
 
 impl EventLog {
@@ -242,17 +221,6 @@ impl EventLog {
             // If the tail has no event after the position, the log holds a newer event for each one that was trimmed.
             up_to: up_to.unwrap_or(before_oldest),
         }
-    }
-}
-
-impl LogEntry {
-    pub(super) fn key(&self) -> Option<&str> {
-        self.key.as_deref()
-    }
-
-    /// Bytes of the event and of its key, which a conflated tail holds twice.
-    pub(super) fn byte_len(&self) -> usize {
-        event_byte_len(&self.event) + 2 * self.key().map_or(0, str::len)
     }
 }
 
