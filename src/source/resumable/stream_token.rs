@@ -5,16 +5,17 @@ use crate::{
     random,
 };
 
-/// Base-32 digits of 128 bits.
+/// Number of base-32 digits for 128 bits.
 const TOKEN_LEN: usize = 26;
 
-/// The secret that the ids of one stream begin with: 128 random bits. A request with such an id may read the stream.
+/// The secret that the ids of one stream begin with: 128 random bits. A request that sends an id with this token may read the
+/// stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct StreamToken(IdPrefix<TOKEN_LEN>);
 
 impl StreamToken {
     pub(super) fn random() -> Self {
-        // Each of the two generators suffices. Their exclusive or is random if either of them is.
+        // Each of the two generators suffices. The exclusive or of the two is random if either of them is.
         let [high, low] = system_random();
         let halves = [random::bits() ^ high, random::bits() ^ low];
         let [high, low] = halves.map(u128::from);
@@ -22,25 +23,25 @@ impl StreamToken {
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
-    pub(super) fn id(&self, position: u64) -> EventId {
+    pub(super) fn item_id(&self, position: u64) -> EventId {
         self.0.id(position)
     }
 
-    /// Splits an id into its token and position. Returns `None` if it has another form.
+    /// Splits an id into its token and position. Returns `None` if the id has another form.
     pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
         IdPrefix::split(id).map(|(prefix, position)| (Self(prefix), position))
     }
 }
 
-/// Prints none of the token's bits: whoever reads a log file must not get access to the stream.
+/// Prints none of the token's bits, so that a log file gives no access to the stream.
 impl fmt::Debug for StreamToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("StreamToken")
     }
 }
 
-/// Reads 128 bits from the operating system's generator. Returns zeros where it is not a file. Reading the file does not block once
-/// the system has booted.
+/// Reads 128 bits from the operating system's generator. Returns zeros if there is no `/dev/urandom`. Reading `/dev/urandom` does
+/// not block once the system has booted.
 fn system_random() -> [u64; 2] {
     static FILE: LazyLock<Option<File>> = LazyLock::new(|| {
         let path = cfg!(unix).then_some("/dev/urandom")?;
@@ -68,7 +69,7 @@ mod tests {
     fn ids_split_and_sort_by_position() {
         let token = StreamToken::random();
         let positions = [0, 1, 31, 32, 1 << 40, (1 << 60) - 1];
-        let ids = positions.map(|n| token.id(n));
+        let ids = positions.map(|n| token.item_id(n));
         assert!(ids.is_sorted());
         for (id, n) in ids.iter().zip(positions) {
             assert_eq!(id.as_str().len(), 39);
@@ -78,7 +79,7 @@ mod tests {
 
     #[test]
     fn ids_of_other_forms_have_no_token() {
-        let good = StreamToken::random().id(7).to_string();
+        let good = StreamToken::random().item_id(7).to_string();
         for malformed in [
             "7",
             "~finished",
@@ -111,7 +112,7 @@ mod tests {
         const DRAWS: i32 = 4096;
         let mut set = [0_i32; 128];
         for _ in 0..DRAWS {
-            let id = StreamToken::random().id(0);
+            let id = StreamToken::random().item_id(0);
             let digits = id.as_str()[..TOKEN_LEN].chars();
             let bits = digits.fold(0, |bits: u128, digit| {
                 bits << 5 | u128::from(digit.to_digit(32).unwrap())
