@@ -36,6 +36,7 @@ mod numbered_id;
 mod push;
 pub mod query;
 mod rejection;
+mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
@@ -53,9 +54,10 @@ pub use self::{
     item_stream::ItemStream,
     push::Push,
     rejection::Rejection,
+    requested_cursor::LAST_EVENT_ID,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
+    subscription::{StartPosition, Subscription},
 };
 use crate::{error::BoxError, event::Item};
 
