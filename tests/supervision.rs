@@ -14,7 +14,7 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http::{Response, request::Parts};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use testkit::{get, text};
+use testkit::{body_text, get_request_head};
 use tokio::{sync::oneshot, time::Instant};
 use tower_push::{
     BoxError, Drain, Error, Event, Gap, GapReason, Guard, Item, Push, PushBody, PushSource,
@@ -143,7 +143,7 @@ async fn read(
     source: impl PushSource + Send + 'static,
 ) -> Result<String, BoxError> {
     let response = transport
-        .respond(&mut get("/", &[]), Push::new(source))
+        .respond(&mut get_request_head("/", &[]), Push::new(source))
         .await;
     let body = response.into_body().collect().await?;
     Ok(String::from_utf8(body.to_bytes().to_vec()).unwrap())
@@ -190,7 +190,7 @@ async fn close_reason_is_what_ended_the_stream() {
     read(&lines, stream::iter([Item::Finished])).await.unwrap();
     drop(
         lines
-            .respond(&mut get("/", &[]), Push::new(silence()))
+            .respond(&mut get_request_head("/", &[]), Push::new(silence()))
             .await,
     );
     let expiring = source_fn(async |subscription: Subscription| {
@@ -256,7 +256,7 @@ async fn admission_limits_the_stream() {
     let admission = Admission::builder().max_streams(1).build();
     let guard = Guard::builder().admission(&admission).build();
     let lines = guard.wrap(Lines);
-    let respond = || lines.respond(&mut get("/", &[]), Push::new(silence()));
+    let respond = || lines.respond(&mut get_request_head("/", &[]), Push::new(silence()));
     let open = respond().await;
     assert_eq!(respond().await.status(), 503);
     drop(open);
@@ -326,8 +326,11 @@ async fn handle_keeps_the_stream_open() {
     let (sender, task) = oneshot::channel();
     let guard = Guard::new();
     let transport = guard.wrap(SocketLike(Arc::new(Mutex::new(Some(sender)))));
-    let response = transport.respond(&mut get("/", &[]), Push::new(stream::iter(["one"])));
-    assert_eq!(text(response.await.into_body()).await, "");
+    let response = transport.respond(
+        &mut get_request_head("/", &[]),
+        Push::new(stream::iter(["one"])),
+    );
+    assert_eq!(body_text(response.await.into_body()).await, "");
     let (mut stream, handle) = task.await.unwrap();
     assert!(matches!(stream.next().await, Some(Ok(Item::Event(_)))));
     assert_eq!(guard.counts().open(), 1);
@@ -440,7 +443,7 @@ async fn unsupervised_stream_is_limited_and_drained() {
     let admission = Admission::builder().max_streams(1).build();
     let guard = Guard::builder().drain(&drain).admission(&admission).build();
     let transport = guard.wrap(Unsupervised);
-    let respond = || transport.respond(&mut get("/", &[]), Push::new(silence()));
+    let respond = || transport.respond(&mut get_request_head("/", &[]), Push::new(silence()));
     let open = respond().await;
     assert_eq!(respond().await.status(), 503);
     assert_eq!(drain.open_streams(), 1);
