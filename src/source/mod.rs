@@ -36,6 +36,7 @@ mod push;
 mod push_source;
 pub mod query;
 mod rejection;
+mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
@@ -50,7 +51,8 @@ pub use self::{
     push::Push,
     push_source::PushSource,
     rejection::Rejection,
+    requested_cursor::LAST_EVENT_ID,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
+    subscription::{StartPosition, Subscription},
 };
