@@ -7,35 +7,36 @@ use crate::{
     transport::{BatchEncoder, Encoder, End, FrameBuffer},
 };
 
-/// The payloads alone: one behind the other, or as a JSON array. There is no room for anything else, nor need: where the client
-/// stands is in the headers.
-pub(super) struct Payloads {
+/// Encodes a batch as its payloads alone: a JSON array, or the bytes one behind the other. The cursor is in the headers of the response,
+/// and a gap is refused.
+pub(super) struct PayloadEncoder {
     is_json: bool,
-    is_empty: bool,
+    /// Whether an event was written.
+    has_events: bool,
 }
 
-impl Payloads {
+impl PayloadEncoder {
     pub(super) fn new(is_json: bool) -> Self {
         Self {
             is_json,
-            is_empty: true,
+            has_events: false,
         }
     }
 }
 
-impl Encoder for Payloads {
+impl Encoder for PayloadEncoder {
     fn open(&mut self, _: &mut FrameBuffer) {}
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        let is_first = std::mem::replace(&mut self.is_empty, false);
+        let is_first = !std::mem::replace(&mut self.has_events, true);
         if !self.is_json {
-            out.event::<Bytes>(event);
+            out.event::<PayloadBytes>(event);
             return Ok(());
         }
         if !is_first {
             out.buffer().put_u8(b',');
         }
-        out.event::<Value>(event);
+        out.event::<PayloadAsJson>(event);
         Ok(())
     }
 
@@ -50,7 +51,7 @@ impl Encoder for Payloads {
     fn end(&mut self, _: End, _: &mut FrameBuffer) {}
 }
 
-impl BatchEncoder for Payloads {
+impl BatchEncoder for PayloadEncoder {
     fn begin_batch(&mut self, out: &mut FrameBuffer) {
         if self.is_json {
             out.buffer().put_u8(b'[');
@@ -64,17 +65,19 @@ impl BatchEncoder for Payloads {
     }
 }
 
-struct Value;
+/// A payload as a JSON value.
+struct PayloadAsJson;
 
-impl Encoding for Value {
+impl Encoding for PayloadAsJson {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_value(&fields.payload, out);
     }
 }
 
-struct Bytes;
+/// A payload as it is.
+struct PayloadBytes;
 
-impl Encoding for Bytes {
+impl Encoding for PayloadBytes {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.put_slice(fields.payload.as_bytes());
     }
