@@ -8,7 +8,7 @@ use http::{HeaderValue, Response};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use testkit::{frames, get, records::find, text};
+use testkit::{body_frames, body_text, get_request_head, records::find_bytes};
 use tower_push::{
     Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
     format::{Format, JsonSeq, Multipart, Ndjson, Raw},
@@ -23,11 +23,13 @@ async fn respond(
         .interval(Duration::from_secs(15))
         .jitter(0.0);
     let chunked = Chunked::new(format).keep_alive(keep_alive);
-    chunked.respond(&mut get("/", &[]), Push::new(source)).await
+    chunked
+        .respond(&mut get_request_head("/", &[]), Push::new(source))
+        .await
 }
 
 async fn written(format: impl Format, items: Vec<Item>) -> String {
-    text(respond(format, stream::iter(items)).await.into_body()).await
+    body_text(respond(format, stream::iter(items)).await.into_body()).await
 }
 
 /// One of everything that a source can say.
@@ -129,7 +131,7 @@ mod ndjson {
             ("text/html", "application/x-ndjson"),
         ] {
             let push = Push::new(stream::iter(["a"]));
-            let mut head = get("/", &[("accept", accept)]);
+            let mut head = get_request_head("/", &[("accept", accept)]);
             let response = Chunked::default().respond(&mut head, push).await;
             assert_eq!(response.headers()["content-type"], content_type);
         }
@@ -218,7 +220,7 @@ mod raw {
         let response = respond(blocks, stream::iter(["a\n", "b"])).await;
         assert_eq!(response.headers()["content-type"], "application/x-blocks");
         assert_eq!(
-            text(response.into_body()).await,
+            body_text(response.into_body()).await,
             "\r\n\r\na\n\r\n\r\nb\r\n\r\n"
         );
     }
@@ -228,7 +230,7 @@ mod raw {
         let body = respond(Raw::new(), stream::iter(["fine", "two\nlines"]))
             .await
             .into_body();
-        let (frames, end) = frames(body).await;
+        let (frames, end) = body_frames(body).await;
         assert_eq!(frames.concat(), b"\nfine\n");
         let error = end.unwrap_err();
         assert!(
@@ -242,7 +244,7 @@ mod raw {
     #[tokio::test]
     async fn a_gap_cuts_the_stream_unless_there_is_a_record_for_it() {
         let items = || stream::iter([Gap::new(GapReason::Lagged)]);
-        let (frames, end) = frames(respond(Raw::new(), items()).await.into_body()).await;
+        let (frames, end) = body_frames(respond(Raw::new(), items()).await.into_body()).await;
         assert_eq!(frames.concat(), b"\n");
         let error = end.unwrap_err();
         assert!(
@@ -252,7 +254,7 @@ mod raw {
                 .is_gap_unsupported()
         );
         let body = respond(Raw::new().gap("# gap"), items()).await.into_body();
-        assert_eq!(text(body).await, "\n# gap\n");
+        assert_eq!(body_text(body).await, "\n# gap\n");
     }
 
     #[tokio::test(start_paused = true)]
@@ -280,7 +282,7 @@ mod multipart {
         let body = [b"\r\n", body].concat();
         let mut pieces = Vec::new();
         let mut rest = &body[..];
-        while let Some(at) = find(rest, delimiter.as_bytes()) {
+        while let Some(at) = find_bytes(rest, delimiter.as_bytes()) {
             pieces.push(&rest[..at]);
             rest = &rest[at + delimiter.len()..];
         }
@@ -290,7 +292,7 @@ mod multipart {
             .iter()
             .map(|piece| {
                 let piece = piece.strip_prefix(b"\r\n").unwrap();
-                let end = find(piece, b"\r\n\r\n").unwrap();
+                let end = find_bytes(piece, b"\r\n\r\n").unwrap();
                 (
                     String::from_utf8(piece[..end].to_vec()).unwrap(),
                     piece[end + 4..].to_vec(),
@@ -455,7 +457,7 @@ mod multipart {
             .send(format!("innocent\r\n--{boundary}\r\n\r\nforged"))
             .await
             .unwrap();
-        let (frames, end) = frames(response.into_body()).await;
+        let (frames, end) = body_frames(response.into_body()).await;
         assert_eq!(frames.concat(), format!("--{boundary}\r\n").into_bytes());
         let error = end.unwrap_err();
         assert!(
@@ -473,7 +475,7 @@ async fn streams_beat_every_15_seconds_or_so_if_nothing_else_is_said() {
     for transport in [sse, &Chunked::default()] {
         let push = Push::new(stream::pending::<Event>());
         let mut body = transport
-            .respond(&mut get("/", &[]), push)
+            .respond(&mut get_request_head("/", &[]), push)
             .await
             .into_body();
         body.frame().await.unwrap().unwrap();
@@ -535,7 +537,7 @@ async fn large_events_are_not_read_ahead() {
 async fn a_failing_source_cuts_every_format_without_an_end() {
     async fn cut(format: impl Format) -> String {
         let items = stream::iter([Ok("a"), Err("broken")]);
-        let (frames, end) = frames(respond(format, items).await.into_body()).await;
+        let (frames, end) = body_frames(respond(format, items).await.into_body()).await;
         assert_eq!(end.unwrap_err().to_string(), "broken");
         String::from_utf8(frames.concat()).unwrap()
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::Body;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use testkit::get;
+use testkit::get_request_head;
 use tower_push::{
     Channel, Push, PushBody,
     source::StartPosition,
@@ -34,7 +34,7 @@ async fn a_channel_stays_within_its_bounds() {
 
 async fn open(channel: Channel) -> PushBody {
     let mut body = Sse::new()
-        .respond(&mut get("/", &[]), Push::new(channel))
+        .respond(&mut get_request_head("/", &[]), Push::new(channel))
         .await
         .into_body();
     next(&mut body).await.expect("the first byte at once");

@@ -2,7 +2,7 @@
 
 use futures_util::stream;
 use http::{Response, StatusCode};
-use testkit::{get, request, text};
+use testkit::{body_text, empty_request, get_request_head};
 use tower_push::{
     Push, PushBody,
     format::{Multipart, Raw},
@@ -12,7 +12,9 @@ use tower_push::{
 async fn answer(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Response<PushBody> {
     let headers: Vec<_> = accept.iter().map(|value| ("accept", *value)).collect();
     let push = Push::new(stream::iter(["event"]));
-    negotiate.respond(&mut get(uri, &headers), push).await
+    negotiate
+        .respond(&mut get_request_head(uri, &headers), push)
+        .await
 }
 
 async fn content_type(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Option<String> {
@@ -106,7 +108,7 @@ async fn who_accepts_nothing_of_it_is_told_what_there_is() {
         let response = answer(&all, "/", &[accept]).await;
         assert_eq!(response.status(), 406);
         assert_eq!(response.headers()["vary"], "Accept");
-        let message = text(response.into_body()).await;
+        let message = body_text(response.into_body()).await;
         for offered in [
             "text/event-stream  (?transport=sse)",
             "application/json-lines",
@@ -121,7 +123,7 @@ async fn who_accepts_nothing_of_it_is_told_what_there_is() {
 async fn a_transport_is_replaced_by_one_of_its_name() {
     let hinting =
         Negotiate::new().add_transport(Sse::new().retry(std::time::Duration::from_secs(1)));
-    let body = text(answer(&hinting, "/", &[]).await.into_body()).await;
+    let body = body_text(answer(&hinting, "/", &[]).await.into_body()).await;
     assert!(
         body.starts_with("retry: 1000\n"),
         "still the first of the set"
@@ -133,7 +135,7 @@ async fn a_single_transport_does_not_negotiate() {
     for accept in ["text/html", "text/event-stream;q=0", "application/json"] {
         let push = Push::new(stream::iter(["event"]));
         let response = Sse::new()
-            .respond(&mut get("/", &[("accept", accept)]), push)
+            .respond(&mut get_request_head("/", &[("accept", accept)]), push)
             .await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -167,24 +169,24 @@ async fn head_is_answered_without_asking_the_source() {
     });
     for name in ["sse", "ndjson"] {
         let uri = format!("/?transport={name}");
-        let mut head = request("HEAD", &uri, &[]).into_parts().0;
+        let mut head = empty_request("HEAD", &uri, &[]).into_parts().0;
         let response = Negotiate::new().respond(&mut head, Push::new(never)).await;
         let asked = answer(&Negotiate::new(), &uri, &[]).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers(), asked.headers());
-        assert_eq!(text(response.into_body()).await, "");
+        assert_eq!(body_text(response.into_body()).await, "");
     }
 }
 
 #[tokio::test]
 async fn head_of_what_cannot_be_had_has_no_body() {
-    let mut head = request("HEAD", "/", &[("accept", "text/html")])
+    let mut head = empty_request("HEAD", "/", &[("accept", "text/html")])
         .into_parts()
         .0;
     let push = Push::new(stream::iter(["event"]));
     let response = Negotiate::new().respond(&mut head, push).await;
     assert_eq!(response.status(), 406);
-    assert_eq!(text(response.into_body()).await, "");
+    assert_eq!(body_text(response.into_body()).await, "");
 }
 
 #[tokio::test]
@@ -210,7 +212,9 @@ async fn two_of_one_format_have_names_of_their_own() {
 #[tokio::test]
 async fn a_format_with_several_types_varies_by_itself() {
     let push = || Push::new(stream::iter(["event"]));
-    let response = Chunked::default().respond(&mut get("/", &[]), push()).await;
+    let response = Chunked::default()
+        .respond(&mut get_request_head("/", &[]), push())
+        .await;
     assert_eq!(response.headers()["vary"], "Accept");
     let negotiated = answer(&Negotiate::new(), "/?transport=ndjson", &[]).await;
     assert_eq!(negotiated.headers().get_all("vary").iter().count(), 1);

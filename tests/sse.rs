@@ -7,8 +7,9 @@ use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use testkit::{
-    event_source::{Message, Parser},
-    frames, get, text,
+    body_frames, body_text,
+    event_stream::{EventStreamParser, MessageEvent},
+    get_request_head,
 };
 use tower_push::{
     Event, EventId, EventType, Gap, GapReason, IntoItem, Item, KeepAlive, Push, PushBody,
@@ -21,7 +22,9 @@ use tower_push::{
 const OPEN: &str = ":\n";
 
 async fn body_of(sse: Sse, source: impl PushSource + Send + 'static) -> PushBody {
-    let response = sse.respond(&mut get("/", &[]), Push::new(source)).await;
+    let response = sse
+        .respond(&mut get_request_head("/", &[]), Push::new(source))
+        .await;
     assert_eq!(response.status(), 200);
     response.into_body()
 }
@@ -31,18 +34,18 @@ const END: &str = "event: end\ndata: {\"finished\":false}\n\n";
 
 /// What stands between the two.
 async fn bytes_of<I: IntoItem + Send + 'static>(sse: Sse, items: Vec<I>) -> String {
-    let bytes = text(body_of(sse, stream::iter(items)).await).await;
+    let bytes = body_text(body_of(sse, stream::iter(items)).await).await;
     let bytes = bytes.strip_suffix(END).expect("at last, the end");
     let bytes = bytes.strip_prefix(OPEN).expect("first of all, a comment");
     bytes.to_owned()
 }
 
-fn messages(bytes: &str) -> Vec<Message> {
-    Parser::read(bytes.as_bytes()).messages
+fn messages(bytes: &str) -> Vec<MessageEvent> {
+    EventStreamParser::parse(bytes.as_bytes()).messages
 }
 
-fn message(data: &str) -> Message {
-    Message {
+fn message(data: &str) -> MessageEvent {
+    MessageEvent {
         event_type: "message".to_owned(),
         data: data.to_owned(),
         last_event_id: String::new(),
@@ -100,7 +103,7 @@ async fn fields_come_in_order_and_in_one_frame() {
     assert_eq!(frame, bytes);
     assert_eq!(
         messages(bytes),
-        [Message {
+        [MessageEvent {
             event_type: "price".to_owned(),
             data: "one\ntwo".to_owned(),
             last_event_id: "k3f9-1042".to_owned(),
@@ -130,7 +133,7 @@ async fn bytes_are_text_where_they_are_utf_8_and_cut_the_stream_where_they_are_n
     assert_eq!(messages(&written), [message("größe")]);
 
     let items = stream::iter([b"fine".to_vec(), b"\xff".to_vec(), b"never".to_vec()]);
-    let (frames, end) = frames(body_of(Sse::new(), items).await).await;
+    let (frames, end) = body_frames(body_of(Sse::new(), items).await).await;
     assert_eq!(frames.concat(), b":\ndata: fine\n\n");
     let error = end.unwrap_err();
     assert!(
@@ -152,24 +155,30 @@ async fn base64_is_announced_and_covers_all_data_but_control_events() {
     ];
     let response = Sse::new()
         .base64()
-        .respond(&mut get("/", &[]), Push::new(stream::iter(items)))
+        .respond(
+            &mut get_request_head("/", &[]),
+            Push::new(stream::iter(items)),
+        )
         .await;
     assert_eq!(response.headers()["stream-sse-data-encoding"], "base64");
     let expected = format!(
         ":\ndata: /wA=\n\nid: 7\ndata: dGV4dA==\n\ndata: \n\nevent: gap\ndata: {}\n\nevent: end\ndata: {{\"finished\":false}}\n\n",
         gap.to_json()
     );
-    assert_eq!(text(response.into_body()).await, expected);
+    assert_eq!(body_text(response.into_body()).await, expected);
 
     let response = Sse::new()
-        .respond(&mut get("/", &[]), Push::new(stream::iter([""])))
+        .respond(
+            &mut get_request_head("/", &[]),
+            Push::new(stream::iter([""])),
+        )
         .await;
     assert!(!response.headers().contains_key("stream-sse-data-encoding"));
 }
 
 #[tokio::test]
 async fn a_stream_says_whether_it_ended_finished_or_failed() {
-    let ended = text(body_of(Sse::new(), stream::iter(["a"])).await).await;
+    let ended = body_text(body_of(Sse::new(), stream::iter(["a"])).await).await;
     assert_eq!(
         ended,
         ":\ndata: a\n\nevent: end\ndata: {\"finished\":false}\n\n"
@@ -180,18 +189,18 @@ async fn a_stream_says_whether_it_ended_finished_or_failed() {
         Ok(Item::Finished),
         Event::text("b").into_item(),
     ]);
-    let finished = text(body_of(Sse::new(), items).await).await;
+    let finished = body_text(body_of(Sse::new(), items).await).await;
     assert_eq!(
         finished,
         ":\ndata: a\n\nevent: end\nid: ~finished\ndata: {\"finished\":true}\n\n"
     );
     assert_eq!(
-        Parser::read(finished.as_bytes()).last_event_id,
+        EventStreamParser::parse(finished.as_bytes()).last_event_id,
         EventId::FINISHED
     );
 
     let items = stream::iter([Ok("a"), Err("out of ticks"), Ok("b")]);
-    let (frames, end) = frames(body_of(Sse::new(), items).await).await;
+    let (frames, end) = body_frames(body_of(Sse::new(), items).await).await;
     assert_eq!(frames.concat(), b":\ndata: a\n\n");
     assert_eq!(end.unwrap_err().to_string(), "out of ticks");
 }
@@ -201,7 +210,7 @@ async fn the_names_of_control_events_are_ones_own() {
     let sse = Sse::new()
         .gap_event(EventType::new("hole").unwrap())
         .end_event(EventType::new("fin").unwrap());
-    let written = text(body_of(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
+    let written = body_text(body_of(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
     let types: Vec<_> = messages(&written)
         .into_iter()
         .map(|m| m.event_type)
@@ -220,15 +229,15 @@ async fn who_has_been_told_that_it_is_finished_is_not_served_again() {
         ("/?lastEventId=%7Efinished", &[]),
     ] {
         let response = Sse::new()
-            .respond(&mut get(uri, headers), Push::new(never))
+            .respond(&mut get_request_head(uri, headers), Push::new(never))
             .await;
         assert_eq!(response.status(), 204);
         assert!(!response.headers().contains_key("content-type"));
-        assert_eq!(text(response.into_body()).await, "");
+        assert_eq!(body_text(response.into_body()).await, "");
     }
     let refusing = source_fn(|_| async { Err::<stream::Empty<Event>, _>(Rejection::finished()) });
     let response = Sse::new()
-        .respond(&mut get("/", &[]), Push::new(refusing))
+        .respond(&mut get_request_head("/", &[]), Push::new(refusing))
         .await;
     assert_eq!(response.status(), 204);
 }
@@ -246,7 +255,7 @@ async fn gaps_and_cursors_move_the_clients_cursor() {
         written,
         "id: a-0\n\nevent: gap\nid: a-7\ndata: {\"reason\":\"expired\",\"requested\":\"a-1\",\"resumed\":\"a-7\",\"missed\":6}\n\n"
     );
-    let parser = Parser::read(written.as_bytes());
+    let parser = EventStreamParser::parse(written.as_bytes());
     assert_eq!(parser.last_event_id, "a-7");
     assert_eq!(parser.messages.len(), 1, "a bare cursor dispatches nothing");
 }
@@ -255,14 +264,17 @@ async fn gaps_and_cursors_move_the_clients_cursor() {
 #[tokio::test]
 async fn a_client_keeps_its_cursor_through_a_new_connection() {
     let source = source_fn(async |_| Ok(stream::iter(["no id"])));
-    let mut head = get("/", &[("last-event-id", "a-1")]);
+    let mut head = get_request_head("/", &[("last-event-id", "a-1")]);
     let response = Sse::new().respond(&mut head, Push::new(source)).await;
-    let written = text(response.into_body()).await;
+    let written = body_text(response.into_body()).await;
     assert!(
         written.starts_with("id: a-1\n:\ndata: no id\n\n"),
         "{written:?}"
     );
-    assert_eq!(Parser::read(written.as_bytes()).last_event_id, "a-1");
+    assert_eq!(
+        EventStreamParser::parse(written.as_bytes()).last_event_id,
+        "a-1"
+    );
 }
 
 #[tokio::test]
@@ -273,13 +285,15 @@ async fn a_plain_stream_announces_that_it_cannot_resume() {
         (vec![("last-event-id", "a"), ("last-event-id", "b")], "null"),
     ] {
         let push = Push::new(stream::iter(["now"]));
-        let response = Sse::new().respond(&mut get("/", &headers), push).await;
+        let response = Sse::new()
+            .respond(&mut get_request_head("/", &headers), push)
+            .await;
         assert_eq!(
             response.status(),
             200,
             "an EventSource dies of anything else"
         );
-        let received = messages(&text(response.into_body()).await);
+        let received = messages(&body_text(response.into_body()).await);
         assert_eq!(received[0].event_type, "gap");
         let json = format!(
             "{{\"reason\":\"epoch\",\"requested\":{requested},\"resumed\":null,\"missed\":null}}"
@@ -292,13 +306,13 @@ async fn a_plain_stream_announces_that_it_cannot_resume() {
 #[tokio::test]
 async fn the_retry_hint_is_in_whole_milliseconds() {
     let sse = Sse::new().retry(Duration::from_micros(1_005_900));
-    let written = text(body_of(sse, stream::iter(["a"])).await).await;
+    let written = body_text(body_of(sse, stream::iter(["a"])).await).await;
     assert!(
         written.starts_with("retry: 1005\n:\ndata: a\n\n"),
         "{written:?}"
     );
     assert_eq!(
-        Parser::read(written.as_bytes()).reconnection_time,
+        EventStreamParser::parse(written.as_bytes()).reconnection_time,
         Some(1005)
     );
 }
@@ -307,8 +321,8 @@ async fn the_retry_hint_is_in_whole_milliseconds() {
 async fn what_is_ready_together_is_one_frame_of_bounded_size() {
     let events = || (0..10_000).map(|n| Event::text(format!("{n:064}")));
     let kept: Vec<_> = events().collect();
-    let (owned, _) = frames(body_of(Sse::new(), stream::iter(events())).await).await;
-    let (shared, _) = frames(body_of(Sse::new(), stream::iter(kept.clone())).await).await;
+    let (owned, _) = body_frames(body_of(Sse::new(), stream::iter(events())).await).await;
+    let (shared, _) = body_frames(body_of(Sse::new(), stream::iter(kept.clone())).await).await;
     assert_eq!(owned.concat(), shared.concat());
     for frames in [owned, shared] {
         assert!(frames.len() < 10_000 / 100, "{} frames", frames.len());
@@ -448,7 +462,7 @@ proptest! {
                 id = own.to_string();
             }
             let data = event.payload().as_text().unwrap();
-            Message {
+            MessageEvent {
                 event_type: event.event_type().map_or("message", |t| t.as_str()).to_owned(),
                 data: data.replace("\r\n", "\n").replace('\r', "\n"),
                 last_event_id: id.clone(),
@@ -457,7 +471,7 @@ proptest! {
         let bytes = runtime.block_on(bytes_of(Sse::new(), events));
         let bytes = format!("{OPEN}{bytes}").into_bytes();
         for at in 0..=bytes.len() {
-            let mut parser = Parser::read(&bytes[..at]);
+            let mut parser = EventStreamParser::parse(&bytes[..at]);
             parser.feed(&bytes[at..]);
             prop_assert_eq!(&parser.messages, &expected, "split at {}", at);
         }

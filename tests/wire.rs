@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use bytes::{BufMut, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
-use testkit::{Client, Count, LONG, Server, VERSIONS, Version, raw_http1};
+use testkit::{HttpClient, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, send_raw_http1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceBuilder;
@@ -94,7 +94,7 @@ type Fed = Result<Event, &'static str>;
 #[derive(Clone, Default)]
 struct Feed {
     next: Arc<Mutex<Option<mpsc::Receiver<Fed>>>>,
-    alive: Count,
+    alive: LiveCounter,
 }
 
 impl Feed {
@@ -109,7 +109,7 @@ impl Feed {
         let feed = self.clone();
         source_fn(async move |_| {
             let receiver = feed.next.lock().unwrap().take().expect("a feed");
-            Ok(feed.alive.around(ReceiverStream::new(receiver)))
+            Ok(feed.alive.wrap(ReceiverStream::new(receiver)))
         })
     }
 }
@@ -121,22 +121,24 @@ async fn feed(events: &mpsc::Sender<Fed>, text: &str) {
 #[tokio::test]
 async fn every_event_arrives_before_the_next_one_exists() {
     let source = Feed::default();
-    let server = Server::new(tower_push::service(source.source()).transport(all())).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source.source()).transport(all())).await;
+    for version in HttpVersion::ALL {
         for name in NAMES {
             let events = source.open();
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let mut response = client.get(&format!("/?transport={name}"), &[]).await;
             assert_eq!(response.head.status, 200);
             let boundary = boundary(response.header("content-type").unwrap());
             let (open, _, end) = expected(name, &boundary, "");
-            response.expect(open).await;
+            response.expect_bytes(open).await;
             for text in ["one", "two", "three"] {
                 feed(&events, text).await;
-                response.expect(expected(name, &boundary, text).1).await;
+                response
+                    .expect_bytes(expected(name, &boundary, text).1)
+                    .await;
             }
             drop(events);
-            let (rest, ended) = response.rest().await;
+            let (rest, ended) = response.read_to_end().await;
             assert_eq!(String::from_utf8(rest).unwrap(), end, "{version:?} {name}");
             ended.unwrap_or_else(|error| panic!("{version:?} {name}: {error}"));
         }
@@ -146,24 +148,24 @@ async fn every_event_arrives_before_the_next_one_exists() {
 #[tokio::test]
 async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
     let source = Feed::default();
-    let server = Server::new(tower_push::service(source.source()).transport(all())).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source.source()).transport(all())).await;
+    for version in HttpVersion::ALL {
         for name in NAMES {
             let events = source.open();
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let mut response = client.get(&format!("/?transport={name}"), &[]).await;
             let boundary = boundary(response.header("content-type").unwrap());
             feed(&events, "given").await;
             events.send(Err("broken")).await.unwrap();
             let (open, event, _) = expected(name, &boundary, "given");
-            response.expect(format!("{open}{event}")).await;
-            let (rest, ended) = response.rest().await;
+            response.expect_bytes(format!("{open}{event}")).await;
+            let (rest, ended) = response.read_to_end().await;
             assert_eq!(rest, b"", "{version:?} {name}");
             let error = ended.expect_err("a cut, not an end");
-            if version == Version::Http2 {
+            if version == HttpVersion::Http2 {
                 assert!(format!("{error:?}").contains("INTERNAL_ERROR"), "{error:?}");
             }
-            source.alive.becomes(0).await;
+            source.alive.wait_for(0).await;
         }
     }
 }
@@ -172,9 +174,9 @@ async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
 async fn http_1_bytes_are_what_they_should_be() {
     let service =
         tower_push::service(source_fn(async |_| Ok(stream::iter(["hi"])))).transport(all());
-    let server = Server::new(service).await;
+    let server = TestServer::start(service).await;
     let asking = "GET / HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
-    let (_, read) = raw_http1(&server, asking, "\r\n0\r\n\r\n").await;
+    let (_, read) = send_raw_http1(&server, asking, "\r\n0\r\n\r\n").await;
     let (head, body) = read.split_once("\r\n\r\n").unwrap();
     let mut head: Vec<_> = head
         .lines()
@@ -200,14 +202,14 @@ async fn http_1_bytes_are_what_they_should_be() {
 #[tokio::test]
 async fn head_has_the_headers_of_get_and_ends() {
     let service = tower_push::service(source_fn(async |_| Ok(stream::pending::<Event>())));
-    let server = Server::new(service.transport(all())).await;
-    for version in VERSIONS {
+    let server = TestServer::start(service.transport(all())).await;
+    for version in HttpVersion::ALL {
         for name in ["sse", "ndjson"] {
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let path = format!("/?transport={name}");
-            let head = client.send("HEAD", &path, &[]).await;
+            let head = client.send_request("HEAD", &path, &[]).await;
             let mut asked = head.head.headers.clone();
-            let (body, ended) = head.rest().await;
+            let (body, ended) = head.read_to_end().await;
             assert!(body.is_empty() && ended.is_ok());
             let mut got = client.get(&path, &[]).await.head.headers;
             // The framing is hyper's, and may be left out of an answer to HEAD (RFC 9112 §6.1).
@@ -222,22 +224,22 @@ async fn head_has_the_headers_of_get_and_ends() {
 
 #[tokio::test]
 async fn post_streams_too() {
-    let server = Server::new(tower_push::service(source_fn(async |_| {
+    let server = TestServer::start(tower_push::service(source_fn(async |_| {
         Ok(stream::iter(["token"]))
     })))
     .await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
-        let mut response = client.send("POST", "/", &[]).await;
-        response.expect(":\ndata: token\n\n").await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
+        let mut response = client.send_request("POST", "/", &[]).await;
+        response.expect_bytes(":\ndata: token\n\n").await;
     }
 }
 
 #[tokio::test]
 async fn http_2_has_no_headers_of_a_connection() {
     let source = source_fn(async |_| Ok(stream::iter(["hi"])));
-    let server = Server::new(tower_push::service(source).transport(all())).await;
-    let mut client = Client::connect(&server, Version::Http2).await;
+    let server = TestServer::start(tower_push::service(source).transport(all())).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     for name in NAMES {
         let response = client.get(&format!("/?transport={name}"), &[]).await;
         for absent in [
@@ -255,15 +257,15 @@ mod middleware {
     use super::*;
 
     /// A client that decodes this one encoding as the bytes come.
-    fn client(encoding: &str, version: Version) -> reqwest::Client {
+    fn client(encoding: &str, version: HttpVersion) -> reqwest::Client {
         let builder = reqwest::Client::builder()
             .gzip(encoding == "gzip")
             .brotli(encoding == "br")
             .zstd(encoding == "zstd")
             .deflate(encoding == "deflate");
         match version {
-            Version::Http1 => builder,
-            Version::Http2 => builder.http2_prior_knowledge(),
+            HttpVersion::Http1 => builder,
+            HttpVersion::Http2 => builder.http2_prior_knowledge(),
         }
         .build()
         .unwrap()
@@ -277,8 +279,8 @@ mod middleware {
             // By default it leaves event streams alone.
             .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
             .service(tower_push::service(source.source()).transport(all()));
-        let server = Server::new(service).await;
-        for version in VERSIONS {
+        let server = TestServer::start(service).await;
+        for version in HttpVersion::ALL {
             let encodings = ["gzip", "br", "zstd", "deflate"].into_iter();
             for (encoding, name) in encodings.flat_map(|e| NAMES.map(|name| (e, name))) {
                 let events = source.open();
@@ -299,7 +301,7 @@ mod middleware {
                     feed(&events, text).await;
                     wanted += &expected(name, &boundary, text).1;
                     while read.len() < wanted.len() {
-                        let chunk = tokio::time::timeout(LONG, response.chunk()).await;
+                        let chunk = tokio::time::timeout(TEST_TIMEOUT, response.chunk()).await;
                         let chunk = chunk.unwrap_or_else(|_| {
                             panic!("{encoding} {name} holds back after {read:?}")
                         });
@@ -324,11 +326,11 @@ mod middleware {
         let service = ServiceBuilder::new()
             .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
             .service(tower_push::service(source).transport(all()));
-        let server = Server::new(service).await;
-        for version in VERSIONS {
+        let server = TestServer::start(service).await;
+        for version in HttpVersion::ALL {
             for encoding in ["gzip", "br", "zstd", "deflate"] {
                 for name in NAMES {
-                    let mut client = Client::connect(&server, version).await;
+                    let mut client = HttpClient::connect(&server, version).await;
                     let path = format!("/?transport={name}");
                     let response = client.get(&path, &[("accept-encoding", encoding)]).await;
                     assert_eq!(response.header("content-encoding"), Some(encoding));
@@ -343,11 +345,11 @@ mod middleware {
         let service = ServiceBuilder::new()
             .layer(CompressionLayer::new())
             .service(tower_push::service(source));
-        let server = Server::new(service).await;
-        let mut client = Client::connect(&server, Version::Http1).await;
+        let server = TestServer::start(service).await;
+        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
         let mut response = client.get("/", &[("accept-encoding", "gzip")]).await;
         assert_eq!(response.header("content-encoding"), None);
-        response.expect(":\ndata: hi\n\n").await;
+        response.expect_bytes(":\ndata: hi\n\n").await;
     }
 
     #[tokio::test]
@@ -359,14 +361,14 @@ mod middleware {
         let service = ServiceBuilder::new()
             .layer(cors)
             .service(tower_push::service(source));
-        let server = Server::new(service).await;
-        let mut client = Client::connect(&server, Version::Http1).await;
+        let server = TestServer::start(service).await;
+        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
         let asking = [
             ("origin", "http://a.example"),
             ("access-control-request-method", "GET"),
             ("access-control-request-headers", "last-event-id"),
         ];
-        let response = client.send("OPTIONS", "/", &asking).await;
+        let response = client.send_request("OPTIONS", "/", &asking).await;
         assert_eq!(
             response.header("access-control-allow-headers"),
             Some("last-event-id")
@@ -382,7 +384,7 @@ mod middleware {
         );
         let vary = response.head.headers.get_all("vary").iter();
         assert!(vary.into_iter().any(|value| value == "Accept"));
-        response.expect(":\ndata: hi\n\n").await;
+        response.expect_bytes(":\ndata: hi\n\n").await;
     }
 }
 
@@ -457,9 +459,9 @@ mod from_outside {
         });
         let service =
             tower_push::service(source).transport(Negotiate::new().add_transport(LengthDelimited));
-        let server = Server::new(service).await;
-        for version in VERSIONS {
-            let mut client = Client::connect(&server, version).await;
+        let server = TestServer::start(service).await;
+        for version in HttpVersion::ALL {
+            let mut client = HttpClient::connect(&server, version).await;
             for (path, accept) in [
                 ("/", "application/x-length-delimited"),
                 ("/?transport=length-delimited", "*/*"),
@@ -469,8 +471,10 @@ mod from_outside {
                     response.header("cache-control"),
                     Some("no-cache, no-transform")
                 );
-                response.expect(b"\x03one\x10length-delimited\0").await;
-                assert!(response.rest().await.1.is_ok());
+                response
+                    .expect_bytes(b"\x03one\x10length-delimited\0")
+                    .await;
+                assert!(response.read_to_end().await.1.is_ok());
             }
             let forbidden = client
                 .get("/forbidden?transport=length-delimited", &[])

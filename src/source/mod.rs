@@ -1,10 +1,10 @@
 //! Sources: what clients subscribe to.
 //!
-//! A [`PushSource`] answers the [`Subscription`] of one client with a stream of [items](crate::event::Item). It can also refuse the
-//! client with a [`Rejection`] before any byte is sent.
+//! A [`PushSource`] answers the [`Subscription`] of one client with a stream of [items](crate::event::Item). The source can also
+//! refuse the client with a [`Rejection`] before any byte is sent.
 //!
-//! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. It serves one client, and begins with a
-//!   [gap](crate::event::Gap) if that client sends a cursor.
+//! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. A plain stream serves one client, and begins
+//!   with a [gap](crate::event::Gap) if that client sends a cursor.
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
 //! - [`Resumable`] makes another source resumable.
@@ -32,7 +32,6 @@ pub mod channel;
 mod client_messages;
 mod item_stream;
 mod log;
-mod numbered_id;
 mod push;
 pub mod query;
 mod rejection;
@@ -63,18 +62,19 @@ use crate::{error::BoxError, event::Item};
 pub trait PushSource {
     /// The items of one client.
     ///
-    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] does so, too, and says after which delay.
+    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] also ends the stream, and says after which delay the
+    ///   client may reconnect.
     /// - [`Item::Finished`] says that the source has finished, and the client must not reconnect.
-    /// - An error disconnects the client: it sees that its stream was cut off.
+    /// - An error disconnects the client, which sees that its stream was cut off.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
 
-    /// Subscribes one client, or refuses it. The future is dropped if the client leaves before it is ready.
+    /// Subscribes one client, or refuses it. If the client leaves before the future is ready, the future is dropped.
     fn subscribe(
         self,
         subscription: Subscription,
     ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send;
 
-    /// Returns whether a client that comes back with a cursor goes on from there. This is true of all sources but plain streams.
+    /// Returns whether a client that comes back with a cursor goes on from there. Only plain streams return `false`.
     ///
     /// A transport that answers with several responses, such as long-polling, keeps the stream of a source that cannot resume, and
     /// subscribes anew to a source that can.

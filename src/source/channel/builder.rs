@@ -31,17 +31,17 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how many bytes of payloads, ids and types the log holds at most: 4 MiB by default. The newest event is held whatever its
-    /// size.
+    /// Sets how many bytes of payloads, ids, types and topics the log holds at most: 4 MiB by default. The newest event is held
+    /// whatever its size.
     ///
-    /// Memory that does not count: for each event about 300 bytes, and for each event and transport in use the event's size again
-    /// and about 100 bytes. If events are small, it is therefore [`max_events`](Self::max_events) that bounds the log's memory.
+    /// Not counted are about 300 bytes for each event, and its encoding for each transport in use, which takes the event's size
+    /// again and about 100 bytes. If events are small, [`max_events`](Self::max_events) therefore bounds the log's memory.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_bytes = bytes;
         self
     }
 
-    /// Sets how old an event in the log may become: clients that come later do not get it. By default events do not expire. Ages are
+    /// Sets the age after which an event is removed from the log. By default events do not expire. Ages are
     /// measured with tokio's clock.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.limits.max_age = Some(age);
@@ -56,7 +56,7 @@ impl ChannelBuilder {
 
     /// Sets where subscribers without a cursor begin: by default with the [next event](StartPosition::Now).
     ///
-    /// This restricts nothing: a client that sends a cursor, even an unreadable one, gets what the log holds after it.
+    /// The start is no access control: a client that sends a cursor, even an unreadable one, gets what the log holds after it.
     pub fn start(mut self, start: StartPosition) -> Self {
         self.start = start;
         self

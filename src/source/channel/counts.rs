@@ -11,12 +11,12 @@ pub struct ChannelCounts {
     pub expired: u64,
     /// Events that a subscriber missed because they were trimmed before it read them: one for each event and subscriber.
     pub lagged: u64,
-    /// Events that a subscriber did not get because it got a newer one of their key: one for each event and subscriber. They
-    /// include the events that a snapshot at the beginning of a subscription stands for.
+    /// Events that a subscriber did not get because it got a newer one of their key: one for each event and subscriber. The count
+    /// includes the events that a snapshot at the beginning of a subscription stands for.
     pub conflated: u64,
 }
 
-/// The numbers behind [`ChannelCounts`].
+/// The counters whose values are [`ChannelCounts`].
 #[derive(Debug, Default)]
 pub(super) struct ChannelCounters {
     published: AtomicU64,
@@ -27,19 +27,19 @@ pub(super) struct ChannelCounters {
 
 impl ChannelCounters {
     pub(super) fn add_published(&self) {
-        add(&self.published, 1);
+        add_if_nonzero(&self.published, 1);
     }
 
     pub(super) fn add_expired(&self, events: u64) {
-        add(&self.expired, events);
+        add_if_nonzero(&self.expired, events);
     }
 
     pub(super) fn add_lagged(&self, events: u64) {
-        add(&self.lagged, events);
+        add_if_nonzero(&self.lagged, events);
     }
 
     pub(super) fn add_conflated(&self, events: u64) {
-        add(&self.conflated, events);
+        add_if_nonzero(&self.conflated, events);
     }
 
     pub(super) fn counts(&self) -> ChannelCounts {
@@ -53,8 +53,9 @@ impl ChannelCounters {
     }
 }
 
-fn add(counter: &AtomicU64, events: u64) {
-    // Usually 0: then subscribers on different threads do not share the counter's cache line.
+fn add_if_nonzero(counter: &AtomicU64, events: u64) {
+    // `events` is usually 0. Skipping the write keeps subscribers on different threads from contending for the counter's cache
+    // line.
     if events > 0 {
         counter.fetch_add(events, Ordering::Relaxed);
     }

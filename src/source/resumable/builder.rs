@@ -42,7 +42,8 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets how many bytes of payloads, ids and types the logs of all parked streams together hold at most: 64 MiB by default.
+    /// Sets how many bytes of payloads, ids, types and topics the logs of all parked streams together hold at most: 64 MiB by
+    /// default.
     pub fn max_parked_bytes(mut self, bytes: usize) -> Self {
         self.config.max_parked_bytes = bytes;
         self
@@ -54,8 +55,8 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets how many bytes of payloads, ids and types the log of a stream holds at most: 256 KiB by default. The newest event is held
-    /// whatever its size.
+    /// Sets how many bytes of payloads, ids, types and topics the log of a stream holds at most: 256 KiB by default. The newest
+    /// event is held whatever its size.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.config.log_limits.max_bytes = bytes;
         self

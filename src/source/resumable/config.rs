@@ -7,16 +7,16 @@ use super::item_log::ItemLogLimits;
 pub(super) struct ResumableConfig {
     pub(super) park_timeout: Duration,
     pub(super) max_parked_streams: usize,
-    /// Of all parked streams together.
+    /// The maximum number of bytes in the logs of all parked streams together.
     pub(super) max_parked_bytes: usize,
-    /// Of each stream.
+    /// The limits of the log of each stream.
     pub(super) log_limits: ItemLogLimits,
     pub(super) end_policy: EndPolicy,
 }
 
 /// What it means for the client of a [`Resumable`](super::Resumable) that its stream yields `None`.
 ///
-/// The other ends do not depend on it: after [`Item::Finished`](crate::Item::Finished) clients must not reconnect, after
+/// The policy does not affect other ends: after [`Item::Finished`](crate::Item::Finished) clients must not reconnect, after
 /// [`Item::Ended`](crate::Item::Ended) they may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -24,7 +24,7 @@ pub enum EndPolicy {
     /// The source has finished: the client is told so, and must not reconnect.
     #[default]
     Finish,
-    /// The stream ends, and the client may reconnect. A client that has all of the stream then gets the stream of its new request,
-    /// without a gap.
+    /// The stream ends, and the client may reconnect. A client that reconnects and has all of the stream gets the stream of its new
+    /// request, without a gap.
     Restart,
 }
