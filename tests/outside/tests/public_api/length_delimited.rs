@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream};
 use http::{StatusCode, request::Parts};
-use testkit::{Client, Server, VERSIONS, Version};
+use testkit::{HttpClient, HttpVersion, TestServer};
 use tokio::{spawn, sync::mpsc};
 use tower_push::{
     BoxError, Channel, Drain, Error, Event, EventId, Gap, GapReason, Guard, Item, KeepAlive,
@@ -26,17 +26,17 @@ use tower_push::{
 use tower_push_outside_tests::{LengthDelimited, RecordKind};
 use tracing::{Span, info_span};
 
-use crate::support::{RecordReader, expect_close, wait_for};
+use crate::support::{LengthDelimitedReader, expect_close, wait_for};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Serves `source` over the transport under `guard`.
-async fn serve<S>(guard: &Guard, source: S) -> Server
+async fn serve<S>(guard: &Guard, source: S) -> TestServer
 where
     S: PushSource + Clone + Send + Sync + 'static,
 {
-    Server::new(guarded(guard, source, LengthDelimited::new())).await
+    TestServer::start(guarded(guard, source, LengthDelimited::new())).await
 }
 
 fn guarded<S: PushSource + Clone + Send + 'static>(
@@ -76,14 +76,14 @@ async fn records_arrive_on_http1_and_http2() -> Result<(), Error> {
     let guard = Guard::new();
     let transports = Negotiate::new().add_transport(LengthDelimited::new());
     let source = items_then_silence(items);
-    let server = Server::new(service(source).transport(guard.wrap(transports))).await;
-    for (version, path) in VERSIONS
+    let server = TestServer::start(service(source).transport(guard.wrap(transports))).await;
+    for (version, path) in HttpVersion::ALL
         .into_iter()
         .zip(["/?transport=length-delimited", "/"])
     {
-        let mut client = Client::connect(&server, version).await;
+        let mut client = HttpClient::connect(&server, version).await;
         let accept = ("accept", "application/x-length-delimited");
-        let mut reader = RecordReader::new(client.get(path, &[accept]).await);
+        let mut reader = LengthDelimitedReader::new(client.get(path, &[accept]).await);
         let mut expect = async |kind, id: Option<&str>, payload| {
             let record = reader.expect().await;
             assert_eq!((record.kind, record.id.as_deref()), (kind, id));
@@ -121,7 +121,7 @@ async fn event_is_encoded_once_for_all_subscribers() {
     let server = serve(&guard, channel.clone()).await;
     let mut readers = Vec::new();
     for _ in 0..3 {
-        let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+        let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
         reader.expect_kind(RecordKind::Cursor).await;
         readers.push(reader);
     }
@@ -137,8 +137,8 @@ async fn idle_stream_sends_heartbeats() {
     let keep_alive = KeepAlive::new().interval(20 * MILLISECOND);
     let transport = LengthDelimited::new().keep_alive(keep_alive);
     let source = items_then_silence(vec![event("first")]);
-    let server = Server::new(guarded(&Guard::new(), source, transport)).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+    let server = TestServer::start(guarded(&Guard::new(), source, transport)).await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     assert_eq!(reader.expect_event().await, "first");
     for _ in 0..3 {
         reader.expect_kind(RecordKind::Heartbeat).await;
@@ -163,12 +163,12 @@ async fn source_gets_messages_of_the_client() {
         }
     });
     let server = serve(&Guard::new(), source).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     // More messages than the queue has room for.
     let expected: Vec<_> = (0..70).map(|number: u32| number.to_string()).collect();
     let headers = expected.iter().map(|text| ("x-client-message", &**text));
     let headers: Vec<_> = headers.collect();
-    let mut reader = RecordReader::new(client.get("/", &headers).await);
+    let mut reader = LengthDelimitedReader::new(client.get("/", &headers).await);
     assert_eq!(reader.expect_event().await, "hello");
     for message in expected {
         assert_eq!(received.recv().await.flatten(), Some(message));
@@ -190,13 +190,13 @@ async fn head_request_and_refusal_open_no_stream() {
             },
         );
     let server = serve(&guard, source).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
-    let head = client.send("HEAD", "/", &[]).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let head = client.send_request("HEAD", "/", &[]).await;
     assert_eq!(head.head.status, 200);
     let content_type = head.header("content-type");
     assert_eq!(content_type, Some("application/x-length-delimited"));
     assert_eq!(head.header("content-length"), None);
-    head.drain().await;
+    head.discard_rest().await;
     let forbidden = client.get("/forbidden", &[]).await;
     assert_eq!(forbidden.head.status, 403);
     assert_eq!(guard.counts().opened, 0);
@@ -208,13 +208,13 @@ async fn admission_limits_the_transport() {
     let admission = Admission::builder().max_streams(1).retry(10 * SECOND);
     let guard = Guard::builder().admission(&admission.build()).build();
     let server = serve(&guard, Channel::new()).await;
-    let first = RecordReader::get(&server, Version::Http1, "/").await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let first = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let refused = client.get("/", &[]).await;
     assert_eq!(refused.head.status, 503);
     let retry: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((5..=15).contains(&retry), "{retry}");
-    refused.drain().await;
+    refused.discard_rest().await;
     assert_eq!(guard.counts().refused(RefusalReason::Full), 1);
     drop(first);
     expect_close(&guard, CloseReason::Left).await;
@@ -230,8 +230,8 @@ async fn guard_counts_streams_events_bytes_and_gaps() {
     let items = vec![event("four"), gap, event("sixsix")];
     let server = serve(&guard, items_then_silence(items)).await;
     let mut readers = Vec::new();
-    for version in VERSIONS {
-        let mut reader = RecordReader::get(&server, version, "/").await;
+    for version in HttpVersion::ALL {
+        let mut reader = LengthDelimitedReader::get(&server, version, "/").await;
         assert_eq!(reader.expect_event().await, "four");
         reader.expect_kind(RecordKind::Gap).await;
         assert_eq!(reader.expect_event().await, "sixsix");
@@ -273,7 +273,7 @@ async fn each_end_of_the_source_has_its_close_reason() {
         let items: Vec<_> = [event("last")].into_iter().chain(item).collect();
         let source = source_fn(move |_| async move { Ok(stream::iter(items)) });
         let server = serve(&guard, source).await;
-        let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+        let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
         assert_eq!(reader.expect_event().await, "last");
         assert_eq!(reader.expect_kind(RecordKind::End).await, end);
         expect_close(&guard, reason).await;
@@ -282,14 +282,14 @@ async fn each_end_of_the_source_has_its_close_reason() {
 
 #[tokio::test]
 async fn failing_source_is_counted_and_aborts_the_response() {
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let guard = Guard::new();
         let source = source_fn(async |_| {
             let items: [Result<&str, BoxError>; 2] = [Ok("last"), Err("broken".into())];
             Ok(stream::iter(items))
         });
         let server = serve(&guard, source).await;
-        let mut reader = RecordReader::get(&server, version, "/").await;
+        let mut reader = LengthDelimitedReader::get(&server, version, "/").await;
         assert_eq!(reader.expect_event().await, "last");
         reader.expect_abort().await;
         expect_close(&guard, CloseReason::Failed).await;
@@ -301,8 +301,8 @@ async fn unsendable_event_counts_as_failure() {
     let guard = Guard::new();
     let source = items_then_silence(vec![event("short"), event("too long")]);
     let transport = LengthDelimited::new().max_payload_len(5);
-    let server = Server::new(guarded(&guard, source, transport)).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+    let server = TestServer::start(guarded(&guard, source, transport)).await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     assert_eq!(reader.expect_event().await, "short");
     reader.expect_abort().await;
     expect_close(&guard, CloseReason::Failed).await;
@@ -314,7 +314,7 @@ async fn laggard_of_a_channel_counts_as_lagged() {
     let channel = Channel::builder().max_events(4);
     let channel = channel.lag_policy(LagPolicy::Disconnect).build();
     let server = serve(&guard, channel.clone()).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     reader.expect_kind(RecordKind::Cursor).await;
     for number in 0..100 {
         channel.publish(number.to_string()).unwrap();
@@ -331,12 +331,12 @@ async fn complete_response_counts_as_answered() {
         channel.publish(number.to_string()).unwrap();
     }
     let transport = LengthDelimited::new().max_events(2);
-    let server = Server::new(guarded(&guard, channel, transport)).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let server = TestServer::start(guarded(&guard, channel, transport)).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let mut cursor = None;
     for expected in [["0", "1"], ["2", "3"]] {
         let path = cursor.map_or("/".to_owned(), |id: String| format!("/?last_event_id={id}"));
-        let mut reader = RecordReader::new(client.get(&path, &[]).await);
+        let mut reader = LengthDelimitedReader::new(client.get(&path, &[]).await);
         assert_eq!(reader.expect_event().await, expected[0]);
         let record = reader.expect().await;
         assert_eq!(record.text(), expected[1]);
@@ -355,7 +355,7 @@ async fn complete_response_counts_as_answered() {
 async fn stream_ends_after_its_lifetime() {
     let guard = Guard::builder().max_lifetime(50 * MILLISECOND).build();
     let server = serve(&guard, Channel::new()).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     reader.expect_kind(RecordKind::Cursor).await;
     let end = reader.expect_kind(RecordKind::End).await;
     assert!(end.starts_with(r#"{"finished":false,"retry":"#), "{end}");
@@ -370,7 +370,7 @@ async fn stream_ends_when_it_expires() {
     });
     let guard = Guard::new();
     let server = serve(&guard, source).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     let end = reader.expect_kind(RecordKind::End).await;
     assert_eq!(end, r#"{"finished":false}"#);
     expect_close(&guard, CloseReason::Expired).await;
@@ -383,8 +383,8 @@ async fn drain_notifies_every_stream() {
     let server = serve(&guard, Channel::new()).await;
     let mut readers = Vec::new();
     for number in 0..10 {
-        let version = VERSIONS[number % VERSIONS.len()];
-        let mut reader = RecordReader::get(&server, version, "/").await;
+        let version = HttpVersion::ALL[number % HttpVersion::ALL.len()];
+        let mut reader = LengthDelimitedReader::get(&server, version, "/").await;
         reader.expect_kind(RecordKind::Cursor).await;
         readers.push(reader);
     }
@@ -402,7 +402,7 @@ async fn drain_notifies_every_stream() {
     } = drain.wait().await;
     assert_eq!((notified, left, cut), (readers.len(), 0, 0));
     assert_eq!(guard.counts().closed(CloseReason::Drained), 10);
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     assert_eq!(client.get("/", &[]).await.head.status, 503);
 }
 
@@ -470,7 +470,7 @@ async fn observer_is_called_in_order() {
         Ok(stream::iter(items))
     });
     let server = serve(&guard, failing).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/yes").await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/yes").await;
     reader.expect_abort().await;
     expect_close(&guard, CloseReason::Failed).await;
     let expected = [
@@ -481,8 +481,8 @@ async fn observer_is_called_in_order() {
         "close 1 failed",
     ];
     assert_eq!(log.take(), expected);
-    let mut client = Client::connect(&server, Version::Http1).await;
-    client.get("/no", &[]).await.drain().await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    client.get("/no", &[]).await.discard_rest().await;
     assert_eq!(log.take(), ["refusal /no source"]);
 }
 
@@ -533,7 +533,7 @@ async fn source_is_polled_in_the_span_of_the_stream() {
     let guard = CallLog::default().guard().build();
     let source = source_fn(async |_| Ok(current_spans().take(3)));
     let server = serve(&guard, source).await;
-    let mut reader = RecordReader::get(&server, Version::Http1, "/").await;
+    let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     for _ in 0..3 {
         assert_eq!(reader.expect_event().await, "stream");
     }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use testkit::{
-    Client, Reading, Server, VERSIONS, Version,
-    websocket::{self, Opened},
+    HttpClient, HttpVersion, StreamingResponse, TestServer,
+    websocket::{self, WebSocketConnection},
 };
 use tower_push::{
     BoxError, Error, EventId, Guard,
@@ -21,7 +21,7 @@ use crate::support::{LineReader, expect_close, wait_for};
 struct Setup {
     channel: RingChannel,
     guard: Guard,
-    server: Server,
+    server: TestServer,
 }
 
 impl Setup {
@@ -33,7 +33,7 @@ impl Setup {
         let channel = RingChannel::builder().max_events(4).lag_policy(lag_policy);
         let channel = channel.build();
         let transport = guard.wrap(Negotiate::new());
-        let server = Server::new(service(channel.clone()).transport(transport)).await;
+        let server = TestServer::start(service(channel.clone()).transport(transport)).await;
         Self {
             channel,
             guard,
@@ -47,8 +47,8 @@ impl Setup {
         numbers.map(publish).collect()
     }
 
-    async fn get(&self, path: &str) -> Reading {
-        let mut client = Client::connect(&self.server, Version::Http1).await;
+    async fn get(&self, path: &str) -> StreamingResponse {
+        let mut client = HttpClient::connect(&self.server, HttpVersion::Http1).await;
         client.get(path, &[]).await
     }
 
@@ -64,10 +64,10 @@ impl Setup {
 }
 
 /// Reads up to the close frame.
-async fn close_code(socket: &mut Opened) -> u16 {
+async fn close_code(socket: &mut WebSocketConnection) -> u16 {
     loop {
-        let frame = socket.frame().await.expect("a close frame");
-        if let Some((code, _)) = frame.close() {
+        let frame = socket.next_frame().await.expect("a close frame");
+        if let Some((code, _)) = frame.close_code_and_reason() {
             return code;
         }
     }
@@ -88,7 +88,7 @@ impl Observer for ErrorLog {
 
 #[tokio::test]
 async fn laggard_on_websocket_gets_3008() {
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let errors = ErrorLog::default();
         let guard = Guard::builder().observer(errors.clone()).build();
         let setup = Setup::with_guard(LagPolicy::Disconnect, guard).await;
@@ -144,9 +144,9 @@ async fn cursor_resumes_on_every_transport() {
         assert_eq!(lines, ["2", "3"], "{transport}");
     }
     let path = format!("/?last_event_id={}", ids[1]);
-    let mut socket = websocket::connect(&setup.server, Version::Http1, &path, &[]).await;
+    let mut socket = websocket::connect(&setup.server, HttpVersion::Http1, &path, &[]).await;
     for expected in ["2", "3"] {
-        let frame = socket.frame().await.unwrap();
+        let frame = socket.next_frame().await.unwrap();
         assert_eq!(frame.payload, expected.as_bytes());
     }
 }
@@ -195,7 +195,7 @@ async fn start_position_is_respected() {
         let channel = channel.build();
         let guard = Guard::new();
         let transport = guard.wrap(Negotiate::new());
-        let server = Server::new(service(channel.clone()).transport(transport)).await;
+        let server = TestServer::start(service(channel.clone()).transport(transport)).await;
         let setup = Setup {
             channel,
             guard,
@@ -227,7 +227,7 @@ async fn closed_channel_finishes_its_subscribers() {
         let response = setup.get(path).await;
         assert_eq!(response.head.status, 204, "{path}");
     }
-    let mut socket = websocket::connect(&setup.server, Version::Http1, "/", &[]).await;
+    let mut socket = websocket::connect(&setup.server, HttpVersion::Http1, "/", &[]).await;
     assert_eq!(close_code(&mut socket).await, 1000);
 }
 
@@ -241,7 +241,7 @@ async fn long_poll_follows_the_channel() {
         .build();
     let guard = Guard::new();
     let transport = guard.wrap(LongPoll::new());
-    let server = Server::new(service(channel.clone()).transport(transport)).await;
+    let server = TestServer::start(service(channel.clone()).transport(transport)).await;
     let setup = Setup {
         channel,
         guard,
@@ -250,7 +250,7 @@ async fn long_poll_follows_the_channel() {
 
     // A poll waits for the first event.
     let waiting = tokio::spawn({
-        let mut client = Client::connect(&setup.server, Version::Http1).await;
+        let mut client = HttpClient::connect(&setup.server, HttpVersion::Http1).await;
         async move { LineReader::new(client.get("/", &[]).await).rest().await }
     });
     setup.opened().await;
@@ -288,7 +288,7 @@ async fn long_poll_follows_the_channel() {
 #[tokio::test]
 async fn websocket_without_place_for_gaps_closes_with_3010() {
     let setup = Setup::new(LagPolicy::Gap).await;
-    let mut socket = websocket::connect(&setup.server, Version::Http1, "/", &[]).await;
+    let mut socket = websocket::connect(&setup.server, HttpVersion::Http1, "/", &[]).await;
     setup.opened().await;
     setup.publish(0..100);
     assert_eq!(close_code(&mut socket).await, 3010);
@@ -299,8 +299,8 @@ async fn websocket_without_place_for_gaps_closes_with_3010() {
 #[tokio::test]
 async fn single_transport_serves_the_channel() {
     let channel = RingChannel::new();
-    let server = Server::new(service(channel.clone()).transport(WebSocket::new())).await;
-    let mut socket = websocket::connect(&server, Version::Http1, "/", &[]).await;
+    let server = TestServer::start(service(channel.clone()).transport(WebSocket::new())).await;
+    let mut socket = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
     channel.publish("hello").unwrap();
-    assert_eq!(socket.frame().await.unwrap().payload, b"hello");
+    assert_eq!(socket.next_frame().await.unwrap().payload, b"hello");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::{Client, LONG, Reading, Server, Version, records};
+use testkit::{HttpClient, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, records};
 use tokio::time::{sleep, timeout};
 use tower_push::{BoxError, Guard, guard::CloseReason};
 use tower_push_outside_tests::{Record, RecordDecoder, RecordKind};
@@ -14,7 +14,7 @@ pub(crate) async fn wait_for(guard: &Guard, condition: impl Fn(&Guard) -> bool) 
             sleep(Duration::from_millis(2)).await;
         }
     };
-    let waited = timeout(LONG, wait).await;
+    let waited = timeout(TEST_TIMEOUT, wait).await;
     assert!(waited.is_ok(), "{:?}", guard.counts());
 }
 
@@ -32,19 +32,19 @@ pub(crate) async fn expect_close(guard: &Guard, reason: CloseReason) {
 }
 
 /// A response whose records are read as they arrive.
-pub(crate) struct RecordReader<D> {
-    response: Reading,
+pub(crate) struct LengthDelimitedReader<D> {
+    response: StreamingResponse,
     decoder: D,
 }
 
-impl RecordReader<RecordDecoder> {
+impl LengthDelimitedReader<RecordDecoder> {
     /// Requests records of the transport `LengthDelimited`.
-    pub(crate) async fn get(server: &Server, version: Version, path: &str) -> Self {
-        let mut client = Client::connect(server, version).await;
+    pub(crate) async fn get(server: &TestServer, version: HttpVersion, path: &str) -> Self {
+        let mut client = HttpClient::connect(server, version).await;
         Self::new(client.get(path, &[]).await)
     }
 
-    pub(crate) fn new(response: Reading) -> Self {
+    pub(crate) fn new(response: StreamingResponse) -> Self {
         assert_eq!(response.head.status, 200);
         Self {
             response,
@@ -58,7 +58,7 @@ impl RecordReader<RecordDecoder> {
             if let Some(record) = self.decoder.take_record() {
                 return Ok(Some(record));
             }
-            match self.response.next().await {
+            match self.response.next_chunk().await {
                 Some(bytes) => self.decoder.feed(&bytes?),
                 None => return Ok(None),
             }
@@ -97,17 +97,17 @@ impl RecordReader<RecordDecoder> {
 
 /// The records of one of tower-push's own transports, each as one line.
 pub(crate) struct LineReader {
-    response: Reading,
-    reader: records::Reader,
+    response: StreamingResponse,
+    reader: records::RecordReader,
     lines: Vec<String>,
 }
 
 impl LineReader {
-    pub(crate) fn new(response: Reading) -> Self {
+    pub(crate) fn new(response: StreamingResponse) -> Self {
         let content_type = response.header("content-type").unwrap().to_owned();
         Self {
             response,
-            reader: records::Reader::new(&content_type, None),
+            reader: records::RecordReader::new(&content_type, None),
             lines: Vec::new(),
         }
     }
@@ -119,7 +119,7 @@ impl LineReader {
     /// Reads lines until there are `count`, and returns them.
     pub(crate) async fn expect(&mut self, count: usize) -> Vec<String> {
         while self.lines.len() < count {
-            let bytes = self.response.next().await.expect("more to come");
+            let bytes = self.response.next_chunk().await.expect("more to come");
             self.feed(&bytes.expect("not aborted"));
         }
         self.lines.drain(..count).collect()
@@ -128,7 +128,7 @@ impl LineReader {
     /// Reads at least one line. Returns all lines that have arrived, and the cursor behind them.
     pub(crate) async fn read_some(&mut self) -> (Vec<String>, String) {
         while self.lines.is_empty() {
-            let bytes = self.response.next().await.expect("more to come");
+            let bytes = self.response.next_chunk().await.expect("more to come");
             self.feed(&bytes.expect("not aborted"));
         }
         let lines = std::mem::take(&mut self.lines);
@@ -137,7 +137,7 @@ impl LineReader {
 
     /// Reads to the end of the response. Fails if the server has aborted it.
     pub(crate) async fn rest(&mut self) -> Result<Vec<String>, BoxError> {
-        while let Some(bytes) = self.response.next().await {
+        while let Some(bytes) = self.response.next_chunk().await {
             self.feed(&bytes?);
         }
         Ok(std::mem::take(&mut self.lines))

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use testkit::{Client, Server, Version};
+use testkit::{HttpClient, HttpVersion, TestServer};
 use tower_push::{Channel, PushSource, service, source::StartPosition, transport::Negotiate};
 use tower_push_outside_tests::{LengthDelimited, RecordKind, RingChannel};
 
-use crate::support::{LineReader, RecordReader};
+use crate::support::{LengthDelimitedReader, LineReader};
 
 /// How often a client changes its transport.
 const SWITCHES: u64 = 700;
@@ -30,7 +30,7 @@ const TRANSPORTS: [&str; 7] = [
 
 /// Requests the events behind `cursor` over one transport, and reads at least one. Returns what it has read, and the cursor behind it.
 async fn read_some(
-    client: &mut Client,
+    client: &mut HttpClient,
     transport: &str,
     cursor: Option<&str>,
 ) -> (Vec<String>, String) {
@@ -39,10 +39,10 @@ async fn read_some(
     match transport {
         "websocket" => {
             let protocol = ("sec-websocket-protocol", "json.tower-push");
-            let socket = client.websocket(&path, &[protocol]).await;
+            let socket = client.open_websocket(&path, &[protocol]).await;
             let mut socket = socket.unwrap_or_else(|refused| panic!("{}", refused.head.status));
             loop {
-                let frame = socket.frame().await.expect("a message");
+                let frame = socket.next_frame().await.expect("a message");
                 let record: serde_json::Value = serde_json::from_slice(&frame.payload).unwrap();
                 assert!(record.get("gap").is_none(), "{record}");
                 if let (Some(data), Some(id)) = (record["data"].as_str(), record["id"].as_str()) {
@@ -51,7 +51,7 @@ async fn read_some(
             }
         }
         "length-delimited" => {
-            let mut reader = RecordReader::new(client.get(&path, &[]).await);
+            let mut reader = LengthDelimitedReader::new(client.get(&path, &[]).await);
             loop {
                 let record = reader.expect().await;
                 match record.kind {
@@ -77,7 +77,7 @@ where
     S: PushSource + Clone + Send + Sync + 'static,
 {
     let transport = Negotiate::new().add_transport(LengthDelimited::new());
-    let server = Server::new(service(source).transport(transport)).await;
+    let server = TestServer::start(service(source).transport(transport)).await;
     let read_count = Arc::new(AtomicU64::new(0));
     let is_done = Arc::new(AtomicBool::new(false));
     let publisher = thread::spawn({
@@ -96,8 +96,8 @@ where
         }
     });
     let mut clients = [
-        Client::connect(&server, Version::Http1).await,
-        Client::connect(&server, Version::Http2).await,
+        HttpClient::connect(&server, HttpVersion::Http1).await,
+        HttpClient::connect(&server, HttpVersion::Http2).await,
     ];
     let mut cursor = None;
     let mut expected = 0_u64;
@@ -105,9 +105,9 @@ where
         // 3 and 7 have no common divisor: each transport follows several others.
         let transport = TRANSPORTS[(switch * 3 + switch / 7) as usize % TRANSPORTS.len()];
         let client = &mut clients[switch as usize % 2];
-        if let (Client::Http1(_), true) = (&client, cursor.is_some()) {
+        if let (HttpClient::Http1(_), true) = (&client, cursor.is_some()) {
             // A connection that carries an unfinished response can carry no other.
-            *client = Client::connect(&server, Version::Http1).await;
+            *client = HttpClient::connect(&server, HttpVersion::Http1).await;
         }
         let (events, next_cursor) = read_some(client, transport, cursor.as_deref()).await;
         for event in events {
