@@ -35,6 +35,7 @@ mod log;
 mod push;
 pub mod query;
 mod rejection;
+mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
@@ -52,9 +53,10 @@ pub use self::{
     item_stream::ItemStream,
     push::Push,
     rejection::Rejection,
+    requested_cursor::LAST_EVENT_ID,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
+    subscription::{StartPosition, Subscription},
 };
 use crate::{error::BoxError, event::Item};
 
