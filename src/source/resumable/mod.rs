@@ -97,8 +97,9 @@ use std::{fmt, sync::Arc};
 use futures_core::Stream;
 
 pub use self::{
-    config::EndPolicy, counts::ResumableCounts, resumable_builder::ResumableBuilder,
-    resumable_source::ResumableSource, resumable_stream::ResumableStream,
+    resumable_builder::ResumableBuilder, resumable_config::EndPolicy,
+    resumable_counts::ResumableCounts, resumable_source::ResumableSource,
+    resumable_stream::ResumableStream,
 };
 use self::{
     resumable_config::ResumableConfig, stream_registry::StreamRegistry, stream_token::StreamToken,
