@@ -49,7 +49,7 @@ use tokio::{
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event};
 
-use testkit::process::{Process, check_open_files};
+use testkit::child_process::{ChildProcess, check_fd_limit};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -145,7 +145,7 @@ const CAPACITY: usize = 1_024;
 
 fn compare_all(is_bench: bool) -> Result<(), BoxError> {
     let (clients, turns, shrink) = if is_bench { (1_000, 6, 1) } else { (10, 1, 20) };
-    check_open_files(clients)?;
+    check_fd_limit(clients)?;
 
     println!("µs of CPU per message delivered: best, median ({clients} clients)");
     println!(
@@ -181,37 +181,43 @@ fn compare_all(is_bench: bool) -> Result<(), BoxError> {
 
 /// A server's process and that of its clients.
 struct Contestant {
-    server: Process,
-    clients: Process,
+    server: ChildProcess,
+    clients: ChildProcess,
 }
 
 impl Contestant {
     fn start(server: usize, threads: usize, clients: usize) -> Result<Self, BoxError> {
-        let mut server = Process::start(&[SERVER, &server.to_string(), &threads.to_string()])?;
-        let address = server.line()?;
-        let mut clients = Process::start(&[CLIENTS, &address, &clients.to_string()])?;
+        let mut server = ChildProcess::spawn_current_program(&[
+            SERVER,
+            &server.to_string(),
+            &threads.to_string(),
+        ])?;
+        let address = server.read_line()?;
+        let mut clients =
+            ChildProcess::spawn_current_program(&[CLIENTS, &address, &clients.to_string()])?;
         // They are connected.
-        clients.line()?;
+        clients.read_line()?;
         Ok(Self { server, clients })
     }
 
     /// Has the server send a load, and says what it cost it.
     fn turn(&mut self, load: &Load) -> Result<Duration, BoxError> {
-        let before = self.server.cpu()?;
+        let before = self.server.cpu_time()?;
         for _ in 0..load.rounds {
-            self.clients.tell(&(load.times * load.burst).to_string())?;
+            self.clients
+                .write_line(&(load.times * load.burst).to_string())?;
             let pause = load.pause.as_millis();
             self.server
-                .tell(&format!("{} {} {pause}", load.times, load.burst))?;
+                .write_line(&format!("{} {} {pause}", load.times, load.burst))?;
             // They have it all.
-            self.clients.line()?;
+            self.clients.read_line()?;
         }
-        Ok(self.server.cpu()? - before)
+        Ok(self.server.cpu_time()? - before)
     }
 
     fn stop(self) -> Result<(), BoxError> {
-        self.clients.stop()?;
-        self.server.stop()
+        self.clients.close()?;
+        self.server.close()
     }
 }
 

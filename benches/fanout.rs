@@ -33,7 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event, source::StartPosition};
 
-use testkit::process::Process;
+use testkit::child_process::ChildProcess;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -92,7 +92,7 @@ fn compare(setting: [usize; 3], turns: usize, times: &mut Times) -> Result<(), B
         let numbers = [contestant, threads, subscribers, burst].map(|number| number.to_string());
         let [contestant, threads, subscribers, burst] = numbers.each_ref().map(String::as_str);
         let arguments = [CONTESTANT, contestant, threads, subscribers, burst];
-        contestants.push(Process::start(&arguments)?);
+        contestants.push(ChildProcess::spawn_current_program(&arguments)?);
     }
     for _ in 0..turns {
         for (contestant, times) in contestants.iter_mut().zip(times.iter_mut()) {
@@ -100,13 +100,13 @@ fn compare(setting: [usize; 3], turns: usize, times: &mut Times) -> Result<(), B
             times.extend(turn.iter().map(|time| time / (subscribers * burst) as f64));
         }
     }
-    contestants.into_iter().try_for_each(Process::stop)
+    contestants.into_iter().try_for_each(ChildProcess::close)
 }
 
 /// Has a contestant's process take a turn.
-fn turn(contestant: &mut Process) -> Result<Vec<f64>, BoxError> {
-    contestant.tell("")?;
-    let times = contestant.line()?;
+fn turn(contestant: &mut ChildProcess) -> Result<Vec<f64>, BoxError> {
+    contestant.write_line("")?;
+    let times = contestant.read_line()?;
     let times: Result<Vec<f64>, _> = times.split_whitespace().map(str::parse).collect();
     Ok(times?)
 }

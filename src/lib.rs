@@ -101,7 +101,7 @@
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
-//! | `tracing` | a span for each open stream: `guard::Tracing`, `Observer::make_span` | `tracing` without features |
+//! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
 //! | `full` | all of the above | |
 //!
 //! # Runtime
@@ -137,8 +137,8 @@ pub use self::{
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use tower_push_proto::Json;
+use tower_push_proto::random;
 pub use tower_push_proto::{
-    BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item,
+    BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item, Topic,
 };
-use tower_push_proto::{byte_search, random};
 pub use tower_push_proto::{event, format};

@@ -13,7 +13,9 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, task::noop_waker};
 use http_body_util::BodyExt;
-use testkit::{Client, Server, VERSIONS, frames, get, short, text};
+use testkit::{
+    HttpClient, HttpVersion, TestServer, body_frames, body_text, describe_item, get_request_head,
+};
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
     source::{
@@ -32,7 +34,7 @@ fn publish(channel: &Channel, numbers: impl IntoIterator<Item = u64>) -> Vec<Eve
 fn ready(subscriber: &mut Subscriber) -> Vec<String> {
     let mut read = Vec::new();
     while let Poll::Ready(Some(item)) = poll(subscriber) {
-        read.push(short(item));
+        read.push(describe_item(item));
     }
     read
 }
@@ -112,7 +114,7 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
         };
         assert_eq!(gap.requested.as_ref(), Some(cursor));
         assert_eq!(gap.resumed.as_ref(), Some(&ids[2]));
-        assert_eq!(short(Ok(Item::Gap(gap))), expected);
+        assert_eq!(describe_item(Ok(Item::Gap(gap))), expected);
         assert_eq!(ready(&mut subscriber), ["4", "5"]);
     }
     assert_eq!(channel.counts().expired, 2);
@@ -254,7 +256,7 @@ fn closed_is_finished_for_all_once_they_have_the_rest() {
     );
 
     let subscribe = |headers: &[(&str, &str)]| {
-        let subscription = Subscription::new(&get("/", headers), "sse");
+        let subscription = Subscription::new(&get_request_head("/", headers), "sse");
         channel
             .clone()
             .subscribe(subscription)
@@ -275,9 +277,9 @@ async fn a_cursor_that_cannot_be_read_is_answered_like_one_of_another_epoch() {
     let channel = Channel::new();
     publish(&channel, [1, 2]);
     channel.close();
-    let mut head = get("/", &[("last-event-id", "not an id")]);
+    let mut head = get_request_head("/", &[("last-event-id", "not an id")]);
     let response = Sse::new().respond(&mut head, Push::new(channel)).await;
-    let body = text(response.into_body()).await;
+    let body = body_text(response.into_body()).await;
     assert!(
         body.contains("event: gap\ndata: {\"reason\":\"epoch\",\"requested\":null"),
         "{body}"
@@ -437,7 +439,7 @@ async fn one_encoding_serves_all_subscribers_of_a_transport() {
         let mut pointers = Vec::new();
         let mut bodies = Vec::new();
         for _ in 0..10 {
-            let mut head = get(&format!("/?transport={name}"), &[]);
+            let mut head = get_request_head(&format!("/?transport={name}"), &[]);
             let mut body = tower_push::respond(&mut head, channel.clone())
                 .await
                 .into_body();
@@ -463,9 +465,11 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
         .lag_policy(LagPolicy::Disconnect)
         .build();
     let push = || Push::new(channel.clone());
-    let response = Sse::new().respond(&mut get("/", &[]), push()).await;
+    let response = Sse::new()
+        .respond(&mut get_request_head("/", &[]), push())
+        .await;
     let ids = publish(&channel, 1..=5);
-    let (read, end) = frames(response.into_body()).await;
+    let (read, end) = body_frames(response.into_body()).await;
     assert!(end.is_err());
     assert!(
         !String::from_utf8(read.concat())
@@ -474,8 +478,8 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
     );
 
     channel.close();
-    let mut head = get("/", &[("last-event-id", ids[0].as_str())]);
-    let body = text(Sse::new().respond(&mut head, push()).await.into_body()).await;
+    let mut head = get_request_head("/", &[("last-event-id", ids[0].as_str())]);
+    let body = body_text(Sse::new().respond(&mut head, push()).await.into_body()).await;
     let gap = format!(
         "event: gap\nid: {}\ndata: {{\"reason\":\"expired\",\"requested\":\"{}\",\"resumed\":\"{}\",\"missed\":2}}",
         ids[2], ids[0], ids[2]
@@ -489,9 +493,9 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
     let channel = Channel::new();
     let quiet = Negotiate::new().add_transport(Sse::new().keep_alive(KeepAlive::disabled()));
     let service = tower_push::service(channel.with_start(StartPosition::Oldest)).transport(quiet);
-    let server = Server::new(service).await;
+    let server = TestServer::start(service).await;
     let ids = publish(&channel, 1..=4);
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for (transport, cursor, expected) in [
             ("sse", None, format!(":\nid: {}\ndata: 1\n\n", ids[0])),
             (
@@ -510,12 +514,12 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
                 format!("id: {}\n:\nid: {}\ndata: 4\n\n", ids[2], ids[3]),
             ),
         ] {
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let path = match cursor {
                 Some(id) => format!("/?transport={transport}&last_event_id={id}"),
                 None => format!("/?transport={transport}"),
             };
-            client.get(&path, &[]).await.expect(expected).await;
+            client.get(&path, &[]).await.expect_bytes(expected).await;
         }
     }
     let gone = async {
@@ -523,7 +527,9 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(testkit::LONG, gone).await.unwrap();
+    tokio::time::timeout(testkit::TEST_TIMEOUT, gone)
+        .await
+        .unwrap();
 }
 
 /// What goes with a waker, or with a payload, may be anything: another subscriber, or the channel itself.

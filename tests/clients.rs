@@ -15,7 +15,9 @@ use std::{
 use axum::{Router, extract, middleware, routing};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
-use testkit::{Count, LONG, Server, VERSIONS, Version, event_source::Message, installed};
+use testkit::{
+    HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, event_stream::MessageEvent, programs,
+};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
@@ -31,7 +33,7 @@ use tower_push::{
 
 /// What is served at `/events`, and the cursor of each request for it.
 struct App {
-    server: Server,
+    server: TestServer,
     cursors: Arc<Mutex<Vec<String>>>,
 }
 
@@ -52,7 +54,7 @@ impl App {
             }
             async { request }
         }));
-        let server = Server::new(router).await;
+        let server = TestServer::start(router).await;
         Self { server, cursors }
     }
 
@@ -137,7 +139,7 @@ async fn heartbeats() {
 }
 
 /// What an event source dispatches of [`all_vectors`].
-fn all_messages() -> Vec<Message> {
+fn all_messages() -> Vec<MessageEvent> {
     let text = |payload: String| payload.replace("\r\n", "\n").replace('\r', "\n");
     let mut messages: Vec<_> = vectors()
         .into_iter()
@@ -148,13 +150,13 @@ fn all_messages() -> Vec<Message> {
     messages
 }
 
-fn message(event_type: &str, id: &str, data: &str) -> Message {
+fn message(event_type: &str, id: &str, data: &str) -> MessageEvent {
     let event_type = if event_type.is_empty() {
         "message"
     } else {
         event_type
     };
-    Message {
+    MessageEvent {
         event_type: event_type.to_owned(),
         data: data.to_owned(),
         last_event_id: id.to_owned(),
@@ -266,14 +268,14 @@ fn one_by_one(
 }
 
 /// The messages of a feed of numbers, without the end.
-fn numbers() -> Vec<Message> {
+fn numbers() -> Vec<MessageEvent> {
     (1..=LAST)
         .map(|n| message("", &n.to_string(), &n.to_string()))
         .collect()
 }
 
-fn without_ends(messages: Vec<Message>) -> Vec<Message> {
-    let is_end = |message: &Message| message.event_type == "end";
+fn without_ends(messages: Vec<MessageEvent>) -> Vec<MessageEvent> {
+    let is_end = |message: &MessageEvent| message.event_type == "end";
     messages.into_iter().filter(|m| !is_end(m)).collect()
 }
 
@@ -299,7 +301,7 @@ async fn run(mut command: Command) -> Ran {
 }
 
 async fn finish(child: Child) -> Ran {
-    let output = tokio::time::timeout(LONG, child.wait_with_output()).await;
+    let output = tokio::time::timeout(TEST_TIMEOUT, child.wait_with_output()).await;
     let output = output.expect("the program should have ended").unwrap();
     Ran {
         code: output.status.code(),
@@ -318,9 +320,9 @@ fn spawn(command: &mut Command) -> Child {
 }
 
 /// The record of a message as the programs in `tests/js` and `tests/python` print it.
-fn as_message(record: &Value) -> Option<Message> {
+fn as_message(record: &Value) -> Option<MessageEvent> {
     let text = |key: &str| record[key].as_str().map(str::to_owned);
-    Some(Message {
+    Some(MessageEvent {
         event_type: text("type")?,
         data: text("data")?,
         last_event_id: text("id")?,
@@ -330,12 +332,12 @@ fn as_message(record: &Value) -> Option<Message> {
 mod curl {
     use super::*;
 
-    fn curl(version: Version, arguments: &[&str], url: &str) -> Command {
+    fn curl(version: HttpVersion, arguments: &[&str], url: &str) -> Command {
         let mut command = Command::new("curl");
         command.args(["-sS", "--no-buffer", "--noproxy", "*"]);
         command.arg(match version {
-            Version::Http1 => "--http1.1",
-            Version::Http2 => "--http2-prior-knowledge",
+            HttpVersion::Http1 => "--http1.1",
+            HttpVersion::Http2 => "--http2-prior-knowledge",
         });
         command.args(arguments).arg(url);
         command
@@ -350,12 +352,12 @@ mod curl {
         (lines, body)
     }
 
-    fn head(version: Version, content_type: &str) -> Vec<String> {
+    fn head(version: HttpVersion, content_type: &str) -> Vec<String> {
         let content_type = format!("content-type: {content_type}");
         let head = [
             match version {
-                Version::Http1 => "HTTP/1.1 200 OK",
-                Version::Http2 => "HTTP/2 200 ",
+                HttpVersion::Http1 => "HTTP/1.1 200 OK",
+                HttpVersion::Http2 => "HTTP/2 200 ",
             },
             "cache-control: no-cache, no-transform",
             &content_type,
@@ -364,7 +366,7 @@ mod curl {
             "x-accel-buffering: no",
             "x-content-type-options: nosniff",
         ];
-        let is_sent = |line: &&str| version == Version::Http1 || !line.starts_with("transfer");
+        let is_sent = |line: &&str| version == HttpVersion::Http1 || !line.starts_with("transfer");
         head.into_iter()
             .filter(is_sent)
             .map(str::to_owned)
@@ -386,7 +388,7 @@ mod curl {
     #[tokio::test]
     async fn an_event_stream_arrives_to_the_byte() {
         let app = App::new(one_event_and_an_end()).await;
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let ran = run(curl(version, &["-i"], &app.url())).await;
             let (lines, body) = split(&ran.stdout);
             assert_eq!(lines, head(version, "text/event-stream"));
@@ -400,7 +402,7 @@ mod curl {
     #[tokio::test]
     async fn heartbeats_stand_among_the_vectors() {
         let app = App::new(all_vectors()).await;
-        let ran = run(curl(Version::Http1, &[], &app.url())).await;
+        let ran = run(curl(HttpVersion::Http1, &[], &app.url())).await;
         assert!(ran.stdout.contains("data:\n\n:\n:\n"), "{:?}", ran.stderr);
     }
 
@@ -418,7 +420,7 @@ mod curl {
                 format!("\x1e\x1e{record}\x1e{end}"),
             ),
         ] {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let accept = format!("accept: {media_type}");
                 let ran = run(curl(version, &["-i", "-H", &accept], &app.url())).await;
                 let (lines, body) = split(&ran.stdout);
@@ -433,12 +435,11 @@ mod curl {
 
     #[tokio::test]
     async fn head_is_answered_at_once_with_the_headers_of_get() {
-        let open = Count::default();
+        let open = LiveCounter::default();
         let counted = open.clone();
-        let never =
-            source_fn(move |_| async move { Ok(counted.around(stream::pending::<Event>())) });
+        let never = source_fn(move |_| async move { Ok(counted.wrap(stream::pending::<Event>())) });
         let app = App::new(never).await;
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let ran = run(curl(version, &["-I"], &app.url())).await;
             assert_eq!(ran.code, Some(0), "{}", ran.stderr);
             let (lines, body) = split(&ran.stdout);
@@ -454,7 +455,7 @@ mod curl {
     #[tokio::test]
     async fn what_cannot_be_had_is_refused_with_a_list_of_what_can() {
         let app = App::new(one_event_and_an_end()).await;
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             for (arguments, query) in [
                 (["-i", "-H", "accept: image/png"], ""),
                 (["-i", "-H", "accept: */*"], "?transport=pigeon"),
@@ -475,22 +476,27 @@ mod curl {
 
     #[tokio::test]
     async fn an_endless_stream_lasts_as_long_as_curl_wants_it() {
-        let open = Count::default();
+        let open = LiveCounter::default();
         let counted = open.clone();
         let endless = source_fn(move |_| async move {
-            Ok(counted.around(stream::iter([number(1)]).chain(stream::pending())))
+            Ok(counted.wrap(stream::iter([number(1)]).chain(stream::pending())))
         });
         let app = App::routing(events(endless, KeepAlive::disabled())).await;
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let ran = run(curl(version, &["--max-time", "1"], &app.url())).await;
             assert_eq!(ran.stdout, ONE_EVENT);
             assert_eq!(ran.code, Some(OPERATION_TIMEDOUT), "{}", ran.stderr);
-            open.becomes(0).await;
+            open.wait_for(0).await;
         }
     }
 
     /// Reads event by event, and says how it ended.
-    async fn lock_step(version: Version, more: &[&str], transport: &str, ending: Ending) -> Ran {
+    async fn lock_step(
+        version: HttpVersion,
+        more: &[&str],
+        transport: &str,
+        ending: Ending,
+    ) -> Ran {
         let lock_step = LockStep::new(ending).await;
         let url = format!("{}?transport={transport}", lock_step.app.url());
         let mut child = spawn(&mut curl(version, more, &url));
@@ -498,7 +504,7 @@ mod curl {
         let mut read = Vec::new();
         for n in 1..=LAST {
             while !has_whole(n, transport, &String::from_utf8_lossy(&read)) {
-                let more = tokio::time::timeout(LONG, stdout.read_buf(&mut read)).await;
+                let more = tokio::time::timeout(TEST_TIMEOUT, stdout.read_buf(&mut read)).await;
                 let more = more.unwrap_or_else(|_| panic!("{transport}: no {n}"));
                 assert_ne!(more.unwrap(), 0, "{transport}: ended before {n}");
             }
@@ -528,7 +534,7 @@ mod curl {
     #[tokio::test]
     async fn every_event_is_there_before_the_next_one_exists() {
         for transport in TRANSPORTS {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let ran = lock_step(version, &[], transport, Ending::ForEver).await;
                 assert_eq!(ran.code, Some(0), "{transport} {version:?}: {}", ran.stderr);
                 assert!(ran.stdout.contains("\"finished\":true"), "{ran:?}");
@@ -540,8 +546,8 @@ mod curl {
     async fn a_cut_is_an_error_and_nothing_looks_like_an_end() {
         for transport in TRANSPORTS {
             for (version, code) in [
-                (Version::Http1, PARTIAL_FILE),
-                (Version::Http2, HTTP2_STREAM),
+                (HttpVersion::Http1, PARTIAL_FILE),
+                (HttpVersion::Http2, HTTP2_STREAM),
             ] {
                 let ran = lock_step(version, &[], transport, Ending::Cut).await;
                 assert_eq!(
@@ -560,9 +566,9 @@ mod curl {
         // Over HTTP/2 without a body: where nobody reads one, the stream is reset behind its end (RFC 9113 §8.1), and this curl
         // throws away what comes together with a reset.
         for (version, post) in [
-            (Version::Http1, ["--data", "x=1"]),
-            (Version::Http1, ["--request", "POST"]),
-            (Version::Http2, ["--request", "POST"]),
+            (HttpVersion::Http1, ["--data", "x=1"]),
+            (HttpVersion::Http1, ["--request", "POST"]),
+            (HttpVersion::Http2, ["--request", "POST"]),
         ] {
             let ran = lock_step(version, &post, "sse", Ending::ForNow).await;
             assert_eq!(ran.code, Some(0), "{version:?}: {}", ran.stderr);
@@ -577,8 +583,8 @@ mod npm_eventsource {
     const CLOSED: u64 = 2;
     const CONNECTING: u64 = 0;
 
-    async fn event_source(url: &str, acknowledge: &str) -> (Vec<Message>, Vec<Value>) {
-        let mut command = Command::from(installed::node("eventsource.mjs", "eventsource"));
+    async fn event_source(url: &str, acknowledge: &str) -> (Vec<MessageEvent>, Vec<Value>) {
+        let mut command = Command::from(programs::node_script("eventsource.mjs", "eventsource"));
         command.args([url, acknowledge]);
         command.args(["message", "price", "größe", "gap", "end"]);
         let records = run(command).await.records();
@@ -636,14 +642,18 @@ mod python {
 
     async fn read(
         client: &str,
-        version: Version,
+        version: HttpVersion,
         url: &str,
         acknowledge: Option<&str>,
     ) -> Vec<Value> {
-        let mut command = Command::from(installed::python("read.py"));
+        let mut command = Command::from(programs::python_script("read.py"));
         command.args([
             client,
-            if version == Version::Http1 { "1" } else { "2" },
+            if version == HttpVersion::Http1 {
+                "1"
+            } else {
+                "2"
+            },
             url,
         ]);
         command.args(acknowledge);
@@ -665,7 +675,7 @@ mod python {
     async fn every_event_arrives_as_it_was() {
         let app = App::new(all_vectors()).await;
         for client in EVENT_SOURCES {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let records = read(client, version, &app.url(), None).await;
                 let messages: Vec<_> = records.iter().filter_map(as_message).collect();
                 assert_eq!(messages, all_messages(), "{client} {version:?}");
@@ -681,7 +691,7 @@ mod python {
         expected.push(json!({ "id": "9", "gap": gap }));
         expected.push(json!({ "id": EventId::FINISHED, "end": { "finished": true } }));
         for client in ["ndjson", "jsonseq"] {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let records = read(client, version, &app.url(), None).await;
                 assert_eq!(records, expected, "{client} {version:?}");
             }
@@ -726,7 +736,7 @@ mod python {
             part(control, &[], finished),
         ];
         for client in ["python-multipart", "email"] {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let records = read(client, version, &app.url(), None).await;
                 assert_eq!(records, expected, "{client} {version:?}");
             }
@@ -748,7 +758,7 @@ mod python {
     async fn a_cut_is_an_error_behind_what_came_before() {
         let app = App::new(dropped_feed(Ending::Cut)).await;
         for client in INCREMENTAL {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let mut records = read(client, version, &app.url(), None).await;
                 assert_eq!(
                     records.pop(),
@@ -764,7 +774,7 @@ mod python {
     #[tokio::test]
     async fn every_event_is_there_before_the_next_one_exists() {
         for client in INCREMENTAL {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let lock_step = LockStep::new(Ending::ForEver).await;
                 let acknowledge = lock_step.acknowledge();
                 let records = read(client, version, &lock_step.app.url(), Some(&acknowledge)).await;
@@ -782,11 +792,11 @@ mod reqwest_eventsource {
 
     use super::*;
 
-    fn client(version: Version) -> reqwest::Client {
+    fn client(version: HttpVersion) -> reqwest::Client {
         let client = reqwest::Client::builder().no_proxy();
         match version {
-            Version::Http1 => client.http1_only(),
-            Version::Http2 => client.http2_prior_knowledge(),
+            HttpVersion::Http1 => client.http1_only(),
+            HttpVersion::Http2 => client.http2_prior_knowledge(),
         }
         .build()
         .unwrap()
@@ -796,8 +806,8 @@ mod reqwest_eventsource {
     async fn messages(
         client: &reqwest::Client,
         url: &str,
-        seen: impl AsyncFn(&Message),
-    ) -> (Vec<Message>, Vec<Error>) {
+        seen: impl AsyncFn(&MessageEvent),
+    ) -> (Vec<MessageEvent>, Vec<Error>) {
         let mut source = EventSource::new(client.get(url)).unwrap();
         let (mut messages, mut errors) = (Vec::new(), Vec::new());
         let reading = async {
@@ -813,12 +823,12 @@ mod reqwest_eventsource {
                 }
             }
         };
-        let ended = tokio::time::timeout(LONG, reading).await.is_ok();
+        let ended = tokio::time::timeout(TEST_TIMEOUT, reading).await.is_ok();
         assert!(ended, "it should have stopped: {messages:?} {errors:?}");
         (messages, errors)
     }
 
-    async fn unseen(_: &Message) {}
+    async fn unseen(_: &MessageEvent) {}
 
     fn is_204(error: &Error) -> bool {
         matches!(error, Error::InvalidStatusCode(status, _) if status.as_u16() == 204)
@@ -826,7 +836,7 @@ mod reqwest_eventsource {
 
     #[tokio::test]
     async fn every_event_arrives_as_it_was_and_the_end_for_ever_ends_it() {
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let app = App::new(all_vectors()).await;
             let (messages, errors) = messages(&client(version), &app.url(), unseen).await;
             assert_eq!(messages, all_messages(), "{version:?}");
@@ -841,7 +851,7 @@ mod reqwest_eventsource {
     #[tokio::test]
     async fn a_dropped_feed_goes_on_where_it_was() {
         for ending in [Ending::ForNow, Ending::Cut] {
-            for version in VERSIONS {
+            for version in HttpVersion::ALL {
                 let app = App::new(dropped_feed(ending)).await;
                 let (messages, errors) = messages(&client(version), &app.url(), unseen).await;
                 assert_eq!(without_ends(messages), numbers(), "{ending:?} {version:?}");
@@ -857,7 +867,7 @@ mod reqwest_eventsource {
     /// that carried no id before: the cursor would be forgotten, if a resumed stream did not open with it.
     #[tokio::test]
     async fn a_connection_without_events_leaves_the_cursor_alone() {
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let app = App::new(feed_with_an_idle_connection()).await;
             messages(&client(version), &app.url(), unseen).await;
             assert_eq!(app.cursors(), IDLE_RESUMPTIONS, "{version:?}");
@@ -866,10 +876,10 @@ mod reqwest_eventsource {
 
     #[tokio::test]
     async fn every_event_is_there_before_the_next_one_exists() {
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let lock_step = LockStep::new(Ending::ForEver).await;
             let client = client(version);
-            let acknowledge = async |message: &Message| {
+            let acknowledge = async |message: &MessageEvent| {
                 let url = lock_step.acknowledge() + &message.last_event_id;
                 client.get(url).send().await.unwrap();
             };

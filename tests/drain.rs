@@ -15,8 +15,8 @@ use hyper_util::{
 };
 use serde_json::Value;
 use testkit::{
-    Client, LONG, Server, VERSIONS, Version, get, raw_http1, text,
-    websocket::{self, masked},
+    HttpClient, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head, send_raw_http1,
+    websocket::{self, masked_frame},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -156,7 +156,7 @@ impl Feed {
 
         let mut hints = Vec::new();
         for client in clients {
-            hints.push(timeout(LONG, client).await.unwrap().unwrap());
+            hints.push(timeout(TEST_TIMEOUT, client).await.unwrap().unwrap());
         }
         assert_eq!(hints.len(), crowd.len());
         // 10 s, half of that more or less, and whole seconds in `Retry-After`.
@@ -203,7 +203,7 @@ async fn open_http1(address: std::net::SocketAddr, kind: Kind) -> JoinHandle<u64
         Kind::WebSocket => format!(
             "GET /feed HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: {}\r\n\r\n",
-            websocket::KEY
+            websocket::SAMPLE_KEY
         ),
     };
     socket.write_all(request.as_bytes()).await.unwrap();
@@ -212,7 +212,7 @@ async fn open_http1(address: std::net::SocketAddr, kind: Kind) -> JoinHandle<u64
         while socket.read_buf(&mut read).await.unwrap() > 0 {
             if matches!(kind, Kind::WebSocket) && read.ends_with(b"}") {
                 socket
-                    .write_all(&masked(0x88, &1012_u16.to_be_bytes()))
+                    .write_all(&masked_frame(0x88, &1012_u16.to_be_bytes()))
                     .await
                     .unwrap();
             }
@@ -258,7 +258,7 @@ async fn open_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
         hints.push(tokio::spawn(async move {
-            let body = text(response.into_body()).await;
+            let body = body_text(response.into_body()).await;
             let last = body.lines().last().unwrap();
             let record: Value = serde_json::from_str(last).unwrap();
             record["end"]["retry"].as_u64().unwrap()
@@ -268,16 +268,21 @@ async fn open_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
 }
 
 async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
-    let mut client = Client::connect_to(address, Version::Http2).await;
+    let mut client = HttpClient::connect_to(address, HttpVersion::Http2).await;
     let mut hints = Vec::new();
     for _ in 0..streams {
-        let opened = client.websocket("/feed", &[]).await;
+        let opened = client.open_websocket("/feed", &[]).await;
         let mut socket = opened.unwrap_or_else(|refused| panic!("{}", refused.head.status));
         hints.push(tokio::spawn(async move {
-            let (code, reason) = socket.frame().await.unwrap().close().unwrap();
+            let (code, reason) = socket
+                .next_frame()
+                .await
+                .unwrap()
+                .close_code_and_reason()
+                .unwrap();
             assert_eq!(code, 1012);
-            socket.send(0x88, &code.to_be_bytes()).await;
-            assert_eq!(socket.frame().await, None);
+            socket.send_frame(0x88, &code.to_be_bytes()).await;
+            assert_eq!(socket.next_frame().await, None);
             let end: Value = serde_json::from_str(&reason).unwrap();
             end["retry"].as_u64().unwrap()
         }));
@@ -384,20 +389,20 @@ fn reply(response: Response<PushBody>) -> warp::reply::Response {
 async fn who_comes_while_it_drains_is_sent_away() {
     let feed = Feed::new();
     let server =
-        Server::new(service(feed.channel.clone()).transport(feed.transports.clone())).await;
+        TestServer::start(service(feed.channel.clone()).transport(feed.transports.clone())).await;
     feed.drain.start(plan());
     assert!(feed.drain.has_started());
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let refused = client.get("/", &[("accept", "text/event-stream")]).await;
     assert_eq!(refused.head.status, 200);
-    let body = String::from_utf8(refused.rest().await.0).unwrap();
+    let body = String::from_utf8(refused.read_to_end().await.0).unwrap();
     let retry = body.strip_prefix("retry: ").unwrap().trim_end();
     assert!((5000..=15_000).contains(&retry.parse::<u64>().unwrap()));
     let refused = client.get("/?transport=long-poll", &[]).await;
     assert_eq!(refused.head.status, 503);
     assert!(refused.header("retry-after").is_some());
-    refused.drain().await;
-    let refused = client.websocket("/", &[]).await.err().unwrap();
+    refused.discard_rest().await;
+    let refused = client.open_websocket("/", &[]).await.err().unwrap();
     assert_eq!(refused.head.status, 503);
     assert_eq!(feed.guard.counts().refused(RefusalReason::Draining), 3);
     assert_eq!(feed.drain.wait().await, DrainOutcome::default());
@@ -411,9 +416,9 @@ async fn streams_end_over_the_time_for_it_and_not_all_at_once() {
         let transports = feed.transports.clone();
         let channel = feed.channel.clone();
         ends.push(tokio::spawn(async move {
-            let mut head = get("/", &[]);
+            let mut head = get_request_head("/", &[]);
             let response = transports.respond(&mut head, Push::new(channel)).await;
-            text(response.into_body()).await;
+            body_text(response.into_body()).await;
             Instant::now()
         }));
     }
@@ -434,7 +439,7 @@ async fn streams_end_over_the_time_for_it_and_not_all_at_once() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_read_is_cut_at_the_deadline() {
     let feed = Feed::new();
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     let stalled = feed
         .transports
         .respond(&mut head, Push::new(feed.channel.clone()))
@@ -455,31 +460,31 @@ async fn what_is_not_read_is_cut_at_the_deadline() {
 async fn who_comes_back_goes_on_where_it_was() {
     let feed = Feed::new();
     let server =
-        Server::new(service(feed.channel.clone()).transport(feed.transports.clone())).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+        TestServer::start(service(feed.channel.clone()).transport(feed.transports.clone())).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let mut reading = client.get("/", &[("accept", "text/event-stream")]).await;
-    reading.expect(":\n").await;
+    reading.expect_bytes(":\n").await;
     feed.channel.publish(Event::text("one")).unwrap();
     let id = feed.channel.publish(Event::text("two")).unwrap();
     let mut before = String::new();
     while !before.contains("two") {
-        before += std::str::from_utf8(&reading.next().await.unwrap().unwrap()).unwrap();
+        before += std::str::from_utf8(&reading.next_chunk().await.unwrap().unwrap()).unwrap();
     }
     feed.drain
         .start(DrainPlan::within(SECOND).spread(Duration::ZERO));
-    let (rest, ended) = reading.rest().await;
+    let (rest, ended) = reading.read_to_end().await;
     ended.unwrap();
     assert!(String::from_utf8(rest).unwrap().contains("retry: "));
     feed.channel.publish(Event::text("three")).unwrap();
 
     let cursor = id.to_string();
-    let other = Server::new(service(feed.channel.clone())).await;
-    let mut client = Client::connect(&other, Version::Http1).await;
+    let other = TestServer::start(service(feed.channel.clone())).await;
+    let mut client = HttpClient::connect(&other, HttpVersion::Http1).await;
     let headers = [("accept", "text/event-stream"), ("last-event-id", &*cursor)];
     let mut reading = client.get("/", &headers).await;
     let mut after = String::new();
     while !after.contains("data: ") {
-        after += std::str::from_utf8(&reading.next().await.unwrap().unwrap()).unwrap();
+        after += std::str::from_utf8(&reading.next_chunk().await.unwrap().unwrap()).unwrap();
     }
     assert!(after.contains("data: three\n"), "{after}");
 }
@@ -494,7 +499,7 @@ async fn a_parked_stream_outlives_its_poll() {
     let (numbers, receiver) = tokio::sync::mpsc::unbounded_channel();
     let numbers_come = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
     numbers.send("one").unwrap();
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     let answer = guarded.respond(&mut head, Push::new(numbers_come)).await;
     let cursor = answer.headers()["last-event-id"]
         .to_str()
@@ -504,7 +509,7 @@ async fn a_parked_stream_outlives_its_poll() {
     assert_eq!(drain.open_streams(), 0);
 
     let headers = [("last-event-id", &*cursor)];
-    let mut head = get("/", &headers);
+    let mut head = get_request_head("/", &headers);
     let waiting = tokio::spawn(guarded.respond(&mut head, Push::new(stream::pending::<Event>())));
     while guard.counts().open() == 0 {
         tokio::task::yield_now().await;
@@ -512,26 +517,32 @@ async fn a_parked_stream_outlives_its_poll() {
     drain.start(DrainPlan::within(SECOND).spread(Duration::ZERO));
     let answer = waiting.await.unwrap();
     assert!(answer.headers().contains_key("retry-after"));
-    assert_eq!(text(answer.into_body()).await, "[]\n");
+    assert_eq!(body_text(answer.into_body()).await, "[]\n");
 
     numbers.send("two").unwrap();
-    let mut head = get("/", &headers);
+    let mut head = get_request_head("/", &headers);
     let answer = poll
         .respond(&mut head, Push::new(stream::pending::<Event>()))
         .await;
-    assert!(text(answer.into_body()).await.contains("two"));
+    assert!(body_text(answer.into_body()).await.contains("two"));
 }
 
 #[tokio::test]
 async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let drain = Drain::new();
         let sockets = WebSocket::new().close_deadline(Duration::from_millis(50));
         let guard = Guard::builder().drain(&drain).build();
-        let server = Server::new(service(Channel::new()).transport(guard.wrap(sockets))).await;
+        let server =
+            TestServer::start(service(Channel::new()).transport(guard.wrap(sockets))).await;
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
-        drain.start(DrainPlan::within(LONG).spread(Duration::ZERO));
-        let close = opened.frame().await.unwrap().close().unwrap();
+        drain.start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
+        let close = opened
+            .next_frame()
+            .await
+            .unwrap()
+            .close_code_and_reason()
+            .unwrap();
         assert_eq!(close.0, 1012);
         let drained = drain.wait().await;
         assert_eq!((drained.notified, drained.cut), (1, 0));
@@ -542,10 +553,10 @@ async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
 async fn a_client_that_left_was_not_drained() {
     let drain = Drain::new();
     let guard = Guard::builder().drain(&drain).build();
-    let server = Server::new(service(Channel::new()).transport(guard.wrap(Sse::new()))).await;
-    let (socket, _) = raw_http1(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", ":\n").await;
+    let server = TestServer::start(service(Channel::new()).transport(guard.wrap(Sse::new()))).await;
+    let (socket, _) = send_raw_http1(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", ":\n").await;
     // So long that its turn is not now.
-    drain.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
+    drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     drop(socket);
     let drained = drain.wait().await;
     assert_eq!((drained.notified, drained.left, drained.cut), (0, 1, 0));
@@ -559,14 +570,14 @@ async fn who_comes_as_it_starts_is_refused_or_ended() {
         let coming = (0..20).map(|_| {
             let (transports, channel) = (feed.transports.clone(), feed.channel.clone());
             tokio::spawn(async move {
-                let mut head = get("/", &[("accept", "text/event-stream")]);
+                let mut head = get_request_head("/", &[("accept", "text/event-stream")]);
                 let response = transports.respond(&mut head, Push::new(channel)).await;
-                text(response.into_body()).await
+                body_text(response.into_body()).await
             })
         });
         let coming: Vec<_> = coming.collect();
         feed.drain
-            .start(DrainPlan::within(LONG).spread(Duration::ZERO));
+            .start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
         let drained = feed.drain.wait().await;
         assert_eq!((drained.left, drained.cut), (0, 0));
         for client in coming {
@@ -582,15 +593,15 @@ async fn who_comes_as_it_starts_is_refused_or_ended() {
 async fn an_event_stream_of_durable_streams_is_ended_and_counted_like_all() {
     let feed = Feed::new();
     feed.channel.publish(Event::text("one")).unwrap();
-    let mut head = get("/?offset=-1&live=sse", &[]);
+    let mut head = get_request_head("/?offset=-1&live=sse", &[]);
     let response = feed
         .transports
         .respond(&mut head, Push::new(feed.channel.clone()))
         .await;
     assert_eq!(feed.guard.counts().open_by_transport["long-poll"], 1);
     feed.drain
-        .start(DrainPlan::within(LONG).spread(SECOND / 10));
-    let body = text(response.into_body()).await;
+        .start(DrainPlan::within(TEST_TIMEOUT).spread(SECOND / 10));
+    let body = body_text(response.into_body()).await;
     assert!(body.contains("one"), "{body}");
     let (_, retry) = body.rsplit_once("\n\nretry: ").unwrap();
     assert!(retry.trim_end().parse::<u64>().is_ok(), "{body}");
@@ -607,13 +618,13 @@ async fn ending(
 ) -> DrainOutcome {
     let drain = Drain::new();
     let transports = guard.drain(&drain).build().wrap(Negotiate::new());
-    let mut head = get(uri, &[]);
+    let mut head = get_request_head(uri, &[]);
     let responding = transports.respond(&mut head, Push::new(source));
     let client = tokio::spawn(async move { responding.await.into_body().collect().await.is_ok() });
     // Until it waits.
     tokio::time::sleep(SECOND / 2).await;
     // So long that its turn is not now.
-    drain.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
+    drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     let drained = drain.wait().await;
     client.await.unwrap();
     drained
@@ -668,9 +679,9 @@ async fn who_was_too_slow_for_its_source_was_not_told() {
         .lag_policy(LagPolicy::Disconnect);
     let channel = channel.build();
     let sse = Guard::builder().drain(&drain).build().wrap(Sse::new());
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     let response = sse.respond(&mut head, Push::new(channel.clone())).await;
-    drain.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
+    drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     for text in ["one", "two", "three"] {
         channel.publish(text).unwrap();
     }
@@ -688,11 +699,11 @@ fn silent() -> impl PushSource + Send + 'static {
 async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
     let feed = Feed::new();
     let ask = |uri: &'static str, accept: &'static str| {
-        let mut head = get(uri, &[("accept", accept)]);
+        let mut head = get_request_head(uri, &[("accept", accept)]);
         let responding = feed.transports.respond(&mut head, Push::new(silent()));
         tokio::spawn(async move {
             let (head, body) = responding.await.into_parts();
-            (head, text(body).await)
+            (head, body_text(body).await)
         })
     };
     let sse = ask("/", "text/event-stream");
@@ -724,11 +735,11 @@ async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
 #[tokio::test]
 async fn a_poll_whose_turn_is_over_before_it_has_looked_is_refused() {
     let feed = Feed::new();
-    let mut head = get("/?transport=long-poll", &[]);
+    let mut head = get_request_head("/?transport=long-poll", &[]);
     let texts = stream::iter(["one"]).chain(stream::pending());
     let responding = feed.transports.respond(&mut head, Push::new(texts));
     feed.drain
-        .start(DrainPlan::within(LONG).spread(Duration::ZERO));
+        .start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
     let refused = responding.await;
     assert_eq!(refused.status(), 503);
     assert!(refused.headers().contains_key("retry-after"));
@@ -747,15 +758,15 @@ async fn who_is_refused_by_a_guard_inside_was_told_to_that_around_it() {
     let stopping = Guard::builder().drain(&inside).build();
     let sse = Sse::new();
     let outer = Guard::builder().drain(&around).build();
-    let mut head = get("/", &[("accept", "text/event-stream")]);
+    let mut head = get_request_head("/", &[("accept", "text/event-stream")]);
     let full = outer.wrap(full.wrap(sse.clone()));
     let full = full.respond(&mut head, Push::new(silent()));
-    let mut head = get("/", &[("accept", "text/event-stream")]);
+    let mut head = get_request_head("/", &[("accept", "text/event-stream")]);
     let stopping = outer.wrap(stopping.wrap(sse));
     let stopping = stopping.respond(&mut head, Push::new(silent()));
-    inside.start(DrainPlan::within(LONG).spread(Duration::ZERO));
-    around.start(DrainPlan::within(100_000 * LONG).spread(100_000 * LONG));
-    drop(timeout(LONG, async { (full.await, stopping.await) }).await);
+    inside.start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
+    around.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
+    drop(timeout(TEST_TIMEOUT, async { (full.await, stopping.await) }).await);
     let drained = around.wait().now_or_never();
     let drained = drained.expect("nobody is left");
     assert_eq!((drained.notified, drained.left, drained.cut), (2, 0, 0));

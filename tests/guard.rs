@@ -9,7 +9,10 @@ use std::{
 use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode, request::Parts};
 use http_body_util::BodyExt;
-use testkit::{Client, LONG, Server, VERSIONS, Version, get, raw_http1, text, websocket};
+use testkit::{
+    HttpClient, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head, send_raw_http1,
+    websocket,
+};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
@@ -29,14 +32,14 @@ async fn becomes(guard: &Guard, open: u64) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let waited = tokio::time::timeout(LONG, wait).await;
+    let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
     assert!(waited.is_ok(), "{:?}", guard.counts());
 }
 
 async fn respond(transport: &impl Transport, source: impl PushSource + Send + 'static) -> String {
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     let response = transport.respond(&mut head, Push::new(source)).await;
-    text(response.into_body()).await
+    body_text(response.into_body()).await
 }
 
 fn at_most(streams: usize) -> Admission {
@@ -124,9 +127,9 @@ async fn an_event_stream_of_durable_streams_expires_once() {
     let guard = Guard::new();
     let poll = guard.wrap(LongPoll::new());
     let begun = Instant::now();
-    let mut head = get("/?offset=now&live=sse", &[]);
+    let mut head = get_request_head("/?offset=now&live=sse", &[]);
     let response = poll.respond(&mut head, Push::new(source_fn(expiring)));
-    text(response.await.into_body()).await;
+    body_text(response.await.into_body()).await;
     assert_eq!(begun.elapsed(), 60 * SECOND);
     assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
 }
@@ -145,23 +148,23 @@ async fn a_websocket_whose_credential_expires_is_told_so() {
         subscription.expire_within(Duration::from_millis(20));
         Ok(silence())
     });
-    let server = Server::new(service(source)).await;
-    let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
-    let close = opened.frame().await.unwrap().close();
+    let server = TestServer::start(service(source)).await;
+    let mut opened = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+    let close = opened.next_frame().await.unwrap().close_code_and_reason();
     assert_eq!(close, Some((3005, "expired".to_owned())));
 }
 
 // Admission.
 
 /// An open stream, until it is dropped.
-async fn opened(server: &Server, version: Version, is_websocket: bool) -> Box<dyn Any> {
+async fn opened(server: &TestServer, version: HttpVersion, is_websocket: bool) -> Box<dyn Any> {
     if is_websocket {
         return Box::new(websocket::connect(server, version, "/", &[]).await);
     }
-    let mut client = Client::connect(server, version).await;
+    let mut client = HttpClient::connect(server, version).await;
     let mut reading = client.get("/", &[SSE]).await;
     assert_eq!(reading.head.status, 200);
-    reading.expect(":\n").await;
+    reading.expect_bytes(":\n").await;
     Box::new((client, reading))
 }
 
@@ -175,14 +178,15 @@ async fn one_too_many_is_refused_as_it_understands() {
                 .build(),
         )
         .build();
-    let server = Server::new(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
-    let _one = opened(&server, Version::Http1, false).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    let server =
+        TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
+    let _one = opened(&server, HttpVersion::Http1, false).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         let refused = client.get("/", &[SSE]).await;
         assert_eq!(refused.head.status, 200);
         assert_eq!(refused.header("content-type"), Some("text/event-stream"));
-        let body = String::from_utf8(refused.rest().await.0).unwrap();
+        let body = String::from_utf8(refused.read_to_end().await.0).unwrap();
         let retry = body
             .strip_prefix("retry: ")
             .and_then(|rest| rest.strip_suffix('\n'));
@@ -194,14 +198,14 @@ async fn one_too_many_is_refused_as_it_understands() {
             assert_eq!(refused.head.status, 503);
             let after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
             assert!((5..=15).contains(&after), "{after}");
-            refused.drain().await;
+            refused.discard_rest().await;
         }
         // It opens nothing.
-        let head = client.send("HEAD", "/", &[SSE]).await;
+        let head = client.send_request("HEAD", "/", &[SSE]).await;
         assert_eq!(head.head.status, 200);
-        head.drain().await;
+        head.discard_rest().await;
 
-        let refused = client.websocket("/", &[]).await.err().unwrap();
+        let refused = client.open_websocket("/", &[]).await.err().unwrap();
         assert_eq!(refused.head.status, 503);
     }
     let counts = guard.counts();
@@ -212,7 +216,7 @@ async fn one_too_many_is_refused_as_it_understands() {
 #[tokio::test]
 async fn an_event_source_is_refused_like_all_where_that_is_wanted() {
     let guard = Guard::builder().admission(&at_most(0)).always_503().build();
-    let mut head = get("/", &[SSE]);
+    let mut head = get_request_head("/", &[SSE]);
     let refused = guard
         .wrap(Sse::new())
         .respond(&mut head, Push::new(silence()))
@@ -233,7 +237,7 @@ async fn only_who_accepts_an_event_stream_is_refused_with_one() {
         ("GET", "text/*", 503),
         ("CONNECT", "text/event-stream", 503),
     ] {
-        let request = testkit::request(method, "localhost:80", &[("accept", accept)]);
+        let request = testkit::empty_request(method, "localhost:80", &[("accept", accept)]);
         let mut head = request.into_parts().0;
         let refused = transport.respond(&mut head, Push::new(silence())).await;
         assert_eq!(refused.status(), status, "{method} {accept}");
@@ -248,7 +252,7 @@ async fn each_key_has_its_own_limit() {
         .build();
     let sse = guard.wrap(Sse::new());
     let subscribe = async |tenant: &str| {
-        let mut head = get("/", &[("tenant", tenant)]);
+        let mut head = get_request_head("/", &[("tenant", tenant)]);
         sse.respond(&mut head, Push::new(silence())).await
     };
     let a = subscribe("a").await;
@@ -265,8 +269,8 @@ async fn a_place_is_free_again_whichever_way_the_client_leaves() {
     let channel = Channel::new();
     let guard = Guard::builder().admission(&at_most(1)).build();
     let server =
-        Server::new(service(channel.clone()).transport(guard.wrap(Negotiate::new()))).await;
-    for version in VERSIONS {
+        TestServer::start(service(channel.clone()).transport(guard.wrap(Negotiate::new()))).await;
+    for version in HttpVersion::ALL {
         for is_websocket in [false, true] {
             let open = opened(&server, version, is_websocket).await;
             becomes(&guard, 1).await;
@@ -280,10 +284,10 @@ async fn a_place_is_free_again_whichever_way_the_client_leaves() {
         format!(
             "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: {}\r\n\r\n",
-            websocket::KEY
+            websocket::SAMPLE_KEY
         ),
     ] {
-        let (socket, _) = raw_http1(&server, &request, "\r\n\r\n").await;
+        let (socket, _) = send_raw_http1(&server, &request, "\r\n\r\n").await;
         becomes(&guard, 1).await;
         socket2::SockRef::from(&socket)
             .set_linger(Some(Duration::ZERO))
@@ -291,7 +295,7 @@ async fn a_place_is_free_again_whichever_way_the_client_leaves() {
         drop(socket);
         becomes(&guard, 0).await;
         // Half-closed.
-        let (mut socket, _) = raw_http1(&server, &request, "\r\n\r\n").await;
+        let (mut socket, _) = send_raw_http1(&server, &request, "\r\n\r\n").await;
         becomes(&guard, 1).await;
         socket.shutdown().await.unwrap();
         becomes(&guard, 0).await;
@@ -316,7 +320,7 @@ async fn a_place_is_free_again_whichever_way_the_source_ends() {
     let guard = Guard::builder().admission(&at_most(1)).build();
     let sse = guard.wrap(Sse::new());
     let open = async |push: Push| {
-        let mut head = get("/", &[]);
+        let mut head = get_request_head("/", &[]);
         let response = sse.respond(&mut head, push).await;
         let status = response.status();
         let _ = response.into_body().collect().await;
@@ -343,7 +347,7 @@ async fn a_place_is_free_again_whichever_way_the_source_ends() {
     assert_eq!(counts.refused(RefusalReason::Source), 1);
 
     // Dropped before anything was asked of it: the request, the response, the body.
-    let mut head = get("/", &[]);
+    let mut head = get_request_head("/", &[]);
     drop(sse.respond(&mut head, Push::new(silence())));
     let response = sse.respond(&mut head, Push::new(silence())).await;
     assert_eq!(guard.counts().open(), 1);
@@ -388,9 +392,10 @@ async fn a_subscription_that_the_source_keeps_keeps_no_place() {
 #[tokio::test]
 async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
     let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
-    let server = Server::new(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    let server =
+        TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         for accept in [
             "text/event-stream",
             "application/x-ndjson",
@@ -401,18 +406,18 @@ async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
                 ("origin", "https://evil.example"),
                 ("accept", accept),
             ];
-            let headers = if version == Version::Http2 {
+            let headers = if version == HttpVersion::Http2 {
                 &headers[1..]
             } else {
                 &headers
             };
             let refused = client.get("/", headers).await;
             assert_eq!(refused.head.status, 403, "{accept}");
-            refused.drain().await;
+            refused.discard_rest().await;
         }
         let same = [("origin", "http://localhost"), SSE];
         let host = [("host", "localhost"), same[0], same[1]];
-        let headers = if version == Version::Http2 {
+        let headers = if version == HttpVersion::Http2 {
             &same[..]
         } else {
             &host
@@ -480,15 +485,15 @@ async fn an_observer_hears_of_everything_in_order() {
         Item::Event(Event::text("two"))
     });
     let sse = guard.wrap(Sse::new());
-    let mut head = get("/ticks", &[]);
+    let mut head = get_request_head("/ticks", &[]);
     let response = sse
         .respond(&mut head, Push::new(Box::pin(items.chain(late))))
         .await;
-    sse.respond(&mut get("/other", &[]), Push::new(silence()))
+    sse.respond(&mut get_request_head("/other", &[]), Push::new(silence()))
         .await;
-    text(response.into_body()).await;
+    body_text(response.into_body()).await;
     let poll = guard.wrap(LongPoll::new());
-    let mut head = get("/poll", &[]);
+    let mut head = get_request_head("/poll", &[]);
     head.headers
         .insert("accept", HeaderValue::from_static("application/json"));
     drop(
@@ -499,12 +504,14 @@ async fn an_observer_hears_of_everything_in_order() {
         .await,
     );
     let failing = Push::new(stream::iter([Err::<Event, _>("the disk is full")]));
-    let response = sse.respond(&mut get("/failing", &[]), failing).await;
+    let response = sse
+        .respond(&mut get_request_head("/failing", &[]), failing)
+        .await;
     let _ = response.into_body().collect().await;
     let refusing = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
     });
-    sse.respond(&mut get("/none", &[]), Push::new(refusing))
+    sse.respond(&mut get_request_head("/none", &[]), Push::new(refusing))
         .await;
     assert_eq!(
         *log.0.lock().unwrap(),
@@ -550,7 +557,9 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
     let heard = async |guarded: &dyn Fn(&Guard) -> Box<dyn Transport>, push: Push| {
         let log = Log::default();
         let guard = Guard::builder().observer(log.clone()).build();
-        let response = guarded(&guard).respond(&mut get("/", &[]), push).await;
+        let response = guarded(&guard)
+            .respond(&mut get_request_head("/", &[]), push)
+            .await;
         let _ = response.into_body().collect().await;
         assert_eq!(guard.counts().closed(CloseReason::Failed), 1);
         let mut log = log.0.lock().unwrap();
@@ -580,10 +589,10 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
         let gap = Item::Gap(Gap::new(GapReason::Lagged));
         Ok(stream::iter([gap]).chain(stream::pending()))
     });
-    let server = Server::new(service(source).transport(guard.wrap(WebSocket::new()))).await;
-    let mut opened = websocket::connect(&server, Version::Http1, "/", &[]).await;
-    let frame = opened.frame().await.unwrap();
-    assert_eq!(frame.close().unwrap().0, 3010);
+    let server = TestServer::start(service(source).transport(guard.wrap(WebSocket::new()))).await;
+    let mut opened = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+    let frame = opened.next_frame().await.unwrap();
+    assert_eq!(frame.close_code_and_reason().unwrap().0, 3010);
     drop(opened);
     becomes(&guard, 0).await;
     assert_eq!(guard.counts().closed(CloseReason::Failed), 1);
@@ -615,7 +624,7 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
             let rest = stream::pending().take(usize::from(goes_on));
             Ok(stream::iter(items.clone()).chain(rest))
         }));
-        let mut head = get("/?offset=-1&live=sse", &[]);
+        let mut head = get_request_head("/?offset=-1&live=sse", &[]);
         let response = poll.respond(&mut head, push).await;
         let _ = response.into_body().collect().await;
         let log = log.0.lock().unwrap();
@@ -636,12 +645,14 @@ async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
     let guard = Guard::builder().observer(log.clone()).build();
     let poll = guard.wrap(LongPoll::new().max_events(1).wait_time(Duration::ZERO));
     let texts = stream::iter(["one", "two"]).chain(silence_of_texts());
-    let first = poll.respond(&mut get("/", &[]), Push::new(texts)).await;
+    let first = poll
+        .respond(&mut get_request_head("/", &[]), Push::new(texts))
+        .await;
     assert_eq!(guard.counts().events, 1);
     let cursor = first.headers()["last-event-id"].to_str().unwrap();
-    let mut head = get("/", &[("last-event-id", cursor)]);
+    let mut head = get_request_head("/", &[("last-event-id", cursor)]);
     let next = poll.respond(&mut head, Push::new(silence())).await;
-    assert!(text(next.into_body()).await.contains("two"));
+    assert!(body_text(next.into_body()).await.contains("two"));
     let counts = guard.counts();
     assert_eq!((counts.events, counts.bytes), (2, 6));
     let log = log.0.lock().unwrap();
@@ -652,17 +663,18 @@ async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
 #[tokio::test]
 async fn a_websocket_counts_until_its_socket_is_gone() {
     let guard = Guard::new();
-    let server = Server::new(service(Channel::new()).transport(guard.wrap(WebSocket::new()))).await;
-    for version in VERSIONS {
+    let server =
+        TestServer::start(service(Channel::new()).transport(guard.wrap(WebSocket::new()))).await;
+    for version in HttpVersion::ALL {
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
         becomes(&guard, 1).await;
-        opened.send(0x88, &[]).await;
+        opened.send_frame(0x88, &[]).await;
         assert_eq!(
-            opened.closed().await,
-            Some((websocket::NO_CODE, String::new()))
+            opened.read_close().await,
+            Some((websocket::NO_STATUS_CODE, String::new()))
         );
         // Shut down by the server, and not by the client.
-        if version == Version::Http1 {
+        if version == HttpVersion::Http1 {
             assert_eq!(guard.counts().open(), 1);
         }
         drop(opened);
@@ -682,10 +694,10 @@ async fn a_guard_around_another_counts_its_streams_too() {
             Guard::builder().admission(admission).drain(&drain).build()
         });
         let both = outer.wrap(inner.wrap(Negotiate::new()));
-        let server = Server::new(service(Channel::new()).transport(both.clone())).await;
-        let one = websocket::connect(&server, Version::Http1, "/", &[]).await;
-        let mut client = Client::connect(&server, Version::Http1).await;
-        let refused = client.websocket("/", &[]).await.err().unwrap();
+        let server = TestServer::start(service(Channel::new()).transport(both.clone())).await;
+        let one = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let refused = client.open_websocket("/", &[]).await.err().unwrap();
         assert_eq!(refused.head.status, 503);
         becomes(&outer, 1).await;
         drop(one);
@@ -693,13 +705,13 @@ async fn a_guard_around_another_counts_its_streams_too() {
         becomes(&outer, 0).await;
         // An answer that is not read yet.
         let poll = async || {
-            let mut head = get("/?transport=long-poll", &[]);
+            let mut head = get_request_head("/?transport=long-poll", &[]);
             let texts = stream::iter(["one"]).chain(silence_of_texts());
             both.respond(&mut head, Push::new(texts)).await
         };
         let answer = poll().await;
         assert_eq!(poll().await.status(), 503);
-        assert!(text(answer.into_body()).await.contains("one"));
+        assert!(body_text(answer.into_body()).await.contains("one"));
         for guard in [&outer, &inner] {
             let counts = guard.counts();
             assert_eq!((counts.open(), counts.opened, counts.events), (0, 2, 1));
@@ -732,9 +744,9 @@ async fn an_observer_that_panics_keeps_nobodys_place() {
         .build();
     let sse = guard.wrap(Sse::new());
     for path in ["/opened", "/"] {
-        let mut head = get(path, &[]);
+        let mut head = get_request_head(path, &[]);
         let responding = sse.respond(&mut head, Push::new(stream::iter(["one"])));
-        let asked = tokio::spawn(async move { text(responding.await.into_body()).await });
+        let asked = tokio::spawn(async move { body_text(responding.await.into_body()).await });
         assert_eq!(asked.await.is_err(), path == "/opened");
         assert_eq!((guard.counts().open(), drain.open_streams()), (0, 0));
     }
@@ -795,7 +807,7 @@ async fn wherever_an_observer_panics_nobodys_place_is_kept() {
                     Err("failed"),
                 ]))
             };
-            let mut head = get(&format!("/?transport={transport}"), &[]);
+            let mut head = get_request_head(&format!("/?transport={transport}"), &[]);
             let responding = guard.wrap(Negotiate::new()).respond(&mut head, push);
             let asked = tokio::spawn(async move { responding.await.into_body().collect().await });
             assert!(asked.await.unwrap_err().is_panic(), "{method} {transport}");

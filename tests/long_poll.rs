@@ -12,7 +12,10 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use testkit::{Client, LONG, Reading, Server, VERSIONS, get, installed, raw_http1};
+use testkit::{
+    HttpClient, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, get_request_head,
+    programs, send_raw_http1,
+};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_stream::wrappers::BroadcastStream;
@@ -86,7 +89,7 @@ async fn ask_by(
     uri: &str,
     headers: &[(&str, &str)],
 ) -> Answer {
-    let mut head = get(uri, headers);
+    let mut head = get_request_head(uri, headers);
     head.method = method.parse().unwrap();
     read(transport.respond(&mut head, Push::new(source)).await).await
 }
@@ -100,9 +103,9 @@ async fn read(response: Response<PushBody>) -> Answer {
     }
 }
 
-async fn received(reading: Reading) -> Answer {
+async fn received(reading: StreamingResponse) -> Answer {
     let (status, headers) = (reading.head.status.as_u16(), reading.head.headers.clone());
-    let (body, end) = reading.rest().await;
+    let (body, end) = reading.read_to_end().await;
     end.unwrap();
     Answer {
         status,
@@ -130,7 +133,7 @@ async fn becomes(channel: &Channel, subscribers: usize) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let waited = tokio::time::timeout(LONG, wait).await;
+    let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
     assert!(waited.is_ok(), "{} subscribers", channel.subscriber_count());
 }
 
@@ -668,7 +671,7 @@ mod validators {
                 &[("accept", "text/event-stream")],
             ),
         ] {
-            let mut head = get(uri, headers);
+            let mut head = get_request_head(uri, headers);
             let answer = read(all.respond(&mut head, Push::new(numbers([1]))).await).await;
             assert_eq!(
                 answer.header("content-type"),
@@ -836,7 +839,7 @@ mod durable {
     #[tokio::test(start_paused = true)]
     async fn heartbeats_of_an_event_stream_are_the_transports() {
         let beats = async |transport: LongPoll| {
-            let mut head = get("/?offset=now&live=sse", &[]);
+            let mut head = get_request_head("/?offset=now&live=sse", &[]);
             let response = transport.respond(&mut head, Push::new(Channel::new()));
             let mut body = response.await.into_body();
             let (mut frames, began) = (0, Instant::now());
@@ -885,7 +888,7 @@ mod durable {
             tokio::time::sleep(Duration::from_secs(5)).await;
             channel.publish(number(2)).unwrap();
         };
-        let transport = text().wait_time(LONG);
+        let transport = text().wait_time(TEST_TIMEOUT);
         let asking = ask(&transport, channel.clone(), &uri, &[]);
         let (answer, ()) = tokio::join!(asking, publish);
         assert_eq!((answer.status, answer.text()), (200, "2"));
@@ -911,7 +914,7 @@ mod durable {
         let offset = durable(&closed)[0].unwrap();
         for (uri, status) in [("/?offset=", 200), ("/?live=long-poll&offset=", 204)] {
             let uri = format!("{uri}{offset}");
-            let answer = ask(&text().wait_time(LONG), channel.clone(), &uri, &[]).await;
+            let answer = ask(&text().wait_time(TEST_TIMEOUT), channel.clone(), &uri, &[]).await;
             assert_eq!((answer.status, answer.text()), (status, ""));
             assert_eq!(
                 durable(&answer)[..3],
@@ -1066,7 +1069,7 @@ mod durable {
             "/?offset=-1",
             "/?live=sse",
         ] {
-            let mut head = get(uri, &[("accept", "text/event-stream")]);
+            let mut head = get_request_head(uri, &[("accept", "text/event-stream")]);
             let push = Push::new(numbers([1]));
             let response = Negotiate::new().respond(&mut head, push).await;
             assert_eq!(response.status(), 200, "{uri}");
@@ -1142,12 +1145,12 @@ mod durable {
     #[tokio::test]
     async fn the_stream_goes_on_with_what_comes() {
         let channel = numbers([]);
-        let server = Server::new(service(channel.clone()).transport(text())).await;
-        let mut client = Client::connect(&server, VERSIONS[0]).await;
+        let server = TestServer::start(service(channel.clone()).transport(text())).await;
+        let mut client = HttpClient::connect(&server, HttpVersion::ALL[0]).await;
         let mut reading = client.get("/?offset=now&live=sse&cursor=1", &[]).await;
         assert_eq!(reading.header("content-length"), None);
-        let next = async |reading: &mut Reading| {
-            let bytes = reading.next().await.unwrap().unwrap();
+        let next = async |reading: &mut StreamingResponse| {
+            let bytes = reading.next_chunk().await.unwrap().unwrap();
             events(std::str::from_utf8(&bytes).unwrap())
         };
         let first = next(&mut reading).await;
@@ -1175,7 +1178,7 @@ mod durable {
         assert_eq!(second["upToDate"], true);
         channel.publish(Event::text("last")).unwrap();
         channel.close();
-        let (rest, end) = reading.rest().await;
+        let (rest, end) = reading.read_to_end().await;
         end.unwrap();
         let rest = String::from_utf8(rest).unwrap();
         let rest = events(&rest);
@@ -1225,7 +1228,7 @@ mod durable {
     async fn bytes_that_are_no_text_cut_a_stream_of_text() {
         let channel = numbers([]);
         channel.publish(Event::binary(&b"\xff"[..])).unwrap();
-        let mut head = get("/?offset=-1&live=sse", &[]);
+        let mut head = get_request_head("/?offset=-1&live=sse", &[]);
         let response = text().respond(&mut head, Push::new(channel)).await;
         assert!(response.into_body().collect().await.is_err());
     }
@@ -1237,15 +1240,15 @@ mod sockets {
     #[tokio::test]
     async fn an_answer_has_its_length_and_is_never_chunked() {
         let channel = numbers(0..3);
-        let server = Server::new(service(channel.clone()).transport(at_once())).await;
+        let server = TestServer::start(service(channel.clone()).transport(at_once())).await;
         for uri in [
             "/",
             "/?offset=-1",
             "/?offset=now",
             "/?offset=-1&live=long-poll",
         ] {
-            for version in VERSIONS {
-                let mut client = Client::connect(&server, version).await;
+            for version in HttpVersion::ALL {
+                let mut client = HttpClient::connect(&server, version).await;
                 let answer = received(client.get(uri, &[]).await).await;
                 let length = answer.body.len().to_string();
                 assert_eq!(
@@ -1260,26 +1263,26 @@ mod sockets {
         let until = "\r\n\r\n";
         let request =
             "GET /?offset=now&live=long-poll HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let (_socket, text) = raw_http1(&server, request, until).await;
+        let (_socket, text) = send_raw_http1(&server, request, until).await;
         assert!(text.starts_with("HTTP/1.1 204"));
         assert!(text.ends_with(until), "{text}");
         let text = text.to_lowercase();
         assert!(!text.contains("transfer-encoding") && !text.contains("content-length"));
         let request = "HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let (_socket, text) = raw_http1(&server, request, until).await;
+        let (_socket, text) = send_raw_http1(&server, request, until).await;
         assert!(text.starts_with("HTTP/1.1 200") && text.ends_with(until));
     }
 
     #[tokio::test]
     async fn an_aborted_poll_leaves_nothing_behind() {
         let channel = Channel::new();
-        let server = Server::new(service(channel.clone()).transport(LongPoll::new())).await;
-        for version in VERSIONS {
+        let server = TestServer::start(service(channel.clone()).transport(LongPoll::new())).await;
+        for version in HttpVersion::ALL {
             for uri in ["/", "/?offset=now&live=long-poll", "/?offset=now&live=sse"] {
-                let mut client = Client::connect(&server, version).await;
+                let mut client = HttpClient::connect(&server, version).await;
                 let poll = tokio::spawn(async move {
                     let reading = client.get(uri, &[]).await;
-                    reading.drain().await;
+                    reading.discard_rest().await;
                 });
                 becomes(&channel, 1).await;
                 poll.abort();
@@ -1291,10 +1294,10 @@ mod sockets {
     #[tokio::test]
     async fn parallel_polls_with_one_cursor_get_the_same() {
         let channel = numbers([]);
-        let server = Server::new(service(channel.clone()).transport(LongPoll::new())).await;
+        let server = TestServer::start(service(channel.clone()).transport(LongPoll::new())).await;
         let mut polls = Vec::new();
-        for version in [VERSIONS, VERSIONS].concat() {
-            let mut client = Client::connect(&server, version).await;
+        for version in [HttpVersion::ALL, HttpVersion::ALL].concat() {
+            let mut client = HttpClient::connect(&server, version).await;
             polls.push(tokio::spawn(async move {
                 received(client.get("/", &[]).await).await.body
             }));
@@ -1311,8 +1314,8 @@ mod sockets {
     }
 
     /// Polls until it has `count` events; every third answer is thrown away, and every fifth poll is given up.
-    async fn reads_all(server: &Server, dialect: usize, count: u64) -> Vec<u64> {
-        let version = VERSIONS[dialect % 2];
+    async fn reads_all(server: &TestServer, dialect: usize, count: u64) -> Vec<u64> {
+        let version = HttpVersion::ALL[dialect % 2];
         let (mut got, mut cursor) = (Vec::new(), None::<String>);
         for round in 0_u64.. {
             if got.len() as u64 >= count {
@@ -1333,7 +1336,7 @@ mod sockets {
                     )
                 }
             };
-            let mut client = Client::connect(server, version).await;
+            let mut client = HttpClient::connect(server, version).await;
             if round % 5 == 4 {
                 let poll = client.get(&uri, headers);
                 let _ = tokio::time::timeout(Duration::from_micros(300), poll).await;
@@ -1364,7 +1367,7 @@ mod sockets {
             .start(StartPosition::Oldest)
             .build();
         let transport = LongPoll::new().max_events(64);
-        let server = Server::new(service(channel.clone()).transport(transport)).await;
+        let server = TestServer::start(service(channel.clone()).transport(transport)).await;
         let publishing = async {
             for n in 0..COUNT {
                 channel.publish(number(n)).unwrap();
@@ -1393,7 +1396,7 @@ mod sockets {
             async { Ok::<_, Infallible>(Push::new(source)) }
         });
         let transport = LongPoll::new().max_events(3);
-        let server = Server::new(LongPollLayer::with(transport).layer(handler)).await;
+        let server = TestServer::start(LongPollLayer::with(transport).layer(handler)).await;
         let publishing = tokio::spawn(async move {
             for n in 0.. {
                 let _ = sender.send(n);
@@ -1444,7 +1447,7 @@ mod sockets {
 /// The plainest loop, in Chromium, whose cache is the client's memory: `tests/js/long_poll.mjs`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_plainest_loop_in_a_browser_loses_nothing() {
-    let mut node = installed::browser("long_poll.mjs");
+    let mut node = programs::browser_script("long_poll.mjs");
     let channel = Channel::new();
     let long_poll =
         service(channel.clone()).transport(LongPoll::new().wait_time(Duration::from_millis(60)));
@@ -1460,7 +1463,7 @@ async fn the_plainest_loop_in_a_browser_loses_nothing() {
             long_poll.oneshot(request).await
         }
     });
-    let server = Server::new(page).await;
+    let server = TestServer::start(page).await;
     let publishing = tokio::spawn(async move {
         for n in 0.. {
             channel.publish(number(n)).unwrap();
@@ -1492,8 +1495,10 @@ fn a_json_array_is_a_format_for_streams_too() {
         .unwrap();
     let text = runtime.block_on(async {
         let chunked = tower_push::transport::Chunked::new(JsonArray::new());
-        let response = chunked.respond(&mut get("/", &[]), Push::new(source)).await;
-        testkit::text(response.into_body()).await
+        let response = chunked
+            .respond(&mut get_request_head("/", &[]), Push::new(source))
+            .await;
+        testkit::body_text(response.into_body()).await
     });
     let records: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(records.len(), 4);

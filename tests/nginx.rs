@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use testkit::{Count, LONG, Server};
+use testkit::{LiveCounter, TEST_TIMEOUT, TestServer};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -42,11 +42,11 @@ struct Nginx {
 
 impl Nginx {
     /// As documented, but for the addresses, in front of this server.
-    async fn start(server: &Server) -> Self {
+    async fn start(server: &TestServer) -> Self {
         Self::configured(server, DOCUMENTED).await
     }
 
-    async fn configured(server: &Server, configuration: &str) -> Self {
+    async fn configured(server: &TestServer, configuration: &str) -> Self {
         let directory = directory();
         make_certificate(&directory);
         // Free a moment ago.
@@ -86,7 +86,9 @@ impl Nginx {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(LONG, connected).await.expect("nginx listens");
+        timeout(TEST_TIMEOUT, connected)
+            .await
+            .expect("nginx listens");
     }
 
     fn get(&self, query: &str, arguments: &[&str]) -> Curl {
@@ -158,7 +160,7 @@ impl Curl {
     }
 
     async fn more(&mut self) -> usize {
-        let read = timeout(LONG, self.stdout.read_buf(&mut self.read)).await;
+        let read = timeout(TEST_TIMEOUT, self.stdout.read_buf(&mut self.read)).await;
         read.unwrap_or_else(|_| panic!("more than {:?}", self.text()))
             .unwrap()
     }
@@ -179,7 +181,7 @@ impl Curl {
 }
 
 async fn gone(channel: &Channel) {
-    let idle = timeout(LONG, channel.unsubscribed()).await;
+    let idle = timeout(TEST_TIMEOUT, channel.unsubscribed()).await;
     idle.expect("the subscriber is gone");
 }
 
@@ -188,7 +190,7 @@ const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 #[tokio::test]
 async fn every_event_passes_before_the_next_one_exists() {
     let channel = Channel::new();
-    let server = Server::new(tower_push::service(channel.clone())).await;
+    let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
     for version in VERSIONS {
         for transport in ["sse", "ndjson", "json-seq", "multipart"] {
@@ -201,7 +203,7 @@ async fn every_event_passes_before_the_next_one_exists() {
             }
             drop(client);
             // nginx hangs up on the server when its client does.
-            timeout(LONG, channel.unsubscribed())
+            timeout(TEST_TIMEOUT, channel.unsubscribed())
                 .await
                 .expect("the subscriber is gone");
         }
@@ -211,7 +213,7 @@ async fn every_event_passes_before_the_next_one_exists() {
 #[tokio::test]
 async fn a_websocket_passes_for_pages_of_its_own_origin() {
     let channel = Channel::new();
-    let server = Server::new(tower_push::service(channel.clone())).await;
+    let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
     let mut asks = vec!["--http1.1", "--include"];
     for header in [
@@ -241,7 +243,7 @@ async fn a_websocket_passes_for_pages_of_its_own_origin() {
 
 #[tokio::test]
 async fn a_stream_opens_before_its_first_event() {
-    let server = Server::new(tower_push::service(Channel::new())).await;
+    let server = TestServer::start(tower_push::service(Channel::new())).await;
     let nginx = Nginx::start(&server).await;
     for version in VERSIONS {
         nginx
@@ -254,7 +256,7 @@ async fn a_stream_opens_before_its_first_event() {
 #[tokio::test]
 async fn a_long_poll_is_answered_when_there_is_something() {
     let channel = Channel::new();
-    let server = Server::new(tower_push::service(channel.clone())).await;
+    let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
     for version in VERSIONS {
         let poll = async |event: &str, arguments: &[&str]| {
@@ -279,10 +281,11 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
 }
 
 /// Behind an nginx that waits for a second: an idle stream with these heartbeats, and its channel.
-async fn impatient(keep_alive: KeepAlive) -> (Nginx, Server, Channel) {
+async fn impatient(keep_alive: KeepAlive) -> (Nginx, TestServer, Channel) {
     let channel = Channel::new();
     let transports = Negotiate::new().add_transport(Sse::new().keep_alive(keep_alive));
-    let server = Server::new(tower_push::service(channel.clone()).transport(transports)).await;
+    let server =
+        TestServer::start(tower_push::service(channel.clone()).transport(transports)).await;
     let impatient = change(
         DOCUMENTED,
         "proxy_read_timeout 60s;",
@@ -320,7 +323,7 @@ async fn without_heartbeats_an_idle_stream_is_cut() {
 #[tokio::test]
 async fn the_responses_alone_turn_buffering_off() {
     let channel = Channel::new();
-    let server = Server::new(tower_push::service(channel.clone())).await;
+    let server = TestServer::start(tower_push::service(channel.clone())).await;
     let silent = change(DOCUMENTED, "proxy_buffering off;", "");
     let nginx = Nginx::configured(&server, &silent).await;
     for version in VERSIONS {
@@ -329,7 +332,7 @@ async fn the_responses_alone_turn_buffering_off() {
         channel.publish(version).unwrap();
         client.expect(version).await;
         drop(client);
-        timeout(LONG, channel.unsubscribed())
+        timeout(TEST_TIMEOUT, channel.unsubscribed())
             .await
             .expect("the subscriber is gone");
     }
@@ -338,7 +341,7 @@ async fn the_responses_alone_turn_buffering_off() {
 #[tokio::test]
 async fn where_nobody_turns_buffering_off_events_are_held_back() {
     let channel = Channel::new();
-    let server = Server::new(tower_push::service(channel.clone())).await;
+    let server = TestServer::start(tower_push::service(channel.clone())).await;
     let deaf = change(
         DOCUMENTED,
         "proxy_buffering off;",
@@ -370,7 +373,7 @@ fn failing() -> impl PushSource + Clone + Send + Sync {
 
 #[tokio::test]
 async fn a_cut_stays_a_cut() {
-    let server = Server::new(tower_push::service(failing())).await;
+    let server = TestServer::start(tower_push::service(failing())).await;
     let nginx = Nginx::start(&server).await;
     for version in VERSIONS {
         let (read, code) = nginx.get("", &[version]).end().await;
@@ -381,7 +384,7 @@ async fn a_cut_stays_a_cut() {
 
 #[tokio::test]
 async fn over_http_1_0_a_cut_looks_like_an_end() {
-    let server = Server::new(tower_push::service(failing())).await;
+    let server = TestServer::start(tower_push::service(failing())).await;
     let old = change(
         DOCUMENTED,
         "proxy_http_version 1.1;",
@@ -395,11 +398,10 @@ async fn over_http_1_0_a_cut_looks_like_an_end() {
 
 #[tokio::test]
 async fn nginx_puts_out_a_client_that_stops_reading() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counting = count.clone();
-    let flood =
-        source_fn(async move |_| Ok(counting.around(stream::repeat("x".repeat(64 * 1024)))));
-    let server = Server::new(tower_push::service(flood)).await;
+    let flood = source_fn(async move |_| Ok(counting.wrap(stream::repeat("x".repeat(64 * 1024)))));
+    let server = TestServer::start(tower_push::service(flood)).await;
     let impatient = change(
         DOCUMENTED,
         "proxy_buffering off;",
@@ -410,7 +412,7 @@ async fn nginx_puts_out_a_client_that_stops_reading() {
         let mut stalled = nginx.get("", &[version]);
         stalled.expect("xxx").await;
         // curl reads no more than it can write.
-        count.becomes(0).await;
+        count.wait_for(0).await;
     }
 }
 

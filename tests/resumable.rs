@@ -16,7 +16,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
 use testkit::{
-    Client, Count, LONG, Server, VERSIONS, Version, event_source::Parser, get, raw_http1, short,
+    HttpClient, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, describe_item,
+    event_stream::EventStreamParser, get_request_head, send_raw_http1,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -37,7 +38,7 @@ async fn subscribe<S: PushSource + Send>(
     source: ResumableSource<S>,
     cursor: Option<&EventId>,
 ) -> Result<ResumableStream, Rejection> {
-    let subscription = Subscription::new(&get("/", &[]), "test");
+    let subscription = Subscription::new(&get_request_head("/", &[]), "test");
     source
         .subscribe(match cursor {
             Some(cursor) => subscription.with_start(StartPosition::After(cursor.clone())),
@@ -56,7 +57,7 @@ async fn take_up(resumable: &Resumable, cursor: &EventId) -> ResumableStream {
 
 /// A stream whose items the test sends, and how often it was polled.
 fn fed<T>(
-    count: &Count,
+    count: &LiveCounter,
 ) -> (
     UnboundedSender<T>,
     Arc<AtomicUsize>,
@@ -68,7 +69,7 @@ where
     let (sender, receiver) = unbounded_channel();
     let polls = Arc::new(AtomicUsize::new(0));
     let counted = polls.clone();
-    let mut stream = count.around(UnboundedReceiverStream::new(receiver));
+    let mut stream = count.wrap(UnboundedReceiverStream::new(receiver));
     let stream = stream::poll_fn(move |cx| {
         counted.fetch_add(1, Ordering::SeqCst);
         stream.poll_next_unpin(cx)
@@ -89,7 +90,7 @@ fn read(subscriber: &mut ResumableStream) -> (Vec<String>, Vec<EventId>) {
     let (mut texts, mut ids) = (Vec::new(), Vec::new());
     while let Poll::Ready(Some(item)) = poll(subscriber) {
         ids.extend(cursor(&item));
-        texts.push(short(item));
+        texts.push(describe_item(item));
     }
     (texts, ids)
 }
@@ -119,7 +120,7 @@ impl Dice {
 async fn a_client_that_comes_back_goes_on_where_it_was() {
     let resumable = Resumable::new();
     assert!(resumable.wrap(numbers(0..1)).is_resumable());
-    let count = Count::default();
+    let count = LiveCounter::default();
     let (sender, _, stream) = fed(&count);
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     for text in ["a", "b", "c"] {
@@ -175,7 +176,7 @@ async fn the_source_of_a_request_with_a_cursor_is_not_asked() {
 #[tokio::test]
 async fn a_parked_stream_is_not_polled() {
     let resumable = Resumable::new();
-    let (sender, polls, stream) = fed(&Count::default());
+    let (sender, polls, stream) = fed(&LiveCounter::default());
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     sender.send("0".to_owned()).unwrap();
     let (_, ids) = read(&mut first);
@@ -194,7 +195,7 @@ async fn a_parked_stream_is_not_polled() {
 #[tokio::test]
 async fn nothing_is_read_ahead() {
     let resumable = Resumable::new();
-    let (sender, polls, stream) = fed(&Count::default());
+    let (sender, polls, stream) = fed(&LiveCounter::default());
     (0..10).for_each(|n| sender.send(n.to_string()).unwrap());
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     for read in 0..5 {
@@ -246,7 +247,7 @@ async fn a_cursor_older_than_the_log_is_told_what_is_missing() {
 #[tokio::test]
 async fn a_reader_that_another_has_left_behind_is_told_so() {
     let resumable = Resumable::builder().max_events(3).build();
-    let (sender, _, stream) = fed(&Count::default());
+    let (sender, _, stream) = fed(&LiveCounter::default());
     let mut fast = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut fast);
     let mut slow = take_up(&resumable, &ids[0]).await;
@@ -292,7 +293,7 @@ async fn cursors_of_no_stream_begin_the_new_one_behind_a_gap() {
 #[tokio::test]
 async fn a_cursor_ahead_of_its_stream_is_told_so() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&Count::default());
+    let (sender, _, stream) = fed(&LiveCounter::default());
     sender.send("a").unwrap();
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut first);
@@ -359,10 +360,10 @@ async fn a_flood_of_bare_cursors_lets_others_run() {
 #[tokio::test]
 async fn a_stream_that_ended_is_not_begun_again() {
     let resumable = Resumable::new();
-    let count = Count::default();
+    let count = LiveCounter::default();
     for last in [vec![], vec![Item::Finished]] {
         let items = ["a", "b"].map(|text| Item::Event(Event::text(text)));
-        let source = resumable.wrap(count.around(stream::iter(items.into_iter().chain(last))));
+        let source = resumable.wrap(count.wrap(stream::iter(items.into_iter().chain(last))));
         let mut first = subscribe(source, None).await.unwrap();
         let (texts, ids) = read(&mut first);
         assert_eq!(texts, ["cursor", "a", "b", "finished"]);
@@ -402,7 +403,7 @@ async fn an_end_for_now_is_followed_by_the_next_stream() {
 #[tokio::test]
 async fn a_stream_that_fails_is_told_from_one_that_ended() {
     let resumable = Resumable::builder().max_events(2).build();
-    let count = Count::default();
+    let count = LiveCounter::default();
     let (sender, _, stream) = fed::<Result<&str, BoxError>>(&count);
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, mut ids) = read(&mut first);
@@ -445,7 +446,7 @@ async fn a_stream_that_fails_is_told_from_one_that_ended() {
 #[tokio::test]
 async fn a_stream_that_panics_takes_nobody_with_it() {
     /// A second panic, when it is dropped.
-    struct Panics(Count);
+    struct Panics(LiveCounter);
     impl Stream for Panics {
         type Item = String;
         fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<String>> {
@@ -454,12 +455,12 @@ async fn a_stream_that_panics_takes_nobody_with_it() {
     }
     impl Drop for Panics {
         fn drop(&mut self) {
-            let _ = self.0.around(());
+            let _ = self.0.wrap(());
             panic!("another bug in a source")
         }
     }
     let resumable = Resumable::new();
-    let source = resumable.wrap(numbers(0..1).chain(Panics(Count::default())));
+    let source = resumable.wrap(numbers(0..1).chain(Panics(LiveCounter::default())));
     let mut first = subscribe(source, None).await.unwrap();
     let ids: Vec<_> = [poll(&mut first), poll(&mut first)]
         .iter()
@@ -493,12 +494,12 @@ async fn a_stream_whose_drop_panics_is_let_go_like_others() {
         }
     }
     let resumable = Resumable::builder().max_parked_streams(1).build();
-    let count = Count::default();
+    let count = LiveCounter::default();
     let is_dropped = Arc::new(AtomicBool::new(false));
     let source = resumable.wrap(Panics(is_dropped.clone()));
     drop(subscribe(source, None).await.unwrap());
     // Evicts the other.
-    let source = resumable.wrap(count.around(stream::pending::<Event>()));
+    let source = resumable.wrap(count.wrap(stream::pending::<Event>()));
     drop(subscribe(source, None).await.unwrap());
     assert!(is_dropped.load(Ordering::SeqCst));
     tokio::time::sleep(Duration::from_secs(61)).await;
@@ -531,9 +532,9 @@ async fn what_is_wrapped_does_not_see_the_cursor() {
     assert_eq!(read(&mut subscriber).0, ["epoch None", "x", "finished"]);
 
     let push = Push::new(resumable.wrap(Push::new(stream::iter(["x"]))));
-    let unreadable = Subscription::new(&get("/", &[("last-event-id", "a b")]), "test");
+    let unreadable = Subscription::new(&get_request_head("/", &[("last-event-id", "a b")]), "test");
     let items = push.subscribe(unreadable).await.unwrap();
-    let items: Vec<_> = items.map(short).collect().await;
+    let items: Vec<_> = items.map(describe_item).collect().await;
     assert_eq!(items, ["epoch None", "cursor", "x", "finished"]);
 }
 
@@ -545,10 +546,10 @@ async fn a_parked_stream_expires_without_anyone_asking() {
             .num_alive_tasks()
     };
     let resumable = Resumable::new();
-    let count = Count::default();
+    let count = LiveCounter::default();
     let mut ids = VecDeque::new();
     for _ in 0..3 {
-        let source = resumable.wrap(count.around(numbers(0..3)));
+        let source = resumable.wrap(count.wrap(numbers(0..3)));
         let mut subscriber = subscribe(source, None).await.unwrap();
         assert_eq!(
             tasks(),
@@ -620,11 +621,11 @@ async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
 #[tokio::test]
 async fn more_than_so_many_are_not_parked() {
     let resumable = Resumable::builder().max_parked_streams(3).build();
-    let count = Count::default();
+    let count = LiveCounter::default();
     let mut ids = Vec::new();
     let mut live = Vec::new();
     for _ in 0..5 {
-        let source = resumable.wrap(count.around(numbers(0..3)));
+        let source = resumable.wrap(count.wrap(numbers(0..3)));
         let mut subscriber = subscribe(source, None).await.unwrap();
         ids.push(cursor(&subscriber.next().await.unwrap()).unwrap());
         live.push(subscriber);
@@ -645,14 +646,14 @@ async fn more_than_so_many_are_not_parked() {
         drop(subscriber);
         if n == 1 {
             // Its successors came in place of others.
-            let source = resumable.wrap(count.around(numbers(0..3)));
+            let source = resumable.wrap(count.wrap(numbers(0..3)));
             drop(subscribe(source, None).await.unwrap());
             break;
         }
     }
     let none = Resumable::builder().max_parked_streams(0).build();
     drop(
-        subscribe(none.wrap(count.around(numbers(0..3))), None)
+        subscribe(none.wrap(count.wrap(numbers(0..3))), None)
             .await
             .unwrap(),
     );
@@ -663,10 +664,10 @@ async fn more_than_so_many_are_not_parked() {
 async fn more_than_so_many_bytes_are_not_parked() {
     const EVENT: usize = 1000 + 39;
     let resumable = Resumable::builder().max_parked_bytes(10 * EVENT).build();
-    let count = Count::default();
+    let count = LiveCounter::default();
     for parked in [3, 6, 9, 9, 9] {
         let events = stream::repeat_with(|| "x".repeat(1000)).take(3);
-        let source = resumable.wrap(count.around(events.chain(stream::pending())));
+        let source = resumable.wrap(count.wrap(events.chain(stream::pending())));
         let mut subscriber = subscribe(source, None).await.unwrap();
         assert_eq!(read(&mut subscriber).0.len(), 4);
         drop(subscriber);
@@ -697,13 +698,13 @@ async fn a_lot_that_is_dropped_leaves_nothing() {
             .num_alive_tasks()
     };
     let resumable = Resumable::new();
-    let count = Count::default();
+    let count = LiveCounter::default();
     drop(
-        subscribe(resumable.wrap(count.around(numbers(0..3))), None)
+        subscribe(resumable.wrap(count.wrap(numbers(0..3))), None)
             .await
             .unwrap(),
     );
-    let source = resumable.wrap(count.around(numbers(0..3)));
+    let source = resumable.wrap(count.wrap(numbers(0..3)));
     let mut live = subscribe(source, None).await.unwrap();
     drop(resumable);
     assert_eq!((count.get(), tasks()), (2, 1));
@@ -724,13 +725,8 @@ fn a_lot_outlives_its_runtimes() {
             .unwrap()
     };
     let resumable = Resumable::new();
-    let count = Count::default();
-    let begin = || {
-        subscribe(
-            resumable.wrap(count.around(stream::pending::<Event>())),
-            None,
-        )
-    };
+    let count = LiveCounter::default();
+    let begin = || subscribe(resumable.wrap(count.wrap(stream::pending::<Event>())), None);
     drop(begin().now_or_never().unwrap().unwrap());
     runtime().block_on(async { drop(begin().await.unwrap()) });
     assert_eq!((count.get(), resumable.counts().parked), (2, 2));
@@ -745,14 +741,14 @@ fn a_lot_outlives_its_runtimes() {
 #[tokio::test]
 async fn a_reader_that_stalls_holds_no_other_up() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&Count::default());
+    let (sender, _, stream) = fed(&LiveCounter::default());
     let mut stalled = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut stalled);
     let mut well = take_up(&resumable, &ids[0]).await;
     let reading = tokio::spawn(async move {
         let mut texts = Vec::new();
         while texts.len() < 100 {
-            texts.push(short(well.next().await.unwrap()));
+            texts.push(describe_item(well.next().await.unwrap()));
         }
         texts
     });
@@ -764,7 +760,10 @@ async fn a_reader_that_stalls_holds_no_other_up() {
         sender.send(n.to_string()).unwrap();
         tokio::task::yield_now().await;
     }
-    let texts = tokio::time::timeout(LONG, reading).await.unwrap().unwrap();
+    let texts = tokio::time::timeout(TEST_TIMEOUT, reading)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(texts.into_iter().eq((0..100).map(|n| n.to_string())));
 }
 
@@ -778,17 +777,20 @@ fn poll_to_pending(subscriber: &mut ResumableStream) -> bool {
 #[tokio::test]
 async fn a_reader_that_leaves_in_its_turn_holds_no_other_up() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&Count::default());
+    let (sender, _, stream) = fed(&LiveCounter::default());
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut first);
     let mut second = take_up(&resumable, &ids[0]).await;
-    let reading = tokio::spawn(async move { short(second.next().await.unwrap()) });
+    let reading = tokio::spawn(async move { describe_item(second.next().await.unwrap()) });
     tokio::task::yield_now().await;
     assert!(poll(&mut first).is_pending(), "the last one to ask");
     drop(first);
     sender.send("a").unwrap();
     assert_eq!(
-        tokio::time::timeout(LONG, reading).await.unwrap().unwrap(),
+        tokio::time::timeout(TEST_TIMEOUT, reading)
+            .await
+            .unwrap()
+            .unwrap(),
         "a"
     );
 }
@@ -801,7 +803,7 @@ async fn readers_that_race_get_everything_once() {
     const EVENTS: u64 = 60;
     const READERS: u64 = 3;
     let resumable = Resumable::new();
-    let count = Count::default();
+    let count = LiveCounter::default();
     for round in 0..ROUNDS {
         let (sender, _, stream) = fed(&count);
         let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
@@ -810,7 +812,7 @@ async fn readers_that_race_get_everything_once() {
             let (resumable, id) = (resumable.clone(), id.clone());
             let dice = Dice(1 + round * READERS + reader);
             tokio::spawn(tokio::time::timeout(
-                LONG,
+                TEST_TIMEOUT,
                 read_in_bits(resumable, id, dice),
             ))
         });
@@ -871,11 +873,11 @@ async fn read_in_bits(resumable: Resumable, mut id: EventId, mut dice: Dice) -> 
 
 fn take(item: Result<Item, BoxError>, id: &mut EventId, texts: &mut Vec<String>) -> bool {
     let Some(next) = cursor(&item) else {
-        assert_eq!(short(item), "finished");
+        assert_eq!(describe_item(item), "finished");
         return false;
     };
     *id = next;
-    texts.push(short(item));
+    texts.push(describe_item(item));
     true
 }
 
@@ -884,14 +886,14 @@ fn take(item: Result<Item, BoxError>, id: &mut EventId, texts: &mut Vec<String>)
 async fn a_client_that_polls_loses_nothing() {
     const EVENTS: u64 = 20_000;
     let resumable = Resumable::new();
-    let made = Count::default();
+    let made = LiveCounter::default();
     let mut dice = Dice(7);
     let mut id = None;
     let mut next = 0;
     let (mut hops, mut lost) = (0, 0);
     'polling: loop {
         hops += 1;
-        let source = resumable.wrap(made.around(numbers(0..EVENTS)));
+        let source = resumable.wrap(made.wrap(numbers(0..EVENTS)));
         let mut subscriber = match subscribe(source, id.as_ref()).await {
             Ok(subscriber) => subscriber,
             Err(refused) => {
@@ -911,11 +913,11 @@ async fn a_client_that_polls_loses_nothing() {
         }
         for item in response {
             let Some(cursor) = cursor(&item) else {
-                assert_eq!(short(item), "finished");
+                assert_eq!(describe_item(item), "finished");
                 break 'polling;
             };
             id = Some(cursor);
-            match short(item).as_str() {
+            match describe_item(item).as_str() {
                 "cursor" => assert_eq!(next, 0),
                 text => {
                     assert_eq!(text, next.to_string());
@@ -933,7 +935,7 @@ async fn a_client_that_polls_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hops_reads_everything_once() {
     const HOPS: usize = 1000;
-    let count = Count::default();
+    let count = LiveCounter::default();
     let calls = Arc::new(AtomicUsize::new(0));
     let (calling, counting) = (calls.clone(), count.clone());
     let feed = source_fn(async move |_| {
@@ -948,7 +950,7 @@ async fn a_client_that_hops_reads_everything_once() {
             n += 1 + n * 7 % 20;
             stream::iter((first..n).map(|n| n.to_string()))
         });
-        Ok(counting.around(numbers))
+        Ok(counting.wrap(numbers))
     });
     // More than the sockets' buffers hold, so that what is lost on the way is never older than the log.
     let resumable = Resumable::builder()
@@ -956,10 +958,10 @@ async fn a_client_that_hops_reads_everything_once() {
         .max_bytes(64 << 20)
         .build();
     let service = tower_push::service(resumable.wrap(feed)).transport(Negotiate::new());
-    let server = Server::new(service).await;
+    let server = TestServer::start(service).await;
 
     let mut dice = Dice(99);
-    let mut http2 = Client::connect(&server, Version::Http2).await;
+    let mut http2 = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut id = String::new();
     let mut next = 0;
     for hop in 0..HOPS {
@@ -968,14 +970,14 @@ async fn a_client_that_hops_reads_everything_once() {
             .iter()
             .map(|(name, id)| (*name, id.as_str()))
             .collect();
-        let version = VERSIONS[usize::from(dice.roll(8) == 0)];
+        let version = HttpVersion::ALL[usize::from(dice.roll(8) == 0)];
         let mut http1;
         let client = match version {
-            Version::Http1 => {
-                http1 = Client::connect(&server, version).await;
+            HttpVersion::Http1 => {
+                http1 = HttpClient::connect(&server, version).await;
                 &mut http1
             }
-            Version::Http2 => &mut http2,
+            HttpVersion::Http2 => &mut http2,
         };
         let is_sse = dice.roll(2) == 0;
         let path = if is_sse {
@@ -989,7 +991,7 @@ async fn a_client_that_hops_reads_everything_once() {
         // A first answer must arrive, or the client cannot come back.
         let frames = dice.roll(4) + u64::from(hop == 0) * 3;
         for _ in 0..frames {
-            bytes.extend(response.next().await.unwrap().unwrap());
+            bytes.extend(response.next_chunk().await.unwrap().unwrap());
         }
         // Cut anywhere.
         if hop > 0 && dice.roll(2) == 0 {
@@ -1015,11 +1017,11 @@ async fn a_client_that_hops_reads_everything_once() {
     drop(server);
     drop(resumable);
     drop(http2);
-    count.becomes(0).await;
+    count.wait_for(0).await;
 }
 
 fn from_sse(bytes: &[u8]) -> Vec<(Option<String>, String)> {
-    let parser = Parser::read(bytes);
+    let parser = EventStreamParser::parse(bytes);
     let messages = parser.messages.into_iter();
     let read = messages.map(|m| {
         assert_eq!(m.event_type, "message", "{}", m.data);
@@ -1055,23 +1057,24 @@ fn from_ndjson(bytes: &[u8]) -> Vec<(Option<String>, String)> {
 #[tokio::test]
 async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&Count::default());
+    let (sender, _, stream) = fed(&LiveCounter::default());
     let once = Arc::new(std::sync::Mutex::new(Some(stream)));
     let feed = source_fn(async move |_| {
         let stream = once.lock().unwrap().take();
         Ok(stream.expect("one stream, all the way"))
     });
-    let server = Server::new(tower_push::service(resumable.wrap(feed))).await;
+    let server = TestServer::start(tower_push::service(resumable.wrap(feed))).await;
     let asking = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-    let (hanging, read) = raw_http1(&server, asking, "\n\n").await;
-    let id = Parser::read(read.split_once("\r\n\r\n").unwrap().1.as_bytes()).last_event_id;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    let (hanging, read) = send_raw_http1(&server, asking, "\n\n").await;
+    let id =
+        EventStreamParser::parse(read.split_once("\r\n\r\n").unwrap().1.as_bytes()).last_event_id;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         let mut response = client.get("/", &[("last-event-id", &id)]).await;
         sender.send("x").unwrap();
-        let mut parser = Parser::default();
+        let mut parser = EventStreamParser::default();
         while parser.messages.is_empty() {
-            parser.feed(&response.next().await.unwrap().unwrap());
+            parser.feed(&response.next_chunk().await.unwrap().unwrap());
         }
         assert_eq!(parser.messages[0].data, "x");
         assert_eq!(resumable.counts().active, 1);
@@ -1118,7 +1121,7 @@ fn a_payload_is_dropped_under_no_lock() {
         assert!(other.lock().unwrap().is_none());
         done.send(()).unwrap();
     });
-    is_done.recv_timeout(LONG).expect("no deadlock");
+    is_done.recv_timeout(TEST_TIMEOUT).expect("no deadlock");
 }
 
 fn poll_one(subscriber: &mut ResumableStream) -> Result<Item, BoxError> {
@@ -1131,7 +1134,7 @@ fn poll_one(subscriber: &mut ResumableStream) -> Result<Item, BoxError> {
 /// A poll is a request of its own, and its handler makes a new stream each time: all of them but the first are thrown away.
 #[tokio::test]
 async fn a_plain_stream_is_polled_without_a_loss() {
-    let (begun, alive) = (Arc::new(AtomicUsize::new(0)), Count::default());
+    let (begun, alive) = (Arc::new(AtomicUsize::new(0)), LiveCounter::default());
     let handler = {
         let (begun, alive) = (begun.clone(), alive.clone());
         tower::service_fn(move |_: http::Request<hyper::body::Incoming>| {
@@ -1140,14 +1143,14 @@ async fn a_plain_stream_is_polled_without_a_loss() {
             let numbers = stream::once(async move { begun.fetch_add(1, Ordering::SeqCst) })
                 .flat_map(|_| stream::iter(1..=200))
                 .map(|n: u32| n.to_string());
-            let push = Push::new(alive.around(numbers));
+            let push = Push::new(alive.wrap(numbers));
             async { Ok::<_, std::convert::Infallible>(push) }
         })
     };
     let long_poll = LongPoll::new().max_events(7);
-    let server = Server::new(TransportLayer::with(long_poll).layer(handler)).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    let server = TestServer::start(TransportLayer::with(long_poll).layer(handler)).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         let (mut cursor, mut read) = (String::new(), Vec::new());
         for poll in 0.. {
             let answer = client.get("/", &[("last-event-id", &cursor)]).await;
@@ -1155,7 +1158,7 @@ async fn a_plain_stream_is_polled_without_a_loss() {
                 break;
             }
             let next = answer.header("last-event-id").unwrap().to_owned();
-            let (body, ended) = answer.rest().await;
+            let (body, ended) = answer.read_to_end().await;
             ended.unwrap();
             if poll % 3 == 2 {
                 // This answer was lost: the same cursor gets it again.
@@ -1177,7 +1180,7 @@ async fn a_plain_stream_is_polled_without_a_loss() {
         2,
         "one stream for each client"
     );
-    alive.becomes(0).await;
+    alive.wait_for(0).await;
 }
 
 /// The browser's cache may send the cursor of whoever was there before.
@@ -1186,10 +1189,10 @@ async fn a_poll_goes_on_for_whom_it_began_only() {
     let long_poll = LongPoll::new().wait_time(Duration::ZERO);
     let poll = async |path: &str, headers: &[(&str, &str)], text: &'static str| {
         let source = stream::iter([text]).chain(stream::pending());
-        let mut head = get(path, headers);
+        let mut head = get_request_head(path, headers);
         let response = Transport::respond(&long_poll, &mut head, Push::new(source)).await;
         let tag = response.headers()["etag"].to_str().unwrap().to_owned();
-        (tag, testkit::text(response.into_body()).await)
+        (tag, testkit::body_text(response.into_body()).await)
     };
     let alice = ("authorization", "Bearer alice");
     let (tag, first) = poll("/mine", &[alice], "alice's").await;

@@ -23,8 +23,10 @@ use hyper_util::{
 };
 use proptest::prelude::*;
 use testkit::{
-    Client, Count, LONG, Reading, Server, VERSIONS, Version, get, installed, raw_http1,
-    records::{Reader, Record},
+    HttpClient, HttpVersion, LiveCounter, StreamingResponse, TEST_TIMEOUT, TestServer,
+    get_request_head, programs,
+    records::{Record, RecordReader},
+    send_raw_http1,
     websocket::connect,
 };
 use tokio::{
@@ -76,34 +78,46 @@ fn all() -> Negotiate {
 async fn serving(
     source: impl PushSource + Clone + Send + Sync + 'static,
     transport: impl Transport,
-) -> Server {
-    Server::new(service(source).transport(transport)).await
+) -> TestServer {
+    TestServer::start(service(source).transport(transport)).await
 }
 
 /// A request to the server that its client calls `localhost`.
-async fn ask(client: &mut Client, method: &str, way: &str, headers: &[(&str, &str)]) -> Reading {
+async fn ask(
+    client: &mut HttpClient,
+    method: &str,
+    way: &str,
+    headers: &[(&str, &str)],
+) -> StreamingResponse {
     let host = match client {
-        Client::Http1(_) => &[("host", "localhost")][..],
-        Client::Http2(_) => &[],
+        HttpClient::Http1(_) => &[("host", "localhost")][..],
+        HttpClient::Http2(_) => &[],
     };
     let path = format!("/{way}");
-    client.send(method, &path, &[host, headers].concat()).await
+    client
+        .send_request(method, &path, &[host, headers].concat())
+        .await
 }
 
 /// All that a client sees of an answer that ends: headers, content, and how it was cut.
-async fn seen(reading: Reading) -> String {
+async fn seen(reading: StreamingResponse) -> String {
     let head = format!("{:?}", reading.head);
-    let (body, end) = reading.rest().await;
+    let (body, end) = reading.read_to_end().await;
     format!("{head}\n{}\n{end:?}", String::from_utf8_lossy(&body))
 }
 
 /// The same of a WebSocket.
-async fn seen_by_websocket(server: &Server, version: Version, path: &str, form: &str) -> String {
+async fn seen_by_websocket(
+    server: &TestServer,
+    version: HttpVersion,
+    path: &str,
+    form: &str,
+) -> String {
     let headers = [("sec-websocket-protocol", form)];
     let mut socket = connect(server, version, path, &headers).await;
     let mut seen = format!("{:?}", socket.head);
-    while let Some(frame) = socket.frame().await {
-        let close = frame.close();
+    while let Some(frame) = socket.next_frame().await {
+        let close = frame.close_code_and_reason();
         seen += &format!("\n{close:?} {}", String::from_utf8_lossy(&frame.payload));
         if close.is_some() {
             break;
@@ -119,7 +133,7 @@ async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
     let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
     let layer = TransportLayer::with(guard.wrap(all()));
     let pushes = tower::service_fn(|_| async { Ok(Push::new(Channel::new())) });
-    let server = Server::new(ServiceBuilder::new().layer(layer).service(pushes)).await;
+    let server = TestServer::start(ServiceBuilder::new().layer(layer).service(pushes)).await;
     let attacks = [
         // `EventSource`, `fetch`, a form.
         ("origin", "https://evil.example"),
@@ -131,14 +145,14 @@ async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
         ("sec-fetch-site", "same-site"),
     ];
     let mut tried = 0;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "QUERY"] {
             for way in WAYS {
                 for attack in attacks {
                     let refused = ask(&mut client, method, way, &[attack]).await;
                     assert_eq!(refused.head.status, 403, "{method} {way} {attack:?}");
-                    refused.drain().await;
+                    refused.discard_rest().await;
                     tried += 1;
                 }
             }
@@ -152,7 +166,7 @@ async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
 async fn without_a_policy_a_foreign_page_holds_a_stream() {
     let guard = Guard::new();
     let server = serving(Channel::new(), guard.wrap(all())).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let foreign = [("origin", "https://evil.example")];
     let held = ask(&mut client, "GET", "", &foreign).await;
     assert_eq!(held.head.status, 200);
@@ -174,12 +188,12 @@ async fn what_a_proxy_might_say_moves_no_origin() {
         ("x-host", "evil.example"),
         ("forwarded", "host=evil.example"),
     ] {
-        for version in VERSIONS {
-            let mut client = Client::connect(&server, version).await;
+        for version in HttpVersion::ALL {
+            let mut client = HttpClient::connect(&server, version).await;
             let refused = ask(&mut client, "GET", "", &[foreign, lie]).await;
             assert_eq!(refused.head.status, 403, "{lie:?}");
-            let mut client = Client::connect(&behind_nothing, version).await;
-            let refused = client.websocket("/", &[foreign, lie]).await;
+            let mut client = HttpClient::connect(&behind_nothing, version).await;
+            let refused = client.open_websocket("/", &[foreign, lie]).await;
             assert_eq!(refused.err().expect("refused").head.status, 403, "{lie:?}");
         }
     }
@@ -202,16 +216,16 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
                 let request = format!(
                     "{method} /{way} HTTP/1.1\r\nHost: rebound.example:3000\r\n{origin}\r\n"
                 );
-                let (_, answer) = raw_http1(&server, &request, "\r\n\r\n").await;
+                let (_, answer) = send_raw_http1(&server, &request, "\r\n\r\n").await;
                 let forbidden = answer.starts_with("HTTP/1.1 403 ");
                 assert_eq!(forbidden, is_refused, "{method} {way}: {answer}");
             }
         }
         let host = ("host", "rebound.example:3000");
         let own = ("origin", "http://rebound.example:3000");
-        for version in VERSIONS {
-            let mut client = Client::connect(&server, version).await;
-            let opened = client.websocket("/", &[host, own]).await;
+        for version in HttpVersion::ALL {
+            let mut client = HttpClient::connect(&server, version).await;
+            let opened = client.open_websocket("/", &[host, own]).await;
             assert_eq!(opened.is_err(), is_refused, "{version:?}");
         }
     }
@@ -228,8 +242,8 @@ async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() 
         .allow_credentials(true)
         .allow_headers([tower_push::source::LAST_EVENT_ID]);
     let pushes = service(Channel::new()).transport(guard.wrap(all()));
-    let server = Server::new(ServiceBuilder::new().layer(cors).service(pushes)).await;
-    let mut client = Client::connect(&server, Version::Http2).await;
+    let server = TestServer::start(ServiceBuilder::new().layer(cors).service(pushes)).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let preflight = ("access-control-request-method", "GET");
     for (origin, allowed) in [
         ("https://app.example", Some("https://app.example")),
@@ -261,7 +275,7 @@ mod in_a_browser {
 
     impl Page {
         fn open(arguments: &[&str]) -> Self {
-            let mut node = installed::browser("attack.mjs");
+            let mut node = programs::browser_script("attack.mjs");
             let node = node.args(arguments).stdin(Stdio::piped()).spawn();
             Self(node.expect("run scripts/setup first"))
         }
@@ -276,9 +290,9 @@ mod in_a_browser {
     }
 
     /// A stream on `/stream`, and a page everywhere else.
-    async fn site(transport: impl Transport) -> Server {
+    async fn site(transport: impl Transport) -> TestServer {
         let pushes = service(Channel::new()).transport(transport);
-        Server::new(tower::service_fn(move |request: Request<Incoming>| {
+        TestServer::start(tower::service_fn(move |request: Request<Incoming>| {
             let pushes = pushes.clone();
             async move {
                 if request.uri().path() == "/stream" {
@@ -299,7 +313,7 @@ mod in_a_browser {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        let waited = timeout(3 * LONG, wait).await;
+        let waited = timeout(3 * TEST_TIMEOUT, wait).await;
         assert!(waited.is_ok(), "{} instead of {wanted}", count());
     }
 
@@ -362,7 +376,7 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
         .build();
     let full = serving(Channel::new(), full.wrap(all())).await;
     let mut answers = Vec::new();
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for way in WAYS {
             for headers in [
                 &[][..],
@@ -371,10 +385,10 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
                 &[("origin", "https://evil.example")],
                 &[("last-event-id", "of-another-log")],
             ] {
-                let mut client = Client::connect(&server, version).await;
+                let mut client = HttpClient::connect(&server, version).await;
                 answers.push(ask(&mut client, "GET", way, headers).await);
             }
-            let mut client = Client::connect(&full, version).await;
+            let mut client = HttpClient::connect(&full, version).await;
             answers.push(ask(&mut client, "GET", way, &[]).await);
         }
         for wrong in [
@@ -383,10 +397,10 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
             "?transport=long-poll&offset=",
             "?transport=long-poll&offset=%0a&live=sse",
         ] {
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             answers.push(ask(&mut client, "GET", wrong, &[]).await);
         }
-        let mut client = Client::connect(&full, version).await;
+        let mut client = HttpClient::connect(&full, version).await;
         let event_source = [("accept", "text/event-stream")];
         answers.push(ask(&mut client, "GET", "", &event_source).await);
     }
@@ -422,8 +436,8 @@ async fn what_a_browser_keeps_of_a_poll_is_for_who_asked() {
     channel.publish("two").unwrap();
     let shared = serving(channel.clone(), LongPoll::new().durable_public_cache()).await;
     let server = serving(channel, LongPoll::new()).await;
-    let vary = async |server: &Server, way: &str| {
-        let mut client = Client::connect(server, Version::Http1).await;
+    let vary = async |server: &TestServer, way: &str| {
+        let mut client = HttpClient::connect(server, HttpVersion::Http1).await;
         let answer = ask(&mut client, "GET", way, &[]).await;
         assert_eq!(answer.head.status, 200);
         let values = answer.head.headers.get_all("vary").iter();
@@ -481,10 +495,10 @@ proptest! {
             for way in &WAYS[..4] {
                 let events = stream::iter([payload.clone(), "the next".to_owned()]);
                 let push = Push::new(source_fn(async move |_| Ok(events)));
-                let response = all().respond(&mut get(&format!("/{way}"), &[]), push).await;
+                let response = all().respond(&mut get_request_head(&format!("/{way}"), &[]), push).await;
                 let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
-                let body = testkit::text(response.into_body()).await;
-                let mut reader = Reader::new(&content_type, None);
+                let body = testkit::body_text(response.into_body()).await;
+                let mut reader = RecordReader::new(&content_type, None);
                 let data: Vec<_> = reader.feed(body.as_bytes()).into_iter().filter_map(|r| r.data).collect();
                 // An event stream has one kind of line break.
                 let lines = payload.replace("\r\n", "\n").replace('\r', "\n");
@@ -540,7 +554,7 @@ async fn what_a_client_asks_with_is_in_no_header_of_the_answer() {
                     "GET /?{name}={value}{rest} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait={value}\r\n\
                      If-None-Match: \"{value}\"\r\nConnection: close\r\n\r\n"
                 );
-                let (_, answer) = raw_http1(&server, &request, "\r\n\r\n").await;
+                let (_, answer) = send_raw_http1(&server, &request, "\r\n\r\n").await;
                 assert!(!answer.contains(MARK), "{request}\n{answer}");
                 assert!(!answer.to_lowercase().contains("set-cookie"), "{answer}");
             }
@@ -549,7 +563,7 @@ async fn what_a_client_asks_with_is_in_no_header_of_the_answer() {
     let known = "json.tower-push";
     for offered in [&*format!("{MARK}, {known}"), &format!("{known}, {MARK}")] {
         let protocols = [("sec-websocket-protocol", offered)];
-        let opened = connect(&server, Version::Http1, "/", &protocols).await;
+        let opened = connect(&server, HttpVersion::Http1, "/", &protocols).await;
         assert_eq!(opened.header("sec-websocket-protocol"), Some(known));
     }
 }
@@ -582,9 +596,9 @@ async fn a_cursor_is_no_permission_on_any_transport() {
     let ann = ("cookie", "session=ann");
     for is_revoked in [false, true] {
         revoked.store(is_revoked.into(), Ordering::SeqCst);
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             for way in WAYS {
-                let mut client = Client::connect(&server, version).await;
+                let mut client = HttpClient::connect(&server, version).await;
                 let way = format!("{way}&last_event_id={cursor}")
                     .replace("offset=-1", &format!("offset={cursor}"));
                 let mut headers = vec![ann];
@@ -594,15 +608,15 @@ async fn a_cursor_is_no_permission_on_any_transport() {
                     // A thief of the cursor, who has no session.
                     headers.clear();
                 }
-                let mut client = Client::connect(&server, version).await;
+                let mut client = HttpClient::connect(&server, version).await;
                 let refused = ask(&mut client, "GET", &way, &headers).await;
                 assert_eq!(refused.head.status, 403, "{way}");
                 assert!(!seen(refused).await.contains("Ann"));
             }
             let path = format!("/?last_event_id={cursor}");
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let headers = if is_revoked { &[ann][..] } else { &[] };
-            let refused = client.websocket(&path, headers).await.err();
+            let refused = client.open_websocket(&path, headers).await.err();
             assert_eq!(refused.expect("refused").head.status, 403);
         }
     }
@@ -617,11 +631,11 @@ async fn a_cursor_of_another_channel_opens_nothing_on_any_transport() {
     let stolen = theirs.publish("SECRET").unwrap();
     theirs.publish("SECRET").unwrap();
     let server = serving(mine, all()).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for way in WAYS {
             let is_durable = way.contains("offset");
             let way = way.replace("offset=-1", &format!("offset={stolen}"));
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let way = format!("{way}&last_event_id={stolen}");
             let answer = ask(&mut client, "GET", &way, &[]).await;
             assert_eq!(answer.head.status == 410, is_durable, "{way}");
@@ -650,19 +664,19 @@ async fn a_cursor_of_another_channel_opens_nothing_on_any_transport() {
 
 /// What a client is told up to the first event, from this cursor on; and its cursor then.
 async fn read_one(
-    server: &Server,
+    server: &TestServer,
     cursor: &str,
     headers: &[(&str, &str)],
 ) -> (Vec<Record>, String) {
-    let mut client = Client::connect(server, Version::Http1).await;
+    let mut client = HttpClient::connect(server, HttpVersion::Http1).await;
     let way = format!("?transport=ndjson&last_event_id={cursor}");
     let mut reading = ask(&mut client, "GET", &way, headers).await;
     assert_eq!(reading.head.status, 200);
-    let mut reader = Reader::new("application/x-ndjson", None);
+    let mut reader = RecordReader::new("application/x-ndjson", None);
     let mut records = Vec::new();
     let read = async {
         loop {
-            for byte in reading.next().await.expect("more").expect("not cut") {
+            for byte in reading.next_chunk().await.expect("more").expect("not cut") {
                 records.extend(reader.feed(&[byte]));
                 if records.iter().any(|record: &Record| record.data.is_some()) {
                     return (records, reader.cursor.expect("an id"));
@@ -670,15 +684,15 @@ async fn read_one(
             }
         }
     };
-    timeout(LONG, read).await.expect("an event")
+    timeout(TEST_TIMEOUT, read).await.expect("an event")
 }
 
 /// The id of the first event of a stream that is kept.
-async fn first_id(server: &Server, headers: &[(&str, &str)]) -> String {
+async fn first_id(server: &TestServer, headers: &[(&str, &str)]) -> String {
     read_one(server, "", headers).await.1
 }
 
-async fn read_from(server: &Server, cursor: &str, headers: &[(&str, &str)]) -> Vec<Record> {
+async fn read_from(server: &TestServer, cursor: &str, headers: &[(&str, &str)]) -> Vec<Record> {
     read_one(server, cursor, headers).await.0
 }
 
@@ -698,7 +712,7 @@ fn user(head: &Parts) -> String {
     user.unwrap_or("nobody").to_owned()
 }
 
-async fn keeping(resumable: &Resumable, is_owned: bool) -> Server {
+async fn keeping(resumable: &Resumable, is_owned: bool) -> TestServer {
     let resumable = resumable.clone();
     let pushes = tower::service_fn(move |request: Request<Incoming>| {
         let user = user(&request.into_parts().0);
@@ -711,7 +725,7 @@ async fn keeping(resumable: &Resumable, is_owned: bool) -> Server {
         async { Ok::<_, Infallible>(Push::new(wrapped)) }
     });
     let layer = TransportLayer::with(all());
-    Server::new(ServiceBuilder::new().layer(layer).service(pushes)).await
+    TestServer::start(ServiceBuilder::new().layer(layer).service(pushes)).await
 }
 
 #[tokio::test]
@@ -782,7 +796,7 @@ async fn a_check_around_a_kept_stream_is_made_each_time() {
     let id = first_id(&server, &[]).await;
     read_from(&server, &id, &[]).await;
     is_open.store(0, Ordering::SeqCst);
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let way = format!("?transport=sse&last_event_id={id}");
     assert_eq!(ask(&mut client, "GET", &way, &[]).await.head.status, 403);
 }
@@ -798,7 +812,7 @@ async fn a_source_whose_stream_is_parked_is_not_asked_for_later_polls() {
     });
     let server = serving(checked, LongPoll::new().max_events(1)).await;
     let poll = async |cursor: &str, headers: &[(&str, &str)]| {
-        let mut client = Client::connect(&server, Version::Http1).await;
+        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
         let way = format!("?timeout=0&last_event_id={cursor}");
         let answer = ask(&mut client, "GET", &way, headers).await;
         let next = answer
@@ -819,16 +833,16 @@ async fn a_source_whose_stream_is_parked_is_not_asked_for_later_polls() {
 // What gives secrets away.
 
 /// The second of two messages, as it is on the wire.
-async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> testkit::websocket::Frame {
+async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> testkit::websocket::RawFrame {
     let channel = Channel::builder().start(StartPosition::Oldest).build();
     for message in messages {
         channel.publish(message).unwrap();
     }
     let server = serving(channel, transport).await;
     let deflate = [("sec-websocket-extensions", "permessage-deflate")];
-    let mut socket = connect(&server, Version::Http1, "/", &deflate).await;
-    socket.frame().await.unwrap();
-    socket.frame().await.unwrap()
+    let mut socket = connect(&server, HttpVersion::Http1, "/", &deflate).await;
+    socket.next_frame().await.unwrap();
+    socket.next_frame().await.unwrap()
 }
 
 const COMPRESSED: u8 = 0xc1;
@@ -846,7 +860,7 @@ async fn a_compressed_message_tells_nothing_of_the_others() {
     let (secret, wrong) = (secret(), wrong());
     let behind_secret = second_frame(WebSocket::new(), [&secret, &secret]).await;
     let behind_another = second_frame(WebSocket::new(), [&wrong, &secret]).await;
-    assert_eq!(behind_secret.first, COMPRESSED);
+    assert_eq!(behind_secret.first_byte, COMPRESSED);
     assert_eq!(behind_secret, behind_another);
 }
 
@@ -873,21 +887,21 @@ async fn a_compression_layer_mixes_all_events_of_a_stream() {
         let compression = CompressionLayer::new();
         let server = if is_left_alone {
             let layer = compression.compress_when(DefaultPredicate::new().and(plain));
-            Server::new(ServiceBuilder::new().layer(layer).service(service(source))).await
+            TestServer::start(ServiceBuilder::new().layer(layer).service(service(source))).await
         } else {
-            Server::new(
+            TestServer::start(
                 ServiceBuilder::new()
                     .layer(compression)
                     .service(service(source)),
             )
             .await
         };
-        let mut client = Client::connect(&server, Version::Http1).await;
+        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
         let gzip = ("accept-encoding", "gzip");
         let answer = ask(&mut client, "GET", "?transport=ndjson", &[gzip]).await;
         let encoding = answer.header("content-encoding");
         assert_eq!(encoding, (!is_left_alone).then_some("gzip"));
-        answer.rest().await.0.len()
+        answer.read_to_end().await.0.len()
     };
     assert!(length(false, secret()).await + 20 < length(false, wrong()).await);
     assert_eq!(length(true, secret()).await, length(true, wrong()).await);
@@ -903,11 +917,11 @@ async fn what_a_source_says_of_its_failure_reaches_no_client() {
         Ok(stream::iter([Ok("fine"), Err(SECRET)]))
     });
     let server = serving(source, all()).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for way in WAYS {
             let mut failed = Vec::new();
             for headers in [&[][..], &[("refuse", "1")]] {
-                let mut client = Client::connect(&server, version).await;
+                let mut client = HttpClient::connect(&server, version).await;
                 let answer = ask(&mut client, "GET", way, headers).await;
                 failed.push(answer.head.status == 500);
                 let seen = seen(answer).await;
@@ -943,7 +957,7 @@ async fn two_ids_of_a_channel_tell_how_much_was_published_between_them() {
 
 #[tokio::test]
 async fn a_subscription_prints_its_request_and_a_resumable_prints_no_id() {
-    let head = get("/", &[("cookie", "session=ann"), ("last-event-id", "a-1")]);
+    let head = get_request_head("/", &[("cookie", "session=ann"), ("last-event-id", "a-1")]);
     let printed = format!("{:?}", Subscription::new(&head, "sse"));
     assert!(printed.contains("session=ann") && printed.contains("a-1"));
 
@@ -952,7 +966,7 @@ async fn a_subscription_prints_its_request_and_a_resumable_prints_no_id() {
     let id = first_id(&server, &[]).await;
     let token = id.split_once('-').unwrap().0;
     let wrapped = resumable.wrap(said_to("ann"));
-    let head = get("/", &[("last-event-id", &id)]);
+    let head = get_request_head("/", &[("last-event-id", &id)]);
     let subscriber = wrapped
         .subscribe(Subscription::new(&head, "sse"))
         .await
@@ -979,8 +993,8 @@ async fn one_request_makes_the_server_send_a_bounded_multiple_of_the_log() {
     let server = serving(channel, all()).await;
     let mut most = 0;
     for way in WAYS {
-        let mut client = Client::connect(&server, Version::Http1).await;
-        let (body, _) = ask(&mut client, "GET", way, &[]).await.rest().await;
+        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let (body, _) = ask(&mut client, "GET", way, &[]).await.read_to_end().await;
         most = most.max(body.len());
     }
     assert!(most > LOG * (MOST - 1) && most < LOG * (MOST + 1), "{most}");
@@ -1020,7 +1034,10 @@ async fn who_comes_and_goes_pushes_parked_streams_out_and_their_clients_are_told
 }
 
 /// The server of the document, which is not left to its defaults; its times are shorter.
-async fn exposed(source: impl PushSource + Clone + Send + Sync + 'static, streams: u32) -> Server {
+async fn exposed(
+    source: impl PushSource + Clone + Send + Sync + 'static,
+    streams: u32,
+) -> TestServer {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server
         .http1()
@@ -1033,7 +1050,7 @@ async fn exposed(source: impl PushSource + Clone + Send + Sync + 'static, stream
         .max_header_list_size(16 * 1024)
         .enable_connect_protocol();
     let pushes = service(source).transport(all());
-    Server::accepting(move |socket| {
+    TestServer::start_with(move |socket| {
         let (server, pushes) = (server.clone(), pushes.clone());
         async move {
             let asked = Arc::new(Notify::new());
@@ -1062,11 +1079,11 @@ async fn exposed(source: impl PushSource + Clone + Send + Sync + 'static, stream
 
 #[tokio::test]
 async fn who_does_not_get_to_a_request_is_hung_up_on_and_a_stream_stays() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let alive = count.clone();
-    let source = source_fn(async move |_| Ok(alive.around(stream::pending::<Event>())));
+    let source = source_fn(async move |_| Ok(alive.wrap(stream::pending::<Event>())));
     let server = exposed(source, 100).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let _stream = ask(&mut client, "GET", "", &[]).await;
     // Nothing at all, what may become either version, and a head.
     let slow = [
@@ -1075,8 +1092,8 @@ async fn who_does_not_get_to_a_request_is_hung_up_on_and_a_stream_stays() {
         "G",
         "GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
     ];
-    let closed = slow.map(|slow| raw_http1(&server, slow, "never"));
-    timeout(LONG, future::join_all(closed))
+    let closed = slow.map(|slow| send_raw_http1(&server, slow, "never"));
+    timeout(TEST_TIMEOUT, future::join_all(closed))
         .await
         .expect("all of them are closed");
     assert_eq!(count.get(), 1);
@@ -1086,7 +1103,7 @@ async fn who_does_not_get_to_a_request_is_hung_up_on_and_a_stream_stays() {
 struct Frames(TcpStream);
 
 impl Frames {
-    async fn connect(server: &Server) -> Self {
+    async fn connect(server: &TestServer) -> Self {
         let mut socket = TcpStream::connect(server.address).await.unwrap();
         socket
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -1104,7 +1121,7 @@ impl Frames {
     /// The next frame's kind, stream and content.
     async fn read(&mut self) -> Option<(u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
-        let read = timeout(LONG, self.0.read_exact(&mut head)).await;
+        let read = timeout(TEST_TIMEOUT, self.0.read_exact(&mut head)).await;
         read.expect("a frame").ok()?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
@@ -1161,16 +1178,20 @@ async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served(
         flood.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
     }
     // The server may hang up at any time.
-    let _ = timeout(LONG, client.write(&flood)).await;
-    let mut neighbour = Client::connect(&server, Version::Http2).await;
+    let _ = timeout(TEST_TIMEOUT, client.write(&flood)).await;
+    let mut neighbour = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut stream = ask(&mut neighbour, "GET", "?transport=sse", &[]).await;
-    stream.expect(":\n").await;
+    stream.expect_bytes(":\n").await;
     let wait = async {
         while guard.counts().open() != 1 {
             sleep(Duration::from_millis(2)).await;
         }
     };
-    assert!(timeout(LONG, wait).await.is_ok(), "{:?}", guard.counts());
+    assert!(
+        timeout(TEST_TIMEOUT, wait).await.is_ok(),
+        "{:?}",
+        guard.counts()
+    );
 }
 
 // The document.
@@ -1178,7 +1199,7 @@ async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served(
 /// A claim names its test as `tests/guard.rs::a_test` or `src/origin_policy/tests.rs::a_test`.
 #[test]
 fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
-    let root = testkit::installed::in_repository(".");
+    let root = testkit::programs::repository_path(".");
     let document = fs::read_to_string(root.join("docs/security.md")).unwrap();
     let named: BTreeSet<(&str, &str)> = document
         .split('`')

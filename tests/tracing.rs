@@ -1,4 +1,4 @@
-//! `guard::Tracing`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
+//! `guard::TracingObserver`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
 
 use std::{
     cell::{Cell, RefCell},
@@ -10,12 +10,12 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use testkit::{Client, LONG, Server, VERSIONS, get, websocket};
+use testkit::{HttpClient, HttpVersion, TEST_TIMEOUT, TestServer, get_request_head, websocket};
 use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
     Channel, Drain, Event, EventId, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
-    guard::{Admission, CloseReason, Observer, StreamInfo, Tracing},
+    guard::{Admission, CloseReason, Observer, StreamInfo, TracingObserver},
     service,
     source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport},
@@ -140,7 +140,7 @@ async fn is_idle(guard: &Guard) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let waited = tokio::time::timeout(LONG, wait).await;
+    let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
     assert!(waited.is_ok(), "{:?}", guard.counts());
 }
 
@@ -156,27 +156,27 @@ fn talkative() -> impl PushSource + Clone + Send + Sync + 'static {
 #[tokio::test]
 async fn each_stream_has_one_span_in_that_of_its_request() {
     record();
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for (transport, reason) in [
             ("sse", "left"),
             ("long-poll", "answered"),
             ("websocket", "left"),
         ] {
-            let guard = Guard::builder().observer(Tracing::new()).build();
+            let guard = Guard::builder().observer(TracingObserver::new()).build();
             let service = service(talkative()).transport(guard.wrap(Negotiate::new()));
-            let server = Server::new(TraceLayer::new_for_http().layer(service)).await;
+            let server = TestServer::start(TraceLayer::new_for_http().layer(service)).await;
             match transport {
                 "websocket" => {
                     let mut opened = websocket::connect(&server, version, "/", &[]).await;
-                    opened.frame().await.unwrap();
+                    opened.next_frame().await.unwrap();
                 }
                 name => {
-                    let mut client = Client::connect(&server, version).await;
+                    let mut client = HttpClient::connect(&server, version).await;
                     let path = format!("/?transport={name}");
                     let mut reading = client.get(&path, &[]).await;
                     match name {
-                        "sse" => reading.expect(":\ndata: one\n\n").await,
-                        _ => reading.drain().await,
+                        "sse" => reading.expect_bytes(":\ndata: one\n\n").await,
+                        _ => reading.discard_rest().await,
                     }
                 }
             }
@@ -203,7 +203,9 @@ async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<
     record();
     let sse = guard.wrap(Sse::new());
     let asked = async {
-        let response = sse.respond(&mut get("/", &[]), Push::new(source)).await;
+        let response = sse
+            .respond(&mut get_request_head("/", &[]), Push::new(source))
+            .await;
         let _ = response.into_body().collect().await;
     };
     asked.instrument(info_span!("caller")).await;
@@ -212,7 +214,7 @@ async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<
 
 #[tokio::test]
 async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     let failing = stream::iter([
         Ok(Item::Gap(Gap::new(GapReason::Expired).missed(3))),
         Ok(Item::Gap(Gap::new(GapReason::Epoch))),
@@ -247,7 +249,7 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
 
 #[tokio::test]
 async fn a_level_leaves_out_what_is_below_it() {
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     LEVEL.set(Level::INFO);
     // At `info` a stream that goes well writes nothing.
     let well = traced(&guard, stream::iter(["one"])).await;
@@ -269,7 +271,7 @@ async fn a_drain_that_is_finished_has_left_no_span_open() {
     DRAIN.set(Some(drain.clone()));
     let guard = Guard::builder()
         .drain(&drain)
-        .observer(Tracing::new())
+        .observer(TracingObserver::new())
         .build();
     let lines = traced(&guard, stream::iter(["one"])).await;
     DRAIN.set(None);
@@ -281,12 +283,12 @@ async fn a_drain_that_is_finished_has_left_no_span_open() {
 async fn who_is_refused_has_no_span_but_the_caller_s() {
     let full = Guard::builder()
         .admission(&Admission::builder().max_streams(0).build())
-        .observer(Tracing::new())
+        .observer(TracingObserver::new())
         .build();
     let refused = traced(&full, stream::pending::<Event>()).await;
     assert_eq!(refused, ["INFO refused reason=\"full\" in caller"]);
 
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     let refusing = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::UNAUTHORIZED))
     });
@@ -349,7 +351,8 @@ async fn an_observer_s_own_span_is_every_observer_s() {
 #[tokio::test]
 async fn a_guard_around_another_writes_into_its_own_span() {
     record();
-    let [outer, inner] = [(); 2].map(|()| Guard::builder().observer(Tracing::new()).build());
+    let [outer, inner] =
+        [(); 2].map(|()| Guard::builder().observer(TracingObserver::new()).build());
     for (outer, inner, spans) in [
         (outer.clone(), Guard::new(), 1),
         (Guard::new(), inner.clone(), 1),
@@ -357,7 +360,7 @@ async fn a_guard_around_another_writes_into_its_own_span() {
     ] {
         let both = outer.wrap(inner.wrap(Sse::new()));
         let push = Push::new(talkative_once());
-        let response = both.respond(&mut get("/", &[]), push).await;
+        let response = both.respond(&mut get_request_head("/", &[]), push).await;
         response.into_body().collect().await.unwrap();
         let lines = lines();
         let count = |what: &str| lines.iter().filter(|line| line.starts_with(what)).count();
@@ -393,12 +396,12 @@ async fn nothing_that_is_secret_is_written() {
             resumable.wrap(items).subscribe(subscription).await
         })
     };
-    let guard = Guard::builder().observer(Tracing::new()).build();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
     let impatient = LongPoll::new().wait_time(Duration::from_millis(10));
     let transports = guard.wrap(Negotiate::new().add_transport(impatient));
-    let server = Server::new(service(source).transport(transports)).await;
+    let server = TestServer::start(service(source).transport(transports)).await;
     let mut cursor = SECRET.to_owned();
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for transport in ["sse", "long-poll", "sse"] {
             let path =
                 format!("/{SECRET}?transport={transport}&key={SECRET}&last_event_id={cursor}");
@@ -407,7 +410,7 @@ async fn nothing_that_is_secret_is_written() {
                 ("cookie", SECRET),
                 ("last-event-id", &cursor),
             ];
-            let mut client = Client::connect(&server, version).await;
+            let mut client = HttpClient::connect(&server, version).await;
             let mut reading = client.get(&path, &headers).await;
             assert_eq!(reading.head.status, 200);
             // The cursor that takes the stream up: whoever has it has the stream.
@@ -432,7 +435,7 @@ async fn nothing_that_is_secret_is_written() {
         }
         let path = format!("/{SECRET}?last_event_id={cursor}");
         let mut opened = websocket::connect(&server, version, &path, &[("cookie", SECRET)]).await;
-        opened.send(0x81, SECRET.as_bytes()).await;
+        opened.send_frame(0x81, SECRET.as_bytes()).await;
         drop(opened);
         is_idle(&guard).await;
         let lines = lines();
@@ -447,10 +450,10 @@ async fn nothing_that_is_secret_is_written() {
 }
 
 /// The last id of an event stream that has begun.
-async fn id_in(reading: &mut testkit::Reading) -> String {
+async fn id_in(reading: &mut testkit::StreamingResponse) -> String {
     let mut read = String::new();
     loop {
-        let bytes = reading.next().await.unwrap().unwrap();
+        let bytes = reading.next_chunk().await.unwrap().unwrap();
         read += std::str::from_utf8(&bytes).unwrap();
         if let Some((_, id)) = read.rsplit_once("id: ").filter(|(_, id)| id.contains('\n')) {
             return id.split('\n').next().unwrap_or_default().to_owned();

@@ -5,8 +5,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{Router, routing::any};
 use futures_util::{SinkExt, StreamExt, stream};
 use testkit::{
-    Client, Count, Server, VERSIONS, Version,
-    websocket::{Opened, connect, masked},
+    HttpClient, HttpVersion, LiveCounter, TestServer,
+    websocket::{WebSocketConnection, connect, masked_frame},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_websockets::Message;
@@ -26,29 +26,29 @@ const CLOSE: u8 = 0x88;
 const JSON: (&str, &str) = ("sec-websocket-protocol", "json.tower-push");
 
 /// A server of these items, each time anew.
-async fn of(items: Vec<Item>) -> Server {
+async fn of(items: Vec<Item>) -> TestServer {
     over(WebSocket::new(), items).await
 }
 
-async fn over(transport: WebSocket, items: Vec<Item>) -> Server {
+async fn over(transport: WebSocket, items: Vec<Item>) -> TestServer {
     let source = source_fn(move |_| {
         let items = items.clone();
         async move { Ok(stream::iter(items)) }
     });
-    Server::new(tower_push::service(source).transport(transport)).await
+    TestServer::start(tower_push::service(source).transport(transport)).await
 }
 
-async fn following(transport: WebSocket, channel: &Channel) -> Server {
+async fn following(transport: WebSocket, channel: &Channel) -> TestServer {
     let source = channel.with_start(StartPosition::Oldest);
-    Server::new(tower_push::service(source).transport(transport)).await
+    TestServer::start(tower_push::service(source).transport(transport)).await
 }
 
 /// Says back what it is told.
-async fn echo(transport: WebSocket) -> Server {
+async fn echo(transport: WebSocket) -> TestServer {
     let echo = source_fn(|subscription: Subscription| async move {
         Ok(subscription.client_messages().expect("there are messages"))
     });
-    Server::new(tower_push::service(echo).transport(transport)).await
+    TestServer::start(tower_push::service(echo).transport(transport)).await
 }
 
 fn events() -> Vec<Item> {
@@ -69,9 +69,9 @@ fn events() -> Vec<Item> {
     ]
 }
 
-async fn text(socket: &mut Opened) -> String {
-    let frame = socket.frame().await.expect("a message");
-    assert_eq!(frame.first, TEXT);
+async fn text(socket: &mut WebSocketConnection) -> String {
+    let frame = socket.next_frame().await.expect("a message");
+    assert_eq!(frame.first_byte, TEXT);
     String::from_utf8(frame.payload).unwrap()
 }
 
@@ -84,18 +84,18 @@ async fn without_a_subprotocol_a_message_is_the_payload() {
         .filter(|item| !matches!(item, Item::Gap(_)))
         .collect();
     let server = of(events).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(socket.header("sec-websocket-protocol"), None);
         assert_eq!(text(&mut socket).await, "a\n\u{2028}\"é");
         assert_eq!(text(&mut socket).await, r#"{"eur":21.5}"#);
-        let binary = socket.frame().await.unwrap();
+        let binary = socket.next_frame().await.unwrap();
         assert_eq!(
-            (binary.first, &binary.payload[..]),
+            (binary.first_byte, &binary.payload[..]),
             (BINARY, &b"\0\xff"[..])
         );
         assert_eq!(
-            socket.frame().await.unwrap().close(),
+            socket.next_frame().await.unwrap().close_code_and_reason(),
             Some((1000, String::new()))
         );
     }
@@ -104,7 +104,7 @@ async fn without_a_subprotocol_a_message_is_the_payload() {
 #[tokio::test]
 async fn the_json_form_tells_everything_in_envelopes() {
     let server = of(events()).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let offers = (
             "sec-websocket-protocol",
             "other, json.tower-push, ws+meta.nchan",
@@ -126,7 +126,7 @@ async fn the_json_form_tells_everything_in_envelopes() {
             assert_eq!(text(&mut socket).await, expected);
         }
         assert_eq!(
-            socket.frame().await.unwrap().close(),
+            socket.next_frame().await.unwrap().close_code_and_reason(),
             Some((1000, String::new()))
         );
     }
@@ -136,7 +136,7 @@ async fn the_json_form_tells_everything_in_envelopes() {
 async fn the_form_of_nchan_has_its_headers() {
     let server = of(events()).await;
     let offer = ("sec-websocket-protocol", "ws+meta.nchan");
-    let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
+    let mut socket = connect(&server, HttpVersion::Http1, "/", &[offer]).await;
     assert_eq!(
         socket.header("sec-websocket-protocol"),
         Some("ws+meta.nchan")
@@ -145,8 +145,8 @@ async fn the_form_of_nchan_has_its_headers() {
     assert_eq!(text(&mut socket).await, plain);
     let price = "id: 7\nevent: price\ncontent-type: application/json\n\n{\"eur\":21.5}";
     assert_eq!(text(&mut socket).await, price);
-    let binary = socket.frame().await.unwrap();
-    assert_eq!(binary.first, BINARY);
+    let binary = socket.next_frame().await.unwrap();
+    assert_eq!(binary.first_byte, BINARY);
     assert_eq!(
         binary.payload,
         b"content-type: application/octet-stream\n\n\0\xff"
@@ -162,7 +162,7 @@ async fn a_subprotocol_of_ones_own_has_any_form() {
     let transport = WebSocket::new().subprotocol("ticks.v1", MessageFormat::Json);
     let server = over(transport, vec![Item::Event(Event::text("x"))]).await;
     let offer = ("sec-websocket-protocol", "ticks.v1");
-    let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
+    let mut socket = connect(&server, HttpVersion::Http1, "/", &[offer]).await;
     assert_eq!(socket.header("sec-websocket-protocol"), Some("ticks.v1"));
     assert_eq!(text(&mut socket).await, r#"{"data":"x"}"#);
 }
@@ -173,8 +173,8 @@ async fn a_client_goes_on_after_its_cursor() {
     let ids: Vec<_> = (0..4)
         .map(|n| channel.publish(n.to_string()).unwrap())
         .collect();
-    let server = Server::new(tower_push::service(channel.clone())).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(channel.clone())).await;
+    for version in HttpVersion::ALL {
         let path = format!("/?last_event_id={}", ids[1]);
         let mut socket = connect(&server, version, &path, &[JSON]).await;
         for (n, id) in ids.iter().enumerate().skip(2) {
@@ -192,23 +192,23 @@ async fn a_client_goes_on_after_its_cursor() {
 
 #[tokio::test]
 async fn one_url_serves_it_beside_the_other_transports() {
-    let server = Server::new(tower_push::service(tower_push::source::source_fn(
+    let server = TestServer::start(tower_push::service(tower_push::source::source_fn(
         |_| async { Ok(stream::iter(["one"])) },
     )))
     .await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(text(&mut socket).await, "one");
-        let mut client = Client::connect(&server, version).await;
+        let mut client = HttpClient::connect(&server, version).await;
         let response = client.get("/", &[]).await;
         assert_eq!(response.header("content-type"), Some("text/event-stream"));
     }
     let only_others = Negotiate::only(tower_push::transport::Sse::new());
     let source = source_fn(|_| async { Ok(stream::iter(["one"])) });
-    let server = Server::new(tower_push::service(source).transport(only_others)).await;
-    let mut client = Client::connect(&server, Version::Http1).await;
+    let server = TestServer::start(tower_push::service(source).transport(only_others)).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let refused = client
-        .websocket("/", &[])
+        .open_websocket("/", &[])
         .await
         .err()
         .expect("no WebSocket here");
@@ -237,13 +237,13 @@ async fn it_comes_through_every_door() {
         .layer(WebSocketLayer::new())
         .service_fn(move |_| async move { Ok::<_, Infallible>(push().await) });
     let servers = [
-        Server::new(layered).await,
-        Server::new(leaf).await,
-        Server::new(held).await,
-        Server::new(of_pushes).await,
+        TestServer::start(layered).await,
+        TestServer::start(leaf).await,
+        TestServer::start(held).await,
+        TestServer::start(of_pushes).await,
     ];
     for (door, server) in servers.iter().enumerate() {
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let mut socket = connect(server, version, "/", &[]).await;
             assert_eq!(text(&mut socket).await, "one", "{door}");
         }
@@ -260,11 +260,11 @@ async fn the_code_says_whether_to_come_back() {
             Err::<&str, BoxError>("secret".into()),
         ]))
     });
-    let failing = Server::new(tower_push::service(failing).transport(WebSocket::new())).await;
+    let failing = TestServer::start(tower_push::service(failing).transport(WebSocket::new())).await;
     let ended = of(vec![Item::Event(Event::text("before"))]).await;
     let gap = Item::Gap(Gap::new(GapReason::Expired));
     let with_gap = of(vec![Item::Event(Event::text("before")), gap]).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         for (server, code, reason) in [
             (&failing, 1011, "the source failed"),
             (&ended, 3000, ""),
@@ -272,7 +272,7 @@ async fn the_code_says_whether_to_come_back() {
         ] {
             let mut socket = connect(server, version, "/", &[]).await;
             assert_eq!(text(&mut socket).await, "before");
-            let close = socket.frame().await.unwrap().close();
+            let close = socket.next_frame().await.unwrap().close_code_and_reason();
             assert_eq!(close, Some((code, reason.to_owned())), "{version:?}");
         }
     }
@@ -283,13 +283,13 @@ async fn whoever_was_told_that_it_has_finished_is_told_again() {
     let server = of(vec![Item::Event(Event::text("x"))]).await;
     let mut socket = connect(
         &server,
-        Version::Http1,
+        HttpVersion::Http1,
         "/?last_event_id=~finished",
         &[JSON],
     )
     .await;
     assert!(text(&mut socket).await.contains(r#""finished":true"#));
-    assert_eq!(socket.closed().await.unwrap().0, 1000);
+    assert_eq!(socket.read_close().await.unwrap().0, 1000);
 }
 
 #[tokio::test]
@@ -297,10 +297,14 @@ async fn a_rejection_is_an_http_status() {
     let source = source_fn(|_| async {
         Err::<stream::Empty<&str>, _>(Rejection::new(http::StatusCode::UNAUTHORIZED))
     });
-    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
-        let refused = client.websocket("/", &[]).await.err().expect("refused");
+    let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
+        let refused = client
+            .open_websocket("/", &[])
+            .await
+            .err()
+            .expect("refused");
         assert_eq!(refused.head.status, 401);
     }
 }
@@ -309,11 +313,11 @@ async fn a_rejection_is_an_http_status() {
 async fn the_client_may_close_at_any_time() {
     let channel = Channel::new();
     let server = following(WebSocket::new(), &channel).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         channel.subscribed().await;
-        socket.send(CLOSE, b"\x0f\xa0bye").await;
-        assert_eq!(socket.closed().await, Some((4000, String::new())));
+        socket.send_frame(CLOSE, b"\x0f\xa0bye").await;
+        assert_eq!(socket.read_close().await, Some((4000, String::new())));
         channel.unsubscribed().await;
         let socket = connect(&server, version, "/", &[]).await;
         channel.subscribed().await;
@@ -325,12 +329,16 @@ async fn the_client_may_close_at_any_time() {
 #[tokio::test]
 async fn what_came_before_a_close_is_answered() {
     let server = echo(WebSocket::new()).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
-        let both = [masked(TEXT, b"last words"), masked(CLOSE, b"\x03\xe8")].concat();
-        socket.write(&both).await;
+        let both = [
+            masked_frame(TEXT, b"last words"),
+            masked_frame(CLOSE, b"\x03\xe8"),
+        ]
+        .concat();
+        socket.send_bytes(&both).await;
         assert_eq!(text(&mut socket).await, "last words");
-        assert_eq!(socket.closed().await, Some((1000, String::new())));
+        assert_eq!(socket.read_close().await, Some((1000, String::new())));
     }
 }
 
@@ -347,31 +355,35 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
             tower_push::service(channel.clone()).transport(transport),
         )
         .layer(lost);
-    let server = Server::new(app).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
-        let refused = client.websocket("/", &[]).await.err().expect("refused");
+    let server = TestServer::start(app).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
+        let refused = client
+            .open_websocket("/", &[])
+            .await
+            .err()
+            .expect("refused");
         assert_eq!(refused.head.status, 500);
         // Also while the client's connection goes on.
-        let idle = tokio::time::timeout(testkit::LONG, channel.unsubscribed()).await;
+        let idle = tokio::time::timeout(testkit::TEST_TIMEOUT, channel.unsubscribed()).await;
         assert!(idle.is_ok(), "{version:?}: still there");
     }
 }
 
 #[tokio::test]
 async fn a_source_that_panics_takes_its_connection_along() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counted = count.clone();
     let source = source_fn(move |_| {
         let panics = stream::poll_fn(|_| -> std::task::Poll<Option<&str>> { panic!("on purpose") });
-        let stream = counted.around(panics);
+        let stream = counted.wrap(panics);
         async move { Ok(stream) }
     });
-    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
-        assert_eq!(socket.frame().await, None);
-        count.becomes(0).await;
+        assert_eq!(socket.next_frame().await, None);
+        count.wait_for(0).await;
     }
 }
 
@@ -383,10 +395,10 @@ async fn pages_of_other_origins_are_refused() {
     let server = following(WebSocket::new(), &channel).await;
     let open_to_all = WebSocket::new().origin(OriginPolicy::any());
     let open_to_all = following(open_to_all, &channel).await;
-    for version in VERSIONS {
-        let mut client = Client::connect(&server, version).await;
+    for version in HttpVersion::ALL {
+        let mut client = HttpClient::connect(&server, version).await;
         let refused = client
-            .websocket("/", &[foreign])
+            .open_websocket("/", &[foreign])
             .await
             .err()
             .expect("refused");
@@ -401,9 +413,9 @@ async fn pages_of_other_origins_are_refused() {
 #[tokio::test]
 async fn a_source_takes_what_the_client_says() {
     let server = echo(WebSocket::new().max_message_size(1 << 20)).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let socket = connect(&server, version, "/", &[]).await;
-        let mut client = socket.well_behaved();
+        let mut client = socket.into_compliant_client();
         for length in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
             client
                 .send(Message::text("é".repeat(length / 2)))
@@ -431,15 +443,15 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
             Ok(stream::pending::<&str>())
         }
     });
-    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
-    let mut socket = connect(&server, Version::Http1, "/", &[]).await;
+    let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
+    let mut socket = connect(&server, HttpVersion::Http1, "/", &[]).await;
     let mut messages = messages.await.unwrap();
     // More than all buffers on the way hold.
     let sending = tokio::spawn(async move {
         for n in 0..4_000_u32 {
             let mut payload = vec![0; 16 * 1024];
             payload[..4].copy_from_slice(&n.to_be_bytes());
-            socket.send(BINARY, &payload).await;
+            socket.send_frame(BINARY, &payload).await;
         }
         socket
     });
@@ -465,19 +477,19 @@ async fn messages_of_all_lengths_come_through_in_any_pieces() {
     let messages = lengths.zip((0..=255).cycle());
     let messages: Vec<Vec<u8>> = messages.map(|(len, byte)| vec![byte; len]).collect();
     let pieces = [1..=40_usize, 4090..=4110, 65_540..=65_560, 20_000..=200_000];
-    for (version, pieces) in VERSIONS
+    for (version, pieces) in HttpVersion::ALL
         .into_iter()
         .flat_map(|v| pieces.clone().map(|p| (v, p)))
     {
         let said = format!("{version:?} {pieces:?}");
         let server = echo(WebSocket::new()).await;
-        let Opened { head, io } = connect(&server, version, "/", &[]).await;
+        let WebSocketConnection { head, io } = connect(&server, version, "/", &[]).await;
         let (io, mut to_server) = tokio::io::split(io);
-        let mut answers = Opened { head, io };
+        let mut answers = WebSocketConnection { head, io };
         let mut frames: Vec<u8> = Vec::new();
         for (message, n) in messages.iter().zip(0_u8..) {
-            frames.extend(masked(PING, &[n]));
-            frames.extend(masked(BINARY, message));
+            frames.extend(masked_frame(PING, &[n]));
+            frames.extend(masked_frame(BINARY, message));
         }
         let writing = tokio::spawn(async move {
             let lengths = pieces.clone().cycle().step_by(7);
@@ -495,8 +507,8 @@ async fn messages_of_all_lengths_come_through_in_any_pieces() {
         });
         let (mut echoed, mut ponged) = (0, 0);
         while echoed < messages.len() || ponged < messages.len() {
-            let frame = answers.frame().await.expect("there is more");
-            if frame.first == PONG {
+            let frame = answers.next_frame().await.expect("there is more");
+            if frame.first_byte == PONG {
                 assert_eq!(usize::from(frame.payload[0]), ponged, "{said}");
                 ponged += 1;
             } else {
@@ -512,13 +524,13 @@ async fn messages_of_all_lengths_come_through_in_any_pieces() {
 async fn what_nobody_takes_is_dropped_and_the_rest_goes_on() {
     let channel = Channel::new();
     let server = following(WebSocket::new(), &channel).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         for _ in 0..300 {
-            socket.send(TEXT, b"is anyone there?").await;
+            socket.send_frame(TEXT, b"is anyone there?").await;
         }
-        socket.send(PING, b"ping").await;
-        assert_eq!(socket.frame().await.unwrap().first, PONG);
+        socket.send_frame(PING, b"ping").await;
+        assert_eq!(socket.next_frame().await.unwrap().first_byte, PONG);
     }
 }
 
@@ -528,14 +540,14 @@ async fn a_source_may_stop_listening() {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
     });
-    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
-    let mut socket = connect(&server, Version::Http1, "/", &[]).await;
+    let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
+    let mut socket = connect(&server, HttpVersion::Http1, "/", &[]).await;
     for n in 0..100 {
-        socket.send(TEXT, format!("{n}").as_bytes()).await;
+        socket.send_frame(TEXT, format!("{n}").as_bytes()).await;
     }
     assert_eq!(text(&mut socket).await, "0");
-    socket.send(PING, b"").await;
-    assert_eq!(socket.frame().await.unwrap().first, PONG);
+    socket.send_frame(PING, b"").await;
+    assert_eq!(socket.next_frame().await.unwrap().first_byte, PONG);
 }
 
 #[tokio::test]
@@ -544,36 +556,38 @@ async fn what_is_not_taken_any_more_is_a_flood_too() {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
     });
-    let server = Server::new(tower_push::service(source).transport(WebSocket::new())).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
-        socket.send(TEXT, b"once").await;
+        socket.send_frame(TEXT, b"once").await;
         assert_eq!(text(&mut socket).await, "once");
-        socket.write(&masked(TEXT, b"").repeat(3_000)).await;
-        assert_eq!(socket.closed().await.unwrap().0, 1008);
+        socket
+            .send_bytes(&masked_frame(TEXT, b"").repeat(3_000))
+            .await;
+        assert_eq!(socket.read_close().await.unwrap().0, 1008);
     }
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counted = count.clone();
     let source = source_fn(move |subscription: Subscription| {
         let unheard = subscription.client_messages().unwrap();
         let silent = stream::pending::<&str>().map(move |item| (item, &unheard).0);
-        let stream = counted.around(silent);
+        let stream = counted.wrap(silent);
         async move { Ok(stream) }
     });
     let ping = KeepAlive::new().interval(Duration::from_millis(20));
     let transport = WebSocket::new().ping(ping);
-    let server = Server::new(tower_push::service(source).transport(transport)).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source).transport(transport)).await;
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         for _ in 0..20 {
-            socket.send(TEXT, b"is anyone there?").await;
+            socket.send_frame(TEXT, b"is anyone there?").await;
         }
         drop(socket);
-        count.becomes(0).await;
+        count.wait_for(0).await;
     }
 }
 
@@ -591,31 +605,35 @@ async fn what_breaks_the_protocol_closes_with_its_code() {
     };
     for (bytes, code) in [
         (unmasked, 1002),
-        (masked(0xc1, b"compressed"), 1002),
-        (masked(0x83, b""), 1002),
-        (masked(0x8b, b""), 1002),
-        (masked(0x80, b"continues nothing"), 1002),
-        (masked(0x09, b"a ping in fragments"), 1002),
-        (masked(CLOSE, b"\x03"), 1002),
-        (masked(CLOSE, b"\x03\xec"), 1002),
-        (masked(TEXT, b"\xff"), 1007),
-        (masked(0x01, b"half a character \xc3"), 0),
+        (masked_frame(0xc1, b"compressed"), 1002),
+        (masked_frame(0x83, b""), 1002),
+        (masked_frame(0x8b, b""), 1002),
+        (masked_frame(0x80, b"continues nothing"), 1002),
+        (masked_frame(0x09, b"a ping in fragments"), 1002),
+        (masked_frame(CLOSE, b"\x03"), 1002),
+        (masked_frame(CLOSE, b"\x03\xec"), 1002),
+        (masked_frame(TEXT, b"\xff"), 1007),
+        (masked_frame(0x01, b"half a character \xc3"), 0),
         (long(BINARY, 64 * 1024 + 1), 1009),
         (long(BINARY, 1 << 63), 1002),
         (
-            [masked(0x02, &[0; 60_000]), masked(0x80, &[0; 6_000])].concat(),
+            [
+                masked_frame(0x02, &[0; 60_000]),
+                masked_frame(0x80, &[0; 6_000]),
+            ]
+            .concat(),
             1009,
         ),
     ] {
-        for version in VERSIONS {
+        for version in HttpVersion::ALL {
             let mut socket = connect(&server, version, "/", &[]).await;
-            socket.write(&bytes).await;
+            socket.send_bytes(&bytes).await;
             if code == 0 {
-                socket.send(PING, b"").await;
-                assert_eq!(socket.frame().await.unwrap().first, PONG);
+                socket.send_frame(PING, b"").await;
+                assert_eq!(socket.next_frame().await.unwrap().first_byte, PONG);
                 continue;
             }
-            let close = socket.closed().await.expect("a close frame");
+            let close = socket.read_close().await.expect("a close frame");
             assert_eq!(
                 close.0,
                 code,
@@ -642,15 +660,17 @@ async fn a_bomb_is_found_before_it_goes_off() {
     )
     .unwrap();
     assert!(compressed.len() < 64 * 1024);
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[deflate]).await;
         let agreed = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
         assert_eq!(socket.header("sec-websocket-extensions"), Some(agreed));
-        socket.send(0xc1, &compressed[..compressed.len() - 4]).await;
-        assert_eq!(socket.closed().await.unwrap().0, 1009);
+        socket
+            .send_frame(0xc1, &compressed[..compressed.len() - 4])
+            .await;
+        assert_eq!(socket.read_close().await.unwrap().0, 1009);
         let mut socket = connect(&server, version, "/", &[deflate]).await;
-        socket.send(0xc1, b"garbage").await;
-        assert_eq!(socket.closed().await.unwrap().0, 1007);
+        socket.send_frame(0xc1, b"garbage").await;
+        assert_eq!(socket.read_close().await.unwrap().0, 1007);
     }
 }
 
@@ -668,10 +688,10 @@ async fn messages_are_compressed_for_whoever_asks() {
         ("permessage-deflate; unknown", false),
     ] {
         let offer = ("sec-websocket-extensions", offer);
-        let mut socket = connect(&server, Version::Http1, "/", &[offer]).await;
-        let frame = socket.frame().await.unwrap();
+        let mut socket = connect(&server, HttpVersion::Http1, "/", &[offer]).await;
+        let frame = socket.next_frame().await.unwrap();
         if is_compressed {
-            assert_eq!(frame.first, 0xc1);
+            assert_eq!(frame.first_byte, 0xc1);
             let mut inflated = Vec::with_capacity(1024);
             let compressed = [&frame.payload[..], b"\0\0\xff\xff"].concat();
             flate2::Decompress::new(false)
@@ -679,10 +699,16 @@ async fn messages_are_compressed_for_whoever_asks() {
                 .unwrap();
             assert_eq!(inflated, text.as_bytes());
         } else {
-            assert_eq!((frame.first, &frame.payload[..]), (TEXT, text.as_bytes()));
+            assert_eq!(
+                (frame.first_byte, &frame.payload[..]),
+                (TEXT, text.as_bytes())
+            );
         }
-        let short = socket.frame().await.unwrap();
-        assert_eq!((short.first, &short.payload[..]), (TEXT, &b"short"[..]));
+        let short = socket.next_frame().await.unwrap();
+        assert_eq!(
+            (short.first_byte, &short.payload[..]),
+            (TEXT, &b"short"[..])
+        );
     }
 }
 
@@ -691,15 +717,23 @@ async fn floods_end() {
     let channel = Channel::new();
     let server = following(WebSocket::new(), &channel).await;
     let floods = [
-        masked(PING, b"x").repeat(3_000),
-        masked(PONG, b"x").repeat(3_000),
-        masked(TEXT, b"").repeat(3_000),
-        [masked(0x01, b"x"), masked(0x00, b"x").repeat(10_000)].concat(),
-        [masked(0x01, b""), masked(0x00, b"").repeat(10_000)].concat(),
+        masked_frame(PING, b"x").repeat(3_000),
+        masked_frame(PONG, b"x").repeat(3_000),
+        masked_frame(TEXT, b"").repeat(3_000),
+        [
+            masked_frame(0x01, b"x"),
+            masked_frame(0x00, b"x").repeat(10_000),
+        ]
+        .concat(),
+        [
+            masked_frame(0x01, b""),
+            masked_frame(0x00, b"").repeat(10_000),
+        ]
+        .concat(),
     ];
     for (number, flood) in floods.into_iter().enumerate() {
-        for version in VERSIONS {
-            let Opened { head, io } = connect(&server, version, "/", &[]).await;
+        for version in HttpVersion::ALL {
+            let WebSocketConnection { head, io } = connect(&server, version, "/", &[]).await;
             let (io, mut flooding) = tokio::io::split(io);
             let flood = flood.clone();
             // The server may stop reading it at any time.
@@ -707,7 +741,7 @@ async fn floods_end() {
                 let _ = tokio::io::AsyncWriteExt::write_all(&mut flooding, &flood).await;
                 flooding
             });
-            let close = Opened { head, io }.closed().await;
+            let close = WebSocketConnection { head, io }.read_close().await;
             assert_eq!(close.unwrap().0, 1008, "flood {number}, {version:?}");
             drop(flooding.await);
             channel.unsubscribed().await;
@@ -723,18 +757,21 @@ async fn a_client_that_does_not_answer_a_ping_is_let_go() {
         .pong_deadline(Duration::from_millis(50))
         .close_deadline(Duration::from_millis(50));
     let server = following(transport, &channel).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut silent = connect(&server, version, "/", &[]).await;
-        let ping = silent.frame().await.unwrap();
-        assert_eq!((ping.first, ping.payload.len()), (PING, 8));
-        assert_eq!(silent.closed().await, Some((3012, "no pong".to_owned())));
+        let ping = silent.next_frame().await.unwrap();
+        assert_eq!((ping.first_byte, ping.payload.len()), (PING, 8));
+        assert_eq!(
+            silent.read_close().await,
+            Some((3012, "no pong".to_owned()))
+        );
         channel.unsubscribed().await;
     }
-    let mut answering = connect(&server, Version::Http1, "/", &[]).await;
+    let mut answering = connect(&server, HttpVersion::Http1, "/", &[]).await;
     for _ in 0..20 {
-        let ping = answering.frame().await.unwrap();
-        assert_eq!(ping.first, PING);
-        answering.send(PONG, &ping.payload).await;
+        let ping = answering.next_frame().await.unwrap();
+        assert_eq!(ping.first_byte, PING);
+        answering.send_frame(PONG, &ping.payload).await;
     }
     assert_eq!(channel.subscriber_count(), 1);
 }
@@ -744,14 +781,14 @@ async fn a_client_that_stops_reading_is_put_out() {
     let channel = Channel::builder().max_bytes(256 << 20).build();
     let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
     let server = following(transport, &channel).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let _stalled = connect(&server, version, "/", &[]).await;
         channel.subscribed().await;
         let payload = bytes::Bytes::from(vec![0; 1 << 20]);
         for _ in 0..32 {
             channel.publish(payload.clone()).unwrap();
         }
-        tokio::time::timeout(testkit::LONG, channel.unsubscribed())
+        tokio::time::timeout(testkit::TEST_TIMEOUT, channel.unsubscribed())
             .await
             .unwrap_or_else(|_| panic!("{version:?}: still there"));
     }
@@ -759,17 +796,17 @@ async fn a_client_that_stops_reading_is_put_out() {
 
 #[tokio::test]
 async fn a_client_that_is_slow_but_takes_some_stays() {
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counted = count.clone();
     let payload = bytes::Bytes::from(vec![0; 16 << 20]);
     let source = source_fn(move |_| {
         let messages = stream::iter(vec![payload.clone(); 16]);
-        let stream = counted.around(messages.chain(stream::pending()));
+        let stream = counted.wrap(messages.chain(stream::pending()));
         async move { Ok(stream) }
     });
     let transport = WebSocket::new().write_deadline(Duration::from_secs(1));
-    let server = Server::new(tower_push::service(source).transport(transport)).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source).transport(transport)).await;
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         let mut piece = vec![0; 1 << 20];
         for _ in 0..25 {
@@ -778,25 +815,25 @@ async fn a_client_that_is_slow_but_takes_some_stays() {
         }
         assert_eq!(count.get(), 1, "{version:?}");
         drop(socket);
-        count.becomes(0).await;
+        count.wait_for(0).await;
     }
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_close_is_cut_off() {
     let transport = WebSocket::new().close_deadline(Duration::from_millis(50));
-    let count = Count::default();
+    let count = LiveCounter::default();
     let counted = count.clone();
     let source = source_fn(move |_| {
-        let stream = counted.around(stream::iter(["last"]));
+        let stream = counted.wrap(stream::iter(["last"]));
         async move { Ok(stream) }
     });
-    let server = Server::new(tower_push::service(source).transport(transport)).await;
-    for version in VERSIONS {
+    let server = TestServer::start(tower_push::service(source).transport(transport)).await;
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(text(&mut socket).await, "last");
-        assert_eq!(socket.closed().await, Some((3000, String::new())));
-        count.becomes(0).await;
+        assert_eq!(socket.read_close().await, Some((3000, String::new())));
+        count.wait_for(0).await;
     }
 }
 
@@ -816,7 +853,7 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
         let channel = lagging(lag_policy);
         let server = following(WebSocket::new(), &channel).await;
         let headers = [("sec-websocket-protocol", protocol)];
-        let mut socket = connect(&server, Version::Http1, "/", &headers).await;
+        let mut socket = connect(&server, HttpVersion::Http1, "/", &headers).await;
         channel.subscribed().await;
         let of_number = |number: u64| format!("{number} {}", "x".repeat(1 << 20));
         for number in 0..64 {
@@ -825,11 +862,11 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
         }
         let (mut read, mut missed) = (0, 0);
         let code = loop {
-            let frame = socket.frame().await.unwrap();
-            if let Some((code, _)) = frame.close() {
+            let frame = socket.next_frame().await.unwrap();
+            if let Some((code, _)) = frame.close_code_and_reason() {
                 break Some(code);
             }
-            assert_eq!(frame.first, TEXT);
+            assert_eq!(frame.first_byte, TEXT);
             let message = String::from_utf8(frame.payload).unwrap();
             match serde_json::from_str::<serde_json::Value>(&message) {
                 Ok(record) if !record["gap"].is_null() => {
@@ -863,7 +900,7 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
 async fn a_ping_is_answered_ahead_of_what_waits() {
     let channel = Channel::builder().max_bytes(256 << 20).build();
     let server = following(WebSocket::new(), &channel).await;
-    let mut socket = connect(&server, Version::Http1, "/", &[]).await;
+    let mut socket = connect(&server, HttpVersion::Http1, "/", &[]).await;
     channel.subscribed().await;
     let payload = bytes::Bytes::from(vec![0; 1 << 20]);
     for _ in 0..64 {
@@ -871,9 +908,9 @@ async fn a_ping_is_answered_ahead_of_what_waits() {
     }
     // What is in the kernel's buffers by then comes first, and nothing else.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    socket.send(PING, b"now").await;
+    socket.send_frame(PING, b"now").await;
     let mut messages = 0;
-    while socket.frame().await.unwrap().first != PONG {
+    while socket.next_frame().await.unwrap().first_byte != PONG {
         messages += 1;
     }
     assert!(messages < 32, "{messages} messages before the pong");
@@ -882,12 +919,12 @@ async fn a_ping_is_answered_ahead_of_what_waits() {
 #[tokio::test]
 async fn what_came_before_an_offence_is_answered() {
     let server = echo(WebSocket::new()).await;
-    for version in VERSIONS {
+    for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
-        let both = [masked(TEXT, b"good"), masked(0x83, b"bad")].concat();
-        socket.write(&both).await;
+        let both = [masked_frame(TEXT, b"good"), masked_frame(0x83, b"bad")].concat();
+        socket.send_bytes(&both).await;
         assert_eq!(text(&mut socket).await, "good");
-        assert_eq!(socket.closed().await.unwrap().0, 1002);
+        assert_eq!(socket.read_close().await.unwrap().0, 1002);
     }
 }
 
@@ -896,15 +933,15 @@ async fn a_tunnel_that_is_no_websocket_is_not_agreed_to() {
     let other = (":protocol", "connect-udp");
     let push = || async { Push::new(stream::iter(["one"])) };
     for layer in [
-        Server::new(Router::new().route("/", any(push)).layer(PushLayer::new())).await,
-        Server::new(Router::new().route("/", any(push)).layer(SseLayer::new())).await,
-        Server::new(
+        TestServer::start(Router::new().route("/", any(push)).layer(PushLayer::new())).await,
+        TestServer::start(Router::new().route("/", any(push)).layer(SseLayer::new())).await,
+        TestServer::start(
             Router::new()
                 .route("/", any(push))
                 .layer(LongPollLayer::new()),
         )
         .await,
-        Server::new(
+        TestServer::start(
             Router::new()
                 .route("/", any(push))
                 .layer(WebSocketLayer::new()),
@@ -912,17 +949,21 @@ async fn a_tunnel_that_is_no_websocket_is_not_agreed_to() {
         .await,
         of(events()).await,
     ] {
-        let mut client = Client::connect(&layer, Version::Http2).await;
+        let mut client = HttpClient::connect(&layer, HttpVersion::Http2).await;
         let refused = client
-            .websocket("/", &[other])
+            .open_websocket("/", &[other])
             .await
             .err()
             .expect("refused");
         assert_eq!(refused.head.status, 501);
     }
     let only_others = Router::new().route("/", any(push)).layer(SseLayer::new());
-    let server = Server::new(only_others).await;
-    let mut client = Client::connect(&server, Version::Http2).await;
-    let refused = client.websocket("/", &[]).await.err().expect("refused");
+    let server = TestServer::start(only_others).await;
+    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let refused = client
+        .open_websocket("/", &[])
+        .await
+        .err()
+        .expect("refused");
     assert_eq!(refused.head.status, 501);
 }

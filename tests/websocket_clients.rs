@@ -10,8 +10,8 @@ use std::{
 use axum::Router;
 use serde_json::{Value, json};
 use testkit::{
-    LONG, Server, installed,
-    websocket::{ACCEPT, KEY},
+    TEST_TIMEOUT, TestServer, programs,
+    websocket::{SAMPLE_ACCEPT, SAMPLE_KEY},
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use tower_push::{
@@ -22,7 +22,7 @@ use tower_push::{
 
 /// `/echo`; `/feed`, which a channel feeds; and `/gone`, a feed that ends for now.
 struct App {
-    server: Server,
+    server: TestServer,
     channel: Channel,
 }
 
@@ -48,7 +48,7 @@ impl App {
             .route_service("/echo", service(echo).transport(transport))
             .route_service("/feed", service(channel.with_start(StartPosition::Oldest)))
             .route_service("/gone", service(gone).transport(WebSocket::new()));
-        let server = Server::new(router).await;
+        let server = TestServer::start(router).await;
         Self { server, channel }
     }
 
@@ -69,8 +69,8 @@ const PROGRAMS: [Program; 2] = [Program::Ws, Program::Websockets];
 impl Program {
     fn command(self) -> Command {
         let command = match self {
-            Self::Ws => installed::node("websocket.mjs", "ws"),
-            Self::Websockets => installed::python("websocket.py"),
+            Self::Ws => programs::node_script("websocket.mjs", "ws"),
+            Self::Websockets => programs::python_script("websocket.py"),
         };
         command.into()
     }
@@ -86,7 +86,9 @@ impl Program {
 /// What a program prints until it ends, one JSON text a line.
 async fn run(mut command: Command) -> Vec<Value> {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = timeout(LONG, output).await.expect("it should have ended");
+    let output = timeout(TEST_TIMEOUT, output)
+        .await
+        .expect("it should have ended");
     let output = output.expect("run scripts/setup first");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {stderr}");
@@ -224,8 +226,8 @@ fn in_pieces(asked: Arc<Mutex<Vec<Instant>>>) -> impl PushSource + Clone + Send 
 #[tokio::test]
 async fn the_client_that_is_documented_comes_back_until_it_is_over() {
     let asked = Arc::<Mutex<Vec<Instant>>>::default();
-    let server = Server::new(service(in_pieces(asked.clone()))).await;
-    let mut command = Command::from(installed::node("follow.mjs", "ws"));
+    let server = TestServer::start(service(in_pieces(asked.clone()))).await;
+    let mut command = Command::from(programs::node_script("follow.mjs", "ws"));
     command.arg(server.url("/feed"));
     let records = run(command).await;
     let numbers: Vec<_> = records.iter().filter_map(|r| r["data"].as_str()).collect();
@@ -310,7 +312,9 @@ mod curl {
                 assert_ne!(more, 0, "it ended: {}", String::from_utf8_lossy(&read));
             }
         };
-        timeout(LONG, reading).await.expect("more should have come")
+        timeout(TEST_TIMEOUT, reading)
+            .await
+            .expect("more should have come")
     }
 
     const HANDSHAKE: [&str; 3] = [
@@ -320,7 +324,7 @@ mod curl {
     ];
 
     fn key() -> String {
-        format!("sec-websocket-key: {KEY}")
+        format!("sec-websocket-key: {SAMPLE_KEY}")
     }
 
     #[tokio::test]
@@ -338,7 +342,10 @@ mod curl {
         .concat();
         let (head, read) = curl(&url, frames.len(), &headers).await;
         assert_eq!(head[0], "http/1.1 101 switching protocols");
-        let accept = format!("sec-websocket-accept: {}", ACCEPT.to_ascii_lowercase());
+        let accept = format!(
+            "sec-websocket-accept: {}",
+            SAMPLE_ACCEPT.to_ascii_lowercase()
+        );
         assert_eq!(
             head[1..],
             ["connection: upgrade", &accept, "upgrade: websocket"]

@@ -9,7 +9,7 @@
 //! - Stayers read the channel over one connection each, one on each transport. Each must get every event once, in order.
 //! - Hoppers leave, come back with their cursor and over another transport, and read on: a channel, streams that are kept, streams
 //!   that long-polling parks. The same is asked of them; a gap must have been announced, and is counted.
-//! - Hooligans do what clients should not (`hooligans.rs`). What they are owed is to be put out, where that is the server's part.
+//! - Hooligans do what clients should not (`misbehaving_clients.rs`). What they are owed is to be put out, where that is the server's part.
 //!
 //! This is done twice: once so that everything has its size, then for the longer part of the time, and memory is compared. When all
 //! clients are gone, the guard, its observer, the drain, the channel and the kept streams count none that is open; every stream
@@ -22,9 +22,9 @@
 //! The server is a process of its own. Each hooligan's dice are its own, so that the same seed brings the same clients, whatever
 //! becomes of them. Nothing is judged by how long it takes; but the whole ends in failure where it takes many times its time.
 
-mod dice;
-mod followers;
-mod hooligans;
+mod feed_readers;
+mod misbehaving_clients;
+mod seeded_random;
 mod server;
 
 use std::{
@@ -45,15 +45,15 @@ use std::{
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use testkit::{
-    LONG,
-    process::{Process, check_open_files},
+    TEST_TIMEOUT,
+    child_process::{ChildProcess, check_fd_limit},
 };
 use tokio::{runtime::Builder, task::JoinSet, time::sleep};
 
 use self::{
-    dice::Dice,
-    followers::{DOORS, Follower, Last, Stayer, hop, shut},
-    hooligans::Tally,
+    feed_readers::{DOORS, Follower, Last, Stayer, hop, shut},
+    misbehaving_clients::Tally,
+    seeded_random::Dice,
     server::{Drained, KEYS, Open, PER_KEY, State},
 };
 
@@ -101,7 +101,7 @@ fn main() -> Result<(), BoxError> {
     let seed = numbers
         .next()
         .map_or_else(any_seed, |seed| Ok(seed.parse()?))?;
-    check_open_files(HOOLIGANS + DRAINED + SHUT)?;
+    check_fd_limit(HOOLIGANS + DRAINED + SHUT)?;
     println!("soak: seed {seed}");
     watch(Duration::from_secs(8 * seconds + 600));
 
@@ -156,9 +156,9 @@ struct Soak {
 
 impl Soak {
     async fn run(&self) -> Result<Growth, BoxError> {
-        let mut process = Process::start(&[SERVER, &self.leak.to_string()])?;
+        let mut process = ChildProcess::spawn_current_program(&[SERVER, &self.leak.to_string()])?;
         let mut server = Server {
-            address: process.line()?.parse()?,
+            address: process.read_line()?.parse()?,
             process,
             idle: Open::default(),
         };
@@ -168,10 +168,10 @@ impl Soak {
 
         self.load(&mut server, 0, self.time / 4).await?;
         let before = server.settled().await?;
-        let resident_before = server.process.memory()?;
+        let resident_before = server.process.resident_memory()?;
         let load = self.load(&mut server, 1, self.time * 3 / 4).await?;
         let after = server.settled().await?;
-        let resident_after = server.process.memory()?;
+        let resident_after = server.process.resident_memory()?;
 
         if self.leak == 0 {
             load.print(&after);
@@ -188,7 +188,7 @@ impl Soak {
             );
             server.drain().await?;
         }
-        server.process.stop()?;
+        server.process.close()?;
         Ok(Growth {
             before: before.bytes,
             after: after.bytes,
@@ -220,19 +220,19 @@ impl Soak {
         }
         server.ask("publish")?;
 
-        let mut hooligans = JoinSet::new();
+        let mut misbehaving_clients = JoinSet::new();
         let mut came = 0;
         while begun.elapsed() < time || came < CLIENTS {
-            while hooligans.len() < HOOLIGANS {
+            while misbehaving_clients.len() < HOOLIGANS {
                 came += 1;
                 let dice = Dice::new(self.seed, phase << 32 | came as u64);
-                hooligans.spawn(hooligans::run(address, dice));
+                misbehaving_clients.spawn(misbehaving_clients::run(address, dice));
             }
-            if let Some(ended) = hooligans.join_next().await {
+            if let Some(ended) = misbehaving_clients.join_next().await {
                 load.tally.add(ended??);
             }
         }
-        while let Some(ended) = hooligans.join_next().await {
+        while let Some(ended) = misbehaving_clients.join_next().await {
             load.tally.add(ended??);
         }
         last.set(server.ask("rest")?.parse()?);
@@ -308,7 +308,7 @@ impl Read {
 impl Load {
     fn print(&self, after: &State) {
         self.tally.print();
-        println!("{:24}{:>8}", "hooligans", self.tally.total());
+        println!("{:24}{:>8}", "misbehaving clients", self.tally.total());
         for (door, events) in &self.stayed {
             println!("stayed on {door:24}{events:>8} events");
         }
@@ -344,7 +344,7 @@ fn in_words(counts: &BTreeMap<String, u64>) -> String {
 
 /// The server, from here.
 struct Server {
-    process: Process,
+    process: ChildProcess,
     address: SocketAddr,
     /// When nobody has come yet.
     idle: Open,
@@ -352,8 +352,8 @@ struct Server {
 
 impl Server {
     fn ask(&mut self, command: &str) -> Result<String, BoxError> {
-        self.process.tell(command)?;
-        self.process.line()
+        self.process.write_line(command)?;
+        self.process.read_line()
     }
 
     fn state(&mut self) -> Result<State, BoxError> {
@@ -398,7 +398,7 @@ impl Server {
         }
         let opening = Instant::now();
         while self.state()?.open.streams < (DRAINED + SHUT) as u64 {
-            if opening.elapsed() > LONG {
+            if opening.elapsed() > TEST_TIMEOUT {
                 return Err(format!("before the drain: {:?}", self.state()?).into());
             }
             sleep(Duration::from_millis(10)).await;

@@ -41,7 +41,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use testkit::process::{Process, check_open_files};
+use testkit::child_process::{ChildProcess, check_fd_limit};
 
 use self::{
     clients::Task,
@@ -97,17 +97,18 @@ impl Run {
         if self.is_bench { full } else { less }
     }
 
-    fn server(&self, name: &str) -> Result<(Process, SocketAddr), BoxError> {
-        let mut server = Process::start(&[SERVER, name, &self.threads.to_string()])?;
-        let address = server.line()?.parse()?;
+    fn server(&self, name: &str) -> Result<(ChildProcess, SocketAddr), BoxError> {
+        let mut server =
+            ChildProcess::spawn_current_program(&[SERVER, name, &self.threads.to_string()])?;
+        let address = server.read_line()?.parse()?;
         Ok((server, address))
     }
 }
 
 /// A server's process and that of its clients.
 struct Contestant {
-    server: Process,
-    clients: Process,
+    server: ChildProcess,
+    clients: ChildProcess,
     connected: usize,
 }
 
@@ -126,17 +127,17 @@ impl Contestant {
         let Load {
             times, burst, size, ..
         } = load;
-        let before = self.server.cpu()?;
+        let before = self.server.cpu_time()?;
         let mut bytes = 0;
         for _ in 0..*times {
             let begun = Instant::now();
-            self.clients.tell(&burst.to_string())?;
-            self.server.tell(&format!("{burst} {size}"))?;
+            self.clients.write_line(&burst.to_string())?;
+            self.server.write_line(&format!("{burst} {size}"))?;
             // They have it all, so that the next is not written together with it.
-            bytes += self.clients.line()?.parse::<usize>()?;
+            bytes += self.clients.read_line()?.parse::<usize>()?;
             thread::sleep(load.pause.saturating_sub(begun.elapsed()));
         }
-        let cpu = self.server.cpu()? - before;
+        let cpu = self.server.cpu_time()? - before;
         let delivered = (times * burst * self.connected) as f64;
         Ok((
             cpu.as_secs_f64() * 1e6 / delivered,
@@ -145,22 +146,23 @@ impl Contestant {
     }
 
     fn stop(self) -> Result<(), BoxError> {
-        self.clients.stop()?;
-        self.server.stop()
+        self.clients.close()?;
+        self.server.close()
     }
 }
 
 /// Clients that are connected.
-fn connect(address: SocketAddr, clients: usize, deflates: bool) -> Result<Process, BoxError> {
+fn connect(address: SocketAddr, clients: usize, deflates: bool) -> Result<ChildProcess, BoxError> {
     let (address, clients) = (address.to_string(), clients.to_string());
-    let mut process = Process::start(&[CLIENTS, &address, &clients, &deflates.to_string()])?;
-    process.line()?;
+    let mut process =
+        ChildProcess::spawn_current_program(&[CLIENTS, &address, &clients, &deflates.to_string()])?;
+    process.read_line()?;
     Ok(process)
 }
 
 fn idle(run: &Run) -> Result<(), BoxError> {
     let connections = run.or_less(10_000, 20);
-    check_open_files(connections + 1)?;
+    check_fd_limit(connections + 1)?;
     let names = [OURS, OTHERS[0], OTHERS[1], OTHERS[2], HELD];
     head(
         &format!("bytes of memory per idle connection ({connections})"),
@@ -176,7 +178,7 @@ fn idle(run: &Run) -> Result<(), BoxError> {
             let taken = settled(&server)?.saturating_sub(before);
             bytes.push(taken as f64 / connections as f64);
             for process in [first, clients, server] {
-                process.stop()?;
+                process.close()?;
             }
         }
     }
@@ -185,11 +187,11 @@ fn idle(run: &Run) -> Result<(), BoxError> {
 }
 
 /// A process's memory, once it is the same for a while.
-fn settled(process: &Process) -> Result<usize, BoxError> {
-    let mut last = process.memory()?;
+fn settled(process: &ChildProcess) -> Result<usize, BoxError> {
+    let mut last = process.resident_memory()?;
     loop {
         thread::sleep(Duration::from_millis(500));
-        let now = process.memory()?;
+        let now = process.resident_memory()?;
         if now == last {
             return Ok(now);
         }
@@ -236,7 +238,7 @@ fn broadcast(run: &Run) -> Result<(), BoxError> {
         &names,
     );
     for clients in run.or_less(&[1_000, 5_000][..], &[10]) {
-        check_open_files(*clients)?;
+        check_fd_limit(*clients)?;
         let mut contestants = Vec::new();
         for name in names {
             contestants.push(Contestant::start(run, name, *clients, false)?);
@@ -266,7 +268,7 @@ fn broadcast(run: &Run) -> Result<(), BoxError> {
 
 fn deflate(run: &Run) -> Result<(), BoxError> {
     let clients = run.or_less(1_000, 10);
-    check_open_files(clients)?;
+    check_fd_limit(clients)?;
     let names = [OURS, EACH_ITS_OWN];
     let threads = run.threads;
     head(
@@ -317,9 +319,9 @@ fn single(run: &Run) -> Result<(), BoxError> {
             let mut cpus = names.map(|_| Vec::new());
             for _ in 0..run.or_less(5, 1) {
                 for (at, (server, address)) in servers.iter().enumerate() {
-                    let before = server.cpu()?;
+                    let before = server.cpu_time()?;
                     let took = task.run(*address)?;
-                    let cpu = server.cpu()? - before;
+                    let cpu = server.cpu_time()? - before;
                     times[at].push(took.as_secs_f64() * 1e6 / count as f64);
                     cpus[at].push(cpu.as_secs_f64() * 1e6 / count as f64);
                 }
@@ -329,7 +331,7 @@ fn single(run: &Run) -> Result<(), BoxError> {
         }
     }
     for (server, _) in servers {
-        server.stop()?;
+        server.close()?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use futures_util::{FutureExt, stream};
 use http::{Method, Request, Version, header};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use libfuzzer_sys::fuzz_target;
-use testkit::headers;
+use testkit::parse_headers;
 use tokio::runtime;
 use tower_push::{
     Push,
@@ -39,7 +39,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     if can_upgrade {
         head.extensions.insert(on_upgrade);
     }
-    head.headers = headers(lines);
+    head.headers = parse_headers(lines);
 
     let transport = WebSocket::new();
     let is_asked = transport.preference(&head).is_some();

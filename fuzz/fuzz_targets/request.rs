@@ -5,7 +5,7 @@
 
 use http::{Request, Uri};
 use libfuzzer_sys::fuzz_target;
-use testkit::headers;
+use testkit::parse_headers;
 use tower_push::{
     EventId,
     source::{Subscription, query::parameter_values},
@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let mut head = Request::new(()).into_parts().0;
     head.uri = uri;
-    head.headers = headers(lines);
+    head.headers = parse_headers(lines);
 
     let query = head.uri.query().unwrap_or_default();
     for name in ["a", "transport"].into_iter().chain(CURSORS) {

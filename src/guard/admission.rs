@@ -19,11 +19,11 @@ use crate::{
 
 /// Limits on how many streams may be open: in total, and for each peer, user or tenant.
 ///
-/// A stream counts from its request until nothing of it is left, whichever way it ends. A client over the limit is refused, and told
-/// when to come back. A clone counts together with the original, and so do all guards that share it.
+/// A stream counts from its request until it is [closed](super#when-a-stream-is-closed). A guard refuses a client above a limit, and tells
+/// the client when to come back. A clone counts together with the original, and so do all guards that have it.
 ///
 /// ```
-/// use std::net::{IpAddr, SocketAddr};
+/// use std::net::SocketAddr;
 /// use axum::extract::ConnectInfo;
 /// use tower_push::{Guard, guard::Admission};
 ///
@@ -35,205 +35,221 @@ use crate::{
 /// let guard = Guard::builder().admission(&admission).build();
 /// ```
 #[derive(Clone)]
-pub struct Admission(Arc<Limits>);
+pub struct Admission(Arc<AdmissionLimits>);
 
 /// Configures an [`Admission`]. Without any setting it admits every stream.
 #[must_use]
-pub struct AdmissionBuilder(Limits);
+pub struct AdmissionBuilder(AdmissionLimits);
 
-struct Limits {
-    total: Option<Arc<Total>>,
-    keys: Vec<Arc<dyn Limit>>,
+struct AdmissionLimits {
+    total: Option<Arc<TotalLimit>>,
+    per_key: Vec<Arc<dyn KeyLimit>>,
     retry: Duration,
 }
 
-struct Total {
-    limit: usize,
-    open: AtomicUsize,
+/// A limit on all streams together.
+struct TotalLimit {
+    max_streams: usize,
+    open_streams: AtomicUsize,
 }
 
-/// What is counted for one open stream.
+/// Counts one stream against the limits of an [`Admission`] until it is dropped.
 #[derive(Default)]
-pub(super) struct Permit {
-    /// Given back when it is dropped.
-    _total: Option<Place>,
-    _keys: Vec<Box<dyn Send + Sync>>,
+pub(super) struct AdmissionPermit {
+    _total: Option<TotalPermit>,
+    _per_key: Vec<Box<dyn Send + Sync>>,
 }
 
-struct Place(Arc<Total>);
+/// Counts one stream against a [`TotalLimit`] until it is dropped.
+struct TotalPermit(Arc<TotalLimit>);
 
 impl Admission {
-    /// Limits to configure. Without any setting they admit every stream.
+    /// Creates a builder. Without any setting it builds an admission that admits every stream.
     pub fn builder() -> AdmissionBuilder {
-        AdmissionBuilder(Limits {
+        AdmissionBuilder(AdmissionLimits {
             total: None,
-            keys: Vec::new(),
+            per_key: Vec::new(),
             retry: Duration::from_secs(10),
         })
     }
 
-    pub(super) fn admit(&self, head: &Parts) -> Result<Permit, RefusalReason> {
-        let mut keys = Vec::with_capacity(self.0.keys.len());
-        for limit in &self.0.keys {
-            keys.extend(
-                limit
-                    .clone()
-                    .admit(head)
-                    .map_err(|Over| RefusalReason::Key)?,
-            );
+    /// Counts the stream that a request asks for.
+    ///
+    /// # Errors
+    /// If a limit is reached.
+    pub(super) fn try_acquire(&self, head: &Parts) -> Result<AdmissionPermit, RefusalReason> {
+        let limits = &*self.0;
+        let mut per_key = Vec::with_capacity(limits.per_key.len());
+        for limit in &limits.per_key {
+            let permit = limit.clone().try_acquire(head);
+            per_key.extend(permit.map_err(|LimitReached| RefusalReason::Key)?);
         }
-        let total = self.0.total.as_ref().map(Total::admit).transpose();
-        Ok(Permit {
-            _total: total.map_err(|Over| RefusalReason::Full)?,
-            _keys: keys,
+        let total = limits.total.as_ref().map(TotalLimit::try_acquire);
+        let total = total.transpose();
+        Ok(AdmissionPermit {
+            _total: total.map_err(|LimitReached| RefusalReason::Full)?,
+            _per_key: per_key,
         })
     }
 
-    pub(super) fn draw_retry(&self) -> Duration {
+    /// Returns the time after which one refused client should come back.
+    pub(super) fn random_retry(&self) -> Duration {
         random::around(self.0.retry, 0.5)
     }
 }
 
 impl AdmissionBuilder {
-    /// The maximum number of open streams in total. Without it, there is no such maximum.
+    /// The maximum number of open streams in total: no maximum by default.
     pub fn max_streams(mut self, streams: usize) -> Self {
-        self.0.total = Some(Arc::new(Total {
-            limit: streams,
-            open: AtomicUsize::new(0),
+        self.0.total = Some(Arc::new(TotalLimit {
+            max_streams: streams,
+            open_streams: AtomicUsize::new(0),
         }));
         self
     }
 
-    /// The maximum number of open streams for each key. `key` finds the key in the head of a request; a request without a key is not
-    /// counted. Each call adds a limit.
+    /// The maximum number of open streams for each key: no maximum by default. Each call adds a limit.
     ///
-    /// The client must not be able to choose the key: use the peer's address, or what a layer in front has authenticated. A key is kept
-    /// in memory while it has open streams.
+    /// `key` finds the key in a request's head. A request for which it returns `None` is not counted. The client must not be able to choose
+    /// its key: take the peer's address, or what a layer in front has authenticated. A key is kept in memory while it has open streams.
     pub fn max_streams_per<F, K>(mut self, key: F, streams: usize) -> Self
     where
         F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
         K: Hash + Eq + Clone + Send + Sync + 'static,
     {
-        self.0.keys.push(Arc::new(PerKey {
+        self.0.per_key.push(Arc::new(PerKeyLimit {
             key,
-            limit: streams,
-            open: Mutex::default(),
+            max_streams: streams,
+            open_streams: Mutex::default(),
         }));
         self
     }
 
-    /// The time after which a refused client should come back: 10 s by default. Each client is told a random time of half to one and a half
-    /// times this.
+    /// The time after which refused clients should come back: 10 s by default. Each client is told a random time between half of it and one
+    /// and a half times it.
     pub fn retry(mut self, after: Duration) -> Self {
         self.0.retry = after;
         self
     }
 
-    /// The limits.
+    /// Builds the admission.
     pub fn build(self) -> Admission {
         Admission(Arc::new(self.0))
     }
 }
 
-/// There are too many already.
-struct Over;
+/// The error of a limit that admits no more streams.
+struct LimitReached;
 
-impl Total {
-    fn admit(self: &Arc<Self>) -> Result<Place, Over> {
-        let more = |open| (open < self.limit).then_some(open + 1);
-        let admitted = self
-            .open
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
-        admitted.map(|_| Place(self.clone())).map_err(|_| Over)
+impl TotalLimit {
+    fn try_acquire(self: &Arc<Self>) -> Result<TotalPermit, LimitReached> {
+        let one_more = |open| (open < self.max_streams).then_some(open + 1);
+        let updated = self
+            .open_streams
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more);
+        match updated {
+            Ok(_) => Ok(TotalPermit(self.clone())),
+            Err(_) => Err(LimitReached),
+        }
     }
 }
 
-impl Drop for Place {
+impl Drop for TotalPermit {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.open_streams.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// A limit for each key, of whatever type the keys are.
-trait Limit: Send + Sync {
-    fn admit(self: Arc<Self>, head: &Parts) -> Result<Option<Box<dyn Send + Sync>>, Over>;
+/// A [`PerKeyLimit`] for keys of any type.
+trait KeyLimit: Send + Sync {
+    /// Counts the stream that a request asks for. The permit is `None` if the request has no key.
+    fn try_acquire(
+        self: Arc<Self>,
+        head: &Parts,
+    ) -> Result<Option<Box<dyn Send + Sync>>, LimitReached>;
 }
 
-struct PerKey<F, K> {
+/// A limit on the streams of each key that `key` finds in requests.
+struct PerKeyLimit<F, K> {
     key: F,
-    limit: usize,
-    /// None of them is 0.
-    open: Mutex<HashMap<K, usize>>,
+    max_streams: usize,
+    /// The number of open streams of each key that has any.
+    open_streams: Mutex<HashMap<K, usize>>,
 }
 
-struct Counted<F, K: Hash + Eq> {
-    limit: Arc<PerKey<F, K>>,
+/// Counts one stream against a [`PerKeyLimit`] until it is dropped.
+struct KeyPermit<F, K: Hash + Eq> {
+    limit: Arc<PerKeyLimit<F, K>>,
     key: K,
 }
 
-impl<F, K> PerKey<F, K> {
-    fn open(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        lock(&self.open)
+impl<F, K> PerKeyLimit<F, K> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
+        lock(&self.open_streams)
     }
 }
 
-impl<F, K> Limit for PerKey<F, K>
+impl<F, K> KeyLimit for PerKeyLimit<F, K>
 where
     F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
     K: Hash + Eq + Clone + Send + Sync + 'static,
 {
-    fn admit(self: Arc<Self>, head: &Parts) -> Result<Option<Box<dyn Send + Sync>>, Over> {
+    fn try_acquire(
+        self: Arc<Self>,
+        head: &Parts,
+    ) -> Result<Option<Box<dyn Send + Sync>>, LimitReached> {
         let Some(key) = (self.key)(head) else {
             return Ok(None);
         };
-        let mut open = self.open();
-        let count = open.get(&key).copied().unwrap_or_default();
-        if count >= self.limit {
-            return Err(Over);
+        let mut open_streams = self.lock();
+        let count = open_streams.get(&key).copied().unwrap_or_default();
+        if count >= self.max_streams {
+            return Err(LimitReached);
         }
-        open.insert(key.clone(), count + 1);
-        drop(open);
-        Ok(Some(Box::new(Counted { limit: self, key })))
+        open_streams.insert(key.clone(), count + 1);
+        drop(open_streams);
+        Ok(Some(Box::new(KeyPermit { limit: self, key })))
     }
 }
 
-/// Below this, a table is not worth making smaller.
-const SMALL: usize = 64;
+/// The capacity, in keys, up to which a table never shrinks.
+const MIN_SHRINKABLE_CAPACITY: usize = 64;
 
-impl<F, K: Hash + Eq> Drop for Counted<F, K> {
+impl<F, K: Hash + Eq> Drop for KeyPermit<F, K> {
     fn drop(&mut self) {
-        let mut open = self.limit.open();
-        if let Some(count) = open.get_mut(&self.key) {
+        let mut open_streams = self.limit.lock();
+        if let Some(count) = open_streams.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.key);
+                open_streams.remove(&self.key);
             }
         }
-        // After a rush its room is given back.
-        if open.capacity() > SMALL && open.len() < open.capacity() / 4 {
-            let half = open.capacity() / 2;
-            open.shrink_to(half);
+        // The table frees its memory after a rush of clients.
+        let capacity = open_streams.capacity();
+        if capacity > MIN_SHRINKABLE_CAPACITY && open_streams.len() < capacity / 4 {
+            open_streams.shrink_to(capacity / 2);
         }
     }
 }
 
 impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.debug("Admission", f)
+        self.0.fmt_as("Admission", f)
     }
 }
 
 impl fmt::Debug for AdmissionBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.debug("AdmissionBuilder", f)
+        self.0.fmt_as("AdmissionBuilder", f)
     }
 }
 
-impl Limits {
-    fn debug(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(name)
-            .field("max_streams", &self.total.as_ref().map(|total| total.limit))
-            .field("keys", &self.keys.len())
+impl AdmissionLimits {
+    fn fmt_as(&self, type_name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let max_streams = self.total.as_ref().map(|total| total.max_streams);
+        f.debug_struct(type_name)
+            .field("max_streams", &max_streams)
+            .field("limits_per_key", &self.per_key.len())
             .field("retry", &self.retry)
             .finish()
     }
@@ -256,56 +272,53 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_given_back() {
+    fn dropped_permit_admits_another_stream() {
         let admission = Admission::builder().max_streams(2).build();
-        let one = admission.admit(&head("")).unwrap();
-        // A clone counts with it.
-        let _two = admission.clone().admit(&head("")).unwrap();
-        assert_eq!(admission.admit(&head("")).err(), Some(RefusalReason::Full));
-        drop(one);
-        assert!(admission.admit(&head("")).is_ok());
+        let first = admission.try_acquire(&head("")).unwrap();
+        // A clone counts together with the original.
+        let _second = admission.clone().try_acquire(&head("")).unwrap();
+        let third = admission.try_acquire(&head(""));
+        assert_eq!(third.err(), Some(RefusalReason::Full));
+        drop(first);
+        assert!(admission.try_acquire(&head("")).is_ok());
     }
 
     #[test]
-    fn each_key_has_its_own_count() {
+    fn keys_are_counted_separately() {
         let admission = Admission::builder().max_streams_per(user, 1).build();
-        let ann = admission.admit(&head("ann")).unwrap();
-        let _bob = admission.admit(&head("bob")).unwrap();
-        assert_eq!(
-            admission.admit(&head("ann")).err(),
-            Some(RefusalReason::Key)
-        );
-        let nobody = [(); 3].map(|()| admission.admit(&head("")).unwrap());
-        drop((ann, nobody));
-        assert!(admission.admit(&head("ann")).is_ok());
+        let ann = admission.try_acquire(&head("ann")).unwrap();
+        let _bob = admission.try_acquire(&head("bob")).unwrap();
+        let second_ann = admission.try_acquire(&head("ann"));
+        assert_eq!(second_ann.err(), Some(RefusalReason::Key));
+        let without_key = [(); 3].map(|()| admission.try_acquire(&head("")).unwrap());
+        drop((ann, without_key));
+        assert!(admission.try_acquire(&head("ann")).is_ok());
     }
 
     #[test]
-    fn who_is_refused_takes_nobodys_place() {
+    fn refused_stream_is_not_counted() {
         let admission = Admission::builder()
             .max_streams(1)
             .max_streams_per(user, 1)
             .build();
-        let ann = admission.admit(&head("ann")).unwrap();
-        assert_eq!(
-            admission.admit(&head("bob")).err(),
-            Some(RefusalReason::Full)
-        );
+        let ann = admission.try_acquire(&head("ann")).unwrap();
+        let bob = admission.try_acquire(&head("bob"));
+        assert_eq!(bob.err(), Some(RefusalReason::Full));
         drop(ann);
-        assert!(admission.admit(&head("bob")).is_ok());
+        assert!(admission.try_acquire(&head("bob")).is_ok());
     }
 
     #[test]
-    fn the_table_of_keys_shrinks() {
-        let limit = Arc::new(PerKey {
+    fn table_of_keys_shrinks() {
+        let limit = Arc::new(PerKeyLimit {
             key: user,
-            limit: 1,
-            open: Mutex::default(),
+            max_streams: 1,
+            open_streams: Mutex::default(),
         });
-        let users = (0..10_000).map(|n| limit.clone().admit(&head(&n.to_string())));
+        let users = (0..10_000).map(|n| limit.clone().try_acquire(&head(&n.to_string())));
         let permits: Vec<_> = users.map(|permit| permit.ok().unwrap()).collect();
         drop(permits);
-        assert_eq!(limit.open().len(), 0);
-        assert!(limit.open().capacity() <= 2 * SMALL);
+        assert_eq!(limit.lock().len(), 0);
+        assert!(limit.lock().capacity() <= 2 * MIN_SHRINKABLE_CAPACITY);
     }
 }

@@ -1,6 +1,7 @@
-//! The invariant, which `models.rs` checks: who comes, who leaves and whether it has started changes under one lock. So whoever
-//! comes is either refused, or among those whom the start finds and wakes; and from the start on `notified + left + cut` is what was
-//! open then, whoever looks, and whenever.
+//! # Invariant: each stream is counted once
+//! One lock guards the start of the drain, the arrival of each stream and the departure of each stream. So a stream that arrives while the
+//! drain starts is either refused, or it is among the streams that the start wakes. And from the start on, `notified + left + cut` is the
+//! number of streams that were open at the start, at any time and for any reader. `loom_tests.rs` checks both.
 
 use std::{
     fmt,
@@ -18,10 +19,10 @@ use crate::{
     sync::{AtomicBool, Mutex, Ordering, WaitList, WaiterKey, lock},
 };
 
-/// The ordered end of every open stream: what a server does with its streams before it stops.
+/// Ends all open streams in order, before a server stops.
 ///
-/// A clone is the same drain. Give it to each [`Guard`](super::Guard), start it once, and wait for it; then let the server stop.
-/// An idle stream waits for it in a list, and costs some forty bytes there.
+/// A clone is the same drain. Give it to each [`GuardBuilder`](super::GuardBuilder::drain), start it once, wait for it, and then let the
+/// server stop. An idle stream costs the drain some forty bytes in a list.
 ///
 /// ```
 /// use std::time::Duration;
@@ -35,79 +36,87 @@ use crate::{
 ///
 /// // When the server is told to stop:
 /// drain.start(DrainPlan::within(Duration::from_secs(10)));
-/// let drained = drain.wait().await;
-/// assert_eq!(drained.cut, 0);
+/// let outcome = drain.wait().await;
+/// assert_eq!(outcome.cut, 0);
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Drain(Arc<Inner>);
+pub struct Drain(Arc<SharedDrain>);
 
-struct Inner {
-    state: Mutex<State>,
-    /// As the state says it, for those who ask at each item.
+/// What all clones of a [`Drain`] share.
+struct SharedDrain {
+    state: Mutex<DrainState>,
+    /// A copy of what `state` says, so that streams can read it at each item without the lock.
     has_started: AtomicBool,
-    /// The open streams, until it starts.
-    waiting: WaitList,
-    /// Those who wait for the start, and for the last stream to be gone.
-    watching: WaitList,
+    /// The open streams, which wait for the start.
+    streams: WaitList,
+    /// The callers of [`Drain::wait`], and streams that have no response yet.
+    waiters: WaitList,
 }
 
 #[derive(Default)]
-struct State {
-    started: Option<Started>,
-    /// How many came: spreads them over the lists.
-    entered: usize,
+struct DrainState {
+    start: Option<DrainStart>,
+    /// The number of streams that were ever registered. It spreads them over the shards of a [`WaitList`].
+    registered: usize,
     open: usize,
-    /// Of those that are gone since the start.
+    /// See [`DrainOutcome::notified`].
     notified: usize,
+    /// See [`DrainOutcome::left`].
     left: usize,
 }
 
+/// How and when a drain was started.
 #[derive(Clone, Copy)]
-struct Started {
+struct DrainStart {
     plan: DrainPlan,
-    at: Instant,
+    started_at: Instant,
 }
 
-/// How to end all streams: by when, in what order, and when their clients are to come back.
+/// How a [`Drain`] ends the streams: by when, in which order, and when their clients should come back.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_push::guard::DrainPlan;
 ///
 /// let seconds = Duration::from_secs;
-/// let all_over_half_of_the_time = DrainPlan::within(seconds(20));
-/// let in_four_waves = DrainPlan::within(seconds(20)).spread(seconds(12)).batches(4).retry(seconds(3));
-/// let at_once = DrainPlan::within(seconds(5)).spread(Duration::ZERO);
+/// let spread_over_half_of_the_time = DrainPlan::within(seconds(20));
+/// let in_four_batches = DrainPlan::within(seconds(20)).spread(seconds(12)).batches(4).retry(seconds(3));
+/// let all_at_once = DrainPlan::within(seconds(5)).spread(Duration::ZERO);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
 pub struct DrainPlan {
     deadline: Duration,
     spread: Option<Duration>,
+    /// 0: no batches.
     batches: u32,
     retry: Duration,
     jitter: f64,
 }
 
-/// What became of the streams that were open when a drain began: each is counted once, and the sum is how many there were.
+/// The fate of the streams that were open when a [`Drain`] started. Each stream is counted once; the sum is their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainOutcome {
-    /// Gone in time, and told so: streams that had their end, be it the drain's, their source's or that of their time; requests
-    /// that were answered, or refused.
+    /// Streams that were closed before the deadline, and whose clients were notified: the stream was ended by the drain, by its source, by
+    /// its lifetime or by its expiry; or the request had a complete response, or was refused.
     pub notified: usize,
-    /// Gone in time in any other way: the client left, the source failed, or put out a client that was too slow.
+    /// Streams that were closed before the deadline in any other way: the client left, or the source failed or disconnected a client that
+    /// was too slow.
     pub left: usize,
-    /// Still there at the deadline, most likely because their clients do not read. They end with the process.
+    /// Streams that were still open at the deadline, most likely because their clients do not read. They end with the process.
     pub cut: usize,
 }
 
 impl DrainPlan {
-    /// All within this time: half of it to tell the streams, the rest to let their clients go. Clients come back after 5 s, half
-    /// of that more or less.
+    /// A plan that ends all streams within `deadline` after the start, at most 30 days.
+    ///
+    /// By default the streams end over the first half of this time, so that their clients have the other half to disconnect. Clients
+    /// come back after 2.5 to 7.5 s.
     pub fn within(deadline: Duration) -> Self {
         Self {
-            deadline: deadline.min(LONGEST),
+            deadline: deadline.min(MAX_DURATION),
             spread: None,
             batches: 0,
             retry: Duration::from_secs(5),
@@ -115,174 +124,171 @@ impl DrainPlan {
         }
     }
 
-    /// The time over which the streams end, each at a random point of it: half of the deadline by default, and never more than
-    /// the deadline.
-    #[must_use]
+    /// The time after the start over which the streams end, each at a random point of it: half of the deadline by default, and at most the
+    /// deadline. [`Duration::ZERO`] ends all streams at once.
     pub fn spread(mut self, time: Duration) -> Self {
         self.spread = Some(time);
         self
     }
 
-    /// Ends the streams in so many batches of about the same size, the first at once, instead of one by one.
-    #[must_use]
+    /// The number of batches in which the streams end, at equal distances over the [spread](Self::spread). Batches are of about the same
+    /// size, and the first ends at once. By default (0) streams end one by one.
     pub fn batches(mut self, batches: u32) -> Self {
         self.batches = batches;
         self
     }
 
-    /// When the clients are to come back: after 5 s by default, give or take the [jitter](Self::jitter). It is for clients that
-    /// must find another server, or this one restarted.
-    #[must_use]
+    /// The time after which clients should come back, give or take the [jitter](Self::jitter): 5 s by default, at most 30 days. It should be
+    /// long enough to find another server, or this one restarted.
     pub fn retry(mut self, after: Duration) -> Self {
-        self.retry = after.min(LONGEST);
+        self.retry = after.min(MAX_DURATION);
         self
     }
 
-    /// By which part of itself that time is longer or shorter, drawn for each client: 0.5 by default, from 0.2 to 1.
-    #[must_use]
-    pub fn jitter(mut self, part: f64) -> Self {
-        self.jitter = if part.is_nan() {
+    /// The fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer: 0.5 by default, from 0.2
+    /// to 1.
+    pub fn jitter(mut self, fraction: f64) -> Self {
+        self.jitter = if fraction.is_nan() {
             0.2
         } else {
-            part.clamp(0.2, 1.0)
+            fraction.clamp(0.2, 1.0)
         };
         self
     }
 
-    /// When one stream's turn is, after the start.
-    fn draw_turn(self) -> Duration {
+    /// Returns the time from the start to the end of one stream.
+    fn random_delay(self) -> Duration {
         let spread = self.spread.unwrap_or(self.deadline / 2).min(self.deadline);
-        let unit = match f64::from(self.batches) {
+        let fraction = match f64::from(self.batches) {
             0.0 => random::unit(),
             batches => (random::unit() * batches).floor() / batches,
         };
-        spread.mul_f64(unit)
+        spread.mul_f64(fraction)
     }
 
-    fn draw_retry(self) -> Duration {
+    /// Returns the time after which one client should come back.
+    fn random_retry(self) -> Duration {
         random::around(self.retry, self.jitter)
     }
 }
 
-/// Longer than any server waits; and any clock can add it.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Upper bound for the durations of a plan, 30 days: adding it to `Instant::now()` does not overflow.
+const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Drain {
     /// A drain that has not started.
     pub fn new() -> Self {
         let shards = thread::available_parallelism().map_or(1, |threads| threads.get());
-        Self(Arc::new(Inner {
+        Self(Arc::new(SharedDrain {
             state: Mutex::default(),
             has_started: AtomicBool::new(false),
-            waiting: WaitList::new(shards),
-            watching: WaitList::new(1),
+            streams: WaitList::new(shards),
+            waiters: WaitList::new(1),
         }))
     }
 
-    /// Begins to end the streams that are open, and refuses those that come. It is done once: a second plan is not looked at.
+    /// Starts to end the open streams. From now on, guards with this drain refuse new requests. A second call has no effect.
     pub fn start(&self, plan: DrainPlan) {
-        let at = Instant::now();
-        let inner = &*self.0;
-        let mut state = lock(&inner.state);
-        if state.started.is_some() {
+        let started_at = Instant::now();
+        let shared = &*self.0;
+        let mut state = lock(&shared.state);
+        if state.start.is_some() {
             return;
         }
-        state.started = Some(Started { plan, at });
-        inner.has_started.store(true, Ordering::SeqCst);
+        state.start = Some(DrainStart { plan, started_at });
+        shared.has_started.store(true, Ordering::SeqCst);
         drop(state);
-        inner.waiting.wake_all();
-        inner.watching.wake_all();
+        shared.streams.wake_all();
+        shared.waiters.wake_all();
     }
 
-    /// Whether it has started.
+    /// Returns whether the drain has started.
     pub fn has_started(&self) -> bool {
         self.0.has_started.load(Ordering::SeqCst)
     }
 
-    /// How many streams there are: bodies that are not dropped yet, polls that wait for their answer, sockets that are not
-    /// closed.
+    /// The number of open streams: bodies that are not dropped, polls that wait for their response, sockets that are not closed.
     pub fn open_streams(&self) -> usize {
         lock(&self.0.state).open
     }
 
-    /// Waits for the start, and then until the last stream is gone, or the deadline has passed. Cancel safe; it may be called
-    /// any number of times.
+    /// Waits for the start of the drain, and then until the last stream is closed or the deadline has passed. It is cancel safe, and can be
+    /// called any number of times.
     ///
-    /// A stream is gone when its server has let go of it. What it wrote last may still be on its way through the server, which
-    /// finishes its connections when it is told to stop.
+    /// A stream is closed when its server has dropped it. Bytes that the stream wrote last may not be sent yet: the server sends
+    /// them while it finishes its connections in its own graceful shutdown.
     pub async fn wait(&self) -> DrainOutcome {
-        let started = self.becomes(|state| state.started).await;
-        let deadline = started.at + started.plan.deadline;
-        let finished = timeout_at(deadline, self.gone()).await;
-        finished.unwrap_or_else(|_| self.drained())
+        let start = self.wait_for(|state| state.start).await;
+        let deadline = start.started_at + start.plan.deadline;
+        let outcome = timeout_at(deadline, self.wait_until_empty()).await;
+        outcome.unwrap_or_else(|_| self.outcome())
     }
 
-    pub(super) fn drained(&self) -> DrainOutcome {
-        lock(&self.0.state).drained()
+    /// Returns the outcome if the deadline were now.
+    pub(super) fn outcome(&self) -> DrainOutcome {
+        lock(&self.0.state).outcome()
     }
 
-    /// Waits for the start, and for the last stream to be gone.
-    pub(super) async fn gone(&self) -> DrainOutcome {
-        self.becomes(State::finished).await
+    /// Waits for the start of the drain, and then until the last stream is closed.
+    pub(super) async fn wait_until_empty(&self) -> DrainOutcome {
+        self.wait_for(DrainState::final_outcome).await
     }
 
-    /// Waits until there is something to see.
-    async fn becomes<T>(&self, see: impl Fn(&State) -> Option<T>) -> T {
-        let inner = &*self.0;
-        let watcher = Watcher {
-            watching: &inner.watching,
-            place: inner.watching.register(0),
+    /// Waits until `select` returns a value.
+    async fn wait_for<T>(&self, select: impl Fn(&DrainState) -> Option<T>) -> T {
+        let shared = &*self.0;
+        let waiter = DrainWaiter {
+            list: &shared.waiters,
+            key: shared.waiters.register(0),
         };
         poll_fn(|cx| {
-            let mut seen = None;
-            let is_news = || {
-                seen = see(&lock(&inner.state));
-                seen.is_some()
+            let mut selected = None;
+            let is_ready = || {
+                selected = select(&lock(&shared.state));
+                selected.is_some()
             };
-            watcher
-                .watching
-                .wait_unless(&watcher.place, cx.waker(), is_news);
-            seen.map_or(Poll::Pending, Poll::Ready)
+            waiter.list.wait_unless(&waiter.key, cx.waker(), is_ready);
+            selected.map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
 
-    fn started(&self) -> Option<Started> {
-        lock(&self.0.state).started
+    fn started(&self) -> Option<DrainStart> {
+        lock(&self.0.state).start
     }
 
-    /// When whoever is refused now may come back.
-    pub(super) fn retry(&self) -> Duration {
-        let started = self.started();
-        started.map_or(Duration::ZERO, |started| started.plan.draw_retry())
+    /// Returns the time after which one client should come back: zero before the start.
+    pub(super) fn random_retry(&self) -> Duration {
+        let start = self.started();
+        start.map_or(Duration::ZERO, |start| start.plan.random_retry())
     }
 
-    /// A place for one stream, unless it has started.
-    pub(super) fn enter(&self) -> Option<Seat> {
-        let number = lock(&self.0.state).enter()?;
-        Some(Seat {
+    /// Adds one stream. Returns `None` if the drain has started.
+    pub(super) fn register(&self) -> Option<DrainRegistration> {
+        let sequence = lock(&self.0.state).register()?;
+        Some(DrainRegistration {
             drain: self.clone(),
-            place: self.0.waiting.register(number),
-            turn: OnceLock::new(),
+            key: self.0.streams.register(sequence),
+            ends_at: OnceLock::new(),
         })
     }
 }
 
-impl State {
-    /// One more, unless it has started: how many came before it.
-    fn enter(&mut self) -> Option<usize> {
-        if self.started.is_some() {
+impl DrainState {
+    /// Adds one stream. Returns its sequence number, or `None` if the drain has started.
+    fn register(&mut self) -> Option<usize> {
+        if self.start.is_some() {
             return None;
         }
         self.open += 1;
-        self.entered = self.entered.wrapping_add(1);
-        Some(self.entered)
+        self.registered = self.registered.wrapping_add(1);
+        Some(self.registered)
     }
 
-    fn leave(&mut self, politely: bool) {
+    fn deregister(&mut self, was_notified: bool) {
         self.open -= 1;
-        if self.started.is_some() {
-            let count = if politely {
+        if self.start.is_some() {
+            let count = if was_notified {
                 &mut self.notified
             } else {
                 &mut self.left
@@ -291,7 +297,7 @@ impl State {
         }
     }
 
-    fn drained(&self) -> DrainOutcome {
+    fn outcome(&self) -> DrainOutcome {
         DrainOutcome {
             notified: self.notified,
             left: self.left,
@@ -299,22 +305,22 @@ impl State {
         }
     }
 
-    /// Once it has started and the last is gone.
-    fn finished(&self) -> Option<DrainOutcome> {
-        let is_finished = self.started.is_some() && self.open == 0;
-        is_finished.then(|| self.drained())
+    /// Returns the outcome once the drain has started and the last stream is closed.
+    fn final_outcome(&self) -> Option<DrainOutcome> {
+        let is_final = self.start.is_some() && self.open == 0;
+        is_final.then(|| self.outcome())
     }
 }
 
-/// Who waits for a drain. It leaves when it is dropped.
-struct Watcher<'a> {
-    watching: &'a WaitList,
-    place: WaiterKey,
+/// Keeps a task registered in [`SharedDrain::waiters`] until it is dropped.
+struct DrainWaiter<'a> {
+    list: &'a WaitList,
+    key: WaiterKey,
 }
 
-impl Drop for Watcher<'_> {
+impl Drop for DrainWaiter<'_> {
     fn drop(&mut self) {
-        self.watching.deregister(&self.place);
+        self.list.deregister(&self.key);
     }
 }
 
@@ -328,59 +334,64 @@ impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Drain")
             .field("has_started", &self.has_started())
-            .field("open", &self.open_streams())
+            .field("open_streams", &self.open_streams())
             .finish()
     }
 }
 
-/// One stream's place in a drain. It must [leave](Self::leave).
-pub(super) struct Seat {
+/// One stream that a [`Drain`] counts as open until [`deregister`](Self::deregister), which must be called once.
+pub(super) struct DrainRegistration {
     drain: Drain,
-    place: WaiterKey,
-    /// When it is to end: drawn once the drain has started.
-    turn: OnceLock<Instant>,
+    key: WaiterKey,
+    /// Chosen when it is first needed after the start of the drain.
+    ends_at: OnceLock<Instant>,
 }
 
-impl Seat {
-    pub(super) fn turn(&self) -> Option<Instant> {
+impl DrainRegistration {
+    /// Returns the time at which the stream must end; `None` before the start of the drain.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
         if !self.drain.has_started() {
             return None;
         }
-        let turn = self.turn.get().copied();
-        turn.or_else(|| {
-            let Started { plan, at } = self.drain.started()?;
-            Some(*self.turn.get_or_init(|| at + plan.draw_turn()))
+        let ends_at = self.ends_at.get().copied();
+        ends_at.or_else(|| {
+            let DrainStart { plan, started_at } = self.drain.started()?;
+            let choose = || started_at + plan.random_delay();
+            Some(*self.ends_at.get_or_init(choose))
         })
     }
 
-    pub(super) fn retry(&self) -> Duration {
-        self.drain.retry()
+    /// See [`Drain::random_retry`].
+    pub(super) fn random_retry(&self) -> Duration {
+        self.drain.random_retry()
     }
 
-    /// Waits for the start, for when its turn will be. It waits apart from the stream, which may open meanwhile, in another task.
-    pub(super) async fn comes_up(&self) -> Instant {
-        let started = self.drain.becomes(|state| state.started).await;
-        self.turn().unwrap_or(started.at)
+    /// Waits for the start of the drain, and returns the time at which the stream must end.
+    ///
+    /// It waits in another list than the stream itself, which may open meanwhile in another task.
+    pub(super) async fn wait_for_ends_at(&self) -> Instant {
+        let start = self.drain.wait_for(|state| state.start).await;
+        self.ends_at().unwrap_or(start.started_at)
     }
 
     /// See [`StreamLifecycle::register_waker`](crate::supervision::StreamLifecycle::register_waker).
-    pub(super) fn wait(&self, waker: &Waker) -> bool {
-        let Inner { waiting, .. } = &*self.drain.0;
-        let is_news = || self.drain.has_started();
-        // Who knows its turn has a timer.
-        self.turn.get().is_some() || waiting.wait_unless(&self.place, waker, is_news)
+    pub(super) fn register_waker(&self, waker: &Waker) -> bool {
+        let streams = &self.drain.0.streams;
+        // A stream that knows when it ends waits for its timer instead.
+        self.ends_at.get().is_some()
+            || streams.wait_unless(&self.key, waker, || self.drain.has_started())
     }
 
-    /// The stream is gone, politely or not.
-    pub(super) fn leave(&self, politely: bool) {
-        let inner = &*self.drain.0;
-        inner.waiting.deregister(&self.place);
-        let mut state = lock(&inner.state);
-        state.leave(politely);
-        let is_finished = state.finished().is_some();
+    /// Counts the stream as closed. `was_notified` decides between [`DrainOutcome::notified`] and [`DrainOutcome::left`].
+    pub(super) fn deregister(&self, was_notified: bool) {
+        let shared = &*self.drain.0;
+        shared.streams.deregister(&self.key);
+        let mut state = lock(&shared.state);
+        state.deregister(was_notified);
+        let is_final = state.final_outcome().is_some();
         drop(state);
-        if is_finished {
-            inner.watching.wake_all();
+        if is_final {
+            shared.waiters.wake_all();
         }
     }
 }
@@ -392,70 +403,73 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn turns_are_spread_and_hints_are_jittered() {
+    fn delays_are_spread_and_retries_are_jittered() {
         let plan = DrainPlan::within(10 * SECOND)
             .retry(10 * SECOND)
             .jitter(0.0);
-        let turns: Vec<_> = (0..1000).map(|_| plan.draw_turn()).collect();
-        assert!(turns.iter().all(|turn| *turn < 5 * SECOND));
-        assert!(turns.iter().any(|turn| *turn < SECOND));
-        assert!(turns.iter().any(|turn| *turn > 4 * SECOND));
-        let hints: Vec<_> = (0..1000).map(|_| plan.draw_retry()).collect();
+        let delays: Vec<_> = (0..1000).map(|_| plan.random_delay()).collect();
+        assert!(delays.iter().all(|delay| *delay < 5 * SECOND));
+        assert!(delays.iter().any(|delay| *delay < SECOND));
+        assert!(delays.iter().any(|delay| *delay > 4 * SECOND));
+        let retries: Vec<_> = (0..1000).map(|_| plan.random_retry()).collect();
         assert!(
-            hints
+            retries
                 .iter()
-                .all(|hint| *hint >= 8 * SECOND && *hint <= 12 * SECOND)
+                .all(|retry| *retry >= 8 * SECOND && *retry <= 12 * SECOND)
         );
-        assert!(hints.iter().any(|hint| *hint < 9 * SECOND));
-        assert!(hints.iter().any(|hint| *hint > 11 * SECOND));
+        assert!(retries.iter().any(|retry| *retry < 9 * SECOND));
+        assert!(retries.iter().any(|retry| *retry > 11 * SECOND));
     }
 
     #[test]
-    fn batches_come_at_their_times() {
+    fn batches_end_at_equal_distances() {
         let plan = DrainPlan::within(10 * SECOND).spread(8 * SECOND).batches(4);
-        let turns: std::collections::BTreeSet<_> = (0..1000).map(|_| plan.draw_turn()).collect();
-        assert!(turns.into_iter().eq([0, 2, 4, 6].map(Duration::from_secs)));
+        let delays: std::collections::BTreeSet<_> =
+            (0..1000).map(|_| plan.random_delay()).collect();
+        assert!(delays.into_iter().eq([0, 2, 4, 6].map(Duration::from_secs)));
     }
 
     #[test]
-    fn odd_plans_are_tamed() {
+    fn plan_values_are_bounded() {
         let plan = DrainPlan::within(Duration::MAX)
             .spread(Duration::MAX)
             .retry(Duration::MAX);
-        assert!(plan.draw_turn() <= LONGEST);
-        assert!(plan.jitter(f64::NAN).draw_retry() <= 2 * LONGEST);
+        assert!(plan.random_delay() <= MAX_DURATION);
+        assert!(plan.jitter(f64::NAN).random_retry() <= 2 * MAX_DURATION);
         assert_eq!(
-            DrainPlan::within(SECOND).spread(Duration::ZERO).draw_turn(),
+            DrainPlan::within(SECOND)
+                .spread(Duration::ZERO)
+                .random_delay(),
             Duration::ZERO
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_finished_when_the_last_is_gone_or_the_time_is_up() {
+    async fn wait_returns_at_the_deadline_or_when_empty() {
         let drain = Drain::new();
-        let seats = [drain.enter().unwrap(), drain.enter().unwrap()];
+        let registrations = [drain.register().unwrap(), drain.register().unwrap()];
         assert_eq!(drain.open_streams(), 2);
         drain.start(DrainPlan::within(10 * SECOND));
-        assert!(drain.enter().is_none());
+        assert!(drain.register().is_none());
         assert_eq!(drain.open_streams(), 2);
-        let [first, second] = seats;
-        assert!(first.turn().is_some() && second.turn().is_some());
-        first.leave(true);
+        let [first, second] = registrations;
+        assert!(first.ends_at().is_some() && second.ends_at().is_some());
+        first.deregister(true);
         let begun = Instant::now();
-        let drained = drain.wait().await;
+        let outcome = drain.wait().await;
         assert_eq!(begun.elapsed(), 10 * SECOND);
         assert_eq!(
-            drained,
+            outcome,
             DrainOutcome {
                 notified: 1,
                 left: 0,
                 cut: 1
             }
         );
-        second.leave(false);
-        let drained = drain.wait().await;
+        second.deregister(false);
+        let outcome = drain.wait().await;
         assert_eq!(
-            drained,
+            outcome,
             DrainOutcome {
                 notified: 1,
                 left: 1,

@@ -108,7 +108,7 @@ impl CarrierHead {
     /// A header of the push replaces the carrier's, with three exceptions: `Vary` and `Set-Cookie` keep the values of both, and
     /// the carrier's `Cache-Control` stays if [`keeps_cache_control`](Self::keeps_cache_control) is true.
     pub(super) fn merge_into<B>(self, response: Response<PushBody>) -> Response<PushBody<B>> {
-        let mut response = response.map(PushBody::beside);
+        let mut response = response.map(PushBody::with_inner_type);
         let keeps_cache_control = self.keeps_cache_control(response.headers());
         let mut merged = self.headers;
         for name in response.headers().keys() {

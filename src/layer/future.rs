@@ -63,7 +63,7 @@ where
                     transport,
                 } => match ready!(service_future.poll(cx))?.into_push_or_response() {
                     PushOrResponse::Response(response) => {
-                        return Poll::Ready(Ok(response.map(PushBody::inner)));
+                        return Poll::Ready(Ok(response.map(PushBody::from_inner)));
                     }
                     PushOrResponse::Push(push, carrier_head) => {
                         let response = transport.respond(head, push);

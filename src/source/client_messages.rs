@@ -18,9 +18,10 @@ use crate::{
 /// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes it, the
 /// messages are checked and dropped. The stream ends when the connection does.
 ///
-/// At most 64 messages, or 64 KiB of them, wait to be read. While that many wait, the client's socket is not read. A client that
-/// sends faster than the source reads is so slowed down. Its pings, too, stay unread, and that it has left shows only at the next
-/// write to its socket, such as a ping. Dropping this stream drops all further messages.
+/// At most 64 messages, or 64 KiB of them, wait in a queue. While the queue is full, the client's socket is not read, which slows
+/// down a client that sends faster than the source reads. During that time the client's pings stay unread, too, and the server
+/// notices that the client has left only when it writes to the socket, such as a ping of its own. Dropping this stream drops all
+/// further messages.
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -48,8 +49,8 @@ pub struct ClientMessages(Arc<MessageQueue>);
 
 /// The sending half of [`ClientMessages`], for a transport over which clients send messages.
 ///
-/// The transport attaches it to the subscription, and reads from the client only while [`poll_ready`](Self::poll_ready) is ready. That
-/// slows the client down if the source is slow. Dropping the sender ends the stream.
+/// The transport attaches it to the subscription, and reads from the client only while [`poll_ready`](Self::poll_ready) is ready.
+/// Not reading slows the client down if the source is slow. Dropping the sender ends the stream.
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};
@@ -88,7 +89,7 @@ struct QueueState {
     receiver: ReceiverState,
     /// Whether the sender was dropped.
     is_closed: bool,
-    /// Waker of the transport while it waits for room.
+    /// The waker of the transport while the transport waits for room.
     sender: Option<Waker>,
 }
 
@@ -105,13 +106,13 @@ enum ReceiverState {
     Dropped,
 }
 
-/// Number of messages from which on the queue is full.
+/// The queue is full with this number of messages.
 const MAX_MESSAGES: usize = 64;
 
-/// Bytes of messages from which on the queue is full. The last message may go beyond them.
+/// The queue is full with this number of bytes. A message that begins below this limit may exceed it.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// Number of messages for which an empty queue keeps memory allocated.
+/// An empty queue keeps memory for this number of messages at most.
 const IDLE_CAPACITY: usize = 16;
 
 impl MessageQueue {
@@ -122,7 +123,7 @@ impl MessageQueue {
 
 impl QueueState {
     fn is_full(&self) -> bool {
-        is_full(self.messages.len(), self.byte_len)
+        is_queue_full(self.messages.len(), self.byte_len)
     }
 
     fn has_receiver(&self) -> bool {
@@ -142,7 +143,7 @@ impl QueueState {
     }
 }
 
-fn is_full(messages: usize, bytes: usize) -> bool {
+fn is_queue_full(messages: usize, bytes: usize) -> bool {
     messages >= MAX_MESSAGES || bytes >= MAX_BYTES
 }
 
@@ -153,7 +154,7 @@ impl ClientMessageSender {
         Self::default()
     }
 
-    /// Returns what a subscription takes the receiving half from.
+    /// Returns the slot from which a subscription takes the receiving half.
     pub(super) fn receiver_slot(&self) -> ClientMessagesSlot {
         ClientMessagesSlot(self.0.clone())
     }
@@ -180,7 +181,7 @@ impl ClientMessageSender {
             byte_len: 0,
             queued_messages: queue.messages.len(),
             queued_bytes: queue.byte_len,
-            // The queue is usually empty. Then the batch uses the queue's memory, and `send` gives it back.
+            // If the queue is empty, as usual, the batch uses the queue's memory, and `send` returns it.
             messages: match queue.messages.is_empty() {
                 true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),
@@ -190,8 +191,8 @@ impl ClientMessageSender {
 
     /// Appends messages to the queue, or drops them if there is no receiver.
     ///
-    /// This does not wake a receiver that belongs to the calling task: a transport that polls the source in the same task polls it
-    /// after this.
+    /// `send` does not wake a receiver that belongs to the calling task. A transport that polls the source in the same task must do
+    /// so after `send`.
     pub fn send(&self, mut batch: MessageBatch, cx: &Context<'_>) {
         if batch.messages.is_empty() {
             return;
@@ -220,14 +221,14 @@ pub struct MessageBatch {
     byte_len: usize,
     /// Number of messages in the queue when the batch was made.
     queued_messages: usize,
-    /// Length of these in bytes.
+    /// Length of the queued messages in bytes.
     queued_bytes: usize,
 }
 
 impl MessageBatch {
     /// Returns whether the queue has no room for a message after this batch.
     pub fn is_full(&self) -> bool {
-        is_full(
+        is_queue_full(
             self.queued_messages + self.messages.len(),
             self.queued_bytes + self.byte_len,
         )
@@ -267,12 +268,12 @@ impl Drop for ClientMessageSender {
     }
 }
 
-/// What a subscription takes its [`ClientMessages`] from, once.
+/// The slot from which a subscription takes its [`ClientMessages`], once.
 #[derive(Clone, Debug)]
 pub(super) struct ClientMessagesSlot(Arc<MessageQueue>);
 
 impl ClientMessagesSlot {
-    /// Returns the receiving half. Returns `None` if it was taken before, or the sender was dropped.
+    /// Returns the receiving half. Returns `None` if the receiving half was taken before, or the sender was dropped.
     pub(super) fn take(&self) -> Option<ClientMessages> {
         let mut queue = self.0.lock();
         if queue.is_closed || !matches!(queue.receiver, ReceiverState::Unclaimed) {

@@ -15,11 +15,11 @@ use crate::{
 };
 
 pin_project! {
-    /// The items of any stream, which can follow an item of the library's own, such as a gap.
+    /// The items of a stream, after an optional first item, such as a gap.
     ///
-    /// It is the stream of every plain stream, of [`source_fn`](super::source_fn()) and of [`Push`](super::Push).
+    /// This is the [`PushSource::Stream`] of plain streams, of [`source_fn`](super::source_fn()) and of [`Push`](super::Push).
     pub struct ItemStream<S> {
-        // Boxed because it is rare, and would enlarge every connection.
+        // Boxed because a first item is rare, and an inline one would enlarge every connection.
         first_item: Option<Box<Result<Item, BoxError>>>,
         #[pin]
         stream: S,
@@ -59,8 +59,8 @@ where
     }
 }
 
-/// Any stream is a source for one client. It has no earlier events, so a client that sends a cursor gets a gap first. A source that can
-/// resume looks at the subscription: see [`source_fn`](super::source_fn()).
+/// Any stream is a source for one client. A plain stream has no earlier events, so a client that sends a cursor gets a gap first.
+/// For a source that can resume, see [`source_fn`](super::source_fn()).
 impl<S> PushSource for S
 where
     S: Stream + Send + 'static,

@@ -1,10 +1,10 @@
 //! Sources: what clients subscribe to.
 //!
-//! A [`PushSource`] answers the [`Subscription`] of one client with a stream of [items](crate::event::Item). It can also refuse the
-//! client with a [`Rejection`] before any byte is sent.
+//! A [`PushSource`] answers the [`Subscription`] of one client with a stream of [items](crate::event::Item). The source can also
+//! refuse the client with a [`Rejection`] before any byte is sent.
 //!
-//! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. It serves one client, and begins with a
-//!   [gap](crate::event::Gap) if that client sends a cursor.
+//! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. A plain stream serves one client, and begins
+//!   with a [gap](crate::event::Gap) if that client sends a cursor.
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
 //! - [`Resumable`] makes another source resumable.
@@ -32,17 +32,14 @@ pub mod channel;
 mod client_messages;
 mod item_stream;
 mod log;
-mod numbered_id;
 mod push;
+mod push_source;
 pub mod query;
 mod rejection;
+mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
-
-use std::future::Future;
-
-use futures_core::Stream;
 
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
@@ -52,33 +49,10 @@ pub use self::{
     channel::Channel,
     item_stream::ItemStream,
     push::Push,
+    push_source::PushSource,
     rejection::Rejection,
+    requested_cursor::LAST_EVENT_ID,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
+    subscription::{StartPosition, Subscription},
 };
-use crate::{error::BoxError, event::Item};
-
-/// A source of items for clients that subscribe to it. See the [module docs](self).
-pub trait PushSource {
-    /// The items of one client.
-    ///
-    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] does so, too, and says after which delay.
-    /// - [`Item::Finished`] says that the source has finished, and the client must not reconnect.
-    /// - An error disconnects the client: it sees that its stream was cut off.
-    type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
-
-    /// Subscribes one client, or refuses it. The future is dropped if the client leaves before it is ready.
-    fn subscribe(
-        self,
-        subscription: Subscription,
-    ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send;
-
-    /// Returns whether a client that comes back with a cursor goes on from there. This is true of all sources but plain streams.
-    ///
-    /// A transport that answers with several responses, such as long-polling, keeps the stream of a source that cannot resume, and
-    /// subscribes anew to a source that can.
-    fn is_resumable(&self) -> bool {
-        true
-    }
-}

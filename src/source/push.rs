@@ -63,7 +63,7 @@ impl Push {
     }
 }
 
-/// Handles two cursors for every source. A client that was told that the source has finished is refused with
+/// Handles two kinds of cursors for every source. A client that was told that the source has finished is refused with
 /// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
     type Stream = ItemStream<BoxStream>;

@@ -16,12 +16,12 @@ use std::borrow::Cow;
 pub fn parameter_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decode(key) == name).then(|| decode(value))
+        (percent_decode(key) == name).then(|| percent_decode(value))
     })
 }
 
-/// Decodes `%XX` and `+`. A `%` without two hexadecimal digits behind it stays as it is.
-fn decode(text: &str) -> Cow<'_, str> {
+/// Decodes `%XX` to a byte, and `+` to a space. A `%` without two hexadecimal digits behind it stays as it is.
+fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);
     }

@@ -10,8 +10,8 @@ use crate::event::IntoItem;
 /// The function sees the client's cursor, and its stream must begin after that cursor. If the stream's events have no ids, clients
 /// have no cursor to resume from; long-polling then [parks](super::Resumable) the stream, as it does with plain streams.
 ///
-/// `?` turns an [`Error`](crate::Error) into a 500. A function that makes the stream from the borrowed cursor must not let the stream
-/// keep the borrow: declare it as `-> impl Stream<Item = …> + use<>`.
+/// `?` turns an [`Error`](crate::Error) into a 500. A function that makes the stream from the borrowed cursor must not let the
+/// stream keep the borrow: declare it as `-> impl Stream<Item = …> + use<>`.
 ///
 /// See the [module docs](super) for an example.
 pub fn source_fn<F, Fut, S>(f: F) -> SourceFn<F>

@@ -51,6 +51,7 @@ impl<S> SupervisedStream<S> {
     }
 
     /// Items that are supervised elsewhere, or not at all.
+    #[cfg(test)]
     pub(crate) fn unsupervised(items: S) -> Self {
         Self::new(items, None, None)
     }

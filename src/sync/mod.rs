@@ -1,4 +1,4 @@
-//! Locks and atomics of the standard library, which loom's models replace in its tests, and the [`WaitList`] built on them.
+//! Locks, atomics, and the [`WaitList`] built on them. In loom tests, loom's versions replace those of the standard library.
 
 mod wait_list;
 

@@ -1,9 +1,9 @@
 //! A list of tasks that wait for a change of a value beside the list.
 //!
 //! # Invariant: no wake-up is lost
-//! A waiting task stores its waker under a lock of the list, and checks the value once more before it releases that lock. A task that
-//! changes the value does so first, and then takes the wakers under the same lock. So either the waiting task sees the change, or
-//! the changing task sees the waker. The loom tests of the list's users (`loom_tests.rs`) try every order of these steps.
+//! A waiting task stores its waker under a lock of the list, and checks the value once more before it releases that lock. A task
+//! that changes the value does so first, and then takes the wakers under the same lock. So either the waiting task sees the change,
+//! or the changing task sees the waker. The loom tests of the list's users (`loom_tests.rs`) try every order of these steps.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,21 +14,21 @@ use super::{Mutex, lock};
 
 /// The wakers of waiting tasks.
 ///
-/// They are spread over several shards, each with a lock of its own, so that tasks on different threads rarely contend.
+/// The wakers are spread over several shards, each with a lock of its own, so that tasks on different threads rarely contend.
 #[derive(Debug)]
 pub(crate) struct WaitList {
     shards: Box<[Mutex<Shard>]>,
 }
 
-/// One of a [`WaitList`]'s parts.
+/// A part of a [`WaitList`] with a lock of its own.
 #[derive(Debug, Default)]
 struct Shard {
-    /// A registered task has the same waiter until it deregisters.
+    /// One waiter for each registered task. Its index does not change until the task deregisters.
     waiters: Vec<Waiter>,
     /// Indexes of the waiters that no task has.
     free: Vec<usize>,
     /// Indexes of all waiters with a waker, and of some whose task has deregistered since it stored one. A wake-up visits only
-    /// these, so that its cost does not depend on how many tasks are registered.
+    /// these waiters, so that its cost does not depend on how many tasks are registered.
     queued: Vec<usize>,
 }
 
@@ -37,7 +37,7 @@ struct Shard {
 struct Waiter {
     /// The task's waker while it waits.
     waker: Option<Waker>,
-    /// Whether its index is in [`Shard::queued`].
+    /// Whether the waiter's index is in [`Shard::queued`].
     is_queued: bool,
 }
 
@@ -49,17 +49,17 @@ pub(crate) struct WaiterKey {
 }
 
 impl WaitList {
-    /// Creates a list with `shards` locks.
-    pub(crate) fn new(shards: usize) -> Self {
-        let shards = (0..shards).map(|_| Mutex::new(Shard::default()));
+    /// Creates a list of `shard_count` shards.
+    pub(crate) fn new(shard_count: usize) -> Self {
+        let shards = (0..shard_count).map(|_| Mutex::new(Shard::default()));
         Self {
             shards: shards.collect(),
         }
     }
 
-    /// Adds a task. Tasks with successive sequence numbers are put into different shards.
-    pub(crate) fn register(&self, sequence: usize) -> WaiterKey {
-        let shard = sequence % self.shards.len();
+    /// Adds a task to the shard `shard_hint` modulo the number of shards. Successive hints spread tasks over all shards.
+    pub(crate) fn register(&self, shard_hint: usize) -> WaiterKey {
+        let shard = shard_hint % self.shards.len();
         let mut locked = lock(&self.shards[shard]);
         let index = locked.free.pop().unwrap_or(locked.waiters.len());
         if index == locked.waiters.len() {
@@ -91,7 +91,7 @@ impl WaitList {
             queued.push(key.index);
         }
         drop(shard);
-        // Outside the lock: dropping a waker can drop a task, and with it another waiter of this shard.
+        // The waker is dropped outside the lock: dropping it can drop a task, which then deregisters from this shard.
         drop(replaced);
         true
     }
@@ -100,23 +100,23 @@ impl WaitList {
     pub(crate) fn wake_all(&self) {
         for shard in &self.shards {
             let mut wakers = lock(shard).take_wakers().into_iter();
-            // Outside the lock: a waker can run any code.
+            // Wakers are called outside the lock, because they can run any code.
             let mut wake = || wakers.by_ref().for_each(Waker::wake);
             while catch_unwind(AssertUnwindSafe(&mut wake)).is_err() {}
         }
     }
 
-    /// Removes a task.
+    /// Removes a task from the list.
     pub(crate) fn deregister(&self, key: &WaiterKey) {
         let mut shard = lock(&self.shards[key.shard]);
         let waker = shard.waiters[key.index].waker.take();
         shard.free.push(key.index);
         if shard.free.len() == shard.waiters.len() {
-            // No task is left: the memory of a past crowd is freed.
+            // No task is registered any more, and the memory that many tasks needed is freed.
             *shard = Shard::default();
         }
         drop(shard);
-        // Outside the lock: dropping a waker can drop a task, and with it another waiter of this shard.
+        // The waker is dropped outside the lock: dropping it can drop a task, which then deregisters from this shard.
         drop(waker);
     }
 }

@@ -5,12 +5,13 @@ use crate::random;
 /// How often an idle stream sends a heartbeat.
 ///
 /// A heartbeat keeps proxies from closing an idle connection, and discovers that a client is gone where nothing else does. A stream
-/// sends one after an interval in which it sent nothing else. Each transport says in its documentation what its heartbeat is.
+/// sends a heartbeat after an interval in which it sent nothing else. Each transport says in its documentation what its heartbeat
+/// is.
 ///
 /// The default interval is 15 s: what the HTML standard
 /// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes), and below the idle limits in use
-/// (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range once,
-/// so that streams that opened together do not send their heartbeats together.
+/// (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
+/// once, so that streams that opened together do not send their heartbeats together.
 ///
 /// Heartbeats need tokio's clock. Outside a tokio runtime, or in one without `enable_time`, the body panics when it is idle for the
 /// first time. A stream without heartbeats ([`KeepAlive::disabled`]) runs on any runtime.
@@ -35,7 +36,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl KeepAlive {
-    /// Creates the default: an interval of 15 s with a jitter of 0.1.
+    /// Creates the default configuration: an interval of 15 s with a jitter of 0.1.
     pub fn new() -> Self {
         Self::default()
     }
@@ -66,8 +67,10 @@ impl KeepAlive {
         self
     }
 
-    /// Draws the interval of one stream; `None` if it sends no heartbeats.
-    pub(crate) fn draw_interval(self) -> Option<Duration> {
+    /// Draws the interval of one stream, within the jitter. Returns `None` if streams send no heartbeats.
+    ///
+    /// A transport with a body of its own draws an interval for each stream, when the stream opens.
+    pub fn draw_interval(self) -> Option<Duration> {
         let factor = 1.0 + self.jitter * random::signed_unit();
         let drawn = self.interval?.as_secs_f64() * factor;
         let drawn = Duration::try_from_secs_f64(drawn).unwrap_or(MAX_INTERVAL);

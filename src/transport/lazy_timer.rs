@@ -11,53 +11,55 @@ use tokio::{
 };
 
 pin_project! {
-    /// Set when it is first needed, and then left to run out where it would only be put off: to set it is dear, and what it waits
-    /// for is put off with all that is sent.
+    /// A timer for a deadline that moves with every write or read.
+    ///
+    /// It registers with tokio when it is first polled. A deadline that is put off leaves the registered one to run out, because to
+    /// reset a timer is expensive; the timer is then reset once, for the time that is left.
     #[derive(Debug, Default)]
     pub(super) struct LazyTimer {
         #[pin]
         sleep: Option<Sleep>,
-        // Whom it will wake: to tell it again what it knows is dear too.
+        // The waker that `sleep` will wake: to poll `sleep` with the same waker again is expensive too.
         waker: Option<Waker>,
     }
 }
 
 impl LazyTimer {
-    /// Ready at that time.
-    pub(super) fn poll(self: Pin<&mut Self>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    /// Is ready once `deadline` has passed.
+    pub(super) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        let mut sleep = this.sleep;
-        let mut running = match sleep.as_mut().as_pin_mut() {
-            Some(running) => running,
+        let mut slot = this.sleep;
+        let mut sleep = match slot.as_mut().as_pin_mut() {
+            Some(sleep) => sleep,
             None => {
-                sleep.set(Some(sleep_until(at)));
-                let Some(running) = sleep.as_mut().as_pin_mut() else {
+                slot.set(Some(sleep_until(deadline)));
+                let Some(sleep) = slot.as_mut().as_pin_mut() else {
                     return Poll::Pending;
                 };
-                running
+                sleep
             }
         };
-        if running.deadline() > at {
-            running.as_mut().reset(at);
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
             *this.waker = None;
         }
-        let knows = |waker: &Waker| waker.will_wake(cx.waker());
-        if this.waker.as_ref().is_some_and(knows) && !running.is_elapsed() {
+        let will_wake = |waker: &Waker| waker.will_wake(cx.waker());
+        if this.waker.as_ref().is_some_and(will_wake) && !sleep.is_elapsed() {
             return Poll::Pending;
         }
         *this.waker = Some(cx.waker().clone());
-        ready!(poll_sleep(running.as_mut(), cx));
-        if running.deadline() < at {
-            running.as_mut().reset(at);
-            ready!(poll_sleep(running, cx));
+        ready!(poll_unconstrained(sleep.as_mut(), cx));
+        if sleep.deadline() < deadline {
+            sleep.as_mut().reset(deadline);
+            ready!(poll_unconstrained(sleep, cx));
         }
         *this.waker = None;
         Poll::Ready(())
     }
 }
 
-/// A task that has used up what tokio allows it in one go is told so without its waker being taken.
-fn poll_sleep(mut sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+/// Polls `sleep` outside of tokio's cooperative budget. A `Sleep` that is polled without budget does not register its waker.
+fn poll_unconstrained(mut sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     let poll = poll_fn(|cx| sleep.as_mut().poll(cx));
     pin!(unconstrained(poll)).poll(cx)
 }
@@ -84,11 +86,11 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// How often it was woken.
+    /// A waker that counts how often it is woken.
     #[derive(Default)]
-    struct Wakes(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Wakes {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -96,87 +98,116 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        /// By one of several, for so many milliseconds from now, with or without a budget.
-        Poll(usize, u64, bool),
+        /// Polls the timer.
+        Poll {
+            /// Which of the wakers polls it.
+            waker: usize,
+            /// The deadline, in milliseconds from now.
+            after: u64,
+            /// Whether the task has used up its cooperative budget.
+            is_budget_spent: bool,
+        },
+        /// Advances the clock by milliseconds.
         Advance(u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (0..3_usize, 0..30_u64, any::<bool>())
-                .prop_map(|(who, at, is_spent)| Step::Poll(who, at, is_spent)),
+            (0..3_usize, 0..30_u64, any::<bool>()).prop_map(|(waker, after, is_budget_spent)| {
+                Step::Poll {
+                    waker,
+                    after,
+                    is_budget_spent,
+                }
+            }),
             (0..20_u64).prop_map(Step::Advance),
         ]
     }
 
-    /// Whoever was the last to be told to wait is woken, and is then told that it is time.
-    async fn wakes(steps: Vec<Step>) {
+    /// The last poll that was pending.
+    struct PendingPoll {
+        waker: usize,
+        wakes_before: usize,
+        deadline: Instant,
+    }
+
+    /// Checks that the last waker whose poll was pending is woken after its deadline.
+    async fn check_last_waker_is_woken(steps: Vec<Step>) {
         let mut timer = pin!(LazyTimer::default());
-        let wakes: [Arc<Wakes>; 3] = Default::default();
-        let woken = |who: usize| wakes[who].0.load(Ordering::Relaxed);
-        // Since when who waits, and until when.
-        let mut waits: Option<(usize, usize, Instant)> = None;
+        let counters: [Arc<WakeCounter>; 3] = Default::default();
+        let wakes = |waker: usize| counters[waker].0.load(Ordering::Relaxed);
+        let mut pending: Option<PendingPoll> = None;
         for step in steps {
             match step {
-                Step::Poll(who, at, is_spent) => {
-                    let at = Instant::now() + Duration::from_millis(at);
-                    let before = woken(who);
-                    let waker = Waker::from(wakes[who].clone());
+                Step::Poll {
+                    waker,
+                    after,
+                    is_budget_spent,
+                } => {
+                    let deadline = Instant::now() + Duration::from_millis(after);
+                    let wakes_before = wakes(waker);
+                    let std_waker = Waker::from(counters[waker].clone());
                     let poll = poll_fn(|cx| {
-                        while is_spent && pin!(consume_budget()).poll(cx).is_ready() {}
-                        let cx = &mut Context::from_waker(&waker);
-                        Poll::Ready(timer.as_mut().poll(at, cx))
+                        while is_budget_spent && pin!(consume_budget()).poll(cx).is_ready() {}
+                        let cx = &mut Context::from_waker(&std_waker);
+                        Poll::Ready(timer.as_mut().poll(deadline, cx))
                     });
                     let is_pending = poll.await.is_pending();
-                    assert!(is_pending || at <= Instant::now());
-                    waits = is_pending.then_some((who, before, at));
+                    assert!(is_pending || deadline <= Instant::now());
+                    pending = is_pending.then_some(PendingPoll {
+                        waker,
+                        wakes_before,
+                        deadline,
+                    });
                 }
-                Step::Advance(by) => {
-                    advance(Duration::from_millis(by)).await;
-                    // The clock's hand moves by milliseconds.
+                Step::Advance(millis) => {
+                    advance(Duration::from_millis(millis)).await;
+                    // Tokio's timers fire at whole milliseconds.
                     sleep(Duration::from_millis(1)).await;
                 }
             }
-            if let Some((who, before, at)) = waits {
-                assert!(at >= Instant::now() || woken(who) > before);
+            if let Some(pending) = &pending {
+                let is_due = pending.deadline < Instant::now();
+                assert!(!is_due || wakes(pending.waker) > pending.wakes_before);
             }
         }
     }
 
     proptest! {
         #[test]
-        fn nobody_who_waits_is_forgotten(steps in vec(step(), 0..80)) {
+        fn last_waker_is_always_woken(steps in vec(step(), 0..80)) {
             let mut paused = runtime::Builder::new_current_thread();
             let paused = paused.enable_time().start_paused(true).build().unwrap();
-            paused.block_on(wakes(steps));
+            paused.block_on(check_last_waker_is_woken(steps));
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_ready_when_its_time_has_come_and_may_be_put_off_and_forward() {
+    async fn deadline_can_move_in_both_directions() {
         let mut timer = pin!(LazyTimer::default());
         let start = Instant::now();
         for seconds in [10, 5, 7, 7, 30, 3] {
-            let at = Instant::now() + seconds * SECOND;
-            // Nothing comes of the time before.
-            let none = poll_fn(|cx| Poll::Ready(timer.as_mut().poll(at + 20 * SECOND, cx))).await;
-            assert!(none.is_pending());
-            poll_fn(|cx| timer.as_mut().poll(at, cx)).await;
-            assert_eq!(Instant::now(), at);
+            let deadline = Instant::now() + seconds * SECOND;
+            // An earlier poll with a later deadline has no effect.
+            let later = deadline + 20 * SECOND;
+            let poll = poll_fn(|cx| Poll::Ready(timer.as_mut().poll(later, cx))).await;
+            assert!(poll.is_pending());
+            poll_fn(|cx| timer.as_mut().poll(deadline, cx)).await;
+            assert_eq!(Instant::now(), deadline);
         }
         assert_eq!(start.elapsed(), 62 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_wakes_a_task_whose_budget_was_spent_when_it_was_set() {
+    async fn task_without_budget_is_woken() {
         let mut timer = pin!(LazyTimer::default());
-        let at = Instant::now() + SECOND;
+        let deadline = Instant::now() + SECOND;
         poll_fn(|cx| {
             while pin!(consume_budget()).poll(cx).is_ready() {}
-            Poll::Ready(timer.as_mut().poll(at, cx).is_pending())
+            Poll::Ready(timer.as_mut().poll(deadline, cx).is_pending())
         })
         .await;
-        poll_fn(|cx| timer.as_mut().poll(at, cx)).await;
-        assert_eq!(Instant::now(), at);
+        poll_fn(|cx| timer.as_mut().poll(deadline, cx)).await;
+        assert_eq!(Instant::now(), deadline);
     }
 }

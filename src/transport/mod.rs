@@ -1,12 +1,19 @@
-//! Ways to carry events: each says whether a request asks for it, and answers with a source.
+//! Transports: ways to send events to a client. A transport decides whether a request asks for it, and responds with a source's events.
 //!
-//! [`Sse`], [`Chunked`], [`LongPoll`] and `WebSocket` are the transports here, [`Negotiate`] is a set of them behind one URL. Their
-//! configuration is theirs; which layer or function uses them is another matter, see [`layer`](crate::layer).
+//! | transport | what it sends |
+//! |---|---|
+//! | [`Sse`] | Server-Sent Events, which `EventSource` reads |
+//! | [`Chunked`] | one response that does not end, in a [format](mod@crate::format) |
+//! | [`LongPoll`] | one complete response for each request |
+//! | `WebSocket` | messages, in both directions |
+//! | [`Negotiate`] | what the request chooses among several transports |
 //!
-//! # A transport of one's own
-//! Implement [`Transport`]. One that streams needs an [`Encoder`] only, and hands it to [`respond_streaming`], which does the rest as
-//! for the transports here: it subscribes, answers `HEAD` and refusals, joins what is ready together into one frame, keeps
-//! the connection alive, and cuts it visibly where the source fails.
+//! Each transport has its own configuration. A [layer](crate::layer) or a [service](crate::service) puts it to use.
+//!
+//! # Writing a transport
+//! Implement [`Transport`]. A transport that streams needs an [`Encoder`], and passes it to [`respond_streaming`], which does everything
+//! else as for the transports of this crate: it subscribes to the source, responds to `HEAD` requests and to refused subscriptions,
+//! joins what is ready into one frame, sends heartbeats, and aborts the response if the source fails.
 //!
 //! ```
 //! use bytes::{BufMut, BytesMut};
@@ -15,10 +22,10 @@
 //!     Error, Event, EventId, Gap, KeepAlive, Push,
 //!     event::{Encoding, Fields},
 //!     supervision::PendingStream,
-//!     transport::{FrameBuffer, Encoder, End, BoxResponseFuture, Transport, respond_streaming},
+//!     transport::{BoxResponseFuture, Encoder, End, FrameBuffer, Transport, respond_streaming},
 //! };
 //!
-//! /// Each payload behind its length.
+//! /// Writes the length of each payload, and the payload behind it.
 //! #[derive(Debug)]
 //! struct LengthDelimited;
 //!
@@ -62,6 +69,7 @@
 //! ```
 
 pub mod chunked;
+mod heartbeat_timer;
 mod keep_alive;
 mod lazy_timer;
 pub mod long_poll;
@@ -96,32 +104,38 @@ pub use self::{
 };
 use crate::source::Push;
 
-/// A way to carry events. See the [module docs](self).
+/// How many items one poll takes from a stream before other tasks may run. Without it, a source that is always ready would block a
+/// thread if nothing that it yields makes a frame.
+const MAX_ITEMS_PER_POLL: usize = 1024;
+
+/// A way to send events to a client.
+///
+/// See the [module docs](self) for an example.
 pub trait Transport: fmt::Debug + Send + Sync + 'static {
-    /// The name under which a client asks for it where it cannot set headers, and that a
-    /// [`Subscription`](crate::source::Subscription) carries: lower-case words with hyphens.
+    /// Returns the name with which a client that cannot set headers asks for the transport: lower-case words with hyphens. A
+    /// [`Subscription`](crate::source::Subscription) carries it.
     fn name(&self) -> &'static str;
 
-    /// The media types that it answers in, the preferred one first: what `Accept` is compared with, and what a client that
-    /// accepts none of them is told.
+    /// Returns the media types of the responses, the preferred one first. The `Accept` header is compared with them, and a 406 lists them.
     fn media_types(&self) -> &[&'static str];
 
-    /// Whether the request asks for this transport, and how strongly; `None` if it must not be answered by it.
+    /// Returns how strongly the request asks for this transport; `None` if the transport cannot answer it.
     ///
-    /// By default this is what the `Accept` header says of the [media types](Self::media_types).
+    /// By default the `Accept` header decides, compared with the [media types](Self::media_types).
     fn preference(&self, head: &Parts) -> Option<Preference> {
         Preference::from_accept(&head.headers, self.media_types()).map(|(preference, _)| preference)
     }
 
-    /// Answers the request with the source.
+    /// Subscribes to the source, and responds to the request with its events.
     ///
-    /// The request's head is the transport's to take from; what the future needs of it, it takes at once.
+    /// The transport may take values out of the head. The future does not borrow the head, so the transport must take or copy what the
+    /// future needs before it returns.
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture;
 }
 
-/// A response on its way: there as soon as the source has answered the subscription.
+/// A future of a response, which is ready as soon as the source has accepted or refused the subscription.
 ///
-/// To drop it is to withdraw the subscription.
+/// To drop the future cancels the subscription.
 pub type BoxResponseFuture = Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>;
 
 impl<T: Transport + ?Sized> Transport for Arc<T> {

@@ -11,14 +11,16 @@ use crate::{
     source::{Push, Rejection, query},
 };
 
-/// Several transports behind one URL, of which the client takes its pick.
+/// Several transports behind one URL: each request chooses one of them.
 ///
-/// - A query parameter names the transport, `?transport=ndjson`: for clients that cannot set headers.
-/// - Otherwise the `Accept` header decides, by quality, then by how exactly it names a type
-///   ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
-/// - Otherwise (`*/*`, or no header at all) it is the first in the set.
+/// A request chooses by the first of these rules that applies:
 ///
-/// A request that none can answer gets 406 and a text that says what there is. All answers carry `Vary: Accept`.
+/// 1. A query parameter names the transport, such as `?transport=ndjson`. This is for clients that cannot set headers.
+/// 2. The `Accept` header prefers one, by quality and then by how exactly it names the media type
+///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
+/// 3. `Accept` is absent or prefers none. The first transport of the set answers.
+///
+/// A request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
 ///
 /// ```
 /// use tower_push::{
@@ -27,19 +29,20 @@ use crate::{
 ///     transport::{Chunked, Negotiate, Sse},
 /// };
 ///
-/// let by_default = PushLayer::new();
+/// let default = PushLayer::new();
 /// let one_more = PushLayer::with(Negotiate::new().add_transport(Chunked::new(Raw::new())));
-/// let only_these = PushLayer::with(Negotiate::only(Sse::new()).add_transport(Chunked::default()).query_parameter("via"));
+/// let two = PushLayer::with(Negotiate::only(Sse::new()).add_transport(Chunked::default()));
 /// ```
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Negotiate {
     transports: Vec<Arc<dyn Transport>>,
-    parameter: &'static str,
+    query_parameter: &'static str,
 }
 
 impl Negotiate {
-    /// Every transport that needs no choice of its own: [`Sse`], [`Chunked`] as NDJSON, JSON-seq and `multipart/mixed`,
-    /// [`LongPoll`], and `WebSocket` (feature `websocket`).
+    /// Creates the default set: [`Sse`], [`Chunked`] as NDJSON, as JSON text sequences and as `multipart/mixed`, [`LongPoll`], and
+    /// `WebSocket` (feature `websocket`), in this order.
     pub fn new() -> Self {
         let all = Self::only(Sse::new())
             .add_transport(Chunked::default())
@@ -51,57 +54,57 @@ impl Negotiate {
         all
     }
 
-    /// A set of one.
+    /// Creates a set of one transport.
     pub fn only(transport: impl Transport) -> Self {
         Self {
             transports: vec![Arc::new(transport)],
-            parameter: "transport",
+            query_parameter: "transport",
         }
     }
 
-    /// Adds a transport, behind the others in preference; or puts it in the place of the one that has its
-    /// [name](Transport::name).
-    #[must_use]
+    /// Adds a transport at the end of the set, or replaces the one with the same [name](Transport::name).
     pub fn add_transport(mut self, transport: impl Transport) -> Self {
-        let same = |other: &&mut Arc<dyn Transport>| other.name() == transport.name();
-        match self.transports.iter_mut().find(same) {
-            Some(place) => *place = Arc::new(transport),
+        let has_same_name = |other: &&mut Arc<dyn Transport>| other.name() == transport.name();
+        match self.transports.iter_mut().find(has_same_name) {
+            Some(replaced) => *replaced = Arc::new(transport),
             None => self.transports.push(Arc::new(transport)),
         }
         self
     }
 
-    /// The query parameter by which a client names the transport: `transport` by default.
-    #[must_use]
+    /// Sets the query parameter with which a request names the transport: `transport` by default.
     pub fn query_parameter(mut self, name: &'static str) -> Self {
-        self.parameter = name;
+        self.query_parameter = name;
         self
     }
 
+    /// Returns the transport that the request chooses; `None` if none can answer it.
     fn choose(&self, head: &Parts) -> Option<&Arc<dyn Transport>> {
         let query = head.uri.query().unwrap_or_default();
-        let named = query::parameter_values(query, self.parameter).find(|name| !name.is_empty());
-        if let Some(named) = named {
-            return self.transports.iter().find(|t| t.name() == named);
+        let mut names = query::parameter_values(query, self.query_parameter);
+        if let Some(name) = names.find(|name| !name.is_empty()) {
+            return self.transports.iter().find(|t| t.name() == name);
         }
-        let wanted = self.transports.iter().enumerate();
-        let wanted = wanted.filter_map(|(order, t)| Some((t.preference(head)?, Reverse(order), t)));
-        // Whoever accepts anything has not asked for a tunnel of any kind.
-        let is_tunnel = head.method == Method::CONNECT;
-        let wanted = wanted.filter(|(p, ..)| !is_tunnel || *p == Preference::MAX);
-        wanted
-            .max_by_key(|(preference, order, _)| (*preference, *order))
+        let transports = self.transports.iter().enumerate();
+        let candidates = transports
+            .filter_map(|(index, t)| Some((t.preference(head)?, Reverse(index), t)))
+            // A CONNECT request asks for a tunnel. A transport that is merely acceptable does not offer one.
+            .filter(|(preference, ..)| {
+                head.method != Method::CONNECT || *preference == Preference::MAX
+            });
+        candidates
+            .max_by_key(|(preference, index, _)| (*preference, *index))
             .map(|(_, _, transport)| transport)
     }
 
-    /// 406, and what there is.
-    fn refuse(&self) -> Response<PushBody> {
+    /// Makes the 406 that lists the transports.
+    fn not_acceptable_response(&self) -> Response<PushBody> {
         let mut text = String::from("Nothing here is as you ask for it. There is:\n");
         for transport in &self.transports {
             let (types, name) = (transport.media_types().join(", "), transport.name());
             let _ = match types.as_str() {
                 "" => writeln!(text, "{name}"),
-                types => writeln!(text, "{types}  (?{}={name})", self.parameter),
+                types => writeln!(text, "{types}  (?{}={name})", self.query_parameter),
             };
         }
         rejection_response(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
@@ -119,7 +122,7 @@ impl Transport for Negotiate {
         "negotiate"
     }
 
-    /// Those of the first transport.
+    /// The media types of the first transport.
     fn media_types(&self) -> &[&'static str] {
         self.transports.first().map_or(&[], |t| t.media_types())
     }
@@ -130,16 +133,17 @@ impl Transport for Negotiate {
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let Some(transport) = self.choose(head) else {
-            let mut response = refuse_connect(&head.method).unwrap_or_else(|| self.refuse());
+            let mut response =
+                refuse_connect(&head.method).unwrap_or_else(|| self.not_acceptable_response());
             vary_by_accept(response.headers_mut());
             if head.method == Method::HEAD {
-                *response.body_mut() = PushBody::head();
+                *response.body_mut() = PushBody::for_head_request();
             }
             return Box::pin(ready(response));
         };
-        let responding = transport.clone().respond(head, push);
+        let response_future = transport.clone().respond(head, push);
         Box::pin(async {
-            let mut response = responding.await;
+            let mut response = response_future.await;
             if !response.status().is_informational() {
                 vary_by_accept(response.headers_mut());
             }

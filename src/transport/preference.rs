@@ -1,63 +1,73 @@
 use http::{HeaderMap, header::ACCEPT};
 use tower_push_proto::header_list::split_unquoted;
 
-/// How strongly a request asks for a transport. The greatest one answers.
+/// How strongly a request asks for a transport. Of several transports, the one with the greatest preference answers.
+///
+/// Preferences are ordered by quality (`q`), and then by how exactly the `Accept` header names the media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Preference {
-    /// In thousandths.
+    /// The `q` of the media range, in thousandths: 0 to 1000.
     quality: u16,
     specificity: Specificity,
 }
 
+/// How exactly a request names a transport, from the least to the most exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Specificity {
-    Anything,
-    Kind,
-    Exact,
-    Certain,
+    /// By `*/*`, or by a request without an `Accept` header.
+    AnyMediaType,
+    /// By a range of subtypes, such as `text/*`.
+    AnySubtype,
+    /// By the media type itself.
+    MediaType,
+    /// By something else than `Accept` that no other transport uses.
+    BeyondAccept,
 }
 
+/// The quality of a media range that has no `q`, in thousandths.
+const MAX_QUALITY: u16 = 1000;
+
 impl Preference {
-    /// The request can be meant for nobody else, whatever it accepts: an upgrade, say.
+    /// The greatest preference: the request can be meant for no other transport, whatever it accepts. An upgrade to WebSocket is one.
     pub const MAX: Self = Self {
-        quality: 1000,
-        specificity: Specificity::Certain,
+        quality: MAX_QUALITY,
+        specificity: Specificity::BeyondAccept,
     };
 
-    /// Whether the media type was named, and not only its kind.
-    pub(crate) fn is_exact(self) -> bool {
-        self.specificity == Specificity::Exact
+    /// Returns whether the request names the media type itself, and not a range such as `text/*`.
+    pub(crate) fn names_media_type(self) -> bool {
+        self.specificity == Specificity::MediaType
     }
 
-    /// What the `Accept` headers say of these media types: the most preferred of them, and how much
+    /// Returns which of `media_types` the `Accept` headers prefer, and how strongly; `None` if they accept none of them
     /// ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
     ///
-    /// Of the ranges that match a type the most specific one decides; parameters other than `q` are not compared. A range
-    /// that cannot be read does not count. Without any range, everything is accepted alike.
-    pub fn from_accept<'a>(headers: &HeaderMap, types: &[&'a str]) -> Option<(Self, &'a str)> {
-        let ranges: Vec<_> = headers
+    /// If several ranges match a type, the most specific range decides. Parameters other than `q` are not compared. A range that is
+    /// malformed is ignored. Without a valid range, every type is accepted with the same quality, and the first one is returned.
+    pub fn from_accept<'a>(
+        headers: &HeaderMap,
+        media_types: &[&'a str],
+    ) -> Option<(Self, &'a str)> {
+        let values: Vec<_> = headers
             .get_all(ACCEPT)
             .iter()
             .map(|value| String::from_utf8_lossy(value.as_bytes()))
             .collect();
-        let ranges: Vec<_> = ranges
+        let mut ranges: Vec<_> = values
             .iter()
             .flat_map(|value| split_unquoted(value, ','))
-            .filter_map(Range::parse)
+            .filter_map(MediaRange::parse)
             .collect();
-        let any = Range {
-            kind: "*",
-            subtype: "*",
-            quality: 1000,
-        };
-        let ranges = if ranges.is_empty() { vec![any] } else { ranges };
+        if ranges.is_empty() {
+            ranges.push(MediaRange::ANY);
+        }
         let mut best: Option<(Self, &str)> = None;
-        for media_type in types {
-            let deciding = ranges
+        for media_type in media_types {
+            let most_specific = ranges
                 .iter()
-                .filter_map(|range| Some((range.specificity(media_type)?, range.quality)))
+                .filter_map(|range| Some((range.matches(media_type)?, range.quality)))
                 .max();
-            let Some((specificity, quality)) = deciding else {
+            let Some((specificity, quality)) = most_specific else {
                 continue;
             };
             let preference = Self {
@@ -72,50 +82,59 @@ impl Preference {
     }
 }
 
-/// One range of an `Accept` header: `text/*;q=0.5`.
-struct Range<'a> {
-    kind: &'a str,
+/// One media range of an `Accept` header, such as `text/*;q=0.5`.
+struct MediaRange<'a> {
+    main_type: &'a str,
     subtype: &'a str,
+    /// In thousandths.
     quality: u16,
 }
 
-impl<'a> Range<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let mut parts = split_unquoted(text, ';').map(str::trim);
-        let (kind, subtype) = parts.next()?.split_once('/')?;
+impl<'a> MediaRange<'a> {
+    const ANY: Self = Self {
+        main_type: "*",
+        subtype: "*",
+        quality: MAX_QUALITY,
+    };
+
+    /// Returns `None` if the range is malformed.
+    fn parse(range: &'a str) -> Option<Self> {
+        let mut parts = split_unquoted(range, ';').map(str::trim);
+        let (main_type, subtype) = parts.next()?.split_once('/')?;
         let is_token = |text: &str| !text.is_empty() && !text.contains(char::is_whitespace);
-        if !is_token(kind) || !is_token(subtype) || (kind == "*" && subtype != "*") {
+        if !is_token(main_type) || !is_token(subtype) || (main_type == "*" && subtype != "*") {
             return None;
         }
         let quality = parts
             .filter_map(|parameter| parameter.split_once('='))
             .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
-            .map_or(Some(1000), |(_, value)| quality(value.trim()))?;
+            .map_or(Some(MAX_QUALITY), |(_, value)| parse_quality(value.trim()))?;
         Some(Self {
-            kind,
+            main_type,
             subtype,
             quality,
         })
     }
 
-    fn specificity(&self, media_type: &str) -> Option<Specificity> {
-        let (kind, subtype) = media_type.split_once('/')?;
-        if self.kind == "*" {
-            Some(Specificity::Anything)
-        } else if !self.kind.eq_ignore_ascii_case(kind) {
+    /// Returns how exactly the range names `media_type`; `None` if it does not match.
+    fn matches(&self, media_type: &str) -> Option<Specificity> {
+        let (main_type, subtype) = media_type.split_once('/')?;
+        if self.main_type == "*" {
+            Some(Specificity::AnyMediaType)
+        } else if !self.main_type.eq_ignore_ascii_case(main_type) {
             None
         } else if self.subtype == "*" {
-            Some(Specificity::Kind)
+            Some(Specificity::AnySubtype)
         } else {
             self.subtype
                 .eq_ignore_ascii_case(subtype)
-                .then_some(Specificity::Exact)
+                .then_some(Specificity::MediaType)
         }
     }
 }
 
-/// `0.25` is 250: one digit, and up to three behind a point.
-fn quality(text: &str) -> Option<u16> {
+/// Parses a `q` value into thousandths: `0.25` is 250. It has one digit, and at most three behind the point.
+fn parse_quality(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let is_digits = decimals.bytes().all(|b| b.is_ascii_digit());
     if !is_digits || decimals.len() > 3 {
@@ -124,7 +143,7 @@ fn quality(text: &str) -> Option<u16> {
     let thousandths: u16 = format!("{decimals:0<3}").parse().ok()?;
     match (whole, thousandths) {
         ("0", _) => Some(thousandths),
-        ("1", 0) => Some(1000),
+        ("1", 0) => Some(MAX_QUALITY),
         _ => None,
     }
 }
@@ -133,16 +152,17 @@ fn quality(text: &str) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn accepted(accept: &[&str], types: &[&'static str]) -> Option<(u16, &'static str)> {
+    fn accepted(accept: &[&str], media_types: &[&'static str]) -> Option<(u16, &'static str)> {
         let mut headers = HeaderMap::new();
         for value in accept {
             headers.append(ACCEPT, value.parse().unwrap());
         }
-        Preference::from_accept(&headers, types).map(|(p, media_type)| (p.quality, media_type))
+        Preference::from_accept(&headers, media_types)
+            .map(|(preference, media_type)| (preference.quality, media_type))
     }
 
     #[test]
-    fn the_most_specific_range_decides() {
+    fn most_specific_range_decides() {
         let sse = &["text/event-stream"];
         let exact = Some((1000, "text/event-stream"));
         assert_eq!(accepted(&[], sse), exact);
@@ -162,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_types_the_preferred_one_is_taken() {
+    fn preferred_media_type_is_returned() {
         let json = &["application/x-ndjson", "application/jsonl"];
         assert_eq!(accepted(&["*/*"], json).unwrap().1, "application/x-ndjson");
         assert_eq!(
@@ -174,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_does_not_count() {
+    fn malformed_ranges_are_ignored() {
         let sse = &["text/event-stream"];
         for garbage in [
             "",
@@ -196,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn qualities_have_three_digits() {
+    fn quality_has_up_to_three_decimals() {
         for (text, thousandths) in [
             ("0", 0),
             ("1", 1000),
@@ -205,12 +225,12 @@ mod tests {
             ("1.000", 1000),
             ("0.", 0),
         ] {
-            assert_eq!(quality(text), Some(thousandths), "{text}");
+            assert_eq!(parse_quality(text), Some(thousandths), "{text}");
         }
         for text in [
             "", "2", "1.001", "0.1234", "-1", "+1", ".5", "0.+1", "1e1", "0.5x",
         ] {
-            assert_eq!(quality(text), None, "{text}");
+            assert_eq!(parse_quality(text), None, "{text}");
         }
     }
 }

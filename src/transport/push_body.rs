@@ -12,74 +12,75 @@ use pin_project_lite::pin_project;
 use crate::{error::BoxError, supervision::StreamHandle};
 
 pin_project! {
-    /// The body of every response: of a push, or of the service behind a layer, untouched.
+    /// The body of every response: a push's, or the unchanged body `B` of a service behind a layer.
     ///
-    /// It is `Send` and `Sync` (where `B` is). A push's body yields no empty data frames, may be polled after its end, and
-    /// fails where the source failed, so that the server cuts the response and the client sees a truncation, never a clean end.
+    /// It is `Send` and `Sync` (where `B` is). A push's body yields no empty data frames, and may be polled after its end. It fails if
+    /// the source fails, so that the server cuts the response and the client sees a truncated body instead of a clean end.
     pub struct PushBody<B = NeverBody> {
         #[pin]
-        kind: Kind<B>,
+        state: PushBodyState<B>,
         // Keeps a guarded stream counted while the body exists.
         handle: Option<StreamHandle>,
     }
 }
 
 pin_project! {
-    #[project = KindProjection]
-    enum Kind<B> {
+    #[project = PushBodyStateProjection]
+    enum PushBodyState<B> {
         Ended,
-        Whole { bytes: Bytes },
-        /// To a HEAD request: what no length is known of, though nothing follows.
-        Head,
-        /// The lock is never taken, for there is always a `&mut`: it makes the body `Sync`, as warp wants it.
+        Full { bytes: Bytes },
+        // No bytes follow, and the length is not 0 but unknown.
+        HeadResponse,
+        // The mutex makes the body `Sync`, which warp requires. It is never locked, because every access has a `&mut`.
         Boxed { body: Mutex<Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>> },
         Inner { #[pin] body: B },
     }
 }
 
-/// The body of no response: what is behind a layer whose service answers with pushes only.
+/// A body that cannot exist: the inner body type behind a layer whose service responds with pushes only.
 #[derive(Clone, Copy, Debug)]
 pub enum NeverBody {}
 
 impl PushBody {
-    /// Nothing.
+    /// Creates a body without content.
     pub fn empty() -> Self {
-        Kind::Ended.into()
+        PushBodyState::Ended.into()
     }
 
-    /// All of it at once.
+    /// Creates a body of these bytes. Its length is known.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {
             return Self::empty();
         }
-        Kind::Whole { bytes }.into()
+        PushBodyState::Full { bytes }.into()
     }
 
-    /// Any body.
+    /// Boxes any body.
     pub fn new<B>(body: B) -> Self
     where
         B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
     {
         let body = Mutex::new(Box::pin(body) as Pin<Box<_>>);
-        Kind::Boxed { body }.into()
+        PushBodyState::Boxed { body }.into()
     }
 
-    pub(super) fn head() -> Self {
-        Kind::Head.into()
+    /// Creates the body of a response to a `HEAD` request for a stream: it has no content, and no length is announced for it.
+    pub fn for_head_request() -> Self {
+        PushBodyState::HeadResponse.into()
     }
 
-    /// The same beside the bodies of another service.
-    pub(crate) fn beside<B>(self) -> PushBody<B> {
-        let kind = match self.kind {
-            Kind::Ended => Kind::Ended,
-            Kind::Whole { bytes } => Kind::Whole { bytes },
-            Kind::Head => Kind::Head,
-            Kind::Boxed { body } => Kind::Boxed { body },
-            Kind::Inner { body } => match body {},
+    /// Converts the body of a push to the type of the bodies behind a layer.
+    pub(crate) fn with_inner_type<B>(self) -> PushBody<B> {
+        let state = match self.state {
+            PushBodyState::Ended => PushBodyState::Ended,
+            PushBodyState::Full { bytes } => PushBodyState::Full { bytes },
+            PushBodyState::HeadResponse => PushBodyState::HeadResponse,
+            PushBodyState::Boxed { body } => PushBodyState::Boxed { body },
+            PushBodyState::Inner { body } => match body {},
         };
         let handle = self.handle;
-        PushBody { kind, handle }
+        PushBody { state, handle }
     }
 
     /// Keeps `handle` until the body is dropped. A body that has the handle of an inner guard keeps that one, which holds `handle`.
@@ -89,22 +90,25 @@ impl PushBody {
 }
 
 impl<B> PushBody<B> {
-    /// Another service's body.
-    pub(crate) fn inner(body: B) -> Self {
-        Kind::Inner { body }.into()
+    /// Wraps the body of the service behind a layer.
+    pub(crate) fn from_inner(body: B) -> Self {
+        PushBodyState::Inner { body }.into()
     }
 }
 
-/// Nothing.
+/// A body without content.
 impl<B> Default for PushBody<B> {
     fn default() -> Self {
-        Kind::Ended.into()
+        PushBodyState::Ended.into()
     }
 }
 
-impl<B> From<Kind<B>> for PushBody<B> {
-    fn from(kind: Kind<B>) -> Self {
-        Self { kind, handle: None }
+impl<B> From<PushBodyState<B>> for PushBody<B> {
+    fn from(state: PushBodyState<B>) -> Self {
+        Self {
+            state,
+            handle: None,
+        }
     }
 }
 
@@ -120,16 +124,16 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut kind = self.project().kind;
-        let frame = match kind.as_mut().project() {
-            KindProjection::Ended | KindProjection::Head => None,
-            KindProjection::Whole { bytes } => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            KindProjection::Boxed { body } => {
+        let mut state = self.project().state;
+        let frame = match state.as_mut().project() {
+            PushBodyStateProjection::Ended | PushBodyStateProjection::HeadResponse => None,
+            PushBodyStateProjection::Full { bytes } => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            PushBodyStateProjection::Boxed { body } => {
                 let body = body.get_mut().unwrap_or_else(PoisonError::into_inner);
                 let frame = ready!(body.as_mut().poll_frame(cx));
                 let is_empty = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
                 if matches!(&frame, Some(Ok(frame)) if is_empty(frame)) {
-                    // A server may ask again at once and for ever (hyper does): let others run between.
+                    // hyper polls a body again at once after an empty frame. Other tasks must run in between.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -138,30 +142,32 @@ where
                 }
                 frame
             }
-            KindProjection::Inner { body } => {
+            PushBodyStateProjection::Inner { body } => {
                 return body
                     .poll_frame(cx)
                     .map(|frame| frame.map(|frame| frame.map_err(Into::into)));
             }
         };
-        kind.set(Kind::Ended);
+        state.set(PushBodyState::Ended);
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Ended => true,
-            Kind::Whole { .. } | Kind::Head | Kind::Boxed { .. } => false,
-            Kind::Inner { body } => body.is_end_stream(),
+        match &self.state {
+            PushBodyState::Ended => true,
+            PushBodyState::Full { .. }
+            | PushBodyState::HeadResponse
+            | PushBodyState::Boxed { .. } => false,
+            PushBodyState::Inner { body } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Ended => SizeHint::with_exact(0),
-            Kind::Whole { bytes } => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Head | Kind::Boxed { .. } => SizeHint::default(),
-            Kind::Inner { body } => body.size_hint(),
+        match &self.state {
+            PushBodyState::Ended => SizeHint::with_exact(0),
+            PushBodyState::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            PushBodyState::HeadResponse | PushBodyState::Boxed { .. } => SizeHint::default(),
+            PushBodyState::Inner { body } => body.size_hint(),
         }
     }
 }
@@ -169,12 +175,12 @@ where
 impl<B> fmt::Debug for PushBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PushBody")
-            .field(&match &self.kind {
-                Kind::Ended => "ended",
-                Kind::Whole { .. } => "whole",
-                Kind::Head => "head",
-                Kind::Boxed { .. } => "boxed",
-                Kind::Inner { .. } => "inner",
+            .field(&match &self.state {
+                PushBodyState::Ended => "ended",
+                PushBodyState::Full { .. } => "full",
+                PushBodyState::HeadResponse => "head",
+                PushBodyState::Boxed { .. } => "boxed",
+                PushBodyState::Inner { .. } => "inner",
             })
             .finish()
     }

@@ -14,6 +14,9 @@ use crate::source::Rejection;
 /// A value of `Cache-Control`: caches must not keep the response.
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
+/// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
+pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
+
 /// The value of `X-Content-Type-Options`: browsers must not guess another content type than the one that is sent.
 pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
@@ -67,7 +70,8 @@ pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
 /// Returns `false` for a CONNECT request: the 200 of [`event_source_retry_response`] would mean that the server has opened a tunnel.
 pub(crate) fn is_event_source_request(head: &Parts) -> bool {
     let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
-    head.method != Method::CONNECT && accepted.is_some_and(|(preference, _)| preference.is_exact())
+    head.method != Method::CONNECT
+        && accepted.is_some_and(|(preference, _)| preference.names_media_type())
 }
 
 /// Makes the response that an `EventSource` takes for a stream that has ended: 200, with the hint to reconnect after `retry`.

@@ -1,7 +1,6 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -9,11 +8,12 @@ use futures_core::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
 
 use super::{
-    BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, PushBody, lazy_timer::LazyTimer,
-    rejection_response, response::refuse_connect,
+    BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
+    heartbeat_timer::HeartbeatTimer,
+    rejection_response,
+    response::{NOSNIFF, refuse_connect},
 };
 use crate::{
     error::BoxError,
@@ -22,11 +22,12 @@ use crate::{
     supervision::{PendingStream, SupervisedStream},
 };
 
-/// Opens a pending stream, and responds with it: what a streaming transport does once it has an [`Encoder`].
+/// Opens a pending stream and makes its streaming response: what a transport that streams does once it has an [`Encoder`].
 ///
-/// To `headers`, which must hold the content type, it adds those that keep a stream flowing (`Cache-Control`,
-/// `X-Accel-Buffering`, `X-Content-Type-Options`), where they are not set. A `HEAD` request is answered with the headers
-/// alone, without asking the source; a [`Rejection`](crate::source::Rejection) becomes its status.
+/// `headers` must hold the content type. `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff` and
+/// `X-Accel-Buffering: no` are added, each unless it is set. A `HEAD` request gets these headers without a body, and its source is not
+/// asked. A CONNECT request gets 501. A source that refuses the subscription determines the response with its
+/// [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
     pending: PendingStream,
     push: Push,
@@ -36,159 +37,192 @@ pub fn respond_streaming(
 ) -> BoxResponseFuture {
     Box::pin(async move {
         let method = &pending.subscription().head().method;
-        if let Some(refused) = refuse_connect(method) {
-            return refused;
+        if let Some(refusal) = refuse_connect(method) {
+            return refusal;
         }
         if method == Method::HEAD {
-            return response_with(PushBody::head(), headers);
+            return streaming_response(headers, PushBody::for_head_request());
         }
         match pending.open(push).await {
-            Ok(items) => streaming_response(items, headers, encoder, keep_alive),
+            Ok(stream) => {
+                let writer = ItemWriter { stream, encoder };
+                streaming_response(headers, streaming_body(writer, keep_alive))
+            }
             Err(rejection) => rejection_response(rejection),
         }
     })
 }
 
-/// Makes the response to a request whose stream is open. See [`respond_streaming`].
-pub(super) fn streaming_response<S>(
-    items: SupervisedStream<S>,
-    headers: HeaderMap,
-    encoder: Box<dyn Encoder>,
-    keep_alive: KeepAlive,
-) -> Response<PushBody>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
-{
-    let body = PushBody::new(Streaming::new(items, encoder, keep_alive));
-    response_with(body, headers)
-}
-
-/// Makes a response with `headers`, and those that keep a stream flowing.
-fn response_with(body: PushBody, headers: HeaderMap) -> Response<PushBody> {
+/// Makes a response whose body streams: adds the headers that keep proxies and browsers from delaying the body.
+pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response<PushBody> {
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
     for (name, value) in [
-        (header::CACHE_CONTROL, "no-cache, no-transform"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (X_ACCEL_BUFFERING, "no"),
+        (header::CACHE_CONTROL, NO_CACHE_NO_TRANSFORM),
+        (header::X_CONTENT_TYPE_OPTIONS, NOSNIFF),
+        (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ] {
-        let entry = response.headers_mut().entry(name);
-        entry.or_insert(HeaderValue::from_static(value));
+        response.headers_mut().entry(name).or_insert(value);
     }
     response
 }
 
-/// nginx's word for it.
-const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-pin_project! {
-    /// A source's items on their way into a body.
-    struct Streaming<S> {
-        state: State<S>,
-        encoder: Box<dyn Encoder>,
-        batch: FrameBuffer,
-        // Frames since the stream last paused.
-        run: usize,
-        #[pin]
-        heart: Heart,
-    }
+/// Makes a body of what `writer` writes, with heartbeats while the writer is idle.
+pub(super) fn streaming_body<W>(mut writer: W, keep_alive: KeepAlive) -> PushBody
+where
+    W: StreamWriter + Send + 'static,
+{
+    let mut frames = FrameBuffer::default();
+    writer.write_opening(&mut frames);
+    PushBody::new(StreamingBody {
+        state: StreamingState::Open(writer),
+        frames,
+        frames_in_a_row: 0,
+        heartbeat_timer: HeartbeatTimer::new(keep_alive),
+    })
 }
 
-enum State<S> {
-    /// The source's stream is dropped as soon as this state is left.
-    Live(SupervisedStream<S>),
-    /// The error is told once what came before it has had its chance to go out: a server drops what it holds on an error.
-    Failing {
-        error: BoxError,
-        flushed: bool,
-    },
+/// Caches must revalidate the response, and proxies must not change its encoding.
+const NO_CACHE_NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
+
+/// The header with which a response turns off nginx's buffering.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Writes one stream of a [`StreamingBody`].
+pub(super) trait StreamWriter {
+    /// Writes the bytes that are sent before the first item.
+    fn write_opening(&mut self, out: &mut FrameBuffer);
+
+    /// Writes what is ready to `out`, until `out` is full or the stream ends. An error cuts the response behind what was written before.
+    ///
+    /// It is pending once nothing more is ready, even if it has written something. [`FrameReady`](WriteStatus::FrameReady) means that it
+    /// has written something.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut FrameBuffer,
+    ) -> Poll<Result<WriteStatus, BoxError>>;
+
+    /// Writes a heartbeat. If it writes nothing, the stream has no heartbeats any more.
+    fn write_heartbeat(&mut self, out: &mut FrameBuffer);
+}
+
+/// Why a [`StreamWriter`] has stopped to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteStatus {
+    /// There is enough for a frame. The stream goes on.
+    FrameReady,
+    /// The stream has ended.
     Ended,
 }
 
-/// Frames given in one go, so that a source that never pauses lets its neighbours run, whatever the server's own patience.
-const FRAMES: usize = 8;
-
-/// Items asked for in one go, so that one that writes nothing for any of them lets its neighbours run.
-const ITEMS: usize = 1024;
-
-impl<S> Streaming<S> {
-    fn new(
-        items: SupervisedStream<S>,
-        mut encoder: Box<dyn Encoder>,
-        keep_alive: KeepAlive,
-    ) -> Self {
-        let mut batch = FrameBuffer::default();
-        encoder.open(&mut batch);
-        Self {
-            state: State::Live(items),
-            encoder,
-            batch,
-            run: 0,
-            heart: Heart::new(keep_alive),
-        }
-    }
+/// Writes the items of a stream, each as its encoder writes it.
+struct ItemWriter<S> {
+    stream: SupervisedStream<S>,
+    encoder: Box<dyn Encoder>,
 }
 
-impl<S> State<S>
+impl<S> StreamWriter for ItemWriter<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Writes what is ready, until it is a frame. Pending only if there is nothing more to write now.
-    fn fill(
+    fn write_opening(&mut self, out: &mut FrameBuffer) {
+        self.encoder.open(out);
+    }
+
+    fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        encoder: &mut dyn Encoder,
-        batch: &mut FrameBuffer,
-    ) -> Poll<()> {
-        let Self::Live(items) = self else {
-            return Poll::Ready(());
-        };
-        // What is read must not outrun what is sent: large events make frames of their own.
-        if batch.is_full() {
-            return Poll::Ready(());
-        }
-        for _ in 0..ITEMS {
-            let written = match ready!(Pin::new(&mut *items).poll_next(cx)) {
-                Some(Ok(item)) => encoder.item(&item, batch),
-                Some(Err(error)) => return self.fail(error),
+        out: &mut FrameBuffer,
+    ) -> Poll<Result<WriteStatus, BoxError>> {
+        let Self { stream, encoder } = self;
+        for _ in 0..MAX_ITEMS_PER_POLL {
+            let written = match ready!(Pin::new(&mut *stream).poll_next(cx)) {
+                Some(Ok(item)) => encoder.item(&item, out),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
                 None => Ok(Some(End::reconnect(None))),
             };
             let end = match written {
                 Ok(end) => end,
                 Err(error) => {
                     let error = error.into();
-                    items.report_send_error(&error);
-                    return self.fail(error);
+                    stream.report_send_error(&error);
+                    return Poll::Ready(Err(error));
                 }
             };
             if let Some(end) = end {
-                return self.end(end, encoder, batch);
+                encoder.end(end, out);
+                return Poll::Ready(Ok(WriteStatus::Ended));
             }
-            if batch.is_full() {
-                return Poll::Ready(());
+            if out.is_full() {
+                return Poll::Ready(Ok(WriteStatus::FrameReady));
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    fn fail(&mut self, error: BoxError) -> Poll<()> {
-        let flushed = false;
-        *self = Self::Failing { error, flushed };
-        Poll::Ready(())
-    }
-
-    fn end(&mut self, end: End, encoder: &mut dyn Encoder, batch: &mut FrameBuffer) -> Poll<()> {
-        encoder.end(end, batch);
-        *self = Self::Ended;
-        Poll::Ready(())
+    fn write_heartbeat(&mut self, out: &mut FrameBuffer) {
+        self.encoder.heartbeat(out);
     }
 }
 
-impl<S> Body for Streaming<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+pin_project! {
+    /// The body of a streaming response: paces its writer, joins small writes into frames, and sends heartbeats.
+    struct StreamingBody<W> {
+        state: StreamingState<W>,
+        frames: FrameBuffer,
+        // Frames since the body was last pending.
+        frames_in_a_row: usize,
+        #[pin]
+        heartbeat_timer: HeartbeatTimer,
+    }
+}
+
+enum StreamingState<W> {
+    /// The writer, and the source's stream in it, is dropped as soon as this state is left.
+    Open(W),
+    /// The error is reported one poll after the last frame: a server drops the frames that it still holds when a body fails.
+    Failing {
+        error: BoxError,
+        is_flushed: bool,
+    },
+    Ended,
+}
+
+/// After this number of frames the body is pending once, so that a source that is always ready lets other tasks run, even if the
+/// server does not limit how often it polls.
+const MAX_FRAMES_IN_A_ROW: usize = 8;
+
+impl<W: StreamWriter> StreamingState<W> {
+    /// Lets the writer write until there is a full frame. It is pending only if nothing more can be written now.
+    fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut FrameBuffer) -> Poll<()> {
+        let Self::Open(writer) = self else {
+            return Poll::Ready(());
+        };
+        // Large events make several frames. All of them are sent before the next item is read.
+        if out.is_full() {
+            return Poll::Ready(());
+        }
+        match ready!(writer.poll_write(cx, out)) {
+            Ok(WriteStatus::FrameReady) => {}
+            Ok(WriteStatus::Ended) => *self = Self::Ended,
+            Err(error) => {
+                let is_flushed = false;
+                *self = Self::Failing { error, is_flushed };
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn write_heartbeat(&mut self, out: &mut FrameBuffer) {
+        if let Self::Open(writer) = self {
+            writer.write_heartbeat(out);
+        }
+    }
+}
+
+impl<W: StreamWriter> Body for StreamingBody<W> {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -197,80 +231,39 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        if *this.run == FRAMES {
-            *this.run = 0;
+        if *this.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
+            *this.frames_in_a_row = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let filled = this.state.fill(cx, this.encoder.as_mut(), this.batch);
-        if let Some(frame) = this.batch.take_frame() {
-            *this.run += 1;
-            this.heart.as_mut().rest();
+        let written = this.state.poll_write(cx, this.frames);
+        if let Some(frame) = this.frames.take_frame() {
+            *this.frames_in_a_row += 1;
+            this.heartbeat_timer.as_mut().on_write();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
-        if filled.is_pending() {
-            *this.run = 0;
-            ready!(this.heart.as_mut().poll(cx));
-            this.encoder.heartbeat(this.batch);
-            let Some(frame) = this.batch.take_frame() else {
-                this.heart.stop();
+        if written.is_pending() {
+            *this.frames_in_a_row = 0;
+            ready!(this.heartbeat_timer.as_mut().poll(cx));
+            this.state.write_heartbeat(this.frames);
+            let Some(frame) = this.frames.take_frame() else {
+                this.heartbeat_timer.disable();
                 return Poll::Pending;
             };
-            this.heart.rest();
+            this.heartbeat_timer.on_write();
             return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
-        match std::mem::replace(this.state, State::Ended) {
-            State::Failing { error, flushed } if flushed => Poll::Ready(Some(Err(error))),
-            State::Failing { error, .. } => {
-                *this.state = State::Failing {
-                    error,
-                    flushed: true,
-                };
+        match std::mem::replace(this.state, StreamingState::Ended) {
+            StreamingState::Failing { error, is_flushed } if is_flushed => {
+                Poll::Ready(Some(Err(error)))
+            }
+            StreamingState::Failing { error, .. } => {
+                let is_flushed = true;
+                *this.state = StreamingState::Failing { error, is_flushed };
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            State::Live(_) | State::Ended => Poll::Ready(None),
+            StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
         }
-    }
-}
-
-pin_project! {
-    /// When to say that the stream is alive.
-    struct Heart {
-        interval: Option<Duration>,
-        // `None` while something is being sent.
-        idle_since: Option<Instant>,
-        #[pin]
-        timer: LazyTimer,
-    }
-}
-
-impl Heart {
-    fn new(keep_alive: KeepAlive) -> Self {
-        Self {
-            interval: keep_alive.draw_interval(),
-            idle_since: None,
-            timer: LazyTimer::default(),
-        }
-    }
-
-    /// Something was sent: the interval begins when the stream is idle next.
-    fn rest(self: Pin<&mut Self>) {
-        *self.project().idle_since = None;
-    }
-
-    /// There is no heartbeat to be had.
-    fn stop(self: Pin<&mut Self>) {
-        *self.project().interval = None;
-    }
-
-    /// Ready when a heartbeat is due.
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.project();
-        let Some(interval) = *this.interval else {
-            return Poll::Pending;
-        };
-        let due = *this.idle_since.get_or_insert_with(Instant::now) + interval;
-        this.timer.poll(due, cx)
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies, read whole.
+//! Response bodies, read to their end.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tower_push::{BoxError, PushBody};
 
-/// A body that must end cleanly, as text.
-pub async fn text<B>(body: B) -> String
+/// Reads `body` to its end and returns it as text. Panics if the body fails or is not UTF-8.
+pub async fn body_text<B>(body: B) -> String
 where
     B: Body<Data = Bytes>,
     B::Error: fmt::Debug,
@@ -17,8 +17,8 @@ where
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What a body yields before it ends or fails, and how it ended.
-pub async fn frames(mut body: PushBody) -> (Vec<Bytes>, Result<(), BoxError>) {
+/// Reads `body` until it ends or fails. Returns its data frames, and the error if it has failed.
+pub async fn body_frames(mut body: PushBody) -> (Vec<Bytes>, Result<(), BoxError>) {
     let mut frames = Vec::new();
     while let Some(frame) = body.frame().await {
         match frame {

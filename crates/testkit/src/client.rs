@@ -1,62 +1,67 @@
-//! HTTP clients: one connection of hyper's, or bytes over a socket.
+//! HTTP clients with one connection.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use http::response::Parts;
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 
-use crate::{LONG, Server, request};
+use crate::{TEST_TIMEOUT, TestServer, empty_request};
 
 /// The version of HTTP that a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum HttpVersion {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
 }
 
-/// Both versions.
-pub const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
+impl HttpVersion {
+    /// Both versions.
+    pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
+}
 
 /// One connection of hyper's client.
 #[derive(Debug)]
-pub enum Client {
+pub enum HttpClient {
     /// An HTTP/1.1 connection.
-    Http1(hyper::client::conn::http1::SendRequest<Empty<Bytes>>),
+    Http1(http1::SendRequest<Empty<Bytes>>),
     /// An HTTP/2 connection.
-    Http2(hyper::client::conn::http2::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
 }
 
-impl Client {
+impl HttpClient {
     /// Connects to `server`.
-    pub async fn connect(server: &Server, version: Version) -> Self {
+    pub async fn connect(server: &TestServer, version: HttpVersion) -> Self {
         Self::connect_to(server.address, version).await
     }
 
     /// Connects to `address`.
-    pub async fn connect_to(address: SocketAddr, version: Version) -> Self {
+    pub async fn connect_to(address: SocketAddr, version: HttpVersion) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let io = TokioIo::new(socket);
         match version {
-            Version::Http1 => {
-                let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            HttpVersion::Http1 => {
+                let (sender, connection) = http1::handshake(io).await.unwrap();
                 tokio::spawn(connection.with_upgrades());
                 Self::Http1(sender)
             }
-            Version::Http2 => {
-                let (sender, connection) =
-                    hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
-                        .await
-                        .unwrap();
-                // RFC 8441 §3: no WebSocket is asked for before the server has said that it may be.
+            HttpVersion::Http2 => {
+                let handshake = http2::handshake(TokioExecutor::new(), io);
+                let (sender, connection) = handshake.await.unwrap();
+                // RFC 8441 §3: a client must not request a WebSocket before the server's SETTINGS frame has allowed it.
                 while !connection.is_extended_connect_protocol_enabled() {
                     tokio::task::yield_now().await;
                 }
@@ -66,55 +71,63 @@ impl Client {
         }
     }
 
-    /// Sends a request without a body, and returns the response once its head has arrived.
-    pub async fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Reading {
+    /// Sends a request without a body, and returns the response when its head has arrived.
+    pub async fn send_request(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> StreamingResponse {
         let uri = format!("http://localhost{path}");
-        let request = request(method, &uri, headers);
+        let request = empty_request(method, &uri, headers);
         let response = match self {
             Self::Http1(sender) => sender.send_request(request).await,
             Self::Http2(sender) => sender.send_request(request).await,
         };
         let (head, body) = response.unwrap().into_parts();
-        Reading {
+        StreamingResponse {
             head,
             body,
             unread: Vec::new(),
         }
     }
 
-    /// Sends a GET request.
-    pub async fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> Reading {
-        self.send("GET", path, headers).await
+    /// Sends a GET request, and returns the response when its head has arrived.
+    pub async fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> StreamingResponse {
+        self.send_request("GET", path, headers).await
     }
 }
 
-/// A response whose body is read as it comes.
+/// A response whose body is read as it arrives. Every read panics after [`TEST_TIMEOUT`].
 #[derive(Debug)]
-pub struct Reading {
+pub struct StreamingResponse {
     /// The status and the headers.
-    pub head: http::response::Parts,
+    pub head: Parts,
     pub(crate) body: Incoming,
+    /// Bytes that have arrived and were not asked for yet.
     pub(crate) unread: Vec<u8>,
 }
 
-impl Reading {
+impl StreamingResponse {
     /// Returns the value of a header, if it is visible ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.headers.get(name)?.to_str().ok()
     }
 
-    /// What comes next: bytes, the end, or the news that the response was cut.
-    pub async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
-        let frame = tokio::time::timeout(LONG, self.body.frame());
-        let frame = frame.await.expect("something should have come")?;
+    /// Returns the next bytes of the body, `None` at its end, or an error if the body was cut off.
+    pub async fn next_chunk(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        let frame = timeout(TEST_TIMEOUT, self.body.frame());
+        let frame = frame.await.expect("no bytes arrived in time")?;
         Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 
-    /// Reads until there is this much, no more: what must arrive before anything else happens.
-    pub async fn expect(&mut self, bytes: impl AsRef<[u8]>) {
-        let expected = bytes.as_ref();
+    /// Reads exactly as many bytes as `expected` has, and asserts that they are equal. So these bytes must arrive before anything
+    /// else happens.
+    pub async fn expect_bytes(&mut self, expected: impl AsRef<[u8]>) {
+        let expected = expected.as_ref();
         while self.unread.len() < expected.len() {
-            let bytes = self.next().await.expect("more to come").expect("not cut");
+            let chunk = self.next_chunk().await.expect("the body has ended");
+            let bytes = chunk.expect("the body was cut off");
             self.unread.extend_from_slice(&bytes);
         }
         let (read, rest) = self.unread.split_at(expected.len());
@@ -125,15 +138,15 @@ impl Reading {
         self.unread = rest.to_vec();
     }
 
-    /// Reads to the end, and keeps nothing.
-    pub async fn drain(mut self) {
-        while let Some(Ok(_)) = self.next().await {}
+    /// Reads the rest of the body and discards it.
+    pub async fn discard_rest(mut self) {
+        while let Some(Ok(_)) = self.next_chunk().await {}
     }
 
-    /// Reads to the end.
-    pub async fn rest(mut self) -> (Vec<u8>, Result<(), hyper::Error>) {
-        while let Some(bytes) = self.next().await {
-            match bytes {
+    /// Reads the rest of the body. Returns its bytes, and the error if the body was cut off.
+    pub async fn read_to_end(mut self) -> (Vec<u8>, Result<(), hyper::Error>) {
+        while let Some(chunk) = self.next_chunk().await {
+            match chunk {
                 Ok(bytes) => self.unread.extend_from_slice(&bytes),
                 Err(error) => return (self.unread, Err(error)),
             }
@@ -142,16 +155,21 @@ impl Reading {
     }
 }
 
-/// Sends bytes as they are, and reads until the server closes or the given bytes were seen.
-pub async fn raw_http1(server: &Server, request: &str, until: &str) -> (TcpStream, String) {
+/// Sends `request` as it is, and reads until the response contains `until` or the server closes the connection. Returns the socket
+/// and what was read.
+pub async fn send_raw_http1(
+    server: &TestServer,
+    request: &str,
+    until: &str,
+) -> (TcpStream, String) {
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     socket.write_all(request.as_bytes()).await.unwrap();
-    let mut read = Vec::new();
-    while !String::from_utf8_lossy(&read).contains(until) {
-        let more = tokio::time::timeout(LONG, socket.read_buf(&mut read));
-        if more.await.expect("something should have come").unwrap() == 0 {
+    let mut response = Vec::new();
+    while !String::from_utf8_lossy(&response).contains(until) {
+        let read = timeout(TEST_TIMEOUT, socket.read_buf(&mut response));
+        if read.await.expect("no bytes arrived in time").unwrap() == 0 {
             break;
         }
     }
-    (socket, String::from_utf8(read).unwrap())
+    (socket, String::from_utf8(response).unwrap())
 }

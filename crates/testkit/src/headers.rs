@@ -1,9 +1,9 @@
-//! Headers from bytes.
+//! Headers from arbitrary bytes, for fuzz targets.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The lines that are headers: `name: value`.
-pub fn headers(lines: &[u8]) -> HeaderMap {
+/// Parses lines of the form `name: value`. Skips lines that are no valid header.
+pub fn parse_headers(lines: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n') {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else {

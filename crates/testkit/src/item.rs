@@ -1,9 +1,9 @@
-//! Items, as short texts to compare.
+//! Items as short texts that a test can compare.
 
 use tower_push::{BoxError, Item};
 
-/// An item in a word or two.
-pub fn short(item: Result<Item, BoxError>) -> String {
+/// Returns an event's payload, a gap's reason and number of missed events, or the kind of any other item.
+pub fn describe_item(item: Result<Item, BoxError>) -> String {
     match item {
         Ok(Item::Event(event)) => event.payload().as_text().unwrap().to_owned(),
         Ok(Item::Gap(gap)) => format!("{} {:?}", gap.reason.name(), gap.missed),

@@ -1,27 +1,27 @@
 //! What the tests, benchmarks and fuzz targets of tower-push share.
 //!
-//! | module | what it has |
+//! | module | contents |
 //! |---|---|
-//! | [`server`] | a server for one test, on a port of its own |
-//! | [`client`] | an HTTP client on one connection, HTTP/1.1 or HTTP/2, whose responses are read as they arrive |
+//! | [`server`] | a server on a free port, for HTTP/1.1 and HTTP/2 |
+//! | [`client`] | a client with one HTTP/1.1 or HTTP/2 connection, whose responses are read as they arrive |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
-//! | [`event_source`], [`records`] | parsers of what the transports write |
-//! | [`request`](mod@request), [`headers`](mod@headers) | requests without a body, headers from bytes |
-//! | [`body`], [`item`] | bodies and items as values to compare |
-//! | [`count`] | how many streams are alive |
-//! | [`example`] | the examples, as programs |
-//! | [`installed`] | programs for Node.js, Python and Chromium, with what `scripts/setup` installs |
-//! | [`process`] | the program itself as another process, its CPU time and memory |
+//! | [`event_stream`], [`records`] | parsers of what the transports write |
+//! | [`request`], [`headers`] | requests without a body, and headers from bytes |
+//! | [`body`], [`item`] | response bodies and items as values that a test can compare |
+//! | [`live_counter`] | a count of the streams that are alive |
+//! | [`example_process`] | the examples as processes |
+//! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
+//! | [`child_process`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
+pub mod child_process;
 pub mod client;
-pub mod count;
-pub mod event_source;
-pub mod example;
+pub mod event_stream;
+pub mod example_process;
 pub mod headers;
-pub mod installed;
 pub mod item;
-pub mod process;
+pub mod live_counter;
+pub mod programs;
 pub mod records;
 pub mod request;
 pub mod server;
@@ -30,14 +30,16 @@ pub mod websocket;
 use std::time::Duration;
 
 pub use self::{
-    body::{frames, text},
-    client::{Client, Reading, VERSIONS, Version, raw_http1},
-    count::Count,
-    headers::headers,
-    item::short,
-    request::{get, request},
-    server::Server,
+    body::{body_frames, body_text},
+    child_process::ChildProcess,
+    client::{HttpClient, HttpVersion, StreamingResponse, send_raw_http1},
+    example_process::ExampleProcess,
+    headers::parse_headers,
+    item::describe_item,
+    live_counter::LiveCounter,
+    request::{empty_request, get_request_head},
+    server::TestServer,
 };
 
-/// Long enough for a busy machine, short enough to fail: it is never waited for in a test that passes.
-pub const LONG: Duration = Duration::from_secs(20);
+/// The longest time that a test waits for anything, 20 seconds: enough on a busy machine. A test that passes never waits this long.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);

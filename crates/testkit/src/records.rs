@@ -1,24 +1,25 @@
-//! What a client makes of a stream in any format, as it comes.
+//! A parser for every format of the transports, which yields the same records for all of them.
 
 use serde_json::Value;
 
-use crate::event_source::{Message, Parser};
+use crate::event_stream::{EventStreamParser, MessageEvent};
 
-/// An event, or what is said between events.
+/// An event, a gap message or an end message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The payload of an event.
+    /// The payload, if this is an event.
     pub data: Option<String>,
-    /// What a gap message says.
+    /// The content of a gap message.
     pub gap: Option<Value>,
-    /// What an end message says.
+    /// The content of an end message.
     pub end: Option<Value>,
 }
 
-/// A reader that keeps its cursor, like a client that means to come back.
+/// Parses a response piece by piece, and keeps the cursor with which a client would resume.
 #[derive(Debug)]
-pub struct Reader {
+pub struct RecordReader {
     format: Format,
+    /// The beginning of a line, part or array whose end has not arrived.
     unread: Vec<u8>,
     /// The cursor to resume from.
     pub cursor: Option<String>,
@@ -26,17 +27,17 @@ pub struct Reader {
 
 #[derive(Debug)]
 enum Format {
-    Sse(Box<Parser>),
+    Sse(Box<EventStreamParser>),
     Lines,
-    /// All at once.
+    /// One JSON array, which is parsed when it is complete.
     Array,
     Multipart {
         delimiter: String,
     },
 }
 
-impl Reader {
-    /// Creates a reader for a response of this type, from a client that had `cursor`.
+impl RecordReader {
+    /// Creates a reader for a response with this `Content-Type`. `cursor` is the cursor of the client's request.
     pub fn new(content_type: &str, cursor: Option<String>) -> Self {
         let format = match content_type.split(';').next().unwrap() {
             "text/event-stream" => Format::Sse(Box::default()),
@@ -47,7 +48,7 @@ impl Reader {
             },
             other => panic!("{other}"),
         };
-        // So that the first delimiter begins like all others.
+        // The first delimiter has no line break before it, unlike all others.
         let unread = match format {
             Format::Multipart { .. } => b"\r\n".to_vec(),
             Format::Sse(_) | Format::Lines | Format::Array => Vec::new(),
@@ -69,17 +70,17 @@ impl Reader {
             let messages = std::mem::take(&mut parser.messages);
             return messages
                 .into_iter()
-                .flat_map(|message| self.message(message))
+                .flat_map(|message| self.records_of_message(message))
                 .collect();
         }
         self.unread.extend_from_slice(bytes);
         if matches!(self.format, Format::Array) {
-            return self.array();
+            return self.parse_array();
         }
-        std::iter::from_fn(|| self.piece()).flatten().collect()
+        std::iter::from_fn(|| self.next_piece()).flatten().collect()
     }
 
-    fn message(&mut self, message: Message) -> Vec<Record> {
+    fn records_of_message(&mut self, message: MessageEvent) -> Vec<Record> {
         let json: Option<Value> = serde_json::from_str(&message.data).ok();
         let record = match &*message.event_type {
             "gap" => Record {
@@ -90,13 +91,14 @@ impl Reader {
                 end: json,
                 ..Record::default()
             },
-            // Durable Streams': a batch, which counts with the offset behind it.
+            // An event stream of Durable Streams sends a batch in a `data` event, and then its offset in a `control` event. The
+            // batch is complete only then.
             "data" => {
                 self.unread = message.data.into_bytes();
                 return Vec::new();
             }
             "control" => {
-                let batch = self.array();
+                let batch = self.parse_array();
                 self.unread.clear();
                 let next = json
                     .as_ref()
@@ -112,32 +114,32 @@ impl Reader {
         vec![record]
     }
 
-    /// The next line or part, if it is whole: what it says, if it says anything.
-    fn piece(&mut self) -> Option<Option<Record>> {
+    /// Takes the next line or part, if it is complete. The inner value is `None` for heartbeats and other pieces without a record.
+    fn next_piece(&mut self) -> Option<Option<Record>> {
         let delimiter = match &self.format {
             Format::Multipart { delimiter } => delimiter.clone(),
             Format::Sse(_) | Format::Lines | Format::Array => "\n".to_owned(),
         };
-        let at = find(&self.unread, delimiter.as_bytes())?;
-        let rest = self.unread.split_off(at + delimiter.len());
+        let end = find_bytes(&self.unread, delimiter.as_bytes())?;
+        let rest = self.unread.split_off(end + delimiter.len());
         let mut piece = std::mem::replace(&mut self.unread, rest);
-        piece.truncate(at);
+        piece.truncate(end);
         Some(match self.format {
-            Format::Multipart { .. } => self.part(&piece),
+            Format::Multipart { .. } => self.parse_part(&piece),
             Format::Sse(_) | Format::Lines | Format::Array => {
                 let text = String::from_utf8(piece).unwrap();
-                self.json(text.trim_matches('\u{1e}'))
+                self.parse_json(text.trim_matches('\u{1e}'))
             }
         })
     }
 
-    /// Of envelopes, or of payloads alone.
-    fn array(&mut self) -> Vec<Record> {
+    /// Parses the unread bytes as an array of envelopes or of payloads. Returns no records if the array is incomplete.
+    fn parse_array(&mut self) -> Vec<Record> {
         let Ok(Value::Array(values)) = serde_json::from_slice(&self.unread) else {
             return Vec::new();
         };
         let records = values.into_iter().filter_map(|value| match value {
-            Value::Object(_) => self.json(&value.to_string()),
+            Value::Object(_) => self.parse_json(&value.to_string()),
             Value::String(data) => Some(Record {
                 data: Some(data),
                 ..Record::default()
@@ -147,12 +149,13 @@ impl Reader {
         records.collect()
     }
 
-    fn part(&mut self, part: &[u8]) -> Option<Record> {
-        let end = find(part, b"\r\n\r\n")?;
+    /// Parses a part of a multipart body.
+    fn parse_part(&mut self, part: &[u8]) -> Option<Record> {
+        let end = find_bytes(part, b"\r\n\r\n")?;
         let head = String::from_utf8(part[..end].to_vec()).unwrap();
         let content = String::from_utf8(part[end + 4..].to_vec()).unwrap();
         if head.contains("application/vnd.tower-push+json") {
-            return self.json(&content);
+            return self.parse_json(&content);
         }
         let id = head
             .lines()
@@ -164,7 +167,8 @@ impl Reader {
         })
     }
 
-    fn json(&mut self, text: &str) -> Option<Record> {
+    /// Parses an envelope, and moves the cursor to its id. Returns `None` if it holds neither an event, a gap nor an end.
+    fn parse_json(&mut self, text: &str) -> Option<Record> {
         let mut value: Value = serde_json::from_str(text).ok()?;
         if let Some(id) = value["id"].as_str() {
             self.cursor = Some(id.to_owned());
@@ -181,7 +185,7 @@ impl Reader {
 }
 
 /// Returns where `needle` first occurs in `bytes`.
-pub fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+pub fn find_bytes(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     bytes
         .windows(needle.len())
         .position(|window| window == needle)

@@ -4,13 +4,13 @@ use bytes::Bytes;
 use http::{Request, request::Parts};
 use http_body_util::Empty;
 
-/// The head of a GET request.
-pub fn get(uri: &str, headers: &[(&str, &str)]) -> Parts {
-    request("GET", uri, headers).into_parts().0
+/// Returns the head of a GET request.
+pub fn get_request_head(uri: &str, headers: &[(&str, &str)]) -> Parts {
+    empty_request("GET", uri, headers).into_parts().0
 }
 
-/// A request without a body.
-pub fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+/// Returns a request without a body.
+pub fn empty_request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);

@@ -1,4 +1,4 @@
-//! An HTTP server for one test.
+//! A server on a free port of the loopback interface.
 
 use std::{convert::Infallible, net::SocketAddr};
 
@@ -18,17 +18,17 @@ use tokio::{
 use tower::Service;
 use tower_push::BoxError;
 
-/// A server on a port of its own, for HTTP/1.1 and HTTP/2 with prior knowledge. It ends with this value.
+/// A running server. It stops accepting connections when this value is dropped; open connections stay.
 #[derive(Debug)]
-pub struct Server {
-    /// Where the server listens.
+pub struct TestServer {
+    /// The address on which the server listens.
     pub address: SocketAddr,
-    accepting: JoinHandle<()>,
+    accept_loop: JoinHandle<()>,
 }
 
-impl Server {
-    /// Serves `service`.
-    pub async fn new<S, B>(service: S) -> Self
+impl TestServer {
+    /// Serves `service` over HTTP/1.1 and over HTTP/2 with prior knowledge, WebSocket upgrades included.
+    pub async fn start<S, B>(service: S) -> Self
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
         S: Clone + Send + Sync + 'static,
@@ -36,13 +36,14 @@ impl Server {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let mut server = auto::Builder::new(TokioExecutor::new());
-        server.http2().enable_connect_protocol();
-        Self::accepting(move |socket| {
-            let (server, service) = (server.clone(), TowerToHyperService::new(service.clone()));
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http2().enable_connect_protocol();
+        Self::start_with(move |socket| {
+            let builder = builder.clone();
+            let service = TowerToHyperService::new(service.clone());
             async move {
-                // A client that leaves is an error to the connection, and none to the test.
-                let _ = server
+                // A client that disconnects makes this an error, which is not a failure of the test.
+                let _ = builder
                     .serve_connection_with_upgrades(TokioIo::new(socket), service)
                     .await;
             }
@@ -50,21 +51,24 @@ impl Server {
         .await
     }
 
-    /// The same around any way to serve a connection.
-    pub async fn accepting<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    /// Passes each accepted connection to `serve_connection`, and runs the returned future in a task of its own.
+    pub async fn start_with<F>(serve_connection: impl Fn(TcpStream) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let accepting = tokio::spawn(async move {
+        let accept_loop = tokio::spawn(async move {
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 socket.set_nodelay(true).unwrap();
-                tokio::spawn(serve(socket));
+                tokio::spawn(serve_connection(socket));
             }
         });
-        Self { address, accepting }
+        Self {
+            address,
+            accept_loop,
+        }
     }
 
     /// Returns the URL of `path` on this server.
@@ -73,8 +77,8 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for TestServer {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accept_loop.abort();
     }
 }

@@ -1,5 +1,7 @@
-//! A WebSocket client over HTTP/1.1 (RFC 6455) and HTTP/2 (RFC 8441): an opening handshake with any headers, and behind it
-//! either the client of `tokio-websockets` or bytes and frames as the test wants them.
+//! A WebSocket client over HTTP/1.1 (RFC 6455) and HTTP/2 (RFC 8441).
+//!
+//! The opening handshake takes any headers. After the handshake a test uses either the client of `tokio-websockets`, or raw bytes
+//! and frames.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, response};
@@ -15,67 +17,73 @@ use tokio::{
 };
 use tokio_websockets::{ClientBuilder, Limits, WebSocketStream};
 
-use crate::{Client, LONG, Reading, Server, Version};
+use crate::{HttpClient, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer};
 
-/// The `Sec-WebSocket-Key` of RFC 6455 §1.3.
-pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// The `Sec-WebSocket-Accept` that answers [`KEY`].
-pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+/// The `Sec-WebSocket-Key` of the example in RFC 6455 §1.3.
+pub const SAMPLE_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+/// The `Sec-WebSocket-Accept` that answers [`SAMPLE_KEY`].
+pub const SAMPLE_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// What is sent unless a test says otherwise.
-const HEADERS: [(&str, &str); 6] = [
+/// The headers of a handshake, unless a test replaces them.
+const DEFAULT_HEADERS: [(&str, &str); 6] = [
     ("host", "localhost"),
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
-    ("sec-websocket-key", KEY),
+    ("sec-websocket-key", SAMPLE_KEY),
     ("sec-websocket-version", "13"),
     (":protocol", "websocket"),
 ];
 
-/// Opens a WebSocket on a connection of its own.
+/// Opens a WebSocket on a new connection. Panics if the server refuses the handshake.
 pub async fn connect(
-    server: &Server,
-    version: Version,
+    server: &TestServer,
+    version: HttpVersion,
     path: &str,
     headers: &[(&str, &str)],
-) -> Opened {
-    let mut client = Client::connect(server, version).await;
-    let opened = client.websocket(path, headers).await;
-    opened.unwrap_or_else(|refused| panic!("{version:?}: {}", refused.head.status))
+) -> WebSocketConnection {
+    let mut client = HttpClient::connect(server, version).await;
+    let opened = client.open_websocket(path, headers).await;
+    opened.unwrap_or_else(|refusal| panic!("{version:?}: {}", refusal.head.status))
 }
 
-impl Client {
-    /// Opens a WebSocket; on HTTP/2, beside others on this connection. A header here replaces the one that is sent by default,
-    /// with nothing if it is empty. `host` is the `:authority` of HTTP/2.
-    pub async fn websocket(
+impl HttpClient {
+    /// Opens a WebSocket. On HTTP/2 the connection can hold several. A header in `headers` replaces the default header of its name,
+    /// and an empty value removes it. `host` is the `:authority` of HTTP/2.
+    ///
+    /// # Errors
+    /// The server's response, if it refuses the handshake.
+    pub async fn open_websocket(
         &mut self,
         path: &str,
         headers: &[(&str, &str)],
-    ) -> Result<Opened, Reading> {
-        let (response, opens) = match self {
+    ) -> Result<WebSocketConnection, StreamingResponse> {
+        let (response, success_status) = match self {
             Self::Http1(sender) => {
-                let response = sender.send_request(upgrade(path, headers)).await;
+                let response = sender.send_request(upgrade_request(path, headers)).await;
                 (response, StatusCode::SWITCHING_PROTOCOLS)
             }
             Self::Http2(sender) => {
-                let response = sender.send_request(extended_connect(path, headers)).await;
+                let response = sender
+                    .send_request(extended_connect_request(path, headers))
+                    .await;
                 (response, StatusCode::OK)
             }
         };
         let (mut head, body) = response.unwrap().into_parts();
-        if head.status != opens {
+        if head.status != success_status {
             let unread = Vec::new();
-            return Err(Reading { head, body, unread });
+            return Err(StreamingResponse { head, body, unread });
         }
         let upgrade = head.extensions.remove::<OnUpgrade>().unwrap();
         let io = TokioIo::new(upgrade.await.unwrap());
-        Ok(Opened { head, io })
+        Ok(WebSocketConnection { head, io })
     }
 }
 
-fn upgrade(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+/// Returns the handshake of RFC 6455 §4.1.
+fn upgrade_request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let request = Request::builder().uri(path);
-    let headers = with_defaults(headers).filter(|(name, _)| *name != ":protocol");
+    let headers = with_default_headers(headers).filter(|(name, _)| *name != ":protocol");
     headers
         .fold(request, |request, (name, value)| {
             request.header(name, value)
@@ -84,11 +92,11 @@ fn upgrade(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
         .unwrap()
 }
 
-/// Without what RFC 8441 §5 does away with: `Host`, `Connection`, `Upgrade`, and the key.
-fn extended_connect(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+/// Returns the handshake of RFC 8441 §5, which has no `Host`, `Connection`, `Upgrade` and `Sec-WebSocket-Key`.
+fn extended_connect_request(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes>> {
     let mut request = Request::builder().method(Method::CONNECT);
     let mut authority = "";
-    for (name, value) in with_defaults(headers) {
+    for (name, value) in with_default_headers(headers) {
         request = match name {
             "host" => {
                 authority = value;
@@ -103,59 +111,62 @@ fn extended_connect(path: &str, headers: &[(&str, &str)]) -> Request<Empty<Bytes
     request.uri(uri).body(Empty::new()).unwrap()
 }
 
-fn with_defaults<'a>(
+/// Returns `headers` and the default headers that they do not replace. Omits empty headers.
+fn with_default_headers<'a>(
     headers: &'a [(&'a str, &'a str)],
 ) -> impl Iterator<Item = (&'a str, &'a str)> {
     let is_replaced = |name| headers.iter().any(|(other, _)| *other == name);
-    let defaults = HEADERS.iter().filter(move |(name, _)| !is_replaced(*name));
+    let defaults = DEFAULT_HEADERS
+        .iter()
+        .filter(move |(name, _)| !is_replaced(*name));
     let all = defaults.chain(headers).copied();
     all.filter(|(_, value)| !value.is_empty())
 }
 
 /// A connection whose opening handshake has succeeded.
 #[derive(Debug)]
-pub struct Opened<I = TokioIo<Upgraded>> {
+pub struct WebSocketConnection<I = TokioIo<Upgraded>> {
     /// The response to the handshake.
     pub head: response::Parts,
     /// The connection behind the handshake.
     pub io: I,
 }
 
-impl Opened {
+impl WebSocketConnection {
     /// Returns a header of the response, if it is visible ASCII.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.headers.get(name)?.to_str().ok()
     }
 
-    /// A client that does everything right: it answers pings and a close by itself, and takes messages of any length.
-    pub fn well_behaved(self) -> WebSocketStream<TokioIo<Upgraded>> {
+    /// Returns a client that follows RFC 6455: it answers pings and a close by itself, and accepts messages of any length.
+    pub fn into_compliant_client(self) -> WebSocketStream<TokioIo<Upgraded>> {
         let builder = ClientBuilder::new().limits(Limits::unlimited());
         builder.take_over(self.io)
     }
 
     /// Sends bytes as they are.
-    pub async fn write(&mut self, bytes: &[u8]) {
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
         self.io.write_all(bytes).await.unwrap();
         self.io.flush().await.unwrap();
     }
 
-    /// Sends one masked frame; `first` is its first byte: FIN, RSV and opcode.
-    pub async fn send(&mut self, first: u8, payload: &[u8]) {
-        self.write(&masked(first, payload)).await;
+    /// Sends one masked frame. `first_byte` holds FIN, RSV and the opcode.
+    pub async fn send_frame(&mut self, first_byte: u8, payload: &[u8]) {
+        self.send_bytes(&masked_frame(first_byte, payload)).await;
     }
 }
 
-impl<I: AsyncRead + Unpin> Opened<I> {
-    /// The next frame from the server, or `None` where its bytes are over; a connection that was reset counts as that, too.
-    pub async fn frame(&mut self) -> Option<Frame> {
-        let frame = timeout(LONG, self.read_frame());
-        frame.await.expect("a frame should have come")
+impl<I: AsyncRead + Unpin> WebSocketConnection<I> {
+    /// Returns the next frame from the server, or `None` if the connection has ended or was reset. Panics after [`TEST_TIMEOUT`].
+    pub async fn next_frame(&mut self) -> Option<RawFrame> {
+        let frame = timeout(TEST_TIMEOUT, self.read_frame());
+        frame.await.expect("no frame arrived in time")
     }
 
-    async fn read_frame(&mut self) -> Option<Frame> {
-        let first = self.io.read_u8().await.ok()?;
+    async fn read_frame(&mut self) -> Option<RawFrame> {
+        let first_byte = self.io.read_u8().await.ok()?;
         let length = self.io.read_u8().await.unwrap();
-        assert_eq!(length & 0x80, 0, "a server does not mask");
+        assert_eq!(length & 0x80, 0, "a server must not mask");
         let length = match length {
             126 => u64::from(self.io.read_u16().await.unwrap()),
             127 => self.io.read_u64().await.unwrap(),
@@ -163,50 +174,54 @@ impl<I: AsyncRead + Unpin> Opened<I> {
         };
         let mut payload = vec![0; usize::try_from(length).unwrap()];
         self.io.read_exact(&mut payload).await.unwrap();
-        Some(Frame { first, payload })
+        Some(RawFrame {
+            first_byte,
+            payload,
+        })
     }
 
-    /// Reads the close frame and then the end, past whatever comes before them.
-    pub async fn closed(&mut self) -> Option<(u16, String)> {
+    /// Skips frames up to the close frame, and reads on to the end of the connection. Returns the code and the reason, or `None` if
+    /// the connection ends without a close frame.
+    pub async fn read_close(&mut self) -> Option<(u16, String)> {
         let mut close = None;
-        while let Some(frame) = self.frame().await {
-            assert_eq!(close, None, "nothing follows a close: {frame:?}");
-            close = frame.close();
+        while let Some(frame) = self.next_frame().await {
+            assert_eq!(close, None, "a frame after the close: {frame:?}");
+            close = frame.close_code_and_reason();
         }
         close
     }
 }
 
-/// A frame as it was, whatever it is.
+/// A frame from the server, which need not be valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
+pub struct RawFrame {
     /// The first byte: FIN, RSV and opcode.
-    pub first: u8,
-    /// The payload, as it was on the wire.
+    pub first_byte: u8,
+    /// The payload, still compressed if the server has compressed it.
     pub payload: Vec<u8>,
 }
 
-impl Frame {
-    /// Its code and reason, if it closes; [`NO_CODE`] where it has none.
-    pub fn close(&self) -> Option<(u16, String)> {
-        if self.first != 0x88 {
+impl RawFrame {
+    /// Returns the code and the reason of a close frame. The code is [`NO_STATUS_CODE`] if the frame has none.
+    pub fn close_code_and_reason(&self) -> Option<(u16, String)> {
+        if self.first_byte != 0x88 {
             return None;
         }
         let Some((code, reason)) = self.payload.split_first_chunk() else {
-            return Some((NO_CODE, String::new()));
+            return Some((NO_STATUS_CODE, String::new()));
         };
         let reason = String::from_utf8(reason.to_vec()).unwrap();
         Some((u16::from_be_bytes(*code), reason))
     }
 }
 
-/// RFC 6455 §7.1.5.
-pub const NO_CODE: u16 = 1005;
+/// Stands for the code of a close frame that has none: RFC 6455 §7.1.5.
+pub const NO_STATUS_CODE: u16 = 1005;
 
-/// A frame as a client sends it.
-pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+/// Returns the bytes of a masked frame, as a client sends it. `first_byte` holds FIN, RSV and the opcode.
+pub fn masked_frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-    let mut frame = vec![first];
+    let mut frame = vec![first_byte];
     match payload.len() {
         short @ 0..=125 => frame.push(0x80 | short as u8),
         medium @ 126..=0xffff => {
@@ -228,12 +243,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_masked_frame_is_that_of_the_standard() {
+    fn masked_frame_is_that_of_rfc_6455() {
         let hello = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
-        assert_eq!(masked(0x81, b"Hello"), hello);
-        assert_eq!(masked(0x82, &[0; 126])[..4], [0x82, 0xfe, 0, 126]);
-        assert_eq!(masked(0x82, &[0; 65535])[..4], [0x82, 0xfe, 0xff, 0xff]);
-        let long = masked(0x82, &[0; 65536]);
+        assert_eq!(masked_frame(0x81, b"Hello"), hello);
+        assert_eq!(masked_frame(0x82, &[0; 126])[..4], [0x82, 0xfe, 0, 126]);
+        assert_eq!(
+            masked_frame(0x82, &[0; 65535])[..4],
+            [0x82, 0xfe, 0xff, 0xff]
+        );
+        let long = masked_frame(0x82, &[0; 65536]);
         assert_eq!(long[..10], [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0]);
     }
 }

@@ -25,6 +25,7 @@ pub struct Error {
 enum ErrorKind {
     InvalidId,
     InvalidType,
+    InvalidTopic,
     #[cfg(feature = "json")]
     Json,
     NotText,
@@ -67,6 +68,11 @@ kinds! {
         invalid_type,
         /// Whether a text cannot be an [`EventType`](crate::EventType).
         is_invalid_type;
+    InvalidTopic:
+        /// Makes the error for a text that cannot be a [`Topic`](crate::event::Topic).
+        invalid_topic,
+        /// Whether a text cannot be a [`Topic`](crate::event::Topic).
+        is_invalid_topic;
     NotText:
         /// Makes the error for a binary payload on a transport that carries UTF-8 only.
         not_text,
@@ -133,6 +139,9 @@ impl fmt::Display for Error {
             ErrorKind::InvalidId => "an event id is 1 to 128 bytes of [A-Za-z0-9._~-]",
             ErrorKind::InvalidType => {
                 "an event type is 1 to 128 bytes without control characters, and without white space at its ends"
+            }
+            ErrorKind::InvalidTopic => {
+                "a topic is 1 to 128 bytes without control characters, and without white space at its ends"
             }
             #[cfg(feature = "json")]
             ErrorKind::Json => "not JSON",

@@ -40,6 +40,6 @@ pub use self::event::Json;
 pub use self::{
     encoder::{BatchEncoder, Encoder, End},
     error::{BoxError, Error},
-    event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item},
+    event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item, Topic},
     frame_buffer::FrameBuffer,
 };

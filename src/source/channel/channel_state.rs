@@ -8,7 +8,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    counts::{ChannelCounters, ChannelCounts},
+    channel_counts::{ChannelCounters, ChannelCounts},
     epoch::Epoch,
     lag_policy::LagPolicy,
 };
@@ -17,7 +17,7 @@ use crate::{
     event::{Event, EventId, Gap, GapReason, Item},
     source::{
         StartPosition,
-        log::{EventLog, EventLogLimits, EventLogRead, ReadBuffer, SharedLog},
+        log::{EventLog, EventLogLimits, EventLogReadOutcome, ReadBuffer, SharedLog},
     },
     sync::WaiterKey,
 };
@@ -27,21 +27,21 @@ pub(super) struct ChannelState {
     log: SharedLog,
     epoch: Epoch,
     lag_policy: LagPolicy,
-    /// The point from which the log's times count. `None` if events do not expire: then no clock is read.
+    /// The zero of the times that the log is given. `None` if events do not expire, so that no clock needs to be read.
     created_at: Option<Instant>,
-    /// How many subscribers there ever were.
+    /// The number of subscribers that were ever added.
     total_subscribers: AtomicUsize,
     subscriber_count: watch::Sender<usize>,
     counters: ChannelCounters,
 }
 
 /// Where a subscriber begins.
-pub(super) struct StartPoint {
+pub(super) struct ResolvedStart {
     /// The subscriber has the events up to this position.
     pub(super) position: u64,
     /// What the subscriber gets before its first event.
     pub(super) first_item: Option<Item>,
-    /// The cursor that the client resumes from. `None` also if the cursor is not of this channel.
+    /// The cursor that the client resumes from. `None` if there is no cursor, or if it is not of this channel.
     pub(super) requested: Option<EventId>,
 }
 
@@ -60,30 +60,30 @@ impl ChannelState {
         }
     }
 
-    fn now(&self) -> Duration {
+    fn elapsed(&self) -> Duration {
         self.created_at
             .map_or(Duration::ZERO, |created_at| created_at.elapsed())
     }
 
     /// See [`Channel::publish`](super::Channel::publish).
     pub(super) fn publish(&self, event: Event) -> Result<EventId, Error> {
-        // Before the log is locked: this copies the payload if something else holds the event.
+        // `into_unshared` copies the payload if something else holds the event, and so runs before the log is locked.
         let event = event.into_unshared();
         let key = self.lag_policy.key_of(&event);
-        let with_id = |position| event.under(self.epoch.id(position));
-        let appended = self.log.append(with_id, key, self.now());
+        let with_id = |position| event.under(self.epoch.event_id(position));
+        let appended = self.log.append(with_id, key, self.elapsed());
         let position = appended.ok_or_else(Error::closed)?;
         self.counters.add_published();
-        Ok(self.epoch.id(position))
+        Ok(self.epoch.event_id(position))
     }
 
     pub(super) fn close(&self) {
         self.log.close();
     }
 
-    /// Calls `inspect` with the log as it is now.
+    /// Calls `inspect` with the log, after expired events were trimmed.
     pub(super) fn inspect_log<T>(&self, inspect: impl FnOnce(&EventLog) -> T) -> T {
-        self.log.inspect(self.now(), inspect)
+        self.log.inspect(self.elapsed(), inspect)
     }
 
     /// Returns whether the channel is closed and has no event after this position.
@@ -91,7 +91,7 @@ impl ChannelState {
         self.log.is_finished_at(position)
     }
 
-    pub(super) fn start_point(&self, start: &StartPosition) -> StartPoint {
+    pub(super) fn resolve_start(&self, start: &StartPosition) -> ResolvedStart {
         let (before_snapshot, before_oldest, last) = self.inspect_log(|log| {
             (
                 log.position_before_snapshot(),
@@ -106,28 +106,28 @@ impl ChannelState {
             StartPosition::After(id) => {
                 let position = self.epoch.position(id);
                 return match position.filter(|position| *position <= last) {
-                    Some(position) => StartPoint {
+                    Some(position) => ResolvedStart {
                         position,
                         first_item: None,
                         requested: Some(id.clone()),
                     },
-                    None => self.start_point_of_other_epoch(id, before_snapshot),
+                    None => self.resolve_foreign_cursor(id, before_snapshot),
                 };
             }
         };
-        StartPoint {
+        ResolvedStart {
             position,
-            // Without this cursor, a client whose connection drops before the first event could not resume.
-            first_item: (position == last).then(|| Item::Cursor(self.epoch.id(position))),
+            // A client whose connection breaks before the first event resumes from this cursor.
+            first_item: (position == last).then(|| Item::Cursor(self.epoch.event_id(position))),
             requested: None,
         }
     }
 
-    fn start_point_of_other_epoch(&self, requested: &EventId, position: u64) -> StartPoint {
+    fn resolve_foreign_cursor(&self, requested: &EventId, position: u64) -> ResolvedStart {
         let gap = Gap::new(GapReason::Epoch).requested(requested.clone());
-        StartPoint {
+        ResolvedStart {
             position,
-            first_item: Some(Item::Gap(gap.resumed(self.epoch.id(position)))),
+            first_item: Some(Item::Gap(gap.resumed(self.epoch.event_id(position)))),
             requested: None,
         }
     }
@@ -136,12 +136,12 @@ impl ChannelState {
     pub(super) fn add_subscriber(&self) -> WaiterKey {
         let sequence = self.total_subscribers.fetch_add(1, Ordering::Relaxed);
         self.subscriber_count.send_modify(|count| *count += 1);
-        self.log.register(sequence)
+        self.log.register_reader(sequence)
     }
 
     /// Removes a subscriber.
     pub(super) fn remove_subscriber(&self, reader: &WaiterKey) {
-        self.log.deregister(reader);
+        self.log.deregister_reader(reader);
         self.subscriber_count.send_modify(|count| *count -= 1);
     }
 
@@ -152,7 +152,7 @@ impl ChannelState {
     /// Waits until `condition` holds for the number of subscribers.
     pub(super) async fn wait_for_subscriber_count(&self, condition: impl Fn(usize) -> bool) {
         let mut subscriber_count = self.subscriber_count.subscribe();
-        // An error says that the sender is dropped, which `self` holds.
+        // `wait_for` fails only if the sender is dropped, which `self` holds.
         let _ = subscriber_count.wait_for(|count| condition(*count)).await;
     }
 
@@ -162,21 +162,26 @@ impl ChannelState {
         position: u64,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
-    ) -> EventLogRead {
+    ) -> EventLogReadOutcome {
         self.log.read(position, max_bytes, buffer)
     }
 
-    /// See [`SharedLog::wait`].
-    pub(super) fn wait(&self, reader: &WaiterKey, waker: &std::task::Waker, position: u64) -> bool {
-        self.log.wait(reader, waker, position)
+    /// See [`SharedLog::wait_unless_readable`].
+    pub(super) fn wait_unless_readable(
+        &self,
+        reader: &WaiterKey,
+        waker: &std::task::Waker,
+        position: u64,
+    ) -> bool {
+        self.log.wait_unless_readable(reader, waker, position)
     }
 
     /// Returns the id of the event at this position.
-    pub(super) fn id(&self, position: u64) -> EventId {
-        self.epoch.id(position)
+    pub(super) fn event_id(&self, position: u64) -> EventId {
+        self.epoch.event_id(position)
     }
 
-    pub(super) fn disconnects_lagging(&self) -> bool {
+    pub(super) fn disconnects_lagging_subscribers(&self) -> bool {
         matches!(self.lag_policy, LagPolicy::Disconnect)
     }
 

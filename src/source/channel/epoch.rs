@@ -1,22 +1,21 @@
 use crate::{
-    event::EventId,
+    event::{EventId, IdPrefix},
     random,
-    source::numbered_id::{IdPrefix, encode},
 };
 
 /// The identity of one channel's lifetime, and the prefix of its ids.
 ///
-/// It is random, so that the ids of another channel, or of the same one before a restart, are never taken for this channel's.
+/// An epoch is random, so that the ids of another channel, or of the same one before a restart, are never taken for this channel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch(IdPrefix<12>);
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        Self(IdPrefix::new(encode(random::bits())))
+        Self(IdPrefix::from_bits(random::bits().into()))
     }
 
     /// Returns the id of the event at this position, which is the cursor that resumes after it.
-    pub(super) fn id(self, position: u64) -> EventId {
+    pub(super) fn event_id(self, position: u64) -> EventId {
         self.0.id(position)
     }
 
@@ -35,12 +34,12 @@ mod tests {
     fn ids_belong_to_one_epoch() {
         let (a, b) = (Epoch::random(), Epoch::random());
         assert_ne!(a, b);
-        assert_eq!(a.position(&a.id(7)), Some(7));
-        assert_eq!(b.position(&a.id(7)), None);
+        assert_eq!(a.position(&a.event_id(7)), Some(7));
+        assert_eq!(b.position(&a.event_id(7)), None);
         for foreign in ["7", "-7", "~finished"] {
             assert_eq!(a.position(&EventId::new(foreign).unwrap()), None);
         }
-        let id = a.id(7).to_string();
+        let id = a.event_id(7).to_string();
         for malformed in [
             format!("{id}0"),
             id.to_uppercase(),

@@ -12,8 +12,8 @@ pub enum LagPolicy {
     /// log.
     #[default]
     Gap,
-    /// The subscriber is disconnected with an error ([`Error::is_lagged`](crate::Error::is_lagged)). When it comes back, it gets the
-    /// gap (`expired`).
+    /// The subscriber is disconnected with an error ([`Error::is_lagged`](crate::Error::is_lagged)). When the client comes back, it
+    /// gets a gap (`expired`).
     Disconnect,
     /// The subscriber gets the newest event of each key among those that it missed: see [`LagPolicy::conflate`].
     Conflate(KeyFn),
@@ -21,17 +21,20 @@ pub enum LagPolicy {
 
 /// The function that gives the key of an event, in a channel that [conflates](LagPolicy::conflate).
 #[derive(Clone)]
-pub struct KeyFn(Arc<dyn Fn(&Event) -> Box<str> + Send + Sync>);
+pub struct KeyFn(Arc<DynKeyFn>);
+
+type DynKeyFn = dyn Fn(&Event) -> Box<str> + Send + Sync;
 
 impl LagPolicy {
     /// Returns the policy by which a subscriber that is too slow gets the newest event of each key among those that it missed, and
-    /// then the events in the log. It suits events that each replace the one before it, such as prices.
+    /// then the events in the log. This policy suits events that replace older events of their key, such as prices.
     ///
-    /// The channel keeps, of the events that it has trimmed from its log, the newest of each key. It keeps at most as many events and
-    /// bytes of them as the log may hold. A subscriber gets a gap only if there were more keys than that.
+    /// The channel keeps, of the events that it has trimmed from its log, the newest of each key. The log's limits on events and
+    /// bytes apply to these events separately. A subscriber gets a gap only if these events exceed the limits.
     ///
-    /// A client that comes back too late to resume gets the same events. So does a client that comes for the first time and asks for
-    /// [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest event of each key.
+    /// A client that comes back with a cursor older than the log gets these events, too. The same holds for a client without a
+    /// cursor that begins at [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot,
+    /// the newest event of each key.
     ///
     /// ```
     /// use tower_push::{Channel, Event, source::{StartPosition, channel::LagPolicy}};

@@ -1,8 +1,8 @@
 //! An in-memory source that many clients subscribe to.
 //!
-//! A [`Channel`] is one bounded log of events. Each subscriber reads the log from its own cursor: it gets the events that it missed,
-//! and then new ones as they are published, without a hole or a duplicate. Subscribers have no queues: one that does not read costs
-//! no memory, and gets a [gap](crate::event::Gap) if the log has trimmed events that it had not read.
+//! A [`Channel`] is one bounded log of events. Each subscriber reads the log from its own cursor: it gets the events that it
+//! missed, and then new ones as they are published, without a hole or a duplicate. Subscribers have no queues: one that does not
+//! read costs no memory, and gets a [gap](crate::event::Gap) if the log has trimmed events that it had not read.
 //!
 //! ```
 //! use tower_push::{Channel, Event, Push};
@@ -21,8 +21,9 @@
 //! ```
 //!
 //! # Ids
-//! The channel gives each event an id of the form `epoch-number`. The epoch is random for each channel. A cursor of another channel, or
-//! of the same one before a restart, is therefore recognized, and never resumed by accident. The ids of one epoch sort as texts.
+//! The channel gives each event an id of the form `epoch-number`. The epoch is random for each channel. A cursor of another
+//! channel, or of the same one before a restart, is therefore recognized, and never resumed by accident. The ids of one epoch sort
+//! as texts in the order of publication.
 //!
 //! # Where a subscriber begins
 //! | cursor | begins |
@@ -36,12 +37,12 @@
 //! still the newest of its key.
 //!
 //! # Differences to other channels
-//! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each receiver
-//! handles lag itself. A [`Channel`] keeps events for clients that come back, and its [`LagPolicy`] handles lag.
+//! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each
+//! receiver handles lag itself. A [`Channel`] keeps events for clients that come back, and its [`LagPolicy`] handles lag.
 
-mod builder;
+mod channel_builder;
+mod channel_counts;
 mod channel_state;
-mod counts;
 mod epoch;
 mod lag_policy;
 mod subscriber;
@@ -50,8 +51,8 @@ use std::{fmt, sync::Arc};
 
 use self::channel_state::ChannelState;
 pub use self::{
-    builder::ChannelBuilder,
-    counts::ChannelCounts,
+    channel_builder::ChannelBuilder,
+    channel_counts::ChannelCounts,
     lag_policy::{KeyFn, LagPolicy},
     subscriber::Subscriber,
 };
@@ -63,7 +64,7 @@ use crate::{
 
 /// A source of events that are published to many subscribers. See the [module docs](self).
 ///
-/// Clones share the log and the subscribers. Each has its own [`StartPosition`].
+/// Clones share the log and the subscribers. Each clone has its own [`StartPosition`].
 #[derive(Clone)]
 pub struct Channel {
     state: Arc<ChannelState>,
@@ -101,9 +102,9 @@ impl Channel {
     }
 
     /// Publishes an event, a text or bytes to all present and future subscribers. Returns the id that the channel gave the event in
-    /// place of its own. Publish JSON as `Event::json(&value)?`.
+    /// place of its own. To publish JSON, pass `Event::json(&value)?`.
     ///
-    /// This never waits for a subscriber.
+    /// `publish` never waits for a subscriber.
     ///
     /// # Errors
     /// [`Error::is_closed`] once the channel is [closed](Self::close).
@@ -113,8 +114,8 @@ impl Channel {
 
     /// Closes the channel: no more events can be published.
     ///
-    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that comes later and has all events is refused with
-    /// [`Rejection::finished`].
+    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that comes later and has all events is refused
+    /// with [`Rejection::finished`].
     pub fn close(&self) {
         self.state.close();
     }
@@ -134,7 +135,7 @@ impl Channel {
 
     /// Subscribes the server itself: returns the stream of items that a client would get.
     pub fn subscribe_from(&self, start: StartPosition) -> Subscriber {
-        Subscriber::new(self.state.clone(), self.state.start_point(&start))
+        Subscriber::new(self.state.clone(), self.state.resolve_start(&start))
     }
 
     /// Returns the number of subscribers.
@@ -179,7 +180,7 @@ impl Channel {
         self.len() == 0
     }
 
-    /// Returns the number of bytes of payloads, ids and types in the log.
+    /// Returns the number of bytes of payloads, ids, types and topics in the log.
     pub fn byte_len(&self) -> usize {
         self.state.inspect_log(EventLog::byte_len)
     }
@@ -200,17 +201,17 @@ impl PushSource for Channel {
             None if subscription.has_unreadable_cursor() => StartPosition::Oldest,
             None => self.start,
         };
-        let start_point = self.state.start_point(&start);
-        let has_gap = matches!(start_point.first_item, Some(Item::Gap(_)));
+        let resolved = self.state.resolve_start(&start);
+        let has_gap = matches!(resolved.first_item, Some(Item::Gap(_)));
         // A request for one of these is answered with a cursor, even if the channel is closed.
         let asks_for_cursor = matches!(
             subscription.start(),
             Some(StartPosition::Now | StartPosition::Oldest)
         );
-        if !has_gap && !asks_for_cursor && self.state.is_finished_at(start_point.position) {
+        if !has_gap && !asks_for_cursor && self.state.is_finished_at(resolved.position) {
             return Err(Rejection::finished());
         }
-        Ok(Subscriber::new(self.state, start_point))
+        Ok(Subscriber::new(self.state, resolved))
     }
 }
 

@@ -7,11 +7,11 @@ use std::{
 
 use futures_core::Stream;
 
-use super::channel_state::{ChannelState, StartPoint};
+use super::channel_state::{ChannelState, ResolvedStart};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, GapReason, Item},
-    source::log::{EventLogRead, ReadBuffer},
+    source::log::{EventLogReadOutcome, ReadBuffer},
     sync::WaiterKey,
 };
 
@@ -25,20 +25,20 @@ pub struct Subscriber {
     reader: WaiterKey,
     /// The position of the last event taken from the log.
     position: u64,
-    /// Yielded before the first event.
+    /// An item that is yielded before the first event.
     first_item: Option<Box<Item>>,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
-    /// The cursor that the client resumes from, until the subscriber has read an event or found none.
+    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found that there is none.
     requested: Option<EventId>,
     is_finished: bool,
 }
 
-/// Bytes of events that are taken from the log at once, unless the first event alone is larger.
+/// Upper bound for the bytes of events that are taken from the log at once. A single larger event is taken alone.
 const MAX_READ_BYTES: usize = 16 * 1024;
 
 impl Subscriber {
-    pub(super) fn new(channel: Arc<ChannelState>, start: StartPoint) -> Self {
+    pub(super) fn new(channel: Arc<ChannelState>, start: ResolvedStart) -> Self {
         Self {
             reader: channel.add_subscriber(),
             channel,
@@ -62,7 +62,7 @@ impl Subscriber {
             }
             None => {
                 counters.add_lagged(missed);
-                if self.channel.disconnects_lagging() {
+                if self.channel.disconnects_lagging_subscribers() {
                     self.is_finished = true;
                     return Err(Error::lagged().into());
                 }
@@ -72,11 +72,11 @@ impl Subscriber {
         self.position = up_to;
         let mut gap = Gap::new(reason).missed(missed);
         gap.requested = self.requested.take();
-        gap.resumed = Some(self.channel.id(up_to));
+        gap.resumed = Some(self.channel.event_id(up_to));
         Ok(Item::Gap(gap))
     }
 
-    /// Moves on to `up_to`. The events up to there are in the buffer, or are conflated.
+    /// Moves the position to `up_to`. The events up to and including `up_to` are in the buffer, or are conflated.
     fn advance(&mut self, up_to: u64) {
         let conflated = up_to - self.position - self.buffer.len() as u64;
         self.channel.counters().add_conflated(conflated);
@@ -98,17 +98,18 @@ impl Stream for Subscriber {
                 return Poll::Ready(Some(Ok(Item::Event(event))));
             }
             match (this.channel).read(this.position, MAX_READ_BYTES, &mut this.buffer) {
-                EventLogRead::Events { up_to } => this.advance(up_to),
-                EventLogRead::Trimmed { up_to } => {
+                EventLogReadOutcome::Events { up_to } => this.advance(up_to),
+                EventLogReadOutcome::Trimmed { up_to } => {
                     return Poll::Ready(Some(this.skip_trimmed(up_to)));
                 }
-                EventLogRead::Closed => {
+                EventLogReadOutcome::Closed => {
                     this.is_finished = true;
                     return Poll::Ready(Some(Ok(Item::Finished)));
                 }
-                EventLogRead::UpToDate => {
+                EventLogReadOutcome::UpToDate => {
                     this.requested = None;
-                    if (this.channel).wait(&this.reader, cx.waker(), this.position) {
+                    if (this.channel).wait_unless_readable(&this.reader, cx.waker(), this.position)
+                    {
                         return Poll::Pending;
                     }
                 }

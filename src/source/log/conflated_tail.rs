@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 
-use super::event_log::{EventLogLimits, LogEntry};
+use super::{event_log_limits::EventLogLimits, log_entry::LogEntry};
 use crate::event::Event;
 
 /// The newest event of each key among those that a log has trimmed, unless the log holds a newer one of that key.
@@ -8,18 +8,18 @@ use crate::event::Event;
 /// A reader that has fallen behind the log's oldest event reads the tail instead of the trimmed events.
 #[derive(Debug, Default)]
 pub(super) struct ConflatedTail {
-    /// The events by position.
+    /// The events, with their positions as keys.
     entries: BTreeMap<u64, LogEntry>,
     /// The position of the newest event of each key, in the tail or in the log.
     newest_positions: HashMap<Box<str>, u64>,
     /// Bytes of `entries`.
     byte_len: usize,
     /// The position of the newest event that was dropped although it was the newest of its key; 0 if there was none.
-    last_dropped: u64,
+    last_dropped_position: u64,
 }
 
 impl ConflatedTail {
-    /// Records that an event of this key was appended to the log. Returns the event that it replaces in the tail.
+    /// Records that an event of this key was appended to the log. Returns the older event of this key that was in the tail.
     pub(super) fn on_append(&mut self, key: &str, position: u64) -> Option<Event> {
         match self.newest_positions.get_mut(key) {
             Some(newest) => {
@@ -33,8 +33,8 @@ impl ConflatedTail {
         }
     }
 
-    /// Adds an event that the log has trimmed. Returns the event instead if it is not the newest of its key.
-    pub(super) fn insert(&mut self, position: u64, entry: LogEntry) -> Option<Event> {
+    /// Adds an event that the log has trimmed. Returns the event to the caller if it is not the newest of its key.
+    pub(super) fn insert_if_newest(&mut self, position: u64, entry: LogEntry) -> Option<Event> {
         let newest = (entry.key()).and_then(|key| self.newest_positions.get(key));
         if newest != Some(&position) {
             return Some(entry.event);
@@ -50,14 +50,14 @@ impl ConflatedTail {
         Some(entry)
     }
 
-    /// Removes the oldest event, whose key is then unknown.
+    /// Removes the oldest event and its key.
     pub(super) fn drop_oldest(&mut self) -> Option<Event> {
         let position = *self.entries.keys().next()?;
         let entry = self.remove(position)?;
         if let Some(key) = entry.key() {
             self.newest_positions.remove(key);
         }
-        self.last_dropped = position;
+        self.last_dropped_position = position;
         Some(entry.event)
     }
 
@@ -69,9 +69,10 @@ impl ConflatedTail {
         self.entries.values().next()
     }
 
-    /// Returns the position after which the newest event of every key is there.
-    pub(super) fn last_dropped(&self) -> u64 {
-        self.last_dropped
+    /// Returns the position of the newest event that was dropped. After this position, the tail and the log together hold the
+    /// newest event of every key.
+    pub(super) fn last_dropped_position(&self) -> u64 {
+        self.last_dropped_position
     }
 
     /// Returns the events after a position, with their positions.

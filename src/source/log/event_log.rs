@@ -1,25 +1,19 @@
 use std::{collections::VecDeque, time::Duration};
 
-use super::{ReadBuffer, conflated_tail::ConflatedTail, event_byte_len};
+use super::{
+    ReadBuffer,
+    conflated_tail::ConflatedTail,
+    event_log_limits::EventLogLimits,
+    log_entry::{LogEntry, event_byte_len},
+};
 use crate::event::Event;
 
-/// How much an [`EventLog`] holds. The newest event is held whatever its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EventLogLimits {
-    /// Values below 1 count as 1.
-    pub(crate) max_events: usize,
-    /// See [`event_byte_len`].
-    pub(crate) max_bytes: usize,
-    /// `None` for events that do not expire.
-    pub(crate) max_age: Option<Duration>,
-}
-
-/// Events in their order, of which the oldest are trimmed when they exceed the limits.
+/// A sequence of events, from which the oldest events are trimmed when it exceeds its limits.
 ///
-/// The log has neither a lock nor a clock: the time, since a point that the caller chooses, is an argument.
+/// The log has neither a lock nor a clock. Times are arguments, measured from a point that the caller chooses.
 ///
-/// A trimmed event is kept until [`take_trimmed`](Self::take_trimmed), so that it is dropped outside of any lock: its payload can have
-/// an owner whose code runs then.
+/// Trimmed events are kept until [`take_trimmed`](Self::take_trimmed), so that the caller can drop them outside of its lock:
+/// dropping a payload can run its owner's code.
 #[derive(Debug)]
 pub(crate) struct EventLog {
     limits: EventLogLimits,
@@ -30,42 +24,27 @@ pub(crate) struct EventLog {
     byte_len: usize,
     is_closed: bool,
     trimmed: Vec<Event>,
-    /// What a log that conflates has for readers behind its oldest event.
+    /// The events for readers behind the oldest event. `None` in a log that does not conflate.
     conflated_tail: Option<ConflatedTail>,
-}
-
-/// One event of an [`EventLog`].
-#[derive(Debug)]
-pub(super) struct LogEntry {
-    pub(super) event: Event,
-    key: Option<Box<str>>,
-    appended_at: Duration,
 }
 
 /// What [`EventLog::read`] found after the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventLogRead {
-    /// Events, now in the buffer. The reader's position is now `up_to`. Events up to there that are not in the buffer were
-    /// conflated: the log has a newer event of their key.
+pub(crate) enum EventLogReadOutcome {
+    /// The buffer has the next events, and the reader's new position is `up_to`. Events up to `up_to` that are not in the buffer
+    /// are conflated: the log holds a newer event of their key.
     Events { up_to: u64 },
-    /// Nothing yet.
+    /// The log has no event after the position yet.
     UpToDate,
-    /// Nothing, and the log is closed.
+    /// The log has no event after the position, and is closed.
     Closed,
     /// The events up to and including `up_to` are trimmed.
     Trimmed { up_to: u64 },
 }
 
-impl EventLogLimits {
-    fn has_expired(&self, entry: &LogEntry, now: Duration) -> bool {
-        let age = now.saturating_sub(entry.appended_at);
-        self.max_age.is_some_and(|max_age| age > max_age)
-    }
-}
-
 impl EventLog {
-    /// Creates an empty log. One that conflates also keeps the newest event of each key beyond its limits, up to the same limits
-    /// again.
+    /// Creates an empty log. A log that conflates also keeps the newest event of each key among the trimmed ones. The limits apply
+    /// to these events separately.
     pub(crate) fn new(limits: EventLogLimits, conflates: bool) -> Self {
         Self {
             limits,
@@ -78,51 +57,59 @@ impl EventLog {
         }
     }
 
-    /// Returns the position of the event that is appended next.
+    /// Returns the position that the next appended event gets.
     pub(crate) fn next_position(&self) -> u64 {
         self.last_position + 1
     }
 
-    /// Appends an event. A log that conflates needs its key.
+    /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
-        self.last_position += 1;
-        self.byte_len += event_byte_len(&event);
+        let position = self.next_position();
+        let byte_len = event_byte_len(&event);
         if let (Some(tail), Some(key)) = (&mut self.conflated_tail, &key) {
-            self.trimmed.extend(tail.on_append(key, self.last_position));
+            self.trimmed.extend(tail.on_append(key, position));
         }
+        self.make_room_for(byte_len);
+        self.last_position = position;
+        self.byte_len += byte_len;
         self.entries.push_back(LogEntry {
             event,
             key,
             appended_at: now,
         });
-        while self.entries.len() > self.limits.max_events.max(1)
-            || (self.byte_len > self.limits.max_bytes && self.entries.len() > 1)
+        self.trim_expired(now);
+    }
+
+    /// Trims the oldest events until one of `byte_len` bytes fits in. Called before that event is appended, so that the queue never
+    /// grows beyond the limit.
+    fn make_room_for(&mut self, byte_len: usize) {
+        while self.entries.len() >= self.limits.max_events.max(1)
+            || (self.byte_len + byte_len > self.limits.max_bytes && !self.entries.is_empty())
         {
             self.trim_oldest();
         }
-        self.trim_expired(now);
     }
 
     /// Trims the events that are too old.
     pub(crate) fn trim_expired(&mut self, now: Duration) {
         let limits = self.limits;
-        let has_expired =
-            |entry: Option<&LogEntry>| entry.is_some_and(|entry| limits.has_expired(entry, now));
-        while has_expired(self.entries.front()) {
+        let is_expired =
+            |entry: Option<&LogEntry>| entry.is_some_and(|entry| limits.is_expired(entry, now));
+        while is_expired(self.entries.front()) {
             self.trim_oldest();
         }
         if let Some(tail) = &mut self.conflated_tail {
-            while has_expired(tail.oldest()) {
+            while is_expired(tail.oldest()) {
                 self.trimmed.extend(tail.drop_oldest());
             }
         }
     }
 
     /// Returns whether [`trim_expired`](Self::trim_expired) would trim anything.
-    pub(crate) fn has_expired(&self, now: Duration) -> bool {
+    pub(crate) fn has_expired_events(&self, now: Duration) -> bool {
         let tail = self.conflated_tail.as_ref().and_then(ConflatedTail::oldest);
         let mut oldest = tail.into_iter().chain(self.entries.front());
-        oldest.any(|entry| self.limits.has_expired(entry, now))
+        oldest.any(|entry| self.limits.is_expired(entry, now))
     }
 
     /// Takes the events that were trimmed since the last call.
@@ -138,7 +125,7 @@ impl EventLog {
         self.byte_len -= event_byte_len(&entry.event);
         match &mut self.conflated_tail {
             Some(tail) => {
-                self.trimmed.extend(tail.insert(position, entry));
+                self.trimmed.extend(tail.insert_if_newest(position, entry));
                 while tail.exceeds(self.limits) {
                     self.trimmed.extend(tail.drop_oldest());
                 }
@@ -152,11 +139,14 @@ impl EventLog {
         self.last_position - self.entries.len() as u64
     }
 
-    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
-    /// does not conflate it is [`position_before_oldest`](Self::position_before_oldest).
+    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. This is
+    /// [`position_before_oldest`](Self::position_before_oldest) in a log that does not conflate.
     pub(crate) fn position_before_snapshot(&self) -> u64 {
         let tail = self.conflated_tail.as_ref();
-        tail.map_or(self.position_before_oldest(), ConflatedTail::last_dropped)
+        tail.map_or(
+            self.position_before_oldest(),
+            ConflatedTail::last_dropped_position,
+        )
     }
 
     /// Returns the position of the newest event, trimmed or not; 0 if there was none.
@@ -174,7 +164,7 @@ impl EventLog {
         self.byte_len
     }
 
-    /// Ends the log. Its owner must not append any more.
+    /// Closes the log. The caller must not append events after this.
     pub(crate) fn close(&mut self) {
         self.is_closed = true;
     }
@@ -183,19 +173,20 @@ impl EventLog {
         self.is_closed
     }
 
-    /// Clones the events after `position` into the buffer: at least one event, and then as many as `max_bytes` and the buffer allow.
+    /// Clones the events after `position` into the buffer: at least one event, and then as many as `max_bytes` and the buffer
+    /// allow.
     pub(crate) fn read(
         &self,
         position: u64,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
-    ) -> EventLogRead {
+    ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
         if position >= self.last_position {
             return if self.is_closed {
-                EventLogRead::Closed
+                EventLogReadOutcome::Closed
             } else {
-                EventLogRead::UpToDate
+                EventLogReadOutcome::UpToDate
             };
         }
         if position < before_oldest {
@@ -203,44 +194,39 @@ impl EventLog {
         }
         let entries = self.entries.range((position - before_oldest) as usize..);
         let events = (position + 1..).zip(entries.map(|entry| &entry.event));
-        let up_to = fill(buffer, max_bytes, events).unwrap_or(position);
-        EventLogRead::Events { up_to }
+        let up_to = fill_buffer(buffer, max_bytes, events).unwrap_or(position);
+        EventLogReadOutcome::Events { up_to }
     }
 
-    /// Reads for a reader that is behind the oldest event in the log.
-    fn read_tail(&self, position: u64, max_bytes: usize, buffer: &mut ReadBuffer) -> EventLogRead {
+    /// Like [`read`](Self::read), for a position before the oldest event in the log.
+    fn read_tail(
+        &self,
+        position: u64,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
         let Some(tail) = &self.conflated_tail else {
-            return EventLogRead::Trimmed {
+            return EventLogReadOutcome::Trimmed {
                 up_to: before_oldest,
             };
         };
-        if position < tail.last_dropped() {
-            return EventLogRead::Trimmed {
-                up_to: tail.last_dropped(),
+        if position < tail.last_dropped_position() {
+            return EventLogReadOutcome::Trimmed {
+                up_to: tail.last_dropped_position(),
             };
         }
-        let up_to = fill(buffer, max_bytes, tail.events_after(position));
-        EventLogRead::Events {
-            // With nothing in the tail, everything up to the oldest event has a newer one in the log.
+        let up_to = fill_buffer(buffer, max_bytes, tail.events_after(position));
+        EventLogReadOutcome::Events {
+            // If the tail has no event after the position, the log holds a newer event for each one that was trimmed.
             up_to: up_to.unwrap_or(before_oldest),
         }
     }
 }
 
-impl LogEntry {
-    pub(super) fn key(&self) -> Option<&str> {
-        self.key.as_deref()
-    }
-
-    /// Bytes of the event and of its key, which a conflated tail holds twice.
-    pub(super) fn byte_len(&self) -> usize {
-        event_byte_len(&self.event) + 2 * self.key().map_or(0, str::len)
-    }
-}
-
-/// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last one.
-fn fill<'a>(
+/// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last
+/// event that was cloned.
+fn fill_buffer<'a>(
     buffer: &mut ReadBuffer,
     max_bytes: usize,
     events: impl Iterator<Item = (u64, &'a Event)>,
@@ -259,7 +245,7 @@ fn fill<'a>(
     last
 }
 
-/// Approximate memory of an event beside its payload, id and type.
+/// Approximate memory of an event beside its payload, id, type and topic.
 const EVENT_OVERHEAD_BYTES: usize = 256;
 
 #[cfg(all(test, not(tower_push_loom)))]
@@ -284,7 +270,7 @@ mod tests {
         log.append(Event::text(text), None, Duration::ZERO);
     }
 
-    fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogRead) {
+    fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogReadOutcome) {
         let mut buffer = ReadBuffer::default();
         let result = log.read(position, max_bytes, &mut buffer);
         let texts =
@@ -295,24 +281,36 @@ mod tests {
     #[test]
     fn reader_gets_events_after_its_position() {
         let mut log = log(UNLIMITED);
-        assert_eq!(read(&log, 0, 100), (vec![], EventLogRead::UpToDate));
+        assert_eq!(read(&log, 0, 100), (vec![], EventLogReadOutcome::UpToDate));
         for text in ["a", "b", "c"] {
             append(&mut log, text);
         }
-        assert_eq!(read(&log, 0, 1000).1, EventLogRead::Events { up_to: 3 });
+        assert_eq!(
+            read(&log, 0, 1000).1,
+            EventLogReadOutcome::Events { up_to: 3 }
+        );
         assert_eq!(
             read(&log, 2, 100),
-            (vec!["c".to_owned()], EventLogRead::Events { up_to: 3 })
+            (
+                vec!["c".to_owned()],
+                EventLogReadOutcome::Events { up_to: 3 }
+            )
         );
-        assert_eq!(read(&log, 3, 100), (vec![], EventLogRead::UpToDate));
+        assert_eq!(read(&log, 3, 100), (vec![], EventLogReadOutcome::UpToDate));
         assert_eq!(
             read(&log, 0, 0),
-            (vec!["a".to_owned()], EventLogRead::Events { up_to: 1 }),
+            (
+                vec!["a".to_owned()],
+                EventLogReadOutcome::Events { up_to: 1 }
+            ),
             "at least one event"
         );
         log.close();
-        assert_eq!(read(&log, 2, 100).1, EventLogRead::Events { up_to: 3 });
-        assert_eq!(read(&log, 3, 100).1, EventLogRead::Closed);
+        assert_eq!(
+            read(&log, 2, 100).1,
+            EventLogReadOutcome::Events { up_to: 3 }
+        );
+        assert_eq!(read(&log, 3, 100).1, EventLogReadOutcome::Closed);
     }
 
     #[test]
@@ -334,7 +332,10 @@ mod tests {
                 (log.len(), log.byte_len(), log.position_before_oldest()),
                 (2, 4, 1)
             );
-            assert_eq!(read(log, 0, 100).1, EventLogRead::Trimmed { up_to: 1 });
+            assert_eq!(
+                read(log, 0, 100).1,
+                EventLogReadOutcome::Trimmed { up_to: 1 }
+            );
             assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
         }
         append(&mut small, "larger than the limit");
@@ -355,8 +356,11 @@ mod tests {
             (young.len(), young.byte_len(), young.last_position()),
             (0, 0, 2)
         );
-        assert_eq!(read(&young, 0, 100).1, EventLogRead::Trimmed { up_to: 2 });
-        assert_eq!(read(&young, 2, 100).1, EventLogRead::UpToDate);
+        assert_eq!(
+            read(&young, 0, 100).1,
+            EventLogReadOutcome::Trimmed { up_to: 2 }
+        );
+        assert_eq!(read(&young, 2, 100).1, EventLogReadOutcome::UpToDate);
     }
 
     #[test]
@@ -386,7 +390,7 @@ mod tests {
         log.trim_expired(2 * minute);
         assert_eq!(
             read(&log, 0, 1000),
-            (vec![], EventLogRead::Trimmed { up_to: 2 })
+            (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })
         );
         assert_eq!(log.take_trimmed().len(), 2);
     }
@@ -410,15 +414,15 @@ mod tests {
             }
             let (events, result) = read(&log, position, max_read_bytes);
             match result {
-                EventLogRead::Events { up_to } => {
+                EventLogReadOutcome::Events { up_to } => {
                     prop_assert!(up_to > position);
                     prop_assert_eq!(&events[..], &texts[position as usize..up_to as usize]);
                 }
-                EventLogRead::Trimmed { up_to } => {
+                EventLogReadOutcome::Trimmed { up_to } => {
                     prop_assert!(position < up_to && up_to == log.position_before_oldest());
                 }
-                EventLogRead::UpToDate => prop_assert!(position >= texts.len() as u64),
-                EventLogRead::Closed => prop_assert!(false),
+                EventLogReadOutcome::UpToDate => prop_assert!(position >= texts.len() as u64),
+                EventLogReadOutcome::Closed => prop_assert!(false),
             }
         }
 
@@ -453,9 +457,9 @@ mod tests {
                         prop_assert!(received.insert(key.to_owned(), n).is_none_or(|before| before < n));
                     }
                     match result {
-                        EventLogRead::Events { up_to } => position = up_to,
+                        EventLogReadOutcome::Events { up_to } => position = up_to,
                         other => {
-                            prop_assert_eq!(other, EventLogRead::UpToDate);
+                            prop_assert_eq!(other, EventLogReadOutcome::UpToDate);
                             break;
                         }
                     }
@@ -484,7 +488,7 @@ mod tests {
         // 5 and 6 are in the log, 3 and 4 in the conflated tail, 1 and 2 nowhere.
         assert_eq!(
             read(&log, 0, 100),
-            (vec![], EventLogRead::Trimmed { up_to: 2 })
+            (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })
         );
         assert_eq!(read(&log, 2, 1000).0, ["3", "4"]);
         assert_eq!(read(&log, 4, 1000).0, ["5", "6"]);

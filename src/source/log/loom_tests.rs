@@ -5,7 +5,7 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{future::block_on, model, sync::Arc, thread};
 
-use super::{EventLog, EventLogLimits, EventLogRead, ReadBuffer, SharedLog};
+use super::{EventLog, EventLogLimits, EventLogReadOutcome, ReadBuffer, SharedLog};
 use crate::event::Event;
 
 fn shared_log() -> Arc<SharedLog> {
@@ -23,17 +23,17 @@ fn append(log: &SharedLog) {
 }
 
 /// Reads until it has `count` events, or the log is closed. A lost wake-up is a deadlock, which loom reports.
-fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, EventLogRead) {
-    let reader = log.register(0);
+fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, EventLogReadOutcome) {
+    let reader = log.register_reader(0);
     let mut buffer = ReadBuffer::default();
     let mut events = Vec::new();
-    let mut last_read = EventLogRead::UpToDate;
-    while events.len() < count && last_read != EventLogRead::Closed {
+    let mut last_read = EventLogReadOutcome::UpToDate;
+    while events.len() < count && last_read != EventLogReadOutcome::Closed {
         last_read = block_on(poll_fn(|cx| {
             loop {
                 match log.read(position, 1 << 20, &mut buffer) {
-                    EventLogRead::UpToDate => {
-                        if log.wait(&reader, cx.waker(), position) {
+                    EventLogReadOutcome::UpToDate => {
+                        if log.wait_unless_readable(&reader, cx.waker(), position) {
                             return Poll::Pending;
                         }
                     }
@@ -41,12 +41,12 @@ fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, Event
                 }
             }
         }));
-        if let EventLogRead::Events { up_to } = last_read {
+        if let EventLogReadOutcome::Events { up_to } = last_read {
             position = up_to;
         }
         events.extend(std::iter::from_fn(|| buffer.pop()));
     }
-    log.deregister(&reader);
+    log.deregister_reader(&reader);
     let texts = events
         .iter()
         .map(|event| event.payload().as_text().unwrap().to_owned());
@@ -113,7 +113,7 @@ fn close_wakes_reader_after_last_event() {
         log.close();
         assert_eq!(
             reader.join().unwrap(),
-            (vec!["1".to_owned()], EventLogRead::Closed)
+            (vec!["1".to_owned()], EventLogReadOutcome::Closed)
         );
     });
 }
@@ -125,10 +125,10 @@ fn leaving_reader_takes_no_wake_up_from_others() {
         let leaving = thread::spawn({
             let log = log.clone();
             move || {
-                let reader = log.register(0);
+                let reader = log.register_reader(0);
                 let waker = futures_util::task::noop_waker();
-                log.wait(&reader, &waker, 0);
-                log.deregister(&reader);
+                log.wait_unless_readable(&reader, &waker, 0);
+                log.deregister_reader(&reader);
             }
         });
         let reader = thread::spawn({

@@ -1,6 +1,6 @@
 use crate::event::Event;
 
-/// Events that a reader has taken from a log and not used yet. It holds so few that they need no memory of their own.
+/// Events that a reader has taken from a log and not used yet. The buffer holds a few events without an allocation.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBuffer {
     events: [Option<Event>; CAPACITY],
@@ -10,7 +10,7 @@ pub(crate) struct ReadBuffer {
     end: usize,
 }
 
-/// Number of events that fit. The log is locked once for this many, which makes the lock's cost negligible.
+/// Number of events in a full buffer. The log is locked once for so many events that the cost of the lock is negligible.
 const CAPACITY: usize = 8;
 
 impl ReadBuffer {

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use super::{EventLog, EventLogRead, ReadBuffer};
+use super::{EventLog, EventLogReadOutcome, ReadBuffer};
 use crate::{
     event::Event,
     sync::{AtomicU64, Ordering, RwLock, WaitList, WaiterKey, read, write},
@@ -19,13 +19,14 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     log: RwLock<EventLog>,
-    /// The log's [`status`] after its last change. Readers check it before they lock the log, and before they wait.
+    /// The log's [status](encode_status) after its last change. Readers check the status before they lock the log, and before they
+    /// wait.
     status: AtomicU64,
     wait_list: WaitList,
 }
 
-/// The position of a log's last event and whether the log is closed, as one number.
-fn status(last_position: u64, is_closed: bool) -> u64 {
+/// Encodes the position of a log's last event, and whether the log is closed, as one number.
+fn encode_status(last_position: u64, is_closed: bool) -> u64 {
     2 * last_position + u64::from(is_closed)
 }
 
@@ -34,7 +35,7 @@ impl SharedLog {
     pub(crate) fn new(log: EventLog, shards: usize) -> Self {
         Self {
             log: RwLock::new(log),
-            status: AtomicU64::new(status(0, false)),
+            status: AtomicU64::new(encode_status(0, false)),
             wait_list: WaitList::new(shards),
         }
     }
@@ -55,22 +56,22 @@ impl SharedLog {
             let position = log.next_position();
             log.append(event(position), key, now);
             self.status
-                .store(status(position, false), Ordering::Release);
+                .store(encode_status(position, false), Ordering::Release);
             (position, log.take_trimmed())
         };
         self.wait_list.wake_all();
-        // The event is published: a payload that panics when it is dropped must not make this call panic.
+        // The new event is appended already, so a panic while trimmed events are dropped must not reach the caller.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(trimmed)));
         Some(position)
     }
 
-    /// Ends the log: no more events can be appended. Wakes all readers.
+    /// Closes the log, so that no more events can be appended, and wakes all readers.
     pub(crate) fn close(&self) {
         {
             let mut log = write(&self.log);
             log.close();
             self.status
-                .store(status(log.last_position(), true), Ordering::Release);
+                .store(encode_status(log.last_position(), true), Ordering::Release);
         }
         self.wait_list.wake_all();
     }
@@ -78,7 +79,7 @@ impl SharedLog {
     /// Calls `inspect` with the log, after events that are too old at `now` were trimmed.
     pub(crate) fn inspect<T>(&self, now: Duration, inspect: impl FnOnce(&EventLog) -> T) -> T {
         let log = read(&self.log);
-        if !log.has_expired(now) {
+        if !log.has_expired_events(now) {
             return inspect(&log);
         }
         drop(log);
@@ -87,19 +88,19 @@ impl SharedLog {
         let result = inspect(&log);
         let trimmed = log.take_trimmed();
         drop(log);
-        // Outside the lock: dropping a payload can run its owner's code.
+        // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
         drop(trimmed);
         result
     }
 
     /// Returns whether the log is closed and has no event after this position.
     pub(crate) fn is_finished_at(&self, position: u64) -> bool {
-        self.status.load(Ordering::Acquire) == status(position, true)
+        self.status.load(Ordering::Acquire) == encode_status(position, true)
     }
 
     /// Returns whether the log is open and has no event after this position.
     fn is_up_to_date(&self, position: u64) -> bool {
-        self.status.load(Ordering::Acquire) == status(position, false)
+        self.status.load(Ordering::Acquire) == encode_status(position, false)
     }
 
     /// Like [`EventLog::read`], without a lock if there is nothing to read.
@@ -108,26 +109,31 @@ impl SharedLog {
         position: u64,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
-    ) -> EventLogRead {
+    ) -> EventLogReadOutcome {
         if self.is_up_to_date(position) {
-            return EventLogRead::UpToDate;
+            return EventLogReadOutcome::UpToDate;
         }
         read(&self.log).read(position, max_bytes, buffer)
     }
 
-    /// Adds a reader that can wait. Readers with successive sequence numbers use different locks of the wait list.
-    pub(crate) fn register(&self, sequence: usize) -> WaiterKey {
-        self.wait_list.register(sequence)
+    /// Adds a reader. Readers with successive numbers use different locks of the wait list.
+    pub(crate) fn register_reader(&self, reader_number: usize) -> WaiterKey {
+        self.wait_list.register(reader_number)
     }
 
     /// Removes a reader.
-    pub(crate) fn deregister(&self, reader: &WaiterKey) {
+    pub(crate) fn deregister_reader(&self, reader: &WaiterKey) {
         self.wait_list.deregister(reader);
     }
 
-    /// Stores a registered reader's waker until there is an event after `position`, or the log is closed. Returns `false` if that is
-    /// so already: read again.
-    pub(crate) fn wait(&self, reader: &WaiterKey, waker: &Waker, position: u64) -> bool {
+    /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Returns
+    /// `false` if that is the case already: the caller reads again.
+    pub(crate) fn wait_unless_readable(
+        &self,
+        reader: &WaiterKey,
+        waker: &Waker,
+        position: u64,
+    ) -> bool {
         self.wait_list
             .wait_unless(reader, waker, || !self.is_up_to_date(position))
     }

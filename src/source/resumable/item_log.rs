@@ -8,9 +8,9 @@ use crate::{
 /// How much of one stream an [`ItemLog`] holds. The newest entry is held whatever its size.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ItemLogLimits {
-    /// Values below 1 count as 1.
+    /// The maximum number of events and gaps. Values below 1 count as 1.
     pub(super) max_entries: usize,
-    /// See [`event_byte_len`].
+    /// The maximum sum of [`event_byte_len`].
     pub(super) max_bytes: usize,
 }
 
@@ -31,16 +31,16 @@ pub(super) enum StreamEnd {
     Ended,
     /// Clients may reconnect after this delay.
     EndedWithRetry(Duration),
-    /// The stream has failed. This is its error's text.
+    /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }
 
 /// What [`ItemLog::read`] found after the reader's position.
 #[derive(Clone, Debug)]
-pub(super) enum ItemLogRead {
+pub(super) enum ItemLogReadOutcome {
     /// The next item.
     Item(Item),
-    /// The entries up to and including `up_to` are trimmed. `missed` is how many events they were; `None` if that is not known.
+    /// The entries up to and including `up_to` are trimmed. `missed` is the number of events among them; `None` if it is not known.
     Trimmed { up_to: u64, missed: Option<u64> },
     /// The reader has everything, and the stream has ended.
     End(StreamEnd),
@@ -48,9 +48,9 @@ pub(super) enum ItemLogRead {
 
 /// The latest items of one stream, and its end.
 ///
-/// Entries have consecutive positions, of which the first is 1. The oldest are trimmed when they exceed the limits. It differs from an
-/// [`EventLog`](crate::source::log::EventLog) in that it holds gaps among the events, so that a client that lost a gap gets it again,
-/// and the end of the stream.
+/// Entries have consecutive positions, of which the first is 1. The oldest entries are trimmed when the log exceeds its limits. The
+/// log differs from an [`EventLog`](crate::source::log::EventLog) in that it also holds the stream's gaps, so that a client that
+/// lost a gap gets it again, and the stream's end.
 #[derive(Debug)]
 pub(super) struct ItemLog {
     limits: ItemLogLimits,
@@ -59,8 +59,8 @@ pub(super) struct ItemLog {
     last_position: u64,
     /// Bytes of `entries`.
     byte_len: usize,
-    /// The position of the newest gap that was trimmed; 0 if there was none. How many events a reader before it misses is not
-    /// known.
+    /// The position of the newest gap that was trimmed; 0 if there was none. The number of events that a reader before this
+    /// position misses is not known.
     last_dropped_gap: u64,
     end: Option<StreamEnd>,
 }
@@ -100,8 +100,8 @@ impl ItemLog {
         }
     }
 
-    /// Appends an entry. Returns the entries that were trimmed, to be dropped outside of any lock: a payload can have an owner whose
-    /// code runs then.
+    /// Appends an entry. Returns the entries that were trimmed. The caller drops them outside of its lock, because dropping a
+    /// payload can run its owner's code.
     #[must_use]
     pub(super) fn append(&mut self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
         self.last_position += 1;
@@ -126,8 +126,8 @@ impl ItemLog {
         Some(oldest)
     }
 
-    /// Records that the stream has ended. The caller must not append any more.
-    pub(super) fn end(&mut self, end: StreamEnd) {
+    /// Records that the stream has ended. The caller must not append entries after this.
+    pub(super) fn set_end(&mut self, end: StreamEnd) {
         self.end = Some(end);
     }
 
@@ -150,17 +150,17 @@ impl ItemLog {
     }
 
     /// Returns what follows `position`; `None` if there is nothing yet.
-    pub(super) fn read(&self, position: u64) -> Option<ItemLogRead> {
+    pub(super) fn read(&self, position: u64) -> Option<ItemLogReadOutcome> {
         let before_oldest = self.position_before_oldest();
         if position < before_oldest {
-            return Some(ItemLogRead::Trimmed {
+            return Some(ItemLogReadOutcome::Trimmed {
                 up_to: before_oldest,
                 missed: (position >= self.last_dropped_gap).then(|| before_oldest - position),
             });
         }
         match self.entries.get((position - before_oldest) as usize) {
-            Some(entry) => Some(ItemLogRead::Item(entry.to_item())),
-            None => self.end.clone().map(ItemLogRead::End),
+            Some(entry) => Some(ItemLogReadOutcome::Item(entry.to_item())),
+            None => self.end.clone().map(ItemLogReadOutcome::End),
         }
     }
 
@@ -195,14 +195,14 @@ mod tests {
         let mut log = ItemLog::new(UNLIMITED);
         assert!(log.read(0).is_none());
         let _ = log.append(event("a"));
-        log.end(StreamEnd::Finished);
+        log.set_end(StreamEnd::Finished);
         assert!(matches!(
             log.read(0),
-            Some(ItemLogRead::Item(Item::Event(_)))
+            Some(ItemLogReadOutcome::Item(Item::Event(_)))
         ));
         assert!(matches!(
             log.read(1),
-            Some(ItemLogRead::End(StreamEnd::Finished))
+            Some(ItemLogReadOutcome::End(StreamEnd::Finished))
         ));
         assert!(!log.is_up_to_date(1));
     }
@@ -216,10 +216,13 @@ mod tests {
         for entry in [event("a"), gap(), event("b")] {
             let _ = log.append(entry);
         }
-        assert!(matches!(log.read(1), Some(ItemLogRead::Item(Item::Gap(_)))));
+        assert!(matches!(
+            log.read(1),
+            Some(ItemLogReadOutcome::Item(Item::Gap(_)))
+        ));
         let _ = log.append(event("c"));
         let missed = |position| match log.read(position) {
-            Some(ItemLogRead::Trimmed { up_to: 2, missed }) => missed,
+            Some(ItemLogReadOutcome::Trimmed { up_to: 2, missed }) => missed,
             other => panic!("{other:?}"),
         };
         assert_eq!(missed(0), None);
@@ -229,7 +232,7 @@ mod tests {
         assert!(
             matches!(
                 read,
-                Some(ItemLogRead::Trimmed {
+                Some(ItemLogReadOutcome::Trimmed {
                     up_to: 3,
                     missed: Some(1)
                 })
@@ -255,10 +258,10 @@ mod tests {
                 prop_assert!(log.byte_len() <= max_bytes || log.entries.len() == 1);
             }
             match log.read(position) {
-                Some(ItemLogRead::Item(Item::Event(event))) => {
+                Some(ItemLogReadOutcome::Item(Item::Event(event))) => {
                     prop_assert_eq!(event.payload().as_text().unwrap(), &texts[position as usize]);
                 }
-                Some(ItemLogRead::Trimmed { up_to, missed }) => {
+                Some(ItemLogReadOutcome::Trimmed { up_to, missed }) => {
                     prop_assert!(position < up_to && up_to == log.position_before_oldest());
                     prop_assert_eq!(missed, Some(up_to - position));
                 }

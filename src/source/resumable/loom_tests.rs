@@ -16,8 +16,8 @@ use loom::{
 };
 
 use super::{
-    config::EndPolicy,
-    item_log::{ItemLogLimits, ItemLogRead},
+    item_log::{ItemLogLimits, ItemLogReadOutcome},
+    resumable_config::EndPolicy,
     shared_stream::SharedStream,
     stream_token::StreamToken,
 };
@@ -84,7 +84,7 @@ fn read(shared: &SharedStream, count: u64) -> Vec<String> {
     for position in 0..count {
         let poll = |cx: &mut Context<'_>| shared.poll_read(position, &reader, cx, &mut None);
         match block_on(poll_fn(poll)) {
-            ItemLogRead::Item(Item::Event(event)) => {
+            ItemLogReadOutcome::Item(Item::Event(event)) => {
                 texts.push(event.payload().as_text().unwrap().to_owned());
             }
             other => panic!("{other:?}"),

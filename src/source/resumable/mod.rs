@@ -3,10 +3,10 @@
 //! A plain stream belongs to one response. When the connection breaks, the stream is dropped, and what the client had not read is
 //! lost. A client that polls would lose something with every request, because the handler makes a new stream for each.
 //!
-//! A [`Resumable`] keeps streams apart from their connections. It gives every event an id, and keeps the last events of each stream in
-//! a log. When the client of a stream goes away, the stream is *parked*: it is not polled, and so produces nothing that no client
-//! reads. When the client comes back with its cursor, over any transport, it gets what it missed from the log, and then the rest of
-//! the same stream. The new stream that the handler made for this request is dropped without being polled.
+//! A [`Resumable`] keeps streams apart from their connections. A `Resumable` gives every event an id, and keeps the last events of
+//! each stream in a log. When the client of a stream goes away, the stream is *parked*: it is not polled, and so produces nothing
+//! that no client reads. When the client comes back with its cursor, over any transport, it gets what it missed from the log, and
+//! then the rest of the same stream. The new stream that the handler made for this request is dropped without being polled.
 //!
 //! ```
 //! use tower_push::{Push, Resumable};
@@ -22,8 +22,8 @@
 //! # };
 //! ```
 //!
-//! The handler makes a stream for every request, even for one that resumes another stream. If that is expensive, wrap a
-//! [source](super::source_fn()) that makes the stream: it is subscribed to only if there is no stream to resume.
+//! The handler makes a stream for every request, even for one that resumes another stream. If making a stream is expensive, wrap a
+//! [`source_fn`](super::source_fn()) that makes it: the function is called only if there is no stream to resume.
 //!
 //! # What a client gets
 //! | its cursor | what it gets |
@@ -35,9 +35,9 @@
 //! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
 //! | of anything else | a gap (`epoch`), then the handler's stream |
 //!
-//! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from the log.
-//! Two clients with the same cursor at the same time get the same events, each at its own pace. They poll the stream in turns, and
-//! neither waits for the other. A client that falls behind by more than the log holds gets a gap (`lagged`).
+//! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from the
+//! log. Two clients with the same cursor at the same time get the same events, each at its own pace. The two clients poll the
+//! stream in turns, and neither waits for the other. A client that falls behind by more than the log holds gets a gap (`lagged`).
 //!
 //! # How a stream ends
 //! | the stream | its clients | clients that come back |
@@ -46,43 +46,43 @@
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | as above |
 //! | fails or panics | are disconnected; a panic goes on in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
 //!
-//! By default a stream that yields `None` is not started anew for a client that has read it to its end. Otherwise a client that polls
-//! in a loop would ask the same question for ever. A client that was told of this end never reaches the source again, see
-//! [`Item::Finished`]. A client that did not get the message gets it again for as long as the stream is parked.
+//! By default a stream that yields `None` is not started anew for a client that has read it to its end. Otherwise a client that
+//! polls in a loop would get the same stream again and again. A client that was told that the source has finished is refused before
+//! it reaches the source, see [`Item::Finished`]. A client that lost this message gets it again for as long as the stream is
+//! parked.
 //!
 //! # Limits
 //! The log of a stream holds the last 256 events, and at most 256 KiB of them, unless the [builder](Resumable::builder) sets other
-//! limits. These events can get lost between the server and the client and still be repeated. The log should therefore hold more than
-//! fits into the buffers between a server and its clients. Streams that have clients have such a log, too; only the number of clients
-//! limits their number.
+//! limits. Events that were sent but lost with the connection are repeated from the log. It should therefore hold more than fits
+//! into the buffers between a server and its clients. Streams that have clients have a log, too, and are not limited in number.
 //!
-//! Parked streams are limited in time (60 s after the last client has left), in number (10 000), and in the bytes of their logs (64 MiB
-//! together). Beyond a limit, the stream that was parked first is dropped first. Someone who may open any number of connections can
-//! therefore displace the parked streams of others, whose clients then get a gap.
+//! Parked streams are limited in time (60 s after the last client has left), in number (10 000), and in the bytes of their logs (64
+//! MiB together). Beyond a limit, the stream that was parked first is dropped first. Someone who may open any number of connections
+//! can therefore displace the parked streams of others, whose clients then get a gap.
 //!
-//! One tokio task drops the expired streams of a [`Resumable`]. It runs while a stream is parked. If the last client leaves outside
-//! of a runtime, expired streams are dropped when the next client comes.
+//! One tokio task drops the expired streams of a [`Resumable`]. The task runs while a stream is parked. If the last client leaves
+//! outside of a runtime, expired streams are dropped when the next client comes.
 //!
 //! # Ids are secrets
 //! A client that has an id can read the stream from there on. An id is `token-number`, and the token has 128 random bits from the
 //! operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from the system, see
 //! [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the URL.
 //!
-//! If requests are authenticated, set whose each stream is, so that only its owner can resume it: see [`ResumableSource::owner`]. All
-//! streams that one [`Resumable`] wraps can be resumed at every endpoint that uses it. Endpoints that admit different people should
-//! therefore have one each.
+//! If requests are authenticated, set whose each stream is, so that only its owner can resume it: see [`ResumableSource::owner`].
+//! All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses it. Endpoints that admit different people
+//! should therefore have a `Resumable` each.
 //!
-//! The ids of the wrapped source's events are replaced. This copies the payload of an event that is also held elsewhere.
+//! The ids of the wrapped source's events are replaced. Replacing an id copies the payload if something else holds the event, too.
 //!
 //! # Difference to a channel
 //! A [`Channel`](super::Channel) is one log that many clients read, and it does not wait for them. A `Resumable` has a log for each
 //! stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for events that many
 //! clients get, or that are produced whether or not a client reads them.
 
-mod builder;
-mod config;
-mod counts;
 mod item_log;
+mod resumable_builder;
+mod resumable_config;
+mod resumable_counts;
 mod resumable_source;
 mod resumable_stream;
 mod shared_stream;
@@ -97,10 +97,13 @@ use std::{fmt, sync::Arc};
 use futures_core::Stream;
 
 pub use self::{
-    builder::ResumableBuilder, config::EndPolicy, counts::ResumableCounts,
-    resumable_source::ResumableSource, resumable_stream::ResumableStream,
+    resumable_builder::ResumableBuilder, resumable_config::EndPolicy,
+    resumable_counts::ResumableCounts, resumable_source::ResumableSource,
+    resumable_stream::ResumableStream,
 };
-use self::{config::ResumableConfig, stream_registry::StreamRegistry, stream_token::StreamToken};
+use self::{
+    resumable_config::ResumableConfig, stream_registry::StreamRegistry, stream_token::StreamToken,
+};
 use super::PushSource;
 use crate::{
     error::BoxError,
@@ -109,20 +112,21 @@ use crate::{
 
 /// Makes streams resumable, and keeps the streams whose clients are away. See the [module docs](self).
 ///
-/// Clones share the streams. The parked streams are dropped with the last clone and the last stream that it wrapped.
+/// Clones share the streams. The parked streams are dropped when the last clone, and the last source and stream made with it, are
+/// dropped.
 #[derive(Clone)]
 pub struct Resumable {
     registry: Arc<StreamRegistry>,
 }
 
 impl Resumable {
-    /// Creates one with the default [limits](self#limits).
+    /// Creates a `Resumable` with the default [limits](self#limits).
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
 
-    /// Configures one with other limits.
+    /// Configures a `Resumable` with other limits.
     ///
     /// ```
     /// use std::time::Duration;
@@ -147,9 +151,9 @@ impl Resumable {
         }
     }
 
-    /// Makes a source resumable. Usually it is a plain stream that was made for this request.
+    /// Makes a source resumable. The source is usually a plain stream that was made for this request.
     ///
-    /// The source is not subscribed to if the client resumes a stream. If it is, its subscription has no cursor.
+    /// The source is not subscribed to if the client resumes a stream. The source never sees a cursor.
     pub fn wrap<S: PushSource>(&self, source: S) -> ResumableSource<S> {
         ResumableSource::new(source, self.registry.clone())
     }
@@ -168,7 +172,7 @@ impl Resumable {
         S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
     {
         let lease = self.registry.insert(Box::pin(stream), owner);
-        lease.stream().id(0)
+        lease.stream().item_id(0)
     }
 
     /// Returns whether the stream that a cursor belongs to is here, parked or not.

@@ -2,7 +2,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 
 use super::{
     ResumableStream,
-    item_log::{ItemLog, ItemLogRead, StreamEnd},
+    item_log::{ItemLog, ItemLogReadOutcome, StreamEnd},
     shared_stream::SharedStream,
     stream_registry::{Lease, StreamRegistry},
 };
@@ -45,7 +45,7 @@ impl<S> ResumableSource<S> {
     }
 }
 
-/// Each client gets the stream that its cursor belongs to. If there is none, it gets the wrapped source's stream.
+/// Each client gets the stream that its cursor belongs to. If there is no such stream, the client gets the wrapped source's stream.
 impl<S: PushSource + Send> PushSource for ResumableSource<S> {
     type Stream = ResumableStream;
 
@@ -59,9 +59,9 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
         let gap = |reason| Gap::new(reason).requested(cursor.clone());
         let first_items = match self.registry.resume(&cursor, self.owner.as_deref()) {
             Ok((lease, position)) => match resume(lease, position, gap(GapReason::Epoch)) {
-                Resumption::Stream(stream) => return Ok(stream.with_requested(cursor)),
-                Resumption::Finished => return Err(Rejection::finished()),
-                Resumption::Ended(remaining_items) => remaining_items,
+                ResumeOutcome::Stream(stream) => return Ok(stream.with_requested(cursor)),
+                ResumeOutcome::Finished => return Err(Rejection::finished()),
+                ResumeOutcome::Ended(remaining_items) => remaining_items,
             },
             Err(reason) => [Item::Gap(gap(reason))].into(),
         };
@@ -79,7 +79,7 @@ impl<S: PushSource> ResumableSource<S> {
     ) -> Result<ResumableStream, Rejection> {
         let stream = self.source.subscribe(subscription).await?;
         let lease = self.registry.insert(Box::pin(stream), self.owner);
-        let cursor = lease.stream().id(0);
+        let cursor = lease.stream().item_id(0);
         match first_items.back_mut() {
             Some(Item::Gap(gap)) => gap.resumed = Some(cursor),
             _ => first_items.push_back(Item::Cursor(cursor)),
@@ -88,18 +88,19 @@ impl<S: PushSource> ResumableSource<S> {
     }
 }
 
-/// What a client gets that comes back to a stream.
-enum Resumption {
+/// What a client gets that comes back with a cursor.
+enum ResumeOutcome {
     /// The stream, from the client's position on.
     Stream(ResumableStream),
     /// The client has everything, and the source has finished.
     Finished,
-    /// These remaining items, and then the stream of its new request, because this one has ended.
+    /// The remaining items of a stream that has ended. The stream of the client's new request follows.
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at the position of the client's cursor. The `gap` is for a cursor or a stream that cannot be resumed.
-fn resume(lease: Lease, position: u64, gap: Gap) -> Resumption {
+/// Resumes a stream at the position of the client's cursor. `gap` is what the client gets if its cursor is ahead of the stream, or
+/// the stream has failed.
+fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     let stream = lease.stream();
     let (before_oldest, last_position, end) = stream.inspect_log(|log| {
         (
@@ -109,20 +110,20 @@ fn resume(lease: Lease, position: u64, gap: Gap) -> Resumption {
         )
     });
     if position > last_position {
-        let gap = Item::Gap(gap.resumed(stream.id(before_oldest)));
-        return Resumption::Stream(ResumableStream::new(lease, before_oldest, [gap].into()));
+        let gap = Item::Gap(gap.resumed(stream.item_id(before_oldest)));
+        return ResumeOutcome::Stream(ResumableStream::new(lease, before_oldest, [gap].into()));
     }
     match end {
-        Some(StreamEnd::Finished) if position == last_position => Resumption::Finished,
+        Some(StreamEnd::Finished) if position == last_position => ResumeOutcome::Finished,
         Some(StreamEnd::Ended | StreamEnd::EndedWithRetry(_)) if position == last_position => {
-            Resumption::Ended(VecDeque::new())
+            ResumeOutcome::Ended(VecDeque::new())
         }
         Some(StreamEnd::Failed(_)) => {
             let mut items = stream.inspect_log(|log| remaining_items(log, position, stream, &gap));
             items.push_back(Item::Gap(gap));
-            Resumption::Ended(items)
+            ResumeOutcome::Ended(items)
         }
-        _ => Resumption::Stream(ResumableStream::new(lease, position, VecDeque::new())),
+        _ => ResumeOutcome::Stream(ResumableStream::new(lease, position, VecDeque::new())),
     }
 }
 
@@ -136,19 +137,19 @@ fn remaining_items(
     let mut items = VecDeque::new();
     loop {
         match log.read(position) {
-            Some(ItemLogRead::Item(item)) => {
+            Some(ItemLogReadOutcome::Item(item)) => {
                 position += 1;
                 items.push_back(item);
             }
-            Some(ItemLogRead::Trimmed { up_to, missed }) => {
+            Some(ItemLogReadOutcome::Trimmed { up_to, missed }) => {
                 position = up_to;
                 let mut gap = gap.clone();
                 gap.reason = GapReason::Expired;
-                gap.resumed = Some(stream.id(up_to));
+                gap.resumed = Some(stream.item_id(up_to));
                 gap.missed = missed;
                 items.push_back(Item::Gap(gap));
             }
-            Some(ItemLogRead::End(_)) | None => return items,
+            Some(ItemLogReadOutcome::End(_)) | None => return items,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLogRead, StreamEnd},
+    item_log::{ItemLogReadOutcome, StreamEnd},
     stream_registry::Lease,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 
 /// One client's view of a stream that a [`Resumable`](super::Resumable) keeps.
 ///
-/// When it is dropped and no other client reads the stream, the stream is parked.
+/// The stream is parked when the last client's `ResumableStream` is dropped.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct ResumableStream {
     lease: Lease,
@@ -28,7 +28,7 @@ pub struct ResumableStream {
     position: u64,
     /// Items yielded before the first one from the log.
     first_items: VecDeque<Item>,
-    /// The cursor that the client resumes from, until an item was read or none was there.
+    /// The cursor that the client resumes from. `None` once an item was read, or there was none to read.
     requested: Option<EventId>,
     /// The stream's error, if the stream failed when this reader polled it.
     error: Option<BoxError>,
@@ -61,7 +61,7 @@ impl ResumableStream {
             None => GapReason::Lagged,
         };
         self.position = up_to;
-        let mut gap = Gap::new(reason).resumed(self.lease.stream().id(up_to));
+        let mut gap = Gap::new(reason).resumed(self.lease.stream().item_id(up_to));
         gap.requested = self.requested.take();
         gap.missed = missed;
         Item::Gap(gap)
@@ -91,7 +91,7 @@ impl Stream for ResumableStream {
         if this.is_finished {
             return Poll::Ready(None);
         }
-        // Frees the queue's memory, which is not needed any more.
+        // `first_items` is empty from here on, and its memory is freed.
         this.first_items = VecDeque::new();
         let stream = this.lease.stream();
         match stream.poll_read(this.position, &this.reader, cx, &mut this.error) {
@@ -99,15 +99,15 @@ impl Stream for ResumableStream {
                 this.requested = None;
                 Poll::Pending
             }
-            Poll::Ready(ItemLogRead::Item(item)) => {
+            Poll::Ready(ItemLogReadOutcome::Item(item)) => {
                 this.requested = None;
                 this.position += 1;
                 Poll::Ready(Some(Ok(item)))
             }
-            Poll::Ready(ItemLogRead::Trimmed { up_to, missed }) => {
+            Poll::Ready(ItemLogReadOutcome::Trimmed { up_to, missed }) => {
                 Poll::Ready(Some(Ok(this.skip_trimmed(up_to, missed))))
             }
-            Poll::Ready(ItemLogRead::End(end)) => Poll::Ready(this.end(end)),
+            Poll::Ready(ItemLogReadOutcome::End(end)) => Poll::Ready(this.end(end)),
         }
     }
 }

@@ -9,8 +9,8 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    config::EndPolicy,
-    item_log::{ItemLog, ItemLogEntry, ItemLogLimits, ItemLogRead, StreamEnd},
+    item_log::{ItemLog, ItemLogEntry, ItemLogLimits, ItemLogReadOutcome, StreamEnd},
+    resumable_config::EndPolicy,
     stream_token::StreamToken,
 };
 use crate::{
@@ -23,49 +23,49 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 
 /// A stream that several readers share and that outlives them, and a log of its latest items.
 ///
-/// No task polls the stream: a reader that finds nothing new in the log does, while it holds the stream's lock. What the stream yields
-/// goes into the log, where every reader finds it. A reader that stalls or leaves holds up no other: the next one that is polled
-/// polls the stream.
+/// The stream has no task of its own. A reader that finds nothing new in the log locks the stream and polls it. What the stream
+/// yields goes into the log, where every reader finds it. A reader that stalls or leaves does not hold up the others, because the
+/// next reader polls the stream instead.
 ///
 /// # Invariants: no wake-up is lost
 /// 1. The stream is polled with the [`ReaderWaker`], which wakes all readers, and never with the waker of the reader that polls it.
-///    That reader may be gone, or not be polled any more, when the stream makes progress.
+///    The reader that polled the stream may be gone when the stream makes progress.
 /// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and
-///    [`ReaderWaker::wake_count`] once more before it releases that lock. A change of either comes first, and the wakers are taken
-///    under the same lock after it.
+///    [`ReaderWaker::wake_count`] once more before it releases that lock. A thread that changes the log or the count does so first,
+///    and takes the wakers under the same lock afterwards.
 /// 3. A reader that loses `try_lock` on the stream sets `poll_requested`, retries, and waits only while the flag is set. The lock
 ///    holder clears the flag after unlocking, and wakes all readers if it was set. So the second try succeeds, or the reader sees
 ///    the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
 ///
-/// The tests in `loom_tests.rs` check them.
+/// The tests in `loom_tests.rs` check these invariants.
 pub(super) struct SharedStream {
     token: StreamToken,
-    /// Only requests of this owner may resume the stream. `None`: all requests without an owner may.
+    /// Only requests with this owner may resume the stream. `None`: only requests without an owner.
     owner: Option<Box<str>>,
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
     state: Mutex<SharedStreamState>,
     /// How the stream has ended once it yields `None`.
     plain_end: StreamEnd,
-    /// An allocation of its own, because the stream's waker must keep neither the stream nor its log alive.
+    /// The waker has an allocation of its own, so that a copy of it keeps neither the stream nor its log alive.
     reader_waker: Arc<ReaderWaker>,
 }
 
 #[derive(Debug)]
 struct SharedStreamState {
     log: ItemLog,
-    /// Whether a reader found the stream's lock held.
+    /// Whether a reader has found the stream locked by another reader.
     poll_requested: bool,
 }
 
-/// The waker that the stream is polled with. It wakes all readers.
+/// The waker that the stream is polled with, which wakes all readers.
 struct ReaderWaker {
-    /// How often it was woken.
+    /// How often the stream has woken its readers.
     wake_count: AtomicU64,
     readers: WaitList,
 }
 
-/// Number of consecutive cursor items, which the log ignores, after which other tasks get to run.
+/// Number of consecutive ignored items after which the reader yields to other tasks.
 const MAX_SKIPPED_CURSORS: usize = 64;
 
 impl SharedStream {
@@ -104,15 +104,15 @@ impl SharedStream {
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
-    pub(super) fn id(&self, position: u64) -> EventId {
-        self.token.id(position)
+    pub(super) fn item_id(&self, position: u64) -> EventId {
+        self.token.item_id(position)
     }
 
     pub(super) fn inspect_log<T>(&self, inspect: impl FnOnce(&ItemLog) -> T) -> T {
         inspect(&lock(&self.state).log)
     }
 
-    /// Adds a reader, until [`deregister_reader`](Self::deregister_reader).
+    /// Adds a reader to the wait list, until [`deregister_reader`](Self::deregister_reader).
     pub(super) fn register_reader(&self) -> WaiterKey {
         self.reader_waker.readers.register(0)
     }
@@ -121,7 +121,7 @@ impl SharedStream {
         self.reader_waker.readers.deregister(reader);
     }
 
-    /// Reads what follows `position` in the log, and polls the stream if that is nothing.
+    /// Reads what follows `position` in the log. If there is nothing, polls the stream.
     ///
     /// If the stream fails in this call, its error is stored in `error`; the log has only the error's text, for the other readers.
     pub(super) fn poll_read(
@@ -130,9 +130,9 @@ impl SharedStream {
         reader: &WaiterKey,
         cx: &mut Context<'_>,
         error: &mut Option<BoxError>,
-    ) -> Poll<ItemLogRead> {
+    ) -> Poll<ItemLogReadOutcome> {
         loop {
-            // Loaded before the stream is polled, so that a wake-up during or after the poll is noticed.
+            // The count is loaded before the stream is polled, so that a wake-up during the poll is noticed.
             let wake_count = self.reader_waker.wake_count();
             if let Some(read) = self.inspect_log(|log| log.read(position)) {
                 return Poll::Ready(read);
@@ -149,48 +149,48 @@ impl SharedStream {
             };
             let readers = &self.reader_waker.readers;
             if !readers.wait_unless(reader, cx.waker(), is_ready) {
-                // Not polled again at once: a stream that wakes its waker and is pending wants other tasks to run.
+                // The stream is not polled again at once: one that wakes its own waker and is pending yields to other tasks.
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;
         }
     }
 
-    /// Polls the stream for one entry of the log.
+    /// Polls the stream once, and puts what it yields into the log.
     fn poll_stream(&self, error: &mut Option<BoxError>) -> PollOutcome {
-        let Some(mut guard) = self.acquire_or_request() else {
+        let Some(mut guard) = self.lock_or_request_poll() else {
             return PollOutcome::LockHeld;
         };
         let Some(stream) = guard.stream() else {
-            // Another reader has polled it to its end since this one read the log.
+            // Another reader has polled the stream to its end since this reader read the log.
             return PollOutcome::Progress;
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
-        let next = || self.poll_polled(stream.as_mut(), cx);
-        let polled = match catch_unwind(AssertUnwindSafe(next)) {
+        let next = || self.poll_log_update(stream.as_mut(), cx);
+        let update = match catch_unwind(AssertUnwindSafe(next)) {
             Ok(Poll::Pending) => return PollOutcome::Pending,
-            Ok(Poll::Ready(polled)) => polled,
+            Ok(Poll::Ready(update)) => update,
             Err(panic) => {
-                let stream = guard.end(StreamEnd::Failed("the stream panicked".into()));
+                let stream = guard.end_stream(StreamEnd::Failed("the stream panicked".into()));
                 drop(guard);
-                // The first panic reaches the caller; a second one while it unwinds would abort the process.
+                // A second panic, while the first one unwinds, would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
                 resume_unwind(panic);
             }
         };
-        match polled {
-            Polled::Entry(entry) => {
-                let trimmed = guard.append(entry);
+        match update {
+            ItemLogUpdate::Append(entry) => {
+                let trimmed = guard.append_to_log(entry);
                 drop(guard);
-                // Outside the locks: dropping a payload can run its owner's code.
+                // Trimmed entries are dropped outside the locks, because dropping a payload can run its owner's code.
                 drop(trimmed);
             }
-            Polled::End(end, failure) => {
+            ItemLogUpdate::End(end, failure) => {
                 *error = failure;
-                let stream = guard.end(end);
+                let stream = guard.end_stream(end);
                 drop(guard);
-                // Outside the locks: dropping a stream can run any code.
+                // The stream is dropped outside the locks, because that can run any code.
                 drop(stream);
             }
         }
@@ -198,45 +198,45 @@ impl SharedStream {
     }
 
     /// Polls the stream for an event, a gap or the end.
-    fn poll_polled(
+    fn poll_log_update(
         &self,
         mut stream: Pin<&mut (dyn Stream<Item = Result<Item, BoxError>> + Send)>,
         cx: &mut Context<'_>,
-    ) -> Poll<Polled> {
+    ) -> Poll<ItemLogUpdate> {
         for _ in 0..MAX_SKIPPED_CURSORS {
-            let polled = match std::task::ready!(stream.as_mut().poll_next(cx)) {
-                // Copied here if it is shared, because its id is set under a lock.
+            let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
+                // A shared event is copied here, because its id is set later, under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    Polled::Entry(ItemLogEntry::Event(event.into_unshared()))
+                    ItemLogUpdate::Append(ItemLogEntry::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => Polled::Entry(ItemLogEntry::Gap(Box::new(gap))),
-                Some(Ok(Item::Finished)) => Polled::End(StreamEnd::Finished, None),
+                Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(ItemLogEntry::Gap(Box::new(gap))),
+                Some(Ok(Item::Finished)) => ItemLogUpdate::End(StreamEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
-                    Polled::End(StreamEnd::EndedWithRetry(retry), None)
+                    ItemLogUpdate::End(StreamEnd::EndedWithRetry(retry), None)
                 }
-                Some(Ok(Item::Expired)) => Polled::End(StreamEnd::Ended, None),
-                // A cursor of the stream's own means nothing here: the log gives cursors of its own.
+                Some(Ok(Item::Expired)) => ItemLogUpdate::End(StreamEnd::Ended, None),
+                // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    Polled::End(StreamEnd::Failed(error.to_string().into()), Some(error))
+                    ItemLogUpdate::End(StreamEnd::Failed(error.to_string().into()), Some(error))
                 }
-                None => Polled::End(self.plain_end.clone(), None),
+                None => ItemLogUpdate::End(self.plain_end.clone(), None),
             };
-            return Poll::Ready(polled);
+            return Poll::Ready(update);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
     /// Locks the stream. If another reader holds the lock, sets `poll_requested` and tries once more.
-    fn acquire_or_request(&self) -> Option<PollGuard<'_>> {
-        self.try_acquire().or_else(|| {
+    fn lock_or_request_poll(&self) -> Option<PollGuard<'_>> {
+        self.try_lock_stream().or_else(|| {
             lock(&self.state).poll_requested = true;
-            self.try_acquire()
+            self.try_lock_stream()
         })
     }
 
-    fn try_acquire(&self) -> Option<PollGuard<'_>> {
+    fn try_lock_stream(&self) -> Option<PollGuard<'_>> {
         let stream = match self.stream.try_lock() {
             Ok(stream) => stream,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -252,7 +252,7 @@ impl SharedStream {
 /// What became of a reader's attempt to poll the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PollOutcome {
-    /// The log has a new entry, or the stream's end.
+    /// The log has a new entry or has ended.
     Progress,
     /// The stream is pending.
     Pending,
@@ -260,7 +260,7 @@ enum PollOutcome {
     LockHeld,
 }
 
-/// The stream's lock: the right to poll the stream and to append to the log.
+/// A lock guard of the stream: the right to poll the stream and to append to its log.
 struct PollGuard<'a> {
     shared: &'a SharedStream,
     /// `None` only while the guard is dropped.
@@ -272,20 +272,20 @@ impl PollGuard<'_> {
         self.stream.as_mut()?.as_mut()
     }
 
-    /// Appends an entry to the log and wakes the readers. Returns the entries that were trimmed, to be dropped after the guard.
-    fn append(&self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
+    /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the guard.
+    fn append_to_log(&self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
-            let id = self.shared.id(log.last_position() + 1);
+            let id = self.shared.item_id(log.last_position() + 1);
             log.append(entry.with_id(id))
         };
         self.shared.reader_waker.readers.wake_all();
         trimmed
     }
 
-    /// Ends the log and wakes the readers. Returns the stream, to be dropped after the guard.
-    fn end(&mut self, end: StreamEnd) -> Option<BoxStream> {
-        lock(&self.shared.state).log.end(end);
+    /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the guard.
+    fn end_stream(&mut self, end: StreamEnd) -> Option<BoxStream> {
+        lock(&self.shared.state).log.set_end(end);
         self.shared.reader_waker.readers.wake_all();
         self.stream.as_mut()?.take()
     }
@@ -301,11 +301,11 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// What a stream has yielded, as far as it concerns the log.
-enum Polled {
-    /// An entry that has no id of this log yet.
-    Entry(ItemLogEntry),
-    /// The end, and the error if the stream has failed.
+/// A change of the log because of what the stream has yielded.
+enum ItemLogUpdate {
+    /// The log gets this entry, which has no id of the log yet.
+    Append(ItemLogEntry),
+    /// The stream has ended. If it has failed, this is its error.
     End(StreamEnd, Option<BoxError>),
 }
 

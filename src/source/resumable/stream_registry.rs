@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
-    config::ResumableConfig,
-    counts::ResumableCounts,
+    resumable_config::ResumableConfig,
+    resumable_counts::ResumableCounts,
     shared_stream::{BoxStream, SharedStream},
     stream_token::StreamToken,
 };
@@ -32,13 +32,13 @@ pub(super) struct StreamRegistry {
 #[derive(Default)]
 struct RegistryState {
     streams: HashMap<StreamToken, RegisteredStream>,
-    /// The parked streams by the sequence number of their parking. The first one was parked first and expires first.
+    /// The parked streams by the sequence number of their parking. The first entry was parked first and expires first.
     parked: BTreeMap<u64, ParkedStream>,
     /// The sequence number of the next parking.
     next_parking: u64,
     /// Sum of [`ParkedStream::byte_len`].
     parked_bytes: usize,
-    /// The task that drops expired streams. It runs while a stream is parked.
+    /// The task that drops expired streams. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
     resumed: u64,
     expired: u64,
@@ -56,7 +56,7 @@ struct RegisteredStream {
 struct ParkedStream {
     since: Instant,
     token: StreamToken,
-    /// Bytes in the stream's log. They do not change while it is parked.
+    /// Bytes in the stream's log. The log does not change while the stream is parked.
     byte_len: usize,
 }
 
@@ -93,8 +93,8 @@ impl StreamRegistry {
         self.lease(stream)
     }
 
-    /// Leases the stream that a cursor belongs to. Returns the lease and the cursor's position, or the reason of the gap if there is
-    /// no such stream for this owner.
+    /// Leases the stream that a cursor belongs to. Returns the lease and the cursor's position, or the reason of the gap if there
+    /// is no such stream for this owner.
     pub(super) fn resume(
         self: &Arc<Self>,
         cursor: &EventId,
@@ -140,22 +140,21 @@ impl StreamRegistry {
         })
     }
 
-    /// Calls `update` between the removal of expired streams, which it therefore never sees, and the eviction of streams beyond the
-    /// limits.
+    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. So `update` never sees an expired stream.
     fn update<T>(&self, update: impl FnOnce(&mut RegistryState) -> T) -> T {
         let mut removed = Vec::new();
         let mut state = self.lock();
         state.remove_expired(&self.config, &mut removed);
         let result = update(&mut state);
-        state.evict(&self.config, &mut removed);
+        state.evict_excess(&self.config, &mut removed);
         drop(state);
         drop_streams(removed);
         result
     }
 
-    /// Removes expired streams, and returns the time until the next one expires. Returns `None` if none is parked: the expiry task
-    /// ends then.
-    fn expire(&self) -> Option<Duration> {
+    /// Removes expired streams, and returns the time until the next one expires. Returns `None` if no stream is parked, whereupon
+    /// the expiry task ends.
+    fn remove_expired(&self) -> Option<Duration> {
         self.update(|state| {
             let next = state.time_to_next_expiry(&self.config);
             if next.is_none() {
@@ -177,8 +176,8 @@ impl Lease {
     }
 }
 
-/// Drops streams outside of all locks, because that can run any code. A stream that panics when it is dropped does not affect the
-/// caller, which has nothing to do with it.
+/// Drops streams. The caller holds no lock, because dropping a stream can run any code. A panic of that code does not reach the
+/// caller.
 fn drop_streams(streams: Vec<Arc<SharedStream>>) {
     for stream in streams {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
@@ -186,7 +185,7 @@ fn drop_streams(streams: Vec<Arc<SharedStream>>) {
 }
 
 impl RegistryState {
-    /// Adds a reader to a stream, which is parked no longer.
+    /// Adds a reader to a stream. If the stream was parked, it is parked no longer.
     fn add_reader(
         &mut self,
         token: &StreamToken,
@@ -205,7 +204,7 @@ impl RegistryState {
         Some(registered.stream.clone())
     }
 
-    /// Removes a reader from a stream, which is parked if that was its last one.
+    /// Removes a reader from a stream. If it was the last one, the stream is parked.
     fn remove_reader(&mut self, token: &StreamToken) {
         let Some(registered) = self.streams.get_mut(token) else {
             return;
@@ -232,7 +231,7 @@ impl RegistryState {
         }
     }
 
-    fn evict(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
+    fn evict_excess(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
         while self.parked.len() > config.max_parked_streams
             || self.parked_bytes > config.max_parked_bytes
         {
@@ -241,7 +240,7 @@ impl RegistryState {
         }
     }
 
-    /// Returns `None` if no stream is parked.
+    /// Returns the time until the next parked stream expires; `None` if no stream is parked.
     fn time_to_next_expiry(&self, config: &ResumableConfig) -> Option<Duration> {
         let (_, first) = self.parked.first_key_value()?;
         Some(config.park_timeout.saturating_sub(first.since.elapsed()))
@@ -252,14 +251,14 @@ impl RegistryState {
         self.parked_bytes -= first.byte_len;
         let registered = self.streams.remove(&first.token)?;
         if self.streams.is_empty() {
-            // Frees the memory that a past crowd of streams needed.
+            // The memory that many streams needed is freed.
             self.streams = HashMap::new();
         }
         Some(registered.stream)
     }
 
-    /// Starts the expiry task unless it runs. Outside of a runtime there is no such task, and expired streams are removed when the
-    /// registry is used next.
+    /// Starts the expiry task unless it runs. Outside of a runtime there is no expiry task, and expired streams are removed at the
+    /// next use of the registry.
     fn ensure_expiry_task(&mut self, registry: &Arc<StreamRegistry>) {
         // A task whose runtime has shut down is finished, too.
         let is_running = |task: &JoinHandle<()>| !task.is_finished();
@@ -270,13 +269,13 @@ impl RegistryState {
             return;
         };
         let registry = Arc::downgrade(registry);
-        self.expiry_task = Some(runtime.spawn(run_expiry(registry)));
+        self.expiry_task = Some(runtime.spawn(drop_expired_streams(registry)));
     }
 }
 
 /// Removes expired streams until none is parked or the registry is gone.
-async fn run_expiry(registry: Weak<StreamRegistry>) {
-    let expire = || registry.upgrade()?.expire();
+async fn drop_expired_streams(registry: Weak<StreamRegistry>) {
+    let expire = || registry.upgrade()?.remove_expired();
     while let Some(next) = expire() {
         sleep(next).await;
     }

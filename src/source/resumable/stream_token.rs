@@ -1,50 +1,47 @@
 use std::{fmt, fs::File, io::Read, sync::LazyLock};
 
 use crate::{
-    event::EventId,
+    event::{EventId, IdPrefix},
     random,
-    source::numbered_id::{IdPrefix, encode},
 };
 
-/// Base-32 digits of 64 bits.
-const HALF_LEN: usize = 13;
+/// Number of base-32 digits for 128 bits.
+const TOKEN_LEN: usize = 26;
 
-/// The secret that the ids of one stream begin with: 128 random bits. A request with such an id may read the stream.
+/// The secret that the ids of one stream begin with: 128 random bits. A request that sends an id with this token may read the
+/// stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct StreamToken(IdPrefix<{ 2 * HALF_LEN }>);
+pub(super) struct StreamToken(IdPrefix<TOKEN_LEN>);
 
 impl StreamToken {
     pub(super) fn random() -> Self {
-        // Each of the two generators suffices. Their exclusive or is random if either of them is.
+        // Each of the two generators suffices. The exclusive or of the two is random if either of them is.
         let [high, low] = system_random();
         let halves = [random::bits() ^ high, random::bits() ^ low];
-        let mut digits = [0; 2 * HALF_LEN];
-        for (half, half_digits) in halves.into_iter().zip(digits.chunks_exact_mut(HALF_LEN)) {
-            half_digits.copy_from_slice(&encode::<HALF_LEN>(half));
-        }
-        Self(IdPrefix::new(digits))
+        let [high, low] = halves.map(u128::from);
+        Self(IdPrefix::from_bits(high << 64 | low))
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
-    pub(super) fn id(&self, position: u64) -> EventId {
+    pub(super) fn item_id(&self, position: u64) -> EventId {
         self.0.id(position)
     }
 
-    /// Splits an id into its token and position. Returns `None` if it has another form.
+    /// Splits an id into its token and position. Returns `None` if the id has another form.
     pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
         IdPrefix::split(id).map(|(prefix, position)| (Self(prefix), position))
     }
 }
 
-/// Prints none of the token's bits: whoever reads a log file must not get access to the stream.
+/// Prints none of the token's bits, so that a log file gives no access to the stream.
 impl fmt::Debug for StreamToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("StreamToken")
     }
 }
 
-/// Reads 128 bits from the operating system's generator. Returns zeros where it is not a file. Reading the file does not block once
-/// the system has booted.
+/// Reads 128 bits from the operating system's generator. Returns zeros if there is no `/dev/urandom`. Reading `/dev/urandom` does
+/// not block once the system has booted.
 fn system_random() -> [u64; 2] {
     static FILE: LazyLock<Option<File>> = LazyLock::new(|| {
         let path = cfg!(unix).then_some("/dev/urandom")?;
@@ -63,7 +60,6 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::source::numbered_id::decode;
 
     fn id(text: &str) -> EventId {
         EventId::new(text).unwrap()
@@ -73,7 +69,7 @@ mod tests {
     fn ids_split_and_sort_by_position() {
         let token = StreamToken::random();
         let positions = [0, 1, 31, 32, 1 << 40, (1 << 60) - 1];
-        let ids = positions.map(|n| token.id(n));
+        let ids = positions.map(|n| token.item_id(n));
         assert!(ids.is_sorted());
         for (id, n) in ids.iter().zip(positions) {
             assert_eq!(id.as_str().len(), 39);
@@ -83,7 +79,7 @@ mod tests {
 
     #[test]
     fn ids_of_other_forms_have_no_token() {
-        let good = StreamToken::random().id(7).to_string();
+        let good = StreamToken::random().item_id(7).to_string();
         for malformed in [
             "7",
             "~finished",
@@ -116,13 +112,13 @@ mod tests {
         const DRAWS: i32 = 4096;
         let mut set = [0_i32; 128];
         for _ in 0..DRAWS {
-            let id = StreamToken::random().id(0);
-            let digits = &id.as_str().as_bytes()[..2 * HALF_LEN];
-            for (half, digits) in digits.chunks_exact(HALF_LEN).enumerate() {
-                let bits = decode(digits).unwrap();
-                for bit in 0..64 {
-                    set[64 * half + bit] += (bits >> bit & 1) as i32;
-                }
+            let id = StreamToken::random().item_id(0);
+            let digits = id.as_str()[..TOKEN_LEN].chars();
+            let bits = digits.fold(0, |bits: u128, digit| {
+                bits << 5 | u128::from(digit.to_digit(32).unwrap())
+            });
+            for (bit, count) in set.iter_mut().enumerate() {
+                *count += (bits >> bit & 1) as i32;
             }
         }
         for (bit, count) in set.into_iter().enumerate() {

@@ -2,53 +2,56 @@
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::gather::{Gathered, Rest};
+use super::batch_builder::{Batch, StreamStatus};
 use crate::{
     error::Error,
     event::EventId,
     source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{
         PushBody, rejection_response,
-        response::{NO_STORE, NOSNIFF, insert_ascii, vary_by_accept},
+        response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii, vary_by_accept},
     },
 };
 
-/// A private cache may keep it, for it is the client's memory, but must ask before each use; a shared one would give one
-/// client's cursor to another.
-const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
-/// Where the client asks to begin: `Last-Event-ID`, which a program sets, before `If-None-Match`, which a cache may add to it;
-/// and that before the query, which in a loop over one URL is where the loop began.
-pub(super) fn starting(subscription: Subscription) -> Subscription {
+/// Separates the cursor from the format's name in an entity tag. No cursor holds this character.
+const TAG_SEPARATOR: char = '+';
+
+/// The message of a 410: the format has no place for a gap.
+const GAP_MESSAGE: &str = "events behind this cursor are gone: ask without one";
+
+/// Sets the start of a subscription to the cursor in `If-None-Match`, if there is one.
+///
+/// `Last-Event-ID`, which a program sets, goes before it, because a cache may add `If-None-Match` to the program's request. The query goes
+/// behind it: in a loop that polls one URL, the query says where the loop began.
+pub(super) fn with_validator_cursor(subscription: Subscription) -> Subscription {
     let headers = &subscription.head().headers;
-    let mut by_header = headers.get_all(LAST_EVENT_ID).iter();
-    if by_header.any(|value| !value.is_empty()) {
+    let mut last_event_ids = headers.get_all(LAST_EVENT_ID).iter();
+    if last_event_ids.any(|value| !value.is_empty()) {
         return subscription;
     }
-    match cursor(headers) {
+    match if_none_match_cursor(headers) {
         Some(id) => subscription.with_start(StartPosition::After(id)),
         None => subscription,
     }
 }
 
-/// The entity tag of a batch: where it leaves the client, and the format, for tags of different representations must differ
-/// ([RFC 9110 §8.8.3](https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3)).
-fn tag(cursor: &str, format: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    let format: String = format.chars().filter(|c| is_plain(*c)).collect();
-    format!("\"{cursor}{FORMAT}{format}\"")
+/// Makes the entity tag of a batch from the cursor behind it and the format's name, because different representations must have
+/// different tags ([RFC 9110 §8.8.3](https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3)).
+fn entity_tag(cursor: &str, format: &str) -> String {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let format: String = format.chars().filter(|c| is_allowed(*c)).collect();
+    format!("\"{cursor}{TAG_SEPARATOR}{format}\"")
 }
 
-/// What no cursor holds, and a tag may.
-const FORMAT: char = '+';
-
-/// The cursor of the one entity tag of `If-None-Match`, weak or strong, of any format
-/// ([RFC 9110 §13.1.2](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2)). `*`, tags of several cursors, and what holds no
-/// cursor are none.
-fn cursor(headers: &HeaderMap) -> Option<EventId> {
+/// Returns the cursor in the entity tags of `If-None-Match`, weak or strong, of any format
+/// ([RFC 9110 §13.1.2](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2)).
+///
+/// It is `None` for `*`, for tags with different cursors, and if a tag holds no cursor.
+fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
     let mut cursor = None;
-    // No cursor has a comma in it.
     for value in values {
+        // No cursor holds a comma.
         for tag in value.to_str().ok()?.split(',') {
             let tag = tag.trim();
             if tag.is_empty() {
@@ -56,8 +59,8 @@ fn cursor(headers: &HeaderMap) -> Option<EventId> {
             }
             let tag = tag.strip_prefix("W/").unwrap_or(tag);
             let tag = tag.strip_prefix('"')?.strip_suffix('"')?;
-            // Behind the format is what proxies that compress add (Apache, Jetty: `-gzip`).
-            let id = tag.split(FORMAT).next()?;
+            // Proxies that compress append to the tag (Apache and Jetty: `-gzip`).
+            let id = tag.split(TAG_SEPARATOR).next()?;
             let id = EventId::new(id).ok()?;
             if cursor.as_ref().is_some_and(|cursor| *cursor != id) {
                 return None;
@@ -68,104 +71,98 @@ fn cursor(headers: &HeaderMap) -> Option<EventId> {
     cursor
 }
 
-/// The headers alone, and no validator: a cache would take it for that of the last batch.
-pub(super) fn head(content_type: HeaderValue, is_negotiated: bool) -> Response<PushBody> {
-    let mut response = Response::new(PushBody::head());
+/// Makes the response to a `HEAD` request. It has no validator, which a cache would take for that of its last batch.
+pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> Response<PushBody> {
+    let mut response = Response::new(PushBody::for_head_request());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CACHE_CONTROL, NO_STORE);
-    common(headers, is_negotiated);
+    insert_common_headers(headers, is_negotiated);
     response
 }
 
-/// The batch; an empty one too, because browsers keep what is behind a 200 and forget all they have with any other status,
-/// 204 among them.
-pub(super) fn answer(
-    gathered: Gathered,
+/// Makes the response with a batch. An empty batch is a 200 too, because browsers forget the batch that they have, and its validator, with
+/// any other status.
+pub(super) fn batch_response(
+    batch: Batch,
     format: &str,
     content_type: HeaderValue,
     is_negotiated: bool,
 ) -> Response<PushBody> {
-    let Gathered {
-        body,
-        has_content,
-        cursor,
-        rest,
-        ..
-    } = gathered;
-    let cursor = match &rest {
-        Rest::Failed(error) if !has_content => {
-            return failed(error.downcast_ref(), is_negotiated);
+    let cursor = match &batch.status {
+        StreamStatus::Failed(error) if !batch.has_content => {
+            return failure_response(error.downcast_ref(), is_negotiated);
         }
-        Rest::Finished => Some(EventId::FINISHED),
-        _ => cursor.as_ref().map(EventId::as_str),
+        StreamStatus::Finished => Some(EventId::FINISHED),
+        _ => batch.cursor.as_ref().map(EventId::as_str),
     };
-    let length = HeaderValue::from(body.len());
-    let mut response = Response::new(PushBody::full(body));
+    let content_length = HeaderValue::from(batch.body.len());
+    let mut response = Response::new(PushBody::full(batch.body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
-    headers.insert(header::CONTENT_LENGTH, length);
-    headers.insert(header::CACHE_CONTROL, CACHE);
-    rest.tell(headers);
-    common(headers, is_negotiated);
+    headers.insert(header::CONTENT_LENGTH, content_length);
+    // A shared cache would give one client's cursor to another.
+    headers.insert(header::CACHE_CONTROL, PRIVATE_NO_CACHE);
+    batch.status.insert_retry_after(headers);
+    insert_common_headers(headers, is_negotiated);
     if let Some(cursor) = cursor {
-        insert_ascii(headers, header::ETAG, &tag(cursor, format));
+        insert_ascii(headers, header::ETAG, &entity_tag(cursor, format));
         insert_ascii(headers, LAST_EVENT_ID, cursor);
     }
     response
 }
 
-/// The answer to a client whose subscription was refused, or who is told once more that the source has finished.
-pub(super) fn refused(rejection: Rejection, is_negotiated: bool) -> Response<PushBody> {
+/// Makes the response to a subscription that was refused, such as one whose client knows that the source has finished.
+pub(super) fn refusal_response(rejection: Rejection, is_negotiated: bool) -> Response<PushBody> {
     let mut response = rejection_response(rejection);
-    common(response.headers_mut(), is_negotiated);
+    insert_common_headers(response.headers_mut(), is_negotiated);
     response
 }
 
-fn common(headers: &mut HeaderMap, is_negotiated: bool) {
+/// Inserts the headers that all responses of this dialect have. `is_negotiated` says whether `Accept` chooses the format.
+fn insert_common_headers(headers: &mut HeaderMap, is_negotiated: bool) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-    // The last two: who signs in next on the same browser must not go on with the cursor of who was before.
-    let asked = HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
-    headers.append(header::VARY, asked);
+    // With `Cookie` and `Authorization`, the next user of the same browser does not go on with the cursor of the one before.
+    let request_headers =
+        HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
+    headers.append(header::VARY, request_headers);
     if is_negotiated {
         vary_by_accept(headers);
     }
 }
 
-/// 500, without a word of the error; or 410 where the format cannot tell of a gap.
-fn failed(error: Option<&Error>, is_negotiated: bool) -> Response<PushBody> {
+/// Makes a 410 if the format has no place for a gap, and otherwise a 500 that does not disclose the error.
+fn failure_response(error: Option<&Error>, is_negotiated: bool) -> Response<PushBody> {
     let rejection = if error.is_some_and(Error::is_gap_unsupported) {
-        Rejection::new(StatusCode::GONE).message(GONE)
+        Rejection::new(StatusCode::GONE).message(GAP_MESSAGE)
     } else {
         Rejection::new(StatusCode::INTERNAL_SERVER_ERROR)
     };
-    refused(rejection, is_negotiated)
+    refusal_response(rejection, is_negotiated)
 }
-
-const GONE: &str = "events behind this cursor are gone: ask without one";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(headers: &[(http::HeaderName, &[u8])], uri: &str) -> Option<String> {
+    fn cursor_of_request(headers: &[(http::HeaderName, &[u8])], uri: &str) -> Option<String> {
         let mut request = http::Request::get(uri);
         for (name, value) in headers {
             request = request.header(name, *value);
         }
         let head = request.body(()).unwrap().into_parts().0;
-        let subscription = starting(Subscription::new(&head, "long-poll"));
+        let subscription = with_validator_cursor(Subscription::new(&head, "long-poll"));
         subscription.cursor().map(|id| id.to_string())
     }
 
-    fn by_tag(tags: &[&[u8]]) -> Option<String> {
+    fn cursor_of_tags(tags: &[&[u8]]) -> Option<String> {
         let headers: Vec<_> = tags.iter().map(|t| (header::IF_NONE_MATCH, *t)).collect();
-        parsed(&headers, "/")
+        cursor_of_request(&headers, "/")
     }
 
     #[test]
-    fn a_cursor_comes_back_as_an_entity_tag() {
-        assert_eq!(by_tag(&[]), None);
+    fn cursor_is_read_from_entity_tag() {
+        assert_eq!(cursor_of_tags(&[]), None);
         for tag in [
             b"\"a-1\"" as &[u8],
             b"W/\"a-1\"",
@@ -177,20 +174,23 @@ mod tests {
             b"\"a-1+json-gzip\"",
             b"\"a-1+json--gzip\"",
         ] {
-            assert_eq!(by_tag(&[tag]).as_deref(), Some("a-1"), "{tag:?}");
+            assert_eq!(cursor_of_tags(&[tag]).as_deref(), Some("a-1"), "{tag:?}");
         }
-        assert_eq!(by_tag(&[b"\"a-gzip+json\""]).as_deref(), Some("a-gzip"));
-        assert_eq!(by_tag(&[b"\"a\"", b"\"a\""]).as_deref(), Some("a"));
+        assert_eq!(
+            cursor_of_tags(&[b"\"a-gzip+json\""]).as_deref(),
+            Some("a-gzip")
+        );
+        assert_eq!(cursor_of_tags(&[b"\"a\"", b"\"a\""]).as_deref(), Some("a"));
     }
 
     #[test]
-    fn a_tag_is_one_whatever_a_format_is_called() {
-        assert_eq!(tag("a-1", "json-seq"), "\"a-1+json-seq\"");
-        assert_eq!(tag("a-1", "\"é, "), "\"a-1+\"");
+    fn entity_tag_omits_invalid_characters() {
+        assert_eq!(entity_tag("a-1", "json-seq"), "\"a-1+json-seq\"");
+        assert_eq!(entity_tag("a-1", "\"é, "), "\"a-1+\"");
     }
 
     #[test]
-    fn what_is_no_single_tag_is_no_cursor() {
+    fn ambiguous_or_malformed_tags_are_ignored() {
         let long = format!("\"{}\"", "x".repeat(10 * 1024));
         for tag in [
             b"" as &[u8],
@@ -210,23 +210,34 @@ mod tests {
             b"\xff",
             long.as_bytes(),
         ] {
-            assert_eq!(by_tag(&[tag]), None, "{tag:?}");
+            assert_eq!(cursor_of_tags(&[tag]), None, "{tag:?}");
         }
-        assert_eq!(by_tag(&[b"\"a\"", b"\"b\""]), None);
-        assert_eq!(by_tag(&[b"\"a\"", b"*"]), None);
+        assert_eq!(cursor_of_tags(&[b"\"a\"", b"\"b\""]), None);
+        assert_eq!(cursor_of_tags(&[b"\"a\"", b"*"]), None);
     }
 
     #[test]
-    fn what_a_program_says_goes_before_what_a_cache_adds() {
+    fn last_event_id_goes_before_entity_tag() {
         let tag = (header::IF_NONE_MATCH, &b"\"tag\""[..]);
         let id = |id: &'static [u8]| (LAST_EVENT_ID, id);
-        let asked = |headers: &[_], uri| parsed(headers, uri);
-        assert_eq!(asked(&[tag.clone(), id(b"id")], "/").unwrap(), "id");
-        assert_eq!(asked(&[tag.clone(), id(b"")], "/").unwrap(), "tag");
-        assert_eq!(asked(&[tag, id(b"a b")], "/"), None);
+        assert_eq!(
+            cursor_of_request(&[tag.clone(), id(b"id")], "/").unwrap(),
+            "id"
+        );
+        assert_eq!(
+            cursor_of_request(&[tag.clone(), id(b"")], "/").unwrap(),
+            "tag"
+        );
+        assert_eq!(cursor_of_request(&[tag, id(b"a b")], "/"), None);
         let tag = (header::IF_NONE_MATCH, &b"\"tag\""[..]);
-        assert_eq!(asked(&[tag], "/?last_event_id=q").unwrap(), "tag");
+        assert_eq!(
+            cursor_of_request(&[tag], "/?last_event_id=q").unwrap(),
+            "tag"
+        );
         let junk = (header::IF_NONE_MATCH, &b"*"[..]);
-        assert_eq!(asked(&[junk], "/?last_event_id=q").unwrap(), "q");
+        assert_eq!(
+            cursor_of_request(&[junk], "/?last_event_id=q").unwrap(),
+            "q"
+        );
     }
 }

@@ -1,12 +1,14 @@
 use std::fmt::Write;
 
-use super::EventId;
+use super::{EventId, Topic};
+use crate::format::envelope;
 
-/// Events that this subscriber will never get.
+/// Events that this subscriber will never receive.
 ///
-/// Every transport announces it in-band, at the place in the stream where the events are missing. Its JSON form, the same
-/// everywhere, is
-/// `{"reason":"expired"|"lagged"|"epoch","requested":ID|null,"resumed":ID|null,"missed":NUMBER|null}`.
+/// Every transport announces a gap in-band, at the place in the stream where the events are missing. The JSON form of a gap is the
+/// same on every transport:
+/// `{"reason":"expired"|"lagged"|"epoch","requested":ID|null,"resumed":ID|null,"missed":NUMBER|null}`, with a member
+/// `"topic":TEXT` if the gap has a topic.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -18,30 +20,33 @@ use super::EventId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gap {
-    /// Why they are missing.
+    /// Why the events are missing.
     pub reason: GapReason,
-    /// The cursor that the client asked to resume from.
+    /// The cursor that the client asked to resume from, if it sent one.
     pub requested: Option<EventId>,
-    /// The cursor at which the stream goes on: what follows comes after it.
+    /// The cursor at which the stream goes on: the events that follow come after it. `None` if the source does not say.
     pub resumed: Option<EventId>,
-    /// How many are missing, if known.
+    /// The number of missing events, if it is known.
     pub missed: Option<u64>,
+    /// The topic whose events are missing. `None` if the stream has no topics, or if events of any topic may be missing.
+    pub topic: Option<Topic>,
 }
 
 /// Why a [`Gap`] is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// The cursor is older than what the source keeps.
+    /// The cursor is older than the oldest event that the source keeps.
     Expired,
     /// The subscriber was too slow.
     Lagged,
-    /// The cursor is of another log's lifetime, or no cursor at all: nothing is known of what came after it.
+    /// The cursor belongs to another log or to an earlier lifetime of this one, or it cannot be read. What came after it is not
+    /// known.
     Epoch,
 }
 
 impl GapReason {
-    /// The word that goes on the wire.
+    /// Returns the word for the reason in the JSON form.
     pub fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -52,38 +57,46 @@ impl GapReason {
 }
 
 impl Gap {
-    /// A gap of which only the reason is known.
+    /// Makes a gap of which only the reason is known.
     pub fn new(reason: GapReason) -> Self {
         Self {
             reason,
             requested: None,
             resumed: None,
             missed: None,
+            topic: None,
         }
     }
 
-    /// The cursor that the client asked to resume from.
+    /// Sets the cursor that the client asked to resume from.
     #[must_use]
     pub fn requested(mut self, id: EventId) -> Self {
         self.requested = Some(id);
         self
     }
 
-    /// The cursor at which the stream goes on.
+    /// Sets the cursor at which the stream goes on.
     #[must_use]
     pub fn resumed(mut self, id: EventId) -> Self {
         self.resumed = Some(id);
         self
     }
 
-    /// How many events are missing.
+    /// Sets the number of missing events.
     #[must_use]
     pub fn missed(mut self, events: u64) -> Self {
         self.missed = Some(events);
         self
     }
 
-    /// The JSON form, on one line.
+    /// Sets the topic whose events are missing.
+    #[must_use]
+    pub fn topic(mut self, topic: Topic) -> Self {
+        self.topic = Some(topic);
+        self
+    }
+
+    /// Returns the JSON form, on one line.
     pub fn to_json(&self) -> String {
         // Ids need no escaping: see `EventId`.
         let id = |id: &Option<EventId>| {
@@ -97,9 +110,31 @@ impl Gap {
             id(&self.resumed),
         );
         let _ = match self.missed {
-            Some(missed) => write!(json, "{missed}}}"),
-            None => write!(json, "null}}"),
+            Some(missed) => write!(json, "{missed}"),
+            None => write!(json, "null"),
         };
+        if let Some(topic) = &self.topic {
+            json.push_str(",\"topic\":");
+            json.push_str(&envelope::quoted(topic.as_str()));
+        }
+        json.push('}');
         json
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_a_topic_if_the_gap_has_one() {
+        let gap = Gap::new(GapReason::Epoch).requested(7.into());
+        let json = r#"{"reason":"epoch","requested":"7","resumed":null,"missed":null"#;
+        assert_eq!(gap.to_json(), format!("{json}}}"));
+        let topic = Topic::new("a\"b").unwrap();
+        assert_eq!(
+            gap.topic(topic).to_json(),
+            format!(r#"{json},"topic":"a\"b"}}"#)
+        );
     }
 }

@@ -6,11 +6,15 @@
 //! What a source's stream yields is an [`Item`]: an event, a [`Gap`], a bare cursor move, or the word that the source has
 //! finished for ever, or that the stream ends for now. [`IntoItem`] is implemented for what people already have.
 
+mod checked_text;
 mod encoding;
+mod event_id;
+mod event_type;
 mod gap;
-mod id;
+mod id_prefix;
 mod item;
 mod payload;
+mod topic;
 
 use std::{fmt, sync::Arc};
 
@@ -21,10 +25,13 @@ use self::encoding::Encodings;
 pub use self::item::Json;
 pub use self::{
     encoding::Encoding,
+    event_id::EventId,
+    event_type::EventType,
     gap::{Gap, GapReason},
-    id::{EventId, EventType},
+    id_prefix::IdPrefix,
     item::{IntoItem, Item},
     payload::Payload,
+    topic::Topic,
 };
 use crate::error::Error;
 
@@ -59,6 +66,8 @@ pub struct Fields {
     pub id: Option<EventId>,
     /// The name under which a client dispatches the event; `None` is `EventSource`'s `message`.
     pub event_type: Option<EventType>,
+    /// The log that the event belongs to, where a stream carries several.
+    pub topic: Option<Topic>,
     /// The content.
     pub payload: Payload,
 }
@@ -124,6 +133,7 @@ impl Event {
         Self::from_fields(Fields {
             id: None,
             event_type: None,
+            topic: None,
             payload,
         })
     }
@@ -166,6 +176,21 @@ impl Event {
         Ok(self.with(|fields| fields.event_type = Some(event_type)))
     }
 
+    /// Returns the event with a topic.
+    ///
+    /// Takes a [`Topic`], or a text that is one.
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`].
+    pub fn with_topic<T>(self, topic: T) -> Result<Self, Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        let topic = topic.try_into()?;
+        Ok(self.with(|fields| fields.topic = Some(topic)))
+    }
+
     /// Other clones keep their fields, and the encodings of those.
     fn with(mut self, change: impl FnOnce(&mut Fields)) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
@@ -188,6 +213,12 @@ impl Event {
     #[inline]
     pub fn event_type(&self) -> Option<&EventType> {
         self.fields().event_type.as_ref()
+    }
+
+    /// Returns the topic: the log that the event belongs to, where a stream carries several.
+    #[inline]
+    pub fn topic(&self) -> Option<&Topic> {
+        self.fields().topic.as_ref()
     }
 
     /// The content.
@@ -281,6 +312,7 @@ impl fmt::Debug for Event {
         f.debug_struct("Event")
             .field("id", &self.fields().id)
             .field("event_type", &self.fields().event_type)
+            .field("topic", &self.fields().topic)
             .field("payload", &self.fields().payload)
             .finish()
     }

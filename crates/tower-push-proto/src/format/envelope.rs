@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::{
     base64, byte_search,
-    event::{Fields, Payload},
+    event::{EventId, Fields, Payload},
 };
 
 /// A JSON string, quotes included.
@@ -48,15 +48,33 @@ pub fn write_value(payload: &Payload, out: &mut BytesMut) {
     }
 }
 
-/// The envelope: `{"id":…,"event":…,"data":…}`, of which only `data` is always there. Bytes are in `data_base64` instead, as
-/// in [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
+/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`, of which only `data` is always there.
+///
+/// Bytes are in `data_base64` instead of `data`, as in
+/// [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
 pub fn write(fields: &Fields, out: &mut BytesMut) {
+    write_members(fields, None, out);
+}
+
+/// Appends an event in its envelope, like [`write`], with a member `"cursor":…` behind its `id`: the cursor that resumes after the
+/// event, where that is not its id.
+pub fn write_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
+    write_members(fields, Some(cursor), out);
+}
+
+fn write_members(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     out.reserve(fields.payload.as_bytes().len() + 64);
     out.put_u8(b'{');
     if let Some(id) = &fields.id {
-        out.put_slice(b"\"id\":\"");
-        out.put_slice(id.as_str().as_bytes());
-        out.put_slice(b"\",");
+        write_id_member(b"\"id\":\"", id, out);
+    }
+    if let Some(cursor) = cursor {
+        write_id_member(b"\"cursor\":\"", cursor, out);
+    }
+    if let Some(topic) = &fields.topic {
+        out.put_slice(b"\"topic\":");
+        write_string(topic.as_str(), out);
+        out.put_u8(b',');
     }
     if let Some(event_type) = &fields.event_type {
         out.put_slice(b"\"event\":");
@@ -71,17 +89,25 @@ pub fn write(fields: &Fields, out: &mut BytesMut) {
     out.put_u8(b'}');
 }
 
+/// Appends a member whose value is an id, which needs no escaping.
+fn write_id_member(key: &[u8], id: &EventId, out: &mut BytesMut) {
+    out.put_slice(key);
+    out.put_slice(id.as_str().as_bytes());
+    out.put_slice(b"\",");
+}
+
+/// Returns the text as a JSON string, quotes included.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut out = BytesMut::new();
+    write_string(text, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn quoted(text: &str) -> String {
-        let mut out = BytesMut::new();
-        write_string(text, &mut out);
-        String::from_utf8(out.to_vec()).unwrap()
-    }
 
     #[test]
     fn what_must_be_escaped_is() {

@@ -70,6 +70,16 @@ impl Encoder for JsonArrayEncoder {
         Ok(())
     }
 
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        envelope::write_with_cursor(event.fields(), cursor, self.next(out));
+        Ok(())
+    }
+
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
         record::gap(gap, self.next(out));
         Ok(())

@@ -53,6 +53,18 @@ impl Encoder for JsonSeq {
         Ok(())
     }
 
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        framed(out.buffer(), |out| {
+            envelope::write_with_cursor(event.fields(), cursor, out);
+        });
+        Ok(())
+    }
+
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
         framed(out.buffer(), |out| record::gap(gap, out));
         Ok(())

@@ -136,6 +136,23 @@ impl MultipartEncoder {
         out.put_slice(b"--\r\n");
     }
 
+    /// Writes the `Content-Type` of an event's part.
+    fn begin_part(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        if byte_search::contains(event.payload().as_bytes(), self.delimiter.as_bytes()) {
+            return Err(Error::delimiter_in_payload());
+        }
+        self.settle(out);
+        let content_type = match event.payload() {
+            Payload::Json(_) => b"application/json",
+            Payload::Text(_) => b"text/plain; charset=utf-8" as &[u8],
+            Payload::Binary(_) => self.format.binary.as_bytes(),
+        };
+        out.buffer().put_slice(b"Content-Type: ");
+        out.buffer().put_slice(content_type);
+        out.buffer().put_slice(b"\r\n");
+        Ok(())
+    }
+
     /// Ends the line of heartbeats, if there is one.
     fn settle(&mut self, out: &mut FrameBuffer) {
         if std::mem::take(&mut self.beating) {
@@ -166,19 +183,20 @@ impl Encoder for MultipartEncoder {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        if byte_search::contains(event.payload().as_bytes(), self.delimiter.as_bytes()) {
-            return Err(Error::delimiter_in_payload());
-        }
-        self.settle(out);
-        let content_type = match event.payload() {
-            Payload::Json(_) => b"application/json",
-            Payload::Text(_) => b"text/plain; charset=utf-8" as &[u8],
-            Payload::Binary(_) => self.format.binary.as_bytes(),
-        };
-        out.buffer().put_slice(b"Content-Type: ");
-        out.buffer().put_slice(content_type);
-        out.buffer().put_slice(b"\r\n");
+        self.begin_part(event, out)?;
         out.event::<Part>(event);
+        self.delimiter(out.buffer());
+        Ok(())
+    }
+
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        self.begin_part(event, out)?;
+        write_part(event.fields(), Some(cursor), out.buffer());
         self.delimiter(out.buffer());
         Ok(())
     }
@@ -248,15 +266,25 @@ struct Part;
 
 impl Encoding for Part {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        out.reserve(fields.payload.as_bytes().len() + 64);
-        if let Some(id) = &fields.id {
-            header("Event-ID", id.as_str(), out);
-        }
-        if let Some(event_type) = &fields.event_type {
-            header("Event-Type", event_type.as_str(), out);
-        }
-        part(fields.payload.as_bytes(), out);
+        write_part(fields, None, out);
     }
+}
+
+fn write_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
+    out.reserve(fields.payload.as_bytes().len() + 64);
+    if let Some(id) = &fields.id {
+        header("Event-ID", id.as_str(), out);
+    }
+    if let Some(cursor) = cursor {
+        header("Cursor", cursor.as_str(), out);
+    }
+    if let Some(topic) = &fields.topic {
+        header("Event-Topic", topic.as_str(), out);
+    }
+    if let Some(event_type) = &fields.event_type {
+        header("Event-Type", event_type.as_str(), out);
+    }
+    part(fields.payload.as_bytes(), out);
 }
 
 /// The length, the content, and the line break that belongs to the delimiter behind it.

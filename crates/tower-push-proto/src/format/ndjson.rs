@@ -82,6 +82,20 @@ impl Encoder for Ndjson {
         Ok(())
     }
 
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        if self.bare {
+            return self.event(event, out);
+        }
+        envelope::write_with_cursor(event.fields(), cursor, out.buffer());
+        out.buffer().put_u8(b'\n');
+        Ok(())
+    }
+
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
         record::gap(gap, out.buffer());
         out.buffer().put_u8(b'\n');

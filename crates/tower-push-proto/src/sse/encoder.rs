@@ -1,7 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::lines::{
-    Base64Encoding, TextEncoding, write_comment, write_cursor, write_event, write_id, write_retry,
+    Base64Encoding, TextEncoding, write_base64_event, write_comment, write_cursor, write_event,
+    write_id, write_retry, write_text_event,
 };
 use crate::{
     encoder::{Encoder, End},
@@ -28,8 +29,8 @@ impl SseConfig {
             retry: None,
             is_base64: false,
             heartbeat: None,
-            gap: EventType::known("gap"),
-            end: EventType::known("end"),
+            gap: EventType::from_static("gap"),
+            end: EventType::from_static("end"),
         }
     }
 
@@ -109,12 +110,26 @@ impl Encoder for SseEncoder {
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.config.is_base64 {
             out.event::<Base64Encoding>(event);
-            return Ok(());
+        } else {
+            check_is_text(event)?;
+            out.event::<TextEncoding>(event);
         }
-        if event.payload().as_text().is_none() {
-            return Err(Error::not_text());
+        Ok(())
+    }
+
+    /// Writes the cursor in place of the event's id.
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        if self.config.is_base64 {
+            write_base64_event(event.fields(), Some(cursor), out.buffer());
+        } else {
+            check_is_text(event)?;
+            write_text_event(event.fields(), Some(cursor), out.buffer());
         }
-        out.event::<TextEncoding>(event);
         Ok(())
     }
 
@@ -142,5 +157,12 @@ impl Encoder for SseEncoder {
             write_retry(after, out.buffer());
         }
         write_event(&self.config.end, id, &end.to_json(), out.buffer());
+    }
+}
+
+fn check_is_text(event: &Event) -> Result<(), Error> {
+    match event.payload().as_text() {
+        Some(_) => Ok(()),
+        None => Err(Error::not_text()),
     }
 }

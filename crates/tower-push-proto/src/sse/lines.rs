@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use crate::{
     base64, byte_search,
     encoder::whole_millis,
-    event::{Encoding, EventType, Fields},
+    event::{Encoding, EventId, EventType, Fields},
 };
 
 /// Room for the names of an event's fields, its id and its type, as they usually are.
@@ -16,10 +16,7 @@ pub(super) struct TextEncoding;
 
 impl Encoding for TextEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        let payload = fields.payload.as_bytes();
-        out.reserve(payload.len() + FIELDS);
-        write_head(fields, out);
-        write_data(payload, out);
+        write_text_event(fields, fields.id.as_ref(), out);
     }
 }
 
@@ -28,13 +25,26 @@ pub(super) struct Base64Encoding;
 
 impl Encoding for Base64Encoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        let payload = fields.payload.as_bytes();
-        out.reserve(payload.len().div_ceil(3) * 4 + FIELDS);
-        write_head(fields, out);
-        out.put_slice(b"data: ");
-        base64::encode(payload, out);
-        out.put_slice(b"\n\n");
+        write_base64_event(fields, fields.id.as_ref(), out);
     }
+}
+
+/// Writes an event with its payload as text, under this id.
+pub(super) fn write_text_event(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
+    let payload = fields.payload.as_bytes();
+    out.reserve(payload.len() + FIELDS);
+    write_head(fields, id, out);
+    write_data(payload, out);
+}
+
+/// Writes an event with its payload as base64, under this id.
+pub(super) fn write_base64_event(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
+    let payload = fields.payload.as_bytes();
+    out.reserve(payload.len().div_ceil(3) * 4 + FIELDS);
+    write_head(fields, id, out);
+    out.put_slice(b"data: ");
+    base64::encode(payload, out);
+    out.put_slice(b"\n\n");
 }
 
 /// An event that is the transport's own.
@@ -69,12 +79,15 @@ pub fn write_id(text: &str, out: &mut BytesMut) {
     write_field(b"id: ", text.as_bytes(), out);
 }
 
-fn write_head(fields: &Fields, out: &mut BytesMut) {
+fn write_head(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
     if let Some(name) = &fields.event_type {
         write_type(name, out);
     }
-    if let Some(text) = &fields.id {
-        write_id(text.as_str(), out);
+    if let Some(topic) = &fields.topic {
+        write_field(b"topic: ", topic.as_str().as_bytes(), out);
+    }
+    if let Some(id) = id {
+        write_id(id.as_str(), out);
     }
 }
 
@@ -94,12 +107,24 @@ fn write_data(payload: &[u8], out: &mut BytesMut) {
         // Without any data field it would not be dispatched.
         return out.put_slice(b"data:\n\n");
     }
-    let mut rest = payload;
-    while let Some(at) = byte_search::find_byte(rest, |b| b == b'\n' || b == b'\r') {
-        write_field(b"data: ", &rest[..at], out);
-        let is_crlf = rest[at..].starts_with(b"\r\n");
-        rest = &rest[at + 1 + usize::from(is_crlf)..];
+    for line in data_lines(payload) {
+        write_field(b"data: ", line, out);
     }
-    write_field(b"data: ", rest, out);
     out.put_u8(b'\n');
+}
+
+/// Splits a payload into the lines that each need a `data` field. `\r\n`, `\r` and `\n` each end one line, and a payload that ends
+/// with one of them has an empty last line.
+#[inline]
+pub fn data_lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(payload);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let Some(line_end) = byte_search::find_byte(text, |b| b == b'\n' || b == b'\r') else {
+            return Some(text);
+        };
+        let is_crlf = text[line_end..].starts_with(b"\r\n");
+        rest = Some(&text[line_end + 1 + usize::from(is_crlf)..]);
+        Some(&text[..line_end])
+    })
 }

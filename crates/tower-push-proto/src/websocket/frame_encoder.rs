@@ -14,7 +14,7 @@ use crate::{
     encoder::{Encoder, End},
     error::Error,
     event::{Event, EventId, Gap},
-    format::record,
+    format::{envelope, record},
     frame_buffer::FrameBuffer,
 };
 
@@ -146,6 +146,23 @@ impl Encoder for FrameEncoder {
             MessageFormat::Json => self.write_event::<JsonLayout>(event, out),
             MessageFormat::Nchan => self.write_event::<NchanLayout>(event, out),
         }
+        Ok(())
+    }
+
+    fn event_with_cursor(
+        &mut self,
+        event: &Event,
+        cursor: &EventId,
+        out: &mut FrameBuffer,
+    ) -> Result<(), Error> {
+        if self.format == MessageFormat::Json {
+            self.write_control_record(out, |out| {
+                envelope::write_with_cursor(event.fields(), cursor, out);
+            });
+            return Ok(());
+        }
+        self.event(event, out)?;
+        self.cursor(cursor, out);
         Ok(())
     }
 

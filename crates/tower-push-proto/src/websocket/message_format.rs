@@ -145,6 +145,9 @@ impl MessageLayout for NchanLayout {
         if let Some(id) = &fields.id {
             put_header("id", id.as_str());
         }
+        if let Some(topic) = &fields.topic {
+            put_header("topic", topic.as_str());
+        }
         if let Some(event_type) = &fields.event_type {
             put_header("event", event_type.as_str());
         }

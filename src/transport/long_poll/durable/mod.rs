@@ -1,15 +1,14 @@
 //! The dialect of [Durable Streams](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md): its reads.
 
-mod cursor;
-mod payloads;
-mod request;
-mod sse;
+mod payload_encoder;
+mod read_request;
+mod sse_writer;
+mod stream_cursor;
 
 use std::{
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_core::Stream;
@@ -17,106 +16,86 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
 };
 
-pub(super) use self::request::{is_durable, is_live_read};
+pub(super) use self::read_request::{is_durable_live_request, is_durable_request};
 use self::{
-    cursor::StreamCursor,
-    payloads::Payloads,
-    request::{Live, Offset, Request},
-    sse::{Batches, Data, Verbatim},
+    payload_encoder::PayloadEncoder,
+    read_request::{LiveMode, ReadOffset, ReadRequest},
+    sse_writer::{DurableSseWriter, SseDataEncoding},
+    stream_cursor::StreamCursor,
 };
 use super::{
-    gather::{Bounds, Gather, Gathered, Gathering, Patience, Rest},
-    parking::Parking,
-    wait::Wait,
+    batch_builder::{Batch, BatchBuilder, BatchLimits, StreamStatus},
+    collect_batch::{CollectBatch, WaitTimes},
+    poll_source::PollSource,
+    wait_time::NegotiatedWaitTime,
 };
 use crate::{
     error::{BoxError, Error},
-    event::{Event, EventId, Item},
-    source::{Push, PushSource, Rejection, StartPosition},
-    supervision::{PendingStream, SupervisedStream},
+    event::{EventId, Item},
+    source::{Rejection, StartPosition},
+    supervision::SupervisedStream,
     transport::{
         KeepAlive, PushBody, rejection_response,
-        response::{NO_STORE, NOSNIFF, insert_ascii},
-        streaming::streaming_response,
+        response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii},
+        sse::event_stream_headers,
+        streaming::{streaming_body, streaming_response},
     },
 };
 
-const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
+const STREAM_NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
 const STREAM_CURSOR: HeaderName = HeaderName::from_static("stream-cursor");
-const UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
-const DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
+const STREAM_UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
+const STREAM_CLOSED: HeaderName = HeaderName::from_static("stream-closed");
 
-const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
+/// The value of [`STREAM_UP_TO_DATE`] and [`STREAM_CLOSED`].
 const TRUE: HeaderValue = HeaderValue::from_static("true");
-/// What lies between two offsets never changes (§8.1).
-const PRIVATE: HeaderValue =
+
+/// A value of `Cache-Control` for content between two offsets, which never changes (§8.1), in private caches.
+const PRIVATE_MAX_AGE: HeaderValue =
     HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
-const PUBLIC: HeaderValue =
+
+/// The same value for shared caches.
+const PUBLIC_MAX_AGE: HeaderValue =
     HeaderValue::from_static("public, max-age=60, stale-while-revalidate=300");
 
-/// What is at an end, the oldest or the tail, changes: to be asked for each time, which the `ETag` makes cheap.
-const REVALIDATE: HeaderValue = HeaderValue::from_static("private, no-cache");
+/// A value of `Vary` that keeps the next user of the same browser from reading the content of the one before.
+const COOKIE_AND_AUTHORIZATION: HeaderValue = HeaderValue::from_static("Cookie, Authorization");
 
-const WHO_ASKS: HeaderValue = HeaderValue::from_static("Cookie, Authorization");
+/// The message of a 410: the protocol has no place for a gap.
+const GAP_MESSAGE: &str = "what is behind this offset is gone: begin with offset=-1";
 
-/// How this dialect is spoken.
+/// The settings of the dialect.
 #[derive(Clone, Debug)]
-pub(super) struct Durable {
+pub(super) struct DurableStreams {
     pub(super) content_type: HeaderValue,
-    pub(super) is_public: bool,
-    /// To whoever comes, parameters or not.
-    pub(super) is_only: bool,
+    /// Whether shared caches may keep responses.
+    pub(super) has_public_cache: bool,
+    /// Whether every request is of this dialect, whatever its parameters are.
+    pub(super) is_only_dialect: bool,
     pub(super) keep_alive: KeepAlive,
 }
 
-/// What is asked of whom.
-pub(super) struct Asked {
-    pub(super) pending: PendingStream,
-    pub(super) push: Push,
-    pub(super) parking: Parking,
+/// One read request and what it reads from.
+pub(super) struct DurableRead {
+    pub(super) dialect: DurableStreams,
+    pub(super) source: PollSource,
+    pub(super) batch_limits: BatchLimits,
+    pub(super) wait_time: NegotiatedWaitTime,
+    pub(super) wait_times: WaitTimes,
 }
 
-impl Durable {
-    fn is_json(&self) -> bool {
-        self.data() == Data::Json
-    }
-
-    /// How the content goes into SSE, by the essence of its type (§5.8).
-    fn data(&self) -> Data {
-        let content_type = self.content_type.to_str().unwrap_or_default();
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
-        if essence.eq_ignore_ascii_case("application/json") {
-            Data::Json
-        } else if essence
-            .get(..5)
-            .is_some_and(|kind| kind.eq_ignore_ascii_case("text/"))
-        {
-            Data::Text
-        } else {
-            Data::Base64
-        }
-    }
-
-    /// One read.
-    pub(super) async fn respond(
-        self,
-        head: Parts,
-        asked: Asked,
-        bounds: Bounds,
-        wait: Wait,
-        patience: Patience,
-    ) -> Response<PushBody> {
-        let mut response = match Request::read(&head) {
-            Err(wrong) => refusal(StatusCode::BAD_REQUEST, wrong),
-            Ok(request) if head.method == Method::HEAD => {
-                self.metadata(request, asked, bounds).await
-            }
+impl DurableRead {
+    pub(super) async fn respond(self, head: &Parts) -> Response<PushBody> {
+        let mut response = match ReadRequest::parse(head) {
+            Err(message) => message_response(StatusCode::BAD_REQUEST, message),
+            Ok(request) if head.method == Method::HEAD => self.respond_to_head(request).await,
             Ok(request) => match request.live {
-                None => self.catch_up(request, &head, asked, bounds).await,
-                Some(Live::Sse) => self.stream(request, asked, bounds).await,
-                Some(Live::LongPoll) => {
-                    let mut response = self.read(&request, asked, bounds, patience).await;
-                    wait.tell(response.headers_mut());
+                None => self.respond_to_catch_up(request, head).await,
+                Some(LiveMode::Sse) => self.respond_with_events(request).await,
+                Some(LiveMode::LongPoll) => {
+                    let (wait_time, wait_times) = (self.wait_time, self.wait_times);
+                    let mut response = self.respond_with_batch(&request, wait_times).await;
+                    wait_time.insert_preference_applied(response.headers_mut());
                     response
                 }
             },
@@ -126,224 +105,239 @@ impl Durable {
         response
     }
 
-    /// What is there (§5.6).
-    async fn catch_up(
-        &self,
-        request: Request,
+    /// Responds to a read that does not wait (§5.6).
+    async fn respond_to_catch_up(
+        mut self,
+        request: ReadRequest,
         head: &Parts,
-        asked: Asked,
-        bounds: Bounds,
     ) -> Response<PushBody> {
-        let bounds = match request.offset {
-            // The place, and no event, whatever comes meanwhile.
-            Offset::Now => Bounds {
-                events: 0,
-                ..bounds
-            },
-            Offset::Oldest | Offset::After(_) => bounds,
-        };
-        let response = self.read(&request, asked, bounds, AT_ONCE).await;
-        // RFC 9110 §13.1.2: with other methods it is no question about a copy; and HEAD does not come here.
-        let asks = head.method == Method::GET && response.status() == StatusCode::OK;
+        if request.offset == ReadOffset::Now {
+            // The response has the offset of the tail, and no content even if events come meanwhile.
+            self.batch_limits.max_events = 0;
+        }
+        let response = self.respond_with_batch(&request, WaitTimes::ZERO).await;
+        // RFC 9110 §13.1.2: with other methods, `If-None-Match` is no question about a cached response. HEAD does not come here.
+        let is_conditional = head.method == Method::GET && response.status() == StatusCode::OK;
         match response.headers().get(header::ETAG) {
-            Some(tag) if asks && holds(&head.headers, tag) => not_modified(response),
+            Some(tag) if is_conditional && if_none_match_contains(&head.headers, tag) => {
+                not_modified_response(response)
+            }
             _ => response,
         }
     }
 
-    /// Where the stream's tail is (§5.5). A stream that only this request would know of is not begun.
-    async fn metadata(&self, request: Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
-        let request = Request {
-            offset: Offset::Now,
+    /// Responds with the offset of the stream's tail (§5.5).
+    async fn respond_to_head(mut self, request: ReadRequest) -> Response<PushBody> {
+        let request = ReadRequest {
+            offset: ReadOffset::Now,
             live: None,
             ..request
         };
-        let bounds = Bounds {
-            events: 0,
-            ..bounds
-        };
-        let mut response = self.tail(&request, asked, bounds).await;
+        self.batch_limits.max_events = 0;
+        let mut response = self.respond_with_tail(&request).await;
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        *response.body_mut() = PushBody::head();
+        *response.body_mut() = PushBody::for_head_request();
         response
     }
 
-    async fn tail(&self, request: &Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
-        let gathering = self.gathering(request, bounds);
-        if !asked.push.is_resumable() {
-            return self.answer(request, gathering.finish(Rest::Nothing));
+    async fn respond_with_tail(self, request: &ReadRequest) -> Response<PushBody> {
+        let dialect = self.dialect;
+        let builder = dialect.batch_builder(request, self.batch_limits);
+        if !self.source.is_resumable() {
+            // A plain stream is not begun: no other request could read from it.
+            return dialect.batch_response(request, builder.finish(StreamStatus::Idle));
         }
-        let pending = asked
-            .pending
-            .map_subscription(|it| it.with_start(StartPosition::Now));
-        match pending.open(asked.push).await {
-            Ok(mut items) => {
-                let gathered = Gather::new(&mut items, gathering, AT_ONCE).await;
-                self.answer(request, gathered)
+        match self.source.with_start(StartPosition::Now).open().await {
+            Ok(mut stream) => {
+                let batch = CollectBatch::new(&mut stream, builder, WaitTimes::ZERO).await;
+                dialect.batch_response(request, batch)
             }
-            Err(refused) => self.refused(request, gathering, refused),
+            Err(rejection) => dialect.refusal_response(request, builder, rejection),
         }
     }
 
-    /// What the source has for a read that is complete.
-    async fn read(
-        &self,
-        request: &Request,
-        asked: Asked,
-        bounds: Bounds,
-        patience: Patience,
+    /// Responds with what there is once the wait times are over.
+    async fn respond_with_batch(
+        self,
+        request: &ReadRequest,
+        wait_times: WaitTimes,
     ) -> Response<PushBody> {
-        let start = request.offset.start();
-        let pending = asked.pending.map_subscription(|it| it.with_start(start));
-        let gathering = self.gathering(request, bounds);
-        let gathered = (asked.parking).gather(asked.push, pending, gathering, patience);
-        match gathered.await {
-            Ok(gathered) => self.answer(request, gathered),
-            Err(refused) => self.refused(request, self.gathering(request, bounds), refused),
-        }
-    }
-
-    fn gathering(&self, request: &Request, bounds: Bounds) -> Gathering {
-        let encoder = Box::new(Payloads::new(self.is_json()));
-        Gathering::new(encoder, bounds, request.offset.id().cloned())
-    }
-
-    /// The answer to a client whose subscription was refused, maybe because nothing will ever come.
-    fn refused(
-        &self,
-        request: &Request,
-        nothing: Gathering,
-        refused: Rejection,
-    ) -> Response<PushBody> {
-        if refused.status() == StatusCode::NO_CONTENT {
-            return self.answer(request, nothing.finish(Rest::Finished));
-        }
-        rejection_response(refused)
-    }
-
-    fn answer(&self, request: &Request, gathered: Gathered) -> Response<PushBody> {
-        let Gathered {
-            body,
-            has_content,
-            cursor,
-            rest,
-            ..
-        } = gathered;
-        if let Rest::Failed(error) = &rest {
-            if !has_content {
-                return failed(error.downcast_ref());
+        let (dialect, limits) = (self.dialect, self.batch_limits);
+        let builder = dialect.batch_builder(request, limits);
+        let source = self.source.with_start(request.offset.start_position());
+        match source.collect_batch(builder, wait_times).await {
+            Ok(batch) => dialect.batch_response(request, batch),
+            Err(rejection) => {
+                let builder = dialect.batch_builder(request, limits);
+                dialect.refusal_response(request, builder, rejection)
             }
         }
-        let offset = cursor
-            .as_ref()
-            .map_or(request.offset.as_str(), EventId::as_str);
-        let is_content = has_content || request.live.is_none();
-        let mut response = Response::new(PushBody::empty());
-        let headers = response.headers_mut();
-        insert_ascii(headers, NEXT_OFFSET, offset);
-        rest.tell(headers);
-        if rest.is_empty() || request.live.is_none() && request.offset == Offset::Now {
-            headers.insert(UP_TO_DATE, TRUE);
-        }
-        if rest.is_finished() {
-            headers.insert(CLOSED, TRUE);
-        }
-        if request.live.is_some() {
-            insert_ascii(headers, STREAM_CURSOR, &request.cursor.next().to_string());
-        }
-        headers.insert(header::CACHE_CONTROL, NO_STORE);
-        if is_content {
-            headers.insert(header::CONTENT_TYPE, self.content_type.clone());
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-            if request.offset != Offset::Now {
-                // A live answer ends where it ends, and a page in the middle is what it is.
-                let is_settled = request.live.is_some() || !rest.is_empty();
-                let cache = match request.offset {
-                    Offset::After(_) if is_settled && self.is_public => PUBLIC,
-                    Offset::After(_) if is_settled => PRIVATE,
-                    _ => REVALIDATE,
-                };
-                headers.insert(header::CACHE_CONTROL, cache);
-                if !self.is_public {
-                    // Who signs in next on the same browser must not read what was for who was before.
-                    headers.insert(header::VARY, WHO_ASKS);
-                }
-                let closed = if rest.is_finished() { ":c" } else { "" };
-                let tag = format!("\"{}:{offset}{closed}\"", request.offset.as_str());
-                insert_ascii(headers, header::ETAG, &tag);
-            }
-            *response.body_mut() = PushBody::full(body);
-        } else {
-            *response.status_mut() = StatusCode::NO_CONTENT;
-        }
-        response
     }
 
-    /// What there is and what comes, as events (§5.8).
-    async fn stream(&self, request: Request, asked: Asked, bounds: Bounds) -> Response<PushBody> {
-        let Asked {
-            pending,
-            push,
-            parking,
-        } = asked;
-        let start = request.offset.start();
-        let pending = pending.map_subscription(|it| it.with_start(start));
-        let is_lost = parking.lost(&push, pending.subscription()).is_some();
-        let is_untold = |event: &Event| is_lost && event.id().is_none();
-        let push = parking.push_for(push, pending.subscription());
-        let (items, ahead) = match pending.open(push).await {
-            Err(refused) if refused.status() == StatusCode::NO_CONTENT => {
-                (None, Some(Ok(Item::Finished)))
-            }
-            Err(refused) => return rejection_response(refused),
-            Ok(mut items) => match poll_fn(|cx| ready_now(&mut items, cx)).await {
-                Some(Some(Ok(Item::Gap(_)))) => return gone(&items),
-                Some(Some(Ok(Item::Event(event)))) if is_untold(&event) => return gone(&items),
-                Some(Some(first)) => (Some(items), Some(first)),
+    /// Responds with an event stream (§5.8).
+    async fn respond_with_events(self, request: ReadRequest) -> Response<PushBody> {
+        let source = self.source.with_start(request.offset.start_position());
+        let is_place_lost = source.lost_cursor().is_some();
+        // A gap at the start can still be told with a status.
+        let is_gap = |item: &Item| match item.event() {
+            None => matches!(item, Item::Gap(_)),
+            Some(_) => is_place_lost && item.cursor().is_none(),
+        };
+        let (stream, first_item) = match source.open().await {
+            Err(rejection) if rejection.is_finished() => (None, Some(Ok(Item::Finished))),
+            Err(rejection) => return rejection_response(rejection),
+            Ok(mut stream) => match poll_fn(|cx| poll_ready_item(&mut stream, cx)).await {
+                Some(Some(Ok(item))) if is_gap(&item) => return gap_response(&stream),
+                Some(Some(first_item)) => (Some(stream), Some(first_item)),
                 Some(None) => (None, None),
-                None => (Some(items), None),
+                None => (Some(stream), None),
             },
         };
-        let data = self.data();
-        let batches = Batches::new(items, ahead, data, bounds, &request);
-        let mut headers = HeaderMap::with_capacity(8);
-        let event_stream = HeaderValue::from_static("text/event-stream");
-        headers.insert(header::CONTENT_TYPE, event_stream);
-        if data == Data::Base64 {
-            headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
-        }
-        let batches = SupervisedStream::unsupervised(batches);
-        streaming_response(batches, headers, Box::new(Verbatim), self.keep_alive)
+        let data_encoding = self.dialect.sse_data_encoding();
+        let headers = event_stream_headers(data_encoding == SseDataEncoding::Base64);
+        let writer = DurableSseWriter::new(
+            stream,
+            first_item,
+            data_encoding,
+            self.batch_limits,
+            &request,
+        );
+        streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
     }
 }
 
-const AT_ONCE: Patience = Patience {
-    first: Duration::ZERO,
-    more: Duration::ZERO,
-};
+impl DurableStreams {
+    fn is_json(&self) -> bool {
+        self.sse_data_encoding() == SseDataEncoding::JsonArray
+    }
 
-/// What a stream yields without waiting; `None` if it would have to.
-fn ready_now<S>(items: &mut S, cx: &mut Context<'_>) -> Poll<Option<Option<Result<Item, BoxError>>>>
+    /// Chooses the data encoding of event streams by the content type without its parameters (§5.8).
+    fn sse_data_encoding(&self) -> SseDataEncoding {
+        let content_type = self.content_type.to_str().unwrap_or_default();
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let is_text = |start: &str| start.eq_ignore_ascii_case("text/");
+        if media_type.eq_ignore_ascii_case("application/json") {
+            SseDataEncoding::JsonArray
+        } else if media_type.get(..5).is_some_and(is_text) {
+            SseDataEncoding::Text
+        } else {
+            SseDataEncoding::Base64
+        }
+    }
+
+    fn batch_builder(&self, request: &ReadRequest, limits: BatchLimits) -> BatchBuilder {
+        let encoder = PayloadEncoder::new(self.is_json());
+        BatchBuilder::new(Box::new(encoder), limits, request.offset.id().cloned())
+    }
+
+    /// Makes the response to a read whose subscription was refused: a last, empty batch if the source has finished.
+    fn refusal_response(
+        &self,
+        request: &ReadRequest,
+        builder: BatchBuilder,
+        rejection: Rejection,
+    ) -> Response<PushBody> {
+        if rejection.is_finished() {
+            return self.batch_response(request, builder.finish(StreamStatus::Finished));
+        }
+        rejection_response(rejection)
+    }
+
+    fn batch_response(&self, request: &ReadRequest, batch: Batch) -> Response<PushBody> {
+        let Batch {
+            body,
+            has_content,
+            cursor,
+            status,
+            ..
+        } = batch;
+        if let StreamStatus::Failed(error) = &status {
+            if !has_content {
+                return failure_response(error.downcast_ref());
+            }
+        }
+        let cursor = cursor.as_ref().map(EventId::as_str);
+        let offset = cursor.unwrap_or(request.offset.as_str());
+        let mut response = Response::new(PushBody::empty());
+        let headers = response.headers_mut();
+        insert_ascii(headers, STREAM_NEXT_OFFSET, offset);
+        status.insert_retry_after(headers);
+        if status.is_up_to_date() || request.live.is_none() && request.offset == ReadOffset::Now {
+            headers.insert(STREAM_UP_TO_DATE, TRUE);
+        }
+        if status.is_finished() {
+            headers.insert(STREAM_CLOSED, TRUE);
+        }
+        if request.live.is_some() {
+            let stream_cursor = request.stream_cursor.next_value().to_string();
+            insert_ascii(headers, STREAM_CURSOR, &stream_cursor);
+        }
+        headers.insert(header::CACHE_CONTROL, NO_STORE);
+        if !has_content && request.live.is_some() {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            return response;
+        }
+        headers.insert(header::CONTENT_TYPE, self.content_type.clone());
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        if request.offset != ReadOffset::Now {
+            self.insert_cache_headers(headers, request, offset, &status);
+        }
+        *response.body_mut() = PushBody::full(body);
+        response
+    }
+
+    /// Inserts the headers of a response that caches may keep.
+    fn insert_cache_headers(
+        &self,
+        headers: &mut HeaderMap,
+        request: &ReadRequest,
+        next_offset: &str,
+        status: &StreamStatus,
+    ) {
+        // A live response is the same for ever, and so is a catch-up response that does not reach the tail. Where the stream begins or
+        // ends, it changes, and must be revalidated, for which the `ETag` is there.
+        let never_changes = request.live.is_some() || !status.is_up_to_date();
+        let cache_control = match request.offset {
+            ReadOffset::After(_) if never_changes && self.has_public_cache => PUBLIC_MAX_AGE,
+            ReadOffset::After(_) if never_changes => PRIVATE_MAX_AGE,
+            _ => PRIVATE_NO_CACHE,
+        };
+        headers.insert(header::CACHE_CONTROL, cache_control);
+        if !self.has_public_cache {
+            headers.insert(header::VARY, COOKIE_AND_AUTHORIZATION);
+        }
+        let closed = if status.is_finished() { ":c" } else { "" };
+        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_str());
+        insert_ascii(headers, header::ETAG, &tag);
+    }
+}
+
+/// Returns what a stream yields without waiting; `None` if it is pending.
+fn poll_ready_item<S>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Option<Result<Item, BoxError>>>>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    Poll::Ready(match Pin::new(items).poll_next(cx) {
-        Poll::Ready(next) => Some(next),
+    Poll::Ready(match Pin::new(stream).poll_next(cx) {
+        Poll::Ready(item) => Some(item),
         Poll::Pending => None,
     })
 }
 
-/// Whether the client has what the tag stands for. `*` does not say what it has.
-fn holds(headers: &HeaderMap, tag: &HeaderValue) -> bool {
+/// Returns whether `If-None-Match` has this tag. `*` does not say which response the client has.
+fn if_none_match_contains(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
-    let mut tags = values
+    let mut client_tags = values
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(|tag| tag.trim().trim_start_matches("W/"));
-    tags.any(|held| held.as_bytes() == tag.as_bytes())
+    client_tags.any(|client_tag| client_tag.as_bytes() == tag.as_bytes())
 }
 
-fn not_modified(mut response: Response<PushBody>) -> Response<PushBody> {
+/// Turns a response into a 304.
+fn not_modified_response(mut response: Response<PushBody>) -> Response<PushBody> {
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     *response.body_mut() = PushBody::empty();
     let headers = response.headers_mut();
@@ -352,23 +346,22 @@ fn not_modified(mut response: Response<PushBody>) -> Response<PushBody> {
     response
 }
 
-fn failed(error: Option<&Error>) -> Response<PushBody> {
+/// Makes a 410 for a gap, and otherwise a 500 that does not disclose the error.
+fn failure_response(error: Option<&Error>) -> Response<PushBody> {
     if error.is_some_and(Error::is_gap_unsupported) {
-        return refusal(StatusCode::GONE, GONE);
+        return message_response(StatusCode::GONE, GAP_MESSAGE);
     }
-    refusal(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+    message_response(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
 }
 
-const GONE: &str = "what is behind this offset is gone: begin with offset=-1";
-
-/// The answer where there is no place to tell of a gap.
-fn gone<S>(items: &SupervisedStream<S>) -> Response<PushBody> {
+/// Makes the 410 for a gap, and reports to the stream's guard that it cannot be sent.
+fn gap_response<S>(stream: &SupervisedStream<S>) -> Response<PushBody> {
     let error = Error::gap_unsupported();
-    let response = failed(Some(&error));
-    items.report_send_error(&error.into());
+    let response = failure_response(Some(&error));
+    stream.report_send_error(&error.into());
     response
 }
 
-fn refusal(status: StatusCode, message: &'static str) -> Response<PushBody> {
+fn message_response(status: StatusCode, message: &'static str) -> Response<PushBody> {
     rejection_response(Rejection::new(status).message(message))
 }

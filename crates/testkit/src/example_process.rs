@@ -1,0 +1,113 @@
+//! The examples as processes.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
+
+use crate::{TEST_TIMEOUT, programs::repository_path};
+
+/// A running example. Dropping this value kills the process.
+#[derive(Debug)]
+pub struct ExampleProcess {
+    process: Child,
+    stdout_lines: Receiver<String>,
+}
+
+impl ExampleProcess {
+    /// Builds an example and starts it on a free port. `arguments` follow the address on its command line.
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        Self::spawn(Command::new(build_example(name)), name, arguments)
+    }
+
+    /// Like [`start`](Self::start) without arguments, but the process may open at most `max_fds` file descriptors.
+    pub fn start_with_fd_limit(max_fds: usize, name: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {max_fds} && exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(script).arg(build_example(name));
+        Self::spawn(shell, name, &[])
+    }
+
+    /// Returns how many file descriptors the process has open.
+    pub fn open_fd_count(&self) -> usize {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.process.id()));
+        fds.map_or(0, Iterator::count)
+    }
+
+    fn spawn(mut command: Command, name: &str, arguments: &[&str]) -> Self {
+        let mut process = command
+            .arg("127.0.0.1:0")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("example {name}: {error}"));
+        let stdout = process.stdout.take().expect("stdout is piped");
+        let (sender, stdout_lines) = channel();
+        thread::spawn(move || {
+            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            lines.try_for_each(|line| sender.send(line))
+        });
+        Self {
+            process,
+            stdout_lines,
+        }
+    }
+
+    /// Waits for the next line that the example prints, which must be `open http://…`, and returns the address in it.
+    pub fn next_address(&self) -> String {
+        let line = self.stdout_lines.recv_timeout(TEST_TIMEOUT);
+        let line = line.expect("the example should print an address");
+        let address = line.strip_prefix("open ").expect("open http://…");
+        address.split(' ').next().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until the example prints `expected`. Skips other lines.
+    pub fn wait_for_line(&self, expected: &str) {
+        while self
+            .stdout_lines
+            .recv_timeout(TEST_TIMEOUT)
+            .expect(expected)
+            != expected
+        {}
+    }
+
+    /// Sends SIGINT, like Ctrl-C.
+    pub fn interrupt(&self) {
+        let id = self.process.id().to_string();
+        let status = Command::new("kill").args(["-INT", &id]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill");
+    }
+}
+
+impl Drop for ExampleProcess {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Builds an example with the profile of the running test, and returns the path of its program. `cargo test --test NAME` builds no
+/// examples.
+fn build_example(name: &str) -> PathBuf {
+    let test = env::current_exe().expect("path of the running test");
+    let profile_dir = test.ancestors().nth(2).expect("…/debug/deps/test");
+    let target_dir = profile_dir.parent().expect("target/debug");
+    let profile = match profile_dir.file_name() {
+        Some(name) if name != "debug" => name,
+        _ => "dev".as_ref(),
+    };
+    let status = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(["build", "--quiet", "--example", name])
+        .arg("--profile")
+        .arg(profile)
+        .arg("--target-dir")
+        .arg(target_dir)
+        .current_dir(repository_path("."))
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "cargo build");
+    profile_dir.join("examples").join(name)
+}

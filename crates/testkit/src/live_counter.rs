@@ -1,0 +1,67 @@
+//! A count of the streams that are alive.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+
+use crate::TEST_TIMEOUT;
+
+/// Counts the streams that it has wrapped and that are not dropped yet. Clones share the count.
+#[derive(Clone, Debug, Default)]
+pub struct LiveCounter(Arc<AtomicUsize>);
+
+impl LiveCounter {
+    /// Returns the number of live streams.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Wraps `stream`, which counts from now on until it is dropped.
+    pub fn wrap<S>(&self, stream: S) -> CountedStream<S> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        CountedStream {
+            stream: Box::pin(stream),
+            counter: self.clone(),
+        }
+    }
+
+    /// Waits until the number of live streams is `expected`. Panics after [`TEST_TIMEOUT`].
+    pub async fn wait_for(&self, expected: usize) {
+        let wait = async {
+            while self.get() != expected {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
+        assert!(waited.is_ok(), "{} instead of {expected}", self.get());
+    }
+}
+
+/// A stream that a [`LiveCounter`] counts until it is dropped.
+#[derive(Debug)]
+pub struct CountedStream<S> {
+    stream: Pin<Box<S>>,
+    counter: LiveCounter,
+}
+
+impl<S: Stream> Stream for CountedStream<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        self.stream.as_mut().poll_next(cx)
+    }
+}
+
+impl<S> Drop for CountedStream<S> {
+    fn drop(&mut self) {
+        self.counter.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,52 @@
+//! The scripts in `tests/js` and `tests/python`, and the packages that `scripts/setup` installs for them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Returns a command that runs a script in `tests/js`. Panics if the npm package that the script uses is not installed.
+pub fn node_script(script: &str, package: &str) -> Command {
+    installed_path(&format!("tests/js/node_modules/{package}"));
+    let mut command = Command::new("node");
+    command.arg(repository_path("tests/js").join(script));
+    command
+}
+
+/// Returns a command that runs a script in `tests/js` that drives Chromium.
+pub fn browser_script(script: &str) -> Command {
+    installed_path("/usr/bin/chromium");
+    installed_path("/usr/bin/chromedriver");
+    node_script(script, "selenium-webdriver")
+}
+
+/// Returns a command that runs a script in `tests/python`. Panics if the installed packages differ from `requirements.txt`.
+pub fn python_script(script: &str) -> Command {
+    let text_of = |path| fs::read_to_string(repository_path(path)).unwrap_or_default();
+    assert_eq!(
+        text_of("tests/python/requirements.txt"),
+        text_of("target/python/requirements.txt"),
+        "the installed packages differ from the required ones: run scripts/setup first"
+    );
+    let mut command = Command::new(installed_path("target/python/bin/python"));
+    command.arg(repository_path("tests/python").join(script));
+    command
+}
+
+/// Returns a path relative to the repository's root. Panics if `scripts/setup` has not created it.
+pub fn installed_path(path: &str) -> PathBuf {
+    let path = repository_path(path);
+    assert!(
+        path.exists(),
+        "{path:?} is missing: run scripts/setup first"
+    );
+    path
+}
+
+/// Returns a path relative to the repository's root.
+pub fn repository_path(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path)
+}

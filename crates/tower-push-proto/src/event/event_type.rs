@@ -1,0 +1,70 @@
+use std::sync::Arc;
+
+use super::checked_text::{checked_text, is_header_line};
+use crate::error::Error;
+
+/// The name under which a client dispatches an event: `EventSource.addEventListener(name, …)`.
+///
+/// An event type is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. An `EventSource` has
+/// events of its own called `open` and `error`. The SSE encoder announces gaps as `gap` and ends as `end`: see
+/// [`SseConfig`](crate::sse::SseConfig) for other names.
+///
+/// ```
+/// # use tower_push_proto as tower_push;
+/// use tower_push::EventType;
+///
+/// assert_eq!(EventType::new("price")?.as_str(), "price");
+/// assert!(EventType::new("up\ndata: x").unwrap_err().is_invalid_type());
+/// # Ok::<(), tower_push::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventType(Arc<str>);
+
+impl EventType {
+    /// Checks the text and makes it an event type.
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_type`] if the text is not an event type.
+    pub fn new(name: impl AsRef<str> + Into<Arc<str>>) -> Result<Self, Error> {
+        if is_header_line(name.as_ref()) {
+            return Ok(Self(name.into()));
+        }
+        Err(Error::invalid_type())
+    }
+
+    /// Makes an event type of a name in this crate, which must be valid.
+    pub(crate) fn from_static(name: &'static str) -> Self {
+        debug_assert!(is_header_line(name));
+        Self(name.into())
+    }
+}
+
+checked_text!(EventType);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn type_is_one_line_of_text() {
+        for good in ["a", "price update", "größe", "{}:;", &"x".repeat(128)] {
+            assert_eq!(EventType::new(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            " ",
+            "a ",
+            "up\ndata: x",
+            "a\rb",
+            "a\0b",
+            "\u{1b}[1m",
+            "\u{85}",
+            &"é".repeat(65),
+        ] {
+            assert!(
+                EventType::new(bad).unwrap_err().is_invalid_type(),
+                "{bad:?}"
+            );
+        }
+    }
+}

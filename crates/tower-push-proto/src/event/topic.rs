@@ -1,0 +1,67 @@
+use std::sync::Arc;
+
+use super::checked_text::{checked_text, is_header_line};
+use crate::error::Error;
+
+/// The name of the log that an event belongs to, where one stream carries the events of several.
+///
+/// A topic is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. It has no further syntax: a
+/// path (`orders/42`) and a URL are topics.
+///
+/// ```
+/// # use tower_push_proto as tower_push;
+/// use tower_push::{Event, event::Topic};
+///
+/// let event = Event::text("shipped").with_topic("orders/42")?;
+/// assert_eq!(event.topic().map(Topic::as_str), Some("orders/42"));
+/// assert!(Topic::new("orders\n42").unwrap_err().is_invalid_topic());
+/// # Ok::<(), tower_push::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic(Arc<str>);
+
+impl Topic {
+    /// Checks the text and makes it a topic.
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`] if the text is not a topic.
+    pub fn new(name: impl AsRef<str> + Into<Arc<str>>) -> Result<Self, Error> {
+        if is_header_line(name.as_ref()) {
+            return Ok(Self(name.into()));
+        }
+        Err(Error::invalid_topic())
+    }
+}
+
+checked_text!(Topic);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_is_one_line_of_text() {
+        for good in [
+            "a",
+            "orders/42",
+            "https://example.com/é?a=b#c",
+            "*",
+            &"x".repeat(128),
+        ] {
+            assert_eq!(Topic::new(good).unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            " ",
+            " a",
+            "a\n",
+            "a\rb",
+            "a\0",
+            "a\tb",
+            "\u{85}",
+            &"x".repeat(129),
+        ] {
+            assert!(Topic::new(bad).unwrap_err().is_invalid_topic(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Where each format writes the topic of an event, and a cursor that is not the event's id. Neither changes the bytes of events that
+//! have none.
+
+use std::sync::Arc;
+
+use tower_push_proto::{
+    Encoder, Error, Event, EventId, FrameBuffer, Gap, GapReason, Item, Topic,
+    format::{Format, JsonArray, JsonSeq, Multipart, Ndjson, Raw},
+    sse::{SseConfig, SseEncoder},
+};
+
+fn event() -> Event {
+    let event = Event::text("hi").with_id("a1").unwrap();
+    event.with_type("greeting").unwrap()
+}
+
+fn with_topic() -> Event {
+    event().with_topic("chat/\"1\"").unwrap()
+}
+
+fn with_cursor(event: Event) -> Item {
+    let cursor = EventId::new("b9").unwrap();
+    Item::EventWithCursor { event, cursor }
+}
+
+fn items() -> [Item; 4] {
+    [
+        Item::Event(event()),
+        Item::Event(with_topic()),
+        with_cursor(event()),
+        with_cursor(with_topic()),
+    ]
+}
+
+/// What an encoder writes for each item.
+fn written(encoder: &mut dyn Encoder, items: impl IntoIterator<Item = Item>) -> Vec<String> {
+    let write = |item| {
+        let mut out = FrameBuffer::default();
+        encoder.item(&item, &mut out).unwrap();
+        String::from_utf8(out.into_bytes().to_vec()).unwrap()
+    };
+    items.into_iter().map(write).collect()
+}
+
+fn encoder(format: impl Format) -> Box<dyn Encoder> {
+    let media_type = format.media_types()[0];
+    format.encoder(media_type).1
+}
+
+const ENVELOPES: [&str; 4] = [
+    r#"{"id":"a1","event":"greeting","data":"hi"}"#,
+    r#"{"id":"a1","topic":"chat/\"1\"","event":"greeting","data":"hi"}"#,
+    r#"{"id":"a1","cursor":"b9","event":"greeting","data":"hi"}"#,
+    r#"{"id":"a1","cursor":"b9","topic":"chat/\"1\"","event":"greeting","data":"hi"}"#,
+];
+
+#[test]
+fn json_formats_have_members() {
+    let lines = written(&mut *encoder(Ndjson::new()), items());
+    assert_eq!(lines, ENVELOPES.map(|json| format!("{json}\n")));
+    let records = written(&mut *encoder(JsonSeq::new()), items());
+    assert_eq!(records, ENVELOPES.map(|json| format!("\u{1e}{json}\n")));
+    let elements = written(&mut *encoder(JsonArray::new()), items()).concat();
+    assert_eq!(elements, ENVELOPES.join(",\n"));
+}
+
+#[test]
+fn bare_formats_have_neither() {
+    let bare = written(&mut *encoder(Ndjson::new().bare()), items());
+    assert_eq!(bare, ["\"hi\"\n"; 4]);
+    assert_eq!(written(&mut *encoder(Raw::new()), items()), ["hi\n"; 4]);
+}
+
+#[test]
+fn multipart_has_headers() {
+    for format in [Multipart::mixed(), Multipart::replace()] {
+        let parts = written(&mut *encoder(format), items());
+        for (part, headers) in parts.iter().zip([
+            "Event-ID: a1\r\nEvent-Type: greeting\r\n",
+            "Event-ID: a1\r\nEvent-Topic: chat/\"1\"\r\nEvent-Type: greeting\r\n",
+            "Event-ID: a1\r\nCursor: b9\r\nEvent-Type: greeting\r\n",
+            "Event-ID: a1\r\nCursor: b9\r\nEvent-Topic: chat/\"1\"\r\nEvent-Type: greeting\r\n",
+        ]) {
+            let (head, rest) = part.split_once("\r\n\r\nhi\r\n--").unwrap();
+            let expected = format!("{headers}Content-Length: 2");
+            assert_eq!(
+                head,
+                format!("Content-Type: text/plain; charset=utf-8\r\n{expected}")
+            );
+            assert!(rest.ends_with("\r\n"));
+        }
+    }
+}
+
+#[test]
+fn sse_writes_the_cursor_as_the_id() {
+    for (config, data) in [
+        (SseConfig::new(), "hi"),
+        (SseConfig::new().base64(), "aGk="),
+    ] {
+        let mut encoder = SseEncoder::new(Arc::new(config), None);
+        let events = written(&mut encoder, items());
+        let expected = [
+            "event: greeting\nid: a1\n",
+            "event: greeting\ntopic: chat/\"1\"\nid: a1\n",
+            "event: greeting\nid: b9\n",
+            "event: greeting\ntopic: chat/\"1\"\nid: b9\n",
+        ];
+        assert_eq!(
+            events,
+            expected.map(|head| format!("{head}data: {data}\n\n"))
+        );
+    }
+    let mut text = SseEncoder::new(Arc::default(), None);
+    let item = with_cursor(Event::binary(&b"\xff"[..]));
+    let refused = text.item(&item, &mut FrameBuffer::default()).unwrap_err();
+    assert!(refused.is_not_text());
+}
+
+#[test]
+fn gaps_name_their_topic() -> Result<(), Error> {
+    let gap = Gap::new(GapReason::Lagged)
+        .missed(2)
+        .resumed("b9".try_into()?);
+    let json = r#"{"reason":"lagged","requested":null,"resumed":"b9","missed":2"#;
+    let topic = Topic::new("chat/\"1\"")?;
+    for (gap, rest) in [
+        (gap.clone(), ""),
+        (gap.topic(topic), r#","topic":"chat/\"1\"""#),
+    ] {
+        let line = written(&mut Ndjson::new(), [Item::Gap(gap.clone())]);
+        assert_eq!(
+            line,
+            [format!("{{\"id\":\"b9\",\"gap\":{json}{rest}}}}}\n")]
+        );
+        let event = written(&mut SseEncoder::new(Arc::default(), None), [Item::Gap(gap)]);
+        assert_eq!(
+            event,
+            [format!("event: gap\nid: b9\ndata: {json}{rest}}}\n\n")]
+        );
+    }
+    Ok(())
+}
+
+#[cfg(feature = "websocket")]
+#[test]
+fn websocket_messages_have_members_or_lines() {
+    use tower_push_proto::websocket::{
+        FrameEncoder, MessageFormat, Role,
+        decoder::{Decoder, Message, Received, Rules},
+    };
+
+    let messages = |format| -> Vec<String> {
+        let (mut encoder, mut out) = (FrameEncoder::new(format), FrameBuffer::default());
+        for item in items() {
+            encoder.item(&item, &mut out).unwrap();
+        }
+        let mut decoder = Decoder::new(Rules {
+            role: Role::Client,
+            message: 1024,
+            allows_compressed: false,
+        });
+        let frames = out.into_bytes();
+        let mut input = &frames[..];
+        let mut next = || decoder.decode(&mut input, true, &mut |_| {}).unwrap();
+        std::iter::from_fn(|| match next()? {
+            Received::Message(Message::Text(text)) => Some(text),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+    };
+    assert_eq!(messages(MessageFormat::Json), ENVELOPES);
+    assert_eq!(messages(MessageFormat::Plain), ["hi"; 4]);
+    let lines = |topic: &str| {
+        format!("id: a1\n{topic}event: greeting\ncontent-type: text/plain; charset=utf-8\n\nhi")
+    };
+    let (plain, with_topic) = (lines(""), lines("topic: chat/\"1\"\n"));
+    let cursor = "content-type: application/vnd.tower-push+json\n\n{\"id\":\"b9\"}";
+    let expected = [&plain, &with_topic, &plain, cursor, &with_topic, cursor];
+    assert_eq!(messages(MessageFormat::Nchan), expected);
+}

@@ -1,0 +1,366 @@
+use std::{
+    future::{pending, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use http::{Response, StatusCode, request::Parts};
+use http_body::Body;
+use tokio::time::{Instant, sleep_until};
+#[cfg(feature = "tracing")]
+use tracing::Span;
+
+use super::{
+    admission::AdmissionPermit,
+    drain::DrainRegistration,
+    observer::{Observer, StreamInfo},
+    policy::Policy,
+    reasons::{CloseReason, RefusalReason},
+};
+use crate::{
+    deadline::earlier,
+    error::{BoxError, Error},
+    event::Item,
+    random,
+    source::Subscription,
+    supervision::{StreamHandle, StreamLifecycle},
+    transport::{End, PushBody},
+};
+
+/// One stream of a guard, from the admission of its request until it is closed.
+pub(super) struct AdmittedStream {
+    policy: Arc<Policy>,
+    drain: Option<DrainRegistration>,
+    permit: AdmissionPermit,
+    /// Set when the source accepts the subscription: the stream is open from then on.
+    opening: OnceLock<StreamOpening>,
+    /// The span that an observer has made. It is boxed because most streams have none.
+    #[cfg(feature = "tracing")]
+    span: OnceLock<Box<Span>>,
+    /// A [`CloseReason`] as its number: the reason if the stream were closed now.
+    close_reason: AtomicU8,
+    /// Whether the client has a complete response, whatever the close reason is.
+    has_complete_response: AtomicBool,
+    /// Whether a guard inside this one has refused the request.
+    is_refused: AtomicBool,
+    /// The handle of the guard around this one, which counts the stream until this one is closed.
+    outer: Option<StreamHandle>,
+}
+
+/// What is known of a stream since it is open.
+struct StreamOpening {
+    info: StreamInfo,
+    opened_at: Instant,
+    lifetime_ends_at: Option<Instant>,
+}
+
+/// The time after which clients come back whose stream has reached its lifetime, give or take half of it.
+const LIFETIME_RETRY: Duration = Duration::from_secs(1);
+
+impl AdmittedStream {
+    /// Creates the state of a stream that `policy` admits. `outer` is the handle of the guard around this one.
+    pub(super) fn new(
+        policy: Arc<Policy>,
+        drain: Option<DrainRegistration>,
+        permit: AdmissionPermit,
+        outer: Option<StreamHandle>,
+    ) -> Self {
+        Self {
+            policy,
+            drain,
+            permit,
+            opening: OnceLock::new(),
+            #[cfg(feature = "tracing")]
+            span: OnceLock::new(),
+            close_reason: AtomicU8::new(CloseReason::Left as u8),
+            has_complete_response: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
+            outer,
+        }
+    }
+
+    fn outer(&self) -> Option<&dyn StreamLifecycle> {
+        self.outer.as_ref().map(StreamHandle::lifecycle)
+    }
+
+    /// Calls `notify` with each observer, in the stream's span. Does nothing before the stream is open.
+    fn notify_observers(&self, notify: impl Fn(&dyn Observer, &StreamInfo)) {
+        let Some(StreamOpening { info, .. }) = self.opening.get() else {
+            return;
+        };
+        #[cfg(feature = "tracing")]
+        let _entered = self.span.get().map(|span| span.enter());
+        self.policy
+            .notify_observers(|observer| notify(observer, info));
+    }
+
+    /// Waits for the transport's response. Returns `None` if the drain ends the stream before it is open.
+    pub(super) async fn response_unless_drained<T>(
+        &self,
+        response: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut response = pin!(response);
+        let mut drain_end = pin!(self.wait_for_drain_end());
+        poll_fn(|cx| {
+            // First: a stream that opens now would have to end before it has sent anything.
+            if !self.is_open()
+                && self
+                    .drain_ends_at()
+                    .is_some_and(|ends_at| ends_at <= Instant::now())
+            {
+                return Poll::Ready(None);
+            }
+            match response.as_mut().poll(cx) {
+                Poll::Pending if !self.is_open() => drain_end.as_mut().poll(cx).map(|()| None),
+                polled => polled.map(Some),
+            }
+        })
+        .await
+    }
+
+    /// Waits until the drain ends the stream: forever if the guard has no drain.
+    async fn wait_for_drain_end(&self) {
+        match &self.drain {
+            Some(drain) => sleep_until(drain.wait_for_ends_at().await).await,
+            None => pending().await,
+        }
+    }
+
+    /// Records the transport's response to the request that has had this head.
+    pub(super) fn on_response(
+        self: &Arc<Self>,
+        response: &Response<PushBody>,
+        head: Option<&Parts>,
+    ) {
+        let status = response.status();
+        let is_refused = self.is_refused.load(Ordering::Relaxed)
+            || !status.is_success()
+            || status == StatusCode::NO_CONTENT;
+        if !self.is_open() && is_refused {
+            self.policy.record_refusal(head, RefusalReason::Source);
+        }
+        // The response to a poll, or a refusal. If anything else had a handle, such as the task of a socket, the stream would go on there.
+        let has_known_length = response.body().size_hint().exact().is_some();
+        if has_known_length && Arc::strong_count(self) == 1 {
+            self.on_complete_response();
+        }
+    }
+
+    /// Refuses the request because the drain ends the stream before it is open. The client, which has received nothing yet, should find
+    /// another server.
+    pub(super) fn refuse_drained(
+        &self,
+        head: Option<&Parts>,
+        is_event_source: bool,
+    ) -> Response<PushBody> {
+        self.policy.record_refusal(head, RefusalReason::Draining);
+        self.set_close_reason(CloseReason::Drained);
+        if let Some(outer) = self.outer() {
+            outer.on_refusal();
+            outer.on_complete_response();
+        }
+        self.policy
+            .refusal_response(RefusalReason::Draining, is_event_source)
+    }
+
+    /// Returns whether the source has accepted the subscription.
+    fn is_open(&self) -> bool {
+        self.opening.get().is_some()
+    }
+
+    fn close_reason(&self) -> CloseReason {
+        let number = usize::from(self.close_reason.load(Ordering::Relaxed));
+        CloseReason::ALL[number]
+    }
+
+    fn set_close_reason(&self, reason: CloseReason) {
+        self.close_reason.store(reason as u8, Ordering::Relaxed);
+    }
+
+    /// Records an error that cuts the stream.
+    fn on_failure(&self, error: &BoxError) {
+        let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
+        self.set_close_reason(if is_lagged {
+            CloseReason::Lagged
+        } else {
+            CloseReason::Failed
+        });
+        self.notify_observers(|observer, info| observer.on_failure(info, error));
+    }
+
+    fn drain_ends_at(&self) -> Option<Instant> {
+        self.drain.as_ref()?.ends_at()
+    }
+
+    fn lifetime_ends_at(&self) -> Option<Instant> {
+        self.opening.get()?.lifetime_ends_at
+    }
+
+    /// Lets the observers make the stream's span.
+    #[cfg(feature = "tracing")]
+    fn make_span(&self, subscription: &Subscription) {
+        let Some(StreamOpening { info, .. }) = self.opening.get() else {
+            return;
+        };
+        let observers = self.policy.observers.iter();
+        let mut spans = observers.map(|observer| observer.make_span(info, subscription));
+        if let Some(span) = spans.find(|span| !span.is_disabled()) {
+            let _ = self.span.set(Box::new(span));
+        }
+    }
+}
+
+impl StreamLifecycle for AdmittedStream {
+    fn on_open(&self, subscription: &Subscription) {
+        let mut is_first = false;
+        self.opening.get_or_init(|| {
+            is_first = true;
+            let transport = subscription.transport();
+            let number = self.policy.counters.record_open(transport);
+            let info = StreamInfo { number, transport };
+            let opened_at = Instant::now();
+            let lifetime = self.policy.random_lifetime();
+            StreamOpening {
+                info,
+                opened_at,
+                lifetime_ends_at: lifetime.map(|lifetime| opened_at + lifetime),
+            }
+        });
+        // The stream is counted as open by now, and will be counted as closed even if an observer panics.
+        if is_first {
+            #[cfg(feature = "tracing")]
+            self.make_span(subscription);
+            self.notify_observers(|observer, info| observer.on_open(info, subscription));
+        }
+        if let Some(outer) = self.outer() {
+            outer.on_open(subscription);
+        }
+    }
+
+    /// Returns the span of the innermost guard whose observers have made one.
+    #[cfg(feature = "tracing")]
+    fn span(&self) -> Option<&Span> {
+        let own_span = self.span.get().map(|span| &**span);
+        own_span.or_else(|| self.outer()?.span())
+    }
+
+    fn ends_at(&self) -> Option<Instant> {
+        earlier(self.drain_ends_at(), self.lifetime_ends_at())
+    }
+
+    fn on_early_end(&self) -> Item {
+        let drain_ends_at = self.drain_ends_at();
+        let is_lifetime_first = self.lifetime_ends_at().is_some_and(|lifetime_ends_at| {
+            drain_ends_at.is_none_or(|drain_ends_at| lifetime_ends_at < drain_ends_at)
+        });
+        let (reason, retry) = match &self.drain {
+            Some(drain) if !is_lifetime_first => (CloseReason::Drained, drain.random_retry()),
+            _ => (CloseReason::Aged, random::around(LIFETIME_RETRY, 0.5)),
+        };
+        self.set_close_reason(reason);
+        let end = Ok(Item::Ended { retry });
+        if let Some(outer) = self.outer() {
+            outer.on_item(Some(&end));
+        }
+        Item::Ended { retry }
+    }
+
+    fn register_waker(&self, waker: &Waker) -> bool {
+        let drain = self.drain.as_ref();
+        drain.is_none_or(|drain| drain.register_waker(waker))
+    }
+
+    fn on_complete_response(&self) {
+        self.has_complete_response.store(true, Ordering::Relaxed);
+        if self.close_reason() == CloseReason::Left {
+            self.set_close_reason(CloseReason::Answered);
+        }
+        if let Some(outer) = self.outer() {
+            outer.on_complete_response();
+        }
+    }
+
+    fn on_refusal(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+        if let Some(outer) = self.outer() {
+            outer.on_refusal();
+        }
+    }
+
+    fn on_send_error(&self, error: &BoxError) {
+        if let Some(outer) = self.outer() {
+            outer.on_send_error(error);
+        }
+        self.on_failure(error);
+    }
+
+    fn on_item(&self, item: Option<&Result<Item, BoxError>>) {
+        if let Some(outer) = self.outer() {
+            outer.on_item(item);
+        }
+        let counters = &self.policy.counters;
+        match item {
+            Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
+                counters.record_event(event.payload().as_bytes().len());
+                self.notify_observers(|observer, info| observer.on_event(info, event));
+            }
+            Some(Ok(Item::Gap(gap))) => {
+                counters.record_gap();
+                self.notify_observers(|observer, info| observer.on_gap(info, gap));
+            }
+            Some(Ok(item)) => match item.end() {
+                Some(End { finished: true, .. }) => self.set_close_reason(CloseReason::Finished),
+                Some(End { expired: true, .. }) => self.set_close_reason(CloseReason::Expired),
+                Some(_) => self.set_close_reason(CloseReason::Ended),
+                None => {}
+            },
+            None => self.set_close_reason(CloseReason::Ended),
+            Some(Err(error)) => self.on_failure(error),
+        }
+    }
+}
+
+impl Drop for AdmittedStream {
+    fn drop(&mut self) {
+        let reason = self.close_reason();
+        if let Some(StreamOpening {
+            info, opened_at, ..
+        }) = self.opening.get()
+        {
+            self.policy.counters.record_close(info.transport, reason);
+            let open_for = opened_at.elapsed();
+            let notify = || {
+                self.notify_observers(|observer, info| observer.on_close(info, reason, open_for))
+            };
+            // The rest must be done even if an observer panics; and many a stream is dropped where no panic may escape.
+            let _ = catch_unwind(AssertUnwindSafe(notify));
+        }
+        #[cfg(feature = "tracing")]
+        drop(self.span.take());
+        drop(std::mem::take(&mut self.permit));
+        // Last, so that a task that waits for the drain finds the counts at 0 and the spans closed.
+        if let Some(drain) = &self.drain {
+            drain.deregister(reason.is_notified() || *self.has_complete_response.get_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admitted_stream_is_small() {
+        assert!(
+            size_of::<AdmittedStream>() <= 192,
+            "{}",
+            size_of::<AdmittedStream>()
+        );
+    }
+}

@@ -1,0 +1,199 @@
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::reasons::{CloseReason, RefusalReason};
+use crate::sync::{Mutex, MutexGuard, lock};
+
+/// A snapshot of what the streams of a guard have done so far, from [`Guard::counts`](super::Guard::counts).
+///
+/// At any time, each stream that was opened is either open, or closed for one [`CloseReason`].
+///
+/// ```
+/// use tower_push::guard::{CloseReason, Guard};
+///
+/// let counts = Guard::new().counts();
+/// assert_eq!(counts.open(), 0);
+/// assert_eq!(counts.closed(CloseReason::Drained), 0);
+/// for (transport, open) in &counts.open_by_transport {
+///     println!("open_streams{{transport=\"{transport}\"}} {open}");
+/// }
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GuardCounts {
+    /// The numbers of streams that are open now, by the names of their transports. A poll is open while it waits for its response.
+    pub open_by_transport: BTreeMap<&'static str, u64>,
+    /// The number of streams that were opened.
+    pub opened: u64,
+    /// The number of events that transports took from sources. An event counts once for each stream.
+    pub events: u64,
+    /// The payloads of these events, in bytes.
+    pub bytes: u64,
+    /// The number of gaps that transports took from sources.
+    pub gaps: u64,
+    closed: [u64; CloseReason::ALL.len()],
+    refused: [u64; RefusalReason::ALL.len()],
+}
+
+impl GuardCounts {
+    /// The number of streams that are open now.
+    pub fn open(&self) -> u64 {
+        self.open_by_transport.values().sum()
+    }
+
+    /// The number of streams that were closed for `reason`.
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed[reason as usize]
+    }
+
+    /// The number of requests that were refused for `reason`.
+    pub fn refused(&self, reason: RefusalReason) -> u64 {
+        self.refused[reason as usize]
+    }
+}
+
+impl fmt::Debug for GuardCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let closed = CloseReason::ALL.map(|reason| (reason.name(), self.closed(reason)));
+        let refused = RefusalReason::ALL.map(|reason| (reason.name(), self.refused(reason)));
+        f.debug_struct("GuardCounts")
+            .field("open_by_transport", &self.open_by_transport)
+            .field("opened", &self.opened)
+            .field("events", &self.events)
+            .field("bytes", &self.bytes)
+            .field("gaps", &self.gaps)
+            .field("closed", &BTreeMap::from(closed))
+            .field("refused", &BTreeMap::from(refused))
+            .finish()
+    }
+}
+
+/// The counters behind [`GuardCounts`].
+#[derive(Debug, Default)]
+pub(super) struct GuardCounters {
+    /// Under one lock, so that a snapshot holds each stream once.
+    streams: Mutex<StreamCounters>,
+    events: AtomicU64,
+    bytes: AtomicU64,
+    gaps: AtomicU64,
+    refused: [AtomicU64; RefusalReason::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct StreamCounters {
+    open_by_transport: BTreeMap<&'static str, u64>,
+    opened: u64,
+    closed: [u64; CloseReason::ALL.len()],
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+impl GuardCounters {
+    fn lock_streams(&self) -> MutexGuard<'_, StreamCounters> {
+        lock(&self.streams)
+    }
+
+    /// Counts a stream as open. Returns its number, starting with 1.
+    pub(super) fn record_open(&self, transport: &'static str) -> u64 {
+        let mut streams = self.lock_streams();
+        *streams.open_by_transport.entry(transport).or_default() += 1;
+        streams.opened += 1;
+        streams.opened
+    }
+
+    /// Counts an open stream as closed.
+    pub(super) fn record_close(&self, transport: &'static str, reason: CloseReason) {
+        let mut streams = self.lock_streams();
+        if let Some(open) = streams.open_by_transport.get_mut(transport) {
+            *open -= 1;
+        }
+        streams.closed[reason as usize] += 1;
+    }
+
+    /// Counts an event, given the length of its payload in bytes.
+    pub(super) fn record_event(&self, payload_len: usize) {
+        add(&self.events, 1);
+        add(&self.bytes, payload_len as u64);
+    }
+
+    /// Counts a gap.
+    pub(super) fn record_gap(&self) {
+        add(&self.gaps, 1);
+    }
+
+    /// Counts a refused request.
+    pub(super) fn record_refusal(&self, reason: RefusalReason) {
+        add(&self.refused[reason as usize], 1);
+    }
+
+    /// Returns all counts.
+    pub(super) fn snapshot(&self) -> GuardCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let streams = self.lock_streams();
+        GuardCounts {
+            open_by_transport: streams.open_by_transport.clone(),
+            opened: streams.opened,
+            events: load(&self.events),
+            bytes: load(&self.bytes),
+            gaps: load(&self.gaps),
+            closed: streams.closed,
+            refused: self.refused.each_ref().map(load),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_counted_separately() {
+        let counters = GuardCounters::default();
+        for (times, reason) in CloseReason::ALL.into_iter().enumerate() {
+            for _ in 0..times {
+                counters.record_open("sse");
+                counters.record_close("sse", reason);
+            }
+        }
+        counters.record_refusal(RefusalReason::Source);
+        let counts = counters.snapshot();
+        for (times, reason) in CloseReason::ALL.into_iter().enumerate() {
+            assert_eq!(counts.closed(reason), times as u64, "{}", reason.name());
+        }
+        assert_eq!(
+            RefusalReason::ALL.map(|reason| counts.refused(reason)),
+            [0, 0, 0, 0, 1]
+        );
+        assert_eq!(counts.open(), 0);
+        let printed = format!("{counts:?}");
+        assert!(printed.contains(r#""lagged": 5"#), "{printed}");
+        assert!(printed.contains(r#""source": 1"#), "{printed}");
+    }
+
+    #[test]
+    fn snapshot_holds_each_stream_once() {
+        let counters = GuardCounters::default();
+        std::thread::scope(|scope| {
+            let threads = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        counters.record_open("sse");
+                        counters.record_close("sse", CloseReason::Left);
+                    }
+                })
+            });
+            while !threads.iter().all(|thread| thread.is_finished()) {
+                let counts = counters.snapshot();
+                assert_eq!(
+                    counts.opened,
+                    counts.open() + counts.closed(CloseReason::Left)
+                );
+            }
+        });
+    }
+}

@@ -1,0 +1,128 @@
+//! Loom tests of a drain: they try its start and the registration, waiting and deregistration of streams in every order.
+
+use std::{future::poll_fn, task::Poll, time::Duration};
+
+use loom::{future::block_on, model, thread};
+
+use super::drain::{Drain, DrainOutcome, DrainPlan, DrainRegistration};
+
+fn plan() -> DrainPlan {
+    DrainPlan::within(Duration::from_secs(1))
+}
+
+/// Waits until the stream must end. A wake-up that is lost is a deadlock, which loom reports.
+fn wait_for_ends_at(registration: &DrainRegistration) {
+    block_on(poll_fn(|cx| {
+        loop {
+            if registration.ends_at().is_some() {
+                return Poll::Ready(());
+            }
+            if registration.register_waker(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+    }));
+}
+
+fn wait_until_empty(drain: &Drain) -> DrainOutcome {
+    block_on(drain.wait_until_empty())
+}
+
+fn sum(outcome: DrainOutcome) -> usize {
+    outcome.notified + outcome.left + outcome.cut
+}
+
+#[test]
+fn stream_registered_during_start_is_refused_or_woken() {
+    model(|| {
+        let drain = Drain::new();
+        let stream = thread::spawn({
+            let drain = drain.clone();
+            move || {
+                let registration = drain.register();
+                if let Some(registration) = &registration {
+                    wait_for_ends_at(registration);
+                    registration.deregister(true);
+                }
+                usize::from(registration.is_some())
+            }
+        });
+        drain.start(plan());
+        let outcome = wait_until_empty(&drain);
+        assert_eq!(outcome.notified, stream.join().unwrap());
+        assert_eq!(outcome.notified, sum(outcome));
+    });
+}
+
+#[test]
+fn stream_waiting_during_start_is_woken() {
+    model(|| {
+        let drain = Drain::new();
+        let registrations = [drain.register().unwrap(), drain.register().unwrap()];
+        let streams = registrations
+            .map(|registration| thread::spawn(move || wait_for_ends_at(&registration)));
+        drain.start(plan());
+        streams.map(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
+fn wait_ends_with_the_last_stream_and_counts_each_once() {
+    model(|| {
+        let drain = Drain::new();
+        let streams = [true, false].map(|was_notified| {
+            let registration = drain.register().unwrap();
+            thread::spawn(move || registration.deregister(was_notified))
+        });
+        drain.start(plan());
+        // At any time, as the deadline may be.
+        let open = sum(drain.outcome());
+        let outcome = wait_until_empty(&drain);
+        assert_eq!((outcome.cut, sum(outcome)), (0, open));
+        streams.map(|thread| thread.join().unwrap());
+        assert_eq!(drain.outcome(), outcome);
+    });
+}
+
+#[test]
+fn stream_closed_at_the_deadline_is_cut_or_notified() {
+    model(|| {
+        let drain = Drain::new();
+        let registration = drain.register().unwrap();
+        drain.start(plan());
+        let stream = thread::spawn(move || registration.deregister(true));
+        let outcome = drain.outcome();
+        assert_eq!((sum(outcome), outcome.left), (1, 0));
+        stream.join().unwrap();
+    });
+}
+
+#[test]
+fn all_waiters_are_woken_at_the_end() {
+    model(|| {
+        let drain = Drain::new();
+        let registration = drain.register().unwrap();
+        let waiters = [(); 2].map(|()| {
+            let drain = drain.clone();
+            thread::spawn(move || wait_until_empty(&drain))
+        });
+        drain.start(plan());
+        registration.deregister(true);
+        for waiter in waiters {
+            assert_eq!(waiter.join().unwrap().notified, 1);
+        }
+    });
+}
+
+#[test]
+fn waiter_of_an_empty_drain_is_woken_at_the_start() {
+    model(|| {
+        let drain = Drain::new();
+        let waiter = thread::spawn({
+            let drain = drain.clone();
+            move || wait_until_empty(&drain)
+        });
+        drain.start(plan());
+        assert_eq!(waiter.join().unwrap(), DrainOutcome::default());
+    });
+}

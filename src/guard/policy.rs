@@ -1,0 +1,93 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::{Response, StatusCode, request::Parts};
+
+use super::{
+    admission::Admission, drain::Drain, guard_counts::GuardCounters, observer::Observer,
+    reasons::RefusalReason,
+};
+use crate::{
+    deadline::MAX_STREAM_LIFETIME,
+    origin_policy::OriginPolicy,
+    random,
+    source::Rejection,
+    transport::{PushBody, event_source_retry_response, rejection_response},
+};
+
+/// The settings and the counters that all clones of a [`Guard`](super::Guard) share.
+#[derive(Default)]
+pub(super) struct Policy {
+    pub(super) drain: Option<Drain>,
+    pub(super) max_lifetime: Option<Duration>,
+    pub(super) admission: Option<Admission>,
+    pub(super) origin: Option<OriginPolicy>,
+    pub(super) always_503: bool,
+    pub(super) observers: Vec<Arc<dyn Observer>>,
+    pub(super) counters: GuardCounters,
+}
+
+impl Policy {
+    /// Calls `notify` with each observer.
+    pub(super) fn notify_observers(&self, notify: impl Fn(&dyn Observer)) {
+        for observer in &self.observers {
+            notify(&**observer);
+        }
+    }
+
+    /// Returns the lifetime of one stream: 80 to 100 % of the maximum.
+    pub(super) fn random_lifetime(&self) -> Option<Duration> {
+        let max_lifetime = self.max_lifetime?.min(MAX_STREAM_LIFETIME);
+        Some(max_lifetime.mul_f64(1.0 - 0.2 * random::unit()))
+    }
+
+    /// Returns whether the page that has sent the request is allowed.
+    pub(super) fn allows_origin(&self, head: &Parts) -> bool {
+        let origin = self.origin.as_ref();
+        origin.is_none_or(|origin| origin.allows(head))
+    }
+
+    /// Counts a refused request, and notifies the observers if there is a head. Without observers, the caller need not keep the head.
+    pub(super) fn record_refusal(&self, head: Option<&Parts>, reason: RefusalReason) {
+        self.counters.record_refusal(reason);
+        if let Some(head) = head {
+            self.notify_observers(|observer| observer.on_refusal(head, reason));
+        }
+    }
+
+    /// Makes the response to a request that this guard refuses.
+    pub(super) fn refusal_response(
+        &self,
+        reason: RefusalReason,
+        is_event_source: bool,
+    ) -> Response<PushBody> {
+        let retry = match reason {
+            RefusalReason::Draining => self.drain.as_ref().map(Drain::random_retry),
+            RefusalReason::Full | RefusalReason::Key => {
+                self.admission.as_ref().map(Admission::random_retry)
+            }
+            RefusalReason::Origin | RefusalReason::Source => None,
+        };
+        match retry {
+            None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
+            Some(retry) if is_event_source && !self.always_503 => {
+                event_source_retry_response(retry)
+            }
+            Some(retry) => {
+                let rejection = Rejection::new(StatusCode::SERVICE_UNAVAILABLE);
+                rejection_response(rejection.retry_after(retry))
+            }
+        }
+    }
+
+    /// Formats the settings as those of `type_name`.
+    pub(super) fn fmt_as(&self, type_name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(type_name)
+            .field("drain", &self.drain)
+            .field("max_lifetime", &self.max_lifetime)
+            .field("admission", &self.admission)
+            .field("origin", &self.origin)
+            .field("always_503", &self.always_503)
+            .field("observers", &self.observers.len())
+            .finish_non_exhaustive()
+    }
+}

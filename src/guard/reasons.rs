@@ -1,0 +1,100 @@
+/// The reason why a stream was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The client left, or its connection failed. It is also the reason if the guard knows no other.
+    Left,
+    /// The client got the complete response to a poll.
+    Answered,
+    /// The source's stream ended; the client may reconnect.
+    Ended,
+    /// The source has finished; the client must not reconnect.
+    Finished,
+    /// The source failed, or its transport cannot send what the source yielded: bytes on a transport for text, or a gap in a format without
+    /// gaps.
+    Failed,
+    /// The source disconnected the client because it was too slow ([`LagPolicy::Disconnect`], [`Error::is_lagged`]).
+    ///
+    /// [`LagPolicy::Disconnect`]: crate::source::channel::LagPolicy::Disconnect
+    /// [`Error::is_lagged`]: crate::Error::is_lagged
+    Lagged,
+    /// The server [drains](super::Drain).
+    Drained,
+    /// The stream reached its [lifetime](super::GuardBuilder::max_lifetime).
+    Aged,
+    /// The client's credential [expired](crate::source::Subscription::expire_by).
+    Expired,
+}
+
+/// The reason why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum RefusalReason {
+    /// The [maximum number of streams](super::AdmissionBuilder::max_streams) is open.
+    Full,
+    /// The [maximum number of streams of one key](super::AdmissionBuilder::max_streams_per) is open.
+    Key,
+    /// The server [drains](super::Drain).
+    Draining,
+    /// The page that has sent the request is [not allowed](super::GuardBuilder::origin).
+    Origin,
+    /// The source or the transport refused the request.
+    Source,
+}
+
+impl CloseReason {
+    /// All reasons.
+    pub const ALL: [Self; 9] = [
+        Self::Left,
+        Self::Answered,
+        Self::Ended,
+        Self::Finished,
+        Self::Failed,
+        Self::Lagged,
+        Self::Drained,
+        Self::Aged,
+        Self::Expired,
+    ];
+
+    /// The name of the reason: one word in lower case, for labels of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Answered => "answered",
+            Self::Ended => "ended",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Lagged => "lagged",
+            Self::Drained => "drained",
+            Self::Aged => "aged",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// Returns whether the client was notified of the end. A failure counts as not notified, though some transports name it to the client.
+    pub(super) fn is_notified(self) -> bool {
+        !matches!(self, Self::Left | Self::Failed | Self::Lagged)
+    }
+}
+
+impl RefusalReason {
+    /// All reasons.
+    pub const ALL: [Self; 5] = [
+        Self::Full,
+        Self::Key,
+        Self::Draining,
+        Self::Origin,
+        Self::Source,
+    ];
+
+    /// The name of the reason: one word in lower case, for labels of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Key => "key",
+            Self::Draining => "draining",
+            Self::Origin => "origin",
+            Self::Source => "source",
+        }
+    }
+}

@@ -1,0 +1,86 @@
+use std::time::Duration;
+
+use http::request::Parts;
+use tracing::{Span, debug, info, info_span, trace, warn};
+
+use super::{
+    observer::{Observer, StreamInfo},
+    reasons::{CloseReason, RefusalReason},
+};
+use crate::{
+    error::BoxError,
+    event::{Event, Gap},
+    source::Subscription,
+};
+
+/// An [`Observer`] that writes to `tracing`: a span for each stream, and in it what happens to the stream.
+///
+/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when the stream
+/// is [closed](super#when-a-stream-is-closed). The source is polled in it, so that events that the source writes belong to it too. The
+/// target of all that this observer writes is `tower_push`.
+///
+/// | what | level | fields |
+/// |---|---|---|
+/// | the span | info | `transport`, `number` |
+/// | `opened` | debug | |
+/// | `event` | trace | `bytes`, of the payload |
+/// | `gap` | info | `reason`, and `missed` if the number of missed events is known |
+/// | `failed`: the source failed, or the client was too slow for it | warn | `error` |
+/// | `closed` | debug | `reason`, and `open_ms` in milliseconds |
+/// | `refused`, in the request's span | info | `reason` |
+///
+/// At the level `info`, a stream without gaps and failures writes nothing. No payload, id, cursor or header is written at any level, because
+/// a cursor alone may give access to a stream. An error is written as its source words it.
+///
+/// For other fields, names or levels, write an observer with its own [`make_span`](Observer::make_span).
+///
+/// ```
+/// use tower_push::{Guard, guard::TracingObserver};
+///
+/// let guard = Guard::builder().observer(TracingObserver::new()).build();
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TracingObserver(());
+
+/// The target of all spans and events.
+const TARGET: &str = "tower_push";
+
+impl TracingObserver {
+    /// Creates an observer that writes what the table lists.
+    pub fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Observer for TracingObserver {
+    fn make_span(&self, stream: &StreamInfo, _: &Subscription) -> Span {
+        let StreamInfo { transport, number } = *stream;
+        info_span!(target: TARGET, "push", transport, number)
+    }
+
+    fn on_open(&self, _: &StreamInfo, _: &Subscription) {
+        debug!(target: TARGET, "opened");
+    }
+
+    fn on_refusal(&self, _: &Parts, reason: RefusalReason) {
+        info!(target: TARGET, reason = reason.name(), "refused");
+    }
+
+    fn on_event(&self, _: &StreamInfo, event: &Event) {
+        let bytes = event.payload().as_bytes().len();
+        trace!(target: TARGET, bytes, "event");
+    }
+
+    fn on_gap(&self, _: &StreamInfo, gap: &Gap) {
+        info!(target: TARGET, reason = gap.reason.name(), missed = gap.missed, "gap");
+    }
+
+    fn on_failure(&self, _: &StreamInfo, error: &BoxError) {
+        warn!(target: TARGET, %error, "failed");
+    }
+
+    fn on_close(&self, _: &StreamInfo, reason: CloseReason, open_for: Duration) {
+        let open_ms = u64::try_from(open_for.as_millis()).unwrap_or(u64::MAX);
+        debug!(target: TARGET, reason = reason.name(), open_ms, "closed");
+    }
+}

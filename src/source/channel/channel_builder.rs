@@ -1,0 +1,71 @@
+use std::{sync::Arc, time::Duration};
+
+use super::{Channel, channel_state::ChannelState, lag_policy::LagPolicy};
+use crate::source::{StartPosition, log::EventLogLimits};
+
+/// The configuration of a [`Channel`], from [`Channel::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing unless it is built"]
+pub struct ChannelBuilder {
+    limits: EventLogLimits,
+    lag_policy: LagPolicy,
+    start: StartPosition,
+}
+
+impl ChannelBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            limits: EventLogLimits {
+                max_events: 1024,
+                max_bytes: 4 << 20,
+                max_age: None,
+            },
+            lag_policy: LagPolicy::default(),
+            start: StartPosition::default(),
+        }
+    }
+
+    /// Sets how many events the log holds at most: 1024 by default, at least 1.
+    pub fn max_events(mut self, events: usize) -> Self {
+        self.limits.max_events = events.max(1);
+        self
+    }
+
+    /// Sets how many bytes of payloads, ids, types and topics the log holds at most: 4 MiB by default. The newest event is held
+    /// whatever its size.
+    ///
+    /// Not counted are about 300 bytes for each event, and its encoding for each transport in use, which takes the event's size
+    /// again and about 100 bytes. If events are small, [`max_events`](Self::max_events) therefore bounds the log's memory.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the age after which an event is removed from the log. By default events do not expire. Ages are
+    /// measured with tokio's clock.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.limits.max_age = Some(age);
+        self
+    }
+
+    /// Sets what happens to subscribers that are too slow: by default they get a [gap](LagPolicy::Gap).
+    pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
+        self.lag_policy = lag_policy;
+        self
+    }
+
+    /// Sets where subscribers without a cursor begin: by default with the [next event](StartPosition::Now).
+    ///
+    /// The start is no access control: a client that sends a cursor, even an unreadable one, gets what the log holds after it.
+    pub fn start(mut self, start: StartPosition) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Builds the channel.
+    #[must_use]
+    pub fn build(self) -> Channel {
+        let state = ChannelState::new(self.limits, self.lag_policy);
+        Channel::from_state(Arc::new(state), self.start)
+    }
+}

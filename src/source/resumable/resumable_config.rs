@@ -1,0 +1,30 @@
+use std::time::Duration;
+
+use super::item_log::ItemLogLimits;
+
+/// What a [`ResumableBuilder`](super::ResumableBuilder) sets.
+#[derive(Clone, Debug)]
+pub(super) struct ResumableConfig {
+    pub(super) park_timeout: Duration,
+    pub(super) max_parked_streams: usize,
+    /// The maximum number of bytes in the logs of all parked streams together.
+    pub(super) max_parked_bytes: usize,
+    /// The limits of the log of each stream.
+    pub(super) log_limits: ItemLogLimits,
+    pub(super) end_policy: EndPolicy,
+}
+
+/// What it means for the client of a [`Resumable`](super::Resumable) that its stream yields `None`.
+///
+/// The policy does not affect other ends: after [`Item::Finished`](crate::Item::Finished) clients must not reconnect, after
+/// [`Item::Ended`](crate::Item::Ended) they may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EndPolicy {
+    /// The source has finished: the client is told so, and must not reconnect.
+    #[default]
+    Finish,
+    /// The stream ends, and the client may reconnect. A client that reconnects and has all of the stream gets the stream of its new
+    /// request, without a gap.
+    Restart,
+}

@@ -1,0 +1,116 @@
+//! Chunked streaming: one response that does not end, framed by a [`Format`].
+//!
+//! ```
+//! use tower_push::{ChunkedLayer, format::Multipart, transport::Chunked};
+//!
+//! let ndjson = ChunkedLayer::new();
+//! let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed()));
+//! ```
+//!
+//! | format | media type | name |
+//! |---|---|---|
+//! | [`Ndjson`] | `application/x-ndjson` (also `application/ndjson`, `application/jsonl`, `application/json-lines`) | `ndjson` |
+//! | [`JsonSeq`] | `application/json-seq` | `json-seq` |
+//! | [`Multipart::mixed`] | `multipart/mixed` | `multipart` |
+//! | [`Multipart::replace`] | `multipart/x-mixed-replace` | `multipart-replace` |
+//! | [`Raw`] | `text/plain`, or another that is [set](crate::format::Raw::media_type) | `raw` |
+//!
+//! A [`Negotiate`](super::Negotiate) chooses among them by media type or by name.
+//!
+//! The transport has its name from the chunked transfer coding of HTTP/1.1, which carries it there; HTTP/2 carries it in DATA frames.
+//! A chunk is not a message: the format says where an event begins and ends, and proxies may split and join chunks.
+//!
+//! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows its cursor and
+//! can resume on any transport. [`Ndjson::bare`] omits the envelope.
+//!
+//! If the source fails, the response is cut: the body does not end cleanly, and the client's library reports an error.
+//!
+//! [`JsonSeq`]: crate::format::JsonSeq
+//! [`Multipart::mixed`]: crate::format::Multipart::mixed
+//! [`Multipart::replace`]: crate::format::Multipart::replace
+//! [`Raw`]: crate::format::Raw
+
+use std::sync::Arc;
+
+use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
+
+use super::{
+    BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming,
+    response::vary_by_accept,
+};
+use crate::{
+    format::{Format, Ndjson},
+    source::Push,
+    supervision::PendingStream,
+};
+
+/// The chunked transport in one format.
+///
+/// See the [module docs](self) for an example.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Chunked {
+    format: Arc<dyn Format>,
+    transport_name: &'static str,
+    keep_alive: KeepAlive,
+}
+
+/// The content type of a format that names no media type.
+const APPLICATION_OCTET_STREAM: &str = "application/octet-stream";
+
+impl Chunked {
+    /// Creates the transport that streams in `format`. Its [name](Transport::name) is that of the format.
+    pub fn new(format: impl Format) -> Self {
+        Self {
+            transport_name: format.name(),
+            format: Arc::new(format),
+            keep_alive: KeepAlive::default(),
+        }
+    }
+
+    /// Sets the [name](Transport::name) by which a request can ask for the transport: the name of the format by default. Two
+    /// transports in one [`Negotiate`](super::Negotiate) need different names.
+    pub fn transport_name(mut self, name: &'static str) -> Self {
+        self.transport_name = name;
+        self
+    }
+
+    /// Sets when heartbeats are sent: after 15 s without another write by default.
+    pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
+        self.keep_alive = keep_alive;
+        self
+    }
+}
+
+/// Streams in the format [`Ndjson`].
+impl Default for Chunked {
+    fn default() -> Self {
+        Self::new(Ndjson::new())
+    }
+}
+
+impl Transport for Chunked {
+    fn name(&self) -> &'static str {
+        self.transport_name
+    }
+
+    fn media_types(&self) -> &[&'static str] {
+        self.format.media_types()
+    }
+
+    fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
+        let media_types = self.media_types();
+        let media_type = Preference::from_accept(&head.headers, media_types)
+            .map(|(_, media_type)| media_type)
+            .or(media_types.first().copied())
+            .unwrap_or(APPLICATION_OCTET_STREAM);
+        let (content_type, encoder) = self.format.encoder(media_type);
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(CONTENT_TYPE, content_type);
+        if media_types.len() > 1 {
+            vary_by_accept(&mut headers);
+        }
+        let pending = PendingStream::new(head, self.name());
+        respond_streaming(pending, push, headers, encoder, self.keep_alive)
+    }
+}

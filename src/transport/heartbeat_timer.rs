@@ -1,0 +1,52 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+
+use super::{KeepAlive, lazy_timer::LazyTimer};
+
+pin_project! {
+    /// Decides when an idle stream sends its next heartbeat.
+    pub(super) struct HeartbeatTimer {
+        // `None` if the stream sends no heartbeats.
+        interval: Option<Duration>,
+        // `None` from a write until the stream is next found idle.
+        idle_since: Option<Instant>,
+        #[pin]
+        timer: LazyTimer,
+    }
+}
+
+impl HeartbeatTimer {
+    pub(super) fn new(keep_alive: KeepAlive) -> Self {
+        Self {
+            interval: keep_alive.draw_interval(),
+            idle_since: None,
+            timer: LazyTimer::default(),
+        }
+    }
+
+    /// Records a write. The interval begins when the stream is next found idle.
+    pub(super) fn on_write(self: Pin<&mut Self>) {
+        *self.project().idle_since = None;
+    }
+
+    /// Turns heartbeats off for the rest of the stream.
+    pub(super) fn disable(self: Pin<&mut Self>) {
+        *self.project().interval = None;
+    }
+
+    /// Polls an idle stream's timer. It is ready when a heartbeat is due.
+    pub(super) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let Some(interval) = *this.interval else {
+            return Poll::Pending;
+        };
+        let due_at = *this.idle_since.get_or_insert_with(Instant::now) + interval;
+        this.timer.poll(due_at, cx)
+    }
+}

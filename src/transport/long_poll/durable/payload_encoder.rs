@@ -1,0 +1,84 @@
+use bytes::{BufMut, BytesMut};
+use tower_push_proto::format::envelope;
+
+use crate::{
+    error::Error,
+    event::{Encoding, Event, EventId, Fields, Gap},
+    transport::{BatchEncoder, Encoder, End, FrameBuffer},
+};
+
+/// Encodes a batch as its payloads alone: a JSON array, or the bytes one behind the other. The cursor is in the headers of the response,
+/// and a gap is refused.
+pub(super) struct PayloadEncoder {
+    is_json: bool,
+    /// Whether an event was written.
+    has_events: bool,
+}
+
+impl PayloadEncoder {
+    pub(super) fn new(is_json: bool) -> Self {
+        Self {
+            is_json,
+            has_events: false,
+        }
+    }
+}
+
+impl Encoder for PayloadEncoder {
+    fn open(&mut self, _: &mut FrameBuffer) {}
+
+    fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+        let is_first = !std::mem::replace(&mut self.has_events, true);
+        if !self.is_json {
+            out.event::<PayloadBytes>(event);
+            return Ok(());
+        }
+        if !is_first {
+            out.buffer().put_u8(b',');
+        }
+        out.event::<PayloadAsJson>(event);
+        Ok(())
+    }
+
+    fn gap(&mut self, _: &Gap, _: &mut FrameBuffer) -> Result<(), Error> {
+        Err(Error::gap_unsupported())
+    }
+
+    fn cursor(&mut self, _: &EventId, _: &mut FrameBuffer) {}
+
+    fn heartbeat(&mut self, _: &mut FrameBuffer) {}
+
+    fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+}
+
+impl BatchEncoder for PayloadEncoder {
+    fn begin_batch(&mut self, out: &mut FrameBuffer) {
+        if self.is_json {
+            out.buffer().put_u8(b'[');
+        }
+    }
+
+    fn end_batch(&mut self, _: Option<End>, out: &mut FrameBuffer) {
+        if self.is_json {
+            out.buffer().put_u8(b']');
+        }
+    }
+}
+
+/// A payload as a JSON value.
+struct PayloadAsJson;
+
+impl Encoding for PayloadAsJson {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        envelope::write_value(&fields.payload, out);
+    }
+}
+
+/// A payload as it is.
+struct PayloadBytes;
+
+impl Encoding for PayloadBytes {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        out.put_slice(fields.payload.as_bytes());
+    }
+}

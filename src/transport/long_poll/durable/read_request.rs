@@ -1,0 +1,202 @@
+use std::borrow::Cow;
+
+use http::request::Parts;
+
+use super::StreamCursor;
+use crate::{
+    event::EventId,
+    source::{StartPosition, query},
+};
+
+const OFFSET_PARAMETER: &str = "offset";
+const LIVE_PARAMETER: &str = "live";
+const CURSOR_PARAMETER: &str = "cursor";
+
+const UNKNOWN_OFFSET_MESSAGE: &str = "no such offset";
+
+/// The parameters of a read request of the Durable Streams protocol.
+#[derive(Clone, Debug)]
+pub(super) struct ReadRequest {
+    pub(super) offset: ReadOffset,
+    /// `None` for a catch-up read, which does not wait.
+    pub(super) live: Option<LiveMode>,
+    pub(super) stream_cursor: StreamCursor,
+}
+
+/// Where a read begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ReadOffset {
+    /// `-1`, or no offset: with the oldest event.
+    Oldest,
+    /// `now`: behind the newest event.
+    Now,
+    /// Behind the event of this id.
+    After(EventId),
+}
+
+/// How a live read gets the events to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LiveMode {
+    LongPoll,
+    Sse,
+}
+
+/// Returns whether a request has a parameter of the protocol: `offset`, or `live` with one of the protocol's values.
+pub(in crate::transport::long_poll) fn is_durable_request(head: &Parts) -> bool {
+    has_offset(head) || has_live_mode(head)
+}
+
+/// Returns whether a request has both `offset` and `live`, so that it can be meant for no other dialect or transport.
+pub(in crate::transport::long_poll) fn is_durable_live_request(head: &Parts) -> bool {
+    has_offset(head) && has_live_mode(head)
+}
+
+fn has_offset(head: &Parts) -> bool {
+    let query = head.uri.query().unwrap_or_default();
+    query::parameter_values(query, OFFSET_PARAMETER)
+        .next()
+        .is_some()
+}
+
+fn has_live_mode(head: &Parts) -> bool {
+    let query = head.uri.query().unwrap_or_default();
+    query::parameter_values(query, LIVE_PARAMETER).any(|live| live == "long-poll" || live == "sse")
+}
+
+impl ReadRequest {
+    /// Parses the query of a request.
+    ///
+    /// # Errors
+    /// A message for the client's developer if a parameter is malformed, missing, or given twice.
+    pub(super) fn parse(head: &Parts) -> Result<Self, &'static str> {
+        let query = head.uri.query().unwrap_or_default();
+        let live = match single_value(query, LIVE_PARAMETER)?.as_deref() {
+            None => None,
+            Some("long-poll") => Some(LiveMode::LongPoll),
+            Some("sse") => Some(LiveMode::Sse),
+            Some(_) => return Err("live is long-poll or sse"),
+        };
+        let offset = match single_value(query, OFFSET_PARAMETER)?.as_deref() {
+            None if live.is_some() => return Err("live reads need an offset"),
+            None | Some("-1") => ReadOffset::Oldest,
+            Some("now") => ReadOffset::Now,
+            // Other transports announce the end with this id. No response of this dialect has it as an offset.
+            Some(EventId::FINISHED) => return Err(UNKNOWN_OFFSET_MESSAGE),
+            Some(offset) => {
+                ReadOffset::After(EventId::new(offset).map_err(|_| UNKNOWN_OFFSET_MESSAGE)?)
+            }
+        };
+        let cursor = query::parameter_values(query, CURSOR_PARAMETER).last();
+        Ok(Self {
+            offset,
+            live,
+            stream_cursor: StreamCursor::from_parameter(cursor.as_deref()),
+        })
+    }
+}
+
+impl ReadOffset {
+    pub(super) fn start_position(&self) -> StartPosition {
+        match self {
+            Self::Oldest => StartPosition::Oldest,
+            Self::Now => StartPosition::Now,
+            Self::After(id) => StartPosition::After(id.clone()),
+        }
+    }
+
+    /// The id that the offset names; `None` for `-1` and `now`.
+    pub(super) fn id(&self) -> Option<&EventId> {
+        match self {
+            Self::After(id) => Some(id),
+            Self::Oldest | Self::Now => None,
+        }
+    }
+
+    /// The value of the query parameter.
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Oldest => "-1",
+            Self::Now => "now",
+            Self::After(id) => id.as_str(),
+        }
+    }
+}
+
+/// Returns the value of a parameter that may be given once.
+fn single_value<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, &'static str> {
+    let mut values = query::parameter_values(query, name);
+    let first = values.next();
+    match values.next() {
+        Some(_) => Err("offset and live may be given once each"),
+        None => Ok(first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(query: &str) -> Result<(ReadOffset, Option<LiveMode>), &'static str> {
+        let request = http::Request::get(format!("/?{query}")).body(()).unwrap();
+        let request = ReadRequest::parse(&request.into_parts().0)?;
+        Ok((request.offset, request.live))
+    }
+
+    fn after(id: &str) -> ReadOffset {
+        ReadOffset::After(EventId::new(id).unwrap())
+    }
+
+    #[test]
+    fn valid_parameters_are_parsed() {
+        assert_eq!(parse(""), Ok((ReadOffset::Oldest, None)));
+        assert_eq!(parse("offset=-1"), Ok((ReadOffset::Oldest, None)));
+        assert_eq!(parse("offset=now&x=y"), Ok((ReadOffset::Now, None)));
+        assert_eq!(parse("offset=a-1"), Ok((after("a-1"), None)));
+        let live = |live| Ok((after("a"), Some(live)));
+        assert_eq!(
+            parse("cursor=7&live=long-poll&offset=a"),
+            live(LiveMode::LongPoll)
+        );
+        assert_eq!(
+            parse("offset=%61&live=sse&cursor=x&cursor="),
+            live(LiveMode::Sse)
+        );
+    }
+
+    #[test]
+    fn invalid_parameters_are_refused() {
+        let long = format!("offset={}", "x".repeat(300));
+        for query in [
+            "offset",
+            "offset=",
+            "offset=a&offset=a",
+            "offset=a/b",
+            "offset=a,b",
+            "offset=a+b",
+            "offset=%00",
+            "offset=%ff",
+            "offset=..%2F",
+            "offset=~finished",
+            &long,
+            "live=sse",
+            "live=long-poll",
+            "offset=a&live",
+            "offset=a&live=",
+            "offset=a&live=LONG-POLL",
+            "offset=a&live=sse&live=sse",
+        ] {
+            assert!(parse(query).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn parameters_choose_the_dialect() {
+        let is_durable = |uri: &str| {
+            let request = http::Request::get(uri).body(()).unwrap();
+            is_durable_request(&request.into_parts().0)
+        };
+        assert!(is_durable("/?offset=") && is_durable("/?x=1&live=sse"));
+        assert!(is_durable("/?%6fffset=now"));
+        assert!(!is_durable("/") && !is_durable("/?cursor=1") && !is_durable("/?offsets=1"));
+    }
+}

@@ -1,0 +1,288 @@
+use std::{
+    fmt::Write,
+    ops::ControlFlow::Break,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{BufMut, BytesMut};
+use futures_core::Stream;
+use tower_push_proto::{base64, sse};
+
+use super::{PayloadEncoder, ReadRequest, StreamCursor};
+use crate::{
+    error::{BoxError, Error},
+    event::{EventId, Item},
+    supervision::SupervisedStream,
+    transport::{
+        FrameBuffer, MAX_ITEMS_PER_POLL,
+        long_poll::batch_builder::{Batch, BatchBuilder, BatchLimits, StreamStatus},
+        streaming::{StreamWriter, WriteStatus},
+    },
+};
+
+/// How the payloads of a batch are written into the `data` event of an event stream (§5.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SseDataEncoding {
+    Text,
+    JsonArray,
+    Base64,
+}
+
+/// Writes a stream as events of the protocol (§5.8): for each batch `event: data` if it has content, and `event: control`.
+pub(super) struct DurableSseWriter<S> {
+    /// `None` once it has ended.
+    stream: Option<SupervisedStream<S>>,
+    /// What the stream has yielded and the last batch had no room for.
+    lookahead: Option<Result<Item, BoxError>>,
+    data_encoding: SseDataEncoding,
+    limits: BatchLimits,
+    control: ControlState,
+    /// What follows the last batch.
+    end: Option<StreamEnd>,
+}
+
+/// How a stream ends, if it does not simply end.
+enum StreamEnd {
+    /// With the time after which the client should reconnect.
+    Reconnect(Duration),
+    Failed(BoxError),
+}
+
+/// What the client learns from `control` events.
+struct ControlState {
+    stream_cursor: StreamCursor,
+    /// The greatest stream cursor that was sent.
+    max_stream_cursor: u64,
+    /// The offset behind the last batch. `None` as long as the source has given no cursor and the request has none.
+    offset: Option<EventId>,
+    /// The offset of the request, which is sent as long as there is no other.
+    requested_offset: String,
+    /// Whether the last `control` event has said that the client is up to date.
+    is_up_to_date: bool,
+}
+
+/// Upper bound of the batches that one poll writes, so that a source that is always ready lets other tasks run.
+const MAX_BATCHES_PER_POLL: usize = 16;
+
+/// The usual length of what a batch's events hold besides the payloads, in bytes.
+const EVENT_FIELDS_LEN: usize = 128;
+
+impl<S> DurableSseWriter<S> {
+    /// Creates the writer of a stream whose first item may have been polled already.
+    pub(super) fn new(
+        stream: Option<SupervisedStream<S>>,
+        first_item: Option<Result<Item, BoxError>>,
+        data_encoding: SseDataEncoding,
+        limits: BatchLimits,
+        request: &ReadRequest,
+    ) -> Self {
+        Self {
+            stream,
+            lookahead: first_item,
+            data_encoding,
+            limits,
+            control: ControlState {
+                stream_cursor: request.stream_cursor,
+                max_stream_cursor: 0,
+                offset: request.offset.id().cloned(),
+                requested_offset: request.offset.as_str().to_owned(),
+                is_up_to_date: false,
+            },
+            end: None,
+        }
+    }
+
+    /// Writes the events of a batch. Returns `false` if it would tell the client nothing new.
+    fn write_batch(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
+        let is_news = self.control.update(batch);
+        if is_news {
+            out.reserve(batch.body.len() + EVENT_FIELDS_LEN);
+            if batch.has_content {
+                self.write_data_event(&batch.body, out)?;
+            }
+            out.put_slice(b"event: control\n");
+            write_data_lines(self.control.to_json(&batch.status).as_bytes(), out);
+        }
+        Ok(is_news)
+    }
+
+    fn write_data_event(&self, body: &[u8], out: &mut BytesMut) -> Result<(), Error> {
+        if self.data_encoding == SseDataEncoding::Text && std::str::from_utf8(body).is_err() {
+            return Err(Error::not_text());
+        }
+        out.put_slice(b"event: data\n");
+        if self.data_encoding == SseDataEncoding::Base64 {
+            out.put_slice(b"data:");
+            base64::encode(body, out);
+            out.put_slice(b"\n\n");
+        } else {
+            write_data_lines(body, out);
+        }
+        Ok(())
+    }
+}
+
+impl ControlState {
+    /// Takes over what a batch changes. Returns whether the client must be told.
+    fn update(&mut self, batch: &Batch) -> bool {
+        let has_moved = batch.cursor != self.offset;
+        self.offset.clone_from(&batch.cursor);
+        let is_up_to_date = batch.status.is_up_to_date();
+        let was_up_to_date = std::mem::replace(&mut self.is_up_to_date, is_up_to_date);
+        batch.has_content
+            || has_moved
+            || batch.status.is_finished()
+            || (is_up_to_date && !was_up_to_date)
+    }
+
+    /// The JSON of a `control` event.
+    fn to_json(&mut self, status: &StreamStatus) -> String {
+        let offset = self.offset.as_ref().map(EventId::as_str);
+        let offset = offset.unwrap_or(&self.requested_offset);
+        let mut json = format!("{{\"streamNextOffset\":\"{offset}\"");
+        if status.is_finished() {
+            json.push_str(",\"streamClosed\":true");
+        } else {
+            let next = self.stream_cursor.next_value();
+            self.max_stream_cursor = self.max_stream_cursor.max(next);
+            let _ = write!(json, ",\"streamCursor\":\"{}\"", self.max_stream_cursor);
+        }
+        if status.is_up_to_date() {
+            json.push_str(",\"upToDate\":true");
+        }
+        json.push('}');
+        json
+    }
+}
+
+/// Writes a `data` field for each line, and the empty line that dispatches the event.
+///
+/// A parser removes one space behind the colon. It is written only before a line that begins with a space, because there are clients of
+/// this protocol that do not remove it.
+fn write_data_lines(text: &[u8], out: &mut BytesMut) {
+    for line in sse::data_lines(text) {
+        let field = if line.starts_with(b" ") {
+            &b"data: "[..]
+        } else {
+            b"data:"
+        };
+        out.put_slice(field);
+        out.put_slice(line);
+        out.put_u8(b'\n');
+    }
+    out.put_u8(b'\n');
+}
+
+impl<S> DurableSseWriter<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
+        if let Some(item) = self.lookahead.take() {
+            return Poll::Ready(Some(item));
+        }
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_next(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Collects what is ready into a batch.
+    ///
+    /// If the stream ends with it, the stream is returned too, so that an item that cannot be sent can be reported to its guard. A failed
+    /// stream is dropped: its guard knows of the failure.
+    fn collect_batch(&mut self, cx: &mut Context<'_>) -> (Batch, Option<SupervisedStream<S>>) {
+        let is_json = self.data_encoding == SseDataEncoding::JsonArray;
+        let encoder = Box::new(PayloadEncoder::new(is_json));
+        let mut builder = BatchBuilder::new(encoder, self.limits, self.control.offset.clone());
+        for _ in 0..MAX_ITEMS_PER_POLL {
+            let Poll::Ready(item) = self.poll_item(cx) else {
+                return (builder.finish(StreamStatus::Idle), None);
+            };
+            let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
+            if is_content && builder.is_full() {
+                self.lookahead = item;
+                break;
+            }
+            let flow = match &self.stream {
+                Some(stream) => builder.push_from(stream, item),
+                None => builder.push(item),
+            };
+            if let Break(status) = flow {
+                let has_failed = matches!(status, StreamStatus::Failed(_));
+                let ended_stream = self.stream.take().filter(|_| !has_failed);
+                return (builder.finish(status), ended_stream);
+            }
+        }
+        (builder.finish(StreamStatus::HasMore), None)
+    }
+}
+
+impl<S> StreamWriter for DurableSseWriter<S>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    /// Writes nothing: the first batch follows at once, even if it is empty.
+    fn write_opening(&mut self, _: &mut FrameBuffer) {}
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut FrameBuffer,
+    ) -> Poll<Result<WriteStatus, BoxError>> {
+        for _ in 0..MAX_BATCHES_PER_POLL {
+            match self.end.take() {
+                Some(StreamEnd::Failed(error)) => return Poll::Ready(Err(error)),
+                Some(StreamEnd::Reconnect(after)) => {
+                    sse::write_retry(after, out.buffer());
+                    return Poll::Ready(Ok(WriteStatus::Ended));
+                }
+                None if self.stream.is_none() && self.lookahead.is_none() => {
+                    return Poll::Ready(Ok(WriteStatus::Ended));
+                }
+                None => {}
+            }
+            let (mut batch, ended_stream) = self.collect_batch(cx);
+            match batch.status {
+                StreamStatus::Failed(error) if !batch.has_content => {
+                    return Poll::Ready(Err(error));
+                }
+                StreamStatus::Failed(error) => {
+                    // The content of the batch is sent first.
+                    self.end = Some(StreamEnd::Failed(error));
+                    batch.status = StreamStatus::HasMore;
+                }
+                StreamStatus::Reconnect(Some(after)) => {
+                    self.end = Some(StreamEnd::Reconnect(after));
+                }
+                _ => {}
+            }
+            let has_written = match self.write_batch(&batch, out.buffer()) {
+                Ok(has_written) => has_written,
+                Err(error) => {
+                    let error = error.into();
+                    if let Some(stream) = self.stream.take().or(ended_stream) {
+                        stream.report_send_error(&error);
+                    }
+                    return Poll::Ready(Err(error));
+                }
+            };
+            match batch.status {
+                StreamStatus::Idle => return Poll::Pending,
+                StreamStatus::HasMore if self.end.is_none() && !has_written => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                _ if out.is_full() => return Poll::Ready(Ok(WriteStatus::FrameReady)),
+                _ => {}
+            }
+        }
+        Poll::Ready(Ok(WriteStatus::FrameReady))
+    }
+
+    fn write_heartbeat(&mut self, out: &mut FrameBuffer) {
+        sse::write_comment(out.buffer());
+    }
+}

@@ -1,0 +1,128 @@
+use http::{HeaderValue, header, request::Parts};
+
+use super::{
+    batch_builder::{Batch, BatchBuilder},
+    collect_batch::{CollectBatch, WaitTimes},
+};
+use crate::{
+    event::{EventId, Gap, GapReason},
+    source::{ItemStream, Push, PushSource, Rejection, Resumable, StartPosition, Subscription},
+    supervision::{PendingStream, SupervisedStream},
+};
+
+/// What one poll reads: the source, or the client's parked stream.
+///
+/// A plain stream is parked from its first poll on. A source that resumes is asked again by each poll, with the cursor that it gave. If it
+/// gave none, the next poll would begin anew and the events in between would be lost, so the rest of its stream is parked too.
+pub(super) struct PollSource {
+    pending: PendingStream,
+    push: Push,
+    resumable: Resumable,
+    /// The owner of parked streams: the path and `Authorization` of the request. A poll with another owner cannot resume them.
+    owner: String,
+}
+
+impl PollSource {
+    pub(super) fn new(
+        head: &mut Parts,
+        transport: &'static str,
+        push: Push,
+        resumable: &Resumable,
+    ) -> Self {
+        let authorization = head.headers.get(header::AUTHORIZATION);
+        let authorization = authorization.map_or(&[][..], HeaderValue::as_bytes);
+        let owner = format!("{} {}", head.uri.path(), authorization.escape_ascii());
+        Self {
+            pending: PendingStream::new(head, transport),
+            push,
+            resumable: resumable.clone(),
+            owner,
+        }
+    }
+
+    pub(super) fn map_subscription(self, map: impl FnOnce(Subscription) -> Subscription) -> Self {
+        Self {
+            pending: self.pending.map_subscription(map),
+            ..self
+        }
+    }
+
+    pub(super) fn with_start(self, start: StartPosition) -> Self {
+        self.map_subscription(|subscription| subscription.with_start(start))
+    }
+
+    pub(super) fn cursor(&self) -> Option<&EventId> {
+        self.pending.subscription().cursor()
+    }
+
+    /// Returns whether the source itself resumes from a cursor. Plain streams do not.
+    pub(super) fn is_resumable(&self) -> bool {
+        self.push.is_resumable()
+    }
+
+    /// Returns the client's cursor if it may be that of a parked stream which is no longer there. A source that resumes, but then gives no
+    /// cursor of its own, cannot know this cursor.
+    pub(super) fn lost_cursor(&self) -> Option<&EventId> {
+        let may_be_lost =
+            |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
+        self.cursor()
+            .filter(may_be_lost)
+            .filter(|_| self.is_resumable())
+    }
+
+    /// Opens the stream that is parked under the client's cursor, or else subscribes to the source.
+    pub(super) async fn open(self) -> Result<SupervisedStream, Rejection> {
+        let Self {
+            pending,
+            push,
+            resumable,
+            owner,
+        } = self;
+        let push = with_parked_streams(push, pending.subscription(), &resumable, &owner);
+        pending.open(push).await
+    }
+
+    /// Opens the stream and collects one batch. The rest of the stream is parked if the client could not resume without it.
+    pub(super) async fn collect_batch(
+        self,
+        builder: BatchBuilder,
+        wait_times: WaitTimes,
+    ) -> Result<Batch, Rejection> {
+        let gap = self
+            .lost_cursor()
+            .map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
+        let builder = builder.with_gap_without_cursor(gap);
+        let Self {
+            pending,
+            push,
+            resumable,
+            owner,
+        } = self;
+        let push = with_parked_streams(push, pending.subscription(), &resumable, &owner);
+        let mut stream = pending.open(push).await?;
+        let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
+        if batch.lacks_cursor() {
+            // The supervision is that of the poll, and ends here. A parked stream is not supervised.
+            let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
+            batch.cursor = Some(resumable.park(rest, Some(owner.into())));
+        }
+        Ok(batch)
+    }
+}
+
+/// Lets `push` be served from the parked streams if it does not resume itself, or if a stream is parked under the subscription's cursor.
+fn with_parked_streams(
+    push: Push,
+    subscription: &Subscription,
+    resumable: &Resumable,
+    owner: &str,
+) -> Push {
+    let is_parked = subscription
+        .cursor()
+        .is_some_and(|id| resumable.contains(id));
+    if push.is_resumable() && !is_parked {
+        push
+    } else {
+        Push::new(resumable.wrap(push).owner(owner))
+    }
+}

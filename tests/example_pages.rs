@@ -1,0 +1,50 @@
+//! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` run_browser_script the browser.
+
+use testkit::{example_process::ExampleProcess, programs};
+
+#[test]
+fn axum_example_shows_live_panels() {
+    assert_live_panels(&ExampleProcess::start("axum", &[]).next_address());
+}
+
+#[test]
+fn hyper_example_shows_live_panels() {
+    assert_live_panels(&ExampleProcess::start("hyper", &[]).next_address());
+}
+
+#[test]
+fn warp_example_with_outer_layer_shows_live_panels() {
+    assert_live_panels(&ExampleProcess::start("warp", &[]).next_address());
+}
+
+#[test]
+fn warp_example_with_inner_route_shows_live_panels() {
+    let example = ExampleProcess::start("warp", &[]);
+    let _outer_layer_address = example.next_address();
+    assert_live_panels(&example.next_address());
+}
+
+#[test]
+fn chat_example_connects_four_tabs_of_two_browsers() {
+    run_browser_script(
+        "chat.mjs",
+        &ExampleProcess::start("chat", &[]).next_address(),
+    );
+}
+
+fn assert_live_panels(address: &str) {
+    run_browser_script("page.mjs", address);
+}
+
+fn run_browser_script(script: &str, address: &str) {
+    let output = programs::browser_script(script)
+        .arg(address)
+        .output()
+        .expect("run scripts/setup first");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
