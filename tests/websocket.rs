@@ -579,7 +579,7 @@ async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
         async move { Ok(stream) }
     });
     let ping = KeepAlive::new().interval(Duration::from_millis(20));
-    let transport = WebSocket::new().ping(ping);
+    let transport = WebSocket::new().keep_alive(ping);
     let server = TestServer::start(tower_push::service(source).transport(transport)).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
@@ -753,7 +753,7 @@ async fn floods_end() {
 async fn a_client_that_does_not_answer_a_ping_is_let_go() {
     let channel = Channel::new();
     let transport = WebSocket::new()
-        .ping(KeepAlive::new().interval(Duration::from_millis(20)))
+        .keep_alive(KeepAlive::new().interval(Duration::from_millis(20)))
         .pong_deadline(Duration::from_millis(50))
         .close_deadline(Duration::from_millis(50));
     let server = following(transport, &channel).await;
