@@ -8,7 +8,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    counts::{ChannelCounters, ChannelCounts},
+    channel_counts::{ChannelCounters, ChannelCounts},
     epoch::Epoch,
     lag_policy::LagPolicy,
 };
