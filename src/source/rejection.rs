@@ -6,7 +6,8 @@ use crate::error::Error;
 
 /// The refusal of a subscription: a status, headers and a message, which the client gets instead of a stream.
 ///
-/// An `EventSource` does not reconnect after any status but 200. For [`Rejection::finished`] this is the purpose.
+/// An `EventSource` does not reconnect after any status but 200. A rejection with
+/// [`finished`](Rejection::finished) makes use of that.
 ///
 /// ```
 /// use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
@@ -47,7 +48,7 @@ impl Rejection {
         Self::new(StatusCode::NO_CONTENT).message("")
     }
 
-    /// The message to the client, as plain text. An empty message leaves the body empty.
+    /// Sets the message to the client, which is the body of the response as plain text. An empty message leaves the body empty.
     pub fn message(mut self, message: impl Into<Cow<'static, str>>) -> Self {
         self.0.message = message.into();
         self
@@ -59,14 +60,14 @@ impl Rejection {
         self
     }
 
-    /// The time after which the client should come back: the `Retry-After` header, in whole seconds, rounded up.
+    /// Sets the time after which the client should come back: the `Retry-After` header, in whole seconds, rounded up.
     pub fn retry_after(mut self, after: Duration) -> Self {
         let value = retry_after(after);
         self.0.headers.insert(header::RETRY_AFTER, value);
         self
     }
 
-    /// The status of the response.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         self.0.status
     }

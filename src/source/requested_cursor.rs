@@ -15,7 +15,7 @@ const CURSOR_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
 pub(super) enum RequestedCursor {
     /// The request names no cursor.
     Absent,
-    /// The request names this one.
+    /// The request names this cursor.
     After(EventId),
     /// The request names a cursor that is not a valid [`EventId`], or several that differ.
     Unreadable,

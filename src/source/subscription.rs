@@ -14,8 +14,8 @@ use crate::{
 
 /// One client's subscription to a source, as the client's request describes it.
 ///
-/// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the value of the query
-/// parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if the request has two cursors
+/// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the value of the
+/// query parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if the request has two cursors
 /// that differ. The source then sees a subscription without a cursor, and [`Push`](super::Push) tells the client of a
 /// [gap](crate::event::Gap) first. An unreadable cursor is never an error, because after an error an `EventSource` does not reconnect.
 ///
@@ -46,7 +46,7 @@ pub enum StartPosition {
     Now,
     /// At the oldest event that the source has.
     Oldest,
-    /// At the oldest of the last events, given their number; at the oldest event if the source has fewer.
+    /// At the last events: as many as this number, or all events if the source has fewer.
     Last(usize),
     /// After the event with this id, which is the client's cursor.
     After(EventId),
@@ -74,7 +74,7 @@ impl Subscription {
         }
     }
 
-    /// This subscription with the messages that a transport sends with `sender`. Its source can take them with
+    /// Returns this subscription with the messages that a transport sends with `sender`. The source takes the messages with
     /// [`client_messages`](Self::client_messages).
     #[cfg(feature = "websocket")]
     #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
@@ -96,7 +96,8 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription without its cursor, readable or not. A source that has handled the cursor itself passes it to an inner source.
+    /// Returns this subscription without its cursor, readable or not. A source that handles the cursor itself can pass the result to an inner
+    /// source.
     #[must_use]
     pub fn without_cursor(self) -> Self {
         Self {
@@ -108,12 +109,12 @@ impl Subscription {
         }
     }
 
-    /// The position at which the client asks to start. `None` leaves the position to the source.
+    /// Returns the position at which the client asks to start. `None` leaves the position to the source.
     pub fn start(&self) -> Option<&StartPosition> {
         self.start.as_ref()
     }
 
-    /// The client's cursor: the id of the last event that it has received. `None` if the request has no cursor, or an unreadable one.
+    /// Returns the client's cursor: the id of the last event that the client has received. Returns `None` if the request has no cursor, or an unreadable one.
     pub fn cursor(&self) -> Option<&EventId> {
         match &self.start {
             Some(StartPosition::After(id)) => Some(id),
@@ -138,12 +139,12 @@ impl Subscription {
         self.client_messages.as_ref()?.take()
     }
 
-    /// The [name](crate::transport::Transport::name) of the subscription's transport.
+    /// Returns the [name](crate::transport::Transport::name) of the subscription's transport.
     pub fn transport(&self) -> &'static str {
         self.transport
     }
 
-    /// The head of the request, as the transport received it. Extensions that an inner service has added to the request are not in it.
+    /// Returns the head of the request, as the transport received it. The head lacks extensions that an inner service has added to the request.
     pub fn head(&self) -> &Parts {
         &self.shared.head
     }
@@ -180,8 +181,8 @@ impl Subscription {
         self.expire_by(Instant::now() + time.min(MAX_STREAM_LIFETIME));
     }
 
-    /// The time at which the stream expires: the earliest that [`expire_by`](Self::expire_by) was called with. `None` if the stream does not
-    /// expire.
+    /// Returns the time at which the stream expires: the earliest of the calls of [`expire_by`](Self::expire_by). Returns `None` if the stream
+    /// does not expire.
     pub fn expires_at(&self) -> Option<Instant> {
         *lock(&self.shared.expires_at)
     }
