@@ -56,6 +56,7 @@
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
+//! | [`supervision`] | for authors of transports: opening a subscription so that a [`Guard`] can limit, count, observe and end its stream |
 //!
 //! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteProgress`] wraps a
 //! server's connections and disconnects clients that have stopped reading.
