@@ -50,7 +50,7 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Wraps items that are supervised elsewhere, or not at all.
+    /// Wraps items without a guard and without an expiry.
     #[cfg(test)]
     pub(crate) fn unsupervised(items: S) -> Self {
         Self::new(items, None, None)

@@ -12,13 +12,13 @@
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows the cursor and
 //! can resume on any transport; [`Ndjson::bare`] leaves it away.
 
+pub mod control_record;
 pub mod envelope;
 mod json_array;
 mod json_seq;
 mod multipart;
 mod ndjson;
 mod raw;
-pub mod record;
 
 use std::fmt;
 

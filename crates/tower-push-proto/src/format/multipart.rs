@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, record};
+use super::{Format, content_type, control_record};
 use crate::{
     byte_search,
     encoder::{BatchEncoder, Encoder, End},
@@ -202,12 +202,22 @@ impl Encoder for MultipartEncoder {
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.say("Gap", &gap.to_json(), |out| record::gap(gap, out), out);
+        self.say(
+            "Gap",
+            &gap.to_json(),
+            |out| control_record::write_gap(gap, out),
+            out,
+        );
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        self.say("Cursor", id.as_str(), |out| record::cursor(id, out), out);
+        self.say(
+            "Cursor",
+            id.as_str(),
+            |out| control_record::write_cursor(id, out),
+            out,
+        );
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -233,7 +243,7 @@ impl Encoder for MultipartEncoder {
             header("End", &end.to_json(), out);
             out.put_slice(b"\r\n\r\n");
         } else {
-            self.control(out, |out| record::end(end, out));
+            self.control(out, |out| control_record::write_end(end, out));
         }
         self.last_delimiter(out);
     }
