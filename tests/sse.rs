@@ -489,7 +489,7 @@ proptest! {
         for split in 0..=bytes.len() {
             let mut parser = EventStreamParser::parse(&bytes[..split]);
             parser.feed(&bytes[split..]);
-            prop_assert_eq!(&parser.messages, &expected, "split split {}", split);
+            prop_assert_eq!(&parser.messages, &expected, "split at {}", split);
         }
     }
 }
