@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, envelope, record};
+use super::{Format, content_type, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
@@ -97,14 +97,14 @@ impl Encoder for Ndjson {
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        record::gap(gap, out.buffer());
+        control_record::write_gap(gap, out.buffer());
         out.buffer().put_u8(b'\n');
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
         if !self.bare {
-            record::cursor(id, out.buffer());
+            control_record::write_cursor(id, out.buffer());
             out.buffer().put_u8(b'\n');
         }
     }
@@ -115,7 +115,7 @@ impl Encoder for Ndjson {
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
         if !self.bare {
-            record::end(end, out.buffer());
+            control_record::write_end(end, out.buffer());
             out.buffer().put_u8(b'\n');
         }
     }
