@@ -137,8 +137,8 @@ pub use self::{
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use tower_push_proto::Json;
+use tower_push_proto::random;
 pub use tower_push_proto::{
     BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item, Topic,
 };
-use tower_push_proto::{byte_search, random};
 pub use tower_push_proto::{event, format};

@@ -28,12 +28,13 @@ async fn respond(
         .await
 }
 
-async fn written(format: impl Format, items: Vec<Item>) -> String {
+/// Returns the whole response body for these items.
+async fn written_body(format: impl Format, items: Vec<Item>) -> String {
     body_text(respond(format, stream::iter(items)).await.into_body()).await
 }
 
-/// One of everything that a source can say.
-fn everything() -> Vec<Item> {
+/// Returns one item of each kind that a source can yield.
+fn one_item_of_each_kind() -> Vec<Item> {
     let id = |id: &str| EventId::new(id).unwrap();
     let item = |event: Event| event.into_item().unwrap();
     vec![
@@ -53,7 +54,8 @@ fn everything() -> Vec<Item> {
     ]
 }
 
-fn finished() -> Vec<Item> {
+/// Returns an event, the end, and an event that must not be sent.
+fn event_then_finished() -> Vec<Item> {
     let event = Event::text("last").into_item().unwrap();
     vec![event.clone(), Item::Finished, event]
 }
@@ -63,7 +65,7 @@ mod ndjson {
 
     #[tokio::test]
     async fn each_line_is_one_json_text() {
-        let body = written(Ndjson::new(), everything()).await;
+        let body = written_body(Ndjson::new(), one_item_of_each_kind()).await;
         assert_eq!(
             body,
             concat!(
@@ -83,8 +85,8 @@ mod ndjson {
     }
 
     #[tokio::test]
-    async fn for_ever_is_told_from_for_now() {
-        let body = written(Ndjson::new(), finished()).await;
+    async fn finished_stream_has_finished_end_record() {
+        let body = written_body(Ndjson::new(), event_then_finished()).await;
         assert_eq!(
             body,
             "\n{\"data\":\"last\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n"
@@ -92,8 +94,8 @@ mod ndjson {
     }
 
     #[tokio::test]
-    async fn bare_lines_are_the_payloads() {
-        let body = written(Ndjson::new().bare(), everything()).await;
+    async fn bare_lines_are_payloads() {
+        let body = written_body(Ndjson::new().bare(), one_item_of_each_kind()).await;
         assert_eq!(
             body,
             concat!(
@@ -106,7 +108,7 @@ mod ndjson {
             )
         );
         assert_eq!(
-            written(Ndjson::new().bare(), finished()).await,
+            written_body(Ndjson::new().bare(), event_then_finished()).await,
             "\n\"last\"\n"
         );
     }
@@ -114,7 +116,7 @@ mod ndjson {
     #[tokio::test]
     async fn pretty_json_is_put_on_one_line() {
         let pretty = Event::json_text("{\n  \"a\": 1\r\n}").unwrap();
-        let body = written(Ndjson::new(), vec![pretty.into_item().unwrap()]).await;
+        let body = written_body(Ndjson::new(), vec![pretty.into_item().unwrap()]).await;
         assert!(
             body.starts_with("\n{\"data\":{   \"a\": 1  }}\n"),
             "{body:?}"
@@ -122,7 +124,7 @@ mod ndjson {
     }
 
     #[tokio::test]
-    async fn the_type_asked_for_is_the_type_answered() {
+    async fn response_has_requested_media_type() {
         for (accept, content_type) in [
             ("*/*", "application/x-ndjson"),
             ("application/jsonl", "application/jsonl"),
@@ -139,7 +141,7 @@ mod ndjson {
 
     proptest! {
         #[test]
-        fn every_payload_reads_back(text: String, number: i64, bytes: Vec<u8>) {
+        fn every_payload_parses_back(text: String, number: i64, bytes: Vec<u8>) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             let value = json!({ "text": text, "number": number });
             let items = vec![
@@ -147,7 +149,7 @@ mod ndjson {
                 Json(value.clone()).into_item().unwrap(),
                 bytes.clone().into_item().unwrap(),
             ];
-            let body = runtime.block_on(written(Ndjson::new(), items));
+            let body = runtime.block_on(written_body(Ndjson::new(), items));
             let lines: Vec<Value> = body.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
             prop_assert_eq!(&lines[0]["data"], &Value::String(text));
             prop_assert_eq!(&lines[1]["data"], &value);
@@ -162,11 +164,11 @@ mod json_seq {
     use super::*;
 
     #[tokio::test]
-    async fn each_text_stands_between_a_separator_and_a_line_feed() {
-        let body = written(JsonSeq::new(), everything()).await;
+    async fn each_record_is_framed_by_separator_and_line_feed() {
+        let body = written_body(JsonSeq::new(), one_item_of_each_kind()).await;
         let (first, records) = body.split_at(1);
-        assert_eq!(first, "\u{1e}", "at once");
-        let ndjson = written(Ndjson::new(), everything()).await;
+        assert_eq!(first, "\u{1e}", "the first byte is sent at once");
+        let ndjson = written_body(Ndjson::new(), one_item_of_each_kind()).await;
         let expected: String = ndjson
             .lines()
             .skip(1)
@@ -175,9 +177,9 @@ mod json_seq {
         assert_eq!(records, expected);
     }
 
-    /// RFC 7464 §2.1: what stands between separators is a text, nothing is not, and a text without its line feed was cut.
+    /// RFC 7464 §2.1: the bytes between separators are one text. No bytes are no text, and a text without its line feed was cut off.
     #[tokio::test]
-    async fn a_parser_of_the_rfc_reads_it_and_tells_a_cut_record() {
+    async fn rfc_7464_parser_detects_cut_records() {
         let parse = |bytes: &str| -> Vec<Result<Value, ()>> {
             let records = bytes.split('\u{1e}').filter(|record| !record.is_empty());
             records
@@ -185,11 +187,11 @@ mod json_seq {
                 .map(|text| serde_json::from_str(text?).map_err(drop))
                 .collect()
         };
-        let body = written(JsonSeq::new(), everything()).await;
+        let body = written_body(JsonSeq::new(), one_item_of_each_kind()).await;
         assert!(parse(&body).iter().all(Result::is_ok));
         assert_eq!(parse(&body).len(), 7);
-        for at in 1..body.len() {
-            let Some((cut, _)) = body.split_at_checked(at) else {
+        for len in 1..body.len() {
+            let Some((cut, _)) = body.split_at_checked(len) else {
                 continue;
             };
             let whole = cut.ends_with(['\n', '\u{1e}']);
@@ -206,12 +208,15 @@ mod raw {
     }
 
     #[tokio::test]
-    async fn payloads_go_out_as_they_are() {
+    async fn payloads_are_written_verbatim() {
         let lines = texts(&["one", "", "{\"two\":2}"]);
-        assert_eq!(written(Raw::new(), lines).await, "\none\n{\"two\":2}\n");
+        assert_eq!(
+            written_body(Raw::new(), lines).await,
+            "\none\n{\"two\":2}\n"
+        );
         let tokens = texts(&["Hel", "lo,\n", "world"]);
         assert_eq!(
-            written(Raw::new().separator(""), tokens).await,
+            written_body(Raw::new().separator(""), tokens).await,
             "Hello,\nworld"
         );
         let blocks = Raw::new()
@@ -226,7 +231,7 @@ mod raw {
     }
 
     #[tokio::test]
-    async fn a_payload_that_holds_the_separator_cuts_the_stream() {
+    async fn payload_with_separator_cuts_stream() {
         let body = respond(Raw::new(), stream::iter(["fine", "two\nlines"]))
             .await
             .into_body();
@@ -242,7 +247,7 @@ mod raw {
     }
 
     #[tokio::test]
-    async fn a_gap_cuts_the_stream_unless_there_is_a_record_for_it() {
+    async fn gap_cuts_stream_unless_it_has_a_record() {
         let items = || stream::iter([Gap::new(GapReason::Lagged)]);
         let (frames, end) = body_frames(respond(Raw::new(), items()).await.into_body()).await;
         assert_eq!(frames.concat(), b"\n");
@@ -258,7 +263,7 @@ mod raw {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_separator_there_is_no_sign_of_life_and_no_spinning() {
+    async fn empty_separator_disables_heartbeats() {
         let mut body = respond(Raw::new().separator(""), stream::pending::<Event>())
             .await
             .into_body();
@@ -275,16 +280,16 @@ mod multipart {
         content_type.split_once("; boundary=").unwrap().1.to_owned()
     }
 
-    /// The headers and contents of the parts, read by RFC 2046; the body must be closed.
+    /// Parses a body by RFC 2046, and returns the headers and contents of its parts. Asserts that the body has its closing delimiter.
     fn parts(body: &[u8], boundary: &str) -> Vec<(String, Vec<u8>)> {
         let delimiter = format!("\r\n--{boundary}");
-        // The first delimiter may go without its line break.
+        // The first delimiter may have no line break before it.
         let body = [b"\r\n", body].concat();
         let mut pieces = Vec::new();
         let mut rest = &body[..];
-        while let Some(at) = find_bytes(rest, delimiter.as_bytes()) {
-            pieces.push(&rest[..at]);
-            rest = &rest[at + delimiter.len()..];
+        while let Some(end) = find_bytes(rest, delimiter.as_bytes()) {
+            pieces.push(&rest[..end]);
+            rest = &rest[end + delimiter.len()..];
         }
         assert_eq!(rest, b"--\r\n", "the closing delimiter");
         assert_eq!(pieces[0], b"", "no preamble");
@@ -302,8 +307,8 @@ mod multipart {
     }
 
     #[tokio::test]
-    async fn each_event_is_a_part_and_the_rest_are_parts_of_a_private_type() {
-        let response = respond(Multipart::mixed(), stream::iter(everything())).await;
+    async fn each_item_is_one_part() {
+        let response = respond(Multipart::mixed(), stream::iter(one_item_of_each_kind())).await;
         let boundary = boundary(&response);
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let parts = parts(&body, &boundary);
@@ -325,7 +330,7 @@ mod multipart {
     }
 
     #[tokio::test]
-    async fn a_part_comes_with_the_boundary_behind_it() {
+    async fn part_is_sent_with_its_closing_boundary() {
         let items = stream::iter(["now"]).chain(stream::pending());
         let response = respond(Multipart::mixed(), items).await;
         let boundary = boundary(&response);
@@ -338,7 +343,7 @@ mod multipart {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_sign_of_life_is_a_part_or_where_parts_are_shown_a_header_of_the_next() {
+    async fn heartbeat_is_part_or_header_of_next_part() {
         for (format, expected) in [
             (
                 Multipart::mixed(),
@@ -358,9 +363,9 @@ mod multipart {
         }
     }
 
-    /// Readers count header lines.
+    /// Heartbeats share one header line, because parsers limit the number of header lines.
     #[tokio::test(start_paused = true)]
-    async fn a_day_of_heartbeats_is_one_header_line() {
+    async fn day_of_heartbeats_is_one_header_line() {
         let (events, received) = tokio::sync::mpsc::channel(1);
         let items = tokio_stream::wrappers::ReceiverStream::new(received);
         let response = respond(Multipart::replace(), items).await;
@@ -387,8 +392,8 @@ mod multipart {
     }
 
     #[tokio::test]
-    async fn replacing_parts_are_events_only() {
-        let camera = Multipart::replace().binary_type(HeaderValue::from_static("image/jpeg"));
+    async fn replacing_parts_hold_events_only() {
+        let jpeg_parts = Multipart::replace().binary_type(HeaderValue::from_static("image/jpeg"));
         let id = EventId::new("a-1").unwrap();
         let items = vec![
             Item::Cursor(id),
@@ -396,7 +401,7 @@ mod multipart {
             Item::Gap(Gap::new(GapReason::Lagged)),
             Event::binary(&b"\xff\xd8two"[..]).into_item().unwrap(),
         ];
-        let response = respond(camera, stream::iter(items)).await;
+        let response = respond(jpeg_parts, stream::iter(items)).await;
         let boundary = boundary(&response);
         assert!(
             response.headers()["content-type"]
@@ -421,7 +426,7 @@ mod multipart {
     }
 
     #[tokio::test]
-    async fn for_ever_moves_the_cursor_in_both() {
+    async fn finished_stream_moves_cursor_in_both_subtypes() {
         for (format, expected) in [
             (
                 Multipart::mixed(),
@@ -432,14 +437,14 @@ mod multipart {
                 "Cursor: ~finished\r\nEnd: {\"finished\":true}\r\n\r\n",
             ),
         ] {
-            let body = written(format, finished()).await;
+            let body = written_body(format, event_then_finished()).await;
             assert!(body.contains(expected), "{body}");
             assert!(body.ends_with("--\r\n"));
         }
     }
 
     #[tokio::test]
-    async fn a_boundary_is_drawn_for_each_stream_and_cannot_be_forged() {
+    async fn boundary_is_random_and_cannot_be_forged() {
         let mut seen = std::collections::HashSet::new();
         for _ in 0..100 {
             let response = respond(Multipart::mixed(), stream::iter(["a"])).await;
@@ -470,7 +475,7 @@ mod multipart {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_beat_every_15_seconds_or_so_if_nothing_else_is_said() {
+async fn default_heartbeat_interval_is_15_s_with_jitter() {
     let sse: &dyn Transport = &Sse::new();
     for transport in [sse, &Chunked::default()] {
         let push = Push::new(stream::pending::<Event>());
@@ -487,35 +492,35 @@ async fn streams_beat_every_15_seconds_or_so_if_nothing_else_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn json_formats_beat_with_what_readers_ignore() {
-    async fn beats(format: impl Format) -> [Bytes; 2] {
+async fn heartbeats_are_ignored_by_json_parsers() {
+    async fn first_heartbeats(format: impl Format) -> [Bytes; 2] {
         let mut body = respond(format, stream::pending::<Event>())
             .await
             .into_body();
         let mut next = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
         [next().await, next().await]
     }
-    assert_eq!(beats(Ndjson::new()).await, ["\n", "\n"]);
-    assert_eq!(beats(JsonSeq::new()).await, ["\u{1e}", "\u{1e}"]);
-    assert_eq!(beats(Raw::new()).await, ["\n", "\n"]);
+    assert_eq!(first_heartbeats(Ndjson::new()).await, ["\n", "\n"]);
+    assert_eq!(first_heartbeats(JsonSeq::new()).await, ["\u{1e}", "\u{1e}"]);
+    assert_eq!(first_heartbeats(Raw::new()).await, ["\n", "\n"]);
 }
 
-/// What is read from the source is sent, and not piled up, whatever the format makes of a large event.
+/// In every format, the body reads at most four large events ahead of what it has sent.
 #[tokio::test]
 async fn large_events_are_not_read_ahead() {
-    const EVENT: usize = 8 * 1024;
-    async fn check(format: impl Format) {
-        let event = Event::text("x".repeat(EVENT));
-        let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let counted = taken.clone();
+    const EVENT_LEN: usize = 8 * 1024;
+    async fn assert_bounded_read_ahead(format: impl Format) {
+        let event = Event::text("x".repeat(EVENT_LEN));
+        let taken_bytes = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = taken_bytes.clone();
         let items = stream::repeat_with(move || {
-            counted.fetch_add(EVENT, std::sync::atomic::Ordering::Relaxed);
+            counted.fetch_add(EVENT_LEN, std::sync::atomic::Ordering::Relaxed);
             event.clone()
         });
         let mut body = respond(format, items).await.into_body();
-        let mut given = 0;
+        let mut sent_bytes = 0;
         for _ in 0..2000 {
-            given += body
+            sent_bytes += body
                 .frame()
                 .await
                 .unwrap()
@@ -524,26 +529,36 @@ async fn large_events_are_not_read_ahead() {
                 .unwrap()
                 .len();
         }
-        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
-        assert!(taken <= given + 4 * EVENT, "{taken} taken, {given} given");
+        let taken_bytes = taken_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(
+            taken_bytes <= sent_bytes + 4 * EVENT_LEN,
+            "{taken_bytes} taken, {sent_bytes} given"
+        );
     }
-    check(Ndjson::new()).await;
-    check(Multipart::mixed()).await;
-    check(Multipart::replace()).await;
-    check(Raw::new()).await;
+    assert_bounded_read_ahead(Ndjson::new()).await;
+    assert_bounded_read_ahead(Multipart::mixed()).await;
+    assert_bounded_read_ahead(Multipart::replace()).await;
+    assert_bounded_read_ahead(Raw::new()).await;
 }
 
 #[tokio::test]
-async fn a_failing_source_cuts_every_format_without_an_end() {
-    async fn cut(format: impl Format) -> String {
+async fn failing_source_cuts_every_format() {
+    async fn body_before_cut(format: impl Format) -> String {
         let items = stream::iter([Ok("a"), Err("broken")]);
         let (frames, end) = body_frames(respond(format, items).await.into_body()).await;
         assert_eq!(end.unwrap_err().to_string(), "broken");
         String::from_utf8(frames.concat()).unwrap()
     }
-    assert_eq!(cut(Ndjson::new()).await, "\n{\"data\":\"a\"}\n");
-    assert_eq!(cut(JsonSeq::new()).await, "\u{1e}\u{1e}{\"data\":\"a\"}\n");
-    assert_eq!(cut(Raw::new()).await, "\na\n");
-    assert!(!cut(Multipart::mixed()).await.contains("--\r\n"));
-    assert!(!cut(Multipart::replace()).await.contains("--\r\n"));
+    assert_eq!(body_before_cut(Ndjson::new()).await, "\n{\"data\":\"a\"}\n");
+    assert_eq!(
+        body_before_cut(JsonSeq::new()).await,
+        "\u{1e}\u{1e}{\"data\":\"a\"}\n"
+    );
+    assert_eq!(body_before_cut(Raw::new()).await, "\na\n");
+    assert!(!body_before_cut(Multipart::mixed()).await.contains("--\r\n"));
+    assert!(
+        !body_before_cut(Multipart::replace())
+            .await
+            .contains("--\r\n")
+    );
 }

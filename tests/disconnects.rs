@@ -1,4 +1,5 @@
-//! Whoever leaves, and however: the source's stream is dropped. Whoever misbehaves: the others do not feel it.
+//! When a client disconnects, in whatever way, the source's stream is dropped. A misbehaving client or source does not affect other
+//! streams.
 
 use std::{
     pin::Pin,
@@ -18,61 +19,61 @@ use tower_push::{
     transport::{Chunked, Negotiate, Sse, Transport},
 };
 
-/// An event, and then nothing.
-fn silent() -> impl Stream<Item = &'static str> + Send {
+/// A stream of one event, which stays open.
+fn hello_then_pending() -> impl Stream<Item = &'static str> + Send {
     stream::iter(["hello"]).chain(stream::pending())
 }
 
-/// Counts the streams that are alive.
-fn counted(count: &LiveCounter) -> impl PushSource + Clone + Send + Sync + use<> {
-    let count = count.clone();
-    source_fn(async move |_| Ok(count.wrap(silent())))
+/// A source whose streams `live` counts while they are alive.
+fn counted_source(live: &LiveCounter) -> impl PushSource + Clone + Send + Sync + use<> {
+    let live = live.clone();
+    source_fn(async move |_| Ok(live.wrap(hello_then_pending())))
 }
 
-const ASKING: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-const HELLO: &str = "data: hello\n\n";
+const GET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+const HELLO_EVENT: &str = "data: hello\n\n";
 
 #[tokio::test]
-async fn a_client_that_closes_is_gone() {
-    let count = LiveCounter::default();
-    let server = TestServer::start(tower_push::service(counted(&count))).await;
+async fn closed_connection_drops_source() {
+    let live = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted_source(&live))).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
         let mut response = client.get("/", &[]).await;
         response.expect_bytes(":\ndata: hello\n\n").await;
-        assert_eq!(count.get(), 1);
+        assert_eq!(live.get(), 1);
         drop((client, response));
-        count.wait_for(0).await;
+        live.wait_for(0).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_half_is_gone() {
-    let count = LiveCounter::default();
-    let server = TestServer::start(tower_push::service(counted(&count))).await;
-    let (mut socket, _) = send_raw_http1(&server, ASKING, HELLO).await;
-    assert_eq!(count.get(), 1);
+async fn half_closed_connection_drops_source() {
+    let live = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted_source(&live))).await;
+    let (mut socket, _) = send_raw_http1(&server, GET_REQUEST, HELLO_EVENT).await;
+    assert_eq!(live.get(), 1);
     socket.shutdown().await.unwrap();
-    count.wait_for(0).await;
+    live.wait_for(0).await;
 }
 
 #[tokio::test]
-async fn a_client_that_resets_its_connection_is_gone() {
-    let count = LiveCounter::default();
-    let server = TestServer::start(tower_push::service(counted(&count))).await;
-    let (socket, _) = send_raw_http1(&server, ASKING, HELLO).await;
-    assert_eq!(count.get(), 1);
+async fn reset_connection_drops_source() {
+    let live = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted_source(&live))).await;
+    let (socket, _) = send_raw_http1(&server, GET_REQUEST, HELLO_EVENT).await;
+    assert_eq!(live.get(), 1);
     SockRef::from(&socket)
         .set_linger(Some(Duration::ZERO))
         .unwrap();
     drop(socket);
-    count.wait_for(0).await;
+    live.wait_for(0).await;
 }
 
 #[tokio::test]
-async fn a_stream_that_is_reset_is_gone_and_its_siblings_stay() {
-    let count = LiveCounter::default();
-    let server = TestServer::start(tower_push::service(counted(&count))).await;
+async fn reset_http2_stream_leaves_its_siblings() {
+    let live = LiveCounter::default();
+    let server = TestServer::start(tower_push::service(counted_source(&live))).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut responses = Vec::new();
     for _ in 0..10 {
@@ -80,49 +81,54 @@ async fn a_stream_that_is_reset_is_gone_and_its_siblings_stay() {
         response.expect_bytes(":\ndata: hello\n\n").await;
         responses.push(response);
     }
-    assert_eq!(count.get(), 10);
+    assert_eq!(live.get(), 10);
     // hyper's client sends RST_STREAM for a body that is dropped.
     responses.truncate(7);
-    count.wait_for(7).await;
+    live.wait_for(7).await;
     drop(responses);
-    count.wait_for(0).await;
+    live.wait_for(0).await;
 }
 
-/// hyper cannot see the end of a connection behind bytes that it has not read yet: a heartbeat finds it.
+/// hyper does not see the end of a connection while it holds unread bytes of it, so only the write of a heartbeat fails.
 #[tokio::test]
-async fn a_client_that_hides_its_leaving_is_found_by_a_heartbeat() {
-    let count = LiveCounter::default();
+async fn heartbeat_detects_hidden_disconnect() {
+    let live = LiveCounter::default();
     let often = KeepAlive::new().interval(Duration::from_millis(20));
-    let service = tower_push::service(counted(&count)).transport(Sse::new().keep_alive(often));
+    let service =
+        tower_push::service(counted_source(&live)).transport(Sse::new().keep_alive(often));
     let server = TestServer::start(service).await;
-    let (mut socket, _) = send_raw_http1(&server, ASKING, HELLO).await;
+    let (mut socket, _) = send_raw_http1(&server, GET_REQUEST, HELLO_EVENT).await;
     socket.write_all(b"GET").await.unwrap();
     drop(socket);
-    count.wait_for(0).await;
+    live.wait_for(0).await;
 }
 
 #[tokio::test]
-async fn a_response_that_is_never_polled_is_dropped_with_its_source() {
-    let count = LiveCounter::default();
-    let response = tower_push::respond(&mut get_request_head("/", &[]), count.wrap(silent())).await;
-    assert_eq!(count.get(), 1);
+async fn unpolled_response_drops_source() {
+    let live = LiveCounter::default();
+    let response = tower_push::respond(
+        &mut get_request_head("/", &[]),
+        live.wrap(hello_then_pending()),
+    )
+    .await;
+    assert_eq!(live.get(), 1);
     drop(response);
-    assert_eq!(count.get(), 0);
+    assert_eq!(live.get(), 0);
 
-    let source = count.wrap(silent());
+    let source = live.wrap(hello_then_pending());
     let mut head = get_request_head("/", &[]);
     let responding = tower_push::respond(&mut head, source);
-    assert_eq!(count.get(), 1);
+    assert_eq!(live.get(), 1);
     drop(responding);
-    assert_eq!(count.get(), 0);
+    assert_eq!(live.get(), 0);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_the_source_is_being_asked_withdraws_the_subscription() {
-    let count = LiveCounter::default();
-    let asked = count.clone();
+async fn disconnect_cancels_pending_subscription() {
+    let live = LiveCounter::default();
+    let pending_subscriptions = live.clone();
     let source = source_fn(async move |_| {
-        let _asked = asked.wrap(stream::pending::<Event>());
+        let _counted = pending_subscriptions.wrap(stream::pending::<Event>());
         std::future::pending::<()>().await;
         Ok(stream::pending::<Event>())
     });
@@ -130,16 +136,16 @@ async fn a_client_that_leaves_while_the_source_is_being_asked_withdraws_the_subs
     let mut socket = tokio::net::TcpStream::connect(server.address)
         .await
         .unwrap();
-    socket.write_all(ASKING.as_bytes()).await.unwrap();
-    count.wait_for(1).await;
+    socket.write_all(GET_REQUEST.as_bytes()).await.unwrap();
+    live.wait_for(1).await;
     drop(socket);
-    count.wait_for(0).await;
+    live.wait_for(0).await;
 }
 
 #[tokio::test]
-async fn a_source_that_panics_takes_nobody_with_it() {
-    let count = LiveCounter::default();
-    let counting = count.clone();
+async fn panicking_source_ends_only_its_own_stream() {
+    let live = LiveCounter::default();
+    let live_streams = live.clone();
     let source = source_fn(
         async move |subscription: tower_push::source::Subscription| {
             let panics = subscription.head().uri.path() == "/panics";
@@ -147,13 +153,13 @@ async fn a_source_that_panics_takes_nobody_with_it() {
                 true => panic!("a bug in a source"),
                 false => Poll::Pending,
             });
-            Ok(counting.wrap(stream::iter(["hello"]).chain(after)))
+            Ok(live_streams.wrap(stream::iter(["hello"]).chain(after)))
         },
     );
     let server = TestServer::start(tower_push::service(source)).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
-        let mut well = match version {
+        let mut unaffected = match version {
             HttpVersion::Http1 => {
                 HttpClient::connect(&server, version)
                     .await
@@ -162,27 +168,30 @@ async fn a_source_that_panics_takes_nobody_with_it() {
             }
             HttpVersion::Http2 => client.get("/", &[]).await,
         };
-        well.expect_bytes(":\ndata: hello\n\n").await;
-        // HTTP/1.1 may be cut before its head is out.
+        unaffected.expect_bytes(":\ndata: hello\n\n").await;
+        // Over HTTP/1.1 the connection may be closed before the head of the response is sent.
         if version == HttpVersion::Http2 {
             let (_, ended) = client.get("/panics", &[]).await.read_to_end().await;
-            ended.expect_err("a cut, not an end");
+            ended.expect_err("the stream must be cut off, not ended");
         } else {
-            let asking = ASKING.replace(" / ", " /panics ");
-            let (_, read) = send_raw_http1(&server, &asking, "never").await;
-            assert!(!read.ends_with("0\r\n\r\n"), "a cut, not an end");
+            let request = GET_REQUEST.replace(" / ", " /panics ");
+            let (_, read) = send_raw_http1(&server, &request, "never").await;
+            assert!(
+                !read.ends_with("0\r\n\r\n"),
+                "the stream must be cut off, not ended"
+            );
         }
-        count.wait_for(1).await;
-        drop((client, well));
-        count.wait_for(0).await;
+        live.wait_for(1).await;
+        drop((client, unaffected));
+        live.wait_for(0).await;
     }
 }
 
-/// Always ready, for ever.
+/// A stream that never ends and is always ready.
 #[derive(Clone)]
-struct Flood(Item);
+struct AlwaysReady(Item);
 
-impl Stream for Flood {
+impl Stream for AlwaysReady {
     type Item = Item;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Item>> {
@@ -190,23 +199,23 @@ impl Stream for Flood {
     }
 }
 
-fn floods() -> [Item; 3] {
+fn always_ready_items() -> [Item; 3] {
     [
         Item::Event(Event::text("flood")),
         Item::Event(Event::text("")),
-        // Writes nothing in raw, so that no buffer ever fills.
+        // The raw format writes nothing for a cursor, so no buffer ever fills.
         Item::Cursor(EventId::from(1)),
     ]
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_source_that_never_pauses_lets_its_neighbours_run() {
-    for item in floods() {
+async fn always_ready_source_yields_to_other_streams() {
+    for item in always_ready_items() {
         let source = source_fn(
             async move |subscription: tower_push::source::Subscription| {
                 Ok(match subscription.head().uri.path() {
-                    "/flood" => Flood(item).left_stream(),
-                    _ => silent()
+                    "/flood" => AlwaysReady(item).left_stream(),
+                    _ => hello_then_pending()
                         .map(|text| Item::Event(Event::text(text)))
                         .right_stream(),
                 })
@@ -220,8 +229,8 @@ async fn a_source_that_never_pauses_lets_its_neighbours_run() {
                 let flood = client.get(&format!("/flood?transport={name}"), &[]).await;
                 let reading = tokio::spawn(flood.discard_rest());
                 for _ in 0..3 {
-                    let mut neighbour = HttpClient::connect(&server, version).await;
-                    neighbour
+                    let mut other_client = HttpClient::connect(&server, version).await;
+                    other_client
                         .get("/", &[])
                         .await
                         .expect_bytes(":\ndata: hello\n\n")
@@ -233,26 +242,29 @@ async fn a_source_that_never_pauses_lets_its_neighbours_run() {
     }
 }
 
-/// Without a server, which might be fair by itself.
+/// There is no server in this test, because a server may schedule fairly by itself.
 #[tokio::test(flavor = "current_thread")]
-async fn a_body_that_is_always_ready_pauses_by_itself() {
-    for item in floods() {
+async fn always_ready_body_yields_to_the_runtime() {
+    for item in always_ready_items() {
         let raw = Chunked::new(Raw::new());
         let response = raw
-            .respond(&mut get_request_head("/", &[]), Push::new(Flood(item)))
+            .respond(
+                &mut get_request_head("/", &[]),
+                Push::new(AlwaysReady(item)),
+            )
             .await;
         let mut body = response.into_body();
         let reading = async { while body.frame().await.is_some() {} };
         let read = tokio::time::timeout(Duration::from_millis(10), reading).await;
-        assert!(read.is_err(), "the timer had its turn");
+        assert!(read.is_err(), "the body must let the timer run");
     }
 }
 
 #[tokio::test]
-async fn a_source_that_never_yields_is_held_quietly() {
-    let count = LiveCounter::default();
-    let counting = count.clone();
-    let source = source_fn(async move |_| Ok(counting.wrap(stream::pending::<Event>())));
+async fn silent_source_keeps_streams_open() {
+    let live = LiveCounter::default();
+    let live_streams = live.clone();
+    let source = source_fn(async move |_| Ok(live_streams.wrap(stream::pending::<Event>())));
     let server = TestServer::start(tower_push::service(source)).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut responses = Vec::new();
@@ -261,18 +273,18 @@ async fn a_source_that_never_yields_is_held_quietly() {
         response.expect_bytes(":\n").await;
         responses.push(response);
     }
-    assert_eq!(count.get(), 100);
+    assert_eq!(live.get(), 100);
     drop(responses);
-    count.wait_for(0).await;
+    live.wait_for(0).await;
 }
 
-/// One stream of a connection is full; the others flow.
+/// The flow-control window of one stream is full, and the other streams of the connection continue.
 #[tokio::test]
-async fn a_stream_that_is_not_read_does_not_hold_its_siblings() {
+async fn unread_http2_stream_does_not_block_its_siblings() {
     let source = source_fn(
         async move |subscription: tower_push::source::Subscription| {
             Ok(match subscription.head().uri.path() {
-                "/flood" => Flood(Item::Event(Event::text("x".repeat(1000)))).left_stream(),
+                "/flood" => AlwaysReady(Item::Event(Event::text("x".repeat(1000)))).left_stream(),
                 _ => {
                     let ticks = tokio::time::interval(Duration::from_millis(1));
                     let ticks = tokio_stream::wrappers::IntervalStream::new(ticks);

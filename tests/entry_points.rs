@@ -1,4 +1,4 @@
-//! The four doors, and what passes through the layer untouched.
+//! The four ways to turn a push into a response, and the responses that a layer passes through unchanged.
 
 use std::{
     convert::Infallible,
@@ -23,37 +23,38 @@ use tower_push::{
     transport::{Chunked, Sse, Transport},
 };
 
-type NoRequest = Request<Empty<Bytes>>;
+/// A request without a body.
+type EmptyRequest = Request<Empty<Bytes>>;
 
-fn push() -> Push {
+fn one_event_push() -> Push {
     Push::new(stream::iter(["event"]))
 }
 
-const SSE: &str = ":\ndata: event\n\nevent: end\ndata: {\"finished\":false}\n\n";
-const NDJSON: &str = "\n{\"data\":\"event\"}\n{\"end\":{\"finished\":false}}\n";
+const SSE_BODY: &str = ":\ndata: event\n\nevent: end\ndata: {\"finished\":false}\n\n";
+const NDJSON_BODY: &str = "\n{\"data\":\"event\"}\n{\"end\":{\"finished\":false}}\n";
 
 #[tokio::test]
-async fn a_layer_turns_a_returned_push_into_its_transport() {
-    let answers_push = || service_fn(async |_: NoRequest| Ok::<_, Infallible>(push()));
+async fn layer_turns_returned_push_into_response() {
+    let push_service = || service_fn(async |_: EmptyRequest| Ok::<_, Infallible>(one_event_push()));
     let ndjson = [("accept", "application/x-ndjson")];
 
     let sse = ServiceBuilder::new()
         .layer(SseLayer::new())
-        .service(answers_push());
+        .service(push_service());
     let response = sse
         .oneshot(empty_request("GET", "/", &ndjson))
         .await
         .unwrap();
-    assert_eq!(body_text(response.into_body()).await, SSE);
+    assert_eq!(body_text(response.into_body()).await, SSE_BODY);
 
-    let chunked = ChunkedLayer::new().layer(answers_push());
+    let chunked = ChunkedLayer::new().layer(push_service());
     let response = chunked
         .oneshot(empty_request("GET", "/", &[]))
         .await
         .unwrap();
-    assert_eq!(body_text(response.into_body()).await, NDJSON);
+    assert_eq!(body_text(response.into_body()).await, NDJSON_BODY);
 
-    let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed())).layer(answers_push());
+    let multipart = ChunkedLayer::with(Chunked::new(Multipart::mixed())).layer(push_service());
     let response = multipart
         .oneshot(empty_request("GET", "/", &[]))
         .await
@@ -64,32 +65,32 @@ async fn a_layer_turns_a_returned_push_into_its_transport() {
             .contains("\r\n\r\nevent\r\n--")
     );
 
-    let any = PushLayer::new().layer(answers_push());
-    let response = any
+    let negotiating = PushLayer::new().layer(push_service());
+    let response = negotiating
         .oneshot(empty_request("GET", "/", &ndjson))
         .await
         .unwrap();
-    assert_eq!(body_text(response.into_body()).await, NDJSON);
+    assert_eq!(body_text(response.into_body()).await, NDJSON_BODY);
 }
 
 #[tokio::test]
-async fn a_service_that_answers_with_a_stream_becomes_one_that_answers_with_a_push() {
+async fn map_response_turns_stream_into_push() {
     let service = ServiceBuilder::new()
         .layer(SseLayer::new())
         .map_response(Push::new)
-        .service_fn(async |_: NoRequest| Ok::<_, Infallible>(stream::iter(["event"])));
+        .service_fn(async |_: EmptyRequest| Ok::<_, Infallible>(stream::iter(["event"])));
     let response = service
         .oneshot(empty_request("GET", "/", &[]))
         .await
         .unwrap();
-    assert_eq!(body_text(response.into_body()).await, SSE);
+    assert_eq!(body_text(response.into_body()).await, SSE_BODY);
 }
 
 #[tokio::test]
-async fn a_leaf_service_serves_one_source() {
+async fn source_service_serves_one_source() {
     let source = source_fn(async |subscription: Subscription| {
-        let asked = subscription.cursor().map(ToString::to_string);
-        let text = format!("{} after {asked:?}", subscription.transport());
+        let cursor = subscription.cursor().map(ToString::to_string);
+        let text = format!("{} after {cursor:?}", subscription.transport());
         Ok(stream::iter([text]))
     });
     let mut service = tower_push::service(source);
@@ -141,19 +142,19 @@ async fn a_leaf_service_serves_one_source() {
 }
 
 #[tokio::test]
-async fn a_handler_that_holds_the_request_answers_it() {
+async fn respond_answers_request_head() {
     let mut head = get_request_head("/?transport=ndjson", &[]);
     let response = tower_push::respond(&mut head, stream::iter(["event"])).await;
-    assert_eq!(body_text(response.into_body()).await, NDJSON);
+    assert_eq!(body_text(response.into_body()).await, NDJSON_BODY);
     let response = Sse::new()
-        .respond(&mut get_request_head("/", &[]), push())
+        .respond(&mut get_request_head("/", &[]), one_event_push())
         .await;
-    assert_eq!(body_text(response.into_body()).await, SSE);
+    assert_eq!(body_text(response.into_body()).await, SSE_BODY);
 }
 
 #[tokio::test]
-async fn a_source_may_refuse_before_any_byte_is_sent() {
-    let refusing = source_fn(async |_| {
+async fn source_rejection_becomes_status() {
+    let rejecting = source_fn(async |_| {
         tokio::task::yield_now().await;
         let rejection = Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
             .message("full")
@@ -161,7 +162,7 @@ async fn a_source_may_refuse_before_any_byte_is_sent() {
             .header(http::header::VIA, HeaderValue::from_static("a"));
         Err::<stream::Empty<Event>, _>(rejection)
     });
-    let response = tower_push::respond(&mut get_request_head("/", &[]), refusing).await;
+    let response = tower_push::respond(&mut get_request_head("/", &[]), rejecting).await;
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["retry-after"], "2");
     assert_eq!(response.headers()["via"], "a");
@@ -170,11 +171,12 @@ async fn a_source_may_refuse_before_any_byte_is_sent() {
     assert_eq!(body_text(response.into_body()).await, "full");
 }
 
-mod existing {
+mod carried_push {
     use super::*;
 
-    fn carrier() -> Response<String> {
-        let mut response = Response::from(push());
+    /// Returns a response that carries a push, with headers that services have added.
+    fn response_with_push() -> Response<String> {
+        let mut response = Response::from(one_event_push());
         let headers = response.headers_mut();
         headers.insert("set-cookie", HeaderValue::from_static("a=b"));
         headers.insert("vary", HeaderValue::from_static("Origin"));
@@ -187,8 +189,8 @@ mod existing {
     }
 
     #[tokio::test]
-    async fn a_carried_push_keeps_what_services_in_between_have_set() {
-        let inner = service_fn(async |_: NoRequest| Ok::<_, Infallible>(carrier()));
+    async fn carried_push_keeps_headers_and_extensions() {
+        let inner = service_fn(async |_: EmptyRequest| Ok::<_, Infallible>(response_with_push()));
         let response = PushLayer::new()
             .layer(inner)
             .oneshot(empty_request("GET", "/", &[]))
@@ -205,12 +207,12 @@ mod existing {
         let vary: Vec<_> = headers.get_all("vary").iter().collect();
         assert_eq!(vary, ["Origin", "Accept"]);
         assert_eq!(response.extensions().get(), Some(&7_u8));
-        assert_eq!(body_text(response.into_body()).await, SSE);
+        assert_eq!(body_text(response.into_body()).await, SSE_BODY);
     }
 
     #[tokio::test]
-    async fn headers_with_several_values_keep_them_all() {
-        fn refusing() -> Push {
+    async fn headers_with_several_values_are_all_kept() {
+        fn rejecting() -> Push {
             Push::new(source_fn(async |_| {
                 let rejection = Rejection::new(StatusCode::UNAUTHORIZED)
                     .header(
@@ -225,8 +227,8 @@ mod existing {
                 Err::<stream::Empty<Event>, _>(rejection)
             }))
         }
-        let inner = service_fn(async |_: NoRequest| {
-            let mut response = Response::from(refusing());
+        let inner = service_fn(async |_: EmptyRequest| {
+            let mut response = Response::from(rejecting());
             let cookie = HeaderValue::from_static("a=1");
             response.headers_mut().insert("set-cookie", cookie);
             Ok::<_, Infallible>(response)
@@ -242,32 +244,36 @@ mod existing {
     }
 
     #[tokio::test]
-    async fn a_cache_policy_is_never_weakened() {
-        let refused = || {
+    async fn cache_policy_is_never_weakened() {
+        let rejected = || {
             Push::new(source_fn(async |_| {
                 Err::<stream::Empty<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
             }))
         };
         let poll = "/?transport=long-poll&timeout=0";
-        for (uri, is_refused, carriers, expected) in [
+        for (uri, is_rejected, carried_policy, expected) in [
             ("/", false, "private, no-store", "private, no-store"),
             ("/", false, "Private", "Private"),
             ("/", false, "max-age=60", "no-cache, no-transform"),
-            // As strict, and more of it.
+            // This policy is as strict as the transport's, with more directives.
             (
                 poll,
                 false,
                 "private, no-cache, max-age=0",
                 "private, no-cache, max-age=0",
             ),
-            // A batch must be asked for before each use.
+            // A batch must be revalidated before each use.
             (poll, false, "private", "private, no-cache"),
             ("/", true, "private", "no-store"),
             ("/", true, "no-store, private", "no-store, private"),
         ] {
-            let inner = service_fn(move |_: NoRequest| async move {
-                let mut response = Response::from(if is_refused { refused() } else { push() });
-                let policy = HeaderValue::from_static(carriers);
+            let inner = service_fn(move |_: EmptyRequest| async move {
+                let mut response = Response::from(if is_rejected {
+                    rejected()
+                } else {
+                    one_event_push()
+                });
+                let policy = HeaderValue::from_static(carried_policy);
                 response.headers_mut().insert("cache-control", policy);
                 Ok::<_, Infallible>(response)
             });
@@ -277,20 +283,20 @@ mod existing {
                 .await
                 .unwrap();
             let policies: Vec<_> = response.headers().get_all("cache-control").iter().collect();
-            assert_eq!(policies, [expected], "{uri} {carriers}");
+            assert_eq!(policies, [expected], "{uri} {carried_policy}");
         }
     }
 
     #[tokio::test]
-    async fn without_a_layer_it_is_an_error_that_names_the_layer() {
-        let response = Response::<String>::from(push());
+    async fn push_without_layer_is_500_that_names_the_layer() {
+        let response = Response::<String>::from(one_event_push());
         assert_eq!(response.status(), 500);
         assert!(
             response.body().contains("tower_push::PushLayer"),
             "{}",
             response.body()
         );
-        let response = axum::response::IntoResponse::into_response(push());
+        let response = axum::response::IntoResponse::into_response(one_event_push());
         assert_eq!(response.status(), 500);
         assert!(
             body_text(response.into_body())
@@ -300,22 +306,22 @@ mod existing {
     }
 
     #[tokio::test]
-    async fn a_push_is_served_once_and_by_the_innermost_layer() {
-        let inner = service_fn(async |_: NoRequest| Ok::<_, Infallible>(carrier()));
+    async fn innermost_layer_serves_push() {
+        let inner = service_fn(async |_: EmptyRequest| Ok::<_, Infallible>(response_with_push()));
         let service = PushLayer::new().layer(ChunkedLayer::new().layer(inner));
         let response = service
             .oneshot(empty_request("GET", "/", &[]))
             .await
             .unwrap();
         assert_eq!(response.headers()["content-type"], "application/x-ndjson");
-        assert_eq!(body_text(response.into_body()).await, NDJSON);
+        assert_eq!(body_text(response.into_body()).await, NDJSON_BODY);
     }
 
     #[tokio::test]
-    async fn an_axum_router_may_answer_with_pushes_and_rejections() {
+    async fn axum_handlers_return_pushes_and_rejections() {
         use axum::{Router, routing::get};
         let app = Router::new()
-            .route("/push", get(async || push()))
+            .route("/push", get(async || one_event_push()))
             .route(
                 "/refused",
                 get(async || Err::<Push, _>(Rejection::new(StatusCode::FORBIDDEN))),
@@ -326,7 +332,7 @@ mod existing {
         let mut client = HttpClient::connect(&server, testkit::HttpVersion::Http1).await;
         let mut response = client.get("/push", &[]).await;
         assert_eq!(response.head.status, 200);
-        response.expect_bytes(SSE).await;
+        response.expect_bytes(SSE_BODY).await;
         drop(response.read_to_end().await);
         assert_eq!(client.get("/refused", &[]).await.head.status, 403);
         let page = client.get("/page", &[]).await;
@@ -334,10 +340,10 @@ mod existing {
         assert_eq!(page.read_to_end().await.0, b"page");
     }
 
-    /// A body with everything that a layer could lose.
-    struct Trailing(u8);
+    /// A body with data, trailers, an error, a size hint and an early end of stream: all of it must pass through a layer.
+    struct BodyWithTrailers(u8);
 
-    impl Body for Trailing {
+    impl Body for BodyWithTrailers {
         type Data = Bytes;
         type Error = std::io::Error;
 
@@ -367,15 +373,15 @@ mod existing {
     }
 
     #[tokio::test]
-    async fn other_responses_pass_through_untouched() {
-        let inner = service_fn(async |_: NoRequest| {
+    async fn other_responses_pass_through_unchanged() {
+        let inner = service_fn(async |_: EmptyRequest| {
             let response = Response::builder()
                 .status(418)
                 .header("x", "y")
                 .extension(7_u8);
-            Ok::<_, Infallible>(response.body(Trailing(0)).unwrap())
+            Ok::<_, Infallible>(response.body(BodyWithTrailers(0)).unwrap())
         });
-        let response: Response<PushBody<Trailing>> = PushLayer::new()
+        let response: Response<PushBody<BodyWithTrailers>> = PushLayer::new()
             .layer(inner)
             .oneshot(empty_request("GET", "/", &[]))
             .await
@@ -406,21 +412,21 @@ mod existing {
     }
 
     #[tokio::test]
-    async fn errors_and_readiness_are_the_services_own() {
+    async fn layer_forwards_errors_and_readiness() {
         #[derive(Debug)]
-        struct Refusing;
-        impl Service<NoRequest> for Refusing {
+        struct FailingService;
+        impl Service<EmptyRequest> for FailingService {
             type Response = Push;
             type Error = &'static str;
             type Future = std::future::Ready<Result<Push, &'static str>>;
             fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
                 Poll::Ready(Err("not ready"))
             }
-            fn call(&mut self, _: NoRequest) -> Self::Future {
+            fn call(&mut self, _: EmptyRequest) -> Self::Future {
                 std::future::ready(Err("called"))
             }
         }
-        let mut service = SseLayer::new().layer(Refusing);
+        let mut service = SseLayer::new().layer(FailingService);
         assert_eq!(service.ready().await.unwrap_err(), "not ready");
         assert_eq!(
             service
@@ -432,13 +438,13 @@ mod existing {
     }
 
     #[tokio::test]
-    async fn upgrades_pass_through() {
+    async fn upgrades_pass_through_layer() {
         let inner = service_fn(async |request: Request<hyper::body::Incoming>| {
             tokio::spawn(async move {
                 let mut io = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
-                let mut word = [0; 4];
-                io.read_exact(&mut word).await.unwrap();
-                io.write_all(&word).await.unwrap();
+                let mut message = [0; 4];
+                io.read_exact(&mut message).await.unwrap();
+                io.write_all(&message).await.unwrap();
             });
             let response = Response::builder()
                 .status(101)
@@ -449,23 +455,23 @@ mod existing {
             Ok::<_, Infallible>(response.unwrap())
         });
         let server = TestServer::start(PushLayer::new().layer(inner)).await;
-        let asking = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
-        let (mut socket, _) = testkit::send_raw_http1(&server, asking, "\r\n\r\n").await;
+        let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+        let (mut socket, _) = testkit::send_raw_http1(&server, request, "\r\n\r\n").await;
         socket.write_all(b"ping").await.unwrap();
-        let mut word = [0; 4];
-        socket.read_exact(&mut word).await.unwrap();
-        assert_eq!(&word, b"ping");
+        let mut message = [0; 4];
+        socket.read_exact(&mut message).await.unwrap();
+        assert_eq!(&message, b"ping");
     }
 }
 
 #[tokio::test]
-async fn a_status_without_a_body_has_none() {
+async fn rejection_without_body_has_none() {
     for status in [204, 205, 304] {
-        let refusing = source_fn(async move |_| {
+        let rejecting = source_fn(async move |_| {
             let status = StatusCode::from_u16(status).unwrap();
             Err::<stream::Empty<Event>, _>(Rejection::from(status))
         });
-        let response = tower_push::respond(&mut get_request_head("/", &[]), refusing).await;
+        let response = tower_push::respond(&mut get_request_head("/", &[]), rejecting).await;
         assert_eq!(response.status(), status);
         assert!(!response.headers().contains_key("content-type"));
         assert_eq!(response.body().size_hint().exact(), Some(0));
@@ -473,7 +479,7 @@ async fn a_status_without_a_body_has_none() {
 }
 
 #[tokio::test]
-async fn what_a_source_built_wrongly_is_the_servers_fault() {
+async fn invalid_id_of_source_is_500() {
     let failing = source_fn(async |_| {
         let event = Event::text("x").with_id("no id")?;
         Ok(stream::iter([event]))
@@ -486,29 +492,29 @@ async fn what_a_source_built_wrongly_is_the_servers_fault() {
     );
 }
 
-/// A push of a push is that push: what is said first is not said twice.
+/// `Push::new(push)` is `push` itself, so the first gap is sent only once.
 #[tokio::test]
-async fn a_push_is_not_wrapped_again() {
+async fn push_of_push_is_not_wrapped_again() {
     let mut head = get_request_head("/", &[("last-event-id", "not an id")]);
-    let response = tower_push::respond(&mut head, Push::new(push())).await;
+    let response = tower_push::respond(&mut head, Push::new(one_event_push())).await;
     let body = body_text(response.into_body()).await;
     assert_eq!(body.matches("event: gap").count(), 1);
 }
 
 #[tokio::test]
-async fn a_body_is_send_and_sync_and_fused_and_never_yields_an_empty_frame() {
-    fn is_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
-    let count = LiveCounter::default();
+async fn body_is_send_sync_fused_and_skips_empty_frames() {
+    fn assert_send_and_sync<T: Send + Sync + 'static>(_: &T) {}
+    let live = LiveCounter::default();
     let mut head = get_request_head("/", &[]);
-    let mut body = tower_push::respond(&mut head, count.wrap(stream::iter(["event"])))
+    let mut body = tower_push::respond(&mut head, live.wrap(stream::iter(["event"])))
         .await
         .into_body();
-    is_send_and_sync(&body);
+    assert_send_and_sync(&body);
     while body.frame().await.is_some() {}
     assert_eq!(
-        count.get(),
+        live.get(),
         0,
-        "the source is dropped at its end, not with the body"
+        "the source must be dropped at its end, not with the body"
     );
     for _ in 0..3 {
         assert!(body.frame().await.is_none());

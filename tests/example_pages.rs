@@ -1,43 +1,42 @@
-//! The examples, as a person sees them in a browser: each is started, and its page driven in headless Chromium by
-//! `tests/js/page.mjs` or `tests/js/chat.mjs`.
+//! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` run_browser_script the browser.
 
 use testkit::{example_process::ExampleProcess, programs};
 
 #[test]
-fn the_axum_example_shows_live_panels() {
-    shows_live_panels(&ExampleProcess::start("axum", &[]).next_address());
+fn axum_example_shows_live_panels() {
+    assert_live_panels(&ExampleProcess::start("axum", &[]).next_address());
 }
 
 #[test]
-fn the_hyper_example_shows_live_panels() {
-    shows_live_panels(&ExampleProcess::start("hyper", &[]).next_address());
+fn hyper_example_shows_live_panels() {
+    assert_live_panels(&ExampleProcess::start("hyper", &[]).next_address());
 }
 
 #[test]
-fn the_warp_example_shows_live_panels_where_the_layer_is_around_warp() {
-    shows_live_panels(&ExampleProcess::start("warp", &[]).next_address());
+fn warp_example_with_outer_layer_shows_live_panels() {
+    assert_live_panels(&ExampleProcess::start("warp", &[]).next_address());
 }
 
 #[test]
-fn the_warp_example_shows_live_panels_where_the_route_is_inside_warp() {
+fn warp_example_with_inner_route_shows_live_panels() {
     let example = ExampleProcess::start("warp", &[]);
-    let _around = example.next_address();
-    shows_live_panels(&example.next_address());
+    let _outer_layer_address = example.next_address();
+    assert_live_panels(&example.next_address());
 }
 
 #[test]
-fn four_tabs_in_two_browsers_talk_over_the_chat_example() {
-    drive(
+fn chat_example_connects_four_tabs_of_two_browsers() {
+    run_browser_script(
         "chat.mjs",
         &ExampleProcess::start("chat", &[]).next_address(),
     );
 }
 
-fn shows_live_panels(address: &str) {
-    drive("page.mjs", address);
+fn assert_live_panels(address: &str) {
+    run_browser_script("page.mjs", address);
 }
 
-fn drive(script: &str, address: &str) {
+fn run_browser_script(script: &str, address: &str) {
     let output = programs::browser_script(script)
         .arg(address)
         .output()

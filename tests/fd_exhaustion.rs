@@ -1,4 +1,4 @@
-//! A server that has no file descriptor left goes on when there is one again.
+//! A server that runs out of file descriptors serves new connections when descriptors are free again.
 
 use std::{
     io::{Read, Write},
@@ -9,40 +9,44 @@ use std::{
 
 use testkit::{TEST_TIMEOUT, example_process::ExampleProcess};
 
-const FILES: usize = 40;
+const MAX_FDS: usize = 40;
 
-/// What a new connection is answered; `None` if it is cut.
-fn ask(address: &str) -> Option<String> {
+/// Sends a request on a new connection, and returns the response. Returns `None` if the connection is cut off.
+fn get_root(address: &str) -> Option<String> {
     let mut socket = TcpStream::connect(address).ok()?;
     socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let request = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     socket.write_all(request.as_bytes()).ok()?;
-    let mut read = String::new();
-    socket.read_to_string(&mut read).ok()?;
-    Some(read)
+    let mut response = String::new();
+    socket.read_to_string(&mut response).ok()?;
+    Some(response)
 }
 
-fn goes_on(name: &str) {
-    let example = ExampleProcess::start_with_fd_limit(FILES, name);
+/// Uses up the file descriptors of an example, frees them, and asserts that the example still answers.
+fn assert_accept_loop_recovers(name: &str) {
+    let example = ExampleProcess::start_with_fd_limit(MAX_FDS, name);
     let address = example.next_address();
     let address = address.strip_prefix("http://").unwrap();
-    assert!(ask(address).unwrap().starts_with("HTTP/1.1 200 OK"));
-    let open = || TcpStream::connect(address).unwrap();
-    // More than it can have, so that the next one is waiting, and cannot be accepted.
-    let crowd: Vec<_> = (0..2 * FILES).map(|_| open()).collect();
-    let begun = Instant::now();
-    while example.open_fd_count() < FILES && begun.elapsed() < TEST_TIMEOUT {
+    assert!(get_root(address).unwrap().starts_with("HTTP/1.1 200 OK"));
+    let connect = || TcpStream::connect(address).unwrap();
+    // These are more connections than the server has descriptors for, so the last ones wait and cannot be accepted.
+    let connections: Vec<_> = (0..2 * MAX_FDS).map(|_| connect()).collect();
+    let start = Instant::now();
+    while example.open_fd_count() < MAX_FDS && start.elapsed() < TEST_TIMEOUT {
         thread::sleep(Duration::from_millis(5));
     }
-    assert!(example.open_fd_count() >= FILES, "{name}");
-    drop(crowd);
-    let answer = ask(address).unwrap_or_else(|| panic!("{name} has ended"));
-    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{name}: {answer}");
+    assert!(example.open_fd_count() >= MAX_FDS, "{name}");
+    drop(connections);
+    let response = get_root(address).unwrap_or_else(|| panic!("{name} has exited"));
+    assert!(
+        response.starts_with("HTTP/1.1 200 OK"),
+        "{name}: {response}"
+    );
 }
 
 #[test]
-fn the_accept_loops_of_the_examples_go_on() {
+fn accept_loops_recover_from_fd_exhaustion() {
     for name in ["hyper", "warp"] {
-        goes_on(name);
+        assert_accept_loop_recovers(name);
     }
 }

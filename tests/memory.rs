@@ -1,4 +1,5 @@
-//! Memory stays within its bounds, counted byte by byte. One test only: others in the process would be counted too.
+//! The memory of a channel stays within its limits, counted byte by byte. This file has only one test, because the allocations of other
+//! tests in the process would be counted too.
 
 use std::alloc::System;
 
@@ -18,7 +19,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const KIB: usize = 1024;
 
-fn held(region: &Region<'_, System>) -> usize {
+/// Returns how many bytes were allocated since `region` began and are not freed yet.
+fn held_bytes(region: &Region<'_, System>) -> usize {
     let change = region.change();
     change
         .bytes_allocated
@@ -26,55 +28,56 @@ fn held(region: &Region<'_, System>) -> usize {
 }
 
 #[tokio::test]
-async fn a_channel_stays_within_its_bounds() {
-    a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log().await;
-    readers_that_stall_midway_hold_a_frame_each().await;
-    tiny_events_cost_what_is_around_them().await;
+async fn channel_memory_is_bounded() {
+    assert_fast_publisher_is_bounded().await;
+    assert_stalled_readers_hold_one_frame_each().await;
+    assert_tiny_event_overhead().await;
 }
 
-async fn open(channel: Channel) -> PushBody {
+/// Opens an event stream of `channel`, and reads its first frame.
+async fn open_stream(channel: Channel) -> PushBody {
     let mut body = Sse::new()
         .respond(&mut get_request_head("/", &[]), Push::new(channel))
         .await
         .into_body();
-    next(&mut body).await.expect("the first byte at once");
+    next_frame(&mut body).await.expect("a first frame");
     body
 }
 
-async fn open_many(channel: &Channel, clients: usize) -> Vec<PushBody> {
-    let opening: FuturesUnordered<_> = (0..clients).map(|_| open(channel.clone())).collect();
+async fn open_streams(channel: &Channel, clients: usize) -> Vec<PushBody> {
+    let opening: FuturesUnordered<_> = (0..clients).map(|_| open_stream(channel.clone())).collect();
     opening.collect().await
 }
 
-/// A publisher faster than everyone, a thousand clients that stopped reading after the first frame, and one that reads.
-async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
-    const LOG: usize = 256 * KIB;
-    const STALLED: usize = 1000;
+/// A fast publisher has a thousand clients that stop reading after the first frame, and one that reads on.
+async fn assert_fast_publisher_is_bounded() {
+    const LOG_BYTES: usize = 256 * KIB;
+    const STALLED_CLIENTS: usize = 1000;
     let channel = Channel::builder()
         .max_events(usize::MAX)
-        .max_bytes(LOG)
+        .max_bytes(LOG_BYTES)
         .build();
-    let mut stalled = open_many(&channel, STALLED).await;
-    let mut reading = open(channel.clone()).await;
+    let mut stalled = open_streams(&channel, STALLED_CLIENTS).await;
+    let mut reading = open_stream(channel.clone()).await;
 
     let region = Region::new(ALLOCATOR);
     let event = "x".repeat(KIB);
     for n in 0..20_000 {
         channel.publish(event.as_str()).unwrap();
         if n % 100 == 0 {
-            next(&mut reading).await.expect("more to read");
+            next_frame(&mut reading).await.expect("another frame");
         }
-        // The log, and what the one transport in use wrote for it; a quarter for all that is around them.
-        let bound = 2 * LOG + LOG / 2;
-        let held = held(&region);
-        assert!(held < bound, "{held} bytes held, after {n} events");
+        // The log, its encoding for the one transport in use, and a quarter of the log's limit for everything else.
+        let bound = 2 * LOG_BYTES + LOG_BYTES / 2;
+        let bytes = held_bytes(&region);
+        assert!(bytes < bound, "{bytes} bytes held after {n} events");
     }
 
-    // Whoever reads again is told of the gap, and has the rest.
-    let frame = next(stalled.first_mut().unwrap()).await.unwrap();
+    // A client that reads again gets a gap and then the events that the log still has.
+    let frame = next_frame(stalled.first_mut().unwrap()).await.unwrap();
     let text = String::from_utf8_lossy(&frame);
     assert!(text.starts_with("event: gap\n"), "{text}");
-    assert_eq!(channel.subscriber_count(), STALLED + 1);
+    assert_eq!(channel.subscriber_count(), STALLED_CLIENTS + 1);
     drop((stalled, reading));
     assert_eq!(channel.subscriber_count(), 0);
     assert!(
@@ -86,55 +89,57 @@ async fn a_publisher_faster_than_everyone_stays_within_the_bounds_of_the_log() {
     );
 }
 
-/// Clients that read a frame now and then, each at another place of the log, and stop in the middle of it.
-async fn readers_that_stall_midway_hold_a_frame_each() {
-    const LOG: usize = 256 * KIB;
-    const STALLED: usize = 100;
-    /// Events taken from the log and not yet sent: eight at the most.
-    const TAKEN: usize = 8;
+/// Clients read a frame now and then, each at a different position of the log, and stop in the middle of it.
+async fn assert_stalled_readers_hold_one_frame_each() {
+    const LOG_BYTES: usize = 256 * KIB;
+    const STALLED_CLIENTS: usize = 100;
+    /// The largest number of events that a stream has taken from the log and not sent yet.
+    const READ_AHEAD_EVENTS: usize = 8;
     let channel = Channel::builder()
         .max_events(usize::MAX)
-        .max_bytes(LOG)
+        .max_bytes(LOG_BYTES)
         .build();
-    let mut stalled = open_many(&channel, STALLED).await;
+    let mut stalled = open_streams(&channel, STALLED_CLIENTS).await;
 
     let region = Region::new(ALLOCATOR);
     let event = "x".repeat(KIB);
     for n in 0..20_000 {
         channel.publish(event.as_str()).unwrap();
         if n % 70 == 69 {
-            let reader = (n / 70) % STALLED;
-            next(&mut stalled[reader]).await.expect("more to read");
+            let reader = (n / 70) % STALLED_CLIENTS;
+            next_frame(&mut stalled[reader])
+                .await
+                .expect("another frame");
         }
-        // Each of those events and what was written for it, and the quarter as above.
-        let bound = 2 * (LOG + STALLED * TAKEN * KIB) * 5 / 4;
-        let held = held(&region);
-        assert!(held < bound, "{held} bytes held, after {n} events");
+        // The log and the events that were taken from it, the encoding of both, and a quarter of the sum for everything else.
+        let bound = 2 * (LOG_BYTES + STALLED_CLIENTS * READ_AHEAD_EVENTS * KIB) * 5 / 4;
+        let bytes = held_bytes(&region);
+        assert!(bytes < bound, "{bytes} bytes held after {n} events");
     }
 }
 
-/// Of small events their number is the bound, and the document says what they cost.
-async fn tiny_events_cost_what_is_around_them() {
+/// The log of small events is limited by their number, and the rustdoc says how many bytes each of them takes.
+async fn assert_tiny_event_overhead() {
     const EVENTS: usize = 4096;
-    // As told at `ChannelBuilder::bytes`: alone, and with what one transport writes.
-    for (readers, around) in [(0, 300), (1, 400)] {
+    // The figures are those in the rustdoc of `ChannelBuilder::max_bytes`: without a subscriber, and with the encoding of one transport.
+    for (readers, bytes_per_event) in [(0, 300), (1, 400)] {
         let channel = Channel::builder().max_events(EVENTS).build();
-        let mut reading = open_many(&channel, readers).await;
+        let mut reading = open_streams(&channel, readers).await;
 
         let region = Region::new(ALLOCATOR);
         for n in 0..20_000 {
             channel.publish("x").unwrap();
             for reader in reading.iter_mut().filter(|_| n % 100 == 0) {
-                next(reader).await.expect("more to read");
+                next_frame(reader).await.expect("another frame");
             }
-            let held = held(&region);
-            let bound = EVENTS * around;
-            assert!(held < bound, "{held} bytes held, after {n} events");
+            let bytes = held_bytes(&region);
+            let bound = EVENTS * bytes_per_event;
+            assert!(bytes < bound, "{bytes} bytes held after {n} events");
         }
     }
 }
 
-async fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Option<Bytes> {
+async fn next_frame<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Option<Bytes> {
     use http_body_util::BodyExt;
     let frame = body.frame().await?;
     frame.ok()?.into_data().ok()

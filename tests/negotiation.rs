@@ -1,4 +1,4 @@
-//! One URL, several transports: who is answered how.
+//! Negotiation: which transport answers a request, if one URL has several.
 
 use futures_util::stream;
 use http::{Response, StatusCode};
@@ -9,16 +9,22 @@ use tower_push::{
     transport::{Chunked, Negotiate, Sse, Transport},
 };
 
-async fn answer(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Response<PushBody> {
+/// Returns the response to a GET request with these `Accept` headers.
+async fn negotiate(transports: &Negotiate, uri: &str, accept: &[&str]) -> Response<PushBody> {
     let headers: Vec<_> = accept.iter().map(|value| ("accept", *value)).collect();
     let push = Push::new(stream::iter(["event"]));
-    negotiate
+    transports
         .respond(&mut get_request_head(uri, &headers), push)
         .await
 }
 
-async fn content_type(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Option<String> {
-    let response = answer(negotiate, uri, accept).await;
+/// Returns the media type of the response, or `None` if its status is 406.
+async fn negotiated_content_type(
+    transports: &Negotiate,
+    uri: &str,
+    accept: &[&str],
+) -> Option<String> {
+    let response = negotiate(transports, uri, accept).await;
     assert_eq!(response.headers()["vary"], "Accept");
     if response.status() == StatusCode::NOT_ACCEPTABLE {
         return None;
@@ -29,7 +35,7 @@ async fn content_type(negotiate: &Negotiate, uri: &str, accept: &[&str]) -> Opti
 }
 
 #[tokio::test]
-async fn accept_decides_by_quality_then_by_exactness_then_by_order() {
+async fn accept_ranks_by_quality_then_precision_then_order() {
     let all = Negotiate::new();
     for (accept, expected) in [
         (vec![], "text/event-stream"),
@@ -59,22 +65,22 @@ async fn accept_decides_by_quality_then_by_exactness_then_by_order() {
         ),
         (vec!["garbage"], "text/event-stream"),
     ] {
-        let answered = content_type(&all, "/", &accept).await;
-        assert_eq!(answered.as_deref(), Some(expected), "{accept:?}");
+        let media_type = negotiated_content_type(&all, "/", &accept).await;
+        assert_eq!(media_type.as_deref(), Some(expected), "{accept:?}");
     }
 }
 
 #[tokio::test]
-async fn the_first_transport_is_the_default() {
+async fn first_transport_is_default() {
     let ndjson_first = Negotiate::only(Chunked::default()).add_transport(Sse::new());
     for accept in [&[][..], &["*/*"], &["text/*;q=0.5, */*"]] {
-        let answered = content_type(&ndjson_first, "/", accept).await;
-        assert_eq!(answered.as_deref(), Some("application/x-ndjson"));
+        let media_type = negotiated_content_type(&ndjson_first, "/", accept).await;
+        assert_eq!(media_type.as_deref(), Some("application/x-ndjson"));
     }
 }
 
 #[tokio::test]
-async fn a_parameter_names_the_transport_whatever_is_accepted() {
+async fn query_parameter_overrides_accept() {
     let all = Negotiate::new()
         .add_transport(Chunked::new(Raw::new()))
         .add_transport(Chunked::new(Multipart::replace()));
@@ -88,24 +94,24 @@ async fn a_parameter_names_the_transport_whatever_is_accepted() {
         ("", "text/event-stream"),
     ] {
         let uri = format!("/?a=b&transport={name}");
-        let answered = content_type(&all, &uri, &["text/event-stream"]).await;
-        assert_eq!(answered.as_deref(), Some(expected), "{uri}");
+        let media_type = negotiated_content_type(&all, &uri, &["text/event-stream"]).await;
+        assert_eq!(media_type.as_deref(), Some(expected), "{uri}");
     }
     assert_eq!(
-        content_type(&all, "/?transport=carrier-pigeon", &[]).await,
+        negotiated_content_type(&all, "/?transport=carrier-pigeon", &[]).await,
         None
     );
 
     let renamed = Negotiate::new().query_parameter("via");
-    let answered = content_type(&renamed, "/?transport=x&via=ndjson", &[]).await;
-    assert_eq!(answered.as_deref(), Some("application/x-ndjson"));
+    let media_type = negotiated_content_type(&renamed, "/?transport=x&via=ndjson", &[]).await;
+    assert_eq!(media_type.as_deref(), Some("application/x-ndjson"));
 }
 
 #[tokio::test]
-async fn who_accepts_nothing_of_it_is_told_what_there_is() {
+async fn unacceptable_request_gets_406_with_offers() {
     let all = Negotiate::new();
     for accept in ["text/html", "text/event-stream;q=0", "image/*, text/html"] {
-        let response = answer(&all, "/", &[accept]).await;
+        let response = negotiate(&all, "/", &[accept]).await;
         assert_eq!(response.status(), 406);
         assert_eq!(response.headers()["vary"], "Accept");
         let message = body_text(response.into_body()).await;
@@ -120,18 +126,18 @@ async fn who_accepts_nothing_of_it_is_told_what_there_is() {
 }
 
 #[tokio::test]
-async fn a_transport_is_replaced_by_one_of_its_name() {
-    let hinting =
+async fn transport_of_same_name_replaces_first() {
+    let with_retry =
         Negotiate::new().add_transport(Sse::new().retry(std::time::Duration::from_secs(1)));
-    let body = body_text(answer(&hinting, "/", &[]).await.into_body()).await;
+    let body = body_text(negotiate(&with_retry, "/", &[]).await.into_body()).await;
     assert!(
         body.starts_with("retry: 1000\n"),
-        "still the first of the set"
+        "the replacement must stay the first of the set"
     );
 }
 
 #[tokio::test]
-async fn a_single_transport_does_not_negotiate() {
+async fn single_transport_ignores_accept() {
     for accept in ["text/html", "text/event-stream;q=0", "application/json"] {
         let push = Push::new(stream::iter(["event"]));
         let response = Sse::new()
@@ -144,9 +150,9 @@ async fn a_single_transport_does_not_negotiate() {
 }
 
 #[tokio::test]
-async fn streams_are_to_be_revalidated_and_not_changed_sniffed_or_held_back() {
+async fn streams_forbid_caching_transforms_and_sniffing() {
     for name in ["sse", "ndjson", "json-seq", "multipart"] {
-        let response = answer(&Negotiate::new(), &format!("/?transport={name}"), &[]).await;
+        let response = negotiate(&Negotiate::new(), &format!("/?transport={name}"), &[]).await;
         let headers = response.headers();
         assert_eq!(headers["cache-control"], "no-cache, no-transform");
         assert_eq!(headers["x-accel-buffering"], "no");
@@ -163,23 +169,23 @@ async fn streams_are_to_be_revalidated_and_not_changed_sniffed_or_held_back() {
 }
 
 #[tokio::test]
-async fn head_is_answered_without_asking_the_source() {
+async fn head_does_not_subscribe() {
     let never = tower_push::source::source_fn(|_| async {
-        panic!("not to be asked") as Result<stream::Empty<&str>, _>
+        panic!("a HEAD request must not subscribe") as Result<stream::Empty<&str>, _>
     });
     for name in ["sse", "ndjson"] {
         let uri = format!("/?transport={name}");
         let mut head = empty_request("HEAD", &uri, &[]).into_parts().0;
         let response = Negotiate::new().respond(&mut head, Push::new(never)).await;
-        let asked = answer(&Negotiate::new(), &uri, &[]).await;
+        let get_response = negotiate(&Negotiate::new(), &uri, &[]).await;
         assert_eq!(response.status(), 200);
-        assert_eq!(response.headers(), asked.headers());
+        assert_eq!(response.headers(), get_response.headers());
         assert_eq!(body_text(response.into_body()).await, "");
     }
 }
 
 #[tokio::test]
-async fn head_of_what_cannot_be_had_has_no_body() {
+async fn unacceptable_head_has_no_body() {
     let mut head = empty_request("HEAD", "/", &[("accept", "text/html")])
         .into_parts()
         .0;
@@ -190,7 +196,7 @@ async fn head_of_what_cannot_be_had_has_no_body() {
 }
 
 #[tokio::test]
-async fn two_of_one_format_have_names_of_their_own() {
+async fn transports_of_one_format_have_distinct_names() {
     let csv = Chunked::new(Raw::new().media_type("text/csv"));
     let tabs =
         Chunked::new(Raw::new().media_type("text/tab-separated-values")).transport_name("tabs");
@@ -204,18 +210,18 @@ async fn two_of_one_format_have_names_of_their_own() {
         ),
         ("/?transport=tabs", "*/*", "text/tab-separated-values"),
     ] {
-        let answered = content_type(&both, uri, &[accept]).await;
-        assert_eq!(answered.as_deref(), Some(expected));
+        let media_type = negotiated_content_type(&both, uri, &[accept]).await;
+        assert_eq!(media_type.as_deref(), Some(expected));
     }
 }
 
 #[tokio::test]
-async fn a_format_with_several_types_varies_by_itself() {
+async fn format_with_several_types_sets_vary() {
     let push = || Push::new(stream::iter(["event"]));
     let response = Chunked::default()
         .respond(&mut get_request_head("/", &[]), push())
         .await;
     assert_eq!(response.headers()["vary"], "Accept");
-    let negotiated = answer(&Negotiate::new(), "/?transport=ndjson", &[]).await;
+    let negotiated = negotiate(&Negotiate::new(), "/?transport=ndjson", &[]).await;
     assert_eq!(negotiated.headers().get_all("vary").iter().count(), 1);
 }

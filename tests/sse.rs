@@ -1,4 +1,4 @@
-//! Server-Sent Events: the bytes, judged by a parser written from the standard.
+//! Server-Sent Events: the bytes of a stream, and what a parser written from the standard makes of them.
 
 use std::time::Duration;
 
@@ -18,10 +18,11 @@ use tower_push::{
     transport::{Sse, Transport},
 };
 
-/// What stands before the first event.
-const OPEN: &str = ":\n";
+/// The bytes before the first event.
+const FIRST_BYTES: &str = ":\n";
 
-async fn body_of(sse: Sse, source: impl PushSource + Send + 'static) -> PushBody {
+/// Returns the response body for a source.
+async fn stream_body(sse: Sse, source: impl PushSource + Send + 'static) -> PushBody {
     let response = sse
         .respond(&mut get_request_head("/", &[]), Push::new(source))
         .await;
@@ -29,22 +30,23 @@ async fn body_of(sse: Sse, source: impl PushSource + Send + 'static) -> PushBody
     response.into_body()
 }
 
-/// What stands behind the last one.
-const END: &str = "event: end\ndata: {\"finished\":false}\n\n";
+/// The bytes after the last event.
+const LAST_BYTES: &str = "event: end\ndata: {\"finished\":false}\n\n";
 
-/// What stands between the two.
-async fn bytes_of<I: IntoItem + Send + 'static>(sse: Sse, items: Vec<I>) -> String {
-    let bytes = body_text(body_of(sse, stream::iter(items)).await).await;
-    let bytes = bytes.strip_suffix(END).expect("at last, the end");
-    let bytes = bytes.strip_prefix(OPEN).expect("first of all, a comment");
+/// Returns the bytes of the events, without the first and last bytes of the stream.
+async fn written_events<I: IntoItem + Send + 'static>(sse: Sse, items: Vec<I>) -> String {
+    let bytes = body_text(stream_body(sse, stream::iter(items)).await).await;
+    let bytes = bytes.strip_suffix(LAST_BYTES).expect("an end event");
+    let bytes = bytes.strip_prefix(FIRST_BYTES).expect("a comment");
     bytes.to_owned()
 }
 
-fn messages(bytes: &str) -> Vec<MessageEvent> {
+fn parse_messages(bytes: &str) -> Vec<MessageEvent> {
     EventStreamParser::parse(bytes.as_bytes()).messages
 }
 
-fn message(data: &str) -> MessageEvent {
+/// Returns an event of the default type without an id.
+fn message_with_data(data: &str) -> MessageEvent {
     MessageEvent {
         event_type: "message".to_owned(),
         data: data.to_owned(),
@@ -52,9 +54,9 @@ fn message(data: &str) -> MessageEvent {
     }
 }
 
-/// WIRE vectors: payload, bytes, and what the client gets.
+/// Each case is a payload, the bytes on the wire, and the data that a client receives.
 #[tokio::test]
-async fn every_kind_of_line_break_is_one() {
+async fn every_kind_of_line_break_splits_data() {
     for (payload, bytes, received) in [
         ("a\r\nb", "data: a\ndata: b\n\n", "a\nb"),
         ("a\rb", "data: a\ndata: b\n\n", "a\nb"),
@@ -73,36 +75,40 @@ async fn every_kind_of_line_break_is_one() {
         (":comment", "data: :comment\n\n", ":comment"),
         ("nul\0", "data: nul\0\n\n", "nul\0"),
     ] {
-        let written = bytes_of(Sse::new(), vec![payload]).await;
+        let written = written_events(Sse::new(), vec![payload]).await;
         assert_eq!(written, bytes, "{payload:?}");
-        assert_eq!(messages(&written), [message(received)], "{payload:?}");
+        assert_eq!(
+            parse_messages(&written),
+            [message_with_data(received)],
+            "{payload:?}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_payload_cannot_forge_an_event() {
+async fn payload_cannot_forge_event() {
     for payload in [
         "safe content\r\n\r\nevent: control\r\ndata: {\"injected\":true}\r\n\r\n",
         "start\n\nevent: data\ndata: fake-event\n\nend",
         "start\r\revent: control\rdata: {\"cr_injected\":true}\r\rend",
     ] {
-        let written = bytes_of(Sse::new(), vec![payload]).await;
+        let written = written_events(Sse::new(), vec![payload]).await;
         let received = payload.replace("\r\n", "\n").replace('\r', "\n");
-        assert_eq!(messages(&written), [message(&received)]);
+        assert_eq!(parse_messages(&written), [message_with_data(&received)]);
     }
 }
 
 #[tokio::test]
-async fn fields_come_in_order_and_in_one_frame() {
+async fn event_fields_share_one_frame_in_order() {
     let event = Event::text("one\ntwo").with_type("price").unwrap();
     let event = event.with_id("k3f9-1042").unwrap();
-    let body = body_of(Sse::new(), stream::iter([event]).chain(stream::pending())).await;
+    let body = stream_body(Sse::new(), stream::iter([event]).chain(stream::pending())).await;
     let mut body = body;
     let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
     let bytes = ":\nevent: price\nid: k3f9-1042\ndata: one\ndata: two\n\n";
     assert_eq!(frame, bytes);
     assert_eq!(
-        messages(bytes),
+        parse_messages(bytes),
         [MessageEvent {
             event_type: "price".to_owned(),
             data: "one\ntwo".to_owned(),
@@ -112,28 +118,28 @@ async fn fields_come_in_order_and_in_one_frame() {
 }
 
 #[tokio::test]
-async fn json_is_written_as_it_is() {
+async fn json_payload_is_written_verbatim() {
     let event = Event::json(&serde_json::json!({"a": "line\nbreak"})).unwrap();
     assert_eq!(
-        bytes_of(Sse::new(), vec![event]).await,
+        written_events(Sse::new(), vec![event]).await,
         "data: {\"a\":\"line\\nbreak\"}\n\n"
     );
 }
 
 #[tokio::test]
-async fn a_mebibyte_is_one_event() {
+async fn large_payload_is_one_event() {
     let payload = "x".repeat(1 << 20);
-    let written = bytes_of(Sse::new(), vec![payload.clone()]).await;
-    assert_eq!(messages(&written), [message(&payload)]);
+    let written = written_events(Sse::new(), vec![payload.clone()]).await;
+    assert_eq!(parse_messages(&written), [message_with_data(&payload)]);
 }
 
 #[tokio::test]
-async fn bytes_are_text_where_they_are_utf_8_and_cut_the_stream_where_they_are_not() {
-    let written = bytes_of(Sse::new(), vec![Bytes::from_static("größe".as_bytes())]).await;
-    assert_eq!(messages(&written), [message("größe")]);
+async fn binary_payload_is_text_if_utf8_else_cuts_stream() {
+    let written = written_events(Sse::new(), vec![Bytes::from_static("größe".as_bytes())]).await;
+    assert_eq!(parse_messages(&written), [message_with_data("größe")]);
 
     let items = stream::iter([b"fine".to_vec(), b"\xff".to_vec(), b"never".to_vec()]);
-    let (frames, end) = body_frames(body_of(Sse::new(), items).await).await;
+    let (frames, end) = body_frames(stream_body(Sse::new(), items).await).await;
     assert_eq!(frames.concat(), b":\ndata: fine\n\n");
     let error = end.unwrap_err();
     assert!(
@@ -145,7 +151,7 @@ async fn bytes_are_text_where_they_are_utf_8_and_cut_the_stream_where_they_are_n
 }
 
 #[tokio::test]
-async fn base64_is_announced_and_covers_all_data_but_control_events() {
+async fn base64_covers_all_data_but_control_events() {
     let gap = Gap::new(GapReason::Lagged);
     let items: Vec<Item> = vec![
         Event::binary(&b"\xff\x00"[..]).into_item().unwrap(),
@@ -177,8 +183,8 @@ async fn base64_is_announced_and_covers_all_data_but_control_events() {
 }
 
 #[tokio::test]
-async fn a_stream_says_whether_it_ended_finished_or_failed() {
-    let ended = body_text(body_of(Sse::new(), stream::iter(["a"])).await).await;
+async fn stream_tells_ended_finished_and_failed_apart() {
+    let ended = body_text(stream_body(Sse::new(), stream::iter(["a"])).await).await;
     assert_eq!(
         ended,
         ":\ndata: a\n\nevent: end\ndata: {\"finished\":false}\n\n"
@@ -189,7 +195,7 @@ async fn a_stream_says_whether_it_ended_finished_or_failed() {
         Ok(Item::Finished),
         Event::text("b").into_item(),
     ]);
-    let finished = body_text(body_of(Sse::new(), items).await).await;
+    let finished = body_text(stream_body(Sse::new(), items).await).await;
     assert_eq!(
         finished,
         ":\ndata: a\n\nevent: end\nid: ~finished\ndata: {\"finished\":true}\n\n"
@@ -200,18 +206,19 @@ async fn a_stream_says_whether_it_ended_finished_or_failed() {
     );
 
     let items = stream::iter([Ok("a"), Err("out of ticks"), Ok("b")]);
-    let (frames, end) = body_frames(body_of(Sse::new(), items).await).await;
+    let (frames, end) = body_frames(stream_body(Sse::new(), items).await).await;
     assert_eq!(frames.concat(), b":\ndata: a\n\n");
     assert_eq!(end.unwrap_err().to_string(), "out of ticks");
 }
 
 #[tokio::test]
-async fn the_names_of_control_events_are_ones_own() {
+async fn control_event_names_are_configurable() {
     let sse = Sse::new()
         .gap_event(EventType::new("hole").unwrap())
         .end_event(EventType::new("fin").unwrap());
-    let written = body_text(body_of(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
-    let types: Vec<_> = messages(&written)
+    let written =
+        body_text(stream_body(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
+    let types: Vec<_> = parse_messages(&written)
         .into_iter()
         .map(|m| m.event_type)
         .collect();
@@ -219,9 +226,9 @@ async fn the_names_of_control_events_are_ones_own() {
 }
 
 #[tokio::test]
-async fn who_has_been_told_that_it_is_finished_is_not_served_again() {
-    let never = source_fn(|_| async {
-        Ok(stream::once(async { panic!("not to be asked") as Event }).boxed())
+async fn finished_cursor_gets_204() {
+    let panicking_source = source_fn(|_| async {
+        Ok(stream::once(async { panic!("must not be polled") as Event }).boxed())
     });
     for (uri, headers) in [
         ("/", [("last-event-id", EventId::FINISHED)].as_slice()),
@@ -229,40 +236,48 @@ async fn who_has_been_told_that_it_is_finished_is_not_served_again() {
         ("/?lastEventId=%7Efinished", &[]),
     ] {
         let response = Sse::new()
-            .respond(&mut get_request_head(uri, headers), Push::new(never))
+            .respond(
+                &mut get_request_head(uri, headers),
+                Push::new(panicking_source),
+            )
             .await;
         assert_eq!(response.status(), 204);
         assert!(!response.headers().contains_key("content-type"));
         assert_eq!(body_text(response.into_body()).await, "");
     }
-    let refusing = source_fn(|_| async { Err::<stream::Empty<Event>, _>(Rejection::finished()) });
+    let rejecting_source =
+        source_fn(|_| async { Err::<stream::Empty<Event>, _>(Rejection::finished()) });
     let response = Sse::new()
-        .respond(&mut get_request_head("/", &[]), Push::new(refusing))
+        .respond(&mut get_request_head("/", &[]), Push::new(rejecting_source))
         .await;
     assert_eq!(response.status(), 204);
 }
 
 #[tokio::test]
-async fn gaps_and_cursors_move_the_clients_cursor() {
+async fn gaps_and_cursors_move_client_cursor() {
     let id = |id: &str| EventId::new(id).unwrap();
     let gap = Gap::new(GapReason::Expired)
         .requested(id("a-1"))
         .resumed(id("a-7"))
         .missed(6);
     let items = vec![Item::Cursor(id("a-0")), Item::Gap(gap)];
-    let written = bytes_of(Sse::new(), items).await;
+    let written = written_events(Sse::new(), items).await;
     assert_eq!(
         written,
         "id: a-0\n\nevent: gap\nid: a-7\ndata: {\"reason\":\"expired\",\"requested\":\"a-1\",\"resumed\":\"a-7\",\"missed\":6}\n\n"
     );
     let parser = EventStreamParser::parse(written.as_bytes());
     assert_eq!(parser.last_event_id, "a-7");
-    assert_eq!(parser.messages.len(), 1, "a bare cursor dispatches nothing");
+    assert_eq!(
+        parser.messages.len(),
+        1,
+        "a cursor alone dispatches no event"
+    );
 }
 
-/// By the standard the first event without an id would make it forget.
+/// The stream repeats the client's cursor first. Otherwise, by the standard, the first event without an id would clear it.
 #[tokio::test]
-async fn a_client_keeps_its_cursor_through_a_new_connection() {
+async fn client_keeps_cursor_across_reconnect() {
     let source = source_fn(async |_| Ok(stream::iter(["no id"])));
     let mut head = get_request_head("/", &[("last-event-id", "a-1")]);
     let response = Sse::new().respond(&mut head, Push::new(source)).await;
@@ -278,7 +293,7 @@ async fn a_client_keeps_its_cursor_through_a_new_connection() {
 }
 
 #[tokio::test]
-async fn a_plain_stream_announces_that_it_cannot_resume() {
+async fn plain_stream_starts_with_gap_on_resume() {
     for (headers, requested) in [
         (vec![("last-event-id", "a-1")], "\"a-1\""),
         (vec![("last-event-id", "not an id")], "null"),
@@ -291,9 +306,9 @@ async fn a_plain_stream_announces_that_it_cannot_resume() {
         assert_eq!(
             response.status(),
             200,
-            "an EventSource dies of anything else"
+            "an EventSource gives up on any other status"
         );
-        let received = messages(&body_text(response.into_body()).await);
+        let received = parse_messages(&body_text(response.into_body()).await);
         assert_eq!(received[0].event_type, "gap");
         let json = format!(
             "{{\"reason\":\"epoch\",\"requested\":{requested},\"resumed\":null,\"missed\":null}}"
@@ -304,9 +319,9 @@ async fn a_plain_stream_announces_that_it_cannot_resume() {
 }
 
 #[tokio::test]
-async fn the_retry_hint_is_in_whole_milliseconds() {
+async fn retry_is_written_in_whole_milliseconds() {
     let sse = Sse::new().retry(Duration::from_micros(1_005_900));
-    let written = body_text(body_of(sse, stream::iter(["a"])).await).await;
+    let written = body_text(stream_body(sse, stream::iter(["a"])).await).await;
     assert!(
         written.starts_with("retry: 1005\n:\ndata: a\n\n"),
         "{written:?}"
@@ -318,11 +333,11 @@ async fn the_retry_hint_is_in_whole_milliseconds() {
 }
 
 #[tokio::test]
-async fn what_is_ready_together_is_one_frame_of_bounded_size() {
+async fn ready_events_share_bounded_frames() {
     let events = || (0..10_000).map(|n| Event::text(format!("{n:064}")));
     let kept: Vec<_> = events().collect();
-    let (owned, _) = body_frames(body_of(Sse::new(), stream::iter(events())).await).await;
-    let (shared, _) = body_frames(body_of(Sse::new(), stream::iter(kept.clone())).await).await;
+    let (owned, _) = body_frames(stream_body(Sse::new(), stream::iter(events())).await).await;
+    let (shared, _) = body_frames(stream_body(Sse::new(), stream::iter(kept.clone())).await).await;
     assert_eq!(owned.concat(), shared.concat());
     for frames in [owned, shared] {
         assert!(frames.len() < 10_000 / 100, "{} frames", frames.len());
@@ -335,16 +350,16 @@ async fn what_is_ready_together_is_one_frame_of_bounded_size() {
 }
 
 #[tokio::test]
-async fn one_encoding_serves_all_subscribers() {
+async fn one_encoding_is_shared_by_all_subscribers() {
     let event = Event::text("shared");
     let mut pointers = Vec::new();
     for _ in 0..3 {
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let items = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let mut body = body_of(Sse::new(), items).await;
+        let mut body = stream_body(Sse::new(), items).await;
         assert_eq!(
             body.frame().await.unwrap().unwrap().into_data().unwrap(),
-            OPEN
+            FIRST_BYTES
         );
         sender.send(event.clone()).await.unwrap();
         let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -354,32 +369,32 @@ async fn one_encoding_serves_all_subscribers() {
     assert!(pointers.iter().all(|p| *p == pointers[0]));
 }
 
-mod time {
+mod heartbeats {
     use tokio::time::{Instant, advance};
 
     use super::*;
 
-    fn every(seconds: u64) -> KeepAlive {
+    fn keep_alive_every(seconds: u64) -> KeepAlive {
         KeepAlive::new()
             .interval(Duration::from_secs(seconds))
             .jitter(0.0)
     }
 
-    async fn frame(body: &mut PushBody) -> Bytes {
+    async fn next_frame(body: &mut PushBody) -> Bytes {
         body.frame().await.unwrap().unwrap().into_data().unwrap()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn heartbeats_come_at_their_interval_and_events_put_them_off() {
+    async fn events_delay_next_heartbeat() {
         let (events, received) = tokio::sync::mpsc::channel(8);
         let items = tokio_stream::wrappers::ReceiverStream::new(received);
-        let mut body = body_of(Sse::new().keep_alive(every(15)), items).await;
-        assert_eq!(frame(&mut body).await, OPEN);
+        let mut body = stream_body(Sse::new().keep_alive(keep_alive_every(15)), items).await;
+        assert_eq!(next_frame(&mut body).await, FIRST_BYTES);
 
         let start = Instant::now();
-        assert_eq!(frame(&mut body).await, ":\n");
+        assert_eq!(next_frame(&mut body).await, ":\n");
         assert_eq!(start.elapsed().as_secs(), 15);
-        assert_eq!(frame(&mut body).await, ":\n");
+        assert_eq!(next_frame(&mut body).await, ":\n");
         assert_eq!(start.elapsed().as_secs(), 30);
 
         let sender = tokio::spawn(async move {
@@ -387,43 +402,44 @@ mod time {
             events.send("tick").await.unwrap();
             events
         });
-        assert_eq!(frame(&mut body).await, "data: tick\n\n");
+        assert_eq!(next_frame(&mut body).await, "data: tick\n\n");
         assert_eq!(start.elapsed().as_secs(), 44);
-        assert_eq!(frame(&mut body).await, ":\n");
+        assert_eq!(next_frame(&mut body).await, ":\n");
         assert_eq!(start.elapsed().as_secs(), 59);
 
         drop(sender.await.unwrap());
-        assert!(frame(&mut body).await.starts_with(b"event: end\n"));
+        assert!(next_frame(&mut body).await.starts_with(b"event: end\n"));
         assert!(body.frame().await.is_none());
         advance(Duration::from_secs(60)).await;
-        assert!(body.frame().await.is_none(), "none after the end");
+        assert!(body.frame().await.is_none(), "no heartbeat after the end");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_heartbeat_may_be_an_event_that_scripts_see() {
+    async fn heartbeat_may_be_a_visible_event() {
         let sse = Sse::new()
-            .keep_alive(every(5))
+            .keep_alive(keep_alive_every(5))
             .heartbeat_event(EventType::new("ping").unwrap());
-        let mut body = body_of(sse, stream::pending::<Event>()).await;
-        assert_eq!(frame(&mut body).await, OPEN);
-        assert_eq!(frame(&mut body).await, "event: ping\ndata:\n\n");
+        let mut body = stream_body(sse, stream::pending::<Event>()).await;
+        assert_eq!(next_frame(&mut body).await, FIRST_BYTES);
+        assert_eq!(next_frame(&mut body).await, "event: ping\ndata:\n\n");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_keep_alive_nothing_is_sent() {
-        let mut body = body_of(
+    async fn disabled_keep_alive_sends_nothing() {
+        let mut body = stream_body(
             Sse::new().keep_alive(KeepAlive::disabled()),
             stream::pending::<Event>(),
         )
         .await;
-        assert_eq!(frame(&mut body).await, OPEN);
+        assert_eq!(next_frame(&mut body).await, FIRST_BYTES);
         let day = Duration::from_secs(86_400);
         assert!(tokio::time::timeout(day, body.frame()).await.is_err());
     }
 }
 
-fn any_event() -> impl Strategy<Value = Event> {
-    let breaks = prop_oneof![
+/// Generates events whose payloads contain line breaks and fragments of fields.
+fn arbitrary_event() -> impl Strategy<Value = Event> {
+    let fragment = prop_oneof![
         Just("\n".to_owned()),
         Just("\r".to_owned()),
         Just("\r\n".to_owned()),
@@ -434,7 +450,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         any::<String>(),
         "[a-z]{0,40}",
     ];
-    let payload = proptest::collection::vec(breaks, 0..8).prop_map(|parts| parts.concat());
+    let payload = proptest::collection::vec(fragment, 0..8).prop_map(|parts| parts.concat());
     let id = proptest::option::of("[A-Za-z0-9._~-]{1,128}");
     let event_type = proptest::option::of("[a-zäöü:{}]{1,20}");
     (payload, id, event_type).prop_map(|(payload, id, event_type)| {
@@ -452,9 +468,9 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Every event reads back as it was, wherever the network cuts the bytes.
+    /// Every event parses back to its fields, wherever the network splits the bytes.
     #[test]
-    fn every_event_reads_back(events in proptest::collection::vec(any_event(), 1..5)) {
+    fn every_event_parses_back(events in proptest::collection::vec(arbitrary_event(), 1..5)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut id = String::new();
         let expected: Vec<_> = events.iter().map(|event| {
@@ -468,8 +484,8 @@ proptest! {
                 last_event_id: id.clone(),
             }
         }).collect();
-        let bytes = runtime.block_on(bytes_of(Sse::new(), events));
-        let bytes = format!("{OPEN}{bytes}").into_bytes();
+        let bytes = runtime.block_on(written_events(Sse::new(), events));
+        let bytes = format!("{FIRST_BYTES}{bytes}").into_bytes();
         for at in 0..=bytes.len() {
             let mut parser = EventStreamParser::parse(&bytes[..at]);
             parser.feed(&bytes[at..]);

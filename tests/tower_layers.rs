@@ -1,5 +1,5 @@
-//! What the well-known layers around a push do to it: timeouts and limits of tower and tower-http. The clock stands still but
-//! for what waits for it.
+//! What the timeout and limit layers of tower and tower-http do to a push. The clock is paused: it advances only while every task waits
+//! for a timer.
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
@@ -25,17 +25,19 @@ use tower_push::{
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// A stream that only has heartbeats: one in 15 seconds, or a tenth more.
-fn idle() -> SourceService<Channel> {
+/// A service whose streams have only heartbeats, one every 15 to 16.5 seconds.
+fn idle_service() -> SourceService<Channel> {
     tower_push::service(Channel::new())
 }
 
-fn without_heartbeats() -> SourceService<Channel> {
+/// A service whose streams have no heartbeats either.
+fn idle_service_without_heartbeats() -> SourceService<Channel> {
     let sse = Sse::new().keep_alive(KeepAlive::disabled());
-    idle().transport(Negotiate::new().add_transport(sse))
+    idle_service().transport(Negotiate::new().add_transport(sse))
 }
 
-async fn ask<S, B>(service: S, transport: &str) -> Response<B>
+/// Sends a request for a transport.
+async fn send_request<S, B>(service: S, transport: &str) -> Response<B>
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible>,
 {
@@ -46,8 +48,8 @@ where
         .unwrap()
 }
 
-/// For how long a body is good: until it ends or fails, or for an hour.
-async fn lasts(body: impl Body<Data = Bytes>) -> Duration {
+/// Reads a body until it ends or fails, for at most an hour, and returns for how long.
+async fn body_lifetime(body: impl Body<Data = Bytes>) -> Duration {
     let mut body = pin!(body);
     let start = Instant::now();
     let reading = async { while let Some(Ok(_)) = body.frame().await {} };
@@ -56,76 +58,80 @@ async fn lasts(body: impl Body<Data = Bytes>) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_of_the_response_does_not_touch_a_stream() {
+async fn response_timeout_leaves_streams_alone() {
     let layer = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SECOND);
-    let response = ask(layer.layer(idle()), "sse").await;
+    let response = send_request(layer.layer(idle_service()), "sse").await;
     assert_eq!(response.status(), StatusCode::OK);
-    assert!(lasts(response.into_body()).await >= HOUR);
+    assert!(body_lifetime(response.into_body()).await >= HOUR);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_of_the_response_fails_a_long_poll_that_waits_longer() {
+async fn response_timeout_fails_longer_long_polls() {
     let status = StatusCode::REQUEST_TIMEOUT;
     for (time, expected) in [(10 * SECOND, status), (60 * SECOND, StatusCode::OK)] {
         let layer = TimeoutLayer::with_status_code(status, time);
-        let response = ask(layer.layer(idle()), "long-poll").await;
+        let response = send_request(layer.layer(idle_service()), "long-poll").await;
         assert_eq!(response.status(), expected);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_of_the_responses_body_cuts_a_stream_whose_heartbeats_are_rarer() {
-    let lasting = async |time, service| {
+async fn body_timeout_cuts_streams_with_rarer_heartbeats() {
+    let stream_lifetime = async |time, service| {
         let layer = ResponseBodyTimeoutLayer::new(time);
-        lasts(ask(layer.layer(service), "sse").await.into_body()).await
+        body_lifetime(send_request(layer.layer(service), "sse").await.into_body()).await
     };
-    assert!(lasting(60 * SECOND, idle()).await >= HOUR);
-    assert!(lasting(10 * SECOND, idle()).await < 11 * SECOND);
-    assert!(lasting(60 * SECOND, without_heartbeats()).await < 61 * SECOND);
+    assert!(stream_lifetime(60 * SECOND, idle_service()).await >= HOUR);
+    assert!(stream_lifetime(10 * SECOND, idle_service()).await < 11 * SECOND);
+    assert!(stream_lifetime(60 * SECOND, idle_service_without_heartbeats()).await < 61 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_of_the_responses_body_cuts_every_stream() {
+async fn body_deadline_cuts_every_stream() {
     let layer = ResponseBodyDeadlineLayer::new(60 * SECOND);
-    let response = ask(layer.layer(idle()), "sse").await;
-    assert!(lasts(response.into_body()).await < 61 * SECOND);
+    let response = send_request(layer.layer(idle_service()), "sse").await;
+    assert!(body_lifetime(response.into_body()).await < 61 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_of_the_request_do_not_touch_a_stream() {
+async fn request_limits_leave_streams_alone() {
     let layers = (
         RequestBodyTimeoutLayer::new(SECOND),
         RequestBodyLimitLayer::new(0),
     );
-    let response = ask(layers.layer(idle()), "sse").await;
-    assert!(lasts(response.into_body()).await >= HOUR);
+    let response = send_request(layers.layer(idle_service()), "sse").await;
+    assert!(body_lifetime(response.into_body()).await >= HOUR);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_of_concurrency_does_not_count_streams() {
-    let service = ConcurrencyLimitLayer::new(1).layer(idle());
-    let first = ask(service.clone(), "sse").await;
-    let second = ask(service, "sse").await;
+async fn concurrency_limit_ignores_streams() {
+    let service = ConcurrencyLimitLayer::new(1).layer(idle_service());
+    let first = send_request(service.clone(), "sse").await;
+    let second = send_request(service, "sse").await;
     assert_eq!(second.status(), StatusCode::OK);
     drop(first);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_of_concurrency_counts_long_polls_while_they_wait() {
-    let service = ConcurrencyLimitLayer::new(1).layer(idle());
+async fn concurrency_limit_counts_waiting_long_polls() {
+    let service = ConcurrencyLimitLayer::new(1).layer(idle_service());
     let waiting = tokio::spawn({
         let service = service.clone();
-        async move { ask(service, "long-poll").await.status() }
+        async move { send_request(service, "long-poll").await.status() }
     });
     tokio::task::yield_now().await;
-    assert!(timeout(SECOND, ask(service.clone(), "sse")).await.is_err());
+    assert!(
+        timeout(SECOND, send_request(service.clone(), "sse"))
+            .await
+            .is_err()
+    );
     waiting.await.unwrap();
-    ask(service, "sse").await;
+    send_request(service, "sse").await;
 }
 
-/// Its body is complete.
+/// The body of a long-poll response is complete when the response begins, so timeouts of bodies cannot expire.
 #[tokio::test(start_paused = true)]
-async fn timeouts_of_bodies_do_not_touch_a_long_poll() {
+async fn body_timeouts_leave_long_polls_alone() {
     let layers = (
         ResponseBodyTimeoutLayer::new(SECOND),
         ResponseBodyDeadlineLayer::new(SECOND),
@@ -133,7 +139,7 @@ async fn timeouts_of_bodies_do_not_touch_a_long_poll() {
         RequestBodyLimitLayer::new(0),
     );
     let start = Instant::now();
-    let response = ask(layers.layer(idle()), "long-poll").await;
+    let response = send_request(layers.layer(idle_service()), "long-poll").await;
     assert!(start.elapsed() > SECOND);
     assert_eq!(response.status(), StatusCode::OK);
     let body = response.into_body().collect().await;

@@ -1,4 +1,5 @@
-//! One cursor over all transports: a client that hops among them at random reads a numbered feed exactly once, in order.
+//! One cursor for all transports: a client that switches the transport at random reads each event of a numbered feed exactly once, in
+//! order.
 
 use std::{
     sync::{
@@ -16,45 +17,53 @@ use testkit::{
 };
 use tower_push::{Channel, source::StartPosition};
 
-const HOPS: u64 = 3000;
+const REQUESTS: u64 = 3000;
 
-/// In which ways a client may ask, and with what it says where it stands.
-const WAYS: [(&str, Place); 9] = [
-    ("transport=sse", Place::Query("last_event_id")),
-    ("transport=ndjson", Place::Query("last_event_id")),
-    ("transport=json-seq", Place::Query("last_event_id")),
-    ("transport=multipart", Place::Query("last_event_id")),
+/// The queries of the requests, and where a client puts its cursor in each.
+const REQUEST_KINDS: [(&str, CursorPlacement); 9] = [
+    ("transport=sse", CursorPlacement::Query("last_event_id")),
+    ("transport=ndjson", CursorPlacement::Query("last_event_id")),
+    (
+        "transport=json-seq",
+        CursorPlacement::Query("last_event_id"),
+    ),
+    (
+        "transport=multipart",
+        CursorPlacement::Query("last_event_id"),
+    ),
     (
         "transport=long-poll&timeout=0",
-        Place::Query("last_event_id"),
+        CursorPlacement::Query("last_event_id"),
     ),
-    ("transport=long-poll&timeout=0", Place::Validator),
-    ("live=long-poll&timeout=0", Place::Query("offset")),
-    ("live=sse", Place::Query("offset")),
-    (WEBSOCKET, Place::Query("last_event_id")),
+    ("transport=long-poll&timeout=0", CursorPlacement::Validator),
+    ("live=long-poll&timeout=0", CursorPlacement::Query("offset")),
+    ("live=sse", CursorPlacement::Query("offset")),
+    (WEBSOCKET, CursorPlacement::Query("last_event_id")),
 ];
 
 const WEBSOCKET: &str = "transport=websocket";
 
+/// Where a request carries the cursor.
 #[derive(Clone, Copy)]
-enum Place {
+enum CursorPlacement {
+    /// The query parameter of this name.
     Query(&'static str),
-    /// `If-None-Match`, which a browser's cache sends.
+    /// The header `If-None-Match`, which a browser's cache sends.
     Validator,
 }
 
-/// What a hop reads.
-enum Answer {
+/// An open response or WebSocket, from which the client reads records.
+enum OpenResponse {
     Response(StreamingResponse),
-    /// Its messages are NDJSON's records.
+    /// A WebSocket whose messages have the format of NDJSON records.
     WebSocket(WebSocketConnection),
 }
 
-impl Answer {
+impl OpenResponse {
     async fn open(client: &mut HttpClient, path: &str) -> Self {
         let protocol = ("sec-websocket-protocol", "json.tower-push");
-        let opened = client.open_websocket(path, &[protocol]).await;
-        Self::WebSocket(opened.unwrap_or_else(|refused| panic!("{}", refused.head.status)))
+        let result = client.open_websocket(path, &[protocol]).await;
+        Self::WebSocket(result.unwrap_or_else(|refusal| panic!("{}", refusal.head.status)))
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -77,7 +86,7 @@ impl Answer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order() {
+async fn switching_client_gets_each_event_once_in_order() {
     let channel = Channel::builder()
         .max_events(100_000)
         .max_bytes(64 << 20)
@@ -86,17 +95,17 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         channel.with_start(StartPosition::Oldest),
     ))
     .await;
-    let (read, done) = (
+    let (last_read, done) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),
     );
     let publisher = thread::spawn({
-        let (channel, read, done) = (channel.clone(), read.clone(), done.clone());
+        let (channel, last_read, done) = (channel.clone(), last_read.clone(), done.clone());
         move || {
             let mut next = 1_u64;
             while !done.load(Ordering::Relaxed) {
-                // Now ahead of the client, now right beside it.
-                if next <= read.load(Ordering::Relaxed) + 1 + next % 50 {
+                // The publisher is up to 50 events ahead of the client, and sometimes not ahead at all.
+                if next <= last_read.load(Ordering::Relaxed) + 1 + next % 50 {
                     channel.publish(next.to_string()).unwrap();
                     next += 1;
                 } else {
@@ -110,9 +119,9 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
         HttpClient::connect(&server, HttpVersion::Http2).await,
         HttpClient::connect(&server, HttpVersion::Http1).await,
     ];
-    let (mut cursor, mut tag) = (None::<String>, None::<String>);
+    let (mut cursor, mut etag) = (None::<String>, None::<String>);
     let mut expected = 1_u64;
-    // A walk that is the same in every run.
+    // A linear congruential generator, whose numbers are the same in every run.
     let mut state = 7_u64;
     let mut random = move |below: u64| {
         state = state
@@ -120,69 +129,78 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
             .wrapping_add(1);
         (state >> 33) % below
     };
-    for hop in 0..HOPS {
-        let (way, place) = WAYS[random(WAYS.len() as u64) as usize];
-        // HTTP/1.1 must connect anew, for a stream that is dropped takes its connection with it.
+    for request in 0..REQUESTS {
+        let (query, placement) = REQUEST_KINDS[random(REQUEST_KINDS.len() as u64) as usize];
+        // HTTP/1.1 needs a new connection, because dropping an unfinished response closes the old one.
         let version = random(8).min(1) as usize;
         if version == 1 {
             clients[1] = HttpClient::connect(&server, HttpVersion::Http1).await;
         }
-        let (path, validator) = match (&cursor, place) {
-            (Some(id), Place::Query(place)) => (format!("/?{way}&{place}={id}"), None),
-            (Some(id), Place::Validator) => {
-                // As it came, where the last answer was of this dialect; or else as it would.
-                let held = tag.take().unwrap_or(format!("\"{id}+json\""));
-                (format!("/?{way}"), Some(held))
+        let (path, validator) = match (&cursor, placement) {
+            (Some(id), CursorPlacement::Query(parameter)) => {
+                (format!("/?{query}&{parameter}={id}"), None)
             }
-            (None, Place::Query("offset")) => (format!("/?{way}&offset=-1"), None),
-            (None, _) => (format!("/?{way}"), None),
+            (Some(id), CursorPlacement::Validator) => {
+                // The last response's ETag if it had one, or else the ETag that it would have had.
+                let held = etag.take().unwrap_or(format!("\"{id}+json\""));
+                (format!("/?{query}"), Some(held))
+            }
+            (None, CursorPlacement::Query("offset")) => (format!("/?{query}&offset=-1"), None),
+            (None, _) => (format!("/?{query}"), None),
         };
-        let validator = validator.as_deref().map(|tag| ("if-none-match", tag));
-        // Any format's tag will do.
+        let validator = validator.as_deref().map(|etag| ("if-none-match", etag));
+        // The ETag of any format is accepted for any other format.
         let accept = ["application/json", "application/x-ndjson"][random(2) as usize];
         let headers: Vec<_> = validator.into_iter().chain([("accept", accept)]).collect();
         let client = &mut clients[version];
-        let mut response = match way {
-            WEBSOCKET => Answer::open(client, &path).await,
-            _ => Answer::Response(client.get(&path, &headers).await),
+        let mut response = match query {
+            WEBSOCKET => OpenResponse::open(client, &path).await,
+            _ => OpenResponse::Response(client.get(&path, &headers).await),
         };
-        tag = match place {
-            Place::Query("offset") => None,
+        etag = match placement {
+            CursorPlacement::Query("offset") => None,
             _ => response.header("etag").map(str::to_owned),
         };
-        // A poll that found nothing says where it stands, and nothing else.
-        let next = ["stream-next-offset", "last-event-id"];
-        let next = next
+        // A poll without events returns only its cursor, in one of these headers.
+        let poll_cursor = ["stream-next-offset", "last-event-id"];
+        let poll_cursor = poll_cursor
             .iter()
             .find_map(|name| response.header(name))
             .map(str::to_owned);
         let Some(content_type) = response.header("content-type").map(str::to_owned) else {
-            assert!(matches!(response, Answer::Response(empty) if empty.head.status == 204));
-            cursor = next;
+            assert!(matches!(response, OpenResponse::Response(empty) if empty.head.status == 204));
+            cursor = poll_cursor;
             continue;
         };
         let mut reader = RecordReader::new(&content_type, cursor.take());
-        let mut wanted = random(4);
-        // Whatever has come when enough has come counts too: the cursor says so.
+        let mut wanted_events = random(4);
+        // Events that arrive together with the last wanted event count too, because the cursor includes them.
         loop {
             let Some(bytes) = response.next().await else {
-                assert!(next.is_some(), "hop {hop}: only a poll has an end");
-                reader.cursor = next;
+                assert!(
+                    poll_cursor.is_some(),
+                    "request {request}: only a poll has an end"
+                );
+                reader.cursor = poll_cursor;
                 break;
             };
-            let bytes = bytes.expect("no cut");
+            let bytes = bytes.expect("the response was cut off");
             for record in reader.feed(&bytes) {
                 assert!(
                     record.gap.is_none() && record.end.is_none(),
-                    "hop {hop}: {record:?}"
+                    "request {request}: {record:?}"
                 );
-                assert_eq!(record.data, Some(expected.to_string()), "hop {hop}, {way}");
+                assert_eq!(
+                    record.data,
+                    Some(expected.to_string()),
+                    "request {request}, {query}"
+                );
                 expected += 1;
-                wanted = wanted.saturating_sub(1);
+                wanted_events = wanted_events.saturating_sub(1);
             }
-            read.store(expected - 1, Ordering::Relaxed);
-            // A poll is read to its end: its cursor stands in the head.
-            if wanted == 0 && next.is_none() {
+            last_read.store(expected - 1, Ordering::Relaxed);
+            // A poll is read to its end, because its cursor, from the head, stands for all of its events.
+            if wanted_events == 0 && poll_cursor.is_none() {
                 break;
             }
         }
@@ -191,7 +209,7 @@ async fn a_client_that_hops_among_transports_gets_everything_once_and_in_order()
     done.store(true, Ordering::Relaxed);
     publisher.join().unwrap();
     drop(clients);
-    assert!(expected > HOPS, "{expected}");
+    assert!(expected > REQUESTS, "{expected}");
     let counters = channel.counts();
     assert_eq!((counters.expired, counters.lagged), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! Over real sockets, on HTTP/1.1 and HTTP/2: what arrives, when it arrives, and how it ends.
+//! Streams over real sockets, with HTTP/1.1 and HTTP/2: which bytes arrive, when they arrive, and how a stream ends.
 
 use std::sync::{Arc, Mutex};
 
@@ -25,7 +25,7 @@ use tower_push::{
     },
 };
 
-fn all() -> Negotiate {
+fn all_transports() -> Negotiate {
     let quiet = KeepAlive::disabled();
     Negotiate::only(Sse::new().keep_alive(quiet))
         .add_transport(Chunked::default().keep_alive(quiet))
@@ -35,7 +35,7 @@ fn all() -> Negotiate {
         .add_transport(Chunked::new(Raw::new()).keep_alive(quiet))
 }
 
-const NAMES: [&str; 6] = [
+const TRANSPORT_NAMES: [&str; 6] = [
     "sse",
     "ndjson",
     "json-seq",
@@ -44,8 +44,8 @@ const NAMES: [&str; 6] = [
     "raw",
 ];
 
-/// What goes before the events, what an event is, and what the end is, in one transport.
-fn expected(name: &str, boundary: &str, text: &str) -> (String, String, String) {
+/// Returns what a transport writes before the first event, for one event, and at the end.
+fn expected_parts(name: &str, boundary: &str, text: &str) -> (String, String, String) {
     let (open, event, end) = match name {
         "sse" => (
             ":\n",
@@ -88,53 +88,60 @@ fn boundary(content_type: &str) -> String {
     boundary.map_or(String::new(), |(_, boundary)| boundary.to_owned())
 }
 
-type Fed = Result<Event, &'static str>;
+type FeedItem = Result<Event, &'static str>;
 
-/// A source that a test feeds by hand, one subscriber at a time.
+/// A source for one subscriber at a time, whose events the test sends.
 #[derive(Clone, Default)]
-struct Feed {
-    next: Arc<Mutex<Option<mpsc::Receiver<Fed>>>>,
-    alive: LiveCounter,
+struct ManualSource {
+    next_receiver: Arc<Mutex<Option<mpsc::Receiver<FeedItem>>>>,
+    live_streams: LiveCounter,
 }
 
-impl Feed {
-    /// What the next subscriber will get.
-    fn open(&self) -> mpsc::Sender<Fed> {
+impl ManualSource {
+    /// Returns the sender of the next subscriber's events.
+    fn next_subscriber(&self) -> mpsc::Sender<FeedItem> {
         let (sender, receiver) = mpsc::channel(1024);
-        *self.next.lock().unwrap() = Some(receiver);
+        *self.next_receiver.lock().unwrap() = Some(receiver);
         sender
     }
 
+    /// Returns the source that the server serves.
     fn source(&self) -> impl PushSource + Clone + Send + Sync + use<> {
-        let feed = self.clone();
+        let source = self.clone();
         source_fn(async move |_| {
-            let receiver = feed.next.lock().unwrap().take().expect("a feed");
-            Ok(feed.alive.wrap(ReceiverStream::new(receiver)))
+            let receiver = source
+                .next_receiver
+                .lock()
+                .unwrap()
+                .take()
+                .expect("next_subscriber() was called");
+            Ok(source.live_streams.wrap(ReceiverStream::new(receiver)))
         })
     }
 }
 
-async fn feed(events: &mpsc::Sender<Fed>, text: &str) {
+async fn send_text(events: &mpsc::Sender<FeedItem>, text: &str) {
     events.send(Ok(Event::text(text))).await.unwrap();
 }
 
 #[tokio::test]
-async fn every_event_arrives_before_the_next_one_exists() {
-    let source = Feed::default();
-    let server = TestServer::start(tower_push::service(source.source()).transport(all())).await;
+async fn each_event_arrives_before_next_one_exists() {
+    let source = ManualSource::default();
+    let server =
+        TestServer::start(tower_push::service(source.source()).transport(all_transports())).await;
     for version in HttpVersion::ALL {
-        for name in NAMES {
-            let events = source.open();
+        for name in TRANSPORT_NAMES {
+            let events = source.next_subscriber();
             let mut client = HttpClient::connect(&server, version).await;
             let mut response = client.get(&format!("/?transport={name}"), &[]).await;
             assert_eq!(response.head.status, 200);
             let boundary = boundary(response.header("content-type").unwrap());
-            let (open, _, end) = expected(name, &boundary, "");
+            let (open, _, end) = expected_parts(name, &boundary, "");
             response.expect_bytes(open).await;
             for text in ["one", "two", "three"] {
-                feed(&events, text).await;
+                send_text(&events, text).await;
                 response
-                    .expect_bytes(expected(name, &boundary, text).1)
+                    .expect_bytes(expected_parts(name, &boundary, text).1)
                     .await;
             }
             drop(events);
@@ -146,37 +153,38 @@ async fn every_event_arrives_before_the_next_one_exists() {
 }
 
 #[tokio::test]
-async fn a_failing_source_is_cut_off_behind_all_that_it_gave() {
-    let source = Feed::default();
-    let server = TestServer::start(tower_push::service(source.source()).transport(all())).await;
+async fn failing_source_is_cut_after_its_events() {
+    let source = ManualSource::default();
+    let server =
+        TestServer::start(tower_push::service(source.source()).transport(all_transports())).await;
     for version in HttpVersion::ALL {
-        for name in NAMES {
-            let events = source.open();
+        for name in TRANSPORT_NAMES {
+            let events = source.next_subscriber();
             let mut client = HttpClient::connect(&server, version).await;
             let mut response = client.get(&format!("/?transport={name}"), &[]).await;
             let boundary = boundary(response.header("content-type").unwrap());
-            feed(&events, "given").await;
+            send_text(&events, "given").await;
             events.send(Err("broken")).await.unwrap();
-            let (open, event, _) = expected(name, &boundary, "given");
+            let (open, event, _) = expected_parts(name, &boundary, "given");
             response.expect_bytes(format!("{open}{event}")).await;
             let (rest, ended) = response.read_to_end().await;
             assert_eq!(rest, b"", "{version:?} {name}");
-            let error = ended.expect_err("a cut, not an end");
+            let error = ended.expect_err("the stream must be cut off, not ended");
             if version == HttpVersion::Http2 {
                 assert!(format!("{error:?}").contains("INTERNAL_ERROR"), "{error:?}");
             }
-            source.alive.wait_for(0).await;
+            source.live_streams.wait_for(0).await;
         }
     }
 }
 
 #[tokio::test]
-async fn http_1_bytes_are_what_they_should_be() {
-    let service =
-        tower_push::service(source_fn(async |_| Ok(stream::iter(["hi"])))).transport(all());
+async fn http1_response_matches_byte_for_byte() {
+    let service = tower_push::service(source_fn(async |_| Ok(stream::iter(["hi"]))))
+        .transport(all_transports());
     let server = TestServer::start(service).await;
-    let asking = "GET / HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
-    let (_, read) = send_raw_http1(&server, asking, "\r\n0\r\n\r\n").await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\n\r\n";
+    let (_, read) = send_raw_http1(&server, request, "\r\n0\r\n\r\n").await;
     let (head, body) = read.split_once("\r\n\r\n").unwrap();
     let mut head: Vec<_> = head
         .lines()
@@ -200,30 +208,30 @@ async fn http_1_bytes_are_what_they_should_be() {
 }
 
 #[tokio::test]
-async fn head_has_the_headers_of_get_and_ends() {
+async fn head_request_gets_headers_of_get() {
     let service = tower_push::service(source_fn(async |_| Ok(stream::pending::<Event>())));
-    let server = TestServer::start(service.transport(all())).await;
+    let server = TestServer::start(service.transport(all_transports())).await;
     for version in HttpVersion::ALL {
         for name in ["sse", "ndjson"] {
             let mut client = HttpClient::connect(&server, version).await;
             let path = format!("/?transport={name}");
             let head = client.send_request("HEAD", &path, &[]).await;
-            let mut asked = head.head.headers.clone();
+            let mut head_headers = head.head.headers.clone();
             let (body, ended) = head.read_to_end().await;
             assert!(body.is_empty() && ended.is_ok());
-            let mut got = client.get(&path, &[]).await.head.headers;
-            // The framing is hyper's, and may be left out of an answer to HEAD (RFC 9112 §6.1).
-            for own in ["date", "transfer-encoding"] {
-                asked.remove(own);
-                got.remove(own);
+            let mut get_headers = client.get(&path, &[]).await.head.headers;
+            // hyper adds the framing, and may omit it in the response to HEAD (RFC 9112 §6.1).
+            for name in ["date", "transfer-encoding"] {
+                head_headers.remove(name);
+                get_headers.remove(name);
             }
-            assert_eq!(asked, got, "{version:?}");
+            assert_eq!(head_headers, get_headers, "{version:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn post_streams_too() {
+async fn post_request_gets_stream() {
     let server = TestServer::start(tower_push::service(source_fn(async |_| {
         Ok(stream::iter(["token"]))
     })))
@@ -236,11 +244,11 @@ async fn post_streams_too() {
 }
 
 #[tokio::test]
-async fn http_2_has_no_headers_of_a_connection() {
+async fn http2_response_has_no_connection_headers() {
     let source = source_fn(async |_| Ok(stream::iter(["hi"])));
-    let server = TestServer::start(tower_push::service(source).transport(all())).await;
+    let server = TestServer::start(tower_push::service(source).transport(all_transports())).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
-    for name in NAMES {
+    for name in TRANSPORT_NAMES {
         let response = client.get(&format!("/?transport={name}"), &[]).await;
         for absent in [
             "connection",
@@ -256,8 +264,8 @@ async fn http_2_has_no_headers_of_a_connection() {
 mod middleware {
     use super::*;
 
-    /// A client that decodes this one encoding as the bytes come.
-    fn client(encoding: &str, version: HttpVersion) -> reqwest::Client {
+    /// Returns a client that decodes this one encoding while the bytes arrive.
+    fn decoding_client(encoding: &str, version: HttpVersion) -> reqwest::Client {
         let builder = reqwest::Client::builder()
             .gzip(encoding == "gzip")
             .brotli(encoding == "br")
@@ -272,20 +280,20 @@ mod middleware {
     }
 
     #[tokio::test]
-    async fn every_event_can_be_decoded_before_the_next_one_exists_behind_compression_and_cors() {
-        let source = Feed::default();
+    async fn compressed_event_decodes_before_next_one_exists() {
+        let source = ManualSource::default();
         let service = ServiceBuilder::new()
             .layer(CorsLayer::permissive())
-            // By default it leaves event streams alone.
+            // The default predicate excludes event streams.
             .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
-            .service(tower_push::service(source.source()).transport(all()));
+            .service(tower_push::service(source.source()).transport(all_transports()));
         let server = TestServer::start(service).await;
         for version in HttpVersion::ALL {
             let encodings = ["gzip", "br", "zstd", "deflate"].into_iter();
-            for (encoding, name) in encodings.flat_map(|e| NAMES.map(|name| (e, name))) {
-                let events = source.open();
+            for (encoding, name) in encodings.flat_map(|e| TRANSPORT_NAMES.map(|name| (e, name))) {
+                let events = source.next_subscriber();
                 let url = server.url(&format!("/?transport={name}"));
-                let request = client(encoding, version)
+                let request = decoding_client(encoding, version)
                     .get(url)
                     .header("origin", "http://a.example");
                 let mut response = request.send().await.unwrap();
@@ -296,40 +304,40 @@ mod middleware {
                     .to_owned();
                 let boundary = boundary(&content_type);
                 let mut read = BytesMut::new();
-                let mut wanted = expected(name, &boundary, "").0;
+                let mut expected = expected_parts(name, &boundary, "").0;
                 for text in ["one", "two", "three"] {
-                    feed(&events, text).await;
-                    wanted += &expected(name, &boundary, text).1;
-                    while read.len() < wanted.len() {
+                    send_text(&events, text).await;
+                    expected += &expected_parts(name, &boundary, text).1;
+                    while read.len() < expected.len() {
                         let chunk = tokio::time::timeout(TEST_TIMEOUT, response.chunk()).await;
                         let chunk = chunk.unwrap_or_else(|_| {
-                            panic!("{encoding} {name} holds back after {read:?}")
+                            panic!("{encoding} {name}: nothing arrives after {read:?}")
                         });
                         read.put(chunk.unwrap().unwrap());
                     }
-                    assert_eq!(String::from_utf8_lossy(&read), wanted);
+                    assert_eq!(String::from_utf8_lossy(&read), expected);
                 }
                 drop(events);
                 while let Some(bytes) = response.chunk().await.unwrap() {
                     read.put(bytes);
                 }
-                wanted += &expected(name, &boundary, "").2;
-                assert_eq!(String::from_utf8_lossy(&read), wanted);
+                expected += &expected_parts(name, &boundary, "").2;
+                assert_eq!(String::from_utf8_lossy(&read), expected);
             }
         }
     }
 
-    /// reqwest takes the header away once it has decoded, so that the test above does not see it.
+    /// Checks `Content-Encoding` with another client, because reqwest removes the header when it decodes.
     #[tokio::test]
-    async fn what_is_compressed_says_so() {
+    async fn compressed_response_names_its_encoding() {
         let source = source_fn(async |_| Ok(stream::iter(["hi"])));
         let service = ServiceBuilder::new()
             .layer(CompressionLayer::new().compress_when(SizeAbove::new(0)))
-            .service(tower_push::service(source).transport(all()));
+            .service(tower_push::service(source).transport(all_transports()));
         let server = TestServer::start(service).await;
         for version in HttpVersion::ALL {
             for encoding in ["gzip", "br", "zstd", "deflate"] {
-                for name in NAMES {
+                for name in TRANSPORT_NAMES {
                     let mut client = HttpClient::connect(&server, version).await;
                     let path = format!("/?transport={name}");
                     let response = client.get(&path, &[("accept-encoding", encoding)]).await;
@@ -340,7 +348,7 @@ mod middleware {
     }
 
     #[tokio::test]
-    async fn compression_leaves_event_streams_alone_by_default() {
+    async fn compression_leaves_event_streams_alone() {
         let source = source_fn(async |_| Ok(stream::iter(["hi"])));
         let service = ServiceBuilder::new()
             .layer(CompressionLayer::new())
@@ -353,7 +361,7 @@ mod middleware {
     }
 
     #[tokio::test]
-    async fn a_preflight_is_answered_by_the_cors_layer_and_allows_the_cursor() {
+    async fn cors_layer_answers_preflight_for_cursor() {
         let source = source_fn(async |_| Ok(stream::iter(["hi"])));
         let cors = CorsLayer::new()
             .allow_origin(["http://a.example".parse().unwrap()])
@@ -363,12 +371,12 @@ mod middleware {
             .service(tower_push::service(source));
         let server = TestServer::start(service).await;
         let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
-        let asking = [
+        let request = [
             ("origin", "http://a.example"),
             ("access-control-request-method", "GET"),
             ("access-control-request-headers", "last-event-id"),
         ];
-        let response = client.send_request("OPTIONS", "/", &asking).await;
+        let response = client.send_request("OPTIONS", "/", &request).await;
         assert_eq!(
             response.header("access-control-allow-headers"),
             Some("last-event-id")
@@ -388,8 +396,8 @@ mod middleware {
     }
 }
 
-/// A transport that is not the library's own: each payload behind its length.
-mod from_outside {
+/// A transport outside the library, which writes each payload after its length.
+mod custom_transport {
     use super::*;
 
     #[derive(Debug)]
@@ -450,7 +458,7 @@ mod from_outside {
     }
 
     #[tokio::test]
-    async fn a_transport_from_outside_is_negotiated_and_served_like_the_others() {
+    async fn custom_transport_is_negotiated_and_served() {
         let source = source_fn(async |subscription: Subscription| {
             if subscription.head().uri.path() == "/forbidden" {
                 return Err(Rejection::new(http::StatusCode::FORBIDDEN));

@@ -37,7 +37,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Admission(Arc<AdmissionLimits>);
 
-/// Configures an [`Admission`]. Without any setting it admits every stream.
+/// Configures an [`Admission`]. By default, the admission admits every stream.
 #[must_use]
 pub struct AdmissionBuilder(AdmissionLimits);
 
@@ -64,7 +64,7 @@ pub(super) struct AdmissionPermit {
 struct TotalPermit(Arc<TotalLimit>);
 
 impl Admission {
-    /// Creates a builder. Without any setting it builds an admission that admits every stream.
+    /// Creates a builder. By default, the admission admits every stream.
     pub fn builder() -> AdmissionBuilder {
         AdmissionBuilder(AdmissionLimits {
             total: None,
@@ -76,7 +76,7 @@ impl Admission {
     /// Counts the stream that a request asks for.
     ///
     /// # Errors
-    /// If a limit is reached.
+    /// Returns the reason of the refusal if a limit is reached.
     pub(super) fn try_acquire(&self, head: &Parts) -> Result<AdmissionPermit, RefusalReason> {
         let limits = &*self.0;
         let mut per_key = Vec::with_capacity(limits.per_key.len());
@@ -110,8 +110,9 @@ impl AdmissionBuilder {
 
     /// The maximum number of open streams for each key: no maximum by default. Each call adds a limit.
     ///
-    /// `key` finds the key in a request's head. A request for which it returns `None` is not counted. The client must not be able to choose
-    /// its key: take the peer's address, or what a layer in front has authenticated. A key is kept in memory while it has open streams.
+    /// `key` finds the key in a request's head. A request for which `key` returns `None` is not counted. The client must not be able to
+    /// choose its key: take the peer's address, or what a layer in front has authenticated. A key is kept in memory while streams with this
+    /// key are open.
     pub fn max_streams_per<F, K>(mut self, key: F, streams: usize) -> Self
     where
         F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
@@ -125,8 +126,8 @@ impl AdmissionBuilder {
         self
     }
 
-    /// The time after which refused clients should come back: 10 s by default. Each client is told a random time between half of it and one
-    /// and a half times it.
+    /// The time after which refused clients should come back: 10 s by default. Each client is told a random time from 50 to
+    /// 150 % of this time.
     pub fn retry(mut self, after: Duration) -> Self {
         self.0.retry = after;
         self
@@ -160,7 +161,7 @@ impl Drop for TotalPermit {
     }
 }
 
-/// A [`PerKeyLimit`] for keys of any type.
+/// A limit on the streams of each key, whatever the type of the keys is. [`PerKeyLimit`] implements it.
 trait KeyLimit: Send + Sync {
     /// Counts the stream that a request asks for. The permit is `None` if the request has no key.
     fn try_acquire(
@@ -173,7 +174,7 @@ trait KeyLimit: Send + Sync {
 struct PerKeyLimit<F, K> {
     key: F,
     max_streams: usize,
-    /// The number of open streams of each key that has any.
+    /// Maps each key with open streams to the number of these streams.
     open_streams: Mutex<HashMap<K, usize>>,
 }
 

@@ -19,8 +19,8 @@ use tracing::Span;
 use super::{
     admission::AdmissionPermit,
     drain::DrainRegistration,
+    guard_policy::GuardPolicy,
     observer::{Observer, StreamInfo},
-    policy::Policy,
     reasons::{CloseReason, RefusalReason},
 };
 use crate::{
@@ -35,38 +35,38 @@ use crate::{
 
 /// One stream of a guard, from the admission of its request until it is closed.
 pub(super) struct AdmittedStream {
-    policy: Arc<Policy>,
+    policy: Arc<GuardPolicy>,
     drain: Option<DrainRegistration>,
     permit: AdmissionPermit,
-    /// Set when the source accepts the subscription: the stream is open from then on.
-    opening: OnceLock<StreamOpening>,
-    /// The span that an observer has made. It is boxed because most streams have none.
+    /// Set when the source accepts the subscription. From then on, the stream is open.
+    opened: OnceLock<OpenedStream>,
+    /// The span that an observer has made, boxed because most streams have none.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
-    /// A [`CloseReason`] as its number: the reason if the stream were closed now.
+    /// The number of the [`CloseReason`] that the stream would have if it were closed now.
     close_reason: AtomicU8,
     /// Whether the client has a complete response, whatever the close reason is.
     has_complete_response: AtomicBool,
     /// Whether a guard inside this one has refused the request.
     is_refused: AtomicBool,
-    /// The handle of the guard around this one, which counts the stream until this one is closed.
+    /// The handle of the guard around this one. Holding it keeps the stream open for that guard.
     outer: Option<StreamHandle>,
 }
 
-/// What is known of a stream since it is open.
-struct StreamOpening {
+/// What a guard knows of a stream from its opening on.
+struct OpenedStream {
     info: StreamInfo,
     opened_at: Instant,
     lifetime_ends_at: Option<Instant>,
 }
 
-/// The time after which clients come back whose stream has reached its lifetime, give or take half of it.
+/// The time after which a client should come back if its stream has reached its lifetime. Each client is told 50 to 150 % of this time.
 const LIFETIME_RETRY: Duration = Duration::from_secs(1);
 
 impl AdmittedStream {
     /// Creates the state of a stream that `policy` admits. `outer` is the handle of the guard around this one.
     pub(super) fn new(
-        policy: Arc<Policy>,
+        policy: Arc<GuardPolicy>,
         drain: Option<DrainRegistration>,
         permit: AdmissionPermit,
         outer: Option<StreamHandle>,
@@ -75,7 +75,7 @@ impl AdmittedStream {
             policy,
             drain,
             permit,
-            opening: OnceLock::new(),
+            opened: OnceLock::new(),
             #[cfg(feature = "tracing")]
             span: OnceLock::new(),
             close_reason: AtomicU8::new(CloseReason::Left as u8),
@@ -85,13 +85,13 @@ impl AdmittedStream {
         }
     }
 
-    fn outer(&self) -> Option<&dyn StreamLifecycle> {
+    fn outer_lifecycle(&self) -> Option<&dyn StreamLifecycle> {
         self.outer.as_ref().map(StreamHandle::lifecycle)
     }
 
     /// Calls `notify` with each observer, in the stream's span. Does nothing before the stream is open.
     fn notify_observers(&self, notify: impl Fn(&dyn Observer, &StreamInfo)) {
-        let Some(StreamOpening { info, .. }) = self.opening.get() else {
+        let Some(OpenedStream { info, .. }) = self.opened.get() else {
             return;
         };
         #[cfg(feature = "tracing")]
@@ -100,15 +100,15 @@ impl AdmittedStream {
             .notify_observers(|observer| notify(observer, info));
     }
 
-    /// Waits for the transport's response. Returns `None` if the drain ends the stream before it is open.
+    /// Waits for the transport's response. Returns `None` if the drain ends the stream before the source accepts the subscription.
     pub(super) async fn response_unless_drained<T>(
         &self,
         response: impl Future<Output = T>,
     ) -> Option<T> {
         let mut response = pin!(response);
-        let mut drain_end = pin!(self.wait_for_drain_end());
+        let mut drained = pin!(self.wait_until_drained());
         poll_fn(|cx| {
-            // First: a stream that opens now would have to end before it has sent anything.
+            // The drain is checked first: a stream that opens now would have to end before it has sent anything.
             if !self.is_open()
                 && self
                     .drain_ends_at()
@@ -117,22 +117,22 @@ impl AdmittedStream {
                 return Poll::Ready(None);
             }
             match response.as_mut().poll(cx) {
-                Poll::Pending if !self.is_open() => drain_end.as_mut().poll(cx).map(|()| None),
+                Poll::Pending if !self.is_open() => drained.as_mut().poll(cx).map(|()| None),
                 polled => polled.map(Some),
             }
         })
         .await
     }
 
-    /// Waits until the drain ends the stream: forever if the guard has no drain.
-    async fn wait_for_drain_end(&self) {
+    /// Waits until the drain ends the stream. Never returns if the guard has no drain.
+    async fn wait_until_drained(&self) {
         match &self.drain {
-            Some(drain) => sleep_until(drain.wait_for_ends_at().await).await,
+            Some(drain) => sleep_until(drain.wait_for_end_time().await).await,
             None => pending().await,
         }
     }
 
-    /// Records the transport's response to the request that has had this head.
+    /// Records the transport's response. `head` is the head of the request, if an observer needs it.
     pub(super) fn on_response(
         self: &Arc<Self>,
         response: &Response<PushBody>,
@@ -145,23 +145,24 @@ impl AdmittedStream {
         if !self.is_open() && is_refused {
             self.policy.record_refusal(head, RefusalReason::Source);
         }
-        // The response to a poll, or a refusal. If anything else had a handle, such as the task of a socket, the stream would go on there.
+        // A body of known length belongs to the response to a poll, or to a refusal. But if something else holds a handle, such as the task
+        // of a socket, the stream goes on there.
         let has_known_length = response.body().size_hint().exact().is_some();
         if has_known_length && Arc::strong_count(self) == 1 {
             self.on_complete_response();
         }
     }
 
-    /// Refuses the request because the drain ends the stream before it is open. The client, which has received nothing yet, should find
-    /// another server.
-    pub(super) fn refuse_drained(
+    /// Refuses the request because the drain ends the stream before the source accepts the subscription. The client has received nothing
+    /// yet, and should find another server.
+    pub(super) fn refuse_for_drain(
         &self,
         head: Option<&Parts>,
         is_event_source: bool,
     ) -> Response<PushBody> {
         self.policy.record_refusal(head, RefusalReason::Draining);
         self.set_close_reason(CloseReason::Drained);
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_refusal();
             outer.on_complete_response();
         }
@@ -171,7 +172,7 @@ impl AdmittedStream {
 
     /// Returns whether the source has accepted the subscription.
     fn is_open(&self) -> bool {
-        self.opening.get().is_some()
+        self.opened.get().is_some()
     }
 
     fn close_reason(&self) -> CloseReason {
@@ -199,13 +200,13 @@ impl AdmittedStream {
     }
 
     fn lifetime_ends_at(&self) -> Option<Instant> {
-        self.opening.get()?.lifetime_ends_at
+        self.opened.get()?.lifetime_ends_at
     }
 
     /// Lets the observers make the stream's span.
     #[cfg(feature = "tracing")]
     fn make_span(&self, subscription: &Subscription) {
-        let Some(StreamOpening { info, .. }) = self.opening.get() else {
+        let Some(OpenedStream { info, .. }) = self.opened.get() else {
             return;
         };
         let observers = self.policy.observers.iter();
@@ -219,26 +220,26 @@ impl AdmittedStream {
 impl StreamLifecycle for AdmittedStream {
     fn on_open(&self, subscription: &Subscription) {
         let mut is_first = false;
-        self.opening.get_or_init(|| {
+        self.opened.get_or_init(|| {
             is_first = true;
             let transport = subscription.transport();
             let number = self.policy.counters.record_open(transport);
             let info = StreamInfo { number, transport };
             let opened_at = Instant::now();
             let lifetime = self.policy.random_lifetime();
-            StreamOpening {
+            OpenedStream {
                 info,
                 opened_at,
                 lifetime_ends_at: lifetime.map(|lifetime| opened_at + lifetime),
             }
         });
-        // The stream is counted as open by now, and will be counted as closed even if an observer panics.
+        // The stream is counted as open before the observers are notified. So it will be counted as closed even if an observer panics.
         if is_first {
             #[cfg(feature = "tracing")]
             self.make_span(subscription);
             self.notify_observers(|observer, info| observer.on_open(info, subscription));
         }
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_open(subscription);
         }
     }
@@ -247,7 +248,7 @@ impl StreamLifecycle for AdmittedStream {
     #[cfg(feature = "tracing")]
     fn span(&self) -> Option<&Span> {
         let own_span = self.span.get().map(|span| &**span);
-        own_span.or_else(|| self.outer()?.span())
+        own_span.or_else(|| self.outer_lifecycle()?.span())
     }
 
     fn ends_at(&self) -> Option<Instant> {
@@ -265,7 +266,7 @@ impl StreamLifecycle for AdmittedStream {
         };
         self.set_close_reason(reason);
         let end = Ok(Item::Ended { retry });
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_item(Some(&end));
         }
         Item::Ended { retry }
@@ -281,27 +282,27 @@ impl StreamLifecycle for AdmittedStream {
         if self.close_reason() == CloseReason::Left {
             self.set_close_reason(CloseReason::Answered);
         }
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_complete_response();
         }
     }
 
     fn on_refusal(&self) {
         self.is_refused.store(true, Ordering::Relaxed);
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_refusal();
         }
     }
 
     fn on_send_error(&self, error: &BoxError) {
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_send_error(error);
         }
         self.on_failure(error);
     }
 
     fn on_item(&self, item: Option<&Result<Item, BoxError>>) {
-        if let Some(outer) = self.outer() {
+        if let Some(outer) = self.outer_lifecycle() {
             outer.on_item(item);
         }
         let counters = &self.policy.counters;
@@ -329,24 +330,25 @@ impl StreamLifecycle for AdmittedStream {
 impl Drop for AdmittedStream {
     fn drop(&mut self) {
         let reason = self.close_reason();
-        if let Some(StreamOpening {
+        if let Some(OpenedStream {
             info, opened_at, ..
-        }) = self.opening.get()
+        }) = self.opened.get()
         {
             self.policy.counters.record_close(info.transport, reason);
             let open_for = opened_at.elapsed();
             let notify = || {
                 self.notify_observers(|observer, info| observer.on_close(info, reason, open_for))
             };
-            // The rest must be done even if an observer panics; and many a stream is dropped where no panic may escape.
+            // An observer's panic is caught: the permit and the drain below must not be skipped, and a destructor may run during another
+            // panic.
             let _ = catch_unwind(AssertUnwindSafe(notify));
         }
         #[cfg(feature = "tracing")]
         drop(self.span.take());
         drop(std::mem::take(&mut self.permit));
-        // Last, so that a task that waits for the drain finds the counts at 0 and the spans closed.
+        // The drain is updated last, so that a task that waits for it finds the counts at 0 and the spans closed.
         if let Some(drain) = &self.drain {
-            drain.deregister(reason.is_notified() || *self.has_complete_response.get_mut());
+            drain.deregister(reason.notifies_client() || *self.has_complete_response.get_mut());
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     sync::{AtomicBool, Mutex, Ordering, WaitList, WaiterKey, lock},
 };
 
-/// Ends all open streams in order, before a server stops.
+/// Ends all open streams before a server stops, and tells their clients when to come back.
 ///
 /// A clone is the same drain. Give it to each [`GuardBuilder`](super::GuardBuilder::drain), start it once, wait for it, and then let the
 /// server stop. An idle stream costs the drain some forty bytes in a list.
@@ -46,7 +46,7 @@ pub struct Drain(Arc<SharedDrain>);
 /// What all clones of a [`Drain`] share.
 struct SharedDrain {
     state: Mutex<DrainState>,
-    /// A copy of what `state` says, so that streams can read it at each item without the lock.
+    /// Whether `state` has a start. Streams read this copy at each item, without the lock.
     has_started: AtomicBool,
     /// The open streams, which wait for the start.
     streams: WaitList,
@@ -57,7 +57,7 @@ struct SharedDrain {
 #[derive(Default)]
 struct DrainState {
     start: Option<DrainStart>,
-    /// The number of streams that were ever registered. It spreads them over the shards of a [`WaitList`].
+    /// The number of streams that were ever registered. [`WaitList::register`] uses it to spread the streams over its shards.
     registered: usize,
     open: usize,
     /// See [`DrainOutcome::notified`].
@@ -89,13 +89,14 @@ struct DrainStart {
 pub struct DrainPlan {
     deadline: Duration,
     spread: Option<Duration>,
-    /// 0: no batches.
+    /// The number of batches. 0 stands for no batches.
     batches: u32,
     retry: Duration,
     jitter: f64,
 }
 
-/// The fate of the streams that were open when a [`Drain`] started. Each stream is counted once; the sum is their number.
+/// The fate of the streams that were open when a [`Drain`] started. Each stream is counted once, so that the sum of the fields is the
+/// number of these streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainOutcome {
@@ -110,7 +111,7 @@ pub struct DrainOutcome {
 }
 
 impl DrainPlan {
-    /// A plan that ends all streams within `deadline` after the start, at most 30 days.
+    /// Creates a plan that ends all streams within `deadline` after the start. `deadline` is at most 30 days.
     ///
     /// By default the streams end over the first half of this time, so that their clients have the other half to disconnect. Clients
     /// come back after 2.5 to 7.5 s.
@@ -132,21 +133,21 @@ impl DrainPlan {
     }
 
     /// The number of batches in which the streams end, at equal distances over the [spread](Self::spread). Batches are of about the same
-    /// size, and the first ends at once. By default (0) streams end one by one.
+    /// size, and the first ends at once. By default (0) the streams end one by one.
     pub fn batches(mut self, batches: u32) -> Self {
         self.batches = batches;
         self
     }
 
-    /// The time after which clients should come back, give or take the [jitter](Self::jitter): 5 s by default, at most 30 days. It should be
-    /// long enough to find another server, or this one restarted.
+    /// The time after which clients should come back, give or take the [jitter](Self::jitter): 5 s by default, at most 30 days. This time
+    /// should be long enough for clients to find another server, or for this one to restart.
     pub fn retry(mut self, after: Duration) -> Self {
         self.retry = after.min(MAX_DURATION);
         self
     }
 
-    /// The fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer: 0.5 by default, from 0.2
-    /// to 1.
+    /// The fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer: 0.5 by default, from
+    /// 0.2 to 1.
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = if fraction.is_nan() {
             0.2
@@ -156,7 +157,7 @@ impl DrainPlan {
         self
     }
 
-    /// Returns the time from the start to the end of one stream.
+    /// Chooses the time from the start of the drain to the end of one stream.
     fn random_delay(self) -> Duration {
         let spread = self.spread.unwrap_or(self.deadline / 2).min(self.deadline);
         let fraction = match f64::from(self.batches) {
@@ -166,7 +167,7 @@ impl DrainPlan {
         spread.mul_f64(fraction)
     }
 
-    /// Returns the time after which one client should come back.
+    /// Chooses the time after which one client should come back.
     fn random_retry(self) -> Duration {
         random::around(self.retry, self.jitter)
     }
@@ -176,7 +177,7 @@ impl DrainPlan {
 const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Drain {
-    /// A drain that has not started.
+    /// Creates a drain that has not started.
     pub fn new() -> Self {
         let shards = thread::available_parallelism().map_or(1, |threads| threads.get());
         Self(Arc::new(SharedDrain {
@@ -207,13 +208,14 @@ impl Drain {
         self.0.has_started.load(Ordering::SeqCst)
     }
 
-    /// The number of open streams: bodies that are not dropped, polls that wait for their response, sockets that are not closed.
+    /// The number of streams that are not closed: bodies that are not dropped, polls that wait for their response, and sockets that are not
+    /// closed.
     pub fn open_streams(&self) -> usize {
         lock(&self.0.state).open
     }
 
-    /// Waits for the start of the drain, and then until the last stream is closed or the deadline has passed. It is cancel safe, and can be
-    /// called any number of times.
+    /// Waits for the start of the drain, and then until the last stream is closed or the deadline has passed. The method is
+    /// cancel safe, and can be called any number of times.
     ///
     /// A stream is closed when its server has dropped it. Bytes that the stream wrote last may not be sent yet: the server sends
     /// them while it finishes its connections in its own graceful shutdown.
@@ -224,7 +226,7 @@ impl Drain {
         outcome.unwrap_or_else(|_| self.outcome())
     }
 
-    /// Returns the outcome if the deadline were now.
+    /// Returns the outcome as it would be if the deadline were now.
     pub(super) fn outcome(&self) -> DrainOutcome {
         lock(&self.0.state).outcome()
     }
@@ -234,7 +236,7 @@ impl Drain {
         self.wait_for(DrainState::final_outcome).await
     }
 
-    /// Waits until `select` returns a value.
+    /// Waits until `select` returns a value for the state of the drain.
     async fn wait_for<T>(&self, select: impl Fn(&DrainState) -> Option<T>) -> T {
         let shared = &*self.0;
         let waiter = DrainWaiter {
@@ -257,13 +259,13 @@ impl Drain {
         lock(&self.0.state).start
     }
 
-    /// Returns the time after which one client should come back: zero before the start.
+    /// Chooses the time after which one client should come back. Returns zero before the start.
     pub(super) fn random_retry(&self) -> Duration {
         let start = self.started();
         start.map_or(Duration::ZERO, |start| start.plan.random_retry())
     }
 
-    /// Adds one stream. Returns `None` if the drain has started.
+    /// Counts one more stream as open. Returns `None` if the drain has started.
     pub(super) fn register(&self) -> Option<DrainRegistration> {
         let sequence = lock(&self.0.state).register()?;
         Some(DrainRegistration {
@@ -275,7 +277,7 @@ impl Drain {
 }
 
 impl DrainState {
-    /// Adds one stream. Returns its sequence number, or `None` if the drain has started.
+    /// Counts one more stream as open. Returns its sequence number, or `None` if the drain has started.
     fn register(&mut self) -> Option<usize> {
         if self.start.is_some() {
             return None;
@@ -312,7 +314,7 @@ impl DrainState {
     }
 }
 
-/// Keeps a task registered in [`SharedDrain::waiters`] until it is dropped.
+/// A task that is registered in [`SharedDrain::waiters`] until this value is dropped.
 struct DrainWaiter<'a> {
     list: &'a WaitList,
     key: WaiterKey,
@@ -343,7 +345,7 @@ impl fmt::Debug for Drain {
 pub(super) struct DrainRegistration {
     drain: Drain,
     key: WaiterKey,
-    /// Chosen when it is first needed after the start of the drain.
+    /// The time at which the stream must end. It is chosen when it is first needed after the start of the drain.
     ends_at: OnceLock<Instant>,
 }
 
@@ -368,8 +370,8 @@ impl DrainRegistration {
 
     /// Waits for the start of the drain, and returns the time at which the stream must end.
     ///
-    /// It waits in another list than the stream itself, which may open meanwhile in another task.
-    pub(super) async fn wait_for_ends_at(&self) -> Instant {
+    /// This wait uses [`SharedDrain::waiters`]: the stream itself may open meanwhile in another task, and wait in [`SharedDrain::streams`].
+    pub(super) async fn wait_for_end_time(&self) -> Instant {
         let start = self.drain.wait_for(|state| state.start).await;
         self.ends_at().unwrap_or(start.started_at)
     }

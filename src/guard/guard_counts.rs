@@ -24,13 +24,13 @@ use crate::sync::{Mutex, MutexGuard, lock};
 #[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuardCounts {
-    /// The numbers of streams that are open now, by the names of their transports. A poll is open while it waits for its response.
+    /// The number of open streams of each transport, by the transport's name. A poll is open while it waits for its response.
     pub open_by_transport: BTreeMap<&'static str, u64>,
     /// The number of streams that were opened.
     pub opened: u64,
     /// The number of events that transports took from sources. An event counts once for each stream.
     pub events: u64,
-    /// The payloads of these events, in bytes.
+    /// The total length of the payloads of these events, in bytes.
     pub bytes: u64,
     /// The number of gaps that transports took from sources.
     pub gaps: u64,
@@ -39,17 +39,17 @@ pub struct GuardCounts {
 }
 
 impl GuardCounts {
-    /// The number of streams that are open now.
+    /// Returns the number of open streams.
     pub fn open(&self) -> u64 {
         self.open_by_transport.values().sum()
     }
 
-    /// The number of streams that were closed for `reason`.
+    /// Returns the number of streams that were closed for `reason`.
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed[reason as usize]
     }
 
-    /// The number of requests that were refused for `reason`.
+    /// Returns the number of requests that were refused for `reason`.
     pub fn refused(&self, reason: RefusalReason) -> u64 {
         self.refused[reason as usize]
     }
@@ -74,7 +74,7 @@ impl fmt::Debug for GuardCounts {
 /// The counters behind [`GuardCounts`].
 #[derive(Debug, Default)]
 pub(super) struct GuardCounters {
-    /// Under one lock, so that a snapshot holds each stream once.
+    /// All counts of streams are under one lock, so that a snapshot holds each stream once.
     streams: Mutex<StreamCounters>,
     events: AtomicU64,
     bytes: AtomicU64,
@@ -89,7 +89,7 @@ struct StreamCounters {
     closed: [u64; CloseReason::ALL.len()],
 }
 
-fn add(counter: &AtomicU64, count: u64) {
+fn add_relaxed(counter: &AtomicU64, count: u64) {
     counter.fetch_add(count, Ordering::Relaxed);
 }
 
@@ -115,23 +115,23 @@ impl GuardCounters {
         streams.closed[reason as usize] += 1;
     }
 
-    /// Counts an event, given the length of its payload in bytes.
+    /// Counts an event whose payload is `payload_len` bytes long.
     pub(super) fn record_event(&self, payload_len: usize) {
-        add(&self.events, 1);
-        add(&self.bytes, payload_len as u64);
+        add_relaxed(&self.events, 1);
+        add_relaxed(&self.bytes, payload_len as u64);
     }
 
     /// Counts a gap.
     pub(super) fn record_gap(&self) {
-        add(&self.gaps, 1);
+        add_relaxed(&self.gaps, 1);
     }
 
     /// Counts a refused request.
     pub(super) fn record_refusal(&self, reason: RefusalReason) {
-        add(&self.refused[reason as usize], 1);
+        add_relaxed(&self.refused[reason as usize], 1);
     }
 
-    /// Returns all counts.
+    /// Returns all counts as they are now.
     pub(super) fn snapshot(&self) -> GuardCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let streams = self.lock_streams();

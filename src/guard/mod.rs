@@ -58,7 +58,7 @@
 //! | the same reasons, but the request accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
 //! | the page is not [allowed](GuardBuilder::origin) | 403 |
 //!
-//! A request is also refused if its source has not yet accepted the subscription when the drain would end the stream.
+//! A request is also refused if the drain would end its stream before the source accepts the subscription.
 //!
 //! A `HEAD` request opens no stream. Only the origin policy can refuse it.
 //!
@@ -74,12 +74,12 @@
 //! `examples/metrics.rs` exposes all of this to Prometheus.
 //!
 //! # When a stream is closed
-//! A stream counts for [`Drain::wait`], [`Admission`] and [`GuardCounts`] until it is closed: until the server has dropped the future of the
-//! response, the response's body and, for a WebSocket, the task that owns the socket. It does not matter how the stream ended. A stream
-//! that long-polling [parks](crate::Resumable) between two polls is not open; each poll is.
+//! A stream counts for [`Drain::wait`], [`Admission`] and [`GuardCounts`] until it is closed. A stream is closed when the server has
+//! dropped the future of the response, the response's body and, for a WebSocket, the task that owns the socket. The way in which the stream
+//! ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls is not open; each poll is.
 //!
 //! A transport [of your own](crate::transport#a-transport-of-ones-own) is counted and ended too if it opens its streams with a
-//! [`PendingStream`](crate::supervision::PendingStream). If it does not, a guard still limits it, and a drain waits for it.
+//! [`PendingStream`](crate::supervision::PendingStream). Otherwise a guard still limits its streams, and a drain waits for them.
 //!
 //! If a guard is put around another, the inner guard ends the streams, and both count them.
 
@@ -87,10 +87,10 @@ mod admission;
 mod admitted_stream;
 mod drain;
 mod guard_counts;
+mod guard_policy;
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 mod observer;
-mod policy;
 mod reasons;
 #[cfg(feature = "tracing")]
 mod tracing_observer;
@@ -102,7 +102,9 @@ use http::{Method, Response, request::Parts};
 #[cfg(feature = "tracing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
-use self::{admission::AdmissionPermit, admitted_stream::AdmittedStream, policy::Policy};
+use self::{
+    admission::AdmissionPermit, admitted_stream::AdmittedStream, guard_policy::GuardPolicy,
+};
 pub use self::{
     admission::{Admission, AdmissionBuilder},
     drain::{Drain, DrainOutcome, DrainPlan},
@@ -121,12 +123,12 @@ use crate::{
 ///
 /// A clone is the same guard, with the same counts.
 #[derive(Clone, Default)]
-pub struct Guard(Arc<Policy>);
+pub struct Guard(Arc<GuardPolicy>);
 
-/// Configures a [`Guard`]. Without any setting, the guard only counts streams.
+/// Configures a [`Guard`]. By default, the guard only counts streams.
 #[derive(Default)]
 #[must_use]
-pub struct GuardBuilder(Policy);
+pub struct GuardBuilder(GuardPolicy);
 
 /// A transport under a [`Guard`], from [`Guard::wrap`]. See the [module docs](self).
 #[derive(Clone, Debug)]
@@ -141,7 +143,7 @@ impl Guard {
         Self::default()
     }
 
-    /// Creates a builder. Without any setting it builds a guard that only counts streams.
+    /// Creates a builder. By default, the guard only counts streams.
     pub fn builder() -> GuardBuilder {
         GuardBuilder::default()
     }
@@ -164,14 +166,14 @@ impl Guard {
 }
 
 impl GuardBuilder {
-    /// The drain that ends the streams. Once it has started, the guard refuses requests. By default there is none.
+    /// The drain that ends the streams. Once the drain has started, the guard refuses requests. By default, a guard has no drain.
     pub fn drain(mut self, drain: &Drain) -> Self {
         self.0.drain = Some(drain.clone());
         self
     }
 
-    /// The maximum lifetime of a stream, so that a load balancer can move its client to another server: no maximum by default, and at most 30
-    /// years. Each stream ends at a random point of the last fifth of this time.
+    /// The maximum lifetime of a stream, so that a load balancer can move its client to another server: no maximum by default, and at most
+    /// 30 years. Each stream ends at a random point of the last fifth of this time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -191,7 +193,7 @@ impl GuardBuilder {
     }
 
     /// The policy for the pages that send requests, on every transport: the guard answers 403 to pages that the policy does not allow. By
-    /// default it allows all, and only WebSockets have a policy of their own.
+    /// default the guard allows all pages, and only WebSockets have a policy of their own.
     ///
     /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the page's
     /// request, with the user's cookies, and the stream is open until the page goes away. A CORS layer belongs around the guard, so that it
@@ -201,16 +203,16 @@ impl GuardBuilder {
         self
     }
 
-    /// Adds an observer, which is notified of what happens to each stream. By default there is none.
+    /// Adds an observer, which is notified of what happens to each stream. By default, a guard has no observers.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.0.observers.push(Arc::new(observer));
         self
     }
 
-    /// Refuses an `EventSource` with 503, like any other client. By default it gets a 200 that makes it reconnect.
+    /// Refuses an `EventSource` with 503, like any other client. By default, an `EventSource` gets a 200 that makes it reconnect.
     ///
-    /// This is for monitors and load balancers that must see the refusal. In a browser, the `EventSource` then stays closed until the page
-    /// opens another.
+    /// This setting is for monitors and load balancers that must see the refusal. In a browser, the `EventSource` then stays closed until
+    /// the page opens another.
     pub fn always_503(mut self) -> Self {
         self.0.always_503 = true;
         self
@@ -278,12 +280,12 @@ impl<T: Transport> Transport for Guarded<T> {
                 return Box::pin(ready(refuse(policy, head, reason)));
             }
         };
-        // For the observers, if the request is refused later.
+        // The observers need the head if the request is refused later.
         let head_for_observers = (!policy.observers.is_empty()).then(|| head.clone());
         let is_event_source = policy.drain.is_some() && is_event_source_request(head);
         head.extensions.insert(StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
-        // If the transport has not taken the handle: the head may outlive the stream.
+        // The transport may have left the handle in the head, and the head may outlive the stream.
         head.extensions.remove::<StreamHandle>();
         Box::pin(async move {
             let head = head_for_observers.as_ref();
@@ -292,7 +294,7 @@ impl<T: Transport> Transport for Guarded<T> {
                     stream.on_response(&response, head);
                     response
                 }
-                None => stream.refuse_drained(head, is_event_source),
+                None => stream.refuse_for_drain(head, is_event_source),
             };
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
@@ -303,9 +305,9 @@ impl<T: Transport> Transport for Guarded<T> {
 /// Admits the stream that a request asks for. Takes the handle of the guard around this one out of the head.
 ///
 /// # Errors
-/// If the drain has started, or a limit is reached. The handle stays in the head then.
-fn admit(policy: &Arc<Policy>, head: &mut Parts) -> Result<AdmittedStream, RefusalReason> {
-    // Before the limits: a client that is refused for both reasons should come back when the drain says.
+/// Returns the reason of the refusal if the drain has started, or a limit is reached. The handle then stays in the head.
+fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedStream, RefusalReason> {
+    // The drain is checked before the limits: a client that both refuse should come back when the drain says.
     if policy.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
     }
@@ -327,7 +329,7 @@ fn admit(policy: &Arc<Policy>, head: &mut Parts) -> Result<AdmittedStream, Refus
 }
 
 /// Refuses a request that was not admitted.
-fn refuse(policy: &Policy, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
+fn refuse(policy: &GuardPolicy, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     policy.record_refusal(Some(head), reason);
     policy.refusal_response(reason, is_event_source_request(head))
 }

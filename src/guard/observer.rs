@@ -9,7 +9,7 @@ use crate::{
     source::Subscription,
 };
 
-/// Is notified of what happens to the streams of a [`Guard`](super::Guard): for metrics, logs and traces.
+/// Receives a call for everything that happens to the streams of a [`Guard`](super::Guard): for metrics, logs and traces.
 ///
 /// By default each method does nothing. The methods are called while items are sent, and from destructors: they must return quickly, and
 /// must not panic.
@@ -29,12 +29,12 @@ use crate::{
 /// let guard = Guard::builder().observer(Log).build();
 /// ```
 ///
-/// With the feature `tracing`, an observer can give each stream a span, in its method `make_span`. `guard::Tracing` does.
+/// With the feature `tracing`, an observer can give each stream a span, in its method `make_span`. `guard::TracingObserver` does so.
 pub trait Observer: Send + Sync + 'static {
     /// Makes the span of a stream that opens: none by default.
     ///
-    /// The source is polled in the span, and all observers are notified in it. The span ends when the stream is closed. A stream has one span:
-    /// the first one that is enabled of those that its observers make.
+    /// The source is polled in the span, and all observers are notified in it. The span ends when the stream is closed. A stream has
+    /// one span: the first enabled one of those that its observers make.
     ///
     /// ```
     /// use tower_push::{guard::{Guard, Observer, StreamInfo}, source::Subscription};
@@ -86,7 +86,7 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (stream, error);
     }
 
-    /// The stream is closed. It was open for `open_for`.
+    /// The stream is closed. `open_for` is the time from its opening until now.
     fn on_close(&self, stream: &StreamInfo, reason: CloseReason, open_for: Duration) {
         let _ = (stream, reason, open_for);
     }

@@ -2,7 +2,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client left, or its connection failed. It is also the reason if the guard knows no other.
+    /// The client left, or its connection failed. This is also the reason if the guard knows no other.
     Left,
     /// The client got the complete response to a poll.
     Answered,
@@ -18,7 +18,7 @@ pub enum CloseReason {
     /// [`LagPolicy::Disconnect`]: crate::source::channel::LagPolicy::Disconnect
     /// [`Error::is_lagged`]: crate::Error::is_lagged
     Lagged,
-    /// The server [drains](super::Drain).
+    /// The [drain](super::Drain) ended the stream.
     Drained,
     /// The stream reached its [lifetime](super::GuardBuilder::max_lifetime).
     Aged,
@@ -30,13 +30,13 @@ pub enum CloseReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RefusalReason {
-    /// The [maximum number of streams](super::AdmissionBuilder::max_streams) is open.
+    /// The [limit on all streams](super::AdmissionBuilder::max_streams) is reached.
     Full,
-    /// The [maximum number of streams of one key](super::AdmissionBuilder::max_streams_per) is open.
+    /// The [limit on the streams of one key](super::AdmissionBuilder::max_streams_per) is reached.
     Key,
-    /// The server [drains](super::Drain).
+    /// The [drain](super::Drain) has started.
     Draining,
-    /// The page that has sent the request is [not allowed](super::GuardBuilder::origin).
+    /// The [origin policy](super::GuardBuilder::origin) does not allow the page that has sent the request.
     Origin,
     /// The source or the transport refused the request.
     Source,
@@ -71,8 +71,9 @@ impl CloseReason {
         }
     }
 
-    /// Returns whether the client was notified of the end. A failure counts as not notified, though some transports name it to the client.
-    pub(super) fn is_notified(self) -> bool {
+    /// Returns whether the client is notified of an end for this reason. A failure does not count as notified, although some transports
+    /// tell the client of it.
+    pub(super) fn notifies_client(self) -> bool {
         !matches!(self, Self::Left | Self::Failed | Self::Lagged)
     }
 }

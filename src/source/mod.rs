@@ -33,15 +33,13 @@ mod client_messages;
 mod item_stream;
 mod log;
 mod push;
+mod push_source;
 pub mod query;
 mod rejection;
+mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
-
-use std::future::Future;
-
-use futures_core::Stream;
 
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
@@ -51,34 +49,10 @@ pub use self::{
     channel::Channel,
     item_stream::ItemStream,
     push::Push,
+    push_source::PushSource,
     rejection::Rejection,
+    requested_cursor::LAST_EVENT_ID,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
-    subscription::{LAST_EVENT_ID, StartPosition, Subscription},
+    subscription::{StartPosition, Subscription},
 };
-use crate::{error::BoxError, event::Item};
-
-/// A source of items for clients that subscribe to it. See the [module docs](self).
-pub trait PushSource {
-    /// The items of one client.
-    ///
-    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] also ends the stream, and says after which delay the
-    ///   client may reconnect.
-    /// - [`Item::Finished`] says that the source has finished, and the client must not reconnect.
-    /// - An error disconnects the client, which sees that its stream was cut off.
-    type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
-
-    /// Subscribes one client, or refuses it. If the client leaves before the future is ready, the future is dropped.
-    fn subscribe(
-        self,
-        subscription: Subscription,
-    ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send;
-
-    /// Returns whether a client that comes back with a cursor goes on from there. Only plain streams return `false`.
-    ///
-    /// A transport that answers with several responses, such as long-polling, keeps the stream of a source that cannot resume, and
-    /// subscribes anew to a source that can.
-    fn is_resumable(&self) -> bool {
-        true
-    }
-}

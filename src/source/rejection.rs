@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::error::Error;
 
-/// A subscription that is refused: a status, and what to say with it, before any byte is sent.
+/// The refusal of a subscription: a status, headers and a message, which the client gets instead of a stream.
 ///
-/// Keep in mind that an `EventSource` gives up for good on every status but 200 (and on 204 by intent, see
-/// [`Rejection::finished`]).
+/// An `EventSource` does not reconnect after any status but 200. A rejection with
+/// [`finished`](Rejection::finished) makes use of that.
 ///
 /// ```
 /// use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
@@ -20,63 +20,67 @@ use crate::error::Error;
 /// ```
 #[derive(Clone)]
 #[must_use]
-pub struct Rejection(Box<Inner>);
+pub struct Rejection(Box<RejectionParts>);
 
+/// The parts of a [`Rejection`], which is boxed because it is the error of many results.
 #[derive(Clone)]
-struct Inner {
+struct RejectionParts {
     status: StatusCode,
     message: Cow<'static, str>,
     headers: HeaderMap,
 }
 
 impl Rejection {
-    /// A refusal with this status, and its canonical reason as message.
+    /// Creates a rejection with this status. Its message is the status's canonical reason phrase.
     pub fn new(status: StatusCode) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(RejectionParts {
             status,
             message: status.canonical_reason().unwrap_or("refused").into(),
             headers: HeaderMap::new(),
         }))
     }
 
-    /// The source has finished for ever: 204, the answer on which an `EventSource` stops to reconnect
+    /// Creates the rejection of a source that has finished: clients must not reconnect.
+    ///
+    /// Its status is 204, after which an `EventSource` does not reconnect
     /// ([WHATWG HTML §9.2.3](https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model)).
     pub fn finished() -> Self {
         Self::new(StatusCode::NO_CONTENT).message("")
     }
 
-    /// What to tell the client, as plain text.
+    /// Sets the message to the client, which is the body of the response as plain text. An empty message leaves the body empty.
     pub fn message(mut self, message: impl Into<Cow<'static, str>>) -> Self {
         self.0.message = message.into();
         self
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header of the response.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.append(name, value);
         self
     }
 
-    /// When to come back, in whole seconds, rounded up: the `Retry-After` header.
+    /// Sets the time after which the client should come back: the `Retry-After` header, in whole seconds, rounded up.
     pub fn retry_after(mut self, after: Duration) -> Self {
-        let headers = &mut self.0.headers;
-        headers.insert(header::RETRY_AFTER, retry_after(after));
+        let value = retry_after(after);
+        self.0.headers.insert(header::RETRY_AFTER, value);
         self
     }
 
-    /// The status.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         self.0.status
     }
 
-    /// Whether the status is 204: the source has [finished](Self::finished).
+    /// Returns whether the status is 204: the source has [finished](Self::finished).
     pub fn is_finished(&self) -> bool {
         self.0.status == StatusCode::NO_CONTENT
     }
 
-    /// The status, the headers and the message.
+    /// Returns the status, the headers and the message. [`rejection_response`](crate::transport::rejection_response) makes the response
+    /// from them.
     pub fn into_parts(self) -> (StatusCode, HeaderMap, Cow<'static, str>) {
-        let Inner {
+        let RejectionParts {
             status,
             message,
             headers,
@@ -85,7 +89,7 @@ impl Rejection {
     }
 }
 
-/// The value of `Retry-After`: whole seconds, rounded up.
+/// Returns the value of a `Retry-After` header: whole seconds, rounded up.
 pub(crate) fn retry_after(after: Duration) -> HeaderValue {
     let rounded = after.subsec_nanos() > 0;
     HeaderValue::from(after.as_secs().saturating_add(u64::from(rounded)))
@@ -97,7 +101,7 @@ impl From<StatusCode> for Rejection {
     }
 }
 
-/// 500, without a word of the error to the client: what a source built cannot be sent.
+/// Makes a rejection with the status 500. The client does not learn what the error is.
 impl From<Error> for Rejection {
     fn from(_: Error) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR)

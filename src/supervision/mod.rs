@@ -1,9 +1,9 @@
 //! Opening a subscription so that a [`Guard`](crate::Guard) can limit, count, observe and end its stream.
 //!
-//! A [`Transport`](crate::transport::Transport) makes a [`PendingStream`] of each request, and [opens](PendingStream::open) it with the
-//! push that the request is for. The result is a [`SupervisedStream`]: the source's items, followed early by an
-//! [`Item::Ended`] or an [`Item::Expired`] if a guard or an expiry ends the stream. So a transport never learns why a stream ends: it
-//! handles these items like those of a source. Without a guard and an expiry, a supervised stream costs what the source's stream costs.
+//! A [`Transport`](crate::transport::Transport) creates a [`PendingStream`] for each request, and [opens](PendingStream::open) it with the
+//! push that responds to the request. The result is a [`SupervisedStream`] of the source's items. If a guard or an expiry ends the stream,
+//! its last item is an [`Item::Ended`] or an [`Item::Expired`]. A transport handles these items like those of a source, and does not learn
+//! why the stream ends. A supervised stream without a guard and without an expiry costs no more than the source's own stream.
 //!
 //! ```
 //! use http::{Response, request::Parts};
@@ -39,10 +39,10 @@
 //! | an event, a gap, an error or the end | the transport polls the stream for it |
 //! | the transport cannot send an item, and cuts the stream | the transport calls [`report_send_error`](SupervisedStream::report_send_error) |
 //! | a poll has its complete response | the length of the response's body is known; otherwise the transport calls [`report_complete_response`](SupervisedStream::report_complete_response) |
-//! | nothing of the stream is left | the response's body, the stream and each clone of its [handle](StreamHandle) are dropped |
+//! | the stream is closed | the response's body, the stream and each clone of its [handle](StreamHandle) are dropped |
 //!
-//! A transport that subscribes without a `PendingStream` is limited, and waited for by a drain, until the response's body is dropped. Its
-//! streams are neither counted nor ended.
+//! If a transport subscribes without a `PendingStream`, a guard still limits its streams, and a drain waits for them. But the guard neither
+//! counts nor ends them.
 //!
 //! [`Item::Ended`]: crate::Item::Ended
 //! [`Item::Expired`]: crate::Item::Expired

@@ -9,7 +9,7 @@ use crate::source::{Push, PushSource, Rejection, Subscription};
 #[derive(Debug)]
 #[must_use = "a pending stream does nothing unless it is opened"]
 pub struct PendingStream {
-    /// Without the handle, so that a source that keeps its subscription does not keep the stream counted.
+    /// The subscription that the source gets. It does not contain the handle, so that a source that keeps it does not keep the stream open.
     subscription: Subscription,
     handle: Option<StreamHandle>,
 }
@@ -26,12 +26,13 @@ impl PendingStream {
         }
     }
 
-    /// The subscription.
+    /// Returns the subscription.
     pub fn subscription(&self) -> &Subscription {
         &self.subscription
     }
 
-    /// Replaces the subscription by what `map` makes of it: for transports whose requests name the start in a way of their own.
+    /// Replaces the subscription by the result of `map`. A transport whose requests name the start in their own way uses this to call
+    /// [`Subscription::with_start`].
     pub fn map_subscription(self, map: impl FnOnce(Subscription) -> Subscription) -> Self {
         Self {
             subscription: map(self.subscription),
@@ -39,16 +40,17 @@ impl PendingStream {
         }
     }
 
-    /// Subscribes to `push`.
+    /// Subscribes to `push`, and supervises the stream of its items.
     ///
     /// # Errors
-    /// If the source refuses the subscription. [`rejection_response`](crate::transport::rejection_response) is the response then.
+    /// Returns the rejection if the source refuses the subscription. [`rejection_response`](crate::transport::rejection_response) makes the
+    /// response.
     pub async fn open(self, push: Push) -> Result<SupervisedStream, Rejection> {
         let items = push.subscribe(self.subscription.clone()).await?;
         Ok(self.supervise(items))
     }
 
-    /// Supervises `items`, with which the transport itself has answered the subscription. They count as open from now on.
+    /// Supervises `items` that the transport provides itself, instead of those of a source. From now on, the stream counts as open.
     pub fn supervise<S>(self, items: S) -> SupervisedStream<S> {
         if let Some(handle) = &self.handle {
             handle.lifecycle().on_open(&self.subscription);

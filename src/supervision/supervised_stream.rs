@@ -16,16 +16,16 @@ use crate::{
     source::{Push, PushSource},
 };
 
-/// A source's items until its guard or its expiry ends the stream.
+/// The items of a source, until the source, a guard or an expiry ends the stream.
 ///
-/// A [`PendingStream`](super::PendingStream) opens it. It ends with [`Item::Ended`] or [`Item::Expired`] if it ends early, and otherwise as
-/// the source's stream does. A transport may poll it on after the source's stream has ended with `None`: the stream is then pending until it
-/// ends early. See the [module docs](super).
+/// [`PendingStream::open`](super::PendingStream::open) creates this stream. If a guard or an expiry ends the stream, the last item is
+/// [`Item::Ended`] or [`Item::Expired`]: the stream ends early. A transport may continue to poll after the source's stream has ended with
+/// `None`. The supervised stream is then pending until a guard or the expiry ends it. See the [module docs](super) for an example.
 pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     items: S,
     handle: Option<StreamHandle>,
     expires_at: Option<Instant>,
-    /// Made when there is a time to wait for.
+    /// The timer of the early end. It is made when there is a time to wait for.
     timer: Option<Pin<Box<Sleep>>>,
     phase: StreamPhase,
 }
@@ -50,42 +50,43 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Items that are supervised elsewhere, or not at all.
+    /// Wraps items without a guard and without an expiry.
     #[cfg(test)]
     pub(crate) fn unsupervised(items: S) -> Self {
         Self::new(items, None, None)
     }
 
-    /// The handle of the stream's guard; `None` without a guard.
+    /// Returns the handle of the stream's guard, and `None` without a guard.
     pub fn handle(&self) -> Option<&StreamHandle> {
         self.handle.as_ref()
     }
 
-    /// Returns whether the guard or the expiry has ended the stream, and not the source.
+    /// Returns whether a guard or the expiry, and not the source, has ended the stream.
     pub fn has_ended_early(&self) -> bool {
         self.phase == StreamPhase::EndedEarly
     }
 
-    /// Reports that the transport cannot send the last item, because of `error`, and cuts the stream.
+    /// Reports that the transport cannot send the last item because of `error`, and therefore cuts the stream.
     ///
-    /// Without this report, the guard takes the item as sent, and the stream as [left](crate::guard::CloseReason::Left) by its client.
+    /// Without this report, the guard counts the item as sent, and the stream as closed because the client
+    /// [left](crate::guard::CloseReason::Left).
     pub fn report_send_error(&self, error: &BoxError) {
         if let Some(lifecycle) = self.lifecycle() {
             lifecycle.on_send_error(error);
         }
     }
 
-    /// Reports that the client gets a complete response to a poll, and that no more of the stream follows in it.
+    /// Reports that the client gets the complete response to a poll. Nothing more of the stream follows in the response.
     ///
-    /// It is needed only if the response's body does not know its length. Without this report, the guard takes such a stream as
-    /// [left](crate::guard::CloseReason::Left) by its client.
+    /// The report is needed only if the response's body does not know its length. Without the report, the guard counts such a
+    /// stream as closed because the client [left](crate::guard::CloseReason::Left).
     pub fn report_complete_response(&self) {
         if let Some(lifecycle) = self.lifecycle() {
             lifecycle.on_complete_response();
         }
     }
 
-    /// Ends the supervision. The items that were not yet taken can be kept for a later request of the same client.
+    /// Ends the supervision, and returns the items that were not taken. A transport can keep them for a later request of the same client.
     pub fn into_inner(self) -> S {
         self.items
     }
@@ -94,7 +95,7 @@ impl<S> SupervisedStream<S> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }
 
-    /// Returns the last item when it is time to end early.
+    /// Waits until a guard or the expiry ends the stream. Returns the last item.
     fn poll_early_end(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let guard_ends_at = self.lifecycle().and_then(StreamLifecycle::ends_at);
         let Some(ends_at) = earlier(guard_ends_at, self.expires_at) else {
@@ -121,7 +122,7 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Returns `false` if it may be time to end early by now.
+    /// Registers the task for a change of the guard's end time. Returns `false` if the time may have changed already.
     fn register_waker(&self, cx: &Context<'_>) -> bool {
         let lifecycle = self.lifecycle();
         lifecycle.is_none_or(|lifecycle| lifecycle.register_waker(cx.waker()))
@@ -132,8 +133,10 @@ impl<S> SupervisedStream<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Polls for the next item, and does not count it if it is an event or a gap: for a transport whose response is full, and that only
-    /// asks whether there is more. The transport must keep such an item for the client's next request.
+    /// Polls for the next item, without counting it if it is an event or a gap.
+    ///
+    /// A transport whose response is full uses this to learn whether there is more. It must keep an uncounted item for the client's next
+    /// request.
     pub fn poll_next_uncounted(
         &mut self,
         cx: &mut Context<'_>,
@@ -150,7 +153,7 @@ where
             return Poll::Ready(None);
         }
         loop {
-            // First, so that a source that is always ready ends too.
+            // The early end is polled first, so that a stream whose source is always ready ends too.
             if let Poll::Ready(end) = self.poll_early_end(cx) {
                 return Poll::Ready(Some(Ok(end)));
             }

@@ -67,8 +67,10 @@ impl KeepAlive {
         self
     }
 
-    /// Draws the interval of one stream; `None` if it sends no heartbeats.
-    pub(crate) fn draw_interval(self) -> Option<Duration> {
+    /// Draws the interval of one stream, within the jitter. Returns `None` if streams send no heartbeats.
+    ///
+    /// A transport with a body of its own draws an interval for each stream, when the stream opens.
+    pub fn draw_interval(self) -> Option<Duration> {
         let factor = 1.0 + self.jitter * random::signed_unit();
         let drawn = self.interval?.as_secs_f64() * factor;
         let drawn = Duration::try_from_secs_f64(drawn).unwrap_or(MAX_INTERVAL);

@@ -146,8 +146,7 @@ fn gaps_name_their_topic() -> Result<(), Error> {
 #[test]
 fn websocket_messages_have_members_or_lines() {
     use tower_push_proto::websocket::{
-        FrameEncoder, MessageFormat, Role,
-        decoder::{Decoder, Message, Received, Rules},
+        DecoderConfig, DecoderEvent, FrameDecoder, FrameEncoder, Message, MessageFormat, Role,
     };
 
     let messages = |format| -> Vec<String> {
@@ -155,16 +154,12 @@ fn websocket_messages_have_members_or_lines() {
         for item in items() {
             encoder.item(&item, &mut out).unwrap();
         }
-        let mut decoder = Decoder::new(Rules {
-            role: Role::Client,
-            message: 1024,
-            allows_compressed: false,
-        });
+        let mut decoder = FrameDecoder::new(DecoderConfig::new(Role::Client));
         let frames = out.into_bytes();
         let mut input = &frames[..];
         let mut next = || decoder.decode(&mut input, true, &mut |_| {}).unwrap();
         std::iter::from_fn(|| match next()? {
-            Received::Message(Message::Text(text)) => Some(text),
+            DecoderEvent::Message(Message::Text(text)) => Some(text),
             other => panic!("{other:?}"),
         })
         .collect()

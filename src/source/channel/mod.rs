@@ -40,9 +40,9 @@
 //! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each
 //! receiver handles lag itself. A [`Channel`] keeps events for clients that come back, and its [`LagPolicy`] handles lag.
 
-mod builder;
+mod channel_builder;
+mod channel_counts;
 mod channel_state;
-mod counts;
 mod epoch;
 mod lag_policy;
 mod subscriber;
@@ -51,8 +51,8 @@ use std::{fmt, sync::Arc};
 
 use self::channel_state::ChannelState;
 pub use self::{
-    builder::ChannelBuilder,
-    counts::ChannelCounts,
+    channel_builder::ChannelBuilder,
+    channel_counts::ChannelCounts,
     lag_policy::{KeyFn, LagPolicy},
     subscriber::Subscriber,
 };

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 
-use super::event_log::{EventLogLimits, LogEntry};
+use super::{event_log_limits::EventLogLimits, log_entry::LogEntry};
 use crate::event::Event;
 
 /// The newest event of each key among those that a log has trimmed, unless the log holds a newer one of that key.

@@ -1,18 +1,12 @@
 use std::{collections::VecDeque, time::Duration};
 
-use super::{ReadBuffer, conflated_tail::ConflatedTail, event_byte_len};
+use super::{
+    ReadBuffer,
+    conflated_tail::ConflatedTail,
+    event_log_limits::EventLogLimits,
+    log_entry::{LogEntry, event_byte_len},
+};
 use crate::event::Event;
-
-/// How much an [`EventLog`] holds. The newest event is held whatever its size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EventLogLimits {
-    /// The maximum number of events. Values below 1 count as 1.
-    pub(crate) max_events: usize,
-    /// The maximum sum of [`event_byte_len`].
-    pub(crate) max_bytes: usize,
-    /// How old an event may become. `None`: events do not expire.
-    pub(crate) max_age: Option<Duration>,
-}
 
 /// A sequence of events, from which the oldest events are trimmed when it exceeds its limits.
 ///
@@ -34,14 +28,6 @@ pub(crate) struct EventLog {
     conflated_tail: Option<ConflatedTail>,
 }
 
-/// One event of an [`EventLog`].
-#[derive(Debug)]
-pub(super) struct LogEntry {
-    pub(super) event: Event,
-    key: Option<Box<str>>,
-    appended_at: Duration,
-}
-
 /// What [`EventLog::read`] found after the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventLogReadOutcome {
@@ -54,13 +40,6 @@ pub(crate) enum EventLogReadOutcome {
     Closed,
     /// The events up to and including `up_to` are trimmed.
     Trimmed { up_to: u64 },
-}
-
-impl EventLogLimits {
-    fn is_expired(&self, entry: &LogEntry, now: Duration) -> bool {
-        let age = now.saturating_sub(entry.appended_at);
-        self.max_age.is_some_and(|max_age| age > max_age)
-    }
 }
 
 impl EventLog {
@@ -85,22 +64,30 @@ impl EventLog {
 
     /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
-        self.last_position += 1;
-        self.byte_len += event_byte_len(&event);
+        let position = self.next_position();
+        let byte_len = event_byte_len(&event);
         if let (Some(tail), Some(key)) = (&mut self.conflated_tail, &key) {
-            self.trimmed.extend(tail.on_append(key, self.last_position));
+            self.trimmed.extend(tail.on_append(key, position));
         }
+        self.make_room_for(byte_len);
+        self.last_position = position;
+        self.byte_len += byte_len;
         self.entries.push_back(LogEntry {
             event,
             key,
             appended_at: now,
         });
-        while self.entries.len() > self.limits.max_events.max(1)
-            || (self.byte_len > self.limits.max_bytes && self.entries.len() > 1)
+        self.trim_expired(now);
+    }
+
+    /// Trims the oldest events until one of `byte_len` bytes fits in. Called before that event is appended, so that the queue never
+    /// grows beyond the limit.
+    fn make_room_for(&mut self, byte_len: usize) {
+        while self.entries.len() >= self.limits.max_events.max(1)
+            || (self.byte_len + byte_len > self.limits.max_bytes && !self.entries.is_empty())
         {
             self.trim_oldest();
         }
-        self.trim_expired(now);
     }
 
     /// Trims the events that are too old.
@@ -234,17 +221,6 @@ impl EventLog {
             // If the tail has no event after the position, the log holds a newer event for each one that was trimmed.
             up_to: up_to.unwrap_or(before_oldest),
         }
-    }
-}
-
-impl LogEntry {
-    pub(super) fn key(&self) -> Option<&str> {
-        self.key.as_deref()
-    }
-
-    /// Bytes of the event and of its key, which a conflated tail holds twice.
-    pub(super) fn byte_len(&self) -> usize {
-        event_byte_len(&self.event) + 2 * self.key().map_or(0, str::len)
     }
 }
 

@@ -6,12 +6,15 @@
 //! | file | what it has | what it does not have |
 //! |---|---|---|
 //! | `event_log.rs` | [`EventLog`]: events, limits, reads | locks, clocks, ids, subscribers |
+//! | `log_entry.rs`, `event_log_limits.rs` | one event in a log, and how much a log holds | other events |
 //! | `conflated_tail.rs` | the newest event of each key, beyond the log's limits | readers |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
 //! | `shared_log.rs` | [`SharedLog`]: a log behind a lock, and the readers that wait for it | what an event means |
 
 mod conflated_tail;
 mod event_log;
+mod event_log_limits;
+mod log_entry;
 mod read_buffer;
 mod shared_log;
 
@@ -19,17 +22,9 @@ mod shared_log;
 mod loom_tests;
 
 pub(crate) use self::{
-    event_log::{EventLog, EventLogLimits, EventLogReadOutcome},
+    event_log::{EventLog, EventLogReadOutcome},
+    event_log_limits::EventLogLimits,
+    log_entry::event_byte_len,
     read_buffer::ReadBuffer,
     shared_log::SharedLog,
 };
-use crate::event::Event;
-
-/// The bytes of an event that count toward a log's limit: payload, id, type and topic. The event's
-/// encodings, one for each transport in use, are not counted.
-pub(crate) fn event_byte_len(event: &Event) -> usize {
-    let id = event.id().map_or(0, |id| id.as_str().len());
-    let event_type = event.event_type().map_or(0, |t| t.as_str().len());
-    let topic = event.topic().map_or(0, |topic| topic.as_str().len());
-    event.payload().as_bytes().len() + id + event_type + topic
-}

@@ -16,8 +16,8 @@ use loom::{
 };
 
 use super::{
-    config::EndPolicy,
     item_log::{ItemLogLimits, ItemLogReadOutcome},
+    resumable_config::EndPolicy,
     shared_stream::SharedStream,
     stream_token::StreamToken,
 };

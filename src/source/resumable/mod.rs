@@ -79,10 +79,10 @@
 //! stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for events that many
 //! clients get, or that are produced whether or not a client reads them.
 
-mod builder;
-mod config;
-mod counts;
 mod item_log;
+mod resumable_builder;
+mod resumable_config;
+mod resumable_counts;
 mod resumable_source;
 mod resumable_stream;
 mod shared_stream;
@@ -97,10 +97,13 @@ use std::{fmt, sync::Arc};
 use futures_core::Stream;
 
 pub use self::{
-    builder::ResumableBuilder, config::EndPolicy, counts::ResumableCounts,
-    resumable_source::ResumableSource, resumable_stream::ResumableStream,
+    resumable_builder::ResumableBuilder, resumable_config::EndPolicy,
+    resumable_counts::ResumableCounts, resumable_source::ResumableSource,
+    resumable_stream::ResumableStream,
 };
-use self::{config::ResumableConfig, stream_registry::StreamRegistry, stream_token::StreamToken};
+use self::{
+    resumable_config::ResumableConfig, stream_registry::StreamRegistry, stream_token::StreamToken,
+};
 use super::PushSource;
 use crate::{
     error::BoxError,

@@ -9,8 +9,8 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    config::EndPolicy,
     item_log::{ItemLog, ItemLogEntry, ItemLogLimits, ItemLogReadOutcome, StreamEnd},
+    resumable_config::EndPolicy,
     stream_token::StreamToken,
 };
 use crate::{

@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
-    config::ResumableConfig,
-    counts::ResumableCounts,
+    resumable_config::ResumableConfig,
+    resumable_counts::ResumableCounts,
     shared_stream::{BoxStream, SharedStream},
     stream_token::StreamToken,
 };

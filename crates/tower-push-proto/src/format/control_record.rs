@@ -1,4 +1,6 @@
-//! The records of the JSON formats that are no events: one object each, with a key of its own.
+//! Control records: the JSON objects that the JSON formats write for gaps, cursors and ends.
+//!
+//! Each one has a key that an event's [envelope](super::envelope) does not have.
 
 use bytes::{BufMut, BytesMut};
 
@@ -7,8 +9,8 @@ use crate::{
     event::{EventId, Gap},
 };
 
-/// Appends `{"id":"…","gap":{…}}`. The id is the cursor at which the stream goes on, and is left out if that is not known.
-pub(crate) fn write_gap(gap: &Gap, out: &mut BytesMut) {
+/// Appends the record of a gap: `{"id":"…","gap":{…}}`. The id is the cursor at which the stream continues. It is absent if that is unknown.
+pub fn write_gap(gap: &Gap, out: &mut BytesMut) {
     write_object(
         gap.resumed.as_ref().map(EventId::as_str),
         "gap",
@@ -17,16 +19,16 @@ pub(crate) fn write_gap(gap: &Gap, out: &mut BytesMut) {
     );
 }
 
-/// Appends `{"id":"…"}`.
-pub(crate) fn write_cursor(id: &EventId, out: &mut BytesMut) {
+/// Appends the record of a cursor that moves without an event: `{"id":"…"}`.
+pub fn write_cursor(id: &EventId, out: &mut BytesMut) {
     out.put_slice(b"{\"id\":\"");
     out.put_slice(id.as_str().as_bytes());
     out.put_slice(b"\"}");
 }
 
-/// Appends `{"id":"~finished","end":{"finished":true}}` for a source that has finished. For other ends there is no id, and a `retry` in
-/// milliseconds if the end has one: `{"end":{"finished":false,"retry":1500}}`.
-pub(crate) fn write_end(end: End, out: &mut BytesMut) {
+/// Appends the record of an end. If the source has finished, it is `{"id":"~finished","end":{"finished":true}}`. Otherwise it has no id, and
+/// may have the time in milliseconds after which the client should reconnect: `{"end":{"finished":false,"retry":1500}}`.
+pub fn write_end(end: End, out: &mut BytesMut) {
     let id = end.finished.then_some(EventId::FINISHED);
     write_object(id, "end", &end.to_json(), out);
 }

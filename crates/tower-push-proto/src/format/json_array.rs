@@ -76,7 +76,7 @@ impl Encoder for JsonArrayEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        envelope::write_with_cursor(event.fields(), cursor, self.next(out));
+        envelope::write_event_with_cursor(event.fields(), cursor, self.next(out));
         Ok(())
     }
 
@@ -115,6 +115,6 @@ struct Envelope;
 
 impl Encoding for Envelope {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write(fields, out);
+        envelope::write_event(fields, out);
     }
 }

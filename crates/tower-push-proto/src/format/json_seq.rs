@@ -61,7 +61,7 @@ impl Encoder for JsonSeq {
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
         framed(out.buffer(), |out| {
-            envelope::write_with_cursor(event.fields(), cursor, out);
+            envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
         Ok(())
     }
@@ -90,7 +90,7 @@ struct Record;
 
 impl Encoding for Record {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        framed(out, |out| envelope::write(fields, out));
+        framed(out, |out| envelope::write_event(fields, out));
     }
 }
 

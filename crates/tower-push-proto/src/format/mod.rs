@@ -12,7 +12,7 @@
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows the cursor and
 //! can resume on any transport; [`Ndjson::bare`] leaves it away.
 
-pub(crate) mod control_record;
+pub mod control_record;
 pub mod envelope;
 mod json_array;
 mod json_seq;

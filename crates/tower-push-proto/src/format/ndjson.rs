@@ -91,7 +91,7 @@ impl Encoder for Ndjson {
         if self.bare {
             return self.event(event, out);
         }
-        envelope::write_with_cursor(event.fields(), cursor, out.buffer());
+        envelope::write_event_with_cursor(event.fields(), cursor, out.buffer());
         out.buffer().put_u8(b'\n');
         Ok(())
     }
@@ -127,7 +127,7 @@ struct Envelope;
 
 impl Encoding for Envelope {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write(fields, out);
+        envelope::write_event(fields, out);
         out.put_u8(b'\n');
     }
 }
@@ -136,7 +136,7 @@ struct Bare;
 
 impl Encoding for Bare {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write_value(&fields.payload, out);
+        envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');
     }
 }

@@ -107,12 +107,24 @@ fn write_data(payload: &[u8], out: &mut BytesMut) {
         // Without any data field it would not be dispatched.
         return out.put_slice(b"data:\n\n");
     }
-    let mut rest = payload;
-    while let Some(at) = byte_search::find_byte(rest, |b| b == b'\n' || b == b'\r') {
-        write_field(b"data: ", &rest[..at], out);
-        let is_crlf = rest[at..].starts_with(b"\r\n");
-        rest = &rest[at + 1 + usize::from(is_crlf)..];
+    for line in data_lines(payload) {
+        write_field(b"data: ", line, out);
     }
-    write_field(b"data: ", rest, out);
     out.put_u8(b'\n');
+}
+
+/// Splits a payload into the lines that each need a `data` field. `\r\n`, `\r` and `\n` each end one line, and a payload that ends
+/// with one of them has an empty last line.
+#[inline]
+pub fn data_lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(payload);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let Some(line_end) = byte_search::find_byte(text, |b| b == b'\n' || b == b'\r') else {
+            return Some(text);
+        };
+        let is_crlf = text[line_end..].starts_with(b"\r\n");
+        rest = Some(&text[line_end + 1 + usize::from(is_crlf)..]);
+        Some(&text[..line_end])
+    })
 }

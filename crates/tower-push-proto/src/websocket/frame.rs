@@ -1,16 +1,26 @@
-//! Frames, written whole: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
+//! Writes single frames: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
 //!
 //! A server writes its frames without a mask, with [`encode`], [`encode_with`] and [`encode_close`]. A client masks each of its
-//! frames, with [`encode_masked`] and [`encode_close_masked`].
+//! frames, with [`encode_masked`] and [`encode_close_masked`]. Each function appends one frame that is a whole message or a control
+//! frame.
+//!
+//! ```
+//! use bytes::BytesMut;
+//! use tower_push_proto::websocket::frame::{self, OpCode};
+//!
+//! let mut out = BytesMut::new();
+//! frame::encode(OpCode::Text, false, b"Hello", &mut out);
+//! assert_eq!(out, &b"\x81\x05Hello"[..]);
+//! ```
 
 use bytes::{BufMut, BytesMut};
 
-use super::mask;
+use super::{close_code::CloseCode, mask};
 
-/// What a frame is.
+/// The type of a frame ([RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpCode {
-    /// What goes on with the message before it.
+    /// A later frame of a message that is in several frames.
     Continuation = 0x0,
     /// The first frame of a text message.
     Text = 0x1,
@@ -24,37 +34,8 @@ pub enum OpCode {
     Pong = 0xa,
 }
 
-/// What a control frame may carry, in bytes.
-pub(super) const CONTROL: usize = 125;
-
-/// What stands in a length's seven bits where the length follows them, in 16 bits or in 64.
-pub(super) const IN_16_BITS: u8 = 126;
-pub(super) const IN_64_BITS: u8 = 127;
-
-/// Of a header: two bytes and the longest length.
-const LONGEST: usize = 10;
-
-/// Of a header without a length behind it.
-const SHORTEST: usize = 2;
-
-const FINAL: u8 = 0x80;
-const COMPRESSED: u8 = 0x40;
-
-/// The bit of the second byte that says that a mask key follows the length.
-const MASKED: u8 = 0x80;
-
-/// The end of a connection that this side is. Clients mask their frames, and servers must not mask theirs
-/// ([RFC 6455 §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// This side is the server: it sends frames without a mask, and receives masked ones.
-    Server,
-    /// This side is the client: it sends masked frames, and receives frames without a mask.
-    Client,
-}
-
 impl OpCode {
-    /// By the low half of a frame's first byte. The others are reserved.
+    /// Returns the type for the low four bits of a frame's first byte, or `None` if they are reserved.
     pub fn new(bits: u8) -> Option<Self> {
         Some(match bits {
             0x0 => Self::Continuation,
@@ -67,48 +48,89 @@ impl OpCode {
         })
     }
 
-    /// Whether it is a close frame, a ping or a pong.
+    /// Whether it is the type of a control frame: a close frame, a ping or a pong.
     pub fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
 }
 
-/// Appends one whole frame: its header and its payload. A control frame's payload has at most 125 bytes.
+/// The end of a connection that this side is. Clients mask their frames, and servers must not mask theirs
+/// ([RFC 6455 §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// This side is the server: it sends frames without a mask, and receives masked ones.
+    Server,
+    /// This side is the client: it sends masked frames, and receives frames without a mask.
+    Client,
+}
+
+/// The most payload bytes of a control frame (RFC 6455 §5.5).
+pub(super) const MAX_CONTROL_PAYLOAD_LEN: usize = 125;
+
+/// The 7-bit length of a frame whose length follows in 16 bits.
+pub(super) const LEN_IN_16_BITS: u8 = 126;
+
+/// The 7-bit length of a frame whose length follows in 64 bits.
+pub(super) const LEN_IN_64_BITS: u8 = 127;
+
+/// The bit of the first byte that marks the last frame of a message.
+pub(super) const FIN_BIT: u8 = 0x80;
+
+/// The bit of the first byte that marks a compressed message (RFC 7692 §6).
+pub(super) const RSV1_BIT: u8 = 0x40;
+
+/// The bit of the second byte that marks a masked frame.
+pub(super) const MASK_BIT: u8 = 0x80;
+
+/// The length of a header with a 7-bit length and without a mask key, in bytes.
+const MIN_HEADER_LEN: usize = 2;
+
+/// The length of a header with a 64-bit length and without a mask key, in bytes.
+pub(super) const MAX_UNMASKED_HEADER_LEN: usize = 10;
+
+/// Appends one frame without a mask.
+///
+/// `is_compressed` marks the payload as the output of permessage-deflate. The payload of a control frame must have at most 125
+/// bytes.
 pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
-    out.reserve(LONGEST + payload.len());
-    out.put_slice(Header::new(opcode, is_compressed, payload.len()).as_bytes());
+    out.reserve(MAX_UNMASKED_HEADER_LEN + payload.len());
+    out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
     out.put_slice(payload);
 }
 
-/// Appends a frame with the payload that `write` appends. It is moved once more if it is longer than 125 bytes.
+/// Appends one frame without a mask, whose payload `write_payload` appends.
+///
+/// The payload is written behind a header of two bytes. If it turns out longer than 125 bytes, it is moved to make room for a longer
+/// header.
 pub fn encode_with(
     opcode: OpCode,
     is_compressed: bool,
     out: &mut BytesMut,
-    write: impl FnOnce(&mut BytesMut),
+    write_payload: impl FnOnce(&mut BytesMut),
 ) {
     let start = out.len();
-    let payload = start + SHORTEST;
-    out.put_bytes(0, SHORTEST);
-    write(out);
+    let payload_start = start + MIN_HEADER_LEN;
+    out.put_bytes(0, MIN_HEADER_LEN);
+    write_payload(out);
     let end = out.len();
-    let header = Header::new(opcode, is_compressed, end - payload);
+    let header = FrameHeader::new(opcode, is_compressed, end - payload_start);
     let header = header.as_bytes();
-    if header.len() > SHORTEST {
-        out.put_bytes(0, header.len() - SHORTEST);
-        out.copy_within(payload..end, start + header.len());
+    if header.len() > MIN_HEADER_LEN {
+        out.put_bytes(0, header.len() - MIN_HEADER_LEN);
+        out.copy_within(payload_start..end, start + header.len());
     }
     out[start..start + header.len()].copy_from_slice(header);
 }
 
-/// Appends a close frame, with as much of the reason as it has room for. One without a code is empty.
+/// Appends a close frame without a mask. Its payload is empty if there is no code. The reason is cut, between characters, to the 123
+/// bytes that fit behind the code.
 pub fn encode_close(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
         put_close_payload(code, reason, out)
     });
 }
 
-/// Appends one whole frame of a client: like [`encode`], with the payload masked under `mask_key`.
+/// Appends one frame of a client: like [`encode`], but with the payload masked under `mask_key`.
 ///
 /// Each frame needs a fresh key, which must not be predictable for whoever chose the payload
 /// ([RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
@@ -119,24 +141,24 @@ pub fn encode_masked(
     payload: &[u8],
     out: &mut BytesMut,
 ) {
-    out.reserve(LONGEST + mask_key.len() + payload.len());
-    let second = out.len() + 1;
-    out.put_slice(Header::new(opcode, is_compressed, payload.len()).as_bytes());
-    out[second] |= MASKED;
+    out.reserve(MAX_UNMASKED_HEADER_LEN + mask_key.len() + payload.len());
+    let second_byte = out.len() + 1;
+    out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
+    out[second_byte] |= MASK_BIT;
     out.put_slice(&mask_key);
-    let start = out.len();
+    let payload_start = out.len();
     out.put_slice(payload);
-    mask::in_place(&mut out[start..], mask_key);
+    mask::xor_in_place(&mut out[payload_start..], mask_key);
 }
 
-/// Appends a close frame of a client: like [`encode_close`], with the payload masked under `mask_key`.
+/// Appends a close frame of a client: like [`encode_close`], but with the payload masked under `mask_key`.
 pub fn encode_close_masked(
     code: Option<CloseCode>,
     reason: &str,
     mask_key: [u8; 4],
     out: &mut BytesMut,
 ) {
-    let mut payload = BytesMut::with_capacity(CONTROL);
+    let mut payload = BytesMut::with_capacity(MAX_CONTROL_PAYLOAD_LEN);
     put_close_payload(code, reason, &mut payload);
     encode_masked(OpCode::Close, false, mask_key, &payload, out);
 }
@@ -144,47 +166,48 @@ pub fn encode_close_masked(
 fn put_close_payload(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     if let Some(code) = code {
         out.put_u16(code.get());
-        out.put_slice(cut(reason, CONTROL - 2).as_bytes());
+        let max_reason_len = MAX_CONTROL_PAYLOAD_LEN - size_of::<u16>();
+        out.put_slice(truncate_at_char(reason, max_reason_len).as_bytes());
     }
 }
 
-/// As many whole characters as these bytes hold.
-fn cut(text: &str, len: usize) -> &str {
-    let mut end = text.len().min(len);
+/// Returns the longest prefix of whole characters that has at most `max_len` bytes.
+fn truncate_at_char(text: &str, max_len: usize) -> &str {
+    let mut end = text.len().min(max_len);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
     &text[..end]
 }
 
-/// What a frame begins with.
+/// The encoded header of an unmasked frame. Empty by default.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Header {
-    bytes: [u8; LONGEST],
+pub(super) struct FrameHeader {
+    bytes: [u8; MAX_UNMASKED_HEADER_LEN],
     len: u8,
 }
 
-impl Header {
-    /// For a payload of this length, in bytes.
-    pub(super) fn new(opcode: OpCode, is_compressed: bool, payload: usize) -> Self {
-        debug_assert!(!opcode.is_control() || payload <= CONTROL);
-        let compressed = if is_compressed { COMPRESSED } else { 0 };
-        let mut bytes = [0; LONGEST];
-        bytes[0] = FINAL | compressed | opcode as u8;
-        let len = match (u8::try_from(payload), u16::try_from(payload)) {
-            (Ok(short), _) if short < IN_16_BITS => {
-                bytes[1] = short;
-                SHORTEST as u8
+impl FrameHeader {
+    /// Encodes the header of a frame with this many payload bytes, which is a whole message or a control frame.
+    pub(super) fn new(opcode: OpCode, is_compressed: bool, payload_len: usize) -> Self {
+        debug_assert!(!opcode.is_control() || payload_len <= MAX_CONTROL_PAYLOAD_LEN);
+        let rsv1 = if is_compressed { RSV1_BIT } else { 0 };
+        let mut bytes = [0; MAX_UNMASKED_HEADER_LEN];
+        bytes[0] = FIN_BIT | rsv1 | opcode as u8;
+        let len = match (u8::try_from(payload_len), u16::try_from(payload_len)) {
+            (Ok(payload_len), _) if payload_len < LEN_IN_16_BITS => {
+                bytes[1] = payload_len;
+                MIN_HEADER_LEN as u8
             }
-            (_, Ok(long)) => {
-                bytes[1] = IN_16_BITS;
-                bytes[2..4].copy_from_slice(&long.to_be_bytes());
+            (_, Ok(payload_len)) => {
+                bytes[1] = LEN_IN_16_BITS;
+                bytes[2..4].copy_from_slice(&payload_len.to_be_bytes());
                 4
             }
             _ => {
-                bytes[1] = IN_64_BITS;
-                bytes[2..].copy_from_slice(&(payload as u64).to_be_bytes());
-                LONGEST as u8
+                bytes[1] = LEN_IN_64_BITS;
+                bytes[2..].copy_from_slice(&(payload_len as u64).to_be_bytes());
+                MAX_UNMASKED_HEADER_LEN as u8
             }
         };
         Self { bytes, len }
@@ -195,58 +218,10 @@ impl Header {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Without its first bytes.
-    pub(super) fn advance(&mut self, bytes: usize) {
-        self.bytes.copy_within(bytes.., 0);
-        self.len -= bytes as u8;
-    }
-}
-
-/// Why a connection ends: RFC 6455 §7.4, and IANA's registry. Only what may be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CloseCode(u16);
-
-impl CloseCode {
-    /// The purpose of the connection is fulfilled.
-    pub const NORMAL: Self = Self(1000);
-    /// The peer broke the protocol.
-    pub const PROTOCOL: Self = Self(1002);
-    /// A message is not what its type says: text that is not UTF-8.
-    pub const INVALID_DATA: Self = Self(1007);
-    /// The peer broke a rule of ours.
-    pub const POLICY: Self = Self(1008);
-    /// A message is too big.
-    pub const TOO_BIG: Self = Self(1009);
-    /// The server failed.
-    pub const ERROR: Self = Self(1011);
-    /// The service restarts: come back.
-    pub const RESTART: Self = Self(1012);
-    // From 3000 to 3499: come back. From 3500 to 3999: do not.
-    /// The stream ends, and the client may reconnect.
-    pub const COME_BACK: Self = Self(3000);
-    /// What the client was let in by has expired.
-    pub const EXPIRED: Self = Self(3005);
-    /// The client was too slow.
-    pub const SLOW: Self = Self(3008);
-    /// Events were missed, and the format cannot say so.
-    pub const GAP: Self = Self(3010);
-    /// The client did not answer a ping.
-    pub const NO_PONG: Self = Self(3012);
-
-    /// Checks a code: `None` if it may not be sent.
-    ///
-    /// 1004, 1005, 1006 and 1015 are kept for what is never sent; what is not listed is reserved.
-    pub const fn new(code: u16) -> Option<Self> {
-        match code {
-            1000..=1003 | 1007..=1014 | 3000..=4999 => Some(Self(code)),
-            _ => None,
-        }
-    }
-
-    /// The number.
-    #[inline]
-    pub const fn get(self) -> u16 {
-        self.0
+    /// Drops the first `written` bytes.
+    pub(super) fn advance(&mut self, written: usize) {
+        self.bytes.copy_within(written.., 0);
+        self.len -= written as u8;
     }
 }
 
@@ -262,14 +237,14 @@ mod tests {
         out.split_off("before".len())
     }
 
-    fn closed(code: u16, reason: &str) -> BytesMut {
+    fn encoded_close(code: u16, reason: &str) -> BytesMut {
         let mut out = BytesMut::new();
         encode_close(CloseCode::new(code), reason, &mut out);
         out
     }
 
     #[test]
-    fn frames_are_those_of_the_rfc() {
+    fn encode_writes_the_rfc_examples() {
         let vectors: [(&[u8], &[u8]); 6] = [
             (&encoded(OpCode::Text, false, b"Hello"), b"\x81\x05Hello"),
             (&encoded(OpCode::Binary, false, b""), b"\x82\x00"),
@@ -287,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_takes_as_few_bytes_as_it_can() {
+    fn header_uses_the_shortest_length() {
         let vectors: [(usize, &[u8]); 7] = [
             (0, b"\x00"),
             (125, b"\x7d"),
@@ -297,18 +272,17 @@ mod tests {
             (65536, b"\x7f\0\0\0\0\0\x01\0\0"),
             (65537, b"\x7f\0\0\0\0\0\x01\0\x01"),
         ];
-        for (len, expected) in vectors {
-            let mut out = BytesMut::new();
-            out.put_slice(Header::new(OpCode::Binary, false, len).as_bytes());
-            assert_eq!(out[0], 0x82);
-            assert_eq!(&out[1..], expected, "{len}");
+        for (payload_len, expected) in vectors {
+            let header = FrameHeader::new(OpCode::Binary, false, payload_len);
+            assert_eq!(header.as_bytes()[0], 0x82);
+            assert_eq!(&header.as_bytes()[1..], expected, "{payload_len}");
         }
     }
 
     #[test]
-    fn a_frame_whose_length_is_known_last_is_the_same() {
+    fn encode_with_writes_what_encode_writes() {
         for len in [0, 1, 125, 126, 127, 65535, 65536] {
-            let payload: Vec<u8> = (0..len).map(|at: usize| at as u8).collect();
+            let payload: Vec<u8> = (0..len).map(|index: usize| index as u8).collect();
             let mut out = BytesMut::from("before");
             encode_with(OpCode::Binary, true, &mut out, |out| {
                 out.put_slice(&payload)
@@ -319,37 +293,23 @@ mod tests {
     }
 
     #[test]
-    fn a_close_frame_has_a_code_and_what_fits_of_a_reason() {
-        assert_eq!(closed(1000, ""), &b"\x88\x02\x03\xe8"[..]);
-        assert_eq!(closed(1012, ""), &b"\x88\x02\x03\xf4"[..]);
-        assert_eq!(closed(1001, "bye"), &b"\x88\x05\x03\xe9bye"[..]);
-        assert_eq!(closed(1005, "never sent"), &b"\x88\x00"[..]);
+    fn close_frame_has_code_and_reason() {
+        assert_eq!(encoded_close(1000, ""), &b"\x88\x02\x03\xe8"[..]);
+        assert_eq!(encoded_close(1012, ""), &b"\x88\x02\x03\xf4"[..]);
+        assert_eq!(encoded_close(1001, "bye"), &b"\x88\x05\x03\xe9bye"[..]);
+        assert_eq!(encoded_close(1005, "never sent"), &b"\x88\x00"[..]);
     }
 
     #[test]
-    fn a_reason_is_cut_between_characters() {
-        for (reason, kept) in [
+    fn close_reason_is_cut_between_characters() {
+        for (reason, kept_len) in [
             ("x".repeat(200), 123),
             ("é".repeat(62), 122),
             ("💩".repeat(40), 120),
         ] {
-            let frame = closed(1000, &reason);
-            assert_eq!(usize::from(frame[1]), 2 + kept);
-            assert_eq!(frame[4..], reason.as_bytes()[..kept]);
-        }
-    }
-
-    #[test]
-    fn only_codes_that_may_be_sent_are_codes() {
-        let never = [
-            0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535,
-        ];
-        assert!(never.iter().all(|code| CloseCode::new(*code).is_none()));
-        let sent = (1000..=1003)
-            .chain(1007..=1014)
-            .chain([3000, 3999, 4000, 4999]);
-        for code in sent {
-            assert_eq!(CloseCode::new(code).map(CloseCode::get), Some(code));
+            let frame = encoded_close(1000, &reason);
+            assert_eq!(usize::from(frame[1]), 2 + kept_len);
+            assert_eq!(frame[4..], reason.as_bytes()[..kept_len]);
         }
     }
 
@@ -371,8 +331,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_reason_is_too_long(reason in "\\PC{0,130}") {
-            let frame = closed(4000, &reason);
+        fn close_reason_always_fits(reason in "\\PC{0,130}") {
+            let frame = encoded_close(4000, &reason);
             let kept = std::str::from_utf8(&frame[4..]).unwrap();
             prop_assert!(frame.len() == 2 + usize::from(frame[1]) && frame[1] <= 125);
             prop_assert!(reason.starts_with(kept) && (kept == reason || kept.len() > 119));

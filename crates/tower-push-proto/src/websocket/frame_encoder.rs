@@ -115,7 +115,7 @@ impl FrameEncoder {
         // A small window must cover the whole message, with what the layout adds to the payload.
         let is_covered = || {
             params.window_covers(usize::MAX)
-                || params.window_covers(event.encoding::<UncompressedFrame<L>>().len())
+                || params.window_covers(event.encoded_ref::<UncompressedFrame<L>>().len())
         };
         payload_len >= threshold && is_covered()
     }
@@ -157,7 +157,7 @@ impl Encoder for FrameEncoder {
     ) -> Result<(), Error> {
         if self.format == MessageFormat::Json {
             self.write_control_record(out, |out| {
-                envelope::write_with_cursor(event.fields(), cursor, out);
+                envelope::write_event_with_cursor(event.fields(), cursor, out);
             });
             return Ok(());
         }

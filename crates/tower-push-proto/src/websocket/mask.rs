@@ -1,70 +1,76 @@
-//! Taking off the mask that every frame of a client wears: RFC 6455 §5.3.
+//! The mask of a client's frames: [RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3).
+//!
+//! Each payload byte is combined with a byte of the four-byte mask key, by exclusive or. The same operation masks and unmasks. In
+//! each function the key begins at the first byte.
 
-/// What is unmasked at once: few vectors, so that the compiler makes straight code of it.
-const BLOCK: usize = 32;
+/// The number of bytes that are combined at once: few vectors, so that the compiler makes straight code of them.
+const BLOCK_LEN: usize = 32;
 
-/// The mask begins with the first byte.
-pub(super) fn in_place(bytes: &mut [u8], mask: [u8; 4]) {
-    let key = repeated(mask);
-    let mut blocks = bytes.chunks_exact_mut(BLOCK);
+/// 4 KiB: from this length on, zeroing a vector and writing the result into it costs less than copying the input and combining it in
+/// place.
+const MIN_ZEROED_LEN: usize = 4 * 1024;
+
+/// Masks or unmasks `bytes`.
+pub(super) fn xor_in_place(bytes: &mut [u8], mask_key: [u8; 4]) {
+    let key = repeat_key(mask_key);
+    let mut blocks = bytes.chunks_exact_mut(BLOCK_LEN);
     for block in &mut blocks {
-        xor(block, &key);
+        xor_block(block, &key);
     }
-    xor(blocks.into_remainder(), &key);
+    xor_block(blocks.into_remainder(), &key);
 }
 
-/// Both have the same length.
-pub(super) fn copy(masked: &[u8], mask: [u8; 4], to: &mut [u8]) {
-    let key = repeated(mask);
-    let mut from = masked.chunks_exact(BLOCK);
-    let mut to = to.chunks_exact_mut(BLOCK);
-    for (from, to) in (&mut from).zip(&mut to) {
-        xor_into(from, &key, to);
+/// Masks or unmasks `input` into `output`, which has the same length.
+pub(super) fn xor_into(input: &[u8], mask_key: [u8; 4], output: &mut [u8]) {
+    let key = repeat_key(mask_key);
+    let mut input = input.chunks_exact(BLOCK_LEN);
+    let mut output = output.chunks_exact_mut(BLOCK_LEN);
+    for (input, output) in (&mut input).zip(&mut output) {
+        xor_block_into(input, &key, output);
     }
-    xor_into(from.remainder(), &key, to.into_remainder());
+    xor_block_into(input.remainder(), &key, output.into_remainder());
 }
 
-/// From here on to clear memory and write it once costs less than to write it twice.
-const LARGE: usize = 4 * 1024;
-
-/// Without allocating more than there is.
+/// Masks or unmasks `input` into a new vector without spare capacity.
 #[inline]
-pub(super) fn to_vec(masked: &[u8], mask: [u8; 4]) -> Vec<u8> {
-    if masked.len() < LARGE {
-        let mut bytes = masked.to_vec();
-        in_place(&mut bytes, mask);
-        return bytes;
+pub(super) fn xor_to_vec(input: &[u8], mask_key: [u8; 4]) -> Vec<u8> {
+    if input.len() < MIN_ZEROED_LEN {
+        let mut output = input.to_vec();
+        xor_in_place(&mut output, mask_key);
+        return output;
     }
-    let mut bytes = vec![0; masked.len()];
-    copy(masked, mask, &mut bytes);
-    bytes
+    let mut output = vec![0; input.len()];
+    xor_into(input, mask_key, &mut output);
+    output
 }
 
-pub(super) fn append(masked: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
-    let from = out.len();
-    out.extend_from_slice(masked);
-    in_place(&mut out[from..], mask);
+/// Masks or unmasks `input`, and appends it to `output`.
+pub(super) fn xor_append(input: &[u8], mask_key: [u8; 4], output: &mut Vec<u8>) {
+    let start = output.len();
+    output.extend_from_slice(input);
+    xor_in_place(&mut output[start..], mask_key);
 }
 
-/// The mask as it goes on behind this many bytes.
-pub(super) fn rotated(mut mask: [u8; 4], by: usize) -> [u8; 4] {
-    mask.rotate_left(by % 4);
-    mask
+/// Returns the key for the bytes behind the first `len` bytes.
+#[inline]
+pub(super) fn rotate_key(mut mask_key: [u8; 4], len: usize) -> [u8; 4] {
+    mask_key.rotate_left(len % 4);
+    mask_key
 }
 
-fn repeated(mask: [u8; 4]) -> [u8; BLOCK] {
-    std::array::from_fn(|at| mask[at % mask.len()])
+fn repeat_key(mask_key: [u8; 4]) -> [u8; BLOCK_LEN] {
+    std::array::from_fn(|index| mask_key[index % mask_key.len()])
 }
 
-fn xor_into(from: &[u8], key: &[u8; BLOCK], to: &mut [u8]) {
-    for ((to, byte), key) in to.iter_mut().zip(from).zip(key) {
-        *to = byte ^ key;
-    }
-}
-
-fn xor(bytes: &mut [u8], key: &[u8; BLOCK]) {
-    for (byte, key) in bytes.iter_mut().zip(key) {
+fn xor_block(block: &mut [u8], key: &[u8; BLOCK_LEN]) {
+    for (byte, key) in block.iter_mut().zip(key) {
         *byte ^= key;
+    }
+}
+
+fn xor_block_into(input: &[u8], key: &[u8; BLOCK_LEN], output: &mut [u8]) {
+    for ((output, input), key) in output.iter_mut().zip(input).zip(key) {
+        *output = input ^ key;
     }
 }
 
@@ -72,35 +78,48 @@ fn xor(bytes: &mut [u8], key: &[u8; BLOCK]) {
 mod tests {
     use super::*;
 
-    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+    const MASK_KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
-    fn naive(bytes: &[u8], mask: [u8; 4]) -> Vec<u8> {
+    fn xor_bytewise(bytes: &[u8], mask_key: [u8; 4]) -> Vec<u8> {
         let bytes = bytes.iter().enumerate();
-        bytes.map(|(at, byte)| byte ^ mask[at % 4]).collect()
+        bytes
+            .map(|(index, byte)| byte ^ mask_key[index % 4])
+            .collect()
     }
 
     #[test]
-    fn every_length_at_every_offset_reads_the_same() {
+    fn xor_agrees_at_every_offset_and_length() {
         let masked: Vec<u8> = (0..200).map(|byte: u8| byte.wrapping_mul(7)).collect();
-        let plain = naive(&masked, MASK);
-        for from in 0..masked.len() {
-            for to in from..masked.len() {
-                let mut bytes = masked[from..to].to_vec();
-                in_place(&mut bytes, rotated(MASK, from));
-                assert_eq!(bytes, plain[from..to], "{from}..{to}");
-                let mut copied = vec![0; to - from];
-                copy(&masked[from..to], rotated(MASK, from), &mut copied);
-                assert_eq!(copied, plain[from..to], "{from}..{to}");
+        let plain = xor_bytewise(&masked, MASK_KEY);
+        for start in 0..masked.len() {
+            for end in start..masked.len() {
+                let mut bytes = masked[start..end].to_vec();
+                xor_in_place(&mut bytes, rotate_key(MASK_KEY, start));
+                assert_eq!(bytes, plain[start..end], "{start}..{end}");
+                let mut copied = vec![0; end - start];
+                xor_into(
+                    &masked[start..end],
+                    rotate_key(MASK_KEY, start),
+                    &mut copied,
+                );
+                assert_eq!(copied, plain[start..end], "{start}..{end}");
             }
         }
     }
 
     #[test]
-    fn a_long_one_reads_as_a_short_one_does() {
-        let masked: Vec<u8> = (0..3 * LARGE).map(|at| (at * 7) as u8).collect();
-        for len in [LARGE - 1, LARGE, LARGE + 1, LARGE + BLOCK, 3 * LARGE] {
+    fn xor_to_vec_agrees_around_its_threshold() {
+        let masked: Vec<u8> = (0..3 * MIN_ZEROED_LEN).map(|n| (n * 7) as u8).collect();
+        for len in [
+            MIN_ZEROED_LEN - 1,
+            MIN_ZEROED_LEN,
+            MIN_ZEROED_LEN + 1,
+            MIN_ZEROED_LEN + BLOCK_LEN,
+            3 * MIN_ZEROED_LEN,
+        ] {
             let masked = &masked[..len];
-            assert_eq!(to_vec(masked, MASK), naive(masked, MASK), "{len}");
+            let expected = xor_bytewise(masked, MASK_KEY);
+            assert_eq!(xor_to_vec(masked, MASK_KEY), expected, "{len}");
         }
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! - [`Session`]: one connection on the server's side, as a state machine.
 //! - [`FrameEncoder`]: writes events as frames, in a [`MessageFormat`].
-//! - [`decoder`]: reads frames, and joins them into messages.
-//! - [`frame`]: writes single frames.
+//! - [`FrameDecoder`]: reads frames in either [`Role`], and joins them into messages.
+//! - [`frame`]: writes single frames, in either role.
 //! - `deflate`, a feature: compressed messages ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)).
 //! - [`handshake`]: the arithmetic of the opening handshake.
 
-pub mod decoder;
+mod close_code;
 #[cfg(feature = "deflate")]
 #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
 pub mod deflate;
 pub mod frame;
+mod frame_decoder;
 mod frame_encoder;
 pub mod handshake;
 mod mask;
@@ -21,9 +22,14 @@ mod oracles;
 mod send_queue;
 mod session;
 mod session_config;
-mod utf8;
+mod utf8_validator;
 
 pub use self::{
-    frame::Role, frame_encoder::FrameEncoder, message_format::MessageFormat, session::Session,
+    close_code::CloseCode,
+    frame::{OpCode, Role},
+    frame_decoder::{DecodeError, DecoderConfig, DecoderEvent, FrameDecoder, Message},
+    frame_encoder::FrameEncoder,
+    message_format::MessageFormat,
+    session::Session,
     session_config::SessionConfig,
 };

@@ -1,4 +1,4 @@
-//! The codec against two that others wrote: tungstenite and tokio-websockets.
+//! Compares the codec with two that others wrote: tungstenite and tokio-websockets.
 
 use std::io;
 
@@ -13,107 +13,98 @@ use tungstenite::protocol::{
     },
 };
 
-use super::{
-    decoder::{Decoder, Message, Received, Rules},
-    frame::{self, CloseCode, OpCode, Role},
-};
+use super::{CloseCode, DecoderConfig, DecoderEvent, FrameDecoder, Message, OpCode, Role, frame};
 
-const LIMIT: usize = 2048;
+/// The longest message that each decoder accepts, in bytes.
+const MAX_MESSAGE_SIZE: usize = 2048;
 
-/// What one side understood.
+/// An event or an error of any decoder, in a form that compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Heard {
+enum Decoded {
     Text(String),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
-    /// Whatever its payload.
+    /// A pong with any payload.
     Pong,
     Close(Option<u16>),
+    /// An error, with the close code that stands for it.
     Failed(u16),
 }
 
+/// What our decoder made of an input.
 #[derive(Debug)]
-struct Ours {
-    heard: Vec<Heard>,
-    failure: Option<&'static str>,
-    /// How many bytes it took to fail, or to close.
-    came: usize,
+struct OurResult {
+    decoded: Vec<Decoded>,
+    /// The reason of the error, which is the last of `decoded` then.
+    error_reason: Option<&'static str>,
+    /// The number of bytes up to the error, the close frame or the end of the input.
+    consumed_len: usize,
 }
 
-impl Ours {
-    /// Before it failed.
-    fn before(&self) -> &[Heard] {
-        let failures = usize::from(self.failure.is_some());
-        &self.heard[..self.heard.len() - failures]
+impl OurResult {
+    /// Returns the events before the error.
+    fn before_error(&self) -> &[Decoded] {
+        let errors = usize::from(self.error_reason.is_some());
+        &self.decoded[..self.decoded.len() - errors]
     }
 }
 
-fn ours(input: &[u8], piece: usize, role: Role) -> Ours {
-    let mut decoder = Decoder::new(Rules {
-        role,
-        message: LIMIT,
-        allows_compressed: false,
-    });
-    let (mut heard, mut came) = (Vec::new(), 0);
-    for mut piece in input.chunks(piece) {
-        came += piece.len();
-        let mut pinged = Vec::new();
+fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurResult {
+    let config = DecoderConfig::new(role).max_message_size(MAX_MESSAGE_SIZE);
+    let mut decoder = FrameDecoder::new(config);
+    let mut result = OurResult {
+        decoded: Vec::new(),
+        error_reason: None,
+        consumed_len: 0,
+    };
+    for mut piece in input.chunks(piece_len) {
+        result.consumed_len += piece.len();
+        let mut ping_payload = Vec::new();
         loop {
-            let mut ping = |payload: &[u8]| pinged = payload.to_vec();
-            heard.push(match decoder.decode(&mut piece, true, &mut ping) {
+            let mut on_ping = |payload: &[u8]| ping_payload = payload.to_vec();
+            let decoded = match decoder.decode(&mut piece, true, &mut on_ping) {
                 Ok(None) => break,
-                Ok(Some(Received::Message(Message::Text(text)))) => Heard::Text(text),
-                Ok(Some(Received::Message(Message::Binary(bytes)))) => Heard::Binary(bytes),
-                Ok(Some(Received::Ping)) => Heard::Ping(std::mem::take(&mut pinged)),
-                Ok(Some(Received::Pong)) => Heard::Pong,
-                Ok(Some(Received::Close(code))) => {
-                    heard.push(Heard::Close(code.map(CloseCode::get)));
-                    return Ours {
-                        heard,
-                        failure: None,
-                        came,
-                    };
-                }
+                Ok(Some(DecoderEvent::Message(Message::Text(text)))) => Decoded::Text(text),
+                Ok(Some(DecoderEvent::Message(Message::Binary(bytes)))) => Decoded::Binary(bytes),
+                Ok(Some(DecoderEvent::Ping)) => Decoded::Ping(std::mem::take(&mut ping_payload)),
+                Ok(Some(DecoderEvent::Pong)) => Decoded::Pong,
+                Ok(Some(DecoderEvent::Close(code))) => Decoded::Close(code.map(CloseCode::get)),
                 Ok(Some(other)) => panic!("{other:?}"),
-                Err(violation) => {
-                    heard.push(Heard::Failed(violation.code.get()));
-                    let failure = Some(violation.reason);
-                    return Ours {
-                        heard,
-                        failure,
-                        came,
-                    };
+                Err(error) => {
+                    result.error_reason = Some(error.reason);
+                    Decoded::Failed(error.close_code.get())
                 }
-            });
+            };
+            let is_last = matches!(decoded, Decoded::Close(_) | Decoded::Failed(_));
+            result.decoded.push(decoded);
+            if is_last {
+                return result;
+            }
         }
     }
-    Ours {
-        heard,
-        failure: None,
-        came,
-    }
+    result
 }
 
-/// Bytes to read; what is written is kept.
-struct Wire<'a> {
+/// A blocking socket whose input is in memory, and which keeps its output.
+struct MemorySocket<'a> {
     input: &'a [u8],
     output: Vec<u8>,
 }
 
-impl<'a> Wire<'a> {
+impl<'a> MemorySocket<'a> {
     fn new(input: &'a [u8]) -> Self {
         let output = Vec::new();
         Self { input, output }
     }
 }
 
-impl io::Read for Wire<'_> {
+impl io::Read for MemorySocket<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.input.read(bytes)
     }
 }
 
-impl io::Write for Wire<'_> {
+impl io::Write for MemorySocket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.output.write(bytes)
     }
@@ -123,87 +114,87 @@ impl io::Write for Wire<'_> {
     }
 }
 
-fn tungstenite(input: &[u8], role: Role) -> Vec<Heard> {
+fn decode_with_tungstenite(input: &[u8], role: Role) -> Vec<Decoded> {
     use tungstenite::{Error, Message};
 
     let config = WebSocketConfig::default()
         .read_buffer_size(4096)
-        .max_frame_size(Some(LIMIT))
-        .max_message_size(Some(LIMIT));
+        .max_frame_size(Some(MAX_MESSAGE_SIZE))
+        .max_message_size(Some(MAX_MESSAGE_SIZE));
     let role = match role {
         Role::Server => TheirRole::Server,
         Role::Client => TheirRole::Client,
     };
-    let mut socket = WebSocket::from_raw_socket(Wire::new(input), role, Some(config));
-    let mut heard = Vec::new();
+    let mut socket = WebSocket::from_raw_socket(MemorySocket::new(input), role, Some(config));
+    let mut decoded = Vec::new();
     loop {
-        heard.push(match socket.read() {
-            Ok(Message::Text(text)) => Heard::Text(text.to_string()),
-            Ok(Message::Binary(bytes)) => Heard::Binary(bytes.to_vec()),
-            Ok(Message::Ping(payload)) => Heard::Ping(payload.to_vec()),
-            Ok(Message::Pong(_)) => Heard::Pong,
+        decoded.push(match socket.read() {
+            Ok(Message::Text(text)) => Decoded::Text(text.to_string()),
+            Ok(Message::Binary(bytes)) => Decoded::Binary(bytes.to_vec()),
+            Ok(Message::Ping(payload)) => Decoded::Ping(payload.to_vec()),
+            Ok(Message::Pong(_)) => Decoded::Pong,
             Ok(Message::Close(close)) => {
-                heard.push(Heard::Close(close.map(|close| close.code.into())));
-                return heard;
+                decoded.push(Decoded::Close(close.map(|close| close.code.into())));
+                return decoded;
             }
-            Err(Error::Utf8(_)) => Heard::Failed(1007),
-            Err(Error::Capacity(_)) => Heard::Failed(1009),
+            Err(Error::Utf8(_)) => Decoded::Failed(1007),
+            Err(Error::Capacity(_)) => Decoded::Failed(1009),
             Err(Error::Protocol(
                 tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-            )) => return heard,
-            Err(Error::Protocol(_)) => Heard::Failed(1002),
+            )) => return decoded,
+            Err(Error::Protocol(_)) => Decoded::Failed(1002),
             other => panic!("{other:?}"),
         });
-        if let Some(Heard::Failed(_)) = heard.last() {
-            return heard;
+        if let Some(Decoded::Failed(_)) = decoded.last() {
+            return decoded;
         }
     }
 }
 
-fn tokio_websockets(input: &[u8], role: Role) -> Vec<Heard> {
+fn decode_with_tokio_websockets(input: &[u8], role: Role) -> Vec<Decoded> {
     use tokio_websockets::{ClientBuilder, Error, Limits, ServerBuilder, proto::ProtocolError};
 
     let wire = tokio::io::join(input, tokio::io::sink());
-    let limits = Limits::default().max_payload_len(Some(LIMIT));
+    let limits = Limits::default().max_payload_len(Some(MAX_MESSAGE_SIZE));
     let mut socket = match role {
         Role::Server => ServerBuilder::new().limits(limits).serve(wire),
         Role::Client => ClientBuilder::new().limits(limits).take_over(wire),
     };
-    let mut heard = Vec::new();
-    // The input is all there: nothing ever waits.
+    let mut decoded = Vec::new();
+    // All input is in memory, so the stream is never pending.
     while let Some(message) = socket.next().now_or_never().unwrap() {
-        heard.push(match message {
+        decoded.push(match message {
             Ok(message) if message.is_text() => {
                 let bytes = message.into_payload().to_vec();
-                // It does not look at an end without bytes: see `tokio_websockets_forgives`.
-                Heard::Text(String::from_utf8_lossy(&bytes).into_owned())
+                // Not always valid: see `is_known_tokio_websockets_difference`.
+                Decoded::Text(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Ok(message) if message.is_binary() => Heard::Binary(message.into_payload().to_vec()),
-            Ok(message) if message.is_ping() => Heard::Ping(message.into_payload().to_vec()),
-            Ok(message) if message.is_pong() => Heard::Pong,
+            Ok(message) if message.is_binary() => Decoded::Binary(message.into_payload().to_vec()),
+            Ok(message) if message.is_ping() => Decoded::Ping(message.into_payload().to_vec()),
+            Ok(message) if message.is_pong() => Decoded::Pong,
             Ok(message) => {
                 let close = (!message.as_payload().is_empty()).then(|| message.as_close());
                 let code = close.flatten().map(|(code, _)| code.into());
-                heard.push(Heard::Close(code));
-                return heard;
+                decoded.push(Decoded::Close(code));
+                return decoded;
             }
-            Err(Error::Protocol(ProtocolError::InvalidUtf8)) => Heard::Failed(1007),
-            Err(Error::Protocol(_)) => Heard::Failed(1002),
-            Err(Error::PayloadTooLong { .. }) => Heard::Failed(1009),
-            // The end, within a frame.
-            Err(Error::Io(_)) => return heard,
+            Err(Error::Protocol(ProtocolError::InvalidUtf8)) => Decoded::Failed(1007),
+            Err(Error::Protocol(_)) => Decoded::Failed(1002),
+            Err(Error::PayloadTooLong { .. }) => Decoded::Failed(1009),
+            // The input ends within a frame.
+            Err(Error::Io(_)) => return decoded,
             Err(other) => panic!("{other:?}"),
         });
-        if let Some(Heard::Failed(_)) = heard.last() {
-            return heard;
+        if let Some(Decoded::Failed(_)) = decoded.last() {
+            return decoded;
         }
     }
-    heard
+    decoded
 }
 
-/// The frames as tungstenite sends them in this role.
-fn sent_by_tungstenite(frames: &[Frame], role: TheirRole) -> Vec<u8> {
-    let mut socket = WebSocket::from_raw_socket(Wire::new(b""), role, None);
+/// Encodes frames with tungstenite, as this role sends them.
+fn encode_with_tungstenite(frames: &[Frame], role: TheirRole) -> Vec<u8> {
+    let mut socket = WebSocket::from_raw_socket(MemorySocket::new(b""), role, None);
     for frame in frames {
         let sent = socket.send(tungstenite::Message::Frame(frame.clone()));
         sent.unwrap();
@@ -211,52 +202,54 @@ fn sent_by_tungstenite(frames: &[Frame], role: TheirRole) -> Vec<u8> {
     socket.get_ref().output.clone()
 }
 
-fn data(opcode: Data, payload: &[u8], is_final: bool) -> Frame {
+fn data_frame(opcode: Data, payload: &[u8], is_final: bool) -> Frame {
     let payload = Bytes::copy_from_slice(payload);
     Frame::message(payload, TheirOpCode::Data(opcode), is_final)
 }
 
-fn control(opcode: Control, payload: &[u8]) -> Frame {
+fn control_frame(opcode: Control, payload: &[u8]) -> Frame {
     let mut frame = Frame::ping(payload.to_vec());
     frame.header_mut().opcode = TheirOpCode::Control(opcode);
     frame
 }
 
+/// A message or a control frame that is sent in one or more frames.
 #[derive(Clone, Debug)]
-struct Sent {
-    message: Heard,
+struct SentMessage {
+    message: Decoded,
+    /// Where the message is split into fragments.
     splits: Vec<Index>,
-    /// Between the fragments.
+    /// The payload of a ping behind each fragment but the last.
     ping: Option<Vec<u8>>,
 }
 
-impl Sent {
-    /// The frames, and what is to be heard of them.
-    fn write(&self, frames: &mut Vec<Frame>, heard: &mut Vec<Heard>) {
+impl SentMessage {
+    /// Appends the frames, and what must be decoded from them.
+    fn append_to(&self, frames: &mut Vec<Frame>, decoded: &mut Vec<Decoded>) {
         let (opcode, payload) = match &self.message {
-            Heard::Text(text) => (Data::Text, text.as_bytes()),
-            Heard::Binary(bytes) => (Data::Binary, &bytes[..]),
-            Heard::Ping(payload) => {
-                frames.push(control(Control::Ping, payload));
-                return heard.push(self.message.clone());
+            Decoded::Text(text) => (Data::Text, text.as_bytes()),
+            Decoded::Binary(bytes) => (Data::Binary, &bytes[..]),
+            Decoded::Ping(payload) => {
+                frames.push(control_frame(Control::Ping, payload));
+                return decoded.push(self.message.clone());
             }
-            Heard::Pong => {
-                frames.push(control(Control::Pong, b"pong"));
-                return heard.push(self.message.clone());
+            Decoded::Pong => {
+                frames.push(control_frame(Control::Pong, b"pong"));
+                return decoded.push(self.message.clone());
             }
-            Heard::Close(_) | Heard::Failed(_) => return,
+            Decoded::Close(_) | Decoded::Failed(_) => return,
         };
         let mut ends: Vec<_> = self.splits.iter().collect();
-        ends.sort_by_key(|at| at.index(payload.len() + 1));
-        let mut from = 0;
+        ends.sort_by_key(|end| end.index(payload.len() + 1));
+        let mut start = 0;
         for (count, end) in ends.iter().enumerate() {
             let end = end.index(payload.len() + 1);
             let opcode = if count == 0 { opcode } else { Data::Continue };
-            frames.push(data(opcode, &payload[from..end], false));
-            from = end;
+            frames.push(data_frame(opcode, &payload[start..end], false));
+            start = end;
             if let Some(ping) = &self.ping {
-                frames.push(control(Control::Ping, ping));
-                heard.push(Heard::Ping(ping.clone()));
+                frames.push(control_frame(Control::Ping, ping));
+                decoded.push(Decoded::Ping(ping.clone()));
             }
         }
         let opcode = if ends.is_empty() {
@@ -264,168 +257,171 @@ impl Sent {
         } else {
             Data::Continue
         };
-        frames.push(data(opcode, &payload[from..], true));
-        heard.push(self.message.clone());
+        frames.push(data_frame(opcode, &payload[start..], true));
+        decoded.push(self.message.clone());
     }
 }
 
-fn payload(longest: usize) -> impl Strategy<Value = Vec<u8>> {
+fn payloads(max_len: usize) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..10),
-        proptest::collection::vec(any::<u8>(), 0..longest),
+        proptest::collection::vec(any::<u8>(), 0..max_len),
     ]
 }
 
-fn message() -> impl Strategy<Value = Heard> {
+fn messages() -> impl Strategy<Value = Decoded> {
     prop_oneof![
-        "[a-zé漢💩]{0,10}".prop_map(Heard::Text),
-        "[a-zé漢💩]{100,500}".prop_map(Heard::Text),
-        payload(LIMIT).prop_map(Heard::Binary),
-        payload(126).prop_map(Heard::Ping),
-        Just(Heard::Pong),
+        "[a-zé漢💩]{0,10}".prop_map(Decoded::Text),
+        "[a-zé漢💩]{100,500}".prop_map(Decoded::Text),
+        payloads(MAX_MESSAGE_SIZE).prop_map(Decoded::Binary),
+        payloads(126).prop_map(Decoded::Ping),
+        Just(Decoded::Pong),
     ]
 }
 
-fn sent() -> impl Strategy<Value = Vec<Sent>> {
+fn sent_messages() -> impl Strategy<Value = Vec<SentMessage>> {
     let splits = proptest::collection::vec(any::<Index>(), 0..4);
-    let ping = proptest::option::of(payload(126));
-    let sent = (message(), splits, ping).prop_map(|(message, splits, ping)| Sent {
+    let ping = proptest::option::of(payloads(126));
+    let sent_message = (messages(), splits, ping).prop_map(|(message, splits, ping)| SentMessage {
         message,
         splits,
         ping,
     });
-    proptest::collection::vec(sent, 0..6)
+    proptest::collection::vec(sent_message, 0..6)
 }
 
-fn encoded(message: &Heard, out: &mut BytesMut) {
+fn encode_message(message: &Decoded, out: &mut BytesMut) {
     match message {
-        Heard::Text(text) => frame::encode(OpCode::Text, false, text.as_bytes(), out),
-        Heard::Binary(bytes) => frame::encode_with(OpCode::Binary, false, out, |out| {
+        Decoded::Text(text) => frame::encode(OpCode::Text, false, text.as_bytes(), out),
+        Decoded::Binary(bytes) => frame::encode_with(OpCode::Binary, false, out, |out| {
             out.extend_from_slice(bytes);
         }),
-        Heard::Ping(payload) => frame::encode(OpCode::Ping, false, payload, out),
-        Heard::Pong => frame::encode(OpCode::Pong, false, b"pong", out),
-        Heard::Close(code) => frame::encode_close(code.and_then(CloseCode::new), "reason", out),
-        Heard::Failed(_) => {}
+        Decoded::Ping(payload) => frame::encode(OpCode::Ping, false, payload, out),
+        Decoded::Pong => frame::encode(OpCode::Pong, false, b"pong", out),
+        Decoded::Close(code) => frame::encode_close(code.and_then(CloseCode::new), "reason", out),
+        Decoded::Failed(_) => {}
     }
 }
 
-fn encoded_masked(message: &Heard, mask_key: [u8; 4], out: &mut BytesMut) {
+fn encode_masked_message(message: &Decoded, mask_key: [u8; 4], out: &mut BytesMut) {
     let (opcode, payload) = match message {
-        Heard::Text(text) => (OpCode::Text, text.as_bytes()),
-        Heard::Binary(bytes) => (OpCode::Binary, &bytes[..]),
-        Heard::Ping(payload) => (OpCode::Ping, &payload[..]),
-        Heard::Pong => (OpCode::Pong, b"pong" as &[u8]),
-        Heard::Close(code) => {
+        Decoded::Text(text) => (OpCode::Text, text.as_bytes()),
+        Decoded::Binary(bytes) => (OpCode::Binary, &bytes[..]),
+        Decoded::Ping(payload) => (OpCode::Ping, &payload[..]),
+        Decoded::Pong => (OpCode::Pong, b"pong" as &[u8]),
+        Decoded::Close(code) => {
             let code = code.and_then(CloseCode::new);
             return frame::encode_close_masked(code, "reason", mask_key, out);
         }
-        Heard::Failed(_) => return,
+        Decoded::Failed(_) => return,
     };
     frame::encode_masked(opcode, false, mask_key, payload, out);
 }
 
 proptest! {
     #[test]
-    fn what_tungstenite_sends_is_read(sent in sent(), piece in 1_usize..100) {
-        let (mut frames, mut heard) = (Vec::new(), Vec::new());
-        sent.iter().for_each(|sent| sent.write(&mut frames, &mut heard));
+    fn frames_of_tungstenite_decode(sent in sent_messages(), piece_len in 1_usize..100) {
+        let (mut frames, mut decoded) = (Vec::new(), Vec::new());
+        sent.iter().for_each(|message| message.append_to(&mut frames, &mut decoded));
         for (role, their_role) in [
             (Role::Server, TheirRole::Client),
             (Role::Client, TheirRole::Server),
         ] {
-            let input = sent_by_tungstenite(&frames, their_role);
-            for piece in [1, piece, input.len().max(1)] {
-                prop_assert_eq!(&ours(&input, piece, role).heard, &heard);
+            let input = encode_with_tungstenite(&frames, their_role);
+            for piece_len in [1, piece_len, input.len().max(1)] {
+                prop_assert_eq!(&decode_with_ours(&input, piece_len, role).decoded, &decoded);
             }
         }
     }
 
     #[test]
-    fn what_is_sent_others_read(
-        mut messages in proptest::collection::vec(message(), 0..6),
+    fn others_decode_our_frames(
+        mut messages in proptest::collection::vec(messages(), 0..6),
         code in proptest::option::of(3000_u16..5000),
     ) {
-        messages.push(Heard::Close(code));
+        messages.push(Decoded::Close(code));
         let mut out = BytesMut::new();
-        messages.iter().for_each(|message| encoded(message, &mut out));
-        prop_assert_eq!(&tungstenite(&out, Role::Client), &messages);
-        prop_assert_eq!(&tokio_websockets(&out, Role::Client), &messages);
-        prop_assert_eq!(&ours(&out, 7, Role::Client).heard, &messages);
+        messages.iter().for_each(|message| encode_message(message, &mut out));
+        prop_assert_eq!(&decode_with_tungstenite(&out, Role::Client), &messages);
+        prop_assert_eq!(&decode_with_tokio_websockets(&out, Role::Client), &messages);
+        prop_assert_eq!(&decode_with_ours(&out, 7, Role::Client).decoded, &messages);
     }
 
     #[test]
-    fn servers_read_masked_frames(
-        mut messages in proptest::collection::vec(message(), 0..6),
+    fn servers_decode_our_masked_frames(
+        mut messages in proptest::collection::vec(messages(), 0..6),
         code in proptest::option::of(3000_u16..5000),
         mask_key: [u8; 4],
     ) {
-        messages.push(Heard::Close(code));
+        messages.push(Decoded::Close(code));
         let mut out = BytesMut::new();
-        messages.iter().for_each(|message| encoded_masked(message, mask_key, &mut out));
-        prop_assert_eq!(&tungstenite(&out, Role::Server), &messages);
-        prop_assert_eq!(&tokio_websockets(&out, Role::Server), &messages);
-        prop_assert_eq!(&ours(&out, 7, Role::Server).heard, &messages);
+        messages.iter().for_each(|message| encode_masked_message(message, mask_key, &mut out));
+        prop_assert_eq!(&decode_with_tungstenite(&out, Role::Server), &messages);
+        prop_assert_eq!(&decode_with_tokio_websockets(&out, Role::Server), &messages);
+        prop_assert_eq!(&decode_with_ours(&out, 7, Role::Server).decoded, &messages);
     }
 }
 
 #[test]
-fn frames_of_every_length_others_read() {
-    let sizes = (0..300).chain([1023, 1024, 1025, LIMIT - 1, LIMIT]);
-    let messages: Vec<_> = sizes.map(|len| Heard::Text("x".repeat(len))).collect();
+fn others_decode_our_frames_of_every_length() {
+    let sizes = (0..300).chain([1023, 1024, 1025, MAX_MESSAGE_SIZE - 1, MAX_MESSAGE_SIZE]);
+    let messages: Vec<_> = sizes.map(|len| Decoded::Text("x".repeat(len))).collect();
     let mut out = BytesMut::new();
     messages
         .iter()
-        .for_each(|message| encoded(message, &mut out));
-    assert_eq!(tungstenite(&out, Role::Client), messages);
-    assert_eq!(tokio_websockets(&out, Role::Client), messages);
+        .for_each(|message| encode_message(message, &mut out));
+    assert_eq!(decode_with_tungstenite(&out, Role::Client), messages);
+    assert_eq!(decode_with_tokio_websockets(&out, Role::Client), messages);
 }
 
-/// Where one side forgives what the other does not: whether this is such a case, of what is known.
-type Forgives = fn(&Ours, &[Heard]) -> bool;
+/// Whether the other decoder is known to differ from ours in this case, and allowed to.
+type IsKnownDifference = fn(&OurResult, &[Decoded]) -> bool;
 
-/// What follows a broken rule: enough for others to see the frame as a whole.
-const REST: [u8; 2 * LIMIT] = [0; 2 * LIMIT];
+/// Bytes behind an error, so that decoders that look at whole frames see one.
+const TRAILING_ZEROS: [u8; 2 * MAX_MESSAGE_SIZE] = [0; 2 * MAX_MESSAGE_SIZE];
 
-/// Ours fails as soon as it can. Others look at whole frames, so they get ours up to that byte, and anything behind it.
-fn agree(
+/// Checks that the other decoder decodes the same. Our decoder fails at the first possible byte. Other decoders look at whole
+/// frames, so they get the input up to that byte, and zeros behind it.
+fn check_agreement(
     input: &[u8],
     role: Role,
-    theirs: fn(&[u8], Role) -> Vec<Heard>,
-    forgives: Forgives,
+    decode_with_theirs: fn(&[u8], Role) -> Vec<Decoded>,
+    is_known_difference: IsKnownDifference,
 ) -> Result<(), TestCaseError> {
-    let ours = ours(input, 1, role);
-    let mut input = input[..ours.came].to_vec();
-    if ours.failure.is_some() {
-        input.extend(REST);
+    let ours = decode_with_ours(input, 1, role);
+    let mut input = input[..ours.consumed_len].to_vec();
+    if ours.error_reason.is_some() {
+        input.extend(TRAILING_ZEROS);
     }
-    let theirs = theirs(&input, role);
+    let theirs = decode_with_theirs(&input, role);
     prop_assert!(
-        ours.heard == theirs || forgives(&ours, &theirs),
+        ours.decoded == theirs || is_known_difference(&ours, &theirs),
         "ours {ours:?}, theirs {theirs:?}: {:x?}",
-        &input[..ours.came]
+        &input[..ours.consumed_len]
     );
     Ok(())
 }
 
-fn tungstenite_forgives(ours: &Ours, theirs: &[Heard]) -> bool {
-    let before = ours.before();
-    match ours.failure {
-        // It reads such a length, also one of 0 that follows here in a control frame.
+fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
+    let before = ours.before_error();
+    match ours.error_reason {
+        // tungstenite accepts such a length. In a control frame it is 0 here, because zeros follow.
         Some("length takes more bytes than it needs" | "control frame is too long") => {
             theirs.starts_with(before)
         }
-        // Any such length is too long for it.
-        Some("length has its first bit set") => is_followed(before, theirs, &Heard::Failed(1009)),
-        // It gives 1002 to the application, and goes on. It looks at the reason first.
-        Some("close code is not one that may be sent") => {
-            is_followed(before, theirs, &Heard::Close(Some(1002)))
-                || is_followed(before, theirs, &Heard::Failed(1007))
+        // tungstenite finds any such length too long.
+        Some("length has its first bit set") => {
+            is_followed_by(before, theirs, &Decoded::Failed(1009))
         }
-        // 1014 is not on its list.
-        None => match ours.heard.split_last() {
-            Some((Heard::Close(Some(1014)), before)) => {
-                is_followed(before, theirs, &Heard::Close(Some(1002)))
+        // tungstenite reports a close with 1002, and goes on. It validates the reason before the code.
+        Some("close code is not one that may be sent") => {
+            is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
+                || is_followed_by(before, theirs, &Decoded::Failed(1007))
+        }
+        // tungstenite does not know 1014.
+        None => match ours.decoded.split_last() {
+            Some((Decoded::Close(Some(1014)), before)) => {
+                is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
             }
             _ => false,
         },
@@ -433,29 +429,32 @@ fn tungstenite_forgives(ours: &Ours, theirs: &[Heard]) -> bool {
     }
 }
 
-fn tokio_websockets_forgives(ours: &Ours, theirs: &[Heard]) -> bool {
-    let before = ours.before();
-    match ours.failure {
-        // Any such length is too long for it.
-        Some("length has its first bit set") => is_followed(before, theirs, &Heard::Failed(1009)),
-        // It adds a fragment's length once it has checked its text.
-        Some("message is too big") => is_followed(before, theirs, &Heard::Failed(1007)),
-        // It does not ask whether a character is whole if the last fragment is empty.
+fn is_known_tokio_websockets_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
+    let before = ours.before_error();
+    match ours.error_reason {
+        // tokio-websockets finds any such length too long.
+        Some("length has its first bit set") => {
+            is_followed_by(before, theirs, &Decoded::Failed(1009))
+        }
+        // tokio-websockets validates the text of a fragment before it adds the length of the fragment.
+        Some("message is too big") => is_followed_by(before, theirs, &Decoded::Failed(1007)),
+        // tokio-websockets does not check for an incomplete character if the last fragment is empty.
         Some("text is not UTF-8") => match theirs.get(before.len()) {
-            Some(Heard::Text(text)) => theirs.starts_with(before) && text.ends_with('\u{fffd}'),
+            Some(Decoded::Text(text)) => theirs.starts_with(before) && text.ends_with('\u{fffd}'),
             _ => false,
         },
         _ => false,
     }
 }
 
-fn is_followed(before: &[Heard], theirs: &[Heard], by: &Heard) -> bool {
-    theirs.split_last() == Some((by, before))
+/// Whether `theirs` is `before` and then `last`.
+fn is_followed_by(before: &[Decoded], theirs: &[Decoded], last: &Decoded) -> bool {
+    theirs.split_last() == Some((last, before))
 }
 
-/// Frames to this role that may break any rule.
-fn wrong(role: Role) -> impl Strategy<Value = Vec<u8>> {
-    let first = prop_oneof![
+/// Generates frames to this role that may break any rule.
+fn possibly_invalid_frames(role: Role) -> impl Strategy<Value = Vec<u8>> {
+    let first_byte = prop_oneof![
         10 => proptest::sample::select(&[0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a][..]),
         1 => Just(0x88),
         1 => any::<u8>(),
@@ -463,8 +462,8 @@ fn wrong(role: Role) -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         "[a-zé漢💩]{0,8}".prop_map(String::into_bytes),
         "[a-zé漢💩]{0,8}".prop_map(|text| text.as_bytes()[..text.len() / 2].to_vec()),
-        payload(130),
-        payload(1200),
+        payloads(130),
+        payloads(1200),
         (
             prop_oneof![1000..1016_u16, 2990..5010_u16, any::<u16>()],
             "[a-zé]{0,4}"
@@ -475,40 +474,45 @@ fn wrong(role: Role) -> impl Strategy<Value = Vec<u8>> {
         Role::Server => 0.98,
         Role::Client => 0.02,
     });
-    let wider = prop_oneof![20 => Just(0), 1 => 1..3_usize];
-    let frame = (first, payload, is_masked, wider, any::<[u8; 4]>());
-    let frames = proptest::collection::vec(frame.prop_map(written), 0..7);
-    let mutations = proptest::collection::vec((any::<Index>(), any::<u8>()), 0..3);
+    let len_form = prop_oneof![20 => Just(0), 1 => 1..3_usize];
+    let frame = (first_byte, payload, is_masked, len_form, any::<[u8; 4]>());
+    let frames = proptest::collection::vec(frame.prop_map(encode_any_frame), 0..7);
+    let insertions = proptest::collection::vec((any::<Index>(), any::<u8>()), 0..3);
     let cut = proptest::option::weighted(0.3, any::<Index>());
-    (frames, mutations, cut).prop_map(|(frames, mutations, cut)| {
+    (frames, insertions, cut).prop_map(|(frames, insertions, cut)| {
         let mut bytes = frames.concat();
-        if let Some(at) = cut {
-            bytes.truncate(at.index(bytes.len() + 1));
+        if let Some(end) = cut {
+            bytes.truncate(end.index(bytes.len() + 1));
         }
-        for (at, byte) in mutations {
-            bytes.insert(at.index(bytes.len() + 1), byte);
+        for (index, byte) in insertions {
+            bytes.insert(index.index(bytes.len() + 1), byte);
         }
         bytes
     })
 }
 
-fn written(
-    (first, mut payload, is_masked, wider, mask): (u8, Vec<u8>, bool, usize, [u8; 4]),
+/// Encodes a frame. `len_form` is 0 for the shortest form of the length, 1 or 2 for a longer one.
+fn encode_any_frame(
+    (first_byte, mut payload, is_masked, len_form, mask_key): (u8, Vec<u8>, bool, usize, [u8; 4]),
 ) -> Vec<u8> {
     let len = payload.len();
-    let short = u8::try_from(len).ok().filter(|len| *len < 126);
-    let masked = if is_masked { 0x80 } else { 0 };
-    let mut bytes = match (short, wider) {
-        (Some(short), 0) => vec![first, masked | short],
+    let short_len = u8::try_from(len).ok().filter(|len| *len < 126);
+    let mask_bit = if is_masked { 0x80 } else { 0 };
+    let mut bytes = match (short_len, len_form) {
+        (Some(short_len), 0) => vec![first_byte, mask_bit | short_len],
         (Some(_), 1) | (None, 0) => {
             let len = (len as u16).to_be_bytes();
-            [&[first, masked | 126], &len[..]].concat()
+            [&[first_byte, mask_bit | 126], &len[..]].concat()
         }
-        _ => [&[first, masked | 127], &(len as u64).to_be_bytes()[..]].concat(),
+        _ => [
+            &[first_byte, mask_bit | 127],
+            &(len as u64).to_be_bytes()[..],
+        ]
+        .concat(),
     };
     if is_masked {
-        bytes.extend(mask);
-        let key = mask.iter().cycle();
+        bytes.extend(mask_key);
+        let key = mask_key.iter().cycle();
         payload
             .iter_mut()
             .zip(key)
@@ -522,22 +526,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn tungstenite_agrees_on_what_is_wrong(input in wrong(Role::Server)) {
-        agree(&input, Role::Server, tungstenite, tungstenite_forgives)?;
+    fn tungstenite_agrees_on_invalid_frames(input in possibly_invalid_frames(Role::Server)) {
+        check_agreement(&input, Role::Server, decode_with_tungstenite, is_known_tungstenite_difference)?;
     }
 
     #[test]
-    fn tokio_websockets_agrees_on_what_is_wrong(input in wrong(Role::Server)) {
-        agree(&input, Role::Server, tokio_websockets, tokio_websockets_forgives)?;
+    fn tokio_websockets_agrees_on_invalid_frames(input in possibly_invalid_frames(Role::Server)) {
+        check_agreement(&input, Role::Server, decode_with_tokio_websockets, is_known_tokio_websockets_difference)?;
     }
 
     #[test]
-    fn tungstenite_agrees_on_what_is_wrong_to_a_client(input in wrong(Role::Client)) {
-        agree(&input, Role::Client, tungstenite, tungstenite_forgives)?;
+    fn tungstenite_client_agrees_on_invalid_frames(input in possibly_invalid_frames(Role::Client)) {
+        check_agreement(&input, Role::Client, decode_with_tungstenite, is_known_tungstenite_difference)?;
     }
 
     #[test]
-    fn tokio_websockets_agrees_on_what_is_wrong_to_a_client(input in wrong(Role::Client)) {
-        agree(&input, Role::Client, tokio_websockets, tokio_websockets_forgives)?;
+    fn tokio_websockets_client_agrees_on_invalid_frames(input in possibly_invalid_frames(Role::Client)) {
+        check_agreement(&input, Role::Client, decode_with_tokio_websockets, is_known_tokio_websockets_difference)?;
     }
 }

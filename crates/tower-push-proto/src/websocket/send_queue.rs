@@ -4,7 +4,7 @@ use std::{collections::VecDeque, iter::once};
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{self, Header, OpCode};
+use super::frame::{self, FrameHeader, OpCode};
 use crate::frame_buffer::FrameBuffer;
 
 /// The frames that a session has not written yet. Pings and pongs overtake messages, but never split a frame.
@@ -36,7 +36,7 @@ struct SendBacklog {
 #[derive(Debug, Default)]
 struct SendChunk {
     /// The header of a payload that was not copied. Empty if `bytes` holds whole frames.
-    header: Header,
+    header: FrameHeader,
     bytes: Bytes,
 }
 
@@ -53,7 +53,7 @@ impl SendQueue {
     pub(super) fn push_message(&mut self, opcode: OpCode, payload: Bytes) {
         self.enqueue_encoded();
         self.enqueue(SendChunk {
-            header: Header::new(opcode, false, payload.len()),
+            header: FrameHeader::new(opcode, false, payload.len()),
             bytes: payload,
         });
     }
@@ -119,7 +119,7 @@ impl SendQueue {
     /// Moves the messages of `encoded` into chunks.
     fn enqueue_encoded(&mut self) {
         while let Some(bytes) = self.encoded.take_frame() {
-            let header = Header::default();
+            let header = FrameHeader::default();
             self.enqueue(SendChunk { header, bytes });
         }
     }
@@ -189,7 +189,7 @@ impl SendBacklog {
     fn pop_chunk(&mut self) -> Option<SendChunk> {
         if !self.control_frames.is_empty() {
             return Some(SendChunk {
-                header: Header::default(),
+                header: FrameHeader::default(),
                 bytes: std::mem::take(&mut self.control_frames).freeze(),
             });
         }

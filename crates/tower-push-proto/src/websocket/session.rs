@@ -8,8 +8,9 @@ use std::{
 #[cfg(feature = "deflate")]
 use super::deflate::{self, InflateError};
 use super::{
-    decoder::{Decoder, Message, Received, Rules},
-    frame::{self, CloseCode, Role},
+    close_code::CloseCode,
+    frame::{self, Role},
+    frame_decoder::{DecoderConfig, DecoderEvent, FrameDecoder, Message},
     frame_encoder::FrameEncoder,
     send_queue::SendQueue,
     session_config::SessionConfig,
@@ -115,7 +116,7 @@ use crate::{
 pub struct Session {
     config: Arc<SessionConfig>,
     encoder: FrameEncoder,
-    decoder: Decoder,
+    decoder: FrameDecoder,
     send_queue: SendQueue,
     state: SessionState,
     /// How long the client may send nothing before it is pinged. `None` if it is never pinged.
@@ -189,14 +190,12 @@ impl Session {
         ping_interval: Option<Duration>,
         now: Instant,
     ) -> Self {
-        let rules = Rules {
-            role: Role::Server,
-            message: config.max_message_size,
-            allows_compressed: encoder.is_compression_negotiated(),
-        };
+        let decoder_config = DecoderConfig::new(Role::Server)
+            .max_message_size(config.max_message_size)
+            .allow_compressed(encoder.is_compression_negotiated());
         Self {
             encoder,
-            decoder: Decoder::new(rules),
+            decoder: FrameDecoder::new(decoder_config),
             send_queue: SendQueue::default(),
             state: SessionState::Open,
             ping_interval,
@@ -290,15 +289,17 @@ impl Session {
             let keep_message = keep_message && is_open;
             match self.decoder.decode(input, keep_message, &mut on_ping) {
                 Ok(None) => return None,
-                Ok(Some(Received::Message(message))) => match self.message_payload(message) {
+                Ok(Some(DecoderEvent::Message(message))) => match self.message_payload(message) {
                     Ok(payload) => return Some(payload),
                     Err((code, reason)) => self.schedule_close(code, reason),
                 },
-                Ok(Some(Received::Ping | Received::Pong | Received::Dropped)) => {
+                Ok(Some(
+                    DecoderEvent::Ping | DecoderEvent::Pong | DecoderEvent::DroppedMessage,
+                )) => {
                     self.count_unsolicited_frame(now);
                 }
-                Ok(Some(Received::Close(code))) => self.handle_close_frame(code, now),
-                Err(violation) => self.schedule_close(violation.code, violation.reason),
+                Ok(Some(DecoderEvent::Close(code))) => self.handle_close_frame(code, now),
+                Err(error) => self.schedule_close(error.close_code, error.reason),
             }
         }
         *input = &[];
@@ -319,7 +320,7 @@ impl Session {
     /// A read of this length ends with the frame.
     #[inline]
     pub fn remaining_frame_len(&self) -> usize {
-        self.decoder.missing()
+        self.decoder.remaining_frame_len()
     }
 
     /// Handles the end of the input, or a failure of the socket: the session [is closed](Self::is_closed).
@@ -340,7 +341,7 @@ impl Session {
         }
         let text = String::from_utf8(bytes);
         text.map(Payload::Text)
-            .map_err(|_| (CloseCode::INVALID_DATA, "text is not UTF-8"))
+            .map_err(|_| (CloseCode::INVALID_PAYLOAD, "text is not UTF-8"))
     }
 
     fn count_unsolicited_frame(&mut self, now: Instant) {
@@ -353,7 +354,7 @@ impl Session {
         }
         frames.count += 1;
         if frames.count > MAX_UNSOLICITED_FRAMES_PER_SECOND {
-            self.schedule_close(CloseCode::POLICY, "too many frames");
+            self.schedule_close(CloseCode::POLICY_VIOLATION, "too many frames");
         }
     }
 
@@ -415,9 +416,9 @@ impl Session {
             Some(Err(error)) => {
                 let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
                 let (code, reason) = if is_lagged {
-                    (CloseCode::SLOW, "too slow")
+                    (CloseCode::LAGGED, "too slow")
                 } else {
-                    (CloseCode::ERROR, "the source failed")
+                    (CloseCode::INTERNAL_ERROR, "the source failed")
                 };
                 self.close(code, reason, now());
                 return Ok(());
@@ -425,9 +426,9 @@ impl Session {
         };
         encoded.inspect_err(|error| {
             let (code, reason) = if error.is_gap_unsupported() {
-                (CloseCode::GAP, "events were missed")
+                (CloseCode::EVENTS_MISSED, "events were missed")
             } else {
-                (CloseCode::ERROR, "an event cannot be sent")
+                (CloseCode::INTERNAL_ERROR, "an event cannot be sent")
             };
             self.close(code, reason, now());
         })
@@ -438,9 +439,9 @@ impl Session {
         self.encoder.end(end, self.send_queue.buffer());
         let (code, reason) = match end {
             End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
-            End { expired: true, .. } => (CloseCode::EXPIRED, "expired".into()),
-            End { retry: Some(_), .. } => (CloseCode::RESTART, end.to_json()),
-            End { retry: None, .. } => (CloseCode::COME_BACK, "".into()),
+            End { expired: true, .. } => (CloseCode::AUTHORIZATION_EXPIRED, "expired".into()),
+            End { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
+            End { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
         };
         self.close(code, &reason, now);
     }
@@ -575,10 +576,10 @@ impl Session {
                 }
             }
             SessionState::Open if is_past(self.message_started, config.message_deadline) => {
-                self.schedule_close(CloseCode::POLICY, "message takes too long");
+                self.schedule_close(CloseCode::POLICY_VIOLATION, "message takes too long");
             }
             SessionState::Open if is_past(self.unanswered_ping, config.pong_deadline) => {
-                self.schedule_close(CloseCode::NO_PONG, "no pong");
+                self.schedule_close(CloseCode::PONG_TIMEOUT, "no pong");
             }
             SessionState::Open => {
                 if self.unanswered_ping.is_none() && is_ping_due {
@@ -632,15 +633,15 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 #[cfg(feature = "deflate")]
 fn inflate(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
     deflate::inflate(compressed, max_len).map_err(|error| match error {
-        InflateError::TooBig => (CloseCode::TOO_BIG, "message is too big"),
-        InflateError::Invalid => (CloseCode::INVALID_DATA, "not compressed as agreed"),
+        InflateError::TooBig => (CloseCode::MESSAGE_TOO_BIG, "message is too big"),
+        InflateError::Invalid => (CloseCode::INVALID_PAYLOAD, "not compressed as agreed"),
     })
 }
 
 /// Unreachable: the decoder refuses compressed messages that were not negotiated.
 #[cfg(not(feature = "deflate"))]
 fn inflate(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
-    Err((CloseCode::PROTOCOL, "compression was not agreed on"))
+    Err((CloseCode::PROTOCOL_ERROR, "compression was not agreed on"))
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use tower_push_proto::{base64, sse};
 
 use super::{PayloadEncoder, ReadRequest, StreamCursor};
 use crate::{
-    byte_search,
     error::{BoxError, Error},
     event::{EventId, Item},
     supervision::SupervisedStream,
@@ -163,21 +162,15 @@ impl ControlState {
 /// A parser removes one space behind the colon. It is written only before a line that begins with a space, because there are clients of
 /// this protocol that do not remove it.
 fn write_data_lines(text: &[u8], out: &mut BytesMut) {
-    let mut rest = Some(text);
-    while let Some(text) = rest {
-        let line_break = byte_search::find_byte(text, |b| b == b'\n' || b == b'\r');
-        let line = &text[..line_break.unwrap_or(text.len())];
-        out.put_slice(if line.starts_with(b" ") {
-            b"data: "
+    for line in sse::data_lines(text) {
+        let field = if line.starts_with(b" ") {
+            &b"data: "[..]
         } else {
             b"data:"
-        });
+        };
+        out.put_slice(field);
         out.put_slice(line);
         out.put_u8(b'\n');
-        rest = line_break.map(|index| {
-            let is_crlf = text[index..].starts_with(b"\r\n");
-            &text[index + 1 + usize::from(is_crlf)..]
-        });
     }
     out.put_u8(b'\n');
 }

@@ -16,7 +16,7 @@ use crate::{
 
 /// The settings and the counters that all clones of a [`Guard`](super::Guard) share.
 #[derive(Default)]
-pub(super) struct Policy {
+pub(super) struct GuardPolicy {
     pub(super) drain: Option<Drain>,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) admission: Option<Admission>,
@@ -26,7 +26,7 @@ pub(super) struct Policy {
     pub(super) counters: GuardCounters,
 }
 
-impl Policy {
+impl GuardPolicy {
     /// Calls `notify` with each observer.
     pub(super) fn notify_observers(&self, notify: impl Fn(&dyn Observer)) {
         for observer in &self.observers {
@@ -34,19 +34,19 @@ impl Policy {
         }
     }
 
-    /// Returns the lifetime of one stream: 80 to 100 % of the maximum.
+    /// Chooses the lifetime of one stream: 80 to 100 % of the maximum.
     pub(super) fn random_lifetime(&self) -> Option<Duration> {
         let max_lifetime = self.max_lifetime?.min(MAX_STREAM_LIFETIME);
         Some(max_lifetime.mul_f64(1.0 - 0.2 * random::unit()))
     }
 
-    /// Returns whether the page that has sent the request is allowed.
+    /// Returns whether the origin policy allows the page that has sent the request.
     pub(super) fn allows_origin(&self, head: &Parts) -> bool {
         let origin = self.origin.as_ref();
         origin.is_none_or(|origin| origin.allows(head))
     }
 
-    /// Counts a refused request, and notifies the observers if there is a head. Without observers, the caller need not keep the head.
+    /// Counts a refused request, and notifies the observers if there is a head. A caller needs no head if there are no observers.
     pub(super) fn record_refusal(&self, head: Option<&Parts>, reason: RefusalReason) {
         self.counters.record_refusal(reason);
         if let Some(head) = head {
@@ -79,7 +79,7 @@ impl Policy {
         }
     }
 
-    /// Formats the settings as those of `type_name`.
+    /// Formats the settings, under the name of the type that has them.
     pub(super) fn fmt_as(&self, type_name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct(type_name)
             .field("drain", &self.drain)

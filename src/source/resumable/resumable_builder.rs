@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use super::{
     Resumable,
-    config::{EndPolicy, ResumableConfig},
     item_log::ItemLogLimits,
+    resumable_config::{EndPolicy, ResumableConfig},
 };
 
 /// The configuration of a [`Resumable`], from [`Resumable::builder`].

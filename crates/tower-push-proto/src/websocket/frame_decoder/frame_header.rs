@@ -1,0 +1,223 @@
+//! Parses the header of a received frame: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
+
+use super::{DecodeError, FrameDecoder};
+use crate::websocket::{
+    frame::{
+        FIN_BIT, LEN_IN_16_BITS, LEN_IN_64_BITS, MASK_BIT, MAX_CONTROL_PAYLOAD_LEN,
+        MAX_UNMASKED_HEADER_LEN, OpCode, RSV1_BIT, Role,
+    },
+    mask,
+};
+
+/// The length of the longest header, which has a mask key, in bytes.
+const MAX_HEADER_LEN: usize = MAX_UNMASKED_HEADER_LEN + 4;
+
+/// The bytes of an incomplete header.
+#[derive(Debug, Default)]
+pub(super) struct PartialHeader {
+    bytes: [u8; MAX_HEADER_LEN],
+    len: u8,
+}
+
+impl PartialHeader {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, byte: u8) {
+        self.bytes[usize::from(self.len)] = byte;
+        self.len += 1;
+    }
+
+    #[inline]
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+/// A frame whose header was parsed, and whose payload is being received.
+#[derive(Debug)]
+pub(super) struct ReceivedFrame {
+    /// The number of payload bytes that are missing. For a control frame it is always the length of the whole payload.
+    pub(super) remaining_len: usize,
+    /// The mask key for the next payload byte. Zeros, which change nothing, if the frame is not masked.
+    pub(super) mask_key: [u8; 4],
+    pub(super) opcode: OpCode,
+    /// Whether it is the last frame of its message.
+    pub(super) is_final: bool,
+    pub(super) is_compressed: bool,
+}
+
+impl ReceivedFrame {
+    /// Whether the frame is a whole message, and its payload has at most `len` bytes.
+    #[inline]
+    pub(super) fn is_message_within(&self, len: usize) -> bool {
+        self.is_final && self.remaining_len <= len && !self.opcode.is_control()
+    }
+
+    /// Moves on by `len` payload bytes.
+    #[inline]
+    pub(super) fn advance(&mut self, len: usize) {
+        self.remaining_len -= len;
+        self.mask_key = mask::rotate_key(self.mask_key, len);
+    }
+}
+
+/// The bits of the first byte that must not be set (RFC 6455 §5.2): no extension here uses them.
+const RSV2_RSV3_BITS: u8 = 0x30;
+
+/// The bits of the first byte that are the opcode.
+const OPCODE_BITS: u8 = 0x0f;
+
+/// The most fragments of a message, unless its size limit allows more.
+const MIN_FRAGMENT_LIMIT: usize = 1024;
+
+/// A message may have one fragment for each 16 bytes of its size limit, if that is more than [`MIN_FRAGMENT_LIMIT`].
+const BYTES_PER_FRAGMENT: usize = 16;
+
+impl FrameDecoder {
+    /// Parses the header at the front of `bytes`. Returns the frame and the length of the header, or `None` if the header is
+    /// incomplete. The bytes of an incomplete header are checked as well.
+    #[inline]
+    pub(super) fn parse_header(
+        &self,
+        bytes: &[u8],
+    ) -> Result<Option<(ReceivedFrame, usize)>, DecodeError> {
+        let Some(first) = bytes.first() else {
+            return Ok(None);
+        };
+        let opcode = self.parse_opcode(*first)?;
+        let Some(second) = bytes.get(1) else {
+            return Ok(None);
+        };
+        let Some((payload_len, len_end)) = self.parse_payload_len(opcode, *second, bytes)? else {
+            return Ok(None);
+        };
+        let (mask_key, header_len) = match (self.config.role, bytes[len_end..].first_chunk()) {
+            (Role::Server, None) => return Ok(None),
+            (Role::Server, Some(key)) => (*key, len_end + key.len()),
+            (Role::Client, _) => ([0; 4], len_end),
+        };
+        let frame = ReceivedFrame {
+            remaining_len: payload_len,
+            mask_key,
+            opcode,
+            is_final: first & FIN_BIT != 0,
+            is_compressed: first & RSV1_BIT != 0,
+        };
+        Ok(Some((frame, header_len)))
+    }
+
+    /// Parses the first byte of a header, and checks that a frame of this type may follow the frames so far.
+    #[inline]
+    fn parse_opcode(&self, first: u8) -> Result<OpCode, DecodeError> {
+        let Some(opcode) = OpCode::new(first & OPCODE_BITS) else {
+            return Err(DecodeError::protocol("opcode is reserved"));
+        };
+        let begins_message = matches!(opcode, OpCode::Text | OpCode::Binary);
+        if first & RSV2_RSV3_BITS != 0 {
+            return Err(DecodeError::protocol("reserved bit is set"));
+        }
+        if first & RSV1_BIT != 0 && !(begins_message && self.config.allow_compressed) {
+            return Err(DecodeError::protocol("frame is marked as compressed"));
+        }
+        if opcode.is_control() && first & FIN_BIT == 0 {
+            return Err(DecodeError::protocol("control frame is fragmented"));
+        }
+        match &self.partial_message {
+            Some(_) if begins_message => {
+                Err(DecodeError::protocol("message begins within another"))
+            }
+            None if opcode == OpCode::Continuation => {
+                Err(DecodeError::protocol("nothing is to be continued"))
+            }
+            Some(message) if !opcode.is_control() && message.fragments >= self.max_fragments() => {
+                Err(DecodeError::TOO_MANY_FRAGMENTS)
+            }
+            _ => Ok(opcode),
+        }
+    }
+
+    fn max_fragments(&self) -> usize {
+        MIN_FRAGMENT_LIMIT.max(self.config.max_message_size / BYTES_PER_FRAGMENT)
+    }
+
+    /// Parses the length of the payload. Returns it with the index of the byte behind it, or `None` if it is incomplete.
+    #[inline]
+    fn parse_payload_len(
+        &self,
+        opcode: OpCode,
+        second: u8,
+        bytes: &[u8],
+    ) -> Result<Option<(usize, usize)>, DecodeError> {
+        match (self.config.role, second & MASK_BIT != 0) {
+            (Role::Server, false) => return Err(DecodeError::protocol("frame is not masked")),
+            (Role::Client, true) => return Err(DecodeError::protocol("frame is masked")),
+            _ => {}
+        }
+        let short_len = second & !MASK_BIT;
+        if opcode.is_control() && usize::from(short_len) > MAX_CONTROL_PAYLOAD_LEN {
+            return Err(DecodeError::protocol("control frame is too long"));
+        }
+        if opcode == OpCode::Close && short_len == 1 {
+            return Err(DecodeError::protocol("close frame has half a code"));
+        }
+        let max_len = match &self.partial_message {
+            _ if opcode.is_control() => MAX_CONTROL_PAYLOAD_LEN,
+            Some(message) => self.config.max_message_size - message.len,
+            None => self.config.max_message_size,
+        };
+        match short_len {
+            LEN_IN_16_BITS => parse_extended_len::<2>(bytes, max_len),
+            LEN_IN_64_BITS => parse_extended_len::<8>(bytes, max_len),
+            _ if usize::from(short_len) > max_len => Err(DecodeError::MESSAGE_TOO_BIG),
+            _ => Ok(Some((usize::from(short_len), 2))),
+        }
+    }
+}
+
+/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns it with the index of the byte behind it, or
+/// `None` if it is incomplete.
+///
+/// The bytes of an incomplete length bound it. It fails at once if each length between these bounds is wrong.
+#[inline]
+fn parse_extended_len<const SIZE: usize>(
+    bytes: &[u8],
+    max_len: usize,
+) -> Result<Option<(usize, usize)>, DecodeError> {
+    let end = bytes.len().min(2 + SIZE);
+    let received = &bytes[2..end];
+    if received.is_empty() {
+        return Ok(None);
+    }
+    if SIZE == 8 && received[0] & 0x80 != 0 {
+        return Err(DecodeError::protocol("length has its first bit set"));
+    }
+    // RFC 6455 §5.2: a length must use the shortest form.
+    let min_len = match SIZE {
+        8 => u64::from(u16::MAX) + 1,
+        _ => u64::from(LEN_IN_16_BITS),
+    };
+    let missing_bits = 8 * (SIZE - received.len());
+    let prefix = received
+        .iter()
+        .fold(0, |prefix, byte| prefix << 8 | u64::from(*byte));
+    let lower_bound = prefix << missing_bits;
+    let upper_bound = lower_bound | ((1 << missing_bits) - 1);
+    if upper_bound < min_len {
+        return Err(DecodeError::protocol(
+            "length takes more bytes than it needs",
+        ));
+    }
+    match usize::try_from(lower_bound) {
+        Ok(len) if len <= max_len => Ok((missing_bits == 0).then_some((len, end))),
+        _ => Err(DecodeError::MESSAGE_TOO_BIG),
+    }
+}

@@ -1,0 +1,21 @@
+use std::time::Duration;
+
+use super::log_entry::LogEntry;
+
+/// How much an [`EventLog`](super::EventLog) holds. The newest event is held whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EventLogLimits {
+    /// The maximum number of events. Values below 1 count as 1.
+    pub(crate) max_events: usize,
+    /// The maximum sum of [`event_byte_len`](super::event_byte_len).
+    pub(crate) max_bytes: usize,
+    /// How old an event may become. `None`: events do not expire.
+    pub(crate) max_age: Option<Duration>,
+}
+
+impl EventLogLimits {
+    pub(super) fn is_expired(&self, entry: &LogEntry, now: Duration) -> bool {
+        let age = now.saturating_sub(entry.appended_at);
+        self.max_age.is_some_and(|max_age| age > max_age)
+    }
+}

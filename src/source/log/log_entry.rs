@@ -1,0 +1,31 @@
+use std::time::Duration;
+
+use crate::event::Event;
+
+/// One event of an [`EventLog`](super::EventLog).
+#[derive(Debug)]
+pub(super) struct LogEntry {
+    pub(super) event: Event,
+    pub(super) key: Option<Box<str>>,
+    pub(super) appended_at: Duration,
+}
+
+impl LogEntry {
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// Bytes of the event and of its key, which a conflated tail holds twice.
+    pub(super) fn byte_len(&self) -> usize {
+        event_byte_len(&self.event) + 2 * self.key().map_or(0, str::len)
+    }
+}
+
+/// The bytes of an event that count toward a log's limit: payload, id, type and topic. The event's
+/// encodings, one for each transport in use, are not counted.
+pub(crate) fn event_byte_len(event: &Event) -> usize {
+    let id = event.id().map_or(0, |id| id.as_str().len());
+    let event_type = event.event_type().map_or(0, |t| t.as_str().len());
+    let topic = event.topic().map_or(0, |topic| topic.as_str().len());
+    event.payload().as_bytes().len() + id + event_type + topic
+}
