@@ -24,7 +24,8 @@ use tokio::{
     sync::watch,
 };
 use tower_push::{
-    BoxError, Event, EventId, Gap, GapReason, IntoItem, Item, KeepAlive, PushSource,
+    BoxError, Event, EventId, Gap, GapReason, Item, KeepAlive, PushSource,
+    event::IntoItem,
     format::{JsonSeq, Multipart, Ndjson},
     service,
     source::source_fn,

@@ -44,7 +44,8 @@ use tower_http::{
     cors::CorsLayer,
 };
 use tower_push::{
-    Channel, Event, EventId, EventType, Guard, OriginPolicy, Push, PushBody, PushSource, Resumable,
+    Channel, Event, EventId, Guard, OriginPolicy, Push, PushBody, PushSource, Resumable,
+    event::EventType,
     format::{Multipart, Raw},
     guard::{Admission, RefusalReason},
     layer::TransportLayer,

@@ -12,8 +12,8 @@ use testkit::{
     get_request_head,
 };
 use tower_push::{
-    Event, EventId, EventType, Gap, GapReason, IntoItem, Item, KeepAlive, Push, PushBody,
-    PushSource,
+    Event, EventId, Gap, GapReason, Item, KeepAlive, Push, PushBody, PushSource,
+    event::{EventType, IntoItem},
     source::{Rejection, source_fn},
     transport::{Sse, Transport},
 };
