@@ -78,7 +78,7 @@
 //! dropped the future of the response, the response's body and, for a WebSocket, the task that owns the socket. The way in which the stream
 //! ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls is not open; each poll is.
 //!
-//! A transport [of your own](crate::transport#a-transport-of-ones-own) is counted and ended too if it opens its streams with a
+//! A transport [of your own](crate::transport#writing-a-transport) is counted and ended too if it opens its streams with a
 //! [`PendingStream`](crate::supervision::PendingStream). Otherwise a guard still limits its streams, and a drain waits for them.
 //!
 //! If a guard is put around another, the inner guard ends the streams, and both count them.

@@ -16,7 +16,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct JsonSeq {}
 
-const RECORD_SEPARATOR: u8 = 0x1e;
+/// The byte that begins each text.
+pub(super) const RECORD_SEPARATOR: u8 = 0x1e;
 
 impl JsonSeq {
     /// JSON text sequences.
