@@ -1,5 +1,5 @@
-//! A server stops: every stream ends politely, with a hint of its own when to come back, and the frameworks' graceful shutdowns
-//! finish.
+//! A server stops gracefully: every stream ends with a message that says when to reconnect, a different time for each, and the graceful
+//! shutdown of each framework completes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,32 +38,33 @@ use warp::{Filter, Reply};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// In which a loaded machine ends all of them.
+/// Time in which even a loaded machine ends all streams.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn plan() -> DrainPlan {
+fn drain_plan() -> DrainPlan {
     DrainPlan::within(DEADLINE)
         .spread(2 * SECOND)
         .retry(10 * SECOND)
 }
 
-/// How many of each there are.
-struct Crowd {
+/// How many clients of each kind a test opens.
+struct ClientCounts {
     sse: usize,
     polls: usize,
     websockets: usize,
-    /// On connections of a hundred.
+    /// NDJSON streams over HTTP/2, a hundred for each connection.
     http2: usize,
-    /// The same.
+    /// WebSockets over HTTP/2, a hundred for each connection.
     websockets_on_http2: usize,
 }
 
-/// One at a time.
-static CROWDED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Held by the test that has thousands of streams open, because the process has file descriptors for one such test only.
+static CROWD_TEST: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-impl Crowd {
-    /// As many as there are file descriptors for, two for each connection.
-    fn gather() -> Self {
+impl ClientCounts {
+    /// Returns as many clients as the process has file descriptors for, two for each connection, and at most 1000 of each kind over
+    /// HTTP/1.1.
+    fn within_fd_limit() -> Self {
         let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
         let files = limits
             .lines()
@@ -71,7 +72,7 @@ impl Crowd {
         let files = files.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
         let of_each = 1000.min(files.unwrap_or(1024_usize).saturating_sub(200) / 6);
         if of_each < 1000 {
-            eprintln!("`ulimit -n` allows for {of_each} of each instead of 1000");
+            eprintln!("`ulimit -n` allows {of_each} clients of each kind instead of 1000");
         }
         Self {
             sse: of_each,
@@ -82,7 +83,7 @@ impl Crowd {
         }
     }
 
-    /// warp has no WebSockets over HTTP/2.
+    /// Without WebSockets over HTTP/2, which warp does not support.
     fn without_websockets_on_http2(self) -> Self {
         Self {
             websockets_on_http2: 0,
@@ -95,8 +96,8 @@ impl Crowd {
     }
 }
 
-/// What a guarded feed needs.
-struct Feed {
+/// A channel behind a guard with a drain.
+struct GuardedFeed {
     drain: Drain,
     guard: Guard,
     channel: Channel,
@@ -104,13 +105,13 @@ struct Feed {
     stop: Arc<Notify>,
 }
 
-impl Feed {
+impl GuardedFeed {
     fn new() -> Self {
         let drain = Drain::new();
         let guard = Guard::builder().drain(&drain).build();
-        let patient = LongPoll::new().wait_time(10 * DEADLINE);
+        let long_poll = LongPoll::new().wait_time(10 * DEADLINE);
         Self {
-            transports: guard.wrap(Negotiate::new().add_transport(patient)),
+            transports: guard.wrap(Negotiate::new().add_transport(long_poll)),
             drain,
             guard,
             channel: Channel::new(),
@@ -118,32 +119,37 @@ impl Feed {
         }
     }
 
-    /// Starts the drain when it is told to.
-    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// Returns a future that waits for `stop` and then starts the drain.
+    fn start_drain_on_stop(&self) -> impl Future<Output = ()> + Send + 'static {
         let (stop, drain) = (self.stop.clone(), self.drain.clone());
         async move {
             stop.notified().await;
-            drain.start(plan());
+            drain.start(drain_plan());
         }
     }
 
-    /// Opens a crowd, stops the server, and sees everyone off.
-    async fn stop(&self, crowd: Crowd, address: std::net::SocketAddr, server: JoinHandle<()>) {
-        let _alone = CROWDED.lock().await;
-        let clients = open(address, &crowd).await;
+    /// Opens the clients, stops the server, and asserts that every client gets its time to reconnect.
+    async fn assert_graceful_stop(
+        &self,
+        crowd: ClientCounts,
+        address: std::net::SocketAddr,
+        server: JoinHandle<()>,
+    ) {
+        let _alone = CROWD_TEST.lock().await;
+        let clients = open_clients(address, &crowd).await;
         while self.drain.open_streams() < crowd.len() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(self.guard.counts().open(), crowd.len() as u64);
 
-        let began = Instant::now();
+        let start = Instant::now();
         self.stop.notify_one();
         let drained = self.drain.wait().await;
         timeout(DEADLINE, server)
             .await
-            .expect("it should stop")
+            .expect("the server should stop")
             .unwrap();
-        assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+        assert!(start.elapsed() < DEADLINE, "{:?}", start.elapsed());
         assert_eq!(
             (drained.notified, drained.left, drained.cut),
             (crowd.len(), 0, 0)
@@ -154,36 +160,44 @@ impl Feed {
             (0, crowd.len() as u64)
         );
 
-        let mut hints = Vec::new();
+        let mut retry_delays = Vec::new();
         for client in clients {
-            hints.push(timeout(TEST_TIMEOUT, client).await.unwrap().unwrap());
+            retry_delays.push(timeout(TEST_TIMEOUT, client).await.unwrap().unwrap());
         }
-        assert_eq!(hints.len(), crowd.len());
-        // 10 s, half of that more or less, and whole seconds in `Retry-After`.
-        assert!(hints.iter().all(|hint| (5000..=15_000).contains(hint)));
-        hints.sort_unstable();
-        hints.dedup();
-        // Everyone a time of its own, but for the polls.
-        assert!(hints.len() > crowd.len() / 3, "{}", hints.len());
+        assert_eq!(retry_delays.len(), crowd.len());
+        // The plan says 10 s, and the drain adds or subtracts up to half of it. `Retry-After` has whole seconds.
+        assert!(
+            retry_delays
+                .iter()
+                .all(|parse_retry_delay| (5000..=15_000).contains(parse_retry_delay))
+        );
+        retry_delays.sort_unstable();
+        retry_delays.dedup();
+        // Almost every stream has a different time, except the polls, whose times are whole seconds.
+        assert!(
+            retry_delays.len() > crowd.len() / 3,
+            "{}",
+            retry_delays.len()
+        );
     }
 }
 
-type Hints = Vec<JoinHandle<u64>>;
+type RetryTasks = Vec<JoinHandle<u64>>;
 
-/// Each tells the hint that it got, in milliseconds.
-async fn open(address: std::net::SocketAddr, crowd: &Crowd) -> Hints {
+/// Opens the clients. Each task returns the time to reconnect that its client got, in milliseconds.
+async fn open_clients(address: std::net::SocketAddr, crowd: &ClientCounts) -> RetryTasks {
     let kinds = [Kind::Sse; 1].repeat(crowd.sse);
     let kinds = kinds.into_iter().chain([Kind::Poll; 1].repeat(crowd.polls));
     let kinds = kinds.chain([Kind::WebSocket; 1].repeat(crowd.websockets));
     let opening = stream::iter(kinds).map(|kind| open_http1(address, kind));
-    let mut hints: Hints = opening.buffer_unordered(64).collect().await;
+    let mut retry_delays: RetryTasks = opening.buffer_unordered(64).collect().await;
     for _ in 0..crowd.http2 / 100 {
-        hints.extend(open_http2(address, 100).await);
+        retry_delays.extend(open_http2(address, 100).await);
     }
     for _ in 0..crowd.websockets_on_http2 / 100 {
-        hints.extend(open_websockets_on_http2(address, 100).await);
+        retry_delays.extend(open_websockets_on_http2(address, 100).await);
     }
-    hints
+    retry_delays
 }
 
 #[derive(Clone, Copy)]
@@ -217,12 +231,13 @@ async fn open_http1(address: std::net::SocketAddr, kind: Kind) -> JoinHandle<u64
                     .unwrap();
             }
         }
-        hint(kind, &String::from_utf8_lossy(&read))
+        parse_retry_delay(kind, &String::from_utf8_lossy(&read))
     })
 }
 
-fn hint(kind: Kind, read: &str) -> u64 {
-    let behind = |name: &str| {
+/// Returns the time to reconnect from a whole response, in milliseconds.
+fn parse_retry_delay(kind: Kind, read: &str) -> u64 {
+    let number_after = |name: &str| {
         let (_, rest) = read.rsplit_once(name).unwrap_or_else(|| panic!("{read}"));
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u64>().unwrap()
@@ -230,50 +245,50 @@ fn hint(kind: Kind, read: &str) -> u64 {
     match kind {
         Kind::Sse => {
             assert!(read.ends_with("\r\n0\r\n\r\n"), "{read}");
-            behind("retry: ")
+            number_after("retry: ")
         }
         Kind::Poll => {
             assert!(
                 read.starts_with("HTTP/1.1 200 OK\r\n") && read.ends_with("\r\n\r\n[]\n"),
                 "{read}"
             );
-            behind("retry-after: ") * 1000
+            number_after("retry-after: ") * 1000
         }
         Kind::WebSocket => {
             assert!(read.starts_with("HTTP/1.1 101 "), "{read}");
-            behind(r#"{"finished":false,"retry":"#)
+            number_after(r#"{"finished":false,"retry":"#)
         }
     }
 }
 
-async fn open_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
+async fn open_http2(address: std::net::SocketAddr, streams: usize) -> RetryTasks {
     let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
     let (mut sender, connection) = handshake.await.unwrap();
     tokio::spawn(connection);
-    let mut hints = Vec::new();
+    let mut retry_delays = Vec::new();
     for _ in 0..streams {
         let request = Request::get("http://x/feed").header("accept", "application/x-ndjson");
         let request = request.body(Empty::<Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
-        hints.push(tokio::spawn(async move {
+        retry_delays.push(tokio::spawn(async move {
             let body = body_text(response.into_body()).await;
             let last = body.lines().last().unwrap();
             let record: Value = serde_json::from_str(last).unwrap();
             record["end"]["retry"].as_u64().unwrap()
         }));
     }
-    hints
+    retry_delays
 }
 
-async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize) -> Hints {
+async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize) -> RetryTasks {
     let mut client = HttpClient::connect_to(address, HttpVersion::Http2).await;
-    let mut hints = Vec::new();
+    let mut retry_delays = Vec::new();
     for _ in 0..streams {
         let opened = client.open_websocket("/feed", &[]).await;
         let mut socket = opened.unwrap_or_else(|refused| panic!("{}", refused.head.status));
-        hints.push(tokio::spawn(async move {
+        retry_delays.push(tokio::spawn(async move {
             let (code, reason) = socket
                 .next_frame()
                 .await
@@ -287,30 +302,31 @@ async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize)
             end["retry"].as_u64().unwrap()
         }));
     }
-    hints
+    retry_delays
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axum_stops_with_everyone_told() {
-    let feed = Feed::new();
+async fn axum_notifies_every_client_before_stopping() {
+    let feed = GuardedFeed::new();
     let app = axum::Router::new().route_service(
         "/feed",
         service(feed.channel.clone()).transport(feed.transports.clone()),
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = axum::serve(listener, app).with_graceful_shutdown(feed.stopped());
+    let server = axum::serve(listener, app).with_graceful_shutdown(feed.start_drain_on_stop());
     let server = tokio::spawn(async move { server.await.unwrap() });
-    feed.stop(Crowd::gather(), address, server).await;
+    feed.assert_graceful_stop(ClientCounts::within_fd_limit(), address, server)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hyper_stops_with_everyone_told() {
-    let feed = Feed::new();
+async fn hyper_notifies_every_client_before_stopping() {
+    let feed = GuardedFeed::new();
     let service = service(feed.channel.clone()).transport(feed.transports.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let stopped = feed.stopped();
+    let stopped = feed.start_drain_on_stop();
     let server = tokio::spawn(async move {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http2().enable_connect_protocol();
@@ -330,29 +346,32 @@ async fn hyper_stops_with_everyone_told() {
         }
         graceful.shutdown().await;
     });
-    feed.stop(Crowd::gather(), address, server).await;
+    feed.assert_graceful_stop(ClientCounts::within_fd_limit(), address, server)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn warp_stops_with_everyone_told() {
-    let feed = Feed::new();
+async fn warp_notifies_every_client_before_stopping() {
+    let feed = GuardedFeed::new();
     let (transports, channel) = (feed.transports.clone(), feed.channel.clone());
-    let route = warp::path!("feed").and(head()).then(move |mut head| {
-        let responding = transports.respond(&mut head, Push::new(channel.clone()));
-        async move { reply(responding.await) }
-    });
+    let route = warp::path!("feed")
+        .and(request_head())
+        .then(move |mut head| {
+            let responding = transports.respond(&mut head, Push::new(channel.clone()));
+            async move { reply(responding.await) }
+        });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = warp::serve(route)
         .incoming(listener)
-        .graceful(feed.stopped());
+        .graceful(feed.start_drain_on_stop());
     let server = tokio::spawn(server.run());
-    let crowd = Crowd::gather().without_websockets_on_http2();
-    feed.stop(crowd, address, server).await;
+    let crowd = ClientCounts::within_fd_limit().without_websockets_on_http2();
+    feed.assert_graceful_stop(crowd, address, server).await;
 }
 
-/// As in `examples/warp.rs`.
-fn head() -> impl Filter<Extract = (Parts,), Error = std::convert::Infallible> + Clone {
+/// A filter that extracts the head of the request, as in `examples/warp.rs`.
+fn request_head() -> impl Filter<Extract = (Parts,), Error = std::convert::Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let pieces = warp::method()
         .and(query)
@@ -386,11 +405,11 @@ fn reply(response: Response<PushBody>) -> warp::reply::Response {
 }
 
 #[tokio::test]
-async fn who_comes_while_it_drains_is_sent_away() {
-    let feed = Feed::new();
+async fn draining_server_refuses_new_streams() {
+    let feed = GuardedFeed::new();
     let server =
         TestServer::start(service(feed.channel.clone()).transport(feed.transports.clone())).await;
-    feed.drain.start(plan());
+    feed.drain.start(drain_plan());
     assert!(feed.drain.has_started());
     let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let refused = client.get("/", &[("accept", "text/event-stream")]).await;
@@ -409,8 +428,8 @@ async fn who_comes_while_it_drains_is_sent_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_end_over_the_time_for_it_and_not_all_at_once() {
-    let feed = Feed::new();
+async fn streams_end_spread_over_time() {
+    let feed = GuardedFeed::new();
     let mut ends = Vec::new();
     for _ in 0..100 {
         let transports = feed.transports.clone();
@@ -423,22 +442,26 @@ async fn streams_end_over_the_time_for_it_and_not_all_at_once() {
         }));
     }
     tokio::time::sleep(SECOND).await;
-    let began = Instant::now();
-    feed.drain.start(plan());
-    let mut took = Vec::new();
+    let start = Instant::now();
+    feed.drain.start(drain_plan());
+    let mut durations = Vec::new();
     for end in ends {
-        took.push(end.await.unwrap() - began);
+        durations.push(end.await.unwrap() - start);
     }
-    assert!(took.iter().all(|time| *time <= 2 * SECOND + SECOND / 100));
-    assert!(took.iter().any(|time| *time < SECOND / 2));
-    assert!(took.iter().any(|time| *time > 3 * SECOND / 2));
+    assert!(
+        durations
+            .iter()
+            .all(|time| *time <= 2 * SECOND + SECOND / 100)
+    );
+    assert!(durations.iter().any(|time| *time < SECOND / 2));
+    assert!(durations.iter().any(|time| *time > 3 * SECOND / 2));
     let drained = feed.drain.wait().await;
     assert_eq!((drained.notified, drained.cut), (100, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_read_is_cut_at_the_deadline() {
-    let feed = Feed::new();
+async fn unread_stream_is_cut_at_deadline() {
+    let feed = GuardedFeed::new();
     let mut head = get_request_head("/", &[]);
     let stalled = feed
         .transports
@@ -446,19 +469,19 @@ async fn what_is_not_read_is_cut_at_the_deadline() {
         .await;
     let mut read = stalled.into_body();
     read.frame().await;
-    let began = Instant::now();
-    feed.drain.start(plan());
+    let start = Instant::now();
+    feed.drain.start(drain_plan());
     let drained = feed.drain.wait().await;
-    assert_eq!(began.elapsed(), DEADLINE);
+    assert_eq!(start.elapsed(), DEADLINE);
     assert_eq!((drained.notified, drained.cut), (0, 1));
     drop(read);
     assert_eq!(feed.drain.open_streams(), 0);
 }
 
-/// An event that is published while it drains is not lost: its client gets it where it comes back.
+/// An event that is published during the drain is not lost: the client gets it when it reconnects.
 #[tokio::test]
-async fn who_comes_back_goes_on_where_it_was() {
-    let feed = Feed::new();
+async fn returning_client_resumes_after_drain() {
+    let feed = GuardedFeed::new();
     let server =
         TestServer::start(service(feed.channel.clone()).transport(feed.transports.clone())).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
@@ -489,9 +512,9 @@ async fn who_comes_back_goes_on_where_it_was() {
     assert!(after.contains("data: three\n"), "{after}");
 }
 
-/// A plain stream that long-polling keeps for its client is no open stream, and is not ended with the poll.
+/// A plain stream that long-polling has parked for its client is not an open stream, so the drain does not end it.
 #[tokio::test]
-async fn a_parked_stream_outlives_its_poll() {
+async fn parked_stream_outlives_its_poll() {
     let drain = Drain::new();
     let poll = LongPoll::new();
     let guard = Guard::builder().drain(&drain).build();
@@ -528,7 +551,7 @@ async fn a_parked_stream_outlives_its_poll() {
 }
 
 #[tokio::test]
-async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
+async fn unclosed_websocket_is_cut_at_close_deadline() {
     for version in HttpVersion::ALL {
         let drain = Drain::new();
         let sockets = WebSocket::new().close_deadline(Duration::from_millis(50));
@@ -550,24 +573,24 @@ async fn a_socket_that_does_not_close_is_put_out_by_its_own_deadline() {
 }
 
 #[tokio::test]
-async fn a_client_that_left_was_not_drained() {
+async fn disconnected_client_counts_as_left() {
     let drain = Drain::new();
     let guard = Guard::builder().drain(&drain).build();
     let server = TestServer::start(service(Channel::new()).transport(guard.wrap(Sse::new()))).await;
     let (socket, _) = send_raw_http1(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", ":\n").await;
-    // So long that its turn is not now.
+    // The drain is spread over so much time that no stream's turn comes during the test.
     drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     drop(socket);
     let drained = drain.wait().await;
     assert_eq!((drained.notified, drained.left, drained.cut), (0, 1, 0));
 }
 
-/// Who comes at the very moment of the start is refused or ended, and never forgotten.
+/// A request that arrives while the drain starts is either refused or ended, and the drain waits for it in any case.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_comes_as_it_starts_is_refused_or_ended() {
+async fn request_at_drain_start_is_refused_or_ended() {
     for _ in 0..50 {
-        let feed = Feed::new();
-        let coming = (0..20).map(|_| {
+        let feed = GuardedFeed::new();
+        let requests = (0..20).map(|_| {
             let (transports, channel) = (feed.transports.clone(), feed.channel.clone());
             tokio::spawn(async move {
                 let mut head = get_request_head("/", &[("accept", "text/event-stream")]);
@@ -575,12 +598,12 @@ async fn who_comes_as_it_starts_is_refused_or_ended() {
                 body_text(response.into_body()).await
             })
         });
-        let coming: Vec<_> = coming.collect();
+        let requests: Vec<_> = requests.collect();
         feed.drain
             .start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
         let drained = feed.drain.wait().await;
         assert_eq!((drained.left, drained.cut), (0, 0));
-        for client in coming {
+        for client in requests {
             assert!(client.await.unwrap().contains("retry: "));
         }
         let counts = feed.guard.counts();
@@ -590,8 +613,8 @@ async fn who_comes_as_it_starts_is_refused_or_ended() {
 }
 
 #[tokio::test]
-async fn an_event_stream_of_durable_streams_is_ended_and_counted_like_all() {
-    let feed = Feed::new();
+async fn durable_sse_stream_is_drained_and_counted() {
+    let feed = GuardedFeed::new();
     feed.channel.publish(Event::text("one")).unwrap();
     let mut head = get_request_head("/?offset=-1&live=sse", &[]);
     let response = feed
@@ -610,8 +633,8 @@ async fn an_event_stream_of_durable_streams_is_ended_and_counted_like_all() {
     assert_eq!(counts.closed(CloseReason::Drained), 1);
 }
 
-/// What becomes of one stream that is opened over this guard, and ends after the drain has begun and before its own turn.
-async fn ending(
+/// Opens one stream over a guard, which ends after the start of the drain and before the stream's turn. Returns the outcome of the drain.
+async fn drain_outcome_of(
     guard: GuardBuilder,
     uri: &str,
     source: impl PushSource + Send + 'static,
@@ -621,16 +644,17 @@ async fn ending(
     let mut head = get_request_head(uri, &[]);
     let responding = transports.respond(&mut head, Push::new(source));
     let client = tokio::spawn(async move { responding.await.into_body().collect().await.is_ok() });
-    // Until it waits.
+    // Waits until the stream waits for its source.
     tokio::time::sleep(SECOND / 2).await;
-    // So long that its turn is not now.
+    // The drain is spread over so much time that no stream's turn comes during the test.
     drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     let drained = drain.wait().await;
     client.await.unwrap();
     drained
 }
 
-fn later<T: Send + 'static>(item: T) -> impl stream::Stream<Item = T> + Send + 'static {
+/// A stream that yields `item` after the drain has started.
+fn after_drain_start<T: Send + 'static>(item: T) -> impl stream::Stream<Item = T> + Send + 'static {
     Box::pin(stream::once(async move {
         tokio::time::sleep(SECOND).await;
         item
@@ -638,41 +662,45 @@ fn later<T: Send + 'static>(item: T) -> impl stream::Stream<Item = T> + Send + '
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_had_its_end_before_its_turn_is_told_and_who_was_cut_off_is_not() {
+async fn ended_streams_count_as_notified_and_cut_ones_as_left() {
     let notified =
         |drained: DrainOutcome| (drained.notified, drained.left, drained.cut) == (1, 0, 0);
     let left = |drained: DrainOutcome| (drained.notified, drained.left, drained.cut) == (0, 1, 0);
     let guard = Guard::builder;
-    assert!(notified(ending(guard(), "/", later("last")).await));
-    assert!(notified(ending(guard(), "/", later(Item::Finished)).await));
-    let retry = later(Item::Ended { retry: SECOND });
-    assert!(notified(ending(guard(), "/", retry).await));
+    assert!(notified(
+        drain_outcome_of(guard(), "/", after_drain_start("last")).await
+    ));
+    assert!(notified(
+        drain_outcome_of(guard(), "/", after_drain_start(Item::Finished)).await
+    ));
+    let retry = after_drain_start(Item::Ended { retry: SECOND });
+    assert!(notified(drain_outcome_of(guard(), "/", retry).await));
     let aged = guard().max_lifetime(SECOND);
     assert!(notified(
-        ending(aged, "/", stream::pending::<Event>()).await
+        drain_outcome_of(aged, "/", stream::pending::<Event>()).await
     ));
     let expiring = source_fn(async |subscription: Subscription| {
         subscription.expire_within(SECOND);
         Ok(stream::pending::<Event>())
     });
-    assert!(notified(ending(guard(), "/", expiring).await));
+    assert!(notified(drain_outcome_of(guard(), "/", expiring).await));
     let refusing = source_fn(async |_| {
         tokio::time::sleep(SECOND).await;
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
     });
-    assert!(notified(ending(guard(), "/", refusing).await));
+    assert!(notified(drain_outcome_of(guard(), "/", refusing).await));
 
-    let failing = || later(Err::<Event, _>("failed"));
-    assert!(left(ending(guard(), "/", failing()).await));
-    // A poll has its answer whatever becomes of the source.
-    for source in [Push::new(failing()), Push::new(later("one"))] {
+    let failing = || after_drain_start(Err::<Event, _>("failed"));
+    assert!(left(drain_outcome_of(guard(), "/", failing()).await));
+    // A poll gets its response even if the source fails.
+    for source in [Push::new(failing()), Push::new(after_drain_start("one"))] {
         let poll = "/?transport=long-poll";
-        assert!(notified(ending(guard(), poll, source).await));
+        assert!(notified(drain_outcome_of(guard(), poll, source).await));
     }
 }
 
 #[tokio::test]
-async fn who_was_too_slow_for_its_source_was_not_told() {
+async fn lagged_stream_counts_as_left() {
     let drain = Drain::new();
     let channel = Channel::builder()
         .max_events(2)
@@ -690,17 +718,19 @@ async fn who_was_too_slow_for_its_source_was_not_told() {
     assert_eq!((drained.notified, drained.left, drained.cut), (0, 1, 0));
 }
 
-/// A source that has not answered yet.
-fn silent() -> impl PushSource + Send + 'static {
+/// A source that never answers a subscription.
+fn unanswering_source() -> impl PushSource + Send + 'static {
     source_fn(async |_| std::future::pending::<Result<stream::Pending<Event>, Rejection>>().await)
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
-    let feed = Feed::new();
+async fn pending_subscription_is_refused_at_its_turn() {
+    let feed = GuardedFeed::new();
     let ask = |uri: &'static str, accept: &'static str| {
         let mut head = get_request_head(uri, &[("accept", accept)]);
-        let responding = feed.transports.respond(&mut head, Push::new(silent()));
+        let responding = feed
+            .transports
+            .respond(&mut head, Push::new(unanswering_source()));
         tokio::spawn(async move {
             let (head, body) = responding.await.into_parts();
             (head, body_text(body).await)
@@ -710,12 +740,12 @@ async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
     let ndjson = ask("/", "application/x-ndjson");
     let poll = ask("/?transport=long-poll", "*/*");
     tokio::time::sleep(SECOND).await;
-    let began = Instant::now();
-    feed.drain.start(plan());
+    let start = Instant::now();
+    feed.drain.start(drain_plan());
     let drained = feed.drain.wait().await;
     assert_eq!((drained.notified, drained.left, drained.cut), (3, 0, 0));
-    // At its turn, which is a time of its own, and not at once.
-    assert!(began.elapsed() > Duration::ZERO && began.elapsed() <= 2 * SECOND);
+    // Each request is refused at its own turn, not at once.
+    assert!(start.elapsed() > Duration::ZERO && start.elapsed() <= 2 * SECOND);
     let (head, body) = sse.await.unwrap();
     assert_eq!(head.status, 200);
     assert!(body.starts_with("retry: "), "{body}");
@@ -731,10 +761,10 @@ async fn who_still_waits_for_its_source_is_refused_at_its_turn() {
     );
 }
 
-/// It would be answered with nothing, and a cursor that is parked where the server stops.
+/// Otherwise the response would have no events, and the cursor of a stream that is parked on a server that stops.
 #[tokio::test]
-async fn a_poll_whose_turn_is_over_before_it_has_looked_is_refused() {
-    let feed = Feed::new();
+async fn unpolled_long_poll_is_refused_after_its_turn() {
+    let feed = GuardedFeed::new();
     let mut head = get_request_head("/?transport=long-poll", &[]);
     let texts = stream::iter(["one"]).chain(stream::pending());
     let responding = feed.transports.respond(&mut head, Push::new(texts));
@@ -750,26 +780,26 @@ async fn a_poll_whose_turn_is_over_before_it_has_looked_is_refused() {
 }
 
 #[tokio::test]
-async fn who_is_refused_by_a_guard_inside_was_told_to_that_around_it() {
-    let (around, inside) = (Drain::new(), Drain::new());
+async fn outer_drain_counts_inner_refusal_as_notified() {
+    let (outer_drain, inner_drain) = (Drain::new(), Drain::new());
     let full = Guard::builder()
         .admission(&Admission::builder().max_streams(0).build())
         .build();
-    let stopping = Guard::builder().drain(&inside).build();
+    let stopping = Guard::builder().drain(&inner_drain).build();
     let sse = Sse::new();
-    let outer = Guard::builder().drain(&around).build();
+    let outer = Guard::builder().drain(&outer_drain).build();
     let mut head = get_request_head("/", &[("accept", "text/event-stream")]);
     let full = outer.wrap(full.wrap(sse.clone()));
-    let full = full.respond(&mut head, Push::new(silent()));
+    let full = full.respond(&mut head, Push::new(unanswering_source()));
     let mut head = get_request_head("/", &[("accept", "text/event-stream")]);
     let stopping = outer.wrap(stopping.wrap(sse));
-    let stopping = stopping.respond(&mut head, Push::new(silent()));
-    inside.start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
-    around.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
+    let stopping = stopping.respond(&mut head, Push::new(unanswering_source()));
+    inner_drain.start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
+    outer_drain.start(DrainPlan::within(100_000 * TEST_TIMEOUT).spread(100_000 * TEST_TIMEOUT));
     drop(timeout(TEST_TIMEOUT, async { (full.await, stopping.await) }).await);
-    let drained = around.wait().now_or_never();
-    let drained = drained.expect("nobody is left");
+    let drained = outer_drain.wait().now_or_never();
+    let drained = drained.expect("no stream is left");
     assert_eq!((drained.notified, drained.left, drained.cut), (2, 0, 0));
-    // Also where the answer is 200.
+    // Both refusals count, although the status of one is 200.
     assert_eq!(outer.counts().refused(RefusalReason::Source), 2);
 }

@@ -1,4 +1,4 @@
-//! Lifetimes, expiry, limits and counts, whichever way a stream ends.
+//! Guards: lifetimes, expiry, limits, origins, counts and observers, for every way in which a stream ends.
 
 use std::{
     any::Any,
@@ -17,16 +17,17 @@ use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
     format::Raw,
-    guard::{Admission, CloseReason, Observer, RefusalReason, StreamInfo},
+    guard::{Admission, CloseReason, Guarded, Observer, RefusalReason, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
     transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-const SSE: (&str, &str) = ("accept", "text/event-stream");
+const ACCEPT_SSE: (&str, &str) = ("accept", "text/event-stream");
 
-async fn becomes(guard: &Guard, open: u64) {
+/// Waits until `guard` counts `open` open streams.
+async fn wait_for_open_streams(guard: &Guard, open: u64) {
     let wait = async {
         while guard.counts().open() != open {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -36,31 +37,35 @@ async fn becomes(guard: &Guard, open: u64) {
     assert!(waited.is_ok(), "{:?}", guard.counts());
 }
 
-async fn respond(transport: &impl Transport, source: impl PushSource + Send + 'static) -> String {
+/// Returns the whole response body of a transport for a source.
+async fn response_text(
+    transport: &impl Transport,
+    source: impl PushSource + Send + 'static,
+) -> String {
     let mut head = get_request_head("/", &[]);
     let response = transport.respond(&mut head, Push::new(source)).await;
     body_text(response.into_body()).await
 }
 
-fn at_most(streams: usize) -> Admission {
+fn admission_of(streams: usize) -> Admission {
     Admission::builder().max_streams(streams).build()
 }
 
-fn silence() -> stream::Pending<Event> {
+fn pending_events() -> stream::Pending<Event> {
     stream::pending()
 }
 
 // Lifetime and expiry.
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_ends_in_the_last_fifth_of_its_lifetime() {
+async fn stream_ends_in_last_fifth_of_lifetime() {
     let guard = Guard::builder().max_lifetime(100 * SECOND).build();
     let sse = guard.wrap(Sse::new());
     let mut ages = Vec::new();
     for _ in 0..50 {
-        let begun = Instant::now();
-        let body = respond(&sse, silence()).await;
-        ages.push(begun.elapsed());
+        let start = Instant::now();
+        let body = response_text(&sse, pending_events()).await;
+        ages.push(start.elapsed());
         let (_, retry) = body.rsplit_once("retry: ").unwrap();
         let retry: u64 = retry.split('\n').next().unwrap().parse().unwrap();
         assert!((500..=1500).contains(&retry), "{retry}");
@@ -75,7 +80,7 @@ async fn a_stream_ends_in_the_last_fifth_of_its_lifetime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_stream_ends_too() {
+async fn lifetime_ends_busy_stream() {
     let guard = Guard::builder().max_lifetime(SECOND).build();
     let busy = stream::iter(0_u64..).then(|n| async move {
         if n % 1000 == 0 {
@@ -83,30 +88,30 @@ async fn a_busy_stream_ends_too() {
         }
         "x"
     });
-    let body = respond(&guard.wrap(Sse::new()), Box::pin(busy)).await;
+    let body = response_text(&guard.wrap(Sse::new()), Box::pin(busy)).await;
     assert!(body.contains("event: end\n"));
 }
 
-async fn expiring(subscription: Subscription) -> Result<stream::Pending<Event>, Rejection> {
+async fn expiring_source(subscription: Subscription) -> Result<stream::Pending<Event>, Rejection> {
     subscription.expire_within(60 * SECOND);
-    Ok(silence())
+    Ok(pending_events())
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_ends_when_its_credential_expires() {
-    let begun = Instant::now();
-    let body = respond(&Sse::new(), source_fn(expiring)).await;
-    assert_eq!(begun.elapsed(), 60 * SECOND);
+async fn stream_ends_when_credential_expires() {
+    let start = Instant::now();
+    let body = response_text(&Sse::new(), source_fn(expiring_source)).await;
+    assert_eq!(start.elapsed(), 60 * SECOND);
     let end = "event: end\ndata: {\"finished\":false}\n\n";
     assert!(body.ends_with(end) && !body.contains("retry"), "{body}");
 
     let guard = Guard::builder().max_lifetime(3600 * SECOND).build();
-    respond(&guard.wrap(Sse::new()), source_fn(expiring)).await;
+    response_text(&guard.wrap(Sse::new()), source_fn(expiring_source)).await;
     assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_earliest_expiry_wins() {
+async fn earliest_expiry_wins() {
     for expiries in [[20, 60], [60, 20]] {
         let source = source_fn(async move |subscription: Subscription| {
             let kept = subscription.clone();
@@ -114,39 +119,42 @@ async fn the_earliest_expiry_wins() {
                 subscription.expire_within(seconds * SECOND);
             }
             assert_eq!(kept.expires_at(), Some(Instant::now() + 20 * SECOND));
-            Ok(silence())
+            Ok(pending_events())
         });
-        let begun = Instant::now();
-        respond(&Sse::new(), source).await;
-        assert_eq!(begun.elapsed(), 20 * SECOND);
+        let start = Instant::now();
+        response_text(&Sse::new(), source).await;
+        assert_eq!(start.elapsed(), 20 * SECOND);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_stream_of_durable_streams_expires_once() {
+async fn durable_sse_stream_expires_once() {
     let guard = Guard::new();
     let poll = guard.wrap(LongPoll::new());
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut head = get_request_head("/?offset=now&live=sse", &[]);
-    let response = poll.respond(&mut head, Push::new(source_fn(expiring)));
+    let response = poll.respond(&mut head, Push::new(source_fn(expiring_source)));
     body_text(response.await.into_body()).await;
-    assert_eq!(begun.elapsed(), 60 * SECOND);
+    assert_eq!(start.elapsed(), 60 * SECOND);
     assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_poll_does_not_outlive_its_credential() {
-    let begun = Instant::now();
+async fn poll_ends_when_credential_expires() {
+    let start = Instant::now();
     let poll = LongPoll::new().wait_time(90 * SECOND);
-    assert_eq!(respond(&poll, source_fn(expiring)).await, "[]\n");
-    assert_eq!(begun.elapsed(), 60 * SECOND);
+    assert_eq!(
+        response_text(&poll, source_fn(expiring_source)).await,
+        "[]\n"
+    );
+    assert_eq!(start.elapsed(), 60 * SECOND);
 }
 
 #[tokio::test]
-async fn a_websocket_whose_credential_expires_is_told_so() {
+async fn websocket_close_reports_expired_credential() {
     let source = source_fn(async |subscription: Subscription| {
         subscription.expire_within(Duration::from_millis(20));
-        Ok(silence())
+        Ok(pending_events())
     });
     let server = TestServer::start(service(source)).await;
     let mut opened = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
@@ -156,20 +164,24 @@ async fn a_websocket_whose_credential_expires_is_told_so() {
 
 // Admission.
 
-/// An open stream, until it is dropped.
-async fn opened(server: &TestServer, version: HttpVersion, is_websocket: bool) -> Box<dyn Any> {
+/// Opens a stream, and returns a value that keeps it open.
+async fn open_stream(
+    server: &TestServer,
+    version: HttpVersion,
+    is_websocket: bool,
+) -> Box<dyn Any> {
     if is_websocket {
         return Box::new(websocket::connect(server, version, "/", &[]).await);
     }
     let mut client = HttpClient::connect(server, version).await;
-    let mut reading = client.get("/", &[SSE]).await;
+    let mut reading = client.get("/", &[ACCEPT_SSE]).await;
     assert_eq!(reading.head.status, 200);
     reading.expect_bytes(":\n").await;
     Box::new((client, reading))
 }
 
 #[tokio::test]
-async fn one_too_many_is_refused_as_it_understands() {
+async fn refusal_suits_the_client() {
     let guard = Guard::builder()
         .admission(
             &Admission::builder()
@@ -180,10 +192,10 @@ async fn one_too_many_is_refused_as_it_understands() {
         .build();
     let server =
         TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
-    let _one = opened(&server, HttpVersion::Http1, false).await;
+    let _one = open_stream(&server, HttpVersion::Http1, false).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
-        let refused = client.get("/", &[SSE]).await;
+        let refused = client.get("/", &[ACCEPT_SSE]).await;
         assert_eq!(refused.head.status, 200);
         assert_eq!(refused.header("content-type"), Some("text/event-stream"));
         let body = String::from_utf8(refused.read_to_end().await.0).unwrap();
@@ -200,8 +212,8 @@ async fn one_too_many_is_refused_as_it_understands() {
             assert!((5..=15).contains(&after), "{after}");
             refused.discard_rest().await;
         }
-        // It opens nothing.
-        let head = client.send_request("HEAD", "/", &[SSE]).await;
+        // A HEAD request opens no stream.
+        let head = client.send_request("HEAD", "/", &[ACCEPT_SSE]).await;
         assert_eq!(head.head.status, 200);
         head.discard_rest().await;
 
@@ -214,21 +226,24 @@ async fn one_too_many_is_refused_as_it_understands() {
 }
 
 #[tokio::test]
-async fn an_event_source_is_refused_like_all_where_that_is_wanted() {
-    let guard = Guard::builder().admission(&at_most(0)).always_503().build();
-    let mut head = get_request_head("/", &[SSE]);
+async fn always_503_applies_to_event_sources() {
+    let guard = Guard::builder()
+        .admission(&admission_of(0))
+        .always_503()
+        .build();
+    let mut head = get_request_head("/", &[ACCEPT_SSE]);
     let refused = guard
         .wrap(Sse::new())
-        .respond(&mut head, Push::new(silence()))
+        .respond(&mut head, Push::new(pending_events()))
         .await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(refused.headers().contains_key("retry-after"));
 }
 
-/// To a CONNECT 200 is a tunnel, or an open WebSocket.
+/// A 200 would tell a CONNECT request that its tunnel or WebSocket is open.
 #[tokio::test]
-async fn only_who_accepts_an_event_stream_is_refused_with_one() {
-    let guard = Guard::builder().admission(&at_most(0)).build();
+async fn only_event_stream_clients_are_refused_with_200() {
+    let guard = Guard::builder().admission(&admission_of(0)).build();
     let transport = guard.wrap(Negotiate::new());
     for (method, accept, status) in [
         ("GET", "text/event-stream", 200),
@@ -239,7 +254,9 @@ async fn only_who_accepts_an_event_stream_is_refused_with_one() {
     ] {
         let request = testkit::empty_request(method, "localhost:80", &[("accept", accept)]);
         let mut head = request.into_parts().0;
-        let refused = transport.respond(&mut head, Push::new(silence())).await;
+        let refused = transport
+            .respond(&mut head, Push::new(pending_events()))
+            .await;
         assert_eq!(refused.status(), status, "{method} {accept}");
     }
 }
@@ -253,7 +270,7 @@ async fn each_key_has_its_own_limit() {
     let sse = guard.wrap(Sse::new());
     let subscribe = async |tenant: &str| {
         let mut head = get_request_head("/", &[("tenant", tenant)]);
-        sse.respond(&mut head, Push::new(silence())).await
+        sse.respond(&mut head, Push::new(pending_events())).await
     };
     let a = subscribe("a").await;
     let b = subscribe("b").await;
@@ -265,20 +282,20 @@ async fn each_key_has_its_own_limit() {
 }
 
 #[tokio::test]
-async fn a_place_is_free_again_whichever_way_the_client_leaves() {
+async fn admission_is_released_when_client_disconnects() {
     let channel = Channel::new();
-    let guard = Guard::builder().admission(&at_most(1)).build();
+    let guard = Guard::builder().admission(&admission_of(1)).build();
     let server =
         TestServer::start(service(channel.clone()).transport(guard.wrap(Negotiate::new()))).await;
     for version in HttpVersion::ALL {
         for is_websocket in [false, true] {
-            let open = opened(&server, version, is_websocket).await;
-            becomes(&guard, 1).await;
+            let open = open_stream(&server, version, is_websocket).await;
+            wait_for_open_streams(&guard, 1).await;
             drop(open);
-            becomes(&guard, 0).await;
+            wait_for_open_streams(&guard, 0).await;
         }
     }
-    // Reset.
+    // The client resets the connection.
     for request in [
         "GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n".to_owned(),
         format!(
@@ -288,27 +305,27 @@ async fn a_place_is_free_again_whichever_way_the_client_leaves() {
         ),
     ] {
         let (socket, _) = send_raw_http1(&server, &request, "\r\n\r\n").await;
-        becomes(&guard, 1).await;
+        wait_for_open_streams(&guard, 1).await;
         socket2::SockRef::from(&socket)
             .set_linger(Some(Duration::ZERO))
             .unwrap();
         drop(socket);
-        becomes(&guard, 0).await;
-        // Half-closed.
+        wait_for_open_streams(&guard, 0).await;
+        // The client closes its half of the connection.
         let (mut socket, _) = send_raw_http1(&server, &request, "\r\n\r\n").await;
-        becomes(&guard, 1).await;
+        wait_for_open_streams(&guard, 1).await;
         socket.shutdown().await.unwrap();
-        becomes(&guard, 0).await;
+        wait_for_open_streams(&guard, 0).await;
     }
-    // A poll that is given up.
+    // The client abandons a poll.
     let poll = "GET /?transport=long-poll HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut socket = tokio::net::TcpStream::connect(server.address)
         .await
         .unwrap();
     socket.write_all(poll.as_bytes()).await.unwrap();
-    becomes(&guard, 1).await;
+    wait_for_open_streams(&guard, 1).await;
     drop(socket);
-    becomes(&guard, 0).await;
+    wait_for_open_streams(&guard, 0).await;
 
     let counts = guard.counts();
     assert_eq!(counts.opened, 9);
@@ -316,8 +333,8 @@ async fn a_place_is_free_again_whichever_way_the_client_leaves() {
 }
 
 #[tokio::test]
-async fn a_place_is_free_again_whichever_way_the_source_ends() {
-    let guard = Guard::builder().admission(&at_most(1)).build();
+async fn admission_is_released_when_source_ends() {
+    let guard = Guard::builder().admission(&admission_of(1)).build();
     let sse = guard.wrap(Sse::new());
     let open = async |push: Push| {
         let mut head = get_request_head("/", &[]);
@@ -331,10 +348,10 @@ async fn a_place_is_free_again_whichever_way_the_source_ends() {
     assert_eq!(open(Push::new(stream::iter(["one"]))).await, 200);
     assert_eq!(open(Push::new(finished)).await, 200);
     assert_eq!(open(Push::new(failing)).await, 200);
-    let refusing = source_fn(async |_| {
+    let rejecting_source = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
     });
-    assert_eq!(open(Push::new(refusing)).await, 404);
+    assert_eq!(open(Push::new(rejecting_source)).await, 404);
     let counts = guard.counts();
     for (reason, times) in [
         (CloseReason::Ended, 1),
@@ -346,20 +363,20 @@ async fn a_place_is_free_again_whichever_way_the_source_ends() {
     assert_eq!((counts.open(), counts.opened), (0, 3));
     assert_eq!(counts.refused(RefusalReason::Source), 1);
 
-    // Dropped before anything was asked of it: the request, the response, the body.
+    // The future and the response are dropped before they are polled.
     let mut head = get_request_head("/", &[]);
-    drop(sse.respond(&mut head, Push::new(silence())));
-    let response = sse.respond(&mut head, Push::new(silence())).await;
+    drop(sse.respond(&mut head, Push::new(pending_events())));
+    let response = sse.respond(&mut head, Push::new(pending_events())).await;
     assert_eq!(guard.counts().open(), 1);
-    // Whoever keeps the head keeps no place.
+    // The head, which is still alive, does not keep the stream counted.
     drop(response);
     assert_eq!(guard.counts().open(), 0);
 
-    // Panics: of the source, of its stream.
+    // The source panics, or its stream does.
     let panicking = stream::poll_fn(|_| -> std::task::Poll<Option<Event>> { panic!("on purpose") });
     let unwound = tokio::spawn({
         let sse = sse.clone();
-        async move { respond(&sse, panicking).await }
+        async move { response_text(&sse, panicking).await }
     });
     assert!(unwound.await.unwrap_err().is_panic());
     assert_eq!(guard.counts().open(), 0);
@@ -367,21 +384,21 @@ async fn a_place_is_free_again_whichever_way_the_source_ends() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_the_source_keeps_keeps_no_place() {
+async fn kept_subscription_does_not_hold_admission() {
     let kept = Arc::new(Mutex::new(Vec::new()));
-    let keeping = {
+    let keeping_source = {
         let kept = kept.clone();
         source_fn(async move |subscription: Subscription| {
             kept.lock().unwrap().push(subscription);
             Ok(stream::iter(["one"]))
         })
     };
-    let guard = Guard::builder().admission(&at_most(1)).build();
-    respond(&guard.wrap(Sse::new()), keeping).await;
+    let guard = Guard::builder().admission(&admission_of(1)).build();
+    response_text(&guard.wrap(Sse::new()), keeping_source).await;
     assert_eq!(kept.lock().unwrap().len(), 1);
     assert_eq!(guard.counts().open(), 0);
     assert!(
-        respond(&guard.wrap(Sse::new()), stream::iter(["two"]))
+        response_text(&guard.wrap(Sse::new()), stream::iter(["two"]))
             .await
             .contains("two")
     );
@@ -390,7 +407,7 @@ async fn a_subscription_that_the_source_keeps_keeps_no_place() {
 // Origin.
 
 #[tokio::test]
-async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
+async fn foreign_origin_is_refused_on_every_transport() {
     let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
     let server =
         TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
@@ -415,7 +432,7 @@ async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
             assert_eq!(refused.head.status, 403, "{accept}");
             refused.discard_rest().await;
         }
-        let same = [("origin", "http://localhost"), SSE];
+        let same = [("origin", "http://localhost"), ACCEPT_SSE];
         let host = [("host", "localhost"), same[0], same[1]];
         let headers = if version == HttpVersion::Http2 {
             &same[..]
@@ -429,16 +446,17 @@ async fn a_page_that_is_not_allowed_is_refused_on_every_transport() {
 
 // Observation.
 
+/// An observer that writes a line for each call.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+struct EventLog(Arc<Mutex<Vec<String>>>);
 
-impl Log {
+impl EventLog {
     fn write(&self, line: String) {
         self.0.lock().unwrap().push(line);
     }
 }
 
-impl Observer for Log {
+impl Observer for EventLog {
     fn on_open(&self, stream: &StreamInfo, subscription: &Subscription) {
         let path = subscription.head().uri.path();
         self.write(format!("{}: {} {path}", stream.number, stream.transport));
@@ -470,10 +488,10 @@ impl Observer for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_observer_hears_of_everything_in_order() {
-    let log = Log::default();
+async fn observer_is_notified_in_order() {
+    let log = EventLog::default();
     let guard = Guard::builder()
-        .admission(&at_most(1))
+        .admission(&admission_of(1))
         .observer(log.clone())
         .build();
     let items = stream::iter([
@@ -489,8 +507,11 @@ async fn an_observer_hears_of_everything_in_order() {
     let response = sse
         .respond(&mut head, Push::new(Box::pin(items.chain(late))))
         .await;
-    sse.respond(&mut get_request_head("/other", &[]), Push::new(silence()))
-        .await;
+    sse.respond(
+        &mut get_request_head("/other", &[]),
+        Push::new(pending_events()),
+    )
+    .await;
     body_text(response.into_body()).await;
     let poll = guard.wrap(LongPoll::new());
     let mut head = get_request_head("/poll", &[]);
@@ -499,7 +520,7 @@ async fn an_observer_hears_of_everything_in_order() {
     drop(
         poll.respond(
             &mut head,
-            Push::new(stream::iter(["three"]).chain(silence_of_texts())),
+            Push::new(stream::iter(["three"]).chain(pending_texts())),
         )
         .await,
     );
@@ -508,11 +529,14 @@ async fn an_observer_hears_of_everything_in_order() {
         .respond(&mut get_request_head("/failing", &[]), failing)
         .await;
     let _ = response.into_body().collect().await;
-    let refusing = source_fn(async |_| {
+    let rejecting_source = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
     });
-    sse.respond(&mut get_request_head("/none", &[]), Push::new(refusing))
-        .await;
+    sse.respond(
+        &mut get_request_head("/none", &[]),
+        Push::new(rejecting_source),
+    )
+    .await;
     assert_eq!(
         *log.0.lock().unwrap(),
         [
@@ -542,20 +566,20 @@ async fn an_observer_hears_of_everything_in_order() {
     );
 }
 
-fn silence_of_texts() -> stream::Pending<&'static str> {
+fn pending_texts() -> stream::Pending<&'static str> {
     stream::pending()
 }
 
-/// The source is at fault, and not the client.
+/// The close reason is a failure of the source, not of the client.
 #[tokio::test]
-async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
-    let bytes = || Push::new(stream::iter([Event::binary(vec![0xff])]).chain(silence()));
+async fn unsendable_item_is_reported_as_failure() {
+    let bytes = || Push::new(stream::iter([Event::binary(vec![0xff])]).chain(pending_events()));
     let gap = || {
         let gap = Item::Gap(Gap::new(GapReason::Lagged));
         Push::new(stream::iter([gap]).chain(stream::pending()))
     };
     let heard = async |guarded: &dyn Fn(&Guard) -> Box<dyn Transport>, push: Push| {
-        let log = Log::default();
+        let log = EventLog::default();
         let guard = Guard::builder().observer(log.clone()).build();
         let response = guarded(&guard)
             .respond(&mut get_request_head("/", &[]), push)
@@ -583,7 +607,7 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
         "1: events were missed, and this format cannot say so"
     );
 
-    let log = Log::default();
+    let log = EventLog::default();
     let guard = Guard::builder().observer(log.clone()).build();
     let source = source_fn(async move |_| {
         let gap = Item::Gap(Gap::new(GapReason::Lagged));
@@ -594,14 +618,14 @@ async fn what_a_transport_cannot_send_is_a_failure_that_observers_hear_of() {
     let frame = opened.next_frame().await.unwrap();
     assert_eq!(frame.close_code_and_reason().unwrap().0, 3010);
     drop(opened);
-    becomes(&guard, 0).await;
+    wait_for_open_streams(&guard, 0).await;
     assert_eq!(guard.counts().closed(CloseReason::Failed), 1);
     assert!(log.0.lock().unwrap()[2].ends_with("this format cannot say so"));
 }
 
-/// Whatever the source says next, and whether the client is told in a status or in a body that is cut.
+/// The failure is reported whatever the source yields next, and whether the client sees it as a status or as a body that is cut off.
 #[tokio::test]
-async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
+async fn durable_sse_reports_unsendable_items() {
     let bytes = || Item::Event(Event::binary(vec![0xff]));
     let gap = || Item::Gap(Gap::new(GapReason::Lagged));
     let text = HeaderValue::from_static("text/plain");
@@ -615,7 +639,7 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
         (vec![gap()], true, no_gap),
     ] {
         let said = format!("{items:?} {goes_on}");
-        let (log, outer_log) = (Log::default(), Log::default());
+        let (log, outer_log) = (EventLog::default(), EventLog::default());
         let guard = Guard::builder().observer(log.clone()).build();
         let outer = Guard::builder().observer(outer_log.clone()).build();
         let poll = LongPoll::new().durable_content_type(text.clone());
@@ -640,18 +664,18 @@ async fn what_an_event_stream_of_batches_cannot_hold_is_a_failure_too() {
 }
 
 #[tokio::test]
-async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
-    let log = Log::default();
+async fn event_beyond_batch_counts_with_next_poll() {
+    let log = EventLog::default();
     let guard = Guard::builder().observer(log.clone()).build();
     let poll = guard.wrap(LongPoll::new().max_events(1).wait_time(Duration::ZERO));
-    let texts = stream::iter(["one", "two"]).chain(silence_of_texts());
+    let texts = stream::iter(["one", "two"]).chain(pending_texts());
     let first = poll
         .respond(&mut get_request_head("/", &[]), Push::new(texts))
         .await;
     assert_eq!(guard.counts().events, 1);
     let cursor = first.headers()["last-event-id"].to_str().unwrap();
     let mut head = get_request_head("/", &[("last-event-id", cursor)]);
-    let next = poll.respond(&mut head, Push::new(silence())).await;
+    let next = poll.respond(&mut head, Push::new(pending_events())).await;
     assert!(body_text(next.into_body()).await.contains("two"));
     let counts = guard.counts();
     assert_eq!((counts.events, counts.bytes), (2, 6));
@@ -661,33 +685,51 @@ async fn an_event_that_no_longer_fits_into_a_batch_is_counted_with_the_next() {
 }
 
 #[tokio::test]
-async fn a_websocket_counts_until_its_socket_is_gone() {
+async fn websocket_counts_until_its_socket_closes() {
     let guard = Guard::new();
     let server =
         TestServer::start(service(Channel::new()).transport(guard.wrap(WebSocket::new()))).await;
     for version in HttpVersion::ALL {
         let mut opened = websocket::connect(&server, version, "/", &[]).await;
-        becomes(&guard, 1).await;
+        wait_for_open_streams(&guard, 1).await;
         opened.send_frame(0x88, &[]).await;
         assert_eq!(
             opened.read_close().await,
             Some((websocket::NO_STATUS_CODE, String::new()))
         );
-        // Shut down by the server, and not by the client.
+        // The server has shut the socket down, and the client has not.
         if version == HttpVersion::Http1 {
             assert_eq!(guard.counts().open(), 1);
         }
         drop(opened);
-        becomes(&guard, 0).await;
+        wait_for_open_streams(&guard, 0).await;
     }
     assert_eq!(guard.counts().closed(CloseReason::Left), 2);
 }
 
 #[tokio::test]
-async fn a_guard_around_another_counts_its_streams_too() {
-    let admissions = [1, 2].map(at_most);
+async fn guard_clones_count_together() {
+    let admission = admission_of(2);
+    let guard = Guard::builder().admission(&admission).build();
+    let other = Guard::builder().admission(&admission.clone()).build();
+    let sse = [&guard, &guard.clone(), &other].map(|guard| guard.wrap(Sse::new()));
+    let respond = async |sse: &Guarded<Sse>| {
+        let mut head = get_request_head("/", &[]);
+        sse.respond(&mut head, Push::new(pending_events())).await
+    };
+    let _open = [respond(&sse[0]).await, respond(&sse[1]).await];
+    assert_eq!(guard.counts().opened, 2);
+    assert_eq!(guard.clone().counts(), guard.counts());
+    // Another guard counts its streams apart, but shares the limit.
+    assert_eq!(respond(&sse[2]).await.status(), 503);
+    assert_eq!(other.counts().refused(RefusalReason::Full), 1);
+}
+
+#[tokio::test]
+async fn nested_guards_both_count_streams() {
+    let admissions = [1, 2].map(admission_of);
     let drain = Drain::new();
-    // The tighter one outside, and the other way round.
+    // The stricter limit is first the inner guard's, and then the outer guard's.
     for (outer, inner) in [(0, 1), (1, 0)] {
         let [outer, inner] = [outer, inner].map(|limit: usize| {
             let admission = &admissions[limit];
@@ -699,14 +741,14 @@ async fn a_guard_around_another_counts_its_streams_too() {
         let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
         let refused = client.open_websocket("/", &[]).await.err().unwrap();
         assert_eq!(refused.head.status, 503);
-        becomes(&outer, 1).await;
+        wait_for_open_streams(&outer, 1).await;
         drop(one);
-        becomes(&inner, 0).await;
-        becomes(&outer, 0).await;
-        // An answer that is not read yet.
+        wait_for_open_streams(&inner, 0).await;
+        wait_for_open_streams(&outer, 0).await;
+        // The response to this poll is not read yet, so its stream is still open.
         let poll = async || {
             let mut head = get_request_head("/?transport=long-poll", &[]);
-            let texts = stream::iter(["one"]).chain(silence_of_texts());
+            let texts = stream::iter(["one"]).chain(pending_texts());
             both.respond(&mut head, Push::new(texts)).await
         };
         let answer = poll().await;
@@ -722,9 +764,10 @@ async fn a_guard_around_another_counts_its_streams_too() {
     assert_eq!(drain.open_streams(), 0);
 }
 
-struct Panicking;
+/// An observer that panics when a stream closes, and when a stream of `/opened` opens.
+struct PanickingObserver;
 
-impl Observer for Panicking {
+impl Observer for PanickingObserver {
     fn on_open(&self, _: &StreamInfo, subscription: &Subscription) {
         assert_ne!(subscription.head().uri.path(), "/opened", "on purpose");
     }
@@ -734,54 +777,55 @@ impl Observer for Panicking {
 }
 
 #[tokio::test]
-async fn an_observer_that_panics_keeps_nobodys_place() {
+async fn panicking_observer_releases_admission() {
     let drain = Drain::new();
-    let admission = at_most(1);
+    let admission = admission_of(1);
     let guard = Guard::builder()
         .drain(&drain)
         .admission(&admission)
-        .observer(Panicking)
+        .observer(PanickingObserver)
         .build();
     let sse = guard.wrap(Sse::new());
     for path in ["/opened", "/"] {
         let mut head = get_request_head(path, &[]);
         let responding = sse.respond(&mut head, Push::new(stream::iter(["one"])));
-        let asked = tokio::spawn(async move { body_text(responding.await.into_body()).await });
-        assert_eq!(asked.await.is_err(), path == "/opened");
+        let task = tokio::spawn(async move { body_text(responding.await.into_body()).await });
+        assert_eq!(task.await.is_err(), path == "/opened");
         assert_eq!((guard.counts().open(), drain.open_streams()), (0, 0));
     }
     assert_eq!(guard.counts().opened, 2);
 }
 
-struct PanickingIn(&'static str);
+/// An observer that panics in the method with this name.
+struct PanickingInMethod(&'static str);
 
-impl PanickingIn {
-    fn told(&self, what: &str) {
-        assert_ne!(what, self.0, "on purpose");
+impl PanickingInMethod {
+    fn panic_in(&self, method: &str) {
+        assert_ne!(method, self.0, "on purpose");
     }
 }
 
-impl Observer for PanickingIn {
+impl Observer for PanickingInMethod {
     fn make_span(&self, _: &StreamInfo, _: &Subscription) -> tracing::Span {
-        self.told("span");
+        self.panic_in("span");
         tracing::Span::none()
     }
     fn on_refusal(&self, _: &Parts, _: RefusalReason) {
-        self.told("refused");
+        self.panic_in("refused");
     }
     fn on_event(&self, _: &StreamInfo, _: &Event) {
-        self.told("event");
+        self.panic_in("event");
     }
     fn on_gap(&self, _: &StreamInfo, _: &Gap) {
-        self.told("gap");
+        self.panic_in("gap");
     }
     fn on_failure(&self, _: &StreamInfo, _: &BoxError) {
-        self.told("failed");
+        self.panic_in("failed");
     }
 }
 
 #[tokio::test]
-async fn wherever_an_observer_panics_nobodys_place_is_kept() {
+async fn panic_in_any_observer_method_releases_admission() {
     for (method, opened) in [
         ("span", 1),
         ("refused", 0),
@@ -792,8 +836,8 @@ async fn wherever_an_observer_panics_nobodys_place_is_kept() {
         let drain = Drain::new();
         let guard = Guard::builder()
             .drain(&drain)
-            .admission(&at_most(1))
-            .observer(PanickingIn(method))
+            .admission(&admission_of(1))
+            .observer(PanickingInMethod(method))
             .build();
         for transport in ["sse", "long-poll"] {
             let push = if method == "refused" {
@@ -809,15 +853,15 @@ async fn wherever_an_observer_panics_nobodys_place_is_kept() {
             };
             let mut head = get_request_head(&format!("/?transport={transport}"), &[]);
             let responding = guard.wrap(Negotiate::new()).respond(&mut head, push);
-            let asked = tokio::spawn(async move { responding.await.into_body().collect().await });
-            assert!(asked.await.unwrap_err().is_panic(), "{method} {transport}");
+            let task = tokio::spawn(async move { responding.await.into_body().collect().await });
+            assert!(task.await.unwrap_err().is_panic(), "{method} {transport}");
             assert_eq!(
                 (guard.counts().open(), drain.open_streams()),
                 (0, 0),
                 "{method}"
             );
         }
-        // Both had the one place there is.
+        // Both streams were admitted, although only one may be open at a time.
         assert_eq!(guard.counts().opened, 2 * opened);
         assert_eq!(guard.counts().refused(RefusalReason::Full), 0);
     }

@@ -1,4 +1,4 @@
-//! Whoever stops reading is put out, by the one who still can: the connection. Whoever is slow, or idle, stays.
+//! A client that stops reading is disconnected, which only the connection can do. A slow or idle client stays connected.
 
 use std::{
     future::poll_fn,
@@ -36,57 +36,58 @@ use tower_push::{
     transport::Sse,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Both ends of a connection in memory that holds 64 bytes. The clock of these tests stands still but for what waits for it.
-fn connection() -> (WriteProgress<DuplexStream>, DuplexStream) {
+/// Returns both ends of an in-memory connection that buffers 64 bytes. The clock of these tests is paused: it advances only while
+/// everything waits for a timer.
+fn connection_with_64_byte_buffer() -> (WriteProgress<DuplexStream>, DuplexStream) {
     let (server, client) = duplex(64);
-    (WriteProgress::new(server, PATIENCE), client)
+    (WriteProgress::new(server, WRITE_TIMEOUT), client)
 }
 
-const STALLED: &str = "the peer has taken nothing for too long";
+const STALLED_MESSAGE: &str = "the peer has taken nothing for too long";
 
 fn assert_stalled(error: &io::Error) {
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     let inner = error.get_ref().and_then(|error| error.downcast_ref());
     assert!(inner.is_some_and(Error::is_stalled), "{error}");
-    assert_eq!(error.to_string(), STALLED);
+    assert_eq!(error.to_string(), STALLED_MESSAGE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_without_progress_fails_when_its_time_is_up() {
-    let (mut server, _client) = connection();
+async fn write_without_progress_times_out() {
+    let (mut server, _client) = connection_with_64_byte_buffer();
     let start = Instant::now();
     let failed = server.write_all(&[0; 65]).await.unwrap_err();
     assert_stalled(&failed);
     let waited = start.elapsed();
-    assert!(waited >= PATIENCE && waited < PATIENCE + Duration::from_secs(1));
+    assert!(waited >= WRITE_TIMEOUT && waited < WRITE_TIMEOUT + Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_byte_puts_the_end_off() {
-    let (mut server, mut client) = connection();
+async fn every_written_byte_restarts_timeout() {
+    let (mut server, mut client) = connection_with_64_byte_buffer();
     let reading = async {
         for _ in 0..100 {
-            sleep(PATIENCE - Duration::from_secs(1)).await;
+            sleep(WRITE_TIMEOUT - Duration::from_secs(1)).await;
             client.read_u8().await.unwrap();
         }
-        // And then no more.
+        // The client reads no more from here on.
         Instant::now()
     };
     let writing = async { (server.write_all(&[0; 165]).await, Instant::now()) };
     let (stopped, (written, failed)) = tokio::join!(reading, writing);
     assert_stalled(&written.unwrap_err());
-    assert!(failed - stopped >= PATIENCE);
+    assert!(failed - stopped >= WRITE_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_stays() {
-    let (mut server, mut client) = connection();
+async fn idle_connection_stays_open() {
+    let (mut server, mut client) = connection_with_64_byte_buffer();
     server.write_all(&[1; 64]).await.unwrap();
     sleep(DAY).await;
-    // Pending for a moment, then taken, then idle again.
+    // This write is pending for a moment. Then the client reads it, and the connection is idle again.
     let write = async { server.write_all(&[2; 64]).await };
     let read = async { client.read_exact(&mut [0; 128]).await };
     let (written, read) = tokio::join!(write, read);
@@ -97,9 +98,9 @@ async fn an_idle_connection_stays() {
 }
 
 #[test]
-fn nothing_pending_takes_no_timer() {
-    // Without a runtime a timer would panic.
-    let (mut server, mut client) = connection();
+fn ready_writes_need_no_timer() {
+    // There is no runtime, so a timer would panic.
+    let (mut server, mut client) = connection_with_64_byte_buffer();
     let mut cx = Context::from_waker(Waker::noop());
     let written = Pin::new(&mut server).poll_write(&mut cx, b"hello");
     assert!(matches!(written, Poll::Ready(Ok(5))));
@@ -113,37 +114,37 @@ fn nothing_pending_takes_no_timer() {
 }
 
 #[test]
-fn an_idle_connection_is_three_words_larger() {
+fn wrapper_adds_three_words() {
     let word = size_of::<usize>();
     let larger = size_of::<WriteProgress<TcpStream>>() - size_of::<TcpStream>();
     assert!(larger <= 3 * word, "{larger} bytes");
 }
 
-/// Takes nothing at all, and notes how it was asked.
+/// A connection that is never writable. It records which methods were called.
 #[derive(Default)]
-struct Shut {
+struct NeverWritable {
     vectored: bool,
-    asked: Arc<Mutex<Vec<&'static str>>>,
+    calls: Arc<Mutex<Vec<&'static str>>>,
 }
 
-impl Shut {
-    fn ask<T>(&self, how: &'static str) -> Poll<io::Result<T>> {
-        self.asked.lock().unwrap().push(how);
+impl NeverWritable {
+    fn record_call<T>(&self, method: &'static str) -> Poll<io::Result<T>> {
+        self.calls.lock().unwrap().push(method);
         Poll::Pending
     }
 }
 
-impl AsyncWrite for Shut {
+impl AsyncWrite for NeverWritable {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        self.ask("write")
+        self.record_call("write")
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.ask("flush")
+        self.record_call("flush")
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.ask("shutdown")
+        self.record_call("shutdown")
     }
 
     fn poll_write_vectored(
@@ -151,7 +152,7 @@ impl AsyncWrite for Shut {
         _: &mut Context<'_>,
         _: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.ask("vectored")
+        self.record_call("vectored")
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -159,13 +160,16 @@ impl AsyncWrite for Shut {
     }
 }
 
-/// Tries each way to write, and is told how the connection below was asked.
-macro_rules! each_way {
+/// Calls each write method on a wrapped connection, and asserts that the inner method was called and that the write times out.
+macro_rules! assert_each_write_method {
     ($trait:path, $wrap:expr) => {{
         use $trait as Write;
-        let (shut, slices) = (Shut::default(), [IoSlice::new(b"a"), IoSlice::new(b"b")]);
-        let asked = shut.asked.clone();
-        let mut io = pin!(WriteProgress::new($wrap(shut), PATIENCE));
+        let (connection, slices) = (
+            NeverWritable::default(),
+            [IoSlice::new(b"a"), IoSlice::new(b"b")],
+        );
+        let calls = connection.calls.clone();
+        let mut io = pin!(WriteProgress::new($wrap(connection), WRITE_TIMEOUT));
         let written = poll_fn(|cx| Write::poll_write(io.as_mut(), cx, b"a")).await;
         assert_stalled(&written.unwrap_err());
         let vectored = poll_fn(|cx| Write::poll_write_vectored(io.as_mut(), cx, &slices)).await;
@@ -174,29 +178,29 @@ macro_rules! each_way {
         assert_stalled(&flushed.unwrap_err());
         let shut_down = poll_fn(|cx| Write::poll_shutdown(io.as_mut(), cx)).await;
         assert_stalled(&shut_down.unwrap_err());
-        let mut asked = asked.lock().unwrap().clone();
-        asked.dedup();
-        assert_eq!(asked, ["write", "vectored", "flush", "shutdown"]);
+        let mut calls = calls.lock().unwrap().clone();
+        calls.dedup();
+        assert_eq!(calls, ["write", "vectored", "flush", "shutdown"]);
         for vectored in [false, true] {
-            let shut = Shut {
+            let connection = NeverWritable {
                 vectored,
-                ..Shut::default()
+                ..NeverWritable::default()
             };
-            let io = WriteProgress::new($wrap(shut), PATIENCE);
+            let io = WriteProgress::new($wrap(connection), WRITE_TIMEOUT);
             assert_eq!(Write::is_write_vectored(&io), vectored);
         }
     }};
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_way_to_write_is_watched_and_passed_on_as_it_is() {
-    each_way!(tokio::io::AsyncWrite, |shut| shut);
-    each_way!(hyper::rt::Write, TokioIo::new);
+async fn every_write_method_is_forwarded_and_timed() {
+    assert_each_write_method!(tokio::io::AsyncWrite, |connection| connection);
+    assert_each_write_method!(hyper::rt::Write, TokioIo::new);
 }
 
-/// A stream that is idle for a day, with heartbeats and without.
+/// The stream is idle for a day, once with heartbeats and once without.
 #[tokio::test(start_paused = true)]
-async fn an_idle_client_stays() {
+async fn idle_client_stays_connected() {
     for (keep_alive, heartbeats) in [
         (KeepAlive::default(), 5000..7000),
         (KeepAlive::disabled(), 0..1),
@@ -204,7 +208,7 @@ async fn an_idle_client_stays() {
         let channel = Channel::new();
         let service =
             tower_push::service(channel.clone()).transport(Sse::new().keep_alive(keep_alive));
-        let (server, mut client) = connection();
+        let (server, mut client) = connection_with_64_byte_buffer();
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
             let service = TowerToHyperService::new(service);
@@ -212,17 +216,17 @@ async fn an_idle_client_stays() {
                 .serve_connection(TokioIo::new(server), service)
                 .await
         });
-        client.write_all(ASKING.as_bytes()).await.unwrap();
+        client.write_all(GET_REQUEST.as_bytes()).await.unwrap();
         let mut read = Vec::new();
         assert!(
             timeout(DAY, read_until(&mut client, &mut read, "never"))
                 .await
                 .is_err()
         );
-        // The first byte of the stream comes with its cursor, so that it is not one of these.
+        // The first bytes of the stream have its cursor behind the comment, so they do not count as a heartbeat.
         let read_so_far = String::from_utf8_lossy(&read);
-        let beats = read_so_far.matches("\r\n:\n\r\n").count();
-        assert!(heartbeats.contains(&beats), "{beats}");
+        let heartbeat_count = read_so_far.matches("\r\n:\n\r\n").count();
+        assert!(heartbeats.contains(&heartbeat_count), "{heartbeat_count}");
 
         channel.publish("hello").unwrap();
         read_until(&mut client, &mut read, "data: hello\n\n").await;
@@ -235,22 +239,22 @@ async fn read_until(client: &mut DuplexStream, read: &mut Vec<u8>, end: &str) {
     }
 }
 
-const ASKING: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+const GET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 
-/// A channel into which somebody publishes more than any buffer holds, until it is dropped.
-struct Flood {
+/// A channel into which a task publishes more than any buffer holds. Dropping this value stops the task.
+struct BusyChannel {
     channel: Channel,
     publishing: AbortHandle,
 }
 
-impl Flood {
+impl BusyChannel {
     fn new() -> Self {
         let channel = Channel::new();
-        let flooded = channel.clone();
+        let publisher_channel = channel.clone();
         let publishing = tokio::spawn(async move {
             let event = Event::text("x".repeat(64 * 1024));
             loop {
-                flooded.publish(event.clone()).unwrap();
+                publisher_channel.publish(event.clone()).unwrap();
                 sleep(Duration::from_millis(2)).await;
             }
         });
@@ -260,49 +264,54 @@ impl Flood {
         }
     }
 
-    async fn loses_its_subscribers(&self) {
+    /// Waits until the channel has no subscribers.
+    async fn wait_until_unsubscribed(&self) {
         let idle = timeout(TEST_TIMEOUT, self.channel.unsubscribed()).await;
-        idle.expect("the stalled subscriber is put out");
+        idle.expect("the stalled subscriber should be disconnected");
     }
 }
 
-impl Drop for Flood {
+impl Drop for BusyChannel {
     fn drop(&mut self) {
         self.publishing.abort();
     }
 }
 
-/// Short, since everyone in these tests either reads all the time or never again.
-const SHORT: Duration = Duration::from_millis(200);
+/// A short write timeout. The clients of these tests either read all the time or never again.
+const SHORT_WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The errors that connections ended with.
-type Ends = UnboundedReceiver<BoxError>;
+/// Receives the errors with which connections ended.
+type ConnectionErrors = UnboundedReceiver<BoxError>;
 
-/// A server that gives its connections this long.
-async fn watched<S>(source: S, patience: Duration, prepare: fn(SockRef<'_>)) -> (TestServer, Ends)
+/// Starts a server whose connections have a write timeout. `prepare` sets options of each accepted socket.
+async fn serve_with_write_progress<S>(
+    source: S,
+    write_timeout: Duration,
+    prepare: fn(SockRef<'_>),
+) -> (TestServer, ConnectionErrors)
 where
     S: PushSource + Clone + Send + Sync + 'static,
 {
     let service = TowerToHyperService::new(tower_push::service(source));
-    let (ended, ends) = unbounded_channel();
+    let (error_sender, connection_errors) = unbounded_channel();
     let server = TestServer::start_with(move |socket| {
         prepare(SockRef::from(&socket));
-        let io = TokioIo::new(WriteProgress::new(socket, patience));
-        let (service, ended) = (service.clone(), ended.clone());
+        let io = TokioIo::new(WriteProgress::new(socket, write_timeout));
+        let (service, error_sender) = (service.clone(), error_sender.clone());
         async move {
             let builder = auto::Builder::new(TokioExecutor::new());
             if let Err(error) = builder.serve_connection(io, service).await {
-                let _ = ended.send(error);
+                let _ = error_sender.send(error);
             }
         }
     });
-    (server.await, ends)
+    (server.await, connection_errors)
 }
 
-fn as_it_is(_: SockRef<'_>) {}
+fn leave_socket_as_is(_: SockRef<'_>) {}
 
-/// The reason at the bottom of a server's error.
-fn io_error(error: &BoxError) -> &io::Error {
+/// Returns the I/O error that caused a server's error.
+fn find_io_error(error: &BoxError) -> &io::Error {
     let mut error: &dyn std::error::Error = &**error;
     while let Some(source) = error.source() {
         error = source;
@@ -313,44 +322,49 @@ fn io_error(error: &BoxError) -> &io::Error {
     panic!("{error}");
 }
 
-/// An HTTP/1.1 client that asks, reads a little, and then no more.
-async fn stop_reading(address: std::net::SocketAddr) -> TcpStream {
+/// Sends an HTTP/1.1 request, reads a little of the response, and returns the socket, which nobody reads any more.
+async fn open_and_stop_reading(address: std::net::SocketAddr) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.unwrap();
-    socket.write_all(ASKING.as_bytes()).await.unwrap();
+    socket.write_all(GET_REQUEST.as_bytes()).await.unwrap();
     socket.read_exact(&mut [0; 15]).await.unwrap();
     socket
 }
 
 #[tokio::test]
-async fn an_http1_client_that_stops_reading_is_put_out() {
-    let flood = Flood::new();
-    let (server, mut ends) = watched(flood.channel.clone(), SHORT, as_it_is).await;
-    let _stalled = stop_reading(server.address).await;
-    flood.channel.subscribed().await;
-    flood.loses_its_subscribers().await;
-    assert_stalled(io_error(&ends.recv().await.unwrap()));
+async fn stalled_http1_client_is_disconnected() {
+    let busy = BusyChannel::new();
+    let (server, mut connection_errors) = serve_with_write_progress(
+        busy.channel.clone(),
+        SHORT_WRITE_TIMEOUT,
+        leave_socket_as_is,
+    )
+    .await;
+    let _stalled = open_and_stop_reading(server.address).await;
+    busy.channel.subscribed().await;
+    busy.wait_until_unsubscribed().await;
+    assert_stalled(find_io_error(&connection_errors.recv().await.unwrap()));
 }
 
-/// A socket that is not read any more once it was told so.
-struct Gate {
+/// A socket from which nothing is read any more once `paused` is set.
+struct PausableSocket {
     socket: TcpStream,
-    shut: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
 }
 
-impl AsyncRead for Gate {
+impl AsyncRead for PausableSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.shut.load(Ordering::SeqCst) {
+        if self.paused.load(Ordering::SeqCst) {
             return Poll::Pending;
         }
         Pin::new(&mut self.socket).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Gate {
+impl AsyncWrite for PausableSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -368,18 +382,18 @@ impl AsyncWrite for Gate {
     }
 }
 
-/// An HTTP/2 client whose streams have windows of this size.
-struct Http2 {
+/// An HTTP/2 client. `connect` sets the flow-control window of its streams.
+struct Http2Client {
     sender: conn::http2::SendRequest<Empty<Bytes>>,
-    shut: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
 }
 
-impl Http2 {
+impl Http2Client {
     async fn connect(server: &TestServer, window: u32) -> Self {
-        let shut = Arc::<AtomicBool>::default();
-        let io = TokioIo::new(Gate {
+        let paused = Arc::<AtomicBool>::default();
+        let io = TokioIo::new(PausableSocket {
             socket: TcpStream::connect(server.address).await.unwrap(),
-            shut: shut.clone(),
+            paused: paused.clone(),
         });
         let (sender, connection) = conn::http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(window)
@@ -388,78 +402,92 @@ impl Http2 {
             .await
             .unwrap();
         tokio::spawn(connection);
-        Self { sender, shut }
+        Self { sender, paused }
     }
 
-    async fn ask(&mut self) -> Response<Incoming> {
+    async fn get(&mut self) -> Response<Incoming> {
         let request = empty_request("GET", "http://localhost/", &[]);
         self.sender.send_request(request).await.unwrap()
     }
 
-    fn stop_reading(&self) {
-        self.shut.store(true, Ordering::SeqCst);
+    fn pause_reading(&self) {
+        self.paused.store(true, Ordering::SeqCst);
     }
 }
 
 #[tokio::test]
-async fn an_http2_client_that_stops_reading_is_put_out() {
-    let flood = Flood::new();
-    let (server, mut ends) = watched(flood.channel.clone(), SHORT, as_it_is).await;
-    let mut client = Http2::connect(&server, 1 << 30).await;
-    let _stalled = client.ask().await;
-    client.stop_reading();
-    flood.loses_its_subscribers().await;
-    // Of an error of its connection h2 keeps the kind and the text.
-    let error = ends.recv().await.unwrap();
-    assert_eq!(io_error(&error).kind(), ErrorKind::TimedOut);
-    assert_eq!(io_error(&error).to_string(), STALLED);
+async fn stalled_http2_client_is_disconnected() {
+    let busy = BusyChannel::new();
+    let (server, mut connection_errors) = serve_with_write_progress(
+        busy.channel.clone(),
+        SHORT_WRITE_TIMEOUT,
+        leave_socket_as_is,
+    )
+    .await;
+    let mut client = Http2Client::connect(&server, 1 << 30).await;
+    let _stalled = client.get().await;
+    client.pause_reading();
+    busy.wait_until_unsubscribed().await;
+    // h2 keeps only the kind and the text of a connection's error.
+    let error = connection_errors.recv().await.unwrap();
+    assert_eq!(find_io_error(&error).kind(), ErrorKind::TimedOut);
+    assert_eq!(find_io_error(&error).to_string(), STALLED_MESSAGE);
 }
 
-/// Behind a small window nothing is ever pending at the socket: the server's pings are not answered.
+/// A small window keeps the socket writable, so no write ever times out. The server notices that its pings are not answered.
 #[tokio::test]
-async fn an_http2_client_that_stops_reading_behind_a_small_window_is_put_out_by_pings() {
-    let flood = Flood::new();
-    let service = TowerToHyperService::new(tower_push::service(flood.channel.clone()));
+async fn pings_disconnect_stalled_http2_client() {
+    let busy = BusyChannel::new();
+    let service = TowerToHyperService::new(tower_push::service(busy.channel.clone()));
     let server = TestServer::start_with(move |socket| {
-        let io = TokioIo::new(WriteProgress::new(socket, SHORT));
+        let io = TokioIo::new(WriteProgress::new(socket, SHORT_WRITE_TIMEOUT));
         let service = service.clone();
         async move {
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder
                 .http2()
                 .timer(TokioTimer::new())
-                .keep_alive_interval(SHORT)
-                .keep_alive_timeout(SHORT);
+                .keep_alive_interval(SHORT_WRITE_TIMEOUT)
+                .keep_alive_timeout(SHORT_WRITE_TIMEOUT);
             let _ = builder.serve_connection(io, service).await;
         }
     });
     let server = server.await;
-    let mut client = Http2::connect(&server, 1 << 16).await;
-    let _stalled = client.ask().await;
-    client.stop_reading();
-    flood.loses_its_subscribers().await;
+    let mut client = Http2Client::connect(&server, 1 << 16).await;
+    let _stalled = client.get().await;
+    client.pause_reading();
+    busy.wait_until_unsubscribed().await;
 }
 
-/// What nothing puts out, as yet: who reads its socket, answers pings, and leaves a stream's window shut.
+/// A client that reads its socket and answers pings, but leaves the window of one stream closed, is not disconnected.
 #[tokio::test]
-async fn an_http2_stream_that_is_not_read_stays_and_its_neighbours_flow() {
-    let flood = Flood::new();
-    let (server, _ends) = watched(flood.channel.clone(), SHORT, as_it_is).await;
-    let mut client = Http2::connect(&server, 1 << 16).await;
-    let _stalled = client.ask().await;
-    let mut reading = client.ask().await.into_body();
+async fn unread_http2_stream_stays_and_others_continue() {
+    let busy = BusyChannel::new();
+    let (server, _ends) = serve_with_write_progress(
+        busy.channel.clone(),
+        SHORT_WRITE_TIMEOUT,
+        leave_socket_as_is,
+    )
+    .await;
+    let mut client = Http2Client::connect(&server, 1 << 16).await;
+    let _stalled = client.get().await;
+    let mut reading = client.get().await.into_body();
     let start = Instant::now();
-    while start.elapsed() < 3 * SHORT {
+    while start.elapsed() < 3 * SHORT_WRITE_TIMEOUT {
         let frame = timeout(TEST_TIMEOUT, reading.frame()).await;
-        frame.expect("its own window is open").unwrap().unwrap();
+        frame
+            .expect("the other stream should continue")
+            .unwrap()
+            .unwrap();
     }
-    assert_eq!(flood.channel.subscriber_count(), 2);
+    assert_eq!(busy.channel.subscriber_count(), 2);
 }
 
-/// Asks, and reads this many bytes, 16 KiB every 10 ms at the most: 1.6 MB/s. Less, if it is cut off.
+/// Sends a request and reads `wanted` bytes of the response, at most 16 KiB every 10 ms (1.6 MB/s). Returns how many bytes were read,
+/// which are fewer if the server cuts the response off.
 async fn read_slowly(server: &TestServer, wanted: usize) -> usize {
     let mut socket = TcpStream::connect(server.address).await.unwrap();
-    socket.write_all(ASKING.as_bytes()).await.unwrap();
+    socket.write_all(GET_REQUEST.as_bytes()).await.unwrap();
     let (mut total, mut buffer) = (0, vec![0; 16 * 1024]);
     while total < wanted {
         let Ok(read @ 1..) = socket.read(&mut buffer).await else {
@@ -471,8 +499,8 @@ async fn read_slowly(server: &TestServer, wanted: usize) -> usize {
     total
 }
 
-/// Always ready, for ever, with events of 16 KiB.
-fn plenty() -> impl PushSource + Clone + Send + Sync {
+/// A source whose stream is always ready, with events of 16 KiB.
+fn endless_source() -> impl PushSource + Clone + Send + Sync {
     let event = Event::text("x".repeat(16 * 1024));
     source_fn(async move |_| Ok(stream::repeat(event)))
 }
@@ -481,50 +509,57 @@ const SECOND: Duration = Duration::from_secs(1);
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_slow_reader_stays_where_the_kernel_queues_little() {
-    let queue_little = |socket: SockRef<'_>| socket.set_tcp_notsent_lowat(16 * 1024).unwrap();
-    let (server, mut ends) = watched(plenty(), 2 * SECOND, queue_little).await;
-    // For more than the two seconds, twice.
-    const WANTED: usize = 8 << 20;
-    assert!(read_slowly(&server, WANTED).await >= WANTED);
-    assert!(ends.try_recv().is_err());
+async fn slow_reader_stays_with_small_kernel_queue() {
+    let limit_queue = |socket: SockRef<'_>| socket.set_tcp_notsent_lowat(16 * 1024).unwrap();
+    let (server, mut connection_errors) =
+        serve_with_write_progress(endless_source(), 2 * SECOND, limit_queue).await;
+    // Reading this much takes more than twice the timeout of two seconds.
+    const WANTED_BYTES: usize = 8 << 20;
+    assert!(read_slowly(&server, WANTED_BYTES).await >= WANTED_BYTES);
+    assert!(connection_errors.try_recv().is_err());
 }
 
-/// The kernel asks for more only when a third of its megabytes is free.
+/// The kernel reports a socket with megabytes of send buffer as writable only when a third of the buffer is free.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_slow_reader_counts_as_stalled_where_the_kernel_queues_megabytes() {
-    let (server, mut ends) = watched(plenty(), SECOND / 4, as_it_is).await;
+async fn slow_reader_stalls_with_large_kernel_queue() {
+    let (server, mut connection_errors) =
+        serve_with_write_progress(endless_source(), SECOND / 4, leave_socket_as_is).await;
     let reading = read_slowly(&server, usize::MAX);
     let error = tokio::select! {
-        error = ends.recv() => error.unwrap(),
+        error = connection_errors.recv() => error.unwrap(),
         _ = reading => panic!("cut off without an error"),
     };
-    assert_stalled(io_error(&error));
+    assert_stalled(find_io_error(&error));
 }
 
-/// Linux can do it alone, where there is no other way to get at the connection.
+/// Where a program cannot wrap its connections, Linux can disconnect stalled clients.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_client_that_stops_reading_is_put_out_by_the_kernel_if_it_is_told_to() {
-    let flood = Flood::new();
-    let give_up = |socket: SockRef<'_>| socket.set_tcp_user_timeout(Some(SHORT)).unwrap();
-    let (server, mut ends) = watched(flood.channel.clone(), DAY, give_up).await;
-    let _stalled = stop_reading(server.address).await;
-    flood.channel.subscribed().await;
-    flood.loses_its_subscribers().await;
-    let error = ends.recv().await.unwrap();
-    assert_eq!(io_error(&error).kind(), ErrorKind::TimedOut);
-    assert!(io_error(&error).raw_os_error().is_some());
+async fn tcp_user_timeout_disconnects_stalled_client() {
+    let busy = BusyChannel::new();
+    let set_user_timeout = |socket: SockRef<'_>| {
+        socket
+            .set_tcp_user_timeout(Some(SHORT_WRITE_TIMEOUT))
+            .unwrap()
+    };
+    let (server, mut connection_errors) =
+        serve_with_write_progress(busy.channel.clone(), DAY, set_user_timeout).await;
+    let _stalled = open_and_stop_reading(server.address).await;
+    busy.channel.subscribed().await;
+    busy.wait_until_unsubscribed().await;
+    let error = connection_errors.recv().await.unwrap();
+    assert_eq!(find_io_error(&error).kind(), ErrorKind::TimedOut);
+    assert!(find_io_error(&error).raw_os_error().is_some());
 }
 
 #[tokio::test]
-async fn the_example_puts_stalled_clients_out_in_each_framework() {
+async fn stalled_example_disconnects_in_each_framework() {
     let example = ExampleProcess::start("stalled", &["1"]);
     let urls = [(); 3].map(|()| example.next_address());
     for url in urls {
         let address = url.strip_prefix("http://").expect("http://…");
-        let _stalled = stop_reading(address.parse().unwrap()).await;
+        let _stalled = open_and_stop_reading(address.parse().unwrap()).await;
         example.wait_for_line("1 subscribed");
         example.wait_for_line("nobody is left");
     }

@@ -1,4 +1,5 @@
-//! `guard::TracingObserver`: one span for each stream, in the caller's, and in it what happens to the stream; and nothing that is secret.
+//! `guard::TracingObserver` creates one span for each stream, inside the caller's span, and traces what happens to the stream. It traces
+//! no secrets.
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,16 +35,16 @@ use tracing_subscriber::{
 };
 
 thread_local! {
-    /// What this test's thread has traced: a line for each span that begins (`+`) or ends (`-`), and for each event.
+    /// What the thread of this test has traced: a line for each start (`+`) and end (`-`) of a span, and for each event.
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-    /// Up to which level.
+    /// The most verbose level that is recorded.
     static LEVEL: Cell<Level> = const { Cell::new(Level::TRACE) };
-    /// How many streams this has open is written with each span that ends.
+    /// A drain whose number of open streams is recorded at the end of each span.
     static DRAIN: RefCell<Option<Drain>> = const { RefCell::new(None) };
 }
 
-/// Every test begins with this. One subscriber serves them all, each on its thread.
-fn record() {
+/// Installs the recorder. Every test calls this first. All tests share one subscriber, which records the lines of each thread separately.
+fn start_recording() {
     static SET: Once = Once::new();
     SET.call_once(|| {
         let recording = tracing_subscriber::registry().with(Recorder);
@@ -51,7 +52,8 @@ fn record() {
     });
 }
 
-fn lines() -> Vec<String> {
+/// Removes and returns the lines of this thread.
+fn take_lines() -> Vec<String> {
     LINES.take()
 }
 
@@ -63,37 +65,37 @@ impl Recorder {
     }
 }
 
-/// Those of the library and of the tests. Others have secrets of their own to keep.
-fn is_ours(metadata: &Metadata<'_>) -> bool {
+/// Returns whether a span or event comes from the library or from a test. Other crates may trace secrets.
+fn is_recorded_target(metadata: &Metadata<'_>) -> bool {
     ["tower_push", "app"].contains(&metadata.target())
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
-    /// It is another with each test.
+    /// `enabled` must be called every time, because each test has its own level.
     fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
         Interest::sometimes()
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        !is_ours(metadata) || *metadata.level() <= LEVEL.get()
+        !is_recorded_target(metadata) || *metadata.level() <= LEVEL.get()
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let metadata = attributes.metadata();
-        if is_ours(metadata) {
+        if is_recorded_target(metadata) {
             let mut fields = Fields(String::new());
             attributes.record(&mut fields);
             let (level, name) = (metadata.level(), metadata.name());
-            let parents = path(context.span(id).and_then(|span| span.parent()));
+            let parents = span_path(context.span(id).and_then(|span| span.parent()));
             Self::write(format!("+ {level} {name}{} in {parents}", fields.0));
         }
     }
 
     fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
-        if is_ours(event.metadata()) {
+        if is_recorded_target(event.metadata()) {
             let mut fields = Fields(String::new());
             event.record(&mut fields);
-            let within = path(context.event_span(event));
+            let within = span_path(context.event_span(event));
             let level = event.metadata().level();
             Self::write(format!("{level}{} in {within}", fields.0));
         }
@@ -101,7 +103,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
 
     fn on_close(&self, id: Id, context: Context<'_, S>) {
         let span = context.span(&id).unwrap();
-        if is_ours(span.metadata()) {
+        if is_recorded_target(span.metadata()) {
             let open = DRAIN.with_borrow(|drain| drain.as_ref().map(Drain::open_streams));
             let open = open.map_or_else(String::new, |open| format!(", {open} open"));
             Self::write(format!("- {}{open}", span.name()));
@@ -109,8 +111,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     }
 }
 
-/// The names of a span and of those around it, outermost first.
-fn path<'a, R: LookupSpan<'a>>(
+/// Returns the names of a span and of its parents, outermost first.
+fn span_path<'a, R: LookupSpan<'a>>(
     span: Option<tracing_subscriber::registry::SpanRef<'a, R>>,
 ) -> String {
     let scope = span.map(|span| span.scope().from_root().map(|span| span.name()).collect());
@@ -123,7 +125,7 @@ impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.0 += &match field.name() {
             "message" => format!(" {value:?}"),
-            // How long it took is another with each run.
+            // The duration differs from run to run.
             "open_ms" => " open_ms".to_owned(),
             name => format!(" {name}={value:?}"),
         };
@@ -134,7 +136,7 @@ impl Visit for Fields {
     }
 }
 
-async fn is_idle(guard: &Guard) {
+async fn wait_until_idle(guard: &Guard) {
     let wait = async {
         while guard.counts().open() != 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -144,8 +146,8 @@ async fn is_idle(guard: &Guard) {
     assert!(waited.is_ok(), "{:?}", guard.counts());
 }
 
-/// A source that writes what it does.
-fn talkative() -> impl PushSource + Clone + Send + Sync + 'static {
+/// A source that traces an event when it is asked and when it is polled.
+fn logging_source() -> impl PushSource + Clone + Send + Sync + 'static {
     source_fn(async |_| {
         info!(target: "app", "asked");
         let events = stream::iter(["one"]).chain(stream::pending());
@@ -154,8 +156,8 @@ fn talkative() -> impl PushSource + Clone + Send + Sync + 'static {
 }
 
 #[tokio::test]
-async fn each_stream_has_one_span_in_that_of_its_request() {
-    record();
+async fn each_stream_has_one_span_inside_its_request() {
+    start_recording();
     for version in HttpVersion::ALL {
         for (transport, reason) in [
             ("sse", "left"),
@@ -163,12 +165,12 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
             ("websocket", "left"),
         ] {
             let guard = Guard::builder().observer(TracingObserver::new()).build();
-            let service = service(talkative()).transport(guard.wrap(Negotiate::new()));
+            let service = service(logging_source()).transport(guard.wrap(Negotiate::new()));
             let server = TestServer::start(TraceLayer::new_for_http().layer(service)).await;
             match transport {
                 "websocket" => {
-                    let mut opened = websocket::connect(&server, version, "/", &[]).await;
-                    opened.next_frame().await.unwrap();
+                    let mut socket = websocket::connect(&server, version, "/", &[]).await;
+                    socket.next_frame().await.unwrap();
                 }
                 name => {
                     let mut client = HttpClient::connect(&server, version).await;
@@ -180,9 +182,9 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
                     }
                 }
             }
-            is_idle(&guard).await;
+            wait_until_idle(&guard).await;
             assert_eq!(
-                lines(),
+                take_lines(),
                 [
                     "INFO asked in request",
                     &format!("+ INFO push transport=\"{transport}\" number=1 in request"),
@@ -198,9 +200,9 @@ async fn each_stream_has_one_span_in_that_of_its_request() {
     }
 }
 
-/// What is traced while this guard's SSE answers with this source, and someone reads all of it, in a span called `caller`.
-async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<String> {
-    record();
+/// Returns what is traced in a span `caller`, while `guard` serves `source` as SSE and the whole response is read.
+async fn traced_lines(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<String> {
+    start_recording();
     let sse = guard.wrap(Sse::new());
     let asked = async {
         let response = sse
@@ -209,11 +211,11 @@ async fn traced(guard: &Guard, source: impl PushSource + Send + 'static) -> Vec<
         let _ = response.into_body().collect().await;
     };
     asked.instrument(info_span!("caller")).await;
-    lines()
+    take_lines()
 }
 
 #[tokio::test]
-async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
+async fn gaps_are_info_and_failures_are_warnings() {
     let guard = Guard::builder().observer(TracingObserver::new()).build();
     let failing = stream::iter([
         Ok(Item::Gap(Gap::new(GapReason::Expired).missed(3))),
@@ -221,7 +223,7 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
         Err("the disk is full"),
     ]);
     assert_eq!(
-        traced(&guard, failing).await,
+        traced_lines(&guard, failing).await,
         [
             "+ INFO push transport=\"sse\" number=1 in caller",
             "DEBUG opened in caller/push",
@@ -241,80 +243,83 @@ async fn what_is_lost_is_info_and_what_fails_is_a_warning() {
     for n in 0..3 {
         channel.publish(Event::text(n.to_string())).unwrap();
     }
-    let lagged = traced(&guard, slow).await;
+    let lagged = traced_lines(&guard, slow).await;
     let warning = lagged.iter().find(|line| line.starts_with("WARN")).unwrap();
     assert!(warning.starts_with("WARN failed error=") && warning.ends_with(" in caller/push"));
     assert!(lagged.contains(&"DEBUG closed reason=\"lagged\" open_ms in caller/push".to_owned()));
 }
 
 #[tokio::test]
-async fn a_level_leaves_out_what_is_below_it() {
+async fn levels_filter_spans_and_events() {
     let guard = Guard::builder().observer(TracingObserver::new()).build();
     LEVEL.set(Level::INFO);
-    // At `info` a stream that goes well writes nothing.
-    let well = traced(&guard, stream::iter(["one"])).await;
+    // At level `info` a stream without gaps and failures traces only its span.
+    let well = traced_lines(&guard, stream::iter(["one"])).await;
     let span = "+ INFO push transport=\"sse\" number=1 in caller";
     assert_eq!(well, [span, "- push"]);
-    // Where the span is left out, there is still the caller's.
+    // Without the stream's span, events are in the caller's span.
     LEVEL.set(Level::WARN);
-    let failed = traced(&guard, stream::iter([Err::<Event, _>("no")])).await;
+    let failed = traced_lines(&guard, stream::iter([Err::<Event, _>("no")])).await;
     assert_eq!(failed, ["WARN failed error=no in caller"]);
     LEVEL.set(Level::ERROR);
-    let failed = traced(&guard, stream::iter([Err::<Event, _>("no")])).await;
+    let failed = traced_lines(&guard, stream::iter([Err::<Event, _>("no")])).await;
     assert!(failed.is_empty(), "{failed:?}");
     LEVEL.set(Level::TRACE);
 }
 
 #[tokio::test]
-async fn a_drain_that_is_finished_has_left_no_span_open() {
+async fn finished_drain_leaves_no_open_span() {
     let drain = Drain::new();
     DRAIN.set(Some(drain.clone()));
     let guard = Guard::builder()
         .drain(&drain)
         .observer(TracingObserver::new())
         .build();
-    let lines = traced(&guard, stream::iter(["one"])).await;
+    let lines = traced_lines(&guard, stream::iter(["one"])).await;
     DRAIN.set(None);
     assert_eq!(lines.last().unwrap(), "- push, 1 open");
     assert_eq!(drain.open_streams(), 0);
 }
 
 #[tokio::test]
-async fn who_is_refused_has_no_span_but_the_caller_s() {
+async fn refused_request_has_no_span_of_its_own() {
     let full = Guard::builder()
         .admission(&Admission::builder().max_streams(0).build())
         .observer(TracingObserver::new())
         .build();
-    let refused = traced(&full, stream::pending::<Event>()).await;
+    let refused = traced_lines(&full, stream::pending::<Event>()).await;
     assert_eq!(refused, ["INFO refused reason=\"full\" in caller"]);
 
     let guard = Guard::builder().observer(TracingObserver::new()).build();
     let refusing = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(StatusCode::UNAUTHORIZED))
     });
-    let refused = traced(&guard, refusing).await;
+    let refused = traced_lines(&guard, refusing).await;
     assert_eq!(refused, ["INFO refused reason=\"source\" in caller"]);
 }
 
 #[tokio::test]
-async fn who_does_not_ask_for_it_gets_none() {
-    struct Silent;
-    impl Observer for Silent {}
-    for guard in [Guard::new(), Guard::builder().observer(Silent).build()] {
-        let lines = traced(&guard, talkative_once()).await;
+async fn silent_observer_has_no_span() {
+    struct SilentObserver;
+    impl Observer for SilentObserver {}
+    for guard in [
+        Guard::new(),
+        Guard::builder().observer(SilentObserver).build(),
+    ] {
+        let lines = traced_lines(&guard, logging_stream()).await;
         assert_eq!(lines, ["INFO polled in caller"]);
         assert_eq!(guard.counts().events, 1);
     }
 }
 
-fn talkative_once() -> impl Stream<Item = &'static str> + Send + Unpin + 'static {
+fn logging_stream() -> impl Stream<Item = &'static str> + Send + Unpin + 'static {
     stream::iter(["one"]).inspect(|_| info!(target: "app", "polled"))
 }
 
-/// Its spans are of this name. It writes what it hears.
-struct Own(&'static str);
+/// An observer that creates spans with a given name, and traces each call.
+struct CustomSpan(&'static str);
 
-impl Observer for Own {
+impl Observer for CustomSpan {
     fn make_span(&self, _: &StreamInfo, subscription: &Subscription) -> Span {
         let path = subscription.head().uri.path();
         match self.0 {
@@ -329,14 +334,14 @@ impl Observer for Own {
 }
 
 #[tokio::test]
-async fn an_observer_s_own_span_is_every_observer_s() {
+async fn custom_span_encloses_every_observer() {
     let guard = Guard::builder()
-        .observer(Own("none"))
-        .observer(Own("stream"))
-        .observer(Own("other"))
+        .observer(CustomSpan("none"))
+        .observer(CustomSpan("stream"))
+        .observer(CustomSpan("other"))
         .build();
     assert_eq!(
-        traced(&guard, talkative_once()).await,
+        traced_lines(&guard, logging_stream()).await,
         [
             "+ INFO stream path=\"/\" in caller",
             "INFO polled in caller/stream",
@@ -349,8 +354,8 @@ async fn an_observer_s_own_span_is_every_observer_s() {
 }
 
 #[tokio::test]
-async fn a_guard_around_another_writes_into_its_own_span() {
-    record();
+async fn nested_guards_write_into_their_own_spans() {
+    start_recording();
     let [outer, inner] =
         [(); 2].map(|()| Guard::builder().observer(TracingObserver::new()).build());
     for (outer, inner, spans) in [
@@ -359,10 +364,10 @@ async fn a_guard_around_another_writes_into_its_own_span() {
         (outer, inner, 2),
     ] {
         let both = outer.wrap(inner.wrap(Sse::new()));
-        let push = Push::new(talkative_once());
+        let push = Push::new(logging_stream());
         let response = both.respond(&mut get_request_head("/", &[]), push).await;
         response.into_body().collect().await.unwrap();
-        let lines = lines();
+        let lines = take_lines();
         let count = |what: &str| lines.iter().filter(|line| line.starts_with(what)).count();
         for what in [
             "+ INFO push",
@@ -379,12 +384,12 @@ async fn a_guard_around_another_writes_into_its_own_span() {
     }
 }
 
-/// Everything that a client or a source says has this in it.
+/// Every text from the client and from the source contains this.
 const SECRET: &str = "s3cr3t";
 
 #[tokio::test]
-async fn nothing_that_is_secret_is_written() {
-    record();
+async fn secrets_are_not_traced() {
+    start_recording();
     let resumable = Resumable::new();
     let source = {
         let resumable = resumable.clone();
@@ -413,17 +418,17 @@ async fn nothing_that_is_secret_is_written() {
             let mut client = HttpClient::connect(&server, version).await;
             let mut reading = client.get(&path, &headers).await;
             assert_eq!(reading.head.status, 200);
-            // The cursor that takes the stream up: whoever has it has the stream.
+            // The id that resumes the parked stream. Everybody who knows the id can read the stream.
             let token = match reading.header("last-event-id") {
                 Some(token) => token.to_owned(),
-                None => id_in(&mut reading).await,
+                None => last_event_id(&mut reading).await,
             };
             assert_ne!(token, SECRET);
             cursor = token.clone();
             drop(reading);
             drop(client);
-            is_idle(&guard).await;
-            let lines = lines();
+            wait_until_idle(&guard).await;
+            let lines = take_lines();
             assert!(lines.contains(&"- push".to_owned()), "{lines:#?}");
             for line in lines {
                 let secrets = [SECRET, &token, token.split('-').next().unwrap()];
@@ -434,11 +439,11 @@ async fn nothing_that_is_secret_is_written() {
             }
         }
         let path = format!("/{SECRET}?last_event_id={cursor}");
-        let mut opened = websocket::connect(&server, version, &path, &[("cookie", SECRET)]).await;
-        opened.send_frame(0x81, SECRET.as_bytes()).await;
-        drop(opened);
-        is_idle(&guard).await;
-        let lines = lines();
+        let mut socket = websocket::connect(&server, version, &path, &[("cookie", SECRET)]).await;
+        socket.send_frame(0x81, SECRET.as_bytes()).await;
+        drop(socket);
+        wait_until_idle(&guard).await;
+        let lines = take_lines();
         assert!(lines.contains(&"- push".to_owned()), "{lines:#?}");
         assert!(
             !lines
@@ -449,8 +454,8 @@ async fn nothing_that_is_secret_is_written() {
     assert!(resumable.counts().resumed > 0);
 }
 
-/// The last id of an event stream that has begun.
-async fn id_in(reading: &mut testkit::StreamingResponse) -> String {
+/// Reads an event stream until an id arrives, and returns the id.
+async fn last_event_id(reading: &mut testkit::StreamingResponse) -> String {
     let mut read = String::new();
     loop {
         let bytes = reading.next_chunk().await.unwrap().unwrap();

@@ -95,7 +95,7 @@ impl FrameBuffer {
             return E::encode(event.fields(), self.buffer());
         }
         // A clone only where it is kept: its count is one for all threads.
-        let bytes = event.encoding::<E>();
+        let bytes = event.encoded_ref::<E>();
         if self.joins(bytes) {
             self.buffer().put_slice(bytes);
         } else {

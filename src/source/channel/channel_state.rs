@@ -70,7 +70,7 @@ impl ChannelState {
         // `into_unshared` copies the payload if something else holds the event, and so runs before the log is locked.
         let event = event.into_unshared();
         let key = self.lag_policy.key_of(&event);
-        let with_id = |position| event.under(self.epoch.event_id(position));
+        let with_id = |position| event.with_event_id(self.epoch.event_id(position));
         let appended = self.log.append(with_id, key, self.elapsed());
         let position = appended.ok_or_else(Error::closed)?;
         self.counters.add_published();

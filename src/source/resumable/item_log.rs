@@ -68,7 +68,7 @@ pub(super) struct ItemLog {
 impl ItemLogEntry {
     pub(super) fn with_id(self, id: EventId) -> Self {
         match self {
-            Self::Event(event) => Self::Event(event.under(id)),
+            Self::Event(event) => Self::Event(event.with_event_id(id)),
             Self::Gap(gap) => Self::Gap(Box::new(gap.resumed(id))),
         }
     }

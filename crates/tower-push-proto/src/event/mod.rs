@@ -101,7 +101,7 @@ impl Event {
     pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
         let text = serde_json::to_string(value).map_err(Error::json)?;
         // A `Serialize` may hand out raw JSON, line breaks and all.
-        Ok(Self::new(Payload::Json(payload::on_one_line(text))))
+        Ok(Self::from_valid_json(text))
     }
 
     /// An event that carries a text that is JSON already, which the JSON formats then embed instead of quoting it.
@@ -124,7 +124,13 @@ impl Event {
     pub fn json_text(text: impl Into<String>) -> Result<Self, Error> {
         let text = text.into();
         serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(Error::json)?;
-        Ok(Self::new(Payload::Json(payload::on_one_line(text))))
+        Ok(Self::from_valid_json(text))
+    }
+
+    /// Makes an event that carries a text that is known to be one JSON value.
+    #[cfg(feature = "json")]
+    pub(crate) fn from_valid_json(text: impl Into<String>) -> Self {
+        Self::new(Payload::Json(payload::on_one_line(text.into())))
     }
 
     // Inlined, or it is built on the stack and copied.
@@ -233,39 +239,44 @@ impl Event {
         &self.0.fields
     }
 
-    /// What `E` writes for this event: computed at the first call, and the same `Bytes` for every clone ever after.
+    /// Returns the event's bytes in the encoding `E`.
+    ///
+    /// They are encoded at the first call. All clones of the event share them.
     pub fn encoded<E: Encoding>(&self) -> Bytes {
-        self.encoding::<E>().clone()
+        self.encoded_ref::<E>().clone()
     }
 
-    /// The same, for who copies from it.
-    pub fn encoding<E: Encoding>(&self) -> &Bytes {
+    /// Like [`encoded`](Self::encoded), but borrowed.
+    pub fn encoded_ref<E: Encoding>(&self) -> &Bytes {
         self.0.encodings.get::<E>(&self.0.fields)
     }
 
-    /// The same under an id that is known to be one.
-    pub fn under(self, id: EventId) -> Self {
+    /// Like [`with_id`](Self::with_id), for an id that has been checked: it cannot fail.
+    pub fn with_event_id(self, id: EventId) -> Self {
         self.with(|fields| fields.id = Some(id))
     }
 
-    /// The same, so that to change a field copies nothing.
+    /// Makes the fields of this event its own, by a copy if clones exist. A field can then be changed without a copy, for example under
+    /// a lock.
     pub fn into_unshared(self) -> Self {
         self.with(|_| {})
     }
 
-    /// Whether somebody wanted this encoding before.
+    /// Returns whether the event, or a clone, has been [encoded](Self::encoded) as `E`.
     pub fn is_encoded<E: Encoding>(&self) -> bool {
         self.0.encodings.has::<E>()
     }
 
-    /// The payload, if there is no clone.
-    #[cfg(feature = "websocket")]
+    /// Returns the payload without a copy, or the event if clones exist.
+    ///
+    /// # Errors
+    /// The event itself.
     pub fn into_payload(self) -> Result<Payload, Self> {
         let inner = Arc::try_unwrap(self.0).map_err(Self)?;
         Ok(inner.fields.payload)
     }
 
-    /// Whether a clone exists, so that an encoding may be wanted again.
+    /// Returns whether a clone of the event exists, so that an encoding may be used again.
     #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

@@ -29,7 +29,6 @@ impl Payload {
     }
 
     /// The bytes, without a copy.
-    #[cfg(feature = "websocket")]
     #[inline]
     pub fn into_bytes(self) -> Bytes {
         match self {

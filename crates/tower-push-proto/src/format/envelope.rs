@@ -1,4 +1,4 @@
-//! JSON as the transports write it ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)): always on one line.
+//! Events in JSON envelopes: one JSON object ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)) on one line for each event.
 
 use bytes::{BufMut, BytesMut};
 
@@ -7,8 +7,8 @@ use crate::{
     event::{EventId, Fields, Payload},
 };
 
-/// A JSON string, quotes included.
-pub fn write_string(text: &str, out: &mut BytesMut) {
+/// Appends `text` as a JSON string, with its quotes.
+pub fn write_json_string(text: &str, out: &mut BytesMut) {
     let mut rest = text.as_bytes();
     out.reserve(rest.len() + 2);
     out.put_u8(b'"');
@@ -35,11 +35,11 @@ fn must_escape(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// A payload as a JSON value: JSON as it is, text as a string, bytes as a string of base64.
-pub fn write_value(payload: &Payload, out: &mut BytesMut) {
+/// Appends a payload as a JSON value: JSON unchanged, text as a string, and bytes as a string in base64.
+pub fn write_payload(payload: &Payload, out: &mut BytesMut) {
     match payload {
         Payload::Json(json) => out.put_slice(json.as_bytes()),
-        Payload::Text(text) => write_string(text, out),
+        Payload::Text(text) => write_json_string(text, out),
         Payload::Binary(bytes) => {
             out.put_u8(b'"');
             base64::encode(bytes, out);
@@ -48,17 +48,17 @@ pub fn write_value(payload: &Payload, out: &mut BytesMut) {
     }
 }
 
-/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`, of which only `data` is always there.
+/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`. Only `data` is always there.
 ///
 /// Bytes are in `data_base64` instead of `data`, as in
 /// [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
-pub fn write(fields: &Fields, out: &mut BytesMut) {
+pub fn write_event(fields: &Fields, out: &mut BytesMut) {
     write_members(fields, None, out);
 }
 
-/// Appends an event in its envelope, like [`write`], with a member `"cursor":…` behind its `id`: the cursor that resumes after the
+/// Appends an event in its envelope, like [`write_event`], with a member `"cursor":…` behind its `id`: the cursor that resumes after the
 /// event, where that is not its id.
-pub fn write_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
+pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
     write_members(fields, Some(cursor), out);
 }
 
@@ -73,19 +73,19 @@ fn write_members(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) 
     }
     if let Some(topic) = &fields.topic {
         out.put_slice(b"\"topic\":");
-        write_string(topic.as_str(), out);
+        write_json_string(topic.as_str(), out);
         out.put_u8(b',');
     }
     if let Some(event_type) = &fields.event_type {
         out.put_slice(b"\"event\":");
-        write_string(event_type.as_str(), out);
+        write_json_string(event_type.as_str(), out);
         out.put_u8(b',');
     }
     out.put_slice(match fields.payload {
         Payload::Binary(_) => b"\"data_base64\":" as &[u8],
         Payload::Text(_) | Payload::Json(_) => b"\"data\":",
     });
-    write_value(&fields.payload, out);
+    write_payload(&fields.payload, out);
     out.put_u8(b'}');
 }
 
@@ -99,7 +99,7 @@ fn write_id_member(key: &[u8], id: &EventId, out: &mut BytesMut) {
 /// Returns the text as a JSON string, quotes included.
 pub(crate) fn quoted(text: &str) -> String {
     let mut out = BytesMut::new();
-    write_string(text, &mut out);
+    write_json_string(text, &mut out);
     String::from_utf8_lossy(&out).into_owned()
 }
 

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, envelope, record};
+use super::{Format, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
@@ -76,17 +76,17 @@ impl Encoder for JsonArrayEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        envelope::write_with_cursor(event.fields(), cursor, self.next(out));
+        envelope::write_event_with_cursor(event.fields(), cursor, self.next(out));
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        record::gap(gap, self.next(out));
+        control_record::write_gap(gap, self.next(out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        record::cursor(id, self.next(out));
+        control_record::write_cursor(id, self.next(out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -105,7 +105,7 @@ impl BatchEncoder for JsonArrayEncoder {
 
     fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
         if let Some(end) = end {
-            record::end(end, self.next(out));
+            control_record::write_end(end, self.next(out));
         }
         out.buffer().put_slice(b"]\n");
     }
@@ -115,6 +115,6 @@ struct Envelope;
 
 impl Encoding for Envelope {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write(fields, out);
+        envelope::write_event(fields, out);
     }
 }

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, envelope, record};
+use super::{Format, content_type, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
@@ -16,7 +16,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct JsonSeq {}
 
-const RECORD_SEPARATOR: u8 = 0x1e;
+/// The byte that begins each text.
+pub(super) const RECORD_SEPARATOR: u8 = 0x1e;
 
 impl JsonSeq {
     /// JSON text sequences.
@@ -60,18 +61,18 @@ impl Encoder for JsonSeq {
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
         framed(out.buffer(), |out| {
-            envelope::write_with_cursor(event.fields(), cursor, out);
+            envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        framed(out.buffer(), |out| record::gap(gap, out));
+        framed(out.buffer(), |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        framed(out.buffer(), |out| record::cursor(id, out));
+        framed(out.buffer(), |out| control_record::write_cursor(id, out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -79,7 +80,7 @@ impl Encoder for JsonSeq {
     }
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        framed(out.buffer(), |out| record::end(end, out));
+        framed(out.buffer(), |out| control_record::write_end(end, out));
     }
 }
 
@@ -89,7 +90,7 @@ struct Record;
 
 impl Encoding for Record {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        framed(out, |out| envelope::write(fields, out));
+        framed(out, |out| envelope::write_event(fields, out));
     }
 }
 

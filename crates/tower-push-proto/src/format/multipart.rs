@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, record};
+use super::{Format, content_type, control_record};
 use crate::{
     byte_search,
     encoder::{BatchEncoder, Encoder, End},
@@ -39,7 +39,7 @@ pub struct Multipart {
 }
 
 /// The type of the parts that are not events.
-const CONTROL: &str = "application/vnd.tower-push+json";
+pub(super) const CONTROL_TYPE: &str = "application/vnd.tower-push+json";
 
 impl Multipart {
     /// `multipart/mixed`.
@@ -122,7 +122,7 @@ impl MultipartEncoder {
     fn control(&self, out: &mut BytesMut, content: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
         content(&mut json);
-        header("Content-Type", CONTROL, out);
+        header("Content-Type", CONTROL_TYPE, out);
         part(&json, out);
     }
 
@@ -202,12 +202,22 @@ impl Encoder for MultipartEncoder {
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.say("Gap", &gap.to_json(), |out| record::gap(gap, out), out);
+        self.say(
+            "Gap",
+            &gap.to_json(),
+            |out| control_record::write_gap(gap, out),
+            out,
+        );
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        self.say("Cursor", id.as_str(), |out| record::cursor(id, out), out);
+        self.say(
+            "Cursor",
+            id.as_str(),
+            |out| control_record::write_cursor(id, out),
+            out,
+        );
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -233,7 +243,7 @@ impl Encoder for MultipartEncoder {
             header("End", &end.to_json(), out);
             out.put_slice(b"\r\n\r\n");
         } else {
-            self.control(out, |out| record::end(end, out));
+            self.control(out, |out| control_record::write_end(end, out));
         }
         self.last_delimiter(out);
     }
@@ -276,7 +286,7 @@ fn write_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
         header("Event-ID", id.as_str(), out);
     }
     if let Some(cursor) = cursor {
-        header("Cursor", cursor.as_str(), out);
+        header("Event-Cursor", cursor.as_str(), out);
     }
     if let Some(topic) = &fields.topic {
         header("Event-Topic", topic.as_str(), out);

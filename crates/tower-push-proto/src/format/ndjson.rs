@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, envelope, record};
+use super::{Format, content_type, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
@@ -91,20 +91,20 @@ impl Encoder for Ndjson {
         if self.bare {
             return self.event(event, out);
         }
-        envelope::write_with_cursor(event.fields(), cursor, out.buffer());
+        envelope::write_event_with_cursor(event.fields(), cursor, out.buffer());
         out.buffer().put_u8(b'\n');
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        record::gap(gap, out.buffer());
+        control_record::write_gap(gap, out.buffer());
         out.buffer().put_u8(b'\n');
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
         if !self.bare {
-            record::cursor(id, out.buffer());
+            control_record::write_cursor(id, out.buffer());
             out.buffer().put_u8(b'\n');
         }
     }
@@ -115,7 +115,7 @@ impl Encoder for Ndjson {
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
         if !self.bare {
-            record::end(end, out.buffer());
+            control_record::write_end(end, out.buffer());
             out.buffer().put_u8(b'\n');
         }
     }
@@ -127,7 +127,7 @@ struct Envelope;
 
 impl Encoding for Envelope {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write(fields, out);
+        envelope::write_event(fields, out);
         out.put_u8(b'\n');
     }
 }
@@ -136,7 +136,7 @@ struct Bare;
 
 impl Encoding for Bare {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write_value(&fields.payload, out);
+        envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     encoder::{Encoder, End},
     error::Error,
     event::{Event, EventId, Gap},
-    format::{envelope, record},
+    format::{control_record, envelope},
     frame_buffer::FrameBuffer,
 };
 
@@ -115,7 +115,7 @@ impl FrameEncoder {
         // A small window must cover the whole message, with what the layout adds to the payload.
         let is_covered = || {
             params.window_covers(usize::MAX)
-                || params.window_covers(event.encoding::<UncompressedFrame<L>>().len())
+                || params.window_covers(event.encoded_ref::<UncompressedFrame<L>>().len())
         };
         payload_len >= threshold && is_covered()
     }
@@ -157,7 +157,7 @@ impl Encoder for FrameEncoder {
     ) -> Result<(), Error> {
         if self.format == MessageFormat::Json {
             self.write_control_record(out, |out| {
-                envelope::write_with_cursor(event.fields(), cursor, out);
+                envelope::write_event_with_cursor(event.fields(), cursor, out);
             });
             return Ok(());
         }
@@ -170,13 +170,13 @@ impl Encoder for FrameEncoder {
         if self.format == MessageFormat::Plain {
             return Err(Error::gap_unsupported());
         }
-        self.write_control_record(out, |out| record::gap(gap, out));
+        self.write_control_record(out, |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
         if self.format != MessageFormat::Plain {
-            self.write_control_record(out, |out| record::cursor(id, out));
+            self.write_control_record(out, |out| control_record::write_cursor(id, out));
         }
     }
 
@@ -185,7 +185,7 @@ impl Encoder for FrameEncoder {
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
         if self.format != MessageFormat::Plain {
-            self.write_control_record(out, |out| record::end(end, out));
+            self.write_control_record(out, |out| control_record::write_end(end, out));
         }
     }
 }

@@ -119,7 +119,7 @@ impl MessageLayout for JsonLayout {
     }
 
     fn write_message(fields: &Fields, out: &mut BytesMut) {
-        envelope::write(fields, out);
+        envelope::write_event(fields, out);
     }
 }
 

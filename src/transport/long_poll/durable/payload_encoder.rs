@@ -70,7 +70,7 @@ struct PayloadAsJson;
 
 impl Encoding for PayloadAsJson {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        envelope::write_value(&fields.payload, out);
+        envelope::write_payload(&fields.payload, out);
     }
 }
 
