@@ -18,7 +18,8 @@ use crate::{
 /// yields:
 ///
 /// ```
-/// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
+/// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
+/// use tower_push::{Event, Item, format::Ndjson, transport::{Encoder, FrameBuffer}};
 ///
 /// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
 /// encoder.open(&mut out);
@@ -29,7 +30,7 @@ use crate::{
 /// }
 /// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
 /// assert_eq!(out.into_bytes(), sent);
-/// # Ok::<(), tower_push_proto::Error>(())
+/// # Ok::<(), tower_push::Error>(())
 /// ```
 pub trait Encoder: Send {
     /// Writes what the stream begins with. The transport sends it at once, so that the client knows that it is connected.
