@@ -57,7 +57,7 @@ impl Subscriber {
         let counters = self.channel.counters();
         let reason = match self.requested {
             Some(_) => {
-                counters.add_expired(missed);
+                counters.add_missed_on_return(missed);
                 GapReason::Expired
             }
             None => {

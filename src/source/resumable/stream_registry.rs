@@ -41,7 +41,7 @@ struct RegistryState {
     /// The task that drops expired streams. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
     resumed: u64,
-    expired: u64,
+    parked_too_long: u64,
     evicted: u64,
 }
 
@@ -135,7 +135,7 @@ impl StreamRegistry {
             parked: state.parked.len(),
             parked_bytes: state.parked_bytes,
             resumed: state.resumed,
-            expired: state.expired,
+            parked_too_long: state.parked_too_long,
             evicted: state.evicted,
         })
     }
@@ -227,7 +227,7 @@ impl RegistryState {
     fn remove_expired(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
         while self.time_to_next_expiry(config) == Some(Duration::ZERO) {
             removed.extend(self.remove_first_parked());
-            self.expired += 1;
+            self.parked_too_long += 1;
         }
     }
 
