@@ -8,5 +8,5 @@ mod lines;
 
 pub use self::{
     encoder::{SseConfig, SseEncoder},
-    lines::{data_lines, write_comment, write_cursor, write_event, write_id, write_retry},
+    lines::{for_each_data_line, write_comment, write_cursor, write_event, write_id, write_retry},
 };
