@@ -486,10 +486,10 @@ proptest! {
         }).collect();
         let bytes = runtime.block_on(written_events(Sse::new(), events));
         let bytes = format!("{FIRST_BYTES}{bytes}").into_bytes();
-        for at in 0..=bytes.len() {
-            let mut parser = EventStreamParser::parse(&bytes[..at]);
-            parser.feed(&bytes[at..]);
-            prop_assert_eq!(&parser.messages, &expected, "split at {}", at);
+        for split in 0..=bytes.len() {
+            let mut parser = EventStreamParser::parse(&bytes[..split]);
+            parser.feed(&bytes[split..]);
+            prop_assert_eq!(&parser.messages, &expected, "split at {}", split);
         }
     }
 }

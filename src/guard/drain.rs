@@ -57,7 +57,8 @@ struct SharedDrain {
 #[derive(Default)]
 struct DrainState {
     start: Option<DrainStart>,
-    /// The number of streams that were ever registered. [`WaitList::register`] uses it to spread the streams over its shards.
+    /// The number of streams that were ever registered. [`WaitList::register`] uses this number to spread the streams over its
+    /// shards.
     registered: usize,
     open: usize,
     /// See [`DrainOutcome::notified`].
