@@ -96,7 +96,7 @@
 //! | feature | adds | crates |
 //! |---|---|---|
 //! | (none) | everything that is not listed below | 10 besides this one |
-//! | `websocket` (default) | the WebSocket transport and its incoming messages | `hyper` without features, `sha1_smol` |
+//! | `websocket` (default) | the WebSocket transport | `hyper` without features, `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |

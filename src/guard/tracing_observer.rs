@@ -16,7 +16,8 @@ use crate::{
 /// An [`Observer`] that writes to `tracing`: a span for each stream, and in it what happens to the stream.
 ///
 /// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when the
-/// stream is [closed](super#when-a-stream-is-closed). The source is polled in it, so that events that the source writes belong to it too.
+/// stream is [closed](super#when-a-stream-is-closed). The source is polled in the span, so that events that the source writes belong to the
+/// span too.
 /// The target of all that this observer writes is `tower_push`.
 ///
 /// | what | level | fields |

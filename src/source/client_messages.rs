@@ -13,7 +13,7 @@ use crate::{
     sync::{Mutex, MutexGuard, lock},
 };
 
-/// The messages that one client sends over a WebSocket, as a stream in their order.
+/// The messages that one client sends over a transport that carries them, such as a WebSocket: a stream in their order.
 ///
 /// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes it, the
 /// messages are checked and dropped. The stream ends when the connection does.

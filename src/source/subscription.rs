@@ -3,7 +3,6 @@ use std::{sync::Arc, time::Duration};
 use http::request::Parts;
 use tokio::time::Instant;
 
-#[cfg(feature = "websocket")]
 use super::client_messages::{ClientMessageSender, ClientMessages, ClientMessagesSlot};
 use super::requested_cursor::RequestedCursor;
 use crate::{
@@ -26,7 +25,6 @@ pub struct Subscription {
     has_unreadable_cursor: bool,
     transport: &'static str,
     shared: Arc<SharedSubscription>,
-    #[cfg(feature = "websocket")]
     client_messages: Option<ClientMessagesSlot>,
 }
 
@@ -69,15 +67,12 @@ impl Subscription {
                 head: head.clone(),
                 expires_at: Mutex::default(),
             }),
-            #[cfg(feature = "websocket")]
             client_messages: None,
         }
     }
 
     /// Returns this subscription with the messages that a transport sends with `sender`. The source takes the messages with
     /// [`client_messages`](Self::client_messages).
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     #[must_use]
     pub fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
@@ -134,8 +129,6 @@ impl Subscription {
     ///
     /// Only the first call returns the stream, and only before the source accepts the subscription. Returns `None` if the transport
     /// receives no messages.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn client_messages(&self) -> Option<ClientMessages> {
         self.client_messages.as_ref()?.take()
     }

@@ -71,7 +71,7 @@ impl KeepAlive {
     ///
     /// A transport with a body of its own draws an interval for each stream, when the stream opens.
     pub fn draw_interval(self) -> Option<Duration> {
-        let factor = 1.0 + self.jitter * random::signed_unit();
+        let factor = 1.0 + self.jitter * random::signed_fraction();
         let drawn = self.interval?.as_secs_f64() * factor;
         let drawn = Duration::try_from_secs_f64(drawn).unwrap_or(MAX_INTERVAL);
         Some(drawn.clamp(MIN_INTERVAL, MAX_INTERVAL))

@@ -327,11 +327,11 @@ proptest! {
             other => Some(other),
         });
         prop_assert_eq!(read, expected.collect::<Vec<_>>());
-        let moved = steps.iter().filter_map(|step| match step {
+        let mut moved = steps.iter().filter_map(|step| match step {
             Step::Item(item) => item.cursor().map(ToString::to_string),
             Step::Heartbeat => None,
         });
-        let last = if end.finished { Some(EventId::FINISHED.to_owned()) } else { moved.last() };
+        let last = if end.finished { Some(EventId::FINISHED.to_owned()) } else { moved.next_back() };
         prop_assert_eq!(parser.last_event_id(), last.unwrap_or_default());
     }
 
