@@ -28,8 +28,8 @@ use divan::{Bencher, counter::ItemsCount};
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http_body::Body;
 use tower_push::{
-    Event, IntoItem, KeepAlive, Push, PushBody,
-    event::{Encoding, Fields},
+    Event, KeepAlive, Push, PushBody,
+    event::{Encoding, Fields, IntoItem},
     format::Ndjson,
     transport::{Chunked, Sse, Transport},
 };

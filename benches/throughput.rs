@@ -31,7 +31,8 @@ use http_body::Body;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tower_push::{
-    Event, IntoItem, Push,
+    Event, Push,
+    event::IntoItem,
     transport::{Chunked, Sse, Transport},
 };
 

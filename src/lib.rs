@@ -50,12 +50,13 @@
 //! # Modules
 //! | module | contents |
 //! |---|---|
-//! | [`event`] | [`Event`], its [`EventId`] and [`EventType`], [`Gap`], and [`IntoItem`], the conversion from strings, bytes, JSON and `Result`s |
+//! | [`event`] | [`Event`], its [`EventId`] and [`EventType`](event::EventType), [`Gap`], and [`IntoItem`](event::IntoItem), the conversion from strings, bytes, JSON and `Result`s |
 //! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
+//! | [`supervision`] | for transports of your own: how a subscription is opened, so that a [`Guard`] can count and end its stream |
 //!
 //! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteProgress`] wraps a
 //! server's connections and disconnects clients that have stopped reading.
@@ -95,7 +96,7 @@
 //! | feature | adds | crates |
 //! |---|---|---|
 //! | (none) | everything that is not listed below | 10 besides this one |
-//! | `websocket` (default) | the WebSocket transport and its incoming messages | `hyper` without features, `sha1_smol` |
+//! | `websocket` (default) | the WebSocket transport | `hyper` without features, `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
@@ -123,6 +124,13 @@ mod sync;
 pub mod transport;
 mod write_progress;
 
+#[doc(no_inline)]
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::event::Json;
+// Each item has one page in the documentation: that of its module.
+#[doc(no_inline)]
+pub use self::event::{Event, EventId, Gap, GapReason, Item};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
@@ -134,11 +142,5 @@ pub use self::{
     transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };
-#[cfg(feature = "json")]
-#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
-pub use tower_push_proto::Json;
 use tower_push_proto::random;
-pub use tower_push_proto::{
-    BoxError, Error, Event, EventId, EventType, Gap, GapReason, IntoItem, Item, Topic,
-};
-pub use tower_push_proto::{event, format};
+pub use tower_push_proto::{BoxError, Error, event, format};

@@ -1,4 +1,4 @@
-//! The channel: replay, live, gaps, policies, the end.
+//! The channel: replay, live events, gaps, lag policies, and its end.
 
 use std::{
     sync::{
@@ -25,43 +25,44 @@ use tower_push::{
     transport::{Negotiate, Sse, Transport},
 };
 
-fn publish(channel: &Channel, numbers: impl IntoIterator<Item = u64>) -> Vec<EventId> {
+/// Publishes these numbers, and returns their ids.
+fn publish_numbers(channel: &Channel, numbers: impl IntoIterator<Item = u64>) -> Vec<EventId> {
     let publish = |n: u64| channel.publish(n.to_string()).unwrap();
     numbers.into_iter().map(publish).collect()
 }
 
-/// All that is ready, in short.
-fn ready(subscriber: &mut Subscriber) -> Vec<String> {
+/// Reads the items that are ready, described by [`describe_item`].
+fn read_ready_items(subscriber: &mut Subscriber) -> Vec<String> {
     let mut read = Vec::new();
-    while let Poll::Ready(Some(item)) = poll(subscriber) {
+    while let Poll::Ready(Some(item)) = poll_next(subscriber) {
         read.push(describe_item(item));
     }
     read
 }
 
-fn poll(subscriber: &mut Subscriber) -> Poll<Option<Result<Item, BoxError>>> {
+fn poll_next(subscriber: &mut Subscriber) -> Poll<Option<Result<Item, BoxError>>> {
     subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
 }
 
 #[test]
-fn ids_sort_as_texts_and_are_the_channels_own() {
+fn ids_sort_as_text_and_are_assigned_by_channel() {
     let channel = Channel::new();
-    let ids = publish(&channel, 0..1000);
+    let ids = publish_numbers(&channel, 0..1000);
     assert!(ids.is_sorted());
     let own = Event::text("x").with_id("mine").unwrap();
     let id = channel.publish(own).unwrap();
     assert!(id > ids[999]);
     let mut subscriber = channel.subscribe_from(StartPosition::Last(1));
-    let Poll::Ready(Some(Ok(Item::Event(event)))) = poll(&mut subscriber) else {
-        panic!("an event")
+    let Poll::Ready(Some(Ok(Item::Event(event)))) = poll_next(&mut subscriber) else {
+        panic!("not an event")
     };
     assert_eq!(event.id(), Some(&id));
 }
 
 #[test]
-fn a_subscriber_begins_where_it_asks() {
-    type Asked = fn(&[EventId]) -> StartPosition;
-    let cases: [(Asked, &[&str]); 7] = [
+fn subscriber_starts_where_requested() {
+    type MakeStart = fn(&[EventId]) -> StartPosition;
+    let cases: [(MakeStart, &[&str]); 7] = [
         (|_| StartPosition::Now, &["cursor"]),
         (|_| StartPosition::Oldest, &["1", "2", "3"]),
         (|_| StartPosition::Last(2), &["2", "3"]),
@@ -72,35 +73,35 @@ fn a_subscriber_begins_where_it_asks() {
     ];
     for (start, expected) in cases {
         let channel = Channel::new();
-        let ids = publish(&channel, 1..=3);
+        let ids = publish_numbers(&channel, 1..=3);
         let mut subscriber = channel.subscribe_from(start(&ids));
-        assert_eq!(ready(&mut subscriber), expected);
-        publish(&channel, [4]);
-        assert_eq!(ready(&mut subscriber), ["4"]);
+        assert_eq!(read_ready_items(&mut subscriber), expected);
+        publish_numbers(&channel, [4]);
+        assert_eq!(read_ready_items(&mut subscriber), ["4"]);
     }
 }
 
 #[test]
-fn a_cursor_given_before_the_first_event_resumes_too() {
+fn cursor_before_first_event_resumes() {
     let channel = Channel::new();
     let mut early = channel.subscribe_from(StartPosition::Now);
-    let Poll::Ready(Some(Ok(Item::Cursor(cursor)))) = poll(&mut early) else {
-        panic!("a cursor first")
+    let Poll::Ready(Some(Ok(Item::Cursor(cursor)))) = poll_next(&mut early) else {
+        panic!("not a cursor")
     };
     drop(early);
-    publish(&channel, [1, 2]);
+    publish_numbers(&channel, [1, 2]);
     assert_eq!(
-        ready(&mut channel.subscribe_from(StartPosition::After(cursor))),
+        read_ready_items(&mut channel.subscribe_from(StartPosition::After(cursor))),
         ["1", "2"]
     );
 }
 
 #[test]
-fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
+fn missing_events_become_gap_before_rest_of_log() {
     let channel = Channel::builder().max_events(2).build();
-    let ids = publish(&channel, 1..=5);
+    let ids = publish_numbers(&channel, 1..=5);
     let other = Channel::new();
-    let foreign = publish(&other, 1..=9).pop().unwrap();
+    let foreign = publish_numbers(&other, 1..=9).pop().unwrap();
     let future = EventId::new(format!("{}v", &ids[4].as_str()[..24])).unwrap();
     for (cursor, expected) in [
         (&ids[0], "expired Some(2)"),
@@ -109,32 +110,36 @@ fn what_the_log_has_not_is_a_gap_and_then_there_is_what_it_has() {
         (&EventId::from(3), "epoch None"),
     ] {
         let mut subscriber = channel.subscribe_from(StartPosition::After(cursor.clone()));
-        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut subscriber) else {
-            panic!("a gap first")
+        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut subscriber) else {
+            panic!("not a gap")
         };
         assert_eq!(gap.requested.as_ref(), Some(cursor));
         assert_eq!(gap.resumed.as_ref(), Some(&ids[2]));
         assert_eq!(describe_item(Ok(Item::Gap(gap))), expected);
-        assert_eq!(ready(&mut subscriber), ["4", "5"]);
+        assert_eq!(read_ready_items(&mut subscriber), ["4", "5"]);
     }
     assert_eq!(channel.counts().expired, 2);
     assert_eq!(
-        ready(&mut channel.subscribe_from(StartPosition::After(ids[2].clone()))),
+        read_ready_items(&mut channel.subscribe_from(StartPosition::After(ids[2].clone()))),
         ["4", "5"],
-        "the last that fell off"
+        "the newest event that was dropped from the log"
     );
 }
 
 #[test]
-fn a_gap_resumes_where_it_says() {
+fn gap_resumes_at_its_cursor() {
     let channel = Channel::builder().max_events(2).build();
-    let ids = publish(&channel, 1..=5);
+    let ids = publish_numbers(&channel, 1..=5);
     let mut subscriber = channel.subscribe_from(StartPosition::After(ids[0].clone()));
-    let Poll::Ready(Some(Ok(Item::Gap(Gap { resumed, .. })))) = poll(&mut subscriber) else {
-        panic!("a gap first")
+    let Poll::Ready(Some(Ok(Item::Gap(Gap { resumed, .. })))) = poll_next(&mut subscriber) else {
+        panic!("not a gap")
     };
     let mut again = channel.subscribe_from(StartPosition::After(resumed.unwrap()));
-    assert_eq!(ready(&mut again), ["4", "5"], "and not the same gap again");
+    assert_eq!(
+        read_ready_items(&mut again),
+        ["4", "5"],
+        "the same gap must not come again"
+    );
 }
 
 mod lag {
@@ -146,24 +151,27 @@ mod lag {
             .lag_policy(lag_policy)
             .build();
         let mut subscriber = channel.subscribe_from(StartPosition::Now);
-        assert_eq!(ready(&mut subscriber), ["cursor"]);
-        publish(&channel, 1..=8);
+        assert_eq!(read_ready_items(&mut subscriber), ["cursor"]);
+        publish_numbers(&channel, 1..=8);
         (channel, subscriber)
     }
 
     #[test]
-    fn is_a_gap_by_default() {
+    fn lag_is_gap_by_default() {
         let (channel, mut subscriber) = channel(LagPolicy::Gap);
-        assert_eq!(ready(&mut subscriber), ["lagged Some(5)", "6", "7", "8"]);
+        assert_eq!(
+            read_ready_items(&mut subscriber),
+            ["lagged Some(5)", "6", "7", "8"]
+        );
         assert_eq!(channel.counts().lagged, 5);
         assert_eq!(channel.counts().published, 8);
     }
 
     #[test]
-    fn cuts_off_and_is_a_gap_when_the_client_is_back() {
+    fn lag_disconnects_and_is_gap_on_return() {
         let (channel, mut subscriber) = channel(LagPolicy::Disconnect);
-        let Poll::Ready(Some(Err(error))) = poll(&mut subscriber) else {
-            panic!("an error")
+        let Poll::Ready(Some(Err(error))) = poll_next(&mut subscriber) else {
+            panic!("not an error")
         };
         assert!(
             error
@@ -171,25 +179,25 @@ mod lag {
                 .unwrap()
                 .is_lagged()
         );
-        assert!(matches!(poll(&mut subscriber), Poll::Ready(None)));
+        assert!(matches!(poll_next(&mut subscriber), Poll::Ready(None)));
         assert_eq!(channel.counts().lagged, 5);
     }
 
     #[test]
-    fn conflates_to_the_newest_of_each_key() {
+    fn lag_conflates_to_newest_of_each_key() {
         let parity = |event: &Event| {
             let n: u64 = event.payload().as_text().unwrap().parse().unwrap();
             (n % 5).to_string()
         };
-        // In the log: 6, 7, 8. Of the others 4 and 5 are the newest of their keys, and 1, 2, 3 are not.
+        // The log has 6, 7 and 8. Of the dropped events, 4 and 5 are the newest of their keys.
         let (channel, mut subscriber) = channel(LagPolicy::conflate(parity));
-        assert_eq!(ready(&mut subscriber), ["4", "5", "6", "7", "8"]);
+        assert_eq!(read_ready_items(&mut subscriber), ["4", "5", "6", "7", "8"]);
         assert_eq!(channel.counts().conflated, 3);
         assert_eq!(channel.counts().lagged, 0);
     }
 
     #[test]
-    fn who_asks_a_conflating_channel_for_all_gets_a_snapshot_first() {
+    fn conflating_channel_starts_with_snapshot() {
         let parity = |event: &Event| event.payload().as_text().unwrap().len().to_string();
         let keys = || {
             let channel = Channel::builder().max_events(2);
@@ -202,56 +210,59 @@ mod lag {
         };
         let other = keys().publish("x").unwrap();
         publish(&["a", "bb", "b", "cc", "c", "d"]);
-        // In the log: c, d. Of the others, cc is the newest of its key.
+        // The log has c and d. Of the dropped events, cc is the newest of its key.
         let all = ["cc", "c", "d"];
         assert_eq!(
-            ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+            read_ready_items(&mut channel.subscribe_from(StartPosition::Oldest)),
             all
         );
         assert_eq!(
-            ready(&mut channel.subscribe_from(StartPosition::After(other)))[1..],
+            read_ready_items(&mut channel.subscribe_from(StartPosition::After(other)))[1..],
             all,
             "behind the gap"
         );
         assert_eq!(
-            ready(&mut channel.subscribe_from(StartPosition::Last(9))),
+            read_ready_items(&mut channel.subscribe_from(StartPosition::Last(9))),
             ["c", "d"]
         );
-        // More keys than it may keep: the oldest is forgotten.
+        // There are more keys than the channel may keep, so it forgets the oldest.
         publish(&["eee", "ffff"]);
         assert_eq!(
-            ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+            read_ready_items(&mut channel.subscribe_from(StartPosition::Oldest)),
             ["cc", "d", "eee", "ffff"]
         );
         publish(&["ggggg"]);
         assert_eq!(
-            ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+            read_ready_items(&mut channel.subscribe_from(StartPosition::Oldest)),
             ["d", "eee", "ffff", "ggggg"]
         );
     }
 
     #[test]
-    fn tells_lag_from_a_late_return_only_until_it_has_caught_up() {
+    fn lag_reason_ends_after_catching_up() {
         let channel = Channel::builder().max_events(1).build();
-        let ids = publish(&channel, [1]);
+        let ids = publish_numbers(&channel, [1]);
         let mut subscriber = channel.subscribe_from(StartPosition::After(ids[0].clone()));
-        assert_eq!(ready(&mut subscriber), [""; 0]);
-        publish(&channel, [2, 3]);
-        assert_eq!(ready(&mut subscriber), ["lagged Some(1)", "3"]);
+        assert_eq!(read_ready_items(&mut subscriber), [""; 0]);
+        publish_numbers(&channel, [2, 3]);
+        assert_eq!(read_ready_items(&mut subscriber), ["lagged Some(1)", "3"]);
     }
 }
 
 #[test]
-fn closed_is_finished_for_all_once_they_have_the_rest() {
+fn closed_channel_finishes_after_remaining_events() {
     let channel = Channel::new();
     let mut present = channel.subscribe_from(StartPosition::Now);
-    let ids = publish(&channel, [1, 2]);
+    let ids = publish_numbers(&channel, [1, 2]);
     channel.close();
     assert!(channel.publish("3").unwrap_err().is_closed());
-    assert_eq!(ready(&mut present), ["cursor", "1", "2", "finished"]);
-    assert!(matches!(poll(&mut present), Poll::Ready(None)));
     assert_eq!(
-        ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+        read_ready_items(&mut present),
+        ["cursor", "1", "2", "finished"]
+    );
+    assert!(matches!(poll_next(&mut present), Poll::Ready(None)));
+    assert_eq!(
+        read_ready_items(&mut channel.subscribe_from(StartPosition::Oldest)),
         ["1", "2", "finished"]
     );
 
@@ -267,15 +278,18 @@ fn closed_is_finished_for_all_once_they_have_the_rest() {
     assert_eq!(late.unwrap_err().status(), 204);
     assert_eq!(subscribe(&[]).unwrap_err().status(), 204);
     let mut behind = subscribe(&[("last-event-id", ids[0].as_str())]).unwrap();
-    assert_eq!(ready(&mut behind), ["2", "finished"]);
+    assert_eq!(read_ready_items(&mut behind), ["2", "finished"]);
     let mut strange = subscribe(&[("last-event-id", "strange")]).unwrap();
-    assert_eq!(ready(&mut strange), ["epoch None", "1", "2", "finished"]);
+    assert_eq!(
+        read_ready_items(&mut strange),
+        ["epoch None", "1", "2", "finished"]
+    );
 }
 
 #[tokio::test]
-async fn a_cursor_that_cannot_be_read_is_answered_like_one_of_another_epoch() {
+async fn unreadable_cursor_is_like_foreign_epoch() {
     let channel = Channel::new();
-    publish(&channel, [1, 2]);
+    publish_numbers(&channel, [1, 2]);
     channel.close();
     let mut head = get_request_head("/", &[("last-event-id", "not an id")]);
     let response = Sse::new().respond(&mut head, Push::new(channel)).await;
@@ -291,7 +305,7 @@ async fn a_cursor_that_cannot_be_read_is_answered_like_one_of_another_epoch() {
 }
 
 #[test]
-fn the_bounds_hold() {
+fn log_limits_hold() {
     let channel = Channel::builder().max_bytes(100).build();
     for n in 0..100 {
         channel.publish("x".repeat(n)).unwrap();
@@ -301,26 +315,26 @@ fn the_bounds_hold() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_age() {
+async fn old_events_expire() {
     let channel = Channel::builder().max_age(Duration::from_secs(60)).build();
-    publish(&channel, [1]);
+    publish_numbers(&channel, [1]);
     tokio::time::advance(Duration::from_secs(30)).await;
-    publish(&channel, [2]);
+    publish_numbers(&channel, [2]);
     tokio::time::advance(Duration::from_secs(31)).await;
     assert_eq!(
-        ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+        read_ready_items(&mut channel.subscribe_from(StartPosition::Oldest)),
         ["2"]
     );
     tokio::time::advance(Duration::from_secs(30)).await;
     assert_eq!(channel.len(), 0);
     assert_eq!(
-        ready(&mut channel.subscribe_from(StartPosition::Oldest)),
+        read_ready_items(&mut channel.subscribe_from(StartPosition::Oldest)),
         ["cursor"]
     );
 }
 
 #[tokio::test]
-async fn a_producer_knows_when_to_stop_and_when_to_begin() {
+async fn producer_waits_for_subscribers() {
     let channel = Channel::new();
     channel.unsubscribed().await;
     let first = channel.subscribe_from(StartPosition::Now);
@@ -338,10 +352,10 @@ async fn a_producer_knows_when_to_stop_and_when_to_begin() {
     assert_eq!(channel.subscriber_count(), 0);
 }
 
-/// Subscribers that leave in the middle and come back, while a publisher keeps a few events ahead of them: a hundred thousand
-/// times from the log into what is live.
+/// A subscriber leaves and resumes a hundred thousand times, while a publisher keeps a few events ahead of it. So every subscription
+/// passes from replay to live events.
 #[test]
-fn replay_goes_over_into_live_without_a_hole_or_a_double() {
+fn replay_joins_live_without_loss_or_duplicates() {
     const RETURNS: u64 = 100_000;
     const AHEAD: u64 = 4;
     let channel = Channel::builder().max_events(64).build();
@@ -391,9 +405,9 @@ fn replay_goes_over_into_live_without_a_hole_or_a_double() {
     assert_eq!((counters.lagged, counters.expired), (0, 0));
 }
 
-/// A mebibyte of events, many subscribers and several publishers: each subscriber gets each publisher's events in order.
+/// Several publishers publish at the same time. Every subscriber gets all events, those of one publisher in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_get_all_in_one_order() {
+async fn all_subscribers_get_all_events_in_order() {
     const EVENTS: u64 = 2000;
     let channel = Channel::builder().max_events(usize::MAX).build();
     let subscribers: Vec<_> = (0..50)
@@ -415,7 +429,7 @@ async fn all_get_all_in_one_order() {
     let publishers: Vec<_> = (0..2)
         .map(|_| {
             let channel = channel.clone();
-            tokio::task::spawn_blocking(move || publish(&channel, 0..EVENTS))
+            tokio::task::spawn_blocking(move || publish_numbers(&channel, 0..EVENTS))
         })
         .collect();
     let mut published = Vec::new();
@@ -433,7 +447,7 @@ async fn all_get_all_in_one_order() {
 }
 
 #[tokio::test]
-async fn one_encoding_serves_all_subscribers_of_a_transport() {
+async fn one_encoding_is_shared_by_all_subscribers() {
     for name in ["sse", "ndjson", "json-seq"] {
         let channel = Channel::new();
         let mut pointers = Vec::new();
@@ -459,7 +473,7 @@ async fn one_encoding_serves_all_subscribers_of_a_transport() {
 }
 
 #[tokio::test]
-async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
+async fn disconnected_client_gets_gap_on_reconnect() {
     let channel = Channel::builder()
         .max_events(2)
         .lag_policy(LagPolicy::Disconnect)
@@ -468,7 +482,7 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
     let response = Sse::new()
         .respond(&mut get_request_head("/", &[]), push())
         .await;
-    let ids = publish(&channel, 1..=5);
+    let ids = publish_numbers(&channel, 1..=5);
     let (read, end) = body_frames(response.into_body()).await;
     assert!(end.is_err());
     assert!(
@@ -487,14 +501,14 @@ async fn a_disconnected_client_finds_its_gap_on_the_next_connection() {
     assert!(body.contains(&gap), "{body}");
 }
 
-/// Over sockets: a client that comes back with its cursor, on any transport, misses nothing.
+/// A client that reconnects with its cursor, over any transport, misses no event.
 #[tokio::test]
-async fn a_client_keeps_its_place_from_one_transport_to_another() {
+async fn client_keeps_position_across_transports() {
     let channel = Channel::new();
     let quiet = Negotiate::new().add_transport(Sse::new().keep_alive(KeepAlive::disabled()));
     let service = tower_push::service(channel.with_start(StartPosition::Oldest)).transport(quiet);
     let server = TestServer::start(service).await;
-    let ids = publish(&channel, 1..=4);
+    let ids = publish_numbers(&channel, 1..=4);
     for version in HttpVersion::ALL {
         for (transport, cursor, expected) in [
             ("sse", None, format!(":\nid: {}\ndata: 1\n\n", ids[0])),
@@ -532,9 +546,9 @@ async fn a_client_keeps_its_place_from_one_transport_to_another() {
         .unwrap();
 }
 
-/// What goes with a waker, or with a payload, may be anything: another subscriber, or the channel itself.
+/// Dropping a waker or a payload may run any code, which may use the channel or another subscriber.
 #[test]
-fn no_code_of_others_runs_under_a_lock() {
+fn foreign_code_runs_outside_locks() {
     struct Holding(
         #[allow(dead_code, reason = "dropped with the waker")] std::sync::Mutex<Option<Subscriber>>,
     );
@@ -557,19 +571,19 @@ fn no_code_of_others_runs_under_a_lock() {
     let (done, is_done) = std::sync::mpsc::channel();
     thread::spawn(move || {
         let channel = Channel::builder().max_events(1).build();
-        // More than there are lists to wait in, so that some share one.
+        // There are more subscribers than wait lists, so some of them share a list.
         let mut subscribers: Vec<_> = (0..256)
             .map(|_| channel.subscribe_from(StartPosition::Now))
             .collect();
         while let Some(mut subscriber) = subscribers.pop() {
-            assert_eq!(ready(&mut subscriber), ["cursor"]);
+            assert_eq!(read_ready_items(&mut subscriber), ["cursor"]);
             for other in subscribers.drain(..subscribers.len().min(8)) {
                 let waker = Arc::new(Holding(Some(other).into())).into();
                 let _ = subscriber.poll_next_unpin(&mut Context::from_waker(&waker));
                 drop(waker);
             }
-            // Another waker: the one before it goes, and the subscriber in it.
-            assert!(matches!(poll(&mut subscriber), Poll::Pending));
+            // Registering another waker drops the one before, with the subscriber in it.
+            assert!(matches!(poll_next(&mut subscriber), Poll::Pending));
         }
         let owned = Bytes::from_owner(Owner(channel.clone()));
         channel.publish(owned).unwrap();
@@ -577,12 +591,12 @@ fn no_code_of_others_runs_under_a_lock() {
         done.send(channel.counts().published).unwrap();
     });
     let published = is_done.recv_timeout(Duration::from_secs(20));
-    assert_eq!(published.expect("no deadlock"), 3);
+    assert_eq!(published.expect("a deadlock"), 3);
 }
 
-/// Neither may it take the news from others that wait, nor the id from who published.
+/// The other subscribers are still woken, and the publisher still gets the event's id.
 #[test]
-fn a_waker_or_a_payload_that_panics_is_alone_with_it() {
+fn panicking_waker_or_payload_affects_no_other() {
     struct Panicking;
     impl std::task::Wake for Panicking {
         fn wake(self: Arc<Self>) {
@@ -609,13 +623,13 @@ fn a_waker_or_a_payload_that_panics_is_alone_with_it() {
     }
 
     let channel = Channel::builder().max_events(1).build();
-    // Many in each list.
+    // Every wait list has many subscribers.
     let mut subscribers: Vec<_> = (0..256)
         .map(|_| channel.subscribe_from(StartPosition::Now))
         .collect();
     let woken = Arc::new(Woken::default());
     for (n, subscriber) in subscribers.iter_mut().enumerate() {
-        assert_eq!(ready(subscriber), ["cursor"]);
+        assert_eq!(read_ready_items(subscriber), ["cursor"]);
         let waker = match n % 3 {
             0 => Arc::new(Panicking).into(),
             _ => woken.clone().into(),

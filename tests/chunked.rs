@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use testkit::{body_frames, body_text, get_request_head, records::find_bytes};
 use tower_push::{
-    Event, EventId, Gap, GapReason, IntoItem, Item, Json, KeepAlive, Push, PushBody, PushSource,
+    Event, EventId, Gap, GapReason, Item, Json, KeepAlive, Push, PushBody, PushSource,
+    event::IntoItem,
     format::{Format, JsonSeq, Multipart, Ndjson, Raw},
     transport::{Chunked, Sse, Transport},
 };

@@ -1,5 +1,5 @@
-//! Clients that others wrote read our streams over sockets: curl, npm `eventsource`, `httpx-sse`, `sseclient-py` and other
-//! readers from PyPI, and `reqwest-eventsource`. `scripts/setup` installs them; where one is missing, its tests fail.
+//! Third-party clients: curl, npm `eventsource`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
+//! `scripts/setup` installs them. Without one of them, its tests fail.
 
 use std::{
     future::poll_fn,
@@ -24,20 +24,21 @@ use tokio::{
     sync::watch,
 };
 use tower_push::{
-    BoxError, Event, EventId, Gap, GapReason, IntoItem, Item, KeepAlive, PushSource,
+    BoxError, Event, EventId, Gap, GapReason, Item, KeepAlive, PushSource,
+    event::IntoItem,
     format::{JsonSeq, Multipart, Ndjson},
     service,
     source::source_fn,
     transport::{Chunked, Negotiate, Sse},
 };
 
-/// What is served at `/events`, and the cursor of each request for it.
-struct App {
+/// A server of one source at `/events`, which records the cursor of each request.
+struct RecordingApp {
     server: TestServer,
     cursors: Arc<Mutex<Vec<String>>>,
 }
 
-impl App {
+impl RecordingApp {
     async fn new(source: impl PushSource + Clone + Send + Sync + 'static) -> Self {
         let heartbeats = KeepAlive::new().interval(Duration::from_millis(10));
         Self::routing(events(source, heartbeats)).await
@@ -67,21 +68,21 @@ impl App {
     }
 }
 
-/// How long clients are told to wait before they reconnect.
-const RETRY: Duration = Duration::from_millis(10);
+/// The time to reconnect that the server sends.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 fn events(
     source: impl PushSource + Clone + Send + Sync + 'static,
     keep_alive: KeepAlive,
 ) -> Router {
-    let transports = Negotiate::only(Sse::new().retry(RETRY).keep_alive(keep_alive))
+    let transports = Negotiate::only(Sse::new().retry(RETRY_DELAY).keep_alive(keep_alive))
         .add_transport(Chunked::new(Ndjson::new()).keep_alive(keep_alive))
         .add_transport(Chunked::new(JsonSeq::new()).keep_alive(keep_alive))
         .add_transport(Chunked::new(Multipart::mixed()).keep_alive(keep_alive));
     Router::new().route_service("/events", service(source).transport(transports))
 }
 
-/// What careless encoders and parsers stumble over: type, id, payload.
+/// Events that careless encoders and parsers get wrong: type, id and payload.
 fn vectors() -> Vec<(&'static str, &'static str, String)> {
     let payloads = [
         "a\r\nb\rc\nd",
@@ -120,8 +121,8 @@ fn gap() -> Gap {
         .missed(6)
 }
 
-/// The vectors, heartbeats, a gap, and the end for ever.
-fn all_vectors() -> impl PushSource + Clone + Send + Sync + 'static {
+/// A source of the vectors, a few heartbeats, a gap, and `Item::Finished`.
+fn vectors_source() -> impl PushSource + Clone + Send + Sync + 'static {
     source_fn(|_| async {
         let events = stream::iter(vectors()).map(|vector| Item::Event(vector_event(vector)));
         let gap = stream::once(async {
@@ -132,14 +133,14 @@ fn all_vectors() -> impl PushSource + Clone + Send + Sync + 'static {
     })
 }
 
-/// Waits for a few heartbeats: nothing else wakes this future, and each of them has it asked anew.
+/// Waits for a few heartbeats. Nothing else wakes this future, and the stream is polled again at each heartbeat.
 async fn heartbeats() {
     let mut polls = 0..12;
     poll_fn(|_| polls.next().map_or(Poll::Ready(()), |_| Poll::Pending)).await;
 }
 
-/// What an event source dispatches of [`all_vectors`].
-fn all_messages() -> Vec<MessageEvent> {
+/// The events that an event source dispatches for [`vectors_source`].
+fn expected_messages() -> Vec<MessageEvent> {
     let text = |payload: String| payload.replace("\r\n", "\n").replace('\r', "\n");
     let mut messages: Vec<_> = vectors()
         .into_iter()
@@ -163,35 +164,38 @@ fn message(event_type: &str, id: &str, data: &str) -> MessageEvent {
     }
 }
 
-/// How a stream comes to its end.
+/// How a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    ForEver,
-    ForNow,
+    /// The source has finished for good.
+    Finished,
+    /// The stream ends, and the client may reconnect.
+    Ended,
+    /// The source fails.
     Cut,
 }
 
 impl Ending {
     fn item(self) -> Option<Result<Item, BoxError>> {
         match self {
-            Self::ForEver => Some(Ok(Item::Finished)),
-            Self::ForNow => None,
+            Self::Finished => Some(Ok(Item::Finished)),
+            Self::Ended => None,
             Self::Cut => Some(Err("dropped".into())),
         }
     }
 }
 
-/// The last of the numbers that a feed consists of.
-const LAST: u64 = 10;
+/// The last number of a feed.
+const LAST_NUMBER: u64 = 10;
 
-/// The numbers from 1 to [`LAST`], of which a connection carries three and then comes to this end.
-fn dropped_feed(ending: Ending) -> impl PushSource + Clone + Send + Sync + 'static {
+/// A source of the numbers from 1 to [`LAST_NUMBER`]. Each connection carries three of them and then ends in this way.
+fn interrupted_feed(ending: Ending) -> impl PushSource + Clone + Send + Sync + 'static {
     source_fn(move |subscription| async move {
         let cursor = subscription.cursor();
         let after = cursor.map_or(0, |id| id.as_str().parse().unwrap());
-        let until = LAST.min(after + 3);
-        let ending = if until == LAST {
-            Ending::ForEver
+        let until = LAST_NUMBER.min(after + 3);
+        let ending = if until == LAST_NUMBER {
+            Ending::Finished
         } else {
             ending
         };
@@ -200,11 +204,11 @@ fn dropped_feed(ending: Ending) -> impl PushSource + Clone + Send + Sync + 'stat
     })
 }
 
-/// The cursors with which a client asks for a [`dropped_feed`].
-const RESUMPTIONS: [&str; 5] = ["", "3", "6", "9", EventId::FINISHED];
+/// The cursors of a client's requests for a [`interrupted_feed`].
+const INTERRUPTED_FEED_CURSORS: [&str; 5] = ["", "3", "6", "9", EventId::FINISHED];
 
-/// One number a connection, but for the second connection: it carries nothing at all, and ends for now.
-fn feed_with_an_idle_connection() -> impl PushSource + Clone + Send + Sync + 'static {
+/// A source of one number per connection, except that the second connection ends without a number.
+fn feed_with_idle_connection() -> impl PushSource + Clone + Send + Sync + 'static {
     let connections = Arc::new(AtomicU64::new(0));
     source_fn(move |_| async move {
         let items = match connections.fetch_add(1, Ordering::SeqCst) {
@@ -216,48 +220,48 @@ fn feed_with_an_idle_connection() -> impl PushSource + Clone + Send + Sync + 'st
     })
 }
 
-/// The cursors with which a client asks for a [`feed_with_an_idle_connection`].
-const IDLE_RESUMPTIONS: [&str; 4] = ["", "1", "1", EventId::FINISHED];
+/// The cursors of a client's requests for a [`feed_with_idle_connection`].
+const IDLE_FEED_CURSORS: [&str; 4] = ["", "1", "1", EventId::FINISHED];
 
 fn number(n: u64) -> Result<Item, BoxError> {
     Event::text(n.to_string()).with_id(n)?.into_item()
 }
 
-/// The numbers from 1 to [`LAST`], each of which comes to be only after its predecessor was acknowledged, and the end after
-/// the last; and nothing else, no heartbeat, that could push one through.
-struct LockStep {
-    app: App,
+/// A feed of the numbers from 1 to [`LAST_NUMBER`], and then an end. The source yields a number only after the client has acknowledged the one
+/// before it. There are no heartbeats, which could push a delayed event through.
+struct AcknowledgedFeed {
+    app: RecordingApp,
     acknowledged: watch::Sender<u64>,
 }
 
-impl LockStep {
+impl AcknowledgedFeed {
     async fn new(ending: Ending) -> Self {
         let acknowledged = watch::Sender::new(0);
         let receiver = acknowledged.subscribe();
-        let source = source_fn(move |_| async move { Ok(one_by_one(receiver, ending)) });
+        let source = source_fn(move |_| async move { Ok(acknowledged_numbers(receiver, ending)) });
         let sender = acknowledged.clone();
         let acknowledge = routing::get(|extract::Path(id): extract::Path<String>| async move {
-            // That of the end is no number.
+            // The id of the end is not a number.
             if let Ok(n) = id.parse() {
                 sender.send_replace(n);
             }
         });
         let router = events(source, KeepAlive::disabled()).route("/acknowledge/{id}", acknowledge);
-        let app = App::routing(router).await;
+        let app = RecordingApp::routing(router).await;
         Self { app, acknowledged }
     }
 
-    /// Where to acknowledge an event, when its id is appended.
+    /// Returns the URL to which a client appends an event's id to acknowledge it.
     fn acknowledge(&self) -> String {
         self.app.server.url("/acknowledge/")
     }
 }
 
-fn one_by_one(
+fn acknowledged_numbers(
     acknowledged: watch::Receiver<u64>,
     ending: Ending,
 ) -> impl Stream<Item = Result<Item, BoxError>> {
-    let items = (1..=LAST).map(number).chain(ending.item());
+    let items = (1..=LAST_NUMBER).map(number).chain(ending.item());
     stream::iter((0..).zip(items)).then(move |(before, item)| {
         let mut acknowledged = acknowledged.clone();
         async move {
@@ -267,9 +271,9 @@ fn one_by_one(
     })
 }
 
-/// The messages of a feed of numbers, without the end.
+/// Returns the events of a feed of numbers, without the end event.
 fn numbers() -> Vec<MessageEvent> {
-    (1..=LAST)
+    (1..=LAST_NUMBER)
         .map(|n| message("", &n.to_string(), &n.to_string()))
         .collect()
 }
@@ -279,16 +283,16 @@ fn without_ends(messages: Vec<MessageEvent>) -> Vec<MessageEvent> {
     messages.into_iter().filter(|m| !is_end(m)).collect()
 }
 
-/// What a program left behind.
+/// The exit code and the output of a program.
 #[derive(Debug)]
-struct Ran {
+struct ProgramOutput {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-impl Ran {
-    /// One JSON text a line.
+impl ProgramOutput {
+    /// Parses the standard output, which has one JSON text per line.
     fn records(&self) -> Vec<Value> {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
         let records = self.stdout.lines().map(serde_json::from_str);
@@ -296,14 +300,14 @@ impl Ran {
     }
 }
 
-async fn run(mut command: Command) -> Ran {
+async fn run(mut command: Command) -> ProgramOutput {
     finish(spawn(&mut command)).await
 }
 
-async fn finish(child: Child) -> Ran {
+async fn finish(child: Child) -> ProgramOutput {
     let output = tokio::time::timeout(TEST_TIMEOUT, child.wait_with_output()).await;
-    let output = output.expect("the program should have ended").unwrap();
-    Ran {
+    let output = output.expect("the program should have exited").unwrap();
+    ProgramOutput {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -319,7 +323,7 @@ fn spawn(command: &mut Command) -> Child {
     child.unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup first"))
 }
 
-/// The record of a message as the programs in `tests/js` and `tests/python` print it.
+/// Converts a record as the scripts in `tests/js` and `tests/python` print it. Returns `None` if it is not an event.
 fn as_message(record: &Value) -> Option<MessageEvent> {
     let text = |key: &str| record[key].as_str().map(str::to_owned);
     Some(MessageEvent {
@@ -343,7 +347,7 @@ mod curl {
         command
     }
 
-    /// The head that `-i` and `-I` print, its lines in alphabetical order and without the date; and the body.
+    /// Splits the output of `-i` or `-I` into the lines of the head, in alphabetical order and without the date, and the body.
     fn split(stdout: &str) -> (Vec<&str>, &str) {
         let (head, body) = stdout.split_once("\r\n\r\n").unwrap();
         let mut lines: Vec<_> = head.split("\r\n").collect();
@@ -373,7 +377,7 @@ mod curl {
             .collect()
     }
 
-    // Exit codes: `CURLE_…` in curl's documentation.
+    // Exit codes of curl, which its documentation calls `CURLE_…`.
     const PARTIAL_FILE: i32 = 18;
     const HTTP_RETURNED_ERROR: i32 = 22;
     const OPERATION_TIMEDOUT: i32 = 28;
@@ -386,29 +390,33 @@ mod curl {
     }
 
     #[tokio::test]
-    async fn an_event_stream_arrives_to_the_byte() {
-        let app = App::new(one_event_and_an_end()).await;
+    async fn event_stream_arrives_byte_for_byte() {
+        let app = RecordingApp::new(one_event_and_an_end()).await;
         for version in HttpVersion::ALL {
-            let ran = run(curl(version, &["-i"], &app.url())).await;
-            let (lines, body) = split(&ran.stdout);
+            let output = run(curl(version, &["-i"], &app.url())).await;
+            let (lines, body) = split(&output.stdout);
             assert_eq!(lines, head(version, "text/event-stream"));
             let end = "event: end\ndata: {\"finished\":false}\n\n";
             assert_eq!(body, format!("{ONE_EVENT}{end}"));
-            assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+            assert_eq!(output.code, Some(0), "{}", output.stderr);
         }
     }
 
-    /// The event sources are to be silent about them, so somebody must have seen them.
+    /// Event sources do not report heartbeats, so curl checks that the stream contains some.
     #[tokio::test]
-    async fn heartbeats_stand_among_the_vectors() {
-        let app = App::new(all_vectors()).await;
-        let ran = run(curl(HttpVersion::Http1, &[], &app.url())).await;
-        assert!(ran.stdout.contains("data:\n\n:\n:\n"), "{:?}", ran.stderr);
+    async fn vectors_contain_heartbeats() {
+        let app = RecordingApp::new(vectors_source()).await;
+        let output = run(curl(HttpVersion::Http1, &[], &app.url())).await;
+        assert!(
+            output.stdout.contains("data:\n\n:\n:\n"),
+            "{:?}",
+            output.stderr
+        );
     }
 
     #[tokio::test]
-    async fn other_formats_are_had_by_header_and_by_query() {
-        let app = App::new(one_event_and_an_end()).await;
+    async fn formats_are_selected_by_header_or_query() {
+        let app = RecordingApp::new(one_event_and_an_end()).await;
         let record = "{\"id\":\"1\",\"data\":\"1\"}\n";
         let end = "{\"end\":{\"finished\":false}}\n";
         for (name, media_type, expected) in [
@@ -422,8 +430,8 @@ mod curl {
         ] {
             for version in HttpVersion::ALL {
                 let accept = format!("accept: {media_type}");
-                let ran = run(curl(version, &["-i", "-H", &accept], &app.url())).await;
-                let (lines, body) = split(&ran.stdout);
+                let output = run(curl(version, &["-i", "-H", &accept], &app.url())).await;
+                let (lines, body) = split(&output.stdout);
                 assert_eq!(lines, head(version, media_type));
                 assert_eq!(body, expected);
 
@@ -434,17 +442,17 @@ mod curl {
     }
 
     #[tokio::test]
-    async fn head_is_answered_at_once_with_the_headers_of_get() {
+    async fn head_gets_headers_of_get_at_once() {
         let open = LiveCounter::default();
         let counted = open.clone();
         let never = source_fn(move |_| async move { Ok(counted.wrap(stream::pending::<Event>())) });
-        let app = App::new(never).await;
+        let app = RecordingApp::new(never).await;
         for version in HttpVersion::ALL {
-            let ran = run(curl(version, &["-I"], &app.url())).await;
-            assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-            let (lines, body) = split(&ran.stdout);
+            let output = run(curl(version, &["-I"], &app.url())).await;
+            assert_eq!(output.code, Some(0), "{}", output.stderr);
+            let (lines, body) = split(&output.stdout);
             let mut expected = head(version, "text/event-stream");
-            // RFC 9112 §6.1 leaves it to the server whether HEAD tells; hyper does not.
+            // RFC 9112 §6.1 allows a server to omit this header in the response to HEAD, and hyper omits it.
             expected.retain(|line| !line.starts_with("transfer-encoding"));
             assert_eq!(lines, expected);
             assert_eq!(body, "");
@@ -453,71 +461,72 @@ mod curl {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_had_is_refused_with_a_list_of_what_can() {
-        let app = App::new(one_event_and_an_end()).await;
+    async fn unacceptable_request_gets_406_with_list() {
+        let app = RecordingApp::new(one_event_and_an_end()).await;
         for version in HttpVersion::ALL {
             for (arguments, query) in [
                 (["-i", "-H", "accept: image/png"], ""),
                 (["-i", "-H", "accept: */*"], "?transport=pigeon"),
             ] {
                 let url = app.url() + query;
-                let ran = run(curl(version, &arguments, &url)).await;
-                let (lines, body) = split(&ran.stdout);
+                let output = run(curl(version, &arguments, &url)).await;
+                let (lines, body) = split(&output.stdout);
                 assert!(lines[0].contains(" 406"), "{lines:?}");
                 assert!(lines.contains(&"content-type: text/plain; charset=utf-8"));
                 assert!(lines.contains(&&*format!("content-length: {}", body.len())));
                 assert!(body.contains("application/x-ndjson"), "{body}");
 
-                let ran = run(curl(version, &["--fail", arguments[1], arguments[2]], &url)).await;
-                assert_eq!(ran.code, Some(HTTP_RETURNED_ERROR), "{}", ran.stderr);
+                let output =
+                    run(curl(version, &["--fail", arguments[1], arguments[2]], &url)).await;
+                assert_eq!(output.code, Some(HTTP_RETURNED_ERROR), "{}", output.stderr);
             }
         }
     }
 
     #[tokio::test]
-    async fn an_endless_stream_lasts_as_long_as_curl_wants_it() {
+    async fn endless_stream_lasts_until_curl_stops() {
         let open = LiveCounter::default();
         let counted = open.clone();
         let endless = source_fn(move |_| async move {
             Ok(counted.wrap(stream::iter([number(1)]).chain(stream::pending())))
         });
-        let app = App::routing(events(endless, KeepAlive::disabled())).await;
+        let app = RecordingApp::routing(events(endless, KeepAlive::disabled())).await;
         for version in HttpVersion::ALL {
-            let ran = run(curl(version, &["--max-time", "1"], &app.url())).await;
-            assert_eq!(ran.stdout, ONE_EVENT);
-            assert_eq!(ran.code, Some(OPERATION_TIMEDOUT), "{}", ran.stderr);
+            let output = run(curl(version, &["--max-time", "1"], &app.url())).await;
+            assert_eq!(output.stdout, ONE_EVENT);
+            assert_eq!(output.code, Some(OPERATION_TIMEDOUT), "{}", output.stderr);
             open.wait_for(0).await;
         }
     }
 
-    /// Reads event by event, and says how it ended.
-    async fn lock_step(
+    /// Reads one event after the other and acknowledges each. Returns the output of curl.
+    async fn read_acknowledging(
         version: HttpVersion,
         more: &[&str],
         transport: &str,
         ending: Ending,
-    ) -> Ran {
-        let lock_step = LockStep::new(ending).await;
-        let url = format!("{}?transport={transport}", lock_step.app.url());
+    ) -> ProgramOutput {
+        let read_acknowledging = AcknowledgedFeed::new(ending).await;
+        let url = format!("{}?transport={transport}", read_acknowledging.app.url());
         let mut child = spawn(&mut curl(version, more, &url));
         let mut stdout = child.stdout.take().unwrap();
         let mut read = Vec::new();
-        for n in 1..=LAST {
-            while !has_whole(n, transport, &String::from_utf8_lossy(&read)) {
+        for n in 1..=LAST_NUMBER {
+            while !has_complete_event(n, transport, &String::from_utf8_lossy(&read)) {
                 let more = tokio::time::timeout(TEST_TIMEOUT, stdout.read_buf(&mut read)).await;
                 let more = more.unwrap_or_else(|_| panic!("{transport}: no {n}"));
                 assert_ne!(more.unwrap(), 0, "{transport}: ended before {n}");
             }
-            lock_step.acknowledged.send_replace(n);
+            read_acknowledging.acknowledged.send_replace(n);
         }
         let (rest, ended) = tokio::join!(stdout.read_to_end(&mut read), finish(child));
         rest.unwrap();
         let stdout = String::from_utf8(read).unwrap();
-        Ran { stdout, ..ended }
+        ProgramOutput { stdout, ..ended }
     }
 
-    /// Whether the event is there to its last byte.
-    fn has_whole(n: u64, transport: &str, read: &str) -> bool {
+    /// Returns whether the event has arrived completely.
+    fn has_complete_event(n: u64, transport: &str, read: &str) -> bool {
         let record = format!("{{\"id\":\"{n}\",\"data\":\"{n}\"}}\n");
         let delimiter = read.lines().next().unwrap_or_default();
         read.contains(&match transport {
@@ -532,46 +541,51 @@ mod curl {
     const TRANSPORTS: [&str; 4] = ["sse", "ndjson", "json-seq", "multipart"];
 
     #[tokio::test]
-    async fn every_event_is_there_before_the_next_one_exists() {
+    async fn each_event_arrives_before_next_one_exists() {
         for transport in TRANSPORTS {
             for version in HttpVersion::ALL {
-                let ran = lock_step(version, &[], transport, Ending::ForEver).await;
-                assert_eq!(ran.code, Some(0), "{transport} {version:?}: {}", ran.stderr);
-                assert!(ran.stdout.contains("\"finished\":true"), "{ran:?}");
+                let output = read_acknowledging(version, &[], transport, Ending::Finished).await;
+                assert_eq!(
+                    output.code,
+                    Some(0),
+                    "{transport} {version:?}: {}",
+                    output.stderr
+                );
+                assert!(output.stdout.contains("\"finished\":true"), "{output:?}");
             }
         }
     }
 
     #[tokio::test]
-    async fn a_cut_is_an_error_and_nothing_looks_like_an_end() {
+    async fn cut_stream_is_an_error() {
         for transport in TRANSPORTS {
             for (version, code) in [
                 (HttpVersion::Http1, PARTIAL_FILE),
                 (HttpVersion::Http2, HTTP2_STREAM),
             ] {
-                let ran = lock_step(version, &[], transport, Ending::Cut).await;
+                let output = read_acknowledging(version, &[], transport, Ending::Cut).await;
                 assert_eq!(
-                    ran.code,
+                    output.code,
                     Some(code),
                     "{transport} {version:?}: {}",
-                    ran.stderr
+                    output.stderr
                 );
-                assert!(!ran.stdout.contains("finished"), "{ran:?}");
+                assert!(!output.stdout.contains("finished"), "{output:?}");
             }
         }
     }
 
     #[tokio::test]
-    async fn post_is_answered_like_get() {
-        // Over HTTP/2 without a body: where nobody reads one, the stream is reset behind its end (RFC 9113 §8.1), and this curl
-        // throws away what comes together with a reset.
+    async fn post_gets_response_of_get() {
+        // The HTTP/2 request has no body. A server that does not read a request's body resets the stream after the response
+        // (RFC 9113 §8.1), and this version of curl discards what arrives together with a reset.
         for (version, post) in [
             (HttpVersion::Http1, ["--data", "x=1"]),
             (HttpVersion::Http1, ["--request", "POST"]),
             (HttpVersion::Http2, ["--request", "POST"]),
         ] {
-            let ran = lock_step(version, &post, "sse", Ending::ForNow).await;
-            assert_eq!(ran.code, Some(0), "{version:?}: {}", ran.stderr);
+            let output = read_acknowledging(version, &post, "sse", Ending::Ended).await;
+            assert_eq!(output.code, Some(0), "{version:?}: {}", output.stderr);
         }
     }
 }
@@ -579,8 +593,9 @@ mod curl {
 mod npm_eventsource {
     use super::*;
 
-    /// `CLOSED`, and `CONNECTING`, which is what an event source says of itself when it is about to reconnect.
+    /// The `readyState` of an event source that has stopped.
     const CLOSED: u64 = 2;
+    /// The `readyState` of an event source that is about to reconnect.
     const CONNECTING: u64 = 0;
 
     async fn event_source(url: &str, acknowledge: &str) -> (Vec<MessageEvent>, Vec<Value>) {
@@ -603,36 +618,40 @@ mod npm_eventsource {
     }
 
     #[tokio::test]
-    async fn every_event_arrives_as_it_was_and_the_end_for_ever_ends_it() {
-        let app = App::new(all_vectors()).await;
+    async fn events_arrive_unchanged_until_finished() {
+        let app = RecordingApp::new(vectors_source()).await;
         let (messages, errors) = event_source(&app.url(), "").await;
-        assert_eq!(messages, all_messages());
+        assert_eq!(messages, expected_messages());
         assert_eq!(app.cursors(), ["", EventId::FINISHED]);
         assert_eq!(errors, [reconnecting(), closed_by_204()]);
     }
 
     #[tokio::test]
-    async fn a_dropped_feed_goes_on_where_it_was() {
-        for ending in [Ending::ForNow, Ending::Cut] {
-            let app = App::new(dropped_feed(ending)).await;
+    async fn interrupted_feed_resumes() {
+        for ending in [Ending::Ended, Ending::Cut] {
+            let app = RecordingApp::new(interrupted_feed(ending)).await;
             let (messages, errors) = event_source(&app.url(), "").await;
             assert_eq!(without_ends(messages), numbers(), "{ending:?}");
-            assert_eq!(app.cursors(), RESUMPTIONS);
+            assert_eq!(app.cursors(), INTERRUPTED_FEED_CURSORS);
             assert_eq!(errors.last(), Some(&closed_by_204()));
         }
     }
 
     #[tokio::test]
-    async fn a_connection_without_events_leaves_the_cursor_alone() {
-        let app = App::new(feed_with_an_idle_connection()).await;
+    async fn idle_connection_keeps_cursor() {
+        let app = RecordingApp::new(feed_with_idle_connection()).await;
         event_source(&app.url(), "").await;
-        assert_eq!(app.cursors(), IDLE_RESUMPTIONS);
+        assert_eq!(app.cursors(), IDLE_FEED_CURSORS);
     }
 
     #[tokio::test]
-    async fn every_event_is_there_before_the_next_one_exists() {
-        let lock_step = LockStep::new(Ending::ForEver).await;
-        let (messages, _) = event_source(&lock_step.app.url(), &lock_step.acknowledge()).await;
+    async fn each_event_arrives_before_next_one_exists() {
+        let read_acknowledging = AcknowledgedFeed::new(Ending::Finished).await;
+        let (messages, _) = event_source(
+            &read_acknowledging.app.url(),
+            &read_acknowledging.acknowledge(),
+        )
+        .await;
         assert_eq!(without_ends(messages), numbers());
     }
 }
@@ -660,9 +679,9 @@ mod python {
         run(command).await.records()
     }
 
-    /// Those that hand an event on as soon as its last byte is there. (`jsonseq` waits for the next record to begin, and `email`
-    /// for the end.)
-    const INCREMENTAL: [&str; 4] = [
+    /// The readers that return an event as soon as its last byte has arrived. `jsonseq` waits for the beginning of the next record, and
+    /// `email` for the end of the body.
+    const INCREMENTAL_READERS: [&str; 4] = [
         "httpx-sse",
         "sseclient-py",
         "httpx-lines",
@@ -672,20 +691,20 @@ mod python {
     const EVENT_SOURCES: [&str; 2] = ["httpx-sse", "sseclient-py"];
 
     #[tokio::test]
-    async fn every_event_arrives_as_it_was() {
-        let app = App::new(all_vectors()).await;
+    async fn events_arrive_unchanged() {
+        let app = RecordingApp::new(vectors_source()).await;
         for client in EVENT_SOURCES {
             for version in HttpVersion::ALL {
                 let records = read(client, version, &app.url(), None).await;
                 let messages: Vec<_> = records.iter().filter_map(as_message).collect();
-                assert_eq!(messages, all_messages(), "{client} {version:?}");
+                assert_eq!(messages, expected_messages(), "{client} {version:?}");
             }
         }
     }
 
     #[tokio::test]
-    async fn every_json_text_is_one_event() {
-        let app = App::new(all_vectors()).await;
+    async fn each_json_text_is_one_event() {
+        let app = RecordingApp::new(vectors_source()).await;
         let mut expected: Vec<_> = vectors().into_iter().map(envelope).collect();
         let gap: Value = serde_json::from_str(&gap().to_json()).unwrap();
         expected.push(json!({ "id": "9", "gap": gap }));
@@ -710,7 +729,7 @@ mod python {
     }
 
     #[tokio::test]
-    async fn every_part_is_one_event() {
+    async fn each_part_is_one_event() {
         let control = "application/vnd.tower-push+json";
         let typed = Event::json(&json!({ "eur": 21.5 })).unwrap();
         let typed = typed.with_type("price").unwrap().with_id("a-1").unwrap();
@@ -723,7 +742,7 @@ mod python {
             Item::Finished,
         ];
         let source = source_fn(move |_| async move { Ok(stream::iter(items)) });
-        let app = App::new(source).await;
+        let app = RecordingApp::new(source).await;
         let text = "text/plain; charset=utf-8";
         let of_typed = [("event-id", "a-1"), ("event-type", "price")];
         let finished = b"{\"id\":\"~finished\",\"end\":{\"finished\":true}}";
@@ -743,7 +762,7 @@ mod python {
         }
     }
 
-    /// As the script prints it: the bytes as code points.
+    /// Returns a part as the script prints it, with each byte as a code point.
     fn part(content_type: &str, more: &[(&str, &str)], body: &[u8]) -> Value {
         let length = body.len().to_string();
         let mut headers = json!({ "content-type": content_type, "content-length": length });
@@ -755,9 +774,9 @@ mod python {
     }
 
     #[tokio::test]
-    async fn a_cut_is_an_error_behind_what_came_before() {
-        let app = App::new(dropped_feed(Ending::Cut)).await;
-        for client in INCREMENTAL {
+    async fn cut_is_an_error_after_earlier_events() {
+        let app = RecordingApp::new(interrupted_feed(Ending::Cut)).await;
+        for client in INCREMENTAL_READERS {
             for version in HttpVersion::ALL {
                 let mut records = read(client, version, &app.url(), None).await;
                 assert_eq!(
@@ -772,15 +791,21 @@ mod python {
     }
 
     #[tokio::test]
-    async fn every_event_is_there_before_the_next_one_exists() {
-        for client in INCREMENTAL {
+    async fn each_event_arrives_before_next_one_exists() {
+        for client in INCREMENTAL_READERS {
             for version in HttpVersion::ALL {
-                let lock_step = LockStep::new(Ending::ForEver).await;
-                let acknowledge = lock_step.acknowledge();
-                let records = read(client, version, &lock_step.app.url(), Some(&acknowledge)).await;
+                let read_acknowledging = AcknowledgedFeed::new(Ending::Finished).await;
+                let acknowledge = read_acknowledging.acknowledge();
+                let records = read(
+                    client,
+                    version,
+                    &read_acknowledging.app.url(),
+                    Some(&acknowledge),
+                )
+                .await;
                 let ids = records.iter().filter_map(|record| record["id"].as_str());
                 let ids: Vec<_> = ids.filter(|id| *id != EventId::FINISHED).collect();
-                let expected: Vec<_> = (1..=LAST).map(|n| n.to_string()).collect();
+                let expected: Vec<_> = (1..=LAST_NUMBER).map(|n| n.to_string()).collect();
                 assert_eq!(ids, expected, "{client} {version:?}");
             }
         }
@@ -802,11 +827,11 @@ mod reqwest_eventsource {
         .unwrap()
     }
 
-    /// Reads until the event source stops for good; each message is shown to `seen` before the next is asked for.
+    /// Reads until the event source stops for good. Calls `on_message` with each event before it polls for the next one.
     async fn messages(
         client: &reqwest::Client,
         url: &str,
-        seen: impl AsyncFn(&MessageEvent),
+        on_message: impl AsyncFn(&MessageEvent),
     ) -> (Vec<MessageEvent>, Vec<Error>) {
         let mut source = EventSource::new(client.get(url)).unwrap();
         let (mut messages, mut errors) = (Vec::new(), Vec::new());
@@ -816,7 +841,7 @@ mod reqwest_eventsource {
                     Ok(Received::Open) => {}
                     Ok(Received::Message(event)) => {
                         let message = message(&event.event, &event.id, &event.data);
-                        seen(&message).await;
+                        on_message(&message).await;
                         messages.push(message);
                     }
                     Err(error) => errors.push(error),
@@ -828,18 +853,18 @@ mod reqwest_eventsource {
         (messages, errors)
     }
 
-    async fn unseen(_: &MessageEvent) {}
+    async fn ignore_message(_: &MessageEvent) {}
 
     fn is_204(error: &Error) -> bool {
         matches!(error, Error::InvalidStatusCode(status, _) if status.as_u16() == 204)
     }
 
     #[tokio::test]
-    async fn every_event_arrives_as_it_was_and_the_end_for_ever_ends_it() {
+    async fn events_arrive_unchanged_until_finished() {
         for version in HttpVersion::ALL {
-            let app = App::new(all_vectors()).await;
-            let (messages, errors) = messages(&client(version), &app.url(), unseen).await;
-            assert_eq!(messages, all_messages(), "{version:?}");
+            let app = RecordingApp::new(vectors_source()).await;
+            let (messages, errors) = messages(&client(version), &app.url(), ignore_message).await;
+            assert_eq!(messages, expected_messages(), "{version:?}");
             assert_eq!(app.cursors(), ["", EventId::FINISHED]);
             assert!(
                 matches!(&errors[..], [Error::StreamEnded, last] if is_204(last)),
@@ -849,13 +874,14 @@ mod reqwest_eventsource {
     }
 
     #[tokio::test]
-    async fn a_dropped_feed_goes_on_where_it_was() {
-        for ending in [Ending::ForNow, Ending::Cut] {
+    async fn interrupted_feed_resumes() {
+        for ending in [Ending::Ended, Ending::Cut] {
             for version in HttpVersion::ALL {
-                let app = App::new(dropped_feed(ending)).await;
-                let (messages, errors) = messages(&client(version), &app.url(), unseen).await;
+                let app = RecordingApp::new(interrupted_feed(ending)).await;
+                let (messages, errors) =
+                    messages(&client(version), &app.url(), ignore_message).await;
                 assert_eq!(without_ends(messages), numbers(), "{ending:?} {version:?}");
-                assert_eq!(app.cursors(), RESUMPTIONS);
+                assert_eq!(app.cursors(), INTERRUPTED_FEED_CURSORS);
                 let was_cut = matches!(errors[0], Error::Transport(_));
                 assert_eq!(was_cut, ending == Ending::Cut, "{errors:?}");
                 assert!(is_204(errors.last().unwrap()), "{errors:?}");
@@ -863,27 +889,27 @@ mod reqwest_eventsource {
         }
     }
 
-    /// Version 0.6 takes its cursor from each message, and a message without an id (the end for now) has none on a connection
-    /// that carried no id before: the cursor would be forgotten, if a resumed stream did not open with it.
+    /// Version 0.6 takes its cursor from each event. On a connection without ids so far, the end event has none, so the client would
+    /// forget its cursor if a resumed stream did not begin with it.
     #[tokio::test]
-    async fn a_connection_without_events_leaves_the_cursor_alone() {
+    async fn idle_connection_keeps_cursor() {
         for version in HttpVersion::ALL {
-            let app = App::new(feed_with_an_idle_connection()).await;
-            messages(&client(version), &app.url(), unseen).await;
-            assert_eq!(app.cursors(), IDLE_RESUMPTIONS, "{version:?}");
+            let app = RecordingApp::new(feed_with_idle_connection()).await;
+            messages(&client(version), &app.url(), ignore_message).await;
+            assert_eq!(app.cursors(), IDLE_FEED_CURSORS, "{version:?}");
         }
     }
 
     #[tokio::test]
-    async fn every_event_is_there_before_the_next_one_exists() {
+    async fn each_event_arrives_before_next_one_exists() {
         for version in HttpVersion::ALL {
-            let lock_step = LockStep::new(Ending::ForEver).await;
+            let read_acknowledging = AcknowledgedFeed::new(Ending::Finished).await;
             let client = client(version);
             let acknowledge = async |message: &MessageEvent| {
-                let url = lock_step.acknowledge() + &message.last_event_id;
+                let url = read_acknowledging.acknowledge() + &message.last_event_id;
                 client.get(url).send().await.unwrap();
             };
-            let (messages, _) = messages(&client, &lock_step.app.url(), acknowledge).await;
+            let (messages, _) = messages(&client, &read_acknowledging.app.url(), acknowledge).await;
             assert_eq!(without_ends(messages), numbers(), "{version:?}");
         }
     }

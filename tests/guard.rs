@@ -17,7 +17,7 @@ use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
     format::Raw,
-    guard::{Admission, CloseReason, Observer, RefusalReason, StreamInfo},
+    guard::{Admission, CloseReason, Guarded, Observer, RefusalReason, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
     transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket},
@@ -705,6 +705,24 @@ async fn websocket_counts_until_its_socket_closes() {
         wait_for_open_streams(&guard, 0).await;
     }
     assert_eq!(guard.counts().closed(CloseReason::Left), 2);
+}
+
+#[tokio::test]
+async fn guard_clones_count_together() {
+    let admission = admission_of(2);
+    let guard = Guard::builder().admission(&admission).build();
+    let other = Guard::builder().admission(&admission.clone()).build();
+    let sse = [&guard, &guard.clone(), &other].map(|guard| guard.wrap(Sse::new()));
+    let respond = async |sse: &Guarded<Sse>| {
+        let mut head = get_request_head("/", &[]);
+        sse.respond(&mut head, Push::new(pending_events())).await
+    };
+    let _open = [respond(&sse[0]).await, respond(&sse[1]).await];
+    assert_eq!(guard.counts().opened, 2);
+    assert_eq!(guard.clone().counts(), guard.counts());
+    // Another guard counts its streams apart, but shares the limit.
+    assert_eq!(respond(&sse[2]).await.status(), 503);
+    assert_eq!(other.counts().refused(RefusalReason::Full), 1);
 }
 
 #[tokio::test]

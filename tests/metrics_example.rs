@@ -1,5 +1,5 @@
-//! What `examples/metrics.rs` tells a Prometheus: in a format that Prometheus' own parser for Python reads, and moving as clients
-//! come and go.
+//! The metrics that `examples/metrics.rs` exports for Prometheus: Prometheus' own parser for Python reads them, and they change as
+//! clients come and go.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +12,11 @@ use std::{
 use testkit::{TEST_TIMEOUT, example_process::ExampleProcess, programs, websocket};
 use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 
-/// The values of samples, each under its name and its labels' values.
+/// The values of the samples. A key is the sample's name and the values of its labels.
 type Samples = BTreeMap<String, f64>;
 
-/// As `tests/python/metrics.py` reads it.
-fn parsed(text: &str) -> Samples {
+/// Parses metrics with `tests/python/metrics.py`.
+fn parse_metrics(text: &str) -> Samples {
     let mut parser = programs::python_script("metrics.py")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -26,10 +26,10 @@ fn parsed(text: &str) -> Samples {
     let mut stdin = parser.stdin.take().unwrap();
     stdin.write_all(text.as_bytes()).unwrap();
     drop(stdin);
-    let parsed = parser.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&parsed.stderr);
-    assert!(parsed.status.success(), "{stderr}\n{text}");
-    serde_json::from_slice(&parsed.stdout).unwrap()
+    let parse_metrics = parser.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&parse_metrics.stderr);
+    assert!(parse_metrics.status.success(), "{stderr}\n{text}");
+    serde_json::from_slice(&parse_metrics.stdout).unwrap()
 }
 
 fn curl(url: &str, arguments: &[&str]) -> Command {
@@ -40,34 +40,41 @@ fn curl(url: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// A client, until it is dropped.
-struct Client(Child);
+/// A running curl. Dropping this value kills it.
+struct CurlClient(Child);
 
-impl Client {
+impl CurlClient {
     fn open(url: &str, arguments: &[&str]) -> Self {
-        Self(curl(url, arguments).spawn().expect("run scripts/setup"))
+        Self(
+            curl(url, arguments)
+                .spawn()
+                .expect("run scripts/setup first"),
+        )
     }
 }
 
-impl Drop for Client {
+impl Drop for CurlClient {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn run(url: &str, arguments: &[&str]) -> Output {
-    let output = curl(url, arguments).output().expect("run scripts/setup");
+/// Runs curl to its end.
+fn run_curl(url: &str, arguments: &[&str]) -> Output {
+    let output = curl(url, arguments)
+        .output()
+        .expect("run scripts/setup first");
     assert!(output.status.success());
     output
 }
 
-struct Server {
+struct MetricsExample {
     example: ExampleProcess,
     address: String,
 }
 
-impl Server {
+impl MetricsExample {
     fn start(streams: &str) -> Self {
         let example = ExampleProcess::start("metrics", &[streams]);
         let address = example.next_address();
@@ -79,14 +86,16 @@ impl Server {
     }
 
     fn scrape(&self) -> Samples {
-        let output = run(&self.url("/metrics"), &["-w", "%{content_type}"]);
+        let output = run_curl(&self.url("/metrics"), &["-w", "%{content_type}"]);
         let text = String::from_utf8(output.stdout).unwrap();
-        let text = text.strip_suffix(MEDIA_TYPE).expect("its media type");
-        parsed(text)
+        let text = text
+            .strip_suffix(MEDIA_TYPE)
+            .expect("the media type at the end");
+        parse_metrics(text)
     }
 
-    /// Waits until the samples are as they should be; those that are not there are 0.
-    fn shows(&self, wanted: &[(&str, f64)]) -> Samples {
+    /// Waits until the samples have these values. A missing sample counts as 0.
+    fn wait_for_samples(&self, wanted: &[(&str, f64)]) -> Samples {
         let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             let samples = self.scrape();
@@ -101,19 +110,19 @@ impl Server {
 }
 
 #[test]
-fn what_it_shows_moves_as_clients_come_and_go() {
-    let server = Server::start("3");
+fn metrics_change_as_clients_come_and_go() {
+    let server = MetricsExample::start("3");
     let before = server.scrape();
     for (name, value) in &before {
-        // The channel's ticks come in any case.
+        // The channel publishes even without clients.
         assert!(*value == 0.0 || name.starts_with("push_channel_"), "{name}");
     }
     assert!(before.contains_key("push_streams_closed_total drained"));
 
-    // A poll is gone when it is answered: with the next tick.
-    let polled = run(&server.url("/ticks?transport=long-poll"), &[]);
+    // The next tick answers the poll, and then its stream is closed.
+    let polled = run_curl(&server.url("/ticks?transport=long-poll"), &[]);
     assert!(String::from_utf8_lossy(&polled.stdout).contains("tick"));
-    let polled = server.shows(&[
+    let polled = server.wait_for_samples(&[
         ("push_streams_opened_total", 1.0),
         ("push_streams_open long-poll", 0.0),
         ("push_streams_closed_total answered", 1.0),
@@ -130,29 +139,29 @@ fn what_it_shows_moves_as_clients_come_and_go() {
         ["-H", &key],
     ];
     let clients = [
-        Client::open(&server.url("/ticks"), &[]),
-        Client::open(&server.url("/ticks"), &upgrade.concat()),
+        CurlClient::open(&server.url("/ticks"), &[]),
+        CurlClient::open(&server.url("/ticks"), &upgrade.concat()),
     ];
-    let counting = Client::open(&server.url("/countdown"), &[]);
-    server.shows(&[
+    let countdown = CurlClient::open(&server.url("/countdown"), &[]);
+    server.wait_for_samples(&[
         ("push_streams_open sse", 2.0),
         ("push_streams_open websocket", 1.0),
         ("push_channel_subscribers ticks", 2.0),
         ("push_resumable_streams live", 1.0),
     ]);
-    // One too many.
+    // This is one stream more than the example admits.
     let status = ["-o", "/dev/null", "-w", "%{http_code}"];
-    assert_eq!(run(&server.url("/ticks"), &status).stdout, b"503");
-    // Whose own stream waits for it.
-    drop(counting);
-    server.shows(&[
+    assert_eq!(run_curl(&server.url("/ticks"), &status).stdout, b"503");
+    // The client's own stream is parked when it disconnects.
+    drop(countdown);
+    server.wait_for_samples(&[
         ("push_requests_refused_total full", 1.0),
         ("push_streams_closed_total left", 1.0),
         ("push_resumable_streams live", 0.0),
         ("push_resumable_streams parked", 1.0),
     ]);
     drop(clients);
-    let after = server.shows(&[
+    let after = server.wait_for_samples(&[
         ("push_streams_closed_total left", 3.0),
         ("push_streams_open sse", 0.0),
         ("push_streams_open websocket", 0.0),
@@ -168,8 +177,8 @@ fn what_it_shows_moves_as_clients_come_and_go() {
     assert_eq!(sum("push_stream_seconds_count "), opened);
     assert!(after["push_channel_published_total ticks"] >= 1.0);
 
-    // What the documents name is there.
-    let named = NAMED.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    // Every metric that docs/deploying.md names is exported.
+    let named = DEPLOYING_DOCUMENT.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
     let names: Vec<_> = after
         .keys()
         .filter_map(|key| key.split(' ').next())
@@ -181,26 +190,27 @@ fn what_it_shows_moves_as_clients_come_and_go() {
     }
 }
 
-const NAMED: &str = include_str!("../docs/deploying.md");
+/// The document whose metrics must exist.
+const DEPLOYING_DOCUMENT: &str = include_str!("../docs/deploying.md");
 
 #[test]
-fn who_stops_it_ends_its_streams_first() {
-    let server = Server::start("3");
-    let mut client = Client::open(&server.url("/ticks"), &[]);
-    server.shows(&[("push_streams_open sse", 1.0)]);
+fn interrupt_ends_streams_before_exit() {
+    let server = MetricsExample::start("3");
+    let mut client = CurlClient::open(&server.url("/ticks"), &[]);
+    server.wait_for_samples(&[("push_streams_open sse", 1.0)]);
     server.example.interrupt();
     server
         .example
         .wait_for_line("1 streams were told to end, 0 left, 0 are cut");
     assert!(client.0.wait().unwrap().success());
-    let mut said = String::new();
+    let mut output = String::new();
     let stdout = client.0.stdout.as_mut().unwrap();
-    std::io::Read::read_to_string(stdout, &mut said).unwrap();
-    assert!(said.contains("event: end\n"), "{said}");
+    std::io::Read::read_to_string(stdout, &mut output).unwrap();
+    assert!(output.contains("event: end\n"), "{output}");
 }
 
 #[test]
-fn any_label_and_any_help_reads_back_as_it_was() {
+fn any_label_and_help_parses_back() {
     let odd = "a\\b\"c\nd\\n, e=\"f\" }{é";
     let mut text = Exposition::default();
     text.gauge("odd", "back\\slash,\nline \"quoted\"")
@@ -213,7 +223,7 @@ fn any_label_and_any_help_reads_back_as_it_was() {
         .samples(&[("of", odd)], &histogram)
         .samples(&[("of", "")], &Histogram::new([0.5, 2.0]));
     text.counter("some_total", "Some.").sample(&[], u64::MAX);
-    let samples = parsed(&text.into_text());
+    let samples = parse_metrics(&text.into_text());
     let bucket = |bound| samples[&format!("spread_bucket {odd} {bound}")];
     assert_eq!(samples[&format!("odd {odd} ")], 0.25);
     assert_eq!(["0.5", "2", "+Inf"].map(bucket), [1.0, 2.0, 3.0]);

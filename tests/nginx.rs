@@ -1,5 +1,5 @@
-//! Behind nginx, as Debian has it, under the configuration that `docs/deploying.md` shows. Its clients are curl.
-//! `scripts/setup` installs both; where one is missing, the tests fail.
+//! Streams behind Debian's nginx, with the configuration in `docs/deploying.md`. The clients are curl. `scripts/setup` installs both.
+//! Without one of them, the tests fail.
 
 use std::{
     fs,
@@ -24,16 +24,16 @@ use tower_push::{
     transport::{Negotiate, Sse},
 };
 
-/// What users are told to write.
-const DOCUMENTED: &str = include_str!("nginx/push.conf");
+/// The configuration that `docs/deploying.md` shows.
+const DOCUMENTED_CONFIGURATION: &str = include_str!("nginx/push.conf");
 
-/// Replaces what is there exactly once.
-fn change(configuration: &str, from: &str, to: &str) -> String {
+/// Replaces a text that occurs exactly once.
+fn replace_once(configuration: &str, from: &str, to: &str) -> String {
     assert_eq!(configuration.matches(from).count(), 1, "{from}");
     configuration.replace(from, to)
 }
 
-/// A running nginx, killed when it is dropped, with all its files.
+/// A running nginx. Dropping this value kills the process and removes its files.
 struct Nginx {
     process: process::Child,
     directory: PathBuf,
@@ -41,46 +41,48 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// As documented, but for the addresses, in front of this server.
+    /// Starts nginx in front of `server`, with the documented configuration except for the addresses.
     async fn start(server: &TestServer) -> Self {
-        Self::configured(server, DOCUMENTED).await
+        Self::start_with(server, DOCUMENTED_CONFIGURATION).await
     }
 
-    async fn configured(server: &TestServer, configuration: &str) -> Self {
-        let directory = directory();
+    /// Starts nginx in front of `server`, with another configuration.
+    async fn start_with(server: &TestServer, configuration: &str) -> Self {
+        let directory = create_directory();
         make_certificate(&directory);
-        // Free a moment ago.
+        // This port was free a moment ago, and probably still is.
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
         let write = |name: &str, text: &str| fs::write(directory.join(name), text).unwrap();
-        let mut push = change(configuration, "127.0.0.1:3000", &server.address.to_string());
-        push = change(
+        let mut push = replace_once(configuration, "127.0.0.1:3000", &server.address.to_string());
+        push = replace_once(
             &push,
             "listen 443 ssl http2;",
             &format!("listen 127.0.0.1:{port} ssl http2;"),
         );
-        push = change(&push, "/etc/ssl/push.example.pem", "certificate.pem");
-        push = change(&push, "/etc/ssl/push.example.key", "key.pem");
+        push = replace_once(&push, "/etc/ssl/push.example.pem", "certificate.pem");
+        push = replace_once(&push, "/etc/ssl/push.example.key", "key.pem");
         write("push.conf", &push);
         write("nginx.conf", include_str!("nginx/nginx.conf"));
         let process = process::Command::new("nginx")
             .args(["-e", "stderr", "-c", "nginx.conf", "-p"])
             .arg(&directory)
             .spawn()
-            .expect("nginx: see scripts/setup");
+            .expect("nginx: run scripts/setup first");
         let nginx = Self {
             process,
             directory,
             port,
         };
-        nginx.listens().await;
+        nginx.wait_until_listening().await;
         nginx
     }
 
-    async fn listens(&self) {
+    /// Waits until nginx accepts connections.
+    async fn wait_until_listening(&self) {
         let connected = async {
             while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
                 sleep(Duration::from_millis(5)).await;
@@ -88,7 +90,7 @@ impl Nginx {
         };
         timeout(TEST_TIMEOUT, connected)
             .await
-            .expect("nginx listens");
+            .expect("nginx should listen");
     }
 
     fn get(&self, query: &str, arguments: &[&str]) -> Curl {
@@ -99,9 +101,9 @@ impl Nginx {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .expect("curl: see scripts/setup");
+            .expect("curl: run scripts/setup first");
         Curl {
-            stdout: process.stdout.take().expect("it is piped"),
+            stdout: process.stdout.take().expect("stdout is piped"),
             process,
             read: Vec::new(),
         }
@@ -116,8 +118,8 @@ impl Drop for Nginx {
     }
 }
 
-/// A new directory, which nginx finds its files in.
-fn directory() -> PathBuf {
+/// Creates a directory for the files of one nginx.
+fn create_directory() -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("tower-push-nginx-{}-{number}", process::id());
@@ -140,78 +142,79 @@ fn make_certificate(directory: &Path) {
         .args(["-keyout", "key.pem", "-out", "certificate.pem"])
         .current_dir(directory)
         .output()
-        .expect("openssl: see scripts/setup");
+        .expect("openssl: run scripts/setup first");
     assert!(made.status.success(), "{made:?}");
 }
 
-/// A request, and what has been read of its answer.
+/// A running curl, and what it has printed so far.
 struct Curl {
     process: Child,
     stdout: ChildStdout,
     read: Vec<u8>,
 }
 
-/// curl's exit codes for a transfer that was cut: over HTTP/1.1, and over HTTP/2.
-const CUT: [i32; 2] = [18, 92];
+/// The exit codes of curl for a transfer that was cut off: over HTTP/1.1 and over HTTP/2.
+const EXIT_CODES_OF_CUT: [i32; 2] = [18, 92];
 
 impl Curl {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.read).into_owned()
     }
 
-    async fn more(&mut self) -> usize {
+    /// Reads more output, and returns how many bytes were read.
+    async fn read_more(&mut self) -> usize {
         let read = timeout(TEST_TIMEOUT, self.stdout.read_buf(&mut self.read)).await;
-        read.unwrap_or_else(|_| panic!("more than {:?}", self.text()))
+        read.unwrap_or_else(|_| panic!("no more output after {:?}", self.text()))
             .unwrap()
     }
 
-    /// Reads until this is there.
-    async fn expect(&mut self, wanted: &str) {
+    /// Reads until the output contains `wanted`.
+    async fn wait_for_text(&mut self, wanted: &str) {
         while !self.text().contains(wanted) {
-            assert_ne!(self.more().await, 0, "{wanted:?} in {:?}", self.text());
+            assert_ne!(self.read_more().await, 0, "{wanted:?} in {:?}", self.text());
         }
     }
 
-    /// Reads to the end, and says how curl took it.
-    async fn end(mut self) -> (String, i32) {
-        while self.more().await > 0 {}
+    /// Reads to the end. Returns the output and the exit code.
+    async fn read_to_end(mut self) -> (String, i32) {
+        while self.read_more().await > 0 {}
         let status = self.process.wait().await.unwrap();
         (self.text(), status.code().expect("an exit code"))
     }
 }
 
-async fn gone(channel: &Channel) {
+async fn wait_until_unsubscribed(channel: &Channel) {
     let idle = timeout(TEST_TIMEOUT, channel.unsubscribed()).await;
-    idle.expect("the subscriber is gone");
+    idle.expect("the subscription should end");
 }
 
-const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
+const HTTP_VERSION_FLAGS: [&str; 2] = ["--http1.1", "--http2"];
 
 #[tokio::test]
-async fn every_event_passes_before_the_next_one_exists() {
+async fn each_event_passes_before_next_one_exists() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
-    for version in VERSIONS {
+    for version in HTTP_VERSION_FLAGS {
         for transport in ["sse", "ndjson", "json-seq", "multipart"] {
             let mut client = nginx.get(&format!("transport={transport}"), &[version]);
             channel.subscribed().await;
             for n in 1..=5 {
                 let event = format!("event {n} over {transport}, {version}");
                 channel.publish(event.as_str()).unwrap();
-                client.expect(&event).await;
+                client.wait_for_text(&event).await;
             }
             drop(client);
-            // nginx hangs up on the server when its client does.
+            // nginx closes the connection to the server when its client disconnects.
             timeout(TEST_TIMEOUT, channel.unsubscribed())
                 .await
-                .expect("the subscriber is gone");
+                .expect("the subscription should end");
         }
     }
 }
 
 #[tokio::test]
-async fn a_websocket_passes_for_pages_of_its_own_origin() {
+async fn websocket_passes_for_same_origin() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
@@ -230,43 +233,43 @@ async fn a_websocket_passes_for_pages_of_its_own_origin() {
     for n in 1..=5 {
         let event = format!("event {n}");
         channel.publish(event.as_str()).unwrap();
-        client.expect(&event).await;
+        client.wait_for_text(&event).await;
     }
-    // curl prints the head with the first bytes behind it.
-    client.expect("101 Switching Protocols").await;
+    // curl prints the head only together with the first bytes after it.
+    client.wait_for_text("101 Switching Protocols").await;
     drop(client);
-    gone(&channel).await;
+    wait_until_unsubscribed(&channel).await;
     let foreign = ["--header", "Origin: https://evil.example"];
     let mut client = nginx.get("", &[&asks[..], &foreign].concat());
-    client.expect("403 Forbidden").await;
+    client.wait_for_text("403 Forbidden").await;
 }
 
 #[tokio::test]
-async fn a_stream_opens_before_its_first_event() {
+async fn stream_opens_before_its_first_event() {
     let server = TestServer::start(tower_push::service(Channel::new())).await;
     let nginx = Nginx::start(&server).await;
-    for version in VERSIONS {
+    for version in HTTP_VERSION_FLAGS {
         nginx
             .get("", &["--include", version])
-            .expect("\r\n\r\n:\n")
+            .wait_for_text("\r\n\r\n:\n")
             .await;
     }
 }
 
 #[tokio::test]
-async fn a_long_poll_is_answered_when_there_is_something() {
+async fn long_poll_is_answered_at_next_event() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
-    for version in VERSIONS {
+    for version in HTTP_VERSION_FLAGS {
         let poll = async |event: &str, arguments: &[&str]| {
             let poll = nginx.get("transport=long-poll", arguments);
             channel.subscribed().await;
             channel.publish(event).unwrap();
-            let (answer, code) = poll.end().await;
+            let (answer, code) = poll.read_to_end().await;
             assert!(answer.contains(event), "{answer}");
             assert_eq!(code, 0);
-            gone(&channel).await;
+            wait_until_unsubscribed(&channel).await;
             answer
         };
         let first = poll("at last", &["--include", version]).await;
@@ -280,91 +283,104 @@ fn header<'a>(response: &'a str, name: &str) -> &'a str {
     value.unwrap_or_else(|| panic!("{name} in {response}"))
 }
 
-/// Behind an nginx that waits for a second: an idle stream with these heartbeats, and its channel.
-async fn impatient(keep_alive: KeepAlive) -> (Nginx, TestServer, Channel) {
+/// Starts an nginx that closes idle streams after a second, in front of a server with these heartbeats. Returns the channel too.
+async fn start_with_1_s_timeout(keep_alive: KeepAlive) -> (Nginx, TestServer, Channel) {
     let channel = Channel::new();
     let transports = Negotiate::new().add_transport(Sse::new().keep_alive(keep_alive));
     let server =
         TestServer::start(tower_push::service(channel.clone()).transport(transports)).await;
-    let impatient = change(
-        DOCUMENTED,
+    let impatient = replace_once(
+        DOCUMENTED_CONFIGURATION,
         "proxy_read_timeout 60s;",
         "proxy_read_timeout 1s;",
     );
     (
-        Nginx::configured(&server, &impatient).await,
+        Nginx::start_with(&server, &impatient).await,
         server,
         channel,
     )
 }
 
 #[tokio::test]
-async fn heartbeats_keep_an_idle_stream_open() {
+async fn heartbeats_keep_idle_stream_open() {
     let often = KeepAlive::new().interval(Duration::from_millis(200));
-    let (nginx, _server, channel) = impatient(often).await;
-    for version in VERSIONS {
+    let (nginx, _server, channel) = start_with_1_s_timeout(often).await;
+    for version in HTTP_VERSION_FLAGS {
         let mut client = nginx.get("transport=sse", &[version]);
-        // For three seconds and more.
-        client.expect(&":\n".repeat(16)).await;
+        // This many heartbeats take more than three seconds.
+        client.wait_for_text(&":\n".repeat(16)).await;
         channel.publish("still here").unwrap();
-        client.expect("still here").await;
+        client.wait_for_text("still here").await;
     }
 }
 
 #[tokio::test]
-async fn without_heartbeats_an_idle_stream_is_cut() {
-    let (nginx, _server, _channel) = impatient(KeepAlive::disabled()).await;
-    for version in VERSIONS {
-        let (_, code) = nginx.get("transport=sse", &[version]).end().await;
-        assert!(CUT.contains(&code), "{code}");
+async fn idle_stream_without_heartbeats_is_cut() {
+    let (nginx, _server, _channel) = start_with_1_s_timeout(KeepAlive::disabled()).await;
+    for version in HTTP_VERSION_FLAGS {
+        let (_, code) = nginx.get("transport=sse", &[version]).read_to_end().await;
+        assert!(EXIT_CODES_OF_CUT.contains(&code), "{code}");
     }
 }
 
 #[tokio::test]
-async fn the_responses_alone_turn_buffering_off() {
+async fn response_headers_turn_buffering_off() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
-    let silent = change(DOCUMENTED, "proxy_buffering off;", "");
-    let nginx = Nginx::configured(&server, &silent).await;
-    for version in VERSIONS {
+    let silent = replace_once(DOCUMENTED_CONFIGURATION, "proxy_buffering off;", "");
+    let nginx = Nginx::start_with(&server, &silent).await;
+    for version in HTTP_VERSION_FLAGS {
         let mut client = nginx.get("", &[version]);
         channel.subscribed().await;
         channel.publish(version).unwrap();
-        client.expect(version).await;
+        client.wait_for_text(version).await;
         drop(client);
         timeout(TEST_TIMEOUT, channel.unsubscribed())
             .await
-            .expect("the subscriber is gone");
+            .expect("the subscription should end");
     }
 }
 
 #[tokio::test]
-async fn where_nobody_turns_buffering_off_events_are_held_back() {
+async fn buffering_delays_events() {
     let channel = Channel::new();
     let server = TestServer::start(tower_push::service(channel.clone())).await;
-    let deaf = change(
-        DOCUMENTED,
+    let ignoring_headers = replace_once(
+        DOCUMENTED_CONFIGURATION,
         "proxy_buffering off;",
         "proxy_ignore_headers X-Accel-Buffering;",
     );
-    let old = change(&deaf, "proxy_http_version 1.1;", "proxy_http_version 1.0;");
-    // Between HTTP/1.1 and HTTP/2 nothing waits in this version of nginx, which is luck.
-    for (configuration, version) in [(&deaf, "--http1.1"), (&old, "--http1.1"), (&old, "--http2")] {
-        let nginx = Nginx::configured(&server, configuration).await;
+    let old = replace_once(
+        &ignoring_headers,
+        "proxy_http_version 1.1;",
+        "proxy_http_version 1.0;",
+    );
+    // The combination of HTTP/1.1 to the server and HTTP/2 to the client is left out, because this version of nginx happens not to delay
+    // events there.
+    for (configuration, version) in [
+        (&ignoring_headers, "--http1.1"),
+        (&old, "--http1.1"),
+        (&old, "--http2"),
+    ] {
+        let nginx = Nginx::start_with(&server, configuration).await;
         let mut client = nginx.get("", &[version]);
         channel.subscribed().await;
         channel.publish("held back").unwrap();
-        let came = timeout(Duration::from_millis(500), client.expect("held back")).await;
-        assert!(came.is_err());
+        let received = timeout(
+            Duration::from_millis(500),
+            client.wait_for_text("held back"),
+        )
+        .await;
+        assert!(received.is_err());
         channel.publish("x".repeat(64 * 1024)).unwrap();
-        client.expect("held back").await;
+        client.wait_for_text("held back").await;
         drop(client);
-        gone(&channel).await;
+        wait_until_unsubscribed(&channel).await;
     }
 }
 
-/// An event, and then a failure.
-fn failing() -> impl PushSource + Clone + Send + Sync {
+/// A source of one event and then a failure.
+fn event_then_failure() -> impl PushSource + Clone + Send + Sync {
     source_fn(async |_| {
         let event = stream::iter([Ok::<_, BoxError>("hello")]);
         Ok(event.chain(stream::iter([Err("it broke".into())])))
@@ -372,54 +388,54 @@ fn failing() -> impl PushSource + Clone + Send + Sync {
 }
 
 #[tokio::test]
-async fn a_cut_stays_a_cut() {
-    let server = TestServer::start(tower_push::service(failing())).await;
+async fn cut_stream_stays_cut() {
+    let server = TestServer::start(tower_push::service(event_then_failure())).await;
     let nginx = Nginx::start(&server).await;
-    for version in VERSIONS {
-        let (read, code) = nginx.get("", &[version]).end().await;
+    for version in HTTP_VERSION_FLAGS {
+        let (read, code) = nginx.get("", &[version]).read_to_end().await;
         assert!(read.contains("hello"), "{read}");
-        assert!(CUT.contains(&code), "{code}");
+        assert!(EXIT_CODES_OF_CUT.contains(&code), "{code}");
     }
 }
 
 #[tokio::test]
-async fn over_http_1_0_a_cut_looks_like_an_end() {
-    let server = TestServer::start(tower_push::service(failing())).await;
-    let old = change(
-        DOCUMENTED,
+async fn cut_looks_like_end_over_http_1_0() {
+    let server = TestServer::start(tower_push::service(event_then_failure())).await;
+    let old = replace_once(
+        DOCUMENTED_CONFIGURATION,
         "proxy_http_version 1.1;",
         "proxy_http_version 1.0;",
     );
-    let nginx = Nginx::configured(&server, &old).await;
-    let (read, code) = nginx.get("", &["--http1.1"]).end().await;
+    let nginx = Nginx::start_with(&server, &old).await;
+    let (read, code) = nginx.get("", &["--http1.1"]).read_to_end().await;
     assert!(read.contains("hello"), "{read}");
     assert_eq!(code, 0);
 }
 
 #[tokio::test]
-async fn nginx_puts_out_a_client_that_stops_reading() {
+async fn nginx_disconnects_stalled_client() {
     let count = LiveCounter::default();
     let counting = count.clone();
     let flood = source_fn(async move |_| Ok(counting.wrap(stream::repeat("x".repeat(64 * 1024)))));
     let server = TestServer::start(tower_push::service(flood)).await;
-    let impatient = change(
-        DOCUMENTED,
+    let impatient = replace_once(
+        DOCUMENTED_CONFIGURATION,
         "proxy_buffering off;",
         "proxy_buffering off; send_timeout 1s;",
     );
-    let nginx = Nginx::configured(&server, &impatient).await;
-    for version in VERSIONS {
+    let nginx = Nginx::start_with(&server, &impatient).await;
+    for version in HTTP_VERSION_FLAGS {
         let mut stalled = nginx.get("", &[version]);
-        stalled.expect("xxx").await;
-        // curl reads no more than it can write.
+        stalled.wait_for_text("xxx").await;
+        // curl stops reading because nobody reads what it writes.
         count.wait_for(0).await;
     }
 }
 
 #[test]
-fn what_the_document_shows_is_what_is_tested() {
+fn documented_configuration_is_tested() {
     let document = include_str!("../docs/deploying.md");
-    let shown = format!("```nginx\n{DOCUMENTED}```\n");
+    let shown = format!("```nginx\n{DOCUMENTED_CONFIGURATION}```\n");
     assert!(
         document.contains(&shown),
         "docs/deploying.md shows another push.conf"

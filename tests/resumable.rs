@@ -1,4 +1,4 @@
-//! Resumable streams: parked when their client goes, taken up by its cursor, let go in time, and no other client's.
+//! Resumable streams: parked when their client disconnects, resumed by its cursor and by no other client, and released in time.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -33,7 +33,7 @@ use tower_push::{
     transport::{LongPoll, Negotiate, Transport},
 };
 
-/// One subscription, with a cursor or without.
+/// Subscribes, with a cursor or without.
 async fn subscribe<S: PushSource + Send>(
     source: ResumableSource<S>,
     cursor: Option<&EventId>,
@@ -47,16 +47,16 @@ async fn subscribe<S: PushSource + Send>(
         .await
 }
 
-/// As [`subscribe`], where the client's stream must be there: the one that comes with the request must not be touched.
-async fn take_up(resumable: &Resumable, cursor: &EventId) -> ResumableStream {
-    let unwanted = stream::poll_fn(|_| -> Poll<Option<&str>> { panic!("polled") });
-    subscribe(resumable.wrap(unwanted), Some(cursor))
+/// Subscribes with the cursor of a stream that exists. The stream of the new request must not be polled.
+async fn resume_existing(resumable: &Resumable, cursor: &EventId) -> ResumableStream {
+    let unpolled = stream::poll_fn(|_| -> Poll<Option<&str>> { panic!("polled") });
+    subscribe(resumable.wrap(unpolled), Some(cursor))
         .await
         .unwrap()
 }
 
-/// A stream whose items the test sends, and how often it was polled.
-fn fed<T>(
+/// Returns a sender, the number of polls so far, and a stream of the items that are sent.
+fn controlled_stream<T>(
     count: &LiveCounter,
 ) -> (
     UnboundedSender<T>,
@@ -81,21 +81,22 @@ fn numbers(range: std::ops::Range<u64>) -> impl Stream<Item = String> + Send + u
     stream::iter(range.map(|n| n.to_string()))
 }
 
-fn poll(subscriber: &mut ResumableStream) -> Poll<Option<Result<Item, BoxError>>> {
+fn poll_next(subscriber: &mut ResumableStream) -> Poll<Option<Result<Item, BoxError>>> {
     subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
 }
 
-/// All that is ready, in short, and the cursors of each.
+/// Reads the items that are ready. Returns their descriptions and their cursors.
 fn read(subscriber: &mut ResumableStream) -> (Vec<String>, Vec<EventId>) {
     let (mut texts, mut ids) = (Vec::new(), Vec::new());
-    while let Poll::Ready(Some(item)) = poll(subscriber) {
-        ids.extend(cursor(&item));
+    while let Poll::Ready(Some(item)) = poll_next(subscriber) {
+        ids.extend(cursor_of(&item));
         texts.push(describe_item(item));
     }
     (texts, ids)
 }
 
-fn cursor(item: &Result<Item, BoxError>) -> Option<EventId> {
+/// Returns the cursor that a client has after an item.
+fn cursor_of(item: &Result<Item, BoxError>) -> Option<EventId> {
     match item {
         Ok(Item::Event(event)) => event.id().cloned(),
         Ok(Item::Gap(gap)) => gap.resumed.clone(),
@@ -104,24 +105,25 @@ fn cursor(item: &Result<Item, BoxError>) -> Option<EventId> {
     }
 }
 
-/// A fixed sequence of numbers that look random.
-struct Dice(u64);
+/// A pseudorandom sequence that is the same in every run.
+struct SeededRandom(u64);
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+impl SeededRandom {
+    /// Returns a number below `bound`.
+    fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        self.0 % sides
+        self.0 % bound
     }
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_goes_on_where_it_was() {
+async fn returning_client_resumes_where_it_was() {
     let resumable = Resumable::new();
     assert!(resumable.wrap(numbers(0..1)).is_resumable());
     let count = LiveCounter::default();
-    let (sender, _, stream) = fed(&count);
+    let (sender, _, stream) = controlled_stream(&count);
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     for text in ["a", "b", "c"] {
         sender.send(text).unwrap();
@@ -135,7 +137,7 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
         ("b", &["c"]),
         ("c", &[]),
     ]) {
-        let mut again = take_up(&resumable, id).await;
+        let mut again = resume_existing(&resumable, id).await;
         let (texts, again) = read(&mut again);
         assert_eq!(texts, rest, "behind {after:?}");
         assert_eq!(again, ids[ids.len() - rest.len()..], "under the same ids");
@@ -143,40 +145,40 @@ async fn a_client_that_comes_back_goes_on_where_it_was() {
     drop(first);
     assert_eq!(count.get(), 1, "parked");
     sender.send("d").unwrap();
-    let mut again = take_up(&resumable, &ids[2]).await;
+    let mut again = resume_existing(&resumable, &ids[2]).await;
     assert_eq!(read(&mut again).0, ["c", "d"]);
     assert_eq!(resumable.counts().resumed, 5);
 }
 
-/// Before its first event, and before its first poll.
+/// The connection drops before the first event, or before the first poll.
 #[tokio::test]
-async fn a_connection_that_drops_at_once_is_resumed() {
+async fn immediately_dropped_connection_is_resumed() {
     let resumable = Resumable::new();
     let mut first = subscribe(resumable.wrap(numbers(0..3)), None)
         .await
         .unwrap();
-    let id = cursor(&first.next().await.unwrap()).unwrap();
+    let id = cursor_of(&first.next().await.unwrap()).unwrap();
     drop(first);
-    drop(take_up(&resumable, &id).await);
-    let (texts, _) = read(&mut take_up(&resumable, &id).await);
+    drop(resume_existing(&resumable, &id).await);
+    let (texts, _) = read(&mut resume_existing(&resumable, &id).await);
     assert_eq!(texts, ["0", "1", "2", "finished"]);
 }
 
 #[tokio::test]
-async fn the_source_of_a_request_with_a_cursor_is_not_asked() {
+async fn source_is_not_asked_with_cursor() {
     let resumable = Resumable::new();
     let mut first = subscribe(resumable.wrap(stream::pending::<Event>()), None)
         .await
         .unwrap();
-    let id = cursor(&first.next().await.unwrap()).unwrap();
+    let id = cursor_of(&first.next().await.unwrap()).unwrap();
     let unasked = source_fn(async |_| -> Result<stream::Empty<Event>, _> { panic!("asked") });
     drop(subscribe(resumable.wrap(unasked), Some(&id)).await.unwrap());
 }
 
 #[tokio::test]
-async fn a_parked_stream_is_not_polled() {
+async fn parked_stream_is_not_polled() {
     let resumable = Resumable::new();
-    let (sender, polls, stream) = fed(&LiveCounter::default());
+    let (sender, polls, stream) = controlled_stream(&LiveCounter::default());
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     sender.send("0".to_owned()).unwrap();
     let (_, ids) = read(&mut first);
@@ -187,25 +189,25 @@ async fn a_parked_stream_is_not_polled() {
         tokio::task::yield_now().await;
     }
     assert_eq!(polls.load(Ordering::SeqCst), polled);
-    let (texts, _) = read(&mut take_up(&resumable, &ids[1]).await);
+    let (texts, _) = read(&mut resume_existing(&resumable, &ids[1]).await);
     assert!(texts.into_iter().eq((1..=100).map(|n| n.to_string())));
 }
 
-/// A stream is asked for one event at a time, and only as fast as its client reads.
+/// The stream is polled for one event at a time, and only as fast as its client reads.
 #[tokio::test]
-async fn nothing_is_read_ahead() {
+async fn stream_is_not_read_ahead() {
     let resumable = Resumable::new();
-    let (sender, polls, stream) = fed(&LiveCounter::default());
+    let (sender, polls, stream) = controlled_stream(&LiveCounter::default());
     (0..10).for_each(|n| sender.send(n.to_string()).unwrap());
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     for read in 0..5 {
-        assert!(poll(&mut first).is_ready());
+        assert!(poll_next(&mut first).is_ready());
         assert_eq!(polls.load(Ordering::SeqCst), read);
     }
 }
 
 #[tokio::test]
-async fn ids_are_the_streams_own_and_of_a_form() {
+async fn ids_are_assigned_in_a_fixed_form() {
     let resumable = Resumable::new();
     let mut tokens = HashSet::new();
     for _ in 0..100 {
@@ -224,7 +226,7 @@ async fn ids_are_the_streams_own_and_of_a_form() {
 }
 
 #[tokio::test]
-async fn a_cursor_older_than_the_log_is_told_what_is_missing() {
+async fn cursor_older_than_log_gets_gap() {
     let few = Resumable::builder().max_events(3).build();
     let small = Resumable::builder().max_bytes(3 * 40).build();
     for resumable in [few, small] {
@@ -232,33 +234,33 @@ async fn a_cursor_older_than_the_log_is_told_what_is_missing() {
             .await
             .unwrap();
         let (_, ids) = read(&mut first);
-        let mut again = take_up(&resumable, &ids[1]).await;
-        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut again) else {
-            panic!("a gap first")
+        let mut again = resume_existing(&resumable, &ids[1]).await;
+        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut again) else {
+            panic!("not a gap")
         };
         let expected = Gap::new(GapReason::Expired).requested(ids[1].clone());
         assert_eq!(gap, expected.resumed(ids[7].clone()).missed(6));
         assert_eq!(read(&mut again).0, ["7", "8", "9", "finished"]);
-        let (texts, _) = read(&mut take_up(&resumable, &ids[7]).await);
+        let (texts, _) = read(&mut resume_existing(&resumable, &ids[7]).await);
         assert_eq!(texts, ["7", "8", "9", "finished"]);
     }
 }
 
 #[tokio::test]
-async fn a_reader_that_another_has_left_behind_is_told_so() {
+async fn reader_behind_the_log_gets_gap() {
     let resumable = Resumable::builder().max_events(3).build();
-    let (sender, _, stream) = fed(&LiveCounter::default());
+    let (sender, _, stream) = controlled_stream(&LiveCounter::default());
     let mut fast = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut fast);
-    let mut slow = take_up(&resumable, &ids[0]).await;
-    assert!(poll(&mut slow).is_pending());
+    let mut slow = resume_existing(&resumable, &ids[0]).await;
+    assert!(poll_next(&mut slow).is_pending());
     (0..10).for_each(|n| sender.send(n.to_string()).unwrap());
     assert_eq!(read(&mut fast).0.len(), 10, "whoever asks loses nothing");
     assert_eq!(read(&mut slow).0, ["lagged Some(7)", "7", "8", "9"]);
 }
 
 #[tokio::test]
-async fn cursors_of_no_stream_begin_the_new_one_behind_a_gap() {
+async fn unknown_cursors_start_new_stream_after_gap() {
     let resumable = Resumable::new();
     let other = Resumable::new();
     let mut secret = subscribe(other.wrap(numbers(100..200)), None)
@@ -278,30 +280,30 @@ async fn cursors_of_no_stream_begin_the_new_one_behind_a_gap() {
         let cursor = EventId::new(cursor).unwrap();
         let source = resumable.wrap(numbers(0..2));
         let mut subscriber = subscribe(source, Some(&cursor)).await.unwrap();
-        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut subscriber) else {
-            panic!("a gap first")
+        let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut subscriber) else {
+            panic!("not a gap")
         };
         let start = gap.resumed.clone().unwrap();
         let expected = Gap::new(reason).requested(cursor.clone());
         assert_eq!(gap, expected.resumed(start.clone()), "{cursor}");
         assert_eq!(read(&mut subscriber).0, ["0", "1", "finished"]);
-        let (texts, _) = read(&mut take_up(&resumable, &start).await);
+        let (texts, _) = read(&mut resume_existing(&resumable, &start).await);
         assert_eq!(texts, ["0", "1", "finished"], "resumable from the gap on");
     }
 }
 
 #[tokio::test]
-async fn a_cursor_ahead_of_its_stream_is_told_so() {
+async fn cursor_ahead_of_stream_gets_gap() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&LiveCounter::default());
+    let (sender, _, stream) = controlled_stream(&LiveCounter::default());
     sender.send("a").unwrap();
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut first);
     let ahead = format!("{}00000000000v", &ids[0].as_str()[..27]);
     let ahead = EventId::new(ahead).unwrap();
-    let mut subscriber = take_up(&resumable, &ahead).await;
-    let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll(&mut subscriber) else {
-        panic!("a gap first")
+    let mut subscriber = resume_existing(&resumable, &ahead).await;
+    let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut subscriber) else {
+        panic!("not a gap")
     };
     let expected = Gap::new(GapReason::Epoch).requested(ahead);
     assert_eq!(gap, expected.resumed(ids[0].clone()));
@@ -310,7 +312,7 @@ async fn a_cursor_ahead_of_its_stream_is_told_so() {
 }
 
 #[tokio::test]
-async fn only_the_owner_takes_a_stream_up() {
+async fn only_the_owner_resumes_stream() {
     let resumable = Resumable::new();
     let source = resumable.wrap(numbers(0..2)).owner("alice");
     let (_, ids) = read(&mut subscribe(source, None).await.unwrap());
@@ -328,7 +330,7 @@ async fn only_the_owner_takes_a_stream_up() {
 }
 
 #[tokio::test]
-async fn gaps_keep_their_place_and_bare_cursors_have_none() {
+async fn gaps_are_logged_and_cursors_are_not() {
     let resumable = Resumable::new();
     let items = [
         Item::Cursor(EventId::from(1)),
@@ -340,25 +342,25 @@ async fn gaps_keep_their_place_and_bare_cursors_have_none() {
     let (texts, ids) = read(&mut subscribe(source, None).await.unwrap());
     assert_eq!(texts, ["cursor", "a", "lagged Some(3)", "b", "finished"]);
     assert_eq!(ids.len(), 4, "a gap has an id too");
-    let (texts, _) = read(&mut take_up(&resumable, &ids[1]).await);
+    let (texts, _) = read(&mut resume_existing(&resumable, &ids[1]).await);
     assert_eq!(texts, ["lagged Some(3)", "b", "finished"]);
-    let (texts, _) = read(&mut take_up(&resumable, &ids[2]).await);
+    let (texts, _) = read(&mut resume_existing(&resumable, &ids[2]).await);
     assert_eq!(texts, ["b", "finished"]);
 }
 
-/// Nothing that the stream says makes an item, and still others run.
+/// The stream is always ready but yields no item for its reader, and still the reader lets other tasks run.
 #[tokio::test]
-async fn a_flood_of_bare_cursors_lets_others_run() {
+async fn flood_of_cursors_yields_to_other_tasks() {
     let resumable = Resumable::new();
     let flood = stream::repeat_with(|| Item::Cursor(EventId::from(1)));
     let mut subscriber = subscribe(resumable.wrap(flood), None).await.unwrap();
     subscriber.next().await.unwrap().unwrap();
     let reading = tokio::time::timeout(Duration::from_millis(10), subscriber.next());
-    assert!(reading.await.is_err(), "the timer had its turn");
+    assert!(reading.await.is_err(), "the reader must let the timer run");
 }
 
 #[tokio::test]
-async fn a_stream_that_ended_is_not_begun_again() {
+async fn finished_stream_is_not_restarted() {
     let resumable = Resumable::new();
     let count = LiveCounter::default();
     for last in [vec![], vec![Item::Finished]] {
@@ -367,11 +369,11 @@ async fn a_stream_that_ended_is_not_begun_again() {
         let mut first = subscribe(source, None).await.unwrap();
         let (texts, ids) = read(&mut first);
         assert_eq!(texts, ["cursor", "a", "b", "finished"]);
-        assert!(matches!(poll(&mut first), Poll::Ready(None)), "fused");
+        assert!(matches!(poll_next(&mut first), Poll::Ready(None)), "fused");
         assert_eq!(count.get(), 0, "a stream that has ended is dropped");
         drop(first);
         for _ in 0..2 {
-            let (texts, _) = read(&mut take_up(&resumable, &ids[1]).await);
+            let (texts, _) = read(&mut resume_existing(&resumable, &ids[1]).await);
             assert_eq!(texts, ["b", "finished"], "the last response is repeated");
             let source = resumable.wrap(stream::iter(["new"]));
             let refused = subscribe(source, Some(&ids[2])).await.unwrap_err();
@@ -381,12 +383,12 @@ async fn a_stream_that_ended_is_not_begun_again() {
 }
 
 #[tokio::test]
-async fn an_end_for_now_is_followed_by_the_next_stream() {
+async fn ended_stream_is_followed_by_next_stream() {
     let resumable = Resumable::builder().end_policy(EndPolicy::Restart).build();
     let source = resumable.wrap(numbers(0..2));
     let (texts, ids) = read(&mut subscribe(source, None).await.unwrap());
     assert_eq!(texts, ["cursor", "0", "1"]);
-    let (texts, _) = read(&mut take_up(&resumable, &ids[1]).await);
+    let (texts, _) = read(&mut resume_existing(&resumable, &ids[1]).await);
     assert_eq!(texts, ["1"]);
     let source = resumable.wrap(stream::iter(["new"]));
     let mut next = subscribe(source, Some(&ids[2])).await.unwrap();
@@ -401,24 +403,24 @@ async fn an_end_for_now_is_followed_by_the_next_stream() {
 }
 
 #[tokio::test]
-async fn a_stream_that_fails_is_told_from_one_that_ended() {
+async fn failed_stream_differs_from_ended_stream() {
     let resumable = Resumable::builder().max_events(2).build();
     let count = LiveCounter::default();
-    let (sender, _, stream) = fed::<Result<&str, BoxError>>(&count);
+    let (sender, _, stream) = controlled_stream::<Result<&str, BoxError>>(&count);
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, mut ids) = read(&mut first);
-    let mut second = take_up(&resumable, &ids[0]).await;
-    assert!(poll(&mut second).is_pending());
+    let mut second = resume_existing(&resumable, &ids[0]).await;
+    assert!(poll_next(&mut second).is_pending());
     for text in ["a", "b", "c"] {
         sender.send(Ok(text)).unwrap();
     }
     let error = EventId::new("no id").unwrap_err();
     sender.send(Err(error.into())).unwrap();
     for _ in 0..3 {
-        ids.extend(cursor(&first.next().await.unwrap()));
+        ids.extend(cursor_of(&first.next().await.unwrap()));
     }
     let error = first.next().await.unwrap().unwrap_err();
-    let error: &tower_push::Error = error.downcast_ref().expect("the error itself");
+    let error: &tower_push::Error = error.downcast_ref().expect("a tower_push::Error");
     assert!(error.is_invalid_id());
     assert!(first.next().await.is_none());
     assert_eq!(count.get(), 0);
@@ -438,39 +440,39 @@ async fn a_stream_that_fails_is_told_from_one_that_ended() {
         let (texts, again) = read(&mut again);
         let new: &[_] = &["epoch None", "new", "finished"];
         assert_eq!(texts, [rest, new].concat());
-        let (texts, _) = read(&mut take_up(&resumable, &again[rest.len()]).await);
+        let (texts, _) = read(&mut resume_existing(&resumable, &again[rest.len()]).await);
         assert_eq!(texts, ["new", "finished"], "resumable from the gap on");
     }
 }
 
 #[tokio::test]
-async fn a_stream_that_panics_takes_nobody_with_it() {
-    /// A second panic, when it is dropped.
-    struct Panics(LiveCounter);
-    impl Stream for Panics {
+async fn panicking_stream_affects_no_other() {
+    /// A stream that panics when it is polled, and again when it is dropped.
+    struct PanickingStream(LiveCounter);
+    impl Stream for PanickingStream {
         type Item = String;
         fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<String>> {
             panic!("a bug in a source")
         }
     }
-    impl Drop for Panics {
+    impl Drop for PanickingStream {
         fn drop(&mut self) {
             let _ = self.0.wrap(());
             panic!("another bug in a source")
         }
     }
     let resumable = Resumable::new();
-    let source = resumable.wrap(numbers(0..1).chain(Panics(LiveCounter::default())));
+    let source = resumable.wrap(numbers(0..1).chain(PanickingStream(LiveCounter::default())));
     let mut first = subscribe(source, None).await.unwrap();
-    let ids: Vec<_> = [poll(&mut first), poll(&mut first)]
+    let ids: Vec<_> = [poll_next(&mut first), poll_next(&mut first)]
         .iter()
         .filter_map(|polled| match polled {
-            Poll::Ready(Some(item)) => cursor(item),
+            Poll::Ready(Some(item)) => cursor_of(item),
             _ => None,
         })
         .collect();
-    let mut second = take_up(&resumable, &ids[0]).await;
-    assert!(catch_unwind(AssertUnwindSafe(|| poll(&mut first))).is_err());
+    let mut second = resume_existing(&resumable, &ids[0]).await;
+    assert!(catch_unwind(AssertUnwindSafe(|| poll_next(&mut first))).is_err());
     assert_eq!(read(&mut second).0, ["0", "error: the stream panicked"]);
     drop((first, second));
     let source = resumable.wrap(stream::iter(["new"]));
@@ -479,15 +481,15 @@ async fn a_stream_that_panics_takes_nobody_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_whose_drop_panics_is_let_go_like_others() {
-    struct Panics(Arc<AtomicBool>);
-    impl Stream for Panics {
+async fn stream_with_panicking_drop_is_released() {
+    struct PanickingStream(Arc<AtomicBool>);
+    impl Stream for PanickingStream {
         type Item = String;
         fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<String>> {
             Poll::Pending
         }
     }
-    impl Drop for Panics {
+    impl Drop for PanickingStream {
         fn drop(&mut self) {
             self.0.store(true, Ordering::SeqCst);
             panic!("a bug in a source")
@@ -496,9 +498,9 @@ async fn a_stream_whose_drop_panics_is_let_go_like_others() {
     let resumable = Resumable::builder().max_parked_streams(1).build();
     let count = LiveCounter::default();
     let is_dropped = Arc::new(AtomicBool::new(false));
-    let source = resumable.wrap(Panics(is_dropped.clone()));
+    let source = resumable.wrap(PanickingStream(is_dropped.clone()));
     drop(subscribe(source, None).await.unwrap());
-    // Evicts the other.
+    // Parking this stream evicts the other one.
     let source = resumable.wrap(count.wrap(stream::pending::<Event>()));
     drop(subscribe(source, None).await.unwrap());
     assert!(is_dropped.load(Ordering::SeqCst));
@@ -507,7 +509,7 @@ async fn a_stream_whose_drop_panics_is_let_go_like_others() {
 }
 
 #[tokio::test]
-async fn a_refusal_passes_through_and_leaves_nothing() {
+async fn rejection_passes_through_and_parks_nothing() {
     let resumable = Resumable::new();
     let refusing = source_fn(async |_| {
         Err::<stream::Empty<Event>, _>(Rejection::new(http::StatusCode::FORBIDDEN))
@@ -517,9 +519,9 @@ async fn a_refusal_passes_through_and_leaves_nothing() {
     assert_eq!(resumable.counts(), Resumable::new().counts());
 }
 
-/// The source has dealt with the cursor: another gap from a plain stream would be one too many.
+/// The wrapper has handled the cursor, so the inner plain stream must not begin with another gap.
 #[tokio::test]
-async fn what_is_wrapped_does_not_see_the_cursor() {
+async fn wrapped_source_does_not_see_cursor() {
     let resumable = Resumable::new();
     let seen = source_fn(async |subscription: Subscription| {
         assert_eq!(subscription.start(), None);
@@ -539,7 +541,7 @@ async fn what_is_wrapped_does_not_see_the_cursor() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_parked_stream_expires_without_anyone_asking() {
+async fn parked_stream_expires_without_a_request() {
     let tasks = || {
         tokio::runtime::Handle::current()
             .metrics()
@@ -556,12 +558,12 @@ async fn a_parked_stream_expires_without_anyone_asking() {
             ids.len().min(1),
             "one timer for all, when something is parked"
         );
-        ids.push_back(cursor(&subscriber.next().await.unwrap()).unwrap());
+        ids.push_back(cursor_of(&subscriber.next().await.unwrap()).unwrap());
         drop(subscriber);
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
-    // Parked at 0, 10 and 20 s; it is 30 s now.
-    let second = take_up(&resumable, &ids[1]).await;
+    // The streams were parked at 0, 10 and 20 s, and now it is 30 s.
+    let second = resume_existing(&resumable, &ids[1]).await;
     tokio::time::sleep(Duration::from_millis(29_990)).await;
     assert_eq!(count.get(), 3);
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -593,7 +595,7 @@ async fn a_parked_stream_expires_without_anyone_asking() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
+async fn expired_stream_is_not_resumed_before_timer_runs() {
     let resumable = Resumable::builder().park_timeout(Duration::ZERO).build();
     let mut first = subscribe(resumable.wrap(numbers(0..1)), None)
         .await
@@ -619,7 +621,7 @@ async fn what_is_due_is_not_taken_up_even_if_the_timer_is_late() {
 }
 
 #[tokio::test]
-async fn more_than_so_many_are_not_parked() {
+async fn number_of_parked_streams_is_limited() {
     let resumable = Resumable::builder().max_parked_streams(3).build();
     let count = LiveCounter::default();
     let mut ids = Vec::new();
@@ -627,7 +629,7 @@ async fn more_than_so_many_are_not_parked() {
     for _ in 0..5 {
         let source = resumable.wrap(count.wrap(numbers(0..3)));
         let mut subscriber = subscribe(source, None).await.unwrap();
-        ids.push(cursor(&subscriber.next().await.unwrap()).unwrap());
+        ids.push(cursor_of(&subscriber.next().await.unwrap()).unwrap());
         live.push(subscriber);
     }
     assert_eq!(count.get(), 5, "those that are read are not counted");
@@ -645,7 +647,7 @@ async fn more_than_so_many_are_not_parked() {
         assert_eq!(read(&mut subscriber).0, expected, "the oldest went");
         drop(subscriber);
         if n == 1 {
-            // Its successors came in place of others.
+            // Each of the next streams takes the place of an older one.
             let source = resumable.wrap(count.wrap(numbers(0..3)));
             drop(subscribe(source, None).await.unwrap());
             break;
@@ -661,9 +663,11 @@ async fn more_than_so_many_are_not_parked() {
 }
 
 #[tokio::test]
-async fn more_than_so_many_bytes_are_not_parked() {
-    const EVENT: usize = 1000 + 39;
-    let resumable = Resumable::builder().max_parked_bytes(10 * EVENT).build();
+async fn bytes_of_parked_streams_are_limited() {
+    const EVENT_COST: usize = 1000 + 39;
+    let resumable = Resumable::builder()
+        .max_parked_bytes(10 * EVENT_COST)
+        .build();
     let count = LiveCounter::default();
     for parked in [3, 6, 9, 9, 9] {
         let events = stream::repeat_with(|| "x".repeat(1000)).take(3);
@@ -672,7 +676,7 @@ async fn more_than_so_many_bytes_are_not_parked() {
         assert_eq!(read(&mut subscriber).0.len(), 4);
         drop(subscriber);
         let metrics = resumable.counts();
-        assert_eq!(metrics.parked_bytes, parked * EVENT);
+        assert_eq!(metrics.parked_bytes, parked * EVENT_COST);
         assert_eq!(metrics.parked, count.get());
     }
     assert_eq!(resumable.counts().evicted, 2);
@@ -691,7 +695,7 @@ async fn more_than_so_many_bytes_are_not_parked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lot_that_is_dropped_leaves_nothing() {
+async fn dropped_resumable_releases_its_streams() {
     let tasks = || {
         tokio::runtime::Handle::current()
             .metrics()
@@ -714,9 +718,9 @@ async fn a_lot_that_is_dropped_leaves_nothing() {
     assert_eq!((count.get(), tasks()), (0, 0));
 }
 
-/// A runtime may end before the lot does, and a client may leave outside of any.
+/// A runtime may shut down before the `Resumable` is dropped, and a client may disconnect outside of any runtime.
 #[test]
-fn a_lot_outlives_its_runtimes() {
+fn resumable_outlives_its_runtimes() {
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -737,14 +741,14 @@ fn a_lot_outlives_its_runtimes() {
     });
 }
 
-/// One that was polled and is polled no more, as hyper does with a client that does not read.
+/// The stalled reader was polled once and is not polled again, as hyper does with a client that does not read.
 #[tokio::test]
-async fn a_reader_that_stalls_holds_no_other_up() {
+async fn stalled_reader_does_not_block_others() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&LiveCounter::default());
+    let (sender, _, stream) = controlled_stream(&LiveCounter::default());
     let mut stalled = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut stalled);
-    let mut well = take_up(&resumable, &ids[0]).await;
+    let mut well = resume_existing(&resumable, &ids[0]).await;
     let reading = tokio::spawn(async move {
         let mut texts = Vec::new();
         while texts.len() < 100 {
@@ -753,7 +757,7 @@ async fn a_reader_that_stalls_holds_no_other_up() {
         texts
     });
     for n in 0..100 {
-        // The one that asks last is the stalled one, every other time.
+        // Every other time the stalled reader is the last one to poll.
         if n % 2 == 0 {
             assert!(poll_to_pending(&mut stalled));
         }
@@ -768,22 +772,25 @@ async fn a_reader_that_stalls_holds_no_other_up() {
 }
 
 fn poll_to_pending(subscriber: &mut ResumableStream) -> bool {
-    while let Poll::Ready(item) = poll(subscriber) {
+    while let Poll::Ready(item) = poll_next(subscriber) {
         assert!(item.is_some());
     }
     true
 }
 
 #[tokio::test]
-async fn a_reader_that_leaves_in_its_turn_holds_no_other_up() {
+async fn dropped_reader_passes_its_wake_up_on() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&LiveCounter::default());
+    let (sender, _, stream) = controlled_stream(&LiveCounter::default());
     let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
     let (_, ids) = read(&mut first);
-    let mut second = take_up(&resumable, &ids[0]).await;
+    let mut second = resume_existing(&resumable, &ids[0]).await;
     let reading = tokio::spawn(async move { describe_item(second.next().await.unwrap()) });
     tokio::task::yield_now().await;
-    assert!(poll(&mut first).is_pending(), "the last one to ask");
+    assert!(
+        poll_next(&mut first).is_pending(),
+        "the first reader must be the last one to poll"
+    );
     drop(first);
     sender.send("a").unwrap();
     assert_eq!(
@@ -795,41 +802,41 @@ async fn a_reader_that_leaves_in_its_turn_holds_no_other_up() {
     );
 }
 
-/// Several readers of one stream, which come, stall, leave and come back at random on two threads, while it is fed on a third:
-/// each gets everything once, in order, and none waits for ever.
+/// Several readers of one stream subscribe, stall, leave and resume at random on two threads, while a third thread sends its events.
+/// Each reader gets each event once, in order, and none waits for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_that_race_get_everything_once() {
+async fn racing_readers_get_each_event_once() {
     const ROUNDS: u64 = 150;
     const EVENTS: u64 = 60;
     const READERS: u64 = 3;
     let resumable = Resumable::new();
     let count = LiveCounter::default();
     for round in 0..ROUNDS {
-        let (sender, _, stream) = fed(&count);
+        let (sender, _, stream) = controlled_stream(&count);
         let mut first = subscribe(resumable.wrap(stream), None).await.unwrap();
-        let id = cursor(&first.next().await.unwrap()).unwrap();
+        let id = cursor_of(&first.next().await.unwrap()).unwrap();
         let readers = (0..READERS).map(|reader| {
             let (resumable, id) = (resumable.clone(), id.clone());
-            let dice = Dice(1 + round * READERS + reader);
+            let random = SeededRandom(1 + round * READERS + reader);
             tokio::spawn(tokio::time::timeout(
                 TEST_TIMEOUT,
-                read_in_bits(resumable, id, dice),
+                read_in_short_sessions(resumable, id, random),
             ))
         });
         let readers: Vec<_> = readers.collect();
         let stalling = round % 2 == 0;
         let held = stalling.then_some(first);
         let feeding = std::thread::spawn(move || {
-            let mut dice = Dice(round + 1);
+            let mut random = SeededRandom(round + 1);
             for n in 0..EVENTS {
                 sender.send(n.to_string()).unwrap();
-                if dice.roll(4) == 0 {
+                if random.below(4) == 0 {
                     std::thread::yield_now();
                 }
             }
         });
         for reader in readers {
-            let texts = reader.await.unwrap().expect("no wake-up was lost");
+            let texts = reader.await.unwrap().expect("a wake-up was lost");
             assert!(texts.into_iter().eq((0..EVENTS).map(|n| n.to_string())));
         }
         feeding.join().unwrap();
@@ -840,29 +847,33 @@ async fn readers_that_race_get_everything_once() {
     assert_eq!(count.get(), 0, "all have ended");
 }
 
-async fn read_in_bits(resumable: Resumable, mut id: EventId, mut dice: Dice) -> Vec<String> {
+async fn read_in_short_sessions(
+    resumable: Resumable,
+    mut id: EventId,
+    mut random: SeededRandom,
+) -> Vec<String> {
     let mut texts = Vec::new();
     loop {
-        let unwanted = stream::poll_fn(|_| -> Poll<Option<&str>> { panic!("polled") });
-        let Ok(mut subscriber) = subscribe(resumable.wrap(unwanted), Some(&id)).await else {
+        let unpolled = stream::poll_fn(|_| -> Poll<Option<&str>> { panic!("polled") });
+        let Ok(mut subscriber) = subscribe(resumable.wrap(unpolled), Some(&id)).await else {
             return texts;
         };
-        for _ in 0..dice.roll(8) {
-            match dice.roll(5) {
-                // Asks once, and goes whether there is something or not.
+        for _ in 0..random.below(8) {
+            match random.below(5) {
+                // Polls once, and leaves whether there is an item or not.
                 0 => match poll_fn(|cx| Poll::Ready(subscriber.poll_next_unpin(cx))).await {
                     Poll::Ready(Some(item)) => {
-                        if !take(item, &mut id, &mut texts) {
+                        if !record_item(item, &mut id, &mut texts) {
                             return texts;
                         }
                     }
-                    Poll::Ready(None) => unreachable!("it finishes first"),
+                    Poll::Ready(None) => unreachable!("the stream finishes first"),
                     Poll::Pending => break,
                 },
                 1 => tokio::task::yield_now().await,
                 _ => {
                     let item = subscriber.next().await.unwrap();
-                    if !take(item, &mut id, &mut texts) {
+                    if !record_item(item, &mut id, &mut texts) {
                         return texts;
                     }
                 }
@@ -871,8 +882,9 @@ async fn read_in_bits(resumable: Resumable, mut id: EventId, mut dice: Dice) -> 
     }
 }
 
-fn take(item: Result<Item, BoxError>, id: &mut EventId, texts: &mut Vec<String>) -> bool {
-    let Some(next) = cursor(&item) else {
+/// Appends an event's text to `texts`, and moves `id` to the item's cursor. Returns whether the stream has finished.
+fn record_item(item: Result<Item, BoxError>, id: &mut EventId, texts: &mut Vec<String>) -> bool {
+    let Some(next) = cursor_of(&item) else {
         assert_eq!(describe_item(item), "finished");
         return false;
     };
@@ -881,13 +893,13 @@ fn take(item: Result<Item, BoxError>, id: &mut EventId, texts: &mut Vec<String>)
     true
 }
 
-/// As a polling client does it: each request makes a new stream and takes what there is, and any response may be lost.
+/// Each request of a polling client creates a new stream and reads the events that are ready. Any response may be lost.
 #[tokio::test]
-async fn a_client_that_polls_loses_nothing() {
+async fn polling_client_loses_nothing() {
     const EVENTS: u64 = 20_000;
     let resumable = Resumable::new();
     let made = LiveCounter::default();
-    let mut dice = Dice(7);
+    let mut random = SeededRandom(7);
     let mut id = None;
     let mut next = 0;
     let (mut hops, mut lost) = (0, 0);
@@ -901,18 +913,18 @@ async fn a_client_that_polls_loses_nothing() {
                 break;
             }
         };
-        assert!(made.get() <= 1, "the new one is thrown away");
+        assert!(made.get() <= 1, "the new stream must be discarded");
         let mut response = Vec::new();
-        for _ in 0..=dice.roll(16) {
+        for _ in 0..=random.below(16) {
             response.extend(subscriber.next().await);
         }
-        // The first one of all must arrive: its client has nothing to come back with.
-        if id.is_some() && dice.roll(3) == 0 {
+        // The first response must arrive, because the client has no cursor before it.
+        if id.is_some() && random.below(3) == 0 {
             lost += 1;
             continue;
         }
         for item in response {
-            let Some(cursor) = cursor(&item) else {
+            let Some(cursor) = cursor_of(&item) else {
                 assert_eq!(describe_item(item), "finished");
                 break 'polling;
             };
@@ -931,10 +943,10 @@ async fn a_client_that_polls_loses_nothing() {
     assert_eq!(made.get(), 0);
 }
 
-/// Over sockets, from transport to transport, and from one connection to the next.
+/// A client over sockets changes the transport and the connection again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_hops_reads_everything_once() {
-    const HOPS: usize = 1000;
+async fn switching_client_reads_each_event_once() {
+    const CONNECTIONS: usize = 1000;
     let count = LiveCounter::default();
     let calls = Arc::new(AtomicUsize::new(0));
     let (calling, counting) = (calls.clone(), count.clone());
@@ -944,7 +956,7 @@ async fn a_client_that_hops_reads_everything_once() {
         let mut ticks = tokio::time::interval(Duration::from_millis(1));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ticks = tokio_stream::wrappers::IntervalStream::new(ticks);
-        // In bursts, of up to 20.
+        // The numbers come in bursts of up to 20.
         let numbers = ticks.flat_map(move |_| {
             let first = n;
             n += 1 + n * 7 % 20;
@@ -952,7 +964,7 @@ async fn a_client_that_hops_reads_everything_once() {
         });
         Ok(counting.wrap(numbers))
     });
-    // More than the sockets' buffers hold, so that what is lost on the way is never older than the log.
+    // The log holds more than the sockets' buffers, so it still has every event that is lost with a connection.
     let resumable = Resumable::builder()
         .max_events(1 << 20)
         .max_bytes(64 << 20)
@@ -960,17 +972,17 @@ async fn a_client_that_hops_reads_everything_once() {
     let service = tower_push::service(resumable.wrap(feed)).transport(Negotiate::new());
     let server = TestServer::start(service).await;
 
-    let mut dice = Dice(99);
+    let mut random = SeededRandom(99);
     let mut http2 = HttpClient::connect(&server, HttpVersion::Http2).await;
     let mut id = String::new();
     let mut next = 0;
-    for hop in 0..HOPS {
+    for hop in 0..CONNECTIONS {
         let headers = [("last-event-id", id.clone())];
         let headers: Vec<_> = headers
             .iter()
             .map(|(name, id)| (*name, id.as_str()))
             .collect();
-        let version = HttpVersion::ALL[usize::from(dice.roll(8) == 0)];
+        let version = HttpVersion::ALL[usize::from(random.below(8) == 0)];
         let mut http1;
         let client = match version {
             HttpVersion::Http1 => {
@@ -979,7 +991,7 @@ async fn a_client_that_hops_reads_everything_once() {
             }
             HttpVersion::Http2 => &mut http2,
         };
-        let is_sse = dice.roll(2) == 0;
+        let is_sse = random.below(2) == 0;
         let path = if is_sse {
             "/?transport=sse"
         } else {
@@ -988,20 +1000,20 @@ async fn a_client_that_hops_reads_everything_once() {
         let mut response = client.get(path, &headers).await;
         assert_eq!(response.head.status, 200);
         let mut bytes = Vec::new();
-        // A first answer must arrive, or the client cannot come back.
-        let frames = dice.roll(4) + u64::from(hop == 0) * 3;
+        // The first response must arrive, because the client needs a cursor to reconnect.
+        let frames = random.below(4) + u64::from(hop == 0) * 3;
         for _ in 0..frames {
             bytes.extend(response.next_chunk().await.unwrap().unwrap());
         }
-        // Cut anywhere.
-        if hop > 0 && dice.roll(2) == 0 {
-            bytes.truncate(dice.roll(bytes.len() as u64 + 1) as usize);
+        // The response is cut off anywhere.
+        if hop > 0 && random.below(2) == 0 {
+            bytes.truncate(random.below(bytes.len() as u64 + 1) as usize);
         }
         drop(response);
         let read = if is_sse {
-            from_sse(&bytes)
+            parse_sse(&bytes)
         } else {
-            from_ndjson(&bytes)
+            parse_ndjson(&bytes)
         };
         for (data, cursor) in read {
             if let Some(data) = data {
@@ -1012,7 +1024,7 @@ async fn a_client_that_hops_reads_everything_once() {
         }
     }
     assert_eq!(calls.load(Ordering::SeqCst), 1, "one stream, all the way");
-    assert!(next > HOPS as u64, "{next} events");
+    assert!(next > CONNECTIONS as u64, "{next} events");
     assert_eq!(count.get(), 1);
     drop(server);
     drop(resumable);
@@ -1020,7 +1032,7 @@ async fn a_client_that_hops_reads_everything_once() {
     count.wait_for(0).await;
 }
 
-fn from_sse(bytes: &[u8]) -> Vec<(Option<String>, String)> {
+fn parse_sse(bytes: &[u8]) -> Vec<(Option<String>, String)> {
     let parser = EventStreamParser::parse(bytes);
     let messages = parser.messages.into_iter();
     let read = messages.map(|m| {
@@ -1034,9 +1046,9 @@ fn from_sse(bytes: &[u8]) -> Vec<(Option<String>, String)> {
     read
 }
 
-fn from_ndjson(bytes: &[u8]) -> Vec<(Option<String>, String)> {
+fn parse_ndjson(bytes: &[u8]) -> Vec<(Option<String>, String)> {
     let text = std::str::from_utf8(bytes).unwrap();
-    // What stands behind the last line break was cut.
+    // The bytes after the last line break are an incomplete record.
     let lines = text
         .rsplit_once('\n')
         .map_or("", |(whole, _)| whole)
@@ -1053,15 +1065,15 @@ fn from_ndjson(bytes: &[u8]) -> Vec<(Option<String>, String)> {
     records.collect()
 }
 
-/// The client of a connection that the server does not yet know to be dead.
+/// The client reconnects while the server still considers its old connection alive.
 #[tokio::test]
-async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
+async fn client_resumes_while_old_connection_hangs() {
     let resumable = Resumable::new();
-    let (sender, _, stream) = fed(&LiveCounter::default());
+    let (sender, _, stream) = controlled_stream(&LiveCounter::default());
     let once = Arc::new(std::sync::Mutex::new(Some(stream)));
     let feed = source_fn(async move |_| {
         let stream = once.lock().unwrap().take();
-        Ok(stream.expect("one stream, all the way"))
+        Ok(stream.expect("the stream must be created only once"))
     });
     let server = TestServer::start(tower_push::service(resumable.wrap(feed))).await;
     let asking = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -1082,9 +1094,9 @@ async fn a_client_takes_its_stream_up_while_its_old_connection_still_hangs() {
     drop(hanging);
 }
 
-/// What goes with a payload may be anything: another reader of the stream, or the lot itself.
+/// Dropping a payload may run any code, which may use another reader of the stream or the `Resumable`.
 #[test]
-fn a_payload_is_dropped_under_no_lock() {
+fn payload_is_dropped_outside_locks() {
     struct Owner(Resumable, Arc<Mutex<Option<ResumableStream>>>);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
@@ -1095,7 +1107,7 @@ fn a_payload_is_dropped_under_no_lock() {
         fn drop(&mut self) {
             assert_eq!(self.0.counts().active, 1);
             let mut other = self.1.lock().unwrap().take().unwrap();
-            assert!(poll(&mut other).is_ready());
+            assert!(poll_next(&mut other).is_ready());
         }
     }
 
@@ -1110,36 +1122,36 @@ fn a_payload_is_dropped_under_no_lock() {
             .now_or_never()
             .unwrap()
             .unwrap();
-        let Some(id) = cursor(&poll_one(&mut subscriber)) else {
-            panic!("a cursor first");
+        let Some(id) = cursor_of(&next_ready_item(&mut subscriber)) else {
+            panic!("not a cursor");
         };
-        let second = take_up(&resumable, &id).now_or_never().unwrap();
+        let second = resume_existing(&resumable, &id).now_or_never().unwrap();
         *other.lock().unwrap() = Some(second);
-        drop(poll_one(&mut subscriber));
-        // The owned one falls off.
-        drop(poll_one(&mut subscriber));
+        drop(next_ready_item(&mut subscriber));
+        // The log drops the event whose payload owns the reader.
+        drop(next_ready_item(&mut subscriber));
         assert!(other.lock().unwrap().is_none());
         done.send(()).unwrap();
     });
-    is_done.recv_timeout(TEST_TIMEOUT).expect("no deadlock");
+    is_done.recv_timeout(TEST_TIMEOUT).expect("a deadlock");
 }
 
-fn poll_one(subscriber: &mut ResumableStream) -> Result<Item, BoxError> {
-    match poll(subscriber) {
+fn next_ready_item(subscriber: &mut ResumableStream) -> Result<Item, BoxError> {
+    match poll_next(subscriber) {
         Poll::Ready(Some(item)) => item,
         other => panic!("{other:?}"),
     }
 }
 
-/// A poll is a request of its own, and its handler makes a new stream each time: all of them but the first are thrown away.
+/// Each poll is a request, whose handler creates a new stream. All streams but the first are discarded.
 #[tokio::test]
-async fn a_plain_stream_is_polled_without_a_loss() {
+async fn plain_stream_is_polled_without_loss() {
     let (begun, alive) = (Arc::new(AtomicUsize::new(0)), LiveCounter::default());
     let handler = {
         let (begun, alive) = (begun.clone(), alive.clone());
         tower::service_fn(move |_: http::Request<hyper::body::Incoming>| {
             let begun = begun.clone();
-            // Counts when it is first polled: what is thrown away never is.
+            // The count grows at the first poll of a stream. A discarded stream is never polled.
             let numbers = stream::once(async move { begun.fetch_add(1, Ordering::SeqCst) })
                 .flat_map(|_| stream::iter(1..=200))
                 .map(|n: u32| n.to_string());
@@ -1161,7 +1173,7 @@ async fn a_plain_stream_is_polled_without_a_loss() {
             let (body, ended) = answer.read_to_end().await;
             ended.unwrap();
             if poll % 3 == 2 {
-                // This answer was lost: the same cursor gets it again.
+                // This response counts as lost, and the same cursor must get it again.
                 continue;
             }
             cursor = next;
@@ -1183,9 +1195,9 @@ async fn a_plain_stream_is_polled_without_a_loss() {
     alive.wait_for(0).await;
 }
 
-/// The browser's cache may send the cursor of whoever was there before.
+/// A browser's cache may send the cursor of another user of that browser.
 #[tokio::test]
-async fn a_poll_goes_on_for_whom_it_began_only() {
+async fn poll_resumes_only_for_its_owner() {
     let long_poll = LongPoll::new().wait_time(Duration::ZERO);
     let poll = async |path: &str, headers: &[(&str, &str)], text: &'static str| {
         let source = stream::iter([text]).chain(stream::pending());

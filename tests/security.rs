@@ -1,4 +1,4 @@
-//! The attacks of `docs/security.md`: each test is one, against a server that stands as the document says.
+//! The attacks of `docs/security.md`. Each test is one attack, against a server that is configured as the document says.
 
 use std::{
     collections::BTreeSet,
@@ -44,7 +44,8 @@ use tower_http::{
     cors::CorsLayer,
 };
 use tower_push::{
-    Channel, Event, EventId, EventType, Guard, OriginPolicy, Push, PushBody, PushSource, Resumable,
+    Channel, Event, EventId, Guard, OriginPolicy, Push, PushBody, PushSource, Resumable,
+    event::EventType,
     format::{Multipart, Raw},
     guard::{Admission, RefusalReason},
     layer::TransportLayer,
@@ -53,8 +54,8 @@ use tower_push::{
     transport::{Chunked, LongPoll, Negotiate, Transport, WebSocket},
 };
 
-/// How a stream is asked for, but for WebSockets.
-const WAYS: [&str; 10] = [
+/// Queries that request a stream in each way, except WebSockets.
+const REQUEST_QUERIES: [&str; 10] = [
     "?transport=sse",
     "?transport=ndjson",
     "?transport=json-seq",
@@ -67,53 +68,55 @@ const WAYS: [&str; 10] = [
     "?transport=long-poll&offset=-1&live=sse",
 ];
 
-const FORMS: [&str; 3] = ["", "json.tower-push", "ws+meta.nchan"];
+/// The subprotocols of a WebSocket. The first is none.
+const SUBPROTOCOLS: [&str; 3] = ["", "json.tower-push", "ws+meta.nchan"];
 
-fn all() -> Negotiate {
+/// Returns every transport.
+fn all_transports() -> Negotiate {
     Negotiate::new()
         .add_transport(Chunked::new(Multipart::replace()))
         .add_transport(Chunked::new(Raw::new()))
 }
 
-async fn serving(
+async fn serve(
     source: impl PushSource + Clone + Send + Sync + 'static,
     transport: impl Transport,
 ) -> TestServer {
     TestServer::start(service(source).transport(transport)).await
 }
 
-/// A request to the server that its client calls `localhost`.
-async fn ask(
+/// Sends a request whose host is `localhost`.
+async fn send_request(
     client: &mut HttpClient,
     method: &str,
-    way: &str,
+    query: &str,
     headers: &[(&str, &str)],
 ) -> StreamingResponse {
     let host = match client {
         HttpClient::Http1(_) => &[("host", "localhost")][..],
         HttpClient::Http2(_) => &[],
     };
-    let path = format!("/{way}");
+    let path = format!("/{query}");
     client
         .send_request(method, &path, &[host, headers].concat())
         .await
 }
 
-/// All that a client sees of an answer that ends: headers, content, and how it was cut.
-async fn seen(reading: StreamingResponse) -> String {
+/// Returns everything that a client sees of a response: headers, content, and how it ended.
+async fn everything_a_client_sees(reading: StreamingResponse) -> String {
     let head = format!("{:?}", reading.head);
     let (body, end) = reading.read_to_end().await;
     format!("{head}\n{}\n{end:?}", String::from_utf8_lossy(&body))
 }
 
-/// The same of a WebSocket.
-async fn seen_by_websocket(
+/// Returns everything that a client sees of a WebSocket: headers, messages and the close.
+async fn everything_a_websocket_client_sees(
     server: &TestServer,
     version: HttpVersion,
     path: &str,
-    form: &str,
+    subprotocol: &str,
 ) -> String {
-    let headers = [("sec-websocket-protocol", form)];
+    let headers = [("sec-websocket-protocol", subprotocol)];
     let mut socket = connect(server, version, path, &headers).await;
     let mut seen = format!("{:?}", socket.head);
     while let Some(frame) = socket.next_frame().await {
@@ -129,29 +132,29 @@ async fn seen_by_websocket(
 // Pages of other sites.
 
 #[tokio::test]
-async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
+async fn foreign_page_gets_no_stream_by_any_method() {
     let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
-    let layer = TransportLayer::with(guard.wrap(all()));
+    let layer = TransportLayer::with(guard.wrap(all_transports()));
     let pushes = tower::service_fn(|_| async { Ok(Push::new(Channel::new())) });
     let server = TestServer::start(ServiceBuilder::new().layer(layer).service(pushes)).await;
     let attacks = [
-        // `EventSource`, `fetch`, a form.
+        // The headers of `EventSource`, `fetch` and forms.
         ("origin", "https://evil.example"),
-        // The same from a sandboxed frame.
+        // The same in a sandboxed frame.
         ("origin", "null"),
-        // `<img>`, `<script>`, `<iframe>`, `fetch` with `no-cors`.
+        // The headers of `<img>`, `<script>`, `<iframe>` and `fetch` with `no-cors`.
         ("sec-fetch-site", "cross-site"),
-        // From a neighbour under the same domain.
+        // The same from another host under the same domain.
         ("sec-fetch-site", "same-site"),
     ];
     let mut tried = 0;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "QUERY"] {
-            for way in WAYS {
+            for query in REQUEST_QUERIES {
                 for attack in attacks {
-                    let refused = ask(&mut client, method, way, &[attack]).await;
-                    assert_eq!(refused.head.status, 403, "{method} {way} {attack:?}");
+                    let refused = send_request(&mut client, method, query, &[attack]).await;
+                    assert_eq!(refused.head.status, 403, "{method} {query} {attack:?}");
                     refused.discard_rest().await;
                     tried += 1;
                 }
@@ -163,25 +166,25 @@ async fn a_foreign_page_gets_no_stream_by_any_method_on_any_transport() {
 }
 
 #[tokio::test]
-async fn without_a_policy_a_foreign_page_holds_a_stream() {
+async fn foreign_page_holds_stream_without_policy() {
     let guard = Guard::new();
-    let server = serving(Channel::new(), guard.wrap(all())).await;
+    let server = serve(Channel::new(), guard.wrap(all_transports())).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let foreign = [("origin", "https://evil.example")];
-    let held = ask(&mut client, "GET", "", &foreign).await;
+    let held = send_request(&mut client, "GET", "", &foreign).await;
     assert_eq!(held.head.status, 200);
-    // But its script is not let read it.
+    // The browser does not let the page's script read the stream.
     assert_eq!(held.header("access-control-allow-origin"), None);
     assert_eq!(guard.counts().open(), 1);
 }
 
 #[tokio::test]
-async fn what_a_proxy_might_say_moves_no_origin() {
+async fn forwarding_headers_do_not_change_origin() {
     let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
-    let server = serving(Channel::new(), guard.wrap(all())).await;
-    let behind_nothing = serving(Channel::new(), all()).await;
+    let server = serve(Channel::new(), guard.wrap(all_transports())).await;
+    let behind_nothing = serve(Channel::new(), all_transports()).await;
     let foreign = ("origin", "https://evil.example");
-    for lie in [
+    for forged_header in [
         ("x-forwarded-host", "evil.example"),
         ("x-forwarded-server", "evil.example"),
         ("x-original-host", "evil.example"),
@@ -190,35 +193,43 @@ async fn what_a_proxy_might_say_moves_no_origin() {
     ] {
         for version in HttpVersion::ALL {
             let mut client = HttpClient::connect(&server, version).await;
-            let refused = ask(&mut client, "GET", "", &[foreign, lie]).await;
-            assert_eq!(refused.head.status, 403, "{lie:?}");
+            let refused = send_request(&mut client, "GET", "", &[foreign, forged_header]).await;
+            assert_eq!(refused.head.status, 403, "{forged_header:?}");
             let mut client = HttpClient::connect(&behind_nothing, version).await;
-            let refused = client.open_websocket("/", &[foreign, lie]).await;
-            assert_eq!(refused.err().expect("refused").head.status, 403, "{lie:?}");
+            let refused = client.open_websocket("/", &[foreign, forged_header]).await;
+            assert_eq!(
+                refused.err().expect("refused").head.status,
+                403,
+                "{forged_header:?}"
+            );
         }
     }
 }
 
 #[tokio::test]
-async fn a_rebound_name_is_refused_where_origins_are_listed() {
+async fn rebound_name_is_refused_by_origin_list() {
     let same = OriginPolicy::same_origin();
     let only = OriginPolicy::only("http://localhost:3000").unwrap();
     for (policy, is_refused) in [(same, false), (only, true)] {
         let guard = Guard::builder().origin(policy.clone()).build();
         let websocket = WebSocket::new().origin(policy);
-        let server = serving(Channel::new(), guard.wrap(all().add_transport(websocket))).await;
-        for way in WAYS {
-            // A page's requests to its own origin: a GET says nothing of it, a POST does.
+        let server = serve(
+            Channel::new(),
+            guard.wrap(all_transports().add_transport(websocket)),
+        )
+        .await;
+        for query in REQUEST_QUERIES {
+            // In a page's requests to its own origin, a POST has an `Origin` and a GET has none.
             for (method, origin) in [
                 ("GET", ""),
                 ("POST", "Origin: http://rebound.example:3000\r\n"),
             ] {
                 let request = format!(
-                    "{method} /{way} HTTP/1.1\r\nHost: rebound.example:3000\r\n{origin}\r\n"
+                    "{method} /{query} HTTP/1.1\r\nHost: rebound.example:3000\r\n{origin}\r\n"
                 );
                 let (_, answer) = send_raw_http1(&server, &request, "\r\n\r\n").await;
                 let forbidden = answer.starts_with("HTTP/1.1 403 ");
-                assert_eq!(forbidden, is_refused, "{method} {way}: {answer}");
+                assert_eq!(forbidden, is_refused, "{method} {query}: {answer}");
             }
         }
         let host = ("host", "rebound.example:3000");
@@ -232,7 +243,7 @@ async fn a_rebound_name_is_refused_where_origins_are_listed() {
 }
 
 #[tokio::test]
-async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() {
+async fn cors_layer_answers_preflights_without_streams() {
     let policy = OriginPolicy::same_origin();
     let guard = Guard::builder()
         .origin(policy.allow_origin("https://app.example").unwrap())
@@ -241,7 +252,7 @@ async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() 
         .allow_origin([HeaderValue::from_static("https://app.example")])
         .allow_credentials(true)
         .allow_headers([tower_push::source::LAST_EVENT_ID]);
-    let pushes = service(Channel::new()).transport(guard.wrap(all()));
+    let pushes = service(Channel::new()).transport(guard.wrap(all_transports()));
     let server = TestServer::start(ServiceBuilder::new().layer(cors).service(pushes)).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
     let preflight = ("access-control-request-method", "GET");
@@ -250,11 +261,11 @@ async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() 
         ("https://evil.example", None),
     ] {
         let origin = ("origin", origin);
-        let answer = ask(&mut client, "OPTIONS", "", &[origin, preflight]).await;
+        let answer = send_request(&mut client, "OPTIONS", "", &[origin, preflight]).await;
         assert_eq!(answer.header("access-control-allow-origin"), allowed);
         assert_eq!(guard.counts().opened, 0);
     }
-    let app = ask(&mut client, "GET", "", &[("origin", "https://app.example")]);
+    let app = send_request(&mut client, "GET", "", &[("origin", "https://app.example")]);
     let app = app.await;
     assert_eq!(
         app.header("access-control-allow-origin"),
@@ -263,14 +274,14 @@ async fn a_cors_layer_around_the_guard_answers_preflights_and_opens_no_stream() 
     assert_eq!(guard.counts().opened, 1);
 }
 
-/// What a browser says of where a request comes from, and not what we believe that it says: in Chromium, `tests/js/attack.mjs`.
-mod in_a_browser {
+/// Checks what Chromium really sends about the origin of a request: `tests/js/attack.mjs`.
+mod in_chromium {
     use super::*;
 
-    const ATTACKS: u64 = 6;
-    const FRAMES: u64 = 2;
+    const ATTACK_COUNT: u64 = 6;
+    const FRAME_COUNT: u64 = 2;
 
-    /// Runs until it is dropped.
+    /// A page in Chromium. Dropping this value closes the browser.
     struct Page(Child);
 
     impl Page {
@@ -282,15 +293,15 @@ mod in_a_browser {
     }
 
     impl Drop for Page {
-        /// It ends with its standard input.
+        /// Closes the script's standard input, at whose end the script exits.
         fn drop(&mut self) {
             drop(self.0.stdin.take());
             let _ = self.0.wait();
         }
     }
 
-    /// A stream on `/stream`, and a page everywhere else.
-    async fn site(transport: impl Transport) -> TestServer {
+    /// Starts a server with a stream at `/stream` and a page at every other path.
+    async fn serve_stream_and_page(transport: impl Transport) -> TestServer {
         let pushes = service(Channel::new()).transport(transport);
         TestServer::start(tower::service_fn(move |request: Request<Incoming>| {
             let pushes = pushes.clone();
@@ -307,7 +318,7 @@ mod in_a_browser {
         .await
     }
 
-    async fn becomes(wanted: u64, count: impl Fn() -> u64) {
+    async fn wait_for_count(wanted: u64, count: impl Fn() -> u64) {
         let wait = async {
             while count() != wanted {
                 sleep(Duration::from_millis(5)).await;
@@ -318,48 +329,52 @@ mod in_a_browser {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_page_of_another_site_holds_no_stream() {
-        let evil = site(all()).await;
+    async fn foreign_page_holds_no_stream() {
+        let evil = serve_stream_and_page(all_transports()).await;
         let evil = evil.url("/");
         let unguarded = Guard::new();
-        let victim = site(unguarded.wrap(all())).await;
+        let victim = serve_stream_and_page(unguarded.wrap(all_transports())).await;
         let page = Page::open(&["foreign", &evil, &victim.address.port().to_string()]);
-        // This is what the policy is for. Most are dropped by the browser once it sees the type; frames show theirs.
-        becomes(ATTACKS, || unguarded.counts().opened).await;
-        becomes(FRAMES, || unguarded.counts().open()).await;
+        // Without the policy every attack opens a stream. The browser drops most of them when it sees the media type, but frames show
+        // theirs.
+        wait_for_count(ATTACK_COUNT, || unguarded.counts().opened).await;
+        wait_for_count(FRAME_COUNT, || unguarded.counts().open()).await;
         drop(page);
 
         let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
-        let victim = site(guard.wrap(all())).await;
+        let victim = serve_stream_and_page(guard.wrap(all_transports())).await;
         let _page = Page::open(&["foreign", &evil, &victim.address.port().to_string()]);
-        becomes(ATTACKS, || guard.counts().refused(RefusalReason::Origin)).await;
+        wait_for_count(ATTACK_COUNT, || {
+            guard.counts().refused(RefusalReason::Origin)
+        })
+        .await;
         assert_eq!(guard.counts().opened, 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_page_of_the_same_origin_has_its_stream() {
+    async fn same_origin_page_gets_its_stream() {
         let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
-        let server = site(guard.wrap(all())).await;
+        let server = serve_stream_and_page(guard.wrap(all_transports())).await;
         let _page = Page::open(&["own", "localhost", &server.address.port().to_string()]);
-        becomes(1, || guard.counts().open()).await;
+        wait_for_count(1, || guard.counts().open()).await;
         assert_eq!(guard.counts().refused(RefusalReason::Origin), 0);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_page_of_a_rebound_name_has_none_where_origins_are_listed() {
+    async fn rebound_page_gets_no_stream_with_origin_list() {
         let guard = Guard::builder()
             .origin(OriginPolicy::only("http://localhost").unwrap())
             .build();
-        let server = site(guard.wrap(all())).await;
+        let server = serve_stream_and_page(guard.wrap(all_transports())).await;
         let port = server.address.port().to_string();
         let _page = Page::open(&["own", "rebound.example", &port]);
-        becomes(1, || guard.counts().refused(RefusalReason::Origin)).await;
+        wait_for_count(1, || guard.counts().refused(RefusalReason::Origin)).await;
         assert_eq!(guard.counts().opened, 0);
     }
 }
 
 #[tokio::test]
-async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
+async fn responses_forbid_sniffing_and_shared_caching() {
     let source = source_fn(async |subscription: Subscription| {
         match subscription.head().headers.get("fail") {
             None => Ok(stream::iter(["<script>alert(1)</script>"])),
@@ -370,14 +385,14 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
         }
     });
     let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
-    let server = serving(source, guard.wrap(all())).await;
+    let server = serve(source, guard.wrap(all_transports())).await;
     let full = Guard::builder()
         .admission(&Admission::builder().max_streams(0).build())
         .build();
-    let full = serving(Channel::new(), full.wrap(all())).await;
+    let full = serve(Channel::new(), full.wrap(all_transports())).await;
     let mut answers = Vec::new();
     for version in HttpVersion::ALL {
-        for way in WAYS {
+        for query in REQUEST_QUERIES {
             for headers in [
                 &[][..],
                 &[("fail", "403")],
@@ -386,10 +401,10 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
                 &[("last-event-id", "of-another-log")],
             ] {
                 let mut client = HttpClient::connect(&server, version).await;
-                answers.push(ask(&mut client, "GET", way, headers).await);
+                answers.push(send_request(&mut client, "GET", query, headers).await);
             }
             let mut client = HttpClient::connect(&full, version).await;
-            answers.push(ask(&mut client, "GET", way, &[]).await);
+            answers.push(send_request(&mut client, "GET", query, &[]).await);
         }
         for wrong in [
             "?transport=none",
@@ -398,11 +413,11 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
             "?transport=long-poll&offset=%0a&live=sse",
         ] {
             let mut client = HttpClient::connect(&server, version).await;
-            answers.push(ask(&mut client, "GET", wrong, &[]).await);
+            answers.push(send_request(&mut client, "GET", wrong, &[]).await);
         }
         let mut client = HttpClient::connect(&full, version).await;
         let event_source = [("accept", "text/event-stream")];
-        answers.push(ask(&mut client, "GET", "", &event_source).await);
+        answers.push(send_request(&mut client, "GET", "", &event_source).await);
     }
     let statuses: BTreeSet<u16> = answers.iter().map(|a| a.head.status.as_u16()).collect();
     assert!(
@@ -430,32 +445,33 @@ async fn no_answer_is_sniffed_for_another_type_or_kept_for_others() {
 }
 
 #[tokio::test]
-async fn what_a_browser_keeps_of_a_poll_is_for_who_asked() {
+async fn cached_poll_is_only_for_its_user() {
     let channel = Channel::builder().start(StartPosition::Oldest).build();
     let cursor = channel.publish("one").unwrap();
     channel.publish("two").unwrap();
-    let shared = serving(channel.clone(), LongPoll::new().durable_public_cache()).await;
-    let server = serving(channel, LongPoll::new()).await;
-    let vary = async |server: &TestServer, way: &str| {
+    let shared = serve(channel.clone(), LongPoll::new().durable_public_cache()).await;
+    let server = serve(channel, LongPoll::new()).await;
+    let vary = async |server: &TestServer, query: &str| {
         let mut client = HttpClient::connect(server, HttpVersion::Http1).await;
-        let answer = ask(&mut client, "GET", way, &[]).await;
+        let answer = send_request(&mut client, "GET", query, &[]).await;
         assert_eq!(answer.head.status, 200);
         let values = answer.head.headers.get_all("vary").iter();
         let values = values.map(|value| value.to_str().unwrap().to_owned());
         values.collect::<Vec<_>>().join(", ")
     };
     let after = format!("?offset={cursor}");
-    for way in ["?timeout=0", "?offset=-1", &after] {
-        let vary = vary(&server, way).await;
-        assert!(vary.contains("Cookie, Authorization"), "{way}: {vary}");
+    for query in ["?timeout=0", "?offset=-1", &after] {
+        let vary = vary(&server, query).await;
+        assert!(vary.contains("Cookie, Authorization"), "{query}: {vary}");
     }
     assert_eq!(vary(&shared, &after).await, "");
 }
 
 // Injection.
 
-/// What is dangerous somewhere: ends of lines, records and parts, and what looks like what the transports themselves write.
-fn hostile() -> impl Strategy<Value = String> {
+/// Generates texts from pieces that are dangerous in some format: ends of lines, records and parts, and text that looks like the
+/// transports' own.
+fn hostile_text() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
         "\n",
         "\r",
@@ -489,29 +505,29 @@ fn hostile() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_payload_makes_two_events_of_one(payload in hostile()) {
+    fn payload_never_becomes_two_events(payload in hostile_text()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            for way in &WAYS[..4] {
+            for query in &REQUEST_QUERIES[..4] {
                 let events = stream::iter([payload.clone(), "the next".to_owned()]);
                 let push = Push::new(source_fn(async move |_| Ok(events)));
-                let response = all().respond(&mut get_request_head(&format!("/{way}"), &[]), push).await;
+                let response = all_transports().respond(&mut get_request_head(&format!("/{query}"), &[]), push).await;
                 let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
                 let body = testkit::body_text(response.into_body()).await;
                 let mut reader = RecordReader::new(&content_type, None);
                 let data: Vec<_> = reader.feed(body.as_bytes()).into_iter().filter_map(|r| r.data).collect();
-                // An event stream has one kind of line break.
+                // An event stream turns every kind of line break into a line feed.
                 let lines = payload.replace("\r\n", "\n").replace('\r', "\n");
-                let expected = if way.ends_with("sse") { lines } else { payload.clone() };
-                prop_assert_eq!(data, [&*expected, "the next"], "{}", way);
-                prop_assert_eq!(reader.cursor, None, "{}", way);
+                let expected = if query.ends_with("sse") { lines } else { payload.clone() };
+                prop_assert_eq!(data, [&*expected, "the next"], "{}", query);
+                prop_assert_eq!(reader.cursor, None, "{}", query);
             }
             Ok(())
         })?;
     }
 
     #[test]
-    fn no_id_and_no_type_can_hold_what_ends_a_line(text in hostile(), any: String) {
+    fn ids_and_types_cannot_contain_line_ends(text in hostile_text(), any: String) {
         for text in [text, any] {
             if let Ok(id) = EventId::new(text.as_str()) {
                 let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._~-".contains(&b);
@@ -526,9 +542,9 @@ proptest! {
 }
 
 #[tokio::test]
-async fn what_a_client_asks_with_is_in_no_header_of_the_answer() {
+async fn request_values_are_not_reflected_in_headers() {
     const MARK: &str = "3v1l";
-    let server = serving(Channel::new(), all()).await;
+    let server = serve(Channel::new(), all_transports()).await;
     for value in [
         "%0d%0aSet-Cookie:%203v1l",
         "%0aSet-Cookie:%203v1l",
@@ -568,16 +584,16 @@ async fn what_a_client_asks_with_is_in_no_header_of_the_answer() {
     }
 }
 
-// Who may read, and come back.
+// Permission to read and to resume.
 
-/// Whoever says so, until it is revoked, to be had back from its events on.
-fn behind_a_check(
+/// A source that accepts any client with a cookie, until access is revoked.
+fn source_with_check(
     channel: &Channel,
-    revoked: &Arc<AtomicUsize>,
+    is_revoked_flag: &Arc<AtomicUsize>,
 ) -> impl PushSource + Clone + Send + Sync + use<> {
-    let (channel, revoked) = (channel.clone(), revoked.clone());
+    let (channel, is_revoked_flag) = (channel.clone(), is_revoked_flag.clone());
     source_fn(async move |subscription: Subscription| {
-        let is_revoked = revoked.load(Ordering::SeqCst) > 0;
+        let is_revoked = is_revoked_flag.load(Ordering::SeqCst) > 0;
         match subscription.head().headers.get("cookie") {
             Some(_) if !is_revoked => channel.subscribe(subscription).await,
             _ => Err(Rejection::new(StatusCode::FORBIDDEN)),
@@ -586,32 +602,39 @@ fn behind_a_check(
 }
 
 #[tokio::test]
-async fn a_cursor_is_no_permission_on_any_transport() {
+async fn cursor_is_not_a_permission() {
     let channel = Channel::new();
     let cursor = channel.publish("for Ann").unwrap();
     channel.publish("for Ann, too").unwrap();
     channel.close();
-    let revoked = Arc::new(AtomicUsize::new(0));
-    let server = serving(behind_a_check(&channel, &revoked), all()).await;
+    let is_revoked_flag = Arc::new(AtomicUsize::new(0));
+    let server = serve(
+        source_with_check(&channel, &is_revoked_flag),
+        all_transports(),
+    )
+    .await;
     let ann = ("cookie", "session=ann");
     for is_revoked in [false, true] {
-        revoked.store(is_revoked.into(), Ordering::SeqCst);
+        is_revoked_flag.store(is_revoked.into(), Ordering::SeqCst);
         for version in HttpVersion::ALL {
-            for way in WAYS {
+            for query in REQUEST_QUERIES {
                 let mut client = HttpClient::connect(&server, version).await;
-                let way = format!("{way}&last_event_id={cursor}")
+                let query = format!("{query}&last_event_id={cursor}")
                     .replace("offset=-1", &format!("offset={cursor}"));
                 let mut headers = vec![ann];
                 if !is_revoked {
-                    let hers = seen(ask(&mut client, "GET", &way, &headers).await).await;
-                    assert!(hers.contains("for Ann, too"), "{way}: {hers}");
-                    // A thief of the cursor, who has no session.
+                    let hers = everything_a_client_sees(
+                        send_request(&mut client, "GET", &query, &headers).await,
+                    )
+                    .await;
+                    assert!(hers.contains("for Ann, too"), "{query}: {hers}");
+                    // A thief has the cursor and no session.
                     headers.clear();
                 }
                 let mut client = HttpClient::connect(&server, version).await;
-                let refused = ask(&mut client, "GET", &way, &headers).await;
-                assert_eq!(refused.head.status, 403, "{way}");
-                assert!(!seen(refused).await.contains("Ann"));
+                let refused = send_request(&mut client, "GET", &query, &headers).await;
+                assert_eq!(refused.head.status, 403, "{query}");
+                assert!(!everything_a_client_sees(refused).await.contains("Ann"));
             }
             let path = format!("/?last_event_id={cursor}");
             let mut client = HttpClient::connect(&server, version).await;
@@ -623,60 +646,66 @@ async fn a_cursor_is_no_permission_on_any_transport() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_another_channel_opens_nothing_on_any_transport() {
+async fn cursor_of_other_channel_reveals_nothing() {
     let (mine, theirs) = (Channel::new(), Channel::new());
     mine.publish("mine").unwrap();
     mine.publish("mine").unwrap();
     mine.close();
     let stolen = theirs.publish("SECRET").unwrap();
     theirs.publish("SECRET").unwrap();
-    let server = serving(mine, all()).await;
+    let server = serve(mine, all_transports()).await;
     for version in HttpVersion::ALL {
-        for way in WAYS {
-            let is_durable = way.contains("offset");
-            let way = way.replace("offset=-1", &format!("offset={stolen}"));
+        for query in REQUEST_QUERIES {
+            let is_durable = query.contains("offset");
+            let query = query.replace("offset=-1", &format!("offset={stolen}"));
             let mut client = HttpClient::connect(&server, version).await;
-            let way = format!("{way}&last_event_id={stolen}");
-            let answer = ask(&mut client, "GET", &way, &[]).await;
-            assert_eq!(answer.head.status == 410, is_durable, "{way}");
-            let seen = seen(answer).await;
-            assert!(!seen.contains("SECRET"), "{way}: {seen}");
-            if !is_durable && !way.contains("raw") {
+            let query = format!("{query}&last_event_id={stolen}");
+            let answer = send_request(&mut client, "GET", &query, &[]).await;
+            assert_eq!(answer.head.status == 410, is_durable, "{query}");
+            let seen = everything_a_client_sees(answer).await;
+            assert!(!seen.contains("SECRET"), "{query}: {seen}");
+            if !is_durable && !query.contains("raw") {
                 assert!(
                     seen.contains("\"reason\":\"epoch\"") && seen.contains("mine"),
-                    "{way}: {seen}"
+                    "{query}: {seen}"
                 );
             }
         }
-        for form in FORMS {
+        for subprotocol in SUBPROTOCOLS {
             let path = format!("/?last_event_id={stolen}");
-            let seen = seen_by_websocket(&server, version, &path, form).await;
-            assert!(!seen.contains("SECRET"), "{form}: {seen}");
-            let gap = if form.is_empty() {
+            let seen =
+                everything_a_websocket_client_sees(&server, version, &path, subprotocol).await;
+            assert!(!seen.contains("SECRET"), "{subprotocol}: {seen}");
+            let gap = if subprotocol.is_empty() {
                 "(3010, "
             } else {
                 "\"reason\":\"epoch\""
             };
-            assert!(seen.contains(gap), "{form}: {seen}");
+            assert!(seen.contains(gap), "{subprotocol}: {seen}");
         }
     }
 }
 
-/// What a client is told up to the first event, from this cursor on; and its cursor then.
+/// Subscribes with a cursor. Returns the records up to the first event, and the cursor of that event.
 async fn read_one(
     server: &TestServer,
     cursor: &str,
     headers: &[(&str, &str)],
 ) -> (Vec<Record>, String) {
     let mut client = HttpClient::connect(server, HttpVersion::Http1).await;
-    let way = format!("?transport=ndjson&last_event_id={cursor}");
-    let mut reading = ask(&mut client, "GET", &way, headers).await;
+    let query = format!("?transport=ndjson&last_event_id={cursor}");
+    let mut reading = send_request(&mut client, "GET", &query, headers).await;
     assert_eq!(reading.head.status, 200);
     let mut reader = RecordReader::new("application/x-ndjson", None);
     let mut records = Vec::new();
     let read = async {
         loop {
-            for byte in reading.next_chunk().await.expect("more").expect("not cut") {
+            for byte in reading
+                .next_chunk()
+                .await
+                .expect("more bytes")
+                .expect("a complete body")
+            {
                 records.extend(reader.feed(&[byte]));
                 if records.iter().any(|record: &Record| record.data.is_some()) {
                     return (records, reader.cursor.expect("an id"));
@@ -687,24 +716,26 @@ async fn read_one(
     timeout(TEST_TIMEOUT, read).await.expect("an event")
 }
 
-/// The id of the first event of a stream that is kept.
+/// Subscribes without a cursor, and returns the id of the first event.
 async fn first_id(server: &TestServer, headers: &[(&str, &str)]) -> String {
     read_one(server, "", headers).await.1
 }
 
+/// Subscribes with a cursor, and returns the records up to the first event.
 async fn read_from(server: &TestServer, cursor: &str, headers: &[(&str, &str)]) -> Vec<Record> {
     read_one(server, cursor, headers).await.0
 }
 
-/// One stream for each who asks, which says whose it is, and goes on for ever.
-fn said_to(name: &str) -> impl Stream<Item = String> + Send + use<> {
+/// Returns a stream of two texts that contain `name`, which stays open.
+fn stream_addressed_to(name: &str) -> impl Stream<Item = String> + Send + use<> {
     let name = name.to_owned();
     stream::iter(0..2)
         .map(move |n| format!("{n} to {name}"))
         .chain(stream::pending())
 }
 
-fn user(head: &Parts) -> String {
+/// Returns the user that the cookie names.
+fn user_of(head: &Parts) -> String {
     let user = head
         .headers
         .get("cookie")
@@ -712,11 +743,12 @@ fn user(head: &Parts) -> String {
     user.unwrap_or("nobody").to_owned()
 }
 
-async fn keeping(resumable: &Resumable, is_owned: bool) -> TestServer {
+/// Starts a server with a resumable stream for each user.
+async fn serve_resumable(resumable: &Resumable, is_owned: bool) -> TestServer {
     let resumable = resumable.clone();
     let pushes = tower::service_fn(move |request: Request<Incoming>| {
-        let user = user(&request.into_parts().0);
-        let wrapped = resumable.wrap(said_to(&user));
+        let user = user_of(&request.into_parts().0);
+        let wrapped = resumable.wrap(stream_addressed_to(&user));
         let wrapped = if is_owned {
             wrapped.owner(user)
         } else {
@@ -724,19 +756,19 @@ async fn keeping(resumable: &Resumable, is_owned: bool) -> TestServer {
         };
         async { Ok::<_, Infallible>(Push::new(wrapped)) }
     });
-    let layer = TransportLayer::with(all());
+    let layer = TransportLayer::with(all_transports());
     TestServer::start(ServiceBuilder::new().layer(layer).service(pushes)).await
 }
 
 #[tokio::test]
-async fn who_has_an_id_of_a_kept_stream_has_the_stream_unless_it_is_owned() {
+async fn resumable_id_opens_stream_unless_owned() {
     let (ann, eve) = ([("cookie", "ann")], [("cookie", "eve")]);
-    let server = keeping(&Resumable::new(), false).await;
+    let server = serve_resumable(&Resumable::new(), false).await;
     let stolen = first_id(&server, &ann).await;
     let records = read_from(&server, &stolen, &eve).await;
     assert_eq!(records[0].data.as_deref(), Some("1 to ann"));
 
-    let server = keeping(&Resumable::new(), true).await;
+    let server = serve_resumable(&Resumable::new(), true).await;
     let stolen = first_id(&server, &ann).await;
     for thief in [&eve[..], &[]] {
         let records = read_from(&server, &stolen, thief).await;
@@ -748,19 +780,19 @@ async fn who_has_an_id_of_a_kept_stream_has_the_stream_unless_it_is_owned() {
 }
 
 #[tokio::test]
-async fn an_id_of_one_resumable_opens_nothing_in_another() {
+async fn id_of_other_resumable_opens_nothing() {
     let ann = [("cookie", "ann")];
-    let one = keeping(&Resumable::new(), false).await;
-    let other = keeping(&Resumable::new(), false).await;
+    let one = serve_resumable(&Resumable::new(), false).await;
+    let other = serve_resumable(&Resumable::new(), false).await;
     let id = first_id(&one, &ann).await;
     let records = read_from(&other, &id, &[("cookie", "eve")]).await;
     assert!(records[0].gap.is_some() && !format!("{records:?}").contains("ann"));
 }
 
-/// Neither the next one nor one that differs in a digit is anybody's.
+/// An id that differs in one digit opens no stream, and two streams never share a token.
 #[tokio::test]
-async fn the_ids_of_a_kept_stream_lead_to_no_other() {
-    let server = keeping(&Resumable::new(), false).await;
+async fn resumable_ids_do_not_lead_to_other_streams() {
+    let server = serve_resumable(&Resumable::new(), false).await;
     let mut tokens = BTreeSet::new();
     for _ in 0..50 {
         let id = first_id(&server, &[]).await;
@@ -769,9 +801,9 @@ async fn the_ids_of_a_kept_stream_lead_to_no_other() {
         assert!(tokens.insert(token.to_owned()));
     }
     let id = first_id(&server, &[("cookie", "ann")]).await;
-    for at in 0..26 {
+    for digit in 0..26 {
         let mut guess = id.clone().into_bytes();
-        guess[at] = if guess[at] == b'0' { b'1' } else { b'0' };
+        guess[digit] = if guess[digit] == b'0' { b'1' } else { b'0' };
         let guess = String::from_utf8(guess).unwrap();
         let records = read_from(&server, &guess, &[("cookie", "eve")]).await;
         assert!(records[0].gap.is_some(), "{records:?}");
@@ -780,7 +812,7 @@ async fn the_ids_of_a_kept_stream_lead_to_no_other() {
 }
 
 #[tokio::test]
-async fn a_check_around_a_kept_stream_is_made_each_time() {
+async fn check_around_resumable_runs_each_time() {
     let resumable = Resumable::new();
     let is_open = Arc::new(AtomicUsize::new(1));
     let source = {
@@ -789,63 +821,80 @@ async fn a_check_around_a_kept_stream_is_made_each_time() {
             if is_open.load(Ordering::SeqCst) == 0 {
                 return Err(Rejection::new(StatusCode::FORBIDDEN));
             }
-            resumable.wrap(said_to("ann")).subscribe(subscription).await
+            resumable
+                .wrap(stream_addressed_to("ann"))
+                .subscribe(subscription)
+                .await
         })
     };
-    let server = serving(source, all()).await;
+    let server = serve(source, all_transports()).await;
     let id = first_id(&server, &[]).await;
     read_from(&server, &id, &[]).await;
     is_open.store(0, Ordering::SeqCst);
     let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
-    let way = format!("?transport=sse&last_event_id={id}");
-    assert_eq!(ask(&mut client, "GET", &way, &[]).await.head.status, 403);
+    let query = format!("?transport=sse&last_event_id={id}");
+    assert_eq!(
+        send_request(&mut client, "GET", &query, &[])
+            .await
+            .head
+            .status,
+        403
+    );
 }
 
-/// Said plainly in the document: the check must be in front of the source.
+/// The document says that the check must be in front of the source, because long-polling skips the source of a parked stream.
 #[tokio::test]
-async fn a_source_whose_stream_is_parked_is_not_asked_for_later_polls() {
+async fn parked_stream_skips_source_checks() {
     let checked = source_fn(async |subscription: Subscription| {
         let is_ann = subscription.head().headers.contains_key("cookie")
             || subscription.head().headers.contains_key("authorization");
-        let items = is_ann.then(|| said_to("ann"));
+        let items = is_ann.then(|| stream_addressed_to("ann"));
         items.ok_or(Rejection::new(StatusCode::FORBIDDEN))
     });
-    let server = serving(checked, LongPoll::new().max_events(1)).await;
+    let server = serve(checked, LongPoll::new().max_events(1)).await;
     let poll = async |cursor: &str, headers: &[(&str, &str)]| {
         let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
-        let way = format!("?timeout=0&last_event_id={cursor}");
-        let answer = ask(&mut client, "GET", &way, headers).await;
+        let query = format!("?timeout=0&last_event_id={cursor}");
+        let answer = send_request(&mut client, "GET", &query, headers).await;
         let next = answer
             .header("last-event-id")
             .unwrap_or_default()
             .to_owned();
-        (answer.head.status.as_u16(), next, seen(answer).await)
+        (
+            answer.head.status.as_u16(),
+            next,
+            everything_a_client_sees(answer).await,
+        )
     };
     let (_, by_cookie, _) = poll("", &[("cookie", "ann")]).await;
     let (status, _, stolen) = poll(&by_cookie, &[]).await;
     assert!(status == 200 && stolen.contains("1 to ann"), "{stolen}");
-    // `Authorization` says whose a stream is.
+    // A stream that was requested with `Authorization` belongs to that value.
     let (_, by_token, _) = poll("", &[("authorization", "Bearer ann")]).await;
     let (status, ..) = poll(&by_token, &[]).await;
     assert_eq!(status, 403);
 }
 
-// What gives secrets away.
+// Leaks of secrets.
 
-/// The second of two messages, as it is on the wire.
-async fn second_frame(transport: WebSocket, messages: [&str; 2]) -> testkit::websocket::RawFrame {
+/// Sends two messages, and returns the frame of the second one as it is on the wire.
+async fn second_message_frame(
+    transport: WebSocket,
+    messages: [&str; 2],
+) -> testkit::websocket::RawFrame {
     let channel = Channel::builder().start(StartPosition::Oldest).build();
     for message in messages {
         channel.publish(message).unwrap();
     }
-    let server = serving(channel, transport).await;
+    let server = serve(channel, transport).await;
     let deflate = [("sec-websocket-extensions", "permessage-deflate")];
     let mut socket = connect(&server, HttpVersion::Http1, "/", &deflate).await;
     socket.next_frame().await.unwrap();
     socket.next_frame().await.unwrap()
 }
 
-const COMPRESSED: u8 = 0xc1;
+/// The first byte of a compressed text message.
+const COMPRESSED_TEXT: u8 = 0xc1;
 
 fn secret() -> String {
     "the secret is 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08; ".repeat(2)
@@ -856,20 +905,20 @@ fn wrong() -> String {
 }
 
 #[tokio::test]
-async fn a_compressed_message_tells_nothing_of_the_others() {
+async fn compressed_message_reveals_nothing_of_others() {
     let (secret, wrong) = (secret(), wrong());
-    let behind_secret = second_frame(WebSocket::new(), [&secret, &secret]).await;
-    let behind_another = second_frame(WebSocket::new(), [&wrong, &secret]).await;
-    assert_eq!(behind_secret.first_byte, COMPRESSED);
+    let behind_secret = second_message_frame(WebSocket::new(), [&secret, &secret]).await;
+    let behind_another = second_message_frame(WebSocket::new(), [&wrong, &secret]).await;
+    assert_eq!(behind_secret.first_byte, COMPRESSED_TEXT);
     assert_eq!(behind_secret, behind_another);
 }
 
 #[tokio::test]
-async fn a_message_gives_its_own_secret_away_by_its_length_unless_it_is_not_compressed() {
+async fn compressed_length_reveals_secret_of_same_message() {
     let guessed = |guess: &str| format!("{}{guess}", secret());
     let (right, wrong) = (guessed(&secret()), guessed(&wrong()));
     let length = async |transport, message: &str| {
-        let frame = second_frame(transport, ["", message]).await;
+        let frame = second_message_frame(transport, ["", message]).await;
         frame.payload.len()
     };
     let right_length = length(WebSocket::new(), &right).await;
@@ -880,7 +929,7 @@ async fn a_message_gives_its_own_secret_away_by_its_length_unless_it_is_not_comp
 }
 
 #[tokio::test]
-async fn a_compression_layer_mixes_all_events_of_a_stream() {
+async fn compression_layer_mixes_events_of_a_stream() {
     let length = async |is_left_alone: bool, guess: String| {
         let source = source_fn(async move |_| Ok(stream::iter([secret(), guess.clone()])));
         let plain = NotForContentType::const_new("application/x-ndjson");
@@ -898,7 +947,7 @@ async fn a_compression_layer_mixes_all_events_of_a_stream() {
         };
         let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
         let gzip = ("accept-encoding", "gzip");
-        let answer = ask(&mut client, "GET", "?transport=ndjson", &[gzip]).await;
+        let answer = send_request(&mut client, "GET", "?transport=ndjson", &[gzip]).await;
         let encoding = answer.header("content-encoding");
         assert_eq!(encoding, (!is_left_alone).then_some("gzip"));
         answer.read_to_end().await.0.len()
@@ -908,7 +957,7 @@ async fn a_compression_layer_mixes_all_events_of_a_stream() {
 }
 
 #[tokio::test]
-async fn what_a_source_says_of_its_failure_reaches_no_client() {
+async fn source_error_text_reaches_no_client() {
     const SECRET: &str = "postgres://root:hunter2@10.0.0.7";
     let source = source_fn(async |subscription: Subscription| {
         if subscription.head().headers.contains_key("refuse") {
@@ -916,24 +965,24 @@ async fn what_a_source_says_of_its_failure_reaches_no_client() {
         }
         Ok(stream::iter([Ok("fine"), Err(SECRET)]))
     });
-    let server = serving(source, all()).await;
+    let server = serve(source, all_transports()).await;
     for version in HttpVersion::ALL {
-        for way in WAYS {
+        for query in REQUEST_QUERIES {
             let mut failed = Vec::new();
             for headers in [&[][..], &[("refuse", "1")]] {
                 let mut client = HttpClient::connect(&server, version).await;
-                let answer = ask(&mut client, "GET", way, headers).await;
+                let answer = send_request(&mut client, "GET", query, headers).await;
                 failed.push(answer.head.status == 500);
-                let seen = seen(answer).await;
+                let seen = everything_a_client_sees(answer).await;
                 assert!(
                     !seen.contains("postgres") && !seen.contains("an id"),
                     "{seen}"
                 );
             }
-            assert_eq!(failed, [false, true], "{way}");
+            assert_eq!(failed, [false, true], "{query}");
         }
-        for form in FORMS {
-            let seen = seen_by_websocket(&server, version, "/", form).await;
+        for subprotocol in SUBPROTOCOLS {
+            let seen = everything_a_websocket_client_sees(&server, version, "/", subprotocol).await;
             assert!(
                 seen.contains("fine") && seen.contains("(1011, \"the source failed\")"),
                 "{seen}"
@@ -944,7 +993,7 @@ async fn what_a_source_says_of_its_failure_reaches_no_client() {
 }
 
 #[tokio::test]
-async fn two_ids_of_a_channel_tell_how_much_was_published_between_them() {
+async fn channel_ids_reveal_publication_count() {
     let number =
         |id: EventId| u64::from_str_radix(id.as_str().split_once('-').unwrap().1, 32).unwrap();
     let channel = Channel::new();
@@ -956,16 +1005,16 @@ async fn two_ids_of_a_channel_tell_how_much_was_published_between_them() {
 }
 
 #[tokio::test]
-async fn a_subscription_prints_its_request_and_a_resumable_prints_no_id() {
+async fn debug_prints_request_but_no_resumable_id() {
     let head = get_request_head("/", &[("cookie", "session=ann"), ("last-event-id", "a-1")]);
     let printed = format!("{:?}", Subscription::new(&head, "sse"));
     assert!(printed.contains("session=ann") && printed.contains("a-1"));
 
     let resumable = Resumable::new();
-    let server = keeping(&resumable, false).await;
+    let server = serve_resumable(&resumable, false).await;
     let id = first_id(&server, &[]).await;
     let token = id.split_once('-').unwrap().0;
-    let wrapped = resumable.wrap(said_to("ann"));
+    let wrapped = resumable.wrap(stream_addressed_to("ann"));
     let head = get_request_head("/", &[("last-event-id", &id)]);
     let subscriber = wrapped
         .subscribe(Subscription::new(&head, "sse"))
@@ -978,29 +1027,37 @@ async fn a_subscription_prints_its_request_and_a_resumable_prints_no_id() {
 // Floods.
 
 #[tokio::test]
-async fn one_request_makes_the_server_send_a_bounded_multiple_of_the_log() {
-    const LOG: usize = 64 * 1024;
-    /// An end of a line becomes `data: ` and itself on SSE, a control character `\u0000` in JSON.
-    const MOST: usize = 7;
+async fn response_is_bounded_multiple_of_log() {
+    const LOG_BYTES: usize = 64 * 1024;
+    /// The largest ratio of wire bytes to payload bytes: a line end becomes `data: ` and a line end on SSE, and a control character
+    /// becomes `\u0000` in JSON.
+    const MAX_EXPANSION: usize = 7;
     let channel = Channel::builder()
-        .max_bytes(LOG)
+        .max_bytes(LOG_BYTES)
         .start(StartPosition::Oldest)
         .build();
     for _ in 0..1000 {
         channel.publish("\n".repeat(1000)).unwrap();
     }
     channel.close();
-    let server = serving(channel, all()).await;
-    let mut most = 0;
-    for way in WAYS {
+    let server = serve(channel, all_transports()).await;
+    let mut longest_body = 0;
+    for query in REQUEST_QUERIES {
         let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
-        let (body, _) = ask(&mut client, "GET", way, &[]).await.read_to_end().await;
-        most = most.max(body.len());
+        let (body, _) = send_request(&mut client, "GET", query, &[])
+            .await
+            .read_to_end()
+            .await;
+        longest_body = longest_body.max(body.len());
     }
-    assert!(most > LOG * (MOST - 1) && most < LOG * (MOST + 1), "{most}");
+    assert!(
+        longest_body > LOG_BYTES * (MAX_EXPANSION - 1)
+            && longest_body < LOG_BYTES * (MAX_EXPANSION + 1),
+        "{longest_body}"
+    );
 }
 
-/// An address with the first half of an IPv6 address, which is what one customer has: as the document shows it.
+/// Returns the key of an address as the document shows it: the first half of an IPv6 address, which is the network of one customer.
 fn network(address: std::net::IpAddr) -> std::net::IpAddr {
     use std::net::{IpAddr, Ipv6Addr};
     match address.to_canonical() {
@@ -1010,7 +1067,7 @@ fn network(address: std::net::IpAddr) -> std::net::IpAddr {
 }
 
 #[test]
-fn who_has_a_network_of_addresses_has_one_key() {
+fn ipv6_network_has_one_key() {
     let key = |address: &str| network(address.parse().unwrap());
     assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff::9"));
     assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
@@ -1019,12 +1076,12 @@ fn who_has_a_network_of_addresses_has_one_key() {
 }
 
 #[tokio::test]
-async fn who_comes_and_goes_pushes_parked_streams_out_and_their_clients_are_told() {
+async fn flood_evicts_parked_streams_with_gap() {
     let resumable = Resumable::builder().max_parked_streams(10).build();
-    let server = keeping(&resumable, false).await;
+    let server = serve_resumable(&resumable, false).await;
     let ann = [("cookie", "ann")];
     let id = first_id(&server, &ann).await;
-    // One at a time, so that no limit of open streams sees it.
+    // Only one stream is open at a time, so no limit of open streams applies.
     for _ in 0..30 {
         first_id(&server, &[]).await;
     }
@@ -1033,8 +1090,8 @@ async fn who_comes_and_goes_pushes_parked_streams_out_and_their_clients_are_told
     assert!(resumable.counts().evicted > 0);
 }
 
-/// The server of the document, which is not left to its defaults; its times are shorter.
-async fn exposed(
+/// Starts a server with the limits that the document recommends, and with shorter times.
+async fn serve_hardened(
     source: impl PushSource + Clone + Send + Sync + 'static,
     streams: u32,
 ) -> TestServer {
@@ -1049,43 +1106,43 @@ async fn exposed(
         .max_concurrent_streams(streams)
         .max_header_list_size(16 * 1024)
         .enable_connect_protocol();
-    let pushes = service(source).transport(all());
+    let pushes = service(source).transport(all_transports());
     TestServer::start_with(move |socket| {
         let (server, pushes) = (server.clone(), pushes.clone());
         async move {
-            let asked = Arc::new(Notify::new());
+            let request_arrived = Arc::new(Notify::new());
             let service = ServiceBuilder::new()
                 .map_request({
-                    let asked = asked.clone();
+                    let request_arrived = request_arrived.clone();
                     move |request| {
-                        asked.notify_one();
+                        request_arrived.notify_one();
                         request
                     }
                 })
                 .service(pushes);
             let service = TowerToHyperService::new(service);
-            let serving = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            let mut serving = pin!(serving);
+            let serve = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
+            let mut serve = pin!(serve);
             tokio::select! {
-                _ = &mut serving => return,
-                () = asked.notified() => {}
+                _ = &mut serve => return,
+                () = request_arrived.notified() => {}
                 () = sleep(Duration::from_secs(2)) => return,
             }
-            let _ = serving.await;
+            let _ = serve.await;
         }
     })
     .await
 }
 
 #[tokio::test]
-async fn who_does_not_get_to_a_request_is_hung_up_on_and_a_stream_stays() {
+async fn slow_requests_are_closed_and_streams_stay() {
     let count = LiveCounter::default();
     let alive = count.clone();
     let source = source_fn(async move |_| Ok(alive.wrap(stream::pending::<Event>())));
-    let server = exposed(source, 100).await;
+    let server = serve_hardened(source, 100).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
-    let _stream = ask(&mut client, "GET", "", &[]).await;
-    // Nothing at all, what may become either version, and a head.
+    let _stream = send_request(&mut client, "GET", "", &[]).await;
+    // The requests are nothing, the first byte of either version of HTTP, and an incomplete head.
     let slow = [
         "",
         "P",
@@ -1095,14 +1152,14 @@ async fn who_does_not_get_to_a_request_is_hung_up_on_and_a_stream_stays() {
     let closed = slow.map(|slow| send_raw_http1(&server, slow, "never"));
     timeout(TEST_TIMEOUT, future::join_all(closed))
         .await
-        .expect("all of them are closed");
+        .expect("the server should close all connections");
     assert_eq!(count.get(), 1);
 }
 
-/// A client of HTTP/2 that writes frames as it likes.
-struct Frames(TcpStream);
+/// An HTTP/2 client that writes any frames.
+struct RawHttp2Client(TcpStream);
 
-impl Frames {
+impl RawHttp2Client {
     async fn connect(server: &TestServer) -> Self {
         let mut socket = TcpStream::connect(server.address).await.unwrap();
         socket
@@ -1110,7 +1167,7 @@ impl Frames {
             .await
             .unwrap();
         let mut this = Self(socket);
-        this.write(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+        this.write(&http2_frame(SETTINGS, 0, 0, &[])).await.unwrap();
         this
     }
 
@@ -1118,8 +1175,8 @@ impl Frames {
         self.0.write_all(bytes).await
     }
 
-    /// The next frame's kind, stream and content.
-    async fn read(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+    /// Reads a frame. Returns its type, stream and payload, or `None` at the end of the connection.
+    async fn read_frame(&mut self) -> Option<(u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         let read = timeout(TEST_TIMEOUT, self.0.read_exact(&mut head)).await;
         read.expect("a frame").ok()?;
@@ -1135,7 +1192,8 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
+/// Returns the bytes of a frame.
+fn http2_frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     let mut frame = (content.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());
@@ -1143,44 +1201,44 @@ fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// `GET http://localhost/`, whole.
+/// Returns a complete request, `GET http://localhost/`.
 fn request_frame(stream: u32) -> Vec<u8> {
-    frame(HEADERS, 0x05, stream, b"\x82\x86\x84\x01\x09localhost")
+    http2_frame(HEADERS, 0x05, stream, b"\x82\x86\x84\x01\x09localhost")
 }
 
 #[tokio::test]
-async fn an_http2_connection_has_as_many_streams_as_it_was_allowed() {
+async fn http2_streams_per_connection_are_limited() {
     let channel = Channel::new();
-    let server = exposed(channel.clone(), 2).await;
-    let mut client = Frames::connect(&server).await;
+    let server = serve_hardened(channel.clone(), 2).await;
+    let mut client = RawHttp2Client::connect(&server).await;
     for stream in [1, 3, 5] {
         client.write(&request_frame(stream)).await.unwrap();
     }
     loop {
-        let (kind, stream, content) = client.read().await.expect("a refusal");
+        let (kind, stream, content) = client.read_frame().await.expect("a refused stream");
         if kind == RST_STREAM {
-            // REFUSED_STREAM.
+            // The error code is REFUSED_STREAM.
             assert_eq!((stream, content), (5, vec![0, 0, 0, 7]));
             break;
         }
     }
 }
 
-/// The rapid reset of CVE-2023-44487.
+/// The attack is the rapid reset of CVE-2023-44487.
 #[tokio::test]
-async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served() {
+async fn rapid_resets_leave_nothing_behind() {
     let guard = Guard::new();
-    let server = serving(Channel::new(), guard.wrap(all())).await;
-    let mut client = Frames::connect(&server).await;
+    let server = serve(Channel::new(), guard.wrap(all_transports())).await;
+    let mut client = RawHttp2Client::connect(&server).await;
     let mut flood = Vec::new();
     for stream in (1..20_000).step_by(2) {
         flood.extend(request_frame(stream));
-        flood.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+        flood.extend(http2_frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
     }
-    // The server may hang up at any time.
+    // The write may fail, because the server may close the connection at any time.
     let _ = timeout(TEST_TIMEOUT, client.write(&flood)).await;
     let mut neighbour = HttpClient::connect(&server, HttpVersion::Http2).await;
-    let mut stream = ask(&mut neighbour, "GET", "?transport=sse", &[]).await;
+    let mut stream = send_request(&mut neighbour, "GET", "?transport=sse", &[]).await;
     stream.expect_bytes(":\n").await;
     let wait = async {
         while guard.counts().open() != 1 {
@@ -1196,9 +1254,9 @@ async fn streams_that_are_reset_at_once_leave_nothing_and_neighbours_are_served(
 
 // The document.
 
-/// A claim names its test as `tests/guard.rs::a_test` or `src/origin_policy/tests.rs::a_test`.
+/// The document names the test of each claim, as `tests/guard.rs::a_test` or `src/origin_policy/tests.rs::a_test`.
 #[test]
-fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
+fn document_and_tests_name_each_other() {
     let root = testkit::programs::repository_path(".");
     let document = fs::read_to_string(root.join("docs/security.md")).unwrap();
     let named: BTreeSet<(&str, &str)> = document
@@ -1207,7 +1265,7 @@ fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
         .filter(|(file, _)| {
             ["tests/", "src/", "crates/"]
                 .iter()
-                .any(|room| file.starts_with(room))
+                .any(|directory| file.starts_with(directory))
         })
         .collect();
     assert!(named.len() > 40, "{}", named.len());
@@ -1215,20 +1273,20 @@ fn every_test_that_the_document_names_is_there_and_it_names_all_of_these() {
         let source = fs::read_to_string(root.join(format!("{file}.rs")));
         let source = source.unwrap_or_else(|error| panic!("{file}.rs: {error}"));
         assert!(
-            tests_in(&source).contains(name),
+            test_names_in(&source).contains(name),
             "{file}.rs has no test {name}"
         );
     }
     let own = fs::read_to_string(root.join("tests/security.rs")).unwrap();
-    let this = "every_test_that_the_document_names_is_there_and_it_names_all_of_these";
-    for name in tests_in(&own) {
+    let this = "document_and_tests_name_each_other";
+    for name in test_names_in(&own) {
         let is_named = named.contains(&("tests/security", name));
         assert!(is_named || name == this, "{name} is not in the document");
     }
 }
 
-/// The functions behind an attribute that makes them tests.
-fn tests_in(source: &str) -> BTreeSet<&str> {
+/// Returns the names of the functions with a test attribute.
+fn test_names_in(source: &str) -> BTreeSet<&str> {
     let mut tests = BTreeSet::new();
     let mut is_test = false;
     for line in source.lines().map(str::trim) {

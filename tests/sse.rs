@@ -12,8 +12,8 @@ use testkit::{
     get_request_head,
 };
 use tower_push::{
-    Event, EventId, EventType, Gap, GapReason, IntoItem, Item, KeepAlive, Push, PushBody,
-    PushSource,
+    Event, EventId, Gap, GapReason, Item, KeepAlive, Push, PushBody, PushSource,
+    event::{EventType, IntoItem},
     source::{Rejection, source_fn},
     transport::{Sse, Transport},
 };
@@ -486,10 +486,10 @@ proptest! {
         }).collect();
         let bytes = runtime.block_on(written_events(Sse::new(), events));
         let bytes = format!("{FIRST_BYTES}{bytes}").into_bytes();
-        for at in 0..=bytes.len() {
-            let mut parser = EventStreamParser::parse(&bytes[..at]);
-            parser.feed(&bytes[at..]);
-            prop_assert_eq!(&parser.messages, &expected, "split at {}", at);
+        for split in 0..=bytes.len() {
+            let mut parser = EventStreamParser::parse(&bytes[..split]);
+            parser.feed(&bytes[split..]);
+            prop_assert_eq!(&parser.messages, &expected, "split at {}", split);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! WebSocket over real sockets, on HTTP/1.1 and HTTP/2: what is sent, how it ends, and what becomes of clients that misbehave.
+//! WebSockets over real sockets, with HTTP/1.1 and HTTP/2: messages both ways, how a connection ends, and clients that misbehave.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -23,14 +23,15 @@ const PING: u8 = 0x89;
 const PONG: u8 = 0x8a;
 const CLOSE: u8 = 0x88;
 
-const JSON: (&str, &str) = ("sec-websocket-protocol", "json.tower-push");
+const JSON_SUBPROTOCOL: (&str, &str) = ("sec-websocket-protocol", "json.tower-push");
 
-/// A server of these items, each time anew.
-async fn of(items: Vec<Item>) -> TestServer {
-    over(WebSocket::new(), items).await
+/// Starts a server that sends these items to each subscriber.
+async fn serve_items(items: Vec<Item>) -> TestServer {
+    serve_items_over(WebSocket::new(), items).await
 }
 
-async fn over(transport: WebSocket, items: Vec<Item>) -> TestServer {
+/// Like [`serve_items`], with a configured transport.
+async fn serve_items_over(transport: WebSocket, items: Vec<Item>) -> TestServer {
     let source = source_fn(move |_| {
         let items = items.clone();
         async move { Ok(stream::iter(items)) }
@@ -38,15 +39,16 @@ async fn over(transport: WebSocket, items: Vec<Item>) -> TestServer {
     TestServer::start(tower_push::service(source).transport(transport)).await
 }
 
-async fn following(transport: WebSocket, channel: &Channel) -> TestServer {
+/// Starts a server of a channel.
+async fn serve_channel(transport: WebSocket, channel: &Channel) -> TestServer {
     let source = channel.with_start(StartPosition::Oldest);
     TestServer::start(tower_push::service(source).transport(transport)).await
 }
 
-/// Says back what it is told.
-async fn echo(transport: WebSocket) -> TestServer {
+/// Starts a server that sends each client's messages back.
+async fn serve_echo(transport: WebSocket) -> TestServer {
     let echo = source_fn(|subscription: Subscription| async move {
-        Ok(subscription.client_messages().expect("there are messages"))
+        Ok(subscription.client_messages().expect("client messages"))
     });
     TestServer::start(tower_push::service(echo).transport(transport)).await
 }
@@ -69,7 +71,8 @@ fn events() -> Vec<Item> {
     ]
 }
 
-async fn text(socket: &mut WebSocketConnection) -> String {
+/// Returns the payload of the next frame, which must be a text message.
+async fn next_text(socket: &mut WebSocketConnection) -> String {
     let frame = socket.next_frame().await.expect("a message");
     assert_eq!(frame.first_byte, TEXT);
     String::from_utf8(frame.payload).unwrap()
@@ -78,17 +81,17 @@ async fn text(socket: &mut WebSocketConnection) -> String {
 // What is sent.
 
 #[tokio::test]
-async fn without_a_subprotocol_a_message_is_the_payload() {
+async fn message_is_payload_without_subprotocol() {
     let events: Vec<_> = events()
         .into_iter()
         .filter(|item| !matches!(item, Item::Gap(_)))
         .collect();
-    let server = of(events).await;
+    let server = serve_items(events).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(socket.header("sec-websocket-protocol"), None);
-        assert_eq!(text(&mut socket).await, "a\n\u{2028}\"é");
-        assert_eq!(text(&mut socket).await, r#"{"eur":21.5}"#);
+        assert_eq!(next_text(&mut socket).await, "a\n\u{2028}\"é");
+        assert_eq!(next_text(&mut socket).await, r#"{"eur":21.5}"#);
         let binary = socket.next_frame().await.unwrap();
         assert_eq!(
             (binary.first_byte, &binary.payload[..]),
@@ -102,8 +105,8 @@ async fn without_a_subprotocol_a_message_is_the_payload() {
 }
 
 #[tokio::test]
-async fn the_json_form_tells_everything_in_envelopes() {
-    let server = of(events()).await;
+async fn json_format_writes_envelopes() {
+    let server = serve_items(events()).await;
     for version in HttpVersion::ALL {
         let offers = (
             "sec-websocket-protocol",
@@ -123,7 +126,7 @@ async fn the_json_form_tells_everything_in_envelopes() {
             r#"{"id":"~finished","end":{"finished":true}}"#,
         ];
         for expected in expected {
-            assert_eq!(text(&mut socket).await, expected);
+            assert_eq!(next_text(&mut socket).await, expected);
         }
         assert_eq!(
             socket.next_frame().await.unwrap().close_code_and_reason(),
@@ -133,8 +136,8 @@ async fn the_json_form_tells_everything_in_envelopes() {
 }
 
 #[tokio::test]
-async fn the_form_of_nchan_has_its_headers() {
-    let server = of(events()).await;
+async fn nchan_format_writes_headers() {
+    let server = serve_items(events()).await;
     let offer = ("sec-websocket-protocol", "ws+meta.nchan");
     let mut socket = connect(&server, HttpVersion::Http1, "/", &[offer]).await;
     assert_eq!(
@@ -142,9 +145,9 @@ async fn the_form_of_nchan_has_its_headers() {
         Some("ws+meta.nchan")
     );
     let plain = "content-type: text/plain; charset=utf-8\n\na\n\u{2028}\"é";
-    assert_eq!(text(&mut socket).await, plain);
+    assert_eq!(next_text(&mut socket).await, plain);
     let price = "id: 7\nevent: price\ncontent-type: application/json\n\n{\"eur\":21.5}";
-    assert_eq!(text(&mut socket).await, price);
+    assert_eq!(next_text(&mut socket).await, price);
     let binary = socket.next_frame().await.unwrap();
     assert_eq!(binary.first_byte, BINARY);
     assert_eq!(
@@ -152,23 +155,27 @@ async fn the_form_of_nchan_has_its_headers() {
         b"content-type: application/octet-stream\n\n\0\xff"
     );
     let control = "content-type: application/vnd.tower-push+json\n\n{\"id\":\"9\"}";
-    assert_eq!(text(&mut socket).await, control);
-    assert!(text(&mut socket).await.ends_with("\"missed\":3}}"));
-    assert!(text(&mut socket).await.ends_with("{\"finished\":true}}"));
+    assert_eq!(next_text(&mut socket).await, control);
+    assert!(next_text(&mut socket).await.ends_with("\"missed\":3}}"));
+    assert!(
+        next_text(&mut socket)
+            .await
+            .ends_with("{\"finished\":true}}")
+    );
 }
 
 #[tokio::test]
-async fn a_subprotocol_of_ones_own_has_any_form() {
+async fn custom_subprotocol_may_have_any_format() {
     let transport = WebSocket::new().subprotocol("ticks.v1", MessageFormat::Json);
-    let server = over(transport, vec![Item::Event(Event::text("x"))]).await;
+    let server = serve_items_over(transport, vec![Item::Event(Event::text("x"))]).await;
     let offer = ("sec-websocket-protocol", "ticks.v1");
     let mut socket = connect(&server, HttpVersion::Http1, "/", &[offer]).await;
     assert_eq!(socket.header("sec-websocket-protocol"), Some("ticks.v1"));
-    assert_eq!(text(&mut socket).await, r#"{"data":"x"}"#);
+    assert_eq!(next_text(&mut socket).await, r#"{"data":"x"}"#);
 }
 
 #[tokio::test]
-async fn a_client_goes_on_after_its_cursor() {
+async fn client_resumes_after_its_cursor() {
     let channel = Channel::new();
     let ids: Vec<_> = (0..4)
         .map(|n| channel.publish(n.to_string()).unwrap())
@@ -176,14 +183,20 @@ async fn a_client_goes_on_after_its_cursor() {
     let server = TestServer::start(tower_push::service(channel.clone())).await;
     for version in HttpVersion::ALL {
         let path = format!("/?last_event_id={}", ids[1]);
-        let mut socket = connect(&server, version, &path, &[JSON]).await;
+        let mut socket = connect(&server, version, &path, &[JSON_SUBPROTOCOL]).await;
         for (n, id) in ids.iter().enumerate().skip(2) {
             let expected = format!(r#"{{"id":"{id}","data":"{n}"}}"#);
-            assert_eq!(text(&mut socket).await, expected);
+            assert_eq!(next_text(&mut socket).await, expected);
         }
-        let mut stranger = connect(&server, version, "/?last_event_id=other-7", &[JSON]).await;
+        let mut stranger = connect(
+            &server,
+            version,
+            "/?last_event_id=other-7",
+            &[JSON_SUBPROTOCOL],
+        )
+        .await;
         assert!(
-            text(&mut stranger)
+            next_text(&mut stranger)
                 .await
                 .contains(r#""gap":{"reason":"epoch""#)
         );
@@ -191,14 +204,14 @@ async fn a_client_goes_on_after_its_cursor() {
 }
 
 #[tokio::test]
-async fn one_url_serves_it_beside_the_other_transports() {
+async fn one_url_serves_websocket_and_other_transports() {
     let server = TestServer::start(tower_push::service(tower_push::source::source_fn(
         |_| async { Ok(stream::iter(["one"])) },
     )))
     .await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
-        assert_eq!(text(&mut socket).await, "one");
+        assert_eq!(next_text(&mut socket).await, "one");
         let mut client = HttpClient::connect(&server, version).await;
         let response = client.get("/", &[]).await;
         assert_eq!(response.header("content-type"), Some("text/event-stream"));
@@ -211,7 +224,7 @@ async fn one_url_serves_it_beside_the_other_transports() {
         .open_websocket("/", &[])
         .await
         .err()
-        .expect("no WebSocket here");
+        .expect("not a WebSocket");
     assert_eq!(
         refused.head.status, 200,
         "the upgrade is ignored, as RFC 9110 §7.8 has it"
@@ -219,7 +232,7 @@ async fn one_url_serves_it_beside_the_other_transports() {
 }
 
 #[tokio::test]
-async fn it_comes_through_every_door() {
+async fn every_entry_point_serves_websockets() {
     let push = || async { Push::new(stream::iter(["one"])) };
     let layered: Router = Router::new().route("/", any(push)).layer(PushLayer::new());
     let leaf = Router::new().route_service(
@@ -245,7 +258,7 @@ async fn it_comes_through_every_door() {
     for (door, server) in servers.iter().enumerate() {
         for version in HttpVersion::ALL {
             let mut socket = connect(server, version, "/", &[]).await;
-            assert_eq!(text(&mut socket).await, "one", "{door}");
+            assert_eq!(next_text(&mut socket).await, "one", "{door}");
         }
     }
 }
@@ -253,7 +266,7 @@ async fn it_comes_through_every_door() {
 // How it ends.
 
 #[tokio::test]
-async fn the_code_says_whether_to_come_back() {
+async fn close_code_says_whether_to_reconnect() {
     let failing = source_fn(|_| async {
         Ok(stream::iter([
             Ok("before"),
@@ -261,9 +274,9 @@ async fn the_code_says_whether_to_come_back() {
         ]))
     });
     let failing = TestServer::start(tower_push::service(failing).transport(WebSocket::new())).await;
-    let ended = of(vec![Item::Event(Event::text("before"))]).await;
+    let ended = serve_items(vec![Item::Event(Event::text("before"))]).await;
     let gap = Item::Gap(Gap::new(GapReason::Expired));
-    let with_gap = of(vec![Item::Event(Event::text("before")), gap]).await;
+    let with_gap = serve_items(vec![Item::Event(Event::text("before")), gap]).await;
     for version in HttpVersion::ALL {
         for (server, code, reason) in [
             (&failing, 1011, "the source failed"),
@@ -271,7 +284,7 @@ async fn the_code_says_whether_to_come_back() {
             (&with_gap, 3010, "events were missed"),
         ] {
             let mut socket = connect(server, version, "/", &[]).await;
-            assert_eq!(text(&mut socket).await, "before");
+            assert_eq!(next_text(&mut socket).await, "before");
             let close = socket.next_frame().await.unwrap().close_code_and_reason();
             assert_eq!(close, Some((code, reason.to_owned())), "{version:?}");
         }
@@ -279,21 +292,21 @@ async fn the_code_says_whether_to_come_back() {
 }
 
 #[tokio::test]
-async fn whoever_was_told_that_it_has_finished_is_told_again() {
-    let server = of(vec![Item::Event(Event::text("x"))]).await;
+async fn finished_cursor_is_closed_with_1000() {
+    let server = serve_items(vec![Item::Event(Event::text("x"))]).await;
     let mut socket = connect(
         &server,
         HttpVersion::Http1,
         "/?last_event_id=~finished",
-        &[JSON],
+        &[JSON_SUBPROTOCOL],
     )
     .await;
-    assert!(text(&mut socket).await.contains(r#""finished":true"#));
+    assert!(next_text(&mut socket).await.contains(r#""finished":true"#));
     assert_eq!(socket.read_close().await.unwrap().0, 1000);
 }
 
 #[tokio::test]
-async fn a_rejection_is_an_http_status() {
+async fn rejection_is_http_status() {
     let source = source_fn(|_| async {
         Err::<stream::Empty<&str>, _>(Rejection::new(http::StatusCode::UNAUTHORIZED))
     });
@@ -310,9 +323,9 @@ async fn a_rejection_is_an_http_status() {
 }
 
 #[tokio::test]
-async fn the_client_may_close_at_any_time() {
+async fn client_may_close_at_any_time() {
     let channel = Channel::new();
-    let server = following(WebSocket::new(), &channel).await;
+    let server = serve_channel(WebSocket::new(), &channel).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         channel.subscribed().await;
@@ -327,8 +340,8 @@ async fn the_client_may_close_at_any_time() {
 }
 
 #[tokio::test]
-async fn what_came_before_a_close_is_answered() {
-    let server = echo(WebSocket::new()).await;
+async fn messages_before_close_are_answered() {
+    let server = serve_echo(WebSocket::new()).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         let both = [
@@ -337,13 +350,13 @@ async fn what_came_before_a_close_is_answered() {
         ]
         .concat();
         socket.send_bytes(&both).await;
-        assert_eq!(text(&mut socket).await, "last words");
+        assert_eq!(next_text(&mut socket).await, "last words");
         assert_eq!(socket.read_close().await, Some((1000, String::new())));
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
+async fn lost_handshake_response_unsubscribes() {
     let channel = Channel::new();
     let transport = WebSocket::new().write_deadline(Duration::from_millis(50));
     let lost = axum::middleware::map_response(|_: axum::response::Response| async {
@@ -364,14 +377,14 @@ async fn an_answer_that_is_lost_on_the_way_leaves_nothing() {
             .err()
             .expect("refused");
         assert_eq!(refused.head.status, 500);
-        // Also while the client's connection goes on.
+        // The subscription ends although the client's connection stays open.
         let idle = tokio::time::timeout(testkit::TEST_TIMEOUT, channel.unsubscribed()).await;
-        assert!(idle.is_ok(), "{version:?}: still there");
+        assert!(idle.is_ok(), "{version:?}: still subscribed");
     }
 }
 
 #[tokio::test]
-async fn a_source_that_panics_takes_its_connection_along() {
+async fn panicking_source_closes_connection() {
     let count = LiveCounter::default();
     let counted = count.clone();
     let source = source_fn(move |_| {
@@ -388,13 +401,13 @@ async fn a_source_that_panics_takes_its_connection_along() {
 }
 
 #[tokio::test]
-async fn pages_of_other_origins_are_refused() {
+async fn foreign_origins_are_refused() {
     let foreign = ("origin", "https://evil.example");
     let own = ("origin", "http://localhost");
     let channel = Channel::new();
-    let server = following(WebSocket::new(), &channel).await;
+    let server = serve_channel(WebSocket::new(), &channel).await;
     let open_to_all = WebSocket::new().origin(OriginPolicy::any());
-    let open_to_all = following(open_to_all, &channel).await;
+    let open_to_all = serve_channel(open_to_all, &channel).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
         let refused = client
@@ -411,8 +424,8 @@ async fn pages_of_other_origins_are_refused() {
 // What clients send.
 
 #[tokio::test]
-async fn a_source_takes_what_the_client_says() {
-    let server = echo(WebSocket::new().max_message_size(1 << 20)).await;
+async fn source_receives_client_messages() {
+    let server = serve_echo(WebSocket::new().max_message_size(1 << 20)).await;
     for version in HttpVersion::ALL {
         let socket = connect(&server, version, "/", &[]).await;
         let mut client = socket.into_compliant_client();
@@ -432,7 +445,7 @@ async fn a_source_takes_what_the_client_says() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
+async fn slow_source_slows_client_down() {
     let (taken, messages) = tokio::sync::oneshot::channel();
     let taken = Arc::new(std::sync::Mutex::new(Some(taken)));
     let source = source_fn(move |subscription: Subscription| {
@@ -446,7 +459,7 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
     let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
     let mut socket = connect(&server, HttpVersion::Http1, "/", &[]).await;
     let mut messages = messages.await.unwrap();
-    // More than all buffers on the way hold.
+    // These are more bytes than all buffers between the client and the source hold.
     let sending = tokio::spawn(async move {
         for n in 0..4_000_u32 {
             let mut payload = vec![0; 16 * 1024];
@@ -456,7 +469,7 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
         socket
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!sending.is_finished(), "64 MB should not have found room");
+    assert!(!sending.is_finished(), "64 MB must not fit into buffers");
     for n in 0..4_000_u32 {
         let message = messages.next().await.unwrap();
         assert_eq!(message.as_bytes()[..4], n.to_be_bytes());
@@ -465,9 +478,9 @@ async fn a_client_that_sends_faster_than_the_source_reads_is_slowed_down() {
     assert!(messages.next().await.is_none());
 }
 
-/// About the lengths at which something is read or written in another way, in pieces that end anywhere.
+/// Messages have lengths around those at which frames are read or written differently, and are sent in pieces that end anywhere.
 #[tokio::test]
-async fn messages_of_all_lengths_come_through_in_any_pieces() {
+async fn messages_of_all_lengths_survive_any_splitting() {
     let about = |len: usize| len - 2..=len + 2;
     let lengths = (0..5)
         .chain(about(126))
@@ -482,7 +495,7 @@ async fn messages_of_all_lengths_come_through_in_any_pieces() {
         .flat_map(|v| pieces.clone().map(|p| (v, p)))
     {
         let said = format!("{version:?} {pieces:?}");
-        let server = echo(WebSocket::new()).await;
+        let server = serve_echo(WebSocket::new()).await;
         let WebSocketConnection { head, io } = connect(&server, version, "/", &[]).await;
         let (io, mut to_server) = tokio::io::split(io);
         let mut answers = WebSocketConnection { head, io };
@@ -503,11 +516,11 @@ async fn messages_of_all_lengths_come_through_in_any_pieces() {
                     return to_server;
                 }
             }
-            unreachable!("it goes round");
+            unreachable!("the lengths repeat");
         });
         let (mut echoed, mut ponged) = (0, 0);
         while echoed < messages.len() || ponged < messages.len() {
-            let frame = answers.next_frame().await.expect("there is more");
+            let frame = answers.next_frame().await.expect("another frame");
             if frame.first_byte == PONG {
                 assert_eq!(usize::from(frame.payload[0]), ponged, "{said}");
                 ponged += 1;
@@ -521,9 +534,9 @@ async fn messages_of_all_lengths_come_through_in_any_pieces() {
 }
 
 #[tokio::test]
-async fn what_nobody_takes_is_dropped_and_the_rest_goes_on() {
+async fn unclaimed_messages_are_dropped() {
     let channel = Channel::new();
-    let server = following(WebSocket::new(), &channel).await;
+    let server = serve_channel(WebSocket::new(), &channel).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         for _ in 0..300 {
@@ -535,7 +548,7 @@ async fn what_nobody_takes_is_dropped_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn a_source_may_stop_listening() {
+async fn source_may_stop_listening() {
     let source = source_fn(|subscription: Subscription| async move {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
@@ -545,13 +558,13 @@ async fn a_source_may_stop_listening() {
     for n in 0..100 {
         socket.send_frame(TEXT, format!("{n}").as_bytes()).await;
     }
-    assert_eq!(text(&mut socket).await, "0");
+    assert_eq!(next_text(&mut socket).await, "0");
     socket.send_frame(PING, b"").await;
     assert_eq!(socket.next_frame().await.unwrap().first_byte, PONG);
 }
 
 #[tokio::test]
-async fn what_is_not_taken_any_more_is_a_flood_too() {
+async fn messages_after_source_stops_listening_are_flood() {
     let source = source_fn(|subscription: Subscription| async move {
         let once = subscription.client_messages().unwrap().take(1);
         Ok(once.chain(stream::pending()))
@@ -560,7 +573,7 @@ async fn what_is_not_taken_any_more_is_a_flood_too() {
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         socket.send_frame(TEXT, b"once").await;
-        assert_eq!(text(&mut socket).await, "once");
+        assert_eq!(next_text(&mut socket).await, "once");
         socket
             .send_bytes(&masked_frame(TEXT, b"").repeat(3_000))
             .await;
@@ -569,7 +582,7 @@ async fn what_is_not_taken_any_more_is_a_flood_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
+async fn disconnect_is_noticed_while_reads_are_paused() {
     let count = LiveCounter::default();
     let counted = count.clone();
     let source = source_fn(move |subscription: Subscription| {
@@ -579,7 +592,7 @@ async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
         async move { Ok(stream) }
     });
     let ping = KeepAlive::new().interval(Duration::from_millis(20));
-    let transport = WebSocket::new().ping(ping);
+    let transport = WebSocket::new().keep_alive(ping);
     let server = TestServer::start(tower_push::service(source).transport(transport)).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
@@ -594,8 +607,8 @@ async fn a_client_that_leaves_while_nobody_listens_is_found_out() {
 // Clients that misbehave.
 
 #[tokio::test]
-async fn what_breaks_the_protocol_closes_with_its_code() {
-    let server = echo(WebSocket::new()).await;
+async fn protocol_violation_closes_with_its_code() {
+    let server = serve_echo(WebSocket::new()).await;
     let unmasked = b"\x81\x02hi".to_vec();
     let long = |first: u8, length: u64| {
         let mut header = vec![first, 0xff];
@@ -645,8 +658,8 @@ async fn what_breaks_the_protocol_closes_with_its_code() {
 }
 
 #[tokio::test]
-async fn a_bomb_is_found_before_it_goes_off() {
-    let server = echo(WebSocket::new()).await;
+async fn decompression_bomb_is_refused() {
+    let server = serve_echo(WebSocket::new()).await;
     let deflate = (
         "sec-websocket-extensions",
         "permessage-deflate; client_max_window_bits",
@@ -675,9 +688,9 @@ async fn a_bomb_is_found_before_it_goes_off() {
 }
 
 #[tokio::test]
-async fn messages_are_compressed_for_whoever_asks() {
+async fn messages_are_compressed_on_request() {
     let text = "compress me ".repeat(50);
-    let server = of(vec![
+    let server = serve_items(vec![
         Item::Event(Event::text(&text)),
         Item::Event(Event::text("short")),
     ])
@@ -713,9 +726,9 @@ async fn messages_are_compressed_for_whoever_asks() {
 }
 
 #[tokio::test]
-async fn floods_end() {
+async fn floods_are_closed() {
     let channel = Channel::new();
-    let server = following(WebSocket::new(), &channel).await;
+    let server = serve_channel(WebSocket::new(), &channel).await;
     let floods = [
         masked_frame(PING, b"x").repeat(3_000),
         masked_frame(PONG, b"x").repeat(3_000),
@@ -736,7 +749,7 @@ async fn floods_end() {
             let WebSocketConnection { head, io } = connect(&server, version, "/", &[]).await;
             let (io, mut flooding) = tokio::io::split(io);
             let flood = flood.clone();
-            // The server may stop reading it at any time.
+            // The write may fail, because the server may stop reading at any time.
             let flooding = tokio::spawn(async move {
                 let _ = tokio::io::AsyncWriteExt::write_all(&mut flooding, &flood).await;
                 flooding
@@ -750,13 +763,13 @@ async fn floods_end() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_answer_a_ping_is_let_go() {
+async fn unanswered_ping_disconnects_client() {
     let channel = Channel::new();
     let transport = WebSocket::new()
-        .ping(KeepAlive::new().interval(Duration::from_millis(20)))
+        .keep_alive(KeepAlive::new().interval(Duration::from_millis(20)))
         .pong_deadline(Duration::from_millis(50))
         .close_deadline(Duration::from_millis(50));
-    let server = following(transport, &channel).await;
+    let server = serve_channel(transport, &channel).await;
     for version in HttpVersion::ALL {
         let mut silent = connect(&server, version, "/", &[]).await;
         let ping = silent.next_frame().await.unwrap();
@@ -777,10 +790,10 @@ async fn a_client_that_does_not_answer_a_ping_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_put_out() {
+async fn stalled_client_is_disconnected() {
     let channel = Channel::builder().max_bytes(256 << 20).build();
     let transport = WebSocket::new().write_deadline(Duration::from_millis(300));
-    let server = following(transport, &channel).await;
+    let server = serve_channel(transport, &channel).await;
     for version in HttpVersion::ALL {
         let _stalled = connect(&server, version, "/", &[]).await;
         channel.subscribed().await;
@@ -790,12 +803,12 @@ async fn a_client_that_stops_reading_is_put_out() {
         }
         tokio::time::timeout(testkit::TEST_TIMEOUT, channel.unsubscribed())
             .await
-            .unwrap_or_else(|_| panic!("{version:?}: still there"));
+            .unwrap_or_else(|_| panic!("{version:?}: still subscribed"));
     }
 }
 
 #[tokio::test]
-async fn a_client_that_is_slow_but_takes_some_stays() {
+async fn slow_client_stays_connected() {
     let count = LiveCounter::default();
     let counted = count.clone();
     let payload = bytes::Bytes::from(vec![0; 16 << 20]);
@@ -820,7 +833,7 @@ async fn a_client_that_is_slow_but_takes_some_stays() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_close_is_cut_off() {
+async fn unclosed_connection_is_cut_off() {
     let transport = WebSocket::new().close_deadline(Duration::from_millis(50));
     let count = LiveCounter::default();
     let counted = count.clone();
@@ -831,14 +844,14 @@ async fn a_client_that_does_not_close_is_cut_off() {
     let server = TestServer::start(tower_push::service(source).transport(transport)).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
-        assert_eq!(text(&mut socket).await, "last");
+        assert_eq!(next_text(&mut socket).await, "last");
         assert_eq!(socket.read_close().await, Some((3000, String::new())));
         count.wait_for(0).await;
     }
 }
 
 #[tokio::test]
-async fn a_slow_subscriber_follows_its_channels_policy() {
+async fn lag_policy_applies_to_slow_websocket() {
     let lagging = |lag_policy: LagPolicy| {
         Channel::builder()
             .max_events(4)
@@ -851,7 +864,7 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
         (LagPolicy::Disconnect, "json.tower-push", Some(3008)),
     ] {
         let channel = lagging(lag_policy);
-        let server = following(WebSocket::new(), &channel).await;
+        let server = serve_channel(WebSocket::new(), &channel).await;
         let headers = [("sec-websocket-protocol", protocol)];
         let mut socket = connect(&server, HttpVersion::Http1, "/", &headers).await;
         channel.subscribed().await;
@@ -873,7 +886,7 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
                     assert_eq!(record["gap"]["reason"], "lagged");
                     missed += record["gap"]["missed"].as_u64().unwrap();
                 }
-                // Where it begins.
+                // The first record has only the cursor.
                 Ok(record) if record["data"].is_null() => {
                     assert!(record["id"].is_string() && read == 0, "{record}");
                 }
@@ -897,16 +910,16 @@ async fn a_slow_subscriber_follows_its_channels_policy() {
 }
 
 #[tokio::test]
-async fn a_ping_is_answered_ahead_of_what_waits() {
+async fn pong_overtakes_queued_messages() {
     let channel = Channel::builder().max_bytes(256 << 20).build();
-    let server = following(WebSocket::new(), &channel).await;
+    let server = serve_channel(WebSocket::new(), &channel).await;
     let mut socket = connect(&server, HttpVersion::Http1, "/", &[]).await;
     channel.subscribed().await;
     let payload = bytes::Bytes::from(vec![0; 1 << 20]);
     for _ in 0..64 {
         channel.publish(payload.clone()).unwrap();
     }
-    // What is in the kernel's buffers by then comes first, and nothing else.
+    // Only the messages that are in the kernel's buffers by then arrive before the pong.
     tokio::time::sleep(Duration::from_millis(200)).await;
     socket.send_frame(PING, b"now").await;
     let mut messages = 0;
@@ -917,19 +930,19 @@ async fn a_ping_is_answered_ahead_of_what_waits() {
 }
 
 #[tokio::test]
-async fn what_came_before_an_offence_is_answered() {
-    let server = echo(WebSocket::new()).await;
+async fn messages_before_violation_are_answered() {
+    let server = serve_echo(WebSocket::new()).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         let both = [masked_frame(TEXT, b"good"), masked_frame(0x83, b"bad")].concat();
         socket.send_bytes(&both).await;
-        assert_eq!(text(&mut socket).await, "good");
+        assert_eq!(next_text(&mut socket).await, "good");
         assert_eq!(socket.read_close().await.unwrap().0, 1002);
     }
 }
 
 #[tokio::test]
-async fn a_tunnel_that_is_no_websocket_is_not_agreed_to() {
+async fn other_connect_protocols_are_refused() {
     let other = (":protocol", "connect-udp");
     let push = || async { Push::new(stream::iter(["one"])) };
     for layer in [
@@ -947,7 +960,7 @@ async fn a_tunnel_that_is_no_websocket_is_not_agreed_to() {
                 .layer(WebSocketLayer::new()),
         )
         .await,
-        of(events()).await,
+        serve_items(events()).await,
     ] {
         let mut client = HttpClient::connect(&layer, HttpVersion::Http2).await;
         let refused = client

@@ -1,5 +1,5 @@
-//! WebSocket clients that others wrote, over sockets: npm `ws`, the PyPI package `websockets`, both with compression, and curl.
-//! `scripts/setup` installs them; where one is missing, its tests fail.
+//! Third-party WebSocket clients: npm `ws` and the PyPI package `websockets`, both with compression, and curl. `scripts/setup` installs
+//! them. Without one of them, its tests fail.
 
 use std::{
     process::Stdio,
@@ -20,13 +20,13 @@ use tower_push::{
     transport::WebSocket,
 };
 
-/// `/echo`; `/feed`, which a channel feeds; and `/gone`, a feed that ends for now.
-struct App {
+/// A server with `/echo`, with `/feed`, which sends the events of a channel, and with `/gone`, whose stream ends.
+struct TestApp {
     server: TestServer,
     channel: Channel,
 }
 
-impl App {
+impl TestApp {
     async fn new() -> Self {
         let echo = source_fn(|subscription: Subscription| async move {
             let refused = Rejection::new(http::StatusCode::UPGRADE_REQUIRED);
@@ -57,16 +57,16 @@ impl App {
     }
 }
 
-/// The programs that are told the same and say the same.
+/// The scripts that take the same options and print the same records.
 #[derive(Clone, Copy, Debug)]
-enum Program {
+enum ScriptedClient {
     Ws,
     Websockets,
 }
 
-const PROGRAMS: [Program; 2] = [Program::Ws, Program::Websockets];
+const SCRIPTED_CLIENTS: [ScriptedClient; 2] = [ScriptedClient::Ws, ScriptedClient::Websockets];
 
-impl Program {
+impl ScriptedClient {
     fn command(self) -> Command {
         let command = match self {
             Self::Ws => programs::node_script("websocket.mjs", "ws"),
@@ -75,20 +75,20 @@ impl Program {
         command.into()
     }
 
-    /// What happened to it, from the handshake to the close.
+    /// Runs the script, and returns its records: what happened to the client from the handshake to the close.
     async fn run(self, url: &str, options: &[&str]) -> Vec<Value> {
         let mut command = self.command();
         command.arg(url).args(options);
-        run(command).await
+        run_to_json_lines(command).await
     }
 }
 
-/// What a program prints until it ends, one JSON text a line.
-async fn run(mut command: Command) -> Vec<Value> {
+/// Runs a program to its end, and returns what it prints: one JSON text per line.
+async fn run_to_json_lines(mut command: Command) -> Vec<Value> {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = timeout(TEST_TIMEOUT, output)
         .await
-        .expect("it should have ended");
+        .expect("the program should have exited");
     let output = output.expect("run scripts/setup first");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {stderr}");
@@ -99,24 +99,24 @@ async fn run(mut command: Command) -> Vec<Value> {
         .collect()
 }
 
-fn opened(protocol: Option<&str>, extensions: Option<&str>) -> Value {
+fn open_record(protocol: Option<&str>, extensions: Option<&str>) -> Value {
     json!({ "open": { "status": 101, "protocol": protocol, "extensions": extensions } })
 }
 
-fn closed(code: u16) -> Value {
+fn close_record(code: u16) -> Value {
     json!({ "close": { "code": code, "reason": "", "clean": true } })
 }
 
-/// Where all forms of a frame's length begin and end, and past what a socket takes at once.
-const SIZES: &str = "0,1,2,7,125,126,127,1000,65535,65536,300000";
+/// Message sizes at the limits of each encoding of a frame's length, and one that is larger than a socket buffer.
+const MESSAGE_SIZES: &str = "0,1,2,7,125,126,127,1000,65535,65536,300000";
 
-const ECHOED: u64 = 22;
+const ECHO_COUNT: u64 = 22;
 
 #[tokio::test]
-async fn what_is_said_comes_back_as_it_was() {
-    let app = App::new().await;
+async fn messages_are_echoed_unchanged() {
+    let app = TestApp::new().await;
     let agreed = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
-    for program in PROGRAMS {
+    for client in SCRIPTED_CLIENTS {
         for (deflate, prefix) in [
             (&["--no-deflate"][..], None),
             (&[], Some(agreed)),
@@ -124,52 +124,56 @@ async fn what_is_said_comes_back_as_it_was() {
             (&["--window", "15"], Some("permessage-deflate")),
         ] {
             for fragment in [&[][..], &["--fragment", "100"]] {
-                let options = [&["--protocol", "echo", "--echo", SIZES], deflate, fragment];
-                let records = program.run(&app.url("/echo"), &options.concat()).await;
+                let options = [
+                    &["--protocol", "echo", "--echo", MESSAGE_SIZES],
+                    deflate,
+                    fragment,
+                ];
+                let records = client.run(&app.url("/echo"), &options.concat()).await;
                 let extensions = records[0]["open"]["extensions"].as_str();
                 assert_eq!(extensions.is_some(), prefix.is_some(), "{records:?}");
                 let is_agreed = extensions.unwrap_or("").starts_with(prefix.unwrap_or(""));
-                assert!(is_agreed, "{program:?} {deflate:?}: {extensions:?}");
+                assert!(is_agreed, "{client:?} {deflate:?}: {extensions:?}");
                 let expected = [
-                    opened(Some("echo"), extensions),
-                    json!({ "echoed": ECHOED }),
-                    closed(1000),
+                    open_record(Some("echo"), extensions),
+                    json!({ "echoed": ECHO_COUNT }),
+                    close_record(1000),
                 ];
-                assert_eq!(records, expected, "{program:?} {deflate:?} {fragment:?}");
+                assert_eq!(records, expected, "{client:?} {deflate:?} {fragment:?}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn text_is_text_and_bytes_are_bytes_and_an_end_for_now_asks_to_come_back() {
-    let app = App::new().await;
-    for program in PROGRAMS {
-        let records = program.run(&app.url("/gone"), &["--no-deflate"]).await;
+async fn text_and_binary_arrive_and_end_asks_to_reconnect() {
+    let app = TestApp::new().await;
+    for client in SCRIPTED_CLIENTS {
+        let records = client.run(&app.url("/gone"), &["--no-deflate"]).await;
         let expected = [
-            opened(None, None),
+            open_record(None, None),
             json!({ "text": "größe" }),
             json!({ "binary": "\u{ff}\0\n" }),
         ];
-        assert_eq!(records[..3], expected, "{program:?}");
+        assert_eq!(records[..3], expected, "{client:?}");
         assert_eq!(records[3]["close"]["code"], 3000, "{records:?}");
         assert_eq!(records[3]["close"]["clean"], true, "{records:?}");
     }
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_long_is_answered_with_its_code() {
-    let app = App::new().await;
-    for program in PROGRAMS {
-        let records = program
+async fn overlong_message_closes_with_1009() {
+    let app = TestApp::new().await;
+    for client in SCRIPTED_CLIENTS {
+        let records = client
             .run(&app.url("/echo"), &["--no-deflate", "--echo", "2000000"])
             .await;
         let last = records.last().unwrap();
-        assert_eq!(last["close"]["code"], 1009, "{program:?}: {records:?}");
+        assert_eq!(last["close"]["code"], 1009, "{client:?}: {records:?}");
     }
 }
 
-/// What the messages of these records say, each as JSON.
+/// Returns the text messages among these records, parsed as JSON.
 fn envelopes(records: &[Value]) -> Vec<Value> {
     let texts = records.iter().filter_map(|record| record["text"].as_str());
     texts
@@ -178,43 +182,45 @@ fn envelopes(records: &[Value]) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_with_its_cursor_goes_on() {
-    let app = App::new().await;
+async fn client_resumes_with_its_cursor() {
+    let app = TestApp::new().await;
     for n in 1..=6 {
         app.channel.publish(n.to_string()).unwrap();
     }
-    for program in PROGRAMS {
+    for client in SCRIPTED_CLIENTS {
         let options = ["--protocol", "json.tower-push", "--take", "3"];
         let mut cursor = String::new();
         let mut read = Vec::new();
         for _ in 0..2 {
             let url = app.url(&format!("/feed?last_event_id={cursor}"));
-            let records = program.run(&url, &options).await;
+            let records = client.run(&url, &options).await;
             assert_eq!(records[0]["open"]["protocol"], "json.tower-push");
-            assert_eq!(records.last(), Some(&closed(1000)));
+            assert_eq!(records.last(), Some(&close_record(1000)));
             let envelopes = envelopes(&records);
             let last = envelopes.last().and_then(|last| last["id"].as_str());
             cursor = last.expect("an id").to_owned();
             read.extend(envelopes.iter().map(|envelope| envelope["data"].clone()));
         }
-        assert_eq!(read, ["1", "2", "3", "4", "5", "6"], "{program:?}");
+        assert_eq!(read, ["1", "2", "3", "4", "5", "6"], "{client:?}");
     }
 }
 
-/// When to come back, where it is said: later than whoever is told nothing does.
-const HINT: Duration = Duration::from_millis(1500);
+/// The time to reconnect that the server sends. It is longer than the client's default.
+const RETRY_DELAY: Duration = Duration::from_millis(1500);
 
-/// Two events on each connection, six in all; and when it was asked for them.
-fn in_pieces(asked: Arc<Mutex<Vec<Instant>>>) -> impl PushSource + Clone + Send + Sync {
+/// A source of six events, two per connection. It records when each subscription began.
+fn two_events_per_connection(
+    request_times: Arc<Mutex<Vec<Instant>>>,
+) -> impl PushSource + Clone + Send + Sync {
     source_fn(move |subscription: Subscription| {
-        asked.lock().unwrap().push(Instant::now());
+        request_times.lock().unwrap().push(Instant::now());
         async move {
             let seen = subscription.cursor().map_or("0", EventId::as_str);
             let seen: u64 = seen.parse().unwrap();
             let event = |n: u64| Event::text(n.to_string()).with_id(n).map(Item::Event);
             let events = (seen + 1..=6).take(2).map(event);
             let end = match seen {
-                0 => Some(Ok(Item::Ended { retry: HINT })),
+                0 => Some(Ok(Item::Ended { retry: RETRY_DELAY })),
                 4 => Some(Ok(Item::Finished)),
                 _ => None,
             };
@@ -224,40 +230,44 @@ fn in_pieces(asked: Arc<Mutex<Vec<Instant>>>) -> impl PushSource + Clone + Send 
 }
 
 #[tokio::test]
-async fn the_client_that_is_documented_comes_back_until_it_is_over() {
-    let asked = Arc::<Mutex<Vec<Instant>>>::default();
-    let server = TestServer::start(service(in_pieces(asked.clone()))).await;
+async fn documented_client_reconnects_until_finished() {
+    let request_times = Arc::<Mutex<Vec<Instant>>>::default();
+    let server = TestServer::start(service(two_events_per_connection(request_times.clone()))).await;
     let mut command = Command::from(programs::node_script("follow.mjs", "ws"));
     command.arg(server.url("/feed"));
-    let records = run(command).await;
+    let records = run_to_json_lines(command).await;
     let numbers: Vec<_> = records.iter().filter_map(|r| r["data"].as_str()).collect();
     assert_eq!(numbers, ["1", "2", "3", "4", "5", "6"], "{records:?}");
     let ends = records.iter().filter(|r| !r["end"].is_null());
     let ends: Vec<_> = ends.map(|r| &r["end"]["finished"]).collect();
     assert_eq!(ends, [false, false, true], "{records:?}");
-    let asked = asked.lock().unwrap();
-    assert!(asked[1] - asked[0] >= HINT, "{:?}", asked[1] - asked[0]);
+    let request_times = request_times.lock().unwrap();
+    assert!(
+        request_times[1] - request_times[0] >= RETRY_DELAY,
+        "{:?}",
+        request_times[1] - request_times[0]
+    );
 }
 
 #[tokio::test]
-async fn a_cursor_of_another_life_is_answered_with_a_gap() {
-    let app = App::new().await;
+async fn cursor_of_other_epoch_gets_gap() {
+    let app = TestApp::new().await;
     app.channel.publish("1").unwrap();
-    for program in PROGRAMS {
+    for client in SCRIPTED_CLIENTS {
         let options = ["--protocol", "json.tower-push", "--take", "1"];
         let url = app.url("/feed?last_event_id=another-1");
-        let records = program.run(&url, &options).await;
+        let records = client.run(&url, &options).await;
         assert!(envelopes(&records)[0]["gap"].is_object(), "{records:?}");
     }
 }
 
 #[tokio::test]
-async fn nchan_clients_read_the_id_ahead_of_the_message() {
-    let app = App::new().await;
+async fn nchan_client_reads_id_before_message() {
+    let app = TestApp::new().await;
     app.channel.publish("größe").unwrap();
-    for program in PROGRAMS {
+    for client in SCRIPTED_CLIENTS {
         let options = ["--protocol", "ws+meta.nchan", "--take", "1"];
-        let records = program.run(&app.url("/feed"), &options).await;
+        let records = client.run(&app.url("/feed"), &options).await;
         let message = records[1]["text"].as_str().unwrap();
         let (head, data) = message.split_once("\n\n").unwrap();
         let head: Vec<_> = head.lines().collect();
@@ -268,24 +278,24 @@ async fn nchan_clients_read_the_id_ahead_of_the_message() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_refused_before_it_is_a_websocket() {
-    let app = App::new().await;
-    for program in PROGRAMS {
+async fn foreign_origin_is_refused_with_403() {
+    let app = TestApp::new().await;
+    for client in SCRIPTED_CLIENTS {
         let options = ["--origin", "https://evil.example", "--take", "1"];
-        let records = program.run(&app.url("/gone"), &options).await;
-        assert_eq!(records[0]["refused"]["status"], 403, "{program:?}");
+        let records = client.run(&app.url("/gone"), &options).await;
+        assert_eq!(records[0]["refused"]["status"], 403, "{client:?}");
 
         let own = format!("http://{}", app.server.address);
         let options = ["--origin", &own, "--take", "1"];
-        let records = program.run(&app.url("/gone"), &options).await;
-        assert_eq!(records[1], json!({ "text": "größe" }), "{program:?}");
+        let records = client.run(&app.url("/gone"), &options).await;
+        assert_eq!(records[1], json!({ "text": "größe" }), "{client:?}");
     }
 }
 
 mod curl {
     use super::*;
 
-    /// The head's lines in alphabetical order, and the bytes behind it.
+    /// Runs curl. Returns the lines of the response head in alphabetical order, and the bytes after the head.
     async fn curl(url: &str, until: usize, headers: &[&str]) -> (Vec<String>, Vec<u8>) {
         let mut command = Command::new("curl");
         command.args(["-sS", "-i", "--http1.1", "--no-buffer", "--noproxy", "*"]);
@@ -314,7 +324,7 @@ mod curl {
         };
         timeout(TEST_TIMEOUT, reading)
             .await
-            .expect("more should have come")
+            .expect("more bytes should have arrived")
     }
 
     const HANDSHAKE: [&str; 3] = [
@@ -328,8 +338,8 @@ mod curl {
     }
 
     #[tokio::test]
-    async fn frames_arrive_to_the_byte() {
-        let app = App::new().await;
+    async fn curl_receives_exact_frames() {
+        let app = TestApp::new().await;
         let url = format!("http://{}/gone", app.server.address);
         let mut headers = HANDSHAKE.to_vec();
         let key = key();
@@ -356,8 +366,8 @@ mod curl {
     }
 
     #[tokio::test]
-    async fn what_is_no_handshake_is_refused_with_what_to_do() {
-        let app = App::new().await;
+    async fn invalid_handshake_is_refused_with_explanation() {
+        let app = TestApp::new().await;
         let url = format!("http://{}/gone", app.server.address);
         let key = key();
         let [connection, upgrade, version] = HANDSHAKE;

@@ -237,7 +237,7 @@ impl Soaked {
     fn transports(&self) -> Negotiate {
         let beat = || KeepAlive::new().interval(HEARTBEAT);
         let sockets = WebSocket::new()
-            .ping(beat())
+            .keep_alive(beat())
             .pong_deadline(PONG)
             .message_deadline(PATIENCE)
             .write_deadline(PATIENCE)

@@ -53,14 +53,14 @@ struct TotalLimit {
     open_streams: AtomicUsize,
 }
 
-/// Counts one stream against the limits of an [`Admission`] until it is dropped.
+/// Counts one stream against the limits of an [`Admission`] until the permit is dropped.
 #[derive(Default)]
 pub(super) struct AdmissionPermit {
     _total: Option<TotalPermit>,
     _per_key: Vec<Box<dyn Send + Sync>>,
 }
 
-/// Counts one stream against a [`TotalLimit`] until it is dropped.
+/// Counts one stream against a [`TotalLimit`] until the permit is dropped.
 struct TotalPermit(Arc<TotalLimit>);
 
 impl Admission {
@@ -94,7 +94,7 @@ impl Admission {
 
     /// Returns the time after which one refused client should come back.
     pub(super) fn random_retry(&self) -> Duration {
-        random::around(self.0.retry, 0.5)
+        random::jittered(self.0.retry, 0.5)
     }
 }
 
@@ -178,7 +178,7 @@ struct PerKeyLimit<F, K> {
     open_streams: Mutex<HashMap<K, usize>>,
 }
 
-/// Counts one stream against a [`PerKeyLimit`] until it is dropped.
+/// Counts one stream against a [`PerKeyLimit`] until the permit is dropped.
 struct KeyPermit<F, K: Hash + Eq> {
     limit: Arc<PerKeyLimit<F, K>>,
     key: K,

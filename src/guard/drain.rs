@@ -57,7 +57,8 @@ struct SharedDrain {
 #[derive(Default)]
 struct DrainState {
     start: Option<DrainStart>,
-    /// The number of streams that were ever registered. [`WaitList::register`] uses it to spread the streams over its shards.
+    /// The number of streams that were ever registered. [`WaitList::register`] uses this number to spread the streams over its
+    /// shards.
     registered: usize,
     open: usize,
     /// See [`DrainOutcome::notified`].
@@ -146,8 +147,8 @@ impl DrainPlan {
         self
     }
 
-    /// The fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer: 0.5 by default, from 0.2
-    /// to 1.
+    /// The fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer: 0.5 by default, from
+    /// 0.2 to 1.
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = if fraction.is_nan() {
             0.2
@@ -161,15 +162,15 @@ impl DrainPlan {
     fn random_delay(self) -> Duration {
         let spread = self.spread.unwrap_or(self.deadline / 2).min(self.deadline);
         let fraction = match f64::from(self.batches) {
-            0.0 => random::unit(),
-            batches => (random::unit() * batches).floor() / batches,
+            0.0 => random::fraction(),
+            batches => (random::fraction() * batches).floor() / batches,
         };
         spread.mul_f64(fraction)
     }
 
     /// Chooses the time after which one client should come back.
     fn random_retry(self) -> Duration {
-        random::around(self.retry, self.jitter)
+        random::jittered(self.retry, self.jitter)
     }
 }
 

@@ -74,11 +74,11 @@
 //! `examples/metrics.rs` exposes all of this to Prometheus.
 //!
 //! # When a stream is closed
-//! A stream counts for [`Drain::wait`], [`Admission`] and [`GuardCounts`] until it is closed. A stream is closed when the server has dropped
-//! the future of the response, the response's body and, for a WebSocket, the task that owns the socket. The way in which the stream ended
-//! does not matter. A stream that long-polling [parks](crate::Resumable) between two polls is not open; each poll is.
+//! A stream counts for [`Drain::wait`], [`Admission`] and [`GuardCounts`] until it is closed. A stream is closed when the server has
+//! dropped the future of the response, the response's body and, for a WebSocket, the task that owns the socket. The way in which the stream
+//! ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls is not open; each poll is.
 //!
-//! A transport [of your own](crate::transport#a-transport-of-ones-own) is counted and ended too if it opens its streams with a
+//! A transport [of your own](crate::transport#writing-a-transport) is counted and ended too if it opens its streams with a
 //! [`PendingStream`](crate::supervision::PendingStream). Otherwise a guard still limits its streams, and a drain waits for them.
 //!
 //! If a guard is put around another, the inner guard ends the streams, and both count them.
@@ -172,8 +172,8 @@ impl GuardBuilder {
         self
     }
 
-    /// The maximum lifetime of a stream, so that a load balancer can move its client to another server: no maximum by default, and at most 30
-    /// years. Each stream ends at a random point of the last fifth of this time.
+    /// The maximum lifetime of a stream, so that a load balancer can move its client to another server: no maximum by default, and at most
+    /// 30 years. Each stream ends at a random point of the last fifth of this time.
     ///
     /// ```
     /// use std::time::Duration;

@@ -71,8 +71,8 @@ impl CloseReason {
         }
     }
 
-    /// Returns whether the client is notified of an end for this reason. A failure does not count as notified, although some transports tell
-    /// the client of it.
+    /// Returns whether the client is notified of an end for this reason. A failure does not count as notified, although some transports
+    /// tell the client of it.
     pub(super) fn notifies_client(self) -> bool {
         !matches!(self, Self::Left | Self::Failed | Self::Lagged)
     }

@@ -15,9 +15,10 @@ use crate::{
 
 /// An [`Observer`] that writes to `tracing`: a span for each stream, and in it what happens to the stream.
 ///
-/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when the stream
-/// is [closed](super#when-a-stream-is-closed). The source is polled in it, so that events that the source writes belong to it too. The
-/// target of all that this observer writes is `tower_push`.
+/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when the
+/// stream is [closed](super#when-a-stream-is-closed). The source is polled in the span, so that events that the source writes belong to the
+/// span too.
+/// The target of all that this observer writes is `tower_push`.
 ///
 /// | what | level | fields |
 /// |---|---|---|
@@ -29,8 +30,8 @@ use crate::{
 /// | `closed` | debug | `reason`, and `open_ms` in milliseconds |
 /// | `refused`, in the request's span | info | `reason` |
 ///
-/// At the level `info`, a stream without gaps and failures writes nothing. No payload, id, cursor or header is written at any level, because
-/// a cursor alone may give access to a stream. An error is written as its source words it.
+/// At the level `info`, a stream without gaps and failures writes nothing. No payload, id, cursor or header is written at any level,
+/// because a cursor alone may give access to a stream. An error is written as its source words it.
 ///
 /// For other fields, names or levels, write an observer with its own [`make_span`](Observer::make_span).
 ///

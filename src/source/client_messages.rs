@@ -13,7 +13,7 @@ use crate::{
     sync::{Mutex, MutexGuard, lock},
 };
 
-/// The messages that one client sends over a WebSocket, as a stream in their order.
+/// The messages that one client sends over a transport that carries them, such as a WebSocket: a stream in their order.
 ///
 /// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes it, the
 /// messages are checked and dropped. The stream ends when the connection does.
@@ -50,7 +50,7 @@ pub struct ClientMessages(Arc<MessageQueue>);
 /// The sending half of [`ClientMessages`], for a transport over which clients send messages.
 ///
 /// The transport attaches it to the subscription, and reads from the client only while [`poll_ready`](Self::poll_ready) is ready.
-/// Not reading slows the client down if the source is slow. Dropping the sender ends the stream.
+/// If the source is slow, the client is slowed down by not being read from. Dropping the sender ends the stream.
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};

@@ -77,8 +77,8 @@ impl Rejection {
         self.0.status == StatusCode::NO_CONTENT
     }
 
-    /// Returns the status, the headers and the message. [`rejection_response`](crate::transport::rejection_response) makes the response from
-    /// them.
+    /// Returns the status, the headers and the message. [`rejection_response`](crate::transport::rejection_response) makes the response
+    /// from them.
     pub fn into_parts(self) -> (StatusCode, HeaderMap, Cow<'static, str>) {
         let RejectionParts {
             status,

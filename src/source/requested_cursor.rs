@@ -44,7 +44,7 @@ impl RequestedCursor {
         Self::from_values(values.iter().map(|value| value.as_ref()))
     }
 
-    /// Reads a cursor that is given once, or several times alike. Empty values do not count.
+    /// Reads a cursor that is given once, or several times with the same value. Empty values do not count.
     fn from_values<'a>(values: impl Iterator<Item = &'a str>) -> Self {
         let mut cursor = Self::Absent;
         for value in values.filter(|value| !value.is_empty()) {

@@ -3,7 +3,6 @@ use std::{sync::Arc, time::Duration};
 use http::request::Parts;
 use tokio::time::Instant;
 
-#[cfg(feature = "websocket")]
 use super::client_messages::{ClientMessageSender, ClientMessages, ClientMessagesSlot};
 use super::requested_cursor::RequestedCursor;
 use crate::{
@@ -15,8 +14,8 @@ use crate::{
 /// One client's subscription to a source, as the client's request describes it.
 ///
 /// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the value of the
-/// query parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if the request has two cursors
-/// that differ. The source then sees a subscription without a cursor, and [`Push`](super::Push) tells the client of a
+/// query parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if the request has two
+/// cursors that differ. The source then sees a subscription without a cursor, and [`Push`](super::Push) tells the client of a
 /// [gap](crate::event::Gap) first. An unreadable cursor is never an error, because after an error an `EventSource` does not reconnect.
 ///
 /// A clone is cheap, and shares the request's head and the expiry.
@@ -26,7 +25,6 @@ pub struct Subscription {
     has_unreadable_cursor: bool,
     transport: &'static str,
     shared: Arc<SharedSubscription>,
-    #[cfg(feature = "websocket")]
     client_messages: Option<ClientMessagesSlot>,
 }
 
@@ -69,15 +67,12 @@ impl Subscription {
                 head: head.clone(),
                 expires_at: Mutex::default(),
             }),
-            #[cfg(feature = "websocket")]
             client_messages: None,
         }
     }
 
     /// Returns this subscription with the messages that a transport sends with `sender`. The source takes the messages with
     /// [`client_messages`](Self::client_messages).
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     #[must_use]
     pub fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
@@ -96,8 +91,8 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription without its cursor, readable or not. A source that handles the cursor itself can pass the result to an inner
-    /// source.
+    /// Returns this subscription without its cursor, readable or not. A source that handles the cursor itself can pass the result to an
+    /// inner source.
     #[must_use]
     pub fn without_cursor(self) -> Self {
         Self {
@@ -114,7 +109,8 @@ impl Subscription {
         self.start.as_ref()
     }
 
-    /// Returns the client's cursor: the id of the last event that the client has received. Returns `None` if the request has no cursor, or an unreadable one.
+    /// Returns the client's cursor: the id of the last event that the client has received. Returns `None` if the request has no cursor, or
+    /// an unreadable one.
     pub fn cursor(&self) -> Option<&EventId> {
         match &self.start {
             Some(StartPosition::After(id)) => Some(id),
@@ -133,8 +129,6 @@ impl Subscription {
     ///
     /// Only the first call returns the stream, and only before the source accepts the subscription. Returns `None` if the transport
     /// receives no messages.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
     pub fn client_messages(&self) -> Option<ClientMessages> {
         self.client_messages.as_ref()?.take()
     }
@@ -144,7 +138,8 @@ impl Subscription {
         self.transport
     }
 
-    /// Returns the head of the request, as the transport received it. The head lacks extensions that an inner service has added to the request.
+    /// Returns the head of the request, as the transport received it. The head lacks extensions that an inner service has added to the
+    /// request.
     pub fn head(&self) -> &Parts {
         &self.shared.head
     }
@@ -181,8 +176,8 @@ impl Subscription {
         self.expire_by(Instant::now() + time.min(MAX_STREAM_LIFETIME));
     }
 
-    /// Returns the time at which the stream expires: the earliest of the calls of [`expire_by`](Self::expire_by). Returns `None` if the stream
-    /// does not expire.
+    /// Returns the time at which the stream expires: the earliest of the calls of [`expire_by`](Self::expire_by). Returns `None` if the
+    /// stream does not expire.
     pub fn expires_at(&self) -> Option<Instant> {
         *lock(&self.shared.expires_at)
     }

@@ -21,6 +21,7 @@ use crate::{
 /// [`PendingStream::open`](super::PendingStream::open) creates this stream. If a guard or an expiry ends the stream, the last item is
 /// [`Item::Ended`] or [`Item::Expired`]: the stream ends early. A transport may continue to poll after the source's stream has ended with
 /// `None`. The supervised stream is then pending until a guard or the expiry ends it. See the [module docs](super) for an example.
+#[must_use = "streams do nothing unless polled"]
 pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     items: S,
     handle: Option<StreamHandle>,
@@ -50,7 +51,7 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Wraps items that are supervised elsewhere, or not at all.
+    /// Wraps items without a guard and without an expiry.
     #[cfg(test)]
     pub(crate) fn unsupervised(items: S) -> Self {
         Self::new(items, None, None)

@@ -15,6 +15,9 @@
 //! else as for the transports of this crate: it subscribes to the source, responds to `HEAD` requests and to refused subscriptions,
 //! joins what is ready into one frame, sends heartbeats, and aborts the response if the source fails.
 //!
+//! A transport that does not stream a body, such as one for polls or for a socket, opens its streams with
+//! [`supervision`](crate::supervision), so that a [`Guard`](crate::Guard) can limit, count, observe and end them.
+//!
 //! ```
 //! use bytes::{BufMut, BytesMut};
 //! use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
@@ -54,7 +57,7 @@
 //! impl Encoder for LengthDelimited {
 //!     fn open(&mut self, _: &mut FrameBuffer) {}
 //!     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-//!         out.event::<Self>(event);
+//!         out.push_event::<Self>(event);
 //!         Ok(())
 //!     }
 //!     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {

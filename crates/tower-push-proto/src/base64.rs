@@ -1,4 +1,4 @@
-//! Base64 as it goes into events ([RFC 4648 §4](https://www.rfc-editor.org/rfc/rfc4648#section-4), with padding).
+//! Base64 with padding ([RFC 4648 §4](https://www.rfc-editor.org/rfc/rfc4648#section-4)).
 
 use bytes::{BufMut, BytesMut};
 
@@ -26,6 +26,42 @@ pub fn encode(bytes: &[u8], out: &mut BytesMut) {
     }
 }
 
+/// Returns the bytes that a text stands for. Returns `None` if the text is not base64 with padding, or if it sets bits behind the last
+/// byte.
+pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
+    let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
+    if text.len() % 4 != 0 || padding > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    for group in text[..text.len() - padding].chunks(4) {
+        let bits = group
+            .iter()
+            .try_fold(0, |bits: u32, digit| Some(bits << 6 | value(*digit)?))?;
+        // The digits that are missing in the last group are zeros.
+        let missing = 4 - group.len();
+        let [_, group_bytes @ ..] = (bits << (6 * missing)).to_be_bytes();
+        let (kept, dropped) = group_bytes.split_at(3 - missing);
+        if dropped.iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        bytes.extend_from_slice(kept);
+    }
+    Some(bytes)
+}
+
+fn value(digit: u8) -> Option<u32> {
+    let value = match digit {
+        b'A'..=b'Z' => digit - b'A',
+        b'a'..=b'z' => digit - b'a' + 26,
+        b'0'..=b'9' => digit - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return None,
+    };
+    Some(value.into())
+}
+
 #[cfg(test)]
 mod tests {
     use ::base64::{Engine, engine::general_purpose::STANDARD};
@@ -40,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vectors_of_rfc_4648() {
+    fn rfc_4648_vectors_are_written() {
         let vectors = [
             "", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy",
         ];
@@ -51,8 +87,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_what_the_base64_crate_writes(bytes: Vec<u8>) {
+        fn base64_crate_writes_the_same(bytes: Vec<u8>) {
             prop_assert_eq!(encoded(&bytes), STANDARD.encode(&bytes));
+            prop_assert_eq!(decode(encoded(&bytes).as_bytes()), Some(bytes));
+        }
+
+        #[test]
+        fn base64_crate_reads_the_same(text in "[A-Za-z0-9+/=-]{0,4}([A-Za-z0-9+/]{4}){0,2}[A-Za-z0-9+/=-]{0,2}=?=?") {
+            prop_assert_eq!(decode(text.as_bytes()), STANDARD.decode(&text).ok());
         }
     }
 }

@@ -18,19 +18,23 @@ fn clean_blocks<const BLOCK: usize>(bytes: &[u8], wanted: impl Fn(u8) -> bool) -
     blocks.take_while(|block| !any(block)).count() * BLOCK
 }
 
-/// Whether a needle stands anywhere in the bytes. An empty one never does.
+/// Whether `needle` occurs in `bytes`. An empty needle occurs nowhere.
 pub fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    let Some(first) = needle.first() else {
-        return false;
-    };
-    let mut rest = bytes;
-    while let Some(at) = find_byte(rest, |b| b == *first) {
-        if rest[at..].starts_with(needle) {
-            return true;
+    find(bytes, needle).is_some()
+}
+
+/// Returns where `needle` occurs first in `bytes`. An empty needle occurs nowhere.
+pub fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    let first = needle.first()?;
+    let mut from = 0;
+    while let Some(offset) = find_byte(&bytes[from..], |byte| byte == *first) {
+        let start = from + offset;
+        if bytes[start..].starts_with(needle) {
+            return Some(start);
         }
-        rest = &rest[at + 1..];
+        from = start + 1;
     }
-    false
+    None
 }
 
 #[cfg(test)]
@@ -48,8 +52,9 @@ mod tests {
             bytes in proptest::collection::vec(0_u8..3, 0..60),
             needle in proptest::collection::vec(0_u8..3, 1..4),
         ) {
-            let expected = bytes.windows(needle.len()).any(|window| window == needle);
-            prop_assert_eq!(super::contains(&bytes, &needle), expected);
+            let expected = bytes.windows(needle.len()).position(|window| window == needle);
+            prop_assert_eq!(super::find(&bytes, &needle), expected);
+            prop_assert_eq!(super::contains(&bytes, &needle), expected.is_some());
         }
     }
 

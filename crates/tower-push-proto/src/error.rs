@@ -5,7 +5,7 @@ use std::{error, fmt};
 /// Any error, as a source's stream may end with.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
 
-/// A value that cannot be pushed, or a subscriber or peer to which nothing more can be pushed.
+/// A value that cannot be pushed, a peer to which nothing more can be pushed, or bytes from a peer that cannot be read.
 ///
 /// `Error` is opaque, so that kinds can be added: ask with the `is_…` methods. Sources and transports outside of this crate
 /// make the same errors with the constructors of the same names.
@@ -35,6 +35,8 @@ enum ErrorKind {
     Lagged,
     InvalidOrigin,
     Stalled,
+    TooLong,
+    Malformed,
 }
 
 /// A constructor and a predicate for each kind.
@@ -110,6 +112,37 @@ kinds! {
         is_stalled;
 }
 
+impl Error {
+    /// Makes the error for a line, a record or a part that is longer than a parser's limit. `detail` says which, as the
+    /// [`source`](error::Error::source).
+    #[cold]
+    pub fn too_long(detail: impl Into<BoxError>) -> Self {
+        Self {
+            kind: ErrorKind::TooLong,
+            source: Some(detail.into()),
+        }
+    }
+
+    /// Whether a line, a record or a part is longer than a parser's limit.
+    pub fn is_too_long(&self) -> bool {
+        self.kind == ErrorKind::TooLong
+    }
+
+    /// Makes the error for bytes that a parser cannot read. `detail` says why, as the [`source`](error::Error::source).
+    #[cold]
+    pub fn malformed(detail: impl Into<BoxError>) -> Self {
+        Self {
+            kind: ErrorKind::Malformed,
+            source: Some(detail.into()),
+        }
+    }
+
+    /// Whether a parser met bytes that it cannot read.
+    pub fn is_malformed(&self) -> bool {
+        self.kind == ErrorKind::Malformed
+    }
+}
+
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 impl Error {
@@ -154,6 +187,8 @@ impl fmt::Display for Error {
                 "an origin is a scheme, a host and perhaps a port: https://app.example.com"
             }
             ErrorKind::Stalled => "the peer has taken nothing for too long",
+            ErrorKind::TooLong => "what was received is longer than the limit",
+            ErrorKind::Malformed => "what was received cannot be read",
         })
     }
 }

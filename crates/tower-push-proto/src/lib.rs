@@ -19,20 +19,25 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod base64;
-pub mod byte_search;
 mod encoder;
 mod error;
 pub mod event;
 pub mod format;
 mod frame_buffer;
-pub mod header_list;
-#[doc(hidden)]
-pub mod random;
 pub mod sse;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub mod websocket;
+
+// Shared with tower-push, and not part of the public API: other crates have such functions of their own.
+#[doc(hidden)]
+pub mod base64;
+#[doc(hidden)]
+pub mod byte_search;
+#[doc(hidden)]
+pub mod header_list;
+#[doc(hidden)]
+pub mod random;
 
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]

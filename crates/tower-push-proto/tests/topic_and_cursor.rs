@@ -78,8 +78,8 @@ fn multipart_has_headers() {
         for (part, headers) in parts.iter().zip([
             "Event-ID: a1\r\nEvent-Type: greeting\r\n",
             "Event-ID: a1\r\nEvent-Topic: chat/\"1\"\r\nEvent-Type: greeting\r\n",
-            "Event-ID: a1\r\nCursor: b9\r\nEvent-Type: greeting\r\n",
-            "Event-ID: a1\r\nCursor: b9\r\nEvent-Topic: chat/\"1\"\r\nEvent-Type: greeting\r\n",
+            "Event-ID: a1\r\nEvent-Cursor: b9\r\nEvent-Type: greeting\r\n",
+            "Event-ID: a1\r\nEvent-Cursor: b9\r\nEvent-Topic: chat/\"1\"\r\nEvent-Type: greeting\r\n",
         ]) {
             let (head, rest) = part.split_once("\r\n\r\nhi\r\n--").unwrap();
             let expected = format!("{headers}Content-Length: 2");

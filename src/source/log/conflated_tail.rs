@@ -75,9 +75,9 @@ impl ConflatedTail {
         self.last_dropped_position
     }
 
-    /// Returns the events after a position, with their positions.
-    pub(super) fn events_after(&self, position: u64) -> impl Iterator<Item = (u64, &Event)> {
+    /// Returns the entries after a position, with their positions.
+    pub(super) fn entries_after(&self, position: u64) -> impl Iterator<Item = (u64, &LogEntry)> {
         let entries = self.entries.range(position + 1..);
-        entries.map(|(position, entry)| (*position, &entry.event))
+        entries.map(|(position, entry)| (*position, entry))
     }
 }

@@ -12,6 +12,7 @@ use futures_util::{Stream, stream};
 use tokio::sync::watch;
 use tower_push::{
     BoxError, Error, Event, EventId, Gap, GapReason, Item, PushSource,
+    event::IdPrefix,
     source::{Rejection, StartPosition, Subscription},
 };
 
@@ -41,8 +42,8 @@ pub enum LagPolicy {
 }
 
 struct ChannelState {
-    /// The first part of each id. A cursor with another epoch is of another channel.
-    epoch: String,
+    /// The first part of each id. A cursor with another prefix is of another channel.
+    id_prefix: IdPrefix<12>,
     config: RingChannelBuilder,
     log: Mutex<EventLog>,
     /// Notifies subscribers of changes of `log`.
@@ -88,13 +89,14 @@ impl RingChannel {
     /// # Errors
     /// [`Error::is_closed`] after [`close`](Self::close).
     pub fn publish(&self, event: impl Into<Event>) -> Result<EventId, Error> {
-        let event = event.into();
+        // The copy of an event with clones is not made under the lock.
+        let event = event.into().into_unshared();
         let mut log = self.0.lock();
         if log.is_closed {
             return Err(Error::closed());
         }
-        let id = self.0.id(log.last_position() + 1)?;
-        log.events.push_back(event.with_id(&id)?);
+        let id = self.0.id(log.last_position() + 1);
+        log.events.push_back(event.with_event_id(id.clone()));
         if log.events.len() > self.0.config.max_events {
             log.events.pop_front();
             log.before_oldest += 1;
@@ -133,7 +135,7 @@ impl RingChannelBuilder {
     /// Creates the channel.
     pub fn build(self) -> RingChannel {
         RingChannel(Arc::new(ChannelState {
-            epoch: format!("{:016x}", RandomState::new().build_hasher().finish()),
+            id_prefix: IdPrefix::from_bits(RandomState::new().build_hasher().finish().into()),
             config: self,
             log: Mutex::new(EventLog {
                 events: VecDeque::new(),
@@ -156,16 +158,14 @@ impl ChannelState {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn id(&self, position: u64) -> Result<EventId, Error> {
-        EventId::new(format!("{}-{position:016}", self.epoch))
+    fn id(&self, position: u64) -> EventId {
+        self.id_prefix.id(position)
     }
 
     /// Returns the position of a cursor of this channel.
     fn position(&self, cursor: &EventId) -> Option<u64> {
-        let (epoch, position) = cursor.as_str().split_once('-')?;
-        (epoch == self.epoch)
-            .then(|| position.parse().ok())
-            .flatten()
+        let (prefix, position) = IdPrefix::split(cursor)?;
+        (prefix == self.id_prefix).then_some(position)
     }
 
     fn subscribe(self: Arc<Self>, start: &StartPosition) -> Result<Subscriber, Rejection> {
@@ -185,7 +185,7 @@ impl ChannelState {
                     }
                     None => {
                         let gap = Gap::new(GapReason::Epoch).requested(cursor.clone());
-                        first_item = Some(Item::Gap(gap.resumed(self.id(oldest)?)));
+                        first_item = Some(Item::Gap(gap.resumed(self.id(oldest))));
                         oldest
                     }
                 }
@@ -198,7 +198,7 @@ impl ChannelState {
                 return Err(Rejection::finished());
             }
             // So that a client that loses its connection before the first event can resume.
-            first_item = Some(Item::Cursor(self.id(position)?));
+            first_item = Some(Item::Cursor(self.id(position)));
         }
         Ok(Subscriber {
             changes: self.changes.subscribe(),
@@ -264,7 +264,7 @@ impl Subscriber {
         let mut gap = Gap::new(reason).missed(position - self.position);
         gap.requested = self.requested.take();
         self.position = position;
-        Ok(Item::Gap(gap.resumed(self.channel.id(position)?)))
+        Ok(Item::Gap(gap.resumed(self.channel.id(position))))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::Error;
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
-/// use tower_push::EventType;
+/// use tower_push::event::EventType;
 ///
 /// assert_eq!(EventType::new("price")?.as_str(), "price");
 /// assert!(EventType::new("up\ndata: x").unwrap_err().is_invalid_type());

@@ -132,7 +132,7 @@ impl Item {
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
-/// use tower_push::{IntoItem, Item};
+/// use tower_push::{Item, event::IntoItem};
 ///
 /// let Item::Event(event) = "hello".into_item()? else { unreachable!() };
 /// assert_eq!(event.payload().as_text(), Some("hello"));
@@ -224,7 +224,7 @@ impl<T: IntoItem, E: Into<BoxError>> IntoItem for Result<T, E> {
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
-/// use tower_push::{IntoItem, Json};
+/// use tower_push::{Json, event::IntoItem};
 ///
 /// Json(vec![1, 2, 3]).into_item()?;
 /// # Ok::<(), tower_push::BoxError>(())

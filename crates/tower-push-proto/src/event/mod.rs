@@ -101,7 +101,7 @@ impl Event {
     pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
         let text = serde_json::to_string(value).map_err(Error::json)?;
         // A `Serialize` may hand out raw JSON, line breaks and all.
-        Ok(Self::new(Payload::Json(payload::on_one_line(text))))
+        Ok(Self::from_valid_json(text))
     }
 
     /// An event that carries a text that is JSON already, which the JSON formats then embed instead of quoting it.
@@ -124,7 +124,13 @@ impl Event {
     pub fn json_text(text: impl Into<String>) -> Result<Self, Error> {
         let text = text.into();
         serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(Error::json)?;
-        Ok(Self::new(Payload::Json(payload::on_one_line(text))))
+        Ok(Self::from_valid_json(text))
+    }
+
+    /// Makes an event that carries a text that is known to be one JSON value.
+    #[cfg(feature = "json")]
+    pub(crate) fn from_valid_json(text: impl Into<String>) -> Self {
+        Self::new(Payload::Json(payload::on_one_line(text.into())))
     }
 
     // Inlined, or it is built on the stack and copied.

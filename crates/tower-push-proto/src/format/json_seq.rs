@@ -16,7 +16,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct JsonSeq {}
 
-const RECORD_SEPARATOR: u8 = 0x1e;
+/// The byte that begins each text.
+pub(super) const RECORD_SEPARATOR: u8 = 0x1e;
 
 impl JsonSeq {
     /// JSON text sequences.
@@ -49,7 +50,7 @@ impl Encoder for JsonSeq {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        out.event::<Record>(event);
+        out.push_event::<Record>(event);
         Ok(())
     }
 

@@ -16,16 +16,31 @@ pub mod control_record;
 pub mod envelope;
 mod json_array;
 mod json_seq;
+mod json_seq_parser;
 mod multipart;
+mod multipart_parser;
 mod ndjson;
+mod ndjson_parser;
 mod raw;
+#[cfg(feature = "json")]
+mod record;
 
 use std::fmt;
 
 use http::HeaderValue;
 
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::record::Record;
 pub use self::{
-    json_array::JsonArray, json_seq::JsonSeq, multipart::Multipart, ndjson::Ndjson, raw::Raw,
+    json_array::JsonArray,
+    json_seq::JsonSeq,
+    json_seq_parser::JsonSeqParser,
+    multipart::Multipart,
+    multipart_parser::{MultipartParser, MultipartPart},
+    ndjson::Ndjson,
+    ndjson_parser::NdjsonParser,
+    raw::Raw,
 };
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
@@ -33,6 +48,9 @@ use crate::{
     event::{Event, EventId, Gap},
     frame_buffer::FrameBuffer,
 };
+
+/// The maximum length of a record or part that a parser accepts by default, in bytes.
+const DEFAULT_MAX_RECORD_LEN: usize = 4 * 1024 * 1024;
 
 /// A format of streams and batches: makes their encoders.
 pub trait Format: fmt::Debug + Send + Sync + 'static {

@@ -39,7 +39,7 @@ pub struct Multipart {
 }
 
 /// The type of the parts that are not events.
-const CONTROL: &str = "application/vnd.tower-push+json";
+pub(super) const CONTROL_TYPE: &str = "application/vnd.tower-push+json";
 
 impl Multipart {
     /// `multipart/mixed`.
@@ -122,7 +122,7 @@ impl MultipartEncoder {
     fn control(&self, out: &mut BytesMut, content: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
         content(&mut json);
-        header("Content-Type", CONTROL, out);
+        header("Content-Type", CONTROL_TYPE, out);
         part(&json, out);
     }
 
@@ -184,7 +184,7 @@ impl Encoder for MultipartEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.begin_part(event, out)?;
-        out.event::<Part>(event);
+        out.push_event::<Part>(event);
         self.delimiter(out.buffer());
         Ok(())
     }
@@ -286,7 +286,7 @@ fn write_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
         header("Event-ID", id.as_str(), out);
     }
     if let Some(cursor) = cursor {
-        header("Cursor", cursor.as_str(), out);
+        header("Event-Cursor", cursor.as_str(), out);
     }
     if let Some(topic) = &fields.topic {
         header("Event-Topic", topic.as_str(), out);

@@ -5,8 +5,10 @@
 
 mod encoder;
 mod lines;
+mod parser;
 
 pub use self::{
     encoder::{SseConfig, SseEncoder},
     lines::{for_each_data_line, write_comment, write_cursor, write_event, write_id, write_retry},
+    parser::{SseEvent, SseParser},
 };

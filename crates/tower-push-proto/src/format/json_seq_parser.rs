@@ -1,0 +1,198 @@
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{DEFAULT_MAX_RECORD_LEN, json_seq::RECORD_SEPARATOR};
+use crate::error::Error;
+
+/// An incremental parser of [JSON text sequences](super::JsonSeq) ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): it splits the
+/// input into JSON texts.
+///
+/// The input may be cut anywhere. A text begins behind a record separator (0x1E) and ends with the first line feed that is outside
+/// of its strings, arrays and objects. It is returned as soon as that line feed is read, and without it. Record separators with
+/// nothing behind them, which are heartbeats, are left out. The parser does not check the JSON: `Record::from_json` does.
+///
+/// A text that another record separator interrupts was cut off: the parser fails with [`Error::is_malformed`], and goes on behind that
+/// separator when it is called again.
+///
+/// The parser keeps at most one text. It fails with [`Error::is_too_long`] if a text is longer than
+/// [`max_record_len`](Self::max_record_len), and then whatever comes.
+///
+/// ```
+/// use bytes::Bytes;
+/// use tower_push_proto::format::JsonSeqParser;
+///
+/// let mut parser = JsonSeqParser::new();
+/// let mut input = Bytes::from("\x1e\x1e{\n\"data\":1}\n\x1e{\"da\x1e2\n");
+/// assert_eq!(parser.next_record(&mut input)?.unwrap(), "{\n\"data\":1}");
+/// assert!(parser.next_record(&mut input).unwrap_err().is_malformed());
+/// assert_eq!(parser.next_record(&mut input)?.unwrap(), "2");
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct JsonSeqParser {
+    max_record_len: usize,
+    has_failed: bool,
+    position: Position,
+    /// A text that began in an earlier piece of the input.
+    partial: BytesMut,
+}
+
+/// Where the next byte stands.
+#[derive(Clone, Copy, Debug)]
+enum Position {
+    /// Between texts, before a record separator.
+    Between,
+    /// Behind a record separator, before the text.
+    BehindSeparator,
+    /// In a text, within this many arrays and objects.
+    Text { depth: usize },
+    /// In a string of the text.
+    String { depth: usize },
+    /// Behind a backslash in a string of the text.
+    Escape { depth: usize },
+}
+
+/// What a byte is to the text.
+enum Scanned {
+    Outside,
+    Inside,
+    End,
+    /// A record separator within the text.
+    Interruption,
+    /// A byte before the first record separator.
+    Stray,
+}
+
+impl Position {
+    fn scan(&mut self, byte: u8) -> Scanned {
+        let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        *self = match (*self, byte) {
+            (Self::Between | Self::BehindSeparator, RECORD_SEPARATOR) => {
+                *self = Self::BehindSeparator;
+                return Scanned::Outside;
+            }
+            (Self::Between | Self::BehindSeparator, _) if is_space => return Scanned::Outside,
+            (Self::Between, _) => return Scanned::Stray,
+            (_, RECORD_SEPARATOR) => {
+                *self = Self::BehindSeparator;
+                return Scanned::Interruption;
+            }
+            (Self::Text { depth: 0 }, b'\n') => {
+                *self = Self::Between;
+                return Scanned::End;
+            }
+            (Self::BehindSeparator, b'"') => Self::String { depth: 0 },
+            (Self::BehindSeparator, b'{' | b'[') => Self::Text { depth: 1 },
+            (Self::BehindSeparator, _) => Self::Text { depth: 0 },
+            (Self::Text { depth }, b'"') => Self::String { depth },
+            (Self::Text { depth }, b'{' | b'[') => Self::Text { depth: depth + 1 },
+            (Self::Text { depth }, b'}' | b']') => Self::Text {
+                depth: depth.saturating_sub(1),
+            },
+            (Self::String { depth }, b'\\') => Self::Escape { depth },
+            (Self::String { depth }, b'"') => Self::Text { depth },
+            (Self::Escape { depth }, _) => Self::String { depth },
+            (unchanged @ (Self::Text { .. } | Self::String { .. }), _) => unchanged,
+        };
+        Scanned::Inside
+    }
+}
+
+impl JsonSeqParser {
+    /// Makes a parser that stands at the beginning of a stream.
+    pub fn new() -> Self {
+        Self {
+            max_record_len: DEFAULT_MAX_RECORD_LEN,
+            has_failed: false,
+            position: Position::Between,
+            partial: BytesMut::new(),
+        }
+    }
+
+    /// The maximum length of a text, in bytes: 4 MiB by default.
+    pub fn max_record_len(mut self, bytes: usize) -> Self {
+        self.max_record_len = bytes;
+        self
+    }
+
+    /// Reads from the front of `input` up to the end of the next text, and returns the text. Returns `None` if the input ends
+    /// before: more has to come.
+    ///
+    /// A text that lies whole in an input of the type `Bytes` is not copied.
+    ///
+    /// # Errors
+    /// [`Error::is_too_long`] if a text is longer than the limit, [`Error::is_malformed`] if it was cut off, or if something else than
+    /// white space stands before its record separator.
+    pub fn next_record(&mut self, input: &mut impl Buf) -> Result<Option<Bytes>, Error> {
+        if self.has_failed {
+            return Err(self.too_long());
+        }
+        while input.has_remaining() {
+            let chunk = input.chunk();
+            // Where the text is in the chunk: a text that began earlier goes on at once.
+            let mut start = if self.is_within_record() {
+                0
+            } else {
+                chunk.len()
+            };
+            let mut end = None;
+            for (index, byte) in chunk.iter().enumerate() {
+                match self.position.scan(*byte) {
+                    Scanned::Outside => {}
+                    Scanned::Inside => start = start.min(index),
+                    Scanned::End => {
+                        end = Some(index);
+                        break;
+                    }
+                    Scanned::Interruption => {
+                        input.advance(index + 1);
+                        self.partial.clear();
+                        return Err(Error::malformed("a JSON text was cut off"));
+                    }
+                    Scanned::Stray => {
+                        input.advance(index + 1);
+                        return Err(Error::malformed("a JSON text has no record separator"));
+                    }
+                }
+            }
+            let piece_len = end.unwrap_or(chunk.len()) - start;
+            if self.partial.len() + piece_len > self.max_record_len {
+                self.has_failed = true;
+                return Err(self.too_long());
+            }
+            let Some(end) = end else {
+                self.partial.extend_from_slice(&chunk[start..]);
+                let len = chunk.len();
+                input.advance(len);
+                continue;
+            };
+            let text = if self.partial.is_empty() {
+                input.advance(start);
+                input.copy_to_bytes(piece_len)
+            } else {
+                self.partial.extend_from_slice(&chunk[start..end]);
+                input.advance(end);
+                self.partial.split().freeze()
+            };
+            input.advance(1);
+            return Ok(Some(text));
+        }
+        Ok(None)
+    }
+
+    /// Whether a text has begun and not ended: at the end of a body, the text was cut off.
+    pub fn is_within_record(&self) -> bool {
+        !matches!(self.position, Position::Between | Position::BehindSeparator)
+    }
+
+    fn too_long(&self) -> Error {
+        let max_len = self.max_record_len;
+        Error::too_long(format!("a JSON text has more than {max_len} bytes"))
+    }
+}
+
+impl Default for JsonSeqParser {
+    fn default() -> Self {
+        Self::new()
+    }
+}

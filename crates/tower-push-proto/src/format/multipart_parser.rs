@@ -1,0 +1,404 @@
+use bytes::{Buf, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
+
+use super::DEFAULT_MAX_RECORD_LEN;
+use crate::{byte_search, error::Error, header_list::split_unquoted};
+
+/// An incremental parser of multipart bodies ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)), `multipart/mixed`
+/// and `multipart/x-mixed-replace` alike.
+///
+/// The input may be cut anywhere. A part that has a `Content-Length` is returned as soon as its content is complete; another one
+/// when the delimiter behind it is. What stands before the first delimiter and behind the last one is ignored.
+///
+/// # Limits
+/// The parser keeps at most one part, and the piece of input that it was given last. It fails with [`Error::is_too_long`] if the headers
+/// of a part are longer than [`max_headers_len`](Self::max_headers_len), or its content longer than
+/// [`max_part_len`](Self::max_part_len). After an error it fails whatever comes.
+///
+/// ```
+/// use http::HeaderValue;
+/// use tower_push_proto::format::MultipartParser;
+///
+/// let content_type = HeaderValue::from_static("multipart/mixed; boundary=\"b1\"");
+/// let mut parser = MultipartParser::from_content_type(&content_type)?;
+/// let mut input = &b"--b1\r\nEvent-ID: 7\r\nContent-Length: 2\r\n\r\nhi"[..];
+/// let part = parser.next_part(&mut input)?.unwrap();
+/// assert_eq!(part.headers["event-id"], "7");
+/// assert_eq!(part.content, "hi");
+///
+/// assert!(parser.next_part(&mut &b"\r\n--b1--\r\n"[..])?.is_none());
+/// assert!(parser.is_finished());
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct MultipartParser {
+    max_headers_len: usize,
+    max_part_len: usize,
+    /// `\r\n--BOUNDARY`.
+    delimiter: Vec<u8>,
+    position: Position,
+    /// Input that is not yet returned.
+    buffer: BytesMut,
+    /// How many bytes at the front of the buffer were searched for the end of what is there, and do not hold it.
+    searched: usize,
+}
+
+/// A part of a multipart body.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MultipartPart {
+    /// The headers, without the characters that HTTP does not allow in theirs.
+    pub headers: HeaderMap,
+    /// The content.
+    pub content: Bytes,
+}
+
+/// What the buffer begins with.
+#[derive(Debug)]
+enum Position {
+    /// What stands before the first delimiter.
+    Preamble,
+    /// What follows `--BOUNDARY`: the end of its line, or `--`.
+    DelimiterEnd,
+    /// The headers of a part.
+    Headers,
+    /// The content of a part, which the next delimiter ends.
+    Content(HeaderMap),
+    /// The content of a part of this length.
+    SizedContent(HeaderMap, usize),
+    /// The delimiter behind such a content.
+    Delimiter,
+    /// What stands behind the last delimiter.
+    Epilogue,
+    /// An error was returned.
+    Failed,
+}
+
+/// The maximum length of a boundary: [RFC 2046 §5.1.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1.1).
+const MAX_BOUNDARY_LEN: usize = 70;
+
+/// The longest padding behind a delimiter that is waited for, in bytes. The padding is spaces and tabs.
+const MAX_PADDING_LEN: usize = 256;
+
+impl MultipartParser {
+    /// Makes a parser for a body with this boundary, without the hyphens before it.
+    pub fn new(boundary: &str) -> Self {
+        Self {
+            max_headers_len: 64 * 1024,
+            max_part_len: DEFAULT_MAX_RECORD_LEN,
+            delimiter: format!("\r\n--{boundary}").into_bytes(),
+            position: Position::Preamble,
+            // The first delimiter needs no line break before it.
+            buffer: BytesMut::from("\r\n"),
+            searched: 0,
+        }
+    }
+
+    /// Makes a parser for a body of this `Content-Type`.
+    ///
+    /// # Errors
+    /// [`Error::is_malformed`] if the content type has no boundary of 1 to 70 bytes.
+    pub fn from_content_type(content_type: &HeaderValue) -> Result<Self, Error> {
+        let text = content_type.to_str().unwrap_or_default();
+        let mut parameters = split_unquoted(text, ';').skip(1);
+        let boundary = parameters.find_map(|parameter| {
+            let (name, value) = parameter.split_once('=')?;
+            let is_boundary = name.trim().eq_ignore_ascii_case("boundary");
+            is_boundary.then(|| unquoted(value.trim()))
+        });
+        boundary
+            .filter(|boundary| (1..=MAX_BOUNDARY_LEN).contains(&boundary.len()))
+            .map(|boundary| Self::new(&boundary))
+            .ok_or_else(|| Error::malformed("the content type has no valid boundary"))
+    }
+
+    /// The maximum length of a part's headers, in bytes: 64 KiB by default.
+    pub fn max_headers_len(mut self, bytes: usize) -> Self {
+        self.max_headers_len = bytes;
+        self
+    }
+
+    /// The maximum length of a part's content, in bytes: 4 MiB by default.
+    pub fn max_part_len(mut self, bytes: usize) -> Self {
+        self.max_part_len = bytes;
+        self
+    }
+
+    /// Whether the last delimiter was read: no part follows.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.position, Position::Epilogue)
+    }
+
+    /// Reads from the front of `input` until the next part is complete. Returns `None` if the input ends before: more has to come,
+    /// unless the body [is finished](Self::is_finished).
+    ///
+    /// # Errors
+    /// [`Error::is_too_long`] if a part is longer than its limits, [`Error::is_malformed`] if the body is no multipart body.
+    pub fn next_part(&mut self, input: &mut impl Buf) -> Result<Option<MultipartPart>, Error> {
+        loop {
+            match self.parse() {
+                Ok(None) => {}
+                Ok(part) => return Ok(part),
+                Err(error) => {
+                    self.position = Position::Failed;
+                    self.buffer = BytesMut::new();
+                    return Err(error);
+                }
+            }
+            if !input.has_remaining() {
+                return Ok(None);
+            }
+            let chunk = input.chunk();
+            self.buffer.extend_from_slice(chunk);
+            let len = chunk.len();
+            input.advance(len);
+        }
+    }
+
+    /// Parses what is in the buffer. Returns `None` if that does not complete a part.
+    fn parse(&mut self) -> Result<Option<MultipartPart>, Error> {
+        loop {
+            match std::mem::replace(&mut self.position, Position::Failed) {
+                Position::Preamble => {
+                    if self.take_until_delimiter().is_none() {
+                        self.position = Position::Preamble;
+                        self.drop_searched();
+                        return Ok(None);
+                    }
+                    self.position = Position::DelimiterEnd;
+                }
+                Position::DelimiterEnd => match self.take_delimiter_end() {
+                    Some(position) => self.position = position,
+                    None => {
+                        self.position = Position::DelimiterEnd;
+                        return Ok(None);
+                    }
+                },
+                Position::Headers => {
+                    let Some(headers) = self.take_headers()? else {
+                        self.position = Position::Headers;
+                        return Ok(None);
+                    };
+                    self.position = match content_length(&headers)? {
+                        Some(len) if len > self.max_part_len => return Err(self.part_too_long()),
+                        Some(len) => Position::SizedContent(headers, len),
+                        None => Position::Content(headers),
+                    };
+                }
+                Position::SizedContent(headers, len) => {
+                    if self.buffer.len() < len {
+                        self.position = Position::SizedContent(headers, len);
+                        return Ok(None);
+                    }
+                    let content = self.buffer.split_to(len).freeze();
+                    self.position = Position::Delimiter;
+                    return Ok(Some(MultipartPart { headers, content }));
+                }
+                Position::Delimiter => {
+                    let len = self.delimiter.len().min(self.buffer.len());
+                    if self.buffer[..len] != self.delimiter[..len] {
+                        let detail = "no delimiter stands behind a part of the announced length";
+                        return Err(Error::malformed(detail));
+                    }
+                    if len < self.delimiter.len() {
+                        self.position = Position::Delimiter;
+                        return Ok(None);
+                    }
+                    self.buffer.advance(len);
+                    self.position = Position::DelimiterEnd;
+                }
+                Position::Content(headers) => {
+                    let Some(content) = self.take_until_delimiter() else {
+                        if self.searched > self.max_part_len {
+                            return Err(self.part_too_long());
+                        }
+                        self.position = Position::Content(headers);
+                        return Ok(None);
+                    };
+                    if content.len() > self.max_part_len {
+                        return Err(self.part_too_long());
+                    }
+                    self.position = Position::DelimiterEnd;
+                    return Ok(Some(MultipartPart { headers, content }));
+                }
+                Position::Epilogue => {
+                    self.position = Position::Epilogue;
+                    self.buffer.clear();
+                    return Ok(None);
+                }
+                Position::Failed => return Err(Error::malformed("the multipart body is broken")),
+            }
+        }
+    }
+
+    /// Takes what stands before the next delimiter, and that delimiter. Returns `None` if there is none in the buffer.
+    fn take_until_delimiter(&mut self) -> Option<Bytes> {
+        let mut from = self.searched;
+        while let Some(offset) = byte_search::find(&self.buffer[from..], &self.delimiter) {
+            let start = from + offset;
+            let end = start + self.delimiter.len();
+            match delimiter_end(&self.buffer[end..]) {
+                DelimiterEnd::None => from = start + 1,
+                DelimiterEnd::Incomplete => {
+                    self.searched = start;
+                    return None;
+                }
+                DelimiterEnd::Line(_) | DelimiterEnd::Last => {
+                    let content = self.buffer.split_to(start).freeze();
+                    self.buffer.advance(self.delimiter.len());
+                    self.searched = 0;
+                    return Some(content);
+                }
+            }
+        }
+        // A delimiter may have begun at the end.
+        self.searched = (self.buffer.len() + 1)
+            .saturating_sub(self.delimiter.len())
+            .max(from);
+        None
+    }
+
+    /// Drops bytes of the preamble.
+    fn drop_searched(&mut self) {
+        self.buffer.advance(self.searched.min(self.buffer.len()));
+        self.searched = 0;
+    }
+
+    /// Takes the end of a delimiter's line. Returns `None` if it is incomplete.
+    fn take_delimiter_end(&mut self) -> Option<Position> {
+        match delimiter_end(&self.buffer) {
+            DelimiterEnd::Incomplete => None,
+            DelimiterEnd::Line(len) => {
+                self.buffer.advance(len);
+                Some(Position::Headers)
+            }
+            DelimiterEnd::Last => Some(Position::Epilogue),
+            DelimiterEnd::None => Some(Position::Failed),
+        }
+    }
+
+    /// Takes the headers of a part and the empty line behind them. Returns `None` if they are incomplete.
+    fn take_headers(&mut self) -> Result<Option<HeaderMap>, Error> {
+        let block = if self.buffer.starts_with(b"\r\n") {
+            self.buffer.advance(2);
+            BytesMut::new()
+        } else {
+            let from = self.searched;
+            let Some(offset) = byte_search::find(&self.buffer[from..], b"\r\n\r\n") else {
+                self.searched = self.buffer.len().saturating_sub(3);
+                if self.searched > self.max_headers_len {
+                    return Err(self.headers_too_long());
+                }
+                return Ok(None);
+            };
+            let block = self.buffer.split_to(from + offset);
+            self.buffer.advance(4);
+            block
+        };
+        self.searched = 0;
+        if block.len() > self.max_headers_len {
+            return Err(self.headers_too_long());
+        }
+        parse_headers(&block).map(Some)
+    }
+
+    fn headers_too_long(&self) -> Error {
+        let max_len = self.max_headers_len;
+        Error::too_long(format!(
+            "the headers of a part have more than {max_len} bytes"
+        ))
+    }
+
+    fn part_too_long(&self) -> Error {
+        let max_len = self.max_part_len;
+        Error::too_long(format!("a part has more than {max_len} bytes"))
+    }
+}
+
+/// What follows `--BOUNDARY`.
+enum DelimiterEnd {
+    /// Something else: the bytes before are no delimiter.
+    None,
+    /// Too little to say.
+    Incomplete,
+    /// The end of a line, of this length: a part follows.
+    Line(usize),
+    /// `--`: this is the last delimiter.
+    Last,
+}
+
+fn delimiter_end(bytes: &[u8]) -> DelimiterEnd {
+    let padding = bytes
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\t'))
+        .count();
+    match &bytes[padding..] {
+        _ if padding > MAX_PADDING_LEN => DelimiterEnd::None,
+        [b'\r', b'\n', ..] => DelimiterEnd::Line(padding + 2),
+        [b'-', b'-', ..] if padding == 0 => DelimiterEnd::Last,
+        [] | [b'\r'] => DelimiterEnd::Incomplete,
+        [b'-'] if padding == 0 => DelimiterEnd::Incomplete,
+        _ => DelimiterEnd::None,
+    }
+}
+
+fn parse_headers(block: &[u8]) -> Result<HeaderMap, Error> {
+    let malformed = || Error::malformed("a header of a part cannot be read");
+    let mut headers = HeaderMap::new();
+    let lines = block
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    for line in lines.filter(|line| !line.is_empty()) {
+        let colon = byte_search::find_byte(line, |byte| byte == b':').ok_or_else(malformed)?;
+        let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| malformed())?;
+        let value =
+            HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| malformed())?;
+        headers.try_append(name, value).map_err(|_| malformed())?;
+    }
+    Ok(headers)
+}
+
+/// Returns the length that the headers announce, if they do.
+fn content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    let Some(value) = headers.get(CONTENT_LENGTH) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number {
+        return Err(Error::malformed(
+            "the `Content-Length` of a part is no number",
+        ));
+    }
+    Ok(Some(text.parse().unwrap_or(usize::MAX)))
+}
+
+/// Returns a parameter's value without its quotes and escapes.
+fn unquoted(value: &str) -> String {
+    let Some(quoted) = value
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+    else {
+        return value.to_owned();
+    };
+    let mut is_escaped = false;
+    quoted
+        .chars()
+        .filter(|c| {
+            is_escaped = *c == '\\' && !is_escaped;
+            !is_escaped
+        })
+        .collect()
+}
+
+impl MultipartPart {
+    /// Returns the media type of the content, without parameters and in any case. `None` if the part has no `Content-Type`.
+    pub fn media_type(&self) -> Option<&str> {
+        let value = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
+        value.split(';').next().map(str::trim)
+    }
+}

@@ -1,0 +1,416 @@
+use std::{borrow::Cow, fmt, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::MultipartPart;
+use crate::{
+    base64,
+    encoder::End,
+    error::Error,
+    event::{Event, EventId, EventType, Gap, GapReason, Item, Topic},
+    sse::{SseConfig, SseEvent},
+};
+
+/// What a client reads from a stream, whatever its format: an event, a gap, a cursor, or the end.
+///
+/// ```
+/// use tower_push_proto::{EventId, format::Record};
+///
+/// let json = br#"{"id":"7","cursor":"9","topic":"rates","event":"price","data":{"eur":21.5}}"#;
+/// let record = Record::from_json(json)?.unwrap();
+/// assert_eq!(record.cursor(), Some(&EventId::from(9)));
+/// let Record::Event { event, .. } = record else { unreachable!() };
+/// assert_eq!(event.id(), Some(&EventId::from(7)));
+/// assert_eq!(event.payload().as_text(), Some(r#"{"eur":21.5}"#));
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Record {
+    /// An event.
+    #[non_exhaustive]
+    Event {
+        /// The event.
+        event: Event,
+        /// The cursor that resumes after the event, if that is not the event's id.
+        cursor: Option<EventId>,
+    },
+    /// Events that the client will not receive.
+    Gap(Gap),
+    /// The client's cursor moves without an event.
+    Cursor(EventId),
+    /// The end of the stream.
+    End(End),
+}
+
+impl Record {
+    /// Returns the cursor to which the record moves the client, or `None` if the client's cursor stays where it is.
+    pub fn cursor(&self) -> Option<&EventId> {
+        match self {
+            Self::Event { event, cursor } => cursor.as_ref().or(event.id()),
+            Self::Gap(gap) => gap.resumed.as_ref(),
+            Self::Cursor(id) => Some(id),
+            Self::End(_) => None,
+        }
+    }
+
+    /// Returns the item that a source yields for this record. `None` is the plain end of its stream.
+    pub fn into_item(self) -> Option<Item> {
+        match self {
+            Self::Event {
+                event,
+                cursor: None,
+            } => Some(Item::Event(event)),
+            Self::Event {
+                event,
+                cursor: Some(cursor),
+            } => Some(Item::EventWithCursor { event, cursor }),
+            Self::Gap(gap) => Some(Item::Gap(gap)),
+            Self::Cursor(id) => Some(Item::Cursor(id)),
+            Self::End(End { finished: true, .. }) => Some(Item::Finished),
+            Self::End(End { retry, .. }) => retry.map(|retry| Item::Ended { retry }),
+        }
+    }
+
+    /// Reads a record of a JSON format: an [NDJSON](super::Ndjson) line, the text of a [JSON text sequence](super::JsonSeq), or a
+    /// WebSocket message of the subprotocol `json.tower-push`.
+    ///
+    /// A `data` that is a JSON string becomes a text payload, and any other value a JSON payload. Members that are not known are
+    /// ignored. Returns `None` for an object without any known member, such as a heartbeat.
+    ///
+    /// # Errors
+    /// [`Error::is_json`] if the bytes are not a JSON object of this form. [`Error::is_malformed`], [`Error::is_invalid_id`],
+    /// [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if a member has a value that it cannot have.
+    pub fn from_json(json: &[u8]) -> Result<Option<Self>, Error> {
+        let envelope: Envelope<'_> = serde_json::from_slice(json).map_err(Error::json)?;
+        envelope.into_record()
+    }
+
+    /// Reads the records of a [JSON array](super::JsonArray): the body of a long-poll response. See [`from_json`](Self::from_json).
+    ///
+    /// # Errors
+    /// Those of [`from_json`](Self::from_json).
+    pub fn from_json_array(json: &[u8]) -> Result<Vec<Self>, Error> {
+        let envelopes: Vec<Envelope<'_>> = serde_json::from_slice(json).map_err(Error::json)?;
+        let records = envelopes.into_iter().map(Envelope::into_record);
+        records.filter_map(Result::transpose).collect()
+    }
+
+    /// Reads the records of a part of a [multipart](super::Multipart) body, of both subtypes. Parts of
+    /// `multipart/x-mixed-replace` may have several: gaps, a cursor, an event and the end, in this order.
+    ///
+    /// # Errors
+    /// Those of [`from_json`](Self::from_json).
+    pub fn from_part(part: &MultipartPart) -> Result<Vec<Self>, Error> {
+        if part.media_type() == Some(super::multipart::CONTROL_TYPE) {
+            return Ok(Self::from_json(&part.content)?.into_iter().collect());
+        }
+        let mut records = Vec::new();
+        for gap in part.headers.get_all("gap") {
+            records.push(Self::Gap(Gap::from_json(gap.as_bytes())?));
+        }
+        if let Some(id) = header_text(part, "cursor")? {
+            let id = EventId::new(id)?;
+            // That of a source that has finished stands before its end.
+            if !id.is_finished() {
+                records.push(Self::Cursor(id));
+            }
+        }
+        if let Some(mut event) = content_event(part)? {
+            if let Some(id) = header_text(part, "event-id")? {
+                event = event.with_id(id)?;
+            }
+            if let Some(topic) = header_text(part, "event-topic")? {
+                event = event.with_topic(topic)?;
+            }
+            if let Some(event_type) = header_text(part, "event-type")? {
+                event = event.with_type(event_type)?;
+            }
+            let cursor = header_text(part, "event-cursor")?;
+            let cursor = cursor.map(EventId::new).transpose()?;
+            records.push(Self::Event { event, cursor });
+        }
+        if let Some(end) = part.headers.get("end") {
+            records.push(Self::End(End::from_json(end.as_bytes())?));
+        }
+        Ok(records)
+    }
+
+    /// Reads an event of an SSE stream. `config` says under which types gaps, the end and heartbeats are sent, and whether data
+    /// is base64. Returns `None` for a heartbeat.
+    ///
+    /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id): it moves without a record too.
+    ///
+    /// # Errors
+    /// [`Error::is_json`] if a gap or an end cannot be read; [`Error::is_malformed`] for data that is not base64;
+    /// [`Error::is_invalid_id`], [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] for a field that is none.
+    pub fn from_sse(event: SseEvent, config: &SseConfig) -> Result<Option<Self>, Error> {
+        let SseEvent {
+            event_type,
+            id,
+            topic,
+            data,
+        } = event;
+        match event_type.as_deref() {
+            Some(name) if config.is_gap_event(name) => {
+                return Ok(Some(Self::Gap(Gap::from_json(data.as_bytes())?)));
+            }
+            Some(name) if config.is_end_event(name) => {
+                return Ok(Some(Self::End(End::from_json(data.as_bytes())?)));
+            }
+            Some(name) if config.is_heartbeat_event(name) => return Ok(None),
+            _ => {}
+        }
+        let mut event = if config.is_base64() {
+            Event::binary(decoded(&data)?)
+        } else {
+            Event::text(data)
+        };
+        // An empty id means that the event has none.
+        if let Some(id) = id.filter(|id| !id.is_empty()) {
+            event = event.with_id(id)?;
+        }
+        if let Some(topic) = topic {
+            event = event.with_topic(topic)?;
+        }
+        if let Some(event_type) = event_type {
+            event = event.with_type(event_type)?;
+        }
+        let cursor = None;
+        Ok(Some(Self::Event { event, cursor }))
+    }
+}
+
+impl Gap {
+    /// Reads the [JSON form](Self::to_json). An unknown reason counts as [`GapReason::Epoch`]: nothing is known of what is missing.
+    ///
+    /// # Errors
+    /// [`Error::is_json`] if the bytes are not that form, [`Error::is_invalid_id`] or [`Error::is_invalid_topic`] for a member that is
+    /// none.
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn from_json(json: &[u8]) -> Result<Self, Error> {
+        let fields: GapFields<'_> = serde_json::from_slice(json).map_err(Error::json)?;
+        fields.into_gap()
+    }
+}
+
+impl End {
+    /// Reads the [JSON form](Self::to_json).
+    ///
+    /// # Errors
+    /// [`Error::is_json`] if the bytes are not that form.
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn from_json(json: &[u8]) -> Result<Self, Error> {
+        let fields: EndFields = serde_json::from_slice(json).map_err(Error::json)?;
+        Ok(fields.into_end())
+    }
+}
+
+/// Returns the value of a header as text, if the part has it: the last one of several.
+fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str>, Error> {
+    let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes());
+    let text = part
+        .headers
+        .get_all(name)
+        .iter()
+        .next_back()
+        .map(text)
+        .transpose();
+    text.map_err(|_| Error::malformed("a header of a part is not UTF-8"))
+}
+
+/// Returns the content of a part as an event. `None` if the part carries no event: it has no `Content-Type` then.
+fn content_event(part: &MultipartPart) -> Result<Option<Event>, Error> {
+    let Some(media_type) = part.media_type() else {
+        return Ok(None);
+    };
+    let text = || std::str::from_utf8(&part.content).map_err(|_| Error::not_text());
+    Ok(Some(match media_type {
+        "application/json" => Event::json_text(text()?)?,
+        "text/plain" => Event::text(text()?),
+        _ => Event::binary(part.content.clone()),
+    }))
+}
+
+fn decoded(base64: &str) -> Result<Vec<u8>, Error> {
+    base64::decode(base64.as_bytes()).ok_or_else(|| Error::malformed("the data is not base64"))
+}
+
+/// The members of a record, as they are written.
+#[derive(Default)]
+struct Envelope<'a> {
+    id: Option<Cow<'a, str>>,
+    cursor: Option<Cow<'a, str>>,
+    topic: Option<Cow<'a, str>>,
+    event_type: Option<Cow<'a, str>>,
+    data: Option<&'a RawValue>,
+    data_base64: Option<Cow<'a, str>>,
+    gap: Option<GapFields<'a>>,
+    end: Option<EndFields>,
+}
+
+impl Envelope<'_> {
+    fn into_record(self) -> Result<Option<Record>, Error> {
+        let id = self.id.map(|id| EventId::new(&*id)).transpose()?;
+        if let Some(gap) = self.gap {
+            return Ok(Some(Record::Gap(gap.into_gap()?)));
+        }
+        if let Some(end) = self.end {
+            return Ok(Some(Record::End(end.into_end())));
+        }
+        let mut event = match (self.data, self.data_base64) {
+            (Some(data), _) if data.get().starts_with('"') => {
+                let text: String = serde_json::from_str(data.get()).map_err(Error::json)?;
+                Event::text(text)
+            }
+            (Some(data), _) => Event::from_valid_json(data.get()),
+            (None, Some(base64)) => Event::binary(decoded(&base64)?),
+            (None, None) => return Ok(id.map(Record::Cursor)),
+        };
+        if let Some(id) = id {
+            event = event.with_id(id)?;
+        }
+        if let Some(topic) = self.topic {
+            event = event.with_topic(Topic::new(&*topic)?)?;
+        }
+        if let Some(event_type) = self.event_type {
+            event = event.with_type(EventType::new(&*event_type)?)?;
+        }
+        let cursor = self.cursor.map(|id| EventId::new(&*id)).transpose()?;
+        Ok(Some(Record::Event { event, cursor }))
+    }
+}
+
+#[derive(Default)]
+struct GapFields<'a> {
+    reason: Cow<'a, str>,
+    requested: Option<Cow<'a, str>>,
+    resumed: Option<Cow<'a, str>>,
+    missed: Option<u64>,
+    topic: Option<Cow<'a, str>>,
+}
+
+impl GapFields<'_> {
+    fn into_gap(self) -> Result<Gap, Error> {
+        let mut gap = Gap::new(match &*self.reason {
+            "expired" => GapReason::Expired,
+            "lagged" => GapReason::Lagged,
+            _ => GapReason::Epoch,
+        });
+        gap.requested = self.requested.map(|id| EventId::new(&*id)).transpose()?;
+        gap.resumed = self.resumed.map(|id| EventId::new(&*id)).transpose()?;
+        gap.missed = self.missed;
+        gap.topic = self.topic.map(|topic| Topic::new(&*topic)).transpose()?;
+        Ok(gap)
+    }
+}
+
+#[derive(Default)]
+struct EndFields {
+    finished: bool,
+    retry: Option<u64>,
+}
+
+impl EndFields {
+    fn into_end(self) -> End {
+        match self.finished {
+            true => End::FINISHED,
+            false => End::reconnect(self.retry.map(Duration::from_millis)),
+        }
+    }
+}
+
+/// A text that is borrowed where it has no escapes. serde's own implementation for `Cow` always copies.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// Implements `Deserialize` for a struct that is `Default`, with one line for each member: its key, its type, and where it goes.
+macro_rules! deserialize_members {
+    ($type:ident $(<$lifetime:lifetime>)?, $expected:literal, $($key:literal: $member:ty => |$this:ident, $value:ident| $set:expr;)*) => {
+        impl<'de> Deserialize<'de> for $type $(<$lifetime>)? {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct MembersVisitor;
+
+                impl<'de> Visitor<'de> for MembersVisitor {
+                    type Value = $type $(<$lifetime>)?;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                        let mut members = Self::Value::default();
+                        while let Some(Text(key)) = map.next_key()? {
+                            match &*key {
+                                $($key => {
+                                    let ($this, $value) = (&mut members, map.next_value::<$member>()?);
+                                    $set;
+                                })*
+                                _ => drop(map.next_value::<IgnoredAny>()?),
+                            }
+                        }
+                        Ok(members)
+                    }
+                }
+
+                deserializer.deserialize_map(MembersVisitor)
+            }
+        }
+    };
+}
+
+type OptionalText<'a> = Option<Text<'a>>;
+
+deserialize_members! {
+    Envelope<'de>, "a record of an event stream",
+    "id": OptionalText<'de> => |this, value| this.id = value.map(|text| text.0);
+    "cursor": OptionalText<'de> => |this, value| this.cursor = value.map(|text| text.0);
+    "topic": OptionalText<'de> => |this, value| this.topic = value.map(|text| text.0);
+    "event": OptionalText<'de> => |this, value| this.event_type = value.map(|text| text.0);
+    "data": &'de RawValue => |this, value| this.data = Some(value);
+    "data_base64": OptionalText<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
+    "gap": GapFields<'de> => |this, value| this.gap = Some(value);
+    "end": EndFields => |this, value| this.end = Some(value);
+}
+
+deserialize_members! {
+    GapFields<'de>, "a gap",
+    "reason": Text<'de> => |this, value| this.reason = value.0;
+    "requested": OptionalText<'de> => |this, value| this.requested = value.map(|text| text.0);
+    "resumed": OptionalText<'de> => |this, value| this.resumed = value.map(|text| text.0);
+    "missed": Option<u64> => |this, value| this.missed = value;
+    "topic": OptionalText<'de> => |this, value| this.topic = value.map(|text| text.0);
+}
+
+deserialize_members! {
+    EndFields, "an end",
+    "finished": bool => |this, value| this.finished = value;
+    "retry": Option<u64> => |this, value| this.retry = value;
+}

@@ -1,0 +1,307 @@
+use std::time::Duration;
+
+use bytes::Buf;
+
+use crate::{byte_search::find_byte, error::Error};
+
+/// An incremental parser of event streams, as [WHATWG HTML
+/// §9.2.6](https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation) specifies it.
+///
+/// The input may be cut anywhere. Lines end with `\n`, `\r\n` or `\r`; an event ends with an empty line, and is returned as soon as
+/// that line is read. An event that is not complete at the end of the stream is dropped, as the standard asks.
+///
+/// # Limits
+/// The parser keeps at most one line and the data of one event. It fails with [`Error::is_too_long`] if a line is longer than
+/// [`max_line_len`](Self::max_line_len), or an event's data longer than [`max_event_len`](Self::max_event_len). After that it fails
+/// whatever comes. Comments have no limit, because they are not kept.
+///
+/// ```
+/// use tower_push_proto::sse::SseParser;
+///
+/// let mut parser = SseParser::new();
+/// let mut input = &b":\nid: 7\nevent: price\ndata: 21.5\n\ndata: cut of"[..];
+/// let event = parser.next_event(&mut input)?.unwrap();
+/// assert_eq!(event.event_type.as_deref(), Some("price"));
+/// assert_eq!(event.data, "21.5");
+/// assert_eq!(parser.last_event_id(), "7");
+/// assert!(parser.next_event(&mut input)?.is_none());
+/// # Ok::<(), tower_push_proto::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct SseParser {
+    max_line_len: usize,
+    max_event_len: usize,
+    has_failed: bool,
+    lines: LineState,
+    event: EventBuffer,
+    last_event_id: String,
+    retry: Option<Duration>,
+}
+
+/// An event that an [`SseParser`] has read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SseEvent {
+    /// The event's type. `None` if the event has none or an empty one: an `EventSource` dispatches it as `message`.
+    pub event_type: Option<String>,
+    /// The event's own `id` field, which may be empty. `None` if the event has none: then the [last event
+    /// ID](SseParser::last_event_id) is that of an earlier event.
+    pub id: Option<String>,
+    /// The topic, from the field `topic`. It is not in the standard: an `EventSource` ignores it.
+    pub topic: Option<String>,
+    /// The data. Its lines are joined with `\n`.
+    pub data: String,
+}
+
+/// The line that is being read.
+#[derive(Debug, Default)]
+struct LineState {
+    /// The bytes of a line that began in an earlier piece of the input.
+    partial: Vec<u8>,
+    /// Whether that line is a comment, whose bytes are not kept.
+    is_comment: bool,
+    /// Whether the last byte was a carriage return: a line feed that follows belongs to the same line ending.
+    follows_cr: bool,
+    /// Whether a line has been read: only the first may begin with a byte order mark.
+    is_past_first: bool,
+}
+
+/// The fields of the event that is being read: the buffers that the standard names.
+#[derive(Debug, Default)]
+struct EventBuffer {
+    event_type: String,
+    topic: Option<String>,
+    /// The last event ID buffer, which later events of the stream inherit.
+    id: String,
+    has_id: bool,
+    data: String,
+    has_data: bool,
+}
+
+impl SseParser {
+    /// Makes a parser that stands at the beginning of a stream, with the default limits.
+    pub fn new() -> Self {
+        Self {
+            max_line_len: 1024 * 1024,
+            max_event_len: 4 * 1024 * 1024,
+            has_failed: false,
+            lines: LineState::default(),
+            event: EventBuffer::default(),
+            last_event_id: String::new(),
+            retry: None,
+        }
+    }
+
+    /// The maximum length of a line, in bytes without its end: 1 MiB by default.
+    pub fn max_line_len(mut self, bytes: usize) -> Self {
+        self.max_line_len = bytes;
+        self
+    }
+
+    /// The maximum length of an event's data, in bytes: 4 MiB by default.
+    pub fn max_event_len(mut self, bytes: usize) -> Self {
+        self.max_event_len = bytes;
+        self
+    }
+
+    /// Begins a new stream, after a reconnect, and drops what is incomplete. The [reconnection time](Self::retry) stays, and so
+    /// does the [last event ID](Self::last_event_id) until the first event.
+    pub fn restart(&mut self) {
+        self.has_failed = false;
+        self.lines = LineState::default();
+        self.event = EventBuffer::default();
+    }
+
+    /// Returns the last event ID: the cursor that an `EventSource` sends as `Last-Event-ID` when it reconnects. It is empty if the
+    /// stream has named none.
+    ///
+    /// An event moves the last event ID when it is complete. An `id` without data does so too, although no event is returned.
+    ///
+    /// The last event ID of a stream begins empty. As the standard has it, the first event after a [`restart`](Self::restart) that
+    /// has no `id` therefore empties it; tower-push repeats the client's cursor at the beginning of each stream for that reason.
+    pub fn last_event_id(&self) -> &str {
+        &self.last_event_id
+    }
+
+    /// Returns the reconnection time that the stream asks for with a `retry` field. `None` if it has not.
+    pub fn retry(&self) -> Option<Duration> {
+        self.retry
+    }
+
+    /// Reads from the front of `input` up to the end of the next event. Returns `None` if the input ends before: more has to come.
+    ///
+    /// # Errors
+    /// [`Error::is_too_long`] if a line or an event is longer than its limit.
+    pub fn next_event(&mut self, input: &mut impl Buf) -> Result<Option<SseEvent>, Error> {
+        while input.has_remaining() {
+            let (read, event) = self.read_chunk(input.chunk())?;
+            input.advance(read);
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a piece of the input up to the end of the next event. Returns how many bytes it has read.
+    fn read_chunk(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
+        if self.has_failed {
+            return Err(Error::too_long(
+                "this event stream had too long a line or event",
+            ));
+        }
+        let result = self.read_lines(chunk);
+        self.has_failed = result.is_err();
+        result
+    }
+
+    fn read_lines(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
+        let mut rest = chunk;
+        while let Some(first) = rest.first() {
+            if std::mem::take(&mut self.lines.follows_cr) && *first == b'\n' {
+                rest = &rest[1..];
+                continue;
+            }
+            let Some(end) = find_byte(rest, |byte| byte == b'\n' || byte == b'\r') else {
+                self.keep_partial(rest)?;
+                break;
+            };
+            let (line, ending) = rest.split_at(end);
+            self.lines.follows_cr = ending[0] == b'\r';
+            rest = &ending[1..];
+            if let Some(event) = self.end_line(line)? {
+                return Ok((chunk.len() - rest.len(), Some(event)));
+            }
+        }
+        Ok((chunk.len(), None))
+    }
+
+    /// Keeps the beginning of a line, unless it is a comment.
+    fn keep_partial(&mut self, piece: &[u8]) -> Result<(), Error> {
+        let lines = &mut self.lines;
+        lines.is_comment |= lines.partial.is_empty() && piece.starts_with(b":");
+        if lines.is_comment {
+            return Ok(());
+        }
+        if piece.len() > self.max_line_len - lines.partial.len().min(self.max_line_len) {
+            return Err(line_too_long(self.max_line_len));
+        }
+        lines.partial.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// Takes a line whose last piece is here.
+    fn end_line(&mut self, last_piece: &[u8]) -> Result<Option<SseEvent>, Error> {
+        if !self.lines.is_comment && self.lines.partial.is_empty() {
+            return self.take_line(last_piece);
+        }
+        self.keep_partial(last_piece)?;
+        if std::mem::take(&mut self.lines.is_comment) {
+            self.lines.is_past_first = true;
+            return Ok(None);
+        }
+        let mut line = std::mem::take(&mut self.lines.partial);
+        let event = self.take_line(&line);
+        line.clear();
+        self.lines.partial = line;
+        event
+    }
+
+    fn take_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
+        if !std::mem::replace(&mut self.lines.is_past_first, true) {
+            line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+        }
+        let colon = match find_byte(line, |byte| byte == b':') {
+            None if line.is_empty() => return Ok(self.end_event()),
+            Some(0) => return Ok(None),
+            colon => colon.unwrap_or(line.len()),
+        };
+        if line.len() > self.max_line_len {
+            return Err(line_too_long(self.max_line_len));
+        }
+        let (field, value) = line.split_at(colon);
+        let value = value.strip_prefix(b":").unwrap_or(value);
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match field {
+            b"data" => self.event.push_data(value, self.max_event_len)?,
+            b"event" => set_text(&mut self.event.event_type, value),
+            b"id" if !value.contains(&0) => {
+                set_text(&mut self.event.id, value);
+                self.event.has_id = true;
+            }
+            b"topic" => set_text(self.event.topic.get_or_insert_default(), value),
+            b"retry" => self.retry = milliseconds(value).or(self.retry),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Dispatches the event, if it has data.
+    fn end_event(&mut self) -> Option<SseEvent> {
+        let event = &mut self.event;
+        let has_id = std::mem::take(&mut event.has_id);
+        if self.last_event_id != event.id {
+            self.last_event_id.clone_from(&event.id);
+        }
+        let topic = event.topic.take();
+        if !std::mem::take(&mut event.has_data) {
+            event.event_type.clear();
+            return None;
+        }
+        let event_type = std::mem::take(&mut event.event_type);
+        Some(SseEvent {
+            event_type: (!event_type.is_empty()).then_some(event_type),
+            id: has_id.then(|| event.id.clone()),
+            topic,
+            data: std::mem::take(&mut event.data),
+        })
+    }
+}
+
+impl Default for SseParser {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl EventBuffer {
+    fn push_data(&mut self, line: &[u8], max_len: usize) -> Result<(), Error> {
+        if std::mem::replace(&mut self.has_data, true) {
+            self.data.push('\n');
+        }
+        push_text(&mut self.data, line);
+        if self.data.len() > max_len {
+            let detail = format!("the data of an event has more than {max_len} bytes");
+            return Err(Error::too_long(detail));
+        }
+        Ok(())
+    }
+}
+
+fn line_too_long(max_len: usize) -> Error {
+    Error::too_long(format!(
+        "a line of an event stream has more than {max_len} bytes"
+    ))
+}
+
+fn set_text(text: &mut String, bytes: &[u8]) {
+    text.clear();
+    push_text(text, bytes);
+}
+
+/// Appends bytes decoded as the standard asks: what is not UTF-8 becomes U+FFFD.
+fn push_text(text: &mut String, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(valid) => text.push_str(valid),
+        Err(_) => text.push_str(&String::from_utf8_lossy(bytes)),
+    }
+}
+
+/// Returns the time that is written in ASCII digits and nothing else.
+fn milliseconds(digits: &[u8]) -> Option<Duration> {
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
+    // Too large a number is as good as any time that nobody waits for.
+    Some(Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
+}
