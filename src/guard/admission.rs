@@ -94,7 +94,7 @@ impl Admission {
 
     /// Returns the time after which one refused client should come back.
     pub(super) fn random_retry(&self) -> Duration {
-        random::around(self.0.retry, 0.5)
+        random::jittered(self.0.retry, 0.5)
     }
 }
 

@@ -264,7 +264,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         });
         let (reason, retry) = match &self.drain {
             Some(drain) if !is_lifetime_first => (CloseReason::Drained, drain.random_retry()),
-            _ => (CloseReason::Aged, random::around(LIFETIME_RETRY, 0.5)),
+            _ => (CloseReason::Aged, random::jittered(LIFETIME_RETRY, 0.5)),
         };
         self.set_close_reason(reason);
         let end = Ok(Item::Ended { retry });

@@ -37,7 +37,7 @@ impl GuardPolicy {
     /// Chooses the lifetime of one stream: 80 to 100 % of the maximum.
     pub(super) fn random_lifetime(&self) -> Option<Duration> {
         let max_lifetime = self.max_lifetime?.min(MAX_STREAM_LIFETIME);
-        Some(max_lifetime.mul_f64(1.0 - 0.2 * random::unit()))
+        Some(max_lifetime.mul_f64(1.0 - 0.2 * random::fraction()))
     }
 
     /// Returns whether the origin policy allows the page that has sent the request.

@@ -305,7 +305,7 @@ impl Drop for PollGuard<'_> {
 enum ItemLogUpdate {
     /// The log gets this entry, which has no id of the log yet.
     Append(ItemLogEntry),
-    /// The stream has ended. If it has failed, this is its error.
+    /// The stream has ended, with this error if it has failed.
     End(StreamEnd, Option<BoxError>),
 }
 

@@ -140,7 +140,8 @@ impl StreamRegistry {
         })
     }
 
-    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. So `update` never sees an expired stream.
+    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. `update` therefore never sees an expired
+    /// stream.
     fn update<T>(&self, update: impl FnOnce(&mut RegistryState) -> T) -> T {
         let mut removed = Vec::new();
         let mut state = self.lock();
@@ -204,7 +205,7 @@ impl RegistryState {
         Some(registered.stream.clone())
     }
 
-    /// Removes a reader from a stream. If it was the last one, the stream is parked.
+    /// Removes a reader from a stream. If the stream has no other reader, it is parked.
     fn remove_reader(&mut self, token: &StreamToken) {
         let Some(registered) = self.streams.get_mut(token) else {
             return;
