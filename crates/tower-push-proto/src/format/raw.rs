@@ -123,7 +123,7 @@ impl Encoder for Raw {
         if byte_search::contains(payload, &self.0.separator) {
             return Err(Error::delimiter_in_payload());
         }
-        out.event::<Payload>(event);
+        out.push_event::<Payload>(event);
         out.buffer().put_slice(&self.0.separator);
         Ok(())
     }
