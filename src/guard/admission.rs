@@ -43,7 +43,7 @@ pub struct AdmissionBuilder(AdmissionLimits);
 
 struct AdmissionLimits {
     total: Option<Arc<TotalLimit>>,
-    per_key: Vec<Arc<dyn KeyLimit>>,
+    per_key: Vec<Arc<dyn ErasedKeyLimit>>,
     retry: Duration,
 }
 
@@ -94,7 +94,7 @@ impl Admission {
 
     /// Returns the time after which one refused client should come back.
     pub(super) fn random_retry(&self) -> Duration {
-        random::around(self.0.retry, 0.5)
+        random::jittered(self.0.retry, 0.5)
     }
 }
 
@@ -161,9 +161,9 @@ impl Drop for TotalPermit {
     }
 }
 
-/// A limit on the streams of each key, whatever the type of the keys is. [`PerKeyLimit`] implements it.
-trait KeyLimit: Send + Sync {
-    /// Counts the stream that a request asks for. The permit is `None` if the request has no key.
+/// A [`PerKeyLimit`] whose key type is erased.
+trait ErasedKeyLimit: Send + Sync {
+    /// Counts the stream of the request `head` against the limit. Returns a permit, or `None` if the request has no key.
     fn try_acquire(
         self: Arc<Self>,
         head: &Parts,
@@ -190,7 +190,7 @@ impl<F, K> PerKeyLimit<F, K> {
     }
 }
 
-impl<F, K> KeyLimit for PerKeyLimit<F, K>
+impl<F, K> ErasedKeyLimit for PerKeyLimit<F, K>
 where
     F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
     K: Hash + Eq + Clone + Send + Sync + 'static,

@@ -162,15 +162,15 @@ impl DrainPlan {
     fn random_delay(self) -> Duration {
         let spread = self.spread.unwrap_or(self.deadline / 2).min(self.deadline);
         let fraction = match f64::from(self.batches) {
-            0.0 => random::unit(),
-            batches => (random::unit() * batches).floor() / batches,
+            0.0 => random::fraction(),
+            batches => (random::fraction() * batches).floor() / batches,
         };
         spread.mul_f64(fraction)
     }
 
     /// Chooses the time after which one client should come back.
     fn random_retry(self) -> Duration {
-        random::around(self.retry, self.jitter)
+        random::jittered(self.retry, self.jitter)
     }
 }
 

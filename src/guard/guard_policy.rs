@@ -20,7 +20,7 @@ pub(super) struct GuardPolicy {
     pub(super) drain: Option<Drain>,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) admission: Option<Admission>,
-    pub(super) origin: Option<OriginPolicy>,
+    pub(super) origin_policy: Option<OriginPolicy>,
     pub(super) always_503: bool,
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) counters: GuardCounters,
@@ -37,13 +37,13 @@ impl GuardPolicy {
     /// Chooses the lifetime of one stream: 80 to 100 % of the maximum.
     pub(super) fn random_lifetime(&self) -> Option<Duration> {
         let max_lifetime = self.max_lifetime?.min(MAX_STREAM_LIFETIME);
-        Some(max_lifetime.mul_f64(1.0 - 0.2 * random::unit()))
+        Some(max_lifetime.mul_f64(1.0 - 0.2 * random::fraction()))
     }
 
     /// Returns whether the origin policy allows the page that has sent the request.
     pub(super) fn allows_origin(&self, head: &Parts) -> bool {
-        let origin = self.origin.as_ref();
-        origin.is_none_or(|origin| origin.allows(head))
+        let policy = self.origin_policy.as_ref();
+        policy.is_none_or(|policy| policy.allows(head))
     }
 
     /// Counts a refused request, and notifies the observers if there is a head. A caller needs no head if there are no observers.
@@ -85,7 +85,7 @@ impl GuardPolicy {
             .field("drain", &self.drain)
             .field("max_lifetime", &self.max_lifetime)
             .field("admission", &self.admission)
-            .field("origin", &self.origin)
+            .field("origin_policy", &self.origin_policy)
             .field("always_503", &self.always_503)
             .field("observers", &self.observers.len())
             .finish_non_exhaustive()

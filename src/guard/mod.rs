@@ -21,7 +21,7 @@
 //!     .drain(&drain)
 //!     .max_lifetime(Duration::from_secs(3600))
 //!     .admission(&Admission::builder().max_streams(50_000).build())
-//!     .origin(OriginPolicy::same_origin())
+//!     .origin_policy(OriginPolicy::same_origin())
 //!     .build();
 //!
 //! let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
@@ -56,7 +56,7 @@
 //! |---|---|
 //! | the drain has started, or an [admission limit](Admission) is reached | 503 with `Retry-After` |
 //! | the same reasons, but the request accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
-//! | the page is not [allowed](GuardBuilder::origin) | 403 |
+//! | the page is not [allowed](GuardBuilder::origin_policy) | 403 |
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
 //!
@@ -84,7 +84,7 @@
 //! If a guard is put around another, the inner guard ends the streams, and both count them.
 
 mod admission;
-mod admitted_stream;
+mod admitted_lifecycle;
 mod drain;
 mod guard_counts;
 mod guard_policy;
@@ -103,7 +103,7 @@ use http::{Method, Response, request::Parts};
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
 use self::{
-    admission::AdmissionPermit, admitted_stream::AdmittedStream, guard_policy::GuardPolicy,
+    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, guard_policy::GuardPolicy,
 };
 pub use self::{
     admission::{Admission, AdmissionBuilder},
@@ -198,8 +198,8 @@ impl GuardBuilder {
     /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the page's
     /// request, with the user's cookies, and the stream is open until the page goes away. A CORS layer belongs around the guard, so that it
     /// answers preflight requests before the guard sees them.
-    pub fn origin(mut self, policy: OriginPolicy) -> Self {
-        self.0.origin = Some(policy);
+    pub fn origin_policy(mut self, policy: OriginPolicy) -> Self {
+        self.0.origin_policy = Some(policy);
         self
     }
 
@@ -275,7 +275,7 @@ impl<T: Transport> Transport for Guarded<T> {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
                 if let Some(outer) = head.extensions.get::<StreamHandle>() {
-                    outer.lifecycle().on_refusal();
+                    outer.lifecycle().on_inner_refusal();
                 }
                 return Box::pin(ready(refuse(policy, head, reason)));
             }
@@ -306,7 +306,7 @@ impl<T: Transport> Transport for Guarded<T> {
 ///
 /// # Errors
 /// Returns the reason of the refusal if the drain has started, or a limit is reached. The handle then stays in the head.
-fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedStream, RefusalReason> {
+fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
     // The drain is checked before the limits: a client that both refuse should come back when the drain says.
     if policy.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
@@ -320,7 +320,7 @@ fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedStream, 
         None => None,
     };
     let outer = head.extensions.remove();
-    Ok(AdmittedStream::new(
+    Ok(AdmittedLifecycle::new(
         policy.clone(),
         registration,
         permit,

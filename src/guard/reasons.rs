@@ -23,7 +23,7 @@ pub enum CloseReason {
     /// The stream reached its [lifetime](super::GuardBuilder::max_lifetime).
     Aged,
     /// The client's credential [expired](crate::source::Subscription::expire_by).
-    Expired,
+    CredentialExpired,
 }
 
 /// The reason why a request was refused.
@@ -36,7 +36,7 @@ pub enum RefusalReason {
     Key,
     /// The [drain](super::Drain) has started.
     Draining,
-    /// The [origin policy](super::GuardBuilder::origin) does not allow the page that has sent the request.
+    /// The [origin policy](super::GuardBuilder::origin_policy) does not allow the page that has sent the request.
     Origin,
     /// The source or the transport refused the request.
     Source,
@@ -53,7 +53,7 @@ impl CloseReason {
         Self::Lagged,
         Self::Drained,
         Self::Aged,
-        Self::Expired,
+        Self::CredentialExpired,
     ];
 
     /// The name of the reason: one word in lower case, for labels of metrics.
@@ -67,7 +67,7 @@ impl CloseReason {
             Self::Lagged => "lagged",
             Self::Drained => "drained",
             Self::Aged => "aged",
-            Self::Expired => "expired",
+            Self::CredentialExpired => "expired",
         }
     }
 

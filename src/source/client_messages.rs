@@ -50,7 +50,7 @@ pub struct ClientMessages(Arc<MessageQueue>);
 /// The sending half of [`ClientMessages`], for a transport over which clients send messages.
 ///
 /// The transport attaches it to the subscription, and reads from the client only while [`poll_ready`](Self::poll_ready) is ready.
-/// Not reading slows the client down if the source is slow. Dropping the sender ends the stream.
+/// If the source is slow, the client is slowed down by not being read from. Dropping the sender ends the stream.
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};

@@ -23,7 +23,7 @@ pub(crate) struct WaitList {
 /// A part of a [`WaitList`] with a lock of its own.
 #[derive(Debug, Default)]
 struct Shard {
-    /// One waiter for each registered task. Its index does not change until the task deregisters.
+    /// One waiter for each registered task. A waiter's index does not change until its task deregisters.
     waiters: Vec<Waiter>,
     /// Indexes of the waiters that no task has.
     free: Vec<usize>,

@@ -90,7 +90,7 @@ impl FrameBuffer {
 
     /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where others have use for them or had, and
     /// written in place where this is the only clone there ever was.
-    pub fn event<E: Encoding>(&mut self, event: &Event) {
+    pub fn push_event<E: Encoding>(&mut self, event: &Event) {
         if !event.is_shared() && !event.is_encoded::<E>() {
             return E::encode(event.fields(), self.buffer());
         }
@@ -115,6 +115,12 @@ impl FrameBuffer {
     #[inline]
     pub fn is_full(&self) -> bool {
         self.len() >= FRAME
+    }
+
+    /// Whether nothing waits to be sent.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// In bytes.
@@ -211,7 +217,7 @@ mod tests {
         let mut batch = FrameBuffer::default();
         let event = Event::text("x");
         let clone = event.clone();
-        batch.event::<Plain>(&event);
+        batch.push_event::<Plain>(&event);
         let frames = frames(&mut batch);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].as_ptr(), clone.encoded::<Plain>().as_ptr());
@@ -223,10 +229,10 @@ mod tests {
         let event = Event::text("x");
         let last = event.clone();
         let mut batch = FrameBuffer::default();
-        batch.event::<Plain>(&event);
+        batch.push_event::<Plain>(&event);
         drop(event);
         let first = batch.take_frame().unwrap();
-        batch.event::<Plain>(&last);
+        batch.push_event::<Plain>(&last);
         assert_eq!(batch.take_frame().unwrap().as_ptr(), first.as_ptr());
     }
 
@@ -234,7 +240,7 @@ mod tests {
     fn small_writes_become_one_frame() {
         let mut batch = FrameBuffer::default();
         batch.push(Bytes::from_static(b"a"));
-        batch.event::<Plain>(&Event::text("b"));
+        batch.push_event::<Plain>(&Event::text("b"));
         batch.buffer().put_slice(b"c");
         batch.push(Bytes::from_static(b"d"));
         assert_eq!(frames(&mut batch), ["abcd"]);
@@ -330,7 +336,7 @@ mod tests {
                     Step::Event(len, is_shared) => {
                         let event = Event::binary(vec![byte; len]);
                         let _clone = is_shared.then(|| event.clone());
-                        batch.event::<Plain>(&event);
+                        batch.push_event::<Plain>(&event);
                         written.resize(written.len() + len, byte);
                     }
                     Step::Take => {

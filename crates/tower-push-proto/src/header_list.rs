@@ -25,12 +25,12 @@ pub fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &
 }
 
 /// Whether one of the elements is this token, in any case.
-pub fn contains(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+pub fn contains_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// The value of a header that comes once.
-pub fn single(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
+pub fn single_value(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
     let mut values = headers.get_all(name).into_iter();
     values.next().filter(|_| values.next().is_none())
 }

@@ -20,18 +20,18 @@ pub fn bits() -> u64 {
 }
 
 /// A number from -1 to 1.
-pub fn signed_unit() -> f64 {
+pub fn signed_fraction() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
 }
 
 /// A number from 0 to 1, the latter excluded.
-pub fn unit() -> f64 {
+pub fn fraction() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// A time from within this part of itself, more or less.
-pub fn around(time: Duration, part: f64) -> Duration {
-    let drawn = time.as_secs_f64() * (1.0 + part * signed_unit());
+pub fn jittered(time: Duration, part: f64) -> Duration {
+    let drawn = time.as_secs_f64() * (1.0 + part * signed_fraction());
     Duration::try_from_secs_f64(drawn).unwrap_or(time)
 }
 
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn units_fill_their_range() {
-        let drawn: Vec<f64> = (0..10_000).map(|_| signed_unit()).collect();
+        let drawn: Vec<f64> = (0..10_000).map(|_| signed_fraction()).collect();
         assert!(drawn.iter().all(|u| (-1.0..=1.0).contains(u)));
         assert!(drawn.iter().any(|u| *u < -0.9) && drawn.iter().any(|u| *u > 0.9));
     }

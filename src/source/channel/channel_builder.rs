@@ -34,8 +34,9 @@ impl ChannelBuilder {
     /// Sets how many bytes of payloads, ids, types and topics the log holds at most: 4 MiB by default. The newest event is held
     /// whatever its size.
     ///
-    /// Not counted are about 300 bytes for each event, and its encoding for each transport in use, which takes the event's size
-    /// again and about 100 bytes. If events are small, [`max_events`](Self::max_events) therefore bounds the log's memory.
+    /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the
+    /// event's size again and about 100 bytes, is not counted, either. If events are small, [`max_events`](Self::max_events)
+    /// therefore bounds the log's memory.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_bytes = bytes;
         self

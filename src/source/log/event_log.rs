@@ -133,8 +133,8 @@ impl EventLog {
         self.last_position - self.entries.len() as u64
     }
 
-    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. This is
-    /// [`position_before_oldest`](Self::position_before_oldest) in a log that does not conflate.
+    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
+    /// does not conflate, the snapshot is empty, and this position is [`position_before_oldest`](Self::position_before_oldest).
     pub(crate) fn position_before_snapshot(&self) -> u64 {
         let tail = self.conflated_tail.as_ref();
         tail.map_or(

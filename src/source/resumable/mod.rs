@@ -46,15 +46,16 @@
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | as above |
 //! | fails or panics | are disconnected; a panic goes on in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
 //!
-//! By default a stream that yields `None` is not started anew for a client that has read it to its end. Otherwise a client that
-//! polls in a loop would get the same stream again and again. A client that was told that the source has finished is refused before
-//! it reaches the source, see [`Item::Finished`]. A client that lost this message gets it again for as long as the stream is
-//! parked.
+//! By default a stream that yields `None` is not started anew for a client that has read it to its end. If it were started anew, a
+//! client that polls in a loop would get the same stream again and again. A client that was told that the source has finished is
+//! refused before it reaches the source, see [`Item::Finished`]. A client that lost this message gets it again for as long as the
+//! stream is parked.
 //!
 //! # Limits
 //! The log of a stream holds the last 256 events, and at most 256 KiB of them, unless the [builder](Resumable::builder) sets other
-//! limits. Events that were sent but lost with the connection are repeated from the log. It should therefore hold more than fits
-//! into the buffers between a server and its clients. Streams that have clients have a log, too, and are not limited in number.
+//! limits. Events that were sent but lost with the connection are repeated from the log. The log should therefore hold more than
+//! fits into the buffers between a server and its clients. Streams that have clients have a log, too, and are not limited in
+//! number.
 //!
 //! Parked streams are limited in time (60 s after the last client has left), in number (10 000), and in the bytes of their logs (64
 //! MiB together). Beyond a limit, the stream that was parked first is dropped first. Someone who may open any number of connections
@@ -165,7 +166,7 @@ impl Resumable {
 
     /// Parks a stream that has no client now. Returns the cursor with which a request of the same owner resumes it.
     ///
-    /// This is for transports that answer a request with the first items of a stream, and later requests with the rest.
+    /// Transports that answer one request with the first items of a stream, and later requests with the rest, use `park`.
     #[must_use]
     pub fn park<S>(&self, stream: S, owner: Option<Box<str>>) -> EventId
     where
@@ -175,12 +176,12 @@ impl Resumable {
         lease.stream().item_id(0)
     }
 
-    /// Returns whether the stream that a cursor belongs to is here, parked or not.
+    /// Returns whether this `Resumable` has the stream that a cursor belongs to, parked or not.
     pub fn contains(&self, cursor: &EventId) -> bool {
         self.registry.contains(cursor)
     }
 
-    /// Returns whether a cursor has the form of those that a `Resumable`, this or another, gives its streams.
+    /// Returns whether a cursor has the form of the cursors that a `Resumable` makes. It may be one that another `Resumable` made.
     pub fn is_stream_cursor(cursor: &EventId) -> bool {
         StreamToken::split(cursor).is_some()
     }

@@ -29,8 +29,9 @@ impl<S> ResumableSource<S> {
         }
     }
 
-    /// Sets whose stream it is: only a request with the same owner can resume the stream. For any other request there is no such
-    /// stream. By default a stream has no owner, and requests without an owner can resume it.
+    /// Sets the owner of the stream: only a request with the same owner can resume the stream. A request with another owner, or
+    /// none, is answered as if the stream did not exist. By default a stream has no owner, and requests without an owner can resume
+    /// it.
     ///
     /// ```
     /// # use tower_push::{Push, Resumable};

@@ -41,7 +41,7 @@ struct RegistryState {
     /// The task that drops expired streams. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
     resumed: u64,
-    expired: u64,
+    parked_too_long: u64,
     evicted: u64,
 }
 
@@ -135,12 +135,13 @@ impl StreamRegistry {
             parked: state.parked.len(),
             parked_bytes: state.parked_bytes,
             resumed: state.resumed,
-            expired: state.expired,
+            parked_too_long: state.parked_too_long,
             evicted: state.evicted,
         })
     }
 
-    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. So `update` never sees an expired stream.
+    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. `update` therefore never sees an expired
+    /// stream.
     fn update<T>(&self, update: impl FnOnce(&mut RegistryState) -> T) -> T {
         let mut removed = Vec::new();
         let mut state = self.lock();
@@ -204,7 +205,7 @@ impl RegistryState {
         Some(registered.stream.clone())
     }
 
-    /// Removes a reader from a stream. If it was the last one, the stream is parked.
+    /// Removes a reader from a stream. If the stream has no other reader, it is parked.
     fn remove_reader(&mut self, token: &StreamToken) {
         let Some(registered) = self.streams.get_mut(token) else {
             return;
@@ -227,7 +228,7 @@ impl RegistryState {
     fn remove_expired(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
         while self.time_to_next_expiry(config) == Some(Duration::ZERO) {
             removed.extend(self.remove_first_parked());
-            self.expired += 1;
+            self.parked_too_long += 1;
         }
     }
 

@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 #[cfg(feature = "deflate")]
 use tower_push_proto::websocket::deflate;
 use tower_push_proto::{
-    header_list::{contains, single},
+    header_list::{contains_token, single_value},
     websocket::handshake::{accept_key, choose_subprotocol},
 };
 
@@ -51,7 +51,7 @@ pub(super) struct AcceptedHandshake {
 /// Whether the request asks for a WebSocket. The rest of its handshake may be invalid.
 pub(super) fn is_websocket_request(head: &Parts) -> bool {
     match head.version {
-        Version::HTTP_11 => contains(&head.headers, UPGRADE, WEBSOCKET_TOKEN),
+        Version::HTTP_11 => contains_token(&head.headers, UPGRADE, WEBSOCKET_TOKEN),
         version if is_multiplexed(version) => {
             let protocol = connect_protocol(head);
             head.method == Method::CONNECT && protocol.is_some_and(is_websocket_protocol)
@@ -110,7 +110,7 @@ fn accept_http1_upgrade(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         }
         _ => return Err(method_not_allowed("GET", "a WebSocket is asked for by GET")),
     }
-    if !contains(headers, CONNECTION, "upgrade") {
+    if !contains_token(headers, CONNECTION, "upgrade") {
         return Err(bad_request(
             "`Upgrade` without `Connection: upgrade` (a proxy in between has to hand on both)",
         ));
@@ -119,10 +119,12 @@ fn accept_http1_upgrade(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         // The bytes of the body would be read as the first frames.
         return Err(bad_request("a request for a WebSocket has no body"));
     }
-    if single(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != WEBSOCKET_VERSION) {
+    if single_value(headers, SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != WEBSOCKET_VERSION)
+    {
         return Err(unsupported_version(head));
     }
-    let accept = single(headers, SEC_WEBSOCKET_KEY)
+    let accept = single_value(headers, SEC_WEBSOCKET_KEY)
         .and_then(|key| accept_key(key.as_bytes()))
         .ok_or_else(|| bad_request("`Sec-WebSocket-Key` is to be the base64 of 16 bytes, once"))?;
     let mut response = Response::new(PushBody::empty());
@@ -158,7 +160,7 @@ fn accept_extended_connect(head: &Parts) -> Result<Response<PushBody>, Rejection
     }
     let is_versioned = head.headers.contains_key(SEC_WEBSOCKET_VERSION);
     if is_versioned
-        && single(&head.headers, SEC_WEBSOCKET_VERSION).is_none_or(|v| v != WEBSOCKET_VERSION)
+        && single_value(&head.headers, SEC_WEBSOCKET_VERSION).is_none_or(|v| v != WEBSOCKET_VERSION)
     {
         return Err(unsupported_version(head));
     }

@@ -7,7 +7,7 @@
 //! # fn main() -> Result<(), tower_push::Error> {
 //! let layer = WebSocketLayer::with(
 //!     WebSocket::new()
-//!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
+//!         .origin_policy(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
 //!         .keep_alive(KeepAlive::new().interval(Duration::from_secs(20)))
 //!         .max_message_size(16 * 1024),
 //! );
@@ -132,7 +132,7 @@ impl WebSocket {
     /// refused with 403.
     ///
     /// Browsers let any page open a WebSocket to any host, with the user's cookies. Only the server can refuse such a connection.
-    pub fn origin(self, policy: OriginPolicy) -> Self {
+    pub fn origin_policy(self, policy: OriginPolicy) -> Self {
         self.map_config(|config| config.origin_policy = policy)
     }
 

@@ -66,7 +66,7 @@ impl Encoder for JsonArrayEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.next(out);
-        out.event::<Envelope>(event);
+        out.push_event::<Envelope>(event);
         Ok(())
     }
 

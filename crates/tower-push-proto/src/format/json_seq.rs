@@ -50,7 +50,7 @@ impl Encoder for JsonSeq {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        out.event::<Record>(event);
+        out.push_event::<Record>(event);
         Ok(())
     }
 

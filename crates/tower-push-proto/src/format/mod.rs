@@ -45,7 +45,7 @@ pub use self::{
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
-    event::{Event, EventId, Gap, Item},
+    event::{Event, EventId, Gap},
     frame_buffer::FrameBuffer,
 };
 
@@ -107,10 +107,6 @@ impl Encoder for DefaultBatchEncoder {
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
         self.0.end(end, out);
-    }
-
-    fn item(&mut self, item: &Item, out: &mut FrameBuffer) -> Result<Option<End>, Error> {
-        self.0.item(item, out)
     }
 }
 

@@ -184,7 +184,7 @@ impl Encoder for MultipartEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.begin_part(event, out)?;
-        out.event::<Part>(event);
+        out.push_event::<Part>(event);
         self.delimiter(out.buffer());
         Ok(())
     }

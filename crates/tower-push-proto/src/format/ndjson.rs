@@ -75,9 +75,9 @@ impl Encoder for Ndjson {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.bare {
-            out.event::<Bare>(event);
+            out.push_event::<Bare>(event);
         } else {
-            out.event::<Envelope>(event);
+            out.push_event::<Envelope>(event);
         }
         Ok(())
     }

@@ -22,7 +22,8 @@ use crate::{
 /// With an empty separator the payloads are one text or one file, and there are no heartbeats.
 ///
 /// ```
-/// use tower_push_proto::format::Raw;
+/// # use tower_push_proto as tower_push;
+/// use tower_push::format::Raw;
 ///
 /// let tokens_of_a_language_model = Raw::new().separator("");
 /// ```
@@ -122,7 +123,7 @@ impl Encoder for Raw {
         if byte_search::contains(payload, &self.0.separator) {
             return Err(Error::delimiter_in_payload());
         }
-        out.event::<Payload>(event);
+        out.push_event::<Payload>(event);
         out.buffer().put_slice(&self.0.separator);
         Ok(())
     }

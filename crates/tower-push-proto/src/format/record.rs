@@ -156,13 +156,13 @@ impl Record {
             data,
         } = event;
         match event_type.as_deref() {
-            Some(name) if config.is_gap(name) => {
+            Some(name) if config.is_gap_event(name) => {
                 return Ok(Some(Self::Gap(Gap::from_json(data.as_bytes())?)));
             }
-            Some(name) if config.is_end(name) => {
+            Some(name) if config.is_end_event(name) => {
                 return Ok(Some(Self::End(End::from_json(data.as_bytes())?)));
             }
-            Some(name) if config.is_heartbeat(name) => return Ok(None),
+            Some(name) if config.is_heartbeat_event(name) => return Ok(None),
             _ => {}
         }
         let mut event = if config.is_base64() {

@@ -69,17 +69,17 @@ impl SseConfig {
     }
 
     /// Whether gaps are announced under this type.
-    pub fn is_gap(&self, event_type: &str) -> bool {
+    pub fn is_gap_event(&self, event_type: &str) -> bool {
         self.gap.as_str() == event_type
     }
 
     /// Whether the end is announced under this type.
-    pub fn is_end(&self, event_type: &str) -> bool {
+    pub fn is_end_event(&self, event_type: &str) -> bool {
         self.end.as_str() == event_type
     }
 
     /// Whether events of this type are heartbeats.
-    pub fn is_heartbeat(&self, event_type: &str) -> bool {
+    pub fn is_heartbeat_event(&self, event_type: &str) -> bool {
         self.heartbeat
             .as_ref()
             .is_some_and(|heartbeat| heartbeat.as_str() == event_type)
@@ -126,10 +126,10 @@ impl Encoder for SseEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.config.is_base64 {
-            out.event::<Base64Encoding>(event);
+            out.push_event::<Base64Encoding>(event);
         } else {
             check_is_text(event)?;
-            out.event::<TextEncoding>(event);
+            out.push_event::<TextEncoding>(event);
         }
         Ok(())
     }

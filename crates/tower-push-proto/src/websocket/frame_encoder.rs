@@ -101,9 +101,9 @@ impl FrameEncoder {
     fn write_event<L: MessageLayout>(&self, event: &Event, out: &mut FrameBuffer) {
         #[cfg(feature = "deflate")]
         if self.should_compress::<L>(event) {
-            return out.event::<CompressedFrame<L>>(event);
+            return out.push_event::<CompressedFrame<L>>(event);
         }
-        out.event::<UncompressedFrame<L>>(event);
+        out.push_event::<UncompressedFrame<L>>(event);
     }
 
     #[cfg(feature = "deflate")]

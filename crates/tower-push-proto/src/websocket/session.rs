@@ -403,7 +403,7 @@ impl Session {
                 }
                 Err(event) => self.encoder.event(&event, buffer),
             },
-            Some(Ok(item)) => match self.encoder.item(&item, buffer) {
+            Some(Ok(item)) => match item.write_to(&mut self.encoder, buffer) {
                 Ok(None) => Ok(()),
                 Ok(Some(end)) => {
                     self.end_stream(end, now());
