@@ -115,6 +115,7 @@ mod error {
     pub(crate) use tower_push_proto::{BoxError, Error};
 }
 mod deadline;
+pub mod format;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
@@ -143,4 +144,4 @@ pub use self::{
     write_progress::WriteProgress,
 };
 use tower_push_proto::random;
-pub use tower_push_proto::{BoxError, Error, event, format};
+pub use tower_push_proto::{BoxError, Error, event};

@@ -79,8 +79,8 @@ impl Event {
         Self::new(Payload::Text(text.into()))
     }
 
-    /// An event that carries bytes. Transports of text write it as base64, or refuse it:
-    /// see [`SseConfig::base64`](crate::sse::SseConfig::base64).
+    /// An event that carries bytes. The JSON formats write them as base64. The SSE transport refuses them, unless it is configured to write
+    /// base64.
     pub fn binary(bytes: impl Into<Bytes>) -> Self {
         Self::new(Payload::Binary(bytes.into()))
     }
