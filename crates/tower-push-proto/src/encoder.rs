@@ -14,7 +14,7 @@ use crate::{
 /// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
 /// tell the failure from an end.
 ///
-/// [`item`](Self::item) dispatches to the methods for events, gaps and cursors. A transport calls it for whatever the source
+/// [`item`](Self::item) dispatches to the methods for events, gaps and cursors. A transport calls it for each item that the source
 /// yields:
 ///
 /// ```
