@@ -406,7 +406,7 @@ async fn foreign_origins_are_refused() {
     let own = ("origin", "http://localhost");
     let channel = Channel::new();
     let server = serve_channel(WebSocket::new(), &channel).await;
-    let open_to_all = WebSocket::new().origin(OriginPolicy::any());
+    let open_to_all = WebSocket::new().origin_policy(OriginPolicy::any());
     let open_to_all = serve_channel(open_to_all, &channel).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;

@@ -326,7 +326,7 @@ impl Load {
         let counts = &after.counts;
         println!(
             "streams {} opened, {} events; parked and let go: {}",
-            counts.opened, counts.events, counts.expired
+            counts.opened, counts.events, counts.parked_too_long
         );
         println!("closed  {}", in_words(&counts.closed));
         println!("refused {}", in_words(&counts.refused));

@@ -101,7 +101,7 @@ pub(crate) struct Counts {
     pub(crate) closed: BTreeMap<String, u64>,
     pub(crate) refused: BTreeMap<String, u64>,
     pub(crate) events: u64,
-    pub(crate) expired: u64,
+    pub(crate) parked_too_long: u64,
 }
 
 /// What became of the streams that were open when the drain began.
@@ -365,7 +365,7 @@ impl Soaked {
                 closed: closed.into(),
                 refused: refused.into(),
                 events: counts.events,
-                expired: kept.iter().map(|it| it.expired).sum(),
+                parked_too_long: kept.iter().map(|it| it.parked_too_long).sum(),
             },
             bytes: stats.bytes_allocated as i64 - stats.bytes_deallocated as i64,
         })

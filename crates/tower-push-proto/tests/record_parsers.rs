@@ -81,7 +81,10 @@ fn written(encoder: &mut dyn Encoder, steps: &[Step], end: End) -> Bytes {
     encoder.open(&mut out);
     for step in steps {
         match step {
-            Step::Item(item) => assert_eq!(encoder.item(item, &mut out).unwrap(), None),
+            Step::Item(item) => {
+                let end = item.clone().write_to(encoder, &mut out).unwrap();
+                assert_eq!(end, None);
+            }
             Step::Heartbeat => encoder.heartbeat(&mut out),
         }
     }
@@ -94,7 +97,7 @@ fn batch(encoder: &mut dyn BatchEncoder, steps: &[Step], end: Option<End>) -> By
     encoder.begin_batch(&mut out);
     for step in steps {
         if let Step::Item(item) = step {
-            encoder.item(item, &mut out).unwrap();
+            item.clone().write_to(encoder, &mut out).unwrap();
         }
     }
     encoder.end_batch(end, &mut out);

@@ -6,8 +6,8 @@ use crate::error::Error;
 /// The name under which a client dispatches an event: `EventSource.addEventListener(name, …)`.
 ///
 /// An event type is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. An `EventSource` has
-/// events of its own called `open` and `error`. The SSE encoder announces gaps as `gap` and ends as `end`: see
-/// [`SseConfig`](crate::sse::SseConfig) for other names.
+/// events of its own called `open` and `error`. The SSE transport announces gaps as `gap` and ends as `end`, and can be configured with other
+/// names.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;

@@ -3,7 +3,11 @@ use std::{borrow::Cow, time::Duration};
 use bytes::Bytes;
 
 use super::{Event, EventId, Gap, Payload};
-use crate::{encoder::End, error::BoxError};
+use crate::{
+    encoder::{Encoder, End},
+    error::{BoxError, Error},
+    frame_buffer::FrameBuffer,
+};
 
 /// An item of a source's stream: an event, a gap, a cursor, or an end.
 #[derive(Clone, Debug)]
@@ -77,6 +81,44 @@ impl Item {
         }
     }
 
+    /// Writes the item if it is an event, a gap or a cursor. Returns the [`End`] if the item ends the stream. The transport then calls
+    /// [`Encoder::end`], and does not poll the source again.
+    ///
+    /// ```
+    /// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
+    ///
+    /// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
+    /// encoder.open(&mut out);
+    /// for item in [Item::Event(Event::text("hi").with_id(7)?), Item::Finished] {
+    ///     if let Some(end) = item.write_to(&mut encoder, &mut out)? {
+    ///         encoder.end(end, &mut out);
+    ///     }
+    /// }
+    /// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
+    /// assert_eq!(out.into_bytes(), sent);
+    /// # Ok::<(), tower_push_proto::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Encoder::event`] and [`Encoder::gap`].
+    // This is not a method of `Encoder`, because it would cost `dyn Encoder` another dynamic call for each event.
+    #[inline]
+    pub fn write_to<E>(self, encoder: &mut E, out: &mut FrameBuffer) -> Result<Option<End>, Error>
+    where
+        E: Encoder + ?Sized,
+    {
+        match self {
+            Self::Event(event) => encoder.event(&event, out)?,
+            Self::EventWithCursor { event, cursor } => {
+                encoder.event_with_cursor(&event, &cursor, out)?;
+            }
+            Self::Gap(gap) => encoder.gap(&gap, out)?,
+            Self::Cursor(id) => encoder.cursor(&id, out),
+            Self::Finished | Self::Ended { .. } | Self::Expired => return Ok(self.end()),
+        }
+        Ok(None)
+    }
+
     /// Whether the item is an event or a gap. The other items only move cursors or end the stream.
     #[inline]
     pub fn is_content(&self) -> bool {
@@ -110,6 +152,7 @@ pub trait IntoItem {
 }
 
 impl IntoItem for Item {
+    #[inline]
     fn into_item(self) -> Result<Item, BoxError> {
         Ok(self)
     }
@@ -169,8 +212,12 @@ impl IntoItem for Vec<u8> {
 }
 
 impl<T: IntoItem, E: Into<BoxError>> IntoItem for Result<T, E> {
+    #[inline]
     fn into_item(self) -> Result<Item, BoxError> {
-        self.map_err(Into::into)?.into_item()
+        match self {
+            Ok(value) => value.into_item(),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

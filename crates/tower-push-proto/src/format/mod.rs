@@ -48,7 +48,7 @@ pub use self::{
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
-    event::{Event, EventId, Gap, Item},
+    event::{Event, EventId, Gap},
     frame_buffer::FrameBuffer,
 };
 
@@ -111,10 +111,6 @@ impl Encoder for DefaultBatchEncoder {
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
         self.0.end(end, out);
-    }
-
-    fn item(&mut self, item: &Item, out: &mut FrameBuffer) -> Result<Option<End>, Error> {
-        self.0.item(item, out)
     }
 }
 

@@ -23,7 +23,8 @@ use crate::{
 /// With an empty separator the payloads together are one text or one file, and there are no heartbeats.
 ///
 /// ```
-/// use tower_push_proto::format::Raw;
+/// # use tower_push_proto as tower_push;
+/// use tower_push::format::Raw;
 ///
 /// let tokens_of_a_language_model = Raw::new().separator("");
 /// ```

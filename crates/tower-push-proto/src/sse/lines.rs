@@ -109,24 +109,19 @@ fn write_data(payload: &[u8], out: &mut BytesMut) {
         // A client does not dispatch an event without a `data` field.
         return out.put_slice(b"data:\n\n");
     }
-    for line in data_lines(payload) {
-        write_field(b"data: ", line, out);
-    }
+    for_each_data_line(payload, |line| write_field(b"data: ", line, out));
     out.put_u8(b'\n');
 }
 
-/// Splits a payload into lines, each of which needs a `data` field. `\r\n`, `\r` and `\n` each end a line. A payload that ends with one of
-/// them has an empty last line.
+/// Calls `write` for each line of a payload. Each line needs a `data` field. `\r\n`, `\r` and `\n` each end a line. A payload that ends with
+/// one of them has an empty last line.
 #[inline]
-pub fn data_lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(payload);
-    std::iter::from_fn(move || {
-        let text = rest.take()?;
-        let Some(line_end) = byte_search::find_byte(text, |b| b == b'\n' || b == b'\r') else {
-            return Some(text);
-        };
-        let is_crlf = text[line_end..].starts_with(b"\r\n");
-        rest = Some(&text[line_end + 1 + usize::from(is_crlf)..]);
-        Some(&text[..line_end])
-    })
+pub fn for_each_data_line(payload: &[u8], mut write: impl FnMut(&[u8])) {
+    let mut rest = payload;
+    while let Some(line_end) = byte_search::find_byte(rest, |b| b == b'\n' || b == b'\r') {
+        write(&rest[..line_end]);
+        let is_crlf = rest[line_end..].starts_with(b"\r\n");
+        rest = &rest[line_end + 1 + usize::from(is_crlf)..];
+    }
+    write(rest);
 }

@@ -13,6 +13,6 @@ mod parser;
 
 pub use self::{
     encoder::{SseConfig, SseEncoder},
-    lines::{data_lines, write_comment, write_cursor, write_event, write_id, write_retry},
+    lines::{for_each_data_line, write_comment, write_cursor, write_event, write_id, write_retry},
     parser::{SseEvent, SseParser},
 };

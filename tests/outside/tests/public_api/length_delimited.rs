@@ -265,7 +265,7 @@ async fn each_end_of_the_source_has_its_close_reason() {
         ),
         (
             Some(Item::Expired),
-            CloseReason::Expired,
+            CloseReason::CredentialExpired,
             r#"{"finished":false}"#,
         ),
     ] {
@@ -373,7 +373,7 @@ async fn stream_ends_when_it_expires() {
     let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     let end = reader.expect_kind(RecordKind::End).await;
     assert_eq!(end, r#"{"finished":false}"#);
-    expect_close(&guard, CloseReason::Expired).await;
+    expect_close(&guard, CloseReason::CredentialExpired).await;
 }
 
 #[tokio::test]
