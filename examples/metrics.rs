@@ -206,7 +206,7 @@ impl Watched {
             "Events that a subscriber did not get, once for each.",
         );
         for (reason, events) in [
-            ("expired", counters.expired),
+            ("expired", counters.missed_on_return),
             ("lagged", counters.lagged),
             ("conflated", counters.conflated),
         ] {
@@ -222,7 +222,7 @@ impl Watched {
         text.counter("push_resumable_resumed_total", "Clients that found theirs.")
             .sample(&[], kept.resumed);
         text.counter("push_resumable_dropped_total", "Parked streams let go.")
-            .sample(&[("reason", "expired")], kept.expired)
+            .sample(&[("reason", "expired")], kept.parked_too_long)
             .sample(&[("reason", "evicted")], kept.evicted);
     }
 }

@@ -107,7 +107,7 @@ async fn stream_ends_when_credential_expires() {
 
     let guard = Guard::builder().max_lifetime(3600 * SECOND).build();
     response_text(&guard.wrap(Sse::new()), source_fn(expiring_source)).await;
-    assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
+    assert_eq!(guard.counts().closed(CloseReason::CredentialExpired), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +136,7 @@ async fn durable_sse_stream_expires_once() {
     let response = poll.respond(&mut head, Push::new(source_fn(expiring_source)));
     body_text(response.await.into_body()).await;
     assert_eq!(start.elapsed(), 60 * SECOND);
-    assert_eq!(guard.counts().closed(CloseReason::Expired), 1);
+    assert_eq!(guard.counts().closed(CloseReason::CredentialExpired), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -408,7 +408,9 @@ async fn kept_subscription_does_not_hold_admission() {
 
 #[tokio::test]
 async fn foreign_origin_is_refused_on_every_transport() {
-    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let guard = Guard::builder()
+        .origin_policy(OriginPolicy::same_origin())
+        .build();
     let server =
         TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
     for version in HttpVersion::ALL {

@@ -586,7 +586,7 @@ async fn parked_stream_expires_without_a_request() {
         (0, 0, 0)
     );
     assert_eq!(
-        (metrics.resumed, metrics.expired, metrics.evicted),
+        (metrics.resumed, metrics.parked_too_long, metrics.evicted),
         (1, 3, 0)
     );
     let source = resumable.wrap(stream::iter(["new"]));

@@ -133,7 +133,9 @@ async fn everything_a_websocket_client_sees(
 
 #[tokio::test]
 async fn foreign_page_gets_no_stream_by_any_method() {
-    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let guard = Guard::builder()
+        .origin_policy(OriginPolicy::same_origin())
+        .build();
     let layer = TransportLayer::with(guard.wrap(all_transports()));
     let pushes = tower::service_fn(|_| async { Ok(Push::new(Channel::new())) });
     let server = TestServer::start(ServiceBuilder::new().layer(layer).service(pushes)).await;
@@ -180,7 +182,9 @@ async fn foreign_page_holds_stream_without_policy() {
 
 #[tokio::test]
 async fn forwarding_headers_do_not_change_origin() {
-    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let guard = Guard::builder()
+        .origin_policy(OriginPolicy::same_origin())
+        .build();
     let server = serve(Channel::new(), guard.wrap(all_transports())).await;
     let behind_nothing = serve(Channel::new(), all_transports()).await;
     let foreign = ("origin", "https://evil.example");
@@ -211,8 +215,8 @@ async fn rebound_name_is_refused_by_origin_list() {
     let same = OriginPolicy::same_origin();
     let only = OriginPolicy::only("http://localhost:3000").unwrap();
     for (policy, is_refused) in [(same, false), (only, true)] {
-        let guard = Guard::builder().origin(policy.clone()).build();
-        let websocket = WebSocket::new().origin(policy);
+        let guard = Guard::builder().origin_policy(policy.clone()).build();
+        let websocket = WebSocket::new().origin_policy(policy);
         let server = serve(
             Channel::new(),
             guard.wrap(all_transports().add_transport(websocket)),
@@ -246,7 +250,7 @@ async fn rebound_name_is_refused_by_origin_list() {
 async fn cors_layer_answers_preflights_without_streams() {
     let policy = OriginPolicy::same_origin();
     let guard = Guard::builder()
-        .origin(policy.allow_origin("https://app.example").unwrap())
+        .origin_policy(policy.allow_origin("https://app.example").unwrap())
         .build();
     let cors = CorsLayer::new()
         .allow_origin([HeaderValue::from_static("https://app.example")])
@@ -341,7 +345,9 @@ mod in_chromium {
         wait_for_count(FRAME_COUNT, || unguarded.counts().open()).await;
         drop(page);
 
-        let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+        let guard = Guard::builder()
+            .origin_policy(OriginPolicy::same_origin())
+            .build();
         let victim = serve_stream_and_page(guard.wrap(all_transports())).await;
         let _page = Page::open(&["foreign", &evil, &victim.address.port().to_string()]);
         wait_for_count(ATTACK_COUNT, || {
@@ -353,7 +359,9 @@ mod in_chromium {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn same_origin_page_gets_its_stream() {
-        let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+        let guard = Guard::builder()
+            .origin_policy(OriginPolicy::same_origin())
+            .build();
         let server = serve_stream_and_page(guard.wrap(all_transports())).await;
         let _page = Page::open(&["own", "localhost", &server.address.port().to_string()]);
         wait_for_count(1, || guard.counts().open()).await;
@@ -363,7 +371,7 @@ mod in_chromium {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn rebound_page_gets_no_stream_with_origin_list() {
         let guard = Guard::builder()
-            .origin(OriginPolicy::only("http://localhost").unwrap())
+            .origin_policy(OriginPolicy::only("http://localhost").unwrap())
             .build();
         let server = serve_stream_and_page(guard.wrap(all_transports())).await;
         let port = server.address.port().to_string();
@@ -384,7 +392,9 @@ async fn responses_forbid_sniffing_and_shared_caching() {
             }
         }
     });
-    let guard = Guard::builder().origin(OriginPolicy::same_origin()).build();
+    let guard = Guard::builder()
+        .origin_policy(OriginPolicy::same_origin())
+        .build();
     let server = serve(source, guard.wrap(all_transports())).await;
     let full = Guard::builder()
         .admission(&Admission::builder().max_streams(0).build())

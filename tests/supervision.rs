@@ -204,7 +204,7 @@ async fn close_reason_is_what_ended_the_stream() {
         CloseReason::Failed,
         CloseReason::Finished,
         CloseReason::Left,
-        CloseReason::Expired,
+        CloseReason::CredentialExpired,
     ] {
         assert_eq!(counts.closed(reason), 1, "{reason:?}");
     }

@@ -406,7 +406,7 @@ async fn foreign_origins_are_refused() {
     let own = ("origin", "http://localhost");
     let channel = Channel::new();
     let server = serve_channel(WebSocket::new(), &channel).await;
-    let open_to_all = WebSocket::new().origin(OriginPolicy::any());
+    let open_to_all = WebSocket::new().origin_policy(OriginPolicy::any());
     let open_to_all = serve_channel(open_to_all, &channel).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
@@ -592,7 +592,7 @@ async fn disconnect_is_noticed_while_reads_are_paused() {
         async move { Ok(stream) }
     });
     let ping = KeepAlive::new().interval(Duration::from_millis(20));
-    let transport = WebSocket::new().ping(ping);
+    let transport = WebSocket::new().keep_alive(ping);
     let server = TestServer::start(tower_push::service(source).transport(transport)).await;
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
@@ -766,7 +766,7 @@ async fn floods_are_closed() {
 async fn unanswered_ping_disconnects_client() {
     let channel = Channel::new();
     let transport = WebSocket::new()
-        .ping(KeepAlive::new().interval(Duration::from_millis(20)))
+        .keep_alive(KeepAlive::new().interval(Duration::from_millis(20)))
         .pong_deadline(Duration::from_millis(50))
         .close_deadline(Duration::from_millis(50));
     let server = serve_channel(transport, &channel).await;

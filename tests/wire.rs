@@ -438,7 +438,7 @@ mod custom_transport {
         fn open(&mut self, _: &mut FrameBuffer) {}
 
         fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-            out.event::<Self>(event);
+            out.push_event::<Self>(event);
             Ok(())
         }
 

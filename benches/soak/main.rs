@@ -344,7 +344,7 @@ impl LoadReport {
         let counts = &after.counts;
         println!(
             "streams {} opened, {} events; expired while parked: {}",
-            counts.opened, counts.events, counts.expired
+            counts.opened, counts.events, counts.parked_too_long
         );
         println!("closed  {}", format_counts(&counts.closed));
         println!("refused {}", format_counts(&counts.refused));

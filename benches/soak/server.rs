@@ -103,7 +103,7 @@ pub(crate) struct StreamCounts {
     pub(crate) closed: BTreeMap<String, u64>,
     pub(crate) refused: BTreeMap<String, u64>,
     pub(crate) events: u64,
-    pub(crate) expired: u64,
+    pub(crate) parked_too_long: u64,
 }
 
 /// The outcome of a drain.
@@ -241,7 +241,7 @@ impl SoakServer {
     fn transports(&self) -> Negotiate {
         let keep_alive = || KeepAlive::new().interval(HEARTBEAT_INTERVAL);
         let sockets = WebSocket::new()
-            .ping(keep_alive())
+            .keep_alive(keep_alive())
             .pong_deadline(PONG_DEADLINE)
             .message_deadline(CLIENT_DEADLINE)
             .write_deadline(CLIENT_DEADLINE)
@@ -371,7 +371,7 @@ impl SoakServer {
                 closed: closed.into(),
                 refused: refused.into(),
                 events: counts.events,
-                expired: resumable.iter().map(|it| it.expired).sum(),
+                parked_too_long: resumable.iter().map(|it| it.parked_too_long).sum(),
             },
             bytes: stats.bytes_allocated as i64 - stats.bytes_deallocated as i64,
         })

@@ -4,7 +4,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::reasons::{CloseReason, RefusalReason};
+use super::{
+    observer::StreamInfo,
+    reasons::{CloseReason, RefusalReason},
+};
 use crate::sync::{Mutex, MutexGuard, lock};
 
 /// A snapshot of what the streams of a guard have done so far, from [`Guard::counts`](super::Guard::counts).
@@ -24,13 +27,14 @@ use crate::sync::{Mutex, MutexGuard, lock};
 #[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuardCounts {
-    /// The number of open streams of each transport, by the transport's name. A poll is open while it waits for its response.
+    /// The number of open streams of each transport, by the transport's name. A long poll counts as open while it waits for its
+    /// response.
     pub open_by_transport: BTreeMap<&'static str, u64>,
     /// The number of streams that were opened.
     pub opened: u64,
     /// The number of events that transports took from sources. An event counts once for each stream.
     pub events: u64,
-    /// The total length of the payloads of these events, in bytes.
+    /// The total length of the payloads of all counted events, in bytes.
     pub bytes: u64,
     /// The number of gaps that transports took from sources.
     pub gaps: u64,
@@ -71,7 +75,7 @@ impl fmt::Debug for GuardCounts {
     }
 }
 
-/// The counters behind [`GuardCounts`].
+/// The counters of a guard. [`snapshot`](Self::snapshot) returns their values as [`GuardCounts`].
 #[derive(Debug, Default)]
 pub(super) struct GuardCounters {
     /// All counts of streams are under one lock, so that a snapshot holds each stream once.
@@ -98,12 +102,16 @@ impl GuardCounters {
         lock(&self.streams)
     }
 
-    /// Counts a stream as open. Returns its number, starting with 1.
-    pub(super) fn record_open(&self, transport: &'static str) -> u64 {
+    /// Counts a stream as open, and returns the number and transport that identify the stream to observers. The first stream has the
+    /// number 1.
+    pub(super) fn record_open(&self, transport: &'static str) -> StreamInfo {
         let mut streams = self.lock_streams();
         *streams.open_by_transport.entry(transport).or_default() += 1;
         streams.opened += 1;
-        streams.opened
+        StreamInfo {
+            number: streams.opened,
+            transport,
+        }
     }
 
     /// Counts an open stream as closed.

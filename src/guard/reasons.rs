@@ -2,7 +2,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client left, or its connection failed. This is also the reason if the guard knows no other.
+    /// The client disconnected, or its connection failed. This is also the reason if the guard does not know why the stream was
+    /// closed.
     Left,
     /// The client got the complete response to a poll.
     Answered,
@@ -23,7 +24,7 @@ pub enum CloseReason {
     /// The stream reached its [lifetime](super::GuardBuilder::max_lifetime).
     Aged,
     /// The client's credential [expired](crate::source::Subscription::expire_by).
-    Expired,
+    CredentialExpired,
 }
 
 /// The reason why a request was refused.
@@ -36,14 +37,14 @@ pub enum RefusalReason {
     Key,
     /// The [drain](super::Drain) has started.
     Draining,
-    /// The [origin policy](super::GuardBuilder::origin) does not allow the page that has sent the request.
+    /// The [origin policy](super::GuardBuilder::origin_policy) does not allow the page that has sent the request.
     Origin,
     /// The source or the transport refused the request.
     Source,
 }
 
 impl CloseReason {
-    /// All reasons.
+    /// All close reasons.
     pub const ALL: [Self; 9] = [
         Self::Left,
         Self::Answered,
@@ -53,10 +54,10 @@ impl CloseReason {
         Self::Lagged,
         Self::Drained,
         Self::Aged,
-        Self::Expired,
+        Self::CredentialExpired,
     ];
 
-    /// The name of the reason: one word in lower case, for labels of metrics.
+    /// Returns the name of the reason: one word in lower case, for the labels of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Left => "left",
@@ -67,19 +68,19 @@ impl CloseReason {
             Self::Lagged => "lagged",
             Self::Drained => "drained",
             Self::Aged => "aged",
-            Self::Expired => "expired",
+            Self::CredentialExpired => "expired",
         }
     }
 
-    /// Returns whether the client is notified of an end for this reason. A failure does not count as notified, although some transports
-    /// tell the client of it.
+    /// Returns whether the client is told that its stream ends. `Failed` and `Lagged` do not count as told, although some
+    /// transports report a failure to the client.
     pub(super) fn notifies_client(self) -> bool {
         !matches!(self, Self::Left | Self::Failed | Self::Lagged)
     }
 }
 
 impl RefusalReason {
-    /// All reasons.
+    /// All refusal reasons.
     pub const ALL: [Self; 5] = [
         Self::Full,
         Self::Key,
@@ -88,7 +89,7 @@ impl RefusalReason {
         Self::Source,
     ];
 
-    /// The name of the reason: one word in lower case, for labels of metrics.
+    /// Returns the name of the reason: one word in lower case, for the labels of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Full => "full",

@@ -17,7 +17,8 @@ use crate::{
 pin_project! {
     /// The items of a stream, after an optional first item, such as a gap.
     ///
-    /// This is the [`PushSource::Stream`] of plain streams, of [`source_fn`](super::source_fn()) and of [`Push`](super::Push).
+    /// `ItemStream` is the [`PushSource::Stream`] of plain streams, of [`source_fn`](super::source_fn()) and of
+    /// [`Push`](super::Push).
     pub struct ItemStream<S> {
         // Boxed because a first item is rare, and an inline one would enlarge every connection.
         first_item: Option<Box<Result<Item, BoxError>>>,

@@ -28,7 +28,6 @@
 //! ```
 
 pub mod channel;
-#[cfg(feature = "websocket")]
 mod client_messages;
 mod item_stream;
 mod log;
@@ -41,12 +40,10 @@ pub mod resumable;
 mod source_fn;
 mod subscription;
 
-#[cfg(feature = "websocket")]
-#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-pub use self::client_messages::{ClientMessageSender, ClientMessages, MessageBatch};
 pub(crate) use self::rejection::retry_after;
 pub use self::{
     channel::Channel,
+    client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
     item_stream::ItemStream,
     push::Push,
     push_source::PushSource,

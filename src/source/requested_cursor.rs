@@ -39,12 +39,12 @@ impl RequestedCursor {
     fn from_query(query: &str) -> Self {
         let values: Vec<_> = CURSOR_PARAMETERS
             .iter()
-            .flat_map(|name| query::parameter_values(query, name))
+            .flat_map(|name| query::decode_parameter(query, name))
             .collect();
         Self::from_values(values.iter().map(|value| value.as_ref()))
     }
 
-    /// Reads a cursor that is given once, or several times alike. Empty values do not count.
+    /// Reads a cursor that is given once, or several times with the same value. Empty values do not count.
     fn from_values<'a>(values: impl Iterator<Item = &'a str>) -> Self {
         let mut cursor = Self::Absent;
         for value in values.filter(|value| !value.is_empty()) {

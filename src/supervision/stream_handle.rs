@@ -13,9 +13,9 @@ use crate::{error::BoxError, event::Item, source::Subscription};
 #[derive(Clone)]
 pub struct StreamHandle(Arc<dyn StreamLifecycle>);
 
-/// What a guard does with one stream that it has admitted. Dropping the lifecycle closes the stream.
+/// The calls by which a guard follows one stream that it has admitted. Dropping the lifecycle closes the stream.
 ///
-/// Guards around each other form a chain: the lifecycle of each one forwards calls to that of the guard around it.
+/// If one guard wraps another, the lifecycle of the inner guard forwards each call to the lifecycle of the outer guard.
 pub(crate) trait StreamLifecycle: Send + Sync {
     /// Records that the source has accepted `subscription`.
     fn on_open(&self, subscription: &Subscription);
@@ -24,27 +24,27 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     #[cfg(feature = "tracing")]
     fn span(&self) -> Option<&tracing::Span>;
 
-    /// Returns the time at which the stream must end, if the time is known yet.
+    /// Returns the time at which the guard ends the stream, or `None` as long as the guard has set none.
     fn ends_at(&self) -> Option<Instant>;
 
-    /// Records that the stream ends now because of [`ends_at`](Self::ends_at). Returns its last item.
+    /// Records that the stream ends now because the time [`ends_at`](Self::ends_at) has come. Returns the last item of the stream.
     fn on_early_end(&self) -> Item;
 
-    /// Registers `waker` for a change of [`ends_at`](Self::ends_at). Returns `false` if the time may have changed already: the caller must
-    /// read it again.
+    /// Registers `waker` for a change of [`ends_at`](Self::ends_at). Returns `false` if the end time may have changed before the registration:
+    /// the caller must then call `ends_at` again.
     fn register_waker(&self, waker: &Waker) -> bool;
 
-    /// Records what the transport has taken from the stream: an item, an error, or `None` at the stream's end.
+    /// Records that the transport has taken `item` from the stream: an item, an error, or `None` when the source's stream has ended.
     fn on_item(&self, item: Option<&Result<Item, BoxError>>);
 
-    /// Records that the transport cannot send an item, and cuts the stream.
+    /// Records that the transport cuts the stream because it cannot send an item.
     fn on_send_error(&self, error: &BoxError);
 
-    /// Records that the client has the complete response to a poll.
+    /// Records that the client gets the complete response to a poll.
     fn on_complete_response(&self);
 
-    /// Records that a guard inside this one has refused the request, whatever the status of the response.
-    fn on_refusal(&self);
+    /// Records that a guard inside this one has refused the request. The status of the response does not show this: it may be 200 or 204.
+    fn on_inner_refusal(&self);
 }
 
 impl StreamHandle {

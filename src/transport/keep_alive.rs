@@ -13,8 +13,8 @@ use crate::random;
 /// (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
 /// once, so that streams that opened together do not send their heartbeats together.
 ///
-/// Heartbeats need tokio's clock. Outside a tokio runtime, or in one without `enable_time`, the body panics when it is idle for the
-/// first time. A stream without heartbeats ([`KeepAlive::disabled`]) runs on any runtime.
+/// Heartbeats need tokio's clock. Outside a tokio runtime, or in one without `enable_time`, a body with heartbeats panics when it
+/// is idle for the first time. A stream without heartbeats ([`KeepAlive::disabled`]) runs on any runtime.
 ///
 /// ```
 /// use std::time::Duration;
@@ -71,7 +71,7 @@ impl KeepAlive {
     ///
     /// A transport with a body of its own draws an interval for each stream, when the stream opens.
     pub fn draw_interval(self) -> Option<Duration> {
-        let factor = 1.0 + self.jitter * random::signed_unit();
+        let factor = 1.0 + self.jitter * random::signed_fraction();
         let drawn = self.interval?.as_secs_f64() * factor;
         let drawn = Duration::try_from_secs_f64(drawn).unwrap_or(MAX_INTERVAL);
         Some(drawn.clamp(MIN_INTERVAL, MAX_INTERVAL))

@@ -57,7 +57,7 @@
 //! impl Encoder for LengthDelimited {
 //!     fn open(&mut self, _: &mut FrameBuffer) {}
 //!     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-//!         out.event::<Self>(event);
+//!         out.push_event::<Self>(event);
 //!         Ok(())
 //!     }
 //!     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {

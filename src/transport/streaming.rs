@@ -122,6 +122,17 @@ struct ItemWriter<S> {
     encoder: Box<dyn Encoder>,
 }
 
+impl<S> ItemWriter<S> {
+    fn write_end(
+        &mut self,
+        end: End,
+        out: &mut FrameBuffer,
+    ) -> Poll<Result<WriteStatus, BoxError>> {
+        self.encoder.end(end, out);
+        Poll::Ready(Ok(WriteStatus::Ended))
+    }
+}
+
 impl<S> StreamWriter for ItemWriter<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
@@ -135,27 +146,22 @@ where
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteStatus, BoxError>> {
-        let Self { stream, encoder } = self;
         for _ in 0..MAX_ITEMS_PER_POLL {
-            let written = match ready!(Pin::new(&mut *stream).poll_next(cx)) {
-                Some(Ok(item)) => encoder.item(&item, out),
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => Ok(Some(End::reconnect(None))),
+            let written = match Pin::new(&mut self.stream).poll_next(cx) {
+                Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return self.write_end(End::reconnect(None), out),
+                Poll::Pending => return Poll::Pending,
             };
-            let end = match written {
-                Ok(end) => end,
+            match written {
+                Ok(None) if out.is_full() => return Poll::Ready(Ok(WriteStatus::FrameReady)),
+                Ok(None) => {}
+                Ok(Some(end)) => return self.write_end(end, out),
                 Err(error) => {
                     let error = error.into();
-                    stream.report_send_error(&error);
+                    self.stream.report_send_error(&error);
                     return Poll::Ready(Err(error));
                 }
-            };
-            if let Some(end) = end {
-                encoder.end(end, out);
-                return Poll::Ready(Ok(WriteStatus::Ended));
-            }
-            if out.is_full() {
-                return Poll::Ready(Ok(WriteStatus::FrameReady));
             }
         }
         cx.waker().wake_by_ref();

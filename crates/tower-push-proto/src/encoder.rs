@@ -2,7 +2,7 @@ use std::{borrow::Cow, time::Duration};
 
 use crate::{
     error::Error,
-    event::{Event, EventId, Gap, Item},
+    event::{Event, EventId, Gap},
     frame_buffer::FrameBuffer,
 };
 
@@ -14,23 +14,8 @@ use crate::{
 /// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
 /// tell the failure from an end.
 ///
-/// [`item`](Self::item) dispatches to the methods for events, gaps and cursors. A transport calls it for whatever the source
-/// yields:
-///
-/// ```
-/// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
-///
-/// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
-/// encoder.open(&mut out);
-/// for item in [Item::Event(Event::text("hi").with_id(7)?), Item::Finished] {
-///     if let Some(end) = encoder.item(&item, &mut out)? {
-///         encoder.end(end, &mut out);
-///     }
-/// }
-/// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
-/// assert_eq!(out.into_bytes(), sent);
-/// # Ok::<(), tower_push_proto::Error>(())
-/// ```
+/// [`Item::write_to`] dispatches to the methods for events, gaps and cursors. A transport calls it for each item that
+/// the source yields.
 pub trait Encoder: Send {
     /// Writes what the stream begins with. The transport sends it at once, so that the client knows that it is connected.
     fn open(&mut self, out: &mut FrameBuffer);
@@ -72,24 +57,6 @@ pub trait Encoder: Send {
 
     /// Writes the end. The transport does not call it for a stream that fails.
     fn end(&mut self, end: End, out: &mut FrameBuffer);
-
-    /// Writes an item if it is an event, a gap or a cursor. Returns the [`End`] if the item ends the stream: the transport then
-    /// calls [`end`](Self::end), and asks the source for nothing more.
-    ///
-    /// # Errors
-    /// Those of [`event`](Self::event) and [`gap`](Self::gap).
-    fn item(&mut self, item: &Item, out: &mut FrameBuffer) -> Result<Option<End>, Error> {
-        match item {
-            Item::Event(event) => self.event(event, out)?,
-            Item::EventWithCursor { event, cursor } => {
-                self.event_with_cursor(event, cursor, out)?
-            }
-            Item::Gap(gap) => self.gap(gap, out)?,
-            Item::Cursor(id) => self.cursor(id, out),
-            Item::Finished | Item::Ended { .. } | Item::Expired => return Ok(item.end()),
-        }
-        Ok(None)
-    }
 }
 
 /// Writes complete responses, as long-polling sends them: a batch of items, whose end is not the end of the source's stream.
@@ -170,7 +137,7 @@ pub(crate) fn whole_millis(time: Duration) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::GapReason;
+    use crate::event::{GapReason, Item};
 
     /// Writes a word for each call.
     struct CallLog;
@@ -217,12 +184,12 @@ mod tests {
             ),
             (Item::Expired, "", Some(End::EXPIRED)),
         ] {
-            assert_eq!(CallLog.item(&item, &mut out).unwrap(), end);
             assert_eq!(item.end(), end);
+            assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);
             assert_eq!(std::mem::take(&mut out).into_bytes(), written);
         }
         let gap = Item::Gap(Gap::new(GapReason::Lagged));
-        let refused = CallLog.item(&gap, &mut out).unwrap_err();
+        let refused = gap.write_to(&mut CallLog, &mut out).unwrap_err();
         assert!(refused.is_gap_unsupported());
     }
 

@@ -81,7 +81,10 @@ fn written(encoder: &mut dyn Encoder, steps: &[Step], end: End) -> Bytes {
     encoder.open(&mut out);
     for step in steps {
         match step {
-            Step::Item(item) => assert_eq!(encoder.item(item, &mut out).unwrap(), None),
+            Step::Item(item) => {
+                let end = item.clone().write_to(encoder, &mut out).unwrap();
+                assert_eq!(end, None);
+            }
             Step::Heartbeat => encoder.heartbeat(&mut out),
         }
     }
@@ -94,7 +97,7 @@ fn batch(encoder: &mut dyn BatchEncoder, steps: &[Step], end: Option<End>) -> By
     encoder.begin_batch(&mut out);
     for step in steps {
         if let Step::Item(item) = step {
-            encoder.item(item, &mut out).unwrap();
+            item.clone().write_to(encoder, &mut out).unwrap();
         }
     }
     encoder.end_batch(end, &mut out);
@@ -327,11 +330,11 @@ proptest! {
             other => Some(other),
         });
         prop_assert_eq!(read, expected.collect::<Vec<_>>());
-        let moved = steps.iter().filter_map(|step| match step {
+        let mut moved = steps.iter().filter_map(|step| match step {
             Step::Item(item) => item.cursor().map(ToString::to_string),
             Step::Heartbeat => None,
         });
-        let last = if end.finished { Some(EventId::FINISHED.to_owned()) } else { moved.last() };
+        let last = if end.finished { Some(EventId::FINISHED.to_owned()) } else { moved.next_back() };
         prop_assert_eq!(parser.last_event_id(), last.unwrap_or_default());
     }
 

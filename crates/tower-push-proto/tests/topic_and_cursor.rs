@@ -34,9 +34,9 @@ fn items() -> [Item; 4] {
 
 /// What an encoder writes for each item.
 fn written(encoder: &mut dyn Encoder, items: impl IntoIterator<Item = Item>) -> Vec<String> {
-    let write = |item| {
+    let write = |item: Item| {
         let mut out = FrameBuffer::default();
-        encoder.item(&item, &mut out).unwrap();
+        item.write_to(encoder, &mut out).unwrap();
         String::from_utf8(out.into_bytes().to_vec()).unwrap()
     };
     items.into_iter().map(write).collect()
@@ -113,7 +113,9 @@ fn sse_writes_the_cursor_as_the_id() {
     }
     let mut text = SseEncoder::new(Arc::default(), None);
     let item = with_cursor(Event::binary(&b"\xff"[..]));
-    let refused = text.item(&item, &mut FrameBuffer::default()).unwrap_err();
+    let refused = item
+        .write_to(&mut text, &mut FrameBuffer::default())
+        .unwrap_err();
     assert!(refused.is_not_text());
 }
 
@@ -152,7 +154,7 @@ fn websocket_messages_have_members_or_lines() {
     let messages = |format| -> Vec<String> {
         let (mut encoder, mut out) = (FrameEncoder::new(format), FrameBuffer::default());
         for item in items() {
-            encoder.item(&item, &mut out).unwrap();
+            item.write_to(&mut encoder, &mut out).unwrap();
         }
         let mut decoder = FrameDecoder::new(DecoderConfig::new(Role::Client));
         let frames = out.into_bytes();

@@ -1,18 +1,21 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many events a [`Channel`](super::Channel) has published, and how many of them its subscribers did not get. Each count is
-/// exact, and only grows.
+/// The number of events that a [`Channel`](super::Channel) has published, and of those that its subscribers did not get.
+///
+/// Each count is exact, and never decreases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChannelCounts {
     /// Events published.
     pub published: u64,
-    /// Events that a client missed because they were trimmed before it came back: one for each event and client.
-    pub expired: u64,
-    /// Events that a subscriber missed because they were trimmed before it read them: one for each event and subscriber.
+    /// Events that returning clients missed, because the log no longer held the events when the client resubscribed. An event counts once
+    /// for each client that missed it.
+    pub missed_on_return: u64,
+    /// Events that connected subscribers missed, because the log dropped the events before the subscriber read them. An event counts once
+    /// for each subscriber that missed it.
     pub lagged: u64,
-    /// Events that a subscriber did not get because it got a newer one of their key: one for each event and subscriber. The count
-    /// includes the events that a snapshot at the beginning of a subscription stands for.
+    /// Events that subscribers did not get, because they got a newer event with the same key instead. An event counts once for each
+    /// subscriber that did not get it. The count includes the events that a snapshot at the beginning of a subscription leaves out.
     pub conflated: u64,
 }
 
@@ -20,7 +23,7 @@ pub struct ChannelCounts {
 #[derive(Debug, Default)]
 pub(super) struct ChannelCounters {
     published: AtomicU64,
-    expired: AtomicU64,
+    missed_on_return: AtomicU64,
     lagged: AtomicU64,
     conflated: AtomicU64,
 }
@@ -30,8 +33,8 @@ impl ChannelCounters {
         add_if_nonzero(&self.published, 1);
     }
 
-    pub(super) fn add_expired(&self, events: u64) {
-        add_if_nonzero(&self.expired, events);
+    pub(super) fn add_missed_on_return(&self, events: u64) {
+        add_if_nonzero(&self.missed_on_return, events);
     }
 
     pub(super) fn add_lagged(&self, events: u64) {
@@ -46,7 +49,7 @@ impl ChannelCounters {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ChannelCounts {
             published: count(&self.published),
-            expired: count(&self.expired),
+            missed_on_return: count(&self.missed_on_return),
             lagged: count(&self.lagged),
             conflated: count(&self.conflated),
         }

@@ -18,7 +18,7 @@ use crate::{
 /// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are
 /// published.
 ///
-/// It holds a cursor into the channel's log, and at most a few events that are about to be sent.
+/// A subscriber holds a position in the channel's log, and at most a few events that are about to be sent.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct Subscriber {
     channel: Arc<ChannelState>,
@@ -57,7 +57,7 @@ impl Subscriber {
         let counters = self.channel.counters();
         let reason = match self.requested {
             Some(_) => {
-                counters.add_expired(missed);
+                counters.add_missed_on_return(missed);
                 GapReason::Expired
             }
             None => {

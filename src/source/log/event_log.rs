@@ -1,10 +1,8 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    ReadBuffer,
-    conflated_tail::ConflatedTail,
-    event_log_limits::EventLogLimits,
-    log_entry::{LogEntry, event_byte_len},
+    ReadBuffer, conflated_tail::ConflatedTail, event_log_limits::EventLogLimits,
+    log_entry::LogEntry,
 };
 use crate::event::Event;
 
@@ -24,7 +22,7 @@ pub(crate) struct EventLog {
     byte_len: usize,
     is_closed: bool,
     trimmed: Vec<Event>,
-    /// The events for readers behind the oldest event. `None` in a log that does not conflate.
+    /// The newest trimmed event of each key, for readers whose next event was trimmed. `None` in a log that does not conflate.
     conflated_tail: Option<ConflatedTail>,
 }
 
@@ -65,18 +63,14 @@ impl EventLog {
     /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
         let position = self.next_position();
-        let byte_len = event_byte_len(&event);
         if let (Some(tail), Some(key)) = (&mut self.conflated_tail, &key) {
             self.trimmed.extend(tail.on_append(key, position));
         }
-        self.make_room_for(byte_len);
+        let entry = LogEntry::new(event, key, now);
+        self.make_room_for(entry.event_byte_len);
         self.last_position = position;
-        self.byte_len += byte_len;
-        self.entries.push_back(LogEntry {
-            event,
-            key,
-            appended_at: now,
-        });
+        self.byte_len += entry.event_byte_len;
+        self.entries.push_back(entry);
         self.trim_expired(now);
     }
 
@@ -122,7 +116,7 @@ impl EventLog {
         let Some(entry) = self.entries.pop_front() else {
             return;
         };
-        self.byte_len -= event_byte_len(&entry.event);
+        self.byte_len -= entry.event_byte_len;
         match &mut self.conflated_tail {
             Some(tail) => {
                 self.trimmed.extend(tail.insert_if_newest(position, entry));
@@ -139,8 +133,8 @@ impl EventLog {
         self.last_position - self.entries.len() as u64
     }
 
-    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. This is
-    /// [`position_before_oldest`](Self::position_before_oldest) in a log that does not conflate.
+    /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
+    /// does not conflate, the snapshot is empty, and this position is [`position_before_oldest`](Self::position_before_oldest).
     pub(crate) fn position_before_snapshot(&self) -> u64 {
         let tail = self.conflated_tail.as_ref();
         tail.map_or(
@@ -159,7 +153,7 @@ impl EventLog {
         self.entries.len()
     }
 
-    /// Returns the bytes of the events in the log, see [`event_byte_len`].
+    /// Returns the bytes of the events in the log, see [`event_byte_len`](super::event_byte_len).
     pub(crate) fn byte_len(&self) -> usize {
         self.byte_len
     }
@@ -193,8 +187,8 @@ impl EventLog {
             return self.read_tail(position, max_bytes, buffer);
         }
         let entries = self.entries.range((position - before_oldest) as usize..);
-        let events = (position + 1..).zip(entries.map(|entry| &entry.event));
-        let up_to = fill_buffer(buffer, max_bytes, events).unwrap_or(position);
+        let entries = (position + 1..).zip(entries);
+        let up_to = fill_buffer(buffer, max_bytes, entries).unwrap_or(position);
         EventLogReadOutcome::Events { up_to }
     }
 
@@ -216,7 +210,7 @@ impl EventLog {
                 up_to: tail.last_dropped_position(),
             };
         }
-        let up_to = fill_buffer(buffer, max_bytes, tail.events_after(position));
+        let up_to = fill_buffer(buffer, max_bytes, tail.entries_after(position));
         EventLogReadOutcome::Events {
             // If the tail has no event after the position, the log holds a newer event for each one that was trimmed.
             up_to: up_to.unwrap_or(before_oldest),
@@ -224,28 +218,28 @@ impl EventLog {
     }
 }
 
-/// Clones the first event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of the last
-/// event that was cloned.
+/// Clones the first entry's event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of
+/// the last event that was cloned.
 fn fill_buffer<'a>(
     buffer: &mut ReadBuffer,
     max_bytes: usize,
-    events: impl Iterator<Item = (u64, &'a Event)>,
+    entries: impl Iterator<Item = (u64, &'a LogEntry)>,
 ) -> Option<u64> {
     let mut remaining = max_bytes;
     let mut last = None;
-    for (position, event) in events {
-        let byte_len = event_byte_len(event) + EVENT_OVERHEAD_BYTES;
+    for (position, entry) in entries {
+        let byte_len = entry.event_byte_len + EVENT_OVERHEAD_BYTES;
         if buffer.is_full() || (byte_len > remaining && last.is_some()) {
             break;
         }
         remaining = remaining.saturating_sub(byte_len);
-        buffer.push(event.clone());
+        buffer.push(entry.event.clone());
         last = Some(position);
     }
     last
 }
 
-/// Approximate memory of an event beside its payload, id, type and topic.
+/// Approximate memory of an event in bytes, not counting its payload, id, type and topic.
 const EVENT_OVERHEAD_BYTES: usize = 256;
 
 #[cfg(all(test, not(tower_push_loom)))]

@@ -1,4 +1,4 @@
-/// How many streams a [`Resumable`](super::Resumable) keeps, and what became of others.
+/// The number of streams that a [`Resumable`](super::Resumable) holds, has resumed and has dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ResumableCounts {
@@ -8,10 +8,10 @@ pub struct ResumableCounts {
     pub parked: usize,
     /// Bytes in the logs of the streams that are parked now.
     pub parked_bytes: usize,
-    /// How often a client has resumed a stream.
+    /// The number of times that a client has resumed a stream.
     pub resumed: u64,
-    /// Streams dropped because they were parked for too long.
-    pub expired: u64,
-    /// Streams dropped because too many streams, or too many bytes, were parked.
+    /// Streams dropped because no client resumed them within the park timeout.
+    pub parked_too_long: u64,
+    /// Parked streams dropped to keep within the maximum number of parked streams or of their bytes.
     pub evicted: u64,
 }

@@ -44,15 +44,15 @@ pub(super) struct SharedStream {
     owner: Option<Box<str>>,
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
-    state: Mutex<SharedStreamState>,
-    /// How the stream has ended once it yields `None`.
+    state: Mutex<SharedLogState>,
+    /// How the stream ends for its clients if it yields `None`.
     plain_end: StreamEnd,
-    /// The waker has an allocation of its own, so that a copy of it keeps neither the stream nor its log alive.
+    /// The waker has an allocation of its own, so that a clone of the waker keeps neither the stream nor its log alive.
     reader_waker: Arc<ReaderWaker>,
 }
 
 #[derive(Debug)]
-struct SharedStreamState {
+struct SharedLogState {
     log: ItemLog,
     /// Whether a reader has found the stream locked by another reader.
     poll_requested: bool,
@@ -80,7 +80,7 @@ impl SharedStream {
             token,
             owner,
             stream: Mutex::new(Some(stream)),
-            state: Mutex::new(SharedStreamState {
+            state: Mutex::new(SharedLogState {
                 log: ItemLog::new(log_limits),
                 poll_requested: false,
             }),
@@ -138,14 +138,14 @@ impl SharedStream {
                 return Poll::Ready(read);
             }
             let outcome = self.poll_stream(error);
-            if outcome == PollOutcome::Progress {
+            if outcome == PollAttempt::Progress {
                 continue;
             }
             let is_ready = || {
                 let state = lock(&self.state);
                 wake_count != self.reader_waker.wake_count()
                     || !state.log.is_up_to_date(position)
-                    || (outcome == PollOutcome::LockHeld && !state.poll_requested)
+                    || (outcome == PollAttempt::LockHeld && !state.poll_requested)
             };
             let readers = &self.reader_waker.readers;
             if !readers.wait_unless(reader, cx.waker(), is_ready) {
@@ -157,19 +157,19 @@ impl SharedStream {
     }
 
     /// Polls the stream once, and puts what it yields into the log.
-    fn poll_stream(&self, error: &mut Option<BoxError>) -> PollOutcome {
+    fn poll_stream(&self, error: &mut Option<BoxError>) -> PollAttempt {
         let Some(mut guard) = self.lock_or_request_poll() else {
-            return PollOutcome::LockHeld;
+            return PollAttempt::LockHeld;
         };
         let Some(stream) = guard.stream() else {
             // Another reader has polled the stream to its end since this reader read the log.
-            return PollOutcome::Progress;
+            return PollAttempt::Progress;
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
         let next = || self.poll_log_update(stream.as_mut(), cx);
         let update = match catch_unwind(AssertUnwindSafe(next)) {
-            Ok(Poll::Pending) => return PollOutcome::Pending,
+            Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
             Err(panic) => {
                 let stream = guard.end_stream(StreamEnd::Failed("the stream panicked".into()));
@@ -194,7 +194,7 @@ impl SharedStream {
                 drop(stream);
             }
         }
-        PollOutcome::Progress
+        PollAttempt::Progress
     }
 
     /// Polls the stream for an event, a gap or the end.
@@ -249,9 +249,9 @@ impl SharedStream {
     }
 }
 
-/// What became of a reader's attempt to poll the stream.
+/// The result of a reader's attempt to poll the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum PollOutcome {
+enum PollAttempt {
     /// The log has a new entry or has ended.
     Progress,
     /// The stream is pending.
@@ -301,11 +301,11 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// A change of the log because of what the stream has yielded.
+/// The change of the log for an item, an error or the end that the stream has yielded.
 enum ItemLogUpdate {
     /// The log gets this entry, which has no id of the log yet.
     Append(ItemLogEntry),
-    /// The stream has ended. If it has failed, this is its error.
+    /// The stream has ended, with this error if it has failed.
     End(StreamEnd, Option<BoxError>),
 }
 

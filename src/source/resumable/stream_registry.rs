@@ -38,10 +38,10 @@ struct RegistryState {
     next_parking: u64,
     /// Sum of [`ParkedStream::byte_len`].
     parked_bytes: usize,
-    /// The task that drops expired streams. The task runs while a stream is parked.
+    /// The task that drops streams that were parked for too long. It runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
     resumed: u64,
-    expired: u64,
+    parked_too_long: u64,
     evicted: u64,
 }
 
@@ -113,13 +113,13 @@ impl StreamRegistry {
         }
     }
 
-    /// Returns whether the stream that a cursor belongs to is here.
+    /// Returns whether the registry has the stream that a cursor belongs to.
     pub(super) fn contains(&self, cursor: &EventId) -> bool {
         StreamToken::split(cursor)
             .is_some_and(|(token, _)| self.update(|state| state.streams.contains_key(&token)))
     }
 
-    /// Ends a lease.
+    /// Ends a lease of the stream with this token. A stream without a lease is parked.
     fn release(self: &Arc<Self>, token: &StreamToken) {
         self.update(|state| {
             state.remove_reader(token);
@@ -135,12 +135,13 @@ impl StreamRegistry {
             parked: state.parked.len(),
             parked_bytes: state.parked_bytes,
             resumed: state.resumed,
-            expired: state.expired,
+            parked_too_long: state.parked_too_long,
             evicted: state.evicted,
         })
     }
 
-    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. So `update` never sees an expired stream.
+    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. `update` therefore never sees an expired
+    /// stream.
     fn update<T>(&self, update: impl FnOnce(&mut RegistryState) -> T) -> T {
         let mut removed = Vec::new();
         let mut state = self.lock();
@@ -185,7 +186,7 @@ fn drop_streams(streams: Vec<Arc<SharedStream>>) {
 }
 
 impl RegistryState {
-    /// Adds a reader to a stream. If the stream was parked, it is parked no longer.
+    /// Adds a reader to a stream. Ends the parking if the stream is parked.
     fn add_reader(
         &mut self,
         token: &StreamToken,
@@ -204,7 +205,7 @@ impl RegistryState {
         Some(registered.stream.clone())
     }
 
-    /// Removes a reader from a stream. If it was the last one, the stream is parked.
+    /// Removes a reader from a stream. If the stream has no other reader, it is parked.
     fn remove_reader(&mut self, token: &StreamToken) {
         let Some(registered) = self.streams.get_mut(token) else {
             return;
@@ -227,7 +228,7 @@ impl RegistryState {
     fn remove_expired(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {
         while self.time_to_next_expiry(config) == Some(Duration::ZERO) {
             removed.extend(self.remove_first_parked());
-            self.expired += 1;
+            self.parked_too_long += 1;
         }
     }
 
@@ -251,7 +252,7 @@ impl RegistryState {
         self.parked_bytes -= first.byte_len;
         let registered = self.streams.remove(&first.token)?;
         if self.streams.is_empty() {
-            // The memory that many streams needed is freed.
+            // The map is replaced by an empty one, to free the memory that many streams needed.
             self.streams = HashMap::new();
         }
         Some(registered.stream)

@@ -180,34 +180,35 @@ impl BatchBuilder {
             Some(End { retry, .. }) => return Break(StreamStatus::Reconnect(retry)),
             None => {}
         }
+        let cursor = item.cursor().cloned();
         if item.is_content() {
             if self.is_full() {
                 self.lookahead = Some(item);
                 return Break(StreamStatus::HasMore);
             }
-            if let Err(error) = self.write_content(&item) {
+            let has_source_cursor = self.has_source_cursor || cursor.is_some();
+            if let Err(error) = self.write_content(item, has_source_cursor) {
                 return Break(StreamStatus::Failed(error.into()));
             }
             self.has_content = true;
         }
-        if let Some(cursor) = item.cursor() {
-            self.cursor = Some(cursor.clone());
+        if cursor.is_some() {
+            self.cursor = cursor;
             self.has_source_cursor = true;
         }
         Continue(())
     }
 
-    /// Writes an event or a gap.
-    fn write_content(&mut self, item: &Item) -> Result<(), Error> {
+    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with it or before.
+    fn write_content(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
         let is_event = item.event().is_some();
         if is_event {
-            let has_source_cursor = self.has_source_cursor || item.cursor().is_some();
             let gap = self.gap_without_cursor.take();
             if let Some(gap) = gap.filter(|_| !has_source_cursor) {
                 self.encoder.gap(&gap, &mut self.buffer)?;
             }
         }
-        self.encoder.item(item, &mut self.buffer)?;
+        item.write_to(&mut *self.encoder, &mut self.buffer)?;
         self.event_count += usize::from(is_event);
         Ok(())
     }

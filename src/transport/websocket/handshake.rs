@@ -1,4 +1,4 @@
-//! The opening handshake: [RFC 6455 §4.2](https://www.rfc-editor.org/rfc/rfc6455#section-4.2) over HTTP/1.1,
+//! Accepts the opening handshake: [RFC 6455 §4.2](https://www.rfc-editor.org/rfc/rfc6455#section-4.2) over HTTP/1.1,
 //! [RFC 8441 §5](https://www.rfc-editor.org/rfc/rfc8441#section-5) over HTTP/2.
 
 use http::{
@@ -13,92 +13,95 @@ use hyper::upgrade::OnUpgrade;
 #[cfg(feature = "deflate")]
 use tower_push_proto::websocket::deflate;
 use tower_push_proto::{
-    header_list::{contains, single},
+    header_list::{contains_token, single_value},
     websocket::handshake::{accept_key, choose_subprotocol},
 };
 
 use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody};
 
-/// The upgrade token, and the `:protocol`. Both are compared without regard to case (RFC 9110 §7.8).
-const WEBSOCKET: &str = "websocket";
+/// The token in `Upgrade`, and the value of `:protocol`. Their case is ignored (RFC 9110 §7.8).
+const WEBSOCKET_TOKEN: &str = "websocket";
 
-/// The only version there is: that of RFC 6455.
-const VERSION: &str = "13";
+/// The `Sec-WebSocket-Version` of RFC 6455, which is the only one.
+const WEBSOCKET_VERSION: &str = "13";
 
-/// On which terms a WebSocket is to be had.
-pub(super) struct Terms<'a, P> {
-    pub origin: &'a OriginPolicy,
-    /// The subprotocols that are spoken here, in any order: it is the client's that counts.
-    pub protocols: &'a [P],
+/// What the server accepts and offers in a handshake.
+pub(super) struct HandshakePolicy<'a, P> {
+    pub origin_policy: &'a OriginPolicy,
+    /// The supported subprotocols, in any order: the order of the client's list decides.
+    pub subprotocols: &'a [P],
     /// Whether messages may be compressed.
     #[cfg(feature = "deflate")]
-    pub deflate: bool,
+    pub allow_deflate: bool,
 }
 
-/// What was agreed, and where the socket will come from.
+/// The result of a handshake that was accepted.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(super) struct AcceptedHandshake {
+    /// Resolves to the socket once `response` is sent.
     pub on_upgrade: OnUpgrade,
     pub response: Response<PushBody>,
-    /// Which of the [`protocols`](Terms::protocols).
-    pub protocol: Option<usize>,
+    /// The index in [`HandshakePolicy::subprotocols`] of the chosen subprotocol, if any.
+    pub subprotocol_index: Option<usize>,
+    /// `None` if messages are not compressed.
     #[cfg(feature = "deflate")]
-    pub deflate: Option<deflate::DeflateParams>,
+    pub deflate_params: Option<deflate::DeflateParams>,
 }
 
-/// Whether the request wants a WebSocket, rightly or wrongly.
-pub(super) fn is_asked(head: &Parts) -> bool {
+/// Whether the request asks for a WebSocket. The rest of its handshake may be invalid.
+pub(super) fn is_websocket_request(head: &Parts) -> bool {
     match head.version {
-        Version::HTTP_11 => contains(&head.headers, UPGRADE, WEBSOCKET),
+        Version::HTTP_11 => contains_token(&head.headers, UPGRADE, WEBSOCKET_TOKEN),
         version if is_multiplexed(version) => {
-            let protocol = protocol(head);
-            head.method == Method::CONNECT && protocol.is_some_and(is_websocket)
+            let protocol = connect_protocol(head);
+            head.method == Method::CONNECT && protocol.is_some_and(is_websocket_protocol)
         }
-        // An `Upgrade` in HTTP/1.0 is to be ignored (RFC 9110 §7.8).
+        // A server must ignore an `Upgrade` in HTTP/1.0 (RFC 9110 §7.8).
         _ => false,
     }
 }
 
-/// Agrees on a WebSocket, or says why not. The upgrade is taken out of the head's extensions only if all else is well.
+/// Accepts the handshake of a request, or refuses it. The [`OnUpgrade`] is taken out of the request's extensions only if the handshake
+/// is accepted.
 pub(super) fn accept<P: AsRef<str>>(
     head: &mut Parts,
-    terms: &Terms<'_, P>,
-) -> Result<Accepted, Rejection> {
+    policy: &HandshakePolicy<'_, P>,
+) -> Result<AcceptedHandshake, Rejection> {
     let mut response = if is_multiplexed(head.version) {
-        connect(head)?
+        accept_extended_connect(head)?
     } else {
-        switch(head)?
+        accept_http1_upgrade(head)?
     };
-    let chosen = choose_subprotocol(&head.headers, terms.protocols)
+    let subprotocol = choose_subprotocol(&head.headers, policy.subprotocols)
         .map_err(|_| bad_request("`Sec-WebSocket-Protocol` is to list tokens"))?;
-    if !terms.origin.allows(head) {
+    if !policy.origin_policy.allows(head) {
         return Err(Rejection::new(StatusCode::FORBIDDEN).message("not for pages of this origin"));
     }
-    let protocol = chosen.map(|(place, name)| {
+    let subprotocol_index = subprotocol.map(|(index, name)| {
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
-        place
+        index
     });
     #[cfg(feature = "deflate")]
-    let deflate = if terms.deflate {
+    let deflate_params = if policy.allow_deflate {
         negotiate_deflate(&head.headers, response.headers_mut())
     } else {
         None
     };
-    Ok(Accepted {
-        on_upgrade: take_upgrade(head)?,
+    Ok(AcceptedHandshake {
+        on_upgrade: take_on_upgrade(head)?,
         response,
-        protocol,
+        subprotocol_index,
         #[cfg(feature = "deflate")]
-        deflate,
+        deflate_params,
     })
 }
 
-/// HTTP/1.1: 101, if all is as RFC 6455 §4.2.1 has it.
-fn switch(head: &Parts) -> Result<Response<PushBody>, Rejection> {
+/// Checks a request of HTTP/1.1 (RFC 6455 §4.2.1), and makes its 101 response.
+fn accept_http1_upgrade(head: &Parts) -> Result<Response<PushBody>, Rejection> {
     let headers = &head.headers;
-    match (&head.method, is_asked(head)) {
+    match (&head.method, is_websocket_request(head)) {
         (&Method::GET, true) => {}
-        // HEAD is answered as GET would be (RFC 9110 §9.3.2), but cannot be upgraded.
+        // A HEAD gets the headers of a GET (RFC 9110 §9.3.2), but cannot be upgraded.
         (&Method::GET | &Method::HEAD, false) => {
             return Err(upgrade_required(
                 "there is a WebSocket here: ask for it with `Upgrade: websocket`, in HTTP/1.1 \
@@ -107,42 +110,45 @@ fn switch(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         }
         _ => return Err(method_not_allowed("GET", "a WebSocket is asked for by GET")),
     }
-    if !contains(headers, CONNECTION, "upgrade") {
+    if !contains_token(headers, CONNECTION, "upgrade") {
         return Err(bad_request(
             "`Upgrade` without `Connection: upgrade` (a proxy in between has to hand on both)",
         ));
     }
     if has_body(headers) {
-        // Its bytes would be read as the first frames.
+        // The bytes of the body would be read as the first frames.
         return Err(bad_request("a request for a WebSocket has no body"));
     }
-    if single(headers, SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION) {
-        return Err(wrong_version(head));
+    if single_value(headers, SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != WEBSOCKET_VERSION)
+    {
+        return Err(unsupported_version(head));
     }
-    let accept = single(headers, SEC_WEBSOCKET_KEY)
+    let accept = single_value(headers, SEC_WEBSOCKET_KEY)
         .and_then(|key| accept_key(key.as_bytes()))
         .ok_or_else(|| bad_request("`Sec-WebSocket-Key` is to be the base64 of 16 bytes, once"))?;
     let mut response = Response::new(PushBody::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let answer = response.headers_mut();
-    answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
-    answer.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET_TOKEN));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     Ok(response)
 }
 
-/// HTTP/2: 200 to an extended CONNECT. A key is not looked at, nor answered (RFC 8441 §5).
-fn connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
+/// Checks an extended CONNECT of HTTP/2, and makes its 200 response. A `Sec-WebSocket-Key` is neither checked nor answered (RFC
+/// 8441 §5).
+fn accept_extended_connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
     if head.method != Method::CONNECT {
         let message = "there is a WebSocket here: over HTTP/2 it is asked for by CONNECT";
         return Err(method_not_allowed("CONNECT", message));
     }
-    match protocol(head) {
-        Some(protocol) if is_websocket(protocol) => {}
+    match connect_protocol(head) {
+        Some(protocol) if is_websocket_protocol(protocol) => {}
         None if cfg!(feature = "http2") => {
             return Err(bad_request("CONNECT without `:protocol`: this is no proxy"));
         }
-        // As RFC 9220 §3 has it.
+        // RFC 9220 §3 asks for 501.
         _ => {
             let message = if cfg!(feature = "http2") {
                 "the only `:protocol` here is websocket"
@@ -153,23 +159,27 @@ fn connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
         }
     }
     let is_versioned = head.headers.contains_key(SEC_WEBSOCKET_VERSION);
-    if is_versioned && single(&head.headers, SEC_WEBSOCKET_VERSION).is_none_or(|v| v != VERSION) {
-        return Err(wrong_version(head));
+    if is_versioned
+        && single_value(&head.headers, SEC_WEBSOCKET_VERSION).is_none_or(|v| v != WEBSOCKET_VERSION)
+    {
+        return Err(unsupported_version(head));
     }
     Ok(Response::new(PushBody::empty()))
 }
 
+/// Negotiates permessage-deflate, and adds the chosen extension to the response.
 #[cfg(feature = "deflate")]
 fn negotiate_deflate(
-    headers: &HeaderMap,
-    answer: &mut HeaderMap,
+    request_headers: &HeaderMap,
+    response_headers: &mut HeaderMap,
 ) -> Option<deflate::DeflateParams> {
-    let (agreed, extension) = deflate::negotiate(headers)?;
-    answer.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, extension);
-    Some(agreed)
+    let (params, extension) = deflate::negotiate(request_headers)?;
+    response_headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, extension);
+    Some(params)
 }
 
-fn take_upgrade(head: &mut Parts) -> Result<OnUpgrade, Rejection> {
+/// Takes the [`OnUpgrade`] that the server put into the request's extensions.
+fn take_on_upgrade(head: &mut Parts) -> Result<OnUpgrade, Rejection> {
     let Some(on_upgrade) = head.extensions.remove() else {
         let message = "this server cannot upgrade: serve with hyper's `serve_connection_with_upgrades` \
             (`axum::serve` does), and keep the request's extensions on the way here";
@@ -180,25 +190,25 @@ fn take_upgrade(head: &mut Parts) -> Result<OnUpgrade, Rejection> {
     Ok(on_upgrade)
 }
 
-/// HTTP/2 and later, where an upgrade is of one stream, and by CONNECT.
+/// Whether the version is HTTP/2 or later. There an extended CONNECT upgrades a single stream.
 fn is_multiplexed(version: Version) -> bool {
     version > Version::HTTP_11
 }
 
-/// An extended CONNECT's `:protocol`.
+/// Returns the `:protocol` of an extended CONNECT.
 #[cfg(feature = "http2")]
-fn protocol(head: &Parts) -> Option<&str> {
+fn connect_protocol(head: &Parts) -> Option<&str> {
     let protocol = head.extensions.get::<hyper::ext::Protocol>();
     protocol.map(hyper::ext::Protocol::as_str)
 }
 
 #[cfg(not(feature = "http2"))]
-fn protocol(_: &Parts) -> Option<&str> {
+fn connect_protocol(_: &Parts) -> Option<&str> {
     None
 }
 
-fn is_websocket(protocol: &str) -> bool {
-    protocol.eq_ignore_ascii_case(WEBSOCKET)
+fn is_websocket_protocol(protocol: &str) -> bool {
+    protocol.eq_ignore_ascii_case(WEBSOCKET_TOKEN)
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
@@ -216,22 +226,25 @@ fn method_not_allowed(allowed: &'static str, message: &'static str) -> Rejection
         .header(ALLOW, HeaderValue::from_static(allowed))
 }
 
-/// 426 is to say what to upgrade to (RFC 9110 §15.5.22), in a header of the connection, which HTTP/2 has none of (RFC 9113
-/// §8.2.2).
-fn wrong_version(head: &Parts) -> Rejection {
+/// Refuses a `Sec-WebSocket-Version`. The status is 426, which must have an `Upgrade` header (RFC 9110 §15.5.22), or 400 on HTTP/2, which
+/// forbids that header (RFC 9113 §8.2.2).
+fn unsupported_version(head: &Parts) -> Rejection {
     const MESSAGE: &str = "`Sec-WebSocket-Version` is to be 13";
-    let refused = match is_multiplexed(head.version) {
+    let rejection = match is_multiplexed(head.version) {
         true => bad_request(MESSAGE),
         false => upgrade_required(MESSAGE),
     };
-    refused.header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION))
+    rejection.header(
+        SEC_WEBSOCKET_VERSION,
+        HeaderValue::from_static(WEBSOCKET_VERSION),
+    )
 }
 
 fn upgrade_required(message: &'static str) -> Rejection {
     Rejection::new(StatusCode::UPGRADE_REQUIRED)
         .message(message)
         .header(CONNECTION, HeaderValue::from_static("Upgrade"))
-        .header(UPGRADE, HeaderValue::from_static(WEBSOCKET))
+        .header(UPGRADE, HeaderValue::from_static(WEBSOCKET_TOKEN))
 }
 
 #[cfg(test)]
@@ -245,11 +258,18 @@ mod tests {
 
     use super::*;
 
+    /// The example key of RFC 6455 §1.3.
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    #[cfg(any(feature = "deflate", feature = "http2"))]
     const DEFLATE: &str = "permessage-deflate";
 
-    /// A request with the upgrade that a server gives it.
-    fn head(version: Version, method: Method, uri: &str, headers: &[(&str, &str)]) -> Parts {
+    /// Makes the head of a request that the server can upgrade.
+    fn request_head(
+        version: Version,
+        method: Method,
+        uri: &str,
+        headers: &[(&str, &str)],
+    ) -> Parts {
         let mut request = Request::builder()
             .version(version)
             .method(method)
@@ -267,7 +287,8 @@ mod tests {
         head
     }
 
-    const GOOD: [(&str, &str); 5] = [
+    /// The headers of a valid handshake over HTTP/1.1.
+    const VALID_HEADERS: [(&str, &str); 5] = [
         ("host", "example.com"),
         ("upgrade", "websocket"),
         ("connection", "Upgrade"),
@@ -275,13 +296,13 @@ mod tests {
         ("sec-websocket-key", KEY),
     ];
 
-    fn get() -> Parts {
-        head(Version::HTTP_11, Method::GET, "/", &GOOD)
+    fn valid_get() -> Parts {
+        request_head(Version::HTTP_11, Method::GET, "/", &VALID_HEADERS)
     }
 
-    /// The good request with other values of a header, none of them if it is to be missing.
-    fn get_but(name: &str, values: &[&str]) -> Parts {
-        let mut head = get();
+    /// Makes a valid request, and replaces all lines of one header.
+    fn get_with(name: &str, values: &[&str]) -> Parts {
+        let mut head = valid_get();
         let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
         head.headers.remove(&name);
         for value in values {
@@ -297,9 +318,9 @@ mod tests {
     }
 
     #[cfg(feature = "http2")]
-    fn connect(protocol: Option<&'static str>, headers: &[(&str, &str)]) -> Parts {
+    fn connect_request(protocol: Option<&'static str>, headers: &[(&str, &str)]) -> Parts {
         let uri = "https://example.com/";
-        let mut head = head(Version::HTTP_2, Method::CONNECT, uri, headers);
+        let mut head = request_head(Version::HTTP_2, Method::CONNECT, uri, headers);
         if let Some(protocol) = protocol {
             let protocol = hyper::ext::Protocol::from_static(protocol);
             head.extensions.insert(protocol);
@@ -307,27 +328,28 @@ mod tests {
         head
     }
 
-    fn accepted(head: &mut Parts) -> Result<Accepted, Rejection> {
-        let terms = Terms {
-            origin: &OriginPolicy::same_origin(),
-            protocols: &["json", "ws+meta.nchan"],
+    /// Handles the request with a policy that allows everything that is optional.
+    fn accept_head(head: &mut Parts) -> Result<AcceptedHandshake, Rejection> {
+        let policy = HandshakePolicy {
+            origin_policy: &OriginPolicy::same_origin(),
+            subprotocols: &["json", "ws+meta.nchan"],
             #[cfg(feature = "deflate")]
-            deflate: true,
+            allow_deflate: true,
         };
-        accept(head, &terms)
+        accept(head, &policy)
     }
 
-    /// Status and headers of a refusal; the upgrade is still there.
+    /// Returns the status and the headers of the refusal. Checks that the upgrade is still in the extensions.
     #[track_caller]
-    fn refused(mut head: Parts) -> (u16, Vec<(String, String)>) {
+    fn refuse(mut head: Parts) -> (u16, Vec<(String, String)>) {
         let had_upgrade = head.extensions.get::<OnUpgrade>().is_some();
-        let (status, headers, message) = accepted(&mut head).unwrap_err().into_parts();
+        let (status, headers, message) = accept_head(&mut head).unwrap_err().into_parts();
         assert!(!message.is_empty());
         assert_eq!(head.extensions.get::<OnUpgrade>().is_some(), had_upgrade);
-        (status.as_u16(), sorted(&headers))
+        (status.as_u16(), sorted_lines(&headers))
     }
 
-    fn sorted(headers: &HeaderMap) -> Vec<(String, String)> {
+    fn sorted_lines(headers: &HeaderMap) -> Vec<(String, String)> {
         let line = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.to_string(), value.to_str().unwrap().to_owned())
         };
@@ -336,156 +358,160 @@ mod tests {
         lines
     }
 
-    fn lines(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    fn owned_lines(expected: &[(&str, &str)]) -> Vec<(String, String)> {
         let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         expected.iter().map(owned).collect()
     }
 
-    const UPGRADE_IT: [(&str, &str); 2] = [("connection", "Upgrade"), ("upgrade", "websocket")];
-    const VERSION_13: (&str, &str) = ("sec-websocket-version", "13");
+    const UPGRADE_LINES: [(&str, &str); 2] = [("connection", "Upgrade"), ("upgrade", "websocket")];
+    const VERSION_LINE: (&str, &str) = ("sec-websocket-version", "13");
 
     #[test]
-    fn the_key_of_the_rfc_is_answered_as_there() {
+    fn rfc_example_key_is_answered() {
         let accept = accept_key(KEY.as_bytes()).unwrap();
         assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
-    fn http_1_1_switches_protocols() {
-        let mut head = get();
-        assert!(is_asked(&head));
-        let accepted = accepted(&mut head).unwrap();
+    fn http1_upgrade_switches_protocols() {
+        let mut head = valid_get();
+        assert!(is_websocket_request(&head));
+        let accepted = accept_head(&mut head).unwrap();
         assert_eq!(accepted.response.status(), 101);
         assert_eq!(
-            sorted(accepted.response.headers()),
-            lines(&[
+            sorted_lines(accepted.response.headers()),
+            owned_lines(&[
                 ("connection", "Upgrade"),
                 ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
                 ("upgrade", "websocket"),
             ])
         );
         assert!(accepted.response.body().is_end_stream());
-        assert_eq!(accepted.protocol, None);
+        assert_eq!(accepted.subprotocol_index, None);
         assert!(head.extensions.get::<OnUpgrade>().is_none());
     }
 
     #[test]
-    fn lists_in_any_case_and_in_several_lines_are_read() {
+    fn header_lists_are_parsed_in_any_form() {
         for head in [
-            get_but("upgrade", &["WebSocket"]),
-            get_but("upgrade", &["h2c, websocket"]),
-            get_but("upgrade", &["h2c", "websocket"]),
-            get_but("upgrade", &[",, websocket\t,"]),
-            get_but("connection", &["keep-alive, Upgrade"]),
-            get_but("connection", &["keep-alive,UPGRADE"]),
-            get_but("connection", &["keep-alive", "upgrade"]),
-            get_but("content-length", &["0"]),
-            get_but("sec-websocket-key", &["+/+/+/+/+/+/+/+/+/+/+w=="]),
+            get_with("upgrade", &["WebSocket"]),
+            get_with("upgrade", &["h2c, websocket"]),
+            get_with("upgrade", &["h2c", "websocket"]),
+            get_with("upgrade", &[",, websocket\t,"]),
+            get_with("connection", &["keep-alive, Upgrade"]),
+            get_with("connection", &["keep-alive,UPGRADE"]),
+            get_with("connection", &["keep-alive", "upgrade"]),
+            get_with("content-length", &["0"]),
+            get_with("sec-websocket-key", &["+/+/+/+/+/+/+/+/+/+/+w=="]),
         ] {
-            assert!(is_asked(&head), "{head:?}");
-            assert!(accepted(&mut head.clone()).is_ok(), "{head:?}");
+            assert!(is_websocket_request(&head), "{head:?}");
+            assert!(accept_head(&mut head.clone()).is_ok(), "{head:?}");
         }
     }
 
     #[test]
-    fn what_does_not_ask_is_told_to_upgrade() {
-        let not_asked = (426, lines(&UPGRADE_IT));
+    fn plain_request_is_told_to_upgrade() {
+        let not_asked = (426, owned_lines(&UPGRADE_LINES));
         for head in [
-            head(Version::HTTP_11, Method::GET, "/", &[]),
-            head(Version::HTTP_11, Method::HEAD, "/", &[]),
-            head(Version::HTTP_10, Method::GET, "/", &GOOD),
-            head(Version::HTTP_09, Method::GET, "/", &GOOD),
-            get_but("upgrade", &[]),
-            get_but("upgrade", &["h2c"]),
-            get_but("upgrade", &["websocket/13"]),
-            get_but("upgrade", &["\"websocket\""]),
-            get_but("upgrade", &["websockets"]),
-            get_but("upgrade", &["web socket"]),
+            request_head(Version::HTTP_11, Method::GET, "/", &[]),
+            request_head(Version::HTTP_11, Method::HEAD, "/", &[]),
+            request_head(Version::HTTP_10, Method::GET, "/", &VALID_HEADERS),
+            request_head(Version::HTTP_09, Method::GET, "/", &VALID_HEADERS),
+            get_with("upgrade", &[]),
+            get_with("upgrade", &["h2c"]),
+            get_with("upgrade", &["websocket/13"]),
+            get_with("upgrade", &["\"websocket\""]),
+            get_with("upgrade", &["websockets"]),
+            get_with("upgrade", &["web socket"]),
         ] {
-            assert!(!is_asked(&head), "{head:?}");
-            assert_eq!(refused(head.clone()), not_asked, "{head:?}");
+            assert!(!is_websocket_request(&head), "{head:?}");
+            assert_eq!(refuse(head.clone()), not_asked, "{head:?}");
         }
-        let post = head(Version::HTTP_11, Method::POST, "/", &[]);
-        assert_eq!(refused(post), (405, lines(&[("allow", "GET")])));
+        let post = request_head(Version::HTTP_11, Method::POST, "/", &[]);
+        assert_eq!(refuse(post), (405, owned_lines(&[("allow", "GET")])));
     }
 
     #[test]
-    fn what_asks_wrongly_is_told_what_is_wrong() {
-        let versioned: Vec<_> = [UPGRADE_IT[0], VERSION_13, UPGRADE_IT[1]].to_vec();
+    fn invalid_handshake_is_refused() {
+        let versioned: Vec<_> = [UPGRADE_LINES[0], VERSION_LINE, UPGRADE_LINES[1]].to_vec();
         let only_get = [("allow", "GET")];
-        let mut no_upgrade = get();
+        let mut no_upgrade = valid_get();
         no_upgrade.extensions.remove::<OnUpgrade>();
         for (head, status, headers) in [
-            (with_method(get(), Method::POST), 405, &only_get[..]),
-            (with_method(get(), Method::HEAD), 405, &only_get),
-            (with_method(get(), Method::OPTIONS), 405, &only_get),
-            (with_method(get(), Method::CONNECT), 405, &only_get),
-            (get_but("sec-websocket-version", &[]), 426, &versioned),
-            (get_but("sec-websocket-version", &["8"]), 426, &versioned),
-            (get_but("sec-websocket-version", &["013"]), 426, &versioned),
+            (with_method(valid_get(), Method::POST), 405, &only_get[..]),
+            (with_method(valid_get(), Method::HEAD), 405, &only_get),
+            (with_method(valid_get(), Method::OPTIONS), 405, &only_get),
+            (with_method(valid_get(), Method::CONNECT), 405, &only_get),
+            (get_with("sec-websocket-version", &[]), 426, &versioned),
+            (get_with("sec-websocket-version", &["8"]), 426, &versioned),
+            (get_with("sec-websocket-version", &["013"]), 426, &versioned),
             (
-                get_but("sec-websocket-version", &["13, 8"]),
+                get_with("sec-websocket-version", &["13, 8"]),
                 426,
                 &versioned,
             ),
             (
-                get_but("sec-websocket-version", &["13", "13"]),
+                get_with("sec-websocket-version", &["13", "13"]),
                 426,
                 &versioned,
             ),
-            (get_but("connection", &[]), 400, &[]),
-            (get_but("connection", &["keep-alive"]), 400, &[]),
-            (get_but("connection", &["upgraded"]), 400, &[]),
-            (get_but("content-length", &["1"]), 400, &[]),
-            (get_but("transfer-encoding", &["chunked"]), 400, &[]),
-            (get_but("sec-websocket-key", &[]), 400, &[]),
-            (get_but("sec-websocket-key", &[""]), 400, &[]),
-            (get_but("sec-websocket-key", &[KEY, KEY]), 400, &[]),
-            (get_but("sec-websocket-key", &[&KEY[4..]]), 400, &[]),
+            (get_with("connection", &[]), 400, &[]),
+            (get_with("connection", &["keep-alive"]), 400, &[]),
+            (get_with("connection", &["upgraded"]), 400, &[]),
+            (get_with("content-length", &["1"]), 400, &[]),
+            (get_with("transfer-encoding", &["chunked"]), 400, &[]),
+            (get_with("sec-websocket-key", &[]), 400, &[]),
+            (get_with("sec-websocket-key", &[""]), 400, &[]),
+            (get_with("sec-websocket-key", &[KEY, KEY]), 400, &[]),
+            (get_with("sec-websocket-key", &[&KEY[4..]]), 400, &[]),
             (
-                get_but("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZQo="]),
+                get_with("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZQo="]),
                 400,
                 &[],
             ),
             (
-                get_but("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZQoK"]),
+                get_with("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZQoK"]),
                 400,
                 &[],
             ),
             (
-                get_but("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZ-=="]),
+                get_with("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZ-=="]),
                 400,
                 &[],
             ),
             (
-                get_but("sec-websocket-key", &["dGhlIHNhbXBsZSBub2=jZQ=="]),
+                get_with("sec-websocket-key", &["dGhlIHNhbXBsZSBub2=jZQ=="]),
                 400,
                 &[],
             ),
             (
-                get_but("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZQ==, "]),
+                get_with("sec-websocket-key", &["dGhlIHNhbXBsZSBub25jZQ==, "]),
                 400,
                 &[],
             ),
-            (get_but("sec-websocket-protocol", &["json, a b"]), 400, &[]),
+            (get_with("sec-websocket-protocol", &["json, a b"]), 400, &[]),
             (
-                get_but("sec-websocket-protocol", &["json", "a/b"]),
+                get_with("sec-websocket-protocol", &["json", "a/b"]),
                 400,
                 &[],
             ),
-            (get_but("sec-websocket-protocol", &["\"json\""]), 400, &[]),
-            (get_but("sec-websocket-protocol", &["jsön"]), 400, &[]),
-            (get_but("origin", &["https://evil.org"]), 403, &[]),
-            (get_but("origin", &["null"]), 403, &[]),
+            (get_with("sec-websocket-protocol", &["\"json\""]), 400, &[]),
+            (get_with("sec-websocket-protocol", &["jsön"]), 400, &[]),
+            (get_with("origin", &["https://evil.org"]), 403, &[]),
+            (get_with("origin", &["null"]), 403, &[]),
             (no_upgrade, 500, &[]),
         ] {
-            assert!(is_asked(&head), "{head:?}");
-            assert_eq!(refused(head.clone()), (status, lines(headers)), "{head:?}");
+            assert!(is_websocket_request(&head), "{head:?}");
+            assert_eq!(
+                refuse(head.clone()),
+                (status, owned_lines(headers)),
+                "{head:?}"
+            );
         }
     }
 
     #[test]
-    fn the_clients_first_subprotocol_that_is_here_is_taken() {
+    fn first_supported_subprotocol_is_chosen() {
         for (asked, chosen) in [
             (&[][..], None),
             (&["other"], None),
@@ -499,9 +525,9 @@ mod tests {
             ),
             (&["json,json", "ws+meta.nchan"], Some((0, "json"))),
         ] {
-            let accepted = accepted(&mut get_but("sec-websocket-protocol", asked)).unwrap();
-            let place = chosen.map(|(place, _)| place);
-            assert_eq!(accepted.protocol, place, "{asked:?}");
+            let accepted = accept_head(&mut get_with("sec-websocket-protocol", asked)).unwrap();
+            let index = chosen.map(|(index, _)| index);
+            assert_eq!(accepted.subprotocol_index, index, "{asked:?}");
             let answer = accepted.response.headers().get(SEC_WEBSOCKET_PROTOCOL);
             let name = chosen.map(|(_, name)| name);
             assert_eq!(answer.map(|v| v.to_str().unwrap()), name, "{asked:?}");
@@ -510,37 +536,37 @@ mod tests {
 
     #[cfg(feature = "deflate")]
     #[test]
-    fn compression_is_agreed_on_where_both_want_it() {
+    fn deflate_needs_offer_and_permission() {
         use http::header::SEC_WEBSOCKET_EXTENSIONS;
 
-        for (offered, wanted) in [(true, true), (true, false), (false, true)] {
-            let terms = Terms {
-                origin: &OriginPolicy::any(),
-                protocols: &[""; 0],
-                deflate: wanted,
+        for (offered, allowed) in [(true, true), (true, false), (false, true)] {
+            let policy = HandshakePolicy {
+                origin_policy: &OriginPolicy::any(),
+                subprotocols: &[""; 0],
+                allow_deflate: allowed,
             };
             let offers = if offered { &[DEFLATE][..] } else { &[] };
-            let mut head = get_but("sec-websocket-extensions", offers);
-            let accepted = accept(&mut head, &terms).unwrap();
+            let mut head = get_with("sec-websocket-extensions", offers);
+            let accepted = accept(&mut head, &policy).unwrap();
             let answer = accepted.response.headers().get(SEC_WEBSOCKET_EXTENSIONS);
-            assert_eq!(accepted.deflate.is_some(), offered && wanted);
-            assert_eq!(answer.is_some(), offered && wanted);
+            assert_eq!(accepted.deflate_params.is_some(), offered && allowed);
+            assert_eq!(answer.is_some(), offered && allowed);
         }
     }
 
     #[cfg(feature = "http2")]
     #[test]
-    fn http_2_answers_a_connect_with_200_and_no_more() {
+    fn http2_connect_gets_bare_200() {
         for headers in [
             &[][..],
-            &[VERSION_13],
-            &[VERSION_13, ("sec-websocket-key", "not looked at")],
-            &[VERSION_13, ("origin", "https://example.com")],
+            &[VERSION_LINE],
+            &[VERSION_LINE, ("sec-websocket-key", "not looked at")],
+            &[VERSION_LINE, ("origin", "https://example.com")],
         ] {
             for protocol in ["websocket", "WebSocket"] {
-                let mut head = connect(Some(protocol), headers);
-                assert!(is_asked(&head));
-                let accepted = accepted(&mut head).unwrap();
+                let mut head = connect_request(Some(protocol), headers);
+                assert!(is_websocket_request(&head));
+                let accepted = accept_head(&mut head).unwrap();
                 assert_eq!(accepted.response.status(), 200);
                 assert_eq!(accepted.response.headers().len(), 0);
                 assert!(accepted.response.body().is_end_stream());
@@ -552,16 +578,16 @@ mod tests {
 
     #[cfg(feature = "http2")]
     #[test]
-    fn http_2_agrees_on_the_same_things() {
-        let mut head = connect(
+    fn http2_negotiates_like_http1() {
+        let mut head = connect_request(
             Some("websocket"),
             &[
                 ("sec-websocket-protocol", "json"),
                 ("sec-websocket-extensions", DEFLATE),
             ],
         );
-        let accepted = accepted(&mut head).unwrap();
-        assert_eq!(accepted.protocol, Some(0));
+        let accepted = accept_head(&mut head).unwrap();
+        assert_eq!(accepted.subprotocol_index, Some(0));
         let answer = accepted.response.headers();
         assert_eq!(answer[SEC_WEBSOCKET_PROTOCOL], "json");
         #[cfg(feature = "deflate")]
@@ -570,13 +596,18 @@ mod tests {
 
     #[cfg(feature = "http2")]
     #[test]
-    fn http_2_is_refused_without_headers_of_the_connection() {
-        let websocket = |headers| connect(Some("websocket"), headers);
+    fn http2_refusal_has_no_connection_headers() {
+        let websocket = |headers| connect_request(Some("websocket"), headers);
         let only_connect = [("allow", "CONNECT")];
         let mut no_upgrade = websocket(&[]);
         no_upgrade.extensions.remove::<OnUpgrade>();
-        let plain_get = head(Version::HTTP_2, Method::GET, "https://example.com/", &GOOD);
-        for (head, is, status, headers) in [
+        let plain_get = request_head(
+            Version::HTTP_2,
+            Method::GET,
+            "https://example.com/",
+            &VALID_HEADERS,
+        );
+        for (head, is_websocket, status, headers) in [
             (plain_get.clone(), false, 405, &only_connect[..]),
             (
                 with_method(plain_get, Method::HEAD),
@@ -584,20 +615,20 @@ mod tests {
                 405,
                 &only_connect,
             ),
-            (connect(None, &GOOD), false, 400, &[]),
-            (connect(Some("connect-udp"), &[]), false, 501, &[]),
-            (connect(Some("websockets"), &[]), false, 501, &[]),
+            (connect_request(None, &VALID_HEADERS), false, 400, &[]),
+            (connect_request(Some("connect-udp"), &[]), false, 501, &[]),
+            (connect_request(Some("websockets"), &[]), false, 501, &[]),
             (
                 websocket(&[("sec-websocket-version", "8")]),
                 true,
                 400,
-                &[VERSION_13],
+                &[VERSION_LINE],
             ),
             (
-                websocket(&[VERSION_13, VERSION_13]),
+                websocket(&[VERSION_LINE, VERSION_LINE]),
                 true,
                 400,
-                &[VERSION_13],
+                &[VERSION_LINE],
             ),
             (
                 websocket(&[("sec-websocket-protocol", "a b")]),
@@ -614,8 +645,12 @@ mod tests {
             ),
             (no_upgrade, true, 500, &[]),
         ] {
-            assert_eq!(is_asked(&head), is, "{head:?}");
-            assert_eq!(refused(head.clone()), (status, lines(headers)), "{head:?}");
+            assert_eq!(is_websocket_request(&head), is_websocket, "{head:?}");
+            assert_eq!(
+                refuse(head.clone()),
+                (status, owned_lines(headers)),
+                "{head:?}"
+            );
         }
     }
 
@@ -635,24 +670,24 @@ mod tests {
     /// The same request in both versions.
     fn in_both_versions() -> Vec<Parts> {
         vec![
-            get(),
+            valid_get(),
             #[cfg(feature = "http2")]
-            connect(Some("websocket"), &[VERSION_13]),
+            connect_request(Some("websocket"), &[VERSION_LINE]),
         ]
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic_or_let_a_foreign_page_in(
+        fn arbitrary_header_never_admits_foreign_origin(
             name in proptest::sample::select(&NAMES[..]),
             bytes: Vec<u8>,
-            is_added: bool,
+            is_additional: bool,
         ) {
             let bytes: Vec<_> = bytes.into_iter().filter(|b| !b.is_ascii_control()).collect();
             let value = HeaderValue::from_bytes(&bytes).unwrap();
             for mut head in in_both_versions() {
-                let put = |head: &mut Parts| {
-                    if is_added {
+                let add_header = |head: &mut Parts| {
+                    if is_additional {
                         head.headers.append(&name, value.clone());
                     } else {
                         head.headers.insert(&name, value.clone());
@@ -661,16 +696,16 @@ mod tests {
                 let mut foreign = head.clone();
                 let origin = HeaderValue::from_static("https://evil.org");
                 foreign.headers.insert(ORIGIN, origin);
-                put(&mut head);
-                put(&mut foreign);
-                let _ = is_asked(&head);
-                let _ = accepted(&mut head);
-                prop_assert!(accepted(&mut foreign).is_err());
+                add_header(&mut head);
+                add_header(&mut foreign);
+                let _ = is_websocket_request(&head);
+                let _ = accept_head(&mut head);
+                prop_assert!(accept_head(&mut foreign).is_err());
             }
         }
 
         #[test]
-        fn no_key_is_answered_but_16_bytes_in_base64(key in "[A-Za-z0-9+/=-]?[A-Za-z0-9+/]{20,23}={1,3}") {
+        fn accept_key_needs_16_bytes_in_base64(key in "[A-Za-z0-9+/=-]?[A-Za-z0-9+/]{20,23}={1,3}") {
             use ::base64::{Engine, engine::{GeneralPurpose, GeneralPurposeConfig}, alphabet};
             let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
             let decoded = GeneralPurpose::new(&alphabet::STANDARD, config).decode(&key);
@@ -679,11 +714,11 @@ mod tests {
         }
 
         #[test]
-        fn every_16_bytes_are_a_key(bytes: [u8; 16]) {
+        fn any_16_bytes_are_a_valid_key(bytes: [u8; 16]) {
             let mut key = bytes::BytesMut::new();
             tower_push_proto::base64::encode(&bytes, &mut key);
-            let mut head = get_but("sec-websocket-key", &[std::str::from_utf8(&key).unwrap()]);
-            let accepted = accepted(&mut head).unwrap();
+            let mut head = get_with("sec-websocket-key", &[std::str::from_utf8(&key).unwrap()]);
+            let accepted = accept_head(&mut head).unwrap();
             let expected = tungstenite::handshake::derive_accept_key(&key);
             prop_assert_eq!(&accepted.response.headers()[SEC_WEBSOCKET_ACCEPT], &expected);
         }

@@ -1,9 +1,4 @@
-//! WebSocket: messages both ways, over HTTP/1.1 and HTTP/2.
-//!
-//! The protocol is that of [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455), opened over HTTP/2 as in
-//! [RFC 8441](https://www.rfc-editor.org/rfc/rfc8441) (feature `http2`), compressed as in
-//! [RFC 7692](https://www.rfc-editor.org/rfc/rfc7692) (feature `deflate`). An event's frame is encoded, and compressed, once
-//! for all its subscribers; an idle connection holds no buffer.
+//! WebSocket: messages in both directions, over HTTP/1.1 and HTTP/2.
 //!
 //! ```
 //! use std::time::Duration;
@@ -12,49 +7,55 @@
 //! # fn main() -> Result<(), tower_push::Error> {
 //! let layer = WebSocketLayer::with(
 //!     WebSocket::new()
-//!         .origin(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
-//!         .ping(KeepAlive::new().interval(Duration::from_secs(20)))
+//!         .origin_policy(OriginPolicy::same_origin().allow_origin("https://app.example.com")?)
+//!         .keep_alive(KeepAlive::new().interval(Duration::from_secs(20)))
 //!         .max_message_size(16 * 1024),
 //! );
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # What is in a message
-//! The [form](MessageFormat) is agreed upon as the subprotocol:
+//! The protocol is that of [RFC 6455](https://www.rfc-editor.org/rfc/rfc6455). The feature `http2` adds WebSockets over HTTP/2
+//! ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441)), the feature `deflate` adds compression
+//! ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)). The frame of an event is encoded, and compressed, once for all subscribers.
+//! An idle connection holds no buffer.
 //!
-//! | subprotocol | form |
+//! # Messages
+//! The subprotocol of a connection chooses the [format](MessageFormat) of its messages:
+//!
+//! | subprotocol | format |
 //! |---|---|
-//! | none | the payload [alone](MessageFormat::Plain) |
-//! | `json.tower-push` | an envelope of [JSON](MessageFormat::Json), with gaps, cursors and the end in-band |
-//! | `ws+meta.nchan` | [nchan's](MessageFormat::Nchan) |
-//! | [yours](WebSocket::subprotocol) | any of these |
+//! | none | the [payload alone](MessageFormat::Plain) |
+//! | `json.tower-push` | a [JSON envelope](MessageFormat::Json), with messages for gaps, cursors and the end |
+//! | `ws+meta.nchan` | that of [nchan](MessageFormat::Nchan), with messages for gaps, cursors and the end |
+//! | [your own](WebSocket::subprotocol) | one of these |
 //!
-//! A client that comes back sends its cursor in the URL, `?last_event_id=`, for scripts cannot set a WebSocket's headers.
+//! A client that reconnects sends its cursor in the URL, as `?last_event_id=`, because scripts cannot set headers of a WebSocket.
 //!
-//! # How a connection ends
-//! | code | when | come back? |
+//! # Close codes
+//! | code | why the connection ends | does the client reconnect? |
 //! |---|---|---|
-//! | 1000 | the source has finished for ever | no |
+//! | 1000 | the source has finished | no |
 //! | 1002, 1007 | the client broke the protocol | no |
-//! | 1008 | the client sent too many frames that nobody asked for, or a message in too many, or [took too long](WebSocket::message_deadline) for one message | no |
-//! | 1009 | a message was larger than is [allowed](WebSocket::max_message_size) | no |
-//! | 1011 | the source failed | with backoff |
-//! | 1012 | the stream has ended for now, [with a hint](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | after that time |
-//! | 3000 | the source has ended for now | yes |
-//! | 3005 | what the client was let in by [has expired](crate::Item::Expired) | with something new |
+//! | 1008 | the client sent more than 1000 pings, pongs and dropped messages in a second, or a message in too many frames, or a message that [took too long](WebSocket::message_deadline) | no |
+//! | 1009 | the client sent a message above the [size limit](WebSocket::max_message_size) | no |
+//! | 1011 | the source failed, or an event cannot be sent | yes, with backoff |
+//! | 1012 | the stream ends with a [time to reconnect](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | yes, after that time |
+//! | 3000 | the stream ends | yes |
+//! | 3005 | the client's authorization [has expired](crate::Item::Expired) | yes, with a new one |
 //! | 3008 | the client was too slow ([`LagPolicy::Disconnect`](crate::source::channel::LagPolicy)) | yes |
-//! | 3010 | events were missed, and the form has no place to say so | yes |
-//! | 3012 | the client did not answer a ping | yes |
-//! | none | the client stopped reading, or did not close when asked to | yes |
+//! | 3010 | the client has missed events, and its message format has no message for a gap | yes |
+//! | 3012 | the client did not [answer a ping](WebSocket::pong_deadline) | yes |
+//! | none | the client stopped reading, or did not answer a close frame | yes |
 //!
-//! Codes from 3000 to 3499 ask to come back, those from 3500 to 3999 not to. A source that refuses the subscription does so
-//! before the connection is a WebSocket, with an HTTP status, which scripts do not see; but a client that comes back after the
-//! source has finished for ever is let in and told 1000.
+//! Codes from 3000 to 3499 ask a client to reconnect, codes from 3500 to 3999 ask it not to.
 //!
-//! # What a client may send
-//! Messages, for a source that takes them: see [`ClientMessages`](crate::source::ClientMessages). Where none does, or none does any more,
-//! they are dropped: checked before, but not inflated.
+//! A source that refuses a subscription does so before the upgrade, with an HTTP status, which scripts cannot see. There is one
+//! exception: a client that reconnects after the source has finished is upgraded, and closed with 1000.
+//!
+//! # Messages of the client
+//! A source takes the client's messages as [`ClientMessages`](crate::source::ClientMessages). If a source does not take the
+//! `ClientMessages`, or drops them, the client's messages are validated, but not inflated, and dropped.
 
 mod connection;
 mod handshake;
@@ -77,7 +78,7 @@ use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
 use self::{
     connection::ConnectionTask,
-    handshake::{Accepted, Terms},
+    handshake::{AcceptedHandshake, HandshakePolicy},
 };
 use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
 use crate::{
@@ -88,35 +89,38 @@ use crate::{
     supervision::{PendingStream, SupervisedStream},
 };
 
-/// The WebSocket transport. See the [module docs](self).
+/// The WebSocket transport.
 ///
-/// It needs a tokio runtime, on which it spawns a task for each connection.
+/// It spawns a task for each connection, and needs a tokio runtime for that. See the [module docs](self) for an example.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct WebSocket {
-    config: Arc<Config>,
+    config: Arc<WebSocketConfig>,
 }
 
 #[derive(Clone, Debug)]
-struct Config {
-    origin: OriginPolicy,
+struct WebSocketConfig {
+    origin_policy: OriginPolicy,
     subprotocols: Vec<(&'static str, MessageFormat)>,
-    ping: KeepAlive,
+    keep_alive: KeepAlive,
     session: Arc<SessionConfig>,
+    /// Payloads of fewer bytes are not compressed. `None` turns compression off.
     #[cfg(feature = "deflate")]
     deflate_threshold: Option<usize>,
 }
 
 impl WebSocket {
-    /// WebSocket as in the tables of the [module docs](self), for pages of the same origin.
+    /// Creates the transport with its defaults: pages of the same origin may connect, `json.tower-push` and `ws+meta.nchan` are the
+    /// subprotocols, and a client is pinged after 25 s of silence.
     pub fn new() -> Self {
         Self {
-            config: Arc::new(Config {
-                origin: OriginPolicy::default(),
+            config: Arc::new(WebSocketConfig {
+                origin_policy: OriginPolicy::default(),
                 subprotocols: vec![
                     ("json.tower-push", MessageFormat::Json),
                     ("ws+meta.nchan", MessageFormat::Nchan),
                 ],
-                ping: KeepAlive::new().interval(Duration::from_secs(25)),
+                keep_alive: KeepAlive::new().interval(Duration::from_secs(25)),
                 session: Arc::default(),
                 #[cfg(feature = "deflate")]
                 deflate_threshold: Some(128),
@@ -124,111 +128,108 @@ impl WebSocket {
         }
     }
 
-    /// Which pages may connect: those of the [same origin](OriginPolicy::same_origin) by default.
+    /// Sets which pages may connect: those of the [same origin](OriginPolicy::same_origin) by default. A page of another origin is
+    /// refused with 403.
     ///
-    /// Browsers let any page open a WebSocket anywhere, with the user's cookies; the server alone can refuse it. It does so with
-    /// 403.
-    #[must_use]
-    pub fn origin(self, policy: OriginPolicy) -> Self {
-        self.with(|config| config.origin = policy)
+    /// Browsers let any page open a WebSocket to any host, with the user's cookies. Only the server can refuse such a connection.
+    pub fn origin_policy(self, policy: OriginPolicy) -> Self {
+        self.map_config(|config| config.origin_policy = policy)
     }
 
-    /// Offers a subprotocol of this name, in this form; or changes the form of one that is offered already. Of those that
-    /// a client names, the first that is offered is agreed upon.
-    #[must_use]
-    pub fn subprotocol(self, name: &'static str, form: MessageFormat) -> Self {
-        self.with(|config| {
+    /// Adds a subprotocol whose messages have this format, or changes the format of a subprotocol of this name. A connection uses
+    /// the first supported subprotocol in the client's list.
+    pub fn subprotocol(self, name: &'static str, format: MessageFormat) -> Self {
+        self.map_config(|config| {
             config.subprotocols.retain(|(other, _)| *other != name);
-            config.subprotocols.push((name, form));
+            config.subprotocols.push((name, format));
         })
     }
 
-    /// When to ping a client that is silent: after 25 s by default.
-    #[must_use]
-    pub fn ping(self, ping: KeepAlive) -> Self {
-        self.with(|config| config.ping = ping)
+    /// Sets when heartbeats are sent, which are pings: after 25 s without a byte from the client by default.
+    pub fn keep_alive(self, keep_alive: KeepAlive) -> Self {
+        self.map_config(|config| config.keep_alive = keep_alive)
     }
 
-    /// How long a client that was pinged may stay silent before the connection is closed: 20 s by default.
-    #[must_use]
+    /// Sets how long a client may send nothing after a ping: 20 s by default, 30 days at most. A client that misses the deadline is
+    /// closed with 3012.
     pub fn pong_deadline(self, deadline: Duration) -> Self {
-        self.with_session(|session| session.pong_deadline(deadline))
+        self.map_session_config(|session| session.pong_deadline(deadline))
     }
 
-    /// How long a client may take for one message, from its first byte to its last: 60 s by default. One that takes longer is
-    /// closed with 1008.
-    #[must_use]
+    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default, 30 days at most. A client
+    /// that misses the deadline is closed with 1008.
     pub fn message_deadline(self, deadline: Duration) -> Self {
-        self.with_session(|session| session.message_deadline(deadline))
+        self.map_session_config(|session| session.message_deadline(deadline))
     }
 
-    /// How long a client may take nothing of what is sent before it is cut off: 30 s by default. One that is slow, but takes
-    /// some, stays.
-    #[must_use]
+    /// Sets how long a client may take none of the bytes that are sent: 30 s by default, 30 days at most. A client that misses the
+    /// deadline is disconnected. A slow client stays connected as long as it takes some bytes.
     pub fn write_deadline(self, deadline: Duration) -> Self {
-        self.with_session(|session| session.write_deadline(deadline))
+        self.map_session_config(|session| session.write_deadline(deadline))
     }
 
-    /// How long a client may take to close when it is told to: 10 s by default.
-    #[must_use]
+    /// Sets how long a client may take to close the connection after a close frame: 10 s by default, 30 days at most. A client that
+    /// misses the deadline is disconnected.
     pub fn close_deadline(self, deadline: Duration) -> Self {
-        self.with_session(|session| session.close_deadline(deadline))
+        self.map_session_config(|session| session.close_deadline(deadline))
     }
 
-    /// How many bytes a client's message may have, compressed or not: 64 KiB by default. A larger one closes the connection
-    /// with 1009.
-    #[must_use]
+    /// Sets the longest message that a client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer message
+    /// closes the connection with 1009.
     pub fn max_message_size(self, bytes: usize) -> Self {
-        self.with_session(|session| session.max_message_size(bytes))
+        self.map_session_config(|session| session.max_message_size(bytes))
     }
 
-    /// From which size of payload on messages are compressed, for clients that offer it: 128 bytes by default, `None` for not
-    /// at all.
+    /// Sets the smallest payload that is compressed, in bytes, for clients that support it: 128 by default. `None` turns compression off.
     ///
-    /// Compressed or not, a message depends on its event alone, so that it is compressed once for all. Do not compress what
-    /// mixes secrets with what others can choose: its length gives them away
+    /// The compressed frame of an event depends on the event alone, so it is compressed once for all clients. Turn compression off for
+    /// messages that mix secrets with content that others choose: the length of the message tells an eavesdropper about the secret
     /// ([RFC 7692 §8](https://www.rfc-editor.org/rfc/rfc7692#section-8)).
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
-    #[must_use]
     pub fn deflate_threshold(self, bytes: Option<usize>) -> Self {
-        self.with(|config| config.deflate_threshold = bytes)
+        self.map_config(|config| config.deflate_threshold = bytes)
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        change(Arc::make_mut(&mut self.config));
+    fn map_config(mut self, map: impl FnOnce(&mut WebSocketConfig)) -> Self {
+        map(Arc::make_mut(&mut self.config));
         self
     }
 
-    fn with_session(self, change: impl FnOnce(SessionConfig) -> SessionConfig) -> Self {
-        self.with(|config| {
+    fn map_session_config(self, map: impl FnOnce(SessionConfig) -> SessionConfig) -> Self {
+        self.map_config(|config| {
             let session = Arc::unwrap_or_clone(std::mem::take(&mut config.session));
-            config.session = Arc::new(change(session));
+            config.session = Arc::new(map(session));
         })
     }
 
-    fn accept(&self, head: &mut Parts) -> Result<(Accepted, FrameEncoder), Rejection> {
+    /// Accepts the opening handshake, and makes the encoder for what was negotiated.
+    fn accept_handshake(
+        &self,
+        head: &mut Parts,
+    ) -> Result<(AcceptedHandshake, FrameEncoder), Rejection> {
         let config = &self.config;
         let names: Vec<_> = config.subprotocols.iter().map(|(name, _)| *name).collect();
-        let terms = Terms {
-            origin: &config.origin,
-            protocols: &names,
+        let policy = HandshakePolicy {
+            origin_policy: &config.origin_policy,
+            subprotocols: &names,
             #[cfg(feature = "deflate")]
-            deflate: config.deflate_threshold.is_some(),
+            allow_deflate: config.deflate_threshold.is_some(),
         };
-        let accepted = handshake::accept(head, &terms)?;
-        let agreed = accepted.protocol.map(|at| config.subprotocols[at].1);
-        let encoder = FrameEncoder::new(agreed.unwrap_or_default());
+        let handshake = handshake::accept(head, &policy)?;
+        let format = handshake
+            .subprotocol_index
+            .map(|index| config.subprotocols[index].1);
+        let encoder = FrameEncoder::new(format.unwrap_or_default());
         #[cfg(feature = "deflate")]
-        let encoder = match accepted.deflate.zip(config.deflate_threshold) {
+        let encoder = match handshake.deflate_params.zip(config.deflate_threshold) {
             Some((params, threshold)) => encoder.deflate(params, threshold),
             None => encoder,
         };
-        Ok((accepted, encoder))
+        Ok((handshake, encoder))
     }
 
-    /// The task that a connection is.
-    fn spawn<S>(
+    fn spawn_connection<S>(
         &self,
         on_upgrade: OnUpgrade,
         encoder: FrameEncoder,
@@ -245,7 +246,7 @@ impl WebSocket {
         let session = Session::new(
             self.config.session.clone(),
             encoder,
-            self.config.ping.draw_interval(),
+            self.config.keep_alive.draw_interval(),
             Instant::now().into_std(),
         );
         runtime.spawn(ConnectionTask::new(
@@ -269,40 +270,42 @@ impl Transport for WebSocket {
         "websocket"
     }
 
-    /// None: it is asked for by an upgrade.
+    /// Returns no media types: a client asks for a WebSocket with an upgrade, not with `Accept`.
     fn media_types(&self) -> &[&'static str] {
         &[]
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        handshake::is_asked(head).then_some(Preference::MAX)
+        handshake::is_websocket_request(head).then_some(Preference::MAX)
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let (accepted, encoder) = match self.accept(head) {
+        let (handshake, encoder) = match self.accept_handshake(head) {
             Ok(accepted) => accepted,
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
         let pending = PendingStream::new(head, self.name())
-            .map_subscription(|it| it.with_client_messages(&message_sender));
+            .map_subscription(|subscription| subscription.with_client_messages(&message_sender));
         let this = self.clone();
         Box::pin(async move {
-            let Accepted {
+            let AcceptedHandshake {
                 on_upgrade,
                 response,
                 ..
-            } = accepted;
+            } = handshake;
             let subscribed = push.subscribe(pending.subscription().clone()).await;
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
                 Ok(items) => {
                     let items = pending.supervise(items);
-                    this.spawn(on_upgrade, encoder, items, message_sender)
+                    this.spawn_connection(on_upgrade, encoder, items, message_sender)
                 }
+                // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
+                // has finished.
                 Err(rejection) if rejection.is_finished() => {
                     let items = pending.supervise(FinishedStream);
-                    this.spawn(on_upgrade, encoder, items, None)
+                    this.spawn_connection(on_upgrade, encoder, items, None)
                 }
                 Err(rejection) => Err(rejection),
             };
@@ -314,7 +317,7 @@ impl Transport for WebSocket {
     }
 }
 
-/// To a client that comes back to a source that has finished.
+/// The stream of a source that has finished before the client subscribed.
 struct FinishedStream;
 
 impl Stream for FinishedStream {

@@ -30,13 +30,13 @@ impl Encoder for PayloadEncoder {
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         let is_first = !std::mem::replace(&mut self.has_events, true);
         if !self.is_json {
-            out.event::<PayloadBytes>(event);
+            out.push_event::<PayloadBytes>(event);
             return Ok(());
         }
         if !is_first {
             out.buffer().put_u8(b',');
         }
-        out.event::<PayloadAsJson>(event);
+        out.push_event::<PayloadAsJson>(event);
         Ok(())
     }
 

@@ -103,7 +103,7 @@ impl<S> DurableSseWriter<S> {
                 self.write_data_event(&batch.body, out)?;
             }
             out.put_slice(b"event: control\n");
-            write_data_lines(self.control.to_json(&batch.status).as_bytes(), out);
+            write_data_lines(self.control.next_json(&batch.status).as_bytes(), out);
         }
         Ok(is_news)
     }
@@ -137,8 +137,8 @@ impl ControlState {
             || (is_up_to_date && !was_up_to_date)
     }
 
-    /// The JSON of a `control` event.
-    fn to_json(&mut self, status: &StreamStatus) -> String {
+    /// Makes the JSON of the next `control` event.
+    fn next_json(&mut self, status: &StreamStatus) -> String {
         let offset = self.offset.as_ref().map(EventId::as_str);
         let offset = offset.unwrap_or(&self.requested_offset);
         let mut json = format!("{{\"streamNextOffset\":\"{offset}\"");
@@ -162,7 +162,7 @@ impl ControlState {
 /// A parser removes one space behind the colon. It is written only before a line that begins with a space, because there are clients of
 /// this protocol that do not remove it.
 fn write_data_lines(text: &[u8], out: &mut BytesMut) {
-    for line in sse::data_lines(text) {
+    sse::for_each_data_line(text, |line| {
         let field = if line.starts_with(b" ") {
             &b"data: "[..]
         } else {
@@ -171,7 +171,7 @@ fn write_data_lines(text: &[u8], out: &mut BytesMut) {
         out.put_slice(field);
         out.put_slice(line);
         out.put_u8(b'\n');
-    }
+    });
     out.put_u8(b'\n');
 }
 

@@ -33,38 +33,39 @@ use crate::{
     transport::{End, PushBody},
 };
 
-/// One stream of a guard, from the admission of its request until it is closed.
-pub(super) struct AdmittedStream {
+/// The guard's record of one admitted request and its stream. Dropping the record closes the stream.
+pub(super) struct AdmittedLifecycle {
     policy: Arc<GuardPolicy>,
     drain: Option<DrainRegistration>,
     permit: AdmissionPermit,
-    /// Set when the source accepts the subscription. From then on, the stream is open.
-    opened: OnceLock<OpenedStream>,
+    /// What is known of the open stream. Unset until the source accepts the subscription.
+    opened: OnceLock<OpenStreamRecord>,
     /// The span that an observer has made, boxed because most streams have none.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
-    /// The number of the [`CloseReason`] that the stream would have if it were closed now.
+    /// The [`CloseReason`] that is recorded if the stream closes now, as its index in [`CloseReason::ALL`].
     close_reason: AtomicU8,
-    /// Whether the client has a complete response, whatever the close reason is.
+    /// Whether the client gets a complete response. This does not depend on the close reason.
     has_complete_response: AtomicBool,
-    /// Whether a guard inside this one has refused the request.
+    /// Whether another guard, inside this one, has refused the request.
     is_refused: AtomicBool,
     /// The handle of the guard around this one. Holding it keeps the stream open for that guard.
     outer: Option<StreamHandle>,
 }
 
-/// What a guard knows of a stream from its opening on.
-struct OpenedStream {
+/// What a guard records when a stream opens.
+struct OpenStreamRecord {
     info: StreamInfo,
     opened_at: Instant,
     lifetime_ends_at: Option<Instant>,
 }
 
-/// The time after which a client should come back if its stream has reached its lifetime. Each client is told 50 to 150 % of this time.
+/// The mean time until a client should reconnect after its stream has reached its lifetime. Each client gets a random time of 50 to 150 %
+/// of this mean.
 const LIFETIME_RETRY: Duration = Duration::from_secs(1);
 
-impl AdmittedStream {
-    /// Creates the state of a stream that `policy` admits. `outer` is the handle of the guard around this one.
+impl AdmittedLifecycle {
+    /// Creates the record of a request that `policy` admits. `outer` is the handle of the guard around this one.
     pub(super) fn new(
         policy: Arc<GuardPolicy>,
         drain: Option<DrainRegistration>,
@@ -91,7 +92,7 @@ impl AdmittedStream {
 
     /// Calls `notify` with each observer, in the stream's span. Does nothing before the stream is open.
     fn notify_observers(&self, notify: impl Fn(&dyn Observer, &StreamInfo)) {
-        let Some(OpenedStream { info, .. }) = self.opened.get() else {
+        let Some(OpenStreamRecord { info, .. }) = self.opened.get() else {
             return;
         };
         #[cfg(feature = "tracing")]
@@ -100,7 +101,8 @@ impl AdmittedStream {
             .notify_observers(|observer| notify(observer, info));
     }
 
-    /// Waits for the transport's response. Returns `None` if the drain ends the stream before the source accepts the subscription.
+    /// Polls `response`, the transport's response, until it is ready. Returns `None` if the drain's end time comes before the source accepts
+    /// the subscription.
     pub(super) async fn response_unless_drained<T>(
         &self,
         response: impl Future<Output = T>,
@@ -124,7 +126,7 @@ impl AdmittedStream {
         .await
     }
 
-    /// Waits until the drain ends the stream. Never returns if the guard has no drain.
+    /// Waits until the time at which the drain ends the stream. Never returns if the guard has no drain.
     async fn wait_until_drained(&self) {
         match &self.drain {
             Some(drain) => sleep_until(drain.wait_for_end_time().await).await,
@@ -132,7 +134,8 @@ impl AdmittedStream {
         }
     }
 
-    /// Records the transport's response. `head` is the head of the request, if an observer needs it.
+    /// Records whether the transport's response is a refusal, and whether it is complete. `head` is the head of the request, if an observer
+    /// needs it.
     pub(super) fn on_response(
         self: &Arc<Self>,
         response: &Response<PushBody>,
@@ -145,16 +148,16 @@ impl AdmittedStream {
         if !self.is_open() && is_refused {
             self.policy.record_refusal(head, RefusalReason::Source);
         }
-        // A body of known length belongs to the response to a poll, or to a refusal. But if something else holds a handle, such as the task
-        // of a socket, the stream goes on there.
+        // A response whose body has a known length is complete: it responds to a poll, or refuses the request. But if another part holds a
+        // handle, such as the task of a WebSocket, the stream continues in that part.
         let has_known_length = response.body().size_hint().exact().is_some();
         if has_known_length && Arc::strong_count(self) == 1 {
             self.on_complete_response();
         }
     }
 
-    /// Refuses the request because the drain ends the stream before the source accepts the subscription. The client has received nothing
-    /// yet, and should find another server.
+    /// Returns the response that refuses the request because the drain's end time has come before the source has accepted the subscription.
+    /// The client has received nothing yet, and should connect to another server.
     pub(super) fn refuse_for_drain(
         &self,
         head: Option<&Parts>,
@@ -163,7 +166,7 @@ impl AdmittedStream {
         self.policy.record_refusal(head, RefusalReason::Draining);
         self.set_close_reason(CloseReason::Drained);
         if let Some(outer) = self.outer_lifecycle() {
-            outer.on_refusal();
+            outer.on_inner_refusal();
             outer.on_complete_response();
         }
         self.policy
@@ -184,7 +187,7 @@ impl AdmittedStream {
         self.close_reason.store(reason as u8, Ordering::Relaxed);
     }
 
-    /// Records an error that cuts the stream.
+    /// Sets the close reason for an error that cuts the stream, and notifies the observers.
     fn on_failure(&self, error: &BoxError) {
         let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
         self.set_close_reason(if is_lagged {
@@ -203,10 +206,10 @@ impl AdmittedStream {
         self.opened.get()?.lifetime_ends_at
     }
 
-    /// Lets the observers make the stream's span.
+    /// Keeps the first enabled span that an observer makes for the stream.
     #[cfg(feature = "tracing")]
     fn make_span(&self, subscription: &Subscription) {
-        let Some(OpenedStream { info, .. }) = self.opened.get() else {
+        let Some(OpenStreamRecord { info, .. }) = self.opened.get() else {
             return;
         };
         let observers = self.policy.observers.iter();
@@ -217,23 +220,22 @@ impl AdmittedStream {
     }
 }
 
-impl StreamLifecycle for AdmittedStream {
+impl StreamLifecycle for AdmittedLifecycle {
     fn on_open(&self, subscription: &Subscription) {
         let mut is_first = false;
         self.opened.get_or_init(|| {
             is_first = true;
             let transport = subscription.transport();
-            let number = self.policy.counters.record_open(transport);
-            let info = StreamInfo { number, transport };
+            let info = self.policy.counters.record_open(transport);
             let opened_at = Instant::now();
             let lifetime = self.policy.random_lifetime();
-            OpenedStream {
+            OpenStreamRecord {
                 info,
                 opened_at,
                 lifetime_ends_at: lifetime.map(|lifetime| opened_at + lifetime),
             }
         });
-        // The stream is counted as open before the observers are notified. So it will be counted as closed even if an observer panics.
+        // The stream is counted as open before the observers are notified, so that it is counted as closed even if an observer panics.
         if is_first {
             #[cfg(feature = "tracing")]
             self.make_span(subscription);
@@ -262,7 +264,7 @@ impl StreamLifecycle for AdmittedStream {
         });
         let (reason, retry) = match &self.drain {
             Some(drain) if !is_lifetime_first => (CloseReason::Drained, drain.random_retry()),
-            _ => (CloseReason::Aged, random::around(LIFETIME_RETRY, 0.5)),
+            _ => (CloseReason::Aged, random::jittered(LIFETIME_RETRY, 0.5)),
         };
         self.set_close_reason(reason);
         let end = Ok(Item::Ended { retry });
@@ -287,10 +289,10 @@ impl StreamLifecycle for AdmittedStream {
         }
     }
 
-    fn on_refusal(&self) {
+    fn on_inner_refusal(&self) {
         self.is_refused.store(true, Ordering::Relaxed);
         if let Some(outer) = self.outer_lifecycle() {
-            outer.on_refusal();
+            outer.on_inner_refusal();
         }
     }
 
@@ -317,7 +319,9 @@ impl StreamLifecycle for AdmittedStream {
             }
             Some(Ok(item)) => match item.end() {
                 Some(End { finished: true, .. }) => self.set_close_reason(CloseReason::Finished),
-                Some(End { expired: true, .. }) => self.set_close_reason(CloseReason::Expired),
+                Some(End { expired: true, .. }) => {
+                    self.set_close_reason(CloseReason::CredentialExpired)
+                }
                 Some(_) => self.set_close_reason(CloseReason::Ended),
                 None => {}
             },
@@ -327,10 +331,10 @@ impl StreamLifecycle for AdmittedStream {
     }
 }
 
-impl Drop for AdmittedStream {
+impl Drop for AdmittedLifecycle {
     fn drop(&mut self) {
         let reason = self.close_reason();
-        if let Some(OpenedStream {
+        if let Some(OpenStreamRecord {
             info, opened_at, ..
         }) = self.opened.get()
         {
@@ -339,14 +343,14 @@ impl Drop for AdmittedStream {
             let notify = || {
                 self.notify_observers(|observer, info| observer.on_close(info, reason, open_for))
             };
-            // An observer's panic is caught: the permit and the drain below must not be skipped, and a destructor may run during another
-            // panic.
+            // A panic of an observer is caught, because the permit and the drain below must be released in any case, and because a panic in
+            // a destructor that runs during another panic aborts the process.
             let _ = catch_unwind(AssertUnwindSafe(notify));
         }
         #[cfg(feature = "tracing")]
         drop(self.span.take());
         drop(std::mem::take(&mut self.permit));
-        // The drain is updated last, so that a task that waits for it finds the counts at 0 and the spans closed.
+        // The stream leaves the drain last, so that a task that waits for the drain finds no open streams in the counts, and the spans closed.
         if let Some(drain) = &self.drain {
             drain.deregister(reason.notifies_client() || *self.has_complete_response.get_mut());
         }
@@ -358,11 +362,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn admitted_stream_is_small() {
+    fn admitted_lifecycle_is_small() {
         assert!(
-            size_of::<AdmittedStream>() <= 192,
+            size_of::<AdmittedLifecycle>() <= 192,
             "{}",
-            size_of::<AdmittedStream>()
+            size_of::<AdmittedLifecycle>()
         );
     }
 }
