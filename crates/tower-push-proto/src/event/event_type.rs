@@ -32,7 +32,7 @@ impl EventType {
         Err(Error::invalid_type())
     }
 
-    /// Makes an event type of a name in this crate, which must be valid.
+    /// Makes an event type of a name in the source code of this crate. The name must be valid.
     pub(crate) fn from_static(name: &'static str) -> Self {
         debug_assert!(is_header_line(name));
         Self(name.into())
