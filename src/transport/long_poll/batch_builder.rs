@@ -9,7 +9,7 @@ use http::{HeaderMap, header};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, Item},
-    source::retry_after,
+    source::retry_after_value,
     supervision::SupervisedStream,
     transport::{BatchEncoder, End, FrameBuffer},
 };
@@ -115,7 +115,7 @@ impl StreamStatus {
     /// Inserts `Retry-After`, in whole seconds, rounded up, if there is a time to reconnect.
     pub(super) fn insert_retry_after(&self, headers: &mut HeaderMap) {
         if let Self::Reconnect(Some(retry)) = self {
-            headers.insert(header::RETRY_AFTER, retry_after(*retry));
+            headers.insert(header::RETRY_AFTER, retry_after_value(*retry));
         }
     }
 }
