@@ -1,4 +1,4 @@
-//! Deadlines that may never come.
+//! Optional deadlines, and the upper bound for the lifetime of a stream.
 
 use std::time::Duration;
 

@@ -42,8 +42,8 @@
 //! # What every transport guarantees
 //! - **Correct bytes.** A client reads every payload as it was sent. No payload can forge a field, a line or a boundary. Ids and
 //!   types are checked when an [`Event`] is built, so an encoder cannot fail in the middle of a stream because of them.
-//! - **No silent loss.** The client is told of events that it will not receive, by a [`Gap`]. If the source fails, the response
-//!   is cut: the client sees a truncated body, or an error code on a WebSocket, and not an end.
+//! - **No silent loss.** A [`Gap`] in the stream tells the client of events that it will not receive. If the source fails, the
+//!   response is cut: the client sees a truncated body, or an error code on a WebSocket, and not an end.
 //! - **Encoding once.** All subscribers share the encoded bytes of an event. Events that are ready together are sent in one
 //!   frame, and an event that is ready alone is sent at once.
 //!
@@ -63,7 +63,7 @@
 //!
 //! # Resuming
 //! A client that reconnects sends the id of the last event that it has received, in the header `Last-Event-ID` or in the query
-//! parameter `last_event_id`. An `EventSource` does so by itself. The source reads the id as a cursor from its
+//! parameter `last_event_id`. An `EventSource` sends the header by itself. The source reads the id as a cursor from its
 //! [`Subscription`](source::Subscription):
 //!
 //! ```
@@ -76,9 +76,9 @@
 //! }));
 //! ```
 //!
-//! - A plain stream cannot resume. It announces a gap to a client that comes with a cursor.
-//! - A [`Channel`] keeps a log of what is published, and resumes from any cursor in it, on any transport, without losing or
-//!   repeating events.
+//! - A plain stream cannot be resumed. A client that sends a cursor gets a gap first.
+//! - A [`Channel`] keeps the latest events in a log. A client resumes from any cursor in the log, on any transport, without a
+//!   lost or repeated event.
 //! - A [`Resumable`] keeps a stream for a while after its client has disconnected, and continues it when the client returns.
 //!
 //! # Guides
@@ -115,6 +115,7 @@ mod error {
     pub(crate) use tower_push_proto::{BoxError, Error};
 }
 mod deadline;
+pub mod format;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
@@ -143,4 +144,4 @@ pub use self::{
     write_progress::WriteProgress,
 };
 use tower_push_proto::random;
-pub use tower_push_proto::{BoxError, Error, event, format};
+pub use tower_push_proto::{BoxError, Error, event};

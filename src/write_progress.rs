@@ -103,9 +103,9 @@ pin_project! {
     ///
     /// # When a write fails
     /// The timer starts when a write, flush or shutdown is pending, and stops when the connection accepts a byte. After the
-    /// timeout the pending call fails with [`ErrorKind::TimedOut`] and an [`Error`] for which
-    /// [`is_stalled`](Error::is_stalled) is true. The server then closes the connection and drops its responses. An error of an
-    /// HTTP/2 connection keeps only the kind and the text, because h2 drops the rest.
+    /// timeout the pending call fails with [`ErrorKind::TimedOut`] and an [`Error`] for which [`is_stalled`](Error::is_stalled)
+    /// is true. The server then closes the connection and drops its responses. On an HTTP/2 connection, the server's error has
+    /// only the kind and the text, because h2 drops the inner [`Error`].
     ///
     /// A connection without a pending write has no timer, however long it is idle. `WriteProgress` adds three words to the
     /// size of the connection.
@@ -125,8 +125,9 @@ pin_project! {
     ///
     /// - A client that keeps the flow-control window of one stream closed. The stream costs one or two frames of memory. Other
     ///   streams continue as long as the window of the connection is open.
-    /// - A client that has stopped reading the socket behind windows so small that the socket never fills. hyper's pings detect
-    ///   it. The pings are off by default; turn them on with `http2().keep_alive_interval(…)`.
+    /// - A client that has stopped reading the socket, and whose flow-control windows are so small that the socket's buffers
+    ///   never fill. hyper's pings detect such a client. The pings are off by default; turn them on with
+    ///   `http2().keep_alive_interval(…)`.
     ///
     /// # Panics
     /// A write that becomes pending outside of a tokio runtime, or in a runtime without `enable_time`, panics, because the timer

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use testkit::parse_headers;
 use tower_push::{
     EventId,
-    source::{Subscription, query::parameter_values},
+    source::{Subscription, query::decode_parameter},
     transport::Preference,
 };
 
@@ -29,7 +29,7 @@ fuzz_target!(|input: &[u8]| {
     for name in ["a", "transport"].into_iter().chain(CURSORS) {
         let theirs = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
         let theirs: Vec<_> = theirs.map(|(_, value)| value).collect();
-        let ours: Vec<_> = parameter_values(query, name).collect();
+        let ours: Vec<_> = decode_parameter(query, name).collect();
         assert_eq!(ours, theirs, "{name} in {query}");
     }
 
@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
         let mut sent = head.headers.get_all("last-event-id").iter();
         let mut asked = CURSORS
             .iter()
-            .flat_map(|name| parameter_values(query, name));
+            .flat_map(|name| decode_parameter(query, name));
         assert!(sent.any(|sent| sent == id.as_str()) || asked.any(|asked| asked == id.as_str()));
     }
 

@@ -19,8 +19,8 @@ use crate::{
 
 /// Limits on how many streams may be open: in total, and for each peer, user or tenant.
 ///
-/// A stream counts from its request until it is [closed](super#when-a-stream-is-closed). A guard refuses a client above a limit, and tells
-/// the client when to come back. A clone counts together with the original, and so do all guards that have it.
+/// A stream counts from its request until it is [closed](super#when-a-stream-is-closed). A guard refuses requests above a limit,
+/// and tells the client when to come back. Clones share their counts, and so do all guards with the same admission.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -73,10 +73,10 @@ impl Admission {
         })
     }
 
-    /// Counts the stream that a request asks for.
+    /// Counts the stream of the request `head` against all limits, until the returned permit is dropped.
     ///
     /// # Errors
-    /// Returns the reason of the refusal if a limit is reached.
+    /// Returns the reason for the refusal if a limit is reached.
     pub(super) fn try_acquire(&self, head: &Parts) -> Result<AdmissionPermit, RefusalReason> {
         let limits = &*self.0;
         let mut per_key = Vec::with_capacity(limits.per_key.len());
@@ -92,14 +92,14 @@ impl Admission {
         })
     }
 
-    /// Returns the time after which one refused client should come back.
+    /// Returns a random time after which one refused client should come back: 50 to 150 % of the configured time.
     pub(super) fn random_retry(&self) -> Duration {
         random::jittered(self.0.retry, 0.5)
     }
 }
 
 impl AdmissionBuilder {
-    /// The maximum number of open streams in total: no maximum by default.
+    /// Sets the maximum number of open streams in total. By default there is no maximum.
     pub fn max_streams(mut self, streams: usize) -> Self {
         self.0.total = Some(Arc::new(TotalLimit {
             max_streams: streams,
@@ -108,11 +108,12 @@ impl AdmissionBuilder {
         self
     }
 
-    /// The maximum number of open streams for each key: no maximum by default. Each call adds a limit.
+    /// Sets the maximum number of open streams for each key. By default there is no maximum. Each call adds a limit, and all
+    /// limits apply.
     ///
-    /// `key` finds the key in a request's head. A request for which `key` returns `None` is not counted. The client must not be able to
-    /// choose its key: take the peer's address, or what a layer in front has authenticated. A key is kept in memory while streams with this
-    /// key are open.
+    /// `key` returns the key of a request, given the request's head. A request for which `key` returns `None` is not counted. The
+    /// client must not be able to choose its key: use the peer's address, or a user that an outer layer has authenticated. A key
+    /// is kept in memory while streams with this key are open.
     pub fn max_streams_per<F, K>(mut self, key: F, streams: usize) -> Self
     where
         F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
@@ -126,8 +127,8 @@ impl AdmissionBuilder {
         self
     }
 
-    /// The time after which refused clients should come back: 10 s by default. Each client is told a random time from 50 to
-    /// 150 % of this time.
+    /// Sets the mean time after which refused clients should come back. The default is 10 s. Each client gets a random time of 50
+    /// to 150 % of this mean.
     pub fn retry(mut self, after: Duration) -> Self {
         self.0.retry = after;
         self
@@ -139,7 +140,7 @@ impl AdmissionBuilder {
     }
 }
 
-/// The error of a limit that admits no more streams.
+/// The error of a limit that is reached, so that it admits no more streams.
 struct LimitReached;
 
 impl TotalLimit {
@@ -170,7 +171,7 @@ trait ErasedKeyLimit: Send + Sync {
     ) -> Result<Option<Box<dyn Send + Sync>>, LimitReached>;
 }
 
-/// A limit on the streams of each key that `key` finds in requests.
+/// A limit on the number of open streams for each key. The function `key` returns the key of a request.
 struct PerKeyLimit<F, K> {
     key: F,
     max_streams: usize,
@@ -213,7 +214,7 @@ where
     }
 }
 
-/// The capacity, in keys, up to which a table never shrinks.
+/// Tables with at most this capacity, in keys, are not shrunk.
 const MIN_SHRINKABLE_CAPACITY: usize = 64;
 
 impl<F, K: Hash + Eq> Drop for KeyPermit<F, K> {
@@ -225,7 +226,7 @@ impl<F, K: Hash + Eq> Drop for KeyPermit<F, K> {
                 open_streams.remove(&self.key);
             }
         }
-        // The table frees its memory after a rush of clients.
+        // A mostly unused table is shrunk, so that it does not keep memory after a rush of clients.
         let capacity = open_streams.capacity();
         if capacity > MIN_SHRINKABLE_CAPACITY && open_streams.len() < capacity / 4 {
             open_streams.shrink_to(capacity / 2);

@@ -1,7 +1,7 @@
 //! # Invariant: each stream is counted once
-//! One lock guards the start of the drain, the arrival of each stream and the departure of each stream. So a stream that arrives while the
-//! drain starts is either refused, or it is among the streams that the start wakes. And from the start on, `notified + left + cut` is the
-//! number of streams that were open at the start, at any time and for any reader. `loom_tests.rs` checks both.
+//! One lock protects the start of the drain, and the registration and deregistration of each stream. So a stream that registers
+//! while the drain starts is either refused, or woken by the start. After the start, the sum `notified + left + cut` always
+//! equals the number of streams that were open at the start. `loom_tests.rs` checks both statements.
 
 use std::{
     fmt,
@@ -19,10 +19,10 @@ use crate::{
     sync::{AtomicBool, Mutex, Ordering, WaitList, WaiterKey, lock},
 };
 
-/// Ends all open streams before a server stops, and tells their clients when to come back.
+/// Ends all open streams before a server stops, and tells their clients when to reconnect.
 ///
-/// A clone is the same drain. Give it to each [`GuardBuilder`](super::GuardBuilder::drain), start it once, wait for it, and then let the
-/// server stop. An idle stream costs the drain some forty bytes in a list.
+/// Clones share one drain. Give a clone to each [`GuardBuilder`](super::GuardBuilder::drain), [start](Self::start) the drain
+/// once, [wait](Self::wait) for it, and then let the server stop. The drain needs about 40 bytes for each idle stream.
 ///
 /// ```
 /// use std::time::Duration;
@@ -46,11 +46,11 @@ pub struct Drain(Arc<SharedDrain>);
 /// What all clones of a [`Drain`] share.
 struct SharedDrain {
     state: Mutex<DrainState>,
-    /// Whether `state` has a start. Streams read this copy at each item, without the lock.
+    /// Whether `state.start` is set. Streams read this copy for each item, without locking `state`.
     has_started: AtomicBool,
-    /// The open streams, which wait for the start.
+    /// The tasks that poll open streams. They wait for the start of the drain.
     streams: WaitList,
-    /// The callers of [`Drain::wait`], and streams that have no response yet.
+    /// The tasks in [`Drain::wait`], and the tasks of requests that have no response yet.
     waiters: WaitList,
 }
 
@@ -74,7 +74,8 @@ struct DrainStart {
     started_at: Instant,
 }
 
-/// How a [`Drain`] ends the streams: by when, in which order, and when their clients should come back.
+/// The settings of a [`Drain`]: its deadline, how the ends of the streams are spread over time, and when clients should
+/// reconnect.
 ///
 /// ```
 /// use std::time::Duration;
@@ -96,8 +97,8 @@ pub struct DrainPlan {
     jitter: f64,
 }
 
-/// The fate of the streams that were open when a [`Drain`] started. Each stream is counted once, so that the sum of the fields is the
-/// number of these streams.
+/// The numbers of streams that were open when a [`Drain`] started, by the way in which they ended. Each stream counts in one
+/// field, so that the sum of the fields is the number of these streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainOutcome {
@@ -107,15 +108,17 @@ pub struct DrainOutcome {
     /// Streams that were closed before the deadline in any other way: the client left, or the source failed or disconnected a client that
     /// was too slow.
     pub left: usize,
-    /// Streams that were still open at the deadline, most likely because their clients do not read. They end with the process.
+    /// Streams that were still open at the deadline, most likely because their clients do not read. They are cut when the process
+    /// ends.
     pub cut: usize,
 }
 
 impl DrainPlan {
-    /// Creates a plan that ends all streams within `deadline` after the start. `deadline` is at most 30 days.
+    /// Creates a plan that ends all streams within `deadline` after the start. A longer `deadline` than 30 days is reduced to 30
+    /// days.
     ///
-    /// By default the streams end over the first half of this time, so that their clients have the other half to disconnect. Clients
-    /// come back after 2.5 to 7.5 s.
+    /// By default the streams end over the first half of this time, so that their clients have the other half to disconnect.
+    /// Clients are told to reconnect after 2.5 to 7.5 s.
     pub fn within(deadline: Duration) -> Self {
         Self {
             deadline: deadline.min(MAX_DURATION),
@@ -126,29 +129,31 @@ impl DrainPlan {
         }
     }
 
-    /// The time after the start over which the streams end, each at a random point of it: half of the deadline by default, and at most the
-    /// deadline. [`Duration::ZERO`] ends all streams at once.
+    /// Sets the time, beginning with the start, over which the streams end. Each stream ends at a random point of this time. The
+    /// default is half of the deadline. A longer time than the deadline is reduced to the deadline. [`Duration::ZERO`] ends all
+    /// streams at once.
     pub fn spread(mut self, time: Duration) -> Self {
         self.spread = Some(time);
         self
     }
 
-    /// The number of batches in which the streams end, at equal distances over the [spread](Self::spread). Batches are of about the same
-    /// size, and the first ends at once. By default (0) the streams end one by one.
+    /// Sets the number of batches in which the streams end, at equal distances over the [spread](Self::spread). The batches have
+    /// about the same size, and the first one ends at once. The default is 0: the streams end one by one.
     pub fn batches(mut self, batches: u32) -> Self {
         self.batches = batches;
         self
     }
 
-    /// The time after which clients should come back, give or take the [jitter](Self::jitter): 5 s by default, at most 30 days. This time
-    /// should be long enough for clients to find another server, or for this one to restart.
+    /// Sets the mean time after which clients should reconnect. The default is 5 s. A longer time than 30 days is reduced to 30
+    /// days. Each client gets a random time around this mean, see [jitter](Self::jitter). Choose a time that is long enough for
+    /// clients to find another server, or for this server to restart.
     pub fn retry(mut self, after: Duration) -> Self {
         self.retry = after.min(MAX_DURATION);
         self
     }
 
-    /// The fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer: 0.5 by default, from
-    /// 0.2 to 1.
+    /// Sets the fraction of the [retry](Self::retry) time by which each client's own time is randomly shorter or longer. The
+    /// default is 0.5. Values below 0.2 are raised to 0.2, and values above 1 are reduced to 1.
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = if fraction.is_nan() {
             0.2
@@ -158,7 +163,7 @@ impl DrainPlan {
         self
     }
 
-    /// Chooses the time from the start of the drain to the end of one stream.
+    /// Chooses a random time from the start of the drain to the end of one stream.
     fn random_delay(self) -> Duration {
         let spread = self.spread.unwrap_or(self.deadline / 2).min(self.deadline);
         let fraction = match f64::from(self.batches) {
@@ -168,7 +173,7 @@ impl DrainPlan {
         spread.mul_f64(fraction)
     }
 
-    /// Chooses the time after which one client should come back.
+    /// Chooses a random time after which one client should reconnect.
     fn random_retry(self) -> Duration {
         random::jittered(self.retry, self.jitter)
     }
@@ -189,7 +194,8 @@ impl Drain {
         }))
     }
 
-    /// Starts to end the open streams. From now on, guards with this drain refuse new requests. A second call has no effect.
+    /// Starts to end the open streams, as `plan` says. From now on, guards with this drain refuse new requests. A second call has
+    /// no effect.
     pub fn start(&self, plan: DrainPlan) {
         let started_at = Instant::now();
         let shared = &*self.0;
@@ -209,8 +215,8 @@ impl Drain {
         self.0.has_started.load(Ordering::SeqCst)
     }
 
-    /// The number of streams that are not closed: bodies that are not dropped, polls that wait for their response, and sockets that are not
-    /// closed.
+    /// Returns the number of streams that are not closed yet: response bodies that are not dropped, polls that wait for their
+    /// response, and sockets that are not closed.
     pub fn open_streams(&self) -> usize {
         lock(&self.0.state).open
     }
@@ -227,7 +233,7 @@ impl Drain {
         outcome.unwrap_or_else(|_| self.outcome())
     }
 
-    /// Returns the outcome as it would be if the deadline were now.
+    /// Returns the outcome as it would be if the deadline were now: streams that are still open count as cut.
     pub(super) fn outcome(&self) -> DrainOutcome {
         lock(&self.0.state).outcome()
     }
@@ -237,7 +243,7 @@ impl Drain {
         self.wait_for(DrainState::final_outcome).await
     }
 
-    /// Waits until `select` returns a value for the state of the drain.
+    /// Waits until `select` returns a value for the current state of the drain. Returns this value.
     async fn wait_for<T>(&self, select: impl Fn(&DrainState) -> Option<T>) -> T {
         let shared = &*self.0;
         let waiter = DrainWaiter {
@@ -260,7 +266,7 @@ impl Drain {
         lock(&self.0.state).start
     }
 
-    /// Chooses the time after which one client should come back. Returns zero before the start.
+    /// Chooses a random time after which one client should reconnect. Returns zero before the start.
     pub(super) fn random_retry(&self) -> Duration {
         let start = self.started();
         start.map_or(Duration::ZERO, |start| start.plan.random_retry())
@@ -342,7 +348,7 @@ impl fmt::Debug for Drain {
     }
 }
 
-/// One stream that a [`Drain`] counts as open until [`deregister`](Self::deregister), which must be called once.
+/// Keeps one stream counted as open by a [`Drain`] until [`deregister`](Self::deregister), which must be called once.
 pub(super) struct DrainRegistration {
     drain: Drain,
     key: WaiterKey,
@@ -371,7 +377,8 @@ impl DrainRegistration {
 
     /// Waits for the start of the drain, and returns the time at which the stream must end.
     ///
-    /// This wait uses [`SharedDrain::waiters`]: the stream itself may open meanwhile in another task, and wait in [`SharedDrain::streams`].
+    /// The calling task waits in [`SharedDrain::waiters`], because the stream may meanwhile open in another task, which then
+    /// waits in [`SharedDrain::streams`].
     pub(super) async fn wait_for_end_time(&self) -> Instant {
         let start = self.drain.wait_for(|state| state.start).await;
         self.ends_at().unwrap_or(start.started_at)

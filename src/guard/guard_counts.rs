@@ -27,13 +27,14 @@ use crate::sync::{Mutex, MutexGuard, lock};
 #[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuardCounts {
-    /// The number of open streams of each transport, by the transport's name. A poll is open while it waits for its response.
+    /// The number of open streams of each transport, by the transport's name. A long poll counts as open while it waits for its
+    /// response.
     pub open_by_transport: BTreeMap<&'static str, u64>,
     /// The number of streams that were opened.
     pub opened: u64,
     /// The number of events that transports took from sources. An event counts once for each stream.
     pub events: u64,
-    /// The total length of the payloads of these events, in bytes.
+    /// The total length of the payloads of all counted events, in bytes.
     pub bytes: u64,
     /// The number of gaps that transports took from sources.
     pub gaps: u64,

@@ -34,7 +34,7 @@ impl GuardPolicy {
         }
     }
 
-    /// Chooses the lifetime of one stream: 80 to 100 % of the maximum.
+    /// Chooses a random lifetime for one stream: 80 to 100 % of the maximum. Returns `None` if there is no maximum.
     pub(super) fn random_lifetime(&self) -> Option<Duration> {
         let max_lifetime = self.max_lifetime?.min(MAX_STREAM_LIFETIME);
         Some(max_lifetime.mul_f64(1.0 - 0.2 * random::fraction()))
@@ -46,7 +46,8 @@ impl GuardPolicy {
         policy.is_none_or(|policy| policy.allows(head))
     }
 
-    /// Counts a refused request, and notifies the observers if there is a head. A caller needs no head if there are no observers.
+    /// Counts a refused request, and notifies the observers if `head` is given. Callers keep the head only if there are
+    /// observers.
     pub(super) fn record_refusal(&self, head: Option<&Parts>, reason: RefusalReason) {
         self.counters.record_refusal(reason);
         if let Some(head) = head {
@@ -54,7 +55,7 @@ impl GuardPolicy {
         }
     }
 
-    /// Makes the response to a request that this guard refuses.
+    /// Creates the response to a request that this guard refuses for `reason`.
     pub(super) fn refusal_response(
         &self,
         reason: RefusalReason,
@@ -79,7 +80,7 @@ impl GuardPolicy {
         }
     }
 
-    /// Formats the settings, under the name of the type that has them.
+    /// Formats the settings as a struct with the name `type_name`.
     pub(super) fn fmt_as(&self, type_name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct(type_name)
             .field("drain", &self.drain)

@@ -1,4 +1,4 @@
-//! Loom tests of a drain: they try its start and the registration, waiting and deregistration of streams in every order.
+//! Loom tests of a [`Drain`]. They run its start, and the registration, waiting and deregistration of streams, in every order.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 
@@ -10,7 +10,7 @@ fn plan() -> DrainPlan {
     DrainPlan::within(Duration::from_secs(1))
 }
 
-/// Waits until the stream must end. A wake-up that is lost is a deadlock, which loom reports.
+/// Waits until the stream has an end time. A lost wake-up is a deadlock, which loom reports.
 fn wait_for_ends_at(registration: &DrainRegistration) {
     block_on(poll_fn(|cx| {
         loop {
@@ -75,7 +75,7 @@ fn wait_ends_with_the_last_stream_and_counts_each_once() {
             thread::spawn(move || registration.deregister(was_notified))
         });
         drain.start(plan());
-        // At any time, as the deadline may be.
+        // The deadline may pass at any time, and the outcome must then include every stream.
         let open = sum(drain.outcome());
         let outcome = wait_until_empty(&drain);
         assert_eq!((outcome.cut, sum(outcome)), (0, open));

@@ -1,10 +1,11 @@
 //! Limits, lifetimes, graceful ends and counts of open streams.
 //!
-//! A response that does not end breaks what servers take for granted. A graceful shutdown waits for it forever. After a restart all
-//! clients reconnect in the same second. A limit on requests does not limit it. And no metric shows how many there are.
+//! Servers expect that a response ends soon, and a stream does not. A graceful shutdown waits for an open stream forever. After a
+//! restart all clients reconnect in the same second. A limit on requests does not limit the number of open streams, and no metric
+//! shows this number.
 //!
-//! A [`Guard`] is the policy for the streams of one transport or of several. [`Guard::wrap`] puts it around a transport; the result is a
-//! transport too, so that it fits each [way to respond](crate::layer):
+//! A [`Guard`] is a policy for the open streams of one or more transports. [`Guard::wrap`] puts the guard around a transport. The
+//! result is again a transport, and fits each [way to respond](crate::layer):
 //!
 //! ```
 //! use std::time::Duration;
@@ -36,11 +37,11 @@
 //! # How a stream ends
 //! | reason | when | what the client receives |
 //! |---|---|---|
-//! | the [drain](Drain) has started | at a random point of the [spread](DrainPlan::spread) | an end, with a random hint when to come back |
-//! | the stream has reached its [lifetime](GuardBuilder::max_lifetime) | at 80 to 100 % of the maximum | an end, with a hint of about a second |
+//! | the [drain](Drain) has started | at a random point of the [spread](DrainPlan::spread) | an end, with a random time after which to reconnect |
+//! | the stream has reached its [lifetime](GuardBuilder::max_lifetime) | at 80 to 100 % of the maximum | an end, with a time of about a second after which to reconnect |
 //! | the client's credential has [expired](crate::source::Subscription::expire_by) | at that time | an end; a WebSocket is closed with 3005 |
 //!
-//! An end with a hint is [`Item::Ended`](crate::Item::Ended):
+//! An end with a time to reconnect is an [`Item::Ended`](crate::Item::Ended). Each transport sends it in its own form:
 //!
 //! | transport | what is sent |
 //! |---|---|
@@ -49,7 +50,7 @@
 //! | long-poll | a response at once, with the events so far, and `Retry-After` |
 //! | WebSocket | a close frame with code 1012 and the reason `{"finished":false,"retry":1500}`; before it the record, in message formats that have one |
 //!
-//! The client keeps its cursor, and resumes from it when it comes back.
+//! The client keeps its cursor, and resumes from the cursor when it reconnects.
 //!
 //! # How a request is refused
 //! | reason | response |
@@ -60,7 +61,7 @@
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
 //!
-//! A `HEAD` request opens no stream. Only the origin policy can refuse it.
+//! A `HEAD` request opens no stream. Only the origin policy can refuse a `HEAD` request.
 //!
 //! # What to observe
 //! | what | where |
@@ -69,19 +70,21 @@
 //! | each stream as it happens: duration, events, gaps, errors | an [`Observer`] |
 //! | each stream in the logs, with a span of its own | `TracingObserver`, with the feature `tracing` |
 //! | events that a channel's subscribers missed, and the size of its log | [`Channel::counts`](crate::Channel::counts) |
-//! | streams that are parked, resumed, expired and evicted | [`Resumable::counts`](crate::Resumable::counts) |
+//! | numbers of resumable streams: parked, resumed, parked for too long, evicted | [`Resumable::counts`](crate::Resumable::counts) |
 //!
-//! `examples/metrics.rs` exposes all of this to Prometheus.
+//! `examples/metrics.rs` exposes all these numbers to Prometheus.
 //!
 //! # When a stream is closed
-//! A stream counts for [`Drain::wait`], [`Admission`] and [`GuardCounts`] until it is closed. A stream is closed when the server has
-//! dropped the future of the response, the response's body and, for a WebSocket, the task that owns the socket. The way in which the stream
-//! ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls is not open; each poll is.
+//! A stream counts for [`Drain::wait`], [`Admission`] and [`GuardCounts`] until it is closed. A stream is closed when the server
+//! has dropped the future of the response, the response's body and, for a WebSocket, the task that owns the socket. The way in
+//! which the stream ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls does not count
+//! as open. Each poll counts as open while it waits for its response.
 //!
-//! A transport [of your own](crate::transport#writing-a-transport) is counted and ended too if it opens its streams with a
-//! [`PendingStream`](crate::supervision::PendingStream). Otherwise a guard still limits its streams, and a drain waits for them.
+//! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport
+//! opens them with a [`PendingStream`](crate::supervision::PendingStream). If it opens them in another way, the guard only limits
+//! their number, and a drain waits for them.
 //!
-//! If a guard is put around another, the inner guard ends the streams, and both count them.
+//! If one guard wraps another, the inner guard ends the streams, and both guards count them.
 
 mod admission;
 mod admitted_lifecycle;
@@ -119,9 +122,9 @@ use crate::{
     transport::{BoxResponseFuture, Preference, PushBody, Transport, is_event_source_request},
 };
 
-/// A policy for the open streams of one transport or of several. See the [module docs](self).
+/// A policy for the open streams of one or more transports. See the [module docs](self).
 ///
-/// A clone is the same guard, with the same counts.
+/// Clones share the policy and the counts.
 #[derive(Clone, Default)]
 pub struct Guard(Arc<GuardPolicy>);
 
@@ -130,7 +133,7 @@ pub struct Guard(Arc<GuardPolicy>);
 #[must_use]
 pub struct GuardBuilder(GuardPolicy);
 
-/// A transport under a [`Guard`], from [`Guard::wrap`]. See the [module docs](self).
+/// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
 #[derive(Clone, Debug)]
 pub struct Guarded<T> {
     guard: Guard,
@@ -166,14 +169,17 @@ impl Guard {
 }
 
 impl GuardBuilder {
-    /// The drain that ends the streams. Once the drain has started, the guard refuses requests. By default, a guard has no drain.
+    /// Sets the drain that ends the streams. Once the drain has started, the guard refuses requests. By default, a guard has no
+    /// drain.
     pub fn drain(mut self, drain: &Drain) -> Self {
         self.0.drain = Some(drain.clone());
         self
     }
 
-    /// The maximum lifetime of a stream, so that a load balancer can move its client to another server: no maximum by default, and at most
-    /// 30 years. Each stream ends at a random point of the last fifth of this time.
+    /// Sets the maximum lifetime of a stream, so that a load balancer can move its client to another server. By default there is
+    /// no maximum. A longer `time` than 30 years is reduced to 30 years.
+    ///
+    /// Each stream ends at a random time between 80 and 100 % of the maximum.
     ///
     /// ```
     /// use std::time::Duration;
@@ -186,24 +192,25 @@ impl GuardBuilder {
         self
     }
 
-    /// The limits on how many streams may be open: no limits by default. Guards that share an [`Admission`] count together.
+    /// Sets the limits on the number of open streams. By default there are no limits. Guards that share an [`Admission`] count
+    /// their streams together.
     pub fn admission(mut self, admission: &Admission) -> Self {
         self.0.admission = Some(admission.clone());
         self
     }
 
-    /// The policy for the pages that send requests, on every transport: the guard answers 403 to pages that the policy does not allow. By
-    /// default the guard allows all pages, and only WebSockets have a policy of their own.
+    /// Sets which web pages may send requests, over any transport. The guard answers 403 to other pages. By default the guard
+    /// allows all pages, and only WebSockets have a policy of their own.
     ///
-    /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the page's
-    /// request, with the user's cookies, and the stream is open until the page goes away. A CORS layer belongs around the guard, so that it
-    /// answers preflight requests before the guard sees them.
+    /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the
+    /// page's request, with the user's cookies, and the stream stays open until the page is closed. A CORS layer belongs around
+    /// the guard, so that it answers preflight requests before the guard sees them.
     pub fn origin_policy(mut self, policy: OriginPolicy) -> Self {
         self.0.origin_policy = Some(policy);
         self
     }
 
-    /// Adds an observer, which is notified of what happens to each stream. By default, a guard has no observers.
+    /// Adds an observer, which the guard calls when a stream opens, sends or closes. By default, a guard has no observers.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.0.observers.push(Arc::new(observer));
         self
@@ -211,8 +218,8 @@ impl GuardBuilder {
 
     /// Refuses an `EventSource` with 503, like any other client. By default, an `EventSource` gets a 200 that makes it reconnect.
     ///
-    /// This setting is for monitors and load balancers that must see the refusal. In a browser, the `EventSource` then stays closed until
-    /// the page opens another.
+    /// This setting is for monitors and load balancers that must see the refusal. In a browser, the `EventSource` then stays
+    /// closed until the page creates a new one.
     pub fn always_503(mut self) -> Self {
         self.0.always_503 = true;
         self
@@ -243,7 +250,7 @@ impl<T> Guarded<T> {
     }
 }
 
-/// A transport under a guard that only counts streams.
+/// Wraps the default transport with a guard that only counts streams.
 impl<T: Transport + Default> Default for Guarded<T> {
     fn default() -> Self {
         Guard::new().wrap(T::default())
@@ -285,7 +292,7 @@ impl<T: Transport> Transport for Guarded<T> {
         let is_event_source = policy.drain.is_some() && is_event_source_request(head);
         head.extensions.insert(StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
-        // The transport may have left the handle in the head, and the head may outlive the stream.
+        // A handle that the transport has left in the head is removed, because the head may outlive the stream.
         head.extensions.remove::<StreamHandle>();
         Box::pin(async move {
             let head = head_for_observers.as_ref();
@@ -302,12 +309,13 @@ impl<T: Transport> Transport for Guarded<T> {
     }
 }
 
-/// Admits the stream that a request asks for. Takes the handle of the guard around this one out of the head.
+/// Admits the stream of a request. If another guard wraps this one, takes the handle of the outer guard out of the head.
 ///
 /// # Errors
-/// Returns the reason of the refusal if the drain has started, or a limit is reached. The handle then stays in the head.
+/// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
+/// the head.
 fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
-    // The drain is checked before the limits: a client that both refuse should come back when the drain says.
+    // The drain is checked before the limits, because its time to reconnect is the right one for a client that both refuse.
     if policy.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
     }
@@ -328,7 +336,7 @@ fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycl
     ))
 }
 
-/// Refuses a request that was not admitted.
+/// Records the refusal of a request that was not admitted, and returns the response.
 fn refuse(policy: &GuardPolicy, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     policy.record_refusal(Some(head), reason);
     policy.refusal_response(reason, is_event_source_request(head))

@@ -9,7 +9,7 @@ use crate::{
     source::Subscription,
 };
 
-/// Receives a call for everything that happens to the streams of a [`Guard`](super::Guard): for metrics, logs and traces.
+/// Callbacks for what happens to the streams of a [`Guard`](super::Guard), for metrics, logs and traces.
 ///
 /// By default each method does nothing. The methods are called while items are sent, and from destructors: they must return quickly, and
 /// must not panic.
@@ -29,12 +29,13 @@ use crate::{
 /// let guard = Guard::builder().observer(Log).build();
 /// ```
 ///
-/// With the feature `tracing`, an observer can give each stream a span, in its method `make_span`. `guard::TracingObserver` does so.
+/// With the feature `tracing`, an observer can create a span for each stream, in its method `make_span`, as
+/// `guard::TracingObserver` does.
 pub trait Observer: Send + Sync + 'static {
-    /// Makes the span of a stream that opens: none by default.
+    /// Creates the span of a stream when the stream opens. By default, the observer creates none.
     ///
-    /// The source is polled in the span, and all observers are notified in it. The span ends when the stream is closed. A stream has
-    /// one span: the first enabled one of those that its observers make.
+    /// The source is polled in the span, and all observers are notified in it. The span ends when the stream is closed. A stream
+    /// has one span: if several observers create one, the first span that is enabled.
     ///
     /// ```
     /// use tower_push::{guard::{Guard, Observer, StreamInfo}, source::Subscription};
@@ -60,39 +61,40 @@ pub trait Observer: Send + Sync + 'static {
         tracing::Span::none()
     }
 
-    /// The source has accepted a subscription: its stream is open.
+    /// Called when the source has accepted a subscription, which opens its stream.
     fn on_open(&self, stream: &StreamInfo, subscription: &Subscription) {
         let _ = (stream, subscription);
     }
 
-    /// The guard has refused a request; or the source or the transport has ([`RefusalReason::Source`]).
+    /// Called when the guard has refused a request, or when the source or the transport has refused it
+    /// ([`RefusalReason::Source`]).
     fn on_refusal(&self, head: &Parts, reason: RefusalReason) {
         let _ = (head, reason);
     }
 
-    /// The transport has taken an event from the source, to send it.
+    /// Called when the transport has taken an event from the source, to send it.
     fn on_event(&self, stream: &StreamInfo, event: &Event) {
         let _ = (stream, event);
     }
 
-    /// The transport has taken a gap from the source, to send it.
+    /// Called when the transport has taken a gap from the source, to send it.
     fn on_gap(&self, stream: &StreamInfo, gap: &Gap) {
         let _ = (stream, gap);
     }
 
-    /// The stream is cut: the source has yielded an error, or an item that the transport cannot send, or the client was too slow for the
-    /// source ([`Error::is_lagged`](crate::Error::is_lagged)).
+    /// Called when the stream is cut, because the source has yielded an error or an item that the transport cannot send, or
+    /// because the client was too slow for the source ([`Error::is_lagged`](crate::Error::is_lagged)).
     fn on_failure(&self, stream: &StreamInfo, error: &BoxError) {
         let _ = (stream, error);
     }
 
-    /// The stream is closed. `open_for` is the time from its opening until now.
+    /// Called when the stream is closed. `open_for` is the time for which the stream was open.
     fn on_close(&self, stream: &StreamInfo, reason: CloseReason, open_for: Duration) {
         let _ = (stream, reason, open_for);
     }
 }
 
-/// Identifies a stream to an [`Observer`].
+/// The number and the transport of a stream, which identify the stream to an [`Observer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamInfo {

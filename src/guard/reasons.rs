@@ -2,7 +2,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client left, or its connection failed. This is also the reason if the guard knows no other.
+    /// The client disconnected, or its connection failed. This is also the reason if the guard does not know why the stream was
+    /// closed.
     Left,
     /// The client got the complete response to a poll.
     Answered,
@@ -43,7 +44,7 @@ pub enum RefusalReason {
 }
 
 impl CloseReason {
-    /// All reasons.
+    /// All close reasons.
     pub const ALL: [Self; 9] = [
         Self::Left,
         Self::Answered,
@@ -56,7 +57,7 @@ impl CloseReason {
         Self::CredentialExpired,
     ];
 
-    /// The name of the reason: one word in lower case, for labels of metrics.
+    /// Returns the name of the reason: one word in lower case, for the labels of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Left => "left",
@@ -71,15 +72,15 @@ impl CloseReason {
         }
     }
 
-    /// Returns whether the client is notified of an end for this reason. A failure does not count as notified, although some transports
-    /// tell the client of it.
+    /// Returns whether the client is told that its stream ends. `Failed` and `Lagged` do not count as told, although some
+    /// transports report a failure to the client.
     pub(super) fn notifies_client(self) -> bool {
         !matches!(self, Self::Left | Self::Failed | Self::Lagged)
     }
 }
 
 impl RefusalReason {
-    /// All reasons.
+    /// All refusal reasons.
     pub const ALL: [Self; 5] = [
         Self::Full,
         Self::Key,
@@ -88,7 +89,7 @@ impl RefusalReason {
         Self::Source,
     ];
 
-    /// The name of the reason: one word in lower case, for labels of metrics.
+    /// Returns the name of the reason: one word in lower case, for the labels of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Full => "full",

@@ -13,12 +13,12 @@ use crate::{
     source::Subscription,
 };
 
-/// An [`Observer`] that writes to `tracing`: a span for each stream, and in it what happens to the stream.
+/// An [`Observer`] that writes to `tracing`: a span for each stream, and in the span a `tracing` event for each thing that
+/// happens to the stream.
 ///
-/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when the
-/// stream is [closed](super#when-a-stream-is-closed). The source is polled in the span, so that events that the source writes belong to the
-/// span too.
-/// The target of all that this observer writes is `tower_push`.
+/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when
+/// the stream is [closed](super#when-a-stream-is-closed). The source is polled in the span, so that the `tracing` events that the
+/// source writes belong to the span, too. All spans and `tracing` events of this observer have the target `tower_push`.
 ///
 /// | what | level | fields |
 /// |---|---|---|
@@ -30,8 +30,9 @@ use crate::{
 /// | `closed` | debug | `reason`, and `open_ms` in milliseconds |
 /// | `refused`, in the request's span | info | `reason` |
 ///
-/// At the level `info`, a stream without gaps and failures writes nothing. No payload, id, cursor or header is written at any level,
-/// because a cursor alone may give access to a stream. An error is written as its source words it.
+/// At the level `info`, a stream without gaps and failures has a span, but no `tracing` events. No payload, id, cursor or header
+/// is written at any level, because a cursor alone may give access to a stream. An error is written with the text that the source
+/// gave it.
 ///
 /// For other fields, names or levels, write an observer with its own [`make_span`](Observer::make_span).
 ///
@@ -43,11 +44,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingObserver(());
 
-/// The target of all spans and events.
+/// The target of all spans and `tracing` events that the observer writes.
 const TARGET: &str = "tower_push";
 
 impl TracingObserver {
-    /// Creates an observer that writes what the table lists.
+    /// Creates an observer. It writes what the table of [`TracingObserver`] lists.
     pub fn new() -> Self {
         Self(())
     }

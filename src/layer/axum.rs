@@ -5,7 +5,7 @@ use crate::{
     transport::rejection_response,
 };
 
-/// Creates the carrier: a response that holds the push for the [layer](super::TransportLayer) around the router.
+/// Creates a carrier response, which holds the push for the [layer](super::TransportLayer) around the router.
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl IntoResponse for Push {
     fn into_response(self) -> Response {

@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     IntoPushOrResponse,
-    carrier::{CarrierHead, PushOrResponse},
+    push_or_response::{CarrierHead, PushOrResponse},
 };
 use crate::transport::{BoxResponseFuture, PushBody, Transport};
 

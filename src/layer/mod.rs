@@ -33,22 +33,22 @@
 //!     .layer(PushLayer::new());
 //! # }
 //! ```
-//! A handler returns a response that carries a [`Push`]: the push itself in axum (feature `axum`), or
-//! `Response::<String>::from(push)` elsewhere. The layer replaces this carrier by the push response. All other responses pass
-//! through unchanged.
+//! A handler returns a *carrier*: a response that holds a [`Push`] in its extensions. `Response::<String>::from(push)` creates a
+//! carrier. In axum (feature `axum`), a handler returns the push itself, which axum converts into a carrier. The layer replaces
+//! the carrier by the push response. All other responses pass through unchanged.
 //!
 //! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
 //! contains `private` or `no-store` stays, unless the push's own is stricter.
 //!
 //! **Make this layer the innermost.** The carrier has the status 500, so that a missing layer is noticed. Layers inside this
-//! one see that 500, and may log a failure, retry, or replace it by an error page. On a `Router`, write
-//! `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())`.
+//! layer see the carrier, and may log its status as a failure, retry the request, or replace the carrier by an error page. A
+//! `Router` makes the first layer the innermost: `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())`.
 
 #[cfg(feature = "axum")]
 mod axum;
-mod carrier;
 mod future;
+mod push_or_response;
 mod service;
 mod source_service;
 
@@ -58,8 +58,8 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
-    carrier::IntoPushOrResponse,
     future::ResponseFuture,
+    push_or_response::IntoPushOrResponse,
     service::TransportService,
     source_service::{SourceResponseFuture, SourceService, service},
 };
@@ -79,7 +79,7 @@ pub struct TransportLayer<T> {
 
 /// A layer that lets the client choose the transport. See [`Negotiate`].
 ///
-/// Under a [guard](crate::Guard) it is `TransportLayer::with(guard.wrap(Negotiate::new()))`.
+/// With a [guard](crate::Guard), write `TransportLayer::with(guard.wrap(Negotiate::new()))` instead.
 pub type PushLayer = TransportLayer<Negotiate>;
 
 /// A layer that responds with [Server-Sent Events](Sse), regardless of the request's `Accept`.

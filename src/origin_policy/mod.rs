@@ -39,9 +39,9 @@ use crate::Error;
 /// `Origin` therefore comes from the same origin, or not from a browser. It passes, unless the policy
 /// [requires an origin](Self::require_origin).
 ///
-/// A request without `Origin` is refused if its `Sec-Fetch-Site` is `cross-site` or `same-site`. Browsers send it if a page of
-/// another origin embeds the response (`<img>`, `<iframe>`, a link), or requests it in the mode `no-cors`. The page's origin is
-/// then unknown, and cannot be compared with a list.
+/// A request without `Origin` is refused if its `Sec-Fetch-Site` is `cross-site` or `same-site`. Browsers send these values if a
+/// page of another origin embeds the response (`<img>`, `<iframe>`, a link), or requests it in the mode `no-cors`. The page's
+/// origin is then unknown, and cannot be compared with a list.
 ///
 /// # Behind a proxy
 /// The same origin is determined from `Host`, and a proxy may replace `Host`. nginx does so, unless it is configured with
@@ -61,7 +61,7 @@ struct PolicyRules {
     base: BaseRule,
     /// Origins that are allowed in addition to the base rule.
     listed: Vec<Origin>,
-    /// Predicates that are asked if neither the base rule nor the list allows an origin.
+    /// Predicates that are called if neither the base rule nor the list allows an origin.
     predicates: Vec<OriginPredicate>,
     is_origin_required: bool,
 }
@@ -100,8 +100,8 @@ impl OriginPolicy {
 
     /// Allows pages of this origin only, regardless of the request's `Host`. [`allow_origin`](Self::allow_origin) adds more.
     ///
-    /// A request without `Origin` passes if its `Host` is the host and port of a listed origin, or if it is a WebSocket's. If
-    /// the server's own origin is not that of the pages, list it too.
+    /// A request without `Origin` passes if its `Host` is the host and port of a listed origin, or if the request opens a
+    /// WebSocket. If the server's own origin is not that of the pages, list the server's origin, too.
     ///
     /// ```
     /// use tower_push::OriginPolicy;
@@ -169,7 +169,7 @@ impl OriginPolicy {
         self
     }
 
-    /// Refuses requests without `Origin`. By default they pass.
+    /// Refuses requests without `Origin`. By default, such requests pass.
     ///
     /// Most requests without `Origin` do not come from browsers. But browsers also send no `Origin` with a plain `GET` to the page's own
     /// origin.
@@ -185,11 +185,11 @@ impl OriginPolicy {
         match (origins.next(), origins.next()) {
             (None, _) if rules.is_origin_required => false,
             _ if rules.base == BaseRule::AnyOrigin => true,
-            (None, _) => rules.allow_missing_origin(head),
+            (None, _) => rules.allows_missing_origin(head),
             (Some(_), Some(_)) => false,
             (Some(origin), None) => origin
                 .to_str()
-                .is_ok_and(|origin| rules.allow_origin(origin, head)),
+                .is_ok_and(|origin| rules.allows_origin(origin, head)),
         }
     }
 
@@ -198,13 +198,13 @@ impl OriginPolicy {
     }
 }
 
-/// How the page's site relates to the requested site ([Fetch Metadata](https://www.w3.org/TR/fetch-metadata/)). Browsers send it
-/// over TLS and to `localhost` only.
+/// The header that says how the page's site relates to the requested site ([Fetch
+/// Metadata](https://www.w3.org/TR/fetch-metadata/)). Browsers send the header only over TLS and to `localhost`.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl PolicyRules {
     /// Returns whether a request without `Origin` passes.
-    fn allow_missing_origin(&self, head: &Parts) -> bool {
+    fn allows_missing_origin(&self, head: &Parts) -> bool {
         // A page sends `Sec-WebSocket-Version` only when it opens a WebSocket, and then the browser adds an `Origin`.
         if head.headers.contains_key(SEC_WEBSOCKET_VERSION) {
             return true;
@@ -221,7 +221,7 @@ impl PolicyRules {
     }
 
     /// Returns whether a request with this `Origin` passes.
-    fn allow_origin(&self, origin_header: &str, head: &Parts) -> bool {
+    fn allows_origin(&self, origin_header: &str, head: &Parts) -> bool {
         let origin = Origin::parse(origin_header);
         if origin.is_none() && origin_header != "null" {
             return false;

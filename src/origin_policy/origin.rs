@@ -41,7 +41,8 @@ impl Origin {
 
     /// Returns whether the host and port are those that the request is for, if the scheme of this origin is assumed.
     ///
-    /// Always `false` for a scheme without a known default port, such as an extension's, because no server has such an origin.
+    /// Returns `false` for a scheme without a known default port, such as that of a browser extension, because no server has such
+    /// an origin.
     pub(super) fn matches_request_host(&self, head: &Parts) -> bool {
         let server_origin = || Self::from_parts(&self.scheme, request_authority(head)?);
         default_port(&self.scheme).is_some()

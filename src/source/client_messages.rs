@@ -13,15 +13,15 @@ use crate::{
     sync::{Mutex, MutexGuard, lock},
 };
 
-/// The messages that one client sends over a transport that carries them, such as a WebSocket: a stream in their order.
+/// The messages that one client sends over a transport such as a WebSocket, as a stream in the order of their arrival.
 ///
-/// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes it, the
-/// messages are checked and dropped. The stream ends when the connection does.
+/// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes the stream, the
+/// messages are checked and dropped. The stream ends when the connection ends.
 ///
-/// At most 64 messages, or 64 KiB of them, wait in a queue. While the queue is full, the client's socket is not read, which slows
-/// down a client that sends faster than the source reads. During that time the client's pings stay unread, too, and the server
-/// notices that the client has left only when it writes to the socket, such as a ping of its own. Dropping this stream drops all
-/// further messages.
+/// A queue holds the messages that the source has not read: at most 64 messages, or 64 KiB. While the queue is full, the client's
+/// socket is not read, which slows down a client that sends faster than the source reads. During that time the client's pings
+/// stay unread, too, and the server notices that the client has disconnected only when a write to the socket fails, such as that
+/// of the server's own ping. Dropping this stream drops all further messages.
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -49,8 +49,9 @@ pub struct ClientMessages(Arc<MessageQueue>);
 
 /// The sending half of [`ClientMessages`], for a transport over which clients send messages.
 ///
-/// The transport attaches it to the subscription, and reads from the client only while [`poll_ready`](Self::poll_ready) is ready.
-/// If the source is slow, the client is slowed down by not being read from. Dropping the sender ends the stream.
+/// The transport passes the sender to [`Subscription::with_client_messages`](super::Subscription::with_client_messages). The
+/// transport reads from the client only while [`poll_ready`](Self::poll_ready) is ready, so that a slow source slows the client
+/// down. Dropping the sender ends the stream of messages.
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};
@@ -106,10 +107,10 @@ enum ReceiverState {
     Dropped,
 }
 
-/// The queue is full with this number of messages.
+/// The queue is full when it holds this number of messages.
 const MAX_MESSAGES: usize = 64;
 
-/// The queue is full with this number of bytes. A message that begins below this limit may exceed it.
+/// The queue is full when its messages have this number of bytes. The last message may exceed the limit.
 const MAX_BYTES: usize = 64 * 1024;
 
 /// An empty queue keeps memory for this number of messages at most.
@@ -169,8 +170,8 @@ impl ClientMessageSender {
         self.0.lock().poll_ready(cx)
     }
 
-    /// Like [`poll_ready`](Self::poll_ready), and returns a batch for as many messages as there is room for. Returns `None` if
-    /// there is no receiver.
+    /// Waits like [`poll_ready`](Self::poll_ready), and returns an empty batch. Fill it with messages until it [is
+    /// full](MessageBatch::is_full). Returns `None` if there is no receiver.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
         ready!(queue.poll_ready(cx));
@@ -189,10 +190,10 @@ impl ClientMessageSender {
         }))
     }
 
-    /// Appends messages to the queue, or drops them if there is no receiver.
+    /// Appends the messages of `batch` to the queue, or drops them if there is no receiver.
     ///
-    /// `send` does not wake a receiver that belongs to the calling task. A transport that polls the source in the same task must do
-    /// so after `send`.
+    /// `send` does not wake a receiver that belongs to the calling task. A transport that polls the source in the same task must
+    /// therefore poll the source after `send`.
     pub fn send(&self, mut batch: MessageBatch, cx: &Context<'_>) {
         if batch.messages.is_empty() {
             return;
@@ -226,7 +227,7 @@ pub struct MessageBatch {
 }
 
 impl MessageBatch {
-    /// Returns whether the queue has no room for a message after this batch.
+    /// Returns whether the queue will be full after this batch is sent.
     pub fn is_full(&self) -> bool {
         is_queue_full(
             self.queued_messages + self.messages.len(),
@@ -304,7 +305,7 @@ impl Stream for ClientMessages {
             queue.sender.take()
         };
         drop(queue);
-        // A sender in the same task checks for room itself once its source is pending.
+        // A sender in the same task needs no wake-up: it checks for room itself once its source is pending.
         if let Some(sender) = sender.filter(|sender| !sender.will_wake(cx.waker())) {
             sender.wake();
         }

@@ -8,9 +8,9 @@ use crate::{
     event::{Gap, GapReason, Item},
 };
 
-/// Any source as one type: what services and handlers return.
+/// Any source, boxed as one type. Services and handlers return it.
 ///
-/// A layer around the service, such as [`PushLayer`](crate::PushLayer), turns it into a response.
+/// A layer around the service, such as [`PushLayer`](crate::PushLayer), turns the push into a response.
 ///
 /// ```
 /// use tower_push::Push;
@@ -51,7 +51,8 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 }
 
 impl Push {
-    /// Wraps a source: any stream, or another type that implements [`PushSource`]. A `Push` is returned as it is.
+    /// Wraps a source: any stream, or another type that implements [`PushSource`]. If `source` is a `Push` already, returns it
+    /// unchanged.
     pub fn new<S: PushSource + Send + 'static>(source: S) -> Self {
         let mut source = Some(source);
         let as_push = (&mut source as &mut dyn Any).downcast_mut::<Option<Self>>();
@@ -63,7 +64,7 @@ impl Push {
     }
 }
 
-/// Handles two kinds of cursors for every source. A client that was told that the source has finished is refused with
+/// Handles two kinds of cursors for every source. A client whose cursor says that the source has finished is refused with
 /// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
     type Stream = ItemStream<BoxStream>;

@@ -7,10 +7,10 @@ use crate::{error::BoxError, event::Item};
 
 /// A source of items for clients that subscribe to it. See the [module docs](super).
 pub trait PushSource {
-    /// The items of one client.
+    /// The stream of items for one client.
     ///
-    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] also ends the stream, and says after which delay the
-    ///   client may reconnect.
+    /// - `None` ends the stream, and the client may reconnect. [`Item::Ended`] also ends the stream, and contains the delay after
+    ///   which the client may reconnect.
     /// - [`Item::Finished`] says that the source has finished, and the client must not reconnect.
     /// - An error disconnects the client, which sees that its stream was cut off.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
@@ -21,10 +21,10 @@ pub trait PushSource {
         subscription: Subscription,
     ) -> impl Future<Output = Result<Self::Stream, Rejection>> + Send;
 
-    /// Returns whether a client that comes back with a cursor goes on from there. Only plain streams return `false`.
+    /// Returns whether the source can resume from the cursor that a returning client sends. Only plain streams return `false`.
     ///
-    /// A transport that answers with several responses, such as long-polling, keeps the stream of a source that cannot resume, and
-    /// subscribes anew to a source that can.
+    /// A transport that sends one stream in several responses, such as long-polling, subscribes anew for each request to a source
+    /// that can resume. The stream of another source is kept between the requests.
     fn is_resumable(&self) -> bool {
         true
     }

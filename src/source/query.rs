@@ -1,26 +1,26 @@
 //! Query parameters of requests, in `application/x-www-form-urlencoded`.
 //!
 //! ```
-//! use tower_push::source::{Subscription, query::parameter_values};
+//! use tower_push::source::{Subscription, query::decode_parameter};
 //!
 //! fn room(subscription: &Subscription) -> Option<String> {
 //!     let query = subscription.head().uri.query()?;
-//!     parameter_values(query, "room").next().map(Into::into)
+//!     decode_parameter(query, "room").next().map(Into::into)
 //! }
 //! ```
 
 use std::borrow::Cow;
 
-/// Returns the decoded values of the parameter `name` in the order of the query. In a value that is not UTF-8, U+FFFD replaces each
-/// invalid sequence.
-pub fn parameter_values<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+/// Returns the decoded values of all parameters called `name`, in the order of the query. In a value that is not UTF-8, U+FFFD
+/// replaces each invalid sequence.
+pub fn decode_parameter<'a>(query: &'a str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
     query.split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decode(key) == name).then(|| percent_decode(value))
     })
 }
 
-/// Decodes `%XX` to a byte, and `+` to a space. A `%` without two hexadecimal digits behind it stays as it is.
+/// Decodes `%XX` to a byte, and `+` to a space. A `%` that is not followed by two hexadecimal digits stays as it is.
 fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn values_are_decoded() {
-        let all = |query, name| parameter_values(query, name).collect::<Vec<_>>();
+        let all = |query, name| decode_parameter(query, name).collect::<Vec<_>>();
         assert_eq!(all("a=1&b=2&a=3", "a"), ["1", "3"]);
         assert_eq!(all("%61=x%20y+z", "a"), ["x y z"]);
         assert_eq!(all("a=%", "a"), ["%"]);

@@ -6,8 +6,7 @@ use crate::error::Error;
 
 /// The refusal of a subscription: a status, headers and a message, which the client gets instead of a stream.
 ///
-/// An `EventSource` does not reconnect after any status but 200. A rejection with
-/// [`finished`](Rejection::finished) makes use of that.
+/// An `EventSource` reconnects only if the status was 200. [`Rejection::finished`] therefore stops an `EventSource` for good.
 ///
 /// ```
 /// use http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
@@ -22,7 +21,7 @@ use crate::error::Error;
 #[must_use]
 pub struct Rejection(Box<RejectionParts>);
 
-/// The parts of a [`Rejection`], which is boxed because it is the error of many results.
+/// The parts of a [`Rejection`]. They are boxed, because a rejection is the error of many `Result`s, which should be small.
 #[derive(Clone)]
 struct RejectionParts {
     status: StatusCode,
@@ -54,7 +53,7 @@ impl Rejection {
         self
     }
 
-    /// Adds a header of the response.
+    /// Adds a header to the response.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.append(name, value);
         self
@@ -77,8 +76,8 @@ impl Rejection {
         self.0.status == StatusCode::NO_CONTENT
     }
 
-    /// Returns the status, the headers and the message. [`rejection_response`](crate::transport::rejection_response) makes the response
-    /// from them.
+    /// Returns the status, the headers and the message. [`rejection_response`](crate::transport::rejection_response) builds a
+    /// response from them.
     pub fn into_parts(self) -> (StatusCode, HeaderMap, Cow<'static, str>) {
         let RejectionParts {
             status,

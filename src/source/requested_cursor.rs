@@ -39,7 +39,7 @@ impl RequestedCursor {
     fn from_query(query: &str) -> Self {
         let values: Vec<_> = CURSOR_PARAMETERS
             .iter()
-            .flat_map(|name| query::parameter_values(query, name))
+            .flat_map(|name| query::decode_parameter(query, name))
             .collect();
         Self::from_values(values.iter().map(|value| value.as_ref()))
     }

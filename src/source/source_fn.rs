@@ -10,8 +10,9 @@ use crate::event::IntoItem;
 /// The function sees the client's cursor, and its stream must begin after that cursor. If the stream's events have no ids, clients
 /// have no cursor to resume from; long-polling then [parks](super::Resumable) the stream, as it does with plain streams.
 ///
-/// `?` turns an [`Error`](crate::Error) into a 500. A function that makes the stream from the borrowed cursor must not let the
-/// stream keep the borrow: declare it as `-> impl Stream<Item = …> + use<>`.
+/// In the function, `?` turns an [`Error`](crate::Error) into a rejection with the status 500. If the function calls another
+/// function that makes the stream from the borrowed cursor, the stream must not keep the borrow: declare the called function as
+/// `-> impl Stream<Item = …> + use<>`.
 ///
 /// See the [module docs](super) for an example.
 pub fn source_fn<F, Fut, S>(f: F) -> SourceFn<F>
@@ -24,7 +25,7 @@ where
     SourceFn(f)
 }
 
-/// The source that [`source_fn`] makes.
+/// A source made from a function by [`source_fn`].
 #[derive(Clone, Copy)]
 pub struct SourceFn<F>(F);
 

@@ -13,10 +13,11 @@ use crate::{
 
 /// One client's subscription to a source, as the client's request describes it.
 ///
-/// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the value of the
-/// query parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if the request has two
-/// cursors that differ. The source then sees a subscription without a cursor, and [`Push`](super::Push) tells the client of a
-/// [gap](crate::event::Gap) first. An unreadable cursor is never an error, because after an error an `EventSource` does not reconnect.
+/// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the
+/// value of the query parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if
+/// the request has two cursors that differ. If the cursor is unreadable, the source sees a subscription without a cursor, and
+/// [`Push`](super::Push) tells the client of a [gap](crate::event::Gap) first. An unreadable cursor is never an error, because
+/// after an error an `EventSource` does not reconnect.
 ///
 /// A clone is cheap, and shares the request's head and the expiry.
 #[derive(Clone, Debug)]
@@ -39,12 +40,12 @@ struct SharedSubscription {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartPosition {
-    /// At the next event.
+    /// At the next event that the source gets.
     #[default]
     Now,
     /// At the oldest event that the source has.
     Oldest,
-    /// At the last events: as many as this number, or all events if the source has fewer.
+    /// At the last events of the source: this number of events, or all events if the source has fewer.
     Last(usize),
     /// After the event with this id, which is the client's cursor.
     After(EventId),
@@ -71,8 +72,8 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription with the messages that a transport sends with `sender`. The source takes the messages with
-    /// [`client_messages`](Self::client_messages).
+    /// Returns this subscription with the receiving half of `sender`. The source takes it with
+    /// [`client_messages`](Self::client_messages), and gets the messages that the transport sends with `sender`.
     #[must_use]
     pub fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
@@ -146,9 +147,10 @@ impl Subscription {
 
     /// Ends the stream at `time` at the latest, because the client's credential (a token, a session) expires then.
     ///
-    /// The earliest `time` of several calls wins. The client may reconnect with a new credential. A source calls this method before it
-    /// accepts the subscription; a later call has no effect. The stream then needs tokio's clock. If a transport keeps a source's stream
-    /// for several requests of a client, only the first of these requests expires.
+    /// The earliest `time` of several calls wins. The client may reconnect with a new credential. A source calls this method
+    /// before it accepts the subscription; a later call has no effect. A stream that expires needs tokio's clock. If a transport
+    /// keeps a source's stream for several requests of a client, the expiry ends only the response to the first of these
+    /// requests.
     ///
     /// ```
     /// use tokio::time::{Duration, Instant};
@@ -165,7 +167,8 @@ impl Subscription {
         *expires_at = earlier(*expires_at, Some(time));
     }
 
-    /// Ends the stream `time` from now at the latest. `time` is at most 30 years. See [`expire_by`](Self::expire_by).
+    /// Ends the stream `time` from now at the latest. A longer `time` than 30 years is reduced to 30 years. See
+    /// [`expire_by`](Self::expire_by).
     ///
     /// ```
     /// # fn subscribe(subscription: &tower_push::source::Subscription) {
@@ -176,8 +179,8 @@ impl Subscription {
         self.expire_by(Instant::now() + time.min(MAX_STREAM_LIFETIME));
     }
 
-    /// Returns the time at which the stream expires: the earliest of the calls of [`expire_by`](Self::expire_by). Returns `None` if the
-    /// stream does not expire.
+    /// Returns the time at which the stream expires: the earliest time that was passed to [`expire_by`](Self::expire_by). Returns
+    /// `None` if the stream does not expire.
     pub fn expires_at(&self) -> Option<Instant> {
         *lock(&self.shared.expires_at)
     }

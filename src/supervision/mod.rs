@@ -36,13 +36,13 @@
 //! | what happens | how the guard learns of it |
 //! |---|---|
 //! | the source has accepted the subscription | the transport calls [`open`](PendingStream::open) or [`supervise`](PendingStream::supervise) |
-//! | an event, a gap, an error or the end | the transport polls the stream for it |
+//! | an event, a gap, an error or the end | the transport polls the stream, and the stream yields it |
 //! | the transport cannot send an item, and cuts the stream | the transport calls [`report_send_error`](SupervisedStream::report_send_error) |
 //! | a poll has its complete response | the length of the response's body is known; otherwise the transport calls [`report_complete_response`](SupervisedStream::report_complete_response) |
 //! | the stream is closed | the response's body, the stream and each clone of its [handle](StreamHandle) are dropped |
 //!
-//! If a transport subscribes without a `PendingStream`, a guard still limits its streams, and a drain waits for them. But the guard neither
-//! counts nor ends them.
+//! If a transport subscribes without a `PendingStream`, a guard still limits its streams, and a drain waits for them. But the
+//! guard neither counts nor ends these streams.
 //!
 //! [`Item::Ended`]: crate::Item::Ended
 //! [`Item::Expired`]: crate::Item::Expired

@@ -9,7 +9,8 @@ use crate::source::{Push, PushSource, Rejection, Subscription};
 #[derive(Debug)]
 #[must_use = "a pending stream does nothing unless it is opened"]
 pub struct PendingStream {
-    /// The subscription that the source gets. It does not contain the handle, so that a source that keeps it does not keep the stream open.
+    /// The subscription that the source gets. The subscription does not contain the handle, so that a source that keeps its
+    /// subscription does not keep the stream open.
     subscription: Subscription,
     handle: Option<StreamHandle>,
 }
@@ -31,8 +32,8 @@ impl PendingStream {
         &self.subscription
     }
 
-    /// Replaces the subscription by the result of `map`. A transport whose requests name the start in their own way uses this to call
-    /// [`Subscription::with_start`].
+    /// Replaces the subscription by the result of `map`. A transport calls [`Subscription::with_start`] in `map` if its requests
+    /// name the start in their own way.
     pub fn map_subscription(self, map: impl FnOnce(Subscription) -> Subscription) -> Self {
         Self {
             subscription: map(self.subscription),
@@ -43,14 +44,15 @@ impl PendingStream {
     /// Subscribes to `push`, and supervises the stream of its items.
     ///
     /// # Errors
-    /// Returns the rejection if the source refuses the subscription. [`rejection_response`](crate::transport::rejection_response) makes the
-    /// response.
+    /// Returns the rejection if the source refuses the subscription. [`rejection_response`](crate::transport::rejection_response)
+    /// turns the rejection into a response.
     pub async fn open(self, push: Push) -> Result<SupervisedStream, Rejection> {
         let items = push.subscribe(self.subscription.clone()).await?;
         Ok(self.supervise(items))
     }
 
-    /// Supervises `items` that the transport provides itself, instead of those of a source. From now on, the stream counts as open.
+    /// Supervises `items` that the transport provides itself, instead of those of a source. From this call on, the stream counts
+    /// as open.
     pub fn supervise<S>(self, items: S) -> SupervisedStream<S> {
         if let Some(handle) = &self.handle {
             handle.lifecycle().on_open(&self.subscription);

@@ -26,7 +26,7 @@ pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     items: S,
     handle: Option<StreamHandle>,
     expires_at: Option<Instant>,
-    /// The timer of the early end. It is made when there is a time to wait for.
+    /// The timer that ends the stream early. Created when the stream first has an end time.
     timer: Option<Pin<Box<Sleep>>>,
     phase: StreamPhase,
 }
@@ -87,7 +87,8 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Ends the supervision, and returns the items that were not taken. A transport can keep them for a later request of the same client.
+    /// Ends the supervision, and returns the source's stream with the items that were not taken. A transport can keep this stream
+    /// for a later request of the same client.
     pub fn into_inner(self) -> S {
         self.items
     }
@@ -96,7 +97,7 @@ impl<S> SupervisedStream<S> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }
 
-    /// Waits until a guard or the expiry ends the stream. Returns the last item.
+    /// Waits until a guard or the expiry ends the stream. Returns the last item of the stream.
     fn poll_early_end(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let guard_ends_at = self.lifecycle().and_then(StreamLifecycle::ends_at);
         let Some(ends_at) = earlier(guard_ends_at, self.expires_at) else {
@@ -123,7 +124,8 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Registers the task for a change of the guard's end time. Returns `false` if the time may have changed already.
+    /// Registers the current task for a change of the guard's end time. Returns `false` if the end time may have changed before
+    /// the registration.
     fn register_waker(&self, cx: &Context<'_>) -> bool {
         let lifecycle = self.lifecycle();
         lifecycle.is_none_or(|lifecycle| lifecycle.register_waker(cx.waker()))
@@ -136,8 +138,8 @@ where
 {
     /// Polls for the next item, without counting it if it is an event or a gap.
     ///
-    /// A transport whose response is full uses this to learn whether there is more. It must keep an uncounted item for the client's next
-    /// request.
+    /// A transport whose response is full calls this method to learn whether the stream has another item. The transport must keep
+    /// an uncounted item for the client's next request.
     pub fn poll_next_uncounted(
         &mut self,
         cx: &mut Context<'_>,

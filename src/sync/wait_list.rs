@@ -25,14 +25,14 @@ pub(crate) struct WaitList {
 struct Shard {
     /// One waiter for each registered task. A waiter's index does not change until its task deregisters.
     waiters: Vec<Waiter>,
-    /// Indexes of the waiters that no task has.
+    /// Indexes of the waiters that belong to no task. The next registered tasks get them.
     free: Vec<usize>,
     /// Indexes of all waiters with a waker, and of some whose task has deregistered since it stored one. A wake-up visits only
     /// these waiters, so that its cost does not depend on how many tasks are registered.
     queued: Vec<usize>,
 }
 
-/// What a [`WaitList`] holds for one registered task.
+/// The entry of one registered task in a [`WaitList`].
 #[derive(Debug, Default)]
 struct Waiter {
     /// The task's waker while it waits.

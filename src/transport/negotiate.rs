@@ -82,7 +82,7 @@ impl Negotiate {
     /// Returns the transport that answers the request; `None` if no transport can.
     fn choose(&self, head: &Parts) -> Option<&Arc<dyn Transport>> {
         let query = head.uri.query().unwrap_or_default();
-        let mut names = query::parameter_values(query, self.query_parameter);
+        let mut names = query::decode_parameter(query, self.query_parameter);
         if let Some(name) = names.find(|name| !name.is_empty()) {
             return self.transports.iter().find(|t| t.name() == name);
         }

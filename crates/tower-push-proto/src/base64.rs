@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+/// The digits, in the order of their values.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// Appends the bytes in base64, with padding.
@@ -26,8 +27,7 @@ pub fn encode(bytes: &[u8], out: &mut BytesMut) {
     }
 }
 
-/// Returns the bytes that a text stands for. Returns `None` if the text is not base64 with padding, or if it sets bits behind the last
-/// byte.
+/// Decodes a text. Returns `None` if it is not base64 with padding, or if bits after the last byte are not zero.
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
     if text.len() % 4 != 0 || padding > 2 {
@@ -37,8 +37,8 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     for group in text[..text.len() - padding].chunks(4) {
         let bits = group
             .iter()
-            .try_fold(0, |bits: u32, digit| Some(bits << 6 | value(*digit)?))?;
-        // The digits that are missing in the last group are zeros.
+            .try_fold(0, |bits: u32, digit| Some(bits << 6 | digit_value(*digit)?))?;
+        // The last group may have fewer than four digits. Zeros stand in for the others.
         let missing = 4 - group.len();
         let [_, group_bytes @ ..] = (bits << (6 * missing)).to_be_bytes();
         let (kept, dropped) = group_bytes.split_at(3 - missing);
@@ -50,7 +50,7 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn value(digit: u8) -> Option<u32> {
+fn digit_value(digit: u8) -> Option<u32> {
     let value = match digit {
         b'A'..=b'Z' => digit - b'A',
         b'a'..=b'z' => digit - b'a' + 26,

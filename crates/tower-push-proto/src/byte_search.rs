@@ -1,21 +1,25 @@
-//! Looking for bytes, as fast as it goes without `unsafe`.
+//! Searching for bytes in slices, as fast as safe code can.
 
-/// The first byte that is `wanted`.
+/// Returns the index of the first byte for which `matches` holds.
 ///
-/// Like `position`, but looks at a whole block without a branch, so that the compiler makes vector instructions of it.
-pub fn find_byte(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> Option<usize> {
-    let mut clean = clean_blocks::<64>(bytes, &wanted);
-    clean += clean_blocks::<16>(&bytes[clean..], &wanted);
-    let at = bytes[clean..].iter().position(|b| wanted(*b))?;
-    Some(clean + at)
+/// It is `Iterator::position` with one branch for each block of bytes, which the compiler turns into vector instructions.
+pub fn find_byte(bytes: &[u8], matches: impl Fn(u8) -> bool) -> Option<usize> {
+    let mut skipped = len_of_blocks_without_match::<64>(bytes, &matches);
+    skipped += len_of_blocks_without_match::<16>(&bytes[skipped..], &matches);
+    let offset = bytes[skipped..].iter().position(|byte| matches(*byte))?;
+    Some(skipped + offset)
 }
 
-/// The length of the leading blocks in which nothing is wanted.
-fn clean_blocks<const BLOCK: usize>(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
-    // Numbers, not booleans: those are not joined in vectors.
-    let any = |block: &[u8]| block.iter().fold(0, |any, b| any | u8::from(wanted(*b))) != 0;
-    let blocks = bytes.chunks_exact(BLOCK);
-    blocks.take_while(|block| !any(block)).count() * BLOCK
+/// Returns the length of the leading blocks that contain no match.
+fn len_of_blocks_without_match<const BLOCK_LEN: usize>(
+    bytes: &[u8],
+    matches: impl Fn(u8) -> bool,
+) -> usize {
+    // The compiler vectorizes a fold over numbers, but not one over booleans.
+    let or_match = |any: u8, byte: &u8| any | u8::from(matches(*byte));
+    let has_match = |block: &[u8]| block.iter().fold(0, or_match) != 0;
+    let blocks = bytes.chunks_exact(BLOCK_LEN);
+    blocks.take_while(|block| !has_match(block)).count() * BLOCK_LEN
 }
 
 /// Whether `needle` occurs in `bytes`. An empty needle occurs nowhere.
@@ -43,12 +47,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_position(bytes in proptest::collection::vec(0_u8..40, 0..200)) {
+        fn find_byte_is_position(bytes in proptest::collection::vec(0_u8..40, 0..200)) {
             prop_assert_eq!(super::find_byte(&bytes, |b| b == 7), bytes.iter().position(|b| *b == 7));
         }
 
         #[test]
-        fn a_needle_is_found_where_it_stands(
+        fn find_returns_the_first_match(
             bytes in proptest::collection::vec(0_u8..3, 0..60),
             needle in proptest::collection::vec(0_u8..3, 1..4),
         ) {
@@ -59,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_held_nowhere() {
+    fn empty_needle_is_not_found() {
         assert!(!super::contains(b"abc", b""));
     }
 }

@@ -14,7 +14,8 @@ use crate::{
 /// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
 /// tell the failure from an end.
 ///
-/// [`Item::write_to`] dispatches to the methods for events, gaps and cursors. A transport calls it for whatever the source yields.
+/// [`Item::write_to`] dispatches to the methods for events, gaps and cursors. A transport calls it for each item that
+/// the source yields.
 pub trait Encoder: Send {
     /// Writes what the stream begins with. The transport sends it at once, so that the client knows that it is connected.
     fn open(&mut self, out: &mut FrameBuffer);

@@ -4,169 +4,185 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::event::{Encoding, Event};
 
-/// What is ready together, on its way into as few frames as possible.
+/// A buffer that an [`Encoder`](crate::Encoder) writes to, and from which a transport takes frames to send.
 ///
-/// Small writes are copied together. A shared encoding that stands alone, or is large, goes out as it is, without a copy.
+/// The buffer makes as few frames as possible: it copies small writes into one frame. Shared bytes that are large, or that nothing
+/// else joins, become a frame without a copy.
+///
+/// ```
+/// use bytes::Bytes;
+/// use tower_push_proto::FrameBuffer;
+///
+/// let mut frames = FrameBuffer::default();
+/// frames.push(Bytes::from("one, "));
+/// frames.buffer().extend_from_slice(b"two");
+/// assert_eq!(frames.take_frame().unwrap(), "one, two");
+/// assert_eq!(frames.take_frame(), None);
+/// ```
 #[derive(Debug, Default)]
 pub struct FrameBuffer {
-    open: Open,
-    /// Frames before that, where there are any: only if a large one is among them.
-    done: Option<Box<Done>>,
-    /// What to make room for when a second write comes: the last frame's length.
-    expected: usize,
+    /// The last frame, to which the next write may be joined.
+    open_frame: OpenFrame,
+    /// The frames before `open_frame`. There are some only if one of them is large.
+    closed_frames: Option<Box<ClosedFrames>>,
+    /// The length of the frame that was taken last, up to a limit: the capacity for the next frame that joins several writes.
+    last_frame_len: usize,
 }
 
 /// The frame that is being written.
 #[derive(Debug, Default)]
-enum Open {
+enum OpenFrame {
     #[default]
     Empty,
-    /// A first write that nothing followed yet.
-    Alone(Bytes),
-    /// What is written in place, or more writes than one.
-    Joined(BytesMut),
+    /// One write of shared bytes.
+    Shared(Bytes),
+    /// A copy of several writes, or bytes that were written in place.
+    Copied(BytesMut),
 }
 
 #[derive(Debug, Default)]
-struct Done {
+struct ClosedFrames {
     frames: VecDeque<Bytes>,
-    /// In bytes.
+    /// The length of all frames together, in bytes.
     len: usize,
 }
 
-/// A frame is at least this long before it is sent without having looked for more: a TLS record, an HTTP/2 frame.
-const FRAME: usize = 16 * 1024;
+/// The length at which a frame is sent before the source is asked for more items, in bytes. It is the size of a TLS record and of an
+/// HTTP/2 frame.
+const FULL_FRAME_LEN: usize = 16 * 1024;
 
-/// From here on a copy costs more than a frame of its own.
-const LARGE: usize = 4 * 1024;
+/// The length from which bytes become a frame of their own, because copying them costs more than another frame does.
+const MIN_UNCOPIED_LEN: usize = 4 * 1024;
 
-/// The first room for joined writes.
-const ROOM: usize = 512;
+/// The least capacity of a frame that joins several writes, in bytes.
+const MIN_COPIED_CAPACITY: usize = 512;
 
 impl FrameBuffer {
-    /// Where to append what is not shared.
+    /// Returns the buffer to which bytes are appended that are not shared.
     #[inline]
     pub fn buffer(&mut self) -> &mut BytesMut {
-        if !matches!(self.open, Open::Joined(_)) {
-            self.join();
+        if !matches!(self.open_frame, OpenFrame::Copied(_)) {
+            self.begin_copied_frame();
         }
-        match &mut self.open {
-            Open::Joined(joined) => joined,
-            Open::Empty | Open::Alone(_) => unreachable!("joined by now"),
+        match &mut self.open_frame {
+            OpenFrame::Copied(copied) => copied,
+            OpenFrame::Empty | OpenFrame::Shared(_) => unreachable!("a copied frame has begun"),
         }
     }
 
-    /// Begins to copy.
-    fn join(&mut self) {
-        if self.open.len() >= LARGE {
-            self.seal();
+    /// Makes the open frame one to which writes are copied.
+    fn begin_copied_frame(&mut self) {
+        if self.open_frame.len() >= MIN_UNCOPIED_LEN {
+            self.close_frame();
         }
-        let mut joined = BytesMut::new();
-        if let Open::Alone(alone) = &self.open {
-            joined.reserve(self.expected.max(ROOM));
-            joined.put_slice(alone);
+        let mut copied = BytesMut::new();
+        if let OpenFrame::Shared(shared) = &self.open_frame {
+            copied.reserve(self.last_frame_len.max(MIN_COPIED_CAPACITY));
+            copied.put_slice(shared);
         }
-        self.open = Open::Joined(joined);
+        self.open_frame = OpenFrame::Copied(copied);
     }
 
-    /// Appends bytes that others share, or that would be large to copy.
+    /// Appends bytes that other buffers share, or whose copy would be large.
     #[inline]
     pub fn push(&mut self, bytes: Bytes) {
-        if self.joins(&bytes) {
+        if self.is_joined(&bytes) {
             self.buffer().put_slice(&bytes);
         } else {
-            self.open = Open::Alone(bytes);
+            self.open_frame = OpenFrame::Shared(bytes);
         }
     }
 
-    /// Whether these bytes are to be copied behind others.
+    /// Whether these bytes are to be copied to the end of the open frame. If not, the open frame is empty.
     #[inline]
-    fn joins(&mut self, bytes: &Bytes) -> bool {
-        if bytes.len() >= LARGE {
-            self.seal();
+    fn is_joined(&mut self, bytes: &Bytes) -> bool {
+        if bytes.len() >= MIN_UNCOPIED_LEN {
+            self.close_frame();
         }
-        self.open.len() > 0
+        self.open_frame.len() > 0
     }
 
-    /// Appends what `E` writes for the event: the [shared bytes](Event::encoded) where others have use for them or had, and
-    /// written in place where this is the only clone there ever was.
+    /// Appends an event in the encoding `E`.
+    ///
+    /// If the event has clones, or has been encoded before, its [shared bytes](Event::encoded) are appended. An event without clones is
+    /// written in place: nobody can share its bytes.
     pub fn push_event<E: Encoding>(&mut self, event: &Event) {
         if !event.is_shared() && !event.is_encoded::<E>() {
             return E::encode(event.fields(), self.buffer());
         }
-        // A clone only where it is kept: its count is one for all threads.
+        // `Bytes` are cloned only if they are kept: all threads contend for their reference count.
         let bytes = event.encoded_ref::<E>();
-        if self.joins(bytes) {
+        if self.is_joined(bytes) {
             self.buffer().put_slice(bytes);
         } else {
-            self.open = Open::Alone(bytes.clone());
+            self.open_frame = OpenFrame::Shared(bytes.clone());
         }
     }
 
-    fn seal(&mut self) {
-        if let Some(frame) = self.open.take() {
-            let done = self.done.get_or_insert_default();
-            done.len += frame.len();
-            done.frames.push_back(frame);
+    fn close_frame(&mut self) {
+        if let Some(frame) = self.open_frame.take() {
+            let closed = self.closed_frames.get_or_insert_default();
+            closed.len += frame.len();
+            closed.frames.push_back(frame);
         }
     }
 
-    /// Whether there is enough to send before looking for more.
+    /// Whether the buffer holds at least 16 KiB. A transport then sends frames before it asks its source for more items.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.len() >= FRAME
+        self.len() >= FULL_FRAME_LEN
     }
 
-    /// Whether nothing waits to be sent.
+    /// Whether the buffer holds no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// In bytes.
+    /// Returns the length of all frames together, in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.done.as_ref().map_or(0, |done| done.len) + self.open.len()
+        self.closed_frames.as_ref().map_or(0, |closed| closed.len) + self.open_frame.len()
     }
 
-    /// The next frame; `None`, and no memory held, once everything was taken.
+    /// Removes and returns the next frame. Returns `None` if the buffer is empty: it then owns no memory.
     #[inline]
     pub fn take_frame(&mut self) -> Option<Bytes> {
-        match (&self.open, &self.done) {
-            (Open::Empty, None) => None,
-            _ => self.take_next(),
+        match (&self.open_frame, &self.closed_frames) {
+            (OpenFrame::Empty, None) => None,
+            _ => self.take_next_frame(),
         }
     }
 
-    fn take_next(&mut self) -> Option<Bytes> {
-        let frame = match &self.done {
-            None => self.open.take()?,
-            Some(_) => self.take_done()?,
+    fn take_next_frame(&mut self) -> Option<Bytes> {
+        let frame = match &self.closed_frames {
+            None => self.open_frame.take()?,
+            Some(_) => self.take_closed_frame()?,
         };
-        self.expected = frame.len().min(FRAME + FRAME / 4);
+        self.last_frame_len = frame.len().min(FULL_FRAME_LEN + FULL_FRAME_LEN / 4);
         Some(frame)
     }
 
-    fn take_done(&mut self) -> Option<Bytes> {
-        let done = self.done.as_mut()?;
-        let frame = done.frames.pop_front()?;
-        done.len -= frame.len();
-        if done.frames.is_empty() {
-            self.done = None;
+    fn take_closed_frame(&mut self) -> Option<Bytes> {
+        let closed = self.closed_frames.as_mut()?;
+        let frame = closed.frames.pop_front()?;
+        closed.len -= frame.len();
+        if closed.frames.is_empty() {
+            self.closed_frames = None;
         }
         Some(frame)
     }
 
-    /// All of it, in one piece: copied only where there are several.
+    /// Returns all frames as one. They are copied only if there are several.
     pub fn into_bytes(mut self) -> Bytes {
-        let length = self.len();
+        let len = self.len();
         let Some(first) = self.take_frame() else {
             return Bytes::new();
         };
-        if first.len() == length {
+        if first.len() == len {
             return first;
         }
-        let mut all = BytesMut::with_capacity(length);
+        let mut all = BytesMut::with_capacity(len);
         all.put_slice(&first);
         while let Some(frame) = self.take_frame() {
             all.put_slice(&frame);
@@ -175,20 +191,20 @@ impl FrameBuffer {
     }
 }
 
-impl Open {
+impl OpenFrame {
     fn len(&self) -> usize {
         match self {
             Self::Empty => 0,
-            Self::Alone(bytes) => bytes.len(),
-            Self::Joined(bytes) => bytes.len(),
+            Self::Shared(bytes) => bytes.len(),
+            Self::Copied(bytes) => bytes.len(),
         }
     }
 
     fn take(&mut self) -> Option<Bytes> {
         let frame = match std::mem::take(self) {
             Self::Empty => return None,
-            Self::Alone(bytes) => bytes,
-            Self::Joined(bytes) => bytes.freeze(),
+            Self::Shared(bytes) => bytes,
+            Self::Copied(bytes) => bytes.freeze(),
         };
         (!frame.is_empty()).then_some(frame)
     }
@@ -200,8 +216,8 @@ mod tests {
 
     use super::*;
 
-    fn frames(batch: &mut FrameBuffer) -> Vec<Bytes> {
-        std::iter::from_fn(|| batch.take_frame()).collect()
+    fn frames(buffer: &mut FrameBuffer) -> Vec<Bytes> {
+        std::iter::from_fn(|| buffer.take_frame()).collect()
     }
 
     struct Plain;
@@ -213,64 +229,64 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_event_that_stands_alone_is_not_copied() {
-        let mut batch = FrameBuffer::default();
+    fn lone_shared_event_is_not_copied() {
+        let mut buffer = FrameBuffer::default();
         let event = Event::text("x");
         let clone = event.clone();
-        batch.push_event::<Plain>(&event);
-        let frames = frames(&mut batch);
+        buffer.push_event::<Plain>(&event);
+        let frames = frames(&mut buffer);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].as_ptr(), clone.encoded::<Plain>().as_ptr());
     }
 
-    /// Whoever comes last holds the only clone by then.
+    /// The second event is the only clone when it is pushed.
     #[test]
-    fn what_was_encoded_is_not_encoded_again() {
+    fn encoded_event_is_not_encoded_again() {
         let event = Event::text("x");
         let last = event.clone();
-        let mut batch = FrameBuffer::default();
-        batch.push_event::<Plain>(&event);
+        let mut buffer = FrameBuffer::default();
+        buffer.push_event::<Plain>(&event);
         drop(event);
-        let first = batch.take_frame().unwrap();
-        batch.push_event::<Plain>(&last);
-        assert_eq!(batch.take_frame().unwrap().as_ptr(), first.as_ptr());
+        let first = buffer.take_frame().unwrap();
+        buffer.push_event::<Plain>(&last);
+        assert_eq!(buffer.take_frame().unwrap().as_ptr(), first.as_ptr());
     }
 
     #[test]
     fn small_writes_become_one_frame() {
-        let mut batch = FrameBuffer::default();
-        batch.push(Bytes::from_static(b"a"));
-        batch.push_event::<Plain>(&Event::text("b"));
-        batch.buffer().put_slice(b"c");
-        batch.push(Bytes::from_static(b"d"));
-        assert_eq!(frames(&mut batch), ["abcd"]);
+        let mut buffer = FrameBuffer::default();
+        buffer.push(Bytes::from_static(b"a"));
+        buffer.push_event::<Plain>(&Event::text("b"));
+        buffer.buffer().put_slice(b"c");
+        buffer.push(Bytes::from_static(b"d"));
+        assert_eq!(frames(&mut buffer), ["abcd"]);
     }
 
     #[test]
-    fn a_large_one_keeps_its_place_and_is_not_copied() {
-        let mut batch = FrameBuffer::default();
-        let large = Bytes::from(vec![b'x'; LARGE]);
-        batch.buffer().put_slice(b"a");
-        batch.push(large.clone());
-        batch.buffer().put_slice(b"b");
-        batch.push(large.clone());
-        batch.push(Bytes::from_static(b"c"));
-        let frames = frames(&mut batch);
+    fn large_bytes_are_not_copied() {
+        let mut buffer = FrameBuffer::default();
+        let large = Bytes::from(vec![b'x'; MIN_UNCOPIED_LEN]);
+        buffer.buffer().put_slice(b"a");
+        buffer.push(large.clone());
+        buffer.buffer().put_slice(b"b");
+        buffer.push(large.clone());
+        buffer.push(Bytes::from_static(b"c"));
+        let frames = frames(&mut buffer);
         assert_eq!(frames, [&b"a"[..], &large, b"b", &large, b"c"]);
         assert_eq!(frames[1].as_ptr(), large.as_ptr());
         assert_eq!(frames[3].as_ptr(), large.as_ptr());
     }
 
     #[test]
-    fn all_of_it_is_one_piece() {
-        let mut batch = FrameBuffer::default();
-        let large = Bytes::from(vec![b'x'; LARGE]);
-        batch.push(large.clone());
-        batch.buffer().put_u8(b'a');
-        batch.push(large.clone());
-        assert_eq!(batch.len(), 2 * LARGE + 1);
+    fn into_bytes_joins_all_frames() {
+        let mut buffer = FrameBuffer::default();
+        let large = Bytes::from(vec![b'x'; MIN_UNCOPIED_LEN]);
+        buffer.push(large.clone());
+        buffer.buffer().put_u8(b'a');
+        buffer.push(large.clone());
+        assert_eq!(buffer.len(), 2 * MIN_UNCOPIED_LEN + 1);
         let expected = [&large[..], b"a", &large].concat();
-        assert_eq!(batch.into_bytes(), expected);
+        assert_eq!(buffer.into_bytes(), expected);
 
         let mut alone = FrameBuffer::default();
         alone.push(large.clone());
@@ -279,37 +295,43 @@ mod tests {
     }
 
     #[test]
-    fn nothing_makes_no_frame() {
-        let mut batch = FrameBuffer::default();
-        assert_eq!(batch.take_frame(), None);
-        batch.buffer().put_slice(b"");
-        batch.push(Bytes::new());
-        assert_eq!(batch.take_frame(), None);
-        assert!(!batch.is_full());
+    fn empty_writes_make_no_frame() {
+        let mut buffer = FrameBuffer::default();
+        assert_eq!(buffer.take_frame(), None);
+        buffer.buffer().put_slice(b"");
+        buffer.push(Bytes::new());
+        assert_eq!(buffer.take_frame(), None);
+        assert!(!buffer.is_full());
     }
 
     #[test]
-    fn it_is_full_at_a_frame() {
-        let mut batch = FrameBuffer::default();
-        batch.buffer().put_bytes(0, FRAME - 1);
-        assert!(!batch.is_full());
-        batch.buffer().put_u8(0);
-        assert!(batch.is_full());
-        assert_eq!(frames(&mut batch).len(), 1);
-        assert!(!batch.is_full());
+    fn buffer_is_full_at_16_kib() {
+        let mut buffer = FrameBuffer::default();
+        buffer.buffer().put_bytes(0, FULL_FRAME_LEN - 1);
+        assert!(!buffer.is_full());
+        buffer.buffer().put_u8(0);
+        assert!(buffer.is_full());
+        assert_eq!(frames(&mut buffer).len(), 1);
+        assert!(!buffer.is_full());
     }
 
     #[derive(Clone, Debug)]
     enum Step {
         Write(usize),
         Push(usize),
-        /// Of which a clone may exist.
+        /// An event of this length, and whether a clone exists.
         Event(usize, bool),
         Take,
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let len = || prop_oneof![0..3_usize, LARGE - 1..LARGE + 2, FRAME - 1..FRAME + 2];
+        let len = || {
+            prop_oneof![
+                0..3_usize,
+                MIN_UNCOPIED_LEN - 1..MIN_UNCOPIED_LEN + 2,
+                FULL_FRAME_LEN - 1..FULL_FRAME_LEN + 2
+            ]
+        };
         prop_oneof![
             len().prop_map(Step::Write),
             len().prop_map(Step::Push),
@@ -320,39 +342,39 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_comes_out_in_order(steps in vec(step(), 0..40)) {
-            let mut batch = FrameBuffer::default();
+        fn writes_come_out_in_order(steps in vec(step(), 0..40)) {
+            let mut buffer = FrameBuffer::default();
             let (mut written, mut taken) = (Vec::new(), Vec::new());
             for (step, byte) in steps.into_iter().zip(0..) {
                 match step {
                     Step::Write(len) => {
-                        batch.buffer().put_bytes(byte, len);
+                        buffer.buffer().put_bytes(byte, len);
                         written.resize(written.len() + len, byte);
                     }
                     Step::Push(len) => {
-                        batch.push(vec![byte; len].into());
+                        buffer.push(vec![byte; len].into());
                         written.resize(written.len() + len, byte);
                     }
                     Step::Event(len, is_shared) => {
                         let event = Event::binary(vec![byte; len]);
                         let _clone = is_shared.then(|| event.clone());
-                        batch.push_event::<Plain>(&event);
+                        buffer.push_event::<Plain>(&event);
                         written.resize(written.len() + len, byte);
                     }
                     Step::Take => {
-                        let frame = batch.take_frame();
+                        let frame = buffer.take_frame();
                         prop_assert_eq!(frame.is_none(), written.len() == taken.len());
                         let frame = frame.unwrap_or_default();
                         prop_assert!(frame.is_empty() == (written.len() == taken.len()));
                         taken.extend(frame);
                     }
                 }
-                prop_assert_eq!(batch.len(), written.len() - taken.len());
-                prop_assert_eq!(batch.is_full(), batch.len() >= FRAME);
+                prop_assert_eq!(buffer.len(), written.len() - taken.len());
+                prop_assert_eq!(buffer.is_full(), buffer.len() >= FULL_FRAME_LEN);
             }
-            taken.extend(frames(&mut batch).concat());
+            taken.extend(frames(&mut buffer).concat());
             prop_assert!(taken == written);
-            prop_assert!(batch.done.is_none() && matches!(batch.open, Open::Empty));
+            prop_assert!(buffer.closed_frames.is_none() && matches!(buffer.open_frame, OpenFrame::Empty));
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Reading headers that are lists ([RFC 9110 §5.6.1](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.1)).
+//! Headers whose value is a list ([RFC 9110 §5.6.1](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.1)).
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The parts between separators that do not stand in a quoted string.
+/// Splits a text at the separators that are not within a quoted string.
 pub fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     text.split(move |c| {
@@ -16,7 +16,7 @@ pub fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str>
     })
 }
 
-/// What stands between the commas, in all lines of a header whose elements are never quoted.
+/// Returns the elements of a list, from all lines of a header whose elements are never quoted. Empty elements are left out.
 pub fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let elements = lines.flat_map(|line| line.split(|b| *b == b','));
@@ -24,18 +24,18 @@ pub fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &
     elements.filter(|element| !element.is_empty())
 }
 
-/// Whether one of the elements is this token, in any case.
+/// Whether one of the elements of a list is this token, regardless of case.
 pub fn contains_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// The value of a header that comes once.
+/// Returns the value of a header that has one line. Returns `None` if it has none or several.
 pub fn single_value(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
     let mut values = headers.get_all(name).into_iter();
     values.next().filter(|_| values.next().is_none())
 }
 
-/// Whether these bytes are all allowed in a token ([RFC 9110 §5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2)).
+/// Whether all bytes are allowed in a token ([RFC 9110 §5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2)).
 pub fn is_token(text: &[u8]) -> bool {
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     text.iter().all(allowed)

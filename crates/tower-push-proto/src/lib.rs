@@ -1,19 +1,20 @@
-//! The protocols of [tower-push](https://docs.rs/tower-push), without I/O: what both ends of a push agree on.
+//! The protocols of [tower-push](https://docs.rs/tower-push) without I/O, for servers and clients.
 //!
-//! Nothing in this crate opens a socket, reads a clock or spawns a task. Bytes and times come in as arguments, so a server, a
-//! client, a test and a fuzzer use the same code. Servers name `tower-push` only, which re-exports what they need.
+//! Nothing in this crate opens a socket, reads a clock or spawns a task: bytes and times are arguments. Servers, clients, tests and
+//! fuzzers use the same code. A server depends on `tower-push` alone, which re-exports what servers need.
 //!
-//! - [`event`]: an [`Event`] is a payload with an optional [`EventId`] and [`EventType`]; an [`Item`] is what a source yields.
-//! - [`Encoder`]: writes items to a [`FrameBuffer`], one encoder for each stream.
-//! - [`format`](mod@format): encoders for bodies: NDJSON, JSON text sequences, JSON arrays, multipart, raw lines.
-//! - [`sse`]: the encoder of Server-Sent Events.
-//! - `websocket`, a feature: frames, messages, sessions and the arithmetic of the handshake.
+//! - [`event`]: an [`Event`] is a payload with an optional [`EventId`], [`EventType`] and [`Topic`]. A source yields events and other
+//!   [`Item`]s.
+//! - [`Encoder`]: writes the items of one stream to a [`FrameBuffer`].
+//! - [`format`](mod@format): encoders and parsers of response bodies: NDJSON, JSON text sequences, JSON arrays, multipart, raw lines.
+//! - [`sse`]: the encoder and the parser of Server-Sent Events.
+//! - `websocket`, with the feature of this name: frames, messages, sessions, and the computations of the handshake.
 //!
 //! # Feature flags
 //! | feature | what it adds | crates |
 //! |---|---|---|
-//! | (none) | everything but the below | `bytes`, `http` |
-//! | `json` | `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
+//! | (none) | everything but what follows | `bytes`, `http` |
+//! | `json` | `Event::json`, `Event::json_text`, `Json`, `format::Record` | `serde`, `serde_json` |
 //! | `websocket` | the module `websocket` | `sha1_smol` |
 //! | `deflate` | compressed WebSocket messages | `flate2` on `zlib-rs` |
 

@@ -1,6 +1,7 @@
-//! Random numbers without a dependency: SipHash of a counter, under a key that the operating system drew once per process.
+//! Random numbers for jitter, multipart boundaries and ping payloads, without a dependency.
 //!
-//! Good for jitter, and for boundaries that nobody who has seen others can foretell; not for keys.
+//! A number is the SipHash of a counter, under a key that the operating system draws once per process. Whoever has seen some of the
+//! numbers cannot predict the next one. They are not made for cryptographic keys.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -14,24 +15,24 @@ use std::{
 static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// 64 random bits.
+/// Returns 64 random bits.
 pub fn bits() -> u64 {
     KEY.hash_one(COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A number from -1 to 1.
+/// Returns a random number between -1 and 1.
 pub fn signed_fraction() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
 }
 
-/// A number from 0 to 1, the latter excluded.
+/// Returns a random number from 0 up to 1, and less than 1.
 pub fn fraction() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// A time from within this part of itself, more or less.
-pub fn jittered(time: Duration, part: f64) -> Duration {
-    let drawn = time.as_secs_f64() * (1.0 + part * signed_fraction());
+/// Returns a random time that differs from `time` by at most the fraction `jitter` of it.
+pub fn jittered(time: Duration, jitter: f64) -> Duration {
+    let drawn = time.as_secs_f64() * (1.0 + jitter * signed_fraction());
     Duration::try_from_secs_f64(drawn).unwrap_or(time)
 }
 
@@ -46,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn units_fill_their_range() {
+    fn fractions_fill_their_range() {
         let drawn: Vec<f64> = (0..10_000).map(|_| signed_fraction()).collect();
         assert!(drawn.iter().all(|u| (-1.0..=1.0).contains(u)));
         assert!(drawn.iter().any(|u| *u < -0.9) && drawn.iter().any(|u| *u > 0.9));

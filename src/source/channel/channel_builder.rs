@@ -25,14 +25,14 @@ impl ChannelBuilder {
         }
     }
 
-    /// Sets how many events the log holds at most: 1024 by default, at least 1.
+    /// Sets the maximum number of events in the log. The default is 1024. 0 is raised to 1.
     pub fn max_events(mut self, events: usize) -> Self {
         self.limits.max_events = events.max(1);
         self
     }
 
-    /// Sets how many bytes of payloads, ids, types and topics the log holds at most: 4 MiB by default. The newest event is held
-    /// whatever its size.
+    /// Sets the maximum number of bytes in the log, counting payloads, ids, types and topics. The default is 4 MiB. The newest
+    /// event stays in the log even if it alone exceeds the maximum.
     ///
     /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the
     /// event's size again and about 100 bytes, is not counted, either. If events are small, [`max_events`](Self::max_events)
@@ -42,14 +42,14 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets the age after which an event is removed from the log. By default events do not expire. Ages are
-    /// measured with tokio's clock.
+    /// Sets the age after which an event is removed from the log. By default, age does not remove events. Ages are measured with
+    /// tokio's clock.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.limits.max_age = Some(age);
         self
     }
 
-    /// Sets what happens to subscribers that are too slow: by default they get a [gap](LagPolicy::Gap).
+    /// Sets what the channel does with subscribers that are too slow. By default, they get a [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self

@@ -27,7 +27,7 @@ pub(super) struct ChannelState {
     log: SharedLog,
     epoch: Epoch,
     lag_policy: LagPolicy,
-    /// The zero of the times that the log is given. `None` if events do not expire, so that no clock needs to be read.
+    /// The time from which the log's times are measured. `None` if events have no maximum age, so that no clock needs to be read.
     created_at: Option<Instant>,
     /// The number of subscribers that were ever added.
     total_subscribers: AtomicUsize,
@@ -35,11 +35,11 @@ pub(super) struct ChannelState {
     counters: ChannelCounters,
 }
 
-/// Where a subscriber begins.
+/// The position at which a subscriber begins, and the item that it gets first.
 pub(super) struct ResolvedStart {
-    /// The subscriber has the events up to this position.
+    /// The subscriber begins after the event at this position.
     pub(super) position: u64,
-    /// What the subscriber gets before its first event.
+    /// An item that the subscriber gets before its first event: a gap or a cursor.
     pub(super) first_item: Option<Item>,
     /// The cursor that the client resumes from. `None` if there is no cursor, or if it is not of this channel.
     pub(super) requested: Option<EventId>,
@@ -81,7 +81,7 @@ impl ChannelState {
         self.log.close();
     }
 
-    /// Calls `inspect` with the log, after expired events were trimmed.
+    /// Trims the events that are too old, and calls `inspect` with the log.
     pub(super) fn inspect_log<T>(&self, inspect: impl FnOnce(&EventLog) -> T) -> T {
         self.log.inspect(self.elapsed(), inspect)
     }

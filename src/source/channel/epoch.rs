@@ -3,7 +3,7 @@ use crate::{
     random,
 };
 
-/// The identity of one channel's lifetime, and the prefix of its ids.
+/// The random identity of one channel, with which the ids of its events begin.
 ///
 /// An epoch is random, so that the ids of another channel, or of the same one before a restart, are never taken for this channel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ pub enum LagPolicy {
     /// log.
     #[default]
     Gap,
-    /// The subscriber is disconnected with an error ([`Error::is_lagged`](crate::Error::is_lagged)). When the client comes back, it
-    /// gets a gap (`expired`).
+    /// The subscriber is disconnected with an error ([`Error::is_lagged`](crate::Error::is_lagged)). When the client reconnects,
+    /// it gets a gap (`expired`).
     Disconnect,
     /// The subscriber gets the newest event of each key among those that it missed: see [`LagPolicy::conflate`].
     Conflate(KeyFn),
@@ -29,7 +29,7 @@ impl LagPolicy {
     /// Returns the policy by which a subscriber that is too slow gets the newest event of each key among those that it missed, and
     /// then the events in the log. This policy suits events that replace older events of their key, such as prices.
     ///
-    /// The channel keeps, of the events that it has trimmed from its log, the newest of each key. The log's limits on events and
+    /// Of the events that it has trimmed from its log, the channel keeps the newest of each key. The log's limits on events and
     /// bytes apply to these events separately. A subscriber gets a gap only if these events exceed the limits.
     ///
     /// A client that comes back with a cursor older than the log gets these events, too. The same holds for a client without a

@@ -1,8 +1,9 @@
 //! An in-memory source that many clients subscribe to.
 //!
 //! A [`Channel`] is one bounded log of events. Each subscriber reads the log from its own cursor: it gets the events that it
-//! missed, and then new ones as they are published, without a hole or a duplicate. Subscribers have no queues: one that does not
-//! read costs no memory, and gets a [gap](crate::event::Gap) if the log has trimmed events that it had not read.
+//! missed, and then new ones as they are published, without a hole or a duplicate. Subscribers have no queues: a subscriber that
+//! does not read costs no additional memory, and gets a [gap](crate::event::Gap) if the log has trimmed events that it had not
+//! read.
 //!
 //! ```
 //! use tower_push::{Channel, Event, Push};
@@ -21,9 +22,9 @@
 //! ```
 //!
 //! # Ids
-//! The channel gives each event an id of the form `epoch-number`. The epoch is random for each channel. A cursor of another
-//! channel, or of the same one before a restart, is therefore recognized, and never resumed by accident. The ids of one epoch sort
-//! as texts in the order of publication.
+//! The channel gives each event an id of the form `epoch-number`. The epoch is random for each channel. The channel therefore
+//! recognizes a cursor of another channel, or of the same channel before a restart, and does not resume from it. The ids of one
+//! epoch sort as texts in the order of publication.
 //!
 //! # Where a subscriber begins
 //! | cursor | begins |
@@ -33,10 +34,10 @@
 //! | of an older event of this channel | with a gap (`expired`) that says how many events are missing, then at the oldest event |
 //! | of another epoch, or unreadable | with a gap (`epoch`), then at the oldest event |
 //!
-//! The oldest event is the oldest one in the log. In a channel that [conflates](LagPolicy::conflate), it is the oldest one that is
-//! still the newest of its key.
+//! The oldest event is normally the first one in the log. A channel that [conflates](LagPolicy::conflate) also keeps events from
+//! before the log, namely those that are still the newest of their key. Its oldest event is the first of those.
 //!
-//! # Differences to other channels
+//! # Differences from other channels
 //! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each
 //! receiver handles lag itself. A [`Channel`] keeps events for clients that come back, and its [`LagPolicy`] handles lag.
 
@@ -79,7 +80,7 @@ impl Channel {
         Self::builder().build()
     }
 
-    /// Configures a channel with other limits and policies.
+    /// Creates a builder, for a channel with other limits and policies.
     ///
     /// ```
     /// use std::time::Duration;
@@ -185,7 +186,7 @@ impl Channel {
         self.state.inspect_log(EventLog::byte_len)
     }
 
-    /// Returns how many events were published so far, and how many of them subscribers did not get.
+    /// Returns the number of events that were published so far, and of those that subscribers did not get.
     pub fn counts(&self) -> ChannelCounts {
         self.state.counts()
     }
@@ -203,7 +204,7 @@ impl PushSource for Channel {
         };
         let resolved = self.state.resolve_start(&start);
         let has_gap = matches!(resolved.first_item, Some(Item::Gap(_)));
-        // A request for one of these is answered with a cursor, even if the channel is closed.
+        // A request that asks for one of these two positions gets a cursor, even if the channel is closed.
         let asks_for_cursor = matches!(
             subscription.start(),
             Some(StartPosition::Now | StartPosition::Oldest)

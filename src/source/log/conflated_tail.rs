@@ -5,7 +5,7 @@ use crate::event::Event;
 
 /// The newest event of each key among those that a log has trimmed, unless the log holds a newer one of that key.
 ///
-/// A reader that has fallen behind the log's oldest event reads the tail instead of the trimmed events.
+/// A reader whose next event was trimmed from the log reads the tail instead.
 #[derive(Debug, Default)]
 pub(super) struct ConflatedTail {
     /// The events, with their positions as keys.

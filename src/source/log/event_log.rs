@@ -22,7 +22,7 @@ pub(crate) struct EventLog {
     byte_len: usize,
     is_closed: bool,
     trimmed: Vec<Event>,
-    /// The events for readers behind the oldest event. `None` in a log that does not conflate.
+    /// The newest trimmed event of each key, for readers whose next event was trimmed. `None` in a log that does not conflate.
     conflated_tail: Option<ConflatedTail>,
 }
 
@@ -239,7 +239,7 @@ fn fill_buffer<'a>(
     last
 }
 
-/// Approximate memory of an event beside its payload, id, type and topic.
+/// Approximate memory of an event in bytes, not counting its payload, id, type and topic.
 const EVENT_OVERHEAD_BYTES: usize = 256;
 
 #[cfg(all(test, not(tower_push_loom)))]

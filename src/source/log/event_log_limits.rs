@@ -2,14 +2,14 @@ use std::time::Duration;
 
 use super::log_entry::LogEntry;
 
-/// How much an [`EventLog`](super::EventLog) holds. The newest event is held whatever its size.
+/// The limits of an [`EventLog`](super::EventLog). The log keeps its newest event even if this event alone exceeds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EventLogLimits {
     /// The maximum number of events. Values below 1 count as 1.
     pub(crate) max_events: usize,
     /// The maximum sum of [`event_byte_len`](super::event_byte_len).
     pub(crate) max_bytes: usize,
-    /// How old an event may become. `None`: events do not expire.
+    /// The age after which an event is trimmed. `None`: age does not trim events.
     pub(crate) max_age: Option<Duration>,
 }
 

@@ -8,7 +8,7 @@ pub(super) struct LogEntry {
     pub(super) event: Event,
     key: Option<Box<str>>,
     pub(super) appended_at: Duration,
-    /// The event's [`event_byte_len`]. Every read needs it, and computing it once for all readers is measurably faster.
+    /// The event's [`event_byte_len`]. Every read needs this length, and computing it once for all readers is measurably faster.
     pub(super) event_byte_len: usize,
 }
 
@@ -26,14 +26,14 @@ impl LogEntry {
         self.key.as_deref()
     }
 
-    /// Bytes of the event and of its key, which a conflated tail holds twice.
+    /// Returns the bytes of the event and of its key. The key counts twice, because a conflated tail holds it twice.
     pub(super) fn byte_len(&self) -> usize {
         self.event_byte_len + 2 * self.key().map_or(0, str::len)
     }
 }
 
-/// The bytes of an event that count toward a log's limit: payload, id, type and topic. The event's
-/// encodings, one for each transport in use, are not counted.
+/// Returns the number of bytes of an event that count toward a log's limit: payload, id, type and topic. The event's encodings,
+/// one for each transport in use, are not counted.
 pub(crate) fn event_byte_len(event: &Event) -> usize {
     let id = event.id().map_or(0, |id| id.as_str().len());
     let event_type = event.event_type().map_or(0, |t| t.as_str().len());

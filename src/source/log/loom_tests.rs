@@ -1,5 +1,5 @@
-//! Appending, reading, waiting, closing and deregistering on one [`SharedLog`], in every order of their steps. `scripts/loom` runs
-//! these tests.
+//! Loom tests of a [`SharedLog`]. They append, read, wait, close and deregister in every order of the steps. `scripts/loom` runs
+//! them.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 

@@ -9,7 +9,7 @@
 //! | `log_entry.rs`, `event_log_limits.rs` | one event in a log, and how much a log holds | other events |
 //! | `conflated_tail.rs` | the newest event of each key, beyond the log's limits | readers |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
-//! | `shared_log.rs` | [`SharedLog`]: a log behind a lock, and the readers that wait for it | what an event means |
+//! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
 
 mod conflated_tail;
 mod event_log;

@@ -6,11 +6,12 @@ pub(crate) struct ReadBuffer {
     events: [Option<Event>; CAPACITY],
     /// Index of the first event in `events`.
     start: usize,
-    /// Index behind the last event in `events`.
+    /// Index after that of the last event in `events`.
     end: usize,
 }
 
-/// Number of events in a full buffer. The log is locked once for so many events that the cost of the lock is negligible.
+/// Number of events in a full buffer. A reader locks the log once for this number of events, so that the cost of the lock is
+/// negligible.
 const CAPACITY: usize = 8;
 
 impl ReadBuffer {

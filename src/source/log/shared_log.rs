@@ -103,7 +103,7 @@ impl SharedLog {
         self.status.load(Ordering::Acquire) == encode_status(position, false)
     }
 
-    /// Like [`EventLog::read`], without a lock if there is nothing to read.
+    /// Reads like [`EventLog::read`], but does not lock the log if there is nothing to read.
     pub(crate) fn read(
         &self,
         position: u64,
@@ -127,7 +127,7 @@ impl SharedLog {
     }
 
     /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Returns
-    /// `false` if that is the case already: the caller reads again.
+    /// `false` if there is such an event or the log is closed already: the caller must read again.
     pub(crate) fn wait_unless_readable(
         &self,
         reader: &WaiterKey,

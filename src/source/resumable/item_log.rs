@@ -5,7 +5,7 @@ use crate::{
     source::log::event_byte_len,
 };
 
-/// How much of one stream an [`ItemLog`] holds. The newest entry is held whatever its size.
+/// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ItemLogLimits {
     /// The maximum number of events and gaps. Values below 1 count as 1.
@@ -42,7 +42,7 @@ pub(super) enum ItemLogReadOutcome {
     Item(Item),
     /// The entries up to and including `up_to` are trimmed. `missed` is the number of events among them; `None` if it is not known.
     Trimmed { up_to: u64, missed: Option<u64> },
-    /// The reader has everything, and the stream has ended.
+    /// The reader has read all entries, and the stream has ended.
     End(StreamEnd),
 }
 
@@ -131,7 +131,7 @@ impl ItemLog {
         self.end = Some(end);
     }
 
-    /// Returns how the stream has ended; `None` if it has not.
+    /// Returns how the stream has ended, or `None` if it has not ended.
     pub(super) fn stream_end(&self) -> Option<&StreamEnd> {
         self.end.as_ref()
     }
@@ -149,7 +149,7 @@ impl ItemLog {
         self.byte_len
     }
 
-    /// Returns what follows `position`; `None` if there is nothing yet.
+    /// Returns what the log has after `position`, or `None` if it has nothing yet.
     pub(super) fn read(&self, position: u64) -> Option<ItemLogReadOutcome> {
         let before_oldest = self.position_before_oldest();
         if position < before_oldest {

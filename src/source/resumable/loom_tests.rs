@@ -1,4 +1,5 @@
-//! Readers of one [`SharedStream`] and the stream itself, in every order of their steps. `scripts/loom` runs these tests.
+//! Loom tests of a [`SharedStream`]. They run its readers and the stream itself, in every order of the steps. `scripts/loom` runs
+//! them.
 
 use std::{
     collections::VecDeque,
@@ -94,7 +95,7 @@ fn read(shared: &SharedStream, count: u64) -> Vec<String> {
     texts
 }
 
-/// Polls once, and then stalls: it neither polls again nor deregisters.
+/// Polls the stream once as a reader that then stalls: it neither polls again nor deregisters.
 fn poll_once(shared: &SharedStream) {
     let reader = shared.register_reader();
     let waker = futures_util::task::noop_waker();

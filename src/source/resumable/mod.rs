@@ -1,7 +1,7 @@
-//! Makes any stream resumable: the stream outlives its client's connection, and a client that comes back goes on where it was.
+//! Makes any stream resumable: the stream outlives its client's connection, and a client that reconnects continues where it was.
 //!
 //! A plain stream belongs to one response. When the connection breaks, the stream is dropped, and what the client had not read is
-//! lost. A client that polls would lose something with every request, because the handler makes a new stream for each.
+//! lost. A client that polls would lose items with every request, because the handler makes a new stream for each request.
 //!
 //! A [`Resumable`] keeps streams apart from their connections. A `Resumable` gives every event an id, and keeps the last events of
 //! each stream in a log. When the client of a stream goes away, the stream is *parked*: it is not polled, and so produces nothing
@@ -29,7 +29,7 @@
 //! | its cursor | what it gets |
 //! |---|---|
 //! | none | the handler's stream. It begins with a cursor, so that a client whose connection drops before the first event can resume |
-//! | of a stream that is here | what comes after the cursor, from the log and then from the stream, without a hole or a duplicate |
+//! | of a stream that the `Resumable` still has | the items after the cursor, from the log and then from the stream, without a hole or a duplicate |
 //! | of such a stream, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
 //! | of such a stream, but ahead of it | a gap (`epoch`), then the log, then the stream |
 //! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
@@ -42,9 +42,9 @@
 //! # How a stream ends
 //! | the stream | its clients | clients that come back |
 //! |---|---|---|
-//! | yields `None` | are told that the source has finished, and must not reconnect; with [`EndPolicy::Restart`] they may | get what they missed and the end again; with nothing missed, they are refused with [`Rejection::finished`](super::Rejection::finished) |
+//! | yields `None` | are told that the source has finished, and must not reconnect; with [`EndPolicy::Restart`] they may | get what they missed and the end again; those that missed nothing are refused with [`Rejection::finished`](super::Rejection::finished) |
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | as above |
-//! | fails or panics | are disconnected; a panic goes on in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
+//! | fails or panics | are disconnected; a panic continues in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
 //!
 //! By default a stream that yields `None` is not started anew for a client that has read it to its end. If it were started anew, a
 //! client that polls in a loop would get the same stream again and again. A client that was told that the source has finished is
@@ -57,25 +57,26 @@
 //! fits into the buffers between a server and its clients. Streams that have clients have a log, too, and are not limited in
 //! number.
 //!
-//! Parked streams are limited in time (60 s after the last client has left), in number (10 000), and in the bytes of their logs (64
-//! MiB together). Beyond a limit, the stream that was parked first is dropped first. Someone who may open any number of connections
-//! can therefore displace the parked streams of others, whose clients then get a gap.
+//! Parked streams are limited in time (60 s after the last client has left), in number (10 000), and in the bytes of their logs
+//! (64 MiB together). Beyond a limit, the stream that was parked first is dropped first. A client that may open any number of
+//! connections can therefore displace the parked streams of other clients, which then get a gap.
 //!
-//! One tokio task drops the expired streams of a [`Resumable`]. The task runs while a stream is parked. If the last client leaves
-//! outside of a runtime, expired streams are dropped when the next client comes.
+//! One tokio task drops the streams of a [`Resumable`] that were parked for too long. The task runs while a stream is parked. If
+//! the last client leaves outside of a runtime, these streams are dropped when the next client subscribes.
 //!
 //! # Ids are secrets
-//! A client that has an id can read the stream from there on. An id is `token-number`, and the token has 128 random bits from the
-//! operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from the system, see
-//! [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the URL.
+//! A client that has the id of an event can read the stream from this event on. An id is `token-number`, and the token has 128
+//! random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from the
+//! system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
+//! URL.
 //!
-//! If requests are authenticated, set whose each stream is, so that only its owner can resume it: see [`ResumableSource::owner`].
-//! All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses it. Endpoints that admit different people
-//! should therefore have a `Resumable` each.
+//! If requests are authenticated, set the owner of each stream, so that only the owner can resume the stream: see
+//! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses it. Endpoints
+//! that admit different people should therefore have a `Resumable` each.
 //!
-//! The ids of the wrapped source's events are replaced. Replacing an id copies the payload if something else holds the event, too.
+//! The ids of the wrapped source's events are replaced. Replacing an id copies the payload if the event has another clone.
 //!
-//! # Difference to a channel
+//! # Difference from a channel
 //! A [`Channel`](super::Channel) is one log that many clients read, and it does not wait for them. A `Resumable` has a log for each
 //! stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for events that many
 //! clients get, or that are produced whether or not a client reads them.
@@ -113,8 +114,8 @@ use crate::{
 
 /// Makes streams resumable, and keeps the streams whose clients are away. See the [module docs](self).
 ///
-/// Clones share the streams. The parked streams are dropped when the last clone, and the last source and stream made with it, are
-/// dropped.
+/// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that were
+/// made with them.
 #[derive(Clone)]
 pub struct Resumable {
     registry: Arc<StreamRegistry>,
@@ -127,7 +128,7 @@ impl Resumable {
         Self::builder().build()
     }
 
-    /// Configures a `Resumable` with other limits.
+    /// Creates a builder, for a `Resumable` with other limits.
     ///
     /// ```
     /// use std::time::Duration;
@@ -159,7 +160,7 @@ impl Resumable {
         ResumableSource::new(source, self.registry.clone())
     }
 
-    /// Returns how many streams there are, and what became of others.
+    /// Returns the number of streams that are held now, and of those that were resumed and dropped so far.
     pub fn counts(&self) -> ResumableCounts {
         self.registry.counts()
     }
@@ -181,7 +182,8 @@ impl Resumable {
         self.registry.contains(cursor)
     }
 
-    /// Returns whether a cursor has the form of the cursors that a `Resumable` makes. It may be one that another `Resumable` made.
+    /// Returns whether a cursor has the form of the cursors that a `Resumable` makes. The cursor may be one that another
+    /// `Resumable` made.
     pub fn is_stream_cursor(cursor: &EventId) -> bool {
         StreamToken::split(cursor).is_some()
     }

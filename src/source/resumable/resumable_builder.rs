@@ -29,40 +29,40 @@ impl ResumableBuilder {
         }
     }
 
-    /// Sets how long a stream stays parked after its last client has left: 60 s by default.
+    /// Sets how long a stream stays parked after its last client has disconnected. The default is 60 s.
     pub fn park_timeout(mut self, timeout: Duration) -> Self {
         self.config.park_timeout = timeout;
         self
     }
 
-    /// Sets how many streams are parked at most: 10 000 by default. With 0, a client can resume a stream only while another client
-    /// reads it.
+    /// Sets the maximum number of parked streams. The default is 10 000. With 0, a client can resume a stream only while another
+    /// client reads it.
     pub fn max_parked_streams(mut self, streams: usize) -> Self {
         self.config.max_parked_streams = streams;
         self
     }
 
-    /// Sets how many bytes of payloads, ids, types and topics the logs of all parked streams together hold at most: 64 MiB by
-    /// default.
+    /// Sets the maximum number of bytes in the logs of all parked streams together, counting payloads, ids, types and topics. The
+    /// default is 64 MiB.
     pub fn max_parked_bytes(mut self, bytes: usize) -> Self {
         self.config.max_parked_bytes = bytes;
         self
     }
 
-    /// Sets how many events and gaps the log of a stream holds at most: 256 by default, at least 1.
+    /// Sets the maximum number of events and gaps in the log of a stream. The default is 256. 0 counts as 1.
     pub fn max_events(mut self, events: usize) -> Self {
         self.config.log_limits.max_entries = events;
         self
     }
 
-    /// Sets how many bytes of payloads, ids, types and topics the log of a stream holds at most: 256 KiB by default. The newest
-    /// event is held whatever its size.
+    /// Sets the maximum number of bytes in the log of a stream, counting payloads, ids, types and topics. The default is 256 KiB.
+    /// The newest event stays in the log even if it alone exceeds the maximum.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.config.log_limits.max_bytes = bytes;
         self
     }
 
-    /// Sets what it means for clients that their stream yields `None`: by default that the source has
+    /// Sets how a stream that yields `None` ends for its clients. By default they are told that the source has
     /// [finished](EndPolicy::Finish).
     pub fn end_policy(mut self, end_policy: EndPolicy) -> Self {
         self.config.end_policy = end_policy;

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::item_log::ItemLogLimits;
 
-/// What a [`ResumableBuilder`](super::ResumableBuilder) sets.
+/// The settings of a [`Resumable`](super::Resumable), which a [`ResumableBuilder`](super::ResumableBuilder) sets.
 #[derive(Clone, Debug)]
 pub(super) struct ResumableConfig {
     pub(super) park_timeout: Duration,
@@ -14,7 +14,7 @@ pub(super) struct ResumableConfig {
     pub(super) end_policy: EndPolicy,
 }
 
-/// What it means for the client of a [`Resumable`](super::Resumable) that its stream yields `None`.
+/// How a stream that yields `None` ends for the clients of a [`Resumable`](super::Resumable).
 ///
 /// The policy does not affect other ends: after [`Item::Finished`](crate::Item::Finished) clients must not reconnect, after
 /// [`Item::Ended`](crate::Item::Ended) they may.
@@ -24,7 +24,7 @@ pub enum EndPolicy {
     /// The source has finished: the client is told so, and must not reconnect.
     #[default]
     Finish,
-    /// The stream ends, and the client may reconnect. A client that reconnects and has all of the stream gets the stream of its new
-    /// request, without a gap.
+    /// The stream ends, and the client may reconnect. A client that reconnects after it has received the whole stream gets the
+    /// stream of its new request, without a gap.
     Restart,
 }

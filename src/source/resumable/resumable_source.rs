@@ -72,7 +72,8 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
 }
 
 impl<S: PushSource> ResumableSource<S> {
-    /// Subscribes to the wrapped source, and registers its stream behind `first_items`.
+    /// Subscribes to the wrapped source, and registers its stream. The returned stream yields `first_items` before the source's
+    /// items.
     async fn subscribe_to_source(
         self,
         subscription: Subscription,
@@ -89,17 +90,17 @@ impl<S: PushSource> ResumableSource<S> {
     }
 }
 
-/// What a client gets that comes back with a cursor.
+/// What a client gets that sends the cursor of a registered stream.
 enum ResumeOutcome {
-    /// The stream, from the client's position on.
+    /// The client reads the stream from its position on.
     Stream(ResumableStream),
-    /// The client has everything, and the source has finished.
+    /// The client has received all items, and the source has finished.
     Finished,
     /// The remaining items of a stream that has ended. The stream of the client's new request follows.
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at the position of the client's cursor. `gap` is what the client gets if its cursor is ahead of the stream, or
+/// Resumes a stream at `position`, that of the client's cursor. The client gets `gap` if its cursor is ahead of the stream, or if
 /// the stream has failed.
 fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     let stream = lease.stream();
@@ -128,7 +129,7 @@ fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     }
 }
 
-/// Returns what a log holds after a position.
+/// Returns the items that `log` holds after `position`. A copy of `gap` stands for items that are trimmed.
 fn remaining_items(
     log: &ItemLog,
     mut position: u64,

@@ -45,9 +45,9 @@ pub(super) struct SharedStream {
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
     state: Mutex<SharedLogState>,
-    /// How the stream has ended once it yields `None`.
+    /// How the stream ends for its clients if it yields `None`.
     plain_end: StreamEnd,
-    /// The waker has an allocation of its own, so that a copy of it keeps neither the stream nor its log alive.
+    /// The waker has an allocation of its own, so that a clone of the waker keeps neither the stream nor its log alive.
     reader_waker: Arc<ReaderWaker>,
 }
 
@@ -249,7 +249,7 @@ impl SharedStream {
     }
 }
 
-/// What became of a reader's attempt to poll the stream.
+/// The result of a reader's attempt to poll the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PollAttempt {
     /// The log has a new entry or has ended.
@@ -301,7 +301,7 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// A change of the log because of what the stream has yielded.
+/// The change of the log for an item, an error or the end that the stream has yielded.
 enum ItemLogUpdate {
     /// The log gets this entry, which has no id of the log yet.
     Append(ItemLogEntry),

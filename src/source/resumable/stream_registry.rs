@@ -38,7 +38,7 @@ struct RegistryState {
     next_parking: u64,
     /// Sum of [`ParkedStream::byte_len`].
     parked_bytes: usize,
-    /// The task that drops expired streams. The task runs while a stream is parked.
+    /// The task that drops streams that were parked for too long. It runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
     resumed: u64,
     parked_too_long: u64,
@@ -113,13 +113,13 @@ impl StreamRegistry {
         }
     }
 
-    /// Returns whether the stream that a cursor belongs to is here.
+    /// Returns whether the registry has the stream that a cursor belongs to.
     pub(super) fn contains(&self, cursor: &EventId) -> bool {
         StreamToken::split(cursor)
             .is_some_and(|(token, _)| self.update(|state| state.streams.contains_key(&token)))
     }
 
-    /// Ends a lease.
+    /// Ends a lease of the stream with this token. A stream without a lease is parked.
     fn release(self: &Arc<Self>, token: &StreamToken) {
         self.update(|state| {
             state.remove_reader(token);
@@ -186,7 +186,7 @@ fn drop_streams(streams: Vec<Arc<SharedStream>>) {
 }
 
 impl RegistryState {
-    /// Adds a reader to a stream. If the stream was parked, it is parked no longer.
+    /// Adds a reader to a stream. Ends the parking if the stream is parked.
     fn add_reader(
         &mut self,
         token: &StreamToken,
@@ -252,7 +252,7 @@ impl RegistryState {
         self.parked_bytes -= first.byte_len;
         let registered = self.streams.remove(&first.token)?;
         if self.streams.is_empty() {
-            // The memory that many streams needed is freed.
+            // The map is replaced by an empty one, to free the memory that many streams needed.
             self.streams = HashMap::new();
         }
         Some(registered.stream)

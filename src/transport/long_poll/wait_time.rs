@@ -35,7 +35,7 @@ impl WaitTimePolicy {
         let from_prefer = prefer_wait(&head.headers);
         let query = head.uri.query().unwrap_or_default();
         let requested = from_prefer.or_else(|| {
-            query::parameter_values(query, TIMEOUT_PARAMETER)
+            query::decode_parameter(query, TIMEOUT_PARAMETER)
                 .find_map(|value| parse_seconds(&value))
         });
         let clamp = |time: Duration| time.min(*self.range.end()).max(*self.range.start());

@@ -27,9 +27,9 @@ use crate::{
 };
 
 pin_project! {
-    /// The future of one connection, from its upgrade to its end. It owns no buffer while the connection is idle.
+    /// The future of one connection, from its upgrade to its end. While the connection is idle, the future owns no buffer.
     ///
-    /// It needs tokio's timer.
+    /// The runtime must have tokio's timer.
     pub(super) struct ConnectionTask<S> {
         socket: UpgradingSocket,
         driver: SessionDriver<S>,
@@ -52,11 +52,11 @@ enum UpgradingSocket {
 /// [`ClientMessages`]: crate::source::ClientMessages
 struct SessionDriver<S> {
     session: Session,
-    /// `None` once the session takes no item any more, so that the source is dropped at once.
+    /// `None` once the session takes no more items: the source is dropped at once.
     items: Option<SupervisedStream<S>>,
     /// `None` if nobody receives the client's messages.
     message_sender: Option<ClientMessageSender>,
-    /// Bytes that were read from the socket while `message_sender` had no room for their messages.
+    /// Bytes that were read from the socket, and wait because `message_sender` has no room for their messages.
     unprocessed_input: Bytes,
     /// Whether the last read returned at least [`SMALL_READ_BUFFER_LEN`] bytes.
     was_last_read_large: bool,
@@ -68,20 +68,21 @@ struct SessionDriver<S> {
 /// making it costs time, so a connection on which little arrives uses a buffer of [`SMALL_READ_BUFFER_LEN`].
 const LARGE_READ_BUFFER_LEN: usize = 64 * 1024 + 14;
 
-/// The length of the small read buffer, in bytes. Copying so many bytes costs about as much as another read.
+/// The length of the small read buffer, in bytes. 4 KiB: copying this many bytes costs about as much as another read.
 const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 
-/// The most slices that one vectored write takes.
+/// The limit of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// 16 KiB: the most bytes of a write to a socket without vectored writes, which is a stream of HTTP/2. Such a socket takes a write of
-/// any length, and holds a copy until the client takes it. Only the next write shows that it did.
+/// 16 KiB: the limit of one write to a socket without vectored writes, in bytes. Such a socket is a stream of HTTP/2. It takes a
+/// write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client reads, so
+/// writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
-/// The most rounds of a single poll, so that a busy connection lets other tasks run.
+/// The limit of rounds in one poll, so that a busy connection lets other tasks run.
 const MAX_ROUNDS_PER_POLL: usize = 16;
 
-/// The most items that are taken from the source in one round.
+/// The limit of items that are taken from the source in one round.
 const MAX_ITEMS_PER_ROUND: usize = 1024;
 
 impl<S> ConnectionTask<S> {
@@ -119,7 +120,7 @@ where
         if let UpgradingSocket::Pending(on_upgrade) = this.socket {
             match Pin::new(on_upgrade).poll(cx) {
                 Poll::Ready(Ok(upgraded)) => *this.socket = UpgradingSocket::Upgraded(upgraded),
-                // The client left before the response, or a service in between dropped the response.
+                // The client has left, or a service dropped the response before it was sent.
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 // HTTP/1.1 reports a dropped response only once the client has left, so this wait has a deadline.
                 Poll::Pending => {
@@ -127,7 +128,7 @@ where
                     return this.timer.poll(deadline.into(), cx);
                 }
             }
-            this.driver.session.handle_upgraded(now());
+            this.driver.session.handle_upgraded(tokio_now());
         }
         let UpgradingSocket::Upgraded(socket) = this.socket else {
             return Poll::Ready(());
@@ -140,7 +141,7 @@ where
                 return Poll::Pending;
             };
             ready!(this.timer.as_mut().poll(timeout.into(), cx));
-            this.driver.session.handle_timeout(now());
+            this.driver.session.handle_timeout(tokio_now());
         }
     }
 }
@@ -149,23 +150,23 @@ impl<S> SessionDriver<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Makes all progress that is possible now. Ready once the session is closed.
+    /// Runs rounds of the session until nothing is ready. Ready once the session is closed.
     fn poll_closed(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_ROUNDS_PER_POLL {
-            // A step is pending if it has registered a waker, or has nothing to do.
+            // Each of the three polls is pending if it has registered a waker, or has nothing to do.
             let read = self.poll_read(socket, cx);
             let items = self.poll_items(cx);
-            self.session.apply_pending_close(now);
+            self.session.apply_pending_close(tokio_now);
             let write = self.poll_write(socket, cx);
             if self.session.is_closed() {
                 return Poll::Ready(());
             }
             if !self.session.is_open() && self.items.take().is_some() {
-                // Input that waited for room in the sender can be handled now.
+                // Without a sender, input that waited for its room can be handled.
                 self.message_sender = None;
                 continue;
             }
-            // The source may have made room while its items were polled, and then it does not wake this task.
+            // The source may have made room for messages while its items were polled. It does not wake this task then.
             let can_resume_reads = self.session.reads_paused()
                 && self
                     .poll_message_room(|sender| sender.poll_ready(cx))
@@ -193,11 +194,11 @@ where
         if !self.unprocessed_input.is_empty() {
             let input = std::mem::take(&mut self.unprocessed_input);
             let rest = self.handle_input(&input, cx);
-            // The rest shares the memory of the input: copying it after each message would take quadratic time.
+            // The rest shares the memory of the input. A copy after each message would take quadratic time.
             self.unprocessed_input = input.slice_ref(rest);
             return Poll::Ready(());
         }
-        // A read ends with a large message, so that the message behind it is neither copied nor split.
+        // A read ends with a large frame, so that the frame behind it is neither copied nor split.
         match self.session.remaining_frame_len() {
             len @ SMALL_READ_BUFFER_LEN..LARGE_READ_BUFFER_LEN => {
                 self.poll_read_into::<LARGE_READ_BUFFER_LEN>(len, socket, cx)
@@ -239,8 +240,8 @@ where
         }
     }
 
-    /// Polls the sender of the client's messages for room, with `poll_sender`. Pauses the session's reads while there is none.
-    /// Ready with `None` if nobody receives the messages.
+    /// Polls the sender of the client's messages for room, with `poll_sender`. While there is no room, the reads of the session are
+    /// paused. Ready with `None` if nobody receives the messages.
     fn poll_message_room<T>(
         &mut self,
         poll_sender: impl FnOnce(&ClientMessageSender) -> Poll<T>,
@@ -252,18 +253,18 @@ where
             self.session.pause_reads();
             return Poll::Pending;
         };
-        self.session.resume_reads(now);
+        self.session.resume_reads(tokio_now);
         Poll::Ready(Some(room))
     }
 
-    /// Handles input, as far as there is room for its messages. Returns the rest.
+    /// Handles input as long as there is room for its messages. Returns the rest of the input.
     fn handle_input<'a>(&mut self, mut input: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
-        let now = now();
+        let now = tokio_now();
         while !input.is_empty() {
             let Poll::Ready(batch) = self.poll_message_room(|sender| sender.poll_batch(cx)) else {
                 break;
             };
-            // `None` if nobody receives the messages, or nobody does any more.
+            // `None` if nobody receives the messages.
             let mut batch = batch.flatten();
             while !input.is_empty() && !batch.as_ref().is_some_and(MessageBatch::is_full) {
                 let message = self.session.handle_input(&mut input, batch.is_some(), now);
@@ -278,7 +279,7 @@ where
         input
     }
 
-    /// Moves items from the source to the session, as long as the session wants any. Ready if the source may have more.
+    /// Moves items from the source to the session, as long as the session wants any. Ready if the source may have more items.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(items) = &mut self.items else {
             return Poll::Pending;
@@ -288,18 +289,18 @@ where
                 break;
             }
             let item = ready!(Pin::new(&mut *items).poll_next(cx));
-            if let Err(error) = self.session.handle_item(item, now) {
+            if let Err(error) = self.session.handle_item(item, tokio_now) {
                 items.report_send_error(&error.into());
             }
         }
         Poll::Ready(())
     }
 
-    /// Writes all output. Pending if the socket does not take it.
+    /// Writes all output of the session. Pending if the socket does not take all of it.
     fn poll_write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         let result = self.poll_write_all(socket, cx);
         match result {
-            Poll::Pending => self.session.handle_write_blocked(now),
+            Poll::Pending => self.session.handle_write_blocked(tokio_now),
             Poll::Ready(Ok(())) => self.session.handle_write_drained(),
             Poll::Ready(Err(_)) => self.session.handle_disconnect(),
         }
@@ -316,7 +317,7 @@ where
             match ready!(poll_write_once(socket.as_mut(), &mut self.session, cx))? {
                 None => break,
                 Some(0) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                Some(written) => self.session.handle_written(written, now),
+                Some(written) => self.session.handle_written(written, tokio_now),
             }
             self.is_flushed = false;
         }
@@ -333,11 +334,11 @@ where
 }
 
 /// Returns the time of tokio's clock, which tests can stop.
-fn now() -> std::time::Instant {
+fn tokio_now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// Writes once, as much as one write takes. Returns the number of written bytes, or `None` if there is nothing to write.
+/// Writes once, as many bytes as one write takes. Returns the number of written bytes, or `None` if there is nothing to write.
 fn poll_write_once(
     socket: Pin<&mut Upgraded>,
     session: &mut Session,

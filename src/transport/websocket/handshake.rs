@@ -19,7 +19,7 @@ use tower_push_proto::{
 
 use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody};
 
-/// The token in `Upgrade`, and the value of `:protocol`. Both are compared without regard to case (RFC 9110 §7.8).
+/// The token in `Upgrade`, and the value of `:protocol`. Their case is ignored (RFC 9110 §7.8).
 const WEBSOCKET_TOKEN: &str = "websocket";
 
 /// The `Sec-WebSocket-Version` of RFC 6455, which is the only one.
@@ -136,7 +136,8 @@ fn accept_http1_upgrade(head: &Parts) -> Result<Response<PushBody>, Rejection> {
     Ok(response)
 }
 
-/// Checks an extended CONNECT of HTTP/2, and makes its 200 response. A key is neither checked nor answered (RFC 8441 §5).
+/// Checks an extended CONNECT of HTTP/2, and makes its 200 response. A `Sec-WebSocket-Key` is neither checked nor answered (RFC
+/// 8441 §5).
 fn accept_extended_connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
     if head.method != Method::CONNECT {
         let message = "there is a WebSocket here: over HTTP/2 it is asked for by CONNECT";
@@ -147,7 +148,7 @@ fn accept_extended_connect(head: &Parts) -> Result<Response<PushBody>, Rejection
         None if cfg!(feature = "http2") => {
             return Err(bad_request("CONNECT without `:protocol`: this is no proxy"));
         }
-        // RFC 9220 §3 asks for this status.
+        // RFC 9220 §3 asks for 501.
         _ => {
             let message = if cfg!(feature = "http2") {
                 "the only `:protocol` here is websocket"
@@ -189,7 +190,7 @@ fn take_on_upgrade(head: &mut Parts) -> Result<OnUpgrade, Rejection> {
     Ok(on_upgrade)
 }
 
-/// Whether it is HTTP/2 or later, where one stream is upgraded, by an extended CONNECT.
+/// Whether the version is HTTP/2 or later. There an extended CONNECT upgrades a single stream.
 fn is_multiplexed(version: Version) -> bool {
     version > Version::HTTP_11
 }
@@ -259,6 +260,7 @@ mod tests {
 
     /// The example key of RFC 6455 §1.3.
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    #[cfg(any(feature = "deflate", feature = "http2"))]
     const DEFLATE: &str = "permessage-deflate";
 
     /// Makes the head of a request that the server can upgrade.

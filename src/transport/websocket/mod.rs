@@ -54,8 +54,8 @@
 //! exception: a client that reconnects after the source has finished is upgraded, and closed with 1000.
 //!
 //! # Messages of the client
-//! A source takes the client's messages as [`ClientMessages`](crate::source::ClientMessages). If it does not take them, or drops the
-//! `ClientMessages`, later messages are validated, but not inflated, and dropped.
+//! A source takes the client's messages as [`ClientMessages`](crate::source::ClientMessages). If a source does not take the
+//! `ClientMessages`, or drops them, the client's messages are validated, but not inflated, and dropped.
 
 mod connection;
 mod handshake;
@@ -104,7 +104,7 @@ struct WebSocketConfig {
     subprotocols: Vec<(&'static str, MessageFormat)>,
     keep_alive: KeepAlive,
     session: Arc<SessionConfig>,
-    /// Payloads of fewer bytes are not compressed. `None` if nothing is.
+    /// Payloads of fewer bytes are not compressed. `None` turns compression off.
     #[cfg(feature = "deflate")]
     deflate_threshold: Option<usize>,
 }
@@ -131,13 +131,13 @@ impl WebSocket {
     /// Sets which pages may connect: those of the [same origin](OriginPolicy::same_origin) by default. A page of another origin is
     /// refused with 403.
     ///
-    /// Browsers let any page open a WebSocket to any host, with the user's cookies. Only the server can refuse it.
+    /// Browsers let any page open a WebSocket to any host, with the user's cookies. Only the server can refuse such a connection.
     pub fn origin_policy(self, policy: OriginPolicy) -> Self {
         self.map_config(|config| config.origin_policy = policy)
     }
 
-    /// Adds a subprotocol whose messages have this format, or changes the format of a subprotocol that is there already. A connection
-    /// uses the first subprotocol in the client's list that is there.
+    /// Adds a subprotocol whose messages have this format, or changes the format of a subprotocol of this name. A connection uses
+    /// the first supported subprotocol in the client's list.
     pub fn subprotocol(self, name: &'static str, format: MessageFormat) -> Self {
         self.map_config(|config| {
             config.subprotocols.retain(|(other, _)| *other != name);
@@ -150,25 +150,26 @@ impl WebSocket {
         self.map_config(|config| config.keep_alive = keep_alive)
     }
 
-    /// Sets how long a client may send nothing after a ping: 20 s by default, 30 days at most. Then the connection is closed with 3012.
+    /// Sets how long a client may send nothing after a ping: 20 s by default, 30 days at most. A client that misses the deadline is
+    /// closed with 3012.
     pub fn pong_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.pong_deadline(deadline))
     }
 
-    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default, 30 days at most. Then the
-    /// connection is closed with 1008.
+    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default, 30 days at most. A client
+    /// that misses the deadline is closed with 1008.
     pub fn message_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.message_deadline(deadline))
     }
 
-    /// Sets how long a client may take none of the bytes that are sent: 30 s by default, 30 days at most. Then the connection is cut. A
-    /// slow client stays connected as long as it takes some bytes.
+    /// Sets how long a client may take none of the bytes that are sent: 30 s by default, 30 days at most. A client that misses the
+    /// deadline is disconnected. A slow client stays connected as long as it takes some bytes.
     pub fn write_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.write_deadline(deadline))
     }
 
-    /// Sets how long a client may take to close the connection after a close frame: 10 s by default, 30 days at most. Then the connection
-    /// is cut.
+    /// Sets how long a client may take to close the connection after a close frame: 10 s by default, 30 days at most. A client that
+    /// misses the deadline is disconnected.
     pub fn close_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.close_deadline(deadline))
     }
@@ -269,7 +270,7 @@ impl Transport for WebSocket {
         "websocket"
     }
 
-    /// Returns none: a client asks for a WebSocket with an upgrade, not with `Accept`.
+    /// Returns no media types: a client asks for a WebSocket with an upgrade, not with `Accept`.
     fn media_types(&self) -> &[&'static str] {
         &[]
     }
@@ -300,7 +301,8 @@ impl Transport for WebSocket {
                     let items = pending.supervise(items);
                     this.spawn_connection(on_upgrade, encoder, items, message_sender)
                 }
-                // A script cannot see a refusal, and would reconnect. So the client is told with a close code.
+                // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
+                // has finished.
                 Err(rejection) if rejection.is_finished() => {
                     let items = pending.supervise(FinishedStream);
                     this.spawn_connection(on_upgrade, encoder, items, None)

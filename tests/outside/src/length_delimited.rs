@@ -1,4 +1,4 @@
-//! A streaming transport, and what its clients decode its records with.
+//! A streaming transport, and the decoder of its records for clients.
 
 use std::{
     collections::VecDeque,
@@ -50,21 +50,22 @@ pub enum RecordKind {
     End,
 }
 
-/// The body of a response.
+/// The body of a response: the records of one stream.
 struct LengthDelimitedBody {
-    /// `None` after the end.
+    /// The items of the source; `None` after the end of the stream.
     items: Option<SupervisedStream>,
     message_sender: ClientMessageSender,
+    /// Messages of the client that its source has no room for yet.
     unsent_messages: VecDeque<Payload>,
     heartbeat: Option<Interval>,
-    /// Fails the body at its next poll, so that the server sends what came before.
+    /// The error that the next poll returns.
     error: Option<BoxError>,
     max_payload_len: usize,
-    /// How many events still fit into the response.
+    /// The number of events that still fit into the response.
     remaining_events: usize,
 }
 
-/// The error of a stream whose event is longer than the transport allows.
+/// The error for an event that is longer than `max_payload_len`.
 #[derive(Debug)]
 struct PayloadTooLong;
 
@@ -85,15 +86,15 @@ impl LengthDelimited {
         }
     }
 
-    /// How often an idle stream sends a heartbeat.
+    /// How often an idle stream sends a heartbeat: every 15 s by default.
     pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
         self.keep_alive = keep_alive;
         self
     }
 
-    /// The maximum length of an event's payload in bytes: 64 KiB by default. A longer one aborts the stream.
+    /// The maximum length of an event's payload in bytes: 64 KiB by default, less than 4 GiB. A longer one aborts the stream.
     pub fn max_payload_len(mut self, bytes: usize) -> Self {
-        self.max_payload_len = bytes;
+        self.max_payload_len = bytes.min(u32::MAX as usize);
         self
     }
 
@@ -104,7 +105,8 @@ impl LengthDelimited {
         self
     }
 
-    async fn open(
+    /// Opens the subscription, and returns the response to the request.
+    async fn open_response(
         self,
         pending: PendingStream,
         push: Push,
@@ -112,14 +114,14 @@ impl LengthDelimited {
         messages: VecDeque<Payload>,
     ) -> Response<PushBody> {
         if pending.subscription().head().method == Method::HEAD {
-            return response(PushBody::for_head_request());
+            return response_with_body(PushBody::for_head_request());
         }
         let items = match pending.open(push).await {
             Ok(items) => items,
             Err(rejection) => return rejection_response(rejection),
         };
         let interval = self.keep_alive.draw_interval();
-        response(PushBody::new(LengthDelimitedBody {
+        response_with_body(PushBody::new(LengthDelimitedBody {
             items: Some(items),
             message_sender,
             unsent_messages: messages,
@@ -131,7 +133,7 @@ impl LengthDelimited {
     }
 }
 
-fn response(body: PushBody) -> Response<PushBody> {
+fn response_with_body(body: PushBody) -> Response<PushBody> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
@@ -157,7 +159,10 @@ impl Transport for LengthDelimited {
         let message_sender = ClientMessageSender::new();
         let pending = PendingStream::new(head, self.name())
             .map_subscription(|subscription| subscription.with_client_messages(&message_sender));
-        Box::pin(self.clone().open(pending, push, message_sender, messages))
+        Box::pin(
+            self.clone()
+                .open_response(pending, push, message_sender, messages),
+        )
     }
 }
 
@@ -167,7 +172,7 @@ impl Default for LengthDelimited {
     }
 }
 
-/// The bytes of an event are shared by all of its subscribers.
+/// All subscribers share the record of an event.
 impl Encoding for LengthDelimited {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         let id = fields.id.as_ref().map_or("", EventId::as_str);
@@ -178,14 +183,14 @@ impl Encoding for LengthDelimited {
 fn write_record(kind: RecordKind, id: &str, payload: &[u8], out: &mut BytesMut) {
     out.reserve(RECORD_HEADER_LEN + id.len() + payload.len());
     out.put_u8(kind as u8);
-    // An id has at most 128 bytes. `max_payload_len` bounds payloads, and a payload cannot have 4 GiB.
+    // An id has at most 128 bytes. `max_payload_len` bounds payloads.
     out.put_u8(id.len() as u8);
     out.put_u32(payload.len() as u32);
     out.put_slice(id.as_bytes());
     out.put_slice(payload);
 }
 
-fn record(kind: RecordKind, id: &str, payload: &[u8]) -> Bytes {
+fn encode_record(kind: RecordKind, id: &str, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::new();
     write_record(kind, id, payload, &mut out);
     out.freeze()
@@ -211,17 +216,17 @@ impl LengthDelimitedBody {
         }
     }
 
-    /// Returns the record of an item, and an empty one for an item of a kind that this transport does not know.
-    fn encode(&mut self, item: &Item) -> Result<Bytes, PayloadTooLong> {
+    /// Returns the record of an item. It is empty if the transport does not know the kind of the item.
+    fn encode_item(&mut self, item: &Item) -> Result<Bytes, PayloadTooLong> {
         if let Some(end) = item.end() {
-            return Ok(self.end(end));
+            return Ok(self.end_stream(end));
         }
         let bytes = match item {
             Item::Gap(gap) => {
                 let id = gap.resumed.as_ref().map_or("", EventId::as_str);
-                record(RecordKind::Gap, id, gap.to_json().as_bytes())
+                encode_record(RecordKind::Gap, id, gap.to_json().as_bytes())
             }
-            Item::Cursor(id) => record(RecordKind::Cursor, id.as_str(), b""),
+            Item::Cursor(id) => encode_record(RecordKind::Cursor, id.as_str(), b""),
             item => self.encode_event(item)?,
         };
         Ok(bytes)
@@ -246,13 +251,19 @@ impl LengthDelimitedBody {
         }
     }
 
-    fn end(&mut self, end: End) -> Bytes {
+    /// Ends the stream, and returns its last record.
+    fn end_stream(&mut self, end: End) -> Bytes {
         self.items = None;
         let id = if end.finished { EventId::FINISHED } else { "" };
-        record(RecordKind::End, id, end.to_json().as_bytes())
+        encode_record(RecordKind::End, id, end.to_json().as_bytes())
     }
 
-    fn fail(&mut self, error: BoxError, cx: &Context<'_>) -> Poll<Option<Result<Bytes, BoxError>>> {
+    /// Ends the stream. The next poll fails the body, so that the server sends first what came before.
+    fn abort_after_flush(
+        &mut self,
+        error: BoxError,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BoxError>>> {
         self.items = None;
         self.error = Some(error);
         cx.waker().wake_by_ref();
@@ -264,7 +275,7 @@ impl LengthDelimitedBody {
             return Poll::Pending;
         };
         let is_due = heartbeat.poll_tick(cx);
-        is_due.map(|_| Some(Ok(record(RecordKind::Heartbeat, "", b""))))
+        is_due.map(|_| Some(Ok(encode_record(RecordKind::Heartbeat, "", b""))))
     }
 
     fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BoxError>>> {
@@ -282,11 +293,13 @@ impl LengthDelimitedBody {
         }
         let item = match Pin::new(items).poll_next(cx) {
             Poll::Pending => return self.poll_heartbeat(cx),
-            Poll::Ready(None) => return Poll::Ready(Some(Ok(self.end(End::reconnect(None))))),
-            Poll::Ready(Some(Err(error))) => return self.fail(error, cx),
+            Poll::Ready(None) => {
+                return Poll::Ready(Some(Ok(self.end_stream(End::reconnect(None)))));
+            }
+            Poll::Ready(Some(Err(error))) => return self.abort_after_flush(error, cx),
             Poll::Ready(Some(Ok(item))) => item,
         };
-        match self.encode(&item) {
+        match self.encode_item(&item) {
             Ok(bytes) => {
                 self.heartbeat.iter_mut().for_each(Interval::reset);
                 Poll::Ready(Some(Ok(bytes)))
@@ -296,7 +309,7 @@ impl LengthDelimitedBody {
                 if let Some(items) = &self.items {
                     items.report_send_error(&error);
                 }
-                self.fail(error, cx)
+                self.abort_after_flush(error, cx)
             }
         }
     }

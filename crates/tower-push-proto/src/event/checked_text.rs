@@ -1,10 +1,10 @@
-//! What event ids, event types and topics have in common: short texts that are checked when they are made.
+//! What event ids, event types and topics have in common: they are short texts that are checked when they are made.
 
-/// The maximum length of an id, a type or a topic, in bytes. It passes every proxy, and bounds what a server keeps for a client.
+/// The maximum length of an id, a type or a topic, in bytes. Every proxy lets a header of this length pass.
 pub(super) const MAX_TEXT_LEN: usize = 128;
 
-/// Whether a text is one line that a header field can carry: 1 to 128 bytes without control characters, and without white space at
-/// its ends, which a header would lose.
+/// Whether a text can be the value of a header: 1 to 128 bytes without control characters, and without white space at its ends. A
+/// header loses white space at the ends of its value.
 pub(super) fn is_header_line(text: &str) -> bool {
     let is_one_line = text.trim() == text && !text.chars().any(char::is_control);
     (1..=MAX_TEXT_LEN).contains(&text.len()) && is_one_line

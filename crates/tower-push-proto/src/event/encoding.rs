@@ -4,10 +4,10 @@ use bytes::{Bytes, BytesMut};
 
 use super::Fields;
 
-/// A way to write an event that depends on the event alone, so that all subscribers can share the bytes.
+/// A way to write an event whose bytes depend on the event alone, so that all subscribers can share them.
 ///
-/// The type is the key under which [`Event::encoded`](super::Event::encoded) keeps the bytes: a transport from outside this
-/// crate shares its encodings like the ones inside.
+/// [`Event::encoded`](super::Event::encoded) keeps the bytes of an event under the type that implements `Encoding`. The encodings of
+/// transports in other crates are therefore shared like those of this crate.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -33,43 +33,45 @@ pub trait Encoding: 'static {
     fn encode(fields: &Fields, out: &mut BytesMut);
 }
 
-/// The encodings of one event, a list in order of first use: rarely longer than two.
+/// The encodings of one event, as a linked list in the order of their first use. It rarely has more than two.
 #[derive(Default)]
-pub(super) struct Encodings(OnceLock<Encoded>);
+pub(super) struct EncodingCache(OnceLock<CachedEncoding>);
 
-struct Encoded {
+struct CachedEncoding {
     encoding: TypeId,
     bytes: Bytes,
-    next: OnceLock<Box<Encoded>>,
+    next: OnceLock<Box<CachedEncoding>>,
 }
 
-impl Encodings {
-    /// Invariant: a place in the list is filled once, and whoever wants an encoding walks the list from its start; so no
-    /// encoding is in it twice, and nobody computes one that another thread is computing.
-    pub(super) fn get<E: Encoding>(&self, fields: &Fields) -> &Bytes {
+impl EncodingCache {
+    /// Returns the bytes of the encoding `E`, which is computed if the cache does not contain it.
+    ///
+    /// Invariant: an entry of the list is set once, and each search begins at the first entry. So the list contains no encoding
+    /// twice. A thread that needs an encoding which another thread is computing waits for that thread.
+    pub(super) fn get_or_encode<E: Encoding>(&self, fields: &Fields) -> &Bytes {
         let wanted = TypeId::of::<E>();
-        let mut at = self.0.get_or_init(|| Encoded::new::<E>(fields));
-        while at.encoding != wanted {
-            at = at.next.get_or_init(|| Box::new(Encoded::new::<E>(fields)));
+        let mut entry = self.0.get_or_init(|| CachedEncoding::new::<E>(fields));
+        while entry.encoding != wanted {
+            let next = &entry.next;
+            entry = next.get_or_init(|| Box::new(CachedEncoding::new::<E>(fields)));
         }
-        &at.bytes
+        &entry.bytes
     }
-}
 
-impl Encodings {
-    pub(super) fn has<E: Encoding>(&self) -> bool {
-        let mut at = self.0.get();
-        while let Some(encoded) = at {
-            if encoded.encoding == TypeId::of::<E>() {
+    /// Whether the encoding `E` has been computed.
+    pub(super) fn contains<E: Encoding>(&self) -> bool {
+        let mut next = self.0.get();
+        while let Some(entry) = next {
+            if entry.encoding == TypeId::of::<E>() {
                 return true;
             }
-            at = encoded.next.get().map(Box::as_ref);
+            next = entry.next.get().map(Box::as_ref);
         }
         false
     }
 }
 
-impl Encoded {
+impl CachedEncoding {
     fn new<E: Encoding>(fields: &Fields) -> Self {
         let mut out = BytesMut::new();
         E::encode(fields, &mut out);
@@ -90,6 +92,7 @@ mod tests {
 
     static CALLS: AtomicUsize = AtomicUsize::new(0);
 
+    /// Writes the byte `N` and the payload.
     struct Numbered<const N: u8>;
 
     impl<const N: u8> Encoding for Numbered<N> {
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn each_encoding_is_computed_once_for_all_threads() {
+    fn encoding_is_computed_once_for_all_threads() {
         const ROUNDS: usize = 200;
         for _ in 0..ROUNDS {
             let event = Event::text("x");

@@ -23,8 +23,8 @@ use crate::error::Error;
 pub struct EventId(Arc<str>);
 
 impl EventId {
-    /// The cursor of a client behind the last event of a source that has [finished](super::Item::Finished). A client that reconnects
-    /// with it is answered 204, whatever the source.
+    /// The cursor that a client has after the last event of a source that has [finished](super::Item::Finished). A client that
+    /// reconnects with this cursor is answered 204, whatever the source.
     pub const FINISHED: &'static str = "~finished";
 
     /// Checks the text and makes it an id.
@@ -40,7 +40,7 @@ impl EventId {
         Err(Error::invalid_id())
     }
 
-    /// Makes an id of ASCII characters that the caller knows to be allowed.
+    /// Makes an id of ASCII characters. The caller guarantees that they are allowed in an id.
     pub(super) fn from_ascii(id: &[u8]) -> Self {
         let text = std::str::from_utf8(id).unwrap_or_default();
         debug_assert!(Self::new(text).is_ok());

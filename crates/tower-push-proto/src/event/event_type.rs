@@ -6,8 +6,8 @@ use crate::error::Error;
 /// The name under which a client dispatches an event: `EventSource.addEventListener(name, …)`.
 ///
 /// An event type is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. An `EventSource` has
-/// events of its own called `open` and `error`. The SSE encoder announces gaps as `gap` and ends as `end`: see
-/// [`SseConfig`](crate::sse::SseConfig) for other names.
+/// events of its own called `open` and `error`. The SSE transport announces gaps as `gap` and ends as `end`, and can be configured with other
+/// names.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -32,7 +32,7 @@ impl EventType {
         Err(Error::invalid_type())
     }
 
-    /// Makes an event type of a name in this crate, which must be valid.
+    /// Makes an event type of a name in the source code of this crate. The name must be valid.
     pub(crate) fn from_static(name: &'static str) -> Self {
         debug_assert!(is_header_line(name));
         Self(name.into())

@@ -115,7 +115,7 @@ impl Gap {
         };
         if let Some(topic) = &self.topic {
             json.push_str(",\"topic\":");
-            json.push_str(&envelope::quoted(topic.as_str()));
+            json.push_str(&envelope::json_string(topic.as_str()));
         }
         json.push('}');
         json

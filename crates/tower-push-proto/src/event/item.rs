@@ -9,7 +9,7 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// What a source's stream yields.
+/// An item of a source's stream: an event, a gap, a cursor, or an end.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Item {
@@ -17,33 +17,34 @@ pub enum Item {
     Event(Event),
     /// An event after which the client's cursor is `cursor`, and not the event's id.
     ///
-    /// It is needed where a stream joins several logs and one of them catches up: an old event of one log is then sent behind
-    /// newer events of another, and a client that resumed after its id would get those again.
+    /// A stream that joins several logs needs it while one of them catches up: it then sends an old event of one log after newer
+    /// events of another log. A client that resumed after the id of the old event would receive the newer events again.
     EventWithCursor {
         /// The event.
         event: Event,
         /// The cursor that resumes after the event.
         cursor: EventId,
     },
-    /// Events that the subscriber will never get.
+    /// Events that the subscriber will never receive.
     Gap(Gap),
-    /// The cursor moves without an event: after filtering, at the end of a replay, or first of all, so that a connection
-    /// that drops before its first event can be resumed.
+    /// A cursor: the client's cursor moves to it without an event.
+    ///
+    /// A source yields it after events that it filters out, at the end of a replay, or as its first item. In the last case, a
+    /// connection that drops before its first event can be resumed.
     Cursor(EventId),
-    /// The source has finished for ever, so that no client should come back. The rest of the stream is not asked for.
+    /// The source has finished: clients must not reconnect. The stream is not polled again.
     ///
-    /// The transport says so in-band and moves the client's cursor to [`EventId::FINISHED`], with which a client that
-    /// comes back all the same, as an `EventSource` does once, is answered 204: the answer on which it stops.
+    /// The transport tells the client so in-band, and moves the client's cursor to [`EventId::FINISHED`]. A client that reconnects
+    /// with this cursor, as an `EventSource` does once, is answered 204, on which it stops.
     Finished,
-    /// The stream ends for now, as it does when it yields `None`, and the client should come back after this time. The rest of
-    /// the stream is not asked for.
+    /// The stream ends, and clients may reconnect after the time `retry`. The stream is not polled again.
     ///
-    /// Where many clients are told so at once, give each a time of its own, or all come back at once.
+    /// If many clients are told so at once, give each its own time. Otherwise all of them reconnect at once.
     Ended {
-        /// How long to stay away.
+        /// The time that the client is to wait before it reconnects. Transports send whole milliseconds, long-polling whole seconds.
         retry: Duration,
     },
-    /// The stream ends for now because what the client was let in by has expired. The rest of the stream is not asked for.
+    /// The stream ends because the client's authorization has expired. The stream is not polled again.
     ///
     /// A source need not yield it: see `Subscription::expire_by`.
     Expired,
@@ -69,7 +70,7 @@ impl Item {
         }
     }
 
-    /// Returns how the stream ends, if the item ends it. Nothing that a stream yields after such an item is sent.
+    /// Returns how the stream ends, if the item ends it. Transports do not send what a stream yields after such an item.
     #[inline]
     pub fn end(&self) -> Option<End> {
         match self {
@@ -80,8 +81,8 @@ impl Item {
         }
     }
 
-    /// Writes the item if it is an event, a gap or a cursor. Returns the [`End`] if the item ends the stream: the transport then calls
-    /// [`Encoder::end`], and asks the source for nothing more.
+    /// Writes the item if it is an event, a gap or a cursor. Returns the [`End`] if the item ends the stream. The transport then calls
+    /// [`Encoder::end`], and does not poll the source again.
     ///
     /// ```
     /// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
@@ -100,7 +101,7 @@ impl Item {
     ///
     /// # Errors
     /// Those of [`Encoder::event`] and [`Encoder::gap`].
-    // Not a method of `Encoder`: through `dyn Encoder` it would be one more call for each event.
+    // This is not a method of `Encoder`, because it would cost `dyn Encoder` another dynamic call for each event.
     #[inline]
     pub fn write_to<E>(self, encoder: &mut E, out: &mut FrameBuffer) -> Result<Option<End>, Error>
     where
@@ -118,7 +119,7 @@ impl Item {
         Ok(None)
     }
 
-    /// Whether the item is an event or a gap: what a client acts upon.
+    /// Whether the item is an event or a gap. The other items only move cursors or end the stream.
     #[inline]
     pub fn is_content(&self) -> bool {
         matches!(
@@ -128,7 +129,7 @@ impl Item {
     }
 }
 
-/// What can be pushed as it is: implemented for [`Event`], texts, bytes, [`Item`] itself, and `Result`s of those.
+/// Conversion into an [`Item`]. It is implemented for [`Event`], texts, bytes, [`Item`] itself, and `Result`s of those.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -143,10 +144,10 @@ impl Item {
     note = "what can be are `Event`s, texts, bytes, `Result`s of those, and, with the feature `json`, `Json(value)`"
 )]
 pub trait IntoItem {
-    /// Converts, or fails the stream.
+    /// Converts the value into an item.
     ///
     /// # Errors
-    /// Whatever the value has to report. It ends the stream, and the client sees that it was cut.
+    /// If the value is an error, or cannot be converted. The error aborts the stream, so that the client notices the failure.
     fn into_item(self) -> Result<Item, BoxError>;
 }
 
@@ -220,7 +221,7 @@ impl<T: IntoItem, E: Into<BoxError>> IntoItem for Result<T, E> {
     }
 }
 
-/// A value that is pushed as JSON.
+/// A wrapper that makes a serializable value an event with a JSON payload.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;

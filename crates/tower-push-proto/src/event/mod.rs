@@ -1,10 +1,10 @@
-//! What is pushed: events, and what a source says between them.
+//! Events, and the other items that a source's stream yields.
 //!
-//! An [`Event`] is a payload with an optional [`EventType`] and an optional [`EventId`]. All its fields are checked when
-//! they are built, so that no transport has to check them again and none can be made to inject a field.
+//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. All of them are checked when they are made.
+//! Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
-//! What a source's stream yields is an [`Item`]: an event, a [`Gap`], a bare cursor move, or the word that the source has
-//! finished for ever, or that the stream ends for now. [`IntoItem`] is implemented for what people already have.
+//! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts, bytes
+//! and `Result`s of those into items.
 
 mod checked_text;
 mod encoding;
@@ -20,7 +20,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use self::encoding::Encodings;
+use self::encoding::EncodingCache;
 #[cfg(feature = "json")]
 pub use self::item::Json;
 pub use self::{
@@ -35,10 +35,10 @@ pub use self::{
 };
 use crate::error::Error;
 
-/// One thing pushed: a payload, an optional type, an optional id.
+/// A message to clients: a payload with an optional id, type and topic.
 ///
-/// It is one `Arc`: a clone costs a reference count. What each transport writes for it is computed at most once and shared
-/// by all clones, see [`Encoding`].
+/// An event is one `Arc`: cloning it increments a reference count. The bytes of an event in each [`Encoding`] are computed at most once
+/// and shared by all clones.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -51,41 +51,45 @@ use crate::error::Error;
 /// # Ok::<(), tower_push::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Event(Arc<Inner>);
+pub struct Event(Arc<EventData>);
 
-struct Inner {
+/// What the clones of an event share.
+struct EventData {
     fields: Fields,
-    encodings: Encodings,
+    encodings: EncodingCache,
 }
 
-/// What an [`Event`] is made of, as an [`Encoding`] sees it.
+/// The fields of an [`Event`], which an [`Encoding`] writes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Fields {
-    /// The cursor that resumes after the event.
+    /// The id, which is the cursor that resumes after the event. `None` if the event does not move the client's cursor.
     pub id: Option<EventId>,
-    /// The name under which a client dispatches the event; `None` is `EventSource`'s `message`.
+    /// The name under which a client dispatches the event. `None` is `message` in an `EventSource`.
     pub event_type: Option<EventType>,
-    /// The log that the event belongs to, where a stream carries several.
+    /// The name of the log that the event belongs to. `None` if its stream carries one log only.
     pub topic: Option<Topic>,
     /// The content.
     pub payload: Payload,
 }
 
 impl Event {
-    /// An event that carries text. Line breaks and leading spaces survive on every transport but SSE, where every kind of
-    /// line break (`\r\n`, `\r`, `\n`) reaches the client as `\n`, as the format has it.
+    /// Makes an event that carries text.
+    ///
+    /// The text reaches the client unchanged on all transports but SSE, where the line breaks `\r\n` and `\r` arrive as `\n`.
     pub fn text(text: impl Into<String>) -> Self {
         Self::new(Payload::Text(text.into()))
     }
 
-    /// An event that carries bytes. Transports of text write it as base64, or refuse it:
-    /// see [`SseConfig::base64`](crate::sse::SseConfig::base64).
+    /// Makes an event that carries bytes.
+    ///
+    /// The JSON formats write the bytes as base64. SSE does so if [configured](crate::sse::SseConfig::base64), and otherwise refuses
+    /// bytes that are not UTF-8.
     pub fn binary(bytes: impl Into<Bytes>) -> Self {
         Self::new(Payload::Binary(bytes.into()))
     }
 
-    /// An event that carries `value` as compact JSON.
+    /// Makes an event that carries `value` as compact JSON.
     ///
     /// # Errors
     /// [`Error::is_json`] if the value's `Serialize` fails.
@@ -100,12 +104,13 @@ impl Event {
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
         let text = serde_json::to_string(value).map_err(Error::json)?;
-        // A `Serialize` may hand out raw JSON, line breaks and all.
+        // An implementation of `Serialize` may write raw JSON, which may contain line breaks.
         Ok(Self::from_valid_json(text))
     }
 
-    /// An event that carries a text that is JSON already, which the JSON formats then embed instead of quoting it.
-    /// Line breaks between its tokens become spaces.
+    /// Makes an event that carries a text that is JSON already. The JSON formats embed it instead of quoting it.
+    ///
+    /// Line breaks between the tokens of the JSON become spaces.
     ///
     /// # Errors
     /// [`Error::is_json`] if the text is not one JSON value.
@@ -127,13 +132,13 @@ impl Event {
         Ok(Self::from_valid_json(text))
     }
 
-    /// Makes an event that carries a text that is known to be one JSON value.
+    /// Makes an event that carries JSON. The caller has checked that `text` is one JSON value.
     #[cfg(feature = "json")]
     pub(crate) fn from_valid_json(text: impl Into<String>) -> Self {
         Self::new(Payload::Json(payload::on_one_line(text.into())))
     }
 
-    // Inlined, or it is built on the stack and copied.
+    // Without inlining the event is built on the stack and then copied.
     #[inline]
     fn new(payload: Payload) -> Self {
         Self::from_fields(Fields {
@@ -146,18 +151,18 @@ impl Event {
 
     #[inline]
     fn from_fields(fields: Fields) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(EventData {
             fields,
-            encodings: Encodings::default(),
+            encodings: EncodingCache::default(),
         }))
     }
 
-    /// The same event under an id, which is the cursor that resumes after it.
+    /// Returns the event with an id, which is the cursor that resumes after the event.
     ///
-    /// Takes an [`EventId`], a `u64`, or a text that is one.
+    /// `id` is an [`EventId`], a `u64`, or a text.
     ///
     /// # Errors
-    /// [`Error::is_invalid_id`].
+    /// [`Error::is_invalid_id`] if `id` is not a valid id.
     pub fn with_id<I>(self, id: I) -> Result<Self, Error>
     where
         I: TryInto<EventId>,
@@ -167,12 +172,12 @@ impl Event {
         Ok(self.with(|fields| fields.id = Some(id)))
     }
 
-    /// The same event with a type.
+    /// Returns the event with a type, which is the name under which a client dispatches the event.
     ///
-    /// Takes an [`EventType`], or a text that is one.
+    /// `event_type` is an [`EventType`] or a text.
     ///
     /// # Errors
-    /// [`Error::is_invalid_type`].
+    /// [`Error::is_invalid_type`] if `event_type` is not a valid type.
     pub fn with_type<T>(self, event_type: T) -> Result<Self, Error>
     where
         T: TryInto<EventType>,
@@ -182,12 +187,12 @@ impl Event {
         Ok(self.with(|fields| fields.event_type = Some(event_type)))
     }
 
-    /// Returns the event with a topic.
+    /// Returns the event with a topic, which is the name of the log that the event belongs to.
     ///
-    /// Takes a [`Topic`], or a text that is one.
+    /// `topic` is a [`Topic`] or a text.
     ///
     /// # Errors
-    /// [`Error::is_invalid_topic`].
+    /// [`Error::is_invalid_topic`] if `topic` is not a valid topic.
     pub fn with_topic<T>(self, topic: T) -> Result<Self, Error>
     where
         T: TryInto<Topic>,
@@ -197,11 +202,11 @@ impl Event {
         Ok(self.with(|fields| fields.topic = Some(topic)))
     }
 
-    /// Other clones keep their fields, and the encodings of those.
+    /// Changes the fields of this event. Clones of the event keep their fields and encodings.
     fn with(mut self, change: impl FnOnce(&mut Fields)) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.0) {
-            inner.encodings = Encodings::default();
-            change(&mut inner.fields);
+        if let Some(data) = Arc::get_mut(&mut self.0) {
+            data.encodings = EncodingCache::default();
+            change(&mut data.fields);
             return self;
         }
         let mut fields = self.fields().clone();
@@ -209,31 +214,31 @@ impl Event {
         Self::from_fields(fields)
     }
 
-    /// The cursor that resumes after this event.
+    /// Returns the id, which is the cursor that resumes after the event.
     #[inline]
     pub fn id(&self) -> Option<&EventId> {
         self.fields().id.as_ref()
     }
 
-    /// The name under which a client dispatches it.
+    /// Returns the type: the name under which a client dispatches the event.
     #[inline]
     pub fn event_type(&self) -> Option<&EventType> {
         self.fields().event_type.as_ref()
     }
 
-    /// Returns the topic: the log that the event belongs to, where a stream carries several.
+    /// Returns the topic: the name of the log that the event belongs to.
     #[inline]
     pub fn topic(&self) -> Option<&Topic> {
         self.fields().topic.as_ref()
     }
 
-    /// The content.
+    /// Returns the content.
     #[inline]
     pub fn payload(&self) -> &Payload {
         &self.fields().payload
     }
 
-    /// Everything it is made of.
+    /// Returns the id, the type, the topic and the payload.
     #[inline]
     pub fn fields(&self) -> &Fields {
         &self.0.fields
@@ -248,7 +253,7 @@ impl Event {
 
     /// Like [`encoded`](Self::encoded), but borrowed.
     pub fn encoded_ref<E: Encoding>(&self) -> &Bytes {
-        self.0.encodings.get::<E>(&self.0.fields)
+        self.0.encodings.get_or_encode::<E>(&self.0.fields)
     }
 
     /// Like [`with_id`](Self::with_id), for an id that has been checked: it cannot fail.
@@ -264,7 +269,7 @@ impl Event {
 
     /// Returns whether the event, or a clone, has been [encoded](Self::encoded) as `E`.
     pub fn is_encoded<E: Encoding>(&self) -> bool {
-        self.0.encodings.has::<E>()
+        self.0.encodings.contains::<E>()
     }
 
     /// Returns the payload without a copy, or the event if clones exist.
@@ -272,8 +277,8 @@ impl Event {
     /// # Errors
     /// The event itself.
     pub fn into_payload(self) -> Result<Payload, Self> {
-        let inner = Arc::try_unwrap(self.0).map_err(Self)?;
-        Ok(inner.fields.payload)
+        let data = Arc::try_unwrap(self.0).map_err(Self)?;
+        Ok(data.fields.payload)
     }
 
     /// Returns whether a clone of the event exists, so that an encoding may be used again.
@@ -311,7 +316,7 @@ impl From<Vec<u8>> for Event {
     }
 }
 
-/// An event that carries it, as it came from a client, say.
+/// An event with this payload, such as a message that a client has sent.
 impl From<Payload> for Event {
     fn from(payload: Payload) -> Self {
         Self::new(payload)
@@ -334,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_changed_clone_leaves_the_original_alone() {
+    fn changed_clone_leaves_original_alone() {
         let first = Event::text("x").with_id("a").unwrap();
         let second = first.clone().with_id("b").unwrap();
         assert_eq!(first.id().unwrap().as_str(), "a");
@@ -343,7 +348,7 @@ mod tests {
 
     #[cfg(feature = "json")]
     #[test]
-    fn json_never_holds_a_line_break() {
+    fn json_has_no_line_breaks() {
         for text in ["{\"a\":\r\n1}", "[1,\n2]", "\n3\r"] {
             let event = Event::json_text(text).unwrap();
             let text = event.payload().as_text().unwrap();
@@ -354,7 +359,7 @@ mod tests {
 
     #[cfg(feature = "json")]
     #[test]
-    fn what_is_not_json_is_refused() {
+    fn invalid_json_is_refused() {
         for text in ["", "{", "1 2", "nul", "'a'"] {
             assert!(Event::json_text(text).unwrap_err().is_json(), "{text:?}");
         }

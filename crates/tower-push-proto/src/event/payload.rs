@@ -11,15 +11,16 @@ use crate::byte_search;
 pub enum Payload {
     /// Text.
     Text(String),
-    /// One JSON value on one line: the JSON formats embed it as it is.
+    /// One JSON value on one line, which the JSON formats embed unchanged.
+    // Non-exhaustive, so that only the functions that check the JSON can make one.
     #[non_exhaustive]
     Json(String),
-    /// Bytes of any kind.
+    /// Bytes.
     Binary(Bytes),
 }
 
 impl Payload {
-    /// The bytes, of whatever kind.
+    /// Returns the bytes of the text, of the JSON, or of the binary payload.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match self {
@@ -28,7 +29,7 @@ impl Payload {
         }
     }
 
-    /// The bytes, without a copy.
+    /// Returns the bytes of the payload without copying them.
     #[inline]
     pub fn into_bytes(self) -> Bytes {
         match self {
@@ -37,7 +38,7 @@ impl Payload {
         }
     }
 
-    /// The text; bytes count as text where they are UTF-8.
+    /// Returns the text, the JSON, or the binary payload if it is UTF-8.
     #[inline]
     pub fn as_text(&self) -> Option<&str> {
         match self {
@@ -57,7 +58,7 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Outside its strings a line break in JSON is white space, and inside them it cannot stand.
+/// Replaces the line breaks of a JSON text with spaces. They are white space: JSON strings cannot contain unescaped line breaks.
 #[cfg(feature = "json")]
 pub(super) fn on_one_line(json: String) -> String {
     if byte_search::find_byte(json.as_bytes(), |b| b == b'\r' || b == b'\n').is_some() {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::checked_text::{checked_text, is_header_line};
 use crate::error::Error;
 
-/// The name of the log that an event belongs to, where one stream carries the events of several.
+/// The name of the log that an event belongs to, for streams that carry events of several logs.
 ///
 /// A topic is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. It has no further syntax: a
 /// path (`orders/42`) and a URL are topics.

@@ -9,7 +9,8 @@ use crate::{
     event::{EventId, Gap},
 };
 
-/// Appends the record of a gap: `{"id":"…","gap":{…}}`. The id is the cursor at which the stream continues. It is absent if that is unknown.
+/// Appends the record of a gap: `{"id":"…","gap":{…}}`. The id is the cursor at which the stream continues, and absent if the gap does not
+/// say.
 pub fn write_gap(gap: &Gap, out: &mut BytesMut) {
     write_object(
         gap.resumed.as_ref().map(EventId::as_str),

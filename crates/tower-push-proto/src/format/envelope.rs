@@ -1,4 +1,4 @@
-//! Events in JSON envelopes: one JSON object ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)) on one line for each event.
+//! Envelopes: the JSON objects ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)) that the JSON formats write for events, each on one line.
 
 use bytes::{BufMut, BytesMut};
 
@@ -7,31 +7,35 @@ use crate::{
     event::{EventId, Fields, Payload},
 };
 
+/// The bytes that are reserved for the members of an envelope besides the payload.
+const MEMBERS_CAPACITY: usize = 64;
+
 /// Appends `text` as a JSON string, with its quotes.
 pub fn write_json_string(text: &str, out: &mut BytesMut) {
     let mut rest = text.as_bytes();
     out.reserve(rest.len() + 2);
     out.put_u8(b'"');
-    while let Some(at) = byte_search::find_byte(rest, must_escape) {
-        out.put_slice(&rest[..at]);
-        match rest[at] {
+    while let Some(index) = byte_search::find_byte(rest, must_be_escaped) {
+        out.put_slice(&rest[..index]);
+        match rest[index] {
             b'\n' => out.put_slice(b"\\n"),
             b'\r' => out.put_slice(b"\\r"),
             b'\t' => out.put_slice(b"\\t"),
-            quoted @ (b'"' | b'\\') => out.put_slice(&[b'\\', quoted]),
+            escaped @ (b'"' | b'\\') => out.put_slice(&[b'\\', escaped]),
             control => {
                 let hex = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
                 out.put_slice(b"\\u00");
                 out.put_slice(&[hex(control >> 4), hex(control & 15)]);
             }
         }
-        rest = &rest[at + 1..];
+        rest = &rest[index + 1..];
     }
     out.put_slice(rest);
     out.put_u8(b'"');
 }
 
-fn must_escape(byte: u8) -> bool {
+/// Whether a byte must be escaped in a JSON string.
+fn must_be_escaped(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
@@ -48,7 +52,7 @@ pub fn write_payload(payload: &Payload, out: &mut BytesMut) {
     }
 }
 
-/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`. Only `data` is always there.
+/// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`. Only `data` is always present.
 ///
 /// Bytes are in `data_base64` instead of `data`, as in
 /// [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
@@ -56,14 +60,14 @@ pub fn write_event(fields: &Fields, out: &mut BytesMut) {
     write_members(fields, None, out);
 }
 
-/// Appends an event in its envelope, like [`write_event`], with a member `"cursor":…` behind its `id`: the cursor that resumes after the
-/// event, where that is not its id.
+/// Appends an event in its envelope, like [`write_event`], with the member `"cursor":…` after `id`. The cursor resumes after the event in
+/// place of the event's id.
 pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
     write_members(fields, Some(cursor), out);
 }
 
 fn write_members(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
-    out.reserve(fields.payload.as_bytes().len() + 64);
+    out.reserve(fields.payload.as_bytes().len() + MEMBERS_CAPACITY);
     out.put_u8(b'{');
     if let Some(id) = &fields.id {
         write_id_member(b"\"id\":\"", id, out);
@@ -89,15 +93,15 @@ fn write_members(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) 
     out.put_u8(b'}');
 }
 
-/// Appends a member whose value is an id, which needs no escaping.
+/// Appends a member whose value is an id. `key` ends with the opening quote of the value. Ids need no escaping.
 fn write_id_member(key: &[u8], id: &EventId, out: &mut BytesMut) {
     out.put_slice(key);
     out.put_slice(id.as_str().as_bytes());
     out.put_slice(b"\",");
 }
 
-/// Returns the text as a JSON string, quotes included.
-pub(crate) fn quoted(text: &str) -> String {
+/// Returns `text` as a JSON string, with its quotes.
+pub(crate) fn json_string(text: &str) -> String {
     let mut out = BytesMut::new();
     write_json_string(text, &mut out);
     String::from_utf8_lossy(&out).into_owned()
@@ -110,19 +114,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_must_be_escaped_is() {
+    fn control_characters_and_quotes_are_escaped() {
         assert_eq!(
-            quoted("a\"b\\c\n\r\t\0\u{1e}\u{1f}"),
+            json_string("a\"b\\c\n\r\t\0\u{1e}\u{1f}"),
             r#""a\"b\\c\n\r\t\u0000\u001e\u001f""#
         );
-        assert_eq!(quoted("\u{2028}\u{7f}é"), "\"\u{2028}\u{7f}é\"");
-        assert_eq!(quoted(""), "\"\"");
+        assert_eq!(json_string("\u{2028}\u{7f}é"), "\"\u{2028}\u{7f}é\"");
+        assert_eq!(json_string(""), "\"\"");
     }
 
     proptest! {
         #[test]
-        fn any_text_reads_back(text: String) {
-            let json = quoted(&text);
+        fn json_string_reads_back(text: String) {
+            let json = json_string(&text);
             prop_assert!(!json.contains(|c: char| c < ' '));
             prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
         }

@@ -9,16 +9,16 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// One JSON array: what `response.json()` reads.
+/// One JSON array, for clients that read a complete response with `response.json()`.
 ///
-/// Its elements are the lines of [NDJSON](super::Ndjson): an envelope for each event,
-/// `{"id":"7","event":"price","data":{"eur":21.5}}`, and a record for each gap and for the end. A text that is streamed in this
-/// format is JSON only once it has ended.
+/// The elements are the JSON texts of [`Ndjson`](super::Ndjson): an envelope for each event,
+/// `{"id":"7","event":"price","data":{"eur":21.5}}`, and a record for each gap, cursor and end. A stream in this format is valid JSON
+/// only when it has ended.
 #[derive(Clone, Debug, Default)]
 pub struct JsonArray {}
 
 impl JsonArray {
-    /// An array of envelopes.
+    /// A JSON array with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
     }
@@ -45,12 +45,13 @@ impl Format for JsonArray {
 }
 
 struct JsonArrayEncoder {
+    /// Whether no element has been written.
     is_empty: bool,
 }
 
 impl JsonArrayEncoder {
-    /// Where the next element goes.
-    fn next<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
+    /// Appends a comma if the array has elements, and returns the buffer for the next element.
+    fn begin_element<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
         let out = out.buffer();
         if !std::mem::replace(&mut self.is_empty, false) {
             out.put_slice(b",\n");
@@ -65,8 +66,8 @@ impl Encoder for JsonArrayEncoder {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.next(out);
-        out.push_event::<Envelope>(event);
+        self.begin_element(out);
+        out.push_event::<EnvelopeElement>(event);
         Ok(())
     }
 
@@ -76,17 +77,17 @@ impl Encoder for JsonArrayEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        envelope::write_event_with_cursor(event.fields(), cursor, self.next(out));
+        envelope::write_event_with_cursor(event.fields(), cursor, self.begin_element(out));
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        control_record::write_gap(gap, self.next(out));
+        control_record::write_gap(gap, self.begin_element(out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        control_record::write_cursor(id, self.next(out));
+        control_record::write_cursor(id, self.begin_element(out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -105,15 +106,16 @@ impl BatchEncoder for JsonArrayEncoder {
 
     fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
         if let Some(end) = end {
-            control_record::write_end(end, self.next(out));
+            control_record::write_end(end, self.begin_element(out));
         }
         out.buffer().put_slice(b"]\n");
     }
 }
 
-struct Envelope;
+/// An event in its envelope, as an element of the array.
+struct EnvelopeElement;
 
-impl Encoding for Envelope {
+impl Encoding for EnvelopeElement {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_event(fields, out);
     }

@@ -9,18 +9,19 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// JSON text sequences ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): what [`Ndjson`](super::Ndjson) writes, each
-/// text between a record separator (0x1E) and a line feed, so that a cut record can be told from a whole one.
+/// JSON text sequences ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): the JSON texts of [`Ndjson`](super::Ndjson), each between a
+/// record separator (0x1E) and a line feed.
 ///
-/// A heartbeat is a record separator alone: several in a row are one to a reader (§2.1).
+/// A reader can tell a text that was cut off from a complete one. A heartbeat is a record separator alone: readers take several in a row
+/// for one (§2.1).
 #[derive(Clone, Debug, Default)]
 pub struct JsonSeq {}
 
-/// The byte that begins each text.
+/// The byte before each text of a sequence.
 pub(super) const RECORD_SEPARATOR: u8 = 0x1e;
 
 impl JsonSeq {
-    /// JSON text sequences.
+    /// JSON text sequences with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
     }
@@ -50,7 +51,7 @@ impl Encoder for JsonSeq {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        out.push_event::<Record>(event);
+        out.push_event::<SequenceText>(event);
         Ok(())
     }
 
@@ -60,19 +61,19 @@ impl Encoder for JsonSeq {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        framed(out.buffer(), |out| {
+        write_text(out.buffer(), |out| {
             envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        framed(out.buffer(), |out| control_record::write_gap(gap, out));
+        write_text(out.buffer(), |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        framed(out.buffer(), |out| control_record::write_cursor(id, out));
+        write_text(out.buffer(), |out| control_record::write_cursor(id, out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -80,22 +81,24 @@ impl Encoder for JsonSeq {
     }
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        framed(out.buffer(), |out| control_record::write_end(end, out));
+        write_text(out.buffer(), |out| control_record::write_end(end, out));
     }
 }
 
 impl BatchEncoder for JsonSeq {}
 
-struct Record;
+/// An event in its envelope, as a text of the sequence.
+struct SequenceText;
 
-impl Encoding for Record {
+impl Encoding for SequenceText {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        framed(out, |out| envelope::write_event(fields, out));
+        write_text(out, |out| envelope::write_event(fields, out));
     }
 }
 
-fn framed(out: &mut BytesMut, json: impl FnOnce(&mut BytesMut)) {
+/// Appends a text of the sequence: what `write_json` appends, between a record separator and a line feed.
+fn write_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
     out.put_u8(RECORD_SEPARATOR);
-    json(out);
+    write_json(out);
     out.put_u8(b'\n');
 }

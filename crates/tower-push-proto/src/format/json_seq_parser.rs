@@ -6,15 +6,15 @@ use crate::error::Error;
 /// An incremental parser of [JSON text sequences](super::JsonSeq) ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): it splits the
 /// input into JSON texts.
 ///
-/// The input may be cut anywhere. A text begins behind a record separator (0x1E) and ends with the first line feed that is outside
-/// of its strings, arrays and objects. It is returned as soon as that line feed is read, and without it. Record separators with
-/// nothing behind them, which are heartbeats, are left out. The parser does not check the JSON: `Record::from_json` does.
+/// The input may be cut anywhere. A text begins after a record separator (0x1E) and ends with the first line feed that is outside
+/// of its strings, arrays and objects. The parser returns the text without the line feed, as soon as it has read it. Record separators with
+/// nothing after them are heartbeats, and are skipped. The parser does not check the JSON: `Record::from_json` does.
 ///
-/// A text that another record separator interrupts was cut off: the parser fails with [`Error::is_malformed`], and goes on behind that
+/// A text that contains a record separator was cut off there. The parser fails with [`Error::is_malformed`], and continues after the
 /// separator when it is called again.
 ///
 /// The parser keeps at most one text. It fails with [`Error::is_too_long`] if a text is longer than
-/// [`max_record_len`](Self::max_record_len), and then whatever comes.
+/// [`max_record_len`](Self::max_record_len), and at each call after that.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -32,58 +32,62 @@ use crate::error::Error;
 pub struct JsonSeqParser {
     max_record_len: usize,
     has_failed: bool,
-    position: Position,
+    position: TextPosition,
     /// A text that began in an earlier piece of the input.
     partial: BytesMut,
 }
 
-/// Where the next byte stands.
+/// Where the next byte is in a sequence.
 #[derive(Clone, Copy, Debug)]
-enum Position {
+enum TextPosition {
     /// Between texts, before a record separator.
     Between,
-    /// Behind a record separator, before the text.
-    BehindSeparator,
-    /// In a text, within this many arrays and objects.
+    /// After a record separator, before the text.
+    AfterSeparator,
+    /// In a text, within `depth` arrays and objects.
     Text { depth: usize },
     /// In a string of the text.
     String { depth: usize },
-    /// Behind a backslash in a string of the text.
+    /// After a backslash in a string of the text.
     Escape { depth: usize },
 }
 
-/// What a byte is to the text.
-enum Scanned {
+/// What a byte is in a sequence.
+enum ByteRole {
+    /// A record separator or white space between texts.
     Outside,
+    /// A byte of a text.
     Inside,
+    /// The line feed after a text.
     End,
-    /// A record separator within the text.
+    /// A record separator within a text, which was therefore cut off.
     Interruption,
-    /// A byte before the first record separator.
+    /// A byte of a text that has no record separator.
     Stray,
 }
 
-impl Position {
-    fn scan(&mut self, byte: u8) -> Scanned {
+impl TextPosition {
+    /// Moves the position past `byte`, and returns what the byte is.
+    fn advance(&mut self, byte: u8) -> ByteRole {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         *self = match (*self, byte) {
-            (Self::Between | Self::BehindSeparator, RECORD_SEPARATOR) => {
-                *self = Self::BehindSeparator;
-                return Scanned::Outside;
+            (Self::Between | Self::AfterSeparator, RECORD_SEPARATOR) => {
+                *self = Self::AfterSeparator;
+                return ByteRole::Outside;
             }
-            (Self::Between | Self::BehindSeparator, _) if is_space => return Scanned::Outside,
-            (Self::Between, _) => return Scanned::Stray,
+            (Self::Between | Self::AfterSeparator, _) if is_space => return ByteRole::Outside,
+            (Self::Between, _) => return ByteRole::Stray,
             (_, RECORD_SEPARATOR) => {
-                *self = Self::BehindSeparator;
-                return Scanned::Interruption;
+                *self = Self::AfterSeparator;
+                return ByteRole::Interruption;
             }
             (Self::Text { depth: 0 }, b'\n') => {
                 *self = Self::Between;
-                return Scanned::End;
+                return ByteRole::End;
             }
-            (Self::BehindSeparator, b'"') => Self::String { depth: 0 },
-            (Self::BehindSeparator, b'{' | b'[') => Self::Text { depth: 1 },
-            (Self::BehindSeparator, _) => Self::Text { depth: 0 },
+            (Self::AfterSeparator, b'"') => Self::String { depth: 0 },
+            (Self::AfterSeparator, b'{' | b'[') => Self::Text { depth: 1 },
+            (Self::AfterSeparator, _) => Self::Text { depth: 0 },
             (Self::Text { depth }, b'"') => Self::String { depth },
             (Self::Text { depth }, b'{' | b'[') => Self::Text { depth: depth + 1 },
             (Self::Text { depth }, b'}' | b']') => Self::Text {
@@ -94,17 +98,17 @@ impl Position {
             (Self::Escape { depth }, _) => Self::String { depth },
             (unchanged @ (Self::Text { .. } | Self::String { .. }), _) => unchanged,
         };
-        Scanned::Inside
+        ByteRole::Inside
     }
 }
 
 impl JsonSeqParser {
-    /// Makes a parser that stands at the beginning of a stream.
+    /// Makes a parser for a new stream, with the default limit.
     pub fn new() -> Self {
         Self {
             max_record_len: DEFAULT_MAX_RECORD_LEN,
             has_failed: false,
-            position: Position::Between,
+            position: TextPosition::Between,
             partial: BytesMut::new(),
         }
     }
@@ -116,20 +120,20 @@ impl JsonSeqParser {
     }
 
     /// Reads from the front of `input` up to the end of the next text, and returns the text. Returns `None` if the input ends
-    /// before: more has to come.
+    /// before: more has to follow.
     ///
     /// A text that lies whole in an input of the type `Bytes` is not copied.
     ///
     /// # Errors
     /// [`Error::is_too_long`] if a text is longer than the limit, [`Error::is_malformed`] if it was cut off, or if something else than
-    /// white space stands before its record separator.
+    /// white space precedes its record separator.
     pub fn next_record(&mut self, input: &mut impl Buf) -> Result<Option<Bytes>, Error> {
         if self.has_failed {
             return Err(self.too_long());
         }
         while input.has_remaining() {
             let chunk = input.chunk();
-            // Where the text is in the chunk: a text that began earlier goes on at once.
+            // Where the text begins in the chunk. A text from an earlier chunk continues at its start.
             let mut start = if self.is_within_record() {
                 0
             } else {
@@ -137,19 +141,19 @@ impl JsonSeqParser {
             };
             let mut end = None;
             for (index, byte) in chunk.iter().enumerate() {
-                match self.position.scan(*byte) {
-                    Scanned::Outside => {}
-                    Scanned::Inside => start = start.min(index),
-                    Scanned::End => {
+                match self.position.advance(*byte) {
+                    ByteRole::Outside => {}
+                    ByteRole::Inside => start = start.min(index),
+                    ByteRole::End => {
                         end = Some(index);
                         break;
                     }
-                    Scanned::Interruption => {
+                    ByteRole::Interruption => {
                         input.advance(index + 1);
                         self.partial.clear();
                         return Err(Error::malformed("a JSON text was cut off"));
                     }
-                    Scanned::Stray => {
+                    ByteRole::Stray => {
                         input.advance(index + 1);
                         return Err(Error::malformed("a JSON text has no record separator"));
                     }
@@ -180,9 +184,12 @@ impl JsonSeqParser {
         Ok(None)
     }
 
-    /// Whether a text has begun and not ended: at the end of a body, the text was cut off.
+    /// Whether a text has begun and not ended. If so at the end of a body, the text was cut off.
     pub fn is_within_record(&self) -> bool {
-        !matches!(self.position, Position::Between | Position::BehindSeparator)
+        !matches!(
+            self.position,
+            TextPosition::Between | TextPosition::AfterSeparator
+        )
     }
 
     fn too_long(&self) -> Error {

@@ -1,4 +1,4 @@
-//! How events are framed inside a body, whichever transport carries it.
+//! Formats of response bodies: how a body holds the records of a stream. Each format has an encoder; most have a parser too.
 //!
 //! | format | media type |
 //! |---|---|
@@ -7,10 +7,13 @@
 //! | [`JsonArray`] | `application/json` |
 //! | [`Multipart::mixed`] | `multipart/mixed` |
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` |
-//! | [`Raw`] | `text/plain`, or what is [set](Raw::media_type) |
+//! | [`Raw`] | `text/plain` by [default](Raw::media_type) |
 //!
-//! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows the cursor and
-//! can resume on any transport; [`Ndjson::bare`] leaves it away.
+//! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. A client finds the cursor there, and can resume
+//! with it on any transport. [`Ndjson::bare`] leaves the envelope out.
+//!
+//! To read a body, [`NdjsonParser`], [`JsonSeqParser`] and [`MultipartParser`] split it into records. With the feature `json`, `Record`
+//! reads the event, gap, cursor or end that a record holds.
 
 pub mod control_record;
 pub mod envelope;
@@ -49,15 +52,15 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// The maximum length of a record or part that a parser accepts by default, in bytes.
+/// The default for the maximum length of a record or a part that a parser accepts, in bytes.
 const DEFAULT_MAX_RECORD_LEN: usize = 4 * 1024 * 1024;
 
-/// A format of streams and batches: makes their encoders.
+/// A format of streams and batches, which makes their encoders.
 pub trait Format: fmt::Debug + Send + Sync + 'static {
-    /// The name under which a client asks for the format where it cannot set headers: lower-case words with hyphens.
+    /// Returns the name under which a client asks for the format if it cannot set headers: lower-case words with hyphens.
     fn name(&self) -> &'static str;
 
-    /// The media types of the format, the preferred one first.
+    /// Returns the media types of the format, the preferred one first.
     fn media_types(&self) -> &[&'static str];
 
     /// Makes the encoder of one stream, and its `Content-Type`, for the media type that was negotiated.
@@ -65,14 +68,15 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
 
     /// Makes the encoder of one batch, and its `Content-Type`, for the media type that was negotiated.
     ///
-    /// By default it is the [`encoder`](Self::encoder), and only the end of a source that has finished is written behind a batch.
+    /// The default wraps the [`encoder`](Self::encoder): it writes nothing before a batch, and after it only the end of a source that
+    /// has finished.
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
         let (content_type, encoder) = self.encoder(media_type);
         (content_type, Box::new(DefaultBatchEncoder(encoder)))
     }
 }
 
-/// The batches of a format that only has an encoder of streams.
+/// The batch encoder of a format that has only an encoder of streams.
 struct DefaultBatchEncoder(Box<dyn Encoder>);
 
 impl Encoder for DefaultBatchEncoder {
@@ -112,7 +116,7 @@ impl Encoder for DefaultBatchEncoder {
 
 impl BatchEncoder for DefaultBatchEncoder {}
 
-/// A media type as a header; what is none becomes the type of anything.
+/// Makes a header of a media type. A text that cannot be in a header becomes `application/octet-stream`.
 pub(crate) fn content_type(media_type: &str) -> HeaderValue {
     HeaderValue::from_str(media_type)
         .unwrap_or(HeaderValue::from_static("application/octet-stream"))

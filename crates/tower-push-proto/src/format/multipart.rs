@@ -11,70 +11,80 @@ use crate::{
     random,
 };
 
-/// Multipart ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)): one part an event, with headers of its
-/// own.
+/// Multipart bodies ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)): one part for each event.
 ///
 /// ```text
-/// --BOUNDARY                          sent with the response's head
+/// --BOUNDARY                          sent with the head of the response
 /// Content-Type: application/json
 /// Event-ID: 7
 /// Event-Type: price
 /// Content-Length: 12
 ///
 /// {"eur":21.5}
-/// --BOUNDARY                          sent with the part: it is whole, and can be handled at once
+/// --BOUNDARY                          sent with the part, so that a client can handle the part at once
 /// ```
 ///
-/// Types are in UTF-8, as payloads are. The boundary is 128 random bits, drawn for each stream, so that no payload can forge it.
+/// | header of a part | value | present |
+/// |---|---|---|
+/// | `Content-Type` | `application/json`, `text/plain; charset=utf-8`, or the [type of binary payloads](Self::binary_type) | always |
+/// | `Event-ID` | the event's id | if the event has one |
+/// | `Event-Cursor` | the cursor that resumes after the event | if it [is not the id](crate::Item::EventWithCursor) |
+/// | `Event-Topic` | the event's [topic](crate::Topic), in UTF-8 | if the event has one |
+/// | `Event-Type` | the event's type, in UTF-8 | if the event has one |
+/// | `Content-Length` | the length of the payload in bytes | always |
 ///
-/// What is not an event is told in one of two ways:
-/// - [`mixed`](Self::mixed): in a part of its own, of the type `application/vnd.tower-push+json`, with the
-///   [records of NDJSON](super::Ndjson) as content, and `{"heartbeat":true}` as a heartbeat;
-/// - [`replace`](Self::replace): in header lines of the next part, `Gap: {…}`, `Cursor: …`, `End: {…}` and
-///   `Heartbeat: 111…`, a digit for each, because a client that shows parts (an `<img>` does) would show any part.
+/// The boundary is 128 random bits that are drawn for each stream, so that nobody can put it into a payload on purpose. A payload that
+/// contains it aborts the stream ([`Error::is_delimiter_in_payload`]).
+///
+/// Gaps, cursors, heartbeats and the end are written in one of two ways:
+/// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. Its content is the [JSON of
+///   NDJSON](super::Ndjson), and `{"heartbeat":true}` for a heartbeat.
+/// - [`replace`](Self::replace) writes headers of the next part: `Gap: {…}`, `Cursor: …`, `End: {…}`, and `Heartbeat: 111…` with a digit
+///   for each heartbeat. Clients that show parts, such as an `<img>`, would show a part of its own.
 #[derive(Clone, Debug)]
 pub struct Multipart {
-    replace: bool,
-    binary: HeaderValue,
+    is_replace: bool,
+    binary_type: HeaderValue,
 }
 
-/// The type of the parts that are not events.
+/// The media type of the parts of `multipart/mixed` that are no events.
 pub(super) const CONTROL_TYPE: &str = "application/vnd.tower-push+json";
 
+/// The bytes that are reserved for the headers of a part.
+const HEADERS_CAPACITY: usize = 64;
+
 impl Multipart {
-    /// `multipart/mixed`.
+    /// The subtype `multipart/mixed`.
     pub fn mixed() -> Self {
         Self {
-            replace: false,
-            binary: HeaderValue::from_static("application/octet-stream"),
+            is_replace: false,
+            binary_type: HeaderValue::from_static("application/octet-stream"),
         }
     }
 
-    /// `multipart/x-mixed-replace`: each part takes the place of the one before, as browsers do it with images.
+    /// The subtype `multipart/x-mixed-replace`: each part replaces the one before, as in an `<img>` of a browser.
     pub fn replace() -> Self {
         Self {
-            replace: true,
+            is_replace: true,
             ..Self::mixed()
         }
     }
 
-    /// The `Content-Type` of the parts that carry [bytes](Event::binary), `application/octet-stream` by default: `image/jpeg`
-    /// for a camera.
+    /// The `Content-Type` of parts whose payload is [binary](Event::binary): `application/octet-stream` by default. A camera sends
+    /// `image/jpeg`.
     #[must_use]
     pub fn binary_type(mut self, media_type: HeaderValue) -> Self {
-        self.binary = media_type;
+        self.binary_type = media_type;
         self
     }
-}
 
-impl Multipart {
     fn new_encoder(&self, media_type: &'static str) -> (HeaderValue, MultipartEncoder) {
         let boundary = format!("{:016x}{:016x}", random::bits(), random::bits());
         let content = format!("{media_type}; boundary={boundary}");
         let encoder = MultipartEncoder {
             format: self.clone(),
             delimiter: format!("--{boundary}"),
-            beating: false,
+            is_in_heartbeat_line: false,
         };
         (content_type(&content), encoder)
     }
@@ -82,7 +92,7 @@ impl Multipart {
 
 impl Format for Multipart {
     fn name(&self) -> &'static str {
-        if self.replace {
+        if self.is_replace {
             "multipart-replace"
         } else {
             "multipart"
@@ -90,7 +100,7 @@ impl Format for Multipart {
     }
 
     fn media_types(&self) -> &[&'static str] {
-        if self.replace {
+        if self.is_replace {
             &["multipart/x-mixed-replace"]
         } else {
             &["multipart/mixed"]
@@ -108,44 +118,47 @@ impl Format for Multipart {
     }
 }
 
-/// Between its methods the stream stands behind `--BOUNDARY\r\n`, where the next part's headers go.
+/// The encoder of a multipart body.
+///
+/// Invariant: between two calls the body ends with `--BOUNDARY\r\n`, or with headers of the part that begins there.
 struct MultipartEncoder {
     format: Multipart,
     /// `--BOUNDARY`.
     delimiter: String,
-    /// In the middle of a header line that grows with each heartbeat: one line, for readers count them.
-    beating: bool,
+    /// Whether the body ends within the line of heartbeats. All heartbeats between two parts share one line, because clients limit the
+    /// number of header lines.
+    is_in_heartbeat_line: bool,
 }
 
 impl MultipartEncoder {
-    /// A part that is not an event, up to the delimiter behind it.
-    fn control(&self, out: &mut BytesMut, content: impl FnOnce(&mut BytesMut)) {
+    /// Writes a part that is no event, up to the delimiter after it.
+    fn write_control_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
-        content(&mut json);
-        header("Content-Type", CONTROL_TYPE, out);
-        part(&json, out);
+        write_json(&mut json);
+        write_header("Content-Type", CONTROL_TYPE, out);
+        write_content(&json, out);
     }
 
-    fn delimiter(&self, out: &mut BytesMut) {
+    fn write_delimiter(&self, out: &mut BytesMut) {
         out.put_slice(self.delimiter.as_bytes());
         out.put_slice(b"\r\n");
     }
 
-    fn last_delimiter(&self, out: &mut BytesMut) {
+    fn write_last_delimiter(&self, out: &mut BytesMut) {
         out.put_slice(self.delimiter.as_bytes());
         out.put_slice(b"--\r\n");
     }
 
     /// Writes the `Content-Type` of an event's part.
-    fn begin_part(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
+    fn begin_event_part(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if byte_search::contains(event.payload().as_bytes(), self.delimiter.as_bytes()) {
             return Err(Error::delimiter_in_payload());
         }
-        self.settle(out);
+        self.end_heartbeat_line(out);
         let content_type = match event.payload() {
             Payload::Json(_) => b"application/json",
             Payload::Text(_) => b"text/plain; charset=utf-8" as &[u8],
-            Payload::Binary(_) => self.format.binary.as_bytes(),
+            Payload::Binary(_) => self.format.binary_type.as_bytes(),
         };
         out.buffer().put_slice(b"Content-Type: ");
         out.buffer().put_slice(content_type);
@@ -153,39 +166,40 @@ impl MultipartEncoder {
         Ok(())
     }
 
-    /// Ends the line of heartbeats, if there is one.
-    fn settle(&mut self, out: &mut FrameBuffer) {
-        if std::mem::take(&mut self.beating) {
+    /// Ends the line of heartbeats, if the body ends within it.
+    fn end_heartbeat_line(&mut self, out: &mut FrameBuffer) {
+        if std::mem::take(&mut self.is_in_heartbeat_line) {
             out.buffer().put_slice(b"\r\n");
         }
     }
 
-    fn say(
+    /// Writes a gap or a cursor: as a header in `multipart/x-mixed-replace`, and as a part in `multipart/mixed`.
+    fn write_control(
         &mut self,
-        name: &str,
-        value: &str,
-        content: impl FnOnce(&mut BytesMut),
+        header_name: &str,
+        header_value: &str,
+        write_json: impl FnOnce(&mut BytesMut),
         out: &mut FrameBuffer,
     ) {
-        self.settle(out);
-        if self.format.replace {
-            header(name, value, out.buffer());
+        self.end_heartbeat_line(out);
+        if self.format.is_replace {
+            write_header(header_name, header_value, out.buffer());
         } else {
-            self.control(out.buffer(), content);
-            self.delimiter(out.buffer());
+            self.write_control_part(out.buffer(), write_json);
+            self.write_delimiter(out.buffer());
         }
     }
 }
 
 impl Encoder for MultipartEncoder {
     fn open(&mut self, out: &mut FrameBuffer) {
-        self.delimiter(out.buffer());
+        self.write_delimiter(out.buffer());
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.begin_part(event, out)?;
-        out.push_event::<Part>(event);
-        self.delimiter(out.buffer());
+        self.begin_event_part(event, out)?;
+        out.push_event::<EventPart>(event);
+        self.write_delimiter(out.buffer());
         Ok(())
     }
 
@@ -195,14 +209,14 @@ impl Encoder for MultipartEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        self.begin_part(event, out)?;
-        write_part(event.fields(), Some(cursor), out.buffer());
-        self.delimiter(out.buffer());
+        self.begin_event_part(event, out)?;
+        write_event_part(event.fields(), Some(cursor), out.buffer());
+        self.write_delimiter(out.buffer());
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.say(
+        self.write_control(
             "Gap",
             &gap.to_json(),
             |out| control_record::write_gap(gap, out),
@@ -212,7 +226,7 @@ impl Encoder for MultipartEncoder {
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        self.say(
+        self.write_control(
             "Cursor",
             id.as_str(),
             |out| control_record::write_cursor(id, out),
@@ -222,36 +236,36 @@ impl Encoder for MultipartEncoder {
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
         let out = out.buffer();
-        if !self.format.replace {
-            self.control(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
-            self.delimiter(out);
+        if !self.format.is_replace {
+            self.write_control_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
+            self.write_delimiter(out);
             return;
         }
-        if !std::mem::replace(&mut self.beating, true) {
+        if !std::mem::replace(&mut self.is_in_heartbeat_line, true) {
             out.put_slice(b"Heartbeat: ");
         }
         out.put_u8(b'1');
     }
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        self.settle(out);
+        self.end_heartbeat_line(out);
         let out = out.buffer();
-        if self.format.replace {
+        if self.format.is_replace {
             if end.finished {
-                header("Cursor", EventId::FINISHED, out);
+                write_header("Cursor", EventId::FINISHED, out);
             }
-            header("End", &end.to_json(), out);
+            write_header("End", &end.to_json(), out);
             out.put_slice(b"\r\n\r\n");
         } else {
-            self.control(out, |out| control_record::write_end(end, out));
+            self.write_control_part(out, |out| control_record::write_end(end, out));
         }
-        self.last_delimiter(out);
+        self.write_last_delimiter(out);
     }
 }
 
 impl BatchEncoder for MultipartEncoder {
     fn begin_batch(&mut self, out: &mut FrameBuffer) {
-        self.delimiter(out.buffer());
+        self.write_delimiter(out.buffer());
     }
 
     fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
@@ -261,51 +275,52 @@ impl BatchEncoder for MultipartEncoder {
         let out = out.buffer();
         let delimiter = format!("{}\r\n", self.delimiter);
         if out.ends_with(delimiter.as_bytes()) {
-            // No part follows the last one: the delimiter behind it becomes the last.
+            // No part follows: the delimiter after the last part becomes the last delimiter.
             out.truncate(out.len() - delimiter.len());
         } else {
-            // Header lines that wait for a part.
+            // Headers of a part have been written: they become a part without content.
             out.put_slice(b"\r\n\r\n");
         }
-        self.last_delimiter(out);
+        self.write_last_delimiter(out);
     }
 }
 
-/// A part behind its `Content-Type`.
-struct Part;
+/// The part of an event, without its `Content-Type`, which depends on the format.
+struct EventPart;
 
-impl Encoding for Part {
+impl Encoding for EventPart {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_part(fields, None, out);
+        write_event_part(fields, None, out);
     }
 }
 
-fn write_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
-    out.reserve(fields.payload.as_bytes().len() + 64);
+/// Appends the headers of an event's part, but for its `Content-Type`, and the content.
+fn write_event_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
+    out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
     if let Some(id) = &fields.id {
-        header("Event-ID", id.as_str(), out);
+        write_header("Event-ID", id.as_str(), out);
     }
     if let Some(cursor) = cursor {
-        header("Event-Cursor", cursor.as_str(), out);
+        write_header("Event-Cursor", cursor.as_str(), out);
     }
     if let Some(topic) = &fields.topic {
-        header("Event-Topic", topic.as_str(), out);
+        write_header("Event-Topic", topic.as_str(), out);
     }
     if let Some(event_type) = &fields.event_type {
-        header("Event-Type", event_type.as_str(), out);
+        write_header("Event-Type", event_type.as_str(), out);
     }
-    part(fields.payload.as_bytes(), out);
+    write_content(fields.payload.as_bytes(), out);
 }
 
-/// The length, the content, and the line break that belongs to the delimiter behind it.
-fn part(content: &[u8], out: &mut BytesMut) {
-    header("Content-Length", &content.len().to_string(), out);
+/// Appends the `Content-Length`, the content, and the line break that belongs to the delimiter after the content.
+fn write_content(content: &[u8], out: &mut BytesMut) {
+    write_header("Content-Length", &content.len().to_string(), out);
     out.put_slice(b"\r\n");
     out.put_slice(content);
     out.put_slice(b"\r\n");
 }
 
-fn header(name: &str, value: &str, out: &mut BytesMut) {
+fn write_header(name: &str, value: &str, out: &mut BytesMut) {
     out.put_slice(name.as_bytes());
     out.put_slice(b": ");
     out.put_slice(value.as_bytes());

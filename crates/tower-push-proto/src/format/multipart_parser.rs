@@ -10,13 +10,13 @@ use crate::{byte_search, error::Error, header_list::split_unquoted};
 /// An incremental parser of multipart bodies ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)), `multipart/mixed`
 /// and `multipart/x-mixed-replace` alike.
 ///
-/// The input may be cut anywhere. A part that has a `Content-Length` is returned as soon as its content is complete; another one
-/// when the delimiter behind it is. What stands before the first delimiter and behind the last one is ignored.
+/// The input may be cut anywhere. A part with a `Content-Length` is returned as soon as its content is complete. A part without one is
+/// returned when the delimiter after it is complete. Bytes before the first and after the last delimiter are ignored.
 ///
 /// # Limits
-/// The parser keeps at most one part, and the piece of input that it was given last. It fails with [`Error::is_too_long`] if the headers
+/// The parser keeps at most one part, and the chunk of input that it has read last. It fails with [`Error::is_too_long`] if the headers
 /// of a part are longer than [`max_headers_len`](Self::max_headers_len), or its content longer than
-/// [`max_part_len`](Self::max_part_len). After an error it fails whatever comes.
+/// [`max_part_len`](Self::max_part_len). After an error it fails at each call.
 ///
 /// ```
 /// use http::HeaderValue;
@@ -40,10 +40,10 @@ pub struct MultipartParser {
     max_part_len: usize,
     /// `\r\n--BOUNDARY`.
     delimiter: Vec<u8>,
-    position: Position,
-    /// Input that is not yet returned.
+    position: BodyPosition,
+    /// Input that has not been returned.
     buffer: BytesMut,
-    /// How many bytes at the front of the buffer were searched for the end of what is there, and do not hold it.
+    /// The number of bytes at the front of the buffer in which no delimiter, or no end of headers, begins.
     searched: usize,
 }
 
@@ -51,28 +51,28 @@ pub struct MultipartParser {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MultipartPart {
-    /// The headers, without the characters that HTTP does not allow in theirs.
+    /// The headers.
     pub headers: HeaderMap,
     /// The content.
     pub content: Bytes,
 }
 
-/// What the buffer begins with.
+/// What is at the front of the buffer.
 #[derive(Debug)]
-enum Position {
-    /// What stands before the first delimiter.
+enum BodyPosition {
+    /// The bytes before the first delimiter, which are ignored.
     Preamble,
-    /// What follows `--BOUNDARY`: the end of its line, or `--`.
+    /// The bytes after `--BOUNDARY`: the end of the line, or `--`.
     DelimiterEnd,
     /// The headers of a part.
     Headers,
-    /// The content of a part, which the next delimiter ends.
+    /// The content of a part, up to the next delimiter.
     Content(HeaderMap),
     /// The content of a part of this length.
     SizedContent(HeaderMap, usize),
-    /// The delimiter behind such a content.
+    /// The delimiter after a content of known length.
     Delimiter,
-    /// What stands behind the last delimiter.
+    /// The bytes after the last delimiter, which are ignored.
     Epilogue,
     /// An error was returned.
     Failed,
@@ -81,18 +81,18 @@ enum Position {
 /// The maximum length of a boundary: [RFC 2046 §5.1.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1.1).
 const MAX_BOUNDARY_LEN: usize = 70;
 
-/// The longest padding behind a delimiter that is waited for, in bytes. The padding is spaces and tabs.
+/// The maximum number of spaces and tabs after a delimiter.
 const MAX_PADDING_LEN: usize = 256;
 
 impl MultipartParser {
-    /// Makes a parser for a body with this boundary, without the hyphens before it.
+    /// Makes a parser for a body with this boundary. `boundary` does not include the two hyphens before it.
     pub fn new(boundary: &str) -> Self {
         Self {
             max_headers_len: 64 * 1024,
             max_part_len: DEFAULT_MAX_RECORD_LEN,
             delimiter: format!("\r\n--{boundary}").into_bytes(),
-            position: Position::Preamble,
-            // The first delimiter needs no line break before it.
+            position: BodyPosition::Preamble,
+            // A delimiter includes the line break before it, but at the beginning of a body there is none.
             buffer: BytesMut::from("\r\n"),
             searched: 0,
         }
@@ -130,21 +130,21 @@ impl MultipartParser {
 
     /// Whether the last delimiter was read: no part follows.
     pub fn is_finished(&self) -> bool {
-        matches!(self.position, Position::Epilogue)
+        matches!(self.position, BodyPosition::Epilogue)
     }
 
-    /// Reads from the front of `input` until the next part is complete. Returns `None` if the input ends before: more has to come,
+    /// Reads from the front of `input` until the next part is complete. Returns `None` if the input ends before. More input has to follow,
     /// unless the body [is finished](Self::is_finished).
     ///
     /// # Errors
     /// [`Error::is_too_long`] if a part is longer than its limits, [`Error::is_malformed`] if the body is no multipart body.
     pub fn next_part(&mut self, input: &mut impl Buf) -> Result<Option<MultipartPart>, Error> {
         loop {
-            match self.parse() {
+            match self.parse_buffer() {
                 Ok(None) => {}
                 Ok(part) => return Ok(part),
                 Err(error) => {
-                    self.position = Position::Failed;
+                    self.position = BodyPosition::Failed;
                     self.buffer = BytesMut::new();
                     return Err(error);
                 }
@@ -159,89 +159,92 @@ impl MultipartParser {
         }
     }
 
-    /// Parses what is in the buffer. Returns `None` if that does not complete a part.
-    fn parse(&mut self) -> Result<Option<MultipartPart>, Error> {
+    /// Parses the buffer up to the end of the next part. Returns `None` if the buffer ends before.
+    fn parse_buffer(&mut self) -> Result<Option<MultipartPart>, Error> {
         loop {
-            match std::mem::replace(&mut self.position, Position::Failed) {
-                Position::Preamble => {
+            match std::mem::replace(&mut self.position, BodyPosition::Failed) {
+                BodyPosition::Preamble => {
                     if self.take_until_delimiter().is_none() {
-                        self.position = Position::Preamble;
+                        self.position = BodyPosition::Preamble;
                         self.drop_searched();
                         return Ok(None);
                     }
-                    self.position = Position::DelimiterEnd;
+                    self.position = BodyPosition::DelimiterEnd;
                 }
-                Position::DelimiterEnd => match self.take_delimiter_end() {
+                BodyPosition::DelimiterEnd => match self.take_delimiter_end() {
                     Some(position) => self.position = position,
                     None => {
-                        self.position = Position::DelimiterEnd;
+                        self.position = BodyPosition::DelimiterEnd;
                         return Ok(None);
                     }
                 },
-                Position::Headers => {
+                BodyPosition::Headers => {
                     let Some(headers) = self.take_headers()? else {
-                        self.position = Position::Headers;
+                        self.position = BodyPosition::Headers;
                         return Ok(None);
                     };
                     self.position = match content_length(&headers)? {
                         Some(len) if len > self.max_part_len => return Err(self.part_too_long()),
-                        Some(len) => Position::SizedContent(headers, len),
-                        None => Position::Content(headers),
+                        Some(len) => BodyPosition::SizedContent(headers, len),
+                        None => BodyPosition::Content(headers),
                     };
                 }
-                Position::SizedContent(headers, len) => {
+                BodyPosition::SizedContent(headers, len) => {
                     if self.buffer.len() < len {
-                        self.position = Position::SizedContent(headers, len);
+                        self.position = BodyPosition::SizedContent(headers, len);
                         return Ok(None);
                     }
                     let content = self.buffer.split_to(len).freeze();
-                    self.position = Position::Delimiter;
+                    self.position = BodyPosition::Delimiter;
                     return Ok(Some(MultipartPart { headers, content }));
                 }
-                Position::Delimiter => {
+                BodyPosition::Delimiter => {
                     let len = self.delimiter.len().min(self.buffer.len());
                     if self.buffer[..len] != self.delimiter[..len] {
-                        let detail = "no delimiter stands behind a part of the announced length";
+                        let detail = "a part is longer than its `Content-Length`";
                         return Err(Error::malformed(detail));
                     }
                     if len < self.delimiter.len() {
-                        self.position = Position::Delimiter;
+                        self.position = BodyPosition::Delimiter;
                         return Ok(None);
                     }
                     self.buffer.advance(len);
-                    self.position = Position::DelimiterEnd;
+                    self.position = BodyPosition::DelimiterEnd;
                 }
-                Position::Content(headers) => {
+                BodyPosition::Content(headers) => {
                     let Some(content) = self.take_until_delimiter() else {
                         if self.searched > self.max_part_len {
                             return Err(self.part_too_long());
                         }
-                        self.position = Position::Content(headers);
+                        self.position = BodyPosition::Content(headers);
                         return Ok(None);
                     };
                     if content.len() > self.max_part_len {
                         return Err(self.part_too_long());
                     }
-                    self.position = Position::DelimiterEnd;
+                    self.position = BodyPosition::DelimiterEnd;
                     return Ok(Some(MultipartPart { headers, content }));
                 }
-                Position::Epilogue => {
-                    self.position = Position::Epilogue;
+                BodyPosition::Epilogue => {
+                    self.position = BodyPosition::Epilogue;
                     self.buffer.clear();
                     return Ok(None);
                 }
-                Position::Failed => return Err(Error::malformed("the multipart body is broken")),
+                BodyPosition::Failed => {
+                    return Err(Error::malformed("the multipart body is broken"));
+                }
             }
         }
     }
 
-    /// Takes what stands before the next delimiter, and that delimiter. Returns `None` if there is none in the buffer.
+    /// Removes the bytes up to the next delimiter, and the delimiter, and returns the former. Returns `None` if the buffer contains no
+    /// delimiter.
     fn take_until_delimiter(&mut self) -> Option<Bytes> {
         let mut from = self.searched;
         while let Some(offset) = byte_search::find(&self.buffer[from..], &self.delimiter) {
             let start = from + offset;
             let end = start + self.delimiter.len();
-            match delimiter_end(&self.buffer[end..]) {
+            match parse_delimiter_end(&self.buffer[end..]) {
                 DelimiterEnd::None => from = start + 1,
                 DelimiterEnd::Incomplete => {
                     self.searched = start;
@@ -255,33 +258,33 @@ impl MultipartParser {
                 }
             }
         }
-        // A delimiter may have begun at the end.
+        // The last bytes may be the beginning of a delimiter.
         self.searched = (self.buffer.len() + 1)
             .saturating_sub(self.delimiter.len())
             .max(from);
         None
     }
 
-    /// Drops bytes of the preamble.
+    /// Removes the bytes of the preamble that belong to no delimiter.
     fn drop_searched(&mut self) {
         self.buffer.advance(self.searched.min(self.buffer.len()));
         self.searched = 0;
     }
 
-    /// Takes the end of a delimiter's line. Returns `None` if it is incomplete.
-    fn take_delimiter_end(&mut self) -> Option<Position> {
-        match delimiter_end(&self.buffer) {
+    /// Removes the end of a delimiter's line, and returns what follows it. Returns `None` if the end is incomplete.
+    fn take_delimiter_end(&mut self) -> Option<BodyPosition> {
+        match parse_delimiter_end(&self.buffer) {
             DelimiterEnd::Incomplete => None,
             DelimiterEnd::Line(len) => {
                 self.buffer.advance(len);
-                Some(Position::Headers)
+                Some(BodyPosition::Headers)
             }
-            DelimiterEnd::Last => Some(Position::Epilogue),
-            DelimiterEnd::None => Some(Position::Failed),
+            DelimiterEnd::Last => Some(BodyPosition::Epilogue),
+            DelimiterEnd::None => Some(BodyPosition::Failed),
         }
     }
 
-    /// Takes the headers of a part and the empty line behind them. Returns `None` if they are incomplete.
+    /// Removes and parses the headers of a part, with the empty line after them. Returns `None` if they are incomplete.
     fn take_headers(&mut self) -> Result<Option<HeaderMap>, Error> {
         let block = if self.buffer.starts_with(b"\r\n") {
             self.buffer.advance(2);
@@ -319,19 +322,19 @@ impl MultipartParser {
     }
 }
 
-/// What follows `--BOUNDARY`.
+/// The bytes after `--BOUNDARY`.
 enum DelimiterEnd {
-    /// Something else: the bytes before are no delimiter.
+    /// Other bytes: what precedes them is no delimiter.
     None,
-    /// Too little to say.
+    /// The beginning of one of the ends below.
     Incomplete,
-    /// The end of a line, of this length: a part follows.
+    /// Padding and a line break, together of this length. A part follows.
     Line(usize),
-    /// `--`: this is the last delimiter.
+    /// Two hyphens: this is the last delimiter.
     Last,
 }
 
-fn delimiter_end(bytes: &[u8]) -> DelimiterEnd {
+fn parse_delimiter_end(bytes: &[u8]) -> DelimiterEnd {
     let padding = bytes
         .iter()
         .take_while(|byte| matches!(byte, b' ' | b'\t'))
@@ -362,7 +365,7 @@ fn parse_headers(block: &[u8]) -> Result<HeaderMap, Error> {
     Ok(headers)
 }
 
-/// Returns the length that the headers announce, if they do.
+/// Returns the value of `Content-Length`, if it is present.
 fn content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     let Some(value) = headers.get(CONTENT_LENGTH) else {
         return Ok(None);
@@ -396,7 +399,7 @@ fn unquoted(value: &str) -> String {
 }
 
 impl MultipartPart {
-    /// Returns the media type of the content, without parameters and in any case. `None` if the part has no `Content-Type`.
+    /// Returns the media type of the content without its parameters. Returns `None` if the part has no `Content-Type`.
     pub fn media_type(&self) -> Option<&str> {
         let value = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
         value.split(';').next().map(str::trim)

@@ -9,38 +9,46 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// NDJSON: one JSON text a line ([ndjson.org](https://github.com/ndjson/ndjson-spec)).
+/// NDJSON: one JSON text on each line ([ndjson.org](https://github.com/ndjson/ndjson-spec)).
 ///
 /// | what happens | the line |
 /// |---|---|
-/// | connected, and nothing for a while | empty, which readers ignore |
-/// | an event | `{"id":"7","event":"price","data":{"eur":21.5}}`, `id` and `event` where it has them |
-/// | an event of bytes | `data_base64` instead of `data` |
-/// | a gap | `{"id":"9","gap":{"reason":"lagged",…}}`, see [`Gap::to_json`] |
-/// | the cursor moves | `{"id":"9"}` |
-/// | the stream ends | `{"end":{"finished":false}}` |
-/// | it ends with a [hint](crate::Item::Ended) when to come back | `{"end":{"finished":false,"retry":1500}}`, in milliseconds |
-/// | the source has finished for ever | `{"id":"~finished","end":{"finished":true}}` |
+/// | the stream opens, or a heartbeat is due | empty: readers ignore it |
+/// | an event | `{"id":"7","event":"price","data":{"eur":21.5}}` |
+/// | a [gap](Gap) | `{"id":"9","gap":{"reason":"lagged",…}}`, see [`Gap::to_json`] |
+/// | the cursor moves without an event | `{"id":"9"}` |
+/// | the stream ends, and clients may reconnect | `{"end":{"finished":false}}` |
+/// | the stream ends, and clients may reconnect [after a time](crate::Item::Ended) | `{"end":{"finished":false,"retry":1500}}`, in milliseconds |
+/// | the source has finished: clients must not reconnect | `{"id":"~finished","end":{"finished":true}}` |
 ///
-/// A payload that [is JSON](crate::event::Payload::Json) is embedded, one that is text becomes a string.
+/// The members of an event's line are, in this order:
+///
+/// | member | value | present |
+/// |---|---|---|
+/// | `id` | the event's id | if the event has one |
+/// | `cursor` | the cursor that resumes after the event | if it [is not the id](crate::Item::EventWithCursor) |
+/// | `topic` | the event's [topic](crate::Topic) | if the event has one |
+/// | `event` | the event's type | if the event has one |
+/// | `data` | the payload: [JSON](crate::event::Payload::Json) unchanged, text as a string | unless the payload is binary |
+/// | `data_base64` | the payload in base64 | if the payload is binary |
 #[derive(Clone, Debug, Default)]
 pub struct Ndjson {
-    bare: bool,
+    is_bare: bool,
 }
 
 impl Ndjson {
-    /// NDJSON with envelopes.
+    /// NDJSON with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// NDJSON whose lines are the payloads themselves, as existing clients may expect it: bytes as a string of base64.
+    /// NDJSON whose lines are the payloads themselves, for clients that know no envelope. A binary payload is a string in base64.
     ///
-    /// Ids and types do not reach the client, so that it cannot resume, and the end is that of the body. A gap is announced
-    /// all the same.
+    /// Ids and types are not sent, so that a client cannot resume, and the end of the body is the only sign of the stream's end. Gaps
+    /// are written as in NDJSON with envelopes.
     #[must_use]
     pub fn bare(mut self) -> Self {
-        self.bare = true;
+        self.is_bare = true;
         self
     }
 }
@@ -74,10 +82,10 @@ impl Encoder for Ndjson {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        if self.bare {
-            out.push_event::<Bare>(event);
+        if self.is_bare {
+            out.push_event::<PayloadLine>(event);
         } else {
-            out.push_event::<Envelope>(event);
+            out.push_event::<EnvelopeLine>(event);
         }
         Ok(())
     }
@@ -88,7 +96,7 @@ impl Encoder for Ndjson {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        if self.bare {
+        if self.is_bare {
             return self.event(event, out);
         }
         envelope::write_event_with_cursor(event.fields(), cursor, out.buffer());
@@ -103,7 +111,7 @@ impl Encoder for Ndjson {
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        if !self.bare {
+        if !self.is_bare {
             control_record::write_cursor(id, out.buffer());
             out.buffer().put_u8(b'\n');
         }
@@ -114,7 +122,7 @@ impl Encoder for Ndjson {
     }
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        if !self.bare {
+        if !self.is_bare {
             control_record::write_end(end, out.buffer());
             out.buffer().put_u8(b'\n');
         }
@@ -123,18 +131,20 @@ impl Encoder for Ndjson {
 
 impl BatchEncoder for Ndjson {}
 
-struct Envelope;
+/// An event in its envelope, on one line.
+struct EnvelopeLine;
 
-impl Encoding for Envelope {
+impl Encoding for EnvelopeLine {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_event(fields, out);
         out.put_u8(b'\n');
     }
 }
 
-struct Bare;
+/// The payload of an event, on one line.
+struct PayloadLine;
 
-impl Encoding for Bare {
+impl Encoding for PayloadLine {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');

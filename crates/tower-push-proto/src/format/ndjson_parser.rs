@@ -5,11 +5,11 @@ use crate::{byte_search::find_byte, error::Error};
 
 /// An incremental parser of [NDJSON](super::Ndjson): it splits the input into lines.
 ///
-/// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Lines that are empty or blank, which are heartbeats, are left out.
+/// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Empty and blank lines are heartbeats, and are skipped.
 /// The parser does not look into the JSON: `Record::from_json` does.
 ///
 /// The parser keeps at most one line. It fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_record_len`](Self::max_record_len), and then whatever comes.
+/// [`max_record_len`](Self::max_record_len), and at each call after that.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -33,7 +33,7 @@ pub struct NdjsonParser {
 }
 
 impl NdjsonParser {
-    /// Makes a parser that stands at the beginning of a stream.
+    /// Makes a parser for a new stream, with the default limit.
     pub fn new() -> Self {
         Self {
             max_record_len: DEFAULT_MAX_RECORD_LEN,
@@ -49,7 +49,7 @@ impl NdjsonParser {
     }
 
     /// Reads from the front of `input` up to the end of the next line, and returns the line without its end. Returns `None` if the
-    /// input ends before: more has to come.
+    /// input ends before: more has to follow.
     ///
     /// A line that lies whole in an input of the type `Bytes` is not copied.
     ///
@@ -90,9 +90,9 @@ impl NdjsonParser {
         Ok(None)
     }
 
-    /// Returns what stands behind the last `\n`, at the end of a body that has ended cleanly. Writers may leave the last `\n` out.
+    /// Returns the bytes after the last `\n`, unless they are blank. Call it at the end of a body: writers may leave out the last `\n`.
     ///
-    /// Behind a body that was cut, it may be the beginning of a line.
+    /// If the body was cut off, the bytes may be the beginning of a line only.
     pub fn finish(mut self) -> Option<Bytes> {
         let line = self.partial.split().freeze();
         (!line.trim_ascii().is_empty()).then_some(line)

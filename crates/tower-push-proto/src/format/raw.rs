@@ -12,66 +12,76 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// Payloads as they are, with a separator behind each: `\n` by default.
+/// Payloads without an envelope, with a separator after each: `\n` by default.
 ///
-/// There is room for nothing else. Ids and types do not reach the client. A heartbeat is a separator alone; an empty
-/// payload, which would look the same, is left out. The end is that of the body. A gap cuts the stream, which is how the client
-/// learns of it ([`Error::is_gap_unsupported`]), unless a [record](Self::gap) for it is set; and so does a payload that holds
-/// the separator ([`Error::is_delimiter_in_payload`]).
+/// Ids and types are not sent, and the end of the body is the only sign of the stream's end. A heartbeat is a separator alone. An empty
+/// payload would look like a heartbeat, and is left out.
 ///
-/// With an empty separator the payloads are one text or one file, and there are no heartbeats.
+/// Two things abort the stream, so that the client notices: a gap, unless a [record](Self::gap) for gaps is set
+/// ([`Error::is_gap_unsupported`]), and a payload that contains the separator ([`Error::is_delimiter_in_payload`]).
+///
+/// With an empty separator the payloads together are one text or one file, and there are no heartbeats.
 ///
 /// ```
-/// use tower_push_proto::format::Raw;
+/// # use tower_push_proto as tower_push;
+/// use tower_push::format::Raw;
 ///
 /// let tokens_of_a_language_model = Raw::new().separator("");
 /// ```
 #[derive(Clone, Debug)]
-pub struct Raw(Arc<Config>);
+pub struct Raw(Arc<RawConfig>);
 
 #[derive(Clone, Debug)]
-struct Config {
+struct RawConfig {
     separator: Bytes,
     gap: Option<Bytes>,
     media_type: [&'static str; 1],
-    charset: bool,
+    /// Whether the media type is the default, whose `Content-Type` names a charset.
+    is_default_media_type: bool,
 }
 
 impl Raw {
-    /// Lines of text.
+    /// Lines of text, as `text/plain; charset=utf-8`.
     pub fn new() -> Self {
-        Self(Arc::new(Config {
+        Self(Arc::new(RawConfig {
             separator: Bytes::from_static(b"\n"),
             gap: None,
             media_type: ["text/plain"],
-            charset: true,
+            is_default_media_type: true,
         }))
     }
 
-    /// What stands behind each payload.
+    /// The separator, which is written after each payload: `\n` by default. It may be empty.
     #[must_use]
     pub fn separator(self, separator: impl Into<Bytes>) -> Self {
         self.with(|config| config.separator = separator.into())
     }
 
-    /// What to write for a gap, instead of cutting the stream; the separator follows it.
+    /// The record that is written for a gap. The separator follows it. By default there is none, and a gap aborts the stream.
     #[must_use]
     pub fn gap(self, record: impl Into<Bytes>) -> Self {
         self.with(|config| config.gap = Some(record.into()))
     }
 
-    /// The media type, as `type/subtype`: `Accept` is compared with it, and it is the `Content-Type`.
+    /// The media type, as `type/subtype`: `text/plain` by default. It is compared with `Accept`, and sent as the `Content-Type`.
     #[must_use]
     pub fn media_type(self, media_type: &'static str) -> Self {
         self.with(|config| {
             config.media_type = [media_type];
-            config.charset = false;
+            config.is_default_media_type = false;
         })
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+    fn with(mut self, change: impl FnOnce(&mut RawConfig)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
+    }
+
+    fn content_type(&self, media_type: &'static str) -> HeaderValue {
+        match self.0.is_default_media_type {
+            true => HeaderValue::from_static("text/plain; charset=utf-8"),
+            false => content_type(media_type),
+        }
     }
 }
 
@@ -91,21 +101,11 @@ impl Format for Raw {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        let content_type = if self.0.charset {
-            HeaderValue::from_static("text/plain; charset=utf-8")
-        } else {
-            content_type(media_type)
-        };
-        (content_type, Box::new(self.clone()))
+        (self.content_type(media_type), Box::new(self.clone()))
     }
 
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
-        let content_type = if self.0.charset {
-            HeaderValue::from_static("text/plain; charset=utf-8")
-        } else {
-            content_type(media_type)
-        };
-        (content_type, Box::new(self.clone()))
+        (self.content_type(media_type), Box::new(self.clone()))
     }
 }
 
@@ -122,7 +122,7 @@ impl Encoder for Raw {
         if byte_search::contains(payload, &self.0.separator) {
             return Err(Error::delimiter_in_payload());
         }
-        out.push_event::<Payload>(event);
+        out.push_event::<PayloadBytes>(event);
         out.buffer().put_slice(&self.0.separator);
         Ok(())
     }
@@ -145,9 +145,10 @@ impl Encoder for Raw {
 
 impl BatchEncoder for Raw {}
 
-struct Payload;
+/// The payload of an event, unchanged.
+struct PayloadBytes;
 
-impl Encoding for Payload {
+impl Encoding for PayloadBytes {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.put_slice(fields.payload.as_bytes());
     }

@@ -15,7 +15,7 @@ use crate::{
     sse::{SseConfig, SseEvent},
 };
 
-/// What a client reads from a stream, whatever its format: an event, a gap, a cursor, or the end.
+/// A record of a stream in any format, as a client reads it: an event, a gap, a cursor, or the end.
 ///
 /// ```
 /// use tower_push_proto::{EventId, format::Record};
@@ -41,7 +41,7 @@ pub enum Record {
     },
     /// Events that the client will not receive.
     Gap(Gap),
-    /// The client's cursor moves without an event.
+    /// A cursor: the client's cursor moves to it without an event.
     Cursor(EventId),
     /// The end of the stream.
     End(End),
@@ -58,7 +58,8 @@ impl Record {
         }
     }
 
-    /// Returns the item that a source yields for this record. `None` is the plain end of its stream.
+    /// Returns the item that a source yields to send this record. Returns `None` for an end without a retry time: a source then ends its
+    /// stream without an item.
     pub fn into_item(self) -> Option<Item> {
         match self {
             Self::Event {
@@ -115,12 +116,12 @@ impl Record {
         }
         if let Some(id) = header_text(part, "cursor")? {
             let id = EventId::new(id)?;
-            // That of a source that has finished stands before its end.
+            // The cursor of a source that has finished belongs to the end, which follows.
             if !id.is_finished() {
                 records.push(Self::Cursor(id));
             }
         }
-        if let Some(mut event) = content_event(part)? {
+        if let Some(mut event) = event_of_part(part)? {
             if let Some(id) = header_text(part, "event-id")? {
                 event = event.with_id(id)?;
             }
@@ -140,14 +141,14 @@ impl Record {
         Ok(records)
     }
 
-    /// Reads an event of an SSE stream. `config` says under which types gaps, the end and heartbeats are sent, and whether data
-    /// is base64. Returns `None` for a heartbeat.
+    /// Reads an event of an SSE stream. `config` has the event types of gaps, ends and heartbeats, and says whether payloads are in
+    /// base64. Returns `None` for a heartbeat.
     ///
-    /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id): it moves without a record too.
+    /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id), which also moves between records.
     ///
     /// # Errors
-    /// [`Error::is_json`] if a gap or an end cannot be read; [`Error::is_malformed`] for data that is not base64;
-    /// [`Error::is_invalid_id`], [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] for a field that is none.
+    /// [`Error::is_json`] if the data of a gap or an end cannot be read. [`Error::is_malformed`] if the data is not base64.
+    /// [`Error::is_invalid_id`], [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if a field has a value that it cannot have.
     pub fn from_sse(event: SseEvent, config: &SseConfig) -> Result<Option<Self>, Error> {
         let SseEvent {
             event_type,
@@ -166,7 +167,7 @@ impl Record {
             _ => {}
         }
         let mut event = if config.is_base64() {
-            Event::binary(decoded(&data)?)
+            Event::binary(decode_payload(&data)?)
         } else {
             Event::text(data)
         };
@@ -186,11 +187,11 @@ impl Record {
 }
 
 impl Gap {
-    /// Reads the [JSON form](Self::to_json). An unknown reason counts as [`GapReason::Epoch`]: nothing is known of what is missing.
+    /// Reads a gap in its [JSON form](Self::to_json). An unknown reason becomes [`GapReason::Epoch`].
     ///
     /// # Errors
-    /// [`Error::is_json`] if the bytes are not that form, [`Error::is_invalid_id`] or [`Error::is_invalid_topic`] for a member that is
-    /// none.
+    /// [`Error::is_json`] if the bytes are not a gap in this form. [`Error::is_invalid_id`] or [`Error::is_invalid_topic`] if a member has a
+    /// value that it cannot have.
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn from_json(json: &[u8]) -> Result<Self, Error> {
         let fields: GapFields<'_> = serde_json::from_slice(json).map_err(Error::json)?;
@@ -199,10 +200,10 @@ impl Gap {
 }
 
 impl End {
-    /// Reads the [JSON form](Self::to_json).
+    /// Reads an end in its [JSON form](Self::to_json).
     ///
     /// # Errors
-    /// [`Error::is_json`] if the bytes are not that form.
+    /// [`Error::is_json`] if the bytes are not an end in this form.
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn from_json(json: &[u8]) -> Result<Self, Error> {
         let fields: EndFields = serde_json::from_slice(json).map_err(Error::json)?;
@@ -210,7 +211,7 @@ impl End {
     }
 }
 
-/// Returns the value of a header as text, if the part has it: the last one of several.
+/// Returns the value of a header as text, and the last value of several. Returns `None` if the part does not have the header.
 fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str>, Error> {
     let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes());
     let text = part
@@ -223,8 +224,8 @@ fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str
     text.map_err(|_| Error::malformed("a header of a part is not UTF-8"))
 }
 
-/// Returns the content of a part as an event. `None` if the part carries no event: it has no `Content-Type` then.
-fn content_event(part: &MultipartPart) -> Result<Option<Event>, Error> {
+/// Returns the content of a part as an event. Returns `None` if the part has no `Content-Type`, and therefore holds no event.
+fn event_of_part(part: &MultipartPart) -> Result<Option<Event>, Error> {
     let Some(media_type) = part.media_type() else {
         return Ok(None);
     };
@@ -236,11 +237,12 @@ fn content_event(part: &MultipartPart) -> Result<Option<Event>, Error> {
     }))
 }
 
-fn decoded(base64: &str) -> Result<Vec<u8>, Error> {
+/// Decodes the payload of a binary event.
+fn decode_payload(base64: &str) -> Result<Vec<u8>, Error> {
     base64::decode(base64.as_bytes()).ok_or_else(|| Error::malformed("the data is not base64"))
 }
 
-/// The members of a record, as they are written.
+/// The members of a JSON record, before they are checked.
 #[derive(Default)]
 struct Envelope<'a> {
     id: Option<Cow<'a, str>>,
@@ -268,7 +270,7 @@ impl Envelope<'_> {
                 Event::text(text)
             }
             (Some(data), _) => Event::from_valid_json(data.get()),
-            (None, Some(base64)) => Event::binary(decoded(&base64)?),
+            (None, Some(base64)) => Event::binary(decode_payload(&base64)?),
             (None, None) => return Ok(id.map(Record::Cursor)),
         };
         if let Some(id) = id {
@@ -324,7 +326,7 @@ impl EndFields {
     }
 }
 
-/// A text that is borrowed where it has no escapes. serde's own implementation for `Cow` always copies.
+/// A text that is borrowed from the JSON if it has no escapes. serde's implementation for `Cow` always copies.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -351,7 +353,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// Implements `Deserialize` for a struct that is `Default`, with one line for each member: its key, its type, and where it goes.
+/// Implements `Deserialize` for a struct that has a default. Each line is a member: its key, its type, and the field that it sets.
 macro_rules! deserialize_members {
     ($type:ident $(<$lifetime:lifetime>)?, $expected:literal, $($key:literal: $member:ty => |$this:ident, $value:ident| $set:expr;)*) => {
         impl<'de> Deserialize<'de> for $type $(<$lifetime>)? {

@@ -11,81 +11,80 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// How an SSE stream is written: shared by all streams of a transport.
+/// The configuration of SSE streams, which all streams of a transport share.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseConfig {
     retry: Option<Duration>,
     is_base64: bool,
-    heartbeat: Option<EventType>,
-    gap: EventType,
-    end: EventType,
+    /// `None` if heartbeats are comments.
+    heartbeat_event: Option<EventType>,
+    gap_event: EventType,
+    end_event: EventType,
 }
 
 impl SseConfig {
-    /// Text, no `retry` hint, comments as heartbeats, and control events named `gap` and `end`.
+    /// The defaults: no `retry` field, comments as heartbeats, data as text, and gaps and ends as events of the types `gap` and `end`.
     pub fn new() -> Self {
         Self {
             retry: None,
             is_base64: false,
-            heartbeat: None,
-            gap: EventType::from_static("gap"),
-            end: EventType::from_static("end"),
+            heartbeat_event: None,
+            gap_event: EventType::from_static("gap"),
+            end_event: EventType::from_static("end"),
         }
     }
 
-    /// How long a client is to wait before it reconnects, in whole milliseconds. Without it, it is the client's own time: 2 to
-    /// 5 s in browsers.
+    /// How long a client is to wait before it reconnects, in whole milliseconds. By default the client decides: browsers wait 2 to 5 s.
     pub fn retry(mut self, after: Duration) -> Self {
         self.retry = Some(after);
         self
     }
 
-    /// The type of the events with empty data that are sent as heartbeats. Without one, heartbeats are comments, which scripts
-    /// never see.
+    /// The type of the events with empty data that are sent as heartbeats. By default heartbeats are comments, which scripts do not see.
     pub fn heartbeat_event(mut self, event_type: EventType) -> Self {
-        self.heartbeat = Some(event_type);
+        self.heartbeat_event = Some(event_type);
         self
     }
 
-    /// The type under which gaps are announced: `gap` by default.
+    /// The type of the events that announce gaps: `gap` by default.
     pub fn gap_event(mut self, event_type: EventType) -> Self {
-        self.gap = event_type;
+        self.gap_event = event_type;
         self
     }
 
-    /// The type under which the end is announced: `end` by default.
+    /// The type of the event that announces the end: `end` by default.
     pub fn end_event(mut self, event_type: EventType) -> Self {
-        self.end = event_type;
+        self.end_event = event_type;
         self
     }
 
-    /// Writes the data of all events as base64. Gaps and the end stay as they are.
+    /// Writes the payloads of all events in base64. The data of gaps and of the end stays JSON.
     ///
-    /// Without it, an event whose bytes are not UTF-8 is refused with [`Error::is_not_text`].
+    /// By default payloads are text, and a payload that is not UTF-8 aborts the stream ([`Error::is_not_text`]).
     pub fn base64(mut self) -> Self {
         self.is_base64 = true;
         self
     }
 
-    /// Whether gaps are announced under this type.
+    /// Whether this is the type of the events that announce gaps.
     pub fn is_gap_event(&self, event_type: &str) -> bool {
-        self.gap.as_str() == event_type
+        self.gap_event.as_str() == event_type
     }
 
-    /// Whether the end is announced under this type.
+    /// Whether this is the type of the event that announces the end.
     pub fn is_end_event(&self, event_type: &str) -> bool {
-        self.end.as_str() == event_type
+        self.end_event.as_str() == event_type
     }
 
-    /// Whether events of this type are heartbeats.
+    /// Whether this is the type of the events that are heartbeats.
     pub fn is_heartbeat_event(&self, event_type: &str) -> bool {
-        self.heartbeat
+        self.heartbeat_event
             .as_ref()
             .is_some_and(|heartbeat| heartbeat.as_str() == event_type)
     }
 
-    /// Whether the data of events is written as base64.
+    /// Whether the payloads of events are written in base64.
     pub fn is_base64(&self) -> bool {
         self.is_base64
     }
@@ -106,7 +105,7 @@ pub struct SseEncoder {
 }
 
 impl SseEncoder {
-    /// Makes the encoder of a stream that resumes after `cursor`, where the client sent one.
+    /// Makes the encoder of a stream. `cursor` is the cursor that the client has sent, if any.
     pub fn new(config: Arc<SseConfig>, cursor: Option<EventId>) -> Self {
         Self { config, cursor }
     }
@@ -117,7 +116,7 @@ impl Encoder for SseEncoder {
         if let Some(after) = self.config.retry {
             write_retry(after, out.buffer());
         }
-        // By the standard a client forgets its cursor with the first event of a new connection that has no id.
+        // The standard makes a client forget its cursor at the first event of a connection that has no id. So the cursor is repeated.
         if let Some(cursor) = self.cursor.take() {
             write_id(cursor.as_str(), out.buffer());
         }
@@ -153,7 +152,7 @@ impl Encoder for SseEncoder {
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
         let id = gap.resumed.as_ref().map(EventId::as_str);
         let data = gap.to_json();
-        write_event(&self.config.gap, id, &data, out.buffer());
+        write_event(&self.config.gap_event, id, &data, out.buffer());
         Ok(())
     }
 
@@ -162,7 +161,7 @@ impl Encoder for SseEncoder {
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
-        match &self.config.heartbeat {
+        match &self.config.heartbeat_event {
             None => write_comment(out.buffer()),
             Some(heartbeat) => write_event(heartbeat, None, "", out.buffer()),
         }
@@ -173,10 +172,11 @@ impl Encoder for SseEncoder {
         if let Some(after) = end.retry {
             write_retry(after, out.buffer());
         }
-        write_event(&self.config.end, id, &end.to_json(), out.buffer());
+        write_event(&self.config.end_event, id, &end.to_json(), out.buffer());
     }
 }
 
+/// Fails if the payload is not UTF-8.
 fn check_is_text(event: &Event) -> Result<(), Error> {
     match event.payload().as_text() {
         Some(_) => Ok(()),

@@ -8,10 +8,10 @@ use crate::{
     event::{Encoding, EventId, EventType, Fields},
 };
 
-/// Room for the names of an event's fields, its id and its type, as they usually are.
-const FIELDS: usize = 64;
+/// The bytes that are reserved for the fields of an event besides its data.
+const FIELDS_CAPACITY: usize = 64;
 
-/// An event with its payload as text.
+/// The encoding of an event whose data is the payload as text.
 pub(super) struct TextEncoding;
 
 impl Encoding for TextEncoding {
@@ -20,7 +20,7 @@ impl Encoding for TextEncoding {
     }
 }
 
-/// An event with its payload as base64, which is one line.
+/// The encoding of an event whose data is the payload in base64, on one line.
 pub(super) struct Base64Encoding;
 
 impl Encoding for Base64Encoding {
@@ -29,59 +29,60 @@ impl Encoding for Base64Encoding {
     }
 }
 
-/// Writes an event with its payload as text, under this id.
+/// Appends an event whose data is the payload as text. `id` is written in place of the event's own id.
 pub(super) fn write_text_event(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
     let payload = fields.payload.as_bytes();
-    out.reserve(payload.len() + FIELDS);
-    write_head(fields, id, out);
+    out.reserve(payload.len() + FIELDS_CAPACITY);
+    write_fields_before_data(fields, id, out);
     write_data(payload, out);
 }
 
-/// Writes an event with its payload as base64, under this id.
+/// Appends an event whose data is the payload in base64. `id` is written in place of the event's own id.
 pub(super) fn write_base64_event(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
     let payload = fields.payload.as_bytes();
-    out.reserve(payload.len().div_ceil(3) * 4 + FIELDS);
-    write_head(fields, id, out);
+    out.reserve(payload.len().div_ceil(3) * 4 + FIELDS_CAPACITY);
+    write_fields_before_data(fields, id, out);
     out.put_slice(b"data: ");
     base64::encode(payload, out);
     out.put_slice(b"\n\n");
 }
 
-/// An event that is the transport's own.
-pub fn write_event(name: &EventType, id: Option<&str>, text: &str, out: &mut BytesMut) {
-    write_type(name, out);
-    if let Some(text) = id {
-        write_id(text, out);
+/// Appends an event of a transport's own, such as a gap: its type, its id if it has one, and its data.
+pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &mut BytesMut) {
+    write_event_type(event_type, out);
+    if let Some(id) = id {
+        write_id(id, out);
     }
-    write_data(text.as_bytes(), out);
+    write_data(data.as_bytes(), out);
 }
 
-/// An id without an event: the client's cursor moves, and nothing is dispatched.
-pub fn write_cursor(text: &str, out: &mut BytesMut) {
-    write_id(text, out);
+/// Appends an id without an event. It moves the client's cursor, and the client dispatches nothing.
+pub fn write_cursor(id: &str, out: &mut BytesMut) {
+    write_id(id, out);
     out.put_u8(b'\n');
 }
 
-/// A line that parsers ignore. No empty line follows it: some clients take one for the end of an event.
+/// Appends an empty comment, which parsers ignore. No empty line follows, because some clients take it for the end of an event.
 pub fn write_comment(out: &mut BytesMut) {
     out.put_slice(b":\n");
 }
 
-/// How long to wait before reconnecting, in milliseconds. It counts at its line's end.
+/// Appends the `retry` field: how long the client is to wait before it reconnects, in milliseconds. It takes effect at the end of its line.
 pub fn write_retry(after: Duration, out: &mut BytesMut) {
     let millis = whole_millis(after);
     let written = writeln!(out, "retry: {millis}");
-    debug_assert!(written.is_ok(), "a buffer that grows");
+    debug_assert!(written.is_ok(), "the buffer grows");
 }
 
-/// An id, which counts with the empty line that ends its event.
-pub fn write_id(text: &str, out: &mut BytesMut) {
-    write_field(b"id: ", text.as_bytes(), out);
+/// Appends the `id` field. It takes effect with the empty line at the end of its event.
+pub fn write_id(id: &str, out: &mut BytesMut) {
+    write_field(b"id: ", id.as_bytes(), out);
 }
 
-fn write_head(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
-    if let Some(name) = &fields.event_type {
-        write_type(name, out);
+/// Appends the fields of an event before its data. The standard has no field `topic`: an `EventSource` ignores it.
+fn write_fields_before_data(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
+    if let Some(event_type) = &fields.event_type {
+        write_event_type(event_type, out);
     }
     if let Some(topic) = &fields.topic {
         write_field(b"topic: ", topic.as_str().as_bytes(), out);
@@ -91,28 +92,29 @@ fn write_head(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
     }
 }
 
-fn write_type(name: &EventType, out: &mut BytesMut) {
-    write_field(b"event: ", name.as_str().as_bytes(), out);
+fn write_event_type(event_type: &EventType, out: &mut BytesMut) {
+    write_field(b"event: ", event_type.as_str().as_bytes(), out);
 }
 
+/// Appends a field. `name` ends with a colon and a space.
 fn write_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
     out.put_slice(name);
     out.put_slice(value);
     out.put_u8(b'\n');
 }
 
-/// A `data` field for each line, and the empty line that dispatches the event. `\r\n`, `\r` and `\n` each end one line.
+/// Appends a `data` field for each line, and the empty line that ends the event.
 fn write_data(payload: &[u8], out: &mut BytesMut) {
     if payload.is_empty() {
-        // Without any data field it would not be dispatched.
+        // A client does not dispatch an event without a `data` field.
         return out.put_slice(b"data:\n\n");
     }
     for_each_data_line(payload, |line| write_field(b"data: ", line, out));
     out.put_u8(b'\n');
 }
 
-/// Calls `write` for each line of a payload: each needs a `data` field. `\r\n`, `\r` and `\n` each end one line, and a payload that
-/// ends with one of them has an empty last line.
+/// Calls `write` for each line of a payload. Each line needs a `data` field. `\r\n`, `\r` and `\n` each end a line. A payload that ends with
+/// one of them has an empty last line.
 #[inline]
 pub fn for_each_data_line(payload: &[u8], mut write: impl FnMut(&[u8])) {
     let mut rest = payload;

@@ -1,7 +1,11 @@
-//! Server-Sent Events, as in [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html).
+//! Server-Sent Events ([WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html)): the encoder of a stream, and a
+//! parser.
 //!
-//! Each field is a line `name: value`; the parser removes one space behind the colon. The fields of an event stand together and
-//! end with an empty line.
+//! A field is a line `name: value`, and an event is several fields and an empty line. The `write_…` functions append single fields and
+//! events, for transports that write streams of their own.
+//!
+//! An event's [topic](crate::Topic) is written as a field `topic`. It is not in the standard: an `EventSource` ignores it, and
+//! [`SseParser`] reads it.
 
 mod encoder;
 mod lines;

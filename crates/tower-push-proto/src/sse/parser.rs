@@ -7,13 +7,13 @@ use crate::{byte_search::find_byte, error::Error};
 /// An incremental parser of event streams, as [WHATWG HTML
 /// §9.2.6](https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation) specifies it.
 ///
-/// The input may be cut anywhere. Lines end with `\n`, `\r\n` or `\r`; an event ends with an empty line, and is returned as soon as
-/// that line is read. An event that is not complete at the end of the stream is dropped, as the standard asks.
+/// The input may be cut anywhere. A line ends with `\n`, `\r\n` or `\r`, and an event with an empty line. The parser returns an event as
+/// soon as it has read that line. An event that is incomplete at the end of the stream is dropped, as the standard requires.
 ///
 /// # Limits
 /// The parser keeps at most one line and the data of one event. It fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_line_len`](Self::max_line_len), or an event's data longer than [`max_event_len`](Self::max_event_len). After that it fails
-/// whatever comes. Comments have no limit, because they are not kept.
+/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len), and at each call after
+/// that. Comments have no limit, because they are not kept.
 ///
 /// ```
 /// use tower_push_proto::sse::SseParser;
@@ -43,12 +43,12 @@ pub struct SseParser {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SseEvent {
-    /// The event's type. `None` if the event has none or an empty one: an `EventSource` dispatches it as `message`.
+    /// The event's type. `None` if the event has no type or an empty one. An `EventSource` dispatches such an event as `message`.
     pub event_type: Option<String>,
-    /// The event's own `id` field, which may be empty. `None` if the event has none: then the [last event
-    /// ID](SseParser::last_event_id) is that of an earlier event.
+    /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field. The [last event
+    /// ID](SseParser::last_event_id) then comes from an earlier event.
     pub id: Option<String>,
-    /// The topic, from the field `topic`. It is not in the standard: an `EventSource` ignores it.
+    /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
     /// The data. Its lines are joined with `\n`.
     pub data: String,
@@ -57,22 +57,22 @@ pub struct SseEvent {
 /// The line that is being read.
 #[derive(Debug, Default)]
 struct LineState {
-    /// The bytes of a line that began in an earlier piece of the input.
+    /// The bytes of a line that began in an earlier chunk of the input.
     partial: Vec<u8>,
-    /// Whether that line is a comment, whose bytes are not kept.
+    /// Whether the line is a comment. Its bytes are not kept.
     is_comment: bool,
-    /// Whether the last byte was a carriage return: a line feed that follows belongs to the same line ending.
+    /// Whether the last byte was a carriage return. A line feed after it belongs to the same line ending.
     follows_cr: bool,
-    /// Whether a line has been read: only the first may begin with a byte order mark.
+    /// Whether a line has been read. Only the first line may begin with a byte order mark.
     is_past_first: bool,
 }
 
-/// The fields of the event that is being read: the buffers that the standard names.
+/// The fields of the event that is being read. The standard calls them buffers.
 #[derive(Debug, Default)]
 struct EventBuffer {
     event_type: String,
     topic: Option<String>,
-    /// The last event ID buffer, which later events of the stream inherit.
+    /// The last event ID buffer. Events without an `id` field inherit it.
     id: String,
     has_id: bool,
     data: String,
@@ -80,7 +80,7 @@ struct EventBuffer {
 }
 
 impl SseParser {
-    /// Makes a parser that stands at the beginning of a stream, with the default limits.
+    /// Makes a parser for a new stream, with the default limits.
     pub fn new() -> Self {
         Self {
             max_line_len: 1024 * 1024,
@@ -105,8 +105,8 @@ impl SseParser {
         self
     }
 
-    /// Begins a new stream, after a reconnect, and drops what is incomplete. The [reconnection time](Self::retry) stays, and so
-    /// does the [last event ID](Self::last_event_id) until the first event.
+    /// Begins a new stream after a reconnect. An incomplete line and event are dropped. The [reconnection time](Self::retry) is kept. The
+    /// [last event ID](Self::last_event_id) is kept until the first event ends.
     pub fn restart(&mut self) {
         self.has_failed = false;
         self.lines = LineState::default();
@@ -116,20 +116,20 @@ impl SseParser {
     /// Returns the last event ID: the cursor that an `EventSource` sends as `Last-Event-ID` when it reconnects. It is empty if the
     /// stream has named none.
     ///
-    /// An event moves the last event ID when it is complete. An `id` without data does so too, although no event is returned.
+    /// The last event ID changes at the empty line after an `id` field, also if there is no data and therefore no event to return.
     ///
-    /// The last event ID of a stream begins empty. As the standard has it, the first event after a [`restart`](Self::restart) that
-    /// has no `id` therefore empties it; tower-push repeats the client's cursor at the beginning of each stream for that reason.
+    /// As the standard requires, the first empty line after a [`restart`](Self::restart) clears the last event ID, unless an `id` field
+    /// precedes it. Servers of tower-push therefore repeat the client's cursor at the beginning of each stream.
     pub fn last_event_id(&self) -> &str {
         &self.last_event_id
     }
 
-    /// Returns the reconnection time that the stream asks for with a `retry` field. `None` if it has not.
+    /// Returns the reconnection time that the last valid `retry` field asks for. `None` if there was none.
     pub fn retry(&self) -> Option<Duration> {
         self.retry
     }
 
-    /// Reads from the front of `input` up to the end of the next event. Returns `None` if the input ends before: more has to come.
+    /// Reads from the front of `input` up to the end of the next event. Returns `None` if the input ends before: more has to follow.
     ///
     /// # Errors
     /// [`Error::is_too_long`] if a line or an event is longer than its limit.
@@ -144,7 +144,7 @@ impl SseParser {
         Ok(None)
     }
 
-    /// Reads a piece of the input up to the end of the next event. Returns how many bytes it has read.
+    /// Reads a chunk of the input up to the end of the next event. Returns the number of bytes that were read, and the event.
     fn read_chunk(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
         if self.has_failed {
             return Err(Error::too_long(
@@ -191,10 +191,10 @@ impl SseParser {
         Ok(())
     }
 
-    /// Takes a line whose last piece is here.
+    /// Processes a line whose last bytes are `last_piece`. Earlier bytes of the line are in `lines.partial`.
     fn end_line(&mut self, last_piece: &[u8]) -> Result<Option<SseEvent>, Error> {
         if !self.lines.is_comment && self.lines.partial.is_empty() {
-            return self.take_line(last_piece);
+            return self.process_line(last_piece);
         }
         self.keep_partial(last_piece)?;
         if std::mem::take(&mut self.lines.is_comment) {
@@ -202,13 +202,14 @@ impl SseParser {
             return Ok(None);
         }
         let mut line = std::mem::take(&mut self.lines.partial);
-        let event = self.take_line(&line);
+        let event = self.process_line(&line);
         line.clear();
         self.lines.partial = line;
         event
     }
 
-    fn take_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
+    /// Processes a complete line, without its end. Returns an event if the line ends one.
+    fn process_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
         if !std::mem::replace(&mut self.lines.is_past_first, true) {
             line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
         }
@@ -237,7 +238,7 @@ impl SseParser {
         Ok(None)
     }
 
-    /// Dispatches the event, if it has data.
+    /// Ends the event at an empty line. Returns the event if it has data.
     fn end_event(&mut self) -> Option<SseEvent> {
         let event = &mut self.event;
         let has_id = std::mem::take(&mut event.has_id);
@@ -290,7 +291,7 @@ fn set_text(text: &mut String, bytes: &[u8]) {
     push_text(text, bytes);
 }
 
-/// Appends bytes decoded as the standard asks: what is not UTF-8 becomes U+FFFD.
+/// Appends bytes as text. Bytes that are not UTF-8 become U+FFFD, as the standard requires.
 fn push_text(text: &mut String, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(valid) => text.push_str(valid),
@@ -298,10 +299,10 @@ fn push_text(text: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Returns the time that is written in ASCII digits and nothing else.
+/// Parses a time in milliseconds. Returns `None` if the text is anything but ASCII digits.
 fn milliseconds(digits: &[u8]) -> Option<Duration> {
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
-    // Too large a number is as good as any time that nobody waits for.
+    // A number that is too large for `u64` becomes the longest time.
     Some(Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
 }

@@ -1,7 +1,7 @@
 //! The codes of close frames.
 
-/// The reason for which a connection ends, as a number in a close frame
-/// ([RFC 6455 §7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)). Holds only codes that may be sent.
+/// The reason for which a connection ends, as a number in a close frame ([RFC 6455
+/// §7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)). A `CloseCode` is always a code that may be sent.
 ///
 /// Codes from 3000 to 3499 ask the client to reconnect, codes from 3500 to 3999 ask it not to: a client needs no list of codes.
 ///
@@ -31,7 +31,7 @@ impl CloseCode {
     pub const SERVICE_RESTART: Self = Self(1012);
     /// 3000: the stream ends, and the client may reconnect.
     pub const STREAM_ENDED: Self = Self(3000);
-    /// 3005: the client's authorization has expired. It may reconnect with a new one.
+    /// 3005: the client's authorization has expired. The client may reconnect with a new authorization.
     pub const AUTHORIZATION_EXPIRED: Self = Self(3005);
     /// 3008: the client was too slow, and has lost events.
     pub const LAGGED: Self = Self(3008);
@@ -42,8 +42,8 @@ impl CloseCode {
 
     /// Returns the code with this number, or `None` if it may not be sent.
     ///
-    /// 1004, 1005, 1006 and 1015 stand for events without a close frame. Numbers that IANA has not registered, below 3000 or above
-    /// 4999, are reserved.
+    /// 1004 is reserved, and 1005, 1006 and 1015 stand for connections that end without a close frame. IANA reserves all other
+    /// numbers below 3000, and numbers above 4999 are invalid.
     pub const fn new(number: u16) -> Option<Self> {
         match number {
             1000..=1003 | 1007..=1014 | 3000..=4999 => Some(Self(number)),

@@ -1,8 +1,8 @@
 //! Compressed messages: permessage-deflate ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692#section-7)).
 //!
-//! Each message is compressed on its own: neither side keeps a window from message to message (`no_context_takeover`). So one
-//! compressed frame serves all clients, and a connection keeps no compressor. A compressor takes 380 kB, an inflater 48 kB. Each
-//! thread makes one of each when it first needs it, and keeps it.
+//! Each message is compressed on its own: neither side keeps a window from message to message (`no_context_takeover`). One
+//! compressed frame therefore serves all clients, and a connection keeps no compressor. A compressor takes 380 kB, an inflater 48
+//! kB. Each thread creates one compressor and one inflater when it first needs them, and keeps them.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -75,8 +75,8 @@ pub fn compress(message: &[u8], out: &mut BytesMut) {
 /// Inflates a whole message (RFC 7692 §7.2.2).
 ///
 /// # Errors
-/// [`InflateError::TooBig`] as soon as the message has more than `max_len` bytes: no more memory than that is taken.
-/// [`InflateError::Invalid`] if the bytes are not one whole message.
+/// [`InflateError::TooBig`] as soon as the inflated message exceeds `max_len` bytes. At most one byte more is allocated.
+/// [`InflateError::Invalid`] if `compressed` is not one whole message.
 pub fn inflate(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, InflateError> {
     with_thread_local(&INFLATER, |inflater| inflater.inflate(compressed, max_len))
 }
@@ -107,7 +107,7 @@ const MAX_WINDOW_BITS: u8 = 15;
 /// A client's offer that the server can accept.
 #[derive(Default)]
 struct DeflateOffer {
-    /// The window with which the client wants to inflate. `None` if the client leaves it to the server.
+    /// The window with which the client wants to inflate. `None` if the client does not restrict this window.
     server_max_window_bits: Option<u8>,
 }
 
@@ -140,8 +140,8 @@ impl DeflateOffer {
         Some(offer)
     }
 
-    /// Returns the parameters and the header of the response. The header does not restrict the client's own window, because the
-    /// inflater has 15 bits in any case.
+    /// Returns the parameters and the header of the response. The header does not restrict the window with which the client
+    /// compresses, because the server always inflates with 15 bits.
     fn accept(self) -> Option<(DeflateParams, HeaderValue)> {
         const ANSWER: &str =
             "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
@@ -184,13 +184,13 @@ thread_local! {
 
 /// Calls `f` with the thread's value, or with a new one if the thread has none yet or is ending.
 ///
-/// The value is taken out of its slot during the call. So a panic drops it, and no later call finds it in the middle of a message;
-/// and a call from within `f` gets a value of its own.
+/// The value is taken out of its slot during the call. A panic in `f` therefore drops the value, so that no later call finds it in
+/// the middle of a message. A nested call gets a value of its own.
 fn with_thread_local<T: Default, R>(
     slot: &'static LocalKey<Cell<Option<T>>>,
     f: impl FnOnce(&mut T) -> R,
 ) -> R {
-    // The slot is gone while the thread ends.
+    // `try_with` fails while the thread destroys its thread-local values.
     let kept = slot.try_with(Cell::take).ok().flatten();
     let mut value = kept.unwrap_or_default();
     let result = f(&mut value);
@@ -198,22 +198,22 @@ fn with_thread_local<T: Default, R>(
     result
 }
 
-/// The bytes that a sync flush ends with. They end every compressed message, and are not sent (RFC 7692 §7.2.1).
+/// The bytes that a sync flush ends with. These four bytes end every compressed message, and are not sent (RFC 7692 §7.2.1).
 const SYNC_FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
 
 struct Compressor {
     stream: Compress,
-    /// The output of one call of zlib. It is copied from here to `out`, so that `out` grows by what is written and not by what
-    /// might be.
+    /// The output of one call of zlib. `out` gets a copy, so that `out` grows by the number of bytes written and not by the
+    /// capacity of the chunk.
     chunk: Vec<u8>,
 }
 
 impl Compressor {
     /// The compression level of zlib.
     ///
-    /// Measured on JSON of 128 B to 16 KiB: up to 1 KiB, levels 2 to 6 take nearly the same time, which goes into the reset
-    /// (1.6 µs, whatever the window) and the Huffman trees. Level 6 makes the fewest bytes, and these are sent many times.
-    /// Level 9 is slower and makes no fewer bytes. Level 1 takes a third of the time and makes 10 to 60 % more bytes.
+    /// Measured on JSON of 128 B to 16 KiB: up to 1 KiB, levels 2 to 6 take nearly the same time, which goes into the reset (1.6
+    /// µs, whatever the window) and the Huffman trees. Level 6 makes the fewest bytes, which are sent many times. Level 9 is slower
+    /// and makes no fewer bytes. Level 1 takes a third of the time and makes 10 to 60 % more bytes.
     const LEVEL: u32 = 6;
 
     /// 16 KiB: one call of zlib is enough for nearly every message.
@@ -259,7 +259,7 @@ impl Inflater {
     fn inflate(&mut self, compressed: &[u8], max_len: usize) -> Result<Vec<u8>, InflateError> {
         self.0.reset(false);
         let mut out = BoundedBuffer::new(compressed.len(), max_len);
-        // A message may end with a final block of its own, though it should not: it has no tail then.
+        // A message that ends with a final block of its own is whole without the tail (RFC 7692 §7.2.3.4).
         let is_whole = self.inflate_into(compressed, &mut out)?
             || self.inflate_into(Self::MESSAGE_TAIL, &mut out)?;
         if !is_whole {
@@ -268,7 +268,7 @@ impl Inflater {
         out.finish()
     }
 
-    /// Inflates all of `input`. Returns whether it ends just behind a final block.
+    /// Inflates all of `input`. Returns whether `input` ends just behind a final block.
     fn inflate_into(
         &mut self,
         mut input: &[u8],
@@ -300,7 +300,7 @@ impl Default for Inflater {
     }
 }
 
-/// The buffer of an inflated message. Its capacity is at most one byte more than the limit.
+/// The buffer of an inflated message. The capacity is at most one byte more than `max_len`.
 struct BoundedBuffer {
     bytes: Vec<u8>,
     max_len: usize,
@@ -339,7 +339,7 @@ impl BoundedBuffer {
         if self.bytes.len() > self.max_len {
             return Err(InflateError::TooBig);
         }
-        // Messages that wait for the source are counted by their length, so they must not hold more memory than that.
+        // The queue of client messages is bounded by their lengths, so a message must not hold more memory than its length.
         self.bytes.shrink_to_fit();
         Ok(self.bytes)
     }

@@ -20,7 +20,7 @@ use super::{close_code::CloseCode, mask};
 /// The type of a frame ([RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpCode {
-    /// A later frame of a message that is in several frames.
+    /// A frame that continues a fragmented message.
     Continuation = 0x0,
     /// The first frame of a text message.
     Text = 0x1,
@@ -54,8 +54,8 @@ impl OpCode {
     }
 }
 
-/// The end of a connection that this side is. Clients mask their frames, and servers must not mask theirs
-/// ([RFC 6455 §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
+/// The role of one side of a connection: client or server. Clients mask their frames, and servers must not mask theirs ([RFC 6455
+/// §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// This side is the server: it sends frames without a mask, and receives masked ones.
@@ -67,10 +67,10 @@ pub enum Role {
 /// The most payload bytes of a control frame (RFC 6455 §5.5).
 pub(super) const MAX_CONTROL_PAYLOAD_LEN: usize = 125;
 
-/// The 7-bit length of a frame whose length follows in 16 bits.
+/// The value of the 7-bit length field that says that the length follows in 16 bits.
 pub(super) const LEN_IN_16_BITS: u8 = 126;
 
-/// The 7-bit length of a frame whose length follows in 64 bits.
+/// The value of the 7-bit length field that says that the length follows in 64 bits.
 pub(super) const LEN_IN_64_BITS: u8 = 127;
 
 /// The bit of the first byte that marks the last frame of a message.
@@ -100,7 +100,7 @@ pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut Byt
 
 /// Appends one frame without a mask, whose payload `write_payload` appends.
 ///
-/// The payload is written behind a header of two bytes. If it turns out longer than 125 bytes, it is moved to make room for a longer
+/// The payload is written behind a header of two bytes. A payload of more than 125 bytes is then moved, to make room for a longer
 /// header.
 pub fn encode_with(
     opcode: OpCode,
@@ -122,8 +122,8 @@ pub fn encode_with(
     out[start..start + header.len()].copy_from_slice(header);
 }
 
-/// Appends a close frame without a mask. Its payload is empty if there is no code. The reason is cut, between characters, to the 123
-/// bytes that fit behind the code.
+/// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters,
+/// to the 123 bytes that fit behind the code.
 pub fn encode_close(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
         put_close_payload(code, reason, out)
@@ -180,7 +180,7 @@ fn truncate_at_char(text: &str, max_len: usize) -> &str {
     &text[..end]
 }
 
-/// The encoded header of an unmasked frame. Empty by default.
+/// The encoded header of an unmasked frame. The default is an empty header, of 0 bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FrameHeader {
     bytes: [u8; MAX_UNMASKED_HEADER_LEN],
@@ -188,7 +188,7 @@ pub(super) struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Encodes the header of a frame with this many payload bytes, which is a whole message or a control frame.
+    /// Encodes the header of an unfragmented frame with `payload_len` payload bytes.
     pub(super) fn new(opcode: OpCode, is_compressed: bool, payload_len: usize) -> Self {
         debug_assert!(!opcode.is_control() || payload_len <= MAX_CONTROL_PAYLOAD_LEN);
         let rsv1 = if is_compressed { RSV1_BIT } else { 0 };
@@ -218,7 +218,7 @@ impl FrameHeader {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Drops the first `written` bytes.
+    /// Drops the first `written` bytes of the header.
     pub(super) fn advance(&mut self, written: usize) {
         self.bytes.copy_within(written.., 0);
         self.len -= written as u8;

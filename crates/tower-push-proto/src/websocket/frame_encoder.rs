@@ -1,4 +1,4 @@
-//! The encoder of one connection's messages.
+//! Encodes the items of one connection as frames.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -43,7 +43,7 @@ pub struct FrameEncoder {
     compression: Option<Compression>,
 }
 
-/// Which messages of a connection are compressed.
+/// The compression that was negotiated for a connection.
 #[cfg(feature = "deflate")]
 #[derive(Clone, Copy, Debug)]
 struct Compression {
@@ -56,7 +56,7 @@ struct Compression {
 const MIN_UNCOPIED_PAYLOAD_LEN: usize = 16 * 1024;
 
 impl FrameEncoder {
-    /// Makes an encoder that compresses nothing.
+    /// Creates an encoder that compresses nothing.
     pub fn new(format: MessageFormat) -> Self {
         Self {
             format,
@@ -82,8 +82,8 @@ impl FrameEncoder {
         false
     }
 
-    /// Takes the payload out of an event if the payload is large, is a message as it is, and is held by nobody else. Such a
-    /// payload is written behind its frame header without being copied. Gives the event back otherwise.
+    /// Takes the payload out of an event if the payload is large, is the whole message, and has no other owner. Such a payload is
+    /// written behind its frame header without a copy. Any other event is returned as the error.
     #[inline]
     pub(super) fn take_unshared_payload(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
         let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;
@@ -112,7 +112,7 @@ impl FrameEncoder {
             return false;
         };
         let payload_len = event.payload().as_bytes().len();
-        // A small window must cover the whole message, with what the layout adds to the payload.
+        // The client's window must cover the whole message: the payload and what the layout adds.
         let is_covered = || {
             params.window_covers(usize::MAX)
                 || params.window_covers(event.encoded_ref::<UncompressedFrame<L>>().len())
@@ -125,7 +125,7 @@ impl FrameEncoder {
         false
     }
 
-    /// Writes a message about the stream: a gap, a cursor or the end.
+    /// Writes the message for a gap, a cursor or the end.
     fn write_control_record(&self, out: &mut FrameBuffer, write_json: impl FnOnce(&mut BytesMut)) {
         frame::encode_with(OpCode::Text, false, out.buffer(), |out| {
             if self.format == MessageFormat::Nchan {
@@ -137,7 +137,7 @@ impl FrameEncoder {
 }
 
 impl Encoder for FrameEncoder {
-    /// Writes nothing: the handshake is the opening.
+    /// Writes nothing: the response to the handshake shows that the stream is open.
     fn open(&mut self, _: &mut FrameBuffer) {}
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {

@@ -1,9 +1,10 @@
 //! The mask of a client's frames: [RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3).
 //!
-//! Each payload byte is combined with a byte of the four-byte mask key, by exclusive or. The same operation masks and unmasks. In
-//! each function the key begins at the first byte.
+//! Each payload byte is combined with a byte of the four-byte mask key, by exclusive or. The same operation masks and unmasks. Each
+//! function here combines the first byte of its input with the first byte of the key.
 
-/// The number of bytes that are combined at once: few vectors, so that the compiler makes straight code of them.
+/// The number of bytes that one iteration combines. The compiler turns a block of this length into a few vector instructions
+/// without a loop.
 const BLOCK_LEN: usize = 32;
 
 /// 4 KiB: from this length on, zeroing a vector and writing the result into it costs less than copying the input and combining it in
@@ -51,7 +52,7 @@ pub(super) fn xor_append(input: &[u8], mask_key: [u8; 4], output: &mut Vec<u8>) 
     xor_in_place(&mut output[start..], mask_key);
 }
 
-/// Returns the key for the bytes behind the first `len` bytes.
+/// Rotates the key so that it fits the payload bytes behind the first `len` bytes.
 #[inline]
 pub(super) fn rotate_key(mut mask_key: [u8; 4], len: usize) -> [u8; 4] {
     mask_key.rotate_left(len % 4);

@@ -43,7 +43,7 @@ pub enum MessageFormat {
     Nchan,
 }
 
-/// The message that one [`MessageFormat`] writes for an event.
+/// A [`MessageFormat`] as a type, which can be a part of an [`Encoding`].
 pub(super) trait MessageLayout: 'static {
     /// Whether the message is the event's payload and nothing else.
     const IS_BARE_PAYLOAD: bool = false;

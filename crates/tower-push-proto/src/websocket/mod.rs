@@ -15,10 +15,10 @@ pub mod frame;
 mod frame_decoder;
 mod frame_encoder;
 pub mod handshake;
+#[cfg(test)]
+mod interop_tests;
 mod mask;
 mod message_format;
-#[cfg(test)]
-mod oracles;
 mod send_queue;
 mod session;
 mod session_config;

@@ -13,11 +13,11 @@ use crate::frame_buffer::FrameBuffer;
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
     current: SendChunk,
-    /// Whether a part of `current` is written. Control frames do not overtake `current` then.
+    /// Whether a part of `current` is written. Control frames do not overtake a chunk that is written in part.
     is_current_started: bool,
-    /// The messages that were encoded since the last write. Each write first moves them into chunks.
+    /// The messages that were encoded since the last write. Each write first moves these messages into chunks.
     encoded: FrameBuffer,
-    /// `None` if no frame waits behind `current`. So an idle session owns no heap memory, and a single message allocates no
+    /// `None` if no frame waits behind `current`. An idle session, or one that sends a single message, therefore allocates no
     /// backlog.
     backlog: Option<Box<SendBacklog>>,
 }
@@ -35,17 +35,17 @@ struct SendBacklog {
 /// Bytes that no control frame may split: a frame header with its payload behind it, or whole frames behind an empty header.
 #[derive(Debug, Default)]
 struct SendChunk {
-    /// The header of a payload that was not copied. Empty if `bytes` holds whole frames.
+    /// The header of a payload that was not copied. The header is empty if `bytes` holds whole frames.
     header: FrameHeader,
     bytes: Bytes,
 }
 
-/// 4 KiB: the most bytes of pongs that wait to be written.
+/// 4 KiB: the limit of pongs that wait to be written, in bytes.
 const MAX_PENDING_CONTROL_LEN: usize = 4 * 1024;
 
 impl SendQueue {
     /// Returns the buffer to which encoded messages are appended.
-    pub(super) fn buffer(&mut self) -> &mut FrameBuffer {
+    pub(super) fn message_buffer(&mut self) -> &mut FrameBuffer {
         &mut self.encoded
     }
 
@@ -78,7 +78,7 @@ impl SendQueue {
         &mut self.backlog.get_or_insert_default().control_frames
     }
 
-    /// Drops every message of which no byte is written.
+    /// Drops every message of which no byte has been written.
     pub(super) fn discard_unstarted_messages(&mut self) {
         self.encoded = FrameBuffer::default();
         if let Some(backlog) = &mut self.backlog {
@@ -90,26 +90,27 @@ impl SendQueue {
         }
     }
 
-    /// Returns the number of bytes that wait, without the control frames of the backlog.
+    /// Returns the number of unwritten bytes, without the control frames of the backlog.
     #[inline]
     pub(super) fn len(&self) -> usize {
         let chunks_len = self.backlog.as_ref().map_or(0, |b| b.chunks_len);
         self.current.len() + chunks_len + self.encoded.len()
     }
 
-    /// Returns all bytes that wait if they are contiguous: the usual case, in straight code.
+    /// Returns all unwritten bytes if they are contiguous, which is the usual case and a fast path. Returns an empty slice if there
+    /// are none.
     #[inline]
-    pub(super) fn contiguous(&mut self) -> Option<&[u8]> {
+    pub(super) fn contiguous_bytes(&mut self) -> Option<&[u8]> {
         self.enqueue_encoded();
         let is_contiguous = self.backlog.is_none() && self.current.header.as_bytes().is_empty();
         is_contiguous.then_some(&self.current.bytes)
     }
 
-    /// Returns all bytes that wait, in the order in which they must be written. No slice is empty.
+    /// Returns all unwritten bytes, in the order in which they must be written. Empty slices are left out.
     pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
         self.enqueue_encoded();
         if let Some(backlog) = &mut self.backlog {
-            backlog.overtake(&mut self.current, self.is_current_started);
+            backlog.requeue_behind_control_frames(&mut self.current, self.is_current_started);
         }
         let backlog = self.backlog.iter().flat_map(|backlog| backlog.slices());
         let slices = self.current.slices().chain(backlog);
@@ -148,7 +149,7 @@ impl SendQueue {
                 return;
             };
             if written == 0 && !backlog.control_frames.is_empty() {
-                // Not moved to `current` before a write needs them, so that later control frames are appended to them.
+                // Control frames move to `current` only with the next write, so that later control frames can still be appended.
                 return;
             }
             let Some(next) = backlog.pop_chunk() else {
@@ -168,7 +169,7 @@ impl SendQueue {
 
 impl SendBacklog {
     /// Moves `current` behind the control frames, unless a part of it is written.
-    fn overtake(&mut self, current: &mut SendChunk, is_current_started: bool) {
+    fn requeue_behind_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
         if !self.control_frames.is_empty() && !is_current_started && current.len() > 0 {
             let overtaken = std::mem::take(current);
             self.chunks_len += overtaken.len();
@@ -185,7 +186,7 @@ impl SendBacklog {
         self.chunks.push_back(chunk);
     }
 
-    /// Takes all control frames as one chunk, or the first chunk if there are none.
+    /// Takes all control frames as one chunk, or the first queued chunk if there are no control frames.
     fn pop_chunk(&mut self) -> Option<SendChunk> {
         if !self.control_frames.is_empty() {
             return Some(SendChunk {
@@ -208,7 +209,7 @@ impl SendChunk {
         once(self.header.as_bytes()).chain(once(&self.bytes[..]))
     }
 
-    /// Drops the first `written` bytes.
+    /// Drops the first `written` bytes of the chunk.
     fn advance(&mut self, written: usize) {
         let header_len = written.min(self.header.as_bytes().len());
         self.header.advance(header_len);
@@ -267,7 +268,7 @@ mod tests {
                 Step::Message(len) => {
                     let mut payload = self.message_count.to_be_bytes().to_vec();
                     payload.resize(2 + len, 0);
-                    let out = self.queue.buffer();
+                    let out = self.queue.message_buffer();
                     let mut frame = BytesMut::new();
                     frame::encode(OpCode::Binary, false, &payload, &mut frame);
                     match len % 3 {
@@ -284,7 +285,7 @@ mod tests {
                 Step::Write(max_len) => self.write(max_len),
                 Step::WriteNothing => {
                     assert!(self.queue.slices().all(|slice| !slice.is_empty()));
-                    if let Some(contiguous) = self.queue.contiguous().map(<[u8]>::to_vec) {
+                    if let Some(contiguous) = self.queue.contiguous_bytes().map(<[u8]>::to_vec) {
                         let slices: Vec<_> = self.queue.slices().collect();
                         assert_eq!(slices.concat(), contiguous);
                     }

@@ -24,8 +24,8 @@ use crate::{
 
 /// The protocol state and logic of one WebSocket connection on the server's side.
 ///
-/// A session owns no socket, reads no clock and spawns no task. The caller owns them, and moves bytes, items and times between
-/// them and the session:
+/// A session owns no socket, reads no clock and spawns no task. The caller moves bytes, items and times between the session and the
+/// socket, the source and the timer:
 ///
 /// ```text
 ///                 handle_input             handle_item
@@ -47,7 +47,7 @@ use crate::{
 ///   [`apply_pending_close`](Self::apply_pending_close);
 /// - **polls**, named `poll_*`, which return what the caller has to do.
 ///
-/// Once the socket is upgraded, call [`handle_upgraded`](Self::handle_upgraded). If it is not upgraded by
+/// Once the socket is upgraded, call [`handle_upgraded`](Self::handle_upgraded). If the socket is not upgraded by
 /// [`upgrade_deadline`](Self::upgrade_deadline), drop the session. Then repeat this round whenever the socket, the source or the
 /// timer is ready:
 ///
@@ -59,21 +59,22 @@ use crate::{
 /// 3. **Pending close.** Call [`apply_pending_close`](Self::apply_pending_close). A close frame or an offence in the input of step
 ///    1 takes effect here, behind the items of step 2.
 /// 4. **Output.** Write what [`poll_transmit`](Self::poll_transmit) returns, and report each write with
-///    [`handle_written`](Self::handle_written), until nothing is left. Then flush the socket, shut its writing side down if
-///    [`wants_shutdown`](Self::wants_shutdown), and call [`handle_write_drained`](Self::handle_write_drained). If the socket takes
-///    nothing more for now, call [`handle_write_blocked`](Self::handle_write_blocked) instead.
+///    [`handle_written`](Self::handle_written), until nothing is left. Once everything is written, flush the socket, shut its
+///    writing side down if [`wants_shutdown`](Self::wants_shutdown), and call
+///    [`handle_write_drained`](Self::handle_write_drained). If the socket takes nothing more for now, call
+///    [`handle_write_blocked`](Self::handle_write_blocked) instead.
 /// 5. **End.** If [`is_closed`](Self::is_closed), drop the socket and the session. If the session is not
 ///    [open](Self::is_open) any more, drop the source: no item will be taken.
-/// 6. **Time.** Set the timer to [`poll_timeout`](Self::poll_timeout), which each of the steps above may change. When it fires,
-///    call [`handle_timeout`](Self::handle_timeout), and start a new round.
+/// 6. **Time.** Set the timer to [`poll_timeout`](Self::poll_timeout), which each of the steps above may change. When the timer
+///    fires, call [`handle_timeout`](Self::handle_timeout), and start a new round.
 ///
 /// # Time
 /// Times must not decrease from call to call. A method that takes a closure reads the clock only if it needs the time. A timer that
 /// fires early does no harm; one that fires late delays deadlines and pings by as much.
 ///
 /// # Memory
-/// An idle session owns no heap memory of its own. It holds at most one incomplete message of the client's, of at most
-/// [`max_message_size`](SessionConfig::max_message_size), and 64 KiB of output, or one event if that is longer.
+/// An idle session owns no heap memory of its own. A session buffers at most one incomplete message of the client, of at most
+/// [`max_message_size`](SessionConfig::max_message_size), and 64 KiB of output and one more event.
 ///
 /// # Example
 /// ```
@@ -119,7 +120,7 @@ pub struct Session {
     decoder: FrameDecoder,
     send_queue: SendQueue,
     state: SessionState,
-    /// How long the client may send nothing before it is pinged. `None` if it is never pinged.
+    /// How long the client may send nothing before it is pinged. `None` turns pings off.
     ping_interval: Option<Duration>,
     /// When the client last showed that it is alive: it sent a byte, or took one after a long wait.
     last_activity: Instant,
@@ -130,25 +131,25 @@ pub struct Session {
     /// Since when the socket takes no byte.
     write_blocked_since: Option<Instant>,
     unsolicited_frames: UnsolicitedFrames,
-    /// Takes effect in [`apply_pending_close`](Self::apply_pending_close). No frame is read once it is set.
+    /// Takes effect in [`apply_pending_close`](Self::apply_pending_close). While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
     reads_paused: bool,
 }
 
-/// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). Each state is left
-/// for a later one only.
+/// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). States are entered in
+/// the order of the variants, and some are skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionState {
     Open,
     /// Our close frame is queued or written, and the client's close frame is awaited.
     Closing {
-        /// When the close deadline began to run: each write restarts it.
+        /// When the close deadline began to run. Each write restarts the deadline.
         deadline_start: Instant,
     },
-    /// No frame is read any more. The writing side is shut down once everything is written, and then the client closes the
-    /// connection.
+    /// Frames of the client are discarded. The socket's writing side is shut down once everything is written. Then the client
+    /// closes the connection.
     ShuttingDown {
-        /// When the close deadline began to run: each write restarts it.
+        /// When the close deadline began to run. Each write restarts the deadline.
         deadline_start: Instant,
     },
     Closed,
@@ -172,18 +173,18 @@ struct UnsolicitedFrames {
 /// More pings, pongs and dropped messages than this in one second close the connection with 1008.
 const MAX_UNSOLICITED_FRAMES_PER_SECOND: u32 = 1000;
 
-/// 1 s: a write that was blocked for less shows nothing about the client. On HTTP/2 it may have waited for another task of the
-/// server.
+/// 1 s: a write that was blocked for less shows nothing about the client. On HTTP/2 such a write may have waited for another task
+/// of the server.
 const MIN_MEANINGFUL_WRITE_BLOCK: Duration = Duration::from_secs(1);
 
 /// 64 KiB: the length of the send queue, in bytes, from which on no item is taken.
 const SEND_QUEUE_LIMIT: usize = 64 * 1024;
 
 impl Session {
-    /// Makes the session of a connection that is about to be upgraded.
+    /// Creates the session of a connection that is about to be upgraded.
     ///
-    /// A client that sends nothing for `ping_interval` is pinged. Without an interval it is never pinged, and an idle session
-    /// needs no timer.
+    /// A client that sends nothing for `ping_interval` is pinged. Without an interval, the client is never pinged, and an idle
+    /// session needs no timer.
     pub fn new(
         config: Arc<SessionConfig>,
         encoder: FrameEncoder,
@@ -219,7 +220,7 @@ impl Session {
         self.last_activity + self.config.write_deadline
     }
 
-    /// Handles the upgrade of the socket. The ping interval runs from here.
+    /// Handles the upgrade of the socket. The ping interval begins to run.
     pub fn handle_upgraded(&mut self, now: Instant) {
         self.last_activity = now;
     }
@@ -245,11 +246,12 @@ impl Session {
 
     // Input.
 
-    /// Handles bytes that were read from the socket. Consumes them from the front of `input` up to the end of the first complete
-    /// message, which is returned. Returns `None` once all of `input` is consumed.
+    /// Handles bytes that were read from the socket, up to the end of the first complete message. Removes the handled bytes from
+    /// the front of `input`, and returns the message. Returns `None` once `input` is empty.
     ///
-    /// A message is kept if `keep_message` is true when its first frame begins. Otherwise it is validated, but not inflated, and
-    /// dropped, and counts as unsolicited. Once the session is closing, every message is dropped.
+    /// A message is kept if `keep_message` is true when its first frame begins. Any other message is validated, but not inflated,
+    /// and dropped. More than 1000 dropped messages, pings and pongs in a second close the connection. Once the session is closing,
+    /// every message is dropped.
     ///
     /// Pings are answered. An offence or a close frame stops the reading: the rest of the input is discarded, and
     /// [`apply_pending_close`](Self::apply_pending_close) closes the connection.
@@ -315,9 +317,9 @@ impl Session {
         awaits_frames && self.pending_close.is_none()
     }
 
-    /// Returns the number of payload bytes that are missing from the data frame that has begun: 0 if none has.
+    /// Returns the number of payload bytes that are missing from the current data frame, or 0 if no data frame has begun.
     ///
-    /// A read of this length ends with the frame.
+    /// A caller can limit a read to this length, so that the read ends with the frame.
     #[inline]
     pub fn remaining_frame_len(&self) -> usize {
         self.decoder.remaining_frame_len()
@@ -328,14 +330,14 @@ impl Session {
         self.state = SessionState::Closed;
     }
 
-    /// Inflates a message if it is compressed.
+    /// Converts a message of the decoder into a payload. A compressed message is inflated.
     fn message_payload(&self, message: Message) -> Result<Payload, (CloseCode, &'static str)> {
         let (is_text, compressed) = match message {
             Message::Text(text) => return Ok(Payload::Text(text)),
             Message::Binary(bytes) => return Ok(Payload::Binary(bytes.into())),
             Message::Compressed { is_text, payload } => (is_text, payload),
         };
-        let bytes = inflate(&compressed, self.config.max_message_size)?;
+        let bytes = inflate_message(&compressed, self.config.max_message_size)?;
         if !is_text {
             return Ok(Payload::Binary(bytes.into()));
         }
@@ -364,10 +366,10 @@ impl Session {
             return;
         }
         if self.is_open() {
-            // The client is slow already, and reads no messages behind its close frame. So the queued messages are discarded.
-            // Items of this round are not sent either, for they would follow a hole.
+            // The client is slow, and reads no messages after it has sent a close frame. Queued messages are therefore discarded.
+            // Items of the current round would follow the discarded messages, so they are not sent either.
             self.send_queue.discard_unstarted_messages();
-            frame::encode_close(code, "", self.send_queue.buffer().buffer());
+            frame::encode_close(code, "", self.send_queue.message_buffer().buffer());
         }
         self.state = SessionState::ShuttingDown {
             deadline_start: now,
@@ -382,17 +384,17 @@ impl Session {
         self.is_open() && self.send_queue.len() < SEND_QUEUE_LIMIT
     }
 
-    /// Handles what the source yielded: an item, its failure, or `None` at its end. An end or a failure closes the connection,
-    /// with the code and the reason that it stands for.
+    /// Handles what the source yielded: an item, its failure, or `None` at its end. An end or a failure closes the connection, with
+    /// a code and a reason of its own.
     ///
     /// # Errors
-    /// If the message format cannot express the item. The connection closes then as well.
+    /// If the message format cannot express the item. This also closes the connection.
     pub fn handle_item(
         &mut self,
         item: Option<Result<Item, BoxError>>,
         now: impl FnOnce() -> Instant,
     ) -> Result<(), Error> {
-        let buffer = self.send_queue.buffer();
+        let buffer = self.send_queue.message_buffer();
         let encoded = match item {
             Some(Ok(Item::Event(event))) => match self.encoder.take_unshared_payload(event) {
                 Ok((opcode, payload)) => {
@@ -436,7 +438,7 @@ impl Session {
 
     /// Sends the message for the end, if the message format has one, and closes the connection.
     fn end_stream(&mut self, end: End, now: Instant) {
-        self.encoder.end(end, self.send_queue.buffer());
+        self.encoder.end(end, self.send_queue.message_buffer());
         let (code, reason) = match end {
             End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
             End { expired: true, .. } => (CloseCode::AUTHORIZATION_EXPIRED, "expired".into()),
@@ -454,7 +456,11 @@ impl Session {
     /// The reason is cut to the 123 bytes of UTF-8 that a close frame holds.
     pub fn close(&mut self, code: CloseCode, reason: &str, now: Instant) {
         if self.is_open() {
-            frame::encode_close(Some(code), reason, self.send_queue.buffer().buffer());
+            frame::encode_close(
+                Some(code),
+                reason,
+                self.send_queue.message_buffer().buffer(),
+            );
             self.state = SessionState::Closing {
                 deadline_start: now,
             };
@@ -470,12 +476,12 @@ impl Session {
         });
     }
 
-    /// Closes the connection if the client has closed it, has broken a rule or has missed a deadline. The close frame goes behind
-    /// everything that is queued, so call this after the items of the round.
+    /// Closes the connection if the client has sent a close frame, has broken a rule or has missed a deadline. The close frame goes
+    /// behind everything that is queued, so call this after the items of the round.
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(PendingClose { code, reason }) = self.pending_close.take() {
             if self.is_open() {
-                frame::encode_close(code, reason, self.send_queue.buffer().buffer());
+                frame::encode_close(code, reason, self.send_queue.message_buffer().buffer());
             }
             self.state = SessionState::ShuttingDown {
                 deadline_start: now(),
@@ -485,16 +491,16 @@ impl Session {
 
     // Output.
 
-    /// Returns the bytes to write, in order. No slice is empty; there is none if nothing is to be written.
+    /// Returns the bytes to write, in order. Empty slices are left out.
     pub fn poll_transmit(&mut self) -> impl Iterator<Item = &[u8]> {
         self.send_queue.slices()
     }
 
-    /// Returns the bytes to write if they are contiguous: an empty slice if nothing is to be written. This is the usual case, and
-    /// faster than [`poll_transmit`](Self::poll_transmit), which is for all others.
+    /// Returns the bytes to write if they are contiguous, or an empty slice if nothing is to be written. For this usual case it is
+    /// faster than [`poll_transmit`](Self::poll_transmit).
     #[inline]
     pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
-        self.send_queue.contiguous()
+        self.send_queue.contiguous_bytes()
     }
 
     /// Handles a write: the socket has taken the first `written` bytes of [`poll_transmit`](Self::poll_transmit).
@@ -507,20 +513,21 @@ impl Session {
         let now = now();
         let blocked_for = blocked_since.map(|since| now.duration_since(since));
         if blocked_for.is_some_and(|time| time >= MIN_MEANINGFUL_WRITE_BLOCK) {
-            // The client has taken bytes, and may be far from reading a ping that was queued.
+            // The client has taken bytes, but may still be far from reading the ping.
             self.last_activity = now;
             self.unanswered_ping = None;
         }
         if let SessionState::Closing { deadline_start }
         | SessionState::ShuttingDown { deadline_start } = &mut self.state
         {
-            // The close frame comes last: until it is written, the client has nothing to answer.
+            // The close frame is the last to be written: before that, the client has nothing to answer.
             *deadline_start = now;
         }
     }
 
-    /// Handles a socket that takes nothing more for now. The [write deadline](SessionConfig::write_deadline) runs until the next
-    /// [`handle_written`](Self::handle_written) or [`handle_write_drained`](Self::handle_write_drained).
+    /// Handles a write that is pending, because the socket takes nothing more for now. The [write
+    /// deadline](SessionConfig::write_deadline) runs until the next [`handle_written`](Self::handle_written) or
+    /// [`handle_write_drained`](Self::handle_write_drained).
     pub fn handle_write_blocked(&mut self, now: impl FnOnce() -> Instant) {
         self.write_blocked_since.get_or_insert_with(now);
     }
@@ -622,7 +629,7 @@ impl Session {
     }
 }
 
-/// Returns the earlier of two times, where `None` is never.
+/// Returns the earlier of two times. `None` stands for never.
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
@@ -631,16 +638,19 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 #[cfg(feature = "deflate")]
-fn inflate(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
+fn inflate_message(
+    compressed: &[u8],
+    max_len: usize,
+) -> Result<Vec<u8>, (CloseCode, &'static str)> {
     deflate::inflate(compressed, max_len).map_err(|error| match error {
         InflateError::TooBig => (CloseCode::MESSAGE_TOO_BIG, "message is too big"),
         InflateError::Invalid => (CloseCode::INVALID_PAYLOAD, "not compressed as agreed"),
     })
 }
 
-/// Unreachable: the decoder refuses compressed messages that were not negotiated.
+/// Never called: without the feature `deflate`, the decoder refuses compressed messages.
 #[cfg(not(feature = "deflate"))]
-fn inflate(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
+fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
     Err((CloseCode::PROTOCOL_ERROR, "compression was not agreed on"))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The limits and deadlines of a [`Session`](super::Session). Deadlines are capped at 30 days.
+/// The limits and deadlines of a [`Session`](super::Session). Each deadline is at most 30 days.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SessionConfig {
@@ -13,11 +13,11 @@ pub struct SessionConfig {
     pub(super) max_message_size: usize,
 }
 
-/// 30 days: adding a deadline to an `Instant` does not overflow.
+/// 30 days: the bound keeps the sum of an `Instant` and a deadline from overflowing.
 const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl SessionConfig {
-    /// Makes a configuration with the defaults that each setter names.
+    /// Creates a configuration with the defaults that the setters name.
     pub fn new() -> Self {
         Self {
             pong_deadline: Duration::from_secs(20),
@@ -28,33 +28,33 @@ impl SessionConfig {
         }
     }
 
-    /// How long the client may send nothing after a ping before the connection is closed with 3012: 20 s by default.
+    /// Sets how long the client may send nothing after a ping before the connection is closed with 3012: 20 s by default.
     pub fn pong_deadline(mut self, deadline: Duration) -> Self {
         self.pong_deadline = deadline.min(MAX_DEADLINE);
         self
     }
 
-    /// How long one message of the client may take, from its first byte to its last, before the connection is closed with
+    /// Sets how long one message of the client may take, from its first byte to its last, before the connection is closed with
     /// 1008: 60 s by default.
     pub fn message_deadline(mut self, deadline: Duration) -> Self {
         self.message_deadline = deadline.min(MAX_DEADLINE);
         self
     }
 
-    /// How long the socket may refuse every byte before the session ends without a close frame: 30 s by default.
+    /// Sets how long the socket may refuse every byte before the session ends without a close frame: 30 s by default.
     pub fn write_deadline(mut self, deadline: Duration) -> Self {
         self.write_deadline = deadline.min(MAX_DEADLINE);
         self
     }
 
-    /// How long the client may take to answer a close frame, and to close the connection, before the session ends: 10 s by
+    /// Sets how long the client may take to answer a close frame, and to close the connection, before the session ends: 10 s by
     /// default.
     pub fn close_deadline(mut self, deadline: Duration) -> Self {
         self.close_deadline = deadline.min(MAX_DEADLINE);
         self
     }
 
-    /// The longest message that the client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer
+    /// Sets the longest message that the client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer
     /// message closes the connection with 1009.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;

@@ -2,11 +2,12 @@
 
 use std::str;
 
-/// Validates UTF-8 incrementally. Holds the bytes of a character that is incomplete: up to three.
+/// Validates UTF-8 incrementally. Between two pieces, the validator holds the bytes of an incomplete character, which are at most
+/// three.
 #[derive(Debug, Default)]
 pub(super) struct Utf8Validator {
     incomplete_char: [u8; 4],
-    /// The number of bytes of `incomplete_char` in use.
+    /// The number of bytes of `incomplete_char` that are in use.
     len: u8,
 }
 
@@ -15,7 +16,7 @@ pub(super) struct Utf8Validator {
 pub(super) struct InvalidUtf8;
 
 impl Utf8Validator {
-    /// Validates the next piece. Calls `on_text` at most twice, with the characters that are complete now.
+    /// Validates the next piece. Calls `on_text` at most twice, with the text up to the last complete character.
     pub(super) fn push(
         &mut self,
         piece: &[u8],
@@ -72,7 +73,7 @@ impl Utf8Validator {
     }
 }
 
-/// Returns the number of bytes at the end of `piece` that begin a character without completing it, judged by its first byte.
+/// Returns the length of the incomplete character at the end of `piece`, or 0. Only the first byte of the character is considered.
 fn incomplete_suffix_len(piece: &[u8]) -> usize {
     let mut last_bytes = piece.iter().rev().zip(1..=3);
     match last_bytes.find(|(byte, _)| **byte & 0xc0 != 0x80) {

@@ -53,14 +53,14 @@ pub(in crate::transport::long_poll) fn is_durable_live_request(head: &Parts) -> 
 
 fn has_offset(head: &Parts) -> bool {
     let query = head.uri.query().unwrap_or_default();
-    query::parameter_values(query, OFFSET_PARAMETER)
+    query::decode_parameter(query, OFFSET_PARAMETER)
         .next()
         .is_some()
 }
 
 fn has_live_mode(head: &Parts) -> bool {
     let query = head.uri.query().unwrap_or_default();
-    query::parameter_values(query, LIVE_PARAMETER).any(|live| live == "long-poll" || live == "sse")
+    query::decode_parameter(query, LIVE_PARAMETER).any(|live| live == "long-poll" || live == "sse")
 }
 
 impl ReadRequest {
@@ -86,7 +86,7 @@ impl ReadRequest {
                 ReadOffset::After(EventId::new(offset).map_err(|_| UNKNOWN_OFFSET_MESSAGE)?)
             }
         };
-        let cursor = query::parameter_values(query, CURSOR_PARAMETER).last();
+        let cursor = query::decode_parameter(query, CURSOR_PARAMETER).last();
         Ok(Self {
             offset,
             live,
@@ -128,7 +128,7 @@ fn single_parameter_value<'a>(
     query: &'a str,
     name: &str,
 ) -> Result<Option<Cow<'a, str>>, &'static str> {
-    let mut values = query::parameter_values(query, name);
+    let mut values = query::decode_parameter(query, name);
     let first = values.next();
     match values.next() {
         Some(_) => Err("offset and live may be given once each"),

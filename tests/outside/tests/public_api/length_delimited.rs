@@ -36,10 +36,10 @@ async fn serve<S>(guard: &Guard, source: S) -> TestServer
 where
     S: PushSource + Clone + Send + Sync + 'static,
 {
-    TestServer::start(guarded(guard, source, LengthDelimited::new())).await
+    TestServer::start(guarded_service(guard, source, LengthDelimited::new())).await
 }
 
-fn guarded<S: PushSource + Clone + Send + 'static>(
+fn guarded_service<S: PushSource + Clone + Send + 'static>(
     guard: &Guard,
     source: S,
     transport: LengthDelimited,
@@ -54,7 +54,7 @@ fn items_then_silence(
     source_fn(move |_| async move { Ok(stream::iter(items).chain(stream::pending())) })
 }
 
-fn event(text: &str) -> Item {
+fn text_event(text: &str) -> Item {
     Item::Event(Event::text(text))
 }
 
@@ -136,8 +136,8 @@ async fn event_is_encoded_once_for_all_subscribers() {
 async fn idle_stream_sends_heartbeats() {
     let keep_alive = KeepAlive::new().interval(20 * MILLISECOND);
     let transport = LengthDelimited::new().keep_alive(keep_alive);
-    let source = items_then_silence(vec![event("first")]);
-    let server = TestServer::start(guarded(&Guard::new(), source, transport)).await;
+    let source = items_then_silence(vec![text_event("first")]);
+    let server = TestServer::start(guarded_service(&Guard::new(), source, transport)).await;
     let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     assert_eq!(reader.expect_event().await, "first");
     for _ in 0..3 {
@@ -227,7 +227,7 @@ async fn admission_limits_the_transport() {
 async fn guard_counts_streams_events_bytes_and_gaps() {
     let guard = Guard::new();
     let gap = Item::Gap(Gap::new(GapReason::Lagged).missed(2));
-    let items = vec![event("four"), gap, event("sixsix")];
+    let items = vec![text_event("four"), gap, text_event("sixsix")];
     let server = serve(&guard, items_then_silence(items)).await;
     let mut readers = Vec::new();
     for version in HttpVersion::ALL {
@@ -270,7 +270,7 @@ async fn each_end_of_the_source_has_its_close_reason() {
         ),
     ] {
         let guard = Guard::new();
-        let items: Vec<_> = [event("last")].into_iter().chain(item).collect();
+        let items: Vec<_> = [text_event("last")].into_iter().chain(item).collect();
         let source = source_fn(move |_| async move { Ok(stream::iter(items)) });
         let server = serve(&guard, source).await;
         let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
@@ -299,9 +299,9 @@ async fn failing_source_is_counted_and_aborts_the_response() {
 #[tokio::test]
 async fn unsendable_event_counts_as_failure() {
     let guard = Guard::new();
-    let source = items_then_silence(vec![event("short"), event("too long")]);
+    let source = items_then_silence(vec![text_event("short"), text_event("too long")]);
     let transport = LengthDelimited::new().max_payload_len(5);
-    let server = TestServer::start(guarded(&guard, source, transport)).await;
+    let server = TestServer::start(guarded_service(&guard, source, transport)).await;
     let mut reader = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
     assert_eq!(reader.expect_event().await, "short");
     reader.expect_abort().await;
@@ -331,7 +331,7 @@ async fn complete_response_counts_as_answered() {
         channel.publish(number.to_string()).unwrap();
     }
     let transport = LengthDelimited::new().max_events(2);
-    let server = TestServer::start(guarded(&guard, channel, transport)).await;
+    let server = TestServer::start(guarded_service(&guard, channel, transport)).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
     let mut cursor = None;
     for expected in [["0", "1"], ["2", "3"]] {
@@ -466,7 +466,7 @@ async fn observer_is_called_in_order() {
         if subscription.head().uri.path() == "/no" {
             return Err(Rejection::new(StatusCode::FORBIDDEN));
         }
-        let items = [Ok(event("a")), Ok(gap()), Err("broken")];
+        let items = [Ok(text_event("a")), Ok(gap()), Err("broken")];
         Ok(stream::iter(items))
     });
     let server = serve(&guard, failing).await;

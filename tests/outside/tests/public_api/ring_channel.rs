@@ -17,14 +17,14 @@ use tower_push_outside_tests::{LagPolicy, RingChannel};
 
 use crate::support::{LineReader, expect_close, wait_for};
 
-/// Guard, server and channel of one test. The log holds 4 events.
-struct Setup {
+/// A server for one channel, whose log holds 4 events, behind a guard.
+struct ChannelServer {
     channel: RingChannel,
     guard: Guard,
     server: TestServer,
 }
 
-impl Setup {
+impl ChannelServer {
     async fn new(lag_policy: LagPolicy) -> Self {
         Self::with_guard(lag_policy, Guard::new()).await
     }
@@ -52,13 +52,15 @@ impl Setup {
         client.get(path, &[]).await
     }
 
-    async fn read(&self, path: &str) -> LineReader {
+    /// Requests lines. The response must have the status 200.
+    async fn get_lines(&self, path: &str) -> LineReader {
         let response = self.get(path).await;
         assert_eq!(response.head.status, 200);
         LineReader::new(response)
     }
 
-    async fn opened(&self) {
+    /// Waits until one stream is open.
+    async fn wait_until_open(&self) {
         wait_for(&self.guard, |guard| guard.counts().open() == 1).await;
     }
 }
@@ -91,9 +93,9 @@ async fn laggard_on_websocket_gets_3008() {
     for version in HttpVersion::ALL {
         let errors = ErrorLog::default();
         let guard = Guard::builder().observer(errors.clone()).build();
-        let setup = Setup::with_guard(LagPolicy::Disconnect, guard).await;
+        let setup = ChannelServer::with_guard(LagPolicy::Disconnect, guard).await;
         let mut socket = websocket::connect(&setup.server, version, "/", &[]).await;
-        setup.opened().await;
+        setup.wait_until_open().await;
         setup.publish(0..100);
         assert_eq!(close_code(&mut socket).await, 3008, "{version:?}");
         drop(socket);
@@ -104,9 +106,9 @@ async fn laggard_on_websocket_gets_3008() {
 
 #[tokio::test]
 async fn laggard_on_sse_gets_gap() {
-    let setup = Setup::new(LagPolicy::Gap).await;
-    let mut reader = setup.read("/?transport=sse").await;
-    setup.opened().await;
+    let setup = ChannelServer::new(LagPolicy::Gap).await;
+    let mut reader = setup.get_lines("/?transport=sse").await;
+    setup.wait_until_open().await;
     setup.publish(0..2);
     assert_eq!(reader.expect(2).await, ["0", "1"]);
     setup.publish(2..100);
@@ -118,9 +120,9 @@ async fn laggard_on_sse_gets_gap() {
 
 #[tokio::test]
 async fn laggard_on_sse_is_aborted_and_finds_gap() {
-    let setup = Setup::new(LagPolicy::Disconnect).await;
-    let mut reader = setup.read("/?transport=sse").await;
-    setup.opened().await;
+    let setup = ChannelServer::new(LagPolicy::Disconnect).await;
+    let mut reader = setup.get_lines("/?transport=sse").await;
+    setup.wait_until_open().await;
     setup.publish(0..1);
     assert_eq!(reader.expect(1).await, ["0"]);
     setup.publish(1..10);
@@ -129,18 +131,18 @@ async fn laggard_on_sse_is_aborted_and_finds_gap() {
     let cursor = reader.cursor().unwrap();
     let path = format!("/?transport=sse&last_event_id={cursor}");
     let expected = ["gap expired 5", "6", "7", "8", "9"];
-    assert_eq!(setup.read(&path).await.expect(5).await, expected);
+    assert_eq!(setup.get_lines(&path).await.expect(5).await, expected);
 }
 
 // Cursors.
 
 #[tokio::test]
 async fn cursor_resumes_on_every_transport() {
-    let setup = Setup::new(LagPolicy::Gap).await;
+    let setup = ChannelServer::new(LagPolicy::Gap).await;
     let ids = setup.publish(0..4);
     for transport in ["sse", "ndjson", "json-seq", "multipart", "long-poll"] {
         let path = format!("/?transport={transport}&last_event_id={}", ids[1]);
-        let lines = setup.read(&path).await.expect(2).await;
+        let lines = setup.get_lines(&path).await.expect(2).await;
         assert_eq!(lines, ["2", "3"], "{transport}");
     }
     let path = format!("/?last_event_id={}", ids[1]);
@@ -153,7 +155,7 @@ async fn cursor_resumes_on_every_transport() {
 
 #[tokio::test]
 async fn old_cursor_gets_expired_gap() {
-    let setup = Setup::new(LagPolicy::Gap).await;
+    let setup = ChannelServer::new(LagPolicy::Gap).await;
     let ids = setup.publish(0..10);
     for (cursor, expected) in [
         (5, None),
@@ -161,7 +163,7 @@ async fn old_cursor_gets_expired_gap() {
         (0, Some("gap expired 5")),
     ] {
         let path = format!("/?transport=ndjson&last_event_id={}", ids[cursor]);
-        let mut reader = setup.read(&path).await;
+        let mut reader = setup.get_lines(&path).await;
         if let Some(gap) = expected {
             assert_eq!(reader.expect(1).await, [gap]);
         }
@@ -171,13 +173,13 @@ async fn old_cursor_gets_expired_gap() {
 
 #[tokio::test]
 async fn foreign_or_unreadable_cursor_gets_epoch_gap() {
-    let setup = Setup::new(LagPolicy::Gap).await;
+    let setup = ChannelServer::new(LagPolicy::Gap).await;
     setup.publish(0..6);
     let foreign = RingChannel::new().publish("x").unwrap();
     for cursor in [foreign.as_str(), "not%20readable", "a&lastEventId=b"] {
         for transport in ["sse", "ndjson", "long-poll"] {
             let path = format!("/?transport={transport}&last_event_id={cursor}");
-            let lines = setup.read(&path).await.expect(5).await;
+            let lines = setup.get_lines(&path).await.expect(5).await;
             assert_eq!(lines, ["gap epoch null", "2", "3", "4", "5"], "{path}");
         }
     }
@@ -196,13 +198,13 @@ async fn start_position_is_respected() {
         let guard = Guard::new();
         let transport = guard.wrap(Negotiate::new());
         let server = TestServer::start(service(channel.clone()).transport(transport)).await;
-        let setup = Setup {
+        let setup = ChannelServer {
             channel,
             guard,
             server,
         };
         setup.publish(0..6);
-        let mut reader = setup.read("/?transport=ndjson").await;
+        let mut reader = setup.get_lines("/?transport=ndjson").await;
         let before = reader.expect(expected.len() - 1).await;
         setup.publish(6..7);
         let after = reader.expect(1).await;
@@ -214,9 +216,9 @@ async fn start_position_is_respected() {
 
 #[tokio::test]
 async fn closed_channel_finishes_its_subscribers() {
-    let setup = Setup::new(LagPolicy::Gap).await;
-    let mut reader = setup.read("/?transport=sse").await;
-    setup.opened().await;
+    let setup = ChannelServer::new(LagPolicy::Gap).await;
+    let mut reader = setup.get_lines("/?transport=sse").await;
+    setup.wait_until_open().await;
     setup.publish(0..2);
     setup.channel.close();
     assert!(setup.channel.publish("late").unwrap_err().is_closed());
@@ -242,7 +244,7 @@ async fn long_poll_follows_the_channel() {
     let guard = Guard::new();
     let transport = guard.wrap(LongPoll::new());
     let server = TestServer::start(service(channel.clone()).transport(transport)).await;
-    let setup = Setup {
+    let setup = ChannelServer {
         channel,
         guard,
         server,
@@ -253,13 +255,13 @@ async fn long_poll_follows_the_channel() {
         let mut client = HttpClient::connect(&setup.server, HttpVersion::Http1).await;
         async move { LineReader::new(client.get("/", &[]).await).rest().await }
     });
-    setup.opened().await;
+    setup.wait_until_open().await;
     setup.publish(0..1);
     assert_eq!(waiting.await.unwrap().unwrap(), ["0"]);
 
     // The next polls resume with the cursor, and do not repeat anything.
     setup.publish(1..3);
-    let mut poll = setup.read("/").await;
+    let mut poll = setup.get_lines("/").await;
     assert_eq!(poll.rest().await.unwrap(), ["0", "1", "2"]);
     let mut cursor = poll.cursor().unwrap().to_owned();
     for (numbers, expected) in [
@@ -268,12 +270,20 @@ async fn long_poll_follows_the_channel() {
     ] {
         setup.publish(numbers);
         let path = format!("/?last_event_id={cursor}");
-        let mut poll = setup.read(&path).await;
+        let mut poll = setup.get_lines(&path).await;
         assert_eq!(poll.rest().await.unwrap(), expected);
         cursor = poll.cursor().unwrap().to_owned();
     }
     let path = format!("/?timeout=0&last_event_id={cursor}");
-    assert!(setup.read(&path).await.rest().await.unwrap().is_empty());
+    assert!(
+        setup
+            .get_lines(&path)
+            .await
+            .rest()
+            .await
+            .unwrap()
+            .is_empty()
+    );
     let polls = 5;
     wait_for(&setup.guard, |guard| {
         guard.counts().closed(CloseReason::Answered) == polls
@@ -287,9 +297,9 @@ async fn long_poll_follows_the_channel() {
 
 #[tokio::test]
 async fn websocket_without_place_for_gaps_closes_with_3010() {
-    let setup = Setup::new(LagPolicy::Gap).await;
+    let setup = ChannelServer::new(LagPolicy::Gap).await;
     let mut socket = websocket::connect(&setup.server, HttpVersion::Http1, "/", &[]).await;
-    setup.opened().await;
+    setup.wait_until_open().await;
     setup.publish(0..100);
     assert_eq!(close_code(&mut socket).await, 3010);
     drop(socket);

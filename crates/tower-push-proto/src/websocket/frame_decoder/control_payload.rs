@@ -48,7 +48,7 @@ impl fmt::Debug for ControlPayload {
     }
 }
 
-/// Checks the payload of a close frame. Returns its code, or `None` if it is empty.
+/// Checks the payload of a close frame. Returns the close code, or `None` if the payload is empty.
 pub(super) fn parse_close_payload(payload: &[u8]) -> Result<Option<CloseCode>, DecodeError> {
     let Some((number, reason)) = payload.split_first_chunk() else {
         return Ok(None);

@@ -45,9 +45,9 @@ impl PartialHeader {
 /// A frame whose header was parsed, and whose payload is being received.
 #[derive(Debug)]
 pub(super) struct ReceivedFrame {
-    /// The number of payload bytes that are missing. For a control frame it is always the length of the whole payload.
+    /// The number of payload bytes that are missing. In a control frame, this field stays the length of the whole payload.
     pub(super) remaining_len: usize,
-    /// The mask key for the next payload byte. Zeros, which change nothing, if the frame is not masked.
+    /// The mask key for the next payload byte. Four zeros, which change no byte, if the frame is not masked.
     pub(super) mask_key: [u8; 4],
     pub(super) opcode: OpCode,
     /// Whether it is the last frame of its message.
@@ -56,13 +56,13 @@ pub(super) struct ReceivedFrame {
 }
 
 impl ReceivedFrame {
-    /// Whether the frame is a whole message, and its payload has at most `len` bytes.
+    /// Whether the frame is a whole message whose payload has at most `len` bytes.
     #[inline]
-    pub(super) fn is_message_within(&self, len: usize) -> bool {
+    pub(super) fn is_complete_message_within(&self, len: usize) -> bool {
         self.is_final && self.remaining_len <= len && !self.opcode.is_control()
     }
 
-    /// Moves on by `len` payload bytes.
+    /// Counts `len` payload bytes as received.
     #[inline]
     pub(super) fn advance(&mut self, len: usize) {
         self.remaining_len -= len;
@@ -76,15 +76,15 @@ const RSV2_RSV3_BITS: u8 = 0x30;
 /// The bits of the first byte that are the opcode.
 const OPCODE_BITS: u8 = 0x0f;
 
-/// The most fragments of a message, unless its size limit allows more.
+/// The number of fragments that a message of any size limit may have.
 const MIN_FRAGMENT_LIMIT: usize = 1024;
 
-/// A message may have one fragment for each 16 bytes of its size limit, if that is more than [`MIN_FRAGMENT_LIMIT`].
+/// One fragment is allowed for each 16 bytes of the size limit of a message, if that is more than [`MIN_FRAGMENT_LIMIT`].
 const BYTES_PER_FRAGMENT: usize = 16;
 
 impl FrameDecoder {
     /// Parses the header at the front of `bytes`. Returns the frame and the length of the header, or `None` if the header is
-    /// incomplete. The bytes of an incomplete header are checked as well.
+    /// incomplete. The bytes of an incomplete header are validated as well.
     #[inline]
     pub(super) fn parse_header(
         &self,
@@ -149,7 +149,8 @@ impl FrameDecoder {
         MIN_FRAGMENT_LIMIT.max(self.config.max_message_size / BYTES_PER_FRAGMENT)
     }
 
-    /// Parses the length of the payload. Returns it with the index of the byte behind it, or `None` if it is incomplete.
+    /// Parses the length of the payload. Returns the length and the index of the byte behind it, or `None` if the length is
+    /// incomplete.
     #[inline]
     fn parse_payload_len(
         &self,
@@ -183,10 +184,11 @@ impl FrameDecoder {
     }
 }
 
-/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns it with the index of the byte behind it, or
-/// `None` if it is incomplete.
+/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns the length and the index of the byte
+/// behind it, or `None` if the length is incomplete.
 ///
-/// The bytes of an incomplete length bound it. It fails at once if each length between these bounds is wrong.
+/// The first bytes of an incomplete length bound the length from below and above. If every length between these bounds is invalid,
+/// the error is returned at once.
 #[inline]
 fn parse_extended_len<const SIZE: usize>(
     bytes: &[u8],

@@ -21,8 +21,8 @@ use super::{
 
 /// Reads the frames of one connection from bytes in pieces of any length, and joins them into messages.
 ///
-/// The byte that breaks a rule fails as soon as it is decoded, also in the middle of a header or a text. Memory is taken only for
-/// bytes that have arrived, not for those that a header announces. A decoder between two messages owns no heap memory.
+/// A byte that breaks a rule is an error as soon as it is decoded, also in the middle of a header or of a text. Memory is taken
+/// only for bytes that have arrived, not for those that a header announces. A decoder between two messages owns no heap memory.
 ///
 /// ```
 /// use tower_push_proto::websocket::{DecoderConfig, DecoderEvent, FrameDecoder, Message, Role};
@@ -51,7 +51,8 @@ pub struct FrameDecoder {
     state: DecoderState,
     /// The bytes of an incomplete header. Empty in every state but [`DecoderState::Header`].
     partial_header: PartialHeader,
-    /// The message that is incomplete between two of its frames. `None` during its data frames: [`DecoderState::Data`] has it then.
+    /// The incomplete message, between its frames. `None` within a data frame, because [`DecoderState::Data`] holds the message
+    /// then.
     partial_message: Option<Box<PartialMessage>>,
 }
 
@@ -65,8 +66,8 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// Makes the configuration of the end that receives the frames: a server accepts masked frames only, a client unmasked ones
-    /// only.
+    /// Creates the configuration for the side that receives the frames: a server accepts only masked frames, a client only unmasked
+    /// ones.
     pub fn new(role: Role) -> Self {
         Self {
             role,
@@ -75,13 +76,14 @@ impl DecoderConfig {
         }
     }
 
-    /// The longest message that is accepted, in bytes as they are sent, compressed or not: 64 KiB by default.
+    /// Sets the longest message that is accepted, in bytes: 64 KiB by default. A compressed message counts with its compressed
+    /// length.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
         self
     }
 
-    /// Whether compressed messages are accepted, because permessage-deflate was negotiated: not by default.
+    /// Sets whether compressed messages are accepted, because permessage-deflate was negotiated: `false` by default.
     pub fn allow_compressed(mut self, allow: bool) -> Self {
         self.allow_compressed = allow;
         self
@@ -99,7 +101,7 @@ pub enum DecoderEvent {
     Ping,
     /// A pong, with any payload.
     Pong,
-    /// A close frame, and its code if it has one. Every later byte is discarded.
+    /// A close frame, and its code if it has one. Every byte behind a close frame is discarded.
     Close(Option<CloseCode>),
 }
 
@@ -112,14 +114,14 @@ pub enum Message {
     Binary(Vec<u8>),
     /// A compressed message, not inflated.
     Compressed {
-        /// Whether it is a text message. Its inflated bytes must be UTF-8 then, which is not checked yet.
+        /// Whether it is a text message. The inflated bytes of a text message must be UTF-8, which the decoder does not check.
         is_text: bool,
         /// The compressed bytes.
         payload: Vec<u8>,
     },
 }
 
-/// The rule that the peer broke. The connection must be closed.
+/// A violation of the protocol or of a limit by the peer. The connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeError {
     /// The code to close the connection with.
@@ -144,7 +146,7 @@ impl DecodeError {
         reason: "message has too many fragments",
     };
 
-    /// Makes the error for a violation of the protocol.
+    /// Creates the error for a violation of the protocol.
     const fn protocol(reason: &'static str) -> Self {
         Self {
             close_code: CloseCode::PROTOCOL_ERROR,
@@ -176,7 +178,7 @@ enum DecoderState {
 }
 
 impl FrameDecoder {
-    /// Makes a decoder that expects the first frame.
+    /// Creates a decoder that expects the first frame.
     pub fn new(config: DecoderConfig) -> Self {
         Self {
             config,
@@ -186,16 +188,16 @@ impl FrameDecoder {
         }
     }
 
-    /// Decodes bytes from the front of `input`, and shortens it by them, up to the first event. Returns `None` once all of `input` is
-    /// decoded.
+    /// Decodes the front of `input` up to the first event, and removes the decoded bytes from `input`. Returns `None` once all of
+    /// `input` is decoded.
     ///
-    /// A message is kept if `keep_message` is true when its first frame begins. Otherwise it is validated and dropped. `on_ping` is
-    /// called with the payload of a ping before its event is returned: a reference costs less than a payload in each event.
+    /// A message is kept if `keep_message` is true when its first frame begins. Other messages are validated and dropped. `on_ping`
+    /// is called with the payload of each ping. A payload in the event would make every event larger.
     ///
     /// After an error or a close frame, all input is discarded.
     ///
     /// # Errors
-    /// If the peer has broken a rule. The error is returned once.
+    /// If the peer broke the protocol or a limit. The decoder returns one error at most.
     pub fn decode(
         &mut self,
         input: &mut &[u8],
@@ -213,8 +215,8 @@ impl FrameDecoder {
         result
     }
 
-    /// Decodes a message that is kept, and is in `input` as one complete frame: the usual case, in straight code. Returns `None`, and
-    /// leaves `input` alone, in every other case.
+    /// Decodes a message that is kept, and that `input` holds as one complete frame. This usual case has a fast path. Returns
+    /// `None`, and leaves `input` alone, in every other case.
     #[inline]
     fn decode_single_frame_message(
         &self,
@@ -225,7 +227,9 @@ impl FrameDecoder {
             return Ok(None);
         }
         match self.parse_header(input)? {
-            Some((frame, header_len)) if frame.is_message_within(input.len() - header_len) => {
+            Some((frame, header_len))
+                if frame.is_complete_message_within(input.len() - header_len) =>
+            {
                 split_front(input, header_len);
                 let masked = split_front(input, frame.remaining_len);
                 let payload = mask::xor_to_vec(masked, frame.mask_key);
@@ -296,7 +300,7 @@ impl FrameDecoder {
         Ok(None)
     }
 
-    /// Returns the frame that begins once its header is complete.
+    /// Decodes a frame header. Returns the frame once the header is complete.
     fn decode_header(&mut self, input: &mut &[u8]) -> Result<Option<ReceivedFrame>, DecodeError> {
         if self.partial_header.is_empty() {
             if let Some((frame, header_len)) = self.parse_header(input)? {
@@ -314,7 +318,7 @@ impl FrameDecoder {
         Ok(None)
     }
 
-    /// Decodes what follows a header in `input`. An empty payload is complete even if `input` is empty.
+    /// Decodes the first payload bytes of a frame. A frame without payload is complete even if `input` is empty.
     fn begin_payload(
         &mut self,
         frame: ReceivedFrame,
@@ -386,7 +390,7 @@ fn split_front<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
 }
 
 impl Message {
-    /// Makes an empty message of the type that its first frame says.
+    /// Creates an empty message of the type of its first frame.
     fn empty(first_frame: &ReceivedFrame) -> Self {
         match first_frame.opcode {
             opcode if first_frame.is_compressed => Self::Compressed {
@@ -398,7 +402,7 @@ impl Message {
         }
     }
 
-    /// Makes the message of a single frame.
+    /// Creates the message that a single frame holds.
     fn from_frame(frame: &ReceivedFrame, bytes: Vec<u8>) -> Result<Self, DecodeError> {
         let mut message = Self::empty(frame);
         match &mut message {

@@ -1,4 +1,4 @@
-//! A message of which not all frames have arrived.
+//! Collects the bytes of an incomplete message.
 
 use super::{DecodeError, DecoderEvent, Message, frame_header::ReceivedFrame};
 use crate::websocket::{
@@ -9,15 +9,16 @@ use crate::websocket::{
 /// A message of which not all bytes have arrived.
 #[derive(Debug)]
 pub(super) struct PartialMessage {
-    /// The bytes so far, unless they are dropped. A text lacks the bytes that are in `utf8`.
+    /// The payload bytes that have arrived, unless they are dropped. A text does not contain the bytes of an incomplete character,
+    /// which `utf8` holds.
     message: Message,
-    /// The state of the validation of a text.
+    /// Validates the payload of a text message.
     utf8: Utf8Validator,
-    /// Whether the message is kept. Otherwise its bytes are dropped once they are validated.
+    /// Whether the message is kept. The bytes of other messages are dropped once they are validated.
     keep: bool,
-    /// The number of payload bytes so far.
+    /// The number of payload bytes that have arrived.
     pub(super) len: usize,
-    /// The number of frames that have begun so far.
+    /// The number of frames of this message that have begun.
     pub(super) fragments: usize,
 }
 
@@ -39,7 +40,7 @@ impl PartialMessage {
         }
     }
 
-    /// Appends payload bytes. `max_len` is the most bytes that the whole message can have.
+    /// Appends payload bytes. `max_len` is an upper bound of the length of the whole message.
     #[inline]
     pub(super) fn push(
         &mut self,
@@ -54,7 +55,7 @@ impl PartialMessage {
                 if self.keep {
                     let additional =
                         additional_capacity(old_len, text.capacity(), masked.len(), max_len);
-                    // The bytes in the validator are not in `text` yet, and need room as well.
+                    // The bytes that the validator holds are not in `text` yet, and need capacity as well.
                     text.reserve_exact(old_len - text.len() + additional);
                 }
                 let on_text = |part: &str| {
@@ -89,7 +90,7 @@ impl PartialMessage {
         }
     }
 
-    /// Ends the message, once its last byte was pushed.
+    /// Completes the message. The caller has pushed the last byte.
     #[inline]
     pub(super) fn finish(self) -> Result<DecoderEvent, DecodeError> {
         if !self.utf8.is_complete() {
@@ -107,7 +108,7 @@ impl PartialMessage {
     }
 }
 
-/// Unmasks and validates text in blocks of `BLOCK_LEN` bytes. Calls `on_text` with the characters that are complete.
+/// Unmasks and validates text in blocks of `BLOCK_LEN` bytes. Calls `on_text` with the text up to the last complete character.
 fn unmask_text<const BLOCK_LEN: usize>(
     masked: &[u8],
     mask_key: [u8; 4],
@@ -125,8 +126,8 @@ fn unmask_text<const BLOCK_LEN: usize>(
     Ok(())
 }
 
-/// Returns the number of bytes to reserve behind the first `len` bytes for `incoming_len` more: the capacity doubles, but does not exceed
-/// the `max_len` bytes that the message can have.
+/// Returns how many bytes to reserve for `incoming_len` bytes behind the first `len` bytes. The capacity doubles each time, but
+/// does not exceed `max_len`.
 fn additional_capacity(len: usize, capacity: usize, incoming_len: usize, max_len: usize) -> usize {
     if capacity - len >= incoming_len {
         return 0;

@@ -1,4 +1,4 @@
-//! Compares the codec with two that others wrote: tungstenite and tokio-websockets.
+//! Compares the codec with those of tungstenite and tokio-websockets.
 
 use std::io;
 
@@ -31,11 +31,11 @@ enum Decoded {
     Failed(u16),
 }
 
-/// What our decoder made of an input.
+/// The result of our decoder for one input.
 #[derive(Debug)]
 struct OurResult {
     decoded: Vec<Decoded>,
-    /// The reason of the error, which is the last of `decoded` then.
+    /// The reason of the error, if there is one. The error is the last element of `decoded`.
     error_reason: Option<&'static str>,
     /// The number of bytes up to the error, the close frame or the end of the input.
     consumed_len: usize,
@@ -166,7 +166,7 @@ fn decode_with_tokio_websockets(input: &[u8], role: Role) -> Vec<Decoded> {
         decoded.push(match message {
             Ok(message) if message.is_text() => {
                 let bytes = message.into_payload().to_vec();
-                // Not always valid: see `is_known_tokio_websockets_difference`.
+                // The text may be invalid UTF-8: see `is_known_tokio_websockets_difference`.
                 Decoded::Text(String::from_utf8_lossy(&bytes).into_owned())
             }
             Ok(message) if message.is_binary() => Decoded::Binary(message.into_payload().to_vec()),
@@ -374,14 +374,14 @@ fn others_decode_our_frames_of_every_length() {
     assert_eq!(decode_with_tokio_websockets(&out, Role::Client), messages);
 }
 
-/// Whether the other decoder is known to differ from ours in this case, and allowed to.
+/// Returns whether the other decoder is known to differ from ours in this case, and is allowed to.
 type IsKnownDifference = fn(&OurResult, &[Decoded]) -> bool;
 
-/// Bytes behind an error, so that decoders that look at whole frames see one.
+/// Bytes behind an error, so that decoders that look only at whole frames find a whole frame.
 const TRAILING_ZEROS: [u8; 2 * MAX_MESSAGE_SIZE] = [0; 2 * MAX_MESSAGE_SIZE];
 
-/// Checks that the other decoder decodes the same. Our decoder fails at the first possible byte. Other decoders look at whole
-/// frames, so they get the input up to that byte, and zeros behind it.
+/// Checks that the other decoder decodes the same. Our decoder fails at the first possible byte. The other decoder looks only at
+/// whole frames, so it gets zeros behind the byte at which our decoder failed.
 fn check_agreement(
     input: &[u8],
     role: Role,
@@ -405,15 +405,16 @@ fn check_agreement(
 fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
-        // tungstenite accepts such a length. In a control frame it is 0 here, because zeros follow.
+        // tungstenite accepts a length that is not in the shortest form. In a control frame such a length is 0 here, because zeros
+        // follow.
         Some("length takes more bytes than it needs" | "control frame is too long") => {
             theirs.starts_with(before)
         }
-        // tungstenite finds any such length too long.
+        // tungstenite reports a length whose first bit is set as too long.
         Some("length has its first bit set") => {
             is_followed_by(before, theirs, &Decoded::Failed(1009))
         }
-        // tungstenite reports a close with 1002, and goes on. It validates the reason before the code.
+        // tungstenite reports a close with 1002, and goes on. tungstenite validates the reason before the code.
         Some("close code is not one that may be sent") => {
             is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
                 || is_followed_by(before, theirs, &Decoded::Failed(1007))
@@ -432,7 +433,7 @@ fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool
 fn is_known_tokio_websockets_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
-        // tokio-websockets finds any such length too long.
+        // tokio-websockets reports a length whose first bit is set as too long.
         Some("length has its first bit set") => {
             is_followed_by(before, theirs, &Decoded::Failed(1009))
         }
@@ -452,7 +453,7 @@ fn is_followed_by(before: &[Decoded], theirs: &[Decoded], last: &Decoded) -> boo
     theirs.split_last() == Some((last, before))
 }
 
-/// Generates frames to this role that may break any rule.
+/// Generates frames to a receiver of this role. The frames may break any rule.
 fn possibly_invalid_frames(role: Role) -> impl Strategy<Value = Vec<u8>> {
     let first_byte = prop_oneof![
         10 => proptest::sample::select(&[0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a][..]),
@@ -491,7 +492,7 @@ fn possibly_invalid_frames(role: Role) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Encodes a frame. `len_form` is 0 for the shortest form of the length, 1 or 2 for a longer one.
+/// Encodes a frame. `len_form` is 0 for the shortest form of the length, and 1 or 2 for a longer form.
 fn encode_any_frame(
     (first_byte, mut payload, is_masked, len_form, mask_key): (u8, Vec<u8>, bool, usize, [u8; 4]),
 ) -> Vec<u8> {

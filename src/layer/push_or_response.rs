@@ -49,9 +49,10 @@ pub enum PushOrResponse<B> {
     Response(Response<B>),
 }
 
-/// The headers and extensions that services added to the response that carries a push.
+/// The headers and extensions of a carrier that the push response keeps.
 ///
-/// Headers that describe the carrier's own content are not among them.
+/// A carrier is a response that holds a push in its extensions. Services between the handler and the layer may have added headers
+/// to it. Headers that describe the carrier's own content, such as `Content-Type`, are left out.
 #[doc(hidden)]
 #[derive(Debug, Default)]
 pub struct CarrierHead {
@@ -87,7 +88,8 @@ impl<B> IntoPushOrResponse for Response<B> {
     }
 }
 
-/// The headers that describe a response's own content. The values of a carrier do not apply to the push response that replaces it.
+/// The headers that describe a response's own content. A carrier's are dropped, because they do not describe the push response
+/// that replaces the carrier.
 const CONTENT_HEADERS: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
@@ -131,8 +133,8 @@ impl CarrierHead {
         response
     }
 
-    /// Returns whether the carrier's `Cache-Control` stays: it forbids storing or sharing, and it is at least as strict as
-    /// the push's.
+    /// Returns whether the carrier's `Cache-Control` replaces that of the push response: it contains `no-store` or `private`, and
+    /// is at least as strict.
     ///
     /// The application may have set the carrier's `Cache-Control` on purpose, so a stricter one is never weakened.
     fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
@@ -155,7 +157,7 @@ fn cache_restrictions(headers: &HeaderMap) -> [bool; 3] {
 
 /// The response extension that holds a push.
 ///
-/// The `Arc` and the `Mutex` make it `Clone`, as extensions must be.
+/// Extensions must be `Clone` and `Sync`, which a push is not: hence the `Arc` and the `Mutex`.
 #[derive(Clone)]
 struct PushExtension(Arc<Mutex<Option<Push>>>);
 
@@ -172,9 +174,9 @@ impl fmt::Debug for PushExtension {
     }
 }
 
-/// The carrier: a response that holds a push for the [layer](super::TransportLayer) around the service.
+/// Creates a carrier: a response that holds a push for the [layer](super::TransportLayer) around the service.
 ///
-/// Without a layer, the client receives it as it is: status 500, with a text that says that the layer is missing.
+/// Without a layer, the client receives the carrier itself. Its status is 500, and its text says that the layer is missing.
 impl From<Push> for Response<String> {
     fn from(push: Push) -> Self {
         let mut response = Response::new(MISSING_LAYER_MESSAGE.to_owned());

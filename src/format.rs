@@ -1,0 +1,20 @@
+//! Formats: how the transports [`Chunked`](crate::transport::Chunked) and [`LongPoll`](crate::transport::LongPoll) write events.
+//!
+//! | format | media type |
+//! |---|---|
+//! | [`Ndjson`] | `application/x-ndjson` (also `application/ndjson`, `application/jsonl`, `application/json-lines`) |
+//! | [`JsonSeq`] | `application/json-seq` |
+//! | [`JsonArray`] | `application/json` |
+//! | [`Multipart::mixed`] | `multipart/mixed` |
+//! | [`Multipart::replace`] | `multipart/x-mixed-replace` |
+//! | [`Raw`] | `text/plain`, or another [media type](Raw::media_type) |
+//!
+//! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. A client learns its cursor from the envelope, and
+//! can resume on any transport. [`Ndjson::bare`] writes payloads without envelopes.
+//!
+//! A format of your own implements [`Format`]. If it is a JSON format, [`envelope`] and [`control_record`] write the same JSON as the
+//! formats of this crate.
+
+pub use tower_push_proto::format::{
+    Format, JsonArray, JsonSeq, Multipart, Ndjson, Raw, control_record, envelope,
+};
