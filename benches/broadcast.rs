@@ -1,23 +1,23 @@
-//! What it costs a server to send every message to many clients: `tower_push::service` on a [`Channel`], against axum's `Sse` on
-//! `tokio::sync::broadcast`.
+//! The CPU time that a server needs to send every message to many clients: `tower_push::service` on a [`Channel`], against axum's `Sse`
+//! on `tokio::sync::broadcast`.
 //!
 //! ```sh
 //! cargo bench -p tower-push-benches --bench broadcast
 //! ```
 //!
-//! 1000 clients hold an event stream each, over loopback. They are sent 25 times a second a `single` message, or `eight` in a row;
-//! or else a `burst` of 1000 in a row. A message carries 128 bytes of text. Both servers are hyper's HTTP/1.1 with its defaults,
-//! on a runtime of one thread or of two; both have room for the whole burst, and both would send a heartbeat every 15 s. Both
-//! write the same bytes, an id of 25 characters among them; axum's event is built once and cloned for each client.
+//! 1000 clients each hold an event stream over loopback. The servers send them a `single` message 25 times a second, or `eight` in a row
+//! 25 times a second, or one `burst` of 1000 in a row. A message carries 128 bytes of text. Both servers are hyper's HTTP/1.1 with its
+//! defaults, on a runtime of one thread or of two. Both can buffer the whole burst, and both send a heartbeat every 15 s. Both write the same
+//! bytes, which include an id of 25 characters. axum's event is built once and cloned for each client.
 //!
-//! Two more show how far down one can get. `floor` is hyper with the least of bodies: what is published is a number, its events
-//! are encoded and joined beforehand, whoever waits is one more waker in a list. `raw` is a loop of blocking writes of these bytes,
-//! framed too, one write to a client for all that is published in a row: what the kernel takes of it all.
+//! Two more servers show the lower bounds. `floor` is hyper with a minimal body: publishing increments a number and wakes all clients, and the
+//! events are encoded and joined beforehand. `raw` is a loop of blocking writes of these bytes, chunk framing included, with one write to each
+//! client for all messages in a row: its cost is the kernel's.
 //!
-//! Each server and its clients are processes of their own, so that the server's CPU time can be told from the clients'; it is read
-//! from Linux's `/proc`. The contestants take turns, so that what disturbs one disturbs all. The table shows the server's
-//! microseconds of CPU, in user and kernel mode together, for each message delivered, in the best turn and in the median one;
-//! and the ratio to axum's of tower-push and of the floor.
+//! Each server and its clients are separate processes, so that the server's CPU time can be told from the clients'. It is read from Linux's
+//! `/proc`. The contestants take turns, so that a disturbance affects all of them. The table shows the server's CPU time, in user and kernel
+//! mode together, in microseconds for each delivered message, for the best turn and for the median turn; and the ratios of tower-push and of
+//! the floor to axum.
 
 use std::{
     convert::Infallible,
@@ -57,22 +57,23 @@ fn main() -> Result<(), BoxError> {
     let arguments: Vec<String> = env::args().collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        [_, SERVER, server, threads] => serve(server.parse()?, threads.parse()?),
-        [_, CLIENTS, address, clients] => receive(address.parse()?, clients.parse()?),
-        // `cargo test --benches` runs this file too, only to see that it runs.
-        _ => compare_all(arguments.contains(&"--bench")),
+        [_, SERVER_ROLE, server, threads] => run_server(server.parse()?, threads.parse()?),
+        [_, CLIENTS_ROLE, address, clients] => run_clients(address.parse()?, clients.parse()?),
+        // `cargo test --benches` runs this file too, with a tiny load.
+        _ => compare_servers(arguments.contains(&"--bench")),
     }
 }
 
-/// What a process is, in its first argument.
-const SERVER: &str = "server";
-const CLIENTS: &str = "clients";
+/// The first argument of a server's process.
+const SERVER_ROLE: &str = "server";
+/// The first argument of the clients' process.
+const CLIENTS_ROLE: &str = "clients";
 
 const SERVERS: [(&str, MakeServer); 4] = [
-    ("tower-push", ours),
-    ("axum", axum),
-    ("floor", floor),
-    ("raw", raw),
+    ("tower-push", tower_push_server),
+    ("axum", axum_server),
+    ("floor", floor_server),
+    ("raw", raw_server),
 ];
 
 const RUNTIMES: [(&str, MakeRuntime); 2] = [
@@ -87,39 +88,41 @@ const RUNTIMES: [(&str, MakeRuntime); 2] = [
 
 type MakeRuntime = fn() -> io::Result<Runtime>;
 
-/// Starts a server, and gives its address and what publishes messages on it.
+/// Starts a server. Returns its address, and a function that publishes messages on it.
 type MakeServer = fn(&Runtime) -> Result<(SocketAddr, Publish), BoxError>;
 
-/// Publishes so many in a row.
+/// Publishes this many messages in a row.
 type Publish = Arc<dyn Fn(usize) + Send + Sync>;
 
-/// How messages are sent in a turn.
-struct Load {
+/// How many messages are sent in a turn, and when.
+struct LoadProfile {
     name: &'static str,
-    /// Rounds, each of which ends when all clients have all that was sent in it: what takes about a second.
+    /// The number of rounds. A round ends when every client has all its messages. All rounds of a turn take about a second.
     rounds: usize,
-    /// In a round, how often how many are published in a row.
+    /// How many times a round publishes.
     times: usize,
+    /// How many messages are published in a row each time.
     burst: usize,
+    /// The time between two publications.
     pause: Duration,
 }
 
-const LOADS: [Load; 3] = [
-    Load {
+const LOADS: [LoadProfile; 3] = [
+    LoadProfile {
         name: "single",
         rounds: 1,
         times: 40,
         burst: 1,
         pause: Duration::from_millis(40),
     },
-    Load {
+    LoadProfile {
         name: "eight",
         rounds: 1,
         times: 40,
         burst: 8,
         pause: Duration::from_millis(40),
     },
-    Load {
+    LoadProfile {
         name: "burst",
         rounds: 3,
         times: 1,
@@ -128,23 +131,24 @@ const LOADS: [Load; 3] = [
     },
 ];
 
-impl Load {
-    fn shrunk(self, by: usize) -> Self {
+impl LoadProfile {
+    /// Returns a load that publishes fewer times.
+    fn with_fewer_publications(self, by: usize) -> Self {
         let times = self.times.div_ceil(by);
         Self { times, ..self }
     }
 
-    /// That each client gets in a turn.
+    /// Returns how many messages each client gets in a turn.
     fn messages(&self) -> usize {
         self.rounds * self.times * self.burst
     }
 }
 
-/// Messages that a channel has room for: more than a burst.
-const CAPACITY: usize = 1_024;
+/// The number of messages that a channel can hold, which is more than a burst.
+const CHANNEL_CAPACITY: usize = 1_024;
 
-fn compare_all(is_bench: bool) -> Result<(), BoxError> {
-    let (clients, turns, shrink) = if is_bench { (1_000, 6, 1) } else { (10, 1, 20) };
+fn compare_servers(is_bench: bool) -> Result<(), BoxError> {
+    let (clients, turns, divisor) = if is_bench { (1_000, 6, 1) } else { (10, 1, 20) };
     check_fd_limit(clients)?;
 
     println!("µs of CPU per message delivered: best, median ({clients} clients)");
@@ -164,22 +168,22 @@ fn compare_all(is_bench: bool) -> Result<(), BoxError> {
         for server in 0..SERVERS.len() {
             contestants.push(Contestant::start(server, threads, clients)?);
         }
-        for load in LOADS.map(|load| load.shrunk(shrink)) {
+        for load in LOADS.map(|load| load.with_fewer_publications(divisor)) {
             let mut times = [const { Vec::new() }; SERVERS.len()];
             for _ in 0..turns {
                 for (contestant, times) in contestants.iter_mut().zip(&mut times) {
-                    let cpu = contestant.turn(&load)?;
+                    let cpu = contestant.measure_turn(&load)?;
                     times.push(cpu.as_secs_f64() * 1e6 / (load.messages() * clients) as f64);
                 }
             }
-            print(load.name, name, times);
+            print_row(load.name, name, times);
         }
         contestants.into_iter().try_for_each(Contestant::stop)?;
     }
     Ok(())
 }
 
-/// A server's process and that of its clients.
+/// The process of a server and the process of its clients.
 struct Contestant {
     server: ChildProcess,
     clients: ChildProcess,
@@ -188,20 +192,20 @@ struct Contestant {
 impl Contestant {
     fn start(server: usize, threads: usize, clients: usize) -> Result<Self, BoxError> {
         let mut server = ChildProcess::spawn_current_program(&[
-            SERVER,
+            SERVER_ROLE,
             &server.to_string(),
             &threads.to_string(),
         ])?;
         let address = server.read_line()?;
         let mut clients =
-            ChildProcess::spawn_current_program(&[CLIENTS, &address, &clients.to_string()])?;
-        // They are connected.
+            ChildProcess::spawn_current_program(&[CLIENTS_ROLE, &address, &clients.to_string()])?;
+        // This line says that all clients are connected.
         clients.read_line()?;
         Ok(Self { server, clients })
     }
 
-    /// Has the server send a load, and says what it cost it.
-    fn turn(&mut self, load: &Load) -> Result<Duration, BoxError> {
+    /// Makes the server send a load, and returns the server's CPU time.
+    fn measure_turn(&mut self, load: &LoadProfile) -> Result<Duration, BoxError> {
         let before = self.server.cpu_time()?;
         for _ in 0..load.rounds {
             self.clients
@@ -209,7 +213,7 @@ impl Contestant {
             let pause = load.pause.as_millis();
             self.server
                 .write_line(&format!("{} {} {pause}", load.times, load.burst))?;
-            // They have it all.
+            // This line says that every client has all messages.
             self.clients.read_line()?;
         }
         Ok(self.server.cpu_time()? - before)
@@ -221,12 +225,12 @@ impl Contestant {
     }
 }
 
-/// A server's process: says its address, and then sends what it is told to.
-fn serve(server: usize, threads: usize) -> Result<(), BoxError> {
+/// Runs a server's process. It prints its address, and then publishes what each line on standard input says.
+fn run_server(server: usize, threads: usize) -> Result<(), BoxError> {
     let runtime = RUNTIMES[threads].1()?;
     let (address, publish) = SERVERS[server].1(&runtime)?;
     let handle = runtime.handle().clone();
-    // A runtime of one thread runs while it is blocked on.
+    // A current-thread runtime runs only inside `block_on`.
     thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
     println!("{address}");
     for line in io::stdin().lines() {
@@ -246,8 +250,8 @@ fn serve(server: usize, threads: usize) -> Result<(), BoxError> {
     Ok(())
 }
 
-fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let channel = Channel::builder().max_events(CAPACITY).build();
+fn tower_push_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let channel = Channel::builder().max_events(CHANNEL_CAPACITY).build();
     let service = TowerToHyperService::new(tower_push::service(channel.clone()));
     let address = listen(runtime, service)?;
     let publish = move |burst| {
@@ -258,8 +262,8 @@ fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let sender = broadcast::Sender::<sse::Event>::new(CAPACITY);
+fn axum_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<sse::Event>::new(CHANNEL_CAPACITY);
     let service = service_fn({
         let sender = sender.clone();
         move |_: Request<Incoming>| {
@@ -272,16 +276,18 @@ fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     let address = listen(runtime, service)?;
     let publish = move |burst| {
         for _ in 0..burst {
-            let _ = sender.send(sse::Event::default().id(ID).data(PAYLOAD));
+            let _ = sender.send(sse::Event::default().id(SAMPLE_ID).data(PAYLOAD));
         }
     };
     Ok((address, Arc::new(publish)))
 }
 
-fn floor(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let floor = Arc::new(Floor {
+fn floor_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let floor = Arc::new(FloorFeed {
         published: AtomicUsize::new(0),
-        events: MESSAGE[4..MESSAGE.len() - 2].repeat(CAPACITY).into(),
+        events: CHUNKED_MESSAGE[4..CHUNKED_MESSAGE.len() - 2]
+            .repeat(CHANNEL_CAPACITY)
+            .into(),
         waiting: Mutex::default(),
     });
     let service = service_fn({
@@ -289,7 +295,7 @@ fn floor(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
         move |_: Request<Incoming>| {
             let seen = floor.published.load(Ordering::SeqCst);
             let floor = floor.clone();
-            std::future::ready(Ok::<_, Infallible>(Response::new(FloorBody {
+            std::future::ready(Ok::<_, Infallible>(Response::new(FloorFeedBody {
                 floor,
                 seen,
             })))
@@ -300,27 +306,31 @@ fn floor(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-struct Floor {
+/// The state that all bodies of the `floor` server share.
+struct FloorFeed {
+    /// The number of messages so far.
     published: AtomicUsize,
-    /// As many as there is room for, without the chunks' frames.
+    /// The encoded events of a full channel, without chunk framing.
     events: Bytes,
     waiting: Mutex<Vec<Waker>>,
 }
 
-impl Floor {
+impl FloorFeed {
     fn publish(&self) {
         self.published.fetch_add(1, Ordering::SeqCst);
-        let waiting = std::mem::take(&mut *self.waiting.lock().expect("no panic under the lock"));
+        let waiting = std::mem::take(&mut *self.waiting.lock().expect("not poisoned"));
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
-struct FloorBody {
-    floor: Arc<Floor>,
+/// A body that sends a slice of the encoded events.
+struct FloorFeedBody {
+    floor: Arc<FloorFeed>,
+    /// The number of messages that this body has sent.
     seen: usize,
 }
 
-impl Body for FloorBody {
+impl Body for FloorFeedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -328,24 +338,24 @@ impl Body for FloorBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let news = |this: &Self| this.floor.published.load(Ordering::SeqCst) - this.seen;
-        if news(&self) == 0 {
+        let unread = |this: &Self| this.floor.published.load(Ordering::SeqCst) - this.seen;
+        if unread(&self) == 0 {
             let floor = self.floor.clone();
-            let mut waiting = floor.waiting.lock().expect("no panic under the lock");
-            if news(&self) == 0 {
+            let mut waiting = floor.waiting.lock().expect("not poisoned");
+            if unread(&self) == 0 {
                 waiting.push(cx.waker().clone());
                 return Poll::Pending;
             }
         }
-        let news = news(&self);
-        self.seen += news;
+        let unread = unread(&self);
+        self.seen += unread;
         let events = &self.floor.events;
-        let events = events.slice(..events.len() / CAPACITY * news);
+        let events = events.slice(..events.len() / CHANNEL_CAPACITY * unread);
         Poll::Ready(Some(Ok(Frame::data(events))))
     }
 }
 
-/// Serves all connections, each as a task.
+/// Serves each connection in a task of its own.
 fn listen<S, B>(runtime: &Runtime, service: S) -> Result<SocketAddr, BoxError>
 where
     S: hyper::service::Service<
@@ -371,7 +381,7 @@ where
     Ok(address)
 }
 
-fn raw(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+fn raw_server(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     let sockets = Arc::new(Mutex::new(Vec::new()));
@@ -380,15 +390,15 @@ fn raw(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
         while let Ok((mut socket, _)) = listener.accept() {
             let _ = socket.set_nodelay(true);
             let _ = socket.read(&mut [0; REQUEST.len()]);
-            // Before the client knows that it is connected.
-            let mut accepted = accepted.lock().expect("no panic under the lock");
+            // The lock is taken before the client gets its response, so the socket is in the list when the client counts as connected.
+            let mut accepted = accepted.lock().expect("not poisoned");
             let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
             accepted.push(socket);
         }
     });
     let publish = move |burst| {
-        let messages = MESSAGE.repeat(burst);
-        let mut sockets = sockets.lock().expect("no panic under the lock");
+        let messages = CHUNKED_MESSAGE.repeat(burst);
+        let mut sockets = sockets.lock().expect("not poisoned");
         for socket in sockets.iter_mut() {
             let _: io::Result<()> = socket.write_all(messages.as_bytes());
         }
@@ -396,30 +406,31 @@ fn raw(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-/// 128 bytes, with one [`MARK`].
+/// A payload of 128 bytes, which contains [`MESSAGE_MARK`] once.
 const PAYLOAD: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
     0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde!";
 
-/// It occurs once in each message, and nowhere else.
-const MARK: u8 = b'!';
+/// A byte that occurs exactly once in each message. Clients count it.
+const MESSAGE_MARK: u8 = b'!';
 
-/// As long as a channel's.
-const ID: &str = "0123456789ab-0123456789ab";
+/// An id with the length of a channel's ids.
+const SAMPLE_ID: &str = "0123456789ab-0123456789ab";
 
-/// What goes out for a message.
-const MESSAGE: &str = "A6\r\nid: 0123456789ab-0123456789ab\n\
+/// The bytes of a message on the wire, chunk framing included.
+const CHUNKED_MESSAGE: &str = "A6\r\nid: 0123456789ab-0123456789ab\n\
     data: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\
     0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde!\n\n\r\n";
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
 
-/// The clients' process: says when they are connected, and then, for each line with a number, when each has got so many more.
-fn receive(address: SocketAddr, clients: usize) -> Result<(), BoxError> {
+/// Runs the clients' process. It prints a line when all clients are connected. Then, for each number on standard input, it prints a line when
+/// every client has received that many more messages.
+fn run_clients(address: SocketAddr, clients: usize) -> Result<(), BoxError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let received = Arc::new(Received::default());
+    let received = Arc::new(MessageCounter::default());
     runtime.block_on(async {
         for _ in 0..clients {
-            tokio::spawn(client(connect(address)?, received.clone()));
+            tokio::spawn(count_messages(connect(address)?, received.clone()));
         }
         println!("connected");
         let mut wanted = 0;
@@ -433,7 +444,7 @@ fn receive(address: SocketAddr, clients: usize) -> Result<(), BoxError> {
     })
 }
 
-/// Asks, and waits for the head of the answer: so it is subscribed.
+/// Sends a request, and waits for the head of the response, which means that the client is subscribed.
 fn connect(address: SocketAddr) -> Result<tokio::net::TcpStream, BoxError> {
     let mut socket = TcpStream::connect(address)?;
     socket.write_all(REQUEST)?;
@@ -447,45 +458,45 @@ fn connect(address: SocketAddr) -> Result<tokio::net::TcpStream, BoxError> {
     Ok(tokio::net::TcpStream::from_std(socket)?)
 }
 
-/// Bytes in one read of a client.
-const READ: usize = 64 * 1024;
+/// The buffer size of a client's read, in bytes.
+const READ_BUFFER_LEN: usize = 64 * 1024;
 
-async fn client(mut socket: tokio::net::TcpStream, received: Arc<Received>) {
-    let mut buffer = vec![0; READ];
+async fn count_messages(mut socket: tokio::net::TcpStream, received: Arc<MessageCounter>) {
+    let mut buffer = vec![0; READ_BUFFER_LEN];
     while let Ok(read @ 1..) = socket.read(&mut buffer).await {
-        let is_mark = |byte: &&u8| **byte == MARK;
+        let is_mark = |byte: &&u8| **byte == MESSAGE_MARK;
         received.add(buffer[..read].iter().filter(is_mark).count());
     }
-    eprintln!("a response was cut");
+    eprintln!("a response was cut off");
     std::process::exit(1);
 }
 
-/// How many messages came, over all clients.
+/// Counts the messages of all clients.
 #[derive(Default)]
-struct Received {
+struct MessageCounter {
     messages: AtomicUsize,
     wanted: AtomicUsize,
-    all: Notify,
+    all_received: Notify,
 }
 
-impl Received {
+impl MessageCounter {
     fn add(&self, messages: usize) {
         let all = messages + self.messages.fetch_add(messages, Ordering::Relaxed);
         if all >= self.wanted.load(Ordering::Relaxed) {
-            self.all.notify_one();
+            self.all_received.notify_one();
         }
     }
 
-    /// All clients share a thread with who waits.
+    /// Waits until all clients together have received `wanted` messages. All clients run on the thread that waits.
     async fn wait(&self, wanted: usize) {
         self.wanted.store(wanted, Ordering::Relaxed);
         while self.messages.load(Ordering::Relaxed) < wanted {
-            self.all.notified().await;
+            self.all_received.notified().await;
         }
     }
 }
 
-fn print(load: &str, threads: &str, times: [Vec<f64>; SERVERS.len()]) {
+fn print_row(load: &str, threads: &str, times: [Vec<f64>; SERVERS.len()]) {
     let times = times.map(|mut times| {
         times.sort_unstable_by(f64::total_cmp);
         (times[0], times[times.len() / 2])

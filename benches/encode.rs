@@ -1,16 +1,16 @@
-//! What it costs to make an event and to write it: against axum, warp, and a copy of the same bytes.
+//! The time that it takes to build an event and to encode it: against axum, warp, and a copy of the same bytes.
 //!
 //! ```sh
 //! cargo bench -p tower-push-benches --bench encode
 //! ```
 //!
-//! Each contestant answers with a response whose stream makes [`EVENTS`] events as its users write them, and is measured
-//! from the first poll of the response's body to its end. No server, no socket, no waiting: what is left is the events'
-//! construction, their encoding, and their way into the body's frames. `memcpy` copies the bytes that tower-push wrote, event
-//! by event, into one buffer: the floor.
+//! Each contestant returns a response whose stream builds [`EVENTS_PER_BODY`] events in the way its users do. The time is measured from the first poll
+//! of the response's body to its end. There is no server, no socket and no waiting, so the time is that of building the events, encoding them,
+//! and putting them into the body's frames. `memcpy` copies the bytes that tower-push has written, event by event, into one buffer: this is the
+//! lower bound.
 //!
-//! After divan's tables come the ratios, from rounds in which the contestants take turns, so that what disturbs one
-//! disturbs all. They are ratios of each one's best round.
+//! After divan's tables come the ratios, from rounds in which the contestants take turns, so that a disturbance affects all of them. They are
+//! ratios of the best rounds.
 
 use std::{
     convert::Infallible,
@@ -37,7 +37,7 @@ use warp::Reply;
 
 fn main() {
     divan::main();
-    // `cargo test --benches` runs this file too, only to see that it runs.
+    // `cargo test --benches` runs this file too, without the comparison.
     if std::env::args().any(|argument| argument == "--bench") {
         sse::compare();
         ndjson::compare();
@@ -45,11 +45,11 @@ fn main() {
     }
 }
 
-/// Events in one body: enough that its head does not count.
-const EVENTS: usize = 1000;
+/// The number of events in one body, which makes the cost of the response's head negligible.
+const EVENTS_PER_BODY: usize = 1000;
 
-/// What becomes 128 bytes of JSON.
-fn value(n: usize) -> impl serde::Serialize {
+/// Returns a value that serializes to 128 bytes of JSON.
+fn sample_json_value(n: usize) -> impl serde::Serialize {
     let tags = [
         "spot",
         "continuous",
@@ -73,20 +73,26 @@ mod sse {
     #[derive(Clone, Copy)]
     enum Case {
         Text,
-        /// With an id and a type.
-        Named,
+        /// A text with an id and a type.
+        WithIdAndType,
         Lines,
         Long,
-        /// A value that becomes JSON.
+        /// A value that is serialized to JSON.
         Json,
     }
 
-    const CASES: [Case; 5] = [Case::Text, Case::Named, Case::Lines, Case::Long, Case::Json];
+    const CASES: [Case; 5] = [
+        Case::Text,
+        Case::WithIdAndType,
+        Case::Lines,
+        Case::Long,
+        Case::Json,
+    ];
 
     impl Case {
         fn text(self) -> String {
             match self {
-                Self::Text | Self::Named | Self::Json => "x".repeat(128),
+                Self::Text | Self::WithIdAndType | Self::Json => "x".repeat(128),
                 Self::Lines => vec!["x".repeat(15); 8].join("\n"),
                 Self::Long => "x".repeat(4096),
             }
@@ -97,7 +103,7 @@ mod sse {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
                 Self::Text => "128 B",
-                Self::Named => "128 B, id and type",
+                Self::WithIdAndType => "128 B, id and type",
                 Self::Lines => "8 lines of 15 B",
                 Self::Long => "4 KiB",
                 Self::Json => "128 B of JSON",
@@ -107,22 +113,22 @@ mod sse {
 
     #[divan::bench(args = CASES)]
     fn tower_push(bencher: Bencher, case: Case) {
-        bench(bencher, || ours(case));
+        bench(bencher, || tower_push_body(case));
     }
 
     #[divan::bench(args = CASES)]
     fn axum(bencher: Bencher, case: Case) {
-        bench(bencher, || axums(case));
+        bench(bencher, || axum_body(case));
     }
 
     #[divan::bench(args = CASES)]
     fn warp(bencher: Bencher, case: Case) {
-        bench(bencher, || warps(case));
+        bench(bencher, || warp_body(case));
     }
 
     #[divan::bench(args = CASES)]
     fn memcpy(bencher: Bencher, case: Case) {
-        bench_copy(bencher, ours(case));
+        bench_copy(bencher, tower_push_body(case));
     }
 
     pub(super) fn compare() {
@@ -131,59 +137,59 @@ mod sse {
             super::compare(
                 &name,
                 [
-                    ("tower-push", contestant(move || ours(case))),
-                    ("axum", contestant(move || axums(case))),
-                    ("warp", contestant(move || warps(case))),
-                    ("memcpy", copyist(ours(case))),
+                    ("tower-push", body_contestant(move || tower_push_body(case))),
+                    ("axum", body_contestant(move || axum_body(case))),
+                    ("warp", body_contestant(move || warp_body(case))),
+                    ("memcpy", copy_contestant(tower_push_body(case))),
                 ],
             );
         }
     }
 
-    fn ours(case: Case) -> PushBody {
+    fn tower_push_body(case: Case) -> PushBody {
         let text = case.text();
-        let events = (0..EVENTS).map(move |n| match case {
+        let events = (0..EVENTS_PER_BODY).map(move |n| match case {
             Case::Text | Case::Lines | Case::Long => Ok(Event::text(text.as_str())),
-            Case::Named => Event::text(text.as_str())
+            Case::WithIdAndType => Event::text(text.as_str())
                 .with_type("price")?
                 .with_id(n as u64),
-            Case::Json => Event::json(&value(n)),
+            Case::Json => Event::json(&sample_json_value(n)),
         });
         respond(&Sse::new(), stream::iter(events))
     }
 
-    fn axums(case: Case) -> impl Body<Data = Bytes> {
+    fn axum_body(case: Case) -> impl Body<Data = Bytes> {
         use axum::response::sse::{Event, Sse};
 
         let text = case.text();
-        let events = (0..EVENTS).map(move |n| match case {
+        let events = (0..EVENTS_PER_BODY).map(move |n| match case {
             Case::Text | Case::Lines | Case::Long => Ok(Event::default().data(&text)),
-            Case::Named => {
+            Case::WithIdAndType => {
                 let event = Event::default().event("price").id(n.to_string());
                 Ok(event.data(&text))
             }
-            Case::Json => Event::default().json_data(value(n)),
+            Case::Json => Event::default().json_data(sample_json_value(n)),
         });
         Sse::new(stream::iter(events)).into_response().into_body()
     }
 
-    fn warps(case: Case) -> impl Body<Data = Bytes> {
+    fn warp_body(case: Case) -> impl Body<Data = Bytes> {
         use warp::sse::{Event, reply};
 
         let text = case.text();
-        let events = (0..EVENTS).map(move |n| match case {
+        let events = (0..EVENTS_PER_BODY).map(move |n| match case {
             Case::Text | Case::Lines | Case::Long => Ok(Event::default().data(text.as_str())),
-            Case::Named => {
+            Case::WithIdAndType => {
                 let event = Event::default().event("price").id(n.to_string());
                 Ok(event.data(text.as_str()))
             }
-            Case::Json => Event::default().json_data(value(n)),
+            Case::Json => Event::default().json_data(sample_json_value(n)),
         });
         reply(stream::iter(events)).into_response().into_body()
     }
 }
 
-/// NDJSON, of which the others know no more than a body of lines: each line here is one that their users would write.
+/// NDJSON. axum and warp do not know the format, so their streams yield lines as their users would write them.
 mod ndjson {
     use super::*;
 
@@ -191,9 +197,9 @@ mod ndjson {
     enum Case {
         /// A text of 128 bytes, as a JSON string.
         Text,
-        /// A value that becomes 128 bytes of JSON.
+        /// A value that serializes to 128 bytes of JSON.
         Value,
-        /// The same under an id and a type.
+        /// The same value with an id and a type.
         Envelope,
     }
 
@@ -211,22 +217,22 @@ mod ndjson {
 
     #[divan::bench(args = CASES)]
     fn tower_push(bencher: Bencher, case: Case) {
-        bench(bencher, || ours(case));
+        bench(bencher, || tower_push_body(case));
     }
 
     #[divan::bench(args = CASES)]
     fn axum(bencher: Bencher, case: Case) {
-        bench(bencher, || axums(case));
+        bench(bencher, || axum_body(case));
     }
 
     #[divan::bench(args = CASES)]
     fn warp(bencher: Bencher, case: Case) {
-        bench(bencher, || warps(case));
+        bench(bencher, || warp_body(case));
     }
 
     #[divan::bench(args = CASES)]
     fn memcpy(bencher: Bencher, case: Case) {
-        bench_copy(bencher, ours(case));
+        bench_copy(bencher, tower_push_body(case));
     }
 
     pub(super) fn compare() {
@@ -235,21 +241,21 @@ mod ndjson {
             super::compare(
                 &name,
                 [
-                    ("tower-push", contestant(move || ours(case))),
-                    ("axum", contestant(move || axums(case))),
-                    ("warp", contestant(move || warps(case))),
-                    ("memcpy", copyist(ours(case))),
+                    ("tower-push", body_contestant(move || tower_push_body(case))),
+                    ("axum", body_contestant(move || axum_body(case))),
+                    ("warp", body_contestant(move || warp_body(case))),
+                    ("memcpy", copy_contestant(tower_push_body(case))),
                 ],
             );
         }
     }
 
-    fn ours(case: Case) -> PushBody {
+    fn tower_push_body(case: Case) -> PushBody {
         let text = "x".repeat(128);
-        let events = (0..EVENTS).map(move |n| match case {
+        let events = (0..EVENTS_PER_BODY).map(move |n| match case {
             Case::Text => Ok(Event::text(text.as_str())),
-            Case::Value => Event::json(&value(n)),
-            Case::Envelope => Event::json(&value(n))?
+            Case::Value => Event::json(&sample_json_value(n)),
+            Case::Envelope => Event::json(&sample_json_value(n))?
                 .with_type("price")?
                 .with_id(n as u64),
         });
@@ -260,11 +266,11 @@ mod ndjson {
         respond(&Chunked::new(format), stream::iter(events))
     }
 
-    fn axums(case: Case) -> impl Body<Data = Bytes> {
+    fn axum_body(case: Case) -> impl Body<Data = Bytes> {
         axum::body::Body::from_stream(stream::iter(lines(case)))
     }
 
-    fn warps(case: Case) -> impl Body<Data = Bytes> {
+    fn warp_body(case: Case) -> impl Body<Data = Bytes> {
         warp::reply::stream(stream::iter(lines(case)))
             .into_response()
             .into_body()
@@ -272,16 +278,16 @@ mod ndjson {
 
     fn lines(case: Case) -> impl Iterator<Item = serde_json::Result<Vec<u8>>> {
         let text = "x".repeat(128);
-        (0..EVENTS).map(move |n| {
+        (0..EVENTS_PER_BODY).map(move |n| {
             let mut line = match case {
                 Case::Text => serde_json::to_vec(&text)?,
-                Case::Value => serde_json::to_vec(&value(n))?,
+                Case::Value => serde_json::to_vec(&sample_json_value(n))?,
                 Case::Envelope => {
                     let mut line = Vec::with_capacity(128);
                     line.put_slice(b"{\"id\":");
                     serde_json::to_writer(&mut line, &n.to_string())?;
                     line.put_slice(b",\"event\":\"price\",\"data\":");
-                    serde_json::to_writer(&mut line, &value(n))?;
+                    serde_json::to_writer(&mut line, &sample_json_value(n))?;
                     line.put_u8(b'}');
                     line
                 }
@@ -292,39 +298,39 @@ mod ndjson {
     }
 }
 
-/// Another subscriber of events that are encoded already, and that come one at a time, so that each is a frame.
+/// A second subscriber, whose events are already encoded. They arrive one at a time, so that each becomes a frame.
 mod second_subscriber {
     use super::*;
 
-    /// The response of tower-push, whose stream hands out clones.
+    /// tower-push, whose stream yields clones of the events.
     #[divan::bench]
     fn tower_push(bencher: Bencher) {
         let events = events();
-        bench(bencher, || ours(&events));
+        bench(bencher, || tower_push_body(&events));
     }
 
-    /// What axum has to clone: the event, bytes and all.
+    /// axum, which clones each event with its bytes.
     #[divan::bench]
     fn axum(bencher: Bencher) {
-        let events = axums_events();
-        bench(bencher, || axums(&events));
+        let events = axum_events();
+        bench(bencher, || axum_body(&events));
     }
 
-    /// A body of clones of encoded bytes, and nothing else.
+    /// A body of clones of the encoded bytes.
     #[divan::bench]
     fn bytes(bencher: Bencher) {
         let bytes = encoded();
-        bench(bencher, || clones(&bytes));
+        bench(bencher, || body_of_clones(&bytes));
     }
 
-    /// The encoding alone, as a transport asks for it.
+    /// Only the lookup of an event's encoding, as a transport does it.
     #[divan::bench]
     fn event_encoded(bencher: Bencher) {
         let event = &events()[0];
-        bencher.bench(|| black_box(event).encoded::<Plain>());
+        bencher.bench(|| black_box(event).encoded::<PayloadEncoding>());
     }
 
-    /// The floor of that.
+    /// The lower bound of that lookup.
     #[divan::bench]
     fn bytes_clone(bencher: Bencher) {
         let bytes = &encoded()[0];
@@ -332,28 +338,37 @@ mod second_subscriber {
     }
 
     pub(super) fn compare() {
-        let (events, theirs, bytes) = (events(), axums_events(), encoded());
+        let (events, theirs, bytes) = (events(), axum_events(), encoded());
         super::compare(
             "second subscriber, 128 B",
             [
-                ("tower-push", contestant(move || ours(&events))),
-                ("axum", contestant(move || axums(&theirs))),
-                ("a body of Bytes", contestant(move || clones(&bytes))),
+                (
+                    "tower-push",
+                    body_contestant(move || tower_push_body(&events)),
+                ),
+                ("axum", body_contestant(move || axum_body(&theirs))),
+                (
+                    "a body of Bytes",
+                    body_contestant(move || body_of_clones(&bytes)),
+                ),
             ],
         );
         let (event, bytes) = (self::events(), encoded());
         super::compare(
             "second subscriber, Event::encoded",
             [
-                ("tower-push", repeated(move || event[0].encoded::<Plain>())),
-                ("Bytes::clone", repeated(move || bytes[0].clone())),
+                (
+                    "tower-push",
+                    call_contestant(move || event[0].encoded::<PayloadEncoding>()),
+                ),
+                ("Bytes::clone", call_contestant(move || bytes[0].clone())),
             ],
         );
     }
 
-    struct Plain;
+    struct PayloadEncoding;
 
-    impl Encoding for Plain {
+    impl Encoding for PayloadEncoding {
         fn encode(fields: &Fields, out: &mut BytesMut) {
             out.put_slice(fields.payload.as_bytes());
         }
@@ -361,41 +376,45 @@ mod second_subscriber {
 
     fn events() -> Arc<[Event]> {
         let payload = "x".repeat(128);
-        let events: Arc<[_]> = (0..EVENTS).map(|_| Event::text(&payload)).collect();
-        // The first subscriber.
-        drain(ours(&events));
+        let events: Arc<[_]> = (0..EVENTS_PER_BODY)
+            .map(|_| Event::text(&payload))
+            .collect();
+        // The first subscriber encodes the events.
+        drain(tower_push_body(&events));
         events
     }
 
-    fn ours(events: &Arc<[Event]>) -> PushBody {
+    fn tower_push_body(events: &Arc<[Event]>) -> PushBody {
         respond(
             &Sse::new().keep_alive(KeepAlive::disabled()),
-            one_by_one(events),
+            yielding_after_pending(events),
         )
     }
 
-    fn axums_events() -> Arc<[axum::response::sse::Event]> {
+    fn axum_events() -> Arc<[axum::response::sse::Event]> {
         let payload = "x".repeat(128);
-        (0..EVENTS)
+        (0..EVENTS_PER_BODY)
             .map(|_| axum::response::sse::Event::default().data(&payload))
             .collect()
     }
 
-    fn axums(events: &Arc<[axum::response::sse::Event]>) -> impl Body<Data = Bytes> + use<> {
-        let events = one_by_one(events).map(Ok::<_, Infallible>);
+    fn axum_body(events: &Arc<[axum::response::sse::Event]>) -> impl Body<Data = Bytes> + use<> {
+        let events = yielding_after_pending(events).map(Ok::<_, Infallible>);
         axum::response::Sse::new(events).into_response().into_body()
     }
 
     fn encoded() -> Arc<[Bytes]> {
-        (0..EVENTS).map(|_| Bytes::from(vec![b'x'; 136])).collect()
+        (0..EVENTS_PER_BODY)
+            .map(|_| Bytes::from(vec![b'x'; 136]))
+            .collect()
     }
 
-    fn clones(bytes: &Arc<[Bytes]>) -> impl Body<Data = Bytes> + use<> {
-        axum::body::Body::from_stream(one_by_one(bytes).map(Ok::<_, Infallible>))
+    fn body_of_clones(bytes: &Arc<[Bytes]>) -> impl Body<Data = Bytes> + use<> {
+        axum::body::Body::from_stream(yielding_after_pending(bytes).map(Ok::<_, Infallible>))
     }
 
-    /// Clones, each of which is ready only after one poll that finds nothing.
-    fn one_by_one<T: Clone>(values: &Arc<[T]>) -> impl Stream<Item = T> + use<T> {
+    /// A stream of clones that is pending once before each item.
+    fn yielding_after_pending<T: Clone>(values: &Arc<[T]>) -> impl Stream<Item = T> + use<T> {
         let values = values.clone();
         let mut polls = 0;
         stream::poll_fn(move |_| {
@@ -408,7 +427,7 @@ mod second_subscriber {
     }
 }
 
-/// The body of tower-push's response to a client that asks for nothing in particular.
+/// Returns the body of tower-push's response to a request without headers.
 fn respond<S>(transport: &impl Transport, stream: S) -> PushBody
 where
     S: Stream<Item: IntoItem> + Send + 'static,
@@ -420,7 +439,7 @@ where
     response.expect("a stream subscribes at once").into_body()
 }
 
-/// Polls a body to its end, and hands each frame to the optimizer as used.
+/// Polls a body to its end, and returns its length. `black_box` keeps the compiler from removing the frames.
 fn drain(body: impl Body<Data = Bytes>) -> usize {
     let mut body = pin!(body);
     let mut cx = Context::from_waker(Waker::noop());
@@ -439,65 +458,65 @@ fn drain(body: impl Body<Data = Bytes>) -> usize {
 
 fn bench<B: Body<Data = Bytes>>(bencher: Bencher, body: impl Fn() -> B + Sync) {
     bencher
-        .counter(ItemsCount::new(EVENTS))
+        .counter(ItemsCount::new(EVENTS_PER_BODY))
         .with_inputs(body)
         .bench_values(drain);
 }
 
 fn bench_copy(bencher: Bencher, body: impl Body<Data = Bytes>) {
-    let (event, mut out) = one_of(body);
+    let (event, mut out) = average_event(body);
     bencher
-        .counter(ItemsCount::new(EVENTS))
+        .counter(ItemsCount::new(EVENTS_PER_BODY))
         .bench_local(|| copy(&event, &mut out));
 }
 
-/// The bytes of one event, on average, and room for all.
-fn one_of(body: impl Body<Data = Bytes>) -> (Vec<u8>, Vec<u8>) {
+/// Returns an event of average length, and a buffer for all events of a body.
+fn average_event(body: impl Body<Data = Bytes>) -> (Vec<u8>, Vec<u8>) {
     let len = drain(body);
-    (vec![b'x'; len / EVENTS], Vec::with_capacity(len))
+    (vec![b'x'; len / EVENTS_PER_BODY], Vec::with_capacity(len))
 }
 
 fn copy(event: &[u8], out: &mut Vec<u8>) {
     out.clear();
-    for _ in 0..EVENTS {
+    for _ in 0..EVENTS_PER_BODY {
         out.extend_from_slice(black_box(event));
     }
     black_box(out);
 }
 
-/// How long one round takes.
-type Contestant = Box<dyn FnMut() -> Duration>;
+/// Runs a round, and returns its time.
+type MeasureRound = Box<dyn FnMut() -> Duration>;
 
-fn contestant<B: Body<Data = Bytes>>(body: impl Fn() -> B + 'static) -> Contestant {
+fn body_contestant<B: Body<Data = Bytes>>(body: impl Fn() -> B + 'static) -> MeasureRound {
     Box::new(move || {
         let body = body();
-        timed(|| drain(body))
+        time_call(|| drain(body))
     })
 }
 
-fn copyist(body: impl Body<Data = Bytes>) -> Contestant {
-    let (event, mut out) = one_of(body);
-    Box::new(move || timed(|| copy(&event, &mut out)))
+fn copy_contestant(body: impl Body<Data = Bytes>) -> MeasureRound {
+    let (event, mut out) = average_event(body);
+    Box::new(move || time_call(|| copy(&event, &mut out)))
 }
 
-fn repeated<T>(f: impl Fn() -> T + 'static) -> Contestant {
+fn call_contestant<T>(f: impl Fn() -> T + 'static) -> MeasureRound {
     Box::new(move || {
-        timed(|| {
-            for _ in 0..EVENTS {
+        time_call(|| {
+            for _ in 0..EVENTS_PER_BODY {
                 black_box(f());
             }
         })
     })
 }
 
-fn timed<T>(f: impl FnOnce() -> T) -> Duration {
+fn time_call<T>(f: impl FnOnce() -> T) -> Duration {
     let start = Instant::now();
     black_box(f());
     start.elapsed()
 }
 
-/// Prints how many times as fast as each of the others the first is.
-fn compare<const N: usize>(name: &str, mut contestants: [(&str, Contestant); N]) {
+/// Prints how much faster the first contestant is than each of the others.
+fn compare<const N: usize>(name: &str, mut contestants: [(&str, MeasureRound); N]) {
     const ROUNDS: usize = 300;
     let mut best = [Duration::MAX; N];
     for _ in 0..ROUNDS {
@@ -505,7 +524,7 @@ fn compare<const N: usize>(name: &str, mut contestants: [(&str, Contestant); N])
             *best = round().min(*best);
         }
     }
-    let nanos = best.map(|best| best.as_secs_f64() * 1e9 / EVENTS as f64);
+    let nanos = best.map(|best| best.as_secs_f64() * 1e9 / EVENTS_PER_BODY as f64);
     let ratios: Vec<_> = (1..N)
         .map(|i| format!("{:.2}x {}", nanos[i] / nanos[0], contestants[i].0))
         .collect();

@@ -1,17 +1,17 @@
-//! What it costs to wake many subscribers: [`Channel`] against `tokio::sync::broadcast`, without sockets.
+//! The time that it takes to deliver messages to many subscribers: [`Channel`] against `tokio::sync::broadcast`, without sockets.
 //!
 //! ```sh
 //! cargo bench -p tower-push-benches --bench fanout
 //! ```
 //!
-//! Each subscriber is a task that takes one message after the other: from a `Channel` as its stream, from tokio's channel by
-//! `recv`, and by `BroadcastStream`. A round publishes one message, or a burst of eight in a row without a pause, and ends when
-//! every subscriber has got all. The publisher is a task like the others, on a runtime of one thread (tokio's current-thread) or
-//! of two (its multi-thread with two workers). All messages are an [`Event`], so that what is cloned is alike.
+//! Each subscriber is a task that takes one message after the other: from a `Channel` as a stream, and from tokio's channel with `recv` and
+//! as a `BroadcastStream`. A round publishes one message, or a burst of eight without a pause, and ends when every subscriber has received all
+//! of them. The publisher is also a task. The runtime has one thread (tokio's current-thread) or two (its multi-thread with two workers). All
+//! messages are an [`Event`], so all contestants clone the same type.
 //!
-//! Each contestant has a process of its own, so that none has the better part of the heap, and they take turns, so that what
-//! disturbs one disturbs all. The table shows nanoseconds for each message and subscriber, in the best round and in the median
-//! one, and the ratio of `Channel` to the better one of tokio's two.
+//! Each contestant has a process of its own, so that they do not share a heap. The contestants take turns, so that a disturbance affects all
+//! of them. The table shows nanoseconds for each message and subscriber, for the best round and for the median round, and the ratio of
+//! `Channel` to the better of tokio's two.
 
 use std::{
     env,
@@ -41,31 +41,32 @@ fn main() -> Result<(), BoxError> {
     let arguments: Vec<String> = env::args().collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        [_, CONTESTANT, contestant, threads, subscribers, burst] => {
+        [_, CONTESTANT_ROLE, contestant, threads, subscribers, burst] => {
             let spawn = CONTESTANTS[contestant.parse::<usize>()?];
             let (_, runtime) = RUNTIMES[threads.parse::<usize>()?];
-            Group::new(spawn, runtime, subscribers.parse()?, burst.parse()?)?.take_turns()
+            ContestantProcess::new(spawn, runtime, subscribers.parse()?, burst.parse()?)?
+                .take_turns()
         }
-        // `cargo test --benches` runs this file too, only to see that it runs.
-        _ => compare_all(arguments.contains(&"--bench")),
+        // `cargo test --benches` runs this file too, with a tiny load.
+        _ => compare_contestants(arguments.contains(&"--bench")),
     }
 }
 
-/// What a contestant's process is, in its first argument.
-const CONTESTANT: &str = "contestant";
+/// The first argument of a contestant's process.
+const CONTESTANT_ROLE: &str = "contestant";
 
-fn compare_all(is_bench: bool) -> Result<(), BoxError> {
+fn compare_contestants(is_bench: bool) -> Result<(), BoxError> {
     let (trials, turns, shrink) = if is_bench { (3, 10, 1) } else { (1, 1, 100) };
 
     print_head();
     for (threads, (name, _)) in RUNTIMES.iter().enumerate() {
         for subscribers in [1_000 / shrink, 20_000 / shrink] {
             for burst in [1, 8] {
-                let mut times = Times::default();
+                let mut times = RoundTimes::default();
                 for _ in 0..trials {
                     compare([threads, subscribers, burst], turns, &mut times)?;
                 }
-                print(name, subscribers, burst, times);
+                print_row(name, subscribers, burst, times);
             }
         }
     }
@@ -81,57 +82,70 @@ const RUNTIMES: [(&str, MakeRuntime); 2] = [
     }),
 ];
 
-/// The nanoseconds of each contestant's rounds, for a message and subscriber.
-type Times = [Vec<f64>; CONTESTANTS.len()];
+/// The times of each contestant's rounds, in nanoseconds for each message and subscriber.
+type RoundTimes = [Vec<f64>; CONTESTANTS.len()];
 
-/// Adds the times of one process for each contestant, in so many turns, with so many threads, subscribers and messages in a row.
-fn compare(setting: [usize; 3], turns: usize, times: &mut Times) -> Result<(), BoxError> {
+/// Starts a process for each contestant, lets them take turns, and adds their times. `setting` is the index of the runtime, the number of
+/// subscribers, and the number of messages in a row.
+fn compare(setting: [usize; 3], turns: usize, times: &mut RoundTimes) -> Result<(), BoxError> {
     let [threads, subscribers, burst] = setting;
     let mut contestants = Vec::new();
     for contestant in 0..CONTESTANTS.len() {
         let numbers = [contestant, threads, subscribers, burst].map(|number| number.to_string());
         let [contestant, threads, subscribers, burst] = numbers.each_ref().map(String::as_str);
-        let arguments = [CONTESTANT, contestant, threads, subscribers, burst];
+        let arguments = [CONTESTANT_ROLE, contestant, threads, subscribers, burst];
         contestants.push(ChildProcess::spawn_current_program(&arguments)?);
     }
     for _ in 0..turns {
         for (contestant, times) in contestants.iter_mut().zip(times.iter_mut()) {
-            let turn = turn(contestant)?;
-            times.extend(turn.iter().map(|time| time / (subscribers * burst) as f64));
+            let rounds = run_turn(contestant)?;
+            times.extend(
+                rounds
+                    .iter()
+                    .map(|time| time / (subscribers * burst) as f64),
+            );
         }
     }
     contestants.into_iter().try_for_each(ChildProcess::close)
 }
 
-/// Has a contestant's process take a turn.
-fn turn(contestant: &mut ChildProcess) -> Result<Vec<f64>, BoxError> {
+/// Makes a contestant's process take a turn, and returns the nanoseconds of its rounds.
+fn run_turn(contestant: &mut ChildProcess) -> Result<Vec<f64>, BoxError> {
     contestant.write_line("")?;
     let times = contestant.read_line()?;
     let times: Result<Vec<f64>, _> = times.split_whitespace().map(str::parse).collect();
     Ok(times?)
 }
 
-/// What publishes one message.
+/// Publishes one message.
 type Publish = Box<dyn Fn() + Send + Sync>;
 
-/// Spawns so many subscribers, each of which counts what it gets.
-type Spawn = fn(&Runtime, usize, &Arc<Received>) -> Publish;
+/// Spawns subscribers that count their messages, and returns a function that publishes one message.
+type SpawnSubscribers = fn(&Runtime, usize, &Arc<BurstCounter>) -> Publish;
 
-const CONTESTANTS: [Spawn; 3] = [channel, recv, broadcast_stream];
+const CONTESTANTS: [SpawnSubscribers; 3] = [
+    spawn_channel_subscribers,
+    spawn_recv_subscribers,
+    spawn_broadcast_stream_subscribers,
+];
 
-/// Messages that a channel has room for: more than a burst.
-const CAPACITY: usize = 64;
+/// The number of messages that a channel can hold, which is more than a burst.
+const CHANNEL_CAPACITY: usize = 64;
 
-fn channel(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> Publish {
-    let channel = Channel::builder().max_events(CAPACITY).build();
+fn spawn_channel_subscribers(
+    runtime: &Runtime,
+    subscribers: usize,
+    received: &Arc<BurstCounter>,
+) -> Publish {
+    let channel = Channel::builder().max_events(CHANNEL_CAPACITY).build();
     for _ in 0..subscribers {
         let received = received.clone();
-        // Its first item is its cursor.
+        // The first item is the cursor.
         let mut items = channel.subscribe_from(StartPosition::Now).skip(1);
         runtime.spawn(async move {
-            let mut mine = 0;
+            let mut received_in_burst = 0;
             while let Some(Ok(_)) = items.next().await {
-                received.count(&mut mine);
+                received.count(&mut received_in_burst);
             }
         });
     }
@@ -140,15 +154,19 @@ fn channel(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> P
     })
 }
 
-fn recv(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> Publish {
-    let sender = broadcast::Sender::new(CAPACITY);
+fn spawn_recv_subscribers(
+    runtime: &Runtime,
+    subscribers: usize,
+    received: &Arc<BurstCounter>,
+) -> Publish {
+    let sender = broadcast::Sender::new(CHANNEL_CAPACITY);
     for _ in 0..subscribers {
         let received = received.clone();
         let mut receiver = sender.subscribe();
         runtime.spawn(async move {
-            let mut mine = 0;
+            let mut received_in_burst = 0;
             while receiver.recv().await.is_ok() {
-                received.count(&mut mine);
+                received.count(&mut received_in_burst);
             }
         });
     }
@@ -157,15 +175,19 @@ fn recv(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> Publ
     })
 }
 
-fn broadcast_stream(runtime: &Runtime, subscribers: usize, received: &Arc<Received>) -> Publish {
-    let sender = broadcast::Sender::new(CAPACITY);
+fn spawn_broadcast_stream_subscribers(
+    runtime: &Runtime,
+    subscribers: usize,
+    received: &Arc<BurstCounter>,
+) -> Publish {
+    let sender = broadcast::Sender::new(CHANNEL_CAPACITY);
     for _ in 0..subscribers {
         let received = received.clone();
         let mut messages = BroadcastStream::new(sender.subscribe());
         runtime.spawn(async move {
-            let mut mine = 0;
+            let mut received_in_burst = 0;
             while let Some(Ok(_)) = messages.next().await {
-                received.count(&mut mine);
+                received.count(&mut received_in_burst);
             }
         });
     }
@@ -176,48 +198,48 @@ fn broadcast_stream(runtime: &Runtime, subscribers: usize, received: &Arc<Receiv
 
 const PAYLOAD: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// Who has got a whole burst.
-struct Received {
+/// Counts the subscribers that have received a whole burst.
+struct BurstCounter {
     burst: usize,
     subscribers: usize,
     done: AtomicUsize,
-    all: Notify,
+    all_done: Notify,
 }
 
-impl Received {
-    /// One subscriber got one more.
-    fn count(&self, mine: &mut usize) {
-        *mine += 1;
-        if *mine == self.burst {
-            *mine = 0;
+impl BurstCounter {
+    /// Counts a message of one subscriber. `mine` is how many messages of the burst it has received.
+    fn count(&self, received_in_burst: &mut usize) {
+        *received_in_burst += 1;
+        if *received_in_burst == self.burst {
+            *received_in_burst = 0;
             if self.done.fetch_add(1, Ordering::AcqRel) + 1 == self.subscribers {
                 self.done.store(0, Ordering::Release);
-                self.all.notify_one();
+                self.all_done.notify_one();
             }
         }
     }
 }
 
-/// One contestant with its subscribers.
-struct Group {
+/// A contestant's runtime with its subscribers.
+struct ContestantProcess {
     runtime: Runtime,
     publish: Arc<Publish>,
-    received: Arc<Received>,
+    received: Arc<BurstCounter>,
 }
 
-impl Group {
+impl ContestantProcess {
     fn new(
-        spawn: Spawn,
+        spawn: SpawnSubscribers,
         runtime: MakeRuntime,
         subscribers: usize,
         burst: usize,
     ) -> Result<Self, BoxError> {
         let runtime = runtime()?;
-        let received = Arc::new(Received {
+        let received = Arc::new(BurstCounter {
             burst,
             subscribers,
             done: AtomicUsize::new(0),
-            all: Notify::new(),
+            all_done: Notify::new(),
         });
         let publish = Arc::new(spawn(&runtime, subscribers, &received));
         Ok(Self {
@@ -227,12 +249,13 @@ impl Group {
         })
     }
 
-    /// Takes a turn for each line that comes in, and answers with the nanoseconds of its rounds.
+    /// Takes a turn for each line on standard input, and prints the nanoseconds of its rounds.
     fn take_turns(&self) -> Result<(), BoxError> {
-        let rounds = (MESSAGES / (self.received.subscribers * self.received.burst)).max(1);
+        let rounds =
+            (DELIVERIES_PER_TURN / (self.received.subscribers * self.received.burst)).max(1);
         for line in std::io::stdin().lines() {
             line?;
-            // Its memory is to be in the cache, as far as it goes; and in the very first round the subscribers only begin to wait.
+            // The first round is not measured. It loads the cache, and in the very first turn the subscribers only begin to wait.
             self.round()?;
             for _ in 0..rounds {
                 print!("{} ", self.round()?);
@@ -249,15 +272,15 @@ impl Group {
             for _ in 0..received.burst {
                 publish();
             }
-            received.all.notified().await;
+            received.all_done.notified().await;
             start.elapsed().as_nanos()
         });
         Ok(self.runtime.block_on(round)?)
     }
 }
 
-/// In a turn, over all subscribers: what takes some hundredths of a second.
-const MESSAGES: usize = 100_000;
+/// The number of deliveries in a turn, over all subscribers. They take some hundredths of a second.
+const DELIVERIES_PER_TURN: usize = 100_000;
 
 fn print_head() {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
@@ -268,7 +291,7 @@ fn print_head() {
     );
 }
 
-fn print(threads: &str, subscribers: usize, burst: usize, times: Times) {
+fn print_row(threads: &str, subscribers: usize, burst: usize, times: RoundTimes) {
     let [channel, recv, stream] = times.map(|mut times| {
         times.sort_unstable_by(f64::total_cmp);
         (times[0], times[times.len() / 2])

@@ -1,16 +1,16 @@
-//! How fast one subscriber can be fed over a socket: against axum's `Sse`, and against a plain loop that writes the same bytes.
+//! The throughput of one stream over a socket: against axum's `Sse`, and against a plain loop that writes the same bytes.
 //!
 //! ```sh
 //! cargo bench -p tower-push-benches --bench throughput
 //! ```
 //!
-//! A round is one response over one connection on loopback, from a server thread to a client thread that reads and discards
-//! until the end. All events carry 64 bytes of text and are ready at once. They are made one by one (`new`), or are clones of
-//! one (`shared`), as a channel hands them out. The HTTP contestants run on the same server, hyper's HTTP/1.1 on one thread of
-//! tokio, with its defaults. `raw` is a blocking loop that writes tower-push's SSE bytes, encoded beforehand, 64 KiB at a time.
+//! A round is one response over one connection on loopback, from a server thread to a client thread that reads and discards the response to
+//! its end. All events carry 64 bytes of text and are ready at once. Each event is built anew (`new`), or all are clones of one event
+//! (`shared`), as in a channel. The HTTP contestants run on the same server: hyper's HTTP/1.1 with its defaults, on one tokio thread. `raw` is a
+//! blocking loop that writes tower-push's SSE bytes, encoded beforehand, 64 KiB at a time.
 //!
-//! The contestants take turns, so that what disturbs one disturbs all. The table shows each one's best round, and its ratios to
-//! the best rounds of axum's like (`new` to `new`, `shared` to `shared`) and of `raw`.
+//! The contestants take turns, so that a disturbance affects all of them. The table shows the best round of each, and its ratios to the best
+//! rounds of axum's counterpart (`new` to `new`, `shared` to `shared`) and of `raw`.
 
 use std::{
     cell::Cell,
@@ -39,32 +39,32 @@ use tower_push::{
 type BoxError = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), BoxError> {
-    // `cargo test --benches` runs this file too, only to see that it runs.
+    // `cargo test --benches` runs this file too, with a tiny load.
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let (rounds, shrink) = if is_bench { (20, 1) } else { (1, 100) };
 
-    let mut best = [Speed::default(); CONTESTANTS.len()];
+    let mut best = [Throughput::default(); CONTESTANTS.len()];
     for _ in 0..rounds {
         for (contestant, best) in CONTESTANTS.iter().zip(&mut best) {
-            let speed = round(contestant.server, contestant.events / shrink)?;
+            let speed = measure_round(contestant.server, contestant.events / shrink)?;
             if speed.events > best.events {
                 *best = speed;
             }
         }
     }
-    print(&best);
+    print_table(&best);
     Ok(())
 }
 
-/// Answers one connection's request with so many events.
-type Server = fn(TcpListener, usize) -> Result<(), BoxError>;
+/// Answers one request on one connection with a number of events.
+type ServeResponse = fn(TcpListener, usize) -> Result<(), BoxError>;
 
 struct Contestant {
     name: &'static str,
-    server: Server,
-    /// In one round: what takes about a tenth of a second.
+    server: ServeResponse,
+    /// The number of events in one round, which takes about a tenth of a second.
     events: usize,
-    /// The place of axum's like.
+    /// The index of axum's counterpart.
     axum: usize,
 }
 
@@ -87,15 +87,15 @@ const CONTESTANTS: [Contestant; 7] = [
     },
     Contestant {
         name: "raw",
-        server: raw,
+        server: serve_raw,
         events: 1_000_000,
         axum: AXUM_NEW,
     },
     Contestant {
         name: "tower-push SSE, new",
         server: |listener, events| {
-            let events = times(events, || Event::text(PAYLOAD));
-            ours(listener, &Sse::new(), events)
+            let events = repeat_event(events, || Event::text(PAYLOAD));
+            serve_push(listener, &Sse::new(), events)
         },
         events: 500_000,
         axum: AXUM_NEW,
@@ -104,7 +104,11 @@ const CONTESTANTS: [Contestant; 7] = [
         name: "tower-push SSE, shared",
         server: |listener, events| {
             let event = Event::text(PAYLOAD);
-            ours(listener, &Sse::new(), times(events, move || event.clone()))
+            serve_push(
+                listener,
+                &Sse::new(),
+                repeat_event(events, move || event.clone()),
+            )
         },
         events: 500_000,
         axum: AXUM_SHARED,
@@ -112,8 +116,8 @@ const CONTESTANTS: [Contestant; 7] = [
     Contestant {
         name: "tower-push NDJSON, new",
         server: |listener, events| {
-            let events = times(events, || Event::text(PAYLOAD));
-            ours(listener, &Chunked::default(), events)
+            let events = repeat_event(events, || Event::text(PAYLOAD));
+            serve_push(listener, &Chunked::default(), events)
         },
         events: 500_000,
         axum: AXUM_NEW,
@@ -122,10 +126,10 @@ const CONTESTANTS: [Contestant; 7] = [
         name: "tower-push NDJSON, shared",
         server: |listener, events| {
             let event = Event::text(PAYLOAD);
-            ours(
+            serve_push(
                 listener,
                 &Chunked::default(),
-                times(events, move || event.clone()),
+                repeat_event(events, move || event.clone()),
             )
         },
         events: 500_000,
@@ -136,14 +140,19 @@ const CONTESTANTS: [Contestant; 7] = [
 /// The payload of every event: 64 bytes.
 const PAYLOAD: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// What tower-push's SSE makes of it.
+/// The event on the wire, as tower-push's SSE encodes it.
 const ENCODED: &str = "data: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n\n";
 
-fn times<T>(events: usize, event: impl Fn() -> T) -> impl Stream<Item = T> {
+/// A stream of this many events.
+fn repeat_event<T>(events: usize, event: impl Fn() -> T) -> impl Stream<Item = T> {
     stream::iter((0..events).map(move |_| event()))
 }
 
-fn ours<S>(listener: TcpListener, transport: &impl Transport, events: S) -> Result<(), BoxError>
+fn serve_push<S>(
+    listener: TcpListener,
+    transport: &impl Transport,
+    events: S,
+) -> Result<(), BoxError>
 where
     S: Stream<Item: IntoItem> + Send + 'static,
 {
@@ -154,7 +163,7 @@ where
 }
 
 fn axum_new(listener: TcpListener, events: usize) -> Result<(), BoxError> {
-    let events = times(events, || sse::Event::default().data(PAYLOAD));
+    let events = repeat_event(events, || sse::Event::default().data(PAYLOAD));
     serve(
         listener,
         sse::Sse::new(events.map(Ok::<_, Infallible>)).into_response(),
@@ -163,14 +172,14 @@ fn axum_new(listener: TcpListener, events: usize) -> Result<(), BoxError> {
 
 fn axum_shared(listener: TcpListener, events: usize) -> Result<(), BoxError> {
     let event = sse::Event::default().data(PAYLOAD);
-    let events = times(events, move || event.clone());
+    let events = repeat_event(events, move || event.clone());
     serve(
         listener,
         sse::Sse::new(events.map(Ok::<_, Infallible>)).into_response(),
     )
 }
 
-/// Serves one connection, and gives its one request this response.
+/// Serves one connection, and answers its one request with this response.
 fn serve<B>(listener: TcpListener, response: Response<B>) -> Result<(), BoxError>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
@@ -193,53 +202,54 @@ where
     })
 }
 
-/// Bytes in one write of the raw loop. Longer ones are faster still: it is a yardstick, not the most that the socket can take.
-const RAW_WRITE: usize = 64 * 1024;
+/// The number of bytes in one write of the raw loop. Longer writes would be faster: the loop is a yardstick, not the socket's maximum.
+const RAW_WRITE_LEN: usize = 64 * 1024;
 
-fn raw(listener: TcpListener, events: usize) -> Result<(), BoxError> {
-    let a_write = RAW_WRITE / ENCODED.len();
-    let encoded = ENCODED.repeat(a_write);
+fn serve_raw(listener: TcpListener, events: usize) -> Result<(), BoxError> {
+    let events_per_write = RAW_WRITE_LEN / ENCODED.len();
+    let encoded = ENCODED.repeat(events_per_write);
     let (mut socket, _) = listener.accept()?;
     socket.set_nodelay(true)?;
     let _ = socket.read(&mut [0; REQUEST.len()])?;
-    for _ in 0..events / a_write {
+    for _ in 0..events / events_per_write {
         socket.write_all(encoded.as_bytes())?;
     }
-    socket.write_all(ENCODED.repeat(events % a_write).as_bytes())?;
+    socket.write_all(ENCODED.repeat(events % events_per_write).as_bytes())?;
     Ok(())
 }
 
-/// Per second.
+/// Events and bytes per second.
 #[derive(Clone, Copy, Default)]
-struct Speed {
+struct Throughput {
     events: f64,
     bytes: f64,
 }
 
-fn round(server: Server, events: usize) -> Result<Speed, BoxError> {
+/// Serves and receives one response.
+fn measure_round(server: ServeResponse, events: usize) -> Result<Throughput, BoxError> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
     let server = thread::spawn(move || server(listener, events));
-    let (bytes, took) = receive(address)?;
+    let (bytes, elapsed) = receive_response(address)?;
     server.join().expect("a server that does not panic")?;
     if bytes < events * PAYLOAD.len() {
-        return Err("the response was cut".into());
+        return Err("the response was cut off".into());
     }
-    Ok(Speed {
-        events: events as f64 / took.as_secs_f64(),
-        bytes: bytes as f64 / took.as_secs_f64(),
+    Ok(Throughput {
+        events: events as f64 / elapsed.as_secs_f64(),
+        bytes: bytes as f64 / elapsed.as_secs_f64(),
     })
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// Bytes in one read of the client.
-const READ: usize = 256 * 1024;
+/// The buffer size of the client's reads, in bytes.
+const READ_BUFFER_LEN: usize = 256 * 1024;
 
-/// Asks, and counts what comes until the end.
-fn receive(address: SocketAddr) -> Result<(usize, Duration), BoxError> {
+/// Sends a request and reads the response to its end. Returns the number of bytes and the time.
+fn receive_response(address: SocketAddr) -> Result<(usize, Duration), BoxError> {
     let mut socket = TcpStream::connect(address)?;
-    let mut buffer = vec![0; READ];
+    let mut buffer = vec![0; READ_BUFFER_LEN];
     let start = Instant::now();
     socket.write_all(REQUEST)?;
     let mut bytes = 0;
@@ -251,7 +261,7 @@ fn receive(address: SocketAddr) -> Result<(usize, Duration), BoxError> {
     }
 }
 
-fn print(best: &[Speed; CONTESTANTS.len()]) {
+fn print_table(best: &[Throughput; CONTESTANTS.len()]) {
     println!(
         "{:26} {:>10} {:>8} {:>8} {:>8}",
         "64 B, one subscriber", "events/s", "MB/s", "axum", "raw"

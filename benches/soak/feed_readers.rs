@@ -1,7 +1,7 @@
-//! Clients that mean it: they read a numbered feed, each event once and in order.
+//! Well-behaved clients, which read a numbered feed and check that each event arrives once and in order.
 //!
-//! A stayer reads over one connection for as long as the feed goes. A hopper leaves when it likes, comes back with its cursor, and
-//! over another transport. What either must not see is a panic, which names it.
+//! A persistent reader reads over one connection to the end of the feed. A switching reader disconnects at random, and resumes with its
+//! cursor over another transport. A reader that loses an event, or gets one twice, panics with its name.
 
 use std::{
     net::SocketAddr,
@@ -29,47 +29,58 @@ use testkit::{
     websocket::WebSocketConnection,
 };
 
-use crate::{seeded_random::Dice, server::text};
+use crate::{seeded_random::SeededRandom, server::event_payload};
 
-/// One way to read.
+/// A transport, a version of HTTP, and how the client reads the response.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct TransportVariant {
     name: &'static str,
     version: HttpVersion,
     query: &'static str,
-    kind: Kind,
+    kind: StreamKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A body without an end.
+enum StreamKind {
+    /// A streaming body.
     Stream,
-    /// The same, without ids.
+    /// A streaming body of lines without ids.
     Lines,
-    /// Durable Streams' events.
+    /// An event stream of Durable Streams.
     Offset,
-    /// Polls, and where they say what they have.
-    Poll(Place),
-    Socket(Form),
+    /// Polls, which carry the cursor in this place.
+    Poll(PollCursor),
+    /// A WebSocket with messages of this format.
+    Socket(SocketFormat),
 }
 
+/// Where a poll carries its cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum PollCursor {
+    /// The query parameter `last_event_id`.
     Query,
+    /// The header `If-None-Match`.
     Validator,
+    /// The query parameter `offset`.
     Offset,
 }
 
+/// The format of WebSocket messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum SocketFormat {
     Plain,
     Deflated,
     Json,
     Nchan,
 }
 
-const fn door(name: &'static str, version: HttpVersion, query: &'static str, kind: Kind) -> Door {
-    Door {
+const fn variant(
+    name: &'static str,
+    version: HttpVersion,
+    query: &'static str,
+    kind: StreamKind,
+) -> TransportVariant {
+    TransportVariant {
         name,
         version,
         query,
@@ -77,81 +88,129 @@ const fn door(name: &'static str, version: HttpVersion, query: &'static str, kin
     }
 }
 
-const POLL: &str = "transport=long-poll";
-const SOCKET: &str = "transport=websocket";
+const POLL_QUERY: &str = "transport=long-poll";
+const WEBSOCKET_QUERY: &str = "transport=websocket";
 
-pub(crate) const DOORS: [Door; 18] = [
-    door("SSE", Http1, "transport=sse", Kind::Stream),
-    door("SSE, HTTP/2", Http2, "transport=sse", Kind::Stream),
-    door("NDJSON", Http1, "transport=ndjson", Kind::Stream),
-    door("NDJSON, HTTP/2", Http2, "transport=ndjson", Kind::Stream),
-    door("JSON-seq", Http1, "transport=json-seq", Kind::Stream),
-    door("multipart", Http1, "transport=multipart", Kind::Stream),
-    door("raw", Http1, "transport=raw", Kind::Lines),
-    door("poll", Http1, POLL, Kind::Poll(Place::Query)),
-    door("poll, HTTP/2", Http2, POLL, Kind::Poll(Place::Query)),
-    door("poll by ETag", Http1, POLL, Kind::Poll(Place::Validator)),
-    door(
+/// Every variant that a reader may use.
+pub(crate) const TRANSPORT_VARIANTS: [TransportVariant; 18] = [
+    variant("SSE", Http1, "transport=sse", StreamKind::Stream),
+    variant("SSE, HTTP/2", Http2, "transport=sse", StreamKind::Stream),
+    variant("NDJSON", Http1, "transport=ndjson", StreamKind::Stream),
+    variant(
+        "NDJSON, HTTP/2",
+        Http2,
+        "transport=ndjson",
+        StreamKind::Stream,
+    ),
+    variant("JSON-seq", Http1, "transport=json-seq", StreamKind::Stream),
+    variant(
+        "multipart",
+        Http1,
+        "transport=multipart",
+        StreamKind::Stream,
+    ),
+    variant("raw", Http1, "transport=raw", StreamKind::Lines),
+    variant(
+        "poll",
+        Http1,
+        POLL_QUERY,
+        StreamKind::Poll(PollCursor::Query),
+    ),
+    variant(
+        "poll, HTTP/2",
+        Http2,
+        POLL_QUERY,
+        StreamKind::Poll(PollCursor::Query),
+    ),
+    variant(
+        "poll by ETag",
+        Http1,
+        POLL_QUERY,
+        StreamKind::Poll(PollCursor::Validator),
+    ),
+    variant(
         "poll by offset",
         Http1,
         "live=long-poll",
-        Kind::Poll(Place::Offset),
+        StreamKind::Poll(PollCursor::Offset),
     ),
-    door("SSE by offset", Http1, "live=sse", Kind::Offset),
-    door("WebSocket", Http1, SOCKET, Kind::Socket(Form::Plain)),
-    door("WebSocket, JSON", Http1, SOCKET, Kind::Socket(Form::Json)),
-    door("WebSocket, nchan", Http1, SOCKET, Kind::Socket(Form::Nchan)),
-    door(
+    variant("SSE by offset", Http1, "live=sse", StreamKind::Offset),
+    variant(
+        "WebSocket",
+        Http1,
+        WEBSOCKET_QUERY,
+        StreamKind::Socket(SocketFormat::Plain),
+    ),
+    variant(
+        "WebSocket, JSON",
+        Http1,
+        WEBSOCKET_QUERY,
+        StreamKind::Socket(SocketFormat::Json),
+    ),
+    variant(
+        "WebSocket, nchan",
+        Http1,
+        WEBSOCKET_QUERY,
+        StreamKind::Socket(SocketFormat::Nchan),
+    ),
+    variant(
         "WebSocket, deflate",
         Http1,
-        SOCKET,
-        Kind::Socket(Form::Deflated),
+        WEBSOCKET_QUERY,
+        StreamKind::Socket(SocketFormat::Deflated),
     ),
-    door(
+    variant(
         "WebSocket, HTTP/2",
         Http2,
-        SOCKET,
-        Kind::Socket(Form::Plain),
+        WEBSOCKET_QUERY,
+        StreamKind::Socket(SocketFormat::Plain),
     ),
-    door(
+    variant(
         "WebSocket, JSON, HTTP/2",
         Http2,
-        SOCKET,
-        Kind::Socket(Form::Json),
+        WEBSOCKET_QUERY,
+        StreamKind::Socket(SocketFormat::Json),
     ),
 ];
 
-impl Door {
-    fn tells_cursors(&self) -> bool {
+impl TransportVariant {
+    /// Returns whether events have ids.
+    fn has_cursors(&self) -> bool {
         !matches!(
             self.kind,
-            Kind::Lines | Kind::Socket(Form::Plain | Form::Deflated)
+            StreamKind::Lines | StreamKind::Socket(SocketFormat::Plain | SocketFormat::Deflated)
         )
     }
 
     fn is_poll(&self) -> bool {
-        matches!(self.kind, Kind::Poll(_))
+        matches!(self.kind, StreamKind::Poll(_))
     }
 
-    /// The path, and `If-None-Match` if that is where the cursor goes.
+    /// Returns the path, and the value of `If-None-Match` if it carries the cursor.
     fn request(&self, path: &str, cursor: Option<&str>) -> (String, Option<String>) {
         let path = format!("{path}?{}", self.query);
         match (self.kind, cursor) {
-            (Kind::Offset | Kind::Poll(Place::Offset), cursor) => {
+            (StreamKind::Offset | StreamKind::Poll(PollCursor::Offset), cursor) => {
                 (format!("{path}&offset={}", cursor.unwrap_or("now")), None)
             }
-            (Kind::Poll(Place::Validator), Some(id)) => (path, Some(format!("\"{id}+json\""))),
+            (StreamKind::Poll(PollCursor::Validator), Some(id)) => {
+                (path, Some(format!("\"{id}+json\"")))
+            }
             (_, Some(id)) => (format!("{path}&last_event_id={id}"), None),
             (_, None) => (path, None),
         }
     }
 }
 
-/// A connection of its own. If it is to be reset, it is so when it is dropped.
-pub(crate) async fn connect(address: SocketAddr, version: HttpVersion, resets: bool) -> HttpClient {
+/// Opens a connection. If `reset_on_drop` is set, dropping the connection resets it.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    version: HttpVersion,
+    reset_on_drop: bool,
+) -> HttpClient {
     let socket = TcpStream::connect(address).await.expect("a connection");
     let _ = socket.set_nodelay(true);
-    if resets {
+    if reset_on_drop {
         let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
     }
     let io = TokioIo::new(socket);
@@ -164,7 +223,7 @@ pub(crate) async fn connect(address: SocketAddr, version: HttpVersion, resets: b
         Http2 => {
             let handshake = http2::handshake(TokioExecutor::new(), io);
             let (sender, connection) = handshake.await.expect("HTTP/2");
-            // Until it is known that WebSockets may be asked for.
+            // A client must not request a WebSocket before the server's SETTINGS frame has allowed it.
             while !connection.is_extended_connect_protocol_enabled() {
                 sleep(Duration::from_millis(1)).await;
             }
@@ -174,37 +233,37 @@ pub(crate) async fn connect(address: SocketAddr, version: HttpVersion, resets: b
     }
 }
 
-/// For another request: the last answer may have been read before its connection has noticed.
-async fn ready(client: &mut HttpClient) {
+/// Waits until the connection can send another request. The last response may have been read before hyper's connection is ready.
+async fn wait_until_ready(client: &mut HttpClient) {
     if let HttpClient::Http1(sender) = client {
         sender.ready().await.expect("a connection");
     }
 }
 
-/// Reads one feed.
+/// Reads one feed and checks its numbers.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    door: &'static Door,
+pub(crate) struct FeedReader {
+    variant: &'static TransportVariant,
     path: &'static str,
     cursor: Option<String>,
-    /// The number to come, once one is known.
+    /// The number that must come next. `None` before the first event, and after a gap of unknown size.
     next: Option<u64>,
     pub(crate) events: u64,
     pub(crate) gaps: u64,
 }
 
-/// What it has open.
-enum Line {
+/// The open response or connection of a reader.
+enum OpenStream {
     Body(StreamingResponse, RecordReader),
     Lines(StreamingResponse, Vec<u8>),
     Polls(HttpClient),
     Socket(Box<WebSocketConnection>, RecordReader),
 }
 
-impl Follower {
-    fn new(door: &'static Door, path: &'static str) -> Self {
+impl FeedReader {
+    fn new(variant: &'static TransportVariant, path: &'static str) -> Self {
         Self {
-            door,
+            variant,
             path,
             cursor: None,
             next: None,
@@ -213,8 +272,8 @@ impl Follower {
         }
     }
 
-    pub(crate) fn door(&self) -> &'static str {
-        self.door.name
+    pub(crate) fn variant(&self) -> &'static str {
+        self.variant.name
     }
 
     fn has_all(&self, last: u64) -> bool {
@@ -222,168 +281,171 @@ impl Follower {
     }
 
     fn request(&self) -> (String, Option<String>) {
-        self.door.request(self.path, self.cursor.as_deref())
+        self.variant.request(self.path, self.cursor.as_deref())
     }
 
-    async fn open(&mut self, address: SocketAddr, resets: bool) -> Line {
-        let client = connect(address, self.door.version, resets);
+    async fn open(&mut self, address: SocketAddr, reset_on_drop: bool) -> OpenStream {
+        let client = connect(address, self.variant.version, reset_on_drop);
         let mut client = timeout(TEST_TIMEOUT, client)
             .await
-            .expect("connected in time");
+            .expect("a connection in time");
         let path = self.request().0;
         let cursor = self.cursor.clone();
-        match self.door.kind {
-            Kind::Poll(_) => Line::Polls(client),
-            Kind::Socket(form) => {
-                let asking: &[_] = match form {
-                    Form::Plain => &[],
-                    Form::Deflated => &[("sec-websocket-extensions", "permessage-deflate")],
-                    Form::Json => &[("sec-websocket-protocol", "json.tower-push")],
-                    Form::Nchan => &[("sec-websocket-protocol", "ws+meta.nchan")],
+        match self.variant.kind {
+            StreamKind::Poll(_) => OpenStream::Polls(client),
+            StreamKind::Socket(form) => {
+                let headers: &[_] = match form {
+                    SocketFormat::Plain => &[],
+                    SocketFormat::Deflated => &[("sec-websocket-extensions", "permessage-deflate")],
+                    SocketFormat::Json => &[("sec-websocket-protocol", "json.tower-push")],
+                    SocketFormat::Nchan => &[("sec-websocket-protocol", "ws+meta.nchan")],
                 };
-                let opened = timeout(TEST_TIMEOUT, client.open_websocket(&path, asking)).await;
-                let opened = opened.expect("answered in time");
+                let opened = timeout(TEST_TIMEOUT, client.open_websocket(&path, headers)).await;
+                let opened = opened.expect("a response in time");
                 let opened =
                     opened.unwrap_or_else(|refused| panic!("{self:?}: {}", refused.head.status));
-                Line::Socket(
+                OpenStream::Socket(
                     Box::new(opened),
                     RecordReader::new("application/x-ndjson", cursor),
                 )
             }
-            Kind::Stream | Kind::Lines | Kind::Offset => {
+            StreamKind::Stream | StreamKind::Lines | StreamKind::Offset => {
                 let reading = timeout(TEST_TIMEOUT, client.get(&path, &[])).await;
-                let reading = reading.expect("answered in time");
+                let reading = reading.expect("a response in time");
                 assert_eq!(reading.head.status, 200, "{self:?}");
                 let content_type = reading
                     .header("content-type")
                     .unwrap_or_default()
                     .to_owned();
-                match self.door.kind {
-                    Kind::Lines => Line::Lines(reading, Vec::new()),
-                    _ => Line::Body(reading, RecordReader::new(&content_type, cursor)),
+                match self.variant.kind {
+                    StreamKind::Lines => OpenStream::Lines(reading, Vec::new()),
+                    _ => OpenStream::Body(reading, RecordReader::new(&content_type, cursor)),
                 }
             }
         }
     }
 
-    /// The next piece of what comes.
-    async fn read(&mut self, line: &mut Line) {
+    /// Reads the next chunk, message or poll, and checks its events.
+    async fn read(&mut self, line: &mut OpenStream) {
         match line {
-            Line::Body(reading, reader) => {
+            OpenStream::Body(reading, reader) => {
                 let bytes = reading
                     .next_chunk()
                     .await
-                    .unwrap_or_else(|| panic!("{self:?}: an end"));
+                    .unwrap_or_else(|| panic!("{self:?}: the body has ended"));
                 let bytes = bytes.unwrap_or_else(|error| panic!("{self:?}: {error}"));
                 let records = reader.feed(&bytes);
                 self.cursor.clone_from(&reader.cursor);
-                self.take_all(records);
+                self.check_records(records);
             }
-            Line::Lines(reading, unread) => {
+            OpenStream::Lines(reading, unread) => {
                 let bytes = reading
                     .next_chunk()
                     .await
-                    .unwrap_or_else(|| panic!("{self:?}: an end"));
+                    .unwrap_or_else(|| panic!("{self:?}: the body has ended"));
                 unread.extend(bytes.unwrap_or_else(|error| panic!("{self:?}: {error}")));
-                while let Some(at) = unread.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = unread.drain(..=at).collect();
-                    // Empty: a heartbeat.
-                    if at > 0 {
-                        self.take(&line[..at]);
+                while let Some(len) = unread.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = unread.drain(..=len).collect();
+                    // An empty line is a heartbeat.
+                    if len > 0 {
+                        self.check_event(&line[..len]);
                     }
                 }
             }
-            Line::Polls(client) => self.poll(client, "").await,
-            Line::Socket(opened, reader) => {
+            OpenStream::Polls(client) => self.poll(client, "").await,
+            OpenStream::Socket(opened, reader) => {
                 let frame = opened.next_frame().await;
-                let frame = frame.unwrap_or_else(|| panic!("{self:?}: cut"));
+                let frame = frame.unwrap_or_else(|| panic!("{self:?}: the connection was cut off"));
                 match frame.first_byte {
                     0x89 => opened.send_frame(0x8a, &frame.payload).await,
-                    0x81 => self.message(frame.payload, reader),
-                    0xc1 => self.message(inflated(frame.payload), reader),
+                    0x81 => self.check_message(frame.payload, reader),
+                    0xc1 => self.check_message(inflate_message(frame.payload), reader),
                     _ => panic!("{self:?}: {frame:?}"),
                 }
             }
         }
     }
 
-    fn message(&mut self, mut message: Vec<u8>, reader: &mut RecordReader) {
-        match self.door.kind {
-            Kind::Socket(Form::Json) => {
+    /// Checks the events in a WebSocket message.
+    fn check_message(&mut self, mut message: Vec<u8>, reader: &mut RecordReader) {
+        match self.variant.kind {
+            StreamKind::Socket(SocketFormat::Json) => {
                 message.push(b'\n');
                 let records = reader.feed(&message);
                 self.cursor.clone_from(&reader.cursor);
-                self.take_all(records);
+                self.check_records(records);
             }
-            Kind::Socket(Form::Nchan) => {
+            StreamKind::Socket(SocketFormat::Nchan) => {
                 let message = String::from_utf8(message).expect("text");
                 let (head, data) = message.split_once("\n\n").expect("a head");
                 if head.contains("application/vnd.tower-push+json") {
                     let records = reader.feed(format!("{data}\n").as_bytes());
                     self.cursor.clone_from(&reader.cursor);
-                    return self.take_all(records);
+                    return self.check_records(records);
                 }
                 let id = head.lines().find_map(|line| line.strip_prefix("id: "));
                 reader.cursor = id.map(str::to_owned);
                 self.cursor.clone_from(&reader.cursor);
-                self.take(data.as_bytes());
+                self.check_event(data.as_bytes());
             }
-            _ => self.take(&message),
+            _ => self.check_event(&message),
         }
     }
 
-    /// Asks once, with this behind its query.
-    async fn poll(&mut self, client: &mut HttpClient, more: &str) {
+    /// Polls once. `query_suffix` is appended to the query.
+    async fn poll(&mut self, client: &mut HttpClient, query_suffix: &str) {
         let (mut path, validator) = self.request();
-        path += more;
+        path += query_suffix;
         let validator = validator.as_deref().map(|tag| ("if-none-match", tag));
         let headers: Vec<_> = validator.into_iter().collect();
-        ready(client).await;
+        wait_until_ready(client).await;
         let answer = timeout(TEST_TIMEOUT, client.get(&path, &headers)).await;
-        let answer = answer.expect("answered in time");
+        let answer = answer.expect("a response in time");
         let status = answer.head.status;
-        let told = ["stream-next-offset", "last-event-id"];
-        let told = told.iter().find_map(|name| answer.header(name));
-        let told = told.map(str::to_owned);
+        let returned_cursor = ["stream-next-offset", "last-event-id"];
+        let returned_cursor = returned_cursor.iter().find_map(|name| answer.header(name));
+        let returned_cursor = returned_cursor.map(str::to_owned);
         let content_type = answer.header("content-type").unwrap_or_default().to_owned();
         let (body, end) = answer.read_to_end().await;
         end.unwrap_or_else(|error| panic!("{self:?}: {error}"));
         match status.as_u16() {
             200 if !body.is_empty() => {
-                self.take_all(RecordReader::new(&content_type, None).feed(&body))
+                self.check_records(RecordReader::new(&content_type, None).feed(&body))
             }
             200 | 204 => {}
-            // An offset that is not there any more.
+            // The log no longer holds the offset.
             410 => {
-                self.misses(None);
+                self.record_gap(None);
                 self.cursor = None;
                 return;
             }
             _ => panic!("{self:?}: {status}"),
         }
-        // Now that the answer is whole.
-        self.cursor = told.or(self.cursor.take());
+        // The cursor moves only now that the response is complete.
+        self.cursor = returned_cursor.or(self.cursor.take());
     }
 
-    fn take_all(&mut self, records: Vec<Record>) {
+    /// Checks the events among `records`, and counts the gaps.
+    fn check_records(&mut self, records: Vec<Record>) {
         for record in records {
             assert_eq!(record.end, None, "{self:?}");
             if let Some(gap) = record.gap {
-                self.misses(gap["missed"].as_u64());
+                self.record_gap(gap["missed"].as_u64());
             }
             if let Some(data) = record.data {
-                self.take(data.as_bytes());
+                self.check_event(data.as_bytes());
             }
         }
     }
 
-    /// What is announced is not lost.
-    fn misses(&mut self, events: Option<u64>) {
+    /// Counts a gap. Events that a gap announces are not lost.
+    fn record_gap(&mut self, events: Option<u64>) {
         self.gaps += 1;
         self.next = self.next.zip(events).map(|(next, missed)| next + missed);
     }
 
-    fn take(&mut self, data: &[u8]) {
+    /// Checks the number and the payload of an event.
+    fn check_event(&mut self, data: &[u8]) {
         let number = data
             .get(..8)
             .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
@@ -391,29 +453,29 @@ impl Follower {
             number.unwrap_or_else(|| panic!("{self:?}: {}", String::from_utf8_lossy(data)));
         assert_eq!(self.next.unwrap_or(number), number, "{self:?}");
         assert!(
-            text(number).as_bytes() == data,
-            "{self:?}: not as it was sent"
+            event_payload(number).as_bytes() == data,
+            "{self:?}: the payload has changed"
         );
         self.next = Some(number + 1);
         self.events += 1;
     }
 }
 
-/// A message that was compressed on its own.
-fn inflated(mut message: Vec<u8>) -> Vec<u8> {
+/// Inflates a message that was compressed without context takeover.
+fn inflate_message(mut message: Vec<u8>) -> Vec<u8> {
     message.extend([0, 0, 0xff, 0xff]);
     let mut out = Vec::with_capacity(64 * 1024);
     let mut inflate = Decompress::new(false);
-    let inflated = inflate.decompress_vec(&message, &mut out, FlushDecompress::Sync);
-    inflated.expect("deflated");
+    let inflate_message = inflate.decompress_vec(&message, &mut out, FlushDecompress::Sync);
+    inflate_message.expect("a deflated message");
     out
 }
 
-/// How far a feed goes, once that is known.
+/// The number of a feed's last event, which becomes known when publishing stops. Clones share the number.
 #[derive(Clone)]
-pub(crate) struct Last(Arc<AtomicU64>);
+pub(crate) struct LastEvent(Arc<AtomicU64>);
 
-impl Last {
+impl LastEvent {
     pub(crate) fn unknown() -> Self {
         Self(Arc::new(AtomicU64::new(u64::MAX)))
     }
@@ -427,61 +489,68 @@ impl Last {
     }
 }
 
-/// One that stays.
-pub(crate) struct Stayer {
-    follower: Follower,
-    line: Line,
+/// A client that reads over one connection to the end of the feed.
+pub(crate) struct PersistentReader {
+    feed_reader: FeedReader,
+    line: OpenStream,
 }
 
-impl Stayer {
-    /// Subscribes to the channel, behind this event.
-    pub(crate) async fn open(address: SocketAddr, door: &'static Door, behind: u64) -> Self {
-        let mut follower = Follower::new(door, "/");
-        let mut line = follower.open(address, false).await;
-        if let Line::Polls(client) = &mut line {
-            // Which says where it stands.
-            follower.poll(client, "&timeout=0").await;
+impl PersistentReader {
+    /// Subscribes to the channel, whose last event is number `last_published`.
+    pub(crate) async fn open(
+        address: SocketAddr,
+        variant: &'static TransportVariant,
+        last_published: u64,
+    ) -> Self {
+        let mut feed_reader = FeedReader::new(variant, "/");
+        let mut line = feed_reader.open(address, false).await;
+        if let OpenStream::Polls(client) = &mut line {
+            // The first poll returns the cursor.
+            feed_reader.poll(client, "&timeout=0").await;
         }
-        follower.next = Some(behind + 1);
-        Self { follower, line }
+        feed_reader.next = Some(last_published + 1);
+        Self { feed_reader, line }
     }
 
-    pub(crate) async fn stay(mut self, last: Last) -> Follower {
-        while !self.follower.has_all(last.get()) {
-            self.follower.read(&mut self.line).await;
+    /// Reads to the end of the feed.
+    pub(crate) async fn read_to_last(mut self, last: LastEvent) -> FeedReader {
+        while !self.feed_reader.has_all(last.get()) {
+            self.feed_reader.read(&mut self.line).await;
         }
-        assert_eq!(self.follower.gaps, 0, "{:?}", self.follower);
-        self.follower
+        assert_eq!(self.feed_reader.gaps, 0, "{:?}", self.feed_reader);
+        self.feed_reader
     }
 
-    /// Is told that the server stops: the end of the stream, with a hint when to come back.
-    pub(crate) async fn hears_of_the_end(mut self) {
+    /// Waits for the end of the stream, which the drain causes, and asserts that it says when to reconnect.
+    pub(crate) async fn expect_drain_end(mut self) {
         match self.line {
-            Line::Body(reading, _) | Line::Lines(reading, _) => {
+            OpenStream::Body(reading, _) | OpenStream::Lines(reading, _) => {
                 let (rest, end) = reading.read_to_end().await;
-                end.unwrap_or_else(|error| panic!("{:?}: {error}", self.follower));
+                end.unwrap_or_else(|error| panic!("{:?}: {error}", self.feed_reader));
                 let has_hint = String::from_utf8_lossy(&rest).contains("retry");
                 assert!(
-                    has_hint || self.follower.door.kind == Kind::Lines,
+                    has_hint || self.feed_reader.variant.kind == StreamKind::Lines,
                     "{:?}",
-                    self.follower
+                    self.feed_reader
                 );
             }
-            Line::Polls(ref mut client) => {
-                let path = format!("{}&timeout=60", self.follower.request().0);
-                ready(client).await;
+            OpenStream::Polls(ref mut client) => {
+                let path = format!("{}&timeout=60", self.feed_reader.request().0);
+                wait_until_ready(client).await;
                 let answer = timeout(TEST_TIMEOUT, client.get(&path, &[])).await;
-                let answer = answer.expect("answered in time");
+                let answer = answer.expect("a response in time");
                 assert!(
                     answer.header("retry-after").is_some(),
                     "{:?}",
-                    self.follower
+                    self.feed_reader
                 );
                 answer.discard_rest().await;
             }
-            Line::Socket(mut opened, _) => loop {
+            OpenStream::Socket(mut opened, _) => loop {
                 let frame = opened.next_frame().await;
-                let frame = frame.unwrap_or_else(|| panic!("{:?}: cut", self.follower));
+                let frame = frame.unwrap_or_else(|| {
+                    panic!("{:?}: the connection was cut off", self.feed_reader)
+                });
                 if frame.first_byte == 0x89 {
                     opened.send_frame(0x8a, &frame.payload).await;
                 }
@@ -489,7 +558,7 @@ impl Stayer {
                     assert!(
                         code == 1012 && reason.contains("retry"),
                         "{:?}: {code}",
-                        self.follower
+                        self.feed_reader
                     );
                     opened.send_frame(0x88, &code.to_be_bytes()).await;
                     return;
@@ -499,47 +568,49 @@ impl Stayer {
     }
 }
 
-/// What hoppers hop on.
-const PATHS: [&str; 3] = ["/", "/kept", "/plain"];
+/// The paths of switching readers.
+const SWITCHING_PATHS: [&str; 3] = ["/", "/resumable", "/plain"];
 
-/// One that leaves, and comes back: until it is over, and then, on the channel, until it has everything.
-pub(crate) async fn hop(
+/// Runs a client that disconnects and resumes again and again. It stops when `is_over` is set, and on the channel only after it has read the
+/// whole feed. Returns the reader and the number of its connections.
+pub(crate) async fn run_switching_reader(
     address: SocketAddr,
-    mut dice: Dice,
+    mut random: SeededRandom,
     is_over: Arc<AtomicBool>,
-    last: Last,
-) -> (Follower, u64) {
-    let path = dice.pick(&PATHS);
-    let mut follower = Follower::new(&DOORS[0], path);
-    let mut hops = 0;
+    last: LastEvent,
+) -> (FeedReader, u64) {
+    let path = random.choose(&SWITCHING_PATHS);
+    let mut feed_reader = FeedReader::new(&TRANSPORT_VARIANTS[0], path);
+    let mut visits = 0;
     loop {
-        let has_all = path != "/" || follower.has_all(last.get());
+        let has_all = path != "/" || feed_reader.has_all(last.get());
         if is_over.load(Ordering::SeqCst) && has_all {
-            return (follower, hops);
+            return (feed_reader, visits);
         }
-        let door = &DOORS[dice.below(DOORS.len())];
-        // A plain stream is kept for those that poll. An offset that is not known begins with what is next.
-        if !door.tells_cursors() || (path == "/plain" && !door.is_poll()) {
+        let variant = &TRANSPORT_VARIANTS[random.below(TRANSPORT_VARIANTS.len())];
+        // Only polls resume a plain stream, because long-polling parks it. Readers need a cursor to resume.
+        if !variant.has_cursors() || (path == "/plain" && !variant.is_poll()) {
             continue;
         }
-        follower.door = door;
-        let mut line = follower.open(address, dice.below(2) == 0).await;
-        let wanted = follower.events + dice.below(20) as u64;
-        // Not for ever, for the feed may be over.
+        feed_reader.variant = variant;
+        let mut line = feed_reader.open(address, random.below(2) == 0).await;
+        let wanted_events = feed_reader.events + random.below(20) as u64;
+        // The time is limited because the feed may be over.
         let reading = async {
-            while follower.events < wanted && !follower.has_all(last.get()) {
-                follower.read(&mut line).await;
+            while feed_reader.events < wanted_events && !feed_reader.has_all(last.get()) {
+                feed_reader.read(&mut line).await;
             }
         };
         let _ = timeout(Duration::from_secs(2), reading).await;
-        hops += 1;
+        visits += 1;
         drop(line);
-        sleep(Duration::from_millis(dice.below(100) as u64)).await;
+        sleep(Duration::from_millis(random.below(100) as u64)).await;
     }
 }
 
-/// An HTTP/2 client that is alive, and never opens the window of its stream: nobody can put it out, but for the end of the process.
-pub(crate) async fn shut(address: SocketAddr, key: usize) -> impl Sized {
+/// Opens an HTTP/2 stream whose flow-control window stays closed, on a connection that stays alive. The server cannot end such a stream before
+/// it exits.
+pub(crate) async fn open_unread_stream(address: SocketAddr, key: usize) -> impl Sized {
     let opening = async {
         let socket = TcpStream::connect(address).await.expect("a connection");
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -549,15 +620,15 @@ pub(crate) async fn shut(address: SocketAddr, key: usize) -> impl Sized {
         tokio::spawn(connection);
         let uri = format!("http://localhost/flood?transport=sse&key={key}");
         let response = sender.send_request(empty_request("GET", &uri, &[])).await;
-        (response.expect("an answer"), sender)
+        (response.expect("a response"), sender)
     };
     let opened = timeout(TEST_TIMEOUT, opening)
         .await
-        .expect("opened in time");
+        .expect("a stream in time");
     assert_eq!(
         opened.0.status(),
         200,
-        "a place of key {key} should be free"
+        "key {key} should allow another stream"
     );
     opened
 }

@@ -1,26 +1,28 @@
-//! Thousands of clients come and go, on every transport and in every way, while events are published. Then nothing is left of them,
-//! and nobody who stayed has missed anything.
+//! A soak test: thousands of clients connect and disconnect, on every transport and in every way, while events are published. Afterwards
+//! the server must have nothing left of them, and no well-behaved client may have missed an event.
 //!
 //! ```sh
 //! scripts/soak              # three minutes
-//! scripts/soak 5 7          # five seconds, or until there were enough clients; with the dice of seed 7
+//! scripts/soak 5 7          # five seconds, or longer until there were enough clients; with seed 7
 //! ```
 //!
-//! - Stayers read the channel over one connection each, one on each transport. Each must get every event once, in order.
-//! - Hoppers leave, come back with their cursor and over another transport, and read on: a channel, streams that are kept, streams
-//!   that long-polling parks. The same is asked of them; a gap must have been announced, and is counted.
-//! - Hooligans do what clients should not (`misbehaving_clients.rs`). What they are owed is to be put out, where that is the server's part.
+//! - Persistent readers (`feed_readers.rs`) read the channel over one connection each, one reader for each transport. Each must get every
+//!   event once, in order.
+//! - Switching readers (`feed_readers.rs`) disconnect, resume with their cursor over another transport, and read on. They read the channel,
+//!   streams of a `Resumable`, and streams that long-polling parks. Each must get every event once, in order, except those that a gap
+//!   announces.
+//! - Misbehaving clients (`misbehaving_clients.rs`) violate the protocols. The server must disconnect them where that is its duty.
 //!
-//! This is done twice: once so that everything has its size, then for the longer part of the time, and memory is compared. When all
-//! clients are gone, the guard, its observer, the drain, the channel and the kept streams count none that is open; every stream
-//! that was opened was closed, for one cause, and its place is free again; tokio has as many tasks as in the beginning, and the process as many files open;
-//! and the allocator no more bytes than `BYTES` and a hundredth more. In the end the server drains, with hundreds of streams
-//! open: all are told so, and only those are cut that read nothing.
+//! The load runs twice. The first run fills buffers and pools, the second one takes most of the time, and the memory after both is compared.
+//! When all clients have disconnected, the guard, its observer, the drain, the channel and the resumable streams must count no open stream.
+//! Every stream that was opened must be closed for one reason, and its admission must be released. The number of tokio's tasks and of open
+//! files must be as before. The allocated memory may have grown by `ALLOWED_GROWTH_BYTES` and one percent. In the end the server drains
+//! hundreds of open streams: every client must be notified, except those that read nothing, which are cut.
 //!
-//! To see that a leak would be found, a second server leaves a hundred bytes behind with each request; that one must fail.
+//! The test also checks itself: a second server leaks a hundred bytes for each request, and must fail.
 //!
-//! The server is a process of its own. Each hooligan's dice are its own, so that the same seed brings the same clients, whatever
-//! becomes of them. Nothing is judged by how long it takes; but the whole ends in failure where it takes many times its time.
+//! The server is a process of its own. Each misbehaving client has its own random generator, so the same seed creates the same clients. The
+//! result does not depend on speed, but a run that takes many times the given time fails.
 
 mod feed_readers;
 mod misbehaving_clients;
@@ -51,10 +53,13 @@ use testkit::{
 use tokio::{runtime::Builder, task::JoinSet, time::sleep};
 
 use self::{
-    feed_readers::{DOORS, Follower, Last, Stayer, hop, shut},
-    misbehaving_clients::Tally,
-    seeded_random::Dice,
-    server::{Drained, KEYS, Open, PER_KEY, State},
+    feed_readers::{
+        FeedReader, LastEvent, PersistentReader, TRANSPORT_VARIANTS, open_unread_stream,
+        run_switching_reader,
+    },
+    misbehaving_clients::ClientTally,
+    seeded_random::SeededRandom,
+    server::{DrainResult, KEY_COUNT, OpenResources, STREAMS_PER_KEY, ServerState},
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -62,28 +67,31 @@ type BoxError = Box<dyn Error + Send + Sync>;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// What a process is, in its first argument.
+/// The first argument of the server's process.
 const SERVER: &str = "server";
 
-/// At once.
-const HOOLIGANS: usize = 96;
-const HOPPERS: usize = 24;
+/// The number of misbehaving clients at one time.
+const MISBEHAVING_CLIENTS: usize = 96;
+/// The number of switching readers at one time.
+const SWITCHING_READERS: usize = 24;
 
-/// Streams that drain, and some more that read nothing: so many that every place must be free again, in all and of each key.
-const DRAINED: usize = 20 * DOORS.len();
-const SHUT: usize = KEYS * PER_KEY;
+/// The number of streams that are open when the drain starts. Together with `UNREAD_STREAMS` it uses up the admission, in total and for each key, so
+/// the drain fails if an earlier stream has not released its admission.
+const DRAINED_STREAMS: usize = 20 * TRANSPORT_VARIANTS.len();
+/// The number of further streams whose clients read nothing.
+const UNREAD_STREAMS: usize = KEY_COUNT * STREAMS_PER_KEY;
 
-/// By how many bytes two moments may differ at which nothing is open.
-const BYTES: i64 = 16 * 1024;
+/// By how many bytes the memory without open streams may grow, besides one percent.
+const ALLOWED_GROWTH_BYTES: i64 = 16 * 1024;
 
-/// What a leak is, at least: of each client so many bytes.
-const LEAK: usize = 100;
+/// The smallest leak that the test must detect, in bytes for each client.
+const LEAK_BYTES_PER_REQUEST: usize = 100;
 
-/// At least, so that such a leak is more than `BYTES` and a hundredth.
-const CLIENTS: usize = 400;
+/// The smallest number of clients of a run. With fewer, such a leak would be within the allowed growth.
+const MIN_CLIENTS: usize = 400;
 
-/// In which a server has closed what was left, and its streams have been let go.
-const SOON: Duration = Duration::from_secs(60);
+/// The time within which the server must have released all streams after the last client has disconnected.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> Result<(), BoxError> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -100,17 +108,17 @@ fn main() -> Result<(), BoxError> {
     };
     let seed = numbers
         .next()
-        .map_or_else(any_seed, |seed| Ok(seed.parse()?))?;
-    check_fd_limit(HOOLIGANS + DRAINED + SHUT)?;
+        .map_or_else(seed_from_clock, |seed| Ok(seed.parse()?))?;
+    check_fd_limit(MISBEHAVING_CLIENTS + DRAINED_STREAMS + UNREAD_STREAMS)?;
     println!("soak: seed {seed}");
-    watch(Duration::from_secs(8 * seconds + 600));
+    exit_after(Duration::from_secs(8 * seconds + 600));
 
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     let time = Duration::from_secs(seconds);
-    let soak = Soak {
+    let soak = SoakRun {
         seed,
         time,
         leak: 0,
@@ -119,58 +127,59 @@ fn main() -> Result<(), BoxError> {
     if growth.is_leak() {
         return Err(format!("with seed {seed}, {growth}").into());
     }
-    let leaking = Soak {
+    let leaking = SoakRun {
         seed,
         time: Duration::ZERO,
-        leak: LEAK,
+        leak: LEAK_BYTES_PER_REQUEST,
     };
     let growth = runtime.block_on(leaking.run())?;
     if !growth.is_leak() {
-        return Err(
-            format!("a leak of {LEAK} bytes for each request went unnoticed: {growth}").into(),
-        );
+        return Err(format!(
+            "a leak of {LEAK_BYTES_PER_REQUEST} bytes for each request went unnoticed: {growth}"
+        )
+        .into());
     }
-    println!("soak: passed; where each request leaks {LEAK} bytes, {growth}");
+    println!("soak: passed; where each request leaks {LEAK_BYTES_PER_REQUEST} bytes, {growth}");
     Ok(())
 }
 
-fn any_seed() -> Result<u64, BoxError> {
+fn seed_from_clock() -> Result<u64, BoxError> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }
 
-/// Ends all of it when the time is up.
-fn watch(time: Duration) {
+/// Exits the process with a failure after `time`.
+fn exit_after(time: Duration) {
     thread::spawn(move || {
         thread::sleep(time);
-        eprintln!("soak: it takes for ever");
+        eprintln!("soak: timeout");
         exit(1);
     });
 }
 
-/// One server's, from its start to its end.
-struct Soak {
+/// A run against one server.
+struct SoakRun {
     seed: u64,
     time: Duration,
     leak: usize,
 }
 
-impl Soak {
-    async fn run(&self) -> Result<Growth, BoxError> {
+impl SoakRun {
+    async fn run(&self) -> Result<MemoryGrowth, BoxError> {
         let mut process = ChildProcess::spawn_current_program(&[SERVER, &self.leak.to_string()])?;
-        let mut server = Server {
+        let mut server = ServerProcess {
             address: process.read_line()?.parse()?,
             process,
-            idle: Open::default(),
+            idle: OpenResources::default(),
         };
         server.idle = server.state()?.open;
-        // `/dev/urandom`, which stays open once it was needed.
+        // `/dev/urandom` is opened when it is needed first, and stays open.
         server.idle.files += 1;
 
-        self.load(&mut server, 0, self.time / 4).await?;
-        let before = server.settled().await?;
+        self.run_load(&mut server, 0, self.time / 4).await?;
+        let before = server.wait_until_settled().await?;
         let resident_before = server.process.resident_memory()?;
-        let load = self.load(&mut server, 1, self.time * 3 / 4).await?;
-        let after = server.settled().await?;
+        let load = self.run_load(&mut server, 1, self.time * 3 / 4).await?;
+        let after = server.wait_until_settled().await?;
         let resident_after = server.process.resident_memory()?;
 
         if self.leak == 0 {
@@ -189,44 +198,49 @@ impl Soak {
             server.drain().await?;
         }
         server.process.close()?;
-        Ok(Growth {
+        Ok(MemoryGrowth {
             before: before.bytes,
             after: after.bytes,
             clients: load.tally.total(),
         })
     }
 
-    /// Clients of all kinds, for this time and until there were enough of them.
-    async fn load(
+    /// Runs clients of all kinds for `time`, and longer until there were [`MIN_CLIENTS`] misbehaving ones.
+    async fn run_load(
         &self,
-        server: &mut Server,
+        server: &mut ServerProcess,
         phase: u64,
         time: Duration,
-    ) -> Result<Load, BoxError> {
+    ) -> Result<LoadReport, BoxError> {
         let address = server.address;
-        let begun = Instant::now();
-        let (last, is_over) = (Last::unknown(), Arc::new(AtomicBool::new(false)));
-        let mut load = Load::default();
+        let start = Instant::now();
+        let (last, is_over) = (LastEvent::unknown(), Arc::new(AtomicBool::new(false)));
+        let mut load = LoadReport::default();
 
-        let behind = server.ask("rest")?.parse()?;
-        let (mut stayers, mut hoppers) = (JoinSet::new(), JoinSet::new());
-        for door in &DOORS {
-            let stayer = Stayer::open(address, door, behind).await;
-            stayers.spawn(stayer.stay(last.clone()));
+        let last_published = server.command("pause")?.parse()?;
+        let (mut persistent_readers, mut switching_readers) = (JoinSet::new(), JoinSet::new());
+        for variant in &TRANSPORT_VARIANTS {
+            let reader = PersistentReader::open(address, variant, last_published).await;
+            persistent_readers.spawn(reader.read_to_last(last.clone()));
         }
-        for hopper in 0..HOPPERS {
-            let dice = Dice::new(self.seed, phase << 32 | 1 << 31 | hopper as u64);
-            hoppers.spawn(hop(address, dice, is_over.clone(), last.clone()));
+        for reader in 0..SWITCHING_READERS {
+            let random = SeededRandom::new(self.seed, phase << 32 | 1 << 31 | reader as u64);
+            switching_readers.spawn(run_switching_reader(
+                address,
+                random,
+                is_over.clone(),
+                last.clone(),
+            ));
         }
-        server.ask("publish")?;
+        server.command("publish")?;
 
         let mut misbehaving_clients = JoinSet::new();
-        let mut came = 0;
-        while begun.elapsed() < time || came < CLIENTS {
-            while misbehaving_clients.len() < HOOLIGANS {
-                came += 1;
-                let dice = Dice::new(self.seed, phase << 32 | came as u64);
-                misbehaving_clients.spawn(misbehaving_clients::run(address, dice));
+        let mut client_number = 0;
+        while start.elapsed() < time || client_number < MIN_CLIENTS {
+            while misbehaving_clients.len() < MISBEHAVING_CLIENTS {
+                client_number += 1;
+                let random = SeededRandom::new(self.seed, phase << 32 | client_number as u64);
+                misbehaving_clients.spawn(misbehaving_clients::run_client(address, random));
             }
             if let Some(ended) = misbehaving_clients.join_next().await {
                 load.tally.add(ended??);
@@ -235,35 +249,36 @@ impl Soak {
         while let Some(ended) = misbehaving_clients.join_next().await {
             load.tally.add(ended??);
         }
-        last.set(server.ask("rest")?.parse()?);
+        last.set(server.command("pause")?.parse()?);
         is_over.store(true, Ordering::SeqCst);
-        while let Some(stayed) = stayers.join_next().await {
-            let follower = stayed?;
-            load.stayers.add(&follower, 1);
-            load.stayed.insert(follower.door(), follower.events);
+        while let Some(finished) = persistent_readers.join_next().await {
+            let reader = finished?;
+            load.persistent.add(&reader, 1);
+            load.events_by_variant
+                .insert(reader.variant(), reader.events);
         }
-        while let Some(hopped) = hoppers.join_next().await {
-            let (follower, hops) = hopped?;
-            load.hoppers.add(&follower, hops);
+        while let Some(finished) = switching_readers.join_next().await {
+            let (reader, visits) = finished?;
+            load.switching.add(&reader, visits);
         }
         Ok(load)
     }
 }
 
-/// What the allocator had given out before the load and after it.
-struct Growth {
+/// The allocated bytes before and after a load, and the number of its clients.
+struct MemoryGrowth {
     before: i64,
     after: i64,
     clients: usize,
 }
 
-impl Growth {
+impl MemoryGrowth {
     fn is_leak(&self) -> bool {
-        self.after - self.before > BYTES + self.before / 100
+        self.after - self.before > ALLOWED_GROWTH_BYTES + self.before / 100
     }
 }
 
-impl fmt::Display for Growth {
+impl fmt::Display for MemoryGrowth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             before,
@@ -277,43 +292,46 @@ impl fmt::Display for Growth {
     }
 }
 
-/// What a load has brought.
+/// The results of a load.
 #[derive(Default)]
-struct Load {
-    tally: Tally,
-    stayers: Read,
-    /// The events of each of them.
-    stayed: BTreeMap<&'static str, u64>,
-    hoppers: Read,
+struct LoadReport {
+    tally: ClientTally,
+    persistent: ReadTotals,
+    /// The number of events that each persistent reader has read, by its transport.
+    events_by_variant: BTreeMap<&'static str, u64>,
+    switching: ReadTotals,
 }
 
-/// What clients have read.
+/// What the readers of one kind have read.
 #[derive(Debug, Default)]
-struct Read {
+struct ReadTotals {
     clients: u64,
     visits: u64,
     events: u64,
     gaps: u64,
 }
 
-impl Read {
-    fn add(&mut self, follower: &Follower, visits: u64) {
+impl ReadTotals {
+    fn add(&mut self, reader: &FeedReader, visits: u64) {
         self.clients += 1;
         self.visits += visits;
-        self.events += follower.events;
-        self.gaps += follower.gaps;
+        self.events += reader.events;
+        self.gaps += reader.gaps;
     }
 }
 
-impl Load {
-    fn print(&self, after: &State) {
+impl LoadReport {
+    fn print(&self, after: &ServerState) {
         self.tally.print();
         println!("{:24}{:>8}", "misbehaving clients", self.tally.total());
-        for (door, events) in &self.stayed {
-            println!("stayed on {door:24}{events:>8} events");
+        for (variant, events) in &self.events_by_variant {
+            println!("read {variant:24}{events:>8} events");
         }
-        for (name, read) in [("stayers", &self.stayers), ("hoppers", &self.hoppers)] {
-            let Read {
+        for (name, read) in [
+            ("persistent readers", &self.persistent),
+            ("switching readers", &self.switching),
+        ] {
+            let ReadTotals {
                 clients,
                 visits,
                 events,
@@ -325,15 +343,15 @@ impl Load {
         }
         let counts = &after.counts;
         println!(
-            "streams {} opened, {} events; parked and let go: {}",
+            "streams {} opened, {} events; expired while parked: {}",
             counts.opened, counts.events, counts.parked_too_long
         );
-        println!("closed  {}", in_words(&counts.closed));
-        println!("refused {}", in_words(&counts.refused));
+        println!("closed  {}", format_counts(&counts.closed));
+        println!("refused {}", format_counts(&counts.refused));
     }
 }
 
-fn in_words(counts: &BTreeMap<String, u64>) -> String {
+fn format_counts(counts: &BTreeMap<String, u64>) -> String {
     let counts: Vec<_> = counts
         .iter()
         .filter(|(_, count)| **count > 0)
@@ -342,40 +360,41 @@ fn in_words(counts: &BTreeMap<String, u64>) -> String {
     counts.join(", ")
 }
 
-/// The server, from here.
-struct Server {
+/// The process of the server.
+struct ServerProcess {
     process: ChildProcess,
     address: SocketAddr,
-    /// When nobody has come yet.
-    idle: Open,
+    /// The state before the first client connects.
+    idle: OpenResources,
 }
 
-impl Server {
-    fn ask(&mut self, command: &str) -> Result<String, BoxError> {
+impl ServerProcess {
+    /// Sends a command to the server, and returns its answer.
+    fn command(&mut self, command: &str) -> Result<String, BoxError> {
         self.process.write_line(command)?;
         self.process.read_line()
     }
 
-    fn state(&mut self) -> Result<State, BoxError> {
-        Ok(serde_json::from_str(&self.ask("state")?)?)
+    fn state(&mut self) -> Result<ServerState, BoxError> {
+        Ok(serde_json::from_str(&self.command("state")?)?)
     }
 
-    /// Its state, once all clients are gone from it.
-    async fn settled(&mut self) -> Result<State, BoxError> {
-        let begun = Instant::now();
+    /// Waits until the server has released everything of its clients, and returns its state.
+    async fn wait_until_settled(&mut self) -> Result<ServerState, BoxError> {
+        let start = Instant::now();
         loop {
             let open = self.state()?.open;
             if open == self.idle {
                 break;
             }
-            if begun.elapsed() > SOON {
+            if start.elapsed() > SETTLE_TIMEOUT {
                 let idle = &self.idle;
-                return Err(format!("still there: {open:?}, of {idle:?} in the beginning").into());
+                return Err(format!("still open: {open:?}, and at the start: {idle:?}").into());
             }
             sleep(Duration::from_millis(200)).await;
         }
-        // Only now, so that nobody has these events encoded: the log holds the same at all times.
-        self.ask("fill")?;
+        // Without clients these events are not encoded, so the log always takes the same memory.
+        self.command("fill")?;
         let state = self.state()?;
         let closed: u64 = state.counts.closed.values().sum();
         if closed != state.counts.opened {
@@ -384,43 +403,43 @@ impl Server {
         Ok(state)
     }
 
-    /// Has it end hundreds of streams.
+    /// Opens hundreds of streams, drains the server, and checks the outcome.
     async fn drain(&mut self) -> Result<(), BoxError> {
-        let behind = self.ask("rest")?.parse()?;
-        let mut leaving = JoinSet::new();
-        for door in DOORS.iter().cycle().take(DRAINED) {
-            let stayer = Stayer::open(self.address, door, behind).await;
-            leaving.spawn(stayer.hears_of_the_end());
+        let last_published = self.command("pause")?.parse()?;
+        let mut readers = JoinSet::new();
+        for variant in TRANSPORT_VARIANTS.iter().cycle().take(DRAINED_STREAMS) {
+            let reader = PersistentReader::open(self.address, variant, last_published).await;
+            readers.spawn(reader.expect_drain_end());
         }
-        let mut stuck = Vec::new();
-        for stream in 0..SHUT {
-            stuck.push(shut(self.address, stream % KEYS).await);
+        let mut unread_streams = Vec::new();
+        for stream in 0..UNREAD_STREAMS {
+            unread_streams.push(open_unread_stream(self.address, stream % KEY_COUNT).await);
         }
-        let opening = Instant::now();
-        while self.state()?.open.streams < (DRAINED + SHUT) as u64 {
-            if opening.elapsed() > TEST_TIMEOUT {
+        let start = Instant::now();
+        while self.state()?.open.streams < (DRAINED_STREAMS + UNREAD_STREAMS) as u64 {
+            if start.elapsed() > TEST_TIMEOUT {
                 return Err(format!("before the drain: {:?}", self.state()?).into());
             }
             sleep(Duration::from_millis(10)).await;
         }
-        let drained: Drained = serde_json::from_str(&self.ask("drain")?)?;
-        let wanted = Drained {
-            notified: DRAINED,
+        let drained: DrainResult = serde_json::from_str(&self.command("drain")?)?;
+        let wanted = DrainResult {
+            notified: DRAINED_STREAMS,
             left: 0,
-            cut: SHUT,
+            cut: UNREAD_STREAMS,
         };
         if drained != wanted {
             return Err(format!("{drained:?}").into());
         }
-        while let Some(told) = leaving.join_next().await {
-            told?;
+        while let Some(ended) = readers.join_next().await {
+            ended?;
         }
-        drop(stuck);
-        self.settled().await?;
+        drop(unread_streams);
+        self.wait_until_settled().await?;
         println!(
-            "drained {} streams: all were told, but for {} that read nothing",
-            DRAINED + SHUT,
-            SHUT
+            "drained {} streams: all clients were notified, except {} that read nothing",
+            DRAINED_STREAMS + UNREAD_STREAMS,
+            UNREAD_STREAMS
         );
         Ok(())
     }

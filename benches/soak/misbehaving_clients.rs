@@ -1,6 +1,6 @@
-//! Clients that misbehave, over plain sockets: each opens a stream, or something like one, and leaves in its way.
+//! Clients that misbehave, over plain sockets. Each opens a stream, or sends something like a request, and disconnects in some way.
 //!
-//! Where the server is the one to end it, the client waits for that, and its wait is an error if it is for nothing.
+//! Where the server must disconnect the client, the client waits for that, and reports an error if it waits too long.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -17,26 +17,28 @@ use testkit::{
 };
 
 use crate::{
-    seeded_random::Dice,
-    server::{KEYS, PATIENCE},
+    seeded_random::SeededRandom,
+    server::{CLIENT_DEADLINE, KEY_COUNT},
 };
 
+/// What a client opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Protocol {
-    /// A request with HTTP/1.1.
+    /// An HTTP/1.1 request.
     Http1,
-    /// An upgrade to a WebSocket.
-    Socket,
+    /// A WebSocket over HTTP/1.1.
+    WebSocket,
+    /// An HTTP/2 request.
     Http2,
     /// A WebSocket over HTTP/2.
-    Http2Socket,
+    Http2WebSocket,
 }
-use Protocol::{Http1, Http2, Http2Socket, Socket};
+use Protocol::{Http1, Http2, Http2WebSocket, WebSocket};
 
-/// What is asked for: a name, a protocol, a query, and more lines of the head.
-type Asked = (&'static str, Protocol, &'static str, &'static str);
+/// A kind of request: its name, its protocol, its query, and further lines of the head.
+type RequestKind = (&'static str, Protocol, &'static str, &'static str);
 
-const ASKED: [Asked; 15] = [
+const REQUEST_KINDS: [RequestKind; 15] = [
     ("SSE", Http1, "transport=sse", ""),
     ("NDJSON", Http1, "transport=ndjson", ""),
     ("JSON-seq", Http1, "transport=json-seq", ""),
@@ -45,62 +47,66 @@ const ASKED: [Asked; 15] = [
     ("poll", Http1, "transport=long-poll", ""),
     ("poll by offset", Http1, "live=long-poll&offset=now", ""),
     ("SSE by offset", Http1, "live=sse&offset=-1", ""),
-    ("WebSocket", Socket, "", ""),
+    ("WebSocket", WebSocket, "", ""),
     (
         "WebSocket, JSON",
-        Socket,
+        WebSocket,
         "",
         "sec-websocket-protocol: json.tower-push\r\n",
     ),
     (
         "WebSocket, nchan",
-        Socket,
+        WebSocket,
         "",
         "sec-websocket-protocol: ws+meta.nchan\r\n",
     ),
     (
         "WebSocket, deflate",
-        Socket,
+        WebSocket,
         "",
         "sec-websocket-extensions: permessage-deflate\r\n",
     ),
     ("SSE, HTTP/2", Http2, "transport=sse", ""),
     ("poll, HTTP/2", Http2, "transport=long-poll", ""),
-    ("WebSocket, HTTP/2", Http2Socket, "", ""),
+    ("WebSocket, HTTP/2", Http2WebSocket, "", ""),
 ];
 
+/// How a client misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Behavior {
+    /// Closes the connection.
     Close,
+    /// Closes its half of the connection.
     HalfClose,
+    /// Resets the connection.
     Reset,
-    /// Neither reads nor answers.
+    /// Neither reads nor answers pings.
     Silence,
-    /// Reads a byte now and then.
+    /// Reads single bytes.
     Trickle,
-    /// Has asked for a flood, and reads no more.
+    /// Requests an endless stream, and stops reading.
     Stall,
-    /// Noise instead of a request.
+    /// Sends random bytes instead of a request.
     Noise,
-    /// Noise behind a request.
+    /// Sends random bytes after a request.
     Garbage,
-    /// Closes in the middle of a request.
+    /// Disconnects in the middle of a request.
     PartOfHead,
-    /// Does not wait for the answer.
+    /// Disconnects without waiting for the response.
     Abandon,
-    /// The same request some times over, without waiting.
+    /// Sends the same request several times without waiting.
     Pipeline,
-    /// A body that is none, or that never comes.
+    /// Sends an invalid or incomplete request body.
     BadBody,
     /// Cancels its HTTP/2 streams.
     Cancel,
-    /// Breaks the WebSocket protocol.
+    /// Violates the WebSocket protocol.
     BadFrame,
-    /// Says a lot, and closes as one should.
+    /// Sends many messages, and closes properly.
     Talk,
 }
 
-impl Way {
+impl Behavior {
     const ALL: [Self; 15] = [
         Self::Close,
         Self::HalfClose,
@@ -139,27 +145,37 @@ impl Way {
         }
     }
 
-    fn fits(self, protocol: Protocol) -> bool {
+    /// Returns whether a client of `protocol` can behave so.
+    fn applies_to(self, protocol: Protocol) -> bool {
         match self {
             Self::Pipeline | Self::BadBody => protocol == Http1,
-            Self::Cancel => matches!(protocol, Http2 | Http2Socket),
-            Self::BadFrame | Self::Talk => protocol == Socket,
+            Self::Cancel => matches!(protocol, Http2 | Http2WebSocket),
+            Self::BadFrame | Self::Talk => protocol == WebSocket,
             _ => true,
         }
     }
 }
 
-/// Some of them end by themselves.
+/// The paths of the requests. Some of their streams end by themselves.
 const PATHS: [&str; 11] = [
-    "/", "/", "/quiet", "/kept", "/plain", "/flood", "/said", "/ends", "/fails", "/expires",
+    "/",
+    "/",
+    "/quiet",
+    "/resumable",
+    "/plain",
+    "/flood",
+    "/echo",
+    "/ends",
+    "/fails",
+    "/expires",
     "/refuses",
 ];
 
-/// How many there were, by what they asked for and how they left.
+/// The number of clients by kind of request and by behavior.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tally(BTreeMap<(&'static str, &'static str), usize>);
+pub(crate) struct ClientTally(BTreeMap<(&'static str, &'static str), usize>);
 
-impl Tally {
+impl ClientTally {
     pub(crate) fn add(&mut self, kind: (&'static str, &'static str)) {
         *self.0.entry(kind).or_default() += 1;
     }
@@ -168,70 +184,78 @@ impl Tally {
         self.0.values().sum()
     }
 
-    fn of(&self, asked: &str, way: Way) -> usize {
+    fn of(&self, request_kind: &str, behavior: Behavior) -> usize {
         let count = self
             .0
             .iter()
-            .find(|(kind, _)| **kind == (asked, way.name()));
+            .find(|(kind, _)| **kind == (request_kind, behavior.name()));
         count.map_or(0, |(_, count)| *count)
     }
 
-    /// A row for each way, a column for each protocol.
+    /// Prints a row for each behavior and a column for each protocol.
     pub(crate) fn print(&self) {
-        let columns = [Http1, Socket, Http2, Http2Socket];
+        let columns = [Http1, WebSocket, Http2, Http2WebSocket];
         println!(
             "{:16}{:>10}{:>12}{:>10}{:>14}",
-            "left by", "HTTP/1.1", "WebSocket", "HTTP/2", "its WebSocket"
+            "behavior", "HTTP/1.1", "WebSocket", "HTTP/2", "HTTP/2 WS"
         );
-        for way in Way::ALL {
+        for behavior in Behavior::ALL {
             let counts = columns.map(|column| {
-                let of_column = ASKED.iter().filter(|(_, protocol, ..)| *protocol == column);
+                let of_column = REQUEST_KINDS
+                    .iter()
+                    .filter(|(_, protocol, ..)| *protocol == column);
                 of_column
-                    .map(|(name, ..)| self.of(name, way))
+                    .map(|(name, ..)| self.of(name, behavior))
                     .sum::<usize>()
             });
             let [http1, socket, http2, http2_socket] = counts;
             println!(
                 "{:16}{http1:>10}{socket:>12}{http2:>10}{http2_socket:>14}",
-                way.name()
+                behavior.name()
             );
         }
-        for (asked, ..) in ASKED {
-            let count: usize = Way::ALL.iter().map(|way| self.of(asked, *way)).sum();
-            println!("{asked:24}{count:>8}");
+        for (request_kind, ..) in REQUEST_KINDS {
+            let count: usize = Behavior::ALL
+                .iter()
+                .map(|behavior| self.of(request_kind, *behavior))
+                .sum();
+            println!("{request_kind:24}{count:>8}");
         }
     }
 }
 
-/// One of them, from its beginning to its end: what it was.
-pub(crate) async fn run(
+/// Runs a random client. Returns its kind of request and its behavior.
+pub(crate) async fn run_client(
     address: SocketAddr,
-    mut dice: Dice,
+    mut random: SeededRandom,
 ) -> Result<(&'static str, &'static str), String> {
-    let asked = dice.pick(&ASKED);
-    let way = std::iter::repeat_with(|| dice.pick(&Way::ALL))
-        .find(|way| way.fits(asked.1))
-        .unwrap_or(Way::Close);
-    let mut hooligan = Hooligan {
-        path: dice.pick(&PATHS),
-        key: dice.below(KEYS),
-        socket: connect(address, way).await?,
-        asked,
-        dice,
+    let request_kind = random.choose(&REQUEST_KINDS);
+    let behavior = std::iter::repeat_with(|| random.choose(&Behavior::ALL))
+        .find(|behavior| behavior.applies_to(request_kind.1))
+        .unwrap_or(Behavior::Close);
+    let mut client = MisbehavingClient {
+        path: random.choose(&PATHS),
+        key: random.below(KEY_COUNT),
+        socket: connect(address, behavior).await?,
+        request_kind,
+        random,
     };
-    let misbehaving = timeout(3 * TEST_TIMEOUT, hooligan.misbehave(way));
+    let misbehaving = timeout(3 * TEST_TIMEOUT, client.misbehave(behavior));
     let ended = misbehaving
         .await
-        .unwrap_or_else(|_| Err("it takes for ever".to_owned()));
-    let (name, path) = (asked.0, hooligan.path);
-    ended.map_err(|error| format!("{name} of {path}, {}: {error}", way.name()))?;
-    Ok((name, way.name()))
+        .unwrap_or_else(|_| Err("timeout".to_owned()));
+    let (name, path) = (request_kind.0, client.path);
+    ended.map_err(|error| format!("{name} of {path}, {}: {error}", behavior.name()))?;
+    Ok((name, behavior.name()))
 }
 
-async fn connect(address: SocketAddr, way: Way) -> Result<TcpStream, String> {
+async fn connect(address: SocketAddr, behavior: Behavior) -> Result<TcpStream, String> {
     let connecting = async {
         let socket = TcpSocket::new_v4()?;
-        if matches!(way, Way::Stall | Way::Trickle | Way::Silence) {
+        if matches!(
+            behavior,
+            Behavior::Stall | Behavior::Trickle | Behavior::Silence
+        ) {
             socket.set_recv_buffer_size(4096)?;
         }
         socket.connect(address).await
@@ -241,110 +265,111 @@ async fn connect(address: SocketAddr, way: Way) -> Result<TcpStream, String> {
     connected.map_err(|error| format!("connecting: {error}"))
 }
 
-struct Hooligan {
+struct MisbehavingClient {
     socket: TcpStream,
-    asked: Asked,
+    request_kind: RequestKind,
     path: &'static str,
     key: usize,
-    dice: Dice,
+    random: SeededRandom,
 }
 
-impl Hooligan {
-    async fn misbehave(&mut self, way: Way) -> Result<(), String> {
-        if way == Way::Stall {
+impl MisbehavingClient {
+    async fn misbehave(&mut self, behavior: Behavior) -> Result<(), String> {
+        if behavior == Behavior::Stall {
             self.path = "/flood";
         }
         let request = self.request();
-        match way {
-            Way::Close => {
-                self.ask(&request).await;
+        match behavior {
+            Behavior::Close => {
+                self.send_request(&request).await;
             }
-            Way::Reset => {
-                self.ask(&request).await;
+            Behavior::Reset => {
+                self.send_request(&request).await;
                 self.reset();
             }
-            Way::HalfClose => {
-                self.ask(&request).await;
+            Behavior::HalfClose => {
+                self.send_request(&request).await;
                 let _ = self.socket.shutdown().await;
-                self.is_put_out().await?;
+                self.wait_for_disconnect().await?;
             }
-            Way::Silence => {
+            Behavior::Silence => {
                 self.write(&request).await;
                 self.pause(600).await;
-                // Nobody minds a stream that has nothing to read.
-                if self.dice.below(4) == 0 && self.asked.1 != Http1 {
-                    self.is_put_out().await?;
+                // The server may keep an HTTP/1.1 stream without events open, so the client does not wait for its end.
+                if self.random.below(4) == 0 && self.request_kind.1 != Http1 {
+                    self.wait_for_disconnect().await?;
                 }
             }
-            Way::Trickle => {
+            Behavior::Trickle => {
                 self.write(&request).await;
-                for _ in 0..self.dice.below(30) {
+                for _ in 0..self.random.below(30) {
                     let _ = timeout(Duration::from_millis(50), self.socket.read_u8()).await;
                     self.pause(20).await;
                 }
             }
-            Way::Stall => {
-                self.ask(&request).await;
-                self.is_put_out_where_it_stalls().await?;
+            Behavior::Stall => {
+                self.send_request(&request).await;
+                self.wait_for_disconnect_while_stalled().await?;
             }
-            Way::Noise => {
-                let noise = self.dice.noise(600);
+            Behavior::Noise => {
+                let noise = self.random.random_bytes(600);
                 self.write(&noise).await;
-                self.leave().await;
+                self.disconnect().await;
             }
-            Way::Garbage => {
-                self.ask(&request).await;
-                for _ in 0..self.dice.below(4) {
-                    let noise = self.dice.noise(2000);
+            Behavior::Garbage => {
+                self.send_request(&request).await;
+                for _ in 0..self.random.below(4) {
+                    let noise = self.random.random_bytes(2000);
                     self.write(&noise).await;
                     self.read_some().await;
                 }
-                self.leave().await;
+                self.disconnect().await;
             }
-            Way::PartOfHead => {
-                let part = self.dice.below(request.len());
+            Behavior::PartOfHead => {
+                let part = self.random.below(request.len());
                 self.write(&request[..part]).await;
-                self.leave().await;
+                self.disconnect().await;
             }
-            Way::Abandon => {
+            Behavior::Abandon => {
                 self.write(&request).await;
-                self.leave().await;
+                self.disconnect().await;
             }
-            Way::Pipeline => {
-                let times = 2 + self.dice.below(4);
+            Behavior::Pipeline => {
+                let times = 2 + self.random.below(4);
                 self.write(&request.repeat(times)).await;
                 self.read_some().await;
-                self.leave().await;
+                self.disconnect().await;
             }
-            Way::BadBody => self.bad_body().await,
-            Way::Cancel => self.cancel(&request).await,
-            Way::BadFrame => {
-                self.ask(&request).await;
-                self.bad_frame().await;
-                self.is_put_out().await?;
+            Behavior::BadBody => self.send_bad_body().await,
+            Behavior::Cancel => self.cancel_streams(&request).await,
+            Behavior::BadFrame => {
+                self.send_request(&request).await;
+                self.send_bad_frame().await;
+                self.wait_for_disconnect().await?;
             }
-            Way::Talk => {
-                self.ask(&request).await;
-                self.talk().await?;
+            Behavior::Talk => {
+                self.send_request(&request).await;
+                self.send_messages().await?;
             }
         }
         Ok(())
     }
 
     async fn write(&mut self, bytes: &[u8]) {
-        // Who does not read may not be read either.
+        // The write may block, because the server may stop reading from a client that does not read.
         let _ = timeout(Duration::from_secs(1), self.socket.write_all(bytes)).await;
     }
 
-    async fn ask(&mut self, request: &[u8]) {
+    /// Sends a request and reads a part of the response.
+    async fn send_request(&mut self, request: &[u8]) {
         self.write(request).await;
         self.read_some().await;
     }
 
-    /// What comes, in some pieces, if anything does.
+    /// Reads a few chunks, if any arrive.
     async fn read_some(&mut self) {
         let mut piece = [0; 2048];
-        for _ in 0..1 + self.dice.below(4) {
+        for _ in 0..1 + self.random.below(4) {
             let read = timeout(Duration::from_millis(200), self.socket.read(&mut piece)).await;
             if !matches!(read, Ok(Ok(1..))) {
                 break;
@@ -352,58 +377,59 @@ impl Hooligan {
         }
     }
 
-    async fn pause(&mut self, most: usize) {
-        sleep(Duration::from_millis(self.dice.below(most) as u64)).await;
+    /// Sleeps for a random time below `max_ms` milliseconds.
+    async fn pause(&mut self, max_ms: usize) {
+        sleep(Duration::from_millis(self.random.below(max_ms) as u64)).await;
     }
 
     fn reset(&self) {
         let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 
-    /// Now or soon, in one of three ways.
-    async fn leave(&mut self) {
+    /// Disconnects after a short time: with a reset, with a half-close, or with a close.
+    async fn disconnect(&mut self) {
         self.pause(200).await;
-        match self.dice.below(3) {
+        match self.random.below(3) {
             0 => self.reset(),
             1 => drop(self.socket.shutdown().await),
             _ => {}
         }
     }
 
-    /// The same for one that does not read. What is in the kernel's buffers has to be read before the end is seen; if it was not
-    /// the end, then some more is, and on a busy machine it stalls once more.
-    async fn is_put_out_where_it_stalls(&mut self) -> Result<(), String> {
+    /// Waits until the server disconnects this client, which does not read meanwhile. The client sees the end only after it has read the
+    /// kernel's buffers. If it reads more than that, the server was late, and the client stalls again.
+    async fn wait_for_disconnect_while_stalled(&mut self) -> Result<(), String> {
         let mut piece = vec![0; 16 * 1024];
         for _ in 0..5 {
-            sleep(3 * PATIENCE).await;
+            sleep(3 * CLIENT_DEADLINE).await;
             let mut left = 1024 * 1024;
             while left > 0 {
                 let read = timeout(TEST_TIMEOUT, self.socket.read(&mut piece)).await;
-                match read.map_err(|_| "neither an end nor anything to read")? {
+                match read.map_err(|_| "neither an end nor any bytes")? {
                     Ok(read @ 1..) => left -= read.min(left),
                     _ => return Ok(()),
                 }
             }
         }
-        Err("the server should have put it out".to_owned())
+        Err("the server should have disconnected the client".to_owned())
     }
 
-    /// Reads until the server ends it.
-    async fn is_put_out(&mut self) -> Result<(), String> {
+    /// Reads until the server closes the connection.
+    async fn wait_for_disconnect(&mut self) -> Result<(), String> {
         let reading = async {
             let mut piece = vec![0; 16 * 1024];
             while matches!(self.socket.read(&mut piece).await, Ok(1..)) {}
         };
         let ended = timeout(TEST_TIMEOUT, reading).await;
-        ended.map_err(|_| "the server should have put it out".to_owned())
+        ended.map_err(|_| "the server should have disconnected the client".to_owned())
     }
 
-    /// A request body that breaks off, is no chunk, or is longer than it said.
-    async fn bad_body(&mut self) {
+    /// Sends a request body that is incomplete, has an invalid chunk, or is longer than announced.
+    async fn send_bad_body(&mut self) {
         let request = String::from_utf8(self.request()).unwrap_or_default();
         let request = request.replacen("GET", "POST", 1);
         let head = request.trim_end();
-        let body = self.dice.pick(&[
+        let body = self.random.choose(&[
             "transfer-encoding: chunked\r\n\r\nzz\r\nno chunk\r\n",
             "transfer-encoding: chunked\r\n\r\n5\r\nhello",
             "transfer-encoding: chunked\r\n\r\nffffffffffffffff\r\n",
@@ -413,67 +439,69 @@ impl Hooligan {
             "content-length: -1\r\n\r\n",
             "expect: 100-continue\r\ncontent-length: 10\r\n\r\n",
         ]);
-        self.ask(format!("{head}\r\n{body}").as_bytes()).await;
-        self.leave().await;
+        self.send_request(format!("{head}\r\n{body}").as_bytes())
+            .await;
+        self.disconnect().await;
     }
 
-    /// Opens some more streams on its connection, and cancels most of them.
-    async fn cancel(&mut self, request: &[u8]) {
-        self.ask(request).await;
-        let streams = 1 + self.dice.below(10) as u32;
+    /// Opens more HTTP/2 streams on the connection, and cancels most of them.
+    async fn cancel_streams(&mut self, request: &[u8]) {
+        self.send_request(request).await;
+        let streams = 1 + self.random.below(10) as u32;
         for stream in (1..=streams).map(|n| 2 * n + 1) {
-            let headers = self.headers(stream);
+            let headers = self.headers_frame(stream);
             self.write(&headers).await;
         }
         self.read_some().await;
         for stream in (0..=streams).map(|n| 2 * n + 1) {
-            if self.dice.below(4) > 0 {
-                let code = [0, 0, 0, self.dice.pick(&[0, 8, 11])];
-                self.write(&frame(3, 0, stream, &code)).await;
+            if self.random.below(4) > 0 {
+                let code = [0, 0, 0, self.random.choose(&[0, 8, 11])];
+                self.write(&http2_frame(3, 0, stream, &code)).await;
             }
         }
         self.read_some().await;
-        self.leave().await;
+        self.disconnect().await;
     }
 
-    async fn bad_frame(&mut self) {
+    /// Sends an invalid frame, and then the beginning of a message.
+    async fn send_bad_frame(&mut self) {
         let frames: [Vec<u8>; 9] = [
-            // Not masked; reserved bits; opcodes that are none.
+            // A frame without a mask, one with reserved bits, and one with an undefined opcode.
             vec![0x81, 5, b'h', b'e', b'l', b'l', b'o'],
             masked_frame(0xf1, b"hello"),
             masked_frame(0x83, b"hello"),
-            // A continuation of nothing; a ping in fragments; one that is too long.
+            // A continuation without a message, a fragmented ping, and a ping that is too long.
             masked_frame(0x80, b"hello"),
             masked_frame(0x09, b"hello"),
             masked_frame(0x89, &[0; 126]),
-            // Not UTF-8; a close code that is none; larger than allowed.
+            // A text that is not UTF-8, an invalid close code, and a message that is too large.
             masked_frame(0x81, &[0xff, 0xfe]),
             masked_frame(0x88, &[0, 1]),
             [&[0x82, 0xff][..], &[0x80, 0, 0, 0, 0, 0, 0, 0], &[0; 4]].concat(),
         ];
-        let bad = &frames[self.dice.below(frames.len())];
+        let bad = &frames[self.random.below(frames.len())];
         self.write(bad).await;
-        // And a message that is never whole, which nobody listens to any more.
+        // The server has stopped reading, so this incomplete message must not matter.
         self.write(&masked_frame(0x01, b"and so on")[..8]).await;
     }
 
-    /// Messages, pings and fragments, and in the end a close.
-    async fn talk(&mut self) -> Result<(), String> {
-        for _ in 0..self.dice.below(20) {
-            let length = self.dice.pick(&[0, 5, 200, 5000]);
+    /// Sends messages, pings and fragments, and then a close or an incomplete message.
+    async fn send_messages(&mut self) -> Result<(), String> {
+        for _ in 0..self.random.below(20) {
+            let length = self.random.choose(&[0, 5, 200, 5000]);
             let payload = vec![b'x'; length];
-            let frame = match self.dice.below(4) {
+            let frame = match self.random.below(4) {
                 0 => masked_frame(0x89, &payload[..length.min(125)]),
                 1 => [masked_frame(0x01, &payload), masked_frame(0x80, &payload)].concat(),
                 _ => masked_frame(0x81, &payload),
             };
             self.write(&frame).await;
-            if self.dice.below(3) == 0 {
+            if self.random.below(3) == 0 {
                 self.read_some().await;
             }
         }
-        match self.dice.below(3) {
-            // A message that breaks off: it has its deadline.
+        match self.random.below(3) {
+            // This message stays incomplete, and the server closes at its deadline.
             0 => self.write(&masked_frame(0x01, b"once")).await,
             1 => {
                 self.write(&masked_frame(0x88, &1000_u16.to_be_bytes()))
@@ -481,67 +509,70 @@ impl Hooligan {
             }
             _ => {
                 self.write(&masked_frame(0x88, b"")).await;
-                self.leave().await;
+                self.disconnect().await;
                 return Ok(());
             }
         }
-        self.is_put_out().await
+        self.wait_for_disconnect().await
     }
 
-    /// The target of a request.
+    /// Returns the target of the request.
     fn target(&self) -> String {
-        let (_, _, query, _) = self.asked;
+        let (_, _, query, _) = self.request_kind;
         format!("{}?{query}&key={}", self.path, self.key)
     }
 
+    /// Returns the bytes of the request.
     fn request(&self) -> Vec<u8> {
-        let (_, protocol, _, lines) = self.asked;
+        let (_, protocol, _, lines) = self.request_kind;
         let target = self.target();
         match protocol {
             Http1 => format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes(),
-            Socket => format!(
+            WebSocket => format!(
                 "GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                  sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n{lines}\r\n"
             )
             .into_bytes(),
-            Http2 | Http2Socket => {
-                let settings = frame(4, 0, 0, &[]);
-                [PREFACE, &settings, &self.headers(1)].concat()
+            Http2 | Http2WebSocket => {
+                let settings = http2_frame(4, 0, 0, &[]);
+                [HTTP2_PREFACE, &settings, &self.headers_frame(1)].concat()
             }
         }
     }
 
-    /// A request as an HTTP/2 frame, its fields by number in HPACK's table or as they are.
-    fn headers(&self, stream: u32) -> Vec<u8> {
+    /// Returns an HTTP/2 HEADERS frame with the request. Its fields are indices of HPACK's static table or literals.
+    fn headers_frame(&self, stream: u32) -> Vec<u8> {
         let target = self.target();
-        // :scheme http, :path, :authority
+        // The indices stand for `:scheme: http`, `:path` and `:authority`.
         let mut block = vec![0x86];
-        field(&mut block, &[0x04], &target);
-        field(&mut block, &[0x01], "localhost");
-        let is_socket = self.asked.1 == Http2Socket;
-        if is_socket {
-            // :method, and two with names of their own
-            field(&mut block, &[0x02], "CONNECT");
-            field(&mut block, b"\0\x09:protocol", "websocket");
-            field(&mut block, b"\0\x15sec-websocket-version", "13");
+        push_hpack_field(&mut block, &[0x04], &target);
+        push_hpack_field(&mut block, &[0x01], "localhost");
+        let is_websocket = self.request_kind.1 == Http2WebSocket;
+        if is_websocket {
+            // The index stands for `:method`. The names of the other two fields are literals.
+            push_hpack_field(&mut block, &[0x02], "CONNECT");
+            push_hpack_field(&mut block, b"\0\x09:protocol", "websocket");
+            push_hpack_field(&mut block, b"\0\x15sec-websocket-version", "13");
         } else {
             block.push(0x82);
         }
-        // END_HEADERS, and END_STREAM where nothing follows.
-        frame(1, if is_socket { 4 } else { 5 }, stream, &block)
+        // The flags are END_HEADERS, and END_STREAM if no data follows.
+        http2_frame(1, if is_websocket { 4 } else { 5 }, stream, &block)
     }
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// Returns the bytes of an HTTP/2 frame.
+fn http2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-fn field(block: &mut Vec<u8>, name: &[u8], value: &str) {
+/// Appends a literal HPACK field. `name` is an encoded name or index.
+fn push_hpack_field(block: &mut Vec<u8>, name: &[u8], value: &str) {
     block.extend(name);
-    // Short enough for seven bits.
+    // The value must be shorter than 127 bytes, so that its length fits into seven bits.
     block.push(value.len() as u8);
     block.extend(value.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! The server: every transport under one guard, with deadlines so short that whoever is to be put out is put out soon.
+//! The server: every transport under one guard, with short deadlines, so that misbehaving clients are disconnected soon.
 
 use std::{
     collections::BTreeMap,
@@ -41,62 +41,64 @@ use tower_push::{
     transport::{Chunked, LongPoll, Negotiate, Sse, WebSocket},
 };
 
-use crate::{ALLOCATOR, BoxError, DRAINED, SHUT, SOON};
+use crate::{ALLOCATOR, BoxError, DRAINED_STREAMS, SETTLE_TIMEOUT, UNREAD_STREAMS};
 
-/// For clients that take nothing, send half a message, or do not close.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The deadline for clients that read nothing, send half a message, or do not close.
+pub(crate) const CLIENT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// For clients that do not answer a ping: longer, for those that stay may be busy.
-const PONG: Duration = Duration::from_secs(3);
+/// The deadline for clients that do not answer a ping. It is longer, because well-behaved clients may be busy.
+const PONG_DEADLINE: Duration = Duration::from_secs(3);
 
-const HEARTBEAT: Duration = Duration::from_millis(500);
-const PARKED_FOR: Duration = Duration::from_secs(1);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+const PARK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two events.
-const PAUSE: Duration = Duration::from_millis(5);
+/// The time between two events of the channel.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(5);
 
-/// In the channel's log: a number after which payloads repeat their sizes.
-const EVENTS: u64 = 1024;
+/// The number of events in the channel's log. It is a multiple of 64, after which the sizes of payloads repeat.
+const LOG_EVENTS: u64 = 1024;
 
-/// How many keys there are, as `key=` in a query, and how many streams of each there may be. Who is to stay has none.
-pub(crate) const KEYS: usize = 8;
-pub(crate) const PER_KEY: usize = 5;
+/// The number of admission keys. A request has its key as `key=` in the query; the requests of persistent readers have none.
+pub(crate) const KEY_COUNT: usize = 8;
+/// The largest number of open streams for each key.
+pub(crate) const STREAMS_PER_KEY: usize = 5;
 
-/// The payload of an event: its number, and from time to time something behind it, to be compressed or to fill a buffer.
-pub(crate) fn text(number: u64) -> String {
-    let behind = match number {
+/// Returns the payload of an event: its number, and for some events padding, which is compressed or fills a buffer.
+pub(crate) fn event_payload(number: u64) -> String {
+    let padding_len = match number {
         n if n % 64 == 0 => 4000,
         n if n % 4 == 0 => 200,
         _ => 0,
     };
-    format!("{number:08}{}", " ".repeat(behind))
+    format!("{number:08}{}", " ".repeat(padding_len))
 }
 
-/// What the server says of itself.
+/// What the server reports about itself.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(crate) struct State {
-    /// What has to be as it was, once all clients are gone.
-    pub(crate) open: Open,
-    pub(crate) counts: Counts,
-    /// Live, as the allocator counts them.
+pub(crate) struct ServerState {
+    /// The resources that must be as at the start when all clients have disconnected.
+    pub(crate) open: OpenResources,
+    pub(crate) counts: StreamCounts,
+    /// The allocated bytes that are not freed.
     pub(crate) bytes: i64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-pub(crate) struct Open {
+pub(crate) struct OpenResources {
+    /// The open streams that the guard counts.
     pub(crate) streams: u64,
-    /// By the observer.
+    /// The sum of the numbers of the open streams, which the observer counts.
     pub(crate) observed: u64,
     pub(crate) drain: usize,
     pub(crate) subscribers: usize,
-    /// Kept streams, parked or read.
-    pub(crate) kept: usize,
+    /// The streams of a `Resumable`, active or parked.
+    pub(crate) resumable: usize,
     pub(crate) tasks: usize,
     pub(crate) files: usize,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Counts {
+pub(crate) struct StreamCounts {
     pub(crate) opened: u64,
     pub(crate) closed: BTreeMap<String, u64>,
     pub(crate) refused: BTreeMap<String, u64>,
@@ -104,56 +106,56 @@ pub(crate) struct Counts {
     pub(crate) parked_too_long: u64,
 }
 
-/// What became of the streams that were open when the drain began.
+/// The outcome of a drain.
 #[derive(Debug, Deserialize, Serialize, PartialEq, Eq)]
-pub(crate) struct Drained {
+pub(crate) struct DrainResult {
     pub(crate) notified: usize,
     pub(crate) left: usize,
     pub(crate) cut: usize,
 }
 
-/// The server's process: says its address, and then answers each line with a line.
+/// Runs the server's process. It prints its address, and then answers each line on standard input with a line.
 pub(crate) fn serve(leak: usize) -> Result<(), BoxError> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let soaked = Soaked::new(leak);
+    let server = SoakServer::new(leak);
     let listener = runtime.block_on(async { listen() })?;
     println!("{}", listener.local_addr()?);
-    runtime.spawn(soaked.clone().accept(listener));
+    runtime.spawn(server.clone().accept(listener));
 
-    let mut publishing: Option<JoinHandle<()>> = None;
+    let mut publisher: Option<JoinHandle<()>> = None;
     let mut line = String::new();
-    // Read one by one, so that no buffer is counted.
+    // `lines()` would allocate a buffer, which would count as growth.
     while io::stdin().read_line(&mut line)? > 0 {
         let answer = match line.trim() {
             "publish" => {
-                publishing = Some(runtime.spawn(soaked.clone().publish_on()));
-                soaked.published().to_string()
+                publisher = Some(runtime.spawn(server.clone().publish_regularly()));
+                server.published().to_string()
             }
-            "rest" => {
-                if let Some(publishing) = publishing.take() {
-                    publishing.abort();
-                    let _ = runtime.block_on(publishing);
+            "pause" => {
+                if let Some(publisher) = publisher.take() {
+                    publisher.abort();
+                    let _ = runtime.block_on(publisher);
                 }
-                soaked.published().to_string()
+                server.published().to_string()
             }
             "fill" => {
-                soaked.fill();
-                soaked.published().to_string()
+                server.fill();
+                server.published().to_string()
             }
             "state" => {
                 let tasks = runtime.metrics().num_alive_tasks();
-                serde_json::to_string(&soaked.state(tasks)?)?
+                serde_json::to_string(&server.state(tasks)?)?
             }
-            "drain" => serde_json::to_string(&runtime.block_on(soaked.stop()))?,
+            "drain" => serde_json::to_string(&runtime.block_on(server.drain_streams()))?,
             other => return Err(format!("no command: {other}").into()),
         };
         println!("{answer}");
         line.clear();
     }
-    runtime.shutdown_timeout(SOON);
+    runtime.shutdown_timeout(SETTLE_TIMEOUT);
     Ok(())
 }
 
@@ -164,25 +166,27 @@ fn listen() -> io::Result<TcpListener> {
 }
 
 #[derive(Clone)]
-struct Soaked {
+struct SoakServer {
     channel: Channel,
-    /// On which nothing is ever published.
+    /// A channel without events.
     quiet: Channel,
-    kept: Resumable,
+    /// Wraps the streams of `/resumable`.
+    resumable: Resumable,
+    /// Parks plain streams between polls.
     parked: Resumable,
     drain: Drain,
     guard: Guard,
-    observed: Observed,
+    observed: OpenStreamObserver,
     published: Arc<AtomicU64>,
-    /// Bytes that each request leaves behind, to see that it is noticed.
+    /// The number of bytes that each request leaks.
     leak: usize,
 }
 
-/// What an observer has heard.
+/// An observer that sums up the numbers of opened and of closed streams.
 #[derive(Clone, Default)]
-struct Observed(Arc<[AtomicU64; 2]>);
+struct OpenStreamObserver(Arc<[AtomicU64; 2]>);
 
-impl Observer for Observed {
+impl Observer for OpenStreamObserver {
     fn on_open(&self, stream: &StreamInfo, _: &Subscription) {
         self.0[0].fetch_add(stream.number, Ordering::Relaxed);
     }
@@ -192,8 +196,8 @@ impl Observer for Observed {
     }
 }
 
-impl Observed {
-    /// The sum of the numbers of those that are open: 0 if each was closed, and once.
+impl OpenStreamObserver {
+    /// Returns the sum of the numbers of the open streams. It is 0 if each stream was closed exactly once.
     fn open(&self) -> u64 {
         let [opened, closed] = &*self.0;
         let closed = closed.load(Ordering::Relaxed);
@@ -201,9 +205,9 @@ impl Observed {
     }
 }
 
-impl Soaked {
+impl SoakServer {
     fn new(leak: usize) -> Self {
-        let resumable = || Resumable::builder().park_timeout(PARKED_FOR).build();
+        let resumable = || Resumable::builder().park_timeout(PARK_TIMEOUT).build();
         let drain = Drain::new();
         let key = |head: &Parts| {
             let key = head.uri.query()?.split('&');
@@ -212,19 +216,19 @@ impl Soaked {
                 .map(str::to_owned)
         };
         let admission = Admission::builder()
-            .max_streams(DRAINED + SHUT)
-            .max_streams_per(key, PER_KEY)
+            .max_streams(DRAINED_STREAMS + UNREAD_STREAMS)
+            .max_streams_per(key, STREAMS_PER_KEY)
             .build();
-        let observed = Observed::default();
+        let observed = OpenStreamObserver::default();
         let guard = Guard::builder()
             .drain(&drain)
             .admission(&admission)
             .observer(observed.clone())
             .build();
         Self {
-            channel: Channel::builder().max_events(EVENTS as usize).build(),
+            channel: Channel::builder().max_events(LOG_EVENTS as usize).build(),
             quiet: Channel::new(),
-            kept: resumable(),
+            resumable: resumable(),
             parked: resumable(),
             drain,
             guard,
@@ -235,22 +239,22 @@ impl Soaked {
     }
 
     fn transports(&self) -> Negotiate {
-        let beat = || KeepAlive::new().interval(HEARTBEAT);
+        let keep_alive = || KeepAlive::new().interval(HEARTBEAT_INTERVAL);
         let sockets = WebSocket::new()
-            .keep_alive(beat())
-            .pong_deadline(PONG)
-            .message_deadline(PATIENCE)
-            .write_deadline(PATIENCE)
-            .close_deadline(PATIENCE);
+            .keep_alive(keep_alive())
+            .pong_deadline(PONG_DEADLINE)
+            .message_deadline(CLIENT_DEADLINE)
+            .write_deadline(CLIENT_DEADLINE)
+            .close_deadline(CLIENT_DEADLINE);
         let polls = LongPoll::new()
-            .wait_time(2 * HEARTBEAT)
+            .wait_time(2 * HEARTBEAT_INTERVAL)
             .resumable(self.parked.clone())
-            .keep_alive(beat());
-        Negotiate::only(Sse::new().keep_alive(beat()))
-            .add_transport(Chunked::new(Ndjson::new()).keep_alive(beat()))
-            .add_transport(Chunked::new(JsonSeq::new()).keep_alive(beat()))
-            .add_transport(Chunked::new(Multipart::mixed()).keep_alive(beat()))
-            .add_transport(Chunked::new(Raw::new()).keep_alive(beat()))
+            .keep_alive(keep_alive());
+        Negotiate::only(Sse::new().keep_alive(keep_alive()))
+            .add_transport(Chunked::new(Ndjson::new()).keep_alive(keep_alive()))
+            .add_transport(Chunked::new(JsonSeq::new()).keep_alive(keep_alive()))
+            .add_transport(Chunked::new(Multipart::mixed()).keep_alive(keep_alive()))
+            .add_transport(Chunked::new(Raw::new()).keep_alive(keep_alive()))
             .add_transport(polls)
             .add_transport(sockets)
     }
@@ -258,7 +262,7 @@ impl Soaked {
     async fn accept(self, listener: TcpListener) {
         let layer = TransportLayer::with(self.guard.wrap(self.transports()));
         let service = layer.layer(service_fn(move |request: Request<Incoming>| {
-            // An allocation that nobody looks at may be left out.
+            // `black_box` keeps the compiler from removing the allocation.
             std::mem::forget(black_box(vec![0_u8; self.leak]));
             let push = self.push(request.uri().path());
             async { Ok::<_, Infallible>(push) }
@@ -268,21 +272,21 @@ impl Soaked {
         server
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE);
+            .header_read_timeout(CLIENT_DEADLINE);
         server
             .http2()
             .timer(TokioTimer::new())
-            .keep_alive_interval(HEARTBEAT)
-            .keep_alive_timeout(PONG)
+            .keep_alive_interval(HEARTBEAT_INTERVAL)
+            .keep_alive_timeout(PONG_DEADLINE)
             .enable_connect_protocol();
         loop {
             let Ok((socket, _)) = listener.accept().await else {
                 continue;
             };
-            // A little, so that buffers are soon full.
+            // Small buffers are full soon.
             let _ = SockRef::from(&socket).set_send_buffer_size(32 * 1024);
             let _ = socket.set_nodelay(true);
-            let io = TokioIo::new(WriteProgress::new(socket, PATIENCE));
+            let io = TokioIo::new(WriteProgress::new(socket, CLIENT_DEADLINE));
             let (server, service) = (server.clone(), service.clone());
             tokio::spawn(async move {
                 let _ = server.serve_connection_with_upgrades(io, service).await;
@@ -294,21 +298,21 @@ impl Soaked {
         match path {
             "/" => Push::new(self.channel.clone()),
             "/quiet" => Push::new(self.quiet.clone()),
-            "/kept" => Push::new(self.kept.wrap(numbers())),
-            "/plain" => Push::new(numbers()),
+            "/resumable" => Push::new(self.resumable.wrap(number_stream())),
+            "/plain" => Push::new(number_stream()),
             "/flood" => Push::new(stream::repeat_with(|| "x".repeat(16 * 1024))),
-            "/ends" => Push::new(numbers().take(3)),
+            "/ends" => Push::new(number_stream().take(3)),
             "/fails" => {
                 let failure = stream::iter([Err("on purpose")]);
-                Push::new(numbers().take(3).map(Ok).chain(failure))
+                Push::new(number_stream().take(3).map(Ok).chain(failure))
             }
             "/expires" => Push::new(source_fn(async |subscription: Subscription| {
-                subscription.expire_within(HEARTBEAT);
-                Ok(numbers())
+                subscription.expire_within(HEARTBEAT_INTERVAL);
+                Ok(number_stream())
             })),
-            "/said" => Push::new(source_fn(async |subscription: Subscription| {
-                let said = subscription.client_messages();
-                said.ok_or(Rejection::new(StatusCode::UPGRADE_REQUIRED))
+            "/echo" => Push::new(source_fn(async |subscription: Subscription| {
+                let messages = subscription.client_messages();
+                messages.ok_or(Rejection::new(StatusCode::UPGRADE_REQUIRED))
             })),
             _ => Push::new(source_fn(async |_| {
                 Err::<stream::Empty<Event>, _>(Rejection::new(StatusCode::NOT_FOUND))
@@ -322,60 +326,63 @@ impl Soaked {
 
     fn publish(&self) {
         let number = self.published.fetch_add(1, Ordering::SeqCst) + 1;
-        let _ = self.channel.publish(text(number));
+        let _ = self.channel.publish(event_payload(number));
     }
 
-    async fn publish_on(self) {
-        let mut pauses = interval(PAUSE);
+    /// Publishes until the task is aborted.
+    async fn publish_regularly(self) {
+        let mut pauses = interval(PUBLISH_INTERVAL);
         loop {
             pauses.tick().await;
             self.publish();
         }
     }
 
-    /// So that the log holds the same at all times when nobody reads it.
+    /// Fills the log with events of the same sizes each time.
     fn fill(&self) {
-        for _ in 0..EVENTS {
+        for _ in 0..LOG_EVENTS {
             self.publish();
         }
-        while self.published() % EVENTS != 0 {
+        while self.published() % LOG_EVENTS != 0 {
             self.publish();
         }
     }
 
-    fn state(&self, tasks: usize) -> io::Result<State> {
+    fn state(&self, tasks: usize) -> io::Result<ServerState> {
         let stats = ALLOCATOR.stats();
         let counts = self.guard.counts();
-        let kept = [&self.kept, &self.parked].map(Resumable::counts);
+        let resumable = [&self.resumable, &self.parked].map(Resumable::counts);
         let closed =
             CloseReason::ALL.map(|reason| (reason.name().to_owned(), counts.closed(reason)));
-        let refused = RefusalReason::ALL.map(|why| (why.name().to_owned(), counts.refused(why)));
-        Ok(State {
-            open: Open {
+        let refused =
+            RefusalReason::ALL.map(|reason| (reason.name().to_owned(), counts.refused(reason)));
+        Ok(ServerState {
+            open: OpenResources {
                 streams: counts.open(),
                 observed: self.observed.open(),
                 drain: self.drain.open_streams(),
                 subscribers: self.channel.subscriber_count() + self.quiet.subscriber_count(),
-                kept: kept.iter().map(|it| it.active + it.parked).sum(),
+                resumable: resumable.iter().map(|it| it.active + it.parked).sum(),
                 tasks,
                 files: fs::read_dir("/proc/self/fd")?.count(),
             },
-            counts: Counts {
+            counts: StreamCounts {
                 opened: counts.opened,
                 closed: closed.into(),
                 refused: refused.into(),
                 events: counts.events,
-                parked_too_long: kept.iter().map(|it| it.parked_too_long).sum(),
+                parked_too_long: resumable.iter().map(|it| it.parked_too_long).sum(),
             },
             bytes: stats.bytes_allocated as i64 - stats.bytes_deallocated as i64,
         })
     }
 
-    async fn stop(&self) -> Drained {
+    /// Drains the server.
+    async fn drain_streams(&self) -> DrainResult {
         let plan = DrainPlan::within(Duration::from_secs(6)).spread(Duration::from_secs(1));
         self.drain.start(plan);
         let drained = self.drain.wait().await;
-        Drained {
+        DrainResult {
             notified: drained.notified,
             left: drained.left,
             cut: drained.cut,
@@ -383,11 +390,11 @@ impl Soaked {
     }
 }
 
-/// A stream that is made for one client.
-fn numbers() -> impl Stream<Item = String> + Send + Unpin {
+/// Returns a stream of event payloads for one client.
+fn number_stream() -> impl Stream<Item = String> + Send + Unpin {
     let mut number = 0;
-    IntervalStream::new(interval(2 * PAUSE)).map(move |_| {
+    IntervalStream::new(interval(2 * PUBLISH_INTERVAL)).map(move |_| {
         number += 1;
-        text(number)
+        event_payload(number)
     })
 }

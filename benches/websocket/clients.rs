@@ -1,4 +1,4 @@
-//! The clients: plain sockets, that look at the headers of frames and count.
+//! The clients: plain sockets, which parse only the headers of frames, and count.
 
 use std::{
     cell::Cell,
@@ -10,26 +10,25 @@ use std::{
 
 use tokio::{io::AsyncBufReadExt, runtime::Builder, sync::Notify, task::LocalSet};
 
+use testkit::websocket::SAMPLE_KEY;
+
 use crate::BoxError;
 
-/// All send the nonce of RFC 6455 §1.3.
-pub(crate) const NONCE: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-
-/// Asks for a WebSocket, and waits for the head of the answer: so it is subscribed.
+/// Opens a WebSocket, and waits for the head of the response, which means that the client is subscribed.
 pub(crate) fn connect(
     address: SocketAddr,
     path: &str,
-    deflates: bool,
+    with_deflate: bool,
 ) -> Result<TcpStream, BoxError> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_nodelay(true)?;
-    let extensions = match deflates {
+    let extensions = match with_deflate {
         true => "sec-websocket-extensions: permessage-deflate\r\n",
         false => "",
     };
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: {NONCE}\r\n{extensions}\r\n"
+         sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n{extensions}\r\n"
     );
     socket.write_all(request.as_bytes())?;
     let mut head = Vec::new();
@@ -39,23 +38,27 @@ pub(crate) fn connect(
         head.extend(byte);
     }
     let head = String::from_utf8(head)?.to_ascii_lowercase();
-    if !head.starts_with("http/1.1 101") || head.contains("permessage-deflate") != deflates {
-        return Err(format!("not what was asked for: {head}").into());
+    if !head.starts_with("http/1.1 101") || head.contains("permessage-deflate") != with_deflate {
+        return Err(format!("unexpected response: {head}").into());
     }
     Ok(socket)
 }
 
-/// The clients' process: says when they are connected, and then, for each line with a number, when each has got so many more
-/// messages, and how many bytes of payload these were.
-pub(crate) fn receive(address: SocketAddr, clients: usize, deflates: bool) -> Result<(), BoxError> {
+/// Runs the clients' process. It prints a line when all clients are connected. Then, for each number on standard input, it prints the number
+/// of payload bytes when every client has received that many more messages.
+pub(crate) fn run_clients(
+    address: SocketAddr,
+    clients: usize,
+    with_deflate: bool,
+) -> Result<(), BoxError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let received = Rc::new(Received::default());
+    let received = Rc::new(MessageCounter::default());
     LocalSet::new().block_on(&runtime, async {
         for _ in 0..clients {
-            let socket = connect(address, "/follow", deflates)?;
+            let socket = connect(address, "/follow", with_deflate)?;
             socket.set_nonblocking(true)?;
             let socket = tokio::net::TcpStream::from_std(socket)?;
-            tokio::task::spawn_local(client(socket, received.clone()));
+            tokio::task::spawn_local(read_connection(socket, received.clone()));
         }
         println!("connected");
         let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
@@ -67,8 +70,8 @@ pub(crate) fn receive(address: SocketAddr, clients: usize, deflates: bool) -> Re
     })
 }
 
-async fn client(socket: tokio::net::TcpStream, received: Rc<Received>) {
-    let mut frames = Frames::default();
+async fn read_connection(socket: tokio::net::TcpStream, received: Rc<MessageCounter>) {
+    let mut frames = FrameReader::default();
     while socket.readable().await.is_ok() {
         match read(&socket, &mut frames, &received) {
             Ok(()) => {}
@@ -76,63 +79,64 @@ async fn client(socket: tokio::net::TcpStream, received: Rc<Received>) {
             Err(_) => break,
         }
     }
-    eprintln!("a connection was cut");
+    eprintln!("a connection was cut off");
     std::process::exit(1);
 }
 
 fn read(
     socket: &tokio::net::TcpStream,
-    frames: &mut Frames,
-    received: &Received,
+    frames: &mut FrameReader,
+    received: &MessageCounter,
 ) -> io::Result<()> {
     let mut buffer = [0; 64 * 1024];
     let read = socket.try_read(&mut buffer)?;
-    let came = frames.read(&buffer[..read]);
-    if came.is_over || read == 0 {
+    let outcome = frames.read(&buffer[..read]);
+    if outcome.has_close || read == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    if came.is_pinged {
-        socket.try_write(PONG)?;
+    if outcome.has_ping {
+        socket.try_write(PONG_FRAME)?;
     }
-    received.add(came.messages, came.bytes);
+    received.add(outcome.messages, outcome.bytes);
     Ok(())
 }
 
-/// Masked with zeros.
-const PONG: &[u8] = &[0x8a, 0x80, 0, 0, 0, 0];
+/// A pong that is masked with zeros.
+const PONG_FRAME: &[u8] = &[0x8a, 0x80, 0, 0, 0, 0];
 
-/// Where one connection is in what it reads.
+/// Parses the frames of one connection.
 #[derive(Default)]
-struct Frames {
+struct FrameReader {
     header: [u8; 10],
     header_len: usize,
     is_in_payload: bool,
     payload_left: usize,
 }
 
+/// What a read has found.
 #[derive(Default)]
-struct Came {
+struct ReadOutcome {
     messages: usize,
     bytes: usize,
-    is_pinged: bool,
-    is_over: bool,
+    has_ping: bool,
+    has_close: bool,
 }
 
-impl Frames {
-    fn read(&mut self, mut bytes: &[u8]) -> Came {
-        let mut came = Came::default();
+impl FrameReader {
+    fn read(&mut self, mut bytes: &[u8]) -> ReadOutcome {
+        let mut outcome = ReadOutcome::default();
         loop {
             if self.is_in_payload {
                 let skipped = self.payload_left.min(bytes.len());
                 self.payload_left -= skipped;
                 bytes = &bytes[skipped..];
                 if self.payload_left > 0 {
-                    return came;
+                    return outcome;
                 }
                 self.is_in_payload = false;
             }
             let Some((byte, rest)) = bytes.split_first() else {
-                return came;
+                return outcome;
             };
             bytes = rest;
             self.header[self.header_len] = *byte;
@@ -141,18 +145,18 @@ impl Frames {
                 self.is_in_payload = true;
                 self.payload_left = len;
                 match self.header[0] & 0xf {
-                    8 => came.is_over = true,
-                    9 => came.is_pinged = true,
+                    8 => outcome.has_close = true,
+                    9 => outcome.has_ping = true,
                     _ => {
-                        came.messages += 1;
-                        came.bytes += len;
+                        outcome.messages += 1;
+                        outcome.bytes += len;
                     }
                 }
             }
         }
     }
 
-    /// Once the header is whole.
+    /// Returns the payload's length if the header is complete.
     fn payload_len(&mut self) -> Option<usize> {
         let header = &self.header[..self.header_len];
         let long = match header.get(1)? & 127 {
@@ -171,91 +175,94 @@ impl Frames {
     }
 }
 
-/// What came, over all clients, since it was last waited for.
+/// Counts the messages and bytes of all clients since the last wait.
 #[derive(Default)]
-struct Received {
+struct MessageCounter {
     messages: Cell<usize>,
     bytes: Cell<usize>,
     wanted: Cell<usize>,
-    all: Notify,
+    all_received: Notify,
 }
 
-impl Received {
+impl MessageCounter {
     fn add(&self, messages: usize, bytes: usize) {
         self.messages.set(self.messages.get() + messages);
         self.bytes.set(self.bytes.get() + bytes);
         if self.messages.get() >= self.wanted.get() {
-            self.all.notify_one();
+            self.all_received.notify_one();
         }
     }
 
     async fn wait(&self, wanted: usize) -> usize {
         self.wanted.set(wanted);
         while self.messages.get() < wanted {
-            self.all.notified().await;
+            self.all_received.notified().await;
         }
-        assert_eq!(self.messages.take(), wanted, "a message came twice");
+        assert_eq!(self.messages.take(), wanted, "more messages than expected");
         self.bytes.take()
     }
 }
 
-/// What one connection does, and with messages of what size.
+/// What one connection does, and the size and number of its messages.
 #[derive(Clone, Copy)]
-pub(crate) struct Task {
-    /// As in the request's path.
-    pub(crate) work: &'static str,
+pub(crate) struct ConnectionTask {
+    /// The path of the request: `send`, `take` or `echo`.
+    pub(crate) task: &'static str,
     pub(crate) size: usize,
     pub(crate) count: usize,
 }
 
-impl Task {
-    /// Does it, and says how long that took.
+impl ConnectionTask {
+    /// Runs the task, and returns its time.
     pub(crate) fn run(&self, address: SocketAddr) -> Result<Duration, BoxError> {
         let Self {
-            work, size, count, ..
+            task, size, count, ..
         } = self;
-        let path = format!("/{work}?size={size}&count={count}");
+        let path = format!("/{task}?size={size}&count={count}");
         let mut socket = connect(address, &path, false)?;
-        let begun = Instant::now();
-        match self.work {
-            "send" => swallow(&mut socket, count * (header_len(*size) + size))?,
+        let start = Instant::now();
+        match self.task {
+            "send" => read_exactly(&mut socket, count * (header_len(*size) + size))?,
             "echo" => {
-                let frame = masked(*size);
+                let frame = masked_text_frame(*size);
                 for _ in 0..*count {
                     socket.write_all(&frame)?;
-                    swallow(&mut socket, header_len(*size) + size)?;
+                    read_exactly(&mut socket, header_len(*size) + size)?;
                 }
             }
             _ => {
-                let frame = masked(*size);
-                let at_once = (256 * 1024 / frame.len()).max(1);
-                let frames = frame.repeat(at_once);
+                let frame = masked_text_frame(*size);
+                let frames_per_write = (256 * 1024 / frame.len()).max(1);
+                let frames = frame.repeat(frames_per_write);
                 let mut left = *count;
                 while left > 0 {
-                    let next = left.min(at_once);
+                    let next = left.min(frames_per_write);
                     socket.write_all(&frames[..next * frame.len()])?;
                     left -= next;
                 }
-                swallow(&mut socket, 2 + super::server::TAKEN.len())?;
+                read_exactly(&mut socket, 2 + super::server::TAKEN_MESSAGE.len())?;
             }
         }
-        Ok(begun.elapsed())
+        Ok(start.elapsed())
     }
 }
 
-/// Reads so many bytes and no more.
-fn swallow(socket: &mut TcpStream, mut bytes: usize) -> io::Result<()> {
+/// Reads exactly this many bytes. Returns an error if more arrive.
+fn read_exactly(socket: &mut TcpStream, mut bytes: usize) -> io::Result<()> {
     let mut buffer = [0; 256 * 1024];
     while bytes > 0 {
         match socket.read(&mut buffer)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read if read > bytes => return Err(io::Error::other("more came than was sent")),
+            read if read > bytes => {
+                return Err(io::Error::other("more bytes arrived than were sent"));
+            }
             read => bytes -= read,
         }
     }
     Ok(())
 }
 
+/// Returns the length of a frame's header, without a mask.
 pub(crate) fn header_len(payload: usize) -> usize {
     match payload {
         0..126 => 2,
@@ -264,8 +271,8 @@ pub(crate) fn header_len(payload: usize) -> usize {
     }
 }
 
-/// A text message as a client sends it.
-fn masked(size: usize) -> Vec<u8> {
+/// Returns the frame of a text message, as a client sends it.
+fn masked_text_frame(size: usize) -> Vec<u8> {
     let mut frame = vec![0x81];
     match header_len(size) {
         2 => frame.push(0x80 | size as u8),

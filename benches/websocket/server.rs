@@ -1,4 +1,4 @@
-//! The contestants: one hyper server for all of them.
+//! The contestants' servers, which all run on hyper.
 
 use std::{
     convert::Infallible,
@@ -33,40 +33,42 @@ use tower_push::{
     source::{Rejection, Subscription, source_fn},
 };
 
-use crate::{BoxError, clients::NONCE};
+use testkit::websocket::{SAMPLE_ACCEPT, SAMPLE_KEY};
 
-/// Starts a server, and gives its address and what publishes messages on it.
-pub(crate) type Start = fn(&Runtime) -> Result<(SocketAddr, Publish), BoxError>;
+use crate::BoxError;
 
-/// Publishes these in a row.
+/// Starts a server. Returns its address, and a function that publishes messages on it.
+pub(crate) type StartServer = fn(&Runtime) -> Result<(SocketAddr, Publish), BoxError>;
+
+/// Publishes these payloads in a row.
 pub(crate) type Publish = Arc<dyn Fn(Vec<String>) + Send + Sync>;
 
-pub(crate) const OURS: &str = "tower-push";
-pub(crate) const OTHERS: [&str; 3] = ["axum", "tokio-ws", "fastws"];
-pub(crate) const HELD: &str = "bare";
-pub(crate) const LOOP: &str = "bare loop";
+pub(crate) const TOWER_PUSH: &str = "tower-push";
+pub(crate) const OTHER_CRATES: [&str; 3] = ["axum", "tokio-ws", "fastws"];
+pub(crate) const HELD_SOCKET: &str = "bare";
+pub(crate) const BLOCKING_LOOP: &str = "bare loop";
 pub(crate) const FLOOR: &str = "floor";
-pub(crate) const EACH_ITS_OWN: &str = "each its own";
+pub(crate) const PER_CONNECTION_DEFLATE: &str = "each its own";
 
-const SERVERS: [(&str, Start); 8] = [
-    (OURS, ours),
-    (OTHERS[0], axum),
-    (OTHERS[1], tokio_websockets),
-    (OTHERS[2], fastwebsockets),
-    (HELD, held),
-    (LOOP, bare_loop),
-    (FLOOR, floor),
-    (EACH_ITS_OWN, each_its_own),
+const SERVERS: [(&str, StartServer); 8] = [
+    (TOWER_PUSH, tower_push_server),
+    (OTHER_CRATES[0], axum_server),
+    (OTHER_CRATES[1], tokio_websockets_server),
+    (OTHER_CRATES[2], fastwebsockets_server),
+    (HELD_SOCKET, held_socket_server),
+    (BLOCKING_LOOP, blocking_loop_server),
+    (FLOOR, floor_server),
+    (PER_CONNECTION_DEFLATE, per_connection_deflate_server),
 ];
 
-/// Messages that a channel has room for: more than a burst.
-const CAPACITY: usize = 1_024;
+/// The number of messages that a channel can hold, which is more than a burst.
+const CHANNEL_CAPACITY: usize = 1_024;
 
-/// What a server says when it has taken all that it was told it would get.
-pub(crate) const TAKEN: &str = "taken";
+/// The message with which a server says that it has received everything.
+pub(crate) const TAKEN_MESSAGE: &str = "taken";
 
-/// A server's process: says its address, and then sends what it is told to.
-pub(crate) fn serve(name: &str, threads: usize) -> Result<(), BoxError> {
+/// Runs a server's process. It prints its address, and then publishes what each line on standard input says.
+pub(crate) fn run_server(name: &str, threads: usize) -> Result<(), BoxError> {
     let runtime = match threads {
         1 => Builder::new_current_thread().enable_all().build()?,
         threads => Builder::new_multi_thread()
@@ -77,7 +79,7 @@ pub(crate) fn serve(name: &str, threads: usize) -> Result<(), BoxError> {
     let server = SERVERS.iter().find(|(server, _)| *server == name);
     let (address, publish) = server.ok_or("no such server")?.1(&runtime)?;
     let handle = runtime.handle().clone();
-    // A runtime of one thread runs while it is blocked on.
+    // A current-thread runtime runs only inside `block_on`.
     thread::spawn(move || runtime.block_on(pending::<()>()));
     println!("{address}");
     let mut published = 0;
@@ -94,7 +96,7 @@ pub(crate) fn serve(name: &str, threads: usize) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Looks like JSON of this size: names that are always the same, and numbers that never are.
+/// Returns text of this size that looks like JSON. The names repeat, and the numbers differ.
 fn payload(number: u64, size: usize) -> String {
     let mut text = format!(r#"{{"type":"trade","seq":{},"rows":["#, 41_000_000 + number);
     let mut random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -118,23 +120,21 @@ fn payload(number: u64, size: usize) -> String {
     text
 }
 
-/// What a client asks for in its path.
+/// What a client requests with its path.
 #[derive(Clone, Copy)]
-enum Work {
-    /// Everything that is published.
+enum ConnectionWork {
+    /// Sends everything that is published.
     Follow,
-    Send {
-        size: usize,
-        count: usize,
-    },
+    /// Sends `count` messages.
+    Send { size: usize, count: usize },
+    /// Sends each message back.
     Echo,
-    Take {
-        count: usize,
-    },
+    /// Receives `count` messages.
+    Take { count: usize },
 }
 
-impl Work {
-    fn asked(uri: &Uri) -> Self {
+impl ConnectionWork {
+    fn from_uri(uri: &Uri) -> Self {
         let query = uri.query().unwrap_or_default();
         let number = |name: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -151,29 +151,29 @@ impl Work {
     }
 }
 
-fn repeated(size: usize, count: usize) -> impl Stream<Item = Bytes> {
+fn repeated_messages(size: usize, count: usize) -> impl Stream<Item = Bytes> {
     stream::iter(std::iter::repeat_n(Bytes::from(vec![b'x'; size]), count))
 }
 
-fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let channel = Channel::builder().max_events(CAPACITY).build();
+fn tower_push_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let channel = Channel::builder().max_events(CHANNEL_CAPACITY).build();
     let handler = tower_service_fn({
         let channel = channel.clone();
         move |request: Request<Incoming>| {
-            let push = match Work::asked(request.uri()) {
-                Work::Follow => Push::new(channel.clone()),
-                Work::Send { size, count } => {
-                    let events = repeated(size, count).map(Event::binary);
+            let push = match ConnectionWork::from_uri(request.uri()) {
+                ConnectionWork::Follow => Push::new(channel.clone()),
+                ConnectionWork::Send { size, count } => {
+                    let events = repeated_messages(size, count).map(Event::binary);
                     Push::new(events.chain(stream::pending()))
                 }
-                Work::Echo => Push::new(source_fn(async |subscription: Subscription| {
-                    Ok(incoming(&subscription)?.map(Event::from))
+                ConnectionWork::Echo => Push::new(source_fn(async |subscription: Subscription| {
+                    Ok(client_messages_of(&subscription)?.map(Event::from))
                 })),
-                Work::Take { count } => {
+                ConnectionWork::Take { count } => {
                     Push::new(source_fn(async move |subscription: Subscription| {
-                        let taken = incoming(&subscription)?.take(count);
+                        let taken = client_messages_of(&subscription)?.take(count);
                         let answer = async { taken.count().await };
-                        let answer = stream::once(answer).map(|_| TAKEN);
+                        let answer = stream::once(answer).map(|_| TAKEN_MESSAGE);
                         Ok(answer.chain(stream::pending()))
                     }))
                 }
@@ -191,18 +191,20 @@ fn ours(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-fn incoming(subscription: &Subscription) -> Result<tower_push::source::ClientMessages, Rejection> {
+fn client_messages_of(
+    subscription: &Subscription,
+) -> Result<tower_push::source::ClientMessages, Rejection> {
     let none = || Rejection::new(http::StatusCode::BAD_REQUEST);
     subscription.client_messages().ok_or_else(none)
 }
 
-fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let sender = broadcast::Sender::<ws::Message>::new(CAPACITY);
+fn axum_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<ws::Message>::new(CHANNEL_CAPACITY);
     let handler = {
         let sender = sender.clone();
         move |upgrade: ws::WebSocketUpgrade, uri: Uri| {
             let messages = sender.subscribe();
-            let work = Work::asked(&uri);
+            let work = ConnectionWork::from_uri(&uri);
             std::future::ready(
                 upgrade.on_upgrade(move |socket| axum_socket(socket, work, messages)),
             )
@@ -220,12 +222,12 @@ fn axum(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
 
 async fn axum_socket(
     mut socket: ws::WebSocket,
-    work: Work,
+    work: ConnectionWork,
     mut messages: broadcast::Receiver<ws::Message>,
 ) {
     match work {
         // As in axum's example of a chat.
-        Work::Follow => {
+        ConnectionWork::Follow => {
             let (mut sender, mut receiver) = socket.split();
             let reader =
                 tokio::spawn(async move { while let Some(Ok(_)) = receiver.next().await {} });
@@ -236,31 +238,32 @@ async fn axum_socket(
             }
             reader.abort();
         }
-        Work::Send { size, count } => {
-            let mut messages = repeated(size, count).map(|bytes| Ok(ws::Message::Binary(bytes)));
+        ConnectionWork::Send { size, count } => {
+            let mut messages =
+                repeated_messages(size, count).map(|bytes| Ok(ws::Message::Binary(bytes)));
             let _ = socket.send_all(&mut messages).await;
             while let Some(Ok(_)) = socket.recv().await {}
         }
-        Work::Echo => {
+        ConnectionWork::Echo => {
             while let Some(Ok(message)) = socket.recv().await {
                 if matches!(message, ws::Message::Close(_)) || socket.send(message).await.is_err() {
                     break;
                 }
             }
         }
-        Work::Take { count } => {
+        ConnectionWork::Take { count } => {
             for _ in 0..count {
                 socket.recv().await;
             }
-            let _ = socket.send(ws::Message::text(TAKEN)).await;
+            let _ = socket.send(ws::Message::text(TAKEN_MESSAGE)).await;
             while let Some(Ok(_)) = socket.recv().await {}
         }
     }
 }
 
-fn tokio_websockets(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let sender = broadcast::Sender::<Message>::new(CAPACITY);
-    let address = upgrading(runtime, {
+fn tokio_websockets_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<Message>::new(CHANNEL_CAPACITY);
+    let address = serve_upgrades(runtime, {
         let sender = sender.clone();
         move |work| {
             let messages = sender.subscribe();
@@ -279,12 +282,12 @@ fn tokio_websockets(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError
 
 async fn tokio_websockets_socket(
     socket: TokioIo<Upgraded>,
-    work: Work,
+    work: ConnectionWork,
     mut messages: broadcast::Receiver<Message>,
 ) -> Result<(), BoxError> {
     let mut socket = ServerBuilder::new().serve(socket);
     match work {
-        Work::Follow => loop {
+        ConnectionWork::Follow => loop {
             tokio::select! {
                 biased;
                 message = messages.recv() => socket.send(message?).await?,
@@ -293,29 +296,30 @@ async fn tokio_websockets_socket(
                 }
             }
         },
-        Work::Send { size, count } => {
-            let mut messages = repeated(size, count).map(|bytes| Ok(Message::binary(bytes)));
+        ConnectionWork::Send { size, count } => {
+            let mut messages =
+                repeated_messages(size, count).map(|bytes| Ok(Message::binary(bytes)));
             socket.send_all(&mut messages).await?;
         }
-        Work::Echo => {
+        ConnectionWork::Echo => {
             while let Some(Ok(message)) = socket.next().await {
                 socket.send(message).await?;
             }
         }
-        Work::Take { count } => {
+        ConnectionWork::Take { count } => {
             for _ in 0..count {
                 socket.next().await.ok_or("closed")??;
             }
-            socket.send(Message::text(TAKEN)).await?;
+            socket.send(Message::text(TAKEN_MESSAGE)).await?;
         }
     }
     while let Some(Ok(_)) = socket.next().await {}
     Ok(())
 }
 
-fn fastwebsockets(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let sender = broadcast::Sender::<Bytes>::new(CAPACITY);
-    let address = upgrading(runtime, {
+fn fastwebsockets_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<Bytes>::new(CHANNEL_CAPACITY);
+    let address = serve_upgrades(runtime, {
         let sender = sender.clone();
         move |work| {
             let messages = sender.subscribe();
@@ -334,12 +338,12 @@ fn fastwebsockets(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> 
 
 async fn fastwebsockets_socket(
     socket: TokioIo<Upgraded>,
-    work: Work,
+    work: ConnectionWork,
     mut messages: broadcast::Receiver<Bytes>,
 ) -> Result<(), BoxError> {
     let mut socket = fastwebsockets::WebSocket::after_handshake(socket, Role::Server);
     match work {
-        Work::Follow => loop {
+        ConnectionWork::Follow => loop {
             tokio::select! {
                 biased;
                 message = messages.recv() => {
@@ -352,27 +356,27 @@ async fn fastwebsockets_socket(
                 }
             }
         },
-        Work::Send { size, count } => {
-            let mut messages = repeated(size, count);
+        ConnectionWork::Send { size, count } => {
+            let mut messages = repeated_messages(size, count);
             while let Some(message) = messages.next().await {
                 let frame = Frame::binary(Payload::Borrowed(&message));
                 socket.write_frame(frame).await?;
             }
         }
-        Work::Echo => loop {
+        ConnectionWork::Echo => loop {
             let frame = socket.read_frame().await?;
             if frame.opcode == OpCode::Close {
                 break;
             }
-            // As it came it would go out masked.
+            // The received frame would be sent masked.
             let frame = Frame::new(true, frame.opcode, None, frame.payload);
             socket.write_frame(frame).await?;
         },
-        Work::Take { count } => {
+        ConnectionWork::Take { count } => {
             for _ in 0..count {
                 socket.read_frame().await?;
             }
-            let frame = Frame::text(Payload::Borrowed(TAKEN.as_bytes()));
+            let frame = Frame::text(Payload::Borrowed(TAKEN_MESSAGE.as_bytes()));
             socket.write_frame(frame).await?;
         }
     }
@@ -381,9 +385,9 @@ async fn fastwebsockets_socket(
     }
 }
 
-/// A task for each upgraded socket, that reads and does nothing else.
-fn held(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let address = upgrading(runtime, |_| {
+/// A server with a task for each upgraded socket, which only reads.
+fn held_socket_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let address = serve_upgrades(runtime, |_| {
         async |mut socket: TokioIo<Upgraded>| {
             let mut buffer = [0; 64];
             while let Ok(1..) = socket.read(&mut buffer).await {}
@@ -392,10 +396,11 @@ fn held(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(|_| {})))
 }
 
-/// A compressor for each connection, that remembers what it sent: what there is where each message is compressed when it is sent.
-fn each_its_own(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let sender = broadcast::Sender::<Bytes>::new(CAPACITY);
-    let address = upgrading(runtime, {
+/// A server with a compressor for each connection, which refers to earlier messages. Crates that compress a message when they send it work like
+/// this.
+fn per_connection_deflate_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let sender = broadcast::Sender::<Bytes>::new(CHANNEL_CAPACITY);
+    let address = serve_upgrades(runtime, {
         let sender = sender.clone();
         move |_| {
             let mut messages = sender.subscribe();
@@ -403,7 +408,7 @@ fn each_its_own(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
                 let mut compressor = Compress::new(Compression::new(6), false);
                 let mut frame = Vec::with_capacity(8 * 1024);
                 while let Ok(message) = messages.recv().await {
-                    compress(&mut compressor, &message, &mut frame);
+                    write_compressed_frame(&mut compressor, &message, &mut frame);
                     if socket.write_all(&frame).await.is_err() {
                         break;
                     }
@@ -419,8 +424,8 @@ fn each_its_own(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-/// One whole frame, with a length in 16 bits if it needs them.
-fn compress(compressor: &mut Compress, message: &[u8], frame: &mut Vec<u8>) {
+/// Writes a compressed message as one frame, with a length of 16 bits if it needs them.
+fn write_compressed_frame(compressor: &mut Compress, message: &[u8], frame: &mut Vec<u8>) {
     const LONG: usize = 4;
     frame.clear();
     frame.extend([0; LONG]);
@@ -437,8 +442,8 @@ fn compress(compressor: &mut Compress, message: &[u8], frame: &mut Vec<u8>) {
     }
 }
 
-/// A thread that writes to one socket after the other, whatever is published in a row at once.
-fn bare_loop(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+/// A server whose thread writes to one blocking socket after the other, with one write for all messages in a row.
+fn blocking_loop_server(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     let sockets = Arc::new(Mutex::new(Vec::new()));
@@ -453,16 +458,16 @@ fn bare_loop(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
             }
             let answer = format!(
                 "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-                 sec-websocket-accept: {ACCEPT}\r\n\r\n"
+                 sec-websocket-accept: {SAMPLE_ACCEPT}\r\n\r\n"
             );
-            // Before the client knows that it is connected.
+            // The lock is taken before the client gets its response, so the socket is in the list when the client counts as connected.
             let mut accepted = lock(&accepted);
             let _ = socket.write_all(answer.as_bytes());
             accepted.push(socket);
         }
     });
     let publish = move |payloads: Vec<String>| {
-        let frames = framed(payloads);
+        let frames = text_frames(payloads);
         let mut sockets = lock(&sockets);
         for socket in sockets.iter_mut() {
             let _: io::Result<()> = socket.write_all(&frames);
@@ -471,8 +476,8 @@ fn bare_loop(_: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
     Ok((address, Arc::new(publish)))
 }
 
-/// All of them, with lengths in 16 bits.
-fn framed(payloads: Vec<String>) -> Vec<u8> {
+/// Returns the frames of these text messages, with lengths of 16 bits.
+fn text_frames(payloads: Vec<String>) -> Vec<u8> {
     let mut frames = Vec::new();
     for payload in payloads {
         frames.extend([0x81, 126]);
@@ -482,45 +487,46 @@ fn framed(payloads: Vec<String>) -> Vec<u8> {
     frames
 }
 
-/// The least that a task for each connection does: it is woken, takes what was encoded for all, and writes it.
-fn floor(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
-    let floor = Arc::new(Mutex::new(Floor::default()));
-    let address = upgrading(runtime, {
+/// A server with a minimal task for each connection: the task is woken, and writes bytes that were encoded for all clients.
+fn floor_server(runtime: &Runtime) -> Result<(SocketAddr, Publish), BoxError> {
+    let floor = Arc::new(Mutex::new(FloorFeed::default()));
+    let address = serve_upgrades(runtime, {
         let floor = floor.clone();
         move |_| {
             let floor = floor.clone();
-            let mut at = lock(&floor).published.len();
+            let mut next = lock(&floor).published.len();
             async move |mut socket: TokioIo<Upgraded>| loop {
-                let next = poll_fn(|cx| lock(&floor).next(at, cx)).await;
-                at += 1;
-                if socket.write_all(&next).await.is_err() {
+                let frames = poll_fn(|cx| lock(&floor).poll_frames(next, cx)).await;
+                next += 1;
+                if socket.write_all(&frames).await.is_err() {
                     break;
                 }
             }
         }
     })?;
     let publish = move |payloads: Vec<String>| {
-        let waiting = lock(&floor).publish(framed(payloads).into());
+        let waiting = lock(&floor).publish(text_frames(payloads).into());
         waiting.into_iter().for_each(Waker::wake);
     };
     Ok((address, Arc::new(publish)))
 }
 
+/// The state that all tasks of the `floor` server share.
 #[derive(Default)]
-struct Floor {
-    /// All that ever was: it is a benchmark.
+struct FloorFeed {
+    /// The frames of every publication so far. They are never removed.
     published: Vec<Bytes>,
     waiting: Vec<Waker>,
 }
 
-impl Floor {
+impl FloorFeed {
     fn publish(&mut self, frames: Bytes) -> Vec<Waker> {
         self.published.push(frames);
         std::mem::take(&mut self.waiting)
     }
 
-    fn next(&mut self, at: usize, cx: &mut Context<'_>) -> Poll<Bytes> {
-        if let Some(frames) = self.published.get(at) {
+    fn poll_frames(&mut self, index: usize, cx: &mut Context<'_>) -> Poll<Bytes> {
+        if let Some(frames) = self.published.get(index) {
             return Poll::Ready(frames.clone());
         }
         self.waiting.push(cx.waker().clone());
@@ -529,23 +535,20 @@ impl Floor {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no panic under the lock")
+    mutex.lock().expect("not poisoned")
 }
 
-/// What answers [`NONCE`], RFC 6455 §1.3.
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
-
-/// Upgrades every request, and runs a task with the socket.
-fn upgrading<F, T, Fut>(runtime: &Runtime, subscribe: F) -> Result<SocketAddr, BoxError>
+/// Starts a server that upgrades every request and passes the socket to a task.
+fn serve_upgrades<F, T, Fut>(runtime: &Runtime, subscribe: F) -> Result<SocketAddr, BoxError>
 where
-    F: Fn(Work) -> T + Clone + Send + 'static,
+    F: Fn(ConnectionWork) -> T + Clone + Send + 'static,
     T: FnOnce(TokioIo<Upgraded>) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
     let service = service_fn(move |mut request: Request<Incoming>| {
         let nonce = request.headers().get("sec-websocket-key");
-        assert!(nonce.is_some_and(|nonce| nonce == NONCE));
-        let run = subscribe(Work::asked(request.uri()));
+        assert!(nonce.is_some_and(|nonce| nonce == SAMPLE_KEY));
+        let run = subscribe(ConnectionWork::from_uri(request.uri()));
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             if let Ok(upgraded) = upgrade.await {
@@ -556,7 +559,7 @@ where
             .status(101)
             .header("connection", "upgrade")
             .header("upgrade", "websocket")
-            .header("sec-websocket-accept", ACCEPT);
+            .header("sec-websocket-accept", SAMPLE_ACCEPT);
         if request.headers().contains_key("sec-websocket-extensions") {
             response = response.header("sec-websocket-extensions", "permessage-deflate");
         }
@@ -565,7 +568,7 @@ where
     listen(runtime, service)
 }
 
-/// Serves all connections, each as a task.
+/// Serves each connection in a task of its own.
 fn listen<S, B>(runtime: &Runtime, service: S) -> Result<SocketAddr, BoxError>
 where
     S: hyper::service::Service<

@@ -176,35 +176,35 @@ impl IntoItem for Payload {
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl IntoItem for String {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl IntoItem for &str {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl IntoItem for Cow<'_, str> {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }
 }
 
-/// A binary event.
+/// Makes a binary event.
 impl IntoItem for Bytes {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::binary(self).into_item()
     }
 }
 
-/// A binary event.
+/// Makes a binary event.
 impl IntoItem for Vec<u8> {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::binary(self).into_item()
