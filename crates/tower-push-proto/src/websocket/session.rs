@@ -441,7 +441,7 @@ impl Session {
         self.encoder.end(end, self.send_queue.message_buffer());
         let (code, reason) = match end {
             End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
-            End { expired: true, .. } => (CloseCode::AUTHORIZATION_EXPIRED, "expired".into()),
+            End { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
             End { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
             End { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
         };
