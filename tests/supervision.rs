@@ -298,7 +298,9 @@ async fn source_that_keeps_its_subscription_keeps_no_stream_open() {
 
 /// A transport whose response ends at once, while its socket lives on in another task: here until the test drops the handle.
 #[derive(Clone, Debug)]
-struct SocketLike(Arc<Mutex<Option<oneshot::Sender<(SupervisedStream, StreamHandle)>>>>);
+struct SocketLike(Arc<Mutex<Option<oneshot::Sender<OpenSocket>>>>);
+
+type OpenSocket = (SupervisedStream, StreamHandle);
 
 impl Transport for SocketLike {
     fn name(&self) -> &'static str {

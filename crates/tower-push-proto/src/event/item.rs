@@ -85,7 +85,8 @@ impl Item {
     /// [`Encoder::end`], and does not poll the source again.
     ///
     /// ```
-    /// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
+    /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
+    /// use tower_push::{Event, Item, format::Ndjson, transport::{Encoder, FrameBuffer}};
     ///
     /// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
     /// encoder.open(&mut out);
@@ -96,7 +97,7 @@ impl Item {
     /// }
     /// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
     /// assert_eq!(out.into_bytes(), sent);
-    /// # Ok::<(), tower_push_proto::Error>(())
+    /// # Ok::<(), tower_push::Error>(())
     /// ```
     ///
     /// # Errors
