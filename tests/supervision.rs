@@ -454,3 +454,25 @@ async fn unsupervised_stream_is_limited_and_drained() {
     drop(open);
     assert_eq!(drain.wait().await.left, 1);
 }
+
+/// A head's clone, in a subscription that a source keeps for ever, keeps no stream counted.
+#[tokio::test]
+async fn kept_subscription_of_unsupervised_stream_is_not_counted() {
+    let drain = Drain::new();
+    let guard = Guard::builder().drain(&drain).build();
+    let kept = Arc::new(Mutex::new(None));
+    let keep = kept.clone();
+    let source = source_fn(move |subscription: Subscription| async move {
+        *keep.lock().unwrap() = Some(subscription);
+        Ok(stream::pending::<&str>())
+    });
+    let mut head = get_request_head("/", &[]);
+    let response = guard
+        .wrap(Unsupervised)
+        .respond(&mut head, Push::new(source));
+    let open = response.await;
+    assert_eq!(drain.open_streams(), 1);
+    drop(open);
+    assert!(kept.lock().unwrap().is_some());
+    assert_eq!(drain.open_streams(), 0);
+}

@@ -118,7 +118,7 @@ pub use self::{
 use crate::{
     origin_policy::OriginPolicy,
     source::Push,
-    supervision::StreamHandle,
+    supervision::{StreamHandle, StreamHandleSlot},
     transport::{BoxResponseFuture, Preference, PushBody, Transport, is_event_source_request},
 };
 
@@ -281,7 +281,7 @@ impl<T: Transport> Transport for Guarded<T> {
         let stream = match admit(policy, head) {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
-                if let Some(outer) = head.extensions.get::<StreamHandle>() {
+                if let Some(outer) = StreamHandleSlot::take_from(head) {
                     outer.lifecycle().on_inner_refusal();
                 }
                 return Box::pin(ready(refuse(policy, head, reason)));
@@ -290,10 +290,11 @@ impl<T: Transport> Transport for Guarded<T> {
         // The observers need the head if the request is refused later.
         let head_for_observers = (!policy.observers.is_empty()).then(|| head.clone());
         let is_event_source = policy.drain.is_some() && is_event_source_request(head);
-        head.extensions.insert(StreamHandle::new(stream.clone()));
+        let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
-        // A handle that the transport has left in the head is removed, because the head may outlive the stream.
-        head.extensions.remove::<StreamHandle>();
+        // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
+        drop(slot.take());
+        head.extensions.remove::<StreamHandleSlot>();
         Box::pin(async move {
             let head = head_for_observers.as_ref();
             let mut response = match stream.response_unless_drained(response).await {
@@ -327,7 +328,7 @@ fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycl
         Some(drain) => Some(drain.register().ok_or(RefusalReason::Draining)?),
         None => None,
     };
-    let outer = head.extensions.remove();
+    let outer = StreamHandleSlot::take_from(head);
     Ok(AdmittedLifecycle::new(
         policy.clone(),
         registration,

@@ -55,12 +55,13 @@ pub struct ClientMessages(Arc<MessageQueue>);
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};
-/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, PushSource, Rejection, Subscription}};
+/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, Rejection}, supervision::PendingStream};
 ///
-/// # async fn example(head: http::request::Parts, push: Push) -> Result<(), Rejection> {
+/// # async fn example(mut head: http::request::Parts, push: Push) -> Result<(), Rejection> {
 /// let sender = ClientMessageSender::new();
-/// let subscription = Subscription::new(&head, "my-transport").with_client_messages(&sender);
-/// let items = push.subscribe(subscription).await?;
+/// let pending = PendingStream::new(&mut head, "my-transport");
+/// let pending = pending.map_subscription(|subscription| subscription.with_client_messages(&sender));
+/// let items = pending.open(push).await?;
 ///
 /// // A message has arrived:
 /// let mut message = Some(Payload::Text("hello".to_owned()));

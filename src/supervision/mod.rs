@@ -51,7 +51,7 @@ mod pending_stream;
 mod stream_handle;
 mod supervised_stream;
 
-pub(crate) use self::stream_handle::StreamLifecycle;
+pub(crate) use self::stream_handle::{StreamHandleSlot, StreamLifecycle};
 pub use self::{
     pending_stream::PendingStream, stream_handle::StreamHandle, supervised_stream::SupervisedStream,
 };

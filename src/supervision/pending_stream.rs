@@ -1,6 +1,6 @@
 use http::request::Parts;
 
-use super::{StreamHandle, SupervisedStream};
+use super::{StreamHandle, StreamHandleSlot, SupervisedStream};
 use crate::source::{Push, PushSource, Rejection, Subscription};
 
 /// A client's subscription that its source has not accepted yet, with the handle of its guard.
@@ -20,7 +20,7 @@ impl PendingStream {
     ///
     /// `transport` is the [name](crate::transport::Transport::name) of the transport.
     pub fn new(head: &mut Parts, transport: &'static str) -> Self {
-        let handle = head.extensions.remove();
+        let handle = StreamHandleSlot::take_from(head);
         Self {
             subscription: Subscription::new(head, transport),
             handle,

@@ -1,12 +1,18 @@
 use std::{fmt, sync::Arc, task::Waker};
 
+use http::request::Parts;
 use tokio::time::Instant;
 
-use crate::{error::BoxError, event::Item, source::Subscription};
+use crate::{
+    error::BoxError,
+    event::Item,
+    source::Subscription,
+    sync::{Mutex, lock},
+};
 
 /// Keeps an open stream counted until every clone of the handle is dropped.
 ///
-/// A [`Guard`](crate::Guard) puts a handle into the extensions of the request's head, and a
+/// A [`Guard`](crate::Guard) passes a handle in the extensions of the request's head, and a
 /// [`PendingStream`](super::PendingStream) takes it from there. The guard, the [`SupervisedStream`](super::SupervisedStream) and the body
 /// of the response each hold a clone. If a transport's socket outlives all of these, the transport holds a clone
 /// for as long as the socket lives.
@@ -54,6 +60,30 @@ impl StreamHandle {
 
     pub(crate) fn lifecycle(&self) -> &dyn StreamLifecycle {
         &*self.0
+    }
+}
+
+/// The extension of a request's head in which a guard passes a handle. Clones of the head share the handle, and only the first taker
+/// gets it. So a source that keeps a clone of the head does not keep the stream open.
+#[derive(Clone)]
+pub(crate) struct StreamHandleSlot(Arc<Mutex<Option<StreamHandle>>>);
+
+impl StreamHandleSlot {
+    /// Puts a handle into the extensions of `head`.
+    pub(crate) fn insert(head: &mut Parts, handle: StreamHandle) -> Self {
+        let slot = Self(Arc::new(Mutex::new(Some(handle))));
+        head.extensions.insert(slot.clone());
+        slot
+    }
+
+    /// Removes the slot from the extensions of `head`, and takes its handle.
+    pub(crate) fn take_from(head: &mut Parts) -> Option<StreamHandle> {
+        head.extensions.remove::<Self>()?.take()
+    }
+
+    /// Takes the handle, unless it was taken before.
+    pub(crate) fn take(&self) -> Option<StreamHandle> {
+        lock(&self.0).take()
     }
 }
 

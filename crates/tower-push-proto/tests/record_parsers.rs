@@ -452,6 +452,92 @@ fn records_are_bounded_in_any_pieces() {
 }
 
 #[test]
+fn limit_that_is_lowered_within_a_record_holds() {
+    let mut ndjson = NdjsonParser::new();
+    assert!(
+        ndjson
+            .next_record(&mut Bytes::from("abcdef"))
+            .unwrap()
+            .is_none()
+    );
+    ndjson = ndjson.max_record_len(3);
+    let error = ndjson.next_record(&mut Bytes::from("g\n")).unwrap_err();
+    assert!(error.is_too_long());
+    let mut json_seq = JsonSeqParser::new();
+    assert!(
+        json_seq
+            .next_record(&mut Bytes::from("\x1eabcdef"))
+            .unwrap()
+            .is_none()
+    );
+    json_seq = json_seq.max_record_len(3);
+    let error = json_seq.next_record(&mut Bytes::from("g\n")).unwrap_err();
+    assert!(error.is_too_long());
+}
+
+/// RFC 7464 §2.4: an object, an array or a string is complete without white space after it.
+#[test]
+fn json_seq_object_may_end_with_the_next_separator() -> Result<(), Error> {
+    let body = Bytes::from("\x1e{\"a\":1}\x1e[2] \x1e\"3\"\x1e4\x1etrue\x1e5\n");
+    for piece_len in [1, 3, 100] {
+        let mut parser = JsonSeqParser::new();
+        let mut read = Vec::new();
+        for mut piece in pieces(&body, piece_len) {
+            loop {
+                match parser.next_record(&mut piece) {
+                    Ok(Some(record)) => read.push(text(record.trim_ascii()).to_owned()),
+                    Ok(None) => break,
+                    Err(error) => {
+                        assert!(error.is_malformed());
+                        read.push("cut off".to_owned());
+                    }
+                }
+            }
+        }
+        assert_eq!(
+            read,
+            ["{\"a\":1}", "[2]", "\"3\"", "cut off", "cut off", "5"],
+            "{piece_len}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn json_seq_reads_the_same_in_any_pieces() {
+    let bodies = [
+        "\x1econtent-longer-than-9\x1e1\n",
+        "\x1e123456789\x1e1\n",
+        "\x1e\"12345678\"\x1e1\n",
+        "\x1e{}  \x1e\x1e[] ,\x1e2\n",
+    ];
+    for body in bodies {
+        let read = |piece_len| {
+            let mut parser = JsonSeqParser::new().max_record_len(9);
+            let mut read = Vec::new();
+            for mut piece in pieces(&Bytes::from(body), piece_len) {
+                loop {
+                    match parser.next_record(&mut piece) {
+                        Ok(Some(record)) => read.push(text(&record).to_owned()),
+                        Ok(None) => break,
+                        Err(error) if error.is_too_long() => {
+                            read.push("too long".to_owned());
+                            return read;
+                        }
+                        Err(_) => read.push("malformed".to_owned()),
+                    }
+                }
+            }
+            read
+        };
+        let whole = read(100);
+        for piece_len in 1..10 {
+            assert_eq!(read(piece_len), whole, "{body:?} in pieces of {piece_len}");
+        }
+    }
+}
+
+#[test]
 fn json_seq_tells_what_was_cut() -> Result<(), Error> {
     let mut parser = JsonSeqParser::new();
     let mut input = Bytes::from("\x1e{\"a\":\"\\\"}\n\"\n}\n\x1e[1\n,\x1e\"x\n\"\n 5 \x1e7\n");
@@ -489,6 +575,36 @@ fn multipart_follows_rfc_2046() -> Result<(), Error> {
         assert!(parser.is_finished());
     }
     Ok(())
+}
+
+/// RFC 2046 §5.1.1: the line break before a delimiter belongs to the delimiter, also directly after the headers.
+#[test]
+fn multipart_parts_may_be_empty() -> Result<(), Error> {
+    let with_header = "--b\r\nX: y\r\n\r\n--b\r\n\r\n\r\n--b--";
+    let without_header = "--b\r\n\r\n--b\r\n\r\nq\r\n--b--";
+    for (body, expected) in [(with_header, ["", ""]), (without_header, ["", "q"])] {
+        for piece_len in [1, 3, 100] {
+            let mut parser = MultipartParser::new("b");
+            let parts = all(&Bytes::from(body), piece_len, |input| {
+                parser.next_part(input)
+            })?;
+            let contents: Vec<_> = parts.iter().map(|part| text(&part.content)).collect();
+            assert_eq!(contents, expected, "{body:?} in pieces of {piece_len}");
+            assert!(parser.is_finished());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn multipart_boundary_needs_both_quotes() {
+    for content_type in [
+        "multipart/mixed; boundary=\"",
+        "multipart/mixed; boundary=\"a",
+    ] {
+        let error = MultipartParser::from_content_type(&HeaderValue::from_static(content_type));
+        assert!(error.unwrap_err().is_malformed(), "{content_type}");
+    }
 }
 
 #[test]

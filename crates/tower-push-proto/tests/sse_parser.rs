@@ -234,3 +234,24 @@ proptest! {
         prop_assert_eq!(&read_pieces(stream.chunks(piece_len)), &expected);
     }
 }
+
+/// The limit of the first line does not count a byte order mark, wherever the input is cut.
+#[test]
+fn byte_order_mark_does_not_count() {
+    let input = "\u{feff}data: 89\n\n";
+    for max_line_len in [7, 8] {
+        for piece_len in [1, 4, 100] {
+            let mut parser = SseParser::new().max_line_len(max_line_len);
+            let mut read = Vec::new();
+            let mut is_too_long = false;
+            for mut piece in input.as_bytes().chunks(piece_len) {
+                match parser.next_event(&mut piece) {
+                    Ok(event) => read.extend(event),
+                    Err(error) => is_too_long |= error.is_too_long(),
+                }
+            }
+            assert_eq!(is_too_long, max_line_len == 7, "{piece_len}");
+            assert_eq!(read.len(), usize::from(max_line_len == 8), "{piece_len}");
+        }
+    }
+}

@@ -10,8 +10,9 @@ use crate::error::Error;
 /// of its strings, arrays and objects. The parser returns the text without the line feed, as soon as it has read it. Record separators with
 /// nothing after them are heartbeats, and are skipped. The parser does not check the JSON: `Record::from_json` does.
 ///
-/// A text that contains a record separator was cut off there. The parser fails with [`Error::is_malformed`], and continues after the
-/// separator when it is called again.
+/// A complete object, array or string may also end with the record separator of the next text ([RFC 7464
+/// §2.4](https://www.rfc-editor.org/rfc/rfc7464#section-2.4)). Any other JSON text that contains a record separator was cut off there: the
+/// parser fails with [`Error::is_malformed`], and continues after the separator when it is called again.
 ///
 /// The parser keeps at most one text. It fails with [`Error::is_too_long`] if a text is longer than
 /// [`max_record_len`](Self::max_record_len), and at each call after that.
@@ -60,8 +61,8 @@ enum ByteRole {
     Inside,
     /// The line feed after a text.
     End,
-    /// A record separator within a text, which was therefore cut off.
-    Interruption,
+    /// The record separator of the next text, within or directly after a text.
+    NextSeparator { depth: Option<usize> },
     /// A byte of a text that has no record separator.
     Stray,
 }
@@ -77,9 +78,13 @@ impl TextPosition {
             }
             (Self::Between | Self::AfterSeparator, _) if is_space => return ByteRole::Outside,
             (Self::Between, _) => return ByteRole::Stray,
-            (_, RECORD_SEPARATOR) => {
+            (text, RECORD_SEPARATOR) => {
                 *self = Self::AfterSeparator;
-                return ByteRole::Interruption;
+                let depth = match text {
+                    Self::Text { depth } => Some(depth),
+                    _ => None,
+                };
+                return ByteRole::NextSeparator { depth };
             }
             (Self::Text { depth: 0 }, b'\n') => {
                 *self = Self::Between;
@@ -140,6 +145,7 @@ impl JsonSeqParser {
                 chunk.len()
             };
             let mut end = None;
+            let mut is_cut_off = false;
             for (index, byte) in chunk.iter().enumerate() {
                 match self.position.advance(*byte) {
                     ByteRole::Outside => {}
@@ -148,10 +154,10 @@ impl JsonSeqParser {
                         end = Some(index);
                         break;
                     }
-                    ByteRole::Interruption => {
-                        input.advance(index + 1);
-                        self.partial.clear();
-                        return Err(Error::malformed("a JSON text was cut off"));
+                    ByteRole::NextSeparator { depth } => {
+                        end = Some(index);
+                        is_cut_off = depth != Some(0) || !self.ends_itself(&chunk[start..index]);
+                        break;
                     }
                     ByteRole::Stray => {
                         input.advance(index + 1);
@@ -179,6 +185,9 @@ impl JsonSeqParser {
                 self.partial.split().freeze()
             };
             input.advance(1);
+            if is_cut_off {
+                return Err(Error::malformed("a JSON text was cut off"));
+            }
             return Ok(Some(text));
         }
         Ok(None)
@@ -190,6 +199,14 @@ impl JsonSeqParser {
             self.position,
             TextPosition::Between | TextPosition::AfterSeparator
         )
+    }
+
+    /// Whether the text whose last bytes are `last_piece` ends as an object, an array or a string does. Numbers and literals need white
+    /// space after them, because a cut does not show in them.
+    fn ends_itself(&self, last_piece: &[u8]) -> bool {
+        let mut bytes = last_piece.iter().rev().chain(self.partial.iter().rev());
+        let last = bytes.find(|byte| !byte.is_ascii_whitespace());
+        last.is_some_and(|byte| matches!(byte, b'}' | b']' | b'"'))
     }
 
     fn too_long(&self) -> Error {

@@ -66,7 +66,7 @@ enum BodyPosition {
     DelimiterSuffix,
     /// The headers of a part.
     Headers,
-    /// The content of a part, up to the next delimiter.
+    /// The line break after the headers, and the content of a part, up to the next delimiter.
     Content(HeaderMap),
     /// The content of a part of this length.
     SizedContent(HeaderMap, usize),
@@ -80,6 +80,9 @@ enum BodyPosition {
 
 /// The maximum length of a boundary: [RFC 2046 §5.1.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1.1).
 const MAX_BOUNDARY_LEN: usize = 70;
+
+/// The length of `\r\n`, in bytes.
+const LINE_BREAK_LEN: usize = 2;
 
 /// The maximum number of spaces and tabs after a delimiter.
 const MAX_PADDING_LEN: usize = 256;
@@ -111,6 +114,7 @@ impl MultipartParser {
             is_boundary.then(|| unquoted(value.trim()))
         });
         boundary
+            .flatten()
             .filter(|boundary| (1..=MAX_BOUNDARY_LEN).contains(&boundary.len()))
             .map(|boundary| Self::new(&boundary))
             .ok_or_else(|| Error::malformed("the content type has no valid boundary"))
@@ -185,7 +189,10 @@ impl MultipartParser {
                     };
                     self.position = match parse_content_length(&headers)? {
                         Some(len) if len > self.max_part_len => return Err(self.part_too_long()),
-                        Some(len) => BodyPosition::SizedContent(headers, len),
+                        Some(len) => {
+                            self.buffer.advance(LINE_BREAK_LEN);
+                            BodyPosition::SizedContent(headers, len)
+                        }
                         None => BodyPosition::Content(headers),
                     };
                 }
@@ -212,16 +219,19 @@ impl MultipartParser {
                     self.position = BodyPosition::DelimiterSuffix;
                 }
                 BodyPosition::Content(headers) => {
-                    let Some(content) = self.take_until_delimiter() else {
-                        if self.searched > self.max_part_len {
+                    let max_len = self.max_part_len.saturating_add(LINE_BREAK_LEN);
+                    let Some(mut content) = self.take_until_delimiter() else {
+                        if self.searched > max_len {
                             return Err(self.part_too_long());
                         }
                         self.position = BodyPosition::Content(headers);
                         return Ok(None);
                     };
-                    if content.len() > self.max_part_len {
+                    if content.len() > max_len {
                         return Err(self.part_too_long());
                     }
+                    // In an empty part, the line break after the headers is that of the delimiter.
+                    content.advance(content.len().min(LINE_BREAK_LEN));
                     self.position = BodyPosition::DelimiterSuffix;
                     return Ok(Some(MultipartPart { headers, content }));
                 }
@@ -284,10 +294,10 @@ impl MultipartParser {
         }
     }
 
-    /// Removes and parses the headers of a part, with the empty line after them. Returns `None` if they are incomplete.
+    /// Removes and parses the headers of a part. The line break of the empty line after them stays in the buffer, because it may belong
+    /// to a delimiter. Returns `None` if the headers are incomplete.
     fn take_headers(&mut self) -> Result<Option<HeaderMap>, Error> {
         let block = if self.buffer.starts_with(b"\r\n") {
-            self.buffer.advance(2);
             BytesMut::new()
         } else {
             let from = self.searched;
@@ -299,7 +309,7 @@ impl MultipartParser {
                 return Ok(None);
             };
             let block = self.buffer.split_to(from + offset);
-            self.buffer.advance(4);
+            self.buffer.advance(LINE_BREAK_LEN);
             block
         };
         self.searched = 0;
@@ -380,22 +390,18 @@ fn parse_content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     Ok(Some(text.parse().unwrap_or(usize::MAX)))
 }
 
-/// Returns a parameter's value without its quotes and escapes.
-fn unquoted(value: &str) -> String {
-    let Some(quoted) = value
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-    else {
-        return value.to_owned();
+/// Returns a parameter's value without its quotes and escapes, or `None` if its quotes have no end.
+fn unquoted(value: &str) -> Option<String> {
+    let Some(quoted) = value.strip_prefix('"') else {
+        return Some(value.to_owned());
     };
+    let quoted = quoted.strip_suffix('"')?;
     let mut is_escaped = false;
-    quoted
-        .chars()
-        .filter(|c| {
-            is_escaped = *c == '\\' && !is_escaped;
-            !is_escaped
-        })
-        .collect()
+    let unescaped = quoted.chars().filter(|c| {
+        is_escaped = *c == '\\' && !is_escaped;
+        !is_escaped
+    });
+    Some(unescaped.collect())
 }
 
 impl MultipartPart {

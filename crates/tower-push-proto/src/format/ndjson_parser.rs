@@ -60,7 +60,8 @@ impl NdjsonParser {
             let chunk = input.chunk();
             let end = find_byte(chunk, |byte| byte == b'\n');
             let piece_len = end.unwrap_or(chunk.len());
-            if self.has_failed || piece_len > self.max_record_len - self.partial.len() {
+            if self.has_failed || piece_len > self.max_record_len.saturating_sub(self.partial.len())
+            {
                 self.has_failed = true;
                 let max_len = self.max_record_len;
                 return Err(Error::too_long(format!(

@@ -39,6 +39,9 @@ pub struct SseParser {
     retry: Option<Duration>,
 }
 
+/// U+FEFF in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// An event that an [`SseParser`] has read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -184,7 +187,14 @@ impl SseParser {
         if line.is_comment {
             return Ok(());
         }
-        if piece.len() > self.max_line_len - line.bytes.len().min(self.max_line_len) {
+        // A byte order mark before the first line is not a part of the line.
+        let mark_len = if line.is_past_first {
+            0
+        } else {
+            BYTE_ORDER_MARK.len()
+        };
+        let max_len = self.max_line_len.saturating_add(mark_len);
+        if piece.len() > max_len.saturating_sub(line.bytes.len()) {
             return Err(line_too_long(self.max_line_len));
         }
         line.bytes.extend_from_slice(piece);
@@ -211,7 +221,7 @@ impl SseParser {
     /// Processes a complete line, without its end. Returns an event if the line ends one.
     fn process_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
         if !std::mem::replace(&mut self.line.is_past_first, true) {
-            line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
         }
         let colon = match find_byte(line, |byte| byte == b':') {
             None if line.is_empty() => return Ok(self.end_event()),

@@ -90,12 +90,23 @@ pub(super) const MAX_UNMASKED_HEADER_LEN: usize = 10;
 
 /// Appends one frame without a mask.
 ///
-/// `is_compressed` marks the payload as the output of permessage-deflate. The payload of a control frame must have at most 125
-/// bytes.
+/// `is_compressed` marks the payload as the output of permessage-deflate. The payload of a control frame is cut to 125 bytes
+/// ([RFC 6455 §5.5](https://www.rfc-editor.org/rfc/rfc6455#section-5.5)).
 pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
+    let payload = &payload[..payload.len().min(max_payload_len(opcode))];
     out.reserve(MAX_UNMASKED_HEADER_LEN + payload.len());
     out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
     out.put_slice(payload);
+}
+
+/// Returns the maximum length of a frame's payload, in bytes.
+#[inline]
+fn max_payload_len(opcode: OpCode) -> usize {
+    if opcode.is_control() {
+        MAX_CONTROL_PAYLOAD_LEN
+    } else {
+        usize::MAX
+    }
 }
 
 /// Appends one frame without a mask, whose payload `write_payload` appends.
@@ -112,6 +123,7 @@ pub fn encode_with(
     let payload_start = start + MIN_HEADER_LEN;
     out.put_bytes(0, MIN_HEADER_LEN);
     write_payload(out);
+    out.truncate(payload_start.saturating_add(max_payload_len(opcode)));
     let end = out.len();
     let header = FrameHeader::new(opcode, is_compressed, end - payload_start);
     let header = header.as_bytes();
@@ -141,6 +153,7 @@ pub fn encode_masked(
     payload: &[u8],
     out: &mut BytesMut,
 ) {
+    let payload = &payload[..payload.len().min(max_payload_len(opcode))];
     out.reserve(MAX_UNMASKED_HEADER_LEN + mask_key.len() + payload.len());
     let second_byte = out.len() + 1;
     out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
@@ -290,6 +303,19 @@ mod tests {
             assert_eq!(&out[..6], b"before");
             assert_eq!(out[6..], encoded(OpCode::Binary, true, &payload), "{len}");
         }
+    }
+
+    #[test]
+    fn control_payload_is_cut_to_125_bytes() {
+        let payload = [7; 200];
+        let frame = encoded(OpCode::Ping, false, &payload);
+        assert_eq!((frame[1], frame.len()), (125, 2 + 125));
+        let mut out = BytesMut::new();
+        encode_with(OpCode::Ping, false, &mut out, |out| out.put_slice(&payload));
+        assert_eq!(out, frame);
+        out.clear();
+        encode_masked(OpCode::Pong, false, [0; 4], &payload, &mut out);
+        assert_eq!((out[1], out.len()), (0x80 | 125, 2 + 4 + 125));
     }
 
     #[test]

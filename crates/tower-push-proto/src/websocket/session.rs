@@ -13,7 +13,7 @@ use super::{
     frame_decoder::{DecoderConfig, DecoderEvent, FrameDecoder, Message},
     frame_encoder::FrameEncoder,
     send_queue::SendQueue,
-    session_config::SessionConfig,
+    session_config::{MAX_DEADLINE, SessionConfig},
 };
 use crate::{
     encoder::{Encoder, End},
@@ -183,8 +183,8 @@ const SEND_QUEUE_LIMIT: usize = 64 * 1024;
 impl Session {
     /// Creates the session of a connection that is about to be upgraded.
     ///
-    /// A client that sends nothing for `ping_interval` is pinged. Without an interval, the client is never pinged, and an idle
-    /// session needs no timer.
+    /// A client that sends nothing for `ping_interval` is pinged. An interval of more than 30 days is reduced to 30 days. Without an
+    /// interval, the client is never pinged, and an idle session needs no timer.
     pub fn new(
         config: Arc<SessionConfig>,
         encoder: FrameEncoder,
@@ -199,7 +199,7 @@ impl Session {
             decoder: FrameDecoder::new(decoder_config),
             send_queue: SendQueue::default(),
             state: SessionState::Open,
-            ping_interval,
+            ping_interval: ping_interval.map(|interval| interval.min(MAX_DEADLINE)),
             last_activity: now,
             unanswered_ping: None,
             message_started: None,
@@ -785,6 +785,14 @@ mod tests {
         assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
         fixture.advance(19 * SECOND);
         assert!(fixture.session.is_open());
+    }
+
+    #[test]
+    fn ping_interval_is_at_most_30_days() {
+        let mut fixture = Fixture::with_ping_interval(Some(Duration::MAX));
+        let after_30_days = fixture.now + MAX_DEADLINE;
+        assert_eq!(fixture.session.poll_timeout(), Some(after_30_days));
+        fixture.session.handle_timeout(after_30_days);
     }
 
     #[test]

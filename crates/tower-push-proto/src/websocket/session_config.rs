@@ -14,7 +14,7 @@ pub struct SessionConfig {
 }
 
 /// 30 days: the bound keeps the sum of an `Instant` and a deadline from overflowing.
-const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub(super) const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl SessionConfig {
     /// Creates a configuration with the defaults that the setters name.
