@@ -202,7 +202,7 @@ async fn forwarding_headers_do_not_change_origin() {
             let mut client = HttpClient::connect(&behind_nothing, version).await;
             let refused = client.open_websocket("/", &[foreign, forged_header]).await;
             assert_eq!(
-                refused.err().expect("refused").head.status,
+                refused.expect_err("refused").head.status,
                 403,
                 "{forged_header:?}"
             );

@@ -223,8 +223,7 @@ async fn one_url_serves_websocket_and_other_transports() {
     let refused = client
         .open_websocket("/", &[])
         .await
-        .err()
-        .expect("not a WebSocket");
+        .expect_err("not a WebSocket");
     assert_eq!(
         refused.head.status, 200,
         "the upgrade is ignored, as RFC 9110 §7.8 has it"
@@ -313,11 +312,7 @@ async fn rejection_is_http_status() {
     let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
-        let refused = client
-            .open_websocket("/", &[])
-            .await
-            .err()
-            .expect("refused");
+        let refused = client.open_websocket("/", &[]).await.expect_err("refused");
         assert_eq!(refused.head.status, 401);
     }
 }
@@ -371,11 +366,7 @@ async fn lost_handshake_response_unsubscribes() {
     let server = TestServer::start(app).await;
     for version in HttpVersion::ALL {
         let mut client = HttpClient::connect(&server, version).await;
-        let refused = client
-            .open_websocket("/", &[])
-            .await
-            .err()
-            .expect("refused");
+        let refused = client.open_websocket("/", &[]).await.expect_err("refused");
         assert_eq!(refused.head.status, 500);
         // The subscription ends although the client's connection stays open.
         let idle = tokio::time::timeout(testkit::TEST_TIMEOUT, channel.unsubscribed()).await;
@@ -413,8 +404,7 @@ async fn foreign_origins_are_refused() {
         let refused = client
             .open_websocket("/", &[foreign])
             .await
-            .err()
-            .expect("refused");
+            .expect_err("refused");
         assert_eq!(refused.head.status, 403);
         connect(&server, version, "/", &[own]).await;
         connect(&open_to_all, version, "/", &[foreign]).await;
@@ -966,17 +956,12 @@ async fn other_connect_protocols_are_refused() {
         let refused = client
             .open_websocket("/", &[other])
             .await
-            .err()
-            .expect("refused");
+            .expect_err("refused");
         assert_eq!(refused.head.status, 501);
     }
     let only_others = Router::new().route("/", any(push)).layer(SseLayer::new());
     let server = TestServer::start(only_others).await;
     let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
-    let refused = client
-        .open_websocket("/", &[])
-        .await
-        .err()
-        .expect("refused");
+    let refused = client.open_websocket("/", &[]).await.expect_err("refused");
     assert_eq!(refused.head.status, 501);
 }
