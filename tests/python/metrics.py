@@ -29,7 +29,7 @@ def main():
             values[key] = sample.value
         if family.type == "histogram":
             check(family)
-    # Every line that is no comment was a sample.
+    # Every line that is not a comment must be a sample.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(lines) == len(values), (len(lines), len(values))
     print(json.dumps(values))

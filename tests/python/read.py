@@ -16,7 +16,7 @@ from jsonseq.decode import JSONSeqDecoder
 from python_multipart.multipart import MultipartParser, parse_options_header
 from sseclient import SSEClient
 
-#: Seconds without a byte.
+#: The longest time without a byte, in seconds.
 TIMEOUT = 15
 
 
