@@ -296,12 +296,11 @@ async fn source_that_keeps_its_subscription_keeps_no_stream_open() {
     assert_eq!(drain.open_streams(), 0);
 }
 
-/// Receives the stream of a [`SocketLike`] and the handle that keeps it open.
-type SocketTask = oneshot::Sender<(SupervisedStream, StreamHandle)>;
-
 /// A transport whose response ends at once, while its socket lives on in another task: here until the test drops the handle.
 #[derive(Clone, Debug)]
-struct SocketLike(Arc<Mutex<Option<SocketTask>>>);
+struct SocketLike(Arc<Mutex<Option<oneshot::Sender<OpenSocket>>>>);
+
+type OpenSocket = (SupervisedStream, StreamHandle);
 
 impl Transport for SocketLike {
     fn name(&self) -> &'static str {

@@ -20,7 +20,7 @@ use crate::{
 /// Limits on how many streams may be open: in total, and for each peer, user or tenant.
 ///
 /// A stream counts from its request until it is [closed](super#when-a-stream-is-closed). A guard refuses requests above a limit,
-/// and tells the client when to come back. Clones share their counts, and so do all guards with the same admission.
+/// and tells the client when to reconnect. Clones share their counts, and so do all guards with the same admission.
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -92,7 +92,7 @@ impl Admission {
         })
     }
 
-    /// Returns a random time after which one refused client should come back: 50 to 150 % of the configured time.
+    /// Returns a random time after which one refused client should reconnect: 50 to 150 % of the configured time.
     pub(super) fn random_retry(&self) -> Duration {
         random::jittered(self.0.retry, 0.5)
     }
@@ -127,7 +127,7 @@ impl AdmissionBuilder {
         self
     }
 
-    /// Sets the mean time after which refused clients should come back. The default is 10 s. Each client gets a random time of 50
+    /// Sets the mean time after which refused clients should reconnect. The default is 10 s. Each client gets a random time of 50
     /// to 150 % of this mean.
     pub fn retry(mut self, after: Duration) -> Self {
         self.0.retry = after;

@@ -38,14 +38,14 @@ pub(super) struct AdmittedLifecycle {
     policy: Arc<GuardPolicy>,
     drain: Option<DrainRegistration>,
     permit: AdmissionPermit,
-    /// What is known of the open stream. Unset until the source accepts the subscription.
+    /// The record of the open stream. Unset until the source accepts the subscription.
     opened: OnceLock<OpenStreamRecord>,
     /// The span that an observer has made, boxed because most streams have none.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
     /// The [`CloseReason`] that is recorded if the stream closes now, as its index in [`CloseReason::ALL`].
     close_reason: AtomicU8,
-    /// Whether the client gets a complete response. This does not depend on the close reason.
+    /// Whether the client gets a complete response, for whatever reason the stream is closed.
     has_complete_response: AtomicBool,
     /// Whether another guard, inside this one, has refused the request.
     is_refused: AtomicBool,
@@ -53,7 +53,7 @@ pub(super) struct AdmittedLifecycle {
     outer: Option<StreamHandle>,
 }
 
-/// What a guard records when a stream opens.
+/// The part of an [`AdmittedLifecycle`] that the guard records when the stream opens.
 struct OpenStreamRecord {
     info: StreamInfo,
     opened_at: Instant,

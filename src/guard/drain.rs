@@ -43,12 +43,12 @@ use crate::{
 #[derive(Clone)]
 pub struct Drain(Arc<SharedDrain>);
 
-/// What all clones of a [`Drain`] share.
+/// The state that all clones of a [`Drain`] share.
 struct SharedDrain {
     state: Mutex<DrainState>,
     /// Whether `state.start` is set. Streams read this copy for each item, without locking `state`.
     has_started: AtomicBool,
-    /// The tasks that poll open streams. They wait for the start of the drain.
+    /// The tasks that poll open streams. These tasks wait for the start of the drain.
     streams: WaitList,
     /// The tasks in [`Drain::wait`], and the tasks of requests that have no response yet.
     waiters: WaitList,
@@ -108,8 +108,8 @@ pub struct DrainOutcome {
     /// Streams that were closed before the deadline in any other way: the client left, or the source failed or disconnected a client that
     /// was too slow.
     pub left: usize,
-    /// Streams that were still open at the deadline, most likely because their clients do not read. They are cut when the process
-    /// ends.
+    /// Streams that were still open at the deadline, most likely because their clients do not read. These streams are cut when
+    /// the process ends.
     pub cut: usize,
 }
 
@@ -352,7 +352,7 @@ impl fmt::Debug for Drain {
 pub(super) struct DrainRegistration {
     drain: Drain,
     key: WaiterKey,
-    /// The time at which the stream must end. It is chosen when it is first needed after the start of the drain.
+    /// The time at which the stream must end. The time is chosen when it is first needed after the start of the drain.
     ends_at: OnceLock<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! Loom tests of a [`Drain`]. They run its start, and the registration, waiting and deregistration of streams, in every order.
+//! Loom tests that run the start of a [`Drain`], and the registration, waiting and deregistration of streams, in every order.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 

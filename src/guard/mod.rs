@@ -218,8 +218,8 @@ impl GuardBuilder {
 
     /// Refuses an `EventSource` with 503, like any other client. By default, an `EventSource` gets a 200 that makes it reconnect.
     ///
-    /// This setting is for monitors and load balancers that must see the refusal. In a browser, the `EventSource` then stays
-    /// closed until the page creates a new one.
+    /// Set `always_503` if monitors or load balancers must see the refusal. In a browser, the `EventSource` then stays closed
+    /// until the page creates a new one.
     pub fn always_503(mut self) -> Self {
         self.0.always_503 = true;
         self

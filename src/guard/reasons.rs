@@ -2,7 +2,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client disconnected, or its connection failed. This is also the reason if the guard does not know why the stream was
+    /// The client disconnected, or its connection failed. `Left` is also the reason if the guard does not know why the stream was
     /// closed.
     Left,
     /// The client got the complete response to a poll.

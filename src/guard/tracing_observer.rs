@@ -16,9 +16,10 @@ use crate::{
 /// An [`Observer`] that writes to `tracing`: a span for each stream, and in the span a `tracing` event for each thing that
 /// happens to the stream.
 ///
-/// The span is called `push`. It begins when the source accepts the subscription, as a child of the request's span, and ends when
-/// the stream is [closed](super#when-a-stream-is-closed). The source is polled in the span, so that the `tracing` events that the
-/// source writes belong to the span, too. All spans and `tracing` events of this observer have the target `tower_push`.
+/// The span is called `push`. The span begins when the source accepts the subscription, as a child of the request's span, and
+/// ends when the stream is [closed](super#when-a-stream-is-closed). The source is polled in the span, so that the `tracing`
+/// events that the source writes belong to the span, too. All spans and `tracing` events of this observer have the target
+/// `tower_push`.
 ///
 /// | what | level | fields |
 /// |---|---|---|
@@ -48,7 +49,7 @@ pub struct TracingObserver(());
 const TARGET: &str = "tower_push";
 
 impl TracingObserver {
-    /// Creates an observer. It writes what the table of [`TracingObserver`] lists.
+    /// Creates an observer that writes the spans and events in the table of [`TracingObserver`].
     pub fn new() -> Self {
         Self(())
     }

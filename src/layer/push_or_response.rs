@@ -136,7 +136,7 @@ impl CarrierHead {
     /// Returns whether the carrier's `Cache-Control` replaces that of the push response: it contains `no-store` or `private`, and
     /// is at least as strict.
     ///
-    /// The application may have set the carrier's `Cache-Control` on purpose, so a stricter one is never weakened.
+    /// A stricter `Cache-Control` of the carrier is kept, because the application may depend on it.
     fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
         let restrictions = cache_restrictions(&self.headers);
         let [no_store, private, _] = restrictions;

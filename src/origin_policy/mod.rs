@@ -16,8 +16,8 @@ use crate::Error;
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
 /// A browser sends a user's cookies with the requests of any page, and names the page's origin in `Origin`. Pages cannot change
-/// that header. An origin policy therefore keeps other sites' pages from acting as their visitors. It does not protect against
-/// other clients: programs that are not browsers can send any `Origin`.
+/// that header. An origin policy therefore keeps other sites' pages from acting as their visitors. An origin policy does not
+/// protect against other clients: programs that are not browsers can send any `Origin`.
 ///
 /// The default is [`same_origin`](Self::same_origin). Further origins can be allowed one by one, or by a predicate:
 ///
@@ -36,15 +36,15 @@ use crate::Error;
 ///
 /// # Requests without `Origin`
 /// Browsers send an `Origin` if a script of another origin wants to read the response, or opens a WebSocket. A request without
-/// `Origin` therefore comes from the same origin, or not from a browser. It passes, unless the policy
-/// [requires an origin](Self::require_origin).
+/// `Origin` therefore comes from the same origin, or not from a browser. Such a request passes, unless the policy [requires an
+/// origin](Self::require_origin).
 ///
 /// A request without `Origin` is refused if its `Sec-Fetch-Site` is `cross-site` or `same-site`. Browsers send these values if a
 /// page of another origin embeds the response (`<img>`, `<iframe>`, a link), or requests it in the mode `no-cors`. The page's
 /// origin is then unknown, and cannot be compared with a list.
 ///
 /// # Behind a proxy
-/// The same origin is determined from `Host`, and a proxy may replace `Host`. nginx does so, unless it is configured with
+/// The same origin is determined from `Host`, and a proxy may replace `Host`. nginx replaces `Host`, unless it is configured with
 /// `proxy_set_header Host $http_host;`. If the proxy cannot be configured, list the public origins of the pages. `X-Forwarded-…`
 /// headers are ignored.
 ///
@@ -131,7 +131,7 @@ impl OriginPolicy {
         }))
     }
 
-    /// Also allows pages of this origin.
+    /// Allows pages of this origin, in addition to those that the policy allows already.
     ///
     /// An origin is a scheme, a host, and a port if it differs from the scheme's default. A path, even `/`, and wildcards are
     /// not allowed. A host name with non-ASCII characters must be in its `xn--` form.
@@ -154,10 +154,10 @@ impl OriginPolicy {
         Ok(self)
     }
 
-    /// Also allows pages for which the predicate returns `true`.
+    /// Allows pages for which the predicate returns `true`, in addition to those that the policy allows already.
     ///
-    /// The predicate receives the value of `Origin` as the browser sent it, and the head of the request. It is called only if
-    /// the value is one valid origin, or `null`.
+    /// The predicate receives the value of `Origin` as the browser sent it, and the head of the request. The predicate is called
+    /// only if the value is one valid origin, or `null`.
     ///
     /// Compare whole hosts, or suffixes that begin with a dot: `evil-example.com` ends with `example.com` too. Any page can
     /// have the origin `null`.

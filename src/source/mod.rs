@@ -40,7 +40,7 @@ pub mod resumable;
 mod source_fn;
 mod subscription;
 
-pub(crate) use self::rejection::retry_after;
+pub(crate) use self::rejection::retry_after_value;
 pub use self::{
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},

@@ -21,7 +21,7 @@ use crate::error::Error;
 #[must_use]
 pub struct Rejection(Box<RejectionParts>);
 
-/// The parts of a [`Rejection`]. They are boxed, because a rejection is the error of many `Result`s, which should be small.
+/// The parts of a [`Rejection`], in a box, because a rejection is the error of many `Result`s, which should be small.
 #[derive(Clone)]
 struct RejectionParts {
     status: StatusCode,
@@ -59,9 +59,9 @@ impl Rejection {
         self
     }
 
-    /// Sets the time after which the client should come back: the `Retry-After` header, in whole seconds, rounded up.
+    /// Sets the time after which the client should reconnect: the `Retry-After` header, in whole seconds, rounded up.
     pub fn retry_after(mut self, after: Duration) -> Self {
-        let value = retry_after(after);
+        let value = retry_after_value(after);
         self.0.headers.insert(header::RETRY_AFTER, value);
         self
     }
@@ -89,7 +89,7 @@ impl Rejection {
 }
 
 /// Returns the value of a `Retry-After` header: whole seconds, rounded up.
-pub(crate) fn retry_after(after: Duration) -> HeaderValue {
+pub(crate) fn retry_after_value(after: Duration) -> HeaderValue {
     let rounded = after.subsec_nanos() > 0;
     HeaderValue::from(after.as_secs().saturating_add(u64::from(rounded)))
 }

@@ -29,7 +29,7 @@ pub struct Subscription {
     client_messages: Option<ClientMessagesSlot>,
 }
 
-/// What all clones of a [`Subscription`] share.
+/// The request's head and the expiry, which all clones of a [`Subscription`] share.
 #[derive(Debug)]
 struct SharedSubscription {
     head: Parts,

@@ -15,15 +15,15 @@
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` | `multipart-replace` |
 //! | [`Raw`] | `text/plain`, or another that is [set](crate::format::Raw::media_type) | `raw` |
 //!
-//! A [`Negotiate`](super::Negotiate) chooses among them by media type or by name.
+//! A [`Negotiate`](super::Negotiate) chooses among formats by media type or by name.
 //!
-//! The transport has its name from the chunked transfer coding of HTTP/1.1, which carries it there; HTTP/2 carries it in DATA frames.
-//! A chunk is not a message: the format says where an event begins and ends, and proxies may split and join chunks.
+//! The transport is named after the chunked transfer coding, in which HTTP/1.1 sends a body of unknown length. HTTP/2 sends such a body in
+//! DATA frames. A chunk is not a message: the format says where an event begins and ends, and proxies may split and join chunks.
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows its cursor and
 //! can resume on any transport. [`Ndjson::bare`] omits the envelope.
 //!
-//! If the source fails, the response is cut: the body does not end cleanly, and the client's library reports an error.
+//! If the source fails, the response is cut: its body does not end cleanly, and the client's library reports an error.
 //!
 //! [`JsonSeq`]: crate::format::JsonSeq
 //! [`Multipart::mixed`]: crate::format::Multipart::mixed
@@ -55,11 +55,11 @@ pub struct Chunked {
     keep_alive: KeepAlive,
 }
 
-/// The content type of a format that names no media type.
+/// The content type of a format that has no media types.
 const APPLICATION_OCTET_STREAM: &str = "application/octet-stream";
 
 impl Chunked {
-    /// Creates the transport that streams in `format`. Its [name](Transport::name) is that of the format.
+    /// Creates the transport that streams in `format`. The transport has the [name](Format::name) of the format.
     pub fn new(format: impl Format) -> Self {
         Self {
             transport_name: format.name(),
@@ -82,7 +82,7 @@ impl Chunked {
     }
 }
 
-/// Streams in the format [`Ndjson`].
+/// Creates the transport that streams in the format [`Ndjson`].
 impl Default for Chunked {
     fn default() -> Self {
         Self::new(Ndjson::new())

@@ -14,7 +14,7 @@ pin_project! {
     pub(super) struct HeartbeatTimer {
         // `None` if the stream sends no heartbeats.
         interval: Option<Duration>,
-        // `None` from a write until the stream is next found idle.
+        // When the stream became idle. `None` from a write until the next idle poll.
         idle_since: Option<Instant>,
         #[pin]
         timer: LazyTimer,
@@ -30,7 +30,7 @@ impl HeartbeatTimer {
         }
     }
 
-    /// Records a write. The interval begins when the stream is next found idle.
+    /// Records a write: the next interval begins when the idle stream is next polled.
     pub(super) fn on_write(self: Pin<&mut Self>) {
         *self.project().idle_since = None;
     }
@@ -40,7 +40,7 @@ impl HeartbeatTimer {
         *self.project().interval = None;
     }
 
-    /// Polls an idle stream's timer. It is ready when a heartbeat is due.
+    /// Polls the timer of an idle stream. The poll is ready when a heartbeat is due.
     pub(super) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let Some(interval) = *this.interval else {

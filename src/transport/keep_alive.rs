@@ -56,7 +56,7 @@ impl KeepAlive {
         self
     }
 
-    /// Sets by which fraction of itself the interval of a stream may be shorter or longer: 0 to 1, 0.1 by default. A value outside
+    /// Sets how much the interval of a stream may be shorter or longer, as a fraction of the interval: 0 to 1, 0.1 by default. A value outside
     /// of this range is replaced by the nearer bound, and NaN by 0.
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = if fraction.is_nan() {

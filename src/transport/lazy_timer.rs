@@ -13,19 +13,19 @@ use tokio::{
 pin_project! {
     /// A timer for a deadline that moves with every write or read.
     ///
-    /// It registers with tokio when it is first polled. A deadline that is put off leaves the registered one to run out, because to
-    /// reset a timer is expensive; the timer is then reset once, for the time that is left.
+    /// The timer is registered with tokio when it is first polled. Registering again is expensive. If the deadline moves later, the
+    /// registered time therefore stays: the timer fires at that time, and is then registered once more, for the time that is left.
     #[derive(Debug, Default)]
     pub(super) struct LazyTimer {
         #[pin]
         sleep: Option<Sleep>,
-        // The waker that `sleep` will wake: to poll `sleep` with the same waker again is expensive too.
+        // The waker that `sleep` will wake, so that `sleep` need not be polled again with the same waker, which is expensive.
         waker: Option<Waker>,
     }
 }
 
 impl LazyTimer {
-    /// Is ready once `deadline` has passed.
+    /// Returns `Ready` once `deadline` has passed.
     pub(super) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let mut slot = this.sleep;

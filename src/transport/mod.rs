@@ -1,4 +1,4 @@
-//! Transports: ways to send events to a client. A transport decides whether a request asks for it, and responds with a source's events.
+//! Transports: ways to send events to a client. A transport decides whether a request is for it, and responds with the events of a source.
 //!
 //! | transport | what it sends |
 //! |---|---|
@@ -8,12 +8,12 @@
 //! | `WebSocket` | messages, in both directions |
 //! | [`Negotiate`] | what the request chooses among several transports |
 //!
-//! Each transport has its own configuration. A [layer](crate::layer) or a [service](crate::service) puts it to use.
+//! Each transport has its own configuration. A [layer](crate::layer) or a [service](crate::service) lets a transport respond to requests.
 //!
 //! # Writing a transport
-//! Implement [`Transport`]. A transport that streams needs an [`Encoder`], and passes it to [`respond_streaming`], which does everything
-//! else as for the transports of this crate: it subscribes to the source, responds to `HEAD` requests and to refused subscriptions,
-//! joins what is ready into one frame, sends heartbeats, and aborts the response if the source fails.
+//! Implement [`Transport`]. A transport that streams implements an [`Encoder`], and passes it to [`respond_streaming`]. This function
+//! subscribes to the source, responds to `HEAD` requests and to refused subscriptions, joins the items that are ready into one frame, sends
+//! heartbeats, and aborts the response if the source fails.
 //!
 //! A transport that does not stream a body, such as one for polls or for a socket, opens its streams with
 //! [`supervision`](crate::supervision), so that a [`Guard`](crate::Guard) can limit, count, observe and end them.
@@ -107,22 +107,23 @@ pub use self::{
 };
 use crate::source::Push;
 
-/// How many items one poll takes from a stream before other tasks may run. Without it, a source that is always ready would block a
-/// thread if nothing that it yields makes a frame.
+/// How many items one poll takes from a stream before other tasks may run. A source that is always ready would otherwise block a thread
+/// if its items make no frame.
 const MAX_ITEMS_PER_POLL: usize = 1024;
 
 /// A way to send events to a client.
 ///
 /// See the [module docs](self) for an example.
 pub trait Transport: fmt::Debug + Send + Sync + 'static {
-    /// Returns the name with which a client that cannot set headers asks for the transport: lower-case words with hyphens. A
-    /// [`Subscription`](crate::source::Subscription) carries it.
+    /// Returns the name of the transport: lower-case words with hyphens. A client that cannot set headers asks for the transport by this
+    /// name, and a source finds the name in its [`Subscription`](crate::source::Subscription).
     fn name(&self) -> &'static str;
 
-    /// Returns the media types of the responses, the preferred one first. The `Accept` header is compared with them, and a 406 lists them.
+    /// Returns the media types of the responses, the preferred one first. The `Accept` header is compared with these media types, and a 406
+    /// response lists them.
     fn media_types(&self) -> &[&'static str];
 
-    /// Returns how strongly the request asks for this transport; `None` if the transport cannot answer it.
+    /// Returns how strongly the request asks for this transport; `None` if the transport cannot answer the request.
     ///
     /// By default the `Accept` header decides, compared with the [media types](Self::media_types).
     fn preference(&self, head: &Parts) -> Option<Preference> {
@@ -131,14 +132,15 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
 
     /// Subscribes to the source, and responds to the request with its events.
     ///
-    /// The transport may take values out of the head. The future does not borrow the head, so the transport must take or copy what the
-    /// future needs before it returns.
+    /// The transport may take values out of the head. The future cannot borrow the head, so this method must take or copy what the future
+    /// needs.
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture;
 }
 
-/// A future of a response, which is ready as soon as the source has accepted or refused the subscription.
+/// The future of a response. The response of a stream is there as soon as the source has accepted or refused the subscription; the response
+/// of a poll is there once its batch is complete.
 ///
-/// To drop the future cancels the subscription.
+/// Dropping the future cancels the subscription.
 pub type BoxResponseFuture = Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>;
 
 impl<T: Transport + ?Sized> Transport for Arc<T> {

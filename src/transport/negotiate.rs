@@ -13,12 +13,13 @@ use crate::{
 
 /// Several transports behind one URL: each request chooses one of them.
 ///
-/// A request chooses by the first of these rules that applies:
+/// The first of these rules that applies chooses the transport of a request:
 ///
-/// 1. A query parameter names the transport, such as `?transport=ndjson`. This is for clients that cannot set headers.
-/// 2. The `Accept` header prefers one, by quality and then by how exactly it names the media type
+/// 1. The request names the transport with a query parameter, such as `?transport=ndjson`. This rule is for clients that cannot set
+///    headers.
+/// 2. The `Accept` header prefers a transport, by quality and then by how exactly it names the media type
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
-/// 3. `Accept` is absent or prefers none. The first transport of the set answers.
+/// 3. The `Accept` header is absent, or prefers none. The first transport of the set is chosen.
 ///
 /// A request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
 ///
@@ -62,7 +63,7 @@ impl Negotiate {
         }
     }
 
-    /// Adds a transport at the end of the set, or replaces the one with the same [name](Transport::name).
+    /// Adds a transport at the end of the set. If the set has a transport with the same [name](Transport::name), that one is replaced.
     pub fn add_transport(mut self, transport: impl Transport) -> Self {
         let has_same_name = |other: &&mut Arc<dyn Transport>| other.name() == transport.name();
         match self.transports.iter_mut().find(has_same_name) {
@@ -78,7 +79,7 @@ impl Negotiate {
         self
     }
 
-    /// Returns the transport that the request chooses; `None` if none can answer it.
+    /// Returns the transport that answers the request; `None` if no transport can.
     fn choose(&self, head: &Parts) -> Option<&Arc<dyn Transport>> {
         let query = head.uri.query().unwrap_or_default();
         let mut names = query::decode_parameter(query, self.query_parameter);
@@ -88,7 +89,7 @@ impl Negotiate {
         let transports = self.transports.iter().enumerate();
         let candidates = transports
             .filter_map(|(index, t)| Some((t.preference(head)?, Reverse(index), t)))
-            // A CONNECT request asks for a tunnel. A transport that is merely acceptable does not offer one.
+            // A CONNECT request asks for a tunnel, which an `Accept` header cannot ask for.
             .filter(|(preference, ..)| {
                 head.method != Method::CONNECT || *preference == Preference::MAX
             });
@@ -97,7 +98,7 @@ impl Negotiate {
             .map(|(_, _, transport)| transport)
     }
 
-    /// Makes the 406 that lists the transports.
+    /// Makes the 406 response, which lists the transports.
     fn not_acceptable_response(&self) -> Response<PushBody> {
         let mut text = String::from("Nothing here is as you ask for it. There is:\n");
         for transport in &self.transports {

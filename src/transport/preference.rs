@@ -1,7 +1,7 @@
 use http::{HeaderMap, header::ACCEPT};
 use tower_push_proto::header_list::split_unquoted;
 
-/// How strongly a request asks for a transport. Of several transports, the one with the greatest preference answers.
+/// How strongly a request asks for a transport. A [`Negotiate`](super::Negotiate) chooses the transport with the greatest preference.
 ///
 /// Preferences are ordered by quality (`q`), and then by how exactly the `Accept` header names the media type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,13 +14,13 @@ pub struct Preference {
 /// How exactly a request names a transport, from the least to the most exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Specificity {
-    /// By `*/*`, or by a request without an `Accept` header.
+    /// The `Accept` header has `*/*`, or the request has no such header.
     AnyMediaType,
-    /// By a range of subtypes, such as `text/*`.
+    /// The `Accept` header has a range of subtypes, such as `text/*`.
     AnySubtype,
-    /// By the media type itself.
+    /// The `Accept` header has the media type itself.
     MediaType,
-    /// By something else than `Accept` that no other transport uses.
+    /// The request asks for the transport by something else than `Accept`, such as an upgrade.
     BeyondAccept,
 }
 
@@ -28,7 +28,8 @@ enum Specificity {
 const MAX_QUALITY: u16 = 1000;
 
 impl Preference {
-    /// The greatest preference: the request can be meant for no other transport, whatever it accepts. An upgrade to WebSocket is one.
+    /// The greatest preference: the request can be meant for no other transport, whatever its `Accept` header says. An upgrade to WebSocket
+    /// is such a request.
     pub const MAX: Self = Self {
         quality: MAX_QUALITY,
         specificity: Specificity::BeyondAccept,
@@ -39,7 +40,7 @@ impl Preference {
         self.specificity == Specificity::MediaType
     }
 
-    /// Returns which of `media_types` the `Accept` headers prefer, and how strongly; `None` if they accept none of them
+    /// Returns which of `media_types` the `Accept` headers prefer, and how strongly; `None` if these headers accept none of them
     /// ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
     ///
     /// If several ranges match a type, the most specific range decides. Parameters other than `q` are not compared. A range that is
@@ -86,7 +87,7 @@ impl Preference {
 struct MediaRange<'a> {
     main_type: &'a str,
     subtype: &'a str,
-    /// In thousandths.
+    /// The parameter `q`, in thousandths.
     quality: u16,
 }
 
@@ -133,7 +134,7 @@ impl<'a> MediaRange<'a> {
     }
 }
 
-/// Parses a `q` value into thousandths: `0.25` is 250. It has one digit, and at most three behind the point.
+/// Parses a `q` value into thousandths: `0.25` is 250. A valid value has one digit, and at most three behind the point.
 fn parse_quality(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let is_digits = decimals.bytes().all(|b| b.is_ascii_digit());

@@ -12,14 +12,14 @@ use pin_project_lite::pin_project;
 use crate::{error::BoxError, supervision::StreamHandle};
 
 pin_project! {
-    /// The body of every response: a push's, or the unchanged body `B` of a service behind a layer.
+    /// The body of a response: the body of a push, or the unchanged body `B` of a service behind a layer.
     ///
-    /// It is `Send` and `Sync` (where `B` is). A push's body yields no empty data frames, and may be polled after its end. It fails if
-    /// the source fails, so that the server cuts the response and the client sees a truncated body instead of a clean end.
+    /// A `PushBody` is `Send` and `Sync` if `B` is. The body of a push yields no empty data frames, and may be polled after its end. If the
+    /// source fails, the body fails. The server then cuts the response, and the client sees a truncated body instead of a clean end.
     pub struct PushBody<B = NeverBody> {
         #[pin]
         state: PushBodyState<B>,
-        // Keeps a guarded stream counted while the body exists.
+        // Keeps a guarded stream counted as long as the body exists.
         handle: Option<StreamHandle>,
     }
 }
@@ -29,9 +29,9 @@ pin_project! {
     enum PushBodyState<B> {
         Ended,
         Full { bytes: Bytes },
-        // No bytes follow, and the length is not 0 but unknown.
+        // The body of a response to a HEAD request: it has no bytes, but its announced length is unknown.
         HeadResponse,
-        // The mutex makes the body `Sync`, which warp requires. It is never locked, because every access has a `&mut`.
+        // The mutex makes the body `Sync`, which warp requires. The mutex is never locked, because every access has a `&mut`.
         Boxed { body: Mutex<Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>> },
         Inner { #[pin] body: B },
     }
@@ -47,7 +47,7 @@ impl PushBody {
         PushBodyState::Ended.into()
     }
 
-    /// Creates a body of these bytes. Its length is known.
+    /// Creates a body of these bytes. The server announces its length.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {
@@ -56,7 +56,7 @@ impl PushBody {
         PushBodyState::Full { bytes }.into()
     }
 
-    /// Boxes any body.
+    /// Creates a body from any other body, by boxing it.
     pub fn new<B>(body: B) -> Self
     where
         B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
@@ -65,7 +65,7 @@ impl PushBody {
         PushBodyState::Boxed { body }.into()
     }
 
-    /// Creates the body of a response to a `HEAD` request for a stream: it has no content, and no length is announced for it.
+    /// Creates the body of a response to a `HEAD` request. The body has no content, and the server announces no length.
     pub fn for_head_request() -> Self {
         PushBodyState::HeadResponse.into()
     }
@@ -83,7 +83,8 @@ impl PushBody {
         PushBody { state, handle }
     }
 
-    /// Keeps `handle` until the body is dropped. A body that has the handle of an inner guard keeps that one, which holds `handle`.
+    /// Keeps `handle` until the body is dropped. If the body already has a handle, which is that of an inner guard, nothing changes: the
+    /// handle of an inner guard keeps that of the outer guard.
     pub(crate) fn attach_handle(&mut self, handle: StreamHandle) {
         self.handle.get_or_insert(handle);
     }
@@ -133,7 +134,7 @@ where
                 let frame = ready!(body.as_mut().poll_frame(cx));
                 let is_empty = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
                 if matches!(&frame, Some(Ok(frame)) if is_empty(frame)) {
-                    // hyper polls a body again at once after an empty frame. Other tasks must run in between.
+                    // hyper polls a body again at once after an empty frame. Being pending once lets other tasks run.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }

@@ -20,7 +20,7 @@ pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("priva
 /// The value of `X-Content-Type-Options`: browsers must not guess another content type than the one that is sent.
 pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
-/// The statuses whose responses have no body: RFC 9110 §15.3.5, §15.3.6 and §15.4.5.
+/// The statuses whose responses have no body (RFC 9110 §15.3.5, §15.3.6 and §15.4.5).
 const STATUSES_WITHOUT_BODY: [StatusCode; 3] = [
     StatusCode::NO_CONTENT,
     StatusCode::RESET_CONTENT,
@@ -29,8 +29,8 @@ const STATUSES_WITHOUT_BODY: [StatusCode; 3] = [
 
 /// Makes the response to a request whose subscription is refused, from the status, the headers and the message of `rejection`.
 ///
-/// The message is the body, as plain text. A response whose status allows no body has none. `Cache-Control` is `no-store` unless the
-/// rejection sets it.
+/// The body is the message as plain text, unless the status allows no body. `Cache-Control` is `no-store` unless the rejection sets this
+/// header.
 pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
     let (status, headers, message) = rejection.into_parts();
     let has_body = !status.is_informational() && !STATUSES_WITHOUT_BODY.contains(&status);
@@ -58,25 +58,25 @@ fn plain_text_response(message: String) -> Response<PushBody> {
     response
 }
 
-/// Returns the refusal of a CONNECT request, and `None` for other methods. A 200 would mean that the server has opened a tunnel.
+/// Returns the response that refuses a CONNECT request, and `None` for other methods. A 200 response would mean that a tunnel is open.
 pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
     let rejection =
         || Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here");
     (method == Method::CONNECT).then(|| rejection_response(rejection()))
 }
 
-/// Returns whether the request accepts an event stream by name, as that of an `EventSource` does.
+/// Returns whether the request names `text/event-stream` in its `Accept` header, as the requests of an `EventSource` do.
 ///
-/// Returns `false` for a CONNECT request: the 200 of [`event_source_retry_response`] would mean that the server has opened a tunnel.
+/// Returns `false` for a CONNECT request. The 200 response of [`event_source_retry_response`] would mean that a tunnel is open.
 pub(crate) fn is_event_source_request(head: &Parts) -> bool {
     let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
     head.method != Method::CONNECT
         && accepted.is_some_and(|(preference, _)| preference.names_media_type())
 }
 
-/// Makes the response that an `EventSource` takes for a stream that has ended: 200, with the hint to reconnect after `retry`.
+/// Makes a 200 response with an event stream that ends at once, so that an `EventSource` reconnects after the time `retry`.
 ///
-/// An `EventSource` that gets an error status gives up for good instead.
+/// After a response with an error status, an `EventSource` would not reconnect.
 pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody> {
     let mut body = BytesMut::new();
     write_retry(retry, &mut body);
@@ -92,7 +92,7 @@ pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody>
     response
 }
 
-/// Adds `Vary: Accept` if it is not there: the response depends on the `Accept` header of the request.
+/// Adds `Vary: Accept` to the headers of a response that depends on the `Accept` header, unless it is there already.
 pub(super) fn vary_by_accept(headers: &mut HeaderMap) {
     let mut values = headers.get_all(header::VARY).iter();
     if values.all(|value| value != "Accept") {
@@ -100,7 +100,7 @@ pub(super) fn vary_by_accept(headers: &mut HeaderMap) {
     }
 }
 
-/// Inserts a value of visible ASCII characters: a cursor, a number. Any other value is left out.
+/// Inserts a header with a value of visible ASCII characters, such as a cursor or a number. Any other value is left out.
 pub(super) fn insert_ascii(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);

@@ -11,9 +11,9 @@
 //! );
 //! ```
 //!
-//! The format is that of [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html). A conforming parser
-//! reads every text payload as it was: with line breaks of all three kinds, with leading spaces, empty, and if it looks like a field.
-//! The only exception is that all line breaks become `\n`.
+//! The format is specified by [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html). A parser that conforms to
+//! it reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only line breaks change:
+//! `\r\n` and `\r` become `\n`.
 //!
 //! | what happens | what is written |
 //! |---|---|
@@ -48,11 +48,11 @@ pub struct Sse {
 /// The media type of SSE.
 pub(super) const TEXT_EVENT_STREAM: &str = "text/event-stream";
 
-/// The header that says how the data of events is encoded, as in
+/// The response header that says how the data of events is encoded, from
 /// [Durable Streams](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md) §5.8.
 const STREAM_SSE_DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
 
-/// Makes the headers of an event stream, whose data may be base64.
+/// Makes the headers of a response with an event stream. `is_base64` says whether the data of its events is base64.
 pub(super) fn event_stream_headers(is_base64: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_EVENT_STREAM));
@@ -72,7 +72,7 @@ impl Sse {
     }
 
     /// Sets how long a client waits before it reconnects: whole milliseconds, at most 24 days. By default nothing is sent, and the
-    /// client chooses: browsers wait 2 to 5 s.
+    /// client chooses the time: browsers wait 2 to 5 s.
     pub fn retry(self, after: Duration) -> Self {
         self.map_config(|config| config.retry(after))
     }
@@ -98,8 +98,8 @@ impl Sse {
         self.map_config(|config| config.end_event(event_type))
     }
 
-    /// Writes the data of all events as base64, and announces it with the response header `stream-sse-data-encoding: base64`. Gaps and
-    /// the end stay JSON.
+    /// Writes the data of all events as base64, and announces this encoding with the response header `stream-sse-data-encoding: base64`.
+    /// The data of gaps and of the end stays JSON.
     ///
     /// By default data is text, and a [binary](crate::Event::binary) event that is not UTF-8 cuts the stream
     /// ([`Error::is_not_text`](crate::Error::is_not_text)), because SSE cannot carry it.

@@ -22,12 +22,13 @@ use crate::{
     supervision::{PendingStream, SupervisedStream},
 };
 
-/// Opens a pending stream and makes its streaming response: what a transport that streams does once it has an [`Encoder`].
+/// Opens a pending stream, and makes the response that sends its items as `encoder` writes them.
 ///
-/// `headers` must hold the content type. `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff` and
-/// `X-Accel-Buffering: no` are added, each unless it is set. A `HEAD` request gets these headers without a body, and its source is not
-/// asked. A CONNECT request gets 501. A source that refuses the subscription determines the response with its
-/// [`Rejection`](crate::source::Rejection).
+/// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
+/// and `X-Accel-Buffering: no`, except for headers that are set.
+///
+/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A CONNECT request gets 501. If the source refuses
+/// the subscription, the response is [made](rejection_response) of its [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
     pending: PendingStream,
     push: Push,
@@ -53,7 +54,7 @@ pub fn respond_streaming(
     })
 }
 
-/// Makes a response whose body streams: adds the headers that keep proxies and browsers from delaying the body.
+/// Makes a response with a body that streams, and adds the headers that keep proxies and browsers from delaying the body.
 pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response<PushBody> {
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
@@ -67,7 +68,7 @@ pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response
     response
 }
 
-/// Makes a body of what `writer` writes, with heartbeats while the writer is idle.
+/// Makes a body that sends what `writer` writes, and heartbeats while the writer has nothing to write.
 pub(super) fn streaming_body<W>(mut writer: W, keep_alive: KeepAlive) -> PushBody
 where
     W: StreamWriter + Send + 'static,
@@ -82,41 +83,44 @@ where
     })
 }
 
-/// Caches must revalidate the response, and proxies must not change its encoding.
+/// A value of `Cache-Control`: caches must revalidate the response, and proxies must not change its encoding.
 const NO_CACHE_NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
-/// The header with which a response turns off nginx's buffering.
+/// The header with which a response turns off the buffering of nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Writes one stream of a [`StreamingBody`].
+/// The source of the bytes of a [`StreamingBody`].
 pub(super) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
 
-    /// Writes what is ready to `out`, until `out` is full or the stream ends. An error cuts the response behind what was written before.
+    /// Writes what is ready to `out`, until `out` is full or the stream ends.
     ///
-    /// It is pending once nothing more is ready, even if it has written something. [`FrameReady`](WriteStatus::FrameReady) means that it
-    /// has written something.
+    /// Returns `Pending` once nothing more is ready, even if it has written something. Returns [`WriteStatus::FrameReady`] only if it has
+    /// written something.
+    ///
+    /// # Errors
+    /// If the stream fails. The body sends what was written before, and then fails too.
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteStatus, BoxError>>;
 
-    /// Writes a heartbeat. If it writes nothing, the stream has no heartbeats any more.
+    /// Writes a heartbeat. A writer that writes nothing gets no more calls of this method.
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// Why a [`StreamWriter`] has stopped to write.
+/// Why a [`StreamWriter`] has stopped writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteStatus {
-    /// There is enough for a frame. The stream goes on.
+    /// The writer has written enough bytes for a frame, and the stream goes on.
     FrameReady,
     /// The stream has ended.
     Ended,
 }
 
-/// Writes the items of a stream, each as its encoder writes it.
+/// Writes the items of a source's stream with an encoder.
 struct ItemWriter<S> {
     stream: SupervisedStream<S>,
     encoder: Box<dyn Encoder>,
@@ -174,11 +178,11 @@ where
 }
 
 pin_project! {
-    /// The body of a streaming response: paces its writer, joins small writes into frames, and sends heartbeats.
+    /// The body of a streaming response: polls a writer, joins small writes into frames, and sends heartbeats.
     struct StreamingBody<W> {
         state: StreamingState<W>,
         frames: FrameBuffer,
-        // Frames since the body was last pending.
+        // The number of frames since the body was last pending.
         frames_in_a_row: usize,
         #[pin]
         heartbeat_timer: HeartbeatTimer,
@@ -186,9 +190,10 @@ pin_project! {
 }
 
 enum StreamingState<W> {
-    /// The writer, and the source's stream in it, is dropped as soon as this state is left.
+    /// The stream is open. When this state ends, the writer is dropped at once, and the source's stream with it.
     Open(W),
-    /// The error is reported one poll after the last frame: a server drops the frames that it still holds when a body fails.
+    /// The stream has failed. The body reports the error one poll after its last frame, because a server drops the frames that it still
+    /// holds when a body fails.
     Failing {
         error: BoxError,
         is_flushed: bool,
@@ -196,17 +201,17 @@ enum StreamingState<W> {
     Ended,
 }
 
-/// After this number of frames the body is pending once, so that a source that is always ready lets other tasks run, even if the
-/// server does not limit how often it polls.
+/// After this number of frames the body is pending once, so that other tasks can run even if the source is always ready and the server
+/// polls without limit.
 const MAX_FRAMES_IN_A_ROW: usize = 8;
 
 impl<W: StreamWriter> StreamingState<W> {
-    /// Lets the writer write until there is a full frame. It is pending only if nothing more can be written now.
+    /// Lets the writer write until there is a full frame. Returns `Pending` only if the writer has nothing more to write now.
     fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut FrameBuffer) -> Poll<()> {
         let Self::Open(writer) = self else {
             return Poll::Ready(());
         };
-        // Large events make several frames. All of them are sent before the next item is read.
+        // A large event makes several frames. All of these frames are sent before the next item is taken.
         if out.is_full() {
             return Poll::Ready(());
         }

@@ -1,5 +1,5 @@
-"""Reads metrics in Prometheus' text format from its input, with the parser of `prometheus-client`, and prints their values as JSON,
-each under the sample's name and its labels' values. What the parser forgives is an error here.
+"""Reads metrics in Prometheus' text format from standard input, with the parser of `prometheus-client`, and prints their values as JSON. Each
+key is the sample's name and the values of its labels. Mistakes that the parser tolerates are errors here.
 """
 
 import json

@@ -14,7 +14,7 @@ use crate::{
 /// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
 /// tell the failure from an end.
 ///
-/// [`Item::write_to`] dispatches to the methods for events, gaps and cursors. A transport calls it for each item that
+/// [`Item::write_to`](crate::Item::write_to) dispatches to the methods for events, gaps and cursors. A transport calls it for each item that
 /// the source yields.
 pub trait Encoder: Send {
     /// Writes what the stream begins with. The transport sends it at once, so that the client knows that it is connected.
@@ -26,7 +26,7 @@ pub trait Encoder: Send {
     /// If the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`].
+    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///
     /// By default it writes the event, and then moves the [`cursor`](Self::cursor).
     ///
@@ -82,11 +82,11 @@ pub trait BatchEncoder: Encoder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct End {
-    /// Whether the source has [finished](Item::Finished), so that clients must not reconnect. Otherwise they may.
+    /// Whether the source has [finished](crate::Item::Finished), so that clients must not reconnect. Otherwise they may.
     pub finished: bool,
-    /// Whether the stream ends because the client's authorization has [expired](Item::Expired).
+    /// Whether the stream ends because the client's authorization has [expired](crate::Item::Expired).
     pub expired: bool,
-    /// How long the client is to wait before it reconnects, if the source [said so](Item::Ended).
+    /// How long the client is to wait before it reconnects, if the source [said so](crate::Item::Ended).
     pub retry: Option<Duration>,
 }
 

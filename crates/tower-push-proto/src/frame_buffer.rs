@@ -11,7 +11,8 @@ use crate::event::{Encoding, Event};
 ///
 /// ```
 /// use bytes::Bytes;
-/// use tower_push_proto::FrameBuffer;
+/// # mod tower_push { pub use tower_push_proto as transport; }
+/// use tower_push::transport::FrameBuffer;
 ///
 /// let mut frames = FrameBuffer::default();
 /// frames.push(Bytes::from("one, "));

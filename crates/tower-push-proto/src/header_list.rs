@@ -17,7 +17,7 @@ pub fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str>
 }
 
 /// Returns the elements of a list, from all lines of a header whose elements are never quoted. Empty elements are left out.
-pub fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+pub fn list_elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
     let elements = lines.flat_map(|line| line.split(|b| *b == b','));
     let elements = elements.map(<[u8]>::trim_ascii);
@@ -26,7 +26,7 @@ pub fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &
 
 /// Whether one of the elements of a list is this token, regardless of case.
 pub fn contains_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
-    elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+    list_elements(headers, name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// Returns the value of a header that has one line. Returns `None` if it has none or several.

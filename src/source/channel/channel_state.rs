@@ -22,7 +22,7 @@ use crate::{
     sync::WaiterKey,
 };
 
-/// What all clones of a [`Channel`](super::Channel) and all its subscribers share.
+/// The state that all clones of a [`Channel`](super::Channel) and all its subscribers share.
 pub(super) struct ChannelState {
     log: SharedLog,
     epoch: Epoch,

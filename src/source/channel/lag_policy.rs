@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc};
 
 use crate::event::Event;
 
-/// What a [`Channel`](super::Channel) does with a connected subscriber that has not read events before they were trimmed.
+/// The policy of a [`Channel`](super::Channel) for a connected subscriber that has not read events before the log trimmed them.
 ///
 /// [`Channel::counts`](super::Channel::counts) counts every event that a subscriber does not get.
 #[derive(Clone, Debug, Default)]
@@ -32,9 +32,9 @@ impl LagPolicy {
     /// Of the events that it has trimmed from its log, the channel keeps the newest of each key. The log's limits on events and
     /// bytes apply to these events separately. A subscriber gets a gap only if these events exceed the limits.
     ///
-    /// A client that comes back with a cursor older than the log gets these events, too. The same holds for a client without a
-    /// cursor that begins at [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot,
-    /// the newest event of each key.
+    /// A client that reconnects with a cursor older than the log gets these events, too. So does a client without a cursor that
+    /// begins at [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest
+    /// event of each key.
     ///
     /// ```
     /// use tower_push::{Channel, Event, source::{StartPosition, channel::LagPolicy}};

@@ -39,7 +39,7 @@
 //!
 //! # Differences from other channels
 //! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each
-//! receiver handles lag itself. A [`Channel`] keeps events for clients that come back, and its [`LagPolicy`] handles lag.
+//! receiver handles lag itself. A [`Channel`] keeps events for clients that reconnect, and its [`LagPolicy`] handles lag.
 
 mod channel_builder;
 mod channel_counts;

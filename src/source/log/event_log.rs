@@ -26,7 +26,7 @@ pub(crate) struct EventLog {
     conflated_tail: Option<ConflatedTail>,
 }
 
-/// What [`EventLog::read`] found after the reader's position.
+/// The result of [`EventLog::read`]: what follows the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventLogReadOutcome {
     /// The buffer has the next events, and the reader's new position is `up_to`. Events up to `up_to` that are not in the buffer
@@ -192,7 +192,7 @@ impl EventLog {
         EventLogReadOutcome::Events { up_to }
     }
 
-    /// Like [`read`](Self::read), for a position before the oldest event in the log.
+    /// Reads like [`read`](Self::read), from a position before the oldest event in the log.
     fn read_tail(
         &self,
         position: u64,

@@ -1,5 +1,5 @@
-//! Loom tests of a [`SharedLog`]. They append, read, wait, close and deregister in every order of the steps. `scripts/loom` runs
-//! them.
+//! Loom tests that append to a [`SharedLog`], read, wait, close and deregister in every order of the steps. `scripts/loom` runs
+//! these tests.
 
 use std::{future::poll_fn, task::Poll, time::Duration};
 

@@ -35,7 +35,7 @@ pub(super) enum StreamEnd {
     Failed(Arc<str>),
 }
 
-/// What [`ItemLog::read`] found after the reader's position.
+/// The result of [`ItemLog::read`]: what follows the reader's position.
 #[derive(Clone, Debug)]
 pub(super) enum ItemLogReadOutcome {
     /// The next item.

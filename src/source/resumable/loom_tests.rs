@@ -1,5 +1,5 @@
-//! Loom tests of a [`SharedStream`]. They run its readers and the stream itself, in every order of the steps. `scripts/loom` runs
-//! them.
+//! Loom tests that run the readers of a [`SharedStream`] and the stream itself, in every order of the steps. `scripts/loom` runs
+//! these tests.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +27,7 @@ use crate::{
     event::{Event, Item},
 };
 
-/// A stream of numbers that another thread sends. It keeps only the waker of the last poll, as streams may.
+/// A stream of numbers that another thread sends. The stream keeps only the waker of the last poll, as streams may.
 #[derive(Clone, Default)]
 struct NumberStream(Arc<Mutex<NumberQueue>>);
 
@@ -71,8 +71,8 @@ impl Stream for NumberStream {
         }
         queue.waker = Some(cx.waker().clone());
         drop(queue);
-        // Loom tries other orders only where two threads access the same object. This access lets it send a number, which wakes the
-        // waker, before the reader that polls the stream has unlocked it.
+        // Loom tries other orders only where two threads access the same object. This access lets loom run the sender, which
+        // wakes the waker, before the reader that polls the stream has unlocked the stream.
         drop(self.0.lock());
         Poll::Pending
     }
@@ -149,7 +149,8 @@ fn stalled_reader_holds_up_no_other() {
     });
 }
 
-/// One reader loses the race for the stream's lock to another, which finds the stream pending and never polls again.
+/// Tests that a reader that loses the race for the stream's lock reads the event, although the other reader finds the stream
+/// pending and never polls again.
 #[test]
 fn reader_that_lost_the_lock_gets_it_later() {
     model(|| {

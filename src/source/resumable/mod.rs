@@ -3,10 +3,11 @@
 //! A plain stream belongs to one response. When the connection breaks, the stream is dropped, and what the client had not read is
 //! lost. A client that polls would lose items with every request, because the handler makes a new stream for each request.
 //!
-//! A [`Resumable`] keeps streams apart from their connections. A `Resumable` gives every event an id, and keeps the last events of
-//! each stream in a log. When the client of a stream goes away, the stream is *parked*: it is not polled, and so produces nothing
-//! that no client reads. When the client comes back with its cursor, over any transport, it gets what it missed from the log, and
-//! then the rest of the same stream. The new stream that the handler made for this request is dropped without being polled.
+//! A [`Resumable`] keeps streams apart from their connections. A `Resumable` gives every event an id, and keeps the last events
+//! of each stream in a log. When the client of a stream disconnects, the stream is *parked*: it is not polled, and so produces
+//! nothing that no client reads. When the client reconnects with its cursor, over any transport, it gets the items that it missed
+//! from the log, and then the rest of the same stream. The new stream that the handler made for this request is dropped without
+//! being polled.
 //!
 //! ```
 //! use tower_push::{Push, Resumable};
@@ -28,19 +29,19 @@
 //! # What a client gets
 //! | its cursor | what it gets |
 //! |---|---|
-//! | none | the handler's stream. It begins with a cursor, so that a client whose connection drops before the first event can resume |
+//! | none | the handler's stream. The stream begins with a cursor, so that a client whose connection drops before the first event can resume |
 //! | of a stream that the `Resumable` still has | the items after the cursor, from the log and then from the stream, without a hole or a duplicate |
 //! | of such a stream, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
 //! | of such a stream, but ahead of it | a gap (`epoch`), then the log, then the stream |
 //! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
 //! | of anything else | a gap (`epoch`), then the handler's stream |
 //!
-//! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from the
-//! log. Two clients with the same cursor at the same time get the same events, each at its own pace. The two clients poll the
-//! stream in turns, and neither waits for the other. A client that falls behind by more than the log holds gets a gap (`lagged`).
+//! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from
+//! the log. Two clients with the same cursor at the same time get the same events, each at its own pace. The two clients poll the
+//! stream in turns, and neither waits for the other. A client that lags by more than the log holds gets a gap (`lagged`).
 //!
 //! # How a stream ends
-//! | the stream | its clients | clients that come back |
+//! | the stream | its clients | clients that reconnect |
 //! |---|---|---|
 //! | yields `None` | are told that the source has finished, and must not reconnect; with [`EndPolicy::Restart`] they may | get what they missed and the end again; those that missed nothing are refused with [`Rejection::finished`](super::Rejection::finished) |
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | as above |

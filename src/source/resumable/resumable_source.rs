@@ -90,7 +90,7 @@ impl<S: PushSource> ResumableSource<S> {
     }
 }
 
-/// What a client gets that sends the cursor of a registered stream.
+/// The result of [`resume`]: what a client gets that sends the cursor of a registered stream.
 enum ResumeOutcome {
     /// The client reads the stream from its position on.
     Stream(ResumableStream),

@@ -38,7 +38,7 @@ struct RegistryState {
     next_parking: u64,
     /// Sum of [`ParkedStream::byte_len`].
     parked_bytes: usize,
-    /// The task that drops streams that were parked for too long. It runs while a stream is parked.
+    /// The task that drops streams that were parked for too long. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
     resumed: u64,
     parked_too_long: u64,

@@ -9,20 +9,20 @@ use http::{HeaderMap, header};
 use crate::{
     error::{BoxError, Error},
     event::{EventId, Gap, Item},
-    source::retry_after,
+    source::retry_after_value,
     supervision::SupervisedStream,
     transport::{BatchEncoder, End, FrameBuffer},
 };
 
-/// The limits of a batch. The item that reaches a limit still belongs to the batch.
+/// The limits of a batch. The item with which a batch reaches a limit still belongs to the batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
     pub(super) max_events: usize,
-    /// Of the body. What the format writes before the first item does not count.
+    /// Limit of the length of the body, in bytes. The limit applies once the batch has an event or a gap.
     pub(super) max_bytes: usize,
 }
 
-/// Encodes the items of a stream as one batch: sans-io.
+/// Encodes the items of a stream as one batch, without I/O.
 pub(super) struct BatchBuilder {
     encoder: Box<dyn BatchEncoder>,
     buffer: FrameBuffer,
@@ -30,27 +30,28 @@ pub(super) struct BatchBuilder {
     event_count: usize,
     /// Whether the batch holds an event or a gap.
     has_content: bool,
-    /// The cursor of a client that has the batch so far: the source's latest, or else the one that the client sent.
+    /// The cursor of a client that has received the batch: the latest cursor from the source, or else the cursor that the client sent.
     cursor: Option<EventId>,
     /// Whether the source has given a cursor.
     has_source_cursor: bool,
-    /// A gap that is written before the first event, unless the source gives a cursor with or before this event.
-    gap_without_cursor: Option<Gap>,
-    /// An item that the batch has no room for.
+    /// A gap that tells the client that its cursor is lost. This gap is written before the first event, unless the source gives a cursor
+    /// with or before this event.
+    lost_cursor_gap: Option<Gap>,
+    /// An item for which the batch has no room.
     lookahead: Option<Item>,
 }
 
 /// A complete batch, which is the body of one response.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// It may not be empty even if the batch holds no item: an empty JSON array, for example.
+    /// The encoded batch. For a batch without items it may be an empty JSON array, for example.
     pub(super) body: Bytes,
-    /// See [`BatchBuilder::has_content`].
+    /// Whether the batch holds an event or a gap.
     pub(super) has_content: bool,
-    /// See [`BatchBuilder::cursor`].
+    /// The cursor of a client that has received the batch, if it has one.
     pub(super) cursor: Option<EventId>,
     pub(super) status: StreamStatus,
-    /// See [`BatchBuilder::lookahead`].
+    /// An item that the stream has yielded, and for which the batch has no room.
     lookahead: Option<Item>,
     /// Whether the batch holds events for which the source has given no cursor.
     lacks_source_cursor: bool,
@@ -58,7 +59,7 @@ pub(super) struct Batch {
     pub(super) has_ended_early: bool,
 }
 
-/// The state of a stream behind a batch.
+/// The state of the source's stream after a batch was taken from it.
 #[derive(Debug)]
 pub(super) enum StreamStatus {
     /// The stream is open, and nothing is ready.
@@ -67,17 +68,17 @@ pub(super) enum StreamStatus {
     HasMore,
     /// The source's stream has ended with `None`. Clients may reconnect.
     Ended,
-    /// The stream has ended with an item that tells clients to reconnect: after this time if there is one, and otherwise at once.
+    /// The stream has ended with an item that tells clients to reconnect: after the contained time, or at once if there is none.
     Reconnect(Option<Duration>),
     /// The source has finished. Clients must not reconnect.
     Finished,
-    /// The source has failed, or the encoder has refused an item. The batch holds everything before that.
+    /// The source has failed, or the encoder has refused an item. The batch holds the items before the failure.
     Failed(BoxError),
 }
 
 impl Batch {
-    /// Returns whether a client that has the batch has no cursor with which the source could resume. The rest of the stream would be
-    /// lost for this client.
+    /// Returns whether the client has no cursor with which the source could resume after the batch. A client without such a cursor would
+    /// lose the rest of the stream.
     pub(super) fn lacks_cursor(&self) -> bool {
         let has_no_cursor = self.lacks_source_cursor || self.cursor.is_none();
         match self.status {
@@ -90,7 +91,7 @@ impl Batch {
         }
     }
 
-    /// Takes what the stream has yielded and the batch does not hold: an error, or the item that had no room.
+    /// Takes the error or the item that the stream has yielded and the batch does not hold.
     pub(super) fn take_lookahead(&mut self) -> Option<Result<Item, BoxError>> {
         match std::mem::replace(&mut self.status, StreamStatus::HasMore) {
             StreamStatus::Failed(error) => Some(Err(error)),
@@ -112,10 +113,10 @@ impl StreamStatus {
         matches!(self, Self::Finished)
     }
 
-    /// Inserts `Retry-After`, in whole seconds, rounded up, if there is a time to reconnect.
+    /// Inserts the header `Retry-After`, in whole seconds, rounded up, if the stream has given a time after which to reconnect.
     pub(super) fn insert_retry_after(&self, headers: &mut HeaderMap) {
         if let Self::Reconnect(Some(retry)) = self {
-            headers.insert(header::RETRY_AFTER, retry_after(*retry));
+            headers.insert(header::RETRY_AFTER, retry_after_value(*retry));
         }
     }
 }
@@ -137,21 +138,21 @@ impl BatchBuilder {
             has_content: false,
             cursor,
             has_source_cursor: false,
-            gap_without_cursor: None,
+            lost_cursor_gap: None,
             lookahead: None,
         }
     }
 
-    /// Sets the gap that tells a client that its place is lost, in case that the source gives no cursor. A source that gives one is
-    /// taken to have resumed from the client's.
-    pub(super) fn with_gap_without_cursor(self, gap: Option<Gap>) -> Self {
+    /// Sets the gap that tells the client that its cursor is lost. The gap is not written if the source gives a cursor, because the source
+    /// has then resumed from the client's cursor.
+    pub(super) fn with_lost_cursor_gap(self, gap: Option<Gap>) -> Self {
         Self {
-            gap_without_cursor: gap,
+            lost_cursor_gap: gap,
             ..self
         }
     }
 
-    /// Takes what `stream` has yielded, as [`push`](Self::push) does, and reports an item that the encoder refuses.
+    /// Adds what `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's guard.
     pub(super) fn push_from<S>(
         &mut self,
         stream: &SupervisedStream<S>,
@@ -165,7 +166,7 @@ impl BatchBuilder {
         flow
     }
 
-    /// Takes what a stream has yielded: an item, an error, or its end. Breaks if the batch is complete with it.
+    /// Adds what a stream has yielded: an item, an error, or `None` for its end. Breaks if the batch is complete.
     pub(super) fn push(
         &mut self,
         item: Option<Result<Item, BoxError>>,
@@ -199,11 +200,11 @@ impl BatchBuilder {
         Continue(())
     }
 
-    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with it or before.
+    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with this item or before it.
     fn write_content(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
         let is_event = item.event().is_some();
         if is_event {
-            let gap = self.gap_without_cursor.take();
+            let gap = self.lost_cursor_gap.take();
             if let Some(gap) = gap.filter(|_| !has_source_cursor) {
                 self.encoder.gap(&gap, &mut self.buffer)?;
             }
@@ -218,8 +219,8 @@ impl BatchBuilder {
         has_max_bytes || self.event_count >= self.limits.max_events
     }
 
-    /// Returns whether the batch is worth a response. A gap without a new cursor is not: the client would come back with its old cursor
-    /// at once, and get the same gap.
+    /// Returns whether the batch is worth a response. A batch with nothing but a gap and no new cursor is not: the client would poll again
+    /// at once, with its old cursor, and get the same gap.
     pub(super) fn is_worth_sending(&self) -> bool {
         self.event_count > 0 || (self.has_content && self.has_source_cursor)
     }

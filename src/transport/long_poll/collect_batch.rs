@@ -18,38 +18,38 @@ use crate::{
     transport::{MAX_ITEMS_PER_POLL, lazy_timer::LazyTimer},
 };
 
-/// How long a poll waits. Each time is at most a day.
+/// How long a poll waits. Times of more than a day count as a day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitTimes {
-    /// For the first event.
+    /// The time to wait for the first event.
     pub(super) first: Duration,
-    /// For more events, once there is the first one.
+    /// The time to wait for more events after the first event.
     pub(super) more: Duration,
 }
 
 impl WaitTimes {
-    /// Takes what is ready, and does not wait.
+    /// The wait times of a poll that takes what is ready and does not wait.
     pub(super) const ZERO: Self = Self {
         first: Duration::ZERO,
         more: Duration::ZERO,
     };
 }
 
-/// Upper bound of both wait times. Any clock can add it.
+/// Upper bound of both wait times. Adding it to the current time cannot overflow.
 const MAX_WAIT_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 pin_project! {
-    /// A future that collects a batch from a stream: it waits for the first event, and then takes what is ready with it.
+    /// A future that collects a batch from a stream: waits for the first event, and then takes the items that are ready.
     ///
-    /// To drop it is safe: what it has taken is lost, and nothing else happens.
+    /// If the future is dropped, the items that were taken are lost. The stream can be polled on.
     pub(super) struct CollectBatch<'a, S> {
         stream: &'a mut SupervisedStream<S>,
         // `None` once the batch is complete.
         builder: Option<BatchBuilder>,
         phase: WaitPhase,
-        // The stream has ended, and the batch is not worth a response. The poll is held for its wait time, because the client would
-        // come back at once.
-        is_held: bool,
+        // Whether the stream has ended without a batch that is worth a response. The response is then held back for the wait time,
+        // because the client would poll again at once.
+        has_ended: bool,
         deadline: Instant,
         wait_for_more: Duration,
         #[pin]
@@ -73,7 +73,7 @@ impl<'a, S> CollectBatch<'a, S> {
             stream,
             builder: Some(builder),
             phase: WaitPhase::FirstEvent,
-            is_held: false,
+            has_ended: false,
             deadline: Instant::now() + wait_times.first.min(MAX_WAIT_TIME),
             wait_for_more: wait_times.more.min(MAX_WAIT_TIME),
             timer: LazyTimer::default(),
@@ -85,7 +85,7 @@ impl<S> CollectBatch<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Is ready once the batch is complete, with the status of the stream behind it.
+    /// Returns the status of the stream once the batch is complete.
     fn poll_status(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
         let this = self.project();
         let Some(builder) = this.builder else {
@@ -108,14 +108,14 @@ where
                         ready!(this.timer.poll(*this.deadline, cx));
                     }
                 }
-                return Poll::Ready(if *this.is_held {
+                return Poll::Ready(if *this.has_ended {
                     StreamStatus::Ended
                 } else {
                     StreamStatus::Idle
                 });
             };
             match builder.push_from(this.stream, item) {
-                Break(StreamStatus::Ended) if !builder.is_worth_sending() => *this.is_held = true,
+                Break(StreamStatus::Ended) if !builder.is_worth_sending() => *this.has_ended = true,
                 Break(status) => return Poll::Ready(status),
                 Continue(()) => {}
             }

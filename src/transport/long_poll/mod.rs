@@ -1,4 +1,4 @@
-//! Long-polling: each request gets one complete response, for clients and networks that cannot have one that does not end.
+//! Long-polling: each request gets one complete response, for clients and networks that cannot receive a response without an end.
 //!
 //! ```
 //! use std::time::Duration;
@@ -18,33 +18,36 @@
 //! # let _ = service;
 //! ```
 //!
-//! A poll waits for the first event, takes what is ready with it, and responds with all of it as one batch. The response says up to which
-//! event the client is, its cursor, and the next poll begins there. Unlike [chunked streaming](super::chunked), long-polling needs no
-//! connection that stays open. It costs a request for each batch.
+//! A poll waits for the first event, takes the events that are ready with it, and responds with all of these events as one batch. The
+//! response has a cursor, with which the next poll goes on behind the batch. Unlike [chunked streaming](super::chunked), long-polling needs
+//! no connection that stays open, and it costs a request for each batch.
 //!
-//! Nothing is lost between two polls:
+//! No event is lost between two polls:
 //!
-//! - A source that resumes from a cursor, as a [`Channel`](crate::Channel) does, is asked again by each poll. The server keeps nothing
-//!   between polls. A client that did not get a response repeats its poll, and polls in parallel with the same cursor get the same batch.
-//! - A plain stream is [parked](crate::Resumable) between polls, and the next poll continues it.
+//! - A source that resumes from a cursor, as a [`Channel`](crate::Channel) does, is subscribed to by each poll. The server keeps no state
+//!   between polls. A client that has not received a response can repeat its poll, and polls with the same cursor get the same batch.
+//! - A plain stream is [parked](crate::Resumable) between polls, and the next poll continues this stream.
 //!
-//! A source that resumes must give its client a cursor: by the end of a batch it must have yielded an event with an id, or a
-//! [bare cursor](crate::Item::Cursor). Otherwise the next poll would begin anew. So the rest of its stream is parked too, and from then on
-//! its events have ids of the [`Resumable`], from which no other transport can resume. To keep the ids of such a source, let its stream
-//! begin with a bare cursor. A cursor that the source does not know should be refused, or answered with a [gap](crate::Item::Gap). If the
-//! source ignores it, the client keeps it until the first event, and events between two empty polls before that are lost.
+//! A source that resumes must give its client a cursor: before the end of the first batch, its stream must yield an event with an id, or a
+//! [bare cursor](crate::Item::Cursor). If the stream yields neither, the next poll could not go on where this one has ended. Therefore the
+//! rest of the stream is parked, like a plain stream. From then on the ids of its events are those of the [`Resumable`], and no other
+//! transport can resume from such an id. To keep the ids of the source, let its streams begin with a bare cursor.
+//!
+//! A source should refuse a cursor that it does not know, or yield a [gap](crate::Item::Gap) first. If a source ignores such a cursor, the
+//! client keeps the cursor until it gets the first event, and events between two polls without a batch are lost.
 //!
 //! # The dialect of validators
-//! Every request but those of the other dialect. A response has the cursor in `ETag: "<id>+<format>"` and in `Last-Event-ID`. A request has
-//! it in `Last-Event-ID`, or else in `If-None-Match`, of any format, or else in `?last_event_id=`.
+//! Every request is answered in this dialect unless it chooses the dialect of Durable Streams. A response has its cursor in
+//! `ETag: "<id>+<format>"` and in `Last-Event-ID`. The cursor of a request is in `Last-Event-ID`, or else in `If-None-Match`, or else in
+//! `?last_event_id=`.
 //!
 //! | what happens | response |
 //! |---|---|
 //! | there are events | 200, with the batch in the [format](crate::format::Format) that the client accepts, and the last id as cursor |
-//! | no event in the [wait time](LongPoll::wait_time) | 200, with an empty batch (`[]`), and the client's cursor |
+//! | no event within the [wait time](LongPoll::wait_time) | 200, with an empty batch (`[]`), and the client's cursor |
 //! | a gap | 200, with a record first in the batch, or 410 if the format has no place for it ([`Raw`]) |
 //! | the source has finished | 200, with the `end` record last in the batch, and the cursor [`EventId::FINISHED`](crate::EventId::FINISHED) |
-//! | a poll with this cursor, or behind the end | 204: the client must not come back |
+//! | a poll with this cursor, or with the cursor of the last event | 204: the client must not come back |
 //! | the stream ends | the events up to then, at once: the client may come back. Without an event, the response is held for the wait time, because the client would come back at once |
 //! | the stream ends with a [time to reconnect](crate::Item::Ended) | the events up to then, even if there is none, at once, with `Retry-After` |
 //! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has another [policy](crate::source::resumable::EndPolicy) |
@@ -57,15 +60,18 @@
 //! ```js
 //! for (;;) for (const { data } of await (await fetch("/ticks")).json()) show(data);
 //! ```
-//! The browser's cache keeps the batch with its `ETag`. It must revalidate the batch (`no-cache`), and so it sends the cursor with the next
-//! poll by itself. The server never responds with 304, because the browser would then return the old batch again. Measured in Chromium:
-//! - The cursor survives timeouts, and connections that fail before the response. Chromium forgets it with each response that is not a
-//!   200, even if it has an `ETag` (204, 404 and 503 alike; this is why an empty batch is a 200), with a poll that the page aborts, and with
-//!   a batch that is cut. The next poll then begins where the source begins, without a gap.
-//! - It belongs to the URL. Two loops or two tabs on one URL take each other's events. Give each loop a URL of its own (`/ticks?1`).
-//! - It outlives the page. A new URL, or `fetch(url, { cache: "reload" })`, begins anew.
+//! The browser's cache keeps the batch with its `ETag`. Because the cache must revalidate the batch (`no-cache`), the browser sends the
+//! cursor with the next poll by itself. The server never responds with 304, because the browser would then return the old batch again.
 //!
-//! A loop that must survive all of this keeps the cursor itself. Every response has it in `Last-Event-ID`:
+//! Measured in Chromium:
+//! - The cursor survives timeouts, and connections that fail before the response.
+//! - Chromium forgets the cursor with each response whose status is not 200, even if the response has an `ETag`. Therefore an empty batch
+//!   is a 200 response. Chromium also forgets the cursor with a poll that the page aborts, and with a batch that is cut. After that, the
+//!   next poll begins where the source begins, without a gap.
+//! - The cursor belongs to the URL. Two loops or two tabs on one URL take each other's events. Give each loop a URL of its own (`/ticks?1`).
+//! - The cursor outlives the page. A new URL, or `fetch(url, { cache: "reload" })`, begins without a cursor.
+//!
+//! A loop that must survive all of this keeps the cursor itself. Every response has the cursor in `Last-Event-ID`:
 //! ```js
 //! let cursor = "";
 //! for (;;) try {
@@ -75,13 +81,16 @@
 //!   batch.forEach(show);
 //! } catch { await new Promise((resume) => setTimeout(resume, 1000)); }
 //! ```
-//! Both loops should stop at a record with `end.finished`. Across origins, CORS must expose `ETag` and `Last-Event-ID`.
+//! Both loops should stop at a record with `end.finished`. For requests across origins, CORS must expose `ETag` and `Last-Event-ID`.
 //!
 //! # The dialect of Durable Streams
-//! The reads of the [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses
-//! it with the query parameter `offset`, or with `live=long-poll` or `live=sse`. Among several transports, a request with both is always for
-//! this one; with `offset` alone, `Accept` decides. An offset is a cursor. The body of a response is nothing but payloads, as a JSON array
-//! or one behind the other, depending on the [content type](LongPoll::durable_content_type).
+//! This dialect consists of the reads of the
+//! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect with
+//! the query parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports, a request
+//! with both parameters always gets this one; for a request with `offset` alone, the `Accept` header decides.
+//!
+//! An offset is a cursor. The body of a response consists of the payloads, as a JSON array or one behind the other, depending on the
+//! [content type](LongPoll::durable_content_type).
 //!
 //! | request | response |
 //! |---|---|
@@ -94,14 +103,14 @@
 //! | `offset` missing beside `live`, given twice, empty or malformed; another `live` beside an `offset` | 400 |
 //! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not begun |
 //!
-//! The protocol has no record for a gap. If a `live=sse` stream has a gap, it is cut, and the next read of the client gets the 410. A stream
-//! that has nothing ready counts as being at its tail. Across origins, CORS must expose `Stream-Next-Offset`, `Stream-Up-To-Date`,
-//! `Stream-Closed` and `Stream-Cursor`.
+//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the 410.
+//! A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose `Stream-Next-Offset`,
+//! `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
 //!
 //! # How long a poll waits
-//! In both dialects a client may ask for a wait time in whole seconds, within a [range](LongPoll::wait_time_range): with `Prefer: wait=10`
-//! ([RFC 7240 §4.3](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)), which the response confirms with `Preference-Applied`, or with
-//! `?timeout=10`. Malformed values are ignored. To wait needs tokio's clock.
+//! In both dialects a client may ask for a wait time in whole seconds, within a [range](LongPoll::wait_time_range): with the header
+//! `Prefer: wait=10` ([RFC 7240 §4.3](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)), which the response confirms with
+//! `Preference-Applied`, or with the query `?timeout=10`. Malformed values are ignored. A poll that waits needs a tokio runtime.
 
 mod batch_builder;
 mod collect_batch;
@@ -149,8 +158,8 @@ struct LongPollConfig {
 }
 
 impl LongPoll {
-    /// Creates the transport with its defaults: batches as [JSON](JsonArray), [NDJSON](Ndjson), [multipart](Multipart::mixed) or
-    /// [lines of text](Raw), as the client accepts. Each setter says its default.
+    /// Creates the transport with batches as [JSON](JsonArray), [NDJSON](Ndjson), [multipart](Multipart::mixed) or [lines of text](Raw),
+    /// as the client accepts. All other settings have the defaults that their setters document.
     pub fn new() -> Self {
         Self::only(JsonArray::new())
             .add_format(Ndjson::new())
@@ -158,7 +167,7 @@ impl LongPoll {
             .add_format(Raw::new())
     }
 
-    /// Creates the transport with batches in one format.
+    /// Creates the transport with batches in one format. All other settings have the defaults that their setters document.
     pub fn only(format: impl Format) -> Self {
         Self(Arc::new(LongPollConfig {
             media_types: format.media_types().to_vec(),
@@ -182,7 +191,7 @@ impl LongPoll {
         }))
     }
 
-    /// Adds a format that is preferred less than the others, or replaces the one with the same name.
+    /// Adds a format that is less preferred than the others. If there is a format with the same name, that one is replaced.
     pub fn add_format(self, format: impl Format) -> Self {
         self.map_config(|config| {
             let has_same_name = |other: &&mut Arc<dyn Format>| other.name() == format.name();
@@ -196,49 +205,51 @@ impl LongPoll {
     }
 
     /// Sets how long a poll waits for the first event if the client does not ask for a time: 25 s by default, which is below the idle
-    /// limits in use. A longer time than a day counts as a day.
+    /// limits of common proxies. A time of more than a day counts as a day.
     pub fn wait_time(self, time: Duration) -> Self {
         self.map_config(|config| config.wait_time_policy.default = time)
     }
 
     /// Sets which wait times a client may ask for: 0 to 60 s by default. A time outside of the range is replaced by the nearer bound. The
-    /// [default](Self::wait_time) may lie outside of it.
+    /// [default](Self::wait_time) may lie outside of the range.
     pub fn wait_time_range(self, range: RangeInclusive<Duration>) -> Self {
         self.map_config(|config| config.wait_time_policy.range = range)
     }
 
-    /// Sets how long a poll waits for more events once there is the first one: 0 by default, which takes what is ready with it. If events
-    /// come one by one, a few milliseconds save round trips. This time begins with the first event, and a longer one than a day counts as
-    /// a day.
+    /// Sets how long a poll waits for more events after the first event: 0 by default, so that a batch has the events that are ready
+    /// together. If events arrive one by one, a window of a few milliseconds saves round trips. A time of more than a day counts as a day.
     pub fn batch_window(self, time: Duration) -> Self {
         self.map_config(|config| config.batch_window = time)
     }
 
-    /// Sets how many events a batch may hold: 1024 by default, at least 1.
+    /// Sets how many events a batch may hold: 1024 by default. A value of 0 counts as 1.
     pub fn max_events(self, events: usize) -> Self {
         self.map_config(|config| config.batch_limits.max_events = events.max(1))
     }
 
-    /// Sets at which size a batch is complete: 256 KiB by default, at least 1 byte. The event that reaches the size still belongs to the
-    /// batch, whatever its own size is.
+    /// Sets the size in bytes at which a batch is complete: 256 KiB by default. The event with which the batch reaches this size still
+    /// belongs to the batch, so that one event of any size fits.
     pub fn max_bytes(self, bytes: usize) -> Self {
         self.map_config(|config| config.batch_limits.max_bytes = bytes.max(1))
     }
 
-    /// Sets where plain streams, and those of sources that give no cursor, are parked between two polls: in a [`Resumable`] with its
-    /// defaults by default.
+    /// Sets the [`Resumable`] in which streams are parked between two polls: by default, one with its default limits. Plain streams are
+    /// parked, and streams of sources that give no cursor.
     ///
-    /// A poll resumes such a stream with its cursor if it has the same path and the same `Authorization`. If a cookie identifies the user,
-    /// set the [owner](crate::source::resumable::ResumableSource::owner) of the source.
+    /// A poll can resume a parked stream only if it has the same path and the same `Authorization` header as the poll before. If a cookie
+    /// identifies the user, set the [owner](crate::source::resumable::ResumableSource::owner) of the source.
     pub fn resumable(self, resumable: Resumable) -> Self {
         self.map_config(|config| config.resumable = resumable)
     }
 
     /// Sets the content type of Durable Streams: `application/json` by default.
     ///
-    /// With this type, a body is an array of the payloads: JSON as it is, text as a string, bytes as a string of base64. With any other
-    /// type, it is the bytes of the payloads, one behind the other. `live=sse` then carries them as text if the type is `text/*`, and
-    /// otherwise as base64, which `stream-sse-data-encoding: base64` announces. A payload that is not UTF-8 cuts an event stream of text.
+    /// With `application/json`, a body is an array of the payloads: JSON as it is, text as a string, bytes as a string of base64. With any
+    /// other content type, a body is the bytes of the payloads, one behind the other.
+    ///
+    /// An event stream (`live=sse`) has JSON arrays as data with `application/json`, and text with `text/*`. A payload that is not UTF-8
+    /// cuts an event stream of text. With any other content type, the data is base64, and the response has the header
+    /// `stream-sse-data-encoding: base64`.
     ///
     /// ```
     /// use http::HeaderValue;
@@ -250,14 +261,14 @@ impl LongPoll {
         self.map_config(|config| config.durable_streams.content_type = content_type)
     }
 
-    /// Lets shared caches (a CDN) keep the responses to reads of Durable Streams: `Cache-Control: public`. By default it is `private`. Use
-    /// it only for content that everyone may read.
+    /// Lets shared caches, such as a CDN, keep the responses of Durable Streams: `Cache-Control: public` instead of `private`. Use this
+    /// setting only for content that everyone may read.
     pub fn durable_public_cache(self) -> Self {
         self.map_config(|config| config.durable_streams.has_public_cache = true)
     }
 
-    /// Speaks the dialect of Durable Streams with every client: a request without `offset` reads from the beginning, and `HEAD` gets the
-    /// offset of the tail. By default the request chooses the dialect.
+    /// Answers every request in the dialect of Durable Streams. A request without `offset` reads from the beginning, and a `HEAD` request
+    /// gets the offset of the tail. By default each request chooses its dialect.
     pub fn durable_only(self) -> Self {
         self.map_config(|config| config.durable_streams.is_only_dialect = true)
     }
@@ -288,8 +299,8 @@ impl Transport for LongPoll {
         &self.0.media_types
     }
 
-    /// Returns [`Preference::MAX`] for a live read of Durable Streams, which has `offset` and `live`. Otherwise the `Accept` header
-    /// decides, because `offset` alone may be a parameter of the application.
+    /// Returns [`Preference::MAX`] for a live read of Durable Streams, which has the parameters `offset` and `live`. For other requests
+    /// the `Accept` header decides, because `offset` alone may be a parameter of the application.
     fn preference(&self, head: &Parts) -> Option<Preference> {
         if is_durable_live_request(head) {
             return Some(Preference::MAX);
@@ -350,7 +361,7 @@ impl LongPollConfig {
         self.durable_streams.is_only_dialect || is_durable_request(head)
     }
 
-    /// Chooses the format that the client prefers, or else the first one.
+    /// Chooses the format that the client prefers, or else the first format.
     fn negotiate_format(&self, head: &Parts) -> NegotiatedFormat {
         let accepted = Preference::from_accept(&head.headers, &self.media_types);
         let media_type = accepted.map(|(_, media_type)| media_type);

@@ -12,13 +12,15 @@ use crate::{
 
 /// What one poll reads: the source, or the client's parked stream.
 ///
-/// A plain stream is parked from its first poll on. A source that resumes is asked again by each poll, with the cursor that it gave. If it
-/// gave none, the next poll would begin anew and the events in between would be lost, so the rest of its stream is parked too.
+/// A plain stream is parked after its first poll. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
+/// poll before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next poll would
+/// begin anew and lose the events in between.
 pub(super) struct PollSource {
     pending: PendingStream,
     push: Push,
     resumable: Resumable,
-    /// The owner of parked streams: the path and `Authorization` of the request. A poll with another owner cannot resume them.
+    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with another owner cannot resume
+    /// these streams.
     owner: String,
 }
 
@@ -55,13 +57,13 @@ impl PollSource {
         self.pending.subscription().cursor()
     }
 
-    /// Returns whether the source itself resumes from a cursor. Plain streams do not.
+    /// Returns whether the source itself can resume from a cursor. Plain streams cannot.
     pub(super) fn is_resumable(&self) -> bool {
         self.push.is_resumable()
     }
 
-    /// Returns the client's cursor if it may be that of a parked stream which is no longer there. A source that resumes, but then gives no
-    /// cursor of its own, cannot know this cursor.
+    /// Returns the client's cursor if it has the form of a parked stream's cursor, but no such stream is parked any more. If the source then
+    /// gives no cursor of its own, the client's place is lost.
     pub(super) fn lost_cursor(&self) -> Option<&EventId> {
         let may_be_lost =
             |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
@@ -91,7 +93,7 @@ impl PollSource {
         let gap = self
             .lost_cursor()
             .map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
-        let builder = builder.with_gap_without_cursor(gap);
+        let builder = builder.with_lost_cursor_gap(gap);
         let Self {
             pending,
             push,
@@ -102,7 +104,7 @@ impl PollSource {
         let mut stream = pending.open(push).await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
-            // The supervision is that of the poll, and ends here. A parked stream is not supervised.
+            // The guard supervises the poll, and not the stream while it is parked.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
             batch.cursor = Some(resumable.park(rest, Some(owner.into())));
         }
@@ -110,7 +112,8 @@ impl PollSource {
     }
 }
 
-/// Lets `push` be served from the parked streams if it does not resume itself, or if a stream is parked under the subscription's cursor.
+/// Wraps `push` so that a parked stream is resumed instead, if there is one. A push that can resume itself is wrapped only if a stream is
+/// parked under the subscription's cursor.
 fn with_parked_streams(
     push: Push,
     subscription: &Subscription,

@@ -1,4 +1,4 @@
-//! The dialect of HTTP's validators: the cursor goes out as `ETag`, and comes back as `If-None-Match`.
+//! The long-poll dialect of HTTP's validators: a response has its cursor in `ETag`, and the next request has it in `If-None-Match`.
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -13,16 +13,16 @@ use crate::{
     },
 };
 
-/// Separates the cursor from the format's name in an entity tag. No cursor holds this character.
+/// Separates the cursor from the format's name in an entity tag. Cursors cannot contain this character.
 const TAG_SEPARATOR: char = '+';
 
-/// The message of a 410: the format has no place for a gap.
+/// The message of a 410 response, which is sent because the format has no record for a gap.
 const GAP_MESSAGE: &str = "events behind this cursor are gone: ask without one";
 
-/// Sets the start of a subscription to the cursor in `If-None-Match`, if there is one.
+/// Sets the start of a subscription to the cursor in `If-None-Match`, if the request has one.
 ///
-/// `Last-Event-ID`, which a program sets, goes before it, because a cache may add `If-None-Match` to the program's request. The query goes
-/// behind it: in a loop that polls one URL, the query says where the loop began.
+/// `Last-Event-ID` has precedence over `If-None-Match`, because a program sets the former, and its cache may add the latter.
+/// `If-None-Match` has precedence over the query, which says only where a loop that polls one URL has begun.
 pub(super) fn with_validator_cursor(subscription: Subscription) -> Subscription {
     let headers = &subscription.head().headers;
     let mut last_event_ids = headers.get_all(LAST_EVENT_ID).iter();
@@ -35,8 +35,8 @@ pub(super) fn with_validator_cursor(subscription: Subscription) -> Subscription 
     }
 }
 
-/// Makes the entity tag of a batch from the cursor behind it and the format's name, because different representations must have
-/// different tags ([RFC 9110 §8.8.3](https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3)).
+/// Makes the entity tag of a batch from its cursor and from the format's name. Batches in different formats must have different tags
+/// ([RFC 9110 §8.8.3](https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3)).
 fn entity_tag(cursor: &str, format: &str) -> String {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let format: String = format.chars().filter(|c| is_allowed(*c)).collect();
@@ -46,12 +46,12 @@ fn entity_tag(cursor: &str, format: &str) -> String {
 /// Returns the cursor in the entity tags of `If-None-Match`, weak or strong, of any format
 /// ([RFC 9110 §13.1.2](https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2)).
 ///
-/// It is `None` for `*`, for tags with different cursors, and if a tag holds no cursor.
+/// Returns `None` if the header is `*`, if its tags have different cursors, or if a tag has no valid cursor.
 fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
     let mut cursor = None;
     for value in values {
-        // No cursor holds a comma.
+        // Cursors cannot contain a comma.
         for tag in value.to_str().ok()?.split(',') {
             let tag = tag.trim();
             if tag.is_empty() {
@@ -59,7 +59,7 @@ fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
             }
             let tag = tag.strip_prefix("W/").unwrap_or(tag);
             let tag = tag.strip_prefix('"')?.strip_suffix('"')?;
-            // Proxies that compress append to the tag (Apache and Jetty: `-gzip`).
+            // Proxies that compress append to the entity tag (Apache and Jetty: `-gzip`).
             let id = tag.split(TAG_SEPARATOR).next()?;
             let id = EventId::new(id).ok()?;
             if cursor.as_ref().is_some_and(|cursor| *cursor != id) {
@@ -71,7 +71,7 @@ fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
     cursor
 }
 
-/// Makes the response to a `HEAD` request. It has no validator, which a cache would take for that of its last batch.
+/// Makes the response to a `HEAD` request, without an `ETag`: a cache would assign it to the batch that it holds.
 pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> Response<PushBody> {
     let mut response = Response::new(PushBody::for_head_request());
     let headers = response.headers_mut();
@@ -81,8 +81,8 @@ pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> R
     response
 }
 
-/// Makes the response with a batch. An empty batch is a 200 too, because browsers forget the batch that they have, and its validator, with
-/// any other status.
+/// Makes the response with a batch. Its status is 200 even if the batch is empty, because browsers discard their cached batch and its
+/// `ETag` when they get another status.
 pub(super) fn batch_response(
     batch: Batch,
     format: &str,
@@ -101,7 +101,7 @@ pub(super) fn batch_response(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert(header::CONTENT_LENGTH, content_length);
-    // A shared cache would give one client's cursor to another.
+    // A shared cache would give one client's cursor to another client.
     headers.insert(header::CACHE_CONTROL, PRIVATE_NO_CACHE);
     batch.status.insert_retry_after(headers);
     insert_common_headers(headers, is_negotiated);
@@ -112,17 +112,17 @@ pub(super) fn batch_response(
     response
 }
 
-/// Makes the response to a subscription that was refused, such as one whose client knows that the source has finished.
+/// Makes the response to a subscription that was refused. The refusal is a 204 if the client knows already that the source has finished.
 pub(super) fn refusal_response(rejection: Rejection, is_negotiated: bool) -> Response<PushBody> {
     let mut response = rejection_response(rejection);
     insert_common_headers(response.headers_mut(), is_negotiated);
     response
 }
 
-/// Inserts the headers that all responses of this dialect have. `is_negotiated` says whether `Accept` chooses the format.
+/// Inserts the headers that all responses of this dialect have. `is_negotiated` says whether the `Accept` header chooses the format.
 fn insert_common_headers(headers: &mut HeaderMap, is_negotiated: bool) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-    // With `Cookie` and `Authorization`, the next user of the same browser does not go on with the cursor of the one before.
+    // `Cookie` and `Authorization` are here because another user of the same browser must not go on with the former user's cursor.
     let request_headers =
         HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
     headers.append(header::VARY, request_headers);
@@ -131,7 +131,7 @@ fn insert_common_headers(headers: &mut HeaderMap, is_negotiated: bool) {
     }
 }
 
-/// Makes a 410 if the format has no place for a gap, and otherwise a 500 that does not disclose the error.
+/// Makes the response for a failed stream: 410 if the format has no record for a gap, and otherwise 500, which does not disclose the error.
 fn failure_response(error: Option<&Error>, is_negotiated: bool) -> Response<PushBody> {
     let rejection = if error.is_some_and(Error::is_gap_unsupported) {
         Rejection::new(StatusCode::GONE).message(GAP_MESSAGE)

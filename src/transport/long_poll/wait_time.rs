@@ -1,4 +1,4 @@
-//! How long a poll waits: the time that its client asks for, within a range.
+//! How long a poll waits for its first event: the time that its client asks for, within a range.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -9,15 +9,15 @@ use crate::{source::query, transport::response::insert_ascii};
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// The query parameter for clients that cannot set `Prefer`.
+/// The query parameter with which clients that cannot set the header `Prefer` ask for a wait time.
 const TIMEOUT_PARAMETER: &str = "timeout";
 
-/// Which wait time a poll gets.
+/// The rules by which a poll gets its wait time.
 #[derive(Clone, Debug)]
 pub(super) struct WaitTimePolicy {
-    /// For a client that asks for none. It may lie outside of `range`.
+    /// The wait time of a client that asks for none. The default may lie outside of `range`.
     pub(super) default: Duration,
-    /// What a client asks for is replaced by the nearer bound if it lies outside.
+    /// The wait times that a client may ask for. A time outside of the range is replaced by the nearer bound.
     pub(super) range: RangeInclusive<Duration>,
 }
 
@@ -25,12 +25,12 @@ pub(super) struct WaitTimePolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NegotiatedWaitTime {
     pub(super) duration: Duration,
-    /// Whether the client asked with `Prefer`. The response then confirms the preference.
+    /// Whether the client has asked with the header `Prefer`, so that the response must confirm the wait time.
     is_from_prefer: bool,
 }
 
 impl WaitTimePolicy {
-    /// Reads the wait time that the request asks for: `Prefer` goes before the query. Malformed values are ignored.
+    /// Determines the wait time of a request. The header `Prefer` has precedence over the query. Malformed values are ignored.
     pub(super) fn negotiate(&self, head: &Parts) -> NegotiatedWaitTime {
         let from_prefer = prefer_wait(&head.headers);
         let query = head.uri.query().unwrap_or_default();
@@ -57,7 +57,7 @@ impl NegotiatedWaitTime {
     }
 }
 
-/// Returns the value of the first `wait` preference; of several, only the first one counts
+/// Returns the wait time in the header `Prefer`. If it has several `wait` preferences, only the first one counts
 /// ([RFC 7240 §2](https://www.rfc-editor.org/rfc/rfc7240#section-2)).
 fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     let values = headers.get_all(PREFER).into_iter();
@@ -72,7 +72,7 @@ fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     parse_seconds(unquoted.unwrap_or(value))
 }
 
-/// Parses whole seconds. A number that overflows is `u64::MAX`, which is more than any range allows.
+/// Parses whole seconds. A number that overflows counts as `u64::MAX` seconds.
 fn parse_seconds(text: &str) -> Option<Duration> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))

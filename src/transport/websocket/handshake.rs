@@ -19,7 +19,7 @@ use tower_push_proto::{
 
 use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody};
 
-/// The token in `Upgrade`, and the value of `:protocol`. Their case is ignored (RFC 9110 §7.8).
+/// The token in `Upgrade`, and the value of `:protocol`. The comparison ignores case (RFC 9110 §7.8).
 const WEBSOCKET_TOKEN: &str = "websocket";
 
 /// The `Sec-WebSocket-Version` of RFC 6455, which is the only one.

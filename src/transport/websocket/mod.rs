@@ -42,7 +42,7 @@
 //! | 1011 | the source failed, or an event cannot be sent | yes, with backoff |
 //! | 1012 | the stream ends with a [time to reconnect](crate::Item::Ended): the reason is `{"finished":false,"retry":1500}`, in milliseconds | yes, after that time |
 //! | 3000 | the stream ends | yes |
-//! | 3005 | the client's authorization [has expired](crate::Item::Expired) | yes, with a new one |
+//! | 3005 | the client's credential [has expired](crate::Item::Expired) | yes, with a new one |
 //! | 3008 | the client was too slow ([`LagPolicy::Disconnect`](crate::source::channel::LagPolicy)) | yes |
 //! | 3010 | the client has missed events, and its message format has no message for a gap | yes |
 //! | 3012 | the client did not [answer a ping](WebSocket::pong_deadline) | yes |

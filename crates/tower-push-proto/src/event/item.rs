@@ -85,7 +85,8 @@ impl Item {
     /// [`Encoder::end`], and does not poll the source again.
     ///
     /// ```
-    /// use tower_push_proto::{Encoder, Event, FrameBuffer, Item, format::Ndjson};
+    /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
+    /// use tower_push::{Event, Item, format::Ndjson, transport::{Encoder, FrameBuffer}};
     ///
     /// let (mut encoder, mut out) = (Ndjson::new(), FrameBuffer::default());
     /// encoder.open(&mut out);
@@ -96,7 +97,7 @@ impl Item {
     /// }
     /// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
     /// assert_eq!(out.into_bytes(), sent);
-    /// # Ok::<(), tower_push_proto::Error>(())
+    /// # Ok::<(), tower_push::Error>(())
     /// ```
     ///
     /// # Errors
@@ -176,35 +177,35 @@ impl IntoItem for Payload {
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl IntoItem for String {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl IntoItem for &str {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl IntoItem for Cow<'_, str> {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::text(self).into_item()
     }
 }
 
-/// A binary event.
+/// Makes a binary event.
 impl IntoItem for Bytes {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::binary(self).into_item()
     }
 }
 
-/// A binary event.
+/// Makes a binary event.
 impl IntoItem for Vec<u8> {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::binary(self).into_item()

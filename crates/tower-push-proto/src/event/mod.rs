@@ -288,35 +288,35 @@ impl Event {
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl From<String> for Event {
     fn from(text: String) -> Self {
         Self::text(text)
     }
 }
 
-/// A text event.
+/// Makes a text event.
 impl From<&str> for Event {
     fn from(text: &str) -> Self {
         Self::text(text)
     }
 }
 
-/// A binary event.
+/// Makes a binary event.
 impl From<Bytes> for Event {
     fn from(bytes: Bytes) -> Self {
         Self::binary(bytes)
     }
 }
 
-/// A binary event.
+/// Makes a binary event.
 impl From<Vec<u8>> for Event {
     fn from(bytes: Vec<u8>) -> Self {
         Self::binary(bytes)
     }
 }
 
-/// An event with this payload, such as a message that a client has sent.
+/// Makes an event with this payload, such as a message that a client has sent.
 impl From<Payload> for Event {
     fn from(payload: Payload) -> Self {
         Self::new(payload)

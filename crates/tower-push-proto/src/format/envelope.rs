@@ -57,16 +57,16 @@ pub fn write_payload(payload: &Payload, out: &mut BytesMut) {
 /// Bytes are in `data_base64` instead of `data`, as in
 /// [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
 pub fn write_event(fields: &Fields, out: &mut BytesMut) {
-    write_members(fields, None, out);
+    write_envelope(fields, None, out);
 }
 
 /// Appends an event in its envelope, like [`write_event`], with the member `"cursor":…` after `id`. The cursor resumes after the event in
 /// place of the event's id.
 pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
-    write_members(fields, Some(cursor), out);
+    write_envelope(fields, Some(cursor), out);
 }
 
-fn write_members(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
+fn write_envelope(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     out.reserve(fields.payload.as_bytes().len() + MEMBERS_CAPACITY);
     out.put_u8(b'{');
     if let Some(id) = &fields.id {

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, control_record, envelope};
+use super::{Format, content_type_header, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
@@ -37,11 +37,11 @@ impl Format for JsonSeq {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        (content_type(media_type), Box::new(self.clone()))
+        (content_type_header(media_type), Box::new(self.clone()))
     }
 
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
-        (content_type(media_type), Box::new(self.clone()))
+        (content_type_header(media_type), Box::new(self.clone()))
     }
 }
 
@@ -61,19 +61,19 @@ impl Encoder for JsonSeq {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        write_text(out.buffer(), |out| {
+        write_sequence_text(out.buffer(), |out| {
             envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        write_text(out.buffer(), |out| control_record::write_gap(gap, out));
+        write_sequence_text(out.buffer(), |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        write_text(out.buffer(), |out| control_record::write_cursor(id, out));
+        write_sequence_text(out.buffer(), |out| control_record::write_cursor(id, out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -81,7 +81,7 @@ impl Encoder for JsonSeq {
     }
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {
-        write_text(out.buffer(), |out| control_record::write_end(end, out));
+        write_sequence_text(out.buffer(), |out| control_record::write_end(end, out));
     }
 }
 
@@ -92,12 +92,12 @@ struct SequenceText;
 
 impl Encoding for SequenceText {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_text(out, |out| envelope::write_event(fields, out));
+        write_sequence_text(out, |out| envelope::write_event(fields, out));
     }
 }
 
 /// Appends a text of the sequence: what `write_json` appends, between a record separator and a line feed.
-fn write_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
+fn write_sequence_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
     out.put_u8(RECORD_SEPARATOR);
     write_json(out);
     out.put_u8(b'\n');

@@ -117,7 +117,7 @@ impl Encoder for DefaultBatchEncoder {
 impl BatchEncoder for DefaultBatchEncoder {}
 
 /// Makes a header of a media type. A text that cannot be in a header becomes `application/octet-stream`.
-pub(crate) fn content_type(media_type: &str) -> HeaderValue {
+pub(crate) fn content_type_header(media_type: &str) -> HeaderValue {
     HeaderValue::from_str(media_type)
         .unwrap_or(HeaderValue::from_static("application/octet-stream"))
 }

@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, control_record};
+use super::{Format, content_type_header, control_record};
 use crate::{
     byte_search,
     encoder::{BatchEncoder, Encoder, End},
@@ -86,7 +86,7 @@ impl Multipart {
             delimiter: format!("--{boundary}"),
             is_in_heartbeat_line: false,
         };
-        (content_type(&content), encoder)
+        (content_type_header(&content), encoder)
     }
 }
 

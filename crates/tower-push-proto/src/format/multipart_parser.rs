@@ -63,7 +63,7 @@ enum BodyPosition {
     /// The bytes before the first delimiter, which are ignored.
     Preamble,
     /// The bytes after `--BOUNDARY`: the end of the line, or `--`.
-    DelimiterEnd,
+    DelimiterSuffix,
     /// The headers of a part.
     Headers,
     /// The content of a part, up to the next delimiter.
@@ -166,15 +166,15 @@ impl MultipartParser {
                 BodyPosition::Preamble => {
                     if self.take_until_delimiter().is_none() {
                         self.position = BodyPosition::Preamble;
-                        self.drop_searched();
+                        self.discard_preamble();
                         return Ok(None);
                     }
-                    self.position = BodyPosition::DelimiterEnd;
+                    self.position = BodyPosition::DelimiterSuffix;
                 }
-                BodyPosition::DelimiterEnd => match self.take_delimiter_end() {
+                BodyPosition::DelimiterSuffix => match self.take_delimiter_suffix() {
                     Some(position) => self.position = position,
                     None => {
-                        self.position = BodyPosition::DelimiterEnd;
+                        self.position = BodyPosition::DelimiterSuffix;
                         return Ok(None);
                     }
                 },
@@ -183,7 +183,7 @@ impl MultipartParser {
                         self.position = BodyPosition::Headers;
                         return Ok(None);
                     };
-                    self.position = match content_length(&headers)? {
+                    self.position = match parse_content_length(&headers)? {
                         Some(len) if len > self.max_part_len => return Err(self.part_too_long()),
                         Some(len) => BodyPosition::SizedContent(headers, len),
                         None => BodyPosition::Content(headers),
@@ -209,7 +209,7 @@ impl MultipartParser {
                         return Ok(None);
                     }
                     self.buffer.advance(len);
-                    self.position = BodyPosition::DelimiterEnd;
+                    self.position = BodyPosition::DelimiterSuffix;
                 }
                 BodyPosition::Content(headers) => {
                     let Some(content) = self.take_until_delimiter() else {
@@ -222,7 +222,7 @@ impl MultipartParser {
                     if content.len() > self.max_part_len {
                         return Err(self.part_too_long());
                     }
-                    self.position = BodyPosition::DelimiterEnd;
+                    self.position = BodyPosition::DelimiterSuffix;
                     return Ok(Some(MultipartPart { headers, content }));
                 }
                 BodyPosition::Epilogue => {
@@ -244,13 +244,13 @@ impl MultipartParser {
         while let Some(offset) = byte_search::find(&self.buffer[from..], &self.delimiter) {
             let start = from + offset;
             let end = start + self.delimiter.len();
-            match parse_delimiter_end(&self.buffer[end..]) {
-                DelimiterEnd::None => from = start + 1,
-                DelimiterEnd::Incomplete => {
+            match parse_delimiter_suffix(&self.buffer[end..]) {
+                DelimiterSuffix::None => from = start + 1,
+                DelimiterSuffix::Incomplete => {
                     self.searched = start;
                     return None;
                 }
-                DelimiterEnd::Line(_) | DelimiterEnd::Last => {
+                DelimiterSuffix::Line(_) | DelimiterSuffix::Last => {
                     let content = self.buffer.split_to(start).freeze();
                     self.buffer.advance(self.delimiter.len());
                     self.searched = 0;
@@ -266,21 +266,21 @@ impl MultipartParser {
     }
 
     /// Removes the bytes of the preamble that belong to no delimiter.
-    fn drop_searched(&mut self) {
+    fn discard_preamble(&mut self) {
         self.buffer.advance(self.searched.min(self.buffer.len()));
         self.searched = 0;
     }
 
-    /// Removes the end of a delimiter's line, and returns what follows it. Returns `None` if the end is incomplete.
-    fn take_delimiter_end(&mut self) -> Option<BodyPosition> {
-        match parse_delimiter_end(&self.buffer) {
-            DelimiterEnd::Incomplete => None,
-            DelimiterEnd::Line(len) => {
+    /// Removes the bytes between `--BOUNDARY` and what follows the delimiter, and returns the latter. Returns `None` if they are incomplete.
+    fn take_delimiter_suffix(&mut self) -> Option<BodyPosition> {
+        match parse_delimiter_suffix(&self.buffer) {
+            DelimiterSuffix::Incomplete => None,
+            DelimiterSuffix::Line(len) => {
                 self.buffer.advance(len);
                 Some(BodyPosition::Headers)
             }
-            DelimiterEnd::Last => Some(BodyPosition::Epilogue),
-            DelimiterEnd::None => Some(BodyPosition::Failed),
+            DelimiterSuffix::Last => Some(BodyPosition::Epilogue),
+            DelimiterSuffix::None => Some(BodyPosition::Failed),
         }
     }
 
@@ -323,7 +323,7 @@ impl MultipartParser {
 }
 
 /// The bytes after `--BOUNDARY`.
-enum DelimiterEnd {
+enum DelimiterSuffix {
     /// Other bytes: what precedes them is no delimiter.
     None,
     /// The beginning of one of the ends below.
@@ -334,18 +334,18 @@ enum DelimiterEnd {
     Last,
 }
 
-fn parse_delimiter_end(bytes: &[u8]) -> DelimiterEnd {
+fn parse_delimiter_suffix(bytes: &[u8]) -> DelimiterSuffix {
     let padding = bytes
         .iter()
         .take_while(|byte| matches!(byte, b' ' | b'\t'))
         .count();
     match &bytes[padding..] {
-        _ if padding > MAX_PADDING_LEN => DelimiterEnd::None,
-        [b'\r', b'\n', ..] => DelimiterEnd::Line(padding + 2),
-        [b'-', b'-', ..] if padding == 0 => DelimiterEnd::Last,
-        [] | [b'\r'] => DelimiterEnd::Incomplete,
-        [b'-'] if padding == 0 => DelimiterEnd::Incomplete,
-        _ => DelimiterEnd::None,
+        _ if padding > MAX_PADDING_LEN => DelimiterSuffix::None,
+        [b'\r', b'\n', ..] => DelimiterSuffix::Line(padding + 2),
+        [b'-', b'-', ..] if padding == 0 => DelimiterSuffix::Last,
+        [] | [b'\r'] => DelimiterSuffix::Incomplete,
+        [b'-'] if padding == 0 => DelimiterSuffix::Incomplete,
+        _ => DelimiterSuffix::None,
     }
 }
 
@@ -366,7 +366,7 @@ fn parse_headers(block: &[u8]) -> Result<HeaderMap, Error> {
 }
 
 /// Returns the value of `Content-Length`, if it is present.
-fn content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+fn parse_content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     let Some(value) = headers.get(CONTENT_LENGTH) else {
         return Ok(None);
     };

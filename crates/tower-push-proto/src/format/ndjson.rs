@@ -1,7 +1,7 @@
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type, control_record, envelope};
+use super::{Format, content_type_header, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, End},
     error::Error,
@@ -68,11 +68,11 @@ impl Format for Ndjson {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        (content_type(media_type), Box::new(self.clone()))
+        (content_type_header(media_type), Box::new(self.clone()))
     }
 
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
-        (content_type(media_type), Box::new(self.clone()))
+        (content_type_header(media_type), Box::new(self.clone()))
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderValue;
 
-use super::{Format, content_type};
+use super::{Format, content_type_header};
 use crate::{
     byte_search,
     encoder::{BatchEncoder, Encoder, End},
@@ -80,7 +80,7 @@ impl Raw {
     fn content_type(&self, media_type: &'static str) -> HeaderValue {
         match self.0.is_default_media_type {
             true => HeaderValue::from_static("text/plain; charset=utf-8"),
-            false => content_type(media_type),
+            false => content_type_header(media_type),
         }
     }
 }

@@ -87,7 +87,7 @@ impl Record {
     /// [`Error::is_json`] if the bytes are not a JSON object of this form. [`Error::is_malformed`], [`Error::is_invalid_id`],
     /// [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if a member has a value that it cannot have.
     pub fn from_json(json: &[u8]) -> Result<Option<Self>, Error> {
-        let envelope: Envelope<'_> = serde_json::from_slice(json).map_err(Error::json)?;
+        let envelope: RecordFields<'_> = serde_json::from_slice(json).map_err(Error::json)?;
         envelope.into_record()
     }
 
@@ -96,8 +96,8 @@ impl Record {
     /// # Errors
     /// Those of [`from_json`](Self::from_json).
     pub fn from_json_array(json: &[u8]) -> Result<Vec<Self>, Error> {
-        let envelopes: Vec<Envelope<'_>> = serde_json::from_slice(json).map_err(Error::json)?;
-        let records = envelopes.into_iter().map(Envelope::into_record);
+        let envelopes: Vec<RecordFields<'_>> = serde_json::from_slice(json).map_err(Error::json)?;
+        let records = envelopes.into_iter().map(RecordFields::into_record);
         records.filter_map(Result::transpose).collect()
     }
 
@@ -244,7 +244,7 @@ fn decode_payload(base64: &str) -> Result<Vec<u8>, Error> {
 
 /// The members of a JSON record, before they are checked.
 #[derive(Default)]
-struct Envelope<'a> {
+struct RecordFields<'a> {
     id: Option<Cow<'a, str>>,
     cursor: Option<Cow<'a, str>>,
     topic: Option<Cow<'a, str>>,
@@ -255,7 +255,7 @@ struct Envelope<'a> {
     end: Option<EndFields>,
 }
 
-impl Envelope<'_> {
+impl RecordFields<'_> {
     fn into_record(self) -> Result<Option<Record>, Error> {
         let id = self.id.map(|id| EventId::new(&*id)).transpose()?;
         if let Some(gap) = self.gap {
@@ -391,7 +391,7 @@ macro_rules! deserialize_members {
 type OptionalText<'a> = Option<Text<'a>>;
 
 deserialize_members! {
-    Envelope<'de>, "a record of an event stream",
+    RecordFields<'de>, "a record of an event stream",
     "id": OptionalText<'de> => |this, value| this.id = value.map(|text| text.0);
     "cursor": OptionalText<'de> => |this, value| this.cursor = value.map(|text| text.0);
     "topic": OptionalText<'de> => |this, value| this.topic = value.map(|text| text.0);

@@ -33,8 +33,8 @@ pub struct SseParser {
     max_line_len: usize,
     max_event_len: usize,
     has_failed: bool,
-    lines: LineState,
-    event: EventBuffer,
+    line: PartialLine,
+    event: PartialEvent,
     last_event_id: String,
     retry: Option<Duration>,
 }
@@ -54,11 +54,11 @@ pub struct SseEvent {
     pub data: String,
 }
 
-/// The line that is being read.
+/// A line that has begun and not ended, and the state of line parsing.
 #[derive(Debug, Default)]
-struct LineState {
+struct PartialLine {
     /// The bytes of a line that began in an earlier chunk of the input.
-    partial: Vec<u8>,
+    bytes: Vec<u8>,
     /// Whether the line is a comment. Its bytes are not kept.
     is_comment: bool,
     /// Whether the last byte was a carriage return. A line feed after it belongs to the same line ending.
@@ -67,9 +67,9 @@ struct LineState {
     is_past_first: bool,
 }
 
-/// The fields of the event that is being read. The standard calls them buffers.
+/// The fields of an event that has begun and not ended. The standard calls them buffers.
 #[derive(Debug, Default)]
-struct EventBuffer {
+struct PartialEvent {
     event_type: String,
     topic: Option<String>,
     /// The last event ID buffer. Events without an `id` field inherit it.
@@ -86,8 +86,8 @@ impl SseParser {
             max_line_len: 1024 * 1024,
             max_event_len: 4 * 1024 * 1024,
             has_failed: false,
-            lines: LineState::default(),
-            event: EventBuffer::default(),
+            line: PartialLine::default(),
+            event: PartialEvent::default(),
             last_event_id: String::new(),
             retry: None,
         }
@@ -109,8 +109,8 @@ impl SseParser {
     /// [last event ID](Self::last_event_id) is kept until the first event ends.
     pub fn restart(&mut self) {
         self.has_failed = false;
-        self.lines = LineState::default();
-        self.event = EventBuffer::default();
+        self.line = PartialLine::default();
+        self.event = PartialEvent::default();
     }
 
     /// Returns the last event ID: the cursor that an `EventSource` sends as `Last-Event-ID` when it reconnects. It is empty if the
@@ -159,7 +159,7 @@ impl SseParser {
     fn read_lines(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
         let mut rest = chunk;
         while let Some(first) = rest.first() {
-            if std::mem::take(&mut self.lines.follows_cr) && *first == b'\n' {
+            if std::mem::take(&mut self.line.follows_cr) && *first == b'\n' {
                 rest = &rest[1..];
                 continue;
             }
@@ -168,7 +168,7 @@ impl SseParser {
                 break;
             };
             let (line, ending) = rest.split_at(end);
-            self.lines.follows_cr = ending[0] == b'\r';
+            self.line.follows_cr = ending[0] == b'\r';
             rest = &ending[1..];
             if let Some(event) = self.end_line(line)? {
                 return Ok((chunk.len() - rest.len(), Some(event)));
@@ -179,38 +179,38 @@ impl SseParser {
 
     /// Keeps the beginning of a line, unless it is a comment.
     fn keep_partial(&mut self, piece: &[u8]) -> Result<(), Error> {
-        let lines = &mut self.lines;
-        lines.is_comment |= lines.partial.is_empty() && piece.starts_with(b":");
-        if lines.is_comment {
+        let line = &mut self.line;
+        line.is_comment |= line.bytes.is_empty() && piece.starts_with(b":");
+        if line.is_comment {
             return Ok(());
         }
-        if piece.len() > self.max_line_len - lines.partial.len().min(self.max_line_len) {
+        if piece.len() > self.max_line_len - line.bytes.len().min(self.max_line_len) {
             return Err(line_too_long(self.max_line_len));
         }
-        lines.partial.extend_from_slice(piece);
+        line.bytes.extend_from_slice(piece);
         Ok(())
     }
 
-    /// Processes a line whose last bytes are `last_piece`. Earlier bytes of the line are in `lines.partial`.
+    /// Processes a line whose last bytes are `last_piece`. Earlier bytes of the line are in `line.bytes`.
     fn end_line(&mut self, last_piece: &[u8]) -> Result<Option<SseEvent>, Error> {
-        if !self.lines.is_comment && self.lines.partial.is_empty() {
+        if !self.line.is_comment && self.line.bytes.is_empty() {
             return self.process_line(last_piece);
         }
         self.keep_partial(last_piece)?;
-        if std::mem::take(&mut self.lines.is_comment) {
-            self.lines.is_past_first = true;
+        if std::mem::take(&mut self.line.is_comment) {
+            self.line.is_past_first = true;
             return Ok(None);
         }
-        let mut line = std::mem::take(&mut self.lines.partial);
+        let mut line = std::mem::take(&mut self.line.bytes);
         let event = self.process_line(&line);
         line.clear();
-        self.lines.partial = line;
+        self.line.bytes = line;
         event
     }
 
     /// Processes a complete line, without its end. Returns an event if the line ends one.
     fn process_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
-        if !std::mem::replace(&mut self.lines.is_past_first, true) {
+        if !std::mem::replace(&mut self.line.is_past_first, true) {
             line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
         }
         let colon = match find_byte(line, |byte| byte == b':') {
@@ -266,7 +266,7 @@ impl Default for SseParser {
     }
 }
 
-impl EventBuffer {
+impl PartialEvent {
     fn push_data(&mut self, line: &[u8], max_len: usize) -> Result<(), Error> {
         if std::mem::replace(&mut self.has_data, true) {
             self.data.push('\n');

@@ -31,8 +31,8 @@ impl CloseCode {
     pub const SERVICE_RESTART: Self = Self(1012);
     /// 3000: the stream ends, and the client may reconnect.
     pub const STREAM_ENDED: Self = Self(3000);
-    /// 3005: the client's authorization has expired. The client may reconnect with a new authorization.
-    pub const AUTHORIZATION_EXPIRED: Self = Self(3005);
+    /// 3005: the client's credential has expired. The client may reconnect with a new credential.
+    pub const CREDENTIAL_EXPIRED: Self = Self(3005);
     /// 3008: the client was too slow, and has lost events.
     pub const LAGGED: Self = Self(3008);
     /// 3010: the client has missed events, and the message format has no message that says so.

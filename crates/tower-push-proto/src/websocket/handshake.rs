@@ -68,7 +68,7 @@ pub fn choose_subprotocol<P: AsRef<str>>(
     supported: &[P],
 ) -> Result<Option<(usize, HeaderValue)>, InvalidSubprotocolList> {
     let mut chosen = None;
-    for name in header_list::elements(headers, SEC_WEBSOCKET_PROTOCOL) {
+    for name in header_list::list_elements(headers, SEC_WEBSOCKET_PROTOCOL) {
         if !header_list::is_token(name) {
             return Err(InvalidSubprotocolList);
         }

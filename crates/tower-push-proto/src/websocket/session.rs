@@ -69,7 +69,7 @@ use crate::{
 ///    fires, call [`handle_timeout`](Self::handle_timeout), and start a new round.
 ///
 /// # Time
-/// Times must not decrease from call to call. A method that takes a closure reads the clock only if it needs the time. A timer that
+/// The times that a session gets must not decrease from call to call. A method that takes a closure reads the clock only if it needs the time. A timer that
 /// fires early does no harm; one that fires late delays deadlines and pings by as much.
 ///
 /// # Memory
@@ -244,7 +244,7 @@ impl Session {
         matches!(self.state, SessionState::ShuttingDown { .. })
     }
 
-    // Input.
+    // Methods for input.
 
     /// Handles bytes that were read from the socket, up to the end of the first complete message. Removes the handled bytes from
     /// the front of `input`, and returns the message. Returns `None` once `input` is empty.
@@ -376,7 +376,7 @@ impl Session {
         };
     }
 
-    // Items.
+    // Methods for items.
 
     /// Whether [`handle_item`](Self::handle_item) may be called: the session is open, and less than 64 KiB of messages wait.
     #[inline]
@@ -385,7 +385,7 @@ impl Session {
     }
 
     /// Handles what the source yielded: an item, its failure, or `None` at its end. An end or a failure closes the connection, with
-    /// a code and a reason of its own.
+    /// a code and a reason of its own. Does nothing unless the session is [open](Self::is_open).
     ///
     /// # Errors
     /// If the message format cannot express the item. This also closes the connection.
@@ -394,6 +394,9 @@ impl Session {
         item: Option<Result<Item, BoxError>>,
         now: impl FnOnce() -> Instant,
     ) -> Result<(), Error> {
+        if !self.is_open() {
+            return Ok(());
+        }
         let buffer = self.send_queue.message_buffer();
         let encoded = match item {
             Some(Ok(Item::Event(event))) => match self.encoder.take_unshared_payload(event) {
@@ -441,14 +444,14 @@ impl Session {
         self.encoder.end(end, self.send_queue.message_buffer());
         let (code, reason) = match end {
             End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
-            End { expired: true, .. } => (CloseCode::AUTHORIZATION_EXPIRED, "expired".into()),
+            End { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
             End { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
             End { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
         };
         self.close(code, &reason, now);
     }
 
-    // The closing handshake.
+    // Methods for the closing handshake.
 
     /// Starts the closing handshake: queues a close frame behind the messages that wait, and awaits the client's. Does nothing
     /// unless the session is [open](Self::is_open).
@@ -489,7 +492,7 @@ impl Session {
         }
     }
 
-    // Output.
+    // Methods for output.
 
     /// Returns the bytes to write, in order. Empty slices are left out.
     pub fn poll_transmit(&mut self) -> impl Iterator<Item = &[u8]> {
@@ -538,7 +541,7 @@ impl Session {
         self.write_blocked_since = None;
     }
 
-    // Time.
+    // Methods for time.
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) must be called, unless another call changes this time first. Returns
     /// `None` if no timer is needed.
@@ -604,7 +607,7 @@ impl Session {
         }
     }
 
-    // Flow control.
+    // Methods for flow control.
 
     /// Tells the session that the socket is not read until [`resume_reads`](Self::resume_reads), because nobody takes the client's
     /// messages. Meanwhile the client is pinged, but no deadline for its pongs and messages runs.

@@ -47,35 +47,35 @@ const STREAM_CURSOR: HeaderName = HeaderName::from_static("stream-cursor");
 const STREAM_UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
 const STREAM_CLOSED: HeaderName = HeaderName::from_static("stream-closed");
 
-/// The value of [`STREAM_UP_TO_DATE`] and [`STREAM_CLOSED`].
+/// The value of the headers [`STREAM_UP_TO_DATE`] and [`STREAM_CLOSED`].
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 
-/// A value of `Cache-Control` for content between two offsets, which never changes (§8.1), in private caches.
+/// A value of `Cache-Control` that lets private caches keep content between two offsets, which never changes (§8.1).
 const PRIVATE_MAX_AGE: HeaderValue =
     HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
 
-/// The same value for shared caches.
+/// A value of `Cache-Control` that lets shared caches keep content between two offsets, which never changes (§8.1).
 const PUBLIC_MAX_AGE: HeaderValue =
     HeaderValue::from_static("public, max-age=60, stale-while-revalidate=300");
 
-/// A value of `Vary` that keeps the next user of the same browser from reading the content of the one before.
+/// A value of `Vary`: when another user signs in on the same browser, its cache must not return the former user's content.
 const COOKIE_AND_AUTHORIZATION: HeaderValue = HeaderValue::from_static("Cookie, Authorization");
 
-/// The message of a 410: the protocol has no place for a gap.
+/// The message of a 410 response, which is sent because the protocol has no record for a gap.
 const GAP_MESSAGE: &str = "what is behind this offset is gone: begin with offset=-1";
 
-/// The settings of the dialect.
+/// The settings of the Durable Streams dialect.
 #[derive(Clone, Debug)]
 pub(super) struct DurableStreams {
     pub(super) content_type: HeaderValue,
     /// Whether shared caches may keep responses.
     pub(super) has_public_cache: bool,
-    /// Whether every request is of this dialect, whatever its parameters are.
+    /// Whether every request is answered in this dialect, whatever its parameters are.
     pub(super) is_only_dialect: bool,
     pub(super) keep_alive: KeepAlive,
 }
 
-/// One read request and what it reads from.
+/// One read request of the protocol: its settings, the source that it reads, and its limits.
 pub(super) struct DurableRead {
     pub(super) dialect: DurableStreams,
     pub(super) source: PollSource,
@@ -105,18 +105,18 @@ impl DurableRead {
         response
     }
 
-    /// Responds to a read that does not wait (§5.6).
+    /// Responds to a catch-up read, which does not wait (§5.6).
     async fn respond_to_catch_up(
         mut self,
         request: ReadRequest,
         head: &Parts,
     ) -> Response<PushBody> {
         if request.offset == ReadOffset::Now {
-            // The response has the offset of the tail, and no content even if events come meanwhile.
+            // The response to `offset=now` has the offset of the tail and no content, even if events arrive meanwhile.
             self.batch_limits.max_events = 0;
         }
         let response = self.respond_with_batch(&request, WaitTimes::ZERO).await;
-        // RFC 9110 §13.1.2: with other methods, `If-None-Match` is no question about a cached response. HEAD does not come here.
+        // RFC 9110 §13.1.2: only with GET and HEAD, `If-None-Match` asks whether a cached response is current. HEAD is handled elsewhere.
         let is_conditional = head.method == Method::GET && response.status() == StatusCode::OK;
         match response.headers().get(header::ETAG) {
             Some(tag) if is_conditional && if_none_match_contains(&head.headers, tag) => {
@@ -140,11 +140,12 @@ impl DurableRead {
         response
     }
 
+    /// Responds with the offset of the tail, and the headers of an empty batch.
     async fn respond_with_tail(self, request: &ReadRequest) -> Response<PushBody> {
         let dialect = self.dialect;
         let builder = dialect.batch_builder(request, self.batch_limits);
         if !self.source.is_resumable() {
-            // A plain stream is not begun: no other request could read from it.
+            // A plain stream is not polled here, because no other request could read what it yields.
             return dialect.batch_response(request, builder.finish(StreamStatus::Idle));
         }
         match self.source.with_start(StartPosition::Now).open().await {
@@ -156,7 +157,7 @@ impl DurableRead {
         }
     }
 
-    /// Responds with what there is once the wait times are over.
+    /// Responds with a batch, for which it waits as long as `wait_times` say.
     async fn respond_with_batch(
         self,
         request: &ReadRequest,
@@ -178,7 +179,7 @@ impl DurableRead {
     async fn respond_with_events(self, request: ReadRequest) -> Response<PushBody> {
         let source = self.source.with_start(request.offset.start_position());
         let is_place_lost = source.lost_cursor().is_some();
-        // A gap at the start can still be told with a status.
+        // A gap that is ready at once can still be answered with a status.
         let is_gap = |item: &Item| match item.event() {
             None => matches!(item, Item::Gap(_)),
             Some(_) => is_place_lost && item.cursor().is_none(),
@@ -230,7 +231,8 @@ impl DurableStreams {
         BatchBuilder::new(Box::new(encoder), limits, request.offset.id().cloned())
     }
 
-    /// Makes the response to a read whose subscription was refused: a last, empty batch if the source has finished.
+    /// Makes the response to a read whose subscription was refused. If the source has finished, it is an empty batch that closes the
+    /// stream.
     fn refusal_response(
         &self,
         request: &ReadRequest,
@@ -286,7 +288,7 @@ impl DurableStreams {
         response
     }
 
-    /// Inserts the headers of a response that caches may keep.
+    /// Inserts `Cache-Control`, `Vary` and `ETag` into a response that caches may keep.
     fn insert_cache_headers(
         &self,
         headers: &mut HeaderMap,
@@ -294,8 +296,8 @@ impl DurableStreams {
         next_offset: &str,
         status: &StreamStatus,
     ) {
-        // A live response is the same for ever, and so is a catch-up response that does not reach the tail. Where the stream begins or
-        // ends, it changes, and must be revalidated, for which the `ETag` is there.
+        // The content of a live response never changes, and neither does that of a catch-up response that ends before the tail. Other
+        // responses change when the stream is appended to or trimmed, and caches must revalidate them with the `ETag`.
         let never_changes = request.live.is_some() || !status.is_up_to_date();
         let cache_control = match request.offset {
             ReadOffset::After(_) if never_changes && self.has_public_cache => PUBLIC_MAX_AGE,
@@ -312,7 +314,7 @@ impl DurableStreams {
     }
 }
 
-/// Returns what a stream yields without waiting; `None` if it is pending.
+/// Returns what a stream yields at once, or `None` if the stream is pending.
 fn poll_ready_item<S>(
     stream: &mut S,
     cx: &mut Context<'_>,
@@ -326,7 +328,7 @@ where
     })
 }
 
-/// Returns whether `If-None-Match` has this tag. `*` does not say which response the client has.
+/// Returns whether `If-None-Match` contains `tag`. The value `*` does not count, because it does not say which response the client has.
 fn if_none_match_contains(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
     let mut client_tags = values
@@ -336,7 +338,7 @@ fn if_none_match_contains(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     client_tags.any(|client_tag| client_tag.as_bytes() == tag.as_bytes())
 }
 
-/// Turns a response into a 304.
+/// Turns a response into a 304 response without content.
 fn not_modified_response(mut response: Response<PushBody>) -> Response<PushBody> {
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     *response.body_mut() = PushBody::empty();
@@ -346,7 +348,7 @@ fn not_modified_response(mut response: Response<PushBody>) -> Response<PushBody>
     response
 }
 
-/// Makes a 410 for a gap, and otherwise a 500 that does not disclose the error.
+/// Makes the response for a failed stream: 410 if the error is a gap, and otherwise 500, which does not disclose the error.
 fn failure_response(error: Option<&Error>) -> Response<PushBody> {
     if error.is_some_and(Error::is_gap_unsupported) {
         return message_response(StatusCode::GONE, GAP_MESSAGE);
@@ -354,7 +356,7 @@ fn failure_response(error: Option<&Error>) -> Response<PushBody> {
     message_response(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
 }
 
-/// Makes the 410 for a gap, and reports to the stream's guard that it cannot be sent.
+/// Makes the 410 response for a gap, and reports to the stream's guard that the gap cannot be sent.
 fn gap_response<S>(stream: &SupervisedStream<S>) -> Response<PushBody> {
     let error = Error::gap_unsupported();
     let response = failure_response(Some(&error));

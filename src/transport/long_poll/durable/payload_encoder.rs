@@ -7,11 +7,10 @@ use crate::{
     transport::{BatchEncoder, Encoder, End, FrameBuffer},
 };
 
-/// Encodes a batch as its payloads alone: a JSON array, or the bytes one behind the other. The cursor is in the headers of the response,
-/// and a gap is refused.
+/// Encodes the payloads of a batch, and nothing else: as a JSON array, or as bytes one behind the other. Gaps are refused.
 pub(super) struct PayloadEncoder {
     is_json: bool,
-    /// Whether an event was written.
+    /// Whether an event was written, so that a comma must separate the next one.
     has_events: bool,
 }
 
@@ -65,7 +64,7 @@ impl BatchEncoder for PayloadEncoder {
     }
 }
 
-/// A payload as a JSON value.
+/// The encoding of an event as its payload in JSON.
 struct PayloadAsJson;
 
 impl Encoding for PayloadAsJson {
@@ -74,7 +73,7 @@ impl Encoding for PayloadAsJson {
     }
 }
 
-/// A payload as it is.
+/// The encoding of an event as the bytes of its payload.
 struct PayloadBytes;
 
 impl Encoding for PayloadBytes {

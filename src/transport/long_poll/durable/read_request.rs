@@ -18,23 +18,23 @@ const UNKNOWN_OFFSET_MESSAGE: &str = "no such offset";
 #[derive(Clone, Debug)]
 pub(super) struct ReadRequest {
     pub(super) offset: ReadOffset,
-    /// `None` for a catch-up read, which does not wait.
+    /// How the read waits for events; `None` for a catch-up read, which does not wait.
     pub(super) live: Option<LiveMode>,
     pub(super) stream_cursor: StreamCursor,
 }
 
-/// Where a read begins.
+/// Where a read begins: the parameter `offset`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReadOffset {
-    /// `-1`, or no offset: with the oldest event.
+    /// The offset `-1`, or none: the read begins with the oldest event.
     Oldest,
-    /// `now`: behind the newest event.
+    /// The offset `now`: the read begins behind the newest event.
     Now,
-    /// Behind the event of this id.
+    /// The offset is an event's id: the read begins behind this event.
     After(EventId),
 }
 
-/// How a live read gets the events to come.
+/// How a live read gets future events: the parameter `live`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LiveMode {
     LongPoll,
@@ -70,17 +70,17 @@ impl ReadRequest {
     /// A message for the client's developer if a parameter is malformed, missing, or given twice.
     pub(super) fn parse(head: &Parts) -> Result<Self, &'static str> {
         let query = head.uri.query().unwrap_or_default();
-        let live = match single_value(query, LIVE_PARAMETER)?.as_deref() {
+        let live = match single_parameter_value(query, LIVE_PARAMETER)?.as_deref() {
             None => None,
             Some("long-poll") => Some(LiveMode::LongPoll),
             Some("sse") => Some(LiveMode::Sse),
             Some(_) => return Err("live is long-poll or sse"),
         };
-        let offset = match single_value(query, OFFSET_PARAMETER)?.as_deref() {
+        let offset = match single_parameter_value(query, OFFSET_PARAMETER)?.as_deref() {
             None if live.is_some() => return Err("live reads need an offset"),
             None | Some("-1") => ReadOffset::Oldest,
             Some("now") => ReadOffset::Now,
-            // Other transports announce the end with this id. No response of this dialect has it as an offset.
+            // Other transports announce the end of a stream with the id `~finished`. No response of this dialect has this id as offset.
             Some(EventId::FINISHED) => return Err(UNKNOWN_OFFSET_MESSAGE),
             Some(offset) => {
                 ReadOffset::After(EventId::new(offset).map_err(|_| UNKNOWN_OFFSET_MESSAGE)?)
@@ -96,6 +96,7 @@ impl ReadRequest {
 }
 
 impl ReadOffset {
+    /// Returns where a subscription for this read starts.
     pub(super) fn start_position(&self) -> StartPosition {
         match self {
             Self::Oldest => StartPosition::Oldest,
@@ -104,7 +105,7 @@ impl ReadOffset {
         }
     }
 
-    /// The id that the offset names; `None` for `-1` and `now`.
+    /// Returns the event id that the offset is; `None` for `-1` and `now`.
     pub(super) fn id(&self) -> Option<&EventId> {
         match self {
             Self::After(id) => Some(id),
@@ -112,7 +113,7 @@ impl ReadOffset {
         }
     }
 
-    /// The value of the query parameter.
+    /// Returns the value of the query parameter `offset`.
     pub(super) fn as_str(&self) -> &str {
         match self {
             Self::Oldest => "-1",
@@ -122,8 +123,11 @@ impl ReadOffset {
     }
 }
 
-/// Returns the value of a parameter that may be given once.
-fn single_value<'a>(query: &'a str, name: &str) -> Result<Option<Cow<'a, str>>, &'static str> {
+/// Returns the value of a parameter, and an error if the parameter is given more than once.
+fn single_parameter_value<'a>(
+    query: &'a str,
+    name: &str,
+) -> Result<Option<Cow<'a, str>>, &'static str> {
     let mut values = query::decode_parameter(query, name);
     let first = values.next();
     match values.next() {

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How the payloads of a batch are written into the `data` event of an event stream (§5.8).
+/// How the payloads of a batch are encoded in the `data` event of an event stream (§5.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SseDataEncoding {
     Text,
@@ -30,47 +30,49 @@ pub(super) enum SseDataEncoding {
     Base64,
 }
 
-/// Writes a stream as events of the protocol (§5.8): for each batch `event: data` if it has content, and `event: control`.
+/// Writes a stream as server-sent events of the protocol (§5.8). For each batch it writes `event: data`, unless the batch is empty, and
+/// `event: control`.
 pub(super) struct DurableSseWriter<S> {
-    /// `None` once it has ended.
+    /// The source's stream; `None` once the stream has ended.
     stream: Option<SupervisedStream<S>>,
-    /// What the stream has yielded and the last batch had no room for.
+    /// What the stream has yielded, and for which the last batch had no room.
     lookahead: Option<Result<Item, BoxError>>,
     data_encoding: SseDataEncoding,
     limits: BatchLimits,
-    control: ControlState,
-    /// What follows the last batch.
+    control: ControlEventState,
+    /// What must be written after the last batch; `None` as long as the stream is open.
     end: Option<StreamEnd>,
 }
 
-/// How a stream ends, if it does not simply end.
+/// The end of a stream of which the client must learn more than that it has ended.
 enum StreamEnd {
-    /// With the time after which the client should reconnect.
+    /// The client should reconnect after the contained time.
     Reconnect(Duration),
+    /// The response is cut.
     Failed(BoxError),
 }
 
-/// What the client learns from `control` events.
-struct ControlState {
+/// What the `control` events have told the client, and what the next one will say.
+struct ControlEventState {
     stream_cursor: StreamCursor,
-    /// The greatest stream cursor that was sent.
+    /// The greatest stream cursor that a `control` event has had.
     max_stream_cursor: u64,
-    /// The offset behind the last batch. `None` as long as the source has given no cursor and the request has none.
+    /// The offset behind the last batch; `None` as long as neither the request nor the source has given one.
     offset: Option<EventId>,
-    /// The offset of the request, which is sent as long as there is no other.
+    /// The `offset` parameter of the request. `control` events repeat it as long as there is no other offset.
     requested_offset: String,
     /// Whether the last `control` event has said that the client is up to date.
     is_up_to_date: bool,
 }
 
-/// Upper bound of the batches that one poll writes, so that a source that is always ready lets other tasks run.
+/// How many batches one poll writes before other tasks may run. A source that is always ready would otherwise block a thread.
 const MAX_BATCHES_PER_POLL: usize = 16;
 
-/// The usual length of what a batch's events hold besides the payloads, in bytes.
+/// The usual length of the two events of a batch without the payloads, in bytes.
 const EVENT_FIELDS_LEN: usize = 128;
 
 impl<S> DurableSseWriter<S> {
-    /// Creates the writer of a stream whose first item may have been polled already.
+    /// Creates a writer. `first_item` is an item that was polled from the stream already.
     pub(super) fn new(
         stream: Option<SupervisedStream<S>>,
         first_item: Option<Result<Item, BoxError>>,
@@ -83,7 +85,7 @@ impl<S> DurableSseWriter<S> {
             lookahead: first_item,
             data_encoding,
             limits,
-            control: ControlState {
+            control: ControlEventState {
                 stream_cursor: request.stream_cursor,
                 max_stream_cursor: 0,
                 offset: request.offset.id().cloned(),
@@ -94,7 +96,7 @@ impl<S> DurableSseWriter<S> {
         }
     }
 
-    /// Writes the events of a batch. Returns `false` if it would tell the client nothing new.
+    /// Writes the events of a batch. If they would tell the client nothing new, it writes nothing and returns `false`.
     fn write_batch(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
         let is_news = self.control.update(batch);
         if is_news {
@@ -103,7 +105,7 @@ impl<S> DurableSseWriter<S> {
                 self.write_data_event(&batch.body, out)?;
             }
             out.put_slice(b"event: control\n");
-            write_data_lines(self.control.next_json(&batch.status).as_bytes(), out);
+            write_data_lines(self.control.next_event_json(&batch.status).as_bytes(), out);
         }
         Ok(is_news)
     }
@@ -124,8 +126,8 @@ impl<S> DurableSseWriter<S> {
     }
 }
 
-impl ControlState {
-    /// Takes over what a batch changes. Returns whether the client must be told.
+impl ControlEventState {
+    /// Records the offset and the status behind a batch. Returns whether the client must be told of the batch.
     fn update(&mut self, batch: &Batch) -> bool {
         let has_moved = batch.cursor != self.offset;
         self.offset.clone_from(&batch.cursor);
@@ -137,8 +139,8 @@ impl ControlState {
             || (is_up_to_date && !was_up_to_date)
     }
 
-    /// Makes the JSON of the next `control` event.
-    fn next_json(&mut self, status: &StreamStatus) -> String {
+    /// Makes the JSON of the `control` event that follows a batch.
+    fn next_event_json(&mut self, status: &StreamStatus) -> String {
         let offset = self.offset.as_ref().map(EventId::as_str);
         let offset = offset.unwrap_or(&self.requested_offset);
         let mut json = format!("{{\"streamNextOffset\":\"{offset}\"");
@@ -159,8 +161,8 @@ impl ControlState {
 
 /// Writes a `data` field for each line, and the empty line that dispatches the event.
 ///
-/// A parser removes one space behind the colon. It is written only before a line that begins with a space, because there are clients of
-/// this protocol that do not remove it.
+/// Parsers should remove one space behind the colon, but some clients of this protocol do not. Therefore a space is added behind the colon
+/// only if the line begins with a space.
 fn write_data_lines(text: &[u8], out: &mut BytesMut) {
     sse::for_each_data_line(text, |line| {
         let field = if line.starts_with(b" ") {
@@ -189,10 +191,10 @@ where
         }
     }
 
-    /// Collects what is ready into a batch.
+    /// Collects the items that are ready into a batch.
     ///
-    /// If the stream ends with it, the stream is returned too, so that an item that cannot be sent can be reported to its guard. A failed
-    /// stream is dropped: its guard knows of the failure.
+    /// If the stream ends with the batch, the stream is returned too, so that the caller can report a send error to the stream's guard. A
+    /// stream that has failed is dropped instead, because its guard knows of the failure.
     fn collect_batch(&mut self, cx: &mut Context<'_>) -> (Batch, Option<SupervisedStream<S>>) {
         let is_json = self.data_encoding == SseDataEncoding::JsonArray;
         let encoder = Box::new(PayloadEncoder::new(is_json));
@@ -224,7 +226,7 @@ impl<S> StreamWriter for DurableSseWriter<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Writes nothing: the first batch follows at once, even if it is empty.
+    /// Writes nothing, because the events of the first batch follow at once, even if the batch is empty.
     fn write_opening(&mut self, _: &mut FrameBuffer) {}
 
     fn poll_write(
@@ -250,7 +252,7 @@ where
                     return Poll::Ready(Err(error));
                 }
                 StreamStatus::Failed(error) => {
-                    // The content of the batch is sent first.
+                    // The batch is sent before the response is cut.
                     self.end = Some(StreamEnd::Failed(error));
                     batch.status = StreamStatus::HasMore;
                 }

@@ -2,27 +2,28 @@ use std::time::{Duration, SystemTime};
 
 use crate::random;
 
-/// The protocol's `cursor`, with which a CDN tells one response from the next: the number of 20 s intervals since
-/// 2024-10-09T00:00:00Z, and always greater than the cursor that the client sent.
+/// The protocol's `cursor`: a number in the URL of a poll, which makes a CDN take the poll for a new request.
+///
+/// Its value is the number of 20 s intervals since 2024-10-09T00:00:00Z. A new cursor is always greater than the cursor that the client sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamCursor {
-    /// The cursor that the client sent.
+    /// The cursor in the request; `None` if the request has no valid cursor.
     client_cursor: Option<u64>,
 }
 
-/// 2024-10-09T00:00:00Z, since the Unix epoch.
+/// The begin of the first interval, 2024-10-09T00:00:00Z, as time since the Unix epoch.
 const CURSOR_EPOCH: Duration = Duration::from_secs(1_728_432_000);
 
 const INTERVAL_SECS: u64 = 20;
 
-/// Upper bound of the random part of a cursor that must exceed the client's: one hour.
+/// Upper bound, in intervals, of the random number by which a new cursor exceeds the client's: one hour.
 const MAX_JITTER_INTERVALS: u64 = 3600 / INTERVAL_SECS;
 
-/// Greater cursors are ignored. JavaScript numbers are exact to 2^53, so that thousands of further polls stay exact.
+/// The greatest cursor that is accepted from a client. Greater ones are ignored, because JavaScript numbers are exact only up to 2^53.
 const MAX_CLIENT_CURSOR: u64 = 1 << 52;
 
 impl StreamCursor {
-    /// Reads the query parameter `cursor`. A value that is no such number is ignored.
+    /// Reads the value of the query parameter `cursor`. A value that is not a number, or is too great, is ignored.
     pub(super) fn from_parameter(value: Option<&str>) -> Self {
         let is_number = |text: &&str| text.bytes().all(|b| b.is_ascii_digit());
         let cursor = value.filter(is_number).and_then(|text| text.parse().ok());
@@ -31,11 +32,11 @@ impl StreamCursor {
         }
     }
 
-    /// Returns the cursor for the next response. It is greater than the client's.
+    /// Returns the cursor for the next response, which is greater than the client's cursor.
     ///
-    /// Within one event stream, two calls may return any order of values: the caller keeps the greater one.
+    /// A later call may return a smaller number. A caller that writes an event stream keeps the greatest number.
     pub(super) fn next_value(self) -> u64 {
-        self.next_value_at(interval_of(SystemTime::now()), random::bits())
+        self.next_value_at(interval_number(SystemTime::now()), random::bits())
     }
 
     fn next_value_at(self, interval: u64, random: u64) -> u64 {
@@ -46,7 +47,8 @@ impl StreamCursor {
     }
 }
 
-fn interval_of(time: SystemTime) -> u64 {
+/// Returns the number of the interval that contains `time`.
+fn interval_number(time: SystemTime) -> u64 {
     let elapsed = time.duration_since(SystemTime::UNIX_EPOCH + CURSOR_EPOCH);
     elapsed.map_or(0, |elapsed| elapsed.as_secs() / INTERVAL_SECS)
 }
@@ -57,7 +59,7 @@ mod tests {
 
     #[test]
     fn intervals_are_counted_from_cursor_epoch() {
-        let at = |seconds| interval_of(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let at = |seconds| interval_number(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(0), 0);
         assert_eq!(at(CURSOR_EPOCH.as_secs() + 19), 0);
         assert_eq!(at(CURSOR_EPOCH.as_secs() + 20), 1);

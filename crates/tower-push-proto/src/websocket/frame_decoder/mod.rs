@@ -269,6 +269,8 @@ impl FrameDecoder {
         }
     }
 
+    /// Decodes any input, one step after the other. Kept out of line so that the fast path has a small stack frame.
+    #[inline(never)]
     fn decode_incrementally(
         &mut self,
         input: &mut &[u8],
@@ -383,6 +385,7 @@ impl FrameDecoder {
 }
 
 /// Splits at most `len` bytes off the front of `input`.
+#[inline]
 fn split_front<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
     let (front, rest) = input.split_at(len.min(input.len()));
     *input = rest;
