@@ -10,9 +10,9 @@ use tower_push_proto::{
 };
 
 /// What a client knows of a stream: events as (type, data, last event ID), the last event ID, and the reconnection time.
-type Reading = (Vec<(String, String, String)>, String, Option<Duration>);
+type ParsedStream = (Vec<(String, String, String)>, String, Option<Duration>);
 
-fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading {
+fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> ParsedStream {
     let mut parser = SseParser::new();
     let mut events = Vec::new();
     for mut piece in pieces {
@@ -25,7 +25,7 @@ fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading {
     (events, parser.last_event_id().to_owned(), parser.retry())
 }
 
-fn read(stream: &str) -> Reading {
+fn read(stream: &str) -> ParsedStream {
     read_pieces([stream.as_bytes()])
 }
 
@@ -38,7 +38,7 @@ fn data(stream: &str) -> Vec<String> {
 }
 
 /// The algorithm of WHATWG HTML §9.2.6, word for word, over a whole stream.
-fn oracle(stream: &[u8]) -> Reading {
+fn parse_as_specified(stream: &[u8]) -> ParsedStream {
     let text = String::from_utf8_lossy(stream).into_owned();
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
@@ -228,7 +228,7 @@ proptest! {
 
     #[test]
     fn any_stream_reads_as_the_standard_says(stream in stream(), piece_len in 1_usize..20) {
-        let expected = oracle(&stream);
+        let expected = parse_as_specified(&stream);
         prop_assert_eq!(&read_pieces([&stream[..]]), &expected);
         prop_assert_eq!(&read_pieces(stream.chunks(1)), &expected);
         prop_assert_eq!(&read_pieces(stream.chunks(piece_len)), &expected);

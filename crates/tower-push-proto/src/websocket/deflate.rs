@@ -311,7 +311,7 @@ impl BoundedBuffer {
     const EXPECTED_RATIO: usize = 4;
 
     /// The first capacity, in bytes, if nothing is known about the message.
-    const MIN_CAPACITY: usize = 64;
+    const MIN_GROWTH: usize = 64;
 
     fn new(compressed_len: usize, max_len: usize) -> Self {
         let expected_len = compressed_len.saturating_mul(Self::EXPECTED_RATIO);
@@ -329,7 +329,7 @@ impl BoundedBuffer {
         }
         if len == self.bytes.capacity() {
             let max_additional = self.max_len.saturating_add(1) - len;
-            let additional = len.max(Self::MIN_CAPACITY).min(max_additional);
+            let additional = len.max(Self::MIN_GROWTH).min(max_additional);
             self.bytes.reserve_exact(additional);
         }
         Ok(&mut self.bytes)

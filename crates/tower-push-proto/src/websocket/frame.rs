@@ -1,7 +1,7 @@
 //! Writes single frames: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
 //!
-//! A server writes its frames without a mask, with [`encode`], [`encode_with`] and [`encode_close`]. A client masks each of its
-//! frames, with [`encode_masked`] and [`encode_close_masked`]. Each function appends one frame that is a whole message or a control
+//! A server writes its frames without a mask, with [`encode`], [`encode_with`] and [`encode_close_frame`]. A client masks each of its
+//! frames, with [`encode_masked`] and [`encode_masked_close_frame`]. Each function appends one frame that is a whole message or a control
 //! frame.
 //!
 //! ```
@@ -124,7 +124,7 @@ pub fn encode_with(
 
 /// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters,
 /// to the 123 bytes that fit behind the code.
-pub fn encode_close(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
+pub fn encode_close_frame(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
         put_close_payload(code, reason, out)
     });
@@ -151,8 +151,8 @@ pub fn encode_masked(
     mask::xor_in_place(&mut out[payload_start..], mask_key);
 }
 
-/// Appends a close frame of a client: like [`encode_close`], but with the payload masked under `mask_key`.
-pub fn encode_close_masked(
+/// Appends a close frame of a client: like [`encode_close_frame`], but with the payload masked under `mask_key`.
+pub fn encode_masked_close_frame(
     code: Option<CloseCode>,
     reason: &str,
     mask_key: [u8; 4],
@@ -239,7 +239,7 @@ mod tests {
 
     fn encoded_close(code: u16, reason: &str) -> BytesMut {
         let mut out = BytesMut::new();
-        encode_close(CloseCode::new(code), reason, &mut out);
+        encode_close_frame(CloseCode::new(code), reason, &mut out);
         out
     }
 
@@ -320,7 +320,7 @@ mod tests {
         let key = [0x37, 0xfa, 0x21, 0x3d];
         encode_masked(OpCode::Text, false, key, b"Hello", &mut out);
         encode_masked(OpCode::Binary, true, key, b"", &mut out);
-        encode_close_masked(CloseCode::new(1000), "", [0, 0, 0, 1], &mut out);
+        encode_masked_close_frame(CloseCode::new(1000), "", [0, 0, 0, 1], &mut out);
         let frames = [
             b"before\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58" as &[u8],
             b"\xc2\x80\x37\xfa\x21\x3d",

@@ -3,11 +3,12 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 #[cfg(feature = "deflate")]
-use super::{deflate::DeflateParams, message_format::CompressedFrame};
+use super::{deflate::DeflateParams, message_format::CompressedFrameEncoding};
 use super::{
     frame::{self, OpCode},
     message_format::{
-        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout, UncompressedFrame,
+        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout,
+        UncompressedFrameEncoding,
     },
 };
 use crate::{
@@ -40,13 +41,13 @@ pub struct FrameEncoder {
     format: MessageFormat,
     /// `None` if compression was not negotiated.
     #[cfg(feature = "deflate")]
-    compression: Option<Compression>,
+    compression: Option<NegotiatedCompression>,
 }
 
 /// The compression that was negotiated for a connection.
 #[cfg(feature = "deflate")]
 #[derive(Clone, Copy, Debug)]
-struct Compression {
+struct NegotiatedCompression {
     params: DeflateParams,
     /// Events whose payload is shorter than this many bytes are not compressed.
     threshold: usize,
@@ -70,7 +71,7 @@ impl FrameEncoder {
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     pub fn deflate(mut self, params: DeflateParams, threshold: usize) -> Self {
-        self.compression = Some(Compression { params, threshold });
+        self.compression = Some(NegotiatedCompression { params, threshold });
         self
     }
 
@@ -89,7 +90,7 @@ impl FrameEncoder {
         let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;
         if !is_large
             || self.format != MessageFormat::Plain
-            || event.is_encoded::<UncompressedFrame<PlainLayout>>()
+            || event.is_encoded::<UncompressedFrameEncoding<PlainLayout>>()
             || self.should_compress::<PlainLayout>(&event)
         {
             return Err(event);
@@ -101,21 +102,21 @@ impl FrameEncoder {
     fn write_event<L: MessageLayout>(&self, event: &Event, out: &mut FrameBuffer) {
         #[cfg(feature = "deflate")]
         if self.should_compress::<L>(event) {
-            return out.push_event::<CompressedFrame<L>>(event);
+            return out.push_event::<CompressedFrameEncoding<L>>(event);
         }
-        out.push_event::<UncompressedFrame<L>>(event);
+        out.push_event::<UncompressedFrameEncoding<L>>(event);
     }
 
     #[cfg(feature = "deflate")]
     fn should_compress<L: MessageLayout>(&self, event: &Event) -> bool {
-        let Some(Compression { params, threshold }) = self.compression else {
+        let Some(NegotiatedCompression { params, threshold }) = self.compression else {
             return false;
         };
         let payload_len = event.payload().as_bytes().len();
         // The client's window must cover the whole message: the payload and what the layout adds.
         let is_covered = || {
             params.window_covers(usize::MAX)
-                || params.window_covers(event.encoded_ref::<UncompressedFrame<L>>().len())
+                || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<L>>().len())
         };
         payload_len >= threshold && is_covered()
     }

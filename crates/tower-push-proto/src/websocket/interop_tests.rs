@@ -33,7 +33,7 @@ enum Decoded {
 
 /// The result of our decoder for one input.
 #[derive(Debug)]
-struct OurResult {
+struct OurDecoding {
     decoded: Vec<Decoded>,
     /// The reason of the error, if there is one. The error is the last element of `decoded`.
     error_reason: Option<&'static str>,
@@ -41,7 +41,7 @@ struct OurResult {
     consumed_len: usize,
 }
 
-impl OurResult {
+impl OurDecoding {
     /// Returns the events before the error.
     fn before_error(&self) -> &[Decoded] {
         let errors = usize::from(self.error_reason.is_some());
@@ -49,10 +49,10 @@ impl OurResult {
     }
 }
 
-fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurResult {
+fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurDecoding {
     let config = DecoderConfig::new(role).max_message_size(MAX_MESSAGE_SIZE);
     let mut decoder = FrameDecoder::new(config);
-    let mut result = OurResult {
+    let mut result = OurDecoding {
         decoded: Vec::new(),
         error_reason: None,
         consumed_len: 0,
@@ -215,7 +215,7 @@ fn control_frame(opcode: Control, payload: &[u8]) -> Frame {
 
 /// A message or a control frame that is sent in one or more frames.
 #[derive(Clone, Debug)]
-struct SentMessage {
+struct FragmentedMessage {
     message: Decoded,
     /// Where the message is split into fragments.
     splits: Vec<Index>,
@@ -223,7 +223,7 @@ struct SentMessage {
     ping: Option<Vec<u8>>,
 }
 
-impl SentMessage {
+impl FragmentedMessage {
     /// Appends the frames, and what must be decoded from them.
     fn append_to(&self, frames: &mut Vec<Frame>, decoded: &mut Vec<Decoded>) {
         let (opcode, payload) = match &self.message {
@@ -279,14 +279,15 @@ fn messages() -> impl Strategy<Value = Decoded> {
     ]
 }
 
-fn sent_messages() -> impl Strategy<Value = Vec<SentMessage>> {
+fn fragmented_messages() -> impl Strategy<Value = Vec<FragmentedMessage>> {
     let splits = proptest::collection::vec(any::<Index>(), 0..4);
     let ping = proptest::option::of(payloads(126));
-    let sent_message = (messages(), splits, ping).prop_map(|(message, splits, ping)| SentMessage {
-        message,
-        splits,
-        ping,
-    });
+    let sent_message =
+        (messages(), splits, ping).prop_map(|(message, splits, ping)| FragmentedMessage {
+            message,
+            splits,
+            ping,
+        });
     proptest::collection::vec(sent_message, 0..6)
 }
 
@@ -298,7 +299,9 @@ fn encode_message(message: &Decoded, out: &mut BytesMut) {
         }),
         Decoded::Ping(payload) => frame::encode(OpCode::Ping, false, payload, out),
         Decoded::Pong => frame::encode(OpCode::Pong, false, b"pong", out),
-        Decoded::Close(code) => frame::encode_close(code.and_then(CloseCode::new), "reason", out),
+        Decoded::Close(code) => {
+            frame::encode_close_frame(code.and_then(CloseCode::new), "reason", out)
+        }
         Decoded::Failed(_) => {}
     }
 }
@@ -311,7 +314,7 @@ fn encode_masked_message(message: &Decoded, mask_key: [u8; 4], out: &mut BytesMu
         Decoded::Pong => (OpCode::Pong, b"pong" as &[u8]),
         Decoded::Close(code) => {
             let code = code.and_then(CloseCode::new);
-            return frame::encode_close_masked(code, "reason", mask_key, out);
+            return frame::encode_masked_close_frame(code, "reason", mask_key, out);
         }
         Decoded::Failed(_) => return,
     };
@@ -320,7 +323,7 @@ fn encode_masked_message(message: &Decoded, mask_key: [u8; 4], out: &mut BytesMu
 
 proptest! {
     #[test]
-    fn frames_of_tungstenite_decode(sent in sent_messages(), piece_len in 1_usize..100) {
+    fn our_decoder_reads_tungstenite_frames(sent in fragmented_messages(), piece_len in 1_usize..100) {
         let (mut frames, mut decoded) = (Vec::new(), Vec::new());
         sent.iter().for_each(|message| message.append_to(&mut frames, &mut decoded));
         for (role, their_role) in [
@@ -375,7 +378,7 @@ fn others_decode_our_frames_of_every_length() {
 }
 
 /// Returns whether the other decoder is known to differ from ours in this case, and is allowed to.
-type IsKnownDifference = fn(&OurResult, &[Decoded]) -> bool;
+type IsKnownDifference = fn(&OurDecoding, &[Decoded]) -> bool;
 
 /// Bytes behind an error, so that decoders that look only at whole frames find a whole frame.
 const TRAILING_ZEROS: [u8; 2 * MAX_MESSAGE_SIZE] = [0; 2 * MAX_MESSAGE_SIZE];
@@ -402,7 +405,7 @@ fn check_agreement(
     Ok(())
 }
 
-fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
+fn is_known_tungstenite_difference(ours: &OurDecoding, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
         // tungstenite accepts a length that is not in the shortest form. In a control frame such a length is 0 here, because zeros
@@ -430,7 +433,7 @@ fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool
     }
 }
 
-fn is_known_tokio_websockets_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
+fn is_known_tokio_websockets_difference(ours: &OurDecoding, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
         // tokio-websockets reports a length whose first bit is set as too long.

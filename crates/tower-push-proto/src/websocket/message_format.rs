@@ -56,9 +56,9 @@ pub(super) trait MessageLayout: 'static {
 }
 
 /// The encoding of an event as one uncompressed frame.
-pub(super) struct UncompressedFrame<L>(PhantomData<L>);
+pub(super) struct UncompressedFrameEncoding<L>(PhantomData<L>);
 
-impl<L: MessageLayout> Encoding for UncompressedFrame<L> {
+impl<L: MessageLayout> Encoding for UncompressedFrameEncoding<L> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         let opcode = L::opcode(&fields.payload);
         if L::IS_BARE_PAYLOAD {
@@ -70,10 +70,10 @@ impl<L: MessageLayout> Encoding for UncompressedFrame<L> {
 
 /// The encoding of an event as one compressed frame, or as an uncompressed one if compression does not make it shorter.
 #[cfg(feature = "deflate")]
-pub(super) struct CompressedFrame<L>(PhantomData<L>);
+pub(super) struct CompressedFrameEncoding<L>(PhantomData<L>);
 
 #[cfg(feature = "deflate")]
-impl<L: MessageLayout> Encoding for CompressedFrame<L> {
+impl<L: MessageLayout> Encoding for CompressedFrameEncoding<L> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         let opcode = L::opcode(&fields.payload);
         let mut buffer = BytesMut::new();

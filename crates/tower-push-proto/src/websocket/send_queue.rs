@@ -92,7 +92,7 @@ impl SendQueue {
 
     /// Returns the number of unwritten bytes, without the control frames of the backlog.
     #[inline]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn unwritten_message_len(&self) -> usize {
         let chunks_len = self.backlog.as_ref().map_or(0, |b| b.chunks_len);
         self.current.len() + chunks_len + self.encoded.len()
     }
@@ -110,7 +110,7 @@ impl SendQueue {
     pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
         self.enqueue_encoded();
         if let Some(backlog) = &mut self.backlog {
-            backlog.requeue_behind_control_frames(&mut self.current, self.is_current_started);
+            backlog.requeue_after_control_frames(&mut self.current, self.is_current_started);
         }
         let backlog = self.backlog.iter().flat_map(|backlog| backlog.slices());
         let slices = self.current.slices().chain(backlog);
@@ -163,13 +163,13 @@ impl SendQueue {
     /// Whether the queue is empty and owns no heap memory.
     #[cfg(test)]
     pub(super) fn is_unallocated(&self) -> bool {
-        self.len() == 0 && self.backlog.is_none()
+        self.unwritten_message_len() == 0 && self.backlog.is_none()
     }
 }
 
 impl SendBacklog {
     /// Moves `current` behind the control frames, unless a part of it is written.
-    fn requeue_behind_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
+    fn requeue_after_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
         if !self.control_frames.is_empty() && !is_current_started && current.len() > 0 {
             let overtaken = std::mem::take(current);
             self.chunks_len += overtaken.len();
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum QueueStep {
         /// Appends a message of this length.
         Message(usize),
         Pong,
@@ -237,13 +237,13 @@ mod tests {
         Discard,
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
         let step = prop_oneof![
-            prop_oneof![1_usize..10, 4000_usize..6000].prop_map(Step::Message),
-            Just(Step::Pong),
-            prop_oneof![1_usize..30, 1_usize..20_000].prop_map(Step::Write),
-            Just(Step::WriteNothing),
-            Just(Step::Discard),
+            prop_oneof![1_usize..10, 4000_usize..6000].prop_map(QueueStep::Message),
+            Just(QueueStep::Pong),
+            prop_oneof![1_usize..30, 1_usize..20_000].prop_map(QueueStep::Write),
+            Just(QueueStep::WriteNothing),
+            Just(QueueStep::Discard),
         ];
         vec(step, 0..60)
     }
@@ -253,7 +253,7 @@ mod tests {
 
     /// A queue of numbered frames: each payload begins with two bytes that count the frames of its kind.
     #[derive(Default)]
-    struct Fixture {
+    struct QueueFixture {
         queue: SendQueue,
         message_count: u16,
         pong_count: u16,
@@ -262,10 +262,10 @@ mod tests {
         written: Vec<u8>,
     }
 
-    impl Fixture {
-        fn run(&mut self, step: Step) {
+    impl QueueFixture {
+        fn run(&mut self, step: QueueStep) {
             match step {
-                Step::Message(len) => {
+                QueueStep::Message(len) => {
                     let mut payload = self.message_count.to_be_bytes().to_vec();
                     payload.resize(2 + len, 0);
                     let out = self.queue.message_buffer();
@@ -278,12 +278,12 @@ mod tests {
                     }
                     self.message_count += 1;
                 }
-                Step::Pong => {
+                QueueStep::Pong => {
                     self.queue.push_pong(&self.pong_count.to_be_bytes());
                     self.pong_count += 1;
                 }
-                Step::Write(max_len) => self.write(max_len),
-                Step::WriteNothing => {
+                QueueStep::Write(max_len) => self.write(max_len),
+                QueueStep::WriteNothing => {
                     assert!(self.queue.slices().all(|slice| !slice.is_empty()));
                     if let Some(contiguous) = self.queue.contiguous_bytes().map(<[u8]>::to_vec) {
                         let slices: Vec<_> = self.queue.slices().collect();
@@ -292,13 +292,15 @@ mod tests {
                     let slices_len: usize = self.queue.slices().map(<[u8]>::len).sum();
                     let backlog = self.queue.backlog.as_ref();
                     let control_len = backlog.map_or(0, |b| b.control_frames.len());
-                    assert_eq!(slices_len, self.queue.len() + control_len);
+                    assert_eq!(slices_len, self.queue.unwritten_message_len() + control_len);
                 }
-                Step::Discard => {
+                QueueStep::Discard => {
                     self.queue.discard_unstarted_messages();
                     self.discarded_count = self.message_count;
-                    assert!(self.queue.len() == 0 || self.queue.is_current_started);
-                    self.run(Step::Message(1));
+                    assert!(
+                        self.queue.unwritten_message_len() == 0 || self.queue.is_current_started
+                    );
+                    self.run(QueueStep::Message(1));
                 }
             }
         }
@@ -333,7 +335,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_of_each_kind_stay_whole_and_ordered(steps in steps()) {
-            let mut fixture = Fixture::default();
+            let mut fixture = QueueFixture::default();
             for step in steps {
                 fixture.run(step);
             }

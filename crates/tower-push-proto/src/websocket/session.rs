@@ -361,7 +361,7 @@ impl Session {
     }
 
     fn handle_close_frame(&mut self, code: Option<CloseCode>, now: Instant) {
-        if self.is_open() && self.send_queue.len() == 0 {
+        if self.is_open() && self.send_queue.unwritten_message_len() == 0 {
             self.pending_close = Some(PendingClose { code, reason: "" });
             return;
         }
@@ -369,7 +369,7 @@ impl Session {
             // The client is slow, and reads no messages after it has sent a close frame. Queued messages are therefore discarded.
             // Items of the current round would follow the discarded messages, so they are not sent either.
             self.send_queue.discard_unstarted_messages();
-            frame::encode_close(code, "", self.send_queue.message_buffer().buffer());
+            frame::encode_close_frame(code, "", self.send_queue.message_buffer().buffer());
         }
         self.state = SessionState::ShuttingDown {
             deadline_start: now,
@@ -381,7 +381,7 @@ impl Session {
     /// Whether [`handle_item`](Self::handle_item) may be called: the session is open, and less than 64 KiB of messages wait.
     #[inline]
     pub fn wants_item(&self) -> bool {
-        self.is_open() && self.send_queue.len() < SEND_QUEUE_LIMIT
+        self.is_open() && self.send_queue.unwritten_message_len() < SEND_QUEUE_LIMIT
     }
 
     /// Handles what the source yielded: an item, its failure, or `None` at its end. An end or a failure closes the connection, with
@@ -459,7 +459,7 @@ impl Session {
     /// The reason is cut to the 123 bytes of UTF-8 that a close frame holds.
     pub fn close(&mut self, code: CloseCode, reason: &str, now: Instant) {
         if self.is_open() {
-            frame::encode_close(
+            frame::encode_close_frame(
                 Some(code),
                 reason,
                 self.send_queue.message_buffer().buffer(),
@@ -484,7 +484,7 @@ impl Session {
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(PendingClose { code, reason }) = self.pending_close.take() {
             if self.is_open() {
-                frame::encode_close(code, reason, self.send_queue.message_buffer().buffer());
+                frame::encode_close_frame(code, reason, self.send_queue.message_buffer().buffer());
             }
             self.state = SessionState::ShuttingDown {
                 deadline_start: now(),
@@ -665,12 +665,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A session with a clock that only tests move.
-    struct Fixture {
+    struct SessionFixture {
         session: Session,
         now: Instant,
     }
 
-    impl Fixture {
+    impl SessionFixture {
         fn new() -> Self {
             Self::with_ping_interval(Some(25 * SECOND))
         }
@@ -757,7 +757,7 @@ mod tests {
 
     #[test]
     fn silent_client_is_pinged_then_disconnected() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let ping_time = fixture.now + 25 * SECOND;
         assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
         fixture.advance(24 * SECOND);
@@ -776,7 +776,7 @@ mod tests {
 
     #[test]
     fn any_input_answers_a_ping() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.advance(25 * SECOND);
         fixture.write_all();
         fixture.advance(19 * SECOND);
@@ -789,13 +789,13 @@ mod tests {
 
     #[test]
     fn idle_session_without_pings_needs_no_timer() {
-        let fixture = Fixture::with_ping_interval(None);
+        let fixture = SessionFixture::with_ping_interval(None);
         assert_eq!(fixture.session.poll_timeout(), None);
     }
 
     #[test]
     fn paused_reads_suspend_the_pong_deadline() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.advance(25 * SECOND);
         fixture.write_all();
         fixture.session.pause_reads();
@@ -812,7 +812,7 @@ mod tests {
 
     #[test]
     fn write_deadline_restarts_with_each_written_byte() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("event");
         fixture.handle_write_blocked();
         fixture.advance(20 * SECOND);
@@ -828,7 +828,7 @@ mod tests {
 
     #[test]
     fn slow_message_is_refused_at_its_deadline() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.handle_input(&client_frame(0x01, b"begins"));
         for _ in 0..5 {
             fixture.advance(10 * SECOND);
@@ -842,7 +842,7 @@ mod tests {
 
     #[test]
     fn message_deadline_restarts_with_each_message() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let frame = client_frame(0x81, b"dropped");
         fixture.handle_input(&frame[..3]);
         for _ in 0..10 {
@@ -857,7 +857,7 @@ mod tests {
 
     #[test]
     fn close_deadline_restarts_with_each_write() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text(&"x".repeat(100));
         fixture.handle_item(None);
         for _ in 0..20 {
@@ -873,7 +873,7 @@ mod tests {
 
     #[test]
     fn slow_reader_is_not_expected_to_answer_pings() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text(&"x".repeat(5000));
         for _ in 0..20 {
             fixture.handle_write_blocked();
@@ -890,7 +890,7 @@ mod tests {
 
     #[test]
     fn pong_overtakes_messages_but_splits_none() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let text = "x".repeat(5000);
         fixture.send_text(&text);
         fixture.send_text(&text);
@@ -912,7 +912,7 @@ mod tests {
     #[test]
     fn pong_never_splits_header_from_payload() {
         for started_len in [0, 1, 5, 6, 8, 9, 10, 11, 20_008, 20_009] {
-            let mut fixture = Fixture::new();
+            let mut fixture = SessionFixture::new();
             fixture.send_text("one");
             let (event, uncopied_frame) = uncopied_event();
             fixture.send_unshared(event);
@@ -935,7 +935,7 @@ mod tests {
     #[test]
     fn started_frame_is_finished_before_the_close() {
         for (started_len, frames) in [(0, 0), (3, 1), (4, 1), (5, 1), (20_004, 1), (20_005, 2)] {
-            let mut fixture = Fixture::new();
+            let mut fixture = SessionFixture::new();
             let (_, uncopied_frame) = uncopied_event();
             for _ in 0..3 {
                 fixture.send_unshared(uncopied_event().0);
@@ -950,7 +950,7 @@ mod tests {
 
     #[test]
     fn large_unshared_payload_is_not_copied() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let payload = bytes::Bytes::from(vec![b'x'; 20_000]);
         fixture.send_unshared(Event::binary(payload.clone()));
         let slices: Vec<&[u8]> = fixture.session.poll_transmit().collect();
@@ -960,7 +960,7 @@ mod tests {
 
     #[test]
     fn waiting_pongs_are_bounded() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("stalled");
         fixture.write(1);
         for n in 0..900_u32 {
@@ -973,7 +973,7 @@ mod tests {
 
     #[test]
     fn closing_session_sends_nothing_more() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("last");
         fixture.handle_item(None);
         fixture.handle_input(&client_frame(0x89, b"ping"));
@@ -985,7 +985,7 @@ mod tests {
 
     #[test]
     fn close_reply_discards_unstarted_messages() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text(&"x".repeat(5000));
         fixture.send_text("never sent");
         fixture.write(10);
@@ -997,7 +997,7 @@ mod tests {
 
     #[test]
     fn items_of_the_round_precede_the_close_reply() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let now = fixture.now;
         let close = client_frame(0x88, b"\x03\xe8");
         fixture.session.handle_input(&mut &close[..], false, now);
@@ -1010,7 +1010,7 @@ mod tests {
 
     #[test]
     fn flood_is_refused_and_steady_pings_are_not() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         for _ in 0..10 {
             for _ in 0..MAX_UNSOLICITED_FRAMES_PER_SECOND {
                 fixture.handle_input(&client_frame(0x89, b""));
@@ -1048,7 +1048,7 @@ mod tests {
                     true => deflating_encoder(),
                     false => FrameEncoder::new(MessageFormat::Plain),
                 };
-                let mut fixture = Fixture::with_encoder(encoder, None);
+                let mut fixture = SessionFixture::with_encoder(encoder, None);
                 fixture.handle_item(Some(Item::Event(event.clone())));
                 let slices: Vec<&[u8]> = fixture.session.poll_transmit().collect();
                 assert_eq!(slices.len(), 1);
@@ -1067,7 +1067,7 @@ mod tests {
     #[test]
     fn idle_session_is_small_and_unallocated() {
         assert!(size_of::<Session>() <= 512, "{}", size_of::<Session>());
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("event");
         fixture.handle_input(&client_frame(0x89, b"ping"));
         fixture.write_all();

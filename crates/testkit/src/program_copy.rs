@@ -11,15 +11,15 @@ use tower_push::BoxError;
 
 /// A second process of the current program. The program should exit when its standard input is closed.
 #[derive(Debug)]
-pub struct ChildProcess {
+pub struct ProgramCopy {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
-impl ChildProcess {
+impl ProgramCopy {
     /// Starts the current program with other arguments.
-    pub fn spawn_current_program(arguments: &[&str]) -> Result<Self, BoxError> {
+    pub fn spawn(arguments: &[&str]) -> Result<Self, BoxError> {
         let mut child = Command::new(env::current_exe()?)
             .args(arguments)
             .stdin(Stdio::piped())
