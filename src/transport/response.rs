@@ -31,6 +31,15 @@ const STATUSES_WITHOUT_BODY: [StatusCode; 3] = [
 ///
 /// The body is the message as plain text, unless the status allows no body. `Cache-Control` is `no-store` unless the rejection sets this
 /// header.
+///
+/// ```
+/// use http::StatusCode;
+/// use tower_push::{source::Rejection, transport::rejection_response};
+///
+/// let response = rejection_response(Rejection::new(StatusCode::FORBIDDEN));
+/// assert_eq!(response.status(), 403);
+/// assert_eq!(response.headers()["cache-control"], "no-store");
+/// ```
 pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
     let (status, headers, message) = rejection.into_parts();
     let has_body = !status.is_informational() && !STATUSES_WITHOUT_BODY.contains(&status);

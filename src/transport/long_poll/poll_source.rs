@@ -12,7 +12,7 @@ use crate::{
 
 /// The source that one poll reads, or the client's parked stream in its place.
 ///
-/// A plain stream is parked after its first poll. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
+/// A plain stream is parked between two polls. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
 /// poll before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next poll would
 /// begin anew and lose the events in between.
 pub(super) struct PollSource {
