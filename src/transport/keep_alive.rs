@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::random;
 
-/// How often an idle stream sends a heartbeat.
+/// The heartbeat settings of a transport: how often an idle stream sends a heartbeat.
 ///
 /// A heartbeat keeps proxies from closing an idle connection, and detects that a client is gone if nothing else detects it. A stream
 /// sends a heartbeat after an interval in which it sent nothing else. Each transport says in its documentation what its heartbeat

@@ -25,7 +25,7 @@ pin_project! {
 }
 
 impl LazyTimer {
-    /// Returns `Ready` once `deadline` has passed.
+    /// Polls the timer. Returns `Ready` once `deadline` has passed.
     pub(super) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let mut slot = this.sleep;

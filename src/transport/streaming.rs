@@ -111,7 +111,7 @@ pub(super) trait StreamWriter {
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// Why a [`StreamWriter`] has stopped writing.
+/// The reason for which a [`StreamWriter`] has stopped writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.

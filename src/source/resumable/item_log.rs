@@ -22,7 +22,7 @@ pub(super) enum LoggedItem {
     Gap(Box<Gap>),
 }
 
-/// How a stream has ended.
+/// The way in which a stream has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StreamEnd {
     /// The source has finished: clients must not reconnect.

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
     pub(super) max_events: usize,
-    /// Limit of the length of the body, in bytes. The limit applies once the batch has an event or a gap.
+    /// The limit of the length of the body, in bytes. The limit applies once the batch has an event or a gap.
     pub(super) max_bytes: usize,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct BatchBuilder {
     event_count: usize,
     /// Whether the batch holds an event or a gap.
     has_content: bool,
-    /// The cursor of a client that has received the batch: the latest cursor from the source, or else the cursor that the client sent.
+    /// The cursor from which a client resumes after this batch: the latest cursor from the source, or else the cursor that the client sent.
     cursor: Option<EventId>,
     /// Whether the source has given a cursor.
     has_source_cursor: bool,
@@ -48,7 +48,7 @@ pub(super) struct Batch {
     pub(super) body: Bytes,
     /// Whether the batch holds an event or a gap.
     pub(super) has_content: bool,
-    /// The cursor of a client that has received the batch, if it has one.
+    /// The cursor from which a client resumes after this batch, if there is a cursor.
     pub(super) cursor: Option<EventId>,
     pub(super) status: StreamStatus,
     /// An item that the stream has yielded, and for which the batch has no room.

@@ -85,7 +85,7 @@ impl<S> CollectBatch<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Returns the status of the stream once the batch is complete.
+    /// Collects items, and returns the status of the stream once the batch is complete.
     fn poll_status(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
         let this = self.project();
         let Some(builder) = this.builder else {

@@ -95,14 +95,14 @@
 //!
 //! | request | response |
 //! |---|---|
-//! | `?offset=-1`, `?offset=<id>` | 200 at once, with what is there, `Stream-Next-Offset`, `Stream-Up-To-Date: true` at the tail, and an `ETag`; 304 if the client has the same response |
+//! | `?offset=-1`, `?offset=<id>` | 200 at once, with the events that are ready, `Stream-Next-Offset`, `Stream-Up-To-Date: true` at the tail, and an `ETag`; 304 if the client has the same response |
 //! | `?offset=now` | 200 without content, and the offset of the tail |
 //! | `?offset=…&live=long-poll[&cursor=…]` | 200 once there is an event; 204 after the wait time. Its `Stream-Cursor` grows from response to response |
 //! | `?offset=…&live=sse` | an event stream: for each batch `event: data`, followed by `event: control` |
 //! | any read after the end of a closed stream | `Stream-Closed: true`, at once, with 200, with 204 or in the last `control` |
 //! | an offset of which events are missing, or of another epoch: any [gap](crate::Gap) | 410: the client begins with `offset=-1` |
 //! | `offset` missing beside `live`, given twice, empty or malformed; another `live` beside an `offset` | 400 |
-//! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not begun |
+//! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not polled |
 //!
 //! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the
 //! 410. A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose `Stream-Next-Offset`,

@@ -1,4 +1,4 @@
-//! How long a poll waits for its first event: the time that its client asks for, within a range.
+//! The time that a poll waits for its first event: the time that the client asks for, within a range.
 
 use std::{ops::RangeInclusive, time::Duration};
 

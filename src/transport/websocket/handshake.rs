@@ -43,7 +43,7 @@ pub(super) struct AcceptedHandshake {
     pub response: Response<PushBody>,
     /// The index in [`HandshakePolicy::subprotocols`] of the chosen subprotocol, if any.
     pub subprotocol_index: Option<usize>,
-    /// `None` if messages are not compressed.
+    /// The negotiated compression; `None` if messages are not compressed.
     #[cfg(feature = "deflate")]
     pub deflate_params: Option<deflate::DeflateParams>,
 }

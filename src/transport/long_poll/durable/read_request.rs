@@ -23,7 +23,7 @@ pub(super) struct ReadRequest {
     pub(super) stream_cursor: StreamCursor,
 }
 
-/// Where a read begins: the parameter `offset`.
+/// The parameter `offset`, which says where a read begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReadOffset {
     /// The offset is `-1` or missing: the read begins with the oldest event.
@@ -34,7 +34,7 @@ pub(super) enum ReadOffset {
     After(EventId),
 }
 
-/// How a live read gets future events: the parameter `live`.
+/// The parameter `live`, which says how a live read gets future events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LiveMode {
     LongPoll,

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How the payloads of a batch are encoded in the `data` event of an event stream (§5.8).
+/// The encoding of the payloads of a batch in the `data` event of an event stream (§5.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SseDataEncoding {
     Text,
@@ -41,11 +41,11 @@ pub(super) struct DurableSseWriter<S> {
     limits: BatchLimits,
     control: ControlEventState,
     /// The end that follows the last batch; `None` as long as the stream is open.
-    end: Option<StreamEnd>,
+    end: Option<EndAfterBatch>,
 }
 
 /// An end that needs something after the last batch: a time to reconnect, or a cut response.
-enum StreamEnd {
+enum EndAfterBatch {
     /// The client should reconnect after the contained time.
     Reconnect(Duration),
     /// The response is cut.
@@ -236,8 +236,8 @@ where
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_BATCHES_PER_POLL {
             match self.end.take() {
-                Some(StreamEnd::Failed(error)) => return Poll::Ready(Err(error)),
-                Some(StreamEnd::Reconnect(after)) => {
+                Some(EndAfterBatch::Failed(error)) => return Poll::Ready(Err(error)),
+                Some(EndAfterBatch::Reconnect(after)) => {
                     sse::write_retry(after, out.buffer());
                     return Poll::Ready(Ok(WriteOutcome::Ended));
                 }
@@ -253,11 +253,11 @@ where
                 }
                 StreamStatus::Failed(error) => {
                     // The batch is sent before the response is cut.
-                    self.end = Some(StreamEnd::Failed(error));
+                    self.end = Some(EndAfterBatch::Failed(error));
                     batch.status = StreamStatus::HasMore;
                 }
                 StreamStatus::Reconnect(Some(after)) => {
-                    self.end = Some(StreamEnd::Reconnect(after));
+                    self.end = Some(EndAfterBatch::Reconnect(after));
                 }
                 _ => {}
             }
