@@ -14,7 +14,7 @@ use crate::{
     transport::{BatchEncoder, End, FrameBuffer},
 };
 
-/// The limits of a batch. The item with which a batch reaches a limit still belongs to the batch.
+/// The limits of a batch. The item with which the batch reaches a limit is still part of the batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
     pub(super) max_events: usize,
@@ -68,7 +68,7 @@ pub(super) enum StreamStatus {
     HasMore,
     /// The source's stream has ended with `None`. Clients may reconnect.
     Ended,
-    /// The stream has ended with an item that tells clients to reconnect: after the contained time, or at once if there is none.
+    /// The stream has ended with an item that tells clients to reconnect: after the contained time, or at once if it is `None`.
     Reconnect(Option<Duration>),
     /// The source has finished. Clients must not reconnect.
     Finished,
@@ -104,7 +104,7 @@ impl Batch {
 }
 
 impl StreamStatus {
-    /// Returns whether the batch holds everything that the stream has up to now.
+    /// Returns whether the batch holds all items that the stream has yielded and has ready.
     pub(super) fn is_up_to_date(&self) -> bool {
         matches!(self, Self::Idle | Self::Ended | Self::Finished)
     }
@@ -152,7 +152,8 @@ impl BatchBuilder {
         }
     }
 
-    /// Adds what `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's guard.
+    /// Adds a value that `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's
+    /// guard.
     pub(super) fn push_from<S>(
         &mut self,
         stream: &SupervisedStream<S>,
@@ -166,7 +167,7 @@ impl BatchBuilder {
         flow
     }
 
-    /// Adds what a stream has yielded: an item, an error, or `None` for its end. Breaks if the batch is complete.
+    /// Adds an item, an error, or `None` for the end, as a stream yields them. Returns `Break` if the batch is complete.
     pub(super) fn push(
         &mut self,
         item: Option<Result<Item, BoxError>>,
@@ -219,8 +220,8 @@ impl BatchBuilder {
         has_max_bytes || self.event_count >= self.limits.max_events
     }
 
-    /// Returns whether the batch is worth a response. A batch with nothing but a gap and no new cursor is not: the client would poll again
-    /// at once, with its old cursor, and get the same gap.
+    /// Returns whether the batch is worth a response. A batch that has only a gap, and no new cursor, is not worth one: the client would
+    /// poll again at once, with its old cursor, and get the same gap.
     pub(super) fn is_worth_sending(&self) -> bool {
         self.event_count > 0 || (self.has_content && self.has_source_cursor)
     }

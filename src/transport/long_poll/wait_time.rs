@@ -21,7 +21,7 @@ pub(super) struct WaitTimePolicy {
     pub(super) range: RangeInclusive<Duration>,
 }
 
-/// The wait time that one poll got.
+/// The wait time that was negotiated for one poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NegotiatedWaitTime {
     pub(super) duration: Duration,
