@@ -1,4 +1,4 @@
-//! What the tests, benchmarks and fuzz targets of tower-push share.
+//! Shared code of the tests, benchmarks and fuzz targets of tower-push.
 //!
 //! | module | contents |
 //! |---|---|
@@ -41,5 +41,6 @@ pub use self::{
     server::TestServer,
 };
 
-/// The longest time that a test waits for anything, 20 seconds: enough on a busy machine. A test that passes never waits this long.
+/// The longest time that a test waits for an event: 20 seconds, which is enough on a busy machine. A test that passes never waits this
+/// long.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);

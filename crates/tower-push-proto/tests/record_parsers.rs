@@ -1,4 +1,4 @@
-//! What the encoders write, the parsers read: in any pieces, in any format, within their limits.
+//! Tests that the parsers of all formats read what the encoders write, in pieces of any length, and enforce their limits.
 
 #![cfg(feature = "json")]
 
@@ -17,14 +17,14 @@ use tower_push_proto::{
     sse::{SseConfig, SseEncoder, SseParser},
 };
 
-/// What a stream consists of.
+/// An item or a heartbeat, which a test writes to a stream.
 #[derive(Clone, Debug)]
 enum WriteStep {
     Item(Item),
     Heartbeat,
 }
 
-/// A record, in a form that compares.
+/// A record that a parser has read, in a form that tests can compare.
 #[derive(Clone, Debug, PartialEq)]
 enum ReadRecord {
     Event {
@@ -61,7 +61,7 @@ impl From<Record> for ReadRecord {
     }
 }
 
-/// What is to be read of the steps, and then of the end.
+/// Returns the records that a client must read if these steps and this end are written.
 fn expected(steps: &[WriteStep], end: End) -> Vec<ReadRecord> {
     let items = steps.iter().filter_map(|step| match step {
         WriteStep::Item(Item::Event(event)) => Some(record_of_event(event, None)),
@@ -109,7 +109,7 @@ fn pieces(bytes: &Bytes, piece_len: usize) -> impl Iterator<Item = Bytes> {
     starts.map(move |start| bytes.slice(start..bytes.len().min(start + piece_len)))
 }
 
-/// All that `next` reads of the pieces. Each piece is read to its end.
+/// Splits `bytes` into pieces, and returns everything that `next` reads from them. Asserts that each piece is read completely.
 fn read_all<T>(
     bytes: &Bytes,
     piece_len: usize,
@@ -213,25 +213,26 @@ fn end() -> impl Strategy<Value = End> {
     ]
 }
 
-/// `multipart/x-mixed-replace` tells what is between events before the next one, gaps first, and of several cursors the last one.
+/// Returns the records in the order in which `multipart/x-mixed-replace` sends them. Gaps and cursors are headers of the next event: first
+/// the gaps, then only the last cursor.
 fn order_in_mixed_replace(records: Vec<ReadRecord>) -> Vec<ReadRecord> {
-    let (mut told, mut gaps, mut cursor) = (Vec::new(), Vec::new(), None);
+    let (mut sent, mut gaps, mut cursor) = (Vec::new(), Vec::new(), None);
     for record in records {
         match record {
             ReadRecord::Gap(_) => gaps.push(record),
             ReadRecord::Cursor(_) => cursor = Some(record),
             ReadRecord::Event { .. } | ReadRecord::End(_) => {
                 if record == ReadRecord::End(End::FINISHED) {
-                    // The end moves the cursor further: to `~finished`, which is no record of its own.
+                    // The end moves the cursor to `~finished`, and replaces an earlier cursor.
                     cursor = None;
                 }
-                told.append(&mut gaps);
-                told.extend(cursor.take());
-                told.push(record);
+                sent.append(&mut gaps);
+                sent.extend(cursor.take());
+                sent.push(record);
             }
         }
     }
-    told
+    sent
 }
 
 fn multipart_parser(content_type: &HeaderValue) -> MultipartParser {
@@ -282,7 +283,7 @@ proptest! {
             let read: Vec<_> = read.map(ReadRecord::from).collect();
             prop_assert_eq!(&read, &expected);
 
-            // Without the lengths it reads the same.
+            // The body without its `Content-Length` lines has the same contents.
             let text: Vec<_> = body.split(|byte| *byte == b'\n').collect();
             let unsized_lines = text.iter().filter(|line| !line.starts_with(b"Content-Length: "));
             let unsized_body = unsized_lines.copied().collect::<Vec<_>>().join(&b'\n');
@@ -301,7 +302,7 @@ proptest! {
 
     #[test]
     fn sse_reads_back(steps in steps(), end in end(), piece_len in 1_usize..60) {
-        // No event has one of these types.
+        // The generated events never have one of these types.
         let [gap, end_name, heartbeat] = ["GAP", "END", "BEAT"].map(|name| name.parse().unwrap());
         let config = SseConfig::new().base64().gap_event(gap).end_event(end_name);
         let config = config.heartbeat_event(heartbeat);
@@ -317,7 +318,7 @@ proptest! {
         for event in events.unwrap() {
             read.extend(Record::from_sse(event, &config).unwrap().map(ReadRecord::from));
         }
-        // The cursor is the id; all payloads are bytes; cursors alone are no events.
+        // In SSE the cursor is written as the id, base64 makes every payload binary, and a cursor without an event is no record.
         let expected = expected(&steps, end).into_iter().filter_map(|record| match record {
             ReadRecord::Event { id, cursor, topic, event_type, payload } => Some(ReadRecord::Event {
                 id: cursor.or(id),
@@ -471,7 +472,7 @@ fn json_seq_reports_a_cut_text() -> Result<(), Error> {
 
 #[test]
 fn multipart_follows_rfc_2046() -> Result<(), Error> {
-    // The example of §5.1.1: a preamble, a part without headers, padding behind a delimiter, an epilogue.
+    // The example of RFC 2046 §5.1.1: a preamble, a part without headers, padding after a delimiter, an epilogue.
     let body = "This is the preamble.\r\n--simple boundary\r\n\r\nimplicitly typed\r\n--simple boundary \t\r\n\
         Content-type: text/plain; charset=us-ascii\r\n\r\nexplicitly typed\r\n\r\n--simple boundary-not\r\n\
         \r\n--simple boundary--\r\nThis is the epilogue.\r\n--simple boundary\r\n\r\nno part\r\n";

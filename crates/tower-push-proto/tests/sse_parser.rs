@@ -1,4 +1,4 @@
-//! The SSE parser against the standard, in any pieces, and within its limits.
+//! Tests that the SSE parser follows the standard, reads pieces of any length, and enforces its limits.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tower_push_proto::{
     sse::{SseEvent, SseParser},
 };
 
-/// What a client knows of a stream: events as (type, data, last event ID), the last event ID, and the reconnection time.
+/// The result of parsing a stream: events as (type, data, last event ID), the last event ID, and the reconnection time.
 type ParsedStream = (Vec<(String, String, String)>, String, Option<Duration>);
 
 fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> ParsedStream {
@@ -37,14 +37,14 @@ fn data(stream: &str) -> Vec<String> {
         .collect()
 }
 
-/// The algorithm of WHATWG HTML §9.2.6, word for word, over a whole stream.
+/// Parses a whole stream with a literal implementation of the algorithm in WHATWG HTML §9.2.6.
 fn parse_as_specified(stream: &[u8]) -> ParsedStream {
     let text = String::from_utf8_lossy(stream).into_owned();
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let (mut data, mut event_type, mut id) = (String::new(), String::new(), String::new());
     let (mut events, mut last_event_id, mut retry) = (Vec::new(), String::new(), None);
-    // Behind the last line feed stands a line that is not complete.
+    // The text after the last line feed is an incomplete line.
     let lines: Vec<_> = text.split('\n').collect();
     for line in &lines[..lines.len() - 1] {
         if line.is_empty() {
@@ -187,7 +187,7 @@ fn lines_are_bounded_in_any_pieces() {
                 stream.contains('9'),
                 "{stream:?} by {piece_len}"
             );
-            // It fails from then on.
+            // Every later call fails too.
             let next = parser.next_event(&mut &b"data:\n\n"[..]);
             assert_eq!(next.is_err(), is_too_long);
         }
@@ -208,7 +208,7 @@ fn events_are_bounded() {
     assert_eq!(detail, "the data of an event has more than 7 bytes");
 }
 
-/// Lines that mean something, broken in any way.
+/// Generates streams of known fields with arbitrary line breaks and errors.
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     let word = proptest::sample::select(
         &[

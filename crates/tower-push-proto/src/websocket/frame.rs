@@ -1,8 +1,7 @@
 //! Writes single frames: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
 //!
-//! A server writes its frames without a mask, with [`encode`], [`encode_with`] and [`encode_close_frame`]. A client masks each of its
-//! frames, with [`encode_masked`] and [`encode_masked_close_frame`]. Each function appends one frame that is a whole message or a control
-//! frame.
+//! A server writes unmasked frames, with [`encode`], [`encode_with`] and [`encode_close_frame`]. A client writes masked frames, with
+//! [`encode_masked`] and [`encode_masked_close_frame`]. Each function appends one frame: a whole message or a control frame.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -48,29 +47,29 @@ impl OpCode {
         })
     }
 
-    /// Whether it is the type of a control frame: a close frame, a ping or a pong.
+    /// Whether a frame of this type is a control frame: a close frame, a ping or a pong.
     pub fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
 }
 
-/// The role of one side of a connection: client or server. Clients mask their frames, and servers must not mask theirs ([RFC 6455
+/// The role of one side of a connection: client or server. Clients must mask their frames, and servers must not mask frames ([RFC 6455
 /// §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// This side is the server: it sends frames without a mask, and receives masked ones.
+    /// The server: sends unmasked frames, and receives masked frames.
     Server,
-    /// This side is the client: it sends masked frames, and receives frames without a mask.
+    /// The client: sends masked frames, and receives unmasked frames.
     Client,
 }
 
-/// The most payload bytes of a control frame (RFC 6455 §5.5).
+/// The maximum payload length of a control frame, in bytes (RFC 6455 §5.5).
 pub(super) const MAX_CONTROL_PAYLOAD_LEN: usize = 125;
 
-/// The value of the 7-bit length field that says that the length follows in 16 bits.
+/// The value of the 7-bit length field that announces a 16-bit length after it.
 pub(super) const LEN_IN_16_BITS: u8 = 126;
 
-/// The value of the 7-bit length field that says that the length follows in 64 bits.
+/// The value of the 7-bit length field that announces a 64-bit length after it.
 pub(super) const LEN_IN_64_BITS: u8 = 127;
 
 /// The bit of the first byte that marks the last frame of a message.
@@ -90,8 +89,7 @@ pub(super) const MAX_UNMASKED_HEADER_LEN: usize = 10;
 
 /// Appends one frame without a mask.
 ///
-/// `is_compressed` marks the payload as the output of permessage-deflate. The payload of a control frame must have at most 125
-/// bytes.
+/// Set `is_compressed` if permessage-deflate has compressed the payload. The payload of a control frame must have at most 125 bytes.
 pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
     out.reserve(MAX_UNMASKED_HEADER_LEN + payload.len());
     out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
@@ -100,8 +98,8 @@ pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut Byt
 
 /// Appends one frame without a mask, whose payload `write_payload` appends.
 ///
-/// The payload is written behind a header of two bytes. A payload of more than 125 bytes is then moved, to make room for a longer
-/// header.
+/// `write_payload` appends the payload after a header of two bytes. A payload of more than 125 bytes is then moved to make room for a
+/// longer header.
 pub fn encode_with(
     opcode: OpCode,
     is_compressed: bool,
@@ -122,8 +120,8 @@ pub fn encode_with(
     out[start..start + header.len()].copy_from_slice(header);
 }
 
-/// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters,
-/// to the 123 bytes that fit behind the code.
+/// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters, to the
+/// 123 bytes that fit after the code.
 pub fn encode_close_frame(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
         put_close_payload(code, reason, out)
@@ -132,8 +130,8 @@ pub fn encode_close_frame(code: Option<CloseCode>, reason: &str, out: &mut Bytes
 
 /// Appends one frame of a client: like [`encode`], but with the payload masked under `mask_key`.
 ///
-/// Each frame needs a fresh key, which must not be predictable for whoever chose the payload
-/// ([RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
+/// Each frame needs a new key, which the author of the payload must not be able to predict ([RFC 6455
+/// §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
 pub fn encode_masked(
     opcode: OpCode,
     is_compressed: bool,
@@ -171,7 +169,7 @@ fn put_close_payload(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) 
     }
 }
 
-/// Returns the longest prefix of whole characters that has at most `max_len` bytes.
+/// Returns the longest prefix of `text` that consists of whole characters and has at most `max_len` bytes.
 fn truncate_at_char(text: &str, max_len: usize) -> &str {
     let mut end = text.len().min(max_len);
     while !text.is_char_boundary(end) {

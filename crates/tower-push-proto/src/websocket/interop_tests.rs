@@ -1,4 +1,4 @@
-//! Compares the codec with those of tungstenite and tokio-websockets.
+//! Compares our frame decoder and encoder with those of tungstenite and tokio-websockets.
 
 use std::io;
 
@@ -18,7 +18,7 @@ use super::{CloseCode, DecoderConfig, DecoderEvent, FrameDecoder, Message, OpCod
 /// The longest message that each decoder accepts, in bytes.
 const MAX_MESSAGE_SIZE: usize = 2048;
 
-/// An event or an error of any decoder, in a form that compares.
+/// An event or an error of any of the three decoders, in one type that tests can compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Decoded {
     Text(String),
@@ -27,7 +27,7 @@ enum Decoded {
     /// A pong with any payload.
     Pong,
     Close(Option<u16>),
-    /// An error, with the close code that stands for it.
+    /// An error, with its close code.
     Failed(u16),
 }
 
@@ -35,7 +35,7 @@ enum Decoded {
 #[derive(Debug)]
 struct OurDecoding {
     decoded: Vec<Decoded>,
-    /// The reason of the error, if there is one. The error is the last element of `decoded`.
+    /// The reason of the error that is the last element of `decoded`. `None` if our decoder did not fail.
     error_reason: Option<&'static str>,
     /// The number of bytes up to the error, the close frame or the end of the input.
     consumed_len: usize,
@@ -85,7 +85,7 @@ fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurDecoding {
     result
 }
 
-/// A blocking socket whose input is in memory, and which keeps its output.
+/// A blocking socket that reads its input from memory, and collects its output.
 struct MemorySocket<'a> {
     input: &'a [u8],
     output: Vec<u8>,
@@ -192,7 +192,7 @@ fn decode_with_tokio_websockets(input: &[u8], role: Role) -> Vec<Decoded> {
     decoded
 }
 
-/// Encodes frames with tungstenite, as this role sends them.
+/// Encodes frames with tungstenite, as a sender of the role `role`.
 fn encode_with_tungstenite(frames: &[Frame], role: TheirRole) -> Vec<u8> {
     let mut socket = WebSocket::from_raw_socket(MemorySocket::new(b""), role, None);
     for frame in frames {
@@ -217,14 +217,14 @@ fn control_frame(opcode: Control, payload: &[u8]) -> Frame {
 #[derive(Clone, Debug)]
 struct FragmentedMessage {
     message: Decoded,
-    /// Where the message is split into fragments.
+    /// The indices at which the payload is split into fragments.
     splits: Vec<Index>,
-    /// The payload of a ping behind each fragment but the last.
+    /// The payload of the ping that is sent after each fragment except the last.
     ping: Option<Vec<u8>>,
 }
 
 impl FragmentedMessage {
-    /// Appends the frames, and what must be decoded from them.
+    /// Appends the message's frames to `frames`, and the events of a correct decoder to `decoded`.
     fn append_to(&self, frames: &mut Vec<Frame>, decoded: &mut Vec<Decoded>) {
         let (opcode, payload) = match &self.message {
             Decoded::Text(text) => (Data::Text, text.as_bytes()),
@@ -377,14 +377,14 @@ fn others_decode_our_frames_of_every_length() {
     assert_eq!(decode_with_tokio_websockets(&out, Role::Client), messages);
 }
 
-/// Returns whether the other decoder is known to differ from ours in this case, and is allowed to.
+/// A function that returns whether a difference between our decoder and another one is known and allowed.
 type IsKnownDifference = fn(&OurDecoding, &[Decoded]) -> bool;
 
-/// Bytes behind an error, so that decoders that look only at whole frames find a whole frame.
+/// Zeros that are appended after an error, so that decoders that validate only whole frames get a whole frame.
 const TRAILING_ZEROS: [u8; 2 * MAX_MESSAGE_SIZE] = [0; 2 * MAX_MESSAGE_SIZE];
 
-/// Checks that the other decoder decodes the same. Our decoder fails at the first possible byte. The other decoder looks only at
-/// whole frames, so it gets zeros behind the byte at which our decoder failed.
+/// Checks that another decoder returns the same events and errors as ours. Our decoder fails at the first invalid byte. The other decoder
+/// validates only whole frames, so zeros are appended after the byte at which our decoder failed.
 fn check_agreement(
     input: &[u8],
     role: Role,
@@ -417,12 +417,13 @@ fn is_known_tungstenite_difference(ours: &OurDecoding, theirs: &[Decoded]) -> bo
         Some("length has its first bit set") => {
             is_followed_by(before, theirs, &Decoded::Failed(1009))
         }
-        // tungstenite reports a close with 1002, and goes on. tungstenite validates the reason before the code.
+        // tungstenite reports an invalid close code as a close with 1002, and does not fail. tungstenite validates the reason before the
+        // code.
         Some("close code is not one that may be sent") => {
             is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
                 || is_followed_by(before, theirs, &Decoded::Failed(1007))
         }
-        // tungstenite does not know 1014.
+        // tungstenite does not accept the close code 1014.
         None => match ours.decoded.split_last() {
             Some((Decoded::Close(Some(1014)), before)) => {
                 is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
@@ -451,12 +452,12 @@ fn is_known_tokio_websockets_difference(ours: &OurDecoding, theirs: &[Decoded]) 
     }
 }
 
-/// Whether `theirs` is `before` and then `last`.
+/// Whether `theirs` consists of `before` and then `last`.
 fn is_followed_by(before: &[Decoded], theirs: &[Decoded], last: &Decoded) -> bool {
     theirs.split_last() == Some((last, before))
 }
 
-/// Generates frames to a receiver of this role. The frames may break any rule.
+/// Generates frames for a receiver of this role. The frames may be invalid in any way.
 fn possibly_invalid_frames(role: Role) -> impl Strategy<Value = Vec<u8>> {
     let first_byte = prop_oneof![
         10 => proptest::sample::select(&[0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a][..]),

@@ -9,20 +9,20 @@ use crate::frame_buffer::FrameBuffer;
 
 /// The frames that a session has not written yet. Pings and pongs overtake messages, but never split a frame.
 ///
-/// The frames leave in this order: `current`, the control frames of `backlog`, the chunks of `backlog`, `encoded`.
+/// The frames are written in this order: `current`, the control frames of `backlog`, the chunks of `backlog`, `encoded`.
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
     current: SendChunk,
-    /// Whether a part of `current` is written. Control frames do not overtake a chunk that is written in part.
+    /// Whether some bytes of `current` have been written. Control frames do not overtake such a chunk.
     is_current_started: bool,
-    /// The messages that were encoded since the last write. Each write first moves these messages into chunks.
+    /// The messages that were encoded since the last write. The next write first moves these messages into chunks.
     encoded: FrameBuffer,
-    /// `None` if no frame waits behind `current`. An idle session, or one that sends a single message, therefore allocates no
-    /// backlog.
+    /// The frames that are written after `current`, or `None` if there are none. A session that is idle, or sends a single message,
+    /// therefore allocates no backlog.
     backlog: Option<Box<SendBacklog>>,
 }
 
-/// The frames behind [`SendQueue::current`].
+/// The queued frames that are written after [`SendQueue::current`].
 #[derive(Debug, Default)]
 struct SendBacklog {
     /// Encoded pings and pongs.
@@ -32,15 +32,15 @@ struct SendBacklog {
     chunks_len: usize,
 }
 
-/// Bytes that no control frame may split: a frame header with its payload behind it, or whole frames behind an empty header.
+/// Bytes that no control frame may split: one frame with a separate header, or whole frames without a separate header.
 #[derive(Debug, Default)]
 struct SendChunk {
-    /// The header of a payload that was not copied. The header is empty if `bytes` holds whole frames.
+    /// The frame header whose payload is `bytes`. The header is empty if `bytes` holds whole frames.
     header: FrameHeader,
     bytes: Bytes,
 }
 
-/// 4 KiB: the limit of pongs that wait to be written, in bytes.
+/// The maximum length of unwritten pings and pongs, in bytes: 4 KiB.
 const MAX_PENDING_CONTROL_LEN: usize = 4 * 1024;
 
 impl SendQueue {
@@ -58,8 +58,8 @@ impl SendQueue {
         });
     }
 
-    /// Appends the pong that answers a ping. If too many pongs wait, only the last ping is answered, as
-    /// [RFC 6455 §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
+    /// Appends the pong that answers a ping. If too many pongs are unwritten, only the last ping is answered, as [RFC 6455
+    /// §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
     pub(super) fn push_pong(&mut self, payload: &[u8]) {
         let control_frames = self.control_frames_mut();
         if control_frames.len() + payload.len() > MAX_PENDING_CONTROL_LEN {
@@ -90,15 +90,15 @@ impl SendQueue {
         }
     }
 
-    /// Returns the number of unwritten bytes, without the control frames of the backlog.
+    /// Returns the number of unwritten bytes of messages, and of the frame that is being written.
     #[inline]
     pub(super) fn unwritten_message_len(&self) -> usize {
         let chunks_len = self.backlog.as_ref().map_or(0, |b| b.chunks_len);
         self.current.len() + chunks_len + self.encoded.len()
     }
 
-    /// Returns all unwritten bytes if they are contiguous, which is the usual case and a fast path. Returns an empty slice if there
-    /// are none.
+    /// Returns all unwritten bytes if they are contiguous, else `None`. Returns an empty slice if everything is written. Contiguous bytes
+    /// are the usual case, for which this method is a fast path.
     #[inline]
     pub(super) fn contiguous_bytes(&mut self) -> Option<&[u8]> {
         self.enqueue_encoded();
@@ -134,7 +134,7 @@ impl SendQueue {
         }
     }
 
-    /// Drops the first `written` bytes of [`slices`](Self::slices), because the socket has taken them.
+    /// Drops the first `written` bytes of [`slices`](Self::slices), which the socket has accepted.
     pub(super) fn advance(&mut self, mut written: usize) {
         loop {
             if written < self.current.len() {
@@ -168,7 +168,7 @@ impl SendQueue {
 }
 
 impl SendBacklog {
-    /// Moves `current` behind the control frames, unless a part of it is written.
+    /// Queues `current` after the control frames, unless some of its bytes have been written.
     fn requeue_after_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
         if !self.control_frames.is_empty() && !is_current_started && current.len() > 0 {
             let overtaken = std::mem::take(current);
@@ -233,7 +233,7 @@ mod tests {
         Write(usize),
         /// Looks at the slices, but writes nothing, because the socket is full.
         WriteNothing,
-        /// Discards messages, as a close of the client's does, and appends one.
+        /// Discards messages, as when the client closes the connection, and appends a message.
         Discard,
     }
 
@@ -257,7 +257,7 @@ mod tests {
         queue: SendQueue,
         message_count: u16,
         pong_count: u16,
-        /// Messages with a smaller number may be missing.
+        /// The number below which messages may be missing, because they were discarded.
         discarded_count: u16,
         written: Vec<u8>,
     }
