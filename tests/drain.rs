@@ -421,7 +421,7 @@ async fn draining_server_refuses_new_streams() {
     assert_eq!(refused.head.status, 503);
     assert!(refused.header("retry-after").is_some());
     refused.discard_rest().await;
-    let refused = client.open_websocket("/", &[]).await.err().unwrap();
+    let refused = client.open_websocket("/", &[]).await.unwrap_err();
     assert_eq!(refused.head.status, 503);
     assert_eq!(feed.guard.counts().refused(RefusalReason::Draining), 3);
     assert_eq!(feed.drain.wait().await, DrainOutcome::default());

@@ -217,7 +217,7 @@ async fn refusal_suits_the_client() {
         assert_eq!(head.head.status, 200);
         head.discard_rest().await;
 
-        let refused = client.open_websocket("/", &[]).await.err().unwrap();
+        let refused = client.open_websocket("/", &[]).await.unwrap_err();
         assert_eq!(refused.head.status, 503);
     }
     let counts = guard.counts();
@@ -741,7 +741,7 @@ async fn nested_guards_both_count_streams() {
         let server = TestServer::start(service(Channel::new()).transport(both.clone())).await;
         let one = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
         let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
-        let refused = client.open_websocket("/", &[]).await.err().unwrap();
+        let refused = client.open_websocket("/", &[]).await.unwrap_err();
         assert_eq!(refused.head.status, 503);
         wait_for_open_streams(&outer, 1).await;
         drop(one);

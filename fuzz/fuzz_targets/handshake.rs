@@ -1,5 +1,4 @@
-//! Whatever request comes: a WebSocket is to be had only if it was asked for as RFC 6455 and RFC 8441 have it, and a refusal
-//! is one.
+//! Arbitrary handshakes. A WebSocket opens only if RFC 6455 or RFC 8441 allows it, and every other response is a valid refusal.
 
 #![no_main]
 
@@ -14,6 +13,7 @@ use tower_push::{
     transport::{Transport, WebSocket},
 };
 
+/// The subprotocols that the server supports.
 const PROTOCOLS: [&str; 2] = ["json.tower-push", "ws+meta.nchan"];
 
 fuzz_target!(|input: (u8, &[u8])| {
@@ -42,8 +42,8 @@ fuzz_target!(|input: (u8, &[u8])| {
     head.headers = parse_headers(lines);
 
     let transport = WebSocket::new();
-    let is_asked = transport.preference(&head).is_some();
-    // The connection's task ends when it is first polled: nothing here is ever upgraded.
+    let is_websocket_request = transport.preference(&head).is_some();
+    // The connection's task is never polled, because nothing is upgraded here.
     let runtime = runtime::Builder::new_current_thread().build().unwrap();
     let _entered = runtime.enter();
     let push = Push::new(stream::pending::<String>());
@@ -52,7 +52,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     let header = |name| head.headers.get(name).map(|value| value.as_bytes());
     match response.status().as_u16() {
         101 | 200 => {
-            assert!(is_asked && can_upgrade && !has_upgrade);
+            assert!(is_websocket_request && can_upgrade && !has_upgrade);
             let is_http_1 = head.version == Version::HTTP_11;
             assert_eq!(response.status(), if is_http_1 { 101 } else { 200 });
             let answer = response.headers();
@@ -67,9 +67,10 @@ fuzz_target!(|input: (u8, &[u8])| {
             }
             if let Some(protocol) = answer.get(header::SEC_WEBSOCKET_PROTOCOL) {
                 assert!(PROTOCOLS.iter().any(|known| protocol == known));
-                let asked = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-                let mut asked = asked.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-                assert!(asked.any(|asked| asked.trim_ascii() == protocol.as_bytes()));
+                let requested = head.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+                let mut requested =
+                    requested.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+                assert!(requested.any(|requested| requested.trim_ascii() == protocol.as_bytes()));
             }
             if answer.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
                 assert!(head.headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS));
@@ -85,7 +86,7 @@ fuzz_target!(|input: (u8, &[u8])| {
                     assert!(answer.contains_key(header::UPGRADE));
                 }
                 426 => assert!(answer.contains_key(header::SEC_WEBSOCKET_VERSION)),
-                500 => assert!(is_asked && !can_upgrade),
+                500 => assert!(is_websocket_request && !can_upgrade),
                 501 => assert!(head.version >= Version::HTTP_2),
                 _ => panic!("{status}"),
             }

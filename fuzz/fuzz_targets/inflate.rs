@@ -1,5 +1,5 @@
-//! Whatever is to be inflated: never beyond the limit, the same whatever the limit, and as another inflater has it. And
-//! what is compressed inflates to what it was, also with the smallest window that it is sent to.
+//! Arbitrary compressed messages. They never inflate beyond the limit, the limit does not change the result, and another inflater agrees. A
+//! compressed message inflates to the original.
 
 #![no_main]
 
@@ -11,8 +11,8 @@ use miniz_oxide::inflate::{
 };
 use tower_push_proto::websocket::deflate::{InflateError, compress, inflate};
 
-/// As long as nothing here becomes.
-const LARGE: usize = 1 << 20;
+/// Larger than any payload of this target.
+const MAX_PAYLOAD_LEN: usize = 1 << 20;
 
 fuzz_target!(|input: (u16, &[u8])| {
     let (limit, bytes) = (usize::from(input.0), input.1);
@@ -20,7 +20,7 @@ fuzz_target!(|input: (u16, &[u8])| {
     if let Ok(payload) = &inflated {
         assert!(payload.len() <= limit && payload.capacity() <= limit + 1);
     }
-    match inflate(bytes, LARGE) {
+    match inflate(bytes, MAX_PAYLOAD_LEN) {
         Ok(payload) => {
             let fits = payload.len() <= limit;
             assert_eq!(
@@ -31,7 +31,7 @@ fuzz_target!(|input: (u16, &[u8])| {
                     Err(InflateError::TooBig)
                 }
             );
-            assert_eq!(theirs(bytes), Some(payload));
+            assert_eq!(inflate_with_miniz(bytes), Some(payload));
         }
         Err(InflateError::Invalid) => assert!(inflated.is_err()),
         Err(InflateError::TooBig) => assert_eq!(inflated, Err(InflateError::TooBig)),
@@ -49,23 +49,23 @@ fuzz_target!(|input: (u16, &[u8])| {
     }
 });
 
-/// A message, by RFC 7692 §7.2.2 and §7.2.3.4. It is less strict about what is no DEFLATE.
-fn theirs(message: &[u8]) -> Option<Vec<u8>> {
+/// Inflates a message by RFC 7692 §7.2.2 and §7.2.3.4. miniz_oxide accepts some data that is not valid DEFLATE.
+fn inflate_with_miniz(message: &[u8]) -> Option<Vec<u8>> {
     const END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
     let input = [message, &END].concat();
-    let (mut from, mut payload) = (0, Vec::new());
-    let mut out = vec![0; LARGE];
-    while from != message.len() || from == 0 {
+    let (mut offset, mut payload) = (0, Vec::new());
+    let mut out = vec![0; MAX_PAYLOAD_LEN];
+    while offset != message.len() || offset == 0 {
         let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
         let mut inflater = DecompressorOxide::new();
         let (status, taken, written) =
-            decompress(&mut inflater, &input[from..], &mut out, 0, flags);
+            decompress(&mut inflater, &input[offset..], &mut out, 0, flags);
         if status != TINFLStatus::Done {
             return None;
         }
         payload.extend_from_slice(&out[..written]);
-        from += taken;
-        if from == input.len() {
+        offset += taken;
+        if offset == input.len() {
             break;
         }
     }

@@ -1,4 +1,4 @@
-//! Whatever offers come, one to a line: an answer has the form of RFC 7692 §7.1, and would be accepted as an offer too.
+//! Arbitrary extension offers, one per line. A response has the form of RFC 7692 §7.1, and would itself be accepted as an offer.
 
 #![no_main]
 
@@ -6,7 +6,9 @@ use http::{HeaderMap, HeaderValue, header::SEC_WEBSOCKET_EXTENSIONS};
 use libfuzzer_sys::fuzz_target;
 use tower_push_proto::websocket::deflate::negotiate;
 
-const ANSWER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+/// The beginning of every response.
+const RESPONSE_PREFIX: &str =
+    "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
 fuzz_target!(|offers: &[u8]| {
     let mut headers = HeaderMap::new();
@@ -21,13 +23,17 @@ fuzz_target!(|offers: &[u8]| {
     let window_bits = params.server_max_window_bits;
     let offers = String::from_utf8_lossy(offers);
     assert!(offers.contains("permessage-deflate"));
-    let rest = answer.to_str().unwrap().strip_prefix(ANSWER).unwrap();
+    let rest = answer
+        .to_str()
+        .unwrap()
+        .strip_prefix(RESPONSE_PREFIX)
+        .unwrap();
     if rest.is_empty() {
         assert_eq!(window_bits, 15);
     } else {
         assert!((8..=15).contains(&window_bits));
         assert_eq!(rest, format!("; server_max_window_bits={window_bits}"));
-        // It must not be answered unless it was offered.
+        // RFC 7692 §7.1.2.1: the response must not have this parameter unless the offer has it.
         assert!(offers.contains("server_max_window_bits"));
     }
     let headers = HeaderMap::from_iter([(SEC_WEBSOCKET_EXTENSIONS, answer.clone())]);

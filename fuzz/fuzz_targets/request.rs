@@ -1,5 +1,5 @@
-//! Whatever is in a request's query, its `Last-Event-ID` and its `Accept`: the query reads as the URL standard has it, and a
-//! cursor is an id that was sent.
+//! Arbitrary queries, `Last-Event-ID` and `Accept` headers. The query is decoded as in the URL standard, and a cursor is an id that the request
+//! contains.
 
 #![no_main]
 
@@ -12,8 +12,8 @@ use tower_push::{
     transport::Preference,
 };
 
-const TYPES: [&str; 3] = ["text/event-stream", "application/x-ndjson", "text/plain"];
-const CURSORS: [&str; 2] = ["last_event_id", "lastEventId"];
+const MEDIA_TYPES: [&str; 3] = ["text/event-stream", "application/x-ndjson", "text/plain"];
+const CURSOR_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
 
 fuzz_target!(|input: &[u8]| {
     let end = input.iter().position(|byte| *byte == b'\n');
@@ -26,23 +26,26 @@ fuzz_target!(|input: &[u8]| {
     head.headers = parse_headers(lines);
 
     let query = head.uri.query().unwrap_or_default();
-    for name in ["a", "transport"].into_iter().chain(CURSORS) {
-        let theirs = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
-        let theirs: Vec<_> = theirs.map(|(_, value)| value).collect();
-        let ours: Vec<_> = decode_parameter(query, name).collect();
-        assert_eq!(ours, theirs, "{name} in {query}");
+    for name in ["a", "transport"].into_iter().chain(CURSOR_PARAMETERS) {
+        let expected = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+        let expected: Vec<_> = expected.map(|(_, value)| value).collect();
+        let decoded: Vec<_> = decode_parameter(query, name).collect();
+        assert_eq!(decoded, expected, "{name} in {query}");
     }
 
     if let Some(id) = Subscription::new(&head, "sse").cursor() {
         assert!(EventId::new(id.as_str()).is_ok());
-        let mut sent = head.headers.get_all("last-event-id").iter();
-        let mut asked = CURSORS
+        let mut in_headers = head.headers.get_all("last-event-id").iter();
+        let mut in_query = CURSOR_PARAMETERS
             .iter()
             .flat_map(|name| decode_parameter(query, name));
-        assert!(sent.any(|sent| sent == id.as_str()) || asked.any(|asked| asked == id.as_str()));
+        assert!(
+            in_headers.any(|in_headers| in_headers == id.as_str())
+                || in_query.any(|in_query| in_query == id.as_str())
+        );
     }
 
-    if let Some((_, chosen)) = Preference::from_accept(&head.headers, &TYPES) {
-        assert!(TYPES.contains(&chosen));
+    if let Some((_, chosen)) = Preference::from_accept(&head.headers, &MEDIA_TYPES) {
+        assert!(MEDIA_TYPES.contains(&chosen));
     }
 });

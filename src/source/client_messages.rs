@@ -21,7 +21,7 @@ use crate::{
 /// A queue holds the messages that the source has not read: at most 64 messages, or 64 KiB. While the queue is full, the client's
 /// socket is not read, which slows down a client that sends faster than the source reads. During that time the client's pings
 /// stay unread, too, and the server notices that the client has disconnected only when a write to the socket fails, such as that
-/// of the server's own ping. Dropping this stream drops all further messages.
+/// of the server's own ping. If the source drops this stream, all further messages are dropped.
 ///
 /// ```
 /// use tokio_stream::StreamExt;
@@ -100,7 +100,7 @@ enum ReceiverState {
     /// No source has taken the stream.
     #[default]
     Unclaimed,
-    /// The stream exists, and was not polled since the last message arrived.
+    /// The stream exists, and the source has not polled it since the last message arrived.
     Active,
     /// The stream was polled, and waits for a message.
     Waiting(Waker),
@@ -114,7 +114,7 @@ const MAX_MESSAGES: usize = 64;
 /// The queue is full when its messages have this number of bytes. The last message may exceed the limit.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// An empty queue keeps memory for this number of messages at most.
+/// The maximum number of messages for which an empty queue keeps memory.
 const IDLE_CAPACITY: usize = 16;
 
 impl MessageQueue {
@@ -171,7 +171,7 @@ impl ClientMessageSender {
         self.0.lock().poll_ready(cx)
     }
 
-    /// Waits like [`poll_ready`](Self::poll_ready), and returns an empty batch. Fill it with messages until it [is
+    /// Waits until the queue has room, and returns a new batch to fill with messages until the batch [is
     /// full](MessageBatch::is_full). Returns `None` if there is no receiver.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
@@ -306,7 +306,7 @@ impl Stream for ClientMessages {
             queue.sender.take()
         };
         drop(queue);
-        // A sender in the same task needs no wake-up: it checks for room itself once its source is pending.
+        // A sender in the same task needs no wake-up: the sender checks for room itself once its source is pending.
         if let Some(sender) = sender.filter(|sender| !sender.will_wake(cx.waker())) {
             sender.wake();
         }

@@ -2,15 +2,15 @@ use std::time::Duration;
 
 use crate::random;
 
-/// How often an idle stream sends a heartbeat.
+/// The heartbeat settings of a transport: how often an idle stream sends a heartbeat.
 ///
-/// A heartbeat keeps proxies from closing an idle connection, and discovers that a client is gone where nothing else does. A stream
+/// A heartbeat keeps proxies from closing an idle connection, and detects that a client is gone if nothing else detects it. A stream
 /// sends a heartbeat after an interval in which it sent nothing else. Each transport says in its documentation what its heartbeat
 /// is.
 ///
-/// The default interval is 15 s: what the HTML standard
-/// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes), and below the idle limits in use
-/// (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
+/// The default interval is 15 s, as the HTML standard
+/// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes). It is below the idle limits of common
+/// proxies (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
 /// once, so that streams that opened together do not send their heartbeats together.
 ///
 /// Heartbeats need tokio's clock. Outside a tokio runtime, or in one without `enable_time`, a body with heartbeats panics when it
@@ -29,10 +29,10 @@ pub struct KeepAlive {
     jitter: f64,
 }
 
-/// Lower bound of the interval: with a shorter one, a stream would do little else than send heartbeats.
+/// The lower bound of the interval: with a shorter interval, a stream would mostly send heartbeats.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Upper bound of the interval: adding it to the current time cannot overflow.
+/// The upper bound of the interval, so that adding an interval to the current time cannot overflow.
 const MAX_INTERVAL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl KeepAlive {
@@ -56,8 +56,8 @@ impl KeepAlive {
         self
     }
 
-    /// Sets how much the interval of a stream may be shorter or longer, as a fraction of the interval: 0 to 1, 0.1 by default. A value outside
-    /// of this range is replaced by the nearer bound, and NaN by 0.
+    /// Sets how much the interval of a stream may be shorter or longer, as a fraction of the interval: 0 to 1, 0.1 by default. A value
+    /// outside of this range is replaced by the nearer bound, and NaN by 0.
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = if fraction.is_nan() {
             0.0

@@ -14,7 +14,7 @@ pin_project! {
     /// A timer for a deadline that moves with every write or read.
     ///
     /// The timer is registered with tokio when it is first polled. Registering again is expensive. If the deadline moves later, the
-    /// registered time therefore stays: the timer fires at that time, and is then registered once more, for the time that is left.
+    /// registered time therefore stays: the timer fires at that time, and is then registered again for the current deadline.
     #[derive(Debug, Default)]
     pub(super) struct LazyTimer {
         #[pin]
@@ -25,7 +25,7 @@ pin_project! {
 }
 
 impl LazyTimer {
-    /// Returns `Ready` once `deadline` has passed.
+    /// Polls the timer. Returns `Ready` once `deadline` has passed.
     pub(super) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let mut slot = this.sleep;
@@ -100,7 +100,7 @@ mod tests {
     enum Step {
         /// Polls the timer.
         Poll {
-            /// Which of the wakers polls it.
+            /// The index of the waker that polls the timer.
             waker: usize,
             /// The deadline, in milliseconds from now.
             after: u64,

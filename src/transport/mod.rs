@@ -6,7 +6,7 @@
 //! | [`Chunked`] | one response that does not end, in a [format](mod@crate::format) |
 //! | [`LongPoll`] | one complete response for each request |
 //! | `WebSocket` | messages, in both directions |
-//! | [`Negotiate`] | what the request chooses among several transports |
+//! | [`Negotiate`] | the same as the transport that the request chooses from a set |
 //!
 //! Each transport has its own configuration. A [layer](crate::layer) or a [service](crate::service) lets a transport respond to requests.
 //!
@@ -28,7 +28,7 @@
 //!     transport::{BoxResponseFuture, Encoder, End, FrameBuffer, Transport, respond_streaming},
 //! };
 //!
-//! /// Writes the length of each payload, and the payload behind it.
+//! /// Writes the length of each payload, and then the payload.
 //! #[derive(Debug)]
 //! struct LengthDelimited;
 //!
@@ -107,8 +107,8 @@ pub use self::{
 };
 use crate::source::Push;
 
-/// How many items one poll takes from a stream before other tasks may run. A source that is always ready would otherwise block a thread
-/// if its items make no frame.
+/// The number of items that one poll takes from a stream before other tasks may run. Without this limit, a source that is always ready
+/// would block a thread if its items make no frame.
 const MAX_ITEMS_PER_POLL: usize = 1024;
 
 /// A way to send events to a client.
@@ -137,8 +137,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture;
 }
 
-/// The future of a response. The response of a stream is there as soon as the source has accepted or refused the subscription; the response
-/// of a poll is there once its batch is complete.
+/// The future of a response. The response of a stream is ready as soon as the source has accepted or refused the subscription; the response
+/// of a poll is ready once its batch is complete.
 ///
 /// Dropping the future cancels the subscription.
 pub type BoxResponseFuture = Pin<Box<dyn Future<Output = Response<PushBody>> + Send>>;

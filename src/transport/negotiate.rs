@@ -11,7 +11,7 @@ use crate::{
     source::{Push, Rejection, query},
 };
 
-/// Several transports behind one URL: each request chooses one of them.
+/// A set of transports at one URL. Each request chooses one of the transports.
 ///
 /// The first of these rules that applies chooses the transport of a request:
 ///
@@ -63,7 +63,7 @@ impl Negotiate {
         }
     }
 
-    /// Adds a transport at the end of the set. If the set has a transport with the same [name](Transport::name), that one is replaced.
+    /// Adds a transport at the end of the set. The new transport replaces a transport of the set that has the same [name](Transport::name).
     pub fn add_transport(mut self, transport: impl Transport) -> Self {
         let has_same_name = |other: &&mut Arc<dyn Transport>| other.name() == transport.name();
         match self.transports.iter_mut().find(has_same_name) {
@@ -123,7 +123,7 @@ impl Transport for Negotiate {
         "negotiate"
     }
 
-    /// The media types of the first transport.
+    /// Returns the media types of the first transport.
     fn media_types(&self) -> &[&'static str] {
         self.transports.first().map_or(&[], |t| t.media_types())
     }

@@ -20,7 +20,7 @@ enum Specificity {
     AnySubtype,
     /// The `Accept` header has the media type itself.
     MediaType,
-    /// The request asks for the transport by something else than `Accept`, such as an upgrade.
+    /// The request asks for the transport in another way than with `Accept`, such as with an upgrade.
     BeyondAccept,
 }
 
@@ -98,7 +98,7 @@ impl<'a> MediaRange<'a> {
         quality: MAX_QUALITY,
     };
 
-    /// Returns `None` if the range is malformed.
+    /// Parses one media range. Returns `None` if the range is malformed.
     fn parse(range: &'a str) -> Option<Self> {
         let mut parts = split_unquoted(range, ';').map(str::trim);
         let (main_type, subtype) = parts.next()?.split_once('/')?;
@@ -117,7 +117,7 @@ impl<'a> MediaRange<'a> {
         })
     }
 
-    /// Returns how exactly the range names `media_type`; `None` if it does not match.
+    /// Returns how exactly the range names `media_type`; `None` if the range does not match this type.
     fn matches(&self, media_type: &str) -> Option<Specificity> {
         let (main_type, subtype) = media_type.split_once('/')?;
         if self.main_type == "*" {
@@ -134,7 +134,7 @@ impl<'a> MediaRange<'a> {
     }
 }
 
-/// Parses a `q` value into thousandths: `0.25` is 250. A valid value has one digit, and at most three behind the point.
+/// Parses a `q` value into thousandths: `0.25` is 250. A valid value has one digit before the point, and at most three digits after it.
 fn parse_quality(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let is_digits = decimals.bytes().all(|b| b.is_ascii_digit());

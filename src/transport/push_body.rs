@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use crate::{error::BoxError, supervision::StreamHandle};
 
 pin_project! {
-    /// The body of a response: the body of a push, or the unchanged body `B` of a service behind a layer.
+    /// The body of a response: the body of a push, or the unchanged body `B` of the service inside a layer.
     ///
     /// A `PushBody` is `Send` and `Sync` if `B` is. The body of a push yields no empty data frames, and may be polled after its end. If the
     /// source fails, the body fails. The server then cuts the response, and the client sees a truncated body instead of a clean end.
@@ -37,7 +37,7 @@ pin_project! {
     }
 }
 
-/// A body that cannot exist: the inner body type behind a layer whose service responds with pushes only.
+/// A body that cannot exist: the type `B` of a [`PushBody`] if the service inside the layer responds with pushes only.
 #[derive(Clone, Copy, Debug)]
 pub enum NeverBody {}
 
@@ -70,7 +70,7 @@ impl PushBody {
         PushBodyState::HeadResponse.into()
     }
 
-    /// Converts the body of a push to the type of the bodies behind a layer.
+    /// Converts the body of a push to the body type of a layer around a service with bodies `B`.
     pub(crate) fn with_inner_type<B>(self) -> PushBody<B> {
         let state = match self.state {
             PushBodyState::Ended => PushBodyState::Ended,
@@ -83,21 +83,21 @@ impl PushBody {
         PushBody { state, handle }
     }
 
-    /// Keeps `handle` until the body is dropped. If the body already has a handle, which is that of an inner guard, nothing changes: the
-    /// handle of an inner guard keeps that of the outer guard.
+    /// Keeps `handle` until the body is dropped. If the body already has a handle, which is the handle of an inner guard, nothing
+    /// changes: the handle of an inner guard keeps the handle of the outer guard.
     pub(crate) fn attach_handle(&mut self, handle: StreamHandle) {
         self.handle.get_or_insert(handle);
     }
 }
 
 impl<B> PushBody<B> {
-    /// Wraps the body of the service behind a layer.
+    /// Wraps the body of a response of the service inside a layer.
     pub(crate) fn from_inner(body: B) -> Self {
         PushBodyState::Inner { body }.into()
     }
 }
 
-/// A body without content.
+/// Creates a body without content.
 impl<B> Default for PushBody<B> {
     fn default() -> Self {
         PushBodyState::Ended.into()
@@ -134,7 +134,7 @@ where
                 let frame = ready!(body.as_mut().poll_frame(cx));
                 let is_empty = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
                 if matches!(&frame, Some(Ok(frame)) if is_empty(frame)) {
-                    // hyper polls a body again at once after an empty frame. Being pending once lets other tasks run.
+                    // hyper polls a body again at once after an empty frame. The body is pending once, so that other tasks can run.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }

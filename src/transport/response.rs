@@ -17,7 +17,7 @@ pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
 pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
-/// The value of `X-Content-Type-Options`: browsers must not guess another content type than the one that is sent.
+/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent, and not guess another one.
 pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The statuses whose responses have no body (RFC 9110 §15.3.5, §15.3.6 and §15.4.5).
@@ -31,6 +31,15 @@ const STATUSES_WITHOUT_BODY: [StatusCode; 3] = [
 ///
 /// The body is the message as plain text, unless the status allows no body. `Cache-Control` is `no-store` unless the rejection sets this
 /// header.
+///
+/// ```
+/// use http::StatusCode;
+/// use tower_push::{source::Rejection, transport::rejection_response};
+///
+/// let response = rejection_response(Rejection::new(StatusCode::FORBIDDEN));
+/// assert_eq!(response.status(), 403);
+/// assert_eq!(response.headers()["cache-control"], "no-store");
+/// ```
 pub fn rejection_response(rejection: Rejection) -> Response<PushBody> {
     let (status, headers, message) = rejection.into_parts();
     let has_body = !status.is_informational() && !STATUSES_WITHOUT_BODY.contains(&status);
@@ -92,7 +101,7 @@ pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody>
     response
 }
 
-/// Adds `Vary: Accept` to the headers of a response that depends on the `Accept` header, unless it is there already.
+/// Adds `Vary: Accept` to the headers of a response that depends on the `Accept` header, unless they have it already.
 pub(super) fn vary_by_accept(headers: &mut HeaderMap) {
     let mut values = headers.get_all(header::VARY).iter();
     if values.all(|value| value != "Accept") {

@@ -1,4 +1,4 @@
-//! Server-Sent Events: what `EventSource` reads, in every browser.
+//! Server-Sent Events (SSE), the format that `EventSource` reads in every browser.
 //!
 //! ```
 //! use std::time::Duration;
@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The format is specified by [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html). A parser that conforms to
-//! it reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only line breaks change:
+//! this specification reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only
+//! line breaks change:
 //! `\r\n` and `\r` become `\n`.
 //!
 //! | what happens | what is written |
@@ -71,8 +72,8 @@ impl Sse {
         }
     }
 
-    /// Sets how long a client waits before it reconnects: whole milliseconds, at most 24 days. By default nothing is sent, and the
-    /// client chooses the time: browsers wait 2 to 5 s.
+    /// Sets how long a client waits before it reconnects: whole milliseconds. A longer time than 24 days is reduced to 24 days.
+    /// By default no time is sent, and the client chooses one: browsers wait 2 to 5 s.
     pub fn retry(self, after: Duration) -> Self {
         self.map_config(|config| config.retry(after))
     }

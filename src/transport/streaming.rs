@@ -22,7 +22,7 @@ use crate::{
     supervision::{PendingStream, SupervisedStream},
 };
 
-/// Opens a pending stream, and makes the response that sends its items as `encoder` writes them.
+/// Opens a pending stream, and makes the response that sends the stream's items in the format of `encoder`.
 ///
 /// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
 /// and `X-Accel-Buffering: no`, except for headers that are set.
@@ -68,7 +68,7 @@ pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response
     response
 }
 
-/// Makes a body that sends what `writer` writes, and heartbeats while the writer has nothing to write.
+/// Makes a body that sends the bytes that `writer` writes, and sends heartbeats while the writer has nothing to write.
 pub(super) fn streaming_body<W>(mut writer: W, keep_alive: KeepAlive) -> PushBody
 where
     W: StreamWriter + Send + 'static,
@@ -94,26 +94,26 @@ pub(super) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
 
-    /// Writes what is ready to `out`, until `out` is full or the stream ends.
+    /// Writes the items that are ready to `out`, until `out` is full or the stream ends.
     ///
-    /// Returns `Pending` once nothing more is ready, even if it has written something. Returns [`WriteStatus::FrameReady`] only if it has
+    /// Returns `Pending` once nothing more is ready, even if it has written something. Returns [`WriteOutcome::FrameReady`] only if it has
     /// written something.
     ///
     /// # Errors
-    /// If the stream fails. The body sends what was written before, and then fails too.
+    /// Returns an error if the stream fails. The body sends the bytes that were written before, and then fails too.
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
-    ) -> Poll<Result<WriteStatus, BoxError>>;
+    ) -> Poll<Result<WriteOutcome, BoxError>>;
 
-    /// Writes a heartbeat. A writer that writes nothing gets no more calls of this method.
+    /// Writes a heartbeat. If the writer writes nothing in this call, the method is not called again.
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// Why a [`StreamWriter`] has stopped writing.
+/// The reason for which a [`StreamWriter`] has stopped writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WriteStatus {
+pub(super) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
     FrameReady,
     /// The stream has ended.
@@ -131,9 +131,9 @@ impl<S> ItemWriter<S> {
         &mut self,
         end: End,
         out: &mut FrameBuffer,
-    ) -> Poll<Result<WriteStatus, BoxError>> {
+    ) -> Poll<Result<WriteOutcome, BoxError>> {
         self.encoder.end(end, out);
-        Poll::Ready(Ok(WriteStatus::Ended))
+        Poll::Ready(Ok(WriteOutcome::Ended))
     }
 }
 
@@ -149,7 +149,7 @@ where
         &mut self,
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
-    ) -> Poll<Result<WriteStatus, BoxError>> {
+    ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_ITEMS_PER_POLL {
             let written = match Pin::new(&mut self.stream).poll_next(cx) {
                 Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
@@ -158,7 +158,7 @@ where
                 Poll::Pending => return Poll::Pending,
             };
             match written {
-                Ok(None) if out.is_full() => return Poll::Ready(Ok(WriteStatus::FrameReady)),
+                Ok(None) if out.is_full() => return Poll::Ready(Ok(WriteOutcome::FrameReady)),
                 Ok(None) => {}
                 Ok(Some(end)) => return self.write_end(end, out),
                 Err(error) => {
@@ -216,8 +216,8 @@ impl<W: StreamWriter> StreamingState<W> {
             return Poll::Ready(());
         }
         match ready!(writer.poll_write(cx, out)) {
-            Ok(WriteStatus::FrameReady) => {}
-            Ok(WriteStatus::Ended) => *self = Self::Ended,
+            Ok(WriteOutcome::FrameReady) => {}
+            Ok(WriteOutcome::Ended) => *self = Self::Ended,
             Err(error) => {
                 let is_flushed = false;
                 *self = Self::Failing { error, is_flushed };

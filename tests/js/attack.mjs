@@ -1,7 +1,8 @@
-// Pages that ask for streams, in headless Chromium, until standard input ends; the server sees what comes of it.
+// Opens a page that requests streams, in headless Chromium, until standard input ends. The test looks at the server's counts.
 //
-//   node tests/js/attack.mjs foreign ADDRESS PORT   the page of another site, which wants streams of localhost:PORT
-//   node tests/js/attack.mjs own HOST PORT          the page of http://HOST:PORT, which wants one of its own; every HOST leads here
+//   node tests/js/attack.mjs foreign ADDRESS PORT   a page of another site, at ADDRESS, which requests streams of localhost:PORT
+//   node tests/js/attack.mjs own HOST PORT          the page of http://HOST:PORT, which requests a stream of its own origin; every HOST resolves
+//                                                   to 127.0.0.1
 
 import { Browser } from "./browser.mjs";
 
@@ -27,7 +28,7 @@ function follow() {
   new EventSource("/stream");
 }
 
-// A page whose stream goes on is never loaded.
+// A page with an endless stream never finishes loading, so the script does not wait for it.
 const browser = await Browser.start({ flags: ["--host-resolver-rules=MAP * 127.0.0.1"], pageLoadStrategy: "eager" });
 const { driver } = browser;
 try {

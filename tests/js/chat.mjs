@@ -1,8 +1,8 @@
-// Drives the chat example in headless Chromium: two browsers, two tabs in each, four people.
+// Drives the chat example in headless Chromium: two browsers with two tabs each, one user in each tab.
 //
 //   node tests/js/chat.mjs http://127.0.0.1:3000 [folder for screenshots]
 //
-// SEED=… has them speak, and cuts the connections, in the order of another run, which names its seed when it fails.
+// The order of messages and of cut connections is random. A run that fails prints its seed, and SEED=… repeats that order.
 
 import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";

@@ -1,9 +1,8 @@
-// Reads an event stream with the npm package `eventsource`, and prints what it dispatches, one JSON text a line.
+// Reads an event stream with the npm package `eventsource`, and prints each event as one line of JSON.
 //
 //     node eventsource.mjs URL ACKNOWLEDGE TYPE...
 //
-// With ACKNOWLEDGE, a URL to which the id is appended, each event is acknowledged. Nothing here ends the process: it ends when
-// the event source has stopped for good.
+// ACKNOWLEDGE is a URL: the script requests it with each event's id appended. The process exits when the event source has stopped for good.
 import { EventSource } from 'eventsource'
 
 const [url, acknowledge, ...types] = process.argv.slice(2)

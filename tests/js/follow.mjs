@@ -1,8 +1,8 @@
-// Runs the client that docs/websocket.md shows, on the npm package `ws`, and prints every envelope that it gets, one a line.
+// Runs the client that docs/websocket.md shows, on the npm package `ws`, and prints every envelope on a line.
 //
 //     node follow.mjs http://127.0.0.1:3000/feed
 //
-// It ends when that client stops by itself.
+// The process exits when that client stops by itself.
 import assert from 'node:assert/strict'
 import { readFile } from 'node:fs/promises'
 import WebSocket from 'ws'
@@ -12,7 +12,7 @@ const document = await readFile(new URL('../../docs/websocket.md', import.meta.u
 const programs = [...document.matchAll(/```js\n(.*?)```/gs)]
 assert.equal(programs.length, 1)
 
-// What a page has.
+// The globals that the client finds in a page.
 Object.assign(globalThis, { WebSocket, location: new URL(address) })
 const follow = new Function(`${programs[0][1]}; return follow`)()
 follow(address, (envelope) => console.log(JSON.stringify(envelope)))

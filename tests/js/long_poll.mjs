@@ -1,4 +1,4 @@
-// The plainest loops over a long-poll, in headless Chromium: each must get every number once, in order.
+// Runs plain `fetch` loops over a long-poll in headless Chromium. Each loop must get every number once, in order.
 //
 //   node tests/js/long_poll.mjs http://127.0.0.1:3000/
 

@@ -1,8 +1,8 @@
-// Drives the examples' page in headless Chromium, and asserts on what a person sees there.
+// Drives the examples' page in headless Chromium, and asserts on what a user sees.
 //
 //   node tests/js/page.mjs http://127.0.0.1:3000 [folder for screenshots]
 //
-// SEED=… pulls the plugs in the order of another run, which names its seed when it fails.
+// The order of cut connections is random. A run that fails prints its seed, and SEED=… repeats that order.
 
 import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";

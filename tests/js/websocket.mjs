@@ -1,13 +1,13 @@
-// A WebSocket client, the npm package `ws`, that prints what happens to it, one JSON text a line.
+// A WebSocket client on the npm package `ws`, which prints each event of the connection as one line of JSON.
 //
 //     node websocket.mjs URL [--protocol NAME]... [--origin ORIGIN] [--window BITS | --no-deflate]
 //                            [--take COUNT] [--echo SIZE,...] [--fragment SIZE]
 //
 //     {"open":{"status","protocol","extensions"}}      {"refused":{"status","headers","body"}}      {"error"}
-//     {"text"}    {"binary"}: its bytes as code points    {"echoed"}    {"close":{"code","reason","clean"}}
+//     {"text"}    {"binary"}: the bytes as code points    {"echoed"}    {"close":{"code","reason","clean"}}
 //
-// With --take, it closes when it has that many messages. With --echo, it sends a text and a binary message of each size in
-// bytes, all at once and in fragments if --fragment says so, sees that they come back as they were, then a ping, and closes.
+// With --take, the client closes after that many messages. With --echo, it sends a text and a binary message of each size in bytes, all at
+// once, and in fragments of the size that --fragment gives. It checks that they come back unchanged, sends a ping, and closes.
 import assert from 'node:assert/strict'
 import { isDeepStrictEqual, parseArgs } from 'node:util'
 import WebSocket from 'ws'

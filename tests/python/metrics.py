@@ -1,5 +1,5 @@
-"""Reads metrics in Prometheus' text format from its input, with the parser of `prometheus-client`, and prints their values as JSON,
-each under the sample's name and its labels' values. What the parser forgives is an error here.
+"""Reads metrics in Prometheus' text format from standard input, with the parser of `prometheus-client`, and prints their values as JSON. Each
+key is the sample's name and the values of its labels. Mistakes that the parser tolerates are errors here.
 """
 
 import json
@@ -29,7 +29,7 @@ def main():
             values[key] = sample.value
         if family.type == "histogram":
             check(family)
-    # Every line that is no comment was a sample.
+    # Every line that is not a comment must be a sample.
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(lines) == len(values), (len(lines), len(values))
     print(json.dumps(values))

@@ -1,9 +1,9 @@
-"""Reads a stream with clients from PyPI, and prints what they get, one JSON text a line.
+"""Reads a stream with a client from PyPI, and prints each item as one line of JSON.
 
     read.py CLIENT VERSION URL [ACKNOWLEDGE]
 
-CLIENT is a key of `CLIENTS`, VERSION is `1` or `2`. With ACKNOWLEDGE, a URL to which an id is appended, each item that has
-one is acknowledged before the next is asked for. A stream that was cut ends with `{"cut": true}`.
+CLIENT is a key of `CLIENTS`. VERSION is the version of HTTP, `1` or `2`. ACKNOWLEDGE is a URL: the script requests it with each item's id
+appended, before it reads the next item. A stream that is cut off ends with `{"cut": true}`.
 """
 
 import email
@@ -16,7 +16,7 @@ from jsonseq.decode import JSONSeqDecoder
 from python_multipart.multipart import MultipartParser, parse_options_header
 from sseclient import SSEClient
 
-#: Seconds without a byte.
+#: The longest time without a byte, in seconds.
 TIMEOUT = 15
 
 

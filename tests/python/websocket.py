@@ -1,4 +1,4 @@
-"""A WebSocket client, the PyPI package `websockets`, that prints what happens to it, one JSON text a line.
+"""A WebSocket client on the PyPI package `websockets`, which prints each event of the connection as one line of JSON.
 
     websocket.py URL [--protocol NAME]... [--origin ORIGIN] [--window BITS | --no-deflate]
                      [--take COUNT] [--echo SIZE,...] [--fragment SIZE]

@@ -1,4 +1,4 @@
-//! HTTP clients with one connection.
+//! An HTTP client with one connection, over HTTP/1.1 or HTTP/2.
 
 use std::net::SocketAddr;
 
@@ -104,7 +104,7 @@ pub struct StreamingResponse {
     /// The status and the headers.
     pub head: Parts,
     pub(crate) body: Incoming,
-    /// Bytes that have arrived and were not asked for yet.
+    /// The bytes that have arrived, but have not been returned.
     pub(crate) unread: Vec<u8>,
 }
 
@@ -121,8 +121,8 @@ impl StreamingResponse {
         Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
     }
 
-    /// Reads exactly as many bytes as `expected` has, and asserts that they are equal. So these bytes must arrive before anything
-    /// else happens.
+    /// Reads exactly as many bytes as `expected` has, and asserts that they are equal. These bytes must arrive without a further action of
+    /// the test.
     pub async fn expect_bytes(&mut self, expected: impl AsRef<[u8]>) {
         let expected = expected.as_ref();
         while self.unread.len() < expected.len() {
@@ -155,8 +155,8 @@ impl StreamingResponse {
     }
 }
 
-/// Sends `request` as it is, and reads until the response contains `until` or the server closes the connection. Returns the socket
-/// and what was read.
+/// Sends the bytes of `request` unchanged, and reads until the response contains `until` or the server closes the connection. Returns the
+/// socket and the bytes that were read.
 pub async fn send_raw_http1(
     server: &TestServer,
     request: &str,

@@ -1,9 +1,10 @@
-//! A parser of event streams, written from WHATWG HTML §9.2.6 ("Interpreting an event stream"). The tests of the encoder rely on it.
+//! A parser of event streams, written from WHATWG HTML §9.2.6 ("Interpreting an event stream"). The tests of the SSE encoder rely on this
+//! parser.
 
 /// An event that a browser's `EventSource` dispatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MessageEvent {
-    /// The event's type. It is `message` if the stream names none.
+    /// The event's type, or `message` if the stream names no type.
     pub event_type: String,
     /// The data lines, joined with line feeds.
     pub data: String,
@@ -104,7 +105,7 @@ impl EventStreamParser {
 mod tests {
     use super::*;
 
-    /// Cases of the standard and of its test suite. A test can rely on a parser that passes them.
+    /// The examples of the standard and cases of its test suite.
     #[test]
     fn parser_follows_the_standard() {
         let data = |stream: &str| -> Vec<String> {

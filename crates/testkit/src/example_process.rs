@@ -1,4 +1,4 @@
-//! The examples as processes.
+//! The programs in `examples/`, started as child processes.
 
 use std::{
     env,
@@ -19,7 +19,7 @@ pub struct ExampleProcess {
 }
 
 impl ExampleProcess {
-    /// Builds an example and starts it on a free port. `arguments` follow the address on its command line.
+    /// Builds an example and starts it on a free port. The example's command line is the address and then `arguments`.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
         Self::spawn(Command::new(build_example(name)), name, arguments)
     }
@@ -57,7 +57,7 @@ impl ExampleProcess {
         }
     }
 
-    /// Waits for the next line that the example prints, which must be `open http://…`, and returns the address in it.
+    /// Waits for the next line that the example prints, and returns its address. The line must be `open http://…`.
     pub fn next_address(&self) -> String {
         let line = self.stdout_lines.recv_timeout(TEST_TIMEOUT);
         let line = line.expect("the example should print an address");
@@ -90,8 +90,8 @@ impl Drop for ExampleProcess {
     }
 }
 
-/// Builds an example with the profile of the running test, and returns the path of its program. `cargo test --test NAME` builds no
-/// examples.
+/// Builds an example with the profile of the running test, and returns the path of its program. The function is needed because `cargo test
+/// --test NAME` builds no examples.
 fn build_example(name: &str) -> PathBuf {
     let test = env::current_exe().expect("path of the running test");
     let profile_dir = test.ancestors().nth(2).expect("…/debug/deps/test");

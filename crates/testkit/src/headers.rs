@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// Parses lines of the form `name: value`. Skips lines that are no valid header.
+/// Parses lines of the form `name: value`. Skips every line that is not a valid header.
 pub fn parse_headers(lines: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n') {

@@ -1,4 +1,4 @@
-//! What the tests, benchmarks and fuzz targets of tower-push share.
+//! Shared code of the tests, benchmarks and fuzz targets of tower-push.
 //!
 //! | module | contents |
 //! |---|---|
@@ -11,16 +11,16 @@
 //! | [`live_counter`] | a count of the streams that are alive |
 //! | [`example_process`] | the examples as processes |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
-//! | [`child_process`] | the current program as a second process, with its CPU time and memory |
+//! | [`program_copy`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
-pub mod child_process;
 pub mod client;
 pub mod event_stream;
 pub mod example_process;
 pub mod headers;
 pub mod item;
 pub mod live_counter;
+pub mod program_copy;
 pub mod programs;
 pub mod records;
 pub mod request;
@@ -31,15 +31,16 @@ use std::time::Duration;
 
 pub use self::{
     body::{body_frames, body_text},
-    child_process::ChildProcess,
     client::{HttpClient, HttpVersion, StreamingResponse, send_raw_http1},
     example_process::ExampleProcess,
     headers::parse_headers,
     item::describe_item,
     live_counter::LiveCounter,
+    program_copy::ProgramCopy,
     request::{empty_request, get_request_head},
     server::TestServer,
 };
 
-/// The longest time that a test waits for anything, 20 seconds: enough on a busy machine. A test that passes never waits this long.
+/// The longest time that a test waits for an event: 20 seconds, which is enough on a busy machine. A test that passes never waits this
+/// long.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);

@@ -14,7 +14,7 @@ use futures_util::Stream;
 
 use crate::TEST_TIMEOUT;
 
-/// Counts the streams that it has wrapped and that are not dropped yet. Clones share the count.
+/// A counter of live streams: those that were wrapped and are not dropped yet. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct LiveCounter(Arc<AtomicUsize>);
 
@@ -24,7 +24,7 @@ impl LiveCounter {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Wraps `stream`, which counts from now on until it is dropped.
+    /// Wraps `stream`. The counter counts the stream until the stream is dropped.
     pub fn wrap<S>(&self, stream: S) -> CountedStream<S> {
         self.0.fetch_add(1, Ordering::SeqCst);
         CountedStream {

@@ -14,7 +14,7 @@ pub fn node_script(script: &str, package: &str) -> Command {
     command
 }
 
-/// Returns a command that runs a script in `tests/js` that drives Chromium.
+/// Returns a command that runs a script in `tests/js` with Chromium.
 pub fn browser_script(script: &str) -> Command {
     installed_path("/usr/bin/chromium");
     installed_path("/usr/bin/chromedriver");

@@ -1,4 +1,4 @@
-//! A parser for every format of the transports, which yields the same records for all of them.
+//! A parser of all formats of the transports, which yields the same records for each format.
 
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ pub struct Record {
 #[derive(Debug)]
 pub struct RecordReader {
     format: Format,
-    /// The beginning of a line, part or array whose end has not arrived.
+    /// The bytes of an incomplete line, part or array.
     unread: Vec<u8>,
     /// The cursor to resume from.
     pub cursor: Option<String>,
@@ -48,7 +48,7 @@ impl RecordReader {
             },
             other => panic!("{other}"),
         };
-        // The first delimiter has no line break before it, unlike all others.
+        // The first delimiter of a multipart body has no line break before it, unlike all other delimiters.
         let unread = match format {
             Format::Multipart { .. } => b"\r\n".to_vec(),
             Format::Sse(_) | Format::Lines | Format::Array => Vec::new(),
@@ -91,8 +91,8 @@ impl RecordReader {
                 end: json,
                 ..Record::default()
             },
-            // An event stream of Durable Streams sends a batch in a `data` event, and then its offset in a `control` event. The
-            // batch is complete only then.
+            // An event stream of Durable Streams sends a batch in a `data` event, and then its offset in a `control` event. A batch is
+            // complete only after the `control` event.
             "data" => {
                 self.unread = message.data.into_bytes();
                 return Vec::new();
@@ -114,7 +114,8 @@ impl RecordReader {
         vec![record]
     }
 
-    /// Takes the next line or part, if it is complete. The inner value is `None` for heartbeats and other pieces without a record.
+    /// Removes and returns the next line or part. Returns `None` if it is incomplete. The inner value is `None` for heartbeats and other
+    /// pieces without a record.
     fn next_piece(&mut self) -> Option<Option<Record>> {
         let delimiter = match &self.format {
             Format::Multipart { delimiter } => delimiter.clone(),
@@ -184,7 +185,7 @@ impl RecordReader {
     }
 }
 
-/// Returns where `needle` first occurs in `bytes`.
+/// Returns the index at which `needle` first occurs in `bytes`.
 pub fn find_bytes(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     bytes
         .windows(needle.len())

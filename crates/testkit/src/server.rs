@@ -18,7 +18,7 @@ use tokio::{
 use tower::Service;
 use tower_push::BoxError;
 
-/// A running server. It stops accepting connections when this value is dropped; open connections stay.
+/// A running server. The server stops accepting connections when this value is dropped. Open connections stay open.
 #[derive(Debug)]
 pub struct TestServer {
     /// The address on which the server listens.
@@ -42,7 +42,7 @@ impl TestServer {
             let builder = builder.clone();
             let service = TowerToHyperService::new(service.clone());
             async move {
-                // A client that disconnects makes this an error, which is not a failure of the test.
+                // A disconnect of the client is an error here, but no failure of the test.
                 let _ = builder
                     .serve_connection_with_upgrades(TokioIo::new(socket), service)
                     .await;

@@ -1,7 +1,7 @@
 //! A WebSocket client over HTTP/1.1 (RFC 6455) and HTTP/2 (RFC 8441).
 //!
-//! The opening handshake takes any headers. After the handshake a test uses either the client of `tokio-websockets`, or raw bytes
-//! and frames.
+//! A test can send an opening handshake with any headers. After the handshake, the test uses the client of `tokio-websockets`, or sends raw
+//! bytes and frames.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, response};
@@ -24,7 +24,7 @@ pub const SAMPLE_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The `Sec-WebSocket-Accept` that answers [`SAMPLE_KEY`].
 pub const SAMPLE_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The headers of a handshake, unless a test replaces them.
+/// The default headers of a handshake, which a test can replace.
 const DEFAULT_HEADERS: [(&str, &str); 6] = [
     ("host", "localhost"),
     ("connection", "Upgrade"),
@@ -47,11 +47,11 @@ pub async fn connect(
 }
 
 impl HttpClient {
-    /// Opens a WebSocket. On HTTP/2 the connection can hold several. A header in `headers` replaces the default header of its name,
+    /// Opens a WebSocket. An HTTP/2 connection can carry several WebSockets. A header in `headers` replaces the default header of its name,
     /// and an empty value removes it. `host` is the `:authority` of HTTP/2.
     ///
     /// # Errors
-    /// The server's response, if it refuses the handshake.
+    /// The server's response, if the server refuses the handshake.
     pub async fn open_websocket(
         &mut self,
         path: &str,
@@ -128,7 +128,7 @@ fn with_default_headers<'a>(
 pub struct WebSocketConnection<I = TokioIo<Upgraded>> {
     /// The response to the handshake.
     pub head: response::Parts,
-    /// The connection behind the handshake.
+    /// The connection after the handshake, for reading and writing frames.
     pub io: I,
 }
 
@@ -138,13 +138,14 @@ impl WebSocketConnection {
         self.head.headers.get(name)?.to_str().ok()
     }
 
-    /// Returns a client that follows RFC 6455: it answers pings and a close by itself, and accepts messages of any length.
+    /// Converts the connection into a client that follows RFC 6455. The client answers pings and close frames by itself, and accepts
+    /// messages of any length.
     pub fn into_compliant_client(self) -> WebSocketStream<TokioIo<Upgraded>> {
         let builder = ClientBuilder::new().limits(Limits::unlimited());
         builder.take_over(self.io)
     }
 
-    /// Sends bytes as they are.
+    /// Sends `bytes` unchanged, without a frame header.
     pub async fn send_bytes(&mut self, bytes: &[u8]) {
         self.io.write_all(bytes).await.unwrap();
         self.io.flush().await.unwrap();
@@ -180,8 +181,8 @@ impl<I: AsyncRead + Unpin> WebSocketConnection<I> {
         })
     }
 
-    /// Skips frames up to the close frame, and reads on to the end of the connection. Returns the code and the reason, or `None` if
-    /// the connection ends without a close frame.
+    /// Skips frames up to the close frame, and then reads to the end of the connection. Returns the code and the reason, or `None` if the
+    /// connection ends without a close frame.
     pub async fn read_close(&mut self) -> Option<(u16, String)> {
         let mut close = None;
         while let Some(frame) = self.next_frame().await {
@@ -202,7 +203,7 @@ pub struct RawFrame {
 }
 
 impl RawFrame {
-    /// Returns the code and the reason of a close frame. The code is [`NO_STATUS_CODE`] if the frame has none.
+    /// Returns the code and the reason of a close frame. The code of a close frame without a code is [`NO_STATUS_CODE`].
     pub fn close_code_and_reason(&self) -> Option<(u16, String)> {
         if self.first_byte != 0x88 {
             return None;
@@ -215,7 +216,7 @@ impl RawFrame {
     }
 }
 
-/// Stands for the code of a close frame that has none: RFC 6455 §7.1.5.
+/// The number that stands for the code of a close frame without a code (RFC 6455 §7.1.5).
 pub const NO_STATUS_CODE: u16 = 1005;
 
 /// Returns the bytes of a masked frame, as a client sends it. `first_byte` holds FIN, RSV and the opcode.

@@ -2,10 +2,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-/// The digits, in the order of their values.
+/// The digits of base64, in the order of their values.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Appends the bytes in base64, with padding.
+/// Appends `bytes` to `out` in base64, with padding.
 pub fn encode(bytes: &[u8], out: &mut BytesMut) {
     out.reserve(bytes.len().div_ceil(3) * 4);
     let digit = |bits: u32| ALPHABET[(bits & 63) as usize];
@@ -27,7 +27,7 @@ pub fn encode(bytes: &[u8], out: &mut BytesMut) {
     }
 }
 
-/// Decodes a text. Returns `None` if it is not base64 with padding, or if bits after the last byte are not zero.
+/// Decodes base64. Returns `None` if `text` is not base64 with padding, or if unused bits of its last digit are not zero.
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
     if text.len() % 4 != 0 || padding > 2 {
@@ -38,7 +38,7 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
         let bits = group
             .iter()
             .try_fold(0, |bits: u32, digit| Some(bits << 6 | digit_value(*digit)?))?;
-        // The last group may have fewer than four digits. Zeros stand in for the others.
+        // The last group may have fewer than four digits. The missing digits count as zeros.
         let missing = 4 - group.len();
         let [_, group_bytes @ ..] = (bits << (6 * missing)).to_be_bytes();
         let (kept, dropped) = group_bytes.split_at(3 - missing);

@@ -1,8 +1,8 @@
-//! Searching for bytes in slices, as fast as safe code can.
+//! Fast searches for bytes in slices, without `unsafe`.
 
 /// Returns the index of the first byte for which `matches` holds.
 ///
-/// It is `Iterator::position` with one branch for each block of bytes, which the compiler turns into vector instructions.
+/// Unlike `Iterator::position`, this function branches once per block of bytes. The compiler turns each block into vector instructions.
 pub fn find_byte(bytes: &[u8], matches: impl Fn(u8) -> bool) -> Option<usize> {
     let mut skipped = len_of_blocks_without_match::<64>(bytes, &matches);
     skipped += len_of_blocks_without_match::<16>(&bytes[skipped..], &matches);
@@ -27,7 +27,7 @@ pub fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     find(bytes, needle).is_some()
 }
 
-/// Returns where `needle` occurs first in `bytes`. An empty needle occurs nowhere.
+/// Returns the index of the first occurrence of `needle` in `bytes`. An empty needle occurs nowhere.
 pub fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
     let first = needle.first()?;
     let mut from = 0;

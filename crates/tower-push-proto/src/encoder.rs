@@ -17,7 +17,7 @@ use crate::{
 /// [`Item::write_to`](crate::Item::write_to) dispatches to the methods for events, gaps and cursors. A transport calls it for each item that
 /// the source yields.
 pub trait Encoder: Send {
-    /// Writes what the stream begins with. The transport sends it at once, so that the client knows that it is connected.
+    /// Writes the beginning of the stream. The transport sends these bytes at once, so that the client knows that it is connected.
     fn open(&mut self, out: &mut FrameBuffer);
 
     /// Writes an event.
@@ -28,7 +28,7 @@ pub trait Encoder: Send {
 
     /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///
-    /// By default it writes the event, and then moves the [`cursor`](Self::cursor).
+    /// The default calls [`event`](Self::event), and then [`cursor`](Self::cursor).
     ///
     /// # Errors
     /// If the event cannot be written without misleading the client.
@@ -43,34 +43,36 @@ pub trait Encoder: Send {
         Ok(())
     }
 
-    /// Writes that events are missing at this place of the stream.
+    /// Writes the announcement that events are missing at this place of the stream.
     ///
     /// # Errors
-    /// If the format has no way to say so.
+    /// If the format cannot announce a gap.
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Writes that the client's cursor moves to `id` without an event.
+    /// Writes a cursor: the client's cursor moves to `id` without an event.
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer);
 
-    /// Writes a heartbeat. If it writes nothing, the transport asks for no more heartbeats on this stream.
+    /// Writes a heartbeat. After a call that writes nothing, the transport calls this method no more on this stream.
     fn heartbeat(&mut self, out: &mut FrameBuffer);
 
-    /// Writes the end. The transport does not call it for a stream that fails.
+    /// Writes the end of the stream. The transport does not call this method for a stream that fails.
     fn end(&mut self, end: End, out: &mut FrameBuffer);
 }
 
-/// Writes complete responses, as long-polling sends them: a batch of items, whose end is not the end of the source's stream.
+/// Writes complete responses, as long-polling sends them. Such a response is a batch of items. The source's stream usually goes on after a
+/// batch.
 ///
-/// A batch begins with [`begin_batch`](Self::begin_batch) and ends with [`end_batch`](Self::end_batch). Between the two come items.
-/// [`open`](Encoder::open), [`heartbeat`](Encoder::heartbeat) and [`end`](Encoder::end) are not called.
+/// A batch begins with [`begin_batch`](Self::begin_batch) and ends with [`end_batch`](Self::end_batch). The items of the batch are written
+/// between these two calls. Transports of batches do not call [`open`](Encoder::open), [`heartbeat`](Encoder::heartbeat) and
+/// [`end`](Encoder::end).
 pub trait BatchEncoder: Encoder {
-    /// Writes what a batch begins with: nothing by default.
+    /// Writes the beginning of a batch: nothing by default.
     fn begin_batch(&mut self, out: &mut FrameBuffer) {
         let _ = out;
     }
 
-    /// Writes what a batch ends with. `end` is there only if the source has [finished](End::finished). By default it writes
-    /// that end, and nothing if there is none.
+    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](End::finished). The default then calls
+    /// [`end`](Encoder::end), and otherwise writes nothing.
     fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
         if let Some(end) = end {
             self.end(end, out);
@@ -78,15 +80,15 @@ pub trait BatchEncoder: Encoder {
     }
 }
 
-/// How a stream ends, unless it fails.
+/// The way in which a stream ends without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct End {
-    /// Whether the source has [finished](crate::Item::Finished), so that clients must not reconnect. Otherwise they may.
+    /// Whether the source has [finished](crate::Item::Finished). If so, clients must not reconnect. Otherwise clients may reconnect.
     pub finished: bool,
     /// Whether the stream ends because the client's authorization has [expired](crate::Item::Expired).
     pub expired: bool,
-    /// How long the client is to wait before it reconnects, if the source [said so](crate::Item::Ended).
+    /// The time that the client waits before it reconnects, if the source has [set one](crate::Item::Ended).
     pub retry: Option<Duration>,
 }
 
@@ -98,14 +100,14 @@ impl End {
         retry: None,
     };
 
-    /// The client's authorization has expired: it may reconnect with a new one.
+    /// The client's authorization has expired: the client may reconnect with a new authorization.
     pub const EXPIRED: Self = Self {
         finished: false,
         expired: true,
         retry: None,
     };
 
-    /// The stream ends, and clients may reconnect: after the time `retry`, if there is one.
+    /// Returns an end after which clients may reconnect. If `retry` is set, they wait that long first.
     #[inline]
     pub fn reconnect(retry: Option<Duration>) -> Self {
         Self {
@@ -129,7 +131,7 @@ impl End {
     }
 }
 
-/// Returns the milliseconds of `time`, and at most 2³¹ - 1 (24 days): more overflows the timers of browsers.
+/// Returns `time` in whole milliseconds. Longer times are reduced to 2³¹ - 1 (24 days), because they overflow the timers of browsers.
 pub(crate) fn whole_millis(time: Duration) -> u128 {
     time.as_millis().min(i32::MAX as u128)
 }
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
     use crate::event::{GapReason, Item};
 
-    /// Writes a word for each call.
+    /// An encoder that writes the name of each called method.
     struct CallLog;
 
     impl Encoder for CallLog {

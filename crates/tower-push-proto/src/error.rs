@@ -1,14 +1,14 @@
-//! The error of this crate and of the ones that build on it.
+//! The error type of this crate, of tower-push, and of other sources and transports.
 
 use std::{error, fmt};
 
-/// Any error, as a source's stream may end with.
+/// Any error. A source's stream may end with one.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
 
 /// A value that cannot be pushed, a peer to which nothing more can be pushed, or bytes from a peer that cannot be read.
 ///
-/// `Error` is opaque, so that kinds can be added: ask with the `is_…` methods. Sources and transports outside of this crate
-/// make the same errors with the constructors of the same names.
+/// `Error` is opaque, so that kinds can be added: the `is_…` methods tell them apart. Sources and transports outside of this crate create
+/// these errors with the constructors of the same names, such as `Error::lagged`.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -39,7 +39,7 @@ enum ErrorKind {
     Malformed,
 }
 
-/// A constructor and a predicate for each kind.
+/// Defines a constructor and an `is_…` predicate for each [`ErrorKind`].
 macro_rules! kinds {
     ($($kind:ident: #[$new_doc:meta] $new:ident, #[$is_doc:meta] $is:ident;)*) => {
         impl Error {
@@ -78,17 +78,17 @@ kinds! {
     NotText:
         /// Makes the error for a binary payload on a transport that carries UTF-8 only.
         not_text,
-        /// Whether a binary payload met a transport that carries UTF-8 only.
+        /// Whether a payload is binary, but its transport carries UTF-8 only.
         is_not_text;
     DelimiterInPayload:
-        /// Makes the error for a payload that holds the separator or boundary that would end it.
+        /// Makes the error for a payload that contains the separator or boundary of its format.
         delimiter_in_payload,
-        /// Whether a payload holds the separator or boundary that would end it.
+        /// Whether a payload contains the separator or boundary of its format. A client would take it for the end of the payload.
         is_delimiter_in_payload;
     GapUnsupported:
         /// Makes the error for a gap in a format that cannot announce one.
         gap_unsupported,
-        /// Whether a gap met a format that cannot announce one.
+        /// Whether a stream has a gap, but its format cannot announce gaps.
         is_gap_unsupported;
     Closed:
         /// Makes the error for an event that is published after the channel was closed.

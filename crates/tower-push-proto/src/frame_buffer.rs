@@ -6,8 +6,8 @@ use crate::event::{Encoding, Event};
 
 /// A buffer that an [`Encoder`](crate::Encoder) writes to, and from which a transport takes frames to send.
 ///
-/// The buffer makes as few frames as possible: it copies small writes into one frame. Shared bytes that are large, or that nothing
-/// else joins, become a frame without a copy.
+/// The buffer makes as few frames as possible: it copies small writes into one frame. Shared bytes become a frame without a copy if they
+/// are large, or if they are the only write of the frame.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -24,9 +24,10 @@ use crate::event::{Encoding, Event};
 pub struct FrameBuffer {
     /// The last frame, to which the next write may be joined.
     open_frame: OpenFrame,
-    /// The frames before `open_frame`. There are some only if one of them is large.
+    /// The frames before `open_frame`. `None` until a large write has closed a frame.
     closed_frames: Option<Box<ClosedFrames>>,
-    /// The length of the frame that was taken last, up to a limit: the capacity for the next frame that joins several writes.
+    /// The length of the frame that was taken last, up to a limit. The next frame that joins several writes is allocated with this
+    /// capacity.
     last_frame_len: usize,
 }
 
@@ -48,18 +49,18 @@ struct ClosedFrames {
     len: usize,
 }
 
-/// The length at which a frame is sent before the source is asked for more items, in bytes. It is the size of a TLS record and of an
+/// The length, in bytes, from which a transport sends the buffer before it polls its source again. It is the size of a TLS record and of an
 /// HTTP/2 frame.
 const FULL_FRAME_LEN: usize = 16 * 1024;
 
-/// The length from which bytes become a frame of their own, because copying them costs more than another frame does.
+/// The length, in bytes, from which shared bytes become a frame of their own. Copying longer bytes costs more than one more frame.
 const MIN_UNCOPIED_LEN: usize = 4 * 1024;
 
 /// The least capacity of a frame that joins several writes, in bytes.
 const MIN_COPIED_CAPACITY: usize = 512;
 
 impl FrameBuffer {
-    /// Returns the buffer to which bytes are appended that are not shared.
+    /// Returns the end of the open frame, for appending bytes that are not shared.
     #[inline]
     pub fn buffer(&mut self) -> &mut BytesMut {
         if !matches!(self.open_frame, OpenFrame::Copied(_)) {
@@ -71,7 +72,7 @@ impl FrameBuffer {
         }
     }
 
-    /// Makes the open frame one to which writes are copied.
+    /// Turns the open frame into an `OpenFrame::Copied` with the same bytes.
     fn begin_copied_frame(&mut self) {
         if self.open_frame.len() >= MIN_UNCOPIED_LEN {
             self.close_frame();
@@ -84,19 +85,20 @@ impl FrameBuffer {
         self.open_frame = OpenFrame::Copied(copied);
     }
 
-    /// Appends bytes that other buffers share, or whose copy would be large.
+    /// Appends shared bytes. Copies them only if they are short and join other writes.
     #[inline]
     pub fn push(&mut self, bytes: Bytes) {
-        if self.is_joined(&bytes) {
+        if self.joins_open_frame(&bytes) {
             self.buffer().put_slice(&bytes);
         } else {
             self.open_frame = OpenFrame::Shared(bytes);
         }
     }
 
-    /// Whether these bytes are to be copied to the end of the open frame. If not, the open frame is empty.
+    /// Closes the open frame if `bytes` are too long to copy. Then returns whether the open frame has bytes. If so, `bytes` must be copied
+    /// to its end.
     #[inline]
-    fn is_joined(&mut self, bytes: &Bytes) -> bool {
+    fn joins_open_frame(&mut self, bytes: &Bytes) -> bool {
         if bytes.len() >= MIN_UNCOPIED_LEN {
             self.close_frame();
         }
@@ -105,15 +107,15 @@ impl FrameBuffer {
 
     /// Appends an event in the encoding `E`.
     ///
-    /// If the event has clones, or has been encoded before, its [shared bytes](Event::encoded) are appended. An event without clones is
-    /// written in place: nobody can share its bytes.
+    /// If the event has clones, or has been encoded before, its [shared bytes](Event::encoded) are appended. Any other event is encoded
+    /// directly into the buffer, because no clone can share its bytes.
     pub fn push_event<E: Encoding>(&mut self, event: &Event) {
         if !event.is_shared() && !event.is_encoded::<E>() {
             return E::encode(event.fields(), self.buffer());
         }
-        // `Bytes` are cloned only if they are kept: all threads contend for their reference count.
+        // A clone of `Bytes` increments a reference count for which all threads contend. Bytes that are copied are therefore not cloned.
         let bytes = event.encoded_ref::<E>();
-        if self.is_joined(bytes) {
+        if self.joins_open_frame(bytes) {
             self.buffer().put_slice(bytes);
         } else {
             self.open_frame = OpenFrame::Shared(bytes.clone());
@@ -128,7 +130,7 @@ impl FrameBuffer {
         }
     }
 
-    /// Whether the buffer holds at least 16 KiB. A transport then sends frames before it asks its source for more items.
+    /// Whether the buffer holds at least 16 KiB. A transport sends the frames of a full buffer before it polls its source again.
     #[inline]
     pub fn is_full(&self) -> bool {
         self.len() >= FULL_FRAME_LEN
@@ -146,7 +148,7 @@ impl FrameBuffer {
         self.closed_frames.as_ref().map_or(0, |closed| closed.len) + self.open_frame.len()
     }
 
-    /// Removes and returns the next frame. Returns `None` if the buffer is empty: it then owns no memory.
+    /// Removes and returns the next frame. Returns `None` if the buffer is empty. An empty buffer owns no heap memory.
     #[inline]
     pub fn take_frame(&mut self) -> Option<Bytes> {
         match (&self.open_frame, &self.closed_frames) {
@@ -174,7 +176,7 @@ impl FrameBuffer {
         Some(frame)
     }
 
-    /// Returns all frames as one. They are copied only if there are several.
+    /// Returns all bytes of the buffer. A single frame is returned without a copy, and several frames are copied into one.
     pub fn into_bytes(mut self) -> Bytes {
         let len = self.len();
         let Some(first) = self.take_frame() else {
@@ -221,9 +223,9 @@ mod tests {
         std::iter::from_fn(|| buffer.take_frame()).collect()
     }
 
-    struct Plain;
+    struct PayloadEncoding;
 
-    impl Encoding for Plain {
+    impl Encoding for PayloadEncoding {
         fn encode(fields: &crate::event::Fields, out: &mut BytesMut) {
             out.put_slice(fields.payload.as_bytes());
         }
@@ -234,10 +236,13 @@ mod tests {
         let mut buffer = FrameBuffer::default();
         let event = Event::text("x");
         let clone = event.clone();
-        buffer.push_event::<Plain>(&event);
+        buffer.push_event::<PayloadEncoding>(&event);
         let frames = frames(&mut buffer);
         assert_eq!(frames.len(), 1);
-        assert_eq!(frames[0].as_ptr(), clone.encoded::<Plain>().as_ptr());
+        assert_eq!(
+            frames[0].as_ptr(),
+            clone.encoded::<PayloadEncoding>().as_ptr()
+        );
     }
 
     /// The second event is the only clone when it is pushed.
@@ -246,10 +251,10 @@ mod tests {
         let event = Event::text("x");
         let last = event.clone();
         let mut buffer = FrameBuffer::default();
-        buffer.push_event::<Plain>(&event);
+        buffer.push_event::<PayloadEncoding>(&event);
         drop(event);
         let first = buffer.take_frame().unwrap();
-        buffer.push_event::<Plain>(&last);
+        buffer.push_event::<PayloadEncoding>(&last);
         assert_eq!(buffer.take_frame().unwrap().as_ptr(), first.as_ptr());
     }
 
@@ -257,7 +262,7 @@ mod tests {
     fn small_writes_become_one_frame() {
         let mut buffer = FrameBuffer::default();
         buffer.push(Bytes::from_static(b"a"));
-        buffer.push_event::<Plain>(&Event::text("b"));
+        buffer.push_event::<PayloadEncoding>(&Event::text("b"));
         buffer.buffer().put_slice(b"c");
         buffer.push(Bytes::from_static(b"d"));
         assert_eq!(frames(&mut buffer), ["abcd"]);
@@ -317,15 +322,15 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum WriteStep {
         Write(usize),
         Push(usize),
-        /// An event of this length, and whether a clone exists.
+        /// An event with a payload of this length, and whether a clone of the event exists.
         Event(usize, bool),
         Take,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = WriteStep> {
         let len = || {
             prop_oneof![
                 0..3_usize,
@@ -334,10 +339,10 @@ mod tests {
             ]
         };
         prop_oneof![
-            len().prop_map(Step::Write),
-            len().prop_map(Step::Push),
-            (len(), any::<bool>()).prop_map(|(len, is_shared)| Step::Event(len, is_shared)),
-            Just(Step::Take),
+            len().prop_map(WriteStep::Write),
+            len().prop_map(WriteStep::Push),
+            (len(), any::<bool>()).prop_map(|(len, is_shared)| WriteStep::Event(len, is_shared)),
+            Just(WriteStep::Take),
         ]
     }
 
@@ -348,21 +353,21 @@ mod tests {
             let (mut written, mut taken) = (Vec::new(), Vec::new());
             for (step, byte) in steps.into_iter().zip(0..) {
                 match step {
-                    Step::Write(len) => {
+                    WriteStep::Write(len) => {
                         buffer.buffer().put_bytes(byte, len);
                         written.resize(written.len() + len, byte);
                     }
-                    Step::Push(len) => {
+                    WriteStep::Push(len) => {
                         buffer.push(vec![byte; len].into());
                         written.resize(written.len() + len, byte);
                     }
-                    Step::Event(len, is_shared) => {
+                    WriteStep::Event(len, is_shared) => {
                         let event = Event::binary(vec![byte; len]);
                         let _clone = is_shared.then(|| event.clone());
-                        buffer.push_event::<Plain>(&event);
+                        buffer.push_event::<PayloadEncoding>(&event);
                         written.resize(written.len() + len, byte);
                     }
-                    Step::Take => {
+                    WriteStep::Take => {
                         let frame = buffer.take_frame();
                         prop_assert_eq!(frame.is_none(), written.len() == taken.len());
                         let frame = frame.unwrap_or_default();

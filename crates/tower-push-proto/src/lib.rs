@@ -3,8 +3,8 @@
 //! Nothing in this crate opens a socket, reads a clock or spawns a task: bytes and times are arguments. Servers, clients, tests and
 //! fuzzers use the same code. A server depends on `tower-push` alone, which re-exports what servers need.
 //!
-//! - [`event`]: an [`Event`] is a payload with an optional [`EventId`], [`EventType`] and [`Topic`]. A source yields events and other
-//!   [`Item`]s.
+//! - [`event`]: an [`Event`] is a payload with an optional [`EventId`], [`EventType`] and [`Topic`]. A source yields [`Item`]s: events,
+//!   gaps, cursors and ends.
 //! - [`Encoder`]: writes the items of one stream to a [`FrameBuffer`].
 //! - [`format`](mod@format): encoders and parsers of response bodies: NDJSON, JSON text sequences, JSON arrays, multipart, raw lines.
 //! - [`sse`]: the encoder and the parser of Server-Sent Events.
@@ -30,7 +30,7 @@ pub mod sse;
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub mod websocket;
 
-// Shared with tower-push, and not part of the public API: other crates have such functions of their own.
+// These modules are public for tower-push alone. They are hidden because they are not part of the public API.
 #[doc(hidden)]
 pub mod base64;
 #[doc(hidden)]

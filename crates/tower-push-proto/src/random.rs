@@ -1,7 +1,7 @@
 //! Random numbers for jitter, multipart boundaries and ping payloads, without a dependency.
 //!
-//! A number is the SipHash of a counter, under a key that the operating system draws once per process. Whoever has seen some of the
-//! numbers cannot predict the next one. They are not made for cryptographic keys.
+//! A number is the SipHash of a counter, under a key that the operating system draws once per process. An observer of some numbers cannot
+//! predict the next one. The numbers are not meant for cryptographic keys.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -25,12 +25,12 @@ pub fn signed_fraction() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
 }
 
-/// Returns a random number from 0 up to 1, and less than 1.
+/// Returns a random number that is at least 0 and less than 1.
 pub fn fraction() -> f64 {
     (bits() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Returns a random time that differs from `time` by at most the fraction `jitter` of it.
+/// Returns a random time between `time * (1 - jitter)` and `time * (1 + jitter)`.
 pub fn jittered(time: Duration, jitter: f64) -> Duration {
     let drawn = time.as_secs_f64() * (1.0 + jitter * signed_fraction());
     Duration::try_from_secs_f64(drawn).unwrap_or(time)

@@ -1,4 +1,4 @@
-//! What the encoders write, the parsers read: in any pieces, in any format, within their limits.
+//! Tests that the parsers of all formats read what the encoders write, in pieces of any length, and enforce their limits.
 
 #![cfg(feature = "json")]
 
@@ -17,16 +17,16 @@ use tower_push_proto::{
     sse::{SseConfig, SseEncoder, SseParser},
 };
 
-/// What a stream consists of.
+/// An item or a heartbeat, which a test writes to a stream.
 #[derive(Clone, Debug)]
-enum Step {
+enum WriteStep {
     Item(Item),
     Heartbeat,
 }
 
-/// A record, in a form that compares.
+/// A record that a parser has read, in a form that tests can compare.
 #[derive(Clone, Debug, PartialEq)]
-enum Seen {
+enum ReadRecord {
     Event {
         id: Option<String>,
         cursor: Option<String>,
@@ -39,8 +39,8 @@ enum Seen {
     End(End),
 }
 
-fn seen_event(event: &Event, cursor: Option<&EventId>) -> Seen {
-    Seen::Event {
+fn record_of_event(event: &Event, cursor: Option<&EventId>) -> ReadRecord {
+    ReadRecord::Event {
         id: event.id().map(ToString::to_string),
         cursor: cursor.map(ToString::to_string),
         topic: event.topic().map(ToString::to_string),
@@ -49,10 +49,10 @@ fn seen_event(event: &Event, cursor: Option<&EventId>) -> Seen {
     }
 }
 
-impl From<Record> for Seen {
+impl From<Record> for ReadRecord {
     fn from(record: Record) -> Self {
         match record {
-            Record::Event { event, cursor, .. } => seen_event(&event, cursor.as_ref()),
+            Record::Event { event, cursor, .. } => record_of_event(&event, cursor.as_ref()),
             Record::Gap(gap) => Self::Gap(gap),
             Record::Cursor(id) => Self::Cursor(id.to_string()),
             Record::End(end) => Self::End(end),
@@ -61,42 +61,42 @@ impl From<Record> for Seen {
     }
 }
 
-/// What is to be read of the steps, and then of the end.
-fn expected(steps: &[Step], end: End) -> Vec<Seen> {
+/// Returns the records that a client must read if these steps and this end are written.
+fn expected(steps: &[WriteStep], end: End) -> Vec<ReadRecord> {
     let items = steps.iter().filter_map(|step| match step {
-        Step::Item(Item::Event(event)) => Some(seen_event(event, None)),
-        Step::Item(Item::EventWithCursor { event, cursor }) => {
-            Some(seen_event(event, Some(cursor)))
+        WriteStep::Item(Item::Event(event)) => Some(record_of_event(event, None)),
+        WriteStep::Item(Item::EventWithCursor { event, cursor }) => {
+            Some(record_of_event(event, Some(cursor)))
         }
-        Step::Item(Item::Gap(gap)) => Some(Seen::Gap(gap.clone())),
-        Step::Item(Item::Cursor(id)) => Some(Seen::Cursor(id.to_string())),
-        Step::Item(other) => panic!("{other:?}"),
-        Step::Heartbeat => None,
+        WriteStep::Item(Item::Gap(gap)) => Some(ReadRecord::Gap(gap.clone())),
+        WriteStep::Item(Item::Cursor(id)) => Some(ReadRecord::Cursor(id.to_string())),
+        WriteStep::Item(other) => panic!("{other:?}"),
+        WriteStep::Heartbeat => None,
     });
-    items.chain([Seen::End(end)]).collect()
+    items.chain([ReadRecord::End(end)]).collect()
 }
 
-fn written(encoder: &mut dyn Encoder, steps: &[Step], end: End) -> Bytes {
+fn encode_stream(encoder: &mut dyn Encoder, steps: &[WriteStep], end: End) -> Bytes {
     let mut out = FrameBuffer::default();
     encoder.open(&mut out);
     for step in steps {
         match step {
-            Step::Item(item) => {
+            WriteStep::Item(item) => {
                 let end = item.clone().write_to(encoder, &mut out).unwrap();
                 assert_eq!(end, None);
             }
-            Step::Heartbeat => encoder.heartbeat(&mut out),
+            WriteStep::Heartbeat => encoder.heartbeat(&mut out),
         }
     }
     encoder.end(end, &mut out);
     out.into_bytes()
 }
 
-fn batch(encoder: &mut dyn BatchEncoder, steps: &[Step], end: Option<End>) -> Bytes {
+fn encode_batch(encoder: &mut dyn BatchEncoder, steps: &[WriteStep], end: Option<End>) -> Bytes {
     let mut out = FrameBuffer::default();
     encoder.begin_batch(&mut out);
     for step in steps {
-        if let Step::Item(item) = step {
+        if let WriteStep::Item(item) = step {
             item.clone().write_to(encoder, &mut out).unwrap();
         }
     }
@@ -109,8 +109,8 @@ fn pieces(bytes: &Bytes, piece_len: usize) -> impl Iterator<Item = Bytes> {
     starts.map(move |start| bytes.slice(start..bytes.len().min(start + piece_len)))
 }
 
-/// All that `next` reads of the pieces. Each piece is read to its end.
-fn all<T>(
+/// Splits `bytes` into pieces, and returns everything that `next` reads from them. Asserts that each piece is read completely.
+fn read_all<T>(
     bytes: &Bytes,
     piece_len: usize,
     mut next: impl FnMut(&mut Bytes) -> Result<Option<T>, Error>,
@@ -125,9 +125,9 @@ fn all<T>(
     Ok(read)
 }
 
-fn from_json(records: Vec<Bytes>) -> Vec<Seen> {
+fn from_json(records: Vec<Bytes>) -> Vec<ReadRecord> {
     let records = records.iter().map(|json| Record::from_json(json).unwrap());
-    records.flatten().map(Seen::from).collect()
+    records.flatten().map(ReadRecord::from).collect()
 }
 
 fn payload() -> impl Strategy<Value = Event> {
@@ -192,15 +192,15 @@ fn gap() -> impl Strategy<Value = Gap> {
         })
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<WriteStep>> {
     let step = prop_oneof![
-        4 => event().prop_map(|event| Step::Item(Item::Event(event))),
+        4 => event().prop_map(|event| WriteStep::Item(Item::Event(event))),
         1 => (event(), id()).prop_map(|(event, cursor)| {
-            Step::Item(Item::EventWithCursor { event, cursor })
+            WriteStep::Item(Item::EventWithCursor { event, cursor })
         }),
-        1 => gap().prop_map(|gap| Step::Item(Item::Gap(gap))),
-        1 => id().prop_map(|id| Step::Item(Item::Cursor(id))),
-        1 => Just(Step::Heartbeat),
+        1 => gap().prop_map(|gap| WriteStep::Item(Item::Gap(gap))),
+        1 => id().prop_map(|id| WriteStep::Item(Item::Cursor(id))),
+        1 => Just(WriteStep::Heartbeat),
     ];
     vec(step, 0..8)
 }
@@ -213,25 +213,26 @@ fn end() -> impl Strategy<Value = End> {
     ]
 }
 
-/// `multipart/x-mixed-replace` tells what is between events before the next one, gaps first, and of several cursors the last one.
-fn as_replace_tells(records: Vec<Seen>) -> Vec<Seen> {
-    let (mut told, mut gaps, mut cursor) = (Vec::new(), Vec::new(), None);
+/// Returns the records in the order in which `multipart/x-mixed-replace` sends them. Gaps and cursors are headers of the next event: first
+/// the gaps, then only the last cursor.
+fn order_in_mixed_replace(records: Vec<ReadRecord>) -> Vec<ReadRecord> {
+    let (mut sent, mut gaps, mut cursor) = (Vec::new(), Vec::new(), None);
     for record in records {
         match record {
-            Seen::Gap(_) => gaps.push(record),
-            Seen::Cursor(_) => cursor = Some(record),
-            Seen::Event { .. } | Seen::End(_) => {
-                if record == Seen::End(End::FINISHED) {
-                    // The end moves the cursor further: to `~finished`, which is no record of its own.
+            ReadRecord::Gap(_) => gaps.push(record),
+            ReadRecord::Cursor(_) => cursor = Some(record),
+            ReadRecord::Event { .. } | ReadRecord::End(_) => {
+                if record == ReadRecord::End(End::FINISHED) {
+                    // The end moves the cursor to `~finished`, and replaces an earlier cursor.
                     cursor = None;
                 }
-                told.append(&mut gaps);
-                told.extend(cursor.take());
-                told.push(record);
+                sent.append(&mut gaps);
+                sent.extend(cursor.take());
+                sent.push(record);
             }
         }
     }
-    told
+    sent
 }
 
 fn multipart_parser(content_type: &HeaderValue) -> MultipartParser {
@@ -242,23 +243,23 @@ proptest! {
     #[test]
     fn json_formats_read_back(steps in steps(), end in end(), piece_len in 1_usize..60) {
         let expected = expected(&steps, end);
-        let lines = written(&mut Ndjson::new(), &steps, end);
+        let lines = encode_stream(&mut Ndjson::new(), &steps, end);
         let mut parser = NdjsonParser::new();
-        let read = all(&lines, piece_len, |input| parser.next_record(input)).unwrap();
+        let read = read_all(&lines, piece_len, |input| parser.next_record(input)).unwrap();
         prop_assert_eq!(&from_json(read), &expected);
         prop_assert_eq!(parser.finish(), None);
 
-        let texts = written(&mut JsonSeq::new(), &steps, end);
+        let texts = encode_stream(&mut JsonSeq::new(), &steps, end);
         let mut parser = JsonSeqParser::new();
-        let read = all(&texts, piece_len, |input| parser.next_record(input)).unwrap();
+        let read = read_all(&texts, piece_len, |input| parser.next_record(input)).unwrap();
         prop_assert_eq!(&from_json(read), &expected);
         prop_assert!(!parser.is_within_record());
 
         let mut encoder = JsonArray::new().batch_encoder("application/json").1;
         let is_finished = end.finished;
-        let array = batch(&mut *encoder, &steps, is_finished.then_some(end));
+        let array = encode_batch(&mut *encoder, &steps, is_finished.then_some(end));
         let read = Record::from_json_array(&array).unwrap();
-        let read: Vec<_> = read.into_iter().map(Seen::from).collect();
+        let read: Vec<_> = read.into_iter().map(ReadRecord::from).collect();
         let ends = usize::from(!is_finished);
         prop_assert_eq!(&read[..], &expected[..expected.len() - ends]);
     }
@@ -271,24 +272,24 @@ proptest! {
         ] {
             let mut expected = expected(&steps, end);
             if media_type.contains("replace") {
-                expected = as_replace_tells(expected);
+                expected = order_in_mixed_replace(expected);
             }
             let (content_type, mut encoder) = format.encoder(media_type);
-            let body = written(&mut *encoder, &steps, end);
+            let body = encode_stream(&mut *encoder, &steps, end);
             let mut parser = multipart_parser(&content_type);
-            let parts = all(&body, piece_len, |input| parser.next_part(input)).unwrap();
+            let parts = read_all(&body, piece_len, |input| parser.next_part(input)).unwrap();
             prop_assert!(parser.is_finished());
             let read = parts.iter().flat_map(|part| Record::from_part(part).unwrap());
-            let read: Vec<_> = read.map(Seen::from).collect();
+            let read: Vec<_> = read.map(ReadRecord::from).collect();
             prop_assert_eq!(&read, &expected);
 
-            // Without the lengths it reads the same.
+            // The body without its `Content-Length` lines has the same contents.
             let text: Vec<_> = body.split(|byte| *byte == b'\n').collect();
             let unsized_lines = text.iter().filter(|line| !line.starts_with(b"Content-Length: "));
             let unsized_body = unsized_lines.copied().collect::<Vec<_>>().join(&b'\n');
             let mut parser = multipart_parser(&content_type);
             let body = Bytes::from(unsized_body);
-            let unsized_parts = all(&body, piece_len, |input| parser.next_part(input)).unwrap();
+            let unsized_parts = read_all(&body, piece_len, |input| parser.next_part(input)).unwrap();
             let contents = |parts: &[tower_push_proto::format::MultipartPart]| -> Vec<Bytes> {
                 parts.iter().map(|part| part.content.clone()).collect()
             };
@@ -301,38 +302,38 @@ proptest! {
 
     #[test]
     fn sse_reads_back(steps in steps(), end in end(), piece_len in 1_usize..60) {
-        // No event has one of these types.
+        // The generated events never have one of these types.
         let [gap, end_name, heartbeat] = ["GAP", "END", "BEAT"].map(|name| name.parse().unwrap());
         let config = SseConfig::new().base64().gap_event(gap).end_event(end_name);
         let config = config.heartbeat_event(heartbeat);
-        let stream = written(&mut SseEncoder::new(Arc::new(config.clone()), None), &steps, end);
+        let stream = encode_stream(&mut SseEncoder::new(Arc::new(config.clone()), None), &steps, end);
         let mut parser = SseParser::new();
         let mut cursors = Vec::new();
-        let events = all(&stream, piece_len, |input| {
+        let events = read_all(&stream, piece_len, |input| {
             let event = parser.next_event(input);
             cursors.push(parser.last_event_id().to_owned());
             event
         });
         let mut read = Vec::new();
         for event in events.unwrap() {
-            read.extend(Record::from_sse(event, &config).unwrap().map(Seen::from));
+            read.extend(Record::from_sse(event, &config).unwrap().map(ReadRecord::from));
         }
-        // The cursor is the id; all payloads are bytes; cursors alone are no events.
+        // In SSE the cursor is written as the id, base64 makes every payload binary, and a cursor without an event is no record.
         let expected = expected(&steps, end).into_iter().filter_map(|record| match record {
-            Seen::Event { id, cursor, topic, event_type, payload } => Some(Seen::Event {
+            ReadRecord::Event { id, cursor, topic, event_type, payload } => Some(ReadRecord::Event {
                 id: cursor.or(id),
                 cursor: None,
                 topic,
                 event_type,
                 payload: Payload::Binary(Bytes::copy_from_slice(payload.as_bytes())),
             }),
-            Seen::Cursor(_) => None,
+            ReadRecord::Cursor(_) => None,
             other => Some(other),
         });
         prop_assert_eq!(read, expected.collect::<Vec<_>>());
         let mut moved = steps.iter().filter_map(|step| match step {
-            Step::Item(item) => item.cursor().map(ToString::to_string),
-            Step::Heartbeat => None,
+            WriteStep::Item(item) => item.cursor().map(ToString::to_string),
+            WriteStep::Heartbeat => None,
         });
         let last = if end.finished { Some(EventId::FINISHED.to_owned()) } else { moved.next_back() };
         prop_assert_eq!(parser.last_event_id(), last.unwrap_or_default());
@@ -342,11 +343,11 @@ proptest! {
     fn no_bytes_panic(bytes: Vec<u8>, piece_len in 1_usize..20) {
         let bytes = Bytes::from(bytes);
         let mut ndjson = NdjsonParser::new();
-        let _ = all(&bytes, piece_len, |input| ndjson.next_record(input));
+        let _ = read_all(&bytes, piece_len, |input| ndjson.next_record(input));
         let mut json_seq = JsonSeqParser::new();
-        let _ = all(&bytes, piece_len, |input| json_seq.next_record(input));
+        let _ = read_all(&bytes, piece_len, |input| json_seq.next_record(input));
         let mut multipart = MultipartParser::new("b");
-        let _ = all(&bytes, piece_len, |input| multipart.next_part(input));
+        let _ = read_all(&bytes, piece_len, |input| multipart.next_part(input));
         let _ = Record::from_json(&bytes);
         let _ = Record::from_json_array(&bytes);
         let _ = (Gap::from_json(&bytes), End::from_json(&bytes));
@@ -394,7 +395,7 @@ fn ndjson_lines_end_in_two_ways() -> Result<(), Error> {
     let input = Bytes::from("1\r\n\n \r\n2\n3");
     let mut parser = NdjsonParser::new();
     assert_eq!(
-        all(&input, 100, |input| parser.next_record(input))?,
+        read_all(&input, 100, |input| parser.next_record(input))?,
         ["1", "2"]
     );
     assert_eq!(parser.finish().unwrap(), "3");
@@ -429,13 +430,13 @@ fn records_are_bounded_in_any_pieces() {
             let bytes = Bytes::from(body);
             let result = if body.starts_with('\x1e') {
                 let mut parser = JsonSeqParser::new().max_record_len(max_len);
-                let read = all(&bytes, piece_len, |input| parser.next_record(input));
+                let read = read_all(&bytes, piece_len, |input| parser.next_record(input));
                 let again = parser.next_record(&mut Bytes::from("\x1e1\n"));
                 assert_eq!(again.is_err(), is_too_long);
                 read
             } else {
                 let mut parser = NdjsonParser::new().max_record_len(max_len);
-                let read = all(&bytes, piece_len, |input| parser.next_record(input));
+                let read = read_all(&bytes, piece_len, |input| parser.next_record(input));
                 let again = parser.next_record(&mut Bytes::from("1\n"));
                 assert_eq!(again.is_err(), is_too_long);
                 read
@@ -538,7 +539,7 @@ fn json_seq_reads_the_same_in_any_pieces() {
 }
 
 #[test]
-fn json_seq_tells_what_was_cut() -> Result<(), Error> {
+fn json_seq_reports_a_cut_text() -> Result<(), Error> {
     let mut parser = JsonSeqParser::new();
     let mut input = Bytes::from("\x1e{\"a\":\"\\\"}\n\"\n}\n\x1e[1\n,\x1e\"x\n\"\n 5 \x1e7\n");
     assert_eq!(
@@ -557,14 +558,14 @@ fn json_seq_tells_what_was_cut() -> Result<(), Error> {
 
 #[test]
 fn multipart_follows_rfc_2046() -> Result<(), Error> {
-    // The example of §5.1.1: a preamble, a part without headers, padding behind a delimiter, an epilogue.
+    // The example of RFC 2046 §5.1.1: a preamble, a part without headers, padding after a delimiter, an epilogue.
     let body = "This is the preamble.\r\n--simple boundary\r\n\r\nimplicitly typed\r\n--simple boundary \t\r\n\
         Content-type: text/plain; charset=us-ascii\r\n\r\nexplicitly typed\r\n\r\n--simple boundary-not\r\n\
         \r\n--simple boundary--\r\nThis is the epilogue.\r\n--simple boundary\r\n\r\nno part\r\n";
     let content_type = HeaderValue::from_static("multipart/mixed; Boundary=\"simple boundary\"");
     for piece_len in [1, 7, 1000] {
         let mut parser = multipart_parser(&content_type);
-        let parts = all(&Bytes::from(body), piece_len, |input| {
+        let parts = read_all(&Bytes::from(body), piece_len, |input| {
             parser.next_part(input)
         })?;
         let contents: Vec<_> = parts.iter().map(|part| text(&part.content)).collect();
@@ -608,7 +609,7 @@ fn multipart_boundary_needs_both_quotes() {
 }
 
 #[test]
-fn multipart_part_of_known_length_needs_no_delimiter_behind_it() -> Result<(), Error> {
+fn multipart_part_of_known_length_is_returned_early() -> Result<(), Error> {
     let mut parser = MultipartParser::new("b");
     let mut input = &b"--b\r\nContent-Length: 8\r\n\r\n\r\n--b--\r"[..];
     let part = parser.next_part(&mut input)?.unwrap();
@@ -640,7 +641,7 @@ fn broken_multipart_fails_for_good() {
         for piece_len in [1, 5, 1000] {
             let mut parser = MultipartParser::new("b").max_part_len(20);
             parser = parser.max_headers_len(if body.contains("99999") { 99 } else { 25 });
-            let read = all(
+            let read = read_all(
                 &Bytes::copy_from_slice(body.as_bytes()),
                 piece_len,
                 |input| parser.next_part(input),
@@ -665,7 +666,7 @@ fn broken_multipart_fails_for_good() {
 }
 
 #[test]
-fn record_says_what_cannot_be_read() {
+fn record_with_invalid_member_is_an_error() {
     let error = |json: &str| Record::from_json(json.as_bytes()).unwrap_err();
     for json in [
         "",

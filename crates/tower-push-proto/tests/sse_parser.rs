@@ -1,4 +1,4 @@
-//! The SSE parser against the standard, in any pieces, and within its limits.
+//! Tests that the SSE parser follows the standard, reads pieces of any length, and enforces its limits.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tower_push_proto::{
     sse::{SseEvent, SseParser},
 };
 
-/// What a client knows of a stream: events as (type, data, last event ID), the last event ID, and the reconnection time.
-type Reading = (Vec<(String, String, String)>, String, Option<Duration>);
+/// The result of parsing a stream: events as (type, data, last event ID), the last event ID, and the reconnection time.
+type ParsedStream = (Vec<(String, String, String)>, String, Option<Duration>);
 
-fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading {
+fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> ParsedStream {
     let mut parser = SseParser::new();
     let mut events = Vec::new();
     for mut piece in pieces {
@@ -25,7 +25,7 @@ fn read_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Reading {
     (events, parser.last_event_id().to_owned(), parser.retry())
 }
 
-fn read(stream: &str) -> Reading {
+fn read(stream: &str) -> ParsedStream {
     read_pieces([stream.as_bytes()])
 }
 
@@ -37,14 +37,14 @@ fn data(stream: &str) -> Vec<String> {
         .collect()
 }
 
-/// The algorithm of WHATWG HTML §9.2.6, word for word, over a whole stream.
-fn oracle(stream: &[u8]) -> Reading {
+/// Parses a whole stream with a literal implementation of the algorithm in WHATWG HTML §9.2.6.
+fn parse_as_specified(stream: &[u8]) -> ParsedStream {
     let text = String::from_utf8_lossy(stream).into_owned();
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let (mut data, mut event_type, mut id) = (String::new(), String::new(), String::new());
     let (mut events, mut last_event_id, mut retry) = (Vec::new(), String::new(), None);
-    // Behind the last line feed stands a line that is not complete.
+    // The text after the last line feed is an incomplete line.
     let lines: Vec<_> = text.split('\n').collect();
     for line in &lines[..lines.len() - 1] {
         if line.is_empty() {
@@ -187,7 +187,7 @@ fn lines_are_bounded_in_any_pieces() {
                 stream.contains('9'),
                 "{stream:?} by {piece_len}"
             );
-            // It fails from then on.
+            // Every later call fails too.
             let next = parser.next_event(&mut &b"data:\n\n"[..]);
             assert_eq!(next.is_err(), is_too_long);
         }
@@ -208,7 +208,7 @@ fn events_are_bounded() {
     assert_eq!(detail, "the data of an event has more than 7 bytes");
 }
 
-/// Lines that mean something, broken in any way.
+/// Generates streams of known fields with arbitrary line breaks and errors.
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     let word = proptest::sample::select(
         &[
@@ -228,7 +228,7 @@ proptest! {
 
     #[test]
     fn any_stream_reads_as_the_standard_says(stream in stream(), piece_len in 1_usize..20) {
-        let expected = oracle(&stream);
+        let expected = parse_as_specified(&stream);
         prop_assert_eq!(&read_pieces([&stream[..]]), &expected);
         prop_assert_eq!(&read_pieces(stream.chunks(1)), &expected);
         prop_assert_eq!(&read_pieces(stream.chunks(piece_len)), &expected);

@@ -1,5 +1,5 @@
-//! Where each format writes the topic of an event, and a cursor that is not the event's id. Neither changes the bytes of events that
-//! have none.
+//! Tests where each format writes the topic of an event, and a cursor that differs from the event's id. The bytes of an event without them
+//! do not change.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ fn items() -> [Item; 4] {
     ]
 }
 
-/// What an encoder writes for each item.
+/// Returns the bytes that an encoder writes for each item, as text.
 fn written(encoder: &mut dyn Encoder, items: impl IntoIterator<Item = Item>) -> Vec<String> {
     let write = |item: Item| {
         let mut out = FrameBuffer::default();

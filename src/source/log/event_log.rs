@@ -1,12 +1,12 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    ReadBuffer, conflated_tail::ConflatedTail, event_log_limits::EventLogLimits,
-    log_entry::LogEntry,
+    ReadBuffer, event_log_limits::EventLogLimits, log_entry::LogEntry,
+    trimmed_latest::TrimmedLatest,
 };
 use crate::event::Event;
 
-/// A sequence of events, from which the oldest events are trimmed when it exceeds its limits.
+/// A sequence of events. The oldest events are trimmed when the log exceeds its limits.
 ///
 /// The log has neither a lock nor a clock. Times are arguments, measured from a point that the caller chooses.
 ///
@@ -18,25 +18,25 @@ pub(crate) struct EventLog {
     entries: VecDeque<LogEntry>,
     /// The position of the newest event that was ever appended, trimmed or not.
     last_position: u64,
-    /// Bytes of `entries`.
+    /// The sum of [`LogEntry::byte_len`] over `entries`.
     byte_len: usize,
     is_closed: bool,
     trimmed: Vec<Event>,
     /// The newest trimmed event of each key, for readers whose next event was trimmed. `None` in a log that does not conflate.
-    conflated_tail: Option<ConflatedTail>,
+    trimmed_latest: Option<TrimmedLatest>,
 }
 
 /// The result of [`EventLog::read`]: what follows the reader's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventLogReadOutcome {
     /// The buffer has the next events, and the reader's new position is `up_to`. Events up to `up_to` that are not in the buffer
-    /// are conflated: the log holds a newer event of their key.
+    /// are conflated: the log holds a newer event of the same key.
     Events { up_to: u64 },
     /// The log has no event after the position yet.
     UpToDate,
     /// The log has no event after the position, and is closed.
     Closed,
-    /// The events up to and including `up_to` are trimmed.
+    /// The events after the position, up to and including `up_to`, are trimmed.
     Trimmed { up_to: u64 },
 }
 
@@ -51,7 +51,7 @@ impl EventLog {
             byte_len: 0,
             is_closed: false,
             trimmed: Vec::new(),
-            conflated_tail: conflates.then(ConflatedTail::default),
+            trimmed_latest: conflates.then(TrimmedLatest::default),
         }
     }
 
@@ -63,8 +63,8 @@ impl EventLog {
     /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
         let position = self.next_position();
-        if let (Some(tail), Some(key)) = (&mut self.conflated_tail, &key) {
-            self.trimmed.extend(tail.on_append(key, position));
+        if let (Some(latest), Some(key)) = (&mut self.trimmed_latest, &key) {
+            self.trimmed.extend(latest.on_append(key, position));
         }
         let entry = LogEntry::new(event, key, now);
         self.make_room_for(entry.event_byte_len);
@@ -74,8 +74,8 @@ impl EventLog {
         self.trim_expired(now);
     }
 
-    /// Trims the oldest events until one of `byte_len` bytes fits in. Called before that event is appended, so that the queue never
-    /// grows beyond the limit.
+    /// Trims the oldest events until an event of `byte_len` bytes fits in. The caller appends the event after this call, so that
+    /// the log never exceeds its limit.
     fn make_room_for(&mut self, byte_len: usize) {
         while self.entries.len() >= self.limits.max_events.max(1)
             || (self.byte_len + byte_len > self.limits.max_bytes && !self.entries.is_empty())
@@ -92,17 +92,17 @@ impl EventLog {
         while is_expired(self.entries.front()) {
             self.trim_oldest();
         }
-        if let Some(tail) = &mut self.conflated_tail {
-            while is_expired(tail.oldest()) {
-                self.trimmed.extend(tail.drop_oldest());
+        if let Some(latest) = &mut self.trimmed_latest {
+            while is_expired(latest.oldest()) {
+                self.trimmed.extend(latest.drop_oldest());
             }
         }
     }
 
-    /// Returns whether [`trim_expired`](Self::trim_expired) would trim anything.
+    /// Returns whether [`trim_expired`](Self::trim_expired) would trim an event.
     pub(crate) fn has_expired_events(&self, now: Duration) -> bool {
-        let tail = self.conflated_tail.as_ref().and_then(ConflatedTail::oldest);
-        let mut oldest = tail.into_iter().chain(self.entries.front());
+        let latest = self.trimmed_latest.as_ref().and_then(TrimmedLatest::oldest);
+        let mut oldest = latest.into_iter().chain(self.entries.front());
         oldest.any(|entry| self.limits.is_expired(entry, now))
     }
 
@@ -117,11 +117,12 @@ impl EventLog {
             return;
         };
         self.byte_len -= entry.event_byte_len;
-        match &mut self.conflated_tail {
-            Some(tail) => {
-                self.trimmed.extend(tail.insert_if_newest(position, entry));
-                while tail.exceeds(self.limits) {
-                    self.trimmed.extend(tail.drop_oldest());
+        match &mut self.trimmed_latest {
+            Some(latest) => {
+                self.trimmed
+                    .extend(latest.insert_if_newest(position, entry));
+                while latest.exceeds(self.limits) {
+                    self.trimmed.extend(latest.drop_oldest());
                 }
             }
             None => self.trimmed.push(entry.event),
@@ -136,10 +137,10 @@ impl EventLog {
     /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
     /// does not conflate, the snapshot is empty, and this position is [`position_before_oldest`](Self::position_before_oldest).
     pub(crate) fn position_before_snapshot(&self) -> u64 {
-        let tail = self.conflated_tail.as_ref();
-        tail.map_or(
+        let latest = self.trimmed_latest.as_ref();
+        latest.map_or(
             self.position_before_oldest(),
-            ConflatedTail::last_dropped_position,
+            TrimmedLatest::last_dropped_position,
         )
     }
 
@@ -184,7 +185,7 @@ impl EventLog {
             };
         }
         if position < before_oldest {
-            return self.read_tail(position, max_bytes, buffer);
+            return self.read_trimmed(position, max_bytes, buffer);
         }
         let entries = self.entries.range((position - before_oldest) as usize..);
         let entries = (position + 1..).zip(entries);
@@ -193,33 +194,33 @@ impl EventLog {
     }
 
     /// Reads like [`read`](Self::read), from a position before the oldest event in the log.
-    fn read_tail(
+    fn read_trimmed(
         &self,
         position: u64,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
-        let Some(tail) = &self.conflated_tail else {
+        let Some(latest) = &self.trimmed_latest else {
             return EventLogReadOutcome::Trimmed {
                 up_to: before_oldest,
             };
         };
-        if position < tail.last_dropped_position() {
+        if position < latest.last_dropped_position() {
             return EventLogReadOutcome::Trimmed {
-                up_to: tail.last_dropped_position(),
+                up_to: latest.last_dropped_position(),
             };
         }
-        let up_to = fill_buffer(buffer, max_bytes, tail.entries_after(position));
+        let up_to = fill_buffer(buffer, max_bytes, latest.entries_after(position));
         EventLogReadOutcome::Events {
-            // If the tail has no event after the position, the log holds a newer event for each one that was trimmed.
+            // If no trimmed event is kept after the position, the log holds a newer event of each trimmed event's key.
             up_to: up_to.unwrap_or(before_oldest),
         }
     }
 }
 
-/// Clones the first entry's event, and the following ones that fit into `max_bytes` and into the buffer. Returns the position of
-/// the last event that was cloned.
+/// Clones the event of the first entry into `buffer`, and then further events while `max_bytes` and the buffer have room for them.
+/// Returns the position of the last event that was cloned.
 fn fill_buffer<'a>(
     buffer: &mut ReadBuffer,
     max_bytes: usize,
@@ -369,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn conflated_tail_expires_too() {
+    fn newest_trimmed_events_expire_too() {
         let minute = Duration::from_secs(60);
         let limits = EventLogLimits {
             max_events: 1,
@@ -479,7 +480,7 @@ mod tests {
                 Duration::ZERO,
             );
         }
-        // 5 and 6 are in the log, 3 and 4 in the conflated tail, 1 and 2 nowhere.
+        // 5 and 6 are in the log, 3 and 4 are the newest trimmed events, 1 and 2 are dropped.
         assert_eq!(
             read(&log, 0, 100),
             (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })

@@ -6,7 +6,7 @@ pub(crate) struct ReadBuffer {
     events: [Option<Event>; CAPACITY],
     /// Index of the first event in `events`.
     start: usize,
-    /// Index after that of the last event in `events`.
+    /// Index of the last event in `events`, plus 1.
     end: usize,
 }
 

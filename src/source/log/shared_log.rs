@@ -31,7 +31,7 @@ fn encode_status(last_position: u64, is_closed: bool) -> u64 {
 }
 
 impl SharedLog {
-    /// Shares a new log. Readers on different threads rarely contend if there are several `shards` for each thread.
+    /// Creates a shared log. Readers on different threads rarely contend for a lock if `shards` is several times the number of threads.
     pub(crate) fn new(log: EventLog, shards: usize) -> Self {
         Self {
             log: RwLock::new(log),
@@ -93,12 +93,12 @@ impl SharedLog {
         result
     }
 
-    /// Returns whether the log is closed and has no event after this position.
+    /// Returns whether the log is closed and has no event after `position`.
     pub(crate) fn is_finished_at(&self, position: u64) -> bool {
         self.status.load(Ordering::Acquire) == encode_status(position, true)
     }
 
-    /// Returns whether the log is open and has no event after this position.
+    /// Returns whether the log is open and has no event after `position`.
     fn is_up_to_date(&self, position: u64) -> bool {
         self.status.load(Ordering::Acquire) == encode_status(position, false)
     }

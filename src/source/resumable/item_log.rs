@@ -14,22 +14,22 @@ pub(super) struct ItemLogLimits {
     pub(super) max_bytes: usize,
 }
 
-/// An event or a gap that a stream has yielded.
+/// An event or a gap that a stream has yielded, as an entry of an [`ItemLog`].
 #[derive(Clone, Debug)]
-pub(super) enum ItemLogEntry {
+pub(super) enum LoggedItem {
     Event(Event),
     // Boxed because a gap is rare, and larger than an event.
     Gap(Box<Gap>),
 }
 
-/// How a stream has ended.
+/// The way in which a stream has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StreamEnd {
     /// The source has finished: clients must not reconnect.
     Finished,
-    /// Clients may reconnect.
+    /// The stream has ended, and clients may reconnect.
     Ended,
-    /// Clients may reconnect after this delay.
+    /// The stream has ended, and clients may reconnect after this delay.
     EndedWithRetry(Duration),
     /// The stream has failed with an error of this text.
     Failed(Arc<str>),
@@ -50,22 +50,22 @@ pub(super) enum ItemLogReadOutcome {
 ///
 /// Entries have consecutive positions, of which the first is 1. The oldest entries are trimmed when the log exceeds its limits. The
 /// log differs from an [`EventLog`](crate::source::log::EventLog) in that it also holds the stream's gaps, so that a client that
-/// lost a gap gets it again, and the stream's end.
+/// lost a gap gets the gap again, and the stream's end.
 #[derive(Debug)]
 pub(super) struct ItemLog {
     limits: ItemLogLimits,
-    entries: VecDeque<ItemLogEntry>,
+    entries: VecDeque<LoggedItem>,
     /// The position of the newest entry that was ever appended, trimmed or not.
     last_position: u64,
-    /// Bytes of `entries`.
+    /// The sum of [`LoggedItem::byte_len`] over `entries`.
     byte_len: usize,
     /// The position of the newest gap that was trimmed; 0 if there was none. The number of events that a reader before this
-    /// position misses is not known.
+    /// position has missed is not known.
     last_dropped_gap: u64,
     end: Option<StreamEnd>,
 }
 
-impl ItemLogEntry {
+impl LoggedItem {
     pub(super) fn with_id(self, id: EventId) -> Self {
         match self {
             Self::Event(event) => Self::Event(event.with_event_id(id)),
@@ -103,7 +103,7 @@ impl ItemLog {
     /// Appends an entry. Returns the entries that were trimmed. The caller drops them outside of its lock, because dropping a
     /// payload can run its owner's code.
     #[must_use]
-    pub(super) fn append(&mut self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
+    pub(super) fn append(&mut self, entry: LoggedItem) -> Vec<LoggedItem> {
         self.last_position += 1;
         self.byte_len += entry.byte_len();
         self.entries.push_back(entry);
@@ -117,10 +117,10 @@ impl ItemLog {
         trimmed
     }
 
-    fn pop_oldest(&mut self) -> Option<ItemLogEntry> {
+    fn pop_oldest(&mut self) -> Option<LoggedItem> {
         let oldest = self.entries.pop_front()?;
         self.byte_len -= oldest.byte_len();
-        if matches!(oldest, ItemLogEntry::Gap(_)) {
+        if matches!(oldest, LoggedItem::Gap(_)) {
             self.last_dropped_gap = self.position_before_oldest();
         }
         Some(oldest)
@@ -149,7 +149,7 @@ impl ItemLog {
         self.byte_len
     }
 
-    /// Returns what the log has after `position`, or `None` if it has nothing yet.
+    /// Returns the next item or the end after `position`, or `None` if the log has neither yet.
     pub(super) fn read(&self, position: u64) -> Option<ItemLogReadOutcome> {
         let before_oldest = self.position_before_oldest();
         if position < before_oldest {
@@ -164,7 +164,7 @@ impl ItemLog {
         }
     }
 
-    /// Returns whether [`read`](Self::read) has nothing yet for this position.
+    /// Returns whether [`read`](Self::read) returns `None` for `position`: the log has no later entry and no end yet.
     pub(super) fn is_up_to_date(&self, position: u64) -> bool {
         position >= self.last_position && self.end.is_none()
     }
@@ -182,12 +182,12 @@ mod tests {
         max_bytes: usize::MAX,
     };
 
-    fn event(text: &str) -> ItemLogEntry {
-        ItemLogEntry::Event(Event::text(text))
+    fn event(text: &str) -> LoggedItem {
+        LoggedItem::Event(Event::text(text))
     }
 
-    fn gap() -> ItemLogEntry {
-        ItemLogEntry::Gap(Box::new(Gap::new(GapReason::Expired)))
+    fn gap() -> LoggedItem {
+        LoggedItem::Gap(Box::new(Gap::new(GapReason::Expired)))
     }
 
     #[test]

@@ -38,7 +38,7 @@
 //!
 //! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from
 //! the log. Two clients with the same cursor at the same time get the same events, each at its own pace. The two clients poll the
-//! stream in turns, and neither waits for the other. A client that lags by more than the log holds gets a gap (`lagged`).
+//! stream in turns, and neither waits for the other. A client that lags behind by more items than the log holds gets a gap (`lagged`).
 //!
 //! # How a stream ends
 //! | the stream | its clients | clients that reconnect |
@@ -47,8 +47,8 @@
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | as above |
 //! | fails or panics | are disconnected; a panic continues in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
 //!
-//! By default a stream that yields `None` is not started anew for a client that has read it to its end. If it were started anew, a
-//! client that polls in a loop would get the same stream again and again. A client that was told that the source has finished is
+//! By default a stream that yields `None` is not started anew for a client that has read it to its end. If such a stream were started anew,
+//! a client that polls in a loop would get the same stream again and again. A client that was told that the source has finished is
 //! refused before it reaches the source, see [`Item::Finished`]. A client that lost this message gets it again for as long as the
 //! stream is parked.
 //!

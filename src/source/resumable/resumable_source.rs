@@ -90,13 +90,13 @@ impl<S: PushSource> ResumableSource<S> {
     }
 }
 
-/// The result of [`resume`]: what a client gets that sends the cursor of a registered stream.
+/// The result of [`resume`]: what a client gets if its cursor belongs to a registered stream.
 enum ResumeOutcome {
     /// The client reads the stream from its position on.
     Stream(ResumableStream),
     /// The client has received all items, and the source has finished.
     Finished,
-    /// The remaining items of a stream that has ended. The stream of the client's new request follows.
+    /// The client gets the remaining items of a stream that has ended, and then the stream of its new request.
     Ended(VecDeque<Item>),
 }
 

@@ -54,7 +54,7 @@ impl ResumableStream {
         self
     }
 
-    /// Skips the items up to and including `up_to`, which are trimmed. Returns the gap.
+    /// Skips the trimmed items up to and including `up_to`, and returns the gap that stands for them.
     fn skip_trimmed(&mut self, up_to: u64, missed: Option<u64>) -> Item {
         let reason = match self.requested {
             Some(_) => GapReason::Expired,

@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLog, ItemLogEntry, ItemLogLimits, ItemLogReadOutcome, StreamEnd},
+    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedItem, StreamEnd},
     resumable_config::EndPolicy,
     stream_token::StreamToken,
 };
@@ -21,11 +21,11 @@ use crate::{
 
 pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
 
-/// A stream that several readers share and that outlives them, and a log of its latest items.
+/// A stream that several readers share, with a log of its latest items. The stream outlives its readers.
 ///
-/// The stream has no task of its own. A reader that finds nothing new in the log locks the stream and polls it. What the stream
-/// yields goes into the log, where every reader finds it. A reader that stalls or leaves does not hold up the others, because the
-/// next reader polls the stream instead.
+/// The stream has no task of its own. A reader that finds nothing new in the log locks the stream and polls it. The items that
+/// the stream yields go into the log, where every reader finds them. A reader that stalls or leaves does not hold up the others, because
+/// the next reader polls the stream instead.
 ///
 /// # Invariants: no wake-up is lost
 /// 1. The stream is polled with the [`ReaderWaker`], which wakes all readers, and never with the waker of the reader that polls it.
@@ -40,7 +40,7 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 /// The tests in `loom_tests.rs` check these invariants.
 pub(super) struct SharedStream {
     token: StreamToken,
-    /// Only requests with this owner may resume the stream. `None`: only requests without an owner.
+    /// Only requests with this owner may resume the stream. If it is `None`, only requests without an owner may.
     owner: Option<Box<str>>,
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
@@ -60,12 +60,12 @@ struct SharedLogState {
 
 /// The waker that the stream is polled with, which wakes all readers.
 struct ReaderWaker {
-    /// How often the stream has woken its readers.
+    /// The number of times that the stream has woken its readers.
     wake_count: AtomicU64,
     readers: WaitList,
 }
 
-/// Number of consecutive ignored items after which the reader yields to other tasks.
+/// The number of consecutive cursors, which are ignored, after which the reader yields to other tasks.
 const MAX_SKIPPED_CURSORS: usize = 64;
 
 impl SharedStream {
@@ -121,7 +121,7 @@ impl SharedStream {
         self.reader_waker.readers.deregister(reader);
     }
 
-    /// Reads what follows `position` in the log. If there is nothing, polls the stream.
+    /// Reads the item or the end after `position` in the log. If the log has neither yet, polls the stream.
     ///
     /// If the stream fails in this call, its error is stored in `error`; the log has only the error's text, for the other readers.
     pub(super) fn poll_read(
@@ -156,7 +156,7 @@ impl SharedStream {
         }
     }
 
-    /// Polls the stream once, and puts what it yields into the log.
+    /// Polls the stream once, and appends the item that the stream yields to the log.
     fn poll_stream(&self, error: &mut Option<BoxError>) -> PollAttempt {
         let Some(mut guard) = self.lock_or_request_poll() else {
             return PollAttempt::LockHeld;
@@ -190,7 +190,7 @@ impl SharedStream {
                 *error = failure;
                 let stream = guard.end_stream(end);
                 drop(guard);
-                // The stream is dropped outside the locks, because that can run any code.
+                // The stream is dropped outside the locks, because dropping a stream can run any code.
                 drop(stream);
             }
         }
@@ -207,9 +207,9 @@ impl SharedStream {
             let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // A shared event is copied here, because its id is set later, under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    ItemLogUpdate::Append(ItemLogEntry::Event(event.into_unshared()))
+                    ItemLogUpdate::Append(LoggedItem::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(ItemLogEntry::Gap(Box::new(gap))),
+                Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(LoggedItem::Gap(Box::new(gap))),
                 Some(Ok(Item::Finished)) => ItemLogUpdate::End(StreamEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
                     ItemLogUpdate::End(StreamEnd::EndedWithRetry(retry), None)
@@ -273,7 +273,7 @@ impl PollGuard<'_> {
     }
 
     /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the guard.
-    fn append_to_log(&self, entry: ItemLogEntry) -> Vec<ItemLogEntry> {
+    fn append_to_log(&self, entry: LoggedItem) -> Vec<LoggedItem> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
             let id = self.shared.item_id(log.last_position() + 1);
@@ -301,10 +301,10 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// The change of the log for an item, an error or the end that the stream has yielded.
+/// The change to the log that follows from an item, an error or the end that the stream has yielded.
 enum ItemLogUpdate {
-    /// The log gets this entry, which has no id of the log yet.
-    Append(ItemLogEntry),
+    /// The log gets this entry. The entry's event has not got an id from the log yet.
+    Append(LoggedItem),
     /// The stream has ended, with this error if it has failed.
     End(StreamEnd, Option<BoxError>),
 }

@@ -32,11 +32,11 @@ pub(super) struct StreamRegistry {
 #[derive(Default)]
 struct RegistryState {
     streams: HashMap<StreamToken, RegisteredStream>,
-    /// The parked streams by the sequence number of their parking. The first entry was parked first and expires first.
-    parked: BTreeMap<u64, ParkedStream>,
-    /// The sequence number of the next parking.
+    /// A record of each parked stream. The keys are sequence numbers: the first entry was parked first and expires first.
+    parked: BTreeMap<u64, ParkingRecord>,
+    /// The sequence number that the next parked stream gets.
     next_parking: u64,
-    /// Sum of [`ParkedStream::byte_len`].
+    /// Sum of [`ParkingRecord::byte_len`].
     parked_bytes: usize,
     /// The task that drops streams that were parked for too long. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
@@ -47,13 +47,13 @@ struct RegistryState {
 
 struct RegisteredStream {
     stream: Arc<SharedStream>,
-    /// Number of leases.
+    /// The number of [`Lease`]s of the stream.
     readers: usize,
     /// The stream's key in [`RegistryState::parked`] while it has no readers.
     parking: Option<u64>,
 }
 
-struct ParkedStream {
+struct ParkingRecord {
     since: Instant,
     token: StreamToken,
     /// Bytes in the stream's log. The log does not change while the stream is parked.
@@ -93,8 +93,8 @@ impl StreamRegistry {
         self.lease(stream)
     }
 
-    /// Leases the stream that a cursor belongs to. Returns the lease and the cursor's position, or the reason of the gap if there
-    /// is no such stream for this owner.
+    /// Leases the stream that a cursor belongs to. Returns the lease and the cursor's position, or the reason for the gap if this
+    /// owner has no such stream.
     pub(super) fn resume(
         self: &Arc<Self>,
         cursor: &EventId,
@@ -177,8 +177,8 @@ impl Lease {
     }
 }
 
-/// Drops streams. The caller holds no lock, because dropping a stream can run any code. A panic of that code does not reach the
-/// caller.
+/// Drops streams. The caller must hold no lock, because dropping a stream can run any code. A panic of this code does not reach
+/// the caller.
 fn drop_streams(streams: Vec<Arc<SharedStream>>) {
     for stream in streams {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
@@ -214,7 +214,7 @@ impl RegistryState {
         if registered.readers > 0 {
             return;
         }
-        let parked = ParkedStream {
+        let parked = ParkingRecord {
             since: Instant::now(),
             token: *token,
             byte_len: registered.stream.inspect_log(|log| log.byte_len()),
@@ -258,10 +258,10 @@ impl RegistryState {
         Some(registered.stream)
     }
 
-    /// Starts the expiry task unless it runs. Outside of a runtime there is no expiry task, and expired streams are removed at the
-    /// next use of the registry.
+    /// Starts the expiry task unless the task already runs. Outside of a runtime there is no expiry task, and expired streams are removed
+    /// at the next use of the registry.
     fn ensure_expiry_task(&mut self, registry: &Arc<StreamRegistry>) {
-        // A task whose runtime has shut down is finished, too.
+        // `is_finished` is also true for a task whose runtime has shut down.
         let is_running = |task: &JoinHandle<()>| !task.is_finished();
         if self.expiry_task.as_ref().is_some_and(is_running) {
             return;

@@ -5,7 +5,7 @@ use crate::{
     random,
 };
 
-/// Number of base-32 digits for 128 bits.
+/// The number of base-32 digits that hold 128 bits.
 const TOKEN_LEN: usize = 26;
 
 /// The secret that the ids of one stream begin with: 128 random bits. A request that sends an id with this token may read the

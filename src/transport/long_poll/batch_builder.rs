@@ -14,11 +14,11 @@ use crate::{
     transport::{BatchEncoder, End, FrameBuffer},
 };
 
-/// The limits of a batch. The item with which a batch reaches a limit still belongs to the batch.
+/// The limits of a batch. The item with which the batch reaches a limit is still part of the batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
     pub(super) max_events: usize,
-    /// Limit of the length of the body, in bytes. The limit applies once the batch has an event or a gap.
+    /// The limit of the length of the body, in bytes. The limit applies once the batch has an event or a gap.
     pub(super) max_bytes: usize,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct BatchBuilder {
     event_count: usize,
     /// Whether the batch holds an event or a gap.
     has_content: bool,
-    /// The cursor of a client that has received the batch: the latest cursor from the source, or else the cursor that the client sent.
+    /// The cursor from which a client resumes after this batch: the latest cursor from the source, or else the cursor that the client sent.
     cursor: Option<EventId>,
     /// Whether the source has given a cursor.
     has_source_cursor: bool,
@@ -48,7 +48,7 @@ pub(super) struct Batch {
     pub(super) body: Bytes,
     /// Whether the batch holds an event or a gap.
     pub(super) has_content: bool,
-    /// The cursor of a client that has received the batch, if it has one.
+    /// The cursor from which a client resumes after this batch, if there is a cursor.
     pub(super) cursor: Option<EventId>,
     pub(super) status: StreamStatus,
     /// An item that the stream has yielded, and for which the batch has no room.
@@ -68,7 +68,7 @@ pub(super) enum StreamStatus {
     HasMore,
     /// The source's stream has ended with `None`. Clients may reconnect.
     Ended,
-    /// The stream has ended with an item that tells clients to reconnect: after the contained time, or at once if there is none.
+    /// The stream has ended with an item that tells clients to reconnect: after the contained time, or at once if it is `None`.
     Reconnect(Option<Duration>),
     /// The source has finished. Clients must not reconnect.
     Finished,
@@ -104,7 +104,7 @@ impl Batch {
 }
 
 impl StreamStatus {
-    /// Returns whether the batch holds everything that the stream has up to now.
+    /// Returns whether the batch holds all items that the stream has yielded and has ready.
     pub(super) fn is_up_to_date(&self) -> bool {
         matches!(self, Self::Idle | Self::Ended | Self::Finished)
     }
@@ -152,7 +152,8 @@ impl BatchBuilder {
         }
     }
 
-    /// Adds what `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's guard.
+    /// Adds a value that `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's
+    /// guard.
     pub(super) fn push_from<S>(
         &mut self,
         stream: &SupervisedStream<S>,
@@ -166,7 +167,7 @@ impl BatchBuilder {
         flow
     }
 
-    /// Adds what a stream has yielded: an item, an error, or `None` for its end. Breaks if the batch is complete.
+    /// Adds an item, an error, or `None` for the end, as a stream yields them. Returns `Break` if the batch is complete.
     pub(super) fn push(
         &mut self,
         item: Option<Result<Item, BoxError>>,
@@ -219,8 +220,8 @@ impl BatchBuilder {
         has_max_bytes || self.event_count >= self.limits.max_events
     }
 
-    /// Returns whether the batch is worth a response. A batch with nothing but a gap and no new cursor is not: the client would poll again
-    /// at once, with its old cursor, and get the same gap.
+    /// Returns whether the batch is worth a response. A batch that has only a gap, and no new cursor, is not worth one: the client would
+    /// poll again at once, with its old cursor, and get the same gap.
     pub(super) fn is_worth_sending(&self) -> bool {
         self.event_count > 0 || (self.has_content && self.has_source_cursor)
     }

@@ -18,7 +18,7 @@ use crate::{
     transport::{MAX_ITEMS_PER_POLL, lazy_timer::LazyTimer},
 };
 
-/// How long a poll waits. Times of more than a day count as a day.
+/// The times for which a poll waits. Longer times are reduced to one day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitTimes {
     /// The time to wait for the first event.
@@ -35,13 +35,13 @@ impl WaitTimes {
     };
 }
 
-/// Upper bound of both wait times. Adding it to the current time cannot overflow.
+/// The upper bound of both wait times, so that adding a wait time to the current time cannot overflow.
 const MAX_WAIT_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 pin_project! {
     /// A future that collects a batch from a stream: waits for the first event, and then takes the items that are ready.
     ///
-    /// If the future is dropped, the items that were taken are lost. The stream can be polled on.
+    /// If the future is dropped, the items that were taken are lost. The stream can still be polled for later items.
     pub(super) struct CollectBatch<'a, S> {
         stream: &'a mut SupervisedStream<S>,
         // `None` once the batch is complete.
@@ -85,7 +85,7 @@ impl<S> CollectBatch<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Returns the status of the stream once the batch is complete.
+    /// Collects items, and returns the status of the stream once the batch is complete.
     fn poll_status(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
         let this = self.project();
         let Some(builder) = this.builder else {

@@ -19,8 +19,8 @@
 //! ```
 //!
 //! A poll waits for the first event, takes the events that are ready with it, and responds with all of these events as one batch. The
-//! response has a cursor, with which the next poll goes on behind the batch. Unlike [chunked streaming](super::chunked), long-polling needs
-//! no connection that stays open, and it costs a request for each batch.
+//! response has a cursor, with which the next poll continues after the batch. Unlike [chunked streaming](super::chunked), long-polling
+//! needs no connection that stays open, and it costs a request for each batch.
 //!
 //! No event is lost between two polls:
 //!
@@ -29,9 +29,9 @@
 //! - A plain stream is [parked](crate::Resumable) between polls, and the next poll continues this stream.
 //!
 //! A source that resumes must give its client a cursor: before the end of the first batch, its stream must yield an event with an id, or a
-//! [bare cursor](crate::Item::Cursor). If the stream yields neither, the next poll could not go on where this one has ended. Therefore the
-//! rest of the stream is parked, like a plain stream. From then on the ids of its events are those of the [`Resumable`], and no other
-//! transport can resume from such an id. To keep the ids of the source, let its streams begin with a bare cursor.
+//! [bare cursor](crate::Item::Cursor). If the stream yields neither, the next poll could not continue where the first poll has ended.
+//! Therefore the rest of the stream is parked, like a plain stream. From then on the ids of its events are those of the [`Resumable`], and
+//! no other transport can resume from such an id. To keep the ids of the source, let its streams begin with a bare cursor.
 //!
 //! A source should refuse a cursor that it does not know, or yield a [gap](crate::Item::Gap) first. If a source ignores such a cursor, the
 //! client keeps the cursor until it gets the first event, and events between two polls without a batch are lost.
@@ -68,7 +68,8 @@
 //! - Chromium forgets the cursor with each response whose status is not 200, even if the response has an `ETag`. Therefore an empty batch
 //!   is a 200 response. Chromium also forgets the cursor with a poll that the page aborts, and with a batch that is cut. After that, the
 //!   next poll begins where the source begins, without a gap.
-//! - The cursor belongs to the URL. Two loops or two tabs on one URL take each other's events. Give each loop a URL of its own (`/ticks?1`).
+//! - The cursor belongs to the URL. Two loops or two tabs on one URL take each other's events. Give each loop a URL of its own
+//! (`/ticks?1`).
 //! - The cursor outlives the page. A new URL, or `fetch(url, { cache: "reload" })`, begins without a cursor.
 //!
 //! A loop that must survive all of this keeps the cursor itself. Every response has the cursor in `Last-Event-ID`:
@@ -85,26 +86,26 @@
 //!
 //! # The dialect of Durable Streams
 //! This dialect consists of the reads of the
-//! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect with
-//! the query parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports, a request
-//! with both parameters always gets this one; for a request with `offset` alone, the `Accept` header decides.
+//! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect
+//! with the query parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports,
+//! a request with both parameters always gets this one; for a request with `offset` alone, the `Accept` header decides.
 //!
-//! An offset is a cursor. The body of a response consists of the payloads, as a JSON array or one behind the other, depending on the
+//! An offset is a cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
 //! [content type](LongPoll::durable_content_type).
 //!
 //! | request | response |
 //! |---|---|
-//! | `?offset=-1`, `?offset=<id>` | 200 at once, with what is there, `Stream-Next-Offset`, `Stream-Up-To-Date: true` at the tail, and an `ETag`; 304 if the client has the same response |
+//! | `?offset=-1`, `?offset=<id>` | 200 at once, with the events that are ready, `Stream-Next-Offset`, `Stream-Up-To-Date: true` at the tail, and an `ETag`; 304 if the client has the same response |
 //! | `?offset=now` | 200 without content, and the offset of the tail |
 //! | `?offset=…&live=long-poll[&cursor=…]` | 200 once there is an event; 204 after the wait time. Its `Stream-Cursor` grows from response to response |
-//! | `?offset=…&live=sse` | an event stream: for each batch `event: data`, and `event: control` behind it |
-//! | any read behind the end | `Stream-Closed: true`, at once, with 200, with 204 or in the last `control` |
+//! | `?offset=…&live=sse` | an event stream: for each batch `event: data`, followed by `event: control` |
+//! | any read after the end of a closed stream | `Stream-Closed: true`, at once, with 200, with 204 or in the last `control` |
 //! | an offset of which events are missing, or of another epoch: any [gap](crate::Gap) | 410: the client begins with `offset=-1` |
 //! | `offset` missing beside `live`, given twice, empty or malformed; another `live` beside an `offset` | 400 |
-//! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not begun |
+//! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not polled |
 //!
-//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the 410.
-//! A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose `Stream-Next-Offset`,
+//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the
+//! 410. A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose `Stream-Next-Offset`,
 //! `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
 //!
 //! # How long a poll waits
@@ -191,7 +192,7 @@ impl LongPoll {
         }))
     }
 
-    /// Adds a format that is less preferred than the others. If there is a format with the same name, that one is replaced.
+    /// Adds a format that is less preferred than the others. The new format replaces a format of the same name.
     pub fn add_format(self, format: impl Format) -> Self {
         self.map_config(|config| {
             let has_same_name = |other: &&mut Arc<dyn Format>| other.name() == format.name();
@@ -205,7 +206,7 @@ impl LongPoll {
     }
 
     /// Sets how long a poll waits for the first event if the client does not ask for a time: 25 s by default, which is below the idle
-    /// limits of common proxies. A time of more than a day counts as a day.
+    /// limits of common proxies. A longer time than one day is reduced to one day.
     pub fn wait_time(self, time: Duration) -> Self {
         self.map_config(|config| config.wait_time_policy.default = time)
     }
@@ -217,7 +218,8 @@ impl LongPoll {
     }
 
     /// Sets how long a poll waits for more events after the first event: 0 by default, so that a batch has the events that are ready
-    /// together. If events arrive one by one, a window of a few milliseconds saves round trips. A time of more than a day counts as a day.
+    /// together. If events arrive one by one, a window of a few milliseconds saves round trips. A longer time than one day is reduced to
+    /// one day.
     pub fn batch_window(self, time: Duration) -> Self {
         self.map_config(|config| config.batch_window = time)
     }
@@ -245,7 +247,7 @@ impl LongPoll {
     /// Sets the content type of Durable Streams: `application/json` by default.
     ///
     /// With `application/json`, a body is an array of the payloads: JSON as it is, text as a string, bytes as a string of base64. With any
-    /// other content type, a body is the bytes of the payloads, one behind the other.
+    /// other content type, a body is the bytes of the payloads, one after another.
     ///
     /// An event stream (`live=sse`) has JSON arrays as data with `application/json`, and text with `text/*`. A payload that is not UTF-8
     /// cuts an event stream of text. With any other content type, the data is base64, and the response has the header

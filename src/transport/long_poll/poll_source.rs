@@ -10,9 +10,9 @@ use crate::{
     supervision::{PendingStream, SupervisedStream},
 };
 
-/// What one poll reads: the source, or the client's parked stream.
+/// The source that one poll reads, or the client's parked stream in its place.
 ///
-/// A plain stream is parked after its first poll. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
+/// A plain stream is parked between two polls. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
 /// poll before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next poll would
 /// begin anew and lose the events in between.
 pub(super) struct PollSource {
@@ -62,8 +62,8 @@ impl PollSource {
         self.push.is_resumable()
     }
 
-    /// Returns the client's cursor if it has the form of a parked stream's cursor, but no such stream is parked any more. If the source then
-    /// gives no cursor of its own, the client's place is lost.
+    /// Returns the client's cursor if it has the form of a parked stream's cursor, but this stream is no longer parked. If the source then
+    /// gives no cursor of its own, the client has lost its position.
     pub(super) fn lost_cursor(&self) -> Option<&EventId> {
         let may_be_lost =
             |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
@@ -112,8 +112,8 @@ impl PollSource {
     }
 }
 
-/// Wraps `push` so that a parked stream is resumed instead, if there is one. A push that can resume itself is wrapped only if a stream is
-/// parked under the subscription's cursor.
+/// Wraps `push` so that a subscription with the cursor of a parked stream resumes this stream. A push that can resume itself is wrapped
+/// only if a stream is parked under the subscription's cursor.
 fn with_parked_streams(
     push: Push,
     subscription: &Subscription,

@@ -21,7 +21,7 @@ const GAP_MESSAGE: &str = "events behind this cursor are gone: ask without one";
 
 /// Sets the start of a subscription to the cursor in `If-None-Match`, if the request has one.
 ///
-/// `Last-Event-ID` has precedence over `If-None-Match`, because a program sets the former, and its cache may add the latter.
+/// `Last-Event-ID` has precedence over `If-None-Match`, because a program sets `Last-Event-ID`, and its cache may add `If-None-Match`.
 /// `If-None-Match` has precedence over the query, which says only where a loop that polls one URL has begun.
 pub(super) fn with_validator_cursor(subscription: Subscription) -> Subscription {
     let headers = &subscription.head().headers;
@@ -71,7 +71,7 @@ fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
     cursor
 }
 
-/// Makes the response to a `HEAD` request, without an `ETag`: a cache would assign it to the batch that it holds.
+/// Makes the response to a `HEAD` request, without an `ETag`, which a cache would assign to the batch that it holds.
 pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> Response<PushBody> {
     let mut response = Response::new(PushBody::for_head_request());
     let headers = response.headers_mut();
@@ -122,7 +122,8 @@ pub(super) fn refusal_response(rejection: Rejection, is_negotiated: bool) -> Res
 /// Inserts the headers that all responses of this dialect have. `is_negotiated` says whether the `Accept` header chooses the format.
 fn insert_common_headers(headers: &mut HeaderMap, is_negotiated: bool) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);
-    // `Cookie` and `Authorization` are here because another user of the same browser must not go on with the former user's cursor.
+    // `Vary` names `Cookie` and `Authorization`, because another user of the same browser must not continue with the previous user's
+    // cursor.
     let request_headers =
         HeaderValue::from_static("If-None-Match, Last-Event-ID, Cookie, Authorization");
     headers.append(header::VARY, request_headers);

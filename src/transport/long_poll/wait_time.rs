@@ -1,4 +1,4 @@
-//! How long a poll waits for its first event: the time that its client asks for, within a range.
+//! The time that a poll waits for its first event: the time that the client asks for, within a range.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -21,7 +21,7 @@ pub(super) struct WaitTimePolicy {
     pub(super) range: RangeInclusive<Duration>,
 }
 
-/// The wait time that one poll got.
+/// The wait time that was negotiated for one poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NegotiatedWaitTime {
     pub(super) duration: Duration,

@@ -54,7 +54,7 @@ struct SessionDriver<S> {
     session: Session,
     /// `None` once the session takes no more items: the source is dropped at once.
     items: Option<SupervisedStream<S>>,
-    /// `None` if nobody receives the client's messages.
+    /// `None` if no source receives the client's messages.
     message_sender: Option<ClientMessageSender>,
     /// Bytes that were read from the socket, and wait because `message_sender` has no room for their messages.
     unprocessed_input: Bytes,
@@ -71,18 +71,18 @@ const LARGE_READ_BUFFER_LEN: usize = 64 * 1024 + 14;
 /// The length of the small read buffer, in bytes. 4 KiB: copying this many bytes costs about as much as another read.
 const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 
-/// The limit of slices in one vectored write.
+/// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// 16 KiB: the limit of one write to a socket without vectored writes, in bytes. Such a socket is a stream of HTTP/2. It takes a
+/// The maximum length of one write to a socket without vectored writes: 16 KiB. Such a socket is a stream of HTTP/2. It takes a
 /// write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client reads, so
 /// writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
-/// The limit of rounds in one poll, so that a busy connection lets other tasks run.
+/// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.
 const MAX_ROUNDS_PER_POLL: usize = 16;
 
-/// The limit of items that are taken from the source in one round.
+/// The maximum number of items that are taken from the source in one round.
 const MAX_ITEMS_PER_ROUND: usize = 1024;
 
 impl<S> ConnectionTask<S> {
@@ -150,7 +150,7 @@ impl<S> SessionDriver<S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Runs rounds of the session until nothing is ready. Ready once the session is closed.
+    /// Runs rounds of the session until nothing is ready. The poll is ready once the session is closed.
     fn poll_closed(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_ROUNDS_PER_POLL {
             // Each of the three polls is pending if it has registered a waker, or has nothing to do.
@@ -162,11 +162,11 @@ where
                 return Poll::Ready(());
             }
             if !self.session.is_open() && self.items.take().is_some() {
-                // Without a sender, input that waited for its room can be handled.
+                // Without a sender, the input that waited for room in its queue can be handled.
                 self.message_sender = None;
                 continue;
             }
-            // The source may have made room for messages while its items were polled. It does not wake this task then.
+            // The source may have made room for messages while its items were polled. In this case, the source does not wake this task.
             let can_resume_reads = self.session.reads_paused()
                 && self
                     .poll_message_room(|sender| sender.poll_ready(cx))
@@ -180,7 +180,7 @@ where
         Poll::Pending
     }
 
-    /// Reads once, and handles what was read. Ready if there may be more input.
+    /// Reads from the socket once, and handles the input. The poll is ready if there may be more input.
     fn poll_read(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         if self.session.is_closed() {
             return Poll::Pending;
@@ -198,7 +198,7 @@ where
             self.unprocessed_input = input.slice_ref(rest);
             return Poll::Ready(());
         }
-        // A read ends with a large frame, so that the frame behind it is neither copied nor split.
+        // A read ends with a large frame, so that the frame after it is neither copied nor split.
         match self.session.remaining_frame_len() {
             len @ SMALL_READ_BUFFER_LEN..LARGE_READ_BUFFER_LEN => {
                 self.poll_read_into::<LARGE_READ_BUFFER_LEN>(len, socket, cx)
@@ -241,7 +241,7 @@ where
     }
 
     /// Polls the sender of the client's messages for room, with `poll_sender`. While there is no room, the reads of the session are
-    /// paused. Ready with `None` if nobody receives the messages.
+    /// paused. The poll is ready with `None` if no source receives the messages.
     fn poll_message_room<T>(
         &mut self,
         poll_sender: impl FnOnce(&ClientMessageSender) -> Poll<T>,
@@ -264,7 +264,7 @@ where
             let Poll::Ready(batch) = self.poll_message_room(|sender| sender.poll_batch(cx)) else {
                 break;
             };
-            // `None` if nobody receives the messages.
+            // `None` if no source receives the messages.
             let mut batch = batch.flatten();
             while !input.is_empty() && !batch.as_ref().is_some_and(MessageBatch::is_full) {
                 let message = self.session.handle_input(&mut input, batch.is_some(), now);
@@ -279,7 +279,7 @@ where
         input
     }
 
-    /// Moves items from the source to the session, as long as the session wants any. Ready if the source may have more items.
+    /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(items) = &mut self.items else {
             return Poll::Pending;
@@ -296,7 +296,7 @@ where
         Poll::Ready(())
     }
 
-    /// Writes all output of the session. Pending if the socket does not take all of it.
+    /// Writes all output of the session. The poll is pending if the socket does not take all of the output.
     fn poll_write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         let result = self.poll_write_all(socket, cx);
         match result {
@@ -338,7 +338,8 @@ fn tokio_now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// Writes once, as many bytes as one write takes. Returns the number of written bytes, or `None` if there is nothing to write.
+/// Writes to the socket once, as many bytes as one write takes. Returns the number of written bytes, or `None` if there is nothing to
+/// write.
 fn poll_write_once(
     socket: Pin<&mut Upgraded>,
     session: &mut Session,

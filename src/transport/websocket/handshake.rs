@@ -22,10 +22,10 @@ use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody}
 /// The token in `Upgrade`, and the value of `:protocol`. The comparison ignores case (RFC 9110 §7.8).
 const WEBSOCKET_TOKEN: &str = "websocket";
 
-/// The `Sec-WebSocket-Version` of RFC 6455, which is the only one.
+/// The `Sec-WebSocket-Version` of RFC 6455, which is the only version in use.
 const WEBSOCKET_VERSION: &str = "13";
 
-/// What the server accepts and offers in a handshake.
+/// The subprotocols, origins and extensions that the server accepts in a handshake.
 pub(super) struct HandshakePolicy<'a, P> {
     pub origin_policy: &'a OriginPolicy,
     /// The supported subprotocols, in any order: the order of the client's list decides.
@@ -43,12 +43,12 @@ pub(super) struct AcceptedHandshake {
     pub response: Response<PushBody>,
     /// The index in [`HandshakePolicy::subprotocols`] of the chosen subprotocol, if any.
     pub subprotocol_index: Option<usize>,
-    /// `None` if messages are not compressed.
+    /// The negotiated compression; `None` if messages are not compressed.
     #[cfg(feature = "deflate")]
     pub deflate_params: Option<deflate::DeflateParams>,
 }
 
-/// Whether the request asks for a WebSocket. The rest of its handshake may be invalid.
+/// Returns whether the request asks for a WebSocket, even if the rest of its handshake is invalid.
 pub(super) fn is_websocket_request(head: &Parts) -> bool {
     match head.version {
         Version::HTTP_11 => contains_token(&head.headers, UPGRADE, WEBSOCKET_TOKEN),
@@ -190,7 +190,7 @@ fn take_on_upgrade(head: &mut Parts) -> Result<OnUpgrade, Rejection> {
     Ok(on_upgrade)
 }
 
-/// Whether the version is HTTP/2 or later. There an extended CONNECT upgrades a single stream.
+/// Returns whether the version is HTTP/2 or later, in which an extended CONNECT upgrades a single stream.
 fn is_multiplexed(version: Version) -> bool {
     version > Version::HTTP_11
 }
@@ -328,7 +328,7 @@ mod tests {
         head
     }
 
-    /// Handles the request with a policy that allows everything that is optional.
+    /// Handles the request with a policy that allows all subprotocols, origins and extensions of these tests.
     fn accept_head(head: &mut Parts) -> Result<AcceptedHandshake, Rejection> {
         let policy = HandshakePolicy {
             origin_policy: &OriginPolicy::same_origin(),
@@ -667,7 +667,7 @@ mod tests {
         http::header::SEC_WEBSOCKET_EXTENSIONS,
     ];
 
-    /// The same request in both versions.
+    /// Returns the same request over HTTP/1.1 and over HTTP/2.
     fn in_both_versions() -> Vec<Parts> {
         vec![
             valid_get(),

@@ -91,7 +91,7 @@ use crate::{
 
 /// The WebSocket transport.
 ///
-/// It spawns a task for each connection, and needs a tokio runtime for that. See the [module docs](self) for an example.
+/// The transport spawns a task for each connection, and therefore needs a tokio runtime. See the [module docs](self) for an example.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct WebSocket {
@@ -136,7 +136,7 @@ impl WebSocket {
         self.map_config(|config| config.origin_policy = policy)
     }
 
-    /// Adds a subprotocol whose messages have this format, or changes the format of a subprotocol of this name. A connection uses
+    /// Adds a subprotocol whose messages have this format, or changes the format of the subprotocol with this name. A connection uses
     /// the first supported subprotocol in the client's list.
     pub fn subprotocol(self, name: &'static str, format: MessageFormat) -> Self {
         self.map_config(|config| {
@@ -150,26 +150,26 @@ impl WebSocket {
         self.map_config(|config| config.keep_alive = keep_alive)
     }
 
-    /// Sets how long a client may send nothing after a ping: 20 s by default, 30 days at most. A client that misses the deadline is
-    /// closed with 3012.
+    /// Sets how long a client may send nothing after a ping: 20 s by default. A longer deadline than 30 days is reduced to 30 days.
+    /// The connection of a client that misses the deadline is closed with 3012.
     pub fn pong_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.pong_deadline(deadline))
     }
 
-    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default, 30 days at most. A client
-    /// that misses the deadline is closed with 1008.
+    /// Sets how long one message of a client may take, from its first byte to its last: 60 s by default. A longer deadline than
+    /// 30 days is reduced to 30 days. The connection of a client that misses the deadline is closed with 1008.
     pub fn message_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.message_deadline(deadline))
     }
 
-    /// Sets how long a client may take none of the bytes that are sent: 30 s by default, 30 days at most. A client that misses the
-    /// deadline is disconnected. A slow client stays connected as long as it takes some bytes.
+    /// Sets how long a client may take none of the bytes that are sent: 30 s by default. A longer deadline than 30 days is
+    /// reduced to 30 days. A client that misses the deadline is disconnected. A slow client stays connected as long as it takes some bytes.
     pub fn write_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.write_deadline(deadline))
     }
 
-    /// Sets how long a client may take to close the connection after a close frame: 10 s by default, 30 days at most. A client that
-    /// misses the deadline is disconnected.
+    /// Sets how long a client may take to close the connection after a close frame: 10 s by default. A longer
+    /// deadline than 30 days is reduced to 30 days. A client that misses the deadline is disconnected.
     pub fn close_deadline(self, deadline: Duration) -> Self {
         self.map_session_config(|session| session.close_deadline(deadline))
     }
@@ -203,7 +203,7 @@ impl WebSocket {
         })
     }
 
-    /// Accepts the opening handshake, and makes the encoder for what was negotiated.
+    /// Accepts the opening handshake, and makes the encoder for the negotiated subprotocol and compression.
     fn accept_handshake(
         &self,
         head: &mut Parts,
@@ -304,7 +304,7 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(FinishedStream);
+                    let items = pending.supervise(AlreadyFinished);
                     this.spawn_connection(on_upgrade, encoder, items, None)
                 }
                 Err(rejection) => Err(rejection),
@@ -317,10 +317,10 @@ impl Transport for WebSocket {
     }
 }
 
-/// The stream of a source that has finished before the client subscribed.
-struct FinishedStream;
+/// The stream of a source that had finished before the client subscribed. It yields only [`Item::Finished`].
+struct AlreadyFinished;
 
-impl Stream for FinishedStream {
+impl Stream for AlreadyFinished {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

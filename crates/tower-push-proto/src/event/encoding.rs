@@ -4,18 +4,18 @@ use bytes::{Bytes, BytesMut};
 
 use super::Fields;
 
-/// A way to write an event whose bytes depend on the event alone, so that all subscribers can share them.
+/// A way to write an event as bytes. The bytes depend on the event alone, so that all subscribers can share them.
 ///
-/// [`Event::encoded`](super::Event::encoded) keeps the bytes of an event under the type that implements `Encoding`. The encodings of
-/// transports in other crates are therefore shared like those of this crate.
+/// [`Event::encoded`](super::Event::encoded) keeps the bytes of an event under the type that implements `Encoding`. Encodings of other
+/// crates are therefore shared like the encodings of this crate.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
 /// use bytes::{BufMut, Bytes, BytesMut};
 /// use tower_push::event::{Encoding, Event, Fields};
 ///
-/// struct LengthDelimited;
-/// impl Encoding for LengthDelimited {
+/// struct LengthDelimitedEncoding;
+/// impl Encoding for LengthDelimitedEncoding {
 ///     fn encode(fields: &Fields, out: &mut BytesMut) {
 ///         let payload = fields.payload.as_bytes();
 ///         out.put_u32(payload.len() as u32);
@@ -24,16 +24,17 @@ use super::Fields;
 /// }
 ///
 /// let event = Event::text("hi");
-/// let bytes: Bytes = event.encoded::<LengthDelimited>();
+/// let bytes: Bytes = event.encoded::<LengthDelimitedEncoding>();
 /// assert_eq!(bytes, &b"\0\0\0\x02hi"[..]);
-/// assert_eq!(bytes.as_ptr(), event.clone().encoded::<LengthDelimited>().as_ptr());
+/// assert_eq!(bytes.as_ptr(), event.clone().encoded::<LengthDelimitedEncoding>().as_ptr());
 /// ```
 pub trait Encoding: 'static {
     /// Appends the event to `out`.
     fn encode(fields: &Fields, out: &mut BytesMut);
 }
 
-/// The encodings of one event, as a linked list in the order of their first use. It rarely has more than two.
+/// The bytes of one event in each encoding that was used, as a linked list in the order of first use. The list rarely has more than two
+/// entries.
 #[derive(Default)]
 pub(super) struct EncodingCache(OnceLock<CachedEncoding>);
 
@@ -44,10 +45,10 @@ struct CachedEncoding {
 }
 
 impl EncodingCache {
-    /// Returns the bytes of the encoding `E`, which is computed if the cache does not contain it.
+    /// Returns the event's bytes in the encoding `E`. Encodes the event if the cache does not contain these bytes.
     ///
-    /// Invariant: an entry of the list is set once, and each search begins at the first entry. So the list contains no encoding
-    /// twice. A thread that needs an encoding which another thread is computing waits for that thread.
+    /// Invariant: the list contains no encoding twice, because an entry is set once, and each search begins at the first entry. A thread
+    /// that needs an encoding while another thread computes it waits for the other thread.
     pub(super) fn get_or_encode<E: Encoding>(&self, fields: &Fields) -> &Bytes {
         let wanted = TypeId::of::<E>();
         let mut entry = self.0.get_or_init(|| CachedEncoding::new::<E>(fields));
@@ -58,7 +59,7 @@ impl EncodingCache {
         &entry.bytes
     }
 
-    /// Whether the encoding `E` has been computed.
+    /// Whether the cache contains the event's bytes in the encoding `E`.
     pub(super) fn contains<E: Encoding>(&self) -> bool {
         let mut next = self.0.get();
         while let Some(entry) = next {
@@ -92,10 +93,10 @@ mod tests {
 
     static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-    /// Writes the byte `N` and the payload.
-    struct Numbered<const N: u8>;
+    /// The encoding that writes the byte `N` and the payload.
+    struct NumberedEncoding<const N: u8>;
 
-    impl<const N: u8> Encoding for Numbered<N> {
+    impl<const N: u8> Encoding for NumberedEncoding<N> {
         fn encode(fields: &Fields, out: &mut BytesMut) {
             CALLS.fetch_add(1, Ordering::Relaxed);
             out.extend_from_slice(&[N]);
@@ -114,11 +115,11 @@ mod tests {
                         let event = event.clone();
                         scope.spawn(move || {
                             let (a, b) = if i % 2 == 0 {
-                                let a = event.encoded::<Numbered<1>>();
-                                (a, event.encoded::<Numbered<2>>())
+                                let a = event.encoded::<NumberedEncoding<1>>();
+                                (a, event.encoded::<NumberedEncoding<2>>())
                             } else {
-                                let b = event.encoded::<Numbered<2>>();
-                                (event.encoded::<Numbered<1>>(), b)
+                                let b = event.encoded::<NumberedEncoding<2>>();
+                                (event.encoded::<NumberedEncoding<1>>(), b)
                             };
                             assert_eq!((&a[..], &b[..]), (&b"\x01x"[..], &b"\x02x"[..]));
                             (a.as_ptr() as usize, b.as_ptr() as usize)

@@ -5,9 +5,9 @@ use crate::error::Error;
 
 /// The id of an event, which is also the cursor that resumes after the event (exclusively).
 ///
-/// An event id is 1 to 128 bytes of `[A-Za-z0-9._~-]`. These characters need no escaping in a URL's query, in an HTTP header and in
-/// JSON. They also pass in a cross-origin `Last-Event-ID` without a preflight, even if browsers preflight other characters, as is
-/// [proposed](https://github.com/whatwg/fetch/issues/568).
+/// An event id is 1 to 128 bytes of `[A-Za-z0-9._~-]`. These characters need no escaping in a URL's query, in an HTTP header and in JSON. A
+/// cross-origin `Last-Event-ID` of these characters needs no preflight, even if browsers adopt the
+/// [proposal](https://github.com/whatwg/fetch/issues/568) to preflight other characters.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -23,11 +23,11 @@ use crate::error::Error;
 pub struct EventId(Arc<str>);
 
 impl EventId {
-    /// The cursor that a client has after the last event of a source that has [finished](super::Item::Finished). A client that
-    /// reconnects with this cursor is answered 204, whatever the source.
+    /// The cursor that a client has after the last event of a source that has [finished](super::Item::Finished). A client that reconnects
+    /// with this cursor gets the response 204 from every source.
     pub const FINISHED: &'static str = "~finished";
 
-    /// Checks the text and makes it an id.
+    /// Makes an id of a text, after a check of the text.
     ///
     /// # Errors
     /// [`Error::is_invalid_id`] if the text is not 1 to 128 bytes of `[A-Za-z0-9._~-]`.
@@ -40,7 +40,7 @@ impl EventId {
         Err(Error::invalid_id())
     }
 
-    /// Makes an id of ASCII characters. The caller guarantees that they are allowed in an id.
+    /// Makes an id of ASCII characters without a check. The caller guarantees that an id may contain each of them.
     pub(super) fn from_ascii(id: &[u8]) -> Self {
         let text = std::str::from_utf8(id).unwrap_or_default();
         debug_assert!(Self::new(text).is_ok());

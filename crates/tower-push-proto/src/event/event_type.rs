@@ -5,9 +5,9 @@ use crate::error::Error;
 
 /// The name under which a client dispatches an event: `EventSource.addEventListener(name, …)`.
 ///
-/// An event type is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. An `EventSource` has
-/// events of its own called `open` and `error`. The SSE transport announces gaps as `gap` and ends as `end`, and can be configured with other
-/// names.
+/// An event type is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. An `EventSource` itself
+/// dispatches events called `open` and `error`. The SSE transport announces gaps as `gap` and ends as `end`, unless other names are
+/// configured.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -21,7 +21,7 @@ use crate::error::Error;
 pub struct EventType(Arc<str>);
 
 impl EventType {
-    /// Checks the text and makes it an event type.
+    /// Makes an event type of a text, after a check of the text.
     ///
     /// # Errors
     /// [`Error::is_invalid_type`] if the text is not an event type.
@@ -32,7 +32,7 @@ impl EventType {
         Err(Error::invalid_type())
     }
 
-    /// Makes an event type of a name in the source code of this crate. The name must be valid.
+    /// Makes an event type of a name in this crate's source code, without a check at run time. The name must be valid.
     pub(crate) fn from_static(name: &'static str) -> Self {
         debug_assert!(is_header_line(name));
         Self(name.into())

@@ -22,17 +22,17 @@ use crate::format::envelope;
 pub struct Gap {
     /// Why the events are missing.
     pub reason: GapReason,
-    /// The cursor that the client asked to resume from, if it sent one.
+    /// The cursor with which the client asked to resume. `None` if the client sent no cursor.
     pub requested: Option<EventId>,
-    /// The cursor at which the stream goes on: the events that follow come after it. `None` if the source does not say.
+    /// The cursor after which the stream continues. `None` if the source does not know this cursor.
     pub resumed: Option<EventId>,
-    /// The number of missing events, if it is known.
+    /// The number of missing events. `None` if the number is not known.
     pub missed: Option<u64>,
     /// The topic whose events are missing. `None` if the stream has no topics, or if events of any topic may be missing.
     pub topic: Option<Topic>,
 }
 
-/// Why a [`Gap`] is there.
+/// The reason why events are missing in a [`Gap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GapReason {
@@ -40,13 +40,13 @@ pub enum GapReason {
     Expired,
     /// The subscriber was too slow.
     Lagged,
-    /// The cursor belongs to another log or to an earlier lifetime of this one, or it cannot be read. What came after it is not
-    /// known.
+    /// The cursor cannot be read, or belongs to another log or to an earlier lifetime of this log. The source cannot know which events came
+    /// after the cursor.
     Epoch,
 }
 
 impl GapReason {
-    /// Returns the word for the reason in the JSON form.
+    /// Returns the reason's name in the JSON form: `expired`, `lagged` or `epoch`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -57,7 +57,7 @@ impl GapReason {
 }
 
 impl Gap {
-    /// Makes a gap of which only the reason is known.
+    /// Makes a gap with a reason and no other fields.
     pub fn new(reason: GapReason) -> Self {
         Self {
             reason,
@@ -68,14 +68,14 @@ impl Gap {
         }
     }
 
-    /// Sets the cursor that the client asked to resume from.
+    /// Sets the cursor with which the client asked to resume.
     #[must_use]
     pub fn requested(mut self, id: EventId) -> Self {
         self.requested = Some(id);
         self
     }
 
-    /// Sets the cursor at which the stream goes on.
+    /// Sets the cursor after which the stream continues.
     #[must_use]
     pub fn resumed(mut self, id: EventId) -> Self {
         self.resumed = Some(id);

@@ -1,16 +1,16 @@
 use super::{EventId, checked_text::MAX_TEXT_LEN};
 
-/// The digits of base32hex ([RFC 4648 §7](https://www.rfc-editor.org/rfc/rfc4648#section-7)), in lower case. They are in the order of
-/// ASCII.
+/// The digits of base32hex ([RFC 4648 §7](https://www.rfc-editor.org/rfc/rfc4648#section-7)), in lower case. Their order is that of ASCII,
+/// so that encoded numbers sort like numbers.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
-/// The number of digits of the number in an id: 60 bits.
+/// The number of base-32 digits of an id's number, which has 60 bits.
 const NUMBER_LEN: usize = 12;
 
-/// The part that the ids of one log have in common: `N` digits in base 32.
+/// The part that all ids of one log share: `N` digits in base 32.
 ///
-/// A log that numbers its events makes their ids from a prefix that is random for each lifetime of the log. An id of another log, or
-/// of the same log before a restart, then has another prefix, and is not taken for an id of this one.
+/// A log that numbers its events puts a prefix before each number, and draws a new random prefix at each start. An id of another log, or of
+/// the same log before a restart, has another prefix. The log can therefore recognize its own ids.
 ///
 /// An id is `prefix-number`. The number has a fixed width, so that ids with the same prefix sort as texts in the order of their
 /// numbers.
@@ -37,14 +37,14 @@ impl<const N: usize> IdPrefix<N> {
         N + 1 + NUMBER_LEN
     };
 
-    /// Makes the prefix whose digits are the last `5 * N` of these bits.
+    /// Makes the prefix whose digits are the low `5 * N` bits of `bits`.
     pub fn from_bits(bits: u128) -> Self {
         Self(std::array::from_fn(|index| {
             digit(bits.checked_shr(5 * (N - 1 - index) as u32).unwrap_or(0) as u64)
         }))
     }
 
-    /// Returns the id with this prefix and number. Of the number, the last 60 bits count.
+    /// Returns the id with this prefix and number. Only the low 60 bits of `number` are used.
     pub fn id(&self, number: u64) -> EventId {
         let mut text = [0; MAX_TEXT_LEN];
         let text = &mut text[..Self::ID_LEN];
@@ -69,7 +69,7 @@ fn digit(bits: u64) -> u8 {
     DIGITS[(bits & 31) as usize]
 }
 
-/// Returns the number that the digits are in base 32. Returns `None` if one of them is no digit.
+/// Decodes a number in base 32. Returns `None` if a byte is not a digit.
 fn decode(digits: &[u8; NUMBER_LEN]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| {
         let value = DIGITS.iter().position(|d| d == digit)?;

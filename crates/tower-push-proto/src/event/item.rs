@@ -17,8 +17,8 @@ pub enum Item {
     Event(Event),
     /// An event after which the client's cursor is `cursor`, and not the event's id.
     ///
-    /// A stream that joins several logs needs it while one of them catches up: it then sends an old event of one log after newer
-    /// events of another log. A client that resumed after the id of the old event would receive the newer events again.
+    /// A stream that joins several logs yields this item while one log catches up: an old event of this log then comes after newer events
+    /// of another log. A client that resumed after the id of the old event would receive the newer events again.
     EventWithCursor {
         /// The event.
         event: Event,
@@ -29,29 +29,30 @@ pub enum Item {
     Gap(Gap),
     /// A cursor: the client's cursor moves to it without an event.
     ///
-    /// A source yields it after events that it filters out, at the end of a replay, or as its first item. In the last case, a
-    /// connection that drops before its first event can be resumed.
+    /// A source yields a cursor after events that it filters out, at the end of a replay, or as its first item. A cursor as the first item
+    /// makes a connection resumable even if it drops before its first event.
     Cursor(EventId),
     /// The source has finished: clients must not reconnect. The stream is not polled again.
     ///
-    /// The transport tells the client so in-band, and moves the client's cursor to [`EventId::FINISHED`]. A client that reconnects
-    /// with this cursor, as an `EventSource` does once, is answered 204, on which it stops.
+    /// The transport announces the end in-band, and moves the client's cursor to [`EventId::FINISHED`]. An `EventSource` reconnects once
+    /// with this cursor, gets the response 204, and then stops.
     Finished,
     /// The stream ends, and clients may reconnect after the time `retry`. The stream is not polled again.
     ///
-    /// If many clients are told so at once, give each its own time. Otherwise all of them reconnect at once.
+    /// If many streams end at the same time, give each client another `retry`. Otherwise all clients reconnect at the same time.
     Ended {
-        /// The time that the client is to wait before it reconnects. Transports send whole milliseconds, long-polling whole seconds.
+        /// The time that the client waits before it reconnects. Transports send whole milliseconds, except that long-polling sends whole
+        /// seconds.
         retry: Duration,
     },
     /// The stream ends because the client's authorization has expired. The stream is not polled again.
     ///
-    /// A source need not yield it: see `Subscription::expire_by`.
+    /// A source need not yield this item: with `Subscription::expire_by` the stream ends by itself.
     Expired,
 }
 
 impl Item {
-    /// Returns the event, if the item is one.
+    /// Returns the event if the item has one, else `None`.
     #[inline]
     pub fn event(&self) -> Option<&Event> {
         match self {
@@ -101,8 +102,8 @@ impl Item {
     /// ```
     ///
     /// # Errors
-    /// Those of [`Encoder::event`] and [`Encoder::gap`].
-    // This is not a method of `Encoder`, because it would cost `dyn Encoder` another dynamic call for each event.
+    /// The errors of [`Encoder::event`] and [`Encoder::gap`].
+    // As a method of `Encoder`, this function would cost `dyn Encoder` another dynamic call for each event.
     #[inline]
     pub fn write_to<E>(self, encoder: &mut E, out: &mut FrameBuffer) -> Result<Option<End>, Error>
     where
@@ -130,7 +131,7 @@ impl Item {
     }
 }
 
-/// Conversion into an [`Item`]. It is implemented for [`Event`], texts, bytes, [`Item`] itself, and `Result`s of those.
+/// Conversion into an [`Item`]. [`Event`], [`Gap`], [`Item`], texts and bytes implement this trait, and so does a `Result` of each.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -148,7 +149,7 @@ pub trait IntoItem {
     /// Converts the value into an item.
     ///
     /// # Errors
-    /// If the value is an error, or cannot be converted. The error aborts the stream, so that the client notices the failure.
+    /// An error if the value is an error or cannot be converted. The error aborts the stream, so that the client notices the failure.
     fn into_item(self) -> Result<Item, BoxError>;
 }
 

@@ -1,10 +1,10 @@
 //! Events, and the other items that a source's stream yields.
 //!
-//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. All of them are checked when they are made.
+//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. Their constructors check ids, types and topics.
 //! Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
-//! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts, bytes
-//! and `Result`s of those into items.
+//! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
+//! into items, and a `Result` of each.
 
 mod checked_text;
 mod encoding;
@@ -53,7 +53,7 @@ use crate::error::Error;
 #[derive(Clone)]
 pub struct Event(Arc<EventData>);
 
-/// What the clones of an event share.
+/// The data that all clones of an event share.
 struct EventData {
     fields: Fields,
     encodings: EncodingCache,
@@ -65,7 +65,7 @@ struct EventData {
 pub struct Fields {
     /// The id, which is the cursor that resumes after the event. `None` if the event does not move the client's cursor.
     pub id: Option<EventId>,
-    /// The name under which a client dispatches the event. `None` is `message` in an `EventSource`.
+    /// The name under which a client dispatches the event. An `EventSource` dispatches an event without a type as `message`.
     pub event_type: Option<EventType>,
     /// The name of the log that the event belongs to. `None` if its stream carries one log only.
     pub topic: Option<Topic>,
@@ -104,11 +104,11 @@ impl Event {
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
         let text = serde_json::to_string(value).map_err(Error::json)?;
-        // An implementation of `Serialize` may write raw JSON, which may contain line breaks.
+        // An implementation of `Serialize` may embed raw JSON that contains line breaks.
         Ok(Self::from_valid_json(text))
     }
 
-    /// Makes an event that carries a text that is JSON already. The JSON formats embed it instead of quoting it.
+    /// Makes an event from a JSON text. The JSON formats embed the JSON unquoted.
     ///
     /// Line breaks between the tokens of the JSON become spaces.
     ///
@@ -138,7 +138,7 @@ impl Event {
         Self::new(Payload::Json(payload::on_one_line(text.into())))
     }
 
-    // Without inlining the event is built on the stack and then copied.
+    // Without inlining, the event would be built on the stack and then copied.
     #[inline]
     fn new(payload: Payload) -> Self {
         Self::from_fields(Fields {
@@ -246,28 +246,28 @@ impl Event {
 
     /// Returns the event's bytes in the encoding `E`.
     ///
-    /// They are encoded at the first call. All clones of the event share them.
+    /// The first call encodes the event. All clones of the event share the bytes.
     pub fn encoded<E: Encoding>(&self) -> Bytes {
         self.encoded_ref::<E>().clone()
     }
 
-    /// Like [`encoded`](Self::encoded), but borrowed.
+    /// Like [`encoded`](Self::encoded), but returns a reference.
     pub fn encoded_ref<E: Encoding>(&self) -> &Bytes {
         self.0.encodings.get_or_encode::<E>(&self.0.fields)
     }
 
-    /// Like [`with_id`](Self::with_id), for an id that has been checked: it cannot fail.
+    /// Like [`with_id`](Self::with_id), but takes an [`EventId`] and cannot fail.
     pub fn with_event_id(self, id: EventId) -> Self {
         self.with(|fields| fields.id = Some(id))
     }
 
-    /// Makes the fields of this event its own, by a copy if clones exist. A field can then be changed without a copy, for example under
-    /// a lock.
+    /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. A later change of a field then
+    /// needs no copy, which matters under a lock.
     pub fn into_unshared(self) -> Self {
         self.with(|_| {})
     }
 
-    /// Returns whether the event, or a clone, has been [encoded](Self::encoded) as `E`.
+    /// Whether the event or one of its clones has been [encoded](Self::encoded) as `E`.
     pub fn is_encoded<E: Encoding>(&self) -> bool {
         self.0.encodings.contains::<E>()
     }
@@ -275,13 +275,13 @@ impl Event {
     /// Returns the payload without a copy, or the event if clones exist.
     ///
     /// # Errors
-    /// The event itself.
+    /// The event itself, if clones exist.
     pub fn into_payload(self) -> Result<Payload, Self> {
         let data = Arc::try_unwrap(self.0).map_err(Self)?;
         Ok(data.fields.payload)
     }
 
-    /// Returns whether a clone of the event exists, so that an encoding may be used again.
+    /// Whether a clone of the event exists. If so, an encoding may be used again.
     #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -316,7 +316,7 @@ impl From<Vec<u8>> for Event {
     }
 }
 
-/// Makes an event with this payload, such as a message that a client has sent.
+/// Makes an event with this payload. The messages of clients are payloads.
 impl From<Payload> for Event {
     fn from(payload: Payload) -> Self {
         Self::new(payload)

@@ -12,7 +12,7 @@ pub enum Payload {
     /// Text.
     Text(String),
     /// One JSON value on one line, which the JSON formats embed unchanged.
-    // Non-exhaustive, so that only the functions that check the JSON can make one.
+    // Non-exhaustive, so that other crates can make this variant only with functions that check the JSON.
     #[non_exhaustive]
     Json(String),
     /// Bytes.
@@ -38,7 +38,7 @@ impl Payload {
         }
     }
 
-    /// Returns the text, the JSON, or the binary payload if it is UTF-8.
+    /// Returns the payload as text. Returns `None` if the payload is binary and not UTF-8.
     #[inline]
     pub fn as_text(&self) -> Option<&str> {
         match self {
@@ -58,7 +58,8 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Replaces the line breaks of a JSON text with spaces. They are white space: JSON strings cannot contain unescaped line breaks.
+/// Replaces the line breaks of a JSON text with spaces. The JSON value stays the same, because a JSON string cannot contain an unescaped
+/// line break.
 #[cfg(feature = "json")]
 pub(super) fn on_one_line(json: String) -> String {
     if byte_search::find_byte(json.as_bytes(), |b| b == b'\r' || b == b'\n').is_some() {

@@ -5,8 +5,8 @@ use crate::error::Error;
 
 /// The name of the log that an event belongs to, for streams that carry events of several logs.
 ///
-/// A topic is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. It has no further syntax: a
-/// path (`orders/42`) and a URL are topics.
+/// A topic is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A topic has no further syntax: a
+/// path (`orders/42`) or a URL is a valid topic.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -21,7 +21,7 @@ use crate::error::Error;
 pub struct Topic(Arc<str>);
 
 impl Topic {
-    /// Checks the text and makes it a topic.
+    /// Makes a topic of a text, after a check of the text.
     ///
     /// # Errors
     /// [`Error::is_invalid_topic`] if the text is not a topic.

@@ -1,6 +1,7 @@
 //! Control records: the JSON objects that the JSON formats write for gaps, cursors and ends.
 //!
-//! Each one has a key that an event's [envelope](super::envelope) does not have.
+//! A gap has the key `gap`, an end the key `end`, and a cursor only `id`. An event's [envelope](super::envelope) always has `data` or
+//! `data_base64` instead.
 
 use bytes::{BufMut, BytesMut};
 
@@ -9,8 +10,8 @@ use crate::{
     event::{EventId, Gap},
 };
 
-/// Appends the record of a gap: `{"id":"…","gap":{…}}`. The id is the cursor at which the stream continues, and absent if the gap does not
-/// say.
+/// Appends the record of a gap: `{"id":"…","gap":{…}}`. The id is the cursor after which the stream continues. A gap without this cursor
+/// has no `id`.
 pub fn write_gap(gap: &Gap, out: &mut BytesMut) {
     write_object(
         gap.resumed.as_ref().map(EventId::as_str),
@@ -27,8 +28,8 @@ pub fn write_cursor(id: &EventId, out: &mut BytesMut) {
     out.put_slice(b"\"}");
 }
 
-/// Appends the record of an end. If the source has finished, it is `{"id":"~finished","end":{"finished":true}}`. Otherwise it has no id, and
-/// may have the time in milliseconds after which the client should reconnect: `{"end":{"finished":false,"retry":1500}}`.
+/// Appends the record of an end. For a source that has finished, the record is `{"id":"~finished","end":{"finished":true}}`. Any other end
+/// has no id, and may have the milliseconds after which the client should reconnect: `{"end":{"finished":false,"retry":1500}}`.
 pub fn write_end(end: End, out: &mut BytesMut) {
     let id = end.finished.then_some(EventId::FINISHED);
     write_object(id, "end", &end.to_json(), out);

@@ -39,7 +39,7 @@ fn must_be_escaped(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// Appends a payload as a JSON value: JSON unchanged, text as a string, and bytes as a string in base64.
+/// Appends a payload as a JSON value: a JSON payload unchanged, text as a string, and bytes as a string in base64.
 pub fn write_payload(payload: &Payload, out: &mut BytesMut) {
     match payload {
         Payload::Json(json) => out.put_slice(json.as_bytes()),
@@ -54,14 +54,13 @@ pub fn write_payload(payload: &Payload, out: &mut BytesMut) {
 
 /// Appends an event in its envelope: `{"id":…,"topic":…,"event":…,"data":…}`. Only `data` is always present.
 ///
-/// Bytes are in `data_base64` instead of `data`, as in
+/// A binary payload is in `data_base64` instead of `data`, as in
 /// [CloudEvents](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#31-handling-of-data).
 pub fn write_event(fields: &Fields, out: &mut BytesMut) {
     write_envelope(fields, None, out);
 }
 
-/// Appends an event in its envelope, like [`write_event`], with the member `"cursor":…` after `id`. The cursor resumes after the event in
-/// place of the event's id.
+/// Like [`write_event`], with a member `"cursor"` after `id`. A client resumes from this cursor and not from the id.
 pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
     write_envelope(fields, Some(cursor), out);
 }

@@ -12,13 +12,13 @@ use crate::{
 /// One JSON array, for clients that read a complete response with `response.json()`.
 ///
 /// The elements are the JSON texts of [`Ndjson`](super::Ndjson): an envelope for each event,
-/// `{"id":"7","event":"price","data":{"eur":21.5}}`, and a record for each gap, cursor and end. A stream in this format is valid JSON
-/// only when it has ended.
+/// `{"id":"7","event":"price","data":{"eur":21.5}}`, and a record for each gap, cursor and end. The body of a stream is valid JSON only
+/// after the stream has ended.
 #[derive(Clone, Debug, Default)]
 pub struct JsonArray {}
 
 impl JsonArray {
-    /// A JSON array with an envelope around each payload.
+    /// Makes the format: a JSON array with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
     }
@@ -45,7 +45,7 @@ impl Format for JsonArray {
 }
 
 struct JsonArrayEncoder {
-    /// Whether no element has been written.
+    /// Whether the array is still empty, so that the next element needs no comma.
     is_empty: bool,
 }
 
@@ -67,7 +67,7 @@ impl Encoder for JsonArrayEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.begin_element(out);
-        out.push_event::<EnvelopeElement>(event);
+        out.push_event::<JsonArrayEncoding>(event);
         Ok(())
     }
 
@@ -112,10 +112,10 @@ impl BatchEncoder for JsonArrayEncoder {
     }
 }
 
-/// An event in its envelope, as an element of the array.
-struct EnvelopeElement;
+/// The encoding of an event for a JSON array: its envelope.
+struct JsonArrayEncoding;
 
-impl Encoding for EnvelopeElement {
+impl Encoding for JsonArrayEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_event(fields, out);
     }

@@ -12,16 +12,16 @@ use crate::{
 /// JSON text sequences ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): the JSON texts of [`Ndjson`](super::Ndjson), each between a
 /// record separator (0x1E) and a line feed.
 ///
-/// A reader can tell a text that was cut off from a complete one. A heartbeat is a record separator alone: readers take several in a row
-/// for one (§2.1).
+/// A reader can distinguish a JSON text that was cut off from a complete one. A heartbeat is a record separator alone: readers treat
+/// several separators in a row as one (§2.1).
 #[derive(Clone, Debug, Default)]
 pub struct JsonSeq {}
 
-/// The byte before each text of a sequence.
+/// The byte before each JSON text of a sequence.
 pub(super) const RECORD_SEPARATOR: u8 = 0x1e;
 
 impl JsonSeq {
-    /// JSON text sequences with an envelope around each payload.
+    /// Makes the format: JSON text sequences with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
     }
@@ -51,7 +51,7 @@ impl Encoder for JsonSeq {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        out.push_event::<SequenceText>(event);
+        out.push_event::<JsonSeqEncoding>(event);
         Ok(())
     }
 
@@ -87,16 +87,16 @@ impl Encoder for JsonSeq {
 
 impl BatchEncoder for JsonSeq {}
 
-/// An event in its envelope, as a text of the sequence.
-struct SequenceText;
+/// The encoding of an event for a JSON text sequence: its envelope between a record separator and a line feed.
+struct JsonSeqEncoding;
 
-impl Encoding for SequenceText {
+impl Encoding for JsonSeqEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_sequence_text(out, |out| envelope::write_event(fields, out));
     }
 }
 
-/// Appends a text of the sequence: what `write_json` appends, between a record separator and a line feed.
+/// Appends a record separator, the JSON text that `write_json` appends, and a line feed.
 fn write_sequence_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
     out.put_u8(RECORD_SEPARATOR);
     write_json(out);

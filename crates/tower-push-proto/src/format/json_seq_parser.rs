@@ -6,16 +6,16 @@ use crate::error::Error;
 /// An incremental parser of [JSON text sequences](super::JsonSeq) ([RFC 7464](https://www.rfc-editor.org/rfc/rfc7464)): it splits the
 /// input into JSON texts.
 ///
-/// The input may be cut anywhere. A text begins after a record separator (0x1E) and ends with the first line feed that is outside
-/// of its strings, arrays and objects. The parser returns the text without the line feed, as soon as it has read it. Record separators with
-/// nothing after them are heartbeats, and are skipped. The parser does not check the JSON: `Record::from_json` does.
+/// The input may be cut anywhere. A JSON text begins after a record separator (0x1E) and ends with the first line feed that is outside of
+/// its strings, arrays and objects. The parser returns the JSON text without the line feed, as soon as it has read the line feed. A record
+/// separator without a JSON text is a heartbeat, which the parser skips. `Record::from_json` checks the JSON, and the parser does not.
 ///
 /// A complete object, array or string may also end with the record separator of the next text ([RFC 7464
 /// §2.4](https://www.rfc-editor.org/rfc/rfc7464#section-2.4)). Any other JSON text that contains a record separator was cut off there: the
 /// parser fails with [`Error::is_malformed`], and continues after the separator when it is called again.
 ///
-/// The parser keeps at most one text. It fails with [`Error::is_too_long`] if a text is longer than
-/// [`max_record_len`](Self::max_record_len), and at each call after that.
+/// The parser keeps at most one JSON text. It fails with [`Error::is_too_long`] if a JSON text is longer than
+/// [`max_record_len`](Self::max_record_len). Every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -34,41 +34,41 @@ pub struct JsonSeqParser {
     max_record_len: usize,
     has_failed: bool,
     position: TextPosition,
-    /// A text that began in an earlier piece of the input.
+    /// The bytes of a JSON text that began in an earlier piece of the input.
     partial: BytesMut,
 }
 
-/// Where the next byte is in a sequence.
+/// The position of the next byte in a JSON text sequence.
 #[derive(Clone, Copy, Debug)]
 enum TextPosition {
-    /// Between texts, before a record separator.
+    /// Between JSON texts, before a record separator.
     Between,
-    /// After a record separator, before the text.
+    /// After a record separator, before the JSON text.
     AfterSeparator,
-    /// In a text, within `depth` arrays and objects.
+    /// In a JSON text, outside of strings, within `depth` arrays and objects.
     Text { depth: usize },
-    /// In a string of the text.
+    /// In a string of a JSON text.
     String { depth: usize },
-    /// After a backslash in a string of the text.
+    /// After a backslash in a string of a JSON text.
     Escape { depth: usize },
 }
 
-/// What a byte is in a sequence.
+/// The role of a byte in a JSON text sequence.
 enum ByteRole {
-    /// A record separator or white space between texts.
+    /// A record separator or white space between JSON texts.
     Outside,
-    /// A byte of a text.
+    /// A byte of a JSON text.
     Inside,
-    /// The line feed after a text.
+    /// The line feed after a JSON text.
     End,
-    /// The record separator of the next text, within or directly after a text.
+    /// The record separator of the next JSON text, within or directly after a JSON text.
     NextSeparator { depth: Option<usize> },
-    /// A byte of a text that has no record separator.
+    /// A byte, other than white space, that no record separator precedes.
     Stray,
 }
 
 impl TextPosition {
-    /// Moves the position past `byte`, and returns what the byte is.
+    /// Moves the position past `byte`, and returns the byte's role.
     fn advance(&mut self, byte: u8) -> ByteRole {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         *self = match (*self, byte) {
@@ -118,27 +118,27 @@ impl JsonSeqParser {
         }
     }
 
-    /// The maximum length of a text, in bytes: 4 MiB by default.
+    /// Sets the maximum length of a JSON text, in bytes: 4 MiB by default.
     pub fn max_record_len(mut self, bytes: usize) -> Self {
         self.max_record_len = bytes;
         self
     }
 
-    /// Reads from the front of `input` up to the end of the next text, and returns the text. Returns `None` if the input ends
-    /// before: more has to follow.
+    /// Reads from the front of `input` up to the end of the next JSON text, and returns the text. Returns `None` once all of `input` is
+    /// read and the text is still incomplete.
     ///
-    /// A text that lies whole in an input of the type `Bytes` is not copied.
+    /// A JSON text is not copied if `input` is `Bytes` and contains the whole text.
     ///
     /// # Errors
-    /// [`Error::is_too_long`] if a text is longer than the limit, [`Error::is_malformed`] if it was cut off, or if something else than
-    /// white space precedes its record separator.
+    /// [`Error::is_too_long`] if a JSON text is longer than the limit. [`Error::is_malformed`] if a JSON text was cut off, or if anything
+    /// but white space precedes a record separator.
     pub fn next_record(&mut self, input: &mut impl Buf) -> Result<Option<Bytes>, Error> {
         if self.has_failed {
             return Err(self.too_long());
         }
         while input.has_remaining() {
             let chunk = input.chunk();
-            // Where the text begins in the chunk. A text from an earlier chunk continues at its start.
+            // The index in the chunk at which the JSON text begins, or 0 if the text began in an earlier chunk.
             let mut start = if self.is_within_record() {
                 0
             } else {
@@ -193,7 +193,7 @@ impl JsonSeqParser {
         Ok(None)
     }
 
-    /// Whether a text has begun and not ended. If so at the end of a body, the text was cut off.
+    /// Whether a JSON text has begun and not ended. `true` at the end of a body means that the JSON text was cut off.
     pub fn is_within_record(&self) -> bool {
         !matches!(
             self.position,

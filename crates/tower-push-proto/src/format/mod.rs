@@ -1,4 +1,4 @@
-//! Formats of response bodies: how a body holds the records of a stream. Each format has an encoder; most have a parser too.
+//! Formats of response bodies: layouts of the records of a stream. Each format has an encoder, and most formats have a parser.
 //!
 //! | format | media type |
 //! |---|---|
@@ -9,11 +9,11 @@
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` |
 //! | [`Raw`] | `text/plain` by [default](Raw::media_type) |
 //!
-//! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. A client finds the cursor there, and can resume
-//! with it on any transport. [`Ndjson::bare`] leaves the envelope out.
+//! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. The `id` is the cursor with which the client can
+//! resume on any transport. [`Ndjson::bare`] leaves the envelope out.
 //!
-//! To read a body, [`NdjsonParser`], [`JsonSeqParser`] and [`MultipartParser`] split it into records. With the feature `json`, `Record`
-//! reads the event, gap, cursor or end that a record holds.
+//! [`NdjsonParser`], [`JsonSeqParser`] and [`MultipartParser`] split a body into records. With the feature `json`, `Record` reads the
+//! event, gap, cursor or end of a record.
 
 pub mod control_record;
 pub mod envelope;
@@ -55,7 +55,7 @@ use crate::{
 /// The default for the maximum length of a record or a part that a parser accepts, in bytes.
 const DEFAULT_MAX_RECORD_LEN: usize = 4 * 1024 * 1024;
 
-/// A format of streams and batches, which makes their encoders.
+/// A format of response bodies. It makes the encoders of streams and of batches.
 pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// Returns the name under which a client asks for the format if it cannot set headers: lower-case words with hyphens.
     fn name(&self) -> &'static str;
@@ -63,12 +63,12 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// Returns the media types of the format, the preferred one first.
     fn media_types(&self) -> &[&'static str];
 
-    /// Makes the encoder of one stream, and its `Content-Type`, for the media type that was negotiated.
+    /// Returns the `Content-Type` and the encoder of one stream, for the media type that was negotiated.
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>);
 
-    /// Makes the encoder of one batch, and its `Content-Type`, for the media type that was negotiated.
+    /// Returns the `Content-Type` and the encoder of one batch, for the media type that was negotiated.
     ///
-    /// The default wraps the [`encoder`](Self::encoder): it writes nothing before a batch, and after it only the end of a source that
+    /// The default wraps the [`encoder`](Self::encoder). It writes nothing before a batch. After a batch it writes the end, if the source
     /// has finished.
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
         let (content_type, encoder) = self.encoder(media_type);
@@ -116,7 +116,7 @@ impl Encoder for DefaultBatchEncoder {
 
 impl BatchEncoder for DefaultBatchEncoder {}
 
-/// Makes a header of a media type. A text that cannot be in a header becomes `application/octet-stream`.
+/// Converts a media type to a header value. A media type that no header can hold becomes `application/octet-stream`.
 pub(crate) fn content_type_header(media_type: &str) -> HeaderValue {
     HeaderValue::from_str(media_type)
         .unwrap_or(HeaderValue::from_static("application/octet-stream"))

@@ -33,14 +33,14 @@ use crate::{
 /// | `Event-Type` | the event's type, in UTF-8 | if the event has one |
 /// | `Content-Length` | the length of the payload in bytes | always |
 ///
-/// The boundary is 128 random bits that are drawn for each stream, so that nobody can put it into a payload on purpose. A payload that
-/// contains it aborts the stream ([`Error::is_delimiter_in_payload`]).
+/// The boundary is 128 random bits that are drawn for each stream, so that an attacker cannot put the boundary into a payload. A payload
+/// that contains the boundary aborts the stream ([`Error::is_delimiter_in_payload`]).
 ///
 /// Gaps, cursors, heartbeats and the end are written in one of two ways:
-/// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. Its content is the [JSON of
-///   NDJSON](super::Ndjson), and `{"heartbeat":true}` for a heartbeat.
+/// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. The content of a heartbeat's part is
+///   `{"heartbeat":true}`. The content of the other parts is the [JSON of NDJSON](super::Ndjson).
 /// - [`replace`](Self::replace) writes headers of the next part: `Gap: {…}`, `Cursor: …`, `End: {…}`, and `Heartbeat: 111…` with a digit
-///   for each heartbeat. Clients that show parts, such as an `<img>`, would show a part of its own.
+///   for each heartbeat. A part of its own would be shown by clients that show parts, such as an `<img>`.
 #[derive(Clone, Debug)]
 pub struct Multipart {
     is_replace: bool,
@@ -54,7 +54,7 @@ pub(super) const CONTROL_TYPE: &str = "application/vnd.tower-push+json";
 const HEADERS_CAPACITY: usize = 64;
 
 impl Multipart {
-    /// The subtype `multipart/mixed`.
+    /// Makes the format with the subtype `multipart/mixed`.
     pub fn mixed() -> Self {
         Self {
             is_replace: false,
@@ -62,7 +62,7 @@ impl Multipart {
         }
     }
 
-    /// The subtype `multipart/x-mixed-replace`: each part replaces the one before, as in an `<img>` of a browser.
+    /// Makes the format with the subtype `multipart/x-mixed-replace`. Each part replaces the part before, as in an `<img>` of a browser.
     pub fn replace() -> Self {
         Self {
             is_replace: true,
@@ -70,8 +70,8 @@ impl Multipart {
         }
     }
 
-    /// The `Content-Type` of parts whose payload is [binary](Event::binary): `application/octet-stream` by default. A camera sends
-    /// `image/jpeg`.
+    /// Sets the `Content-Type` of parts whose payload is [binary](Event::binary), such as `image/jpeg` for a camera:
+    /// `application/octet-stream` by default.
     #[must_use]
     pub fn binary_type(mut self, media_type: HeaderValue) -> Self {
         self.binary_type = media_type;
@@ -120,23 +120,23 @@ impl Format for Multipart {
 
 /// The encoder of a multipart body.
 ///
-/// Invariant: between two calls the body ends with `--BOUNDARY\r\n`, or with headers of the part that begins there.
+/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part.
 struct MultipartEncoder {
     format: Multipart,
-    /// `--BOUNDARY`.
+    /// The boundary with two hyphens before it: `--BOUNDARY`.
     delimiter: String,
-    /// Whether the body ends within the line of heartbeats. All heartbeats between two parts share one line, because clients limit the
-    /// number of header lines.
+    /// Whether the body written so far ends within a `Heartbeat` header line. All heartbeats between two parts share one line, because
+    /// clients limit the number of header lines.
     is_in_heartbeat_line: bool,
 }
 
 impl MultipartEncoder {
-    /// Writes a part that is no event, up to the delimiter after it.
+    /// Writes a part for a gap, a cursor, a heartbeat or an end, and the delimiter after the part.
     fn write_control_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
         write_json(&mut json);
         write_header("Content-Type", CONTROL_TYPE, out);
-        write_content(&json, out);
+        write_length_and_content(&json, out);
     }
 
     fn write_delimiter(&self, out: &mut BytesMut) {
@@ -166,7 +166,7 @@ impl MultipartEncoder {
         Ok(())
     }
 
-    /// Ends the line of heartbeats, if the body ends within it.
+    /// Ends the `Heartbeat` header line, if the body written so far ends within it.
     fn end_heartbeat_line(&mut self, out: &mut FrameBuffer) {
         if std::mem::take(&mut self.is_in_heartbeat_line) {
             out.buffer().put_slice(b"\r\n");
@@ -198,7 +198,7 @@ impl Encoder for MultipartEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.begin_event_part(event, out)?;
-        out.push_event::<EventPart>(event);
+        out.push_event::<MultipartEncoding>(event);
         self.write_delimiter(out.buffer());
         Ok(())
     }
@@ -275,26 +275,26 @@ impl BatchEncoder for MultipartEncoder {
         let out = out.buffer();
         let delimiter = format!("{}\r\n", self.delimiter);
         if out.ends_with(delimiter.as_bytes()) {
-            // No part follows: the delimiter after the last part becomes the last delimiter.
+            // No part follows, so the delimiter after the last part becomes the last delimiter.
             out.truncate(out.len() - delimiter.len());
         } else {
-            // Headers of a part have been written: they become a part without content.
+            // Headers of a next part have been written. They become a part without content.
             out.put_slice(b"\r\n\r\n");
         }
         self.write_last_delimiter(out);
     }
 }
 
-/// The part of an event, without its `Content-Type`, which depends on the format.
-struct EventPart;
+/// The encoding of an event as a part, without the `Content-Type`, which depends on the configured type of binary payloads.
+struct MultipartEncoding;
 
-impl Encoding for EventPart {
+impl Encoding for MultipartEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_event_part(fields, None, out);
     }
 }
 
-/// Appends the headers of an event's part, but for its `Content-Type`, and the content.
+/// Appends the headers of an event's part, except the `Content-Type`, and then the content.
 fn write_event_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
     if let Some(id) = &fields.id {
@@ -309,11 +309,11 @@ fn write_event_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMu
     if let Some(event_type) = &fields.event_type {
         write_header("Event-Type", event_type.as_str(), out);
     }
-    write_content(fields.payload.as_bytes(), out);
+    write_length_and_content(fields.payload.as_bytes(), out);
 }
 
 /// Appends the `Content-Length`, the content, and the line break that belongs to the delimiter after the content.
-fn write_content(content: &[u8], out: &mut BytesMut) {
+fn write_length_and_content(content: &[u8], out: &mut BytesMut) {
     write_header("Content-Length", &content.len().to_string(), out);
     out.put_slice(b"\r\n");
     out.put_slice(content);

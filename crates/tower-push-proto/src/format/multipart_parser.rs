@@ -10,13 +10,14 @@ use crate::{byte_search, error::Error, header_list::split_unquoted};
 /// An incremental parser of multipart bodies ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)), `multipart/mixed`
 /// and `multipart/x-mixed-replace` alike.
 ///
-/// The input may be cut anywhere. A part with a `Content-Length` is returned as soon as its content is complete. A part without one is
-/// returned when the delimiter after it is complete. Bytes before the first and after the last delimiter are ignored.
+/// The input may be cut anywhere. A part with a `Content-Length` is returned as soon as its content is complete. A part without a
+/// `Content-Length` is returned when the delimiter after the part is complete. Bytes before the first and after the last delimiter are
+/// ignored.
 ///
 /// # Limits
-/// The parser keeps at most one part, and the chunk of input that it has read last. It fails with [`Error::is_too_long`] if the headers
-/// of a part are longer than [`max_headers_len`](Self::max_headers_len), or its content longer than
-/// [`max_part_len`](Self::max_part_len). After an error it fails at each call.
+/// The parser keeps at most one part and the last chunk of input. It fails with [`Error::is_too_long`] if the headers of a part are longer
+/// than [`max_headers_len`](Self::max_headers_len), or its content longer than [`max_part_len`](Self::max_part_len). Every later call fails
+/// too.
 ///
 /// ```
 /// use http::HeaderValue;
@@ -38,12 +39,12 @@ use crate::{byte_search, error::Error, header_list::split_unquoted};
 pub struct MultipartParser {
     max_headers_len: usize,
     max_part_len: usize,
-    /// `\r\n--BOUNDARY`.
+    /// The delimiter between parts: `\r\n--BOUNDARY`.
     delimiter: Vec<u8>,
     position: BodyPosition,
-    /// Input that has not been returned.
+    /// The input that has been read, but not yet returned as a part.
     buffer: BytesMut,
-    /// The number of bytes at the front of the buffer in which no delimiter, or no end of headers, begins.
+    /// The number of bytes at the front of the buffer that were searched without success. No delimiter or end of headers begins there.
     searched: usize,
 }
 
@@ -57,7 +58,7 @@ pub struct MultipartPart {
     pub content: Bytes,
 }
 
-/// What is at the front of the buffer.
+/// The kind of bytes at the front of the parser's buffer.
 #[derive(Debug)]
 enum BodyPosition {
     /// The bytes before the first delimiter, which are ignored.
@@ -66,15 +67,15 @@ enum BodyPosition {
     DelimiterSuffix,
     /// The headers of a part.
     Headers,
-    /// The line break after the headers, and the content of a part, up to the next delimiter.
+    /// The line break after the headers, and the content of a part without a `Content-Length`, up to the next delimiter.
     Content(HeaderMap),
-    /// The content of a part of this length.
+    /// The content of a part whose `Content-Length` is the second field.
     SizedContent(HeaderMap, usize),
-    /// The delimiter after a content of known length.
+    /// The delimiter after a content whose length was known.
     Delimiter,
     /// The bytes after the last delimiter, which are ignored.
     Epilogue,
-    /// An error was returned.
+    /// Nothing: an error was returned, and every later call fails.
     Failed,
 }
 
@@ -95,7 +96,8 @@ impl MultipartParser {
             max_part_len: DEFAULT_MAX_RECORD_LEN,
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             position: BodyPosition::Preamble,
-            // A delimiter includes the line break before it, but at the beginning of a body there is none.
+            // A delimiter includes the line break before the boundary. The first delimiter of a body may have none, so the parser supplies
+            // one.
             buffer: BytesMut::from("\r\n"),
             searched: 0,
         }
@@ -120,13 +122,13 @@ impl MultipartParser {
             .ok_or_else(|| Error::malformed("the content type has no valid boundary"))
     }
 
-    /// The maximum length of a part's headers, in bytes: 64 KiB by default.
+    /// Sets the maximum length of a part's headers, in bytes: 64 KiB by default.
     pub fn max_headers_len(mut self, bytes: usize) -> Self {
         self.max_headers_len = bytes;
         self
     }
 
-    /// The maximum length of a part's content, in bytes: 4 MiB by default.
+    /// Sets the maximum length of a part's content, in bytes: 4 MiB by default.
     pub fn max_part_len(mut self, bytes: usize) -> Self {
         self.max_part_len = bytes;
         self
@@ -137,11 +139,11 @@ impl MultipartParser {
         matches!(self.position, BodyPosition::Epilogue)
     }
 
-    /// Reads from the front of `input` until the next part is complete. Returns `None` if the input ends before. More input has to follow,
-    /// unless the body [is finished](Self::is_finished).
+    /// Reads from the front of `input` until the next part is complete. Returns `None` once all of `input` is read and the part is still
+    /// incomplete. More input has to follow, unless the body [is finished](Self::is_finished).
     ///
     /// # Errors
-    /// [`Error::is_too_long`] if a part is longer than its limits, [`Error::is_malformed`] if the body is no multipart body.
+    /// [`Error::is_too_long`] if a part is longer than its limits, [`Error::is_malformed`] if the body is not a valid multipart body.
     pub fn next_part(&mut self, input: &mut impl Buf) -> Result<Option<MultipartPart>, Error> {
         loop {
             match self.parse_buffer() {
@@ -163,7 +165,7 @@ impl MultipartParser {
         }
     }
 
-    /// Parses the buffer up to the end of the next part. Returns `None` if the buffer ends before.
+    /// Parses the buffer up to the end of the next part. Returns `None` if the buffer does not contain the whole part.
     fn parse_buffer(&mut self) -> Result<Option<MultipartPart>, Error> {
         loop {
             match std::mem::replace(&mut self.position, BodyPosition::Failed) {
@@ -247,7 +249,7 @@ impl MultipartParser {
         }
     }
 
-    /// Removes the bytes up to the next delimiter, and the delimiter, and returns the former. Returns `None` if the buffer contains no
+    /// Removes the next delimiter and the bytes before it, and returns the bytes before it. Returns `None` if the buffer contains no
     /// delimiter.
     fn take_until_delimiter(&mut self) -> Option<Bytes> {
         let mut from = self.searched;
@@ -268,20 +270,21 @@ impl MultipartParser {
                 }
             }
         }
-        // The last bytes may be the beginning of a delimiter.
+        // The last bytes of the buffer may be the beginning of a delimiter.
         self.searched = (self.buffer.len() + 1)
             .saturating_sub(self.delimiter.len())
             .max(from);
         None
     }
 
-    /// Removes the bytes of the preamble that belong to no delimiter.
+    /// Removes the bytes of the preamble that cannot belong to a delimiter.
     fn discard_preamble(&mut self) {
         self.buffer.advance(self.searched.min(self.buffer.len()));
         self.searched = 0;
     }
 
-    /// Removes the bytes between `--BOUNDARY` and what follows the delimiter, and returns the latter. Returns `None` if they are incomplete.
+    /// Removes the bytes after `--BOUNDARY` that belong to the delimiter. Returns what follows the delimiter, or `None` if the delimiter is
+    /// incomplete.
     fn take_delimiter_suffix(&mut self) -> Option<BodyPosition> {
         match parse_delimiter_suffix(&self.buffer) {
             DelimiterSuffix::Incomplete => None,
@@ -334,11 +337,11 @@ impl MultipartParser {
 
 /// The bytes after `--BOUNDARY`.
 enum DelimiterSuffix {
-    /// Other bytes: what precedes them is no delimiter.
+    /// Any other bytes: the `--BOUNDARY` before them is not a delimiter.
     None,
-    /// The beginning of one of the ends below.
+    /// Too few bytes to tell: they may become `Line` or `Last`.
     Incomplete,
-    /// Padding and a line break, together of this length. A part follows.
+    /// Padding and a line break of this total length, in bytes. A part follows.
     Line(usize),
     /// Two hyphens: this is the last delimiter.
     Last,
@@ -375,7 +378,7 @@ fn parse_headers(block: &[u8]) -> Result<HeaderMap, Error> {
     Ok(headers)
 }
 
-/// Returns the value of `Content-Length`, if it is present.
+/// Returns the value of `Content-Length`. Returns `None` if the part has no such header.
 fn parse_content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     let Some(value) = headers.get(CONTENT_LENGTH) else {
         return Ok(None);

@@ -37,15 +37,15 @@ pub struct Ndjson {
 }
 
 impl Ndjson {
-    /// NDJSON with an envelope around each payload.
+    /// Makes the format: NDJSON with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// NDJSON whose lines are the payloads themselves, for clients that know no envelope. A binary payload is a string in base64.
+    /// Leaves the envelope out: each line is a payload, for clients that do not know the envelope. A binary payload is a string in base64.
     ///
-    /// Ids and types are not sent, so that a client cannot resume, and the end of the body is the only sign of the stream's end. Gaps
-    /// are written as in NDJSON with envelopes.
+    /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
+    /// written as in NDJSON with envelopes.
     #[must_use]
     pub fn bare(mut self) -> Self {
         self.is_bare = true;
@@ -83,9 +83,9 @@ impl Encoder for Ndjson {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.is_bare {
-            out.push_event::<PayloadLine>(event);
+            out.push_event::<NdjsonPayloadEncoding>(event);
         } else {
-            out.push_event::<EnvelopeLine>(event);
+            out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
         Ok(())
     }
@@ -131,20 +131,20 @@ impl Encoder for Ndjson {
 
 impl BatchEncoder for Ndjson {}
 
-/// An event in its envelope, on one line.
-struct EnvelopeLine;
+/// The encoding of an event for NDJSON: its envelope on one line.
+struct NdjsonEnvelopeEncoding;
 
-impl Encoding for EnvelopeLine {
+impl Encoding for NdjsonEnvelopeEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_event(fields, out);
         out.put_u8(b'\n');
     }
 }
 
-/// The payload of an event, on one line.
-struct PayloadLine;
+/// The encoding of an event for [bare](Ndjson::bare) NDJSON: its payload on one line.
+struct NdjsonPayloadEncoding;
 
-impl Encoding for PayloadLine {
+impl Encoding for NdjsonPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');

@@ -5,11 +5,11 @@ use crate::{byte_search::find_byte, error::Error};
 
 /// An incremental parser of [NDJSON](super::Ndjson): it splits the input into lines.
 ///
-/// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Empty and blank lines are heartbeats, and are skipped.
-/// The parser does not look into the JSON: `Record::from_json` does.
+/// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Empty and blank lines are heartbeats, which the parser skips.
+/// `Record::from_json` checks the JSON, and the parser does not.
 ///
 /// The parser keeps at most one line. It fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_record_len`](Self::max_record_len), and at each call after that.
+/// [`max_record_len`](Self::max_record_len). Every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -28,7 +28,7 @@ use crate::{byte_search::find_byte, error::Error};
 pub struct NdjsonParser {
     max_record_len: usize,
     has_failed: bool,
-    /// A line that began in an earlier piece of the input.
+    /// The bytes of a line that began in an earlier piece of the input.
     partial: BytesMut,
 }
 
@@ -42,16 +42,16 @@ impl NdjsonParser {
         }
     }
 
-    /// The maximum length of a line, in bytes without its `\n`: 4 MiB by default.
+    /// Sets the maximum length of a line, in bytes without its `\n`: 4 MiB by default.
     pub fn max_record_len(mut self, bytes: usize) -> Self {
         self.max_record_len = bytes;
         self
     }
 
-    /// Reads from the front of `input` up to the end of the next line, and returns the line without its end. Returns `None` if the
-    /// input ends before: more has to follow.
+    /// Reads from the front of `input` up to the end of the next line, and returns the line without its line break. Returns `None` once all
+    /// of `input` is read and the line is still incomplete.
     ///
-    /// A line that lies whole in an input of the type `Bytes` is not copied.
+    /// A line is not copied if `input` is `Bytes` and contains the whole line.
     ///
     /// # Errors
     /// [`Error::is_too_long`] if the line is longer than the limit.
@@ -91,9 +91,10 @@ impl NdjsonParser {
         Ok(None)
     }
 
-    /// Returns the bytes after the last `\n`, unless they are blank. Call it at the end of a body: writers may leave out the last `\n`.
+    /// Returns the bytes after the last `\n`, unless they are blank. Call this method at the end of a body, because writers may leave out
+    /// the last `\n`.
     ///
-    /// If the body was cut off, the bytes may be the beginning of a line only.
+    /// If the body was cut off, the returned bytes may be an incomplete line.
     pub fn finish(mut self) -> Option<Bytes> {
         let line = self.partial.split().freeze();
         (!line.trim_ascii().is_empty()).then_some(line)

@@ -15,12 +15,12 @@ use crate::{
 /// Payloads without an envelope, with a separator after each: `\n` by default.
 ///
 /// Ids and types are not sent, and the end of the body is the only sign of the stream's end. A heartbeat is a separator alone. An empty
-/// payload would look like a heartbeat, and is left out.
+/// payload is left out, because it would look like a heartbeat.
 ///
-/// Two things abort the stream, so that the client notices: a gap, unless a [record](Self::gap) for gaps is set
-/// ([`Error::is_gap_unsupported`]), and a payload that contains the separator ([`Error::is_delimiter_in_payload`]).
+/// A gap aborts the stream ([`Error::is_gap_unsupported`]), unless a [record](Self::gap) for gaps is set. A payload that contains the
+/// separator aborts the stream too ([`Error::is_delimiter_in_payload`]). The client notices the aborted body.
 ///
-/// With an empty separator the payloads together are one text or one file, and there are no heartbeats.
+/// With an empty separator, the body is the concatenation of the payloads, such as one text or one file. Such a stream has no heartbeats.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -36,12 +36,12 @@ struct RawConfig {
     separator: Bytes,
     gap: Option<Bytes>,
     media_type: [&'static str; 1],
-    /// Whether the media type is the default, whose `Content-Type` names a charset.
+    /// Whether the media type is the default. The `Content-Type` of the default names a charset.
     is_default_media_type: bool,
 }
 
 impl Raw {
-    /// Lines of text, as `text/plain; charset=utf-8`.
+    /// Makes the format with the defaults: lines of text, as `text/plain; charset=utf-8`.
     pub fn new() -> Self {
         Self(Arc::new(RawConfig {
             separator: Bytes::from_static(b"\n"),
@@ -51,19 +51,20 @@ impl Raw {
         }))
     }
 
-    /// The separator, which is written after each payload: `\n` by default. It may be empty.
+    /// Sets the separator, which is written after each payload and may be empty: `\n` by default.
     #[must_use]
     pub fn separator(self, separator: impl Into<Bytes>) -> Self {
         self.with(|config| config.separator = separator.into())
     }
 
-    /// The record that is written for a gap. The separator follows it. By default there is none, and a gap aborts the stream.
+    /// Sets the record that is written for a gap, before a separator. Without a record, which is the default, a gap aborts the stream.
     #[must_use]
     pub fn gap(self, record: impl Into<Bytes>) -> Self {
         self.with(|config| config.gap = Some(record.into()))
     }
 
-    /// The media type, as `type/subtype`: `text/plain` by default. It is compared with `Accept`, and sent as the `Content-Type`.
+    /// Sets the media type, as `type/subtype`: `text/plain` by default. The media type is compared with `Accept`, and sent as the
+    /// `Content-Type`.
     #[must_use]
     pub fn media_type(self, media_type: &'static str) -> Self {
         self.with(|config| {
@@ -122,7 +123,7 @@ impl Encoder for Raw {
         if byte_search::contains(payload, &self.0.separator) {
             return Err(Error::delimiter_in_payload());
         }
-        out.push_event::<PayloadBytes>(event);
+        out.push_event::<RawEncoding>(event);
         out.buffer().put_slice(&self.0.separator);
         Ok(())
     }
@@ -145,10 +146,10 @@ impl Encoder for Raw {
 
 impl BatchEncoder for Raw {}
 
-/// The payload of an event, unchanged.
-struct PayloadBytes;
+/// The encoding of an event as its payload, unchanged.
+struct RawEncoding;
 
-impl Encoding for PayloadBytes {
+impl Encoding for RawEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.put_slice(fields.payload.as_bytes());
     }

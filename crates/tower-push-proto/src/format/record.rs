@@ -36,7 +36,7 @@ pub enum Record {
     Event {
         /// The event.
         event: Event,
-        /// The cursor that resumes after the event, if that is not the event's id.
+        /// The cursor that resumes after the event. `None` if the event's id is this cursor.
         cursor: Option<EventId>,
     },
     /// Events that the client will not receive.
@@ -80,12 +80,12 @@ impl Record {
     /// Reads a record of a JSON format: an [NDJSON](super::Ndjson) line, the text of a [JSON text sequence](super::JsonSeq), or a
     /// WebSocket message of the subprotocol `json.tower-push`.
     ///
-    /// A `data` that is a JSON string becomes a text payload, and any other value a JSON payload. Members that are not known are
-    /// ignored. Returns `None` for an object without any known member, such as a heartbeat.
+    /// A `data` that is a JSON string becomes a text payload, and any other value a JSON payload. Unknown members are ignored. Returns
+    /// `None` for an object without a known member, such as a heartbeat.
     ///
     /// # Errors
-    /// [`Error::is_json`] if the bytes are not a JSON object of this form. [`Error::is_malformed`], [`Error::is_invalid_id`],
-    /// [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if a member has a value that it cannot have.
+    /// [`Error::is_json`] if the bytes are not a JSON object with members of the expected types. [`Error::is_malformed`],
+    /// [`Error::is_invalid_id`], [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if the value of a member is invalid.
     pub fn from_json(json: &[u8]) -> Result<Option<Self>, Error> {
         let envelope: RecordFields<'_> = serde_json::from_slice(json).map_err(Error::json)?;
         envelope.into_record()
@@ -94,18 +94,18 @@ impl Record {
     /// Reads the records of a [JSON array](super::JsonArray): the body of a long-poll response. See [`from_json`](Self::from_json).
     ///
     /// # Errors
-    /// Those of [`from_json`](Self::from_json).
+    /// The errors of [`from_json`](Self::from_json).
     pub fn from_json_array(json: &[u8]) -> Result<Vec<Self>, Error> {
         let envelopes: Vec<RecordFields<'_>> = serde_json::from_slice(json).map_err(Error::json)?;
         let records = envelopes.into_iter().map(RecordFields::into_record);
         records.filter_map(Result::transpose).collect()
     }
 
-    /// Reads the records of a part of a [multipart](super::Multipart) body, of both subtypes. Parts of
-    /// `multipart/x-mixed-replace` may have several: gaps, a cursor, an event and the end, in this order.
+    /// Reads the records of a part of a [multipart](super::Multipart) body, of both subtypes. A part of `multipart/x-mixed-replace` may
+    /// have several records: gaps, a cursor, an event and the end, in this order.
     ///
     /// # Errors
-    /// Those of [`from_json`](Self::from_json).
+    /// The errors of [`from_json`](Self::from_json).
     pub fn from_part(part: &MultipartPart) -> Result<Vec<Self>, Error> {
         if part.media_type() == Some(super::multipart::CONTROL_TYPE) {
             return Ok(Self::from_json(&part.content)?.into_iter().collect());
@@ -116,7 +116,7 @@ impl Record {
         }
         if let Some(id) = header_text(part, "cursor")? {
             let id = EventId::new(id)?;
-            // The cursor of a source that has finished belongs to the end, which follows.
+            // The cursor `~finished` belongs to the record of the end, and is no record of its own.
             if !id.is_finished() {
                 records.push(Self::Cursor(id));
             }
@@ -141,14 +141,14 @@ impl Record {
         Ok(records)
     }
 
-    /// Reads an event of an SSE stream. `config` has the event types of gaps, ends and heartbeats, and says whether payloads are in
-    /// base64. Returns `None` for a heartbeat.
+    /// Reads an event of an SSE stream. `config` must be the server's configuration: it has the event types of gaps, ends and heartbeats,
+    /// and whether payloads are in base64. Returns `None` for a heartbeat.
     ///
     /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id), which also moves between records.
     ///
     /// # Errors
     /// [`Error::is_json`] if the data of a gap or an end cannot be read. [`Error::is_malformed`] if the data is not base64.
-    /// [`Error::is_invalid_id`], [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if a field has a value that it cannot have.
+    /// [`Error::is_invalid_id`], [`Error::is_invalid_type`] or [`Error::is_invalid_topic`] if the value of a field is invalid.
     pub fn from_sse(event: SseEvent, config: &SseConfig) -> Result<Option<Self>, Error> {
         let SseEvent {
             event_type,
@@ -171,7 +171,7 @@ impl Record {
         } else {
             Event::text(data)
         };
-        // An empty id means that the event has none.
+        // An empty `id` field means that the event has no id.
         if let Some(id) = id.filter(|id| !id.is_empty()) {
             event = event.with_id(id)?;
         }
@@ -190,8 +190,8 @@ impl Gap {
     /// Reads a gap in its [JSON form](Self::to_json). An unknown reason becomes [`GapReason::Epoch`].
     ///
     /// # Errors
-    /// [`Error::is_json`] if the bytes are not a gap in this form. [`Error::is_invalid_id`] or [`Error::is_invalid_topic`] if a member has a
-    /// value that it cannot have.
+    /// [`Error::is_json`] if the bytes are not a gap in this form. [`Error::is_invalid_id`] or [`Error::is_invalid_topic`] if the value of
+    /// a member is invalid.
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn from_json(json: &[u8]) -> Result<Self, Error> {
         let fields: GapFields<'_> = serde_json::from_slice(json).map_err(Error::json)?;
@@ -211,7 +211,7 @@ impl End {
     }
 }
 
-/// Returns the value of a header as text, and the last value of several. Returns `None` if the part does not have the header.
+/// Returns the value of a part's header as text. Returns the last value if there are several, and `None` if there is none.
 fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str>, Error> {
     let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes());
     let text = part
@@ -326,34 +326,35 @@ impl EndFields {
     }
 }
 
-/// A text that is borrowed from the JSON if it has no escapes. serde's implementation for `Cow` always copies.
-struct Text<'a>(Cow<'a, str>);
+/// A JSON string, which is borrowed from the input if it has no escapes. serde's implementation for `Cow` always copies.
+struct JsonString<'a>(Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Text<'de> {
+impl<'de> Deserialize<'de> for JsonString<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
+        struct JsonStringVisitor;
 
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
+        impl<'de> Visitor<'de> for JsonStringVisitor {
+            type Value = JsonString<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
 
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
+                Ok(JsonString(Cow::Borrowed(text)))
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
+                Ok(JsonString(Cow::Owned(text.to_owned())))
             }
         }
 
-        deserializer.deserialize_str(TextVisitor)
+        deserializer.deserialize_str(JsonStringVisitor)
     }
 }
 
-/// Implements `Deserialize` for a struct that has a default. Each line is a member: its key, its type, and the field that it sets.
+/// Implements `Deserialize` for a struct that has a default. Each line of the macro's input describes a member: its key, its type, and the
+/// field that it sets.
 macro_rules! deserialize_members {
     ($type:ident $(<$lifetime:lifetime>)?, $expected:literal, $($key:literal: $member:ty => |$this:ident, $value:ident| $set:expr;)*) => {
         impl<'de> Deserialize<'de> for $type $(<$lifetime>)? {
@@ -369,7 +370,7 @@ macro_rules! deserialize_members {
 
                     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                         let mut members = Self::Value::default();
-                        while let Some(Text(key)) = map.next_key()? {
+                        while let Some(JsonString(key)) = map.next_key()? {
                             match &*key {
                                 $($key => {
                                     let ($this, $value) = (&mut members, map.next_value::<$member>()?);
@@ -388,27 +389,27 @@ macro_rules! deserialize_members {
     };
 }
 
-type OptionalText<'a> = Option<Text<'a>>;
+type OptionalJsonString<'a> = Option<JsonString<'a>>;
 
 deserialize_members! {
     RecordFields<'de>, "a record of an event stream",
-    "id": OptionalText<'de> => |this, value| this.id = value.map(|text| text.0);
-    "cursor": OptionalText<'de> => |this, value| this.cursor = value.map(|text| text.0);
-    "topic": OptionalText<'de> => |this, value| this.topic = value.map(|text| text.0);
-    "event": OptionalText<'de> => |this, value| this.event_type = value.map(|text| text.0);
+    "id": OptionalJsonString<'de> => |this, value| this.id = value.map(|text| text.0);
+    "cursor": OptionalJsonString<'de> => |this, value| this.cursor = value.map(|text| text.0);
+    "topic": OptionalJsonString<'de> => |this, value| this.topic = value.map(|text| text.0);
+    "event": OptionalJsonString<'de> => |this, value| this.event_type = value.map(|text| text.0);
     "data": &'de RawValue => |this, value| this.data = Some(value);
-    "data_base64": OptionalText<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
+    "data_base64": OptionalJsonString<'de> => |this, value| this.data_base64 = value.map(|text| text.0);
     "gap": GapFields<'de> => |this, value| this.gap = Some(value);
     "end": EndFields => |this, value| this.end = Some(value);
 }
 
 deserialize_members! {
     GapFields<'de>, "a gap",
-    "reason": Text<'de> => |this, value| this.reason = value.0;
-    "requested": OptionalText<'de> => |this, value| this.requested = value.map(|text| text.0);
-    "resumed": OptionalText<'de> => |this, value| this.resumed = value.map(|text| text.0);
+    "reason": JsonString<'de> => |this, value| this.reason = value.0;
+    "requested": OptionalJsonString<'de> => |this, value| this.requested = value.map(|text| text.0);
+    "resumed": OptionalJsonString<'de> => |this, value| this.resumed = value.map(|text| text.0);
     "missed": Option<u64> => |this, value| this.missed = value;
-    "topic": OptionalText<'de> => |this, value| this.topic = value.map(|text| text.0);
+    "topic": OptionalJsonString<'de> => |this, value| this.topic = value.map(|text| text.0);
 }
 
 deserialize_members! {

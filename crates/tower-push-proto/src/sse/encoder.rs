@@ -1,8 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::lines::{
-    Base64Encoding, TextEncoding, write_base64_event, write_comment, write_cursor, write_event,
-    write_id, write_retry, write_text_event,
+    SseBase64Encoding, SseTextEncoding, write_base64_event, write_comment, write_cursor,
+    write_event, write_id, write_retry, write_text_event,
 };
 use crate::{
     encoder::{Encoder, End},
@@ -17,14 +17,15 @@ use crate::{
 pub struct SseConfig {
     retry: Option<Duration>,
     is_base64: bool,
-    /// `None` if heartbeats are comments.
+    /// The type of heartbeat events. `None` if heartbeats are comments.
     heartbeat_event: Option<EventType>,
     gap_event: EventType,
     end_event: EventType,
 }
 
 impl SseConfig {
-    /// The defaults: no `retry` field, comments as heartbeats, data as text, and gaps and ends as events of the types `gap` and `end`.
+    /// Makes a configuration with the defaults: no `retry` field, comments as heartbeats, data as text, and gaps and ends as events of the
+    /// types `gap` and `end`.
     pub fn new() -> Self {
         Self {
             retry: None,
@@ -35,25 +36,26 @@ impl SseConfig {
         }
     }
 
-    /// How long a client is to wait before it reconnects, in whole milliseconds. By default the client decides: browsers wait 2 to 5 s.
+    /// Sets how long a client waits before it reconnects. The `retry` field carries whole milliseconds. By default the client decides:
+    /// browsers wait 2 to 5 s.
     pub fn retry(mut self, after: Duration) -> Self {
         self.retry = Some(after);
         self
     }
 
-    /// The type of the events with empty data that are sent as heartbeats. By default heartbeats are comments, which scripts do not see.
+    /// Sends heartbeats as events of this type with empty data. By default heartbeats are comments, which scripts do not see.
     pub fn heartbeat_event(mut self, event_type: EventType) -> Self {
         self.heartbeat_event = Some(event_type);
         self
     }
 
-    /// The type of the events that announce gaps: `gap` by default.
+    /// Sets the type of the events that announce gaps: `gap` by default.
     pub fn gap_event(mut self, event_type: EventType) -> Self {
         self.gap_event = event_type;
         self
     }
 
-    /// The type of the event that announces the end: `end` by default.
+    /// Sets the type of the event that announces the end: `end` by default.
     pub fn end_event(mut self, event_type: EventType) -> Self {
         self.end_event = event_type;
         self
@@ -67,17 +69,17 @@ impl SseConfig {
         self
     }
 
-    /// Whether this is the type of the events that announce gaps.
+    /// Whether events of the type `event_type` announce gaps.
     pub fn is_gap_event(&self, event_type: &str) -> bool {
         self.gap_event.as_str() == event_type
     }
 
-    /// Whether this is the type of the event that announces the end.
+    /// Whether an event of the type `event_type` announces the end.
     pub fn is_end_event(&self, event_type: &str) -> bool {
         self.end_event.as_str() == event_type
     }
 
-    /// Whether this is the type of the events that are heartbeats.
+    /// Whether events of the type `event_type` are heartbeats.
     pub fn is_heartbeat_event(&self, event_type: &str) -> bool {
         self.heartbeat_event
             .as_ref()
@@ -116,7 +118,8 @@ impl Encoder for SseEncoder {
         if let Some(after) = self.config.retry {
             write_retry(after, out.buffer());
         }
-        // The standard makes a client forget its cursor at the first event of a connection that has no id. So the cursor is repeated.
+        // The standard makes a client forget its cursor at the first event of a connection that has no id. The encoder therefore repeats
+        // the client's cursor.
         if let Some(cursor) = self.cursor.take() {
             write_id(cursor.as_str(), out.buffer());
         }
@@ -125,15 +128,15 @@ impl Encoder for SseEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.config.is_base64 {
-            out.push_event::<Base64Encoding>(event);
+            out.push_event::<SseBase64Encoding>(event);
         } else {
             check_is_text(event)?;
-            out.push_event::<TextEncoding>(event);
+            out.push_event::<SseTextEncoding>(event);
         }
         Ok(())
     }
 
-    /// Writes the cursor in place of the event's id.
+    /// Writes the event with `cursor` in place of the event's id.
     fn event_with_cursor(
         &mut self,
         event: &Event,
@@ -176,7 +179,7 @@ impl Encoder for SseEncoder {
     }
 }
 
-/// Fails if the payload is not UTF-8.
+/// Returns an error if the payload is not UTF-8.
 fn check_is_text(event: &Event) -> Result<(), Error> {
     match event.payload().as_text() {
         Some(_) => Ok(()),

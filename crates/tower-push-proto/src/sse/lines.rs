@@ -11,19 +11,19 @@ use crate::{
 /// The bytes that are reserved for the fields of an event besides its data.
 const FIELDS_CAPACITY: usize = 64;
 
-/// The encoding of an event whose data is the payload as text.
-pub(super) struct TextEncoding;
+/// The encoding of an event for SSE, with the payload as text.
+pub(super) struct SseTextEncoding;
 
-impl Encoding for TextEncoding {
+impl Encoding for SseTextEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_text_event(fields, fields.id.as_ref(), out);
     }
 }
 
-/// The encoding of an event whose data is the payload in base64, on one line.
-pub(super) struct Base64Encoding;
+/// The encoding of an event for SSE, with the payload in base64 on one `data` line.
+pub(super) struct SseBase64Encoding;
 
-impl Encoding for Base64Encoding {
+impl Encoding for SseBase64Encoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_base64_event(fields, fields.id.as_ref(), out);
     }
@@ -47,7 +47,7 @@ pub(super) fn write_base64_event(fields: &Fields, id: Option<&EventId>, out: &mu
     out.put_slice(b"\n\n");
 }
 
-/// Appends an event of a transport's own, such as a gap: its type, its id if it has one, and its data.
+/// Appends an event that does not come from the source, such as the announcement of a gap.
 pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &mut BytesMut) {
     write_event_type(event_type, out);
     if let Some(id) = id {
@@ -56,30 +56,32 @@ pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &m
     write_data(data.as_bytes(), out);
 }
 
-/// Appends an id without an event. It moves the client's cursor, and the client dispatches nothing.
+/// Appends an `id` field and an empty line. They move the client's cursor, and the client dispatches no event.
 pub fn write_cursor(id: &str, out: &mut BytesMut) {
     write_id(id, out);
     out.put_u8(b'\n');
 }
 
-/// Appends an empty comment, which parsers ignore. No empty line follows, because some clients take it for the end of an event.
+/// Appends an empty comment, which parsers ignore. No empty line follows the comment, because some clients take an empty line for the end
+/// of an event.
 pub fn write_comment(out: &mut BytesMut) {
     out.put_slice(b":\n");
 }
 
-/// Appends the `retry` field: how long the client is to wait before it reconnects, in milliseconds. It takes effect at the end of its line.
+/// Appends the `retry` field: how long the client waits before it reconnects, in milliseconds. The field takes effect at the end of its
+/// line.
 pub fn write_retry(after: Duration, out: &mut BytesMut) {
     let millis = whole_millis(after);
     let written = writeln!(out, "retry: {millis}");
     debug_assert!(written.is_ok(), "the buffer grows");
 }
 
-/// Appends the `id` field. It takes effect with the empty line at the end of its event.
+/// Appends the `id` field. The client's cursor moves at the empty line that ends the event.
 pub fn write_id(id: &str, out: &mut BytesMut) {
     write_field(b"id: ", id.as_bytes(), out);
 }
 
-/// Appends the fields of an event before its data. The standard has no field `topic`: an `EventSource` ignores it.
+/// Appends the fields that precede an event's data. The standard has no field `topic`: an `EventSource` ignores this field.
 fn write_fields_before_data(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
     if let Some(event_type) = &fields.event_type {
         write_event_type(event_type, out);
@@ -103,7 +105,7 @@ fn write_field(name: &[u8], value: &[u8], out: &mut BytesMut) {
     out.put_u8(b'\n');
 }
 
-/// Appends a `data` field for each line, and the empty line that ends the event.
+/// Appends a `data` field for each line of the payload, and the empty line that ends the event.
 fn write_data(payload: &[u8], out: &mut BytesMut) {
     if payload.is_empty() {
         // A client does not dispatch an event without a `data` field.
@@ -113,8 +115,8 @@ fn write_data(payload: &[u8], out: &mut BytesMut) {
     out.put_u8(b'\n');
 }
 
-/// Calls `write` for each line of a payload. Each line needs a `data` field. `\r\n`, `\r` and `\n` each end a line. A payload that ends with
-/// one of them has an empty last line.
+/// Calls `write` for each line of a payload, without the line break. `\r\n`, `\r` and `\n` each end a line. A payload that ends with a line
+/// break has an empty last line.
 #[inline]
 pub fn for_each_data_line(payload: &[u8], mut write: impl FnMut(&[u8])) {
     let mut rest = payload;

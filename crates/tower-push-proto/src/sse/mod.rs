@@ -1,10 +1,10 @@
 //! Server-Sent Events ([WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html)): the encoder of a stream, and a
 //! parser.
 //!
-//! A field is a line `name: value`, and an event is several fields and an empty line. The `write_…` functions append single fields and
-//! events, for transports that write streams of their own.
+//! A field is a line `name: value`. An event is one or more fields and an empty line. The `write_…` functions append single fields and
+//! events, for transports that have their own encoder.
 //!
-//! An event's [topic](crate::Topic) is written as a field `topic`. It is not in the standard: an `EventSource` ignores it, and
+//! An event's [topic](crate::Topic) is written as a field `topic`. The standard has no such field: an `EventSource` ignores the topic, and
 //! [`SseParser`] reads it.
 
 mod encoder;

@@ -8,12 +8,12 @@ use crate::{byte_search::find_byte, error::Error};
 /// §9.2.6](https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation) specifies it.
 ///
 /// The input may be cut anywhere. A line ends with `\n`, `\r\n` or `\r`, and an event with an empty line. The parser returns an event as
-/// soon as it has read that line. An event that is incomplete at the end of the stream is dropped, as the standard requires.
+/// soon as it has read this empty line. An event that is incomplete at the end of the stream is dropped, as the standard requires.
 ///
 /// # Limits
 /// The parser keeps at most one line and the data of one event. It fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len), and at each call after
-/// that. Comments have no limit, because they are not kept.
+/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). Every later call fails
+/// too. Comments have no limit, because the parser does not keep them.
 ///
 /// ```
 /// use tower_push_proto::sse::SseParser;
@@ -62,7 +62,7 @@ pub struct SseEvent {
 struct PartialLine {
     /// The bytes of a line that began in an earlier chunk of the input.
     bytes: Vec<u8>,
-    /// Whether the line is a comment. Its bytes are not kept.
+    /// Whether the line is a comment. The bytes of a comment are not kept.
     is_comment: bool,
     /// Whether the last byte was a carriage return. A line feed after it belongs to the same line ending.
     follows_cr: bool,
@@ -70,7 +70,7 @@ struct PartialLine {
     is_past_first: bool,
 }
 
-/// The fields of an event that has begun and not ended. The standard calls them buffers.
+/// The fields of an event that has begun and not ended. The standard calls these fields buffers.
 #[derive(Debug, Default)]
 struct PartialEvent {
     event_type: String,
@@ -96,13 +96,13 @@ impl SseParser {
         }
     }
 
-    /// The maximum length of a line, in bytes without its end: 1 MiB by default.
+    /// Sets the maximum length of a line, in bytes without its line break: 1 MiB by default.
     pub fn max_line_len(mut self, bytes: usize) -> Self {
         self.max_line_len = bytes;
         self
     }
 
-    /// The maximum length of an event's data, in bytes: 4 MiB by default.
+    /// Sets the maximum length of an event's data, in bytes: 4 MiB by default.
     pub fn max_event_len(mut self, bytes: usize) -> Self {
         self.max_event_len = bytes;
         self
@@ -116,10 +116,10 @@ impl SseParser {
         self.event = PartialEvent::default();
     }
 
-    /// Returns the last event ID: the cursor that an `EventSource` sends as `Last-Event-ID` when it reconnects. It is empty if the
-    /// stream has named none.
+    /// Returns the last event ID: the cursor that an `EventSource` sends as `Last-Event-ID` when it reconnects. The last event ID is empty
+    /// if no `id` field has been read.
     ///
-    /// The last event ID changes at the empty line after an `id` field, also if there is no data and therefore no event to return.
+    /// The last event ID changes at the empty line after an `id` field, even if the event has no data and is therefore not returned.
     ///
     /// As the standard requires, the first empty line after a [`restart`](Self::restart) clears the last event ID, unless an `id` field
     /// precedes it. Servers of tower-push therefore repeat the client's cursor at the beginning of each stream.
@@ -127,12 +127,13 @@ impl SseParser {
         &self.last_event_id
     }
 
-    /// Returns the reconnection time that the last valid `retry` field asks for. `None` if there was none.
+    /// Returns the reconnection time that the last valid `retry` field asks for. Returns `None` if the stream has had no such field.
     pub fn retry(&self) -> Option<Duration> {
         self.retry
     }
 
-    /// Reads from the front of `input` up to the end of the next event. Returns `None` if the input ends before: more has to follow.
+    /// Reads from the front of `input` up to the end of the next event. Returns `None` once all of `input` is read and the event is still
+    /// incomplete.
     ///
     /// # Errors
     /// [`Error::is_too_long`] if a line or an event is longer than its limit.
@@ -147,7 +148,7 @@ impl SseParser {
         Ok(None)
     }
 
-    /// Reads a chunk of the input up to the end of the next event. Returns the number of bytes that were read, and the event.
+    /// Reads `chunk` up to the end of the next event. Returns the number of bytes that were read, and the event if it is complete.
     fn read_chunk(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
         if self.has_failed {
             return Err(Error::too_long(
@@ -180,7 +181,7 @@ impl SseParser {
         Ok((chunk.len(), None))
     }
 
-    /// Keeps the beginning of a line, unless it is a comment.
+    /// Stores `piece` as a part of an incomplete line, unless the line is a comment.
     fn keep_partial(&mut self, piece: &[u8]) -> Result<(), Error> {
         let line = &mut self.line;
         line.is_comment |= line.bytes.is_empty() && piece.starts_with(b":");
@@ -201,7 +202,7 @@ impl SseParser {
         Ok(())
     }
 
-    /// Processes a line whose last bytes are `last_piece`. Earlier bytes of the line are in `line.bytes`.
+    /// Processes the line that `last_piece` completes. `line.bytes` holds the earlier bytes of the line.
     fn end_line(&mut self, last_piece: &[u8]) -> Result<Option<SseEvent>, Error> {
         if !self.line.is_comment && self.line.bytes.is_empty() {
             return self.process_line(last_piece);
@@ -218,7 +219,7 @@ impl SseParser {
         event
     }
 
-    /// Processes a complete line, without its end. Returns an event if the line ends one.
+    /// Processes a complete line. `line` does not include the line break. Returns an event if the line ends one.
     fn process_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
         if !std::mem::replace(&mut self.line.is_past_first, true) {
             line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
@@ -301,7 +302,7 @@ fn set_text(text: &mut String, bytes: &[u8]) {
     push_text(text, bytes);
 }
 
-/// Appends bytes as text. Bytes that are not UTF-8 become U+FFFD, as the standard requires.
+/// Appends `bytes` to `text`. Bytes that are not UTF-8 become U+FFFD, as the standard requires.
 fn push_text(text: &mut String, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(valid) => text.push_str(valid),
@@ -309,10 +310,10 @@ fn push_text(text: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Parses a time in milliseconds. Returns `None` if the text is anything but ASCII digits.
+/// Parses a time in milliseconds. Returns `None` if a byte is not an ASCII digit.
 fn milliseconds(digits: &[u8]) -> Option<Duration> {
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
-    // A number that is too large for `u64` becomes the longest time.
+    // A number that is too large for `u64` becomes `u64::MAX` milliseconds.
     Some(Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
 }

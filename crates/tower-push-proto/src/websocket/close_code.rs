@@ -3,7 +3,8 @@
 /// The reason for which a connection ends, as a number in a close frame ([RFC 6455
 /// §7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)). A `CloseCode` is always a code that may be sent.
 ///
-/// Codes from 3000 to 3499 ask the client to reconnect, codes from 3500 to 3999 ask it not to: a client needs no list of codes.
+/// Codes from 3000 to 3499 ask the client to reconnect, and codes from 3500 to 3999 ask the client not to reconnect. A client therefore
+/// needs no list of codes.
 ///
 /// ```
 /// use tower_push_proto::websocket::CloseCode;
@@ -27,7 +28,7 @@ impl CloseCode {
     pub const MESSAGE_TOO_BIG: Self = Self(1009);
     /// 1011: the source failed.
     pub const INTERNAL_ERROR: Self = Self(1011);
-    /// 1012: the stream ends, and the reason says when the client may reconnect.
+    /// 1012: the stream ends, and the reason in the close frame says when the client may reconnect.
     pub const SERVICE_RESTART: Self = Self(1012);
     /// 3000: the stream ends, and the client may reconnect.
     pub const STREAM_ENDED: Self = Self(3000);
@@ -35,15 +36,15 @@ impl CloseCode {
     pub const CREDENTIAL_EXPIRED: Self = Self(3005);
     /// 3008: the client was too slow, and has lost events.
     pub const LAGGED: Self = Self(3008);
-    /// 3010: the client has missed events, and the message format has no message that says so.
+    /// 3010: the client has missed events, and the message format has no message for a gap.
     pub const EVENTS_MISSED: Self = Self(3010);
     /// 3012: the client did not answer a ping in time.
     pub const PONG_TIMEOUT: Self = Self(3012);
 
-    /// Returns the code with this number, or `None` if it may not be sent.
+    /// Returns the code with this number, or `None` if no close frame may contain the number.
     ///
-    /// 1004 is reserved, and 1005, 1006 and 1015 stand for connections that end without a close frame. IANA reserves all other
-    /// numbers below 3000, and numbers above 4999 are invalid.
+    /// 1004 is reserved. 1005, 1006 and 1015 mean that a close frame has no code, or that a connection has ended without a close frame.
+    /// IANA reserves all other numbers below 3000, and numbers above 4999 are invalid.
     pub const fn new(number: u16) -> Option<Self> {
         match number {
             1000..=1003 | 1007..=1014 | 3000..=4999 => Some(Self(number)),

@@ -24,17 +24,17 @@ use http::{HeaderMap, HeaderValue, header::SEC_WEBSOCKET_EXTENSIONS};
 
 use crate::header_list::split_unquoted;
 
-/// The negotiated parameters of permessage-deflate, apart from `no_context_takeover`, which holds for both sides.
+/// The negotiated parameters of permessage-deflate. `no_context_takeover` always holds for both sides, and is not among these parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeflateParams {
     /// The base-2 logarithm of the window with which the client inflates, 8 to 15: `server_max_window_bits` of RFC 7692 §7.1.2.1.
     pub server_max_window_bits: u8,
 }
 
-/// Chooses the client's first offer that the server can accept. Returns the parameters, and the `Sec-WebSocket-Extensions` of
-/// the response.
+/// Chooses the client's first offer that the server can accept. Returns the negotiated parameters, and the `Sec-WebSocket-Extensions` of
+/// the response. Returns `None` if no offer is acceptable.
 ///
-/// An offer with an unknown, repeated or malformed parameter is declined, and the next one is tried (RFC 7692 §7.1).
+/// An offer with an unknown, repeated or malformed parameter is declined, and the next offer is tried (RFC 7692 §7.1).
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};
@@ -59,8 +59,8 @@ pub fn negotiate(headers: &HeaderMap) -> Option<(DeflateParams, HeaderValue)> {
 impl DeflateParams {
     /// Whether the client's window covers a whole message of this length, in bytes.
     ///
-    /// [`compress`] assumes a window of 15 bits. No back-reference within a message is longer than the message, so a client with a
-    /// smaller window can inflate every message that its window covers.
+    /// [`compress`] assumes a window of 15 bits. A back-reference never reaches farther than the message's own length. A client with a
+    /// smaller window can therefore inflate every message that its window covers.
     pub fn window_covers(self, message_len: usize) -> bool {
         self.server_max_window_bits == MAX_WINDOW_BITS
             || message_len <= 1 << self.server_max_window_bits
@@ -75,8 +75,8 @@ pub fn compress(message: &[u8], out: &mut BytesMut) {
 /// Inflates a whole message (RFC 7692 §7.2.2).
 ///
 /// # Errors
-/// [`InflateError::TooBig`] as soon as the inflated message exceeds `max_len` bytes. At most one byte more is allocated.
-/// [`InflateError::Invalid`] if `compressed` is not one whole message.
+/// [`InflateError::TooBig`] as soon as the inflated message exceeds `max_len` bytes. The function allocates at most `max_len + 1` bytes for
+/// the message. [`InflateError::Invalid`] if `compressed` is not one whole message.
 pub fn inflate(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, InflateError> {
     with_thread_local(&INFLATER, |inflater| inflater.inflate(compressed, max_len))
 }
@@ -107,12 +107,12 @@ const MAX_WINDOW_BITS: u8 = 15;
 /// A client's offer that the server can accept.
 #[derive(Default)]
 struct DeflateOffer {
-    /// The window with which the client wants to inflate. `None` if the client does not restrict this window.
+    /// The base-2 logarithm of the window with which the client wants to inflate. `None` if the client does not restrict this window.
     server_max_window_bits: Option<u8>,
 }
 
 impl DeflateOffer {
-    /// Returns `None` if the server must decline the offer.
+    /// Parses one offer of the header. Returns `None` if the server must decline the offer.
     fn parse(offer: &str) -> Option<Self> {
         let mut parts = split_unquoted(offer, ';').map(str::trim);
         if parts.next()? != "permessage-deflate" {
@@ -184,8 +184,8 @@ thread_local! {
 
 /// Calls `f` with the thread's value, or with a new one if the thread has none yet or is ending.
 ///
-/// The value is taken out of its slot during the call. A panic in `f` therefore drops the value, so that no later call finds it in
-/// the middle of a message. A nested call gets a value of its own.
+/// The value is taken out of its slot during the call. A panic in `f` therefore drops the value, so that no later call gets a value in the
+/// middle of a message. A nested call gets a new value.
 fn with_thread_local<T: Default, R>(
     slot: &'static LocalKey<Cell<Option<T>>>,
     f: impl FnOnce(&mut T) -> R,
@@ -203,20 +203,20 @@ const SYNC_FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
 
 struct Compressor {
     stream: Compress,
-    /// The output of one call of zlib. `out` gets a copy, so that `out` grows by the number of bytes written and not by the
-    /// capacity of the chunk.
+    /// The output buffer of one call of zlib. Its bytes are copied to `out`, so that `out` grows by the number of bytes written and not by
+    /// the capacity of this buffer.
     chunk: Vec<u8>,
 }
 
 impl Compressor {
     /// The compression level of zlib.
     ///
-    /// Measured on JSON of 128 B to 16 KiB: up to 1 KiB, levels 2 to 6 take nearly the same time, which goes into the reset (1.6
-    /// µs, whatever the window) and the Huffman trees. Level 6 makes the fewest bytes, which are sent many times. Level 9 is slower
+    /// Measured on JSON of 128 B to 16 KiB: up to 1 KiB, levels 2 to 6 take nearly the same time, most of which is spent on the reset (1.6
+    /// µs, with any window) and the Huffman trees. Level 6 makes the fewest bytes, and each byte is sent to many clients. Level 9 is slower
     /// and makes no fewer bytes. Level 1 takes a third of the time and makes 10 to 60 % more bytes.
     const LEVEL: u32 = 6;
 
-    /// 16 KiB: one call of zlib is enough for nearly every message.
+    /// The length of the output buffer, in bytes: 16 KiB, so that nearly every message needs only one call of zlib.
     const CHUNK_LEN: usize = 16 * 1024;
 
     fn compress(&mut self, message: &[u8], out: &mut BytesMut) {
@@ -252,14 +252,14 @@ impl Default for Compressor {
 struct Inflater(Decompress);
 
 impl Inflater {
-    /// The bytes that are inflated behind each message: the tail of a sync flush, and an empty final block. zlib reports the end
-    /// of the final block only if the message before it is whole.
+    /// The bytes that are inflated after each message: the tail of a sync flush, and an empty final block. zlib reports the end of this
+    /// final block only if the message before the tail is whole.
     const MESSAGE_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
 
     fn inflate(&mut self, compressed: &[u8], max_len: usize) -> Result<Vec<u8>, InflateError> {
         self.0.reset(false);
         let mut out = BoundedBuffer::new(compressed.len(), max_len);
-        // A message that ends with a final block of its own is whole without the tail (RFC 7692 §7.2.3.4).
+        // A message that itself ends with a final block is whole without the tail (RFC 7692 §7.2.3.4).
         let is_whole = self.inflate_into(compressed, &mut out)?
             || self.inflate_into(Self::MESSAGE_TAIL, &mut out)?;
         if !is_whole {
@@ -268,7 +268,7 @@ impl Inflater {
         out.finish()
     }
 
-    /// Inflates all of `input`. Returns whether `input` ends just behind a final block.
+    /// Inflates all of `input`. Returns whether the last byte of `input` is the last byte of a final block.
     fn inflate_into(
         &mut self,
         mut input: &[u8],
@@ -276,7 +276,8 @@ impl Inflater {
     ) -> Result<bool, InflateError> {
         let mut is_stream_end = false;
         while !input.is_empty() {
-            // A final block ends the stream but not the message, which goes on with a new stream (RFC 7692 §7.2.3.4).
+            // A final block ends the DEFLATE stream, but not the message. The message may continue with a new DEFLATE stream (RFC 7692
+            // §7.2.3.4).
             if is_stream_end {
                 self.0.reset(false);
             }
@@ -300,18 +301,18 @@ impl Default for Inflater {
     }
 }
 
-/// The buffer of an inflated message. The capacity is at most one byte more than `max_len`.
+/// The buffer of an inflated message. The capacity is at most `max_len + 1`.
 struct BoundedBuffer {
     bytes: Vec<u8>,
     max_len: usize,
 }
 
 impl BoundedBuffer {
-    /// How many times longer than its compressed form a message is expected to be: text is about four times longer.
+    /// The expected ratio of the inflated to the compressed length. Text is about four times longer than its compressed form.
     const EXPECTED_RATIO: usize = 4;
 
-    /// The first capacity, in bytes, if nothing is known about the message.
-    const MIN_CAPACITY: usize = 64;
+    /// The least number of bytes by which a full buffer grows, unless `max_len` is nearer.
+    const MIN_GROWTH: usize = 64;
 
     fn new(compressed_len: usize, max_len: usize) -> Self {
         let expected_len = compressed_len.saturating_mul(Self::EXPECTED_RATIO);
@@ -329,7 +330,7 @@ impl BoundedBuffer {
         }
         if len == self.bytes.capacity() {
             let max_additional = self.max_len.saturating_add(1) - len;
-            let additional = len.max(Self::MIN_CAPACITY).min(max_additional);
+            let additional = len.max(Self::MIN_GROWTH).min(max_additional);
             self.bytes.reserve_exact(additional);
         }
         Ok(&mut self.bytes)
@@ -339,7 +340,7 @@ impl BoundedBuffer {
         if self.bytes.len() > self.max_len {
             return Err(InflateError::TooBig);
         }
-        // The queue of client messages is bounded by their lengths, so a message must not hold more memory than its length.
+        // The queue of client messages limits the sum of their lengths, so a message must not hold more memory than its length.
         self.bytes.shrink_to_fit();
         Ok(self.bytes)
     }
@@ -354,7 +355,7 @@ mod tests {
     const PLAIN_ANSWER: &str =
         "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
-    /// Negotiates over these header lines. Returns the window bits and the answer.
+    /// Negotiates with these `Sec-WebSocket-Extensions` lines. Returns the window bits and the header of the response.
     fn negotiate_lines(lines: &[&str]) -> Option<(u8, String)> {
         let mut headers = HeaderMap::new();
         for line in lines {
@@ -520,9 +521,9 @@ mod tests {
                 0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00,
             ],
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
-            // A final block without the byte behind it.
+            // A final block without the zero byte after it.
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
-            // Empty blocks around it: flushed, fixed, final.
+            // A message with empty blocks around it: flushed, fixed, final.
             &[
                 0x00, 0x00, 0x00, 0xff, 0xff, 0x03, 0x00, 0x01, 0x00, 0x00, 0xff, 0xff, 0xf3, 0x48,
                 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x02, 0x00,
@@ -542,15 +543,15 @@ mod tests {
             &b""[..],
             b"\xff",
             b"Hello, this is no DEFLATE",
-            // Truncated, and with bytes behind the end.
+            // A truncated message, and a message with bytes after its end.
             &[0xf2, 0x48, 0xcd, 0xc9],
             &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07],
             &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0xff],
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0xff],
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00, 0x12, 0x34],
-            // The second message of a connection that keeps its window.
+            // The second message of a connection on which the window is kept from message to message.
             &[0xf2, 0x00, 0x11, 0x00, 0x00],
-            // A back-reference over a final block.
+            // A back-reference that crosses a final block.
             &[
                 0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x02, 0x13, 0x00, 0x00,
             ],
@@ -595,7 +596,7 @@ mod tests {
             assert!(message.len() < len + len / 1000 + 32, "{len}");
             assert_eq!(inflate(&message, len).as_ref(), Ok(&payload), "{len}");
         }
-        // The chunk is full at each possible place within the flush.
+        // These lengths fill the output buffer at each possible byte of the sync flush.
         for len in Compressor::CHUNK_LEN - 40..Compressor::CHUNK_LEN + 10 {
             let payload = incompressible(len);
             assert_eq!(inflate(&compressed(&payload), len), Ok(payload), "{len}");

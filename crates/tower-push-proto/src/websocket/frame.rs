@@ -1,8 +1,7 @@
 //! Writes single frames: [RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2).
 //!
-//! A server writes its frames without a mask, with [`encode`], [`encode_with`] and [`encode_close`]. A client masks each of its
-//! frames, with [`encode_masked`] and [`encode_close_masked`]. Each function appends one frame that is a whole message or a control
-//! frame.
+//! A server writes unmasked frames, with [`encode`], [`encode_with`] and [`encode_close_frame`]. A client writes masked frames, with
+//! [`encode_masked`] and [`encode_masked_close_frame`]. Each function appends one frame: a whole message or a control frame.
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -48,29 +47,29 @@ impl OpCode {
         })
     }
 
-    /// Whether it is the type of a control frame: a close frame, a ping or a pong.
+    /// Whether a frame of this type is a control frame: a close frame, a ping or a pong.
     pub fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
 }
 
-/// The role of one side of a connection: client or server. Clients mask their frames, and servers must not mask theirs ([RFC 6455
+/// The role of one side of a connection: client or server. Clients must mask their frames, and servers must not mask frames ([RFC 6455
 /// §5.1](https://www.rfc-editor.org/rfc/rfc6455#section-5.1)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// This side is the server: it sends frames without a mask, and receives masked ones.
+    /// The server: sends unmasked frames, and receives masked frames.
     Server,
-    /// This side is the client: it sends masked frames, and receives frames without a mask.
+    /// The client: sends masked frames, and receives unmasked frames.
     Client,
 }
 
-/// The most payload bytes of a control frame (RFC 6455 §5.5).
+/// The maximum payload length of a control frame, in bytes (RFC 6455 §5.5).
 pub(super) const MAX_CONTROL_PAYLOAD_LEN: usize = 125;
 
-/// The value of the 7-bit length field that says that the length follows in 16 bits.
+/// The value of the 7-bit length field that announces a 16-bit length after it.
 pub(super) const LEN_IN_16_BITS: u8 = 126;
 
-/// The value of the 7-bit length field that says that the length follows in 64 bits.
+/// The value of the 7-bit length field that announces a 64-bit length after it.
 pub(super) const LEN_IN_64_BITS: u8 = 127;
 
 /// The bit of the first byte that marks the last frame of a message.
@@ -90,7 +89,7 @@ pub(super) const MAX_UNMASKED_HEADER_LEN: usize = 10;
 
 /// Appends one frame without a mask.
 ///
-/// `is_compressed` marks the payload as the output of permessage-deflate. The payload of a control frame is cut to 125 bytes
+/// Set `is_compressed` if permessage-deflate has compressed the payload. The payload of a control frame is cut to 125 bytes
 /// ([RFC 6455 §5.5](https://www.rfc-editor.org/rfc/rfc6455#section-5.5)).
 pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
     let payload = &payload[..payload.len().min(max_payload_len(opcode))];
@@ -111,8 +110,8 @@ fn max_payload_len(opcode: OpCode) -> usize {
 
 /// Appends one frame without a mask, whose payload `write_payload` appends.
 ///
-/// The payload is written behind a header of two bytes. A payload of more than 125 bytes is then moved, to make room for a longer
-/// header.
+/// `write_payload` appends the payload after a header of two bytes. A payload of more than 125 bytes is then moved to make room for a
+/// longer header.
 pub fn encode_with(
     opcode: OpCode,
     is_compressed: bool,
@@ -134,9 +133,9 @@ pub fn encode_with(
     out[start..start + header.len()].copy_from_slice(header);
 }
 
-/// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters,
-/// to the 123 bytes that fit behind the code.
-pub fn encode_close(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
+/// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters, to the
+/// 123 bytes that fit after the code.
+pub fn encode_close_frame(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
         put_close_payload(code, reason, out)
     });
@@ -144,8 +143,8 @@ pub fn encode_close(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
 
 /// Appends one frame of a client: like [`encode`], but with the payload masked under `mask_key`.
 ///
-/// Each frame needs a fresh key, which must not be predictable for whoever chose the payload
-/// ([RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
+/// Each frame needs a new key, which the author of the payload must not be able to predict ([RFC 6455
+/// §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3)).
 pub fn encode_masked(
     opcode: OpCode,
     is_compressed: bool,
@@ -164,8 +163,8 @@ pub fn encode_masked(
     mask::xor_in_place(&mut out[payload_start..], mask_key);
 }
 
-/// Appends a close frame of a client: like [`encode_close`], but with the payload masked under `mask_key`.
-pub fn encode_close_masked(
+/// Appends a close frame of a client: like [`encode_close_frame`], but with the payload masked under `mask_key`.
+pub fn encode_masked_close_frame(
     code: Option<CloseCode>,
     reason: &str,
     mask_key: [u8; 4],
@@ -184,7 +183,7 @@ fn put_close_payload(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) 
     }
 }
 
-/// Returns the longest prefix of whole characters that has at most `max_len` bytes.
+/// Returns the longest prefix of `text` that consists of whole characters and has at most `max_len` bytes.
 fn truncate_at_char(text: &str, max_len: usize) -> &str {
     let mut end = text.len().min(max_len);
     while !text.is_char_boundary(end) {
@@ -252,7 +251,7 @@ mod tests {
 
     fn encoded_close(code: u16, reason: &str) -> BytesMut {
         let mut out = BytesMut::new();
-        encode_close(CloseCode::new(code), reason, &mut out);
+        encode_close_frame(CloseCode::new(code), reason, &mut out);
         out
     }
 
@@ -346,7 +345,7 @@ mod tests {
         let key = [0x37, 0xfa, 0x21, 0x3d];
         encode_masked(OpCode::Text, false, key, b"Hello", &mut out);
         encode_masked(OpCode::Binary, true, key, b"", &mut out);
-        encode_close_masked(CloseCode::new(1000), "", [0, 0, 0, 1], &mut out);
+        encode_masked_close_frame(CloseCode::new(1000), "", [0, 0, 0, 1], &mut out);
         let frames = [
             b"before\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58" as &[u8],
             b"\xc2\x80\x37\xfa\x21\x3d",

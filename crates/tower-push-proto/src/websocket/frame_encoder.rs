@@ -3,11 +3,12 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 #[cfg(feature = "deflate")]
-use super::{deflate::DeflateParams, message_format::CompressedFrame};
+use super::{deflate::DeflateParams, message_format::CompressedFrameEncoding};
 use super::{
     frame::{self, OpCode},
     message_format::{
-        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout, UncompressedFrame,
+        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout,
+        UncompressedFrameEncoding,
     },
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 
 /// An [`Encoder`] that writes each event as one unmasked WebSocket frame, in a [`MessageFormat`].
 ///
-/// The frame of an event is encoded once, and compressed once, for all connections of the same format.
+/// An event is encoded once and compressed once for all connections with the same format.
 ///
 /// ```
 /// use tower_push_proto::{
@@ -40,19 +41,20 @@ pub struct FrameEncoder {
     format: MessageFormat,
     /// `None` if compression was not negotiated.
     #[cfg(feature = "deflate")]
-    compression: Option<Compression>,
+    compression: Option<NegotiatedCompression>,
 }
 
 /// The compression that was negotiated for a connection.
 #[cfg(feature = "deflate")]
 #[derive(Clone, Copy, Debug)]
-struct Compression {
+struct NegotiatedCompression {
     params: DeflateParams,
     /// Events whose payload is shorter than this many bytes are not compressed.
     threshold: usize,
 }
 
-/// 16 KiB: copying a payload of this length costs more than writing it as a slice of its own.
+/// The length, in bytes, from which a payload is written as its own slice: 16 KiB. A copy of a longer payload costs more than one more
+/// slice.
 const MIN_UNCOPIED_PAYLOAD_LEN: usize = 16 * 1024;
 
 impl FrameEncoder {
@@ -65,16 +67,17 @@ impl FrameEncoder {
         }
     }
 
-    /// Compresses events whose payload has at least `threshold` bytes, as [negotiated](super::deflate::negotiate) with the
-    /// client. Gaps, cursors and ends are never compressed: they are short, and each goes to one client only.
+    /// Compresses events whose payload has at least `threshold` bytes, with the parameters that were
+    /// [negotiated](super::deflate::negotiate) with the client. Gaps, cursors and ends are never compressed, because they are short, and
+    /// each is sent to one client only.
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     pub fn deflate(mut self, params: DeflateParams, threshold: usize) -> Self {
-        self.compression = Some(Compression { params, threshold });
+        self.compression = Some(NegotiatedCompression { params, threshold });
         self
     }
 
-    /// Whether compression was negotiated, so that the client may compress its messages too.
+    /// Whether compression was negotiated. If so, the client may compress its messages too.
     pub(super) fn is_compression_negotiated(&self) -> bool {
         #[cfg(feature = "deflate")]
         return self.compression.is_some();
@@ -82,14 +85,14 @@ impl FrameEncoder {
         false
     }
 
-    /// Takes the payload out of an event if the payload is large, is the whole message, and has no other owner. Such a payload is
-    /// written behind its frame header without a copy. Any other event is returned as the error.
+    /// Takes the payload out of an event if the payload is large, is the whole message, and has no other owner. Such a payload is written
+    /// after its frame header without a copy. Any other event is returned as the error.
     #[inline]
     pub(super) fn take_unshared_payload(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
         let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;
         if !is_large
             || self.format != MessageFormat::Plain
-            || event.is_encoded::<UncompressedFrame<PlainLayout>>()
+            || event.is_encoded::<UncompressedFrameEncoding<PlainLayout>>()
             || self.should_compress::<PlainLayout>(&event)
         {
             return Err(event);
@@ -101,21 +104,21 @@ impl FrameEncoder {
     fn write_event<L: MessageLayout>(&self, event: &Event, out: &mut FrameBuffer) {
         #[cfg(feature = "deflate")]
         if self.should_compress::<L>(event) {
-            return out.push_event::<CompressedFrame<L>>(event);
+            return out.push_event::<CompressedFrameEncoding<L>>(event);
         }
-        out.push_event::<UncompressedFrame<L>>(event);
+        out.push_event::<UncompressedFrameEncoding<L>>(event);
     }
 
     #[cfg(feature = "deflate")]
     fn should_compress<L: MessageLayout>(&self, event: &Event) -> bool {
-        let Some(Compression { params, threshold }) = self.compression else {
+        let Some(NegotiatedCompression { params, threshold }) = self.compression else {
             return false;
         };
         let payload_len = event.payload().as_bytes().len();
-        // The client's window must cover the whole message: the payload and what the layout adds.
+        // The client's window must cover the whole message: the payload and the bytes that the layout adds.
         let is_covered = || {
             params.window_covers(usize::MAX)
-                || params.window_covers(event.encoded_ref::<UncompressedFrame<L>>().len())
+                || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<L>>().len())
         };
         payload_len >= threshold && is_covered()
     }
@@ -180,7 +183,7 @@ impl Encoder for FrameEncoder {
         }
     }
 
-    /// Writes nothing: the session sends pings, because it also waits for the answers.
+    /// Writes nothing: the session sends pings itself, because it also awaits their pongs.
     fn heartbeat(&mut self, _: &mut FrameBuffer) {}
 
     fn end(&mut self, end: End, out: &mut FrameBuffer) {

@@ -1,4 +1,4 @@
-//! The arithmetic of the opening handshake: [RFC 6455 §4](https://www.rfc-editor.org/rfc/rfc6455#section-4).
+//! The computations of the opening handshake: [RFC 6455 §4](https://www.rfc-editor.org/rfc/rfc6455#section-4).
 
 use std::{error, fmt};
 
@@ -8,7 +8,7 @@ use sha1_smol::Sha1;
 
 use crate::{base64, header_list};
 
-/// The constant that is hashed behind every key (RFC 6455 §1.3).
+/// The constant that is appended to each key before hashing (RFC 6455 §1.3).
 const ACCEPT_KEY_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Returns the `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key`, or `None` if the key is not 16 bytes in base64.
@@ -47,8 +47,8 @@ impl fmt::Display for InvalidSubprotocolList {
 
 impl error::Error for InvalidSubprotocolList {}
 
-/// Chooses the first subprotocol in the client's list that is among `supported`. Returns its index in `supported`, and the
-/// `Sec-WebSocket-Protocol` of the response. Names are compared byte for byte.
+/// Chooses the first subprotocol in the client's list that is among `supported`. Returns the index in `supported` and the
+/// `Sec-WebSocket-Protocol` of the response, or `None` if no subprotocol is supported. Names are compared byte for byte.
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};

@@ -1,4 +1,4 @@
-//! Compares the codec with those of tungstenite and tokio-websockets.
+//! Compares our frame decoder and encoder with those of tungstenite and tokio-websockets.
 
 use std::io;
 
@@ -18,7 +18,7 @@ use super::{CloseCode, DecoderConfig, DecoderEvent, FrameDecoder, Message, OpCod
 /// The longest message that each decoder accepts, in bytes.
 const MAX_MESSAGE_SIZE: usize = 2048;
 
-/// An event or an error of any decoder, in a form that compares.
+/// An event or an error of any of the three decoders, in one type that tests can compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Decoded {
     Text(String),
@@ -27,21 +27,21 @@ enum Decoded {
     /// A pong with any payload.
     Pong,
     Close(Option<u16>),
-    /// An error, with the close code that stands for it.
+    /// An error, with its close code.
     Failed(u16),
 }
 
 /// The result of our decoder for one input.
 #[derive(Debug)]
-struct OurResult {
+struct OurDecoding {
     decoded: Vec<Decoded>,
-    /// The reason of the error, if there is one. The error is the last element of `decoded`.
+    /// The reason of the error that is the last element of `decoded`. `None` if our decoder did not fail.
     error_reason: Option<&'static str>,
     /// The number of bytes up to the error, the close frame or the end of the input.
     consumed_len: usize,
 }
 
-impl OurResult {
+impl OurDecoding {
     /// Returns the events before the error.
     fn before_error(&self) -> &[Decoded] {
         let errors = usize::from(self.error_reason.is_some());
@@ -49,10 +49,10 @@ impl OurResult {
     }
 }
 
-fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurResult {
+fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurDecoding {
     let config = DecoderConfig::new(role).max_message_size(MAX_MESSAGE_SIZE);
     let mut decoder = FrameDecoder::new(config);
-    let mut result = OurResult {
+    let mut result = OurDecoding {
         decoded: Vec::new(),
         error_reason: None,
         consumed_len: 0,
@@ -85,7 +85,7 @@ fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurResult {
     result
 }
 
-/// A blocking socket whose input is in memory, and which keeps its output.
+/// A blocking socket that reads its input from memory, and collects its output.
 struct MemorySocket<'a> {
     input: &'a [u8],
     output: Vec<u8>,
@@ -192,7 +192,7 @@ fn decode_with_tokio_websockets(input: &[u8], role: Role) -> Vec<Decoded> {
     decoded
 }
 
-/// Encodes frames with tungstenite, as this role sends them.
+/// Encodes frames with tungstenite, as a sender of the role `role`.
 fn encode_with_tungstenite(frames: &[Frame], role: TheirRole) -> Vec<u8> {
     let mut socket = WebSocket::from_raw_socket(MemorySocket::new(b""), role, None);
     for frame in frames {
@@ -215,16 +215,16 @@ fn control_frame(opcode: Control, payload: &[u8]) -> Frame {
 
 /// A message or a control frame that is sent in one or more frames.
 #[derive(Clone, Debug)]
-struct SentMessage {
+struct FragmentedMessage {
     message: Decoded,
-    /// Where the message is split into fragments.
+    /// The indices at which the payload is split into fragments.
     splits: Vec<Index>,
-    /// The payload of a ping behind each fragment but the last.
+    /// The payload of the ping that is sent after each fragment except the last.
     ping: Option<Vec<u8>>,
 }
 
-impl SentMessage {
-    /// Appends the frames, and what must be decoded from them.
+impl FragmentedMessage {
+    /// Appends the message's frames to `frames`, and the events of a correct decoder to `decoded`.
     fn append_to(&self, frames: &mut Vec<Frame>, decoded: &mut Vec<Decoded>) {
         let (opcode, payload) = match &self.message {
             Decoded::Text(text) => (Data::Text, text.as_bytes()),
@@ -279,14 +279,15 @@ fn messages() -> impl Strategy<Value = Decoded> {
     ]
 }
 
-fn sent_messages() -> impl Strategy<Value = Vec<SentMessage>> {
+fn fragmented_messages() -> impl Strategy<Value = Vec<FragmentedMessage>> {
     let splits = proptest::collection::vec(any::<Index>(), 0..4);
     let ping = proptest::option::of(payloads(126));
-    let sent_message = (messages(), splits, ping).prop_map(|(message, splits, ping)| SentMessage {
-        message,
-        splits,
-        ping,
-    });
+    let sent_message =
+        (messages(), splits, ping).prop_map(|(message, splits, ping)| FragmentedMessage {
+            message,
+            splits,
+            ping,
+        });
     proptest::collection::vec(sent_message, 0..6)
 }
 
@@ -298,7 +299,9 @@ fn encode_message(message: &Decoded, out: &mut BytesMut) {
         }),
         Decoded::Ping(payload) => frame::encode(OpCode::Ping, false, payload, out),
         Decoded::Pong => frame::encode(OpCode::Pong, false, b"pong", out),
-        Decoded::Close(code) => frame::encode_close(code.and_then(CloseCode::new), "reason", out),
+        Decoded::Close(code) => {
+            frame::encode_close_frame(code.and_then(CloseCode::new), "reason", out)
+        }
         Decoded::Failed(_) => {}
     }
 }
@@ -311,7 +314,7 @@ fn encode_masked_message(message: &Decoded, mask_key: [u8; 4], out: &mut BytesMu
         Decoded::Pong => (OpCode::Pong, b"pong" as &[u8]),
         Decoded::Close(code) => {
             let code = code.and_then(CloseCode::new);
-            return frame::encode_close_masked(code, "reason", mask_key, out);
+            return frame::encode_masked_close_frame(code, "reason", mask_key, out);
         }
         Decoded::Failed(_) => return,
     };
@@ -320,7 +323,7 @@ fn encode_masked_message(message: &Decoded, mask_key: [u8; 4], out: &mut BytesMu
 
 proptest! {
     #[test]
-    fn frames_of_tungstenite_decode(sent in sent_messages(), piece_len in 1_usize..100) {
+    fn our_decoder_reads_tungstenite_frames(sent in fragmented_messages(), piece_len in 1_usize..100) {
         let (mut frames, mut decoded) = (Vec::new(), Vec::new());
         sent.iter().for_each(|message| message.append_to(&mut frames, &mut decoded));
         for (role, their_role) in [
@@ -374,14 +377,14 @@ fn others_decode_our_frames_of_every_length() {
     assert_eq!(decode_with_tokio_websockets(&out, Role::Client), messages);
 }
 
-/// Returns whether the other decoder is known to differ from ours in this case, and is allowed to.
-type IsKnownDifference = fn(&OurResult, &[Decoded]) -> bool;
+/// A function that returns whether a difference between our decoder and another one is known and allowed.
+type IsKnownDifference = fn(&OurDecoding, &[Decoded]) -> bool;
 
-/// Bytes behind an error, so that decoders that look only at whole frames find a whole frame.
+/// Zeros that are appended after an error, so that decoders that validate only whole frames get a whole frame.
 const TRAILING_ZEROS: [u8; 2 * MAX_MESSAGE_SIZE] = [0; 2 * MAX_MESSAGE_SIZE];
 
-/// Checks that the other decoder decodes the same. Our decoder fails at the first possible byte. The other decoder looks only at
-/// whole frames, so it gets zeros behind the byte at which our decoder failed.
+/// Checks that another decoder returns the same events and errors as ours. Our decoder fails at the first invalid byte. The other decoder
+/// validates only whole frames, so zeros are appended after the byte at which our decoder failed.
 fn check_agreement(
     input: &[u8],
     role: Role,
@@ -402,7 +405,7 @@ fn check_agreement(
     Ok(())
 }
 
-fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
+fn is_known_tungstenite_difference(ours: &OurDecoding, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
         // tungstenite accepts a length that is not in the shortest form. In a control frame such a length is 0 here, because zeros
@@ -414,12 +417,13 @@ fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool
         Some("length has its first bit set") => {
             is_followed_by(before, theirs, &Decoded::Failed(1009))
         }
-        // tungstenite reports a close with 1002, and goes on. tungstenite validates the reason before the code.
+        // tungstenite reports an invalid close code as a close with 1002, and does not fail. tungstenite validates the reason before the
+        // code.
         Some("close code is not one that may be sent") => {
             is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
                 || is_followed_by(before, theirs, &Decoded::Failed(1007))
         }
-        // tungstenite does not know 1014.
+        // tungstenite does not accept the close code 1014.
         None => match ours.decoded.split_last() {
             Some((Decoded::Close(Some(1014)), before)) => {
                 is_followed_by(before, theirs, &Decoded::Close(Some(1002)))
@@ -430,7 +434,7 @@ fn is_known_tungstenite_difference(ours: &OurResult, theirs: &[Decoded]) -> bool
     }
 }
 
-fn is_known_tokio_websockets_difference(ours: &OurResult, theirs: &[Decoded]) -> bool {
+fn is_known_tokio_websockets_difference(ours: &OurDecoding, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
         // tokio-websockets reports a length whose first bit is set as too long.
@@ -448,12 +452,12 @@ fn is_known_tokio_websockets_difference(ours: &OurResult, theirs: &[Decoded]) ->
     }
 }
 
-/// Whether `theirs` is `before` and then `last`.
+/// Whether `theirs` consists of `before` and then `last`.
 fn is_followed_by(before: &[Decoded], theirs: &[Decoded], last: &Decoded) -> bool {
     theirs.split_last() == Some((last, before))
 }
 
-/// Generates frames to a receiver of this role. The frames may break any rule.
+/// Generates frames for a receiver of this role. The frames may be invalid in any way.
 fn possibly_invalid_frames(role: Role) -> impl Strategy<Value = Vec<u8>> {
     let first_byte = prop_oneof![
         10 => proptest::sample::select(&[0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a][..]),

@@ -1,14 +1,13 @@
 //! The mask of a client's frames: [RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3).
 //!
-//! Each payload byte is combined with a byte of the four-byte mask key, by exclusive or. The same operation masks and unmasks. Each
-//! function here combines the first byte of its input with the first byte of the key.
+//! A mask combines each payload byte with a byte of the four-byte mask key, by exclusive or. Masking and unmasking are the same operation.
+//! Each function in this module combines the first byte of its input with the first byte of the key.
 
-/// The number of bytes that one iteration combines. The compiler turns a block of this length into a few vector instructions
-/// without a loop.
+/// The number of bytes that one iteration masks. The compiler turns a block of this length into a few vector instructions without a loop.
 const BLOCK_LEN: usize = 32;
 
-/// 4 KiB: from this length on, zeroing a vector and writing the result into it costs less than copying the input and combining it in
-/// place.
+/// The input length from which `xor_to_vec` zeroes a vector and writes the result into it: 4 KiB. For a shorter input, copying the input
+/// and masking the copy costs less.
 const MIN_ZEROED_LEN: usize = 4 * 1024;
 
 /// Masks or unmasks `bytes`.
@@ -52,7 +51,7 @@ pub(super) fn xor_append(input: &[u8], mask_key: [u8; 4], output: &mut Vec<u8>) 
     xor_in_place(&mut output[start..], mask_key);
 }
 
-/// Rotates the key so that it fits the payload bytes behind the first `len` bytes.
+/// Rotates the key by `len` bytes. The result masks the payload that follows the first `len` bytes.
 #[inline]
 pub(super) fn rotate_key(mut mask_key: [u8; 4], len: usize) -> [u8; 4] {
     mask_key.rotate_left(len % 4);

@@ -1,4 +1,4 @@
-//! The layout of an event in a WebSocket message, and the encodings that write an event as one frame.
+//! The layouts of events in WebSocket messages, and the encodings that write an event as one frame.
 
 use std::marker::PhantomData;
 
@@ -18,15 +18,14 @@ use crate::{
 pub enum MessageFormat {
     /// The payload alone: text and JSON in text messages, bytes in binary messages.
     ///
-    /// The message has no id to resume with, and the format has no message for a gap. A gap therefore closes the connection
-    /// with 3010, so that the client knows of it.
+    /// The message has no id to resume with, and the format has no message for a gap. A gap therefore closes the connection with 3010.
     #[default]
     Plain,
     /// A JSON envelope in a text message, as in [NDJSON](crate::format::Ndjson):
     /// `{"id":"7","event":"price","data":{"eur":21.5}}`.
     ///
-    /// `id` and `event` are present if the event has them. `data_base64` stands in place of `data` for bytes. A gap, a cursor and
-    /// the end are messages too: `{"id":"9","gap":{…}}`, `{"id":"9"}`, `{"end":{"finished":false}}`.
+    /// `id` and `event` are present if the event has them. A binary payload is in `data_base64` instead of `data`. A gap, a cursor and the
+    /// end are messages too: `{"id":"9","gap":{…}}`, `{"id":"9"}`, `{"end":{"finished":false}}`.
     Json,
     /// nchan's [`ws+meta.nchan`](https://nchan.io/#websocket): header lines, an empty line, the payload.
     ///
@@ -43,7 +42,7 @@ pub enum MessageFormat {
     Nchan,
 }
 
-/// A [`MessageFormat`] as a type, which can be a part of an [`Encoding`].
+/// A [`MessageFormat`] as a type, which can be the type parameter of an [`Encoding`].
 pub(super) trait MessageLayout: 'static {
     /// Whether the message is the event's payload and nothing else.
     const IS_BARE_PAYLOAD: bool = false;
@@ -56,9 +55,9 @@ pub(super) trait MessageLayout: 'static {
 }
 
 /// The encoding of an event as one uncompressed frame.
-pub(super) struct UncompressedFrame<L>(PhantomData<L>);
+pub(super) struct UncompressedFrameEncoding<L>(PhantomData<L>);
 
-impl<L: MessageLayout> Encoding for UncompressedFrame<L> {
+impl<L: MessageLayout> Encoding for UncompressedFrameEncoding<L> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         let opcode = L::opcode(&fields.payload);
         if L::IS_BARE_PAYLOAD {
@@ -68,12 +67,12 @@ impl<L: MessageLayout> Encoding for UncompressedFrame<L> {
     }
 }
 
-/// The encoding of an event as one compressed frame, or as an uncompressed one if compression does not make it shorter.
+/// The encoding of an event as one compressed frame. If compression does not make the frame shorter, the frame is uncompressed.
 #[cfg(feature = "deflate")]
-pub(super) struct CompressedFrame<L>(PhantomData<L>);
+pub(super) struct CompressedFrameEncoding<L>(PhantomData<L>);
 
 #[cfg(feature = "deflate")]
-impl<L: MessageLayout> Encoding for CompressedFrame<L> {
+impl<L: MessageLayout> Encoding for CompressedFrameEncoding<L> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         let opcode = L::opcode(&fields.payload);
         let mut buffer = BytesMut::new();

@@ -4,8 +4,8 @@
 //! - [`FrameEncoder`]: writes events as frames, in a [`MessageFormat`].
 //! - [`FrameDecoder`]: reads frames in either [`Role`], and joins them into messages.
 //! - [`frame`]: writes single frames, in either role.
-//! - `deflate`, a feature: compressed messages ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)).
-//! - [`handshake`]: the arithmetic of the opening handshake.
+//! - `deflate`, with the feature of this name: compressed messages ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)).
+//! - [`handshake`]: the computations of the opening handshake.
 
 mod close_code;
 #[cfg(feature = "deflate")]

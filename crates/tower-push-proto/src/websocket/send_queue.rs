@@ -9,20 +9,20 @@ use crate::frame_buffer::FrameBuffer;
 
 /// The frames that a session has not written yet. Pings and pongs overtake messages, but never split a frame.
 ///
-/// The frames leave in this order: `current`, the control frames of `backlog`, the chunks of `backlog`, `encoded`.
+/// The frames are written in this order: `current`, the control frames of `backlog`, the chunks of `backlog`, `encoded`.
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
     current: SendChunk,
-    /// Whether a part of `current` is written. Control frames do not overtake a chunk that is written in part.
+    /// Whether some bytes of `current` have been written. Control frames do not overtake such a chunk.
     is_current_started: bool,
-    /// The messages that were encoded since the last write. Each write first moves these messages into chunks.
+    /// The messages that were encoded since the last write. The next write first moves these messages into chunks.
     encoded: FrameBuffer,
-    /// `None` if no frame waits behind `current`. An idle session, or one that sends a single message, therefore allocates no
-    /// backlog.
+    /// The frames that are written after `current`, or `None` if there are none. A session that is idle, or sends a single message,
+    /// therefore allocates no backlog.
     backlog: Option<Box<SendBacklog>>,
 }
 
-/// The frames behind [`SendQueue::current`].
+/// The queued frames that are written after [`SendQueue::current`].
 #[derive(Debug, Default)]
 struct SendBacklog {
     /// Encoded pings and pongs.
@@ -32,15 +32,15 @@ struct SendBacklog {
     chunks_len: usize,
 }
 
-/// Bytes that no control frame may split: a frame header with its payload behind it, or whole frames behind an empty header.
+/// Bytes that no control frame may split: one frame with a separate header, or whole frames without a separate header.
 #[derive(Debug, Default)]
 struct SendChunk {
-    /// The header of a payload that was not copied. The header is empty if `bytes` holds whole frames.
+    /// The frame header whose payload is `bytes`. The header is empty if `bytes` holds whole frames.
     header: FrameHeader,
     bytes: Bytes,
 }
 
-/// 4 KiB: the limit of pongs that wait to be written, in bytes.
+/// The maximum length of unwritten pings and pongs, in bytes: 4 KiB.
 const MAX_PENDING_CONTROL_LEN: usize = 4 * 1024;
 
 impl SendQueue {
@@ -58,8 +58,8 @@ impl SendQueue {
         });
     }
 
-    /// Appends the pong that answers a ping. If too many pongs wait, only the last ping is answered, as
-    /// [RFC 6455 §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
+    /// Appends the pong that answers a ping. If too many pongs are unwritten, only the last ping is answered, as [RFC 6455
+    /// §5.5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.5.3) allows.
     pub(super) fn push_pong(&mut self, payload: &[u8]) {
         let control_frames = self.control_frames_mut();
         if control_frames.len() + payload.len() > MAX_PENDING_CONTROL_LEN {
@@ -90,15 +90,15 @@ impl SendQueue {
         }
     }
 
-    /// Returns the number of unwritten bytes, without the control frames of the backlog.
+    /// Returns the number of unwritten bytes of messages, and of the frame that is being written.
     #[inline]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn unwritten_message_len(&self) -> usize {
         let chunks_len = self.backlog.as_ref().map_or(0, |b| b.chunks_len);
         self.current.len() + chunks_len + self.encoded.len()
     }
 
-    /// Returns all unwritten bytes if they are contiguous, which is the usual case and a fast path. Returns an empty slice if there
-    /// are none.
+    /// Returns all unwritten bytes if they are contiguous, else `None`. Returns an empty slice if everything is written. Contiguous bytes
+    /// are the usual case, for which this method is a fast path.
     #[inline]
     pub(super) fn contiguous_bytes(&mut self) -> Option<&[u8]> {
         self.enqueue_encoded();
@@ -110,7 +110,7 @@ impl SendQueue {
     pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
         self.enqueue_encoded();
         if let Some(backlog) = &mut self.backlog {
-            backlog.requeue_behind_control_frames(&mut self.current, self.is_current_started);
+            backlog.requeue_after_control_frames(&mut self.current, self.is_current_started);
         }
         let backlog = self.backlog.iter().flat_map(|backlog| backlog.slices());
         let slices = self.current.slices().chain(backlog);
@@ -134,7 +134,7 @@ impl SendQueue {
         }
     }
 
-    /// Drops the first `written` bytes of [`slices`](Self::slices), because the socket has taken them.
+    /// Drops the first `written` bytes of [`slices`](Self::slices), which the socket has accepted.
     pub(super) fn advance(&mut self, mut written: usize) {
         loop {
             if written < self.current.len() {
@@ -163,13 +163,13 @@ impl SendQueue {
     /// Whether the queue is empty and owns no heap memory.
     #[cfg(test)]
     pub(super) fn is_unallocated(&self) -> bool {
-        self.len() == 0 && self.backlog.is_none()
+        self.unwritten_message_len() == 0 && self.backlog.is_none()
     }
 }
 
 impl SendBacklog {
-    /// Moves `current` behind the control frames, unless a part of it is written.
-    fn requeue_behind_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
+    /// Queues `current` after the control frames, unless some of its bytes have been written.
+    fn requeue_after_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
         if !self.control_frames.is_empty() && !is_current_started && current.len() > 0 {
             let overtaken = std::mem::take(current);
             self.chunks_len += overtaken.len();
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum QueueStep {
         /// Appends a message of this length.
         Message(usize),
         Pong,
@@ -233,17 +233,17 @@ mod tests {
         Write(usize),
         /// Looks at the slices, but writes nothing, because the socket is full.
         WriteNothing,
-        /// Discards messages, as a close of the client's does, and appends one.
+        /// Discards messages, as when the client closes the connection, and appends a message.
         Discard,
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
         let step = prop_oneof![
-            prop_oneof![1_usize..10, 4000_usize..6000].prop_map(Step::Message),
-            Just(Step::Pong),
-            prop_oneof![1_usize..30, 1_usize..20_000].prop_map(Step::Write),
-            Just(Step::WriteNothing),
-            Just(Step::Discard),
+            prop_oneof![1_usize..10, 4000_usize..6000].prop_map(QueueStep::Message),
+            Just(QueueStep::Pong),
+            prop_oneof![1_usize..30, 1_usize..20_000].prop_map(QueueStep::Write),
+            Just(QueueStep::WriteNothing),
+            Just(QueueStep::Discard),
         ];
         vec(step, 0..60)
     }
@@ -253,19 +253,19 @@ mod tests {
 
     /// A queue of numbered frames: each payload begins with two bytes that count the frames of its kind.
     #[derive(Default)]
-    struct Fixture {
+    struct QueueFixture {
         queue: SendQueue,
         message_count: u16,
         pong_count: u16,
-        /// Messages with a smaller number may be missing.
+        /// The number below which messages may be missing, because they were discarded.
         discarded_count: u16,
         written: Vec<u8>,
     }
 
-    impl Fixture {
-        fn run(&mut self, step: Step) {
+    impl QueueFixture {
+        fn run(&mut self, step: QueueStep) {
             match step {
-                Step::Message(len) => {
+                QueueStep::Message(len) => {
                     let mut payload = self.message_count.to_be_bytes().to_vec();
                     payload.resize(2 + len, 0);
                     let out = self.queue.message_buffer();
@@ -278,12 +278,12 @@ mod tests {
                     }
                     self.message_count += 1;
                 }
-                Step::Pong => {
+                QueueStep::Pong => {
                     self.queue.push_pong(&self.pong_count.to_be_bytes());
                     self.pong_count += 1;
                 }
-                Step::Write(max_len) => self.write(max_len),
-                Step::WriteNothing => {
+                QueueStep::Write(max_len) => self.write(max_len),
+                QueueStep::WriteNothing => {
                     assert!(self.queue.slices().all(|slice| !slice.is_empty()));
                     if let Some(contiguous) = self.queue.contiguous_bytes().map(<[u8]>::to_vec) {
                         let slices: Vec<_> = self.queue.slices().collect();
@@ -292,13 +292,15 @@ mod tests {
                     let slices_len: usize = self.queue.slices().map(<[u8]>::len).sum();
                     let backlog = self.queue.backlog.as_ref();
                     let control_len = backlog.map_or(0, |b| b.control_frames.len());
-                    assert_eq!(slices_len, self.queue.len() + control_len);
+                    assert_eq!(slices_len, self.queue.unwritten_message_len() + control_len);
                 }
-                Step::Discard => {
+                QueueStep::Discard => {
                     self.queue.discard_unstarted_messages();
                     self.discarded_count = self.message_count;
-                    assert!(self.queue.len() == 0 || self.queue.is_current_started);
-                    self.run(Step::Message(1));
+                    assert!(
+                        self.queue.unwritten_message_len() == 0 || self.queue.is_current_started
+                    );
+                    self.run(QueueStep::Message(1));
                 }
             }
         }
@@ -333,7 +335,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_of_each_kind_stay_whole_and_ordered(steps in steps()) {
-            let mut fixture = Fixture::default();
+            let mut fixture = QueueFixture::default();
             for step in steps {
                 fixture.run(step);
             }

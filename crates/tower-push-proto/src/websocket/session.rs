@@ -22,7 +22,7 @@ use crate::{
     random,
 };
 
-/// The protocol state and logic of one WebSocket connection on the server's side.
+/// One WebSocket connection on the server's side, as a state machine without I/O.
 ///
 /// A session owns no socket, reads no clock and spawns no task. The caller moves bytes, items and times between the session and the
 /// socket, the source and the timer:
@@ -42,7 +42,7 @@ use crate::{
 /// - **getters**, which may be called at any time: [`upgrade_deadline`](Self::upgrade_deadline), [`is_open`](Self::is_open),
 ///   [`is_closed`](Self::is_closed), [`wants_item`](Self::wants_item), [`wants_shutdown`](Self::wants_shutdown),
 ///   [`reads_paused`](Self::reads_paused), [`remaining_frame_len`](Self::remaining_frame_len);
-/// - **handlers**, named `handle_*`, which tell the session what happened at the socket, the source or the timer;
+/// - **handlers**, named `handle_*`, which report to the session what happened at the socket, the source or the timer;
 /// - **commands**: [`close`](Self::close), [`pause_reads`](Self::pause_reads), [`resume_reads`](Self::resume_reads) and
 ///   [`apply_pending_close`](Self::apply_pending_close);
 /// - **polls**, named `poll_*`, which return what the caller has to do.
@@ -56,25 +56,24 @@ use crate::{
 ///    [`handle_disconnect`](Self::handle_disconnect).
 /// 2. **Items.** While [`wants_item`](Self::wants_item), poll the source, and pass what it yields to
 ///    [`handle_item`](Self::handle_item).
-/// 3. **Pending close.** Call [`apply_pending_close`](Self::apply_pending_close). A close frame or an offence in the input of step
-///    1 takes effect here, behind the items of step 2.
+/// 3. **Pending close.** Call [`apply_pending_close`](Self::apply_pending_close). A close frame or a broken rule in the input of step 1
+///    takes effect in this step, so that the items of step 2 are sent first.
 /// 4. **Output.** Write what [`poll_transmit`](Self::poll_transmit) returns, and report each write with
-///    [`handle_written`](Self::handle_written), until nothing is left. Once everything is written, flush the socket, shut its
-///    writing side down if [`wants_shutdown`](Self::wants_shutdown), and call
-///    [`handle_write_drained`](Self::handle_write_drained). If the socket takes nothing more for now, call
-///    [`handle_write_blocked`](Self::handle_write_blocked) instead.
-/// 5. **End.** If [`is_closed`](Self::is_closed), drop the socket and the session. If the session is not
-///    [open](Self::is_open) any more, drop the source: no item will be taken.
+///    [`handle_written`](Self::handle_written), until nothing is left. Once everything is written, flush the socket, shut its writing side
+///    down if [`wants_shutdown`](Self::wants_shutdown), and call [`handle_write_drained`](Self::handle_write_drained). If the socket
+///    accepts no more bytes for now, call [`handle_write_blocked`](Self::handle_write_blocked) instead.
+/// 5. **End.** If [`is_closed`](Self::is_closed), drop the socket and the session. If the session is no longer [open](Self::is_open),
+///    drop the source: the session takes no more items.
 /// 6. **Time.** Set the timer to [`poll_timeout`](Self::poll_timeout), which each of the steps above may change. When the timer
 ///    fires, call [`handle_timeout`](Self::handle_timeout), and start a new round.
 ///
 /// # Time
-/// The times that a session gets must not decrease from call to call. A method that takes a closure reads the clock only if it needs the time. A timer that
-/// fires early does no harm; one that fires late delays deadlines and pings by as much.
+/// The times that a session gets must not decrease from call to call. A method that takes a closure reads the clock only if it needs the
+/// time. A timer that fires too early does no harm. A timer that fires too late delays deadlines and pings.
 ///
 /// # Memory
-/// An idle session owns no heap memory of its own. A session buffers at most one incomplete message of the client, of at most
-/// [`max_message_size`](SessionConfig::max_message_size), and 64 KiB of output and one more event.
+/// An idle session owns no heap memory. A session buffers at most one incomplete message of the client, whose length is at most
+/// [`max_message_size`](SessionConfig::max_message_size). It also buffers at most 64 KiB of output and one more event.
 ///
 /// # Example
 /// ```
@@ -120,24 +119,24 @@ pub struct Session {
     decoder: FrameDecoder,
     send_queue: SendQueue,
     state: SessionState,
-    /// How long the client may send nothing before it is pinged. `None` turns pings off.
+    /// The time without input from the client after which the session sends a ping. `None` turns pings off.
     ping_interval: Option<Duration>,
-    /// When the client last showed that it is alive: it sent a byte, or took one after a long wait.
+    /// When the client last showed that it is alive: it sent a byte, or read a byte after a long write block.
     last_activity: Instant,
     /// When the last ping was sent, if the client has shown no activity since.
     unanswered_ping: Option<Instant>,
-    /// When the client began the message that is incomplete now.
+    /// When the first byte of the client's incomplete message arrived. `None` between messages.
     message_started: Option<Instant>,
-    /// Since when the socket takes no byte.
+    /// When the socket began to accept no bytes. `None` if the last write succeeded.
     write_blocked_since: Option<Instant>,
     unsolicited_frames: UnsolicitedFrames,
-    /// Takes effect in [`apply_pending_close`](Self::apply_pending_close). While a close is pending, no frame is read.
+    /// The close that the next [`apply_pending_close`](Self::apply_pending_close) starts. While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
     reads_paused: bool,
 }
 
-/// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). States are entered in
-/// the order of the variants, and some are skipped.
+/// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). The session enters the states
+/// in the order of the variants, and may skip some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionState {
     Open,
@@ -158,26 +157,26 @@ enum SessionState {
 /// A close that waits for the items of the current round.
 #[derive(Clone, Copy, Debug)]
 struct PendingClose {
-    /// `None` if the client's close frame had no code: our answer has none either.
+    /// The code of our close frame. `None` answers a client's close frame without a code.
     code: Option<CloseCode>,
     reason: &'static str,
 }
 
-/// Counts pings, pongs and dropped messages within one second.
+/// A counter of pings, pongs and dropped messages within one second.
 #[derive(Debug)]
 struct UnsolicitedFrames {
     second_start: Instant,
     count: u32,
 }
 
-/// More pings, pongs and dropped messages than this in one second close the connection with 1008.
+/// The maximum number of pings, pongs and dropped messages in one second. More of them close the connection with 1008.
 const MAX_UNSOLICITED_FRAMES_PER_SECOND: u32 = 1000;
 
-/// 1 s: a write that was blocked for less shows nothing about the client. On HTTP/2 such a write may have waited for another task
-/// of the server.
+/// The least duration of a write block after which a write shows that the client is alive: 1 s. On HTTP/2 a shorter block may be a wait for
+/// another task of the server.
 const MIN_MEANINGFUL_WRITE_BLOCK: Duration = Duration::from_secs(1);
 
-/// 64 KiB: the length of the send queue, in bytes, from which on no item is taken.
+/// The length of the send queue, in bytes, from which the session takes no item: 64 KiB.
 const SEND_QUEUE_LIMIT: usize = 64 * 1024;
 
 impl Session {
@@ -225,20 +224,20 @@ impl Session {
         self.last_activity = now;
     }
 
-    /// Whether messages are exchanged: no close frame was queued or handled yet.
+    /// Whether messages can be exchanged: no close frame has been queued or handled.
     #[inline]
     pub fn is_open(&self) -> bool {
         self.state == SessionState::Open
     }
 
-    /// Whether the session has ended: drop the socket.
+    /// Whether the session has ended. The caller then drops the socket.
     #[inline]
     pub fn is_closed(&self) -> bool {
         self.state == SessionState::Closed
     }
 
-    /// Whether the socket's writing side must be shut down once everything is written. The session goes on until the client
-    /// closes the connection, or until the [close deadline](SessionConfig::close_deadline).
+    /// Whether the socket's writing side must be shut down once everything is written. The session continues until the client closes the
+    /// connection, or until the [close deadline](SessionConfig::close_deadline).
     #[inline]
     pub fn wants_shutdown(&self) -> bool {
         matches!(self.state, SessionState::ShuttingDown { .. })
@@ -249,11 +248,11 @@ impl Session {
     /// Handles bytes that were read from the socket, up to the end of the first complete message. Removes the handled bytes from
     /// the front of `input`, and returns the message. Returns `None` once `input` is empty.
     ///
-    /// A message is kept if `keep_message` is true when its first frame begins. Any other message is validated, but not inflated,
-    /// and dropped. More than 1000 dropped messages, pings and pongs in a second close the connection. Once the session is closing,
-    /// every message is dropped.
+    /// A message is kept if `keep_message` is true when its first frame begins. Any other message is validated and dropped, but not
+    /// inflated. More than 1000 dropped messages, pings and pongs in a second close the connection. Once the session is closing, every
+    /// message is dropped.
     ///
-    /// Pings are answered. An offence or a close frame stops the reading: the rest of the input is discarded, and
+    /// Pings are answered. After a broken rule or a close frame, the rest of the input is discarded, and
     /// [`apply_pending_close`](Self::apply_pending_close) closes the connection.
     pub fn handle_input(
         &mut self,
@@ -317,7 +316,7 @@ impl Session {
         awaits_frames && self.pending_close.is_none()
     }
 
-    /// Returns the number of payload bytes that are missing from the current data frame, or 0 if no data frame has begun.
+    /// Returns the number of payload bytes of the current data frame that have not arrived, or 0 if no data frame has begun.
     ///
     /// A caller can limit a read to this length, so that the read ends with the frame.
     #[inline]
@@ -361,15 +360,15 @@ impl Session {
     }
 
     fn handle_close_frame(&mut self, code: Option<CloseCode>, now: Instant) {
-        if self.is_open() && self.send_queue.len() == 0 {
+        if self.is_open() && self.send_queue.unwritten_message_len() == 0 {
             self.pending_close = Some(PendingClose { code, reason: "" });
             return;
         }
         if self.is_open() {
-            // The client is slow, and reads no messages after it has sent a close frame. Queued messages are therefore discarded.
-            // Items of the current round would follow the discarded messages, so they are not sent either.
+            // The client is slow, and reads no messages after it has sent a close frame. Queued messages are therefore discarded. Items of
+            // the current round come after the discarded messages, so these items are not sent either.
             self.send_queue.discard_unstarted_messages();
-            frame::encode_close(code, "", self.send_queue.message_buffer().buffer());
+            frame::encode_close_frame(code, "", self.send_queue.message_buffer().buffer());
         }
         self.state = SessionState::ShuttingDown {
             deadline_start: now,
@@ -378,17 +377,18 @@ impl Session {
 
     // Methods for items.
 
-    /// Whether [`handle_item`](Self::handle_item) may be called: the session is open, and less than 64 KiB of messages wait.
+    /// Whether the caller may pass an item to [`handle_item`](Self::handle_item): the session is open, and less than 64 KiB of messages are
+    /// unwritten.
     #[inline]
     pub fn wants_item(&self) -> bool {
-        self.is_open() && self.send_queue.len() < SEND_QUEUE_LIMIT
+        self.is_open() && self.send_queue.unwritten_message_len() < SEND_QUEUE_LIMIT
     }
 
-    /// Handles what the source yielded: an item, its failure, or `None` at its end. An end or a failure closes the connection, with
-    /// a code and a reason of its own. Does nothing unless the session is [open](Self::is_open).
+    /// Handles the result of polling the source: an item, an error, or `None` at the end. An end or an error closes the connection with a
+    /// close code and a reason for each case. Does nothing unless the session is [open](Self::is_open).
     ///
     /// # Errors
-    /// If the message format cannot express the item. This also closes the connection.
+    /// An error if the message format cannot express the item. The session then also closes the connection.
     pub fn handle_item(
         &mut self,
         item: Option<Result<Item, BoxError>>,
@@ -453,13 +453,13 @@ impl Session {
 
     // Methods for the closing handshake.
 
-    /// Starts the closing handshake: queues a close frame behind the messages that wait, and awaits the client's. Does nothing
+    /// Starts the closing handshake: queues a close frame after the unwritten messages, and awaits the client's close frame. Does nothing
     /// unless the session is [open](Self::is_open).
     ///
     /// The reason is cut to the 123 bytes of UTF-8 that a close frame holds.
     pub fn close(&mut self, code: CloseCode, reason: &str, now: Instant) {
         if self.is_open() {
-            frame::encode_close(
+            frame::encode_close_frame(
                 Some(code),
                 reason,
                 self.send_queue.message_buffer().buffer(),
@@ -479,12 +479,12 @@ impl Session {
         });
     }
 
-    /// Closes the connection if the client has sent a close frame, has broken a rule or has missed a deadline. The close frame goes
-    /// behind everything that is queued, so call this after the items of the round.
+    /// Closes the connection if the client has sent a close frame, has broken a rule or has missed a deadline. The close frame is queued
+    /// after everything else, so call this method after the items of the round.
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(PendingClose { code, reason }) = self.pending_close.take() {
             if self.is_open() {
-                frame::encode_close(code, reason, self.send_queue.message_buffer().buffer());
+                frame::encode_close_frame(code, reason, self.send_queue.message_buffer().buffer());
             }
             self.state = SessionState::ShuttingDown {
                 deadline_start: now(),
@@ -499,14 +499,14 @@ impl Session {
         self.send_queue.slices()
     }
 
-    /// Returns the bytes to write if they are contiguous, or an empty slice if nothing is to be written. For this usual case it is
-    /// faster than [`poll_transmit`](Self::poll_transmit).
+    /// Returns the bytes to write if they are contiguous, else `None`. Returns an empty slice if nothing is to be written. The bytes are
+    /// usually contiguous, and then this method is faster than [`poll_transmit`](Self::poll_transmit).
     #[inline]
     pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
         self.send_queue.contiguous_bytes()
     }
 
-    /// Handles a write: the socket has taken the first `written` bytes of [`poll_transmit`](Self::poll_transmit).
+    /// Handles a write: the socket has accepted the first `written` bytes of [`poll_transmit`](Self::poll_transmit).
     pub fn handle_written(&mut self, written: usize, now: impl FnOnce() -> Instant) {
         self.send_queue.advance(written);
         let blocked_since = self.write_blocked_since.take();
@@ -516,26 +516,25 @@ impl Session {
         let now = now();
         let blocked_for = blocked_since.map(|since| now.duration_since(since));
         if blocked_for.is_some_and(|time| time >= MIN_MEANINGFUL_WRITE_BLOCK) {
-            // The client has taken bytes, but may still be far from reading the ping.
+            // The client is reading, but may not have reached the ping yet.
             self.last_activity = now;
             self.unanswered_ping = None;
         }
         if let SessionState::Closing { deadline_start }
         | SessionState::ShuttingDown { deadline_start } = &mut self.state
         {
-            // The close frame is the last to be written: before that, the client has nothing to answer.
+            // The close frame is written last. Until then, the client has no close frame to answer.
             *deadline_start = now;
         }
     }
 
-    /// Handles a write that is pending, because the socket takes nothing more for now. The [write
-    /// deadline](SessionConfig::write_deadline) runs until the next [`handle_written`](Self::handle_written) or
-    /// [`handle_write_drained`](Self::handle_write_drained).
+    /// Handles a blocked write: the socket accepts no more bytes for now. The [write deadline](SessionConfig::write_deadline) runs until
+    /// the next [`handle_written`](Self::handle_written) or [`handle_write_drained`](Self::handle_write_drained).
     pub fn handle_write_blocked(&mut self, now: impl FnOnce() -> Instant) {
         self.write_blocked_since.get_or_insert_with(now);
     }
 
-    /// Handles that everything is written and flushed.
+    /// Handles the success of a round of writes: everything is written and flushed.
     #[inline]
     pub fn handle_write_drained(&mut self) {
         self.write_blocked_since = None;
@@ -580,7 +579,7 @@ impl Session {
         match self.state {
             SessionState::Open if self.reads_paused => {
                 if is_ping_due {
-                    // The pong is not read, but a failing write shows that the client is gone.
+                    // Reads are paused, so the pong is not read. A failing write of the ping still shows that the client is gone.
                     self.send_queue.push_ping(random::bits());
                     self.last_activity = now;
                 }
@@ -609,8 +608,8 @@ impl Session {
 
     // Methods for flow control.
 
-    /// Tells the session that the socket is not read until [`resume_reads`](Self::resume_reads), because nobody takes the client's
-    /// messages. Meanwhile the client is pinged, but no deadline for its pongs and messages runs.
+    /// Pauses reads until [`resume_reads`](Self::resume_reads), because the client's messages are not being consumed. While reads are
+    /// paused, the client is pinged, but the deadlines for its pongs and messages do not run.
     pub fn pause_reads(&mut self) {
         self.reads_paused = true;
     }
@@ -621,7 +620,7 @@ impl Session {
         self.reads_paused
     }
 
-    /// Ends [`pause_reads`](Self::pause_reads). The ping interval and the deadline of an incomplete message start anew.
+    /// Resumes reads after [`pause_reads`](Self::pause_reads). The ping interval and the deadline of an incomplete message start anew.
     pub fn resume_reads(&mut self, now: impl FnOnce() -> Instant) {
         if std::mem::take(&mut self.reads_paused) {
             let now = now();
@@ -632,7 +631,7 @@ impl Session {
     }
 }
 
-/// Returns the earlier of two times. `None` stands for never.
+/// Returns the earlier of two times. `None` means never.
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
@@ -651,7 +650,7 @@ fn inflate_message(
     })
 }
 
-/// Never called: without the feature `deflate`, the decoder refuses compressed messages.
+/// Returns an error. Without the feature `deflate` this function is never called, because the decoder refuses compressed messages.
 #[cfg(not(feature = "deflate"))]
 fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
     Err((CloseCode::PROTOCOL_ERROR, "compression was not agreed on"))
@@ -664,13 +663,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A session with a clock that only tests move.
-    struct Fixture {
+    /// A session with a clock that only the test advances.
+    struct SessionFixture {
         session: Session,
         now: Instant,
     }
 
-    impl Fixture {
+    impl SessionFixture {
         fn new() -> Self {
             Self::with_ping_interval(Some(25 * SECOND))
         }
@@ -708,14 +707,14 @@ mod tests {
             self.session.handle_item(item.map(Ok), || now).unwrap();
         }
 
-        /// Sends an event that has another clone, as it does in a channel.
+        /// Passes an event that has a clone to the session, as a channel does.
         fn send_text(&mut self, text: &str) {
             let event = Event::text(text);
             self.handle_item(Some(Item::Event(event.clone())));
             drop(event);
         }
 
-        /// Sends an event that has no other clone.
+        /// Passes an event without clones to the session.
         fn send_unshared(&mut self, event: Event) {
             self.handle_item(Some(Item::Event(event)));
         }
@@ -757,7 +756,7 @@ mod tests {
 
     #[test]
     fn silent_client_is_pinged_then_disconnected() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let ping_time = fixture.now + 25 * SECOND;
         assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
         fixture.advance(24 * SECOND);
@@ -776,7 +775,7 @@ mod tests {
 
     #[test]
     fn any_input_answers_a_ping() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.advance(25 * SECOND);
         fixture.write_all();
         fixture.advance(19 * SECOND);
@@ -797,13 +796,13 @@ mod tests {
 
     #[test]
     fn idle_session_without_pings_needs_no_timer() {
-        let fixture = Fixture::with_ping_interval(None);
+        let fixture = SessionFixture::with_ping_interval(None);
         assert_eq!(fixture.session.poll_timeout(), None);
     }
 
     #[test]
     fn paused_reads_suspend_the_pong_deadline() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.advance(25 * SECOND);
         fixture.write_all();
         fixture.session.pause_reads();
@@ -820,7 +819,7 @@ mod tests {
 
     #[test]
     fn write_deadline_restarts_with_each_written_byte() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("event");
         fixture.handle_write_blocked();
         fixture.advance(20 * SECOND);
@@ -836,7 +835,7 @@ mod tests {
 
     #[test]
     fn slow_message_is_refused_at_its_deadline() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.handle_input(&client_frame(0x01, b"begins"));
         for _ in 0..5 {
             fixture.advance(10 * SECOND);
@@ -850,7 +849,7 @@ mod tests {
 
     #[test]
     fn message_deadline_restarts_with_each_message() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let frame = client_frame(0x81, b"dropped");
         fixture.handle_input(&frame[..3]);
         for _ in 0..10 {
@@ -865,7 +864,7 @@ mod tests {
 
     #[test]
     fn close_deadline_restarts_with_each_write() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text(&"x".repeat(100));
         fixture.handle_item(None);
         for _ in 0..20 {
@@ -881,7 +880,7 @@ mod tests {
 
     #[test]
     fn slow_reader_is_not_expected_to_answer_pings() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text(&"x".repeat(5000));
         for _ in 0..20 {
             fixture.handle_write_blocked();
@@ -898,7 +897,7 @@ mod tests {
 
     #[test]
     fn pong_overtakes_messages_but_splits_none() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let text = "x".repeat(5000);
         fixture.send_text(&text);
         fixture.send_text(&text);
@@ -920,7 +919,7 @@ mod tests {
     #[test]
     fn pong_never_splits_header_from_payload() {
         for started_len in [0, 1, 5, 6, 8, 9, 10, 11, 20_008, 20_009] {
-            let mut fixture = Fixture::new();
+            let mut fixture = SessionFixture::new();
             fixture.send_text("one");
             let (event, uncopied_frame) = uncopied_event();
             fixture.send_unshared(event);
@@ -943,7 +942,7 @@ mod tests {
     #[test]
     fn started_frame_is_finished_before_the_close() {
         for (started_len, frames) in [(0, 0), (3, 1), (4, 1), (5, 1), (20_004, 1), (20_005, 2)] {
-            let mut fixture = Fixture::new();
+            let mut fixture = SessionFixture::new();
             let (_, uncopied_frame) = uncopied_event();
             for _ in 0..3 {
                 fixture.send_unshared(uncopied_event().0);
@@ -958,7 +957,7 @@ mod tests {
 
     #[test]
     fn large_unshared_payload_is_not_copied() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let payload = bytes::Bytes::from(vec![b'x'; 20_000]);
         fixture.send_unshared(Event::binary(payload.clone()));
         let slices: Vec<&[u8]> = fixture.session.poll_transmit().collect();
@@ -968,7 +967,7 @@ mod tests {
 
     #[test]
     fn waiting_pongs_are_bounded() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("stalled");
         fixture.write(1);
         for n in 0..900_u32 {
@@ -981,7 +980,7 @@ mod tests {
 
     #[test]
     fn closing_session_sends_nothing_more() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("last");
         fixture.handle_item(None);
         fixture.handle_input(&client_frame(0x89, b"ping"));
@@ -993,7 +992,7 @@ mod tests {
 
     #[test]
     fn close_reply_discards_unstarted_messages() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text(&"x".repeat(5000));
         fixture.send_text("never sent");
         fixture.write(10);
@@ -1005,7 +1004,7 @@ mod tests {
 
     #[test]
     fn items_of_the_round_precede_the_close_reply() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         let now = fixture.now;
         let close = client_frame(0x88, b"\x03\xe8");
         fixture.session.handle_input(&mut &close[..], false, now);
@@ -1018,7 +1017,7 @@ mod tests {
 
     #[test]
     fn flood_is_refused_and_steady_pings_are_not() {
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         for _ in 0..10 {
             for _ in 0..MAX_UNSOLICITED_FRAMES_PER_SECOND {
                 fixture.handle_input(&client_frame(0x89, b""));
@@ -1056,7 +1055,7 @@ mod tests {
                     true => deflating_encoder(),
                     false => FrameEncoder::new(MessageFormat::Plain),
                 };
-                let mut fixture = Fixture::with_encoder(encoder, None);
+                let mut fixture = SessionFixture::with_encoder(encoder, None);
                 fixture.handle_item(Some(Item::Event(event.clone())));
                 let slices: Vec<&[u8]> = fixture.session.poll_transmit().collect();
                 assert_eq!(slices.len(), 1);
@@ -1075,7 +1074,7 @@ mod tests {
     #[test]
     fn idle_session_is_small_and_unallocated() {
         assert!(size_of::<Session>() <= 512, "{}", size_of::<Session>());
-        let mut fixture = Fixture::new();
+        let mut fixture = SessionFixture::new();
         fixture.send_text("event");
         fixture.handle_input(&client_frame(0x89, b"ping"));
         fixture.write_all();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The limits and deadlines of a [`Session`](super::Session). Each deadline is at most 30 days.
+/// The limits and deadlines of a [`Session`](super::Session). Longer deadlines are reduced to 30 days.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SessionConfig {
@@ -13,11 +13,11 @@ pub struct SessionConfig {
     pub(super) max_message_size: usize,
 }
 
-/// 30 days: the bound keeps the sum of an `Instant` and a deadline from overflowing.
+/// The longest deadline, 30 days. With this limit the sum of an `Instant` and a deadline cannot overflow.
 pub(super) const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl SessionConfig {
-    /// Creates a configuration with the defaults that the setters name.
+    /// Creates a configuration with the default values. The setters document them.
     pub fn new() -> Self {
         Self {
             pong_deadline: Duration::from_secs(20),

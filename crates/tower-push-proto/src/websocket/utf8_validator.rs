@@ -1,9 +1,8 @@
-//! Validates text whose bytes arrive in pieces.
+//! Validation of text whose bytes arrive in pieces.
 
 use std::str;
 
-/// Validates UTF-8 incrementally. Between two pieces, the validator holds the bytes of an incomplete character, which are at most
-/// three.
+/// An incremental validator of UTF-8. Between two pieces, the validator stores the bytes of an incomplete character: at most three bytes.
 #[derive(Debug, Default)]
 pub(super) struct Utf8Validator {
     incomplete_char: [u8; 4],
@@ -11,7 +10,7 @@ pub(super) struct Utf8Validator {
     len: u8,
 }
 
-/// The error for bytes that are not UTF-8, whatever follows them.
+/// The error for bytes that cannot be UTF-8, regardless of the bytes after them.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidUtf8;
 
@@ -28,13 +27,13 @@ impl Utf8Validator {
         self.store_incomplete(incomplete)
     }
 
-    /// Whether the bytes so far end with a complete character.
+    /// Whether the bytes of all pieces so far end with a complete character.
     pub(super) fn is_complete(&self) -> bool {
         self.len == 0
     }
 
-    /// Takes the bytes from the front of `piece` that complete the stored character. Returns the rest of `piece`, which is empty if
-    /// the character is still incomplete.
+    /// Moves bytes from the front of `piece` to the stored character until the character is complete. Returns the rest of `piece`, which is
+    /// empty if the character is still incomplete.
     fn complete_char<'a>(
         &mut self,
         mut piece: &'a [u8],
@@ -63,7 +62,8 @@ impl Utf8Validator {
         self.stored_char().map(drop)
     }
 
-    /// Returns the stored character, or `None` if it is incomplete. Four bytes are always a character or invalid.
+    /// Returns the stored character, or `None` if the character is incomplete. Four bytes are never incomplete: they are a character or
+    /// invalid.
     fn stored_char(&self) -> Result<Option<&str>, InvalidUtf8> {
         match str::from_utf8(&self.incomplete_char[..usize::from(self.len)]) {
             Ok(character) => Ok(Some(character)),
@@ -73,7 +73,8 @@ impl Utf8Validator {
     }
 }
 
-/// Returns the length of the incomplete character at the end of `piece`, or 0. Only the first byte of the character is considered.
+/// Returns the length of the incomplete character at the end of `piece`, or 0 if the last character is complete. Only the first byte of the
+/// character is examined.
 fn incomplete_suffix_len(piece: &[u8]) -> usize {
     let mut last_bytes = piece.iter().rev().zip(1..=3);
     match last_bytes.find(|(byte, _)| **byte & 0xc0 != 0x80) {
@@ -185,7 +186,7 @@ mod tests {
         }
     }
 
-    /// Bytes that arrive one by one fail at the first byte with which the standard library finds them invalid.
+    /// If bytes are pushed one by one, validation fails at the same byte at which the standard library's validation fails.
     #[test]
     fn first_invalid_byte_fails() {
         let firsts = 0x70..=0xff_u8;

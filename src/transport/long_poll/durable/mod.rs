@@ -1,4 +1,5 @@
-//! The dialect of [Durable Streams](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md): its reads.
+//! The long-poll dialect that implements the reads of the
+//! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md).
 
 mod payload_encoder;
 mod read_request;
@@ -58,7 +59,7 @@ const PRIVATE_MAX_AGE: HeaderValue =
 const PUBLIC_MAX_AGE: HeaderValue =
     HeaderValue::from_static("public, max-age=60, stale-while-revalidate=300");
 
-/// A value of `Vary`: when another user signs in on the same browser, its cache must not return the former user's content.
+/// A value of `Vary`: when another user signs in on the same browser, its cache must not return the previous user's content.
 const COOKIE_AND_AUTHORIZATION: HeaderValue = HeaderValue::from_static("Cookie, Authorization");
 
 /// The message of a 410 response, which is sent because the protocol has no record for a gap.
@@ -157,7 +158,7 @@ impl DurableRead {
         }
     }
 
-    /// Responds with a batch, for which it waits as long as `wait_times` say.
+    /// Responds with a batch. Waits for the events of the batch for at most `wait_times`.
     async fn respond_with_batch(
         self,
         request: &ReadRequest,
@@ -231,8 +232,8 @@ impl DurableStreams {
         BatchBuilder::new(Box::new(encoder), limits, request.offset.id().cloned())
     }
 
-    /// Makes the response to a read whose subscription was refused. If the source has finished, it is an empty batch that closes the
-    /// stream.
+    /// Makes the response to a read whose subscription was refused. If the source has finished, the response is an empty batch
+    /// that closes the stream.
     fn refusal_response(
         &self,
         request: &ReadRequest,
@@ -314,7 +315,7 @@ impl DurableStreams {
     }
 }
 
-/// Returns what a stream yields at once, or `None` if the stream is pending.
+/// Polls a stream once. Returns `None` if the stream is pending.
 fn poll_ready_item<S>(
     stream: &mut S,
     cx: &mut Context<'_>,
@@ -328,7 +329,7 @@ where
     })
 }
 
-/// Returns whether `If-None-Match` contains `tag`. The value `*` does not count, because it does not say which response the client has.
+/// Returns whether `If-None-Match` contains `tag`. The value `*` does not count, because `*` does not say which response the client has.
 fn if_none_match_contains(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
     let mut client_tags = values

@@ -7,7 +7,7 @@ use crate::{
     transport::{BatchEncoder, Encoder, End, FrameBuffer},
 };
 
-/// Encodes the payloads of a batch, and nothing else: as a JSON array, or as bytes one behind the other. Gaps are refused.
+/// Encodes only the payloads of a batch: as a JSON array, or as bytes one after another. Gaps are refused.
 pub(super) struct PayloadEncoder {
     is_json: bool,
     /// Whether an event was written, so that a comma must separate the next one.
@@ -29,13 +29,13 @@ impl Encoder for PayloadEncoder {
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         let is_first = !std::mem::replace(&mut self.has_events, true);
         if !self.is_json {
-            out.push_event::<PayloadBytes>(event);
+            out.push_event::<RawPayloadEncoding>(event);
             return Ok(());
         }
         if !is_first {
             out.buffer().put_u8(b',');
         }
-        out.push_event::<PayloadAsJson>(event);
+        out.push_event::<JsonPayloadEncoding>(event);
         Ok(())
     }
 
@@ -64,19 +64,19 @@ impl BatchEncoder for PayloadEncoder {
     }
 }
 
-/// The encoding of an event as its payload in JSON.
-struct PayloadAsJson;
+/// The [`Encoding`] of an event that consists of the payload as JSON.
+struct JsonPayloadEncoding;
 
-impl Encoding for PayloadAsJson {
+impl Encoding for JsonPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
     }
 }
 
-/// The encoding of an event as the bytes of its payload.
-struct PayloadBytes;
+/// The [`Encoding`] of an event that consists of the bytes of the payload.
+struct RawPayloadEncoding;
 
-impl Encoding for PayloadBytes {
+impl Encoding for RawPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.put_slice(fields.payload.as_bytes());
     }

@@ -23,18 +23,18 @@ pub(super) struct ReadRequest {
     pub(super) stream_cursor: StreamCursor,
 }
 
-/// Where a read begins: the parameter `offset`.
+/// The parameter `offset`, which says where a read begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReadOffset {
-    /// The offset `-1`, or none: the read begins with the oldest event.
+    /// The offset is `-1` or missing: the read begins with the oldest event.
     Oldest,
-    /// The offset `now`: the read begins behind the newest event.
+    /// The offset `now`: the read begins after the newest event.
     Now,
-    /// The offset is an event's id: the read begins behind this event.
+    /// The offset is an event's id: the read begins after this event.
     After(EventId),
 }
 
-/// How a live read gets future events: the parameter `live`.
+/// The parameter `live`, which says how a live read gets future events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LiveMode {
     LongPoll,
@@ -46,7 +46,7 @@ pub(in crate::transport::long_poll) fn is_durable_request(head: &Parts) -> bool 
     has_offset(head) || has_live_mode(head)
 }
 
-/// Returns whether a request has both `offset` and `live`, so that it can be meant for no other dialect or transport.
+/// Returns whether a request has both `offset` and `live`, so that the request cannot be meant for another dialect or transport.
 pub(in crate::transport::long_poll) fn is_durable_live_request(head: &Parts) -> bool {
     has_offset(head) && has_live_mode(head)
 }
@@ -67,7 +67,7 @@ impl ReadRequest {
     /// Parses the query of a request.
     ///
     /// # Errors
-    /// A message for the client's developer if a parameter is malformed, missing, or given twice.
+    /// Returns a message for the client's developer if a parameter is malformed, missing, or given twice.
     pub(super) fn parse(head: &Parts) -> Result<Self, &'static str> {
         let query = head.uri.query().unwrap_or_default();
         let live = match single_parameter_value(query, LIVE_PARAMETER)?.as_deref() {

@@ -18,11 +18,11 @@ use crate::{
     transport::{
         FrameBuffer, MAX_ITEMS_PER_POLL,
         long_poll::batch_builder::{Batch, BatchBuilder, BatchLimits, StreamStatus},
-        streaming::{StreamWriter, WriteStatus},
+        streaming::{StreamWriter, WriteOutcome},
     },
 };
 
-/// How the payloads of a batch are encoded in the `data` event of an event stream (§5.8).
+/// The encoding of the payloads of a batch in the `data` event of an event stream (§5.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SseDataEncoding {
     Text,
@@ -35,29 +35,29 @@ pub(super) enum SseDataEncoding {
 pub(super) struct DurableSseWriter<S> {
     /// The source's stream; `None` once the stream has ended.
     stream: Option<SupervisedStream<S>>,
-    /// What the stream has yielded, and for which the last batch had no room.
+    /// An item or error that the stream has yielded, and for which the last batch had no room.
     lookahead: Option<Result<Item, BoxError>>,
     data_encoding: SseDataEncoding,
     limits: BatchLimits,
     control: ControlEventState,
-    /// What must be written after the last batch; `None` as long as the stream is open.
-    end: Option<StreamEnd>,
+    /// The end that follows the last batch; `None` as long as the stream is open.
+    end: Option<EndAfterBatch>,
 }
 
-/// The end of a stream of which the client must learn more than that it has ended.
-enum StreamEnd {
+/// An end that needs something after the last batch: a time to reconnect, or a cut response.
+enum EndAfterBatch {
     /// The client should reconnect after the contained time.
     Reconnect(Duration),
     /// The response is cut.
     Failed(BoxError),
 }
 
-/// What the `control` events have told the client, and what the next one will say.
+/// The state from which `control` events are made: the values that were sent, and those that the next event sends.
 struct ControlEventState {
     stream_cursor: StreamCursor,
     /// The greatest stream cursor that a `control` event has had.
     max_stream_cursor: u64,
-    /// The offset behind the last batch; `None` as long as neither the request nor the source has given one.
+    /// The offset after the last batch; `None` as long as neither the request nor the source has given one.
     offset: Option<EventId>,
     /// The `offset` parameter of the request. `control` events repeat it as long as there is no other offset.
     requested_offset: String,
@@ -65,7 +65,7 @@ struct ControlEventState {
     is_up_to_date: bool,
 }
 
-/// How many batches one poll writes before other tasks may run. A source that is always ready would otherwise block a thread.
+/// The number of batches that one poll writes before other tasks may run. A source that is always ready would otherwise block a thread.
 const MAX_BATCHES_PER_POLL: usize = 16;
 
 /// The usual length of the two events of a batch without the payloads, in bytes.
@@ -96,7 +96,7 @@ impl<S> DurableSseWriter<S> {
         }
     }
 
-    /// Writes the events of a batch. If they would tell the client nothing new, it writes nothing and returns `false`.
+    /// Writes the events of a batch. Writes nothing and returns `false` if these events would tell the client nothing new.
     fn write_batch(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
         let is_news = self.control.update(batch);
         if is_news {
@@ -127,7 +127,7 @@ impl<S> DurableSseWriter<S> {
 }
 
 impl ControlEventState {
-    /// Records the offset and the status behind a batch. Returns whether the client must be told of the batch.
+    /// Records the offset and the status after a batch. Returns whether the client needs the events of this batch.
     fn update(&mut self, batch: &Batch) -> bool {
         let has_moved = batch.cursor != self.offset;
         self.offset.clone_from(&batch.cursor);
@@ -161,8 +161,8 @@ impl ControlEventState {
 
 /// Writes a `data` field for each line, and the empty line that dispatches the event.
 ///
-/// Parsers should remove one space behind the colon, but some clients of this protocol do not. Therefore a space is added behind the colon
-/// only if the line begins with a space.
+/// Parsers should remove one space after the colon, but some clients of this protocol do not. Therefore a space is added after the
+/// colon only if the line begins with a space.
 fn write_data_lines(text: &[u8], out: &mut BytesMut) {
     sse::for_each_data_line(text, |line| {
         let field = if line.starts_with(b" ") {
@@ -233,16 +233,16 @@ where
         &mut self,
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
-    ) -> Poll<Result<WriteStatus, BoxError>> {
+    ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_BATCHES_PER_POLL {
             match self.end.take() {
-                Some(StreamEnd::Failed(error)) => return Poll::Ready(Err(error)),
-                Some(StreamEnd::Reconnect(after)) => {
+                Some(EndAfterBatch::Failed(error)) => return Poll::Ready(Err(error)),
+                Some(EndAfterBatch::Reconnect(after)) => {
                     sse::write_retry(after, out.buffer());
-                    return Poll::Ready(Ok(WriteStatus::Ended));
+                    return Poll::Ready(Ok(WriteOutcome::Ended));
                 }
                 None if self.stream.is_none() && self.lookahead.is_none() => {
-                    return Poll::Ready(Ok(WriteStatus::Ended));
+                    return Poll::Ready(Ok(WriteOutcome::Ended));
                 }
                 None => {}
             }
@@ -253,11 +253,11 @@ where
                 }
                 StreamStatus::Failed(error) => {
                     // The batch is sent before the response is cut.
-                    self.end = Some(StreamEnd::Failed(error));
+                    self.end = Some(EndAfterBatch::Failed(error));
                     batch.status = StreamStatus::HasMore;
                 }
                 StreamStatus::Reconnect(Some(after)) => {
-                    self.end = Some(StreamEnd::Reconnect(after));
+                    self.end = Some(EndAfterBatch::Reconnect(after));
                 }
                 _ => {}
             }
@@ -277,11 +277,11 @@ where
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                _ if out.is_full() => return Poll::Ready(Ok(WriteStatus::FrameReady)),
+                _ if out.is_full() => return Poll::Ready(Ok(WriteOutcome::FrameReady)),
                 _ => {}
             }
         }
-        Poll::Ready(Ok(WriteStatus::FrameReady))
+        Poll::Ready(Ok(WriteOutcome::FrameReady))
     }
 
     fn write_heartbeat(&mut self, out: &mut FrameBuffer) {

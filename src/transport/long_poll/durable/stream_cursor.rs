@@ -4,14 +4,15 @@ use crate::random;
 
 /// The protocol's `cursor`: a number in the URL of a poll, which makes a CDN take the poll for a new request.
 ///
-/// Its value is the number of 20 s intervals since 2024-10-09T00:00:00Z. A new cursor is always greater than the cursor that the client sent.
+/// Its value is the number of 20 s intervals since 2024-10-09T00:00:00Z. A new cursor is always greater than the cursor that the client
+/// sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamCursor {
     /// The cursor in the request; `None` if the request has no valid cursor.
     client_cursor: Option<u64>,
 }
 
-/// The begin of the first interval, 2024-10-09T00:00:00Z, as time since the Unix epoch.
+/// The start of the first interval, 2024-10-09T00:00:00Z, as time since the Unix epoch.
 const CURSOR_EPOCH: Duration = Duration::from_secs(1_728_432_000);
 
 const INTERVAL_SECS: u64 = 20;
@@ -19,7 +20,7 @@ const INTERVAL_SECS: u64 = 20;
 /// Upper bound, in intervals, of the random number by which a new cursor exceeds the client's: one hour.
 const MAX_JITTER_INTERVALS: u64 = 3600 / INTERVAL_SECS;
 
-/// The greatest cursor that is accepted from a client. Greater ones are ignored, because JavaScript numbers are exact only up to 2^53.
+/// The greatest cursor that is accepted from a client. Greater cursors are ignored, because JavaScript numbers are exact only up to 2^53.
 const MAX_CLIENT_CURSOR: u64 = 1 << 52;
 
 impl StreamCursor {

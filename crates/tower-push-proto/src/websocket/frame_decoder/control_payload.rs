@@ -5,7 +5,7 @@ use std::fmt;
 use super::DecodeError;
 use crate::websocket::{close_code::CloseCode, frame::MAX_CONTROL_PAYLOAD_LEN};
 
-/// The payload bytes of a control frame that have arrived.
+/// The received payload bytes of a control frame.
 pub(super) struct ControlPayload {
     bytes: [u8; MAX_CONTROL_PAYLOAD_LEN],
     len: u8,

@@ -9,7 +9,7 @@ use crate::websocket::{
     mask,
 };
 
-/// The length of the longest header, which has a mask key, in bytes.
+/// The length of the longest header, in bytes: a 64-bit length and a mask key.
 const MAX_HEADER_LEN: usize = MAX_UNMASKED_HEADER_LEN + 4;
 
 /// The bytes of an incomplete header.
@@ -45,12 +45,12 @@ impl PartialHeader {
 /// A frame whose header was parsed, and whose payload is being received.
 #[derive(Debug)]
 pub(super) struct ReceivedFrame {
-    /// The number of payload bytes that are missing. In a control frame, this field stays the length of the whole payload.
+    /// The number of payload bytes that have not arrived. In a control frame, this field stays the length of the whole payload.
     pub(super) remaining_len: usize,
-    /// The mask key for the next payload byte. Four zeros, which change no byte, if the frame is not masked.
+    /// The mask key, rotated for the next payload byte. An unmasked frame has a key of four zeros, which changes no byte.
     pub(super) mask_key: [u8; 4],
     pub(super) opcode: OpCode,
-    /// Whether it is the last frame of its message.
+    /// Whether the frame is the last frame of its message.
     pub(super) is_final: bool,
     pub(super) is_compressed: bool,
 }
@@ -70,21 +70,22 @@ impl ReceivedFrame {
     }
 }
 
-/// The bits of the first byte that must not be set (RFC 6455 §5.2): no extension here uses them.
+/// The bits of the first byte that must not be set (RFC 6455 §5.2), because no supported extension uses them.
 const RSV2_RSV3_BITS: u8 = 0x30;
 
 /// The bits of the first byte that are the opcode.
 const OPCODE_BITS: u8 = 0x0f;
 
-/// The number of fragments that a message of any size limit may have.
+/// The number of fragments that a message may have even if the size limit is small.
 const MIN_FRAGMENT_LIMIT: usize = 1024;
 
-/// One fragment is allowed for each 16 bytes of the size limit of a message, if that is more than [`MIN_FRAGMENT_LIMIT`].
+/// The number of bytes of the size limit for which a message may have one fragment. The result applies if it is more than
+/// [`MIN_FRAGMENT_LIMIT`].
 const BYTES_PER_FRAGMENT: usize = 16;
 
 impl FrameDecoder {
-    /// Parses the header at the front of `bytes`. Returns the frame and the length of the header, or `None` if the header is
-    /// incomplete. The bytes of an incomplete header are validated as well.
+    /// Parses the header at the front of `bytes`. Returns the frame and the length of the header, or `None` if the header is incomplete.
+    /// The bytes of an incomplete header are validated too.
     #[inline]
     pub(super) fn parse_header(
         &self,
@@ -149,8 +150,7 @@ impl FrameDecoder {
         MIN_FRAGMENT_LIMIT.max(self.config.max_message_size / BYTES_PER_FRAGMENT)
     }
 
-    /// Parses the length of the payload. Returns the length and the index of the byte behind it, or `None` if the length is
-    /// incomplete.
+    /// Parses the length of the payload. Returns the length and the index of the next header byte, or `None` if the length is incomplete.
     #[inline]
     fn parse_payload_len(
         &self,
@@ -184,8 +184,8 @@ impl FrameDecoder {
     }
 }
 
-/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns the length and the index of the byte
-/// behind it, or `None` if the length is incomplete.
+/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns the length and the index of the next header
+/// byte, or `None` if the length is incomplete.
 ///
 /// The first bytes of an incomplete length bound the length from below and above. If every length between these bounds is invalid,
 /// the error is returned at once.

@@ -21,8 +21,8 @@ use super::{
 
 /// Reads the frames of one connection from bytes in pieces of any length, and joins them into messages.
 ///
-/// A byte that breaks a rule is an error as soon as it is decoded, also in the middle of a header or of a text. Memory is taken
-/// only for bytes that have arrived, not for those that a header announces. A decoder between two messages owns no heap memory.
+/// An invalid byte is an error as soon as it is decoded, even in the middle of a header or of a text. The decoder allocates memory only for
+/// bytes that have arrived, and not for the length that a header announces. A decoder between two messages owns no heap memory.
 ///
 /// ```
 /// use tower_push_proto::websocket::{DecoderConfig, DecoderEvent, FrameDecoder, Message, Role};
@@ -51,12 +51,12 @@ pub struct FrameDecoder {
     state: DecoderState,
     /// The bytes of an incomplete header. Empty in every state but [`DecoderState::Header`].
     partial_header: PartialHeader,
-    /// The incomplete message, between its frames. `None` within a data frame, because [`DecoderState::Data`] holds the message
-    /// then.
+    /// The incomplete message, while no data frame of it is being received. Within a data frame this field is `None`, because
+    /// [`DecoderState::Data`] holds the message.
     partial_message: Option<Box<PartialMessage>>,
 }
 
-/// What a [`FrameDecoder`] accepts.
+/// The configuration of a [`FrameDecoder`]: what frames and messages it accepts.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct DecoderConfig {
@@ -66,8 +66,7 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// Creates the configuration for the side that receives the frames: a server accepts only masked frames, a client only unmasked
-    /// ones.
+    /// Creates the configuration for a receiver of this role. A server accepts only masked frames, and a client only unmasked frames.
     pub fn new(role: Role) -> Self {
         Self {
             role,
@@ -76,32 +75,32 @@ impl DecoderConfig {
         }
     }
 
-    /// Sets the longest message that is accepted, in bytes: 64 KiB by default. A compressed message counts with its compressed
-    /// length.
+    /// Sets the longest message that is accepted, in bytes: 64 KiB by default. For a compressed message, the limit applies to the
+    /// compressed length.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
         self
     }
 
-    /// Sets whether compressed messages are accepted, because permessage-deflate was negotiated: `false` by default.
+    /// Sets whether compressed messages are accepted: `false` by default. Set `true` if permessage-deflate was negotiated.
     pub fn allow_compressed(mut self, allow: bool) -> Self {
         self.allow_compressed = allow;
         self
     }
 }
 
-/// What a [`FrameDecoder`] has received.
+/// A message or a control frame that a [`FrameDecoder`] has received.
 #[derive(Debug)]
 pub enum DecoderEvent {
     /// A complete message.
     Message(Message),
-    /// A complete message that was validated and not kept.
+    /// A complete message that was validated and dropped, because `keep_message` was `false`.
     DroppedMessage,
-    /// A ping, whose payload was passed to `on_ping`.
+    /// A ping. Its payload was passed to `on_ping`.
     Ping,
     /// A pong, with any payload.
     Pong,
-    /// A close frame, and its code if it has one. Every byte behind a close frame is discarded.
+    /// A close frame, with its code if it has one. Every byte after a close frame is discarded.
     Close(Option<CloseCode>),
 }
 
@@ -114,7 +113,7 @@ pub enum Message {
     Binary(Vec<u8>),
     /// A compressed message, not inflated.
     Compressed {
-        /// Whether it is a text message. The inflated bytes of a text message must be UTF-8, which the decoder does not check.
+        /// Whether the message is a text message. The inflated bytes of a text message must be UTF-8, which the decoder does not check.
         is_text: bool,
         /// The compressed bytes.
         payload: Vec<u8>,
@@ -126,7 +125,7 @@ pub enum Message {
 pub struct DecodeError {
     /// The code to close the connection with.
     pub close_code: CloseCode,
-    /// A short description of the rule, which can be the reason of the close frame.
+    /// A short description of the broken rule, for use as the reason of the close frame.
     pub reason: &'static str,
 }
 
@@ -163,7 +162,7 @@ impl fmt::Display for DecodeError {
 
 impl error::Error for DecodeError {}
 
-/// What the next byte belongs to.
+/// The part of the input that the next byte belongs to.
 #[derive(Debug, Default)]
 enum DecoderState {
     /// A frame header.
@@ -191,13 +190,13 @@ impl FrameDecoder {
     /// Decodes the front of `input` up to the first event, and removes the decoded bytes from `input`. Returns `None` once all of
     /// `input` is decoded.
     ///
-    /// A message is kept if `keep_message` is true when its first frame begins. Other messages are validated and dropped. `on_ping`
-    /// is called with the payload of each ping. A payload in the event would make every event larger.
+    /// A message is kept if `keep_message` is true when its first frame begins. Other messages are validated and dropped. `on_ping` is
+    /// called with the payload of each ping. The event does not contain the payload, because the payload would make every event larger.
     ///
     /// After an error or a close frame, all input is discarded.
     ///
     /// # Errors
-    /// If the peer broke the protocol or a limit. The decoder returns one error at most.
+    /// An error if the peer broke the protocol or a limit. A decoder returns at most one error.
     pub fn decode(
         &mut self,
         input: &mut &[u8],
@@ -215,8 +214,8 @@ impl FrameDecoder {
         result
     }
 
-    /// Decodes a message that is kept, and that `input` holds as one complete frame. This usual case has a fast path. Returns
-    /// `None`, and leaves `input` alone, in every other case.
+    /// Decodes a message that is kept and that `input` contains as one complete frame: a fast path for the usual case. In every other case,
+    /// returns `None` and does not change `input`.
     #[inline]
     fn decode_single_frame_message(
         &self,
@@ -260,7 +259,7 @@ impl FrameDecoder {
         message.map_or(0, |message| message.capacity())
     }
 
-    /// Returns the number of payload bytes that are missing from the current data frame, or 0 if no data frame has begun.
+    /// Returns the number of payload bytes of the current data frame that have not arrived, or 0 if no data frame has begun.
     #[inline]
     pub fn remaining_frame_len(&self) -> usize {
         match &self.state {
@@ -269,7 +268,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Decodes any input, one step after the other. Kept out of line so that the fast path has a small stack frame.
+    /// Decodes any input, step by step. Not inlined, so that the fast path has a small stack frame.
     #[inline(never)]
     fn decode_incrementally(
         &mut self,
@@ -393,7 +392,7 @@ fn split_front<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
 }
 
 impl Message {
-    /// Creates an empty message of the type of its first frame.
+    /// Creates an empty message with the type of the frame `first_frame`.
     fn empty(first_frame: &ReceivedFrame) -> Self {
         match first_frame.opcode {
             opcode if first_frame.is_compressed => Self::Compressed {

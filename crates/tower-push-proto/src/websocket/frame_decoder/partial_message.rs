@@ -1,4 +1,4 @@
-//! Collects the bytes of an incomplete message.
+//! Collection of the bytes of an incomplete message.
 
 use super::{DecodeError, DecoderEvent, Message, frame_header::ReceivedFrame};
 use crate::websocket::{
@@ -9,12 +9,12 @@ use crate::websocket::{
 /// A message of which not all bytes have arrived.
 #[derive(Debug)]
 pub(super) struct PartialMessage {
-    /// The payload bytes that have arrived, unless they are dropped. A text does not contain the bytes of an incomplete character,
-    /// which `utf8` holds.
+    /// The payload bytes that have arrived, if the message is kept. For a text message, `utf8` holds the bytes of an incomplete last
+    /// character.
     message: Message,
     /// Validates the payload of a text message.
     utf8: Utf8Validator,
-    /// Whether the message is kept. The bytes of other messages are dropped once they are validated.
+    /// Whether the message is kept. If not, its bytes are dropped after validation.
     keep: bool,
     /// The number of payload bytes that have arrived.
     pub(super) len: usize,
@@ -22,10 +22,10 @@ pub(super) struct PartialMessage {
     pub(super) fragments: usize,
 }
 
-/// The length, in bytes, of the block in which a short piece of text is unmasked: it costs little to zero.
+/// The length, in bytes, of the stack buffer in which a short piece of text is unmasked. A short buffer is cheap to zero.
 pub(super) const SHORT_TEXT_BLOCK_LEN: usize = 256;
 
-/// The length, in bytes, of the block in which a long piece of text is unmasked: it still fits into the fastest cache.
+/// The length, in bytes, of the stack buffer in which a long piece of text is unmasked. A buffer of this length fits into the L1 cache.
 pub(super) const LONG_TEXT_BLOCK_LEN: usize = 4096;
 
 impl PartialMessage {
@@ -126,8 +126,8 @@ fn unmask_text<const BLOCK_LEN: usize>(
     Ok(())
 }
 
-/// Returns how many bytes to reserve for `incoming_len` bytes behind the first `len` bytes. The capacity doubles each time, but
-/// does not exceed `max_len`.
+/// Returns the number of bytes to reserve for appending `incoming_len` bytes to a buffer of `len` bytes. The capacity doubles each time,
+/// but does not exceed `max_len`.
 fn additional_capacity(len: usize, capacity: usize, incoming_len: usize, max_len: usize) -> usize {
     if capacity - len >= incoming_len {
         return 0;

@@ -23,7 +23,7 @@ const COMPRESSION: DecoderConfig = DecoderConfig {
     ..SERVER
 };
 
-/// An event or an error of a decoder, in a form that compares.
+/// An event or an error of a decoder, in one type that tests can compare.
 #[derive(Clone, Debug, PartialEq)]
 enum Decoded {
     Text(String),
@@ -109,7 +109,7 @@ fn text(text: &str) -> Decoded {
     Decoded::Text(text.to_owned())
 }
 
-/// Decodes byte by byte. Returns the number of bytes up to the failure, and the close code.
+/// Decodes byte by byte. Returns the number of bytes up to the error, and the close code. Returns `None` if there is no error.
 fn failure(config: DecoderConfig, bytes: &[u8]) -> Option<(usize, u16)> {
     let mut decoder = FrameDecoder::new(config);
     for (len, byte) in (1..).zip(bytes) {
@@ -186,7 +186,7 @@ fn compressed_message_is_not_inflated() {
     );
 }
 
-/// The last byte of each vector is the wrong one.
+/// In each vector the last byte is the invalid one.
 #[test]
 fn invalid_header_fails_at_its_byte() {
     let vectors: &[(&str, DecoderConfig, &[u8], u16)] = &[
@@ -318,7 +318,7 @@ fn invalid_text_fails_at_its_first_bad_byte() {
         failure(SERVER, &two),
         Some((header + 12 + header + 1, 1007))
     );
-    // Also if the rest of the frame never arrives.
+    // The text is invalid even if the rest of the frame never arrives.
     assert_eq!(decode(SERVER, &one[..header + 13]), [Decoded::Failed(1007)]);
 }
 
@@ -387,7 +387,7 @@ fn message_size_is_limited_across_fragments() {
         failure(config, &fragments(b"a").concat()),
         Some((sixth + header, 1009))
     );
-    // The limit does not hold for control frames.
+    // The size limit of messages does not apply to control frames.
     let ping = frame(0x89, &[b'x'; 125]);
     assert_eq!(decode(config, &ping), [Decoded::Ping(vec![b'x'; 125])]);
 }

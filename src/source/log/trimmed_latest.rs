@@ -3,23 +3,23 @@ use std::collections::{BTreeMap, HashMap};
 use super::{event_log_limits::EventLogLimits, log_entry::LogEntry};
 use crate::event::Event;
 
-/// The newest event of each key among those that a log has trimmed, unless the log holds a newer one of that key.
+/// The newest trimmed event of each key of which the log itself holds no event.
 ///
-/// A reader whose next event was trimmed from the log reads the tail instead.
+/// A reader whose next event was trimmed from the log reads these events first, and then the log.
 #[derive(Debug, Default)]
-pub(super) struct ConflatedTail {
+pub(super) struct TrimmedLatest {
     /// The events, with their positions as keys.
     entries: BTreeMap<u64, LogEntry>,
-    /// The position of the newest event of each key, in the tail or in the log.
+    /// The position of the newest event of each key, whether this event is in `entries` or in the log.
     newest_positions: HashMap<Box<str>, u64>,
-    /// Bytes of `entries`.
+    /// The sum of [`LogEntry::byte_len`] over `entries`.
     byte_len: usize,
     /// The position of the newest event that was dropped although it was the newest of its key; 0 if there was none.
     last_dropped_position: u64,
 }
 
-impl ConflatedTail {
-    /// Records that an event of this key was appended to the log. Returns the older event of this key that was in the tail.
+impl TrimmedLatest {
+    /// Records that an event of this key was appended to the log. Removes and returns the trimmed event of this key, if there is one.
     pub(super) fn on_append(&mut self, key: &str, position: u64) -> Option<Event> {
         match self.newest_positions.get_mut(key) {
             Some(newest) => {
@@ -69,13 +69,13 @@ impl ConflatedTail {
         self.entries.values().next()
     }
 
-    /// Returns the position of the newest event that was dropped. After this position, the tail and the log together hold the
-    /// newest event of every key.
+    /// Returns the position of the newest event that was dropped; 0 if there was none. After this position, the kept trimmed events
+    /// and the log together hold the newest event of every key.
     pub(super) fn last_dropped_position(&self) -> u64 {
         self.last_dropped_position
     }
 
-    /// Returns the entries after a position, with their positions.
+    /// Returns the entries after `position`, each with its position.
     pub(super) fn entries_after(&self, position: u64) -> impl Iterator<Item = (u64, &LogEntry)> {
         let entries = self.entries.range(position + 1..);
         entries.map(|(position, entry)| (*position, entry))

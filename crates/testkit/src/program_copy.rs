@@ -1,4 +1,4 @@
-//! The current program as a second process, and what that process costs the machine.
+//! A second copy of the current program as a child process, with its CPU time and memory.
 
 use std::{
     env, fs,
@@ -9,17 +9,17 @@ use std::{
 
 use tower_push::BoxError;
 
-/// A second process of the current program. The program should exit when its standard input is closed.
+/// A child process that runs the current program. The program should exit when its standard input is closed.
 #[derive(Debug)]
-pub struct ChildProcess {
+pub struct ProgramCopy {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
-impl ChildProcess {
-    /// Starts the current program with other arguments.
-    pub fn spawn_current_program(arguments: &[&str]) -> Result<Self, BoxError> {
+impl ProgramCopy {
+    /// Starts a second copy of the current program with these arguments.
+    pub fn spawn(arguments: &[&str]) -> Result<Self, BoxError> {
         let mut child = Command::new(env::current_exe()?)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -52,8 +52,8 @@ impl ChildProcess {
     /// Returns the CPU time that the process has used, user and system, in steps of 10 ms.
     pub fn cpu_time(&self) -> Result<Duration, BoxError> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // `utime` and `stime` are the 12th and 13th field after the program's name, which is in parentheses and may contain
-        // spaces. They count clock ticks of 10 ms.
+        // `utime` and `stime` are the 12th and 13th field after the program's name, which is in parentheses and may contain spaces. Both
+        // fields count clock ticks of 10 ms.
         let (_, fields) = stat.rsplit_once(')').ok_or("no program name")?;
         let ticks: Result<Vec<u64>, _> = fields
             .split_whitespace()
@@ -85,7 +85,7 @@ impl ChildProcess {
     }
 }
 
-/// Returns an error if this process may not open enough file descriptors for `connections` connections and 20 other files.
+/// Returns an error if this process's limit of file descriptors is too low for `connections` connections and 20 other files.
 pub fn check_fd_limit(connections: usize) -> Result<(), BoxError> {
     let needed = connections + 20;
     let limits = fs::read_to_string("/proc/self/limits")?;
