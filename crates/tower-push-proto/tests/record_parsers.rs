@@ -586,7 +586,7 @@ fn multipart_parts_may_be_empty() -> Result<(), Error> {
     for (body, expected) in [(with_header, ["", ""]), (without_header, ["", "q"])] {
         for piece_len in [1, 3, 100] {
             let mut parser = MultipartParser::new("b");
-            let parts = all(&Bytes::from(body), piece_len, |input| {
+            let parts = read_all(&Bytes::from(body), piece_len, |input| {
                 parser.next_part(input)
             })?;
             let contents: Vec<_> = parts.iter().map(|part| text(&part.content)).collect();

@@ -788,7 +788,7 @@ mod tests {
 
     #[test]
     fn ping_interval_is_at_most_30_days() {
-        let mut fixture = Fixture::with_ping_interval(Some(Duration::MAX));
+        let mut fixture = SessionFixture::with_ping_interval(Some(Duration::MAX));
         let after_30_days = fixture.now + MAX_DEADLINE;
         assert_eq!(fixture.session.poll_timeout(), Some(after_30_days));
         fixture.session.handle_timeout(after_30_days);
