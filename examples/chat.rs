@@ -1,9 +1,9 @@
-//! A chat: one WebSocket for each tab, on which messages go both ways.
+//! A chat: each browser tab has one WebSocket, with messages in both directions.
 //!
 //! ```text
 //! cargo run --example chat
 //! ```
-//! prints an address to open in two tabs, or two browsers. A terminal can read along, over any other transport:
+//! It prints an address to open in two tabs or two browsers. A terminal can read the chat too, over any other transport:
 //! ```text
 //! curl -N http://127.0.0.1:3000/chat
 //! ```
@@ -41,8 +41,8 @@ use tower_push::{
 async fn main() -> Result<(), BoxError> {
     let room = Arc::new(Room {
         messages: Channel::builder().start(StartPosition::Last(50)).build(),
-        keys: Mutex::default(),
-        here: watch::Sender::new(0),
+        recent_keys: Mutex::default(),
+        participants: watch::Sender::new(0),
     });
     let app = Router::new()
         .route("/", file("text/html", include_str!("chat/index.html")))
@@ -70,23 +70,23 @@ async fn chat(State(room): State<Arc<Room>>) -> Push {
 }
 
 struct Room {
-    /// Who comes in gets the last of them, who comes back all that it has missed.
+    /// The messages of the chat. A new client gets the last 50, and a client that resumes gets all that it has missed.
     messages: Channel,
-    /// Of the last messages.
-    keys: Mutex<VecDeque<String>>,
-    /// How many there are who may speak.
-    here: watch::Sender<usize>,
+    /// The keys of the last 1000 messages.
+    recent_keys: Mutex<VecDeque<String>>,
+    /// The number of clients that can send messages.
+    participants: watch::Sender<usize>,
 }
 
-/// What a client says, and, with the time, what all hear.
+/// A message as a client sends it, and, with the time, as all clients receive it.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
-    /// The client's own. It says a message again until it has heard it: a connection may be lost in between.
+    /// A key that the client chooses. The client sends a message again until it receives it, because a connection may be lost in between.
     key: String,
     name: String,
     text: String,
-    /// In milliseconds since 1970.
+    /// The time of the message, in milliseconds since 1970.
     #[serde(skip_deserializing)]
     at: u64,
 }
@@ -96,53 +96,61 @@ impl Room {
         self: Arc<Self>,
         subscription: Subscription,
     ) -> Result<impl Stream<Item = Result<Item, BoxError>>, Rejection> {
-        let (refuse, refused) = mpsc::channel(1);
-        // Whoever has no WebSocket can only listen.
-        if let Some(said) = subscription.client_messages() {
-            tokio::spawn(self.clone().listen(said, refuse));
+        let (refusal_sender, refusals) = mpsc::channel(1);
+        // Without a WebSocket a client can only read.
+        if let Some(messages) = subscription.client_messages() {
+            tokio::spawn(self.clone().read_messages(messages, refusal_sender));
         }
-        let here = WatchStream::new(self.here.subscribe());
-        let here = here.map(|here| Event::text(here.to_string()).with_type("here"));
-        let refused = ReceiverStream::new(refused);
-        let refused = refused.map(|refusal| Event::json(&refusal)?.with_type("refused"));
-        // Beside the channel, and without ids: for now, and not for all.
-        let beside = here.merge(refused).map(|event| Ok(Item::Event(event?)));
+        let counts = WatchStream::new(self.participants.subscribe());
+        let counts = counts.map(|count| Event::text(count.to_string()).with_type("here"));
+        let refusals = ReceiverStream::new(refusals);
+        let refusals = refusals.map(|refusal| Event::json(&refusal)?.with_type("refused"));
+        // These events concern one client at this moment. They have no ids and are not in the channel, so nobody resumes from them.
+        let side_events = counts.merge(refusals).map(|event| Ok(Item::Event(event?)));
         let messages = self.messages.clone().subscribe(subscription).await?;
-        Ok(messages.merge(beside))
+        Ok(messages.merge(side_events))
     }
 
-    /// To one client, until it is gone.
-    async fn listen(self: Arc<Self>, mut said: ClientMessages, refuse: mpsc::Sender<Value>) {
-        self.here.send_modify(|here| *here += 1);
-        while let Some(said) = said.next().await {
-            if let Err(reason) = self.hear(&said) {
-                let refusal = json!({ "said": said.as_text(), "reason": reason.to_string() });
-                let _ = refuse.send(refusal).await;
+    /// Reads the messages of one client until it disconnects.
+    async fn read_messages(
+        self: Arc<Self>,
+        mut messages: ClientMessages,
+        refusal_sender: mpsc::Sender<Value>,
+    ) {
+        self.participants.send_modify(|count| *count += 1);
+        while let Some(message) = messages.next().await {
+            if let Err(reason) = self.publish_message(&message) {
+                let refusal = json!({ "said": message.as_text(), "reason": reason.to_string() });
+                let _ = refusal_sender.send(refusal).await;
             }
-            // Whoever speaks faster than this waits: its socket is not read meanwhile.
+            // Limits the rate of messages: the client's socket is not read meanwhile.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.here.send_modify(|here| *here -= 1);
+        self.participants.send_modify(|count| *count -= 1);
     }
 
-    fn hear(&self, said: &Payload) -> Result<(), BoxError> {
-        let mut message: Message = serde_json::from_slice(said.as_bytes())?;
+    /// Checks a message, and publishes it unless it was published before.
+    fn publish_message(&self, payload: &Payload) -> Result<(), BoxError> {
+        let mut message: Message = serde_json::from_slice(payload.as_bytes())?;
         message.at = UNIX_EPOCH.elapsed()?.as_millis().try_into()?;
-        for (text, most) in [
+        for (text, max_chars) in [
             (&message.key, 36),
             (&message.name, 30),
             (&message.text, 1000),
         ] {
-            if text.trim().is_empty() || text.chars().count() > most {
-                return Err(format!("from 1 to {most} characters, please").into());
+            if text.trim().is_empty() || text.chars().count() > max_chars {
+                return Err(format!("from 1 to {max_chars} characters, please").into());
             }
         }
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if !keys.contains(&message.key) {
+        let mut recent_keys = self
+            .recent_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !recent_keys.contains(&message.key) {
             let event = Event::json(&message)?.with_type("message")?;
             self.messages.publish(event)?;
-            keys.push_front(message.key);
-            keys.truncate(1000);
+            recent_keys.push_front(message.key);
+            recent_keys.truncate(1000);
         }
         Ok(())
     }

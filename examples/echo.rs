@@ -1,4 +1,4 @@
-//! A WebSocket that says back whatever it is told: what the Autobahn suite drives, see `scripts/autobahn`.
+//! A WebSocket server that sends each message back. The Autobahn suite runs against it: see `scripts/autobahn`.
 //!
 //! ```text
 //! cargo run --example echo
@@ -16,7 +16,7 @@ use tower_push::{
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // What the client sends is a stream, and any stream is a source.
+    // The client's messages are a stream, and any stream can be a source.
     let echo = source_fn(|subscription: Subscription| async move {
         let needs_websocket = Rejection::new(StatusCode::UPGRADE_REQUIRED);
         subscription.client_messages().ok_or(needs_websocket)

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example hyper
 //! ```
-//! prints an address to open in a browser: a live panel for each way to follow it. The same feed in a terminal:
+//! It prints an address to open in a browser, where a panel for each transport shows the feed. The same feed in a terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
@@ -11,8 +11,8 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/mixed'
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: text/plain'                    # payloads only
-//! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
-//! curl -i 'http://127.0.0.1:3000/feed?transport=long-poll'                      # one answer, and where to go on
+//! curl -N http://127.0.0.1:3000/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # continues after that event
+//! curl -i 'http://127.0.0.1:3000/feed?transport=long-poll'                      # one response, with the cursor for the next
 //! curl -i 'http://127.0.0.1:3000/feed?offset=now&live=long-poll'                # the same as a Durable Stream
 //! curl -N http://127.0.0.1:3000/feed --http2-prior-knowledge                    # over HTTP/2
 //! ```
@@ -38,10 +38,10 @@ async fn main() -> Result<(), BoxError> {
     let cors = CorsLayer::new()
         .allow_origin(Any)
         .allow_headers(Any)
-        .expose_headers(demo::EXPOSED);
+        .expose_headers(demo::EXPOSED_HEADERS);
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
-        // The headers that it sets on a push are those of the push's response.
+        // The headers that it adds to a response with a push are kept in the push's response.
         .layer(cors)
         .service_fn(answer);
 
@@ -49,29 +49,29 @@ async fn main() -> Result<(), BoxError> {
     println!("open http://{}", listener.local_addr()?);
     loop {
         let Ok((socket, _)) = listener.accept().await else {
-            // Out of file descriptors, as a rule: some will be free again.
+            // Usually the process is out of file descriptors, and some will be free again.
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut server = auto::Builder::new(TokioExecutor::new());
-            // WebSockets over HTTP/2.
+            // Allows WebSockets over HTTP/2.
             server.http2().enable_connect_protocol();
             let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            // A client that goes away in the middle of a stream is the usual end of one.
+            // Most streams end with an error, because their clients disconnect.
             let _ = served.await;
         });
     }
 }
 
-/// A push travels inside an ordinary response, so that a service can answer with either.
+/// Returns an ordinary response, which may carry a push.
 async fn answer(request: Request<Incoming>) -> Result<Response<String>, http::Error> {
     let path = request.uri().path();
     if path == "/feed" {
         return Ok(Push::new(demo::feed()).into());
     }
-    match demo::PAGE.iter().find(|file| file.0 == path) {
+    match demo::PAGE_FILES.iter().find(|file| file.0 == path) {
         Some((_, media_type, content)) => Response::builder()
             .header(CONTENT_TYPE, *media_type)
             .body(content.to_string()),

@@ -1,20 +1,20 @@
-//! What to watch of a server that pushes, as Prometheus reads it: the counts of its [`Guard`], how long streams are open, which an
-//! [`Observer`] hears, and the counters of its sources.
+//! The metrics of a server that pushes events, for Prometheus: the counts of its [`Guard`], the durations of streams, which an [`Observer`]
+//! measures, and the counters of its sources.
 //!
 //! ```text
 //! cargo run --example metrics
 //! ```
-//! prints its address. A few streams, and what is known of them:
+//! It prints its address. These commands open a few streams and read the metrics:
 //! ```text
 //! curl -N http://127.0.0.1:3000/ticks
-//! curl -N http://127.0.0.1:3000/countdown          # the client's own: parked for a while when it goes away
+//! curl -N http://127.0.0.1:3000/countdown          # a stream of its own for each client, parked while the client is away
 //! curl 'http://127.0.0.1:3000/ticks?transport=long-poll'
 //! curl http://127.0.0.1:3000/metrics
 //! ```
-//! Ctrl-C ends the streams first and then the server. Another address, and how many streams there may be:
+//! Ctrl-C ends the streams first and then the server. Another address, and a limit of open streams:
 //! `cargo run --example metrics 0.0.0.0:8080 50000`.
 //!
-//! In production `/metrics` is on a port of its own, which the world does not see.
+//! In production, serve `/metrics` on a port that is not public.
 
 use std::{
     collections::BTreeMap,
@@ -48,27 +48,27 @@ use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
 async fn main() -> Result<(), BoxError> {
     let mut arguments = env::args().skip(1);
     let address = arguments.next();
-    let most = arguments.next().as_deref().unwrap_or("10000").parse()?;
+    let max_streams = arguments.next().as_deref().unwrap_or("10000").parse()?;
 
     let drain = Drain::new();
-    let durations = Durations::default();
+    let durations = StreamDurations::default();
     let guard = Guard::builder()
         .drain(&drain)
-        .admission(&Admission::builder().max_streams(most).build())
+        .admission(&Admission::builder().max_streams(max_streams).build())
         .observer(durations.clone())
         .build();
     let resumable = Resumable::new();
-    // What long-polling parks is counted with the rest.
+    // Long-polling parks its streams in the same `Resumable`, so they are counted with the others.
     let long_poll = LongPoll::new().resumable(resumable.clone());
     let transports = guard.wrap(Negotiate::new().add_transport(long_poll));
     let channel = Channel::new();
-    tokio::spawn(tick(channel.clone()));
+    tokio::spawn(publish_ticks(channel.clone()));
 
     let app = Router::new()
         .route("/ticks", any(ticks))
         .route("/countdown", any(countdown))
         .route("/metrics", get(metrics))
-        .with_state(Watched {
+        .with_state(AppState {
             drain: drain.clone(),
             guard,
             durations,
@@ -90,29 +90,30 @@ async fn main() -> Result<(), BoxError> {
     let server = tokio::spawn(server.into_future());
     let drained = drain.wait().await;
     println!(
-        "{} streams were told to end, {} left, {} are cut",
+        "{} streams were notified, {} left, {} were cut",
         drained.notified, drained.left, drained.cut
     );
     let _ = timeout(Duration::from_secs(1), server).await;
     Ok(())
 }
 
-/// All that is watched.
+/// Everything that has metrics.
 #[derive(Clone)]
-struct Watched {
+struct AppState {
     drain: Drain,
     guard: Guard,
-    durations: Durations,
+    durations: StreamDurations,
     channel: Channel,
     resumable: Resumable,
 }
 
-/// The same for everyone.
-async fn ticks(State(watched): State<Watched>) -> Push {
-    Push::new(watched.channel)
+/// Serves the same events to all clients.
+async fn ticks(State(state): State<AppState>) -> Push {
+    Push::new(state.channel)
 }
 
-async fn tick(channel: Channel) -> Result<(), Error> {
+/// Publishes an event every second.
+async fn publish_ticks(channel: Channel) -> Result<(), Error> {
     let mut seconds = interval(Duration::from_secs(1));
     loop {
         seconds.tick().await;
@@ -120,46 +121,47 @@ async fn tick(channel: Channel) -> Result<(), Error> {
     }
 }
 
-/// Each client's own, which waits for it while it is away.
-async fn countdown(State(watched): State<Watched>) -> Push {
+/// Serves each client a countdown of its own, which is parked while the client is away.
+async fn countdown(State(state): State<AppState>) -> Push {
     let seconds = IntervalStream::new(interval(Duration::from_secs(1)));
     let mut left = (0..=60).rev().map(|n| n.to_string());
     let count = seconds.map_while(move |_| left.next());
-    Push::new(watched.resumable.wrap(count))
+    Push::new(state.resumable.wrap(count))
 }
 
-/// How long streams were open, by transport.
+/// The durations of closed streams, by transport.
 #[derive(Clone, Default)]
-struct Durations(Arc<Mutex<BTreeMap<&'static str, Histogram<6>>>>);
+struct StreamDurations(Arc<Mutex<BTreeMap<&'static str, Histogram<6>>>>);
 
-/// In seconds: from what fails at once to what is open all day. A poll of the usual kind ends below 30.
-const BOUNDS: [f64; 6] = [1.0, 10.0, 30.0, 300.0, 3600.0, 36_000.0];
+/// The upper bounds of the histogram's buckets, in seconds: from streams that fail at once to streams that are open all day. With the default
+/// wait time a poll takes less than 30 seconds.
+const BUCKET_BOUNDS: [f64; 6] = [1.0, 10.0, 30.0, 300.0, 3600.0, 36_000.0];
 
-impl Durations {
+impl StreamDurations {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Histogram<6>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Observer for Durations {
+impl Observer for StreamDurations {
     fn on_close(&self, stream: &StreamInfo, _: CloseReason, open_for: Duration) {
         let mut by_transport = self.lock();
         let histogram = by_transport.entry(stream.transport);
-        let histogram = histogram.or_insert_with(|| Histogram::new(BOUNDS));
+        let histogram = histogram.or_insert_with(|| Histogram::new(BUCKET_BOUNDS));
         histogram.add(open_for.as_secs_f64());
     }
 }
 
-async fn metrics(State(watched): State<Watched>) -> impl IntoResponse {
+async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
     let mut text = Exposition::default();
-    watched.streams(&mut text);
-    watched.sources(&mut text);
+    state.write_stream_metrics(&mut text);
+    state.write_source_metrics(&mut text);
     ([(CONTENT_TYPE, MEDIA_TYPE)], text.into_text())
 }
 
-impl Watched {
-    /// What the guard knows.
-    fn streams(&self, text: &mut Exposition) {
+impl AppState {
+    /// Writes the metrics of the guard.
+    fn write_stream_metrics(&self, text: &mut Exposition) {
         let counts = self.guard.counts();
         let mut open = text.gauge("push_streams_open", "Streams that are open now.");
         for (transport, streams) in &counts.open_by_transport {
@@ -189,8 +191,8 @@ impl Watched {
             .sample(&[], u8::from(self.drain.has_started()));
     }
 
-    /// What the sources know. With several, each has a label.
-    fn sources(&self, text: &mut Exposition) {
+    /// Writes the metrics of the sources. A server with several sources labels each of them.
+    fn write_source_metrics(&self, text: &mut Exposition) {
         let (channel, counters) = (&self.channel, self.channel.counts());
         let name = &[("channel", "ticks")][..];
         text.gauge("push_channel_subscribers", "Who follows a channel now.")

@@ -1,15 +1,15 @@
-//! Clients that stop reading are put out, in axum, in bare hyper and in warp: [`WriteProgress`] around each connection.
+//! Clients that stop reading are disconnected, in axum, in bare hyper and in warp: a [`WriteProgress`] wraps each connection.
 //!
 //! ```text
 //! cargo run --example stalled
 //! ```
-//! prints an address for each. The feed has a megabyte a second, so that buffers fill soon:
+//! It prints an address for each server. The feed has a megabyte per second, so that buffers are full soon:
 //! ```text
 //! curl -N http://127.0.0.1:3000/                          # reads
-//! curl -N http://127.0.0.1:3000/ | sleep 60               # does not: gone, once it has taken nothing for five seconds
+//! curl -N http://127.0.0.1:3000/ | sleep 60               # does not read, and is disconnected after five seconds
 //! ```
-//! Other addresses, and another patience in seconds: `cargo run --example stalled 0.0.0.0:8080 30`; the second and the third
-//! address are on the ports behind.
+//! Other addresses, and another timeout in seconds: `cargo run --example stalled 0.0.0.0:8080 30`. The second and the third server are on the
+//! next two ports.
 
 use std::{convert::Infallible, env, io, net::SocketAddr, time::Duration};
 
@@ -40,15 +40,15 @@ async fn main() -> Result<(), BoxError> {
         .unwrap_or("127.0.0.1:3000")
         .parse()?;
     let seconds = arguments.next().as_deref().unwrap_or("5").parse()?;
-    let patience = Duration::from_secs(seconds);
+    let write_timeout = Duration::from_secs(seconds);
 
     let channel = Channel::new();
-    tokio::spawn(publish(channel.clone()));
-    tokio::spawn(count(channel.clone()));
+    tokio::spawn(publish_regularly(channel.clone()));
+    tokio::spawn(print_subscriber_count(channel.clone()));
 
-    let axum = Watched::bind(address, 0, patience).await?;
-    let hyper = Watched::bind(address, 1, patience).await?;
-    let warp = Watched::bind(address, 2, patience).await?;
+    let axum = WriteProgressListener::bind(address, 0, write_timeout).await?;
+    let hyper = WriteProgressListener::bind(address, 1, write_timeout).await?;
+    let warp = WriteProgressListener::bind(address, 2, write_timeout).await?;
     println!("open http://{} (axum)", axum.local_addr()?);
     println!("open http://{} (hyper)", hyper.local_addr()?);
     println!("open http://{} (warp)", warp.local_addr()?);
@@ -60,39 +60,46 @@ async fn main() -> Result<(), BoxError> {
     };
     tokio::select! {
         served = axum::serve(axum, router) => served?,
-        () = serve(hyper, tower_push::service(channel)) => {}
-        // `warp::serve` makes its connections itself; its service can be served by others.
-        () = serve(warp, PushLayer::new().layer(warp::service(filter))) => {}
+        () = serve_with_hyper(hyper, tower_push::service(channel)) => {}
+        // `warp::serve` creates its connections itself, so hyper serves warp's service.
+        () = serve_with_hyper(warp, PushLayer::new().layer(warp::service(filter))) => {}
     }
     Ok(())
 }
 
-/// A listener whose connections are watched.
-struct Watched {
+/// A listener that wraps each connection.
+struct WriteProgressListener {
     listener: TcpListener,
-    patience: Duration,
+    write_timeout: Duration,
 }
 
-impl Watched {
-    /// On this port, or so many behind it.
-    async fn bind(mut address: SocketAddr, behind: u16, patience: Duration) -> io::Result<Self> {
+impl WriteProgressListener {
+    /// Binds the port of `address` plus `port_offset`. Port 0 stays 0.
+    async fn bind(
+        mut address: SocketAddr,
+        port_offset: u16,
+        write_timeout: Duration,
+    ) -> io::Result<Self> {
         if address.port() != 0 {
-            address.set_port(address.port() + behind);
+            address.set_port(address.port() + port_offset);
         }
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, patience })
+        Ok(Self {
+            listener,
+            write_timeout,
+        })
     }
 }
 
-/// All that axum needs.
-impl Listener for Watched {
+/// `axum::serve` accepts any such listener.
+impl Listener for WriteProgressListener {
     type Io = WriteProgress<TcpStream>;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (socket, address) = Listener::accept(&mut self.listener).await;
-        prepare(&socket, self.patience);
-        (WriteProgress::new(socket, self.patience), address)
+        set_socket_options(&socket, self.write_timeout);
+        (WriteProgress::new(socket, self.write_timeout), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -100,21 +107,21 @@ impl Listener for Watched {
     }
 }
 
-/// What the kernel can do better than any program. All of it is optional.
-fn prepare(socket: &TcpStream, patience: Duration) {
+/// Sets socket options with which the kernel helps. All of them are optional.
+fn set_socket_options(socket: &TcpStream, write_timeout: Duration) {
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);
     #[cfg(target_os = "linux")]
     {
-        // Slow readers are seen to move, and get what is new instead of megabytes of what was.
+        // A small send queue shows the progress of slow readers, and gives them new events instead of megabytes of old ones.
         let _ = socket.set_tcp_notsent_lowat(16 * 1024);
-        // What a connection leaves unsent when it is closed is let go soon, and not for minutes.
-        let _ = socket.set_tcp_user_timeout(Some(2 * patience));
+        // The kernel discards unsent bytes of a closed connection after this time instead of minutes.
+        let _ = socket.set_tcp_user_timeout(Some(2 * write_timeout));
     }
 }
 
-/// A service of any kind, with hyper alone.
-async fn serve<S, B>(mut listener: Watched, service: S)
+/// Serves a service with hyper alone.
+async fn serve_with_hyper<S, B>(mut listener: WriteProgressListener, service: S)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
@@ -128,7 +135,7 @@ where
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut server = auto::Builder::new(TokioExecutor::new());
-            // Who stops reading behind a small window is found by pings.
+            // Pings detect a client that stops reading behind a small flow-control window.
             server
                 .http2()
                 .timer(TokioTimer::new())
@@ -142,7 +149,7 @@ where
     }
 }
 
-/// Whether it is `WriteProgress` that has ended a connection. Over HTTP/2 only the kind and the text of the error are left.
+/// Returns whether `WriteProgress` has ended a connection. Over HTTP/2 only the kind and the text of the error remain.
 fn is_stalled(error: &(dyn std::error::Error + 'static)) -> bool {
     let reason = error
         .source()
@@ -151,7 +158,8 @@ fn is_stalled(error: &(dyn std::error::Error + 'static)) -> bool {
     inner.is_some_and(Error::is_stalled)
 }
 
-async fn publish(channel: Channel) -> Result<(), Error> {
+/// Publishes a megabyte per second.
+async fn publish_regularly(channel: Channel) -> Result<(), Error> {
     let mut ticks = interval(Duration::from_millis(10));
     loop {
         ticks.tick().await;
@@ -159,7 +167,8 @@ async fn publish(channel: Channel) -> Result<(), Error> {
     }
 }
 
-async fn count(channel: Channel) {
+/// Prints the number of subscribers when it changes.
+async fn print_subscriber_count(channel: Channel) {
     loop {
         channel.subscribed().await;
         println!("{} subscribed", channel.subscriber_count());

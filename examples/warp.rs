@@ -1,9 +1,9 @@
-//! warp, in both ways: the layer around a `warp::service`, and a push route inside a `warp::serve` server.
+//! warp, in two ways: a layer around a `warp::service`, and a push route inside a `warp::serve` server.
 //!
 //! ```text
 //! cargo run --example warp
 //! ```
-//! prints an address for each, to open in a browser: a live panel for each way to follow it. The same feed in a terminal:
+//! It prints an address for each way to open in a browser, where a panel for each transport shows the feed. The same feed in a terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
@@ -11,12 +11,12 @@
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/mixed'
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: multipart/x-mixed-replace'
 //! curl -N http://127.0.0.1:3001/feed -H 'accept: text/plain'                    # payloads only
-//! curl -N http://127.0.0.1:3001/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # goes on after it
-//! curl -i 'http://127.0.0.1:3001/feed?transport=long-poll'                      # one answer, and where to go on
+//! curl -N http://127.0.0.1:3001/feed -H 'last-event-id: AN-ID-SEEN-BEFORE'      # continues after that event
+//! curl -i 'http://127.0.0.1:3001/feed?transport=long-poll'                      # one response, with the cursor for the next
 //! curl -i 'http://127.0.0.1:3001/feed?offset=now&live=long-poll'                # the same as a Durable Stream
-//! curl -N 'http://127.0.0.1:3001/feed?transport=ndjson'                         # where headers cannot be set
+//! curl -N 'http://127.0.0.1:3001/feed?transport=ndjson'                         # for clients that cannot set headers
 //! ```
-//! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second one is on the port behind it.
+//! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second server is on the next port.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -40,17 +40,17 @@ use warp::{Filter, Rejection, Reply, path::FullPath};
 async fn main() -> Result<(), BoxError> {
     let address = demo::address()?;
     let layered = TcpListener::bind(address).await?;
-    let inside = TcpListener::bind(next(address)).await?;
+    let inner = TcpListener::bind(next(address)).await?;
     println!(
         "open http://{} (a layer around warp)",
         layered.local_addr()?
     );
-    println!("open http://{} (a route inside warp)", inside.local_addr()?);
-    tokio::try_join!(serve_layered(layered), serve_inside(inside))?;
+    println!("open http://{} (a route inside warp)", inner.local_addr()?);
+    tokio::try_join!(serve_layered(layered), serve_inside(inner))?;
     Ok(())
 }
 
-/// The simplest: a filter answers with a push, and the layer around all of warp carries it.
+/// The simpler way: a filter returns a push, and the layer around warp's service serves it.
 async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
     let feed = warp::path!("feed").map(|| Response::<String>::from(Push::new(demo::feed())));
     let service = ServiceBuilder::new()
@@ -58,23 +58,23 @@ async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
         .service(warp::service(feed.or(page()).with(cors())));
     loop {
         let Ok((socket, _)) = listener.accept().await else {
-            // Out of file descriptors, as a rule: some will be free again.
+            // Usually the process is out of file descriptors, and some will be free again.
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut server = auto::Builder::new(TokioExecutor::new());
-            // WebSockets over HTTP/2.
+            // Allows WebSockets over HTTP/2.
             server.http2().enable_connect_protocol();
             let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            // A client that goes away in the middle of a stream is the usual end of one.
+            // Most streams end with an error, because their clients disconnect.
             let _ = served.await;
         });
     }
 }
 
-/// Where `warp::serve` must stay: the route hands the request's head to a transport, and its response back to warp.
+/// The way to keep `warp::serve`: the route passes the request's head to a transport, and the transport's response to warp.
 async fn serve_inside(listener: TcpListener) -> Result<(), BoxError> {
     let transports = demo::transports();
     let feed = warp::path!("feed").and(head()).then(move |mut head| {
@@ -88,7 +88,7 @@ async fn serve_inside(listener: TcpListener) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The request's head, which warp gives away in pieces.
+/// A filter that extracts the head of the request, which warp gives only in parts.
 fn head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     warp::method()
@@ -104,10 +104,10 @@ fn head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
              upgrade: Option<OnUpgrade>| async move {
                 let uri = format!("{}?{query}", path.as_str());
                 let request = Request::builder().method(method).uri(uri).body(());
-                // The pieces were a request a moment ago.
+                // The parts come from a valid request.
                 let (mut head, ()) = request.map_err(|_| warp::reject())?.into_parts();
                 head.headers = headers;
-                // What a WebSocket is made from. (Over HTTP/2 there is none inside warp.)
+                // A WebSocket needs this extension. Inside warp it is missing over HTTP/2.
                 if let Some(upgrade) = upgrade {
                     head.extensions.insert(upgrade);
                 }
@@ -116,11 +116,11 @@ fn head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
         )
 }
 
-/// The response as warp's own, whose body can be made from a stream only.
+/// Converts a response into warp's type, whose body can be built from a stream only.
 fn reply(response: Response<PushBody>) -> warp::reply::Response {
     let (head, body) = response.into_parts();
     let mut reply = match head.status {
-        // No body: the socket itself follows.
+        // The response to an upgrade has no body, because the socket follows.
         status @ StatusCode::SWITCHING_PROTOCOLS => status.into_response(),
         _ => warp::reply::stream(BodyDataStream::new(body)).into_response(),
     };
@@ -135,12 +135,12 @@ fn cors() -> warp::filters::cors::Builder {
         .allow_any_origin()
         .allow_method("GET")
         .allow_header("last-event-id")
-        .expose_headers(demo::EXPOSED)
+        .expose_headers(demo::EXPOSED_HEADERS)
 }
 
 fn page() -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
     warp::path::full().and_then(|path: FullPath| async move {
-        let file = demo::PAGE.iter().find(|file| file.0 == path.as_str());
+        let file = demo::PAGE_FILES.iter().find(|file| file.0 == path.as_str());
         let (_, media_type, content) = file.ok_or_else(warp::reject::not_found)?;
         Ok::<_, Rejection>(warp::reply::with_header(
             *content,
@@ -150,7 +150,7 @@ fn page() -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
     })
 }
 
-/// The port behind it; any port behind any port.
+/// Returns the address with the next port. Port 0 stays 0.
 fn next(mut address: SocketAddr) -> SocketAddr {
     if address.port() != 0 {
         address.set_port(address.port().wrapping_add(1));

@@ -201,7 +201,7 @@ fn interrupt_ends_streams_before_exit() {
     server.example.interrupt();
     server
         .example
-        .wait_for_line("1 streams were told to end, 0 left, 0 are cut");
+        .wait_for_line("1 streams were notified, 0 left, 0 were cut");
     assert!(client.0.wait().unwrap().success());
     let mut output = String::new();
     let stdout = client.0.stdout.as_mut().unwrap();

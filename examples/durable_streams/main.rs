@@ -1,20 +1,20 @@
-//! A server of the [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md): each
-//! stream is a [`Channel`] in memory, its reads are the library's, and the writes are what is below.
+//! A server of the [Durable StreamStore protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). Each stream is a
+//! [`Channel`] in memory. The library serves the reads, and this program implements the writes.
 //!
 //! ```text
 //! cargo run --example durable_streams
 //! ```
-//! prints its address. A stream from a terminal:
+//! It prints its address. A stream in a terminal:
 //! ```text
 //! curl -X PUT  http://127.0.0.1:3000/log -H 'content-type: application/json'
 //! curl -X POST http://127.0.0.1:3000/log -H 'content-type: application/json' -d '[{"n":1},{"n":2}]'
-//! curl -i 'http://127.0.0.1:3000/log?offset=-1'                             # what is there
-//! curl -i 'http://127.0.0.1:3000/log?offset=AN-OFFSET&live=long-poll'       # what comes next
-//! curl -N 'http://127.0.0.1:3000/log?offset=-1&live=sse'                    # both, as it comes
-//! curl -X POST http://127.0.0.1:3000/log -H 'stream-closed: true'           # no more of it
+//! curl -i 'http://127.0.0.1:3000/log?offset=-1'                             # the events so far
+//! curl -i 'http://127.0.0.1:3000/log?offset=AN-OFFSET&live=long-poll'       # the next events
+//! curl -N 'http://127.0.0.1:3000/log?offset=-1&live=sse'                    # both, as an event stream
+//! curl -X POST http://127.0.0.1:3000/log -H 'stream-closed: true'           # closes the stream
 //! ```
-//! Another address, and how long a long-poll waits: `cargo run --example durable_streams 127.0.0.1:8080 10`, in seconds.
-//! What it leaves out is listed in `docs/durable-streams.md`.
+//! Another address, and the wait time of long polls in seconds: `cargo run --example durable_streams 127.0.0.1:8080 10`.
+//! `docs/durable-streams.md` lists what the example leaves out.
 
 mod producers;
 
@@ -44,14 +44,15 @@ use tower_push::{
     transport::{LongPoll, Transport},
 };
 
-use self::producers::{Claim, Producers, Verdict};
+use self::producers::{AppendClaim, Producers, Verdict};
 
-const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
-const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
-const SEQ: HeaderName = HeaderName::from_static("stream-seq");
+const STREAM_CLOSED: HeaderName = HeaderName::from_static("stream-closed");
+const STREAM_NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
+const STREAM_SEQ: HeaderName = HeaderName::from_static("stream-seq");
 
-/// What asks for more than there is here. To ignore it would be to promise what is not done.
-const UNSUPPORTED: [&str; 5] = [
+/// Headers that request features which this server does not have. Such requests are refused, because ignoring the headers would promise the
+/// features.
+const UNSUPPORTED_HEADERS: [&str; 5] = [
     "stream-forked-from",
     "stream-fork-offset",
     "stream-fork-sub-offset",
@@ -59,10 +60,10 @@ const UNSUPPORTED: [&str; 5] = [
     "stream-expires-at",
 ];
 
-/// What clients on other origins may read.
-const EXPOSED: [HeaderName; 7] = [
-    NEXT_OFFSET,
-    CLOSED,
+/// The response headers that pages of other origins may read.
+const EXPOSED_HEADERS: [HeaderName; 7] = [
+    STREAM_NEXT_OFFSET,
+    STREAM_CLOSED,
     HeaderName::from_static("stream-up-to-date"),
     HeaderName::from_static("stream-cursor"),
     HeaderName::from_static("stream-sse-data-encoding"),
@@ -78,18 +79,18 @@ async fn main() -> Result<(), BoxError> {
     if let Some(seconds) = arguments.next() {
         long_poll = long_poll.wait_time(Duration::from_secs_f64(seconds.parse()?));
     }
-    let streams = Streams {
-        all: Arc::default(),
+    let streams = StreamStore {
+        by_path: Arc::default(),
         long_poll,
     };
     let cors = CorsLayer::new()
         .allow_origin(Any)
         .allow_methods(Any)
         .allow_headers(Any)
-        .expose_headers(EXPOSED);
+        .expose_headers(EXPOSED_HEADERS);
     let app = Router::new()
-        .fallback(answer)
-        .layer(map_response(for_browsers))
+        .fallback(handle_request)
+        .layer(map_response(add_browser_headers))
         .layer(cors)
         .with_state(streams);
 
@@ -99,8 +100,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// What a page of another origin may embed, and no browser may take for something else (§10).
-async fn for_browsers(mut response: Response) -> Response {
+/// Adds the headers with which pages of other origins may embed a response, and browsers do not sniff its type (§10).
+async fn add_browser_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let nosniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
@@ -109,46 +110,48 @@ async fn for_browsers(mut response: Response) -> Response {
     response
 }
 
-/// By path.
+/// All streams.
 #[derive(Clone)]
-struct Streams {
-    all: Arc<Mutex<HashMap<String, Arc<Stream>>>>,
+struct StreamStore {
+    /// The streams by path.
+    by_path: Arc<Mutex<HashMap<String, Arc<DurableStream>>>>,
     long_poll: LongPoll,
 }
 
-struct Stream {
+/// A stream: its log, the transport of its reads, and the state of its writes.
+struct DurableStream {
     content_type: HeaderValue,
     channel: Channel,
     reads: LongPoll,
-    writer: Mutex<Writer>,
+    writer: Mutex<WriterState>,
 }
 
-/// What only those who write need to know.
+/// The state that only writes need.
 #[derive(Default)]
-struct Writer {
+struct WriterState {
     is_closed: bool,
     last_seq: Option<HeaderValue>,
     producers: Producers,
 }
 
-/// A request that is refused: a status, what a program should know, and why.
+/// The response to a refused request: a status, headers, and a text.
 type Refusal = (StatusCode, HeaderMap, &'static str);
 
-/// An append that is done: a status, and what a program should know.
-type Written = (StatusCode, HeaderMap);
+/// The response to an append: a status and headers.
+type AppendResult = (StatusCode, HeaderMap);
 
-fn refused(status: StatusCode, why: &'static str) -> Refusal {
-    (status, HeaderMap::new(), why)
+fn refusal(status: StatusCode, reason: &'static str) -> Refusal {
+    (status, HeaderMap::new(), reason)
 }
 
-async fn answer(State(streams): State<Streams>, request: Request<Body>) -> Response {
+async fn handle_request(State(streams): State<StreamStore>, request: Request<Body>) -> Response {
     let (head, body) = request.into_parts();
     let written = match head.method {
         Method::GET | Method::HEAD => return streams.read(head).await,
         Method::PUT => streams.create(&head, body).await,
         Method::POST => streams.append(&head, body).await,
         Method::DELETE => streams.delete(head.uri.path()),
-        _ => Err(refused(
+        _ => Err(refusal(
             StatusCode::METHOD_NOT_ALLOWED,
             "GET, HEAD, PUT, POST or DELETE",
         )),
@@ -156,13 +159,13 @@ async fn answer(State(streams): State<Streams>, request: Request<Body>) -> Respo
     written.into_response()
 }
 
-impl Streams {
-    fn find(&self, path: &str) -> Result<Arc<Stream>, Refusal> {
-        let stream = lock(&self.all).get(path).cloned();
-        stream.ok_or(refused(StatusCode::NOT_FOUND, "no such stream"))
+impl StreamStore {
+    fn find(&self, path: &str) -> Result<Arc<DurableStream>, Refusal> {
+        let stream = lock(&self.by_path).get(path).cloned();
+        stream.ok_or(refusal(StatusCode::NOT_FOUND, "no such stream"))
     }
 
-    /// §5.5 to §5.8
+    /// Reads a stream (§5.5 to §5.8).
     async fn read(&self, head: Parts) -> Response {
         match self.find(head.uri.path()) {
             Ok(stream) => stream.read(head).await,
@@ -170,27 +173,27 @@ impl Streams {
         }
     }
 
-    /// §5.1
+    /// Creates a stream (§5.1).
     async fn create(&self, head: &Parts, body: Body) -> Result<Response, Refusal> {
         is_supported(&head.headers)?;
         let octets = HeaderValue::from_static("application/octet-stream");
         let content_type = head.headers.get(header::CONTENT_TYPE).cloned();
         let content_type = content_type.unwrap_or(octets);
         let closes = closes(&head.headers);
-        let messages = messages(&content_type, &whole(body).await?)?;
+        let messages = split_messages(&content_type, &read_body(body).await?)?;
         let path = head.uri.path();
-        let (status, stream) = match lock(&self.all).entry(path.to_owned()) {
+        let (status, stream) = match lock(&self.by_path).entry(path.to_owned()) {
             Entry::Occupied(entry) => {
                 let stream = entry.get().clone();
-                let is_as_asked = is_same(&stream.content_type, &content_type)
+                let is_same_stream = has_same_media_type(&stream.content_type, &content_type)
                     && lock(&stream.writer).is_closed == closes;
-                if !is_as_asked {
-                    return Err(refused(StatusCode::CONFLICT, "there is another stream"));
+                if !is_same_stream {
+                    return Err(refusal(StatusCode::CONFLICT, "there is another stream"));
                 }
                 (StatusCode::OK, stream)
             }
             Entry::Vacant(entry) => {
-                let stream = Arc::new(Stream::new(content_type, &self.long_poll));
+                let stream = Arc::new(DurableStream::new(content_type, &self.long_poll));
                 lock(&stream.writer).write(&stream.channel, messages, closes);
                 (StatusCode::CREATED, entry.insert(stream).clone())
             }
@@ -207,30 +210,32 @@ impl Streams {
         Ok(response)
     }
 
-    /// §5.2 and §5.3
+    /// Appends to a stream, or closes it (§5.2 and §5.3).
     async fn append(&self, head: &Parts, body: Body) -> Result<Response, Refusal> {
         let stream = self.find(head.uri.path())?;
         is_supported(&head.headers)?;
-        let written = stream.write(&head.headers, &whole(body).await?);
+        let written = stream.write(&head.headers, &read_body(body).await?);
         let tail = stream.tail().await;
         Ok(match written {
-            Ok((status, told)) => (status, tail, told).into_response(),
-            Err((status, told, why)) => (status, tail, told, why).into_response(),
+            Ok((status, headers_out)) => (status, tail, headers_out).into_response(),
+            Err((status, headers_out, reason)) => {
+                (status, tail, headers_out, reason).into_response()
+            }
         })
     }
 
-    /// §5.4. Those who read it are told that it is closed.
+    /// Deletes a stream (§5.4). Its readers see that it is closed.
     fn delete(&self, path: &str) -> Result<Response, Refusal> {
         let stream = self.find(path)?;
-        lock(&self.all).remove(path);
+        lock(&self.by_path).remove(path);
         lock(&stream.writer).write(&stream.channel, Vec::new(), true);
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 }
 
-impl Stream {
+impl DurableStream {
     fn new(content_type: HeaderValue, long_poll: &LongPoll) -> Self {
-        // It forgets nothing. With bounds here, those who read too late get a 410.
+        // The log keeps all events. With limits here, a client whose offset has expired would get a 410.
         let channel = Channel::builder()
             .max_events(usize::MAX)
             .max_bytes(usize::MAX)
@@ -244,43 +249,52 @@ impl Stream {
         }
     }
 
-    /// All of it is the library's.
+    /// Lets the library serve a read.
     async fn read(&self, mut head: Parts) -> Response {
         let push = Push::new(self.channel.clone());
         self.reads.respond(&mut head, push).await.map(Body::new)
     }
 
-    fn write(&self, headers: &HeaderMap, body: &Bytes) -> Result<Written, Refusal> {
+    fn write(&self, headers: &HeaderMap, body: &Bytes) -> Result<AppendResult, Refusal> {
         let mut writer = lock(&self.writer);
         let closes = closes(headers);
         let is_close = closes && body.is_empty();
-        let claim = Claim::read(headers).map_err(|why| refused(StatusCode::BAD_REQUEST, why))?;
+        let claim = AppendClaim::read(headers)
+            .map_err(|reason| refusal(StatusCode::BAD_REQUEST, reason))?;
         let verdict = claim.as_ref().map(|claim| writer.producers.judge(claim));
-        // What is said again is answered again, even behind the end.
-        let mut told = match verdict {
-            Some(Verdict::Again(told)) => return Ok((StatusCode::NO_CONTENT, told)),
-            Some(Verdict::Fenced(told)) => {
-                return Err((StatusCode::FORBIDDEN, told, "there is a newer producer"));
+        // A repeated append gets its response again, even after the stream is closed.
+        let mut headers_out = match verdict {
+            Some(Verdict::Again(headers_out)) => return Ok((StatusCode::NO_CONTENT, headers_out)),
+            Some(Verdict::Fenced(headers_out)) => {
+                return Err((
+                    StatusCode::FORBIDDEN,
+                    headers_out,
+                    "there is a newer producer",
+                ));
             }
             _ if writer.is_closed && !(is_close && claim.is_none()) => {
-                return Err(refused(StatusCode::CONFLICT, "the stream is closed"));
+                return Err(refusal(StatusCode::CONFLICT, "the stream is closed"));
             }
-            Some(Verdict::Gap(told)) => {
-                return Err((StatusCode::CONFLICT, told, "something before it is missing"));
+            Some(Verdict::Gap(headers_out)) => {
+                return Err((
+                    StatusCode::CONFLICT,
+                    headers_out,
+                    "something before it is missing",
+                ));
             }
             Some(Verdict::NoBeginning) => {
-                return Err(refused(StatusCode::BAD_REQUEST, "an epoch begins at 0"));
+                return Err(refusal(StatusCode::BAD_REQUEST, "an epoch begins at 0"));
             }
-            Some(Verdict::Next(told)) => told,
+            Some(Verdict::Next(headers_out)) => headers_out,
             None => HeaderMap::new(),
         };
         let mut messages = Vec::new();
         if !is_close {
             messages = self.messages(headers, body)?;
-            writer.follows(headers.get(SEQ))?;
+            writer.check_seq(headers.get(STREAM_SEQ))?;
         }
-        // Not the tail, which another writer may have moved since.
-        told.extend(writer.write(&self.channel, messages, closes));
+        // The offset is that of this append. Another writer may have moved the tail since.
+        headers_out.extend(writer.write(&self.channel, messages, closes));
         let mut status = StatusCode::NO_CONTENT;
         if let Some(claim) = claim {
             writer.producers.accept(claim);
@@ -288,48 +302,56 @@ impl Stream {
                 status = StatusCode::OK;
             }
         }
-        Ok((status, told))
+        Ok((status, headers_out))
     }
 
-    /// What there is to append, of the stream's type.
+    /// Returns the messages of a body, whose type must be the stream's.
     fn messages(&self, headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, Refusal> {
-        let nothing = refused(StatusCode::BAD_REQUEST, "there is nothing to append");
+        let nothing = refusal(StatusCode::BAD_REQUEST, "there is nothing to append");
         if body.is_empty() {
             return Err(nothing);
         }
         let Some(content_type) = headers.get(header::CONTENT_TYPE) else {
-            return Err(refused(StatusCode::BAD_REQUEST, "it has no content type"));
+            return Err(refusal(StatusCode::BAD_REQUEST, "it has no content type"));
         };
-        if !is_same(content_type, &self.content_type) {
-            return Err(refused(
+        if !has_same_media_type(content_type, &self.content_type) {
+            return Err(refusal(
                 StatusCode::CONFLICT,
                 "the stream's content is of another type",
             ));
         }
-        let messages = messages(content_type, body)?;
+        let messages = split_messages(content_type, body)?;
         if messages.is_empty() {
             return Err(nothing);
         }
         Ok(messages)
     }
 
-    /// Where the stream ends, as `HEAD` tells it.
+    /// Returns the headers that describe the tail, as in the response to `HEAD`.
     async fn tail(&self) -> HeaderMap {
-        let (head, ()) = Request::head("/").body(()).expect("it is one").into_parts();
-        let mut told = self.read(head).await;
+        let (head, ()) = Request::head("/")
+            .body(())
+            .expect("a valid request")
+            .into_parts();
+        let mut headers_out = self.read(head).await;
         let mut tail = HeaderMap::new();
-        for name in [NEXT_OFFSET, CLOSED] {
-            tail.extend(told.headers_mut().remove(&name).map(|value| (name, value)));
+        for name in [STREAM_NEXT_OFFSET, STREAM_CLOSED] {
+            tail.extend(
+                headers_out
+                    .headers_mut()
+                    .remove(&name)
+                    .map(|value| (name, value)),
+            );
         }
         tail
     }
 }
 
-impl Writer {
-    /// Whatever numbers its writers give, they grow, as texts (§5.2).
-    fn follows(&mut self, seq: Option<&HeaderValue>) -> Result<(), Refusal> {
+impl WriterState {
+    /// Checks that `DurableStream-Seq` grows. Its values are compared as texts (§5.2).
+    fn check_seq(&mut self, seq: Option<&HeaderValue>) -> Result<(), Refusal> {
         if seq.is_some() && self.last_seq.as_ref() >= seq {
-            return Err(refused(
+            return Err(refusal(
                 StatusCode::CONFLICT,
                 "its Stream-Seq is not behind the last",
             ));
@@ -340,7 +362,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Returns the offset behind what it wrote, as the header of it.
+    /// Publishes messages, and closes the stream if `closes` is set. Returns the header with the offset after the last message.
     fn write(
         &mut self,
         channel: &Channel,
@@ -348,50 +370,54 @@ impl Writer {
         closes: bool,
     ) -> Option<(HeaderName, HeaderValue)> {
         let published = messages.into_iter().map(|message| channel.publish(message));
-        // None fails, for the channel is closed here and nowhere else.
+        // Publishing does not fail, because only this method closes the channel.
         let last = published.filter_map(Result::ok).last();
         if closes {
             channel.close();
             self.is_closed = true;
         }
         let offset = HeaderValue::from_str(last?.as_str());
-        Some((NEXT_OFFSET, offset.ok()?))
+        Some((STREAM_NEXT_OFFSET, offset.ok()?))
     }
 }
 
-/// What a writer may send at once: 64 MiB.
-const LARGEST: usize = 64 << 20;
+/// The largest body of an append, 64 MiB.
+const MAX_APPEND_LEN: usize = 64 << 20;
 
-async fn whole(body: Body) -> Result<Bytes, Refusal> {
-    let body = axum::body::to_bytes(body, LARGEST).await;
-    body.map_err(|_| refused(StatusCode::PAYLOAD_TOO_LARGE, "it is cut, or too large"))
+async fn read_body(body: Body) -> Result<Bytes, Refusal> {
+    let body = axum::body::to_bytes(body, MAX_APPEND_LEN).await;
+    body.map_err(|_| refusal(StatusCode::PAYLOAD_TOO_LARGE, "it is cut, or too large"))
 }
 
-/// Of JSON, each value of an array is one, or what is no array (§7.1); of anything else, all of it.
-fn messages(content_type: &HeaderValue, body: &Bytes) -> Result<Vec<Event>, Refusal> {
+/// Splits a body into messages. In JSON, each value of an array is a message, and any other value is one message (§7.1). A body of another type is
+/// one message.
+fn split_messages(content_type: &HeaderValue, body: &Bytes) -> Result<Vec<Event>, Refusal> {
     if body.is_empty() {
         return Ok(Vec::new());
     }
-    if essence(content_type) != "application/json" {
+    if media_type(content_type) != "application/json" {
         return Ok(vec![Event::binary(body.clone())]);
     }
-    // Raw, so that no number and no order of keys is lost.
+    // Raw values keep the numbers and the order of keys as they are.
     let values: Result<Vec<&RawValue>, _> = if body.trim_ascii_start().starts_with(b"[") {
         serde_json::from_slice(body)
     } else {
         serde_json::from_slice(body).map(|value| vec![value])
     };
-    let values = values.map_err(|_| refused(StatusCode::BAD_REQUEST, "it is no JSON"))?;
+    let values = values.map_err(|_| refusal(StatusCode::BAD_REQUEST, "it is no JSON"))?;
     let events = values
         .into_iter()
         .map(|value| Event::json_text(value.get()));
     let events: Result<_, _> = events.collect();
-    events.map_err(|_| refused(StatusCode::BAD_REQUEST, "it is no JSON"))
+    events.map_err(|_| refusal(StatusCode::BAD_REQUEST, "it is no JSON"))
 }
 
 fn is_supported(headers: &HeaderMap) -> Result<(), Refusal> {
-    if UNSUPPORTED.iter().any(|name| headers.contains_key(*name)) {
-        return Err(refused(
+    if UNSUPPORTED_HEADERS
+        .iter()
+        .any(|name| headers.contains_key(*name))
+    {
+        return Err(refusal(
             StatusCode::NOT_IMPLEMENTED,
             "not here: see docs/durable-streams.md",
         ));
@@ -400,19 +426,19 @@ fn is_supported(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 fn closes(headers: &HeaderMap) -> bool {
-    let closed = headers.get(CLOSED);
+    let closed = headers.get(STREAM_CLOSED);
     closed.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
 }
 
-fn is_same(one: &HeaderValue, other: &HeaderValue) -> bool {
-    essence(one) == essence(other)
+fn has_same_media_type(one: &HeaderValue, other: &HeaderValue) -> bool {
+    media_type(one) == media_type(other)
 }
 
-/// Without parameters, in lower case.
-fn essence(content_type: &HeaderValue) -> String {
+/// Returns the media type without parameters, in lower case.
+fn media_type(content_type: &HeaderValue) -> String {
     let text = content_type.to_str().unwrap_or_default();
-    let essence = text.split(';').next().unwrap_or_default();
-    essence.trim().to_ascii_lowercase()
+    let media_type = text.split(';').next().unwrap_or_default();
+    media_type.trim().to_ascii_lowercase()
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,108 +1,122 @@
-//! Idempotent producers: a writer that numbers what it appends may repeat itself, and a newer one of its name shuts it out (§5.2.1).
+//! Idempotent producers (§5.2.1): a producer numbers its appends, so that it can repeat one safely. A newer producer with the same id fences the
+//! older one off.
 
 use std::{cmp::Ordering, collections::HashMap};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-const ID: HeaderName = HeaderName::from_static("producer-id");
-const EPOCH: HeaderName = HeaderName::from_static("producer-epoch");
-const SEQ: HeaderName = HeaderName::from_static("producer-seq");
-const EXPECTED: HeaderName = HeaderName::from_static("producer-expected-seq");
-const RECEIVED: HeaderName = HeaderName::from_static("producer-received-seq");
+const PRODUCER_ID: HeaderName = HeaderName::from_static("producer-id");
+const PRODUCER_EPOCH: HeaderName = HeaderName::from_static("producer-epoch");
+const PRODUCER_SEQ: HeaderName = HeaderName::from_static("producer-seq");
+const PRODUCER_EXPECTED_SEQ: HeaderName = HeaderName::from_static("producer-expected-seq");
+const PRODUCER_RECEIVED_SEQ: HeaderName = HeaderName::from_static("producer-received-seq");
 
-/// What JavaScript can count.
-const GREATEST: u64 = (1 << 53) - 1;
+/// The largest integer that JavaScript represents exactly.
+const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
-/// What a stream's producers have appended last, by their ids.
+/// The position of the last append of each producer, by the producer's id.
 #[derive(Default)]
-pub(crate) struct Producers(HashMap<HeaderValue, Place>);
+pub(crate) struct Producers(HashMap<HeaderValue, ProducerPosition>);
 
-/// Who says that it appends, and what number of its own that has.
+/// The producer of an append and the append's position, as the request claims them.
 #[derive(Clone)]
-pub(crate) struct Claim {
+pub(crate) struct AppendClaim {
     id: HeaderValue,
-    place: Place,
+    position: ProducerPosition,
 }
 
-/// In the order in which they come.
+/// The epoch of a producer, and the number of an append in the epoch.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct ProducerPosition {
     epoch: u64,
     seq: u64,
 }
 
-/// What a claim is worth, and the headers that say so.
+/// The judgement of a claim, with the headers of the response.
 pub(crate) enum Verdict {
+    /// The append is the next one.
     Next(HeaderMap),
-    /// It is there already.
+    /// The append was made before.
     Again(HeaderMap),
     /// There is a newer producer of that id.
     Fenced(HeaderMap),
-    /// Something before it has not come.
+    /// An append before this one is missing.
     Gap(HeaderMap),
-    /// An epoch begins at 0.
+    /// The first append of an epoch must have number 0.
     NoBeginning,
 }
 
-impl Claim {
+impl AppendClaim {
+    /// Reads the claim of a request. Returns `None` if it has none.
+    ///
     /// # Errors
-    /// What is wrong with the headers.
+    /// A text that says what is wrong with the headers.
     pub(crate) fn read(headers: &HeaderMap) -> Result<Option<Self>, &'static str> {
-        let [id, epoch, seq] = [ID, EPOCH, SEQ].map(|name| headers.get(name));
+        let [id, epoch, seq] =
+            [PRODUCER_ID, PRODUCER_EPOCH, PRODUCER_SEQ].map(|name| headers.get(name));
         if id.is_none() && epoch.is_none() && seq.is_none() {
             return Ok(None);
         }
         let (Some(id), Some(epoch), Some(seq)) = (id, epoch, seq) else {
             return Err("Producer-Id, Producer-Epoch and Producer-Seq go together");
         };
-        let (Some(epoch), Some(seq)) = (number(epoch), number(seq)) else {
+        let (Some(epoch), Some(seq)) = (parse_number(epoch), parse_number(seq)) else {
             return Err("Producer-Epoch and Producer-Seq are numbers");
         };
         if id.is_empty() {
             return Err("Producer-Id is empty");
         }
-        let place = Place { epoch, seq };
+        let position = ProducerPosition { epoch, seq };
         Ok(Some(Self {
             id: id.clone(),
-            place,
+            position,
         }))
     }
 }
 
 impl Producers {
-    pub(crate) fn judge(&self, claim: &Claim) -> Verdict {
-        let Place { epoch, seq } = claim.place;
+    /// Compares a claim with the producer's last append.
+    pub(crate) fn judge(&self, claim: &AppendClaim) -> Verdict {
+        let ProducerPosition { epoch, seq } = claim.position;
         let last = self.0.get(&claim.id);
         let expected = match last.map(|last| (last, epoch.cmp(&last.epoch))) {
-            Some((last, Ordering::Less)) => return Verdict::Fenced(told([(EPOCH, last.epoch)])),
+            Some((last, Ordering::Less)) => {
+                return Verdict::Fenced(header_map([(PRODUCER_EPOCH, last.epoch)]));
+            }
             Some((_, Ordering::Greater)) if seq > 0 => return Verdict::NoBeginning,
             Some((last, Ordering::Equal)) if seq <= last.seq => {
-                return Verdict::Again(told([(EPOCH, epoch), (SEQ, last.seq)]));
+                return Verdict::Again(header_map([
+                    (PRODUCER_EPOCH, epoch),
+                    (PRODUCER_SEQ, last.seq),
+                ]));
             }
             Some((last, Ordering::Equal)) => last.seq + 1,
             Some((_, Ordering::Greater)) | None => 0,
         };
         if seq != expected {
-            return Verdict::Gap(told([(EXPECTED, expected), (RECEIVED, seq)]));
+            return Verdict::Gap(header_map([
+                (PRODUCER_EXPECTED_SEQ, expected),
+                (PRODUCER_RECEIVED_SEQ, seq),
+            ]));
         }
-        Verdict::Next(told([(EPOCH, epoch), (SEQ, seq)]))
+        Verdict::Next(header_map([(PRODUCER_EPOCH, epoch), (PRODUCER_SEQ, seq)]))
     }
 
-    /// What was [`Next`](Verdict::Next) is appended.
-    pub(crate) fn accept(&mut self, claim: Claim) {
-        self.0.insert(claim.id, claim.place);
+    /// Records an append that was [`Next`](Verdict::Next).
+    pub(crate) fn accept(&mut self, claim: AppendClaim) {
+        self.0.insert(claim.id, claim.position);
     }
 }
 
-fn told<const N: usize>(numbers: [(HeaderName, u64); N]) -> HeaderMap {
+fn header_map<const N: usize>(numbers: [(HeaderName, u64); N]) -> HeaderMap {
     let headers = numbers.map(|(name, number)| (name, HeaderValue::from(number)));
     headers.into_iter().collect()
 }
 
-/// Digits and nothing else.
-fn number(value: &HeaderValue) -> Option<u64> {
+/// Parses a number that consists of digits only.
+fn parse_number(value: &HeaderValue) -> Option<u64> {
     let text = value.to_str().ok()?;
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     let number = text.parse().ok()?;
-    (digits && number <= GREATEST).then_some(number)
+    (digits && number <= MAX_SAFE_INTEGER).then_some(number)
 }

@@ -1,4 +1,4 @@
-//! What the examples share: a feed that can be resumed without a store, the transports, and the page.
+//! A feed that clients can resume although it stores no events, the transports, and the page.
 
 use std::{
     env,
@@ -21,8 +21,8 @@ use tower_push::{
     transport::{BoxResponseFuture, Chunked, Negotiate, Preference, Transport, WebSocket},
 };
 
-/// The page's files: path, media type, content.
-pub const PAGE: [(&str, &str, &str); 3] = [
+/// The files of the page: path, media type and content.
+pub const PAGE_FILES: [(&str, &str, &str); 3] = [
     (
         "/",
         "text/html; charset=utf-8",
@@ -40,7 +40,7 @@ pub const PAGE: [(&str, &str, &str); 3] = [
     ),
 ];
 
-/// Where to listen: the first argument, or port 3000.
+/// Returns the address to listen on: the first argument, or 127.0.0.1:3000.
 pub fn address() -> Result<SocketAddr, AddrParseError> {
     env::args()
         .nth(1)
@@ -49,9 +49,9 @@ pub fn address() -> Result<SocketAddr, AddrParseError> {
         .parse()
 }
 
-/// What a page of another origin must be allowed to read, to poll. The page is one itself: some of its panels are at the
-/// server's other name, because a browser opens no more than six connections to one. The feed is for everyone.
-pub const EXPOSED: [HeaderName; 6] = [
+/// The response headers that pages of other origins need to poll. The page itself is such a page: some of its panels use the server's other name,
+/// because a browser opens at most six connections to one host. The feed is public.
+pub const EXPOSED_HEADERS: [HeaderName; 6] = [
     ETAG,
     HeaderName::from_static("last-event-id"),
     HeaderName::from_static("stream-next-offset"),
@@ -60,21 +60,23 @@ pub const EXPOSED: [HeaderName; 6] = [
     HeaderName::from_static("stream-closed"),
 ];
 
-/// Every transport that the page shows: the usual ones, and those that must be asked for.
+/// Returns all transports of the page: the default ones, and those that a client must name.
 pub fn transports() -> Negotiate {
     Negotiate::new()
         .add_transport(Chunked::new(Multipart::replace()))
         .add_transport(Chunked::new(Raw::new()))
-        // In the place of the usual one, so that the page can show both.
+        // Replaces the default WebSocket transport by one without compression, so that the page can show both.
         .add_transport(WebSocket::new().deflate_threshold(None))
-        .add_transport(Compressed(WebSocket::new().deflate_threshold(Some(0))))
+        .add_transport(CompressedWebSocket(
+            WebSocket::new().deflate_threshold(Some(0)),
+        ))
 }
 
-/// A WebSocket under a name of its own: `?transport=websocket-compressed`.
+/// A WebSocket transport with another name: `?transport=websocket-compressed`.
 #[derive(Clone, Debug)]
-struct Compressed(WebSocket);
+struct CompressedWebSocket(WebSocket);
 
-impl Transport for Compressed {
+impl Transport for CompressedWebSocket {
     fn name(&self) -> &'static str {
         "websocket-compressed"
     }
@@ -83,7 +85,7 @@ impl Transport for Compressed {
         &[]
     }
 
-    /// By its name only.
+    /// Clients select this transport only by its name.
     fn preference(&self, _head: &Parts) -> Option<Preference> {
         None
     }
@@ -93,22 +95,22 @@ impl Transport for Compressed {
     }
 }
 
-/// The time and a random number in turn, two events a second, the same for all subscribers. They may resume at any of
-/// the last [`KEPT`] events.
+/// Returns a feed of two events per second, which alternate between the time and a random number. All subscribers get the same events, and can
+/// resume at any of the last [`RESUMABLE_EVENTS`].
 pub fn feed() -> impl PushSource + Clone + Send + Sync + 'static {
     static FEED: LazyLock<Feed> = LazyLock::new(Feed::new);
     source_fn(|subscription: Subscription| async move { Ok(FEED.subscribe(subscription.cursor())) })
 }
 
-/// Between two events.
-const TICK: Duration = Duration::from_millis(500);
+/// The time between two events.
+const EVENT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How many events back a cursor may be: two minutes.
-const KEPT: u64 = 240;
+/// The number of events after which a cursor expires: two minutes.
+const RESUMABLE_EVENTS: u64 = 240;
 
-/// Event number n is a function of n, so that any event can be told again without having been kept.
+/// Event number n is a function of n, so the feed can repeat any event without storing it.
 struct Feed {
-    /// Another process numbers other events: its ids must not match these.
+    /// Distinguishes the ids of this process from those of another one, whose events have other numbers.
     epoch: String,
     seed: RandomState,
     started: Instant,
@@ -131,7 +133,7 @@ impl Feed {
         cursor: Option<&EventId>,
     ) -> impl Stream<Item = Result<Item, Error>> + use<> {
         let (after, first) = self.place(cursor, self.now());
-        // Replay and live are one: to sleep until a time that has passed is not to sleep.
+        // Replay needs no code of its own: sleeping until a time in the past returns at once.
         let events = stream::unfold(after + 1, move |n| async move {
             sleep_until(self.started + time_of(n)).await;
             Some((self.event(n).map(Item::Event), n + 1))
@@ -139,13 +141,13 @@ impl Feed {
         stream::iter(first.map(Ok)).chain(events)
     }
 
-    /// After which event a subscription begins, and what it must be told before.
+    /// Returns the number of the event after which a subscription starts, and the item that comes first.
     fn place(&self, cursor: Option<&EventId>, now: u64) -> (u64, Option<Item>) {
         let Some(cursor) = cursor else {
-            // The cursor, so that a connection that drops before its first event can be resumed too.
+            // With a cursor at the start, the client can resume even if the connection drops before the first event.
             return (now, Some(Item::Cursor(self.id(now))));
         };
-        let oldest = now.saturating_sub(KEPT);
+        let oldest = now.saturating_sub(RESUMABLE_EVENTS);
         match self.number(cursor) {
             Some(n) if (oldest..=now).contains(&n) => (n, None),
             Some(n) if n < oldest => {
@@ -165,9 +167,9 @@ impl Feed {
             .resumed(self.id(resumed))
     }
 
-    /// The number of the last event so far.
+    /// Returns the number of the last event so far.
     fn now(&self) -> u64 {
-        (self.started.elapsed().as_millis() / TICK.as_millis()) as u64
+        (self.started.elapsed().as_millis() / EVENT_INTERVAL.as_millis()) as u64
     }
 
     fn event(&self, n: u64) -> Result<Event, Error> {
@@ -179,7 +181,7 @@ impl Feed {
         event?.with_id(self.id(n))
     }
 
-    /// UTC.
+    /// Returns the time of an event in UTC.
     fn clock(&self, n: u64) -> String {
         let time = self.started_at + time_of(n);
         let seconds = time
@@ -190,13 +192,13 @@ impl Feed {
         format!("{hours:02}:{minutes:02}:{:02}", seconds % 60)
     }
 
-    /// From 0 to 1, in four digits.
+    /// Returns a number from 0 to 1 with four digits.
     fn random(&self, n: u64) -> String {
         format!("0.{:04}", self.seed.hash_one(n) % 10_000)
     }
 
     fn id(&self, n: u64) -> EventId {
-        EventId::new(format!("{}-{n}", self.epoch)).expect("digits and a hyphen make an id")
+        EventId::new(format!("{}-{n}", self.epoch)).expect("digits and a hyphen are a valid id")
     }
 
     fn number(&self, id: &EventId) -> Option<u64> {
@@ -205,7 +207,7 @@ impl Feed {
     }
 }
 
-/// When event number n happens, from the start on.
+/// Returns the time of event number n, counted from the start of the feed.
 fn time_of(n: u64) -> Duration {
-    Duration::from_millis(n * TICK.as_millis() as u64)
+    Duration::from_millis(n * EVENT_INTERVAL.as_millis() as u64)
 }

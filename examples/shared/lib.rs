@@ -1,4 +1,4 @@
-//! What several examples share, and what the tests borrow from them.
+//! Code that several examples share, and that the tests use.
 
 pub mod demo;
 pub mod exposition;
