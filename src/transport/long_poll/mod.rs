@@ -69,7 +69,7 @@
 //!   is a 200 response. Chromium also forgets the cursor with a poll that the page aborts, and with a batch that is cut. After that, the
 //!   next poll begins where the source begins, without a gap.
 //! - The cursor belongs to the URL. Two loops or two tabs on one URL take each other's events. Give each loop a URL of its own
-//! (`/ticks?1`).
+//!   (`/ticks?1`).
 //! - The cursor outlives the page. A new URL, or `fetch(url, { cache: "reload" })`, begins without a cursor.
 //!
 //! A loop that must survive all of this keeps the cursor itself. Every response has the cursor in `Last-Event-ID`:
