@@ -19,6 +19,7 @@ use crate::format::envelope;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[must_use]
 pub struct Gap {
     /// Why the events are missing.
     pub reason: GapReason,
@@ -69,28 +70,24 @@ impl Gap {
     }
 
     /// Sets the cursor with which the client asked to resume.
-    #[must_use]
     pub fn requested(mut self, id: EventId) -> Self {
         self.requested = Some(id);
         self
     }
 
     /// Sets the cursor after which the stream continues.
-    #[must_use]
     pub fn resumed(mut self, id: EventId) -> Self {
         self.resumed = Some(id);
         self
     }
 
     /// Sets the number of missing events.
-    #[must_use]
     pub fn missed(mut self, events: u64) -> Self {
         self.missed = Some(events);
         self
     }
 
     /// Sets the topic whose events are missing.
-    #[must_use]
     pub fn topic(mut self, topic: Topic) -> Self {
         self.topic = Some(topic);
         self

@@ -42,6 +42,7 @@ use crate::{
 /// - [`replace`](Self::replace) writes headers of the next part: `Gap: {…}`, `Cursor: …`, `End: {…}`, and `Heartbeat: 111…` with a digit
 ///   for each heartbeat. A part of its own would be shown by clients that show parts, such as an `<img>`.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Multipart {
     is_replace: bool,
     binary_type: HeaderValue,
@@ -72,7 +73,6 @@ impl Multipart {
 
     /// Sets the `Content-Type` of parts whose payload is [binary](Event::binary), such as `image/jpeg` for a camera:
     /// `application/octet-stream` by default.
-    #[must_use]
     pub fn binary_type(mut self, media_type: HeaderValue) -> Self {
         self.binary_type = media_type;
         self

@@ -32,6 +32,7 @@ use crate::{
 /// | `data` | the payload: [JSON](crate::event::Payload::Json) unchanged, text as a string | unless the payload is binary |
 /// | `data_base64` | the payload in base64 | if the payload is binary |
 #[derive(Clone, Debug, Default)]
+#[must_use]
 pub struct Ndjson {
     is_bare: bool,
 }
@@ -46,7 +47,6 @@ impl Ndjson {
     ///
     /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
     /// written as in NDJSON with envelopes.
-    #[must_use]
     pub fn bare(mut self) -> Self {
         self.is_bare = true;
         self

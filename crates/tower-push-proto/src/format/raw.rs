@@ -29,6 +29,7 @@ use crate::{
 /// let tokens_of_a_language_model = Raw::new().separator("");
 /// ```
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct Raw(Arc<RawConfig>);
 
 #[derive(Clone, Debug)]
@@ -52,20 +53,17 @@ impl Raw {
     }
 
     /// Sets the separator, which is written after each payload and may be empty: `\n` by default.
-    #[must_use]
     pub fn separator(self, separator: impl Into<Bytes>) -> Self {
         self.with(|config| config.separator = separator.into())
     }
 
     /// Sets the record that is written for a gap, before a separator. Without a record, which is the default, a gap aborts the stream.
-    #[must_use]
     pub fn gap(self, record: impl Into<Bytes>) -> Self {
         self.with(|config| config.gap = Some(record.into()))
     }
 
     /// Sets the media type, as `type/subtype`: `text/plain` by default. The media type is compared with `Accept`, and sent as the
     /// `Content-Type`.
-    #[must_use]
     pub fn media_type(self, media_type: &'static str) -> Self {
         self.with(|config| {
             config.media_type = [media_type];
