@@ -130,7 +130,7 @@ impl DrainPlan {
     }
 
     /// Sets the time, beginning with the start, over which the streams end. Each stream ends at a random point of this time. The
-    /// default is half of the deadline. A longer time than the deadline is reduced to the deadline. [`Duration::ZERO`] ends all
+    /// default is half of the deadline. Times longer than the deadline count as the deadline. [`Duration::ZERO`] ends all
     /// streams at once.
     pub fn spread(mut self, time: Duration) -> Self {
         self.spread = Some(time);
@@ -348,7 +348,8 @@ impl fmt::Debug for Drain {
     }
 }
 
-/// Keeps one stream counted as open by a [`Drain`] until [`deregister`](Self::deregister), which must be called once.
+/// Counts one stream as open in a [`Drain`]. Dropping a registration does not end the count: its owner calls
+/// [`deregister`](Self::deregister) exactly once.
 pub(super) struct DrainRegistration {
     drain: Drain,
     key: WaiterKey,

@@ -177,7 +177,7 @@ impl GuardBuilder {
     }
 
     /// Sets the maximum lifetime of a stream, so that a load balancer can move its client to another server. By default there is
-    /// no maximum. A longer `time` than 30 years is reduced to 30 years.
+    /// no maximum. `time` is at most 30 years: longer times count as 30 years.
     ///
     /// Each stream ends at a random time between 80 and 100 % of the maximum.
     ///

@@ -133,7 +133,7 @@ impl CarrierHead {
         response
     }
 
-    /// Returns whether the carrier's `Cache-Control` replaces that of the push response: it contains `no-store` or `private`, and
+    /// Returns whether the carrier's `Cache-Control` replaces the push response's: the carrier's contains `no-store` or `private`, and
     /// is at least as strict.
     ///
     /// A stricter `Cache-Control` of the carrier is kept, because the application may depend on it.

@@ -95,6 +95,7 @@ struct QueueState {
     sender: Option<Waker>,
 }
 
+/// What the source has done with the stream of messages.
 #[derive(Default)]
 enum ReceiverState {
     /// No source has taken the stream.
@@ -183,7 +184,7 @@ impl ClientMessageSender {
             byte_len: 0,
             queued_messages: queue.messages.len(),
             queued_bytes: queue.byte_len,
-            // If the queue is empty, as usual, the batch uses the queue's memory, and `send` returns it.
+            // The queue is usually empty. The batch then borrows the queue's allocation, and `send` gives the allocation back.
             messages: match queue.messages.is_empty() {
                 true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),

@@ -23,8 +23,8 @@ pub trait PushSource {
 
     /// Returns whether the source can resume from the cursor that a returning client sends. Only plain streams return `false`.
     ///
-    /// A transport that sends one stream in several responses, such as long-polling, subscribes anew for each request to a source
-    /// that can resume. The stream of another source is kept between the requests.
+    /// Some transports, such as long-polling, send one stream in several responses. If the source can resume, each request subscribes
+    /// to it anew. If not, the transport keeps the stream between the requests.
     fn is_resumable(&self) -> bool {
         true
     }

@@ -167,7 +167,7 @@ impl Subscription {
         *expires_at = earlier(*expires_at, Some(time));
     }
 
-    /// Ends the stream `time` from now at the latest. A longer `time` than 30 years is reduced to 30 years. See
+    /// Ends the stream `time` from now at the latest. `time` is at most 30 years: longer times count as 30 years. See
     /// [`expire_by`](Self::expire_by).
     ///
     /// ```

@@ -72,7 +72,7 @@ impl Sse {
         }
     }
 
-    /// Sets how long a client waits before it reconnects: whole milliseconds. A longer time than 24 days is reduced to 24 days.
+    /// Sets how long a client waits before it reconnects: in whole milliseconds, and at most 24 days. Longer times count as 24 days.
     /// By default no time is sent, and the client chooses one: browsers wait 2 to 5 s.
     pub fn retry(self, after: Duration) -> Self {
         self.map_config(|config| config.retry(after))

@@ -124,15 +124,15 @@ impl End {
             _ if self.finished => r#"{"finished":true}"#.into(),
             None => r#"{"finished":false}"#.into(),
             Some(retry) => {
-                let retry = whole_millis(retry);
+                let retry = browser_millis(retry);
                 format!(r#"{{"finished":false,"retry":{retry}}}"#).into()
             }
         }
     }
 }
 
-/// Returns `time` in whole milliseconds. Longer times are reduced to 2³¹ - 1 (24 days), because they overflow the timers of browsers.
-pub(crate) fn whole_millis(time: Duration) -> u128 {
+/// Returns `time` in milliseconds, rounded down, and at most 2³¹ - 1 (24 days): the longest timer of a browser.
+pub(crate) fn browser_millis(time: Duration) -> u128 {
     time.as_millis().min(i32::MAX as u128)
 }
 

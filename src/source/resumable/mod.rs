@@ -31,8 +31,8 @@
 //! |---|---|
 //! | none | the handler's stream. The stream begins with a cursor, so that a client whose connection drops before the first event can resume |
 //! | of a stream that the `Resumable` still has | the items after the cursor, from the log and then from the stream, without a hole or a duplicate |
-//! | of such a stream, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
-//! | of such a stream, but ahead of it | a gap (`epoch`), then the log, then the stream |
+//! | of a stream that the `Resumable` still has, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
+//! | of a stream that the `Resumable` still has, but ahead of it | a gap (`epoch`), then the log, then the stream |
 //! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
 //! | of anything else | a gap (`epoch`), then the handler's stream |
 //!
@@ -66,7 +66,7 @@
 //! the last client leaves outside of a runtime, these streams are dropped when the next client subscribes.
 //!
 //! # Ids are secrets
-//! A client that has the id of an event can read the stream from this event on. An id is `token-number`, and the token has 128
+//! Whoever has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token has 128
 //! random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from the
 //! system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
 //! URL.

@@ -100,7 +100,7 @@ enum ResumeOutcome {
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at `position`, that of the client's cursor. The client gets `gap` if its cursor is ahead of the stream, or if
+/// Resumes a stream at `position`, the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream, or if
 /// the stream has failed.
 fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     let stream = lease.stream();

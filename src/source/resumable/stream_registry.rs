@@ -53,6 +53,7 @@ struct RegisteredStream {
     parking: Option<u64>,
 }
 
+/// When a parked stream was parked, and how many bytes its log counts toward the limit.
 struct ParkingRecord {
     since: Instant,
     token: StreamToken,

@@ -18,7 +18,7 @@ use crate::{
     transport::{MAX_ITEMS_PER_POLL, lazy_timer::LazyTimer},
 };
 
-/// The times for which a poll waits. Longer times are reduced to one day.
+/// The times for which a poll waits. Each is at most one day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitTimes {
     /// The time to wait for the first event.
@@ -57,6 +57,7 @@ pin_project! {
     }
 }
 
+/// What a poll waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitPhase {
     FirstEvent,

@@ -33,7 +33,7 @@
 //! Therefore the rest of the stream is parked, like a plain stream. From then on the ids of its events are those of the [`Resumable`], and
 //! no other transport can resume from such an id. To keep the ids of the source, let its streams begin with a bare cursor.
 //!
-//! A source should refuse a cursor that it does not know, or yield a [gap](crate::Item::Gap) first. If a source ignores such a cursor, the
+//! A source should refuse a cursor that it does not know, or yield a [gap](crate::Item::Gap) first. If a source ignores an unknown cursor, the
 //! client keeps the cursor until it gets the first event, and events between two polls without a batch are lost.
 //!
 //! # The dialect of validators
@@ -206,7 +206,7 @@ impl LongPoll {
     }
 
     /// Sets how long a poll waits for the first event if the client does not ask for a time: 25 s by default, which is below the idle
-    /// limits of common proxies. A longer time than one day is reduced to one day.
+    /// limits of common proxies. Times of more than one day count as one day.
     pub fn wait_time(self, time: Duration) -> Self {
         self.map_config(|config| config.wait_time_policy.default = time)
     }

@@ -80,7 +80,7 @@ impl PollSource {
             resumable,
             owner,
         } = self;
-        let push = with_parked_streams(push, pending.subscription(), &resumable, &owner);
+        let push = resume_parked_stream(push, pending.subscription(), &resumable, &owner);
         pending.open(push).await
     }
 
@@ -100,7 +100,7 @@ impl PollSource {
             resumable,
             owner,
         } = self;
-        let push = with_parked_streams(push, pending.subscription(), &resumable, &owner);
+        let push = resume_parked_stream(push, pending.subscription(), &resumable, &owner);
         let mut stream = pending.open(push).await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
@@ -114,7 +114,7 @@ impl PollSource {
 
 /// Wraps `push` so that a subscription with the cursor of a parked stream resumes this stream. A push that can resume itself is wrapped
 /// only if a stream is parked under the subscription's cursor.
-fn with_parked_streams(
+fn resume_parked_stream(
     push: Push,
     subscription: &Subscription,
     resumable: &Resumable,

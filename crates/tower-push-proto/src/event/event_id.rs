@@ -40,7 +40,7 @@ impl EventId {
         Err(Error::invalid_id())
     }
 
-    /// Makes an id of ASCII characters without a check. The caller guarantees that an id may contain each of them.
+    /// Makes an id from ASCII characters. The caller guarantees that an id may contain each of them. Only debug builds check that.
     pub(super) fn from_ascii(id: &[u8]) -> Self {
         let text = std::str::from_utf8(id).unwrap_or_default();
         debug_assert!(Self::new(text).is_ok());

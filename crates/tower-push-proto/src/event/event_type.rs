@@ -32,7 +32,7 @@ impl EventType {
         Err(Error::invalid_type())
     }
 
-    /// Makes an event type of a name in this crate's source code, without a check at run time. The name must be valid.
+    /// Makes an event type from a name that is written in this crate. The name must be valid. Only debug builds check that.
     pub(crate) fn from_static(name: &'static str) -> Self {
         debug_assert!(is_header_line(name));
         Self(name.into())

@@ -57,7 +57,7 @@ impl Raw {
         self.with(|config| config.separator = separator.into())
     }
 
-    /// Sets the record that is written for a gap, before a separator. Without a record, which is the default, a gap aborts the stream.
+    /// Sets the record that is written for a gap, followed by the separator. Without a record, which is the default, a gap aborts the stream.
     pub fn gap(self, record: impl Into<Bytes>) -> Self {
         self.with(|config| config.gap = Some(record.into()))
     }

@@ -41,11 +41,11 @@ pub(super) struct DurableSseWriter<S> {
     limits: BatchLimits,
     control: ControlEventState,
     /// The end that follows the last batch; `None` as long as the stream is open.
-    end: Option<EndAfterBatch>,
+    end: Option<PendingEnd>,
 }
 
 /// An end that needs something after the last batch: a time to reconnect, or a cut response.
-enum EndAfterBatch {
+enum PendingEnd {
     /// The client should reconnect after the contained time.
     Reconnect(Duration),
     /// The response is cut.
@@ -97,7 +97,7 @@ impl<S> DurableSseWriter<S> {
     }
 
     /// Writes the events of a batch. Writes nothing and returns `false` if these events would tell the client nothing new.
-    fn write_batch(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
+    fn write_batch_if_news(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
         let is_news = self.control.update(batch);
         if is_news {
             out.reserve(batch.body.len() + EVENT_FIELDS_LEN);
@@ -236,8 +236,8 @@ where
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_BATCHES_PER_POLL {
             match self.end.take() {
-                Some(EndAfterBatch::Failed(error)) => return Poll::Ready(Err(error)),
-                Some(EndAfterBatch::Reconnect(after)) => {
+                Some(PendingEnd::Failed(error)) => return Poll::Ready(Err(error)),
+                Some(PendingEnd::Reconnect(after)) => {
                     sse::write_retry(after, out.buffer());
                     return Poll::Ready(Ok(WriteOutcome::Ended));
                 }
@@ -253,15 +253,15 @@ where
                 }
                 StreamStatus::Failed(error) => {
                     // The batch is sent before the response is cut.
-                    self.end = Some(EndAfterBatch::Failed(error));
+                    self.end = Some(PendingEnd::Failed(error));
                     batch.status = StreamStatus::HasMore;
                 }
                 StreamStatus::Reconnect(Some(after)) => {
-                    self.end = Some(EndAfterBatch::Reconnect(after));
+                    self.end = Some(PendingEnd::Reconnect(after));
                 }
                 _ => {}
             }
-            let has_written = match self.write_batch(&batch, out.buffer()) {
+            let has_written = match self.write_batch_if_news(&batch, out.buffer()) {
                 Ok(has_written) => has_written,
                 Err(error) => {
                     let error = error.into();
