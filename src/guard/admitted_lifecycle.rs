@@ -108,7 +108,7 @@ impl AdmittedLifecycle {
         response: impl Future<Output = T>,
     ) -> Option<T> {
         let mut response = pin!(response);
-        let mut drained = pin!(self.wait_until_drained());
+        let mut drained = pin!(self.wait_until_drain_ends_stream());
         poll_fn(|cx| {
             // The drain is checked first: a stream that opens now would have to end before it has sent anything.
             if !self.is_open()
@@ -127,7 +127,7 @@ impl AdmittedLifecycle {
     }
 
     /// Waits until the time at which the drain ends the stream. Never returns if the guard has no drain.
-    async fn wait_until_drained(&self) {
+    async fn wait_until_drain_ends_stream(&self) {
         match &self.drain {
             Some(drain) => sleep_until(drain.wait_for_end_time().await).await,
             None => pending().await,

@@ -246,7 +246,7 @@ impl Drain {
     /// Waits until `select` returns a value for the current state of the drain. Returns this value.
     async fn wait_for<T>(&self, select: impl Fn(&DrainState) -> Option<T>) -> T {
         let shared = &*self.0;
-        let waiter = DrainWaiter {
+        let waiter = RegisteredDrainWaiter {
             list: &shared.waiters,
             key: shared.waiters.register(0),
         };
@@ -322,12 +322,12 @@ impl DrainState {
 }
 
 /// A task that is registered in [`SharedDrain::waiters`] until this value is dropped.
-struct DrainWaiter<'a> {
+struct RegisteredDrainWaiter<'a> {
     list: &'a WaitList,
     key: WaiterKey,
 }
 
-impl Drop for DrainWaiter<'_> {
+impl Drop for RegisteredDrainWaiter<'_> {
     fn drop(&mut self) {
         self.list.deregister(&self.key);
     }

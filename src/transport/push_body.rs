@@ -70,7 +70,7 @@ impl PushBody {
         PushBodyState::HeadResponse.into()
     }
 
-    /// Converts the body of a push to the body type of a layer around a service with bodies `B`.
+    /// Changes only the type: returns the same body as a `PushBody<B>`, for a layer whose inner service responds with bodies `B`.
     pub(crate) fn with_inner_type<B>(self) -> PushBody<B> {
         let state = match self.state {
             PushBodyState::Ended => PushBodyState::Ended,

@@ -186,7 +186,7 @@ impl Channel {
         self.state.inspect_log(EventLog::byte_len)
     }
 
-    /// Returns the number of events that were published so far, and of those that subscribers did not get.
+    /// Returns how many events were published so far, and how many were missed, summed over the subscribers.
     pub fn counts(&self) -> ChannelCounts {
         self.state.counts()
     }

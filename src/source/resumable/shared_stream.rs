@@ -28,11 +28,11 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 /// the next reader polls the stream instead.
 ///
 /// # Invariants: no wake-up is lost
-/// 1. The stream is polled with the [`ReaderWaker`], which wakes all readers, and never with the waker of the reader that polls it.
+/// 1. The stream is polled with the [`AllReadersWaker`], which wakes all readers, and never with the waker of the reader that polls it.
 ///    The reader that polled the stream may be gone when the stream makes progress.
 /// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and
-///    [`ReaderWaker::wake_count`] once more before it releases that lock. A thread that changes the log or the count does so first,
-///    and takes the wakers under the same lock afterwards.
+///    [`AllReadersWaker::wake_count`] once more before it releases that lock. A thread first changes the log or the wake
+///    count, and then takes the wakers under that lock.
 /// 3. A reader that loses `try_lock` on the stream sets `poll_requested`, retries, and waits only while the flag is set. The lock
 ///    holder clears the flag after unlocking, and wakes all readers if it was set. So the second try succeeds, or the reader sees
 ///    the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
@@ -48,9 +48,10 @@ pub(super) struct SharedStream {
     /// How the stream ends for its clients if it yields `None`.
     plain_end: StreamEnd,
     /// The waker has an allocation of its own, so that a clone of the waker keeps neither the stream nor its log alive.
-    reader_waker: Arc<ReaderWaker>,
+    reader_waker: Arc<AllReadersWaker>,
 }
 
+/// The log, and the request to poll the stream again, under one lock.
 #[derive(Debug)]
 struct SharedLogState {
     log: ItemLog,
@@ -59,7 +60,7 @@ struct SharedLogState {
 }
 
 /// The waker that the stream is polled with, which wakes all readers.
-struct ReaderWaker {
+struct AllReadersWaker {
     /// The number of times that the stream has woken its readers.
     wake_count: AtomicU64,
     readers: WaitList,
@@ -88,7 +89,7 @@ impl SharedStream {
                 EndPolicy::Finish => StreamEnd::Finished,
                 EndPolicy::Restart => StreamEnd::Ended,
             },
-            reader_waker: Arc::new(ReaderWaker {
+            reader_waker: Arc::new(AllReadersWaker {
                 wake_count: AtomicU64::new(0),
                 readers: WaitList::new(1),
             }),
@@ -167,7 +168,7 @@ impl SharedStream {
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
-        let next = || self.poll_log_update(stream.as_mut(), cx);
+        let next = || self.poll_next_log_update(stream.as_mut(), cx);
         let update = match catch_unwind(AssertUnwindSafe(next)) {
             Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
@@ -198,7 +199,7 @@ impl SharedStream {
     }
 
     /// Polls the stream for an event, a gap or the end.
-    fn poll_log_update(
+    fn poll_next_log_update(
         &self,
         mut stream: Pin<&mut (dyn Stream<Item = Result<Item, BoxError>> + Send)>,
         cx: &mut Context<'_>,
@@ -309,7 +310,7 @@ enum ItemLogUpdate {
     End(StreamEnd, Option<BoxError>),
 }
 
-impl ReaderWaker {
+impl AllReadersWaker {
     fn wake_count(&self) -> u64 {
         self.wake_count.load(Ordering::Acquire)
     }
@@ -320,7 +321,7 @@ impl ReaderWaker {
     }
 }
 
-impl Wake for ReaderWaker {
+impl Wake for AllReadersWaker {
     fn wake(self: Arc<Self>) {
         self.wake_readers();
     }

@@ -74,7 +74,7 @@ const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// The maximum length of one write to a socket without vectored writes: 16 KiB. Such a socket is a stream of HTTP/2. It takes a
+/// The maximum length of one write to a socket without vectored writes: 16 KiB. Such a socket is a stream of HTTP/2. Such a stream takes a
 /// write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client reads, so
 /// writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
@@ -134,7 +134,7 @@ where
             return Poll::Ready(());
         };
         loop {
-            if this.driver.poll_closed(socket, cx).is_ready() {
+            if this.driver.poll_session(socket, cx).is_ready() {
                 return Poll::Ready(());
             }
             let Some(timeout) = this.driver.session.poll_timeout() else {
@@ -151,7 +151,7 @@ where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
     /// Runs rounds of the session until nothing is ready. The poll is ready once the session is closed.
-    fn poll_closed(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_session(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_ROUNDS_PER_POLL {
             // Each of the three polls is pending if it has registered a waker, or has nothing to do.
             let read = self.poll_read(socket, cx);

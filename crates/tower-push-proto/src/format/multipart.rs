@@ -149,7 +149,7 @@ impl MultipartEncoder {
         out.put_slice(b"--\r\n");
     }
 
-    /// Writes the `Content-Type` of an event's part.
+    /// Ends an open line of heartbeats, and writes the `Content-Type` of an event's part. Fails if the payload contains the delimiter.
     fn begin_event_part(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if byte_search::contains(event.payload().as_bytes(), self.delimiter.as_bytes()) {
             return Err(Error::delimiter_in_payload());

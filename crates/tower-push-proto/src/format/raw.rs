@@ -37,7 +37,7 @@ struct RawConfig {
     separator: Bytes,
     gap: Option<Bytes>,
     media_type: [&'static str; 1],
-    /// Whether the media type is the default. The `Content-Type` of the default names a charset.
+    /// Whether the media type is the default. If so, the `Content-Type` header has the parameter `charset=utf-8`.
     is_default_media_type: bool,
 }
 

@@ -7,7 +7,7 @@ use super::{deflate::DeflateParams, message_format::CompressedFrameEncoding};
 use super::{
     frame::{self, OpCode},
     message_format::{
-        JsonLayout, MessageFormat, MessageLayout, NchanLayout, PlainLayout,
+        JsonMessageLayout, MessageFormat, MessageLayout, NchanMessageLayout, PlainMessageLayout,
         UncompressedFrameEncoding,
     },
 };
@@ -41,13 +41,13 @@ pub struct FrameEncoder {
     format: MessageFormat,
     /// `None` if compression was not negotiated.
     #[cfg(feature = "deflate")]
-    compression: Option<NegotiatedCompression>,
+    compression: Option<CompressionSettings>,
 }
 
 /// The compression that was negotiated for a connection.
 #[cfg(feature = "deflate")]
 #[derive(Clone, Copy, Debug)]
-struct NegotiatedCompression {
+struct CompressionSettings {
     params: DeflateParams,
     /// Events whose payload is shorter than this many bytes are not compressed.
     threshold: usize,
@@ -73,7 +73,7 @@ impl FrameEncoder {
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     pub fn deflate(mut self, params: DeflateParams, threshold: usize) -> Self {
-        self.compression = Some(NegotiatedCompression { params, threshold });
+        self.compression = Some(CompressionSettings { params, threshold });
         self
     }
 
@@ -92,13 +92,13 @@ impl FrameEncoder {
         let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;
         if !is_large
             || self.format != MessageFormat::Plain
-            || event.is_encoded::<UncompressedFrameEncoding<PlainLayout>>()
-            || self.should_compress::<PlainLayout>(&event)
+            || event.is_encoded::<UncompressedFrameEncoding<PlainMessageLayout>>()
+            || self.should_compress::<PlainMessageLayout>(&event)
         {
             return Err(event);
         }
         let payload = event.into_payload()?;
-        Ok((PlainLayout::opcode(&payload), payload.into_bytes()))
+        Ok((PlainMessageLayout::opcode(&payload), payload.into_bytes()))
     }
 
     fn write_event<L: MessageLayout>(&self, event: &Event, out: &mut FrameBuffer) {
@@ -111,7 +111,7 @@ impl FrameEncoder {
 
     #[cfg(feature = "deflate")]
     fn should_compress<L: MessageLayout>(&self, event: &Event) -> bool {
-        let Some(NegotiatedCompression { params, threshold }) = self.compression else {
+        let Some(CompressionSettings { params, threshold }) = self.compression else {
             return false;
         };
         let payload_len = event.payload().as_bytes().len();
@@ -145,9 +145,9 @@ impl Encoder for FrameEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         match self.format {
-            MessageFormat::Plain => self.write_event::<PlainLayout>(event, out),
-            MessageFormat::Json => self.write_event::<JsonLayout>(event, out),
-            MessageFormat::Nchan => self.write_event::<NchanLayout>(event, out),
+            MessageFormat::Plain => self.write_event::<PlainMessageLayout>(event, out),
+            MessageFormat::Json => self.write_event::<JsonMessageLayout>(event, out),
+            MessageFormat::Nchan => self.write_event::<NchanMessageLayout>(event, out),
         }
         Ok(())
     }

@@ -291,7 +291,7 @@ fn fragmented_messages() -> impl Strategy<Value = Vec<FragmentedMessage>> {
     proptest::collection::vec(sent_message, 0..6)
 }
 
-fn encode_message(message: &Decoded, out: &mut BytesMut) {
+fn encode_with_our_encoder(message: &Decoded, out: &mut BytesMut) {
     match message {
         Decoded::Text(text) => frame::encode(OpCode::Text, false, text.as_bytes(), out),
         Decoded::Binary(bytes) => frame::encode_with(OpCode::Binary, false, out, |out| {
@@ -344,7 +344,7 @@ proptest! {
     ) {
         messages.push(Decoded::Close(code));
         let mut out = BytesMut::new();
-        messages.iter().for_each(|message| encode_message(message, &mut out));
+        messages.iter().for_each(|message| encode_with_our_encoder(message, &mut out));
         prop_assert_eq!(&decode_with_tungstenite(&out, Role::Client), &messages);
         prop_assert_eq!(&decode_with_tokio_websockets(&out, Role::Client), &messages);
         prop_assert_eq!(&decode_with_ours(&out, 7, Role::Client).decoded, &messages);
@@ -372,7 +372,7 @@ fn others_decode_our_frames_of_every_length() {
     let mut out = BytesMut::new();
     messages
         .iter()
-        .for_each(|message| encode_message(message, &mut out));
+        .for_each(|message| encode_with_our_encoder(message, &mut out));
     assert_eq!(decode_with_tungstenite(&out, Role::Client), messages);
     assert_eq!(decode_with_tokio_websockets(&out, Role::Client), messages);
 }

@@ -92,9 +92,9 @@ impl<L: MessageLayout> Encoding for CompressedFrameEncoding<L> {
 }
 
 /// The layout of [`MessageFormat::Plain`].
-pub(super) struct PlainLayout;
+pub(super) struct PlainMessageLayout;
 
-impl MessageLayout for PlainLayout {
+impl MessageLayout for PlainMessageLayout {
     const IS_BARE_PAYLOAD: bool = true;
 
     fn opcode(payload: &Payload) -> OpCode {
@@ -110,9 +110,9 @@ impl MessageLayout for PlainLayout {
 }
 
 /// The layout of [`MessageFormat::Json`].
-pub(super) struct JsonLayout;
+pub(super) struct JsonMessageLayout;
 
-impl MessageLayout for JsonLayout {
+impl MessageLayout for JsonMessageLayout {
     fn opcode(_: &Payload) -> OpCode {
         OpCode::Text
     }
@@ -123,14 +123,14 @@ impl MessageLayout for JsonLayout {
 }
 
 /// The layout of [`MessageFormat::Nchan`].
-pub(super) struct NchanLayout;
+pub(super) struct NchanMessageLayout;
 
 /// The length, in bytes, that is reserved for the header lines of an nchan message.
 const NCHAN_HEADER_CAPACITY: usize = 128;
 
-impl MessageLayout for NchanLayout {
+impl MessageLayout for NchanMessageLayout {
     fn opcode(payload: &Payload) -> OpCode {
-        PlainLayout::opcode(payload)
+        PlainMessageLayout::opcode(payload)
     }
 
     fn write_message(fields: &Fields, out: &mut BytesMut) {
