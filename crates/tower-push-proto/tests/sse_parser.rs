@@ -255,3 +255,18 @@ fn byte_order_mark_does_not_count() {
         }
     }
 }
+
+/// A comment has no limit, also after a byte order mark, wherever the input is cut.
+#[test]
+fn comment_after_byte_order_mark_has_no_limit() {
+    let input = format!("\u{feff}:{}\ndata: 8\n\n", "x".repeat(100));
+    for piece_len in [1, 2, 3, 4, 5, 1000] {
+        let mut parser = SseParser::new().max_line_len(8);
+        let mut read = Vec::new();
+        for mut piece in input.as_bytes().chunks(piece_len) {
+            read.extend(parser.next_event(&mut piece).unwrap());
+        }
+        assert_eq!(read.len(), 1, "{piece_len}");
+        assert_eq!(read[0].data, "8");
+    }
+}

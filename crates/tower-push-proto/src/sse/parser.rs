@@ -184,17 +184,23 @@ impl SseParser {
     /// Stores `piece` as a part of an incomplete line, unless the line is a comment.
     fn keep_partial(&mut self, piece: &[u8]) -> Result<(), Error> {
         let line = &mut self.line;
-        line.is_comment |= line.bytes.is_empty() && piece.starts_with(b":");
+        // A byte order mark before the first line is not a part of the line.
+        let mark = if line.is_past_first {
+            b""
+        } else {
+            BYTE_ORDER_MARK
+        };
+        if line.bytes.len() <= mark.len() {
+            let bytes = line.bytes.iter().chain(piece).copied();
+            let start: Vec<u8> = bytes.take(mark.len() + 1).collect();
+            let content = start.strip_prefix(mark).unwrap_or(&start);
+            line.is_comment |= content.starts_with(b":");
+        }
         if line.is_comment {
+            line.bytes.clear();
             return Ok(());
         }
-        // A byte order mark before the first line is not a part of the line.
-        let mark_len = if line.is_past_first {
-            0
-        } else {
-            BYTE_ORDER_MARK.len()
-        };
-        let max_len = self.max_line_len.saturating_add(mark_len);
+        let max_len = self.max_line_len.saturating_add(mark.len());
         if piece.len() > max_len.saturating_sub(line.bytes.len()) {
             return Err(line_too_long(self.max_line_len));
         }
