@@ -111,9 +111,6 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod error {
-    pub(crate) use tower_push_proto::{BoxError, Error};
-}
 mod deadline;
 pub mod format;
 pub mod guard;

@@ -24,8 +24,8 @@ use super::{
     reasons::{CloseReason, RefusalReason},
 };
 use crate::{
+    BoxError, Error,
     deadline::earlier,
-    error::{BoxError, Error},
     event::Item,
     random,
     source::Subscription,

@@ -4,7 +4,7 @@ use http::request::Parts;
 
 use super::reasons::{CloseReason, RefusalReason};
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{Event, Gap},
     source::Subscription,
 };

@@ -8,7 +8,7 @@ use super::{
     reasons::{CloseReason, RefusalReason},
 };
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{Event, Gap},
     source::Subscription,
 };

@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::{PushSource, Rejection, Subscription};
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{Gap, GapReason, IntoItem, Item},
 };
 

@@ -4,7 +4,7 @@ use futures_core::Stream;
 
 use super::{ItemStream, PushSource, Rejection, Subscription};
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{Gap, GapReason, Item},
 };
 

@@ -3,7 +3,7 @@ use std::future::Future;
 use futures_core::Stream;
 
 use super::{Rejection, Subscription};
-use crate::{error::BoxError, event::Item};
+use crate::{BoxError, event::Item};
 
 /// A source of items for clients that subscribe to it. See the [module docs](super).
 pub trait PushSource {

@@ -2,7 +2,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use crate::error::Error;
+use crate::Error;
 
 /// The refusal of a subscription: a status, headers and a message, which the client gets instead of a stream.
 ///

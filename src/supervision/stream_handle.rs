@@ -4,7 +4,7 @@ use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::{
-    error::BoxError,
+    BoxError,
     event::Item,
     source::Subscription,
     sync::{Mutex, lock},

@@ -10,8 +10,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{StreamHandle, StreamLifecycle};
 use crate::{
+    BoxError,
     deadline::earlier,
-    error::BoxError,
     event::Item,
     source::{Push, PushSource},
 };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::{error::BoxError, supervision::StreamHandle};
+use crate::{BoxError, supervision::StreamHandle};
 
 pin_project! {
     /// The body of a response: the body of a push, or the unchanged body `B` of the service inside a layer.

@@ -16,7 +16,7 @@ use super::{
     response::{NOSNIFF, refuse_connect},
 };
 use crate::{
-    error::BoxError,
+    BoxError,
     event::Item,
     source::Push,
     supervision::{PendingStream, SupervisedStream},

@@ -13,7 +13,7 @@ use super::{
     lag_policy::LagPolicy,
 };
 use crate::{
-    error::Error,
+    Error,
     event::{Event, EventId, Gap, GapReason, Item},
     source::{
         StartPosition,

@@ -59,7 +59,7 @@ pub use self::{
 };
 use super::{PushSource, Rejection, StartPosition, Subscription, log::EventLog};
 use crate::{
-    error::Error,
+    Error,
     event::{Event, EventId, Item},
 };
 

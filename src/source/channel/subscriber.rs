@@ -9,7 +9,7 @@ use futures_core::Stream;
 
 use super::channel_state::{ChannelState, ResolvedStart};
 use crate::{
-    error::{BoxError, Error},
+    BoxError, Error,
     event::{EventId, Gap, GapReason, Item},
     source::log::{EventLogReadOutcome, ReadBuffer},
     sync::WaiterKey,

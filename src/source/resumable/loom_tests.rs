@@ -23,7 +23,7 @@ use super::{
     stream_token::StreamToken,
 };
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{Event, Item},
 };
 

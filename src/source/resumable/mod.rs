@@ -109,7 +109,7 @@ use self::{
 };
 use super::PushSource;
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{EventId, Item},
 };
 

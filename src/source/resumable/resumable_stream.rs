@@ -12,7 +12,7 @@ use super::{
     stream_registry::Lease,
 };
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{EventId, Gap, GapReason, Item},
     sync::WaiterKey,
 };

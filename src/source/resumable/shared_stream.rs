@@ -14,7 +14,7 @@ use super::{
     stream_token::StreamToken,
 };
 use crate::{
-    error::BoxError,
+    BoxError,
     event::{EventId, Item},
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, WaitList, WaiterKey, lock},
 };

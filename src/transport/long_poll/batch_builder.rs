@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 
 use crate::{
-    error::{BoxError, Error},
+    BoxError, Error,
     event::{EventId, Gap, Item},
     source::retry_after_value,
     supervision::SupervisedStream,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::batch_builder::{Batch, BatchBuilder, StreamStatus};
 use crate::{
-    error::BoxError,
+    BoxError,
     event::Item,
     supervision::SupervisedStream,
     transport::{MAX_ITEMS_PER_POLL, lazy_timer::LazyTimer},

@@ -74,14 +74,7 @@ impl PollSource {
 
     /// Opens the stream that is parked under the client's cursor, or else subscribes to the source.
     pub(super) async fn open(self) -> Result<SupervisedStream, Rejection> {
-        let Self {
-            pending,
-            push,
-            resumable,
-            owner,
-        } = self;
-        let push = resume_parked_stream(push, pending.subscription(), &resumable, &owner);
-        pending.open(push).await
+        open_or_resume(self.pending, self.push, &self.resumable, &self.owner).await
     }
 
     /// Opens the stream and collects one batch. The rest of the stream is parked if the client could not resume without it.
@@ -94,38 +87,32 @@ impl PollSource {
             .lost_cursor()
             .map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
         let builder = builder.with_lost_cursor_gap(gap);
-        let Self {
-            pending,
-            push,
-            resumable,
-            owner,
-        } = self;
-        let push = resume_parked_stream(push, pending.subscription(), &resumable, &owner);
-        let mut stream = pending.open(push).await?;
+        let opened = open_or_resume(self.pending, self.push, &self.resumable, &self.owner);
+        let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
             // The guard supervises the poll, and not the stream while it is parked.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
-            batch.cursor = Some(resumable.park(rest, Some(owner.into())));
+            batch.cursor = Some(self.resumable.park(rest, Some(self.owner.into())));
         }
         Ok(batch)
     }
 }
 
-/// Wraps `push` so that a subscription with the cursor of a parked stream resumes this stream. A push that can resume itself is wrapped
-/// only if a stream is parked under the subscription's cursor.
-fn resume_parked_stream(
+/// Opens the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
+/// wrapped only if a stream is parked under the cursor.
+async fn open_or_resume(
+    pending: PendingStream,
     push: Push,
-    subscription: &Subscription,
     resumable: &Resumable,
     owner: &str,
-) -> Push {
-    let is_parked = subscription
-        .cursor()
-        .is_some_and(|id| resumable.contains(id));
-    if push.is_resumable() && !is_parked {
+) -> Result<SupervisedStream, Rejection> {
+    let cursor = pending.subscription().cursor();
+    let is_parked = cursor.is_some_and(|id| resumable.contains(id));
+    let push = if push.is_resumable() && !is_parked {
         push
     } else {
         Push::new(resumable.wrap(push).owner(owner))
-    }
+    };
+    pending.open(push).await
 }

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::batch_builder::{Batch, StreamStatus};
 use crate::{
-    error::Error,
+    Error,
     event::EventId,
     source::{LAST_EVENT_ID, Rejection, StartPosition, Subscription},
     transport::{

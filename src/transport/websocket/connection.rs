@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tower_push_proto::websocket::Session;
 
 use crate::{
-    error::BoxError,
+    BoxError,
     event::Item,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},

@@ -82,7 +82,7 @@ use self::{
 };
 use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
 use crate::{
-    error::BoxError,
+    BoxError,
     event::Item,
     origin_policy::OriginPolicy,
     source::{ClientMessageSender, Push, PushSource, Rejection},

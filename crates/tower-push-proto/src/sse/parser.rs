@@ -66,8 +66,8 @@ struct PartialLine {
     is_comment: bool,
     /// Whether the last byte was a carriage return. A line feed after it belongs to the same line ending.
     follows_cr: bool,
-    /// Whether a line has been read. Only the first line may begin with a byte order mark.
-    is_past_first: bool,
+    /// The number of bytes of the byte order mark that the stream has begun with; all of them once the stream is past the mark.
+    mark_position: usize,
 }
 
 /// The fields of an event that has begun and not ended. The standard calls these fields buffers.
@@ -80,6 +80,26 @@ struct PartialEvent {
     has_id: bool,
     data: String,
     has_data: bool,
+}
+
+impl PartialLine {
+    /// Returns `chunk` without the byte order mark that the stream may begin with. The mark may be cut anywhere.
+    fn skip_byte_order_mark<'a>(&mut self, mut chunk: &'a [u8]) -> &'a [u8] {
+        while let (Some(expected), [first, rest @ ..]) =
+            (BYTE_ORDER_MARK.get(self.mark_position), chunk)
+        {
+            if first == expected {
+                self.mark_position += 1;
+                chunk = rest;
+            } else {
+                // The bytes so far are no mark: they begin the first line.
+                let begun = &BYTE_ORDER_MARK[..self.mark_position];
+                self.bytes.extend_from_slice(begun);
+                self.mark_position = BYTE_ORDER_MARK.len();
+            }
+        }
+        chunk
+    }
 }
 
 impl SseParser {
@@ -161,7 +181,7 @@ impl SseParser {
     }
 
     fn read_lines(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
-        let mut rest = chunk;
+        let mut rest = self.line.skip_byte_order_mark(chunk);
         while let Some(first) = rest.first() {
             if std::mem::take(&mut self.line.follows_cr) && *first == b'\n' {
                 rest = &rest[1..];
@@ -184,24 +204,11 @@ impl SseParser {
     /// Stores `piece` as a part of an incomplete line, unless the line is a comment.
     fn keep_partial(&mut self, piece: &[u8]) -> Result<(), Error> {
         let line = &mut self.line;
-        // A byte order mark before the first line is not a part of the line.
-        let mark = if line.is_past_first {
-            b""
-        } else {
-            BYTE_ORDER_MARK
-        };
-        if line.bytes.len() <= mark.len() {
-            let bytes = line.bytes.iter().chain(piece).copied();
-            let start: Vec<u8> = bytes.take(mark.len() + 1).collect();
-            let content = start.strip_prefix(mark).unwrap_or(&start);
-            line.is_comment |= content.starts_with(b":");
-        }
+        line.is_comment |= line.bytes.is_empty() && piece.starts_with(b":");
         if line.is_comment {
-            line.bytes.clear();
             return Ok(());
         }
-        let max_len = self.max_line_len.saturating_add(mark.len());
-        if piece.len() > max_len.saturating_sub(line.bytes.len()) {
+        if piece.len() > self.max_line_len.saturating_sub(line.bytes.len()) {
             return Err(line_too_long(self.max_line_len));
         }
         line.bytes.extend_from_slice(piece);
@@ -215,7 +222,6 @@ impl SseParser {
         }
         self.keep_partial(last_piece)?;
         if std::mem::take(&mut self.line.is_comment) {
-            self.line.is_past_first = true;
             return Ok(None);
         }
         let mut line = std::mem::take(&mut self.line.bytes);
@@ -226,10 +232,7 @@ impl SseParser {
     }
 
     /// Processes a complete line. `line` does not include the line break. Returns an event if the line ends one.
-    fn process_line(&mut self, mut line: &[u8]) -> Result<Option<SseEvent>, Error> {
-        if !std::mem::replace(&mut self.line.is_past_first, true) {
-            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
-        }
+    fn process_line(&mut self, line: &[u8]) -> Result<Option<SseEvent>, Error> {
         let colon = match find_byte(line, |byte| byte == b':') {
             None if line.is_empty() => return Ok(self.end_event()),
             Some(0) => return Ok(None),

@@ -31,7 +31,7 @@ use super::{
     wait_time::NegotiatedWaitTime,
 };
 use crate::{
-    error::{BoxError, Error},
+    BoxError, Error,
     event::{EventId, Item},
     source::{Rejection, StartPosition},
     supervision::SupervisedStream,

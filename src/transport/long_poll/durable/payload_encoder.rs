@@ -2,7 +2,7 @@ use bytes::{BufMut, BytesMut};
 use tower_push_proto::format::envelope;
 
 use crate::{
-    error::Error,
+    Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     transport::{BatchEncoder, Encoder, End, FrameBuffer},
 };

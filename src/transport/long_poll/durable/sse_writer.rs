@@ -12,7 +12,7 @@ use tower_push_proto::{base64, sse};
 
 use super::{PayloadEncoder, ReadRequest, StreamCursor};
 use crate::{
-    error::{BoxError, Error},
+    BoxError, Error,
     event::{EventId, Item},
     supervision::SupervisedStream,
     transport::{
