@@ -116,6 +116,9 @@ pub mod format;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
+#[cfg(feature = "server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+pub mod server;
 pub mod source;
 pub mod supervision;
 mod sync;
@@ -132,6 +135,10 @@ pub use self::event::{Event, EventId, Gap, GapReason, Item};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
+#[doc(inline)]
+#[cfg(feature = "server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+pub use self::server::serve;
 pub use self::{
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},

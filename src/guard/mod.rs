@@ -108,6 +108,8 @@ pub use self::tracing_observer::TracingObserver;
 use self::{
     admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, guard_policy::GuardPolicy,
 };
+#[cfg(feature = "server")]
+pub(crate) use self::drain::DrainStartWaiter;
 pub use self::{
     admission::{Admission, AdmissionBuilder},
     drain::{Drain, DrainOutcome, DrainPlan},

@@ -90,6 +90,8 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, End, FrameBuffer};
 
+#[cfg(feature = "server")]
+pub(crate) use self::lazy_timer::LazyTimer;
 pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
