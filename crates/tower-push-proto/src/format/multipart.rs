@@ -4,7 +4,7 @@ use http::HeaderValue;
 use super::{Format, content_type_header, control_record};
 use crate::{
     byte_search,
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap, Payload},
     frame_buffer::FrameBuffer,
@@ -247,7 +247,7 @@ impl Encoder for MultipartEncoder {
         out.put_u8(b'1');
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.end_heartbeat_line(out);
         let out = out.buffer();
         if self.format.is_replace {
@@ -268,7 +268,7 @@ impl BatchEncoder for MultipartEncoder {
         self.write_delimiter(out.buffer());
     }
 
-    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         if let Some(end) = end {
             return self.end(end, out);
         }

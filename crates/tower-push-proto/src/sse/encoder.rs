@@ -5,7 +5,7 @@ use super::lines::{
     write_event, write_id, write_retry, write_text_event,
 };
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{Encoder, StreamEnd},
     error::Error,
     event::{Event, EventId, EventType, Gap},
     frame_buffer::FrameBuffer,
@@ -170,7 +170,7 @@ impl Encoder for SseEncoder {
         }
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         let id = end.finished.then_some(EventId::FINISHED);
         if let Some(after) = end.retry {
             write_retry(after, out.buffer());
