@@ -21,7 +21,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use testkit::{
-    HttpClient, HttpVersion, TEST_TIMEOUT,
+    HttpConnection, HttpVersion, TEST_TIMEOUT,
     websocket::{SAMPLE_KEY, masked_frame},
 };
 use tokio::{
@@ -123,7 +123,7 @@ async fn get_root(socket: &mut TcpStream) -> String {
 }
 
 async fn get_text(address: SocketAddr, version: HttpVersion, path: &str) -> String {
-    let mut client = HttpClient::connect_to(address, version).await;
+    let mut client = HttpConnection::connect_to(address, version).await;
     let (text, result) = client.get(path, &[]).await.read_to_end().await;
     result.unwrap();
     String::from_utf8(text).unwrap()
@@ -180,7 +180,7 @@ async fn tower_services_are_served() {
 
     let channel = Channel::new();
     let server = RunningServer::spawn(|listener| serve(listener, service(channel.clone()))).await;
-    let mut client = HttpClient::connect_to(server.address, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect_to(server.address, HttpVersion::Http1).await;
     let mut stream = client.get("/", &[]).await;
     stream.expect_bytes(":\n").await;
     channel.publish("now").unwrap();
@@ -192,7 +192,7 @@ async fn tower_services_are_served() {
 async fn websockets_are_served_over_both_versions() {
     let server = RunningServer::spawn(|listener| serve(listener, default_app())).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect_to(server.address, version).await;
+        let mut client = HttpConnection::connect_to(server.address, version).await;
         let opened = client.open_websocket("/one", &[]).await;
         let mut websocket = opened.ok().expect("the handshake is accepted").into_compliant_client();
         let message = timeout(TEST_TIMEOUT, websocket.next()).await.unwrap();
@@ -323,13 +323,13 @@ async fn idle_connections_are_closed_and_streams_stay() {
     let server = RunningServer::spawn(|listener| settings.serve(listener, default_app())).await;
     let mut http1 = server.connect().await;
     get_root(&mut http1).await;
-    let mut http2 = HttpClient::connect_to(server.address, HttpVersion::Http2).await;
+    let mut http2 = HttpConnection::connect_to(server.address, HttpVersion::Http2).await;
     http2.get("/", &[]).await.discard_rest().await;
-    let mut stream1 = HttpClient::connect_to(server.address, HttpVersion::Http1).await;
+    let mut stream1 = HttpConnection::connect_to(server.address, HttpVersion::Http1).await;
     let mut stream1 = stream1.get("/idle", &[]).await;
-    let mut client2 = HttpClient::connect_to(server.address, HttpVersion::Http2).await;
+    let mut client2 = HttpConnection::connect_to(server.address, HttpVersion::Http2).await;
     let mut stream2 = client2.get("/idle", &[]).await;
-    let mut websocket = HttpClient::connect_to(server.address, HttpVersion::Http1).await;
+    let mut websocket = HttpConnection::connect_to(server.address, HttpVersion::Http1).await;
     let websocket = websocket.open_websocket("/idle", &[]).await;
     assert_eq!(settings.counts().open_connections, 5);
     let start = Instant::now();
@@ -533,7 +533,7 @@ async fn drain_ends_streams_and_finishes_requests() {
     let mut streams = Vec::new();
     let mut clients = Vec::new();
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect_to(address, version).await;
+        let mut client = HttpConnection::connect_to(address, version).await;
         streams.push(client.get("/guarded", &[]).await);
         clients.push(client);
         requests.push(tokio::spawn(get_text(address, version, "/wait")));
@@ -569,7 +569,7 @@ async fn server_ends_at_deadline_of_drain() {
         settings.serve(listener, default_app()).drain(&drain)
     })
     .await;
-    let mut client = HttpClient::connect_to(server.address, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect_to(server.address, HttpVersion::Http1).await;
     let stream = client.get("/idle", &[]).await;
     let start = Instant::now();
     drain.start(DrainPlan::within(5 * MS_100));

@@ -123,7 +123,7 @@ where
 impl<IO, S, B> HyperConnection for http2::Connection<TokioIo<IO>, ConnectionService<S>, TokioExecutor>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
