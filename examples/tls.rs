@@ -67,6 +67,7 @@ async fn ticks() -> Push {
 const PAGE: &str = r#"<!doctype html>
 <meta charset="utf-8">
 <title>TLS</title>
+<link rel="icon" href="data:,">
 <p>Protocol of the page: <output id="protocol"></output></p>
 <p>Streams with events: <output id="streams">0</output> of 10</p>
 <p>WebSocket: <output id="websocket">waits</output></p>

@@ -108,7 +108,7 @@ async fn read_until(socket: &mut TcpStream, until: &str) -> String {
             break;
         }
     }
-    String::from_utf8(read).unwrap()
+    String::from_utf8_lossy(&read).into_owned()
 }
 
 async fn read_to_end(socket: &mut TcpStream) -> String {
@@ -194,7 +194,10 @@ async fn websockets_are_served_over_both_versions() {
     for version in HttpVersion::ALL {
         let mut client = HttpConnection::connect_to(server.address, version).await;
         let opened = client.open_websocket("/one", &[]).await;
-        let mut websocket = opened.ok().expect("the handshake is accepted").into_compliant_client();
+        let mut websocket = opened
+            .ok()
+            .expect("the handshake is accepted")
+            .into_compliant_client();
         let message = timeout(TEST_TIMEOUT, websocket.next()).await.unwrap();
         assert_eq!(message.unwrap().unwrap().as_text(), Some("one"));
     }
@@ -250,7 +253,9 @@ async fn requests_get_data_of_their_connection() {
 // --- handshakes
 
 /// Reads the line `hello` before the first request.
-async fn hello_handshake(mut socket: WriteProgress<TcpStream>) -> io::Result<WriteProgress<TcpStream>> {
+async fn hello_handshake(
+    mut socket: WriteProgress<TcpStream>,
+) -> io::Result<WriteProgress<TcpStream>> {
     let mut line = [0; 6];
     socket.read_exact(&mut line).await?;
     if line == *b"hello\n" {
@@ -264,7 +269,9 @@ async fn hello_handshake(mut socket: WriteProgress<TcpStream>) -> io::Result<Wri
 async fn stalled_handshake_is_closed_and_delays_nobody() {
     let settings = Server::builder().handshake_timeout(3 * MS_100).build();
     let server = RunningServer::spawn(|listener| {
-        settings.serve(listener, default_app()).handshake(hello_handshake)
+        settings
+            .serve(listener, default_app())
+            .handshake(hello_handshake)
     })
     .await;
     let start = Instant::now();
@@ -274,7 +281,10 @@ async fn stalled_handshake_is_closed_and_delays_nobody() {
     let mut quick = server.connect().await;
     quick.write_all(b"hello\n").await.unwrap();
     assert!(get_root(&mut quick).await.ends_with("page"));
-    assert!(start.elapsed() < 3 * MS_100, "the stalled client delays others");
+    assert!(
+        start.elapsed() < 3 * MS_100,
+        "the stalled client delays others"
+    );
     assert_eq!(read_to_end(&mut failing).await, "");
     assert_eq!(read_to_end(&mut stalled).await, "");
     assert!(start.elapsed() >= 3 * MS_100);
@@ -292,7 +302,10 @@ async fn slow_heads_are_cut_off() {
     trickling.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     let mut second_head = server.connect().await;
     get_root(&mut second_head).await;
-    second_head.write_all(b"GET / HTTP/1.1\r\nho").await.unwrap();
+    second_head
+        .write_all(b"GET / HTTP/1.1\r\nho")
+        .await
+        .unwrap();
     let mut half_preface = server.connect().await;
     half_preface.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
     let start = Instant::now();
@@ -376,7 +389,10 @@ async fn absurd_heads_are_refused() {
     assert!(response.starts_with("HTTP/1.1 431"), "{response}");
 
     let mut socket = server.connect().await;
-    socket.write_all(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n").await.unwrap();
+    socket
+        .write_all(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
+        .await
+        .unwrap();
     let response = read_to_end(&mut socket).await;
     assert!(response.starts_with("HTTP/1.1 400"), "{response}");
 }
@@ -400,7 +416,10 @@ async fn connections_over_limit_wait() {
     third.write_all(GET_ROOT).await.unwrap();
     assert!(timeout(2 * MS_100, third.read_u8()).await.is_err());
     // An upgraded socket counts until it is closed.
-    websocket.write_all(&masked_frame(0x88, b"\x03\xe8")).await.unwrap();
+    websocket
+        .write_all(&masked_frame(0x88, b"\x03\xe8"))
+        .await
+        .unwrap();
     read_to_end(&mut websocket).await;
     drop(websocket);
     assert!(read_until(&mut third, "page").await.ends_with("page"));
@@ -422,7 +441,9 @@ async fn connection_over_limit_is_refused_without_accept_loop() {
     let (_client, accepted) = duplex(1024);
     drop(server.connection(accepted, default_app()));
     assert_eq!(server.counts().refused_connections, 1);
-    timeout(TEST_TIMEOUT, server.wait_for_connections()).await.unwrap();
+    timeout(TEST_TIMEOUT, server.wait_for_connections())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -565,10 +586,9 @@ async fn server_ends_at_deadline_of_drain() {
     let drain = Drain::new();
     let settings = Server::new();
     // The stream has no guard, so nothing ends it before the deadline.
-    let server = RunningServer::spawn(|listener| {
-        settings.serve(listener, default_app()).drain(&drain)
-    })
-    .await;
+    let server =
+        RunningServer::spawn(|listener| settings.serve(listener, default_app()).drain(&drain))
+            .await;
     let mut client = HttpConnection::connect_to(server.address, HttpVersion::Http1).await;
     let stream = client.get("/idle", &[]).await;
     let start = Instant::now();

@@ -102,14 +102,14 @@ use std::{fmt, future::ready, sync::Arc, time::Duration};
 
 use http::{Method, Response, request::Parts};
 
+#[cfg(feature = "server")]
+pub(crate) use self::drain::DrainStartWaiter;
 #[cfg(feature = "tracing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
 use self::{
     admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, guard_policy::GuardPolicy,
 };
-#[cfg(feature = "server")]
-pub(crate) use self::drain::DrainStartWaiter;
 pub use self::{
     admission::{Admission, AdmissionBuilder},
     drain::{Drain, DrainOutcome, DrainPlan},

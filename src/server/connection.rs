@@ -120,7 +120,8 @@ where
     }
 }
 
-impl<IO, S, B> HyperConnection for http2::Connection<TokioIo<IO>, ConnectionService<S>, TokioExecutor>
+impl<IO, S, B> HyperConnection
+    for http2::Connection<TokioIo<IO>, ConnectionService<S>, TokioExecutor>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,

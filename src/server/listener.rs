@@ -51,9 +51,7 @@ pub trait Listener: Send + 'static {
     /// [`ConnectionReset`]: io::ErrorKind::ConnectionReset
     /// [`Interrupted`]: io::ErrorKind::Interrupted
     /// [`InvalidInput`]: io::ErrorKind::InvalidInput
-    fn accept(
-        &mut self,
-    ) -> impl Future<Output = io::Result<(Self::Socket, Self::Addr)>> + Send;
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Socket, Self::Addr)>> + Send;
 }
 
 /// Accepts connections with `TCP_NODELAY`, so that the kernel does not hold a small event back until an earlier one is acknowledged.
