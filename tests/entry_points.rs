@@ -3,6 +3,10 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,10 +21,10 @@ use testkit::{HttpClient, LiveCounter, TestServer, body_text, empty_request, get
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
-    ChunkedLayer, Event, Push, PushBody, PushLayer, SseLayer,
+    ChunkedLayer, Event, Push, PushBody, PushLayer, PushSource, SseLayer,
     format::Multipart,
     source::{Rejection, Subscription, source_fn},
-    transport::{Chunked, Sse, Transport},
+    transport::{Chunked, LongPoll, Negotiate, Sse, Transport},
 };
 
 /// A request without a body.
@@ -29,6 +33,8 @@ type EmptyRequest = Request<Empty<Bytes>>;
 fn one_event_push() -> Push {
     Push::new(stream::iter(["event"]))
 }
+
+const ALLOWED_METHODS: &str = "GET, HEAD, POST, QUERY, OPTIONS";
 
 const SSE_BODY: &str = ":\ndata: event\n\nevent: end\ndata: {\"finished\":false}\n\n";
 const NDJSON_BODY: &str = "\n{\"data\":\"event\"}\n{\"end\":{\"finished\":false}}\n";
@@ -110,8 +116,10 @@ async fn source_service_serves_one_source() {
         ),
         ("POST", vec![], 200, "data: sse after None"),
         ("HEAD", vec![], 200, ""),
+        ("QUERY", vec![], 200, "data: sse after None"),
         ("OPTIONS", vec![], 204, ""),
         ("DELETE", vec![], 405, "Method Not Allowed"),
+        ("BREW", vec![], 405, "Method Not Allowed"),
         (
             "GET",
             vec![("accept", "text/html")],
@@ -124,7 +132,7 @@ async fn source_service_serves_one_source() {
             .await
             .unwrap();
         assert_eq!(response.status(), status);
-        let allow = matches!(status, 204 | 405).then_some("GET, HEAD, POST, OPTIONS");
+        let allow = matches!(status, 204 | 405).then_some(ALLOWED_METHODS);
         assert_eq!(
             response.headers().get("allow").map(|v| v.to_str().unwrap()),
             allow
@@ -139,6 +147,98 @@ async fn source_service_serves_one_source() {
             .await
             .contains("\"ndjson after None\"")
     );
+}
+
+/// A source that counts its subscriptions.
+fn counted_source(subscriptions: &Arc<AtomicUsize>) -> impl PushSource + Clone + Send + 'static {
+    let subscriptions = subscriptions.clone();
+    source_fn(async move |_| {
+        subscriptions.fetch_add(1, Ordering::Relaxed);
+        Ok(stream::iter(["event"]))
+    })
+}
+
+#[tokio::test]
+async fn other_methods_do_not_run_the_source() {
+    let subscriptions = Arc::new(AtomicUsize::new(0));
+    let source = counted_source(&subscriptions);
+    let transports: [Arc<dyn Transport>; 4] = [
+        Arc::new(Negotiate::new()),
+        Arc::new(Sse::new()),
+        Arc::new(Chunked::default()),
+        Arc::new(LongPoll::new()),
+    ];
+    for (method, status) in [
+        ("OPTIONS", 204),
+        ("PUT", 405),
+        ("DELETE", 405),
+        ("PATCH", 405),
+        ("TRACE", 405),
+        ("BREW", 405),
+        ("get", 405),
+    ] {
+        for transport in &transports {
+            for accept in ["*/*", "application/json", "text/html"] {
+                let request = empty_request(method, "/", &[("accept", accept)]);
+                let mut head = request.into_parts().0;
+                let push = Push::new(source.clone());
+                let response = transport.respond(&mut head, push).await;
+                assert_eq!(response.status(), status, "{method} {transport:?}");
+                assert_eq!(response.headers()["allow"], ALLOWED_METHODS);
+                assert_eq!(response.headers()["cache-control"], "no-store");
+            }
+        }
+    }
+    assert_eq!(subscriptions.load(Ordering::Relaxed), 0);
+    for method in ["GET", "POST", "QUERY"] {
+        let mut head = empty_request(method, "/", &[]).into_parts().0;
+        let response = tower_push::respond(&mut head, source.clone()).await;
+        assert_eq!(response.status(), 200, "{method}");
+    }
+    assert_eq!(subscriptions.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn options_answers_preflights() {
+    let mut head = empty_request("OPTIONS", "/", &[]).into_parts().0;
+    let response = tower_push::respond(&mut head, stream::iter(["event"])).await;
+    let headers = response.headers();
+    assert_eq!(
+        headers["access-control-allow-methods"],
+        "GET, HEAD, POST, QUERY"
+    );
+    assert_eq!(
+        headers["access-control-allow-headers"],
+        "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type"
+    );
+    assert_eq!(headers["access-control-max-age"], "300");
+    assert!(!headers.contains_key("access-control-allow-origin"));
+    assert_eq!(response.body().size_hint().exact(), Some(0));
+}
+
+/// The README's routes accept any method, because a WebSocket over HTTP/2 is opened by CONNECT.
+#[tokio::test]
+async fn any_route_opens_streams_for_four_methods() {
+    use axum::{Router, routing::any};
+    let app = Router::new()
+        .route("/", any(async || one_event_push()))
+        .layer(PushLayer::new());
+    let server = TestServer::start(app).await;
+    for (method, status) in [
+        ("GET", 200),
+        ("HEAD", 200),
+        ("POST", 200),
+        ("QUERY", 200),
+        ("OPTIONS", 204),
+        ("PUT", 405),
+        ("DELETE", 405),
+    ] {
+        let mut client = HttpClient::connect(&server, testkit::HttpVersion::Http1).await;
+        let response = client.send_request(method, "/", &[]).await;
+        assert_eq!(response.head.status, status, "{method}");
+        let allow = matches!(status, 204 | 405).then_some(ALLOWED_METHODS);
+        assert_eq!(response.header("allow"), allow, "{method}");
+    }
 }
 
 #[tokio::test]

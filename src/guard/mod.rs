@@ -56,7 +56,7 @@
 //! | reason | response |
 //! |---|---|
 //! | the drain has started, or an [admission limit](Admission) is reached | 503 with `Retry-After` |
-//! | the same reasons, but the request accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
+//! | the same reasons, but the request is a `GET` that accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
 //! | the page is not [allowed](GuardBuilder::origin_policy) | 403 |
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
@@ -268,6 +268,10 @@ impl<T: Transport> Transport for Guarded<T> {
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
         self.transport.preference(head)
+    }
+
+    fn is_polling(&self) -> bool {
+        self.transport.is_polling()
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {

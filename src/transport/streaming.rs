@@ -13,7 +13,7 @@ use super::{
     BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
     heartbeat_timer::HeartbeatTimer,
     rejection_response,
-    response::{NOSNIFF, refuse_connect},
+    response::{NOSNIFF, method_rejection},
 };
 use crate::{
     BoxError,
@@ -27,8 +27,9 @@ use crate::{
 /// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
 /// and `X-Accel-Buffering: no`, except for headers that are set.
 ///
-/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A CONNECT request gets 501. If the source refuses
-/// the subscription, the response is [made](rejection_response) of its [`Rejection`](crate::source::Rejection).
+/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A method that does not ask for a stream is
+/// [rejected](method_rejection). If the source refuses the subscription, the response is [made](rejection_response) of its
+/// [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
     pending: PendingStream,
     push: Push,
@@ -38,8 +39,8 @@ pub fn respond_streaming(
 ) -> BoxResponseFuture {
     Box::pin(async move {
         let method = &pending.subscription().head().method;
-        if let Some(refusal) = refuse_connect(method) {
-            return refusal;
+        if let Some(rejection) = method_rejection(method) {
+            return rejection_response(rejection);
         }
         if method == Method::HEAD {
             return streaming_response(headers, PushBody::for_head_request());

@@ -132,7 +132,8 @@ use self::{
     wait_time::WaitTimePolicy,
 };
 use super::{
-    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, response::refuse_connect,
+    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, method_rejection,
+    rejection_response,
 };
 use crate::{
     format::{Format, JsonArray, Multipart, Ndjson, Raw},
@@ -311,9 +312,13 @@ impl Transport for LongPoll {
         accepted.map(|(preference, _)| preference)
     }
 
+    fn is_polling(&self) -> bool {
+        true
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(refusal) = refuse_connect(&head.method) {
-            return Box::pin(ready(refusal));
+        if let Some(rejection) = method_rejection(&head.method) {
+            return Box::pin(ready(rejection_response(rejection)));
         }
         let source = PollSource::new(head, self.name(), push, &self.0.resumable);
         let wait_time = self.0.wait_time_policy.negotiate(head);
