@@ -7,8 +7,14 @@ use crate::event::EventId;
 /// ([WHATWG HTML §9.2.4](https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header)).
 pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The names of the query parameter with the cursor, for clients that cannot set headers.
-const CURSOR_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
+/// The names of the query parameter with the cursor, for clients that cannot set headers. Polyfills of `EventSource` send `lastEventId`,
+/// clients of Mercure `lastEventID`, and clients of its older versions `Last-Event-ID`.
+const CURSOR_PARAMETERS: [&str; 4] = [
+    "last_event_id",
+    "lastEventId",
+    "lastEventID",
+    "Last-Event-ID",
+];
 
 /// The cursor that a request names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,9 +92,12 @@ mod tests {
     }
 
     #[test]
-    fn query_parameter_has_two_names() {
+    fn query_parameter_has_four_names() {
         assert_eq!(cursor("/?last_event_id=a", &[]), after("a"));
         assert_eq!(cursor("/?x=1&lastEventId=a%7Eb&y", &[]), after("a~b"));
+        assert_eq!(cursor("/?lastEventID=a", &[]), after("a"));
+        assert_eq!(cursor("/?Last-Event-ID=a", &[]), after("a"));
+        assert_eq!(cursor("/?LAST_EVENT_ID=a", &[]), RequestedCursor::Absent);
         assert_eq!(cursor("/?last_event_id=", &[]), RequestedCursor::Absent);
         assert_eq!(cursor("/?last_event_id", &[]), RequestedCursor::Absent);
         assert_eq!(cursor("/?last_event_ids=a", &[]), RequestedCursor::Absent);
@@ -118,6 +127,10 @@ mod tests {
         assert_eq!(cursor("/", &[b"a", b"a"]), after("a"));
         assert_eq!(cursor("/", &[b"a", b"b"]), RequestedCursor::Unreadable);
         assert_eq!(cursor("/?last_event_id=a&lastEventId=a", &[]), after("a"));
+        assert_eq!(
+            cursor("/?Last-Event-ID=a&lastEventID=b", &[]),
+            RequestedCursor::Unreadable
+        );
         assert_eq!(
             cursor("/?last_event_id=a&lastEventId=b", &[]),
             RequestedCursor::Unreadable
