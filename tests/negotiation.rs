@@ -78,7 +78,10 @@ fn rows_of_documented_table() -> Vec<[&'static str; 4]> {
         .split_once("\n| method |")
         .expect("the table")
         .1;
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
     rows.map(|row| {
         let mut cells = row.trim_matches('|').split('|');
         std::array::from_fn(|_| cells.next().unwrap().trim().trim_matches('`'))
@@ -150,7 +153,10 @@ async fn guarded_poll_does_not_win_a_post() {
     for (accept, expected) in [
         ("application/json", "application/x-ndjson"),
         ("*/*", "application/x-ndjson"),
-        ("application/json, application/x-ndjson;q=0.1", "application/x-ndjson"),
+        (
+            "application/json, application/x-ndjson;q=0.1",
+            "application/x-ndjson",
+        ),
     ] {
         let request = empty_request("POST", "/", &[("accept", accept)]);
         let mut head = request.into_parts().0;

@@ -43,11 +43,13 @@ impl RequestedCursor {
     }
 
     fn from_query(query: &str) -> Self {
+        // A space in the decoded value was a `+` that the client has not encoded, because no id contains a space.
         let values: Vec<_> = CURSOR_PARAMETERS
             .iter()
             .flat_map(|name| query::decode_parameter(query, name))
+            .map(|value| value.replace(' ', "+"))
             .collect();
-        Self::from_values(values.iter().map(|value| value.as_ref()))
+        Self::from_values(values.iter().map(String::as_str))
     }
 
     /// Reads a cursor that is given once, or several times with the same value. Empty values do not count.
@@ -108,7 +110,6 @@ mod tests {
         let long = "x".repeat(10 * 1024);
         for value in [
             b"a b" as &[u8],
-            b"a:b",
             b"\xff\xfe",
             "é".as_bytes(),
             long.as_bytes(),
@@ -116,9 +117,45 @@ mod tests {
         ] {
             assert_eq!(cursor("/", &[value]), RequestedCursor::Unreadable);
         }
-        for query in ["a+b", "%00", "%0A", "%", "%zz", "%ff", "a:b", &long] {
+        for query in ["%00", "%0A", "%09", "%ff", "%c3%a9", &long] {
             let uri = format!("/?last_event_id={query}");
             assert_eq!(cursor(&uri, &[]), RequestedCursor::Unreadable, "{uri}");
+        }
+    }
+
+    #[test]
+    fn cursor_is_any_visible_ascii() {
+        for id in [
+            "2026-11-28T22:00:00+01:00",
+            "topic:3:42",
+            "a,b",
+            "%41",
+            "a%2Bb",
+        ] {
+            assert_eq!(cursor("/", &[id.as_bytes()]), after(id));
+        }
+        for (query, id) in [
+            ("topic:3:42", "topic:3:42"),
+            ("topic%3A3%3A42", "topic:3:42"),
+            ("aGVsbG8%2B/w==", "aGVsbG8+/w=="),
+            ("aGVsbG8+/w==", "aGVsbG8+/w=="),
+            ("%", "%"),
+            ("%2541", "%41"),
+        ] {
+            assert_eq!(cursor(&format!("/?last_event_id={query}"), &[]), after(id));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn id_survives_a_request(id in "[!-~]{1,200}", encode_all: bool) {
+            let percent_encode = |byte: u8| match byte {
+                b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' if !encode_all => char::from(byte).to_string(),
+                _ => format!("%{byte:02X}"),
+            };
+            let query: String = id.bytes().map(percent_encode).collect();
+            proptest::prop_assert_eq!(cursor(&format!("/?last_event_id={query}"), &[]), after(&id));
+            proptest::prop_assert_eq!(cursor("/", &[id.as_bytes()]), after(&id));
         }
     }
 

@@ -38,7 +38,7 @@
 //!
 //! # The dialect of validators
 //! Every request is answered in this dialect unless it chooses the dialect of Durable Streams. A response has its cursor in
-//! `ETag: "<id>+<format>"` and in `Last-Event-ID`. The cursor of a request is in `Last-Event-ID`, or else in `If-None-Match`, or else in
+//! `ETag: "<id>+<format>"`, where the id is [escaped](crate::EventId::escaped), and in `Last-Event-ID`, where it is not. The cursor of a request is in `Last-Event-ID`, or else in `If-None-Match`, or else in
 //! `?last_event_id=`.
 //!
 //! | what happens | response |
@@ -90,7 +90,7 @@
 //! with the query parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports,
 //! a request with both parameters always gets this one; for a request with `offset` alone, the `Accept` header decides.
 //!
-//! An offset is a cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
+//! An offset is an [escaped](crate::EventId::escaped) cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
 //! [content type](LongPoll::durable_content_type).
 //!
 //! | request | response |

@@ -20,7 +20,7 @@ use http::{
 pub(super) use self::read_request::{is_durable_live_request, is_durable_request};
 use self::{
     payload_encoder::PayloadEncoder,
-    read_request::{LiveMode, ReadOffset, ReadRequest},
+    read_request::{LiveMode, ReadOffset, ReadRequest, offset_of},
     sse_writer::{DurableSseWriter, SseDataEncoding},
     stream_cursor::StreamCursor,
 };
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     BoxError, Error,
-    event::{EventId, Item},
+    event::Item,
     source::{Rejection, StartPosition},
     supervision::SupervisedStream,
     transport::{
@@ -259,11 +259,13 @@ impl DurableStreams {
                 return failure_response(error.downcast_ref());
             }
         }
-        let cursor = cursor.as_ref().map(EventId::as_str);
-        let offset = cursor.unwrap_or(request.offset.as_str());
+        let offset = match &cursor {
+            Some(id) => offset_of(id),
+            None => request.offset.as_text(),
+        };
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
-        insert_ascii(headers, STREAM_NEXT_OFFSET, offset);
+        insert_ascii(headers, STREAM_NEXT_OFFSET, &offset);
         status.insert_retry_after(headers);
         if status.is_up_to_date() || request.live.is_none() && request.offset == ReadOffset::Now {
             headers.insert(STREAM_UP_TO_DATE, TRUE);
@@ -283,7 +285,7 @@ impl DurableStreams {
         headers.insert(header::CONTENT_TYPE, self.content_type.clone());
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         if request.offset != ReadOffset::Now {
-            self.insert_cache_headers(headers, request, offset, &status);
+            self.insert_cache_headers(headers, request, &offset, &status);
         }
         *response.body_mut() = PushBody::full(body);
         response
@@ -310,7 +312,7 @@ impl DurableStreams {
             headers.insert(header::VARY, COOKIE_AND_AUTHORIZATION);
         }
         let closed = if status.is_finished() { ":c" } else { "" };
-        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_str());
+        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_text());
         insert_ascii(headers, header::ETAG, &tag);
     }
 }
