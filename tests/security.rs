@@ -25,7 +25,7 @@ use proptest::prelude::*;
 use testkit::{
     HttpConnection, HttpVersion, LiveCounter, StreamingResponse, TEST_TIMEOUT, TestServer,
     get_request_head, programs,
-    records::{Record, RecordReader},
+    records::{ParsedRecord, RecordReader},
     send_raw_http1,
     websocket::connect,
 };
@@ -701,7 +701,7 @@ async fn read_one(
     server: &TestServer,
     cursor: &str,
     headers: &[(&str, &str)],
-) -> (Vec<Record>, String) {
+) -> (Vec<ParsedRecord>, String) {
     let mut client = HttpConnection::connect(server, HttpVersion::Http1).await;
     let query = format!("?transport=ndjson&last_event_id={cursor}");
     let mut reading = send_request(&mut client, "GET", &query, headers).await;
@@ -717,7 +717,10 @@ async fn read_one(
                 .expect("a complete body")
             {
                 records.extend(reader.feed(&[byte]));
-                if records.iter().any(|record: &Record| record.data.is_some()) {
+                if records
+                    .iter()
+                    .any(|record: &ParsedRecord| record.data.is_some())
+                {
                     return (records, reader.cursor.expect("an id"));
                 }
             }
@@ -732,7 +735,11 @@ async fn first_id(server: &TestServer, headers: &[(&str, &str)]) -> String {
 }
 
 /// Subscribes with a cursor, and returns the records up to the first event.
-async fn read_from(server: &TestServer, cursor: &str, headers: &[(&str, &str)]) -> Vec<Record> {
+async fn read_from(
+    server: &TestServer,
+    cursor: &str,
+    headers: &[(&str, &str)],
+) -> Vec<ParsedRecord> {
     read_one(server, cursor, headers).await.0
 }
 

@@ -90,11 +90,11 @@ mod admission;
 mod admitted_lifecycle;
 mod drain;
 mod guard_counts;
-mod guard_policy;
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 mod observer;
 mod reasons;
+mod shared_guard;
 #[cfg(feature = "tracing")]
 mod tracing_observer;
 
@@ -106,7 +106,7 @@ use http::{Method, Response, request::Parts};
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
 use self::{
-    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, guard_policy::GuardPolicy,
+    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, shared_guard::SharedGuard,
 };
 pub use self::{
     admission::{Admission, AdmissionBuilder},
@@ -119,19 +119,19 @@ use crate::{
     origin_policy::OriginPolicy,
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
-    transport::{BoxResponseFuture, Preference, PushBody, Transport, is_event_source_request},
+    transport::{BoxResponseFuture, Preference, PushBody, Transport, accepts_event_stream},
 };
 
 /// A policy for the open streams of one or more transports. See the [module docs](self).
 ///
 /// Clones share the policy and the counts.
 #[derive(Clone, Default)]
-pub struct Guard(Arc<GuardPolicy>);
+pub struct Guard(Arc<SharedGuard>);
 
 /// Configures a [`Guard`]. By default, the guard only counts streams.
 #[derive(Default)]
 #[must_use]
-pub struct GuardBuilder(GuardPolicy);
+pub struct GuardBuilder(SharedGuard);
 
 /// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
 #[derive(Clone, Debug)]
@@ -271,25 +271,25 @@ impl<T: Transport> Transport for GuardedTransport<T> {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let policy = &self.guard.0;
-        if !policy.allows_origin(head) {
-            return Box::pin(ready(refuse(policy, head, RefusalReason::Origin)));
+        let guard = &self.guard.0;
+        if !guard.allows_origin(head) {
+            return Box::pin(ready(refuse(guard, head, RefusalReason::Origin)));
         }
         if head.method == Method::HEAD {
             return self.transport.respond(head, push);
         }
-        let stream = match admit(policy, head) {
+        let stream = match admit(guard, head) {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
                 if let Some(outer) = StreamHandleSlot::take_from(head) {
                     outer.lifecycle().on_inner_refusal();
                 }
-                return Box::pin(ready(refuse(policy, head, reason)));
+                return Box::pin(ready(refuse(guard, head, reason)));
             }
         };
         // The observers need the head if the request is refused later.
-        let head_for_observers = (!policy.observers.is_empty()).then(|| head.clone());
-        let is_event_source = policy.drain.is_some() && is_event_source_request(head);
+        let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
+        let accepts_event_stream = guard.drain.is_some() && accepts_event_stream(head);
         let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
         // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
@@ -302,7 +302,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                     stream.on_response(&response, head);
                     response
                 }
-                None => stream.refuse_for_drain(head, is_event_source),
+                None => stream.refuse_for_drain(head, accepts_event_stream),
             };
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
@@ -315,30 +315,30 @@ impl<T: Transport> Transport for GuardedTransport<T> {
 /// # Errors
 /// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
 /// the head.
-fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
+fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
     // The drain is checked before the limits, because its time to reconnect is the right one for a client that both refuse.
-    if policy.drain.as_ref().is_some_and(Drain::has_started) {
+    if guard.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
     }
-    let permit = match &policy.admission {
+    let permit = match &guard.admission {
         Some(admission) => admission.try_acquire(head)?,
         None => AdmissionPermit::default(),
     };
-    let registration = match &policy.drain {
+    let drainable = match &guard.drain {
         Some(drain) => Some(drain.register().ok_or(RefusalReason::Draining)?),
         None => None,
     };
     let outer = StreamHandleSlot::take_from(head);
     Ok(AdmittedLifecycle::new(
-        policy.clone(),
-        registration,
+        guard.clone(),
+        drainable,
         permit,
         outer,
     ))
 }
 
 /// Records the refusal of a request that was not admitted, and returns the response.
-fn refuse(policy: &GuardPolicy, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
-    policy.record_refusal(Some(head), reason);
-    policy.refusal_response(reason, is_event_source_request(head))
+fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
+    guard.record_refusal(Some(head), reason);
+    guard.refusal_response(reason, accepts_event_stream(head))
 }

@@ -74,8 +74,8 @@
 pub mod chunked;
 mod heartbeat_timer;
 mod keep_alive;
-mod lazy_timer;
 pub mod long_poll;
+mod moving_deadline_timer;
 mod negotiate;
 mod preference;
 mod push_body;
@@ -90,7 +90,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
-pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
+pub(crate) use self::response::{accepts_event_stream, event_source_retry_response};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

@@ -74,10 +74,11 @@ pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
     (method == Method::CONNECT).then(|| rejection_response(rejection()))
 }
 
-/// Returns whether the request names `text/event-stream` in its `Accept` header, as the requests of an `EventSource` do.
+/// Returns whether the request names `text/event-stream` in its `Accept` header, as the requests of an `EventSource` do, and is not a
+/// CONNECT request.
 ///
-/// Returns `false` for a CONNECT request. The 200 response of [`event_source_retry_response`] would mean that a tunnel is open.
-pub(crate) fn is_event_source_request(head: &Parts) -> bool {
+/// To a CONNECT request, the 200 response of [`event_source_retry_response`] would mean that a tunnel is open.
+pub(crate) fn accepts_event_stream(head: &Parts) -> bool {
     let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
     head.method != Method::CONNECT
         && accepted.is_some_and(|(preference, _)| preference.names_media_type())

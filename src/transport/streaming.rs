@@ -89,7 +89,7 @@ const NO_CACHE_NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, n
 /// The header with which a response turns off the buffering of nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The source of the bytes of a [`StreamingBody`].
+/// Writes the bytes that a [`StreamingBody`] sends.
 pub(super) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
@@ -111,7 +111,7 @@ pub(super) trait StreamWriter {
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// The reason for which a [`StreamWriter`] has stopped writing.
+/// What [`StreamWriter::poll_write`] returns when it is ready: a frame is full, or the stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
@@ -201,8 +201,8 @@ enum StreamingState<W> {
     Ended,
 }
 
-/// After this number of frames the body is pending once, so that other tasks can run even if the source is always ready and the server
-/// polls without limit.
+/// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
+/// and the server polls without limit.
 const MAX_FRAMES_IN_A_ROW: usize = 8;
 
 impl<W: StreamWriter> StreamingState<W> {

@@ -113,7 +113,8 @@ use crate::{
     event::{EventId, Item},
 };
 
-/// Makes streams resumable, and keeps the streams whose clients are away. See the [module docs](self).
+/// Keeps the streams whose clients are away, and wraps sources so that their clients can resume them. One `Resumable` is shared by all
+/// requests. See the [module docs](self).
 ///
 /// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that were
 /// made with them.

@@ -60,7 +60,7 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
         let gap = |reason| Gap::new(reason).requested(cursor.clone());
         let first_items = match self.registry.resume(&cursor, self.owner.as_deref()) {
             Ok((lease, position)) => match resume(lease, position, gap(GapReason::Epoch)) {
-                ResumeOutcome::Stream(stream) => return Ok(stream.with_requested(cursor)),
+                ResumeOutcome::Stream(stream) => return Ok(stream.with_requested_cursor(cursor)),
                 ResumeOutcome::Finished => return Err(Rejection::finished()),
                 ResumeOutcome::Ended(remaining_items) => remaining_items,
             },

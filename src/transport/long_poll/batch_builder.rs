@@ -189,7 +189,7 @@ impl BatchBuilder {
                 return Break(StreamStatus::HasMore);
             }
             let has_source_cursor = self.has_source_cursor || cursor.is_some();
-            if let Err(error) = self.write_content(item, has_source_cursor) {
+            if let Err(error) = self.write_event_or_gap(item, has_source_cursor) {
                 return Break(StreamStatus::Failed(error.into()));
             }
             self.has_content = true;
@@ -201,8 +201,9 @@ impl BatchBuilder {
         Continue(())
     }
 
-    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with this item or before it.
-    fn write_content(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
+    /// Writes an event or a gap. Before the first event, writes the gap that tells the client that its cursor is lost, unless
+    /// `has_source_cursor`: the source has given a cursor with this item or before it.
+    fn write_event_or_gap(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
         let is_event = item.event().is_some();
         if is_event {
             let gap = self.lost_cursor_gap.take();

@@ -83,7 +83,7 @@ impl Encoder for Ndjson {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.is_bare {
-            out.push_event::<NdjsonPayloadEncoding>(event);
+            out.push_event::<BareNdjsonEncoding>(event);
         } else {
             out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
@@ -142,9 +142,9 @@ impl Encoding for NdjsonEnvelopeEncoding {
 }
 
 /// The encoding of an event for [bare](Ndjson::bare) NDJSON: its payload on one line.
-struct NdjsonPayloadEncoding;
+struct BareNdjsonEncoding;
 
-impl Encoding for NdjsonPayloadEncoding {
+impl Encoding for BareNdjsonEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');

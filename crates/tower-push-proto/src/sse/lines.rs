@@ -12,18 +12,18 @@ use crate::{
 const FIELDS_CAPACITY: usize = 64;
 
 /// The encoding of an event for SSE, with the payload as text.
-pub(super) struct SseTextEncoding;
+pub(super) struct SseTextPayloadEncoding;
 
-impl Encoding for SseTextEncoding {
+impl Encoding for SseTextPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_text_event(fields, fields.id.as_ref(), out);
     }
 }
 
 /// The encoding of an event for SSE, with the payload in base64 on one `data` line.
-pub(super) struct SseBase64Encoding;
+pub(super) struct SseBase64PayloadEncoding;
 
-impl Encoding for SseBase64Encoding {
+impl Encoding for SseBase64PayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_base64_event(fields, fields.id.as_ref(), out);
     }

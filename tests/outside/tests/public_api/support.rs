@@ -146,13 +146,13 @@ impl LineReader {
     fn feed(&mut self, bytes: &[u8]) {
         for record in self.reader.feed(bytes) {
             self.lines.push(match record {
-                records::Record {
+                records::ParsedRecord {
                     data: Some(data), ..
                 } => data,
-                records::Record { gap: Some(gap), .. } => {
+                records::ParsedRecord { gap: Some(gap), .. } => {
                     format!("gap {} {}", gap["reason"].as_str().unwrap(), gap["missed"])
                 }
-                records::Record { end, .. } => format!("end {}", end.unwrap()["finished"]),
+                records::ParsedRecord { end, .. } => format!("end {}", end.unwrap()["finished"]),
             });
         }
     }

@@ -16,7 +16,7 @@ use crate::{
 
 /// The settings and the counters that all clones of a [`Guard`](super::Guard) share.
 #[derive(Default)]
-pub(super) struct GuardPolicy {
+pub(super) struct SharedGuard {
     pub(super) drain: Option<Drain>,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) admission: Option<Admission>,
@@ -26,7 +26,7 @@ pub(super) struct GuardPolicy {
     pub(super) counters: GuardCounters,
 }
 
-impl GuardPolicy {
+impl SharedGuard {
     /// Calls `notify` with each observer.
     pub(super) fn notify_observers(&self, notify: impl Fn(&dyn Observer)) {
         for observer in &self.observers {
@@ -59,7 +59,7 @@ impl GuardPolicy {
     pub(super) fn refusal_response(
         &self,
         reason: RefusalReason,
-        is_event_source: bool,
+        accepts_event_stream: bool,
     ) -> Response<PushBody> {
         let retry = match reason {
             RefusalReason::Draining => self.drain.as_ref().map(Drain::random_retry),
@@ -70,7 +70,7 @@ impl GuardPolicy {
         };
         match retry {
             None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
-            Some(retry) if is_event_source && !self.always_503 => {
+            Some(retry) if accepts_event_stream && !self.always_503 => {
                 event_source_retry_response(retry)
             }
             Some(retry) => {
