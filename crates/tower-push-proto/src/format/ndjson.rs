@@ -45,7 +45,7 @@ impl Ndjson {
 
     /// Leaves the envelope out: each line is a payload, for clients that do not know the envelope. A binary payload is a string in base64.
     ///
-    /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
+    /// Ids and types are not sent. Without ids, a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
     /// written as in NDJSON with envelopes.
     pub fn bare(mut self) -> Self {
         self.is_bare = true;

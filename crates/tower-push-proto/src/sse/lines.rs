@@ -56,7 +56,7 @@ pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &m
     write_data(data.as_bytes(), out);
 }
 
-/// Appends an `id` field and an empty line. They move the client's cursor, and the client dispatches no event.
+/// Appends an `id` field and an empty line, which together move the client's cursor. The client dispatches no event.
 pub fn write_cursor(id: &str, out: &mut BytesMut) {
     write_id(id, out);
     out.put_u8(b'\n');
