@@ -81,7 +81,7 @@
 //! as open. Each poll counts as open while it waits for its response.
 //!
 //! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport
-//! opens them with a [`PendingStream`](crate::supervision::PendingStream). If it opens them in another way, the guard only limits
+//! opens them with a [`PendingSubscription`](crate::supervision::PendingSubscription). If it opens them in another way, the guard only limits
 //! their number, and a drain waits for them.
 //!
 //! If one guard wraps another, the inner guard ends the streams, and both guards count them.
@@ -90,11 +90,11 @@ mod admission;
 mod admitted_lifecycle;
 mod drain;
 mod guard_counts;
-mod guard_policy;
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 mod observer;
 mod reasons;
+mod shared_guard;
 #[cfg(feature = "tracing")]
 mod tracing_observer;
 
@@ -106,7 +106,7 @@ use http::{Method, Response, request::Parts};
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
 use self::{
-    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, guard_policy::GuardPolicy,
+    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, shared_guard::SharedGuard,
 };
 pub use self::{
     admission::{Admission, AdmissionBuilder},
@@ -126,16 +126,16 @@ use crate::{
 ///
 /// Clones share the policy and the counts.
 #[derive(Clone, Default)]
-pub struct Guard(Arc<GuardPolicy>);
+pub struct Guard(Arc<SharedGuard>);
 
 /// Configures a [`Guard`]. By default, the guard only counts streams.
 #[derive(Default)]
 #[must_use]
-pub struct GuardBuilder(GuardPolicy);
+pub struct GuardBuilder(SharedGuard);
 
 /// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
 #[derive(Clone, Debug)]
-pub struct Guarded<T> {
+pub struct GuardedTransport<T> {
     guard: Guard,
     transport: T,
 }
@@ -155,8 +155,8 @@ impl Guard {
     ///
     /// [`SourceService::transport`]: crate::layer::SourceService::transport
     /// [`TransportLayer::with`]: crate::layer::TransportLayer::with
-    pub fn wrap<T: Transport>(&self, transport: T) -> Guarded<T> {
-        Guarded {
+    pub fn wrap<T: Transport>(&self, transport: T) -> GuardedTransport<T> {
+        GuardedTransport {
             guard: self.clone(),
             transport,
         }
@@ -243,7 +243,7 @@ impl fmt::Debug for GuardBuilder {
     }
 }
 
-impl<T> Guarded<T> {
+impl<T> GuardedTransport<T> {
     /// Returns the guard.
     pub fn guard(&self) -> &Guard {
         &self.guard
@@ -251,13 +251,13 @@ impl<T> Guarded<T> {
 }
 
 /// Wraps the default transport with a guard that only counts streams.
-impl<T: Transport + Default> Default for Guarded<T> {
+impl<T: Transport + Default> Default for GuardedTransport<T> {
     fn default() -> Self {
         Guard::new().wrap(T::default())
     }
 }
 
-impl<T: Transport> Transport for Guarded<T> {
+impl<T: Transport> Transport for GuardedTransport<T> {
     fn name(&self) -> &'static str {
         self.transport.name()
     }
@@ -275,25 +275,25 @@ impl<T: Transport> Transport for Guarded<T> {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let policy = &self.guard.0;
-        if !policy.allows_origin(head) {
-            return Box::pin(ready(refuse(policy, head, RefusalReason::Origin)));
+        let guard = &self.guard.0;
+        if !guard.allows_origin(head) {
+            return Box::pin(ready(refuse(guard, head, RefusalReason::Origin)));
         }
         if head.method == Method::HEAD {
             return self.transport.respond(head, push);
         }
-        let stream = match admit(policy, head) {
+        let stream = match admit(guard, head) {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
                 if let Some(outer) = StreamHandleSlot::take_from(head) {
                     outer.lifecycle().on_inner_refusal();
                 }
-                return Box::pin(ready(refuse(policy, head, reason)));
+                return Box::pin(ready(refuse(guard, head, reason)));
             }
         };
         // The observers need the head if the request is refused later.
-        let head_for_observers = (!policy.observers.is_empty()).then(|| head.clone());
-        let is_event_source = policy.drain.is_some() && is_event_source_request(head);
+        let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
+        let is_event_source = guard.drain.is_some() && is_event_source_request(head);
         let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
         // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
@@ -319,30 +319,30 @@ impl<T: Transport> Transport for Guarded<T> {
 /// # Errors
 /// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
 /// the head.
-fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
+fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
     // The drain is checked before the limits, because its time to reconnect is the right one for a client that both refuse.
-    if policy.drain.as_ref().is_some_and(Drain::has_started) {
+    if guard.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
     }
-    let permit = match &policy.admission {
+    let permit = match &guard.admission {
         Some(admission) => admission.try_acquire(head)?,
         None => AdmissionPermit::default(),
     };
-    let registration = match &policy.drain {
+    let drainable = match &guard.drain {
         Some(drain) => Some(drain.register().ok_or(RefusalReason::Draining)?),
         None => None,
     };
     let outer = StreamHandleSlot::take_from(head);
     Ok(AdmittedLifecycle::new(
-        policy.clone(),
-        registration,
+        guard.clone(),
+        drainable,
         permit,
         outer,
     ))
 }
 
 /// Records the refusal of a request that was not admitted, and returns the response.
-fn refuse(policy: &GuardPolicy, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
-    policy.record_refusal(Some(head), reason);
-    policy.refusal_response(reason, is_event_source_request(head))
+fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
+    guard.record_refusal(Some(head), reason);
+    guard.refusal_response(reason, is_event_source_request(head))
 }

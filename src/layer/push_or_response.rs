@@ -44,7 +44,7 @@ impl<B> Sealed for Response<B> {}
 #[derive(Debug)]
 pub enum PushOrResponse<B> {
     /// A push, and the head of the response that carried it.
-    Push(Push, CarrierHead),
+    Push(Push, KeptCarrierParts),
     /// A response without a push.
     Response(Response<B>),
 }
@@ -55,7 +55,7 @@ pub enum PushOrResponse<B> {
 /// to it. Headers that describe the carrier's own content, such as `Content-Type`, are left out.
 #[doc(hidden)]
 #[derive(Debug, Default)]
-pub struct CarrierHead {
+pub struct KeptCarrierParts {
     headers: HeaderMap,
     extensions: Extensions,
 }
@@ -64,7 +64,7 @@ impl IntoPushOrResponse for Push {
     type Body = NeverBody;
 
     fn into_push_or_response(self) -> PushOrResponse<NeverBody> {
-        PushOrResponse::Push(self, CarrierHead::default())
+        PushOrResponse::Push(self, KeptCarrierParts::default())
     }
 }
 
@@ -80,7 +80,7 @@ impl<B> IntoPushOrResponse for Response<B> {
         for name in CONTENT_HEADERS {
             carrier.headers.remove(name);
         }
-        let head = CarrierHead {
+        let head = KeptCarrierParts {
             headers: carrier.headers,
             extensions: carrier.extensions,
         };
@@ -104,7 +104,7 @@ const CONTENT_HEADERS: [HeaderName; 11] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-impl CarrierHead {
+impl KeptCarrierParts {
     /// Adds the carrier's headers and extensions to the response of the push.
     ///
     /// A header of the push replaces the carrier's, with three exceptions: `Vary` and `Set-Cookie` keep the values of both, and

@@ -16,8 +16,8 @@ use crate::Error;
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
 /// A browser sends a user's cookies with the requests of any page, and names the page's origin in `Origin`. Pages cannot change
-/// that header. An origin policy therefore keeps other sites' pages from acting as their visitors. An origin policy does not
-/// protect against other clients: programs that are not browsers can send any `Origin`.
+/// that header. With an origin policy, a page of another site therefore cannot use the cookies of a user who visits that page.
+/// An origin policy does not protect against other clients: programs that are not browsers can send any `Origin`.
 ///
 /// The default is [`same_origin`](Self::same_origin). Further origins can be allowed one by one, or by a predicate:
 ///

@@ -55,11 +55,11 @@ pub struct ClientMessages(Arc<MessageQueue>);
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};
-/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, Rejection}, supervision::PendingStream};
+/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, Rejection}, supervision::PendingSubscription};
 ///
 /// # async fn example(mut head: http::request::Parts, push: Push) -> Result<(), Rejection> {
 /// let sender = ClientMessageSender::new();
-/// let pending = PendingStream::new(&mut head, "my-transport");
+/// let pending = PendingSubscription::new(&mut head, "my-transport");
 /// let pending = pending.map_subscription(|subscription| subscription.with_client_messages(&sender));
 /// let items = pending.open(push).await?;
 ///
@@ -137,7 +137,7 @@ impl QueueState {
     }
 
     /// Waits until the queue has room, or the receiver is dropped.
-    fn poll_ready(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.is_full() && !matches!(self.receiver, ReceiverState::Dropped) {
             self.sender = Some(cx.waker().clone());
             return Poll::Pending;
@@ -169,14 +169,14 @@ impl ClientMessageSender {
 
     /// Waits until the queue has room, or the receiver is dropped.
     pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.lock().poll_ready(cx)
+        self.0.lock().poll_room(cx)
     }
 
     /// Waits until the queue has room, and returns a new batch to fill with messages until the batch [is
     /// full](MessageBatch::is_full). Returns `None` if there is no receiver.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
-        ready!(queue.poll_ready(cx));
+        ready!(queue.poll_room(cx));
         if !queue.has_receiver() {
             return Poll::Ready(None);
         }

@@ -54,7 +54,7 @@ pub enum StartPosition {
 impl Subscription {
     /// Creates the subscription that a request asks for. `transport` is the [name](crate::transport::Transport::name) of the transport.
     ///
-    /// A transport creates a [`PendingStream`](crate::supervision::PendingStream) instead, so that a guard can supervise the stream.
+    /// A transport creates a [`PendingSubscription`](crate::supervision::PendingSubscription) instead, so that a guard can supervise the stream.
     pub fn new(head: &Parts, transport: &'static str) -> Self {
         let cursor = RequestedCursor::from_head(head);
         Self {
@@ -72,8 +72,8 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription with the receiving half of `sender`. The source takes it with
-    /// [`client_messages`](Self::client_messages), and gets the messages that the transport sends with `sender`.
+    /// Returns this subscription with the receiving half of `sender`. The source takes the receiving half with
+    /// [`client_messages`](Self::client_messages). The transport sends each message of the client with `sender`.
     #[must_use]
     pub fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription with another start, for a transport whose requests name the start in their own way.
+    /// Returns this subscription with a different start, for a transport whose requests name the start in their own way.
     #[must_use]
     pub fn with_start(self, start: StartPosition) -> Self {
         Self {

@@ -13,7 +13,7 @@ use crate::{
 /// Keeps an open stream counted until every clone of the handle is dropped.
 ///
 /// A [`Guard`](crate::Guard) passes a handle in the extensions of the request's head, and a
-/// [`PendingStream`](super::PendingStream) takes it from there. The guard, the [`SupervisedStream`](super::SupervisedStream) and the body
+/// [`PendingSubscription`](super::PendingSubscription) takes it from there. The guard, the [`SupervisedStream`](super::SupervisedStream) and the body
 /// of the response each hold a clone. If a transport's socket outlives all of these, the transport holds a clone
 /// for as long as the socket lives.
 #[derive(Clone)]
@@ -46,7 +46,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     /// Records that the transport cuts the stream because it cannot send an item.
     fn on_send_error(&self, error: &BoxError);
 
-    /// Records that the client gets the complete response to a poll.
+    /// Records that the response is complete, and nothing more of the stream follows: it answers a long poll, or refuses the request.
     fn on_complete_response(&self);
 
     /// Records that a guard inside this one has refused the request. The status of the response does not show this: it may be 200 or 204.

@@ -41,7 +41,7 @@ use super::{
 use crate::{
     format::{Format, Ndjson},
     source::Push,
-    supervision::PendingStream,
+    supervision::PendingSubscription,
 };
 
 /// The chunked transport in one format.
@@ -110,7 +110,7 @@ impl Transport for Chunked {
         if media_types.len() > 1 {
             vary_by_accept(&mut headers);
         }
-        let pending = PendingStream::new(head, self.name());
+        let pending = PendingSubscription::new(head, self.name());
         respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }

@@ -10,7 +10,7 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 
 use super::{
-    BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
+    BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
     rejection_response,
     response::{NOSNIFF, method_rejection},
@@ -19,10 +19,10 @@ use crate::{
     BoxError,
     event::Item,
     source::Push,
-    supervision::{PendingStream, SupervisedStream},
+    supervision::{PendingSubscription, SupervisedStream},
 };
 
-/// Opens a pending stream, and makes the response that sends the stream's items in the format of `encoder`.
+/// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
 ///
 /// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
 /// and `X-Accel-Buffering: no`, except for headers that are set.
@@ -31,7 +31,7 @@ use crate::{
 /// [rejected](method_rejection). If the source refuses the subscription, the response is [made](rejection_response) of its
 /// [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
-    pending: PendingStream,
+    pending: PendingSubscription,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
@@ -90,7 +90,7 @@ const NO_CACHE_NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, n
 /// The header with which a response turns off the buffering of nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The source of the bytes of a [`StreamingBody`].
+/// Writes the bytes that a [`StreamingBody`] sends.
 pub(super) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
@@ -112,7 +112,7 @@ pub(super) trait StreamWriter {
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// The reason for which a [`StreamWriter`] has stopped writing.
+/// What [`StreamWriter::poll_write`] returns when it is ready: a frame is full, or the stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
@@ -130,7 +130,7 @@ struct ItemWriter<S> {
 impl<S> ItemWriter<S> {
     fn write_end(
         &mut self,
-        end: End,
+        end: StreamEnd,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         self.encoder.end(end, out);
@@ -155,7 +155,7 @@ where
             let written = match Pin::new(&mut self.stream).poll_next(cx) {
                 Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return self.write_end(End::reconnect(None), out),
+                Poll::Ready(None) => return self.write_end(StreamEnd::reconnect(None), out),
                 Poll::Pending => return Poll::Pending,
             };
             match written {
@@ -202,8 +202,8 @@ enum StreamingState<W> {
     Ended,
 }
 
-/// After this number of frames the body is pending once, so that other tasks can run even if the source is always ready and the server
-/// polls without limit.
+/// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
+/// and the server polls without limit.
 const MAX_FRAMES_IN_A_ROW: usize = 8;
 
 impl<W: StreamWriter> StreamingState<W> {

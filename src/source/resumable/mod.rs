@@ -3,7 +3,7 @@
 //! A plain stream belongs to one response. When the connection breaks, the stream is dropped, and what the client had not read is
 //! lost. A client that polls would lose items with every request, because the handler makes a new stream for each request.
 //!
-//! A [`Resumable`] keeps streams apart from their connections. A `Resumable` gives every event an id, and keeps the last events
+//! A [`Resumable`] owns its streams, so a stream does not end with its connection. A `Resumable` gives every event an id, and keeps the last events
 //! of each stream in a log. When the client of a stream disconnects, the stream is *parked*: it is not polled, and so produces
 //! nothing that no client reads. When the client reconnects with its cursor, over any transport, it gets the items that it missed
 //! from the log, and then the rest of the same stream. The new stream that the handler made for this request is dropped without
@@ -113,7 +113,8 @@ use crate::{
     event::{EventId, Item},
 };
 
-/// Makes streams resumable, and keeps the streams whose clients are away. See the [module docs](self).
+/// Keeps the streams whose clients are away, and wraps sources so that their clients can resume them. One `Resumable` is shared by all
+/// requests. See the [module docs](self).
 ///
 /// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that were
 /// made with them.

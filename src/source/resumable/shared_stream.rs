@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedItem, StreamEnd},
+    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedEnd, LoggedItem},
     resumable_config::EndPolicy,
     stream_token::StreamToken,
 };
@@ -44,16 +44,16 @@ pub(super) struct SharedStream {
     owner: Option<Box<str>>,
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
-    state: Mutex<SharedLogState>,
-    /// How the stream ends for its clients if it yields `None`.
-    plain_end: StreamEnd,
+    state: Mutex<SharedStreamState>,
+    /// The end that the log gets if the stream yields `None`.
+    end_on_none: LoggedEnd,
     /// The waker has an allocation of its own, so that a clone of the waker keeps neither the stream nor its log alive.
     reader_waker: Arc<AllReadersWaker>,
 }
 
 /// The log, and the request to poll the stream again, under one lock.
 #[derive(Debug)]
-struct SharedLogState {
+struct SharedStreamState {
     log: ItemLog,
     /// Whether a reader has found the stream locked by another reader.
     poll_requested: bool,
@@ -81,13 +81,13 @@ impl SharedStream {
             token,
             owner,
             stream: Mutex::new(Some(stream)),
-            state: Mutex::new(SharedLogState {
+            state: Mutex::new(SharedStreamState {
                 log: ItemLog::new(log_limits),
                 poll_requested: false,
             }),
-            plain_end: match end_policy {
-                EndPolicy::Finish => StreamEnd::Finished,
-                EndPolicy::Restart => StreamEnd::Ended,
+            end_on_none: match end_policy {
+                EndPolicy::Finish => LoggedEnd::Finished,
+                EndPolicy::Restart => LoggedEnd::Ended,
             },
             reader_waker: Arc::new(AllReadersWaker {
                 wake_count: AtomicU64::new(0),
@@ -168,12 +168,12 @@ impl SharedStream {
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
-        let next = || self.poll_next_log_update(stream.as_mut(), cx);
+        let next = || self.poll_append_or_end(stream.as_mut(), cx);
         let update = match catch_unwind(AssertUnwindSafe(next)) {
             Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
             Err(panic) => {
-                let stream = guard.end_stream(StreamEnd::Failed("the stream panicked".into()));
+                let stream = guard.end_stream(LoggedEnd::Failed("the stream panicked".into()));
                 drop(guard);
                 // A second panic, while the first one unwinds, would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
@@ -181,13 +181,13 @@ impl SharedStream {
             }
         };
         match update {
-            ItemLogUpdate::Append(entry) => {
+            LogAppendOrEnd::Append(entry) => {
                 let trimmed = guard.append_to_log(entry);
                 drop(guard);
                 // Trimmed entries are dropped outside the locks, because dropping a payload can run its owner's code.
                 drop(trimmed);
             }
-            ItemLogUpdate::End(end, failure) => {
+            LogAppendOrEnd::End(end, failure) => {
                 *error = failure;
                 let stream = guard.end_stream(end);
                 drop(guard);
@@ -199,29 +199,29 @@ impl SharedStream {
     }
 
     /// Polls the stream for an event, a gap or the end.
-    fn poll_next_log_update(
+    fn poll_append_or_end(
         &self,
         mut stream: Pin<&mut (dyn Stream<Item = Result<Item, BoxError>> + Send)>,
         cx: &mut Context<'_>,
-    ) -> Poll<ItemLogUpdate> {
+    ) -> Poll<LogAppendOrEnd> {
         for _ in 0..MAX_SKIPPED_CURSORS {
             let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // A shared event is copied here, because its id is set later, under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    ItemLogUpdate::Append(LoggedItem::Event(event.into_unshared()))
+                    LogAppendOrEnd::Append(LoggedItem::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(LoggedItem::Gap(Box::new(gap))),
-                Some(Ok(Item::Finished)) => ItemLogUpdate::End(StreamEnd::Finished, None),
+                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedItem::Gap(Box::new(gap))),
+                Some(Ok(Item::Finished)) => LogAppendOrEnd::End(LoggedEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
-                    ItemLogUpdate::End(StreamEnd::EndedWithRetry(retry), None)
+                    LogAppendOrEnd::End(LoggedEnd::EndedWithRetry(retry), None)
                 }
-                Some(Ok(Item::Expired)) => ItemLogUpdate::End(StreamEnd::Ended, None),
+                Some(Ok(Item::Expired)) => LogAppendOrEnd::End(LoggedEnd::Ended, None),
                 // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    ItemLogUpdate::End(StreamEnd::Failed(error.to_string().into()), Some(error))
+                    LogAppendOrEnd::End(LoggedEnd::Failed(error.to_string().into()), Some(error))
                 }
-                None => ItemLogUpdate::End(self.plain_end.clone(), None),
+                None => LogAppendOrEnd::End(self.end_on_none.clone(), None),
             };
             return Poll::Ready(update);
         }
@@ -230,20 +230,20 @@ impl SharedStream {
     }
 
     /// Locks the stream. If another reader holds the lock, sets `poll_requested` and tries once more.
-    fn lock_or_request_poll(&self) -> Option<PollGuard<'_>> {
+    fn lock_or_request_poll(&self) -> Option<StreamLock<'_>> {
         self.try_lock_stream().or_else(|| {
             lock(&self.state).poll_requested = true;
             self.try_lock_stream()
         })
     }
 
-    fn try_lock_stream(&self) -> Option<PollGuard<'_>> {
+    fn try_lock_stream(&self) -> Option<StreamLock<'_>> {
         let stream = match self.stream.try_lock() {
             Ok(stream) => stream,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Some(PollGuard {
+        Some(StreamLock {
             shared: self,
             stream: Some(stream),
         })
@@ -261,14 +261,14 @@ enum PollAttempt {
     LockHeld,
 }
 
-/// A lock guard of the stream: the right to poll the stream and to append to its log.
-struct PollGuard<'a> {
+/// The lock of the stream, which a reader holds while it polls the stream and appends to the log.
+struct StreamLock<'a> {
     shared: &'a SharedStream,
     /// `None` only while the guard is dropped.
     stream: Option<MutexGuard<'a, Option<BoxStream>>>,
 }
 
-impl PollGuard<'_> {
+impl StreamLock<'_> {
     fn stream(&mut self) -> Option<&mut BoxStream> {
         self.stream.as_mut()?.as_mut()
     }
@@ -285,14 +285,14 @@ impl PollGuard<'_> {
     }
 
     /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the guard.
-    fn end_stream(&mut self, end: StreamEnd) -> Option<BoxStream> {
+    fn end_stream(&mut self, end: LoggedEnd) -> Option<BoxStream> {
         lock(&self.shared.state).log.set_end(end);
         self.shared.reader_waker.readers.wake_all();
         self.stream.as_mut()?.take()
     }
 }
 
-impl Drop for PollGuard<'_> {
+impl Drop for StreamLock<'_> {
     fn drop(&mut self) {
         self.stream = None;
         let was_requested = std::mem::take(&mut lock(&self.shared.state).poll_requested);
@@ -302,12 +302,12 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// The change to the log that follows from an item, an error or the end that the stream has yielded.
-enum ItemLogUpdate {
+/// What an item, an error or the end of the stream changes in the log.
+enum LogAppendOrEnd {
     /// The log gets this entry. The entry's event has not got an id from the log yet.
     Append(LoggedItem),
     /// The stream has ended, with this error if it has failed.
-    End(StreamEnd, Option<BoxError>),
+    End(LoggedEnd, Option<BoxError>),
 }
 
 impl AllReadersWaker {

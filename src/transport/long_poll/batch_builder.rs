@@ -11,7 +11,7 @@ use crate::{
     event::{EventId, Gap, Item},
     source::retry_after_value,
     supervision::SupervisedStream,
-    transport::{BatchEncoder, End, FrameBuffer},
+    transport::{BatchEncoder, FrameBuffer, StreamEnd},
 };
 
 /// The limits of a batch. The item with which the batch reaches a limit is still part of the batch.
@@ -178,8 +178,8 @@ impl BatchBuilder {
             Some(Ok(item)) => item,
         };
         match item.end() {
-            Some(End { finished: true, .. }) => return Break(StreamStatus::Finished),
-            Some(End { retry, .. }) => return Break(StreamStatus::Reconnect(retry)),
+            Some(StreamEnd { finished: true, .. }) => return Break(StreamStatus::Finished),
+            Some(StreamEnd { retry, .. }) => return Break(StreamStatus::Reconnect(retry)),
             None => {}
         }
         let cursor = item.cursor().cloned();
@@ -189,7 +189,7 @@ impl BatchBuilder {
                 return Break(StreamStatus::HasMore);
             }
             let has_source_cursor = self.has_source_cursor || cursor.is_some();
-            if let Err(error) = self.write_content(item, has_source_cursor) {
+            if let Err(error) = self.write_event_or_gap(item, has_source_cursor) {
                 return Break(StreamStatus::Failed(error.into()));
             }
             self.has_content = true;
@@ -201,8 +201,9 @@ impl BatchBuilder {
         Continue(())
     }
 
-    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with this item or before it.
-    fn write_content(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
+    /// Writes an event or a gap. Before the first event, writes the gap that tells the client that its cursor is lost, unless
+    /// `has_source_cursor`: the source has given a cursor with this item or before it.
+    fn write_event_or_gap(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
         let is_event = item.event().is_some();
         if is_event {
             let gap = self.lost_cursor_gap.take();
@@ -227,7 +228,7 @@ impl BatchBuilder {
     }
 
     pub(super) fn finish(mut self, status: StreamStatus) -> Batch {
-        let end = status.is_finished().then_some(End::FINISHED);
+        let end = status.is_finished().then_some(StreamEnd::FINISHED);
         self.encoder.end_batch(end, &mut self.buffer);
         Batch {
             body: self.buffer.into_bytes(),

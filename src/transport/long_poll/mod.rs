@@ -116,7 +116,7 @@
 mod batch_builder;
 mod collect_batch;
 mod durable;
-mod poll_source;
+mod long_poll_source;
 mod validators;
 mod wait_time;
 
@@ -128,7 +128,7 @@ use self::{
     batch_builder::{BatchBuilder, BatchLimits},
     collect_batch::WaitTimes,
     durable::{DurableRead, DurableStreams, is_durable_live_request, is_durable_request},
-    poll_source::PollSource,
+    long_poll_source::LongPollSource,
     wait_time::WaitTimePolicy,
 };
 use super::{
@@ -320,7 +320,7 @@ impl Transport for LongPoll {
         if let Some(rejection) = method_rejection(&head.method) {
             return Box::pin(ready(rejection_response(rejection)));
         }
-        let source = PollSource::new(head, self.name(), push, &self.0.resumable);
+        let source = LongPollSource::new(head, self.name(), push, &self.0.resumable);
         let wait_time = self.0.wait_time_policy.negotiate(head);
         let batch_limits = self.0.batch_limits;
         let wait_times = WaitTimes {

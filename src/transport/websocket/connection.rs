@@ -23,7 +23,7 @@ use crate::{
     event::Item,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
-    transport::lazy_timer::LazyTimer,
+    transport::moving_deadline_timer::MovingDeadlineTimer,
 };
 
 pin_project! {
@@ -34,7 +34,7 @@ pin_project! {
         socket: UpgradingSocket,
         driver: SessionDriver<S>,
         #[pin]
-        timer: LazyTimer,
+        timer: MovingDeadlineTimer,
         // Declared last, so that a guarded stream counts as open until the socket is dropped.
         handle: Option<StreamHandle>,
     }
@@ -104,7 +104,7 @@ impl<S> ConnectionTask<S> {
                 is_flushed: true,
                 is_shut_down: false,
             },
-            timer: LazyTimer::default(),
+            timer: MovingDeadlineTimer::default(),
         }
     }
 }

@@ -86,7 +86,7 @@ use crate::{
     event::Item,
     origin_policy::OriginPolicy,
     source::{ClientMessageSender, Push, PushSource, Rejection},
-    supervision::{PendingStream, SupervisedStream},
+    supervision::{PendingSubscription, SupervisedStream},
 };
 
 /// The WebSocket transport.
@@ -285,7 +285,7 @@ impl Transport for WebSocket {
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
-        let pending = PendingStream::new(head, self.name())
+        let pending = PendingSubscription::new(head, self.name())
             .map_subscription(|subscription| subscription.with_client_messages(&message_sender));
         let this = self.clone();
         Box::pin(async move {
@@ -304,7 +304,7 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(AlreadyFinished);
+                    let items = pending.supervise(FinishedStream);
                     this.spawn_connection(on_upgrade, encoder, items, None)
                 }
                 Err(rejection) => Err(rejection),
@@ -318,9 +318,9 @@ impl Transport for WebSocket {
 }
 
 /// The stream of a source that had finished before the client subscribed. It yields only [`Item::Finished`].
-struct AlreadyFinished;
+struct FinishedStream;
 
-impl Stream for AlreadyFinished {
+impl Stream for FinishedStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -10,7 +10,7 @@ const NUMBER_LEN: usize = 12;
 /// The part that all ids of one log share: `N` digits in base 32.
 ///
 /// A log that numbers its events puts a prefix before each number, and draws a new random prefix at each start. An id of another log, or of
-/// the same log before a restart, has another prefix. The log can therefore recognize its own ids.
+/// the same log before a restart, has a different prefix. The log can therefore recognize its own ids.
 ///
 /// An id is `prefix-number`. The number has a fixed width, so that ids with the same prefix sort as texts in the order of their
 /// numbers.
@@ -56,7 +56,7 @@ impl<const N: usize> IdPrefix<N> {
         EventId::from_ascii(text)
     }
 
-    /// Splits an id into its prefix and number. Returns `None` if it has another form.
+    /// Splits an id into its prefix and number. Returns `None` if the id has a different form.
     pub fn split(id: &EventId) -> Option<(Self, u64)> {
         let (prefix, rest) = id.as_str().as_bytes().split_first_chunk()?;
         let digits: &[u8; NUMBER_LEN] = rest.strip_prefix(b"-")?.try_into().ok()?;

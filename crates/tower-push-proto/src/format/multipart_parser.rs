@@ -75,7 +75,7 @@ enum BodyPosition {
     Delimiter,
     /// The bytes after the last delimiter, which are ignored.
     Epilogue,
-    /// Nothing: an error was returned, and every later call fails.
+    /// No part of the body: an error was returned, and every later call fails.
     Failed,
 }
 

@@ -3,7 +3,7 @@ use http::HeaderValue;
 
 use super::{Format, content_type_header, control_record, envelope};
 use crate::{
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -45,7 +45,7 @@ impl Ndjson {
 
     /// Leaves the envelope out: each line is a payload, for clients that do not know the envelope. A binary payload is a string in base64.
     ///
-    /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
+    /// Ids and types are not sent. Without ids, a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
     /// written as in NDJSON with envelopes.
     pub fn bare(mut self) -> Self {
         self.is_bare = true;
@@ -83,7 +83,7 @@ impl Encoder for Ndjson {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.is_bare {
-            out.push_event::<NdjsonPayloadEncoding>(event);
+            out.push_event::<BareNdjsonEncoding>(event);
         } else {
             out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
@@ -121,7 +121,7 @@ impl Encoder for Ndjson {
         out.buffer().put_u8(b'\n');
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         if !self.is_bare {
             control_record::write_end(end, out.buffer());
             out.buffer().put_u8(b'\n');
@@ -142,9 +142,9 @@ impl Encoding for NdjsonEnvelopeEncoding {
 }
 
 /// The encoding of an event for [bare](Ndjson::bare) NDJSON: its payload on one line.
-struct NdjsonPayloadEncoding;
+struct BareNdjsonEncoding;
 
-impl Encoding for NdjsonPayloadEncoding {
+impl Encoding for BareNdjsonEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');

@@ -6,7 +6,7 @@ use http::HeaderValue;
 use super::{Format, content_type_header};
 use crate::{
     byte_search,
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -54,24 +54,24 @@ impl Raw {
 
     /// Sets the separator, which is written after each payload and may be empty: `\n` by default.
     pub fn separator(self, separator: impl Into<Bytes>) -> Self {
-        self.with(|config| config.separator = separator.into())
+        self.map_config(|config| config.separator = separator.into())
     }
 
     /// Sets the record that is written for a gap, followed by the separator. Without a record, which is the default, a gap aborts the stream.
     pub fn gap(self, record: impl Into<Bytes>) -> Self {
-        self.with(|config| config.gap = Some(record.into()))
+        self.map_config(|config| config.gap = Some(record.into()))
     }
 
     /// Sets the media type, as `type/subtype`: `text/plain` by default. The media type is compared with `Accept`, and sent as the
     /// `Content-Type`.
     pub fn media_type(self, media_type: &'static str) -> Self {
-        self.with(|config| {
+        self.map_config(|config| {
             config.media_type = [media_type];
             config.is_default_media_type = false;
         })
     }
 
-    fn with(mut self, change: impl FnOnce(&mut RawConfig)) -> Self {
+    fn map_config(mut self, change: impl FnOnce(&mut RawConfig)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
     }
@@ -139,7 +139,7 @@ impl Encoder for Raw {
         out.buffer().put_slice(&self.0.separator);
     }
 
-    fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+    fn end(&mut self, _: StreamEnd, _: &mut FrameBuffer) {}
 }
 
 impl BatchEncoder for Raw {}

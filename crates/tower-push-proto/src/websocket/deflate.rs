@@ -57,7 +57,8 @@ pub fn negotiate(headers: &HeaderMap) -> Option<(DeflateParams, HeaderValue)> {
 }
 
 impl DeflateParams {
-    /// Whether the client's window covers a whole message of this length, in bytes.
+    /// Whether the client can inflate the compressed form of a message of this length, in bytes: a message longer than the client's window
+    /// must be sent uncompressed.
     ///
     /// [`compress`] assumes a window of 15 bits. A back-reference never reaches farther than the message's own length. A client with a
     /// smaller window can therefore inflate every message that its window covers.

@@ -16,7 +16,7 @@ use super::{
     session_config::{MAX_DEADLINE, SessionConfig},
 };
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
     event::{Item, Payload},
     random,
@@ -129,7 +129,7 @@ pub struct Session {
     message_started: Option<Instant>,
     /// When the socket began to accept no bytes. `None` if the last write succeeded.
     write_blocked_since: Option<Instant>,
-    unsolicited_frames: UnsolicitedFrames,
+    unsolicited_frames: UnsolicitedFrameCounter,
     /// The close that the next [`apply_pending_close`](Self::apply_pending_close) starts. While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
     reads_paused: bool,
@@ -162,9 +162,9 @@ struct PendingClose {
     reason: &'static str,
 }
 
-/// A counter of pings, pongs and dropped messages within one second.
+/// Counts pings, pongs and dropped messages within one second.
 #[derive(Debug)]
-struct UnsolicitedFrames {
+struct UnsolicitedFrameCounter {
     second_start: Instant,
     count: u32,
 }
@@ -203,7 +203,7 @@ impl Session {
             unanswered_ping: None,
             message_started: None,
             write_blocked_since: None,
-            unsolicited_frames: UnsolicitedFrames {
+            unsolicited_frames: UnsolicitedFrameCounter {
                 second_start: now,
                 count: 0,
             },
@@ -348,7 +348,7 @@ impl Session {
     fn count_unsolicited_frame(&mut self, now: Instant) {
         let frames = &mut self.unsolicited_frames;
         if now.duration_since(frames.second_start) >= Duration::from_secs(1) {
-            *frames = UnsolicitedFrames {
+            *frames = UnsolicitedFrameCounter {
                 second_start: now,
                 count: 0,
             };
@@ -415,7 +415,7 @@ impl Session {
                 Err(error) => Err(error),
             },
             None => {
-                self.end_stream(End::reconnect(None), now());
+                self.end_stream(StreamEnd::reconnect(None), now());
                 return Ok(());
             }
             Some(Err(error)) => {
@@ -440,13 +440,13 @@ impl Session {
     }
 
     /// Sends the message for the end, if the message format has one, and closes the connection.
-    fn end_stream(&mut self, end: End, now: Instant) {
+    fn end_stream(&mut self, end: StreamEnd, now: Instant) {
         self.encoder.end(end, self.send_queue.message_buffer());
         let (code, reason) = match end {
-            End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
-            End { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
-            End { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
-            End { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
+            StreamEnd { finished: true, .. } => (CloseCode::NORMAL, "".into()),
+            StreamEnd { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
+            StreamEnd { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
+            StreamEnd { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
         };
         self.close(code, &reason, now);
     }
@@ -503,7 +503,7 @@ impl Session {
     /// usually contiguous, and then this method is faster than [`poll_transmit`](Self::poll_transmit).
     #[inline]
     pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
-        self.send_queue.contiguous_bytes()
+        self.send_queue.unwritten_if_contiguous()
     }
 
     /// Handles a write: the socket has accepted the first `written` bytes of [`poll_transmit`](Self::poll_transmit).

@@ -1,10 +1,10 @@
 //! The long-poll dialect that implements the reads of the
 //! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md).
 
+mod cdn_cursor;
 mod payload_encoder;
 mod read_request;
 mod sse_writer;
-mod stream_cursor;
 
 use std::{
     future::poll_fn,
@@ -19,15 +19,15 @@ use http::{
 
 pub(super) use self::read_request::{is_durable_live_request, is_durable_request};
 use self::{
+    cdn_cursor::CdnCursor,
     payload_encoder::PayloadEncoder,
     read_request::{LiveMode, ReadOffset, ReadRequest, offset_of},
-    sse_writer::{DurableSseWriter, SseDataEncoding},
-    stream_cursor::StreamCursor,
+    sse_writer::{DurableSseWriter, SseDataFormat},
 };
 use super::{
     batch_builder::{Batch, BatchBuilder, BatchLimits, StreamStatus},
     collect_batch::{CollectBatch, WaitTimes},
-    poll_source::PollSource,
+    long_poll_source::LongPollSource,
     wait_time::NegotiatedWaitTime,
 };
 use crate::{
@@ -79,7 +79,7 @@ pub(super) struct DurableStreams {
 /// One read request of the protocol: its settings, the source that it reads, and its limits.
 pub(super) struct DurableRead {
     pub(super) dialect: DurableStreams,
-    pub(super) source: PollSource,
+    pub(super) source: LongPollSource,
     pub(super) batch_limits: BatchLimits,
     pub(super) wait_time: NegotiatedWaitTime,
     pub(super) wait_times: WaitTimes,
@@ -92,7 +92,7 @@ impl DurableRead {
             Ok(request) if head.method == Method::HEAD => self.respond_to_head(request).await,
             Ok(request) => match request.live {
                 None => self.respond_to_catch_up(request, head).await,
-                Some(LiveMode::Sse) => self.respond_with_events(request).await,
+                Some(LiveMode::Sse) => self.respond_with_event_stream(request).await,
                 Some(LiveMode::LongPoll) => {
                     let (wait_time, wait_times) = (self.wait_time, self.wait_times);
                     let mut response = self.respond_with_batch(&request, wait_times).await;
@@ -149,7 +149,12 @@ impl DurableRead {
             // A plain stream is not polled here, because no other request could read what it yields.
             return dialect.batch_response(request, builder.finish(StreamStatus::Idle));
         }
-        match self.source.with_start(StartPosition::Now).open().await {
+        match self
+            .source
+            .with_start(StartPosition::Now)
+            .resume_or_open()
+            .await
+        {
             Ok(mut stream) => {
                 let batch = CollectBatch::new(&mut stream, builder, WaitTimes::ZERO).await;
                 dialect.batch_response(request, batch)
@@ -177,15 +182,15 @@ impl DurableRead {
     }
 
     /// Responds with an event stream (§5.8).
-    async fn respond_with_events(self, request: ReadRequest) -> Response<PushBody> {
+    async fn respond_with_event_stream(self, request: ReadRequest) -> Response<PushBody> {
         let source = self.source.with_start(request.offset.start_position());
-        let is_place_lost = source.lost_cursor().is_some();
+        let may_have_lost_cursor = source.lost_cursor().is_some();
         // A gap that is ready at once can still be answered with a status.
         let is_gap = |item: &Item| match item.event() {
             None => matches!(item, Item::Gap(_)),
-            Some(_) => is_place_lost && item.cursor().is_none(),
+            Some(_) => may_have_lost_cursor && item.cursor().is_none(),
         };
-        let (stream, first_item) = match source.open().await {
+        let (stream, first_item) = match source.resume_or_open().await {
             Err(rejection) if rejection.is_finished() => (None, Some(Ok(Item::Finished))),
             Err(rejection) => return rejection_response(rejection),
             Ok(mut stream) => match poll_fn(|cx| poll_ready_item(&mut stream, cx)).await {
@@ -195,35 +200,30 @@ impl DurableRead {
                 None => (Some(stream), None),
             },
         };
-        let data_encoding = self.dialect.sse_data_encoding();
-        let headers = event_stream_headers(data_encoding == SseDataEncoding::Base64);
-        let writer = DurableSseWriter::new(
-            stream,
-            first_item,
-            data_encoding,
-            self.batch_limits,
-            &request,
-        );
+        let data_format = self.dialect.sse_data_format();
+        let headers = event_stream_headers(data_format == SseDataFormat::Base64);
+        let writer =
+            DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
         streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
     }
 }
 
 impl DurableStreams {
     fn is_json(&self) -> bool {
-        self.sse_data_encoding() == SseDataEncoding::JsonArray
+        self.sse_data_format() == SseDataFormat::JsonArray
     }
 
     /// Chooses the data encoding of event streams by the content type without its parameters (§5.8).
-    fn sse_data_encoding(&self) -> SseDataEncoding {
+    fn sse_data_format(&self) -> SseDataFormat {
         let content_type = self.content_type.to_str().unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         let is_text = |start: &str| start.eq_ignore_ascii_case("text/");
         if media_type.eq_ignore_ascii_case("application/json") {
-            SseDataEncoding::JsonArray
+            SseDataFormat::JsonArray
         } else if media_type.get(..5).is_some_and(is_text) {
-            SseDataEncoding::Text
+            SseDataFormat::Text
         } else {
-            SseDataEncoding::Base64
+            SseDataFormat::Base64
         }
     }
 
@@ -274,8 +274,8 @@ impl DurableStreams {
             headers.insert(STREAM_CLOSED, TRUE);
         }
         if request.live.is_some() {
-            let stream_cursor = request.stream_cursor.next_value().to_string();
-            insert_ascii(headers, STREAM_CURSOR, &stream_cursor);
+            let cdn_cursor = request.cdn_cursor.next_value().to_string();
+            insert_ascii(headers, STREAM_CURSOR, &cdn_cursor);
         }
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         if !has_content && request.live.is_some() {

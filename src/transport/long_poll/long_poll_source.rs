@@ -7,16 +7,16 @@ use super::{
 use crate::{
     event::{EventId, Gap, GapReason},
     source::{ItemStream, Push, PushSource, Rejection, Resumable, StartPosition, Subscription},
-    supervision::{PendingStream, SupervisedStream},
+    supervision::{PendingSubscription, SupervisedStream},
 };
 
-/// The source that one poll reads, or the client's parked stream in its place.
+/// The source that one long-poll request reads, or the client's parked stream in its place.
 ///
-/// A plain stream is parked between two polls. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
-/// poll before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next poll would
-/// begin anew and lose the events in between.
-pub(super) struct PollSource {
-    pending: PendingStream,
+/// A plain stream is parked between two requests. A source that resumes is subscribed to by each request, with the cursor that the source
+/// gave in the request before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next
+/// request would begin anew and lose the events in between.
+pub(super) struct LongPollSource {
+    pending: PendingSubscription,
     push: Push,
     resumable: Resumable,
     /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with another owner cannot resume
@@ -24,7 +24,7 @@ pub(super) struct PollSource {
     owner: String,
 }
 
-impl PollSource {
+impl LongPollSource {
     pub(super) fn new(
         head: &mut Parts,
         transport: &'static str,
@@ -35,7 +35,7 @@ impl PollSource {
         let authorization = authorization.map_or(&[][..], HeaderValue::as_bytes);
         let owner = format!("{} {}", head.uri.path(), authorization.escape_ascii());
         Self {
-            pending: PendingStream::new(head, transport),
+            pending: PendingSubscription::new(head, transport),
             push,
             resumable: resumable.clone(),
             owner,
@@ -72,9 +72,9 @@ impl PollSource {
             .filter(|_| self.is_resumable())
     }
 
-    /// Opens the stream that is parked under the client's cursor, or else subscribes to the source.
-    pub(super) async fn open(self) -> Result<SupervisedStream, Rejection> {
-        open_or_resume(self.pending, self.push, &self.resumable, &self.owner).await
+    /// Resumes the stream that is parked under the client's cursor, or else subscribes to the source.
+    pub(super) async fn resume_or_open(self) -> Result<SupervisedStream, Rejection> {
+        resume_parked_or_open(self.pending, self.push, &self.resumable, &self.owner).await
     }
 
     /// Opens the stream and collects one batch. The rest of the stream is parked if the client could not resume without it.
@@ -87,7 +87,7 @@ impl PollSource {
             .lost_cursor()
             .map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
         let builder = builder.with_lost_cursor_gap(gap);
-        let opened = open_or_resume(self.pending, self.push, &self.resumable, &self.owner);
+        let opened = resume_parked_or_open(self.pending, self.push, &self.resumable, &self.owner);
         let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
@@ -99,10 +99,10 @@ impl PollSource {
     }
 }
 
-/// Opens the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
+/// Resumes the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
 /// wrapped only if a stream is parked under the cursor.
-async fn open_or_resume(
-    pending: PendingStream,
+async fn resume_parked_or_open(
+    pending: PendingSubscription,
     push: Push,
     resumable: &Resumable,
     owner: &str,
