@@ -38,8 +38,8 @@
 //!
 //! # The dialect of validators
 //! Every request is answered in this dialect unless it chooses the dialect of Durable Streams. A response has its cursor in
-//! `ETag: "<id>+<format>"`, where the id is [escaped](crate::EventId::escaped), and in `Last-Event-ID`, where it is not. The cursor of a request is in `Last-Event-ID`, or else in `If-None-Match`, or else in
-//! `?last_event_id=`.
+//! `ETag: "<id>+<format>"`, where the id is [escaped](crate::EventId::escaped), and in `Last-Event-ID`, where it is not. The cursor of a
+//! request is in `Last-Event-ID`, or else in `If-None-Match`, or else in `?last_event_id=`.
 //!
 //! | what happens | response |
 //! |---|---|
