@@ -24,8 +24,9 @@ use crate::{
 
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
 ///
-/// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
-/// and `X-Accel-Buffering: no`, except for headers that are set.
+/// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`,
+/// `X-Accel-Buffering: no` and `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)), except for headers that are set.
+/// If `headers` contains `Incremental: ?0`, which means the same as no such header, the response has no such header.
 ///
 /// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A method that does not ask for a stream is
 /// [rejected](method_rejection). If the source refuses the subscription, the response is [made](rejection_response) of its
@@ -63,8 +64,12 @@ pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response
         (header::CACHE_CONTROL, NO_CACHE_NO_TRANSFORM),
         (header::X_CONTENT_TYPE_OPTIONS, NOSNIFF),
         (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
+        (INCREMENTAL, HeaderValue::from_static("?1")),
     ] {
         response.headers_mut().entry(name).or_insert(value);
+    }
+    if response.headers()[INCREMENTAL] == NOT_INCREMENTAL {
+        response.headers_mut().remove(INCREMENTAL);
     }
     response
 }
