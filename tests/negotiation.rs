@@ -1,5 +1,7 @@
 //! Negotiation: which transport answers a request, if one URL has several.
 
+use std::sync::Arc;
+
 use futures_util::stream;
 use http::{Response, StatusCode};
 use testkit::{body_text, empty_request, get_request_head};
@@ -252,6 +254,7 @@ async fn streams_forbid_caching_transforms_and_sniffing() {
         let headers = response.headers();
         assert_eq!(headers["cache-control"], "no-cache, no-transform");
         assert_eq!(headers["x-accel-buffering"], "no");
+        assert_eq!(headers["incremental"], "?1");
         assert_eq!(headers["x-content-type-options"], "nosniff");
         for absent in [
             "connection",
@@ -261,6 +264,36 @@ async fn streams_forbid_caching_transforms_and_sniffing() {
         ] {
             assert!(!headers.contains_key(absent), "{absent}");
         }
+    }
+}
+
+#[tokio::test]
+async fn incremental_header_can_be_left_out() {
+    let transports: [(Arc<dyn Transport>, _, _); 7] = [
+        (Arc::new(Sse::new()), "/", true),
+        (Arc::new(Sse::new().incremental(false)), "/", false),
+        (Arc::new(Chunked::default().incremental(false)), "/", false),
+        (Arc::new(LongPoll::new()), "/?offset=-1&live=sse", true),
+        (
+            Arc::new(LongPoll::new().incremental(false)),
+            "/?offset=-1&live=sse",
+            false,
+        ),
+        (Arc::new(LongPoll::new()), "/", false),
+        (Arc::new(LongPoll::new()), "/?offset=-1", false),
+    ];
+    for (transport, uri, is_incremental) in transports {
+        let push = Push::new(stream::iter(["event"]));
+        let response = transport
+            .respond(&mut get_request_head(uri, &[]), push)
+            .await;
+        let header = response.headers().get("incremental");
+        let expected = is_incremental.then_some("?1");
+        assert_eq!(
+            header.map(|value| value.to_str().unwrap()),
+            expected,
+            "{transport:?} {uri}"
+        );
     }
 }
 

@@ -95,6 +95,20 @@ const NO_CACHE_NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, n
 /// The header with which a response turns off the buffering of nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// The header that asks proxies to forward a response as its bytes arrive. A proxy that knows the header and cannot comply responds with
+/// an error.
+const INCREMENTAL: HeaderName = HeaderName::from_static("incremental");
+
+/// The value of [`INCREMENTAL`] that means the same as no such header.
+const NOT_INCREMENTAL: HeaderValue = HeaderValue::from_static("?0");
+
+/// Sets whether [`streaming_response`] adds the header `Incremental: ?1` to `headers`.
+pub(super) fn set_incremental(headers: &mut HeaderMap, is_incremental: bool) {
+    if !is_incremental {
+        headers.insert(INCREMENTAL, NOT_INCREMENTAL);
+    }
+}
+
 /// Writes the bytes that a [`StreamingBody`] sends.
 pub(super) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.

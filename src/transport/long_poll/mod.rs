@@ -188,6 +188,7 @@ impl LongPoll {
                 has_public_cache: false,
                 is_only_dialect: false,
                 keep_alive: KeepAlive::default(),
+                is_incremental: true,
             },
             resumable: Resumable::new(),
         }))
@@ -279,6 +280,13 @@ impl LongPoll {
     /// Sets when the event streams of Durable Streams (`live=sse`) send heartbeats: after 15 s without another write by default.
     pub fn keep_alive(self, keep_alive: KeepAlive) -> Self {
         self.map_config(|config| config.durable_streams.keep_alive = keep_alive)
+    }
+
+    /// Sets whether the event streams of Durable Streams (`live=sse`) have the header `Incremental: ?1`
+    /// ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)): `true` by default. The header asks proxies to forward a response as its
+    /// bytes arrive. Responses of other reads are complete, and never have the header.
+    pub fn incremental(self, is_incremental: bool) -> Self {
+        self.map_config(|config| config.durable_streams.is_incremental = is_incremental)
     }
 
     fn map_config(mut self, map: impl FnOnce(&mut LongPollConfig)) -> Self {

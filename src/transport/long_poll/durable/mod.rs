@@ -39,7 +39,7 @@ use crate::{
         KeepAlive, PushBody, rejection_response,
         response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii},
         sse::event_stream_headers,
-        streaming::{streaming_body, streaming_response},
+        streaming::{set_incremental, streaming_body, streaming_response},
     },
 };
 
@@ -74,6 +74,8 @@ pub(super) struct DurableStreams {
     /// Whether every request is answered in this dialect, whatever its parameters are.
     pub(super) is_only_dialect: bool,
     pub(super) keep_alive: KeepAlive,
+    /// Whether event streams have the header `Incremental: ?1`.
+    pub(super) is_incremental: bool,
 }
 
 /// One read request of the protocol: its settings, the source that it reads, and its limits.
@@ -201,7 +203,7 @@ impl DurableRead {
             },
         };
         let data_format = self.dialect.sse_data_format();
-        let headers = event_stream_headers(data_format == SseDataFormat::Base64);
+        let mut headers = event_stream_headers(data_format == SseDataFormat::Base64);
         let writer =
             DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
         streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
