@@ -8,12 +8,15 @@ use std::{
 };
 
 use http::{Method, Request, Response};
+use http_body::Body;
 use tower_service::Service;
 
+use super::form_body_layer::read_query_body;
 use crate::{
     source::{Push, PushSource},
     transport::{
-        BoxResponseFuture, Negotiate, PushBody, Transport, method_rejection, rejection_response,
+        BoxResponseFuture, Negotiate, PushBody, Transport, is_query_method, method_rejection,
+        rejection_response,
     },
 };
 
@@ -23,16 +26,17 @@ use crate::{
 ///
 /// | method | response |
 /// |---|---|
-/// | `GET`, `HEAD`, `POST`, `QUERY` | the push |
+/// | `GET`, `HEAD`, `POST` | the push |
+/// | `QUERY` | the push. The body may be a form, which the source finds as a [`FormBody`](crate::source::FormBody) in the head's extensions |
 /// | `CONNECT` | a WebSocket over HTTP/2 |
 /// | `OPTIONS` | 204 with the allowed methods and headers. If a CORS layer is around this service, the layer answers preflight requests instead |
 /// | another | 405 |
 ///
 /// The other [ways to respond](super) treat methods alike.
 ///
-/// The service does not read the request's body. While a request's body is unread, some servers notice that the client has
-/// disconnected only at the next event or heartbeat. If clients upload data, write a handler that reads the body, and use
-/// [`respond`](super::respond).
+/// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. The service reads no other
+/// body. While a request's body is unread, some servers notice that the client has disconnected only at the next event or heartbeat. If
+/// clients upload data, write a handler that reads the body, and use [`respond`](super::respond).
 ///
 /// ```
 /// use std::time::Duration;
@@ -76,6 +80,7 @@ impl<S, T, B> Service<Request<B>> for SourceService<S, T>
 where
     S: PushSource + Clone + Send + 'static,
     T: Transport,
+    B: Body + Send + 'static,
 {
     type Response = Response<PushBody>;
     type Error = Infallible;
@@ -86,15 +91,24 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let mut head = request.into_parts().0;
-        let response = match method_rejection(&head.method) {
+        let (mut head, body) = request.into_parts();
+        let push = Push::new(self.source.clone());
+        let response: BoxResponseFuture = match method_rejection(&head.method) {
             // The transport may accept the CONNECT as an upgrade.
             Some(rejection) if head.method != Method::CONNECT => {
                 Box::pin(ready(rejection_response(rejection)))
             }
-            _ => self
-                .transport
-                .respond(&mut head, Push::new(self.source.clone())),
+            None if is_query_method(&head.method) => {
+                let transport = self.transport.clone();
+                Box::pin(async move {
+                    match read_query_body(&head.headers, body).await {
+                        Ok(form) => head.extensions.insert(form),
+                        Err(rejection) => return rejection_response(rejection),
+                    };
+                    transport.respond(&mut head, push).await
+                })
+            }
+            _ => self.transport.respond(&mut head, push),
         };
         SourceResponseFuture(response)
     }

@@ -29,6 +29,7 @@
 
 pub mod channel;
 mod client_messages;
+mod form_body;
 mod item_stream;
 mod log;
 mod push;
@@ -44,6 +45,7 @@ pub(crate) use self::rejection::retry_after_value;
 pub use self::{
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
+    form_body::FormBody,
     item_stream::ItemStream,
     push::Push,
     push_source::PushSource,

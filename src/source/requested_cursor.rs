@@ -1,6 +1,6 @@
 use http::{HeaderMap, HeaderName, request::Parts};
 
-use super::query;
+use super::{FormBody, query};
 use crate::event::EventId;
 
 /// The header in which a reconnecting client sends its cursor
@@ -28,10 +28,19 @@ pub(super) enum RequestedCursor {
 }
 
 impl RequestedCursor {
-    /// Reads the cursor from the header [`LAST_EVENT_ID`]. If the header is absent or empty, reads it from the query.
+    /// Reads the cursor from the header [`LAST_EVENT_ID`]. If the header is absent or empty, reads it from the query. If the query has no
+    /// cursor, reads it from the [`FormBody`].
     pub(super) fn from_head(head: &Parts) -> Self {
-        match Self::from_headers(&head.headers) {
-            Self::Absent => Self::from_query(head.uri.query().unwrap_or_default()),
+        let form = head.extensions.get::<FormBody>();
+        Self::from_headers(&head.headers)
+            .or_else(|| Self::from_parameters(head.uri.query().unwrap_or_default()))
+            .or_else(|| Self::from_parameters(form.map_or("", FormBody::as_str)))
+    }
+
+    /// Returns `other()` if the cursor is absent.
+    fn or_else(self, other: impl FnOnce() -> Self) -> Self {
+        match self {
+            Self::Absent => other(),
             cursor => cursor,
         }
     }
@@ -42,7 +51,7 @@ impl RequestedCursor {
         Self::from_values(values.map(|value| value.to_str().unwrap_or("\0")))
     }
 
-    fn from_query(query: &str) -> Self {
+    fn from_parameters(query: &str) -> Self {
         // A space in the decoded value was a `+` that the client has not encoded, because no id contains a space.
         let values: Vec<_> = CURSOR_PARAMETERS
             .iter()
@@ -91,6 +100,23 @@ mod tests {
         assert_eq!(cursor("/", &[b"k3f9-1042"]), after("k3f9-1042"));
         assert_eq!(cursor("/?last_event_id=a", &[b"b"]), after("b"));
         assert_eq!(cursor("/?last_event_id=a", &[b""]), after("a"));
+    }
+
+    #[test]
+    fn query_takes_precedence_over_form_body() {
+        let cursor = |uri: &str, form: &'static str| {
+            let mut head = Request::get(uri).body(()).unwrap().into_parts().0;
+            head.extensions.insert(FormBody::new(form));
+            RequestedCursor::from_head(&head)
+        };
+        assert_eq!(cursor("/", "topic=x&last_event_id=a%3Ab"), after("a:b"));
+        assert_eq!(cursor("/?last_event_id=q", "last_event_id=a"), after("q"));
+        assert_eq!(cursor("/?last_event_id=", "lastEventID=a"), after("a"));
+        assert_eq!(cursor("/", "topic=x"), RequestedCursor::Absent);
+        assert_eq!(
+            cursor("/", "last_event_id=%00"),
+            RequestedCursor::Unreadable
+        );
     }
 
     #[test]

@@ -90,7 +90,9 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
-pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
+pub(crate) use self::response::{
+    event_source_retry_response, is_event_source_request, is_query_method,
+};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
