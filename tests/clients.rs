@@ -1,4 +1,4 @@
-//! Third-party clients: curl, npm `eventsource`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
+//! Third-party clients: curl, npm `eventsource`, `axios` and `@anthropic-ai/sdk`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
 //! `scripts/setup` installs them. Without one of them, its tests fail.
 
 use std::{
@@ -24,9 +24,11 @@ use tokio::{
     sync::watch,
 };
 use tower_push::{
-    BoxError, Event, EventId, Gap, GapReason, Item, KeepAlive, PushSource,
+    BoxError, Event, EventId, Gap, GapReason, Guard, Item, KeepAlive, Push, PushLayer, PushSource,
     event::IntoItem,
     format::{JsonSeq, Multipart, Ndjson},
+    guard::Admission,
+    layer::TransportLayer,
     service,
     source::source_fn,
     transport::{Chunked, Negotiate, Sse},
@@ -653,6 +655,65 @@ mod npm_eventsource {
         )
         .await;
         assert_eq!(without_ends(messages), numbers());
+    }
+}
+
+/// Clients that `POST`, and whose `Accept` header does not name the media type of event streams.
+mod npm_post {
+    use super::*;
+
+    async fn post(client: &str, server: &TestServer) -> Vec<Value> {
+        let package = if client == "axios" { "axios" } else { "@anthropic-ai/sdk" };
+        let mut command = Command::from(programs::node_script("post.mjs", package));
+        command.args([client, &server.url("")]);
+        run(command).await.records()
+    }
+
+    /// The events of a message in the API of Anthropic.
+    fn message_events() -> Vec<Value> {
+        vec![
+            json!({ "type": "message_start", "message": { "id": "m", "content": [] } }),
+            json!({ "type": "content_block_delta", "index": 0, "delta": { "type": "text_delta", "text": "hel" } }),
+            json!({ "type": "content_block_delta", "index": 0, "delta": { "type": "text_delta", "text": "lo" } }),
+            json!({ "type": "message_stop" }),
+        ]
+    }
+
+    fn message_push() -> Push {
+        let events = message_events().into_iter().map(|event| {
+            let event_type = event["type"].as_str().unwrap().to_owned();
+            Event::json(&event)?.with_type(event_type)
+        });
+        // Each event comes alone. A poll would have the first event only.
+        Push::new(stream::iter(events).then(async |event| {
+            tokio::task::yield_now().await;
+            event
+        }))
+    }
+
+    #[tokio::test]
+    async fn whole_stream_arrives() {
+        let app = Router::new().fallback(async || message_push()).layer(PushLayer::new());
+        let server = TestServer::start(app).await;
+        assert_eq!(post("anthropic", &server).await, message_events());
+        let answers = post("axios", &server).await;
+        assert_eq!(answers[0]["type"], "text/event-stream");
+        let body = answers[0]["data"].as_str().unwrap();
+        assert!(body.contains("message_stop"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn refusal_is_503_with_retry_after() {
+        let admission = Admission::builder().max_streams(0).build();
+        let guard = Guard::builder().admission(&admission).build();
+        let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
+        let app = Router::new().fallback(async || message_push()).layer(layer);
+        let server = TestServer::start(app).await;
+        for client in ["anthropic", "axios"] {
+            let answers = post(client, &server).await;
+            assert_eq!(answers[0]["status"], 503, "{client}");
+            assert!(answers[0]["retryAfter"].as_u64() > Some(0), "{client}");
+        }
     }
 }
 
