@@ -39,7 +39,7 @@
 //!
 //! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
-//! contains `private` or `no-store` stays, unless the push's own is stricter.
+//! contains `private` or `no-store` stays, unless the push's own `Cache-Control` is stricter.
 //!
 //! **Make this layer the innermost.** The carrier has the status 500, so that a missing layer is noticed. Layers inside this
 //! layer see the carrier, and may log its status as a failure, retry the request, or replace the carrier by an error page. A
