@@ -68,8 +68,8 @@ pin_project! {
     /// ```
     ///
     /// # With warp
-    /// Serve `warp::service(filter)` with the loop above. `warp::serve` creates its connections itself, and they cannot be
-    /// wrapped.
+    /// Serve `warp::service(filter)` with the loop above. `warp::serve` creates its connections itself, and these
+    /// connections cannot be wrapped.
     ///
     /// # With axum
     /// `axum::serve` accepts any listener, and the listener wraps each connection:
@@ -118,7 +118,7 @@ pin_project! {
     /// send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep
     /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as
     /// progress, and a client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the
-    /// code.
+    /// code that sets this option.
     ///
     /// # HTTP/2
     /// `WriteProgress` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:

@@ -663,7 +663,11 @@ mod npm_post {
     use super::*;
 
     async fn post(client: &str, server: &TestServer) -> Vec<Value> {
-        let package = if client == "axios" { "axios" } else { "@anthropic-ai/sdk" };
+        let package = if client == "axios" {
+            "axios"
+        } else {
+            "@anthropic-ai/sdk"
+        };
         let mut command = Command::from(programs::node_script("post.mjs", package));
         command.args([client, &server.url("")]);
         run(command).await.records()
@@ -693,7 +697,9 @@ mod npm_post {
 
     #[tokio::test]
     async fn whole_stream_arrives() {
-        let app = Router::new().fallback(async || message_push()).layer(PushLayer::new());
+        let app = Router::new()
+            .fallback(async || message_push())
+            .layer(PushLayer::new());
         let server = TestServer::start(app).await;
         assert_eq!(post("anthropic", &server).await, message_events());
         let answers = post("axios", &server).await;

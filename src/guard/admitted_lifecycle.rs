@@ -49,7 +49,7 @@ pub(super) struct AdmittedLifecycle {
     has_complete_response: AtomicBool,
     /// Whether another guard, inside this one, has refused the request.
     is_refused: AtomicBool,
-    /// The handle of the guard around this one. Holding it keeps the stream open for that guard.
+    /// The handle of the guard around this one. While this handle is held, the stream counts as open for that guard.
     outer: Option<StreamHandle>,
 }
 

@@ -179,7 +179,7 @@ impl DrainPlan {
     }
 }
 
-/// Upper bound for the durations of a plan, 30 days: adding it to `Instant::now()` does not overflow.
+/// Upper bound for the durations of a plan, 30 days: adding such a duration to `Instant::now()` does not overflow.
 const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Drain {

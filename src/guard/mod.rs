@@ -41,7 +41,7 @@
 //! | the stream has reached its [lifetime](GuardBuilder::max_lifetime) | at 80 to 100 % of the maximum | an end, with a time of about a second after which to reconnect |
 //! | the client's credential has [expired](crate::source::Subscription::expire_by) | at that time | an end; a WebSocket is closed with 3005 |
 //!
-//! An end with a time to reconnect is an [`Item::Ended`](crate::Item::Ended). Each transport sends it in its own form:
+//! An end with a time to reconnect is an [`Item::Ended`](crate::Item::Ended). Each transport sends this item in its own form:
 //!
 //! | transport | what is sent |
 //! |---|---|
@@ -80,9 +80,9 @@
 //! which the stream ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls does not count
 //! as open. Each poll counts as open while it waits for its response.
 //!
-//! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport
-//! opens them with a [`PendingSubscription`](crate::supervision::PendingSubscription). If it opens them in another way, the guard only limits
-//! their number, and a drain waits for them.
+//! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport opens them
+//! with a [`PendingSubscription`](crate::supervision::PendingSubscription). If the transport opens its streams in a different way, the guard
+//! only limits their number, and a drain waits for them.
 //!
 //! If one guard wraps another, the inner guard ends the streams, and both guards count them.
 
@@ -320,7 +320,8 @@ impl<T: Transport> Transport for GuardedTransport<T> {
 /// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
 /// the head.
 fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
-    // The drain is checked before the limits, because its time to reconnect is the right one for a client that both refuse.
+    // The drain is checked before the limits, because the drain's time to reconnect is the right one for a client that both would
+    // refuse.
     if guard.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
     }

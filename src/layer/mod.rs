@@ -39,7 +39,7 @@
 //!
 //! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
-//! contains `private` or `no-store` stays, unless the push's own is stricter.
+//! contains `private` or `no-store` stays, unless the push's own `Cache-Control` is stricter.
 //!
 //! A `QUERY` request may have its parameters in a form, in its body. A [`FormBodyLayer`] around this layer reads the form.
 //!

@@ -116,8 +116,8 @@ impl OriginPolicy {
         Self::new(BaseRule::ListedOnly).allow_origin(origin)
     }
 
-    /// Allows all pages, regardless of their `Origin`. Use it for public data, which requires neither a cookie nor access to a
-    /// private network.
+    /// Allows all pages, regardless of their `Origin`. Use this policy for public data, which requires neither a cookie nor
+    /// access to a private network.
     pub fn any() -> Self {
         Self::new(BaseRule::AnyOrigin)
     }
@@ -211,7 +211,7 @@ impl PolicyRules {
         }
         let mut sites = head.headers.get_all(SEC_FETCH_SITE).iter();
         let is_cross_origin = sites.any(|site| site == "cross-site" || site == "same-site");
-        // After DNS rebinding, the requests of the attacker's page are same-origin and have no `Origin` either.
+        // After DNS rebinding, the requests of the attacker's page are same-origin, and a `GET` of that page has no `Origin`.
         let is_for_listed_host = || {
             self.listed
                 .iter()

@@ -8,7 +8,7 @@ use crate::{
     event::{Gap, GapReason, Item},
 };
 
-/// Any source, boxed as one type. Services and handlers return it.
+/// Any source, boxed as one type. Services and handlers return a `Push`.
 ///
 /// A layer around the service, such as [`PushLayer`](crate::PushLayer), turns the push into a response.
 ///

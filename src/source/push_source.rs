@@ -24,7 +24,7 @@ pub trait PushSource {
     /// Returns whether the source can resume from the cursor that a returning client sends. Only plain streams return `false`.
     ///
     /// Some transports, such as long-polling, send one stream in several responses. If the source can resume, each request subscribes
-    /// to it anew. If not, the transport keeps the stream between the requests.
+    /// to it anew. If the source cannot resume, the transport keeps the stream between the requests.
     fn is_resumable(&self) -> bool {
         true
     }

@@ -47,7 +47,7 @@ impl RequestedCursor {
 
     fn from_headers(headers: &HeaderMap) -> Self {
         let values = headers.get_all(LAST_EVENT_ID).into_iter();
-        // A value that is not visible ASCII becomes one that is not a valid id.
+        // A value that is not visible ASCII becomes a text that is not a valid id.
         Self::from_values(values.map(|value| value.to_str().unwrap_or("\0")))
     }
 

@@ -146,7 +146,7 @@ impl Subscription {
         &self.shared.head
     }
 
-    /// Ends the stream at `time` at the latest, because the client's credential (a token, a session) expires then.
+    /// Ends the stream at `time` at the latest, because the client's credential (a token, a login session) expires then.
     ///
     /// The earliest `time` of several calls wins. The client may reconnect with a new credential. A source calls this method
     /// before it accepts the subscription; a later call has no effect. A stream that expires needs tokio's clock. If a transport

@@ -20,7 +20,7 @@ enum Specificity {
     AnySubtype,
     /// The `Accept` header has the media type itself.
     MediaType,
-    /// The request asks for the transport in another way than with `Accept`, such as with an upgrade.
+    /// The request asks for the transport in a way other than `Accept`, such as an upgrade.
     BeyondAccept,
 }
 

@@ -116,8 +116,8 @@ pub(super) trait StreamWriter {
 
     /// Writes the items that are ready to `out`, until `out` is full or the stream ends.
     ///
-    /// Returns `Pending` once nothing more is ready, even if it has written something. Returns [`WriteOutcome::FrameReady`] only if it has
-    /// written something.
+    /// Returns `Pending` once nothing more is ready, even if the writer has written something. Returns [`WriteOutcome::FrameReady`] only
+    /// if the writer has written something.
     ///
     /// # Errors
     /// Returns an error if the stream fails. The body sends the bytes that were written before, and then fails too.

@@ -114,8 +114,8 @@ impl RecordReader {
         vec![record]
     }
 
-    /// Removes and returns the next line or part. Returns `None` if it is incomplete. The inner value is `None` for heartbeats and other
-    /// pieces without a record.
+    /// Removes and returns the next line or part. Returns `None` if the line or part is incomplete. The inner value is `None` for
+    /// heartbeats and other pieces without a record.
     fn next_piece(&mut self) -> Option<Option<ParsedRecord>> {
         let delimiter = match &self.format {
             Format::Multipart { delimiter } => delimiter.clone(),
@@ -168,7 +168,7 @@ impl RecordReader {
         })
     }
 
-    /// Parses an envelope, and moves the cursor to its id. Returns `None` if it holds neither an event, a gap nor an end.
+    /// Parses an envelope, and moves the cursor to its id. Returns `None` if the text holds neither an event, a gap nor an end.
     fn parse_json(&mut self, text: &str) -> Option<ParsedRecord> {
         let mut value: Value = serde_json::from_str(text).ok()?;
         if let Some(id) = value["id"].as_str() {

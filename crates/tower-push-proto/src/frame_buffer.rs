@@ -86,7 +86,7 @@ impl FrameBuffer {
         self.open_frame = OpenFrame::Copied(copied);
     }
 
-    /// Appends shared bytes. Copies them only if they are short and join other writes.
+    /// Appends shared bytes. Copies the bytes only if they are short and join other writes.
     #[inline]
     pub fn push(&mut self, bytes: Bytes) {
         if self.complete_frame_unless_joined(&bytes) {

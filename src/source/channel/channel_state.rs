@@ -41,7 +41,7 @@ pub(super) struct ResolvedStart {
     pub(super) position: u64,
     /// An item that the subscriber gets before its first event: a gap or a cursor.
     pub(super) first_item: Option<Item>,
-    /// The cursor that the client resumes from. `None` if there is no cursor, or if it is not of this channel.
+    /// The cursor that the client resumes from. `None` if there is no cursor, or if the cursor is not of this channel.
     pub(super) requested_cursor: Option<EventId>,
 }
 

@@ -35,7 +35,8 @@
 //! | of another epoch, or unreadable | with a gap (`epoch`), then at the oldest event |
 //!
 //! The oldest event is normally the first one in the log. A channel that [conflates](LagPolicy::conflate) also keeps events from
-//! before the log, namely those that are still the newest of their key. Its oldest event is the first of those.
+//! before the log, namely those that are still the newest of their key. The oldest event of such a channel is the first of these
+//! kept events.
 //!
 //! # Differences from other channels
 //! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each
@@ -115,8 +116,8 @@ impl Channel {
 
     /// Closes the channel: no more events can be published.
     ///
-    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that comes later and has all events is refused
-    /// with [`Rejection::finished`].
+    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that subscribes later, and has received all
+    /// events, is refused with [`Rejection::finished`].
     pub fn close(&self) {
         self.state.close();
     }
@@ -192,7 +193,7 @@ impl Channel {
     }
 }
 
-/// Each client begins after its cursor, or at the channel's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the channel's [`StartPosition`] if the client has no cursor.
 impl PushSource for Channel {
     type Stream = Subscriber;
 

@@ -29,7 +29,7 @@ pub struct Subscriber {
     first_item: Option<Box<Item>>,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
-    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found that there is none.
+    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
     requested_cursor: Option<EventId>,
     is_finished: bool,
 }

@@ -66,21 +66,21 @@
 //! the last client leaves outside of a runtime, these streams are dropped when the next client subscribes.
 //!
 //! # Ids are secrets
-//! Whoever has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token has 128
-//! random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from the
-//! system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
+//! A client that has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token
+//! has 128 random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from
+//! the system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
 //! URL.
 //!
 //! If requests are authenticated, set the owner of each stream, so that only the owner can resume the stream: see
-//! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses it. Endpoints
-//! that admit different people should therefore have a `Resumable` each.
+//! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses this
+//! `Resumable`. Endpoints that admit different people should therefore have a `Resumable` each.
 //!
 //! The ids of the wrapped source's events are replaced. Replacing an id copies the payload if the event has another clone.
 //!
 //! # Difference from a channel
-//! A [`Channel`](super::Channel) is one log that many clients read, and it does not wait for them. A `Resumable` has a log for each
-//! stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for events that many
-//! clients get, or that are produced whether or not a client reads them.
+//! A [`Channel`](super::Channel) is one log that many clients read, and a channel does not wait for its clients. A `Resumable` has
+//! a log for each stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for
+//! events that many clients get, or that are produced whether or not a client reads them.
 
 mod item_log;
 mod resumable_builder;
@@ -116,8 +116,8 @@ use crate::{
 /// Keeps the streams whose clients are away, and wraps sources so that their clients can resume them. One `Resumable` is shared by all
 /// requests. See the [module docs](self).
 ///
-/// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that were
-/// made with them.
+/// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that
+/// these clones have made.
 #[derive(Clone)]
 pub struct Resumable {
     registry: Arc<StreamRegistry>,
@@ -167,7 +167,7 @@ impl Resumable {
         self.registry.counts()
     }
 
-    /// Parks a stream that has no client now. Returns the cursor with which a request of the same owner resumes it.
+    /// Parks a stream that has no client now. Returns the cursor with which a request of the same owner resumes the stream.
     ///
     /// Transports that answer one request with the first items of a stream, and later requests with the rest, use `park`.
     #[must_use]

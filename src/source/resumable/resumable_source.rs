@@ -29,9 +29,9 @@ impl<S> ResumableSource<S> {
         }
     }
 
-    /// Sets the owner of the stream: only a request with the same owner can resume the stream. A request with another owner, or
-    /// none, is answered as if the stream did not exist. By default a stream has no owner, and requests without an owner can resume
-    /// it.
+    /// Sets the owner of the stream: only a request with the same owner can resume the stream. A request with a different owner, or
+    /// with none, is answered as if the stream did not exist. By default a stream has no owner, and requests without an owner can
+    /// resume it.
     ///
     /// ```
     /// # use tower_push::{Push, Resumable};
@@ -104,8 +104,8 @@ enum ResumeOutcome {
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at `position`, the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream, or if
-/// the stream has failed.
+/// Resumes a stream at `position`, the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream's log,
+/// or if the stream has failed.
 fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     let stream = lease.stream();
     let (before_oldest, last_position, end) = stream.inspect_log(|log| {

@@ -28,7 +28,7 @@ pub struct ResumableStream {
     position: u64,
     /// Items yielded before the first one from the log.
     first_items: VecDeque<Item>,
-    /// The cursor that the client resumes from. `None` once the reader has read an item, or has found that there is none.
+    /// The cursor that the client resumes from. `None` once the reader has read an item, or has found no item to read.
     requested_cursor: Option<EventId>,
     /// The stream's error, if the stream failed when this reader polled it.
     error: Option<BoxError>,

@@ -32,15 +32,16 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 ///    The reader that polled the stream may be gone when the stream makes progress.
 /// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and
 ///    [`AllReadersWaker::wake_count`] once more before it releases that lock. A thread first changes the log or the wake
-///    count, and then takes the wakers under that lock.
+///    count, and then takes the wakers under the same lock.
 /// 3. A reader that loses `try_lock` on the stream sets `poll_requested`, retries, and waits only while the flag is set. The lock
-///    holder clears the flag after unlocking, and wakes all readers if it was set. So the second try succeeds, or the reader sees
-///    the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
+///    holder clears the flag after unlocking, and wakes all readers if the flag was set. So the second try succeeds, or the
+///    reader sees the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
 ///
 /// The tests in `loom_tests.rs` check these invariants.
 pub(super) struct SharedStream {
     token: StreamToken,
-    /// Only requests with this owner may resume the stream. If it is `None`, only requests without an owner may.
+    /// Only requests with this owner may resume the stream. If the owner is `None`, only requests without an owner may resume the
+    /// stream.
     owner: Option<Box<str>>,
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
@@ -150,7 +151,8 @@ impl SharedStream {
             };
             let readers = &self.reader_waker.readers;
             if !readers.wait_unless(reader, cx.waker(), is_ready) {
-                // The stream is not polled again at once: one that wakes its own waker and is pending yields to other tasks.
+                // The stream is not polled again at once: a stream that wakes its own waker and returns `Pending` yields to other
+                // tasks.
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;
@@ -159,10 +161,10 @@ impl SharedStream {
 
     /// Polls the stream once, and appends the item that the stream yields to the log.
     fn poll_stream(&self, error: &mut Option<BoxError>) -> PollAttempt {
-        let Some(mut guard) = self.lock_or_request_poll() else {
+        let Some(mut stream_lock) = self.lock_or_request_poll() else {
             return PollAttempt::LockHeld;
         };
-        let Some(stream) = guard.stream() else {
+        let Some(stream) = stream_lock.stream() else {
             // Another reader has polled the stream to its end since this reader read the log.
             return PollAttempt::Progress;
         };
@@ -173,8 +175,9 @@ impl SharedStream {
             Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
             Err(panic) => {
-                let stream = guard.end_stream(LoggedEnd::Failed("the stream panicked".into()));
-                drop(guard);
+                let stream =
+                    stream_lock.end_stream(LoggedEnd::Failed("the stream panicked".into()));
+                drop(stream_lock);
                 // A second panic, while the first one unwinds, would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
                 resume_unwind(panic);
@@ -182,15 +185,15 @@ impl SharedStream {
         };
         match update {
             LogAppendOrEnd::Append(entry) => {
-                let trimmed = guard.append_to_log(entry);
-                drop(guard);
+                let trimmed = stream_lock.append_to_log(entry);
+                drop(stream_lock);
                 // Trimmed entries are dropped outside the locks, because dropping a payload can run its owner's code.
                 drop(trimmed);
             }
             LogAppendOrEnd::End(end, failure) => {
                 *error = failure;
-                let stream = guard.end_stream(end);
-                drop(guard);
+                let stream = stream_lock.end_stream(end);
+                drop(stream_lock);
                 // The stream is dropped outside the locks, because dropping a stream can run any code.
                 drop(stream);
             }
@@ -264,7 +267,7 @@ enum PollAttempt {
 /// The lock of the stream, which a reader holds while it polls the stream and appends to the log.
 struct StreamLock<'a> {
     shared: &'a SharedStream,
-    /// `None` only while the guard is dropped.
+    /// `None` only while this value is dropped.
     stream: Option<MutexGuard<'a, Option<BoxStream>>>,
 }
 
@@ -273,7 +276,7 @@ impl StreamLock<'_> {
         self.stream.as_mut()?.as_mut()
     }
 
-    /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the guard.
+    /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the lock.
     fn append_to_log(&self, entry: LoggedItem) -> Vec<LoggedItem> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
@@ -284,7 +287,7 @@ impl StreamLock<'_> {
         trimmed
     }
 
-    /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the guard.
+    /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the lock.
     fn end_stream(&mut self, end: LoggedEnd) -> Option<BoxStream> {
         lock(&self.shared.state).log.set_end(end);
         self.shared.reader_waker.readers.wake_all();

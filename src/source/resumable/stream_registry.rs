@@ -189,7 +189,7 @@ fn drop_streams(streams: Vec<Arc<SharedStream>>) {
 
 impl RegistryState {
     /// Adds a reader to the stream with this token, and counts the stream as resumed. Unparks the stream if it is parked. Returns `None`
-    /// if there is no such stream, or if it has another owner than `owner`.
+    /// if there is no such stream, or if the stream's owner is not `owner`.
     fn add_reader(
         &mut self,
         token: &StreamToken,
@@ -208,7 +208,7 @@ impl RegistryState {
         Some(registered.stream.clone())
     }
 
-    /// Removes a reader from a stream. If the stream has no other reader, it is parked.
+    /// Removes a reader from a stream. Parks the stream if it has no other reader.
     fn remove_reader(&mut self, token: &StreamToken) {
         let Some(registered) = self.streams.get_mut(token) else {
             return;

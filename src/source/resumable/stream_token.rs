@@ -27,7 +27,7 @@ impl StreamToken {
         self.0.id(position)
     }
 
-    /// Splits an id into its token and position. Returns `None` if the id has another form.
+    /// Splits an id into its token and position. Returns `None` if the id has a different form.
     pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
         IdPrefix::split(id).map(|(prefix, position)| (Self(prefix), position))
     }

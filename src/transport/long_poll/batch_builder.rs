@@ -44,7 +44,7 @@ pub(super) struct BatchBuilder {
 /// A complete batch, which is the body of one response.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// The encoded batch. For a batch without items it may be an empty JSON array, for example.
+    /// The encoded batch. The body of a batch without items may be an empty JSON array, for example.
     pub(super) body: Bytes,
     /// Whether the batch holds an event or a gap.
     pub(super) has_content: bool,
@@ -221,8 +221,8 @@ impl BatchBuilder {
         has_max_bytes || self.event_count >= self.limits.max_events
     }
 
-    /// Returns whether the batch is worth a response. A batch that has only a gap, and no new cursor, is not worth one: the client would
-    /// poll again at once, with its old cursor, and get the same gap.
+    /// Returns whether the batch is worth a response. A batch that has only a gap, and no new cursor, is not worth a response: the
+    /// client would poll again at once, with its old cursor, and get the same gap.
     pub(super) fn is_worth_sending(&self) -> bool {
         self.event_count > 0 || (self.has_content && self.has_source_cursor)
     }

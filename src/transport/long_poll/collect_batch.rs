@@ -18,7 +18,7 @@ use crate::{
     transport::{MAX_ITEMS_PER_POLL, moving_deadline_timer::MovingDeadlineTimer},
 };
 
-/// The times for which a long-poll request waits. Each is at most one day.
+/// The times for which a long-poll request waits. Each time is at most one day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitTimes {
     /// The time to wait for the first event.

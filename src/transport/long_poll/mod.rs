@@ -85,10 +85,10 @@
 //! Both loops should stop at a record with `end.finished`. For requests across origins, CORS must expose `ETag` and `Last-Event-ID`.
 //!
 //! # The dialect of Durable Streams
-//! This dialect consists of the reads of the
-//! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect
-//! with the query parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports,
-//! a request with both parameters always gets this one; for a request with `offset` alone, the `Accept` header decides.
+//! This dialect consists of the reads of the [Durable Streams
+//! protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect with the query
+//! parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports, a request with
+//! both `offset` and `live` always gets long-polling; for a request with `offset` alone, the `Accept` header decides.
 //!
 //! An offset is an [escaped](crate::EventId::escaped) cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
 //! [content type](LongPoll::durable_content_type).
@@ -127,7 +127,9 @@ use http::{HeaderValue, Method, request::Parts};
 use self::{
     batch_builder::{BatchBuilder, BatchLimits},
     collect_batch::WaitTimes,
-    durable::{DurableRead, DurableStreams, is_durable_live_request, is_durable_request},
+    durable::{
+        DurableReadHandler, DurableStreamsConfig, is_durable_live_request, is_durable_request,
+    },
     long_poll_source::LongPollSource,
     wait_time::WaitTimePolicy,
 };
@@ -155,7 +157,7 @@ struct LongPollConfig {
     wait_time_policy: WaitTimePolicy,
     batch_window: Duration,
     batch_limits: BatchLimits,
-    durable_streams: DurableStreams,
+    durable_streams: DurableStreamsConfig,
     resumable: Resumable,
 }
 
@@ -183,7 +185,7 @@ impl LongPoll {
                 max_events: 1024,
                 max_bytes: 256 * 1024,
             },
-            durable_streams: DurableStreams {
+            durable_streams: DurableStreamsConfig {
                 content_type: HeaderValue::from_static("application/json"),
                 has_public_cache: false,
                 is_only_dialect: false,
@@ -336,7 +338,7 @@ impl Transport for LongPoll {
             more: self.0.batch_window,
         };
         if self.0.speaks_durable_streams(head) {
-            let read = DurableRead {
+            let read = DurableReadHandler {
                 dialect: self.0.durable_streams.clone(),
                 source,
                 batch_limits,

@@ -1,4 +1,5 @@
-//! The long-poll dialect of HTTP's validators: a response has its cursor in `ETag`, and the next request has it in `If-None-Match`.
+//! The long-poll dialect of HTTP's validators: a response has its cursor in `ETag`, and the next request has the cursor in
+//! `If-None-Match`.
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -82,7 +83,7 @@ pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> R
 }
 
 /// Makes the response with a batch. Its status is 200 even if the batch is empty, because browsers discard their cached batch and its
-/// `ETag` when they get another status.
+/// `ETag` when they get a different status.
 pub(super) fn batch_response(
     batch: Batch,
     format: &str,

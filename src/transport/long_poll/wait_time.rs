@@ -57,7 +57,7 @@ impl NegotiatedWaitTime {
     }
 }
 
-/// Returns the wait time in the header `Prefer`. If it has several `wait` preferences, only the first one counts
+/// Returns the wait time in the header `Prefer`. If the header has several `wait` preferences, only the first one counts
 /// ([RFC 7240 §2](https://www.rfc-editor.org/rfc/rfc7240#section-2)).
 fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     let values = headers.get_all(PREFER).into_iter();

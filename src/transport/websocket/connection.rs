@@ -162,7 +162,7 @@ where
                 return Poll::Ready(());
             }
             if !self.session.is_open() && self.items.take().is_some() {
-                // Without a sender, the input that waited for room in its queue can be handled.
+                // Without a sender, the input that waited for room in the sender's queue can be handled.
                 self.message_sender = None;
                 continue;
             }
@@ -194,7 +194,7 @@ where
         if !self.unprocessed_input.is_empty() {
             let input = std::mem::take(&mut self.unprocessed_input);
             let rest = self.handle_input(&input, cx);
-            // The rest shares the memory of the input. A copy after each message would take quadratic time.
+            // The rest of the input shares its memory. A copy after each message would take quadratic time.
             self.unprocessed_input = input.slice_ref(rest);
             return Poll::Ready(());
         }
@@ -279,7 +279,8 @@ where
         input
     }
 
-    /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more.
+    /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more
+    /// items.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(items) = &mut self.items else {
             return Poll::Pending;

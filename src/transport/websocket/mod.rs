@@ -317,7 +317,7 @@ impl Transport for WebSocket {
     }
 }
 
-/// The stream of a source that had finished before the client subscribed. It yields only [`Item::Finished`].
+/// The stream of a source that had finished before the client subscribed. The stream yields only [`Item::Finished`].
 struct FinishedStream;
 
 impl Stream for FinishedStream {

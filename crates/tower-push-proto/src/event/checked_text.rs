@@ -6,7 +6,7 @@ pub(super) const MAX_TEXT_LEN: usize = 128;
 
 /// Whether a text can be the value of a header: 1 to 128 bytes without control characters, and without white space at its ends. HTTP strips
 /// white space from both ends of a header's value.
-pub(super) fn is_header_line(text: &str) -> bool {
+pub(super) fn is_short_header_value(text: &str) -> bool {
     let is_one_line = text.trim() == text && !text.chars().any(char::is_control);
     (1..=MAX_TEXT_LEN).contains(&text.len()) && is_one_line
 }

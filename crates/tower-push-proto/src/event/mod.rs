@@ -1,7 +1,7 @@
 //! Events, and the other items that a source's stream yields.
 //!
-//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. Their constructors check ids, types and topics.
-//! Transports need not check them again, and no event can inject a field or a header into a stream.
+//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. Ids, types and topics are checked when they are
+//! made. Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
 //! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
 //! into items, and a `Result` of each.

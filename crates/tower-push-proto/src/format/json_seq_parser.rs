@@ -14,8 +14,8 @@ use crate::error::Error;
 /// §2.4](https://www.rfc-editor.org/rfc/rfc7464#section-2.4)). Any other JSON text that contains a record separator was cut off there: the
 /// parser fails with [`Error::is_malformed`], and continues after the separator when it is called again.
 ///
-/// The parser keeps at most one JSON text. It fails with [`Error::is_too_long`] if a JSON text is longer than
-/// [`max_record_len`](Self::max_record_len). Every later call fails too.
+/// The parser keeps at most one JSON text. The parser fails with [`Error::is_too_long`] if a JSON text is longer than
+/// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;

@@ -285,7 +285,7 @@ impl BatchEncoder for MultipartEncoder {
             // No part follows, so the delimiter after the last part becomes the last delimiter.
             out.truncate(out.len() - delimiter.len());
         } else {
-            // Headers of a next part have been written. They become a part without content.
+            // Headers of a next part have been written. These headers become a part without content.
             out.put_slice(b"\r\n\r\n");
         }
         self.write_last_delimiter(out);

@@ -282,7 +282,7 @@ impl Inflater {
             if is_stream_end {
                 self.0.reset(false);
             }
-            let out = out.with_spare_capacity()?;
+            let out = out.reserve_spare_capacity()?;
             let consumed_before = self.0.total_in();
             let status = self.0.decompress_vec(input, out, FlushDecompress::Sync);
             input = &input[(self.0.total_in() - consumed_before) as usize..];
@@ -324,7 +324,7 @@ impl BoundedBuffer {
     }
 
     /// Returns the buffer with room for at least one more byte.
-    fn with_spare_capacity(&mut self) -> Result<&mut Vec<u8>, InflateError> {
+    fn reserve_spare_capacity(&mut self) -> Result<&mut Vec<u8>, InflateError> {
         let len = self.bytes.len();
         if len > self.max_len {
             return Err(InflateError::TooBig);

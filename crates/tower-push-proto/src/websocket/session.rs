@@ -73,7 +73,7 @@ use crate::{
 ///
 /// # Memory
 /// An idle session owns no heap memory. A session buffers at most one incomplete message of the client, whose length is at most
-/// [`max_message_size`](SessionConfig::max_message_size). It also buffers at most 64 KiB of output and one more event.
+/// [`max_message_size`](SessionConfig::max_message_size). A session also buffers at most 64 KiB of output and one more event.
 ///
 /// # Example
 /// ```
@@ -157,7 +157,7 @@ enum SessionState {
 /// A close that waits for the items of the current round.
 #[derive(Clone, Copy, Debug)]
 struct PendingClose {
-    /// The code of our close frame. `None` answers a client's close frame without a code.
+    /// The code of our close frame. `None` if our close frame answers a client's close frame without a code.
     code: Option<CloseCode>,
     reason: &'static str,
 }

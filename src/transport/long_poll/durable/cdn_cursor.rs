@@ -4,8 +4,8 @@ use crate::random;
 
 /// The protocol's `cursor`: a number in the URL of a poll, which makes a CDN take the poll for a new request.
 ///
-/// Its value is the number of 20 s intervals since 2024-10-09T00:00:00Z. A new cursor is always greater than the cursor that the client
-/// sent.
+/// The value of the cursor is the number of 20 s intervals since 2024-10-09T00:00:00Z. A new cursor is always greater than the cursor
+/// that the client sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CdnCursor {
     /// The cursor in the request; `None` if the request has no valid cursor.

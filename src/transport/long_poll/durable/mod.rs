@@ -67,7 +67,7 @@ const GAP_MESSAGE: &str = "what is behind this offset is gone: begin with offset
 
 /// The settings of the Durable Streams dialect.
 #[derive(Clone, Debug)]
-pub(super) struct DurableStreams {
+pub(super) struct DurableStreamsConfig {
     pub(super) content_type: HeaderValue,
     /// Whether shared caches may keep responses.
     pub(super) has_public_cache: bool,
@@ -79,15 +79,15 @@ pub(super) struct DurableStreams {
 }
 
 /// One read request of the protocol: its settings, the source that it reads, and its limits.
-pub(super) struct DurableRead {
-    pub(super) dialect: DurableStreams,
+pub(super) struct DurableReadHandler {
+    pub(super) dialect: DurableStreamsConfig,
     pub(super) source: LongPollSource,
     pub(super) batch_limits: BatchLimits,
     pub(super) wait_time: NegotiatedWaitTime,
     pub(super) wait_times: WaitTimes,
 }
 
-impl DurableRead {
+impl DurableReadHandler {
     pub(super) async fn respond(self, head: &Parts) -> Response<PushBody> {
         let mut response = match ReadRequest::parse(head) {
             Err(message) => message_response(StatusCode::BAD_REQUEST, message),
@@ -210,12 +210,12 @@ impl DurableRead {
     }
 }
 
-impl DurableStreams {
+impl DurableStreamsConfig {
     fn is_json(&self) -> bool {
         self.sse_data_format() == SseDataFormat::JsonArray
     }
 
-    /// Chooses the data encoding of event streams by the content type without its parameters (§5.8).
+    /// Chooses the data format of event streams by the content type without its parameters (§5.8).
     fn sse_data_format(&self) -> SseDataFormat {
         let content_type = self.content_type.to_str().unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();

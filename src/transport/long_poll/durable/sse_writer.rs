@@ -31,8 +31,8 @@ pub(super) enum SseDataFormat {
     Base64,
 }
 
-/// Writes a stream as server-sent events of the protocol (§5.8). For each batch it writes `event: data`, unless the batch is empty, and
-/// `event: control`.
+/// Writes a stream as server-sent events of the protocol (§5.8). For each batch the writer writes `event: data`, unless the batch is
+/// empty, and `event: control`.
 pub(super) struct DurableSseWriter<S> {
     /// The source's stream; `None` once the stream has ended.
     stream: Option<SupervisedStream<S>>,
@@ -56,11 +56,11 @@ enum PendingEnd {
 /// The state from which `control` events are made: the values that were sent, and those that the next event sends.
 struct ControlEventState {
     cdn_cursor: CdnCursor,
-    /// The greatest stream cursor that a `control` event has had.
+    /// The greatest CDN cursor that a `control` event has had.
     max_cdn_cursor: u64,
     /// The offset after the last batch; `None` as long as neither the request nor the source has given one.
     offset: Option<EventId>,
-    /// The `offset` parameter of the request. `control` events repeat it as long as there is no other offset.
+    /// The `offset` parameter of the request. `control` events repeat this offset as long as there is no other offset.
     requested_offset: String,
     /// Whether the last `control` event has said that the client is up to date.
     is_up_to_date: bool,

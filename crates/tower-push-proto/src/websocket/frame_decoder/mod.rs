@@ -96,7 +96,7 @@ pub enum DecoderEvent {
     Message(Message),
     /// A complete message that was validated and dropped, because `keep_message` was `false`.
     DroppedMessage,
-    /// A ping. Its payload was passed to `on_ping`.
+    /// A ping. The payload of the ping was passed to `on_ping`.
     Ping,
     /// A pong, with any payload.
     Pong,
