@@ -431,7 +431,7 @@ async fn any_route_opens_streams_for_four_methods() {
         ("PUT", 405),
         ("DELETE", 405),
     ] {
-        let mut client = HttpClient::connect(&server, testkit::HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, testkit::HttpVersion::Http1).await;
         let response = client.send_request(method, "/", &[]).await;
         assert_eq!(response.head.status, status, "{method}");
         let allow = matches!(status, 204 | 405).then_some(ALLOWED_METHODS);

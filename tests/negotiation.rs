@@ -109,9 +109,10 @@ async fn documented_transports_answer() {
             let request = empty_request(method, "/", header.as_slice());
             let mut head = request.into_parts().0;
             let response = Negotiate::new().respond(&mut head, push).await;
-            let answer = match response.status() {
+            let status = response.status();
+            let answer = match status {
                 StatusCode::OK => response.headers()["content-type"].to_str().unwrap(),
-                status => status.as_str(),
+                _ => status.as_str(),
             };
             let answer = answer.split(';').next().unwrap();
             assert_eq!(answer, expected, "{method} {accept:?}, source {index}");

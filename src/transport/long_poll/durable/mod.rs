@@ -204,6 +204,7 @@ impl DurableReadHandler {
         };
         let data_format = self.dialect.sse_data_format();
         let mut headers = event_stream_headers(data_format == SseDataFormat::Base64);
+        set_incremental(&mut headers, self.dialect.is_incremental);
         let writer =
             DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
         streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
