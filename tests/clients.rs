@@ -30,7 +30,7 @@ use tower_push::{
     guard::Admission,
     layer::TransportLayer,
     service,
-    source::source_fn,
+    source::{Subscription, source_fn},
     transport::{Chunked, Negotiate, Sse},
 };
 
@@ -589,6 +589,24 @@ mod curl {
         ] {
             let output = read_acknowledging(version, &post, "sse", Ending::Ended).await;
             assert_eq!(output.code, Some(0), "{version:?}: {}", output.stderr);
+        }
+    }
+
+    #[tokio::test]
+    async fn query_method_has_cursor_in_form() {
+        let id = "2026-11-28T22:00:00+01:00/=&,";
+        let echo = source_fn(async |subscription: Subscription| {
+            let cursor = subscription.cursor().map(ToString::to_string);
+            Ok(stream::iter([cursor.unwrap_or_default()]))
+        });
+        let server = TestServer::start(service(echo)).await;
+        let field = format!("last_event_id={id}");
+        let arguments = ["--request", "QUERY", "--data-urlencode", &field];
+        for version in HttpVersion::ALL {
+            let output = run(curl(version, &arguments, &server.url("/"))).await;
+            assert_eq!(output.code, Some(0), "{version:?}: {}", output.stderr);
+            let data = format!("data: {id}\n");
+            assert!(output.stdout.contains(&data), "{}", output.stdout);
         }
     }
 }
