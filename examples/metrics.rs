@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --example metrics
 //! ```
-//! It prints its address. These commands open a few streams and read the metrics:
+//! The program prints its address. These commands open a few streams and read the metrics:
 //! ```text
 //! curl -N http://127.0.0.1:3000/ticks
 //! curl -N http://127.0.0.1:3000/countdown          # a stream of its own for each client, parked while the client is away
