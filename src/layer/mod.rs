@@ -131,7 +131,7 @@ impl<T> Clone for TransportLayer<T> {
 
 /// Responds to a request with a source, over the transport that the client asks for ([`Negotiate`]).
 ///
-/// The response is ready when the source has accepted or refused the subscription. For another transport, call
+/// The response is ready when the source has accepted or refused the subscription. To use one particular transport, call
 /// [`Transport::respond`]: `Sse::new().respond(&mut head, Push::new(source)).await`.
 ///
 /// ```

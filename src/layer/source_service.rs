@@ -24,7 +24,7 @@ use crate::{
 /// | `GET`, `HEAD`, `POST` | the push |
 /// | `CONNECT` | a WebSocket over HTTP/2 |
 /// | `OPTIONS` | 204 with the allowed methods and headers. If a CORS layer is around this service, the layer answers preflight requests instead |
-/// | another | 405 |
+/// | any other | 405 |
 ///
 /// The service does not read the request's body. While a request's body is unread, some servers notice that the client has
 /// disconnected only at the next event or heartbeat. If clients upload data, write a handler that reads the body, and use

@@ -33,7 +33,7 @@
 //! | of a stream that the `Resumable` still has | the items after the cursor, from the log and then from the stream, without a hole or a duplicate |
 //! | of a stream that the `Resumable` still has, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
 //! | of a stream that the `Resumable` still has, but ahead of it | a gap (`epoch`), then the log, then the stream |
-//! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
+//! | of a stream that was dropped, or that has a different owner | a gap (`expired`), then the handler's stream |
 //! | of anything else | a gap (`epoch`), then the handler's stream |
 //!
 //! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from

@@ -19,8 +19,8 @@ pub(super) struct LongPollSource {
     pending: PendingSubscription,
     push: Push,
     resumable: Resumable,
-    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with another owner cannot resume
-    /// these streams.
+    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with a different owner cannot
+    /// resume these streams.
     owner: String,
 }
 
