@@ -19,7 +19,7 @@ use crate::{
 ///    headers.
 /// 2. The `Accept` header prefers a transport, by quality and then by how exactly it names the media type
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
-/// 3. The `Accept` header is absent, or prefers none. The first transport of the set is chosen.
+/// 3. The `Accept` header is absent, or prefers no transport. The first transport of the set is chosen.
 ///
 /// A request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
 ///
