@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tower_service::Service;
 
 use crate::{
+    guard::{Guard, GuardedTransport},
     source::{Push, PushSource, Rejection},
     transport::{BoxResponseFuture, Negotiate, PushBody, Transport, rejection_response},
 };
@@ -58,12 +59,35 @@ pub struct SourceService<S, T = Negotiate> {
     transport: Arc<T>,
 }
 
-impl<S, T> SourceService<S, T> {
+impl<S> SourceService<S> {
     /// Sets the transport. The default is [`Negotiate::new`], which lets the client choose.
-    pub fn transport<U: Transport>(self, transport: U) -> SourceService<S, U> {
+    ///
+    /// Call `transport` before [`guard`](Self::guard). A service that has a guard has no such method, so that a new transport cannot
+    /// drop the guard.
+    pub fn transport<T: Transport>(self, transport: T) -> SourceService<S, T> {
         SourceService {
             source: self.source,
             transport: Arc::new(transport),
+        }
+    }
+}
+
+impl<S, T> SourceService<S, T> {
+    /// Puts a [`Guard`] around the transport: the guard limits, counts and ends the service's streams.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Guard, service};
+    ///
+    /// let guard = Guard::new();
+    /// let feed = service(Channel::new()).guard(&guard);
+    /// ```
+    pub fn guard(self, guard: &Guard) -> SourceService<S, GuardedTransport<T>>
+    where
+        T: Transport,
+    {
+        SourceService {
+            source: self.source,
+            transport: Arc::new(guard.wrap_shared(self.transport)),
         }
     }
 }

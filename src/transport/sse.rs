@@ -36,9 +36,14 @@ use tower_push_proto::sse::{SseConfig, SseEncoder};
 use super::{BoxResponseFuture, KeepAlive, Transport, respond_streaming};
 use crate::{event::EventType, source::Push, supervision::PendingSubscription};
 
-/// The SSE transport.
+/// The SSE transport. See the [module docs](self).
 ///
-/// See the [module docs](self) for an example.
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{SseLayer, transport::Sse};
+///
+/// let layer = SseLayer::with(Sse::new().retry(Duration::from_secs(2)));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Sse {

@@ -141,9 +141,14 @@ use crate::{
     source::{Push, Resumable},
 };
 
-/// The long-poll transport.
+/// The long-poll transport. See the [module docs](self).
 ///
-/// See the [module docs](self) for an example.
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{LongPollLayer, transport::LongPoll};
+///
+/// let layer = LongPollLayer::with(LongPoll::new().wait_time(Duration::from_secs(20)));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct LongPoll(Arc<LongPollConfig>);
