@@ -2,20 +2,24 @@
 
 use std::{
     any::Any,
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderValue, StatusCode, request::Parts};
-use http_body_util::BodyExt;
+use http::{HeaderValue, Request, StatusCode, request::Parts};
+use http_body_util::{BodyExt, Empty};
 use testkit::{
-    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head,
-    send_raw_http1, websocket,
+    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, empty_request,
+    get_request_head, send_raw_http1, websocket,
 };
 use tokio::{io::AsyncWriteExt, time::Instant};
+use tower::{Layer, ServiceExt};
 use tower_push::{
-    BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
+    BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushLayer,
+    PushSource, SseLayer,
     format::Raw,
     guard::{Admission, CloseReason, GuardedTransport, Observer, RefusalReason, StreamInfo},
     service,
@@ -49,6 +53,29 @@ async fn response_text(
 
 fn admission_of(streams: usize) -> Admission {
     Admission::builder().max_streams(streams).build()
+}
+
+/// `PushLayer`, `SseLayer` and `service` take a guard without naming the types that result.
+#[tokio::test]
+async fn guard_goes_around_layers_and_services() {
+    let guard = Guard::new();
+    let pushes = || {
+        tower::service_fn(async |_: Request<Empty<Bytes>>| {
+            Ok::<_, Infallible>(Push::new(Channel::new()))
+        })
+    };
+    let request = || empty_request("GET", "/?transport=sse", &[]);
+    let negotiated = PushLayer::new().guard(&guard).layer(pushes());
+    let sse = SseLayer::with(Sse::new()).guard(&guard).layer(pushes());
+    let feed = service(Channel::new()).transport(Sse::new()).guard(&guard);
+    let responses = (
+        negotiated.oneshot(request()).await.unwrap(),
+        sse.oneshot(request()).await.unwrap(),
+        feed.oneshot(request()).await.unwrap(),
+    );
+    assert_eq!(guard.counts().open(), 3);
+    drop(responses);
+    assert_eq!(guard.counts().open(), 0);
 }
 
 fn pending_events() -> stream::Pending<Event> {

@@ -142,11 +142,11 @@ async fn foreign_page_gets_no_stream_by_any_method() {
     let attacks = [
         // The headers of `EventSource`, `fetch` and forms.
         ("origin", "https://evil.example"),
-        // The same in a sandboxed frame.
+        // The headers of the same requests from a sandboxed frame.
         ("origin", "null"),
         // The headers of `<img>`, `<script>`, `<iframe>` and `fetch` with `no-cors`.
         ("sec-fetch-site", "cross-site"),
-        // The same from another host under the same domain.
+        // The headers of the same requests from another host under the same domain.
         ("sec-fetch-site", "same-site"),
     ];
     let mut tried = 0;

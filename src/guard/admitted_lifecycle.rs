@@ -40,7 +40,7 @@ pub(super) struct AdmittedLifecycle {
     permit: AdmissionPermit,
     /// Unset until the source accepts the subscription.
     opened: OnceLock<OpeningDetails>,
-    /// The span that an observer has made, boxed because most streams have none.
+    /// The span that an observer has made, boxed because most streams have no span.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
     /// The [`CloseReason`] that is recorded if the stream closes now, as its index in [`CloseReason::ALL`].
@@ -246,7 +246,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         }
     }
 
-    /// Returns the span of the innermost guard whose observers have made one.
+    /// Returns the span of the innermost guard whose observers have made a span.
     #[cfg(feature = "tracing")]
     fn span(&self) -> Option<&Span> {
         let own_span = self.span.get().map(|span| &**span);

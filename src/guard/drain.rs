@@ -26,13 +26,13 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::{Drain, Guard, guard::DrainPlan, layer::TransportLayer, transport::Negotiate};
+/// use tower_push::{Drain, Guard, PushLayer, guard::DrainPlan};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let drain = Drain::new();
 /// let guard = Guard::builder().drain(&drain).build();
-/// let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
+/// let layer = PushLayer::new().guard(&guard);
 ///
 /// // When the server is told to stop:
 /// drain.start(DrainPlan::within(Duration::from_secs(10)));

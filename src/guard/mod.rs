@@ -4,17 +4,14 @@
 //! restart all clients reconnect in the same second. A limit on requests does not limit the number of open streams, and no metric
 //! shows this number.
 //!
-//! A [`Guard`] is a policy for the open streams of one or more transports. [`Guard::wrap`] puts the guard around a transport. The
-//! result is again a transport, and fits each [way to respond](crate::layer):
+//! A [`Guard`] is a policy for the open streams of one or more layers, services and transports:
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_push::{
 //!     Channel, Drain, Guard, OriginPolicy,
 //!     guard::{Admission, DrainPlan},
-//!     layer::TransportLayer,
-//!     service,
-//!     transport::{Negotiate, Sse},
+//!     PushLayer, service,
 //! };
 //!
 //! let drain = Drain::new();
@@ -25,14 +22,16 @@
 //!     .origin_policy(OriginPolicy::same_origin())
 //!     .build();
 //!
-//! let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
-//! let ticks = service(Channel::new()).transport(guard.wrap(Sse::new()));
+//! let layer = PushLayer::new().guard(&guard);
+//! let ticks = service(Channel::new()).guard(&guard);
 //!
 //! // Later: how many streams are open, and the end of all of them.
 //! println!("{} streams", guard.counts().open());
 //! drain.start(DrainPlan::within(Duration::from_secs(10)));
 //! # let _ = (layer, ticks);
 //! ```
+//!
+//! [`Guard::wrap`] puts a guard around a transport. The result is again a transport.
 //!
 //! # How a stream ends
 //! | reason | when | what the client receives |
@@ -125,6 +124,15 @@ use crate::{
 /// A policy for the open streams of one or more transports. See the [module docs](self).
 ///
 /// Clones share the policy and the counts.
+///
+/// ```
+/// use tower_push::{Drain, Guard, PushLayer, guard::Admission};
+///
+/// let drain = Drain::new();
+/// let admission = Admission::builder().max_streams(50_000).build();
+/// let guard = Guard::builder().drain(&drain).admission(&admission).build();
+/// let layer = PushLayer::new().guard(&guard);
+/// ```
 #[derive(Clone, Default)]
 pub struct Guard(Arc<SharedGuard>);
 
@@ -134,10 +142,10 @@ pub struct Guard(Arc<SharedGuard>);
 pub struct GuardBuilder(SharedGuard);
 
 /// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct GuardedTransport<T> {
     guard: Guard,
-    transport: T,
+    transport: Arc<T>,
 }
 
 impl Guard {
@@ -151,11 +159,16 @@ impl Guard {
         GuardBuilder::default()
     }
 
-    /// Puts this guard around `transport`. The result is a transport, for [`SourceService::transport`] or [`TransportLayer::with`].
+    /// Puts this guard around `transport`. The result is a transport.
     ///
-    /// [`SourceService::transport`]: crate::layer::SourceService::transport
-    /// [`TransportLayer::with`]: crate::layer::TransportLayer::with
+    /// For a layer or a service, [`TransportLayer::guard`](crate::TransportLayer::guard) and
+    /// [`SourceService::guard`](crate::layer::SourceService::guard) are shorter.
     pub fn wrap<T: Transport>(&self, transport: T) -> GuardedTransport<T> {
+        self.wrap_shared(Arc::new(transport))
+    }
+
+    /// Puts this guard around a transport that others may use without the guard.
+    pub(crate) fn wrap_shared<T>(&self, transport: Arc<T>) -> GuardedTransport<T> {
         GuardedTransport {
             guard: self.clone(),
             transport,
@@ -240,6 +253,13 @@ impl fmt::Debug for Guard {
 impl fmt::Debug for GuardBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt_as("GuardBuilder", f)
+    }
+}
+
+/// Clones share the guard and the transport.
+impl<T> Clone for GuardedTransport<T> {
+    fn clone(&self) -> Self {
+        self.guard.wrap_shared(self.transport.clone())
     }
 }
 

@@ -68,6 +68,7 @@ pub use self::{
     source_service::{SourceResponseFuture, SourceService, service},
 };
 use crate::{
+    guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{Chunked, LongPoll, Negotiate, PushBody, Sse, Transport},
 };
@@ -83,7 +84,18 @@ pub struct TransportLayer<T> {
 
 /// A layer that lets the client choose the transport. See [`Negotiate`].
 ///
-/// With a [guard](crate::Guard), write `TransportLayer::with(guard.wrap(Negotiate::new()))` instead.
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use axum::{Router, routing::any};
+/// use tower_push::{Push, PushLayer};
+///
+/// async fn numbers() -> Push {
+///     Push::new(tokio_stream::iter(["one", "two"]))
+/// }
+///
+/// let app: Router = Router::new().route("/numbers", any(numbers)).layer(PushLayer::new());
+/// # }
+/// ```
 pub type PushLayer = TransportLayer<Negotiate>;
 
 /// A layer that responds with [Server-Sent Events](Sse), regardless of the request's `Accept`.
@@ -96,6 +108,12 @@ pub type ChunkedLayer = TransportLayer<Chunked>;
 pub type LongPollLayer = TransportLayer<LongPoll>;
 
 /// A layer that accepts [WebSockets](crate::transport::WebSocket), and responds with 426 to other requests.
+///
+/// ```
+/// use tower_push::{WebSocketLayer, transport::WebSocket};
+///
+/// let layer = WebSocketLayer::with(WebSocket::new().max_message_size(16 * 1024));
+/// ```
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub type WebSocketLayer = TransportLayer<crate::transport::WebSocket>;
@@ -114,6 +132,19 @@ impl<T: Transport> TransportLayer<T> {
         Self {
             transport: Arc::new(transport),
         }
+    }
+
+    /// Puts a [`Guard`] around the layer's transport: the guard limits, counts and ends its streams.
+    ///
+    /// ```
+    /// use tower_push::{Guard, PushLayer, SseLayer, transport::Sse};
+    ///
+    /// let guard = Guard::new();
+    /// let negotiated = PushLayer::new().guard(&guard);
+    /// let sse = SseLayer::with(Sse::new()).guard(&guard);
+    /// ```
+    pub fn guard(self, guard: &Guard) -> TransportLayer<GuardedTransport<T>> {
+        TransportLayer::with(guard.wrap_shared(self.transport))
     }
 }
 
@@ -135,7 +166,7 @@ impl<T> Clone for TransportLayer<T> {
 
 /// Responds to a request with a source, over the transport that the client asks for ([`Negotiate`]).
 ///
-/// The response is ready when the source has accepted or refused the subscription. For another transport, call
+/// The response is ready when the source has accepted or refused the subscription. To use one particular transport, call
 /// [`Transport::respond`]: `Sse::new().respond(&mut head, Push::new(source)).await`.
 ///
 /// ```

@@ -13,6 +13,7 @@ use tower_service::Service;
 
 use super::form_body_layer::read_query_body;
 use crate::{
+    guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
         BoxResponseFuture, Negotiate, PushBody, Transport, is_query_method, method_rejection,
@@ -30,7 +31,7 @@ use crate::{
 /// | `QUERY` | the push. The body may be a form, which the source finds as a [`FormBody`](crate::source::FormBody) in the head's extensions |
 /// | `CONNECT` | a WebSocket over HTTP/2 |
 /// | `OPTIONS` | 204 with the allowed methods and headers. If a CORS layer is around this service, the layer answers preflight requests instead |
-/// | another | 405 |
+/// | any other | 405 |
 ///
 /// The other [ways to respond](super) treat methods alike.
 ///
@@ -66,12 +67,35 @@ pub struct SourceService<S, T = Negotiate> {
     transport: Arc<T>,
 }
 
-impl<S, T> SourceService<S, T> {
+impl<S> SourceService<S> {
     /// Sets the transport. The default is [`Negotiate::new`], which lets the client choose.
-    pub fn transport<U: Transport>(self, transport: U) -> SourceService<S, U> {
+    ///
+    /// Call `transport` before [`guard`](Self::guard). A service that has a guard has no such method, so that a new transport cannot
+    /// drop the guard.
+    pub fn transport<T: Transport>(self, transport: T) -> SourceService<S, T> {
         SourceService {
             source: self.source,
             transport: Arc::new(transport),
+        }
+    }
+}
+
+impl<S, T> SourceService<S, T> {
+    /// Puts a [`Guard`] around the transport: the guard limits, counts and ends the service's streams.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Guard, service};
+    ///
+    /// let guard = Guard::new();
+    /// let feed = service(Channel::new()).guard(&guard);
+    /// ```
+    pub fn guard(self, guard: &Guard) -> SourceService<S, GuardedTransport<T>>
+    where
+        T: Transport,
+    {
+        SourceService {
+            source: self.source,
+            transport: Arc::new(guard.wrap_shared(self.transport)),
         }
     }
 }

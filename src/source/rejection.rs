@@ -41,8 +41,8 @@ impl Rejection {
 
     /// Creates the rejection of a source that has finished: clients must not reconnect.
     ///
-    /// Its status is 204, after which an `EventSource` does not reconnect
-    /// ([WHATWG HTML §9.2.3](https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model)).
+    /// The status is 204, after which an `EventSource` does not reconnect ([WHATWG HTML
+    /// §9.2.3](https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model)).
     pub fn finished() -> Self {
         Self::new(StatusCode::NO_CONTENT).message("")
     }

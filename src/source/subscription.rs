@@ -21,6 +21,16 @@ use crate::{
 /// after an error an `EventSource` does not reconnect.
 ///
 /// A clone is cheap, and shares the request's head and the expiry.
+///
+/// ```
+/// use tower_push::{Push, source::{Subscription, source_fn}};
+///
+/// let push = Push::new(source_fn(async |subscription: Subscription| {
+///     let path = subscription.head().uri.path().to_owned();
+///     let cursor = subscription.cursor().map(|id| id.to_string());
+///     Ok(tokio_stream::iter([format!("{path} after {cursor:?}, over {}", subscription.transport())]))
+/// }));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Subscription {
     start: Option<StartPosition>,
@@ -133,6 +143,14 @@ impl Subscription {
     /// receives no messages.
     pub fn client_messages(&self) -> Option<ClientMessages> {
         self.client_messages.as_ref()?.take()
+    }
+
+    /// Returns this subscription with the client's messages claimed: the transport queues them until the source takes them.
+    pub(super) fn with_claimed_client_messages(self) -> Self {
+        Self {
+            client_messages: self.client_messages.as_ref().map(ClientMessagesSlot::claim),
+            ..self
+        }
     }
 
     /// Returns the [name](crate::transport::Transport::name) of the subscription's transport.

@@ -30,7 +30,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     #[cfg(feature = "tracing")]
     fn span(&self) -> Option<&tracing::Span>;
 
-    /// Returns the time at which the guard ends the stream, or `None` as long as the guard has set none.
+    /// Returns the time at which the guard ends the stream, or `None` as long as the guard has set no such time.
     fn ends_at(&self) -> Option<Instant>;
 
     /// Records that the stream ends now because the time [`ends_at`](Self::ends_at) has come. Returns the last item of the stream.

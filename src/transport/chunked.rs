@@ -13,7 +13,7 @@
 //! | [`JsonSeq`] | `application/json-seq` | `json-seq` |
 //! | [`Multipart::mixed`] | `multipart/mixed` | `multipart` |
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` | `multipart-replace` |
-//! | [`Raw`] | `text/plain`, or another that is [set](crate::format::Raw::media_type) | `raw` |
+//! | [`Raw`] | `text/plain`, or the one that is [set](crate::format::Raw::media_type) | `raw` |
 //!
 //! A [`Negotiate`](super::Negotiate) chooses among formats by media type or by name.
 //!

@@ -5,8 +5,8 @@ use crate::random;
 /// The heartbeat settings of a transport: how often an idle stream sends a heartbeat.
 ///
 /// A heartbeat keeps proxies from closing an idle connection, and detects that a client is gone if nothing else detects it. A stream
-/// sends a heartbeat after an interval in which it sent nothing else. Each transport says in its documentation what its heartbeat
-/// is.
+/// sends a heartbeat after an interval in which it sent nothing else. The documentation of each transport says what the transport
+/// sends as a heartbeat.
 ///
 /// The default interval is 15 s, as the HTML standard
 /// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes). This interval is shorter than the idle

@@ -21,7 +21,7 @@ use crate::{
 ///    Streams.
 /// 3. The `Accept` header prefers a transport, by quality and then by how exactly it names the media type
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
-/// 4. The `Accept` header is absent, or prefers none. The first transport of the set is chosen.
+/// 4. The `Accept` header is absent, or prefers no transport. The first transport of the set is chosen.
 ///
 /// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected unless rule 1 or 2 applies. A
 /// request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.

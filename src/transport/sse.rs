@@ -38,9 +38,14 @@ use super::{
 };
 use crate::{event::EventType, source::Push, supervision::PendingSubscription};
 
-/// The SSE transport.
+/// The SSE transport. See the [module docs](self).
 ///
-/// See the [module docs](self) for an example.
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{SseLayer, transport::Sse};
+///
+/// let layer = SseLayer::with(Sse::new().retry(Duration::from_secs(2)));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Sse {

@@ -33,7 +33,7 @@
 //! | of a stream that the `Resumable` still has | the items after the cursor, from the log and then from the stream, without a hole or a duplicate |
 //! | of a stream that the `Resumable` still has, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
 //! | of a stream that the `Resumable` still has, but ahead of it | a gap (`epoch`), then the log, then the stream |
-//! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
+//! | of a stream that was dropped, or that has a different owner | a gap (`expired`), then the handler's stream |
 //! | of anything else | a gap (`epoch`), then the handler's stream |
 //!
 //! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from
@@ -67,9 +67,8 @@
 //!
 //! # Ids are secrets
 //! A client that has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token
-//! has 128 random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from
-//! the system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
-//! URL.
+//! has 128 random bits from the operating system's generator (the crate [`getrandom`](https://docs.rs/getrandom)). Keep ids out of log
+//! files, particularly where clients send them in the URL.
 //!
 //! If requests are authenticated, set the owner of each stream, so that only the owner can resume the stream: see
 //! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses this

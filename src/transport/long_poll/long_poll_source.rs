@@ -19,8 +19,8 @@ pub(super) struct LongPollSource {
     pending: PendingSubscription,
     push: Push,
     resumable: Resumable,
-    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with another owner cannot resume
-    /// these streams.
+    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with a different owner cannot
+    /// resume these streams.
     owner: String,
 }
 
@@ -91,7 +91,7 @@ impl LongPollSource {
         let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
-            // The guard supervises the poll, and not the stream while it is parked.
+            // The guard supervises the poll, and not the parked stream.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
             batch.cursor = Some(self.resumable.park(rest, Some(self.owner.into())));
         }

@@ -50,7 +50,7 @@
 //! | a poll with this cursor, or with the cursor of the last event | 204: the client must not come back |
 //! | the stream ends | the events up to then, at once: the client may come back. Without an event, the response is held for the wait time, because the client would come back at once |
 //! | the stream ends with a [time to reconnect](crate::Item::Ended) | the events up to then, even if there is none, at once, with `Retry-After` |
-//! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has another [policy](crate::source::resumable::EndPolicy) |
+//! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has a different [policy](crate::source::resumable::EndPolicy) |
 //! | the source fails, or the format refuses a payload | the events up to then. The next poll gets 500 |
 //! | `If-None-Match` is `*`, or holds several cursors, or none | as without `If-None-Match` |
 //! | `Last-Event-ID` is not a valid id | a gap first |
@@ -101,7 +101,7 @@
 //! | `?offset=…&live=sse` | an event stream: for each batch `event: data`, followed by `event: control` |
 //! | any read after the end of a closed stream | `Stream-Closed: true`, at once, with 200, with 204 or in the last `control` |
 //! | an offset of which events are missing, or of another epoch: any [gap](crate::Gap) | 410: the client begins with `offset=-1` |
-//! | `offset` missing beside `live`, given twice, empty or malformed; another `live` beside an `offset` | 400 |
+//! | `offset` missing beside `live`, given twice, empty or malformed; an unknown value of `live` beside an `offset` | 400 |
 //! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not polled |
 //!
 //! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the
@@ -142,9 +142,14 @@ use crate::{
     source::{Push, Resumable},
 };
 
-/// The long-poll transport.
+/// The long-poll transport. See the [module docs](self).
 ///
-/// See the [module docs](self) for an example.
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{LongPollLayer, transport::LongPoll};
+///
+/// let layer = LongPollLayer::with(LongPoll::new().wait_time(Duration::from_secs(20)));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct LongPoll(Arc<LongPollConfig>);

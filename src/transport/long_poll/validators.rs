@@ -82,7 +82,7 @@ pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> R
     response
 }
 
-/// Makes the response with a batch. Its status is 200 even if the batch is empty, because browsers discard their cached batch and its
+/// Makes the response with a batch. The status is 200 even if the batch is empty, because browsers discard their cached batch and its
 /// `ETag` when they get a different status.
 pub(super) fn batch_response(
     batch: Batch,

@@ -15,7 +15,7 @@ const TIMEOUT_PARAMETER: &str = "timeout";
 /// The rules by which a poll gets its wait time.
 #[derive(Clone, Debug)]
 pub(super) struct WaitTimePolicy {
-    /// The wait time of a client that asks for none. The default may lie outside of `range`.
+    /// The wait time of a client that asks for no wait time. The default may lie outside of `range`.
     pub(super) default: Duration,
     /// The wait times that a client may ask for. A time outside of the range is replaced by the nearer bound.
     pub(super) range: RangeInclusive<Duration>,

@@ -29,7 +29,7 @@ use crate::{
 pin_project! {
     /// The future of one connection, from its upgrade to its end. While the connection is idle, the future owns no buffer.
     ///
-    /// The runtime must have tokio's timer.
+    /// The tokio runtime must have its timer enabled.
     pub(super) struct ConnectionTask<S> {
         socket: UpgradingSocket,
         driver: SessionDriver<S>,
@@ -74,9 +74,9 @@ const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// The maximum length of one write to a socket without vectored writes: 16 KiB. Such a socket is a stream of HTTP/2. Such a stream takes a
-/// write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client reads, so
-/// writes are short.
+/// The maximum length of one write to a socket without vectored writes: 16 KiB. A socket without vectored writes is a stream of HTTP/2.
+/// Such a stream takes a write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client
+/// reads, so writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
 /// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.
@@ -194,7 +194,7 @@ where
         if !self.unprocessed_input.is_empty() {
             let input = std::mem::take(&mut self.unprocessed_input);
             let rest = self.handle_input(&input, cx);
-            // The rest of the input shares its memory. A copy after each message would take quadratic time.
+            // The rest stays a slice of `input`. To copy the rest after each message would take quadratic time.
             self.unprocessed_input = input.slice_ref(rest);
             return Poll::Ready(());
         }

@@ -1,7 +1,7 @@
 use super::{EventId, checked_text::MAX_TEXT_LEN};
 
-/// The digits of base32hex ([RFC 4648 §7](https://www.rfc-editor.org/rfc/rfc4648#section-7)), in lower case. Their order is that of ASCII,
-/// so that encoded numbers sort like numbers.
+/// The digits of base32hex ([RFC 4648 §7](https://www.rfc-editor.org/rfc/rfc4648#section-7)), in lower case. The digits are in the order
+/// of ASCII, so that encoded numbers sort like numbers.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 /// The number of base-32 digits of an id's number, which has 60 bits.

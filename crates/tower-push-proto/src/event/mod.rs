@@ -67,7 +67,7 @@ pub struct Fields {
     pub id: Option<EventId>,
     /// The name under which a client dispatches the event. An `EventSource` dispatches an event without a type as `message`.
     pub event_type: Option<EventType>,
-    /// The topic: the name of the log that the event belongs to, if a stream carries several logs. Otherwise `None`.
+    /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
     /// The content.
     pub payload: Payload,

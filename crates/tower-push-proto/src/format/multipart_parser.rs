@@ -97,8 +97,8 @@ impl MultipartParser {
             max_part_len: DEFAULT_MAX_RECORD_LEN,
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             position: BodyPosition::Preamble,
-            // A delimiter includes the line break before the boundary. The first delimiter of a body may have none, so the parser supplies
-            // one.
+            // A delimiter includes the line break before the boundary. The first delimiter of a body may have no line break before it, so
+            // the parser supplies a line break.
             buffer: BytesMut::from("\r\n"),
             searched: 0,
         }
@@ -340,7 +340,7 @@ impl MultipartParser {
 enum DelimiterSuffix {
     /// Any other bytes: the `--BOUNDARY` before them is not a delimiter.
     None,
-    /// Too few bytes to tell: they may become `Line` or `Last`.
+    /// Too few bytes to tell: with more bytes, the suffix may become `Line` or `Last`.
     Incomplete,
     /// Padding and a line break of this total length, in bytes. A part follows.
     Line(usize),

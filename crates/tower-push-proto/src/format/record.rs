@@ -211,7 +211,8 @@ impl StreamEnd {
     }
 }
 
-/// Returns the value of a part's header as text. Returns the last value if there are several, and `None` if there is none.
+/// Returns the value of a part's header as text. Returns the last value if the part has several such headers, and `None` if it
+/// has no such header.
 fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str>, Error> {
     let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes());
     let text = part

@@ -231,7 +231,7 @@ impl SseParser {
         event
     }
 
-    /// Processes a complete line. `line` does not include the line break. Returns an event if the line ends one.
+    /// Processes a complete line. `line` does not include the line break. Returns an event if the line ends an event.
     fn process_line(&mut self, line: &[u8]) -> Result<Option<SseEvent>, Error> {
         let colon = match find_byte(line, |byte| byte == b':') {
             None if line.is_empty() => return Ok(self.end_event()),

@@ -204,8 +204,8 @@ const SYNC_FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
 
 struct Compressor {
     stream: Compress,
-    /// The output buffer of one call of zlib. Its bytes are copied to `out`, so that `out` grows by the number of bytes written and not by
-    /// the capacity of this buffer.
+    /// The output buffer of one call of zlib. The bytes of this buffer are copied to `out`, so that `out` grows by the number of bytes
+    /// written and not by the capacity of this buffer.
     chunk: Vec<u8>,
 }
 

@@ -48,8 +48,8 @@ use crate::{
 /// - **polls**, named `poll_*`, which return what the caller has to do.
 ///
 /// Once the socket is upgraded, call [`handle_upgraded`](Self::handle_upgraded). If the socket is not upgraded by
-/// [`upgrade_deadline`](Self::upgrade_deadline), drop the session. Then repeat this round whenever the socket, the source or the
-/// timer is ready:
+/// [`upgrade_deadline`](Self::upgrade_deadline), drop the session. After the upgrade, repeat this round whenever the socket, the
+/// source or the timer is ready:
 ///
 /// 1. **Input.** Unless [`reads_paused`](Self::reads_paused), read from the socket, and call
 ///    [`handle_input`](Self::handle_input) until it has consumed the bytes. At the end of the input, or if the socket fails, call
@@ -136,7 +136,7 @@ pub struct Session {
 }
 
 /// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). The session enters the states
-/// in the order of the variants, and may skip some.
+/// in the order of the variants, and may skip some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionState {
     Open,
@@ -145,8 +145,8 @@ enum SessionState {
         /// When the close deadline began to run. Each write restarts the deadline.
         deadline_start: Instant,
     },
-    /// Frames of the client are discarded. The socket's writing side is shut down once everything is written. Then the client
-    /// closes the connection.
+    /// Frames of the client are discarded. The socket's writing side is shut down once everything is written. After the
+    /// shutdown, the client closes the connection.
     ShuttingDown {
         /// When the close deadline began to run. Each write restarts the deadline.
         deadline_start: Instant,

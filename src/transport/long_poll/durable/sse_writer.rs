@@ -58,7 +58,7 @@ struct ControlEventState {
     cdn_cursor: CdnCursor,
     /// The greatest CDN cursor that a `control` event has had.
     max_cdn_cursor: u64,
-    /// The offset after the last batch; `None` as long as neither the request nor the source has given one.
+    /// The offset after the last batch; `None` as long as neither the request nor the source has given an offset.
     offset: Option<EventId>,
     /// The `offset` parameter of the request. `control` events repeat this offset as long as there is no other offset.
     requested_offset: String,
