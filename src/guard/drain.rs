@@ -388,7 +388,7 @@ impl DrainableStream {
     /// See [`StreamLifecycle::register_waker`](crate::supervision::StreamLifecycle::register_waker).
     pub(super) fn register_waker(&self, waker: &Waker) -> bool {
         let stream_tasks = &self.drain.0.stream_tasks;
-        // A stream that knows when it ends waits for its timer instead.
+        // A stream whose end time is known waits for its timer instead.
         self.ends_at.get().is_some()
             || stream_tasks.wait_unless(&self.key, waker, || self.drain.has_started())
     }

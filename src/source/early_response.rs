@@ -137,11 +137,8 @@ fn refusal_item(rejection: Rejection) -> Item {
 
 /// Returns whether the same request would be refused again.
 fn is_final(status: StatusCode) -> bool {
-    status.is_client_error()
-        && !matches!(
-            status,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
-        )
+    // 408 Request Timeout, 425 Too Early and 429 Too Many Requests.
+    status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429)
 }
 
 /// Returns the time of a `Retry-After` header in seconds. `Retry-After` may also be a date, which is ignored.

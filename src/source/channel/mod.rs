@@ -207,7 +207,7 @@ impl Channel {
     /// Waits until there is no subscriber: a producer can pause then. Cancel-safe.
     ///
     /// When `unsubscribed` returns, a new subscriber may already be there. A producer that has paused continues after
-    /// [`subscribed`](Self::subscribed), as in the example, and misses nobody.
+    /// [`subscribed`](Self::subscribed), as in the example, and misses no subscriber.
     ///
     /// A map of channels must not remove a channel because `unsubscribed` has returned: a handler may hold a clone of the channel whose
     /// client has not subscribed yet, and this client would then wait on a channel that no publisher finds. The [module
