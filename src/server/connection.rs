@@ -33,7 +33,7 @@ use crate::{
     BoxError,
     deadline::earlier,
     guard::{Drain, DrainStartWaiter},
-    transport::LazyTimer,
+    transport::MovingDeadlineTimer,
 };
 
 /// What one connection needs to be served.
@@ -168,13 +168,13 @@ impl<C: HyperConnection> ConnectionDriver<C> {
     }
 
     async fn run(mut self) -> Result<(), BoxError> {
-        let mut timer = pin!(LazyTimer::default());
+        let mut timer = pin!(MovingDeadlineTimer::default());
         poll_fn(|cx| self.poll(timer.as_mut(), cx)).await
     }
 
     fn poll(
         &mut self,
-        mut timer: Pin<&mut LazyTimer>,
+        mut timer: Pin<&mut MovingDeadlineTimer>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BoxError>> {
         loop {

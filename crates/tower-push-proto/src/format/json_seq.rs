@@ -61,19 +61,19 @@ impl Encoder for JsonSeq {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        write_sequence_text(out.buffer(), |out| {
+        write_delimited_text(out.buffer(), |out| {
             envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        write_sequence_text(out.buffer(), |out| control_record::write_gap(gap, out));
+        write_delimited_text(out.buffer(), |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        write_sequence_text(out.buffer(), |out| control_record::write_cursor(id, out));
+        write_delimited_text(out.buffer(), |out| control_record::write_cursor(id, out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -81,7 +81,7 @@ impl Encoder for JsonSeq {
     }
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
-        write_sequence_text(out.buffer(), |out| control_record::write_end(end, out));
+        write_delimited_text(out.buffer(), |out| control_record::write_end(end, out));
     }
 }
 
@@ -92,12 +92,12 @@ struct JsonSeqEncoding;
 
 impl Encoding for JsonSeqEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_sequence_text(out, |out| envelope::write_event(fields, out));
+        write_delimited_text(out, |out| envelope::write_event(fields, out));
     }
 }
 
 /// Appends a record separator, the JSON text that `write_json` appends, and a line feed.
-fn write_sequence_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
+fn write_delimited_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
     out.put_u8(RECORD_SEPARATOR);
     write_json(out);
     out.put_u8(b'\n');

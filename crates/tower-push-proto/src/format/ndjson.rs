@@ -45,7 +45,7 @@ impl Ndjson {
 
     /// Leaves the envelope out: each line is a payload, for clients that do not know the envelope. A binary payload is a string in base64.
     ///
-    /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
+    /// Ids and types are not sent. Without ids, a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
     /// written as in NDJSON with envelopes.
     pub fn bare(mut self) -> Self {
         self.is_bare = true;
@@ -83,7 +83,7 @@ impl Encoder for Ndjson {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.is_bare {
-            out.push_event::<NdjsonPayloadEncoding>(event);
+            out.push_event::<BareNdjsonEncoding>(event);
         } else {
             out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
@@ -142,9 +142,9 @@ impl Encoding for NdjsonEnvelopeEncoding {
 }
 
 /// The encoding of an event for [bare](Ndjson::bare) NDJSON: its payload on one line.
-struct NdjsonPayloadEncoding;
+struct BareNdjsonEncoding;
 
-impl Encoding for NdjsonPayloadEncoding {
+impl Encoding for BareNdjsonEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');
