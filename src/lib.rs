@@ -143,6 +143,7 @@ pub use self::layer::WebSocketLayer;
 #[cfg(feature = "server")]
 #[cfg_attr(docsrs, doc(cfg(feature = "server")))]
 pub use self::server::serve;
+#[doc(inline)]
 pub use self::{
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},

@@ -195,7 +195,6 @@ async fn websockets_are_served_over_both_versions() {
         let mut client = HttpConnection::connect_to(server.address, version).await;
         let opened = client.open_websocket("/one", &[]).await;
         let mut websocket = opened
-            .ok()
             .expect("the handshake is accepted")
             .into_compliant_client();
         let message = timeout(TEST_TIMEOUT, websocket.next()).await.unwrap();

@@ -16,11 +16,7 @@ pin_project! {
     /// The timer is registered with tokio when it is first polled. Registering again is expensive. If the deadline moves later, the
     /// registered time therefore stays: the timer fires at that time, and is then registered again for the current deadline.
     #[derive(Debug, Default)]
-<<<<<<< HEAD:src/transport/lazy_timer.rs
-    pub(crate) struct LazyTimer {
-=======
-    pub(super) struct MovingDeadlineTimer {
->>>>>>> main:src/transport/moving_deadline_timer.rs
+    pub(crate) struct MovingDeadlineTimer {
         #[pin]
         sleep: Option<Sleep>,
         // The waker that `sleep` will wake, so that `sleep` need not be polled again with the same waker, which is expensive.
