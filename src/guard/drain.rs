@@ -26,13 +26,13 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::{Drain, Guard, guard::DrainPlan, layer::TransportLayer, transport::Negotiate};
+/// use tower_push::{Drain, Guard, PushLayer, guard::DrainPlan};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let drain = Drain::new();
 /// let guard = Guard::builder().drain(&drain).build();
-/// let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
+/// let layer = PushLayer::new().guard(&guard);
 ///
 /// // When the server is told to stop:
 /// drain.start(DrainPlan::within(Duration::from_secs(10)));
@@ -388,7 +388,7 @@ impl DrainableStream {
     /// See [`StreamLifecycle::register_waker`](crate::supervision::StreamLifecycle::register_waker).
     pub(super) fn register_waker(&self, waker: &Waker) -> bool {
         let stream_tasks = &self.drain.0.stream_tasks;
-        // A stream that knows when it ends waits for its timer instead.
+        // A stream whose end time is known waits for its timer instead.
         self.ends_at.get().is_some()
             || stream_tasks.wait_unless(&self.key, waker, || self.drain.has_started())
     }

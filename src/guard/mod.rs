@@ -4,17 +4,14 @@
 //! restart all clients reconnect in the same second. A limit on requests does not limit the number of open streams, and no metric
 //! shows this number.
 //!
-//! A [`Guard`] is a policy for the open streams of one or more transports. [`Guard::wrap`] puts the guard around a transport. The
-//! result is again a transport, and fits each [way to respond](crate::layer):
+//! A [`Guard`] is a policy for the open streams of one or more layers, services and transports:
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_push::{
 //!     Channel, Drain, Guard, OriginPolicy,
 //!     guard::{Admission, DrainPlan},
-//!     layer::TransportLayer,
-//!     service,
-//!     transport::{Negotiate, Sse},
+//!     PushLayer, service,
 //! };
 //!
 //! let drain = Drain::new();
@@ -25,14 +22,16 @@
 //!     .origin_policy(OriginPolicy::same_origin())
 //!     .build();
 //!
-//! let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
-//! let ticks = service(Channel::new()).transport(guard.wrap(Sse::new()));
+//! let layer = PushLayer::new().guard(&guard);
+//! let ticks = service(Channel::new()).guard(&guard);
 //!
 //! // Later: how many streams are open, and the end of all of them.
 //! println!("{} streams", guard.counts().open());
 //! drain.start(DrainPlan::within(Duration::from_secs(10)));
 //! # let _ = (layer, ticks);
 //! ```
+//!
+//! [`Guard::wrap`] puts a guard around a transport. The result is again a transport.
 //!
 //! # How a stream ends
 //! | reason | when | what the client receives |
@@ -56,7 +55,7 @@
 //! | reason | response |
 //! |---|---|
 //! | the drain has started, or an [admission limit](Admission) is reached | 503 with `Retry-After` |
-//! | the same reasons, but the request accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
+//! | the same reasons, but the request is a `GET` that accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
 //! | the page is not [allowed](GuardBuilder::origin_policy) | 403 |
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
@@ -119,12 +118,21 @@ use crate::{
     origin_policy::OriginPolicy,
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
-    transport::{BoxResponseFuture, Preference, PushBody, Transport, accepts_event_stream},
+    transport::{BoxResponseFuture, Preference, PushBody, Transport, is_event_source_request},
 };
 
 /// A policy for the open streams of one or more transports. See the [module docs](self).
 ///
 /// Clones share the policy and the counts.
+///
+/// ```
+/// use tower_push::{Drain, Guard, PushLayer, guard::Admission};
+///
+/// let drain = Drain::new();
+/// let admission = Admission::builder().max_streams(50_000).build();
+/// let guard = Guard::builder().drain(&drain).admission(&admission).build();
+/// let layer = PushLayer::new().guard(&guard);
+/// ```
 #[derive(Clone, Default)]
 pub struct Guard(Arc<SharedGuard>);
 
@@ -134,10 +142,10 @@ pub struct Guard(Arc<SharedGuard>);
 pub struct GuardBuilder(SharedGuard);
 
 /// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct GuardedTransport<T> {
     guard: Guard,
-    transport: T,
+    transport: Arc<T>,
 }
 
 impl Guard {
@@ -151,11 +159,16 @@ impl Guard {
         GuardBuilder::default()
     }
 
-    /// Puts this guard around `transport`. The result is a transport, for [`SourceService::transport`] or [`TransportLayer::with`].
+    /// Puts this guard around `transport`. The result is a transport.
     ///
-    /// [`SourceService::transport`]: crate::layer::SourceService::transport
-    /// [`TransportLayer::with`]: crate::layer::TransportLayer::with
+    /// For a layer or a service, [`TransportLayer::guard`](crate::TransportLayer::guard) and
+    /// [`SourceService::guard`](crate::layer::SourceService::guard) are shorter.
     pub fn wrap<T: Transport>(&self, transport: T) -> GuardedTransport<T> {
+        self.wrap_shared(Arc::new(transport))
+    }
+
+    /// Puts this guard around a transport that others may use without the guard.
+    pub(crate) fn wrap_shared<T>(&self, transport: Arc<T>) -> GuardedTransport<T> {
         GuardedTransport {
             guard: self.clone(),
             transport,
@@ -243,6 +256,13 @@ impl fmt::Debug for GuardBuilder {
     }
 }
 
+/// Clones share the guard and the transport.
+impl<T> Clone for GuardedTransport<T> {
+    fn clone(&self) -> Self {
+        self.guard.wrap_shared(self.transport.clone())
+    }
+}
+
 impl<T> GuardedTransport<T> {
     /// Returns the guard.
     pub fn guard(&self) -> &Guard {
@@ -270,6 +290,10 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         self.transport.preference(head)
     }
 
+    fn is_polling(&self) -> bool {
+        self.transport.is_polling()
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let guard = &self.guard.0;
         if !guard.allows_origin(head) {
@@ -289,7 +313,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         };
         // The observers need the head if the request is refused later.
         let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
-        let accepts_event_stream = guard.drain.is_some() && accepts_event_stream(head);
+        let is_event_source = guard.drain.is_some() && is_event_source_request(head);
         let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
         // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
@@ -302,7 +326,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                     stream.on_response(&response, head);
                     response
                 }
-                None => stream.refuse_for_drain(head, accepts_event_stream),
+                None => stream.refuse_for_drain(head, is_event_source),
             };
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
@@ -341,5 +365,5 @@ fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle
 /// Records the refusal of a request that was not admitted, and returns the response.
 fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     guard.record_refusal(Some(head), reason);
-    guard.refusal_response(reason, accepts_event_stream(head))
+    guard.refusal_response(reason, is_event_source_request(head))
 }

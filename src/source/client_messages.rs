@@ -81,7 +81,7 @@ pub struct ClientMessageSender(Arc<MessageQueue>);
 
 /// The bounded queue between a [`ClientMessageSender`] and its [`ClientMessages`].
 #[derive(Debug, Default)]
-struct MessageQueue(Mutex<QueueState>);
+pub(super) struct MessageQueue(Mutex<QueueState>);
 
 #[derive(Default)]
 struct QueueState {
@@ -159,7 +159,7 @@ impl ClientMessageSender {
 
     /// Returns the slot from which a subscription takes the receiving half.
     pub(super) fn receiver_slot(&self) -> ClientMessagesSlot {
-        ClientMessagesSlot(self.0.clone())
+        ClientMessagesSlot::Unclaimed(self.0.clone())
     }
 
     /// Returns whether a source has taken the receiving half, and has not dropped it.
@@ -271,19 +271,33 @@ impl Drop for ClientMessageSender {
     }
 }
 
-/// The slot from which a subscription takes its [`ClientMessages`], once.
+/// The slot from which a subscription takes its [`ClientMessages`], once. Clones share the slot.
 #[derive(Clone, Debug)]
-pub(super) struct ClientMessagesSlot(Arc<MessageQueue>);
+pub(super) enum ClientMessagesSlot {
+    /// Nobody has taken the receiving half.
+    Unclaimed(Arc<MessageQueue>),
+    /// The receiving half, until it is taken. Its messages are queued in the meantime.
+    Claimed(Arc<Mutex<Option<ClientMessages>>>),
+}
 
 impl ClientMessagesSlot {
     /// Returns the receiving half. Returns `None` if the receiving half was taken before, or the sender was dropped.
     pub(super) fn take(&self) -> Option<ClientMessages> {
-        let mut queue = self.0.lock();
-        if queue.is_closed || !matches!(queue.receiver, ReceiverState::Unclaimed) {
+        let queue = match self {
+            Self::Unclaimed(queue) => queue,
+            Self::Claimed(messages) => return lock(messages).take(),
+        };
+        let mut state = queue.lock();
+        if state.is_closed || !matches!(state.receiver, ReceiverState::Unclaimed) {
             return None;
         }
-        queue.receiver = ReceiverState::Active;
-        Some(ClientMessages(self.0.clone()))
+        state.receiver = ReceiverState::Active;
+        Some(ClientMessages(queue.clone()))
+    }
+
+    /// Claims the receiving half, so that its messages are queued until it is taken from the returned slot.
+    pub(super) fn claim(&self) -> Self {
+        Self::Claimed(Arc::new(Mutex::new(self.take())))
     }
 }
 

@@ -67,9 +67,8 @@
 //!
 //! # Ids are secrets
 //! A client that has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token
-//! has 128 random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from
-//! the system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
-//! URL.
+//! has 128 random bits from the operating system's generator (the crate [`getrandom`](https://docs.rs/getrandom)). Keep ids out of log
+//! files, particularly where clients send them in the URL.
 //!
 //! If requests are authenticated, set the owner of each stream, so that only the owner can resume the stream: see
 //! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses this

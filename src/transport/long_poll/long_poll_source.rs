@@ -57,7 +57,7 @@ impl LongPollSource {
         self.pending.subscription().cursor()
     }
 
-    /// Returns whether the source itself can resume from a cursor. Plain streams cannot.
+    /// Returns whether the source itself can resume from a cursor. A plain stream cannot resume.
     pub(super) fn is_resumable(&self) -> bool {
         self.push.is_resumable()
     }

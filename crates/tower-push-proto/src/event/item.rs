@@ -261,3 +261,13 @@ impl<T: serde::Serialize> IntoItem for Json<T> {
         Event::json(&self.0)?.into_item()
     }
 }
+
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+impl<T: serde::Serialize> TryFrom<Json<T>> for Event {
+    type Error = Error;
+
+    fn try_from(Json(value): Json<T>) -> Result<Self, Error> {
+        Self::json(&value)
+    }
+}
