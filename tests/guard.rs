@@ -267,14 +267,18 @@ async fn always_503_applies_to_event_sources() {
     assert!(refused.headers().contains_key("retry-after"));
 }
 
-/// A 200 would tell a CONNECT request that its tunnel or WebSocket is open.
+/// An `EventSource` sends `GET` only. Clients that `POST` and read an event stream, such as those of MCP, understand a 503. A 200 would
+/// tell a CONNECT request that its tunnel or WebSocket is open.
 #[tokio::test]
-async fn only_event_stream_clients_are_refused_with_200() {
+async fn only_event_sources_are_refused_with_200() {
     let guard = Guard::builder().admission(&admission_of(0)).build();
     let transport = guard.wrap(Negotiate::new());
     for (method, accept, status) in [
         ("GET", "text/event-stream", 200),
-        ("POST", "application/json, Text/Event-Stream;q=0.5", 200),
+        ("GET", "application/json, Text/Event-Stream;q=0.5", 200),
+        ("POST", "application/json, text/event-stream", 503),
+        ("POST", "text/event-stream", 503),
+        ("QUERY", "text/event-stream", 503),
         ("GET", "application/json, text/event-stream;q=0", 503),
         ("GET", "text/*", 503),
         ("CONNECT", "text/event-stream", 503),
@@ -285,6 +289,8 @@ async fn only_event_stream_clients_are_refused_with_200() {
             .respond(&mut head, Push::new(pending_events()))
             .await;
         assert_eq!(refused.status(), status, "{method} {accept}");
+        let has_retry_after = refused.headers().contains_key("retry-after");
+        assert_eq!(has_retry_after, status == 503, "{method} {accept}");
     }
 }
 

@@ -540,8 +540,7 @@ proptest! {
     fn ids_and_types_cannot_contain_line_ends(text in hostile_text(), any: String) {
         for text in [text, any] {
             if let Ok(id) = EventId::new(text.as_str()) {
-                let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._~-".contains(&b);
-                prop_assert!(id.as_str().bytes().all(is_plain));
+                prop_assert!(id.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
             }
             if let Ok(name) = EventType::new(text.as_str()) {
                 prop_assert!(!name.as_str().contains(char::is_control));
@@ -561,6 +560,7 @@ async fn request_values_are_not_reflected_in_headers() {
         "3v1l%00",
         "%223v1l%22",
         "<script>3v1l",
+        "3v1l%2B,",
     ] {
         for name in [
             "last_event_id",
@@ -581,6 +581,8 @@ async fn request_values_are_not_reflected_in_headers() {
                      If-None-Match: \"{value}\"\r\nConnection: close\r\n\r\n"
                 );
                 let (_, answer) = send_raw_http1(&server, &request, "\r\n\r\n").await;
+                // The body of a stream repeats the client's cursor.
+                let (answer, _) = answer.split_once("\r\n\r\n").unwrap();
                 assert!(!answer.contains(MARK), "{request}\n{answer}");
                 assert!(!answer.to_lowercase().contains("set-cookie"), "{answer}");
             }

@@ -161,7 +161,7 @@ impl AdmittedLifecycle {
     pub(super) fn refuse_for_drain(
         &self,
         head: Option<&Parts>,
-        accepts_event_stream: bool,
+        is_event_source: bool,
     ) -> Response<PushBody> {
         self.guard.record_refusal(head, RefusalReason::Draining);
         self.set_close_reason(CloseReason::Drained);
@@ -170,7 +170,7 @@ impl AdmittedLifecycle {
             outer.on_complete_response();
         }
         self.guard
-            .refusal_response(RefusalReason::Draining, accepts_event_stream)
+            .refusal_response(RefusalReason::Draining, is_event_source)
     }
 
     /// Returns whether the source has accepted the subscription.

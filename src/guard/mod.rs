@@ -55,7 +55,7 @@
 //! | reason | response |
 //! |---|---|
 //! | the drain has started, or an [admission limit](Admission) is reached | 503 with `Retry-After` |
-//! | the same reasons, but the request accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
+//! | the same reasons, but the request is a `GET` that accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
 //! | the page is not [allowed](GuardBuilder::origin_policy) | 403 |
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
@@ -118,7 +118,7 @@ use crate::{
     origin_policy::OriginPolicy,
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
-    transport::{BoxResponseFuture, Preference, PushBody, Transport, accepts_event_stream},
+    transport::{BoxResponseFuture, Preference, PushBody, Transport, is_event_source_request},
 };
 
 /// A policy for the open streams of one or more transports. See the [module docs](self).
@@ -290,6 +290,10 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         self.transport.preference(head)
     }
 
+    fn is_polling(&self) -> bool {
+        self.transport.is_polling()
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let guard = &self.guard.0;
         if !guard.allows_origin(head) {
@@ -309,7 +313,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         };
         // The observers need the head if the request is refused later.
         let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
-        let accepts_event_stream = guard.drain.is_some() && accepts_event_stream(head);
+        let is_event_source = guard.drain.is_some() && is_event_source_request(head);
         let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
         // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
@@ -322,7 +326,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                     stream.on_response(&response, head);
                     response
                 }
-                None => stream.refuse_for_drain(head, accepts_event_stream),
+                None => stream.refuse_for_drain(head, is_event_source),
             };
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
@@ -361,5 +365,5 @@ fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle
 /// Records the refusal of a request that was not admitted, and returns the response.
 fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     guard.record_refusal(Some(head), reason);
-    guard.refusal_response(reason, accepts_event_stream(head))
+    guard.refusal_response(reason, is_event_source_request(head))
 }

@@ -59,7 +59,7 @@ impl SharedGuard {
     pub(super) fn refusal_response(
         &self,
         reason: RefusalReason,
-        accepts_event_stream: bool,
+        is_event_source: bool,
     ) -> Response<PushBody> {
         let retry = match reason {
             RefusalReason::Draining => self.drain.as_ref().map(Drain::random_retry),
@@ -70,7 +70,7 @@ impl SharedGuard {
         };
         match retry {
             None => rejection_response(Rejection::new(StatusCode::FORBIDDEN)),
-            Some(retry) if accepts_event_stream && !self.always_503 => {
+            Some(retry) if is_event_source && !self.always_503 => {
                 event_source_retry_response(retry)
             }
             Some(retry) => {

@@ -41,12 +41,15 @@
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
 //! contains `private` or `no-store` stays, unless the push's own `Cache-Control` is stricter.
 //!
+//! A `QUERY` request may have its parameters in a form, in its body. A [`FormBodyLayer`] around this layer reads the form.
+//!
 //! **Make this layer the innermost.** The carrier has the status 500, so that a missing layer is noticed. Layers inside this
 //! layer see the carrier, and may log its status as a failure, retry the request, or replace the carrier by an error page. A
 //! `Router` makes the first layer the innermost: `.layer(PushLayer::new()).layer(TraceLayer::new_for_http())`.
 
 #[cfg(feature = "axum")]
 mod axum;
+mod form_body_layer;
 mod future;
 mod push_or_response;
 mod service;
@@ -58,6 +61,7 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
+    form_body_layer::{FormBodyLayer, FormBodyResponseFuture, FormBodyService},
     future::ResponseFuture,
     push_or_response::IntoPushOrResponse,
     service::TransportService,

@@ -75,6 +75,10 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponse<S> {
     fn is_resumable(&self) -> bool {
         self.source.is_resumable()
     }
+
+    fn is_for_one_client(&self) -> bool {
+        self.source.is_for_one_client()
+    }
 }
 
 impl<S> Stream for EarlyStream<S>

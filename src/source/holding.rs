@@ -51,6 +51,10 @@ where
     fn is_resumable(&self) -> bool {
         self.source.is_resumable()
     }
+
+    fn is_for_one_client(&self) -> bool {
+        self.source.is_for_one_client()
+    }
 }
 
 impl<S, T> Stream for HoldingStream<S, T>

@@ -35,6 +35,7 @@ pub mod broadcast;
 pub mod channel;
 mod client_messages;
 mod early_response;
+mod form_body;
 mod holding;
 mod item_stream;
 mod log;
@@ -56,6 +57,7 @@ pub use self::{
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
     early_response::{EarlyResponse, EarlyStream},
+    form_body::FormBody,
     holding::{Holding, HoldingStream},
     item_stream::ItemStream,
     mpsc::MpscSource,

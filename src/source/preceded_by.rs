@@ -71,6 +71,10 @@ where
     fn is_resumable(&self) -> bool {
         self.source.is_resumable()
     }
+
+    fn is_for_one_client(&self) -> bool {
+        self.source.is_for_one_client()
+    }
 }
 
 impl<S, F, Fut> Stream for PrecededStream<S, F, Fut>

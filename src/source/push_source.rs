@@ -32,6 +32,15 @@ pub trait PushSource {
         true
     }
 
+    /// Returns whether each stream of the source is made for one client. This is so for plain streams and for a
+    /// [`Resumable`](super::Resumable). By default, returns `true` if the source is not [resumable](Self::is_resumable).
+    ///
+    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore sends the
+    /// stream in several responses only to a client that asks for that, and not because of the client's `Accept` header.
+    fn is_for_one_client(&self) -> bool {
+        !self.is_resumable()
+    }
+
     /// Returns a source whose response begins at once, and not only when this source has accepted the subscription.
     ///
     /// A transport responds when [`subscribe`](Self::subscribe) has returned. If this takes long, such as when the source first asks a

@@ -170,7 +170,7 @@ impl From<std::convert::Infallible> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            ErrorKind::InvalidId => "an event id is 1 to 128 bytes of [A-Za-z0-9._~-]",
+            ErrorKind::InvalidId => "an event id is 1 to 200 visible ASCII characters",
             ErrorKind::InvalidType => {
                 "an event type is 1 to 128 bytes without control characters, and without white space at its ends"
             }

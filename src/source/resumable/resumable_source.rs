@@ -69,6 +69,10 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
         self.subscribe_to_source(subscription.without_cursor(), first_items)
             .await
     }
+
+    fn is_for_one_client(&self) -> bool {
+        true
+    }
 }
 
 impl<S: PushSource> ResumableSource<S> {

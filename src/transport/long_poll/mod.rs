@@ -38,8 +38,8 @@
 //!
 //! # The dialect of validators
 //! Every request is answered in this dialect unless it chooses the dialect of Durable Streams. A response has its cursor in
-//! `ETag: "<id>+<format>"` and in `Last-Event-ID`. The cursor of a request is in `Last-Event-ID`, or else in `If-None-Match`, or else in
-//! `?last_event_id=`.
+//! `ETag: "<id>+<format>"`, where the id is [escaped](crate::EventId::escaped), and in `Last-Event-ID`, where it is not. The cursor of a
+//! request is in `Last-Event-ID`, or else in `If-None-Match`, or else in `?last_event_id=`.
 //!
 //! | what happens | response |
 //! |---|---|
@@ -90,7 +90,7 @@
 //! parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports, a request with
 //! both `offset` and `live` always gets long-polling; for a request with `offset` alone, the `Accept` header decides.
 //!
-//! An offset is a cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
+//! An offset is an [escaped](crate::EventId::escaped) cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
 //! [content type](LongPoll::durable_content_type).
 //!
 //! | request | response |
@@ -134,7 +134,8 @@ use self::{
     wait_time::WaitTimePolicy,
 };
 use super::{
-    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, response::refuse_connect,
+    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, method_rejection,
+    rejection_response,
 };
 use crate::{
     format::{Format, JsonArray, Multipart, Ndjson, Raw},
@@ -194,6 +195,7 @@ impl LongPoll {
                 has_public_cache: false,
                 is_only_dialect: false,
                 keep_alive: KeepAlive::default(),
+                is_incremental: true,
             },
             resumable: Resumable::new(),
         }))
@@ -287,6 +289,13 @@ impl LongPoll {
         self.map_config(|config| config.durable_streams.keep_alive = keep_alive)
     }
 
+    /// Sets whether the event streams of Durable Streams (`live=sse`) have the header `Incremental: ?1`
+    /// ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)): `true` by default. The header asks proxies to forward a response as its
+    /// bytes arrive. Responses of other reads are complete, and never have the header.
+    pub fn incremental(self, is_incremental: bool) -> Self {
+        self.map_config(|config| config.durable_streams.is_incremental = is_incremental)
+    }
+
     fn map_config(mut self, map: impl FnOnce(&mut LongPollConfig)) -> Self {
         map(Arc::make_mut(&mut self.0));
         self
@@ -318,9 +327,13 @@ impl Transport for LongPoll {
         accepted.map(|(preference, _)| preference)
     }
 
+    fn is_polling(&self) -> bool {
+        true
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(refusal) = refuse_connect(&head.method) {
-            return Box::pin(ready(refusal));
+        if let Some(rejection) = method_rejection(&head.method) {
+            return Box::pin(ready(rejection_response(rejection)));
         }
         let source = LongPollSource::new(head, self.name(), push, &self.0.resumable);
         let wait_time = self.0.wait_time_policy.negotiate(head);

@@ -1,7 +1,7 @@
 //! Shared code of [`EventId`](super::EventId), [`EventType`](super::EventType) and [`Topic`](super::Topic): short texts that their
 //! constructors check.
 
-/// The maximum length of an id, a type or a topic, in bytes. Every proxy accepts a header of this length.
+/// The maximum length of a type or a topic, in bytes. Every proxy accepts a header of this length.
 pub(super) const MAX_TEXT_LEN: usize = 128;
 
 /// Whether a text can be the value of a header: 1 to 128 bytes without control characters, and without white space at its ends. HTTP strips

@@ -21,7 +21,7 @@ pub(super) use self::read_request::{is_durable_live_request, is_durable_request}
 use self::{
     cdn_cursor::CdnCursor,
     payload_encoder::PayloadEncoder,
-    read_request::{LiveMode, ReadOffset, ReadRequest},
+    read_request::{LiveMode, ReadOffset, ReadRequest, offset_of},
     sse_writer::{DurableSseWriter, SseDataFormat},
 };
 use super::{
@@ -32,14 +32,14 @@ use super::{
 };
 use crate::{
     BoxError, Error,
-    event::{EventId, Item},
+    event::Item,
     source::{Rejection, StartPosition},
     supervision::SupervisedStream,
     transport::{
         KeepAlive, PushBody, rejection_response,
         response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii},
         sse::event_stream_headers,
-        streaming::{streaming_body, streaming_response},
+        streaming::{set_incremental, streaming_body, streaming_response},
     },
 };
 
@@ -74,6 +74,8 @@ pub(super) struct DurableStreamsConfig {
     /// Whether every request is answered in this dialect, whatever its parameters are.
     pub(super) is_only_dialect: bool,
     pub(super) keep_alive: KeepAlive,
+    /// Whether event streams have the header `Incremental: ?1`.
+    pub(super) is_incremental: bool,
 }
 
 /// One read request of the protocol: its settings, the source that it reads, and its limits.
@@ -201,7 +203,8 @@ impl DurableReadHandler {
             },
         };
         let data_format = self.dialect.sse_data_format();
-        let headers = event_stream_headers(data_format == SseDataFormat::Base64);
+        let mut headers = event_stream_headers(data_format == SseDataFormat::Base64);
+        set_incremental(&mut headers, self.dialect.is_incremental);
         let writer =
             DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
         streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
@@ -259,11 +262,13 @@ impl DurableStreamsConfig {
                 return failure_response(error.downcast_ref());
             }
         }
-        let cursor = cursor.as_ref().map(EventId::as_str);
-        let offset = cursor.unwrap_or(request.offset.as_str());
+        let offset = match &cursor {
+            Some(id) => offset_of(id),
+            None => request.offset.as_text(),
+        };
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
-        insert_ascii(headers, STREAM_NEXT_OFFSET, offset);
+        insert_ascii(headers, STREAM_NEXT_OFFSET, &offset);
         status.insert_retry_after(headers);
         if status.is_up_to_date() || request.live.is_none() && request.offset == ReadOffset::Now {
             headers.insert(STREAM_UP_TO_DATE, TRUE);
@@ -283,7 +288,7 @@ impl DurableStreamsConfig {
         headers.insert(header::CONTENT_TYPE, self.content_type.clone());
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         if request.offset != ReadOffset::Now {
-            self.insert_cache_headers(headers, request, offset, &status);
+            self.insert_cache_headers(headers, request, &offset, &status);
         }
         *response.body_mut() = PushBody::full(body);
         response
@@ -310,7 +315,7 @@ impl DurableStreamsConfig {
             headers.insert(header::VARY, COOKIE_AND_AUTHORIZATION);
         }
         let closed = if status.is_finished() { ":c" } else { "" };
-        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_str());
+        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_text());
         insert_ascii(headers, header::ETAG, &tag);
     }
 }

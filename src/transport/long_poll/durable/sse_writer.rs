@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     fmt::Write,
     ops::ControlFlow::Break,
     pin::Pin,
@@ -10,7 +11,7 @@ use bytes::{BufMut, BytesMut};
 use futures_core::Stream;
 use tower_push_proto::{base64, sse};
 
-use super::{CdnCursor, PayloadEncoder, ReadRequest};
+use super::{CdnCursor, PayloadEncoder, ReadRequest, offset_of};
 use crate::{
     BoxError, Error,
     event::{EventId, Item},
@@ -89,7 +90,7 @@ impl<S> DurableSseWriter<S> {
                 cdn_cursor: request.cdn_cursor,
                 max_cdn_cursor: 0,
                 offset: request.offset.id().cloned(),
-                requested_offset: request.offset.as_str().to_owned(),
+                requested_offset: request.offset.as_text().into_owned(),
                 is_up_to_date: false,
             },
             end: None,
@@ -141,8 +142,11 @@ impl ControlEventState {
 
     /// Makes the JSON of the `control` event that follows a batch.
     fn next_event_json(&mut self, status: &StreamStatus) -> String {
-        let offset = self.offset.as_ref().map(EventId::as_str);
-        let offset = offset.unwrap_or(&self.requested_offset);
+        let offset = match &self.offset {
+            Some(id) => offset_of(id),
+            None => Cow::Borrowed(&*self.requested_offset),
+        };
+        // Offsets contain no characters that JSON strings escape.
         let mut json = format!("{{\"streamNextOffset\":\"{offset}\"");
         if status.is_finished() {
             json.push_str(",\"streamClosed\":true");
