@@ -196,6 +196,8 @@ impl Drain {
 
     /// Starts to end the open streams, as `plan` says. From now on, guards with this drain refuse new requests. A second call has
     /// no effect.
+    ///
+    /// The method returns at once. [`wait`](Self::wait) waits until the streams have ended.
     pub fn start(&self, plan: DrainPlan) {
         let started_at = Instant::now();
         let shared = &*self.0;
