@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::{
     compression::{CompressionLayer, predicate::SizeAbove},
     cors::CorsLayer,
@@ -37,8 +37,8 @@ use tower_push::{
     guard::{CloseReason, DrainPlan, Observer, StreamInfo},
     layer::TransportLayer,
     server::{KeptReason, Server},
-    source::StartPosition,
     service,
+    source::StartPosition,
     transport::{Chunked, Sse},
 };
 
@@ -61,7 +61,10 @@ async fn wait_until_detached(server: &Server, streams: u64) {
 fn assert_kept(server: &Server, reason: KeptReason, streams: u64) {
     let counts = server.counts();
     assert_eq!(counts.kept(reason), streams, "{reason:?}: {counts:?}");
-    let kept: u64 = KeptReason::ALL.iter().map(|reason| counts.kept(*reason)).sum();
+    let kept: u64 = KeptReason::ALL
+        .iter()
+        .map(|reason| counts.kept(*reason))
+        .sum();
     assert_eq!(kept, streams, "{counts:?}");
 }
 
@@ -79,7 +82,12 @@ fn once(push: Push) -> Router {
     let push = Arc::new(Mutex::new(Some(push)));
     Router::new().route(
         "/",
-        any(move || async move { push.lock().unwrap().take().unwrap_or(Push::new(Channel::new())) }),
+        any(move || async move {
+            push.lock()
+                .unwrap()
+                .take()
+                .unwrap_or(Push::new(Channel::new()))
+        }),
     )
 }
 
@@ -98,7 +106,9 @@ async fn read_until(socket: &mut TcpStream, read: &mut Vec<u8>, until: &str) {
 }
 
 async fn read_to_end(socket: &mut TcpStream, read: &mut Vec<u8>) -> std::io::Result<usize> {
-    timeout(TEST_TIMEOUT, socket.read_to_end(read)).await.unwrap()
+    timeout(TEST_TIMEOUT, socket.read_to_end(read))
+        .await
+        .unwrap()
 }
 
 // --- what a client sees
@@ -137,7 +147,10 @@ async fn chunks_continue_where_hyper_stopped() {
         }
     }
     assert_eq!(rest, "", "the last chunk is the last");
-    assert!(data.starts_with(":\ndata: first\n\ndata: second\n\n"), "{data}");
+    assert!(
+        data.starts_with(":\ndata: first\n\ndata: second\n\n"),
+        "{data}"
+    );
     assert!(data.contains(&large));
     assert!(data.contains("event: end"));
     wait_until("closed", || settings.counts().open_connections == 0).await;
@@ -156,15 +169,21 @@ async fn failed_stream_has_no_last_chunk() {
     sender.send(Err("failed".into())).unwrap();
     let (bytes, result) = stream.read_to_end().await;
     assert!(String::from_utf8(bytes).unwrap().contains("data: last"));
-    assert!(result.is_err(), "the client must see that the stream is cut");
+    assert!(
+        result.is_err(),
+        "the client must see that the stream is cut"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn heartbeats_continue() {
     let settings = Server::new();
     let (client, io) = tokio::io::duplex(64 * 1024);
-    let keep_alive = KeepAlive::new().interval(Duration::from_secs(10)).jitter(0.0);
-    let app = service(Channel::new()).transport(Sse::new().keep_alive(keep_alive));
+    let keep_alive = KeepAlive::new()
+        .interval(Duration::from_secs(10))
+        .jitter(0.0);
+    let layer = TransportLayer::with(Sse::new().keep_alive(keep_alive));
+    let app = once(Push::new(stream::pending::<Event>())).layer(layer);
     tokio::spawn(settings.connection(io, app));
     let (mut reader, mut writer) = tokio::io::split(client);
     writer.write_all(GET).await.unwrap();
@@ -192,7 +211,9 @@ async fn open_counted() -> (Server, TestServer, LiveCounter, TcpStream, Channel)
         let (counter, channel) = (counter.clone(), channel.clone());
         move || async move { Push::new(counter.wrap(channel.subscribe_from(StartPosition::Now))) }
     });
-    let app = Router::new().route("/", app).layer(TransportLayer::with(Sse::new()));
+    let app = Router::new()
+        .route("/", app)
+        .layer(TransportLayer::with(Sse::new()));
     let server = TestServer::start_on(settings.clone(), app).await;
     let mut socket = connect(&server).await;
     socket.write_all(GET).await.unwrap();
@@ -244,7 +265,10 @@ async fn flood_of_input_is_not_read_forever() {
     let flood = tokio::spawn(async move {
         let chunk = [b'x'; 16 * 1024];
         // The write blocks once the buffers of the kernel are full.
-        while timeout(5 * MS_100, writer.write_all(&chunk)).await.is_ok_and(|written| written.is_ok()) {}
+        while timeout(5 * MS_100, writer.write_all(&chunk))
+            .await
+            .is_ok_and(|written| written.is_ok())
+        {}
         writer
     });
     let writer = flood.await.unwrap();
@@ -287,7 +311,10 @@ impl Observer for Closed {
 #[tokio::test]
 async fn guard_sees_one_stream() {
     let (closed, drain) = (Closed::default(), Drain::new());
-    let guard = Guard::builder().drain(&drain).observer(closed.clone()).build();
+    let guard = Guard::builder()
+        .drain(&drain)
+        .observer(closed.clone())
+        .build();
     let settings = Server::builder().drain(&drain).build();
     let app = service(Channel::new()).transport(guard.wrap(Sse::new()));
     let server = TestServer::start_on(settings.clone(), app).await;
@@ -299,19 +326,27 @@ async fn guard_sees_one_stream() {
     wait_until_detached(&settings, 10).await;
     assert_eq!(guard.counts().open(), 10);
     assert_eq!(drain.open_streams(), 10);
-    assert!(closed.0.lock().unwrap().is_empty(), "no stream is closed by the hand-over");
+    assert!(
+        closed.0.lock().unwrap().is_empty(),
+        "no stream is closed by the hand-over"
+    );
     drain.start(DrainPlan::within(TEST_TIMEOUT).spread(MS_100));
     for (stream, _client) in clients {
         let (bytes, result) = stream.read_to_end().await;
         result.unwrap();
         let text = String::from_utf8(bytes).unwrap();
-        assert!(text.contains("retry: ") && text.contains("event: end"), "{text}");
+        assert!(
+            text.contains("retry: ") && text.contains("event: end"),
+            "{text}"
+        );
     }
     let outcome = timeout(TEST_TIMEOUT, drain.wait()).await.unwrap();
     assert_eq!((outcome.notified, outcome.left, outcome.cut), (10, 0, 0));
     assert_eq!(guard.counts().closed(CloseReason::Drained), 10);
     assert_eq!(*closed.0.lock().unwrap(), [CloseReason::Drained; 10]);
-    timeout(TEST_TIMEOUT, settings.wait_for_connections()).await.unwrap();
+    timeout(TEST_TIMEOUT, settings.wait_for_connections())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -447,11 +482,11 @@ async fn changed_bytes_stay_in_hyper() {
     ];
     for map in maps {
         let opening = || stream::iter(["opening"]).chain(stream::pending());
-        let app = once(Push::new(opening()))
-            .layer(TransportLayer::with(Sse::new()))
+        let app = ServiceBuilder::new()
             .map_response(move |response: Response<axum::body::Body>| {
                 response.map(|body| MapBody(body, map))
-            });
+            })
+            .service(once(Push::new(opening())).layer(TransportLayer::with(Sse::new())));
         assert_stays(Server::new(), app, GET, KeptReason::BytesChanged).await;
     }
 }
@@ -548,7 +583,10 @@ async fn body_polled_by_another_task_stays_in_hyper() {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(async move {
                 while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
-                    if sender.send(frame.map(|frame| frame.into_data().unwrap())).is_err() {
+                    if sender
+                        .send(frame.map(|frame| frame.into_data().unwrap()))
+                        .is_err()
+                    {
                         break;
                     }
                 }
@@ -559,7 +597,10 @@ async fn body_polled_by_another_task_stays_in_hyper() {
     });
     let server = TestServer::start_on(settings.clone(), app).await;
     assert_reads_only(server.address, "/relayed", "/relayed", 20).await;
-    wait_until("counted", || settings.counts().kept(KeptReason::NotCompared) == 1).await;
+    wait_until("counted", || {
+        settings.counts().kept(KeptReason::NotCompared) == 1
+    })
+    .await;
     assert_eq!(settings.counts().detached_streams, 0);
 }
 
@@ -583,7 +624,9 @@ async fn body_of_earlier_request_stays_in_hyper() {
     let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     client.get("/first", &[]).await.discard_rest().await;
     let mut stream = client.get("/second", &[]).await;
-    stream.expect_bytes(":\ndata: /first\n\ndata: /first\n\n").await;
+    stream
+        .expect_bytes(":\ndata: /first\n\ndata: /first\n\n")
+        .await;
     assert_eq!(settings.counts().detached_streams, 0);
 }
 
@@ -602,7 +645,12 @@ async fn pipelined_stream_behind_response_is_answered() {
     let both = "GET /page HTTP/1.1\r\nhost: x\r\n\r\nGET /stream HTTP/1.1\r\nhost: x\r\n\r\n";
     socket.write_all(both.as_bytes()).await.unwrap();
     let mut read = Vec::new();
-    read_until(&mut socket, &mut read, "data: /stream\n\n\r\n15\r\ndata: /stream").await;
+    read_until(
+        &mut socket,
+        &mut read,
+        "data: /stream\n\n\r\nF\r\ndata: /stream",
+    )
+    .await;
     let text = String::from_utf8(read).unwrap();
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2, "{text}");
 }
@@ -641,7 +689,10 @@ where
     let app = layer.layer(app).map_response(IntoBoxedResponse::into_boxed);
     let server = TestServer::start_on(settings.clone(), app).await;
     let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
-    let headers = [("accept-encoding", "gzip"), ("origin", "http://example.com")];
+    let headers = [
+        ("accept-encoding", "gzip"),
+        ("origin", "http://example.com"),
+    ];
     let _stream = client.get("/", &headers).await;
     let is_decided = || {
         let counts = settings.counts();
@@ -674,9 +725,10 @@ async fn timeout_of_body_does_not_apply_to_detached_stream() {
         let app = Router::new()
             .route("/", any(|| async { Push::new(Channel::new()) }))
             .layer(PushLayer::new());
-        let app = ResponseBodyTimeoutLayer::new(2 * MS_100)
-            .layer(app)
-            .map_response(IntoBoxedResponse::into_boxed);
+        let app = ServiceBuilder::new()
+            .map_response(IntoBoxedResponse::into_boxed)
+            .layer(ResponseBodyTimeoutLayer::new(2 * MS_100))
+            .service(app);
         let server = TestServer::start_on(settings.clone(), app).await;
         let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let mut stream = client.get("/", &[]).await;
