@@ -131,7 +131,7 @@ fn vectors_source() -> impl PushSource + Clone + Send + Sync + 'static {
         let events = stream::iter(vectors()).map(|vector| Item::Event(vector_event(vector)));
         let gap = stream::once(async {
             heartbeats().await;
-            Item::Gap(gap())
+            Item::from(gap())
         });
         Ok(events.chain(gap).chain(stream::iter([Item::Finished])))
     })

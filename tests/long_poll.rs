@@ -1585,7 +1585,7 @@ mod in_chromium {
 
 #[test]
 fn json_array_is_streaming_format() {
-    let source = stream::iter([Item::Gap(Gap::new(GapReason::Lagged))]).chain(stream::iter(
+    let source = stream::iter([Item::from(Gap::new(GapReason::Lagged))]).chain(stream::iter(
         ["a", "b"].map(|text| Item::Event(Event::text(text))),
     ));
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -132,7 +132,7 @@ impl ChannelState {
         let gap = Gap::new(GapReason::Epoch).requested(cursor.clone());
         ResolvedStart {
             position,
-            first_item: Some(Item::Gap(gap.resumed(self.epoch.event_id(position)))),
+            first_item: Some(Item::from(gap.resumed(self.epoch.event_id(position)))),
             requested_cursor: None,
         }
     }

@@ -32,6 +32,10 @@ impl LagPolicy {
     /// Of the events that it has trimmed from its log, the channel keeps the newest of each key. The log's limits on events and
     /// bytes apply to these events separately. A subscriber gets a gap only if these events exceed the limits.
     ///
+    /// Conflation begins behind the log: a subscriber gets every event that is still in the log, older events of a key included. If
+    /// clients should get hardly more than the newest event of each key, let the log hold as many events as there are keys
+    /// ([`max_events`](super::ChannelBuilder::max_events)).
+    ///
     /// A client that reconnects with a cursor older than the log gets these events, too. A client without a cursor also gets them if it
     /// begins at [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest
     /// event of each key.

@@ -73,7 +73,7 @@ impl Subscriber {
         let mut gap = Gap::new(reason).missed(missed);
         gap.requested = self.requested_cursor.take();
         gap.resumed = Some(self.channel.event_id(up_to));
-        Ok(Item::Gap(gap))
+        Ok(Item::from(gap))
     }
 
     /// Moves the position to `up_to`. The events up to and including `up_to` are in the buffer, or are conflated.
