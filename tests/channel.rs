@@ -515,7 +515,7 @@ async fn client_keeps_position_across_transports() {
             (
                 "ndjson",
                 Some(&ids[0]),
-                format!("\n{{\"id\":\"{}\",\"data\":\"2\"}}\n", ids[1]),
+                format!(" {{\"id\":\"{}\",\"data\":\"2\"}}\n", ids[1]),
             ),
             (
                 "json-seq",

@@ -87,7 +87,7 @@ impl RecordReader {
                 gap: json,
                 ..Record::default()
             },
-            "end" => Record {
+            "end" | "finished" => Record {
                 end: json,
                 ..Record::default()
             },

@@ -38,7 +38,7 @@ use crate::{
     transport::{
         KeepAlive, PushBody, rejection_response,
         response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii},
-        sse::event_stream_headers,
+        sse::{TEXT_EVENT_STREAM, event_stream_headers},
         streaming::{streaming_body, streaming_response},
     },
 };
@@ -196,7 +196,10 @@ impl DurableRead {
             },
         };
         let data_encoding = self.dialect.sse_data_encoding();
-        let headers = event_stream_headers(data_encoding == SseDataEncoding::Base64);
+        // The conformance suite of the protocol requires a `Content-Type` without parameters.
+        let content_type = HeaderValue::from_static(TEXT_EVENT_STREAM);
+        let headers =
+            event_stream_headers(content_type, data_encoding == SseDataEncoding::Base64);
         let writer = DurableSseWriter::new(
             stream,
             first_item,
