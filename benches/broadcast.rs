@@ -49,7 +49,7 @@ use tokio::{
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event};
 
-use testkit::program_copy::{ProgramCopy, check_fd_limit};
+use testkit::current_exe_child::{CurrentExeChild, check_fd_limit};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -185,16 +185,16 @@ fn compare_servers(is_bench: bool) -> Result<(), BoxError> {
 
 /// The process of a server and the process of its clients.
 struct Contestant {
-    server: ProgramCopy,
-    clients: ProgramCopy,
+    server: CurrentExeChild,
+    clients: CurrentExeChild,
 }
 
 impl Contestant {
     fn start(server: usize, threads: usize, clients: usize) -> Result<Self, BoxError> {
         let mut server =
-            ProgramCopy::spawn(&[SERVER_ROLE, &server.to_string(), &threads.to_string()])?;
+            CurrentExeChild::spawn(&[SERVER_ROLE, &server.to_string(), &threads.to_string()])?;
         let address = server.read_line()?;
-        let mut clients = ProgramCopy::spawn(&[CLIENTS_ROLE, &address, &clients.to_string()])?;
+        let mut clients = CurrentExeChild::spawn(&[CLIENTS_ROLE, &address, &clients.to_string()])?;
         // This line says that all clients are connected.
         clients.read_line()?;
         Ok(Self { server, clients })

@@ -33,7 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::BroadcastStream;
 use tower_push::{Channel, Event, source::StartPosition};
 
-use testkit::program_copy::ProgramCopy;
+use testkit::current_exe_child::CurrentExeChild;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -94,7 +94,7 @@ fn compare(setting: [usize; 3], turns: usize, times: &mut RoundTimes) -> Result<
         let numbers = [contestant, threads, subscribers, burst].map(|number| number.to_string());
         let [contestant, threads, subscribers, burst] = numbers.each_ref().map(String::as_str);
         let arguments = [CONTESTANT_ROLE, contestant, threads, subscribers, burst];
-        contestants.push(ProgramCopy::spawn(&arguments)?);
+        contestants.push(CurrentExeChild::spawn(&arguments)?);
     }
     for _ in 0..turns {
         for (contestant, times) in contestants.iter_mut().zip(times.iter_mut()) {
@@ -106,11 +106,11 @@ fn compare(setting: [usize; 3], turns: usize, times: &mut RoundTimes) -> Result<
             );
         }
     }
-    contestants.into_iter().try_for_each(ProgramCopy::close)
+    contestants.into_iter().try_for_each(CurrentExeChild::close)
 }
 
 /// Makes a contestant's process take a turn, and returns the nanoseconds of its rounds.
-fn run_turn(contestant: &mut ProgramCopy) -> Result<Vec<f64>, BoxError> {
+fn run_turn(contestant: &mut CurrentExeChild) -> Result<Vec<f64>, BoxError> {
     contestant.write_line("")?;
     let times = contestant.read_line()?;
     let times: Result<Vec<f64>, _> = times.split_whitespace().map(str::parse).collect();

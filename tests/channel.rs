@@ -14,7 +14,8 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, task::noop_waker};
 use http_body_util::BodyExt;
 use testkit::{
-    HttpClient, HttpVersion, TestServer, body_frames, body_text, describe_item, get_request_head,
+    HttpConnection, HttpVersion, TestServer, body_frames, body_text, describe_item,
+    get_request_head,
 };
 use tower_push::{
     BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
@@ -528,7 +529,7 @@ async fn client_keeps_position_across_transports() {
                 format!("id: {}\n:\nid: {}\ndata: 4\n\n", ids[2], ids[3]),
             ),
         ] {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let path = match cursor {
                 Some(id) => format!("/?transport={transport}&last_event_id={id}"),
                 None => format!("/?transport={transport}"),

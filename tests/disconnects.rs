@@ -10,7 +10,9 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use socket2::SockRef;
-use testkit::{HttpClient, HttpVersion, LiveCounter, TestServer, get_request_head, send_raw_http1};
+use testkit::{
+    HttpConnection, HttpVersion, LiveCounter, TestServer, get_request_head, send_raw_http1,
+};
 use tokio::io::AsyncWriteExt;
 use tower_push::{
     Event, EventId, Item, KeepAlive, Push, PushSource,
@@ -38,7 +40,7 @@ async fn closed_connection_drops_source() {
     let live = LiveCounter::default();
     let server = TestServer::start(tower_push::service(counted_source(&live))).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let mut response = client.get("/", &[]).await;
         response.expect_bytes(":\ndata: hello\n\n").await;
         assert_eq!(live.get(), 1);
@@ -74,7 +76,7 @@ async fn reset_connection_drops_source() {
 async fn reset_http2_stream_leaves_its_siblings() {
     let live = LiveCounter::default();
     let server = TestServer::start(tower_push::service(counted_source(&live))).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut responses = Vec::new();
     for _ in 0..10 {
         let mut response = client.get("/", &[]).await;
@@ -158,10 +160,10 @@ async fn panicking_source_ends_only_its_own_stream() {
     );
     let server = TestServer::start(tower_push::service(source)).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let mut unaffected = match version {
             HttpVersion::Http1 => {
-                HttpClient::connect(&server, version)
+                HttpConnection::connect(&server, version)
                     .await
                     .get("/", &[])
                     .await
@@ -225,11 +227,11 @@ async fn always_ready_source_yields_to_other_streams() {
         let server = TestServer::start(tower_push::service(source).transport(transports)).await;
         for version in HttpVersion::ALL {
             for name in ["sse", "raw"] {
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 let flood = client.get(&format!("/flood?transport={name}"), &[]).await;
                 let reading = tokio::spawn(flood.discard_rest());
                 for _ in 0..3 {
-                    let mut other_client = HttpClient::connect(&server, version).await;
+                    let mut other_client = HttpConnection::connect(&server, version).await;
                     other_client
                         .get("/", &[])
                         .await
@@ -266,7 +268,7 @@ async fn silent_source_keeps_streams_open() {
     let live_streams = live.clone();
     let source = source_fn(async move |_| Ok(live_streams.wrap(stream::pending::<Event>())));
     let server = TestServer::start(tower_push::service(source)).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut responses = Vec::new();
     for _ in 0..100 {
         let mut response = client.get("/", &[]).await;
@@ -296,7 +298,7 @@ async fn unread_http2_stream_does_not_block_its_siblings() {
         },
     );
     let server = TestServer::start(tower_push::service(source)).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let stalled = client.get("/flood", &[]).await;
     let mut flowing = client.get("/", &[]).await;
     flowing

@@ -15,7 +15,8 @@ use hyper_util::{
 };
 use serde_json::Value;
 use testkit::{
-    HttpClient, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head, send_raw_http1,
+    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head,
+    send_raw_http1,
     websocket::{self, masked_frame},
 };
 use tokio::{
@@ -28,7 +29,8 @@ use tokio::{
 use tower_push::{
     Channel, Drain, Event, Guard, Item, Push, PushBody, PushSource,
     guard::{
-        Admission, CloseReason, DrainOutcome, DrainPlan, GuardBuilder, Guarded, RefusalReason,
+        Admission, CloseReason, DrainOutcome, DrainPlan, GuardBuilder, GuardedTransport,
+        RefusalReason,
     },
     service,
     source::{Rejection, Subscription, channel::LagPolicy, source_fn},
@@ -101,7 +103,7 @@ struct GuardedFeed {
     drain: Drain,
     guard: Guard,
     channel: Channel,
-    transports: Guarded<Negotiate>,
+    transports: GuardedTransport<Negotiate>,
     stop: Arc<Notify>,
 }
 
@@ -283,7 +285,7 @@ async fn open_http2(address: std::net::SocketAddr, streams: usize) -> RetryTasks
 }
 
 async fn open_websockets_on_http2(address: std::net::SocketAddr, streams: usize) -> RetryTasks {
-    let mut client = HttpClient::connect_to(address, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect_to(address, HttpVersion::Http2).await;
     let mut retry_delays = Vec::new();
     for _ in 0..streams {
         let opened = client.open_websocket("/feed", &[]).await;
@@ -411,7 +413,7 @@ async fn draining_server_refuses_new_streams() {
         TestServer::start(service(feed.channel.clone()).transport(feed.transports.clone())).await;
     feed.drain.start(drain_plan());
     assert!(feed.drain.has_started());
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let refused = client.get("/", &[("accept", "text/event-stream")]).await;
     assert_eq!(refused.head.status, 200);
     let body = String::from_utf8(refused.read_to_end().await.0).unwrap();
@@ -484,7 +486,7 @@ async fn returning_client_resumes_after_drain() {
     let feed = GuardedFeed::new();
     let server =
         TestServer::start(service(feed.channel.clone()).transport(feed.transports.clone())).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let mut reading = client.get("/", &[("accept", "text/event-stream")]).await;
     reading.expect_bytes(":\n").await;
     feed.channel.publish(Event::text("one")).unwrap();
@@ -502,7 +504,7 @@ async fn returning_client_resumes_after_drain() {
 
     let cursor = id.to_string();
     let other = TestServer::start(service(feed.channel.clone())).await;
-    let mut client = HttpClient::connect(&other, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&other, HttpVersion::Http1).await;
     let headers = [("accept", "text/event-stream"), ("last-event-id", &*cursor)];
     let mut reading = client.get("/", &headers).await;
     let mut after = String::new();

@@ -13,7 +13,9 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::TokioIo;
-use testkit::{HttpClient, LiveCounter, TestServer, body_text, empty_request, get_request_head};
+use testkit::{
+    HttpConnection, LiveCounter, TestServer, body_text, empty_request, get_request_head,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
@@ -329,7 +331,7 @@ mod carried_push {
             .route("/page", get(async || "page"))
             .layer(PushLayer::new());
         let server = TestServer::start(app).await;
-        let mut client = HttpClient::connect(&server, testkit::HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, testkit::HttpVersion::Http1).await;
         let mut response = client.get("/push", &[]).await;
         assert_eq!(response.head.status, 200);
         response.expect_bytes(SSE_BODY).await;

@@ -10,14 +10,14 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode, request::Parts};
 use http_body_util::BodyExt;
 use testkit::{
-    HttpClient, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head, send_raw_http1,
-    websocket,
+    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head,
+    send_raw_http1, websocket,
 };
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower_push::{
     BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
     format::Raw,
-    guard::{Admission, CloseReason, Guarded, Observer, RefusalReason, StreamInfo},
+    guard::{Admission, CloseReason, GuardedTransport, Observer, RefusalReason, StreamInfo},
     service,
     source::{Rejection, Subscription, source_fn},
     transport::{Chunked, LongPoll, Negotiate, Sse, Transport, WebSocket},
@@ -172,7 +172,7 @@ async fn open_stream(
     if is_websocket {
         return Box::new(websocket::connect(server, version, "/", &[]).await);
     }
-    let mut client = HttpClient::connect(server, version).await;
+    let mut client = HttpConnection::connect(server, version).await;
     let mut reading = client.get("/", &[ACCEPT_SSE]).await;
     assert_eq!(reading.head.status, 200);
     reading.expect_bytes(":\n").await;
@@ -193,7 +193,7 @@ async fn refusal_suits_the_client() {
         TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
     let _one = open_stream(&server, HttpVersion::Http1, false).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let refused = client.get("/", &[ACCEPT_SSE]).await;
         assert_eq!(refused.head.status, 200);
         let content_type = refused.header("content-type");
@@ -414,7 +414,7 @@ async fn foreign_origin_is_refused_on_every_transport() {
     let server =
         TestServer::start(service(Channel::new()).transport(guard.wrap(Negotiate::new()))).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         for accept in [
             "text/event-stream",
             "application/x-ndjson",
@@ -715,7 +715,7 @@ async fn guard_clones_count_together() {
     let guard = Guard::builder().admission(&admission).build();
     let other = Guard::builder().admission(&admission.clone()).build();
     let sse = [&guard, &guard.clone(), &other].map(|guard| guard.wrap(Sse::new()));
-    let respond = async |sse: &Guarded<Sse>| {
+    let respond = async |sse: &GuardedTransport<Sse>| {
         let mut head = get_request_head("/", &[]);
         sse.respond(&mut head, Push::new(pending_events())).await
     };
@@ -740,7 +740,7 @@ async fn nested_guards_both_count_streams() {
         let both = outer.wrap(inner.wrap(Negotiate::new()));
         let server = TestServer::start(service(Channel::new()).transport(both.clone())).await;
         let one = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
-        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let refused = client.open_websocket("/", &[]).await.unwrap_err();
         assert_eq!(refused.head.status, 503);
         wait_for_open_streams(&outer, 1).await;

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use testkit::{
-    HttpClient, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, get_request_head,
+    HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, get_request_head,
     programs, send_raw_http1,
 };
 use tokio::sync::broadcast;
@@ -1199,7 +1199,7 @@ mod durable {
     async fn sse_continues_with_live_events() {
         let channel = channel_of_numbers([]);
         let server = TestServer::start(service(channel.clone()).transport(text())).await;
-        let mut client = HttpClient::connect(&server, HttpVersion::ALL[0]).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::ALL[0]).await;
         let mut reading = client.get("/?offset=now&live=sse&cursor=1", &[]).await;
         assert_eq!(reading.header("content-length"), None);
         let next = async |reading: &mut StreamingResponse| {
@@ -1302,7 +1302,7 @@ mod sockets {
             "/?offset=-1&live=long-poll",
         ] {
             for version in HttpVersion::ALL {
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 let answer = read_from_server(client.get(uri, &[]).await).await;
                 let length = answer.body.len().to_string();
                 assert_eq!(
@@ -1333,7 +1333,7 @@ mod sockets {
         let server = TestServer::start(service(channel.clone()).transport(LongPoll::new())).await;
         for version in HttpVersion::ALL {
             for uri in ["/", "/?offset=now&live=long-poll", "/?offset=now&live=sse"] {
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 let poll = tokio::spawn(async move {
                     let reading = client.get(uri, &[]).await;
                     reading.discard_rest().await;
@@ -1351,7 +1351,7 @@ mod sockets {
         let server = TestServer::start(service(channel.clone()).transport(LongPoll::new())).await;
         let mut polls = Vec::new();
         for version in [HttpVersion::ALL, HttpVersion::ALL].concat() {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             polls.push(tokio::spawn(async move {
                 read_from_server(client.get("/", &[]).await).await.body
             }));
@@ -1390,7 +1390,7 @@ mod sockets {
                     )
                 }
             };
-            let mut client = HttpClient::connect(server, version).await;
+            let mut client = HttpConnection::connect(server, version).await;
             if round % 5 == 4 {
                 let poll = client.get(&uri, headers);
                 let _ = tokio::time::timeout(Duration::from_micros(300), poll).await;

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
 use testkit::{
-    HttpClient, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, describe_item,
+    HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, describe_item,
     event_stream::EventStreamParser, get_request_head, send_raw_http1,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -973,7 +973,7 @@ async fn switching_client_reads_each_event_once() {
     let server = TestServer::start(service).await;
 
     let mut random = SeededRandom(99);
-    let mut http2 = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut http2 = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut id = String::new();
     let mut next = 0;
     for hop in 0..CONNECTIONS {
@@ -986,7 +986,7 @@ async fn switching_client_reads_each_event_once() {
         let mut http1;
         let client = match version {
             HttpVersion::Http1 => {
-                http1 = HttpClient::connect(&server, version).await;
+                http1 = HttpConnection::connect(&server, version).await;
                 &mut http1
             }
             HttpVersion::Http2 => &mut http2,
@@ -1081,7 +1081,7 @@ async fn client_resumes_while_old_connection_hangs() {
     let id =
         EventStreamParser::parse(read.split_once("\r\n\r\n").unwrap().1.as_bytes()).last_event_id;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let mut response = client.get("/", &[("last-event-id", &id)]).await;
         sender.send("x").unwrap();
         let mut parser = EventStreamParser::default();
@@ -1162,7 +1162,7 @@ async fn plain_stream_is_polled_without_loss() {
     let long_poll = LongPoll::new().max_events(7);
     let server = TestServer::start(TransportLayer::with(long_poll).layer(handler)).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let (mut cursor, mut read) = (String::new(), Vec::new());
         for poll in 0.. {
             let answer = client.get("/", &[("last-event-id", &cursor)]).await;

@@ -23,7 +23,7 @@ use hyper_util::{
 };
 use proptest::prelude::*;
 use testkit::{
-    HttpClient, HttpVersion, LiveCounter, StreamingResponse, TEST_TIMEOUT, TestServer,
+    HttpConnection, HttpVersion, LiveCounter, StreamingResponse, TEST_TIMEOUT, TestServer,
     get_request_head, programs,
     records::{Record, RecordReader},
     send_raw_http1,
@@ -87,14 +87,14 @@ async fn serve(
 
 /// Sends a request whose host is `localhost`.
 async fn send_request(
-    client: &mut HttpClient,
+    client: &mut HttpConnection,
     method: &str,
     query: &str,
     headers: &[(&str, &str)],
 ) -> StreamingResponse {
     let host = match client {
-        HttpClient::Http1(_) => &[("host", "localhost")][..],
-        HttpClient::Http2(_) => &[],
+        HttpConnection::Http1(_) => &[("host", "localhost")][..],
+        HttpConnection::Http2(_) => &[],
     };
     let path = format!("/{query}");
     client
@@ -151,7 +151,7 @@ async fn foreign_page_gets_no_stream_by_any_method() {
     ];
     let mut tried = 0;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "QUERY"] {
             for query in REQUEST_QUERIES {
                 for attack in attacks {
@@ -171,7 +171,7 @@ async fn foreign_page_gets_no_stream_by_any_method() {
 async fn foreign_page_holds_stream_without_policy() {
     let guard = Guard::new();
     let server = serve(Channel::new(), guard.wrap(all_transports())).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let foreign = [("origin", "https://evil.example")];
     let held = send_request(&mut client, "GET", "", &foreign).await;
     assert_eq!(held.head.status, 200);
@@ -196,10 +196,10 @@ async fn forwarding_headers_do_not_change_origin() {
         ("forwarded", "host=evil.example"),
     ] {
         for version in HttpVersion::ALL {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let refused = send_request(&mut client, "GET", "", &[foreign, forged_header]).await;
             assert_eq!(refused.head.status, 403, "{forged_header:?}");
-            let mut client = HttpClient::connect(&behind_nothing, version).await;
+            let mut client = HttpConnection::connect(&behind_nothing, version).await;
             let refused = client.open_websocket("/", &[foreign, forged_header]).await;
             assert_eq!(
                 refused.expect_err("refused").head.status,
@@ -239,7 +239,7 @@ async fn rebound_name_is_refused_by_origin_list() {
         let host = ("host", "rebound.example:3000");
         let own = ("origin", "http://rebound.example:3000");
         for version in HttpVersion::ALL {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let opened = client.open_websocket("/", &[host, own]).await;
             assert_eq!(opened.is_err(), is_refused, "{version:?}");
         }
@@ -258,7 +258,7 @@ async fn cors_layer_answers_preflights_without_streams() {
         .allow_headers([tower_push::source::LAST_EVENT_ID]);
     let pushes = service(Channel::new()).transport(guard.wrap(all_transports()));
     let server = TestServer::start(ServiceBuilder::new().layer(cors).service(pushes)).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let preflight = ("access-control-request-method", "GET");
     for (origin, allowed) in [
         ("https://app.example", Some("https://app.example")),
@@ -410,10 +410,10 @@ async fn responses_forbid_sniffing_and_shared_caching() {
                 &[("origin", "https://evil.example")],
                 &[("last-event-id", "of-another-log")],
             ] {
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 answers.push(send_request(&mut client, "GET", query, headers).await);
             }
-            let mut client = HttpClient::connect(&full, version).await;
+            let mut client = HttpConnection::connect(&full, version).await;
             answers.push(send_request(&mut client, "GET", query, &[]).await);
         }
         for wrong in [
@@ -422,10 +422,10 @@ async fn responses_forbid_sniffing_and_shared_caching() {
             "?transport=long-poll&offset=",
             "?transport=long-poll&offset=%0a&live=sse",
         ] {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             answers.push(send_request(&mut client, "GET", wrong, &[]).await);
         }
-        let mut client = HttpClient::connect(&full, version).await;
+        let mut client = HttpConnection::connect(&full, version).await;
         let event_source = [("accept", "text/event-stream")];
         answers.push(send_request(&mut client, "GET", "", &event_source).await);
     }
@@ -462,7 +462,7 @@ async fn cached_poll_is_only_for_its_user() {
     let shared = serve(channel.clone(), LongPoll::new().durable_public_cache()).await;
     let server = serve(channel, LongPoll::new()).await;
     let vary = async |server: &TestServer, query: &str| {
-        let mut client = HttpClient::connect(server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(server, HttpVersion::Http1).await;
         let answer = send_request(&mut client, "GET", query, &[]).await;
         assert_eq!(answer.head.status, 200);
         let values = answer.head.headers.get_all("vary").iter();
@@ -629,7 +629,7 @@ async fn cursor_is_not_a_permission() {
         is_revoked_flag.store(is_revoked.into(), Ordering::SeqCst);
         for version in HttpVersion::ALL {
             for query in REQUEST_QUERIES {
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 let query = format!("{query}&last_event_id={cursor}")
                     .replace("offset=-1", &format!("offset={cursor}"));
                 let mut headers = vec![ann];
@@ -642,13 +642,13 @@ async fn cursor_is_not_a_permission() {
                     // A thief has the cursor and no session.
                     headers.clear();
                 }
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 let refused = send_request(&mut client, "GET", &query, &headers).await;
                 assert_eq!(refused.head.status, 403, "{query}");
                 assert!(!everything_a_client_sees(refused).await.contains("Ann"));
             }
             let path = format!("/?last_event_id={cursor}");
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let headers = if is_revoked { &[ann][..] } else { &[] };
             let refused = client.open_websocket(&path, headers).await.err();
             assert_eq!(refused.expect("refused").head.status, 403);
@@ -669,7 +669,7 @@ async fn cursor_of_other_channel_reveals_nothing() {
         for query in REQUEST_QUERIES {
             let is_durable = query.contains("offset");
             let query = query.replace("offset=-1", &format!("offset={stolen}"));
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let query = format!("{query}&last_event_id={stolen}");
             let answer = send_request(&mut client, "GET", &query, &[]).await;
             assert_eq!(answer.head.status == 410, is_durable, "{query}");
@@ -703,7 +703,7 @@ async fn read_one(
     cursor: &str,
     headers: &[(&str, &str)],
 ) -> (Vec<Record>, String) {
-    let mut client = HttpClient::connect(server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(server, HttpVersion::Http1).await;
     let query = format!("?transport=ndjson&last_event_id={cursor}");
     let mut reading = send_request(&mut client, "GET", &query, headers).await;
     assert_eq!(reading.head.status, 200);
@@ -842,7 +842,7 @@ async fn check_around_resumable_runs_each_time() {
     let id = first_id(&server, &[]).await;
     read_from(&server, &id, &[]).await;
     is_open.store(0, Ordering::SeqCst);
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let query = format!("?transport=sse&last_event_id={id}");
     assert_eq!(
         send_request(&mut client, "GET", &query, &[])
@@ -864,7 +864,7 @@ async fn parked_stream_skips_source_checks() {
     });
     let server = serve(checked, LongPoll::new().max_events(1)).await;
     let poll = async |cursor: &str, headers: &[(&str, &str)]| {
-        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let query = format!("?timeout=0&last_event_id={cursor}");
         let answer = send_request(&mut client, "GET", &query, headers).await;
         let next = answer
@@ -956,7 +956,7 @@ async fn compression_layer_mixes_events_of_a_stream() {
             )
             .await
         };
-        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let gzip = ("accept-encoding", "gzip");
         let answer = send_request(&mut client, "GET", "?transport=ndjson", &[gzip]).await;
         let encoding = answer.header("content-encoding");
@@ -981,7 +981,7 @@ async fn source_error_text_reaches_no_client() {
         for query in REQUEST_QUERIES {
             let mut failed = Vec::new();
             for headers in [&[][..], &[("refuse", "1")]] {
-                let mut client = HttpClient::connect(&server, version).await;
+                let mut client = HttpConnection::connect(&server, version).await;
                 let answer = send_request(&mut client, "GET", query, headers).await;
                 failed.push(answer.head.status == 500);
                 let seen = everything_a_client_sees(answer).await;
@@ -1054,7 +1054,7 @@ async fn response_is_bounded_multiple_of_log() {
     let server = serve(channel, all_transports()).await;
     let mut longest_body = 0;
     for query in REQUEST_QUERIES {
-        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let (body, _) = send_request(&mut client, "GET", query, &[])
             .await
             .read_to_end()
@@ -1151,7 +1151,7 @@ async fn slow_requests_are_closed_and_streams_stay() {
     let alive = count.clone();
     let source = source_fn(async move |_| Ok(alive.wrap(stream::pending::<Event>())));
     let server = serve_hardened(source, 100).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let _stream = send_request(&mut client, "GET", "", &[]).await;
     // The requests are nothing, the first byte of either version of HTTP, and an incomplete head.
     let slow = [
@@ -1248,7 +1248,7 @@ async fn rapid_resets_leave_nothing_behind() {
     }
     // The write may fail, because the server may close the connection at any time.
     let _ = timeout(TEST_TIMEOUT, client.write(&flood)).await;
-    let mut neighbour = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut neighbour = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut stream = send_request(&mut neighbour, "GET", "?transport=sse", &[]).await;
     stream.expect_bytes(":\n").await;
     let wait = async {

@@ -20,7 +20,7 @@ use tower_push::{
     BoxError, Drain, Error, Event, Gap, GapReason, Guard, Item, Push, PushBody, PushSource,
     guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     source::{Rejection, Subscription, source_fn},
-    supervision::{PendingStream, StreamHandle, SupervisedStream},
+    supervision::{PendingSubscription, StreamHandle, SupervisedStream},
     transport::{BoxResponseFuture, Transport, rejection_response},
 };
 use tracing_subscriber::layer::SubscriberExt;
@@ -41,7 +41,7 @@ impl Transport for Lines {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let pending = PendingStream::new(head, self.name());
+        let pending = PendingSubscription::new(head, self.name());
         Box::pin(async move {
             match pending.open(push).await {
                 Ok(stream) => {
@@ -312,7 +312,7 @@ impl Transport for SocketLike {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let pending = PendingStream::new(head, self.name());
+        let pending = PendingSubscription::new(head, self.name());
         let task = self.0.lock().unwrap().take();
         Box::pin(async move {
             let stream = pending.open(push).await.unwrap();
@@ -360,7 +360,7 @@ impl Transport for OnePerPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let pending = PendingStream::new(head, self.name());
+        let pending = PendingSubscription::new(head, self.name());
         let reports = self.reports;
         Box::pin(async move {
             let mut stream = pending.open(push).await.unwrap();

@@ -11,7 +11,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use testkit::{HttpClient, HttpVersion, TEST_TIMEOUT, TestServer, get_request_head, websocket};
+use testkit::{HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, get_request_head, websocket};
 use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
@@ -173,7 +173,7 @@ async fn each_stream_has_one_span_inside_its_request() {
                     socket.next_frame().await.unwrap();
                 }
                 name => {
-                    let mut client = HttpClient::connect(&server, version).await;
+                    let mut client = HttpConnection::connect(&server, version).await;
                     let path = format!("/?transport={name}");
                     let mut reading = client.get(&path, &[]).await;
                     match name {
@@ -415,7 +415,7 @@ async fn secrets_are_not_traced() {
                 ("cookie", SECRET),
                 ("last-event-id", &cursor),
             ];
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let mut reading = client.get(&path, &headers).await;
             assert_eq!(reading.head.status, 200);
             // The id that resumes the parked stream. Everybody who knows the id can read the stream.

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use testkit::{
-    HttpClient, HttpVersion, StreamingResponse, TestServer, records::RecordReader,
+    HttpConnection, HttpVersion, StreamingResponse, TestServer, records::RecordReader,
     websocket::WebSocketConnection,
 };
 use tower_push::{Channel, source::StartPosition};
@@ -60,7 +60,7 @@ enum OpenResponse {
 }
 
 impl OpenResponse {
-    async fn open(client: &mut HttpClient, path: &str) -> Self {
+    async fn open(client: &mut HttpConnection, path: &str) -> Self {
         let protocol = ("sec-websocket-protocol", "json.tower-push");
         let result = client.open_websocket(path, &[protocol]).await;
         Self::WebSocket(result.unwrap_or_else(|refusal| panic!("{}", refusal.head.status)))
@@ -116,8 +116,8 @@ async fn switching_client_gets_each_event_once_in_order() {
     });
 
     let mut clients = [
-        HttpClient::connect(&server, HttpVersion::Http2).await,
-        HttpClient::connect(&server, HttpVersion::Http1).await,
+        HttpConnection::connect(&server, HttpVersion::Http2).await,
+        HttpConnection::connect(&server, HttpVersion::Http1).await,
     ];
     let (mut cursor, mut etag) = (None::<String>, None::<String>);
     let mut expected = 1_u64;
@@ -134,7 +134,7 @@ async fn switching_client_gets_each_event_once_in_order() {
         // HTTP/1.1 needs a new connection, because dropping an unfinished response closes the old one.
         let version = random(8).min(1) as usize;
         if version == 1 {
-            clients[1] = HttpClient::connect(&server, HttpVersion::Http1).await;
+            clients[1] = HttpConnection::connect(&server, HttpVersion::Http1).await;
         }
         let (path, validator) = match (&cursor, placement) {
             (Some(id), CursorPlacement::Query(parameter)) => {

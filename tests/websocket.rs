@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{Router, routing::any};
 use futures_util::{SinkExt, StreamExt, stream};
 use testkit::{
-    HttpClient, HttpVersion, LiveCounter, TestServer,
+    HttpConnection, HttpVersion, LiveCounter, TestServer,
     websocket::{WebSocketConnection, connect, masked_frame},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -212,7 +212,7 @@ async fn one_url_serves_websocket_and_other_transports() {
     for version in HttpVersion::ALL {
         let mut socket = connect(&server, version, "/", &[]).await;
         assert_eq!(next_text(&mut socket).await, "one");
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let response = client.get("/", &[]).await;
         let content_type = response.header("content-type");
         assert_eq!(content_type, Some("text/event-stream; charset=utf-8"));
@@ -220,7 +220,7 @@ async fn one_url_serves_websocket_and_other_transports() {
     let only_others = Negotiate::only(tower_push::transport::Sse::new());
     let source = source_fn(|_| async { Ok(stream::iter(["one"])) });
     let server = TestServer::start(tower_push::service(source).transport(only_others)).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let refused = client
         .open_websocket("/", &[])
         .await
@@ -312,7 +312,7 @@ async fn rejection_is_http_status() {
     });
     let server = TestServer::start(tower_push::service(source).transport(WebSocket::new())).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let refused = client.open_websocket("/", &[]).await.expect_err("refused");
         assert_eq!(refused.head.status, 401);
     }
@@ -366,7 +366,7 @@ async fn lost_handshake_response_unsubscribes() {
         .layer(lost);
     let server = TestServer::start(app).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let refused = client.open_websocket("/", &[]).await.expect_err("refused");
         assert_eq!(refused.head.status, 500);
         // The subscription ends although the client's connection stays open.
@@ -401,7 +401,7 @@ async fn foreign_origins_are_refused() {
     let open_to_all = WebSocket::new().origin_policy(OriginPolicy::any());
     let open_to_all = serve_channel(open_to_all, &channel).await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let refused = client
             .open_websocket("/", &[foreign])
             .await
@@ -953,7 +953,7 @@ async fn other_connect_protocols_are_refused() {
         .await,
         serve_items(events()).await,
     ] {
-        let mut client = HttpClient::connect(&layer, HttpVersion::Http2).await;
+        let mut client = HttpConnection::connect(&layer, HttpVersion::Http2).await;
         let refused = client
             .open_websocket("/", &[other])
             .await
@@ -962,7 +962,7 @@ async fn other_connect_protocols_are_refused() {
     }
     let only_others = Router::new().route("/", any(push)).layer(SseLayer::new());
     let server = TestServer::start(only_others).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let refused = client.open_websocket("/", &[]).await.expect_err("refused");
     assert_eq!(refused.head.status, 501);
 }

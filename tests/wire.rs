@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use bytes::{BufMut, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE, request::Parts};
-use testkit::{HttpClient, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, send_raw_http1};
+use testkit::{HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, send_raw_http1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tower::ServiceBuilder;
@@ -18,9 +18,9 @@ use tower_push::{
     event::{Encoding, Fields},
     format::{Multipart, Raw},
     source::{Rejection, Subscription, source_fn},
-    supervision::PendingStream,
+    supervision::PendingSubscription,
     transport::{
-        BoxResponseFuture, Chunked, Encoder, End, FrameBuffer, Negotiate, Sse, Transport,
+        BoxResponseFuture, Chunked, Encoder, FrameBuffer, Negotiate, Sse, StreamEnd, Transport,
         respond_streaming,
     },
 };
@@ -128,7 +128,7 @@ async fn each_event_arrives_before_next_one_exists() {
     for version in HttpVersion::ALL {
         for name in TRANSPORT_NAMES {
             let events = source.next_subscriber();
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let mut response = client.get(&format!("/?transport={name}"), &[]).await;
             assert_eq!(response.head.status, 200);
             let boundary = boundary(response.header("content-type").unwrap());
@@ -156,7 +156,7 @@ async fn failing_source_is_cut_after_its_events() {
     for version in HttpVersion::ALL {
         for name in TRANSPORT_NAMES {
             let events = source.next_subscriber();
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let mut response = client.get(&format!("/?transport={name}"), &[]).await;
             let boundary = boundary(response.header("content-type").unwrap());
             send_text(&events, "given").await;
@@ -209,7 +209,7 @@ async fn head_request_gets_headers_of_get() {
     let server = TestServer::start(service.transport(all_transports())).await;
     for version in HttpVersion::ALL {
         for name in ["sse", "ndjson"] {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             let path = format!("/?transport={name}");
             let head = client.send_request("HEAD", &path, &[]).await;
             let mut head_headers = head.head.headers.clone();
@@ -233,7 +233,7 @@ async fn post_request_gets_stream() {
     })))
     .await;
     for version in HttpVersion::ALL {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let mut response = client.send_request("POST", "/", &[]).await;
         response.expect_bytes(":\ndata: token\n\n").await;
     }
@@ -243,7 +243,7 @@ async fn post_request_gets_stream() {
 async fn http2_response_has_no_connection_headers() {
     let source = source_fn(async |_| Ok(stream::iter(["hi"])));
     let server = TestServer::start(tower_push::service(source).transport(all_transports())).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http2).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http2).await;
     for name in TRANSPORT_NAMES {
         let response = client.get(&format!("/?transport={name}"), &[]).await;
         for absent in [
@@ -334,7 +334,7 @@ mod middleware {
         for version in HttpVersion::ALL {
             for encoding in ["gzip", "br", "zstd", "deflate"] {
                 for name in TRANSPORT_NAMES {
-                    let mut client = HttpClient::connect(&server, version).await;
+                    let mut client = HttpConnection::connect(&server, version).await;
                     let path = format!("/?transport={name}");
                     let response = client.get(&path, &[("accept-encoding", encoding)]).await;
                     assert_eq!(response.header("content-encoding"), Some(encoding));
@@ -350,7 +350,7 @@ mod middleware {
             .layer(CompressionLayer::new())
             .service(tower_push::service(source));
         let server = TestServer::start(service).await;
-        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let mut response = client.get("/", &[("accept-encoding", "gzip")]).await;
         assert_eq!(response.header("content-encoding"), None);
         response.expect_bytes(":\ndata: hi\n\n").await;
@@ -366,7 +366,7 @@ mod middleware {
             .layer(cors)
             .service(tower_push::service(source));
         let server = TestServer::start(service).await;
-        let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let request = [
             ("origin", "http://a.example"),
             ("access-control-request-method", "GET"),
@@ -411,7 +411,7 @@ mod custom_transport {
         fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
             let content_type = HeaderValue::from_static("application/x-length-delimited");
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
-            let pending = PendingStream::new(head, self.name());
+            let pending = PendingSubscription::new(head, self.name());
             respond_streaming(
                 pending,
                 push,
@@ -448,7 +448,7 @@ mod custom_transport {
             out.buffer().put_u8(0);
         }
 
-        fn end(&mut self, _: End, out: &mut FrameBuffer) {
+        fn end(&mut self, _: StreamEnd, out: &mut FrameBuffer) {
             out.buffer().put_u8(0);
         }
     }
@@ -465,7 +465,7 @@ mod custom_transport {
             tower_push::service(source).transport(Negotiate::new().add_transport(LengthDelimited));
         let server = TestServer::start(service).await;
         for version in HttpVersion::ALL {
-            let mut client = HttpClient::connect(&server, version).await;
+            let mut client = HttpConnection::connect(&server, version).await;
             for (path, accept) in [
                 ("/", "application/x-length-delimited"),
                 ("/?transport=length-delimited", "*/*"),

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use testkit::{
-    HttpClient,
+    HttpConnection,
     HttpVersion::{self, Http1, Http2},
     StreamingResponse, TEST_TIMEOUT, empty_request,
     records::{Record, RecordReader},
@@ -207,7 +207,7 @@ pub(crate) async fn connect(
     address: SocketAddr,
     version: HttpVersion,
     reset_on_drop: bool,
-) -> HttpClient {
+) -> HttpConnection {
     let socket = TcpStream::connect(address).await.expect("a connection");
     let _ = socket.set_nodelay(true);
     if reset_on_drop {
@@ -218,7 +218,7 @@ pub(crate) async fn connect(
         Http1 => {
             let (sender, connection) = http1::handshake(io).await.expect("HTTP/1.1");
             tokio::spawn(connection.with_upgrades());
-            HttpClient::Http1(sender)
+            HttpConnection::Http1(sender)
         }
         Http2 => {
             let handshake = http2::handshake(TokioExecutor::new(), io);
@@ -228,14 +228,14 @@ pub(crate) async fn connect(
                 sleep(Duration::from_millis(1)).await;
             }
             tokio::spawn(connection);
-            HttpClient::Http2(sender)
+            HttpConnection::Http2(sender)
         }
     }
 }
 
 /// Waits until the connection can send another request. The last response may have been read before hyper's connection is ready.
-async fn wait_until_ready(client: &mut HttpClient) {
-    if let HttpClient::Http1(sender) = client {
+async fn wait_until_ready(client: &mut HttpConnection) {
+    if let HttpConnection::Http1(sender) = client {
         sender.ready().await.expect("a connection");
     }
 }
@@ -256,7 +256,7 @@ pub(crate) struct FeedReader {
 enum OpenStream {
     Body(StreamingResponse, RecordReader),
     Lines(StreamingResponse, Vec<u8>),
-    Polls(HttpClient),
+    Polls(HttpConnection),
     Socket(Box<WebSocketConnection>, RecordReader),
 }
 
@@ -393,7 +393,7 @@ impl FeedReader {
     }
 
     /// Polls once. `query_suffix` is appended to the query.
-    async fn poll(&mut self, client: &mut HttpClient, query_suffix: &str) {
+    async fn poll(&mut self, client: &mut HttpConnection, query_suffix: &str) {
         let (mut path, validator) = self.request();
         path += query_suffix;
         let validator = validator.as_deref().map(|tag| ("if-none-match", tag));

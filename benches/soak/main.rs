@@ -48,7 +48,7 @@ use std::{
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use testkit::{
     TEST_TIMEOUT,
-    program_copy::{ProgramCopy, check_fd_limit},
+    current_exe_child::{CurrentExeChild, check_fd_limit},
 };
 use tokio::{runtime::Builder, task::JoinSet, time::sleep};
 
@@ -165,7 +165,7 @@ struct SoakRun {
 
 impl SoakRun {
     async fn run(&self) -> Result<MemoryGrowth, BoxError> {
-        let mut process = ProgramCopy::spawn(&[SERVER, &self.leak.to_string()])?;
+        let mut process = CurrentExeChild::spawn(&[SERVER, &self.leak.to_string()])?;
         let mut server = ServerProcess {
             address: process.read_line()?.parse()?,
             process,
@@ -362,7 +362,7 @@ fn format_counts(counts: &BTreeMap<String, u64>) -> String {
 
 /// The process of the server.
 struct ServerProcess {
-    process: ProgramCopy,
+    process: CurrentExeChild,
     address: SocketAddr,
     /// The state before the first client connects.
     idle: OpenResources,

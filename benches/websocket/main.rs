@@ -40,7 +40,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use testkit::program_copy::{ProgramCopy, check_fd_limit};
+use testkit::current_exe_child::{CurrentExeChild, check_fd_limit};
 
 use self::{
     clients::ConnectionTask,
@@ -98,8 +98,8 @@ impl RunOptions {
         if self.is_bench { full } else { small }
     }
 
-    fn server(&self, name: &str) -> Result<(ProgramCopy, SocketAddr), BoxError> {
-        let mut server = ProgramCopy::spawn(&[SERVER_ROLE, name, &self.threads.to_string()])?;
+    fn server(&self, name: &str) -> Result<(CurrentExeChild, SocketAddr), BoxError> {
+        let mut server = CurrentExeChild::spawn(&[SERVER_ROLE, name, &self.threads.to_string()])?;
         let address = server.read_line()?.parse()?;
         Ok((server, address))
     }
@@ -107,8 +107,8 @@ impl RunOptions {
 
 /// The process of a server and the process of its clients.
 struct Contestant {
-    server: ProgramCopy,
-    clients: ProgramCopy,
+    server: CurrentExeChild,
+    clients: CurrentExeChild,
     connected: usize,
 }
 
@@ -161,10 +161,10 @@ fn start_clients(
     address: SocketAddr,
     clients: usize,
     with_deflate: bool,
-) -> Result<ProgramCopy, BoxError> {
+) -> Result<CurrentExeChild, BoxError> {
     let (address, clients) = (address.to_string(), clients.to_string());
     let mut process =
-        ProgramCopy::spawn(&[CLIENTS_ROLE, &address, &clients, &with_deflate.to_string()])?;
+        CurrentExeChild::spawn(&[CLIENTS_ROLE, &address, &clients, &with_deflate.to_string()])?;
     process.read_line()?;
     Ok(process)
 }
@@ -202,7 +202,7 @@ fn compare_idle_memory(run: &RunOptions) -> Result<(), BoxError> {
 }
 
 /// Waits until the memory of a process no longer changes, and returns it.
-fn stable_memory(process: &ProgramCopy) -> Result<usize, BoxError> {
+fn stable_memory(process: &CurrentExeChild) -> Result<usize, BoxError> {
     let mut last = process.resident_memory()?;
     loop {
         thread::sleep(Duration::from_millis(500));

@@ -30,7 +30,7 @@ use crate::{
     random,
     source::Subscription,
     supervision::{StreamHandle, StreamLifecycle},
-    transport::{End, PushBody},
+    transport::{PushBody, StreamEnd},
 };
 
 /// The guard's record of one admitted request and its stream. Dropping the record closes the stream.
@@ -318,8 +318,10 @@ impl StreamLifecycle for AdmittedLifecycle {
                 self.notify_observers(|observer, info| observer.on_gap(info, gap));
             }
             Some(Ok(item)) => match item.end() {
-                Some(End { finished: true, .. }) => self.set_close_reason(CloseReason::Finished),
-                Some(End { expired: true, .. }) => {
+                Some(StreamEnd { finished: true, .. }) => {
+                    self.set_close_reason(CloseReason::Finished)
+                }
+                Some(StreamEnd { expired: true, .. }) => {
                     self.set_close_reason(CloseReason::CredentialExpired)
                 }
                 Some(_) => self.set_close_reason(CloseReason::Ended),

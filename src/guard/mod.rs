@@ -81,7 +81,7 @@
 //! as open. Each poll counts as open while it waits for its response.
 //!
 //! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport
-//! opens them with a [`PendingStream`](crate::supervision::PendingStream). If it opens them in another way, the guard only limits
+//! opens them with a [`PendingSubscription`](crate::supervision::PendingSubscription). If it opens them in another way, the guard only limits
 //! their number, and a drain waits for them.
 //!
 //! If one guard wraps another, the inner guard ends the streams, and both guards count them.
@@ -135,7 +135,7 @@ pub struct GuardBuilder(GuardPolicy);
 
 /// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
 #[derive(Clone, Debug)]
-pub struct Guarded<T> {
+pub struct GuardedTransport<T> {
     guard: Guard,
     transport: T,
 }
@@ -155,8 +155,8 @@ impl Guard {
     ///
     /// [`SourceService::transport`]: crate::layer::SourceService::transport
     /// [`TransportLayer::with`]: crate::layer::TransportLayer::with
-    pub fn wrap<T: Transport>(&self, transport: T) -> Guarded<T> {
-        Guarded {
+    pub fn wrap<T: Transport>(&self, transport: T) -> GuardedTransport<T> {
+        GuardedTransport {
             guard: self.clone(),
             transport,
         }
@@ -243,7 +243,7 @@ impl fmt::Debug for GuardBuilder {
     }
 }
 
-impl<T> Guarded<T> {
+impl<T> GuardedTransport<T> {
     /// Returns the guard.
     pub fn guard(&self) -> &Guard {
         &self.guard
@@ -251,13 +251,13 @@ impl<T> Guarded<T> {
 }
 
 /// Wraps the default transport with a guard that only counts streams.
-impl<T: Transport + Default> Default for Guarded<T> {
+impl<T: Transport + Default> Default for GuardedTransport<T> {
     fn default() -> Self {
         Guard::new().wrap(T::default())
     }
 }
 
-impl<T: Transport> Transport for Guarded<T> {
+impl<T: Transport> Transport for GuardedTransport<T> {
     fn name(&self) -> &'static str {
         self.transport.name()
     }

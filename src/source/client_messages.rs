@@ -55,11 +55,11 @@ pub struct ClientMessages(Arc<MessageQueue>);
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};
-/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, Rejection}, supervision::PendingStream};
+/// use tower_push::{Push, event::Payload, source::{ClientMessageSender, Rejection}, supervision::PendingSubscription};
 ///
 /// # async fn example(mut head: http::request::Parts, push: Push) -> Result<(), Rejection> {
 /// let sender = ClientMessageSender::new();
-/// let pending = PendingStream::new(&mut head, "my-transport");
+/// let pending = PendingSubscription::new(&mut head, "my-transport");
 /// let pending = pending.map_subscription(|subscription| subscription.with_client_messages(&sender));
 /// let items = pending.open(push).await?;
 ///

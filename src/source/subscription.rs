@@ -54,7 +54,7 @@ pub enum StartPosition {
 impl Subscription {
     /// Creates the subscription that a request asks for. `transport` is the [name](crate::transport::Transport::name) of the transport.
     ///
-    /// A transport creates a [`PendingStream`](crate::supervision::PendingStream) instead, so that a guard can supervise the stream.
+    /// A transport creates a [`PendingSubscription`](crate::supervision::PendingSubscription) instead, so that a guard can supervise the stream.
     pub fn new(head: &Parts, transport: &'static str) -> Self {
         let cursor = RequestedCursor::from_head(head);
         Self {

@@ -13,7 +13,7 @@ use crate::{
 /// Keeps an open stream counted until every clone of the handle is dropped.
 ///
 /// A [`Guard`](crate::Guard) passes a handle in the extensions of the request's head, and a
-/// [`PendingStream`](super::PendingStream) takes it from there. The guard, the [`SupervisedStream`](super::SupervisedStream) and the body
+/// [`PendingSubscription`](super::PendingSubscription) takes it from there. The guard, the [`SupervisedStream`](super::SupervisedStream) and the body
 /// of the response each hold a clone. If a transport's socket outlives all of these, the transport holds a clone
 /// for as long as the socket lives.
 #[derive(Clone)]

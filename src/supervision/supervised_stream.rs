@@ -18,7 +18,7 @@ use crate::{
 
 /// The items of a source, until the source, a guard or an expiry ends the stream.
 ///
-/// [`PendingStream::open`](super::PendingStream::open) creates this stream. If a guard or an expiry ends the stream, the last item is
+/// [`PendingSubscription::open`](super::PendingSubscription::open) creates this stream. If a guard or an expiry ends the stream, the last item is
 /// [`Item::Ended`] or [`Item::Expired`]: the stream ends early. A transport may continue to poll after the source's stream has ended with
 /// `None`. The supervised stream is then pending until a guard or the expiry ends it. See the [module docs](super) for an example.
 #[must_use = "streams do nothing unless polled"]

@@ -54,7 +54,7 @@ use super::{
 use crate::{
     format::{Format, Ndjson},
     source::Push,
-    supervision::PendingStream,
+    supervision::PendingSubscription,
 };
 
 /// The chunked transport in one format.
@@ -123,7 +123,7 @@ impl Transport for Chunked {
         if media_types.len() > 1 {
             vary_by_accept(&mut headers);
         }
-        let pending = PendingStream::new(head, self.name());
+        let pending = PendingSubscription::new(head, self.name());
         respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }

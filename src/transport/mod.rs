@@ -24,8 +24,8 @@
 //! use tower_push::{
 //!     Error, Event, EventId, Gap, KeepAlive, Push,
 //!     event::{Encoding, Fields},
-//!     supervision::PendingStream,
-//!     transport::{BoxResponseFuture, Encoder, End, FrameBuffer, Transport, respond_streaming},
+//!     supervision::PendingSubscription,
+//!     transport::{BoxResponseFuture, Encoder, FrameBuffer, StreamEnd, Transport, respond_streaming},
 //! };
 //!
 //! /// Writes the length of each payload, and then the payload.
@@ -42,7 +42,7 @@
 //!     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
 //!         let mut headers = HeaderMap::new();
 //!         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-//!         let pending = PendingStream::new(head, self.name());
+//!         let pending = PendingSubscription::new(head, self.name());
 //!         respond_streaming(pending, push, headers, Box::new(LengthDelimited), KeepAlive::default())
 //!     }
 //! }
@@ -67,7 +67,7 @@
 //!     fn heartbeat(&mut self, out: &mut FrameBuffer) {
 //!         out.buffer().put_u32(0);
 //!     }
-//!     fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+//!     fn end(&mut self, _: StreamEnd, _: &mut FrameBuffer) {}
 //! }
 //! ```
 
@@ -88,7 +88,7 @@ pub mod websocket;
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::{Response, request::Parts};
-pub use tower_push_proto::{BatchEncoder, Encoder, End, FrameBuffer};
+pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
 #[cfg(feature = "websocket")]

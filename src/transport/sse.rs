@@ -63,7 +63,7 @@ pub use tower_push_proto::sse::HeartbeatForm;
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
 use super::{BoxResponseFuture, KeepAlive, Transport, respond_streaming};
-use crate::{event::EventType, source::Push, supervision::PendingStream};
+use crate::{event::EventType, source::Push, supervision::PendingSubscription};
 
 /// The SSE transport.
 ///
@@ -210,7 +210,7 @@ impl Transport for Sse {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let pending = PendingStream::new(head, self.name());
+        let pending = PendingSubscription::new(head, self.name());
         let cursor = pending.subscription().cursor().cloned();
         let encoder = SseEncoder::new(self.config.clone(), cursor);
         let headers = event_stream_headers(EVENT_STREAM_CONTENT_TYPE, self.config.is_base64());

@@ -10,7 +10,7 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 
 use super::{
-    BoxResponseFuture, Encoder, End, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
+    BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
     rejection_response,
     response::{NOSNIFF, refuse_connect},
@@ -19,10 +19,10 @@ use crate::{
     BoxError,
     event::Item,
     source::Push,
-    supervision::{PendingStream, SupervisedStream},
+    supervision::{PendingSubscription, SupervisedStream},
 };
 
-/// Opens a pending stream, and makes the response that sends the stream's items in the format of `encoder`.
+/// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
 ///
 /// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
 /// and `X-Accel-Buffering: no`, except for headers that are set.
@@ -30,7 +30,7 @@ use crate::{
 /// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A CONNECT request gets 501. If the source refuses
 /// the subscription, the response is [made](rejection_response) of its [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
-    pending: PendingStream,
+    pending: PendingSubscription,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
@@ -129,7 +129,7 @@ struct ItemWriter<S> {
 impl<S> ItemWriter<S> {
     fn write_end(
         &mut self,
-        end: End,
+        end: StreamEnd,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         self.encoder.end(end, out);
@@ -157,7 +157,7 @@ where
                     self.encoder.flush(out);
                     return Poll::Ready(Err(error));
                 }
-                Poll::Ready(None) => return self.write_end(End::reconnect(None), out),
+                Poll::Ready(None) => return self.write_end(StreamEnd::reconnect(None), out),
                 Poll::Pending => {
                     self.encoder.flush(out);
                     return Poll::Pending;

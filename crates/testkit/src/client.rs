@@ -1,4 +1,4 @@
-//! An HTTP client with one connection, over HTTP/1.1 or HTTP/2.
+//! One connection to an HTTP server, over HTTP/1.1 or HTTP/2.
 
 use std::net::SocketAddr;
 
@@ -32,16 +32,16 @@ impl HttpVersion {
     pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
 }
 
-/// One connection of hyper's client.
+/// One HTTP connection from a client, which sends requests with hyper.
 #[derive(Debug)]
-pub enum HttpClient {
+pub enum HttpConnection {
     /// An HTTP/1.1 connection.
     Http1(http1::SendRequest<Empty<Bytes>>),
     /// An HTTP/2 connection.
     Http2(http2::SendRequest<Empty<Bytes>>),
 }
 
-impl HttpClient {
+impl HttpConnection {
     /// Connects to `server`.
     pub async fn connect(server: &TestServer, version: HttpVersion) -> Self {
         Self::connect_to(server.address, version).await

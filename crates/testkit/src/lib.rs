@@ -3,7 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`server`] | a server on a free port, for HTTP/1.1 and HTTP/2 |
-//! | [`client`] | a client with one HTTP/1.1 or HTTP/2 connection, whose responses are read as they arrive |
+//! | [`client`] | one connection to a server, over HTTP/1.1 or HTTP/2, whose responses are read as they arrive |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
 //! | [`event_stream`], [`records`] | parsers of what the transports write |
 //! | [`request`], [`headers`] | requests without a body, and headers from bytes |
@@ -11,16 +11,16 @@
 //! | [`live_counter`] | a count of the streams that are alive |
 //! | [`example_process`] | the examples as processes |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
-//! | [`program_copy`] | the current program as a second process, with its CPU time and memory |
+//! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
 pub mod client;
+pub mod current_exe_child;
 pub mod event_stream;
 pub mod example_process;
 pub mod headers;
 pub mod item;
 pub mod live_counter;
-pub mod program_copy;
 pub mod programs;
 pub mod records;
 pub mod request;
@@ -31,12 +31,12 @@ use std::time::Duration;
 
 pub use self::{
     body::{body_frames, body_text},
-    client::{HttpClient, HttpVersion, StreamingResponse, send_raw_http1},
+    client::{HttpConnection, HttpVersion, StreamingResponse, send_raw_http1},
+    current_exe_child::CurrentExeChild,
     example_process::ExampleProcess,
     headers::parse_headers,
     item::describe_item,
     live_counter::LiveCounter,
-    program_copy::ProgramCopy,
     request::{empty_request, get_request_head},
     server::TestServer,
 };

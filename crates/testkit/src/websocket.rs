@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_websockets::{ClientBuilder, Limits, WebSocketStream};
 
-use crate::{HttpClient, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer};
+use crate::{HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer};
 
 /// The `Sec-WebSocket-Key` of the example in RFC 6455 §1.3.
 pub const SAMPLE_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -41,12 +41,12 @@ pub async fn connect(
     path: &str,
     headers: &[(&str, &str)],
 ) -> WebSocketConnection {
-    let mut client = HttpClient::connect(server, version).await;
+    let mut client = HttpConnection::connect(server, version).await;
     let opened = client.open_websocket(path, headers).await;
     opened.unwrap_or_else(|refusal| panic!("{version:?}: {}", refusal.head.status))
 }
 
-impl HttpClient {
+impl HttpConnection {
     /// Opens a WebSocket. An HTTP/2 connection can carry several WebSockets. A header in `headers` replaces the default header of its name,
     /// and an empty value removes it. `host` is the `:authority` of HTTP/2.
     ///

@@ -63,7 +63,7 @@ pub trait Encoder: Send {
     fn heartbeat(&mut self, out: &mut FrameBuffer);
 
     /// Writes the end of the stream. The transport does not call this method for a stream that fails.
-    fn end(&mut self, end: End, out: &mut FrameBuffer);
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer);
 }
 
 /// Writes complete responses, as long-polling sends them. Such a response is a batch of items. The source's stream usually goes on after a
@@ -78,9 +78,9 @@ pub trait BatchEncoder: Encoder {
         let _ = out;
     }
 
-    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](End::finished). The default then calls
+    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). The default then calls
     /// [`end`](Encoder::end), and otherwise [`flush`](Encoder::flush).
-    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         match end {
             Some(end) => self.end(end, out),
             None => self.flush(out),
@@ -91,7 +91,7 @@ pub trait BatchEncoder: Encoder {
 /// The way in which a stream ends without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct End {
+pub struct StreamEnd {
     /// Whether the source has [finished](crate::Item::Finished). If so, clients must not reconnect. Otherwise clients may reconnect.
     pub finished: bool,
     /// Whether the stream ends because the client's authorization has [expired](crate::Item::Expired).
@@ -100,7 +100,7 @@ pub struct End {
     pub retry: Option<Duration>,
 }
 
-impl End {
+impl StreamEnd {
     /// The source has finished: clients must not reconnect.
     pub const FINISHED: Self = Self {
         finished: true,
@@ -165,7 +165,7 @@ mod tests {
             out.buffer().extend_from_slice(format!("@{id}").as_bytes());
         }
         fn heartbeat(&mut self, _: &mut FrameBuffer) {}
-        fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+        fn end(&mut self, _: StreamEnd, _: &mut FrameBuffer) {}
     }
 
     #[test]
@@ -184,15 +184,15 @@ mod tests {
                 None,
             ),
             (Item::Cursor(cursor()), "@2", None),
-            (Item::Finished, "", Some(End::FINISHED)),
+            (Item::Finished, "", Some(StreamEnd::FINISHED)),
             (
                 Item::Ended {
                     retry: Duration::ZERO,
                 },
                 "",
-                Some(End::reconnect(Some(Duration::ZERO))),
+                Some(StreamEnd::reconnect(Some(Duration::ZERO))),
             ),
-            (Item::Expired, "", Some(End::EXPIRED)),
+            (Item::Expired, "", Some(StreamEnd::EXPIRED)),
         ] {
             assert_eq!(item.end(), end);
             assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);
@@ -205,9 +205,9 @@ mod tests {
 
     #[test]
     fn end_is_finished_or_has_milliseconds() {
-        let retry = |time| End::reconnect(Some(time)).to_json();
-        assert_eq!(End::FINISHED.to_json(), r#"{"finished":true}"#);
-        assert_eq!(End::EXPIRED.to_json(), r#"{"finished":false}"#);
+        let retry = |time| StreamEnd::reconnect(Some(time)).to_json();
+        assert_eq!(StreamEnd::FINISHED.to_json(), r#"{"finished":true}"#);
+        assert_eq!(StreamEnd::EXPIRED.to_json(), r#"{"finished":false}"#);
         assert_eq!(
             retry(Duration::from_micros(1_500_900)),
             r#"{"finished":false,"retry":1500}"#

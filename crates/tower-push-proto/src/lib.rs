@@ -44,7 +44,7 @@ pub mod random;
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::event::Json;
 pub use self::{
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::{BoxError, Error},
     event::{Event, EventId, EventType, Gap, GapReason, IntoItem, Item, Topic},
     frame_buffer::FrameBuffer,

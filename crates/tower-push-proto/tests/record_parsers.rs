@@ -8,7 +8,8 @@ use bytes::{Buf, Bytes};
 use http::HeaderValue;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use tower_push_proto::{
-    BatchEncoder, Encoder, End, Error, Event, EventId, FrameBuffer, Gap, GapReason, Item, Topic,
+    BatchEncoder, Encoder, Error, Event, EventId, FrameBuffer, Gap, GapReason, Item, StreamEnd,
+    Topic,
     event::Payload,
     format::{
         Format, JsonArray, JsonSeq, JsonSeqParser, Multipart, MultipartParser, Ndjson,
@@ -36,7 +37,7 @@ enum ReadRecord {
     },
     Gap(Gap),
     Cursor(String),
-    End(End),
+    End(StreamEnd),
 }
 
 fn record_of_event(event: &Event, cursor: Option<&EventId>) -> ReadRecord {
@@ -62,7 +63,7 @@ impl From<Record> for ReadRecord {
 }
 
 /// Returns the records that a client must read if these steps and this end are written.
-fn expected(steps: &[WriteStep], end: End) -> Vec<ReadRecord> {
+fn expected(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
     let items = steps.iter().filter_map(|step| match step {
         WriteStep::Item(Item::Event(event)) => Some(record_of_event(event, None)),
         WriteStep::Item(Item::EventWithCursor { event, cursor }) => {
@@ -78,7 +79,7 @@ fn expected(steps: &[WriteStep], end: End) -> Vec<ReadRecord> {
 
 /// Returns the records that a client must read from an event stream in base64. The cursor is written as the id, and every payload is binary. An
 /// event without an id has the cursor that has moved before it. An end is written if it says more than the end of the body.
-fn expected_of_sse(steps: &[WriteStep], end: End) -> Vec<ReadRecord> {
+fn expected_of_sse(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
     let mut held_cursor: Option<String> = None;
     let mut records = Vec::new();
     for step in steps {
@@ -110,7 +111,7 @@ fn expected_of_sse(steps: &[WriteStep], end: End) -> Vec<ReadRecord> {
     records
 }
 
-fn encode_stream(encoder: &mut dyn Encoder, steps: &[WriteStep], end: End) -> Bytes {
+fn encode_stream(encoder: &mut dyn Encoder, steps: &[WriteStep], end: StreamEnd) -> Bytes {
     let mut out = FrameBuffer::default();
     encoder.open(&mut out);
     for step in steps {
@@ -126,7 +127,11 @@ fn encode_stream(encoder: &mut dyn Encoder, steps: &[WriteStep], end: End) -> By
     out.into_bytes()
 }
 
-fn encode_batch(encoder: &mut dyn BatchEncoder, steps: &[WriteStep], end: Option<End>) -> Bytes {
+fn encode_batch(
+    encoder: &mut dyn BatchEncoder,
+    steps: &[WriteStep],
+    end: Option<StreamEnd>,
+) -> Bytes {
     let mut out = FrameBuffer::default();
     encoder.begin_batch(&mut out);
     for step in steps {
@@ -239,11 +244,12 @@ fn steps() -> impl Strategy<Value = Vec<WriteStep>> {
     vec(step, 0..8)
 }
 
-fn end() -> impl Strategy<Value = End> {
+fn end() -> impl Strategy<Value = StreamEnd> {
     prop_oneof![
-        Just(End::FINISHED),
-        Just(End::reconnect(None)),
-        (0_u64..100_000).prop_map(|millis| End::reconnect(Some(Duration::from_millis(millis)))),
+        Just(StreamEnd::FINISHED),
+        Just(StreamEnd::reconnect(None)),
+        (0_u64..100_000)
+            .prop_map(|millis| StreamEnd::reconnect(Some(Duration::from_millis(millis)))),
     ]
 }
 
@@ -256,7 +262,7 @@ fn order_in_mixed_replace(records: Vec<ReadRecord>) -> Vec<ReadRecord> {
             ReadRecord::Gap(_) => gaps.push(record),
             ReadRecord::Cursor(_) => cursor = Some(record),
             ReadRecord::Event { .. } | ReadRecord::End(_) => {
-                if record == ReadRecord::End(End::FINISHED) {
+                if record == ReadRecord::End(StreamEnd::FINISHED) {
                     // The end moves the cursor to `~finished`, and replaces an earlier cursor.
                     cursor = None;
                 }
@@ -370,7 +376,7 @@ proptest! {
         let _ = read_all(&bytes, piece_len, |input| multipart.next_part(input));
         let _ = Record::from_json(&bytes);
         let _ = Record::from_json_array(&bytes);
-        let _ = (Gap::from_json(&bytes), End::from_json(&bytes));
+        let _ = (Gap::from_json(&bytes), StreamEnd::from_json(&bytes));
     }
 
     #[test]

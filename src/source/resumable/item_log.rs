@@ -24,7 +24,7 @@ pub(super) enum LoggedItem {
 
 /// The way in which a stream has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum StreamEnd {
+pub(super) enum LoggedEnd {
     /// The source has finished: clients must not reconnect.
     Finished,
     /// The stream has ended, and clients may reconnect.
@@ -43,7 +43,7 @@ pub(super) enum ItemLogReadOutcome {
     /// The entries up to and including `up_to` are trimmed. `missed` is the number of events among them; `None` if it is not known.
     Trimmed { up_to: u64, missed: Option<u64> },
     /// The reader has read all entries, and the stream has ended.
-    End(StreamEnd),
+    End(LoggedEnd),
 }
 
 /// The latest items of one stream, and its end.
@@ -62,7 +62,7 @@ pub(super) struct ItemLog {
     /// The position of the newest gap that was trimmed; 0 if there was none. The number of events that a reader before this
     /// position has missed is not known.
     last_dropped_gap: u64,
-    end: Option<StreamEnd>,
+    end: Option<LoggedEnd>,
 }
 
 impl LoggedItem {
@@ -127,12 +127,12 @@ impl ItemLog {
     }
 
     /// Records that the stream has ended. The caller must not append entries after this.
-    pub(super) fn set_end(&mut self, end: StreamEnd) {
+    pub(super) fn set_end(&mut self, end: LoggedEnd) {
         self.end = Some(end);
     }
 
     /// Returns how the stream has ended, or `None` if it has not ended.
-    pub(super) fn stream_end(&self) -> Option<&StreamEnd> {
+    pub(super) fn stream_end(&self) -> Option<&LoggedEnd> {
         self.end.as_ref()
     }
 
@@ -195,14 +195,14 @@ mod tests {
         let mut log = ItemLog::new(UNLIMITED);
         assert!(log.read(0).is_none());
         let _ = log.append(event("a"));
-        log.set_end(StreamEnd::Finished);
+        log.set_end(LoggedEnd::Finished);
         assert!(matches!(
             log.read(0),
             Some(ItemLogReadOutcome::Item(Item::Event(_)))
         ));
         assert!(matches!(
             log.read(1),
-            Some(ItemLogReadOutcome::End(StreamEnd::Finished))
+            Some(ItemLogReadOutcome::End(LoggedEnd::Finished))
         ));
         assert!(!log.is_up_to_date(1));
     }

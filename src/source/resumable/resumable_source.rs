@@ -2,7 +2,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 
 use super::{
     ResumableStream,
-    item_log::{ItemLog, ItemLogReadOutcome, StreamEnd},
+    item_log::{ItemLog, ItemLogReadOutcome, LoggedEnd},
     shared_stream::SharedStream,
     stream_registry::{Lease, StreamRegistry},
 };
@@ -116,11 +116,11 @@ fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
         return ResumeOutcome::Stream(ResumableStream::new(lease, before_oldest, [gap].into()));
     }
     match end {
-        Some(StreamEnd::Finished) if position == last_position => ResumeOutcome::Finished,
-        Some(StreamEnd::Ended | StreamEnd::EndedWithRetry(_)) if position == last_position => {
+        Some(LoggedEnd::Finished) if position == last_position => ResumeOutcome::Finished,
+        Some(LoggedEnd::Ended | LoggedEnd::EndedWithRetry(_)) if position == last_position => {
             ResumeOutcome::Ended(VecDeque::new())
         }
-        Some(StreamEnd::Failed(_)) => {
+        Some(LoggedEnd::Failed(_)) => {
             let mut items = stream.inspect_log(|log| remaining_items(log, position, stream, &gap));
             items.push_back(Item::Gap(gap));
             ResumeOutcome::Ended(items)

@@ -8,7 +8,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLogReadOutcome, StreamEnd},
+    item_log::{ItemLogReadOutcome, LoggedEnd},
     stream_registry::Lease,
 };
 use crate::{
@@ -67,13 +67,13 @@ impl ResumableStream {
         Item::Gap(gap)
     }
 
-    fn end(&mut self, end: StreamEnd) -> Option<Result<Item, BoxError>> {
+    fn end(&mut self, end: LoggedEnd) -> Option<Result<Item, BoxError>> {
         self.is_finished = true;
         match end {
-            StreamEnd::Finished => Some(Ok(Item::Finished)),
-            StreamEnd::Ended => None,
-            StreamEnd::EndedWithRetry(retry) => Some(Ok(Item::Ended { retry })),
-            StreamEnd::Failed(text) => {
+            LoggedEnd::Finished => Some(Ok(Item::Finished)),
+            LoggedEnd::Ended => None,
+            LoggedEnd::EndedWithRetry(retry) => Some(Ok(Item::Ended { retry })),
+            LoggedEnd::Failed(text) => {
                 Some(Err(self.error.take().unwrap_or_else(|| (*text).into())))
             }
         }

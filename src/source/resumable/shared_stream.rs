@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedItem, StreamEnd},
+    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedEnd, LoggedItem},
     resumable_config::EndPolicy,
     stream_token::StreamToken,
 };
@@ -46,7 +46,7 @@ pub(super) struct SharedStream {
     stream: Mutex<Option<BoxStream>>,
     state: Mutex<SharedLogState>,
     /// How the stream ends for its clients if it yields `None`.
-    plain_end: StreamEnd,
+    plain_end: LoggedEnd,
     /// The waker has an allocation of its own, so that a clone of the waker keeps neither the stream nor its log alive.
     reader_waker: Arc<AllReadersWaker>,
 }
@@ -86,8 +86,8 @@ impl SharedStream {
                 poll_requested: false,
             }),
             plain_end: match end_policy {
-                EndPolicy::Finish => StreamEnd::Finished,
-                EndPolicy::Restart => StreamEnd::Ended,
+                EndPolicy::Finish => LoggedEnd::Finished,
+                EndPolicy::Restart => LoggedEnd::Ended,
             },
             reader_waker: Arc::new(AllReadersWaker {
                 wake_count: AtomicU64::new(0),
@@ -173,7 +173,7 @@ impl SharedStream {
             Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
             Err(panic) => {
-                let stream = guard.end_stream(StreamEnd::Failed("the stream panicked".into()));
+                let stream = guard.end_stream(LoggedEnd::Failed("the stream panicked".into()));
                 drop(guard);
                 // A second panic, while the first one unwinds, would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
@@ -211,15 +211,15 @@ impl SharedStream {
                     ItemLogUpdate::Append(LoggedItem::Event(event.into_unshared()))
                 }
                 Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(LoggedItem::Gap(Box::new(gap))),
-                Some(Ok(Item::Finished)) => ItemLogUpdate::End(StreamEnd::Finished, None),
+                Some(Ok(Item::Finished)) => ItemLogUpdate::End(LoggedEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
-                    ItemLogUpdate::End(StreamEnd::EndedWithRetry(retry), None)
+                    ItemLogUpdate::End(LoggedEnd::EndedWithRetry(retry), None)
                 }
-                Some(Ok(Item::Expired)) => ItemLogUpdate::End(StreamEnd::Ended, None),
+                Some(Ok(Item::Expired)) => ItemLogUpdate::End(LoggedEnd::Ended, None),
                 // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    ItemLogUpdate::End(StreamEnd::Failed(error.to_string().into()), Some(error))
+                    ItemLogUpdate::End(LoggedEnd::Failed(error.to_string().into()), Some(error))
                 }
                 None => ItemLogUpdate::End(self.plain_end.clone(), None),
             };
@@ -285,7 +285,7 @@ impl PollGuard<'_> {
     }
 
     /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the guard.
-    fn end_stream(&mut self, end: StreamEnd) -> Option<BoxStream> {
+    fn end_stream(&mut self, end: LoggedEnd) -> Option<BoxStream> {
         lock(&self.shared.state).log.set_end(end);
         self.shared.reader_waker.readers.wake_all();
         self.stream.as_mut()?.take()
@@ -307,7 +307,7 @@ enum ItemLogUpdate {
     /// The log gets this entry. The entry's event has not got an id from the log yet.
     Append(LoggedItem),
     /// The stream has ended, with this error if it has failed.
-    End(StreamEnd, Option<BoxError>),
+    End(LoggedEnd, Option<BoxError>),
 }
 
 impl AllReadersWaker {

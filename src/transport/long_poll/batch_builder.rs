@@ -11,7 +11,7 @@ use crate::{
     event::{EventId, Gap, Item},
     source::retry_after_value,
     supervision::SupervisedStream,
-    transport::{BatchEncoder, End, FrameBuffer},
+    transport::{BatchEncoder, FrameBuffer, StreamEnd},
 };
 
 /// The limits of a batch. The item with which the batch reaches a limit is still part of the batch.
@@ -178,8 +178,8 @@ impl BatchBuilder {
             Some(Ok(item)) => item,
         };
         match item.end() {
-            Some(End { finished: true, .. }) => return Break(StreamStatus::Finished),
-            Some(End { retry, .. }) => return Break(StreamStatus::Reconnect(retry)),
+            Some(StreamEnd { finished: true, .. }) => return Break(StreamStatus::Finished),
+            Some(StreamEnd { retry, .. }) => return Break(StreamStatus::Reconnect(retry)),
             None => {}
         }
         let cursor = item.cursor().cloned();
@@ -227,7 +227,7 @@ impl BatchBuilder {
     }
 
     pub(super) fn finish(mut self, status: StreamStatus) -> Batch {
-        let end = status.is_finished().then_some(End::FINISHED);
+        let end = status.is_finished().then_some(StreamEnd::FINISHED);
         self.encoder.end_batch(end, &mut self.buffer);
         Batch {
             body: self.buffer.into_bytes(),

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     event::{EventId, Gap, GapReason},
     source::{ItemStream, Push, PushSource, Rejection, Resumable, StartPosition, Subscription},
-    supervision::{PendingStream, SupervisedStream},
+    supervision::{PendingSubscription, SupervisedStream},
 };
 
 /// The source that one poll reads, or the client's parked stream in its place.
@@ -16,7 +16,7 @@ use crate::{
 /// poll before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next poll would
 /// begin anew and lose the events in between.
 pub(super) struct PollSource {
-    pending: PendingStream,
+    pending: PendingSubscription,
     push: Push,
     resumable: Resumable,
     /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with another owner cannot resume
@@ -35,7 +35,7 @@ impl PollSource {
         let authorization = authorization.map_or(&[][..], HeaderValue::as_bytes);
         let owner = format!("{} {}", head.uri.path(), authorization.escape_ascii());
         Self {
-            pending: PendingStream::new(head, transport),
+            pending: PendingSubscription::new(head, transport),
             push,
             resumable: resumable.clone(),
             owner,
@@ -102,7 +102,7 @@ impl PollSource {
 /// Opens the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
 /// wrapped only if a stream is parked under the cursor.
 async fn open_or_resume(
-    pending: PendingStream,
+    pending: PendingSubscription,
     push: Push,
     resumable: &Resumable,
     owner: &str,

@@ -86,7 +86,7 @@ use crate::{
     event::Item,
     origin_policy::OriginPolicy,
     source::{ClientMessageSender, Push, PushSource, Rejection},
-    supervision::{PendingStream, SupervisedStream},
+    supervision::{PendingSubscription, SupervisedStream},
 };
 
 /// The WebSocket transport.
@@ -285,7 +285,7 @@ impl Transport for WebSocket {
             Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
         };
         let message_sender = ClientMessageSender::new();
-        let pending = PendingStream::new(head, self.name())
+        let pending = PendingSubscription::new(head, self.name())
             .map_subscription(|subscription| subscription.with_client_messages(&message_sender));
         let this = self.clone();
         Box::pin(async move {

@@ -16,8 +16,8 @@ use tower_push::{
     BoxError, EventId, Item, KeepAlive, Push, PushBody,
     event::{Encoding, Fields, Payload},
     source::ClientMessageSender,
-    supervision::{PendingStream, SupervisedStream},
-    transport::{BoxResponseFuture, End, Transport, rejection_response},
+    supervision::{PendingSubscription, SupervisedStream},
+    transport::{BoxResponseFuture, StreamEnd, Transport, rejection_response},
 };
 
 /// A transport that writes records behind their lengths.
@@ -108,7 +108,7 @@ impl LengthDelimited {
     /// Opens the subscription, and returns the response to the request.
     async fn open_response(
         self,
-        pending: PendingStream,
+        pending: PendingSubscription,
         push: Push,
         message_sender: ClientMessageSender,
         messages: VecDeque<Payload>,
@@ -157,7 +157,7 @@ impl Transport for LengthDelimited {
             .map(|text| Payload::Text(text.to_owned()))
             .collect();
         let message_sender = ClientMessageSender::new();
-        let pending = PendingStream::new(head, self.name())
+        let pending = PendingSubscription::new(head, self.name())
             .map_subscription(|subscription| subscription.with_client_messages(&message_sender));
         Box::pin(
             self.clone()
@@ -252,7 +252,7 @@ impl LengthDelimitedBody {
     }
 
     /// Ends the stream, and returns its last record.
-    fn end_stream(&mut self, end: End) -> Bytes {
+    fn end_stream(&mut self, end: StreamEnd) -> Bytes {
         self.items = None;
         let id = if end.finished { EventId::FINISHED } else { "" };
         encode_record(RecordKind::End, id, end.to_json().as_bytes())
@@ -294,7 +294,7 @@ impl LengthDelimitedBody {
         let item = match Pin::new(items).poll_next(cx) {
             Poll::Pending => return self.poll_heartbeat(cx),
             Poll::Ready(None) => {
-                return Poll::Ready(Some(Ok(self.end_stream(End::reconnect(None)))));
+                return Poll::Ready(Some(Ok(self.end_stream(StreamEnd::reconnect(None)))));
             }
             Poll::Ready(Some(Err(error))) => return self.abort_after_flush(error, cx),
             Poll::Ready(Some(Ok(item))) => item,

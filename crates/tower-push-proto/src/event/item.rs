@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Event, EventId, Gap, Payload};
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
     frame_buffer::FrameBuffer,
 };
@@ -73,16 +73,16 @@ impl Item {
 
     /// Returns how the stream ends, if the item ends it. Transports do not send what a stream yields after such an item.
     #[inline]
-    pub fn end(&self) -> Option<End> {
+    pub fn end(&self) -> Option<StreamEnd> {
         match self {
-            Self::Finished => Some(End::FINISHED),
-            Self::Ended { retry } => Some(End::reconnect(Some(*retry))),
-            Self::Expired => Some(End::EXPIRED),
+            Self::Finished => Some(StreamEnd::FINISHED),
+            Self::Ended { retry } => Some(StreamEnd::reconnect(Some(*retry))),
+            Self::Expired => Some(StreamEnd::EXPIRED),
             Self::Event(_) | Self::EventWithCursor { .. } | Self::Gap(_) | Self::Cursor(_) => None,
         }
     }
 
-    /// Writes the item if it is an event, a gap or a cursor. Returns the [`End`] if the item ends the stream. The transport then calls
+    /// Writes the item if it is an event, a gap or a cursor. Returns the [`StreamEnd`] if the item ends the stream. The transport then calls
     /// [`Encoder::end`], and does not poll the source again.
     ///
     /// ```
@@ -105,7 +105,11 @@ impl Item {
     /// The errors of [`Encoder::event`] and [`Encoder::gap`].
     // As a method of `Encoder`, this function would cost `dyn Encoder` another dynamic call for each event.
     #[inline]
-    pub fn write_to<E>(self, encoder: &mut E, out: &mut FrameBuffer) -> Result<Option<End>, Error>
+    pub fn write_to<E>(
+        self,
+        encoder: &mut E,
+        out: &mut FrameBuffer,
+    ) -> Result<Option<StreamEnd>, Error>
     where
         E: Encoder + ?Sized,
     {

@@ -6,7 +6,7 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::{
-    encoder::End,
+    encoder::StreamEnd,
     event::{EventId, Gap},
 };
 
@@ -30,7 +30,7 @@ pub fn write_cursor(id: &EventId, out: &mut BytesMut) {
 
 /// Appends the record of an end. For a source that has finished, the record is `{"id":"~finished","end":{"finished":true}}`. Any other end
 /// has no id, and may have the milliseconds after which the client should reconnect: `{"end":{"finished":false,"retry":1500}}`.
-pub fn write_end(end: End, out: &mut BytesMut) {
+pub fn write_end(end: StreamEnd, out: &mut BytesMut) {
     let id = end.finished.then_some(EventId::FINISHED);
     write_object(id, "end", &end.to_json(), out);
 }

@@ -3,7 +3,7 @@ use http::HeaderValue;
 
 use super::{Format, control_record, envelope};
 use crate::{
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -125,7 +125,7 @@ impl Encoder for JsonArrayEncoder {
         out.buffer().put_u8(b'\n');
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.end_batch(Some(end), out);
     }
 }
@@ -135,7 +135,7 @@ impl BatchEncoder for JsonArrayEncoder {
         out.buffer().put_u8(b'[');
     }
 
-    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         if let Some(end) = end.filter(|_| !self.is_data_only) {
             control_record::write_end(end, self.begin_element(out));
         }

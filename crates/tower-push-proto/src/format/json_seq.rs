@@ -3,7 +3,7 @@ use http::HeaderValue;
 
 use super::{Format, content_type_header, control_record, envelope};
 use crate::{
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -103,7 +103,7 @@ impl Encoder for JsonSeq {
         out.buffer().put_u8(RECORD_SEPARATOR);
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         if !self.is_data_only {
             write_sequence_text(out.buffer(), |out| control_record::write_end(end, out));
         }

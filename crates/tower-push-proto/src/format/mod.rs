@@ -46,7 +46,7 @@ pub use self::{
     raw::Raw,
 };
 use crate::{
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Event, EventId, Gap},
     frame_buffer::FrameBuffer,
@@ -113,7 +113,7 @@ impl Encoder for DefaultBatchEncoder {
         self.0.heartbeat(out);
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.0.end(end, out);
     }
 }

@@ -4,7 +4,7 @@ use http::HeaderValue;
 use super::{Format, content_type_header, control_record};
 use crate::{
     byte_search,
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap, Payload},
     frame_buffer::FrameBuffer,
@@ -314,7 +314,7 @@ impl Encoder for MultipartEncoder {
         }
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.end_heartbeat_line(out);
         let out = out.buffer();
         match self.format.control_form {
@@ -340,7 +340,7 @@ impl BatchEncoder for MultipartEncoder {
         self.write_delimiter(out.buffer());
     }
 
-    fn end_batch(&mut self, end: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         if let Some(end) = end {
             return self.end(end, out);
         }

@@ -6,7 +6,7 @@ use http::HeaderValue;
 use super::{Format, content_type_header};
 use crate::{
     byte_search,
-    encoder::{BatchEncoder, Encoder, End},
+    encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
     event::{Encoding, Event, EventId, Fields, Gap},
     frame_buffer::FrameBuffer,
@@ -139,7 +139,7 @@ impl Encoder for Raw {
         out.buffer().put_slice(&self.0.separator);
     }
 
-    fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+    fn end(&mut self, _: StreamEnd, _: &mut FrameBuffer) {}
 }
 
 impl BatchEncoder for Raw {}

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::MultipartPart;
 use crate::{
     base64,
-    encoder::End,
+    encoder::StreamEnd,
     error::Error,
     event::{Event, EventId, EventType, Gap, GapReason, Item, Topic},
     sse::{SseConfig, SseEvent},
@@ -44,7 +44,7 @@ pub enum Record {
     /// A cursor: the client's cursor moves to it without an event.
     Cursor(EventId),
     /// The end of the stream.
-    End(End),
+    End(StreamEnd),
 }
 
 impl Record {
@@ -72,8 +72,8 @@ impl Record {
             } => Some(Item::EventWithCursor { event, cursor }),
             Self::Gap(gap) => Some(Item::Gap(gap)),
             Self::Cursor(id) => Some(Item::Cursor(id)),
-            Self::End(End { finished: true, .. }) => Some(Item::Finished),
-            Self::End(End { retry, .. }) => retry.map(|retry| Item::Ended { retry }),
+            Self::End(StreamEnd { finished: true, .. }) => Some(Item::Finished),
+            Self::End(StreamEnd { retry, .. }) => retry.map(|retry| Item::Ended { retry }),
         }
     }
 
@@ -136,7 +136,7 @@ impl Record {
             records.push(Self::Event { event, cursor });
         }
         if let Some(end) = part.headers.get("end") {
-            records.push(Self::End(End::from_json(end.as_bytes())?));
+            records.push(Self::End(StreamEnd::from_json(end.as_bytes())?));
         }
         Ok(records)
     }
@@ -161,7 +161,7 @@ impl Record {
                 return Ok(Some(Self::Gap(Gap::from_json(data.as_bytes())?)));
             }
             Some(name) if config.is_end_event(name) => {
-                return Ok(Some(Self::End(End::from_json(data.as_bytes())?)));
+                return Ok(Some(Self::End(StreamEnd::from_json(data.as_bytes())?)));
             }
             Some(name) if config.is_heartbeat_event(name) => return Ok(None),
             _ => {}
@@ -199,7 +199,7 @@ impl Gap {
     }
 }
 
-impl End {
+impl StreamEnd {
     /// Reads an end in its [JSON form](Self::to_json).
     ///
     /// # Errors
@@ -318,10 +318,10 @@ struct EndFields {
 }
 
 impl EndFields {
-    fn into_end(self) -> End {
+    fn into_end(self) -> StreamEnd {
         match self.finished {
-            true => End::FINISHED,
-            false => End::reconnect(self.retry.map(Duration::from_millis)),
+            true => StreamEnd::FINISHED,
+            false => StreamEnd::reconnect(self.retry.map(Duration::from_millis)),
         }
     }
 }

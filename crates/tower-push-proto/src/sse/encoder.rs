@@ -8,7 +8,7 @@ use super::{
     },
 };
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{Encoder, StreamEnd},
     error::Error,
     event::{Event, EventId, EventType, Gap},
     frame_buffer::FrameBuffer,
@@ -172,7 +172,7 @@ impl Encoder for SseEncoder {
         self.write_heartbeat(&config.heartbeat, out);
     }
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         let config = self.config.clone();
         match (&config.finished_event, &config.end_event, end.retry) {
             (Some(finished), ..) if end.finished => {

@@ -12,7 +12,7 @@ use super::{
     },
 };
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{Encoder, StreamEnd},
     error::Error,
     event::{Event, EventId, Gap},
     format::{control_record, envelope},
@@ -186,7 +186,7 @@ impl Encoder for FrameEncoder {
     /// Writes nothing: the session sends pings itself, because it also awaits their pongs.
     fn heartbeat(&mut self, _: &mut FrameBuffer) {}
 
-    fn end(&mut self, end: End, out: &mut FrameBuffer) {
+    fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         if self.format != MessageFormat::Plain {
             self.write_control_record(out, |out| control_record::write_end(end, out));
         }

@@ -16,7 +16,7 @@ use super::{
     session_config::{MAX_DEADLINE, SessionConfig},
 };
 use crate::{
-    encoder::{Encoder, End},
+    encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
     event::{Item, Payload},
     random,
@@ -415,7 +415,7 @@ impl Session {
                 Err(error) => Err(error),
             },
             None => {
-                self.end_stream(End::reconnect(None), now());
+                self.end_stream(StreamEnd::reconnect(None), now());
                 return Ok(());
             }
             Some(Err(error)) => {
@@ -440,13 +440,13 @@ impl Session {
     }
 
     /// Sends the message for the end, if the message format has one, and closes the connection.
-    fn end_stream(&mut self, end: End, now: Instant) {
+    fn end_stream(&mut self, end: StreamEnd, now: Instant) {
         self.encoder.end(end, self.send_queue.message_buffer());
         let (code, reason) = match end {
-            End { finished: true, .. } => (CloseCode::NORMAL, "".into()),
-            End { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
-            End { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
-            End { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
+            StreamEnd { finished: true, .. } => (CloseCode::NORMAL, "".into()),
+            StreamEnd { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
+            StreamEnd { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
+            StreamEnd { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
         };
         self.close(code, &reason, now);
     }

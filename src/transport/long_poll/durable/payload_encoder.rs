@@ -4,7 +4,7 @@ use tower_push_proto::format::envelope;
 use crate::{
     Error,
     event::{Encoding, Event, EventId, Fields, Gap},
-    transport::{BatchEncoder, Encoder, End, FrameBuffer},
+    transport::{BatchEncoder, Encoder, FrameBuffer, StreamEnd},
 };
 
 /// Encodes only the payloads of a batch: as a JSON array, or as bytes one after another. Gaps are refused.
@@ -47,7 +47,7 @@ impl Encoder for PayloadEncoder {
 
     fn heartbeat(&mut self, _: &mut FrameBuffer) {}
 
-    fn end(&mut self, _: End, _: &mut FrameBuffer) {}
+    fn end(&mut self, _: StreamEnd, _: &mut FrameBuffer) {}
 }
 
 impl BatchEncoder for PayloadEncoder {
@@ -57,7 +57,7 @@ impl BatchEncoder for PayloadEncoder {
         }
     }
 
-    fn end_batch(&mut self, _: Option<End>, out: &mut FrameBuffer) {
+    fn end_batch(&mut self, _: Option<StreamEnd>, out: &mut FrameBuffer) {
         if self.is_json {
             out.buffer().put_u8(b']');
         }

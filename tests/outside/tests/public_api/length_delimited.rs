@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream};
 use http::{StatusCode, request::Parts};
-use testkit::{HttpClient, HttpVersion, TestServer};
+use testkit::{HttpConnection, HttpVersion, TestServer};
 use tokio::{spawn, sync::mpsc};
 use tower_push::{
     BoxError, Channel, Drain, Error, Event, EventId, Gap, GapReason, Guard, Item, KeepAlive,
@@ -81,7 +81,7 @@ async fn records_arrive_on_http1_and_http2() -> Result<(), Error> {
         .into_iter()
         .zip(["/?transport=length-delimited", "/"])
     {
-        let mut client = HttpClient::connect(&server, version).await;
+        let mut client = HttpConnection::connect(&server, version).await;
         let accept = ("accept", "application/x-length-delimited");
         let mut reader = LengthDelimitedReader::new(client.get(path, &[accept]).await);
         let mut expect = async |kind, id: Option<&str>, payload| {
@@ -163,7 +163,7 @@ async fn source_gets_messages_of_the_client() {
         }
     });
     let server = serve(&Guard::new(), source).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     // More messages than the queue has room for.
     let expected: Vec<_> = (0..70).map(|number: u32| number.to_string()).collect();
     let headers = expected.iter().map(|text| ("x-client-message", &**text));
@@ -190,7 +190,7 @@ async fn head_request_and_refusal_open_no_stream() {
             },
         );
     let server = serve(&guard, source).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let head = client.send_request("HEAD", "/", &[]).await;
     assert_eq!(head.head.status, 200);
     let content_type = head.header("content-type");
@@ -209,7 +209,7 @@ async fn admission_limits_the_transport() {
     let guard = Guard::builder().admission(&admission.build()).build();
     let server = serve(&guard, Channel::new()).await;
     let first = LengthDelimitedReader::get(&server, HttpVersion::Http1, "/").await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let refused = client.get("/", &[]).await;
     assert_eq!(refused.head.status, 503);
     let retry: u64 = refused.header("retry-after").unwrap().parse().unwrap();
@@ -332,7 +332,7 @@ async fn complete_response_counts_as_answered() {
     }
     let transport = LengthDelimited::new().max_events(2);
     let server = TestServer::start(guarded_service(&guard, channel, transport)).await;
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     let mut cursor = None;
     for expected in [["0", "1"], ["2", "3"]] {
         let path = cursor.map_or("/".to_owned(), |id: String| format!("/?last_event_id={id}"));
@@ -402,7 +402,7 @@ async fn drain_notifies_every_stream() {
     } = drain.wait().await;
     assert_eq!((notified, left, cut), (readers.len(), 0, 0));
     assert_eq!(guard.counts().closed(CloseReason::Drained), 10);
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     assert_eq!(client.get("/", &[]).await.head.status, 503);
 }
 
@@ -481,7 +481,7 @@ async fn observer_is_called_in_order() {
         "close 1 failed",
     ];
     assert_eq!(log.take(), expected);
-    let mut client = HttpClient::connect(&server, HttpVersion::Http1).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
     client.get("/no", &[]).await.discard_rest().await;
     assert_eq!(log.take(), ["refusal /no source"]);
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use testkit::{
-    HttpClient, HttpVersion, StreamingResponse, TestServer,
+    HttpConnection, HttpVersion, StreamingResponse, TestServer,
     websocket::{self, WebSocketConnection},
 };
 use tower_push::{
@@ -48,7 +48,7 @@ impl ChannelServer {
     }
 
     async fn get(&self, path: &str) -> StreamingResponse {
-        let mut client = HttpClient::connect(&self.server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&self.server, HttpVersion::Http1).await;
         client.get(path, &[]).await
     }
 
@@ -252,7 +252,7 @@ async fn long_poll_follows_the_channel() {
 
     // A poll waits for the first event.
     let waiting = tokio::spawn({
-        let mut client = HttpClient::connect(&setup.server, HttpVersion::Http1).await;
+        let mut client = HttpConnection::connect(&setup.server, HttpVersion::Http1).await;
         async move { LineReader::new(client.get("/", &[]).await).rest().await }
     });
     setup.wait_until_open().await;

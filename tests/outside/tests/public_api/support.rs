@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use testkit::{HttpClient, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, records};
+use testkit::{HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, records};
 use tokio::time::{sleep, timeout};
 use tower_push::{BoxError, Guard, guard::CloseReason};
 use tower_push_outside_tests::{Record, RecordDecoder, RecordKind};
@@ -40,7 +40,7 @@ pub(crate) struct LengthDelimitedReader<D> {
 impl LengthDelimitedReader<RecordDecoder> {
     /// Requests records of the transport `LengthDelimited`.
     pub(crate) async fn get(server: &TestServer, version: HttpVersion, path: &str) -> Self {
-        let mut client = HttpClient::connect(server, version).await;
+        let mut client = HttpConnection::connect(server, version).await;
         Self::new(client.get(path, &[]).await)
     }
 

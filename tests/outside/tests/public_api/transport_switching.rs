@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use testkit::{HttpClient, HttpVersion, TestServer};
+use testkit::{HttpConnection, HttpVersion, TestServer};
 use tower_push::{Channel, PushSource, service, source::StartPosition, transport::Negotiate};
 use tower_push_outside_tests::{LengthDelimited, RecordKind, RingChannel};
 
@@ -30,7 +30,7 @@ const TRANSPORTS: [&str; 7] = [
 
 /// Requests the events behind `cursor` over one transport, and reads at least one. Returns what it has read, and the cursor behind it.
 async fn read_some(
-    client: &mut HttpClient,
+    client: &mut HttpConnection,
     transport: &str,
     cursor: Option<&str>,
 ) -> (Vec<String>, String) {
@@ -96,8 +96,8 @@ where
         }
     });
     let mut clients = [
-        HttpClient::connect(&server, HttpVersion::Http1).await,
-        HttpClient::connect(&server, HttpVersion::Http2).await,
+        HttpConnection::connect(&server, HttpVersion::Http1).await,
+        HttpConnection::connect(&server, HttpVersion::Http2).await,
     ];
     let mut cursor = None;
     let mut expected = 0_u64;
@@ -105,9 +105,9 @@ where
         // 3 and 7 have no common divisor: each transport follows several others.
         let transport = TRANSPORTS[(switch * 3 + switch / 7) as usize % TRANSPORTS.len()];
         let client = &mut clients[switch as usize % 2];
-        if let (HttpClient::Http1(_), true) = (&client, cursor.is_some()) {
+        if let (HttpConnection::Http1(_), true) = (&client, cursor.is_some()) {
             // A connection that carries an unfinished response can carry no other.
-            *client = HttpClient::connect(&server, HttpVersion::Http1).await;
+            *client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         }
         let (events, next_cursor) = read_some(client, transport, cursor.as_deref()).await;
         for event in events {

@@ -7,15 +7,15 @@ use crate::source::{Push, PushSource, Rejection, Subscription};
 ///
 /// See the [module docs](super) for an example.
 #[derive(Debug)]
-#[must_use = "a pending stream does nothing unless it is opened"]
-pub struct PendingStream {
+#[must_use = "a pending subscription does nothing unless it is opened"]
+pub struct PendingSubscription {
     /// The subscription that the source gets. The subscription does not contain the handle, so that a source that keeps its
     /// subscription does not keep the stream open.
     subscription: Subscription,
     handle: Option<StreamHandle>,
 }
 
-impl PendingStream {
+impl PendingSubscription {
     /// Reads the subscription that a request asks for, and takes the guard's handle out of the head's extensions.
     ///
     /// `transport` is the [name](crate::transport::Transport::name) of the transport.

@@ -11,13 +11,13 @@ use tower_push::BoxError;
 
 /// A child process that runs the current program. The program should exit when its standard input is closed.
 #[derive(Debug)]
-pub struct ProgramCopy {
+pub struct CurrentExeChild {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
-impl ProgramCopy {
+impl CurrentExeChild {
     /// Starts a second copy of the current program with these arguments.
     pub fn spawn(arguments: &[&str]) -> Result<Self, BoxError> {
         let mut child = Command::new(env::current_exe()?)
