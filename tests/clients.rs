@@ -147,7 +147,11 @@ fn expected_messages() -> Vec<MessageEvent> {
         .map(|(event_type, id, payload)| message(event_type, id, &text(payload)))
         .collect();
     messages.push(message("gap", "9", &gap().to_json()));
-    messages.push(message("finished", EventId::FINISHED, r#"{"finished":true}"#));
+    messages.push(message(
+        "finished",
+        EventId::FINISHED,
+        r#"{"finished":true}"#,
+    ));
     messages
 }
 

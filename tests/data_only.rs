@@ -209,18 +209,36 @@ mod sse_cursors {
         for (items, written) in [
             // The client's own cursor.
             (vec![event("x")], ":\nid: a-1\ndata: x\n\n"),
-            (vec![gap()], ":\nevent: gap\nid: a-9\ndata: {\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":null}\n\n"),
+            (
+                vec![gap()],
+                ":\nevent: gap\nid: a-9\ndata: {\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":null}\n\n",
+            ),
             // Moves of the cursor.
-            (vec![cursor("b"), cursor("c"), event("x")], ":\nid: c\ndata: x\n\n"),
-            (vec![cursor("b"), event("x"), event("y")], ":\nid: b\ndata: x\n\ndata: y\n\n"),
-            (vec![event("x"), cursor("b"), cursor("c")], ":\nid: a-1\ndata: x\n\nid: c\n\n"),
+            (
+                vec![cursor("b"), cursor("c"), event("x")],
+                ":\nid: c\ndata: x\n\n",
+            ),
+            (
+                vec![cursor("b"), event("x"), event("y")],
+                ":\nid: b\ndata: x\n\ndata: y\n\n",
+            ),
+            (
+                vec![event("x"), cursor("b"), cursor("c")],
+                ":\nid: a-1\ndata: x\n\nid: c\n\n",
+            ),
             // An id of the event's own replaces all of them.
             (
                 vec![cursor("b"), Item::Event(event_with_all_fields())],
                 ":\nevent: next\ntopic: news\nid: a-2\ndata: one\n\n",
             ),
             (
-                vec![cursor("b"), Item::EventWithCursor { event: Event::text("x"), cursor: id("c") }],
+                vec![
+                    cursor("b"),
+                    Item::EventWithCursor {
+                        event: Event::text("x"),
+                        cursor: id("c"),
+                    },
+                ],
                 ":\nid: c\ndata: x\n\n",
             ),
             (
@@ -296,9 +314,15 @@ mod formats {
                 Chunked::new(JsonSeq::data_only()),
                 "\u{1e}\u{1e}\"one\"\n\u{1e}\"two\"\n",
             ),
-            (Chunked::new(JsonArray::data_only()), "[\"one\",\n\"two\"]\n"),
+            (
+                Chunked::new(JsonArray::data_only()),
+                "[\"one\",\n\"two\"]\n",
+            ),
         ] {
-            assert_eq!(written_body(format.clone(), events_and_cursors()).await, written);
+            assert_eq!(
+                written_body(format.clone(), events_and_cursors()).await,
+                written
+            );
             for end in ends() {
                 let items = [events_and_cursors(), vec![end]].concat();
                 assert_eq!(written_body(format.clone(), items).await, written);

@@ -8,7 +8,8 @@ use bytes::{Buf, Bytes};
 use http::HeaderValue;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use tower_push_proto::{
-    BatchEncoder, Encoder, Error, Event, EventId, FrameBuffer, Gap, GapReason, Item, StreamEnd,
+    BatchEncoder, Encoder, Error, Event, EventId, EventType, FrameBuffer, Gap, GapReason, Item,
+    StreamEnd,
     Topic,
     event::Payload,
     format::{
@@ -89,7 +90,13 @@ fn expected_of_sse(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
         };
         match record.clone() {
             ReadRecord::Cursor(id) => held_cursor = Some(id),
-            ReadRecord::Event { id, cursor, topic, event_type, payload } => {
+            ReadRecord::Event {
+                id,
+                cursor,
+                topic,
+                event_type,
+                payload,
+            } => {
                 records.push(ReadRecord::Event {
                     id: cursor.or(id).or(held_cursor.take()),
                     cursor: None,
@@ -425,6 +432,20 @@ fn ndjson_lines_end_in_two_ways() -> Result<(), Error> {
         ["1", "2"]
     );
     assert_eq!(parser.finish().unwrap(), "3");
+    Ok(())
+}
+
+/// An idle stream sends a space from time to time. The spaces count toward no limit, and the line after them is not copied.
+#[test]
+fn ndjson_spaces_before_line_are_not_kept() -> Result<(), Error> {
+    let mut parser = NdjsonParser::new().max_record_len(8);
+    for _ in 0..100 {
+        assert_eq!(parser.next_record(&mut Bytes::from("  "))?, None);
+    }
+    let input = Bytes::from(" {\"a\": 1}\n");
+    let record = parser.next_record(&mut input.clone())?.unwrap();
+    assert_eq!(record, "{\"a\": 1}");
+    assert_eq!(record.as_ptr(), input[1..].as_ptr());
     Ok(())
 }
 

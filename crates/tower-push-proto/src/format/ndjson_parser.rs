@@ -98,7 +98,7 @@ impl NdjsonParser {
 
     /// Returns the number of spaces at the front of `chunk` that precede a line. Spaces within a line are not counted.
     fn count_spaces_before_line(&self, chunk: &[u8]) -> usize {
-        if !self.partial.is_empty() {
+        if self.has_failed || !self.partial.is_empty() {
             return 0;
         }
         chunk.iter().take_while(|byte| **byte == b' ').count()

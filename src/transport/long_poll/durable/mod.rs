@@ -198,8 +198,7 @@ impl DurableRead {
         let data_encoding = self.dialect.sse_data_encoding();
         // The conformance suite of the protocol requires a `Content-Type` without parameters.
         let content_type = HeaderValue::from_static(TEXT_EVENT_STREAM);
-        let headers =
-            event_stream_headers(content_type, data_encoding == SseDataEncoding::Base64);
+        let headers = event_stream_headers(content_type, data_encoding == SseDataEncoding::Base64);
         let writer = DurableSseWriter::new(
             stream,
             first_item,
