@@ -9,8 +9,7 @@ use http::HeaderValue;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use tower_push_proto::{
     BatchEncoder, Encoder, Error, Event, EventId, EventType, FrameBuffer, Gap, GapReason, Item,
-    StreamEnd,
-    Topic,
+    StreamEnd, Topic,
     event::Payload,
     format::{
         Format, JsonArray, JsonSeq, JsonSeqParser, Multipart, MultipartParser, Ndjson,
