@@ -14,10 +14,10 @@
 //! events are encoded and joined beforehand. `raw` is a loop of blocking writes of these bytes, chunk framing included, with one write to each
 //! client for all messages in a row: its cost is the kernel's.
 //!
-//! Each server and its clients are separate processes, so that the server's CPU time can be told from the clients'. It is read from Linux's
-//! `/proc`. The contestants take turns, so that a disturbance affects all of them. The table shows the server's CPU time, in user and kernel
-//! mode together, in microseconds for each delivered message, for the best turn and for the median turn; and the ratios of tower-push and of
-//! the floor to axum.
+//! Each server and its clients are separate processes, so that the server's CPU time can be told from the clients'. The CPU time is read
+//! from Linux's `/proc`. The contestants take turns, so that a disturbance affects all of them. The table shows the server's CPU time, in
+//! user and kernel mode together, in microseconds for each delivered message, for the best turn and for the median turn; and the ratios of
+//! tower-push and of the floor to axum.
 
 use std::{
     convert::Infallible,
@@ -221,7 +221,7 @@ impl Contestant {
     }
 }
 
-/// Runs a server's process. It prints its address, and then publishes what each line on standard input says.
+/// Runs a server's process. The process prints its address, and then publishes what each line on standard input says.
 fn run_server(server: usize, threads: usize) -> Result<(), BoxError> {
     let runtime = RUNTIMES[threads].1()?;
     let (address, publish) = SERVERS[server].1(&runtime)?;
@@ -419,8 +419,8 @@ const CHUNKED_MESSAGE: &str = "A6\r\nid: 0123456789ab-0123456789ab\n\
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
 
-/// Runs the clients' process. It prints a line when all clients are connected. Then, for each number on standard input, it prints a line when
-/// every client has received that many more messages.
+/// Runs the clients' process. The process prints a line when all clients are connected. Then, for each number on standard input, the process
+/// prints a line when every client has received that many more messages.
 fn run_clients(address: SocketAddr, clients: usize) -> Result<(), BoxError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let received = Arc::new(MessageCounter::default());

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example chat
 //! ```
-//! It prints an address to open in two tabs or two browsers. A terminal can read the chat too, over any other transport:
+//! The program prints an address to open in two tabs or two browsers. A terminal can read the chat too, over any other transport:
 //! ```text
 //! curl -N http://127.0.0.1:3000/chat
 //! ```
@@ -82,7 +82,8 @@ struct Room {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
-    /// A key that the client chooses. The client sends a message again until it receives it, because a connection may be lost in between.
+    /// A key that the client chooses. The client sends its message again until it has received the message, because a connection may be
+    /// lost in between.
     key: String,
     name: String,
     text: String,
@@ -105,7 +106,8 @@ impl Room {
         let counts = counts.map(|count| Event::text(count.to_string()).with_type("here"));
         let refusals = ReceiverStream::new(refusals);
         let refusals = refusals.map(|refusal| Event::json(&refusal)?.with_type("refused"));
-        // These events concern one client at this moment. They have no ids and are not in the channel, so nobody resumes from them.
+        // These events concern one client at this moment. They have no ids and are not in the channel, so no client resumes from
+        // them.
         let side_events = counts.merge(refusals).map(|event| Ok(Item::Event(event?)));
         let messages = self.messages.clone().subscribe(subscription).await?;
         Ok(messages.merge(side_events))

@@ -3,7 +3,8 @@
 //! ```text
 //! cargo run --example hyper
 //! ```
-//! It prints an address to open in a browser, where a panel for each transport shows the feed. The same feed in a terminal:
+//! The program prints an address to open in a browser, where a panel for each transport shows the feed. The same feed in a
+//! terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'
@@ -41,7 +42,7 @@ async fn main() -> Result<(), BoxError> {
         .expose_headers(demo::EXPOSED_HEADERS);
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
-        // The headers that it adds to a response with a push are kept in the push's response.
+        // The CORS headers that this layer adds to a carrier are kept in the response of the push.
         .layer(cors)
         .service_fn(answer);
 

@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --example metrics
 //! ```
-//! It prints its address. These commands open a few streams and read the metrics:
+//! The program prints its address. These commands open a few streams and read the metrics:
 //! ```text
 //! curl -N http://127.0.0.1:3000/ticks
 //! curl -N http://127.0.0.1:3000/countdown          # a stream of its own for each client, parked while the client is away
@@ -37,9 +37,8 @@ use tokio::{
 };
 use tokio_stream::{StreamExt, wrappers::IntervalStream};
 use tower_push::{
-    BoxError, Channel, Drain, Error, Event, Guard, Push, Resumable,
+    BoxError, Channel, Drain, Error, Event, Guard, Push, PushLayer, Resumable,
     guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
-    layer::TransportLayer,
     transport::{LongPoll, Negotiate},
 };
 use tower_push_examples::exposition::{Exposition, Histogram, MEDIA_TYPE};
@@ -60,7 +59,7 @@ async fn main() -> Result<(), BoxError> {
     let resumable = Resumable::new();
     // Long-polling parks its streams in the same `Resumable`, so they are counted with the others.
     let long_poll = LongPoll::new().resumable(resumable.clone());
-    let transports = guard.wrap(Negotiate::new().add_transport(long_poll));
+    let layer = PushLayer::with(Negotiate::new().add_transport(long_poll)).guard(&guard);
     let channel = Channel::new();
     tokio::spawn(publish_ticks(channel.clone()));
 
@@ -75,7 +74,7 @@ async fn main() -> Result<(), BoxError> {
             channel,
             resumable,
         })
-        .layer(TransportLayer::with(transports));
+        .layer(layer);
     let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("open http://{}", listener.local_addr()?);
 

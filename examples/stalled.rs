@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example stalled
 //! ```
-//! It prints an address for each server. The feed has a megabyte per second, so that buffers are full soon:
+//! The program prints an address for each server. The feed has a megabyte per second, so that buffers are full soon:
 //! ```text
 //! curl -N http://127.0.0.1:3000/                          # reads
 //! curl -N http://127.0.0.1:3000/ | sleep 60               # does not read, and is disconnected after five seconds
@@ -107,7 +107,7 @@ impl Listener for WriteProgressListener {
     }
 }
 
-/// Sets socket options with which the kernel helps. All of them are optional.
+/// Sets socket options with which the kernel helps to disconnect stalled clients. All of these options are optional.
 fn set_socket_options(socket: &TcpStream, write_timeout: Duration) {
     let socket = SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);

@@ -3,7 +3,8 @@
 //! ```text
 //! cargo run --example warp
 //! ```
-//! It prints an address for each way to open in a browser, where a panel for each transport shows the feed. The same feed in a terminal:
+//! The program prints an address for each way to open in a browser, where a panel for each transport shows the feed. The same feed in a
+//! terminal:
 //! ```text
 //! curl -N http://127.0.0.1:3000/feed                                            # Server-Sent Events
 //! curl -N http://127.0.0.1:3000/feed -H 'accept: application/x-ndjson'

@@ -12,5 +12,5 @@ pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<In
     }
 }
 
-/// Upper bound for the lifetime of a stream: 30 years. Adding it to `Instant::now()` does not overflow.
+/// Upper bound for the lifetime of a stream: 30 years. Adding this bound to `Instant::now()` does not overflow.
 pub(crate) const MAX_STREAM_LIFETIME: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);

@@ -7,7 +7,7 @@
 //! | [`JsonArray`] | `application/json` |
 //! | [`Multipart::mixed`] | `multipart/mixed` |
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` |
-//! | [`Raw`] | `text/plain`, or another [media type](Raw::media_type) |
+//! | [`Raw`] | `text/plain`, or the [media type](Raw::media_type) that is set |
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. A client learns its cursor from the envelope, and
 //! can resume on any transport. [`Ndjson::data_only`] and its counterparts write the source's payloads, and nothing else.

@@ -51,7 +51,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`event`] | [`Event`], its [`EventId`] and [`EventType`](event::EventType), [`Gap`], and [`IntoItem`](event::IntoItem), the conversion from strings, bytes, JSON and `Result`s |
-//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection |
+//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
@@ -82,6 +82,7 @@
 //! - A [`Resumable`] keeps a stream for a while after its client has disconnected, and continues it when the client returns.
 //!
 //! # Guides
+//! - [Sources](https://github.com/tower-push/tower-push/blob/main/docs/sources.md): which source fits, and recipes for common tasks
 //! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
 //! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
 //!   clients, compression
@@ -95,7 +96,7 @@
 //! # Feature flags
 //! | feature | adds | crates |
 //! |---|---|---|
-//! | (none) | everything that is not listed below | 10 besides this one |
+//! | (none) | everything that is not listed below | 13 besides this one |
 //! | `websocket` (default) | the WebSocket transport | `hyper` without features, `sha1_smol` |
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
@@ -122,19 +123,20 @@ mod sync;
 pub mod transport;
 mod write_progress;
 
-#[doc(no_inline)]
+#[doc(inline)]
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::event::Json;
-// Each item has one page in the documentation: that of its module.
-#[doc(no_inline)]
+#[doc(inline)]
 pub use self::event::{Event, EventId, Gap, GapReason, Item};
+#[doc(inline)]
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
+#[doc(inline)]
 pub use self::{
     guard::{Drain, Guard},
-    layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, respond, service},
+    layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},
     origin_policy::OriginPolicy,
     source::{Channel, Push, PushSource, Resumable},
     transport::{KeepAlive, PushBody},

@@ -68,8 +68,8 @@ pin_project! {
     /// ```
     ///
     /// # With warp
-    /// Serve `warp::service(filter)` with the loop above. `warp::serve` creates its connections itself, and they cannot be
-    /// wrapped.
+    /// Serve `warp::service(filter)` with the loop above. `warp::serve` creates its connections itself, and these
+    /// connections cannot be wrapped.
     ///
     /// # With axum
     /// `axum::serve` accepts any listener, and the listener wraps each connection:
@@ -118,15 +118,15 @@ pin_project! {
     /// send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep
     /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as
     /// progress, and a client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the
-    /// code.
+    /// code that sets this option.
     ///
     /// # HTTP/2
     /// `WriteProgress` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:
     ///
-    /// - A client that keeps the flow-control window of one stream closed. The stream costs one or two frames of memory. Other
+    /// - A client that keeps the flow-control window of one stream closed is not detected. The stream costs one or two frames of memory. Other
     ///   streams continue as long as the window of the connection is open.
-    /// - A client that has stopped reading the socket, and whose flow-control windows are so small that the socket's buffers
-    ///   never fill. hyper's pings detect such a client. The pings are off by default; turn them on with
+    /// - A client is not detected if it has stopped reading the socket, and its flow-control windows are so small that the
+    ///   socket's buffers never fill. hyper's pings detect such a client. The pings are off by default; turn them on with
     ///   `http2().keep_alive_interval(…)`.
     ///
     /// # Panics

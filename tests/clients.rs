@@ -1,4 +1,4 @@
-//! Third-party clients: curl, npm `eventsource`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
+//! Third-party clients: curl, npm `eventsource`, `axios` and `@anthropic-ai/sdk`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
 //! `scripts/setup` installs them. Without one of them, its tests fail.
 
 use std::{
@@ -24,11 +24,13 @@ use tokio::{
     sync::watch,
 };
 use tower_push::{
-    BoxError, Event, EventId, Gap, GapReason, Item, KeepAlive, PushSource,
+    BoxError, Event, EventId, Gap, GapReason, Guard, Item, KeepAlive, Push, PushLayer, PushSource,
     event::IntoItem,
     format::{JsonSeq, Multipart, Ndjson},
+    guard::Admission,
+    layer::TransportLayer,
     service,
-    source::source_fn,
+    source::{Subscription, source_fn},
     transport::{Chunked, Negotiate, Sse},
 };
 
@@ -369,6 +371,7 @@ mod curl {
             },
             "cache-control: no-cache, no-transform",
             &content_type,
+            "incremental: ?1",
             "transfer-encoding: chunked",
             "vary: Accept",
             "x-accel-buffering: no",
@@ -591,6 +594,24 @@ mod curl {
             assert_eq!(output.code, Some(0), "{version:?}: {}", output.stderr);
         }
     }
+
+    #[tokio::test]
+    async fn query_method_has_cursor_in_form() {
+        let id = "2026-11-28T22:00:00+01:00/=&,";
+        let echo = source_fn(async |subscription: Subscription| {
+            let cursor = subscription.cursor().map(ToString::to_string);
+            Ok(stream::iter([cursor.unwrap_or_default()]))
+        });
+        let server = TestServer::start(service(echo)).await;
+        let field = format!("last_event_id={id}");
+        let arguments = ["--request", "QUERY", "--data-urlencode", &field];
+        for version in HttpVersion::ALL {
+            let output = run(curl(version, &arguments, &server.url("/"))).await;
+            assert_eq!(output.code, Some(0), "{version:?}: {}", output.stderr);
+            let data = format!("data: {id}\n");
+            assert!(output.stdout.contains(&data), "{}", output.stdout);
+        }
+    }
 }
 
 mod npm_eventsource {
@@ -656,6 +677,72 @@ mod npm_eventsource {
         )
         .await;
         assert_eq!(without_ends(messages), numbers());
+    }
+}
+
+/// Clients that `POST`, and whose `Accept` header does not name the media type of event streams.
+mod npm_post {
+    use super::*;
+
+    async fn post(client: &str, server: &TestServer) -> Vec<Value> {
+        let package = if client == "axios" {
+            "axios"
+        } else {
+            "@anthropic-ai/sdk"
+        };
+        let mut command = Command::from(programs::node_script("post.mjs", package));
+        command.args([client, &server.url("")]);
+        run(command).await.records()
+    }
+
+    /// The events of a message in the API of Anthropic.
+    fn message_events() -> Vec<Value> {
+        vec![
+            json!({ "type": "message_start", "message": { "id": "m", "content": [] } }),
+            json!({ "type": "content_block_delta", "index": 0, "delta": { "type": "text_delta", "text": "hel" } }),
+            json!({ "type": "content_block_delta", "index": 0, "delta": { "type": "text_delta", "text": "lo" } }),
+            json!({ "type": "message_stop" }),
+        ]
+    }
+
+    fn message_push() -> Push {
+        let events = message_events().into_iter().map(|event| {
+            let event_type = event["type"].as_str().unwrap().to_owned();
+            Event::json(&event)?.with_type(event_type)
+        });
+        // Each event comes alone. A poll would have the first event only.
+        Push::new(stream::iter(events).then(async |event| {
+            tokio::task::yield_now().await;
+            event
+        }))
+    }
+
+    #[tokio::test]
+    async fn whole_stream_arrives() {
+        let app = Router::new()
+            .fallback(async || message_push())
+            .layer(PushLayer::new());
+        let server = TestServer::start(app).await;
+        let answers = post("anthropic", &server).await;
+        assert!(answers.starts_with(&message_events()), "{answers:?}");
+        let answers = post("axios", &server).await;
+        assert_eq!(answers[0]["type"], "text/event-stream");
+        let body = answers[0]["data"].as_str().unwrap();
+        assert!(body.contains("message_stop"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn refusal_is_503_with_retry_after() {
+        let admission = Admission::builder().max_streams(0).build();
+        let guard = Guard::builder().admission(&admission).build();
+        let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
+        let app = Router::new().fallback(async || message_push()).layer(layer);
+        let server = TestServer::start(app).await;
+        for client in ["anthropic", "axios"] {
+            let answers = post(client, &server).await;
+            assert_eq!(answers[0]["status"], 503, "{client}");
+            assert!(answers[0]["retryAfter"].as_u64() > Some(0), "{client}");
+        }
     }
 }
 

@@ -10,6 +10,8 @@ mod documents {
     struct Clients;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
+    #[doc = include_str!("../docs/sources.md")]
+    struct Sources;
     #[doc = include_str!("../docs/websocket.md")]
     struct WebSocket;
     #[doc = include_str!("../docs/deploying.md")]

@@ -60,7 +60,8 @@ struct ClientCounts {
     websockets_on_http2: usize,
 }
 
-/// Held by the test that has thousands of streams open, because the process has file descriptors for one such test only.
+/// The lock that a test holds while it has thousands of streams open, because the process has file descriptors for one such test
+/// only.
 static CROWD_TEST: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 impl ClientCounts {
@@ -85,7 +86,7 @@ impl ClientCounts {
         }
     }
 
-    /// Without WebSockets over HTTP/2, which warp does not support.
+    /// Returns these counts without WebSockets over HTTP/2, which warp does not support.
     fn without_websockets_on_http2(self) -> Self {
         Self {
             websockets_on_http2: 0,
@@ -188,9 +189,11 @@ type RetryTasks = Vec<JoinHandle<u64>>;
 
 /// Opens the clients. Each task returns the time to reconnect that its client got, in milliseconds.
 async fn open_clients(address: std::net::SocketAddr, crowd: &ClientCounts) -> RetryTasks {
-    let kinds = [Kind::Sse; 1].repeat(crowd.sse);
-    let kinds = kinds.into_iter().chain([Kind::Poll; 1].repeat(crowd.polls));
-    let kinds = kinds.chain([Kind::WebSocket; 1].repeat(crowd.websockets));
+    let kinds = [ClientKind::Sse; 1].repeat(crowd.sse);
+    let kinds = kinds
+        .into_iter()
+        .chain([ClientKind::Poll; 1].repeat(crowd.polls));
+    let kinds = kinds.chain([ClientKind::WebSocket; 1].repeat(crowd.websockets));
     let opening = stream::iter(kinds).map(|kind| open_http1(address, kind));
     let mut retry_delays: RetryTasks = opening.buffer_unordered(64).collect().await;
     for _ in 0..crowd.http2 / 100 {
@@ -203,20 +206,20 @@ async fn open_clients(address: std::net::SocketAddr, crowd: &ClientCounts) -> Re
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum ClientKind {
     Sse,
     Poll,
     WebSocket,
 }
 
-async fn open_http1(address: std::net::SocketAddr, kind: Kind) -> JoinHandle<u64> {
+async fn open_http1(address: std::net::SocketAddr, kind: ClientKind) -> JoinHandle<u64> {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let request = match kind {
-        Kind::Sse => {
+        ClientKind::Sse => {
             "GET /feed HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n".to_owned()
         }
-        Kind::Poll => "GET /feed?transport=long-poll HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
-        Kind::WebSocket => format!(
+        ClientKind::Poll => "GET /feed?transport=long-poll HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
+        ClientKind::WebSocket => format!(
             "GET /feed HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: {}\r\n\r\n",
             websocket::SAMPLE_KEY
@@ -226,7 +229,7 @@ async fn open_http1(address: std::net::SocketAddr, kind: Kind) -> JoinHandle<u64
     tokio::spawn(async move {
         let mut read = Vec::new();
         while socket.read_buf(&mut read).await.unwrap() > 0 {
-            if matches!(kind, Kind::WebSocket) && read.ends_with(b"}") {
+            if matches!(kind, ClientKind::WebSocket) && read.ends_with(b"}") {
                 socket
                     .write_all(&masked_frame(0x88, &1012_u16.to_be_bytes()))
                     .await
@@ -238,25 +241,25 @@ async fn open_http1(address: std::net::SocketAddr, kind: Kind) -> JoinHandle<u64
 }
 
 /// Returns the time to reconnect from a whole response, in milliseconds.
-fn parse_retry_delay(kind: Kind, read: &str) -> u64 {
+fn parse_retry_delay(kind: ClientKind, read: &str) -> u64 {
     let number_after = |name: &str| {
         let (_, rest) = read.rsplit_once(name).unwrap_or_else(|| panic!("{read}"));
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u64>().unwrap()
     };
     match kind {
-        Kind::Sse => {
+        ClientKind::Sse => {
             assert!(read.ends_with("\r\n0\r\n\r\n"), "{read}");
             number_after("retry: ")
         }
-        Kind::Poll => {
+        ClientKind::Poll => {
             assert!(
                 read.starts_with("HTTP/1.1 200 OK\r\n") && read.ends_with("\r\n\r\n[]\n"),
                 "{read}"
             );
             number_after("retry-after: ") * 1000
         }
-        Kind::WebSocket => {
+        ClientKind::WebSocket => {
             assert!(read.starts_with("HTTP/1.1 101 "), "{read}");
             number_after(r#"{"finished":false,"retry":"#)
         }
@@ -763,7 +766,8 @@ async fn pending_subscription_is_refused_at_its_turn() {
     );
 }
 
-/// Otherwise the response would have no events, and the cursor of a stream that is parked on a server that stops.
+/// If the poll were answered, the response would have no events, and its cursor would be that of a stream that is parked on a
+/// server that stops.
 #[tokio::test]
 async fn unpolled_long_poll_is_refused_after_its_turn() {
     let feed = GuardedFeed::new();

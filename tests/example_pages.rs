@@ -1,4 +1,4 @@
-//! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` run_browser_script the browser.
+//! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` control the browser.
 
 use testkit::{example_process::ExampleProcess, programs};
 

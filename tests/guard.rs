@@ -2,20 +2,24 @@
 
 use std::{
     any::Any,
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderValue, StatusCode, request::Parts};
-use http_body_util::BodyExt;
+use http::{HeaderValue, Request, StatusCode, request::Parts};
+use http_body_util::{BodyExt, Empty};
 use testkit::{
-    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, get_request_head,
-    send_raw_http1, websocket,
+    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, empty_request,
+    get_request_head, send_raw_http1, websocket,
 };
 use tokio::{io::AsyncWriteExt, time::Instant};
+use tower::{Layer, ServiceExt};
 use tower_push::{
-    BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushSource,
+    BoxError, Channel, Drain, Event, Gap, GapReason, Guard, Item, OriginPolicy, Push, PushLayer,
+    PushSource, SseLayer,
     format::Raw,
     guard::{Admission, CloseReason, GuardedTransport, Observer, RefusalReason, StreamInfo},
     service,
@@ -49,6 +53,29 @@ async fn response_text(
 
 fn admission_of(streams: usize) -> Admission {
     Admission::builder().max_streams(streams).build()
+}
+
+/// `PushLayer`, `SseLayer` and `service` take a guard without naming the types that result.
+#[tokio::test]
+async fn guard_goes_around_layers_and_services() {
+    let guard = Guard::new();
+    let pushes = || {
+        tower::service_fn(async |_: Request<Empty<Bytes>>| {
+            Ok::<_, Infallible>(Push::new(Channel::new()))
+        })
+    };
+    let request = || empty_request("GET", "/?transport=sse", &[]);
+    let negotiated = PushLayer::new().guard(&guard).layer(pushes());
+    let sse = SseLayer::with(Sse::new()).guard(&guard).layer(pushes());
+    let feed = service(Channel::new()).transport(Sse::new()).guard(&guard);
+    let responses = (
+        negotiated.oneshot(request()).await.unwrap(),
+        sse.oneshot(request()).await.unwrap(),
+        feed.oneshot(request()).await.unwrap(),
+    );
+    assert_eq!(guard.counts().open(), 3);
+    drop(responses);
+    assert_eq!(guard.counts().open(), 0);
 }
 
 fn pending_events() -> stream::Pending<Event> {
@@ -240,14 +267,18 @@ async fn always_503_applies_to_event_sources() {
     assert!(refused.headers().contains_key("retry-after"));
 }
 
-/// A 200 would tell a CONNECT request that its tunnel or WebSocket is open.
+/// An `EventSource` sends `GET` only. Clients that `POST` and read an event stream, such as those of MCP, understand a 503. A 200 would
+/// tell a CONNECT request that its tunnel or WebSocket is open.
 #[tokio::test]
-async fn only_event_stream_clients_are_refused_with_200() {
+async fn only_event_sources_are_refused_with_200() {
     let guard = Guard::builder().admission(&admission_of(0)).build();
     let transport = guard.wrap(Negotiate::new());
     for (method, accept, status) in [
         ("GET", "text/event-stream", 200),
-        ("POST", "application/json, Text/Event-Stream;q=0.5", 200),
+        ("GET", "application/json, Text/Event-Stream;q=0.5", 200),
+        ("POST", "application/json, text/event-stream", 503),
+        ("POST", "text/event-stream", 503),
+        ("QUERY", "text/event-stream", 503),
         ("GET", "application/json, text/event-stream;q=0", 503),
         ("GET", "text/*", 503),
         ("CONNECT", "text/event-stream", 503),
@@ -258,6 +289,8 @@ async fn only_event_stream_clients_are_refused_with_200() {
             .respond(&mut head, Push::new(pending_events()))
             .await;
         assert_eq!(refused.status(), status, "{method} {accept}");
+        let has_retry_after = refused.headers().contains_key("retry-after");
+        assert_eq!(has_retry_after, status == 503, "{method} {accept}");
     }
 }
 

@@ -1,12 +1,15 @@
 //! Negotiation: which transport answers a request, if one URL has several.
 
+use std::sync::Arc;
+
 use futures_util::stream;
 use http::{Response, StatusCode};
 use testkit::{body_text, empty_request, get_request_head};
 use tower_push::{
-    Push, PushBody,
+    Channel, Event, Guard, Push, PushBody, Resumable,
     format::{Multipart, Raw},
-    transport::{Chunked, Negotiate, Sse, Transport},
+    source::StartPosition,
+    transport::{Chunked, LongPoll, Negotiate, Sse, Transport},
 };
 
 /// Returns the response to a GET request with these `Accept` headers.
@@ -67,6 +70,102 @@ async fn accept_ranks_by_quality_then_precision_then_order() {
     ] {
         let media_type = negotiated_content_type(&all, "/", &accept).await;
         assert_eq!(media_type.as_deref(), Some(expected), "{accept:?}");
+    }
+}
+
+/// The rows of the table of requests and transports in `docs/clients.md`: the method, the `Accept` header (empty if there is none), and
+/// the response of a source for many clients and of a source for one client, as a status or a media type.
+fn rows_of_documented_table() -> Vec<[&'static str; 4]> {
+    let table = include_str!("../docs/clients.md")
+        .split_once("\n| method |")
+        .expect("the table")
+        .1;
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let mut cells = row.trim_matches('|').split('|');
+        std::array::from_fn(|_| cells.next().unwrap().trim().trim_matches('`'))
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn documented_transports_answer() {
+    let channel = Channel::builder().start(StartPosition::Oldest).build();
+    channel.publish(Event::text("event")).unwrap();
+    let resumable = Resumable::new();
+    let rows = rows_of_documented_table();
+    assert!(rows.len() > 20, "{rows:?}");
+    for [method, accept, for_many, for_one] in rows {
+        let pushes = [
+            (Push::new(channel.clone()), for_many),
+            (Push::new(stream::iter(["event"])), for_one),
+            (Push::new(resumable.wrap(stream::iter(["event"]))), for_one),
+        ];
+        for (index, (push, expected)) in pushes.into_iter().enumerate() {
+            let header = (!accept.is_empty()).then_some(("accept", accept));
+            let request = empty_request(method, "/", header.as_slice());
+            let mut head = request.into_parts().0;
+            let response = Negotiate::new().respond(&mut head, push).await;
+            let status = response.status();
+            let answer = match status {
+                StatusCode::OK => response.headers()["content-type"].to_str().unwrap(),
+                _ => status.as_str(),
+            };
+            let answer = answer.split(';').next().unwrap();
+            assert_eq!(answer, expected, "{method} {accept:?}, source {index}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn polls_can_be_asked_for_by_name() {
+    for method in ["GET", "POST", "QUERY"] {
+        let uri = "/?transport=long-poll";
+        let mut head = empty_request(method, uri, &[]).into_parts().0;
+        let push = Push::new(stream::iter(["event"]));
+        let response = Negotiate::new().respond(&mut head, push).await;
+        assert_eq!(response.headers()["content-type"], "application/json");
+    }
+    // A live read of Durable Streams.
+    let mut head = get_request_head("/?offset=-1&live=long-poll", &[]);
+    let push = Push::new(stream::iter(["event"]));
+    let response = Negotiate::new().respond(&mut head, push).await;
+    assert!(response.headers().contains_key("stream-next-offset"));
+}
+
+#[tokio::test]
+async fn set_that_only_polls_answers_every_request() {
+    let json = ("accept", "application/json");
+    let polls = Negotiate::only(LongPoll::new());
+    for (method, headers) in [("POST", vec![json]), ("GET", vec![json]), ("POST", vec![])] {
+        let mut head = empty_request(method, "/", &headers).into_parts().0;
+        let push = Push::new(stream::iter(["event"]));
+        let response = polls.respond(&mut head, push).await;
+        assert_eq!(response.headers()["content-type"], "application/json");
+    }
+}
+
+/// A guard around a transport of a set does not change which transport answers.
+#[tokio::test]
+async fn guarded_poll_does_not_win_a_post() {
+    let polls = Guard::new().wrap(LongPoll::new());
+    let set = Negotiate::only(polls).add_transport(Chunked::default());
+    for (accept, expected) in [
+        ("application/json", "application/x-ndjson"),
+        ("*/*", "application/x-ndjson"),
+        (
+            "application/json, application/x-ndjson;q=0.1",
+            "application/x-ndjson",
+        ),
+    ] {
+        let request = empty_request("POST", "/", &[("accept", accept)]);
+        let mut head = request.into_parts().0;
+        let push = Push::new(stream::iter(["event"]));
+        let response = set.respond(&mut head, push).await;
+        assert_eq!(response.headers()["content-type"], expected, "{accept}");
     }
 }
 
@@ -157,6 +256,7 @@ async fn streams_forbid_caching_transforms_and_sniffing() {
         let headers = response.headers();
         assert_eq!(headers["cache-control"], "no-cache, no-transform");
         assert_eq!(headers["x-accel-buffering"], "no");
+        assert_eq!(headers["incremental"], "?1");
         assert_eq!(headers["x-content-type-options"], "nosniff");
         for absent in [
             "connection",
@@ -166,6 +266,36 @@ async fn streams_forbid_caching_transforms_and_sniffing() {
         ] {
             assert!(!headers.contains_key(absent), "{absent}");
         }
+    }
+}
+
+#[tokio::test]
+async fn incremental_header_can_be_left_out() {
+    let transports: [(Arc<dyn Transport>, _, _); 7] = [
+        (Arc::new(Sse::new()), "/", true),
+        (Arc::new(Sse::new().incremental(false)), "/", false),
+        (Arc::new(Chunked::default().incremental(false)), "/", false),
+        (Arc::new(LongPoll::new()), "/?offset=-1&live=sse", true),
+        (
+            Arc::new(LongPoll::new().incremental(false)),
+            "/?offset=-1&live=sse",
+            false,
+        ),
+        (Arc::new(LongPoll::new()), "/", false),
+        (Arc::new(LongPoll::new()), "/?offset=-1", false),
+    ];
+    for (transport, uri, is_incremental) in transports {
+        let push = Push::new(stream::iter(["event"]));
+        let response = transport
+            .respond(&mut get_request_head(uri, &[]), push)
+            .await;
+        let header = response.headers().get("incremental");
+        let expected = is_incremental.then_some("?1");
+        assert_eq!(
+            header.map(|value| value.to_str().unwrap()),
+            expected,
+            "{transport:?} {uri}"
+        );
     }
 }
 

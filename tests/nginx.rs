@@ -427,7 +427,7 @@ async fn nginx_disconnects_stalled_client() {
     for version in HTTP_VERSION_FLAGS {
         let mut stalled = nginx.get("", &[version]);
         stalled.wait_for_text("xxx").await;
-        // curl stops reading because nobody reads what it writes.
+        // curl stops reading because no process reads the output of curl.
         count.wait_for(0).await;
     }
 }

@@ -25,7 +25,7 @@ use proptest::prelude::*;
 use testkit::{
     HttpConnection, HttpVersion, LiveCounter, StreamingResponse, TEST_TIMEOUT, TestServer,
     get_request_head, programs,
-    records::{Record, RecordReader},
+    records::{ParsedRecord, RecordReader},
     send_raw_http1,
     websocket::connect,
 };
@@ -142,11 +142,11 @@ async fn foreign_page_gets_no_stream_by_any_method() {
     let attacks = [
         // The headers of `EventSource`, `fetch` and forms.
         ("origin", "https://evil.example"),
-        // The same in a sandboxed frame.
+        // The headers of the same requests from a sandboxed frame.
         ("origin", "null"),
         // The headers of `<img>`, `<script>`, `<iframe>` and `fetch` with `no-cors`.
         ("sec-fetch-site", "cross-site"),
-        // The same from another host under the same domain.
+        // The headers of the same requests from another host under the same domain.
         ("sec-fetch-site", "same-site"),
     ];
     let mut tried = 0;
@@ -541,8 +541,7 @@ proptest! {
     fn ids_and_types_cannot_contain_line_ends(text in hostile_text(), any: String) {
         for text in [text, any] {
             if let Ok(id) = EventId::new(text.as_str()) {
-                let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._~-".contains(&b);
-                prop_assert!(id.as_str().bytes().all(is_plain));
+                prop_assert!(id.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
             }
             if let Ok(name) = EventType::new(text.as_str()) {
                 prop_assert!(!name.as_str().contains(char::is_control));
@@ -562,6 +561,7 @@ async fn request_values_are_not_reflected_in_headers() {
         "3v1l%00",
         "%223v1l%22",
         "<script>3v1l",
+        "3v1l%2B,",
     ] {
         for name in [
             "last_event_id",
@@ -582,6 +582,8 @@ async fn request_values_are_not_reflected_in_headers() {
                      If-None-Match: \"{value}\"\r\nConnection: close\r\n\r\n"
                 );
                 let (_, answer) = send_raw_http1(&server, &request, "\r\n\r\n").await;
+                // The body of a stream repeats the client's cursor.
+                let (answer, _) = answer.split_once("\r\n\r\n").unwrap();
                 assert!(!answer.contains(MARK), "{request}\n{answer}");
                 assert!(!answer.to_lowercase().contains("set-cookie"), "{answer}");
             }
@@ -702,7 +704,7 @@ async fn read_one(
     server: &TestServer,
     cursor: &str,
     headers: &[(&str, &str)],
-) -> (Vec<Record>, String) {
+) -> (Vec<ParsedRecord>, String) {
     let mut client = HttpConnection::connect(server, HttpVersion::Http1).await;
     let query = format!("?transport=ndjson&last_event_id={cursor}");
     let mut reading = send_request(&mut client, "GET", &query, headers).await;
@@ -718,7 +720,10 @@ async fn read_one(
                 .expect("a complete body")
             {
                 records.extend(reader.feed(&[byte]));
-                if records.iter().any(|record: &Record| record.data.is_some()) {
+                if records
+                    .iter()
+                    .any(|record: &ParsedRecord| record.data.is_some())
+                {
                     return (records, reader.cursor.expect("an id"));
                 }
             }
@@ -733,7 +738,11 @@ async fn first_id(server: &TestServer, headers: &[(&str, &str)]) -> String {
 }
 
 /// Subscribes with a cursor, and returns the records up to the first event.
-async fn read_from(server: &TestServer, cursor: &str, headers: &[(&str, &str)]) -> Vec<Record> {
+async fn read_from(
+    server: &TestServer,
+    cursor: &str,
+    headers: &[(&str, &str)],
+) -> Vec<ParsedRecord> {
     read_one(server, cursor, headers).await.0
 }
 

@@ -322,7 +322,7 @@ fn find_io_error(error: &BoxError) -> &io::Error {
     panic!("{error}");
 }
 
-/// Sends an HTTP/1.1 request, reads a little of the response, and returns the socket, which nobody reads any more.
+/// Sends an HTTP/1.1 request, reads a little of the response, and returns the socket, which the test does not read any more.
 async fn open_and_stop_reading(address: std::net::SocketAddr) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(GET_REQUEST.as_bytes()).await.unwrap();

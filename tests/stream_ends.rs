@@ -28,7 +28,7 @@ async fn event_then_end(_: Subscription) -> Result<ItemIter, Rejection> {
     ]))
 }
 
-/// Returns the whole response response_text of a transport for `event_then_end`.
+/// Returns the whole response body of a transport for `event_then_end`.
 async fn response_text(transport: impl Transport) -> String {
     let mut head = get_request_head("/", &[]);
     let response = transport.respond(&mut head, Push::new(source_fn(event_then_end)));
@@ -109,7 +109,7 @@ async fn poll_returns_at_once_without_events_at_end() {
         assert_eq!(start.elapsed(), Duration::ZERO);
         assert_eq!(response.status(), status);
         assert_eq!(response.headers()["retry-after"], "2");
-        // Nobody knows whether the client has all events.
+        // The server does not know whether the client has all events.
         assert!(!response.headers().contains_key("stream-up-to-date"));
     }
 }

@@ -104,9 +104,9 @@ fn data(line: String) -> Frame<Bytes> {
 
 /// What observers are told.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+struct CallLog(Arc<Mutex<Vec<String>>>);
 
-impl Log {
+impl CallLog {
     fn write(&self, line: String) {
         self.0.lock().unwrap().push(line);
     }
@@ -116,7 +116,7 @@ impl Log {
     }
 }
 
-impl Observer for Log {
+impl Observer for CallLog {
     fn on_open(&self, stream: &StreamInfo, _: &Subscription) {
         self.write(format!("open {}", stream.transport));
     }
@@ -155,7 +155,7 @@ fn silence() -> stream::Pending<Event> {
 
 #[tokio::test(start_paused = true)]
 async fn stream_is_counted_and_observed() {
-    let log = Log::default();
+    let log = CallLog::default();
     let guard = Guard::builder().observer(log.clone()).build();
     let items = stream::iter([
         Item::Event(Event::text("one")),
@@ -213,7 +213,7 @@ async fn close_reason_is_what_ended_the_stream() {
 
 #[tokio::test(start_paused = true)]
 async fn unsendable_item_is_a_failure() {
-    let log = Log::default();
+    let log = CallLog::default();
     let guard = Guard::builder().observer(log.clone()).build();
     let bytes = stream::iter([Event::binary(vec![0xff])]).chain(silence());
     assert!(read(&guard.wrap(Lines), bytes).await.is_err());
@@ -266,7 +266,7 @@ async fn admission_limits_the_stream() {
 
 #[tokio::test]
 async fn refusal_of_the_source_is_recorded() {
-    let log = Log::default();
+    let log = CallLog::default();
     let guard = Guard::builder().observer(log.clone()).build();
     let refusing = source_fn(async |_| {
         Err::<stream::Pending<Event>, _>(Rejection::new(http::StatusCode::NOT_FOUND))
@@ -340,7 +340,7 @@ async fn handle_keeps_the_stream_open() {
     assert_eq!(guard.counts().open(), 1);
     drop(handle);
     assert_eq!(guard.counts().open(), 0);
-    // Nobody has the complete response to a poll.
+    // No client has the complete response to a poll.
     assert_eq!(guard.counts().closed(CloseReason::Left), 1);
 }
 

@@ -418,7 +418,7 @@ async fn secrets_are_not_traced() {
             let mut client = HttpConnection::connect(&server, version).await;
             let mut reading = client.get(&path, &headers).await;
             assert_eq!(reading.head.status, 200);
-            // The id that resumes the parked stream. Everybody who knows the id can read the stream.
+            // The id that resumes the parked stream. Every client that knows the id can read the stream.
             let token = match reading.header("last-event-id") {
                 Some(token) => token.to_owned(),
                 None if cursor == SECRET => last_event_id(&mut reading).await,

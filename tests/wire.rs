@@ -193,6 +193,7 @@ async fn http1_response_matches_byte_for_byte() {
             "HTTP/1.1 200 OK",
             "cache-control: no-cache, no-transform",
             "content-type: text/event-stream; charset=utf-8",
+            "incremental: ?1",
             "transfer-encoding: chunked",
             "vary: Accept",
             "x-accel-buffering: no",

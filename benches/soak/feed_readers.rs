@@ -25,7 +25,7 @@ use testkit::{
     HttpConnection,
     HttpVersion::{self, Http1, Http2},
     StreamingResponse, TEST_TIMEOUT, empty_request,
-    records::{Record, RecordReader},
+    records::{ParsedRecord, RecordReader},
     websocket::WebSocketConnection,
 };
 
@@ -426,7 +426,7 @@ impl FeedReader {
     }
 
     /// Checks the events among `records`, and counts the gaps.
-    fn check_records(&mut self, records: Vec<Record>) {
+    fn check_records(&mut self, records: Vec<ParsedRecord>) {
         for record in records {
             assert_eq!(record.end, None, "{self:?}");
             if let Some(gap) = record.gap {

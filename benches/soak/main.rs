@@ -172,9 +172,6 @@ impl SoakRun {
             idle: OpenResources::default(),
         };
         server.idle = server.state()?.open;
-        // `/dev/urandom` is opened when it is needed first, and stays open.
-        server.idle.files += 1;
-
         self.run_load(&mut server, 0, self.time / 4).await?;
         let before = server.wait_until_settled().await?;
         let resident_before = server.process.resident_memory()?;

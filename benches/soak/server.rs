@@ -114,7 +114,7 @@ pub(crate) struct DrainResult {
     pub(crate) cut: usize,
 }
 
-/// Runs the server's process. It prints its address, and then answers each line on standard input with a line.
+/// Runs the server's process. The process prints its address, and then answers each line on standard input with a line.
 pub(crate) fn serve(leak: usize) -> Result<(), BoxError> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)

@@ -44,8 +44,8 @@ pub(crate) fn connect(
     Ok(socket)
 }
 
-/// Runs the clients' process. It prints a line when all clients are connected. Then, for each number on standard input, it prints the number
-/// of payload bytes when every client has received that many more messages.
+/// Runs the clients' process. The process prints a line when all clients are connected. Then, for each number on standard input, the process
+/// prints the number of payload bytes when every client has received that many more messages.
 pub(crate) fn run_clients(
     address: SocketAddr,
     clients: usize,

@@ -24,10 +24,10 @@
 //! - `single`: one connection at full speed. `send` is a stream of messages from the server, with `send_all` if the crate has it. `take` is a
 //!   stream of messages to the server, which counts them. `echo` sends one message after the other in both directions.
 //!
-//! Each server and its clients are separate processes, so that the server's CPU time can be told from the clients'. It is read from Linux's
-//! `/proc`, user and kernel mode together. The contestants take turns, so that a disturbance affects all of them. Clients count messages and
-//! bytes, and a turn fails if something is missing. The tables show the best and the median turn, and the ratios of tower-push to the best of
-//! the three other crates and to the bare contestant.
+//! Each server and its clients are separate processes, so that the server's CPU time can be told from the clients'. The CPU time is read
+//! from Linux's `/proc`, user and kernel mode together. The contestants take turns, so that a disturbance affects all of them. Clients count
+//! messages and bytes, and a turn fails if something is missing. The tables show the best and the median turn, and the ratios of tower-push
+//! to the best of the three other crates and to the bare contestant.
 
 mod clients;
 mod server;

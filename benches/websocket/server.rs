@@ -67,7 +67,7 @@ const CHANNEL_CAPACITY: usize = 1_024;
 /// The message with which a server says that it has received everything.
 pub(crate) const TAKEN_MESSAGE: &str = "taken";
 
-/// Runs a server's process. It prints its address, and then publishes what each line on standard input says.
+/// Runs a server's process. The process prints its address, and then publishes what each line on standard input says.
 pub(crate) fn run_server(name: &str, threads: usize) -> Result<(), BoxError> {
     let runtime = match threads {
         1 => Builder::new_current_thread().enable_all().build()?,

@@ -1,10 +1,10 @@
-//! A server of the [Durable StreamStore protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). Each stream is a
+//! A server of the [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). Each stream is a
 //! [`Channel`] in memory. The library serves the reads, and this program implements the writes.
 //!
 //! ```text
 //! cargo run --example durable_streams
 //! ```
-//! It prints its address. A stream in a terminal:
+//! The program prints its address. A stream in a terminal:
 //! ```text
 //! curl -X PUT  http://127.0.0.1:3000/log -H 'content-type: application/json'
 //! curl -X POST http://127.0.0.1:3000/log -H 'content-type: application/json' -d '[{"n":1},{"n":2}]'
@@ -348,7 +348,7 @@ impl DurableStream {
 }
 
 impl WriterState {
-    /// Checks that `DurableStream-Seq` grows. Its values are compared as texts (§5.2).
+    /// Checks that `Stream-Seq` grows. The values of `Stream-Seq` are compared as texts (§5.2).
     fn check_seq(&mut self, seq: Option<&HeaderValue>) -> Result<(), Refusal> {
         if seq.is_some() && self.last_seq.as_ref() >= seq {
             return Err(refusal(

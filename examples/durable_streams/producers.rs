@@ -38,7 +38,7 @@ pub(crate) enum Verdict {
     Next(HeaderMap),
     /// The append was made before.
     Again(HeaderMap),
-    /// There is a newer producer of that id.
+    /// There is a newer producer with the same id.
     Fenced(HeaderMap),
     /// An append before this one is missing.
     Gap(HeaderMap),
@@ -47,7 +47,7 @@ pub(crate) enum Verdict {
 }
 
 impl AppendClaim {
-    /// Reads the claim of a request. Returns `None` if it has none.
+    /// Reads the claim of a request. Returns `None` if the request has no claim.
     ///
     /// # Errors
     /// A text that says what is wrong with the headers.

@@ -13,7 +13,12 @@ use tower_push::{
 };
 
 const MEDIA_TYPES: [&str; 3] = ["text/event-stream", "application/x-ndjson", "text/plain"];
-const CURSOR_PARAMETERS: [&str; 2] = ["last_event_id", "lastEventId"];
+const CURSOR_PARAMETERS: [&str; 4] = [
+    "last_event_id",
+    "lastEventId",
+    "lastEventID",
+    "Last-Event-ID",
+];
 
 fuzz_target!(|input: &[u8]| {
     let end = input.iter().position(|byte| *byte == b'\n');
@@ -41,7 +46,7 @@ fuzz_target!(|input: &[u8]| {
             .flat_map(|name| decode_parameter(query, name));
         assert!(
             in_headers.any(|in_headers| in_headers == id.as_str())
-                || in_query.any(|in_query| in_query == id.as_str())
+                || in_query.any(|in_query| in_query.replace(' ', "+") == id.as_str())
         );
     }
 

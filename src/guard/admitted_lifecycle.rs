@@ -18,10 +18,10 @@ use tracing::Span;
 
 use super::{
     admission::AdmissionPermit,
-    drain::DrainRegistration,
-    guard_policy::GuardPolicy,
+    drain::DrainableStream,
     observer::{Observer, StreamInfo},
     reasons::{CloseReason, RefusalReason},
+    shared_guard::SharedGuard,
 };
 use crate::{
     BoxError, Error,
@@ -33,14 +33,14 @@ use crate::{
     transport::{PushBody, StreamEnd},
 };
 
-/// The guard's record of one admitted request and its stream. Dropping the record closes the stream.
+/// The [`StreamLifecycle`] of a request that a guard has admitted. Dropping the lifecycle closes the stream.
 pub(super) struct AdmittedLifecycle {
-    policy: Arc<GuardPolicy>,
-    drain: Option<DrainRegistration>,
+    guard: Arc<SharedGuard>,
+    drain: Option<DrainableStream>,
     permit: AdmissionPermit,
-    /// The record of the open stream. Unset until the source accepts the subscription.
-    opened: OnceLock<OpenStreamRecord>,
-    /// The span that an observer has made, boxed because most streams have none.
+    /// Unset until the source accepts the subscription.
+    opened: OnceLock<OpeningDetails>,
+    /// The span that an observer has made, boxed because most streams have no span.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
     /// The [`CloseReason`] that is recorded if the stream closes now, as its index in [`CloseReason::ALL`].
@@ -49,12 +49,12 @@ pub(super) struct AdmittedLifecycle {
     has_complete_response: AtomicBool,
     /// Whether another guard, inside this one, has refused the request.
     is_refused: AtomicBool,
-    /// The handle of the guard around this one. Holding it keeps the stream open for that guard.
+    /// The handle of the guard around this one. While this handle is held, the stream counts as open for that guard.
     outer: Option<StreamHandle>,
 }
 
-/// The part of an [`AdmittedLifecycle`] that the guard records when the stream opens.
-struct OpenStreamRecord {
+/// What an [`AdmittedLifecycle`] knows since the source has accepted the subscription.
+struct OpeningDetails {
     info: StreamInfo,
     opened_at: Instant,
     lifetime_ends_at: Option<Instant>,
@@ -65,15 +65,15 @@ struct OpenStreamRecord {
 const LIFETIME_RETRY: Duration = Duration::from_secs(1);
 
 impl AdmittedLifecycle {
-    /// Creates the record of a request that `policy` admits. `outer` is the handle of the guard around this one.
+    /// Creates the lifecycle of a request that `guard` admits. `outer` is the handle of the guard around this one.
     pub(super) fn new(
-        policy: Arc<GuardPolicy>,
-        drain: Option<DrainRegistration>,
+        guard: Arc<SharedGuard>,
+        drain: Option<DrainableStream>,
         permit: AdmissionPermit,
         outer: Option<StreamHandle>,
     ) -> Self {
         Self {
-            policy,
+            guard,
             drain,
             permit,
             opened: OnceLock::new(),
@@ -92,12 +92,12 @@ impl AdmittedLifecycle {
 
     /// Calls `notify` with each observer, in the stream's span. Does nothing before the stream is open.
     fn notify_observers(&self, notify: impl Fn(&dyn Observer, &StreamInfo)) {
-        let Some(OpenStreamRecord { info, .. }) = self.opened.get() else {
+        let Some(OpeningDetails { info, .. }) = self.opened.get() else {
             return;
         };
         #[cfg(feature = "tracing")]
         let _entered = self.span.get().map(|span| span.enter());
-        self.policy
+        self.guard
             .notify_observers(|observer| notify(observer, info));
     }
 
@@ -146,7 +146,7 @@ impl AdmittedLifecycle {
             || !status.is_success()
             || status == StatusCode::NO_CONTENT;
         if !self.is_open() && is_refused {
-            self.policy.record_refusal(head, RefusalReason::Source);
+            self.guard.record_refusal(head, RefusalReason::Source);
         }
         // A response whose body has a known length is complete: it responds to a poll, or refuses the request. But if another part holds a
         // handle, such as the task of a WebSocket, the stream continues in that part.
@@ -163,13 +163,13 @@ impl AdmittedLifecycle {
         head: Option<&Parts>,
         is_event_source: bool,
     ) -> Response<PushBody> {
-        self.policy.record_refusal(head, RefusalReason::Draining);
+        self.guard.record_refusal(head, RefusalReason::Draining);
         self.set_close_reason(CloseReason::Drained);
         if let Some(outer) = self.outer_lifecycle() {
             outer.on_inner_refusal();
             outer.on_complete_response();
         }
-        self.policy
+        self.guard
             .refusal_response(RefusalReason::Draining, is_event_source)
     }
 
@@ -206,13 +206,13 @@ impl AdmittedLifecycle {
         self.opened.get()?.lifetime_ends_at
     }
 
-    /// Keeps the first enabled span that an observer makes for the stream.
+    /// Sets the span of the stream: the first enabled span that an observer makes.
     #[cfg(feature = "tracing")]
-    fn make_span(&self, subscription: &Subscription) {
-        let Some(OpenStreamRecord { info, .. }) = self.opened.get() else {
+    fn set_span(&self, subscription: &Subscription) {
+        let Some(OpeningDetails { info, .. }) = self.opened.get() else {
             return;
         };
-        let observers = self.policy.observers.iter();
+        let observers = self.guard.observers.iter();
         let mut spans = observers.map(|observer| observer.make_span(info, subscription));
         if let Some(span) = spans.find(|span| !span.is_disabled()) {
             let _ = self.span.set(Box::new(span));
@@ -226,10 +226,10 @@ impl StreamLifecycle for AdmittedLifecycle {
         self.opened.get_or_init(|| {
             is_first = true;
             let transport = subscription.transport();
-            let info = self.policy.counters.record_open(transport);
+            let info = self.guard.counters.record_open(transport);
             let opened_at = Instant::now();
-            let lifetime = self.policy.random_lifetime();
-            OpenStreamRecord {
+            let lifetime = self.guard.random_lifetime();
+            OpeningDetails {
                 info,
                 opened_at,
                 lifetime_ends_at: lifetime.map(|lifetime| opened_at + lifetime),
@@ -238,7 +238,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         // The stream is counted as open before the observers are notified, so that it is counted as closed even if an observer panics.
         if is_first {
             #[cfg(feature = "tracing")]
-            self.make_span(subscription);
+            self.set_span(subscription);
             self.notify_observers(|observer, info| observer.on_open(info, subscription));
         }
         if let Some(outer) = self.outer_lifecycle() {
@@ -246,7 +246,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         }
     }
 
-    /// Returns the span of the innermost guard whose observers have made one.
+    /// Returns the span of the innermost guard whose observers have made a span.
     #[cfg(feature = "tracing")]
     fn span(&self) -> Option<&Span> {
         let own_span = self.span.get().map(|span| &**span);
@@ -307,7 +307,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         if let Some(outer) = self.outer_lifecycle() {
             outer.on_item(item);
         }
-        let counters = &self.policy.counters;
+        let counters = &self.guard.counters;
         match item {
             Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
                 counters.record_event(event.payload().as_bytes().len());
@@ -336,11 +336,11 @@ impl StreamLifecycle for AdmittedLifecycle {
 impl Drop for AdmittedLifecycle {
     fn drop(&mut self) {
         let reason = self.close_reason();
-        if let Some(OpenStreamRecord {
+        if let Some(OpeningDetails {
             info, opened_at, ..
         }) = self.opened.get()
         {
-            self.policy.counters.record_close(info.transport, reason);
+            self.guard.counters.record_close(info.transport, reason);
             let open_for = opened_at.elapsed();
             let notify = || {
                 self.notify_observers(|observer, info| observer.on_close(info, reason, open_for))

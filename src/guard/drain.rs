@@ -26,13 +26,13 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_push::{Drain, Guard, guard::DrainPlan, layer::TransportLayer, transport::Negotiate};
+/// use tower_push::{Drain, Guard, PushLayer, guard::DrainPlan};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let drain = Drain::new();
 /// let guard = Guard::builder().drain(&drain).build();
-/// let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
+/// let layer = PushLayer::new().guard(&guard);
 ///
 /// // When the server is told to stop:
 /// drain.start(DrainPlan::within(Duration::from_secs(10)));
@@ -48,10 +48,10 @@ struct SharedDrain {
     state: Mutex<DrainState>,
     /// Whether `state.start` is set. Streams read this copy for each item, without locking `state`.
     has_started: AtomicBool,
-    /// The tasks that poll open streams. These tasks wait for the start of the drain.
-    streams: WaitList,
-    /// The tasks in [`Drain::wait`], and the tasks of requests that have no response yet.
-    waiters: WaitList,
+    /// The tasks that poll open streams, and wait for the start of the drain.
+    stream_tasks: WaitList,
+    /// The other tasks that wait: those in [`Drain::wait`], and those of requests that have no response yet.
+    other_tasks: WaitList,
 }
 
 #[derive(Default)]
@@ -179,7 +179,7 @@ impl DrainPlan {
     }
 }
 
-/// Upper bound for the durations of a plan, 30 days: adding it to `Instant::now()` does not overflow.
+/// Upper bound for the durations of a plan, 30 days: adding such a duration to `Instant::now()` does not overflow.
 const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Drain {
@@ -189,8 +189,8 @@ impl Drain {
         Self(Arc::new(SharedDrain {
             state: Mutex::default(),
             has_started: AtomicBool::new(false),
-            streams: WaitList::new(shards),
-            waiters: WaitList::new(1),
+            stream_tasks: WaitList::new(shards),
+            other_tasks: WaitList::new(1),
         }))
     }
 
@@ -206,8 +206,8 @@ impl Drain {
         state.start = Some(DrainStart { plan, started_at });
         shared.has_started.store(true, Ordering::SeqCst);
         drop(state);
-        shared.streams.wake_all();
-        shared.waiters.wake_all();
+        shared.stream_tasks.wake_all();
+        shared.other_tasks.wake_all();
     }
 
     /// Returns whether the drain has started.
@@ -247,8 +247,8 @@ impl Drain {
     async fn wait_for<T>(&self, select: impl Fn(&DrainState) -> Option<T>) -> T {
         let shared = &*self.0;
         let waiter = RegisteredDrainWaiter {
-            list: &shared.waiters,
-            key: shared.waiters.register(0),
+            list: &shared.other_tasks,
+            key: shared.other_tasks.register(0),
         };
         poll_fn(|cx| {
             let mut selected = None;
@@ -273,11 +273,11 @@ impl Drain {
     }
 
     /// Counts one more stream as open. Returns `None` if the drain has started.
-    pub(super) fn register(&self) -> Option<DrainRegistration> {
+    pub(super) fn register(&self) -> Option<DrainableStream> {
         let sequence = lock(&self.0.state).register()?;
-        Some(DrainRegistration {
+        Some(DrainableStream {
             drain: self.clone(),
-            key: self.0.streams.register(sequence),
+            key: self.0.stream_tasks.register(sequence),
             ends_at: OnceLock::new(),
         })
     }
@@ -321,7 +321,7 @@ impl DrainState {
     }
 }
 
-/// A task that is registered in [`SharedDrain::waiters`] until this value is dropped.
+/// A task that is registered in [`SharedDrain::other_tasks`] until this value is dropped.
 struct RegisteredDrainWaiter<'a> {
     list: &'a WaitList,
     key: WaiterKey,
@@ -348,16 +348,16 @@ impl fmt::Debug for Drain {
     }
 }
 
-/// Counts one stream as open in a [`Drain`]. Dropping a registration does not end the count: its owner calls
+/// One open stream that a [`Drain`] counts and can end. Dropping this value does not end the count: its owner calls
 /// [`deregister`](Self::deregister) exactly once.
-pub(super) struct DrainRegistration {
+pub(super) struct DrainableStream {
     drain: Drain,
     key: WaiterKey,
     /// The time at which the stream must end. The time is chosen when it is first needed after the start of the drain.
     ends_at: OnceLock<Instant>,
 }
 
-impl DrainRegistration {
+impl DrainableStream {
     /// Returns the time at which the stream must end; `None` before the start of the drain.
     pub(super) fn ends_at(&self) -> Option<Instant> {
         if !self.drain.has_started() {
@@ -378,8 +378,8 @@ impl DrainRegistration {
 
     /// Waits for the start of the drain, and returns the time at which the stream must end.
     ///
-    /// The calling task waits in [`SharedDrain::waiters`], because the stream may meanwhile open in another task, which then
-    /// waits in [`SharedDrain::streams`].
+    /// The calling task waits in [`SharedDrain::other_tasks`], because the stream may meanwhile open in another task, which then
+    /// waits in [`SharedDrain::stream_tasks`].
     pub(super) async fn wait_for_end_time(&self) -> Instant {
         let start = self.drain.wait_for(|state| state.start).await;
         self.ends_at().unwrap_or(start.started_at)
@@ -387,22 +387,22 @@ impl DrainRegistration {
 
     /// See [`StreamLifecycle::register_waker`](crate::supervision::StreamLifecycle::register_waker).
     pub(super) fn register_waker(&self, waker: &Waker) -> bool {
-        let streams = &self.drain.0.streams;
-        // A stream that knows when it ends waits for its timer instead.
+        let stream_tasks = &self.drain.0.stream_tasks;
+        // A stream whose end time is known waits for its timer instead.
         self.ends_at.get().is_some()
-            || streams.wait_unless(&self.key, waker, || self.drain.has_started())
+            || stream_tasks.wait_unless(&self.key, waker, || self.drain.has_started())
     }
 
     /// Counts the stream as closed. `was_notified` decides between [`DrainOutcome::notified`] and [`DrainOutcome::left`].
     pub(super) fn deregister(&self, was_notified: bool) {
         let shared = &*self.drain.0;
-        shared.streams.deregister(&self.key);
+        shared.stream_tasks.deregister(&self.key);
         let mut state = lock(&shared.state);
         state.deregister(was_notified);
         let is_final = state.final_outcome().is_some();
         drop(state);
         if is_final {
-            shared.waiters.wake_all();
+            shared.other_tasks.wake_all();
         }
     }
 }
@@ -458,12 +458,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn wait_returns_at_the_deadline_or_when_empty() {
         let drain = Drain::new();
-        let registrations = [drain.register().unwrap(), drain.register().unwrap()];
+        let drainable_streams = [drain.register().unwrap(), drain.register().unwrap()];
         assert_eq!(drain.open_streams(), 2);
         drain.start(DrainPlan::within(10 * SECOND));
         assert!(drain.register().is_none());
         assert_eq!(drain.open_streams(), 2);
-        let [first, second] = registrations;
+        let [first, second] = drainable_streams;
         assert!(first.ends_at().is_some() && second.ends_at().is_some());
         first.deregister(true);
         let begun = Instant::now();

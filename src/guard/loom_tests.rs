@@ -4,20 +4,20 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{future::block_on, model, thread};
 
-use super::drain::{Drain, DrainOutcome, DrainPlan, DrainRegistration};
+use super::drain::{Drain, DrainOutcome, DrainPlan, DrainableStream};
 
 fn plan() -> DrainPlan {
     DrainPlan::within(Duration::from_secs(1))
 }
 
 /// Waits until the stream has an end time. A lost wake-up is a deadlock, which loom reports.
-fn wait_for_ends_at(registration: &DrainRegistration) {
+fn wait_for_ends_at(drainable: &DrainableStream) {
     block_on(poll_fn(|cx| {
         loop {
-            if registration.ends_at().is_some() {
+            if drainable.ends_at().is_some() {
                 return Poll::Ready(());
             }
-            if registration.register_waker(cx.waker()) {
+            if drainable.register_waker(cx.waker()) {
                 return Poll::Pending;
             }
         }
@@ -39,12 +39,12 @@ fn stream_registered_during_start_is_refused_or_woken() {
         let stream = thread::spawn({
             let drain = drain.clone();
             move || {
-                let registration = drain.register();
-                if let Some(registration) = &registration {
-                    wait_for_ends_at(registration);
-                    registration.deregister(true);
+                let drainable = drain.register();
+                if let Some(drainable) = &drainable {
+                    wait_for_ends_at(drainable);
+                    drainable.deregister(true);
                 }
-                usize::from(registration.is_some())
+                usize::from(drainable.is_some())
             }
         });
         drain.start(plan());
@@ -58,9 +58,9 @@ fn stream_registered_during_start_is_refused_or_woken() {
 fn stream_waiting_during_start_is_woken() {
     model(|| {
         let drain = Drain::new();
-        let registrations = [drain.register().unwrap(), drain.register().unwrap()];
-        let streams = registrations
-            .map(|registration| thread::spawn(move || wait_for_ends_at(&registration)));
+        let drainable_streams = [drain.register().unwrap(), drain.register().unwrap()];
+        let streams =
+            drainable_streams.map(|drainable| thread::spawn(move || wait_for_ends_at(&drainable)));
         drain.start(plan());
         streams.map(|thread| thread.join().unwrap());
     });
@@ -71,8 +71,8 @@ fn wait_ends_with_the_last_stream_and_counts_each_once() {
     model(|| {
         let drain = Drain::new();
         let streams = [true, false].map(|was_notified| {
-            let registration = drain.register().unwrap();
-            thread::spawn(move || registration.deregister(was_notified))
+            let drainable = drain.register().unwrap();
+            thread::spawn(move || drainable.deregister(was_notified))
         });
         drain.start(plan());
         // The deadline may pass at any time, and the outcome must then include every stream.
@@ -88,9 +88,9 @@ fn wait_ends_with_the_last_stream_and_counts_each_once() {
 fn stream_closed_at_the_deadline_is_cut_or_notified() {
     model(|| {
         let drain = Drain::new();
-        let registration = drain.register().unwrap();
+        let drainable = drain.register().unwrap();
         drain.start(plan());
-        let stream = thread::spawn(move || registration.deregister(true));
+        let stream = thread::spawn(move || drainable.deregister(true));
         let outcome = drain.outcome();
         assert_eq!((sum(outcome), outcome.left), (1, 0));
         stream.join().unwrap();
@@ -101,13 +101,13 @@ fn stream_closed_at_the_deadline_is_cut_or_notified() {
 fn all_waiters_are_woken_at_the_end() {
     model(|| {
         let drain = Drain::new();
-        let registration = drain.register().unwrap();
+        let drainable = drain.register().unwrap();
         let waiters = [(); 2].map(|()| {
             let drain = drain.clone();
             thread::spawn(move || wait_until_empty(&drain))
         });
         drain.start(plan());
-        registration.deregister(true);
+        drainable.deregister(true);
         for waiter in waiters {
             assert_eq!(waiter.join().unwrap().notified, 1);
         }

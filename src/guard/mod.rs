@@ -4,17 +4,14 @@
 //! restart all clients reconnect in the same second. A limit on requests does not limit the number of open streams, and no metric
 //! shows this number.
 //!
-//! A [`Guard`] is a policy for the open streams of one or more transports. [`Guard::wrap`] puts the guard around a transport. The
-//! result is again a transport, and fits each [way to respond](crate::layer):
+//! A [`Guard`] is a policy for the open streams of one or more layers, services and transports:
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_push::{
 //!     Channel, Drain, Guard, OriginPolicy,
 //!     guard::{Admission, DrainPlan},
-//!     layer::TransportLayer,
-//!     service,
-//!     transport::{Negotiate, Sse},
+//!     PushLayer, service,
 //! };
 //!
 //! let drain = Drain::new();
@@ -25,14 +22,16 @@
 //!     .origin_policy(OriginPolicy::same_origin())
 //!     .build();
 //!
-//! let layer = TransportLayer::with(guard.wrap(Negotiate::new()));
-//! let ticks = service(Channel::new()).transport(guard.wrap(Sse::new()));
+//! let layer = PushLayer::new().guard(&guard);
+//! let ticks = service(Channel::new()).guard(&guard);
 //!
 //! // Later: how many streams are open, and the end of all of them.
 //! println!("{} streams", guard.counts().open());
 //! drain.start(DrainPlan::within(Duration::from_secs(10)));
 //! # let _ = (layer, ticks);
 //! ```
+//!
+//! [`Guard::wrap`] puts a guard around a transport. The result is again a transport.
 //!
 //! # How a stream ends
 //! | reason | when | what the client receives |
@@ -41,7 +40,7 @@
 //! | the stream has reached its [lifetime](GuardBuilder::max_lifetime) | at 80 to 100 % of the maximum | an end, with a time of about a second after which to reconnect |
 //! | the client's credential has [expired](crate::source::Subscription::expire_by) | at that time | an end; a WebSocket is closed with 3005 |
 //!
-//! An end with a time to reconnect is an [`Item::Ended`](crate::Item::Ended). Each transport sends it in its own form:
+//! An end with a time to reconnect is an [`Item::Ended`](crate::Item::Ended). Each transport sends this item in its own form:
 //!
 //! | transport | what is sent |
 //! |---|---|
@@ -56,7 +55,7 @@
 //! | reason | response |
 //! |---|---|
 //! | the drain has started, or an [admission limit](Admission) is reached | 503 with `Retry-After` |
-//! | the same reasons, but the request accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
+//! | the same reasons, but the request is a `GET` that accepts `text/event-stream` | 200 with `retry: …` and the end of the body: an `EventSource` never reconnects after a 503. [`GuardBuilder::always_503`] turns this off |
 //! | the page is not [allowed](GuardBuilder::origin_policy) | 403 |
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
@@ -80,9 +79,9 @@
 //! which the stream ended does not matter. A stream that long-polling [parks](crate::Resumable) between two polls does not count
 //! as open. Each poll counts as open while it waits for its response.
 //!
-//! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport
-//! opens them with a [`PendingSubscription`](crate::supervision::PendingSubscription). If it opens them in another way, the guard only limits
-//! their number, and a drain waits for them.
+//! A guard also counts and ends the streams of a transport [of your own](crate::transport#writing-a-transport), if the transport opens them
+//! with a [`PendingSubscription`](crate::supervision::PendingSubscription). If the transport opens its streams in a different way, the guard
+//! only limits their number, and a drain waits for them.
 //!
 //! If one guard wraps another, the inner guard ends the streams, and both guards count them.
 
@@ -90,11 +89,11 @@ mod admission;
 mod admitted_lifecycle;
 mod drain;
 mod guard_counts;
-mod guard_policy;
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 mod observer;
 mod reasons;
+mod shared_guard;
 #[cfg(feature = "tracing")]
 mod tracing_observer;
 
@@ -106,7 +105,7 @@ use http::{Method, Response, request::Parts};
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
 use self::{
-    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, guard_policy::GuardPolicy,
+    admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, shared_guard::SharedGuard,
 };
 pub use self::{
     admission::{Admission, AdmissionBuilder},
@@ -125,19 +124,28 @@ use crate::{
 /// A policy for the open streams of one or more transports. See the [module docs](self).
 ///
 /// Clones share the policy and the counts.
+///
+/// ```
+/// use tower_push::{Drain, Guard, PushLayer, guard::Admission};
+///
+/// let drain = Drain::new();
+/// let admission = Admission::builder().max_streams(50_000).build();
+/// let guard = Guard::builder().drain(&drain).admission(&admission).build();
+/// let layer = PushLayer::new().guard(&guard);
+/// ```
 #[derive(Clone, Default)]
-pub struct Guard(Arc<GuardPolicy>);
+pub struct Guard(Arc<SharedGuard>);
 
 /// Configures a [`Guard`]. By default, the guard only counts streams.
 #[derive(Default)]
 #[must_use]
-pub struct GuardBuilder(GuardPolicy);
+pub struct GuardBuilder(SharedGuard);
 
 /// A transport whose streams a [`Guard`] limits, counts and ends. Created by [`Guard::wrap`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct GuardedTransport<T> {
     guard: Guard,
-    transport: T,
+    transport: Arc<T>,
 }
 
 impl Guard {
@@ -151,11 +159,16 @@ impl Guard {
         GuardBuilder::default()
     }
 
-    /// Puts this guard around `transport`. The result is a transport, for [`SourceService::transport`] or [`TransportLayer::with`].
+    /// Puts this guard around `transport`. The result is a transport.
     ///
-    /// [`SourceService::transport`]: crate::layer::SourceService::transport
-    /// [`TransportLayer::with`]: crate::layer::TransportLayer::with
+    /// For a layer or a service, [`TransportLayer::guard`](crate::TransportLayer::guard) and
+    /// [`SourceService::guard`](crate::layer::SourceService::guard) are shorter.
     pub fn wrap<T: Transport>(&self, transport: T) -> GuardedTransport<T> {
+        self.wrap_shared(Arc::new(transport))
+    }
+
+    /// Puts this guard around a transport that others may use without the guard.
+    pub(crate) fn wrap_shared<T>(&self, transport: Arc<T>) -> GuardedTransport<T> {
         GuardedTransport {
             guard: self.clone(),
             transport,
@@ -243,6 +256,13 @@ impl fmt::Debug for GuardBuilder {
     }
 }
 
+/// Clones share the guard and the transport.
+impl<T> Clone for GuardedTransport<T> {
+    fn clone(&self) -> Self {
+        self.guard.wrap_shared(self.transport.clone())
+    }
+}
+
 impl<T> GuardedTransport<T> {
     /// Returns the guard.
     pub fn guard(&self) -> &Guard {
@@ -270,26 +290,30 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         self.transport.preference(head)
     }
 
+    fn is_polling(&self) -> bool {
+        self.transport.is_polling()
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let policy = &self.guard.0;
-        if !policy.allows_origin(head) {
-            return Box::pin(ready(refuse(policy, head, RefusalReason::Origin)));
+        let guard = &self.guard.0;
+        if !guard.allows_origin(head) {
+            return Box::pin(ready(refuse(guard, head, RefusalReason::Origin)));
         }
         if head.method == Method::HEAD {
             return self.transport.respond(head, push);
         }
-        let stream = match admit(policy, head) {
+        let stream = match admit(guard, head) {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
                 if let Some(outer) = StreamHandleSlot::take_from(head) {
                     outer.lifecycle().on_inner_refusal();
                 }
-                return Box::pin(ready(refuse(policy, head, reason)));
+                return Box::pin(ready(refuse(guard, head, reason)));
             }
         };
         // The observers need the head if the request is refused later.
-        let head_for_observers = (!policy.observers.is_empty()).then(|| head.clone());
-        let is_event_source = policy.drain.is_some() && is_event_source_request(head);
+        let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
+        let is_event_source = guard.drain.is_some() && is_event_source_request(head);
         let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
         // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
@@ -315,30 +339,31 @@ impl<T: Transport> Transport for GuardedTransport<T> {
 /// # Errors
 /// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
 /// the head.
-fn admit(policy: &Arc<GuardPolicy>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
-    // The drain is checked before the limits, because its time to reconnect is the right one for a client that both refuse.
-    if policy.drain.as_ref().is_some_and(Drain::has_started) {
+fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
+    // The drain is checked before the limits, because the drain's time to reconnect is the right one for a client that both would
+    // refuse.
+    if guard.drain.as_ref().is_some_and(Drain::has_started) {
         return Err(RefusalReason::Draining);
     }
-    let permit = match &policy.admission {
+    let permit = match &guard.admission {
         Some(admission) => admission.try_acquire(head)?,
         None => AdmissionPermit::default(),
     };
-    let registration = match &policy.drain {
+    let drainable = match &guard.drain {
         Some(drain) => Some(drain.register().ok_or(RefusalReason::Draining)?),
         None => None,
     };
     let outer = StreamHandleSlot::take_from(head);
     Ok(AdmittedLifecycle::new(
-        policy.clone(),
-        registration,
+        guard.clone(),
+        drainable,
         permit,
         outer,
     ))
 }
 
 /// Records the refusal of a request that was not admitted, and returns the response.
-fn refuse(policy: &GuardPolicy, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
-    policy.record_refusal(Some(head), reason);
-    policy.refusal_response(reason, is_event_source_request(head))
+fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
+    guard.record_refusal(Some(head), reason);
+    guard.refusal_response(reason, is_event_source_request(head))
 }

@@ -32,10 +32,10 @@ use crate::{
 /// With the feature `tracing`, an observer can create a span for each stream, in its method `make_span`, as
 /// `guard::TracingObserver` does.
 pub trait Observer: Send + Sync + 'static {
-    /// Creates the span of a stream when the stream opens. By default, the observer creates none.
+    /// Creates the span of a stream when the stream opens. By default, the observer creates no span.
     ///
-    /// The source is polled in the span, and all observers are notified in it. The span ends when the stream is closed. A stream
-    /// has one span: if several observers create one, the first span that is enabled.
+    /// The source is polled in the span, and all observers are notified in the span. The span ends when the stream is closed. A
+    /// stream has one span: the first enabled span that an observer creates.
     ///
     /// ```
     /// use tower_push::{guard::{Guard, Observer, StreamInfo}, source::Subscription};

@@ -14,7 +14,7 @@ pub enum CloseReason {
     /// The source failed, or its transport cannot send what the source yielded: bytes on a transport for text, or a gap in a format without
     /// gaps.
     Failed,
-    /// The source disconnected the client because it was too slow ([`LagPolicy::Disconnect`], [`Error::is_lagged`]).
+    /// The source disconnected the client because the client was too slow ([`LagPolicy::Disconnect`], [`Error::is_lagged`]).
     ///
     /// [`LagPolicy::Disconnect`]: crate::source::channel::LagPolicy::Disconnect
     /// [`Error::is_lagged`]: crate::Error::is_lagged

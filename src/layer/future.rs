@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     IntoPushOrResponse,
-    push_or_response::{CarrierHead, PushOrResponse},
+    push_or_response::{KeptCarrierParts, PushOrResponse},
 };
 use crate::transport::{BoxResponseFuture, PushBody, Transport};
 
@@ -29,7 +29,7 @@ pin_project! {
         /// The inner service has not returned its response yet.
         CallingService { #[pin] service_future: F, head: Box<Parts>, transport: Arc<T> },
         /// The inner service returned a push, and the transport subscribes to its source.
-        RespondingWithPush { response: BoxResponseFuture, carrier_head: CarrierHead },
+        RespondingWithPush { response: BoxResponseFuture, carrier_parts: KeptCarrierParts },
     }
 }
 
@@ -65,21 +65,21 @@ where
                     PushOrResponse::Response(response) => {
                         return Poll::Ready(Ok(response.map(PushBody::from_inner)));
                     }
-                    PushOrResponse::Push(push, carrier_head) => {
+                    PushOrResponse::Push(push, carrier_parts) => {
                         let response = transport.respond(head, push);
                         state.set(ResponseState::RespondingWithPush {
                             response,
-                            carrier_head,
+                            carrier_parts,
                         });
                     }
                 },
                 ResponseStateProjection::RespondingWithPush {
                     response,
-                    carrier_head,
+                    carrier_parts,
                 } => {
                     let response = ready!(response.as_mut().poll(cx));
-                    let carrier_head = std::mem::take(carrier_head);
-                    return Poll::Ready(Ok(carrier_head.merge_into(response)));
+                    let carrier_parts = std::mem::take(carrier_parts);
+                    return Poll::Ready(Ok(carrier_parts.merge_into(response)));
                 }
             }
         }

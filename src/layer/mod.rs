@@ -39,7 +39,9 @@
 //!
 //! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
-//! contains `private` or `no-store` stays, unless the push's own is stricter.
+//! contains `private` or `no-store` stays, unless the push's own `Cache-Control` is stricter.
+//!
+//! A `QUERY` request may have its parameters in a form, in its body. A [`FormBodyLayer`] around this layer reads the form.
 //!
 //! **Make this layer the innermost.** The carrier has the status 500, so that a missing layer is noticed. Layers inside this
 //! layer see the carrier, and may log its status as a failure, retry the request, or replace the carrier by an error page. A
@@ -47,6 +49,7 @@
 
 #[cfg(feature = "axum")]
 mod axum;
+mod form_body_layer;
 mod future;
 mod push_or_response;
 mod service;
@@ -58,12 +61,14 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
+    form_body_layer::{FormBodyLayer, FormBodyResponseFuture, FormBodyService},
     future::ResponseFuture,
     push_or_response::IntoPushOrResponse,
     service::TransportService,
     source_service::{SourceResponseFuture, SourceService, service},
 };
 use crate::{
+    guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{Chunked, LongPoll, Negotiate, PushBody, Sse, Transport},
 };
@@ -79,7 +84,18 @@ pub struct TransportLayer<T> {
 
 /// A layer that lets the client choose the transport. See [`Negotiate`].
 ///
-/// With a [guard](crate::Guard), write `TransportLayer::with(guard.wrap(Negotiate::new()))` instead.
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use axum::{Router, routing::any};
+/// use tower_push::{Push, PushLayer};
+///
+/// async fn numbers() -> Push {
+///     Push::new(tokio_stream::iter(["one", "two"]))
+/// }
+///
+/// let app: Router = Router::new().route("/numbers", any(numbers)).layer(PushLayer::new());
+/// # }
+/// ```
 pub type PushLayer = TransportLayer<Negotiate>;
 
 /// A layer that responds with [Server-Sent Events](Sse), regardless of the request's `Accept`.
@@ -92,6 +108,12 @@ pub type ChunkedLayer = TransportLayer<Chunked>;
 pub type LongPollLayer = TransportLayer<LongPoll>;
 
 /// A layer that accepts [WebSockets](crate::transport::WebSocket), and responds with 426 to other requests.
+///
+/// ```
+/// use tower_push::{WebSocketLayer, transport::WebSocket};
+///
+/// let layer = WebSocketLayer::with(WebSocket::new().max_message_size(16 * 1024));
+/// ```
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub type WebSocketLayer = TransportLayer<crate::transport::WebSocket>;
@@ -110,6 +132,19 @@ impl<T: Transport> TransportLayer<T> {
         Self {
             transport: Arc::new(transport),
         }
+    }
+
+    /// Puts a [`Guard`] around the layer's transport: the guard limits, counts and ends its streams.
+    ///
+    /// ```
+    /// use tower_push::{Guard, PushLayer, SseLayer, transport::Sse};
+    ///
+    /// let guard = Guard::new();
+    /// let negotiated = PushLayer::new().guard(&guard);
+    /// let sse = SseLayer::with(Sse::new()).guard(&guard);
+    /// ```
+    pub fn guard(self, guard: &Guard) -> TransportLayer<GuardedTransport<T>> {
+        TransportLayer::with(guard.wrap_shared(self.transport))
     }
 }
 
@@ -131,7 +166,7 @@ impl<T> Clone for TransportLayer<T> {
 
 /// Responds to a request with a source, over the transport that the client asks for ([`Negotiate`]).
 ///
-/// The response is ready when the source has accepted or refused the subscription. For another transport, call
+/// The response is ready when the source has accepted or refused the subscription. To use one particular transport, call
 /// [`Transport::respond`]: `Sse::new().respond(&mut head, Push::new(source)).await`.
 ///
 /// ```

@@ -43,8 +43,8 @@ impl<B> Sealed for Response<B> {}
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum PushOrResponse<B> {
-    /// A push, and the head of the response that carried it.
-    Push(Push, CarrierHead),
+    /// A push, and what the push response keeps of the response that carried the push.
+    Push(Push, KeptCarrierParts),
     /// A response without a push.
     Response(Response<B>),
 }
@@ -52,10 +52,10 @@ pub enum PushOrResponse<B> {
 /// The headers and extensions of a carrier that the push response keeps.
 ///
 /// A carrier is a response that holds a push in its extensions. Services between the handler and the layer may have added headers
-/// to it. Headers that describe the carrier's own content, such as `Content-Type`, are left out.
+/// to the carrier. Headers that describe the carrier's own content, such as `Content-Type`, are left out.
 #[doc(hidden)]
 #[derive(Debug, Default)]
-pub struct CarrierHead {
+pub struct KeptCarrierParts {
     headers: HeaderMap,
     extensions: Extensions,
 }
@@ -64,7 +64,7 @@ impl IntoPushOrResponse for Push {
     type Body = NeverBody;
 
     fn into_push_or_response(self) -> PushOrResponse<NeverBody> {
-        PushOrResponse::Push(self, CarrierHead::default())
+        PushOrResponse::Push(self, KeptCarrierParts::default())
     }
 }
 
@@ -80,7 +80,7 @@ impl<B> IntoPushOrResponse for Response<B> {
         for name in CONTENT_HEADERS {
             carrier.headers.remove(name);
         }
-        let head = CarrierHead {
+        let head = KeptCarrierParts {
             headers: carrier.headers,
             extensions: carrier.extensions,
         };
@@ -88,8 +88,8 @@ impl<B> IntoPushOrResponse for Response<B> {
     }
 }
 
-/// The headers that describe a response's own content. A carrier's are dropped, because they do not describe the push response
-/// that replaces the carrier.
+/// The headers that describe a response's own content. These headers of a carrier are dropped, because they do not describe
+/// the push response that replaces the carrier.
 const CONTENT_HEADERS: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::CONTENT_LENGTH,
@@ -104,7 +104,7 @@ const CONTENT_HEADERS: [HeaderName; 11] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-impl CarrierHead {
+impl KeptCarrierParts {
     /// Adds the carrier's headers and extensions to the response of the push.
     ///
     /// A header of the push replaces the carrier's, with three exceptions: `Vary` and `Set-Cookie` keep the values of both, and
@@ -138,21 +138,35 @@ impl CarrierHead {
     ///
     /// A stricter `Cache-Control` of the carrier is kept, because the application may depend on it.
     fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
-        let restrictions = cache_restrictions(&self.headers);
-        let [no_store, private, _] = restrictions;
-        (no_store || private) && restrictions >= cache_restrictions(push_headers)
+        let restrictions = CacheRestrictions::from_headers(&self.headers);
+        (restrictions.no_store || restrictions.private)
+            && restrictions >= CacheRestrictions::from_headers(push_headers)
     }
 }
 
-/// Returns which of `no-store`, `private` and `no-cache`, the strictest first, the `Cache-Control` headers contain.
-fn cache_restrictions(headers: &HeaderMap) -> [bool; 3] {
-    ["no-store", "private", "no-cache"].map(|directive| {
-        let mut values = headers.get_all(header::CACHE_CONTROL).iter();
-        values.any(|value| {
-            let value = String::from_utf8_lossy(value.as_bytes());
-            value.to_ascii_lowercase().contains(directive)
-        })
-    })
+/// The directives that the `Cache-Control` headers of a response contain. The order of the fields makes the stricter response the greater.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct CacheRestrictions {
+    no_store: bool,
+    private: bool,
+    no_cache: bool,
+}
+
+impl CacheRestrictions {
+    fn from_headers(headers: &HeaderMap) -> Self {
+        let contains = |directive| {
+            let mut values = headers.get_all(header::CACHE_CONTROL).iter();
+            values.any(|value| {
+                let value = String::from_utf8_lossy(value.as_bytes());
+                value.to_ascii_lowercase().contains(directive)
+            })
+        };
+        Self {
+            no_store: contains("no-store"),
+            private: contains("private"),
+            no_cache: contains("no-cache"),
+        }
+    }
 }
 
 /// The response extension that holds a push.
@@ -176,7 +190,8 @@ impl fmt::Debug for PushExtension {
 
 /// Creates a carrier: a response that holds a push for the [layer](super::TransportLayer) around the service.
 ///
-/// Without a layer, the client receives the carrier itself. Its status is 500, and its text says that the layer is missing.
+/// Without a layer, the client receives the carrier itself. The carrier has the status 500, and its text says that the layer is
+/// missing.
 impl From<Push> for Response<String> {
     fn from(push: Push) -> Self {
         let mut response = Response::new(MISSING_LAYER_MESSAGE.to_owned());

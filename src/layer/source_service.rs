@@ -1,18 +1,24 @@
 use std::{
     convert::Infallible,
     fmt,
-    future::Future,
+    future::{Future, ready},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response};
+use http_body::Body;
 use tower_service::Service;
 
+use super::form_body_layer::read_query_body;
 use crate::{
-    source::{Push, PushSource, Rejection},
-    transport::{BoxResponseFuture, Negotiate, PushBody, Transport, rejection_response},
+    guard::{Guard, GuardedTransport},
+    source::{Push, PushSource},
+    transport::{
+        BoxResponseFuture, Negotiate, PushBody, Transport, is_query_method, method_rejection,
+        rejection_response,
+    },
 };
 
 /// Creates a service that serves one source, over the transport that the client asks for.
@@ -22,13 +28,16 @@ use crate::{
 /// | method | response |
 /// |---|---|
 /// | `GET`, `HEAD`, `POST` | the push |
+/// | `QUERY` | the push. The body may be a form, which the source finds as a [`FormBody`](crate::source::FormBody) in the head's extensions |
 /// | `CONNECT` | a WebSocket over HTTP/2 |
 /// | `OPTIONS` | 204 with the allowed methods and headers. If a CORS layer is around this service, the layer answers preflight requests instead |
-/// | another | 405 |
+/// | any other | 405 |
 ///
-/// The service does not read the request's body. While a request's body is unread, some servers notice that the client has
-/// disconnected only at the next event or heartbeat. If clients upload data, write a handler that reads the body, and use
-/// [`respond`](super::respond).
+/// The other [ways to respond](super) treat methods alike.
+///
+/// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. The service reads no other
+/// body. While a request's body is unread, some servers notice that the client has disconnected only at the next event or heartbeat. If
+/// clients upload data, write a handler that reads the body, and use [`respond`](super::respond).
 ///
 /// ```
 /// use std::time::Duration;
@@ -58,9 +67,12 @@ pub struct SourceService<S, T = Negotiate> {
     transport: Arc<T>,
 }
 
-impl<S, T> SourceService<S, T> {
+impl<S> SourceService<S> {
     /// Sets the transport. The default is [`Negotiate::new`], which lets the client choose.
-    pub fn transport<U: Transport>(self, transport: U) -> SourceService<S, U> {
+    ///
+    /// Call `transport` before [`guard`](Self::guard). A service that has a guard has no such method, so that a new transport cannot
+    /// drop the guard.
+    pub fn transport<T: Transport>(self, transport: T) -> SourceService<S, T> {
         SourceService {
             source: self.source,
             transport: Arc::new(transport),
@@ -68,20 +80,31 @@ impl<S, T> SourceService<S, T> {
     }
 }
 
-const ALLOWED_METHODS: &str = "GET, HEAD, POST, OPTIONS";
-
-/// The request headers that a CORS preflight may ask for. The preflight succeeds only if a layer around the service adds
-/// `Access-Control-Allow-Origin`.
-const ALLOWED_REQUEST_HEADERS: &str =
-    "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type";
-
-/// How long a browser may cache the response to a preflight: 5 minutes.
-const PREFLIGHT_MAX_AGE_SECS: &str = "300";
+impl<S, T> SourceService<S, T> {
+    /// Puts a [`Guard`] around the transport: the guard limits, counts and ends the service's streams.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Guard, service};
+    ///
+    /// let guard = Guard::new();
+    /// let feed = service(Channel::new()).guard(&guard);
+    /// ```
+    pub fn guard(self, guard: &Guard) -> SourceService<S, GuardedTransport<T>>
+    where
+        T: Transport,
+    {
+        SourceService {
+            source: self.source,
+            transport: Arc::new(guard.wrap_shared(self.transport)),
+        }
+    }
+}
 
 impl<S, T, B> Service<Request<B>> for SourceService<S, T>
 where
     S: PushSource + Clone + Send + 'static,
     T: Transport,
+    B: Body + Send + 'static,
 {
     type Response = Response<PushBody>;
     type Error = Infallible;
@@ -92,26 +115,26 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let mut head = request.into_parts().0;
-        let rejection = match head.method {
-            Method::GET | Method::HEAD | Method::POST | Method::CONNECT => {
-                let push = Push::new(self.source.clone());
-                return SourceResponseFuture(self.transport.respond(&mut head, push));
+        let (mut head, body) = request.into_parts();
+        let push = Push::new(self.source.clone());
+        let response: BoxResponseFuture = match method_rejection(&head.method) {
+            // The transport may accept the CONNECT as an upgrade.
+            Some(rejection) if head.method != Method::CONNECT => {
+                Box::pin(ready(rejection_response(rejection)))
             }
-            Method::OPTIONS => Rejection::new(StatusCode::NO_CONTENT)
-                .message("")
-                .header(
-                    header::ACCESS_CONTROL_ALLOW_HEADERS,
-                    HeaderValue::from_static(ALLOWED_REQUEST_HEADERS),
-                )
-                .header(
-                    header::ACCESS_CONTROL_MAX_AGE,
-                    HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECS),
-                ),
-            _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
+            None if is_query_method(&head.method) => {
+                let transport = self.transport.clone();
+                Box::pin(async move {
+                    match read_query_body(&head.headers, body).await {
+                        Ok(form) => head.extensions.insert(form),
+                        Err(rejection) => return rejection_response(rejection),
+                    };
+                    transport.respond(&mut head, push).await
+                })
+            }
+            _ => self.transport.respond(&mut head, push),
         };
-        let rejection = rejection.header(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
-        SourceResponseFuture(Box::pin(std::future::ready(rejection_response(rejection))))
+        SourceResponseFuture(response)
     }
 }
 
@@ -123,7 +146,7 @@ impl Future for SourceResponseFuture {
     type Output = Result<Response<PushBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(self.0.as_mut().poll(cx));
+        let response = task::ready!(self.0.as_mut().poll(cx));
         Poll::Ready(Ok(response))
     }
 }

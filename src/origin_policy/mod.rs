@@ -16,8 +16,8 @@ use crate::Error;
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
 ///
 /// A browser sends a user's cookies with the requests of any page, and names the page's origin in `Origin`. Pages cannot change
-/// that header. An origin policy therefore keeps other sites' pages from acting as their visitors. An origin policy does not
-/// protect against other clients: programs that are not browsers can send any `Origin`.
+/// that header. With an origin policy, a page of another site therefore cannot use the cookies of a user who visits that page.
+/// An origin policy does not protect against other clients: programs that are not browsers can send any `Origin`.
 ///
 /// The default is [`same_origin`](Self::same_origin). Further origins can be allowed one by one, or by a predicate:
 ///
@@ -116,8 +116,8 @@ impl OriginPolicy {
         Self::new(BaseRule::ListedOnly).allow_origin(origin)
     }
 
-    /// Allows all pages, regardless of their `Origin`. Use it for public data, which requires neither a cookie nor access to a
-    /// private network.
+    /// Allows all pages, regardless of their `Origin`. Use this policy for public data, which requires neither a cookie nor
+    /// access to a private network.
     pub fn any() -> Self {
         Self::new(BaseRule::AnyOrigin)
     }
@@ -211,7 +211,7 @@ impl PolicyRules {
         }
         let mut sites = head.headers.get_all(SEC_FETCH_SITE).iter();
         let is_cross_origin = sites.any(|site| site == "cross-site" || site == "same-site");
-        // After DNS rebinding, the requests of the attacker's page are same-origin and have no `Origin` either.
+        // After DNS rebinding, the requests of the attacker's page are same-origin, and a `GET` of that page has no `Origin`.
         let is_for_listed_host = || {
             self.listed
                 .iter()

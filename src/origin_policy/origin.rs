@@ -39,7 +39,8 @@ impl Origin {
         Some(Self { scheme, host, port })
     }
 
-    /// Returns whether the host and port are those that the request is for, if the scheme of this origin is assumed.
+    /// Returns whether the host and port of this origin are those that the request is for. If the request names no port, the
+    /// default port of this origin's scheme is assumed.
     ///
     /// Returns `false` for a scheme without a known default port, such as that of a browser extension, because no server has such
     /// an origin.

@@ -81,7 +81,7 @@ pub struct ClientMessageSender(Arc<MessageQueue>);
 
 /// The bounded queue between a [`ClientMessageSender`] and its [`ClientMessages`].
 #[derive(Debug, Default)]
-struct MessageQueue(Mutex<QueueState>);
+pub(super) struct MessageQueue(Mutex<QueueState>);
 
 #[derive(Default)]
 struct QueueState {
@@ -137,7 +137,7 @@ impl QueueState {
     }
 
     /// Waits until the queue has room, or the receiver is dropped.
-    fn poll_ready(&mut self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_room(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.is_full() && !matches!(self.receiver, ReceiverState::Dropped) {
             self.sender = Some(cx.waker().clone());
             return Poll::Pending;
@@ -159,7 +159,7 @@ impl ClientMessageSender {
 
     /// Returns the slot from which a subscription takes the receiving half.
     pub(super) fn receiver_slot(&self) -> ClientMessagesSlot {
-        ClientMessagesSlot(self.0.clone())
+        ClientMessagesSlot::Unclaimed(self.0.clone())
     }
 
     /// Returns whether a source has taken the receiving half, and has not dropped it.
@@ -169,14 +169,14 @@ impl ClientMessageSender {
 
     /// Waits until the queue has room, or the receiver is dropped.
     pub fn poll_ready(&self, cx: &Context<'_>) -> Poll<()> {
-        self.0.lock().poll_ready(cx)
+        self.0.lock().poll_room(cx)
     }
 
     /// Waits until the queue has room, and returns a new batch to fill with messages until the batch [is
     /// full](MessageBatch::is_full). Returns `None` if there is no receiver.
     pub fn poll_batch(&self, cx: &Context<'_>) -> Poll<Option<MessageBatch>> {
         let mut queue = self.0.lock();
-        ready!(queue.poll_ready(cx));
+        ready!(queue.poll_room(cx));
         if !queue.has_receiver() {
             return Poll::Ready(None);
         }
@@ -271,19 +271,33 @@ impl Drop for ClientMessageSender {
     }
 }
 
-/// The slot from which a subscription takes its [`ClientMessages`], once.
+/// The slot from which a subscription takes its [`ClientMessages`], once. Clones share the slot.
 #[derive(Clone, Debug)]
-pub(super) struct ClientMessagesSlot(Arc<MessageQueue>);
+pub(super) enum ClientMessagesSlot {
+    /// Nobody has taken the receiving half.
+    Unclaimed(Arc<MessageQueue>),
+    /// The receiving half, until it is taken. Its messages are queued in the meantime.
+    Claimed(Arc<Mutex<Option<ClientMessages>>>),
+}
 
 impl ClientMessagesSlot {
     /// Returns the receiving half. Returns `None` if the receiving half was taken before, or the sender was dropped.
     pub(super) fn take(&self) -> Option<ClientMessages> {
-        let mut queue = self.0.lock();
-        if queue.is_closed || !matches!(queue.receiver, ReceiverState::Unclaimed) {
+        let queue = match self {
+            Self::Unclaimed(queue) => queue,
+            Self::Claimed(messages) => return lock(messages).take(),
+        };
+        let mut state = queue.lock();
+        if state.is_closed || !matches!(state.receiver, ReceiverState::Unclaimed) {
             return None;
         }
-        queue.receiver = ReceiverState::Active;
-        Some(ClientMessages(self.0.clone()))
+        state.receiver = ReceiverState::Active;
+        Some(ClientMessages(queue.clone()))
+    }
+
+    /// Claims the receiving half, so that its messages are queued until it is taken from the returned slot.
+    pub(super) fn claim(&self) -> Self {
+        Self::Claimed(Arc::new(Mutex::new(self.take())))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 pin_project! {
-    /// The items of a stream, after an optional first item, such as a gap.
+    /// Yields an optional first item, such as a gap, and then the items of `stream`.
     ///
     /// `ItemStream` is the [`PushSource::Stream`] of plain streams, of [`source_fn`](super::source_fn()) and of
     /// [`Push`](super::Push).

@@ -1,5 +1,8 @@
 //! Sources: what clients subscribe to.
 //!
+//! [`docs/sources.md`](https://github.com/tower-push/tower-push/blob/main/docs/sources.md) says which source fits which program, and has
+//! recipes for common tasks.
+//!
 //! A [`PushSource`] answers the [`Subscription`] of one client with a stream of [items](crate::event::Item). The source can also
 //! refuse the client with a [`Rejection`] before any byte is sent.
 //!
@@ -8,6 +11,7 @@
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
 //! - [`Resumable`] makes another source resumable.
+//! - [`BroadcastSource`], [`WatchSource`] and [`MpscSource`] are sources over tokio's channels.
 //!
 //! ```
 //! use tower_push::{Event, Push, source::{Rejection, Subscription, source_fn}};
@@ -27,10 +31,16 @@
 //! }));
 //! ```
 
+pub mod broadcast;
 pub mod channel;
 mod client_messages;
+mod early_response;
+mod form_body;
+mod holding;
 mod item_stream;
 mod log;
+pub mod mpsc;
+mod preceded_by;
 mod push;
 mod push_source;
 pub mod query;
@@ -39,12 +49,19 @@ mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
+pub mod watch;
 
 pub(crate) use self::rejection::retry_after_value;
 pub use self::{
+    broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
+    early_response::{EarlyResponse, EarlyStream},
+    form_body::FormBody,
+    holding::{Holding, HoldingStream},
     item_stream::ItemStream,
+    mpsc::MpscSource,
+    preceded_by::{PrecededBy, PrecededStream},
     push::Push,
     push_source::PushSource,
     rejection::Rejection,
@@ -52,4 +69,5 @@ pub use self::{
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
     subscription::{StartPosition, Subscription},
+    watch::WatchSource,
 };

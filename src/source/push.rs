@@ -8,7 +8,7 @@ use crate::{
     event::{Gap, GapReason, Item},
 };
 
-/// Any source, boxed as one type. Services and handlers return it.
+/// Any source, boxed as one type. Services and handlers return a `Push`.
 ///
 /// A layer around the service, such as [`PushLayer`](crate::PushLayer), turns the push into a response.
 ///
@@ -32,6 +32,8 @@ trait ErasedSource: Send {
     ) -> BoxFuture<Result<BoxStream, Rejection>>;
 
     fn is_resumable(&self) -> bool;
+
+    fn is_for_one_client(&self) -> bool;
 }
 
 impl<S: PushSource + Send + 'static> ErasedSource for S {
@@ -47,6 +49,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 
     fn is_resumable(&self) -> bool {
         PushSource::is_resumable(self)
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        PushSource::is_for_one_client(self)
     }
 }
 
@@ -82,6 +88,10 @@ impl PushSource for Push {
 
     fn is_resumable(&self) -> bool {
         self.0.is_resumable()
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        self.0.is_for_one_client()
     }
 }
 

@@ -2,8 +2,11 @@ use std::future::Future;
 
 use futures_core::Stream;
 
-use super::{Rejection, Subscription};
-use crate::{BoxError, event::Item};
+use super::{EarlyResponse, Holding, PrecededBy, Rejection, Subscription};
+use crate::{
+    BoxError,
+    event::{IntoItem, Item},
+};
 
 /// A source of items for clients that subscribe to it. See the [module docs](super).
 pub trait PushSource {
@@ -24,8 +27,112 @@ pub trait PushSource {
     /// Returns whether the source can resume from the cursor that a returning client sends. Only plain streams return `false`.
     ///
     /// Some transports, such as long-polling, send one stream in several responses. If the source can resume, each request subscribes
-    /// to it anew. If not, the transport keeps the stream between the requests.
+    /// to it anew. If the source cannot resume, the transport keeps the stream between the requests.
     fn is_resumable(&self) -> bool {
         true
+    }
+
+    /// Returns whether each stream of the source is made for one client. This is so for plain streams and for a
+    /// [`Resumable`](super::Resumable). By default, returns `true` if the source is not [resumable](Self::is_resumable).
+    ///
+    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore sends the
+    /// stream in several responses only to a client that asks for that, and not because of the client's `Accept` header.
+    fn is_for_one_client(&self) -> bool {
+        !self.is_resumable()
+    }
+
+    /// Returns a source whose response begins at once, and not only when this source has accepted the subscription.
+    ///
+    /// A transport responds when [`subscribe`](Self::subscribe) has returned. If this takes long, such as when the source first asks a
+    /// model or a database, the client and the proxies on the way wait without a byte, and a timeout may fail the request. With
+    /// `respond_early`, the response's head, the opening of the stream and the heartbeats are sent in the meantime.
+    ///
+    /// A refusal then comes too late for a status. The client gets it in the stream:
+    ///
+    /// | the rejection's status | what the client gets |
+    /// |---|---|
+    /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] |
+    /// | another of 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect |
+    /// | any other | an end after which the client may reconnect, with the time of `Retry-After` |
+    ///
+    /// ```
+    /// use tower_push::{Push, PushSource, source::source_fn};
+    ///
+    /// # async fn first_row() -> Result<u64, tower_push::source::Rejection> { Ok(1) }
+    /// let slow = source_fn(async |_| {
+    ///     let first = first_row().await?;
+    ///     Ok(tokio_stream::iter(first..100).map(|n| n.to_string()))
+    /// });
+    /// let push = Push::new(slow.respond_early());
+    /// # use tokio_stream::StreamExt;
+    /// ```
+    ///
+    /// A stream that does the slow work when it is polled needs no `respond_early`, because a stream accepts every subscription at once.
+    /// A source that [`Resumable::wrap`](super::Resumable::wrap) wraps responds early if the wrapped source does:
+    /// `resumable.wrap(source.respond_early())`.
+    ///
+    /// A [`Guard`](crate::Guard) counts the stream as open from the beginning of the response, and its observers see a late refusal as the
+    /// end of the stream.
+    fn respond_early(self) -> EarlyResponse<Self>
+    where
+        Self: Sized + Send + 'static,
+    {
+        EarlyResponse::new(self)
+    }
+
+    /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
+    ///
+    /// A client that resumes with a cursor does not get this item again. It gets the item if it cannot resume: after the gap with which
+    /// its stream then begins.
+    ///
+    /// `make_first` is called after this source has accepted the subscription. So a snapshot that `make_first` reads misses no event of a
+    /// [`Channel`](super::Channel); the channel may repeat events that the snapshot includes. If the result is an error, the stream
+    /// is cut.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Event, Push, PushSource};
+    ///
+    /// # async fn read_scores() -> &'static str { "[]" }
+    /// fn scores(changes: &Channel) -> Push {
+    ///     let snapshot = async || Event::text(read_scores().await).with_type("snapshot");
+    ///     Push::new(changes.clone().preceded_by(snapshot))
+    /// }
+    /// ```
+    fn preceded_by<F, Fut>(self, make_first: F) -> PrecededBy<Self, F>
+    where
+        Self: Sized + Send,
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: IntoItem,
+    {
+        PrecededBy::new(self, make_first)
+    }
+
+    /// Returns a source that keeps `value` as long as a client's stream is open, and drops it when the client has left.
+    ///
+    /// The value may be a permit, a lock, or a value whose `Drop` tells others that the client has left. A stream that is
+    /// [parked](super::Resumable) keeps its value. If this source refuses the subscription, the value is dropped at once. A transport that
+    /// sends one stream in several responses, such as long-polling, keeps the value between them only if it keeps the stream.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use http::StatusCode;
+    /// use tokio::sync::Semaphore;
+    /// use tower_push::{Push, PushSource, source::Rejection};
+    ///
+    /// /// A stream for one client at a time.
+    /// fn exclusive(places: &Arc<Semaphore>) -> Result<Push, Rejection> {
+    ///     let Ok(permit) = places.clone().try_acquire_owned() else {
+    ///         return Err(Rejection::new(StatusCode::CONFLICT).message("somebody is watching"));
+    ///     };
+    ///     Ok(Push::new(tokio_stream::iter(["one", "two"]).holding(permit)))
+    /// }
+    /// ```
+    fn holding<T>(self, value: T) -> Holding<Self, T>
+    where
+        Self: Sized + Send,
+        T: Send + 'static,
+    {
+        Holding::new(self, value)
     }
 }

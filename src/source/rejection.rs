@@ -30,7 +30,7 @@ struct RejectionParts {
 }
 
 impl Rejection {
-    /// Creates a rejection with this status. Its message is the status's canonical reason phrase.
+    /// Creates a rejection with this status. The message of the rejection is the status's canonical reason phrase.
     pub fn new(status: StatusCode) -> Self {
         Self(Box::new(RejectionParts {
             status,
@@ -41,8 +41,8 @@ impl Rejection {
 
     /// Creates the rejection of a source that has finished: clients must not reconnect.
     ///
-    /// Its status is 204, after which an `EventSource` does not reconnect
-    /// ([WHATWG HTML §9.2.3](https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model)).
+    /// The status is 204, after which an `EventSource` does not reconnect ([WHATWG HTML
+    /// §9.2.3](https://html.spec.whatwg.org/multipage/server-sent-events.html#processing-model)).
     pub fn finished() -> Self {
         Self::new(StatusCode::NO_CONTENT).message("")
     }
@@ -77,7 +77,7 @@ impl Rejection {
     }
 
     /// Returns the status, the headers and the message. [`rejection_response`](crate::transport::rejection_response) builds a
-    /// response from them.
+    /// response from these parts.
     pub fn into_parts(self) -> (StatusCode, HeaderMap, Cow<'static, str>) {
         let RejectionParts {
             status,

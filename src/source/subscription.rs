@@ -14,12 +14,23 @@ use crate::{
 /// One client's subscription to a source, as the client's request describes it.
 ///
 /// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the
-/// value of the query parameter `last_event_id` or `lastEventId`. A cursor is unreadable if it is not a valid [`EventId`], or if
-/// the request has two cursors that differ. If the cursor is unreadable, the source sees a subscription without a cursor, and
+/// value of the query parameter `last_event_id`, `lastEventId`, `lastEventID` or `Last-Event-ID`. If the query has none, the cursor is
+/// the value of the same parameter of the request's [`FormBody`](super::FormBody). A cursor is unreadable if it is not a valid
+/// [`EventId`], or if the request has two cursors that differ. If the cursor is unreadable, the source sees a subscription without a cursor, and
 /// [`Push`](super::Push) tells the client of a [gap](crate::event::Gap) first. An unreadable cursor is never an error, because
 /// after an error an `EventSource` does not reconnect.
 ///
 /// A clone is cheap, and shares the request's head and the expiry.
+///
+/// ```
+/// use tower_push::{Push, source::{Subscription, source_fn}};
+///
+/// let push = Push::new(source_fn(async |subscription: Subscription| {
+///     let path = subscription.head().uri.path().to_owned();
+///     let cursor = subscription.cursor().map(|id| id.to_string());
+///     Ok(tokio_stream::iter([format!("{path} after {cursor:?}, over {}", subscription.transport())]))
+/// }));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Subscription {
     start: Option<StartPosition>,
@@ -72,8 +83,8 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription with the receiving half of `sender`. The source takes it with
-    /// [`client_messages`](Self::client_messages), and gets the messages that the transport sends with `sender`.
+    /// Returns this subscription with the receiving half of `sender`. The source takes the receiving half with
+    /// [`client_messages`](Self::client_messages). The transport sends each message of the client with `sender`.
     #[must_use]
     pub fn with_client_messages(self, sender: &ClientMessageSender) -> Self {
         Self {
@@ -82,7 +93,7 @@ impl Subscription {
         }
     }
 
-    /// Returns this subscription with another start, for a transport whose requests name the start in their own way.
+    /// Returns this subscription with a different start, for a transport whose requests name the start in their own way.
     #[must_use]
     pub fn with_start(self, start: StartPosition) -> Self {
         Self {
@@ -134,6 +145,14 @@ impl Subscription {
         self.client_messages.as_ref()?.take()
     }
 
+    /// Returns this subscription with the client's messages claimed: the transport queues them until the source takes them.
+    pub(super) fn with_claimed_client_messages(self) -> Self {
+        Self {
+            client_messages: self.client_messages.as_ref().map(ClientMessagesSlot::claim),
+            ..self
+        }
+    }
+
     /// Returns the [name](crate::transport::Transport::name) of the subscription's transport.
     pub fn transport(&self) -> &'static str {
         self.transport
@@ -145,7 +164,7 @@ impl Subscription {
         &self.shared.head
     }
 
-    /// Ends the stream at `time` at the latest, because the client's credential (a token, a session) expires then.
+    /// Ends the stream at `time` at the latest, because the client's credential (a token, a login session) expires then.
     ///
     /// The earliest `time` of several calls wins. The client may reconnect with a new credential. A source calls this method
     /// before it accepts the subscription; a later call has no effect. A stream that expires needs tokio's clock. If a transport

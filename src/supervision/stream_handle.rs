@@ -13,9 +13,9 @@ use crate::{
 /// Keeps an open stream counted until every clone of the handle is dropped.
 ///
 /// A [`Guard`](crate::Guard) passes a handle in the extensions of the request's head, and a
-/// [`PendingSubscription`](super::PendingSubscription) takes it from there. The guard, the [`SupervisedStream`](super::SupervisedStream) and the body
-/// of the response each hold a clone. If a transport's socket outlives all of these, the transport holds a clone
-/// for as long as the socket lives.
+/// [`PendingSubscription`](super::PendingSubscription) takes the handle out of the extensions. The guard, the
+/// [`SupervisedStream`](super::SupervisedStream) and the body of the response each hold a clone. If a transport's socket outlives all of
+/// these, the transport holds a clone for as long as the socket lives.
 #[derive(Clone)]
 pub struct StreamHandle(Arc<dyn StreamLifecycle>);
 
@@ -30,7 +30,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     #[cfg(feature = "tracing")]
     fn span(&self) -> Option<&tracing::Span>;
 
-    /// Returns the time at which the guard ends the stream, or `None` as long as the guard has set none.
+    /// Returns the time at which the guard ends the stream, or `None` as long as the guard has set no such time.
     fn ends_at(&self) -> Option<Instant>;
 
     /// Records that the stream ends now because the time [`ends_at`](Self::ends_at) has come. Returns the last item of the stream.
@@ -46,7 +46,7 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     /// Records that the transport cuts the stream because it cannot send an item.
     fn on_send_error(&self, error: &BoxError);
 
-    /// Records that the client gets the complete response to a poll.
+    /// Records that the response is complete, and nothing more of the stream follows: it answers a long poll, or refuses the request.
     fn on_complete_response(&self);
 
     /// Records that a guard inside this one has refused the request. The status of the response does not show this: it may be 200 or 204.

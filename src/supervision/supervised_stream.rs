@@ -26,7 +26,7 @@ pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     items: S,
     handle: Option<StreamHandle>,
     expires_at: Option<Instant>,
-    /// The timer that ends the stream early. Created when the stream first has an end time.
+    /// The timer that ends the stream early. The timer is created when the stream first has an end time.
     timer: Option<Pin<Box<Sleep>>>,
     phase: StreamPhase,
 }

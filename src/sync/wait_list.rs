@@ -25,10 +25,10 @@ pub(crate) struct WaitList {
 struct Shard {
     /// One waiter for each registered task. A waiter's index does not change until its task deregisters.
     waiters: Vec<Waiter>,
-    /// Indexes of the waiters that belong to no task. The next registered tasks get them.
+    /// Indexes of the waiters that belong to no task. The next registered tasks get these indexes.
     free: Vec<usize>,
-    /// Indexes of all waiters with a waker, and of some whose task has deregistered since it stored one. A wake-up visits only
-    /// these waiters, so that its cost does not depend on how many tasks are registered.
+    /// Indexes of all waiters with a waker, and of some waiters whose task has stored a waker and then deregistered. A wake-up
+    /// visits only these waiters, so that its cost does not depend on how many tasks are registered.
     queued: Vec<usize>,
 }
 

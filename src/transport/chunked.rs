@@ -13,7 +13,7 @@
 //! | [`JsonSeq`] | `application/json-seq` | `json-seq` |
 //! | [`Multipart::mixed`] | `multipart/mixed` | `multipart` |
 //! | [`Multipart::replace`] | `multipart/x-mixed-replace` | `multipart-replace` |
-//! | [`Raw`] | `text/plain`, or another that is [set](crate::format::Raw::media_type) | `raw` |
+//! | [`Raw`] | `text/plain`, or the one that is [set](crate::format::Raw::media_type) | `raw` |
 //!
 //! A [`Negotiate`](super::Negotiate) chooses among formats by media type or by name.
 //!
@@ -49,7 +49,7 @@ use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
 use super::{
     BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming,
-    response::vary_by_accept,
+    response::vary_by_accept, streaming::set_incremental,
 };
 use crate::{
     format::{Format, Ndjson},
@@ -66,6 +66,7 @@ pub struct Chunked {
     format: Arc<dyn Format>,
     transport_name: &'static str,
     keep_alive: KeepAlive,
+    is_incremental: bool,
 }
 
 /// The content type of a format that has no media types.
@@ -78,6 +79,7 @@ impl Chunked {
             transport_name: format.name(),
             format: Arc::new(format),
             keep_alive: KeepAlive::default(),
+            is_incremental: true,
         }
     }
 
@@ -91,6 +93,14 @@ impl Chunked {
     /// Sets when heartbeats are sent: after 15 s without another write by default.
     pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
         self.keep_alive = keep_alive;
+        self
+    }
+
+    /// Sets whether responses have the header `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)): `true` by
+    /// default. The header asks proxies to forward a response as its bytes arrive. A proxy that knows the header and cannot comply
+    /// responds with an error instead of delaying the events.
+    pub fn incremental(mut self, is_incremental: bool) -> Self {
+        self.is_incremental = is_incremental;
         self
     }
 }
@@ -123,6 +133,7 @@ impl Transport for Chunked {
         if media_types.len() > 1 {
             vary_by_accept(&mut headers);
         }
+        set_incremental(&mut headers, self.is_incremental);
         let pending = PendingSubscription::new(head, self.name());
         respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }

@@ -7,7 +7,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{KeepAlive, lazy_timer::LazyTimer};
+use super::{KeepAlive, moving_deadline_timer::MovingDeadlineTimer};
 
 pin_project! {
     /// Decides when an idle stream sends its next heartbeat.
@@ -17,7 +17,7 @@ pin_project! {
         // When the stream became idle. `None` from a write until the next idle poll.
         idle_since: Option<Instant>,
         #[pin]
-        timer: LazyTimer,
+        timer: MovingDeadlineTimer,
     }
 }
 
@@ -26,7 +26,7 @@ impl HeartbeatTimer {
         Self {
             interval: keep_alive.draw_interval(),
             idle_since: None,
-            timer: LazyTimer::default(),
+            timer: MovingDeadlineTimer::default(),
         }
     }
 

@@ -5,12 +5,12 @@ use crate::random;
 /// The heartbeat settings of a transport: how often an idle stream sends a heartbeat.
 ///
 /// A heartbeat keeps proxies from closing an idle connection, and detects that a client is gone if nothing else detects it. A stream
-/// sends a heartbeat after an interval in which it sent nothing else. Each transport says in its documentation what its heartbeat
-/// is.
+/// sends a heartbeat after an interval in which it sent nothing else. The documentation of each transport says what the transport
+/// sends as a heartbeat.
 ///
 /// The default interval is 15 s, as the HTML standard
-/// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes). It is below the idle limits of common
-/// proxies (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
+/// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes). This interval is shorter than the idle
+/// limits of common proxies (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
 /// once, so that streams that opened together do not send their heartbeats together.
 ///
 /// Heartbeats need tokio's clock. Outside a tokio runtime, or in one without `enable_time`, a body with heartbeats panics when it

@@ -74,8 +74,8 @@
 pub mod chunked;
 mod heartbeat_timer;
 mod keep_alive;
-mod lazy_timer;
 pub mod long_poll;
+mod moving_deadline_timer;
 mod negotiate;
 mod preference;
 mod push_body;
@@ -90,7 +90,9 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
-pub(crate) use self::response::{event_source_retry_response, is_event_source_request};
+pub(crate) use self::response::{
+    event_source_retry_response, is_event_source_request, is_query_method,
+};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
@@ -101,7 +103,7 @@ pub use self::{
     negotiate::Negotiate,
     preference::Preference,
     push_body::{NeverBody, PushBody},
-    response::rejection_response,
+    response::{method_rejection, rejection_response},
     sse::Sse,
     streaming::respond_streaming,
 };
@@ -130,6 +132,14 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         Preference::from_accept(&head.headers, self.media_types()).map(|(preference, _)| preference)
     }
 
+    /// Returns whether the transport sends a stream in several responses, one for each request of the client, as [`LongPoll`] does.
+    /// `false` by default.
+    ///
+    /// [`Negotiate`] does not choose such a transport by `Accept` alone if the client expects the whole stream in one response.
+    fn is_polling(&self) -> bool {
+        false
+    }
+
     /// Subscribes to the source, and responds to the request with its events.
     ///
     /// The transport may take values out of the head. The future cannot borrow the head, so this method must take or copy what the future
@@ -152,6 +162,9 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     }
     fn preference(&self, head: &Parts) -> Option<Preference> {
         (**self).preference(head)
+    }
+    fn is_polling(&self) -> bool {
+        (**self).is_polling()
     }
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         (**self).respond(head, push)

@@ -1,14 +1,14 @@
 use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
 
-use http::{Method, Response, StatusCode, request::Parts};
+use http::{HeaderValue, Method, StatusCode, header::ACCEPT, request::Parts};
 
 use super::{
-    BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport, rejection_response,
-    response::{refuse_connect, vary_by_accept},
+    BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport, method_rejection,
+    rejection_response, response::vary_by_accept,
 };
 use crate::{
     format::{JsonSeq, Multipart},
-    source::{Push, Rejection, query},
+    source::{Push, PushSource, Rejection, query},
 };
 
 /// A set of transports at one URL. Each request chooses one of the transports.
@@ -17,11 +17,24 @@ use crate::{
 ///
 /// 1. The request names the transport with a query parameter, such as `?transport=ndjson`. This rule is for clients that cannot set
 ///    headers.
-/// 2. The `Accept` header prefers a transport, by quality and then by how exactly it names the media type
+/// 2. The request can be meant for one transport only ([`Preference::MAX`]): it asks for a WebSocket, or is a live read of Durable
+///    Streams.
+/// 3. The `Accept` header prefers a transport, by quality and then by how exactly it names the media type
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
-/// 3. The `Accept` header is absent, or prefers none. The first transport of the set is chosen.
+/// 4. The `Accept` header is absent, or prefers no transport. The first transport of the set is chosen.
 ///
-/// A request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
+/// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected unless rule 1 or 2 applies. A
+/// request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
+///
+/// # Who is polled
+/// Rules 3 and 4 choose [`LongPoll`] only for a `GET`, `HEAD` or `QUERY`, and only if the source is not
+/// [for one client](crate::PushSource::is_for_one_client). A client that sends a `POST`, or that reads a stream of its own, expects the
+/// whole stream in one response. Many such clients send `Accept: application/json` and read an event stream: the SDKs of language models
+/// are examples. If the `Accept` header names no other transport's media type, the first transport of the set answers that does not
+/// [poll](Transport::is_polling). If every transport of the set polls, rules 3 and 4 choose among all.
+///
+/// The [guide to clients](https://github.com/tower-push/tower-push/blob/main/docs/clients.md) has a table of requests and the transports
+/// that answer them.
 ///
 /// ```
 /// use tower_push::{
@@ -79,27 +92,51 @@ impl Negotiate {
         self
     }
 
-    /// Returns the transport that answers the request; `None` if no transport can.
-    fn choose(&self, head: &Parts) -> Option<&Arc<dyn Transport>> {
+    /// Returns the transport that answers the request; `None` if no transport can. `push` is the push that the transport would send, if
+    /// the push is known.
+    fn choose(&self, head: &Parts, push: Option<&Push>) -> Option<&Arc<dyn Transport>> {
         let query = head.uri.query().unwrap_or_default();
         let mut names = query::decode_parameter(query, self.query_parameter);
         if let Some(name) = names.find(|name| !name.is_empty()) {
             return self.transports.iter().find(|t| t.name() == name);
         }
+        if method_rejection(&head.method).is_some() {
+            return self.most_preferred(head, |_, preference| preference == Preference::MAX);
+        }
+        let is_for_one_client = push.is_some_and(PushSource::is_for_one_client);
+        if head.method != Method::POST && !is_for_one_client {
+            return self.most_preferred(head, |_, _| true);
+        }
+        let sends_one_response =
+            |t: &dyn Transport, preference| !t.is_polling() || preference == Preference::MAX;
+        self.most_preferred(head, sends_one_response).or_else(|| {
+            // The request accepts only what is polled. The request is answered as if it accepted everything else too.
+            let polled = self.most_preferred(head, |_, _| true)?;
+            let mut head = head.clone();
+            let everything = HeaderValue::from_static("*/*;q=0.001");
+            head.headers.append(ACCEPT, everything);
+            let streamed = self.most_preferred(&head, sends_one_response);
+            streamed.or(Some(polled))
+        })
+    }
+
+    /// Returns the transport that the request prefers among those for which `is_candidate` returns `true`.
+    fn most_preferred(
+        &self,
+        head: &Parts,
+        is_candidate: impl Fn(&dyn Transport, Preference) -> bool,
+    ) -> Option<&Arc<dyn Transport>> {
         let transports = self.transports.iter().enumerate();
         let candidates = transports
             .filter_map(|(index, t)| Some((t.preference(head)?, Reverse(index), t)))
-            // A CONNECT request asks for a tunnel, which an `Accept` header cannot ask for.
-            .filter(|(preference, ..)| {
-                head.method != Method::CONNECT || *preference == Preference::MAX
-            });
+            .filter(|(preference, _, t)| is_candidate(&***t, *preference));
         candidates
             .max_by_key(|(preference, index, _)| (*preference, *index))
             .map(|(_, _, transport)| transport)
     }
 
-    /// Makes the 406 response, which lists the transports.
-    fn not_acceptable_response(&self) -> Response<PushBody> {
+    /// Makes the rejection with the status 406, whose message lists the transports.
+    fn not_acceptable_rejection(&self) -> Rejection {
         let mut text = String::from("Nothing here is as you ask for it. There is:\n");
         for transport in &self.transports {
             let (types, name) = (transport.media_types().join(", "), transport.name());
@@ -108,7 +145,7 @@ impl Negotiate {
                 types => writeln!(text, "{types}  (?{}={name})", self.query_parameter),
             };
         }
-        rejection_response(Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text))
+        Rejection::new(StatusCode::NOT_ACCEPTABLE).message(text)
     }
 }
 
@@ -129,13 +166,19 @@ impl Transport for Negotiate {
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
-        self.choose(head)?.preference(head)
+        self.choose(head, None)?.preference(head)
+    }
+
+    /// Returns whether all transports of the set poll.
+    fn is_polling(&self) -> bool {
+        self.transports.iter().all(|t| t.is_polling())
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let Some(transport) = self.choose(head) else {
-            let mut response =
-                refuse_connect(&head.method).unwrap_or_else(|| self.not_acceptable_response());
+        let Some(transport) = self.choose(head, Some(&push)) else {
+            let rejection = method_rejection(&head.method);
+            let rejection = rejection.unwrap_or_else(|| self.not_acceptable_rejection());
+            let mut response = rejection_response(rejection);
             vary_by_accept(response.headers_mut());
             if head.method == Method::HEAD {
                 *response.body_mut() = PushBody::for_head_request();

@@ -20,7 +20,7 @@ enum Specificity {
     AnySubtype,
     /// The `Accept` header has the media type itself.
     MediaType,
-    /// The request asks for the transport in another way than with `Accept`, such as with an upgrade.
+    /// The request asks for the transport in a way other than `Accept`, such as an upgrade.
     BeyondAccept,
 }
 
@@ -45,6 +45,9 @@ impl Preference {
     ///
     /// If several ranges match a type, the most specific range decides. Parameters other than `q` are not compared. A range that is
     /// malformed is ignored. Without a valid range, every type is accepted with the same quality, and the first one is returned.
+    ///
+    /// Some clients send ranges that RFC 9110 does not allow. Three forms are read nevertheless: `*` as `*/*`, a quality without a digit
+    /// before the point (`.2`), and a quality with more than three decimals (`1.0000`).
     pub fn from_accept<'a>(
         headers: &HeaderMap,
         media_types: &[&'a str],
@@ -101,7 +104,11 @@ impl<'a> MediaRange<'a> {
     /// Parses one media range. Returns `None` if the range is malformed.
     fn parse(range: &'a str) -> Option<Self> {
         let mut parts = split_unquoted(range, ';').map(str::trim);
-        let (main_type, subtype) = parts.next()?.split_once('/')?;
+        let (main_type, subtype) = match parts.next()? {
+            // `HttpURLConnection` of older JDKs sends `*; q=.2`.
+            "*" => ("*", "*"),
+            media_type => media_type.split_once('/')?,
+        };
         let is_token = |text: &str| !text.is_empty() && !text.contains(char::is_whitespace);
         if !is_token(main_type) || !is_token(subtype) || (main_type == "*" && subtype != "*") {
             return None;
@@ -134,19 +141,23 @@ impl<'a> MediaRange<'a> {
     }
 }
 
-/// Parses a `q` value into thousandths: `0.25` is 250. A valid value has one digit before the point, and at most three digits after it.
+/// Parses a `q` value into thousandths: `0.25` is 250. Returns `None` if the value is not a decimal number.
+///
+/// The number may have any number of digits before and after the point, or none on one side. A number above 1 counts as 1. A number
+/// between 0 and one thousandth counts as one thousandth, because only 0 means that the media type is not accepted.
 fn parse_quality(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    let is_digits = decimals.bytes().all(|b| b.is_ascii_digit());
-    if !is_digits || decimals.len() > 3 {
+    let is_number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit());
+    let is_zero = |digits: &str| digits.bytes().all(|b| b == b'0');
+    if !is_number(whole) || !is_number(decimals) || (whole.is_empty() && decimals.is_empty()) {
         return None;
     }
-    let thousandths: u16 = format!("{decimals:0<3}").parse().ok()?;
-    match (whole, thousandths) {
-        ("0", _) => Some(thousandths),
-        ("1", 0) => Some(MAX_QUALITY),
-        _ => None,
+    if !is_zero(whole) {
+        return Some(MAX_QUALITY);
     }
+    let (thousandths, rest) = decimals.split_at(decimals.len().min(3));
+    let thousandths: u16 = format!("{thousandths:0<3}").parse().ok()?;
+    Some(thousandths.max(u16::from(!is_zero(rest))))
 }
 
 #[cfg(test)]
@@ -206,7 +217,7 @@ mod tests {
             "text/",
             "a b/c",
             ";q=1",
-            "text/event-stream;q=2",
+            "text/event-stream;q=one",
         ] {
             assert_eq!(accepted(&[garbage], sse).unwrap().0, 1000, "{garbage:?}");
         }
@@ -217,7 +228,21 @@ mod tests {
     }
 
     #[test]
-    fn quality_has_up_to_three_decimals() {
+    fn irregular_ranges_are_read() {
+        let sse = &["text/event-stream"];
+        // `HttpURLConnection` of older JDKs.
+        let jdk = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2";
+        assert_eq!(accepted(&[jdk], sse).unwrap().0, 200);
+        assert_eq!(accepted(&["text/html, *;q=.2"], sse).unwrap().0, 200);
+        assert_eq!(accepted(&["*"], sse).unwrap().0, 1000);
+        let four_decimals = "text/html, text/event-stream;q=1.0000";
+        assert_eq!(accepted(&[four_decimals], sse).unwrap().0, 1000);
+        assert_eq!(accepted(&["text/html, */*;q=0.0000"], sse), None);
+    }
+
+    #[test]
+    fn quality_is_any_decimal_number() {
+        let long = format!("0.{}", "9".repeat(10 * 1024));
         for (text, thousandths) in [
             ("0", 0),
             ("1", 1000),
@@ -225,12 +250,17 @@ mod tests {
             ("0.001", 1),
             ("1.000", 1000),
             ("0.", 0),
+            (".5", 500),
+            ("0.1234", 123),
+            ("0.0001", 1),
+            ("0.0000", 0),
+            ("1.001", 1000),
+            ("2", 1000),
+            (&long, 999),
         ] {
             assert_eq!(parse_quality(text), Some(thousandths), "{text}");
         }
-        for text in [
-            "", "2", "1.001", "0.1234", "-1", "+1", ".5", "0.+1", "1e1", "0.5x",
-        ] {
+        for text in ["", ".", "-1", "+1", "0.+1", "1e1", "0.5x", "1.0.0"] {
             assert_eq!(parse_quality(text), None, "{text}");
         }
     }

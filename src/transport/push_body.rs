@@ -47,7 +47,7 @@ impl PushBody {
         PushBodyState::Ended.into()
     }
 
-    /// Creates a body of these bytes. The server announces its length.
+    /// Creates a body of these bytes. The server announces the length of the body.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {

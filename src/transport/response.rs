@@ -20,7 +20,7 @@ pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
 pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
-/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent, and not guess another one.
+/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent, and not guess a different one.
 pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The statuses whose responses have no body (RFC 9110 §15.3.5, §15.3.6 and §15.4.5).
@@ -70,19 +70,69 @@ fn plain_text_response(message: String) -> Response<PushBody> {
     response
 }
 
-/// Returns the response that refuses a CONNECT request, and `None` for other methods. A 200 response would mean that a tunnel is open.
-pub(super) fn refuse_connect(method: &Method) -> Option<Response<PushBody>> {
-    let rejection =
-        || Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here");
-    (method == Method::CONNECT).then(|| rejection_response(rejection()))
+/// The value of `Allow`: the methods that a stream can be requested with, and `OPTIONS`.
+const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, QUERY, OPTIONS");
+
+/// The methods that a CORS preflight may ask for.
+const ALLOWED_CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, QUERY");
+
+/// The request headers that a CORS preflight may ask for. The preflight succeeds only if a layer around the transport adds
+/// `Access-Control-Allow-Origin`.
+const ALLOWED_CORS_HEADERS: HeaderValue = HeaderValue::from_static(
+    "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type",
+);
+
+/// How long a browser may cache the response to a preflight: 5 minutes.
+const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
+
+/// Returns the rejection of a request whose method does not ask for a stream. Returns `None` for `GET`, `HEAD`, `POST` and `QUERY`
+/// ([RFC 10008](https://www.rfc-editor.org/info/rfc10008)).
+///
+/// | method | status |
+/// |---|---|
+/// | `OPTIONS` | 204, with `Allow` and the headers that answer a CORS preflight, except `Access-Control-Allow-Origin` |
+/// | `CONNECT` | 501, because a 200 response would mean that a tunnel is open |
+/// | another | 405, with `Allow` |
+///
+/// A transport calls this function before it subscribes to the source, unless the request is an upgrade that the transport accepts.
+/// [`respond_streaming`](super::respond_streaming) calls it.
+///
+/// ```
+/// use http::Method;
+/// use tower_push::transport::method_rejection;
+///
+/// assert!(method_rejection(&Method::POST).is_none());
+/// assert_eq!(method_rejection(&Method::DELETE).unwrap().status(), 405);
+/// ```
+pub fn method_rejection(method: &Method) -> Option<Rejection> {
+    let rejection = match *method {
+        Method::GET | Method::HEAD | Method::POST => return None,
+        _ if is_query_method(method) => return None,
+        Method::CONNECT => {
+            let rejection = Rejection::new(StatusCode::NOT_IMPLEMENTED);
+            return Some(rejection.message("there is no tunnel here"));
+        }
+        Method::OPTIONS => Rejection::new(StatusCode::NO_CONTENT)
+            .message("")
+            .header(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_CORS_METHODS)
+            .header(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_CORS_HEADERS)
+            .header(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE_SECS),
+        _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
+    };
+    Some(rejection.header(header::ALLOW, ALLOWED_METHODS))
 }
 
-/// Returns whether the request names `text/event-stream` in its `Accept` header, as the requests of an `EventSource` do.
+/// Returns whether the method is `QUERY`. Older versions of `http` have no constant for this method.
+pub(crate) fn is_query_method(method: &Method) -> bool {
+    method.as_str() == "QUERY"
+}
+
+/// Returns whether the request is a `GET` that names `text/event-stream` in its `Accept` header, as the requests of an `EventSource` do.
 ///
-/// Returns `false` for a CONNECT request. The 200 response of [`event_source_retry_response`] would mean that a tunnel is open.
+/// An `EventSource` sends no other method. Programs that `POST` and read an event stream understand an error status.
 pub(crate) fn is_event_source_request(head: &Parts) -> bool {
     let accepted = Preference::from_accept(&head.headers, &[TEXT_EVENT_STREAM]);
-    head.method != Method::CONNECT
+    head.method == Method::GET
         && accepted.is_some_and(|(preference, _)| preference.names_media_type())
 }
 

@@ -62,17 +62,25 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Pa
 pub use tower_push_proto::sse::HeartbeatForm;
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
-use super::{BoxResponseFuture, KeepAlive, Transport, respond_streaming};
+use super::{
+    BoxResponseFuture, KeepAlive, Transport, respond_streaming, streaming::set_incremental,
+};
 use crate::{event::EventType, source::Push, supervision::PendingSubscription};
 
-/// The SSE transport.
+/// The SSE transport. See the [module docs](self).
 ///
-/// See the [module docs](self) for an example.
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{SseLayer, transport::Sse};
+///
+/// let layer = SseLayer::with(Sse::new().retry(Duration::from_secs(2)));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Sse {
     config: Arc<SseConfig>,
     keep_alive: KeepAlive,
+    is_incremental: bool,
 }
 
 /// The media type of SSE, as `Accept` names it.
@@ -116,6 +124,7 @@ impl Sse {
         Self {
             config: Arc::new(config),
             keep_alive: KeepAlive::default(),
+            is_incremental: true,
         }
     }
 
@@ -128,6 +137,14 @@ impl Sse {
     /// Sets when heartbeats are sent: after 15 s without another write by default.
     pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
         self.keep_alive = keep_alive;
+        self
+    }
+
+    /// Sets whether responses have the header `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)): `true` by
+    /// default. The header asks proxies to forward a response as its bytes arrive. A proxy that knows the header and cannot comply
+    /// responds with an error instead of delaying the events.
+    pub fn incremental(mut self, is_incremental: bool) -> Self {
+        self.is_incremental = is_incremental;
         self
     }
 
@@ -213,7 +230,8 @@ impl Transport for Sse {
         let pending = PendingSubscription::new(head, self.name());
         let cursor = pending.subscription().cursor().cloned();
         let encoder = SseEncoder::new(self.config.clone(), cursor);
-        let headers = event_stream_headers(EVENT_STREAM_CONTENT_TYPE, self.config.is_base64());
+        let mut headers = event_stream_headers(EVENT_STREAM_CONTENT_TYPE, self.config.is_base64());
+        set_incremental(&mut headers, self.is_incremental);
         respond_streaming(pending, push, headers, Box::new(encoder), self.keep_alive)
     }
 }

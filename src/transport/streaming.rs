@@ -13,7 +13,7 @@ use super::{
     BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
     rejection_response,
-    response::{NOSNIFF, refuse_connect},
+    response::{NOSNIFF, method_rejection},
 };
 use crate::{
     BoxError,
@@ -24,11 +24,13 @@ use crate::{
 
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
 ///
-/// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`
-/// and `X-Accel-Buffering: no`, except for headers that are set.
+/// `headers` must contain the content type. The function adds `Cache-Control: no-cache, no-transform`, `X-Content-Type-Options: nosniff`,
+/// `X-Accel-Buffering: no` and `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)), except for headers that are set.
+/// If `headers` contains `Incremental: ?0`, which means the same as no such header, the response has no such header.
 ///
-/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A CONNECT request gets 501. If the source refuses
-/// the subscription, the response is [made](rejection_response) of its [`Rejection`](crate::source::Rejection).
+/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A method that does not ask for a stream is
+/// [rejected](method_rejection). If the source refuses the subscription, the response is [made](rejection_response) of its
+/// [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
     pending: PendingSubscription,
     push: Push,
@@ -38,8 +40,8 @@ pub fn respond_streaming(
 ) -> BoxResponseFuture {
     Box::pin(async move {
         let method = &pending.subscription().head().method;
-        if let Some(refusal) = refuse_connect(method) {
-            return refusal;
+        if let Some(rejection) = method_rejection(method) {
+            return rejection_response(rejection);
         }
         if method == Method::HEAD {
             return streaming_response(headers, PushBody::for_head_request());
@@ -62,8 +64,12 @@ pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response
         (header::CACHE_CONTROL, NO_CACHE_NO_TRANSFORM),
         (header::X_CONTENT_TYPE_OPTIONS, NOSNIFF),
         (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
+        (INCREMENTAL, HeaderValue::from_static("?1")),
     ] {
         response.headers_mut().entry(name).or_insert(value);
+    }
+    if response.headers()[INCREMENTAL] == NOT_INCREMENTAL {
+        response.headers_mut().remove(INCREMENTAL);
     }
     response
 }
@@ -89,15 +95,29 @@ const NO_CACHE_NO_TRANSFORM: HeaderValue = HeaderValue::from_static("no-cache, n
 /// The header with which a response turns off the buffering of nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The source of the bytes of a [`StreamingBody`].
+/// The header that asks proxies to forward a response as its bytes arrive. A proxy that knows the header and cannot comply responds with
+/// an error.
+const INCREMENTAL: HeaderName = HeaderName::from_static("incremental");
+
+/// The value of [`INCREMENTAL`] that means the same as no such header.
+const NOT_INCREMENTAL: HeaderValue = HeaderValue::from_static("?0");
+
+/// Sets whether [`streaming_response`] adds the header `Incremental: ?1` to `headers`.
+pub(super) fn set_incremental(headers: &mut HeaderMap, is_incremental: bool) {
+    if !is_incremental {
+        headers.insert(INCREMENTAL, NOT_INCREMENTAL);
+    }
+}
+
+/// Writes the bytes that a [`StreamingBody`] sends.
 pub(super) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
 
     /// Writes the items that are ready to `out`, until `out` is full or the stream ends.
     ///
-    /// Returns `Pending` once nothing more is ready, even if it has written something. Returns [`WriteOutcome::FrameReady`] only if it has
-    /// written something.
+    /// Returns `Pending` once nothing more is ready, even if the writer has written something. Returns [`WriteOutcome::FrameReady`] only
+    /// if the writer has written something.
     ///
     /// # Errors
     /// Returns an error if the stream fails. The body sends the bytes that were written before, and then fails too.
@@ -111,7 +131,7 @@ pub(super) trait StreamWriter {
     fn write_heartbeat(&mut self, out: &mut FrameBuffer);
 }
 
-/// The reason for which a [`StreamWriter`] has stopped writing.
+/// What [`StreamWriter::poll_write`] returns when it is ready: a frame is full, or the stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
@@ -209,8 +229,8 @@ enum StreamingState<W> {
     Ended,
 }
 
-/// After this number of frames the body is pending once, so that other tasks can run even if the source is always ready and the server
-/// polls without limit.
+/// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
+/// and the server polls without limit.
 const MAX_FRAMES_IN_A_ROW: usize = 8;
 
 impl<W: StreamWriter> StreamingState<W> {

@@ -17,7 +17,7 @@ where
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Reads `body` until it ends or fails. Returns its data frames, and the error if it has failed.
+/// Reads `body` until it ends or fails. Returns the data frames, and the error if the body has failed.
 pub async fn body_frames(mut body: PushBody) -> (Vec<Bytes>, Result<(), BoxError>) {
     let mut frames = Vec::new();
     while let Some(frame) = body.frame().await {

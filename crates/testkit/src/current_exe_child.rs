@@ -74,7 +74,7 @@ impl CurrentExeChild {
             .ok_or("no VmRSS")?)
     }
 
-    /// Closes the process's standard input and waits until it exits. Returns an error if it exits with a failure.
+    /// Closes the process's standard input and waits until it exits. Returns an error if the process exits with a failure.
     pub fn close(mut self) -> Result<(), BoxError> {
         drop(self.stdin);
         let status = self.child.wait()?;

@@ -6,6 +6,7 @@
 //! | [`client`] | one connection to a server, over HTTP/1.1 or HTTP/2, whose responses are read as they arrive |
 //! | [`websocket`] | WebSocket handshakes and frames, over HTTP/1.1 and HTTP/2 |
 //! | [`event_stream`], [`records`] | parsers of what the transports write |
+//! | [`record_client`] | a client that reads the records of one response |
 //! | [`request`], [`headers`] | requests without a body, and headers from bytes |
 //! | [`body`], [`item`] | response bodies and items as values that a test can compare |
 //! | [`live_counter`] | a count of the streams that are alive |
@@ -22,6 +23,7 @@ pub mod headers;
 pub mod item;
 pub mod live_counter;
 pub mod programs;
+pub mod record_client;
 pub mod records;
 pub mod request;
 pub mod server;
@@ -37,6 +39,7 @@ pub use self::{
     headers::parse_headers,
     item::describe_item,
     live_counter::LiveCounter,
+    record_client::RecordClient,
     request::{empty_request, get_request_head},
     server::TestServer,
 };

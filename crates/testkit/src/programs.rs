@@ -34,7 +34,7 @@ pub fn python_script(script: &str) -> Command {
     command
 }
 
-/// Returns a path relative to the repository's root. Panics if `scripts/setup` has not created it.
+/// Returns a path relative to the repository's root. Panics if `scripts/setup` has not created this path.
 pub fn installed_path(path: &str) -> PathBuf {
     let path = repository_path(path);
     assert!(

@@ -6,7 +6,7 @@ use crate::event_stream::{EventStreamParser, MessageEvent};
 
 /// An event, a gap message or an end message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct ParsedRecord {
     /// The payload, if this is an event.
     pub data: Option<String>,
     /// The content of a gap message.
@@ -61,7 +61,7 @@ impl RecordReader {
     }
 
     /// Reads the next bytes of a response, and returns the records that they complete.
-    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Record> {
+    pub fn feed(&mut self, bytes: &[u8]) -> Vec<ParsedRecord> {
         if let Format::Sse(parser) = &mut self.format {
             parser.feed(bytes);
             if !parser.last_event_id.is_empty() {
@@ -80,16 +80,16 @@ impl RecordReader {
         std::iter::from_fn(|| self.next_piece()).flatten().collect()
     }
 
-    fn records_of_message(&mut self, message: MessageEvent) -> Vec<Record> {
+    fn records_of_message(&mut self, message: MessageEvent) -> Vec<ParsedRecord> {
         let json: Option<Value> = serde_json::from_str(&message.data).ok();
         let record = match &*message.event_type {
-            "gap" => Record {
+            "gap" => ParsedRecord {
                 gap: json,
-                ..Record::default()
+                ..ParsedRecord::default()
             },
-            "end" | "finished" => Record {
+            "end" | "finished" => ParsedRecord {
                 end: json,
-                ..Record::default()
+                ..ParsedRecord::default()
             },
             // An event stream of Durable Streams sends a batch in a `data` event, and then its offset in a `control` event. A batch is
             // complete only after the `control` event.
@@ -106,17 +106,17 @@ impl RecordReader {
                 self.cursor = next.map(str::to_owned);
                 return batch;
             }
-            _ => Record {
+            _ => ParsedRecord {
                 data: Some(message.data),
-                ..Record::default()
+                ..ParsedRecord::default()
             },
         };
         vec![record]
     }
 
-    /// Removes and returns the next line or part. Returns `None` if it is incomplete. The inner value is `None` for heartbeats and other
-    /// pieces without a record.
-    fn next_piece(&mut self) -> Option<Option<Record>> {
+    /// Removes and returns the next line or part. Returns `None` if the line or part is incomplete. The inner value is `None` for
+    /// heartbeats and other pieces without a record.
+    fn next_piece(&mut self) -> Option<Option<ParsedRecord>> {
         let delimiter = match &self.format {
             Format::Multipart { delimiter } => delimiter.clone(),
             Format::Sse(_) | Format::Lines | Format::Array => "\n".to_owned(),
@@ -135,15 +135,15 @@ impl RecordReader {
     }
 
     /// Parses the unread bytes as an array of envelopes or of payloads. Returns no records if the array is incomplete.
-    fn parse_array(&mut self) -> Vec<Record> {
+    fn parse_array(&mut self) -> Vec<ParsedRecord> {
         let Ok(Value::Array(values)) = serde_json::from_slice(&self.unread) else {
             return Vec::new();
         };
         let records = values.into_iter().filter_map(|value| match value {
             Value::Object(_) => self.parse_json(&value.to_string()),
-            Value::String(data) => Some(Record {
+            Value::String(data) => Some(ParsedRecord {
                 data: Some(data),
-                ..Record::default()
+                ..ParsedRecord::default()
             }),
             other => panic!("{other}"),
         });
@@ -151,7 +151,7 @@ impl RecordReader {
     }
 
     /// Parses a part of a multipart body.
-    fn parse_part(&mut self, part: &[u8]) -> Option<Record> {
+    fn parse_part(&mut self, part: &[u8]) -> Option<ParsedRecord> {
         let end = find_bytes(part, b"\r\n\r\n")?;
         let head = String::from_utf8(part[..end].to_vec()).unwrap();
         let content = String::from_utf8(part[end + 4..].to_vec()).unwrap();
@@ -162,26 +162,26 @@ impl RecordReader {
             .lines()
             .find_map(|line| line.strip_prefix("Event-ID: "));
         self.cursor = id.map(str::to_owned).or(self.cursor.take());
-        Some(Record {
+        Some(ParsedRecord {
             data: Some(content),
-            ..Record::default()
+            ..ParsedRecord::default()
         })
     }
 
-    /// Parses an envelope, and moves the cursor to its id. Returns `None` if it holds neither an event, a gap nor an end.
-    fn parse_json(&mut self, text: &str) -> Option<Record> {
+    /// Parses an envelope, and moves the cursor to its id. Returns `None` if the text holds neither an event, a gap nor an end.
+    fn parse_json(&mut self, text: &str) -> Option<ParsedRecord> {
         let mut value: Value = serde_json::from_str(text).ok()?;
         if let Some(id) = value["id"].as_str() {
             self.cursor = Some(id.to_owned());
         }
         let mut take = |key: &str| value.as_object_mut()?.remove(key);
         let data = take("data").map(|data| data.as_str().map_or(data.to_string(), str::to_owned));
-        let record = Record {
+        let record = ParsedRecord {
             data,
             gap: take("gap"),
             end: take("end"),
         };
-        (record != Record::default()).then_some(record)
+        (record != ParsedRecord::default()).then_some(record)
     }
 }
 

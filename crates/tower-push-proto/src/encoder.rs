@@ -14,8 +14,8 @@ use crate::{
 /// If a method returns an error, the transport sends what was written before, and then aborts the stream so that the client can
 /// tell the failure from an end.
 ///
-/// [`Item::write_to`](crate::Item::write_to) dispatches to the methods for events, gaps and cursors. A transport calls it for each item that
-/// the source yields.
+/// [`Item::write_to`](crate::Item::write_to) dispatches to the methods for events, gaps and cursors. A transport calls `write_to` for each
+/// item that the source yields.
 pub trait Encoder: Send {
     /// Writes the beginning of the stream. The transport sends these bytes at once, so that the client knows that it is connected.
     fn open(&mut self, out: &mut FrameBuffer);
@@ -23,7 +23,7 @@ pub trait Encoder: Send {
     /// Writes an event.
     ///
     /// # Errors
-    /// If the event cannot be written without misleading the client.
+    /// An error if the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
     /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
@@ -31,7 +31,7 @@ pub trait Encoder: Send {
     /// The default calls [`event`](Self::event), and then [`cursor`](Self::cursor).
     ///
     /// # Errors
-    /// If the event cannot be written without misleading the client.
+    /// An error if the event cannot be written without misleading the client.
     fn event_with_cursor(
         &mut self,
         event: &Event,
@@ -46,7 +46,7 @@ pub trait Encoder: Send {
     /// Writes the announcement that events are missing at this place of the stream.
     ///
     /// # Errors
-    /// If the format cannot announce a gap.
+    /// An error if the format cannot announce a gap.
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error>;
 
     /// Writes a cursor: the client's cursor moves to `id` without an event.
@@ -78,8 +78,8 @@ pub trait BatchEncoder: Encoder {
         let _ = out;
     }
 
-    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). The default then calls
-    /// [`end`](Encoder::end), and otherwise [`flush`](Encoder::flush).
+    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default calls
+    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         match end {
             Some(end) => self.end(end, out),
@@ -92,7 +92,8 @@ pub trait BatchEncoder: Encoder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamEnd {
-    /// Whether the source has [finished](crate::Item::Finished). If so, clients must not reconnect. Otherwise clients may reconnect.
+    /// Whether the source has [finished](crate::Item::Finished). Clients must not reconnect if it is `true`, and may reconnect if it
+    /// is `false`.
     pub finished: bool,
     /// Whether the stream ends because the client's authorization has [expired](crate::Item::Expired).
     pub expired: bool,
@@ -115,7 +116,7 @@ impl StreamEnd {
         retry: None,
     };
 
-    /// Returns an end after which clients may reconnect. If `retry` is set, they wait that long first.
+    /// Returns an end after which clients may reconnect. If `retry` is set, the clients wait for this time first.
     #[inline]
     pub fn reconnect(retry: Option<Duration>) -> Self {
         Self {
@@ -132,7 +133,7 @@ impl StreamEnd {
             _ if self.finished => r#"{"finished":true}"#.into(),
             None => r#"{"finished":false}"#.into(),
             Some(retry) => {
-                let retry = browser_millis(retry);
+                let retry = millis_within_browser_limit(retry);
                 format!(r#"{{"finished":false,"retry":{retry}}}"#).into()
             }
         }
@@ -140,7 +141,7 @@ impl StreamEnd {
 }
 
 /// Returns `time` in milliseconds, rounded down, and at most 2³¹ - 1 (24 days): the longest timer of a browser.
-pub(crate) fn browser_millis(time: Duration) -> u128 {
+pub(crate) fn millis_within_browser_limit(time: Duration) -> u128 {
     time.as_millis().min(i32::MAX as u128)
 }
 

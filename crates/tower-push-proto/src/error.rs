@@ -2,7 +2,7 @@
 
 use std::{error, fmt};
 
-/// Any error. A source's stream may end with one.
+/// Any error. A source's stream may end with a `BoxError`.
 pub type BoxError = Box<dyn error::Error + Send + Sync>;
 
 /// A value that cannot be pushed, a peer to which nothing more can be pushed, or bytes from a peer that cannot be read.
@@ -83,7 +83,7 @@ kinds! {
     DelimiterInPayload:
         /// Makes the error for a payload that contains the separator or boundary of its format.
         delimiter_in_payload,
-        /// Whether a payload contains the separator or boundary of its format. A client would take it for the end of the payload.
+        /// Whether a payload contains the separator or boundary of its format, which a client would take for the payload's end.
         is_delimiter_in_payload;
     GapUnsupported:
         /// Makes the error for a gap in a format that cannot announce one.
@@ -113,8 +113,8 @@ kinds! {
 }
 
 impl Error {
-    /// Makes the error for a line, a record or a part that is longer than a parser's limit. `detail` says which, as the
-    /// [`source`](error::Error::source).
+    /// Makes the error for a line, a record or a part that is longer than a parser's limit. `detail` says which of them, and
+    /// becomes the [`source`](error::Error::source) of the error.
     #[cold]
     pub fn too_long(detail: impl Into<BoxError>) -> Self {
         Self {
@@ -128,7 +128,8 @@ impl Error {
         self.kind == ErrorKind::TooLong
     }
 
-    /// Makes the error for bytes that a parser cannot read. `detail` says why, as the [`source`](error::Error::source).
+    /// Makes the error for bytes that a parser cannot read. `detail` says why, and becomes the [`source`](error::Error::source)
+    /// of the error.
     #[cold]
     pub fn malformed(detail: impl Into<BoxError>) -> Self {
         Self {
@@ -169,7 +170,7 @@ impl From<std::convert::Infallible> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            ErrorKind::InvalidId => "an event id is 1 to 128 bytes of [A-Za-z0-9._~-]",
+            ErrorKind::InvalidId => "an event id is 1 to 200 visible ASCII characters",
             ErrorKind::InvalidType => {
                 "an event type is 1 to 128 bytes without control characters, and without white space at its ends"
             }

@@ -24,8 +24,8 @@ use crate::event::{Encoding, Event};
 pub struct FrameBuffer {
     /// The last frame, to which the next write may be joined.
     open_frame: OpenFrame,
-    /// The frames before `open_frame`. `None` until a large write has closed a frame.
-    closed_frames: Option<Box<ClosedFrames>>,
+    /// The frames before `open_frame`. `None` until a large write has completed a frame.
+    complete_frames: Option<Box<CompleteFrames>>,
     /// The length of the frame that was taken last, up to a limit. The next frame that joins several writes is allocated with this
     /// capacity.
     last_frame_len: usize,
@@ -42,15 +42,16 @@ enum OpenFrame {
     Copied(BytesMut),
 }
 
+/// The frames that later writes do not change.
 #[derive(Debug, Default)]
-struct ClosedFrames {
+struct CompleteFrames {
     frames: VecDeque<Bytes>,
     /// The length of all frames together, in bytes.
     len: usize,
 }
 
-/// The length, in bytes, from which a transport sends the buffer before it polls its source again. It is the size of a TLS record and of an
-/// HTTP/2 frame.
+/// The length, in bytes, from which a transport sends the buffer before it polls its source again. A TLS record and, by default, an HTTP/2
+/// frame have at most this length.
 const FULL_FRAME_LEN: usize = 16 * 1024;
 
 /// The length, in bytes, from which shared bytes become a frame of their own. Copying longer bytes costs more than one more frame.
@@ -75,7 +76,7 @@ impl FrameBuffer {
     /// Turns the open frame into an `OpenFrame::Copied` with the same bytes.
     fn begin_copied_frame(&mut self) {
         if self.open_frame.len() >= MIN_UNCOPIED_LEN {
-            self.close_frame();
+            self.complete_frame();
         }
         let mut copied = BytesMut::new();
         if let OpenFrame::Shared(shared) = &self.open_frame {
@@ -85,22 +86,22 @@ impl FrameBuffer {
         self.open_frame = OpenFrame::Copied(copied);
     }
 
-    /// Appends shared bytes. Copies them only if they are short and join other writes.
+    /// Appends shared bytes. Copies the bytes only if they are short and join other writes.
     #[inline]
     pub fn push(&mut self, bytes: Bytes) {
-        if self.joins_open_frame(&bytes) {
+        if self.complete_frame_unless_joined(&bytes) {
             self.buffer().put_slice(&bytes);
         } else {
             self.open_frame = OpenFrame::Shared(bytes);
         }
     }
 
-    /// Closes the open frame if `bytes` are too long to copy. Then returns whether the open frame has bytes. If so, `bytes` must be copied
-    /// to its end.
+    /// Completes the open frame, unless `bytes` are short enough to be copied to its end. Returns whether the open frame still has bytes.
+    /// If so, the caller must copy `bytes` to the end of the open frame.
     #[inline]
-    fn joins_open_frame(&mut self, bytes: &Bytes) -> bool {
+    fn complete_frame_unless_joined(&mut self, bytes: &Bytes) -> bool {
         if bytes.len() >= MIN_UNCOPIED_LEN {
-            self.close_frame();
+            self.complete_frame();
         }
         self.open_frame.len() > 0
     }
@@ -115,18 +116,19 @@ impl FrameBuffer {
         }
         // A clone of `Bytes` increments a reference count for which all threads contend. Bytes that are copied are therefore not cloned.
         let bytes = event.encoded_ref::<E>();
-        if self.joins_open_frame(bytes) {
+        if self.complete_frame_unless_joined(bytes) {
             self.buffer().put_slice(bytes);
         } else {
             self.open_frame = OpenFrame::Shared(bytes.clone());
         }
     }
 
-    fn close_frame(&mut self) {
+    /// Completes the open frame: later writes begin a new frame.
+    fn complete_frame(&mut self) {
         if let Some(frame) = self.open_frame.take() {
-            let closed = self.closed_frames.get_or_insert_default();
-            closed.len += frame.len();
-            closed.frames.push_back(frame);
+            let complete = self.complete_frames.get_or_insert_default();
+            complete.len += frame.len();
+            complete.frames.push_back(frame);
         }
     }
 
@@ -145,33 +147,36 @@ impl FrameBuffer {
     /// Returns the length of all frames together, in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.closed_frames.as_ref().map_or(0, |closed| closed.len) + self.open_frame.len()
+        self.complete_frames
+            .as_ref()
+            .map_or(0, |complete| complete.len)
+            + self.open_frame.len()
     }
 
     /// Removes and returns the next frame. Returns `None` if the buffer is empty. An empty buffer owns no heap memory.
     #[inline]
     pub fn take_frame(&mut self) -> Option<Bytes> {
-        match (&self.open_frame, &self.closed_frames) {
+        match (&self.open_frame, &self.complete_frames) {
             (OpenFrame::Empty, None) => None,
             _ => self.take_next_frame(),
         }
     }
 
     fn take_next_frame(&mut self) -> Option<Bytes> {
-        let frame = match &self.closed_frames {
+        let frame = match &self.complete_frames {
             None => self.open_frame.take()?,
-            Some(_) => self.take_closed_frame()?,
+            Some(_) => self.take_complete_frame()?,
         };
         self.last_frame_len = frame.len().min(FULL_FRAME_LEN + FULL_FRAME_LEN / 4);
         Some(frame)
     }
 
-    fn take_closed_frame(&mut self) -> Option<Bytes> {
-        let closed = self.closed_frames.as_mut()?;
-        let frame = closed.frames.pop_front()?;
-        closed.len -= frame.len();
-        if closed.frames.is_empty() {
-            self.closed_frames = None;
+    fn take_complete_frame(&mut self) -> Option<Bytes> {
+        let complete = self.complete_frames.as_mut()?;
+        let frame = complete.frames.pop_front()?;
+        complete.len -= frame.len();
+        if complete.frames.is_empty() {
+            self.complete_frames = None;
         }
         Some(frame)
     }
@@ -380,7 +385,7 @@ mod tests {
             }
             taken.extend(frames(&mut buffer).concat());
             prop_assert!(taken == written);
-            prop_assert!(buffer.closed_frames.is_none() && matches!(buffer.open_frame, OpenFrame::Empty));
+            prop_assert!(buffer.complete_frames.is_none() && matches!(buffer.open_frame, OpenFrame::Empty));
         }
     }
 }

@@ -189,7 +189,8 @@ fn payload() -> impl Strategy<Value = Event> {
 }
 
 fn id() -> impl Strategy<Value = EventId> {
-    "[A-Za-z0-9._~-]{1,20}".prop_map(|id| id.parse().unwrap())
+    let any_id = prop_oneof!["[A-Za-z0-9._~-]{1,20}", "[!-~]{1,200}", "[\"\\\\:,+%]{1,4}"];
+    any_id.prop_map(|id| id.parse().unwrap())
 }
 
 fn line() -> impl Strategy<Value = String> {

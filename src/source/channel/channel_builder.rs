@@ -49,7 +49,7 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets what the channel does with subscribers that are too slow. By default, they get a [gap](LagPolicy::Gap).
+    /// Sets what the channel does with subscribers that are too slow. By default, such a subscriber gets a [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self
@@ -57,7 +57,7 @@ impl ChannelBuilder {
 
     /// Sets where subscribers without a cursor begin: by default with the [next event](StartPosition::Now).
     ///
-    /// The start is no access control: a client that sends a cursor, even an unreadable one, gets what the log holds after it.
+    /// The start is no access control: a client can send a cursor, even an unreadable one, to get older events from the log.
     pub fn start(mut self, start: StartPosition) -> Self {
         self.start = start;
         self

@@ -11,11 +11,12 @@ pub struct ChannelCounts {
     /// Events that returning clients missed, because the log no longer held the events when the client resubscribed. An event counts once
     /// for each client that missed it.
     pub missed_on_return: u64,
-    /// Events that connected subscribers missed, because the log dropped the events before the subscriber read them. An event counts once
-    /// for each subscriber that missed it.
+    /// Events that connected subscribers missed, because the log dropped the events before these subscribers had read them. An event
+    /// counts once for each subscriber that missed it.
     pub lagged: u64,
-    /// Events that subscribers did not get, because they got a newer event with the same key instead. An event counts once for each
-    /// subscriber that did not get it. The count includes the events that a snapshot at the beginning of a subscription leaves out.
+    /// Events that subscribers did not get, because the subscribers got a newer event with the same key instead. An event counts
+    /// once for each subscriber that did not get it. The count includes the events that a snapshot at the beginning of a
+    /// subscription leaves out.
     pub conflated: u64,
 }
 

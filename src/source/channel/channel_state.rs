@@ -41,8 +41,8 @@ pub(super) struct ResolvedStart {
     pub(super) position: u64,
     /// An item that the subscriber gets before its first event: a gap or a cursor.
     pub(super) first_item: Option<Item>,
-    /// The cursor that the client resumes from. `None` if there is no cursor, or if it is not of this channel.
-    pub(super) requested: Option<EventId>,
+    /// The cursor that the client resumes from. `None` if there is no cursor, or if the cursor is not of this channel.
+    pub(super) requested_cursor: Option<EventId>,
 }
 
 impl ChannelState {
@@ -60,7 +60,9 @@ impl ChannelState {
         }
     }
 
-    fn elapsed(&self) -> Duration {
+    /// Returns the current time as the log measures it: since the creation of the channel. Returns zero if events have no maximum age,
+    /// because the log then needs no time.
+    fn log_time(&self) -> Duration {
         self.created_at
             .map_or(Duration::ZERO, |created_at| created_at.elapsed())
     }
@@ -71,7 +73,7 @@ impl ChannelState {
         let event = event.into_unshared();
         let key = self.lag_policy.key_of(&event);
         let with_id = |position| event.with_event_id(self.epoch.event_id(position));
-        let appended = self.log.append(with_id, key, self.elapsed());
+        let appended = self.log.append(with_id, key, self.log_time());
         let position = appended.ok_or_else(Error::closed)?;
         self.counters.add_published();
         Ok(self.epoch.event_id(position))
@@ -83,7 +85,7 @@ impl ChannelState {
 
     /// Trims the events that are too old, and calls `inspect` with the log.
     pub(super) fn inspect_log<T>(&self, inspect: impl FnOnce(&EventLog) -> T) -> T {
-        self.log.inspect(self.elapsed(), inspect)
+        self.log.inspect(self.log_time(), inspect)
     }
 
     /// Returns whether the channel is closed and has no event after this position.
@@ -91,6 +93,7 @@ impl ChannelState {
         self.log.is_finished_at(position)
     }
 
+    /// Determines the position at which a subscriber with this `start` begins, and the item that it gets first.
     pub(super) fn resolve_start(&self, start: &StartPosition) -> ResolvedStart {
         let (before_snapshot, before_oldest, last) = self.inspect_log(|log| {
             (
@@ -109,9 +112,9 @@ impl ChannelState {
                     Some(position) => ResolvedStart {
                         position,
                         first_item: None,
-                        requested: Some(id.clone()),
+                        requested_cursor: Some(id.clone()),
                     },
-                    None => self.resolve_foreign_cursor(id, before_snapshot),
+                    None => self.resolve_unknown_cursor(id, before_snapshot),
                 };
             }
         };
@@ -119,16 +122,18 @@ impl ChannelState {
             position,
             // A client whose connection breaks before the first event resumes from this cursor.
             first_item: (position == last).then(|| Item::Cursor(self.epoch.event_id(position))),
-            requested: None,
+            requested_cursor: None,
         }
     }
 
-    fn resolve_foreign_cursor(&self, requested: &EventId, position: u64) -> ResolvedStart {
-        let gap = Gap::new(GapReason::Epoch).requested(requested.clone());
+    /// Returns the start of a subscriber whose cursor is not of this channel, or is ahead of its log: a gap, and then the events after
+    /// `position`.
+    fn resolve_unknown_cursor(&self, cursor: &EventId, position: u64) -> ResolvedStart {
+        let gap = Gap::new(GapReason::Epoch).requested(cursor.clone());
         ResolvedStart {
             position,
             first_item: Some(Item::Gap(gap.resumed(self.epoch.event_id(position)))),
-            requested: None,
+            requested_cursor: None,
         }
     }
 

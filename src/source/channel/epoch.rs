@@ -5,7 +5,8 @@ use crate::{
 
 /// The random identity of one channel, with which the ids of its events begin.
 ///
-/// An epoch is random, so that the ids of another channel, or of the same one before a restart, are never taken for this channel's.
+/// An epoch is random, so that a channel never takes an id of another channel, or of the same channel before a restart, for an id
+/// of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch(IdPrefix<12>);
 

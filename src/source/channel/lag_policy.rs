@@ -32,7 +32,7 @@ impl LagPolicy {
     /// Of the events that it has trimmed from its log, the channel keeps the newest of each key. The log's limits on events and
     /// bytes apply to these events separately. A subscriber gets a gap only if these events exceed the limits.
     ///
-    /// A client that reconnects with a cursor older than the log gets these events, too. So does a client without a cursor that
+    /// A client that reconnects with a cursor older than the log gets these events, too. A client without a cursor also gets them if it
     /// begins at [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest
     /// event of each key.
     ///

@@ -35,11 +35,40 @@
 //! | of another epoch, or unreadable | with a gap (`epoch`), then at the oldest event |
 //!
 //! The oldest event is normally the first one in the log. A channel that [conflates](LagPolicy::conflate) also keeps events from
-//! before the log, namely those that are still the newest of their key. Its oldest event is the first of those.
+//! before the log, namely those that are still the newest of their key. The oldest event of such a channel is the first of these
+//! kept events.
+//!
+//! # A map of channels
+//! A channel may be removed from a map if neither a stream nor a handler uses it. A token for each push shows this:
+//!
+//! ```
+//! use std::{collections::HashMap, sync::{Arc, Mutex}};
+//! use tower_push::{Channel, Push, PushSource};
+//!
+//! #[derive(Default)]
+//! struct Rooms(Mutex<HashMap<String, (Channel, Arc<()>)>>);
+//!
+//! impl Rooms {
+//!     fn join(&self, name: &str) -> Push {
+//!         let mut rooms = self.0.lock().unwrap();
+//!         let (room, token) = rooms.entry(name.to_owned()).or_default();
+//!         Push::new(room.clone().holding(token.clone()))
+//!     }
+//!
+//!     fn remove_unused(&self) {
+//!         self.0.lock().unwrap().retain(|_, (_, token)| Arc::strong_count(token) > 1);
+//!     }
+//! }
+//! # Rooms::default().remove_unused();
+//! ```
+//!
+//! The number of [subscribers](Channel::subscriber_count) does not show it, because a handler uses the channel before its client has
+//! subscribed.
 //!
 //! # Differences from other channels
 //! `tokio::sync::broadcast` has no replay: it drops a value when the last receiver that was subscribed has seen it, and each
-//! receiver handles lag itself. A [`Channel`] keeps events for clients that reconnect, and its [`LagPolicy`] handles lag.
+//! receiver handles lag itself. A [`Channel`] keeps events for clients that reconnect, and its [`LagPolicy`] handles lag. A
+//! [`BroadcastSource`](super::BroadcastSource) serves a `broadcast` channel that a program has already.
 
 mod channel_builder;
 mod channel_counts;
@@ -66,6 +95,15 @@ use crate::{
 /// A source of events that are published to many subscribers. See the [module docs](self).
 ///
 /// Clones share the log and the subscribers. Each clone has its own [`StartPosition`].
+///
+/// ```
+/// use tower_push::{Channel, Push};
+///
+/// let channel = Channel::new();
+/// let for_a_client = Push::new(channel.clone());
+/// channel.publish("news")?;
+/// # Ok::<(), tower_push::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Channel {
     state: Arc<ChannelState>,
@@ -102,21 +140,36 @@ impl Channel {
         Self { state, start }
     }
 
-    /// Publishes an event, a text or bytes to all present and future subscribers. Returns the id that the channel gave the event in
-    /// place of its own. To publish JSON, pass `Event::json(&value)?`.
+    /// Publishes an event, a text, bytes or `Json(value)` to all present and future subscribers. Returns the id that the channel gave the
+    /// event in place of its own.
     ///
     /// `publish` never waits for a subscriber.
     ///
+    /// ```
+    /// use tower_push::{Channel, Event};
+    ///
+    /// let channel = Channel::new();
+    /// channel.publish("a text")?;
+    /// channel.publish(Event::text("21.5").with_type("price")?)?;
+    /// # #[cfg(feature = "json")]
+    /// channel.publish(tower_push::Json([1, 2, 3]))?;
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::is_closed`] once the channel is [closed](Self::close).
-    pub fn publish(&self, event: impl Into<Event>) -> Result<EventId, Error> {
-        self.state.publish(event.into())
+    /// [`Error::is_closed`] once the channel is [closed](Self::close). `Error::is_json` if the value of a `Json` cannot be serialized.
+    pub fn publish<E>(&self, event: E) -> Result<EventId, Error>
+    where
+        E: TryInto<Event>,
+        Error: From<E::Error>,
+    {
+        self.state.publish(event.try_into()?)
     }
 
     /// Closes the channel: no more events can be published.
     ///
-    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that comes later and has all events is refused
-    /// with [`Rejection::finished`].
+    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that subscribes later, and has received all
+    /// events, is refused with [`Rejection::finished`].
     pub fn close(&self) {
         self.state.close();
     }
@@ -152,6 +205,13 @@ impl Channel {
     }
 
     /// Waits until there is no subscriber: a producer can pause then. Cancel-safe.
+    ///
+    /// When `unsubscribed` returns, a new subscriber may already be there. A producer that has paused continues after
+    /// [`subscribed`](Self::subscribed), as in the example, and misses no subscriber.
+    ///
+    /// A map of channels must not remove a channel because `unsubscribed` has returned: a handler may hold a clone of the channel whose
+    /// client has not subscribed yet, and this client would then wait on a channel that no publisher finds. The [module
+    /// docs](self#a-map-of-channels) show how to remove a channel safely.
     ///
     /// ```
     /// # async fn produce() {}
@@ -192,7 +252,7 @@ impl Channel {
     }
 }
 
-/// Each client begins after its cursor, or at the channel's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the channel's [`StartPosition`] if the client has no cursor.
 impl PushSource for Channel {
     type Stream = Subscriber;
 

@@ -29,8 +29,8 @@ pub struct Subscriber {
     first_item: Option<Box<Item>>,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
-    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found that there is none.
-    requested: Option<EventId>,
+    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
+    requested_cursor: Option<EventId>,
     is_finished: bool,
 }
 
@@ -45,7 +45,7 @@ impl Subscriber {
             position: start.position,
             first_item: start.first_item.map(Box::new),
             buffer: ReadBuffer::default(),
-            requested: start.requested,
+            requested_cursor: start.requested_cursor,
             is_finished: false,
         }
     }
@@ -55,7 +55,7 @@ impl Subscriber {
     fn skip_trimmed(&mut self, up_to: u64) -> Result<Item, BoxError> {
         let missed = up_to - self.position;
         let counters = self.channel.counters();
-        let reason = match self.requested {
+        let reason = match self.requested_cursor {
             Some(_) => {
                 counters.add_missed_on_return(missed);
                 GapReason::Expired
@@ -71,7 +71,7 @@ impl Subscriber {
         };
         self.position = up_to;
         let mut gap = Gap::new(reason).missed(missed);
-        gap.requested = self.requested.take();
+        gap.requested = self.requested_cursor.take();
         gap.resumed = Some(self.channel.event_id(up_to));
         Ok(Item::Gap(gap))
     }
@@ -81,7 +81,7 @@ impl Subscriber {
         let conflated = up_to - self.position - self.buffer.len() as u64;
         self.channel.counters().add_conflated(conflated);
         self.position = up_to;
-        self.requested = None;
+        self.requested_cursor = None;
     }
 }
 
@@ -107,7 +107,7 @@ impl Stream for Subscriber {
                     return Poll::Ready(Some(Ok(Item::Finished)));
                 }
                 EventLogReadOutcome::UpToDate => {
-                    this.requested = None;
+                    this.requested_cursor = None;
                     if (this.channel).wait_unless_readable(&this.reader, cx.waker(), this.position)
                     {
                         return Poll::Pending;

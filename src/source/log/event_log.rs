@@ -2,7 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{
     ReadBuffer, event_log_limits::EventLogLimits, log_entry::LogEntry,
-    trimmed_latest::TrimmedLatest,
+    newest_trimmed_by_key::NewestTrimmedByKey,
 };
 use crate::event::Event;
 
@@ -23,7 +23,7 @@ pub(crate) struct EventLog {
     is_closed: bool,
     trimmed: Vec<Event>,
     /// The newest trimmed event of each key, for readers whose next event was trimmed. `None` in a log that does not conflate.
-    trimmed_latest: Option<TrimmedLatest>,
+    newest_trimmed: Option<NewestTrimmedByKey>,
 }
 
 /// The result of [`EventLog::read`]: what follows the reader's position.
@@ -51,7 +51,7 @@ impl EventLog {
             byte_len: 0,
             is_closed: false,
             trimmed: Vec::new(),
-            trimmed_latest: conflates.then(TrimmedLatest::default),
+            newest_trimmed: conflates.then(NewestTrimmedByKey::default),
         }
     }
 
@@ -63,8 +63,9 @@ impl EventLog {
     /// Appends an event. `key` is required in a log that conflates.
     pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
         let position = self.next_position();
-        if let (Some(latest), Some(key)) = (&mut self.trimmed_latest, &key) {
-            self.trimmed.extend(latest.on_append(key, position));
+        if let (Some(newest_trimmed), Some(key)) = (&mut self.newest_trimmed, &key) {
+            self.trimmed
+                .extend(newest_trimmed.replace_newest(key, position));
         }
         let entry = LogEntry::new(event, key, now);
         self.make_room_for(entry.event_byte_len);
@@ -92,17 +93,20 @@ impl EventLog {
         while is_expired(self.entries.front()) {
             self.trim_oldest();
         }
-        if let Some(latest) = &mut self.trimmed_latest {
-            while is_expired(latest.oldest()) {
-                self.trimmed.extend(latest.drop_oldest());
+        if let Some(newest_trimmed) = &mut self.newest_trimmed {
+            while is_expired(newest_trimmed.oldest()) {
+                self.trimmed.extend(newest_trimmed.drop_oldest());
             }
         }
     }
 
     /// Returns whether [`trim_expired`](Self::trim_expired) would trim an event.
     pub(crate) fn has_expired_events(&self, now: Duration) -> bool {
-        let latest = self.trimmed_latest.as_ref().and_then(TrimmedLatest::oldest);
-        let mut oldest = latest.into_iter().chain(self.entries.front());
+        let newest_trimmed = self
+            .newest_trimmed
+            .as_ref()
+            .and_then(NewestTrimmedByKey::oldest);
+        let mut oldest = newest_trimmed.into_iter().chain(self.entries.front());
         oldest.any(|entry| self.limits.is_expired(entry, now))
     }
 
@@ -117,12 +121,12 @@ impl EventLog {
             return;
         };
         self.byte_len -= entry.event_byte_len;
-        match &mut self.trimmed_latest {
-            Some(latest) => {
-                self.trimmed
-                    .extend(latest.insert_if_newest(position, entry));
-                while latest.exceeds(self.limits) {
-                    self.trimmed.extend(latest.drop_oldest());
+        match &mut self.newest_trimmed {
+            Some(newest_trimmed) => {
+                let rejected = newest_trimmed.keep_if_newest(position, entry).err();
+                self.trimmed.extend(rejected);
+                while newest_trimmed.exceeds(self.limits) {
+                    self.trimmed.extend(newest_trimmed.drop_oldest());
                 }
             }
             None => self.trimmed.push(entry.event),
@@ -137,10 +141,10 @@ impl EventLog {
     /// Returns the position from which a reader gets the newest event of each key, and then all events in the log. In a log that
     /// does not conflate, the snapshot is empty, and this position is [`position_before_oldest`](Self::position_before_oldest).
     pub(crate) fn position_before_snapshot(&self) -> u64 {
-        let latest = self.trimmed_latest.as_ref();
-        latest.map_or(
+        let newest_trimmed = self.newest_trimmed.as_ref();
+        newest_trimmed.map_or(
             self.position_before_oldest(),
-            TrimmedLatest::last_dropped_position,
+            NewestTrimmedByKey::last_dropped_position,
         )
     }
 
@@ -201,17 +205,17 @@ impl EventLog {
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
-        let Some(latest) = &self.trimmed_latest else {
+        let Some(newest_trimmed) = &self.newest_trimmed else {
             return EventLogReadOutcome::Trimmed {
                 up_to: before_oldest,
             };
         };
-        if position < latest.last_dropped_position() {
+        if position < newest_trimmed.last_dropped_position() {
             return EventLogReadOutcome::Trimmed {
-                up_to: latest.last_dropped_position(),
+                up_to: newest_trimmed.last_dropped_position(),
             };
         }
-        let up_to = fill_buffer(buffer, max_bytes, latest.entries_after(position));
+        let up_to = fill_buffer(buffer, max_bytes, newest_trimmed.entries_after(position));
         EventLogReadOutcome::Events {
             // If no trimmed event is kept after the position, the log holds a newer event of each trimmed event's key.
             up_to: up_to.unwrap_or(before_oldest),

@@ -26,7 +26,7 @@ impl LogEntry {
         self.key.as_deref()
     }
 
-    /// Returns the bytes of the event and of its key. The key counts twice, because a `TrimmedLatest` holds it twice.
+    /// Returns the bytes of the event and of its key. The key counts twice, because a `NewestTrimmedByKey` holds it twice.
     pub(super) fn byte_len(&self) -> usize {
         self.event_byte_len + 2 * self.key().map_or(0, str::len)
     }

@@ -7,16 +7,16 @@
 //! |---|---|---|
 //! | `event_log.rs` | [`EventLog`]: events, limits, reads | locks, clocks, ids, subscribers |
 //! | `log_entry.rs`, `event_log_limits.rs` | one event in a log; the limits of a log | other events |
-//! | `trimmed_latest.rs` | `TrimmedLatest`: the newest trimmed event of each key | readers |
+//! | `newest_trimmed_by_key.rs` | `NewestTrimmedByKey`: the newest trimmed event of each key | readers |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
 //! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
 
 mod event_log;
 mod event_log_limits;
 mod log_entry;
+mod newest_trimmed_by_key;
 mod read_buffer;
 mod shared_log;
-mod trimmed_latest;
 
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;

@@ -3,7 +3,7 @@
 //! A plain stream belongs to one response. When the connection breaks, the stream is dropped, and what the client had not read is
 //! lost. A client that polls would lose items with every request, because the handler makes a new stream for each request.
 //!
-//! A [`Resumable`] keeps streams apart from their connections. A `Resumable` gives every event an id, and keeps the last events
+//! A [`Resumable`] owns its streams, so a stream does not end with its connection. A `Resumable` gives every event an id, and keeps the last events
 //! of each stream in a log. When the client of a stream disconnects, the stream is *parked*: it is not polled, and so produces
 //! nothing that no client reads. When the client reconnects with its cursor, over any transport, it gets the items that it missed
 //! from the log, and then the rest of the same stream. The new stream that the handler made for this request is dropped without
@@ -33,7 +33,7 @@
 //! | of a stream that the `Resumable` still has | the items after the cursor, from the log and then from the stream, without a hole or a duplicate |
 //! | of a stream that the `Resumable` still has, but older than its log | a gap (`expired`) that says how many events are missing, then the log, then the stream |
 //! | of a stream that the `Resumable` still has, but ahead of it | a gap (`epoch`), then the log, then the stream |
-//! | of a stream that was dropped, or that has another owner | a gap (`expired`), then the handler's stream |
+//! | of a stream that was dropped, or that has a different owner | a gap (`expired`), then the handler's stream |
 //! | of anything else | a gap (`epoch`), then the handler's stream |
 //!
 //! A client that sends the same cursor again gets the same events again: neither sending nor acknowledging removes events from
@@ -66,21 +66,20 @@
 //! the last client leaves outside of a runtime, these streams are dropped when the next client subscribes.
 //!
 //! # Ids are secrets
-//! Whoever has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token has 128
-//! random bits from the operating system's generator (`/dev/urandom`; where there is no such file, SipHash with a key from the
-//! system, see [`RandomState`](std::hash::RandomState)). Keep ids out of log files, particularly where clients send them in the
-//! URL.
+//! A client that has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token
+//! has 128 random bits from the operating system's generator (the crate [`getrandom`](https://docs.rs/getrandom)). Keep ids out of log
+//! files, particularly where clients send them in the URL.
 //!
 //! If requests are authenticated, set the owner of each stream, so that only the owner can resume the stream: see
-//! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses it. Endpoints
-//! that admit different people should therefore have a `Resumable` each.
+//! [`ResumableSource::owner`]. All streams that one [`Resumable`] wraps can be resumed at every endpoint that uses this
+//! `Resumable`. Endpoints that admit different people should therefore have a `Resumable` each.
 //!
 //! The ids of the wrapped source's events are replaced. Replacing an id copies the payload if the event has another clone.
 //!
 //! # Difference from a channel
-//! A [`Channel`](super::Channel) is one log that many clients read, and it does not wait for them. A `Resumable` has a log for each
-//! stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for events that many
-//! clients get, or that are produced whether or not a client reads them.
+//! A [`Channel`](super::Channel) is one log that many clients read, and a channel does not wait for its clients. A `Resumable` has
+//! a log for each stream, which was made for one client, and polls a stream only as fast as its client reads. Use a channel for
+//! events that many clients get, or that are produced whether or not a client reads them.
 
 mod item_log;
 mod resumable_builder;
@@ -113,10 +112,11 @@ use crate::{
     event::{EventId, Item},
 };
 
-/// Makes streams resumable, and keeps the streams whose clients are away. See the [module docs](self).
+/// Keeps the streams whose clients are away, and wraps sources so that their clients can resume them. One `Resumable` is shared by all
+/// requests. See the [module docs](self).
 ///
-/// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that were
-/// made with them.
+/// Clones share the streams. The parked streams are dropped when all clones are dropped, and all sources and streams that
+/// these clones have made.
 #[derive(Clone)]
 pub struct Resumable {
     registry: Arc<StreamRegistry>,
@@ -166,7 +166,7 @@ impl Resumable {
         self.registry.counts()
     }
 
-    /// Parks a stream that has no client now. Returns the cursor with which a request of the same owner resumes it.
+    /// Parks a stream that has no client now. Returns the cursor with which a request of the same owner resumes the stream.
     ///
     /// Transports that answer one request with the first items of a stream, and later requests with the rest, use `park`.
     #[must_use]

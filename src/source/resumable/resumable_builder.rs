@@ -62,7 +62,7 @@ impl ResumableBuilder {
         self
     }
 
-    /// Sets how a stream that yields `None` ends for its clients. By default they are told that the source has
+    /// Sets how a stream that yields `None` ends for its clients. By default the clients are told that the source has
     /// [finished](EndPolicy::Finish).
     pub fn end_policy(mut self, end_policy: EndPolicy) -> Self {
         self.config.end_policy = end_policy;

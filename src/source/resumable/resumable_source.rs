@@ -29,9 +29,9 @@ impl<S> ResumableSource<S> {
         }
     }
 
-    /// Sets the owner of the stream: only a request with the same owner can resume the stream. A request with another owner, or
-    /// none, is answered as if the stream did not exist. By default a stream has no owner, and requests without an owner can resume
-    /// it.
+    /// Sets the owner of the stream: only a request with the same owner can resume the stream. A request with a different owner, or
+    /// with none, is answered as if the stream did not exist. By default a stream has no owner, and requests without an owner can
+    /// resume it.
     ///
     /// ```
     /// # use tower_push::{Push, Resumable};
@@ -60,7 +60,7 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
         let gap = |reason| Gap::new(reason).requested(cursor.clone());
         let first_items = match self.registry.resume(&cursor, self.owner.as_deref()) {
             Ok((lease, position)) => match resume(lease, position, gap(GapReason::Epoch)) {
-                ResumeOutcome::Stream(stream) => return Ok(stream.with_requested(cursor)),
+                ResumeOutcome::Stream(stream) => return Ok(stream.with_requested_cursor(cursor)),
                 ResumeOutcome::Finished => return Err(Rejection::finished()),
                 ResumeOutcome::Ended(remaining_items) => remaining_items,
             },
@@ -68,6 +68,10 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
         };
         self.subscribe_to_source(subscription.without_cursor(), first_items)
             .await
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        true
     }
 }
 
@@ -100,8 +104,8 @@ enum ResumeOutcome {
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at `position`, the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream, or if
-/// the stream has failed.
+/// Resumes a stream at `position`, the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream's log,
+/// or if the stream has failed.
 fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
     let stream = lease.stream();
     let (before_oldest, last_position, end) = stream.inspect_log(|log| {

@@ -28,8 +28,8 @@ pub struct ResumableStream {
     position: u64,
     /// Items yielded before the first one from the log.
     first_items: VecDeque<Item>,
-    /// The cursor that the client resumes from. `None` once the reader has read an item, or has found that there is none.
-    requested: Option<EventId>,
+    /// The cursor that the client resumes from. `None` once the reader has read an item, or has found no item to read.
+    requested_cursor: Option<EventId>,
     /// The stream's error, if the stream failed when this reader polled it.
     error: Option<BoxError>,
     is_finished: bool,
@@ -42,27 +42,27 @@ impl ResumableStream {
             lease,
             position,
             first_items,
-            requested: None,
+            requested_cursor: None,
             error: None,
             is_finished: false,
         }
     }
 
     /// Sets the cursor that the client resumes from.
-    pub(super) fn with_requested(mut self, cursor: EventId) -> Self {
-        self.requested = Some(cursor);
+    pub(super) fn with_requested_cursor(mut self, cursor: EventId) -> Self {
+        self.requested_cursor = Some(cursor);
         self
     }
 
     /// Skips the trimmed items up to and including `up_to`, and returns the gap that stands for them.
     fn skip_trimmed(&mut self, up_to: u64, missed: Option<u64>) -> Item {
-        let reason = match self.requested {
+        let reason = match self.requested_cursor {
             Some(_) => GapReason::Expired,
             None => GapReason::Lagged,
         };
         self.position = up_to;
         let mut gap = Gap::new(reason).resumed(self.lease.stream().item_id(up_to));
-        gap.requested = self.requested.take();
+        gap.requested = self.requested_cursor.take();
         gap.missed = missed;
         Item::Gap(gap)
     }
@@ -96,11 +96,11 @@ impl Stream for ResumableStream {
         let stream = this.lease.stream();
         match stream.poll_read(this.position, &this.reader, cx, &mut this.error) {
             Poll::Pending => {
-                this.requested = None;
+                this.requested_cursor = None;
                 Poll::Pending
             }
             Poll::Ready(ItemLogReadOutcome::Item(item)) => {
-                this.requested = None;
+                this.requested_cursor = None;
                 this.position += 1;
                 Poll::Ready(Some(Ok(item)))
             }

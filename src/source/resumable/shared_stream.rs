@@ -32,28 +32,29 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 ///    The reader that polled the stream may be gone when the stream makes progress.
 /// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and
 ///    [`AllReadersWaker::wake_count`] once more before it releases that lock. A thread first changes the log or the wake
-///    count, and then takes the wakers under that lock.
+///    count, and then takes the wakers under the same lock.
 /// 3. A reader that loses `try_lock` on the stream sets `poll_requested`, retries, and waits only while the flag is set. The lock
-///    holder clears the flag after unlocking, and wakes all readers if it was set. So the second try succeeds, or the reader sees
-///    the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
+///    holder clears the flag after unlocking, and wakes all readers if the flag was set. So the second try succeeds, or the
+///    reader sees the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
 ///
 /// The tests in `loom_tests.rs` check these invariants.
 pub(super) struct SharedStream {
     token: StreamToken,
-    /// Only requests with this owner may resume the stream. If it is `None`, only requests without an owner may.
+    /// Only requests with this owner may resume the stream. If the owner is `None`, only requests without an owner may resume the
+    /// stream.
     owner: Option<Box<str>>,
     /// `None` once the stream has ended. The holder of the lock polls the stream and appends to the log.
     stream: Mutex<Option<BoxStream>>,
-    state: Mutex<SharedLogState>,
-    /// How the stream ends for its clients if it yields `None`.
-    plain_end: LoggedEnd,
+    state: Mutex<SharedStreamState>,
+    /// The end that the log gets if the stream yields `None`.
+    end_on_none: LoggedEnd,
     /// The waker has an allocation of its own, so that a clone of the waker keeps neither the stream nor its log alive.
     reader_waker: Arc<AllReadersWaker>,
 }
 
 /// The log, and the request to poll the stream again, under one lock.
 #[derive(Debug)]
-struct SharedLogState {
+struct SharedStreamState {
     log: ItemLog,
     /// Whether a reader has found the stream locked by another reader.
     poll_requested: bool,
@@ -81,11 +82,11 @@ impl SharedStream {
             token,
             owner,
             stream: Mutex::new(Some(stream)),
-            state: Mutex::new(SharedLogState {
+            state: Mutex::new(SharedStreamState {
                 log: ItemLog::new(log_limits),
                 poll_requested: false,
             }),
-            plain_end: match end_policy {
+            end_on_none: match end_policy {
                 EndPolicy::Finish => LoggedEnd::Finished,
                 EndPolicy::Restart => LoggedEnd::Ended,
             },
@@ -150,7 +151,8 @@ impl SharedStream {
             };
             let readers = &self.reader_waker.readers;
             if !readers.wait_unless(reader, cx.waker(), is_ready) {
-                // The stream is not polled again at once: one that wakes its own waker and is pending yields to other tasks.
+                // The stream is not polled again at once: a stream that wakes its own waker and returns `Pending` yields to other
+                // tasks.
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;
@@ -159,38 +161,39 @@ impl SharedStream {
 
     /// Polls the stream once, and appends the item that the stream yields to the log.
     fn poll_stream(&self, error: &mut Option<BoxError>) -> PollAttempt {
-        let Some(mut guard) = self.lock_or_request_poll() else {
+        let Some(mut stream_lock) = self.lock_or_request_poll() else {
             return PollAttempt::LockHeld;
         };
-        let Some(stream) = guard.stream() else {
+        let Some(stream) = stream_lock.stream() else {
             // Another reader has polled the stream to its end since this reader read the log.
             return PollAttempt::Progress;
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
-        let next = || self.poll_next_log_update(stream.as_mut(), cx);
+        let next = || self.poll_append_or_end(stream.as_mut(), cx);
         let update = match catch_unwind(AssertUnwindSafe(next)) {
             Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
             Err(panic) => {
-                let stream = guard.end_stream(LoggedEnd::Failed("the stream panicked".into()));
-                drop(guard);
+                let stream =
+                    stream_lock.end_stream(LoggedEnd::Failed("the stream panicked".into()));
+                drop(stream_lock);
                 // A second panic, while the first one unwinds, would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
                 resume_unwind(panic);
             }
         };
         match update {
-            ItemLogUpdate::Append(entry) => {
-                let trimmed = guard.append_to_log(entry);
-                drop(guard);
+            LogAppendOrEnd::Append(entry) => {
+                let trimmed = stream_lock.append_to_log(entry);
+                drop(stream_lock);
                 // Trimmed entries are dropped outside the locks, because dropping a payload can run its owner's code.
                 drop(trimmed);
             }
-            ItemLogUpdate::End(end, failure) => {
+            LogAppendOrEnd::End(end, failure) => {
                 *error = failure;
-                let stream = guard.end_stream(end);
-                drop(guard);
+                let stream = stream_lock.end_stream(end);
+                drop(stream_lock);
                 // The stream is dropped outside the locks, because dropping a stream can run any code.
                 drop(stream);
             }
@@ -199,29 +202,29 @@ impl SharedStream {
     }
 
     /// Polls the stream for an event, a gap or the end.
-    fn poll_next_log_update(
+    fn poll_append_or_end(
         &self,
         mut stream: Pin<&mut (dyn Stream<Item = Result<Item, BoxError>> + Send)>,
         cx: &mut Context<'_>,
-    ) -> Poll<ItemLogUpdate> {
+    ) -> Poll<LogAppendOrEnd> {
         for _ in 0..MAX_SKIPPED_CURSORS {
             let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // A shared event is copied here, because its id is set later, under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    ItemLogUpdate::Append(LoggedItem::Event(event.into_unshared()))
+                    LogAppendOrEnd::Append(LoggedItem::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => ItemLogUpdate::Append(LoggedItem::Gap(Box::new(gap))),
-                Some(Ok(Item::Finished)) => ItemLogUpdate::End(LoggedEnd::Finished, None),
+                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedItem::Gap(Box::new(gap))),
+                Some(Ok(Item::Finished)) => LogAppendOrEnd::End(LoggedEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
-                    ItemLogUpdate::End(LoggedEnd::EndedWithRetry(retry), None)
+                    LogAppendOrEnd::End(LoggedEnd::EndedWithRetry(retry), None)
                 }
-                Some(Ok(Item::Expired)) => ItemLogUpdate::End(LoggedEnd::Ended, None),
+                Some(Ok(Item::Expired)) => LogAppendOrEnd::End(LoggedEnd::Ended, None),
                 // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    ItemLogUpdate::End(LoggedEnd::Failed(error.to_string().into()), Some(error))
+                    LogAppendOrEnd::End(LoggedEnd::Failed(error.to_string().into()), Some(error))
                 }
-                None => ItemLogUpdate::End(self.plain_end.clone(), None),
+                None => LogAppendOrEnd::End(self.end_on_none.clone(), None),
             };
             return Poll::Ready(update);
         }
@@ -230,20 +233,20 @@ impl SharedStream {
     }
 
     /// Locks the stream. If another reader holds the lock, sets `poll_requested` and tries once more.
-    fn lock_or_request_poll(&self) -> Option<PollGuard<'_>> {
+    fn lock_or_request_poll(&self) -> Option<StreamLock<'_>> {
         self.try_lock_stream().or_else(|| {
             lock(&self.state).poll_requested = true;
             self.try_lock_stream()
         })
     }
 
-    fn try_lock_stream(&self) -> Option<PollGuard<'_>> {
+    fn try_lock_stream(&self) -> Option<StreamLock<'_>> {
         let stream = match self.stream.try_lock() {
             Ok(stream) => stream,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Some(PollGuard {
+        Some(StreamLock {
             shared: self,
             stream: Some(stream),
         })
@@ -261,19 +264,19 @@ enum PollAttempt {
     LockHeld,
 }
 
-/// A lock guard of the stream: the right to poll the stream and to append to its log.
-struct PollGuard<'a> {
+/// The lock of the stream, which a reader holds while it polls the stream and appends to the log.
+struct StreamLock<'a> {
     shared: &'a SharedStream,
-    /// `None` only while the guard is dropped.
+    /// `None` only while this value is dropped.
     stream: Option<MutexGuard<'a, Option<BoxStream>>>,
 }
 
-impl PollGuard<'_> {
+impl StreamLock<'_> {
     fn stream(&mut self) -> Option<&mut BoxStream> {
         self.stream.as_mut()?.as_mut()
     }
 
-    /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the guard.
+    /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the lock.
     fn append_to_log(&self, entry: LoggedItem) -> Vec<LoggedItem> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
@@ -284,7 +287,7 @@ impl PollGuard<'_> {
         trimmed
     }
 
-    /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the guard.
+    /// Ends the log and wakes the readers. Returns the stream, which the caller drops after the lock.
     fn end_stream(&mut self, end: LoggedEnd) -> Option<BoxStream> {
         lock(&self.shared.state).log.set_end(end);
         self.shared.reader_waker.readers.wake_all();
@@ -292,7 +295,7 @@ impl PollGuard<'_> {
     }
 }
 
-impl Drop for PollGuard<'_> {
+impl Drop for StreamLock<'_> {
     fn drop(&mut self) {
         self.stream = None;
         let was_requested = std::mem::take(&mut lock(&self.shared.state).poll_requested);
@@ -302,8 +305,8 @@ impl Drop for PollGuard<'_> {
     }
 }
 
-/// The change to the log that follows from an item, an error or the end that the stream has yielded.
-enum ItemLogUpdate {
+/// What an item, an error or the end of the stream changes in the log.
+enum LogAppendOrEnd {
     /// The log gets this entry. The entry's event has not got an id from the log yet.
     Append(LoggedItem),
     /// The stream has ended, with this error if it has failed.

@@ -32,11 +32,11 @@ pub(super) struct StreamRegistry {
 #[derive(Default)]
 struct RegistryState {
     streams: HashMap<StreamToken, RegisteredStream>,
-    /// A record of each parked stream. The keys are sequence numbers: the first entry was parked first and expires first.
-    parked: BTreeMap<u64, ParkingRecord>,
-    /// The sequence number that the next parked stream gets.
-    next_parking: u64,
-    /// Sum of [`ParkingRecord::byte_len`].
+    /// The parked streams. The keys are sequence numbers: the first entry was parked first and expires first.
+    parked: BTreeMap<u64, ParkedStream>,
+    /// The key in `parked` that the next parked stream gets.
+    next_parked_key: u64,
+    /// Sum of [`ParkedStream::byte_len`].
     parked_bytes: usize,
     /// The task that drops streams that were parked for too long. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
@@ -50,11 +50,11 @@ struct RegisteredStream {
     /// The number of [`Lease`]s of the stream.
     readers: usize,
     /// The stream's key in [`RegistryState::parked`] while it has no readers.
-    parking: Option<u64>,
+    parked_key: Option<u64>,
 }
 
-/// When a parked stream was parked, and how many bytes its log counts toward the limit.
-struct ParkingRecord {
+/// A stream without readers: its token, the time since which it is parked, and its bytes, which count toward the limit.
+struct ParkedStream {
     since: Instant,
     token: StreamToken,
     /// Bytes in the stream's log. The log does not change while the stream is parked.
@@ -88,9 +88,9 @@ impl StreamRegistry {
         let registered = RegisteredStream {
             stream: stream.clone(),
             readers: 1,
-            parking: None,
+            parked_key: None,
         };
-        self.update(|state| state.streams.insert(token, registered));
+        self.with_current_state(|state| state.streams.insert(token, registered));
         self.lease(stream)
     }
 
@@ -102,7 +102,7 @@ impl StreamRegistry {
         owner: Option<&str>,
     ) -> Result<(Lease, u64), GapReason> {
         let (token, position) = StreamToken::split(cursor).ok_or(GapReason::Epoch)?;
-        let stream = self.update(|state| state.add_reader(&token, owner));
+        let stream = self.with_current_state(|state| state.add_reader(&token, owner));
         let stream = stream.ok_or(GapReason::Expired)?;
         Ok((self.lease(stream), position))
     }
@@ -116,13 +116,14 @@ impl StreamRegistry {
 
     /// Returns whether the registry has the stream that a cursor belongs to.
     pub(super) fn contains(&self, cursor: &EventId) -> bool {
-        StreamToken::split(cursor)
-            .is_some_and(|(token, _)| self.update(|state| state.streams.contains_key(&token)))
+        StreamToken::split(cursor).is_some_and(|(token, _)| {
+            self.with_current_state(|state| state.streams.contains_key(&token))
+        })
     }
 
     /// Ends a lease of the stream with this token. A stream without a lease is parked.
     fn release(self: &Arc<Self>, token: &StreamToken) {
-        self.update(|state| {
+        self.with_current_state(|state| {
             state.remove_reader(token);
             if !state.parked.is_empty() {
                 state.ensure_expiry_task(self);
@@ -131,7 +132,7 @@ impl StreamRegistry {
     }
 
     pub(super) fn counts(&self) -> ResumableCounts {
-        self.update(|state| ResumableCounts {
+        self.with_current_state(|state| ResumableCounts {
             active: state.streams.len() - state.parked.len(),
             parked: state.parked.len(),
             parked_bytes: state.parked_bytes,
@@ -141,13 +142,13 @@ impl StreamRegistry {
         })
     }
 
-    /// Removes expired streams, calls `update`, and evicts streams beyond the limits. `update` therefore never sees an expired
+    /// Removes expired streams, calls `access` with the state, and evicts streams beyond the limits. `access` therefore never sees an expired
     /// stream.
-    fn update<T>(&self, update: impl FnOnce(&mut RegistryState) -> T) -> T {
+    fn with_current_state<T>(&self, access: impl FnOnce(&mut RegistryState) -> T) -> T {
         let mut removed = Vec::new();
         let mut state = self.lock();
         state.remove_expired(&self.config, &mut removed);
-        let result = update(&mut state);
+        let result = access(&mut state);
         state.evict_excess(&self.config, &mut removed);
         drop(state);
         drop_streams(removed);
@@ -157,7 +158,7 @@ impl StreamRegistry {
     /// Removes expired streams, and returns the time until the next one expires. Returns `None` if no stream is parked, whereupon
     /// the expiry task ends.
     fn remove_expired(&self) -> Option<Duration> {
-        self.update(|state| {
+        self.with_current_state(|state| {
             let next = state.time_to_next_expiry(&self.config);
             if next.is_none() {
                 state.expiry_task = None;
@@ -187,7 +188,8 @@ fn drop_streams(streams: Vec<Arc<SharedStream>>) {
 }
 
 impl RegistryState {
-    /// Adds a reader to a stream. Ends the parking if the stream is parked.
+    /// Adds a reader to the stream with this token, and counts the stream as resumed. Unparks the stream if it is parked. Returns `None`
+    /// if there is no such stream, or if the stream's owner is not `owner`.
     fn add_reader(
         &mut self,
         token: &StreamToken,
@@ -198,15 +200,15 @@ impl RegistryState {
             return None;
         }
         registered.readers += 1;
-        let parking = registered.parking.take();
-        if let Some(parked) = parking.and_then(|parking| self.parked.remove(&parking)) {
+        let parked_key = registered.parked_key.take();
+        if let Some(parked) = parked_key.and_then(|key| self.parked.remove(&key)) {
             self.parked_bytes -= parked.byte_len;
         }
         self.resumed += 1;
         Some(registered.stream.clone())
     }
 
-    /// Removes a reader from a stream. If the stream has no other reader, it is parked.
+    /// Removes a reader from a stream. Parks the stream if it has no other reader.
     fn remove_reader(&mut self, token: &StreamToken) {
         let Some(registered) = self.streams.get_mut(token) else {
             return;
@@ -215,15 +217,15 @@ impl RegistryState {
         if registered.readers > 0 {
             return;
         }
-        let parked = ParkingRecord {
+        let parked = ParkedStream {
             since: Instant::now(),
             token: *token,
             byte_len: registered.stream.inspect_log(|log| log.byte_len()),
         };
         self.parked_bytes += parked.byte_len;
-        registered.parking = Some(self.next_parking);
-        self.parked.insert(self.next_parking, parked);
-        self.next_parking += 1;
+        registered.parked_key = Some(self.next_parked_key);
+        self.parked.insert(self.next_parked_key, parked);
+        self.next_parked_key += 1;
     }
 
     fn remove_expired(&mut self, config: &ResumableConfig, removed: &mut Vec<Arc<SharedStream>>) {

@@ -1,9 +1,6 @@
-use std::{fmt, fs::File, io::Read, sync::LazyLock};
+use std::fmt;
 
-use crate::{
-    event::{EventId, IdPrefix},
-    random,
-};
+use crate::event::{EventId, IdPrefix};
 
 /// The number of base-32 digits that hold 128 bits.
 const TOKEN_LEN: usize = 26;
@@ -14,12 +11,17 @@ const TOKEN_LEN: usize = 26;
 pub(super) struct StreamToken(IdPrefix<TOKEN_LEN>);
 
 impl StreamToken {
+    /// Draws a token from the operating system's generator.
+    ///
+    /// # Panics
+    /// If the operating system has no random bits. A token that can be guessed would give others access to the stream, and `HashMap`
+    /// panics in this case too.
     pub(super) fn random() -> Self {
-        // Each of the two generators suffices. The exclusive or of the two is random if either of them is.
-        let [high, low] = system_random();
-        let halves = [random::bits() ^ high, random::bits() ^ low];
-        let [high, low] = halves.map(u128::from);
-        Self(IdPrefix::from_bits(high << 64 | low))
+        let mut bits = [0; 16];
+        match getrandom::fill(&mut bits) {
+            Ok(()) => Self(IdPrefix::from_bits(u128::from_ne_bytes(bits))),
+            Err(error) => panic!("the operating system has no random bits: {error}"),
+        }
     }
 
     /// Returns the id of the item at this position, which is the cursor that resumes after it.
@@ -27,7 +29,7 @@ impl StreamToken {
         self.0.id(position)
     }
 
-    /// Splits an id into its token and position. Returns `None` if the id has another form.
+    /// Splits an id into its token and position. Returns `None` if the id has a different form.
     pub(super) fn split(id: &EventId) -> Option<(Self, u64)> {
         IdPrefix::split(id).map(|(prefix, position)| (Self(prefix), position))
     }
@@ -40,25 +42,8 @@ impl fmt::Debug for StreamToken {
     }
 }
 
-/// Reads 128 bits from the operating system's generator. Returns zeros if there is no `/dev/urandom`. Reading `/dev/urandom` does
-/// not block once the system has booted.
-fn system_random() -> [u64; 2] {
-    static FILE: LazyLock<Option<File>> = LazyLock::new(|| {
-        let path = cfg!(unix).then_some("/dev/urandom")?;
-        File::open(path).ok()
-    });
-    let mut bits = [[0; 8]; 2];
-    if let Some(mut file) = FILE.as_ref() {
-        // Bits that cannot be read stay zero.
-        let _ = file.read_exact(bits.as_flattened_mut());
-    }
-    bits.map(u64::from_ne_bytes)
-}
-
 #[cfg(all(test, not(tower_push_loom)))]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     fn id(text: &str) -> EventId {
@@ -95,14 +80,6 @@ mod tests {
             if malformed != good {
                 assert_eq!(StreamToken::split(&id(malformed)), None, "{malformed}");
             }
-        }
-    }
-
-    #[test]
-    fn system_random_does_not_repeat() {
-        if cfg!(unix) {
-            let drawn: HashSet<_> = (0..100).flat_map(|_| system_random()).collect();
-            assert_eq!(drawn.len(), 200);
         }
     }
 

@@ -44,7 +44,7 @@ pub(super) struct BatchBuilder {
 /// A complete batch, which is the body of one response.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// The encoded batch. For a batch without items it may be an empty JSON array, for example.
+    /// The encoded batch. The body of a batch without items may be an empty JSON array, for example.
     pub(super) body: Bytes,
     /// Whether the batch holds an event or a gap.
     pub(super) has_content: bool,
@@ -189,7 +189,7 @@ impl BatchBuilder {
                 return Break(StreamStatus::HasMore);
             }
             let has_source_cursor = self.has_source_cursor || cursor.is_some();
-            if let Err(error) = self.write_content(item, has_source_cursor) {
+            if let Err(error) = self.write_event_or_gap(item, has_source_cursor) {
                 return Break(StreamStatus::Failed(error.into()));
             }
             self.has_content = true;
@@ -201,8 +201,9 @@ impl BatchBuilder {
         Continue(())
     }
 
-    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with this item or before it.
-    fn write_content(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
+    /// Writes an event or a gap. Before the first event, writes the gap that tells the client that its cursor is lost, unless
+    /// `has_source_cursor`: the source has given a cursor with this item or before it.
+    fn write_event_or_gap(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
         let is_event = item.event().is_some();
         if is_event {
             let gap = self.lost_cursor_gap.take();
@@ -220,8 +221,8 @@ impl BatchBuilder {
         has_max_bytes || self.event_count >= self.limits.max_events
     }
 
-    /// Returns whether the batch is worth a response. A batch that has only a gap, and no new cursor, is not worth one: the client would
-    /// poll again at once, with its old cursor, and get the same gap.
+    /// Returns whether the batch is worth a response. A batch that has only a gap, and no new cursor, is not worth a response: the
+    /// client would poll again at once, with its old cursor, and get the same gap.
     pub(super) fn is_worth_sending(&self) -> bool {
         self.event_count > 0 || (self.has_content && self.has_source_cursor)
     }

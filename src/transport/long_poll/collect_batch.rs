@@ -15,10 +15,10 @@ use crate::{
     BoxError,
     event::Item,
     supervision::SupervisedStream,
-    transport::{MAX_ITEMS_PER_POLL, lazy_timer::LazyTimer},
+    transport::{MAX_ITEMS_PER_POLL, moving_deadline_timer::MovingDeadlineTimer},
 };
 
-/// The times for which a poll waits. Each is at most one day.
+/// The times for which a long-poll request waits. Each time is at most one day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitTimes {
     /// The time to wait for the first event.
@@ -28,7 +28,7 @@ pub(super) struct WaitTimes {
 }
 
 impl WaitTimes {
-    /// The wait times of a poll that takes what is ready and does not wait.
+    /// The wait times of a request that takes what is ready and does not wait.
     pub(super) const ZERO: Self = Self {
         first: Duration::ZERO,
         more: Duration::ZERO,
@@ -53,11 +53,11 @@ pin_project! {
         deadline: Instant,
         wait_for_more: Duration,
         #[pin]
-        timer: LazyTimer,
+        timer: MovingDeadlineTimer,
     }
 }
 
-/// What a poll waits for.
+/// What a long-poll request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitPhase {
     FirstEvent,
@@ -77,7 +77,7 @@ impl<'a, S> CollectBatch<'a, S> {
             has_ended: false,
             deadline: Instant::now() + wait_times.first.min(MAX_WAIT_TIME),
             wait_for_more: wait_times.more.min(MAX_WAIT_TIME),
-            timer: LazyTimer::default(),
+            timer: MovingDeadlineTimer::default(),
         }
     }
 }
@@ -86,8 +86,8 @@ impl<S> CollectBatch<'_, S>
 where
     S: Stream<Item = Result<Item, BoxError>> + Unpin,
 {
-    /// Collects items, and returns the status of the stream once the batch is complete.
-    fn poll_status(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
+    /// Adds the items that are ready to the batch. Returns the status of the stream once the batch is complete.
+    fn poll_collect(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
         let this = self.project();
         let Some(builder) = this.builder else {
             return Poll::Pending;
@@ -136,7 +136,7 @@ where
     type Output = Batch;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Batch> {
-        let status = ready!(self.as_mut().poll_status(cx));
+        let status = ready!(self.as_mut().poll_collect(cx));
         let this = self.project();
         match this.builder.take() {
             Some(builder) => {

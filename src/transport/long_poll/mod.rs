@@ -38,8 +38,8 @@
 //!
 //! # The dialect of validators
 //! Every request is answered in this dialect unless it chooses the dialect of Durable Streams. A response has its cursor in
-//! `ETag: "<id>+<format>"` and in `Last-Event-ID`. The cursor of a request is in `Last-Event-ID`, or else in `If-None-Match`, or else in
-//! `?last_event_id=`.
+//! `ETag: "<id>+<format>"`, where the id is [escaped](crate::EventId::escaped), and in `Last-Event-ID`, where it is not. The cursor of a
+//! request is in `Last-Event-ID`, or else in `If-None-Match`, or else in `?last_event_id=`.
 //!
 //! | what happens | response |
 //! |---|---|
@@ -50,7 +50,7 @@
 //! | a poll with this cursor, or with the cursor of the last event | 204: the client must not come back |
 //! | the stream ends | the events up to then, at once: the client may come back. Without an event, the response is held for the wait time, because the client would come back at once |
 //! | the stream ends with a [time to reconnect](crate::Item::Ended) | the events up to then, even if there is none, at once, with `Retry-After` |
-//! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has another [policy](crate::source::resumable::EndPolicy) |
+//! | a plain stream ends, or that of a source that gives no cursor | as if the source had finished, unless the [`Resumable`] has a different [policy](crate::source::resumable::EndPolicy) |
 //! | the source fails, or the format refuses a payload | the events up to then. The next poll gets 500 |
 //! | `If-None-Match` is `*`, or holds several cursors, or none | as without `If-None-Match` |
 //! | `Last-Event-ID` is not a valid id | a gap first |
@@ -85,12 +85,12 @@
 //! Both loops should stop at a record with `end.finished`. For requests across origins, CORS must expose `ETag` and `Last-Event-ID`.
 //!
 //! # The dialect of Durable Streams
-//! This dialect consists of the reads of the
-//! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect
-//! with the query parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports,
-//! a request with both parameters always gets this one; for a request with `offset` alone, the `Accept` header decides.
+//! This dialect consists of the reads of the [Durable Streams
+//! protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md). A request chooses this dialect with the query
+//! parameter `offset`, or with `live=long-poll` or `live=sse`. If a [`Negotiate`](super::Negotiate) has several transports, a request with
+//! both `offset` and `live` always gets long-polling; for a request with `offset` alone, the `Accept` header decides.
 //!
-//! An offset is a cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
+//! An offset is an [escaped](crate::EventId::escaped) cursor. The body of a response consists of the payloads, as a JSON array or one after another, depending on the
 //! [content type](LongPoll::durable_content_type).
 //!
 //! | request | response |
@@ -101,7 +101,7 @@
 //! | `?offset=…&live=sse` | an event stream: for each batch `event: data`, followed by `event: control` |
 //! | any read after the end of a closed stream | `Stream-Closed: true`, at once, with 200, with 204 or in the last `control` |
 //! | an offset of which events are missing, or of another epoch: any [gap](crate::Gap) | 410: the client begins with `offset=-1` |
-//! | `offset` missing beside `live`, given twice, empty or malformed; another `live` beside an `offset` | 400 |
+//! | `offset` missing beside `live`, given twice, empty or malformed; an unknown value of `live` beside an `offset` | 400 |
 //! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not polled |
 //!
 //! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the
@@ -116,7 +116,7 @@
 mod batch_builder;
 mod collect_batch;
 mod durable;
-mod poll_source;
+mod long_poll_source;
 mod validators;
 mod wait_time;
 
@@ -127,21 +127,29 @@ use http::{HeaderValue, Method, request::Parts};
 use self::{
     batch_builder::{BatchBuilder, BatchLimits},
     collect_batch::WaitTimes,
-    durable::{DurableRead, DurableStreams, is_durable_live_request, is_durable_request},
-    poll_source::PollSource,
+    durable::{
+        DurableReadHandler, DurableStreamsConfig, is_durable_live_request, is_durable_request,
+    },
+    long_poll_source::LongPollSource,
     wait_time::WaitTimePolicy,
 };
 use super::{
-    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, response::refuse_connect,
+    BatchEncoder, BoxResponseFuture, KeepAlive, Preference, Transport, method_rejection,
+    rejection_response,
 };
 use crate::{
     format::{Format, JsonArray, Multipart, Ndjson, Raw},
     source::{Push, Resumable},
 };
 
-/// The long-poll transport.
+/// The long-poll transport. See the [module docs](self).
 ///
-/// See the [module docs](self) for an example.
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{LongPollLayer, transport::LongPoll};
+///
+/// let layer = LongPollLayer::with(LongPoll::new().wait_time(Duration::from_secs(20)));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct LongPoll(Arc<LongPollConfig>);
@@ -154,7 +162,7 @@ struct LongPollConfig {
     wait_time_policy: WaitTimePolicy,
     batch_window: Duration,
     batch_limits: BatchLimits,
-    durable_streams: DurableStreams,
+    durable_streams: DurableStreamsConfig,
     resumable: Resumable,
 }
 
@@ -182,11 +190,12 @@ impl LongPoll {
                 max_events: 1024,
                 max_bytes: 256 * 1024,
             },
-            durable_streams: DurableStreams {
+            durable_streams: DurableStreamsConfig {
                 content_type: HeaderValue::from_static("application/json"),
                 has_public_cache: false,
                 is_only_dialect: false,
                 keep_alive: KeepAlive::default(),
+                is_incremental: true,
             },
             resumable: Resumable::new(),
         }))
@@ -280,6 +289,13 @@ impl LongPoll {
         self.map_config(|config| config.durable_streams.keep_alive = keep_alive)
     }
 
+    /// Sets whether the event streams of Durable Streams (`live=sse`) have the header `Incremental: ?1`
+    /// ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)): `true` by default. The header asks proxies to forward a response as its
+    /// bytes arrive. Responses of other reads are complete, and never have the header.
+    pub fn incremental(self, is_incremental: bool) -> Self {
+        self.map_config(|config| config.durable_streams.is_incremental = is_incremental)
+    }
+
     fn map_config(mut self, map: impl FnOnce(&mut LongPollConfig)) -> Self {
         map(Arc::make_mut(&mut self.0));
         self
@@ -311,11 +327,15 @@ impl Transport for LongPoll {
         accepted.map(|(preference, _)| preference)
     }
 
+    fn is_polling(&self) -> bool {
+        true
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(refusal) = refuse_connect(&head.method) {
-            return Box::pin(ready(refusal));
+        if let Some(rejection) = method_rejection(&head.method) {
+            return Box::pin(ready(rejection_response(rejection)));
         }
-        let source = PollSource::new(head, self.name(), push, &self.0.resumable);
+        let source = LongPollSource::new(head, self.name(), push, &self.0.resumable);
         let wait_time = self.0.wait_time_policy.negotiate(head);
         let batch_limits = self.0.batch_limits;
         let wait_times = WaitTimes {
@@ -323,7 +343,7 @@ impl Transport for LongPoll {
             more: self.0.batch_window,
         };
         if self.0.speaks_durable_streams(head) {
-            let read = DurableRead {
+            let read = DurableReadHandler {
                 dialect: self.0.durable_streams.clone(),
                 source,
                 batch_limits,

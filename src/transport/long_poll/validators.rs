@@ -1,4 +1,5 @@
-//! The long-poll dialect of HTTP's validators: a response has its cursor in `ETag`, and the next request has it in `If-None-Match`.
+//! The long-poll dialect of HTTP's validators: a response has its cursor in `ETag`, and the next request has the cursor in
+//! `If-None-Match`.
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -13,7 +14,7 @@ use crate::{
     },
 };
 
-/// Separates the cursor from the format's name in an entity tag. Cursors cannot contain this character.
+/// Separates the cursor from the format's name in an entity tag. [Escaped](EventId::escaped) cursors do not contain this character.
 const TAG_SEPARATOR: char = '+';
 
 /// The message of a 410 response, which is sent because the format has no record for a gap.
@@ -35,12 +36,12 @@ pub(super) fn with_validator_cursor(subscription: Subscription) -> Subscription 
     }
 }
 
-/// Makes the entity tag of a batch from its cursor and from the format's name. Batches in different formats must have different tags
+/// Makes the entity tag of a batch from its escaped cursor and from the format's name. Batches in different formats must have different tags
 /// ([RFC 9110 §8.8.3](https://www.rfc-editor.org/rfc/rfc9110#section-8.8.3)).
-fn entity_tag(cursor: &str, format: &str) -> String {
+fn entity_tag(escaped_cursor: &str, format: &str) -> String {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let format: String = format.chars().filter(|c| is_allowed(*c)).collect();
-    format!("\"{cursor}{TAG_SEPARATOR}{format}\"")
+    format!("\"{escaped_cursor}{TAG_SEPARATOR}{format}\"")
 }
 
 /// Returns the cursor in the entity tags of `If-None-Match`, weak or strong, of any format
@@ -51,7 +52,7 @@ fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
     let mut cursor = None;
     for value in values {
-        // Cursors cannot contain a comma.
+        // Escaped cursors do not contain a comma.
         for tag in value.to_str().ok()?.split(',') {
             let tag = tag.trim();
             if tag.is_empty() {
@@ -61,7 +62,7 @@ fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
             let tag = tag.strip_prefix('"')?.strip_suffix('"')?;
             // Proxies that compress append to the entity tag (Apache and Jetty: `-gzip`).
             let id = tag.split(TAG_SEPARATOR).next()?;
-            let id = EventId::new(id).ok()?;
+            let id = EventId::from_escaped(id).ok()?;
             if cursor.as_ref().is_some_and(|cursor| *cursor != id) {
                 return None;
             }
@@ -81,8 +82,8 @@ pub(super) fn head_response(content_type: HeaderValue, is_negotiated: bool) -> R
     response
 }
 
-/// Makes the response with a batch. Its status is 200 even if the batch is empty, because browsers discard their cached batch and its
-/// `ETag` when they get another status.
+/// Makes the response with a batch. The status is 200 even if the batch is empty, because browsers discard their cached batch and its
+/// `ETag` when they get a different status.
 pub(super) fn batch_response(
     batch: Batch,
     format: &str,
@@ -93,8 +94,8 @@ pub(super) fn batch_response(
         StreamStatus::Failed(error) if !batch.has_content => {
             return failure_response(error.downcast_ref(), is_negotiated);
         }
-        StreamStatus::Finished => Some(EventId::FINISHED),
-        _ => batch.cursor.as_ref().map(EventId::as_str),
+        StreamStatus::Finished => Some((EventId::FINISHED, EventId::FINISHED.into())),
+        _ => batch.cursor.as_ref().map(|id| (id.as_str(), id.escaped())),
     };
     let content_length = HeaderValue::from(batch.body.len());
     let mut response = Response::new(PushBody::full(batch.body));
@@ -105,8 +106,8 @@ pub(super) fn batch_response(
     headers.insert(header::CACHE_CONTROL, PRIVATE_NO_CACHE);
     batch.status.insert_retry_after(headers);
     insert_common_headers(headers, is_negotiated);
-    if let Some(cursor) = cursor {
-        insert_ascii(headers, header::ETAG, &entity_tag(cursor, format));
+    if let Some((cursor, escaped_cursor)) = cursor {
+        insert_ascii(headers, header::ETAG, &entity_tag(&escaped_cursor, format));
         insert_ascii(headers, LAST_EVENT_ID, cursor);
     }
     response
@@ -190,6 +191,29 @@ mod tests {
         assert_eq!(entity_tag("a-1", "\"é, "), "\"a-1+\"");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn cursor_survives_its_entity_tag(id in "[!-~]{1,200}", format in "[a-z-]{0,12}") {
+            let id = EventId::new(id).unwrap();
+            let tag = entity_tag(&id.escaped(), &format);
+            proptest::prop_assert_eq!(tag.matches(['"', ',', '+']).count(), 3);
+            for sent in [tag.clone(), format!("W/{tag}"), format!("{tag}, {tag}")] {
+                let cursor = cursor_of_tags(&[sent.as_bytes()]);
+                proptest::prop_assert_eq!(cursor.as_deref(), Some(id.as_str()), "{}", sent);
+            }
+        }
+    }
+
+    #[test]
+    fn cursor_in_entity_tag_is_escaped() {
+        let tag = entity_tag(&EventId::new("a+b,c:d").unwrap().escaped(), "json");
+        assert_eq!(tag, "\"a!2Bb!2Cc!3Ad+json\"");
+        assert_eq!(
+            cursor_of_tags(&[tag.as_bytes()]).as_deref(),
+            Some("a+b,c:d")
+        );
+    }
+
     #[test]
     fn ambiguous_or_malformed_tags_are_ignored() {
         let long = format!("\"{}\"", "x".repeat(10 * 1024));
@@ -203,6 +227,7 @@ mod tests {
             b"w/\"a\"",
             b"\"a b\"",
             b"\"a:b\"",
+            b"\"a!3\"",
             b"\"a\", \"b\"",
             b"\"a,b\"",
             b"\"+json\"",

@@ -15,7 +15,7 @@ const TIMEOUT_PARAMETER: &str = "timeout";
 /// The rules by which a poll gets its wait time.
 #[derive(Clone, Debug)]
 pub(super) struct WaitTimePolicy {
-    /// The wait time of a client that asks for none. The default may lie outside of `range`.
+    /// The wait time of a client that asks for no wait time. The default may lie outside of `range`.
     pub(super) default: Duration,
     /// The wait times that a client may ask for. A time outside of the range is replaced by the nearer bound.
     pub(super) range: RangeInclusive<Duration>,
@@ -57,7 +57,7 @@ impl NegotiatedWaitTime {
     }
 }
 
-/// Returns the wait time in the header `Prefer`. If it has several `wait` preferences, only the first one counts
+/// Returns the wait time in the header `Prefer`. If the header has several `wait` preferences, only the first one counts
 /// ([RFC 7240 §2](https://www.rfc-editor.org/rfc/rfc7240#section-2)).
 fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     let values = headers.get_all(PREFER).into_iter();

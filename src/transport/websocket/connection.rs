@@ -23,18 +23,18 @@ use crate::{
     event::Item,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
-    transport::lazy_timer::LazyTimer,
+    transport::moving_deadline_timer::MovingDeadlineTimer,
 };
 
 pin_project! {
     /// The future of one connection, from its upgrade to its end. While the connection is idle, the future owns no buffer.
     ///
-    /// The runtime must have tokio's timer.
+    /// The tokio runtime must have its timer enabled.
     pub(super) struct ConnectionTask<S> {
         socket: UpgradingSocket,
         driver: SessionDriver<S>,
         #[pin]
-        timer: LazyTimer,
+        timer: MovingDeadlineTimer,
         // Declared last, so that a guarded stream counts as open until the socket is dropped.
         handle: Option<StreamHandle>,
     }
@@ -74,9 +74,9 @@ const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// The maximum length of one write to a socket without vectored writes: 16 KiB. Such a socket is a stream of HTTP/2. Such a stream takes a
-/// write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client reads, so
-/// writes are short.
+/// The maximum length of one write to a socket without vectored writes: 16 KiB. A socket without vectored writes is a stream of HTTP/2.
+/// Such a stream takes a write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client
+/// reads, so writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
 /// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.
@@ -104,7 +104,7 @@ impl<S> ConnectionTask<S> {
                 is_flushed: true,
                 is_shut_down: false,
             },
-            timer: LazyTimer::default(),
+            timer: MovingDeadlineTimer::default(),
         }
     }
 }
@@ -162,7 +162,7 @@ where
                 return Poll::Ready(());
             }
             if !self.session.is_open() && self.items.take().is_some() {
-                // Without a sender, the input that waited for room in its queue can be handled.
+                // Without a sender, the input that waited for room in the sender's queue can be handled.
                 self.message_sender = None;
                 continue;
             }
@@ -194,7 +194,7 @@ where
         if !self.unprocessed_input.is_empty() {
             let input = std::mem::take(&mut self.unprocessed_input);
             let rest = self.handle_input(&input, cx);
-            // The rest shares the memory of the input. A copy after each message would take quadratic time.
+            // The rest stays a slice of `input`. To copy the rest after each message would take quadratic time.
             self.unprocessed_input = input.slice_ref(rest);
             return Poll::Ready(());
         }
@@ -279,7 +279,8 @@ where
         input
     }
 
-    /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more.
+    /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more
+    /// items.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(items) = &mut self.items else {
             return Poll::Pending;

@@ -304,7 +304,7 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(AlreadyFinished);
+                    let items = pending.supervise(FinishedStream);
                     this.spawn_connection(on_upgrade, encoder, items, None)
                 }
                 Err(rejection) => Err(rejection),
@@ -317,10 +317,10 @@ impl Transport for WebSocket {
     }
 }
 
-/// The stream of a source that had finished before the client subscribed. It yields only [`Item::Finished`].
-struct AlreadyFinished;
+/// The stream of a source that had finished before the client subscribed. The stream yields only [`Item::Finished`].
+struct FinishedStream;
 
-impl Stream for AlreadyFinished {
+impl Stream for FinishedStream {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -86,20 +86,21 @@ impl LengthDelimited {
         }
     }
 
-    /// How often an idle stream sends a heartbeat: every 15 s by default.
+    /// Sets how often an idle stream sends a heartbeat: every 15 s by default.
     pub fn keep_alive(mut self, keep_alive: KeepAlive) -> Self {
         self.keep_alive = keep_alive;
         self
     }
 
-    /// The maximum length of an event's payload in bytes: 64 KiB by default, less than 4 GiB. A longer one aborts the stream.
+    /// Sets the maximum length of an event's payload in bytes: 64 KiB by default, less than 4 GiB. A longer payload aborts the
+    /// stream.
     pub fn max_payload_len(mut self, bytes: usize) -> Self {
         self.max_payload_len = bytes.min(u32::MAX as usize);
         self
     }
 
-    /// The maximum number of events in one response: no maximum by default. The response is complete after so many events, and the
-    /// client requests the next ones with its cursor.
+    /// Sets the maximum number of events in one response: no maximum by default. The response is complete after this number of
+    /// events, and the client requests the next events with its cursor.
     pub fn max_events(mut self, events: usize) -> Self {
         self.max_events = events;
         self
@@ -258,7 +259,7 @@ impl LengthDelimitedBody {
         encode_record(RecordKind::End, id, end.to_json().as_bytes())
     }
 
-    /// Ends the stream. The next poll fails the body, so that the server sends first what came before.
+    /// Ends the stream. The next poll fails the body, so that the server first sends the earlier records.
     fn abort_after_flush(
         &mut self,
         error: BoxError,

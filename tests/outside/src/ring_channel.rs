@@ -42,7 +42,7 @@ pub enum LagPolicy {
 }
 
 struct ChannelState {
-    /// The first part of each id. A cursor with another prefix is of another channel.
+    /// The first part of each id. A cursor with a different prefix is of another channel.
     id_prefix: IdPrefix<12>,
     config: RingChannelBuilder,
     log: Mutex<EventLog>,
@@ -114,19 +114,19 @@ impl RingChannel {
 }
 
 impl RingChannelBuilder {
-    /// The maximum number of events in the log: 1024 by default, at least 1.
+    /// Sets the maximum number of events in the log: 1024 by default, at least 1.
     pub fn max_events(mut self, events: usize) -> Self {
         self.max_events = events.max(1);
         self
     }
 
-    /// Where subscribers without a cursor start: with the next event by default.
+    /// Sets where subscribers without a cursor start: with the next event by default.
     pub fn start(mut self, start: StartPosition) -> Self {
         self.start = start;
         self
     }
 
-    /// What happens to subscribers that are too slow: they get a gap by default.
+    /// Sets what happens to subscribers that are too slow: by default such a subscriber gets a gap.
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self
@@ -197,7 +197,7 @@ impl ChannelState {
             if is_closed {
                 return Err(Rejection::finished());
             }
-            // So that a client that loses its connection before the first event can resume.
+            // A client that loses its connection before the first event resumes from this cursor.
             first_item = Some(Item::Cursor(self.id(position)));
         }
         Ok(Subscriber {

@@ -1,12 +1,12 @@
 //! Shared code of [`EventId`](super::EventId), [`EventType`](super::EventType) and [`Topic`](super::Topic): short texts that their
 //! constructors check.
 
-/// The maximum length of an id, a type or a topic, in bytes. Every proxy accepts a header of this length.
+/// The maximum length of a type or a topic, in bytes. Every proxy accepts a header of this length.
 pub(super) const MAX_TEXT_LEN: usize = 128;
 
 /// Whether a text can be the value of a header: 1 to 128 bytes without control characters, and without white space at its ends. HTTP strips
 /// white space from both ends of a header's value.
-pub(super) fn is_header_line(text: &str) -> bool {
+pub(super) fn is_short_header_value(text: &str) -> bool {
     let is_one_line = text.trim() == text && !text.chars().any(char::is_control);
     (1..=MAX_TEXT_LEN).contains(&text.len()) && is_one_line
 }

@@ -36,12 +36,14 @@ pub trait Encoding: 'static {
 /// The bytes of one event in each encoding that was used, as a linked list in the order of first use. The list rarely has more than two
 /// entries.
 #[derive(Default)]
-pub(super) struct EncodingCache(OnceLock<CachedEncoding>);
+pub(super) struct EncodingCache(OnceLock<EncodedBytes>);
 
-struct CachedEncoding {
+/// The bytes of the event in one encoding, as an element of the linked list of an [`EncodingCache`].
+struct EncodedBytes {
+    /// The type that implements [`Encoding`].
     encoding: TypeId,
     bytes: Bytes,
-    next: OnceLock<Box<CachedEncoding>>,
+    next: OnceLock<Box<EncodedBytes>>,
 }
 
 impl EncodingCache {
@@ -51,10 +53,10 @@ impl EncodingCache {
     /// that needs an encoding while another thread computes it waits for the other thread.
     pub(super) fn get_or_encode<E: Encoding>(&self, fields: &Fields) -> &Bytes {
         let wanted = TypeId::of::<E>();
-        let mut entry = self.0.get_or_init(|| CachedEncoding::new::<E>(fields));
+        let mut entry = self.0.get_or_init(|| EncodedBytes::new::<E>(fields));
         while entry.encoding != wanted {
             let next = &entry.next;
-            entry = next.get_or_init(|| Box::new(CachedEncoding::new::<E>(fields)));
+            entry = next.get_or_init(|| Box::new(EncodedBytes::new::<E>(fields)));
         }
         &entry.bytes
     }
@@ -72,7 +74,7 @@ impl EncodingCache {
     }
 }
 
-impl CachedEncoding {
+impl EncodedBytes {
     fn new<E: Encoding>(fields: &Fields) -> Self {
         let mut out = BytesMut::new();
         E::encode(fields, &mut out);

@@ -95,10 +95,9 @@ impl Gap {
 
     /// Returns the JSON form, on one line.
     pub fn to_json(&self) -> String {
-        // Ids need no escaping: see `EventId`.
-        let id = |id: &Option<EventId>| {
-            id.as_ref()
-                .map_or("null".to_owned(), |id| format!("\"{id}\""))
+        let id = |id: &Option<EventId>| match id {
+            Some(id) => envelope::json_string(id.as_str()),
+            None => "null".to_owned(),
         };
         let mut json = format!(
             "{{\"reason\":\"{}\",\"requested\":{},\"resumed\":{},\"missed\":",
@@ -122,6 +121,15 @@ impl Gap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_json_strings() {
+        let gap = Gap::new(GapReason::Expired)
+            .requested("a\"b".parse().unwrap())
+            .resumed("c\\d".parse().unwrap());
+        let json = r#"{"reason":"expired","requested":"a\"b","resumed":"c\\d","missed":null}"#;
+        assert_eq!(gap.to_json(), json);
+    }
 
     #[test]
     fn json_has_a_topic_if_the_gap_has_one() {

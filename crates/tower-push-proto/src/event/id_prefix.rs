@@ -1,7 +1,7 @@
 use super::{EventId, checked_text::MAX_TEXT_LEN};
 
-/// The digits of base32hex ([RFC 4648 §7](https://www.rfc-editor.org/rfc/rfc4648#section-7)), in lower case. Their order is that of ASCII,
-/// so that encoded numbers sort like numbers.
+/// The digits of base32hex ([RFC 4648 §7](https://www.rfc-editor.org/rfc/rfc4648#section-7)), in lower case. The digits are in the order
+/// of ASCII, so that encoded numbers sort like numbers.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 /// The number of base-32 digits of an id's number, which has 60 bits.
@@ -10,7 +10,7 @@ const NUMBER_LEN: usize = 12;
 /// The part that all ids of one log share: `N` digits in base 32.
 ///
 /// A log that numbers its events puts a prefix before each number, and draws a new random prefix at each start. An id of another log, or of
-/// the same log before a restart, has another prefix. The log can therefore recognize its own ids.
+/// the same log before a restart, has a different prefix. The log can therefore recognize its own ids.
 ///
 /// An id is `prefix-number`. The number has a fixed width, so that ids with the same prefix sort as texts in the order of their
 /// numbers.
@@ -56,7 +56,7 @@ impl<const N: usize> IdPrefix<N> {
         EventId::from_ascii(text)
     }
 
-    /// Splits an id into its prefix and number. Returns `None` if it has another form.
+    /// Splits an id into its prefix and number. Returns `None` if the id has a different form.
     pub fn split(id: &EventId) -> Option<(Self, u64)> {
         let (prefix, rest) = id.as_str().as_bytes().split_first_chunk()?;
         let digits: &[u8; NUMBER_LEN] = rest.strip_prefix(b"-")?.try_into().ok()?;

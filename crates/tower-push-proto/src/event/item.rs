@@ -39,7 +39,7 @@ pub enum Item {
     Finished,
     /// The stream ends, and clients may reconnect after the time `retry`. The stream is not polled again.
     ///
-    /// If many streams end at the same time, give each client another `retry`. Otherwise all clients reconnect at the same time.
+    /// If many streams end at the same time, give each client a different `retry`, so that the clients do not all reconnect at once.
     Ended {
         /// The time that the client waits before it reconnects. Transports send whole milliseconds, except that long-polling sends whole
         /// seconds.
@@ -246,5 +246,15 @@ pub struct Json<T>(pub T);
 impl<T: serde::Serialize> IntoItem for Json<T> {
     fn into_item(self) -> Result<Item, BoxError> {
         Event::json(&self.0)?.into_item()
+    }
+}
+
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+impl<T: serde::Serialize> TryFrom<Json<T>> for Event {
+    type Error = Error;
+
+    fn try_from(Json(value): Json<T>) -> Result<Self, Error> {
+        Self::json(&value)
     }
 }

@@ -1,7 +1,7 @@
 //! Events, and the other items that a source's stream yields.
 //!
-//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. Their constructors check ids, types and topics.
-//! Transports need not check them again, and no event can inject a field or a header into a stream.
+//! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. Ids, types and topics are checked when they are
+//! made. Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
 //! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
 //! into items, and a `Result` of each.
@@ -67,7 +67,7 @@ pub struct Fields {
     pub id: Option<EventId>,
     /// The name under which a client dispatches the event. An `EventSource` dispatches an event without a type as `message`.
     pub event_type: Option<EventType>,
-    /// The topic: the name of the log that the event belongs to, if a stream carries several logs. Otherwise `None`.
+    /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
     /// The content.
     pub payload: Payload,
@@ -169,7 +169,7 @@ impl Event {
         Error: From<I::Error>,
     {
         let id = id.try_into()?;
-        Ok(self.with(|fields| fields.id = Some(id)))
+        Ok(self.map_fields(|fields| fields.id = Some(id)))
     }
 
     /// Returns the event with a type, which is the name under which a client dispatches the event.
@@ -184,7 +184,7 @@ impl Event {
         Error: From<T::Error>,
     {
         let event_type = event_type.try_into()?;
-        Ok(self.with(|fields| fields.event_type = Some(event_type)))
+        Ok(self.map_fields(|fields| fields.event_type = Some(event_type)))
     }
 
     /// Returns the event with a topic, which is the name of the log that the event belongs to.
@@ -199,11 +199,11 @@ impl Event {
         Error: From<T::Error>,
     {
         let topic = topic.try_into()?;
-        Ok(self.with(|fields| fields.topic = Some(topic)))
+        Ok(self.map_fields(|fields| fields.topic = Some(topic)))
     }
 
     /// Changes the fields of this event. Clones of the event keep their fields and encodings.
-    fn with(mut self, change: impl FnOnce(&mut Fields)) -> Self {
+    fn map_fields(mut self, change: impl FnOnce(&mut Fields)) -> Self {
         if let Some(data) = Arc::get_mut(&mut self.0) {
             data.encodings = EncodingCache::default();
             change(&mut data.fields);
@@ -258,13 +258,13 @@ impl Event {
 
     /// Like [`with_id`](Self::with_id), but takes an [`EventId`] and cannot fail.
     pub fn with_event_id(self, id: EventId) -> Self {
-        self.with(|fields| fields.id = Some(id))
+        self.map_fields(|fields| fields.id = Some(id))
     }
 
     /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. A later change of a field then
     /// needs no copy, which matters under a lock.
     pub fn into_unshared(self) -> Self {
-        self.with(|_| {})
+        self.map_fields(|_| {})
     }
 
     /// Whether the event or one of its clones has been [encoded](Self::encoded) as `E`.
@@ -281,7 +281,7 @@ impl Event {
         Ok(data.fields.payload)
     }
 
-    /// Whether a clone of the event exists. If so, an encoding may be used again.
+    /// Whether a clone of the event exists. If so, it is worth keeping the encoded bytes, because the clone's subscriber can send them too.
     #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::checked_text::{checked_text, is_header_line};
+use super::checked_text::{checked_text, is_short_header_value};
 use crate::error::Error;
 
 /// The name of the log that an event belongs to, for streams that carry events of several logs.
@@ -26,7 +26,7 @@ impl Topic {
     /// # Errors
     /// [`Error::is_invalid_topic`] if the text is not a topic.
     pub fn new(name: impl AsRef<str> + Into<Arc<str>>) -> Result<Self, Error> {
-        if is_header_line(name.as_ref()) {
+        if is_short_header_value(name.as_ref()) {
             return Ok(Self(name.into()));
         }
         Err(Error::invalid_topic())

@@ -5,6 +5,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::envelope::write_json_string;
 use crate::{
     encoder::StreamEnd,
     event::{EventId, Gap},
@@ -23,9 +24,9 @@ pub fn write_gap(gap: &Gap, out: &mut BytesMut) {
 
 /// Appends the record of a cursor that moves without an event: `{"id":"…"}`.
 pub fn write_cursor(id: &EventId, out: &mut BytesMut) {
-    out.put_slice(b"{\"id\":\"");
-    out.put_slice(id.as_str().as_bytes());
-    out.put_slice(b"\"}");
+    out.put_slice(b"{\"id\":");
+    write_json_string(id.as_str(), out);
+    out.put_u8(b'}');
 }
 
 /// Appends the record of an end. For a source that has finished, the record is `{"id":"~finished","end":{"finished":true}}`. Any other end
@@ -38,9 +39,9 @@ pub fn write_end(end: StreamEnd, out: &mut BytesMut) {
 fn write_object(id: Option<&str>, key: &str, json: &str, out: &mut BytesMut) {
     out.put_u8(b'{');
     if let Some(id) = id {
-        out.put_slice(b"\"id\":\"");
-        out.put_slice(id.as_bytes());
-        out.put_slice(b"\",");
+        out.put_slice(b"\"id\":");
+        write_json_string(id, out);
+        out.put_u8(b',');
     }
     out.put_u8(b'"');
     out.put_slice(key.as_bytes());

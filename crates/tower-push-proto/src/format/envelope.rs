@@ -69,10 +69,10 @@ fn write_envelope(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut)
     out.reserve(fields.payload.as_bytes().len() + MEMBERS_CAPACITY);
     out.put_u8(b'{');
     if let Some(id) = &fields.id {
-        write_id_member(b"\"id\":\"", id, out);
+        write_id_member(b"\"id\":", id, out);
     }
     if let Some(cursor) = cursor {
-        write_id_member(b"\"cursor\":\"", cursor, out);
+        write_id_member(b"\"cursor\":", cursor, out);
     }
     if let Some(topic) = &fields.topic {
         out.put_slice(b"\"topic\":");
@@ -92,11 +92,11 @@ fn write_envelope(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut)
     out.put_u8(b'}');
 }
 
-/// Appends a member whose value is an id. `key` ends with the opening quote of the value. Ids need no escaping.
+/// Appends a member whose value is an id, and a comma. `key` ends with the colon before the value.
 fn write_id_member(key: &[u8], id: &EventId, out: &mut BytesMut) {
     out.put_slice(key);
-    out.put_slice(id.as_str().as_bytes());
-    out.put_slice(b"\",");
+    write_json_string(id.as_str(), out);
+    out.put_u8(b',');
 }
 
 /// Returns `text` as a JSON string, with its quotes.

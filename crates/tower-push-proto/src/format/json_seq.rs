@@ -79,7 +79,7 @@ impl Encoder for JsonSeq {
         if self.is_data_only {
             return self.event(event, out);
         }
-        write_sequence_text(out.buffer(), |out| {
+        write_delimited_text(out.buffer(), |out| {
             envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
         Ok(())
@@ -89,13 +89,13 @@ impl Encoder for JsonSeq {
         if self.is_data_only {
             return Err(Error::gap_unsupported());
         }
-        write_sequence_text(out.buffer(), |out| control_record::write_gap(gap, out));
+        write_delimited_text(out.buffer(), |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
         if !self.is_data_only {
-            write_sequence_text(out.buffer(), |out| control_record::write_cursor(id, out));
+            write_delimited_text(out.buffer(), |out| control_record::write_cursor(id, out));
         }
     }
 
@@ -105,7 +105,7 @@ impl Encoder for JsonSeq {
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         if !self.is_data_only {
-            write_sequence_text(out.buffer(), |out| control_record::write_end(end, out));
+            write_delimited_text(out.buffer(), |out| control_record::write_end(end, out));
         }
     }
 }
@@ -117,7 +117,7 @@ struct JsonSeqEnvelopeEncoding;
 
 impl Encoding for JsonSeqEnvelopeEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_sequence_text(out, |out| envelope::write_event(fields, out));
+        write_delimited_text(out, |out| envelope::write_event(fields, out));
     }
 }
 
@@ -127,12 +127,12 @@ struct JsonSeqPayloadEncoding;
 
 impl Encoding for JsonSeqPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_sequence_text(out, |out| envelope::write_payload(&fields.payload, out));
+        write_delimited_text(out, |out| envelope::write_payload(&fields.payload, out));
     }
 }
 
 /// Appends a record separator, the JSON text that `write_json` appends, and a line feed.
-fn write_sequence_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
+fn write_delimited_text(out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
     out.put_u8(RECORD_SEPARATOR);
     write_json(out);
     out.put_u8(b'\n');

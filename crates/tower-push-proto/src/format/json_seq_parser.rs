@@ -14,8 +14,8 @@ use crate::error::Error;
 /// §2.4](https://www.rfc-editor.org/rfc/rfc7464#section-2.4)). Any other JSON text that contains a record separator was cut off there: the
 /// parser fails with [`Error::is_malformed`], and continues after the separator when it is called again.
 ///
-/// The parser keeps at most one JSON text. It fails with [`Error::is_too_long`] if a JSON text is longer than
-/// [`max_record_len`](Self::max_record_len). Every later call fails too.
+/// The parser keeps at most one JSON text. The parser fails with [`Error::is_too_long`] if a JSON text is longer than
+/// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -156,7 +156,8 @@ impl JsonSeqParser {
                     }
                     ByteRole::NextSeparator { depth } => {
                         end = Some(index);
-                        is_cut_off = depth != Some(0) || !self.ends_itself(&chunk[start..index]);
+                        is_cut_off =
+                            depth != Some(0) || !self.ends_with_closing_byte(&chunk[start..index]);
                         break;
                     }
                     ByteRole::Stray => {
@@ -201,9 +202,9 @@ impl JsonSeqParser {
         )
     }
 
-    /// Whether the text whose last bytes are `last_piece` ends as an object, an array or a string does. Numbers and literals need white
-    /// space after them, because a cut does not show in them.
-    fn ends_itself(&self, last_piece: &[u8]) -> bool {
+    /// Whether the text whose last bytes are `last_piece` ends with the closing byte of an object, an array or a string: `}`, `]` or `"`.
+    /// A number or a literal has no closing byte: white space must follow it, because a cut number may look complete.
+    fn ends_with_closing_byte(&self, last_piece: &[u8]) -> bool {
         let mut bytes = last_piece.iter().rev().chain(self.partial.iter().rev());
         let last = bytes.find(|byte| !byte.is_ascii_whitespace());
         last.is_some_and(|byte| matches!(byte, b'}' | b']' | b'"'))

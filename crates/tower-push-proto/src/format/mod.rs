@@ -55,7 +55,7 @@ use crate::{
 /// The default for the maximum length of a record or a part that a parser accepts, in bytes.
 const DEFAULT_MAX_RECORD_LEN: usize = 4 * 1024 * 1024;
 
-/// A format of response bodies. It makes the encoders of streams and of batches.
+/// A format of response bodies. A format makes the encoders of streams and of batches.
 pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// Returns the name under which a client asks for the format if it cannot set headers: lower-case words with hyphens.
     fn name(&self) -> &'static str;
@@ -68,8 +68,8 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the `Content-Type` and the encoder of one batch, for the media type that was negotiated.
     ///
-    /// The default wraps the [`encoder`](Self::encoder). It writes nothing before a batch. After a batch it writes the end, if the source
-    /// has finished.
+    /// By default, the [`encoder`](Self::encoder) writes the items of the batch. Nothing is written before the items, and only the end
+    /// after them, if the source has finished.
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
         let (content_type, encoder) = self.encoder(media_type);
         (content_type, Box::new(DefaultBatchEncoder(encoder)))

@@ -40,7 +40,7 @@ use crate::{
 /// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. The content of a heartbeat's part is
 ///   `{"heartbeat":true}`. The content of the other parts is the [JSON of NDJSON](super::Ndjson).
 /// - [`replace`](Self::replace) writes headers of the next part: `Gap: {…}`, `Cursor: …`, `End: {…}`, and `Heartbeat: 111…` with a digit
-///   for each heartbeat. A part of its own would be shown by clients that show parts, such as an `<img>`.
+///   for each heartbeat. Clients that show each part as an image, such as an `<img>`, would show a separate part for a heartbeat too.
 /// - [`data_only`](Self::data_only) leaves them out, except that a heartbeat is a part with the JSON `{}`.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -119,7 +119,7 @@ impl Multipart {
         let encoder = MultipartEncoder {
             format: self.clone(),
             delimiter: format!("--{boundary}"),
-            is_in_heartbeat_line: false,
+            is_in_heartbeat_header: false,
         };
         (content_type_header(&content), encoder)
     }
@@ -163,7 +163,7 @@ struct MultipartEncoder {
     delimiter: String,
     /// Whether the body written so far ends within a `Heartbeat` header line. All heartbeats between two parts share one line, because
     /// clients limit the number of header lines.
-    is_in_heartbeat_line: bool,
+    is_in_heartbeat_header: bool,
 }
 
 impl MultipartEncoder {
@@ -187,7 +187,7 @@ impl MultipartEncoder {
         out.put_slice(b"--\r\n");
     }
 
-    /// Writes the `Content-Type` of a part. Without control parts, the line break before it ends the delimiter.
+    /// Writes the header `Content-Type` of a part. Without control parts, the line break before the header ends the delimiter.
     fn write_content_type(&self, content_type: &[u8], out: &mut BytesMut) {
         if self.format.is_data_only() {
             out.put_slice(b"\r\n");
@@ -197,24 +197,27 @@ impl MultipartEncoder {
         out.put_slice(b"\r\n");
     }
 
-    /// Ends an open line of heartbeats, and writes the `Content-Type` of an event's part. Fails if the payload contains the delimiter.
-    fn begin_event_part(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        if byte_search::contains(event.payload().as_bytes(), self.delimiter.as_bytes()) {
-            return Err(Error::delimiter_in_payload());
+    /// Returns an error if the payload contains the delimiter.
+    fn check_contains_no_delimiter(&self, payload: &Payload) -> Result<(), Error> {
+        match byte_search::contains(payload.as_bytes(), self.delimiter.as_bytes()) {
+            true => Err(Error::delimiter_in_payload()),
+            false => Ok(()),
         }
-        self.end_heartbeat_line(out);
+    }
+
+    /// Writes the header `Content-Type` of an event's part.
+    fn write_event_content_type(&self, event: &Event, out: &mut BytesMut) {
         let content_type = match event.payload() {
             Payload::Json(_) => b"application/json",
             Payload::Text(_) => b"text/plain; charset=utf-8" as &[u8],
             Payload::Binary(_) => self.format.binary_type.as_bytes(),
         };
-        self.write_content_type(content_type, out.buffer());
-        Ok(())
+        self.write_content_type(content_type, out);
     }
 
-    /// Ends the `Heartbeat` header line, if the body written so far ends within it.
-    fn end_heartbeat_line(&mut self, out: &mut FrameBuffer) {
-        if std::mem::take(&mut self.is_in_heartbeat_line) {
+    /// Ends the header line `Heartbeat:` if the body written so far ends within this line.
+    fn end_open_heartbeat_header(&mut self, out: &mut FrameBuffer) {
+        if std::mem::take(&mut self.is_in_heartbeat_header) {
             out.buffer().put_slice(b"\r\n");
         }
     }
@@ -227,7 +230,7 @@ impl MultipartEncoder {
         write_json: impl FnOnce(&mut BytesMut),
         out: &mut FrameBuffer,
     ) {
-        self.end_heartbeat_line(out);
+        self.end_open_heartbeat_header(out);
         if self.format.is_replace() {
             write_header(header_name, header_value, out.buffer());
         } else {
@@ -243,11 +246,13 @@ impl Encoder for MultipartEncoder {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.begin_event_part(event, out)?;
+        self.check_contains_no_delimiter(event.payload())?;
+        self.end_open_heartbeat_header(out);
+        self.write_event_content_type(event, out.buffer());
         if self.format.is_data_only() {
-            out.push_event::<MultipartPayloadEncoding>(event);
+            out.push_event::<PayloadPartEncoding>(event);
         } else {
-            out.push_event::<MultipartEventEncoding>(event);
+            out.push_event::<PartEncoding>(event);
         }
         self.write_delimiter(out.buffer());
         Ok(())
@@ -262,7 +267,9 @@ impl Encoder for MultipartEncoder {
         if self.format.is_data_only() {
             return self.event(event, out);
         }
-        self.begin_event_part(event, out)?;
+        self.check_contains_no_delimiter(event.payload())?;
+        self.end_open_heartbeat_header(out);
+        self.write_event_content_type(event, out.buffer());
         write_event_part(event.fields(), Some(cursor), out.buffer());
         self.write_delimiter(out.buffer());
         Ok(())
@@ -301,7 +308,7 @@ impl Encoder for MultipartEncoder {
                 self.write_delimiter(out);
             }
             ControlForm::Headers => {
-                if !std::mem::replace(&mut self.is_in_heartbeat_line, true) {
+                if !std::mem::replace(&mut self.is_in_heartbeat_header, true) {
                     out.put_slice(b"Heartbeat: ");
                 }
                 out.put_u8(b'1');
@@ -315,7 +322,7 @@ impl Encoder for MultipartEncoder {
     }
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
-        self.end_heartbeat_line(out);
+        self.end_open_heartbeat_header(out);
         let out = out.buffer();
         match self.format.control_form {
             ControlForm::Parts => {
@@ -353,7 +360,7 @@ impl BatchEncoder for MultipartEncoder {
             // No part follows, so the delimiter after the last part becomes the last delimiter.
             out.truncate(out.len() - delimiter.len());
         } else {
-            // Headers of a next part have been written. They become a part without content.
+            // Headers of a next part have been written. These headers become a part without content.
             out.put_slice(b"\r\n\r\n");
         }
         self.write_last_delimiter(out);
@@ -361,18 +368,18 @@ impl BatchEncoder for MultipartEncoder {
 }
 
 /// The encoding of an event as a part, without the `Content-Type`, which depends on the configured type of binary payloads.
-struct MultipartEventEncoding;
+struct PartEncoding;
 
-impl Encoding for MultipartEventEncoding {
+impl Encoding for PartEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_event_part(fields, None, out);
     }
 }
 
 /// The encoding of an event as a part of a body [without additions](Multipart::data_only), without the `Content-Type`.
-struct MultipartPayloadEncoding;
+struct PayloadPartEncoding;
 
-impl Encoding for MultipartPayloadEncoding {
+impl Encoding for PayloadPartEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
         write_length_and_content(fields.payload.as_bytes(), out);

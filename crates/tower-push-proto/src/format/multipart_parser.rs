@@ -15,9 +15,9 @@ use crate::{byte_search, error::Error, header_list::split_unquoted};
 /// ignored.
 ///
 /// # Limits
-/// The parser keeps at most one part and the last chunk of input. It fails with [`Error::is_too_long`] if the headers of a part are longer
-/// than [`max_headers_len`](Self::max_headers_len), or its content longer than [`max_part_len`](Self::max_part_len). Every later call fails
-/// too.
+/// The parser keeps at most one part and the last chunk of input. The parser fails with [`Error::is_too_long`] if the headers of a part are
+/// longer than [`max_headers_len`](Self::max_headers_len), or its content longer than [`max_part_len`](Self::max_part_len). After this
+/// error, every later call fails too.
 ///
 /// ```
 /// use http::HeaderValue;
@@ -44,7 +44,8 @@ pub struct MultipartParser {
     position: BodyPosition,
     /// The input that has been read, but not yet returned as a part.
     buffer: BytesMut,
-    /// The number of bytes at the front of the buffer that were searched without success. No delimiter or end of headers begins there.
+    /// The number of bytes at the front of the buffer that were searched without success. No delimiter or end of headers begins in
+    /// these bytes.
     searched: usize,
 }
 
@@ -75,7 +76,7 @@ enum BodyPosition {
     Delimiter,
     /// The bytes after the last delimiter, which are ignored.
     Epilogue,
-    /// Nothing: an error was returned, and every later call fails.
+    /// No part of the body: an error was returned, and every later call fails.
     Failed,
 }
 
@@ -96,8 +97,8 @@ impl MultipartParser {
             max_part_len: DEFAULT_MAX_RECORD_LEN,
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             position: BodyPosition::Preamble,
-            // A delimiter includes the line break before the boundary. The first delimiter of a body may have none, so the parser supplies
-            // one.
+            // A delimiter includes the line break before the boundary. The first delimiter of a body may have no line break before it, so
+            // the parser supplies a line break.
             buffer: BytesMut::from("\r\n"),
             searched: 0,
         }
@@ -297,8 +298,8 @@ impl MultipartParser {
         }
     }
 
-    /// Removes and parses the headers of a part. The line break of the empty line after them stays in the buffer, because it may belong
-    /// to a delimiter. Returns `None` if the headers are incomplete.
+    /// Removes and parses the headers of a part. The line break of the empty line after the headers stays in the buffer, because it may
+    /// belong to a delimiter. Returns `None` if the headers are incomplete.
     fn take_headers(&mut self) -> Result<Option<HeaderMap>, Error> {
         let block = if self.buffer.starts_with(b"\r\n") {
             BytesMut::new()
@@ -339,7 +340,7 @@ impl MultipartParser {
 enum DelimiterSuffix {
     /// Any other bytes: the `--BOUNDARY` before them is not a delimiter.
     None,
-    /// Too few bytes to tell: they may become `Line` or `Last`.
+    /// Too few bytes to tell: with more bytes, the suffix may become `Line` or `Last`.
     Incomplete,
     /// Padding and a line break of this total length, in bytes. A part follows.
     Line(usize),

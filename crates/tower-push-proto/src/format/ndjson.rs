@@ -51,7 +51,7 @@ impl Ndjson {
     /// Makes the format without envelopes: each line is a payload, for clients that do not know the envelope. A binary payload is a string in
     /// base64.
     ///
-    /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. A gap aborts
+    /// Ids and types are not sent. Without ids, a client cannot resume. The end of the body is the only sign of the stream's end. A gap aborts
     /// the stream ([`Error::is_gap_unsupported`]). Nothing is written before the first event. A heartbeat is a space: a client that must not
     /// read a line of spaces at the end of a body needs a stream without heartbeats.
     pub fn data_only() -> Self {

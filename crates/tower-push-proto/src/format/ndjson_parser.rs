@@ -8,8 +8,8 @@ use crate::{byte_search::find_byte, error::Error};
 /// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Blank lines and spaces before a line are heartbeats, which the parser
 /// skips. `Record::from_json` checks the JSON, and the parser does not.
 ///
-/// The parser keeps at most one line. It fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_record_len`](Self::max_record_len). Every later call fails too.
+/// The parser keeps at most one line. The parser fails with [`Error::is_too_long`] if a line is longer than
+/// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;

@@ -17,7 +17,7 @@ use crate::{
 /// Ids and types are not sent, and the end of the body is the only sign of the stream's end. A heartbeat is a separator alone. An empty
 /// payload is left out, because it would look like a heartbeat.
 ///
-/// A gap aborts the stream ([`Error::is_gap_unsupported`]), unless a [record](Self::gap) for gaps is set. A payload that contains the
+/// A gap aborts the stream ([`Error::is_gap_unsupported`]), unless [bytes](Self::gap) for gaps are set. A payload that contains the
 /// separator aborts the stream too ([`Error::is_delimiter_in_payload`]). The client notices the aborted body.
 ///
 /// With an empty separator, the body is the concatenation of the payloads, such as one text or one file. Such a stream has no heartbeats.
@@ -54,24 +54,24 @@ impl Raw {
 
     /// Sets the separator, which is written after each payload and may be empty: `\n` by default.
     pub fn separator(self, separator: impl Into<Bytes>) -> Self {
-        self.with(|config| config.separator = separator.into())
+        self.map_config(|config| config.separator = separator.into())
     }
 
-    /// Sets the record that is written for a gap, followed by the separator. Without a record, which is the default, a gap aborts the stream.
+    /// Sets the bytes that are written for a gap, followed by the separator. By default a gap aborts the stream.
     pub fn gap(self, record: impl Into<Bytes>) -> Self {
-        self.with(|config| config.gap = Some(record.into()))
+        self.map_config(|config| config.gap = Some(record.into()))
     }
 
     /// Sets the media type, as `type/subtype`: `text/plain` by default. The media type is compared with `Accept`, and sent as the
     /// `Content-Type`.
     pub fn media_type(self, media_type: &'static str) -> Self {
-        self.with(|config| {
+        self.map_config(|config| {
             config.media_type = [media_type];
             config.is_default_media_type = false;
         })
     }
 
-    fn with(mut self, change: impl FnOnce(&mut RawConfig)) -> Self {
+    fn map_config(mut self, change: impl FnOnce(&mut RawConfig)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
     }

@@ -121,7 +121,7 @@ impl Record {
                 records.push(Self::Cursor(id));
             }
         }
-        if let Some(mut event) = event_of_part(part)? {
+        if let Some(mut event) = event_from_part(part)? {
             if let Some(id) = header_text(part, "event-id")? {
                 event = event.with_id(id)?;
             }
@@ -211,7 +211,8 @@ impl StreamEnd {
     }
 }
 
-/// Returns the value of a part's header as text. Returns the last value if there are several, and `None` if there is none.
+/// Returns the value of a part's header as text. Returns the last value if the part has several such headers, and `None` if it
+/// has no such header.
 fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str>, Error> {
     let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes());
     let text = part
@@ -225,7 +226,7 @@ fn header_text<'a>(part: &'a MultipartPart, name: &str) -> Result<Option<&'a str
 }
 
 /// Returns the content of a part as an event. Returns `None` if the part has no `Content-Type`, and therefore holds no event.
-fn event_of_part(part: &MultipartPart) -> Result<Option<Event>, Error> {
+fn event_from_part(part: &MultipartPart) -> Result<Option<Event>, Error> {
     let Some(media_type) = part.media_type() else {
         return Ok(None);
     };

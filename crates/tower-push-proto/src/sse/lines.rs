@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::{
     base64, byte_search,
-    encoder::browser_millis,
+    encoder::millis_within_browser_limit,
     event::{Encoding, EventId, EventType, Fields},
 };
 
@@ -82,7 +82,7 @@ pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &m
     write_data(data.as_bytes(), out);
 }
 
-/// Appends an `id` field and an empty line. They move the client's cursor, and the client dispatches no event.
+/// Appends an `id` field and an empty line, which together move the client's cursor. The client dispatches no event.
 pub fn write_cursor(id: &str, out: &mut BytesMut) {
     write_id(id, out);
     out.put_u8(b'\n');
@@ -97,7 +97,7 @@ pub fn write_comment(out: &mut BytesMut) {
 /// Appends the `retry` field: how long the client waits before it reconnects, in milliseconds. The field takes effect at the end of its
 /// line.
 pub fn write_retry(after: Duration, out: &mut BytesMut) {
-    let millis = browser_millis(after);
+    let millis = millis_within_browser_limit(after);
     let written = writeln!(out, "retry: {millis}");
     debug_assert!(written.is_ok(), "the buffer grows");
 }

@@ -11,9 +11,9 @@ use crate::{byte_search::find_byte, error::Error};
 /// soon as it has read this empty line. An event that is incomplete at the end of the stream is dropped, as the standard requires.
 ///
 /// # Limits
-/// The parser keeps at most one line and the data of one event. It fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). Every later call fails
-/// too. Comments have no limit, because the parser does not keep them.
+/// The parser keeps at most one line and the data of one event. The parser fails with [`Error::is_too_long`] if a line is longer than
+/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). After this error,
+/// every later call fails too. Comments have no limit, because the parser does not keep them.
 ///
 /// ```
 /// use tower_push_proto::sse::SseParser;
@@ -53,7 +53,7 @@ pub struct SseEvent {
     pub id: Option<String>,
     /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
-    /// The data. Its lines are joined with `\n`.
+    /// The data. The lines of the data are joined with `\n`.
     pub data: String,
 }
 
@@ -64,7 +64,7 @@ struct PartialLine {
     bytes: Vec<u8>,
     /// Whether the line is a comment. The bytes of a comment are not kept.
     is_comment: bool,
-    /// Whether the last byte was a carriage return. A line feed after it belongs to the same line ending.
+    /// Whether the last byte was a carriage return. A line feed after the carriage return belongs to the same line ending.
     follows_cr: bool,
     /// The number of bytes of the byte order mark that the stream has begun with; all of them once the stream is past the mark.
     mark_position: usize,
@@ -75,7 +75,7 @@ struct PartialLine {
 struct PartialEvent {
     event_type: String,
     topic: Option<String>,
-    /// The last event ID buffer. Events without an `id` field inherit it.
+    /// The last event ID buffer. Events without an `id` field inherit this id.
     id: String,
     has_id: bool,
     data: String,
@@ -231,7 +231,7 @@ impl SseParser {
         event
     }
 
-    /// Processes a complete line. `line` does not include the line break. Returns an event if the line ends one.
+    /// Processes a complete line. `line` does not include the line break. Returns an event if the line ends an event.
     fn process_line(&mut self, line: &[u8]) -> Result<Option<SseEvent>, Error> {
         let colon = match find_byte(line, |byte| byte == b':') {
             None if line.is_empty() => return Ok(self.end_event()),
@@ -252,7 +252,7 @@ impl SseParser {
                 self.event.has_id = true;
             }
             b"topic" => set_text(self.event.topic.get_or_insert_default(), value),
-            b"retry" => self.retry = milliseconds(value).or(self.retry),
+            b"retry" => self.retry = parse_milliseconds(value).or(self.retry),
             _ => {}
         }
         Ok(None)
@@ -320,7 +320,7 @@ fn push_text(text: &mut String, bytes: &[u8]) {
 }
 
 /// Parses a time in milliseconds. Returns `None` if a byte is not an ASCII digit.
-fn milliseconds(digits: &[u8]) -> Option<Duration> {
+fn parse_milliseconds(digits: &[u8]) -> Option<Duration> {
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
     // A number that is too large for `u64` becomes `u64::MAX` milliseconds.

@@ -57,7 +57,8 @@ pub fn negotiate(headers: &HeaderMap) -> Option<(DeflateParams, HeaderValue)> {
 }
 
 impl DeflateParams {
-    /// Whether the client's window covers a whole message of this length, in bytes.
+    /// Whether the client can inflate the compressed form of a message of this length, in bytes: a message longer than the client's window
+    /// must be sent uncompressed.
     ///
     /// [`compress`] assumes a window of 15 bits. A back-reference never reaches farther than the message's own length. A client with a
     /// smaller window can therefore inflate every message that its window covers.
@@ -203,8 +204,8 @@ const SYNC_FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
 
 struct Compressor {
     stream: Compress,
-    /// The output buffer of one call of zlib. Its bytes are copied to `out`, so that `out` grows by the number of bytes written and not by
-    /// the capacity of this buffer.
+    /// The output buffer of one call of zlib. The bytes of this buffer are copied to `out`, so that `out` grows by the number of bytes
+    /// written and not by the capacity of this buffer.
     chunk: Vec<u8>,
 }
 
@@ -281,7 +282,7 @@ impl Inflater {
             if is_stream_end {
                 self.0.reset(false);
             }
-            let out = out.with_spare_capacity()?;
+            let out = out.reserve_spare_capacity()?;
             let consumed_before = self.0.total_in();
             let status = self.0.decompress_vec(input, out, FlushDecompress::Sync);
             input = &input[(self.0.total_in() - consumed_before) as usize..];
@@ -323,7 +324,7 @@ impl BoundedBuffer {
     }
 
     /// Returns the buffer with room for at least one more byte.
-    fn with_spare_capacity(&mut self) -> Result<&mut Vec<u8>, InflateError> {
+    fn reserve_spare_capacity(&mut self) -> Result<&mut Vec<u8>, InflateError> {
         let len = self.bytes.len();
         if len > self.max_len {
             return Err(InflateError::TooBig);

@@ -9,13 +9,13 @@ use crate::frame_buffer::FrameBuffer;
 
 /// The frames that a session has not written yet. Pings and pongs overtake messages, but never split a frame.
 ///
-/// The frames are written in this order: `current`, the control frames of `backlog`, the chunks of `backlog`, `encoded`.
+/// The frames are written in this order: `current`, the control frames of `backlog`, the whole frames of `backlog`, `encoded`.
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
-    current: SendChunk,
-    /// Whether some bytes of `current` have been written. Control frames do not overtake such a chunk.
+    current: WholeFrames,
+    /// Whether some bytes of `current` have been written. Control frames do not overtake such frames.
     is_current_started: bool,
-    /// The messages that were encoded since the last write. The next write first moves these messages into chunks.
+    /// The messages that were encoded since the last write. The next write first moves these messages to `current` and to the backlog.
     encoded: FrameBuffer,
     /// The frames that are written after `current`, or `None` if there are none. A session that is idle, or sends a single message,
     /// therefore allocates no backlog.
@@ -27,14 +27,14 @@ pub(super) struct SendQueue {
 struct SendBacklog {
     /// Encoded pings and pongs.
     control_frames: BytesMut,
-    chunks: VecDeque<SendChunk>,
-    /// The sum of the lengths of `chunks`, in bytes.
-    chunks_len: usize,
+    whole_frames: VecDeque<WholeFrames>,
+    /// The sum of the lengths of `whole_frames`, in bytes.
+    whole_frames_len: usize,
 }
 
-/// Bytes that no control frame may split: one frame with a separate header, or whole frames without a separate header.
+/// One or more whole frames, which no control frame may split: one frame with a separate header, or any number of encoded frames.
 #[derive(Debug, Default)]
-struct SendChunk {
+struct WholeFrames {
     /// The frame header whose payload is `bytes`. The header is empty if `bytes` holds whole frames.
     header: FrameHeader,
     bytes: Bytes,
@@ -52,7 +52,7 @@ impl SendQueue {
     /// Appends an uncompressed message without copying its payload.
     pub(super) fn push_message(&mut self, opcode: OpCode, payload: Bytes) {
         self.enqueue_encoded();
-        self.enqueue(SendChunk {
+        self.enqueue(WholeFrames {
             header: FrameHeader::new(opcode, false, payload.len()),
             bytes: payload,
         });
@@ -82,25 +82,25 @@ impl SendQueue {
     pub(super) fn discard_unstarted_messages(&mut self) {
         self.encoded = FrameBuffer::default();
         if let Some(backlog) = &mut self.backlog {
-            backlog.chunks = VecDeque::new();
-            backlog.chunks_len = 0;
+            backlog.whole_frames = VecDeque::new();
+            backlog.whole_frames_len = 0;
         }
         if !self.is_current_started {
-            self.current = SendChunk::default();
+            self.current = WholeFrames::default();
         }
     }
 
     /// Returns the number of unwritten bytes of messages, and of the frame that is being written.
     #[inline]
     pub(super) fn unwritten_message_len(&self) -> usize {
-        let chunks_len = self.backlog.as_ref().map_or(0, |b| b.chunks_len);
-        self.current.len() + chunks_len + self.encoded.len()
+        let whole_frames_len = self.backlog.as_ref().map_or(0, |b| b.whole_frames_len);
+        self.current.len() + whole_frames_len + self.encoded.len()
     }
 
     /// Returns all unwritten bytes if they are contiguous, else `None`. Returns an empty slice if everything is written. Contiguous bytes
     /// are the usual case, for which this method is a fast path.
     #[inline]
-    pub(super) fn contiguous_bytes(&mut self) -> Option<&[u8]> {
+    pub(super) fn unwritten_if_contiguous(&mut self) -> Option<&[u8]> {
         self.enqueue_encoded();
         let is_contiguous = self.backlog.is_none() && self.current.header.as_bytes().is_empty();
         is_contiguous.then_some(&self.current.bytes)
@@ -117,20 +117,22 @@ impl SendQueue {
         slices.filter(|slice| !slice.is_empty())
     }
 
-    /// Moves the messages of `encoded` into chunks.
+    /// Moves the messages of `encoded` to `current` and to the backlog.
     fn enqueue_encoded(&mut self) {
         while let Some(bytes) = self.encoded.take_frame() {
             let header = FrameHeader::default();
-            self.enqueue(SendChunk { header, bytes });
+            self.enqueue(WholeFrames { header, bytes });
         }
     }
 
-    fn enqueue(&mut self, chunk: SendChunk) {
+    fn enqueue(&mut self, frames: WholeFrames) {
         let backlog = self.backlog.as_ref();
-        if self.current.len() == 0 && backlog.is_none_or(|b| b.chunks.is_empty()) {
-            self.current = chunk;
+        if self.current.len() == 0 && backlog.is_none_or(|b| b.whole_frames.is_empty()) {
+            self.current = frames;
         } else {
-            self.backlog.get_or_insert_default().push_chunk(chunk);
+            self.backlog
+                .get_or_insert_default()
+                .push_whole_frames(frames);
         }
     }
 
@@ -143,7 +145,7 @@ impl SendQueue {
                 return;
             }
             written -= self.current.len();
-            self.current = SendChunk::default();
+            self.current = WholeFrames::default();
             self.is_current_started = false;
             let Some(backlog) = &mut self.backlog else {
                 return;
@@ -152,7 +154,7 @@ impl SendQueue {
                 // Control frames move to `current` only with the next write, so that later control frames can still be appended.
                 return;
             }
-            let Some(next) = backlog.pop_chunk() else {
+            let Some(next) = backlog.pop_whole_frames() else {
                 self.backlog = None;
                 return;
             };
@@ -169,38 +171,42 @@ impl SendQueue {
 
 impl SendBacklog {
     /// Queues `current` after the control frames, unless some of its bytes have been written.
-    fn requeue_after_control_frames(&mut self, current: &mut SendChunk, is_current_started: bool) {
+    fn requeue_after_control_frames(
+        &mut self,
+        current: &mut WholeFrames,
+        is_current_started: bool,
+    ) {
         if !self.control_frames.is_empty() && !is_current_started && current.len() > 0 {
             let overtaken = std::mem::take(current);
-            self.chunks_len += overtaken.len();
-            self.chunks.push_front(overtaken);
+            self.whole_frames_len += overtaken.len();
+            self.whole_frames.push_front(overtaken);
         }
     }
 
     fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        once(&self.control_frames[..]).chain(self.chunks.iter().flat_map(SendChunk::slices))
+        once(&self.control_frames[..]).chain(self.whole_frames.iter().flat_map(WholeFrames::slices))
     }
 
-    fn push_chunk(&mut self, chunk: SendChunk) {
-        self.chunks_len += chunk.len();
-        self.chunks.push_back(chunk);
+    fn push_whole_frames(&mut self, frames: WholeFrames) {
+        self.whole_frames_len += frames.len();
+        self.whole_frames.push_back(frames);
     }
 
-    /// Takes all control frames as one chunk, or the first queued chunk if there are no control frames.
-    fn pop_chunk(&mut self) -> Option<SendChunk> {
+    /// Takes all control frames, or the first of `whole_frames` if there are no control frames.
+    fn pop_whole_frames(&mut self) -> Option<WholeFrames> {
         if !self.control_frames.is_empty() {
-            return Some(SendChunk {
+            return Some(WholeFrames {
                 header: FrameHeader::default(),
                 bytes: std::mem::take(&mut self.control_frames).freeze(),
             });
         }
-        let next = self.chunks.pop_front()?;
-        self.chunks_len -= next.len();
+        let next = self.whole_frames.pop_front()?;
+        self.whole_frames_len -= next.len();
         Some(next)
     }
 }
 
-impl SendChunk {
+impl WholeFrames {
     fn len(&self) -> usize {
         self.header.as_bytes().len() + self.bytes.len()
     }
@@ -209,7 +215,7 @@ impl SendChunk {
         once(self.header.as_bytes()).chain(once(&self.bytes[..]))
     }
 
-    /// Drops the first `written` bytes of the chunk.
+    /// Drops the first `written` bytes.
     fn advance(&mut self, written: usize) {
         let header_len = written.min(self.header.as_bytes().len());
         self.header.advance(header_len);
@@ -285,7 +291,9 @@ mod tests {
                 QueueStep::Write(max_len) => self.write(max_len),
                 QueueStep::WriteNothing => {
                     assert!(self.queue.slices().all(|slice| !slice.is_empty()));
-                    if let Some(contiguous) = self.queue.contiguous_bytes().map(<[u8]>::to_vec) {
+                    if let Some(contiguous) =
+                        self.queue.unwritten_if_contiguous().map(<[u8]>::to_vec)
+                    {
                         let slices: Vec<_> = self.queue.slices().collect();
                         assert_eq!(slices.concat(), contiguous);
                     }

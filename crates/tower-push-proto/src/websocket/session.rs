@@ -48,8 +48,8 @@ use crate::{
 /// - **polls**, named `poll_*`, which return what the caller has to do.
 ///
 /// Once the socket is upgraded, call [`handle_upgraded`](Self::handle_upgraded). If the socket is not upgraded by
-/// [`upgrade_deadline`](Self::upgrade_deadline), drop the session. Then repeat this round whenever the socket, the source or the
-/// timer is ready:
+/// [`upgrade_deadline`](Self::upgrade_deadline), drop the session. After the upgrade, repeat this round whenever the socket, the
+/// source or the timer is ready:
 ///
 /// 1. **Input.** Unless [`reads_paused`](Self::reads_paused), read from the socket, and call
 ///    [`handle_input`](Self::handle_input) until it has consumed the bytes. At the end of the input, or if the socket fails, call
@@ -73,7 +73,7 @@ use crate::{
 ///
 /// # Memory
 /// An idle session owns no heap memory. A session buffers at most one incomplete message of the client, whose length is at most
-/// [`max_message_size`](SessionConfig::max_message_size). It also buffers at most 64 KiB of output and one more event.
+/// [`max_message_size`](SessionConfig::max_message_size). A session also buffers at most 64 KiB of output and one more event.
 ///
 /// # Example
 /// ```
@@ -129,14 +129,14 @@ pub struct Session {
     message_started: Option<Instant>,
     /// When the socket began to accept no bytes. `None` if the last write succeeded.
     write_blocked_since: Option<Instant>,
-    unsolicited_frames: UnsolicitedFrames,
+    unsolicited_frames: UnsolicitedFrameCounter,
     /// The close that the next [`apply_pending_close`](Self::apply_pending_close) starts. While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
     reads_paused: bool,
 }
 
 /// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). The session enters the states
-/// in the order of the variants, and may skip some.
+/// in the order of the variants, and may skip some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionState {
     Open,
@@ -145,8 +145,8 @@ enum SessionState {
         /// When the close deadline began to run. Each write restarts the deadline.
         deadline_start: Instant,
     },
-    /// Frames of the client are discarded. The socket's writing side is shut down once everything is written. Then the client
-    /// closes the connection.
+    /// Frames of the client are discarded. The socket's writing side is shut down once everything is written. After the
+    /// shutdown, the client closes the connection.
     ShuttingDown {
         /// When the close deadline began to run. Each write restarts the deadline.
         deadline_start: Instant,
@@ -157,14 +157,14 @@ enum SessionState {
 /// A close that waits for the items of the current round.
 #[derive(Clone, Copy, Debug)]
 struct PendingClose {
-    /// The code of our close frame. `None` answers a client's close frame without a code.
+    /// The code of our close frame. `None` if our close frame answers a client's close frame without a code.
     code: Option<CloseCode>,
     reason: &'static str,
 }
 
-/// A counter of pings, pongs and dropped messages within one second.
+/// Counts pings, pongs and dropped messages within one second.
 #[derive(Debug)]
-struct UnsolicitedFrames {
+struct UnsolicitedFrameCounter {
     second_start: Instant,
     count: u32,
 }
@@ -203,7 +203,7 @@ impl Session {
             unanswered_ping: None,
             message_started: None,
             write_blocked_since: None,
-            unsolicited_frames: UnsolicitedFrames {
+            unsolicited_frames: UnsolicitedFrameCounter {
                 second_start: now,
                 count: 0,
             },
@@ -348,7 +348,7 @@ impl Session {
     fn count_unsolicited_frame(&mut self, now: Instant) {
         let frames = &mut self.unsolicited_frames;
         if now.duration_since(frames.second_start) >= Duration::from_secs(1) {
-            *frames = UnsolicitedFrames {
+            *frames = UnsolicitedFrameCounter {
                 second_start: now,
                 count: 0,
             };
@@ -503,7 +503,7 @@ impl Session {
     /// usually contiguous, and then this method is faster than [`poll_transmit`](Self::poll_transmit).
     #[inline]
     pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
-        self.send_queue.contiguous_bytes()
+        self.send_queue.unwritten_if_contiguous()
     }
 
     /// Handles a write: the socket has accepted the first `written` bytes of [`poll_transmit`](Self::poll_transmit).

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The limits and deadlines of a [`Session`](super::Session). Longer deadlines are reduced to 30 days.
+/// The limits and deadlines of a [`Session`](super::Session). Deadlines of more than 30 days are reduced to 30 days.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SessionConfig {
@@ -17,7 +17,7 @@ pub struct SessionConfig {
 pub(super) const MAX_DEADLINE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl SessionConfig {
-    /// Creates a configuration with the default values. The setters document them.
+    /// Creates a configuration with the default values. The setters document the default values.
     pub fn new() -> Self {
         Self {
             pong_deadline: Duration::from_secs(20),

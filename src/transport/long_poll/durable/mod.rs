@@ -1,10 +1,10 @@
 //! The long-poll dialect that implements the reads of the
 //! [Durable Streams protocol](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md).
 
+mod cdn_cursor;
 mod payload_encoder;
 mod read_request;
 mod sse_writer;
-mod stream_cursor;
 
 use std::{
     future::poll_fn,
@@ -19,27 +19,27 @@ use http::{
 
 pub(super) use self::read_request::{is_durable_live_request, is_durable_request};
 use self::{
+    cdn_cursor::CdnCursor,
     payload_encoder::PayloadEncoder,
-    read_request::{LiveMode, ReadOffset, ReadRequest},
-    sse_writer::{DurableSseWriter, SseDataEncoding},
-    stream_cursor::StreamCursor,
+    read_request::{LiveMode, ReadOffset, ReadRequest, offset_of},
+    sse_writer::{DurableSseWriter, SseDataFormat},
 };
 use super::{
     batch_builder::{Batch, BatchBuilder, BatchLimits, StreamStatus},
     collect_batch::{CollectBatch, WaitTimes},
-    poll_source::PollSource,
+    long_poll_source::LongPollSource,
     wait_time::NegotiatedWaitTime,
 };
 use crate::{
     BoxError, Error,
-    event::{EventId, Item},
+    event::Item,
     source::{Rejection, StartPosition},
     supervision::SupervisedStream,
     transport::{
         KeepAlive, PushBody, rejection_response,
         response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii},
         sse::{TEXT_EVENT_STREAM, event_stream_headers},
-        streaming::{streaming_body, streaming_response},
+        streaming::{set_incremental, streaming_body, streaming_response},
     },
 };
 
@@ -67,32 +67,34 @@ const GAP_MESSAGE: &str = "what is behind this offset is gone: begin with offset
 
 /// The settings of the Durable Streams dialect.
 #[derive(Clone, Debug)]
-pub(super) struct DurableStreams {
+pub(super) struct DurableStreamsConfig {
     pub(super) content_type: HeaderValue,
     /// Whether shared caches may keep responses.
     pub(super) has_public_cache: bool,
     /// Whether every request is answered in this dialect, whatever its parameters are.
     pub(super) is_only_dialect: bool,
     pub(super) keep_alive: KeepAlive,
+    /// Whether event streams have the header `Incremental: ?1`.
+    pub(super) is_incremental: bool,
 }
 
 /// One read request of the protocol: its settings, the source that it reads, and its limits.
-pub(super) struct DurableRead {
-    pub(super) dialect: DurableStreams,
-    pub(super) source: PollSource,
+pub(super) struct DurableReadHandler {
+    pub(super) dialect: DurableStreamsConfig,
+    pub(super) source: LongPollSource,
     pub(super) batch_limits: BatchLimits,
     pub(super) wait_time: NegotiatedWaitTime,
     pub(super) wait_times: WaitTimes,
 }
 
-impl DurableRead {
+impl DurableReadHandler {
     pub(super) async fn respond(self, head: &Parts) -> Response<PushBody> {
         let mut response = match ReadRequest::parse(head) {
             Err(message) => message_response(StatusCode::BAD_REQUEST, message),
             Ok(request) if head.method == Method::HEAD => self.respond_to_head(request).await,
             Ok(request) => match request.live {
                 None => self.respond_to_catch_up(request, head).await,
-                Some(LiveMode::Sse) => self.respond_with_events(request).await,
+                Some(LiveMode::Sse) => self.respond_with_event_stream(request).await,
                 Some(LiveMode::LongPoll) => {
                     let (wait_time, wait_times) = (self.wait_time, self.wait_times);
                     let mut response = self.respond_with_batch(&request, wait_times).await;
@@ -149,7 +151,12 @@ impl DurableRead {
             // A plain stream is not polled here, because no other request could read what it yields.
             return dialect.batch_response(request, builder.finish(StreamStatus::Idle));
         }
-        match self.source.with_start(StartPosition::Now).open().await {
+        match self
+            .source
+            .with_start(StartPosition::Now)
+            .resume_or_open()
+            .await
+        {
             Ok(mut stream) => {
                 let batch = CollectBatch::new(&mut stream, builder, WaitTimes::ZERO).await;
                 dialect.batch_response(request, batch)
@@ -177,15 +184,15 @@ impl DurableRead {
     }
 
     /// Responds with an event stream (§5.8).
-    async fn respond_with_events(self, request: ReadRequest) -> Response<PushBody> {
+    async fn respond_with_event_stream(self, request: ReadRequest) -> Response<PushBody> {
         let source = self.source.with_start(request.offset.start_position());
-        let is_place_lost = source.lost_cursor().is_some();
+        let may_have_lost_cursor = source.lost_cursor().is_some();
         // A gap that is ready at once can still be answered with a status.
         let is_gap = |item: &Item| match item.event() {
             None => matches!(item, Item::Gap(_)),
-            Some(_) => is_place_lost && item.cursor().is_none(),
+            Some(_) => may_have_lost_cursor && item.cursor().is_none(),
         };
-        let (stream, first_item) = match source.open().await {
+        let (stream, first_item) = match source.resume_or_open().await {
             Err(rejection) if rejection.is_finished() => (None, Some(Ok(Item::Finished))),
             Err(rejection) => return rejection_response(rejection),
             Ok(mut stream) => match poll_fn(|cx| poll_ready_item(&mut stream, cx)).await {
@@ -195,37 +202,33 @@ impl DurableRead {
                 None => (Some(stream), None),
             },
         };
-        let data_encoding = self.dialect.sse_data_encoding();
+        let data_format = self.dialect.sse_data_format();
         // The conformance suite of the protocol requires a `Content-Type` without parameters.
         let content_type = HeaderValue::from_static(TEXT_EVENT_STREAM);
-        let headers = event_stream_headers(content_type, data_encoding == SseDataEncoding::Base64);
-        let writer = DurableSseWriter::new(
-            stream,
-            first_item,
-            data_encoding,
-            self.batch_limits,
-            &request,
-        );
+        let mut headers = event_stream_headers(content_type, data_format == SseDataFormat::Base64);
+        set_incremental(&mut headers, self.dialect.is_incremental);
+        let writer =
+            DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
         streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
     }
 }
 
-impl DurableStreams {
+impl DurableStreamsConfig {
     fn is_json(&self) -> bool {
-        self.sse_data_encoding() == SseDataEncoding::JsonArray
+        self.sse_data_format() == SseDataFormat::JsonArray
     }
 
-    /// Chooses the data encoding of event streams by the content type without its parameters (§5.8).
-    fn sse_data_encoding(&self) -> SseDataEncoding {
+    /// Chooses the data format of event streams by the content type without its parameters (§5.8).
+    fn sse_data_format(&self) -> SseDataFormat {
         let content_type = self.content_type.to_str().unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         let is_text = |start: &str| start.eq_ignore_ascii_case("text/");
         if media_type.eq_ignore_ascii_case("application/json") {
-            SseDataEncoding::JsonArray
+            SseDataFormat::JsonArray
         } else if media_type.get(..5).is_some_and(is_text) {
-            SseDataEncoding::Text
+            SseDataFormat::Text
         } else {
-            SseDataEncoding::Base64
+            SseDataFormat::Base64
         }
     }
 
@@ -261,11 +264,13 @@ impl DurableStreams {
                 return failure_response(error.downcast_ref());
             }
         }
-        let cursor = cursor.as_ref().map(EventId::as_str);
-        let offset = cursor.unwrap_or(request.offset.as_str());
+        let offset = match &cursor {
+            Some(id) => offset_of(id),
+            None => request.offset.as_text(),
+        };
         let mut response = Response::new(PushBody::empty());
         let headers = response.headers_mut();
-        insert_ascii(headers, STREAM_NEXT_OFFSET, offset);
+        insert_ascii(headers, STREAM_NEXT_OFFSET, &offset);
         status.insert_retry_after(headers);
         if status.is_up_to_date() || request.live.is_none() && request.offset == ReadOffset::Now {
             headers.insert(STREAM_UP_TO_DATE, TRUE);
@@ -274,8 +279,8 @@ impl DurableStreams {
             headers.insert(STREAM_CLOSED, TRUE);
         }
         if request.live.is_some() {
-            let stream_cursor = request.stream_cursor.next_value().to_string();
-            insert_ascii(headers, STREAM_CURSOR, &stream_cursor);
+            let cdn_cursor = request.cdn_cursor.next_value().to_string();
+            insert_ascii(headers, STREAM_CURSOR, &cdn_cursor);
         }
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         if !has_content && request.live.is_some() {
@@ -285,7 +290,7 @@ impl DurableStreams {
         headers.insert(header::CONTENT_TYPE, self.content_type.clone());
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         if request.offset != ReadOffset::Now {
-            self.insert_cache_headers(headers, request, offset, &status);
+            self.insert_cache_headers(headers, request, &offset, &status);
         }
         *response.body_mut() = PushBody::full(body);
         response
@@ -312,7 +317,7 @@ impl DurableStreams {
             headers.insert(header::VARY, COOKIE_AND_AUTHORIZATION);
         }
         let closed = if status.is_finished() { ":c" } else { "" };
-        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_str());
+        let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_text());
         insert_ascii(headers, header::ETAG, &tag);
     }
 }

@@ -2,7 +2,7 @@ use std::borrow::Cow;
 
 use http::request::Parts;
 
-use super::StreamCursor;
+use super::CdnCursor;
 use crate::{
     event::EventId,
     source::{StartPosition, query},
@@ -12,6 +12,12 @@ const OFFSET_PARAMETER: &str = "offset";
 const LIVE_PARAMETER: &str = "live";
 const CURSOR_PARAMETER: &str = "cursor";
 
+/// The value of the parameter `offset` with which a read begins with the oldest event.
+const OLDEST_OFFSET: &str = "-1";
+
+/// The value of the parameter `offset` with which a read begins after the newest event.
+const NOW_OFFSET: &str = "now";
+
 const UNKNOWN_OFFSET_MESSAGE: &str = "no such offset";
 
 /// The parameters of a read request of the Durable Streams protocol.
@@ -20,7 +26,7 @@ pub(super) struct ReadRequest {
     pub(super) offset: ReadOffset,
     /// How the read waits for events; `None` for a catch-up read, which does not wait.
     pub(super) live: Option<LiveMode>,
-    pub(super) stream_cursor: StreamCursor,
+    pub(super) cdn_cursor: CdnCursor,
 }
 
 /// The parameter `offset`, which says where a read begins.
@@ -78,19 +84,19 @@ impl ReadRequest {
         };
         let offset = match single_parameter_value(query, OFFSET_PARAMETER)?.as_deref() {
             None if live.is_some() => return Err("live reads need an offset"),
-            None | Some("-1") => ReadOffset::Oldest,
-            Some("now") => ReadOffset::Now,
+            None | Some(OLDEST_OFFSET) => ReadOffset::Oldest,
+            Some(NOW_OFFSET) => ReadOffset::Now,
             // Other transports announce the end of a stream with the id `~finished`. No response of this dialect has this id as offset.
             Some(EventId::FINISHED) => return Err(UNKNOWN_OFFSET_MESSAGE),
-            Some(offset) => {
-                ReadOffset::After(EventId::new(offset).map_err(|_| UNKNOWN_OFFSET_MESSAGE)?)
-            }
+            Some(offset) => ReadOffset::After(
+                EventId::from_escaped(offset).map_err(|_| UNKNOWN_OFFSET_MESSAGE)?,
+            ),
         };
         let cursor = query::decode_parameter(query, CURSOR_PARAMETER).last();
         Ok(Self {
             offset,
             live,
-            stream_cursor: StreamCursor::from_parameter(cursor.as_deref()),
+            cdn_cursor: CdnCursor::from_parameter(cursor.as_deref()),
         })
     }
 }
@@ -114,12 +120,24 @@ impl ReadOffset {
     }
 
     /// Returns the value of the query parameter `offset`.
-    pub(super) fn as_str(&self) -> &str {
+    pub(super) fn as_text(&self) -> Cow<'_, str> {
         match self {
-            Self::Oldest => "-1",
-            Self::Now => "now",
-            Self::After(id) => id.as_str(),
+            Self::Oldest => OLDEST_OFFSET.into(),
+            Self::Now => NOW_OFFSET.into(),
+            Self::After(id) => offset_of(id),
         }
+    }
+}
+
+/// Returns the offset that stands for an id: the [escaped](EventId::escaped) id. An id that has the form of a special offset is escaped
+/// too.
+///
+/// The protocol forbids the characters `,&=?/` in offsets (§6).
+pub(super) fn offset_of(id: &EventId) -> Cow<'_, str> {
+    match id.as_str() {
+        OLDEST_OFFSET => "!2D1".into(),
+        NOW_OFFSET => "!6Eow".into(),
+        _ => id.escaped(),
     }
 }
 
@@ -168,6 +186,42 @@ mod tests {
     }
 
     #[test]
+    fn offset_is_an_escaped_id() {
+        for (id, offset) in [
+            ("a-1", "a-1"),
+            ("a/b,c", "a!2Fb!2Cc"),
+            ("now", "!6Eow"),
+            ("-1", "!2D1"),
+            ("!6Eow", "!216Eow"),
+        ] {
+            let id = EventId::new(id).unwrap();
+            assert_eq!(offset_of(&id), offset);
+            // A client may percent-encode an offset, or copy it into the URL.
+            for query in [
+                format!("offset={offset}"),
+                format!("offset={}", offset.replace('!', "%21")),
+            ] {
+                assert_eq!(parse(&query), Ok((ReadOffset::After(id.clone()), None)));
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn id_survives_its_offset(id in proptest::prop_oneof!["[!-~]{1,200}", "-1|now|!6Eow"]) {
+            let id = EventId::new(id).unwrap();
+            let offset = offset_of(&id);
+            proptest::prop_assert!(!offset.contains([',', '&', '=', '?', '/', '+', '%', '"']));
+            let read = parse(&format!("offset={offset}"));
+            if id.is_finished() {
+                proptest::prop_assert!(read.is_err());
+            } else {
+                proptest::prop_assert_eq!(read, Ok((ReadOffset::After(id.clone()), None)));
+            }
+        }
+    }
+
+    #[test]
     fn invalid_parameters_are_refused() {
         let long = format!("offset={}", "x".repeat(300));
         for query in [
@@ -177,6 +231,9 @@ mod tests {
             "offset=a/b",
             "offset=a,b",
             "offset=a+b",
+            "offset=a!",
+            "offset=!2",
+            "offset=!00",
             "offset=%00",
             "offset=%ff",
             "offset=..%2F",

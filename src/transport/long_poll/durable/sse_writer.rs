@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     fmt::Write,
     ops::ControlFlow::Break,
     pin::Pin,
@@ -10,7 +11,7 @@ use bytes::{BufMut, BytesMut};
 use futures_core::Stream;
 use tower_push_proto::{base64, sse};
 
-use super::{PayloadEncoder, ReadRequest, StreamCursor};
+use super::{CdnCursor, PayloadEncoder, ReadRequest, offset_of};
 use crate::{
     BoxError, Error,
     event::{EventId, Item},
@@ -22,22 +23,22 @@ use crate::{
     },
 };
 
-/// The encoding of the payloads of a batch in the `data` event of an event stream (§5.8).
+/// How the `data` event of an event stream (§5.8) represents the payloads of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SseDataEncoding {
+pub(super) enum SseDataFormat {
     Text,
     JsonArray,
     Base64,
 }
 
-/// Writes a stream as server-sent events of the protocol (§5.8). For each batch it writes `event: data`, unless the batch is empty, and
-/// `event: control`.
+/// Writes a stream as server-sent events of the protocol (§5.8). For each batch the writer writes `event: data`, unless the batch is
+/// empty, and `event: control`.
 pub(super) struct DurableSseWriter<S> {
     /// The source's stream; `None` once the stream has ended.
     stream: Option<SupervisedStream<S>>,
     /// An item or error that the stream has yielded, and for which the last batch had no room.
     lookahead: Option<Result<Item, BoxError>>,
-    data_encoding: SseDataEncoding,
+    data_format: SseDataFormat,
     limits: BatchLimits,
     control: ControlEventState,
     /// The end that follows the last batch; `None` as long as the stream is open.
@@ -54,12 +55,12 @@ enum PendingEnd {
 
 /// The state from which `control` events are made: the values that were sent, and those that the next event sends.
 struct ControlEventState {
-    stream_cursor: StreamCursor,
-    /// The greatest stream cursor that a `control` event has had.
-    max_stream_cursor: u64,
-    /// The offset after the last batch; `None` as long as neither the request nor the source has given one.
+    cdn_cursor: CdnCursor,
+    /// The greatest CDN cursor that a `control` event has had.
+    max_cdn_cursor: u64,
+    /// The offset after the last batch; `None` as long as neither the request nor the source has given an offset.
     offset: Option<EventId>,
-    /// The `offset` parameter of the request. `control` events repeat it as long as there is no other offset.
+    /// The `offset` parameter of the request. `control` events repeat this offset as long as there is no other offset.
     requested_offset: String,
     /// Whether the last `control` event has said that the client is up to date.
     is_up_to_date: bool,
@@ -76,20 +77,20 @@ impl<S> DurableSseWriter<S> {
     pub(super) fn new(
         stream: Option<SupervisedStream<S>>,
         first_item: Option<Result<Item, BoxError>>,
-        data_encoding: SseDataEncoding,
+        data_format: SseDataFormat,
         limits: BatchLimits,
         request: &ReadRequest,
     ) -> Self {
         Self {
             stream,
             lookahead: first_item,
-            data_encoding,
+            data_format,
             limits,
             control: ControlEventState {
-                stream_cursor: request.stream_cursor,
-                max_stream_cursor: 0,
+                cdn_cursor: request.cdn_cursor,
+                max_cdn_cursor: 0,
                 offset: request.offset.id().cloned(),
-                requested_offset: request.offset.as_str().to_owned(),
+                requested_offset: request.offset.as_text().into_owned(),
                 is_up_to_date: false,
             },
             end: None,
@@ -98,7 +99,7 @@ impl<S> DurableSseWriter<S> {
 
     /// Writes the events of a batch. Writes nothing and returns `false` if these events would tell the client nothing new.
     fn write_batch_if_news(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
-        let is_news = self.control.update(batch);
+        let is_news = self.control.record_batch(batch);
         if is_news {
             out.reserve(batch.body.len() + EVENT_FIELDS_LEN);
             if batch.has_content {
@@ -111,11 +112,11 @@ impl<S> DurableSseWriter<S> {
     }
 
     fn write_data_event(&self, body: &[u8], out: &mut BytesMut) -> Result<(), Error> {
-        if self.data_encoding == SseDataEncoding::Text && std::str::from_utf8(body).is_err() {
+        if self.data_format == SseDataFormat::Text && std::str::from_utf8(body).is_err() {
             return Err(Error::not_text());
         }
         out.put_slice(b"event: data\n");
-        if self.data_encoding == SseDataEncoding::Base64 {
+        if self.data_format == SseDataFormat::Base64 {
             out.put_slice(b"data:");
             base64::encode(body, out);
             out.put_slice(b"\n\n");
@@ -127,8 +128,8 @@ impl<S> DurableSseWriter<S> {
 }
 
 impl ControlEventState {
-    /// Records the offset and the status after a batch. Returns whether the client needs the events of this batch.
-    fn update(&mut self, batch: &Batch) -> bool {
+    /// Records the offset and the status after a batch. Returns whether the batch has news for the client.
+    fn record_batch(&mut self, batch: &Batch) -> bool {
         let has_moved = batch.cursor != self.offset;
         self.offset.clone_from(&batch.cursor);
         let is_up_to_date = batch.status.is_up_to_date();
@@ -141,15 +142,18 @@ impl ControlEventState {
 
     /// Makes the JSON of the `control` event that follows a batch.
     fn next_event_json(&mut self, status: &StreamStatus) -> String {
-        let offset = self.offset.as_ref().map(EventId::as_str);
-        let offset = offset.unwrap_or(&self.requested_offset);
+        let offset = match &self.offset {
+            Some(id) => offset_of(id),
+            None => Cow::Borrowed(&*self.requested_offset),
+        };
+        // Offsets contain no characters that JSON strings escape.
         let mut json = format!("{{\"streamNextOffset\":\"{offset}\"");
         if status.is_finished() {
             json.push_str(",\"streamClosed\":true");
         } else {
-            let next = self.stream_cursor.next_value();
-            self.max_stream_cursor = self.max_stream_cursor.max(next);
-            let _ = write!(json, ",\"streamCursor\":\"{}\"", self.max_stream_cursor);
+            let next = self.cdn_cursor.next_value();
+            self.max_cdn_cursor = self.max_cdn_cursor.max(next);
+            let _ = write!(json, ",\"streamCursor\":\"{}\"", self.max_cdn_cursor);
         }
         if status.is_up_to_date() {
             json.push_str(",\"upToDate\":true");
@@ -196,7 +200,7 @@ where
     /// If the stream ends with the batch, the stream is returned too, so that the caller can report a send error to the stream's guard. A
     /// stream that has failed is dropped instead, because its guard knows of the failure.
     fn collect_batch(&mut self, cx: &mut Context<'_>) -> (Batch, Option<SupervisedStream<S>>) {
-        let is_json = self.data_encoding == SseDataEncoding::JsonArray;
+        let is_json = self.data_format == SseDataFormat::JsonArray;
         let encoder = Box::new(PayloadEncoder::new(is_json));
         let mut builder = BatchBuilder::new(encoder, self.limits, self.control.offset.clone());
         for _ in 0..MAX_ITEMS_PER_POLL {

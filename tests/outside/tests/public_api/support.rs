@@ -77,7 +77,8 @@ impl LengthDelimitedReader<RecordDecoder> {
         record.text().to_owned()
     }
 
-    /// Reads the next record, which must be of this kind, and returns its payload. The response must end behind it if it is the end.
+    /// Reads the next record, which must be of this kind, and returns its payload. If the record is the end, the response must end
+    /// after the record.
     pub(crate) async fn expect_kind(&mut self, kind: RecordKind) -> String {
         let record = self.expect().await;
         assert_eq!(record.kind, kind, "{record:?}");
@@ -125,7 +126,7 @@ impl LineReader {
         self.lines.drain(..count).collect()
     }
 
-    /// Reads at least one line. Returns all lines that have arrived, and the cursor behind them.
+    /// Reads at least one line. Returns all lines that have arrived, and the cursor after these lines.
     pub(crate) async fn read_some(&mut self) -> (Vec<String>, String) {
         while self.lines.is_empty() {
             let bytes = self.response.next_chunk().await.expect("more to come");
@@ -146,13 +147,13 @@ impl LineReader {
     fn feed(&mut self, bytes: &[u8]) {
         for record in self.reader.feed(bytes) {
             self.lines.push(match record {
-                records::Record {
+                records::ParsedRecord {
                     data: Some(data), ..
                 } => data,
-                records::Record { gap: Some(gap), .. } => {
+                records::ParsedRecord { gap: Some(gap), .. } => {
                     format!("gap {} {}", gap["reason"].as_str().unwrap(), gap["missed"])
                 }
-                records::Record { end, .. } => format!("end {}", end.unwrap()["finished"]),
+                records::ParsedRecord { end, .. } => format!("end {}", end.unwrap()["finished"]),
             });
         }
     }

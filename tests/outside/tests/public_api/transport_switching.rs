@@ -28,7 +28,7 @@ const TRANSPORTS: [&str; 7] = [
     "long-poll",
 ];
 
-/// Requests the events behind `cursor` over one transport, and reads at least one. Returns what it has read, and the cursor behind it.
+/// Requests the events after `cursor` over one transport, and reads at least one. Returns the events, and the cursor after them.
 async fn read_some(
     client: &mut HttpConnection,
     transport: &str,
@@ -71,7 +71,8 @@ async fn read_some(
     }
 }
 
-/// Lets one client read numbers over ever another transport while `publish` adds them. The client must get each number once, in order.
+/// Lets one client read numbers, over a different transport each time, while `publish` adds them. The client must get each number
+/// once, in order.
 async fn follow_numbers<S>(source: S, publish: impl Fn(u64) + Send + 'static)
 where
     S: PushSource + Clone + Send + Sync + 'static,

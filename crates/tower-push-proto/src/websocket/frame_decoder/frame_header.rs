@@ -44,7 +44,7 @@ impl PartialHeader {
 
 /// A frame whose header was parsed, and whose payload is being received.
 #[derive(Debug)]
-pub(super) struct ReceivedFrame {
+pub(super) struct IncomingFrame {
     /// The number of payload bytes that have not arrived. In a control frame, this field stays the length of the whole payload.
     pub(super) remaining_len: usize,
     /// The mask key, rotated for the next payload byte. An unmasked frame has a key of four zeros, which changes no byte.
@@ -55,7 +55,7 @@ pub(super) struct ReceivedFrame {
     pub(super) is_compressed: bool,
 }
 
-impl ReceivedFrame {
+impl IncomingFrame {
     /// Whether the frame is a whole message whose payload has at most `len` bytes.
     #[inline]
     pub(super) fn is_complete_message_within(&self, len: usize) -> bool {
@@ -68,6 +68,22 @@ impl ReceivedFrame {
         self.remaining_len -= len;
         self.mask_key = mask::rotate_key(self.mask_key, len);
     }
+}
+
+/// A complete frame header.
+pub(super) struct ParsedHeader {
+    /// The frame that the header begins.
+    pub(super) frame: IncomingFrame,
+    /// The length of the header, in bytes.
+    pub(super) header_len: usize,
+}
+
+/// The length of a frame's payload, as its header says.
+struct PayloadLen {
+    /// The length of the payload, in bytes.
+    len: usize,
+    /// The index of the header byte after the length.
+    end: usize,
 }
 
 /// The bits of the first byte that must not be set (RFC 6455 §5.2), because no supported extension uses them.
@@ -84,13 +100,10 @@ const MIN_FRAGMENT_LIMIT: usize = 1024;
 const BYTES_PER_FRAGMENT: usize = 16;
 
 impl FrameDecoder {
-    /// Parses the header at the front of `bytes`. Returns the frame and the length of the header, or `None` if the header is incomplete.
-    /// The bytes of an incomplete header are validated too.
+    /// Parses the header at the front of `bytes`. Returns `None` if the header is incomplete. The bytes of an incomplete header are
+    /// validated too.
     #[inline]
-    pub(super) fn parse_header(
-        &self,
-        bytes: &[u8],
-    ) -> Result<Option<(ReceivedFrame, usize)>, DecodeError> {
+    pub(super) fn parse_header(&self, bytes: &[u8]) -> Result<Option<ParsedHeader>, DecodeError> {
         let Some(first) = bytes.first() else {
             return Ok(None);
         };
@@ -98,7 +111,9 @@ impl FrameDecoder {
         let Some(second) = bytes.get(1) else {
             return Ok(None);
         };
-        let Some((payload_len, len_end)) = self.parse_payload_len(opcode, *second, bytes)? else {
+        let Some(PayloadLen { len, end: len_end }) =
+            self.parse_payload_len(opcode, *second, bytes)?
+        else {
             return Ok(None);
         };
         let (mask_key, header_len) = match (self.config.role, bytes[len_end..].first_chunk()) {
@@ -106,14 +121,14 @@ impl FrameDecoder {
             (Role::Server, Some(key)) => (*key, len_end + key.len()),
             (Role::Client, _) => ([0; 4], len_end),
         };
-        let frame = ReceivedFrame {
-            remaining_len: payload_len,
+        let frame = IncomingFrame {
+            remaining_len: len,
             mask_key,
             opcode,
             is_final: first & FIN_BIT != 0,
             is_compressed: first & RSV1_BIT != 0,
         };
-        Ok(Some((frame, header_len)))
+        Ok(Some(ParsedHeader { frame, header_len }))
     }
 
     /// Parses the first byte of a header, and checks that a frame of this type may follow the frames so far.
@@ -150,14 +165,14 @@ impl FrameDecoder {
         MIN_FRAGMENT_LIMIT.max(self.config.max_message_size / BYTES_PER_FRAGMENT)
     }
 
-    /// Parses the length of the payload. Returns the length and the index of the next header byte, or `None` if the length is incomplete.
+    /// Parses the length of the payload. Returns `None` if the length is incomplete.
     #[inline]
     fn parse_payload_len(
         &self,
         opcode: OpCode,
         second: u8,
         bytes: &[u8],
-    ) -> Result<Option<(usize, usize)>, DecodeError> {
+    ) -> Result<Option<PayloadLen>, DecodeError> {
         match (self.config.role, second & MASK_BIT != 0) {
             (Role::Server, false) => return Err(DecodeError::protocol("frame is not masked")),
             (Role::Client, true) => return Err(DecodeError::protocol("frame is masked")),
@@ -179,13 +194,15 @@ impl FrameDecoder {
             LEN_IN_16_BITS => parse_extended_len::<2>(bytes, max_len),
             LEN_IN_64_BITS => parse_extended_len::<8>(bytes, max_len),
             _ if usize::from(short_len) > max_len => Err(DecodeError::MESSAGE_TOO_BIG),
-            _ => Ok(Some((usize::from(short_len), 2))),
+            _ => Ok(Some(PayloadLen {
+                len: usize::from(short_len),
+                end: 2,
+            })),
         }
     }
 }
 
-/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns the length and the index of the next header
-/// byte, or `None` if the length is incomplete.
+/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns `None` if the length is incomplete.
 ///
 /// The first bytes of an incomplete length bound the length from below and above. If every length between these bounds is invalid,
 /// the error is returned at once.
@@ -193,7 +210,7 @@ impl FrameDecoder {
 fn parse_extended_len<const SIZE: usize>(
     bytes: &[u8],
     max_len: usize,
-) -> Result<Option<(usize, usize)>, DecodeError> {
+) -> Result<Option<PayloadLen>, DecodeError> {
     let end = bytes.len().min(2 + SIZE);
     let received = &bytes[2..end];
     if received.is_empty() {
@@ -219,7 +236,7 @@ fn parse_extended_len<const SIZE: usize>(
         ));
     }
     match usize::try_from(lower_bound) {
-        Ok(len) if len <= max_len => Ok((missing_bits == 0).then_some((len, end))),
+        Ok(len) if len <= max_len => Ok((missing_bits == 0).then_some(PayloadLen { len, end })),
         _ => Err(DecodeError::MESSAGE_TOO_BIG),
     }
 }

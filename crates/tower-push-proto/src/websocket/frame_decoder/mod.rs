@@ -10,7 +10,7 @@ use std::{error, fmt};
 
 use self::{
     control_payload::{ControlPayload, parse_close_payload},
-    frame_header::{PartialHeader, ReceivedFrame},
+    frame_header::{IncomingFrame, ParsedHeader, PartialHeader},
     partial_message::PartialMessage,
 };
 use super::{
@@ -96,7 +96,7 @@ pub enum DecoderEvent {
     Message(Message),
     /// A complete message that was validated and dropped, because `keep_message` was `false`.
     DroppedMessage,
-    /// A ping. Its payload was passed to `on_ping`.
+    /// A ping. The payload of the ping was passed to `on_ping`.
     Ping,
     /// A pong, with any payload.
     Pong,
@@ -169,10 +169,10 @@ enum DecoderState {
     #[default]
     Header,
     /// The payload of a data frame.
-    Data(ReceivedFrame, Box<PartialMessage>),
+    Data(IncomingFrame, Box<PartialMessage>),
     /// The payload of a control frame, which may come between the frames of a message.
-    Control(ReceivedFrame, Box<ControlPayload>),
-    /// Nothing: an error or a close frame was returned, and every later byte is discarded.
+    Control(IncomingFrame, Box<ControlPayload>),
+    /// No part: every byte is discarded, because an error or a close frame was returned before.
     Closed,
 }
 
@@ -226,7 +226,7 @@ impl FrameDecoder {
             return Ok(None);
         }
         match self.parse_header(input)? {
-            Some((frame, header_len))
+            Some(ParsedHeader { frame, header_len })
                 if frame.is_complete_message_within(input.len() - header_len) =>
             {
                 split_front(input, header_len);
@@ -302,16 +302,18 @@ impl FrameDecoder {
     }
 
     /// Decodes a frame header. Returns the frame once the header is complete.
-    fn decode_header(&mut self, input: &mut &[u8]) -> Result<Option<ReceivedFrame>, DecodeError> {
+    fn decode_header(&mut self, input: &mut &[u8]) -> Result<Option<IncomingFrame>, DecodeError> {
         if self.partial_header.is_empty() {
-            if let Some((frame, header_len)) = self.parse_header(input)? {
+            if let Some(ParsedHeader { frame, header_len }) = self.parse_header(input)? {
                 split_front(input, header_len);
                 return Ok(Some(frame));
             }
         }
         while let [byte] = split_front(input, 1) {
             self.partial_header.push(*byte);
-            if let Some((frame, _)) = self.parse_header(self.partial_header.as_bytes())? {
+            if let Some(ParsedHeader { frame, .. }) =
+                self.parse_header(self.partial_header.as_bytes())?
+            {
                 self.partial_header.clear();
                 return Ok(Some(frame));
             }
@@ -322,7 +324,7 @@ impl FrameDecoder {
     /// Decodes the first payload bytes of a frame. A frame without payload is complete even if `input` is empty.
     fn begin_payload(
         &mut self,
-        frame: ReceivedFrame,
+        frame: IncomingFrame,
         input: &mut &[u8],
         keep_message: bool,
         on_ping: &mut impl FnMut(&[u8]),
@@ -338,7 +340,7 @@ impl FrameDecoder {
 
     fn decode_data_payload(
         &mut self,
-        mut frame: ReceivedFrame,
+        mut frame: IncomingFrame,
         mut message: Box<PartialMessage>,
         input: &mut &[u8],
     ) -> Result<Option<DecoderEvent>, DecodeError> {
@@ -361,7 +363,7 @@ impl FrameDecoder {
 
     fn decode_control_payload(
         &mut self,
-        frame: ReceivedFrame,
+        frame: IncomingFrame,
         mut payload: ControlPayload,
         input: &mut &[u8],
         on_ping: &mut impl FnMut(&[u8]),
@@ -393,7 +395,7 @@ fn split_front<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
 
 impl Message {
     /// Creates an empty message with the type of the frame `first_frame`.
-    fn empty(first_frame: &ReceivedFrame) -> Self {
+    fn empty(first_frame: &IncomingFrame) -> Self {
         match first_frame.opcode {
             opcode if first_frame.is_compressed => Self::Compressed {
                 is_text: opcode == OpCode::Text,
@@ -405,7 +407,7 @@ impl Message {
     }
 
     /// Creates the message that a single frame holds.
-    fn from_frame(frame: &ReceivedFrame, bytes: Vec<u8>) -> Result<Self, DecodeError> {
+    fn from_frame(frame: &IncomingFrame, bytes: Vec<u8>) -> Result<Self, DecodeError> {
         let mut message = Self::empty(frame);
         match &mut message {
             Self::Text(text) => {

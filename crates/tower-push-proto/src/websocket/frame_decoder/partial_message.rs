@@ -1,6 +1,6 @@
 //! Collection of the bytes of an incomplete message.
 
-use super::{DecodeError, DecoderEvent, Message, frame_header::ReceivedFrame};
+use super::{DecodeError, DecoderEvent, Message, frame_header::IncomingFrame};
 use crate::websocket::{
     mask,
     utf8_validator::{InvalidUtf8, Utf8Validator},
@@ -14,8 +14,8 @@ pub(super) struct PartialMessage {
     message: Message,
     /// Validates the payload of a text message.
     utf8: Utf8Validator,
-    /// Whether the message is kept. If not, its bytes are dropped after validation.
-    keep: bool,
+    /// Whether the bytes of the message are kept, and not dropped after validation.
+    is_kept: bool,
     /// The number of payload bytes that have arrived.
     pub(super) len: usize,
     /// The number of frames of this message that have begun.
@@ -30,11 +30,11 @@ pub(super) const LONG_TEXT_BLOCK_LEN: usize = 4096;
 
 impl PartialMessage {
     #[inline]
-    pub(super) fn new(first_frame: &ReceivedFrame, keep: bool) -> Self {
+    pub(super) fn new(first_frame: &IncomingFrame, is_kept: bool) -> Self {
         Self {
             message: Message::empty(first_frame),
             utf8: Utf8Validator::default(),
-            keep,
+            is_kept,
             len: 0,
             fragments: 0,
         }
@@ -52,14 +52,14 @@ impl PartialMessage {
         self.len += masked.len();
         match &mut self.message {
             Message::Text(text) => {
-                if self.keep {
+                if self.is_kept {
                     let additional =
                         additional_capacity(old_len, text.capacity(), masked.len(), max_len);
                     // The bytes that the validator holds are not in `text` yet, and need capacity as well.
                     text.reserve_exact(old_len - text.len() + additional);
                 }
                 let on_text = |part: &str| {
-                    if self.keep {
+                    if self.is_kept {
                         text.push_str(part);
                     }
                 };
@@ -79,7 +79,7 @@ impl PartialMessage {
                 }
             }
             Message::Binary(payload) | Message::Compressed { payload, .. } => {
-                if self.keep {
+                if self.is_kept {
                     let additional =
                         additional_capacity(old_len, payload.capacity(), masked.len(), max_len);
                     payload.reserve_exact(additional);
@@ -96,7 +96,7 @@ impl PartialMessage {
         if !self.utf8.is_complete() {
             return Err(DecodeError::INVALID_UTF8);
         }
-        Ok(match self.keep {
+        Ok(match self.is_kept {
             true => DecoderEvent::Message(self.message),
             false => DecoderEvent::DroppedMessage,
         })

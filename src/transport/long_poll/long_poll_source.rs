@@ -10,21 +10,21 @@ use crate::{
     supervision::{PendingSubscription, SupervisedStream},
 };
 
-/// The source that one poll reads, or the client's parked stream in its place.
+/// The source that one long-poll request reads, or the client's parked stream in its place.
 ///
-/// A plain stream is parked between two polls. A source that resumes is subscribed to by each poll, with the cursor that it gave in the
-/// poll before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next poll would
-/// begin anew and lose the events in between.
-pub(super) struct PollSource {
+/// A plain stream is parked between two requests. A source that resumes is subscribed to by each request, with the cursor that the source
+/// gave in the request before. If a source that resumes gives no cursor, the rest of its stream is parked too: without a cursor, the next
+/// request would begin anew and lose the events in between.
+pub(super) struct LongPollSource {
     pending: PendingSubscription,
     push: Push,
     resumable: Resumable,
-    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with another owner cannot resume
-    /// these streams.
+    /// The owner of the streams that this poll parks: the path and `Authorization` of its request. A poll with a different owner cannot
+    /// resume these streams.
     owner: String,
 }
 
-impl PollSource {
+impl LongPollSource {
     pub(super) fn new(
         head: &mut Parts,
         transport: &'static str,
@@ -57,7 +57,7 @@ impl PollSource {
         self.pending.subscription().cursor()
     }
 
-    /// Returns whether the source itself can resume from a cursor. Plain streams cannot.
+    /// Returns whether the source itself can resume from a cursor. A plain stream cannot resume.
     pub(super) fn is_resumable(&self) -> bool {
         self.push.is_resumable()
     }
@@ -72,9 +72,9 @@ impl PollSource {
             .filter(|_| self.is_resumable())
     }
 
-    /// Opens the stream that is parked under the client's cursor, or else subscribes to the source.
-    pub(super) async fn open(self) -> Result<SupervisedStream, Rejection> {
-        open_or_resume(self.pending, self.push, &self.resumable, &self.owner).await
+    /// Resumes the stream that is parked under the client's cursor, or else subscribes to the source.
+    pub(super) async fn resume_or_open(self) -> Result<SupervisedStream, Rejection> {
+        resume_parked_or_open(self.pending, self.push, &self.resumable, &self.owner).await
     }
 
     /// Opens the stream and collects one batch. The rest of the stream is parked if the client could not resume without it.
@@ -87,11 +87,11 @@ impl PollSource {
             .lost_cursor()
             .map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
         let builder = builder.with_lost_cursor_gap(gap);
-        let opened = open_or_resume(self.pending, self.push, &self.resumable, &self.owner);
+        let opened = resume_parked_or_open(self.pending, self.push, &self.resumable, &self.owner);
         let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
-            // The guard supervises the poll, and not the stream while it is parked.
+            // The guard supervises the poll, and not the parked stream.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
             batch.cursor = Some(self.resumable.park(rest, Some(self.owner.into())));
         }
@@ -99,9 +99,9 @@ impl PollSource {
     }
 }
 
-/// Opens the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
+/// Resumes the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
 /// wrapped only if a stream is parked under the cursor.
-async fn open_or_resume(
+async fn resume_parked_or_open(
     pending: PendingSubscription,
     push: Push,
     resumable: &Resumable,

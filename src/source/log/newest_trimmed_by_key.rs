@@ -7,7 +7,7 @@ use crate::event::Event;
 ///
 /// A reader whose next event was trimmed from the log reads these events first, and then the log.
 #[derive(Debug, Default)]
-pub(super) struct TrimmedLatest {
+pub(super) struct NewestTrimmedByKey {
     /// The events, with their positions as keys.
     entries: BTreeMap<u64, LogEntry>,
     /// The position of the newest event of each key, whether this event is in `entries` or in the log.
@@ -18,9 +18,10 @@ pub(super) struct TrimmedLatest {
     last_dropped_position: u64,
 }
 
-impl TrimmedLatest {
-    /// Records that an event of this key was appended to the log. Removes and returns the trimmed event of this key, if there is one.
-    pub(super) fn on_append(&mut self, key: &str, position: u64) -> Option<Event> {
+impl NewestTrimmedByKey {
+    /// Records `position`, at which an event was appended to the log, as the newest position of the event's key. Removes and returns the
+    /// trimmed event of this key, if one is kept.
+    pub(super) fn replace_newest(&mut self, key: &str, position: u64) -> Option<Event> {
         match self.newest_positions.get_mut(key) {
             Some(newest) => {
                 let replaced = std::mem::replace(newest, position);
@@ -33,15 +34,18 @@ impl TrimmedLatest {
         }
     }
 
-    /// Adds an event that the log has trimmed. Returns the event to the caller if it is not the newest of its key.
-    pub(super) fn insert_if_newest(&mut self, position: u64, entry: LogEntry) -> Option<Event> {
+    /// Keeps an event that the log has trimmed, if it is the newest of its key.
+    ///
+    /// # Errors
+    /// The event, if the log holds a newer event of the same key.
+    pub(super) fn keep_if_newest(&mut self, position: u64, entry: LogEntry) -> Result<(), Event> {
         let newest = (entry.key()).and_then(|key| self.newest_positions.get(key));
         if newest != Some(&position) {
-            return Some(entry.event);
+            return Err(entry.event);
         }
         self.byte_len += entry.byte_len();
         self.entries.insert(position, entry);
-        None
+        Ok(())
     }
 
     fn remove(&mut self, position: u64) -> Option<LogEntry> {

@@ -16,7 +16,7 @@ use crate::{
 
 /// The settings and the counters that all clones of a [`Guard`](super::Guard) share.
 #[derive(Default)]
-pub(super) struct GuardPolicy {
+pub(super) struct SharedGuard {
     pub(super) drain: Option<Drain>,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) admission: Option<Admission>,
@@ -26,7 +26,7 @@ pub(super) struct GuardPolicy {
     pub(super) counters: GuardCounters,
 }
 
-impl GuardPolicy {
+impl SharedGuard {
     /// Calls `notify` with each observer.
     pub(super) fn notify_observers(&self, notify: impl Fn(&dyn Observer)) {
         for observer in &self.observers {

@@ -16,7 +16,7 @@ pin_project! {
     /// The timer is registered with tokio when it is first polled. Registering again is expensive. If the deadline moves later, the
     /// registered time therefore stays: the timer fires at that time, and is then registered again for the current deadline.
     #[derive(Debug, Default)]
-    pub(super) struct LazyTimer {
+    pub(super) struct MovingDeadlineTimer {
         #[pin]
         sleep: Option<Sleep>,
         // The waker that `sleep` will wake, so that `sleep` need not be polled again with the same waker, which is expensive.
@@ -24,7 +24,7 @@ pin_project! {
     }
 }
 
-impl LazyTimer {
+impl MovingDeadlineTimer {
     /// Polls the timer. Returns `Ready` once `deadline` has passed.
     pub(super) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
@@ -133,7 +133,7 @@ mod tests {
 
     /// Checks that the last waker whose poll was pending is woken after its deadline.
     async fn check_last_waker_is_woken(steps: Vec<Step>) {
-        let mut timer = pin!(LazyTimer::default());
+        let mut timer = pin!(MovingDeadlineTimer::default());
         let counters: [Arc<WakeCounter>; 3] = Default::default();
         let wakes = |waker: usize| counters[waker].0.load(Ordering::Relaxed);
         let mut pending: Option<PendingPoll> = None;
@@ -184,7 +184,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn deadline_can_move_in_both_directions() {
-        let mut timer = pin!(LazyTimer::default());
+        let mut timer = pin!(MovingDeadlineTimer::default());
         let start = Instant::now();
         for seconds in [10, 5, 7, 7, 30, 3] {
             let deadline = Instant::now() + seconds * SECOND;
@@ -200,7 +200,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn task_without_budget_is_woken() {
-        let mut timer = pin!(LazyTimer::default());
+        let mut timer = pin!(MovingDeadlineTimer::default());
         let deadline = Instant::now() + SECOND;
         poll_fn(|cx| {
             while pin!(consume_budget()).poll(cx).is_ready() {}

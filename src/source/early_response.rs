@@ -1,0 +1,160 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{PushSource, Rejection, Subscription};
+use crate::{BoxError, event::Item};
+
+/// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
+#[derive(Clone, Copy)]
+#[must_use = "a source does nothing until a client subscribes to it"]
+pub struct EarlyResponse<S> {
+    source: S,
+}
+
+pin_project! {
+    /// The items that one client of an [`EarlyResponse`] gets.
+    #[must_use = "streams do nothing unless polled"]
+    pub struct EarlyStream<S> {
+        #[pin]
+        state: EarlyState<S>,
+    }
+}
+
+pin_project! {
+    #[project = EarlyStateProjection]
+    enum EarlyState<S> {
+        /// The source has not accepted or refused the subscription yet.
+        Subscribing {
+            subscribing: SubscribeFuture<S>,
+            subscription: Subscription,
+            // The expiry that the transport knows.
+            known_expiry: Option<Instant>,
+        },
+        /// The source has accepted the subscription.
+        Subscribed {
+            #[pin]
+            stream: S,
+            // The timer of an expiry that the source has set, and that the transport therefore does not know.
+            expiry: Option<Pin<Box<Sleep>>>,
+        },
+        Ended,
+    }
+}
+
+type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Send>>;
+
+impl<S> EarlyResponse<S> {
+    pub(super) fn new(source: S) -> Self {
+        Self { source }
+    }
+}
+
+impl<S: PushSource + Send + 'static> PushSource for EarlyResponse<S> {
+    type Stream = EarlyStream<S::Stream>;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
+        // The transport drops the client's messages unless the source has taken them when this function returns.
+        let subscription = subscription.with_claimed_client_messages();
+        let state = EarlyState::Subscribing {
+            known_expiry: subscription.expires_at(),
+            subscribing: Box::pin(self.source.subscribe(subscription.clone())),
+            subscription,
+        };
+        Ok(EarlyStream { state })
+    }
+
+    fn is_resumable(&self) -> bool {
+        self.source.is_resumable()
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        self.source.is_for_one_client()
+    }
+}
+
+impl<S> Stream for EarlyStream<S>
+where
+    S: Stream<Item = Result<Item, BoxError>>,
+{
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut state = self.project().state;
+        loop {
+            match state.as_mut().project() {
+                EarlyStateProjection::Subscribing {
+                    subscribing,
+                    subscription,
+                    known_expiry,
+                } => match ready!(subscribing.as_mut().poll(cx)) {
+                    Ok(stream) => {
+                        // If the source has not taken the messages, they are dropped from now on.
+                        drop(subscription.client_messages());
+                        let expiry = subscription.expires_at();
+                        let expiry = expiry.filter(|_| expiry != *known_expiry);
+                        let expiry = expiry.map(|time| Box::pin(sleep_until(time)));
+                        state.set(EarlyState::Subscribed { stream, expiry });
+                    }
+                    Err(rejection) => {
+                        state.set(EarlyState::Ended);
+                        return Poll::Ready(Some(Ok(refusal_item(rejection))));
+                    }
+                },
+                EarlyStateProjection::Subscribed { stream, expiry } => {
+                    let expired = expiry.as_mut().map(|expiry| expiry.as_mut().poll(cx));
+                    if expired.is_some_and(|expired| expired.is_ready()) {
+                        state.set(EarlyState::Ended);
+                        return Poll::Ready(Some(Ok(Item::Expired)));
+                    }
+                    return stream.poll_next(cx);
+                }
+                EarlyStateProjection::Ended => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+/// Returns the item that tells the client of a refusal after its response has begun.
+fn refusal_item(rejection: Rejection) -> Item {
+    let (status, headers, _) = rejection.into_parts();
+    match status {
+        StatusCode::NO_CONTENT => Item::Finished,
+        _ if is_final(status) => Item::Finished,
+        _ => Item::Ended {
+            retry: retry_after(&headers).unwrap_or_default(),
+        },
+    }
+}
+
+/// Returns whether the same request would be refused again.
+fn is_final(status: StatusCode) -> bool {
+    // 408 Request Timeout, 425 Too Early and 429 Too Many Requests.
+    status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429)
+}
+
+/// Returns the time of a `Retry-After` header in seconds. `Retry-After` may also be a date, which is ignored.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+impl<S> fmt::Debug for EarlyResponse<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EarlyResponse").finish_non_exhaustive()
+    }
+}
+
+impl<S> fmt::Debug for EarlyStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EarlyStream").finish_non_exhaustive()
+    }
+}

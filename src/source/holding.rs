@@ -1,0 +1,82 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::{PushSource, Rejection, Subscription};
+use crate::{BoxError, event::Item};
+
+/// A source whose streams keep a value until they are dropped. Created by [`PushSource::holding`].
+#[derive(Clone)]
+#[must_use = "a source does nothing until a client subscribes to it"]
+pub struct Holding<S, T> {
+    source: S,
+    value: T,
+}
+
+pin_project! {
+    /// The items that one client of a [`Holding`] gets.
+    #[must_use = "streams do nothing unless polled"]
+    pub struct HoldingStream<S, T> {
+        #[pin]
+        stream: S,
+        // Declared last, so that the value is dropped after the stream.
+        value: T,
+    }
+}
+
+impl<S, T> Holding<S, T> {
+    pub(super) fn new(source: S, value: T) -> Self {
+        Self { source, value }
+    }
+}
+
+impl<S, T> PushSource for Holding<S, T>
+where
+    S: PushSource + Send,
+    T: Send + 'static,
+{
+    type Stream = HoldingStream<S::Stream, T>;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
+        let stream = self.source.subscribe(subscription).await?;
+        let value = self.value;
+        Ok(HoldingStream { stream, value })
+    }
+
+    fn is_resumable(&self) -> bool {
+        self.source.is_resumable()
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        self.source.is_for_one_client()
+    }
+}
+
+impl<S, T> Stream for HoldingStream<S, T>
+where
+    S: Stream<Item = Result<Item, BoxError>>,
+{
+    type Item = Result<Item, BoxError>;
+
+    #[inline]
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.project().stream.poll_next(cx)
+    }
+}
+
+impl<S, T> fmt::Debug for Holding<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holding").finish_non_exhaustive()
+    }
+}
+
+impl<S, T> fmt::Debug for HoldingStream<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HoldingStream").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use pin_project_lite::pin_project;
+
+use super::{PushSource, Rejection, Subscription};
+use crate::{
+    BoxError,
+    event::{IntoItem, Item},
+};
+
+/// A source whose clients get an item of their own before the items of another source. Created by [`PushSource::preceded_by`].
+#[derive(Clone)]
+#[must_use = "a source does nothing until a client subscribes to it"]
+pub struct PrecededBy<S, F> {
+    source: S,
+    make_first: F,
+}
+
+pin_project! {
+    /// The items that one client of a [`PrecededBy`] gets.
+    #[must_use = "streams do nothing unless polled"]
+    pub struct PrecededStream<S, F, Fut> {
+        #[pin]
+        stream: S,
+        first: FirstItem<F, Fut>,
+    }
+}
+
+/// The item that precedes a stream.
+enum FirstItem<F, Fut> {
+    /// The client has a cursor. It gets the first item only after a gap, which must then be the first item of the stream.
+    IfGap(F),
+    /// The client gets the first item next.
+    Wanted(F),
+    /// The first item is being made.
+    Pending(Pin<Box<Fut>>),
+    /// The client has got the first item, or does not get it.
+    Done,
+}
+
+impl<S, F> PrecededBy<S, F> {
+    pub(super) fn new(source: S, make_first: F) -> Self {
+        Self { source, make_first }
+    }
+}
+
+impl<S, F, Fut> PushSource for PrecededBy<S, F>
+where
+    S: PushSource + Send,
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future + Send + 'static,
+    Fut::Output: IntoItem,
+{
+    type Stream = PrecededStream<S::Stream, F, Fut>;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
+        let has_cursor = subscription.cursor().is_some();
+        let stream = self.source.subscribe(subscription).await?;
+        let first = match has_cursor {
+            true => FirstItem::IfGap(self.make_first),
+            false => FirstItem::Wanted(self.make_first),
+        };
+        Ok(PrecededStream { stream, first })
+    }
+
+    fn is_resumable(&self) -> bool {
+        self.source.is_resumable()
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        self.source.is_for_one_client()
+    }
+}
+
+impl<S, F, Fut> Stream for PrecededStream<S, F, Fut>
+where
+    S: Stream<Item = Result<Item, BoxError>>,
+    F: FnOnce() -> Fut,
+    Fut: Future,
+    Fut::Output: IntoItem,
+{
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.project();
+        loop {
+            match std::mem::replace(this.first, FirstItem::Done) {
+                FirstItem::Done => return this.stream.poll_next(cx),
+                FirstItem::IfGap(make_first) => {
+                    let Poll::Ready(item) = this.stream.poll_next(cx) else {
+                        *this.first = FirstItem::IfGap(make_first);
+                        return Poll::Pending;
+                    };
+                    if let Some(Ok(Item::Gap(_))) = &item {
+                        *this.first = FirstItem::Wanted(make_first);
+                    }
+                    return Poll::Ready(item);
+                }
+                FirstItem::Wanted(make_first) => {
+                    *this.first = FirstItem::Pending(Box::pin(make_first()));
+                }
+                FirstItem::Pending(mut future) => {
+                    let Poll::Ready(first) = future.as_mut().poll(cx) else {
+                        *this.first = FirstItem::Pending(future);
+                        return Poll::Pending;
+                    };
+                    return Poll::Ready(Some(first.into_item()));
+                }
+            }
+        }
+    }
+}
+
+impl<S, F> fmt::Debug for PrecededBy<S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrecededBy").finish_non_exhaustive()
+    }
+}
+
+impl<S, F, Fut> fmt::Debug for PrecededStream<S, F, Fut> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrecededStream").finish_non_exhaustive()
+    }
+}

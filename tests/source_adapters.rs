@@ -1,0 +1,328 @@
+//! The adapters of sources: early responses, first items, and values that live as long as a stream.
+
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use testkit::{HttpVersion, LiveCounter, RecordClient, TestServer, empty_request, websocket};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
+use tokio_websockets::Message;
+use tower::{Layer, ServiceExt};
+use tower_http::timeout::TimeoutLayer;
+use tower_push::{
+    Channel, Event, Guard, Push, PushBody, PushSource,
+    guard::CloseReason,
+    source::{BroadcastSource, Rejection, StartPosition, Subscription, source_fn},
+    transport::{LongPoll, Sse, Transport},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A source that accepts its subscription after 40 seconds, and then yields one event.
+fn slow_source() -> impl PushSource<Stream: Unpin> + Clone + Send + 'static {
+    source_fn(async |_| {
+        sleep(40 * SECOND).await;
+        Ok(tokio_stream::iter(["answer"]))
+    })
+}
+
+fn get(uri: &str) -> Request<Empty<Bytes>> {
+    empty_request("GET", uri, &[])
+}
+
+/// Returns the URI of the poll that follows `response`.
+fn next_poll(response: &Response<PushBody>) -> String {
+    let cursor = response.headers()["last-event-id"].to_str().unwrap();
+    format!("/?last_event_id={cursor}")
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_response_passes_timeout() {
+    let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SECOND);
+    let late = timeout.layer(tower_push::service(slow_source()));
+    let response = late.oneshot(get("/?transport=sse")).await.unwrap();
+    assert_eq!(response.status(), 408);
+
+    let early = timeout.layer(tower_push::service(slow_source().respond_early()));
+    let response = early.oneshot(get("/?transport=sse")).await.unwrap();
+    let mut client = RecordClient::new(response.map(|body| body));
+    client.expect(&["answer"]).await;
+    client.expect_end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_response_has_heartbeats() {
+    let mut head = testkit::get_request_head("/", &[]);
+    let push = Push::new(slow_source().respond_early());
+    let response = Sse::new().respond(&mut head, push).await;
+    let start = Instant::now();
+    let (frames, result) = testkit::body_frames(response.into_body()).await;
+    result.unwrap();
+    assert!(start.elapsed() >= 40 * SECOND);
+    // The opening, heartbeats after 15 and 30 seconds, and the event.
+    assert!(frames.len() >= 4, "{frames:?}");
+}
+
+#[tokio::test]
+async fn early_response_reports_refusal_in_stream() {
+    let client = async |rejection: Rejection| {
+        let source = source_fn(async move |_| Err::<tokio_stream::Empty<Event>, _>(rejection));
+        RecordClient::open(Push::new(source.respond_early()), None).await
+    };
+    for rejection in [
+        Rejection::finished(),
+        Rejection::new(StatusCode::FORBIDDEN),
+        Rejection::new(StatusCode::NOT_FOUND),
+    ] {
+        let mut client = client(rejection).await;
+        assert!(
+            client
+                .next()
+                .await
+                .unwrap()
+                .starts_with(r#"end {"finished":true"#)
+        );
+        assert_eq!(client.cursor(), Some("~finished"));
+        assert_eq!(client.next().await, None);
+    }
+    let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE).retry_after(7 * SECOND);
+    let mut client = client(busy).await;
+    let end = client.next().await.unwrap();
+    assert!(end.contains(r#""retry":7000"#), "{end}");
+    assert_eq!(client.cursor(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_response_obeys_late_expiry() {
+    let source = source_fn(async |subscription: Subscription| {
+        sleep(SECOND).await;
+        subscription.expire_within(10 * SECOND);
+        Ok(tokio_stream::pending::<Event>())
+    });
+    let guard = Guard::new();
+    let mut head = testkit::get_request_head("/", &[]);
+    let push = Push::new(source.respond_early());
+    let response = guard.wrap(Sse::new()).respond(&mut head, push).await;
+    assert_eq!(guard.counts().open(), 1);
+    let start = Instant::now();
+    RecordClient::new(response).expect_end().await;
+    assert_eq!(start.elapsed(), 11 * SECOND);
+    assert_eq!(guard.counts().closed(CloseReason::CredentialExpired), 1);
+}
+
+#[tokio::test]
+async fn early_response_is_cancelled_when_client_leaves() {
+    let counter = LiveCounter::default();
+    let source = source_fn({
+        let counter = counter.clone();
+        async move |_| {
+            let held = counter.wrap(tokio_stream::pending::<Event>());
+            pending::<()>().await;
+            Ok(held)
+        }
+    });
+    let mut client = RecordClient::open(Push::new(source.respond_early()), None).await;
+    let reading = client.next();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(20), reading)
+            .await
+            .is_err()
+    );
+    assert_eq!(counter.get(), 1);
+    drop(client);
+    assert_eq!(counter.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_response_survives_polls() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let source = source_fn({
+        let calls = calls.clone();
+        move |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            async {
+                sleep(40 * SECOND).await;
+                Ok(tokio_stream::iter(["answer"]))
+            }
+        }
+    });
+    let service = tower_push::service(source.respond_early()).transport(LongPoll::new());
+    let mut uri = "/".to_owned();
+    let mut polls = 0;
+    loop {
+        polls += 1;
+        let response = service.clone().oneshot(get(&uri)).await.unwrap();
+        uri = next_poll(&response);
+        if let Some(record) = RecordClient::new(response).next().await {
+            assert_eq!(record, "answer");
+            break;
+        }
+    }
+    assert_eq!(polls, 2);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn early_response_keeps_client_messages() {
+    let (accept, accepted) = oneshot::channel::<()>();
+    let accepted = Arc::new(tokio::sync::Mutex::new(Some(accepted)));
+    let echo = source_fn(async move |subscription: Subscription| {
+        let accepted = accepted.lock().await.take().unwrap();
+        accepted.await.unwrap();
+        let messages = subscription.client_messages();
+        messages.ok_or(Rejection::new(StatusCode::UPGRADE_REQUIRED))
+    });
+    let server = TestServer::start(tower_push::service(echo.respond_early())).await;
+    let client = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+    let mut client = client.into_compliant_client();
+    client.send(Message::text("early")).await.unwrap();
+    accept.send(()).unwrap();
+    let message = client.next().await.unwrap().unwrap();
+    assert_eq!(message.as_text(), Some("early"));
+}
+
+#[tokio::test]
+async fn first_item_precedes_stream() {
+    let source = tokio_stream::iter(["1", "2"]).preceded_by(async || "hello");
+    let mut client = RecordClient::open(Push::new(source), None).await;
+    client.expect(&["hello", "1", "2"]).await;
+    client.expect_end().await;
+}
+
+#[tokio::test]
+async fn first_item_is_not_repeated_on_resume() {
+    let channel = Channel::new();
+    let push = || Push::new(channel.clone().preceded_by(async || "hello"));
+    let mut client = RecordClient::open(push(), None).await;
+    client.expect(&["hello"]).await;
+    client.wait_for_cursor().await;
+    let cursor = client.cursor().unwrap().to_owned();
+    channel.publish("1").unwrap();
+    let mut resumed = RecordClient::open(push(), Some(&cursor)).await;
+    resumed.expect(&["1"]).await;
+    // The client cannot resume.
+    let mut lost = RecordClient::open(push(), Some("another-channel")).await;
+    lost.expect(&["gap epoch null", "hello", "1"]).await;
+    let mut unreadable = RecordClient::open(push(), Some("not an id")).await;
+    unreadable.expect(&["gap epoch null", "hello"]).await;
+}
+
+#[tokio::test]
+async fn snapshot_misses_no_event() {
+    let channel = Channel::new();
+    let snapshot = {
+        let channel = channel.clone();
+        async move || {
+            // A change while the snapshot is read.
+            channel.publish("change").map(|_| "snapshot")
+        }
+    };
+    let push = Push::new(channel.preceded_by(snapshot));
+    let mut client = RecordClient::open(push, None).await;
+    client.expect(&["snapshot", "change"]).await;
+}
+
+#[tokio::test]
+async fn failing_first_item_cuts_stream() {
+    let first = async || Err::<&str, _>(std::io::Error::other("no database"));
+    let push = Push::new(tokio_stream::iter(["1"]).preceded_by(first));
+    let mut client = RecordClient::open(push, None).await;
+    client.expect(&["error"]).await;
+}
+
+#[tokio::test]
+async fn first_item_of_broadcast_follows_gap() {
+    let (sender, _) = tokio::sync::broadcast::channel(4);
+    let push = || {
+        let source = BroadcastSource::new(sender.subscribe());
+        Push::new(source.preceded_by(async || "snapshot"))
+    };
+    let mut client = RecordClient::open(push(), None).await;
+    sender.send("1").unwrap();
+    client.expect(&["snapshot", "1"]).await;
+    let cursor = client.cursor().unwrap().to_owned();
+    let mut client = RecordClient::open(push(), Some(&cursor)).await;
+    client.expect(&["gap epoch null", "snapshot"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_item_is_polled_once() {
+    let channel = Channel::new();
+    let source = channel.clone().preceded_by(async || "hello");
+    let service = tower_push::service(source).transport(LongPoll::new());
+    let mut records = Vec::new();
+    let mut uri = "/".to_owned();
+    for event in ["1", "2"] {
+        let response = service.clone().oneshot(get(&uri)).await.unwrap();
+        uri = next_poll(&response);
+        let mut client = RecordClient::new(response);
+        while let Some(record) = client.next().await {
+            records.push(record);
+        }
+        channel.publish(event).unwrap();
+    }
+    assert_eq!(records, ["hello", "1"]);
+}
+
+/// Counts the clones that exist.
+#[derive(Clone)]
+struct Token(#[allow(dead_code)] Arc<()>);
+
+#[tokio::test]
+async fn value_is_dropped_with_stream() {
+    let alive = Arc::new(());
+    let hold = || Token(alive.clone());
+    let channel = Channel::new();
+    let client = RecordClient::open(Push::new(channel.clone().holding(hold())), None).await;
+    assert_eq!(Arc::strong_count(&alive), 2);
+    drop(client);
+    assert_eq!(Arc::strong_count(&alive), 1);
+
+    let refusing = source_fn(async |_| {
+        Err::<tokio_stream::Empty<Event>, _>(Rejection::new(StatusCode::FORBIDDEN))
+    });
+    let mut head = testkit::get_request_head("/", &[]);
+    let response = Sse::new().respond(&mut head, Push::new(refusing.holding(hold())));
+    assert_eq!(response.await.status(), 403);
+    assert_eq!(Arc::strong_count(&alive), 1);
+
+    // A stream that has ended keeps the value no longer than its response.
+    let ended = tokio_stream::iter(["1"]).holding(hold());
+    let mut client = RecordClient::open(Push::new(ended), None).await;
+    client.expect(&["1"]).await;
+    client.expect_end().await;
+    assert_eq!(Arc::strong_count(&alive), 1);
+}
+
+#[tokio::test]
+async fn adapters_keep_resumability() {
+    let channel = Channel::new();
+    let id = channel.publish("1").unwrap();
+    channel.publish("2").unwrap();
+    let source = channel.with_start(StartPosition::Oldest);
+    let source = source
+        .holding(())
+        .preceded_by(async || "hello")
+        .respond_early();
+    assert!(source.is_resumable());
+    let mut client = RecordClient::open(Push::new(source), Some(id.as_str())).await;
+    client.expect(&["2"]).await;
+    assert!(
+        !tokio_stream::iter(["1"])
+            .holding(())
+            .respond_early()
+            .is_resumable()
+    );
+}
