@@ -78,7 +78,7 @@ fn ends() -> [Item; 3] {
 }
 
 fn gap() -> Item {
-    Item::Gap(Gap::new(GapReason::Lagged).resumed(id("a-9")))
+    Item::from(Gap::new(GapReason::Lagged).resumed(id("a-9")))
 }
 
 /// Asserts that a gap cuts the stream after these bytes.

@@ -210,7 +210,7 @@ async fn control_event_names_are_configurable() {
         .gap_event(EventType::new("hole").unwrap())
         .end_event(EventType::new("pause").unwrap())
         .finished_event(EventType::new("fin").unwrap());
-    let gap = || Item::Gap(Gap::new(GapReason::Expired));
+    let gap = || Item::from(Gap::new(GapReason::Expired));
     let retry = Duration::ZERO;
     let mut written = String::new();
     for end in [Item::Ended { retry }, Item::Finished] {
