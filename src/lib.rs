@@ -104,7 +104,8 @@
 //! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
-//! | `full` | all of the above | |
+//! | `warp` | `layer::warp`: [`Push`] and [`Rejection`](source::Rejection) as warp replies, and a filter for the head of a request | `warp` without features, and its 30 crates |
+//! | `full` | all of the above except `warp` | |
 //!
 //! # Runtime
 //! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`] and
