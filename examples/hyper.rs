@@ -54,6 +54,8 @@ async fn main() -> Result<(), BoxError> {
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
+        // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
+        let _ = socket.set_nodelay(true);
         let service = TowerToHyperService::new(service.clone());
         tokio::spawn(async move {
             let mut server = auto::Builder::new(TokioExecutor::new());
