@@ -23,7 +23,6 @@ use axum::{
     Router,
     http::header::CONTENT_TYPE,
     routing::{any, get},
-    serve::ListenerExt,
 };
 use tokio::net::TcpListener;
 use tower_http::cors::{Any, CorsLayer};
@@ -46,11 +45,7 @@ async fn main() -> Result<(), BoxError> {
 
     let listener = TcpListener::bind(demo::address()?).await?;
     println!("open http://{}", listener.local_addr()?);
-    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
-    let listener = listener.tap_io(|socket| {
-        let _ = socket.set_nodelay(true);
-    });
-    axum::serve(listener, app).await?;
+    tower_push::serve(listener, app).await?;
     Ok(())
 }
 

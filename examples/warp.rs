@@ -19,14 +19,9 @@
 //! ```
 //! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second server is on the next port.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use http::{header::CONTENT_TYPE, request::Parts};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
@@ -52,31 +47,14 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The way for WebSockets over HTTP/2: a route returns a push, the layer around warp's service turns it into a response, and an accept loop
-/// with hyper serves both.
+/// The way for WebSockets over HTTP/2: a route returns a push, and the layer around warp's service turns the push into a response.
 async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
     let feed = warp::path!("feed").map(|| Push::new(demo::feed()));
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
         .service(warp::service(feed.or(page()).with(cors())));
-    loop {
-        let Ok((socket, _)) = listener.accept().await else {
-            // Usually the process is out of file descriptors, and some will be free again.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            continue;
-        };
-        // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
-        let _ = socket.set_nodelay(true);
-        let service = TowerToHyperService::new(service.clone());
-        tokio::spawn(async move {
-            let mut server = auto::Builder::new(TokioExecutor::new());
-            // Allows WebSockets over HTTP/2.
-            server.http2().enable_connect_protocol();
-            let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            // Most streams end with an error, because their clients disconnect.
-            let _ = served.await;
-        });
-    }
+    tower_push::serve(listener, service).await?;
+    Ok(())
 }
 
 /// The way to keep `warp::serve`: the route passes the request's head to the transports, and their response to warp.

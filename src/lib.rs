@@ -56,6 +56,7 @@
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
+//! | `server` | a server for any tower service, with what long-lived responses need (feature `server`) |
 //! | [`supervision`] | for transports of your own: how a subscription is opened, so that a [`Guard`] can count and end its stream |
 //!
 //! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteProgress`] wraps a
@@ -88,6 +89,7 @@
 //!   clients, compression
 //! - [Deploying](https://github.com/tower-push/tower-push/blob/main/docs/deploying.md): proxies, timeouts, graceful shutdown,
 //!   metrics, kernel settings
+//! - [The server](https://github.com/tower-push/tower-push/blob/main/docs/server.md): `tower_push::serve`, TLS, and accept loops of your own
 //! - [Security](https://github.com/tower-push/tower-push/blob/main/docs/security.md): threats, the defaults, and what to turn on
 //! - [Clients](https://github.com/tower-push/tower-push/blob/main/docs/clients.md): what to know of existing clients
 //! - [Durable Streams](https://github.com/tower-push/tower-push/blob/main/docs/durable-streams.md): the protocol, and a server
@@ -103,6 +105,7 @@
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
+//! | `server` | `serve`, a server for HTTP/1.1 and HTTP/2 | `hyper` with its HTTP/1 and HTTP/2, `hyper-util` |
 //! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
 //! | `warp` | `layer::warp`: [`Push`] and [`Rejection`](source::Rejection) as warp replies, and a filter for the head of a request | `warp` without features, and its 30 crates |
 //! | `full` | all of the above except `warp` | |
@@ -118,6 +121,9 @@ pub mod format;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
+#[cfg(feature = "server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+pub mod server;
 pub mod source;
 pub mod supervision;
 mod sync;
@@ -134,6 +140,10 @@ pub use self::event::{Event, EventId, Gap, GapReason, Item};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
+#[doc(inline)]
+#[cfg(feature = "server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+pub use self::server::serve;
 #[doc(inline)]
 pub use self::{
     guard::{Drain, Guard},

@@ -18,6 +18,8 @@ mod documents {
     struct Deploying;
     #[doc = include_str!("../docs/security.md")]
     struct Security;
+    #[doc = include_str!("../docs/server.md")]
+    struct Server;
     #[doc = include_str!("../docs/durable-streams.md")]
     struct DurableStreams;
 }

@@ -101,6 +101,8 @@ use std::{fmt, future::ready, sync::Arc, time::Duration};
 
 use http::{Method, Response, request::Parts};
 
+#[cfg(feature = "server")]
+pub(crate) use self::drain::DrainStartWaiter;
 #[cfg(feature = "tracing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;

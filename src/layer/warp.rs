@@ -4,7 +4,7 @@
 //!
 //! | way | WebSockets | the server |
 //! |---|---|---|
-//! | a route returns a [`Push`], and a [layer](super::TransportLayer) is around `warp::service(routes)` | HTTP/1.1 and HTTP/2 | an accept loop with hyper, as in `examples/warp.rs` |
+//! | a route returns a [`Push`], and a [layer](super::TransportLayer) is around `warp::service(routes)` | HTTP/1.1 and HTTP/2 | `tower_push::serve`, of the feature `server`, or an accept loop with hyper |
 //! | a route takes the [request's head](request_head), and returns [`into_reply`] of a transport's response | HTTP/1.1 | `warp::serve(routes)` |
 //!
 //! # A layer around warp
