@@ -2,9 +2,9 @@ use std::{fmt, sync::Arc};
 
 use crate::event::Event;
 
-/// The policy of a [`Channel`](super::Channel) for a connected subscriber that has not read events before the log trimmed them.
+/// The policy of a [`Channel`](crate::Channel) for a connected subscriber that has not read events before the log trimmed them.
 ///
-/// [`Channel::counts`](super::Channel::counts) counts every event that a subscriber does not get.
+/// [`Channel::counts`](crate::Channel::counts) counts every event that a subscriber does not get.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum LagPolicy {
