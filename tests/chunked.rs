@@ -73,7 +73,7 @@ mod ndjson {
                 " ",
                 "{\"id\":\"a-0\"}\n",
                 "{\"id\":\"a-1\",\"event\":\"price\",\"data\":{\"eur\":21.5}}\n",
-                "{\"data\":\"two\\nlines \\\"quoted\\\"\\r\\u001e\u{2028}\"}\n",
+                "{\"data\":\"two\\nlines \\\"quoted\\\"\\r\\u001e\\u2028\"}\n",
                 "{\"data_base64\":\"AP8=\"}\n",
                 "{\"data\":\"\"}\n",
                 "{\"id\":\"a-9\",\"gap\":{\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":6}}\n",

@@ -801,7 +801,8 @@ mod python {
         let gap: Value = serde_json::from_str(&gap().to_json()).unwrap();
         expected.push(json!({ "id": "9", "gap": gap }));
         expected.push(json!({ "id": EventId::FINISHED, "end": { "finished": true } }));
-        for client in ["ndjson", "jsonseq"] {
+        // `httpx-lines` also splits at U+0085, U+2028 and others, all of which are escaped.
+        for client in ["ndjson", "httpx-lines", "jsonseq"] {
             for version in HttpVersion::ALL {
                 let records = read(client, version, &app.url(), None).await;
                 assert_eq!(records, expected, "{client} {version:?}");

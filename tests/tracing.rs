@@ -19,7 +19,7 @@ use tower_push::{
     guard::{Admission, CloseReason, Observer, StreamInfo, TracingObserver},
     service,
     source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
-    transport::{LongPoll, Negotiate, Sse, Transport},
+    transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 use tracing::{
     Instrument, Level, Metadata, Span, Subscriber,
@@ -247,6 +247,40 @@ async fn gaps_are_info_and_failures_are_warnings() {
     let warning = lagged.iter().find(|line| line.starts_with("WARN")).unwrap();
     assert!(warning.starts_with("WARN failed error=") && warning.ends_with(" in caller/push"));
     assert!(lagged.contains(&"DEBUG closed reason=\"lagged\" open_ms in caller/push".to_owned()));
+}
+
+#[tokio::test]
+async fn refused_client_message_is_logged_in_the_span() {
+    start_recording();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
+    let transport = guard.wrap(WebSocket::new().max_message_size(4));
+    let server = TestServer::start(tower_push::service(Channel::new()).transport(transport)).await;
+    for (first_byte, payload, level, code, reason) in [
+        (
+            0x81,
+            "12345",
+            "WARN client exceeded `max_message_size`",
+            1009,
+            "message is too big",
+        ),
+        (
+            0xf1,
+            "",
+            "DEBUG client violated the protocol",
+            1002,
+            "reserved bit is set",
+        ),
+    ] {
+        let mut socket = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+        take_lines();
+        socket.send_frame(first_byte, payload.as_bytes()).await;
+        assert_eq!(socket.read_close().await.unwrap().0, code);
+        drop(socket);
+        wait_until_idle(&guard).await;
+        let lines = take_lines();
+        let expected = format!("{level} code={code} reason=\"{reason}\" in push");
+        assert!(lines.contains(&expected), "{lines:?}");
+    }
 }
 
 #[tokio::test]

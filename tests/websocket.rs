@@ -118,7 +118,7 @@ async fn json_format_writes_envelopes() {
             Some("json.tower-push")
         );
         let expected = [
-            "{\"data\":\"a\\n\u{2028}\\\"é\"}",
+            "{\"data\":\"a\\n\\u2028\\\"é\"}",
             r#"{"id":"7","event":"price","data":{"eur":21.5}}"#,
             r#"{"data_base64":"AP8="}"#,
             r#"{"id":"9"}"#,
