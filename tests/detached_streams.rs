@@ -21,7 +21,7 @@ use testkit::{HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -29,7 +29,10 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::{
     compression::{CompressionLayer, predicate::SizeAbove},
     cors::CorsLayer,
-    timeout::{RequestBodyTimeoutLayer, ResponseBodyTimeoutLayer, TimeoutLayer},
+    limit::RequestBodyLimitLayer,
+    timeout::{
+        RequestBodyTimeoutLayer, ResponseBodyDeadlineLayer, ResponseBodyTimeoutLayer, TimeoutLayer,
+    },
     trace::TraceLayer,
 };
 use tower_push::{
@@ -694,12 +697,8 @@ where
         ("origin", "http://example.com"),
     ];
     let _stream = client.get("/", &headers).await;
-    let is_decided = || {
-        let counts = settings.counts();
-        counts.detached_streams == 1
-    };
     let start = Instant::now();
-    while !is_decided() && start.elapsed() < 5 * MS_100 {
+    while settings.counts().detached_streams == 0 && start.elapsed() < 5 * MS_100 {
         sleep(Duration::from_millis(5)).await;
     }
     settings.counts().detached_streams == 1
@@ -712,29 +711,79 @@ async fn layers_that_keep_bytes_are_transparent() {
     let status = http::StatusCode::REQUEST_TIMEOUT;
     assert!(is_detached_through(TimeoutLayer::with_status_code(status, TEST_TIMEOUT)).await);
     assert!(is_detached_through(RequestBodyTimeoutLayer::new(TEST_TIMEOUT)).await);
+    assert!(is_detached_through(RequestBodyLimitLayer::new(0)).await);
     // The default predicate of the layer leaves event streams alone.
     assert!(is_detached_through(CompressionLayer::new()).await);
     let all = CompressionLayer::new().compress_when(SizeAbove::new(0));
     assert!(!is_detached_through(all).await);
 }
 
+/// Opens an idle stream through `layer`, and returns whether it is open after 600 ms.
+async fn stays_open_through<L>(layer: L, detach: bool) -> bool
+where
+    L: Layer<Router>,
+    L::Service: Service<Request<Incoming>, Error = Infallible> + Clone + Send + Sync + 'static,
+    <L::Service as Service<Request<Incoming>>>::Response: IntoBoxedResponse,
+    <L::Service as Service<Request<Incoming>>>::Future: Send,
+{
+    let settings = Server::builder().detach(detach).build();
+    let app = Router::new()
+        .route("/", any(|| async { Push::new(stream::pending::<Event>()) }))
+        .layer(PushLayer::new());
+    let app = layer.layer(app).map_response(IntoBoxedResponse::into_boxed);
+    let server = TestServer::start_on(settings, app).await;
+    let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
+    let mut stream = client.get("/", &[]).await;
+    stream.expect_bytes(":\n").await;
+    timeout(6 * MS_100, stream.next_chunk()).await.is_err()
+}
+
 #[tokio::test]
-async fn timeout_of_body_does_not_apply_to_detached_stream() {
+async fn timeouts_of_bodies_do_not_apply_to_detached_streams() {
     for detach in [true, false] {
+        let body_timeout = ResponseBodyTimeoutLayer::new(2 * MS_100);
+        assert_eq!(stays_open_through(body_timeout, detach).await, detach);
+        let deadline = ResponseBodyDeadlineLayer::new(2 * MS_100);
+        assert_eq!(stays_open_through(deadline, detach).await, detach);
+    }
+}
+
+/// A body that keeps a permit.
+struct PermitBody(axum::body::Body, #[expect(dead_code)] OwnedSemaphorePermit);
+
+impl Body for PermitBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+}
+
+#[tokio::test]
+async fn permit_in_body_is_returned_at_hand_over() {
+    for detach in [true, false] {
+        let permits = Arc::new(Semaphore::new(1));
+        let with_permit = {
+            let permits = permits.clone();
+            move |response: Response<axum::body::Body>| {
+                let permit = permits.clone().try_acquire_owned().unwrap();
+                response.map(|body| PermitBody(body, permit))
+            }
+        };
         let settings = Server::builder().detach(detach).build();
-        let app = Router::new()
-            .route("/", any(|| async { Push::new(Channel::new()) }))
-            .layer(PushLayer::new());
         let app = ServiceBuilder::new()
-            .map_response(IntoBoxedResponse::into_boxed)
-            .layer(ResponseBodyTimeoutLayer::new(2 * MS_100))
-            .service(app);
+            .map_response(with_permit)
+            .service(once(Push::new(stream::pending::<Event>())).layer(PushLayer::new()));
         let server = TestServer::start_on(settings.clone(), app).await;
         let mut client = HttpConnection::connect(&server, HttpVersion::Http1).await;
         let mut stream = client.get("/", &[]).await;
         stream.expect_bytes(":\n").await;
-        let is_open = timeout(6 * MS_100, stream.next_chunk()).await.is_err();
-        assert_eq!(is_open, detach);
+        sleep(MS_100).await;
+        assert_eq!(permits.available_permits(), usize::from(detach));
     }
 }
 

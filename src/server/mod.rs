@@ -50,8 +50,7 @@
 //! There is no timeout for the body of a request, or for a service that does not respond: use the layers of tower-http.
 //!
 //! # Detached streams
-//! hyper keeps about 12 KiB for each open response over HTTP/1.1, and its share of the CPU time is larger than that of everything above
-//! it. So an event stream or chunked stream leaves hyper: once hyper has written the head of the response and the first bytes of the stream, the
+//! hyper keeps about 12 KiB for each open response over HTTP/1.1. So an event stream or chunked stream leaves hyper: once hyper has written the head of the response and the first bytes of the stream, the
 //! server takes the connection from hyper and writes the rest of the stream itself. After the end of the stream, the connection is closed.
 //!
 //! A stream stays in hyper in the cases that [`KeptReason`] lists, in particular if a layer changes its bytes. [`ServerCounts::kept`] counts them.
