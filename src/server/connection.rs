@@ -196,7 +196,8 @@ where
         };
         let (io, permit) = parts.io.into_inner().into_parts();
         let read_ahead_len = parts.read_buf.len();
-        let stream = DetachedStream::new(io, body, read_ahead_len, self.drain, permit);
+        let drain = (self.drain, self.drain_deadline);
+        let stream = DetachedStream::new(io, body, read_ahead_len, drain, permit);
         tokio::spawn(stream);
         Ok(())
     }

@@ -71,12 +71,13 @@ impl<IO> DetachedStream<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    /// `read_ahead_len` is how many bytes behind the request hyper has read: they are discarded.
+    /// `read_ahead_len` is how many bytes behind the request hyper has read: they are discarded. `drain` is what waits for the start of the drain,
+    /// or the deadline of a drain that has started.
     pub(super) fn new(
         io: IO,
         body: BoxBody,
         read_ahead_len: usize,
-        drain: Option<DrainStartWaiter>,
+        (drain, drain_deadline): (Option<DrainStartWaiter>, Option<Instant>),
         permit: ConnectionPermit,
     ) -> Self {
         Self {
@@ -86,7 +87,7 @@ where
             is_flushed: true,
             input_budget: MAX_DISCARDED_INPUT.saturating_sub(read_ahead_len),
             drain,
-            drain_deadline: None,
+            drain_deadline,
             timer: None,
             io,
             _permit: permit,
