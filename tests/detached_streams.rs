@@ -155,7 +155,6 @@ async fn chunks_continue_where_hyper_stopped() {
         "{data}"
     );
     assert!(data.contains(&large));
-    assert!(data.contains("event: end"));
     wait_until("closed", || settings.counts().open_connections == 0).await;
 }
 
@@ -797,7 +796,9 @@ async fn chunked_formats_are_detached() {
     let mut stream = client.get("/", &[]).await;
     wait_until_detached(&settings, 1).await;
     channel.publish(Event::text("hello")).unwrap();
-    stream.expect_bytes("\n").await;
-    let chunk = stream.next_chunk().await.unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&chunk).contains("hello"));
+    let mut text = String::new();
+    while !text.contains("hello") {
+        let chunk = stream.next_chunk().await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
 }
