@@ -21,7 +21,7 @@ use testkit::{HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -541,12 +541,14 @@ async fn crowd_of_streams_is_not_mixed() {
     assert_eq!(settings.counts().detached_streams, 200);
 }
 
+/// The response to the first of two requests, and the sender of the response that this request gets instead.
+type WaitingResponse = (Response<PushBody>, oneshot::Sender<Response<PushBody>>);
+
 #[tokio::test]
 async fn swapped_bodies_stay_in_hyper() {
     // The service answers each of two requests with the body of the other, as a faulty layer could do.
     let settings = Server::new();
-    let waiting: Arc<Mutex<Option<(Response<PushBody>, tokio::sync::oneshot::Sender<_>)>>> =
-        Arc::default();
+    let waiting: Arc<Mutex<Option<WaitingResponse>>> = Arc::default();
     let app = service_fn(move |request: Request<Incoming>| {
         let waiting = waiting.clone();
         async move {
@@ -558,7 +560,7 @@ async fn swapped_bodies_stay_in_hyper() {
                     other
                 }
                 None => {
-                    let (sender, receiver) = tokio::sync::oneshot::channel();
+                    let (sender, receiver) = oneshot::channel();
                     *waiting.lock().unwrap() = Some((own, sender));
                     receiver.await.unwrap()
                 }
