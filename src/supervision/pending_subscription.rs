@@ -47,10 +47,10 @@ impl PendingSubscription {
         }
     }
 
-    /// Takes the offer of the server to detach the response.
+    /// Returns the offer of the server to detach the response.
     #[cfg(feature = "server")]
-    pub(crate) fn take_detach_offer(&mut self) -> Option<DetachOffer> {
-        self.detach_offer.take()
+    pub(crate) fn detach_offer(&self) -> Option<DetachOffer> {
+        self.detach_offer.clone()
     }
 
     /// Subscribes to `push`, and supervises the stream of its items.

@@ -34,7 +34,7 @@ use crate::{
 /// [rejected](method_rejection). If the source refuses the subscription, the response is [made](rejection_response) of its
 /// [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
-    #[cfg_attr(not(feature = "server"), expect(unused_mut))] mut pending: PendingSubscription,
+    pending: PendingSubscription,
     push: Push,
     headers: HeaderMap,
     encoder: Box<dyn Encoder>,
@@ -49,7 +49,7 @@ pub fn respond_streaming(
             return streaming_response(headers, PushBody::for_head_request());
         }
         #[cfg(feature = "server")]
-        let (offer, can_detach) = (pending.take_detach_offer(), push.can_detach());
+        let (offer, can_detach) = (pending.detach_offer(), push.can_detach());
         match pending.open(push).await {
             Ok(stream) => {
                 let body = streaming_body(ItemWriter { stream, encoder }, keep_alive);
