@@ -51,7 +51,7 @@ mod pending_subscription;
 mod stream_handle;
 mod supervised_stream;
 
-pub(crate) use self::stream_handle::{StreamHandleSlot, StreamLifecycle};
+pub(crate) use self::stream_handle::{StreamHandleSlot, StreamLifecycle, WakerRegistration};
 pub use self::{
     pending_subscription::PendingSubscription, stream_handle::StreamHandle,
     supervised_stream::SupervisedStream,

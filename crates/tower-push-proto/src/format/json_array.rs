@@ -51,7 +51,7 @@ struct JsonArrayEncoder {
 
 impl JsonArrayEncoder {
     /// Appends a comma if the array has elements, and returns the buffer for the next element.
-    fn begin_element<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
+    fn buffer_for_next_element<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
         let out = out.buffer();
         if !std::mem::replace(&mut self.is_empty, false) {
             out.put_slice(b",\n");
@@ -66,7 +66,7 @@ impl Encoder for JsonArrayEncoder {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.begin_element(out);
+        self.buffer_for_next_element(out);
         out.push_event::<JsonArrayEncoding>(event);
         Ok(())
     }
@@ -77,17 +77,21 @@ impl Encoder for JsonArrayEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        envelope::write_event_with_cursor(event.fields(), cursor, self.begin_element(out));
+        envelope::write_event_with_cursor(
+            event.fields(),
+            cursor,
+            self.buffer_for_next_element(out),
+        );
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        control_record::write_gap(gap, self.begin_element(out));
+        control_record::write_gap(gap, self.buffer_for_next_element(out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        control_record::write_cursor(id, self.begin_element(out));
+        control_record::write_cursor(id, self.buffer_for_next_element(out));
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -106,7 +110,7 @@ impl BatchEncoder for JsonArrayEncoder {
 
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         if let Some(end) = end {
-            control_record::write_end(end, self.begin_element(out));
+            control_record::write_end(end, self.buffer_for_next_element(out));
         }
         out.buffer().put_slice(b"]\n");
     }

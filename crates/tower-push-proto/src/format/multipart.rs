@@ -131,8 +131,8 @@ struct MultipartEncoder {
 }
 
 impl MultipartEncoder {
-    /// Writes a part for a gap, a cursor, a heartbeat or an end, and the delimiter after the part.
-    fn write_control_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
+    /// Writes the headers and the content of a part that is no event: a gap, a cursor, a heartbeat or an end.
+    fn write_non_event_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
         write_json(&mut json);
         write_header("Content-Type", CONTROL_TYPE, out);
@@ -177,7 +177,7 @@ impl MultipartEncoder {
     }
 
     /// Writes a gap or a cursor: as a header in `multipart/x-mixed-replace`, and as a part in `multipart/mixed`.
-    fn write_control(
+    fn write_gap_or_cursor(
         &mut self,
         header_name: &str,
         header_value: &str,
@@ -188,7 +188,7 @@ impl MultipartEncoder {
         if self.format.is_replace {
             write_header(header_name, header_value, out.buffer());
         } else {
-            self.write_control_part(out.buffer(), write_json);
+            self.write_non_event_part(out.buffer(), write_json);
             self.write_delimiter(out.buffer());
         }
     }
@@ -223,7 +223,7 @@ impl Encoder for MultipartEncoder {
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.write_control(
+        self.write_gap_or_cursor(
             "Gap",
             &gap.to_json(),
             |out| control_record::write_gap(gap, out),
@@ -233,7 +233,7 @@ impl Encoder for MultipartEncoder {
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        self.write_control(
+        self.write_gap_or_cursor(
             "Cursor",
             id.as_str(),
             |out| control_record::write_cursor(id, out),
@@ -244,7 +244,7 @@ impl Encoder for MultipartEncoder {
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
         let out = out.buffer();
         if !self.format.is_replace {
-            self.write_control_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
+            self.write_non_event_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
             self.write_delimiter(out);
             return;
         }
@@ -264,7 +264,7 @@ impl Encoder for MultipartEncoder {
             write_header("End", &end.to_json(), out);
             out.put_slice(b"\r\n\r\n");
         } else {
-            self.write_control_part(out, |out| control_record::write_end(end, out));
+            self.write_non_event_part(out, |out| control_record::write_end(end, out));
         }
         self.write_last_delimiter(out);
     }

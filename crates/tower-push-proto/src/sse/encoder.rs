@@ -1,8 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::lines::{
-    SseBase64PayloadEncoding, SseTextPayloadEncoding, write_base64_event, write_comment,
-    write_cursor, write_event, write_id, write_retry, write_text_event,
+    SseBase64EventEncoding, SseTextEventEncoding, write_base64_event, write_comment, write_cursor,
+    write_event, write_id, write_retry, write_text_event,
 };
 use crate::{
     encoder::{Encoder, StreamEnd},
@@ -128,10 +128,10 @@ impl Encoder for SseEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.config.is_base64 {
-            out.push_event::<SseBase64PayloadEncoding>(event);
+            out.push_event::<SseBase64EventEncoding>(event);
         } else {
             check_is_text(event)?;
-            out.push_event::<SseTextPayloadEncoding>(event);
+            out.push_event::<SseTextEventEncoding>(event);
         }
         Ok(())
     }

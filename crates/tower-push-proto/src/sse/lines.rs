@@ -12,18 +12,18 @@ use crate::{
 const FIELDS_CAPACITY: usize = 64;
 
 /// The encoding of an event for SSE, with the payload as text.
-pub(super) struct SseTextPayloadEncoding;
+pub(super) struct SseTextEventEncoding;
 
-impl Encoding for SseTextPayloadEncoding {
+impl Encoding for SseTextEventEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_text_event(fields, fields.id.as_ref(), out);
     }
 }
 
 /// The encoding of an event for SSE, with the payload in base64 on one `data` line.
-pub(super) struct SseBase64PayloadEncoding;
+pub(super) struct SseBase64EventEncoding;
 
-impl Encoding for SseBase64PayloadEncoding {
+impl Encoding for SseBase64EventEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_base64_event(fields, fields.id.as_ref(), out);
     }
