@@ -58,7 +58,7 @@ pub use self::{
     broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
-    early_response::{EarlyResponse, EarlyStream},
+    early_response::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
     holding::{Holding, HoldingStream},
     item_stream::ItemStream,

@@ -2,7 +2,7 @@ use std::future::Future;
 
 use futures_core::Stream;
 
-use super::{EarlyResponse, Holding, PrecededBy, Rejection, Subscription};
+use super::{EarlyResponseSource, Holding, PrecededBy, Rejection, Subscription};
 use crate::{
     BoxError,
     event::{IntoItem, Item},
@@ -52,7 +52,7 @@ pub trait PushSource {
     /// | the rejection's status | what the client gets |
     /// |---|---|
     /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] |
-    /// | another of 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect |
+    /// | 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect |
     /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s |
     ///
     /// ```
@@ -73,11 +73,11 @@ pub trait PushSource {
     ///
     /// A [`Guard`](crate::Guard) counts the stream as open from the beginning of the response, and its observers see a late refusal as the
     /// end of the stream.
-    fn respond_early(self) -> EarlyResponse<Self>
+    fn respond_early(self) -> EarlyResponseSource<Self>
     where
         Self: Sized + Send + 'static,
     {
-        EarlyResponse::new(self)
+        EarlyResponseSource::new(self)
     }
 
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
@@ -112,7 +112,8 @@ pub trait PushSource {
     ///
     /// The value may be a permit, a lock, or a value whose `Drop` tells others that the client has left. A stream that is
     /// [parked](super::Resumable) keeps its value. If this source refuses the subscription, the value is dropped at once. A transport that
-    /// sends one stream in several responses, such as long-polling, keeps the value between them only if it keeps the stream.
+    /// sends one stream in several responses, such as long-polling, keeps the value between two responses only if the transport keeps
+    /// the stream.
     ///
     /// ```
     /// use std::sync::Arc;
