@@ -91,7 +91,8 @@ use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 pub(crate) use self::response::{
-    event_source_retry_response, is_event_source_request, is_query_method,
+    close_connection_after, event_source_retry_response, is_event_source_request, is_query_method,
+    is_websocket_upgrade,
 };
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]

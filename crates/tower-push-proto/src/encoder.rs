@@ -140,7 +140,7 @@ pub(crate) fn millis_within_browser_limit(time: Duration) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{GapReason, Item};
+    use crate::event::{CloseCode, CloseFrame, GapReason, Item};
 
     /// An encoder that writes the name of each called method.
     struct CallLog;
@@ -186,6 +186,14 @@ mod tests {
                 Some(StreamEnd::reconnect(Some(Duration::ZERO))),
             ),
             (Item::Expired, "", Some(StreamEnd::EXPIRED)),
+            (
+                Item::Closed {
+                    frame: CloseFrame::new(CloseCode::NORMAL, "bye"),
+                    end: StreamEnd::FINISHED,
+                },
+                "",
+                Some(StreamEnd::FINISHED),
+            ),
         ] {
             assert_eq!(item.end(), end);
             assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);

@@ -1,8 +1,9 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    event::{Event, EventId, Gap, Item},
+    event::{CloseFrame, Event, EventId, Gap, Item},
     source::log::event_byte_len,
+    transport::StreamEnd,
 };
 
 /// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds them.
@@ -31,6 +32,8 @@ pub(super) enum LoggedEnd {
     Ended,
     /// The stream has ended, and clients may reconnect after this delay.
     EndedWithRetry(Duration),
+    /// The stream has ended with a close frame of the application.
+    Closed { frame: CloseFrame, end: StreamEnd },
     /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }
