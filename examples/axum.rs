@@ -45,7 +45,7 @@ async fn main() -> Result<(), BoxError> {
 
     let listener = TcpListener::bind(demo::address()?).await?;
     println!("open http://{}", listener.local_addr()?);
-    axum::serve(listener, app).await?;
+    tower_push::serve(listener, app).await?;
     Ok(())
 }
 

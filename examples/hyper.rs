@@ -1,4 +1,4 @@
-//! Bare hyper: one tower service under one layer, HTTP/1.1 and HTTP/2 on one port.
+//! No framework: one tower service under one layer, on hyper.
 //!
 //! ```text
 //! cargo run --example hyper
@@ -19,15 +19,8 @@
 //! ```
 //! Another address: `cargo run --example hyper 0.0.0.0:8080`.
 
-use std::time::Duration;
-
 use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower_http::cors::{Any, CorsLayer};
@@ -48,22 +41,8 @@ async fn main() -> Result<(), BoxError> {
 
     let listener = TcpListener::bind(demo::address()?).await?;
     println!("open http://{}", listener.local_addr()?);
-    loop {
-        let Ok((socket, _)) = listener.accept().await else {
-            // Usually the process is out of file descriptors, and some will be free again.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            continue;
-        };
-        let service = TowerToHyperService::new(service.clone());
-        tokio::spawn(async move {
-            let mut server = auto::Builder::new(TokioExecutor::new());
-            // Allows WebSockets over HTTP/2.
-            server.http2().enable_connect_protocol();
-            let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            // Most streams end with an error, because their clients disconnect.
-            let _ = served.await;
-        });
-    }
+    tower_push::serve(listener, service).await?;
+    Ok(())
 }
 
 /// Returns an ordinary response, which may carry a push.

@@ -19,18 +19,13 @@
 //! ```
 //! Another address: `cargo run --example warp 0.0.0.0:8080`, and the second server is on the next port.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use http::{
     HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
 };
 use http_body_util::BodyDataStream;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use tower_push::{BoxError, Push, PushBody, PushLayer, transport::Transport};
@@ -57,22 +52,8 @@ async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
         .service(warp::service(feed.or(page()).with(cors())));
-    loop {
-        let Ok((socket, _)) = listener.accept().await else {
-            // Usually the process is out of file descriptors, and some will be free again.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            continue;
-        };
-        let service = TowerToHyperService::new(service.clone());
-        tokio::spawn(async move {
-            let mut server = auto::Builder::new(TokioExecutor::new());
-            // Allows WebSockets over HTTP/2.
-            server.http2().enable_connect_protocol();
-            let served = server.serve_connection_with_upgrades(TokioIo::new(socket), service);
-            // Most streams end with an error, because their clients disconnect.
-            let _ = served.await;
-        });
-    }
+    tower_push::serve(listener, service).await?;
+    Ok(())
 }
 
 /// The way to keep `warp::serve`: the route passes the request's head to a transport, and the transport's response to warp.

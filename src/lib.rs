@@ -51,11 +51,12 @@
 //! | module | contents |
 //! |---|---|
 //! | [`event`] | [`Event`], its [`EventId`] and [`EventType`](event::EventType), [`Gap`], and [`IntoItem`](event::IntoItem), the conversion from strings, bytes, JSON and `Result`s |
-//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
+//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
+//! | `server` | a server for any tower service, with what long-lived responses need (feature `server`) |
 //! | [`supervision`] | for transports of your own: how a subscription is opened, so that a [`Guard`] can count and end its stream |
 //!
 //! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteProgress`] wraps a
@@ -84,10 +85,12 @@
 //! # Guides
 //! - [Sources](https://github.com/tower-push/tower-push/blob/main/docs/sources.md): which source fits, and recipes for common tasks
 //! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
+//! - [Several servers](https://github.com/tower-push/tower-push/blob/main/docs/relay.md): one feed from a broker or a database
 //! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
 //!   clients, compression
 //! - [Deploying](https://github.com/tower-push/tower-push/blob/main/docs/deploying.md): proxies, timeouts, graceful shutdown,
 //!   metrics, kernel settings
+//! - [The server](https://github.com/tower-push/tower-push/blob/main/docs/server.md): `tower_push::serve`, TLS, and accept loops of your own
 //! - [Security](https://github.com/tower-push/tower-push/blob/main/docs/security.md): threats, the defaults, and what to turn on
 //! - [Clients](https://github.com/tower-push/tower-push/blob/main/docs/clients.md): what to know of existing clients
 //! - [Durable Streams](https://github.com/tower-push/tower-push/blob/main/docs/durable-streams.md): the protocol, and a server
@@ -103,12 +106,13 @@
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
 //! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
+//! | `server` | `serve`, a server for HTTP/1.1 and HTTP/2 | `hyper` with its HTTP/1 and HTTP/2, `hyper-util` |
 //! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
 //! | `full` | all of the above | |
 //!
 //! # Runtime
-//! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`] and
-//! [`WriteProgress`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
+//! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`], a [`Relay`] with an
+//! upstream, and [`WriteProgress`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -117,6 +121,9 @@ pub mod format;
 pub mod guard;
 pub mod layer;
 mod origin_policy;
+#[cfg(feature = "server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+pub mod server;
 pub mod source;
 pub mod supervision;
 mod sync;
@@ -134,11 +141,15 @@ pub use self::event::{Event, EventId, Gap, GapReason, Item};
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::layer::WebSocketLayer;
 #[doc(inline)]
+#[cfg(feature = "server")]
+#[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+pub use self::server::serve;
+#[doc(inline)]
 pub use self::{
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},
     origin_policy::OriginPolicy,
-    source::{Channel, Push, PushSource, Resumable},
+    source::{Channel, Push, PushSource, Relay, Resumable},
     transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };

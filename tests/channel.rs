@@ -18,7 +18,7 @@ use testkit::{
     get_request_head,
 };
 use tower_push::{
-    BoxError, Channel, Event, EventId, Gap, Item, KeepAlive, Push, PushSource,
+    BoxError, Channel, Event, EventId, Item, KeepAlive, Push, PushSource,
     source::{
         StartPosition, Subscription,
         channel::{LagPolicy, Subscriber},
@@ -132,10 +132,10 @@ fn gap_resumes_at_its_cursor() {
     let channel = Channel::builder().max_events(2).build();
     let ids = publish_numbers(&channel, 1..=5);
     let mut subscriber = channel.subscribe_from(StartPosition::After(ids[0].clone()));
-    let Poll::Ready(Some(Ok(Item::Gap(Gap { resumed, .. })))) = poll_next(&mut subscriber) else {
+    let Poll::Ready(Some(Ok(Item::Gap(gap)))) = poll_next(&mut subscriber) else {
         panic!("not a gap")
     };
-    let mut again = channel.subscribe_from(StartPosition::After(resumed.unwrap()));
+    let mut again = channel.subscribe_from(StartPosition::After(gap.resumed.unwrap()));
     assert_eq!(
         read_ready_items(&mut again),
         ["4", "5"],

@@ -51,7 +51,7 @@ fn one_item_of_each_kind() -> Vec<Item> {
         item(Event::text("two\nlines \"quoted\"\r\u{1e}\u{2028}")),
         item(Event::binary(&b"\x00\xff"[..])),
         item(Event::text("")),
-        Item::Gap(Gap::new(GapReason::Lagged).resumed(id("a-9")).missed(6)),
+        Item::from(Gap::new(GapReason::Lagged).resumed(id("a-9")).missed(6)),
     ]
 }
 
@@ -399,7 +399,7 @@ mod multipart {
         let items = vec![
             Item::Cursor(id),
             Event::binary(&b"\xff\xd8one"[..]).into_item().unwrap(),
-            Item::Gap(Gap::new(GapReason::Lagged)),
+            Item::from(Gap::new(GapReason::Lagged)),
             Event::binary(&b"\xff\xd8two"[..]).into_item().unwrap(),
         ];
         let response = respond(jpeg_parts, stream::iter(items)).await;

@@ -102,6 +102,8 @@ fn vectors() -> Vec<(&'static str, &'static str, String)> {
     ];
     let mut vectors = payloads.map(|text| ("", "", text.to_owned())).to_vec();
     vectors.push(("price", "k3f9-1", "21.5".to_owned()));
+    vectors.push(("", "2026-11-28T22:00:00+01:00", "t".to_owned()));
+    vectors.push(("", r#"a"b\c,d/e%41=="#, "any visible ASCII".to_owned()));
     vectors.push(("größe", "A._~-2", String::new()));
     vectors
 }
@@ -129,7 +131,7 @@ fn vectors_source() -> impl PushSource + Clone + Send + Sync + 'static {
         let events = stream::iter(vectors()).map(|vector| Item::Event(vector_event(vector)));
         let gap = stream::once(async {
             heartbeats().await;
-            Item::Gap(gap())
+            Item::from(gap())
         });
         Ok(events.chain(gap).chain(stream::iter([Item::Finished])))
     })

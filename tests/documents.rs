@@ -8,6 +8,8 @@ mod documents {
     struct Architecture;
     #[doc = include_str!("../docs/clients.md")]
     struct Clients;
+    #[doc = include_str!("../docs/relay.md")]
+    struct Relay;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
     #[doc = include_str!("../docs/sources.md")]
@@ -18,6 +20,8 @@ mod documents {
     struct Deploying;
     #[doc = include_str!("../docs/security.md")]
     struct Security;
+    #[doc = include_str!("../docs/server.md")]
+    struct Server;
     #[doc = include_str!("../docs/durable-streams.md")]
     struct DurableStreams;
 }

@@ -1,5 +1,7 @@
 //! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` control the browser.
 
+use std::process::Command;
+
 use testkit::{example_process::ExampleProcess, programs};
 
 #[test]
@@ -30,6 +32,24 @@ fn chat_example_connects_four_tabs_of_two_browsers() {
         "chat.mjs",
         &ExampleProcess::start("chat", &[]).next_address(),
     );
+}
+
+#[test]
+fn tls_example_serves_more_than_six_streams_to_one_page() {
+    let example = ExampleProcess::start("tls", &[]);
+    let address = example.next_address();
+    run_browser_script("tls.mjs", &address);
+    for (flag, version) in [("--http2", "2"), ("--http1.1", "1.1")] {
+        let output = Command::new("curl")
+            .args(["-ksN", "--max-time", "3", flag])
+            .args(["-w", "[%{http_version}]"])
+            .arg(format!("{address}/ticks"))
+            .output()
+            .expect("run scripts/setup first");
+        let output = String::from_utf8_lossy(&output.stdout);
+        assert!(output.starts_with(":\ndata: tick\n\n"), "{output}");
+        assert!(output.ends_with(&format!("[{version}]")), "{output}");
+    }
 }
 
 fn assert_live_panels(address: &str) {

@@ -530,7 +530,7 @@ async fn observer_is_notified_in_order() {
         .observer(log.clone())
         .build();
     let items = stream::iter([
-        Item::Gap(Gap::new(GapReason::Lagged).missed(3)),
+        Item::from(Gap::new(GapReason::Lagged).missed(3)),
         Item::Event(Event::text("one")),
     ]);
     let late = stream::once(async {
@@ -610,7 +610,7 @@ fn pending_texts() -> stream::Pending<&'static str> {
 async fn unsendable_item_is_reported_as_failure() {
     let bytes = || Push::new(stream::iter([Event::binary(vec![0xff])]).chain(pending_events()));
     let gap = || {
-        let gap = Item::Gap(Gap::new(GapReason::Lagged));
+        let gap = Item::from(Gap::new(GapReason::Lagged));
         Push::new(stream::iter([gap]).chain(stream::pending()))
     };
     let heard = async |guarded: &dyn Fn(&Guard) -> Box<dyn Transport>, push: Push| {
@@ -645,7 +645,7 @@ async fn unsendable_item_is_reported_as_failure() {
     let log = EventLog::default();
     let guard = Guard::builder().observer(log.clone()).build();
     let source = source_fn(async move |_| {
-        let gap = Item::Gap(Gap::new(GapReason::Lagged));
+        let gap = Item::from(Gap::new(GapReason::Lagged));
         Ok(stream::iter([gap]).chain(stream::pending()))
     });
     let server = TestServer::start(service(source).transport(guard.wrap(WebSocket::new()))).await;
@@ -662,7 +662,7 @@ async fn unsendable_item_is_reported_as_failure() {
 #[tokio::test]
 async fn durable_sse_reports_unsendable_items() {
     let bytes = || Item::Event(Event::binary(vec![0xff]));
-    let gap = || Item::Gap(Gap::new(GapReason::Lagged));
+    let gap = || Item::from(Gap::new(GapReason::Lagged));
     let text = HeaderValue::from_static("text/plain");
     let not_text = "1: a binary payload on a transport that carries text only";
     let no_gap = "1: events were missed, and this format cannot say so";
@@ -881,7 +881,7 @@ async fn panic_in_any_observer_method_releases_admission() {
                 }))
             } else {
                 Push::new(stream::iter([
-                    Ok(Item::Gap(Gap::new(GapReason::Lagged))),
+                    Ok(Item::from(Gap::new(GapReason::Lagged))),
                     Ok(Item::Event(Event::text("one"))),
                     Err("failed"),
                 ]))

@@ -231,6 +231,46 @@ mod tower_push_dialect {
         }
     }
 
+    /// A source of numbers whose ids contain the characters that entity tags and lists of them reserve.
+    fn numbers_with_odd_ids() -> impl PushSource + Clone + Send + 'static {
+        source_fn(async |subscription: Subscription| {
+            let number_of = |id: &EventId| id.as_str().strip_prefix("n,\"+:").unwrap().parse();
+            let after: u64 = subscription.cursor().map_or(Ok(0), number_of).unwrap();
+            let events = (after + 1..=2 * (after + 1))
+                .map(|n| number_event(n).with_id(format!("n,\"+:{n}")));
+            Ok(stream::iter(events).chain(stream::pending()))
+        })
+    }
+
+    #[tokio::test]
+    async fn cursor_of_any_visible_ascii_resumes() {
+        let source = numbers_with_odd_ids();
+        let first = poll(&without_wait(), source.clone(), "/", &[]).await;
+        assert_eq!(first.data(), [1, 2]);
+        assert_eq!(first.header("last-event-id"), Some("n,\"+:2"));
+        let etag = first.header("etag").unwrap();
+        assert_eq!(etag, "\"n!2C!22!2B!3A2+json\"");
+        for headers in [[("if-none-match", etag)], [("last-event-id", "n,\"+:2")]] {
+            let second = poll(&without_wait(), source.clone(), "/", &headers).await;
+            assert_eq!(second.data(), [3, 4, 5, 6], "{headers:?}");
+        }
+        let in_query = poll(
+            &without_wait(),
+            source.clone(),
+            "/?last_event_id=n,%22%2B:2",
+            &[],
+        )
+        .await;
+        assert_eq!(in_query.data(), [3, 4, 5, 6]);
+        let read = poll(&without_wait(), source.clone(), "/?offset=-1", &[]).await;
+        assert_eq!(read.header("stream-next-offset"), Some("n!2C!22!2B!3A2"));
+        for offset in ["n!2C!22!2B!3A2", "n%212C%2122%212B%213A2"] {
+            let uri = format!("/?offset={offset}");
+            let read = poll(&without_wait(), source.clone(), &uri, &[]).await;
+            assert_eq!(read.json(), [3, 4, 5, 6]);
+        }
+    }
+
     #[tokio::test]
     async fn odd_validators_are_ignored() {
         let channel = channel_of_numbers(0..2);
@@ -1545,7 +1585,7 @@ mod in_chromium {
 
 #[test]
 fn json_array_is_streaming_format() {
-    let source = stream::iter([Item::Gap(Gap::new(GapReason::Lagged))]).chain(stream::iter(
+    let source = stream::iter([Item::from(Gap::new(GapReason::Lagged))]).chain(stream::iter(
         ["a", "b"].map(|text| Item::Event(Event::text(text))),
     ));
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -239,7 +239,7 @@ async fn cursor_older_than_log_gets_gap() {
             panic!("not a gap")
         };
         let expected = Gap::new(GapReason::Expired).requested(ids[1].clone());
-        assert_eq!(gap, expected.resumed(ids[7].clone()).missed(6));
+        assert_eq!(*gap, expected.resumed(ids[7].clone()).missed(6));
         assert_eq!(read(&mut again).0, ["7", "8", "9", "finished"]);
         let (texts, _) = read(&mut resume_existing(&resumable, &ids[7]).await);
         assert_eq!(texts, ["7", "8", "9", "finished"]);
@@ -285,7 +285,7 @@ async fn unknown_cursors_start_new_stream_after_gap() {
         };
         let start = gap.resumed.clone().unwrap();
         let expected = Gap::new(reason).requested(cursor.clone());
-        assert_eq!(gap, expected.resumed(start.clone()), "{cursor}");
+        assert_eq!(*gap, expected.resumed(start.clone()), "{cursor}");
         assert_eq!(read(&mut subscriber).0, ["0", "1", "finished"]);
         let (texts, _) = read(&mut resume_existing(&resumable, &start).await);
         assert_eq!(texts, ["0", "1", "finished"], "resumable from the gap on");
@@ -306,7 +306,7 @@ async fn cursor_ahead_of_stream_gets_gap() {
         panic!("not a gap")
     };
     let expected = Gap::new(GapReason::Epoch).requested(ahead);
-    assert_eq!(gap, expected.resumed(ids[0].clone()));
+    assert_eq!(*gap, expected.resumed(ids[0].clone()));
     sender.send("b").unwrap();
     assert_eq!(read(&mut subscriber).0, ["a", "b"]);
 }
@@ -335,7 +335,7 @@ async fn gaps_are_logged_and_cursors_are_not() {
     let items = [
         Item::Cursor(EventId::from(1)),
         Item::Event(Event::text("a")),
-        Item::Gap(Gap::new(GapReason::Lagged).missed(3)),
+        Item::from(Gap::new(GapReason::Lagged).missed(3)),
         Item::Event(Event::text("b")),
     ];
     let source = resumable.wrap(stream::iter(items));

@@ -157,7 +157,7 @@ async fn base64_covers_all_data_but_control_events() {
         Event::binary(&b"\xff\x00"[..]).into_item().unwrap(),
         Event::text("text").with_id(7).unwrap().into_item().unwrap(),
         Event::text("").into_item().unwrap(),
-        Item::Gap(gap.clone()),
+        Item::from(gap.clone()),
     ];
     let response = Sse::new()
         .base64()
@@ -260,7 +260,7 @@ async fn gaps_and_cursors_move_client_cursor() {
         .requested(id("a-1"))
         .resumed(id("a-7"))
         .missed(6);
-    let items = vec![Item::Cursor(id("a-0")), Item::Gap(gap)];
+    let items = vec![Item::Cursor(id("a-0")), Item::from(gap)];
     let written = written_events(Sse::new(), items).await;
     assert_eq!(
         written,

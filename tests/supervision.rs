@@ -159,7 +159,7 @@ async fn stream_is_counted_and_observed() {
     let guard = Guard::builder().observer(log.clone()).build();
     let items = stream::iter([
         Item::Event(Event::text("one")),
-        Item::Gap(Gap::new(GapReason::Lagged)),
+        Item::from(Gap::new(GapReason::Lagged)),
         Item::Event(Event::text("two")),
     ]);
     let body = read(&guard.wrap(Lines), items).await.unwrap();

@@ -218,8 +218,8 @@ async fn traced_lines(guard: &Guard, source: impl PushSource + Send + 'static) -
 async fn gaps_are_info_and_failures_are_warnings() {
     let guard = Guard::builder().observer(TracingObserver::new()).build();
     let failing = stream::iter([
-        Ok(Item::Gap(Gap::new(GapReason::Expired).missed(3))),
-        Ok(Item::Gap(Gap::new(GapReason::Epoch))),
+        Ok(Item::from(Gap::new(GapReason::Expired).missed(3))),
+        Ok(Item::from(Gap::new(GapReason::Epoch))),
         Err("the disk is full"),
     ]);
     assert_eq!(
@@ -396,7 +396,7 @@ async fn secrets_are_not_traced() {
         source_fn(async move |subscription: Subscription| {
             let gap = Gap::new(GapReason::Epoch).requested(EventId::new(SECRET).unwrap());
             let event = Event::text(SECRET).with_type(SECRET)?.with_id(SECRET)?;
-            let items = [Item::Gap(gap), Item::Event(event)];
+            let items = [Item::from(gap), Item::Event(event)];
             let items = stream::iter(items).chain(stream::pending());
             resumable.wrap(items).subscribe(subscription).await
         })

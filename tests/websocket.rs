@@ -63,7 +63,7 @@ fn events() -> Vec<Item> {
         Item::Event(price),
         Item::Event(binary),
         Item::Cursor(EventId::from(9)),
-        Item::Gap(
+        Item::from(
             Gap::new(GapReason::Lagged)
                 .missed(3)
                 .resumed(EventId::from(12)),
@@ -275,7 +275,7 @@ async fn close_code_says_whether_to_reconnect() {
     });
     let failing = TestServer::start(tower_push::service(failing).transport(WebSocket::new())).await;
     let ended = serve_items(vec![Item::Event(Event::text("before"))]).await;
-    let gap = Item::Gap(Gap::new(GapReason::Expired));
+    let gap = Item::from(Gap::new(GapReason::Expired));
     let with_gap = serve_items(vec![Item::Event(Event::text("before")), gap]).await;
     for version in HttpVersion::ALL {
         for (server, code, reason) in [

@@ -152,11 +152,11 @@ impl Feed {
             Some(n) if (oldest..=now).contains(&n) => (n, None),
             Some(n) if n < oldest => {
                 let gap = self.gap(GapReason::Expired, cursor, oldest);
-                (oldest, Some(Item::Gap(gap.missed(oldest - n))))
+                (oldest, Some(Item::from(gap.missed(oldest - n))))
             }
             _ => (
                 now,
-                Some(Item::Gap(self.gap(GapReason::Epoch, cursor, now))),
+                Some(Item::from(self.gap(GapReason::Epoch, cursor, now))),
             ),
         }
     }

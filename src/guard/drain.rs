@@ -48,7 +48,7 @@ struct SharedDrain {
     state: Mutex<DrainState>,
     /// Whether `state.start` is set. Streams read this copy for each item, without locking `state`.
     has_started: AtomicBool,
-    /// The tasks that poll open streams, and wait for the start of the drain.
+    /// The tasks that poll open streams or connections, and wait for the start of the drain.
     stream_tasks: WaitList,
     /// The other tasks that wait: those in [`Drain::wait`], and those of requests that have no response yet.
     other_tasks: WaitList,
@@ -57,7 +57,7 @@ struct SharedDrain {
 #[derive(Default)]
 struct DrainState {
     start: Option<DrainStart>,
-    /// The number of streams that were ever registered. [`WaitList::register`] uses this number to spread the streams over its
+    /// The number of streams and connections that were ever registered. [`WaitList::register`] uses this number to spread the streams over its
     /// shards.
     registered: usize,
     open: usize,
@@ -196,6 +196,8 @@ impl Drain {
 
     /// Starts to end the open streams, as `plan` says. From now on, guards with this drain refuse new requests. A second call has
     /// no effect.
+    ///
+    /// The method returns at once. [`wait`](Self::wait) waits until the streams have ended.
     pub fn start(&self, plan: DrainPlan) {
         let started_at = Instant::now();
         let shared = &*self.0;
@@ -266,6 +268,13 @@ impl Drain {
         lock(&self.0.state).start
     }
 
+    /// Returns the time after which the drain no longer waits; `None` before the start.
+    #[cfg(feature = "server")]
+    fn deadline(&self) -> Option<Instant> {
+        let DrainStart { plan, started_at } = self.started()?;
+        Some(started_at + plan.deadline)
+    }
+
     /// Chooses a random time after which one client should reconnect. Returns zero before the start.
     pub(super) fn random_retry(&self) -> Duration {
         let start = self.started();
@@ -318,6 +327,45 @@ impl DrainState {
     fn final_outcome(&self) -> Option<DrainOutcome> {
         let is_final = self.start.is_some() && self.open == 0;
         is_final.then(|| self.outcome())
+    }
+}
+
+/// A connection or an accept loop that waits for the start of a [`Drain`]. It does not count as an open stream.
+#[cfg(feature = "server")]
+pub(crate) struct DrainStartWaiter {
+    drain: Drain,
+    key: WaiterKey,
+}
+
+#[cfg(feature = "server")]
+impl DrainStartWaiter {
+    pub(crate) fn new(drain: &Drain) -> Self {
+        let mut state = lock(&drain.0.state);
+        state.registered = state.registered.wrapping_add(1);
+        let sequence = state.registered;
+        drop(state);
+        Self {
+            drain: drain.clone(),
+            key: drain.0.stream_tasks.register(sequence),
+        }
+    }
+
+    /// Waits for the start of the drain. Returns the deadline of the drain.
+    pub(crate) fn poll_deadline(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
+        let drain = &self.drain;
+        let is_waiting =
+            (drain.0.stream_tasks).wait_unless(&self.key, cx.waker(), || drain.has_started());
+        match drain.deadline() {
+            Some(deadline) if !is_waiting => Poll::Ready(deadline),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(feature = "server")]
+impl Drop for DrainStartWaiter {
+    fn drop(&mut self) {
+        self.drain.0.stream_tasks.deregister(&self.key);
     }
 }
 

@@ -101,6 +101,8 @@ use std::{fmt, future::ready, sync::Arc, time::Duration};
 
 use http::{Method, Response, request::Parts};
 
+#[cfg(feature = "server")]
+pub(crate) use self::drain::DrainStartWaiter;
 #[cfg(feature = "tracing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
 pub use self::tracing_observer::TracingObserver;
@@ -185,8 +187,8 @@ impl Guard {
 }
 
 impl GuardBuilder {
-    /// Sets the drain that ends the streams. Once the drain has started, the guard refuses requests. By default, a guard has no
-    /// drain.
+    /// Sets the drain that ends the streams. Once the drain has [started](Drain::start), the guard refuses requests.
+    /// [`Drain::wait`] waits until the streams have ended. By default, a guard has no drain.
     pub fn drain(mut self, drain: &Drain) -> Self {
         self.0.drain = Some(drain.clone());
         self

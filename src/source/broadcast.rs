@@ -120,7 +120,7 @@ where
         let first_item = match subscription.cursor() {
             Some(id) => {
                 let gap = Gap::new(GapReason::Epoch).requested(id.clone());
-                Item::Gap(gap.resumed(return_cursor))
+                Item::from(gap.resumed(return_cursor))
             }
             None => Item::Cursor(return_cursor),
         };
@@ -185,7 +185,7 @@ where
             Err(RecvError::Lagged(missed)) => {
                 let mut gap = Gap::new(GapReason::Lagged).missed(missed);
                 gap.resumed = EventId::new(RETURN_CURSOR).ok();
-                Some(Ok(Item::Gap(gap)))
+                Some(Ok(Item::from(gap)))
             }
             Err(RecvError::Closed) => None,
         })

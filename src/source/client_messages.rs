@@ -24,6 +24,9 @@ use crate::{
 /// stay unread, too, and the server notices that the client has disconnected only when a write to the socket fails, such as that
 /// of the server's own ping. If the source drops this stream, all further messages are dropped.
 ///
+/// A source without a task of its own merges the messages with its events:
+/// [`docs/sources.md`](https://github.com/tower-push/tower-push/blob/main/docs/sources.md) has a recipe.
+///
 /// ```
 /// use tokio_stream::StreamExt;
 /// use tower_push::{Channel, Event, Push, source::{Rejection, Subscription, source_fn}};

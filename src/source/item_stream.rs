@@ -33,7 +33,7 @@ impl<S> ItemStream<S> {
     }
 
     pub(super) fn with_gap(gap: Option<Gap>, stream: S) -> Self {
-        Self::with_first_item(gap.map(|gap| Ok(Item::Gap(gap))), stream)
+        Self::with_first_item(gap.map(|gap| Ok(Item::from(gap))), stream)
     }
 
     pub(crate) fn with_first_item(first_item: Option<Result<Item, BoxError>>, stream: S) -> Self {

@@ -11,6 +11,7 @@
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
 //! - [`listen_fn`](listen_fn()) makes a source that only reads its clients' messages.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
+//! - [`Relay`] is a source for many clients over a store that several servers share.
 //! - [`Resumable`] makes another source resumable.
 //! - [`BroadcastSource`], [`WatchSource`] and [`MpscSource`] are sources over tokio's channels.
 //!
@@ -47,6 +48,7 @@ mod push;
 mod push_source;
 pub mod query;
 mod rejection;
+pub mod relay;
 mod requested_cursor;
 pub mod resumable;
 mod source_fn;
@@ -68,6 +70,7 @@ pub use self::{
     push::Push,
     push_source::PushSource,
     rejection::Rejection,
+    relay::Relay,
     requested_cursor::LAST_EVENT_ID,
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},

@@ -53,7 +53,7 @@ pub trait PushSource {
     /// |---|---|
     /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] |
     /// | another of 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect |
-    /// | any other | an end after which the client may reconnect, with the time of `Retry-After` |
+    /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s |
     ///
     /// ```
     /// use tower_push::{Push, PushSource, source::source_fn};

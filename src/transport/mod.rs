@@ -90,6 +90,8 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
+#[cfg(feature = "server")]
+pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
 pub(crate) use self::response::{
     close_connection_after, event_source_retry_response, is_event_source_request, is_query_method,
     is_websocket_upgrade,

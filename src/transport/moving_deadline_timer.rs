@@ -16,7 +16,7 @@ pin_project! {
     /// The timer is registered with tokio when it is first polled. Registering again is expensive. If the deadline moves later, the
     /// registered time therefore stays: the timer fires at that time, and is then registered again for the current deadline.
     #[derive(Debug, Default)]
-    pub(super) struct MovingDeadlineTimer {
+    pub(crate) struct MovingDeadlineTimer {
         #[pin]
         sleep: Option<Sleep>,
         // The waker that `sleep` will wake, so that `sleep` need not be polled again with the same waker, which is expensive.
@@ -26,7 +26,7 @@ pin_project! {
 
 impl MovingDeadlineTimer {
     /// Polls the timer. Returns `Ready` once `deadline` has passed.
-    pub(super) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(self: Pin<&mut Self>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let mut slot = this.sleep;
         let mut sleep = match slot.as_mut().as_pin_mut() {

@@ -57,7 +57,7 @@ impl ExampleProcess {
         }
     }
 
-    /// Waits for the next line that the example prints, and returns its address. The line must be `open http://…`.
+    /// Waits for the next line that the example prints, and returns its address. The line must be `open http://…` or `open https://…`.
     pub fn next_address(&self) -> String {
         let line = self.stdout_lines.recv_timeout(TEST_TIMEOUT);
         let line = line.expect("the example should print an address");

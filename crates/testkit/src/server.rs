@@ -1,6 +1,6 @@
 //! A server on a free port of the loopback interface.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, env, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tower::Service;
-use tower_push::BoxError;
+use tower_push::{BoxError, server::Server};
 
 /// A running server. The server stops accepting connections when this value is dropped. Open connections stay open.
 #[derive(Debug)]
@@ -28,6 +28,9 @@ pub struct TestServer {
 
 impl TestServer {
     /// Serves `service` over HTTP/1.1 and over HTTP/2 with prior knowledge, WebSocket upgrades included.
+    ///
+    /// The connections are those of hyper-util. If the environment variable `TEST_SERVER` is `tower-push`, they are those of
+    /// [`Server::connection`], so that the same tests can run over both.
     pub async fn start<S, B>(service: S) -> Self
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
@@ -36,6 +39,9 @@ impl TestServer {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        if env::var_os("TEST_SERVER").is_some_and(|name| name == "tower-push") {
+            return Self::start_on(Server::new(), service).await;
+        }
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http2().enable_connect_protocol();
         Self::start_with(move |socket| {
@@ -46,6 +52,25 @@ impl TestServer {
                 let _ = builder
                     .serve_connection_with_upgrades(TokioIo::new(socket), service)
                     .await;
+            }
+        })
+        .await
+    }
+
+    /// Like [`start`](Self::start), with the connections of `server`.
+    pub async fn start_on<S, B>(server: Server, service: S) -> Self
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self::start_with(move |socket| {
+            let connection = server.connection(socket, service.clone());
+            async move {
+                // A disconnect of the client is an error here, but no failure of the test.
+                let _ = connection.await;
             }
         })
         .await

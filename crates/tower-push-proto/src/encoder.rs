@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);
             assert_eq!(std::mem::take(&mut out).into_bytes(), written);
         }
-        let gap = Item::Gap(Gap::new(GapReason::Lagged));
+        let gap = Item::from(Gap::new(GapReason::Lagged));
         let refused = gap.write_to(&mut CallLog, &mut out).unwrap_err();
         assert!(refused.is_gap_unsupported());
     }

@@ -69,7 +69,7 @@ fn expected(steps: &[WriteStep], end: StreamEnd) -> Vec<ReadRecord> {
         WriteStep::Item(Item::EventWithCursor { event, cursor }) => {
             Some(record_of_event(event, Some(cursor)))
         }
-        WriteStep::Item(Item::Gap(gap)) => Some(ReadRecord::Gap(gap.clone())),
+        WriteStep::Item(Item::Gap(gap)) => Some(ReadRecord::Gap((**gap).clone())),
         WriteStep::Item(Item::Cursor(id)) => Some(ReadRecord::Cursor(id.to_string())),
         WriteStep::Item(other) => panic!("{other:?}"),
         WriteStep::Heartbeat => None,
@@ -204,7 +204,7 @@ fn steps() -> impl Strategy<Value = Vec<WriteStep>> {
         1 => (event(), id()).prop_map(|(event, cursor)| {
             WriteStep::Item(Item::EventWithCursor { event, cursor })
         }),
-        1 => gap().prop_map(|gap| WriteStep::Item(Item::Gap(gap))),
+        1 => gap().prop_map(|gap| WriteStep::Item(Item::from(gap))),
         1 => id().prop_map(|id| WriteStep::Item(Item::Cursor(id))),
         1 => Just(WriteStep::Heartbeat),
     ];

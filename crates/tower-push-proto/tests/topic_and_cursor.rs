@@ -130,12 +130,15 @@ fn gaps_name_their_topic() -> Result<(), Error> {
         (gap.clone(), ""),
         (gap.topic(topic), r#","topic":"chat/\"1\"""#),
     ] {
-        let line = written(&mut Ndjson::new(), [Item::Gap(gap.clone())]);
+        let line = written(&mut Ndjson::new(), [Item::from(gap.clone())]);
         assert_eq!(
             line,
             [format!("{{\"id\":\"b9\",\"gap\":{json}{rest}}}}}\n")]
         );
-        let event = written(&mut SseEncoder::new(Arc::default(), None), [Item::Gap(gap)]);
+        let event = written(
+            &mut SseEncoder::new(Arc::default(), None),
+            [Item::from(gap)],
+        );
         assert_eq!(
             event,
             [format!("event: gap\nid: b9\ndata: {json}{rest}}}\n\n")]

@@ -72,7 +72,10 @@ impl LoggedItem {
     pub(super) fn with_id(self, id: EventId) -> Self {
         match self {
             Self::Event(event) => Self::Event(event.with_event_id(id)),
-            Self::Gap(gap) => Self::Gap(Box::new(gap.resumed(id))),
+            Self::Gap(mut gap) => {
+                gap.resumed = Some(id);
+                Self::Gap(gap)
+            }
         }
     }
 
@@ -86,7 +89,7 @@ impl LoggedItem {
     fn to_item(&self) -> Item {
         match self {
             Self::Event(event) => Item::Event(event.clone()),
-            Self::Gap(gap) => Item::Gap((**gap).clone()),
+            Self::Gap(gap) => Item::Gap(gap.clone()),
         }
     }
 }

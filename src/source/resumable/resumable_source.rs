@@ -64,7 +64,7 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
                 ResumeOutcome::Finished => return Err(Rejection::finished()),
                 ResumeOutcome::Ended(remaining_items) => remaining_items,
             },
-            Err(reason) => [Item::Gap(gap(reason))].into(),
+            Err(reason) => [Item::from(gap(reason))].into(),
         };
         self.subscribe_to_source(subscription.without_cursor(), first_items)
             .await
@@ -116,7 +116,7 @@ fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
         )
     });
     if position > last_position {
-        let gap = Item::Gap(gap.resumed(stream.item_id(before_oldest)));
+        let gap = Item::from(gap.resumed(stream.item_id(before_oldest)));
         return ResumeOutcome::Stream(ResumableStream::new(lease, before_oldest, [gap].into()));
     }
     match end {
@@ -126,7 +126,7 @@ fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
         }
         Some(LoggedEnd::Failed(_)) => {
             let mut items = stream.inspect_log(|log| remaining_items(log, position, stream, &gap));
-            items.push_back(Item::Gap(gap));
+            items.push_back(Item::from(gap));
             ResumeOutcome::Ended(items)
         }
         _ => ResumeOutcome::Stream(ResumableStream::new(lease, position, VecDeque::new())),
@@ -153,7 +153,7 @@ fn remaining_items(
                 gap.reason = GapReason::Expired;
                 gap.resumed = Some(stream.item_id(up_to));
                 gap.missed = missed;
-                items.push_back(Item::Gap(gap));
+                items.push_back(Item::from(gap));
             }
             Some(ItemLogReadOutcome::End(_)) | None => return items,
         }

@@ -64,7 +64,7 @@ impl ResumableStream {
         let mut gap = Gap::new(reason).resumed(self.lease.stream().item_id(up_to));
         gap.requested = self.requested_cursor.take();
         gap.missed = missed;
-        Item::Gap(gap)
+        Item::from(gap)
     }
 
     fn end(&mut self, end: LoggedEnd) -> Option<Result<Item, BoxError>> {

@@ -213,7 +213,7 @@ impl SharedStream {
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
                     LogAppendOrEnd::Append(LoggedItem::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedItem::Gap(Box::new(gap))),
+                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedItem::Gap(gap)),
                 Some(Ok(Item::Finished)) => LogAppendOrEnd::End(LoggedEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
                     LogAppendOrEnd::End(LoggedEnd::EndedWithRetry(retry), None)

@@ -291,7 +291,7 @@ pub(super) mod tests {
     fn gap_is_worth_sending_with_a_cursor() {
         let gap = Gap::new(GapReason::Epoch);
         let mut builder = json_batch(LIMITS);
-        let _ = builder.push(Some(Ok(Item::Gap(gap.clone()))));
+        let _ = builder.push(Some(Ok(Item::from(gap.clone()))));
         assert!(!builder.is_worth_sending());
         let _ = builder.push(Some(Ok(cursor(7))));
         assert!(builder.is_worth_sending());

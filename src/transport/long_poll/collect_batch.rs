@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn gap_sets_its_cursor() {
         let gap = Gap::new(GapReason::Epoch).resumed(9.into());
-        let batch = collect_ready(vec![Item::Gap(gap)]);
+        let batch = collect_ready(vec![Item::from(gap)]);
         assert!(batch.has_content);
         assert_eq!(cursor_of(&batch), Some("9"));
     }

@@ -185,7 +185,7 @@ impl ChannelState {
                     }
                     None => {
                         let gap = Gap::new(GapReason::Epoch).requested(cursor.clone());
-                        first_item = Some(Item::Gap(gap.resumed(self.id(oldest))));
+                        first_item = Some(Item::from(gap.resumed(self.id(oldest))));
                         oldest
                     }
                 }
@@ -264,7 +264,7 @@ impl Subscriber {
         let mut gap = Gap::new(reason).missed(position - self.position);
         gap.requested = self.requested.take();
         self.position = position;
-        Ok(Item::Gap(gap.resumed(self.channel.id(position))))
+        Ok(Item::from(gap.resumed(self.channel.id(position))))
     }
 }
 

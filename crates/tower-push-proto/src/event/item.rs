@@ -25,8 +25,8 @@ pub enum Item {
         /// The cursor that resumes after the event.
         cursor: EventId,
     },
-    /// Events that the subscriber will never receive.
-    Gap(Gap),
+    /// Events that the subscriber will never receive. Boxed, because gaps are rare and large: every other item stays small.
+    Gap(Box<Gap>),
     /// A cursor: the client's cursor moves to it without an event.
     ///
     /// A source yields a cursor after events that it filters out, at the end of a replay, or as its first item. A cursor as the first item
@@ -181,6 +181,19 @@ pub trait IntoItem {
     fn into_item(self) -> Result<Item, BoxError>;
 }
 
+impl From<Event> for Item {
+    #[inline]
+    fn from(event: Event) -> Self {
+        Self::Event(event)
+    }
+}
+
+impl From<Gap> for Item {
+    fn from(gap: Gap) -> Self {
+        Self::Gap(Box::new(gap))
+    }
+}
+
 impl IntoItem for Item {
     #[inline]
     fn into_item(self) -> Result<Item, BoxError> {
@@ -196,7 +209,7 @@ impl IntoItem for Event {
 
 impl IntoItem for Gap {
     fn into_item(self) -> Result<Item, BoxError> {
-        Ok(Item::Gap(self))
+        Ok(Item::from(self))
     }
 }
 

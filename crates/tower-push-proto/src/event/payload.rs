@@ -39,6 +39,22 @@ impl Payload {
     }
 
     /// Returns the payload as text. Returns `None` if the payload is binary and not UTF-8.
+    ///
+    /// A binary payload that happens to be UTF-8 is returned too. To tell text from bytes, match the variant:
+    ///
+    /// ```
+    /// # use tower_push_proto as tower_push;
+    /// use tower_push::event::Payload;
+    ///
+    /// fn text_message(message: Payload) -> Option<String> {
+    ///     match message {
+    ///         Payload::Text(text) => Some(text),
+    ///         _ => None,
+    ///     }
+    /// }
+    /// assert_eq!(Payload::Binary("hi".into()).as_text(), Some("hi"));
+    /// assert_eq!(text_message(Payload::Binary("hi".into())), None);
+    /// ```
     #[inline]
     pub fn as_text(&self) -> Option<&str> {
         match self {

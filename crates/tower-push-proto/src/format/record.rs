@@ -70,7 +70,7 @@ impl Record {
                 event,
                 cursor: Some(cursor),
             } => Some(Item::EventWithCursor { event, cursor }),
-            Self::Gap(gap) => Some(Item::Gap(gap)),
+            Self::Gap(gap) => Some(Item::from(gap)),
             Self::Cursor(id) => Some(Item::Cursor(id)),
             Self::End(StreamEnd { finished: true, .. }) => Some(Item::Finished),
             Self::End(StreamEnd { retry, .. }) => retry.map(|retry| Item::Ended { retry }),

@@ -70,7 +70,7 @@ async fn records_arrive_on_http1_and_http2() -> Result<(), Error> {
         Item::Cursor(EventId::from(1)),
         Item::Event(Event::text("hello").with_id(2)?),
         with_cursor,
-        Item::Gap(Gap::new(GapReason::Lagged).resumed(EventId::from(8))),
+        Item::from(Gap::new(GapReason::Lagged).resumed(EventId::from(8))),
         Item::Finished,
     ];
     let guard = Guard::new();
@@ -226,7 +226,7 @@ async fn admission_limits_the_transport() {
 #[tokio::test]
 async fn guard_counts_streams_events_bytes_and_gaps() {
     let guard = Guard::new();
-    let gap = Item::Gap(Gap::new(GapReason::Lagged).missed(2));
+    let gap = Item::from(Gap::new(GapReason::Lagged).missed(2));
     let items = vec![text_event("four"), gap, text_event("sixsix")];
     let server = serve(&guard, items_then_silence(items)).await;
     let mut readers = Vec::new();
@@ -461,7 +461,7 @@ impl Observer for CallLog {
 async fn observer_is_called_in_order() {
     let log = CallLog::default();
     let guard = log.guard().build();
-    let gap = || Item::Gap(Gap::new(GapReason::Epoch));
+    let gap = || Item::from(Gap::new(GapReason::Epoch));
     let failing = source_fn(async move |subscription: Subscription| {
         if subscription.head().uri.path() == "/no" {
             return Err(Rejection::new(StatusCode::FORBIDDEN));

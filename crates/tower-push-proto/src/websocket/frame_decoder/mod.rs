@@ -197,6 +197,7 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// An error if the peer broke the protocol or a limit. A decoder returns at most one error.
+    #[inline]
     pub fn decode(
         &mut self,
         input: &mut &[u8],
@@ -407,6 +408,7 @@ impl Message {
     }
 
     /// Creates the message that a single frame holds.
+    #[inline]
     fn from_frame(frame: &IncomingFrame, bytes: Vec<u8>) -> Result<Self, DecodeError> {
         let mut message = Self::empty(frame);
         match &mut message {

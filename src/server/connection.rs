@@ -1,0 +1,253 @@
+use std::{
+    future::{Future, poll_fn},
+    io::{self, ErrorKind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Extensions, Request, Response};
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout},
+};
+use tower_service::Service;
+
+use super::{
+    SharedServer,
+    connection_activity::{ConnectionActivity, WaitingFor},
+    connection_io::ConnectionIo,
+    connection_permit::ConnectionPermit,
+    connection_service::ConnectionService,
+    http_version::{HttpVersion, read_http_version},
+    serve::unless_drained,
+    server_counts::increment,
+};
+use crate::{
+    BoxError,
+    deadline::earlier,
+    guard::{Drain, DrainStartWaiter},
+    transport::MovingDeadlineTimer,
+};
+
+/// What one connection needs to be served.
+pub(super) struct AcceptedConnection<IO> {
+    pub(super) io: IO,
+    pub(super) permit: ConnectionPermit,
+    /// The drain at whose start the connection is shut down.
+    pub(super) drain: Option<Drain>,
+    /// The extensions that each request of the connection gets.
+    pub(super) extensions: Extensions,
+}
+
+impl<IO> AcceptedConnection<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    /// Serves the requests of the connection, until it is closed or upgraded.
+    ///
+    /// # Errors
+    /// Fails if the client disconnects during a request, violates the protocol, or exceeds a timeout.
+    pub(super) async fn serve<S, B>(
+        self,
+        server: Arc<SharedServer>,
+        service: S,
+    ) -> Result<(), BoxError>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let mut io = self.io;
+        let drain = self.drain.as_ref().map(DrainStartWaiter::new);
+        let version = timeout(
+            server.settings.header_read_timeout,
+            read_http_version(&mut io),
+        );
+        let Ok(version) = unless_drained(drain.as_ref(), version).await else {
+            return Ok(());
+        };
+        let Ok(version) = version else {
+            increment(&server.counters.timed_out_heads);
+            return Err(timed_out("the client sent no request"));
+        };
+        let (version, unread) = version?;
+        let activity = Arc::new(ConnectionActivity::new());
+        let service = ConnectionService::new(service, self.extensions, activity.clone());
+        let io = ConnectionIo::new(io, unread, self.permit);
+        match version {
+            HttpVersion::Http1 => {
+                let io = TokioIo::new(io.with_activity(&activity));
+                let connection = server.http1.serve_connection(io, service).with_upgrades();
+                let driver = ConnectionDriver::new(connection, version, activity, drain, server);
+                Box::pin(driver.run()).await
+            }
+            HttpVersion::Http2 => {
+                activity.on_http2();
+                let connection = server.http2.serve_connection(TokioIo::new(io), service);
+                let driver = ConnectionDriver::new(connection, version, activity, drain, server);
+                Box::pin(driver.run()).await
+            }
+        }
+    }
+}
+
+/// A connection of hyper.
+trait HyperConnection: Future<Output = hyper::Result<()>> + Unpin {
+    /// Ends the connection when its open requests are complete.
+    fn graceful_shutdown(&mut self);
+}
+
+impl<IO, S, B> HyperConnection for http1::UpgradeableConnection<TokioIo<IO>, ConnectionService<S>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    fn graceful_shutdown(&mut self) {
+        Pin::new(self).graceful_shutdown();
+    }
+}
+
+impl<IO, S, B> HyperConnection
+    for http2::Connection<TokioIo<IO>, ConnectionService<S>, TokioExecutor>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    fn graceful_shutdown(&mut self) {
+        Pin::new(self).graceful_shutdown();
+    }
+}
+
+/// Polls a connection, and ends it after a timeout or when a drain starts.
+struct ConnectionDriver<C> {
+    connection: C,
+    version: HttpVersion,
+    activity: Arc<ConnectionActivity>,
+    drain: Option<DrainStartWaiter>,
+    /// When the connection is cut. Set once the drain has started.
+    drain_deadline: Option<Instant>,
+    is_shutting_down: bool,
+    server: Arc<SharedServer>,
+}
+
+impl<C: HyperConnection> ConnectionDriver<C> {
+    fn new(
+        connection: C,
+        version: HttpVersion,
+        activity: Arc<ConnectionActivity>,
+        drain: Option<DrainStartWaiter>,
+        server: Arc<SharedServer>,
+    ) -> Self {
+        Self {
+            connection,
+            version,
+            activity,
+            drain,
+            drain_deadline: None,
+            is_shutting_down: false,
+            server,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), BoxError> {
+        let mut timer = pin!(MovingDeadlineTimer::default());
+        poll_fn(|cx| self.poll(timer.as_mut(), cx)).await
+    }
+
+    fn poll(
+        &mut self,
+        mut timer: Pin<&mut MovingDeadlineTimer>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), BoxError>> {
+        loop {
+            self.poll_drain_start(cx);
+            if let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx) {
+                return Poll::Ready(result.map_err(Into::into));
+            }
+            let Some(deadline) = self.next_deadline() else {
+                return Poll::Pending;
+            };
+            ready!(timer.as_mut().poll(deadline, cx));
+            self.handle_timeout()?;
+        }
+    }
+
+    /// Shuts the connection down once the drain has started.
+    fn poll_drain_start(&mut self, cx: &mut Context<'_>) {
+        let Some(drain) = &self.drain else {
+            return;
+        };
+        if let Poll::Ready(deadline) = drain.poll_deadline(cx) {
+            self.drain = None;
+            self.drain_deadline = Some(deadline);
+            self.shut_down();
+        }
+    }
+
+    fn shut_down(&mut self) {
+        if !std::mem::replace(&mut self.is_shutting_down, true) {
+            self.connection.graceful_shutdown();
+        }
+    }
+
+    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called next.
+    fn next_deadline(&self) -> Option<Instant> {
+        let settings = &self.server.settings;
+        let deadline = match self.activity.waiting_for() {
+            Some(WaitingFor::RestOfHead(since)) => Some(since + settings.header_read_timeout),
+            Some(WaitingFor::NextRequest(_)) if self.is_shutting_down => None,
+            Some(WaitingFor::NextRequest(since)) => Some(since + settings.idle_timeout),
+            // The requests of HTTP/2 end in tasks of their own, which do not wake this task.
+            None if self.version == HttpVersion::Http2 => {
+                Some(Instant::now() + settings.idle_timeout)
+            }
+            None => None,
+        };
+        earlier(deadline, self.drain_deadline)
+    }
+
+    /// Shuts the connection down if it has been idle for too long.
+    ///
+    /// # Errors
+    /// Fails if the connection must be closed at once.
+    fn handle_timeout(&mut self) -> Result<(), BoxError> {
+        let now = Instant::now();
+        if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(timed_out("the connection was open at the drain's deadline"));
+        }
+        let settings = &self.server.settings;
+        match self.activity.waiting_for() {
+            Some(WaitingFor::RestOfHead(since)) if since + settings.header_read_timeout <= now => {
+                increment(&self.server.counters.timed_out_heads);
+                Err(timed_out("the client did not complete a request's head"))
+            }
+            Some(WaitingFor::NextRequest(since)) if since + settings.idle_timeout <= now => {
+                self.shut_down();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn timed_out(message: &'static str) -> BoxError {
+    io::Error::new(ErrorKind::TimedOut, message).into()
+}

@@ -1,0 +1,85 @@
+use tokio::time::Instant;
+
+use crate::sync::{Mutex, lock};
+
+/// Whether requests of a connection are open, and since when the connection waits for the next one.
+#[derive(Debug)]
+pub(super) struct ConnectionActivity(Mutex<ActivityState>);
+
+#[derive(Debug)]
+struct ActivityState {
+    /// The number of requests whose response is not complete.
+    open_requests: usize,
+    /// When the last request was completed, or the connection was opened.
+    idle_since: Instant,
+    /// When the client began to send the head of a request, if the head is not complete.
+    head_began_at: Option<Instant>,
+}
+
+/// What a connection without open requests waits for, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitingFor {
+    /// The rest of the head of a request.
+    RestOfHead(Instant),
+    /// The first byte of a request.
+    NextRequest(Instant),
+}
+
+/// Keeps a request counted as open until it is dropped.
+#[derive(Debug)]
+pub(super) struct OpenRequest(std::sync::Arc<ConnectionActivity>);
+
+impl ConnectionActivity {
+    /// Creates the state of a new connection, whose first head is awaited.
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self(Mutex::new(ActivityState {
+            open_requests: 0,
+            idle_since: now,
+            head_began_at: Some(now),
+        }))
+    }
+
+    /// Records that bytes of the client have arrived on an HTTP/1 connection.
+    pub(super) fn on_read(&self) {
+        let mut state = lock(&self.0);
+        if state.open_requests == 0 && state.head_began_at.is_none() {
+            state.head_began_at = Some(Instant::now());
+        }
+    }
+
+    /// Records that no head is awaited: the connection is an HTTP/2 connection, on which the heads of several requests mix.
+    pub(super) fn on_http2(&self) {
+        lock(&self.0).head_began_at = None;
+    }
+
+    /// Counts another request as open.
+    pub(super) fn open_request(self: &std::sync::Arc<Self>) -> OpenRequest {
+        let mut state = lock(&self.0);
+        state.open_requests += 1;
+        state.head_began_at = None;
+        OpenRequest(self.clone())
+    }
+
+    /// Returns what the connection waits for, or `None` while a request is open.
+    pub(super) fn waiting_for(&self) -> Option<WaitingFor> {
+        let state = lock(&self.0);
+        if state.open_requests > 0 {
+            return None;
+        }
+        Some(match state.head_began_at {
+            Some(began_at) => WaitingFor::RestOfHead(began_at),
+            None => WaitingFor::NextRequest(state.idle_since),
+        })
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.0);
+        state.open_requests -= 1;
+        if state.open_requests == 0 {
+            state.idle_since = Instant::now();
+        }
+    }
+}

@@ -1,0 +1,112 @@
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Extensions, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::connection_activity::{ConnectionActivity, OpenRequest};
+
+/// The service of one connection: calls the application's service with the connection's data, and records which requests are open.
+#[derive(Debug)]
+pub(super) struct ConnectionService<S> {
+    service: TowerToHyperService<S>,
+    extensions: Extensions,
+    activity: Arc<ConnectionActivity>,
+}
+
+pin_project! {
+    /// The future of a [`ConnectionService`].
+    pub(super) struct TrackedResponseFuture<S>
+    where
+        S: Service<Request<Incoming>>,
+    {
+        #[pin]
+        response: TowerToHyperServiceFuture<S, Request<Incoming>>,
+        open_request: Option<OpenRequest>,
+    }
+}
+
+pin_project! {
+    /// The body of a response. The request counts as open until the body is dropped.
+    pub(super) struct TrackedBody<B> {
+        #[pin]
+        body: B,
+        open_request: OpenRequest,
+    }
+}
+
+impl<S> ConnectionService<S> {
+    pub(super) fn new(
+        service: S,
+        extensions: Extensions,
+        activity: Arc<ConnectionActivity>,
+    ) -> Self {
+        Self {
+            service: TowerToHyperService::new(service),
+            extensions,
+            activity,
+        }
+    }
+}
+
+impl<S, B> hyper::service::Service<Request<Incoming>> for ConnectionService<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+{
+    type Response = Response<TrackedBody<B>>;
+    type Error = S::Error;
+    type Future = TrackedResponseFuture<S>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().extend(self.extensions.clone());
+        TrackedResponseFuture {
+            open_request: Some(self.activity.open_request()),
+            response: hyper::service::Service::call(&self.service, request),
+        }
+    }
+}
+
+impl<S, B> Future for TrackedResponseFuture<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+{
+    type Output = Result<Response<TrackedBody<B>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.response.poll(cx))?;
+        let Some(open_request) = this.open_request.take() else {
+            // A future is not polled after it was ready.
+            return Poll::Pending;
+        };
+        Poll::Ready(Ok(response.map(|body| TrackedBody { body, open_request })))
+    }
+}
+
+impl<B: Body> Body for TrackedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,53 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A snapshot of what the connections of a server have done so far, from [`Server::counts`](super::Server::counts).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerCounts {
+    /// The number of open connections, including those whose handshake is not complete, and sockets that were upgraded.
+    pub open_connections: u64,
+    /// The number of connections that were ever opened.
+    pub opened_connections: u64,
+    /// The number of connections that [`Server::connection`](super::Server::connection) closed at once because of the
+    /// [limit](super::ServerBuilder::max_connections).
+    pub refused_connections: u64,
+    /// The number of times that a listener failed to accept a connection, for example because the process had no file descriptor left.
+    pub accept_errors: u64,
+    /// The number of [handshakes](super::Serve::handshake) that failed, or that took longer than the
+    /// [timeout](super::ServerBuilder::handshake_timeout).
+    pub failed_handshakes: u64,
+    /// The number of connections that were closed because the client did not complete the head of a request within the
+    /// [timeout](super::ServerBuilder::header_read_timeout).
+    pub timed_out_heads: u64,
+}
+
+/// The counters of a server. [`snapshot`](Self::snapshot) returns their values as [`ServerCounts`].
+#[derive(Debug, Default)]
+pub(super) struct ServerCounters {
+    pub(super) open_connections: AtomicU64,
+    pub(super) opened_connections: AtomicU64,
+    pub(super) refused_connections: AtomicU64,
+    pub(super) accept_errors: AtomicU64,
+    pub(super) failed_handshakes: AtomicU64,
+    pub(super) timed_out_heads: AtomicU64,
+}
+
+/// Adds one to `counter`.
+pub(super) fn increment(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl ServerCounters {
+    /// Returns all counts as they are now.
+    pub(super) fn snapshot(&self) -> ServerCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ServerCounts {
+            open_connections: load(&self.open_connections),
+            opened_connections: load(&self.opened_connections),
+            refused_connections: load(&self.refused_connections),
+            accept_errors: load(&self.accept_errors),
+            failed_handshakes: load(&self.failed_handshakes),
+            timed_out_heads: load(&self.timed_out_heads),
+        }
+    }
+}
