@@ -79,10 +79,7 @@ async fn connect(subscription: Subscription) -> Result<Items, Rejection> {
 
 /// The codes of this protocol ask the client not to reconnect.
 fn closed(code: CloseCode, reason: impl Into<String>) -> Item {
-    Item::Closed {
-        frame: CloseFrame::new(code, reason.into()),
-        end: StreamEnd::FINISHED,
-    }
+    Item::closed(CloseFrame::new(code, reason.into()), StreamEnd::FINISHED)
 }
 
 struct CloseError {

@@ -28,10 +28,7 @@ const JSON_SUBPROTOCOL: (&str, &str) = ("sec-websocket-protocol", "json.tower-pu
 const FORBIDDEN: CloseCode = CloseCode::new(4403).unwrap();
 
 fn forbidden(end: StreamEnd) -> Item {
-    Item::Closed {
-        frame: CloseFrame::new(FORBIDDEN, "Forbidden"),
-        end,
-    }
+    Item::closed(CloseFrame::new(FORBIDDEN, "Forbidden"), end)
 }
 
 /// Starts a server that offers all transports, and sends one event and then `end` to each client.
@@ -153,7 +150,7 @@ async fn transport_chooses_other_codes() {
         (Some(Ok(Item::Expired)), 4003),
         (Some(Err("failed".into())), 4004),
         (Some(Err(Error::lagged().into())), 4005),
-        (Some(Ok(Item::Gap(Gap::new(GapReason::Lagged)))), 4006),
+        (Some(Ok(Gap::new(GapReason::Lagged).into())), 4006),
     ];
     for (end, expected) in ends {
         let items = Arc::new(Mutex::new(Some(stream::iter(end))));

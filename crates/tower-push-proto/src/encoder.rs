@@ -187,10 +187,10 @@ mod tests {
             ),
             (Item::Expired, "", Some(StreamEnd::EXPIRED)),
             (
-                Item::Closed {
-                    frame: CloseFrame::new(CloseCode::NORMAL, "bye"),
-                    end: StreamEnd::FINISHED,
-                },
+                Item::closed(
+                    CloseFrame::new(CloseCode::NORMAL, "bye"),
+                    StreamEnd::FINISHED,
+                ),
                 "",
                 Some(StreamEnd::FINISHED),
             ),

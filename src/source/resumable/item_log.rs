@@ -1,9 +1,8 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    event::{CloseFrame, Event, EventId, Gap, Item},
+    event::{Event, EventId, Gap, Item, StreamClose},
     source::log::event_byte_len,
-    transport::StreamEnd,
 };
 
 /// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds them.
@@ -33,7 +32,7 @@ pub(super) enum LoggedEnd {
     /// The stream has ended, and clients may reconnect after this delay.
     EndedWithRetry(Duration),
     /// The stream has ended with a close frame of the application.
-    Closed { frame: CloseFrame, end: StreamEnd },
+    Closed(Box<StreamClose>),
     /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }

@@ -49,11 +49,26 @@ pub enum Item {
     ///
     /// A source need not yield this item: with `Subscription::expire_by` the stream ends by itself.
     Expired,
-    /// The stream ends with a close frame of the application, such as 4403 "Forbidden". The stream is not polled again.
+    /// The stream ends with a WebSocket close frame of the application, such as 4403 "Forbidden". [`Item::closed`] makes this item. The stream
+    /// is not polled again. Boxed, so that every other item stays small.
+    Closed(Box<StreamClose>),
+}
+
+/// An end of a stream with a WebSocket close frame of the application: the content of [`Item::Closed`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamClose {
+    /// The close frame that a WebSocket sends.
+    pub frame: CloseFrame,
+    /// What the end means for the client: [`StreamEnd::FINISHED`] if it must not reconnect, [`StreamEnd::reconnect`] if it may.
+    pub end: StreamEnd,
+}
+
+impl Item {
+    /// Makes an item that ends the stream with a WebSocket close frame of the application.
     ///
-    /// A WebSocket sends this close frame. Its message formats with messages for the end first send one for `end`. Every other transport
-    /// only sends `end`, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or
-    /// [`Expired`](Self::Expired).
+    /// A WebSocket sends `frame`. Its message formats with messages for the end first send one for `end`. Every other transport only sends
+    /// `end`, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or [`Expired`](Self::Expired).
     ///
     /// ```
     /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
@@ -61,18 +76,13 @@ pub enum Item {
     ///
     /// const FORBIDDEN: CloseCode = CloseCode::new(4403).unwrap();
     /// // Clients must not reconnect, over any transport.
-    /// let item = Item::Closed { frame: CloseFrame::new(FORBIDDEN, "Forbidden"), end: StreamEnd::FINISHED };
+    /// let item = Item::closed(CloseFrame::new(FORBIDDEN, "Forbidden"), StreamEnd::FINISHED);
     /// assert_eq!(item.end(), Some(StreamEnd::FINISHED));
     /// ```
-    Closed {
-        /// The close frame of a WebSocket.
-        frame: CloseFrame,
-        /// What the end means for the client: [`StreamEnd::FINISHED`] if it must not reconnect, [`StreamEnd::reconnect`] if it may.
-        end: StreamEnd,
-    },
-}
+    pub fn closed(frame: CloseFrame, end: StreamEnd) -> Self {
+        Self::Closed(Box::new(StreamClose { frame, end }))
+    }
 
-impl Item {
     /// Returns the event if the item has one, else `None`.
     #[inline]
     pub fn event(&self) -> Option<&Event> {
@@ -88,7 +98,7 @@ impl Item {
             Self::Event(event) => event.id(),
             Self::EventWithCursor { cursor, .. } | Self::Cursor(cursor) => Some(cursor),
             Self::Gap(gap) => gap.resumed.as_ref(),
-            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed { .. } => None,
+            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed(_) => None,
         }
     }
 
@@ -99,7 +109,7 @@ impl Item {
             Self::Finished => Some(StreamEnd::FINISHED),
             Self::Ended { retry } => Some(StreamEnd::reconnect(Some(*retry))),
             Self::Expired => Some(StreamEnd::EXPIRED),
-            Self::Closed { end, .. } => Some(*end),
+            Self::Closed(close) => Some(close.end),
             Self::Event(_) | Self::EventWithCursor { .. } | Self::Gap(_) | Self::Cursor(_) => None,
         }
     }
@@ -142,7 +152,7 @@ impl Item {
             }
             Self::Gap(gap) => encoder.gap(&gap, out)?,
             Self::Cursor(id) => encoder.cursor(&id, out),
-            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed { .. } => {
+            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed(_) => {
                 return Ok(self.end());
             }
         }

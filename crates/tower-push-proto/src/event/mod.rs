@@ -33,7 +33,7 @@ pub use self::{
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
-    item::{IntoItem, Item},
+    item::{IntoItem, Item, StreamClose},
     payload::Payload,
     topic::Topic,
 };

@@ -383,7 +383,7 @@ impl Session {
         }
     }
 
-    fn handle_close_frame(&mut self, close: CloseFrame, now: Instant) {
+    fn handle_close_frame(&mut self, close: Box<CloseFrame>, now: Instant) {
         if !self.is_open() {
             self.state = SessionState::ShuttingDown {
                 deadline_start: now,
@@ -391,7 +391,7 @@ impl Session {
             return;
         }
         let (code, answer_deadline) = (close.code(), self.config.answer_deadline);
-        self.client_close = Some(Box::new(close));
+        self.client_close = Some(close);
         if answer_deadline.is_zero() && self.send_queue.unwritten_message_len() > 0 {
             // The client is slow, and browsers read no messages after they have sent a close frame. Queued messages are therefore
             // discarded. Items of the current round come after the discarded messages, so these items are not sent either.
@@ -442,9 +442,9 @@ impl Session {
                 }
                 Err(event) => self.encoder.event(&event, buffer),
             },
-            Some(Ok(Item::Closed { frame, end })) => {
-                self.encoder.end(end, buffer);
-                self.start_close(&frame, now());
+            Some(Ok(Item::Closed(close))) => {
+                self.encoder.end(close.end, buffer);
+                self.start_close(&close.frame, now());
                 return Ok(());
             }
             Some(Ok(item)) => match item.write_to(&mut self.encoder, buffer) {

@@ -101,7 +101,7 @@ pub enum DecoderEvent {
     /// A pong, with any payload.
     Pong,
     /// A close frame. Every byte after a close frame is discarded.
-    Close(CloseFrame),
+    Close(Box<CloseFrame>),
 }
 
 /// A complete message.
@@ -381,7 +381,7 @@ impl FrameDecoder {
                 DecoderEvent::Ping
             }
             OpCode::Pong => DecoderEvent::Pong,
-            _ => DecoderEvent::Close(parse_close_payload(payload.as_bytes())?),
+            _ => DecoderEvent::Close(Box::new(parse_close_payload(payload.as_bytes())?)),
         }))
     }
 }
