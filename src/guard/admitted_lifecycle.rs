@@ -29,7 +29,7 @@ use crate::{
     event::{CloseFrame, Item},
     random,
     source::Subscription,
-    supervision::{StreamHandle, StreamLifecycle},
+    supervision::{StreamHandle, StreamLifecycle, WakerRegistration},
     transport::{PushBody, StreamEnd},
 };
 
@@ -110,7 +110,8 @@ impl AdmittedLifecycle {
         let mut response = pin!(response);
         let mut drained = pin!(self.wait_until_drain_ends_stream());
         poll_fn(|cx| {
-            // The drain is checked first: a stream that opens now would have to end before it has sent anything.
+            // The drain is checked before the response is polled, because the poll may open the stream, which would have to end before it
+            // has sent anything.
             if !self.is_open()
                 && self
                     .drain_ends_at()
@@ -286,9 +287,11 @@ impl StreamLifecycle for AdmittedLifecycle {
         Item::Ended { retry }
     }
 
-    fn register_waker(&self, waker: &Waker) -> bool {
-        let drain = self.drain.as_ref();
-        drain.is_none_or(|drain| drain.register_waker(waker))
+    fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration {
+        match &self.drain {
+            Some(drain) => drain.register_end_time_waker(waker),
+            None => WakerRegistration::Registered,
+        }
     }
 
     fn on_complete_response(&self) {

@@ -1,6 +1,6 @@
 //! Limits, lifetimes, graceful ends and counts of open streams.
 //!
-//! Servers expect that a response ends soon, and a stream does not. A graceful shutdown waits for an open stream forever. After a
+//! Servers expect that a response ends soon, but a stream stays open. A graceful shutdown waits for an open stream forever. After a
 //! restart all clients reconnect in the same second. A limit on requests does not limit the number of open streams, and no metric
 //! shows this number.
 //!
@@ -349,8 +349,8 @@ impl<T: Transport> Transport for GuardedTransport<T> {
 /// Admits the stream of a request. If another guard wraps this one, takes the handle of the outer guard out of the head.
 ///
 /// # Errors
-/// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
-/// the head.
+/// Returns the reason for the refusal if the drain has started, or if a limit is reached. If the request is refused, the outer guard's
+/// handle stays in the head.
 fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
     // The drain is checked before the limits, because the drain's time to reconnect is the right one for a client that both would
     // refuse.

@@ -67,7 +67,7 @@ struct PolicyRules {
     is_missing_host_allowed: bool,
 }
 
-/// The constructor that created a policy.
+/// The rule that applies before the list and the predicates of a policy. Each constructor of [`OriginPolicy`] sets a different one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BaseRule {
     SameOrigin,

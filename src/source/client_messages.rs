@@ -219,7 +219,7 @@ impl ClientMessageSender {
         queue.byte_len += batch.byte_len;
         let receiver = std::mem::replace(&mut queue.receiver, ReceiverState::Active);
         drop(queue);
-        receiver.wake_from_other_task(cx);
+        receiver.wake_unless_same_task(cx);
     }
 }
 
@@ -293,7 +293,7 @@ impl ReceiverState {
     }
 
     /// Wakes the receiver, unless it belongs to the task of `cx`.
-    fn wake_from_other_task(self, cx: &Context<'_>) {
+    fn wake_unless_same_task(self, cx: &Context<'_>) {
         if let Self::Waiting(waker) = self {
             if !waker.will_wake(cx.waker()) {
                 waker.wake();
@@ -336,8 +336,9 @@ impl ClientMessagesSlot {
         Some(ClientMessages(queue.clone()))
     }
 
-    /// Claims the receiving half, so that its messages are queued until it is taken from the returned slot.
-    pub(super) fn claim(&self) -> Self {
+    /// Takes the receiving half, and returns a new slot that holds it. From now on, messages are queued until the receiving half is taken
+    /// from the new slot.
+    pub(super) fn take_into_new_slot(&self) -> Self {
         Self::Claimed(Arc::new(Mutex::new(self.take())))
     }
 }

@@ -152,7 +152,10 @@ impl Subscription {
     /// Returns this subscription with the client's messages claimed: the transport queues them until the source takes them.
     pub(super) fn with_claimed_client_messages(self) -> Self {
         Self {
-            client_messages: self.client_messages.as_ref().map(ClientMessagesSlot::claim),
+            client_messages: self
+                .client_messages
+                .as_ref()
+                .map(ClientMessagesSlot::take_into_new_slot),
             ..self
         }
     }

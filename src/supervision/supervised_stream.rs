@@ -8,7 +8,7 @@ use std::{
 use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{StreamHandle, StreamLifecycle};
+use super::{StreamHandle, StreamLifecycle, WakerRegistration};
 use crate::{
     BoxError,
     deadline::earlier,
@@ -62,7 +62,7 @@ impl<S> SupervisedStream<S> {
         self.handle.as_ref()
     }
 
-    /// Returns whether a guard or the expiry, and not the source, has ended the stream.
+    /// Returns whether the stream was ended by a guard or the expiry instead of by the source.
     pub fn has_ended_early(&self) -> bool {
         self.phase == StreamPhase::EndedEarly
     }
@@ -134,11 +134,12 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Registers the current task for a change of the guard's end time. Returns `false` if the end time may have changed before
-    /// the registration.
-    fn register_waker(&self, cx: &Context<'_>) -> bool {
-        let lifecycle = self.lifecycle();
-        lifecycle.is_none_or(|lifecycle| lifecycle.register_waker(cx.waker()))
+    /// Registers the current task, which is woken when the guard's end time changes. Without a guard, there is no end time to wait for.
+    fn register_end_time_waker(&self, cx: &Context<'_>) -> WakerRegistration {
+        match self.lifecycle() {
+            Some(lifecycle) => lifecycle.register_end_time_waker(cx.waker()),
+            None => WakerRegistration::Registered,
+        }
     }
 }
 
@@ -166,7 +167,7 @@ where
             return Poll::Ready(None);
         }
         loop {
-            // The early end is polled first, so that a stream whose source is always ready ends too.
+            // The early end is polled before the source, because a source that is always ready would otherwise never be ended.
             if let Poll::Ready(end) = self.poll_early_end(cx) {
                 return Poll::Ready(Some(Ok(end)));
             }
@@ -179,7 +180,7 @@ where
                 }
                 return Poll::Ready(item);
             }
-            if self.register_waker(cx) {
+            if self.register_end_time_waker(cx) == WakerRegistration::Registered {
                 return Poll::Pending;
             }
         }

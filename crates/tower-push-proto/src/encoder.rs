@@ -26,7 +26,8 @@ pub trait Encoder: Send {
     /// An error if the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
+    /// Writes an event after which a client resumes from `cursor` instead of from the event's id: see
+    /// [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///
     /// The default calls [`event`](Self::event), and then [`cursor`](Self::cursor).
     ///

@@ -15,7 +15,7 @@ use crate::{
 pub enum Item {
     /// An event. The client's cursor moves to the event's id, if it has one.
     Event(Event),
-    /// An event after which the client's cursor is `cursor`, and not the event's id.
+    /// An event with a cursor of its own: a client that resumes after this event sends `cursor` instead of the event's id.
     ///
     /// A stream that joins several logs yields this item while one log catches up: an old event of this log then comes after newer events
     /// of another log. A client that resumed after the id of the old event would receive the newer events again.
