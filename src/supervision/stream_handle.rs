@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use crate::{
     BoxError,
-    event::Item,
+    event::{CloseFrame, Item},
     source::Subscription,
     sync::{Mutex, lock},
 };
@@ -44,6 +44,9 @@ pub(crate) trait StreamLifecycle: Send + Sync {
 
     /// Records that the transport cuts the stream because it cannot send an item.
     fn on_send_error(&self, error: &BoxError);
+
+    /// Records that the client has begun to close its connection, with this close frame.
+    fn on_client_close(&self, frame: &CloseFrame);
 
     /// Records that the response is complete, and nothing more of the stream follows: it answers a long poll, or refuses the request.
     fn on_complete_response(&self);

@@ -12,7 +12,7 @@ use super::{StreamHandle, StreamLifecycle, WakerRegistration};
 use crate::{
     BoxError,
     deadline::earlier,
-    event::Item,
+    event::{CloseFrame, Item},
     source::{Push, PushSource},
 };
 
@@ -75,6 +75,16 @@ impl<S> SupervisedStream<S> {
     pub fn report_send_error(&self, error: &BoxError) {
         if let Some(lifecycle) = self.lifecycle() {
             lifecycle.on_send_error(error);
+        }
+    }
+
+    /// Reports that the client has begun to close its connection, with this close frame. A close frame that answers one of the transport's
+    /// is not reported.
+    ///
+    /// Without this report, the guard counts the stream as closed because the client [left](crate::guard::CloseReason::Left).
+    pub fn report_client_close(&self, frame: &CloseFrame) {
+        if let Some(lifecycle) = self.lifecycle() {
+            lifecycle.on_client_close(frame);
         }
     }
 

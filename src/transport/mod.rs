@@ -93,7 +93,8 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 #[cfg(feature = "server")]
 pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
 pub(crate) use self::response::{
-    event_source_retry_response, is_event_source_request, is_query_method,
+    close_connection_after, event_source_retry_response, is_event_source_request, is_query_method,
+    is_websocket_upgrade,
 };
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]

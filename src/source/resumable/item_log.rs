@@ -1,7 +1,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    event::{Event, EventId, Gap, Item},
+    event::{Event, EventId, Gap, Item, StreamClose},
     source::log::event_byte_len,
 };
 
@@ -31,6 +31,8 @@ pub(super) enum LoggedEnd {
     Ended,
     /// The stream has ended, and clients may reconnect after this delay.
     EndedWithRetry(Duration),
+    /// The stream has ended with a close frame of the application.
+    Closed(Box<StreamClose>),
     /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }

@@ -219,6 +219,9 @@ impl SharedStream {
                     LogAppendOrEnd::End(LoggedEnd::EndedWithRetry(retry), None)
                 }
                 Some(Ok(Item::Expired)) => LogAppendOrEnd::End(LoggedEnd::Ended, None),
+                Some(Ok(Item::Closed(close))) => {
+                    LogAppendOrEnd::End(LoggedEnd::Closed(close), None)
+                }
                 // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
