@@ -43,7 +43,8 @@
 //! - **Correct bytes.** A client reads every payload as it was sent. No payload can forge a field, a line or a boundary. Ids and
 //!   types are checked when an [`Event`] is built, so an encoder cannot fail in the middle of a stream because of them.
 //! - **No silent loss.** A [`Gap`] in the stream tells the client of events that it will not receive. If the source fails, the
-//!   response is cut: the client sees a truncated body, or an error code on a WebSocket, and not an end.
+//!   response is cut: the client sees a truncated body, or an error code on a WebSocket, and cannot mistake it for
+//!   an end.
 //! - **Encoding once.** All subscribers share the encoded bytes of an event. Events that are ready together are sent in one
 //!   frame, and an event that is ready alone is sent at once.
 //!
@@ -51,7 +52,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`event`] | [`Event`], its [`EventId`] and [`EventType`](event::EventType), [`Gap`], and [`IntoItem`](event::IntoItem), the conversion from strings, bytes, JSON and `Result`s |
-//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
+//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
@@ -85,6 +86,7 @@
 //! # Guides
 //! - [Sources](https://github.com/tower-push/tower-push/blob/main/docs/sources.md): which source fits, and recipes for common tasks
 //! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
+//! - [Several servers](https://github.com/tower-push/tower-push/blob/main/docs/relay.md): one feed from a broker or a database
 //! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
 //!   clients, compression
 //! - [Deploying](https://github.com/tower-push/tower-push/blob/main/docs/deploying.md): proxies, timeouts, graceful shutdown,
@@ -107,11 +109,12 @@
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `server` | `serve`, a server for HTTP/1.1 and HTTP/2 | `hyper` with its HTTP/1 and HTTP/2, `hyper-util` |
 //! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
-//! | `full` | all of the above | |
+//! | `warp` | `layer::warp`: [`Push`] and [`Rejection`](source::Rejection) as warp replies, and a filter for the head of a request | `warp` without features, and its 30 crates |
+//! | `full` | all of the above except `warp` | |
 //!
 //! # Runtime
-//! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`] and
-//! [`WriteProgress`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
+//! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`], a [`Relay`] with an
+//! upstream, and [`WriteProgress`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -148,7 +151,7 @@ pub use self::{
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},
     origin_policy::OriginPolicy,
-    source::{Channel, Push, PushSource, Resumable},
+    source::{Channel, Push, PushSource, Relay, Resumable},
     transport::{KeepAlive, PushBody},
     write_progress::WriteProgress,
 };

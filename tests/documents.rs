@@ -8,6 +8,8 @@ mod documents {
     struct Architecture;
     #[doc = include_str!("../docs/clients.md")]
     struct Clients;
+    #[doc = include_str!("../docs/relay.md")]
+    struct Relay;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
     #[doc = include_str!("../docs/sources.md")]

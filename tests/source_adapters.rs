@@ -77,7 +77,7 @@ async fn early_response_has_heartbeats() {
 
 #[tokio::test]
 async fn early_response_reports_refusal_in_stream() {
-    let client = async |rejection: Rejection| {
+    let client_of = async |rejection: Rejection| {
         let source = source_fn(async move |_| Err::<tokio_stream::Empty<Event>, _>(rejection));
         RecordClient::open(Push::new(source.respond_early()), None).await
     };
@@ -86,7 +86,7 @@ async fn early_response_reports_refusal_in_stream() {
         Rejection::new(StatusCode::FORBIDDEN),
         Rejection::new(StatusCode::NOT_FOUND),
     ] {
-        let mut client = client(rejection).await;
+        let mut client = client_of(rejection).await;
         assert!(
             client
                 .next()
@@ -98,9 +98,14 @@ async fn early_response_reports_refusal_in_stream() {
         assert_eq!(client.next().await, None);
     }
     let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE).retry_after(7 * SECOND);
-    let mut client = client(busy).await;
+    let mut client = client_of(busy).await;
     let end = client.next().await.unwrap();
     assert!(end.contains(r#""retry":7000"#), "{end}");
+    let failed = Rejection::new(StatusCode::INTERNAL_SERVER_ERROR);
+    let end = client_of(failed).await.next().await.unwrap();
+    let retry = end.split(r#""retry":"#).nth(1).unwrap();
+    let retry: u64 = retry.trim_end_matches('}').parse().unwrap();
+    assert!((2500..=7500).contains(&retry), "{end}");
     assert_eq!(client.cursor(), None);
 }
 

@@ -68,6 +68,11 @@ fn same_host_and_port_is_same_origin() {
 fn other_origins_are_not_same_origin() {
     for (host, origin) in [
         ("example.com", "null"),
+        ("example.com", "file://"),
+        ("example.com", "file:///"),
+        ("example.com", "file://example.com"),
+        ("example.com", "https://example.com:0"),
+        ("example.com:0", "https://example.com:0"),
         ("example.com", ""),
         ("example.com", "*"),
         ("example.com", "example.com"),
@@ -162,6 +167,33 @@ fn request_without_single_host_is_refused() {
             "{host}"
         );
     }
+}
+
+#[test]
+fn missing_host_passes_if_allowed() {
+    let default = OriginPolicy::same_origin();
+    let listed = OriginPolicy::only("https://example.com").unwrap();
+    let without_host = || Request::new(()).into_parts().0;
+    let empty_host = || request_head(Version::HTTP_11, "");
+    for origin in ["http://localhost", "localhost", "file://", "null", ""] {
+        for head in [without_host(), empty_host()] {
+            let head = with_header(head, ORIGIN, origin.as_bytes());
+            for policy in [&default, &listed] {
+                assert!(!policy.allows(&head), "{origin}");
+                assert!(policy.clone().allow_missing_host().allows(&head));
+            }
+        }
+        for head in [
+            with_header(empty_host(), HOST, b"example.com"),
+            request_head(Version::HTTP_11, "localhost:3000"),
+            with_header(request_head(Version::HTTP_2, "evil.org"), HOST, b""),
+        ] {
+            let head = with_header(head, ORIGIN, origin.as_bytes());
+            assert!(!default.clone().allow_missing_host().allows(&head));
+        }
+    }
+    let required = default.allow_missing_host().require_origin();
+    assert!(!required.allows(&empty_host()));
 }
 
 #[test]
@@ -297,16 +329,41 @@ fn any_allows_every_origin() {
 }
 
 #[test]
+fn origins_without_host_are_allowed_by_name() {
+    for (named, other) in [("null", "file://"), ("file://", "null")] {
+        for policy in [
+            OriginPolicy::same_origin().allow_origin(named).unwrap(),
+            OriginPolicy::only(named).unwrap(),
+        ] {
+            assert!(allows(&policy, "example.com", named.as_bytes()));
+            assert!(!allows(&policy, "example.com", other.as_bytes()));
+            assert!(!allows(&policy, "example.com", b"file:///"));
+        }
+    }
+    let debug = format!("{:?}", OriginPolicy::only("file://").unwrap());
+    assert!(debug.contains("[file://]"), "{debug}");
+}
+
+#[test]
+fn port_0_is_no_origin() {
+    for text in ["https://example.com:0", "https://example.com:00"] {
+        assert!(OriginPolicy::same_origin().allow_origin(text).is_err());
+    }
+}
+
+#[test]
 fn predicates_receive_only_origins_and_null() {
     let policy = OriginPolicy::same_origin()
         .allow_if(|origin, _| origin.ends_with(".example.org"))
-        .allow_if(|origin, head| origin == "null" && head.uri.path() == "/");
+        .allow_if(|origin, head| ["null", "file://"].contains(&origin) && head.uri.path() == "/");
     for (origin, expected) in [
         ("https://a.example.org", true),
         ("https://evil.net/.example.org", false),
         ("https://evil.net#.example.org", false),
         ("null", true),
         ("Null", false),
+        ("file://", true),
+        ("file:///", false),
         ("https://evil.net", false),
     ] {
         assert_eq!(
@@ -332,7 +389,7 @@ fn debug_shows_listed_origins() {
         .unwrap();
     assert_eq!(
         format!("{policy:?}"),
-        "OriginPolicy { base: SameOrigin, listed: [https://a.org:443], predicates: 0, is_origin_required: false }"
+        "OriginPolicy { base: SameOrigin, listed: [https://a.org:443], predicates: 0, is_origin_required: false, is_missing_host_allowed: false }"
     );
 }
 
@@ -363,7 +420,8 @@ fn same_origin_spellings(host: &str) -> Vec<String> {
 }
 
 /// Pieces that random origins are composed of.
-const PIECES: [&str; 22] = [
+const PIECES: [&str; 23] = [
+    "file://",
     "http://",
     "https://",
     "wss://",

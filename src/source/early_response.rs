@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{PushSource, Rejection, Subscription};
-use crate::{BoxError, event::Item};
+use crate::{BoxError, event::Item, random};
 
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
 #[derive(Clone, Copy)]
@@ -51,6 +51,9 @@ pin_project! {
 }
 
 type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Send>>;
+
+/// The time after which a client reconnects if its rejection names no time: 5 seconds, on average.
+const DEFAULT_RETRY: Duration = Duration::from_secs(5);
 
 impl<S> EarlyResponse<S> {
     pub(super) fn new(source: S) -> Self {
@@ -129,9 +132,11 @@ fn refusal_item(rejection: Rejection) -> Item {
     match status {
         StatusCode::NO_CONTENT => Item::Finished,
         _ if is_final(status) => Item::Finished,
-        _ => Item::Ended {
-            retry: retry_after(&headers).unwrap_or_default(),
-        },
+        _ => {
+            let retry = retry_after(&headers);
+            let retry = retry.unwrap_or_else(|| random::jittered(DEFAULT_RETRY, 0.5));
+            Item::Ended { retry }
+        }
     }
 }
 

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header,
+    request::Parts,
 };
-use tower_push_proto::sse::write_retry;
+use tower_push_proto::{header_list::contains_token, sse::write_retry};
 
-use super::{Preference, PushBody, sse::TEXT_EVENT_STREAM};
+use super::{
+    Preference, PushBody,
+    sse::{EVENT_STREAM_CONTENT_TYPE, TEXT_EVENT_STREAM},
+};
 use crate::source::Rejection;
 
 /// A value of `Cache-Control`: caches must not keep the response.
@@ -119,6 +123,20 @@ pub fn method_rejection(method: &Method) -> Option<Rejection> {
     Some(rejection.header(header::ALLOW, ALLOWED_METHODS))
 }
 
+/// Returns whether the request asks to turn its HTTP/1.1 connection into a WebSocket, even if the rest of its handshake is invalid.
+pub(crate) fn is_websocket_upgrade(head: &Parts) -> bool {
+    head.version == Version::HTTP_11 && contains_token(&head.headers, header::UPGRADE, "websocket")
+}
+
+/// Adds `Connection: close` to the refusal of a request for which [`is_websocket_upgrade`] is true.
+///
+/// A proxy that does not wait for the 101 response takes the connection for a tunnel. If the connection stayed open, the server would
+/// then read the client's next bytes as requests that the proxy has not seen.
+pub(crate) fn close_connection_after(refusal: &mut Response<PushBody>) {
+    let close = HeaderValue::from_static("close");
+    refusal.headers_mut().append(header::CONNECTION, close);
+}
+
 /// Returns whether the method is `QUERY`. Older versions of `http` have no constant for this method.
 pub(crate) fn is_query_method(method: &Method) -> bool {
     method.as_str() == "QUERY"
@@ -141,10 +159,7 @@ pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody>
     write_retry(retry, &mut body);
     let mut response = Response::new(PushBody::full(body));
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(TEXT_EVENT_STREAM),
-    );
+    headers.insert(header::CONTENT_TYPE, EVENT_STREAM_CONTENT_TYPE);
     headers.insert(header::CACHE_CONTROL, NO_STORE);
     vary_by_accept(headers);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);

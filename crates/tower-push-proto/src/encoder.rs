@@ -26,7 +26,8 @@ pub trait Encoder: Send {
     /// An error if the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
+    /// Writes an event after which a client resumes from `cursor` instead of from the event's id: see
+    /// [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///
     /// The default calls [`event`](Self::event), and then [`cursor`](Self::cursor).
     ///
@@ -52,6 +53,13 @@ pub trait Encoder: Send {
     /// Writes a cursor: the client's cursor moves to `id` without an event.
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer);
 
+    /// Writes what the encoder has held back, such as a cursor that the next event could have carried: nothing by default.
+    ///
+    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) includes it.
+    fn flush(&mut self, out: &mut FrameBuffer) {
+        let _ = out;
+    }
+
     /// Writes a heartbeat. After a call that writes nothing, the transport calls this method no more on this stream.
     fn heartbeat(&mut self, out: &mut FrameBuffer);
 
@@ -72,10 +80,11 @@ pub trait BatchEncoder: Encoder {
     }
 
     /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default calls
-    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise writes nothing.
+    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
-        if let Some(end) = end {
-            self.end(end, out);
+        match end {
+            Some(end) => self.end(end, out),
+            None => self.flush(out),
         }
     }
 }
@@ -140,7 +149,7 @@ pub(crate) fn millis_within_browser_limit(time: Duration) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{GapReason, Item};
+    use crate::event::{CloseCode, CloseFrame, GapReason, Item};
 
     /// An encoder that writes the name of each called method.
     struct CallLog;
@@ -186,6 +195,14 @@ mod tests {
                 Some(StreamEnd::reconnect(Some(Duration::ZERO))),
             ),
             (Item::Expired, "", Some(StreamEnd::EXPIRED)),
+            (
+                Item::closed(
+                    CloseFrame::new(CloseCode::NORMAL, "bye"),
+                    StreamEnd::FINISHED,
+                ),
+                "",
+                Some(StreamEnd::FINISHED),
+            ),
         ] {
             assert_eq!(item.end(), end);
             assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);

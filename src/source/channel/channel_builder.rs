@@ -1,7 +1,10 @@
 use std::{sync::Arc, time::Duration};
 
-use super::{Channel, channel_state::ChannelState, lag_policy::LagPolicy};
-use crate::source::{StartPosition, log::EventLogLimits};
+use super::{Channel, LagPolicy, epoch::Epoch};
+use crate::source::{
+    StartPosition,
+    log::{EventLogLimits, ReplayLog},
+};
 
 /// The configuration of a [`Channel`], from [`Channel::builder`].
 #[derive(Clone, Debug)]
@@ -66,7 +69,7 @@ impl ChannelBuilder {
     /// Builds the channel.
     #[must_use]
     pub fn build(self) -> Channel {
-        let state = ChannelState::new(self.limits, self.lag_policy);
-        Channel::from_state(Arc::new(state), self.start)
+        let log = ReplayLog::new(self.limits, self.lag_policy, Epoch::random(), None);
+        Channel::from_log(Arc::new(log), self.start)
     }
 }

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::source::log::LogCounts;
 
 /// The number of events that a [`Channel`](super::Channel) has published, and of those that its subscribers did not get.
 ///
@@ -20,47 +20,13 @@ pub struct ChannelCounts {
     pub conflated: u64,
 }
 
-/// The counters whose values are [`ChannelCounts`].
-#[derive(Debug, Default)]
-pub(super) struct ChannelCounters {
-    published: AtomicU64,
-    missed_on_return: AtomicU64,
-    lagged: AtomicU64,
-    conflated: AtomicU64,
-}
-
-impl ChannelCounters {
-    pub(super) fn add_published(&self) {
-        add_if_nonzero(&self.published, 1);
-    }
-
-    pub(super) fn add_missed_on_return(&self, events: u64) {
-        add_if_nonzero(&self.missed_on_return, events);
-    }
-
-    pub(super) fn add_lagged(&self, events: u64) {
-        add_if_nonzero(&self.lagged, events);
-    }
-
-    pub(super) fn add_conflated(&self, events: u64) {
-        add_if_nonzero(&self.conflated, events);
-    }
-
-    pub(super) fn counts(&self) -> ChannelCounts {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        ChannelCounts {
-            published: count(&self.published),
-            missed_on_return: count(&self.missed_on_return),
-            lagged: count(&self.lagged),
-            conflated: count(&self.conflated),
+impl From<LogCounts> for ChannelCounts {
+    fn from(counts: LogCounts) -> Self {
+        Self {
+            published: counts.appended,
+            missed_on_return: counts.missed_on_return,
+            lagged: counts.lagged,
+            conflated: counts.conflated,
         }
-    }
-}
-
-fn add_if_nonzero(counter: &AtomicU64, events: u64) {
-    // `events` is usually 0. Skipping the write keeps subscribers on different threads from contending for the counter's cache
-    // line.
-    if events > 0 {
-        counter.fetch_add(events, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 use crate::{
     event::{EventId, IdPrefix},
     random,
+    source::log::{EventLog, LogIds},
 };
 
 /// The random identity of one channel, with which the ids of its events begin.
@@ -24,6 +25,16 @@ impl Epoch {
     pub(super) fn position(self, id: &EventId) -> Option<u64> {
         let (prefix, position) = IdPrefix::split(id)?;
         (prefix == self.0).then_some(position)
+    }
+}
+
+impl LogIds for Epoch {
+    fn position_of(&self, id: &EventId, _: &EventLog) -> Option<u64> {
+        self.position(id)
+    }
+
+    fn id_at(&self, position: u64, _: &EventLog) -> Option<EventId> {
+        Some(self.event_id(position))
     }
 }
 

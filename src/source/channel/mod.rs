@@ -72,24 +72,23 @@
 
 mod channel_builder;
 mod channel_counts;
-mod channel_state;
 mod epoch;
-mod lag_policy;
 mod subscriber;
 
 use std::{fmt, sync::Arc};
 
-use self::channel_state::ChannelState;
+use self::epoch::Epoch;
 pub use self::{
-    channel_builder::ChannelBuilder,
-    channel_counts::ChannelCounts,
-    lag_policy::{KeyFn, LagPolicy},
-    subscriber::Subscriber,
+    channel_builder::ChannelBuilder, channel_counts::ChannelCounts, subscriber::Subscriber,
 };
-use super::{PushSource, Rejection, StartPosition, Subscription, log::EventLog};
+pub use super::log::{KeyFn, LagPolicy};
+use super::{
+    PushSource, Rejection, StartPosition, Subscription,
+    log::{EventLog, ReplayLog},
+};
 use crate::{
     Error,
-    event::{Event, EventId, Item},
+    event::{Event, EventId},
 };
 
 /// A source of events that are published to many subscribers. See the [module docs](self).
@@ -106,7 +105,7 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Channel {
-    state: Arc<ChannelState>,
+    log: Arc<ReplayLog<Epoch>>,
     /// Where clients without a cursor begin.
     start: StartPosition,
 }
@@ -136,8 +135,8 @@ impl Channel {
         ChannelBuilder::new()
     }
 
-    fn from_state(state: Arc<ChannelState>, start: StartPosition) -> Self {
-        Self { state, start }
+    fn from_log(log: Arc<ReplayLog<Epoch>>, start: StartPosition) -> Self {
+        Self { log, start }
     }
 
     /// Publishes an event, a text, bytes or `Json(value)` to all present and future subscribers. Returns the id that the channel gave the
@@ -163,15 +162,22 @@ impl Channel {
         E: TryInto<Event>,
         Error: From<E::Error>,
     {
-        self.state.publish(event.try_into()?)
+        let epoch = *self.log.ids();
+        // `into_unshared` copies the payload if something else holds the event, and so runs before the log is locked.
+        let event = event.try_into()?.into_unshared();
+        let set_id = |event: Event, position| event.with_event_id(epoch.event_id(position));
+        match self.log.append(event, set_id) {
+            Ok(position) => Ok(epoch.event_id(position)),
+            Err(_) => Err(Error::closed()),
+        }
     }
 
     /// Closes the channel: no more events can be published.
     ///
-    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that subscribes later, and has received all
+    /// Subscribers get the remaining events and then [`Item::Finished`](crate::Item::Finished). A client that subscribes later, and has received all
     /// events, is refused with [`Rejection::finished`].
     pub fn close(&self) {
-        self.state.close();
+        self.log.close();
     }
 
     /// Returns the same channel as a source whose subscribers without a cursor begin at `start`.
@@ -184,24 +190,22 @@ impl Channel {
     /// ```
     #[must_use]
     pub fn with_start(&self, start: StartPosition) -> Self {
-        Self::from_state(self.state.clone(), start)
+        Self::from_log(self.log.clone(), start)
     }
 
     /// Subscribes the server itself: returns the stream of items that a client would get.
     pub fn subscribe_from(&self, start: StartPosition) -> Subscriber {
-        Subscriber::new(self.state.clone(), self.state.resolve_start(&start))
+        Subscriber::new(self.log.clone(), self.log.resolve_start(&start))
     }
 
     /// Returns the number of subscribers.
     pub fn subscriber_count(&self) -> usize {
-        self.state.subscriber_count()
+        self.log.subscriber_count()
     }
 
     /// Waits until there is a subscriber. Cancel-safe.
     pub async fn subscribed(&self) {
-        self.state
-            .wait_for_subscriber_count(|count| count > 0)
-            .await;
+        self.log.wait_for_subscriber_count(|count| count > 0).await;
     }
 
     /// Waits until there is no subscriber: a producer can pause then. Cancel-safe.
@@ -226,14 +230,12 @@ impl Channel {
     /// # }
     /// ```
     pub async fn unsubscribed(&self) {
-        self.state
-            .wait_for_subscriber_count(|count| count == 0)
-            .await;
+        self.log.wait_for_subscriber_count(|count| count == 0).await;
     }
 
     /// Returns the number of events in the log.
     pub fn len(&self) -> usize {
-        self.state.inspect_log(EventLog::len)
+        self.log.inspect_log(EventLog::len)
     }
 
     /// Returns whether the log is empty.
@@ -243,12 +245,12 @@ impl Channel {
 
     /// Returns the number of bytes of payloads, ids, types and topics in the log.
     pub fn byte_len(&self) -> usize {
-        self.state.inspect_log(EventLog::byte_len)
+        self.log.inspect_log(EventLog::byte_len)
     }
 
     /// Returns how many events were published so far, and how many were missed, summed over the subscribers.
     pub fn counts(&self) -> ChannelCounts {
-        self.state.counts()
+        self.log.counters().counts().into()
     }
 }
 
@@ -257,22 +259,12 @@ impl PushSource for Channel {
     type Stream = Subscriber;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Subscriber, Rejection> {
-        let start = match subscription.start() {
-            Some(start) => start.clone(),
-            None if subscription.has_unreadable_cursor() => StartPosition::Oldest,
-            None => self.start,
-        };
-        let resolved = self.state.resolve_start(&start);
-        let has_gap = matches!(resolved.first_item, Some(Item::Gap(_)));
-        // A request that asks for one of these two positions gets a cursor, even if the channel is closed.
-        let asks_for_cursor = matches!(
-            subscription.start(),
-            Some(StartPosition::Now | StartPosition::Oldest)
-        );
-        if !has_gap && !asks_for_cursor && self.state.is_finished_at(resolved.position) {
+        let start = ReplayLog::<Epoch>::requested_start(&subscription, self.start);
+        let resolved = self.log.resolve_start(&start);
+        if self.log.is_finished_for(&subscription, &resolved) {
             return Err(Rejection::finished());
         }
-        Ok(Subscriber::new(self.state, resolved))
+        Ok(Subscriber::new(self.log, resolved))
     }
 }
 

@@ -1,10 +1,10 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    ReadBuffer, event_log_limits::EventLogLimits, log_entry::LogEntry,
+    IdIndex, ReadBuffer, event_log_limits::EventLogLimits, log_entry::LogEntry,
     newest_trimmed_by_key::NewestTrimmedByKey,
 };
-use crate::event::Event;
+use crate::event::{Event, Gap, GapReason};
 
 /// A sequence of events. The oldest events are trimmed when the log exceeds its limits.
 ///
@@ -24,6 +24,41 @@ pub(crate) struct EventLog {
     trimmed: Vec<Event>,
     /// The newest trimmed event of each key, for readers whose next event was trimmed. `None` in a log that does not conflate.
     newest_trimmed: Option<NewestTrimmedByKey>,
+    /// The ids of recent events. `None` in a log whose caller derives ids from positions.
+    id_index: Option<IdIndex>,
+    /// The last place at which the log began anew.
+    discontinuity: Option<Discontinuity>,
+}
+
+/// A place in a log at which events are missing that were never appended. The log began anew there.
+#[derive(Clone, Copy, Debug)]
+struct Discontinuity {
+    /// The position that stands for the missing events.
+    position: u64,
+    /// The position of the discontinuity before this one; 0 if there was none.
+    previous_position: u64,
+    /// The position of the newest discontinuity, this one or an older one, at which the ids before it became invalid
+    /// ([`GapReason::Epoch`]); 0 if there was none.
+    last_epoch_position: u64,
+    reason: GapReason,
+    /// The number of missing events, if it is known.
+    missed: Option<u64>,
+}
+
+/// The error of [`EventLog::append`] if the log's [`IdIndex`] has the event's id already: the event. The log is unchanged. The caller drops
+/// the event outside of its lock.
+#[derive(Debug)]
+pub(crate) struct DuplicateId(pub(crate) Event);
+
+/// The events that a reader has not read and never will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MissedEvents {
+    /// The position at which the reader goes on.
+    pub(crate) up_to: u64,
+    /// The number of events, if it is known.
+    pub(crate) count: Option<u64>,
+    /// Why the log began anew between the reader's position and `up_to`. `None` if it did not: the events were trimmed.
+    pub(crate) discontinuity: Option<GapReason>,
 }
 
 /// The result of [`EventLog::read`]: what follows the reader's position.
@@ -36,8 +71,8 @@ pub(crate) enum EventLogReadOutcome {
     UpToDate,
     /// The log has no event after the position, and is closed.
     Closed,
-    /// The events after the position, up to and including `up_to`, are trimmed.
-    Trimmed { up_to: u64 },
+    /// The log no longer has the events after the position.
+    Missed(MissedEvents),
 }
 
 impl EventLog {
@@ -52,7 +87,14 @@ impl EventLog {
             is_closed: false,
             trimmed: Vec::new(),
             newest_trimmed: conflates.then(NewestTrimmedByKey::default),
+            id_index: None,
+            discontinuity: None,
         }
+    }
+
+    /// Returns this empty log with an index of its events' ids. With an index, each event that is appended must have an id.
+    pub(crate) fn with_id_index(self, id_index: Option<IdIndex>) -> Self {
+        Self { id_index, ..self }
     }
 
     /// Returns the position that the next appended event gets.
@@ -61,7 +103,18 @@ impl EventLog {
     }
 
     /// Appends an event. `key` is required in a log that conflates.
-    pub(crate) fn append(&mut self, event: Event, key: Option<Box<str>>, now: Duration) {
+    pub(crate) fn append(
+        &mut self,
+        event: Event,
+        key: Option<Box<str>>,
+        now: Duration,
+    ) -> Result<(), DuplicateId> {
+        if let (Some(index), Some(id)) = (&mut self.id_index, event.id()) {
+            if index.contains(id) {
+                return Err(DuplicateId(event));
+            }
+            index.push(id.clone());
+        }
         let position = self.next_position();
         if let (Some(newest_trimmed), Some(key)) = (&mut self.newest_trimmed, &key) {
             self.trimmed
@@ -73,6 +126,35 @@ impl EventLog {
         self.byte_len += entry.event_byte_len;
         self.entries.push_back(entry);
         self.trim_expired(now);
+        Ok(())
+    }
+
+    /// Trims all events, and lets the log begin anew after events that were never appended. The gap's `reason` and `missed` describe
+    /// these events, and its `resumed` is the id of the last of them. Each reader gets to know of them at the next read.
+    pub(crate) fn begin_anew(&mut self, gap: &Gap) {
+        let position = self.next_position();
+        let previous = self.discontinuity;
+        self.discontinuity = Some(Discontinuity {
+            position,
+            previous_position: previous.map_or(0, |previous| previous.position),
+            last_epoch_position: match gap.reason {
+                GapReason::Epoch => position,
+                _ => previous.map_or(0, |previous| previous.last_epoch_position),
+            },
+            reason: gap.reason,
+            missed: gap.missed,
+        });
+        self.last_position = position;
+        self.byte_len = 0;
+        self.trimmed
+            .extend(self.entries.drain(..).map(|entry| entry.event));
+        if let Some(newest_trimmed) = &mut self.newest_trimmed {
+            let dropped = std::mem::replace(newest_trimmed, NewestTrimmedByKey::after(position));
+            self.trimmed.extend(dropped.into_events());
+        }
+        if let Some(index) = &mut self.id_index {
+            index.restart(position, gap.resumed.clone());
+        }
     }
 
     /// Trims the oldest events until an event of `byte_len` bytes fits in. The caller appends the event after this call, so that
@@ -131,6 +213,10 @@ impl EventLog {
             }
             None => self.trimmed.push(entry.event),
         }
+        let before_oldest = self.position_before_oldest();
+        if let Some(index) = &mut self.id_index {
+            index.forget_trimmed(before_oldest);
+        }
     }
 
     /// Returns the position from which a reader gets all events in the log.
@@ -151,6 +237,11 @@ impl EventLog {
     /// Returns the position of the newest event, trimmed or not; 0 if there was none.
     pub(crate) fn last_position(&self) -> u64 {
         self.last_position
+    }
+
+    /// Returns the index of the events' ids, if the log has one.
+    pub(crate) fn id_index(&self) -> Option<&IdIndex> {
+        self.id_index.as_ref()
     }
 
     /// Returns the number of events in the log.
@@ -206,19 +297,41 @@ impl EventLog {
     ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
         let Some(newest_trimmed) = &self.newest_trimmed else {
-            return EventLogReadOutcome::Trimmed {
-                up_to: before_oldest,
-            };
+            return EventLogReadOutcome::Missed(self.missed_events(position, before_oldest));
         };
-        if position < newest_trimmed.last_dropped_position() {
-            return EventLogReadOutcome::Trimmed {
-                up_to: newest_trimmed.last_dropped_position(),
-            };
+        let last_dropped = newest_trimmed.last_dropped_position();
+        if position < last_dropped {
+            return EventLogReadOutcome::Missed(self.missed_events(position, last_dropped));
         }
         let up_to = fill_buffer(buffer, max_bytes, newest_trimmed.entries_after(position));
         EventLogReadOutcome::Events {
             // If no trimmed event is kept after the position, the log holds a newer event of each trimmed event's key.
             up_to: up_to.unwrap_or(before_oldest),
+        }
+    }
+
+    /// Describes the events after `position`, up to and including `up_to`, which the log no longer has.
+    fn missed_events(&self, position: u64, up_to: u64) -> MissedEvents {
+        let Some(discontinuity) = self.discontinuity.filter(|at| position < at.position) else {
+            return MissedEvents {
+                up_to,
+                count: Some(up_to - position),
+                discontinuity: None,
+            };
+        };
+        let reason = match position < discontinuity.last_epoch_position {
+            true => GapReason::Epoch,
+            false => discontinuity.reason,
+        };
+        // One position stands for all events of the discontinuity.
+        let trimmed = up_to - position - 1;
+        let is_counted = position >= discontinuity.previous_position;
+        MissedEvents {
+            up_to,
+            count: (discontinuity.missed)
+                .filter(|_| is_counted)
+                .map(|missed| missed.saturating_add(trimmed)),
+            discontinuity: Some(reason),
         }
     }
 }
@@ -266,7 +379,15 @@ mod tests {
     }
 
     fn append(log: &mut EventLog, text: &str) {
-        log.append(Event::text(text), None, Duration::ZERO);
+        log.append(Event::text(text), None, Duration::ZERO).unwrap();
+    }
+
+    fn trimmed(up_to: u64, count: u64) -> EventLogReadOutcome {
+        EventLogReadOutcome::Missed(MissedEvents {
+            up_to,
+            count: Some(count),
+            discontinuity: None,
+        })
     }
 
     fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogReadOutcome) {
@@ -331,10 +452,7 @@ mod tests {
                 (log.len(), log.byte_len(), log.position_before_oldest()),
                 (2, 4, 1)
             );
-            assert_eq!(
-                read(log, 0, 100).1,
-                EventLogReadOutcome::Trimmed { up_to: 1 }
-            );
+            assert_eq!(read(log, 0, 100).1, trimmed(1, 1));
             assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
         }
         append(&mut small, "larger than the limit");
@@ -348,17 +466,16 @@ mod tests {
         append(&mut young, "a");
         young.trim_expired(minute);
         assert_eq!(young.len(), 1);
-        young.append(Event::text("b"), None, minute + Duration::from_nanos(1));
+        young
+            .append(Event::text("b"), None, minute + Duration::from_nanos(1))
+            .unwrap();
         assert_eq!(read(&young, 1, 100).0, ["b"]);
         young.trim_expired(Duration::MAX);
         assert_eq!(
             (young.len(), young.byte_len(), young.last_position()),
             (0, 0, 2)
         );
-        assert_eq!(
-            read(&young, 0, 100).1,
-            EventLogReadOutcome::Trimmed { up_to: 2 }
-        );
+        assert_eq!(read(&young, 0, 100).1, trimmed(2, 2));
         assert_eq!(read(&young, 2, 100).1, EventLogReadOutcome::UpToDate);
     }
 
@@ -368,7 +485,7 @@ mod tests {
             max_age: Some(Duration::MAX),
             ..UNLIMITED
         });
-        log.append(Event::text("a"), None, Duration::MAX);
+        log.append(Event::text("a"), None, Duration::MAX).unwrap();
         log.trim_expired(Duration::MAX);
         assert_eq!(log.len(), 1);
     }
@@ -383,14 +500,12 @@ mod tests {
         };
         let mut log = EventLog::new(limits, true);
         for key in ["a", "b"] {
-            log.append(Event::text(key), Some(key.into()), Duration::ZERO);
+            log.append(Event::text(key), Some(key.into()), Duration::ZERO)
+                .unwrap();
         }
         assert_eq!(read(&log, 0, 1000).0, ["a"]);
         log.trim_expired(2 * minute);
-        assert_eq!(
-            read(&log, 0, 1000),
-            (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })
-        );
+        assert_eq!(read(&log, 0, 1000), (vec![], trimmed(2, 2)));
         assert_eq!(log.take_trimmed().len(), 2);
     }
 
@@ -417,8 +532,11 @@ mod tests {
                     prop_assert!(up_to > position);
                     prop_assert_eq!(&events[..], &texts[position as usize..up_to as usize]);
                 }
-                EventLogReadOutcome::Trimmed { up_to } => {
-                    prop_assert!(position < up_to && up_to == log.position_before_oldest());
+                EventLogReadOutcome::Missed(missed) => {
+                    let up_to = log.position_before_oldest();
+                    prop_assert!(position < up_to);
+                    prop_assert_eq!(result, trimmed(up_to, up_to - position));
+                    prop_assert_eq!(missed.discontinuity, None);
                 }
                 EventLogReadOutcome::UpToDate => prop_assert!(position >= texts.len() as u64),
                 EventLogReadOutcome::Closed => prop_assert!(false),
@@ -442,7 +560,7 @@ mod tests {
             for (n, key) in keys.iter().enumerate() {
                 let key = key.to_string();
                 newest.insert(key.clone(), n);
-                log.append(Event::text(format!("{key}={n}")), Some(key.into()), Duration::ZERO);
+                log.append(Event::text(format!("{key}={n}")), Some(key.into()), Duration::ZERO).unwrap();
                 let is_last = n + 1 == keys.len();
                 if n < next_read && !is_last {
                     continue;
@@ -482,14 +600,94 @@ mod tests {
                 Event::text(key.to_string()),
                 Some(key.to_string().into()),
                 Duration::ZERO,
-            );
+            )
+            .unwrap();
         }
         // 5 and 6 are in the log, 3 and 4 are the newest trimmed events, 1 and 2 are dropped.
-        assert_eq!(
-            read(&log, 0, 100),
-            (vec![], EventLogReadOutcome::Trimmed { up_to: 2 })
-        );
+        assert_eq!(read(&log, 0, 100), (vec![], trimmed(2, 2)));
         assert_eq!(read(&log, 2, 1000).0, ["3", "4"]);
         assert_eq!(read(&log, 4, 1000).0, ["5", "6"]);
+    }
+
+    fn numbered(number: u64) -> Event {
+        Event::text(number.to_string()).with_event_id(number.into())
+    }
+
+    fn indexed_log(limits: EventLogLimits) -> EventLog {
+        log(limits).with_id_index(Some(IdIndex::new(None, 2)))
+    }
+
+    #[test]
+    fn duplicate_id_leaves_log_unchanged() {
+        let mut log = indexed_log(UNLIMITED);
+        log.append(numbered(7), None, Duration::ZERO).unwrap();
+        let again = log.append(numbered(7), None, Duration::ZERO);
+        assert!(again.is_err());
+        assert_eq!((log.len(), log.last_position()), (1, 1));
+    }
+
+    #[test]
+    fn log_that_begins_anew_tells_readers() {
+        let mut log = indexed_log(EventLogLimits {
+            max_events: 2,
+            ..UNLIMITED
+        });
+        for number in 1..=3 {
+            log.append(numbered(number), None, Duration::ZERO).unwrap();
+        }
+        log.begin_anew(&Gap::new(GapReason::Epoch).missed(10).resumed(13.into()));
+        assert_eq!((log.len(), log.byte_len(), log.last_position()), (0, 0, 4));
+        assert_eq!(log.take_trimmed().len(), 3);
+        let missed = |log: &EventLog, position| match read(log, position, 1000).1 {
+            EventLogReadOutcome::Missed(missed) => (missed.up_to, missed.count),
+            other => panic!("{other:?}"),
+        };
+        // The reader at 1 has not read 2 and 3.
+        assert_eq!(missed(&log, 1), (4, Some(12)));
+        assert_eq!(missed(&log, 3), (4, Some(10)));
+        assert_eq!(read(&log, 4, 1000).1, EventLogReadOutcome::UpToDate);
+        let index = log.id_index().unwrap();
+        assert_eq!(index.position_of(&13.into()), Some(4));
+        assert_eq!(index.position_of(&3.into()), None);
+
+        for number in 14..=16 {
+            log.append(numbered(number), None, Duration::ZERO).unwrap();
+        }
+        assert_eq!(missed(&log, 3), (5, Some(11)), "14 is trimmed");
+        assert_eq!(read(&log, 4, 1000).1, trimmed(5, 1));
+        log.begin_anew(&Gap::new(GapReason::Epoch).missed(1));
+        assert_eq!(missed(&log, 3), (8, None), "two discontinuities");
+        assert_eq!(missed(&log, 4), (8, Some(4)));
+        log.begin_anew(&Gap::new(GapReason::Expired));
+        assert_eq!(missed(&log, 8), (9, None));
+        let reason = |position| match read(&log, position, 1000).1 {
+            EventLogReadOutcome::Missed(missed) => missed.discontinuity,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reason(8), Some(GapReason::Expired));
+        assert_eq!(reason(7), Some(GapReason::Epoch), "the older gap is graver");
+    }
+
+    #[test]
+    fn conflating_log_keeps_no_event_from_before() {
+        let limits = EventLogLimits {
+            max_events: 1,
+            ..UNLIMITED
+        };
+        let mut log = EventLog::new(limits, true);
+        for key in ["a", "b"] {
+            log.append(Event::text(key), Some(key.into()), Duration::ZERO)
+                .unwrap();
+        }
+        log.begin_anew(&Gap::new(GapReason::Epoch));
+        assert_eq!(log.take_trimmed().len(), 2);
+        assert_eq!(log.position_before_snapshot(), 3);
+        log.append(Event::text("b2"), Some("b".into()), Duration::ZERO)
+            .unwrap();
+        assert_eq!(read(&log, 3, 1000).0, ["b2"]);
+        assert!(matches!(
+            read(&log, 0, 1000).1,
+            EventLogReadOutcome::Missed(MissedEvents { up_to: 3, .. })
+        ));
     }
 }

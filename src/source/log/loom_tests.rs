@@ -5,30 +5,42 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{future::block_on, model, sync::Arc, thread};
 
-use super::{EventLog, EventLogLimits, EventLogReadOutcome, ReadBuffer, SharedLog};
-use crate::event::Event;
+use super::{
+    EventLog, EventLogLimits, EventLogReadOutcome, IdIndex, MissedEvents, ReadBuffer, SharedLog,
+};
+use crate::event::{Event, Gap, GapReason};
 
-fn shared_log() -> Arc<SharedLog> {
-    let limits = EventLogLimits {
+fn limits() -> EventLogLimits {
+    EventLogLimits {
         max_events: 8,
         max_bytes: 1 << 20,
         max_age: None,
-    };
-    Arc::new(SharedLog::new(EventLog::new(limits, false), 1))
+    }
+}
+
+fn shared_log() -> Arc<SharedLog> {
+    Arc::new(SharedLog::new(EventLog::new(limits(), false), 1))
 }
 
 fn append(log: &SharedLog) {
     let event = |position: u64| Event::text(position.to_string());
-    log.append(event, None, Duration::ZERO);
+    log.append(event, None, Duration::ZERO).unwrap();
 }
 
-/// Reads until it has `count` events, or the log is closed. A lost wake-up is a deadlock, which loom reports.
+fn is_end(outcome: EventLogReadOutcome) -> bool {
+    matches!(
+        outcome,
+        EventLogReadOutcome::Closed | EventLogReadOutcome::Missed(_)
+    )
+}
+
+/// Reads until it has `count` events, the log is closed, or the log no longer has the next event. A lost wake-up is a deadlock, which loom reports.
 fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, EventLogReadOutcome) {
     let reader = log.register_reader(0);
     let mut buffer = ReadBuffer::default();
     let mut events = Vec::new();
     let mut last_read = EventLogReadOutcome::UpToDate;
-    while events.len() < count && last_read != EventLogReadOutcome::Closed {
+    while events.len() < count && !is_end(last_read) {
         last_read = block_on(poll_fn(|cx| {
             loop {
                 match log.read(position, 1 << 20, &mut buffer) {
@@ -138,5 +150,63 @@ fn leaving_reader_takes_no_wake_up_from_others() {
         append(&log);
         assert_eq!(reader.join().unwrap(), ["1"]);
         leaving.join().unwrap();
+    });
+}
+
+/// A client that is ahead of the feed waits until the log has its cursor, and then reads on. The writer appends the event of the cursor
+/// and the one after it.
+#[test]
+fn reader_ahead_of_log_joins_at_its_cursor() {
+    model(|| {
+        let log = Arc::new(SharedLog::new(
+            EventLog::new(limits(), false).with_id_index(Some(IdIndex::new(None, 1))),
+            1,
+        ));
+        let writer = thread::spawn({
+            let log = log.clone();
+            move || {
+                for id in [41, 42] {
+                    let event = Event::text(id.to_string()).with_event_id(id.into());
+                    log.append(|_| event, None, Duration::ZERO).unwrap();
+                }
+            }
+        });
+        let reader = log.register_reader(0);
+        let position = block_on(poll_fn(|cx| {
+            loop {
+                let find = |log: &EventLog| {
+                    let index = log.id_index().expect("the log has an index");
+                    (log.last_position(), index.position_of(&41.into()))
+                };
+                // As in a cold resume: the position that is waited for is read before, or with, the search.
+                let (last_position, found) = log.inspect(Duration::ZERO, find);
+                if let Some(position) = found {
+                    return Poll::Ready(position);
+                }
+                if log.wait_unless_readable(&reader, cx.waker(), last_position) {
+                    return Poll::Pending;
+                }
+            }
+        }));
+        log.deregister_reader(&reader);
+        assert_eq!(read(&log, position, 1).0, ["42"]);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn log_that_begins_anew_wakes_waiting_reader() {
+    model(|| {
+        let log = shared_log();
+        let writer = thread::spawn({
+            let log = log.clone();
+            move || log.begin_anew(&Gap::new(GapReason::Epoch))
+        });
+        let missed = read(&log, 0, 1).1;
+        assert!(matches!(
+            missed,
+            EventLogReadOutcome::Missed(MissedEvents { up_to: 1, .. })
+        ));
+        writer.join().unwrap();
     });
 }

@@ -5,26 +5,42 @@
 //!
 //! | file | what it has | what it does not have |
 //! |---|---|---|
-//! | `event_log.rs` | [`EventLog`]: events, limits, reads | locks, clocks, ids, subscribers |
+//! | `event_log.rs` | [`EventLog`]: events, limits, reads | locks, clocks, subscribers |
 //! | `log_entry.rs`, `event_log_limits.rs` | one event in a log; the limits of a log | other events |
 //! | `newest_trimmed_by_key.rs` | `NewestTrimmedByKey`: the newest trimmed event of each key | readers |
+//! | `id_index.rs` | [`IdIndex`]: the positions of ids that are given from outside | events |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
 //! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
+//! | `log_ids.rs` | [`LogIds`]: how ids and positions belong together | |
+//! | `replay_log.rs` | [`ReplayLog`]: a log that clients subscribe to, with ids, a [`LagPolicy`] and counts | where events come from |
+//! | `log_reader.rs` | [`LogReader`]: one subscriber's position | what comes before the log |
 
 mod event_log;
 mod event_log_limits;
+mod id_index;
+mod lag_policy;
+mod log_counters;
 mod log_entry;
+mod log_ids;
+mod log_reader;
 mod newest_trimmed_by_key;
 mod read_buffer;
+mod replay_log;
 mod shared_log;
 
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 
+pub use self::lag_policy::{KeyFn, LagPolicy};
 pub(crate) use self::{
-    event_log::{EventLog, EventLogReadOutcome},
+    event_log::{DuplicateId, EventLog, EventLogReadOutcome, MissedEvents},
     event_log_limits::EventLogLimits,
+    id_index::IdIndex,
+    log_counters::{LogCounters, LogCounts},
     log_entry::event_byte_len,
+    log_ids::{ExternalIds, LogIds},
+    log_reader::{LogReadOutcome, LogReader},
     read_buffer::ReadBuffer,
-    shared_log::SharedLog,
+    replay_log::{ReplayLog, ResolvedStart},
+    shared_log::{AppendError, SharedLog},
 };

@@ -14,11 +14,24 @@ pub(super) struct NewestTrimmedByKey {
     newest_positions: HashMap<Box<str>, u64>,
     /// The sum of [`LogEntry::byte_len`] over `entries`.
     byte_len: usize,
-    /// The position of the newest event that was dropped although it was the newest of its key; 0 if there was none.
+    /// The position of the newest event that was dropped although it was the newest of its key, or after which the log began anew; 0
+    /// if there was neither.
     last_dropped_position: u64,
 }
 
 impl NewestTrimmedByKey {
+    /// Creates an empty value for a log that begins anew after `position`.
+    pub(super) fn after(position: u64) -> Self {
+        Self {
+            last_dropped_position: position,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn into_events(self) -> impl Iterator<Item = Event> {
+        self.entries.into_values().map(|entry| entry.event)
+    }
+
     /// Records `position`, at which an event was appended to the log, as the newest position of the event's key. Removes and returns the
     /// trimmed event of this key, if one is kept.
     pub(super) fn replace_newest(&mut self, key: &str, position: u64) -> Option<Event> {

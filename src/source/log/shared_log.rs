@@ -4,9 +4,9 @@ use std::{
     time::Duration,
 };
 
-use super::{EventLog, EventLogReadOutcome, ReadBuffer};
+use super::{DuplicateId, EventLog, EventLogReadOutcome, ReadBuffer};
 use crate::{
-    event::Event,
+    event::{Event, Gap},
     sync::{AtomicU64, Ordering, RwLock, WaitList, WaiterKey, read, write},
 };
 
@@ -25,6 +25,15 @@ pub(crate) struct SharedLog {
     wait_list: WaitList,
 }
 
+/// The error of [`SharedLog::append`]. The log is unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AppendError {
+    /// The log is closed.
+    Closed,
+    /// The log's index has the event's id already.
+    DuplicateId,
+}
+
 /// Encodes the position of a log's last event, and whether the log is closed, as one number.
 fn encode_status(last_position: u64, is_closed: bool) -> u64 {
     2 * last_position + u64::from(is_closed)
@@ -40,21 +49,24 @@ impl SharedLog {
         }
     }
 
-    /// Appends the event that `event` makes from its position, and wakes all readers. Returns the position, or `None` if the log is
-    /// closed.
+    /// Appends the event that `event` makes from its position, and wakes all readers. Returns the position.
     pub(crate) fn append(
         &self,
         event: impl FnOnce(u64) -> Event,
         key: Option<Box<str>>,
         now: Duration,
-    ) -> Option<u64> {
+    ) -> Result<u64, AppendError> {
         let (position, trimmed) = {
             let mut log = write(&self.log);
             if log.is_closed() {
-                return None;
+                return Err(AppendError::Closed);
             }
             let position = log.next_position();
-            log.append(event(position), key, now);
+            if let Err(DuplicateId(event)) = log.append(event(position), key, now) {
+                drop(log);
+                drop(event);
+                return Err(AppendError::DuplicateId);
+            }
             self.status
                 .store(encode_status(position, false), Ordering::Release);
             (position, log.take_trimmed())
@@ -62,7 +74,24 @@ impl SharedLog {
         self.wait_list.wake_all();
         // The new event is appended already, so a panic while trimmed events are dropped must not reach the caller.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(trimmed)));
-        Some(position)
+        Ok(position)
+    }
+
+    /// Lets the log [begin anew](EventLog::begin_anew), and wakes all readers. Does nothing if the log is closed.
+    pub(crate) fn begin_anew(&self, gap: &Gap) {
+        let trimmed = {
+            let mut log = write(&self.log);
+            if log.is_closed() {
+                return;
+            }
+            log.begin_anew(gap);
+            self.status
+                .store(encode_status(log.last_position(), false), Ordering::Release);
+            log.take_trimmed()
+        };
+        self.wait_list.wake_all();
+        // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
+        drop(trimmed);
     }
 
     /// Closes the log, so that no more events can be appended, and wakes all readers.

@@ -4,9 +4,11 @@
 //! made. Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
 //! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
-//! into items, and a `Result` of each.
+//! into items, and a `Result` of each. A [`CloseFrame`] is an end that only WebSockets can express.
 
 mod checked_text;
+mod close_code;
+mod close_frame;
 mod encoding;
 mod event_id;
 mod event_type;
@@ -24,16 +26,20 @@ use self::encoding::EncodingCache;
 #[cfg(feature = "json")]
 pub use self::item::Json;
 pub use self::{
+    close_code::CloseCode,
+    close_frame::CloseFrame,
     encoding::Encoding,
     event_id::EventId,
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
-    item::{IntoItem, Item},
+    item::{IntoItem, Item, StreamClose},
     payload::Payload,
     topic::Topic,
 };
 use crate::error::Error;
+#[cfg(feature = "json")]
+use crate::format::envelope;
 
 /// A message to clients: a payload with an optional id, type and topic.
 ///
@@ -135,7 +141,7 @@ impl Event {
     /// Makes an event that carries JSON. The caller has checked that `text` is one JSON value.
     #[cfg(feature = "json")]
     pub(crate) fn from_valid_json(text: impl Into<String>) -> Self {
-        Self::new(Payload::Json(payload::on_one_line(text.into())))
+        Self::new(Payload::Json(envelope::json_on_one_line(text.into())))
     }
 
     // Without inlining, the event would be built on the stack and then copied.
@@ -349,11 +355,14 @@ mod tests {
     #[cfg(feature = "json")]
     #[test]
     fn json_has_no_line_breaks() {
-        for text in ["{\"a\":\r\n1}", "[1,\n2]", "\n3\r"] {
+        let unicode = "{\"\u{85}\":\"“\u{2028}é\u{2029}£”\"}";
+        for text in ["{\"a\":\r\n1}", "[1,\n2]", "\n3\r", unicode] {
             let event = Event::json_text(text).unwrap();
-            let text = event.payload().as_text().unwrap();
-            assert!(!text.contains(['\r', '\n']), "{text:?}");
-            serde_json::from_str::<serde_json::Value>(text).unwrap();
+            let line = event.payload().as_text().unwrap();
+            let line_breaks = ['\r', '\n', '\u{85}', '\u{2028}', '\u{2029}'];
+            assert!(!line.contains(line_breaks), "{line:?}");
+            let value = |json| serde_json::from_str::<serde_json::Value>(json).unwrap();
+            assert_eq!(value(line), value(text));
         }
     }
 

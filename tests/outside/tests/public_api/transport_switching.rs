@@ -18,7 +18,7 @@ use crate::support::{LengthDelimitedReader, LineReader};
 /// How often a client changes its transport.
 const SWITCHES: u64 = 700;
 
-const TRANSPORTS: [&str; 7] = [
+pub(crate) const TRANSPORTS: [&str; 7] = [
     "sse",
     "length-delimited",
     "ndjson",
@@ -29,7 +29,7 @@ const TRANSPORTS: [&str; 7] = [
 ];
 
 /// Requests the events after `cursor` over one transport, and reads at least one. Returns the events, and the cursor after them.
-async fn read_some(
+pub(crate) async fn read_some(
     client: &mut HttpConnection,
     transport: &str,
     cursor: Option<&str>,
@@ -71,14 +71,21 @@ async fn read_some(
     }
 }
 
-/// Lets one client read numbers, over a different transport each time, while `publish` adds them. The client must get each number
-/// once, in order.
-async fn follow_numbers<S>(source: S, publish: impl Fn(u64) + Send + 'static)
+/// Starts a server for a source, with the transports of tower-push and the one of this crate.
+pub(crate) async fn start_server<S>(source: S) -> TestServer
 where
     S: PushSource + Clone + Send + Sync + 'static,
 {
     let transport = Negotiate::new().add_transport(LengthDelimited::new());
-    let server = TestServer::start(service(source).transport(transport)).await;
+    TestServer::start(service(source).transport(transport)).await
+}
+
+/// Lets one client read numbers, over a different transport each time and from one server after the other, while `publish` adds them.
+/// The client must get each number once, in order.
+pub(crate) async fn follow_numbers<const N: usize>(
+    servers: [TestServer; N],
+    publish: impl Fn(u64) + Send + 'static,
+) {
     let read_count = Arc::new(AtomicU64::new(0));
     let is_done = Arc::new(AtomicBool::new(false));
     let publisher = thread::spawn({
@@ -96,20 +103,22 @@ where
             }
         }
     });
-    let mut clients = [
-        HttpConnection::connect(&server, HttpVersion::Http1).await,
-        HttpConnection::connect(&server, HttpVersion::Http2).await,
-    ];
+    let mut http2_clients = Vec::new();
+    for server in &servers {
+        http2_clients.push(HttpConnection::connect(server, HttpVersion::Http2).await);
+    }
     let mut cursor = None;
     let mut expected = 0_u64;
     for switch in 0..SWITCHES {
         // 3 and 7 have no common divisor: each transport follows several others.
         let transport = TRANSPORTS[(switch * 3 + switch / 7) as usize % TRANSPORTS.len()];
-        let client = &mut clients[switch as usize % 2];
-        if let (HttpConnection::Http1(_), true) = (&client, cursor.is_some()) {
+        // 2, 5 and 7 have no common divisor, either.
+        let server = (switch / 5) as usize % N;
+        let client = match switch % 2 {
             // A connection that carries an unfinished response can carry no other.
-            *client = HttpConnection::connect(&server, HttpVersion::Http1).await;
-        }
+            0 => &mut HttpConnection::connect(&servers[server], HttpVersion::Http1).await,
+            _ => &mut http2_clients[server],
+        };
         let (events, next_cursor) = read_some(client, transport, cursor.as_deref()).await;
         for event in events {
             assert_eq!(event, expected.to_string(), "switch {switch}: {transport}");
@@ -128,7 +137,7 @@ async fn ring_channel_keeps_its_cursor_on_all_transports() {
     let channel = RingChannel::builder().max_events(64);
     let channel = channel.start(StartPosition::Oldest).build();
     let publisher = channel.clone();
-    follow_numbers(channel, move |number| {
+    follow_numbers([start_server(channel).await], move |number| {
         publisher.publish(number.to_string()).unwrap();
     })
     .await;
@@ -139,7 +148,7 @@ async fn channel_keeps_its_cursor_on_all_transports() {
     let channel = Channel::builder().max_events(64);
     let channel = channel.start(StartPosition::Oldest).build();
     let publisher = channel.clone();
-    follow_numbers(channel, move |number| {
+    follow_numbers([start_server(channel).await], move |number| {
         publisher.publish(number.to_string()).unwrap();
     })
     .await;

@@ -1,0 +1,154 @@
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use super::{EventLogReadOutcome, LogIds, MissedEvents, ReadBuffer, ReplayLog, ResolvedStart};
+use crate::{
+    BoxError, Error,
+    event::{Event, EventId, Gap, GapReason, Item},
+    sync::WaiterKey,
+};
+
+/// One subscriber's view of a [`ReplayLog`]: its position, and at most a few events that are about to be sent.
+pub(crate) struct LogReader<I: LogIds> {
+    log: Arc<ReplayLog<I>>,
+    key: WaiterKey,
+    /// The position of the last event taken from the log.
+    position: u64,
+    /// An item that is yielded before the first event.
+    first_item: Option<Box<Item>>,
+    /// Events taken from the log and not yielded yet.
+    buffer: ReadBuffer,
+    /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
+    requested_cursor: Option<EventId>,
+}
+
+/// The result of [`LogReader::poll_next`].
+pub(crate) enum LogReadOutcome {
+    Event(Event),
+    /// The log no longer has the next events. [`LogReader::skip`] moves the reader past them.
+    Missed(MissedEvents),
+    /// The log is closed, and the reader has read all of it.
+    Closed,
+}
+
+/// Upper bound for the bytes of events that are taken from the log at once. A single larger event is taken alone.
+const MAX_READ_BYTES: usize = 16 * 1024;
+
+impl<I: LogIds> LogReader<I> {
+    pub(crate) fn new(log: Arc<ReplayLog<I>>, start: ResolvedStart) -> Self {
+        Self {
+            key: log.add_subscriber(),
+            log,
+            position: start.position,
+            first_item: start.first_item.map(Box::new),
+            buffer: ReadBuffer::default(),
+            requested_cursor: start.requested_cursor,
+        }
+    }
+
+    /// Moves the reader to another place of the log. The reader has no events that it has taken from the log and not returned.
+    pub(crate) fn restart(&mut self, start: ResolvedStart) {
+        debug_assert_eq!(self.buffer.len(), 0);
+        self.position = start.position;
+        self.first_item = start.first_item.map(Box::new);
+        self.requested_cursor = start.requested_cursor;
+    }
+
+    /// Returns the cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
+    pub(crate) fn requested_cursor(&self) -> Option<&EventId> {
+        self.requested_cursor.as_ref()
+    }
+
+    /// Returns the position of the newest event in the log.
+    pub(crate) fn last_log_position(&self) -> u64 {
+        self.log.last_position()
+    }
+
+    /// See [`SharedLog::wait_unless_readable`](super::SharedLog::wait_unless_readable).
+    pub(crate) fn wait_unless_readable(&self, waker: &Waker, position: u64) -> bool {
+        self.log.wait_unless_readable(&self.key, waker, position)
+    }
+
+    /// Takes the item that the client gets before the first event.
+    #[inline]
+    pub(crate) fn take_first_item(&mut self) -> Option<Item> {
+        self.first_item.take().map(|item| *item)
+    }
+
+    /// Returns the next event, if there is one. The caller yields [`take_first_item`](Self::take_first_item) before.
+    #[inline]
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LogReadOutcome> {
+        loop {
+            if let Some(event) = self.buffer.pop() {
+                return Poll::Ready(LogReadOutcome::Event(event));
+            }
+            match (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer) {
+                EventLogReadOutcome::Events { up_to } => self.advance(up_to),
+                EventLogReadOutcome::Missed(missed) => {
+                    return Poll::Ready(LogReadOutcome::Missed(missed));
+                }
+                EventLogReadOutcome::Closed => return Poll::Ready(LogReadOutcome::Closed),
+                EventLogReadOutcome::UpToDate => {
+                    self.requested_cursor = None;
+                    if (self.log).wait_unless_readable(&self.key, cx.waker(), self.position) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Moves the position to `up_to`. The events up to and including `up_to` are in the buffer, or are conflated.
+    fn advance(&mut self, up_to: u64) {
+        let conflated = up_to - self.position - self.buffer.len() as u64;
+        self.log.counters().add_conflated(conflated);
+        self.position = up_to;
+        self.requested_cursor = None;
+    }
+
+    /// Moves the reader past missed events. Returns the gap that stands for them.
+    ///
+    /// # Errors
+    /// The error that disconnects a subscriber that is too slow, if the log's policy says so.
+    pub(crate) fn skip(&mut self, missed: MissedEvents) -> Result<Item, BoxError> {
+        let counters = self.log.counters();
+        let count = missed.count.unwrap_or(0);
+        let reason = match (missed.discontinuity, &self.requested_cursor) {
+            (Some(reason), _) => reason,
+            (None, Some(_)) => {
+                counters.add_missed_on_return(count);
+                GapReason::Expired
+            }
+            (None, None) => {
+                counters.add_lagged(count);
+                if self.log.disconnects_lagging_subscribers() {
+                    return Err(Error::lagged().into());
+                }
+                GapReason::Lagged
+            }
+        };
+        self.position = missed.up_to;
+        let mut gap = Gap::new(reason);
+        gap.missed = missed.count;
+        gap.requested = self.requested_cursor.take();
+        gap.resumed = self.log.cursor_at(missed.up_to);
+        Ok(Item::from(gap))
+    }
+}
+
+impl<I: LogIds> Drop for LogReader<I> {
+    fn drop(&mut self) {
+        self.log.remove_subscriber(&self.key);
+    }
+}
+
+impl<I: LogIds> fmt::Debug for LogReader<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogReader")
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,286 @@
+use std::{
+    num::NonZero,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Waker,
+    thread,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    AppendError, EventLog, EventLogLimits, EventLogReadOutcome, IdIndex, LagPolicy, LogCounters,
+    LogIds, ReadBuffer, SharedLog,
+};
+use crate::{
+    event::{Event, EventId, Gap, GapReason, Item},
+    source::{StartPosition, Subscription},
+    sync::WaiterKey,
+};
+
+/// A log that clients subscribe to: the events, their ids, the policy for slow subscribers, the subscribers, and the counts.
+///
+/// All clones of a [`Channel`](crate::Channel) or a [`Relay`](crate::Relay), and all their subscribers, share one `ReplayLog`.
+pub(crate) struct ReplayLog<I> {
+    log: SharedLog,
+    ids: I,
+    lag_policy: LagPolicy,
+    /// The time from which the log's times are measured. `None` if events have no maximum age, so that no clock needs to be read.
+    created_at: Option<Instant>,
+    /// The number of subscribers that were ever added.
+    total_subscribers: AtomicUsize,
+    subscriber_count: watch::Sender<usize>,
+    counters: LogCounters,
+}
+
+/// The position at which a subscriber begins, and the item that it gets first.
+pub(crate) struct ResolvedStart {
+    /// The subscriber begins after the event at this position.
+    pub(crate) position: u64,
+    /// An item that the subscriber gets before its first event: a gap or a cursor.
+    pub(crate) first_item: Option<Item>,
+    /// The cursor that the client resumes from. `None` if there is no cursor, or if the cursor is not of this log.
+    pub(crate) requested_cursor: Option<EventId>,
+    /// Whether the client has a cursor, and the log does not have everything after it.
+    pub(crate) is_outside_log: bool,
+}
+
+impl ResolvedStart {
+    /// The start after the event at `position`, without a first item.
+    pub(crate) fn at(position: u64) -> Self {
+        Self {
+            position,
+            first_item: None,
+            requested_cursor: None,
+            is_outside_log: false,
+        }
+    }
+}
+
+impl<I: LogIds> ReplayLog<I> {
+    /// Creates an empty log. `id_index` is the index of `ids`, if they need one.
+    pub(crate) fn new(
+        limits: EventLogLimits,
+        lag_policy: LagPolicy,
+        ids: I,
+        id_index: Option<IdIndex>,
+    ) -> Self {
+        let conflates = matches!(lag_policy, LagPolicy::Conflate(_));
+        let log = EventLog::new(limits, conflates).with_id_index(id_index);
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            log: SharedLog::new(log, 4 * threads),
+            ids,
+            lag_policy,
+            created_at: limits.max_age.map(|_| Instant::now()),
+            total_subscribers: AtomicUsize::new(0),
+            subscriber_count: watch::Sender::new(0),
+            counters: LogCounters::default(),
+        }
+    }
+
+    /// Returns the current time as the log measures it: since the creation of the log. Returns zero if events have no maximum age,
+    /// because the log then needs no time.
+    fn log_time(&self) -> Duration {
+        self.created_at
+            .map_or(Duration::ZERO, |created_at| created_at.elapsed())
+    }
+
+    pub(crate) fn ids(&self) -> &I {
+        &self.ids
+    }
+
+    /// Appends `event`, after `set_id` has set its id, if the id follows from the position. Returns the position.
+    pub(crate) fn append(
+        &self,
+        event: Event,
+        set_id: impl FnOnce(Event, u64) -> Event,
+    ) -> Result<u64, AppendError> {
+        let key = self.lag_policy.key_of(&event);
+        let with_id = |position| set_id(event, position);
+        let position = self.log.append(with_id, key, self.log_time())?;
+        self.counters.add_appended();
+        Ok(position)
+    }
+
+    /// See [`EventLog::begin_anew`].
+    pub(crate) fn begin_anew(&self, gap: &Gap) {
+        self.log.begin_anew(gap);
+    }
+
+    pub(crate) fn close(&self) {
+        self.log.close();
+    }
+
+    /// Trims the events that are too old, and calls `inspect` with the log.
+    pub(crate) fn inspect_log<T>(&self, inspect: impl FnOnce(&EventLog) -> T) -> T {
+        self.log.inspect(self.log_time(), inspect)
+    }
+
+    /// Returns whether the log is closed and has no event after this position.
+    pub(crate) fn is_finished_at(&self, position: u64) -> bool {
+        self.log.is_finished_at(position)
+    }
+
+    /// Returns where a client's subscription starts: as the client asks, or at `default`.
+    pub(crate) fn requested_start(
+        subscription: &Subscription,
+        default: StartPosition,
+    ) -> StartPosition {
+        match subscription.start() {
+            Some(start) => start.clone(),
+            // `Push` has announced a gap: the client may have missed any event.
+            None if subscription.has_unreadable_cursor() => StartPosition::Oldest,
+            None => default,
+        }
+    }
+
+    /// Returns whether a client that starts at `start` has all events, and is not owed a gap or a cursor first.
+    pub(crate) fn is_finished_for(
+        &self,
+        subscription: &Subscription,
+        start: &ResolvedStart,
+    ) -> bool {
+        let has_gap = matches!(start.first_item, Some(Item::Gap(_)));
+        // A request that asks for one of these two positions gets a cursor, even if the log is closed.
+        let asks_for_cursor = matches!(
+            subscription.start(),
+            Some(StartPosition::Now | StartPosition::Oldest)
+        );
+        !has_gap && !asks_for_cursor && self.is_finished_at(start.position)
+    }
+
+    /// Determines the position at which a subscriber with this `start` begins, and the item that it gets first.
+    pub(crate) fn resolve_start(&self, start: &StartPosition) -> ResolvedStart {
+        self.inspect_log(|log| self.resolve_start_in(log, start))
+    }
+
+    fn resolve_start_in(&self, log: &EventLog, start: &StartPosition) -> ResolvedStart {
+        let last = log.last_position();
+        let position = match start {
+            StartPosition::Now => last,
+            StartPosition::Oldest => log.position_before_snapshot(),
+            StartPosition::Last(events) => last
+                .saturating_sub(*events as u64)
+                .max(log.position_before_oldest()),
+            StartPosition::After(id) => {
+                let position = self.ids.position_of(id, log);
+                return match position.filter(|position| *position <= last) {
+                    Some(position) => ResolvedStart {
+                        requested_cursor: Some(id.clone()),
+                        is_outside_log: position < log.position_before_snapshot(),
+                        ..ResolvedStart::at(position)
+                    },
+                    None => self.start_after_gap_in(log, Gap::new(GapReason::Epoch), id),
+                };
+            }
+        };
+        // A client whose connection breaks before the first event resumes from this cursor.
+        let cursor = (position == last).then(|| self.ids.id_at(position, log));
+        ResolvedStart {
+            first_item: cursor.flatten().map(Item::Cursor),
+            ..ResolvedStart::at(position)
+        }
+    }
+
+    /// Returns the start of a client that has missed the events between its cursor and the log: `gap`, and then everything in the
+    /// log.
+    pub(crate) fn start_after_gap(&self, cursor: &EventId, gap: Gap) -> ResolvedStart {
+        self.inspect_log(|log| self.start_after_gap_in(log, gap, cursor))
+    }
+
+    fn start_after_gap_in(&self, log: &EventLog, gap: Gap, cursor: &EventId) -> ResolvedStart {
+        let position = log.position_before_snapshot();
+        let mut gap = gap.requested(cursor.clone());
+        gap.resumed = self.ids.id_at(position, log);
+        if gap.reason == GapReason::Expired {
+            let cursor_position = self.ids.position_of(cursor, log);
+            gap.missed = cursor_position.and_then(|cursor| position.checked_sub(cursor));
+        }
+        ResolvedStart {
+            first_item: Some(Item::from(gap)),
+            is_outside_log: true,
+            ..ResolvedStart::at(position)
+        }
+    }
+
+    /// Returns the start of a client that resumes from `cursor`. Returns `None` unless the log has everything after it.
+    pub(crate) fn start_in_log(&self, cursor: &EventId) -> Option<ResolvedStart> {
+        let range = |log: &EventLog| log.position_before_snapshot()..=log.last_position();
+        let position = self.inspect_log(|log| {
+            let position = self.ids.position_of(cursor, log);
+            position.filter(|position| range(log).contains(position))
+        })?;
+        Some(ResolvedStart {
+            requested_cursor: Some(cursor.clone()),
+            ..ResolvedStart::at(position)
+        })
+    }
+
+    /// Returns the id of the newest event, which is the cursor of a client that has all events, if it is known.
+    pub(crate) fn last_id(&self) -> Option<EventId> {
+        self.inspect_log(|log| self.ids.id_at(log.last_position(), log))
+    }
+
+    /// Returns the position of the newest event.
+    pub(super) fn last_position(&self) -> u64 {
+        self.inspect_log(EventLog::last_position)
+    }
+
+    /// Returns the cursor that resumes after the event at this position, if it is known.
+    pub(super) fn cursor_at(&self, position: u64) -> Option<EventId> {
+        self.inspect_log(|log| self.ids.id_at(position, log))
+    }
+
+    /// Adds a subscriber, and returns its key in the wait list.
+    pub(super) fn add_subscriber(&self) -> WaiterKey {
+        let sequence = self.total_subscribers.fetch_add(1, Ordering::Relaxed);
+        self.subscriber_count.send_modify(|count| *count += 1);
+        self.log.register_reader(sequence)
+    }
+
+    /// Removes a subscriber.
+    pub(super) fn remove_subscriber(&self, reader: &WaiterKey) {
+        self.log.deregister_reader(reader);
+        self.subscriber_count.send_modify(|count| *count -= 1);
+    }
+
+    pub(crate) fn subscriber_count(&self) -> usize {
+        *self.subscriber_count.borrow()
+    }
+
+    /// Waits until `condition` holds for the number of subscribers.
+    pub(crate) async fn wait_for_subscriber_count(&self, condition: impl Fn(usize) -> bool) {
+        let mut subscriber_count = self.subscriber_count.subscribe();
+        // `wait_for` fails only if the sender is dropped, which `self` holds.
+        let _ = subscriber_count.wait_for(|count| condition(*count)).await;
+    }
+
+    /// See [`SharedLog::read`].
+    pub(super) fn read(
+        &self,
+        position: u64,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> EventLogReadOutcome {
+        self.log.read(position, max_bytes, buffer)
+    }
+
+    /// See [`SharedLog::wait_unless_readable`].
+    pub(super) fn wait_unless_readable(
+        &self,
+        reader: &WaiterKey,
+        waker: &Waker,
+        position: u64,
+    ) -> bool {
+        self.log.wait_unless_readable(reader, waker, position)
+    }
+
+    pub(super) fn disconnects_lagging_subscribers(&self) -> bool {
+        matches!(self.lag_policy, LagPolicy::Disconnect)
+    }
+
+    pub(crate) fn counters(&self) -> &LogCounters {
+        &self.counters
+    }
+}

@@ -1,0 +1,211 @@
+use std::{
+    cmp::Ordering,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Sleep, sleep};
+
+use super::{
+    page_cache::{PageReadError, PageResult},
+    relay_state::RelayState,
+    upstream::{Page, PageKey, TopicSet},
+    upstream_reader::UpstreamReader,
+};
+use crate::{
+    event::{EventId, GapReason, Item},
+    random,
+    source::log::{ExternalIds, LogReader, ResolvedStart},
+};
+
+/// The way of a returning client, whose cursor is not in the relay's log, into the log. The client reads pages from the upstream until the
+/// log has its cursor.
+///
+/// # Invariant: no hole and no duplicate
+/// The client has exactly the events up to `cursor`, as far as no gap was announced. A page begins after `cursor`, and each of its
+/// events moves `cursor` on. The client continues with the log only at the position of `cursor` itself, and only if the log has
+/// everything after it. So the events of the pages and those of the log together are the feed, in its order.
+pub(super) struct ColdResume {
+    upstream: Arc<UpstreamReader>,
+    topics: Option<TopicSet>,
+    cursor: EventId,
+    page: Option<PagePosition>,
+    /// The number of events that the upstream may still look at for this client.
+    remaining_scan: usize,
+    step: ColdResumeStep,
+}
+
+/// What a [`ColdResume`] does next if it has no page to take events from.
+enum ColdResumeStep {
+    /// Continues with the log, if the log has the cursor, or requests the next page.
+    LookUp,
+    /// Waits for a page.
+    ReadPage(Pin<Box<dyn Future<Output = PageResult> + Send>>),
+    /// The upstream has no events after the cursor, and the log does not know the cursor, because the feed lags behind the upstream. The
+    /// client waits until the feed has pushed the event of the cursor. If the timer ends first, the client asks the upstream again, because
+    /// the feed may have skipped this event.
+    WaitForFeed(Pin<Box<Sleep>>),
+}
+
+/// The part of a page that the client has not got yet.
+///
+/// The cache owns the page, so that clients that do not read hold no memory. A page that the cache has dropped is read anew.
+struct PagePosition {
+    page: Weak<Page>,
+    is_gap_sent: bool,
+    /// The index of the next event.
+    next: usize,
+}
+
+/// The result of [`ColdResume::poll_next`].
+pub(super) enum ColdResumeOutcome {
+    /// The next item.
+    Item(Item),
+    /// The client continues with the log.
+    ReadLog(ResolvedStart),
+    /// A page cannot be read now.
+    Unavailable,
+}
+
+/// How long a client waits for a feed that lags behind the upstream until it asks the upstream again.
+const WAIT_FOR_FEED_TIME: Duration = Duration::from_secs(5);
+
+impl ColdResume {
+    pub(super) fn new(
+        upstream: Arc<UpstreamReader>,
+        topics: Option<TopicSet>,
+        cursor: EventId,
+    ) -> Self {
+        Self {
+            remaining_scan: upstream.limits().max_scan,
+            upstream,
+            topics,
+            cursor,
+            page: None,
+            step: ColdResumeStep::LookUp,
+        }
+    }
+
+    /// Returns the next item of the pages, or where the client continues. `reader` is the client's reader of the relay's log, which
+    /// waits for the feed.
+    pub(super) fn poll_next(
+        &mut self,
+        relay: &RelayState,
+        reader: &LogReader<ExternalIds>,
+        cx: &mut Context<'_>,
+    ) -> Poll<ColdResumeOutcome> {
+        loop {
+            if let Some(item) = self.next_page_item(relay) {
+                return Poll::Ready(ColdResumeOutcome::Item(item));
+            }
+            match &mut self.step {
+                ColdResumeStep::LookUp => {
+                    if let Some(start) = relay.log.start_in_log(&self.cursor) {
+                        return Poll::Ready(ColdResumeOutcome::ReadLog(start));
+                    }
+                    if self.remaining_scan == 0 {
+                        return Poll::Ready(self.give_up(relay));
+                    }
+                    self.step =
+                        ColdResumeStep::ReadPage(Box::pin(self.upstream.read_page(PageKey {
+                            after: self.cursor.clone(),
+                            topics: self.topics.clone(),
+                        })));
+                }
+                ColdResumeStep::ReadPage(read) => {
+                    let result = ready!(read.as_mut().poll(cx));
+                    self.step = ColdResumeStep::LookUp;
+                    match result {
+                        Ok(page) => self.start_page(&page),
+                        Err(PageReadError::Lost(reason)) => {
+                            let start = relay.start_after_loss(&self.cursor, reason);
+                            return Poll::Ready(ColdResumeOutcome::ReadLog(start));
+                        }
+                        Err(PageReadError::Unavailable) => {
+                            return Poll::Ready(ColdResumeOutcome::Unavailable);
+                        }
+                    }
+                }
+                ColdResumeStep::WaitForFeed(recheck) => {
+                    // The position is read first, so that an event that the feed pushes after it ends the wait.
+                    let last_position = reader.last_log_position();
+                    if let Some(start) = relay.log.start_in_log(&self.cursor) {
+                        return Poll::Ready(ColdResumeOutcome::ReadLog(start));
+                    }
+                    if relay.log.is_finished_at(last_position) {
+                        // The feed is gone, and will never have the cursor.
+                        let end = ResolvedStart::at(last_position);
+                        return Poll::Ready(ColdResumeOutcome::ReadLog(end));
+                    }
+                    if recheck.as_mut().poll(cx).is_ready() {
+                        self.step = ColdResumeStep::LookUp;
+                    } else if reader.wait_unless_readable(cx.waker(), last_position) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins to read a page.
+    fn start_page(&mut self, page: &Arc<Page>) {
+        let limits = self.upstream.limits();
+        if page.is_end_of_feed(&self.cursor) {
+            // The limit is for what the client has missed. The client has missed nothing that the upstream has.
+            self.remaining_scan = limits.max_scan;
+            let wait = random::jittered(WAIT_FOR_FEED_TIME, 0.2);
+            self.step = ColdResumeStep::WaitForFeed(Box::pin(sleep(wait)));
+            return;
+        }
+        self.remaining_scan = self.remaining_scan.saturating_sub(limits.page_events);
+        self.page = Some(PagePosition {
+            page: Arc::downgrade(page),
+            is_gap_sent: false,
+            next: 0,
+        });
+    }
+
+    /// Returns the next item of the page, and moves the cursor.
+    fn next_page_item(&mut self, relay: &RelayState) -> Option<Item> {
+        let position = self.page.as_mut()?;
+        let Some(page) = position.page.upgrade() else {
+            self.page = None;
+            return None;
+        };
+        if !std::mem::replace(&mut position.is_gap_sent, true) {
+            if let Some(gap) = &page.gap {
+                let mut gap = gap.clone();
+                gap.requested.get_or_insert_with(|| self.cursor.clone());
+                relay.add_missed_on_return(&gap);
+                self.cursor = gap.resumed.as_ref().unwrap_or(&self.cursor).clone();
+                return Some(Item::from(gap));
+            }
+        }
+        while let Some(event) = page.events.get(position.next) {
+            position.next += 1;
+            self.cursor = event.id().unwrap_or(&self.cursor).clone();
+            if (self.topics.as_ref()).is_none_or(|topics| topics.includes(event)) {
+                return Some(Item::Event(event.clone()));
+            }
+        }
+        self.page = None;
+        let scanned_to = page.scanned_to.clone().filter(|id| *id != self.cursor)?;
+        self.cursor = scanned_to.clone();
+        Some(Item::Cursor(scanned_to))
+    }
+
+    /// Ends the resume of a client that has read as many events as it may, and is not in the log yet.
+    fn give_up(&self, relay: &RelayState) -> ColdResumeOutcome {
+        let is_ahead =
+            |last_id| self.upstream.compare_ids(&self.cursor, &last_id) == Some(Ordering::Greater);
+        // A log without an id has just begun, or begun anew.
+        if relay.log.last_id().is_none_or(is_ahead) {
+            // The feed lags far behind the client. The client continues with its cursor when it returns.
+            return ColdResumeOutcome::Unavailable;
+        }
+        ColdResumeOutcome::ReadLog(relay.start_after_loss(&self.cursor, GapReason::Expired))
+    }
+}

@@ -1,0 +1,155 @@
+use std::{error, fmt, sync::Arc};
+
+use super::relay_state::RelayState;
+use crate::{
+    event::{Event, EventId, Gap},
+    source::log::AppendError,
+};
+
+/// The writing half of a [`Relay`](super::Relay), which its one reader of the upstream fills.
+///
+/// Events are pushed strictly in the order of the upstream: there is one `Feed`, it has no clones, and pushing takes `&mut self`. The
+/// methods never wait for a subscriber.
+///
+/// If the `Feed` is dropped and not [closed](Self::close), for example because its task has panicked, the subscribers' streams end, and
+/// the clients are told to return later.
+///
+/// ```
+/// use tower_push::{Event, Relay};
+///
+/// let (mut feed, relay) = Relay::builder().build();
+/// feed.push(Event::text("21.5").with_id("1716-0~k3")?)?;
+/// assert_eq!(relay.len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Feed {
+    relay: Arc<RelayState>,
+}
+
+/// The error of [`Feed::push`]. The event was not pushed.
+///
+/// ```
+/// use tower_push::{Event, Relay, source::relay::PushError};
+///
+/// let (mut feed, _relay) = Relay::builder().build();
+/// assert_eq!(feed.push(Event::text("x")), Err(PushError::MissingId));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PushError {
+    /// The event has no id, so that clients could not resume after it.
+    MissingId,
+    /// The event's id is [`EventId::FINISHED`], with which clients say that a source has finished.
+    ReservedId,
+    /// The relay has an event with this id. A reader that pushes some events again after it has reconnected can ignore this error.
+    DuplicateId,
+}
+
+impl Feed {
+    pub(super) fn new(relay: Arc<RelayState>) -> Self {
+        Self { relay }
+    }
+
+    /// Appends an event to the log, and wakes the subscribers. The event's id is the cursor that resumes after it.
+    ///
+    /// # Errors
+    /// [`PushError`] if the event's id cannot be a cursor of this relay.
+    ///
+    /// ```
+    /// use tower_push::{Event, Relay, source::relay::PushError};
+    ///
+    /// let (mut feed, _relay) = Relay::builder().build();
+    /// let event = Event::json_text("[1]")?.with_topic("orders/42")?.with_id("1716-0~k3")?;
+    /// feed.push(event.clone())?;
+    /// assert_eq!(feed.push(event), Err(PushError::DuplicateId));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn push(&mut self, event: Event) -> Result<(), PushError> {
+        match event.id() {
+            None => return Err(PushError::MissingId),
+            Some(id) if id.is_finished() => return Err(PushError::ReservedId),
+            Some(_) => {}
+        }
+        match self.relay.log.append(event, |event, _| event) {
+            // Only the feed closes the log.
+            Ok(_) | Err(AppendError::Closed) => Ok(()),
+            Err(AppendError::DuplicateId) => Err(PushError::DuplicateId),
+        }
+    }
+
+    /// Announces that events are missing after the last one that was pushed. The log begins anew: its events are dropped, and earlier
+    /// cursors lead to the upstream, or to a gap.
+    ///
+    /// Of `gap`, `reason` and `missed` describe the missing events. `resumed` is the id of the last of them, if it is known; the next
+    /// event that is pushed follows it. The other fields are not used. Every connected subscriber gets the gap, with its own number of
+    /// missing events: those of the feed, and those that it had not read.
+    ///
+    /// ```
+    /// use tower_push::{Gap, GapReason, Relay};
+    ///
+    /// let (mut feed, _relay) = Relay::builder().build();
+    /// // The upstream was created anew: no earlier id is valid.
+    /// feed.gap(&Gap::new(GapReason::Epoch));
+    /// // The upstream has dropped three events before this process could read them.
+    /// feed.gap(&Gap::new(GapReason::Expired).missed(3).resumed("1716-9~p2".parse()?));
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    pub fn gap(&mut self, gap: &Gap) {
+        self.relay.counters.add_gap();
+        self.relay.log.begin_anew(gap);
+    }
+
+    /// Returns the id of the last event that was pushed, from which a reader that reconnects continues. Before the first event, returns
+    /// [`RelayBuilder::start_after`](super::RelayBuilder::start_after); after a gap, the gap's `resumed`.
+    ///
+    /// ```
+    /// use tower_push::{Event, Relay};
+    ///
+    /// let (mut feed, _relay) = Relay::builder().start_after(41.into()).build();
+    /// assert_eq!(feed.last_id(), Some(41.into()));
+    /// feed.push(Event::text("x").with_id(42)?)?;
+    /// assert_eq!(feed.last_id(), Some(42.into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn last_id(&self) -> Option<EventId> {
+        self.relay.log.last_id()
+    }
+
+    /// Closes the relay for good. Subscribers get the remaining events, and then [`Item::Finished`](crate::Item::Finished).
+    ///
+    /// ```
+    /// use tower_push::Relay;
+    ///
+    /// let (feed, _relay) = Relay::builder().build();
+    /// feed.close();
+    /// ```
+    pub fn close(self) {
+        self.relay.finish();
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.relay.log.close();
+    }
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed")
+            .field("last_id", &self.last_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for PushError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MissingId => "the event has no id",
+            Self::ReservedId => "the event's id is reserved",
+            Self::DuplicateId => "the relay has an event with this id",
+        })
+    }
+}
+
+impl error::Error for PushError {}

@@ -1,0 +1,245 @@
+//! A source over a store that other processes share: a broker, a database, another server.
+//!
+//! Several servers behind a load balancer show one feed, and a client may return to any of them. Its cursor must therefore be an id of
+//! the shared store, and not one that a server has made. A [`Relay`] is a log with ids that are given from outside. One task of each
+//! process reads the store and pushes its events into the [`Feed`]. The clients read the relay's log, and not the store, however
+//! many they are.
+//!
+//! ```
+//! use tower_push::{Event, EventId, Push, Relay};
+//! # struct Reader; impl Reader { async fn next(&mut self) -> Option<(String, EventId)> { None } }
+//!
+//! # fn example(mut reader: Reader) {
+//! let (mut feed, relay) = Relay::builder().build();
+//!
+//! // The one reader of this process:
+//! let task = async move {
+//!     while let Some((text, id)) = reader.next().await {
+//!         feed.push(Event::text(text).with_event_id(id))?;
+//!     }
+//!     Ok::<(), tower_push::source::relay::PushError>(())
+//! };
+//!
+//! // In a handler:
+//! # let handler = {
+//! let relay = relay.clone();
+//! move || Push::new(relay.clone())
+//! # };
+//! # }
+//! ```
+//!
+//! # What a client gets
+//! For every subscriber, the pages of the [`Upstream`] and the relay's log together are exactly the events after its cursor, in the order of
+//! the feed, each once; or a [gap](crate::event::Gap) stands where events are missing.
+//!
+//! | cursor | begins |
+//! |---|---|
+//! | none | at the relay's [`StartPosition`] |
+//! | of an event in the log, or of the last one removed from it | after that event |
+//! | any other, with an upstream | after that event, with pages of the upstream, until the log has the rest |
+//! | any other, without an upstream | with a gap, then at the oldest event in the log. The gap is `expired` and says how many events are missing if the id is one of the [last that were removed](RelayBuilder::max_trimmed_ids), else `epoch` |
+//! | unreadable | with a gap (`epoch`), then at the oldest event in the log |
+//!
+//! Connected clients read the log only. Those that are too slow are treated as the relay's [`LagPolicy`](super::channel::LagPolicy) says.
+//!
+//! # Fill the log before the first client
+//! A process that starts pushes the last events of the store first, and serves the relay then. Nearly all clients that return after a
+//! deployment then resume from memory.
+//!
+//! # Cold resumes are bounded
+//! A client whose cursor is not in the log reads pages from the upstream: by default 256 events each, 16 reads at a time, and 10 000
+//! events for each client. Clients with the same cursor share a page. The pages belong to the relay, which holds 16 MiB of them,
+//! whether or not the clients read. If a read fails, or if too many are queued, the client's stream ends in-band with
+//! [`Item::Ended`](crate::Item::Ended), which tells the client when to return; it then sends its last cursor. See [`UpstreamLimits`].
+//!
+//! # Gaps of the feed
+//! If the reader finds that the store was emptied, or that it has lost its place, it calls [`Feed::gap`]. Every connected client is told,
+//! and the log begins anew.
+//!
+//! # Differences from a channel
+//! A [`Channel`](super::Channel) makes the ids of its events, and its clients can resume in the same process only. Everything else of the log
+//! is the same: limits, lag policies, and the cost for each subscriber.
+
+mod cold_resume;
+mod feed;
+mod page_cache;
+mod relay_builder;
+mod relay_counts;
+mod relay_state;
+mod relay_subscriber;
+mod upstream;
+mod upstream_limits;
+mod upstream_reader;
+
+use std::{fmt, sync::Arc};
+
+pub use self::{
+    feed::{Feed, PushError},
+    relay_builder::RelayBuilder,
+    relay_counts::RelayCounts,
+    relay_subscriber::RelaySubscriber,
+    upstream::{Page, PageRequest, Upstream, UpstreamError},
+    upstream_limits::UpstreamLimits,
+};
+use self::{relay_state::RelayState, upstream::TopicSet};
+use super::{
+    PushSource, Rejection, StartPosition, Subscription,
+    log::{EventLog, ExternalIds, ReplayLog},
+};
+use crate::event::Topic;
+
+/// A source of events that a [`Feed`] pushes, with ids that are given from outside. See the [module docs](self).
+///
+/// Clones share the log and the subscribers. Each clone has its own [`StartPosition`] and topics.
+#[derive(Clone)]
+pub struct Relay {
+    state: Arc<RelayState>,
+    /// Where clients without a cursor begin.
+    start: StartPosition,
+    /// The topics that clients get. `None` stands for all events.
+    topics: Option<TopicSet>,
+}
+
+impl Relay {
+    /// Creates a builder. [`RelayBuilder::build`] returns the relay, and the feed that fills it.
+    ///
+    /// ```
+    /// use tower_push::Relay;
+    ///
+    /// let (feed, relay) = Relay::builder().max_events(10_000).build();
+    /// ```
+    pub fn builder() -> RelayBuilder {
+        RelayBuilder::new()
+    }
+
+    fn new(state: Arc<RelayState>, start: StartPosition) -> Self {
+        Self {
+            state,
+            start,
+            topics: None,
+        }
+    }
+
+    /// Returns the same relay as a source whose subscribers without a cursor begin at `start`.
+    ///
+    /// ```
+    /// use tower_push::{Push, Relay, source::StartPosition};
+    ///
+    /// # let (_feed, relay) = Relay::builder().build();
+    /// let push = Push::new(relay.with_start(StartPosition::Last(50)));
+    /// ```
+    #[must_use]
+    pub fn with_start(&self, start: StartPosition) -> Self {
+        Self {
+            start,
+            ..self.clone()
+        }
+    }
+
+    /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
+    ///
+    /// Subscribers look at every event of the feed. A client's cursor also moves on over events of other topics, now and then. A gap
+    /// does not say how many events are missing. [`StartPosition::Last`] counts the events of all topics.
+    ///
+    /// ```
+    /// use tower_push::{Push, Relay, event::Topic};
+    ///
+    /// # let (_feed, relay) = Relay::builder().build();
+    /// let push = Push::new(relay.with_topics([Topic::new("user/7")?, Topic::new("news")?]));
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_topics(&self, topics: impl IntoIterator<Item = Topic>) -> Self {
+        Self {
+            topics: Some(TopicSet::new(topics)),
+            ..self.clone()
+        }
+    }
+
+    /// Subscribes the server itself: returns the stream of items that a client would get.
+    ///
+    /// ```
+    /// use tower_push::{Relay, source::StartPosition};
+    ///
+    /// # let (_feed, relay) = Relay::builder().build();
+    /// let subscriber = relay.subscribe_from(StartPosition::Oldest);
+    /// assert_eq!(relay.subscriber_count(), 1);
+    /// ```
+    pub fn subscribe_from(&self, start: StartPosition) -> RelaySubscriber {
+        RelaySubscriber::new(self.state.clone(), &start, self.topics.clone())
+    }
+
+    /// Returns the number of subscribers.
+    ///
+    /// ```
+    /// # let (_feed, relay) = tower_push::Relay::builder().build();
+    /// assert_eq!(relay.subscriber_count(), 0);
+    /// ```
+    pub fn subscriber_count(&self) -> usize {
+        self.state.log.subscriber_count()
+    }
+
+    /// Returns the number of events in the log.
+    ///
+    /// ```
+    /// # let (mut feed, relay) = tower_push::Relay::builder().build();
+    /// feed.push(tower_push::Event::text("x").with_id(1)?)?;
+    /// assert_eq!((relay.len(), relay.is_empty()), (1, false));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn len(&self) -> usize {
+        self.state.log.inspect_log(EventLog::len)
+    }
+
+    /// Returns whether the log is empty. See [`len`](Self::len).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the number of bytes of payloads, ids, types and topics in the log.
+    ///
+    /// ```
+    /// # let (mut feed, relay) = tower_push::Relay::builder().build();
+    /// feed.push(tower_push::Event::text("four").with_id(1)?)?;
+    /// assert_eq!(relay.byte_len(), 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn byte_len(&self) -> usize {
+        self.state.log.inspect_log(EventLog::byte_len)
+    }
+
+    /// Returns how many events the feed has pushed, how many subscribers missed, and what was read from the upstream.
+    ///
+    /// See [`RelayCounts`] for an example.
+    pub fn counts(&self) -> RelayCounts {
+        self.state.counts()
+    }
+}
+
+/// Each client begins after its cursor, or at the relay's [`StartPosition`] if it has none.
+impl PushSource for Relay {
+    type Stream = RelaySubscriber;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<RelaySubscriber, Rejection> {
+        let start = ReplayLog::<ExternalIds>::requested_start(&subscription, self.start);
+        let resolved = self.state.log.resolve_start(&start);
+        let is_finished = self.state.is_finished();
+        if is_finished && self.state.log.is_finished_for(&subscription, &resolved) {
+            return Err(Rejection::finished());
+        }
+        let topics = self.topics;
+        Ok(RelaySubscriber::from_resolved(
+            self.state, &start, resolved, topics,
+        ))
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("start", &self.start)
+            .field("topics", &self.topics)
+            .field("subscribers", &self.subscriber_count())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,280 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::upstream::{Page, PageKey};
+use crate::{event::GapReason, source::log::event_byte_len};
+
+/// The pages that are being read from the upstream, and those that were read recently.
+///
+/// The cache has no lock. Times are arguments.
+#[derive(Debug)]
+pub(super) struct PageCache {
+    entries: HashMap<PageKey, CacheEntry>,
+    /// The finished reads, oldest first. An entry that was replaced since has another number.
+    finished: VecDeque<(PageKey, u64)>,
+    /// The number of the next read.
+    next_number: u64,
+    pending_reads: usize,
+    /// The sum of the finished entries' `byte_len`.
+    byte_len: usize,
+    max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct CacheEntry {
+    number: u64,
+    state: ReadState,
+}
+
+#[derive(Debug)]
+enum ReadState {
+    /// The read is in progress. The channel closes at its end.
+    Pending(watch::Receiver<()>),
+    Finished {
+        result: PageResult,
+        byte_len: usize,
+        /// A client that asks later causes another read.
+        reusable_until: Instant,
+    },
+}
+
+/// The result of a read, which all clients that wait for it share.
+pub(super) type PageResult = Result<Arc<Page>, PageReadError>;
+
+/// Why a client gets no page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageReadError {
+    /// The upstream cannot tell which events came after the cursor.
+    Lost(GapReason),
+    /// The upstream has failed, or too many reads are queued.
+    Unavailable,
+}
+
+/// The result of [`PageCache::find`].
+pub(super) enum FoundPage {
+    Finished(PageResult),
+    Pending(watch::Receiver<()>),
+    Absent,
+}
+
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither changes. A
+/// client that polls without waiting finds the page at its next poll.
+const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
+
+/// How long other answers are used: that there are no events yet, or that the upstream has failed.
+const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
+
+/// The maximum number of finished reads in the cache: pages without events have few bytes.
+const MAX_FINISHED: usize = 4096;
+
+impl PageCache {
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            finished: VecDeque::new(),
+            next_number: 0,
+            pending_reads: 0,
+            byte_len: 0,
+            max_bytes,
+        }
+    }
+
+    /// Returns the number of reads in progress.
+    pub(super) fn pending_reads(&self) -> usize {
+        self.pending_reads
+    }
+
+    /// Returns the page of `key`, for a client that asked for it at `asked_at`.
+    pub(super) fn find(&self, key: &PageKey, asked_at: Instant) -> FoundPage {
+        match self.entries.get(key).map(|entry| &entry.state) {
+            Some(ReadState::Pending(done)) => FoundPage::Pending(done.clone()),
+            Some(ReadState::Finished {
+                result,
+                reusable_until,
+                ..
+            }) if *reusable_until >= asked_at => FoundPage::Finished(result.clone()),
+            _ => FoundPage::Absent,
+        }
+    }
+
+    /// Adds a read in progress, whose `done` closes at its end. Returns the number of the read, and the older result that the cache drops,
+    /// which the caller drops outside of its lock.
+    pub(super) fn begin(
+        &mut self,
+        key: PageKey,
+        done: watch::Receiver<()>,
+    ) -> (u64, Option<PageResult>) {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.pending_reads += 1;
+        let state = ReadState::Pending(done);
+        let replaced = self.entries.insert(key, CacheEntry { number, state });
+        self.byte_len -= replaced.as_ref().map_or(0, CacheEntry::byte_len);
+        (number, replaced.and_then(CacheEntry::into_result))
+    }
+
+    /// Ends the read with this number. Returns the results that the cache drops, which the caller drops outside of its lock.
+    #[must_use]
+    pub(super) fn finish(
+        &mut self,
+        key: PageKey,
+        number: u64,
+        result: PageResult,
+        now: Instant,
+    ) -> Vec<PageResult> {
+        self.pending_reads -= 1;
+        let byte_len = match &result {
+            Ok(page) => page.events.iter().map(event_byte_len).sum(),
+            Err(_) => 0,
+        };
+        let is_transient = match &result {
+            Ok(page) => page.is_end_of_feed(&key.after),
+            Err(error) => *error == PageReadError::Unavailable,
+        };
+        let mut dropped = self.evict(byte_len);
+        self.byte_len += byte_len;
+        let state = ReadState::Finished {
+            result,
+            byte_len,
+            reusable_until: now
+                + match is_transient {
+                    true => TRANSIENT_REUSE_TIME,
+                    false => PAGE_REUSE_TIME,
+                },
+        };
+        let entry = CacheEntry { number, state };
+        dropped.extend(
+            self.entries
+                .insert(key.clone(), entry)
+                .and_then(CacheEntry::into_result),
+        );
+        self.finished.push_back((key, number));
+        dropped
+    }
+
+    /// Drops the oldest finished reads until one of `byte_len` bytes fits in.
+    fn evict(&mut self, byte_len: usize) -> Vec<PageResult> {
+        let mut dropped = Vec::new();
+        while self.byte_len + byte_len > self.max_bytes || self.finished.len() >= MAX_FINISHED {
+            let Some((key, number)) = self.finished.pop_front() else {
+                break;
+            };
+            if self
+                .entries
+                .get(&key)
+                .is_some_and(|entry| entry.number == number)
+            {
+                let entry = self.entries.remove(&key);
+                self.byte_len -= entry.as_ref().map_or(0, CacheEntry::byte_len);
+                dropped.extend(entry.and_then(CacheEntry::into_result));
+            }
+        }
+        dropped
+    }
+}
+
+impl CacheEntry {
+    fn byte_len(&self) -> usize {
+        match &self.state {
+            ReadState::Pending(_) => 0,
+            ReadState::Finished { byte_len, .. } => *byte_len,
+        }
+    }
+
+    fn into_result(self) -> Option<PageResult> {
+        match self.state {
+            ReadState::Pending(_) => None,
+            ReadState::Finished { result, .. } => Some(result),
+        }
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+
+    fn key(after: u64) -> PageKey {
+        PageKey {
+            after: after.into(),
+            topics: None,
+        }
+    }
+
+    fn page(bytes: usize) -> PageResult {
+        Ok(Arc::new(Page::new(vec![Event::text("x".repeat(bytes))])))
+    }
+
+    fn begin(cache: &mut PageCache, after: u64) -> u64 {
+        cache.begin(key(after), watch::channel(()).1).0
+    }
+
+    fn is_finished(cache: &PageCache, after: u64, asked_at: Instant) -> bool {
+        matches!(cache.find(&key(after), asked_at), FoundPage::Finished(_))
+    }
+
+    #[test]
+    fn oldest_pages_are_dropped_beyond_max_bytes() {
+        let now = Instant::now();
+        let mut cache = PageCache::new(10);
+        for after in 0..3 {
+            let number = begin(&mut cache, after);
+            assert!(matches!(
+                cache.find(&key(after), now),
+                FoundPage::Pending(_)
+            ));
+            let dropped = cache.finish(key(after), number, page(5), now);
+            assert_eq!(dropped.len(), usize::from(after == 2));
+            assert!(cache.byte_len <= 10);
+        }
+        assert!(!is_finished(&cache, 0, now) && is_finished(&cache, 1, now));
+        let number = begin(&mut cache, 9);
+        let _ = cache.finish(key(9), number, page(50), now);
+        assert!(is_finished(&cache, 9, now), "the newest page stays");
+        assert_eq!(
+            (cache.entries.len(), cache.byte_len, cache.pending_reads),
+            (1, 50, 0)
+        );
+    }
+
+    #[test]
+    fn finished_page_is_reused_for_a_while() {
+        let now = Instant::now();
+        let mut cache = PageCache::new(100);
+        let later = now + PAGE_REUSE_TIME + Duration::from_nanos(1);
+        let soon = now + TRANSIENT_REUSE_TIME + Duration::from_nanos(1);
+        for (result, is_transient) in [
+            (Ok(Arc::new(Page::default())), true),
+            (Err(PageReadError::Unavailable), true),
+            (Err(PageReadError::Lost(GapReason::Epoch)), false),
+            (page(5), false),
+        ] {
+            let number = begin(&mut cache, 1);
+            let _ = cache.finish(key(1), number, result, now);
+            assert!(is_finished(&cache, 1, now + TRANSIENT_REUSE_TIME));
+            assert_eq!(is_finished(&cache, 1, soon), !is_transient);
+            assert!(matches!(cache.find(&key(1), later), FoundPage::Absent));
+        }
+        let number = begin(&mut cache, 1);
+        assert_eq!(cache.byte_len, 0);
+        let _ = cache.finish(key(1), number, page(7), later);
+        assert_eq!((cache.entries.len(), cache.byte_len), (1, 7));
+    }
+
+    #[test]
+    fn number_of_finished_reads_is_bounded() {
+        let now = Instant::now();
+        let mut cache = PageCache::new(100);
+        for after in 0..2 * MAX_FINISHED as u64 {
+            let number = begin(&mut cache, after % 5000);
+            let lost = Err(PageReadError::Lost(GapReason::Epoch));
+            let _ = cache.finish(key(after % 5000), number, lost, now);
+        }
+        assert!(cache.entries.len() <= MAX_FINISHED && cache.finished.len() <= MAX_FINISHED);
+    }
+}

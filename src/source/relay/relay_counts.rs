@@ -1,0 +1,97 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::source::log::LogCounts;
+
+/// The numbers of events that a [`Relay`](super::Relay) got, that its subscribers did not get, and of what was read from its
+/// [`Upstream`](super::Upstream).
+///
+/// Each count is exact, and never decreases.
+///
+/// ```
+/// use tower_push::{Event, Gap, GapReason, Relay};
+///
+/// let (mut feed, relay) = Relay::builder().build();
+/// feed.push(Event::text("first").with_id(1)?)?;
+/// feed.gap(&Gap::new(GapReason::Epoch));
+/// assert_eq!((relay.counts().pushed, relay.counts().gaps), (1, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelayCounts {
+    /// Events that the feed has pushed.
+    pub pushed: u64,
+    /// Gaps that the feed has announced.
+    pub gaps: u64,
+    /// Events that returning clients missed, because neither the log nor the upstream had them. An event counts once for each client
+    /// that missed it. Gaps whose number of events is not known count as none.
+    pub missed_on_return: u64,
+    /// Events that connected subscribers missed, because the log dropped the events before the subscriber read them. An event counts once
+    /// for each subscriber that missed it.
+    pub lagged: u64,
+    /// Events that subscribers did not get, because they got a newer event with the same key instead.
+    pub conflated: u64,
+    /// Subscriptions with a cursor that was not in the log, and that the upstream was asked about.
+    pub cold_resumes: u64,
+    /// Calls of [`Upstream::read_page`](super::Upstream::read_page).
+    pub upstream_reads: u64,
+    /// Calls that failed or took too long.
+    pub failed_reads: u64,
+    /// Cold resumes that ended in a gap, because the upstream has lost the events after the cursor, or because there were too many.
+    pub lost_cursors: u64,
+    /// Streams that ended because a page could not be read.
+    pub unavailable: u64,
+}
+
+/// The counters whose values are in [`RelayCounts`], besides those of the log.
+#[derive(Debug, Default)]
+pub(super) struct RelayCounters {
+    gaps: AtomicU64,
+    cold_resumes: AtomicU64,
+    upstream_reads: AtomicU64,
+    failed_reads: AtomicU64,
+    lost_cursors: AtomicU64,
+    unavailable: AtomicU64,
+}
+
+impl RelayCounters {
+    pub(super) fn add_gap(&self) {
+        self.gaps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_cold_resume(&self) {
+        self.cold_resumes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_read(&self) {
+        self.upstream_reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_failed_read(&self) {
+        self.failed_reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_lost_cursor(&self) {
+        self.lost_cursors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_unavailable(&self) {
+        self.unavailable.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn counts(&self, log: LogCounts) -> RelayCounts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RelayCounts {
+            pushed: log.appended,
+            gaps: count(&self.gaps),
+            missed_on_return: log.missed_on_return,
+            lagged: log.lagged,
+            conflated: log.conflated,
+            cold_resumes: count(&self.cold_resumes),
+            upstream_reads: count(&self.upstream_reads),
+            failed_reads: count(&self.failed_reads),
+            lost_cursors: count(&self.lost_cursors),
+            unavailable: count(&self.unavailable),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    relay_counts::{RelayCounters, RelayCounts},
+    upstream_reader::UpstreamReader,
+};
+use crate::{
+    event::{EventId, Gap, GapReason, Item},
+    random,
+    source::log::{ExternalIds, ReplayLog, ResolvedStart},
+};
+
+/// The state that a [`Feed`](super::Feed), all clones of its [`Relay`](super::Relay) and all their subscribers share.
+pub(super) struct RelayState {
+    pub(super) log: Arc<ReplayLog<ExternalIds>>,
+    pub(super) upstream: Option<Arc<UpstreamReader>>,
+    pub(super) counters: Arc<RelayCounters>,
+    /// Whether the feed was closed, and not merely dropped. Written before the log is closed.
+    is_finished: AtomicBool,
+}
+
+/// The time after which clients should return if the feed is gone and there is no upstream with limits of its own.
+const FEED_GONE_RETRY: Duration = Duration::from_secs(5);
+
+impl RelayState {
+    pub(super) fn new(
+        log: ReplayLog<ExternalIds>,
+        upstream: Option<Arc<UpstreamReader>>,
+        counters: Arc<RelayCounters>,
+    ) -> Self {
+        Self {
+            log: Arc::new(log),
+            upstream,
+            counters,
+            is_finished: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends the relay: there will be no more events.
+    pub(super) fn finish(&self) {
+        self.is_finished.store(true, Ordering::Release);
+        self.log.close();
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_finished.load(Ordering::Acquire)
+    }
+
+    pub(super) fn counts(&self) -> RelayCounts {
+        self.counters.counts(self.log.counters().counts())
+    }
+
+    /// Returns the end of a stream whose client should return later.
+    pub(super) fn end_for_now(&self) -> Item {
+        let upstream = self.upstream.as_ref();
+        let retry = upstream.map_or_else(
+            || random::jittered(FEED_GONE_RETRY, 0.5),
+            |upstream| upstream.random_retry(),
+        );
+        Item::Ended { retry }
+    }
+
+    /// Returns the start of a client that has lost the events between its cursor and the log: a gap, and then everything in the log.
+    pub(super) fn start_after_loss(&self, cursor: &EventId, reason: GapReason) -> ResolvedStart {
+        self.counters.add_lost_cursor();
+        let start = self.log.start_after_gap(cursor, Gap::new(reason));
+        if let Some(Item::Gap(gap)) = &start.first_item {
+            self.add_missed_on_return(gap);
+        }
+        start
+    }
+
+    pub(super) fn add_missed_on_return(&self, gap: &Gap) {
+        let missed = gap.missed.unwrap_or(0);
+        self.log.counters().add_missed_on_return(missed);
+    }
+}

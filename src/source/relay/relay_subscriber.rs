@@ -1,0 +1,210 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+
+use super::{
+    cold_resume::{ColdResume, ColdResumeOutcome},
+    relay_state::RelayState,
+    upstream::TopicSet,
+};
+use crate::{
+    BoxError,
+    event::{Event, EventId, Item},
+    source::{
+        StartPosition,
+        log::{ExternalIds, LogReadOutcome, LogReader, ResolvedStart},
+    },
+};
+
+/// One subscriber of a [`Relay`](super::Relay): the stream of the events after its cursor, from the upstream if they are not in the log,
+/// from the log, and then as the feed pushes them.
+///
+/// A subscriber holds a position in the relay's log, and at most a few events that are about to be sent. Pages from the upstream belong
+/// to all subscribers together.
+///
+/// ```
+/// use tokio_stream::StreamExt;
+/// use tower_push::{Event, Item, Relay, source::StartPosition};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let (mut feed, relay) = Relay::builder().build();
+/// feed.push(Event::text("first").with_id("a")?)?;
+/// let mut subscriber = relay.subscribe_from(StartPosition::Oldest);
+/// let Some(Item::Event(event)) = subscriber.next().await.transpose()? else { panic!("not an event") };
+/// assert_eq!(event.id().map(|id| id.as_str()), Some("a"));
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a stream does nothing unless it is polled"]
+pub struct RelaySubscriber {
+    relay: Arc<RelayState>,
+    reader: LogReader<ExternalIds>,
+    /// The cold resume of a client that does not read the log yet. `None` once the client reads the log.
+    cold_resume: Option<Box<ColdResume>>,
+    topics: Option<TopicSet>,
+    /// The number of events of other topics since the last item.
+    filtered_events: usize,
+    is_finished: bool,
+}
+
+/// The number of events of other topics after which a client's cursor moves on without an event, so that a client of a quiet topic can
+/// still resume from the log.
+const MAX_FILTERED_EVENTS: usize = 64;
+
+impl RelaySubscriber {
+    pub(super) fn new(
+        relay: Arc<RelayState>,
+        start: &StartPosition,
+        topics: Option<TopicSet>,
+    ) -> Self {
+        let resolved = relay.log.resolve_start(start);
+        Self::from_resolved(relay, start, resolved, topics)
+    }
+
+    pub(super) fn from_resolved(
+        relay: Arc<RelayState>,
+        start: &StartPosition,
+        resolved: ResolvedStart,
+        topics: Option<TopicSet>,
+    ) -> Self {
+        let cold_cursor = match start {
+            StartPosition::After(id) if resolved.is_outside_log => Some(id.clone()),
+            _ => None,
+        };
+        let mut subscriber = Self {
+            reader: LogReader::new(relay.log.clone(), resolved),
+            relay,
+            cold_resume: None,
+            topics,
+            filtered_events: 0,
+            is_finished: false,
+        };
+        if let Some(cursor) = cold_cursor {
+            subscriber.resume_cold(cursor);
+        }
+        subscriber
+    }
+
+    /// Begins a cold resume, if the relay has an upstream. Returns whether it has one.
+    fn resume_cold(&mut self, cursor: EventId) -> bool {
+        let Some(upstream) = &self.relay.upstream else {
+            return false;
+        };
+        self.relay.counters.add_cold_resume();
+        let resume = ColdResume::new(upstream.clone(), self.topics.clone(), cursor);
+        self.cold_resume = Some(Box::new(resume));
+        true
+    }
+
+    /// Returns the item for an event from the log: `None` if the event has another topic.
+    fn filter_event(&mut self, event: Event) -> Option<Item> {
+        let Some(topics) = &self.topics else {
+            return Some(Item::Event(event));
+        };
+        if topics.includes(&event) {
+            self.filtered_events = 0;
+            return Some(Item::Event(event));
+        }
+        self.filtered_events += 1;
+        if self.filtered_events < MAX_FILTERED_EVENTS {
+            return None;
+        }
+        self.filtered_events = 0;
+        event.id().cloned().map(Item::Cursor)
+    }
+
+    /// Ends the stream. The client returns later.
+    fn end_for_now(&mut self) -> Item {
+        self.is_finished = true;
+        self.relay.end_for_now()
+    }
+
+    /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
+    fn poll_cold_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let Some(resume) = &mut self.cold_resume else {
+            return Poll::Ready(None);
+        };
+        let item = match ready!(resume.poll_next(&self.relay, &self.reader, cx)) {
+            ColdResumeOutcome::Item(item) => item,
+            ColdResumeOutcome::ReadLog(start) => {
+                self.reader.restart(start);
+                self.cold_resume = None;
+                return Poll::Ready(None);
+            }
+            ColdResumeOutcome::Unavailable => {
+                self.relay.counters.add_unavailable();
+                self.end_for_now()
+            }
+        };
+        Poll::Ready(Some(item))
+    }
+}
+
+impl RelaySubscriber {
+    /// Returns the next item. If the item is a gap, the gap counts the missing events of all topics.
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
+        while !self.is_finished {
+            if self.cold_resume.is_some() {
+                match ready!(self.poll_cold_resume(cx)) {
+                    Some(item) => return Poll::Ready(Some(Ok(item))),
+                    None => continue,
+                }
+            }
+            if let Some(first_item) = self.reader.take_first_item() {
+                return Poll::Ready(Some(Ok(first_item)));
+            }
+            let item = match ready!(self.reader.poll_next(cx)) {
+                LogReadOutcome::Event(event) => match self.filter_event(event) {
+                    Some(item) => Ok(item),
+                    None => continue,
+                },
+                LogReadOutcome::Missed(missed) => {
+                    // A client that has not read from the log since it came back can still resume from the upstream.
+                    let requested = self.reader.requested_cursor().cloned();
+                    if requested.is_some_and(|cursor| self.resume_cold(cursor)) {
+                        continue;
+                    }
+                    let item = self.reader.skip(missed);
+                    self.is_finished = item.is_err();
+                    item
+                }
+                LogReadOutcome::Closed if self.relay.is_finished() => {
+                    self.is_finished = true;
+                    Ok(Item::Finished)
+                }
+                LogReadOutcome::Closed => Ok(self.end_for_now()),
+            };
+            return Poll::Ready(Some(item));
+        }
+        Poll::Ready(None)
+    }
+}
+
+impl Stream for RelaySubscriber {
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let mut item = ready!(this.poll_item(cx));
+        if let (Some(Ok(Item::Gap(gap))), true) = (&mut item, this.topics.is_some()) {
+            // How many of the missing events have the subscriber's topics is not known.
+            gap.missed = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl fmt::Debug for RelaySubscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelaySubscriber")
+            .field("reader", &self.reader)
+            .field("is_resuming", &self.cold_resume.is_some())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,321 @@
+use std::{
+    cmp::Ordering,
+    fmt,
+    future::Future,
+    hash::{Hash, Hasher},
+    pin::Pin,
+    sync::Arc,
+};
+
+use crate::{
+    BoxError,
+    event::{Event, EventId, Gap, GapReason, Topic},
+};
+
+/// The store behind a [`Relay`](super::Relay), which has older events than the relay's own log.
+///
+/// The relay reads a page of events when a client returns with a cursor that is not in the log.
+///
+/// # The cursor rule
+/// An id names one event unforgeably, and a client resumes from an id only if that event is still there, or is the newest one. An
+/// upstream that finds another event in its place, or none, fails with [`UpstreamError::Lost`]. A client that resumed from such an
+/// id would miss events, and nobody would know.
+///
+/// ```
+/// use tower_push::{
+///     Event, GapReason,
+///     source::relay::{Page, PageRequest, Upstream, UpstreamError},
+/// };
+///
+/// /// A table whose rows are numbered from 1. The id of a row is its number.
+/// struct Table(Vec<String>);
+///
+/// impl Upstream for Table {
+///     async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+///         // A cursor that is no number of a row is of another table.
+///         let read = request.after().as_str().parse::<usize>().ok().filter(|row| *row <= self.0.len());
+///         let Some(read) = read else { return Err(UpstreamError::Lost(GapReason::Epoch)) };
+///         let rows = self.0.iter().zip(1_u64..).skip(read).take(request.max_events());
+///         let events = rows.map(|(text, row)| Event::text(text.as_str()).with_event_id(row.into()));
+///         Ok(Page::new(events.collect()))
+///     }
+/// }
+/// ```
+pub trait Upstream: Send + Sync + 'static {
+    /// Reads the events after [`PageRequest::after`], in the order of the feed. An empty page says that there are none yet.
+    ///
+    /// The future runs in a task of its own, and is dropped after [`UpstreamLimits::read_timeout`](super::UpstreamLimits::read_timeout).
+    /// Clients that need the same page at the same time share one call.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Lost`] if the events after the cursor cannot be told. [`UpstreamError::Failed`] if the upstream cannot answer
+    /// now; the `?` operator makes this error from any other.
+    fn read_page(
+        &self,
+        request: PageRequest,
+    ) -> impl Future<Output = Result<Page, UpstreamError>> + Send;
+
+    /// Compares the places of two events in the feed by their ids. Returns `None` if the ids do not tell; the default always does.
+    ///
+    /// The relay asks this only when a client has read [as many events as it may](super::UpstreamLimits::max_scan). If the client is
+    /// ahead of the relay's log then, because the feed lags behind the upstream, the client must not continue with the log, which
+    /// would repeat events. Without an order of ids, the relay assumes that the client is behind the log.
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        let _ = (a, b);
+        None
+    }
+}
+
+/// What a [`Relay`](super::Relay) asks its [`Upstream`] for.
+///
+/// ```
+/// use tower_push::{Event, event::Topic, source::relay::PageRequest};
+///
+/// let news = Topic::new("news")?;
+/// let request = PageRequest::new(7.into()).with_topics([news]).with_max_events(100);
+/// assert_eq!((request.after().as_str(), request.max_events()), ("7", 100));
+/// assert!(request.includes(&Event::text("x").with_topic("news")?));
+/// # Ok::<(), tower_push::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct PageRequest {
+    key: PageKey,
+    max_events: usize,
+    max_bytes: usize,
+}
+
+/// The cursor and the topics of a [`PageRequest`]. Clients with equal keys share a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PageKey {
+    pub(super) after: EventId,
+    pub(super) topics: Option<TopicSet>,
+}
+
+/// The topics that a subscriber gets, in alphabetical order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TopicSet(Arc<[Topic]>);
+
+/// A part of the feed that a [`Relay`](super::Relay) has read from its [`Upstream`].
+///
+/// ```
+/// use tower_push::{Event, EventId, Gap, GapReason, source::relay::Page};
+///
+/// let event = Event::text("the oldest that is left").with_id(41)?;
+/// let page = Page::new(vec![event]).after_gap(Gap::new(GapReason::Expired).missed(33)).scanned_to(EventId::from(50));
+/// # Ok::<(), tower_push::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Page {
+    pub(super) gap: Option<Gap>,
+    pub(super) events: Vec<Event>,
+    pub(super) scanned_to: Option<EventId>,
+}
+
+/// The error of [`Upstream::read_page`].
+///
+/// ```
+/// use tower_push::source::relay::UpstreamError;
+///
+/// fn parse_number(text: &str) -> Result<u64, UpstreamError> {
+///     Ok(text.parse()?)
+/// }
+/// assert!(matches!(parse_number("x"), Err(UpstreamError::Failed(_))));
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    /// The upstream cannot tell which events came after the cursor. The client gets a gap with this reason, and continues with the
+    /// oldest event in the relay's log.
+    Lost(GapReason),
+    /// The upstream cannot answer now. The client's stream ends with the time after which the client should return; it then sends
+    /// the same cursor again.
+    Failed(BoxError),
+}
+
+impl PageRequest {
+    /// Creates a request for the events of all topics after the event with the id `after`: at most 256 events and 1 MiB.
+    pub fn new(after: EventId) -> Self {
+        Self::from_key(PageKey {
+            after,
+            topics: None,
+        })
+    }
+
+    pub(super) fn from_key(key: PageKey) -> Self {
+        Self {
+            key,
+            max_events: 256,
+            max_bytes: 1 << 20,
+        }
+    }
+
+    /// Sets the topics whose events are requested.
+    pub fn with_topics(mut self, topics: impl IntoIterator<Item = Topic>) -> Self {
+        self.key.topics = Some(TopicSet::new(topics));
+        self
+    }
+
+    /// Sets the maximum number of events.
+    pub fn with_max_events(mut self, events: usize) -> Self {
+        self.max_events = events.max(1);
+        self
+    }
+
+    /// Sets the maximum number of bytes.
+    pub fn with_max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Returns the cursor: the id of the last event that the client has.
+    pub fn after(&self) -> &EventId {
+        &self.key.after
+    }
+
+    /// Returns the topics whose events are requested. `None` stands for the events of all topics, and those without a topic.
+    ///
+    /// An upstream that cannot select by topic may return events of other topics: the relay does not send them.
+    pub fn topics(&self) -> Option<&[Topic]> {
+        self.key.topics.as_ref().map(|topics| &*topics.0)
+    }
+
+    /// Returns whether an event's topic is requested.
+    pub fn includes(&self, event: &Event) -> bool {
+        let topics = self.key.topics.as_ref();
+        topics.is_none_or(|topics| topics.includes(event))
+    }
+
+    /// Returns the maximum number of events to look at. An upstream that looks at events of other topics, too, counts them, and says
+    /// with [`Page::scanned_to`] how far it has come.
+    pub fn max_events(&self) -> usize {
+        self.max_events
+    }
+
+    /// Returns the number of bytes of payloads after which the page should end. The page has at least one event, however large.
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+}
+
+impl TopicSet {
+    pub(super) fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
+        let mut topics: Vec<_> = topics.into_iter().collect();
+        topics.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        topics.dedup();
+        Self(topics.into())
+    }
+
+    pub(super) fn includes(&self, event: &Event) -> bool {
+        event.topic().is_some_and(|topic| {
+            let found = (self.0).binary_search_by(|own| own.as_str().cmp(topic.as_str()));
+            found.is_ok()
+        })
+    }
+}
+
+impl Hash for PageKey {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.after.hash(hasher);
+        for topic in self.topics.iter().flat_map(|topics| topics.0.iter()) {
+            topic.as_str().hash(hasher);
+        }
+    }
+}
+
+impl Page {
+    /// Creates a page of events, in the order of the feed. Each event must have an id, which is the cursor that resumes after it.
+    pub fn new(events: Vec<Event>) -> Self {
+        Self {
+            events,
+            ..Self::default()
+        }
+    }
+
+    /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
+    /// events after the cursor returns such a page, and not [`UpstreamError::Lost`], so that the client gets the others.
+    pub fn after_gap(mut self, gap: Gap) -> Self {
+        self.gap = Some(gap);
+        self
+    }
+
+    /// Sets the cursor with which the next page is requested. By default, it is the id of the page's last event. An upstream that has
+    /// looked at more events, of other topics, sets the id of the last of them.
+    pub fn scanned_to(mut self, id: EventId) -> Self {
+        self.scanned_to = Some(id);
+        self
+    }
+
+    /// Returns the gap before the page's events, and the events. The task that fills a [`Feed`](super::Feed) can read pages, too, so that
+    /// the cursor rule is in one place.
+    ///
+    /// ```
+    /// use tower_push::source::relay::{Feed, Page};
+    ///
+    /// fn push_page(page: Page, feed: &mut Feed) {
+    ///     let (gap, events) = page.into_parts();
+    ///     gap.iter().for_each(|gap| feed.gap(gap));
+    ///     for event in events {
+    ///         // An event that the relay has already is not pushed twice.
+    ///         let _ = feed.push(event);
+    ///     }
+    /// }
+    /// ```
+    pub fn into_parts(self) -> (Option<Gap>, Vec<Event>) {
+        (self.gap, self.events)
+    }
+
+    /// Returns whether the page says that there are no events after `cursor`.
+    pub(super) fn is_end_of_feed(&self, cursor: &EventId) -> bool {
+        let has_moved = self.scanned_to.as_ref().is_some_and(|id| id != cursor);
+        self.events.is_empty() && self.gap.is_none() && !has_moved
+    }
+
+    /// Returns whether each event has an id that can be a cursor.
+    pub(super) fn is_valid(&self) -> bool {
+        let mut ids = self.events.iter().map(Event::id);
+        ids.all(|id| id.is_some_and(|id| !id.is_finished()))
+    }
+}
+
+/// Makes [`UpstreamError::Failed`].
+impl<E: Into<BoxError>> From<E> for UpstreamError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(reason) => {
+                write!(f, "the events after the cursor are lost: {}", reason.name())
+            }
+            Self::Failed(error) => write!(f, "the upstream has failed: {error}"),
+        }
+    }
+}
+
+/// [`Upstream`] as a trait object.
+pub(super) trait ErasedUpstream: Send + Sync {
+    fn read_page(
+        &self,
+        request: PageRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<Page, UpstreamError>> + Send + '_>>;
+
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering>;
+}
+
+impl<U: Upstream> ErasedUpstream for U {
+    fn read_page(
+        &self,
+        request: PageRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<Page, UpstreamError>> + Send + '_>> {
+        Box::pin(Upstream::read_page(self, request))
+    }
+
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        Upstream::compare_ids(self, a, b)
+    }
+}

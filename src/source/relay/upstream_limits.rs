@@ -1,0 +1,103 @@
+use std::time::Duration;
+
+/// The limits on what a [`Relay`](super::Relay) reads from its [`Upstream`](super::Upstream).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_push::source::relay::UpstreamLimits;
+///
+/// let limits = UpstreamLimits::new()
+///     .page_events(500)
+///     .max_scan(100_000)
+///     .max_reads(4)
+///     .max_queued_reads(1000)
+///     .read_timeout(Duration::from_secs(3))
+///     .cache_bytes(64 << 20)
+///     .retry(Duration::from_secs(2));
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct UpstreamLimits {
+    pub(super) page_events: usize,
+    pub(super) page_bytes: usize,
+    pub(super) max_scan: usize,
+    pub(super) max_reads: usize,
+    pub(super) max_queued_reads: usize,
+    pub(super) read_timeout: Duration,
+    pub(super) cache_bytes: usize,
+    pub(super) retry: Duration,
+}
+
+impl UpstreamLimits {
+    /// Creates the default limits.
+    pub fn new() -> Self {
+        Self {
+            page_events: 256,
+            page_bytes: 1 << 20,
+            max_scan: 10_000,
+            max_reads: 16,
+            max_queued_reads: 1024,
+            read_timeout: Duration::from_secs(10),
+            cache_bytes: 16 << 20,
+            retry: Duration::from_secs(5),
+        }
+    }
+
+    /// Sets the maximum number of events in a page. The default is 256. 0 is raised to 1.
+    pub fn page_events(mut self, events: usize) -> Self {
+        self.page_events = events.max(1);
+        self
+    }
+
+    /// Sets the number of bytes of payloads after which a page should end. The default is 1 MiB.
+    pub fn page_bytes(mut self, bytes: usize) -> Self {
+        self.page_bytes = bytes;
+        self
+    }
+
+    /// Sets the maximum number of events that the upstream looks at for one client that returns, in full pages. The default is
+    /// 10 000. A client that is further behind gets a gap (`expired`), and continues with the oldest event in the relay's log.
+    pub fn max_scan(mut self, events: usize) -> Self {
+        self.max_scan = events;
+        self
+    }
+
+    /// Sets the maximum number of pages that are read at the same time. The default is 16. 0 is raised to 1.
+    pub fn max_reads(mut self, reads: usize) -> Self {
+        self.max_reads = reads.max(1);
+        self
+    }
+
+    /// Sets the maximum number of reads that wait until fewer than [`max_reads`](Self::max_reads) are in progress. The default is
+    /// 1024. Beyond this number, the stream of a client that needs another page ends, and the client is told when to return.
+    pub fn max_queued_reads(mut self, reads: usize) -> Self {
+        self.max_queued_reads = reads;
+        self
+    }
+
+    /// Sets the time after which a read counts as failed, including the time in the queue. The default is 10 s.
+    pub fn read_timeout(mut self, timeout: Duration) -> Self {
+        self.read_timeout = timeout;
+        self
+    }
+
+    /// Sets the maximum number of bytes in the pages that the relay holds, counting payloads, ids, types and topics. The default is
+    /// 16 MiB. All clients share these pages. A slow client whose page is dropped reads the rest of it anew.
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// Sets the time after which a client should return if its page could not be read. The default is 5 s. Each client is told a
+    /// random time between half and one and a half times of it.
+    pub fn retry(mut self, retry: Duration) -> Self {
+        self.retry = retry;
+        self
+    }
+}
+
+impl Default for UpstreamLimits {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,157 @@
+use std::{cmp::Ordering, future::Future, sync::Arc, time::Duration};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
+};
+
+use super::{
+    page_cache::{FoundPage, PageCache, PageReadError, PageResult},
+    relay_counts::RelayCounters,
+    upstream::{ErasedUpstream, PageKey, PageRequest, UpstreamError},
+    upstream_limits::UpstreamLimits,
+};
+use crate::{
+    event::EventId,
+    random,
+    sync::{Mutex, lock},
+};
+
+/// Reads pages from an upstream for all clients of a relay: each page once, a bounded number at a time.
+pub(super) struct UpstreamReader {
+    upstream: Arc<dyn ErasedUpstream>,
+    limits: UpstreamLimits,
+    /// The reads that may be in progress.
+    permits: Semaphore,
+    pages: Mutex<PageCache>,
+    counters: Arc<RelayCounters>,
+}
+
+/// A read in progress. Its entry in the cache is finished when the read ends, even if the read panics or its runtime is shut down.
+struct PendingRead {
+    reader: Arc<UpstreamReader>,
+    key: PageKey,
+    number: u64,
+    result: PageResult,
+    /// Closes when the read ends.
+    _done: watch::Sender<()>,
+}
+
+impl UpstreamReader {
+    pub(super) fn new(
+        upstream: Arc<dyn ErasedUpstream>,
+        limits: UpstreamLimits,
+        counters: Arc<RelayCounters>,
+    ) -> Self {
+        Self {
+            upstream,
+            limits,
+            permits: Semaphore::new(limits.max_reads.min(Semaphore::MAX_PERMITS)),
+            pages: Mutex::new(PageCache::new(limits.cache_bytes)),
+            counters,
+        }
+    }
+
+    pub(super) fn limits(&self) -> &UpstreamLimits {
+        &self.limits
+    }
+
+    /// Returns the time after which one client should return.
+    pub(super) fn random_retry(&self) -> Duration {
+        random::jittered(self.limits.retry, 0.5)
+    }
+
+    pub(super) fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        self.upstream.compare_ids(a, b)
+    }
+
+    /// Returns the page of `key`: from the cache, from a read in progress, or from a new read.
+    pub(super) fn read_page(
+        self: &Arc<Self>,
+        key: PageKey,
+    ) -> impl Future<Output = PageResult> + Send + use<> {
+        let reader = self.clone();
+        async move {
+            let asked_at = Instant::now();
+            loop {
+                let mut done = match reader.find_or_begin(&key, asked_at) {
+                    FoundPage::Finished(result) => return result,
+                    FoundPage::Pending(done) => done,
+                    FoundPage::Absent => return Err(PageReadError::Unavailable),
+                };
+                // The result is an error when the sender is dropped: the read has ended.
+                let _ = done.changed().await;
+            }
+        }
+    }
+
+    /// Finds a page, or begins to read it. Returns `Absent` if too many reads are queued.
+    fn find_or_begin(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> FoundPage {
+        let mut pages = lock(&self.pages);
+        let found = pages.find(key, asked_at);
+        if !matches!(found, FoundPage::Absent) {
+            return found;
+        }
+        let max_pending = self
+            .limits
+            .max_reads
+            .saturating_add(self.limits.max_queued_reads);
+        let Ok(runtime) = Handle::try_current() else {
+            return FoundPage::Absent;
+        };
+        if pages.pending_reads() >= max_pending {
+            return FoundPage::Absent;
+        }
+        let (done_sender, done) = watch::channel(());
+        let (number, replaced) = pages.begin(key.clone(), done.clone());
+        let pending = PendingRead {
+            reader: self.clone(),
+            key: key.clone(),
+            number,
+            result: Err(PageReadError::Unavailable),
+            _done: done_sender,
+        };
+        drop(pages);
+        drop(replaced);
+        self.counters.add_read();
+        runtime.spawn(pending.run());
+        FoundPage::Pending(done)
+    }
+
+    /// Waits for a permit, and then reads a page.
+    async fn read_upstream(&self, key: PageKey) -> PageResult {
+        // The semaphore is never closed.
+        let _permit = self.permits.acquire().await;
+        let request = PageRequest::from_key(key)
+            .with_max_events(self.limits.page_events)
+            .with_max_bytes(self.limits.page_bytes);
+        match self.upstream.read_page(request).await {
+            Ok(page) if page.is_valid() => Ok(Arc::new(page)),
+            Err(UpstreamError::Lost(reason)) => Err(PageReadError::Lost(reason)),
+            Ok(_) | Err(UpstreamError::Failed(_)) => Err(PageReadError::Unavailable),
+        }
+    }
+}
+
+impl PendingRead {
+    async fn run(mut self) {
+        let read = self.reader.read_upstream(self.key.clone());
+        if let Ok(result) = timeout(self.reader.limits.read_timeout, read).await {
+            self.result = result;
+        }
+    }
+}
+
+impl Drop for PendingRead {
+    fn drop(&mut self) {
+        let result = std::mem::replace(&mut self.result, Err(PageReadError::Unavailable));
+        if matches!(result, Err(PageReadError::Unavailable)) {
+            self.reader.counters.add_failed_read();
+        }
+        let key = self.key.clone();
+        let dropped = lock(&self.reader.pages).finish(key, self.number, result, Instant::now());
+        // Dropped outside the lock, because dropping a payload can run its owner's code.
+        drop(dropped);
+    }
+}
