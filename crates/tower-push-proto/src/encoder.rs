@@ -55,7 +55,8 @@ pub trait Encoder: Send {
 
     /// Writes what the encoder has held back, such as a cursor that the next event could have carried: nothing by default.
     ///
-    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) includes it.
+    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) writes the held
+    /// bytes too.
     fn flush(&mut self, out: &mut FrameBuffer) {
         let _ = out;
     }
