@@ -66,8 +66,8 @@ fn subscriber_starts_where_requested() {
     let cases: [(MakeStart, &[&str]); 7] = [
         (|_| StartPosition::Now, &["cursor"]),
         (|_| StartPosition::Oldest, &["1", "2", "3"]),
-        (|_| StartPosition::Last(2), &["2", "3"]),
-        (|_| StartPosition::Last(99), &["1", "2", "3"]),
+        (|_| StartPosition::Last(2), &["cursor", "2", "3"]),
+        (|_| StartPosition::Last(99), &["cursor", "1", "2", "3"]),
         (|_| StartPosition::Last(0), &["cursor"]),
         (|ids| StartPosition::After(ids[0].clone()), &["2", "3"]),
         (|ids| StartPosition::After(ids[2].clone()), &[]),

@@ -34,7 +34,7 @@ pin_project! {
     enum EarlyState<S> {
         /// The source has not accepted or refused the subscription yet.
         Subscribing {
-            subscribing: SubscribeFuture<S>,
+            subscribe_future: SubscribeFuture<S>,
             subscription: Subscription,
             // The expiry that the transport knows.
             known_expiry: Option<Instant>,
@@ -69,7 +69,7 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponse<S> {
         let subscription = subscription.with_claimed_client_messages();
         let state = EarlyState::Subscribing {
             known_expiry: subscription.expires_at(),
-            subscribing: Box::pin(self.source.subscribe(subscription.clone())),
+            subscribe_future: Box::pin(self.source.subscribe(subscription.clone())),
             subscription,
         };
         Ok(EarlyStream { state })
@@ -95,10 +95,10 @@ where
         loop {
             match state.as_mut().project() {
                 EarlyStateProjection::Subscribing {
-                    subscribing,
+                    subscribe_future,
                     subscription,
                     known_expiry,
-                } => match ready!(subscribing.as_mut().poll(cx)) {
+                } => match ready!(subscribe_future.as_mut().poll(cx)) {
                     Ok(stream) => {
                         // If the source has not taken the messages, they are dropped from now on.
                         drop(subscription.client_messages());
