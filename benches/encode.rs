@@ -261,7 +261,7 @@ mod ndjson {
         });
         let format = match case {
             Case::Envelope => Ndjson::new(),
-            Case::Text | Case::Value => Ndjson::new().bare(),
+            Case::Text | Case::Value => Ndjson::data_only(),
         };
         respond(&Chunked::new(format), stream::iter(events))
     }

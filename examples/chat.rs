@@ -20,6 +20,7 @@ use axum::{
     extract::State,
     http::header::CONTENT_TYPE,
     routing::{MethodRouter, any, get},
+    serve::ListenerExt,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -57,6 +58,10 @@ async fn main() -> Result<(), BoxError> {
     let address = std::env::args().nth(1);
     let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("open http://{}", listener.local_addr()?);
+    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
+    let listener = listener.tap_io(|socket| {
+        let _ = socket.set_nodelay(true);
+    });
     axum::serve(listener, app).await?;
     Ok(())
 }

@@ -30,6 +30,7 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::IntoResponse,
     routing::{any, get},
+    serve::ListenerExt,
 };
 use tokio::{
     net::TcpListener,
@@ -77,6 +78,10 @@ async fn main() -> Result<(), BoxError> {
         .layer(layer);
     let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("open http://{}", listener.local_addr()?);
+    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
+    let listener = listener.tap_io(|socket| {
+        let _ = socket.set_nodelay(true);
+    });
 
     let stop = {
         let drain = drain.clone();

@@ -21,14 +21,15 @@
 
 use std::net::SocketAddr;
 
-use http::{
-    HeaderMap, Method, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts,
-};
-use http_body_util::BodyDataStream;
-use hyper::upgrade::OnUpgrade;
+use http::{header::CONTENT_TYPE, request::Parts};
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
-use tower_push::{BoxError, Push, PushBody, PushLayer, transport::Transport};
+use tower_push::{
+    BoxError, Push, PushLayer,
+    layer::warp::{into_reply, request_head},
+    transport::Transport,
+};
 use tower_push_examples::demo;
 use warp::{Filter, Rejection, Reply, path::FullPath};
 
@@ -46,9 +47,9 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The simpler way: a filter returns a push, and the layer around warp's service serves it.
+/// The way for WebSockets over HTTP/2: a route returns a push, and the layer around warp's service turns the push into a response.
 async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
-    let feed = warp::path!("feed").map(|| Response::<String>::from(Push::new(demo::feed())));
+    let feed = warp::path!("feed").map(|| Push::new(demo::feed()));
     let service = ServiceBuilder::new()
         .layer(PushLayer::with(demo::transports()))
         .service(warp::service(feed.or(page()).with(cors())));
@@ -56,60 +57,22 @@ async fn serve_layered(listener: TcpListener) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// The way to keep `warp::serve`: the route passes the request's head to a transport, and the transport's response to warp.
+/// The way to keep `warp::serve`: the route passes the request's head to the transports, and their response to warp.
 async fn serve_inside(listener: TcpListener) -> Result<(), BoxError> {
     let transports = demo::transports();
-    let feed = warp::path!("feed").and(head()).then(move |mut head| {
-        let responding = transports.respond(&mut head, Push::new(demo::feed()));
-        async move { reply(responding.await) }
-    });
+    let feed = warp::path!("feed")
+        .and(request_head())
+        .then(move |mut head: Parts| {
+            let responding = transports.respond(&mut head, Push::new(demo::feed()));
+            async move { into_reply(responding.await) }
+        });
+    // warp gives no access to its connections. On Linux, they inherit this option, without which TCP may hold events back.
+    let _ = SockRef::from(&listener).set_tcp_nodelay(true);
     warp::serve(feed.or(page()).with(cors()))
         .incoming(listener)
         .run()
         .await;
     Ok(())
-}
-
-/// A filter that extracts the head of the request, which warp gives only in parts.
-fn head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    warp::method()
-        .and(warp::path::full())
-        .and(query)
-        .and(warp::header::headers_cloned())
-        .and(warp::ext::optional::<OnUpgrade>())
-        .and_then(
-            |method: Method,
-             path: FullPath,
-             query: String,
-             headers: HeaderMap,
-             upgrade: Option<OnUpgrade>| async move {
-                let uri = format!("{}?{query}", path.as_str());
-                let request = Request::builder().method(method).uri(uri).body(());
-                // The parts come from a valid request.
-                let (mut head, ()) = request.map_err(|_| warp::reject())?.into_parts();
-                head.headers = headers;
-                // A WebSocket needs this extension. Inside warp it is missing over HTTP/2.
-                if let Some(upgrade) = upgrade {
-                    head.extensions.insert(upgrade);
-                }
-                Ok::<_, Rejection>(head)
-            },
-        )
-}
-
-/// Converts a response into warp's type, whose body can be built from a stream only.
-fn reply(response: Response<PushBody>) -> warp::reply::Response {
-    let (head, body) = response.into_parts();
-    let mut reply = match head.status {
-        // The response to an upgrade has no body, because the socket follows.
-        status @ StatusCode::SWITCHING_PROTOCOLS => status.into_response(),
-        _ => warp::reply::stream(BodyDataStream::new(body)).into_response(),
-    };
-    *reply.status_mut() = head.status;
-    *reply.headers_mut() = head.headers;
-    *reply.extensions_mut() = head.extensions;
-    reply
 }
 
 fn cors() -> warp::filters::cors::Builder {

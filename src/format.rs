@@ -10,7 +10,7 @@
 //! | [`Raw`] | `text/plain`, or the [media type](Raw::media_type) that is set |
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. A client learns its cursor from the envelope, and
-//! can resume on any transport. [`Ndjson::bare`] writes payloads without envelopes.
+//! can resume on any transport. [`Ndjson::data_only`] and its counterparts write the source's payloads, and nothing else.
 //!
 //! A format of your own implements [`Format`]. If it is a JSON format, [`envelope`] and [`control_record`] write the same JSON as the
 //! formats of this crate.

@@ -55,11 +55,11 @@ pin_project! {
     ///             tokio::time::sleep(Duration::from_secs(1)).await;
     ///             continue;
     ///         };
-    ///         let io = TokioIo::new(WriteProgress::new(socket, Duration::from_secs(30)));
-    ///         let service = service.clone();
+    ///         let _ = socket.set_nodelay(true);
+    ///         let (socket, service) = (WriteProgress::new(socket, Duration::from_secs(30)), service.clone());
     ///         tokio::spawn(async move {
     ///             let server = auto::Builder::new(TokioExecutor::new());
-    ///             if let Err(error) = server.serve_connection_with_upgrades(io, service).await {
+    ///             if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(socket), service).await {
     ///                 eprintln!("a connection failed: {error}");
     ///             }
     ///         });
@@ -68,8 +68,7 @@ pin_project! {
     /// ```
     ///
     /// # With warp
-    /// Serve `warp::service(filter)` with the loop above. `warp::serve` creates its connections itself, and these
-    /// connections cannot be wrapped.
+    /// Serve `warp::service(filter)` with the loop above. The connections of `warp::serve` cannot be wrapped.
     ///
     /// # With axum
     /// `axum::serve` accepts any listener, and the listener wraps each connection:
@@ -87,6 +86,7 @@ pin_project! {
     ///
     ///     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
     ///         let (socket, address) = Listener::accept(&mut self.0).await;
+    ///         let _ = socket.set_nodelay(true);
     ///         (WriteProgress::new(socket, Duration::from_secs(30)), address)
     ///     }
     ///

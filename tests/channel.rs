@@ -516,7 +516,7 @@ async fn client_keeps_position_across_transports() {
             (
                 "ndjson",
                 Some(&ids[0]),
-                format!("\n{{\"id\":\"{}\",\"data\":\"2\"}}\n", ids[1]),
+                format!(" {{\"id\":\"{}\",\"data\":\"2\"}}\n", ids[1]),
             ),
             (
                 "json-seq",
@@ -526,7 +526,7 @@ async fn client_keeps_position_across_transports() {
             (
                 "sse",
                 Some(&ids[2]),
-                format!("id: {}\n:\nid: {}\ndata: 4\n\n", ids[2], ids[3]),
+                format!(":\nid: {}\ndata: 4\n\n", ids[3]),
             ),
         ] {
             let mut client = HttpConnection::connect(&server, version).await;

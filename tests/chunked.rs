@@ -70,17 +70,17 @@ mod ndjson {
         assert_eq!(
             body,
             concat!(
-                "\n",
+                " ",
                 "{\"id\":\"a-0\"}\n",
                 "{\"id\":\"a-1\",\"event\":\"price\",\"data\":{\"eur\":21.5}}\n",
-                "{\"data\":\"two\\nlines \\\"quoted\\\"\\r\\u001e\u{2028}\"}\n",
+                "{\"data\":\"two\\nlines \\\"quoted\\\"\\r\\u001e\\u2028\"}\n",
                 "{\"data_base64\":\"AP8=\"}\n",
                 "{\"data\":\"\"}\n",
                 "{\"id\":\"a-9\",\"gap\":{\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":6}}\n",
                 "{\"end\":{\"finished\":false}}\n",
             )
         );
-        for text in body.lines().filter(|line| !line.is_empty()) {
+        for text in body.lines() {
             serde_json::from_str::<Value>(text).unwrap();
         }
     }
@@ -90,27 +90,7 @@ mod ndjson {
         let body = written_body(Ndjson::new(), event_then_finished()).await;
         assert_eq!(
             body,
-            "\n{\"data\":\"last\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n"
-        );
-    }
-
-    #[tokio::test]
-    async fn bare_lines_are_payloads() {
-        let body = written_body(Ndjson::new().bare(), one_item_of_each_kind()).await;
-        assert_eq!(
-            body,
-            concat!(
-                "\n",
-                "{\"eur\":21.5}\n",
-                "\"two\\nlines \\\"quoted\\\"\\r\\u001e\u{2028}\"\n",
-                "\"AP8=\"\n",
-                "\"\"\n",
-                "{\"id\":\"a-9\",\"gap\":{\"reason\":\"lagged\",\"requested\":null,\"resumed\":\"a-9\",\"missed\":6}}\n",
-            )
-        );
-        assert_eq!(
-            written_body(Ndjson::new().bare(), event_then_finished()).await,
-            "\n\"last\"\n"
+            " {\"data\":\"last\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n"
         );
     }
 
@@ -119,7 +99,7 @@ mod ndjson {
         let pretty = Event::json_text("{\n  \"a\": 1\r\n}").unwrap();
         let body = written_body(Ndjson::new(), vec![pretty.into_item().unwrap()]).await;
         assert!(
-            body.starts_with("\n{\"data\":{   \"a\": 1  }}\n"),
+            body.starts_with(" {\"data\":{   \"a\": 1  }}\n"),
             "{body:?}"
         );
     }
@@ -151,7 +131,7 @@ mod ndjson {
                 bytes.clone().into_item().unwrap(),
             ];
             let body = runtime.block_on(written_body(Ndjson::new(), items));
-            let lines: Vec<Value> = body.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+            let lines: Vec<Value> = body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
             prop_assert_eq!(&lines[0]["data"], &Value::String(text));
             prop_assert_eq!(&lines[1]["data"], &value);
             let base64 = lines[2]["data_base64"].as_str().unwrap();
@@ -171,8 +151,8 @@ mod json_seq {
         assert_eq!(first, "\u{1e}", "the first byte is sent at once");
         let ndjson = written_body(Ndjson::new(), one_item_of_each_kind()).await;
         let expected: String = ndjson
+            .trim_start()
             .lines()
-            .skip(1)
             .map(|line| format!("\u{1e}{line}\n"))
             .collect();
         assert_eq!(records, expected);
@@ -501,7 +481,7 @@ async fn heartbeats_are_ignored_by_json_parsers() {
         let mut next = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
         [next().await, next().await]
     }
-    assert_eq!(first_heartbeats(Ndjson::new()).await, ["\n", "\n"]);
+    assert_eq!(first_heartbeats(Ndjson::new()).await, [" ", " "]);
     assert_eq!(first_heartbeats(JsonSeq::new()).await, ["\u{1e}", "\u{1e}"]);
     assert_eq!(first_heartbeats(Raw::new()).await, ["\n", "\n"]);
 }
@@ -550,7 +530,7 @@ async fn failing_source_cuts_every_format() {
         assert_eq!(end.unwrap_err().to_string(), "broken");
         String::from_utf8(frames.concat()).unwrap()
     }
-    assert_eq!(body_before_cut(Ndjson::new()).await, "\n{\"data\":\"a\"}\n");
+    assert_eq!(body_before_cut(Ndjson::new()).await, " {\"data\":\"a\"}\n");
     assert_eq!(
         body_before_cut(JsonSeq::new()).await,
         "\u{1e}\u{1e}{\"data\":\"a\"}\n"

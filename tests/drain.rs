@@ -5,9 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
-use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
-use http_body_util::{BodyDataStream, BodyExt, Empty};
-use hyper::upgrade::OnUpgrade;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -27,16 +26,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tower_push::{
-    Channel, Drain, Event, Guard, Item, Push, PushBody, PushSource,
+    Channel, Drain, Event, Guard, Item, Push, PushSource,
     guard::{
         Admission, CloseReason, DrainOutcome, DrainPlan, GuardBuilder, GuardedTransport,
         RefusalReason,
     },
+    layer::warp::{into_reply, request_head},
     service,
     source::{Rejection, Subscription, channel::LagPolicy, source_fn},
     transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
-use warp::{Filter, Reply};
+use warp::Filter;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -363,7 +363,7 @@ async fn warp_notifies_every_client_before_stopping() {
         .and(request_head())
         .then(move |mut head| {
             let responding = transports.respond(&mut head, Push::new(channel.clone()));
-            async move { reply(responding.await) }
+            async move { into_reply(responding.await) }
         });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -373,40 +373,6 @@ async fn warp_notifies_every_client_before_stopping() {
     let server = tokio::spawn(server.run());
     let crowd = ClientCounts::within_fd_limit().without_websockets_on_http2();
     feed.assert_graceful_stop(crowd, address, server).await;
-}
-
-/// A filter that extracts the head of the request, as in `examples/warp.rs`.
-fn request_head() -> impl Filter<Extract = (Parts,), Error = std::convert::Infallible> + Clone {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let pieces = warp::method()
-        .and(query)
-        .and(warp::header::headers_cloned());
-    let pieces = pieces.and(warp::ext::optional::<OnUpgrade>());
-    pieces.map(
-        |method: Method, query: String, headers: HeaderMap, upgrade: Option<OnUpgrade>| {
-            let request = Request::builder()
-                .method(method)
-                .uri(format!("/feed?{query}"));
-            let (mut head, ()) = request.body(()).unwrap().into_parts();
-            head.headers = headers;
-            if let Some(upgrade) = upgrade {
-                head.extensions.insert(upgrade);
-            }
-            head
-        },
-    )
-}
-
-fn reply(response: Response<PushBody>) -> warp::reply::Response {
-    let (head, body) = response.into_parts();
-    let mut reply = match head.status {
-        status @ StatusCode::SWITCHING_PROTOCOLS => status.into_response(),
-        _ => warp::reply::stream(BodyDataStream::new(body)).into_response(),
-    };
-    *reply.status_mut() = head.status;
-    *reply.headers_mut() = head.headers;
-    *reply.extensions_mut() = head.extensions;
-    reply
 }
 
 #[tokio::test]

@@ -39,8 +39,8 @@ fn one_event_push() -> Push {
 
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, QUERY, OPTIONS";
 
-const SSE_BODY: &str = ":\ndata: event\n\nevent: end\ndata: {\"finished\":false}\n\n";
-const NDJSON_BODY: &str = "\n{\"data\":\"event\"}\n{\"end\":{\"finished\":false}}\n";
+const SSE_BODY: &str = ":\ndata: event\n\n";
+const NDJSON_BODY: &str = " {\"data\":\"event\"}\n{\"end\":{\"finished\":false}}\n";
 
 #[tokio::test]
 async fn layer_turns_returned_push_into_response() {
@@ -497,7 +497,7 @@ mod carried_push {
         assert_eq!(response.status(), 200);
         let headers = response.headers();
         assert_eq!(headers["set-cookie"], "a=b");
-        assert_eq!(headers["content-type"], "text/event-stream");
+        assert_eq!(headers["content-type"], "text/event-stream; charset=utf-8");
         assert_eq!(headers["cache-control"], "no-cache, no-transform");
         for absent in ["content-length", "content-encoding", "etag"] {
             assert!(!headers.contains_key(absent), "{absent}");

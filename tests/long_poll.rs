@@ -1166,7 +1166,8 @@ mod durable {
             let push = Push::new(channel_of_numbers([1]));
             let response = Negotiate::new().respond(&mut head, push).await;
             assert_eq!(response.status(), 200, "{uri}");
-            assert_eq!(response.headers()["content-type"], "text/event-stream");
+            let content_type = &response.headers()["content-type"];
+            assert_eq!(content_type, "text/event-stream; charset=utf-8");
         }
     }
 

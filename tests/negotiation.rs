@@ -243,7 +243,8 @@ async fn single_transport_ignores_accept() {
             .respond(&mut get_request_head("/", &[("accept", accept)]), push)
             .await;
         assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let content_type = &response.headers()["content-type"];
+        assert_eq!(content_type, "text/event-stream; charset=utf-8");
         assert!(!response.headers().contains_key("vary"));
     }
 }

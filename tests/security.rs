@@ -502,6 +502,7 @@ fn hostile_text() -> impl Strategy<Value = String> {
         "data: x",
         "id: evil",
         "event: end",
+        "event: finished",
         "retry: 1",
         "é",
         "{\"id\":\"evil\"}",

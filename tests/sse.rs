@@ -15,7 +15,7 @@ use tower_push::{
     Event, EventId, Gap, GapReason, Item, KeepAlive, Push, PushBody, PushSource,
     event::{EventType, IntoItem},
     source::{Rejection, source_fn},
-    transport::{Sse, Transport},
+    transport::{Sse, Transport, sse::HeartbeatForm},
 };
 
 /// The bytes before the first event.
@@ -30,13 +30,9 @@ async fn stream_body(sse: Sse, source: impl PushSource + Send + 'static) -> Push
     response.into_body()
 }
 
-/// The bytes after the last event.
-const LAST_BYTES: &str = "event: end\ndata: {\"finished\":false}\n\n";
-
-/// Returns the bytes of the events, without the first and last bytes of the stream.
+/// Returns the bytes of the events, without the first bytes of the stream.
 async fn written_events<I: IntoItem + Send + 'static>(sse: Sse, items: Vec<I>) -> String {
     let bytes = body_text(stream_body(sse, stream::iter(items)).await).await;
-    let bytes = bytes.strip_suffix(LAST_BYTES).expect("an end event");
     let bytes = bytes.strip_prefix(FIRST_BYTES).expect("a comment");
     bytes.to_owned()
 }
@@ -168,7 +164,7 @@ async fn base64_covers_all_data_but_control_events() {
         .await;
     assert_eq!(response.headers()["stream-sse-data-encoding"], "base64");
     let expected = format!(
-        ":\ndata: /wA=\n\nid: 7\ndata: dGV4dA==\n\ndata: \n\nevent: gap\ndata: {}\n\nevent: end\ndata: {{\"finished\":false}}\n\n",
+        ":\ndata: /wA=\n\nid: 7\ndata: dGV4dA==\n\ndata: \n\nevent: gap\ndata: {}\n\n",
         gap.to_json()
     );
     assert_eq!(body_text(response.into_body()).await, expected);
@@ -185,10 +181,7 @@ async fn base64_covers_all_data_but_control_events() {
 #[tokio::test]
 async fn stream_tells_ended_finished_and_failed_apart() {
     let ended = body_text(stream_body(Sse::new(), stream::iter(["a"])).await).await;
-    assert_eq!(
-        ended,
-        ":\ndata: a\n\nevent: end\ndata: {\"finished\":false}\n\n"
-    );
+    assert_eq!(ended, ":\ndata: a\n\n");
 
     let items = stream::iter([
         Event::text("a").into_item(),
@@ -198,7 +191,7 @@ async fn stream_tells_ended_finished_and_failed_apart() {
     let finished = body_text(stream_body(Sse::new(), items).await).await;
     assert_eq!(
         finished,
-        ":\ndata: a\n\nevent: end\nid: ~finished\ndata: {\"finished\":true}\n\n"
+        ":\ndata: a\n\nevent: finished\nid: ~finished\ndata: {\"finished\":true}\n\n"
     );
     assert_eq!(
         EventStreamParser::parse(finished.as_bytes()).last_event_id,
@@ -215,14 +208,20 @@ async fn stream_tells_ended_finished_and_failed_apart() {
 async fn control_event_names_are_configurable() {
     let sse = Sse::new()
         .gap_event(EventType::new("hole").unwrap())
-        .end_event(EventType::new("fin").unwrap());
-    let written =
-        body_text(stream_body(sse, stream::iter([Gap::new(GapReason::Expired)])).await).await;
+        .end_event(EventType::new("pause").unwrap())
+        .finished_event(EventType::new("fin").unwrap());
+    let gap = || Item::from(Gap::new(GapReason::Expired));
+    let retry = Duration::ZERO;
+    let mut written = String::new();
+    for end in [Item::Ended { retry }, Item::Finished] {
+        let body = stream_body(sse.clone(), stream::iter([gap(), end])).await;
+        written += &body_text(body).await;
+    }
     let types: Vec<_> = parse_messages(&written)
         .into_iter()
         .map(|m| m.event_type)
         .collect();
-    assert_eq!(types, ["hole", "fin"]);
+    assert_eq!(types, ["hole", "pause", "hole", "fin"]);
 }
 
 #[tokio::test]
@@ -264,7 +263,7 @@ async fn gaps_and_cursors_move_client_cursor() {
     let written = written_events(Sse::new(), items).await;
     assert_eq!(
         written,
-        "id: a-0\n\nevent: gap\nid: a-7\ndata: {\"reason\":\"expired\",\"requested\":\"a-1\",\"resumed\":\"a-7\",\"missed\":6}\n\n"
+        "event: gap\nid: a-7\ndata: {\"reason\":\"expired\",\"requested\":\"a-1\",\"resumed\":\"a-7\",\"missed\":6}\n\n"
     );
     let parser = EventStreamParser::parse(written.as_bytes());
     assert_eq!(parser.last_event_id, "a-7");
@@ -275,17 +274,14 @@ async fn gaps_and_cursors_move_client_cursor() {
     );
 }
 
-/// The stream repeats the client's cursor first. Otherwise, by the standard, the first event without an id would clear it.
+/// The first event without an id repeats the client's cursor. Otherwise, by the standard, this event would clear it.
 #[tokio::test]
 async fn client_keeps_cursor_across_reconnect() {
     let source = source_fn(async |_| Ok(stream::iter(["no id"])));
     let mut head = get_request_head("/", &[("last-event-id", "a-1")]);
     let response = Sse::new().respond(&mut head, Push::new(source)).await;
     let written = body_text(response.into_body()).await;
-    assert!(
-        written.starts_with("id: a-1\n:\ndata: no id\n\n"),
-        "{written:?}"
-    );
+    assert!(written == ":\nid: a-1\ndata: no id\n\n", "{written:?}");
     assert_eq!(
         EventStreamParser::parse(written.as_bytes()).last_event_id,
         "a-1"
@@ -408,7 +404,6 @@ mod heartbeats {
         assert_eq!(start.elapsed().as_secs(), 59);
 
         drop(sender.await.unwrap());
-        assert!(next_frame(&mut body).await.starts_with(b"event: end\n"));
         assert!(body.frame().await.is_none());
         advance(Duration::from_secs(60)).await;
         assert!(body.frame().await.is_none(), "no heartbeat after the end");
@@ -418,10 +413,13 @@ mod heartbeats {
     async fn heartbeat_may_be_a_visible_event() {
         let sse = Sse::new()
             .keep_alive(keep_alive_every(5))
-            .heartbeat_event(EventType::new("ping").unwrap());
+            .heartbeat(HeartbeatForm::Event {
+                event_type: EventType::new("ping").unwrap(),
+                data: "{}".to_owned(),
+            });
         let mut body = stream_body(sse, stream::pending::<Event>()).await;
         assert_eq!(next_frame(&mut body).await, FIRST_BYTES);
-        assert_eq!(next_frame(&mut body).await, "event: ping\ndata:\n\n");
+        assert_eq!(next_frame(&mut body).await, "event: ping\ndata: {}\n\n");
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use tower_push::{
     guard::{Admission, CloseReason, Observer, StreamInfo, TracingObserver},
     service,
     source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
-    transport::{LongPoll, Negotiate, Sse, Transport},
+    transport::{LongPoll, Negotiate, Sse, Transport, WebSocket},
 };
 use tracing::{
     Instrument, Level, Metadata, Span, Subscriber,
@@ -250,6 +250,40 @@ async fn gaps_are_info_and_failures_are_warnings() {
 }
 
 #[tokio::test]
+async fn refused_client_message_is_logged_in_the_span() {
+    start_recording();
+    let guard = Guard::builder().observer(TracingObserver::new()).build();
+    let transport = guard.wrap(WebSocket::new().max_message_size(4));
+    let server = TestServer::start(tower_push::service(Channel::new()).transport(transport)).await;
+    for (first_byte, payload, level, code, reason) in [
+        (
+            0x81,
+            "12345",
+            "WARN client exceeded `max_message_size`",
+            1009,
+            "message is too big",
+        ),
+        (
+            0xf1,
+            "",
+            "DEBUG client violated the protocol",
+            1002,
+            "reserved bit is set",
+        ),
+    ] {
+        let mut socket = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+        take_lines();
+        socket.send_frame(first_byte, payload.as_bytes()).await;
+        assert_eq!(socket.read_close().await.unwrap().0, code);
+        drop(socket);
+        wait_until_idle(&guard).await;
+        let lines = take_lines();
+        let expected = format!("{level} code={code} reason=\"{reason}\" in push");
+        assert!(lines.contains(&expected), "{lines:?}");
+    }
+}
+
+#[tokio::test]
 async fn levels_filter_spans_and_events() {
     let guard = Guard::builder().observer(TracingObserver::new()).build();
     LEVEL.set(Level::INFO);
@@ -421,7 +455,12 @@ async fn secrets_are_not_traced() {
             // The id that resumes the parked stream. Every client that knows the id can read the stream.
             let token = match reading.header("last-event-id") {
                 Some(token) => token.to_owned(),
-                None => last_event_id(&mut reading).await,
+                None if cursor == SECRET => last_event_id(&mut reading).await,
+                // The client has all events, and its cursor does not move.
+                None => {
+                    reading.expect_bytes(":\n").await;
+                    cursor
+                }
             };
             assert_ne!(token, SECRET);
             cursor = token.clone();

@@ -118,7 +118,7 @@ async fn json_format_writes_envelopes() {
             Some("json.tower-push")
         );
         let expected = [
-            "{\"data\":\"a\\n\u{2028}\\\"é\"}",
+            "{\"data\":\"a\\n\\u2028\\\"é\"}",
             r#"{"id":"7","event":"price","data":{"eur":21.5}}"#,
             r#"{"data_base64":"AP8="}"#,
             r#"{"id":"9"}"#,
@@ -214,7 +214,8 @@ async fn one_url_serves_websocket_and_other_transports() {
         assert_eq!(next_text(&mut socket).await, "one");
         let mut client = HttpConnection::connect(&server, version).await;
         let response = client.get("/", &[]).await;
-        assert_eq!(response.header("content-type"), Some("text/event-stream"));
+        let content_type = response.header("content-type");
+        assert_eq!(content_type, Some("text/event-stream; charset=utf-8"));
     }
     let only_others = Negotiate::only(tower_push::transport::Sse::new());
     let source = source_fn(|_| async { Ok(stream::iter(["one"])) });

@@ -44,14 +44,19 @@ class Room {
     socket.onclose = ({ code }) => this.#closed(code);
   }
 
-  /** Drops the connection for a while. */
-  unplug(milliseconds) {
+  /** Closes the connection. `open` opens a new one. */
+  leave() {
     clearTimeout(this.#timer);
     const socket = this.#socket;
     socket.onmessage = socket.onclose = null;
     // Not before it is open: that would be an error in the console.
     if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
     else socket.close();
+  }
+
+  /** Drops the connection for a while. */
+  unplug(milliseconds) {
+    this.leave();
     this.onstate("unplugged");
     this.#timer = setTimeout(() => this.open(), milliseconds);
   }
@@ -183,5 +188,11 @@ part.plug.addEventListener("click", () => {
 // A tab keeps its name; another tab has another one.
 part.name.value = sessionStorage.name ??= `Guest ${100 + Math.floor(Math.random() * 900)}`;
 part.name.addEventListener("input", () => (sessionStorage.name = part.name.value));
+
+// A browser may keep a page that the user has left, and its connection, for the back button. The room must not count such a page.
+addEventListener("pagehide", () => room.leave());
+addEventListener("pageshow", ({ persisted }) => {
+  if (persisted) room.open();
+});
 
 room.open();

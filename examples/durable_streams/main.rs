@@ -34,6 +34,7 @@ use axum::{
     },
     middleware::map_response,
     response::{IntoResponse, Response},
+    serve::ListenerExt,
 };
 use serde_json::value::RawValue;
 use tokio::net::TcpListener;
@@ -96,6 +97,10 @@ async fn main() -> Result<(), BoxError> {
 
     let listener = TcpListener::bind(address).await?;
     println!("open http://{}", listener.local_addr()?);
+    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
+    let listener = listener.tap_io(|socket| {
+        let _ = socket.set_nodelay(true);
+    });
     axum::serve(listener, app).await?;
     Ok(())
 }

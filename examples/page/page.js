@@ -52,7 +52,7 @@ class Inbox {
 const LF = utf8.encode("\n");
 const CRLF = utf8.encode("\r\n");
 
-/** application/x-ndjson: one JSON text a line. An empty line is a sign of life. */
+/** application/x-ndjson: one JSON text on each line. A space before a line is a heartbeat. */
 export class NdjsonParser {
   #inbox = new Inbox();
 
@@ -390,7 +390,7 @@ export class EventSourceConnection extends Connection {
     const source = (this.#source = new EventSource(this.url()));
     source.onopen = () => this.opened();
     source.onerror = () => {
-      // It gives up on every answer but 200. That the feed is over for ever, the end event would have said.
+      // It gives up on every answer but 200. An event `finished` would have said that the feed is over for ever.
       if (source.readyState === EventSource.CLOSED) this.lost();
       else this.onstate("reconnecting");
     };
@@ -399,9 +399,9 @@ export class EventSourceConnection extends Connection {
         this.received({ id: lastEventId || undefined, event, data });
       });
     }
-    for (const control of ["gap", "end"]) {
-      source.addEventListener(control, ({ lastEventId, data }) => {
-        this.received({ id: lastEventId || undefined, [control]: JSON.parse(data) });
+    for (const [event, key] of [["gap", "gap"], ["end", "end"], ["finished", "end"]]) {
+      source.addEventListener(event, ({ lastEventId, data }) => {
+        this.received({ id: lastEventId || undefined, [key]: JSON.parse(data) });
       });
     }
   }

@@ -11,6 +11,7 @@ use crate::{
     BoxError,
     event::{Event, Gap},
     source::Subscription,
+    supervision::TRACING_TARGET,
 };
 
 /// An [`Observer`] that writes to `tracing`: a span for each stream, and in the span a `tracing` event for each thing that
@@ -45,9 +46,6 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingObserver(());
 
-/// The target of all spans and `tracing` events that the observer writes.
-const TARGET: &str = "tower_push";
-
 impl TracingObserver {
     /// Creates an observer that writes the spans and events in the table of [`TracingObserver`].
     pub fn new() -> Self {
@@ -58,32 +56,32 @@ impl TracingObserver {
 impl Observer for TracingObserver {
     fn make_span(&self, stream: &StreamInfo, _: &Subscription) -> Span {
         let StreamInfo { transport, number } = *stream;
-        info_span!(target: TARGET, "push", transport, number)
+        info_span!(target: TRACING_TARGET, "push", transport, number)
     }
 
     fn on_open(&self, _: &StreamInfo, _: &Subscription) {
-        debug!(target: TARGET, "opened");
+        debug!(target: TRACING_TARGET, "opened");
     }
 
     fn on_refusal(&self, _: &Parts, reason: RefusalReason) {
-        info!(target: TARGET, reason = reason.name(), "refused");
+        info!(target: TRACING_TARGET, reason = reason.name(), "refused");
     }
 
     fn on_event(&self, _: &StreamInfo, event: &Event) {
         let bytes = event.payload().as_bytes().len();
-        trace!(target: TARGET, bytes, "event");
+        trace!(target: TRACING_TARGET, bytes, "event");
     }
 
     fn on_gap(&self, _: &StreamInfo, gap: &Gap) {
-        info!(target: TARGET, reason = gap.reason.name(), missed = gap.missed, "gap");
+        info!(target: TRACING_TARGET, reason = gap.reason.name(), missed = gap.missed, "gap");
     }
 
     fn on_failure(&self, _: &StreamInfo, error: &BoxError) {
-        warn!(target: TARGET, %error, "failed");
+        warn!(target: TRACING_TARGET, %error, "failed");
     }
 
     fn on_close(&self, _: &StreamInfo, reason: CloseReason, open_for: Duration) {
         let open_ms = u64::try_from(open_for.as_millis()).unwrap_or(u64::MAX);
-        debug!(target: TARGET, reason = reason.name(), open_ms, "closed");
+        debug!(target: TRACING_TARGET, reason = reason.name(), open_ms, "closed");
     }
 }

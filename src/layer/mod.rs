@@ -34,8 +34,8 @@
 //! # }
 //! ```
 //! A handler returns a *carrier*: a response that holds a [`Push`] in its extensions. `Response::<String>::from(push)` creates a
-//! carrier. In axum (feature `axum`), a handler returns the push itself, which axum converts into a carrier. The layer replaces
-//! the carrier by the push response. All other responses pass through unchanged.
+//! carrier. In axum (feature `axum`) and warp (feature `warp`), a handler returns the push itself, which the framework converts into a
+//! carrier. The layer replaces the carrier by the push response. All other responses pass through unchanged.
 //!
 //! The push response keeps the headers that services between the handler and the layer have added to the carrier. Headers that
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
@@ -54,6 +54,9 @@ mod future;
 mod push_or_response;
 mod service;
 mod source_service;
+#[cfg(feature = "warp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "warp")))]
+pub mod warp;
 
 use std::sync::{Arc, LazyLock};
 

@@ -10,7 +10,7 @@ use http::{
     request::Parts,
 };
 
-use self::origin::Origin;
+use self::origin::{Origin, has_no_host};
 use crate::Error;
 
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
@@ -64,6 +64,7 @@ struct PolicyRules {
     /// Predicates that are called if neither the base rule nor the list allows an origin.
     predicates: Vec<OriginPredicate>,
     is_origin_required: bool,
+    is_missing_host_allowed: bool,
 }
 
 /// The constructor that created a policy.
@@ -128,6 +129,7 @@ impl OriginPolicy {
             listed: Vec::new(),
             predicates: Vec::new(),
             is_origin_required: false,
+            is_missing_host_allowed: false,
         }))
     }
 
@@ -178,6 +180,17 @@ impl OriginPolicy {
         self
     }
 
+    /// Allows requests without a host, whatever their `Origin`: `Host` is missing or empty. By default, such a request passes only if it has
+    /// no `Origin`, or if its origin is listed.
+    ///
+    /// Some WebSocket clients of embedded devices send an empty `Host`, and an `Origin` of their own invention. Browsers always send the
+    /// host of the URL. Do not use this setting behind a proxy that empties `Host`, because the proxy removes the host from browsers'
+    /// requests, too.
+    pub fn allow_missing_host(mut self) -> Self {
+        self.rules_mut().is_missing_host_allowed = true;
+        self
+    }
+
     /// Returns whether the policy allows a request.
     pub fn allows(&self, head: &Parts) -> bool {
         let rules = &*self.0;
@@ -185,6 +198,7 @@ impl OriginPolicy {
         match (origins.next(), origins.next()) {
             (None, _) if rules.is_origin_required => false,
             _ if rules.base == BaseRule::AnyOrigin => true,
+            _ if rules.is_missing_host_allowed && has_no_host(head) => true,
             (None, _) => rules.allows_missing_origin(head),
             (Some(_), Some(_)) => false,
             (Some(origin), None) => origin
@@ -252,6 +266,7 @@ impl fmt::Debug for OriginPolicy {
             .field("listed", &self.0.listed)
             .field("predicates", &self.0.predicates.len())
             .field("is_origin_required", &self.0.is_origin_required)
+            .field("is_missing_host_allowed", &self.0.is_missing_host_allowed)
             .finish()
     }
 }

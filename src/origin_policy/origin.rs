@@ -72,6 +72,12 @@ fn request_authority(head: &Parts) -> Option<&str> {
     hosts.next().is_none().then_some(host)
 }
 
+/// Returns whether the request names no host: the request target has no authority, and `Host` is missing or empty.
+pub(super) fn has_no_host(head: &Parts) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    head.uri.authority().is_none() && hosts.all(|host| host.as_bytes().trim_ascii().is_empty())
+}
+
 /// Splits an authority into the host (an IPv6 address keeps its brackets) and the port. Returns `None` if the port is invalid.
 fn split_host_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let host_end = authority.rfind(']').map_or(0, |bracket| bracket + 1);

@@ -165,6 +165,33 @@ fn request_without_single_host_is_refused() {
 }
 
 #[test]
+fn missing_host_passes_if_allowed() {
+    let default = OriginPolicy::same_origin();
+    let listed = OriginPolicy::only("https://example.com").unwrap();
+    let without_host = || Request::new(()).into_parts().0;
+    let empty_host = || request_head(Version::HTTP_11, "");
+    for origin in ["http://localhost", "localhost", "file://", "null", ""] {
+        for head in [without_host(), empty_host()] {
+            let head = with_header(head, ORIGIN, origin.as_bytes());
+            for policy in [&default, &listed] {
+                assert!(!policy.allows(&head), "{origin}");
+                assert!(policy.clone().allow_missing_host().allows(&head));
+            }
+        }
+        for head in [
+            with_header(empty_host(), HOST, b"example.com"),
+            request_head(Version::HTTP_11, "localhost:3000"),
+            with_header(request_head(Version::HTTP_2, "evil.org"), HOST, b""),
+        ] {
+            let head = with_header(head, ORIGIN, origin.as_bytes());
+            assert!(!default.clone().allow_missing_host().allows(&head));
+        }
+    }
+    let required = default.allow_missing_host().require_origin();
+    assert!(!required.allows(&empty_host()));
+}
+
+#[test]
 fn request_target_takes_precedence_over_host() {
     let policy = OriginPolicy::same_origin();
     let both = with_header(
@@ -332,7 +359,7 @@ fn debug_shows_listed_origins() {
         .unwrap();
     assert_eq!(
         format!("{policy:?}"),
-        "OriginPolicy { base: SameOrigin, listed: [https://a.org:443], predicates: 0, is_origin_required: false }"
+        "OriginPolicy { base: SameOrigin, listed: [https://a.org:443], predicates: 0, is_origin_required: false, is_missing_host_allowed: false }"
     );
 }
 

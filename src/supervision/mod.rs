@@ -51,6 +51,10 @@ mod pending_subscription;
 mod stream_handle;
 mod supervised_stream;
 
+/// The target of all spans and `tracing` events of this crate.
+#[cfg(feature = "tracing")]
+pub(crate) const TRACING_TARGET: &str = "tower_push";
+
 pub(crate) use self::stream_handle::{StreamHandleSlot, StreamLifecycle};
 pub use self::{
     pending_subscription::PendingSubscription, stream_handle::StreamHandle,

@@ -175,6 +175,13 @@ where
         }
     }
 
+    /// Enters the span of the stream, if the guard has given the stream a span.
+    #[cfg(all(feature = "tracing", feature = "websocket"))]
+    pub(crate) fn enter_span(&self) -> Option<tracing::span::Entered<'_>> {
+        let span = self.handle.as_ref()?.lifecycle().span();
+        span.map(tracing::Span::enter)
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
         if self.phase == StreamPhase::SourceEnded {
             return Poll::Pending;

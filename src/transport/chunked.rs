@@ -21,11 +21,24 @@
 //! DATA frames. A chunk is not a message: the format says where an event begins and ends, and proxies may split and join chunks.
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows its cursor and
-//! can resume on any transport. [`Ndjson::bare`] omits the envelope.
+//! can resume on any transport.
+//!
+//! Clients that do not know the envelope, such as those of ollama and of GraphQL, need a stream of payloads without additions:
+//!
+//! | form | what it leaves out | heartbeat |
+//! |---|---|---|
+//! | [`Ndjson::data_only`] | envelopes, gaps, cursors, the end, the opening | a space |
+//! | [`JsonSeq::data_only`] | envelopes, gaps, cursors, the end | a record separator |
+//! | [`Multipart::data_only`] | the headers and control parts of tower-push | a part with `{}` |
+//! | [`Raw`] | ids, types, gaps, cursors, the end | a separator |
+//!
+//! A gap cuts such a stream. [`Chunked::keep_alive`] turns heartbeats off.
 //!
 //! If the source fails, the response is cut: its body does not end cleanly, and the client's library reports an error.
 //!
 //! [`JsonSeq`]: crate::format::JsonSeq
+//! [`JsonSeq::data_only`]: crate::format::JsonSeq::data_only
+//! [`Multipart::data_only`]: crate::format::Multipart::data_only
 //! [`Multipart::mixed`]: crate::format::Multipart::mixed
 //! [`Multipart::replace`]: crate::format::Multipart::replace
 //! [`Raw`]: crate::format::Raw

@@ -8,7 +8,10 @@ use http::{
 };
 use tower_push_proto::sse::write_retry;
 
-use super::{Preference, PushBody, sse::TEXT_EVENT_STREAM};
+use super::{
+    Preference, PushBody,
+    sse::{EVENT_STREAM_CONTENT_TYPE, TEXT_EVENT_STREAM},
+};
 use crate::source::Rejection;
 
 /// A value of `Cache-Control`: caches must not keep the response.
@@ -141,10 +144,7 @@ pub(crate) fn event_source_retry_response(retry: Duration) -> Response<PushBody>
     write_retry(retry, &mut body);
     let mut response = Response::new(PushBody::full(body));
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(TEXT_EVENT_STREAM),
-    );
+    headers.insert(header::CONTENT_TYPE, EVENT_STREAM_CONTENT_TYPE);
     headers.insert(header::CACHE_CONTROL, NO_STORE);
     vary_by_accept(headers);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, NOSNIFF);

@@ -16,21 +16,50 @@
 //! line breaks change:
 //! `\r\n` and `\r` become `\n`.
 //!
-//! | what happens | what is written |
-//! |---|---|
-//! | the stream opens | `retry: …` if [set](Sse::retry), `id: …` with the client's cursor if it sent one, and a comment, so that the first byte arrives at once |
-//! | an event | `event: …` and `id: …` if it has them, and `data: …` for each line |
-//! | the stream is [idle](KeepAlive) | a comment, or an event of the type that is [set](Sse::heartbeat_event) |
-//! | a gap | `event: gap` with the gap [as JSON](crate::event::Gap::to_json), with the id at which the stream goes on |
-//! | the cursor moves | `id: …` alone: no event |
-//! | the stream ends | `event: end` with `{"finished":false}` |
-//! | the stream ends with a [time to reconnect](crate::Item::Ended) | `retry: 1500`, and `event: end` with `{"finished":false,"retry":1500}` |
-//! | the source has finished | `event: end` with `{"finished":true}`, with the id [`EventId::FINISHED`](crate::EventId::FINISHED) |
-//! | the source fails | nothing: the response is cut, without a clean end of the body |
+//! | what happens | what is written | setting |
+//! |---|---|---|
+//! | the stream opens | `retry: …` if set, and an empty comment, so that the first byte arrives at once | [`retry`](Sse::retry), [`opening`](Sse::opening) |
+//! | an event | `event: …` and `id: …` if it has them, and `data: …` for each line | [`ids`](Sse::ids), [`base64`](Sse::base64) |
+//! | the stream is [idle](KeepAlive) | an empty comment | [`heartbeat`](Sse::heartbeat), [`keep_alive`](Sse::keep_alive) |
+//! | a gap | `event: gap` with the gap [as JSON](crate::event::Gap::to_json), with the id at which the stream goes on | [`gap_event`](Sse::gap_event) |
+//! | the cursor moves | the `id: …` of the next event. If no event is ready: `id: …` alone, for which a client dispatches no event | [`ids`](Sse::ids) |
+//! | the stream ends | nothing: the body ends, and the client may reconnect | |
+//! | the stream ends with a [time to reconnect](crate::Item::Ended) | `retry: 1500`, and `event: end` with `{"finished":false,"retry":1500}` | [`end_event`](Sse::end_event) |
+//! | the source has finished | `event: finished` with `{"finished":true}`, with the id [`EventId::FINISHED`](crate::EventId::FINISHED) | [`finished_event`](Sse::finished_event) |
+//! | the source fails | nothing: the response is cut, without a clean end of the body | |
+//!
+//! A client that resumes gets the cursor that it has sent as the `id` of the first event that has no id of its own. By the standard, it
+//! would otherwise forget the cursor.
+//!
+//! # Streams without additions
+//! Many clients of event streams are no `EventSource`: the SDKs of language models, and GraphQL clients. They fail on events that the source
+//! has not sent, and some of them fail on comments or on `id` fields. [`Sse::data_only`] writes the source's events, and nothing else:
+//!
+//! ```
+//! use tokio_stream::StreamExt;
+//! use tower_push::{Push, SseLayer, transport::Sse};
+//!
+//! let layer = SseLayer::with(Sse::data_only());
+//!
+//! // In the handler. The source sends the end that its clients expect, here as OpenAI does:
+//! let tokens = tokio_stream::iter([r#"{"delta":"Hel"}"#, r#"{"delta":"lo"}"#]);
+//! let push = Push::new(tokens.chain(tokio_stream::once("[DONE]")));
+//! ```
+//!
+//! | setting | [`Sse::new`] | [`Sse::data_only`] |
+//! |---|---|---|
+//! | [`opening`](Sse::opening), [`heartbeat`](Sse::heartbeat) | a comment | a blank line |
+//! | [`ids`](Sse::ids) | yes | no: clients cannot resume |
+//! | [`gap_event`](Sse::gap_event) | `gap` | none: a gap cuts the response |
+//! | [`end_event`](Sse::end_event), [`finished_event`](Sse::finished_event) | `end`, `finished` | none: the body ends |
+//!
+//! Each setting can be changed after either constructor.
+//! [docs/clients.md](https://github.com/tower-push/tower-push/blob/main/docs/clients.md) says what suits which client.
 
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
+pub use tower_push_proto::sse::HeartbeatForm;
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
 use super::{
@@ -54,17 +83,22 @@ pub struct Sse {
     is_incremental: bool,
 }
 
-/// The media type of SSE.
+/// The media type of SSE, as `Accept` names it.
 pub(super) const TEXT_EVENT_STREAM: &str = "text/event-stream";
+
+/// The `Content-Type` of an event stream. The charset is always UTF-8, but some clients that do not know the media type assume another one
+/// for `text` without a charset: Python's `requests` assumes ISO 8859-1, and then splits lines at bytes inside of characters.
+pub(super) const EVENT_STREAM_CONTENT_TYPE: HeaderValue =
+    HeaderValue::from_static("text/event-stream; charset=utf-8");
 
 /// The response header that says how the data of events is encoded, from
 /// [Durable Streams](https://github.com/durable-streams/durable-streams/blob/main/PROTOCOL.md) §5.8.
 const STREAM_SSE_DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
 
-/// Makes the headers of a response with an event stream. `is_base64` says whether the data of its events is base64.
-pub(super) fn event_stream_headers(is_base64: bool) -> HeaderMap {
+/// Makes the headers of a response with an event stream of this `Content-Type`. `is_base64` says whether the data of its events is base64.
+pub(super) fn event_stream_headers(content_type: HeaderValue, is_base64: bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_EVENT_STREAM));
+    headers.insert(CONTENT_TYPE, content_type);
     if is_base64 {
         headers.insert(STREAM_SSE_DATA_ENCODING, HeaderValue::from_static("base64"));
     }
@@ -72,10 +106,23 @@ pub(super) fn event_stream_headers(is_base64: bool) -> HeaderMap {
 }
 
 impl Sse {
-    /// Creates the transport with its defaults: data as text, no `retry`, and a comment as heartbeat every 15 s.
+    /// Creates the transport for clients that follow the standard, such as an `EventSource`: they can resume, gaps and ends are events, and
+    /// a comment is sent as heartbeat every 15 s.
     pub fn new() -> Self {
+        Self::with_config(SseConfig::new())
+    }
+
+    /// Creates the transport for clients that expect nothing but the source's own events: the SDKs of language models, and GraphQL clients.
+    ///
+    /// Each event consists of its data, and of its type if the source has set one. Clients cannot resume, a gap cuts the response, and the
+    /// end of the body is the only sign of the stream's end. A blank line opens the stream, and is sent as heartbeat every 15 s.
+    pub fn data_only() -> Self {
+        Self::with_config(SseConfig::data_only())
+    }
+
+    fn with_config(config: SseConfig) -> Self {
         Self {
-            config: Arc::new(SseConfig::new()),
+            config: Arc::new(config),
             keep_alive: KeepAlive::default(),
             is_incremental: true,
         }
@@ -101,23 +148,56 @@ impl Sse {
         self
     }
 
-    /// Sends heartbeats as events of this type, with empty data. By default heartbeats are comments, which scripts cannot see.
-    pub fn heartbeat_event(self, event_type: EventType) -> Self {
-        self.map_config(|config| config.heartbeat_event(event_type))
+    /// Sets the bytes that open the stream, after the `retry` field if there is one: an empty comment by default. Clients and proxies that wait
+    /// for the first byte notice the stream late if the opening is [omitted](HeartbeatForm::Omitted).
+    pub fn opening(self, form: HeartbeatForm) -> Self {
+        self.map_config(|config| config.opening(form))
     }
 
-    /// Sets the type of the events that announce gaps: `gap` by default.
-    pub fn gap_event(self, event_type: EventType) -> Self {
+    /// Sets the form of heartbeats: an empty comment by default, which scripts cannot see.
+    ///
+    /// A script that must notice a dead connection needs an event:
+    ///
+    /// ```
+    /// use tower_push::{event::EventType, transport::{Sse, sse::HeartbeatForm}};
+    ///
+    /// let event_type = EventType::new("ping")?;
+    /// let sse = Sse::new().heartbeat(HeartbeatForm::Event { event_type, data: "{}".to_owned() });
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    pub fn heartbeat(self, form: HeartbeatForm) -> Self {
+        self.map_config(|config| config.heartbeat(form))
+    }
+
+    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, and the topics of events. Ids are sent by
+    /// default. Without ids a client cannot resume.
+    pub fn ids(self, are_sent: bool) -> Self {
+        self.map_config(|config| config.ids(are_sent))
+    }
+
+    /// Sets the type of the events that announce gaps: `gap` by default. With `None`, a gap cuts the response
+    /// ([`Error::is_gap_unsupported`](crate::Error::is_gap_unsupported)).
+    pub fn gap_event(self, event_type: impl Into<Option<EventType>>) -> Self {
         self.map_config(|config| config.gap_event(event_type))
     }
 
-    /// Sets the type of the event that announces the end: `end` by default.
-    pub fn end_event(self, event_type: EventType) -> Self {
+    /// Sets the type of the event that announces an end with a [time to reconnect](crate::Item::Ended): `end` by default. With `None`,
+    /// neither this event nor the time is sent.
+    ///
+    /// An end without a time to reconnect is never announced, because the end of the body says the same.
+    pub fn end_event(self, event_type: impl Into<Option<EventType>>) -> Self {
         self.map_config(|config| config.end_event(event_type))
     }
 
+    /// Sets the type of the event that announces that the source has [finished](crate::Item::Finished): `finished` by default. Clients that
+    /// close by the name of an event, such as htmx with `sse-close`, use this name. With `None`, a finished stream ends like any other, and
+    /// an `EventSource` reconnects.
+    pub fn finished_event(self, event_type: impl Into<Option<EventType>>) -> Self {
+        self.map_config(|config| config.finished_event(event_type))
+    }
+
     /// Writes the data of all events as base64, and announces this encoding with the response header `stream-sse-data-encoding: base64`.
-    /// The data of gaps and of the end stays JSON.
+    /// The data of gaps, ends and heartbeats is not encoded.
     ///
     /// By default data is text, and a [binary](crate::Event::binary) event that is not UTF-8 cuts the stream
     /// ([`Error::is_not_text`](crate::Error::is_not_text)), because SSE cannot carry it.
@@ -150,7 +230,7 @@ impl Transport for Sse {
         let pending = PendingSubscription::new(head, self.name());
         let cursor = pending.subscription().cursor().cloned();
         let encoder = SseEncoder::new(self.config.clone(), cursor);
-        let mut headers = event_stream_headers(self.config.is_base64());
+        let mut headers = event_stream_headers(EVENT_STREAM_CONTENT_TYPE, self.config.is_base64());
         set_incremental(&mut headers, self.is_incremental);
         respond_streaming(pending, push, headers, Box::new(encoder), self.keep_alive)
     }

@@ -173,9 +173,15 @@ where
         for _ in 0..MAX_ITEMS_PER_POLL {
             let written = match Pin::new(&mut self.stream).poll_next(cx) {
                 Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Err(error))) => {
+                    self.encoder.flush(out);
+                    return Poll::Ready(Err(error));
+                }
                 Poll::Ready(None) => return self.write_end(StreamEnd::reconnect(None), out),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.encoder.flush(out);
+                    return Poll::Pending;
+                }
             };
             match written {
                 Ok(None) if out.is_full() => return Poll::Ready(Ok(WriteOutcome::FrameReady)),
@@ -184,10 +190,12 @@ where
                 Err(error) => {
                     let error = error.into();
                     self.stream.report_send_error(&error);
+                    self.encoder.flush(out);
                     return Poll::Ready(Err(error));
                 }
             }
         }
+        self.encoder.flush(out);
         cx.waker().wake_by_ref();
         Poll::Pending
     }

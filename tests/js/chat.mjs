@@ -49,6 +49,15 @@ class Tab {
     return this.#browser.driver.findElement({ css });
   }
 
+  async goTo(path) {
+    await this.run((path) => location.assign(path), path);
+  }
+
+  async goBack() {
+    await this.#browser.driver.switchTo().window(this.#handle);
+    await this.#browser.driver.navigate().back();
+  }
+
   async say(text) {
     await (await this.find("#text")).sendKeys(text, "\n");
   }
@@ -176,6 +185,15 @@ async function nonsenseIsRefused([ada, ...others], said) {
   await allHear([ada, ...others], said);
 }
 
+/** A tab that shows another page is not counted, even if the browser keeps its old page for the back button. */
+async function whoLeavesThePageIsNotCounted(tabs) {
+  const [leaver, ...others] = tabs;
+  await leaver.goTo("/chat.css");
+  for (const tab of others) await tab.until("sees one less", ({ state }) => state === `live · ${others.length} here`);
+  await leaver.goBack();
+  await everyoneIsHere(tabs);
+}
+
 async function whoComesLaterHearsTheLast(browser, url, all) {
   const tab = await Tab.open(browser, "Eve", url, false);
   const seen = await tab.until("hears the last 50", ({ heard }) => heard.length >= 50);
@@ -211,6 +229,8 @@ async function promises(browsers, wires) {
   await everyoneIsHere(tabs);
   await fourTalk(tabs, said);
   await nonsenseIsRefused(tabs, said);
+  await whoLeavesThePageIsNotCounted(tabs);
+  await allHear(tabs, said);
   await aPulledPlugLosesNothing(tabs, said);
   await everyoneIsHere(tabs);
   for (const browser of browsers) assert.deepEqual(await browser.errors(), [], "errors in the console");

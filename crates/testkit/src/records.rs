@@ -87,7 +87,7 @@ impl RecordReader {
                 gap: json,
                 ..ParsedRecord::default()
             },
-            "end" => ParsedRecord {
+            "end" | "finished" => ParsedRecord {
                 end: json,
                 ..ParsedRecord::default()
             },

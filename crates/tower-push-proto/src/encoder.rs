@@ -52,6 +52,13 @@ pub trait Encoder: Send {
     /// Writes a cursor: the client's cursor moves to `id` without an event.
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer);
 
+    /// Writes what the encoder has held back, such as a cursor that the next event could have carried: nothing by default.
+    ///
+    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) includes it.
+    fn flush(&mut self, out: &mut FrameBuffer) {
+        let _ = out;
+    }
+
     /// Writes a heartbeat. After a call that writes nothing, the transport calls this method no more on this stream.
     fn heartbeat(&mut self, out: &mut FrameBuffer);
 
@@ -72,10 +79,11 @@ pub trait BatchEncoder: Encoder {
     }
 
     /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default calls
-    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise writes nothing.
+    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
-        if let Some(end) = end {
-            self.end(end, out);
+        match end {
+            Some(end) => self.end(end, out),
+            None => self.flush(out),
         }
     }
 }

@@ -66,7 +66,7 @@ fn json_formats_have_members() {
 
 #[test]
 fn bare_formats_have_neither() {
-    let bare = written(&mut *encoder(Ndjson::new().bare()), items());
+    let bare = written(&mut *encoder(Ndjson::data_only()), items());
     assert_eq!(bare, ["\"hi\"\n"; 4]);
     assert_eq!(written(&mut *encoder(Raw::new()), items()), ["hi\n"; 4]);
 }

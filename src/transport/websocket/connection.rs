@@ -16,8 +16,12 @@ use hyper::{
 };
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
+#[cfg(feature = "tracing")]
+use tower_push_proto::websocket::CloseCode;
 use tower_push_proto::websocket::Session;
 
+#[cfg(feature = "tracing")]
+use crate::supervision::TRACING_TARGET;
 use crate::{
     BoxError,
     event::Item,
@@ -156,6 +160,8 @@ where
             // Each of the three polls is pending if it has registered a waker, or has nothing to do.
             let read = self.poll_read(socket, cx);
             let items = self.poll_items(cx);
+            #[cfg(feature = "tracing")]
+            self.log_violation();
             self.session.apply_pending_close(tokio_now);
             let write = self.poll_write(socket, cx);
             if self.session.is_closed() {
@@ -277,6 +283,22 @@ where
             }
         }
         input
+    }
+
+    /// Logs why the connection is about to be closed, if the client is the cause. Many clients do not report a close code.
+    #[cfg(feature = "tracing")]
+    fn log_violation(&self) {
+        let Some((code, reason)) = self.session.pending_violation() else {
+            return;
+        };
+        let _entered = self.items.as_ref().and_then(SupervisedStream::enter_span);
+        let is_too_big = code == CloseCode::MESSAGE_TOO_BIG;
+        let code = code.get();
+        if is_too_big {
+            tracing::warn!(target: TRACING_TARGET, code, reason, "client exceeded `max_message_size`");
+        } else {
+            tracing::debug!(target: TRACING_TARGET, code, reason, "client violated the protocol");
+        }
     }
 
     /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more

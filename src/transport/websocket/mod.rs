@@ -152,7 +152,11 @@ impl WebSocket {
 
     /// Sets how long a client may send nothing after a ping: 20 s by default. A longer deadline than 30 days is reduced to 30 days.
     /// The connection of a client that misses the deadline is closed with 3012.
-    pub fn pong_deadline(self, deadline: Duration) -> Self {
+    ///
+    /// `None` turns the deadline off, for clients that answer no pings. Such a client is pinged in every ping interval. A connection whose
+    /// network has failed then ends only at the [write deadline](Self::write_deadline), or when the operating system gives the
+    /// connection up.
+    pub fn pong_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
         self.map_session_config(|session| session.pong_deadline(deadline))
     }
 
@@ -174,8 +178,27 @@ impl WebSocket {
         self.map_session_config(|session| session.close_deadline(deadline))
     }
 
+    /// Does not await the client's close frame: the connection's writing side is shut down right after the server's close frame. By
+    /// default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the connection.
+    ///
+    /// This is for clients that answer no close frame, but close the connection when they read its end. The close deadline runs as before.
+    pub fn close_without_answer(self) -> Self {
+        self.map_session_config(SessionConfig::close_without_answer)
+    }
+
+    /// Passes the frame of each message to a write of its own. By default, all messages that are ready share a write.
+    ///
+    /// This is for clients that handle one frame in each read, and lose the frames after it. TCP is a stream of bytes, and may join two
+    /// writes again: over HTTP/1.1, with `TCP_NODELAY`, and with a client that reads as fast as messages arrive, each message usually
+    /// arrives alone.
+    pub fn write_messages_separately(self) -> Self {
+        self.map_session_config(SessionConfig::write_messages_separately)
+    }
+
     /// Sets the longest message that a client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer message
-    /// closes the connection with 1009.
+    /// closes the connection with 1009. With the feature `tracing`, a warning is logged, because many clients do not report the code.
+    ///
+    /// Document editors, terminals and uploads send longer messages. Raise the limit for them.
     pub fn max_message_size(self, bytes: usize) -> Self {
         self.map_session_config(|session| session.max_message_size(bytes))
     }

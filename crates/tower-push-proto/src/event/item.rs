@@ -96,7 +96,7 @@ impl Item {
     ///         encoder.end(end, &mut out);
     ///     }
     /// }
-    /// let sent = "\n{\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
+    /// let sent = " {\"id\":\"7\",\"data\":\"hi\"}\n{\"id\":\"~finished\",\"end\":{\"finished\":true}}\n";
     /// assert_eq!(out.into_bytes(), sent);
     /// # Ok::<(), tower_push::Error>(())
     /// ```

@@ -34,6 +34,8 @@ pub use self::{
     topic::Topic,
 };
 use crate::error::Error;
+#[cfg(feature = "json")]
+use crate::format::envelope;
 
 /// A message to clients: a payload with an optional id, type and topic.
 ///
@@ -135,7 +137,7 @@ impl Event {
     /// Makes an event that carries JSON. The caller has checked that `text` is one JSON value.
     #[cfg(feature = "json")]
     pub(crate) fn from_valid_json(text: impl Into<String>) -> Self {
-        Self::new(Payload::Json(payload::on_one_line(text.into())))
+        Self::new(Payload::Json(envelope::json_on_one_line(text.into())))
     }
 
     // Without inlining, the event would be built on the stack and then copied.
@@ -349,11 +351,14 @@ mod tests {
     #[cfg(feature = "json")]
     #[test]
     fn json_has_no_line_breaks() {
-        for text in ["{\"a\":\r\n1}", "[1,\n2]", "\n3\r"] {
+        let unicode = "{\"\u{85}\":\"“\u{2028}é\u{2029}£”\"}";
+        for text in ["{\"a\":\r\n1}", "[1,\n2]", "\n3\r", unicode] {
             let event = Event::json_text(text).unwrap();
-            let text = event.payload().as_text().unwrap();
-            assert!(!text.contains(['\r', '\n']), "{text:?}");
-            serde_json::from_str::<serde_json::Value>(text).unwrap();
+            let line = event.payload().as_text().unwrap();
+            let line_breaks = ['\r', '\n', '\u{85}', '\u{2028}', '\u{2029}'];
+            assert!(!line.contains(line_breaks), "{line:?}");
+            let value = |json| serde_json::from_str::<serde_json::Value>(json).unwrap();
+            assert_eq!(value(line), value(text));
         }
     }
 

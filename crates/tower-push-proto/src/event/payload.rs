@@ -2,16 +2,13 @@ use std::fmt;
 
 use bytes::Bytes;
 
-#[cfg(feature = "json")]
-use crate::byte_search;
-
 /// The content of an [`Event`](super::Event).
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Payload {
     /// Text.
     Text(String),
-    /// One JSON value on one line, which the JSON formats embed unchanged.
+    /// One JSON value on one line, which the JSON formats embed unchanged. U+0085, U+2028 and U+2029 are escaped in its strings.
     // Non-exhaustive, so that other crates can make this variant only with functions that check the JSON.
     #[non_exhaustive]
     Json(String),
@@ -72,14 +69,4 @@ impl fmt::Debug for Payload {
             Self::Binary(bytes) => f.debug_tuple("Binary").field(bytes).finish(),
         }
     }
-}
-
-/// Replaces the line breaks of a JSON text with spaces. The JSON value stays the same, because a JSON string cannot contain an unescaped
-/// line break.
-#[cfg(feature = "json")]
-pub(super) fn on_one_line(json: String) -> String {
-    if byte_search::find_byte(json.as_bytes(), |b| b == b'\r' || b == b'\n').is_some() {
-        return json.replace(['\r', '\n'], " ");
-    }
-    json
 }

@@ -10,33 +10,80 @@ use crate::{
 /// The bytes that are reserved for the members of an envelope besides the payload.
 const MEMBERS_CAPACITY: usize = 64;
 
-/// Appends `text` as a JSON string, with its quotes.
+/// Appends `text` as a JSON string, with its quotes. U+0085, U+2028 and U+2029 are escaped, too: JSON allows them in strings, but some
+/// programs split lines at them.
 pub fn write_json_string(text: &str, out: &mut BytesMut) {
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     out.reserve(rest.len() + 2);
     out.put_u8(b'"');
-    while let Some(index) = byte_search::find_byte(rest, must_be_escaped) {
-        out.put_slice(&rest[..index]);
-        match rest[index] {
-            b'\n' => out.put_slice(b"\\n"),
-            b'\r' => out.put_slice(b"\\r"),
-            b'\t' => out.put_slice(b"\\t"),
-            escaped @ (b'"' | b'\\') => out.put_slice(&[b'\\', escaped]),
-            control => {
-                let hex = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
-                out.put_slice(b"\\u00");
-                out.put_slice(&[hex(control >> 4), hex(control & 15)]);
-            }
+    while let Some(index) = byte_search::find_byte(rest.as_bytes(), may_need_escape) {
+        let (unescaped, tail) = rest.split_at(index);
+        out.put_slice(unescaped.as_bytes());
+        let mut chars = tail.chars();
+        if let Some(character) = chars.next() {
+            write_json_char(character, out);
         }
-        rest = &rest[index + 1..];
+        rest = chars.as_str();
     }
-    out.put_slice(rest);
+    out.put_slice(rest.as_bytes());
     out.put_u8(b'"');
 }
 
-/// Whether a byte must be escaped in a JSON string.
-fn must_be_escaped(byte: u8) -> bool {
-    byte < b' ' || byte == b'"' || byte == b'\\'
+/// Whether a byte begins a character that is escaped in a JSON string. True also for other characters with the first byte of a
+/// [Unicode line break](is_unicode_line_break).
+fn may_need_escape(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\' || may_begin_unicode_line_break(byte)
+}
+
+/// Appends a character of a JSON string, escaped if necessary.
+fn write_json_char(character: char, out: &mut BytesMut) {
+    match character {
+        '\n' => out.put_slice(br"\n"),
+        '\r' => out.put_slice(br"\r"),
+        '\t' => out.put_slice(br"\t"),
+        '"' => out.put_slice(br#"\""#),
+        '\\' => out.put_slice(br"\\"),
+        _ if character < ' ' || is_unicode_line_break(character) => {
+            out.put_slice(unicode_escape(character).as_bytes());
+        }
+        _ => out.put_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+    }
+}
+
+/// Whether a character is a line break of Unicode that JSON allows in strings: NEXT LINE, LINE SEPARATOR or PARAGRAPH SEPARATOR.
+fn is_unicode_line_break(character: char) -> bool {
+    matches!(character, '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
+/// Whether a byte is the first byte of a [Unicode line break](is_unicode_line_break) in UTF-8. True also for the first byte of some other
+/// characters.
+fn may_begin_unicode_line_break(byte: u8) -> bool {
+    byte == 0xc2 || byte == 0xe2
+}
+
+/// Returns the escape sequence of a character below U+10000 in a JSON string.
+fn unicode_escape(character: char) -> String {
+    format!("\\u{:04x}", u32::from(character))
+}
+
+/// Puts a JSON text on one line: replaces line breaks with spaces, and escapes [Unicode line breaks](is_unicode_line_break). The JSON value
+/// stays the same: the former occur only between tokens, and the latter only inside strings.
+#[cfg(feature = "json")]
+pub(crate) fn json_on_one_line(json: String) -> String {
+    let may_break_line =
+        |byte| byte == b'\r' || byte == b'\n' || may_begin_unicode_line_break(byte);
+    if byte_search::find_byte(json.as_bytes(), may_break_line).is_none() {
+        return json;
+    }
+    let mut line = String::with_capacity(json.len());
+    for character in json.chars() {
+        match character {
+            '\r' | '\n' => line.push(' '),
+            _ if is_unicode_line_break(character) => line.push_str(&unicode_escape(character)),
+            _ => line.push(character),
+        }
+    }
+    line
 }
 
 /// Appends a payload as a JSON value: a JSON payload unchanged, text as a string, and bytes as a string in base64.
@@ -118,7 +165,12 @@ mod tests {
             json_string("a\"b\\c\n\r\t\0\u{1e}\u{1f}"),
             r#""a\"b\\c\n\r\t\u0000\u001e\u001f""#
         );
-        assert_eq!(json_string("\u{2028}\u{7f}é"), "\"\u{2028}\u{7f}é\"");
+        assert_eq!(
+            json_string("\u{85}\u{2028}\u{2029}"),
+            r#""\u0085\u2028\u2029""#
+        );
+        let unescaped = "\u{7f}é£\u{80}\u{84}\u{86}“…”\u{2027}\u{202a}";
+        assert_eq!(json_string(unescaped), format!("\"{unescaped}\""));
         assert_eq!(json_string(""), "\"\"");
     }
 
@@ -126,7 +178,14 @@ mod tests {
         #[test]
         fn json_string_reads_back(text: String) {
             let json = json_string(&text);
-            prop_assert!(!json.contains(|c: char| c < ' '));
+            prop_assert!(!json.contains(|c| c < ' ' || is_unicode_line_break(c)));
+            prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+
+        #[test]
+        fn typographic_json_string_reads_back(text in "[a\"\\\\\n\0£\u{80}-\u{90}\u{2020}-\u{2030}]*") {
+            let json = json_string(&text);
+            prop_assert!(!json.contains(|c| c < ' ' || is_unicode_line_break(c)));
             prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
         }
     }

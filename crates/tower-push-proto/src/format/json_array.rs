@@ -15,12 +15,30 @@ use crate::{
 /// `{"id":"7","event":"price","data":{"eur":21.5}}`, and a record for each gap, cursor and end. The body of a stream is valid JSON only
 /// after the stream has ended.
 #[derive(Clone, Debug, Default)]
-pub struct JsonArray {}
+#[must_use]
+pub struct JsonArray {
+    is_data_only: bool,
+}
 
 impl JsonArray {
     /// Makes the format: a JSON array with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes the format without envelopes: each element is a payload. A binary payload is a string in base64.
+    ///
+    /// Ids and types are not written. A long-poll client can still resume, because the cursor after the batch is in the response's headers.
+    /// A gap aborts the stream ([`Error::is_gap_unsupported`]).
+    pub fn data_only() -> Self {
+        Self { is_data_only: true }
+    }
+
+    fn new_encoder(&self) -> JsonArrayEncoder {
+        JsonArrayEncoder {
+            is_data_only: self.is_data_only,
+            is_empty: true,
+        }
     }
 }
 
@@ -34,17 +52,18 @@ impl Format for JsonArray {
     }
 
     fn encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn Encoder>) {
-        let encoder = JsonArrayEncoder { is_empty: true };
-        (HeaderValue::from_static(media_type), Box::new(encoder))
+        let content_type = HeaderValue::from_static(media_type);
+        (content_type, Box::new(self.new_encoder()))
     }
 
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
-        let encoder = JsonArrayEncoder { is_empty: true };
-        (HeaderValue::from_static(media_type), Box::new(encoder))
+        let content_type = HeaderValue::from_static(media_type);
+        (content_type, Box::new(self.new_encoder()))
     }
 }
 
 struct JsonArrayEncoder {
+    is_data_only: bool,
     /// Whether the array is still empty, so that the next element needs no comma.
     is_empty: bool,
 }
@@ -67,7 +86,11 @@ impl Encoder for JsonArrayEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.begin_element(out);
-        out.push_event::<JsonArrayEncoding>(event);
+        if self.is_data_only {
+            out.push_event::<JsonArrayPayloadEncoding>(event);
+        } else {
+            out.push_event::<JsonArrayEnvelopeEncoding>(event);
+        }
         Ok(())
     }
 
@@ -77,17 +100,25 @@ impl Encoder for JsonArrayEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
+        if self.is_data_only {
+            return self.event(event, out);
+        }
         envelope::write_event_with_cursor(event.fields(), cursor, self.begin_element(out));
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.is_data_only {
+            return Err(Error::gap_unsupported());
+        }
         control_record::write_gap(gap, self.begin_element(out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        control_record::write_cursor(id, self.begin_element(out));
+        if !self.is_data_only {
+            control_record::write_cursor(id, self.begin_element(out));
+        }
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -105,7 +136,7 @@ impl BatchEncoder for JsonArrayEncoder {
     }
 
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
-        if let Some(end) = end {
+        if let Some(end) = end.filter(|_| !self.is_data_only) {
             control_record::write_end(end, self.begin_element(out));
         }
         out.buffer().put_slice(b"]\n");
@@ -113,10 +144,19 @@ impl BatchEncoder for JsonArrayEncoder {
 }
 
 /// The encoding of an event for a JSON array: its envelope.
-struct JsonArrayEncoding;
+struct JsonArrayEnvelopeEncoding;
 
-impl Encoding for JsonArrayEncoding {
+impl Encoding for JsonArrayEnvelopeEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_event(fields, out);
+    }
+}
+
+/// The encoding of an event for a JSON array [without envelopes](JsonArray::data_only): its payload.
+struct JsonArrayPayloadEncoding;
+
+impl Encoding for JsonArrayPayloadEncoding {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        envelope::write_payload(&fields.payload, out);
     }
 }

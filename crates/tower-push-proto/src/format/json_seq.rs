@@ -15,7 +15,10 @@ use crate::{
 /// A reader can distinguish a JSON text that was cut off from a complete one. A heartbeat is a record separator alone: readers treat
 /// several separators in a row as one (§2.1).
 #[derive(Clone, Debug, Default)]
-pub struct JsonSeq {}
+#[must_use]
+pub struct JsonSeq {
+    is_data_only: bool,
+}
 
 /// The byte before each JSON text of a sequence.
 pub(super) const RECORD_SEPARATOR: u8 = 0x1e;
@@ -24,6 +27,14 @@ impl JsonSeq {
     /// Makes the format: JSON text sequences with an envelope around each payload.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes the format without envelopes: each JSON text is a payload. A binary payload is a string in base64.
+    ///
+    /// Ids and types are not sent, so that a client cannot resume. The end of the body is the only sign of the stream's end. A gap aborts
+    /// the stream ([`Error::is_gap_unsupported`]).
+    pub fn data_only() -> Self {
+        Self { is_data_only: true }
     }
 }
 
@@ -51,7 +62,11 @@ impl Encoder for JsonSeq {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        out.push_event::<JsonSeqEncoding>(event);
+        if self.is_data_only {
+            out.push_event::<JsonSeqPayloadEncoding>(event);
+        } else {
+            out.push_event::<JsonSeqEnvelopeEncoding>(event);
+        }
         Ok(())
     }
 
@@ -61,6 +76,9 @@ impl Encoder for JsonSeq {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
+        if self.is_data_only {
+            return self.event(event, out);
+        }
         write_delimited_text(out.buffer(), |out| {
             envelope::write_event_with_cursor(event.fields(), cursor, out);
         });
@@ -68,12 +86,17 @@ impl Encoder for JsonSeq {
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.is_data_only {
+            return Err(Error::gap_unsupported());
+        }
         write_delimited_text(out.buffer(), |out| control_record::write_gap(gap, out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        write_delimited_text(out.buffer(), |out| control_record::write_cursor(id, out));
+        if !self.is_data_only {
+            write_delimited_text(out.buffer(), |out| control_record::write_cursor(id, out));
+        }
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
@@ -81,18 +104,30 @@ impl Encoder for JsonSeq {
     }
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
-        write_delimited_text(out.buffer(), |out| control_record::write_end(end, out));
+        if !self.is_data_only {
+            write_delimited_text(out.buffer(), |out| control_record::write_end(end, out));
+        }
     }
 }
 
 impl BatchEncoder for JsonSeq {}
 
 /// The encoding of an event for a JSON text sequence: its envelope between a record separator and a line feed.
-struct JsonSeqEncoding;
+struct JsonSeqEnvelopeEncoding;
 
-impl Encoding for JsonSeqEncoding {
+impl Encoding for JsonSeqEnvelopeEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_delimited_text(out, |out| envelope::write_event(fields, out));
+    }
+}
+
+/// The encoding of an event for a JSON text sequence [without envelopes](JsonSeq::data_only): its payload between a record separator and a
+/// line feed.
+struct JsonSeqPayloadEncoding;
+
+impl Encoding for JsonSeqPayloadEncoding {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        write_delimited_text(out, |out| envelope::write_payload(&fields.payload, out));
     }
 }
 

@@ -10,7 +10,7 @@
 //! | [`Raw`] | `text/plain` by [default](Raw::media_type) |
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. The `id` is the cursor with which the client can
-//! resume on any transport. [`Ndjson::bare`] leaves the envelope out.
+//! resume on any transport. The `data_only` forms leave the envelope out, and everything else that the source has not sent.
 //!
 //! [`NdjsonParser`], [`JsonSeqParser`] and [`MultipartParser`] split a body into records. With the feature `json`, `Record` reads the
 //! event, gap, cursor or end of a record.
@@ -103,6 +103,10 @@ impl Encoder for DefaultBatchEncoder {
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
         self.0.cursor(id, out);
+    }
+
+    fn flush(&mut self, out: &mut FrameBuffer) {
+        self.0.flush(out);
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {

@@ -36,16 +36,28 @@ use crate::{
 /// The boundary is 128 random bits that are drawn for each stream, so that an attacker cannot put the boundary into a payload. A payload
 /// that contains the boundary aborts the stream ([`Error::is_delimiter_in_payload`]).
 ///
-/// Gaps, cursors, heartbeats and the end are written in one of two ways:
+/// Gaps, cursors, heartbeats and the end are written in one of these ways:
 /// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. The content of a heartbeat's part is
 ///   `{"heartbeat":true}`. The content of the other parts is the [JSON of NDJSON](super::Ndjson).
 /// - [`replace`](Self::replace) writes headers of the next part: `Gap: {…}`, `Cursor: …`, `End: {…}`, and `Heartbeat: 111…` with a digit
 ///   for each heartbeat. Clients that show each part as an image, such as an `<img>`, would show a separate part for a heartbeat too.
+/// - [`data_only`](Self::data_only) leaves them out, except that a heartbeat is a part with the JSON `{}`.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Multipart {
-    is_replace: bool,
+    control_form: ControlForm,
     binary_type: HeaderValue,
+}
+
+/// How gaps, cursors, heartbeats and the end are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ControlForm {
+    /// As parts of the type [`CONTROL_TYPE`].
+    Parts,
+    /// As headers of the next part.
+    Headers,
+    /// Not at all, except for heartbeats.
+    Omitted,
 }
 
 /// The media type of the parts of `multipart/mixed` that are no events.
@@ -58,7 +70,7 @@ impl Multipart {
     /// Makes the format with the subtype `multipart/mixed`.
     pub fn mixed() -> Self {
         Self {
-            is_replace: false,
+            control_form: ControlForm::Parts,
             binary_type: HeaderValue::from_static("application/octet-stream"),
         }
     }
@@ -66,9 +78,32 @@ impl Multipart {
     /// Makes the format with the subtype `multipart/x-mixed-replace`. Each part replaces the part before, as in an `<img>` of a browser.
     pub fn replace() -> Self {
         Self {
-            is_replace: true,
+            control_form: ControlForm::Headers,
             ..Self::mixed()
         }
+    }
+
+    /// Makes the format with the subtype `multipart/mixed` for clients that expect nothing but the source's events, such as GraphQL clients
+    /// with subscriptions over HTTP.
+    ///
+    /// A part has the headers `Content-Type` and `Content-Length`. Ids and types are not sent, so that a client cannot resume. The last
+    /// delimiter is the only sign of the stream's end. A gap aborts the stream ([`Error::is_gap_unsupported`]). A heartbeat is a part of
+    /// the type `application/json` with the content `{}`.
+    ///
+    /// The line break after a delimiter is sent with the next part. The stream can therefore end without an empty part after the last event.
+    pub fn data_only() -> Self {
+        Self {
+            control_form: ControlForm::Omitted,
+            ..Self::mixed()
+        }
+    }
+
+    fn is_replace(&self) -> bool {
+        self.control_form == ControlForm::Headers
+    }
+
+    fn is_data_only(&self) -> bool {
+        self.control_form == ControlForm::Omitted
     }
 
     /// Sets the `Content-Type` of parts whose payload is [binary](Event::binary), such as `image/jpeg` for a camera:
@@ -92,7 +127,7 @@ impl Multipart {
 
 impl Format for Multipart {
     fn name(&self) -> &'static str {
-        if self.is_replace {
+        if self.is_replace() {
             "multipart-replace"
         } else {
             "multipart"
@@ -100,7 +135,7 @@ impl Format for Multipart {
     }
 
     fn media_types(&self) -> &[&'static str] {
-        if self.is_replace {
+        if self.is_replace() {
             &["multipart/x-mixed-replace"]
         } else {
             &["multipart/mixed"]
@@ -120,7 +155,8 @@ impl Format for Multipart {
 
 /// The encoder of a multipart body.
 ///
-/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part.
+/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. Without control parts,
+/// it ends with `--BOUNDARY`.
 struct MultipartEncoder {
     format: Multipart,
     /// The boundary with two hyphens before it: `--BOUNDARY`.
@@ -141,12 +177,24 @@ impl MultipartEncoder {
 
     fn write_delimiter(&self, out: &mut BytesMut) {
         out.put_slice(self.delimiter.as_bytes());
-        out.put_slice(b"\r\n");
+        if !self.format.is_data_only() {
+            out.put_slice(b"\r\n");
+        }
     }
 
     fn write_last_delimiter(&self, out: &mut BytesMut) {
         out.put_slice(self.delimiter.as_bytes());
         out.put_slice(b"--\r\n");
+    }
+
+    /// Writes the header `Content-Type` of a part. Without control parts, the line break before the header ends the delimiter.
+    fn write_content_type(&self, content_type: &[u8], out: &mut BytesMut) {
+        if self.format.is_data_only() {
+            out.put_slice(b"\r\n");
+        }
+        out.put_slice(b"Content-Type: ");
+        out.put_slice(content_type);
+        out.put_slice(b"\r\n");
     }
 
     /// Returns an error if the payload contains the delimiter.
@@ -158,15 +206,13 @@ impl MultipartEncoder {
     }
 
     /// Writes the header `Content-Type` of an event's part.
-    fn write_content_type(&self, event: &Event, out: &mut BytesMut) {
+    fn write_event_content_type(&self, event: &Event, out: &mut BytesMut) {
         let content_type = match event.payload() {
             Payload::Json(_) => b"application/json",
             Payload::Text(_) => b"text/plain; charset=utf-8" as &[u8],
             Payload::Binary(_) => self.format.binary_type.as_bytes(),
         };
-        out.put_slice(b"Content-Type: ");
-        out.put_slice(content_type);
-        out.put_slice(b"\r\n");
+        self.write_content_type(content_type, out);
     }
 
     /// Ends the header line `Heartbeat:` if the body written so far ends within this line.
@@ -176,7 +222,7 @@ impl MultipartEncoder {
         }
     }
 
-    /// Writes a gap or a cursor: as a header in `multipart/x-mixed-replace`, and as a part in `multipart/mixed`.
+    /// Writes a gap or a cursor, as a header or a part.
     fn write_control(
         &mut self,
         header_name: &str,
@@ -185,7 +231,7 @@ impl MultipartEncoder {
         out: &mut FrameBuffer,
     ) {
         self.end_open_heartbeat_header(out);
-        if self.format.is_replace {
+        if self.format.is_replace() {
             write_header(header_name, header_value, out.buffer());
         } else {
             self.write_control_part(out.buffer(), write_json);
@@ -202,8 +248,12 @@ impl Encoder for MultipartEncoder {
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.check_contains_no_delimiter(event.payload())?;
         self.end_open_heartbeat_header(out);
-        self.write_content_type(event, out.buffer());
-        out.push_event::<PartEncoding>(event);
+        self.write_event_content_type(event, out.buffer());
+        if self.format.is_data_only() {
+            out.push_event::<PayloadPartEncoding>(event);
+        } else {
+            out.push_event::<PartEncoding>(event);
+        }
         self.write_delimiter(out.buffer());
         Ok(())
     }
@@ -214,15 +264,21 @@ impl Encoder for MultipartEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
+        if self.format.is_data_only() {
+            return self.event(event, out);
+        }
         self.check_contains_no_delimiter(event.payload())?;
         self.end_open_heartbeat_header(out);
-        self.write_content_type(event, out.buffer());
+        self.write_event_content_type(event, out.buffer());
         write_event_part(event.fields(), Some(cursor), out.buffer());
         self.write_delimiter(out.buffer());
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.format.is_data_only() {
+            return Err(Error::gap_unsupported());
+        }
         self.write_control(
             "Gap",
             &gap.to_json(),
@@ -233,6 +289,9 @@ impl Encoder for MultipartEncoder {
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
+        if self.format.is_data_only() {
+            return;
+        }
         self.write_control(
             "Cursor",
             id.as_str(),
@@ -243,28 +302,41 @@ impl Encoder for MultipartEncoder {
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
         let out = out.buffer();
-        if !self.format.is_replace {
-            self.write_control_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
-            self.write_delimiter(out);
-            return;
+        match self.format.control_form {
+            ControlForm::Parts => {
+                self.write_control_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
+                self.write_delimiter(out);
+            }
+            ControlForm::Headers => {
+                if !std::mem::replace(&mut self.is_in_heartbeat_header, true) {
+                    out.put_slice(b"Heartbeat: ");
+                }
+                out.put_u8(b'1');
+            }
+            ControlForm::Omitted => {
+                self.write_content_type(b"application/json", out);
+                write_length_and_content(b"{}", out);
+                self.write_delimiter(out);
+            }
         }
-        if !std::mem::replace(&mut self.is_in_heartbeat_header, true) {
-            out.put_slice(b"Heartbeat: ");
-        }
-        out.put_u8(b'1');
     }
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.end_open_heartbeat_header(out);
         let out = out.buffer();
-        if self.format.is_replace {
-            if end.finished {
-                write_header("Cursor", EventId::FINISHED, out);
+        match self.format.control_form {
+            ControlForm::Parts => {
+                self.write_control_part(out, |out| control_record::write_end(end, out));
             }
-            write_header("End", &end.to_json(), out);
-            out.put_slice(b"\r\n\r\n");
-        } else {
-            self.write_control_part(out, |out| control_record::write_end(end, out));
+            ControlForm::Headers => {
+                if end.finished {
+                    write_header("Cursor", EventId::FINISHED, out);
+                }
+                write_header("End", &end.to_json(), out);
+                out.put_slice(b"\r\n\r\n");
+            }
+            // The delimiter after the last part becomes the last delimiter.
+            ControlForm::Omitted => return out.put_slice(b"--\r\n"),
         }
         self.write_last_delimiter(out);
     }
@@ -280,6 +352,9 @@ impl BatchEncoder for MultipartEncoder {
             return self.end(end, out);
         }
         let out = out.buffer();
+        if self.format.is_data_only() {
+            return out.put_slice(b"--\r\n");
+        }
         let delimiter = format!("{}\r\n", self.delimiter);
         if out.ends_with(delimiter.as_bytes()) {
             // No part follows, so the delimiter after the last part becomes the last delimiter.
@@ -298,6 +373,16 @@ struct PartEncoding;
 impl Encoding for PartEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_event_part(fields, None, out);
+    }
+}
+
+/// The encoding of an event as a part of a body [without additions](Multipart::data_only), without the `Content-Type`.
+struct PayloadPartEncoding;
+
+impl Encoding for PayloadPartEncoding {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
+        write_length_and_content(fields.payload.as_bytes(), out);
     }
 }
 

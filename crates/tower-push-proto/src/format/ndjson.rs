@@ -13,7 +13,7 @@ use crate::{
 ///
 /// | what happens | the line |
 /// |---|---|
-/// | the stream opens, or a heartbeat is due | empty: readers ignore it |
+/// | the stream opens, or a heartbeat is due | a space, which belongs to the next line: JSON allows white space before a text |
 /// | an event | `{"id":"7","event":"price","data":{"eur":21.5}}` |
 /// | a [gap](Gap) | `{"id":"9","gap":{"reason":"lagged",…}}`, see [`Gap::to_json`] |
 /// | the cursor moves without an event | `{"id":"9"}` |
@@ -31,11 +31,16 @@ use crate::{
 /// | `event` | the event's type | if the event has one |
 /// | `data` | the payload: [JSON](crate::event::Payload::Json) unchanged, text as a string | unless the payload is binary |
 /// | `data_base64` | the payload in base64 | if the payload is binary |
+///
+/// No line is empty, because JSON Lines forbids empty lines, and several clients fail on them.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Ndjson {
-    is_bare: bool,
+    is_data_only: bool,
 }
+
+/// The opening and the heartbeat: a byte that belongs to the next line.
+const HEARTBEAT: u8 = b' ';
 
 impl Ndjson {
     /// Makes the format: NDJSON with an envelope around each payload.
@@ -43,13 +48,14 @@ impl Ndjson {
         Self::default()
     }
 
-    /// Leaves the envelope out: each line is a payload, for clients that do not know the envelope. A binary payload is a string in base64.
+    /// Makes the format without envelopes: each line is a payload, for clients that do not know the envelope. A binary payload is a string in
+    /// base64.
     ///
-    /// Ids and types are not sent. Without ids, a client cannot resume. The end of the body is the only sign of the stream's end. Gaps are
-    /// written as in NDJSON with envelopes.
-    pub fn bare(mut self) -> Self {
-        self.is_bare = true;
-        self
+    /// Ids and types are not sent. Without ids, a client cannot resume. The end of the body is the only sign of the stream's end. A gap aborts
+    /// the stream ([`Error::is_gap_unsupported`]). Nothing is written before the first event. A heartbeat is a space: a client that must not
+    /// read a line of spaces at the end of a body needs a stream without heartbeats.
+    pub fn data_only() -> Self {
+        Self { is_data_only: true }
     }
 }
 
@@ -78,12 +84,14 @@ impl Format for Ndjson {
 
 impl Encoder for Ndjson {
     fn open(&mut self, out: &mut FrameBuffer) {
-        self.heartbeat(out);
+        if !self.is_data_only {
+            self.heartbeat(out);
+        }
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        if self.is_bare {
-            out.push_event::<BareNdjsonEncoding>(event);
+        if self.is_data_only {
+            out.push_event::<NdjsonPayloadEncoding>(event);
         } else {
             out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
@@ -96,7 +104,7 @@ impl Encoder for Ndjson {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        if self.is_bare {
+        if self.is_data_only {
             return self.event(event, out);
         }
         envelope::write_event_with_cursor(event.fields(), cursor, out.buffer());
@@ -105,24 +113,27 @@ impl Encoder for Ndjson {
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.is_data_only {
+            return Err(Error::gap_unsupported());
+        }
         control_record::write_gap(gap, out.buffer());
         out.buffer().put_u8(b'\n');
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        if !self.is_bare {
+        if !self.is_data_only {
             control_record::write_cursor(id, out.buffer());
             out.buffer().put_u8(b'\n');
         }
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
-        out.buffer().put_u8(b'\n');
+        out.buffer().put_u8(HEARTBEAT);
     }
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
-        if !self.is_bare {
+        if !self.is_data_only {
             control_record::write_end(end, out.buffer());
             out.buffer().put_u8(b'\n');
         }
@@ -141,10 +152,10 @@ impl Encoding for NdjsonEnvelopeEncoding {
     }
 }
 
-/// The encoding of an event for [bare](Ndjson::bare) NDJSON: its payload on one line.
-struct BareNdjsonEncoding;
+/// The encoding of an event for NDJSON [without envelopes](Ndjson::data_only): its payload on one line.
+struct NdjsonPayloadEncoding;
 
-impl Encoding for BareNdjsonEncoding {
+impl Encoding for NdjsonPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');

@@ -5,8 +5,8 @@ use crate::{byte_search::find_byte, error::Error};
 
 /// An incremental parser of [NDJSON](super::Ndjson): it splits the input into lines.
 ///
-/// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Empty and blank lines are heartbeats, which the parser skips.
-/// `Record::from_json` checks the JSON, and the parser does not.
+/// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Blank lines and spaces before a line are heartbeats, which the parser
+/// skips. `Record::from_json` checks the JSON, and the parser does not.
 ///
 /// The parser keeps at most one line. The parser fails with [`Error::is_too_long`] if a line is longer than
 /// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
@@ -16,7 +16,7 @@ use crate::{byte_search::find_byte, error::Error};
 /// use tower_push_proto::format::NdjsonParser;
 ///
 /// let mut parser = NdjsonParser::new();
-/// let mut input = Bytes::from("\n{\"data\":1}\r\n{\"da");
+/// let mut input = Bytes::from(" {\"data\":1}\r\n{\"da");
 /// assert_eq!(parser.next_record(&mut input)?.unwrap(), "{\"data\":1}");
 /// assert_eq!(parser.next_record(&mut input)?, None);
 /// let mut input = Bytes::from("ta\":2}\n");
@@ -57,6 +57,11 @@ impl NdjsonParser {
     /// [`Error::is_too_long`] if the line is longer than the limit.
     pub fn next_record(&mut self, input: &mut impl Buf) -> Result<Option<Bytes>, Error> {
         while input.has_remaining() {
+            let spaces = self.count_spaces_before_line(input.chunk());
+            if spaces > 0 {
+                input.advance(spaces);
+                continue;
+            }
             let chunk = input.chunk();
             let end = find_byte(chunk, |byte| byte == b'\n');
             let piece_len = end.unwrap_or(chunk.len());
@@ -89,6 +94,14 @@ impl NdjsonParser {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the number of spaces at the front of `chunk` that precede a line. Spaces within a line are not counted.
+    fn count_spaces_before_line(&self, chunk: &[u8]) -> usize {
+        if self.has_failed || !self.partial.is_empty() {
+            return 0;
+        }
+        chunk.iter().take_while(|byte| **byte == b' ').count()
     }
 
     /// Returns the bytes after the last `\n`, unless they are blank. Call this method at the end of a body, because writers may leave out

@@ -1,8 +1,11 @@
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use super::lines::{
-    SseBase64PayloadEncoding, SseTextPayloadEncoding, write_base64_event, write_comment,
-    write_cursor, write_event, write_id, write_retry, write_text_event,
+use super::{
+    HeartbeatForm, SseConfig,
+    lines::{
+        SseDataEncoding, SseEncoding, write_comment, write_cursor, write_event, write_id,
+        write_retry, write_source_event,
+    },
 };
 use crate::{
     encoder::{Encoder, StreamEnd},
@@ -11,127 +14,116 @@ use crate::{
     frame_buffer::FrameBuffer,
 };
 
-/// The configuration of SSE streams, which all streams of a transport share.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct SseConfig {
-    retry: Option<Duration>,
-    is_base64: bool,
-    /// The type of heartbeat events. `None` if heartbeats are comments.
-    heartbeat_event: Option<EventType>,
-    gap_event: EventType,
-    end_event: EventType,
-}
-
-impl SseConfig {
-    /// Makes a configuration with the defaults: no `retry` field, comments as heartbeats, data as text, and gaps and ends as events of the
-    /// types `gap` and `end`.
-    pub fn new() -> Self {
-        Self {
-            retry: None,
-            is_base64: false,
-            heartbeat_event: None,
-            gap_event: EventType::from_static("gap"),
-            end_event: EventType::from_static("end"),
-        }
-    }
-
-    /// Sets how long a client waits before it reconnects. The `retry` field carries whole milliseconds. By default the client decides:
-    /// browsers wait 2 to 5 s.
-    pub fn retry(mut self, after: Duration) -> Self {
-        self.retry = Some(after);
-        self
-    }
-
-    /// Sends heartbeats as events of this type with empty data. By default heartbeats are comments, which scripts do not see.
-    pub fn heartbeat_event(mut self, event_type: EventType) -> Self {
-        self.heartbeat_event = Some(event_type);
-        self
-    }
-
-    /// Sets the type of the events that announce gaps: `gap` by default.
-    pub fn gap_event(mut self, event_type: EventType) -> Self {
-        self.gap_event = event_type;
-        self
-    }
-
-    /// Sets the type of the event that announces the end: `end` by default.
-    pub fn end_event(mut self, event_type: EventType) -> Self {
-        self.end_event = event_type;
-        self
-    }
-
-    /// Writes the payloads of all events in base64. The data of gaps and of the end stays JSON.
-    ///
-    /// By default payloads are text, and a payload that is not UTF-8 aborts the stream ([`Error::is_not_text`]).
-    pub fn base64(mut self) -> Self {
-        self.is_base64 = true;
-        self
-    }
-
-    /// Whether events of the type `event_type` announce gaps.
-    pub fn is_gap_event(&self, event_type: &str) -> bool {
-        self.gap_event.as_str() == event_type
-    }
-
-    /// Whether an event of the type `event_type` announces the end.
-    pub fn is_end_event(&self, event_type: &str) -> bool {
-        self.end_event.as_str() == event_type
-    }
-
-    /// Whether events of the type `event_type` are heartbeats.
-    pub fn is_heartbeat_event(&self, event_type: &str) -> bool {
-        self.heartbeat_event
-            .as_ref()
-            .is_some_and(|heartbeat| heartbeat.as_str() == event_type)
-    }
-
-    /// Whether the payloads of events are written in base64.
-    pub fn is_base64(&self) -> bool {
-        self.is_base64
-    }
-}
-
-impl Default for SseConfig {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// The [`Encoder`] of one SSE stream.
 #[derive(Clone, Debug)]
 pub struct SseEncoder {
     config: Arc<SseConfig>,
-    /// The cursor that the client sent, until [`open`](Encoder::open) has repeated it.
-    cursor: Option<EventId>,
+    held_cursor: HeldCursor,
+}
+
+/// A cursor that is not written yet. The next event carries it as its `id`, unless the event has an id of its own.
+///
+/// Some clients take a block that has only an `id` for an empty message. A block with two `id` fields makes other clients fail. So a cursor
+/// is held back until the next event, or until [`flush`](Encoder::flush).
+#[derive(Clone, Debug)]
+enum HeldCursor {
+    None,
+    /// The cursor that the client has sent. The standard makes a client forget its cursor at the first blank line of a connection that no
+    /// `id` precedes, so the first block repeats the cursor. The client has it already, so a flush does not write it.
+    Requested(EventId),
+    /// A cursor that the client does not have. A flush writes it.
+    Moved(EventId),
+}
+
+impl HeldCursor {
+    fn take(&mut self) -> Option<EventId> {
+        match std::mem::replace(self, Self::None) {
+            Self::None => None,
+            Self::Requested(id) | Self::Moved(id) => Some(id),
+        }
+    }
 }
 
 impl SseEncoder {
     /// Makes the encoder of a stream. `cursor` is the cursor that the client has sent, if any.
     pub fn new(config: Arc<SseConfig>, cursor: Option<EventId>) -> Self {
-        Self { config, cursor }
+        let held_cursor = match cursor {
+            Some(id) if config.has_ids => HeldCursor::Requested(id),
+            _ => HeldCursor::None,
+        };
+        Self {
+            config,
+            held_cursor,
+        }
+    }
+
+    /// Writes an event of the source with `id` in place of its own id.
+    fn write_event_with_id(&self, event: &Event, id: &EventId, out: &mut FrameBuffer) {
+        let is_base64 = self.config.is_base64;
+        write_source_event(event.fields(), Some(id), is_base64, out.buffer());
+    }
+
+    /// Writes an event that does not come from the source. The event has `id`, or else the cursor that is held back.
+    fn write_control_event(
+        &mut self,
+        event_type: &EventType,
+        id: Option<&str>,
+        data: &str,
+        out: &mut FrameBuffer,
+    ) {
+        let held = self.held_cursor.take();
+        let id = id.or(held.as_ref().map(EventId::as_str));
+        write_event(event_type, id, data, out.buffer());
+    }
+
+    /// Writes an opening or a heartbeat.
+    fn write_heartbeat(&mut self, form: &HeartbeatForm, out: &mut FrameBuffer) {
+        match form {
+            HeartbeatForm::Comment => write_comment(out.buffer()),
+            HeartbeatForm::BlankLine => {
+                if let Some(id) = self.held_cursor.take() {
+                    write_id(id.as_str(), out.buffer());
+                }
+                out.buffer().extend_from_slice(b"\n");
+            }
+            HeartbeatForm::Event { event_type, data } => {
+                self.write_control_event(event_type, None, data, out);
+            }
+            HeartbeatForm::Omitted => {}
+        }
+    }
+
+    /// Returns an error if the event cannot be written.
+    fn check_payload(&self, event: &Event) -> Result<(), Error> {
+        if self.config.is_base64 || event.payload().as_text().is_some() {
+            Ok(())
+        } else {
+            Err(Error::not_text())
+        }
     }
 }
 
 impl Encoder for SseEncoder {
     fn open(&mut self, out: &mut FrameBuffer) {
-        if let Some(after) = self.config.retry {
+        let config = self.config.clone();
+        if let Some(after) = config.retry {
             write_retry(after, out.buffer());
         }
-        // The standard makes a client forget its cursor at the first event of a connection that has no id. The encoder therefore repeats
-        // the client's cursor.
-        if let Some(cursor) = self.cursor.take() {
-            write_id(cursor.as_str(), out.buffer());
-        }
-        write_comment(out.buffer());
+        self.write_heartbeat(&config.opening, out);
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        if self.config.is_base64 {
-            out.push_event::<SseBase64PayloadEncoding>(event);
-        } else {
-            check_is_text(event)?;
-            out.push_event::<SseTextPayloadEncoding>(event);
+        self.check_payload(event)?;
+        let held = self.held_cursor.take();
+        if let Some(id) = held.filter(|_| event.id().is_none()) {
+            self.write_event_with_id(event, &id, out);
+            return Ok(());
+        }
+        match (self.config.has_ids, self.config.is_base64) {
+            (true, false) => out.push_event::<SseEncoding<false>>(event),
+            (true, true) => out.push_event::<SseEncoding<true>>(event),
+            (false, false) => out.push_event::<SseDataEncoding<false>>(event),
+            (false, true) => out.push_event::<SseDataEncoding<true>>(event),
         }
         Ok(())
     }
@@ -143,46 +135,55 @@ impl Encoder for SseEncoder {
         cursor: &EventId,
         out: &mut FrameBuffer,
     ) -> Result<(), Error> {
-        if self.config.is_base64 {
-            write_base64_event(event.fields(), Some(cursor), out.buffer());
-        } else {
-            check_is_text(event)?;
-            write_text_event(event.fields(), Some(cursor), out.buffer());
+        if !self.config.has_ids {
+            return self.event(event, out);
         }
+        self.check_payload(event)?;
+        self.held_cursor = HeldCursor::None;
+        self.write_event_with_id(event, cursor, out);
         Ok(())
     }
 
     fn gap(&mut self, gap: &Gap, out: &mut FrameBuffer) -> Result<(), Error> {
-        let id = gap.resumed.as_ref().map(EventId::as_str);
-        let data = gap.to_json();
-        write_event(&self.config.gap_event, id, &data, out.buffer());
+        let config = self.config.clone();
+        let event_type = config.gap_event.as_ref();
+        let event_type = event_type.ok_or_else(Error::gap_unsupported)?;
+        let id = gap.resumed.as_ref().filter(|_| config.has_ids);
+        self.write_control_event(event_type, id.map(EventId::as_str), &gap.to_json(), out);
         Ok(())
     }
 
-    fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
-        write_cursor(id.as_str(), out.buffer());
+    /// Holds the cursor back until the next event or [`flush`](Self::flush).
+    fn cursor(&mut self, id: &EventId, _: &mut FrameBuffer) {
+        if self.config.has_ids {
+            self.held_cursor = HeldCursor::Moved(id.clone());
+        }
+    }
+
+    fn flush(&mut self, out: &mut FrameBuffer) {
+        if let HeldCursor::Moved(id) = &self.held_cursor {
+            write_cursor(id.as_str(), out.buffer());
+            self.held_cursor = HeldCursor::None;
+        }
     }
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
-        match &self.config.heartbeat_event {
-            None => write_comment(out.buffer()),
-            Some(heartbeat) => write_event(heartbeat, None, "", out.buffer()),
-        }
+        let config = self.config.clone();
+        self.write_heartbeat(&config.heartbeat, out);
     }
 
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
-        let id = end.finished.then_some(EventId::FINISHED);
-        if let Some(after) = end.retry {
-            write_retry(after, out.buffer());
+        let config = self.config.clone();
+        match (&config.finished_event, &config.end_event, end.retry) {
+            (Some(finished), ..) if end.finished => {
+                let id = Some(EventId::FINISHED);
+                self.write_control_event(finished, id, &end.to_json(), out);
+            }
+            (_, Some(ended), Some(after)) if !end.finished => {
+                write_retry(after, out.buffer());
+                self.write_control_event(ended, None, &end.to_json(), out);
+            }
+            _ => self.flush(out),
         }
-        write_event(&self.config.end_event, id, &end.to_json(), out.buffer());
-    }
-}
-
-/// Returns an error if the payload is not UTF-8.
-fn check_is_text(event: &Event) -> Result<(), Error> {
-    match event.payload().as_text() {
-        Some(_) => Ok(()),
-        None => Err(Error::not_text()),
     }
 }

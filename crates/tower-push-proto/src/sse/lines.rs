@@ -11,37 +11,63 @@ use crate::{
 /// The bytes that are reserved for the fields of an event besides its data.
 const FIELDS_CAPACITY: usize = 64;
 
-/// The encoding of an event for SSE, with the payload as text.
-pub(super) struct SseTextPayloadEncoding;
+/// The encoding of an event for SSE. The data is the payload: in base64 on one line if `IS_BASE64`, else as text.
+pub(super) struct SseEncoding<const IS_BASE64: bool>;
 
-impl Encoding for SseTextPayloadEncoding {
+impl<const IS_BASE64: bool> Encoding for SseEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_text_event(fields, fields.id.as_ref(), out);
+        write_source_event(fields, fields.id.as_ref(), IS_BASE64, out);
     }
 }
 
-/// The encoding of an event for SSE, with the payload in base64 on one `data` line.
-pub(super) struct SseBase64PayloadEncoding;
+/// The encoding of an event like [`SseEncoding`], without the event's id and topic.
+pub(super) struct SseDataEncoding<const IS_BASE64: bool>;
 
-impl Encoding for SseBase64PayloadEncoding {
+impl<const IS_BASE64: bool> Encoding for SseDataEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_base64_event(fields, fields.id.as_ref(), out);
+        reserve_event(fields, IS_BASE64, out);
+        if let Some(event_type) = &fields.event_type {
+            write_event_type(event_type, out);
+        }
+        write_payload(fields, IS_BASE64, out);
     }
 }
 
-/// Appends an event whose data is the payload as text. `id` is written in place of the event's own id.
-pub(super) fn write_text_event(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
-    let payload = fields.payload.as_bytes();
-    out.reserve(payload.len() + FIELDS_CAPACITY);
-    write_fields_before_data(fields, id, out);
-    write_data(payload, out);
+/// Appends an event of the source. `id` is written in place of the event's own id. The standard has no field `topic`: an `EventSource`
+/// ignores this field.
+#[inline]
+pub(super) fn write_source_event(
+    fields: &Fields,
+    id: Option<&EventId>,
+    is_base64: bool,
+    out: &mut BytesMut,
+) {
+    reserve_event(fields, is_base64, out);
+    if let Some(event_type) = &fields.event_type {
+        write_event_type(event_type, out);
+    }
+    if let Some(topic) = &fields.topic {
+        write_field(b"topic: ", topic.as_str().as_bytes(), out);
+    }
+    if let Some(id) = id {
+        write_id(id.as_str(), out);
+    }
+    write_payload(fields, is_base64, out);
 }
 
-/// Appends an event whose data is the payload in base64. `id` is written in place of the event's own id.
-pub(super) fn write_base64_event(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
+/// Reserves the bytes of an event in `out`.
+fn reserve_event(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
+    let len = fields.payload.as_bytes().len();
+    let data_len = if is_base64 { len.div_ceil(3) * 4 } else { len };
+    out.reserve(data_len + FIELDS_CAPACITY);
+}
+
+/// Appends the payload as `data` fields, and the empty line that ends the event.
+fn write_payload(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
     let payload = fields.payload.as_bytes();
-    out.reserve(payload.len().div_ceil(3) * 4 + FIELDS_CAPACITY);
-    write_fields_before_data(fields, id, out);
+    if !is_base64 {
+        return write_data(payload, out);
+    }
     out.put_slice(b"data: ");
     base64::encode(payload, out);
     out.put_slice(b"\n\n");
@@ -79,19 +105,6 @@ pub fn write_retry(after: Duration, out: &mut BytesMut) {
 /// Appends the `id` field. The client's cursor moves at the empty line that ends the event.
 pub fn write_id(id: &str, out: &mut BytesMut) {
     write_field(b"id: ", id.as_bytes(), out);
-}
-
-/// Appends the fields that precede an event's data. The standard has no field `topic`: an `EventSource` ignores this field.
-fn write_fields_before_data(fields: &Fields, id: Option<&EventId>, out: &mut BytesMut) {
-    if let Some(event_type) = &fields.event_type {
-        write_event_type(event_type, out);
-    }
-    if let Some(topic) = &fields.topic {
-        write_field(b"topic: ", topic.as_str().as_bytes(), out);
-    }
-    if let Some(id) = id {
-        write_id(id.as_str(), out);
-    }
 }
 
 fn write_event_type(event_type: &EventType, out: &mut BytesMut) {

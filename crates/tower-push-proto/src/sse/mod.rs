@@ -7,12 +7,14 @@
 //! An event's [topic](crate::Topic) is written as a field `topic`. The standard has no such field: an `EventSource` ignores the topic, and
 //! [`SseParser`] reads it.
 
+mod config;
 mod encoder;
 mod lines;
 mod parser;
 
 pub use self::{
-    encoder::{SseConfig, SseEncoder},
+    config::{HeartbeatForm, SseConfig},
+    encoder::SseEncoder,
     lines::{for_each_data_line, write_comment, write_cursor, write_event, write_id, write_retry},
     parser::{SseEvent, SseParser},
 };

@@ -192,6 +192,20 @@ fn truncate_at_char(text: &str, max_len: usize) -> &str {
     &text[..end]
 }
 
+/// Returns the length of the first frame of `frames`, header included, in bytes. `frames` begins with the whole header of an unmasked frame.
+pub(super) fn unmasked_frame_len(frames: &[u8]) -> usize {
+    let (header_len, payload_len) = match *frames {
+        [_, LEN_IN_64_BITS, a, b, c, d, e, f, g, h, ..] => (
+            MAX_UNMASKED_HEADER_LEN,
+            u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        ),
+        [_, LEN_IN_16_BITS, a, b, ..] => (4, u64::from(u16::from_be_bytes([a, b]))),
+        [_, len, ..] => (MIN_HEADER_LEN, u64::from(len)),
+        _ => (frames.len(), 0),
+    };
+    usize::try_from(payload_len).map_or(usize::MAX, |len| len.saturating_add(header_len))
+}
+
 /// The encoded header of an unmasked frame. The default is an empty header, of 0 bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FrameHeader {
@@ -271,6 +285,30 @@ mod tests {
         for (frame, expected) in vectors {
             assert_eq!(frame, expected);
         }
+    }
+
+    #[test]
+    fn unmasked_frame_len_includes_the_header() {
+        for payload_len in [0, 1, 125, 126, 65_535, 65_536] {
+            let mut frames = encoded(OpCode::Binary, false, &vec![0; payload_len]);
+            let frame_len = frames.len();
+            encode(OpCode::Ping, false, b"next", &mut frames);
+            assert_eq!(unmasked_frame_len(&frames), frame_len);
+        }
+        let longest = [
+            0x82,
+            LEN_IN_64_BITS,
+            0xff,
+            0xff,
+            0xff,
+            0xff,
+            0xff,
+            0xff,
+            0xff,
+            0xff,
+        ];
+        assert_eq!(unmasked_frame_len(&longest), usize::MAX);
+        assert_eq!(unmasked_frame_len(b""), 0);
     }
 
     #[test]

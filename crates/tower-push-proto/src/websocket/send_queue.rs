@@ -20,6 +20,11 @@ pub(super) struct SendQueue {
     /// The frames that are written after `current`, or `None` if there are none. A session that is idle, or sends a single message,
     /// therefore allocates no backlog.
     backlog: Option<Box<SendBacklog>>,
+    /// Whether one write holds bytes of one frame only.
+    writes_single_frames: bool,
+    /// The number of unwritten bytes of the frame whose first bytes have been written, or 0 between frames. Counted only if
+    /// `writes_single_frames` is set.
+    started_frame_rest: usize,
 }
 
 /// The queued frames that are written after [`SendQueue::current`].
@@ -40,10 +45,18 @@ struct WholeFrames {
     bytes: Bytes,
 }
 
-/// The maximum length of unwritten pings and pongs, in bytes: 4 KiB.
+/// The length of unwritten pings and pongs from which no more are appended, in bytes: 4 KiB.
 const MAX_PENDING_CONTROL_LEN: usize = 4 * 1024;
 
 impl SendQueue {
+    /// Creates an empty queue. With `writes_single_frames`, one write holds bytes of one frame only.
+    pub(super) fn new(writes_single_frames: bool) -> Self {
+        Self {
+            writes_single_frames,
+            ..Self::default()
+        }
+    }
+
     /// Returns the buffer to which encoded messages are appended.
     pub(super) fn message_buffer(&mut self) -> &mut FrameBuffer {
         &mut self.encoded
@@ -68,10 +81,12 @@ impl SendQueue {
         frame::encode(OpCode::Pong, false, payload, control_frames);
     }
 
-    /// Appends a ping whose payload is `nonce`.
+    /// Appends a ping whose payload is `nonce`, unless too many control frames are unwritten.
     pub(super) fn push_ping(&mut self, nonce: u64) {
-        let payload = nonce.to_be_bytes();
-        frame::encode(OpCode::Ping, false, &payload, self.control_frames_mut());
+        let control_frames = self.control_frames_mut();
+        if control_frames.len() < MAX_PENDING_CONTROL_LEN {
+            frame::encode(OpCode::Ping, false, &nonce.to_be_bytes(), control_frames);
+        }
     }
 
     fn control_frames_mut(&mut self) -> &mut BytesMut {
@@ -97,21 +112,48 @@ impl SendQueue {
         self.current.len() + whole_frames_len + self.encoded.len()
     }
 
-    /// Returns all unwritten bytes if they are contiguous, else `None`. Returns an empty slice if everything is written. Contiguous bytes
-    /// are the usual case, for which this method is a fast path.
+    /// Returns the bytes of the next write if they are contiguous, else `None`. Returns an empty slice if everything is written.
+    /// Contiguous bytes are the usual case, for which this method is a fast path.
     #[inline]
     pub(super) fn unwritten_if_contiguous(&mut self) -> Option<&[u8]> {
         self.enqueue_encoded();
         let is_contiguous = self.backlog.is_none() && self.current.header.as_bytes().is_empty();
-        is_contiguous.then_some(&self.current.bytes)
+        let bytes = is_contiguous.then_some(&self.current.bytes[..])?;
+        match self.writes_single_frames {
+            false => Some(bytes),
+            true => Some(&bytes[..self.next_write_len().min(bytes.len())]),
+        }
     }
 
-    /// Returns all unwritten bytes, in the order in which they must be written. Empty slices are left out.
+    /// Returns the bytes of the next write, in the order in which they must be written: all unwritten bytes, or the bytes of one frame.
+    /// Empty slices are left out.
     pub(super) fn slices(&mut self) -> impl Iterator<Item = &[u8]> {
         self.enqueue_encoded();
         if let Some(backlog) = &mut self.backlog {
             backlog.requeue_after_control_frames(&mut self.current, self.is_current_started);
         }
+        let mut rest = self.next_write_len();
+        self.unwritten_slices().map_while(move |slice| {
+            let len = slice.len().min(rest);
+            rest -= len;
+            (len > 0).then(|| &slice[..len])
+        })
+    }
+
+    /// Returns the maximum length of the next write, in bytes.
+    fn next_write_len(&self) -> usize {
+        match (self.writes_single_frames, self.started_frame_rest) {
+            (false, _) => usize::MAX,
+            (true, 0) => self
+                .unwritten_slices()
+                .next()
+                .map_or(0, frame::unmasked_frame_len),
+            (true, rest) => rest,
+        }
+    }
+
+    /// Returns all bytes of the chunks and control frames. Empty slices are left out.
+    fn unwritten_slices(&self) -> impl Iterator<Item = &[u8]> {
         let backlog = self.backlog.iter().flat_map(|backlog| backlog.slices());
         let slices = self.current.slices().chain(backlog);
         slices.filter(|slice| !slice.is_empty())
@@ -138,6 +180,9 @@ impl SendQueue {
 
     /// Drops the first `written` bytes of [`slices`](Self::slices), which the socket has accepted.
     pub(super) fn advance(&mut self, mut written: usize) {
+        if self.writes_single_frames && written > 0 {
+            self.started_frame_rest = self.next_write_len().saturating_sub(written);
+        }
         loop {
             if written < self.current.len() {
                 self.current.advance(written);
@@ -225,6 +270,8 @@ impl WholeFrames {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use bytes::BufMut;
     use proptest::{collection::vec, prelude::*};
 
@@ -266,6 +313,8 @@ mod tests {
         /// The number below which messages may be missing, because they were discarded.
         discarded_count: u16,
         written: Vec<u8>,
+        /// For each write, the positions in `written` of the bytes that the queue passed to it. The write may have taken only some of them.
+        writes: Vec<Range<usize>>,
     }
 
     impl QueueFixture {
@@ -297,7 +346,7 @@ mod tests {
                         let slices: Vec<_> = self.queue.slices().collect();
                         assert_eq!(slices.concat(), contiguous);
                     }
-                    let slices_len: usize = self.queue.slices().map(<[u8]>::len).sum();
+                    let slices_len: usize = self.queue.unwritten_slices().map(<[u8]>::len).sum();
                     let backlog = self.queue.backlog.as_ref();
                     let control_len = backlog.map_or(0, |b| b.control_frames.len());
                     assert_eq!(slices_len, self.queue.unwritten_message_len() + control_len);
@@ -317,10 +366,24 @@ mod tests {
             let slices: Vec<_> = self.queue.slices().take(4).collect();
             let slices = slices.concat();
             let written = max_len.min(slices.len());
+            let start = self.written.len();
             self.written.extend_from_slice(&slices[..written]);
             if written > 0 {
+                self.writes.push(start..start + slices.len());
                 self.queue.advance(written);
             }
+        }
+
+        /// Returns the positions in `written` of each frame.
+        fn frame_ranges(&self) -> Vec<Range<usize>> {
+            let mut ranges = Vec::new();
+            let mut start = 0;
+            while start < self.written.len() {
+                let end = start + frame::unmasked_frame_len(&self.written[start..]);
+                ranges.push(start..end);
+                start = end;
+            }
+            ranges
         }
 
         /// Returns the first byte and the number of each written frame.
@@ -342,13 +405,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_of_each_kind_stay_whole_and_ordered(steps in steps()) {
-            let mut fixture = QueueFixture::default();
+        fn frames_of_each_kind_stay_whole_and_ordered(steps in steps(), single_frames: bool) {
+            let mut fixture = QueueFixture {
+                queue: SendQueue::new(single_frames),
+                ..QueueFixture::default()
+            };
             for step in steps {
                 fixture.run(step);
             }
             while !fixture.queue.is_unallocated() {
                 fixture.write(usize::MAX);
+            }
+            if single_frames {
+                let frames = fixture.frame_ranges();
+                for write in &fixture.writes {
+                    let is_in_one_frame = |frame: &Range<usize>| {
+                        frame.contains(&write.start) && frame.end == write.end
+                    };
+                    prop_assert!(frames.iter().any(is_in_one_frame), "{write:?}");
+                }
             }
             let frames = fixture.written_frames();
             for (first_byte, discarded, count) in [

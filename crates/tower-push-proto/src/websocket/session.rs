@@ -196,7 +196,7 @@ impl Session {
         Self {
             encoder,
             decoder: FrameDecoder::new(decoder_config),
-            send_queue: SendQueue::default(),
+            send_queue: SendQueue::new(config.writes_messages_separately),
             state: SessionState::Open,
             ping_interval: ping_interval.map(|interval| interval.min(MAX_DEADLINE)),
             last_activity: now,
@@ -464,8 +464,13 @@ impl Session {
                 reason,
                 self.send_queue.message_buffer().buffer(),
             );
-            self.state = SessionState::Closing {
-                deadline_start: now,
+            self.state = match self.config.awaits_close_answer {
+                true => SessionState::Closing {
+                    deadline_start: now,
+                },
+                false => SessionState::ShuttingDown {
+                    deadline_start: now,
+                },
             };
         }
     }
@@ -477,6 +482,15 @@ impl Session {
             code: Some(code),
             reason,
         });
+    }
+
+    /// Returns the code and the reason with which [`apply_pending_close`](Self::apply_pending_close) will close the connection, because the
+    /// client has broken a rule or has missed a deadline. A caller can log them: many clients do not report a close code.
+    pub fn pending_violation(&self) -> Option<(CloseCode, &'static str)> {
+        let PendingClose { code, reason } = self.pending_close?;
+        // The answer to a close frame has no reason.
+        code.filter(|_| !reason.is_empty())
+            .map(|code| (code, reason))
     }
 
     /// Closes the connection if the client has sent a close frame, has broken a rule or has missed a deadline. The close frame is queued
@@ -494,12 +508,13 @@ impl Session {
 
     // Methods for output.
 
-    /// Returns the bytes to write, in order. Empty slices are left out.
+    /// Returns the bytes to write, in order. Empty slices are left out. With
+    /// [`write_messages_separately`](SessionConfig::write_messages_separately), returns the bytes of one frame at a time.
     pub fn poll_transmit(&mut self) -> impl Iterator<Item = &[u8]> {
         self.send_queue.slices()
     }
 
-    /// Returns the bytes to write if they are contiguous, else `None`. Returns an empty slice if nothing is to be written. The bytes are
+    /// Returns the bytes of [`poll_transmit`](Self::poll_transmit) if they are contiguous, else `None`. Returns an empty slice if nothing is to be written. The bytes are
     /// usually contiguous, and then this method is faster than [`poll_transmit`](Self::poll_transmit).
     #[inline]
     pub fn poll_transmit_contiguous(&mut self) -> Option<&[u8]> {
@@ -552,7 +567,8 @@ impl Session {
             SessionState::Open if self.reads_paused => next_ping(),
             SessionState::Open => {
                 let message_timeout = self.message_started.map(|t| t + config.message_deadline);
-                let pong_timeout = self.unanswered_ping.map(|t| t + config.pong_deadline);
+                let pong_deadline = self.unanswered_ping.zip(config.pong_deadline);
+                let pong_timeout = pong_deadline.map(|(pinged, deadline)| pinged + deadline);
                 earlier(message_timeout, pong_timeout.or_else(next_ping))
             }
             SessionState::Closing { deadline_start }
@@ -587,13 +603,21 @@ impl Session {
             SessionState::Open if is_past(self.message_started, config.message_deadline) => {
                 self.schedule_close(CloseCode::POLICY_VIOLATION, "message takes too long");
             }
-            SessionState::Open if is_past(self.unanswered_ping, config.pong_deadline) => {
+            SessionState::Open
+                if config
+                    .pong_deadline
+                    .is_some_and(|deadline| is_past(self.unanswered_ping, deadline)) =>
+            {
                 self.schedule_close(CloseCode::PONG_TIMEOUT, "no pong");
             }
             SessionState::Open => {
                 if self.unanswered_ping.is_none() && is_ping_due {
                     self.send_queue.push_ping(random::bits());
-                    self.unanswered_ping = Some(now);
+                    match config.pong_deadline {
+                        Some(_) => self.unanswered_ping = Some(now),
+                        // The next ping is due after another interval.
+                        None => self.last_activity = now,
+                    }
                 }
             }
             SessionState::Closing { deadline_start }
@@ -680,8 +704,21 @@ mod tests {
         }
 
         fn with_encoder(encoder: FrameEncoder, ping_interval: Option<Duration>) -> Self {
+            Self::with_all(SessionConfig::new(), encoder, ping_interval)
+        }
+
+        fn with_config(config: SessionConfig) -> Self {
+            let encoder = FrameEncoder::new(MessageFormat::Plain);
+            Self::with_all(config, encoder, Some(25 * SECOND))
+        }
+
+        fn with_all(
+            config: SessionConfig,
+            encoder: FrameEncoder,
+            ping_interval: Option<Duration>,
+        ) -> Self {
             let now = Instant::now();
-            let session = Session::new(Arc::default(), encoder, ping_interval, now);
+            let session = Session::new(Arc::new(config), encoder, ping_interval, now);
             Self { session, now }
         }
 
@@ -774,6 +811,69 @@ mod tests {
     }
 
     #[test]
+    fn pings_repeat_without_a_pong_deadline() {
+        let mut fixture = SessionFixture::with_config(SessionConfig::new().pong_deadline(None));
+        for _ in 0..100 {
+            let ping_time = fixture.now + 25 * SECOND;
+            assert_eq!(fixture.session.poll_timeout(), Some(ping_time));
+            fixture.advance(25 * SECOND);
+            let written = fixture.write_all();
+            assert_eq!((written.len(), &written[..2]), (10, &[0x89, 8][..]));
+        }
+        assert!(fixture.session.is_open());
+    }
+
+    #[test]
+    fn unwritten_pings_are_bounded() {
+        let config = SessionConfig::new()
+            .pong_deadline(None)
+            .write_deadline(MAX_DEADLINE);
+        let mut fixture = SessionFixture::with_config(config);
+        fixture.handle_write_blocked();
+        for _ in 0..1000 {
+            fixture.advance(25 * SECOND);
+        }
+        assert!(fixture.write_all().len() <= 4096 + 10);
+    }
+
+    #[test]
+    fn close_without_answer_shuts_down_at_once() {
+        let mut fixture = SessionFixture::with_config(SessionConfig::new().close_without_answer());
+        fixture.send_text("last");
+        fixture.handle_item(Some(Item::Finished));
+        assert!(fixture.session.wants_shutdown());
+        assert_eq!(fixture.write_all(), b"\x81\x04last\x88\x02\x03\xe8");
+        fixture.handle_input(&client_frame(0x88, b"\x03\xe8"));
+        assert!(fixture.write_all().is_empty());
+        fixture.advance(9 * SECOND);
+        assert!(!fixture.session.is_closed());
+        fixture.advance(SECOND);
+        assert!(fixture.session.is_closed());
+    }
+
+    #[test]
+    fn separate_messages_have_a_write_each() {
+        let config = SessionConfig::new().write_messages_separately();
+        let encoder = FrameEncoder::new(MessageFormat::Json);
+        let mut fixture = SessionFixture::with_all(config, encoder, None);
+        fixture.send_text("one");
+        fixture.send_unshared(Event::text("two"));
+        fixture.handle_input(&client_frame(0x89, b"ping"));
+        fixture.handle_item(Some(Item::Finished));
+        let expected: [&[u8]; 5] = [
+            b"\x8a\x04ping",
+            b"\x81\x0e{\"data\":\"one\"}",
+            b"\x81\x0e{\"data\":\"two\"}",
+            b"\x81\x2a{\"id\":\"~finished\",\"end\":{\"finished\":true}}",
+            b"\x88\x02\x03\xe8",
+        ];
+        for frame in expected {
+            assert_eq!(fixture.write(usize::MAX), frame);
+        }
+        assert!(fixture.write(usize::MAX).is_empty());
+    }
+
+    #[test]
     fn any_input_answers_a_ping() {
         let mut fixture = SessionFixture::new();
         fixture.advance(25 * SECOND);
@@ -831,6 +931,30 @@ mod tests {
         assert!(fixture.session.is_open());
         fixture.advance(10 * SECOND);
         assert!(fixture.session.is_closed());
+    }
+
+    #[test]
+    fn violation_is_pending_until_the_close_is_applied() {
+        let mut fixture = SessionFixture::new();
+        let close = client_frame(0x88, b"\x03\xe8");
+        let (unmasked, reserved) = (b"\x81\x00", client_frame(0x83, b""));
+        for (bytes, code) in [
+            (&close[..], None),
+            (&unmasked[..], Some(1002)),
+            (&reserved, Some(1002)),
+        ] {
+            let mut session = SessionFixture::new().session;
+            let now = fixture.now;
+            session.handle_input(&mut &bytes[..], false, now);
+            let violation = session.pending_violation();
+            assert_eq!(violation.map(|(code, _)| code.get()), code);
+            session.apply_pending_close(|| now);
+            assert_eq!(session.pending_violation(), None);
+        }
+        fixture.advance(25 * SECOND);
+        fixture.session.handle_timeout(fixture.now + 20 * SECOND);
+        let violation = Some((CloseCode::PONG_TIMEOUT, "no pong"));
+        assert_eq!(fixture.session.pending_violation(), violation);
     }
 
     #[test]

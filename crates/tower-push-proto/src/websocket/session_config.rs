@@ -6,11 +6,15 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SessionConfig {
-    pub(super) pong_deadline: Duration,
+    /// `None` if the client need not answer pings.
+    pub(super) pong_deadline: Option<Duration>,
     pub(super) message_deadline: Duration,
     pub(super) write_deadline: Duration,
     pub(super) close_deadline: Duration,
     pub(super) max_message_size: usize,
+    /// Whether the session awaits the client's close frame after its own.
+    pub(super) awaits_close_answer: bool,
+    pub(super) writes_messages_separately: bool,
 }
 
 /// The longest deadline, 30 days. With this limit the sum of an `Instant` and a deadline cannot overflow.
@@ -20,17 +24,20 @@ impl SessionConfig {
     /// Creates a configuration with the default values. The setters document the default values.
     pub fn new() -> Self {
         Self {
-            pong_deadline: Duration::from_secs(20),
+            pong_deadline: Some(Duration::from_secs(20)),
             message_deadline: Duration::from_secs(60),
             write_deadline: Duration::from_secs(30),
             close_deadline: Duration::from_secs(10),
             max_message_size: 64 * 1024,
+            awaits_close_answer: true,
+            writes_messages_separately: false,
         }
     }
 
-    /// Sets how long the client may send nothing after a ping before the connection is closed with 3012: 20 s by default.
-    pub fn pong_deadline(mut self, deadline: Duration) -> Self {
-        self.pong_deadline = deadline.min(MAX_DEADLINE);
+    /// Sets how long the client may send nothing after a ping before the connection is closed with 3012: 20 s by default. `None` turns the
+    /// deadline off. The client is then pinged in every ping interval, and need not answer.
+    pub fn pong_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.pong_deadline = deadline.into().map(|deadline| deadline.min(MAX_DEADLINE));
         self
     }
 
@@ -58,6 +65,19 @@ impl SessionConfig {
     /// message closes the connection with 1009.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
+        self
+    }
+
+    /// Does not await the client's close frame: the socket's writing side is shut down right after the server's close frame. By default, the
+    /// shutdown follows the client's close frame.
+    pub fn close_without_answer(mut self) -> Self {
+        self.awaits_close_answer = false;
+        self
+    }
+
+    /// Passes the frame of each message to a write of its own. By default, all frames that are ready share a write.
+    pub fn write_messages_separately(mut self) -> Self {
+        self.writes_messages_separately = true;
         self
     }
 }

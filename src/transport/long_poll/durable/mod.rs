@@ -38,7 +38,7 @@ use crate::{
     transport::{
         KeepAlive, PushBody, rejection_response,
         response::{NO_STORE, NOSNIFF, PRIVATE_NO_CACHE, insert_ascii},
-        sse::event_stream_headers,
+        sse::{TEXT_EVENT_STREAM, event_stream_headers},
         streaming::{set_incremental, streaming_body, streaming_response},
     },
 };
@@ -203,7 +203,9 @@ impl DurableReadHandler {
             },
         };
         let data_format = self.dialect.sse_data_format();
-        let mut headers = event_stream_headers(data_format == SseDataFormat::Base64);
+        // The conformance suite of the protocol requires a `Content-Type` without parameters.
+        let content_type = HeaderValue::from_static(TEXT_EVENT_STREAM);
+        let mut headers = event_stream_headers(content_type, data_format == SseDataFormat::Base64);
         set_incremental(&mut headers, self.dialect.is_incremental);
         let writer =
             DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
