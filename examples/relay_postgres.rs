@@ -23,6 +23,7 @@ use axum::{
     extract::{Query, State},
     http::StatusCode,
     routing::any,
+    serve::ListenerExt,
 };
 use futures_util::{StreamExt, stream};
 use tokio::{
@@ -109,6 +110,10 @@ async fn main() -> Result<(), BoxError> {
         .with_state((table, relay));
     let listener = TcpListener::bind(&address).await?;
     println!("open http://{}", listener.local_addr()?);
+    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
+    let listener = listener.tap_io(|socket| {
+        let _ = socket.set_nodelay(true);
+    });
     let stop = {
         let drain = drain.clone();
         async move {

@@ -1,5 +1,5 @@
-//! The memory of a channel stays within its limits, counted byte by byte. This file has only one test, because the allocations of other
-//! tests in the process would be counted too.
+//! The memory of a channel and of a relay stays within its limits, counted byte by byte. This file has only one test, because the
+//! allocations of other tests in the process would be counted too.
 
 use std::alloc::System;
 
@@ -9,8 +9,11 @@ use http_body::Body;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use testkit::get_request_head;
 use tower_push::{
-    Channel, Push, PushBody,
-    source::StartPosition,
+    Channel, Event, Push, PushBody, Relay,
+    source::{
+        StartPosition,
+        relay::{Page, PageRequest, Upstream, UpstreamError, UpstreamLimits},
+    },
     transport::{Sse, Transport},
 };
 
@@ -28,10 +31,11 @@ fn held_bytes(region: &Region<'_, System>) -> usize {
 }
 
 #[tokio::test]
-async fn channel_memory_is_bounded() {
+async fn memory_is_bounded() {
     assert_fast_publisher_is_bounded().await;
     assert_stalled_readers_hold_one_frame_each().await;
     assert_tiny_event_overhead().await;
+    assert_stalled_cold_readers_hold_no_page().await;
 }
 
 /// Opens an event stream of `channel`, and reads its first frame.
@@ -136,6 +140,58 @@ async fn assert_tiny_event_overhead() {
             let bound = EVENTS * bytes_per_event;
             assert!(bytes < bound, "{bytes} bytes held after {n} events");
         }
+    }
+}
+
+/// An upstream of endless events of 1 KiB. The id of an event is its number.
+struct EndlessUpstream;
+
+impl Upstream for EndlessUpstream {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let after: u64 = request.after().as_str().parse()?;
+        let events = (after + 1..).take(request.max_events());
+        let event = |number: u64| Event::text("x".repeat(KIB)).with_event_id(number.into());
+        Ok(Page::new(events.map(event).collect()))
+    }
+}
+
+/// Clients return with cursors that are far apart, read a frame now and then from their pages, and stop in the middle.
+async fn assert_stalled_cold_readers_hold_no_page() {
+    const CACHE_BYTES: usize = 512 * KIB;
+    const STALLED_CLIENTS: usize = 200;
+    let limits = UpstreamLimits::new()
+        .page_events(100)
+        .cache_bytes(CACHE_BYTES);
+    let (mut feed, relay) = Relay::builder()
+        .upstream(EndlessUpstream)
+        .upstream_limits(limits.max_scan(usize::MAX))
+        .build();
+    let newest = Event::text("x").with_event_id(u64::MAX.into());
+    feed.push(newest).unwrap();
+
+    let region = Region::new(ALLOCATOR);
+    let mut stalled = Vec::new();
+    for client in 0..STALLED_CLIENTS {
+        let cursor = (client * 10_000).to_string();
+        let mut head = get_request_head("/", &[("last-event-id", &cursor)]);
+        let response = Sse::new()
+            .respond(&mut head, Push::new(relay.clone()))
+            .await;
+        let mut body = response.into_body();
+        next_frame(&mut body).await.expect("a first frame");
+        stalled.push(body);
+    }
+    for round in 0..3 {
+        for body in &mut stalled {
+            next_frame(body).await.expect("another frame");
+        }
+        // The pages, each event with its encoding; the page that is read while the cache is full; and 4 KiB for each client.
+        let bound = 2 * (CACHE_BYTES + 100 * KIB) * 5 / 4 + STALLED_CLIENTS * 4 * KIB;
+        let bytes = held_bytes(&region);
+        assert!(
+            bytes < bound,
+            "{bytes} bytes held in round {round}, more than {bound}"
+        );
     }
 }
 

@@ -15,7 +15,13 @@ use testkit::{
     HttpConnection, HttpVersion, StreamingResponse, TestServer, records::RecordReader,
     websocket::WebSocketConnection,
 };
-use tower_push::{Channel, source::StartPosition};
+use tower_push::{
+    Channel, Event, PushSource, Relay,
+    source::{
+        StartPosition,
+        relay::{Page, PageRequest, Upstream, UpstreamError, UpstreamLimits},
+    },
+};
 
 const REQUESTS: u64 = 3000;
 
@@ -86,27 +92,86 @@ impl OpenResponse {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn switching_client_gets_each_event_once_in_order() {
+async fn channel_sends_each_event_once_in_order() {
     let channel = Channel::builder()
         .max_events(100_000)
         .max_bytes(64 << 20)
+        .start(StartPosition::Oldest)
         .build();
-    let server = TestServer::start(tower_push::service(
-        channel.with_start(StartPosition::Oldest),
-    ))
-    .await;
+    let publisher = channel.clone();
+    let publish = move |number: u64| {
+        publisher.publish(number.to_string()).unwrap();
+    };
+    switch_transports(channel.clone(), publish).await;
+    let counts = channel.counts();
+    assert_eq!((counts.missed_on_return, counts.lagged), (0, 0));
+}
+
+/// An upstream that has all numbers up to the last one that was published. The id of a number is the number.
+struct Numbers(Arc<AtomicU64>);
+
+impl Numbers {
+    fn event(number: u64) -> Event {
+        Event::text(number.to_string()).with_event_id(number.into())
+    }
+}
+
+impl Upstream for Numbers {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let after: u64 = request.after().as_str().parse()?;
+        let numbers = after + 1..=self.0.load(Ordering::SeqCst);
+        let numbers = numbers.take(request.max_events());
+        Ok(Page::new(numbers.map(Self::event).collect()))
+    }
+}
+
+/// After each burst of events, the client's cursor is far behind the relay's log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relay_sends_each_event_once_in_order() {
+    let last_number = Arc::new(AtomicU64::new(0));
+    let (mut feed, relay) = Relay::builder()
+        .max_events(100)
+        .start(StartPosition::Oldest)
+        .start_after(0.into())
+        .upstream(Numbers(last_number.clone()))
+        .upstream_limits(UpstreamLimits::new().page_events(40))
+        .build();
+    let publish = move |number| {
+        last_number.store(number, Ordering::SeqCst);
+        feed.push(Numbers::event(number)).unwrap();
+    };
+    switch_transports(relay.clone(), publish).await;
+    let counts = relay.counts();
+    assert!(counts.cold_resumes > REQUESTS / 50, "{counts:?}");
+    let losses = (counts.missed_on_return, counts.lost_cursors);
+    assert_eq!((losses, counts.unavailable), ((0, 0), 0));
+}
+
+/// Lets one client read numbers from 1 on, over a transport that changes at random, while `publish` adds them. The client must get each
+/// number once, in order.
+async fn switch_transports<S>(source: S, mut publish: impl FnMut(u64) + Send + 'static)
+where
+    S: PushSource + Clone + Send + Sync + 'static,
+{
+    let server = TestServer::start(tower_push::service(source)).await;
     let (last_read, done) = (
         Arc::new(AtomicU64::new(0)),
         Arc::new(AtomicBool::new(false)),
     );
+    // The number up to which the publisher publishes while no client reads.
+    let burst_end = Arc::new(AtomicU64::new(0));
+    let published = Arc::new(AtomicU64::new(0));
     let publisher = thread::spawn({
-        let (channel, last_read, done) = (channel.clone(), last_read.clone(), done.clone());
+        let (last_read, done) = (last_read.clone(), done.clone());
+        let (burst_end, published) = (burst_end.clone(), published.clone());
         move || {
             let mut next = 1_u64;
             while !done.load(Ordering::Relaxed) {
                 // The publisher is up to 50 events ahead of the client, and sometimes not ahead at all.
-                if next <= last_read.load(Ordering::Relaxed) + 1 + next % 50 {
-                    channel.publish(next.to_string()).unwrap();
+                let end = last_read.load(Ordering::Relaxed) + 1 + next % 50;
+                if next <= end.max(burst_end.load(Ordering::Relaxed)) {
+                    publish(next);
+                    published.store(next, Ordering::Relaxed);
                     next += 1;
                 } else {
                     thread::sleep(Duration::from_micros(50));
@@ -130,6 +195,13 @@ async fn switching_client_gets_each_event_once_in_order() {
         (state >> 33) % below
     };
     for request in 0..REQUESTS {
+        if request % 50 == 49 {
+            let end = expected + 300;
+            burst_end.store(end, Ordering::Relaxed);
+            while published.load(Ordering::Relaxed) < end {
+                tokio::time::sleep(Duration::from_micros(50)).await;
+            }
+        }
         let (query, placement) = REQUEST_KINDS[random(REQUEST_KINDS.len() as u64) as usize];
         // HTTP/1.1 needs a new connection, because dropping an unfinished response closes the old one.
         let version = random(8).min(1) as usize;
@@ -210,6 +282,4 @@ async fn switching_client_gets_each_event_once_in_order() {
     publisher.join().unwrap();
     drop(clients);
     assert!(expected > REQUESTS, "{expected}");
-    let counters = channel.counts();
-    assert_eq!((counters.missed_on_return, counters.lagged), (0, 0));
 }

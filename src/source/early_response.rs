@@ -11,7 +11,12 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{PushSource, Rejection, Subscription};
-use crate::{BoxError, event::Item, random};
+use crate::{
+    BoxError,
+    event::{CloseCode, CloseFrame, Item},
+    random,
+    transport::StreamEnd,
+};
 
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
 #[derive(Clone, Copy)]
@@ -128,16 +133,19 @@ where
 
 /// Returns the item that tells the client of a refusal after its response has begun.
 fn refusal_item(rejection: Rejection) -> Item {
-    let (status, headers, _) = rejection.into_parts();
-    match status {
-        StatusCode::NO_CONTENT => Item::Finished,
-        _ if is_final(status) => Item::Finished,
-        _ => {
-            let retry = retry_after(&headers);
-            let retry = retry.unwrap_or_else(|| random::jittered(DEFAULT_RETRY, 0.5));
-            Item::Ended { retry }
-        }
+    let (status, headers, message) = rejection.into_parts();
+    if status == StatusCode::NO_CONTENT {
+        return Item::Finished;
     }
+    let end = if is_final(status) {
+        StreamEnd::FINISHED
+    } else {
+        let retry = retry_after(&headers);
+        StreamEnd::reconnect(retry.or_else(|| Some(random::jittered(DEFAULT_RETRY, 0.5))))
+    };
+    // Statuses have three digits, so the code is between 4100 and 4999, which are for applications.
+    let code = CloseCode::new(4000 + status.as_u16()).unwrap_or(CloseCode::INTERNAL_ERROR);
+    Item::closed(CloseFrame::new(code, message), end)
 }
 
 /// Returns whether the same request would be refused again.

@@ -9,6 +9,7 @@
 //! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. A plain stream serves one client, and begins
 //!   with a [gap](crate::event::Gap) if that client sends a cursor.
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
+//! - [`listen_fn`](listen_fn()) makes a source that only reads its clients' messages.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
 //! - [`Relay`] is a source for many clients over a store that several servers share.
 //! - [`Resumable`] makes another source resumable.
@@ -39,6 +40,7 @@ mod early_response;
 mod form_body;
 mod holding;
 mod item_stream;
+mod listen_fn;
 mod log;
 pub mod mpsc;
 mod preceded_by;
@@ -62,6 +64,7 @@ pub use self::{
     form_body::FormBody,
     holding::{Holding, HoldingStream},
     item_stream::ItemStream,
+    listen_fn::{ListenFn, ListenStream, listen_fn},
     mpsc::MpscSource,
     preceded_by::{PrecededBy, PrecededStream},
     push::Push,

@@ -36,24 +36,27 @@ pub trait PushSource {
     /// [`Resumable`](super::Resumable). By default, returns `true` if the source is not [resumable](Self::is_resumable).
     ///
     /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore sends the
-    /// stream in several responses only to a client that asks for that, and not because of the client's `Accept` header.
+    /// stream in several responses only if the client asks for that; an `Accept` header does not count as asking.
     fn is_for_one_client(&self) -> bool {
         !self.is_resumable()
     }
 
-    /// Returns a source whose response begins at once, and not only when this source has accepted the subscription.
+    /// Returns a source whose response begins at once, without waiting until this source has accepted the subscription.
     ///
     /// A transport responds when [`subscribe`](Self::subscribe) has returned. If this takes long, such as when the source first asks a
     /// model or a database, the client and the proxies on the way wait without a byte, and a timeout may fail the request. With
     /// `respond_early`, the response's head, the opening of the stream and the heartbeats are sent in the meantime.
     ///
-    /// A refusal then comes too late for a status. The client gets it in the stream:
+    /// With `respond_early`, a refusal comes too late for a status. The client gets the refusal in the stream:
     ///
-    /// | the rejection's status | what the client gets |
-    /// |---|---|
-    /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] |
-    /// | another of 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect |
-    /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s |
+    /// | the rejection's status | what the client gets | WebSocket close code |
+    /// |---|---|---|
+    /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] | 1000 |
+    /// | 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect | 4000 + status |
+    /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s | 4000 + status |
+    ///
+    /// The reason of the close frame is the rejection's message. On the other transports, the client does not learn the status. A source
+    /// that must tell its clients more yields an event of its own before it ends.
     ///
     /// ```
     /// use tower_push::{Push, PushSource, source::source_fn};
@@ -82,8 +85,8 @@ pub trait PushSource {
 
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
     ///
-    /// A client that resumes with a cursor does not get this item again. It gets the item if it cannot resume: after the gap with which
-    /// its stream then begins.
+    /// A client that resumes with a cursor does not get this item again. If the client cannot resume, its stream begins with a gap, and
+    /// the item follows the gap.
     ///
     /// `make_first` is called after this source has accepted the subscription. So a snapshot that `make_first` reads misses no event of a
     /// [`Channel`](super::Channel); the channel may repeat events that the snapshot includes. If the result is an error, the stream

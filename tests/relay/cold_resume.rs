@@ -321,6 +321,23 @@ async fn client_that_leaves_affects_nobody() {
     assert_eq!(relay.relay.subscriber_count(), 0);
 }
 
+/// A client that polls and does not wait sees only what is ready. Its page is read in the meantime.
+#[tokio::test(start_paused = true)]
+async fn client_that_polls_gets_its_page_next_time() {
+    let relay = StoreRelay::new(100, 20, builder());
+    relay.store.lock().delay = Duration::from_millis(50);
+    for cursor in [40, 60] {
+        assert!(poll_next(&mut relay.resume(cursor)).is_pending());
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let items = read_ready_items(&mut relay.resume(cursor));
+        assert_eq!(items, numbers(cursor + 1..=cursor + 10));
+    }
+    assert!(poll_next(&mut relay.resume(101)).is_pending());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let items = read_ready_items(&mut relay.resume(101));
+    assert_eq!(items[0], "epoch None");
+}
+
 /// Many clients stop in the middle of their pages. Their pages are dropped, and read anew when they go on.
 #[tokio::test(start_paused = true)]
 async fn page_of_slow_client_is_read_again() {

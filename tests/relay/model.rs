@@ -20,7 +20,7 @@ use crate::store::{Fault, Store, id, split_id, topic};
 
 /// One step of a run.
 #[derive(Clone, Debug)]
-enum Step {
+enum ModelStep {
     /// The store gets events.
     Append(u64),
     /// The feed gets the next events of the store.
@@ -44,24 +44,24 @@ enum Step {
     Wait(u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn random_step() -> impl Strategy<Value = ModelStep> {
     let topic = prop_oneof![3 => Just(None), 1 => (0_u64..3).prop_map(Some)];
     prop_oneof![
-        6 => (1_u64..30).prop_map(Step::Append),
-        6 => (1_usize..30).prop_map(Step::Push),
-        1 => (1_usize..60).prop_map(Step::Trim),
-        1 => Just(Step::Recreate),
-        1 => Just(Step::Fail),
-        3 => (any::<bool>(), topic).prop_map(|(starts_at_oldest, topic)| Step::Connect { starts_at_oldest, topic }),
-        4 => (0_usize..8).prop_map(Step::Return),
-        8 => (0_usize..8, 1_usize..20).prop_map(|(client, items)| Step::Read { client, items }),
-        1 => (1_u64..10_000).prop_map(Step::Wait),
+        6 => (1_u64..30).prop_map(ModelStep::Append),
+        6 => (1_usize..30).prop_map(ModelStep::Push),
+        1 => (1_usize..60).prop_map(ModelStep::Trim),
+        1 => Just(ModelStep::Recreate),
+        1 => Just(ModelStep::Fail),
+        3 => (any::<bool>(), topic).prop_map(|(starts_at_oldest, topic)| ModelStep::Connect { starts_at_oldest, topic }),
+        4 => (0_usize..8).prop_map(ModelStep::Return),
+        8 => (0_usize..8, 1_usize..20).prop_map(|(client, items)| ModelStep::Read { client, items }),
+        1 => (1_u64..10_000).prop_map(ModelStep::Wait),
     ]
 }
 
 /// The limits of a relay and its upstream.
 #[derive(Clone, Debug)]
-struct Limits {
+struct RelayLimits {
     log_events: usize,
     trimmed_ids: usize,
     page_events: usize,
@@ -69,7 +69,7 @@ struct Limits {
     cache_bytes: usize,
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
+fn random_limits() -> impl Strategy<Value = RelayLimits> {
     (
         1_usize..30,
         1_usize..40,
@@ -78,7 +78,7 @@ fn limits() -> impl Strategy<Value = Limits> {
         0_usize..400,
     )
         .prop_map(
-            |(log_events, trimmed_ids, page_events, max_scan, cache_bytes)| Limits {
+            |(log_events, trimmed_ids, page_events, max_scan, cache_bytes)| RelayLimits {
                 log_events,
                 trimmed_ids,
                 page_events,
@@ -89,14 +89,14 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 /// The one reader of the store in this process.
-struct Reader {
+struct StoreReader {
     store: Store,
     feed: Feed,
     epoch: u64,
     read: u64,
 }
 
-impl Reader {
+impl StoreReader {
     fn push(&mut self, count: usize) {
         let store = self.store.lock();
         if self.epoch != store.epoch {
@@ -123,7 +123,7 @@ impl Reader {
 }
 
 /// A client, which keeps its cursor when it returns.
-struct Client {
+struct ModelClient {
     subscriber: RelaySubscriber,
     topic: Option<u64>,
     /// The cursor as the client's transport keeps it.
@@ -133,7 +133,7 @@ struct Client {
     complete_to: Option<(u64, u64)>,
 }
 
-impl Client {
+impl ModelClient {
     fn subscribe(
         relay: &Relay,
         topic_number: Option<u64>,
@@ -155,7 +155,7 @@ impl Client {
         self.subscriber = Self::subscribe(relay, self.topic, start);
     }
 
-    /// Returns whether an event between `from` and `to`, both exclusive, is for this client.
+    /// Returns whether an event that is for this client has a number between `from` and `to`, which are not included.
     fn lacks_event_between(&self, from: u64, to: u64) -> bool {
         (from + 1..to).any(|number| self.topic.is_none_or(|topic| number % 3 == topic))
     }
@@ -240,7 +240,7 @@ impl Client {
 /// How long the store takes for a page. A client that waits for no longer is between two pages, or leaves while one is being read.
 const READ_TIME: Duration = Duration::from_millis(1);
 
-async fn run(limits: Limits, steps: Vec<Step>) -> Result<(), TestCaseError> {
+async fn run_steps(limits: RelayLimits, steps: Vec<ModelStep>) -> Result<(), TestCaseError> {
     let store = Store::default();
     store.lock().delay = READ_TIME;
     let upstream_limits = UpstreamLimits::new()
@@ -254,21 +254,21 @@ async fn run(limits: Limits, steps: Vec<Step>) -> Result<(), TestCaseError> {
         .upstream(store.clone())
         .upstream_limits(upstream_limits)
         .build();
-    let mut reader = Reader {
+    let mut reader = StoreReader {
         store: store.clone(),
         feed,
         epoch: 0,
         read: 0,
     };
-    let mut clients: Vec<Client> = Vec::new();
+    let mut clients: Vec<ModelClient> = Vec::new();
     for step in steps {
         match step {
-            Step::Append(count) => store.append(count),
-            Step::Push(count) => reader.push(count),
-            Step::Trim(count) => store.lock().trim(count),
-            Step::Recreate => store.lock().recreate(),
-            Step::Fail => store.lock().faults.push_back(Fault::Fail),
-            Step::Connect {
+            ModelStep::Append(count) => store.append(count),
+            ModelStep::Push(count) => reader.push(count),
+            ModelStep::Trim(count) => store.lock().trim(count),
+            ModelStep::Recreate => store.lock().recreate(),
+            ModelStep::Fail => store.lock().faults.push_back(Fault::Fail),
+            ModelStep::Connect {
                 starts_at_oldest,
                 topic,
             } => {
@@ -276,24 +276,24 @@ async fn run(limits: Limits, steps: Vec<Step>) -> Result<(), TestCaseError> {
                     true => StartPosition::Oldest,
                     false => StartPosition::Now,
                 };
-                clients.push(Client {
-                    subscriber: Client::subscribe(&relay, topic, start),
+                clients.push(ModelClient {
+                    subscriber: ModelClient::subscribe(&relay, topic, start),
                     topic,
                     cursor: None,
                     complete_to: None,
                 });
             }
-            Step::Return(client) => {
+            ModelStep::Return(client) => {
                 if let Some(client) = clients.get_mut(client) {
                     client.reconnect(&relay);
                 }
             }
-            Step::Read { client, items } => {
+            ModelStep::Read { client, items } => {
                 if let Some(client) = clients.get_mut(client) {
                     client.read(&relay, items, READ_TIME).await?;
                 }
             }
-            Step::Wait(millis) => advance(Duration::from_millis(millis)).await,
+            ModelStep::Wait(millis) => advance(Duration::from_millis(millis)).await,
         }
     }
     // Everything works again, and every client gets to the end of the store.
@@ -317,7 +317,7 @@ async fn run(limits: Limits, steps: Vec<Step>) -> Result<(), TestCaseError> {
 }
 
 /// Reads until the client waits although all its time-outs have passed.
-async fn read_to_end(client: &mut Client, relay: &Relay) -> Result<bool, TestCaseError> {
+async fn read_to_end(client: &mut ModelClient, relay: &Relay) -> Result<bool, TestCaseError> {
     for _ in 0..3 {
         if !client.read(relay, 10_000, 100 * READ_TIME).await? {
             return Ok(false);
@@ -332,11 +332,11 @@ proptest! {
 
     #[test]
     fn clients_get_each_event_once_or_a_gap(
-        limits in limits(),
-        steps in proptest::collection::vec(step(), 1..80),
+        limits in random_limits(),
+        steps in proptest::collection::vec(random_step(), 1..80),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(run(limits, steps))?;
+        runtime.block_on(run_steps(limits, steps))?;
     }
 }

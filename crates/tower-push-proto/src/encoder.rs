@@ -26,7 +26,8 @@ pub trait Encoder: Send {
     /// An error if the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
+    /// Writes an event after which a client resumes from `cursor` instead of from the event's id: see
+    /// [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///
     /// The default calls [`event`](Self::event), and then [`cursor`](Self::cursor).
     ///
@@ -148,7 +149,7 @@ pub(crate) fn millis_within_browser_limit(time: Duration) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{GapReason, Item};
+    use crate::event::{CloseCode, CloseFrame, GapReason, Item};
 
     /// An encoder that writes the name of each called method.
     struct CallLog;
@@ -194,6 +195,14 @@ mod tests {
                 Some(StreamEnd::reconnect(Some(Duration::ZERO))),
             ),
             (Item::Expired, "", Some(StreamEnd::EXPIRED)),
+            (
+                Item::closed(
+                    CloseFrame::new(CloseCode::NORMAL, "bye"),
+                    StreamEnd::FINISHED,
+                ),
+                "",
+                Some(StreamEnd::FINISHED),
+            ),
         ] {
             assert_eq!(item.end(), end);
             assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);

@@ -174,7 +174,7 @@ impl Channel {
 
     /// Closes the channel: no more events can be published.
     ///
-    /// Subscribers get the remaining events and then [`Item::Finished`]. A client that subscribes later, and has received all
+    /// Subscribers get the remaining events and then [`Item::Finished`](crate::Item::Finished). A client that subscribes later, and has received all
     /// events, is refused with [`Rejection::finished`].
     pub fn close(&self) {
         self.log.close();

@@ -49,7 +49,7 @@ impl IdIndex {
 
     /// Forgets the ids of trimmed events beyond the maximum. `before_oldest` is the position of the newest trimmed event.
     pub(super) fn forget_trimmed(&mut self, before_oldest: u64) {
-        while self.first_position + self.max_trimmed_ids <= before_oldest {
+        while self.first_position.saturating_add(self.max_trimmed_ids) <= before_oldest {
             let Some(id) = self.ids.pop_front() else {
                 return;
             };
@@ -107,6 +107,16 @@ mod tests {
         index.forget_trimmed(5);
         assert_eq!(index.id_at(3), None);
         assert_eq!(index.id_at(5), Some(&id(5)));
+    }
+
+    #[test]
+    fn any_number_of_trimmed_ids_can_be_kept() {
+        for (max_trimmed_ids, kept) in [(0, 5), (usize::MAX, 0)] {
+            let mut index = IdIndex::new(None, max_trimmed_ids);
+            (1..=5).for_each(|number| index.push(id(number)));
+            index.forget_trimmed(5);
+            assert_eq!(index.first_position, kept);
+        }
     }
 
     #[test]

@@ -2,9 +2,10 @@ use std::{fmt, sync::Arc};
 
 use crate::event::Event;
 
-/// The policy of a [`Channel`](crate::Channel) for a connected subscriber that has not read events before the log trimmed them.
+/// The policy of a [`Channel`](crate::Channel) or a [`Relay`](crate::Relay) for a connected subscriber that has not read events before the
+/// log trimmed them.
 ///
-/// [`Channel::counts`](crate::Channel::counts) counts every event that a subscriber does not get.
+/// The counts of the channel or relay include every event that a subscriber does not get.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum LagPolicy {
@@ -34,7 +35,7 @@ impl LagPolicy {
     ///
     /// Conflation begins behind the log: a subscriber gets every event that is still in the log, older events of a key included. If
     /// clients should get hardly more than the newest event of each key, let the log hold as many events as there are keys
-    /// ([`max_events`](super::ChannelBuilder::max_events)).
+    /// ([`max_events`](crate::source::channel::ChannelBuilder::max_events)).
     ///
     /// A client that reconnects with a cursor older than the log gets these events, too. A client without a cursor also gets them if it
     /// begins at [`StartPosition::Oldest`](crate::source::StartPosition::Oldest): its stream begins with a snapshot, the newest

@@ -21,7 +21,8 @@ use crate::{
     source::log::{ExternalIds, LogReader, ResolvedStart},
 };
 
-/// A client that returns with a cursor that is not in the relay's log: it reads pages from the upstream until its cursor is in the log.
+/// The way of a returning client, whose cursor is not in the relay's log, into the log. The client reads pages from the upstream until the
+/// log has its cursor.
 ///
 /// # Invariant: no hole and no duplicate
 /// The client has exactly the events up to `cursor`, as far as no gap was announced. A page begins after `cursor`, and each of its
@@ -32,19 +33,20 @@ pub(super) struct ColdResume {
     topics: Option<TopicSet>,
     cursor: EventId,
     page: Option<PagePosition>,
-    /// How many events the upstream may still look at for this client.
+    /// The number of events that the upstream may still look at for this client.
     remaining_scan: usize,
-    step: Step,
+    step: ColdResumeStep,
 }
 
-/// What a [`ColdResume`] does when it has no page to read from.
-enum Step {
+/// What a [`ColdResume`] does next if it has no page to take events from.
+enum ColdResumeStep {
     /// Continues with the log, if the log has the cursor, or requests the next page.
     LookUp,
     /// Waits for a page.
     ReadPage(Pin<Box<dyn Future<Output = PageResult> + Send>>),
-    /// The upstream has no events after the cursor, and the log does not know the cursor: the feed lags behind the upstream. Waits for
-    /// the feed, and asks the upstream again after a while, in case the feed never gets there.
+    /// The upstream has no events after the cursor, and the log does not know the cursor, because the feed lags behind the upstream. The
+    /// client waits until the feed has pushed the event of the cursor. If the timer ends first, the client asks the upstream again, because
+    /// the feed may have skipped this event.
     WaitForFeed(Pin<Box<Sleep>>),
 }
 
@@ -83,7 +85,7 @@ impl ColdResume {
             topics,
             cursor,
             page: None,
-            step: Step::LookUp,
+            step: ColdResumeStep::LookUp,
         }
     }
 
@@ -100,21 +102,22 @@ impl ColdResume {
                 return Poll::Ready(ColdResumeOutcome::Item(item));
             }
             match &mut self.step {
-                Step::LookUp => {
+                ColdResumeStep::LookUp => {
                     if let Some(start) = relay.log.start_in_log(&self.cursor) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                     }
                     if self.remaining_scan == 0 {
                         return Poll::Ready(self.give_up(relay));
                     }
-                    self.step = Step::ReadPage(Box::pin(self.upstream.read_page(PageKey {
-                        after: self.cursor.clone(),
-                        topics: self.topics.clone(),
-                    })));
+                    self.step =
+                        ColdResumeStep::ReadPage(Box::pin(self.upstream.read_page(PageKey {
+                            after: self.cursor.clone(),
+                            topics: self.topics.clone(),
+                        })));
                 }
-                Step::ReadPage(read) => {
+                ColdResumeStep::ReadPage(read) => {
                     let result = ready!(read.as_mut().poll(cx));
-                    self.step = Step::LookUp;
+                    self.step = ColdResumeStep::LookUp;
                     match result {
                         Ok(page) => self.start_page(&page),
                         Err(PageReadError::Lost(reason)) => {
@@ -126,7 +129,7 @@ impl ColdResume {
                         }
                     }
                 }
-                Step::WaitForFeed(recheck) => {
+                ColdResumeStep::WaitForFeed(recheck) => {
                     // The position is read first, so that an event that the feed pushes after it ends the wait.
                     let last_position = reader.last_log_position();
                     if let Some(start) = relay.log.start_in_log(&self.cursor) {
@@ -138,7 +141,7 @@ impl ColdResume {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(end));
                     }
                     if recheck.as_mut().poll(cx).is_ready() {
-                        self.step = Step::LookUp;
+                        self.step = ColdResumeStep::LookUp;
                     } else if reader.wait_unless_readable(cx.waker(), last_position) {
                         return Poll::Pending;
                     }
@@ -154,7 +157,7 @@ impl ColdResume {
             // The limit is for what the client has missed. The client has missed nothing that the upstream has.
             self.remaining_scan = limits.max_scan;
             let wait = random::jittered(WAIT_FOR_FEED_TIME, 0.2);
-            self.step = Step::WaitForFeed(Box::pin(sleep(wait)));
+            self.step = ColdResumeStep::WaitForFeed(Box::pin(sleep(wait)));
             return;
         }
         self.remaining_scan = self.remaining_scan.saturating_sub(limits.page_events);

@@ -139,7 +139,7 @@ impl Relay {
     /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
     ///
     /// Subscribers look at every event of the feed. A client's cursor also moves on over events of other topics, now and then. A gap
-    /// does not say how many events are missing. [`StartPosition::Last`](StartPosition::Last) counts the events of all topics.
+    /// does not say how many events are missing. [`StartPosition::Last`] counts the events of all topics.
     ///
     /// ```
     /// use tower_push::{Push, Relay, event::Topic};

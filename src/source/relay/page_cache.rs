@@ -38,7 +38,8 @@ enum ReadState {
     Finished {
         result: PageResult,
         byte_len: usize,
-        finished_at: Instant,
+        /// A client that asks later causes another read.
+        reusable_until: Instant,
     },
 }
 
@@ -61,9 +62,12 @@ pub(super) enum FoundPage {
     Absent,
 }
 
-/// How long a finished read is used for further clients with the same cursor. Clients that return together share one read, even if
-/// they are not quite simultaneous.
-const REUSE_TIME: Duration = Duration::from_secs(1);
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither changes. A
+/// client that polls without waiting finds the page at its next poll.
+const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
+
+/// How long other answers are used: that there are no events yet, or that the upstream has failed.
+const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of finished reads in the cache: pages without events have few bytes.
 const MAX_FINISHED: usize = 4096;
@@ -91,9 +95,9 @@ impl PageCache {
             Some(ReadState::Pending(done)) => FoundPage::Pending(done.clone()),
             Some(ReadState::Finished {
                 result,
-                finished_at,
+                reusable_until,
                 ..
-            }) if *finished_at + REUSE_TIME >= asked_at => FoundPage::Finished(result.clone()),
+            }) if *reusable_until >= asked_at => FoundPage::Finished(result.clone()),
             _ => FoundPage::Absent,
         }
     }
@@ -128,12 +132,20 @@ impl PageCache {
             Ok(page) => page.events.iter().map(event_byte_len).sum(),
             Err(_) => 0,
         };
+        let is_transient = match &result {
+            Ok(page) => page.is_end_of_feed(&key.after),
+            Err(error) => *error == PageReadError::Unavailable,
+        };
         let mut dropped = self.evict(byte_len);
         self.byte_len += byte_len;
         let state = ReadState::Finished {
             result,
             byte_len,
-            finished_at: now,
+            reusable_until: now
+                + match is_transient {
+                    true => TRANSIENT_REUSE_TIME,
+                    false => PAGE_REUSE_TIME,
+                },
         };
         let entry = CacheEntry { number, state };
         dropped.extend(
@@ -231,14 +243,23 @@ mod tests {
     }
 
     #[test]
-    fn finished_page_is_used_for_a_second() {
+    fn finished_page_is_reused_for_a_while() {
         let now = Instant::now();
         let mut cache = PageCache::new(100);
-        let number = begin(&mut cache, 1);
-        let _ = cache.finish(key(1), number, page(5), now);
-        assert!(is_finished(&cache, 1, now + REUSE_TIME));
-        let later = now + REUSE_TIME + Duration::from_nanos(1);
-        assert!(matches!(cache.find(&key(1), later), FoundPage::Absent));
+        let later = now + PAGE_REUSE_TIME + Duration::from_nanos(1);
+        let soon = now + TRANSIENT_REUSE_TIME + Duration::from_nanos(1);
+        for (result, is_transient) in [
+            (Ok(Arc::new(Page::default())), true),
+            (Err(PageReadError::Unavailable), true),
+            (Err(PageReadError::Lost(GapReason::Epoch)), false),
+            (page(5), false),
+        ] {
+            let number = begin(&mut cache, 1);
+            let _ = cache.finish(key(1), number, result, now);
+            assert!(is_finished(&cache, 1, now + TRANSIENT_REUSE_TIME));
+            assert_eq!(is_finished(&cache, 1, soon), !is_transient);
+            assert!(matches!(cache.find(&key(1), later), FoundPage::Absent));
+        }
         let number = begin(&mut cache, 1);
         assert_eq!(cache.byte_len, 0);
         let _ = cache.finish(key(1), number, page(7), later);

@@ -45,7 +45,7 @@ use crate::{
 pub struct RelaySubscriber {
     relay: Arc<RelayState>,
     reader: LogReader<ExternalIds>,
-    /// The client's way into the log. `None` once the client reads the log.
+    /// The cold resume of a client that does not read the log yet. `None` once the client reads the log.
     cold_resume: Option<Box<ColdResume>>,
     topics: Option<TopicSet>,
     /// The number of events of other topics since the last item.
@@ -147,7 +147,7 @@ impl RelaySubscriber {
 }
 
 impl RelaySubscriber {
-    /// Returns the next item. A gap counts the missing events of all topics.
+    /// Returns the next item. If the item is a gap, the gap counts the missing events of all topics.
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
         while !self.is_finished {
             if self.cold_resume.is_some() {

@@ -73,6 +73,7 @@ impl ResumableStream {
             LoggedEnd::Finished => Some(Ok(Item::Finished)),
             LoggedEnd::Ended => None,
             LoggedEnd::EndedWithRetry(retry) => Some(Ok(Item::Ended { retry })),
+            LoggedEnd::Closed(close) => Some(Ok(Item::Closed(close))),
             LoggedEnd::Failed(text) => {
                 Some(Err(self.error.take().unwrap_or_else(|| (*text).into())))
             }

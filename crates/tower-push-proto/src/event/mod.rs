@@ -4,9 +4,11 @@
 //! made. Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
 //! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
-//! into items, and a `Result` of each.
+//! into items, and a `Result` of each. A [`CloseFrame`] is an end that only WebSockets can express.
 
 mod checked_text;
+mod close_code;
+mod close_frame;
 mod encoding;
 mod event_id;
 mod event_type;
@@ -24,12 +26,14 @@ use self::encoding::EncodingCache;
 #[cfg(feature = "json")]
 pub use self::item::Json;
 pub use self::{
+    close_code::CloseCode,
+    close_frame::CloseFrame,
     encoding::Encoding,
     event_id::EventId,
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
-    item::{IntoItem, Item},
+    item::{IntoItem, Item, StreamClose},
     payload::Payload,
     topic::Topic,
 };

@@ -107,7 +107,7 @@ pub fn write_event(fields: &Fields, out: &mut BytesMut) {
     write_envelope(fields, None, out);
 }
 
-/// Like [`write_event`], with a member `"cursor"` after `id`. A client resumes from this cursor and not from the id.
+/// Like [`write_event`], with a member `"cursor"` after `id`. A client resumes from this cursor instead of from the id.
 pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut BytesMut) {
     write_envelope(fields, Some(cursor), out);
 }

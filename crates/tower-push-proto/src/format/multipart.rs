@@ -168,7 +168,7 @@ struct MultipartEncoder {
 
 impl MultipartEncoder {
     /// Writes a part for a gap, a cursor, a heartbeat or an end, and the delimiter after the part.
-    fn write_control_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
+    fn write_non_event_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
         write_json(&mut json);
         write_header("Content-Type", CONTROL_TYPE, out);
@@ -222,8 +222,8 @@ impl MultipartEncoder {
         }
     }
 
-    /// Writes a gap or a cursor, as a header or a part.
-    fn write_control(
+    /// Writes a gap or a cursor: as a header in `multipart/x-mixed-replace`, and as a part in `multipart/mixed`.
+    fn write_gap_or_cursor(
         &mut self,
         header_name: &str,
         header_value: &str,
@@ -234,7 +234,7 @@ impl MultipartEncoder {
         if self.format.is_replace() {
             write_header(header_name, header_value, out.buffer());
         } else {
-            self.write_control_part(out.buffer(), write_json);
+            self.write_non_event_part(out.buffer(), write_json);
             self.write_delimiter(out.buffer());
         }
     }
@@ -279,7 +279,7 @@ impl Encoder for MultipartEncoder {
         if self.format.is_data_only() {
             return Err(Error::gap_unsupported());
         }
-        self.write_control(
+        self.write_gap_or_cursor(
             "Gap",
             &gap.to_json(),
             |out| control_record::write_gap(gap, out),
@@ -292,7 +292,7 @@ impl Encoder for MultipartEncoder {
         if self.format.is_data_only() {
             return;
         }
-        self.write_control(
+        self.write_gap_or_cursor(
             "Cursor",
             id.as_str(),
             |out| control_record::write_cursor(id, out),
@@ -304,7 +304,7 @@ impl Encoder for MultipartEncoder {
         let out = out.buffer();
         match self.format.control_form {
             ControlForm::Parts => {
-                self.write_control_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
+                self.write_non_event_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
                 self.write_delimiter(out);
             }
             ControlForm::Headers => {
@@ -326,7 +326,7 @@ impl Encoder for MultipartEncoder {
         let out = out.buffer();
         match self.format.control_form {
             ControlForm::Parts => {
-                self.write_control_part(out, |out| control_record::write_end(end, out));
+                self.write_non_event_part(out, |out| control_record::write_end(end, out));
             }
             ControlForm::Headers => {
                 if end.finished {

@@ -58,8 +58,8 @@ impl Record {
         }
     }
 
-    /// Returns the item that a source yields to send this record. Returns `None` for an end without a retry time: a source then ends its
-    /// stream without an item.
+    /// Returns the item that a source yields to send this record. Returns `None` for an end without a retry time: to send such
+    /// an end, a source ends its stream without yielding an item.
     pub fn into_item(self) -> Option<Item> {
         match self {
             Self::Event {

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use super::{
     HeartbeatForm, SseConfig,
     lines::{
-        SseDataEncoding, SseEncoding, SsePayloadEncoding, write_comment, write_cursor, write_event,
-        write_fields_before_payload, write_id, write_retry,
+        SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding, write_comment,
+        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
     },
 };
 use crate::{
@@ -124,10 +124,10 @@ impl Encoder for SseEncoder {
             return Ok(());
         }
         match (self.config.has_ids, self.config.is_base64) {
-            (true, false) => out.push_event::<SseEncoding<false>>(event),
-            (true, true) => out.push_event::<SseEncoding<true>>(event),
-            (false, false) => out.push_event::<SseDataEncoding<false>>(event),
-            (false, true) => out.push_event::<SseDataEncoding<true>>(event),
+            (true, false) => out.push_event::<SseEventEncoding<false>>(event),
+            (true, true) => out.push_event::<SseEventEncoding<true>>(event),
+            (false, false) => out.push_event::<SseEventWithoutIdEncoding<false>>(event),
+            (false, true) => out.push_event::<SseEventWithoutIdEncoding<true>>(event),
         }
         Ok(())
     }

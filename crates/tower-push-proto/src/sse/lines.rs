@@ -12,18 +12,18 @@ use crate::{
 const FIELDS_CAPACITY: usize = 64;
 
 /// The encoding of an event for SSE. The data is the payload: in base64 on one line if `IS_BASE64`, else as text.
-pub(super) struct SseEncoding<const IS_BASE64: bool>;
+pub(super) struct SseEventEncoding<const IS_BASE64: bool>;
 
-impl<const IS_BASE64: bool> Encoding for SseEncoding<IS_BASE64> {
+impl<const IS_BASE64: bool> Encoding for SseEventEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         write_source_event(fields, IS_BASE64, out);
     }
 }
 
-/// The encoding of an event like [`SseEncoding`], without the event's id and topic.
-pub(super) struct SseDataEncoding<const IS_BASE64: bool>;
+/// The encoding of an event like [`SseEventEncoding`], without the event's id and topic.
+pub(super) struct SseEventWithoutIdEncoding<const IS_BASE64: bool>;
 
-impl<const IS_BASE64: bool> Encoding for SseDataEncoding<IS_BASE64> {
+impl<const IS_BASE64: bool> Encoding for SseEventWithoutIdEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_event(fields, IS_BASE64, out);
         if let Some(event_type) = &fields.event_type {
@@ -33,7 +33,7 @@ impl<const IS_BASE64: bool> Encoding for SseDataEncoding<IS_BASE64> {
     }
 }
 
-/// The part of [`SseEncoding`] that does not depend on the event's id: the `data` fields, and the empty line that ends the event.
+/// The part of [`SseEventEncoding`] that does not depend on the event's id: the `data` fields, and the empty line that ends the event.
 pub(super) struct SsePayloadEncoding<const IS_BASE64: bool>;
 
 impl<const IS_BASE64: bool> Encoding for SsePayloadEncoding<IS_BASE64> {
