@@ -9,13 +9,13 @@ use futures_core::Stream;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tower_push_proto::StreamEnd;
 
 use super::{PushSource, Rejection, Subscription};
 use crate::{
     BoxError,
     event::{CloseCode, CloseFrame, Item},
     random,
-    transport::StreamEnd,
 };
 
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
