@@ -18,7 +18,10 @@ pub trait PushSource {
     /// - An error disconnects the client, which sees that its stream was cut off.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
 
-    /// Subscribes one client, or refuses it. If the client leaves before the future is ready, the future is dropped.
+    /// Subscribes one client, or refuses it. The response begins when the future is ready: see [`respond_early`](Self::respond_early) for
+    /// sources that take long.
+    ///
+    /// If the client leaves before the future is ready, the future is dropped.
     fn subscribe(
         self,
         subscription: Subscription,
