@@ -2,7 +2,7 @@ use std::future::Future;
 
 use futures_core::Stream;
 
-use super::{EarlyResponse, Holding, PrecededBy, Rejection, Subscription};
+use super::{EarlySource, HoldingSource, PrecededSource, Rejection, Subscription};
 use crate::{
     BoxError,
     event::{IntoItem, Item},
@@ -79,11 +79,11 @@ pub trait PushSource {
     ///
     /// A [`Guard`](crate::Guard) counts the stream as open from the beginning of the response, and its observers see a late refusal as the
     /// end of the stream.
-    fn respond_early(self) -> EarlyResponse<Self>
+    fn respond_early(self) -> EarlySource<Self>
     where
         Self: Sized + Send + 'static,
     {
-        EarlyResponse::new(self)
+        EarlySource::new(self)
     }
 
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
@@ -104,14 +104,14 @@ pub trait PushSource {
     ///     Push::new(changes.clone().preceded_by(snapshot))
     /// }
     /// ```
-    fn preceded_by<F, Fut>(self, make_first: F) -> PrecededBy<Self, F>
+    fn preceded_by<F, Fut>(self, make_first: F) -> PrecededSource<Self, F>
     where
         Self: Sized + Send,
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future + Send + 'static,
         Fut::Output: IntoItem,
     {
-        PrecededBy::new(self, make_first)
+        PrecededSource::new(self, make_first)
     }
 
     /// Returns a source that keeps `value` as long as a client's stream is open, and drops it when the client has left.
@@ -134,11 +134,11 @@ pub trait PushSource {
     ///     Ok(Push::new(tokio_stream::iter(["one", "two"]).holding(permit)))
     /// }
     /// ```
-    fn holding<T>(self, value: T) -> Holding<Self, T>
+    fn holding<T>(self, value: T) -> HoldingSource<Self, T>
     where
         Self: Sized + Send,
         T: Send + 'static,
     {
-        Holding::new(self, value)
+        HoldingSource::new(self, value)
     }
 }

@@ -21,12 +21,12 @@ use crate::{
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
 #[derive(Clone, Copy)]
 #[must_use = "a source does nothing until a client subscribes to it"]
-pub struct EarlyResponse<S> {
+pub struct EarlySource<S> {
     source: S,
 }
 
 pin_project! {
-    /// The items that one client of an [`EarlyResponse`] gets.
+    /// The items that one client of an [`EarlySource`] gets.
     #[must_use = "streams do nothing unless polled"]
     pub struct EarlyStream<S> {
         #[pin]
@@ -60,13 +60,13 @@ type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Se
 /// The time after which a client reconnects if its rejection names no time: 5 seconds, on average.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
 
-impl<S> EarlyResponse<S> {
+impl<S> EarlySource<S> {
     pub(super) fn new(source: S) -> Self {
         Self { source }
     }
 }
 
-impl<S: PushSource + Send + 'static> PushSource for EarlyResponse<S> {
+impl<S: PushSource + Send + 'static> PushSource for EarlySource<S> {
     type Stream = EarlyStream<S::Stream>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
@@ -160,9 +160,9 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-impl<S> fmt::Debug for EarlyResponse<S> {
+impl<S> fmt::Debug for EarlySource<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EarlyResponse").finish_non_exhaustive()
+        f.debug_struct("EarlySource").finish_non_exhaustive()
     }
 }
 
