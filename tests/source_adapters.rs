@@ -118,7 +118,8 @@ async fn early_response_closes_websocket_with_status() {
     let server = TestServer::start(tower_push::service(refusing.respond_early())).await;
     for version in HttpVersion::ALL {
         let mut client = websocket::connect(&server, version, "/", &[]).await;
-        let close = client.read_close().await;
+        let close = client.next_frame().await.unwrap();
+        let close = close.close_code_and_reason();
         assert_eq!(close, Some((4403, "not for you".to_owned())));
     }
 }

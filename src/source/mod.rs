@@ -36,7 +36,7 @@
 pub mod broadcast;
 pub mod channel;
 mod client_messages;
-mod early_source;
+mod early_response_source;
 mod form_body;
 mod holding_source;
 mod item_stream;
@@ -60,7 +60,7 @@ pub use self::{
     broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
-    early_source::{EarlySource, EarlyStream},
+    early_response_source::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
     holding_source::{HoldingSource, HoldingStream},
     item_stream::ItemStream,

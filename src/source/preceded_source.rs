@@ -33,7 +33,7 @@ pin_project! {
 
 /// The item that precedes a stream.
 enum FirstItem<F, Fut> {
-    /// The client has a cursor. It gets the first item only after a gap, which must then be the first item of the stream.
+    /// The client has a cursor, and gets the first item only if its stream begins with a gap: after the gap.
     OnlyAfterGap(F),
     /// The client gets the first item next.
     Wanted(F),

@@ -2,7 +2,7 @@ use std::future::Future;
 
 use futures_core::Stream;
 
-use super::{EarlySource, HoldingSource, PrecededSource, Rejection, Subscription};
+use super::{EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription};
 use crate::{
     BoxError,
     event::{IntoItem, Item},
@@ -79,11 +79,11 @@ pub trait PushSource {
     ///
     /// A [`Guard`](crate::Guard) counts the stream as open from the beginning of the response, and its observers see a late refusal as the
     /// end of the stream.
-    fn respond_early(self) -> EarlySource<Self>
+    fn respond_early(self) -> EarlyResponseSource<Self>
     where
         Self: Sized + Send + 'static,
     {
-        EarlySource::new(self)
+        EarlyResponseSource::new(self)
     }
 
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
@@ -118,7 +118,8 @@ pub trait PushSource {
     ///
     /// The value may be a permit, a lock, or a value whose `Drop` tells others that the client has left. A stream that is
     /// [parked](super::Resumable) keeps its value. If this source refuses the subscription, the value is dropped at once. A transport that
-    /// sends one stream in several responses, such as long-polling, keeps the value between them only if it keeps the stream.
+    /// sends one stream in several responses, such as long-polling, keeps the value between two responses only if the transport keeps
+    /// the stream.
     ///
     /// ```
     /// use std::sync::Arc;

@@ -79,8 +79,8 @@ pub trait BatchEncoder: Encoder {
         let _ = out;
     }
 
-    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default calls
-    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
+    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default,
+    /// this method calls [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         match end {
             Some(end) => self.end(end, out),

@@ -21,22 +21,22 @@ use crate::{
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
 #[derive(Clone, Copy)]
 #[must_use = "a source does nothing until a client subscribes to it"]
-pub struct EarlySource<S> {
+pub struct EarlyResponseSource<S> {
     source: S,
 }
 
 pin_project! {
-    /// The items that one client of an [`EarlySource`] gets.
+    /// The items that one client of an [`EarlyResponseSource`] gets.
     #[must_use = "streams do nothing unless polled"]
-    pub struct EarlyStream<S> {
+    pub struct EarlyResponseStream<S> {
         #[pin]
-        state: EarlyState<S>,
+        state: EarlyResponseState<S>,
     }
 }
 
 pin_project! {
     #[project = EarlyStateProjection]
-    enum EarlyState<S> {
+    enum EarlyResponseState<S> {
         /// The source has not accepted or refused the subscription yet.
         Subscribing {
             subscribe_future: SubscribeFuture<S>,
@@ -60,24 +60,24 @@ type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Se
 /// The time after which a client reconnects if its rejection names no time: 5 seconds, on average.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
 
-impl<S> EarlySource<S> {
+impl<S> EarlyResponseSource<S> {
     pub(super) fn new(source: S) -> Self {
         Self { source }
     }
 }
 
-impl<S: PushSource + Send + 'static> PushSource for EarlySource<S> {
-    type Stream = EarlyStream<S::Stream>;
+impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
+    type Stream = EarlyResponseStream<S::Stream>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         // The transport drops the client's messages unless the source has taken them when this function returns.
         let subscription = subscription.with_claimed_client_messages();
-        let state = EarlyState::Subscribing {
+        let state = EarlyResponseState::Subscribing {
             known_expiry: subscription.expires_at(),
             subscribe_future: Box::pin(self.source.subscribe(subscription.clone())),
             subscription,
         };
-        Ok(EarlyStream { state })
+        Ok(EarlyResponseStream { state })
     }
 
     fn is_resumable(&self) -> bool {
@@ -89,7 +89,7 @@ impl<S: PushSource + Send + 'static> PushSource for EarlySource<S> {
     }
 }
 
-impl<S> Stream for EarlyStream<S>
+impl<S> Stream for EarlyResponseStream<S>
 where
     S: Stream<Item = Result<Item, BoxError>>,
 {
@@ -110,17 +110,17 @@ where
                         let expiry = subscription.expires_at();
                         let expiry = expiry.filter(|_| expiry != *known_expiry);
                         let expiry = expiry.map(|time| Box::pin(sleep_until(time)));
-                        state.set(EarlyState::Subscribed { stream, expiry });
+                        state.set(EarlyResponseState::Subscribed { stream, expiry });
                     }
                     Err(rejection) => {
-                        state.set(EarlyState::Ended);
+                        state.set(EarlyResponseState::Ended);
                         return Poll::Ready(Some(Ok(refusal_item(rejection))));
                     }
                 },
                 EarlyStateProjection::Subscribed { stream, expiry } => {
                     let expired = expiry.as_mut().map(|expiry| expiry.as_mut().poll(cx));
                     if expired.is_some_and(|expired| expired.is_ready()) {
-                        state.set(EarlyState::Ended);
+                        state.set(EarlyResponseState::Ended);
                         return Poll::Ready(Some(Ok(Item::Expired)));
                     }
                     return stream.poll_next(cx);
@@ -137,7 +137,7 @@ fn refusal_item(rejection: Rejection) -> Item {
     if status == StatusCode::NO_CONTENT {
         return Item::Finished;
     }
-    let end = if is_final(status) {
+    let end = if is_permanent_refusal(status) {
         StreamEnd::FINISHED
     } else {
         let retry = retry_after(&headers);
@@ -149,7 +149,7 @@ fn refusal_item(rejection: Rejection) -> Item {
 }
 
 /// Returns whether the same request would be refused again.
-fn is_final(status: StatusCode) -> bool {
+fn is_permanent_refusal(status: StatusCode) -> bool {
     // 408 Request Timeout, 425 Too Early and 429 Too Many Requests.
     status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429)
 }
@@ -160,14 +160,16 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-impl<S> fmt::Debug for EarlySource<S> {
+impl<S> fmt::Debug for EarlyResponseSource<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EarlySource").finish_non_exhaustive()
+        f.debug_struct("EarlyResponseSource")
+            .finish_non_exhaustive()
     }
 }
 
-impl<S> fmt::Debug for EarlyStream<S> {
+impl<S> fmt::Debug for EarlyResponseStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EarlyStream").finish_non_exhaustive()
+        f.debug_struct("EarlyResponseStream")
+            .finish_non_exhaustive()
     }
 }
