@@ -176,7 +176,9 @@ impl<I: LogIds> ReplayLog<I> {
             }
         };
         // A client whose connection breaks before the first event resumes from this cursor.
-        let cursor = (position == last).then(|| self.ids.id_at(position, log));
+        // After `Oldest`, a new subscription without a cursor would get the same events, so its events need no cursor before them.
+        let needs_cursor = position == last || matches!(start, StartPosition::Last(_));
+        let cursor = needs_cursor.then(|| self.ids.id_at(position, log));
         ResolvedStart {
             first_item: cursor.flatten().map(Item::Cursor),
             ..ResolvedStart::at(position)

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use super::{
     HeartbeatForm, SseConfig,
     lines::{
-        SseEventEncoding, SseEventWithoutIdEncoding, write_comment, write_cursor, write_event,
-        write_id, write_retry, write_source_event,
+        SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding, write_comment,
+        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
     },
 };
 use crate::{
@@ -57,10 +57,14 @@ impl SseEncoder {
         }
     }
 
-    /// Writes an event of the source with `id` in place of its own id.
+    /// Writes an event of the source with `id` in place of its own id. Streams with different ids share the encoded payload.
     fn write_event_with_id(&self, event: &Event, id: &EventId, out: &mut FrameBuffer) {
-        let is_base64 = self.config.is_base64;
-        write_source_event(event.fields(), Some(id), is_base64, out.buffer());
+        write_fields_before_payload(event.fields(), Some(id), out.buffer());
+        if self.config.is_base64 {
+            out.push_event::<SsePayloadEncoding<true>>(event);
+        } else {
+            out.push_event::<SsePayloadEncoding<false>>(event);
+        }
     }
 
     /// Writes the event that announces a gap or an end. The event has `id`, or else the cursor that is held back.

@@ -9,9 +9,14 @@ use futures_core::Stream;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tower_push_proto::StreamEnd;
 
 use super::{PushSource, Rejection, Subscription};
-use crate::{BoxError, event::Item, random};
+use crate::{
+    BoxError,
+    event::{CloseCode, CloseFrame, Item},
+    random,
+};
 
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
 #[derive(Clone, Copy)]
@@ -34,7 +39,7 @@ pin_project! {
     enum EarlyResponseState<S> {
         /// The source has not accepted or refused the subscription yet.
         Subscribing {
-            subscribing: SubscribeFuture<S>,
+            subscribe_future: SubscribeFuture<S>,
             subscription: Subscription,
             // The expiry that the transport knows.
             known_expiry: Option<Instant>,
@@ -69,7 +74,7 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
         let subscription = subscription.with_claimed_client_messages();
         let state = EarlyResponseState::Subscribing {
             known_expiry: subscription.expires_at(),
-            subscribing: Box::pin(self.source.subscribe(subscription.clone())),
+            subscribe_future: Box::pin(self.source.subscribe(subscription.clone())),
             subscription,
         };
         Ok(EarlyResponseStream { state })
@@ -95,10 +100,10 @@ where
         loop {
             match state.as_mut().project() {
                 EarlyStateProjection::Subscribing {
-                    subscribing,
+                    subscribe_future,
                     subscription,
                     known_expiry,
-                } => match ready!(subscribing.as_mut().poll(cx)) {
+                } => match ready!(subscribe_future.as_mut().poll(cx)) {
                     Ok(stream) => {
                         // If the source has not taken the messages, they are dropped from now on.
                         drop(subscription.client_messages());
@@ -128,16 +133,19 @@ where
 
 /// Returns the item that tells the client of a refusal after its response has begun.
 fn refusal_item(rejection: Rejection) -> Item {
-    let (status, headers, _) = rejection.into_parts();
-    match status {
-        StatusCode::NO_CONTENT => Item::Finished,
-        _ if is_permanent_refusal(status) => Item::Finished,
-        _ => {
-            let retry = retry_after(&headers);
-            let retry = retry.unwrap_or_else(|| random::jittered(DEFAULT_RETRY, 0.5));
-            Item::Ended { retry }
-        }
+    let (status, headers, message) = rejection.into_parts();
+    if status == StatusCode::NO_CONTENT {
+        return Item::Finished;
     }
+    let end = if is_permanent_refusal(status) {
+        StreamEnd::FINISHED
+    } else {
+        let retry = retry_after(&headers);
+        StreamEnd::reconnect(retry.or_else(|| Some(random::jittered(DEFAULT_RETRY, 0.5))))
+    };
+    // Statuses have three digits, so the code is between 4100 and 4999, which are for applications.
+    let code = CloseCode::new(4000 + status.as_u16()).unwrap_or(CloseCode::INTERNAL_ERROR);
+    Item::closed(CloseFrame::new(code, message), end)
 }
 
 /// Returns whether the same request would be refused again.
