@@ -35,11 +35,11 @@ pub trait PushSource {
         true
     }
 
-    /// Returns whether each stream of the source is made for one client. This is so for plain streams and for a
-    /// [`Resumable`](super::Resumable). By default, returns `true` if the source is not [resumable](Self::is_resumable).
+    /// Returns whether the source makes each stream for one client, as plain streams and a [`Resumable`](super::Resumable) do. The default
+    /// is `true` if the source is not [resumable](Self::is_resumable), and otherwise `false`.
     ///
-    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore sends the
-    /// stream in several responses only if the client asks for that; an `Accept` header does not count as asking.
+    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore does not
+    /// choose long-polling by the client's `Accept` header alone.
     fn is_for_one_client(&self) -> bool {
         !self.is_resumable()
     }
