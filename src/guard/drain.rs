@@ -304,6 +304,7 @@ impl DrainState {
         Some(self.registered)
     }
 
+    /// Counts an open stream as closed; after the start of the drain also as notified if `was_notified`, else as left.
     fn deregister(&mut self, was_notified: bool) {
         self.open -= 1;
         if self.start.is_some() {
@@ -331,7 +332,7 @@ impl DrainState {
     }
 }
 
-/// A connection or an accept loop that waits for the start of a [`Drain`]. It does not count as an open stream.
+/// A connection or an accept loop that waits for the start of a [`Drain`]. The waiter does not count as an open stream.
 #[cfg(feature = "server")]
 pub(crate) struct DrainStartWaiter {
     drain: Drain,
@@ -420,7 +421,7 @@ impl DrainableStream {
         })
     }
 
-    /// See [`Drain::random_retry`].
+    /// Chooses a random time after which the stream's client should reconnect. Returns zero before the start of the drain.
     pub(super) fn random_retry(&self) -> Duration {
         self.drain.random_retry()
     }

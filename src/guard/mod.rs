@@ -222,7 +222,7 @@ impl GuardBuilder {
     ///
     /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the
     /// page's request, with the user's cookies, and the stream stays open until the page is closed. A CORS layer belongs around
-    /// the guard, so that it answers preflight requests before the guard sees them.
+    /// the guard, so that the CORS layer answers preflight requests before the guard sees them.
     pub fn origin_policy(mut self, policy: OriginPolicy) -> Self {
         self.0.origin_policy = Some(policy);
         self
@@ -236,8 +236,8 @@ impl GuardBuilder {
 
     /// Refuses an `EventSource` with 503, like any other client. By default, an `EventSource` gets a 200 that makes it reconnect.
     ///
-    /// Set `always_503` if monitors or load balancers must see the refusal. In a browser, the `EventSource` then stays closed
-    /// until the page creates a new one.
+    /// Set `always_503` if monitors or load balancers must see the refusal. With this setting, the `EventSource`
+    /// of a browser stays closed until the page creates a new one.
     pub fn always_503(mut self) -> Self {
         self.0.always_503 = true;
         self

@@ -129,7 +129,7 @@ fn build_head(
     Some(head)
 }
 
-/// Creates a filter that extracts the extensions by which a connection becomes a WebSocket. It passes every request.
+/// Creates a filter that extracts the extensions by which a connection becomes a WebSocket. The filter passes every request.
 #[cfg(feature = "websocket")]
 fn websocket_extensions() -> impl Filter<Extract = (Extensions,), Error = Infallible> + Clone {
     let upgrade = ::warp::ext::optional::<hyper::upgrade::OnUpgrade>();

@@ -16,8 +16,8 @@ use crate::{
 /// The messages that one client sends over a transport such as a WebSocket, as a stream in the order of their arrival.
 ///
 /// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes the stream, the
-/// messages are checked and dropped. The stream ends when the client closes the connection or the connection ends;
-/// [`close_frame`](Self::close_frame) then tells how.
+/// messages are checked and dropped. The stream ends when the client closes the connection or the connection ends.
+/// [`close_frame`](Self::close_frame) tells how the stream has ended.
 ///
 /// A queue holds the messages that the source has not read: at most 64 messages, or 64 KiB. While the queue is full, the client's
 /// socket is not read, which slows down a client that sends faster than the source reads. During that time the client's pings

@@ -36,14 +36,14 @@
 pub mod broadcast;
 pub mod channel;
 mod client_messages;
-mod early_response;
+mod early_response_source;
 mod form_body;
-mod holding;
+mod holding_source;
 mod item_stream;
 mod listen_fn;
 mod log;
 pub mod mpsc;
-mod preceded_by;
+mod preceded_source;
 mod push;
 mod push_source;
 pub mod query;
@@ -60,13 +60,13 @@ pub use self::{
     broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
-    early_response::{EarlyResponse, EarlyStream},
+    early_response_source::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
-    holding::{Holding, HoldingStream},
+    holding_source::{HoldingSource, HoldingStream},
     item_stream::ItemStream,
     listen_fn::{ListenFn, ListenStream, listen_fn},
     mpsc::MpscSource,
-    preceded_by::{PrecededBy, PrecededStream},
+    preceded_source::{PrecededSource, PrecededStream},
     push::Push,
     push_source::PushSource,
     rejection::Rejection,

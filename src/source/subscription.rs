@@ -149,7 +149,7 @@ impl Subscription {
         self.client_messages.as_ref()?.take()
     }
 
-    /// Returns this subscription with the client's messages claimed: the transport queues them until the source takes them.
+    /// Returns this subscription with the client's messages reserved for a source that takes them later. Until then, the messages are queued.
     pub(super) fn with_claimed_client_messages(self) -> Self {
         Self {
             client_messages: self

@@ -31,6 +31,7 @@ pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     phase: StreamPhase,
 }
 
+/// Whether a [`SupervisedStream`] is open, or what has ended the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamPhase {
     Open,
@@ -158,6 +159,7 @@ where
         self.poll(cx, false)
     }
 
+    /// Polls for the next item, until the stream has ended early. An event or a gap is counted only if `counts_content`.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,

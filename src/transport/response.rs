@@ -21,7 +21,7 @@ pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
 pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
-/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent, and not guess a different one.
+/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent instead of guessing a different one.
 pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The statuses whose responses have no body (RFC 9110 §15.3.5, §15.3.6 and §15.4.5).

@@ -55,7 +55,8 @@ pub trait Encoder: Send {
 
     /// Writes what the encoder has held back, such as a cursor that the next event could have carried: nothing by default.
     ///
-    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) includes it.
+    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) writes the held
+    /// bytes too.
     fn flush(&mut self, out: &mut FrameBuffer) {
         let _ = out;
     }
@@ -79,8 +80,8 @@ pub trait BatchEncoder: Encoder {
         let _ = out;
     }
 
-    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default calls
-    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
+    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default,
+    /// this method calls [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         match end {
             Some(end) => self.end(end, out),

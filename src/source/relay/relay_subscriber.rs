@@ -86,13 +86,13 @@ impl RelaySubscriber {
             is_finished: false,
         };
         if let Some(cursor) = cold_cursor {
-            subscriber.resume_cold(cursor);
+            subscriber.try_begin_cold_resume(cursor);
         }
         subscriber
     }
 
-    /// Begins a cold resume, if the relay has an upstream. Returns whether it has one.
-    fn resume_cold(&mut self, cursor: EventId) -> bool {
+    /// Begins a cold resume. Returns `false`, and does nothing, if the relay has no upstream.
+    fn try_begin_cold_resume(&mut self, cursor: EventId) -> bool {
         let Some(upstream) = &self.relay.upstream else {
             return false;
         };
@@ -120,9 +120,9 @@ impl RelaySubscriber {
     }
 
     /// Ends the stream. The client returns later.
-    fn end_for_now(&mut self) -> Item {
+    fn end_with_retry(&mut self) -> Item {
         self.is_finished = true;
-        self.relay.end_for_now()
+        self.relay.end_with_retry()
     }
 
     /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
@@ -139,7 +139,7 @@ impl RelaySubscriber {
             }
             ColdResumeOutcome::Unavailable => {
                 self.relay.counters.add_unavailable();
-                self.end_for_now()
+                self.end_with_retry()
             }
         };
         Poll::Ready(Some(item))
@@ -167,7 +167,7 @@ impl RelaySubscriber {
                 LogReadOutcome::Missed(missed) => {
                     // A client that has not read from the log since it came back can still resume from the upstream.
                     let requested = self.reader.requested_cursor().cloned();
-                    if requested.is_some_and(|cursor| self.resume_cold(cursor)) {
+                    if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
                         continue;
                     }
                     let item = self.reader.skip(missed);
@@ -178,7 +178,7 @@ impl RelaySubscriber {
                     self.is_finished = true;
                     Ok(Item::Finished)
                 }
-                LogReadOutcome::Closed => Ok(self.end_for_now()),
+                LogReadOutcome::Closed => Ok(self.end_with_retry()),
             };
             return Poll::Ready(Some(item));
         }

@@ -55,10 +55,11 @@ pub trait Upstream: Send + Sync + 'static {
         request: PageRequest,
     ) -> impl Future<Output = Result<Page, UpstreamError>> + Send;
 
-    /// Compares the places of two events in the feed by their ids. Returns `None` if the ids do not tell; the default always does.
+    /// Compares the places of two events in the feed by their ids. Returns `None` if the ids do not tell. By default,
+    /// returns `None`.
     ///
-    /// The relay asks this only when a client has read [as many events as it may](super::UpstreamLimits::max_scan). If the client is
-    /// ahead of the relay's log then, because the feed lags behind the upstream, the client must not continue with the log, which
+    /// The relay calls `compare_ids` only when a client has read [as many events as it may](super::UpstreamLimits::max_scan). If this client is
+    /// ahead of the relay's log, because the feed lags behind the upstream, the client must not continue with the log, which
     /// would repeat events. Without an order of ids, the relay assumes that the client is behind the log.
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         let _ = (a, b);
@@ -234,7 +235,7 @@ impl Page {
     }
 
     /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
-    /// events after the cursor returns such a page, and not [`UpstreamError::Lost`], so that the client gets the others.
+    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the others.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self

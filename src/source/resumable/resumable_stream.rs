@@ -67,6 +67,7 @@ impl ResumableStream {
         Item::from(gap)
     }
 
+    /// Ends the stream for this client. Returns the last item or the error; `None` if the stream ends without an item.
     fn end(&mut self, end: LoggedEnd) -> Option<Result<Item, BoxError>> {
         self.is_finished = true;
         match end {

@@ -342,7 +342,7 @@ impl Transport for LongPoll {
             first: wait_time.duration,
             more: self.0.batch_window,
         };
-        if self.0.speaks_durable_streams(head) {
+        if self.0.uses_durable_dialect(head) {
             let read = DurableReadHandler {
                 dialect: self.0.durable_streams.clone(),
                 source,
@@ -379,7 +379,8 @@ impl Transport for LongPoll {
 }
 
 impl LongPollConfig {
-    fn speaks_durable_streams(&self, head: &Parts) -> bool {
+    /// Returns whether a request is answered in the dialect of Durable Streams.
+    fn uses_durable_dialect(&self, head: &Parts) -> bool {
         self.durable_streams.is_only_dialect || is_durable_request(head)
     }
 

@@ -47,7 +47,7 @@ pub(super) struct AcceptedHandshake {
     /// Resolves to the socket once `response` is sent.
     pub on_upgrade: OnUpgrade,
     pub response: Response<PushBody>,
-    /// Whether the socket is one stream of an HTTP/2 connection, and not a whole connection.
+    /// Whether the socket is one stream of an HTTP/2 connection instead of a whole connection.
     pub is_multiplexed: bool,
     /// The chosen subprotocol, if any. The response does not name it yet, because the source may select another one.
     pub subprotocol: Option<HeaderValue>,

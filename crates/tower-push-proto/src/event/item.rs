@@ -60,7 +60,8 @@ pub enum Item {
 pub struct StreamClose {
     /// The close frame that a WebSocket sends.
     pub frame: CloseFrame,
-    /// What the end means for the client: [`StreamEnd::FINISHED`] if it must not reconnect, [`StreamEnd::reconnect`] if it may.
+    /// What the end means for the client: [`StreamEnd::FINISHED`] if the client must not reconnect, [`StreamEnd::reconnect`] if the
+    /// client may.
     pub end: StreamEnd,
 }
 

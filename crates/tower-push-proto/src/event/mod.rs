@@ -167,6 +167,9 @@ impl Event {
     ///
     /// `id` is an [`EventId`], a `u64`, or a text.
     ///
+    /// If the event has clones, the returned event has a copy of the payload, and shares no encoding with the clones. To send one event to
+    /// many clients with another id for each, yield an [`Item::EventWithCursor`]: on SSE, the clients then share the encoded payload.
+    ///
     /// # Errors
     /// [`Error::is_invalid_id`] if `id` is not a valid id.
     pub fn with_id<I>(self, id: I) -> Result<Self, Error>

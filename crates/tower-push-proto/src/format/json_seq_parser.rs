@@ -61,7 +61,8 @@ enum ByteRole {
     Inside,
     /// The line feed after a JSON text.
     End,
-    /// The record separator of the next JSON text, within or directly after a JSON text.
+    /// The record separator of the next JSON text, within or directly after a JSON text. `depth` is the number of arrays and objects that
+    /// are open at the separator; `None` if a string is open.
     NextSeparator { depth: Option<usize> },
     /// A byte, other than white space, that no record separator precedes.
     Stray,

@@ -1,7 +1,7 @@
 use crate::event::CloseCode;
 
-/// The close codes with which a [`Session`](super::Session) ends a connection, for each cause that the client has not brought about by
-/// breaking the protocol.
+/// The close codes with which a [`Session`](super::Session) ends a connection, one for each cause. The codes for clients that break the
+/// protocol are fixed, and are not among these codes.
 ///
 /// Each setter takes a [`CloseCode`], or `None` to end the connection without a close frame. The client then sees the code 1006, as after a
 /// network failure, and most clients reconnect.

@@ -10,7 +10,7 @@ use std::{
 use super::deflate::{self, InflateError};
 use super::{
     frame::{self, Role},
-    frame_decoder::{DecoderConfig, DecoderEvent, FrameDecoder, Message},
+    frame_decoder::{DecodeError, DecoderConfig, DecoderEvent, FrameDecoder, Message},
     frame_encoder::FrameEncoder,
     send_queue::SendQueue,
     session_config::{MAX_DEADLINE, SessionConfig},
@@ -316,7 +316,7 @@ impl Session {
                 Ok(None) => return None,
                 Ok(Some(DecoderEvent::Message(message))) => match self.message_payload(message) {
                     Ok(payload) => return Some(payload),
-                    Err((code, reason)) => self.schedule_close(Some(code), reason),
+                    Err(error) => self.schedule_close(Some(error.close_code), error.reason),
                 },
                 Ok(Some(
                     DecoderEvent::Ping | DecoderEvent::Pong | DecoderEvent::DroppedMessage,
@@ -354,7 +354,7 @@ impl Session {
     }
 
     /// Converts a message of the decoder into a payload. A compressed message is inflated.
-    fn message_payload(&self, message: Message) -> Result<Payload, (CloseCode, &'static str)> {
+    fn message_payload(&self, message: Message) -> Result<Payload, DecodeError> {
         let (is_text, compressed) = match message {
             Message::Text(text) => return Ok(Payload::Text(text)),
             Message::Binary(bytes) => return Ok(Payload::Binary(bytes.into())),
@@ -365,8 +365,10 @@ impl Session {
             return Ok(Payload::Binary(bytes.into()));
         }
         let text = String::from_utf8(bytes);
-        text.map(Payload::Text)
-            .map_err(|_| (CloseCode::INVALID_PAYLOAD, "text is not UTF-8"))
+        text.map(Payload::Text).map_err(|_| DecodeError {
+            close_code: CloseCode::INVALID_PAYLOAD,
+            reason: "text is not UTF-8",
+        })
     }
 
     fn count_unsolicited_frame(&mut self, now: Instant) {
@@ -740,20 +742,26 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 #[cfg(feature = "deflate")]
-fn inflate_message(
-    compressed: &[u8],
-    max_len: usize,
-) -> Result<Vec<u8>, (CloseCode, &'static str)> {
+fn inflate_message(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, DecodeError> {
     deflate::inflate(compressed, max_len).map_err(|error| match error {
-        InflateError::TooBig => (CloseCode::MESSAGE_TOO_BIG, "message is too big"),
-        InflateError::Invalid => (CloseCode::INVALID_PAYLOAD, "not compressed as agreed"),
+        InflateError::TooBig => DecodeError {
+            close_code: CloseCode::MESSAGE_TOO_BIG,
+            reason: "message is too big",
+        },
+        InflateError::Invalid => DecodeError {
+            close_code: CloseCode::INVALID_PAYLOAD,
+            reason: "not compressed as agreed",
+        },
     })
 }
 
 /// Returns an error. Without the feature `deflate` this function is never called, because the decoder refuses compressed messages.
 #[cfg(not(feature = "deflate"))]
-fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
-    Err((CloseCode::PROTOCOL_ERROR, "compression was not agreed on"))
+fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, DecodeError> {
+    Err(DecodeError {
+        close_code: CloseCode::PROTOCOL_ERROR,
+        reason: "compression was not agreed on",
+    })
 }
 
 #[cfg(test)]
