@@ -144,7 +144,7 @@ struct SharedServer {
 /// for a client that does not read. hyper's default is 400 KiB.
 const MAX_HTTP1_BUFFER_LEN: usize = 64 * 1024;
 
-/// The time without input after which an HTTP/2 connection is pinged, and the time for the answer: 20 s.
+/// The time without input after which an HTTP/2 connection is pinged, and the time within which the client must answer: 20 s.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Upper bound for the timeouts, 30 days: adding this bound to `Instant::now()` does not overflow.

@@ -46,7 +46,7 @@ pub trait PushSource {
 
     /// Returns a source whose response begins at once, without waiting until this source has accepted the subscription.
     ///
-    /// A transport responds when [`subscribe`](Self::subscribe) has returned. If this takes long, such as when the source first asks a
+    /// A transport responds when [`subscribe`](Self::subscribe) has returned. If the subscription takes long, such as when the source first asks a
     /// model or a database, the client and the proxies on the way wait without a byte, and a timeout may fail the request. With
     /// `respond_early`, the response's head, the opening of the stream and the heartbeats are sent in the meantime.
     ///

@@ -49,7 +49,7 @@ pub(super) struct AcceptedHandshake {
     pub response: Response<PushBody>,
     /// Whether the socket is one stream of an HTTP/2 connection instead of a whole connection.
     pub is_multiplexed: bool,
-    /// The chosen subprotocol, if any. The response does not name it yet, because the source may select another one.
+    /// The chosen subprotocol, if any. The response does not name the subprotocol yet, because the source may select another one.
     pub subprotocol: Option<HeaderValue>,
     /// The negotiated compression; `None` if messages are not compressed.
     #[cfg(feature = "deflate")]

@@ -91,6 +91,7 @@ impl Multipart {
     /// the type `application/json` with the content `{}`.
     ///
     /// The line break after a delimiter is sent with the next part. The stream can therefore end without an empty part after the last event.
+    /// A reader that ignores `Content-Length` and waits for this line break reads each part when the next one arrives.
     pub fn data_only() -> Self {
         Self {
             non_event_form: NonEventForm::Omitted,

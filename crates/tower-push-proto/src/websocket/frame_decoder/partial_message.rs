@@ -1,4 +1,4 @@
-//! Collection of the bytes of an incomplete message.
+//! Collects the bytes of an incomplete message.
 
 use super::{DecodeError, DecoderEvent, Message, frame_header::IncomingFrame};
 use crate::websocket::{
