@@ -50,14 +50,15 @@ struct Discontinuity {
 #[derive(Debug)]
 pub(crate) struct DuplicateId(pub(crate) Event);
 
-/// The events that a reader has not read and never will.
+/// The events that a reader has not read, and that the log no longer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MissedEvents {
     /// The position at which the reader goes on.
     pub(crate) up_to: u64,
     /// The number of events, if it is known.
     pub(crate) count: Option<u64>,
-    /// Why the log began anew between the reader's position and `up_to`. `None` if it did not: the events were trimmed.
+    /// The reason for which the log began anew between the reader's position and `up_to`. `None` if the log did not begin anew, and the
+    /// events were trimmed.
     pub(crate) discontinuity: Option<GapReason>,
 }
 

@@ -15,7 +15,8 @@ use crate::{event::GapReason, source::log::event_byte_len};
 #[derive(Debug)]
 pub(super) struct PageCache {
     entries: HashMap<PageKey, CacheEntry>,
-    /// The finished reads, oldest first. An entry that was replaced since has another number.
+    /// The keys and numbers of the finished reads, oldest first. If an entry of `entries` was replaced, its number differs from the number
+    /// here.
     finished: VecDeque<(PageKey, u64)>,
     /// The number of the next read.
     next_number: u64,
@@ -38,7 +39,7 @@ enum ReadState {
     Finished {
         result: PageResult,
         byte_len: usize,
-        /// A client that asks later causes another read.
+        /// The time up to which clients with this key get this result. A client that asks later causes another read.
         reusable_until: Instant,
     },
 }
@@ -62,11 +63,11 @@ pub(super) enum FoundPage {
     Absent,
 }
 
-/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither changes. A
-/// client that polls without waiting finds the page at its next poll.
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Such an answer stays
+/// true. A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
-/// How long other answers are used: that there are no events yet, or that the upstream has failed.
+/// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
 const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of finished reads in the cache: pages without events have few bytes.
