@@ -207,7 +207,7 @@ struct BurstCounter {
 }
 
 impl BurstCounter {
-    /// Counts a message of one subscriber. `mine` is how many messages of the burst it has received.
+    /// Counts a message of one subscriber. `received_in_burst` is how many messages of the burst this subscriber has received.
     fn count(&self, received_in_burst: &mut usize) {
         *received_in_burst += 1;
         if *received_in_burst == self.burst {

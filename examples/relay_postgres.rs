@@ -12,7 +12,7 @@
 //! # How the table becomes a feed
 //! - **The order of the numbers is the order of the commits.** Numbers are drawn before a transaction commits: without a lock, 42 could
 //!   become visible after 43, and a reader that has seen 43 would miss 42. So `publish` takes a lock that it holds until it commits.
-//! - **An id names one row unforgeably.** It is the row's number and a random token, `42-1f0c9a3e`. A table that was created anew has the
+//! - **No other row ever has the id of a row.** An id is the row's number and a random token, `42-1f0c9a3e`. A table that was created anew has the
 //!   same numbers, and other tokens.
 //! - **NOTIFY only wakes.** The reader reads the table, so that a notification that is lost costs time and no event.
 

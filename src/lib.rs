@@ -43,7 +43,8 @@
 //! - **Correct bytes.** A client reads every payload as it was sent. No payload can forge a field, a line or a boundary. Ids and
 //!   types are checked when an [`Event`] is built, so an encoder cannot fail in the middle of a stream because of them.
 //! - **No silent loss.** A [`Gap`] in the stream tells the client of events that it will not receive. If the source fails, the
-//!   response is cut: the client sees a truncated body, or an error code on a WebSocket, and not an end.
+//!   response is cut: the client sees a truncated body, or an error code on a WebSocket, and cannot mistake it for
+//!   an end.
 //! - **Encoding once.** All subscribers share the encoded bytes of an event. Events that are ready together are sent in one
 //!   frame, and an event that is ready alone is sent at once.
 //!
@@ -108,7 +109,7 @@
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `server` | `serve`, a server for HTTP/1.1 and HTTP/2 | `hyper` with its HTTP/1 and HTTP/2, `hyper-util` |
 //! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
-//! | `warp` | `layer::warp`: [`Push`] and [`Rejection`](source::Rejection) as warp replies, and a filter for the head of a request | `warp` without features, and its 30 crates |
+//! | `warp` | `layer::warp`: [`Push`] and [`Rejection`](source::Rejection) as warp replies, and a filter for the head of a request | `warp` without features: 40 crates |
 //! | `full` | all of the above except `warp` | |
 //!
 //! # Runtime

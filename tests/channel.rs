@@ -54,6 +54,11 @@ fn ids_sort_as_text_and_are_assigned_by_channel() {
     let id = channel.publish(own).unwrap();
     assert!(id > ids[999]);
     let mut subscriber = channel.subscribe_from(StartPosition::Last(1));
+    let first = poll_next(&mut subscriber);
+    let Poll::Ready(Some(Ok(Item::Cursor(cursor)))) = first else {
+        panic!("not a cursor: {first:?}")
+    };
+    assert_eq!(cursor, ids[999]);
     let Poll::Ready(Some(Ok(Item::Event(event)))) = poll_next(&mut subscriber) else {
         panic!("not an event")
     };
@@ -66,8 +71,8 @@ fn subscriber_starts_where_requested() {
     let cases: [(MakeStart, &[&str]); 7] = [
         (|_| StartPosition::Now, &["cursor"]),
         (|_| StartPosition::Oldest, &["1", "2", "3"]),
-        (|_| StartPosition::Last(2), &["2", "3"]),
-        (|_| StartPosition::Last(99), &["1", "2", "3"]),
+        (|_| StartPosition::Last(2), &["cursor", "2", "3"]),
+        (|_| StartPosition::Last(99), &["cursor", "1", "2", "3"]),
         (|_| StartPosition::Last(0), &["cursor"]),
         (|ids| StartPosition::After(ids[0].clone()), &["2", "3"]),
         (|ids| StartPosition::After(ids[2].clone()), &[]),
@@ -224,7 +229,7 @@ mod lag {
         );
         assert_eq!(
             read_ready_items(&mut channel.subscribe_from(StartPosition::Last(9))),
-            ["c", "d"]
+            ["cursor", "c", "d"]
         );
         // There are more keys than the channel may keep, so it forgets the oldest.
         publish(&["eee", "ffff"]);

@@ -728,7 +728,7 @@ mod npm_post {
         let answers = post("anthropic", &server).await;
         assert!(answers.starts_with(&message_events()), "{answers:?}");
         let answers = post("axios", &server).await;
-        assert_eq!(answers[0]["type"], "text/event-stream; charset=utf-8");
+        assert_eq!(answers[0]["type"], "text/event-stream");
         let body = answers[0]["data"].as_str().unwrap();
         assert!(body.contains("message_stop"), "{body}");
     }

@@ -739,7 +739,7 @@ async fn websocket_counts_until_its_socket_closes() {
         drop(opened);
         wait_for_open_streams(&guard, 0).await;
     }
-    assert_eq!(guard.counts().closed(CloseReason::Left), 2);
+    assert_eq!(guard.counts().closed(CloseReason::ClosedByClient), 2);
 }
 
 #[tokio::test]

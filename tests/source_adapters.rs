@@ -109,6 +109,21 @@ async fn early_response_reports_refusal_in_stream() {
     assert_eq!(client.cursor(), None);
 }
 
+#[tokio::test]
+async fn early_response_closes_websocket_with_status() {
+    let refusing = source_fn(async |_| {
+        let rejection = Rejection::new(StatusCode::FORBIDDEN).message("not for you");
+        Err::<tokio_stream::Empty<Event>, _>(rejection)
+    });
+    let server = TestServer::start(tower_push::service(refusing.respond_early())).await;
+    for version in HttpVersion::ALL {
+        let mut client = websocket::connect(&server, version, "/", &[]).await;
+        let close = client.next_frame().await.unwrap();
+        let close = close.close_code_and_reason();
+        assert_eq!(close, Some((4403, "not for you".to_owned())));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn early_response_obeys_late_expiry() {
     let source = source_fn(async |subscription: Subscription| {

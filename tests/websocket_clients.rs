@@ -10,7 +10,7 @@ use std::{
 use axum::Router;
 use serde_json::{Value, json};
 use testkit::{
-    TEST_TIMEOUT, TestServer, programs,
+    ExampleProcess, TEST_TIMEOUT, TestServer, programs,
     websocket::{SAMPLE_ACCEPT, SAMPLE_KEY},
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
@@ -405,4 +405,38 @@ mod curl {
             assert!(says_so, "{headers:?}: {head:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn graphql_ws_client_sees_results_and_close_codes() {
+    let example = tokio::task::spawn_blocking(|| ExampleProcess::start("graphql_ws", &[]));
+    let example = example.await.unwrap();
+    let mut script = programs::node_script("graphql_ws.mjs", "graphql-ws");
+    script.arg(example.next_address());
+    let records = run_to_json_lines(script.into()).await;
+    let data = |field: &str, value: Value| json!({ "data": { field: value } });
+    let countdown = |from: u64| (0..=from).rev().map(|n| data("countdown", json!(n)));
+    let closed = |scenario: &str, code: u16, reason: &str| json!({ "scenario": scenario, "code": code, "reason": reason });
+    let expected = [
+        json!({
+            "scenario": "results",
+            "hello": [data("hello", json!("Hello, world!"))],
+            "numbers": countdown(2).collect::<Vec<_>>(),
+            "unknown": [{ "error": [{ "message": "unknown operation: { nothing }" }] }],
+        }),
+        json!({ "scenario": "first", "data": { "countdown": 100 } }),
+        closed("disposed", 1000, ""),
+        closed(
+            "invalid message",
+            4400,
+            "Invalid message: expected ident at line 1 column 2",
+        ),
+        closed("subscribe before init", 4401, "Unauthorized"),
+        closed("wrong token", 4403, "Forbidden"),
+        closed("no subprotocol", 4406, "Subprotocol not acceptable"),
+        closed("no init", 4408, "Connection initialisation timeout"),
+        closed("same id twice", 4409, "Subscriber for twice already exists"),
+        closed("init twice", 4429, "Too many initialisation requests"),
+    ];
+    assert_eq!(records, expected);
 }

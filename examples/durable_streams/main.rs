@@ -180,7 +180,7 @@ impl StreamStore {
 
     /// Creates a stream (§5.1).
     async fn create(&self, head: &Parts, body: Body) -> Result<Response, Refusal> {
-        is_supported(&head.headers)?;
+        check_is_supported(&head.headers)?;
         let octets = HeaderValue::from_static("application/octet-stream");
         let content_type = head.headers.get(header::CONTENT_TYPE).cloned();
         let content_type = content_type.unwrap_or(octets);
@@ -218,7 +218,7 @@ impl StreamStore {
     /// Appends to a stream, or closes it (§5.2 and §5.3).
     async fn append(&self, head: &Parts, body: Body) -> Result<Response, Refusal> {
         let stream = self.find(head.uri.path())?;
-        is_supported(&head.headers)?;
+        check_is_supported(&head.headers)?;
         let written = stream.write(&head.headers, &read_body(body).await?);
         let tail = stream.tail().await;
         Ok(match written {
@@ -417,7 +417,7 @@ fn split_messages(content_type: &HeaderValue, body: &Bytes) -> Result<Vec<Event>
     events.map_err(|_| refusal(StatusCode::BAD_REQUEST, "it is no JSON"))
 }
 
-fn is_supported(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_is_supported(headers: &HeaderMap) -> Result<(), Refusal> {
     if UNSUPPORTED_HEADERS
         .iter()
         .any(|name| headers.contains_key(*name))

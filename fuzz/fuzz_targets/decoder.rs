@@ -130,7 +130,7 @@ fn decode_piece(
             DecoderEvent::DroppedMessage => Decoded::Dropped,
             DecoderEvent::Ping => Decoded::Ping(ping_payload),
             DecoderEvent::Pong => Decoded::Pong,
-            DecoderEvent::Close(code) => Decoded::Close(code.map(CloseCode::get)),
+            DecoderEvent::Close(frame) => Decoded::Close(frame.code().map(CloseCode::get)),
         });
     }
 }

@@ -27,10 +27,14 @@ use crate::{
 /// use axum::extract::ConnectInfo;
 /// use tower_push::{Guard, guard::Admission};
 ///
+/// /// The tenant of an authenticated user. A layer around the guard sets this extension.
+/// #[derive(Clone, PartialEq, Eq, Hash)]
+/// struct Tenant(u64);
+///
 /// let admission = Admission::builder()
 ///     .max_streams(50_000)
 ///     .max_streams_per(|head| head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.ip()), 20)
-///     .max_streams_per(|head| head.headers.get("x-tenant").cloned(), 5_000)
+///     .max_streams_per(|head| head.extensions.get::<Tenant>().cloned(), 5_000)
 ///     .build();
 /// let guard = Guard::builder().admission(&admission).build();
 /// ```
@@ -111,7 +115,8 @@ impl AdmissionBuilder {
     /// Sets the maximum number of open streams for each key. By default there is no maximum. Each call adds a limit, and all
     /// limits apply.
     ///
-    /// `key` returns the key of a request, given the request's head. A request for which `key` returns `None` is not counted. The
+    /// `key` returns the key of a request, given the request's head. This limit does not apply to a request for which `key` returns
+    /// `None`. The
     /// client must not be able to choose its key: use the peer's address, or a user that an outer layer has authenticated. A key
     /// is kept in memory while streams with this key are open.
     pub fn max_streams_per<F, K>(mut self, key: F, streams: usize) -> Self

@@ -26,10 +26,10 @@ use super::{
 use crate::{
     BoxError, Error,
     deadline::earlier,
-    event::Item,
+    event::{CloseFrame, Item},
     random,
     source::Subscription,
-    supervision::{StreamHandle, StreamLifecycle},
+    supervision::{StreamHandle, StreamLifecycle, WakerRegistration},
     transport::{PushBody, StreamEnd},
 };
 
@@ -110,7 +110,8 @@ impl AdmittedLifecycle {
         let mut response = pin!(response);
         let mut drained = pin!(self.wait_until_drain_ends_stream());
         poll_fn(|cx| {
-            // The drain is checked first: a stream that opens now would have to end before it has sent anything.
+            // The drain is checked before the response is polled, because the poll may open the stream, which would have to end before it
+            // has sent anything.
             if !self.is_open()
                 && self
                     .drain_ends_at()
@@ -198,6 +199,18 @@ impl AdmittedLifecycle {
         self.notify_observers(|observer, info| observer.on_failure(info, error));
     }
 
+    /// Sets the close reason for an end of the source's stream, unless the client has closed its connection before.
+    fn on_end(&self, end: StreamEnd) {
+        if self.close_reason() == CloseReason::ClosedByClient {
+            return;
+        }
+        self.set_close_reason(match end {
+            StreamEnd { finished: true, .. } => CloseReason::Finished,
+            StreamEnd { expired: true, .. } => CloseReason::CredentialExpired,
+            _ => CloseReason::Ended,
+        });
+    }
+
     fn drain_ends_at(&self) -> Option<Instant> {
         self.drain.as_ref()?.ends_at()
     }
@@ -274,9 +287,11 @@ impl StreamLifecycle for AdmittedLifecycle {
         Item::Ended { retry }
     }
 
-    fn register_waker(&self, waker: &Waker) -> bool {
-        let drain = self.drain.as_ref();
-        drain.is_none_or(|drain| drain.register_waker(waker))
+    fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration {
+        match &self.drain {
+            Some(drain) => drain.register_end_time_waker(waker),
+            None => WakerRegistration::Registered,
+        }
     }
 
     fn on_complete_response(&self) {
@@ -303,6 +318,16 @@ impl StreamLifecycle for AdmittedLifecycle {
         self.on_failure(error);
     }
 
+    fn on_client_close(&self, frame: &CloseFrame) {
+        if let Some(outer) = self.outer_lifecycle() {
+            outer.on_client_close(frame);
+        }
+        if self.close_reason() == CloseReason::Left {
+            self.set_close_reason(CloseReason::ClosedByClient);
+        }
+        self.notify_observers(|observer, info| observer.on_client_close(info, frame));
+    }
+
     fn on_item(&self, item: Option<&Result<Item, BoxError>>) {
         if let Some(outer) = self.outer_lifecycle() {
             outer.on_item(item);
@@ -317,17 +342,12 @@ impl StreamLifecycle for AdmittedLifecycle {
                 counters.record_gap();
                 self.notify_observers(|observer, info| observer.on_gap(info, gap));
             }
-            Some(Ok(item)) => match item.end() {
-                Some(StreamEnd { finished: true, .. }) => {
-                    self.set_close_reason(CloseReason::Finished)
+            Some(Ok(item)) => {
+                if let Some(end) = item.end() {
+                    self.on_end(end);
                 }
-                Some(StreamEnd { expired: true, .. }) => {
-                    self.set_close_reason(CloseReason::CredentialExpired)
-                }
-                Some(_) => self.set_close_reason(CloseReason::Ended),
-                None => {}
-            },
-            None => self.set_close_reason(CloseReason::Ended),
+            }
+            None => self.on_end(StreamEnd::reconnect(None)),
             Some(Err(error)) => self.on_failure(error),
         }
     }

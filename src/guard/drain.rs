@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     random,
+    supervision::WakerRegistration,
     sync::{AtomicBool, Mutex, Ordering, WaitList, WaiterKey, lock},
 };
 
@@ -226,8 +227,8 @@ impl Drain {
     /// Waits for the start of the drain, and then until the last stream is closed or the deadline has passed. The method is
     /// cancel safe, and can be called any number of times.
     ///
-    /// A stream is closed when its server has dropped it. Bytes that the stream wrote last may not be sent yet: the server sends
-    /// them while it finishes its connections in its own graceful shutdown.
+    /// A stream is closed when the server has dropped its body, its socket or its waiting poll. Bytes that the stream wrote last may not
+    /// be sent yet: the server sends them while it finishes its connections in its own graceful shutdown.
     pub async fn wait(&self) -> DrainOutcome {
         let start = self.wait_for(|state| state.start).await;
         let deadline = start.started_at + start.plan.deadline;
@@ -303,6 +304,7 @@ impl DrainState {
         Some(self.registered)
     }
 
+    /// Counts an open stream as closed; after the start of the drain also as notified if `was_notified`, else as left.
     fn deregister(&mut self, was_notified: bool) {
         self.open -= 1;
         if self.start.is_some() {
@@ -330,7 +332,7 @@ impl DrainState {
     }
 }
 
-/// A connection or an accept loop that waits for the start of a [`Drain`]. It does not count as an open stream.
+/// A connection or an accept loop that waits for the start of a [`Drain`]. The waiter does not count as an open stream.
 #[cfg(feature = "server")]
 pub(crate) struct DrainStartWaiter {
     drain: Drain,
@@ -419,7 +421,7 @@ impl DrainableStream {
         })
     }
 
-    /// See [`Drain::random_retry`].
+    /// Chooses a random time after which the stream's client should reconnect. Returns zero before the start of the drain.
     pub(super) fn random_retry(&self) -> Duration {
         self.drain.random_retry()
     }
@@ -433,15 +435,19 @@ impl DrainableStream {
         self.ends_at().unwrap_or(start.started_at)
     }
 
-    /// See [`StreamLifecycle::register_waker`](crate::supervision::StreamLifecycle::register_waker).
-    pub(super) fn register_waker(&self, waker: &Waker) -> bool {
+    /// Registers `waker`, which is woken when the drain starts. A stream whose end time is known needs no waker: it waits for its timer.
+    pub(super) fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration {
         let stream_tasks = &self.drain.0.stream_tasks;
-        // A stream whose end time is known waits for its timer instead.
-        self.ends_at.get().is_some()
+        if self.ends_at.get().is_some()
             || stream_tasks.wait_unless(&self.key, waker, || self.drain.has_started())
+        {
+            WakerRegistration::Registered
+        } else {
+            WakerRegistration::EndTimeMayHaveChanged
+        }
     }
 
-    /// Counts the stream as closed. `was_notified` decides between [`DrainOutcome::notified`] and [`DrainOutcome::left`].
+    /// Counts the stream as closed: as `notified` if `was_notified`, else as `left` (see [`DrainOutcome`]).
     pub(super) fn deregister(&self, was_notified: bool) {
         let shared = &*self.drain.0;
         shared.stream_tasks.deregister(&self.key);

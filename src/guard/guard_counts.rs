@@ -79,15 +79,16 @@ impl fmt::Debug for GuardCounts {
 #[derive(Debug, Default)]
 pub(super) struct GuardCounters {
     /// All counts of streams are under one lock, so that a snapshot holds each stream once.
-    streams: Mutex<StreamCounters>,
+    streams: Mutex<OpenAndClosedCounts>,
     events: AtomicU64,
     bytes: AtomicU64,
     gaps: AtomicU64,
     refused: [AtomicU64; RefusalReason::ALL.len()],
 }
 
+/// How many streams are open, were opened and are closed.
 #[derive(Debug, Default)]
-struct StreamCounters {
+struct OpenAndClosedCounts {
     open_by_transport: BTreeMap<&'static str, u64>,
     opened: u64,
     closed: [u64; CloseReason::ALL.len()],
@@ -98,7 +99,7 @@ fn add_relaxed(counter: &AtomicU64, count: u64) {
 }
 
 impl GuardCounters {
-    fn lock_streams(&self) -> MutexGuard<'_, StreamCounters> {
+    fn lock_streams(&self) -> MutexGuard<'_, OpenAndClosedCounts> {
         lock(&self.streams)
     }
 

@@ -1,6 +1,6 @@
 //! Limits, lifetimes, graceful ends and counts of open streams.
 //!
-//! Servers expect that a response ends soon, and a stream does not. A graceful shutdown waits for an open stream forever. After a
+//! Servers expect that a response ends soon, but a stream stays open. A graceful shutdown waits for an open stream forever. After a
 //! restart all clients reconnect in the same second. A limit on requests does not limit the number of open streams, and no metric
 //! shows this number.
 //!
@@ -120,7 +120,10 @@ use crate::{
     origin_policy::OriginPolicy,
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
-    transport::{BoxResponseFuture, Preference, PushBody, Transport, is_event_source_request},
+    transport::{
+        BoxResponseFuture, Preference, PushBody, Transport, close_connection_after,
+        is_event_source_request, is_websocket_upgrade,
+    },
 };
 
 /// A policy for the open streams of one or more transports. See the [module docs](self).
@@ -219,7 +222,7 @@ impl GuardBuilder {
     ///
     /// Without a CORS layer that allows it, a browser does not let another origin's page read a stream. But the browser sends the
     /// page's request, with the user's cookies, and the stream stays open until the page is closed. A CORS layer belongs around
-    /// the guard, so that it answers preflight requests before the guard sees them.
+    /// the guard, so that the CORS layer answers preflight requests before the guard sees them.
     pub fn origin_policy(mut self, policy: OriginPolicy) -> Self {
         self.0.origin_policy = Some(policy);
         self
@@ -233,8 +236,8 @@ impl GuardBuilder {
 
     /// Refuses an `EventSource` with 503, like any other client. By default, an `EventSource` gets a 200 that makes it reconnect.
     ///
-    /// Set `always_503` if monitors or load balancers must see the refusal. In a browser, the `EventSource` then stays closed
-    /// until the page creates a new one.
+    /// Set `always_503` if monitors or load balancers must see the refusal. With this setting, the `EventSource`
+    /// of a browser stays closed until the page creates a new one.
     pub fn always_503(mut self) -> Self {
         self.0.always_503 = true;
         self
@@ -316,6 +319,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         // The observers need the head if the request is refused later.
         let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
         let is_event_source = guard.drain.is_some() && is_event_source_request(head);
+        let is_upgrade_request = is_websocket_upgrade(head);
         let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
         let response = self.transport.respond(head, push);
         // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
@@ -328,7 +332,13 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                     stream.on_response(&response, head);
                     response
                 }
-                None => stream.refuse_for_drain(head, is_event_source),
+                None => {
+                    let mut refusal = stream.refuse_for_drain(head, is_event_source);
+                    if is_upgrade_request {
+                        close_connection_after(&mut refusal);
+                    }
+                    refusal
+                }
             };
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
@@ -339,8 +349,8 @@ impl<T: Transport> Transport for GuardedTransport<T> {
 /// Admits the stream of a request. If another guard wraps this one, takes the handle of the outer guard out of the head.
 ///
 /// # Errors
-/// Returns the reason for the refusal if the drain has started, or if a limit is reached. The outer guard's handle then stays in
-/// the head.
+/// Returns the reason for the refusal if the drain has started, or if a limit is reached. If the request is refused, the outer guard's
+/// handle stays in the head.
 fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle, RefusalReason> {
     // The drain is checked before the limits, because the drain's time to reconnect is the right one for a client that both would
     // refuse.
@@ -367,5 +377,9 @@ fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle
 /// Records the refusal of a request that was not admitted, and returns the response.
 fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     guard.record_refusal(Some(head), reason);
-    guard.refusal_response(reason, is_event_source_request(head))
+    let mut refusal = guard.refusal_response(reason, is_event_source_request(head));
+    if is_websocket_upgrade(head) {
+        close_connection_after(&mut refusal);
+    }
+    refusal
 }

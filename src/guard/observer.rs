@@ -5,7 +5,7 @@ use http::request::Parts;
 use super::reasons::{CloseReason, RefusalReason};
 use crate::{
     BoxError,
-    event::{Event, Gap},
+    event::{CloseFrame, Event, Gap},
     source::Subscription,
 };
 
@@ -86,6 +86,14 @@ pub trait Observer: Send + Sync + 'static {
     /// because the client was too slow for the source ([`Error::is_lagged`](crate::Error::is_lagged)).
     fn on_failure(&self, stream: &StreamInfo, error: &BoxError) {
         let _ = (stream, error);
+    }
+
+    /// Called when the client closes its WebSocket, with the client's close frame, before the stream has ended.
+    /// [`on_close`](Self::on_close) follows with [`CloseReason::ClosedByClient`], unless the source fails in the meantime.
+    ///
+    /// The reason in the frame is text that the client chose.
+    fn on_client_close(&self, stream: &StreamInfo, frame: &CloseFrame) {
+        let _ = (stream, frame);
     }
 
     /// Called when the stream is closed. `open_for` is the time for which the stream was open.

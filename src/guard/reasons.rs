@@ -2,8 +2,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// The client disconnected, or its connection failed. `Left` is also the reason if the guard does not know why the stream was
-    /// closed.
+    /// The client disconnected without a close frame, or its connection failed. `Left` is also the reason if the guard does not know why
+    /// the stream was closed.
     Left,
     /// The client got the complete response to a poll.
     Answered,
@@ -25,6 +25,10 @@ pub enum CloseReason {
     Aged,
     /// The client's credential [expired](crate::source::Subscription::expire_by).
     CredentialExpired,
+    /// The client closed its WebSocket with a close frame, before the stream had ended. [`Observer::on_client_close`] tells the code.
+    ///
+    /// [`Observer::on_client_close`]: super::Observer::on_client_close
+    ClosedByClient,
 }
 
 /// The reason why a request was refused.
@@ -45,7 +49,7 @@ pub enum RefusalReason {
 
 impl CloseReason {
     /// All close reasons.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Left,
         Self::Answered,
         Self::Ended,
@@ -55,9 +59,10 @@ impl CloseReason {
         Self::Drained,
         Self::Aged,
         Self::CredentialExpired,
+        Self::ClosedByClient,
     ];
 
-    /// Returns the name of the reason: one word in lower case, for the labels of metrics.
+    /// Returns the name of the reason: words in lower case, joined by `_`, for the labels of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Left => "left",
@@ -69,13 +74,17 @@ impl CloseReason {
             Self::Drained => "drained",
             Self::Aged => "aged",
             Self::CredentialExpired => "expired",
+            Self::ClosedByClient => "closed_by_client",
         }
     }
 
     /// Returns whether the client is told that its stream ends. `Failed` and `Lagged` do not count as told, although some
     /// transports report a failure to the client.
     pub(super) fn notifies_client(self) -> bool {
-        !matches!(self, Self::Left | Self::Failed | Self::Lagged)
+        !matches!(
+            self,
+            Self::Left | Self::ClosedByClient | Self::Failed | Self::Lagged
+        )
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     BoxError,
-    event::{Event, Gap},
+    event::{CloseCode, CloseFrame, Event, Gap},
     source::Subscription,
     supervision::TRACING_TARGET,
 };
@@ -29,6 +29,7 @@ use crate::{
 /// | `event` | trace | `bytes`, of the payload |
 /// | `gap` | info | `reason`, and `missed` if the number of missed events is known |
 /// | `failed`: the source failed, or the client was too slow for it | warn | `error` |
+/// | `client_closed`: the client has sent a close frame | debug | `code`; none if the frame has no code |
 /// | `closed` | debug | `reason`, and `open_ms` in milliseconds |
 /// | `refused`, in the request's span | info | `reason` |
 ///
@@ -78,6 +79,11 @@ impl Observer for TracingObserver {
 
     fn on_failure(&self, _: &StreamInfo, error: &BoxError) {
         warn!(target: TRACING_TARGET, %error, "failed");
+    }
+
+    fn on_client_close(&self, _: &StreamInfo, frame: &CloseFrame) {
+        // The reason is text of the client, and is not written.
+        debug!(target: TRACING_TARGET, code = frame.code().map(CloseCode::get), "client_closed");
     }
 
     fn on_close(&self, _: &StreamInfo, reason: CloseReason, open_for: Duration) {

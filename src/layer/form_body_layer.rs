@@ -22,9 +22,9 @@ use crate::{
 /// The layer is for services whose pushes see the form, or get their cursor from it. Put it around the layer that turns pushes into
 /// responses. [`service`](super::service) needs no such layer.
 ///
-/// The inner service gets the body again. Other requests pass through unchanged: requests with another method, and `QUERY` requests with
+/// The inner service receives the same body. Other requests pass through unchanged: requests with another method, and `QUERY` requests with
 /// another `Content-Type` than `application/x-www-form-urlencoded`. A form that is longer than 64 KiB gets 413. A form that does not arrive
-/// within 10 s gets 408. A body that waits for its form needs a tokio runtime.
+/// within 10 s gets 408. The layer needs a tokio runtime to wait for a form.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -152,7 +152,7 @@ pub(super) async fn read_query_body<B: Body>(
         false => StatusCode::BAD_REQUEST,
     };
     Err(Rejection::new(status)
-        .message("the content of a QUERY is application/x-www-form-urlencoded here")
+        .message("the content of a QUERY must be application/x-www-form-urlencoded")
         .header(ACCEPT_QUERY, accept_query))
 }
 

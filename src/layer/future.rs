@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     IntoPushOrResponse,
-    push_or_response::{KeptCarrierParts, PushOrResponse},
+    push_or_response::{KeptResponseParts, PushOrResponse},
 };
 use crate::transport::{BoxResponseFuture, PushBody, Transport};
 
@@ -29,7 +29,7 @@ pin_project! {
         /// The inner service has not returned its response yet.
         CallingService { #[pin] service_future: F, head: Box<Parts>, transport: Arc<T> },
         /// The inner service returned a push, and the transport subscribes to its source.
-        RespondingWithPush { response: BoxResponseFuture, carrier_parts: KeptCarrierParts },
+        RespondingWithPush { response: BoxResponseFuture, carrier_parts: KeptResponseParts },
     }
 }
 

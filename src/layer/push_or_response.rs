@@ -44,18 +44,18 @@ impl<B> Sealed for Response<B> {}
 #[derive(Debug)]
 pub enum PushOrResponse<B> {
     /// A push, and what the push response keeps of the response that carried the push.
-    Push(Push, KeptCarrierParts),
+    Push(Push, KeptResponseParts),
     /// A response without a push.
     Response(Response<B>),
 }
 
-/// The headers and extensions of a carrier that the push response keeps.
+/// The headers and extensions of a carrier that the response of its push keeps.
 ///
 /// A carrier is a response that holds a push in its extensions. Services between the handler and the layer may have added headers
 /// to the carrier. Headers that describe the carrier's own content, such as `Content-Type`, are left out.
 #[doc(hidden)]
 #[derive(Debug, Default)]
-pub struct KeptCarrierParts {
+pub struct KeptResponseParts {
     headers: HeaderMap,
     extensions: Extensions,
 }
@@ -64,7 +64,7 @@ impl IntoPushOrResponse for Push {
     type Body = NeverBody;
 
     fn into_push_or_response(self) -> PushOrResponse<NeverBody> {
-        PushOrResponse::Push(self, KeptCarrierParts::default())
+        PushOrResponse::Push(self, KeptResponseParts::default())
     }
 }
 
@@ -80,11 +80,11 @@ impl<B> IntoPushOrResponse for Response<B> {
         for name in CONTENT_HEADERS {
             carrier.headers.remove(name);
         }
-        let head = KeptCarrierParts {
+        let kept = KeptResponseParts {
             headers: carrier.headers,
             extensions: carrier.extensions,
         };
-        PushOrResponse::Push(push, head)
+        PushOrResponse::Push(push, kept)
     }
 }
 
@@ -104,7 +104,7 @@ const CONTENT_HEADERS: [HeaderName; 11] = [
     HeaderName::from_static("repr-digest"),
 ];
 
-impl KeptCarrierParts {
+impl KeptResponseParts {
     /// Adds the carrier's headers and extensions to the response of the push.
     ///
     /// A header of the push replaces the carrier's, with three exceptions: `Vary` and `Set-Cookie` keep the values of both, and

@@ -33,7 +33,7 @@ use crate::{
 /// | `OPTIONS` | 204 with the allowed methods and headers. If a CORS layer is around this service, the layer answers preflight requests instead |
 /// | any other | 405 |
 ///
-/// The other [ways to respond](super) treat methods alike.
+/// The other [ways to respond](super) handle the methods in the same way, except that they do not read the body of a `QUERY`.
 ///
 /// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. The service reads no other
 /// body. While a request's body is unread, some servers notice that the client has disconnected only at the next event or heartbeat. If

@@ -74,8 +74,8 @@ use crate::{
 /// Creates a filter that extracts the head of the request, for a transport or for [`respond`](crate::respond). The filter passes every
 /// request.
 ///
-/// The head has the method, the path, the query, the headers and the extensions that a WebSocket needs. warp passes no other extensions to
-/// filters.
+/// The head has the method, the path, the query, the headers, and the extensions that a WebSocket needs. If a guard or a source reads
+/// another extension, add it with `warp::ext::get`, because warp passes an extension to a filter by its type only.
 ///
 /// See the [module docs](self) for an example.
 pub fn request_head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Clone {
@@ -129,7 +129,7 @@ fn build_head(
     Some(head)
 }
 
-/// Creates a filter that extracts the extensions by which a connection becomes a WebSocket. It passes every request.
+/// Creates a filter that extracts the extensions by which a connection becomes a WebSocket. The filter passes every request.
 #[cfg(feature = "websocket")]
 fn websocket_extensions() -> impl Filter<Extract = (Extensions,), Error = Infallible> + Clone {
     let upgrade = ::warp::ext::optional::<hyper::upgrade::OnUpgrade>();

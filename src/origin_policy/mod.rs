@@ -10,7 +10,7 @@ use http::{
     request::Parts,
 };
 
-use self::origin::{Origin, has_no_host};
+use self::origin::{NamedOrigin, has_no_host};
 use crate::Error;
 
 /// The web pages that may send requests, identified by the `Origin` header ([RFC 6454 §7](https://www.rfc-editor.org/rfc/rfc6454#section-7)).
@@ -60,14 +60,14 @@ pub struct OriginPolicy(Arc<PolicyRules>);
 struct PolicyRules {
     base: BaseRule,
     /// Origins that are allowed in addition to the base rule.
-    listed: Vec<Origin>,
+    listed: Vec<NamedOrigin>,
     /// Predicates that are called if neither the base rule nor the list allows an origin.
     predicates: Vec<OriginPredicate>,
     is_origin_required: bool,
     is_missing_host_allowed: bool,
 }
 
-/// The constructor that created a policy.
+/// The rule that applies before the list and the predicates of a policy. Each constructor of [`OriginPolicy`] sets a different one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BaseRule {
     SameOrigin,
@@ -81,8 +81,8 @@ impl OriginPolicy {
     /// Allows pages that were loaded from the host and port of the request: its `Host`, or its `:authority` in HTTP/2.
     ///
     /// If `Host` has no port, the default port of the page's scheme is assumed. `http` and `https` pages are then both allowed,
-    /// because a server behind a proxy does not know which of the two the proxy accepts. The origin `null`, several `Origin`
-    /// headers, and values that are not an origin are never the same origin.
+    /// because a server behind a proxy does not know which of the two the proxy accepts. The origins `null` and `file://`, several
+    /// `Origin` headers, and values that are not an origin are never the same origin.
     ///
     /// ```
     /// use tower_push::OriginPolicy;
@@ -138,11 +138,17 @@ impl OriginPolicy {
     /// An origin is a scheme, a host, and a port if it differs from the scheme's default. A path, even `/`, and wildcards are
     /// not allowed. A host name with non-ASCII characters must be in its `xn--` form.
     ///
+    /// Pages without a host have the origin `null` or `file://`, depending on the browser. Each of the two is allowed if it is named, and
+    /// neither includes the other. `file://` is any local file, as Cordova, Electron and web views send it. `null` is any page that puts
+    /// itself into a sandboxed frame, also on a hostile site: name `null` only for data that every page may read.
+    ///
     /// ```
     /// use tower_push::OriginPolicy;
     ///
-    /// let policy = OriginPolicy::same_origin().allow_origin("chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb")?;
-    /// for invalid in ["example.com", "https://example.com/", "https://*.example.com", "*", "null"] {
+    /// let policy = OriginPolicy::same_origin()
+    ///     .allow_origin("chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb")?
+    ///     .allow_origin("file://")?;
+    /// for invalid in ["example.com", "https://example.com/", "https://*.example.com", "https://example.com:0", "*"] {
     ///     assert!(OriginPolicy::same_origin().allow_origin(invalid).unwrap_err().is_invalid_origin());
     /// }
     /// # Ok::<(), tower_push::Error>(())
@@ -151,7 +157,7 @@ impl OriginPolicy {
     /// # Errors
     /// [`Error::is_invalid_origin`] if the text is not an origin.
     pub fn allow_origin(mut self, origin: &str) -> Result<Self, Error> {
-        let origin = Origin::parse(origin).ok_or_else(Error::invalid_origin)?;
+        let origin = NamedOrigin::parse(origin).ok_or_else(Error::invalid_origin)?;
         self.rules_mut().listed.push(origin);
         Ok(self)
     }
@@ -159,7 +165,7 @@ impl OriginPolicy {
     /// Allows pages for which the predicate returns `true`, in addition to those that the policy allows already.
     ///
     /// The predicate receives the value of `Origin` as the browser sent it, and the head of the request. The predicate is called
-    /// only if the value is one valid origin, or `null`.
+    /// only if the value is one valid origin, `null` or `file://`.
     ///
     /// Compare whole hosts, or suffixes that begin with a dot: `evil-example.com` ends with `example.com` too. Any page can
     /// have the origin `null`.
@@ -236,15 +242,11 @@ impl PolicyRules {
 
     /// Returns whether a request with this `Origin` passes.
     fn allows_origin(&self, origin_header: &str, head: &Parts) -> bool {
-        let origin = Origin::parse(origin_header);
-        if origin.is_none() && origin_header != "null" {
+        let Some(origin) = NamedOrigin::parse(origin_header) else {
             return false;
-        }
-        let is_listed_or_same = |origin: &Origin| {
-            self.base == BaseRule::SameOrigin && origin.matches_request_host(head)
-                || self.listed.contains(origin)
         };
-        origin.as_ref().is_some_and(is_listed_or_same)
+        (self.base == BaseRule::SameOrigin && origin.matches_request_host(head))
+            || self.listed.contains(&origin)
             || self
                 .predicates
                 .iter()

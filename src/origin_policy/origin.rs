@@ -2,7 +2,33 @@ use std::{fmt, net::Ipv6Addr};
 
 use http::{header::HOST, request::Parts};
 
-/// An origin: `scheme://host[:port]`, normalized so that two spellings of one origin are equal.
+/// An origin that a policy can name: that of a page with a host, or one of the two that pages without a host have.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum NamedOrigin {
+    /// `null`: a page in a sandboxed frame, a `data:` URL or a local file.
+    Null,
+    /// `file://`: a local file, as Chromium, Electron and the web views of phones name it when they open a WebSocket.
+    File,
+    Host(Origin),
+}
+
+impl NamedOrigin {
+    /// Parses the value of an `Origin` header. Returns `None` if the text is not an origin.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "null" => Some(Self::Null),
+            "file://" => Some(Self::File),
+            _ => Origin::parse(text).map(Self::Host),
+        }
+    }
+
+    /// Returns whether the host and port are those that the request is for. Always `false` for an origin without a host.
+    pub(super) fn matches_request_host(&self, head: &Parts) -> bool {
+        matches!(self, Self::Host(origin) if origin.matches_request_host(head))
+    }
+}
+
+/// An origin with a host: `scheme://host[:port]`, normalized so that two spellings of one origin are equal.
 ///
 /// Normalization converts to lower case, shortens an IPv6 address, and adds the default port of a known scheme.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,8 +41,8 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Parses the serialization of an origin (RFC 6454 §6.2). Returns `None` if the text is anything else, also for `null`.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// Parses the serialization of an origin with a host (RFC 6454 §6.2). Returns `None` if the text is anything else.
+    fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         Self::from_parts(scheme, authority)
     }
@@ -44,10 +70,20 @@ impl Origin {
     ///
     /// Returns `false` for a scheme without a known default port, such as that of a browser extension, because no server has such
     /// an origin.
-    pub(super) fn matches_request_host(&self, head: &Parts) -> bool {
+    fn matches_request_host(&self, head: &Parts) -> bool {
         let server_origin = || Self::from_parts(&self.scheme, request_authority(head)?);
         default_port(&self.scheme).is_some()
             && server_origin().is_some_and(|origin| origin == *self)
+    }
+}
+
+impl fmt::Debug for NamedOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::File => f.write_str("file://"),
+            Self::Host(origin) => origin.fmt(f),
+        }
     }
 }
 
@@ -88,7 +124,11 @@ fn split_host_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let digits = &port[1..];
     // `u16::from_str` accepts a leading `+`.
     let is_all_digits = digits.bytes().all(|b| b.is_ascii_digit());
-    let port = digits.parse().ok().filter(|_| is_all_digits)?;
+    // No page is loaded from port 0.
+    let port = digits
+        .parse()
+        .ok()
+        .filter(|port| is_all_digits && *port != 0)?;
     Some((host, Some(port)))
 }
 

@@ -68,6 +68,11 @@ fn same_host_and_port_is_same_origin() {
 fn other_origins_are_not_same_origin() {
     for (host, origin) in [
         ("example.com", "null"),
+        ("example.com", "file://"),
+        ("example.com", "file:///"),
+        ("example.com", "file://example.com"),
+        ("example.com", "https://example.com:0"),
+        ("example.com:0", "https://example.com:0"),
         ("example.com", ""),
         ("example.com", "*"),
         ("example.com", "example.com"),
@@ -324,16 +329,41 @@ fn any_allows_every_origin() {
 }
 
 #[test]
+fn origins_without_host_are_allowed_by_name() {
+    for (named, other) in [("null", "file://"), ("file://", "null")] {
+        for policy in [
+            OriginPolicy::same_origin().allow_origin(named).unwrap(),
+            OriginPolicy::only(named).unwrap(),
+        ] {
+            assert!(allows(&policy, "example.com", named.as_bytes()));
+            assert!(!allows(&policy, "example.com", other.as_bytes()));
+            assert!(!allows(&policy, "example.com", b"file:///"));
+        }
+    }
+    let debug = format!("{:?}", OriginPolicy::only("file://").unwrap());
+    assert!(debug.contains("[file://]"), "{debug}");
+}
+
+#[test]
+fn port_0_is_no_origin() {
+    for text in ["https://example.com:0", "https://example.com:00"] {
+        assert!(OriginPolicy::same_origin().allow_origin(text).is_err());
+    }
+}
+
+#[test]
 fn predicates_receive_only_origins_and_null() {
     let policy = OriginPolicy::same_origin()
         .allow_if(|origin, _| origin.ends_with(".example.org"))
-        .allow_if(|origin, head| origin == "null" && head.uri.path() == "/");
+        .allow_if(|origin, head| ["null", "file://"].contains(&origin) && head.uri.path() == "/");
     for (origin, expected) in [
         ("https://a.example.org", true),
         ("https://evil.net/.example.org", false),
         ("https://evil.net#.example.org", false),
         ("null", true),
         ("Null", false),
+        ("file://", true),
+        ("file:///", false),
         ("https://evil.net", false),
     ] {
         assert_eq!(
@@ -390,7 +420,8 @@ fn same_origin_spellings(host: &str) -> Vec<String> {
 }
 
 /// Pieces that random origins are composed of.
-const PIECES: [&str; 22] = [
+const PIECES: [&str; 23] = [
+    "file://",
     "http://",
     "https://",
     "wss://",

@@ -26,7 +26,7 @@ use super::{
     connection_permit::ConnectionPermit,
     connection_service::ConnectionService,
     http_version::{HttpVersion, read_http_version},
-    serve::unless_drained,
+    serve::wait_unless_drain_starts,
     server_counts::increment,
 };
 use crate::{
@@ -36,7 +36,7 @@ use crate::{
     transport::MovingDeadlineTimer,
 };
 
-/// What one connection needs to be served.
+/// A connection that was accepted, and the settings with which its requests are served.
 pub(super) struct AcceptedConnection<IO> {
     pub(super) io: IO,
     pub(super) permit: ConnectionPermit,
@@ -73,7 +73,7 @@ where
             server.settings.header_read_timeout,
             read_http_version(&mut io),
         );
-        let Ok(version) = unless_drained(drain.as_ref(), version).await else {
+        let Ok(version) = wait_unless_drain_starts(drain.as_ref(), version).await else {
             return Ok(());
         };
         let Ok(version) = version else {

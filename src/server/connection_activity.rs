@@ -25,7 +25,7 @@ pub(super) enum WaitingFor {
     NextRequest(Instant),
 }
 
-/// Keeps a request counted as open until it is dropped.
+/// Keeps a request counted as open until this value is dropped.
 #[derive(Debug)]
 pub(super) struct OpenRequest(std::sync::Arc<ConnectionActivity>);
 

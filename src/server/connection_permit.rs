@@ -27,7 +27,7 @@ impl ConnectionPermit {
         }
     }
 
-    /// Returns `None` if the server may not have another connection now.
+    /// Counts another connection as open. Returns `None` if the server has reached its limit on connections.
     pub(super) fn try_acquire(server: &Arc<SharedServer>) -> Option<Self> {
         let slot = match &server.free_slots {
             Some(slots) => Some(slots.try_acquire().ok()?),
@@ -42,14 +42,14 @@ impl Drop for ConnectionPermit {
         let SharedServer {
             counters,
             free_slots,
-            connection_closed,
+            last_connection_closed,
             ..
         } = &*self.server;
         if let Some(slots) = free_slots {
             slots.add_permits(1);
         }
         if counters.open_connections.fetch_sub(1, Ordering::SeqCst) == 1 {
-            connection_closed.notify_waiters();
+            last_connection_closed.notify_waiters();
         }
     }
 }

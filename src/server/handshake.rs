@@ -6,7 +6,7 @@ use std::{
 use http::Extensions;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// What turns an accepted socket into the connection on which HTTP is spoken, such as a TLS handshake.
+/// Turns an accepted socket into the connection on which HTTP is spoken, for example by a TLS handshake.
 ///
 /// A function from a socket to a future is a handshake. See [`Serve::handshake`](super::Serve::handshake) for an example.
 pub trait Handshake<Socket>: Send + Sync + 'static {
@@ -34,7 +34,7 @@ where
     }
 }
 
-/// The [handshake](Handshake) of connections without TLS: none.
+/// The [`Handshake`] that does nothing, for connections without TLS.
 #[derive(Clone, Copy, Debug)]
 pub struct NoHandshake;
 
@@ -50,9 +50,9 @@ where
     }
 }
 
-/// What each request of a connection learns about that connection, through its extensions.
+/// Inserts data about a connection into the extensions of each request of the connection.
 ///
-/// A function from the connection, the client's address and the extensions is such a value. See
+/// A function of the connection, the client's address and the extensions implements this trait. See
 /// [`Serve::connection_data`](super::Serve::connection_data) for an example.
 pub trait ConnectionData<Io, Addr>: Send + Sync + 'static {
     /// Inserts data of one connection into the `extensions` that all requests of this connection get.
@@ -68,7 +68,7 @@ where
     }
 }
 
-/// The default [`ConnectionData`]: nothing.
+/// The default [`ConnectionData`], which inserts nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct NoConnectionData;
 

@@ -23,7 +23,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Reads the first bytes of a connection until they show the version of HTTP. Returns the version, and the bytes.
 ///
 /// # Errors
-/// Fails if the connection fails. The end of the input shows HTTP/1, and hyper reports it.
+/// Fails if the connection fails. If the input ends before it shows a version, the version is HTTP/1: hyper then reports the end of the
+/// input.
 pub(super) async fn read_http_version<IO>(io: &mut IO) -> io::Result<(HttpVersion, Bytes)>
 where
     IO: AsyncRead + Unpin,

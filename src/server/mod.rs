@@ -2,7 +2,7 @@
 //!
 //! Responses that do not end need settings that the servers of frameworks do not have, or do not turn on: a client that stops reading
 //! must be disconnected, a graceful shutdown must end streams, a small event must be sent at once, and a WebSocket over HTTP/2 must be
-//! allowed. [`serve`] has them, for an axum `Router`, `warp::service(filter)`, and any other tower service.
+//! allowed. [`serve`] has these settings, for an axum `Router`, `warp::service(filter)`, and any other tower service.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -137,17 +137,17 @@ struct SharedServer {
     free_slots: Option<Semaphore>,
     counters: ServerCounters,
     /// Notified when the last open connection is closed.
-    connection_closed: Notify,
+    last_connection_closed: Notify,
 }
 
-/// The size of hyper's buffers for an HTTP/1 connection, at most: 64 KiB. It bounds the head of a request, and how much of a response waits
+/// The size of hyper's buffers for an HTTP/1 connection, at most: 64 KiB. The size bounds the head of a request, and how much of a response waits
 /// for a client that does not read. hyper's default is 400 KiB.
 const MAX_HTTP1_BUFFER_LEN: usize = 64 * 1024;
 
-/// The time without input after which an HTTP/2 connection is pinged, and the time for the answer: 20 s.
+/// The time without input after which an HTTP/2 connection is pinged, and the time within which the client must answer: 20 s.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Upper bound for the timeouts, 30 days: adding it to `Instant::now()` does not overflow.
+/// Upper bound for the timeouts, 30 days: adding this bound to `Instant::now()` does not overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Server {
@@ -179,7 +179,7 @@ impl Server {
     /// If the server has as many connections as it [may](ServerBuilder::max_connections) have, the connection is closed at once.
     ///
     /// # Errors
-    /// Fails if the client disconnects during a request, violates the protocol, or exceeds a timeout. A server need not react, because
+    /// Fails if the client disconnects during a request, violates the protocol, or exceeds a timeout. Such an error is usual, because
     /// most streams end when their clients disconnect.
     pub fn connection<IO, S, B>(
         &self,
@@ -216,11 +216,11 @@ impl Server {
     pub async fn wait_for_connections(&self) {
         let SharedServer {
             counters,
-            connection_closed,
+            last_connection_closed,
             ..
         } = &*self.shared;
         loop {
-            let mut closed = std::pin::pin!(connection_closed.notified());
+            let mut closed = std::pin::pin!(last_connection_closed.notified());
             closed.as_mut().enable();
             if counters.open_connections.load(Ordering::SeqCst) == 0 {
                 return;
@@ -236,7 +236,7 @@ impl Server {
 }
 
 impl ServerBuilder {
-    /// Sets the drain at whose start the server ends its connections. See [`Serve::drain`]. By default there is none.
+    /// Sets the drain at whose start the server ends its connections. See [`Serve::drain`]. By default, a server has no drain.
     pub fn drain(mut self, drain: &Drain) -> Self {
         self.0.drain = Some(drain.clone());
         self
@@ -251,7 +251,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Sets how many requests may be open on one HTTP/2 connection: 200 by default. A stream is a request that stays open.
+    /// Sets how many requests may be open on one HTTP/2 connection: 200 by default. A push stream is a request that stays open.
     pub fn max_http2_streams(mut self, streams: u32) -> Self {
         self.0.max_http2_streams = streams;
         self
@@ -309,7 +309,7 @@ impl ServerBuilder {
                 http2,
                 free_slots: slots.map(|slots| Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
                 counters: ServerCounters::default(),
-                connection_closed: Notify::new(),
+                last_connection_closed: Notify::new(),
                 settings,
             }),
         }

@@ -68,7 +68,8 @@ impl<L, S, H, D> Serve<L, S, H, D> {
         self
     }
 
-    /// Sets the handshake that each accepted socket performs before its first request, such as a TLS handshake. By default there is none.
+    /// Sets the handshake that each accepted socket performs before its first request, such as a TLS handshake. By default, a socket performs no
+    /// handshake.
     ///
     /// Each handshake runs in the task of its connection, and has a [timeout](super::ServerBuilder::handshake_timeout). `examples/tls.rs` is a
     /// program.
@@ -93,7 +94,7 @@ impl<L, S, H, D> Serve<L, S, H, D> {
     }
 
     /// Sets what each request learns about its connection: `insert` is called once for each connection, after its
-    /// [handshake](Self::handshake), and each request of the connection gets a clone of the extensions. By default there are none.
+    /// [handshake](Self::handshake), and each request of the connection gets a clone of the extensions. By default, the extensions are empty.
     ///
     /// ```no_run
     /// use std::net::SocketAddr;
@@ -143,8 +144,8 @@ impl Future for ServeFuture {
 /// Runs the server until its drain ends it. Without a drain, the server does not end.
 ///
 /// # Errors
-/// Fails if the listener fails with [`InvalidInput`](ErrorKind::InvalidInput): it is no socket that listens. All other errors pass, and are
-/// [counted](super::ServerCounts::accept_errors).
+/// Fails if the listener fails with [`InvalidInput`](ErrorKind::InvalidInput): which means that it does not listen. The server continues after
+/// all other errors, and [counts](super::ServerCounts::accept_errors) them.
 impl<L, S, H, D, B> IntoFuture for Serve<L, S, H, D>
 where
     L: Listener,
@@ -187,20 +188,20 @@ where
             drain,
         } = self;
         let shared = &server.shared;
-        let hooks = Arc::new((handshake, connection_data));
+        let handshake_and_data = Arc::new((handshake, connection_data));
         let drain_start = drain.as_ref().map(DrainStartWaiter::new);
         let mut backoff = AcceptBackoff::default();
         let deadline = loop {
             let accept = accept(shared, &mut listener, &mut backoff);
-            let (permit, socket, address) = match unless_drained(drain_start.as_ref(), accept).await
-            {
-                Ok(accepted) => accepted?,
-                Err(deadline) => break deadline,
-            };
+            let (permit, socket, address) =
+                match wait_unless_drain_starts(drain_start.as_ref(), accept).await {
+                    Ok(accepted) => accepted?,
+                    Err(deadline) => break deadline,
+                };
             let task = serve_socket(
                 server.shared.clone(),
                 (permit, socket, address),
-                hooks.clone(),
+                handshake_and_data.clone(),
                 drain.clone(),
                 service.clone(),
             );
@@ -271,11 +272,11 @@ impl AcceptBackoff {
     }
 }
 
-/// Polls `future` until it is ready or the drain starts.
+/// Waits until `future` is ready or the drain starts.
 ///
 /// # Errors
 /// Returns the deadline of the drain if the drain has started.
-pub(super) async fn unless_drained<T>(
+pub(super) async fn wait_unless_drain_starts<T>(
     drain_start: Option<&DrainStartWaiter>,
     future: impl Future<Output = T>,
 ) -> Result<T, Instant> {
@@ -295,7 +296,7 @@ pub(super) async fn unless_drained<T>(
 async fn serve_socket<Socket, Addr, H, D, S, B>(
     server: Arc<SharedServer>,
     (permit, socket, address): (ConnectionPermit, Socket, Addr),
-    hooks: Arc<(H, D)>,
+    handshake_and_data: Arc<(H, D)>,
     drain: Option<Drain>,
     service: S,
 ) where
@@ -308,14 +309,14 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (handshake, connection_data) = &*hooks;
+    let (handshake, connection_data) = &*handshake_and_data;
     let socket = WriteProgress::new(socket, server.settings.write_timeout);
     let handshake = timeout(
         server.settings.handshake_timeout,
         handshake.handshake(socket),
     );
     let drain_start = drain.as_ref().map(DrainStartWaiter::new);
-    let io = match unless_drained(drain_start.as_ref(), handshake).await {
+    let io = match wait_unless_drain_starts(drain_start.as_ref(), handshake).await {
         Ok(Ok(Ok(io))) => io,
         // The client has no request yet, and is closed with the listener.
         Err(_) => return,
@@ -327,7 +328,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     drop(drain_start);
     let mut extensions = Extensions::new();
     connection_data.insert_into(&io, &address, &mut extensions);
-    drop(hooks);
+    drop(handshake_and_data);
     let connection = AcceptedConnection {
         io,
         permit,

@@ -39,9 +39,9 @@
 //! # What a client gets
 //! | what happens | what the client gets |
 //! |---|---|
-//! | it connects for the first time | a cursor, and then each value that is sent from then on |
-//! | it reads too slowly, and its receiver lags behind by `n` values | a gap (`lagged`) with the number `n`, and then the oldest value that the channel has |
-//! | it returns with a cursor | a gap (`epoch`), because the channel keeps nothing for clients that are away, and then new values |
+//! | a client connects for the first time | a cursor, and then each value that is sent from then on |
+//! | a client reads too slowly, and its receiver lags behind by `n` values | a gap (`lagged`) with the number `n`, and then the oldest value that the channel has |
+//! | a client returns with a cursor | a gap (`epoch`), because the channel keeps nothing for clients that are away, and then new values |
 //! | the last sender is dropped | the values that are left, and then the end. The client may reconnect |
 //!
 //! Long-polling keeps the receiver between two polls, and so loses nothing between them.
@@ -108,7 +108,7 @@ impl<T> BroadcastSource<T> {
     }
 }
 
-/// A client without a cursor gets a cursor first. A client with a cursor gets a gap first.
+/// The stream of a client without a cursor begins with a cursor. The stream of a client with a cursor begins with a gap.
 impl<T> PushSource for BroadcastSource<T>
 where
     T: IntoItem + Clone + Send + 'static,

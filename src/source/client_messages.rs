@@ -9,14 +9,15 @@ use std::{
 use futures_core::Stream;
 
 use crate::{
-    event::Payload,
+    event::{CloseFrame, Payload},
     sync::{Mutex, MutexGuard, lock},
 };
 
 /// The messages that one client sends over a transport such as a WebSocket, as a stream in the order of their arrival.
 ///
 /// A source takes this stream from its [`Subscription`](super::Subscription::client_messages). If no source takes the stream, the
-/// messages are checked and dropped. The stream ends when the connection ends.
+/// messages are checked and dropped. The stream ends when the client closes the connection or the connection ends.
+/// [`close_frame`](Self::close_frame) tells how the stream has ended.
 ///
 /// A queue holds the messages that the source has not read: at most 64 messages, or 64 KiB. While the queue is full, the client's
 /// socket is not read, which slows down a client that sends faster than the source reads. During that time the client's pings
@@ -54,7 +55,8 @@ pub struct ClientMessages(Arc<MessageQueue>);
 ///
 /// The transport passes the sender to [`Subscription::with_client_messages`](super::Subscription::with_client_messages). The
 /// transport reads from the client only while [`poll_ready`](Self::poll_ready) is ready, so that a slow source slows the client
-/// down. Dropping the sender ends the stream of messages.
+/// down. [`close`](Self::close) ends the stream of messages with the client's close frame. Dropping the sender ends the stream without a
+/// close frame.
 ///
 /// ```
 /// use std::{future::poll_fn, task::{Poll, ready}};
@@ -94,6 +96,8 @@ struct QueueState {
     receiver: ReceiverState,
     /// Whether the sender was dropped.
     is_closed: bool,
+    /// The close frame by which the client has ended its messages.
+    close_frame: Option<Box<CloseFrame>>,
     /// The waker of the transport while the transport waits for room.
     sender: Option<Waker>,
 }
@@ -215,7 +219,41 @@ impl ClientMessageSender {
         queue.byte_len += batch.byte_len;
         let receiver = std::mem::replace(&mut queue.receiver, ReceiverState::Active);
         drop(queue);
-        receiver.wake_from_other_task(cx);
+        receiver.wake_unless_same_task(cx);
+    }
+}
+
+impl ClientMessageSender {
+    /// Ends the stream of messages, because the client has closed the connection with this close frame.
+    pub fn close(self, frame: CloseFrame) {
+        self.0.lock().close_frame = Some(Box::new(frame));
+    }
+}
+
+impl ClientMessages {
+    /// Returns the close frame by which the client has closed the connection, once the stream has ended.
+    ///
+    /// Returns `None` before the stream has ended, and if it has ended in another way: the connection was lost, or the server closed it
+    /// first. For a page, the code is that of `close()` (1005 if the page gave none), and 1001 if the user has left the page.
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_push::source::ClientMessages;
+    ///
+    /// async fn read(mut messages: ClientMessages) {
+    ///     while let Some(message) = messages.next().await {
+    ///         println!("{} bytes", message.as_bytes().len());
+    ///     }
+    ///     match messages.close_frame() {
+    ///         Some(frame) => println!("closed: {:?} {}", frame.code(), frame.reason()),
+    ///         None => println!("lost"),
+    ///     }
+    /// }
+    /// ```
+    pub fn close_frame(&self) -> Option<CloseFrame> {
+        let queue = self.0.lock();
+        let has_ended = queue.is_closed && queue.messages.is_empty();
+        queue.close_frame.as_deref().filter(|_| has_ended).cloned()
     }
 }
 
@@ -255,7 +293,7 @@ impl ReceiverState {
     }
 
     /// Wakes the receiver, unless it belongs to the task of `cx`.
-    fn wake_from_other_task(self, cx: &Context<'_>) {
+    fn wake_unless_same_task(self, cx: &Context<'_>) {
         if let Self::Waiting(waker) = self {
             if !waker.will_wake(cx.waker()) {
                 waker.wake();
@@ -298,8 +336,9 @@ impl ClientMessagesSlot {
         Some(ClientMessages(queue.clone()))
     }
 
-    /// Claims the receiving half, so that its messages are queued until it is taken from the returned slot.
-    pub(super) fn claim(&self) -> Self {
+    /// Takes the receiving half, and returns a new slot that holds it. From now on, messages are queued until the receiving half is taken
+    /// from the new slot.
+    pub(super) fn take_into_new_slot(&self) -> Self {
         Self::Claimed(Arc::new(Mutex::new(self.take())))
     }
 }
@@ -422,6 +461,21 @@ mod tests {
         for text in ["1", "2", "3"] {
             assert_eq!(read(&mut messages), Some(Payload::Text(text.into())));
         }
+    }
+
+    #[test]
+    fn close_frame_follows_last_message() {
+        let sender = ClientMessageSender::new();
+        let mut messages = sender.receiver_slot().take().unwrap();
+        fill(&sender, 1, 1);
+        let close = CloseFrame::new(crate::event::CloseCode::NORMAL, "bye");
+        sender.close(close.clone());
+        for _ in 0..MAX_MESSAGES {
+            assert_eq!(messages.close_frame(), None);
+            assert!(read(&mut messages).is_some());
+        }
+        assert_eq!(read(&mut messages), None);
+        assert_eq!(messages.close_frame(), Some(close));
     }
 
     #[test]

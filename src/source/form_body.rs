@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// the form's parameter `last_event_id` is the [cursor](super::Subscription) of a request that has no cursor in its header or its query.
 ///
 /// [`service`](crate::service) and [`FormBodyLayer`](crate::layer::FormBodyLayer) read the body and insert the `FormBody`. A handler that
-/// has read the body inserts it by itself:
+/// has read the body inserts the `FormBody` itself:
 ///
 /// ```
 /// use http::{Request, Response};

@@ -9,6 +9,7 @@
 //! - Every `Stream` whose items are [`IntoItem`](crate::event::IntoItem) is a source. A plain stream serves one client, and begins
 //!   with a [gap](crate::event::Gap) if that client sends a cursor.
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
+//! - [`listen_fn`](listen_fn()) makes a source that only reads its clients' messages.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
 //! - [`Relay`] is a source for many clients over a store that several servers share.
 //! - [`Resumable`] makes another source resumable.
@@ -35,13 +36,14 @@
 pub mod broadcast;
 pub mod channel;
 mod client_messages;
-mod early_response;
+mod early_response_source;
 mod form_body;
-mod holding;
+mod holding_source;
 mod item_stream;
+mod listen_fn;
 mod log;
 pub mod mpsc;
-mod preceded_by;
+mod preceded_source;
 mod push;
 mod push_source;
 pub mod query;
@@ -58,12 +60,13 @@ pub use self::{
     broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},
-    early_response::{EarlyResponse, EarlyStream},
+    early_response_source::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
-    holding::{Holding, HoldingStream},
+    holding_source::{HoldingSource, HoldingStream},
     item_stream::ItemStream,
+    listen_fn::{ListenFn, ListenStream, listen_fn},
     mpsc::MpscSource,
-    preceded_by::{PrecededBy, PrecededStream},
+    preceded_source::{PrecededSource, PrecededStream},
     push::Push,
     push_source::PushSource,
     rejection::Rejection,

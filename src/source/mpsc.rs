@@ -23,8 +23,7 @@
 //!
 //! The bound of the channel slows the task down to the pace of the client. When the client leaves, the receiver is dropped, and the task
 //! notices this by `Sender::send` or `Sender::closed`. When the last sender is dropped, the stream ends, and the client may reconnect; to
-//! tell the client not to, send
-//! [`Item::Finished`](crate::Item::Finished) last.
+//! tell the client not to reconnect, send [`Item::Finished`](crate::Item::Finished) as the last value.
 //!
 //! The source is a plain stream: a client that sends a cursor gets a gap first. [`Resumable::wrap`](super::Resumable::wrap) makes the
 //! stream resumable.

@@ -2,7 +2,7 @@ use std::future::Future;
 
 use futures_core::Stream;
 
-use super::{EarlyResponse, Holding, PrecededBy, Rejection, Subscription};
+use super::{EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription};
 use crate::{
     BoxError,
     event::{IntoItem, Item},
@@ -18,7 +18,10 @@ pub trait PushSource {
     /// - An error disconnects the client, which sees that its stream was cut off.
     type Stream: Stream<Item = Result<Item, BoxError>> + Send + 'static;
 
-    /// Subscribes one client, or refuses it. If the client leaves before the future is ready, the future is dropped.
+    /// Subscribes one client, or refuses it. The response begins when the future is ready: see [`respond_early`](Self::respond_early) for
+    /// sources that take long.
+    ///
+    /// If the client leaves before the future is ready, the future is dropped.
     fn subscribe(
         self,
         subscription: Subscription,
@@ -32,28 +35,31 @@ pub trait PushSource {
         true
     }
 
-    /// Returns whether each stream of the source is made for one client. This is so for plain streams and for a
-    /// [`Resumable`](super::Resumable). By default, returns `true` if the source is not [resumable](Self::is_resumable).
+    /// Returns whether the source makes each stream for one client, as plain streams and a [`Resumable`](super::Resumable) do. The default
+    /// is `true` if the source is not [resumable](Self::is_resumable), and otherwise `false`.
     ///
-    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore sends the
-    /// stream in several responses only to a client that asks for that, and not because of the client's `Accept` header.
+    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore does not
+    /// choose long-polling by the client's `Accept` header alone.
     fn is_for_one_client(&self) -> bool {
         !self.is_resumable()
     }
 
-    /// Returns a source whose response begins at once, and not only when this source has accepted the subscription.
+    /// Returns a source whose response begins at once, without waiting until this source has accepted the subscription.
     ///
-    /// A transport responds when [`subscribe`](Self::subscribe) has returned. If this takes long, such as when the source first asks a
+    /// A transport responds when [`subscribe`](Self::subscribe) has returned. If the subscription takes long, such as when the source first asks a
     /// model or a database, the client and the proxies on the way wait without a byte, and a timeout may fail the request. With
     /// `respond_early`, the response's head, the opening of the stream and the heartbeats are sent in the meantime.
     ///
-    /// A refusal then comes too late for a status. The client gets it in the stream:
+    /// With `respond_early`, a refusal comes too late for a status. The client gets the refusal in the stream:
     ///
-    /// | the rejection's status | what the client gets |
-    /// |---|---|
-    /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] |
-    /// | another of 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect |
-    /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s |
+    /// | the rejection's status | what the client gets | WebSocket close code |
+    /// |---|---|---|
+    /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] | 1000 |
+    /// | 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect | 4000 + status |
+    /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s | 4000 + status |
+    ///
+    /// The reason of the close frame is the rejection's message. On the other transports, the client does not learn the status. A source
+    /// that must tell its clients more yields an event of its own before it ends.
     ///
     /// ```
     /// use tower_push::{Push, PushSource, source::source_fn};
@@ -73,17 +79,17 @@ pub trait PushSource {
     ///
     /// A [`Guard`](crate::Guard) counts the stream as open from the beginning of the response, and its observers see a late refusal as the
     /// end of the stream.
-    fn respond_early(self) -> EarlyResponse<Self>
+    fn respond_early(self) -> EarlyResponseSource<Self>
     where
         Self: Sized + Send + 'static,
     {
-        EarlyResponse::new(self)
+        EarlyResponseSource::new(self)
     }
 
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
     ///
-    /// A client that resumes with a cursor does not get this item again. It gets the item if it cannot resume: after the gap with which
-    /// its stream then begins.
+    /// A client that resumes with a cursor does not get this item again. If the client cannot resume, its stream begins with a gap, and
+    /// the item follows the gap.
     ///
     /// `make_first` is called after this source has accepted the subscription. So a snapshot that `make_first` reads misses no event of a
     /// [`Channel`](super::Channel); the channel may repeat events that the snapshot includes. If the result is an error, the stream
@@ -98,21 +104,22 @@ pub trait PushSource {
     ///     Push::new(changes.clone().preceded_by(snapshot))
     /// }
     /// ```
-    fn preceded_by<F, Fut>(self, make_first: F) -> PrecededBy<Self, F>
+    fn preceded_by<F, Fut>(self, make_first: F) -> PrecededSource<Self, F>
     where
         Self: Sized + Send,
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future + Send + 'static,
         Fut::Output: IntoItem,
     {
-        PrecededBy::new(self, make_first)
+        PrecededSource::new(self, make_first)
     }
 
     /// Returns a source that keeps `value` as long as a client's stream is open, and drops it when the client has left.
     ///
     /// The value may be a permit, a lock, or a value whose `Drop` tells others that the client has left. A stream that is
     /// [parked](super::Resumable) keeps its value. If this source refuses the subscription, the value is dropped at once. A transport that
-    /// sends one stream in several responses, such as long-polling, keeps the value between them only if it keeps the stream.
+    /// sends one stream in several responses, such as long-polling, keeps the value between two responses only if the transport keeps
+    /// the stream.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -128,11 +135,11 @@ pub trait PushSource {
     ///     Ok(Push::new(tokio_stream::iter(["one", "two"]).holding(permit)))
     /// }
     /// ```
-    fn holding<T>(self, value: T) -> Holding<Self, T>
+    fn holding<T>(self, value: T) -> HoldingSource<Self, T>
     where
         Self: Sized + Send,
         T: Send + 'static,
     {
-        Holding::new(self, value)
+        HoldingSource::new(self, value)
     }
 }

@@ -1,7 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
-use http::request::Parts;
+use http::{header::SEC_WEBSOCKET_PROTOCOL, request::Parts};
 use tokio::time::Instant;
+use tower_push_proto::header_list::list_elements;
 
 use super::client_messages::{ClientMessageSender, ClientMessages, ClientMessagesSlot};
 use super::requested_cursor::RequestedCursor;
@@ -45,6 +46,8 @@ pub struct Subscription {
 struct SharedSubscription {
     head: Parts,
     expires_at: Mutex<Option<Instant>>,
+    /// The index of the agreed subprotocol in the client's list.
+    subprotocol_index: Mutex<Option<usize>>,
 }
 
 /// The position in a source's events at which a subscriber starts.
@@ -78,6 +81,7 @@ impl Subscription {
             shared: Arc::new(SharedSubscription {
                 head: head.clone(),
                 expires_at: Mutex::default(),
+                subprotocol_index: Mutex::default(),
             }),
             client_messages: None,
         }
@@ -145,12 +149,62 @@ impl Subscription {
         self.client_messages.as_ref()?.take()
     }
 
-    /// Returns this subscription with the client's messages claimed: the transport queues them until the source takes them.
+    /// Returns this subscription with the client's messages reserved for a source that takes them later. Until then, the messages are queued.
     pub(super) fn with_claimed_client_messages(self) -> Self {
         Self {
-            client_messages: self.client_messages.as_ref().map(ClientMessagesSlot::claim),
+            client_messages: self
+                .client_messages
+                .as_ref()
+                .map(ClientMessagesSlot::take_into_new_slot),
             ..self
         }
+    }
+
+    /// Returns the WebSocket subprotocols that the client offers, in the client's order of preference. Other transports have none.
+    ///
+    /// Pages cannot set headers of a WebSocket, and some send a token as a subprotocol: `new WebSocket(url, ["bearer", token])`.
+    pub fn offered_subprotocols(&self) -> impl Iterator<Item = &str> {
+        let names = list_elements(&self.head().headers, SEC_WEBSOCKET_PROTOCOL);
+        names.filter_map(|name| std::str::from_utf8(name).ok())
+    }
+
+    /// Returns the agreed WebSocket subprotocol: the one that the transport has chosen, or that the source has
+    /// [selected](Self::select_subprotocol). Returns `None` if there is none, and on other transports.
+    pub fn subprotocol(&self) -> Option<&str> {
+        let index = (*lock(&self.shared.subprotocol_index))?;
+        self.offered_subprotocols().nth(index)
+    }
+
+    /// Selects one of the offered WebSocket subprotocols, in place of the one that the transport has chosen. Returns `false`, and changes
+    /// nothing, if the client does not offer `name`.
+    ///
+    /// A source calls this method before it accepts the subscription; a later call has no effect on the response. The messages have the
+    /// format that the transport has for the subprotocol (`WebSocket::subprotocol`), or else the plain format.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_push::{Push, source::{Rejection, source_fn}};
+    ///
+    /// # fn is_valid(token: &str) -> bool { true }
+    /// // The page calls `new WebSocket(url, ["bearer", token])`, and expects one of the two names in the response.
+    /// let private = Push::new(source_fn(async |subscription| {
+    ///     let mut offered = subscription.offered_subprotocols();
+    ///     let token = offered.find(|name| *name == "bearer").and_then(|_| offered.next());
+    ///     if !token.is_some_and(is_valid) {
+    ///         return Err(Rejection::new(StatusCode::UNAUTHORIZED));
+    ///     }
+    ///     subscription.select_subprotocol("bearer");
+    ///     Ok(tokio_stream::iter(["for your eyes only"]))
+    /// }));
+    /// ```
+    pub fn select_subprotocol(&self, name: &str) -> bool {
+        let index = self
+            .offered_subprotocols()
+            .position(|offered| offered == name);
+        if index.is_some() {
+            *lock(&self.shared.subprotocol_index) = index;
+        }
+        index.is_some()
     }
 
     /// Returns the [name](crate::transport::Transport::name) of the subscription's transport.

@@ -54,7 +54,7 @@ pub struct WatchStream<T> {
     waiting: Option<ChangeFuture<T>>,
 }
 
-/// The future of the next change. It returns the receiver, or `None` if the sender was dropped.
+/// The future of the next change, which resolves to the receiver, or to `None` if the sender was dropped.
 type ChangeFuture<T> = Pin<Box<dyn Future<Output = Option<Receiver<T>>> + Send>>;
 
 impl<T> WatchSource<T> {
@@ -81,6 +81,7 @@ where
     }
 }
 
+/// Waits until the receiver has a value that it has not seen.
 fn changed<T: Send + Sync + 'static>(mut receiver: Receiver<T>) -> ChangeFuture<T> {
     Box::pin(async move {
         let changed = receiver.changed().await;

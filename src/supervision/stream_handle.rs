@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use crate::{
     BoxError,
-    event::Item,
+    event::{CloseFrame, Item},
     source::Subscription,
     sync::{Mutex, lock},
 };
@@ -36,9 +36,8 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     /// Records that the stream ends now because the time [`ends_at`](Self::ends_at) has come. Returns the last item of the stream.
     fn on_early_end(&self) -> Item;
 
-    /// Registers `waker` for a change of [`ends_at`](Self::ends_at). Returns `false` if the end time may have changed before the registration:
-    /// the caller must then call `ends_at` again.
-    fn register_waker(&self, waker: &Waker) -> bool;
+    /// Registers `waker`, which is woken when [`ends_at`](Self::ends_at) changes.
+    fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration;
 
     /// Records that the transport has taken `item` from the stream: an item, an error, or `None` when the source's stream has ended.
     fn on_item(&self, item: Option<&Result<Item, BoxError>>);
@@ -46,11 +45,24 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     /// Records that the transport cuts the stream because it cannot send an item.
     fn on_send_error(&self, error: &BoxError);
 
+    /// Records that the client has begun to close its connection, with this close frame.
+    fn on_client_close(&self, frame: &CloseFrame);
+
     /// Records that the response is complete, and nothing more of the stream follows: it answers a long poll, or refuses the request.
     fn on_complete_response(&self);
 
     /// Records that a guard inside this one has refused the request. The status of the response does not show this: it may be 200 or 204.
     fn on_inner_refusal(&self);
+}
+
+/// The result of [`StreamLifecycle::register_end_time_waker`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum WakerRegistration {
+    /// The waker is woken when the end time changes. The caller returns `Poll::Pending`.
+    Registered,
+    /// The end time may have changed before the registration. The caller reads the end time again.
+    EndTimeMayHaveChanged,
 }
 
 impl StreamHandle {

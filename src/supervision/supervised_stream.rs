@@ -8,11 +8,11 @@ use std::{
 use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{StreamHandle, StreamLifecycle};
+use super::{StreamHandle, StreamLifecycle, WakerRegistration};
 use crate::{
     BoxError,
     deadline::earlier,
-    event::Item,
+    event::{CloseFrame, Item},
     source::{Push, PushSource},
 };
 
@@ -31,6 +31,7 @@ pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     phase: StreamPhase,
 }
 
+/// Whether a [`SupervisedStream`] is open, or what has ended the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamPhase {
     Open,
@@ -62,7 +63,7 @@ impl<S> SupervisedStream<S> {
         self.handle.as_ref()
     }
 
-    /// Returns whether a guard or the expiry, and not the source, has ended the stream.
+    /// Returns whether the stream was ended by a guard or the expiry instead of by the source.
     pub fn has_ended_early(&self) -> bool {
         self.phase == StreamPhase::EndedEarly
     }
@@ -74,6 +75,16 @@ impl<S> SupervisedStream<S> {
     pub fn report_send_error(&self, error: &BoxError) {
         if let Some(lifecycle) = self.lifecycle() {
             lifecycle.on_send_error(error);
+        }
+    }
+
+    /// Reports that the client has begun to close its connection, with this close frame. A close frame that answers one of the transport's
+    /// is not reported.
+    ///
+    /// Without this report, the guard counts the stream as closed because the client [left](crate::guard::CloseReason::Left).
+    pub fn report_client_close(&self, frame: &CloseFrame) {
+        if let Some(lifecycle) = self.lifecycle() {
+            lifecycle.on_client_close(frame);
         }
     }
 
@@ -124,11 +135,12 @@ impl<S> SupervisedStream<S> {
         }
     }
 
-    /// Registers the current task for a change of the guard's end time. Returns `false` if the end time may have changed before
-    /// the registration.
-    fn register_waker(&self, cx: &Context<'_>) -> bool {
-        let lifecycle = self.lifecycle();
-        lifecycle.is_none_or(|lifecycle| lifecycle.register_waker(cx.waker()))
+    /// Registers the current task, which is woken when the guard's end time changes. Without a guard, there is no end time to wait for.
+    fn register_end_time_waker(&self, cx: &Context<'_>) -> WakerRegistration {
+        match self.lifecycle() {
+            Some(lifecycle) => lifecycle.register_end_time_waker(cx.waker()),
+            None => WakerRegistration::Registered,
+        }
     }
 }
 
@@ -147,6 +159,7 @@ where
         self.poll(cx, false)
     }
 
+    /// Polls for the next item, until the stream has ended early. An event or a gap is counted only if `counts_content`.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -156,7 +169,7 @@ where
             return Poll::Ready(None);
         }
         loop {
-            // The early end is polled first, so that a stream whose source is always ready ends too.
+            // The early end is polled before the source, because a source that is always ready would otherwise never be ended.
             if let Poll::Ready(end) = self.poll_early_end(cx) {
                 return Poll::Ready(Some(Ok(end)));
             }
@@ -169,7 +182,7 @@ where
                 }
                 return Poll::Ready(item);
             }
-            if self.register_waker(cx) {
+            if self.register_end_time_waker(cx) == WakerRegistration::Registered {
                 return Poll::Pending;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! # Invariant: no wake-up is lost
 //! A waiting task stores its waker under a lock of the list, and checks the value once more before it releases that lock. A task
-//! that changes the value does so first, and then takes the wakers under the same lock. So either the waiting task sees the change,
+//! first changes the value, and then takes the wakers under the same lock. So either the waiting task sees the change,
 //! or the changing task sees the waker. The loom tests of the list's users (`loom_tests.rs`) try every order of these steps.
 
 use std::{

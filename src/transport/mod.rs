@@ -11,8 +11,8 @@
 //! Each transport has its own configuration. A [layer](crate::layer) or a [service](crate::service) lets a transport respond to requests.
 //!
 //! # Writing a transport
-//! Implement [`Transport`]. A transport that streams implements an [`Encoder`], and passes it to [`respond_streaming`]. This function
-//! subscribes to the source, responds to `HEAD` requests and to refused subscriptions, joins the items that are ready into one frame, sends
+//! Implement [`Transport`]. A transport that streams implements an [`Encoder`], and passes it to [`respond_streaming`].
+//! `respond_streaming` subscribes to the source, responds to `HEAD` requests and to refused subscriptions, joins the items that are ready into one frame, sends
 //! heartbeats, and aborts the response if the source fails.
 //!
 //! A transport that does not stream a body, such as one for polls or for a socket, opens its streams with
@@ -93,7 +93,8 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 #[cfg(feature = "server")]
 pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
 pub(crate) use self::response::{
-    event_source_retry_response, is_event_source_request, is_query_method,
+    close_connection_after, event_source_retry_response, is_event_source_request, is_query_method,
+    is_websocket_upgrade,
 };
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]

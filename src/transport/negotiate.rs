@@ -26,7 +26,7 @@ use crate::{
 /// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected unless rule 1 or 2 applies. A
 /// request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
 ///
-/// # Who is polled
+/// # When long-polling is chosen
 /// Rules 3 and 4 choose [`LongPoll`] only for a `GET`, `HEAD` or `QUERY`, and only if the source is not
 /// [for one client](crate::PushSource::is_for_one_client). A client that sends a `POST`, or that reads a stream of its own, expects the
 /// whole stream in one response. Many such clients send `Accept: application/json` and read an event stream: the SDKs of language models
@@ -110,7 +110,7 @@ impl Negotiate {
         let sends_one_response =
             |t: &dyn Transport, preference| !t.is_polling() || preference == Preference::MAX;
         self.most_preferred(head, sends_one_response).or_else(|| {
-            // The request accepts only what is polled. The request is answered as if it accepted everything else too.
+            // The request accepts only media types of transports that poll. It is answered as if it accepted all other media types too.
             let polled = self.most_preferred(head, |_, _| true)?;
             let mut head = head.clone();
             let everything = HeaderValue::from_static("*/*;q=0.001");

@@ -35,7 +35,7 @@ impl Preference {
         specificity: Specificity::BeyondAccept,
     };
 
-    /// Returns whether the request names the media type itself, and not a range such as `text/*`.
+    /// Returns whether the request names the media type itself instead of a range such as `text/*`.
     pub(crate) fn names_media_type(self) -> bool {
         self.specificity == Specificity::MediaType
     }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header,
+    request::Parts,
 };
-use tower_push_proto::sse::write_retry;
+use tower_push_proto::{header_list::contains_token, sse::write_retry};
 
 use super::{
     Preference, PushBody,
@@ -20,7 +21,7 @@ pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
 pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
-/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent, and not guess a different one.
+/// The value of `X-Content-Type-Options`: browsers must use the `Content-Type` that is sent instead of guessing a different one.
 pub(super) const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// The statuses whose responses have no body (RFC 9110 §15.3.5, §15.3.6 and §15.4.5).
@@ -120,6 +121,20 @@ pub fn method_rejection(method: &Method) -> Option<Rejection> {
         _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
     };
     Some(rejection.header(header::ALLOW, ALLOWED_METHODS))
+}
+
+/// Returns whether the request asks to turn its HTTP/1.1 connection into a WebSocket, even if the rest of its handshake is invalid.
+pub(crate) fn is_websocket_upgrade(head: &Parts) -> bool {
+    head.version == Version::HTTP_11 && contains_token(&head.headers, header::UPGRADE, "websocket")
+}
+
+/// Adds `Connection: close` to the refusal of a request for which [`is_websocket_upgrade`] is true.
+///
+/// A proxy that does not wait for the 101 response takes the connection for a tunnel. If the connection stayed open, the server would
+/// then read the client's next bytes as requests that the proxy has not seen.
+pub(crate) fn close_connection_after(refusal: &mut Response<PushBody>) {
+    let close = HeaderValue::from_static("close");
+    refusal.headers_mut().append(header::CONNECTION, close);
 }
 
 /// Returns whether the method is `QUERY`. Older versions of `http` have no constant for this method.

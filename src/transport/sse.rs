@@ -28,8 +28,8 @@
 //! | the source has finished | `event: finished` with `{"finished":true}`, with the id [`EventId::FINISHED`](crate::EventId::FINISHED) | [`finished_event`](Sse::finished_event) |
 //! | the source fails | nothing: the response is cut, without a clean end of the body | |
 //!
-//! A client that resumes gets the cursor that it has sent as the `id` of the first event that has no id of its own. By the standard, it
-//! would otherwise forget the cursor.
+//! A client that resumes gets the cursor that it has sent as the `id` of the first event that has no id of its own. By the standard,
+//! the client would otherwise forget the cursor.
 //!
 //! # Streams without additions
 //! Many clients of event streams are no `EventSource`: the SDKs of language models, and GraphQL clients. They fail on events that the source

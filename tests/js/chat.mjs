@@ -49,8 +49,9 @@ class Tab {
     return this.#browser.driver.findElement({ css });
   }
 
-  async goTo(path) {
-    await this.run((path) => location.assign(path), path);
+  /** Shows an empty page in place of the chat. */
+  async goAway() {
+    await this.run(() => location.assign("about:blank"));
   }
 
   async goBack() {
@@ -188,7 +189,7 @@ async function nonsenseIsRefused([ada, ...others], said) {
 /** A tab that shows another page is not counted, even if the browser keeps its old page for the back button. */
 async function whoLeavesThePageIsNotCounted(tabs) {
   const [leaver, ...others] = tabs;
-  await leaver.goTo("/chat.css");
+  await leaver.goAway();
   for (const tab of others) await tab.until("sees one less", ({ state }) => state === `live · ${others.length} here`);
   await leaver.goBack();
   await everyoneIsHere(tabs);

@@ -21,6 +21,12 @@ pub fn browser_script(script: &str) -> Command {
     node_script(script, "selenium-webdriver")
 }
 
+/// Returns a command that runs a script in `tests/js` with Firefox.
+pub fn firefox_script(script: &str) -> Command {
+    installed_path("/usr/bin/firefox-esr");
+    node_script(script, "ws")
+}
+
 /// Returns a command that runs a script in `tests/python`. Panics if the installed packages differ from `requirements.txt`.
 pub fn python_script(script: &str) -> Command {
     let text_of = |path| fs::read_to_string(repository_path(path)).unwrap_or_default();

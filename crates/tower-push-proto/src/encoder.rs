@@ -26,7 +26,8 @@ pub trait Encoder: Send {
     /// An error if the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
 
-    /// Writes an event after which the client's cursor is `cursor`, and not the event's id: see [`Item::EventWithCursor`](crate::Item::EventWithCursor).
+    /// Writes an event after which a client resumes from `cursor` instead of from the event's id: see
+    /// [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///
     /// The default calls [`event`](Self::event), and then [`cursor`](Self::cursor).
     ///
@@ -54,7 +55,8 @@ pub trait Encoder: Send {
 
     /// Writes what the encoder has held back, such as a cursor that the next event could have carried: nothing by default.
     ///
-    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) includes it.
+    /// A transport calls this method whenever no further item is ready, and before it aborts the stream. [`end`](Self::end) writes the held
+    /// bytes too.
     fn flush(&mut self, out: &mut FrameBuffer) {
         let _ = out;
     }
@@ -78,8 +80,8 @@ pub trait BatchEncoder: Encoder {
         let _ = out;
     }
 
-    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default calls
-    /// [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
+    /// Writes the end of a batch. `end` is `Some` only if the source has [finished](StreamEnd::finished). By default,
+    /// this method calls [`end`](Encoder::end) if `end` is `Some`, and otherwise [`flush`](Encoder::flush).
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         match end {
             Some(end) => self.end(end, out),
@@ -148,7 +150,7 @@ pub(crate) fn millis_within_browser_limit(time: Duration) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{GapReason, Item};
+    use crate::event::{CloseCode, CloseFrame, GapReason, Item};
 
     /// An encoder that writes the name of each called method.
     struct CallLog;
@@ -194,6 +196,14 @@ mod tests {
                 Some(StreamEnd::reconnect(Some(Duration::ZERO))),
             ),
             (Item::Expired, "", Some(StreamEnd::EXPIRED)),
+            (
+                Item::closed(
+                    CloseFrame::new(CloseCode::NORMAL, "bye"),
+                    StreamEnd::FINISHED,
+                ),
+                "",
+                Some(StreamEnd::FINISHED),
+            ),
         ] {
             assert_eq!(item.end(), end);
             assert_eq!(item.write_to(&mut CallLog, &mut out).unwrap(), end);

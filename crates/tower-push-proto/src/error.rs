@@ -96,7 +96,7 @@ kinds! {
         /// Whether an event was published after the channel was closed.
         is_closed;
     Lagged:
-        /// Makes the error that ends the stream of a subscriber that was too slow. On a WebSocket the close code is then 3008.
+        /// Makes the error that ends the stream of a subscriber that was too slow. On a WebSocket, this error closes the connection with 3008.
         lagged,
         /// Whether a subscriber was disconnected because it was too slow.
         is_lagged;

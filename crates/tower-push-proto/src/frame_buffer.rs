@@ -89,21 +89,20 @@ impl FrameBuffer {
     /// Appends shared bytes. Copies the bytes only if they are short and join other writes.
     #[inline]
     pub fn push(&mut self, bytes: Bytes) {
-        if self.complete_frame_unless_joined(&bytes) {
+        self.complete_frame_before_long_bytes(bytes.len());
+        if self.open_frame.len() > 0 {
             self.buffer().put_slice(&bytes);
         } else {
             self.open_frame = OpenFrame::Shared(bytes);
         }
     }
 
-    /// Completes the open frame, unless `bytes` are short enough to be copied to its end. Returns whether the open frame still has bytes.
-    /// If so, the caller must copy `bytes` to the end of the open frame.
+    /// Completes the open frame if the next bytes, of which there are `next_len`, are too long to be copied to its end.
     #[inline]
-    fn complete_frame_unless_joined(&mut self, bytes: &Bytes) -> bool {
-        if bytes.len() >= MIN_UNCOPIED_LEN {
+    fn complete_frame_before_long_bytes(&mut self, next_len: usize) {
+        if next_len >= MIN_UNCOPIED_LEN {
             self.complete_frame();
         }
-        self.open_frame.len() > 0
     }
 
     /// Appends an event in the encoding `E`.
@@ -116,7 +115,8 @@ impl FrameBuffer {
         }
         // A clone of `Bytes` increments a reference count for which all threads contend. Bytes that are copied are therefore not cloned.
         let bytes = event.encoded_ref::<E>();
-        if self.complete_frame_unless_joined(bytes) {
+        self.complete_frame_before_long_bytes(bytes.len());
+        if self.open_frame.len() > 0 {
             self.buffer().put_slice(bytes);
         } else {
             self.open_frame = OpenFrame::Shared(bytes.clone());

@@ -179,3 +179,25 @@ fn websocket_messages_have_members_or_lines() {
     let expected = [&plain, &with_topic, &plain, cursor, &with_topic, cursor];
     assert_eq!(messages(MessageFormat::Nchan), expected);
 }
+
+/// Clients that get one event with another cursor for each share the bytes of its payload.
+#[test]
+fn sse_payload_is_shared_by_all_cursors() {
+    for config in [SseConfig::new(), SseConfig::new().base64()] {
+        let config = Arc::new(config);
+        let event = Event::binary("x".repeat(100_000));
+        let payload_frame = |cursor: u64| {
+            let mut out = FrameBuffer::default();
+            let mut encoder = SseEncoder::new(config.clone(), None);
+            encoder
+                .event_with_cursor(&event.clone(), &cursor.into(), &mut out)
+                .unwrap();
+            let head = out.take_frame().unwrap();
+            assert_eq!(head, format!("id: {cursor}\n"));
+            out.take_frame().unwrap()
+        };
+        let frames = [1, 2].map(payload_frame);
+        assert!(frames[0].starts_with(b"data: "));
+        assert_eq!(frames[0].as_ptr(), frames[1].as_ptr());
+    }
+}

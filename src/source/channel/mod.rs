@@ -39,7 +39,7 @@
 //! kept events.
 //!
 //! # A map of channels
-//! A channel may be removed from a map if neither a stream nor a handler uses it. A token for each push shows this:
+//! A channel may be removed from a map if neither a stream nor a handler uses it. A token that each push holds shows this:
 //!
 //! ```
 //! use std::{collections::HashMap, sync::{Arc, Mutex}};
@@ -62,7 +62,7 @@
 //! # Rooms::default().remove_unused();
 //! ```
 //!
-//! The number of [subscribers](Channel::subscriber_count) does not show it, because a handler uses the channel before its client has
+//! The number of [subscribers](Channel::subscriber_count) does not show whether a channel is in use, because a handler uses the channel before its client has
 //! subscribed.
 //!
 //! # Differences from other channels
@@ -208,7 +208,7 @@ impl Channel {
         self.log.wait_for_subscriber_count(|count| count > 0).await;
     }
 
-    /// Waits until there is no subscriber: a producer can pause then. Cancel-safe.
+    /// Waits until the channel has no subscriber, so that a producer can pause. Cancel-safe.
     ///
     /// When `unsubscribed` returns, a new subscriber may already be there. A producer that has paused continues after
     /// [`subscribed`](Self::subscribed), as in the example, and misses no subscriber.

@@ -33,7 +33,8 @@ impl LagPolicy {
     /// Of the events that it has trimmed from its log, the channel keeps the newest of each key. The log's limits on events and
     /// bytes apply to these events separately. A subscriber gets a gap only if these events exceed the limits.
     ///
-    /// Conflation begins behind the log: a subscriber gets every event that is still in the log, older events of a key included. If
+    /// Only events that the log has trimmed are conflated: a subscriber gets every event that is still in the log, older events of a key
+    /// included. If
     /// clients should get hardly more than the newest event of each key, let the log hold as many events as there are keys
     /// ([`max_events`](crate::source::channel::ChannelBuilder::max_events)).
     ///

@@ -16,9 +16,10 @@ pub(crate) struct LogCounts {
     pub(crate) appended: u64,
     /// Events that returning clients missed, because the log no longer had them.
     pub(crate) missed_on_return: u64,
-    /// Events that connected subscribers missed, because the log trimmed them first.
+    /// Events that connected subscribers missed, because the log trimmed the events before these subscribers had read
+    /// them.
     pub(crate) lagged: u64,
-    /// Events that subscribers did not get, because they got a newer event with the same key instead.
+    /// Events that subscribers did not get, because the subscribers got a newer event with the same key instead.
     pub(crate) conflated: u64,
 }
 

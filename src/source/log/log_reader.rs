@@ -67,7 +67,8 @@ impl<I: LogIds> LogReader<I> {
         self.log.last_position()
     }
 
-    /// See [`SharedLog::wait_unless_readable`](super::SharedLog::wait_unless_readable).
+    /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Returns `false` if the log already has such an
+    /// event or is closed: the caller must read again.
     pub(crate) fn wait_unless_readable(&self, waker: &Waker, position: u64) -> bool {
         self.log.wait_unless_readable(&self.key, waker, position)
     }
@@ -84,7 +85,7 @@ impl<I: LogIds> LogReader<I> {
         self.first_item.take().map(|item| *item)
     }
 
-    /// Returns the next event, if there is one. The caller yields [`take_first_item`](Self::take_first_item) before.
+    /// Returns the next event, if there is one. The caller must yield the item of [`take_first_item`](Self::take_first_item) before the event.
     #[inline]
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LogReadOutcome> {
         loop {

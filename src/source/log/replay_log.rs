@@ -41,7 +41,7 @@ pub(crate) struct ResolvedStart {
     pub(crate) first_item: Option<Item>,
     /// The cursor that the client resumes from. `None` if there is no cursor, or if the cursor is not of this log.
     pub(crate) requested_cursor: Option<EventId>,
-    /// Whether the client has a cursor, and the log does not have everything after it.
+    /// Whether the client has a cursor after which the log does not have every event.
     pub(crate) is_outside_log: bool,
 }
 
@@ -135,7 +135,7 @@ impl<I: LogIds> ReplayLog<I> {
         }
     }
 
-    /// Returns whether a client that starts at `start` has all events, and is not owed a gap or a cursor first.
+    /// Returns whether a client that starts at `start` has all events, and gets neither a gap nor a cursor before the end.
     pub(crate) fn is_finished_for(
         &self,
         subscription: &Subscription,
@@ -176,15 +176,17 @@ impl<I: LogIds> ReplayLog<I> {
             }
         };
         // A client whose connection breaks before the first event resumes from this cursor.
-        let cursor = (position == last).then(|| self.ids.id_at(position, log));
+        // After `Oldest`, a new subscription without a cursor would get the same events, so its events need no cursor before them.
+        let needs_cursor = position == last || matches!(start, StartPosition::Last(_));
+        let cursor = needs_cursor.then(|| self.ids.id_at(position, log));
         ResolvedStart {
             first_item: cursor.flatten().map(Item::Cursor),
             ..ResolvedStart::at(position)
         }
     }
 
-    /// Returns the start of a client that has missed the events between its cursor and the log: `gap`, and then everything in the
-    /// log.
+    /// Resolves the start of a client that has missed the events between its cursor and the log: the client gets `gap`, and then everything
+    /// in the log.
     pub(crate) fn start_after_gap(&self, cursor: &EventId, gap: Gap) -> ResolvedStart {
         self.inspect_log(|log| self.start_after_gap_in(log, gap, cursor))
     }
@@ -204,7 +206,7 @@ impl<I: LogIds> ReplayLog<I> {
         }
     }
 
-    /// Returns the start of a client that resumes from `cursor`. Returns `None` unless the log has everything after it.
+    /// Resolves the start of a client that resumes from `cursor`. Returns `None` unless the log has every event after the cursor.
     pub(crate) fn start_in_log(&self, cursor: &EventId) -> Option<ResolvedStart> {
         let range = |log: &EventLog| log.position_before_snapshot()..=log.last_position();
         let position = self.inspect_log(|log| {
@@ -266,7 +268,8 @@ impl<I: LogIds> ReplayLog<I> {
         self.log.read(position, max_bytes, buffer)
     }
 
-    /// See [`SharedLog::wait_unless_readable`].
+    /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Returns `false` if the log already has such an
+    /// event or is closed: the caller must read again.
     pub(super) fn wait_unless_readable(
         &self,
         reader: &WaiterKey,

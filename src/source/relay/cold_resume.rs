@@ -130,7 +130,7 @@ impl ColdResume {
                     }
                 }
                 ColdResumeStep::WaitForFeed(recheck) => {
-                    // The position is read first, so that an event that the feed pushes after it ends the wait.
+                    // The position is read before the log is searched, so that an event that the feed pushes after the search ends the wait.
                     let last_position = reader.last_log_position();
                     if let Some(start) = relay.log.start_in_log(&self.cursor) {
                         return Poll::Ready(ColdResumeOutcome::ReadLog(start));

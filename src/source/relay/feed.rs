@@ -6,7 +6,7 @@ use crate::{
     source::log::AppendError,
 };
 
-/// The writing half of a [`Relay`](super::Relay), which its one reader of the upstream fills.
+/// The writing half of a [`Relay`](super::Relay). The task that reads the shared store pushes each event into the `Feed`.
 ///
 /// Events are pushed strictly in the order of the upstream: there is one `Feed`, it has no clones, and pushing takes `&mut self`. The
 /// methods never wait for a subscriber.
@@ -80,7 +80,7 @@ impl Feed {
     /// Announces that events are missing after the last one that was pushed. The log begins anew: its events are dropped, and earlier
     /// cursors lead to the upstream, or to a gap.
     ///
-    /// Of `gap`, `reason` and `missed` describe the missing events. `resumed` is the id of the last of them, if it is known; the next
+    /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last of them, if it is known; the next
     /// event that is pushed follows it. The other fields are not used. Every connected subscriber gets the gap, with its own number of
     /// missing events: those of the feed, and those that it had not read.
     ///

@@ -1,9 +1,9 @@
 //! A source over a store that other processes share: a broker, a database, another server.
 //!
 //! Several servers behind a load balancer show one feed, and a client may return to any of them. Its cursor must therefore be an id of
-//! the shared store, and not one that a server has made. A [`Relay`] is a log with ids that are given from outside. One task of each
-//! process reads the store and pushes its events into the [`Feed`]. The clients read the relay's log, and not the store, however
-//! many they are.
+//! the shared store instead of an id that one server has made. A [`Relay`] is a log with ids that are given from outside. One task of each
+//! process reads the store and pushes its events into the [`Feed`]. All clients read the relay's log instead of the
+//! store.
 //!
 //! ```
 //! use tower_push::{Event, EventId, Push, Relay};
@@ -53,7 +53,7 @@
 //! [`Item::Ended`](crate::Item::Ended), which tells the client when to return; it then sends its last cursor. See [`UpstreamLimits`].
 //!
 //! # Gaps of the feed
-//! If the reader finds that the store was emptied, or that it has lost its place, it calls [`Feed::gap`]. Every connected client is told,
+//! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`Feed::gap`]. Every connected client is told,
 //! and the log begins anew.
 //!
 //! # Differences from a channel

@@ -15,8 +15,7 @@ use crate::{event::GapReason, source::log::event_byte_len};
 #[derive(Debug)]
 pub(super) struct PageCache {
     entries: HashMap<PageKey, CacheEntry>,
-    /// The keys and numbers of the finished reads, oldest first. If an entry of `entries` was replaced, its number differs from the number
-    /// here.
+    /// The key and the number of each finished read, oldest first. If the entry of a key was replaced, the entry has a different number.
     finished: VecDeque<(PageKey, u64)>,
     /// The number of the next read.
     next_number: u64,
@@ -47,7 +46,7 @@ enum ReadState {
 /// The result of a read, which all clients that wait for it share.
 pub(super) type PageResult = Result<Arc<Page>, PageReadError>;
 
-/// Why a client gets no page.
+/// The reason for which a client gets no page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PageReadError {
     /// The upstream cannot tell which events came after the cursor.
@@ -63,8 +62,8 @@ pub(super) enum FoundPage {
     Absent,
 }
 
-/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Such an answer stays
-/// true. A client that polls without waiting finds the page at its next poll.
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither the page
+/// nor that answer changes. A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
 /// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.

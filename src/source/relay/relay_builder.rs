@@ -104,14 +104,15 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets the id of the event before the first one that the feed pushes. By default it is not known, and a client that subscribes
+    /// Sets the id of the event before the first one that the feed pushes. By default, this id is not known, and a client that subscribes
     /// before the first event has no cursor until then.
     pub fn start_after(mut self, id: EventId) -> Self {
         self.start_after = Some(id);
         self
     }
 
-    /// Sets where clients read events that are older than the log. By default there is no such place, and they get a gap.
+    /// Sets where clients read events that are older than the log. By default, a relay has no
+    /// upstream, and a client with an older cursor gets a gap.
     ///
     /// Relays with an upstream need a tokio runtime with a clock.
     ///

@@ -29,7 +29,7 @@ pub struct RelayCounts {
     /// Events that connected subscribers missed, because the log dropped the events before the subscriber read them. An event counts once
     /// for each subscriber that missed it.
     pub lagged: u64,
-    /// Events that subscribers did not get, because they got a newer event with the same key instead.
+    /// Events that subscribers did not get, because the subscribers got a newer event with the same key instead.
     pub conflated: u64,
     /// Subscriptions with a cursor that was not in the log, and that the upstream was asked about.
     pub cold_resumes: u64,

@@ -57,7 +57,7 @@ impl RelayState {
     }
 
     /// Returns the end of a stream whose client should return later.
-    pub(super) fn end_for_now(&self) -> Item {
+    pub(super) fn end_with_retry(&self) -> Item {
         let upstream = self.upstream.as_ref();
         let retry = upstream.map_or_else(
             || random::jittered(FEED_GONE_RETRY, 0.5),
@@ -66,7 +66,8 @@ impl RelayState {
         Item::Ended { retry }
     }
 
-    /// Returns the start of a client that has lost the events between its cursor and the log: a gap, and then everything in the log.
+    /// Resolves the start of a client that has lost the events between its cursor and the log: the client gets a gap, and then everything in
+    /// the log.
     pub(super) fn start_after_loss(&self, cursor: &EventId, reason: GapReason) -> ResolvedStart {
         self.counters.add_lost_cursor();
         let start = self.log.start_after_gap(cursor, Gap::new(reason));

@@ -86,13 +86,13 @@ impl RelaySubscriber {
             is_finished: false,
         };
         if let Some(cursor) = cold_cursor {
-            subscriber.resume_cold(cursor);
+            subscriber.try_begin_cold_resume(cursor);
         }
         subscriber
     }
 
-    /// Begins a cold resume, if the relay has an upstream. Returns whether it has one.
-    fn resume_cold(&mut self, cursor: EventId) -> bool {
+    /// Begins a cold resume. Returns `false`, and does nothing, if the relay has no upstream.
+    fn try_begin_cold_resume(&mut self, cursor: EventId) -> bool {
         let Some(upstream) = &self.relay.upstream else {
             return false;
         };
@@ -120,9 +120,9 @@ impl RelaySubscriber {
     }
 
     /// Ends the stream. The client returns later.
-    fn end_for_now(&mut self) -> Item {
+    fn end_with_retry(&mut self) -> Item {
         self.is_finished = true;
-        self.relay.end_for_now()
+        self.relay.end_with_retry()
     }
 
     /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
@@ -139,7 +139,7 @@ impl RelaySubscriber {
             }
             ColdResumeOutcome::Unavailable => {
                 self.relay.counters.add_unavailable();
-                self.end_for_now()
+                self.end_with_retry()
             }
         };
         Poll::Ready(Some(item))
@@ -155,34 +155,34 @@ impl RelaySubscriber {
             Some(item) => Some(item),
             None => self.reader.take_first_item(),
         };
-        Poll::Ready(item.map(|item| self.without_other_topics(item)))
+        Poll::Ready(item.map(|item| self.remove_count_if_filtered(item)))
     }
 
     /// Returns the item for what the reader has found in the log. Returns `None` if the client gets nothing for it.
     #[inline(never)]
-    fn item_of(&mut self, outcome: LogReadOutcome) -> Option<Result<Item, BoxError>> {
+    fn item_for_outcome(&mut self, outcome: LogReadOutcome) -> Option<Result<Item, BoxError>> {
         match outcome {
             LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
             LogReadOutcome::Missed => {
                 // A client that has not read from the log since it came back can still resume from the upstream.
                 let requested = self.reader.requested_cursor().cloned();
-                if requested.is_some_and(|cursor| self.resume_cold(cursor)) {
+                if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
                     return None;
                 }
                 let item = self.reader.skip_missed();
                 self.is_finished = item.is_err();
-                Some(item.map(|gap| self.without_other_topics(gap)))
+                Some(item.map(|gap| self.remove_count_if_filtered(gap)))
             }
             LogReadOutcome::Closed if self.relay.is_finished() => {
                 self.is_finished = true;
                 Some(Ok(Item::Finished))
             }
-            LogReadOutcome::Closed => Some(Ok(self.end_for_now())),
+            LogReadOutcome::Closed => Some(Ok(self.end_with_retry())),
         }
     }
 
-    /// Removes the number of missing events from a gap if the subscriber has topics: how many of the events have these topics is not known.
-    fn without_other_topics(&self, mut item: Item) -> Item {
+    /// Removes the number of missing events from a gap if the subscriber selects topics. The number counts events of all topics.
+    fn remove_count_if_filtered(&self, mut item: Item) -> Item {
         if let (Item::Gap(gap), true) = (&mut item, self.topics.is_some()) {
             gap.missed = None;
         }
@@ -205,7 +205,7 @@ impl Stream for RelaySubscriber {
                 LogReadOutcome::Event(event) if this.topics.is_none() => {
                     return Poll::Ready(Some(Ok(Item::Event(event))));
                 }
-                outcome => this.item_of(outcome),
+                outcome => this.item_for_outcome(outcome),
             };
             if item.is_some() {
                 return Poll::Ready(item);

@@ -89,7 +89,7 @@ impl UpstreamLimits {
     }
 
     /// Sets the time after which a client should return if its page could not be read. The default is 5 s. Each client is told a
-    /// random time between half and one and a half times of it.
+    /// random time of 50 to 150 % of this time.
     pub fn retry(mut self, retry: Duration) -> Self {
         self.retry = retry;
         self

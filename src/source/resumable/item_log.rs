@@ -1,7 +1,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use crate::{
-    event::{Event, EventId, Gap, Item},
+    event::{Event, EventId, Gap, Item, StreamClose},
     source::log::event_byte_len,
 };
 
@@ -16,7 +16,7 @@ pub(super) struct ItemLogLimits {
 
 /// An event or a gap that a stream has yielded, as an entry of an [`ItemLog`].
 #[derive(Clone, Debug)]
-pub(super) enum LoggedItem {
+pub(super) enum LoggedEventOrGap {
     Event(Event),
     // Boxed because a gap is rare, and larger than an event.
     Gap(Box<Gap>),
@@ -31,6 +31,8 @@ pub(super) enum LoggedEnd {
     Ended,
     /// The stream has ended, and clients may reconnect after this delay.
     EndedWithRetry(Duration),
+    /// The stream has ended with a close frame of the application.
+    Closed(Box<StreamClose>),
     /// The stream has failed with an error of this text.
     Failed(Arc<str>),
 }
@@ -54,10 +56,10 @@ pub(super) enum ItemLogReadOutcome {
 #[derive(Debug)]
 pub(super) struct ItemLog {
     limits: ItemLogLimits,
-    entries: VecDeque<LoggedItem>,
+    entries: VecDeque<LoggedEventOrGap>,
     /// The position of the newest entry that was ever appended, trimmed or not.
     last_position: u64,
-    /// The sum of [`LoggedItem::byte_len`] over `entries`.
+    /// The sum of [`LoggedEventOrGap::byte_len`] over `entries`.
     byte_len: usize,
     /// The position of the newest gap that was trimmed; 0 if there was none. The number of events that a reader before this
     /// position has missed is not known.
@@ -65,7 +67,7 @@ pub(super) struct ItemLog {
     end: Option<LoggedEnd>,
 }
 
-impl LoggedItem {
+impl LoggedEventOrGap {
     pub(super) fn with_id(self, id: EventId) -> Self {
         match self {
             Self::Event(event) => Self::Event(event.with_event_id(id)),
@@ -106,7 +108,7 @@ impl ItemLog {
     /// Appends an entry. Returns the entries that were trimmed. The caller drops them outside of its lock, because dropping a
     /// payload can run its owner's code.
     #[must_use]
-    pub(super) fn append(&mut self, entry: LoggedItem) -> Vec<LoggedItem> {
+    pub(super) fn append(&mut self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
         self.last_position += 1;
         self.byte_len += entry.byte_len();
         self.entries.push_back(entry);
@@ -120,10 +122,10 @@ impl ItemLog {
         trimmed
     }
 
-    fn pop_oldest(&mut self) -> Option<LoggedItem> {
+    fn pop_oldest(&mut self) -> Option<LoggedEventOrGap> {
         let oldest = self.entries.pop_front()?;
         self.byte_len -= oldest.byte_len();
-        if matches!(oldest, LoggedItem::Gap(_)) {
+        if matches!(oldest, LoggedEventOrGap::Gap(_)) {
             self.last_dropped_gap = self.position_before_oldest();
         }
         Some(oldest)
@@ -185,12 +187,12 @@ mod tests {
         max_bytes: usize::MAX,
     };
 
-    fn event(text: &str) -> LoggedItem {
-        LoggedItem::Event(Event::text(text))
+    fn event(text: &str) -> LoggedEventOrGap {
+        LoggedEventOrGap::Event(Event::text(text))
     }
 
-    fn gap() -> LoggedItem {
-        LoggedItem::Gap(Box::new(Gap::new(GapReason::Expired)))
+    fn gap() -> LoggedEventOrGap {
+        LoggedEventOrGap::Gap(Box::new(Gap::new(GapReason::Expired)))
     }
 
     #[test]

@@ -76,8 +76,8 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
 }
 
 impl<S: PushSource> ResumableSource<S> {
-    /// Subscribes to the wrapped source, and registers its stream. The returned stream yields `first_items` before the source's
-    /// items.
+    /// Subscribes to the wrapped source, and adds the source's stream to the registry. The returned stream yields `first_items` before the
+    /// source's items.
     async fn subscribe_to_source(
         self,
         subscription: Subscription,

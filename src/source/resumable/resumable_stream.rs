@@ -67,12 +67,14 @@ impl ResumableStream {
         Item::from(gap)
     }
 
+    /// Ends the stream for this client. Returns the last item or the error; `None` if the stream ends without an item.
     fn end(&mut self, end: LoggedEnd) -> Option<Result<Item, BoxError>> {
         self.is_finished = true;
         match end {
             LoggedEnd::Finished => Some(Ok(Item::Finished)),
             LoggedEnd::Ended => None,
             LoggedEnd::EndedWithRetry(retry) => Some(Ok(Item::Ended { retry })),
+            LoggedEnd::Closed(close) => Some(Ok(Item::Closed(close))),
             LoggedEnd::Failed(text) => {
                 Some(Err(self.error.take().unwrap_or_else(|| (*text).into())))
             }

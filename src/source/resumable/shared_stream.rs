@@ -9,7 +9,7 @@ use std::{
 use futures_core::Stream;
 
 use super::{
-    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedEnd, LoggedItem},
+    item_log::{ItemLog, ItemLogLimits, ItemLogReadOutcome, LoggedEnd, LoggedEventOrGap},
     resumable_config::EndPolicy,
     stream_token::StreamToken,
 };
@@ -211,14 +211,17 @@ impl SharedStream {
             let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // A shared event is copied here, because its id is set later, under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    LogAppendOrEnd::Append(LoggedItem::Event(event.into_unshared()))
+                    LogAppendOrEnd::Append(LoggedEventOrGap::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedItem::Gap(gap)),
+                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedEventOrGap::Gap(gap)),
                 Some(Ok(Item::Finished)) => LogAppendOrEnd::End(LoggedEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
                     LogAppendOrEnd::End(LoggedEnd::EndedWithRetry(retry), None)
                 }
                 Some(Ok(Item::Expired)) => LogAppendOrEnd::End(LoggedEnd::Ended, None),
+                Some(Ok(Item::Closed(close))) => {
+                    LogAppendOrEnd::End(LoggedEnd::Closed(close), None)
+                }
                 // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
@@ -277,7 +280,7 @@ impl StreamLock<'_> {
     }
 
     /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the lock.
-    fn append_to_log(&self, entry: LoggedItem) -> Vec<LoggedItem> {
+    fn append_to_log(&self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
             let id = self.shared.item_id(log.last_position() + 1);
@@ -308,7 +311,7 @@ impl Drop for StreamLock<'_> {
 /// What an item, an error or the end of the stream changes in the log.
 enum LogAppendOrEnd {
     /// The log gets this entry. The entry's event has not got an id from the log yet.
-    Append(LoggedItem),
+    Append(LoggedEventOrGap),
     /// The stream has ended, with this error if it has failed.
     End(LoggedEnd, Option<BoxError>),
 }

@@ -33,10 +33,10 @@ pub(super) struct StreamRegistry {
 struct RegistryState {
     streams: HashMap<StreamToken, RegisteredStream>,
     /// The parked streams. The keys are sequence numbers: the first entry was parked first and expires first.
-    parked: BTreeMap<u64, ParkedStream>,
+    parked: BTreeMap<u64, ParkingRecord>,
     /// The key in `parked` that the next parked stream gets.
     next_parked_key: u64,
-    /// Sum of [`ParkedStream::byte_len`].
+    /// Sum of [`ParkingRecord::byte_len`].
     parked_bytes: usize,
     /// The task that drops streams that were parked for too long. The task runs while a stream is parked.
     expiry_task: Option<JoinHandle<()>>,
@@ -53,15 +53,15 @@ struct RegisteredStream {
     parked_key: Option<u64>,
 }
 
-/// A stream without readers: its token, the time since which it is parked, and its bytes, which count toward the limit.
-struct ParkedStream {
-    since: Instant,
+/// When a stream was parked, the token under which `streams` holds the stream, and the bytes that count toward the limit.
+struct ParkingRecord {
+    parked_at: Instant,
     token: StreamToken,
     /// Bytes in the stream's log. The log does not change while the stream is parked.
     byte_len: usize,
 }
 
-/// A reader's right to read a stream. The stream is parked when its last lease is dropped.
+/// A reader's right to read a stream of a [`StreamRegistry`]. The stream is parked when its last lease is dropped.
 pub(super) struct Lease {
     registry: Arc<StreamRegistry>,
     stream: Arc<SharedStream>,
@@ -217,8 +217,8 @@ impl RegistryState {
         if registered.readers > 0 {
             return;
         }
-        let parked = ParkedStream {
-            since: Instant::now(),
+        let parked = ParkingRecord {
+            parked_at: Instant::now(),
             token: *token,
             byte_len: registered.stream.inspect_log(|log| log.byte_len()),
         };
@@ -247,7 +247,11 @@ impl RegistryState {
     /// Returns the time until the next parked stream expires; `None` if no stream is parked.
     fn time_to_next_expiry(&self, config: &ResumableConfig) -> Option<Duration> {
         let (_, first) = self.parked.first_key_value()?;
-        Some(config.park_timeout.saturating_sub(first.since.elapsed()))
+        Some(
+            config
+                .park_timeout
+                .saturating_sub(first.parked_at.elapsed()),
+        )
     }
 
     fn remove_first_parked(&mut self) -> Option<Arc<SharedStream>> {

@@ -55,7 +55,7 @@ pub(super) struct Batch {
     lookahead: Option<Item>,
     /// Whether the batch holds events for which the source has given no cursor.
     lacks_source_cursor: bool,
-    /// Whether a guard or an expiry has ended the stream, and not the source.
+    /// Whether the stream was ended by a guard or an expiry instead of by the source.
     pub(super) has_ended_early: bool,
 }
 

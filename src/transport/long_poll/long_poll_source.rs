@@ -91,7 +91,7 @@ impl LongPollSource {
         let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
         if batch.lacks_cursor() {
-            // The guard supervises the poll, and not the parked stream.
+            // The stream is parked without its supervision, because the guard supervises only this poll.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
             batch.cursor = Some(self.resumable.park(rest, Some(self.owner.into())));
         }

@@ -97,7 +97,7 @@
 //! |---|---|
 //! | `?offset=-1`, `?offset=<id>` | 200 at once, with the events that are ready, `Stream-Next-Offset`, `Stream-Up-To-Date: true` at the tail, and an `ETag`; 304 if the client has the same response |
 //! | `?offset=now` | 200 without content, and the offset of the tail |
-//! | `?offset=…&live=long-poll[&cursor=…]` | 200 once there is an event; 204 after the wait time. Its `Stream-Cursor` grows from response to response |
+//! | `?offset=…&live=long-poll[&cursor=…]` | 200 once there is an event; 204 after the wait time. The `Stream-Cursor` of each response is greater than the last one |
 //! | `?offset=…&live=sse` | an event stream: for each batch `event: data`, followed by `event: control` |
 //! | any read after the end of a closed stream | `Stream-Closed: true`, at once, with 200, with 204 or in the last `control` |
 //! | an offset of which events are missing, or of another epoch: any [gap](crate::Gap) | 410: the client begins with `offset=-1` |
@@ -111,7 +111,7 @@
 //! # How long a poll waits
 //! In both dialects a client may ask for a wait time in whole seconds, within a [range](LongPoll::wait_time_range): with the header
 //! `Prefer: wait=10` ([RFC 7240 §4.3](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)), which the response confirms with
-//! `Preference-Applied`, or with the query `?timeout=10`. Malformed values are ignored. A poll that waits needs a tokio runtime.
+//! `Preference-Applied`, or with the query `?timeout=10`. A wait time that is not a whole number is ignored. A poll that waits needs a tokio runtime.
 
 mod batch_builder;
 mod collect_batch;
@@ -342,7 +342,7 @@ impl Transport for LongPoll {
             first: wait_time.duration,
             more: self.0.batch_window,
         };
-        if self.0.speaks_durable_streams(head) {
+        if self.0.uses_durable_dialect(head) {
             let read = DurableReadHandler {
                 dialect: self.0.durable_streams.clone(),
                 source,
@@ -379,7 +379,8 @@ impl Transport for LongPoll {
 }
 
 impl LongPollConfig {
-    fn speaks_durable_streams(&self, head: &Parts) -> bool {
+    /// Returns whether a request is answered in the dialect of Durable Streams.
+    fn uses_durable_dialect(&self, head: &Parts) -> bool {
         self.durable_streams.is_only_dialect || is_durable_request(head)
     }
 

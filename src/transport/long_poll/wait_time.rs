@@ -30,7 +30,8 @@ pub(super) struct NegotiatedWaitTime {
 }
 
 impl WaitTimePolicy {
-    /// Determines the wait time of a request. The header `Prefer` has precedence over the query. Malformed values are ignored.
+    /// Determines the wait time of a request. The header `Prefer` has precedence over the query. A malformed wait
+    /// time counts as absent.
     pub(super) fn negotiate(&self, head: &Parts) -> NegotiatedWaitTime {
         let from_prefer = prefer_wait(&head.headers);
         let query = head.uri.query().unwrap_or_default();

@@ -66,6 +66,8 @@ struct SessionDriver<S> {
     was_last_read_large: bool,
     is_flushed: bool,
     is_shut_down: bool,
+    /// Whether the socket is one stream of an HTTP/2 connection. Such a socket is dropped as soon as its writing side is shut down.
+    is_multiplexed: bool,
 }
 
 /// The length of the large read buffer, in bytes: a message of the default limit and its header. The buffer is on the stack, and
@@ -95,6 +97,7 @@ impl<S> ConnectionTask<S> {
         session: Session,
         items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
+        is_multiplexed: bool,
     ) -> Self {
         Self {
             handle: items.handle().cloned(),
@@ -107,6 +110,7 @@ impl<S> ConnectionTask<S> {
                 was_last_read_large: false,
                 is_flushed: true,
                 is_shut_down: false,
+                is_multiplexed,
             },
             timer: MovingDeadlineTimer::default(),
         }
@@ -159,6 +163,7 @@ where
         for _ in 0..MAX_ROUNDS_PER_POLL {
             // Each of the three polls is pending if it has registered a waker, or has nothing to do.
             let read = self.poll_read(socket, cx);
+            self.report_client_close();
             let items = self.poll_items(cx);
             #[cfg(feature = "tracing")]
             self.log_violation();
@@ -167,7 +172,7 @@ where
             if self.session.is_closed() {
                 return Poll::Ready(());
             }
-            if !self.session.is_open() && self.items.take().is_some() {
+            if !self.session.accepts_items() && self.items.take().is_some() {
                 // Without a sender, the input that waited for room in the sender's queue can be handled.
                 self.message_sender = None;
                 continue;
@@ -285,6 +290,19 @@ where
         input
     }
 
+    /// Reports the close frame by which the client has begun to close the connection, to the guard and to the source.
+    fn report_client_close(&mut self) {
+        let Some(frame) = self.session.take_client_close() else {
+            return;
+        };
+        if let Some(items) = &self.items {
+            items.report_client_close(&frame);
+        }
+        if let Some(sender) = self.message_sender.take() {
+            sender.close(frame);
+        }
+    }
+
     /// Logs why the connection is about to be closed, if the client is the cause. Many clients do not report a close code.
     #[cfg(feature = "tracing")]
     fn log_violation(&self) {
@@ -351,6 +369,12 @@ where
         if self.session.wants_shutdown() && !self.is_shut_down {
             ready!(socket.as_mut().poll_shutdown(cx))?;
             self.is_shut_down = true;
+            if self.is_multiplexed {
+                // The close frame and END_STREAM are queued, and the reset of the stream follows them in order. Only a TCP connection needs
+                // to wait for the client: a socket that is closed with unread input loses the bytes in flight (RFC 6455 §7.1.1). Firefox
+                // never ends its half of the stream, so a wait would last until the close deadline.
+                self.session.handle_disconnect();
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -5,7 +5,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{
         ALLOW, CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-        SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+        SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
     },
     request::Parts,
 };
@@ -17,7 +17,11 @@ use tower_push_proto::{
     websocket::handshake::{accept_key, choose_subprotocol},
 };
 
-use crate::{origin_policy::OriginPolicy, source::Rejection, transport::PushBody};
+use crate::{
+    origin_policy::OriginPolicy,
+    source::Rejection,
+    transport::{PushBody, is_websocket_upgrade},
+};
 
 /// The token in `Upgrade`, and the value of `:protocol`. The comparison ignores case (RFC 9110 §7.8).
 const WEBSOCKET_TOKEN: &str = "websocket";
@@ -30,6 +34,8 @@ pub(super) struct HandshakePolicy<'a, P> {
     pub origin_policy: &'a OriginPolicy,
     /// The supported subprotocols, in any order: the order of the client's list decides.
     pub subprotocols: &'a [P],
+    /// Whether a client that offers no supported subprotocol is refused.
+    pub is_subprotocol_required: bool,
     /// Whether messages may be compressed.
     #[cfg(feature = "deflate")]
     pub allow_deflate: bool,
@@ -41,8 +47,10 @@ pub(super) struct AcceptedHandshake {
     /// Resolves to the socket once `response` is sent.
     pub on_upgrade: OnUpgrade,
     pub response: Response<PushBody>,
-    /// The index in [`HandshakePolicy::subprotocols`] of the chosen subprotocol, if any.
-    pub subprotocol_index: Option<usize>,
+    /// Whether the socket is one stream of an HTTP/2 connection instead of a whole connection.
+    pub is_multiplexed: bool,
+    /// The chosen subprotocol, if any. The response does not name the subprotocol yet, because the source may select another one.
+    pub subprotocol: Option<HeaderValue>,
     /// The negotiated compression; `None` if messages are not compressed.
     #[cfg(feature = "deflate")]
     pub deflate_params: Option<deflate::DeflateParams>,
@@ -51,7 +59,7 @@ pub(super) struct AcceptedHandshake {
 /// Returns whether the request asks for a WebSocket, even if the rest of its handshake is invalid.
 pub(super) fn is_websocket_request(head: &Parts) -> bool {
     match head.version {
-        Version::HTTP_11 => contains_token(&head.headers, UPGRADE, WEBSOCKET_TOKEN),
+        Version::HTTP_11 => is_websocket_upgrade(head),
         version if is_multiplexed(version) => {
             let protocol = connect_protocol(head);
             head.method == Method::CONNECT && protocol.is_some_and(is_websocket_protocol)
@@ -77,10 +85,10 @@ pub(super) fn accept<P: AsRef<str>>(
     if !policy.origin_policy.allows(head) {
         return Err(Rejection::new(StatusCode::FORBIDDEN).message("not for pages of this origin"));
     }
-    let subprotocol_index = subprotocol.map(|(index, name)| {
-        response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
-        index
-    });
+    let subprotocol = subprotocol.map(|(_, name)| name);
+    if policy.is_subprotocol_required && subprotocol.is_none() {
+        return Err(subprotocol_required(policy.subprotocols));
+    }
     #[cfg(feature = "deflate")]
     let deflate_params = if policy.allow_deflate {
         negotiate_deflate(&head.headers, response.headers_mut())
@@ -90,7 +98,8 @@ pub(super) fn accept<P: AsRef<str>>(
     Ok(AcceptedHandshake {
         on_upgrade: take_on_upgrade(head)?,
         response,
-        subprotocol_index,
+        is_multiplexed: is_multiplexed(head.version),
+        subprotocol,
         #[cfg(feature = "deflate")]
         deflate_params,
     })
@@ -216,6 +225,15 @@ fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || lengths.any(|length| length != "0")
 }
 
+fn subprotocol_required<P: AsRef<str>>(supported: &[P]) -> Rejection {
+    let names: Vec<&str> = supported.iter().map(AsRef::as_ref).collect();
+    let message = format!(
+        "`Sec-WebSocket-Protocol` is to name one of: {}",
+        names.join(", ")
+    );
+    Rejection::new(StatusCode::BAD_REQUEST).message(message)
+}
+
 fn bad_request(message: &'static str) -> Rejection {
     Rejection::new(StatusCode::BAD_REQUEST).message(message)
 }
@@ -251,7 +269,7 @@ fn upgrade_required(message: &'static str) -> Rejection {
 mod tests {
     use http::{
         HeaderName, Request,
-        header::{HOST, ORIGIN},
+        header::{HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL},
     };
     use http_body::Body;
     use proptest::prelude::*;
@@ -333,6 +351,7 @@ mod tests {
         let policy = HandshakePolicy {
             origin_policy: &OriginPolicy::same_origin(),
             subprotocols: &["json", "ws+meta.nchan"],
+            is_subprotocol_required: false,
             #[cfg(feature = "deflate")]
             allow_deflate: true,
         };
@@ -387,7 +406,7 @@ mod tests {
             ])
         );
         assert!(accepted.response.body().is_end_stream());
-        assert_eq!(accepted.subprotocol_index, None);
+        assert_eq!(accepted.subprotocol, None);
         assert!(head.extensions.get::<OnUpgrade>().is_none());
     }
 
@@ -517,20 +536,30 @@ mod tests {
             (&["other"], None),
             (&["JSON"], None),
             (&["", ","], None),
-            (&["json"], Some((0, "json"))),
-            (&["ws+meta.nchan, json"], Some((1, "ws+meta.nchan"))),
-            (
-                &["bearer.Zm9v", "ws+meta.nchan"],
-                Some((1, "ws+meta.nchan")),
-            ),
-            (&["json,json", "ws+meta.nchan"], Some((0, "json"))),
+            (&["json"], Some("json")),
+            (&["ws+meta.nchan, json"], Some("ws+meta.nchan")),
+            (&["bearer.Zm9v", "ws+meta.nchan"], Some("ws+meta.nchan")),
+            (&["json,json", "ws+meta.nchan"], Some("json")),
         ] {
-            let accepted = accept_head(&mut get_with("sec-websocket-protocol", asked)).unwrap();
-            let index = chosen.map(|(index, _)| index);
-            assert_eq!(accepted.subprotocol_index, index, "{asked:?}");
-            let answer = accepted.response.headers().get(SEC_WEBSOCKET_PROTOCOL);
-            let name = chosen.map(|(_, name)| name);
-            assert_eq!(answer.map(|v| v.to_str().unwrap()), name, "{asked:?}");
+            let mut head = get_with("sec-websocket-protocol", asked);
+            let accepted = accept_head(&mut head.clone()).unwrap();
+            let name = accepted.subprotocol.as_ref().map(|v| v.to_str().unwrap());
+            assert_eq!(name, chosen, "{asked:?}");
+            let policy = HandshakePolicy {
+                origin_policy: &OriginPolicy::any(),
+                subprotocols: &["json", "ws+meta.nchan"],
+                is_subprotocol_required: true,
+                #[cfg(feature = "deflate")]
+                allow_deflate: true,
+            };
+            match accept(&mut head, &policy) {
+                Ok(accepted) => assert_eq!(accepted.subprotocol.unwrap(), chosen.unwrap()),
+                Err(rejection) => {
+                    assert_eq!((rejection.status().as_u16(), chosen), (400, None));
+                    let message = rejection.to_string();
+                    assert!(message.ends_with("json, ws+meta.nchan"), "{message}");
+                }
+            }
         }
     }
 
@@ -543,6 +572,7 @@ mod tests {
             let policy = HandshakePolicy {
                 origin_policy: &OriginPolicy::any(),
                 subprotocols: &[""; 0],
+                is_subprotocol_required: false,
                 allow_deflate: allowed,
             };
             let offers = if offered { &[DEFLATE][..] } else { &[] };
@@ -587,11 +617,14 @@ mod tests {
             ],
         );
         let accepted = accept_head(&mut head).unwrap();
-        assert_eq!(accepted.subprotocol_index, Some(0));
-        let answer = accepted.response.headers();
-        assert_eq!(answer[SEC_WEBSOCKET_PROTOCOL], "json");
+        assert_eq!(accepted.subprotocol.unwrap(), "json");
         #[cfg(feature = "deflate")]
-        assert!(answer.contains_key("sec-websocket-extensions"));
+        assert!(
+            accepted
+                .response
+                .headers()
+                .contains_key("sec-websocket-extensions")
+        );
     }
 
     #[cfg(feature = "http2")]

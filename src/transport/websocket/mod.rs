@@ -30,6 +30,9 @@
 //! | `ws+meta.nchan` | that of [nchan](MessageFormat::Nchan), with messages for gaps, cursors and the end |
 //! | [your own](WebSocket::subprotocol) | one of these |
 //!
+//! The agreed subprotocol is in the [subscription](crate::source::Subscription::subprotocol), where the source can select another one of
+//! those that the client offers.
+//!
 //! A client that reconnects sends its cursor in the URL, as `?last_event_id=`, because scripts cannot set headers of a WebSocket.
 //!
 //! # Close codes
@@ -47,6 +50,8 @@
 //! | 3010 | the client has missed events, and its message format has no message for a gap | yes |
 //! | 3012 | the client did not [answer a ping](WebSocket::pong_deadline) | yes |
 //! | none | the client stopped reading, or did not answer a close frame | yes |
+//!
+//! [`CloseCodes`] sets other codes, and [`Item::Closed`] lets a source send any code with a reason.
 //!
 //! Codes from 3000 to 3499 ask a client to reconnect, codes from 3500 to 3999 ask it not to.
 //!
@@ -69,18 +74,20 @@ use std::{
 };
 
 use futures_core::Stream;
-use http::{StatusCode, request::Parts};
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderValue, Response, StatusCode, header::SEC_WEBSOCKET_PROTOCOL, request::Parts};
 use tokio::{runtime::Handle, time::Instant};
 
-pub use tower_push_proto::websocket::MessageFormat;
+pub use tower_push_proto::websocket::{CloseCodes, MessageFormat};
 use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
 use self::{
     connection::ConnectionTask,
     handshake::{AcceptedHandshake, HandshakePolicy},
 };
-use super::{BoxResponseFuture, KeepAlive, Preference, Transport, rejection_response};
+use super::{
+    BoxResponseFuture, KeepAlive, Preference, PushBody, Transport, rejection_response,
+    response::{close_connection_after, is_websocket_upgrade},
+};
 use crate::{
     BoxError,
     event::Item,
@@ -102,6 +109,7 @@ pub struct WebSocket {
 struct WebSocketConfig {
     origin_policy: OriginPolicy,
     subprotocols: Vec<(&'static str, MessageFormat)>,
+    is_subprotocol_required: bool,
     keep_alive: KeepAlive,
     session: Arc<SessionConfig>,
     /// Payloads of fewer bytes are not compressed. `None` turns compression off.
@@ -120,6 +128,7 @@ impl WebSocket {
                     ("json.tower-push", MessageFormat::Json),
                     ("ws+meta.nchan", MessageFormat::Nchan),
                 ],
+                is_subprotocol_required: false,
                 keep_alive: KeepAlive::new().interval(Duration::from_secs(25)),
                 session: Arc::default(),
                 #[cfg(feature = "deflate")]
@@ -137,11 +146,33 @@ impl WebSocket {
     }
 
     /// Adds a subprotocol whose messages have this format, or changes the format of the subprotocol with this name. A connection uses
-    /// the first supported subprotocol in the client's list.
+    /// the first supported subprotocol in the client's list, unless the source [selects](crate::source::Subscription::select_subprotocol)
+    /// another one.
     pub fn subprotocol(self, name: &'static str, format: MessageFormat) -> Self {
         self.map_config(|config| {
             config.subprotocols.retain(|(other, _)| *other != name);
             config.subprotocols.push((name, format));
+        })
+    }
+
+    /// Sets the only subprotocols, in place of the default ones, and refuses clients that offer none of them with 400. By default, a client
+    /// need not offer a subprotocol, and unknown ones are ignored.
+    ///
+    /// Browsers do not tell a page why its WebSocket was refused. To tell the page by a close code, accept any client, and let the source
+    /// check [`Subscription::subprotocol`](crate::source::Subscription::subprotocol).
+    ///
+    /// ```
+    /// use tower_push::transport::{WebSocket, websocket::MessageFormat};
+    ///
+    /// let transport = WebSocket::new().require_subprotocols([("graphql-transport-ws", MessageFormat::Plain)]);
+    /// ```
+    pub fn require_subprotocols(
+        self,
+        subprotocols: impl IntoIterator<Item = (&'static str, MessageFormat)>,
+    ) -> Self {
+        self.map_config(|config| {
+            config.subprotocols = subprotocols.into_iter().collect();
+            config.is_subprotocol_required = true;
         })
     }
 
@@ -178,7 +209,30 @@ impl WebSocket {
         self.map_session_config(|session| session.close_deadline(deadline))
     }
 
-    /// Does not await the client's close frame: the connection's writing side is shut down right after the server's close frame. By
+    /// Sets how long the source may still send after the client's close frame: 0 by default, so that only the items that are ready at once
+    /// are sent. A longer deadline than 30 days is reduced to 30 days.
+    ///
+    /// The [`ClientMessages`](crate::source::ClientMessages) end with the client's close frame. The source should then end its stream, which
+    /// answers the close frame. At the deadline the close frame is answered in any case. Set a deadline for a source whose answers come
+    /// from another task, and for clients that read them: a browser reads no message after its page has called `close()`.
+    pub fn answer_deadline(self, deadline: Duration) -> Self {
+        self.map_session_config(|session| session.answer_deadline(deadline))
+    }
+
+    /// Sets the [close codes](self#close-codes), for clients that do not reconnect after the default ones.
+    ///
+    /// ```
+    /// use tower_push::{event::CloseCode, transport::{WebSocket, websocket::CloseCodes}};
+    ///
+    /// // htmx reconnects after 1006, 1012 and 1013 only.
+    /// let codes = CloseCodes::new().ended(CloseCode::SERVICE_RESTART).failed(None);
+    /// let transport = WebSocket::new().close_codes(codes);
+    /// ```
+    pub fn close_codes(self, codes: CloseCodes) -> Self {
+        self.map_session_config(|session| session.close_codes(codes))
+    }
+
+    /// Makes the server end a connection without waiting for the client's close frame: the connection's writing side is shut down right after the server's close frame. By
     /// default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the connection.
     ///
     /// This is for clients that answer no close frame, but close the connection when they read its end. The close deadline runs as before.
@@ -226,39 +280,44 @@ impl WebSocket {
         })
     }
 
-    /// Accepts the opening handshake, and makes the encoder for the negotiated subprotocol and compression.
-    fn accept_handshake(
-        &self,
-        head: &mut Parts,
-    ) -> Result<(AcceptedHandshake, FrameEncoder), Rejection> {
+    /// Accepts the opening handshake, or refuses it.
+    fn accept_handshake(&self, head: &mut Parts) -> Result<AcceptedHandshake, Rejection> {
         let config = &self.config;
         let names: Vec<_> = config.subprotocols.iter().map(|(name, _)| *name).collect();
         let policy = HandshakePolicy {
             origin_policy: &config.origin_policy,
             subprotocols: &names,
+            is_subprotocol_required: config.is_subprotocol_required,
             #[cfg(feature = "deflate")]
             allow_deflate: config.deflate_threshold.is_some(),
         };
-        let handshake = handshake::accept(head, &policy)?;
-        let format = handshake
-            .subprotocol_index
-            .map(|index| config.subprotocols[index].1);
-        let encoder = FrameEncoder::new(format.unwrap_or_default());
-        #[cfg(feature = "deflate")]
-        let encoder = match handshake.deflate_params.zip(config.deflate_threshold) {
-            Some((params, threshold)) => encoder.deflate(params, threshold),
-            None => encoder,
-        };
-        Ok((handshake, encoder))
+        handshake::accept(head, &policy)
     }
 
+    /// Returns the encoder of a connection with this subprotocol, and with the negotiated compression.
+    fn encoder(&self, subprotocol: Option<&str>, handshake: &AcceptedHandshake) -> FrameEncoder {
+        let mut formats = self.config.subprotocols.iter();
+        let format = formats.find(|(name, _)| Some(*name) == subprotocol);
+        let encoder = FrameEncoder::new(format.map(|(_, format)| *format).unwrap_or_default());
+        #[cfg(feature = "deflate")]
+        if let Some((params, threshold)) =
+            handshake.deflate_params.zip(self.config.deflate_threshold)
+        {
+            return encoder.deflate(params, threshold);
+        }
+        #[cfg(not(feature = "deflate"))]
+        let _ = handshake;
+        encoder
+    }
+
+    /// Spawns the task of the connection, and returns the response that accepts the handshake.
     fn spawn_connection<S>(
         &self,
-        on_upgrade: OnUpgrade,
-        encoder: FrameEncoder,
+        handshake: AcceptedHandshake,
+        subprotocol: Option<&str>,
         items: SupervisedStream<S>,
         message_sender: Option<ClientMessageSender>,
-    ) -> Result<(), Rejection>
+    ) -> Result<Response<PushBody>, Rejection>
     where
         S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
     {
@@ -268,17 +327,27 @@ impl WebSocket {
         })?;
         let session = Session::new(
             self.config.session.clone(),
-            encoder,
+            self.encoder(subprotocol, &handshake),
             self.config.keep_alive.draw_interval(),
             Instant::now().into_std(),
         );
+        let AcceptedHandshake {
+            on_upgrade,
+            mut response,
+            is_multiplexed,
+            ..
+        } = handshake;
+        if let Some(name) = subprotocol.and_then(|name| HeaderValue::from_str(name).ok()) {
+            response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
+        }
         runtime.spawn(ConnectionTask::new(
             on_upgrade,
             session,
             items,
             message_sender,
+            is_multiplexed,
         ));
-        Ok(())
+        Ok(response)
     }
 }
 
@@ -303,39 +372,45 @@ impl Transport for WebSocket {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        let (handshake, encoder) = match self.accept_handshake(head) {
+        let is_upgrade_request = is_websocket_upgrade(head);
+        let refuse = move |rejection| {
+            let mut response = rejection_response(rejection);
+            if is_upgrade_request {
+                close_connection_after(&mut response);
+            }
+            response
+        };
+        let handshake = match self.accept_handshake(head) {
             Ok(accepted) => accepted,
-            Err(rejection) => return Box::pin(ready(rejection_response(rejection))),
+            Err(rejection) => return Box::pin(ready(refuse(rejection))),
         };
         let message_sender = ClientMessageSender::new();
         let pending = PendingSubscription::new(head, self.name())
             .map_subscription(|subscription| subscription.with_client_messages(&message_sender));
+        if let Some(name) = &handshake.subprotocol {
+            let name = name.to_str().unwrap_or_default();
+            pending.subscription().select_subprotocol(name);
+        }
         let this = self.clone();
         Box::pin(async move {
-            let AcceptedHandshake {
-                on_upgrade,
-                response,
-                ..
-            } = handshake;
-            let subscribed = push.subscribe(pending.subscription().clone()).await;
+            let subscription = pending.subscription().clone();
+            let subscribed = push.subscribe(subscription.clone()).await;
+            let subprotocol = subscription.subprotocol();
             let message_sender = message_sender.has_receiver().then_some(message_sender);
             let spawned = match subscribed {
                 Ok(items) => {
                     let items = pending.supervise(items);
-                    this.spawn_connection(on_upgrade, encoder, items, message_sender)
+                    this.spawn_connection(handshake, subprotocol, items, message_sender)
                 }
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
                     let items = pending.supervise(FinishedStream);
-                    this.spawn_connection(on_upgrade, encoder, items, None)
+                    this.spawn_connection(handshake, subprotocol, items, None)
                 }
                 Err(rejection) => Err(rejection),
             };
-            match spawned {
-                Ok(()) => response,
-                Err(rejection) => rejection_response(rejection),
-            }
+            spawned.unwrap_or_else(refuse)
         })
     }
 }

@@ -2,7 +2,7 @@ use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Event, EventId, Gap, Payload};
+use super::{CloseFrame, Event, EventId, Gap, Payload};
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
@@ -15,7 +15,7 @@ use crate::{
 pub enum Item {
     /// An event. The client's cursor moves to the event's id, if it has one.
     Event(Event),
-    /// An event after which the client's cursor is `cursor`, and not the event's id.
+    /// An event with a cursor of its own: a client that resumes after this event sends `cursor` instead of the event's id.
     ///
     /// A stream that joins several logs yields this item while one log catches up: an old event of this log then comes after newer events
     /// of another log. A client that resumed after the id of the old event would receive the newer events again.
@@ -49,9 +49,41 @@ pub enum Item {
     ///
     /// A source need not yield this item: with `Subscription::expire_by` the stream ends by itself.
     Expired,
+    /// The stream ends with a WebSocket close frame of the application, such as 4403 "Forbidden". [`Item::closed`] makes this item. The stream
+    /// is not polled again. Boxed, so that every other item stays small.
+    Closed(Box<StreamClose>),
+}
+
+/// An end of a stream with a WebSocket close frame of the application: the content of [`Item::Closed`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamClose {
+    /// The close frame that a WebSocket sends.
+    pub frame: CloseFrame,
+    /// What the end means for the client: [`StreamEnd::FINISHED`] if the client must not reconnect, [`StreamEnd::reconnect`] if the
+    /// client may.
+    pub end: StreamEnd,
 }
 
 impl Item {
+    /// Makes an item that ends the stream with a WebSocket close frame of the application.
+    ///
+    /// A WebSocket sends `frame`. Its message formats with messages for the end first send one for `end`. Every other transport only sends
+    /// `end`, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or [`Expired`](Self::Expired).
+    ///
+    /// ```
+    /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
+    /// use tower_push::{Item, event::{CloseCode, CloseFrame}, transport::StreamEnd};
+    ///
+    /// const FORBIDDEN: CloseCode = CloseCode::new(4403).unwrap();
+    /// // Clients must not reconnect, over any transport.
+    /// let item = Item::closed(CloseFrame::new(FORBIDDEN, "Forbidden"), StreamEnd::FINISHED);
+    /// assert_eq!(item.end(), Some(StreamEnd::FINISHED));
+    /// ```
+    pub fn closed(frame: CloseFrame, end: StreamEnd) -> Self {
+        Self::Closed(Box::new(StreamClose { frame, end }))
+    }
+
     /// Returns the event if the item has one, else `None`.
     #[inline]
     pub fn event(&self) -> Option<&Event> {
@@ -67,7 +99,7 @@ impl Item {
             Self::Event(event) => event.id(),
             Self::EventWithCursor { cursor, .. } | Self::Cursor(cursor) => Some(cursor),
             Self::Gap(gap) => gap.resumed.as_ref(),
-            Self::Finished | Self::Ended { .. } | Self::Expired => None,
+            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed(_) => None,
         }
     }
 
@@ -78,6 +110,7 @@ impl Item {
             Self::Finished => Some(StreamEnd::FINISHED),
             Self::Ended { retry } => Some(StreamEnd::reconnect(Some(*retry))),
             Self::Expired => Some(StreamEnd::EXPIRED),
+            Self::Closed(close) => Some(close.end),
             Self::Event(_) | Self::EventWithCursor { .. } | Self::Gap(_) | Self::Cursor(_) => None,
         }
     }
@@ -120,7 +153,9 @@ impl Item {
             }
             Self::Gap(gap) => encoder.gap(&gap, out)?,
             Self::Cursor(id) => encoder.cursor(&id, out),
-            Self::Finished | Self::Ended { .. } | Self::Expired => return Ok(self.end()),
+            Self::Finished | Self::Ended { .. } | Self::Expired | Self::Closed(_) => {
+                return Ok(self.end());
+            }
         }
         Ok(None)
     }

@@ -4,9 +4,11 @@
 //! made. Transports need not check them again, and no event can inject a field or a header into a stream.
 //!
 //! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
-//! into items, and a `Result` of each.
+//! into items, and a `Result` of each. A [`CloseFrame`] is an end that only WebSockets can express.
 
 mod checked_text;
+mod close_code;
+mod close_frame;
 mod encoding;
 mod event_id;
 mod event_type;
@@ -24,12 +26,14 @@ use self::encoding::EncodingCache;
 #[cfg(feature = "json")]
 pub use self::item::Json;
 pub use self::{
+    close_code::CloseCode,
+    close_frame::CloseFrame,
     encoding::Encoding,
     event_id::EventId,
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
-    item::{IntoItem, Item},
+    item::{IntoItem, Item, StreamClose},
     payload::Payload,
     topic::Topic,
 };
@@ -162,6 +166,9 @@ impl Event {
     /// Returns the event with an id, which is the cursor that resumes after the event.
     ///
     /// `id` is an [`EventId`], a `u64`, or a text.
+    ///
+    /// If the event has clones, the returned event has a copy of the payload, and shares no encoding with the clones. To send one event to
+    /// many clients with another id for each, yield an [`Item::EventWithCursor`]: on SSE, the clients then share the encoded payload.
     ///
     /// # Errors
     /// [`Error::is_invalid_id`] if `id` is not a valid id.

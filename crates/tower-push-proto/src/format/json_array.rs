@@ -70,7 +70,7 @@ struct JsonArrayEncoder {
 
 impl JsonArrayEncoder {
     /// Appends a comma if the array has elements, and returns the buffer for the next element.
-    fn begin_element<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
+    fn buffer_for_next_element<'a>(&mut self, out: &'a mut FrameBuffer) -> &'a mut BytesMut {
         let out = out.buffer();
         if !std::mem::replace(&mut self.is_empty, false) {
             out.put_slice(b",\n");
@@ -85,9 +85,9 @@ impl Encoder for JsonArrayEncoder {
     }
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
-        self.begin_element(out);
+        self.buffer_for_next_element(out);
         if self.is_data_only {
-            out.push_event::<JsonArrayPayloadEncoding>(event);
+            out.push_event::<DataOnlyJsonArrayEncoding>(event);
         } else {
             out.push_event::<JsonArrayEnvelopeEncoding>(event);
         }
@@ -103,7 +103,11 @@ impl Encoder for JsonArrayEncoder {
         if self.is_data_only {
             return self.event(event, out);
         }
-        envelope::write_event_with_cursor(event.fields(), cursor, self.begin_element(out));
+        envelope::write_event_with_cursor(
+            event.fields(),
+            cursor,
+            self.buffer_for_next_element(out),
+        );
         Ok(())
     }
 
@@ -111,13 +115,13 @@ impl Encoder for JsonArrayEncoder {
         if self.is_data_only {
             return Err(Error::gap_unsupported());
         }
-        control_record::write_gap(gap, self.begin_element(out));
+        control_record::write_gap(gap, self.buffer_for_next_element(out));
         Ok(())
     }
 
     fn cursor(&mut self, id: &EventId, out: &mut FrameBuffer) {
         if !self.is_data_only {
-            control_record::write_cursor(id, self.begin_element(out));
+            control_record::write_cursor(id, self.buffer_for_next_element(out));
         }
     }
 
@@ -137,7 +141,7 @@ impl BatchEncoder for JsonArrayEncoder {
 
     fn end_batch(&mut self, end: Option<StreamEnd>, out: &mut FrameBuffer) {
         if let Some(end) = end.filter(|_| !self.is_data_only) {
-            control_record::write_end(end, self.begin_element(out));
+            control_record::write_end(end, self.buffer_for_next_element(out));
         }
         out.buffer().put_slice(b"]\n");
     }
@@ -153,9 +157,9 @@ impl Encoding for JsonArrayEnvelopeEncoding {
 }
 
 /// The encoding of an event for a JSON array [without envelopes](JsonArray::data_only): its payload.
-struct JsonArrayPayloadEncoding;
+struct DataOnlyJsonArrayEncoding;
 
-impl Encoding for JsonArrayPayloadEncoding {
+impl Encoding for DataOnlyJsonArrayEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
     }

@@ -8,7 +8,7 @@ use crate::error::Error;
 ///
 /// The input may be cut anywhere. A JSON text begins after a record separator (0x1E) and ends with the first line feed that is outside of
 /// its strings, arrays and objects. The parser returns the JSON text without the line feed, as soon as it has read the line feed. A record
-/// separator without a JSON text is a heartbeat, which the parser skips. `Record::from_json` checks the JSON, and the parser does not.
+/// separator without a JSON text is a heartbeat, which the parser skips. The parser does not check the JSON; `Record::from_json` does.
 ///
 /// A complete object, array or string may also end with the record separator of the next text ([RFC 7464
 /// §2.4](https://www.rfc-editor.org/rfc/rfc7464#section-2.4)). Any other JSON text that contains a record separator was cut off there: the
@@ -61,7 +61,8 @@ enum ByteRole {
     Inside,
     /// The line feed after a JSON text.
     End,
-    /// The record separator of the next JSON text, within or directly after a JSON text.
+    /// The record separator of the next JSON text, within or directly after a JSON text. `depth` is the number of arrays and objects that
+    /// are open at the separator; `None` if a string is open.
     NextSeparator { depth: Option<usize> },
     /// A byte, other than white space, that no record separator precedes.
     Stray,

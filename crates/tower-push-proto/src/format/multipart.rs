@@ -45,14 +45,14 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Multipart {
-    control_form: ControlForm,
+    non_event_form: NonEventForm,
     binary_type: HeaderValue,
 }
 
-/// How gaps, cursors, heartbeats and the end are written.
+/// How a [`Multipart`] writes what is no event: gaps, cursors, heartbeats and the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ControlForm {
-    /// As parts of the type [`CONTROL_TYPE`].
+enum NonEventForm {
+    /// As parts of the type [`NON_EVENT_PART_TYPE`].
     Parts,
     /// As headers of the next part.
     Headers,
@@ -61,7 +61,7 @@ enum ControlForm {
 }
 
 /// The media type of the parts of `multipart/mixed` that are no events.
-pub(super) const CONTROL_TYPE: &str = "application/vnd.tower-push+json";
+pub(super) const NON_EVENT_PART_TYPE: &str = "application/vnd.tower-push+json";
 
 /// The bytes that are reserved for the headers of a part.
 const HEADERS_CAPACITY: usize = 64;
@@ -70,7 +70,7 @@ impl Multipart {
     /// Makes the format with the subtype `multipart/mixed`.
     pub fn mixed() -> Self {
         Self {
-            control_form: ControlForm::Parts,
+            non_event_form: NonEventForm::Parts,
             binary_type: HeaderValue::from_static("application/octet-stream"),
         }
     }
@@ -78,7 +78,7 @@ impl Multipart {
     /// Makes the format with the subtype `multipart/x-mixed-replace`. Each part replaces the part before, as in an `<img>` of a browser.
     pub fn replace() -> Self {
         Self {
-            control_form: ControlForm::Headers,
+            non_event_form: NonEventForm::Headers,
             ..Self::mixed()
         }
     }
@@ -91,19 +91,20 @@ impl Multipart {
     /// the type `application/json` with the content `{}`.
     ///
     /// The line break after a delimiter is sent with the next part. The stream can therefore end without an empty part after the last event.
+    /// A reader that ignores `Content-Length` and waits for this line break reads each part when the next one arrives.
     pub fn data_only() -> Self {
         Self {
-            control_form: ControlForm::Omitted,
+            non_event_form: NonEventForm::Omitted,
             ..Self::mixed()
         }
     }
 
     fn is_replace(&self) -> bool {
-        self.control_form == ControlForm::Headers
+        self.non_event_form == NonEventForm::Headers
     }
 
     fn is_data_only(&self) -> bool {
-        self.control_form == ControlForm::Omitted
+        self.non_event_form == NonEventForm::Omitted
     }
 
     /// Sets the `Content-Type` of parts whose payload is [binary](Event::binary), such as `image/jpeg` for a camera:
@@ -167,11 +168,11 @@ struct MultipartEncoder {
 }
 
 impl MultipartEncoder {
-    /// Writes a part for a gap, a cursor, a heartbeat or an end, and the delimiter after the part.
-    fn write_control_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
+    /// Writes the headers and the content of a part that is no event: a gap, a cursor, a heartbeat or an end.
+    fn write_non_event_part(&self, out: &mut BytesMut, write_json: impl FnOnce(&mut BytesMut)) {
         let mut json = BytesMut::new();
         write_json(&mut json);
-        write_header("Content-Type", CONTROL_TYPE, out);
+        write_header("Content-Type", NON_EVENT_PART_TYPE, out);
         write_length_and_content(&json, out);
     }
 
@@ -222,8 +223,8 @@ impl MultipartEncoder {
         }
     }
 
-    /// Writes a gap or a cursor, as a header or a part.
-    fn write_control(
+    /// Writes a gap or a cursor: as a header in `multipart/x-mixed-replace`, and as a part in `multipart/mixed`.
+    fn write_gap_or_cursor(
         &mut self,
         header_name: &str,
         header_value: &str,
@@ -234,7 +235,7 @@ impl MultipartEncoder {
         if self.format.is_replace() {
             write_header(header_name, header_value, out.buffer());
         } else {
-            self.write_control_part(out.buffer(), write_json);
+            self.write_non_event_part(out.buffer(), write_json);
             self.write_delimiter(out.buffer());
         }
     }
@@ -279,7 +280,7 @@ impl Encoder for MultipartEncoder {
         if self.format.is_data_only() {
             return Err(Error::gap_unsupported());
         }
-        self.write_control(
+        self.write_gap_or_cursor(
             "Gap",
             &gap.to_json(),
             |out| control_record::write_gap(gap, out),
@@ -292,7 +293,7 @@ impl Encoder for MultipartEncoder {
         if self.format.is_data_only() {
             return;
         }
-        self.write_control(
+        self.write_gap_or_cursor(
             "Cursor",
             id.as_str(),
             |out| control_record::write_cursor(id, out),
@@ -302,18 +303,18 @@ impl Encoder for MultipartEncoder {
 
     fn heartbeat(&mut self, out: &mut FrameBuffer) {
         let out = out.buffer();
-        match self.format.control_form {
-            ControlForm::Parts => {
-                self.write_control_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
+        match self.format.non_event_form {
+            NonEventForm::Parts => {
+                self.write_non_event_part(out, |out| out.put_slice(b"{\"heartbeat\":true}"));
                 self.write_delimiter(out);
             }
-            ControlForm::Headers => {
+            NonEventForm::Headers => {
                 if !std::mem::replace(&mut self.is_in_heartbeat_header, true) {
                     out.put_slice(b"Heartbeat: ");
                 }
                 out.put_u8(b'1');
             }
-            ControlForm::Omitted => {
+            NonEventForm::Omitted => {
                 self.write_content_type(b"application/json", out);
                 write_length_and_content(b"{}", out);
                 self.write_delimiter(out);
@@ -324,11 +325,11 @@ impl Encoder for MultipartEncoder {
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         self.end_open_heartbeat_header(out);
         let out = out.buffer();
-        match self.format.control_form {
-            ControlForm::Parts => {
-                self.write_control_part(out, |out| control_record::write_end(end, out));
+        match self.format.non_event_form {
+            NonEventForm::Parts => {
+                self.write_non_event_part(out, |out| control_record::write_end(end, out));
             }
-            ControlForm::Headers => {
+            NonEventForm::Headers => {
                 if end.finished {
                     write_header("Cursor", EventId::FINISHED, out);
                 }
@@ -336,7 +337,7 @@ impl Encoder for MultipartEncoder {
                 out.put_slice(b"\r\n\r\n");
             }
             // The delimiter after the last part becomes the last delimiter.
-            ControlForm::Omitted => return out.put_slice(b"--\r\n"),
+            NonEventForm::Omitted => return out.put_slice(b"--\r\n"),
         }
         self.write_last_delimiter(out);
     }

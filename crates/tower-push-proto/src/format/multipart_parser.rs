@@ -258,7 +258,7 @@ impl MultipartParser {
             let start = from + offset;
             let end = start + self.delimiter.len();
             match parse_delimiter_suffix(&self.buffer[end..]) {
-                DelimiterSuffix::None => from = start + 1,
+                DelimiterSuffix::NotADelimiter => from = start + 1,
                 DelimiterSuffix::Incomplete => {
                     self.searched = start;
                     return None;
@@ -294,7 +294,7 @@ impl MultipartParser {
                 Some(BodyPosition::Headers)
             }
             DelimiterSuffix::Last => Some(BodyPosition::Epilogue),
-            DelimiterSuffix::None => Some(BodyPosition::Failed),
+            DelimiterSuffix::NotADelimiter => Some(BodyPosition::Failed),
         }
     }
 
@@ -336,10 +336,10 @@ impl MultipartParser {
     }
 }
 
-/// The bytes after `--BOUNDARY`.
+/// What the bytes after a `--BOUNDARY` say about it.
 enum DelimiterSuffix {
-    /// Any other bytes: the `--BOUNDARY` before them is not a delimiter.
-    None,
+    /// Bytes that cannot follow a delimiter: the `--BOUNDARY` before them is content.
+    NotADelimiter,
     /// Too few bytes to tell: with more bytes, the suffix may become `Line` or `Last`.
     Incomplete,
     /// Padding and a line break of this total length, in bytes. A part follows.
@@ -354,12 +354,12 @@ fn parse_delimiter_suffix(bytes: &[u8]) -> DelimiterSuffix {
         .take_while(|byte| matches!(byte, b' ' | b'\t'))
         .count();
     match &bytes[padding..] {
-        _ if padding > MAX_PADDING_LEN => DelimiterSuffix::None,
+        _ if padding > MAX_PADDING_LEN => DelimiterSuffix::NotADelimiter,
         [b'\r', b'\n', ..] => DelimiterSuffix::Line(padding + 2),
         [b'-', b'-', ..] if padding == 0 => DelimiterSuffix::Last,
         [] | [b'\r'] => DelimiterSuffix::Incomplete,
         [b'-'] if padding == 0 => DelimiterSuffix::Incomplete,
-        _ => DelimiterSuffix::None,
+        _ => DelimiterSuffix::NotADelimiter,
     }
 }
 

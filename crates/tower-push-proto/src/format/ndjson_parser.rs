@@ -6,7 +6,7 @@ use crate::{byte_search::find_byte, error::Error};
 /// An incremental parser of [NDJSON](super::Ndjson): it splits the input into lines.
 ///
 /// The input may be cut anywhere. A line ends with `\n` or `\r\n`. Blank lines and spaces before a line are heartbeats, which the parser
-/// skips. `Record::from_json` checks the JSON, and the parser does not.
+/// skips. The parser does not check the JSON; `Record::from_json` does.
 ///
 /// The parser keeps at most one line. The parser fails with [`Error::is_too_long`] if a line is longer than
 /// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.

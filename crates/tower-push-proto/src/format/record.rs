@@ -58,8 +58,8 @@ impl Record {
         }
     }
 
-    /// Returns the item that a source yields to send this record. Returns `None` for an end without a retry time: a source then ends its
-    /// stream without an item.
+    /// Returns the item that a source yields to send this record. Returns `None` for an end without a retry time: to send such
+    /// an end, a source ends its stream without yielding an item.
     pub fn into_item(self) -> Option<Item> {
         match self {
             Self::Event {
@@ -107,7 +107,7 @@ impl Record {
     /// # Errors
     /// The errors of [`from_json`](Self::from_json).
     pub fn from_part(part: &MultipartPart) -> Result<Vec<Self>, Error> {
-        if part.media_type() == Some(super::multipart::CONTROL_TYPE) {
+        if part.media_type() == Some(super::multipart::NON_EVENT_PART_TYPE) {
             return Ok(Self::from_json(&part.content)?.into_iter().collect());
         }
         let mut records = Vec::new();
@@ -141,8 +141,8 @@ impl Record {
         Ok(records)
     }
 
-    /// Reads an event of an SSE stream. `config` must be the server's configuration: it has the event types of gaps, ends and heartbeats,
-    /// and whether payloads are in base64. Returns `None` for a heartbeat.
+    /// Reads an event of an SSE stream. `config` must be the server's configuration, which has the event types of gaps, ends and
+    /// heartbeats, and says whether payloads are in base64. Returns `None` for a heartbeat.
     ///
     /// The client's cursor is the parser's [last event ID](crate::sse::SseParser::last_event_id), which also moves between records.
     ///

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use super::{
     HeartbeatForm, SseConfig,
     lines::{
-        SseDataEncoding, SseEncoding, write_comment, write_cursor, write_event, write_id,
-        write_retry, write_source_event,
+        SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding, write_comment,
+        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
     },
 };
 use crate::{
@@ -57,14 +57,18 @@ impl SseEncoder {
         }
     }
 
-    /// Writes an event of the source with `id` in place of its own id.
+    /// Writes an event of the source with `id` in place of its own id. Streams with different ids share the encoded payload.
     fn write_event_with_id(&self, event: &Event, id: &EventId, out: &mut FrameBuffer) {
-        let is_base64 = self.config.is_base64;
-        write_source_event(event.fields(), Some(id), is_base64, out.buffer());
+        write_fields_before_payload(event.fields(), Some(id), out.buffer());
+        if self.config.is_base64 {
+            out.push_event::<SsePayloadEncoding<true>>(event);
+        } else {
+            out.push_event::<SsePayloadEncoding<false>>(event);
+        }
     }
 
-    /// Writes an event that does not come from the source. The event has `id`, or else the cursor that is held back.
-    fn write_control_event(
+    /// Writes the event that announces a gap or an end. The event has `id`, or else the cursor that is held back.
+    fn write_gap_or_end_event(
         &mut self,
         event_type: &EventType,
         id: Option<&str>,
@@ -87,7 +91,7 @@ impl SseEncoder {
                 out.buffer().extend_from_slice(b"\n");
             }
             HeartbeatForm::Event { event_type, data } => {
-                self.write_control_event(event_type, None, data, out);
+                self.write_gap_or_end_event(event_type, None, data, out);
             }
             HeartbeatForm::Omitted => {}
         }
@@ -120,10 +124,10 @@ impl Encoder for SseEncoder {
             return Ok(());
         }
         match (self.config.has_ids, self.config.is_base64) {
-            (true, false) => out.push_event::<SseEncoding<false>>(event),
-            (true, true) => out.push_event::<SseEncoding<true>>(event),
-            (false, false) => out.push_event::<SseDataEncoding<false>>(event),
-            (false, true) => out.push_event::<SseDataEncoding<true>>(event),
+            (true, false) => out.push_event::<SseEventEncoding<false>>(event),
+            (true, true) => out.push_event::<SseEventEncoding<true>>(event),
+            (false, false) => out.push_event::<SseEventWithoutIdEncoding<false>>(event),
+            (false, true) => out.push_event::<SseEventWithoutIdEncoding<true>>(event),
         }
         Ok(())
     }
@@ -149,7 +153,7 @@ impl Encoder for SseEncoder {
         let event_type = config.gap_event.as_ref();
         let event_type = event_type.ok_or_else(Error::gap_unsupported)?;
         let id = gap.resumed.as_ref().filter(|_| config.has_ids);
-        self.write_control_event(event_type, id.map(EventId::as_str), &gap.to_json(), out);
+        self.write_gap_or_end_event(event_type, id.map(EventId::as_str), &gap.to_json(), out);
         Ok(())
     }
 
@@ -177,11 +181,11 @@ impl Encoder for SseEncoder {
         match (&config.finished_event, &config.end_event, end.retry) {
             (Some(finished), ..) if end.finished => {
                 let id = Some(EventId::FINISHED);
-                self.write_control_event(finished, id, &end.to_json(), out);
+                self.write_gap_or_end_event(finished, id, &end.to_json(), out);
             }
             (_, Some(ended), Some(after)) if !end.finished => {
                 write_retry(after, out.buffer());
-                self.write_control_event(ended, None, &end.to_json(), out);
+                self.write_gap_or_end_event(ended, None, &end.to_json(), out);
             }
             _ => self.flush(out),
         }

@@ -12,18 +12,18 @@ use crate::{
 const FIELDS_CAPACITY: usize = 64;
 
 /// The encoding of an event for SSE. The data is the payload: in base64 on one line if `IS_BASE64`, else as text.
-pub(super) struct SseEncoding<const IS_BASE64: bool>;
+pub(super) struct SseEventEncoding<const IS_BASE64: bool>;
 
-impl<const IS_BASE64: bool> Encoding for SseEncoding<IS_BASE64> {
+impl<const IS_BASE64: bool> Encoding for SseEventEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        write_source_event(fields, fields.id.as_ref(), IS_BASE64, out);
+        write_source_event(fields, IS_BASE64, out);
     }
 }
 
-/// The encoding of an event like [`SseEncoding`], without the event's id and topic.
-pub(super) struct SseDataEncoding<const IS_BASE64: bool>;
+/// The encoding of an event like [`SseEventEncoding`], without the event's id and topic.
+pub(super) struct SseEventWithoutIdEncoding<const IS_BASE64: bool>;
 
-impl<const IS_BASE64: bool> Encoding for SseDataEncoding<IS_BASE64> {
+impl<const IS_BASE64: bool> Encoding for SseEventWithoutIdEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_event(fields, IS_BASE64, out);
         if let Some(event_type) = &fields.event_type {
@@ -33,16 +33,32 @@ impl<const IS_BASE64: bool> Encoding for SseDataEncoding<IS_BASE64> {
     }
 }
 
-/// Appends an event of the source. `id` is written in place of the event's own id. The standard has no field `topic`: an `EventSource`
-/// ignores this field.
+/// The part of [`SseEventEncoding`] that does not depend on the event's id: the `data` fields, and the empty line that ends the event.
+pub(super) struct SsePayloadEncoding<const IS_BASE64: bool>;
+
+impl<const IS_BASE64: bool> Encoding for SsePayloadEncoding<IS_BASE64> {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        reserve_event(fields, IS_BASE64, out);
+        write_payload(fields, IS_BASE64, out);
+    }
+}
+
+/// Appends an event of the source.
 #[inline]
-pub(super) fn write_source_event(
+fn write_source_event(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
+    reserve_event(fields, is_base64, out);
+    write_fields_before_payload(fields, fields.id.as_ref(), out);
+    write_payload(fields, is_base64, out);
+}
+
+/// Appends the fields of an event that precede its data. `id` is written in place of the event's own id. The standard has no field `topic`:
+/// an `EventSource` ignores this field.
+#[inline]
+pub(super) fn write_fields_before_payload(
     fields: &Fields,
     id: Option<&EventId>,
-    is_base64: bool,
     out: &mut BytesMut,
 ) {
-    reserve_event(fields, is_base64, out);
     if let Some(event_type) = &fields.event_type {
         write_event_type(event_type, out);
     }
@@ -52,7 +68,6 @@ pub(super) fn write_source_event(
     if let Some(id) = id {
         write_id(id.as_str(), out);
     }
-    write_payload(fields, is_base64, out);
 }
 
 /// Reserves the bytes of an event in `out`.

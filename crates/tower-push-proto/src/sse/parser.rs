@@ -82,6 +82,14 @@ struct PartialEvent {
     has_data: bool,
 }
 
+/// What [`SseParser::read_chunk`] has read of a chunk.
+struct ReadChunk {
+    /// The number of bytes that were read.
+    len: usize,
+    /// The event that ends with these bytes. `None` if the whole chunk was read, and the event is still incomplete.
+    event: Option<SseEvent>,
+}
+
 impl PartialLine {
     /// Returns `chunk` without the byte order mark that the stream may begin with. The mark may be cut anywhere.
     fn skip_byte_order_mark<'a>(&mut self, mut chunk: &'a [u8]) -> &'a [u8] {
@@ -159,17 +167,17 @@ impl SseParser {
     /// [`Error::is_too_long`] if a line or an event is longer than its limit.
     pub fn next_event(&mut self, input: &mut impl Buf) -> Result<Option<SseEvent>, Error> {
         while input.has_remaining() {
-            let (read, event) = self.read_chunk(input.chunk())?;
-            input.advance(read);
-            if event.is_some() {
-                return Ok(event);
+            let read = self.read_chunk(input.chunk())?;
+            input.advance(read.len);
+            if read.event.is_some() {
+                return Ok(read.event);
             }
         }
         Ok(None)
     }
 
-    /// Reads `chunk` up to the end of the next event. Returns the number of bytes that were read, and the event if it is complete.
-    fn read_chunk(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
+    /// Reads `chunk` up to the end of the next event.
+    fn read_chunk(&mut self, chunk: &[u8]) -> Result<ReadChunk, Error> {
         if self.has_failed {
             return Err(Error::too_long(
                 "this event stream had too long a line or event",
@@ -180,7 +188,7 @@ impl SseParser {
         result
     }
 
-    fn read_lines(&mut self, chunk: &[u8]) -> Result<(usize, Option<SseEvent>), Error> {
+    fn read_lines(&mut self, chunk: &[u8]) -> Result<ReadChunk, Error> {
         let mut rest = self.line.skip_byte_order_mark(chunk);
         while let Some(first) = rest.first() {
             if std::mem::take(&mut self.line.follows_cr) && *first == b'\n' {
@@ -195,10 +203,16 @@ impl SseParser {
             self.line.follows_cr = ending[0] == b'\r';
             rest = &ending[1..];
             if let Some(event) = self.end_line(line)? {
-                return Ok((chunk.len() - rest.len(), Some(event)));
+                return Ok(ReadChunk {
+                    len: chunk.len() - rest.len(),
+                    event: Some(event),
+                });
             }
         }
-        Ok((chunk.len(), None))
+        Ok(ReadChunk {
+            len: chunk.len(),
+            event: None,
+        })
     }
 
     /// Stores `piece` as a part of an incomplete line, unless the line is a comment.

@@ -261,16 +261,16 @@ impl Inflater {
         self.0.reset(false);
         let mut out = BoundedBuffer::new(compressed.len(), max_len);
         // A message that itself ends with a final block is whole without the tail (RFC 7692 §7.2.3.4).
-        let is_whole = self.inflate_into(compressed, &mut out)?
-            || self.inflate_into(Self::MESSAGE_TAIL, &mut out)?;
+        let is_whole = self.inflate_and_check_final_block(compressed, &mut out)?
+            || self.inflate_and_check_final_block(Self::MESSAGE_TAIL, &mut out)?;
         if !is_whole {
             return Err(InflateError::Invalid);
         }
         out.finish()
     }
 
-    /// Inflates all of `input`. Returns whether the last byte of `input` is the last byte of a final block.
-    fn inflate_into(
+    /// Inflates all of `input`, and returns whether `input` ends with a final block.
+    fn inflate_and_check_final_block(
         &mut self,
         mut input: &[u8],
         out: &mut BoundedBuffer,
@@ -572,7 +572,11 @@ mod tests {
         for limit in [0, 1, 4096, 64 * 1024] {
             assert_eq!(inflate(&bomb, limit), Err(InflateError::TooBig));
             let mut out = BoundedBuffer::new(bomb.len(), limit);
-            assert!(Inflater::default().inflate_into(&bomb, &mut out).is_err());
+            assert!(
+                Inflater::default()
+                    .inflate_and_check_final_block(&bomb, &mut out)
+                    .is_err()
+            );
             assert!(out.bytes.capacity() <= limit + 1);
         }
     }

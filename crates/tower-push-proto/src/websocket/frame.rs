@@ -14,7 +14,8 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{close_code::CloseCode, mask};
+use super::mask;
+use crate::event::CloseFrame;
 
 /// The type of a frame ([RFC 6455 §5.2](https://www.rfc-editor.org/rfc/rfc6455#section-5.2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,11 +134,10 @@ pub fn encode_with(
     out[start..start + header.len()].copy_from_slice(header);
 }
 
-/// Appends a close frame without a mask. A close frame without a code has an empty payload. The reason is cut, between characters, to the
-/// 123 bytes that fit after the code.
-pub fn encode_close_frame(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
+/// Appends a close frame without a mask. A close frame without a code has an empty payload.
+pub fn encode_close_frame(frame: &CloseFrame, out: &mut BytesMut) {
     encode_with(OpCode::Close, false, out, |out| {
-        put_close_payload(code, reason, out)
+        put_close_payload(frame, out)
     });
 }
 
@@ -164,32 +164,17 @@ pub fn encode_masked(
 }
 
 /// Appends a close frame of a client: like [`encode_close_frame`], but with the payload masked under `mask_key`.
-pub fn encode_masked_close_frame(
-    code: Option<CloseCode>,
-    reason: &str,
-    mask_key: [u8; 4],
-    out: &mut BytesMut,
-) {
+pub fn encode_masked_close_frame(frame: &CloseFrame, mask_key: [u8; 4], out: &mut BytesMut) {
     let mut payload = BytesMut::with_capacity(MAX_CONTROL_PAYLOAD_LEN);
-    put_close_payload(code, reason, &mut payload);
+    put_close_payload(frame, &mut payload);
     encode_masked(OpCode::Close, false, mask_key, &payload, out);
 }
 
-fn put_close_payload(code: Option<CloseCode>, reason: &str, out: &mut BytesMut) {
-    if let Some(code) = code {
+fn put_close_payload(frame: &CloseFrame, out: &mut BytesMut) {
+    if let Some(code) = frame.code() {
         out.put_u16(code.get());
-        let max_reason_len = MAX_CONTROL_PAYLOAD_LEN - size_of::<u16>();
-        out.put_slice(truncate_at_char(reason, max_reason_len).as_bytes());
+        out.put_slice(frame.reason().as_bytes());
     }
-}
-
-/// Returns the longest prefix of `text` that consists of whole characters and has at most `max_len` bytes.
-fn truncate_at_char(text: &str, max_len: usize) -> &str {
-    let mut end = text.len().min(max_len);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }
 
 /// Returns the length of the first frame of `frames`, header included, in bytes. `frames` begins with the whole header of an unmasked frame.
@@ -256,6 +241,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::event::CloseCode;
 
     fn encoded(opcode: OpCode, is_compressed: bool, payload: &[u8]) -> BytesMut {
         let mut out = BytesMut::from("before");
@@ -265,7 +251,10 @@ mod tests {
 
     fn encoded_close(code: u16, reason: &str) -> BytesMut {
         let mut out = BytesMut::new();
-        encode_close_frame(CloseCode::new(code), reason, &mut out);
+        let frame = CloseCode::new(code).map_or_else(CloseFrame::without_code, |code| {
+            CloseFrame::new(code, reason.to_owned())
+        });
+        encode_close_frame(&frame, &mut out);
         out
     }
 
@@ -383,7 +372,8 @@ mod tests {
         let key = [0x37, 0xfa, 0x21, 0x3d];
         encode_masked(OpCode::Text, false, key, b"Hello", &mut out);
         encode_masked(OpCode::Binary, true, key, b"", &mut out);
-        encode_masked_close_frame(CloseCode::new(1000), "", [0, 0, 0, 1], &mut out);
+        let close = CloseFrame::new(CloseCode::NORMAL, "");
+        encode_masked_close_frame(&close, [0, 0, 0, 1], &mut out);
         let frames = [
             b"before\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58" as &[u8],
             b"\xc2\x80\x37\xfa\x21\x3d",

@@ -13,7 +13,9 @@ use tungstenite::protocol::{
     },
 };
 
-use super::{CloseCode, DecoderConfig, DecoderEvent, FrameDecoder, Message, OpCode, Role, frame};
+use super::{
+    CloseCode, CloseFrame, DecoderConfig, DecoderEvent, FrameDecoder, Message, OpCode, Role, frame,
+};
 
 /// The longest message that each decoder accepts, in bytes.
 const MAX_MESSAGE_SIZE: usize = 2048;
@@ -68,7 +70,9 @@ fn decode_with_ours(input: &[u8], piece_len: usize, role: Role) -> OurDecoding {
                 Ok(Some(DecoderEvent::Message(Message::Binary(bytes)))) => Decoded::Binary(bytes),
                 Ok(Some(DecoderEvent::Ping)) => Decoded::Ping(std::mem::take(&mut ping_payload)),
                 Ok(Some(DecoderEvent::Pong)) => Decoded::Pong,
-                Ok(Some(DecoderEvent::Close(code))) => Decoded::Close(code.map(CloseCode::get)),
+                Ok(Some(DecoderEvent::Close(frame))) => {
+                    Decoded::Close(frame.code().map(CloseCode::get))
+                }
                 Ok(Some(other)) => panic!("{other:?}"),
                 Err(error) => {
                     result.error_reason = Some(error.reason);
@@ -291,6 +295,13 @@ fn fragmented_messages() -> impl Strategy<Value = Vec<FragmentedMessage>> {
     proptest::collection::vec(sent_message, 0..6)
 }
 
+fn close_frame(code: Option<u16>) -> CloseFrame {
+    match code.and_then(CloseCode::new) {
+        Some(code) => CloseFrame::new(code, "reason"),
+        None => CloseFrame::without_code(),
+    }
+}
+
 fn encode_with_our_encoder(message: &Decoded, out: &mut BytesMut) {
     match message {
         Decoded::Text(text) => frame::encode(OpCode::Text, false, text.as_bytes(), out),
@@ -299,9 +310,7 @@ fn encode_with_our_encoder(message: &Decoded, out: &mut BytesMut) {
         }),
         Decoded::Ping(payload) => frame::encode(OpCode::Ping, false, payload, out),
         Decoded::Pong => frame::encode(OpCode::Pong, false, b"pong", out),
-        Decoded::Close(code) => {
-            frame::encode_close_frame(code.and_then(CloseCode::new), "reason", out)
-        }
+        Decoded::Close(code) => frame::encode_close_frame(&close_frame(*code), out),
         Decoded::Failed(_) => {}
     }
 }
@@ -313,8 +322,7 @@ fn encode_masked_message(message: &Decoded, mask_key: [u8; 4], out: &mut BytesMu
         Decoded::Ping(payload) => (OpCode::Ping, &payload[..]),
         Decoded::Pong => (OpCode::Pong, b"pong" as &[u8]),
         Decoded::Close(code) => {
-            let code = code.and_then(CloseCode::new);
-            return frame::encode_masked_close_frame(code, "reason", mask_key, out);
+            return frame::encode_masked_close_frame(&close_frame(*code), mask_key, out);
         }
         Decoded::Failed(_) => return,
     };

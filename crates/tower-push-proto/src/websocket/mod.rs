@@ -7,7 +7,7 @@
 //! - `deflate`, with the feature of this name: compressed messages ([RFC 7692](https://www.rfc-editor.org/rfc/rfc7692)).
 //! - [`handshake`]: the computations of the opening handshake.
 
-mod close_code;
+mod close_codes;
 #[cfg(feature = "deflate")]
 #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
 pub mod deflate;
@@ -24,8 +24,10 @@ mod session;
 mod session_config;
 mod utf8_validator;
 
+pub use crate::event::{CloseCode, CloseFrame};
+
 pub use self::{
-    close_code::CloseCode,
+    close_codes::CloseCodes,
     frame::{OpCode, Role},
     frame_decoder::{DecodeError, DecoderConfig, DecoderEvent, FrameDecoder, Message},
     frame_encoder::FrameEncoder,

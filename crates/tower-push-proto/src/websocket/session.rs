@@ -1,6 +1,7 @@
 //! One WebSocket connection on the server's side, as a state machine.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,9 +9,8 @@ use std::{
 #[cfg(feature = "deflate")]
 use super::deflate::{self, InflateError};
 use super::{
-    close_code::CloseCode,
     frame::{self, Role},
-    frame_decoder::{DecoderConfig, DecoderEvent, FrameDecoder, Message},
+    frame_decoder::{DecodeError, DecoderConfig, DecoderEvent, FrameDecoder, Message},
     frame_encoder::FrameEncoder,
     send_queue::SendQueue,
     session_config::{MAX_DEADLINE, SessionConfig},
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
-    event::{Item, Payload},
+    event::{CloseCode, CloseFrame, Item, Payload},
     random,
 };
 
@@ -40,7 +40,7 @@ use crate::{
 /// The methods are of four kinds:
 ///
 /// - **getters**, which may be called at any time: [`upgrade_deadline`](Self::upgrade_deadline), [`is_open`](Self::is_open),
-///   [`is_closed`](Self::is_closed), [`wants_item`](Self::wants_item), [`wants_shutdown`](Self::wants_shutdown),
+///   [`accepts_items`](Self::accepts_items), [`is_closed`](Self::is_closed), [`wants_item`](Self::wants_item), [`wants_shutdown`](Self::wants_shutdown),
 ///   [`reads_paused`](Self::reads_paused), [`remaining_frame_len`](Self::remaining_frame_len);
 /// - **handlers**, named `handle_*`, which report to the session what happened at the socket, the source or the timer;
 /// - **commands**: [`close`](Self::close), [`pause_reads`](Self::pause_reads), [`resume_reads`](Self::resume_reads) and
@@ -53,7 +53,8 @@ use crate::{
 ///
 /// 1. **Input.** Unless [`reads_paused`](Self::reads_paused), read from the socket, and call
 ///    [`handle_input`](Self::handle_input) until it has consumed the bytes. At the end of the input, or if the socket fails, call
-///    [`handle_disconnect`](Self::handle_disconnect).
+///    [`handle_disconnect`](Self::handle_disconnect). If [`take_client_close`](Self::take_client_close) returns a frame, tell the source
+///    that the client sends no more messages.
 /// 2. **Items.** While [`wants_item`](Self::wants_item), poll the source, and pass what it yields to
 ///    [`handle_item`](Self::handle_item).
 /// 3. **Pending close.** Call [`apply_pending_close`](Self::apply_pending_close). A close frame or a broken rule in the input of step 1
@@ -62,8 +63,8 @@ use crate::{
 ///    [`handle_written`](Self::handle_written), until nothing is left. Once everything is written, flush the socket, shut its writing side
 ///    down if [`wants_shutdown`](Self::wants_shutdown), and call [`handle_write_drained`](Self::handle_write_drained). If the socket
 ///    accepts no more bytes for now, call [`handle_write_blocked`](Self::handle_write_blocked) instead.
-/// 5. **End.** If [`is_closed`](Self::is_closed), drop the socket and the session. If the session is no longer [open](Self::is_open),
-///    drop the source: the session takes no more items.
+/// 5. **End.** If [`is_closed`](Self::is_closed), drop the socket and the session. If the session no longer
+///    [accepts items](Self::accepts_items), drop the source.
 /// 6. **Time.** Set the timer to [`poll_timeout`](Self::poll_timeout), which each of the steps above may change. When the timer
 ///    fires, call [`handle_timeout`](Self::handle_timeout), and start a new round.
 ///
@@ -132,6 +133,9 @@ pub struct Session {
     unsolicited_frames: UnsolicitedFrameCounter,
     /// The close that the next [`apply_pending_close`](Self::apply_pending_close) starts. While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
+    /// The close frame by which the client has begun the closing handshake, until
+    /// [`take_client_close`](Self::take_client_close) takes the frame.
+    client_close: Option<Box<CloseFrame>>,
     reads_paused: bool,
 }
 
@@ -140,6 +144,13 @@ pub struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionState {
     Open,
+    /// The client's close frame has arrived. The last items of the source are sent before our close frame.
+    Answering {
+        /// The code of the client's close frame, which our close frame repeats.
+        code: Option<CloseCode>,
+        /// When our close frame is queued, unless the source ends earlier.
+        deadline: Instant,
+    },
     /// Our close frame is queued or written, and the client's close frame is awaited.
     Closing {
         /// When the close deadline began to run. Each write restarts the deadline.
@@ -154,10 +165,10 @@ enum SessionState {
     Closed,
 }
 
-/// A close that waits for the items of the current round.
+/// A close, because of the client's behavior, that waits for the items of the current round.
 #[derive(Clone, Copy, Debug)]
 struct PendingClose {
-    /// The code of our close frame. `None` if our close frame answers a client's close frame without a code.
+    /// The code of our close frame, or `None` to end the connection without a close frame.
     code: Option<CloseCode>,
     reason: &'static str,
 }
@@ -208,6 +219,7 @@ impl Session {
                 count: 0,
             },
             pending_close: None,
+            client_close: None,
             reads_paused: false,
             config,
         }
@@ -230,6 +242,15 @@ impl Session {
         self.state == SessionState::Open
     }
 
+    /// Whether items can still be sent: the session is open, or answers the client's close frame. If not, drop the source.
+    #[inline]
+    pub fn accepts_items(&self) -> bool {
+        matches!(
+            self.state,
+            SessionState::Open | SessionState::Answering { .. }
+        )
+    }
+
     /// Whether the session has ended. The caller then drops the socket.
     #[inline]
     pub fn is_closed(&self) -> bool {
@@ -238,6 +259,9 @@ impl Session {
 
     /// Whether the socket's writing side must be shut down once everything is written. The session continues until the client closes the
     /// connection, or until the [close deadline](SessionConfig::close_deadline).
+    ///
+    /// A caller whose socket is one stream of an HTTP/2 connection need not wait for the client: the caller then calls
+    /// [`handle_disconnect`](Self::handle_disconnect) once the writing side is shut down.
     #[inline]
     pub fn wants_shutdown(&self) -> bool {
         matches!(self.state, SessionState::ShuttingDown { .. })
@@ -292,15 +316,15 @@ impl Session {
                 Ok(None) => return None,
                 Ok(Some(DecoderEvent::Message(message))) => match self.message_payload(message) {
                     Ok(payload) => return Some(payload),
-                    Err((code, reason)) => self.schedule_close(code, reason),
+                    Err(error) => self.schedule_close(Some(error.close_code), error.reason),
                 },
                 Ok(Some(
                     DecoderEvent::Ping | DecoderEvent::Pong | DecoderEvent::DroppedMessage,
                 )) => {
                     self.count_unsolicited_frame(now);
                 }
-                Ok(Some(DecoderEvent::Close(code))) => self.handle_close_frame(code, now),
-                Err(error) => self.schedule_close(error.close_code, error.reason),
+                Ok(Some(DecoderEvent::Close(frame))) => self.handle_close_frame(frame, now),
+                Err(error) => self.schedule_close(Some(error.close_code), error.reason),
             }
         }
         *input = &[];
@@ -330,7 +354,7 @@ impl Session {
     }
 
     /// Converts a message of the decoder into a payload. A compressed message is inflated.
-    fn message_payload(&self, message: Message) -> Result<Payload, (CloseCode, &'static str)> {
+    fn message_payload(&self, message: Message) -> Result<Payload, DecodeError> {
         let (is_text, compressed) = match message {
             Message::Text(text) => return Ok(Payload::Text(text)),
             Message::Binary(bytes) => return Ok(Payload::Binary(bytes.into())),
@@ -341,8 +365,10 @@ impl Session {
             return Ok(Payload::Binary(bytes.into()));
         }
         let text = String::from_utf8(bytes);
-        text.map(Payload::Text)
-            .map_err(|_| (CloseCode::INVALID_PAYLOAD, "text is not UTF-8"))
+        text.map(Payload::Text).map_err(|_| DecodeError {
+            close_code: CloseCode::INVALID_PAYLOAD,
+            reason: "text is not UTF-8",
+        })
     }
 
     fn count_unsolicited_frame(&mut self, now: Instant) {
@@ -355,37 +381,48 @@ impl Session {
         }
         frames.count += 1;
         if frames.count > MAX_UNSOLICITED_FRAMES_PER_SECOND {
-            self.schedule_close(CloseCode::POLICY_VIOLATION, "too many frames");
+            self.schedule_close(Some(CloseCode::POLICY_VIOLATION), "too many frames");
         }
     }
 
-    fn handle_close_frame(&mut self, code: Option<CloseCode>, now: Instant) {
-        if self.is_open() && self.send_queue.unwritten_message_len() == 0 {
-            self.pending_close = Some(PendingClose { code, reason: "" });
+    fn handle_close_frame(&mut self, close: Box<CloseFrame>, now: Instant) {
+        if !self.is_open() {
+            self.state = SessionState::ShuttingDown {
+                deadline_start: now,
+            };
             return;
         }
-        if self.is_open() {
-            // The client is slow, and reads no messages after it has sent a close frame. Queued messages are therefore discarded. Items of
-            // the current round come after the discarded messages, so these items are not sent either.
+        let (code, answer_deadline) = (close.code(), self.config.answer_deadline);
+        self.client_close = Some(close);
+        if answer_deadline.is_zero() && self.send_queue.unwritten_message_len() > 0 {
+            // The client is slow, and browsers read no messages after they have sent a close frame. Queued messages are therefore
+            // discarded. Items of the current round come after the discarded messages, so these items are not sent either.
             self.send_queue.discard_unstarted_messages();
-            frame::encode_close_frame(code, "", self.send_queue.message_buffer().buffer());
+            self.answer_close(code, now);
+            return;
         }
-        self.state = SessionState::ShuttingDown {
-            deadline_start: now,
-        };
+        let deadline = now + answer_deadline;
+        self.state = SessionState::Answering { code, deadline };
+    }
+
+    /// Takes the close frame by which the client has begun the closing handshake. Returns `None` if there is no such frame, or if the frame
+    /// was taken before. A close frame that answers ours is not returned.
+    pub fn take_client_close(&mut self) -> Option<CloseFrame> {
+        self.client_close.take().map(|frame| *frame)
     }
 
     // Methods for items.
 
-    /// Whether the caller may pass an item to [`handle_item`](Self::handle_item): the session is open, and less than 64 KiB of messages are
-    /// unwritten.
+    /// Whether the caller may pass an item to [`handle_item`](Self::handle_item): the session [accepts items](Self::accepts_items), and
+    /// less than 64 KiB of messages are unwritten.
     #[inline]
     pub fn wants_item(&self) -> bool {
-        self.is_open() && self.send_queue.unwritten_message_len() < SEND_QUEUE_LIMIT
+        self.accepts_items() && self.send_queue.unwritten_message_len() < SEND_QUEUE_LIMIT
     }
 
     /// Handles the result of polling the source: an item, an error, or `None` at the end. An end or an error closes the connection with a
-    /// close code and a reason for each case. Does nothing unless the session is [open](Self::is_open).
+    /// close code and a reason for each case. After the client's close frame, `None` answers that frame. Does nothing unless the session
+    /// [accepts items](Self::accepts_items).
     ///
     /// # Errors
     /// An error if the message format cannot express the item. The session then also closes the connection.
@@ -394,9 +431,10 @@ impl Session {
         item: Option<Result<Item, BoxError>>,
         now: impl FnOnce() -> Instant,
     ) -> Result<(), Error> {
-        if !self.is_open() {
+        if !self.accepts_items() {
             return Ok(());
         }
+        let codes = self.config.close_codes;
         let buffer = self.send_queue.message_buffer();
         let encoded = match item {
             Some(Ok(Item::Event(event))) => match self.encoder.take_unshared_payload(event) {
@@ -406,6 +444,11 @@ impl Session {
                 }
                 Err(event) => self.encoder.event(&event, buffer),
             },
+            Some(Ok(Item::Closed(close))) => {
+                self.encoder.end(close.end, buffer);
+                self.start_close(&close.frame, now());
+                return Ok(());
+            }
             Some(Ok(item)) => match item.write_to(&mut self.encoder, buffer) {
                 Ok(None) => Ok(()),
                 Ok(Some(end)) => {
@@ -415,94 +458,126 @@ impl Session {
                 Err(error) => Err(error),
             },
             None => {
-                self.end_stream(StreamEnd::reconnect(None), now());
+                match self.state {
+                    SessionState::Answering { code, .. } => self.answer_close(code, now()),
+                    _ => self.end_stream(StreamEnd::reconnect(None), now()),
+                }
                 return Ok(());
             }
             Some(Err(error)) => {
                 let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
                 let (code, reason) = if is_lagged {
-                    (CloseCode::LAGGED, "too slow")
+                    (codes.lagged, "too slow")
                 } else {
-                    (CloseCode::INTERNAL_ERROR, "the source failed")
+                    (codes.failed, "the source failed")
                 };
-                self.close(code, reason, now());
+                self.close_or_cut(code, reason, now());
                 return Ok(());
             }
         };
         encoded.inspect_err(|error| {
             let (code, reason) = if error.is_gap_unsupported() {
-                (CloseCode::EVENTS_MISSED, "events were missed")
+                (codes.events_missed, "events were missed")
             } else {
-                (CloseCode::INTERNAL_ERROR, "an event cannot be sent")
+                (codes.failed, "an event cannot be sent")
             };
-            self.close(code, reason, now());
+            self.close_or_cut(code, reason, now());
         })
     }
 
     /// Sends the message for the end, if the message format has one, and closes the connection.
     fn end_stream(&mut self, end: StreamEnd, now: Instant) {
         self.encoder.end(end, self.send_queue.message_buffer());
+        let codes = self.config.close_codes;
         let (code, reason) = match end {
-            StreamEnd { finished: true, .. } => (CloseCode::NORMAL, "".into()),
-            StreamEnd { expired: true, .. } => (CloseCode::CREDENTIAL_EXPIRED, "expired".into()),
-            StreamEnd { retry: Some(_), .. } => (CloseCode::SERVICE_RESTART, end.to_json()),
-            StreamEnd { retry: None, .. } => (CloseCode::STREAM_ENDED, "".into()),
+            StreamEnd { finished: true, .. } => (codes.finished, "".into()),
+            StreamEnd { expired: true, .. } => (codes.expired, "expired".into()),
+            StreamEnd { retry: Some(_), .. } => (codes.ended_with_retry, end.to_json()),
+            StreamEnd { retry: None, .. } => (codes.ended, "".into()),
         };
-        self.close(code, &reason, now);
+        self.close_or_cut(code, reason, now);
     }
 
     // Methods for the closing handshake.
 
-    /// Starts the closing handshake: queues a close frame after the unwritten messages, and awaits the client's close frame. Does nothing
-    /// unless the session is [open](Self::is_open).
-    ///
-    /// The reason is cut to the 123 bytes of UTF-8 that a close frame holds.
-    pub fn close(&mut self, code: CloseCode, reason: &str, now: Instant) {
-        if self.is_open() {
-            frame::encode_close_frame(
-                Some(code),
-                reason,
-                self.send_queue.message_buffer().buffer(),
-            );
-            self.state = match self.config.awaits_close_answer {
-                true => SessionState::Closing {
-                    deadline_start: now,
-                },
-                false => SessionState::ShuttingDown {
-                    deadline_start: now,
-                },
-            };
+    /// Starts the closing handshake: queues `frame` after the unwritten messages, and awaits the client's close frame. Does nothing unless
+    /// the session [accepts items](Self::accepts_items).
+    pub fn close(&mut self, frame: &CloseFrame, now: Instant) {
+        if self.accepts_items() {
+            self.start_close(frame, now);
         }
+    }
+
+    fn start_close(&mut self, frame: &CloseFrame, now: Instant) {
+        frame::encode_close_frame(frame, self.send_queue.message_buffer().buffer());
+        self.state = match self.state {
+            SessionState::Open if self.config.awaits_close_answer => SessionState::Closing {
+                deadline_start: now,
+            },
+            // The client's close frame has arrived already, or is not awaited.
+            _ => SessionState::ShuttingDown {
+                deadline_start: now,
+            },
+        };
+    }
+
+    /// Starts the closing handshake with `code`. Without a code, ends the connection after the unwritten messages without a close frame.
+    fn close_or_cut(
+        &mut self,
+        code: Option<CloseCode>,
+        reason: impl Into<Cow<'static, str>>,
+        now: Instant,
+    ) {
+        match code {
+            Some(code) => self.start_close(&CloseFrame::new(code, reason), now),
+            None => {
+                self.state = SessionState::ShuttingDown {
+                    deadline_start: now,
+                };
+            }
+        }
+    }
+
+    /// Answers the client's close frame with its own code.
+    fn answer_close(&mut self, code: Option<CloseCode>, now: Instant) {
+        let frame = code.map_or_else(CloseFrame::without_code, |code| CloseFrame::new(code, ""));
+        frame::encode_close_frame(&frame, self.send_queue.message_buffer().buffer());
+        self.state = SessionState::ShuttingDown {
+            deadline_start: now,
+        };
     }
 
     /// Stops the reading of frames, and schedules a close for [`apply_pending_close`](Self::apply_pending_close). The first
     /// scheduled close wins.
-    fn schedule_close(&mut self, code: CloseCode, reason: &'static str) {
-        self.pending_close.get_or_insert(PendingClose {
-            code: Some(code),
-            reason,
-        });
+    fn schedule_close(&mut self, code: Option<CloseCode>, reason: &'static str) {
+        self.pending_close
+            .get_or_insert(PendingClose { code, reason });
     }
 
     /// Returns the code and the reason with which [`apply_pending_close`](Self::apply_pending_close) will close the connection, because the
     /// client has broken a rule or has missed a deadline. A caller can log them: many clients do not report a close code.
     pub fn pending_violation(&self) -> Option<(CloseCode, &'static str)> {
         let PendingClose { code, reason } = self.pending_close?;
-        // The answer to a close frame has no reason.
-        code.filter(|_| !reason.is_empty())
-            .map(|code| (code, reason))
+        Some((code?, reason))
     }
 
-    /// Closes the connection if the client has sent a close frame, has broken a rule or has missed a deadline. The close frame is queued
-    /// after everything else, so call this method after the items of the round.
+    /// Closes the connection if the client has broken a rule or has missed a deadline, and answers the client's close frame once the
+    /// [answer deadline](SessionConfig::answer_deadline) has passed. The close frame is queued after everything else, so call this method
+    /// after the items of the round.
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(PendingClose { code, reason }) = self.pending_close.take() {
+            let now = now();
             if self.is_open() {
-                frame::encode_close_frame(code, reason, self.send_queue.message_buffer().buffer());
+                self.close_or_cut(code, reason, now);
             }
             self.state = SessionState::ShuttingDown {
-                deadline_start: now(),
+                deadline_start: now,
             };
+        } else if let SessionState::Answering { code, deadline } = self.state {
+            let now = now();
+            if now >= deadline {
+                self.answer_close(code, now);
+            }
         }
     }
 
@@ -571,6 +646,7 @@ impl Session {
                 let pong_timeout = pong_deadline.map(|(pinged, deadline)| pinged + deadline);
                 earlier(message_timeout, pong_timeout.or_else(next_ping))
             }
+            SessionState::Answering { deadline, .. } => Some(deadline),
             SessionState::Closing { deadline_start }
             | SessionState::ShuttingDown { deadline_start } => {
                 Some(deadline_start + config.close_deadline)
@@ -601,14 +677,15 @@ impl Session {
                 }
             }
             SessionState::Open if is_past(self.message_started, config.message_deadline) => {
-                self.schedule_close(CloseCode::POLICY_VIOLATION, "message takes too long");
+                self.schedule_close(Some(CloseCode::POLICY_VIOLATION), "message takes too long");
             }
             SessionState::Open
                 if config
                     .pong_deadline
                     .is_some_and(|deadline| is_past(self.unanswered_ping, deadline)) =>
             {
-                self.schedule_close(CloseCode::PONG_TIMEOUT, "no pong");
+                let code = self.config.close_codes.pong_timeout;
+                self.schedule_close(code, "no pong");
             }
             SessionState::Open => {
                 if self.unanswered_ping.is_none() && is_ping_due {
@@ -626,7 +703,8 @@ impl Session {
                     self.state = SessionState::Closed;
                 }
             }
-            SessionState::Closed => {}
+            // `apply_pending_close` answers the close frame, after the items of the round.
+            SessionState::Answering { .. } | SessionState::Closed => {}
         }
     }
 
@@ -664,26 +742,35 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 #[cfg(feature = "deflate")]
-fn inflate_message(
-    compressed: &[u8],
-    max_len: usize,
-) -> Result<Vec<u8>, (CloseCode, &'static str)> {
+fn inflate_message(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, DecodeError> {
     deflate::inflate(compressed, max_len).map_err(|error| match error {
-        InflateError::TooBig => (CloseCode::MESSAGE_TOO_BIG, "message is too big"),
-        InflateError::Invalid => (CloseCode::INVALID_PAYLOAD, "not compressed as agreed"),
+        InflateError::TooBig => DecodeError {
+            close_code: CloseCode::MESSAGE_TOO_BIG,
+            reason: "message is too big",
+        },
+        InflateError::Invalid => DecodeError {
+            close_code: CloseCode::INVALID_PAYLOAD,
+            reason: "not compressed as agreed",
+        },
     })
 }
 
 /// Returns an error. Without the feature `deflate` this function is never called, because the decoder refuses compressed messages.
 #[cfg(not(feature = "deflate"))]
-fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, (CloseCode, &'static str)> {
-    Err((CloseCode::PROTOCOL_ERROR, "compression was not agreed on"))
+fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, DecodeError> {
+    Err(DecodeError {
+        close_code: CloseCode::PROTOCOL_ERROR,
+        reason: "compression was not agreed on",
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event::Event, websocket::MessageFormat};
+    use crate::{
+        event::Event,
+        websocket::{CloseCodes, MessageFormat},
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -1137,6 +1224,45 @@ mod tests {
         fixture.apply_pending_close();
         assert!(fixture.session.wants_shutdown());
         assert_eq!(fixture.write_all(), b"\x81\x06answer\x88\x02\x03\xe8");
+    }
+
+    #[test]
+    fn source_may_answer_until_the_deadline() {
+        let config = SessionConfig::new().answer_deadline(SECOND);
+        for ends_early in [true, false] {
+            let mut fixture = SessionFixture::with_config(config.clone());
+            fixture.send_text("queued");
+            fixture.handle_input(&client_frame(0x88, b"\x0f\xa1bye"));
+            let close = fixture.session.take_client_close().unwrap();
+            assert_eq!(close.reason(), "bye");
+            assert_eq!(fixture.session.take_client_close(), None);
+            assert!(fixture.session.wants_item() && !fixture.session.is_open());
+            assert_eq!(fixture.write_all(), b"\x81\x06queued");
+            let deadline = fixture.now + SECOND;
+            assert_eq!(fixture.session.poll_timeout(), Some(deadline));
+            fixture.handle_input(&client_frame(0x89, b"ignored"));
+            fixture.send_text("answer");
+            match ends_early {
+                true => fixture.handle_item(None),
+                false => fixture.advance(SECOND),
+            }
+            assert!(!fixture.session.accepts_items() && fixture.session.wants_shutdown());
+            let expected = b"\x81\x06answer\x88\x02\x0f\xa1";
+            assert_eq!(fixture.write_all(), expected);
+        }
+    }
+
+    #[test]
+    fn source_without_close_code_is_cut_after_its_items() {
+        let codes = CloseCodes::new().ended(None);
+        let config = SessionConfig::new().close_codes(codes);
+        let mut fixture = SessionFixture::with_config(config);
+        fixture.send_text("last");
+        fixture.handle_item(None);
+        assert!(fixture.session.wants_shutdown());
+        assert_eq!(fixture.write_all(), b"\x81\x04last");
+        fixture.advance(10 * SECOND);
+        assert!(fixture.session.is_closed());
     }
 
     #[test]

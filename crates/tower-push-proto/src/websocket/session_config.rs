@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::close_codes::CloseCodes;
+
 /// The limits and deadlines of a [`Session`](super::Session). Deadlines of more than 30 days are reduced to 30 days.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -11,7 +13,9 @@ pub struct SessionConfig {
     pub(super) message_deadline: Duration,
     pub(super) write_deadline: Duration,
     pub(super) close_deadline: Duration,
+    pub(super) answer_deadline: Duration,
     pub(super) max_message_size: usize,
+    pub(super) close_codes: CloseCodes,
     /// Whether the session awaits the client's close frame after its own.
     pub(super) awaits_close_answer: bool,
     pub(super) writes_messages_separately: bool,
@@ -28,7 +32,9 @@ impl SessionConfig {
             message_deadline: Duration::from_secs(60),
             write_deadline: Duration::from_secs(30),
             close_deadline: Duration::from_secs(10),
+            answer_deadline: Duration::ZERO,
             max_message_size: 64 * 1024,
+            close_codes: CloseCodes::new(),
             awaits_close_answer: true,
             writes_messages_separately: false,
         }
@@ -61,6 +67,19 @@ impl SessionConfig {
         self
     }
 
+    /// Sets how long the source may still yield items after the client's close frame: 0 by default, so that only the items that are ready
+    /// at once are sent. The close frame is answered when the source's stream ends, at the latest after this time.
+    pub fn answer_deadline(mut self, deadline: Duration) -> Self {
+        self.answer_deadline = deadline.min(MAX_DEADLINE);
+        self
+    }
+
+    /// Sets the codes with which the session closes a connection.
+    pub fn close_codes(mut self, codes: CloseCodes) -> Self {
+        self.close_codes = codes;
+        self
+    }
+
     /// Sets the longest message that the client may send, in bytes, both compressed and inflated: 64 KiB by default. A longer
     /// message closes the connection with 1009.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
@@ -68,7 +87,7 @@ impl SessionConfig {
         self
     }
 
-    /// Does not await the client's close frame: the socket's writing side is shut down right after the server's close frame. By default, the
+    /// Makes the session end without waiting for the client's close frame: the socket's writing side is shut down right after the server's close frame. By default, the
     /// shutdown follows the client's close frame.
     pub fn close_without_answer(mut self) -> Self {
         self.awaits_close_answer = false;

@@ -99,7 +99,8 @@ impl<S> DurableSseWriter<S> {
 
     /// Writes the events of a batch. Writes nothing and returns `false` if these events would tell the client nothing new.
     fn write_batch_if_news(&mut self, batch: &Batch, out: &mut BytesMut) -> Result<bool, Error> {
-        let is_news = self.control.record_batch(batch);
+        let is_news = self.control.is_news(batch);
+        self.control.record_batch(batch);
         if is_news {
             out.reserve(batch.body.len() + EVENT_FIELDS_LEN);
             if batch.has_content {
@@ -128,16 +129,19 @@ impl<S> DurableSseWriter<S> {
 }
 
 impl ControlEventState {
-    /// Records the offset and the status after a batch. Returns whether the batch has news for the client.
-    fn record_batch(&mut self, batch: &Batch) -> bool {
-        let has_moved = batch.cursor != self.offset;
-        self.offset.clone_from(&batch.cursor);
-        let is_up_to_date = batch.status.is_up_to_date();
-        let was_up_to_date = std::mem::replace(&mut self.is_up_to_date, is_up_to_date);
+    /// Whether `batch`, which is not recorded yet, has news for the client: content, a new offset, the end, or that the client is up to
+    /// date.
+    fn is_news(&self, batch: &Batch) -> bool {
         batch.has_content
-            || has_moved
+            || batch.cursor != self.offset
             || batch.status.is_finished()
-            || (is_up_to_date && !was_up_to_date)
+            || (batch.status.is_up_to_date() && !self.is_up_to_date)
+    }
+
+    /// Records the offset and the status after a batch.
+    fn record_batch(&mut self, batch: &Batch) {
+        self.offset.clone_from(&batch.cursor);
+        self.is_up_to_date = batch.status.is_up_to_date();
     }
 
     /// Makes the JSON of the `control` event that follows a batch.

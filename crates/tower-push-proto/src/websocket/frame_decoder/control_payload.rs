@@ -3,7 +3,10 @@
 use std::fmt;
 
 use super::DecodeError;
-use crate::websocket::{close_code::CloseCode, frame::MAX_CONTROL_PAYLOAD_LEN};
+use crate::{
+    event::{CloseCode, CloseFrame},
+    websocket::frame::MAX_CONTROL_PAYLOAD_LEN,
+};
 
 /// The received payload bytes of a control frame.
 pub(super) struct ControlPayload {
@@ -48,10 +51,10 @@ impl fmt::Debug for ControlPayload {
     }
 }
 
-/// Checks the payload of a close frame. Returns the close code, or `None` if the payload is empty.
-pub(super) fn parse_close_payload(payload: &[u8]) -> Result<Option<CloseCode>, DecodeError> {
+/// Parses the payload of a close frame.
+pub(super) fn parse_close_payload(payload: &[u8]) -> Result<CloseFrame, DecodeError> {
     let Some((number, reason)) = payload.split_first_chunk() else {
-        return Ok(None);
+        return Ok(CloseFrame::without_code());
     };
     let Some(code) = CloseCode::new(u16::from_be_bytes(*number)) else {
         return Err(DecodeError::protocol(
@@ -59,7 +62,7 @@ pub(super) fn parse_close_payload(payload: &[u8]) -> Result<Option<CloseCode>, D
         ));
     };
     match std::str::from_utf8(reason) {
-        Ok(_) => Ok(Some(code)),
+        Ok(reason) => Ok(CloseFrame::new(code, reason.to_owned())),
         Err(_) => Err(DecodeError {
             close_code: CloseCode::INVALID_PAYLOAD,
             reason: "close reason is not UTF-8",

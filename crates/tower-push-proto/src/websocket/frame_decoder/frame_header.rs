@@ -78,11 +78,11 @@ pub(super) struct ParsedHeader {
     pub(super) header_len: usize,
 }
 
-/// The length of a frame's payload, as its header says.
-struct PayloadLen {
-    /// The length of the payload, in bytes.
-    len: usize,
-    /// The index of the header byte after the length.
+/// The length field of a frame's header: its value, and where the field ends.
+struct LengthField {
+    /// The length of the frame's payload, in bytes.
+    payload_len: usize,
+    /// The index of the header byte after the length field.
     end: usize,
 }
 
@@ -111,18 +111,16 @@ impl FrameDecoder {
         let Some(second) = bytes.get(1) else {
             return Ok(None);
         };
-        let Some(PayloadLen { len, end: len_end }) =
-            self.parse_payload_len(opcode, *second, bytes)?
-        else {
+        let Some(length) = self.parse_length_field(opcode, *second, bytes)? else {
             return Ok(None);
         };
-        let (mask_key, header_len) = match (self.config.role, bytes[len_end..].first_chunk()) {
+        let (mask_key, header_len) = match (self.config.role, bytes[length.end..].first_chunk()) {
             (Role::Server, None) => return Ok(None),
-            (Role::Server, Some(key)) => (*key, len_end + key.len()),
-            (Role::Client, _) => ([0; 4], len_end),
+            (Role::Server, Some(key)) => (*key, length.end + key.len()),
+            (Role::Client, _) => ([0; 4], length.end),
         };
         let frame = IncomingFrame {
-            remaining_len: len,
+            remaining_len: length.payload_len,
             mask_key,
             opcode,
             is_final: first & FIN_BIT != 0,
@@ -165,14 +163,15 @@ impl FrameDecoder {
         MIN_FRAGMENT_LIMIT.max(self.config.max_message_size / BYTES_PER_FRAGMENT)
     }
 
-    /// Parses the length of the payload. Returns `None` if the length is incomplete.
+    /// Parses the length field of a header, and checks that the frame may have a payload of this length. Returns `None` if the field is
+    /// incomplete.
     #[inline]
-    fn parse_payload_len(
+    fn parse_length_field(
         &self,
         opcode: OpCode,
         second: u8,
         bytes: &[u8],
-    ) -> Result<Option<PayloadLen>, DecodeError> {
+    ) -> Result<Option<LengthField>, DecodeError> {
         match (self.config.role, second & MASK_BIT != 0) {
             (Role::Server, false) => return Err(DecodeError::protocol("frame is not masked")),
             (Role::Client, true) => return Err(DecodeError::protocol("frame is masked")),
@@ -194,23 +193,23 @@ impl FrameDecoder {
             LEN_IN_16_BITS => parse_extended_len::<2>(bytes, max_len),
             LEN_IN_64_BITS => parse_extended_len::<8>(bytes, max_len),
             _ if usize::from(short_len) > max_len => Err(DecodeError::MESSAGE_TOO_BIG),
-            _ => Ok(Some(PayloadLen {
-                len: usize::from(short_len),
+            _ => Ok(Some(LengthField {
+                payload_len: usize::from(short_len),
                 end: 2,
             })),
         }
     }
 }
 
-/// Parses a length of `SIZE` bytes, which begins with the third byte of the header. Returns `None` if the length is incomplete.
+/// Parses a length field of `SIZE` bytes, which begins with the third byte of the header. Returns `None` if the field is incomplete.
 ///
-/// The first bytes of an incomplete length bound the length from below and above. If every length between these bounds is invalid,
+/// The first bytes of an incomplete field bound the length from below and above. If every length between these bounds is invalid,
 /// the error is returned at once.
 #[inline]
 fn parse_extended_len<const SIZE: usize>(
     bytes: &[u8],
     max_len: usize,
-) -> Result<Option<PayloadLen>, DecodeError> {
+) -> Result<Option<LengthField>, DecodeError> {
     let end = bytes.len().min(2 + SIZE);
     let received = &bytes[2..end];
     if received.is_empty() {
@@ -236,7 +235,9 @@ fn parse_extended_len<const SIZE: usize>(
         ));
     }
     match usize::try_from(lower_bound) {
-        Ok(len) if len <= max_len => Ok((missing_bits == 0).then_some(PayloadLen { len, end })),
+        Ok(payload_len) if payload_len <= max_len => {
+            Ok((missing_bits == 0).then_some(LengthField { payload_len, end }))
+        }
         _ => Err(DecodeError::MESSAGE_TOO_BIG),
     }
 }

@@ -14,10 +14,10 @@ use self::{
     partial_message::PartialMessage,
 };
 use super::{
-    close_code::CloseCode,
     frame::{OpCode, Role},
     mask,
 };
+use crate::event::{CloseCode, CloseFrame};
 
 /// Reads the frames of one connection from bytes in pieces of any length, and joins them into messages.
 ///
@@ -100,8 +100,8 @@ pub enum DecoderEvent {
     Ping,
     /// A pong, with any payload.
     Pong,
-    /// A close frame, with its code if it has one. Every byte after a close frame is discarded.
-    Close(Option<CloseCode>),
+    /// A close frame. Every byte after a close frame is discarded.
+    Close(Box<CloseFrame>),
 }
 
 /// A complete message.
@@ -381,7 +381,7 @@ impl FrameDecoder {
                 DecoderEvent::Ping
             }
             OpCode::Pong => DecoderEvent::Pong,
-            _ => DecoderEvent::Close(parse_close_payload(payload.as_bytes())?),
+            _ => DecoderEvent::Close(Box::new(parse_close_payload(payload.as_bytes())?)),
         }))
     }
 }

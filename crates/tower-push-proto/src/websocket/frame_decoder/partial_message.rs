@@ -1,4 +1,4 @@
-//! Collection of the bytes of an incomplete message.
+//! Collects the bytes of an incomplete message.
 
 use super::{DecodeError, DecoderEvent, Message, frame_header::IncomingFrame};
 use crate::websocket::{
@@ -14,7 +14,7 @@ pub(super) struct PartialMessage {
     message: Message,
     /// Validates the payload of a text message.
     utf8: Utf8Validator,
-    /// Whether the bytes of the message are kept, and not dropped after validation.
+    /// Whether the bytes of the message are kept. If not, they are validated and dropped.
     is_kept: bool,
     /// The number of payload bytes that have arrived.
     pub(super) len: usize,

@@ -47,7 +47,7 @@ impl Decoded {
             DecoderEvent::DroppedMessage => Self::Dropped,
             DecoderEvent::Ping => Self::Ping(std::mem::take(ping_payload)),
             DecoderEvent::Pong => Self::Pong,
-            DecoderEvent::Close(code) => Self::Close(code.map(CloseCode::get)),
+            DecoderEvent::Close(frame) => Self::Close(frame.code().map(CloseCode::get)),
         }
     }
 }

@@ -16,13 +16,13 @@ use crate::{
 /// A source whose clients get an item of their own before the items of another source. Created by [`PushSource::preceded_by`].
 #[derive(Clone)]
 #[must_use = "a source does nothing until a client subscribes to it"]
-pub struct PrecededBy<S, F> {
+pub struct PrecededSource<S, F> {
     source: S,
     make_first: F,
 }
 
 pin_project! {
-    /// The items that one client of a [`PrecededBy`] gets.
+    /// The items that one client of a [`PrecededSource`] gets.
     #[must_use = "streams do nothing unless polled"]
     pub struct PrecededStream<S, F, Fut> {
         #[pin]
@@ -33,8 +33,8 @@ pin_project! {
 
 /// The item that precedes a stream.
 enum FirstItem<F, Fut> {
-    /// The client has a cursor. It gets the first item only after a gap, which must then be the first item of the stream.
-    IfGap(F),
+    /// The client has a cursor, and gets the first item only if its stream begins with a gap: after the gap.
+    OnlyAfterGap(F),
     /// The client gets the first item next.
     Wanted(F),
     /// The first item is being made.
@@ -43,13 +43,13 @@ enum FirstItem<F, Fut> {
     Done,
 }
 
-impl<S, F> PrecededBy<S, F> {
+impl<S, F> PrecededSource<S, F> {
     pub(super) fn new(source: S, make_first: F) -> Self {
         Self { source, make_first }
     }
 }
 
-impl<S, F, Fut> PushSource for PrecededBy<S, F>
+impl<S, F, Fut> PushSource for PrecededSource<S, F>
 where
     S: PushSource + Send,
     F: FnOnce() -> Fut + Send + 'static,
@@ -62,7 +62,7 @@ where
         let has_cursor = subscription.cursor().is_some();
         let stream = self.source.subscribe(subscription).await?;
         let first = match has_cursor {
-            true => FirstItem::IfGap(self.make_first),
+            true => FirstItem::OnlyAfterGap(self.make_first),
             false => FirstItem::Wanted(self.make_first),
         };
         Ok(PrecededStream { stream, first })
@@ -91,9 +91,9 @@ where
         loop {
             match std::mem::replace(this.first, FirstItem::Done) {
                 FirstItem::Done => return this.stream.poll_next(cx),
-                FirstItem::IfGap(make_first) => {
+                FirstItem::OnlyAfterGap(make_first) => {
                     let Poll::Ready(item) = this.stream.poll_next(cx) else {
-                        *this.first = FirstItem::IfGap(make_first);
+                        *this.first = FirstItem::OnlyAfterGap(make_first);
                         return Poll::Pending;
                     };
                     if let Some(Ok(Item::Gap(_))) = &item {
@@ -116,9 +116,9 @@ where
     }
 }
 
-impl<S, F> fmt::Debug for PrecededBy<S, F> {
+impl<S, F> fmt::Debug for PrecededSource<S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PrecededBy").finish_non_exhaustive()
+        f.debug_struct("PrecededSource").finish_non_exhaustive()
     }
 }
 

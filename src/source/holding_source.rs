@@ -13,13 +13,13 @@ use crate::{BoxError, event::Item};
 /// A source whose streams keep a value until they are dropped. Created by [`PushSource::holding`].
 #[derive(Clone)]
 #[must_use = "a source does nothing until a client subscribes to it"]
-pub struct Holding<S, T> {
+pub struct HoldingSource<S, T> {
     source: S,
     value: T,
 }
 
 pin_project! {
-    /// The items that one client of a [`Holding`] gets.
+    /// The items that one client of a [`HoldingSource`] gets.
     #[must_use = "streams do nothing unless polled"]
     pub struct HoldingStream<S, T> {
         #[pin]
@@ -29,13 +29,13 @@ pin_project! {
     }
 }
 
-impl<S, T> Holding<S, T> {
+impl<S, T> HoldingSource<S, T> {
     pub(super) fn new(source: S, value: T) -> Self {
         Self { source, value }
     }
 }
 
-impl<S, T> PushSource for Holding<S, T>
+impl<S, T> PushSource for HoldingSource<S, T>
 where
     S: PushSource + Send,
     T: Send + 'static,
@@ -69,9 +69,9 @@ where
     }
 }
 
-impl<S, T> fmt::Debug for Holding<S, T> {
+impl<S, T> fmt::Debug for HoldingSource<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holding").finish_non_exhaustive()
+        f.debug_struct("HoldingSource").finish_non_exhaustive()
     }
 }
 

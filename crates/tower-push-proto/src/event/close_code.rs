@@ -7,7 +7,7 @@
 /// needs no list of codes.
 ///
 /// ```
-/// use tower_push_proto::websocket::CloseCode;
+/// use tower_push_proto::event::CloseCode;
 ///
 /// assert_eq!(CloseCode::NORMAL.get(), 1000);
 /// assert_eq!(CloseCode::new(1006), None);

@@ -9,32 +9,37 @@ use futures_core::Stream;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tower_push_proto::StreamEnd;
 
 use super::{PushSource, Rejection, Subscription};
-use crate::{BoxError, event::Item, random};
+use crate::{
+    BoxError,
+    event::{CloseCode, CloseFrame, Item},
+    random,
+};
 
 /// A source whose response begins before the source has accepted the subscription. Created by [`PushSource::respond_early`].
 #[derive(Clone, Copy)]
 #[must_use = "a source does nothing until a client subscribes to it"]
-pub struct EarlyResponse<S> {
+pub struct EarlyResponseSource<S> {
     source: S,
 }
 
 pin_project! {
-    /// The items that one client of an [`EarlyResponse`] gets.
+    /// The items that one client of an [`EarlyResponseSource`] gets.
     #[must_use = "streams do nothing unless polled"]
-    pub struct EarlyStream<S> {
+    pub struct EarlyResponseStream<S> {
         #[pin]
-        state: EarlyState<S>,
+        state: EarlyResponseState<S>,
     }
 }
 
 pin_project! {
     #[project = EarlyStateProjection]
-    enum EarlyState<S> {
+    enum EarlyResponseState<S> {
         /// The source has not accepted or refused the subscription yet.
         Subscribing {
-            subscribing: SubscribeFuture<S>,
+            subscribe_future: SubscribeFuture<S>,
             subscription: Subscription,
             // The expiry that the transport knows.
             known_expiry: Option<Instant>,
@@ -55,24 +60,24 @@ type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Se
 /// The time after which a client reconnects if its rejection names no time: 5 seconds, on average.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
 
-impl<S> EarlyResponse<S> {
+impl<S> EarlyResponseSource<S> {
     pub(super) fn new(source: S) -> Self {
         Self { source }
     }
 }
 
-impl<S: PushSource + Send + 'static> PushSource for EarlyResponse<S> {
-    type Stream = EarlyStream<S::Stream>;
+impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
+    type Stream = EarlyResponseStream<S::Stream>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         // The transport drops the client's messages unless the source has taken them when this function returns.
         let subscription = subscription.with_claimed_client_messages();
-        let state = EarlyState::Subscribing {
+        let state = EarlyResponseState::Subscribing {
             known_expiry: subscription.expires_at(),
-            subscribing: Box::pin(self.source.subscribe(subscription.clone())),
+            subscribe_future: Box::pin(self.source.subscribe(subscription.clone())),
             subscription,
         };
-        Ok(EarlyStream { state })
+        Ok(EarlyResponseStream { state })
     }
 
     fn is_resumable(&self) -> bool {
@@ -84,7 +89,7 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponse<S> {
     }
 }
 
-impl<S> Stream for EarlyStream<S>
+impl<S> Stream for EarlyResponseStream<S>
 where
     S: Stream<Item = Result<Item, BoxError>>,
 {
@@ -95,27 +100,27 @@ where
         loop {
             match state.as_mut().project() {
                 EarlyStateProjection::Subscribing {
-                    subscribing,
+                    subscribe_future,
                     subscription,
                     known_expiry,
-                } => match ready!(subscribing.as_mut().poll(cx)) {
+                } => match ready!(subscribe_future.as_mut().poll(cx)) {
                     Ok(stream) => {
                         // If the source has not taken the messages, they are dropped from now on.
                         drop(subscription.client_messages());
                         let expiry = subscription.expires_at();
                         let expiry = expiry.filter(|_| expiry != *known_expiry);
                         let expiry = expiry.map(|time| Box::pin(sleep_until(time)));
-                        state.set(EarlyState::Subscribed { stream, expiry });
+                        state.set(EarlyResponseState::Subscribed { stream, expiry });
                     }
                     Err(rejection) => {
-                        state.set(EarlyState::Ended);
+                        state.set(EarlyResponseState::Ended);
                         return Poll::Ready(Some(Ok(refusal_item(rejection))));
                     }
                 },
                 EarlyStateProjection::Subscribed { stream, expiry } => {
                     let expired = expiry.as_mut().map(|expiry| expiry.as_mut().poll(cx));
                     if expired.is_some_and(|expired| expired.is_ready()) {
-                        state.set(EarlyState::Ended);
+                        state.set(EarlyResponseState::Ended);
                         return Poll::Ready(Some(Ok(Item::Expired)));
                     }
                     return stream.poll_next(cx);
@@ -128,20 +133,23 @@ where
 
 /// Returns the item that tells the client of a refusal after its response has begun.
 fn refusal_item(rejection: Rejection) -> Item {
-    let (status, headers, _) = rejection.into_parts();
-    match status {
-        StatusCode::NO_CONTENT => Item::Finished,
-        _ if is_final(status) => Item::Finished,
-        _ => {
-            let retry = retry_after(&headers);
-            let retry = retry.unwrap_or_else(|| random::jittered(DEFAULT_RETRY, 0.5));
-            Item::Ended { retry }
-        }
+    let (status, headers, message) = rejection.into_parts();
+    if status == StatusCode::NO_CONTENT {
+        return Item::Finished;
     }
+    let end = if is_permanent_refusal(status) {
+        StreamEnd::FINISHED
+    } else {
+        let retry = retry_after(&headers);
+        StreamEnd::reconnect(retry.or_else(|| Some(random::jittered(DEFAULT_RETRY, 0.5))))
+    };
+    // Statuses have three digits, so the code is between 4100 and 4999, which are for applications.
+    let code = CloseCode::new(4000 + status.as_u16()).unwrap_or(CloseCode::INTERNAL_ERROR);
+    Item::closed(CloseFrame::new(code, message), end)
 }
 
 /// Returns whether the same request would be refused again.
-fn is_final(status: StatusCode) -> bool {
+fn is_permanent_refusal(status: StatusCode) -> bool {
     // 408 Request Timeout, 425 Too Early and 429 Too Many Requests.
     status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429)
 }
@@ -152,14 +160,16 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-impl<S> fmt::Debug for EarlyResponse<S> {
+impl<S> fmt::Debug for EarlyResponseSource<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EarlyResponse").finish_non_exhaustive()
+        f.debug_struct("EarlyResponseSource")
+            .finish_non_exhaustive()
     }
 }
 
-impl<S> fmt::Debug for EarlyStream<S> {
+impl<S> fmt::Debug for EarlyResponseStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EarlyStream").finish_non_exhaustive()
+        f.debug_struct("EarlyResponseStream")
+            .finish_non_exhaustive()
     }
 }

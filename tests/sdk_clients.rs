@@ -1,0 +1,402 @@
+//! Clients that know nothing of tower-push: SDKs of language models, GraphQL clients and readers of lines, from npm and PyPI.
+//! `scripts/setup` installs them. Without one of them, its tests fail.
+
+use std::{process::Stdio, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+use testkit::{TEST_TIMEOUT, TestServer, programs};
+use tokio::process::Command;
+use tower_push::{
+    Event, EventId, Item, KeepAlive, PushSource,
+    event::{EventType, IntoItem},
+    format::{Multipart, Ndjson},
+    service,
+    source::source_fn,
+    transport::{Chunked, Sse, Transport, sse::HeartbeatForm},
+};
+
+/// The interval of heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The time before each event: a few heartbeats long.
+const EVENT_INTERVAL: Duration = Duration::from_millis(50);
+
+fn keep_alive() -> KeepAlive {
+    KeepAlive::new().interval(HEARTBEAT_INTERVAL)
+}
+
+/// Returns a source of these items. A few heartbeats precede each item.
+fn slow_source(items: Vec<Item>) -> impl PushSource + Clone + Send + Sync + 'static {
+    source_fn(move |_| async move {
+        Ok(stream::iter(items).then(|item| async {
+            tokio::time::sleep(EVENT_INTERVAL).await;
+            item
+        }))
+    })
+}
+
+/// Returns what a client of `language` yields for a response with these items.
+async fn read(
+    language: Language,
+    client: &str,
+    transport: impl Transport,
+    items: Vec<Item>,
+) -> Vec<Value> {
+    let server = TestServer::start(service(slow_source(items)).transport(transport)).await;
+    let mut command = Command::from(match language {
+        Language::JavaScript => programs::node_script("sdk_clients.mjs", "ai"),
+        Language::Python => programs::python_script("sdk_clients.py"),
+    });
+    command.args([client, &server.url("/v1")]);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(TEST_TIMEOUT, command.output()).await;
+    let output = output.expect("the program should have exited").unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let records = text.lines().map(serde_json::from_str);
+    records.collect::<Result<_, _>>().unwrap_or_else(|error| {
+        let log = String::from_utf8_lossy(&output.stderr);
+        panic!("{client}: {error}: {text}\n{log}")
+    })
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Language {
+    JavaScript,
+    Python,
+}
+use Language::{JavaScript, Python};
+
+/// The texts that the sources of the tests send.
+const TEXTS: [&str; 2] = ["Hel", "lo größe"];
+
+fn event(event: Event) -> Item {
+    event.into_item().unwrap()
+}
+
+fn json_events(json: impl Fn(&str) -> Value) -> Vec<Item> {
+    let events = TEXTS.iter().map(|text| Event::json(&json(text)).unwrap());
+    events.map(event).collect()
+}
+
+/// Returns chunks of the chat completions of OpenAI, and their end.
+fn openai_chunks() -> Vec<Item> {
+    let mut chunks = json_events(|text| {
+        let delta = json!({ "role": "assistant", "content": text });
+        let finish_reason = (text == TEXTS[1]).then_some("stop");
+        let choice = json!({ "index": 0, "delta": delta, "finish_reason": finish_reason });
+        json!({
+            "id": "1", "object": "chat.completion.chunk", "created": 1, "model": "model", "choices": [choice],
+        })
+    });
+    chunks.push(event(Event::text("[DONE]")));
+    chunks
+}
+
+/// Returns chunks of Gemini. Their stream has no end but that of the body.
+fn gemini_chunks() -> Vec<Item> {
+    json_events(
+        |text| json!({ "candidates": [{ "content": { "role": "model", "parts": [{ "text": text }] } }] }),
+    )
+}
+
+/// Returns chunks of the AI SDK's stream of messages, and their end.
+fn ui_message_chunks() -> Vec<Item> {
+    let before = [
+        json!({ "type": "start" }),
+        json!({ "type": "text-start", "id": "1" }),
+    ];
+    let after = [
+        json!({ "type": "text-end", "id": "1" }),
+        json!({ "type": "finish" }),
+    ];
+    let item = |json: &Value| event(Event::json(json).unwrap());
+    let mut chunks: Vec<_> = before.iter().map(item).collect();
+    chunks.extend(json_events(
+        |text| json!({ "type": "text-delta", "id": "1", "delta": text }),
+    ));
+    chunks.extend(after.iter().map(item));
+    chunks.push(event(Event::text("[DONE]")));
+    chunks
+}
+
+/// Returns the events of GraphQL over SSE, in its mode of distinct connections.
+fn graphql_sse_events() -> Vec<Item> {
+    let next = TEXTS.iter().map(|text| {
+        let result = json!({ "data": { "text": text } });
+        Event::json(&result).unwrap().with_type("next").unwrap()
+    });
+    let complete = Event::text("").with_type("complete").unwrap();
+    next.chain([complete]).map(event).collect()
+}
+
+/// Returns the parts of a GraphQL subscription over multipart HTTP.
+fn graphql_parts() -> Vec<Item> {
+    json_events(|text| json!({ "payload": { "data": { "text": text } } }))
+}
+
+/// Returns chunks of ollama's chat.
+fn ollama_chunks() -> Vec<Item> {
+    let chunk = |text: &str, done: bool| {
+        let message = json!({ "role": "assistant", "content": text });
+        json!({ "model": "model", "created_at": "2026-01-01T00:00:00Z", "message": message, "done": done })
+    };
+    let mut chunks = json_events(|text| chunk(text, false));
+    chunks.push(event(Event::json(&chunk("", true)).unwrap()));
+    chunks
+}
+
+/// Returns `items`, and then an end with a time to reconnect, as a server that stops sends it.
+fn then_ended(mut items: Vec<Item>) -> Vec<Item> {
+    let retry = Duration::from_secs(1);
+    items.push(Item::Ended { retry });
+    items
+}
+
+/// Returns a client's error, which begins with this text.
+fn is_error(record: &Value, start: &str) -> bool {
+    let error = record["error"].as_str();
+    error.is_some_and(|error| error.starts_with(start))
+}
+
+/// Reads with a client in each of these cases, and asserts that it yields the two texts.
+async fn assert_texts_arrive(
+    cases: Vec<(Language, &str, Vec<Item>)>,
+    transport: impl Transport + Clone,
+) {
+    for (language, client, items) in cases {
+        let read = read(language, client, transport.clone(), items).await;
+        assert_eq!(read, TEXTS, "{language:?} {client}");
+    }
+}
+
+mod event_streams {
+    use super::*;
+
+    fn data_only() -> Sse {
+        Sse::data_only().keep_alive(keep_alive())
+    }
+
+    /// Returns the transport with this form of opening and heartbeats.
+    fn with_form(form: HeartbeatForm) -> Sse {
+        data_only().opening(form.clone()).heartbeat(form)
+    }
+
+    #[tokio::test]
+    async fn npm_clients_read_data_only() {
+        let cases = || {
+            vec![
+                (JavaScript, "ai-sdk", openai_chunks()),
+                (JavaScript, "ai-sdk-chat", ui_message_chunks()),
+                (JavaScript, "openai", openai_chunks()),
+                (JavaScript, "google-genai", gemini_chunks()),
+                (JavaScript, "graphql-sse", graphql_sse_events()),
+            ]
+        };
+        assert_texts_arrive(cases(), data_only()).await;
+        let ended = cases().into_iter();
+        let ended = ended.map(|(language, client, items)| (language, client, then_ended(items)));
+        assert_texts_arrive(ended.collect(), data_only()).await;
+    }
+
+    #[tokio::test]
+    async fn python_clients_read_data_only() {
+        let cases = vec![
+            (Python, "openai", openai_chunks()),
+            (Python, "openai", then_ended(openai_chunks())),
+            (Python, "groq", then_ended(openai_chunks())),
+            (Python, "google-genai", gemini_chunks()),
+            (Python, "google-genai", then_ended(gemini_chunks())),
+        ];
+        assert_texts_arrive(cases, data_only()).await;
+    }
+
+    /// The reason for blank lines as openings and heartbeats.
+    #[tokio::test]
+    async fn comments_break_google_genai() {
+        let comment = with_form(HeartbeatForm::Comment);
+        let read_by = async |language| {
+            let comment = comment.clone();
+            read(language, "google-genai", comment, gemini_chunks()).await
+        };
+        assert_eq!(read_by(JavaScript).await, [] as [Value; 0]);
+        assert!(is_error(
+            &read_by(Python).await[0],
+            "UnknownApiResponseError"
+        ));
+    }
+
+    #[tokio::test]
+    async fn comments_suit_other_clients() {
+        let cases = vec![
+            (JavaScript, "ai-sdk", openai_chunks()),
+            (JavaScript, "graphql-sse", graphql_sse_events()),
+            (Python, "openai", openai_chunks()),
+            (Python, "groq", openai_chunks()),
+        ];
+        assert_texts_arrive(cases, with_form(HeartbeatForm::Comment)).await;
+    }
+
+    /// The reason for `Sse::data_only` without `end` events.
+    #[tokio::test]
+    async fn end_event_breaks_ai_sdk_and_google_genai() {
+        let ended = || Sse::new().keep_alive(KeepAlive::disabled());
+        let ends_in_error = |records: &[Value], start: &str| {
+            records[..2] == TEXTS && is_error(records.last().unwrap(), start)
+        };
+        for (client, items) in [
+            ("ai-sdk", openai_chunks()),
+            ("ai-sdk-chat", ui_message_chunks()),
+        ] {
+            let read = read(JavaScript, client, ended(), then_ended(items)).await;
+            assert!(ends_in_error(&read, "Type validation failed"), "{read:?}");
+        }
+        let sse = data_only().end_event(EventType::new("end").unwrap());
+        let read = read(Python, "google-genai", sse, then_ended(gemini_chunks())).await;
+        assert!(ends_in_error(&read, "UnknownApiResponseError"), "{read:?}");
+    }
+
+    /// The reason for `Sse::data_only` without cursors.
+    #[tokio::test]
+    async fn lone_cursor_breaks_openai_and_groq() {
+        let cursor = vec![Item::Cursor(EventId::from(1))];
+        for client in ["openai", "groq"] {
+            let items = [cursor.clone(), openai_chunks()].concat();
+            let read = read(Python, client, Sse::new(), items).await;
+            assert!(is_error(&read[0], "JSONDecodeError"), "{client}: {read:?}");
+        }
+    }
+
+    /// It delivers a message for each blank line, and does not reconnect after a clean end.
+    #[tokio::test]
+    async fn fetch_event_source_needs_comments() {
+        let client = "fetch-event-source";
+        let message = |data: &str| json!({ "event": "", "data": data, "id": "" });
+        let texts = || TEXTS.map(|text| event(Event::text(text))).to_vec();
+        let comment = with_form(HeartbeatForm::Comment);
+        let [first, second] = TEXTS.map(message);
+        assert_eq!(
+            read(JavaScript, client, comment, texts()).await,
+            [first, second, json!({ "closed": true })]
+        );
+        let blank = read(JavaScript, client, data_only(), texts()).await;
+        assert_eq!(blank[0], message(""));
+    }
+
+    /// Without the parameter `charset`, `requests` decodes the text as ISO 8859-1.
+    #[tokio::test]
+    async fn requests_decodes_utf8() {
+        let texts = TEXTS.map(|text| event(Event::text(text))).to_vec();
+        let mut lines = read(Python, "requests", data_only(), texts.clone()).await;
+        lines.retain(|line| line != "");
+        assert_eq!(lines, TEXTS.map(|text| format!("data: {text}")));
+        let events = read(Python, "httpx-sse", data_only(), texts).await;
+        assert_eq!(
+            events,
+            TEXTS.map(|text| json!({ "event": "message", "data": text }))
+        );
+    }
+
+    /// An `EventSource` of undici stops at a 204. `event-source-polyfill` does not, and has to close at the event `finished`.
+    #[tokio::test]
+    async fn event_sources_learn_that_source_has_finished() {
+        let items = vec![event(Event::text("one")), Item::Finished];
+        let sse = || {
+            Sse::new()
+                .retry(HEARTBEAT_INTERVAL)
+                .keep_alive(keep_alive())
+        };
+        for (client, is_stopped_by_204) in [
+            ("undici-eventsource", true),
+            ("event-source-polyfill", false),
+        ] {
+            let read = read(JavaScript, client, sse(), items.clone()).await;
+            let events = [
+                json!({ "type": "message", "data": "one" }),
+                json!({ "type": "finished", "data": "{\"finished\":true}" }),
+                json!({ "closed": false }),
+                json!({ "closed": is_stopped_by_204 }),
+            ];
+            assert!(read.starts_with(&events), "{client}: {read:?}");
+        }
+    }
+}
+
+mod lines {
+    use super::*;
+
+    fn ndjson() -> Chunked {
+        Chunked::new(Ndjson::data_only()).keep_alive(keep_alive())
+    }
+
+    #[tokio::test]
+    async fn ollama_reads_data_only() {
+        for language in [JavaScript, Python] {
+            let read = read(language, "ollama", ndjson(), ollama_chunks()).await;
+            assert_eq!(read, [TEXTS[0], TEXTS[1], ""], "{language:?}");
+        }
+    }
+
+    /// Heartbeats before a line are white space within JSON. After the last line they look like a line that is not JSON.
+    #[tokio::test]
+    async fn strict_reader_of_json_lines_reads_data_only() {
+        let lines = || json_events(|text| json!({ "text": text }));
+        let expected = TEXTS.map(|text| json!({ "text": text }));
+        assert_eq!(read(Python, "jsonlines", ndjson(), lines()).await, expected);
+        let idle_at_end = read(Python, "jsonlines", ndjson(), then_ended(lines())).await;
+        assert_eq!(idle_at_end[..2], expected);
+        assert!(is_error(&idle_at_end[2], "InvalidLineError"));
+        let quiet = Chunked::new(Ndjson::data_only()).keep_alive(KeepAlive::disabled());
+        let read = read(Python, "jsonlines", quiet, then_ended(lines())).await;
+        assert_eq!(read, expected);
+    }
+
+    /// The lines that `aiohttp` reads have at most 512 KiB by default.
+    #[tokio::test]
+    async fn aiohttp_limits_lines() {
+        let line = |len: usize| vec![event(Event::text("x".repeat(len)))];
+        let short = read(Python, "aiohttp", ndjson(), line(500_000)).await;
+        assert!(short[0].as_u64() > Some(500_000), "{short:?}");
+        let long = read(Python, "aiohttp", ndjson(), line(600_000)).await;
+        assert!(is_error(&long[0], "LineTooLong"), "{long:?}");
+    }
+}
+
+mod multipart {
+    use super::*;
+
+    fn multipart(format: Multipart) -> Chunked {
+        Chunked::new(format).keep_alive(keep_alive())
+    }
+
+    #[tokio::test]
+    async fn apollo_reads_data_only() {
+        let cases = vec![
+            (JavaScript, "apollo", graphql_parts()),
+            (JavaScript, "apollo", then_ended(graphql_parts())),
+        ];
+        assert_texts_arrive(cases, multipart(Multipart::data_only())).await;
+    }
+
+    /// The reason for `Multipart::data_only` without control parts.
+    #[tokio::test]
+    async fn control_parts_break_apollo() {
+        let mixed = multipart(Multipart::mixed());
+        let read = read(JavaScript, "apollo", mixed, graphql_parts()).await;
+        assert!(
+            is_error(&read[0], "Unsupported patch content type"),
+            "{read:?}"
+        );
+    }
+
+    /// `meros` also yields the parts of heartbeats.
+    #[tokio::test]
+    async fn meros_reads_data_only() {
+        let format = multipart(Multipart::data_only());
+        let mut parts = read(JavaScript, "meros", format, then_ended(graphql_parts())).await;
+        assert!(parts.contains(&json!({})), "{parts:?}");
+        parts.retain(|part| *part != json!({}));
+        let expected = TEXTS.map(|text| json!({ "payload": { "data": { "text": text } } }));
+        assert_eq!(parts, expected);
+    }
+}
