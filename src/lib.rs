@@ -119,6 +119,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod deadline;
+#[cfg(feature = "server")]
+mod detach;
 pub mod format;
 pub mod guard;
 pub mod layer;

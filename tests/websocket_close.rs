@@ -113,7 +113,7 @@ async fn resumed_stream_repeats_the_close_frame() {
     });
     let server = TestServer::start(tower_push::service(source)).await;
     let mut socket = connect(&server, HttpVersion::Http1, "/", &[JSON_SUBPROTOCOL]).await;
-    let mut cursor = String::new();
+    let (mut cursor, mut last_id) = (String::new(), String::new());
     while let Some(frame) = socket.next_frame().await {
         if frame.first_byte == CLOSE {
             break;
@@ -121,12 +121,18 @@ async fn resumed_stream_repeats_the_close_frame() {
         let envelope: serde_json::Value = serde_json::from_slice(&frame.payload).unwrap();
         if envelope["data"].is_null() && envelope["id"].is_string() {
             cursor = envelope["id"].as_str().unwrap().to_owned();
+        } else if let Some(id) = envelope["id"].as_str() {
+            last_id = id.to_owned();
         }
     }
     let path = format!("/?last_event_id={cursor}");
     let mut resumed = connect(&server, HttpVersion::Http1, &path, &[]).await;
     let code = next_close(&mut resumed).await;
     assert_eq!(code, Some((4403, "Forbidden".to_owned())));
+    // A client that has missed nothing may reconnect, and gets a new stream.
+    let path = format!("/?last_event_id={last_id}");
+    let mut restarted = connect(&server, HttpVersion::Http1, &path, &[]).await;
+    assert_eq!(restarted.next_frame().await.unwrap().payload, b"last");
 }
 
 #[tokio::test]

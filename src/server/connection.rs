@@ -22,9 +22,10 @@ use tower_service::Service;
 use super::{
     SharedServer,
     connection_activity::{ConnectionActivity, WaitingFor},
-    connection_io::ConnectionIo,
+    connection_io::{ConnectionIo, Http1Reports},
     connection_permit::ConnectionPermit,
-    connection_service::ConnectionService,
+    connection_service::{ConnectionService, Detaching},
+    detached_stream::DetachedStream,
     http_version::{HttpVersion, read_http_version},
     serve::wait_unless_drain_starts,
     server_counts::increment,
@@ -32,6 +33,7 @@ use super::{
 use crate::{
     BoxError,
     deadline::earlier,
+    detach::{BoxBody, HandOver, KeptReason},
     guard::{Drain, DrainStartWaiter},
     transport::MovingDeadlineTimer,
 };
@@ -82,20 +84,36 @@ where
         };
         let (version, unread) = version?;
         let activity = Arc::new(ConnectionActivity::new());
-        let service = ConnectionService::new(service, self.extensions, activity.clone());
+        let hand_over = HandOver::new(server.detach_counters.clone());
+        let counters = server.detach_counters.clone();
+        let detaching = match version {
+            _ if !server.settings.detach => Detaching::Never(KeptReason::Disabled, counters),
+            HttpVersion::Http1 => Detaching::Http1(hand_over.clone(), counters),
+            HttpVersion::Http2 => Detaching::Never(KeptReason::HttpVersion, counters),
+        };
+        let extensions = self.extensions;
+        let service = ConnectionService::new(service, extensions, activity.clone(), detaching);
         let io = ConnectionIo::new(io, unread, self.permit);
         match version {
             HttpVersion::Http1 => {
-                let io = TokioIo::new(io.with_activity(&activity));
+                let io = io.with_http1_reports(Http1Reports {
+                    activity: activity.clone(),
+                    hand_over: hand_over.clone(),
+                });
+                let io = TokioIo::new(io);
                 let connection = server.http1.serve_connection(io, service).with_upgrades();
-                let driver = ConnectionDriver::new(connection, version, activity, drain, server);
-                Box::pin(driver.run()).await
+                let mut driver =
+                    ConnectionDriver::new(connection, version, activity, drain, server);
+                driver.hand_over = Some(hand_over);
+                // Boxed, because hyper's connection would enlarge the future that reads the version.
+                Box::pin(driver.serve_http1()).await
             }
             HttpVersion::Http2 => {
                 activity.on_http2();
                 let connection = server.http2.serve_connection(TokioIo::new(io), service);
-                let driver = ConnectionDriver::new(connection, version, activity, drain, server);
-                Box::pin(driver.run()).await
+                let mut driver =
+                    ConnectionDriver::new(connection, version, activity, drain, server);
+                Box::pin(async move { driver.run().await.map(|_| ()) }).await
             }
         }
     }
@@ -136,6 +154,14 @@ where
     }
 }
 
+/// How hyper's part of a connection has ended.
+enum HyperOutcome {
+    /// The connection is closed, or upgraded.
+    Closed,
+    /// The body of the response must leave hyper, and the connection with it.
+    Detached(BoxBody),
+}
+
 /// Polls a connection, and ends it after a timeout or when a drain starts.
 struct ConnectionDriver<C> {
     connection: C,
@@ -145,7 +171,36 @@ struct ConnectionDriver<C> {
     /// When the connection is cut. Set once the drain has started.
     drain_deadline: Option<Instant>,
     is_shutting_down: bool,
+    /// Set on an HTTP/1 connection.
+    hand_over: Option<Arc<HandOver>>,
     server: Arc<SharedServer>,
+}
+
+impl<IO, S, B>
+    ConnectionDriver<http1::UpgradeableConnection<TokioIo<ConnectionIo<IO>>, ConnectionService<S>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// Serves the connection until hyper has closed it, or until a task of its own continues the response.
+    async fn serve_http1(mut self) -> Result<(), BoxError> {
+        let HyperOutcome::Detached(body) = self.run().await? else {
+            return Ok(());
+        };
+        let Some(parts) = self.connection.into_parts() else {
+            // An upgraded connection has no body.
+            return Ok(());
+        };
+        let (io, permit) = parts.io.into_inner().into_parts();
+        let read_ahead_len = parts.read_buf.len();
+        let drain = (self.drain, self.drain_deadline);
+        let stream = DetachedStream::new(io, body, read_ahead_len, drain, permit);
+        tokio::spawn(stream);
+        Ok(())
+    }
 }
 
 impl<C: HyperConnection> ConnectionDriver<C> {
@@ -163,11 +218,12 @@ impl<C: HyperConnection> ConnectionDriver<C> {
             drain,
             drain_deadline: None,
             is_shutting_down: false,
+            hand_over: None,
             server,
         }
     }
 
-    async fn run(mut self) -> Result<(), BoxError> {
+    async fn run(&mut self) -> Result<HyperOutcome, BoxError> {
         let mut timer = pin!(MovingDeadlineTimer::default());
         poll_fn(|cx| self.poll(timer.as_mut(), cx)).await
     }
@@ -176,11 +232,21 @@ impl<C: HyperConnection> ConnectionDriver<C> {
         &mut self,
         mut timer: Pin<&mut MovingDeadlineTimer>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), BoxError>> {
+    ) -> Poll<Result<HyperOutcome, BoxError>> {
         loop {
             self.poll_drain_start(cx);
-            if let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx) {
-                return Poll::Ready(result.map_err(Into::into));
+            let scope = self
+                .hand_over
+                .as_ref()
+                .map(|hand_over| hand_over.enter_poll());
+            let poll = Pin::new(&mut self.connection).poll(cx);
+            drop(scope);
+            if let Poll::Ready(result) = poll {
+                return Poll::Ready(result.map(|()| HyperOutcome::Closed).map_err(Into::into));
+            }
+            let hand_over = self.hand_over.as_ref();
+            if let Some(body) = hand_over.and_then(|hand_over| hand_over.take_proven_body()) {
+                return Poll::Ready(Ok(HyperOutcome::Detached(body)));
             }
             let Some(deadline) = self.next_deadline() else {
                 return Poll::Pending;

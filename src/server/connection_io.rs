@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{connection_activity::ConnectionActivity, connection_permit::ConnectionPermit};
+use crate::detach::HandOver;
 
 /// The connection that hyper reads from and writes to.
 ///
@@ -18,10 +19,17 @@ pub(super) struct ConnectionIo<IO> {
     io: IO,
     /// Bytes that were read to learn the version of HTTP, and that hyper has not read yet.
     unread: Bytes,
-    /// `None` if the timeouts of a connection do not depend on when bytes arrive, as on HTTP/2.
-    activity: Option<Arc<ConnectionActivity>>,
+    /// What the connection reports to. `None` on HTTP/2, where requests mix.
+    http1: Option<Http1Reports>,
     // Declared last, so that the connection counts as open until the socket is closed.
-    _permit: ConnectionPermit,
+    permit: ConnectionPermit,
+}
+
+/// What an HTTP/1 connection reports its reads and writes to.
+#[derive(Clone, Debug)]
+pub(super) struct Http1Reports {
+    pub(super) activity: Arc<ConnectionActivity>,
+    pub(super) hand_over: Arc<HandOver>,
 }
 
 impl<IO> ConnectionIo<IO> {
@@ -30,15 +38,32 @@ impl<IO> ConnectionIo<IO> {
         Self {
             io,
             unread,
-            activity: None,
-            _permit: permit,
+            http1: None,
+            permit,
         }
     }
 
-    /// Reports to `activity` when bytes arrive.
-    pub(super) fn with_activity(mut self, activity: &Arc<ConnectionActivity>) -> Self {
-        self.activity = Some(activity.clone());
+    /// Reports reads and writes of an HTTP/1 connection.
+    pub(super) fn with_http1_reports(mut self, reports: Http1Reports) -> Self {
+        self.http1 = Some(reports);
         self
+    }
+
+    /// Returns the connection, without its reports. hyper must have read `unread`.
+    pub(super) fn into_parts(self) -> (IO, ConnectionPermit) {
+        debug_assert!(self.unread.is_empty());
+        (self.io, self.permit)
+    }
+
+    /// Reports a write of hyper: how many bytes of `slices` the socket has taken.
+    fn report_write(&self, slices: &[IoSlice<'_>], write: &Poll<io::Result<usize>>) {
+        if let Some(Http1Reports { hand_over, .. }) = &self.http1 {
+            let written = match write {
+                Poll::Ready(Ok(written)) => *written,
+                _ => 0,
+            };
+            hand_over.on_write(slices, written);
+        }
     }
 }
 
@@ -55,7 +80,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ConnectionIo<IO> {
         }
         let filled_before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
-        if let Some(activity) = &self.activity {
+        if let Some(Http1Reports { activity, .. }) = &self.http1 {
             if buffer.filled().len() > filled_before {
                 activity.on_read();
             }
@@ -70,11 +95,18 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let write = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.report_write(&[IoSlice::new(bytes)], &write);
+        write
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flush = Pin::new(&mut self.io).poll_flush(cx);
+        if let (Some(reports), Poll::Ready(Ok(()))) = (&self.http1, &flush) {
+            let is_idle = reports.activity.waiting_for().is_some();
+            reports.hand_over.on_flush(is_idle);
+        }
+        flush
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -86,7 +118,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<IO> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        let write = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.report_write(slices, &write);
+        write
     }
 
     fn is_write_vectored(&self) -> bool {

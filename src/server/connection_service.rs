@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Extensions, Request, Response};
+use http::{Extensions, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::connection_activity::{ConnectionActivity, OpenRequest};
+use crate::detach::{DetachCounters, DetachOffer, HandOver, KeptReason};
 
 /// The service of one connection: calls the application's service with the connection's data, and records which requests are open.
 #[derive(Debug)]
@@ -20,6 +21,35 @@ pub(super) struct ConnectionService<S> {
     service: TowerToHyperService<S>,
     extensions: Extensions,
     activity: Arc<ConnectionActivity>,
+    detaching: Detaching,
+}
+
+/// Which responses of a connection may be detached.
+#[derive(Debug)]
+pub(super) enum Detaching {
+    /// Those to requests of HTTP/1.1 without a body.
+    Http1(Arc<HandOver>, Arc<DetachCounters>),
+    /// None.
+    Never(KeptReason, Arc<DetachCounters>),
+}
+
+impl Detaching {
+    /// Returns the offer for the extensions of `request`.
+    fn begin_request(&self, request: &Request<Incoming>) -> DetachOffer {
+        match self {
+            Self::Http1(hand_over, counters) => {
+                let offer = hand_over.begin_request();
+                if request.version() != Version::HTTP_11 {
+                    DetachOffer::refuse(KeptReason::HttpVersion, counters)
+                } else if !request.body().is_end_stream() {
+                    DetachOffer::refuse(KeptReason::RequestBody, counters)
+                } else {
+                    offer
+                }
+            }
+            Self::Never(reason, counters) => DetachOffer::refuse(*reason, counters),
+        }
+    }
 }
 
 pin_project! {
@@ -48,8 +78,10 @@ impl<S> ConnectionService<S> {
         service: S,
         extensions: Extensions,
         activity: Arc<ConnectionActivity>,
+        detaching: Detaching,
     ) -> Self {
         Self {
+            detaching,
             service: TowerToHyperService::new(service),
             extensions,
             activity,
@@ -66,7 +98,10 @@ where
     type Future = TrackedResponseFuture<S>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().extend(self.extensions.clone());
+        let offer = self.detaching.begin_request(&request);
+        let extensions = request.extensions_mut();
+        extensions.extend(self.extensions.clone());
+        offer.insert_into(extensions);
         TrackedResponseFuture {
             open_request: Some(self.activity.open_request()),
             response: hyper::service::Service::call(&self.service, request),

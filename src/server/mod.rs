@@ -49,6 +49,16 @@
 //!
 //! There is no timeout for the body of a request, or for a service that does not respond: use the layers of tower-http.
 //!
+//! # Detached streams
+//! hyper keeps about 12 KiB for each open response over HTTP/1.1. So an event stream or chunked stream leaves hyper: once hyper has written the head of the response and the first bytes of the stream, the
+//! server takes the connection from hyper and writes the rest of the stream itself. After the end of the stream, the connection is closed.
+//!
+//! A stream stays in hyper in the cases that [`KeptReason`] lists, in particular if a layer changes its bytes. [`ServerCounts::kept`] counts them.
+//!
+//! A layer around the body sees that the body is dropped at that time, as if the client had left, and does not see later frames.
+//! [docs/server.md](https://github.com/tower-push/tower-push/blob/main/docs/server.md#detached-streams) lists the layers of tower-http.
+//! [`ServerBuilder::detach`] and [`Push::detach`](crate::Push::detach) keep streams in hyper.
+//!
 //! # With an accept loop of your own
 //! [`Server::connection`] serves one connection that was accepted elsewhere, with the same timeouts:
 //!
@@ -69,6 +79,7 @@ mod connection_activity;
 mod connection_io;
 mod connection_permit;
 mod connection_service;
+mod detached_stream;
 mod handshake;
 mod http_version;
 mod listener;
@@ -101,7 +112,8 @@ pub use self::{
     serve::{Serve, ServeFuture, serve},
     server_counts::ServerCounts,
 };
-use crate::{BoxError, WriteProgress, guard::Drain};
+pub use crate::detach::KeptReason;
+use crate::{BoxError, WriteProgress, detach::DetachCounters, guard::Drain};
 
 /// The settings and counts of a server. See the [module docs](self).
 ///
@@ -125,6 +137,7 @@ struct ServerSettings {
     header_read_timeout: Duration,
     idle_timeout: Duration,
     write_timeout: Duration,
+    detach: bool,
 }
 
 /// What all clones of a [`Server`], and all of its connections, share.
@@ -136,6 +149,7 @@ struct SharedServer {
     /// How many more connections the server may have. `None` if there is no limit.
     free_slots: Option<Semaphore>,
     counters: ServerCounters,
+    detach_counters: Arc<DetachCounters>,
     /// Notified when the last open connection is closed.
     last_connection_closed: Notify,
 }
@@ -166,6 +180,7 @@ impl Server {
             header_read_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
+            detach: true,
         })
     }
 
@@ -231,7 +246,8 @@ impl Server {
 
     /// Returns a snapshot of the counts of this server's connections.
     pub fn counts(&self) -> ServerCounts {
-        self.shared.counters.snapshot()
+        let detach_counters = &self.shared.detach_counters;
+        self.shared.counters.snapshot(detach_counters)
     }
 }
 
@@ -286,6 +302,15 @@ impl ServerBuilder {
         self
     }
 
+    /// Sets whether streams [leave hyper](self#detached-streams): `true` by default.
+    ///
+    /// Set it to `false` if a layer acts on the body of a response after its first bytes, for example to cut it at a deadline.
+    /// [`Push::detach`](crate::Push::detach) is the same for one push.
+    pub fn detach(mut self, detach: bool) -> Self {
+        self.0.detach = detach;
+        self
+    }
+
     /// Builds the server.
     pub fn build(self) -> Server {
         let settings = self.0;
@@ -309,6 +334,7 @@ impl ServerBuilder {
                 http2,
                 free_slots: slots.map(|slots| Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
                 counters: ServerCounters::default(),
+                detach_counters: Arc::default(),
                 last_connection_closed: Notify::new(),
                 settings,
             }),

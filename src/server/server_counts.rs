@@ -1,5 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::detach::{DetachCounters, KeptReason};
+
 /// A snapshot of what the connections of a server have done so far, from [`Server::counts`](super::Server::counts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -19,6 +21,16 @@ pub struct ServerCounts {
     /// The number of connections that were closed because the client did not complete the head of a request within the
     /// [timeout](super::ServerBuilder::header_read_timeout).
     pub timed_out_heads: u64,
+    /// The number of streams that have [left hyper](super#detached-streams).
+    pub detached_streams: u64,
+    kept: [u64; KeptReason::ALL.len()],
+}
+
+impl ServerCounts {
+    /// Returns the number of streams that hyper has kept for `reason`. A stream that may still leave hyper is not counted.
+    pub fn kept(&self, reason: KeptReason) -> u64 {
+        self.kept[reason as usize]
+    }
 }
 
 /// The counters of a server. [`snapshot`](Self::snapshot) returns their values as [`ServerCounts`].
@@ -39,7 +51,7 @@ pub(super) fn increment(counter: &AtomicU64) {
 
 impl ServerCounters {
     /// Returns all counts as they are now.
-    pub(super) fn snapshot(&self) -> ServerCounts {
+    pub(super) fn snapshot(&self, detach_counters: &DetachCounters) -> ServerCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ServerCounts {
             open_connections: load(&self.open_connections),
@@ -48,6 +60,8 @@ impl ServerCounters {
             accept_errors: load(&self.accept_errors),
             failed_handshakes: load(&self.failed_handshakes),
             timed_out_heads: load(&self.timed_out_heads),
+            detached_streams: detach_counters.detached(),
+            kept: detach_counters.kept(),
         }
     }
 }

@@ -20,7 +20,11 @@ use crate::{
 /// # }
 /// ```
 #[must_use = "a push does nothing until a tower-push layer turns it into a response"]
-pub struct Push(Box<dyn ErasedSource>);
+pub struct Push {
+    source: Box<dyn ErasedSource>,
+    #[cfg(feature = "server")]
+    can_detach: bool,
+}
 
 type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -64,9 +68,28 @@ impl Push {
         let as_push = (&mut source as &mut dyn Any).downcast_mut::<Option<Self>>();
         match (as_push.and_then(Option::take), source) {
             (Some(push), _) => push,
-            (None, Some(source)) => Self(Box::new(source)),
+            (None, Some(source)) => Self {
+                source: Box::new(source),
+                #[cfg(feature = "server")]
+                can_detach: true,
+            },
             (None, None) => unreachable!("only a push is taken out"),
         }
+    }
+
+    /// Sets whether the [server](crate::server) may [detach](crate::server#detached-streams) the stream from hyper: `true` by default.
+    ///
+    /// Set it to `false` if a layer acts on the body of the response after its first bytes, for example to cut it at a deadline.
+    #[cfg(feature = "server")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "server")))]
+    pub fn detach(mut self, can_detach: bool) -> Self {
+        self.can_detach = can_detach;
+        self
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn can_detach(&self) -> bool {
+        self.can_detach
     }
 }
 
@@ -82,16 +105,16 @@ impl PushSource for Push {
         let gap = subscription
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
-        let stream = self.0.subscribe(subscription).await?;
+        let stream = self.source.subscribe(subscription).await?;
         Ok(ItemStream::with_gap(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {
-        self.0.is_resumable()
+        self.source.is_resumable()
     }
 
     fn is_for_one_client(&self) -> bool {
-        self.0.is_for_one_client()
+        self.source.is_for_one_client()
     }
 }
 

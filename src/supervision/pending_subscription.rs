@@ -1,6 +1,8 @@
 use http::request::Parts;
 
 use super::{StreamHandle, StreamHandleSlot, SupervisedStream};
+#[cfg(feature = "server")]
+use crate::detach::DetachOffer;
 use crate::source::{Push, PushSource, Rejection, Subscription};
 
 /// A client's subscription that its source has not accepted yet, with the handle of its guard.
@@ -13,6 +15,8 @@ pub struct PendingSubscription {
     /// subscription does not keep the stream open.
     subscription: Subscription,
     handle: Option<StreamHandle>,
+    #[cfg(feature = "server")]
+    detach_offer: Option<DetachOffer>,
 }
 
 impl PendingSubscription {
@@ -22,6 +26,8 @@ impl PendingSubscription {
     pub fn new(head: &mut Parts, transport: &'static str) -> Self {
         let handle = StreamHandleSlot::take_from(head);
         Self {
+            #[cfg(feature = "server")]
+            detach_offer: DetachOffer::take_from(head),
             subscription: Subscription::new(head, transport),
             handle,
         }
@@ -37,8 +43,14 @@ impl PendingSubscription {
     pub fn map_subscription(self, map: impl FnOnce(Subscription) -> Subscription) -> Self {
         Self {
             subscription: map(self.subscription),
-            handle: self.handle,
+            ..self
         }
+    }
+
+    /// Returns the offer of the server to detach the response.
+    #[cfg(feature = "server")]
+    pub(crate) fn detach_offer(&self) -> Option<DetachOffer> {
+        self.detach_offer.clone()
     }
 
     /// Subscribes to `push`, and supervises the stream of its items.

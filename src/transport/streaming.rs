@@ -15,6 +15,8 @@ use super::{
     rejection_response,
     response::{NOSNIFF, method_rejection},
 };
+#[cfg(feature = "server")]
+use crate::detach::DetachableBody;
 use crate::{
     BoxError,
     event::Item,
@@ -46,10 +48,19 @@ pub fn respond_streaming(
         if method == Method::HEAD {
             return streaming_response(headers, PushBody::for_head_request());
         }
+        #[cfg(feature = "server")]
+        let (offer, can_detach) = (pending.detach_offer(), push.can_detach());
         match pending.open(push).await {
             Ok(stream) => {
-                let writer = ItemWriter { stream, encoder };
-                streaming_response(headers, streaming_body(writer, keep_alive))
+                let body = streaming_body(ItemWriter { stream, encoder }, keep_alive);
+                #[cfg(feature = "server")]
+                let body = match offer.and_then(|offer| offer.claim(can_detach)) {
+                    Some(claim) => PushBody::new(DetachableBody::new(Box::pin(body), claim)),
+                    None => PushBody::new(body),
+                };
+                #[cfg(not(feature = "server"))]
+                let body = PushBody::new(body);
+                streaming_response(headers, body)
             }
             Err(rejection) => rejection_response(rejection),
         }
@@ -75,18 +86,18 @@ pub(super) fn streaming_response(headers: HeaderMap, body: PushBody) -> Response
 }
 
 /// Makes a body that sends the bytes that `writer` writes, and sends heartbeats while the writer has nothing to write.
-pub(super) fn streaming_body<W>(mut writer: W, keep_alive: KeepAlive) -> PushBody
+pub(super) fn streaming_body<W>(mut writer: W, keep_alive: KeepAlive) -> StreamingBody<W>
 where
     W: StreamWriter + Send + 'static,
 {
     let mut frames = FrameBuffer::default();
     writer.write_opening(&mut frames);
-    PushBody::new(StreamingBody {
+    StreamingBody {
         state: StreamingState::Open(writer),
         frames,
         frames_in_a_row: 0,
         heartbeat_timer: HeartbeatTimer::new(keep_alive),
-    })
+    }
 }
 
 /// A value of `Cache-Control`: caches must revalidate the response, and proxies must not change its encoding.
@@ -207,7 +218,7 @@ where
 
 pin_project! {
     /// The body of a streaming response: polls a writer, joins small writes into frames, and sends heartbeats.
-    struct StreamingBody<W> {
+    pub(super) struct StreamingBody<W> {
         state: StreamingState<W>,
         frames: FrameBuffer,
         // The number of frames since the body was last pending.

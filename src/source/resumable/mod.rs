@@ -45,7 +45,7 @@
 //! |---|---|---|
 //! | yields `None` | are told that the source has finished, and must not reconnect; with [`EndPolicy::Restart`] they may | get what they missed and the end again; those that missed nothing are refused with [`Rejection::finished`](super::Rejection::finished) |
 //! | yields [`Item::Finished`] | are told that the source has finished, and must not reconnect | the same as after `None` |
-//! | yields [`Item::Closed`] | get its close frame over a WebSocket, and otherwise its `end` | get what they missed and the end again |
+//! | yields [`Item::Closed`] | get its close frame over a WebSocket, and otherwise its `end` | get what they missed and the end again; those that missed nothing, and may reconnect, get the handler's stream |
 //! | fails or panics | are disconnected; a panic continues in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
 //!
 //! By default a stream that yields `None` is not started anew for a client that has read it to its end. If such a stream were started anew,

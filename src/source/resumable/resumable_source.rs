@@ -124,6 +124,9 @@ fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
         Some(LoggedEnd::Ended | LoggedEnd::EndedWithRetry(_)) if position == last_position => {
             ResumeOutcome::Ended(VecDeque::new())
         }
+        Some(LoggedEnd::Closed(close)) if position == last_position && !close.end.finished => {
+            ResumeOutcome::Ended(VecDeque::new())
+        }
         Some(LoggedEnd::Failed(_)) => {
             let mut items = stream.inspect_log(|log| remaining_items(log, position, stream, &gap));
             items.push_back(Item::from(gap));

@@ -59,7 +59,8 @@
 //! exception: a client that reconnects after the source has finished is upgraded, and closed with 1000.
 //!
 //! # Messages of the client
-//! A source takes the client's messages as [`ClientMessages`](crate::source::ClientMessages). If a source does not take the
+//! A source takes the client's messages as [`ClientMessages`](crate::source::ClientMessages), which end with the client's close frame.
+//! [`listen_fn`](crate::source::listen_fn()) makes a source that only reads messages. If a source does not take the
 //! `ClientMessages`, or drops them, the client's messages are validated, but not inflated, and dropped.
 
 mod connection;
@@ -224,8 +225,8 @@ impl WebSocket {
     /// ```
     /// use tower_push::{event::CloseCode, transport::{WebSocket, websocket::CloseCodes}};
     ///
-    /// // htmx reconnects after 1006, 1012 and 1013 only.
-    /// let codes = CloseCodes::new().ended(CloseCode::SERVICE_RESTART).failed(None);
+    /// // htmx reconnects after 1006, 1011, 1012 and 1013 only.
+    /// let codes = CloseCodes::new().ended(CloseCode::SERVICE_RESTART).events_missed(CloseCode::SERVICE_RESTART);
     /// let transport = WebSocket::new().close_codes(codes);
     /// ```
     pub fn close_codes(self, codes: CloseCodes) -> Self {

@@ -209,7 +209,8 @@ impl DurableReadHandler {
         set_incremental(&mut headers, self.dialect.is_incremental);
         let writer =
             DurableSseWriter::new(stream, first_item, data_format, self.batch_limits, &request);
-        streaming_response(headers, streaming_body(writer, self.dialect.keep_alive))
+        let body = streaming_body(writer, self.dialect.keep_alive);
+        streaming_response(headers, PushBody::new(body))
     }
 }
 

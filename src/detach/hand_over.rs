@@ -1,0 +1,323 @@
+use std::{cell::Cell, fmt, io::IoSlice, sync::Arc};
+
+use http::{Extensions, request::Parts};
+
+use super::{BoxBody, DetachCounters, KeptReason, wire_digest::WireDigest};
+use crate::sync::{Mutex, lock};
+
+/// What an HTTP/1 connection and the bodies of its responses share. See the [module docs](super).
+pub(crate) struct HandOver {
+    state: Mutex<HandOverState>,
+    counters: Arc<DetachCounters>,
+}
+
+struct HandOverState {
+    /// The number of the current request. The first request has the number 1.
+    request: u64,
+    claim: ClaimState,
+    wire: WireState,
+    /// Whether hyper has flushed everything that it has written or tried to write.
+    is_flushed: bool,
+    /// Whether all responses were complete at the last flush.
+    is_idle: bool,
+    parked: Option<ParkedBody>,
+}
+
+/// Whether the response to the current request may be detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClaimState {
+    /// No transport has claimed the offer.
+    Offered,
+    Claimed,
+    Refused(KeptReason),
+}
+
+/// What hyper has written of the response to the current request.
+enum WireState {
+    /// The head, of which the last bytes are the first `matched` bytes of [`END_OF_HEAD`].
+    Head {
+        matched: usize,
+    },
+    Body(WireDigest),
+}
+
+/// The last bytes of a response's head. They do not occur inside the head.
+const END_OF_HEAD: &[u8; 4] = b"\r\n\r\n";
+
+/// A pending body, and the digest of its chunks so far.
+struct ParkedBody {
+    request: u64,
+    body: BoxBody,
+    digest: WireDigest,
+}
+
+/// Lets a transport claim that the response to a request may be detached. Part of the request's extensions.
+#[derive(Clone)]
+pub(crate) struct DetachOffer(OfferKind);
+
+#[derive(Clone)]
+enum OfferKind {
+    Offer {
+        hand_over: Arc<HandOver>,
+        request: u64,
+    },
+    Refusal {
+        reason: KeptReason,
+        counters: Arc<DetachCounters>,
+    },
+}
+
+/// A claimed [`DetachOffer`]. Dropping the claim counts the stream as kept by hyper, unless it was detached.
+pub(crate) struct DetachClaim {
+    hand_over: Arc<HandOver>,
+    request: u64,
+    is_detached: bool,
+}
+
+impl HandOver {
+    pub(crate) fn new(counters: Arc<DetachCounters>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(HandOverState {
+                request: 0,
+                claim: ClaimState::Offered,
+                wire: WireState::Head { matched: 0 },
+                is_flushed: true,
+                is_idle: true,
+                parked: None,
+            }),
+            counters,
+        })
+    }
+
+    /// Records a new request. Returns the offer for its extensions.
+    pub(crate) fn begin_request(self: &Arc<Self>) -> DetachOffer {
+        let mut state = lock(&self.state);
+        state.request += 1;
+        state.wire = WireState::Head { matched: 0 };
+        let is_alone = state.is_flushed && state.is_idle && state.parked.is_none();
+        state.claim = if is_alone {
+            ClaimState::Offered
+        } else {
+            ClaimState::Refused(KeptReason::EarlierResponse)
+        };
+        DetachOffer(OfferKind::Offer {
+            hand_over: self.clone(),
+            request: state.request,
+        })
+    }
+
+    /// Records that hyper tries to write, and that the socket has taken the first `written` bytes of `slices`.
+    pub(crate) fn on_write(&self, slices: &[IoSlice<'_>], mut written: usize) {
+        let mut state = lock(&self.state);
+        state.is_flushed = false;
+        if state.claim != ClaimState::Claimed {
+            return;
+        }
+        for slice in slices {
+            let len = written.min(slice.len());
+            state.wire.add(&slice[..len]);
+            written -= len;
+        }
+    }
+
+    /// Records a flush, which hyper does when it has nothing left to write. `is_idle` is whether all responses are complete.
+    pub(crate) fn on_flush(&self, is_idle: bool) {
+        let mut state = lock(&self.state);
+        state.is_flushed = true;
+        state.is_idle = is_idle;
+    }
+
+    /// Marks the current thread as polling this connection, until the returned value is dropped.
+    pub(crate) fn enter_poll(&self) -> PollScope {
+        PollScope {
+            outer: POLLED_CONNECTION.replace(self.id()),
+        }
+    }
+
+    /// Takes the pending body of the current request, if all its bytes are on the wire and nothing else is.
+    ///
+    /// The caller then owns the connection: it must take the socket from hyper, and must not poll hyper again.
+    pub(crate) fn take_proven_body(&self) -> Option<BoxBody> {
+        let mut state = lock(&self.state);
+        if state.claim != ClaimState::Claimed || !state.is_flushed {
+            return None;
+        }
+        let parked = state.parked.as_ref()?;
+        if parked.request != state.request {
+            return None;
+        }
+        if !matches!(&state.wire, WireState::Body(digest) if *digest == parked.digest) {
+            // The body takes itself back when hyper polls it next.
+            state.claim = ClaimState::Refused(KeptReason::BytesChanged);
+            return None;
+        }
+        let parked = state.parked.take()?;
+        drop(state);
+        self.counters.record_detached();
+        Some(parked.body)
+    }
+
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    fn is_polled_by_this_thread(&self) -> bool {
+        POLLED_CONNECTION.get() == self.id()
+    }
+}
+
+thread_local! {
+    /// The address of the [`HandOver`] whose connection this thread polls; 0 if it polls none.
+    static POLLED_CONNECTION: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Marks the current thread as polling a connection until it is dropped. Created by [`HandOver::enter_poll`].
+pub(crate) struct PollScope {
+    /// The connection that the thread polled before.
+    outer: usize,
+}
+
+impl Drop for PollScope {
+    fn drop(&mut self) {
+        POLLED_CONNECTION.set(self.outer);
+    }
+}
+
+impl WireState {
+    fn add(&mut self, mut bytes: &[u8]) {
+        while let Self::Head { matched } = self {
+            let Some((first, rest)) = bytes.split_first() else {
+                return;
+            };
+            bytes = rest;
+            *matched = match *first {
+                byte if byte == END_OF_HEAD[*matched] => *matched + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if *matched == END_OF_HEAD.len() {
+                *self = Self::Body(WireDigest::new());
+            }
+        }
+        if let Self::Body(digest) = self {
+            digest.add(bytes);
+        }
+    }
+}
+
+impl DetachOffer {
+    /// Creates the offer of a request whose response cannot be detached.
+    pub(crate) fn refuse(reason: KeptReason, counters: &Arc<DetachCounters>) -> Self {
+        Self(OfferKind::Refusal {
+            reason,
+            counters: counters.clone(),
+        })
+    }
+
+    pub(crate) fn insert_into(self, extensions: &mut Extensions) {
+        extensions.insert(self);
+    }
+
+    /// Takes the offer out of the extensions of `head`.
+    pub(crate) fn take_from(head: &mut Parts) -> Option<Self> {
+        head.extensions.remove()
+    }
+
+    /// Claims that the response may be detached. Returns `None`, and counts the stream as kept by hyper, if it may not.
+    ///
+    /// If two transports claim one request, hyper keeps both streams: a service has called the service inside it twice.
+    pub(crate) fn claim(self, is_enabled: bool) -> Option<DetachClaim> {
+        let (reason, counters) = match &self.0 {
+            OfferKind::Refusal { reason, counters } => (*reason, counters),
+            OfferKind::Offer { hand_over, request } => {
+                let mut state = lock(&hand_over.state);
+                let is_current = state.request == *request;
+                let reason = match state.claim {
+                    _ if !is_enabled => KeptReason::Disabled,
+                    ClaimState::Offered if is_current => {
+                        state.claim = ClaimState::Claimed;
+                        return Some(DetachClaim {
+                            hand_over: hand_over.clone(),
+                            request: *request,
+                            is_detached: false,
+                        });
+                    }
+                    ClaimState::Claimed if is_current => {
+                        state.claim = ClaimState::Refused(KeptReason::CalledTwice);
+                        KeptReason::CalledTwice
+                    }
+                    ClaimState::Refused(reason) if is_current => reason,
+                    _ => KeptReason::NotCompared,
+                };
+                (reason, &hand_over.counters)
+            }
+        };
+        counters.record_kept(reason);
+        None
+    }
+}
+
+impl DetachClaim {
+    /// Parks a pending body, so that the connection can take it. `digest` is that of the chunks of the body so far.
+    ///
+    /// # Errors
+    /// Returns the body if hyper keeps it for good.
+    pub(super) fn park(&self, body: BoxBody, digest: WireDigest) -> Result<(), BoxBody> {
+        let mut state = lock(&self.hand_over.state);
+        let is_claimed = state.claim == ClaimState::Claimed;
+        if state.request != self.request || !is_claimed || state.parked.is_some() {
+            return Err(body);
+        }
+        if !self.hand_over.is_polled_by_this_thread() {
+            state.claim = ClaimState::Refused(KeptReason::NotCompared);
+            return Err(body);
+        }
+        state.parked = Some(ParkedBody {
+            request: self.request,
+            body,
+            digest,
+        });
+        Ok(())
+    }
+
+    /// Takes the parked body back. Returns `None` if the connection has taken it.
+    pub(super) fn unpark(&self) -> Option<BoxBody> {
+        let mut state = lock(&self.hand_over.state);
+        if state.parked.as_ref()?.request != self.request {
+            return None;
+        }
+        state.parked.take().map(|parked| parked.body)
+    }
+
+    /// Records that the connection has taken the body.
+    pub(super) fn on_detached(&mut self) {
+        self.is_detached = true;
+    }
+}
+
+impl Drop for DetachClaim {
+    fn drop(&mut self) {
+        if self.is_detached {
+            return;
+        }
+        let state = lock(&self.hand_over.state);
+        let reason = match state.claim {
+            ClaimState::Refused(reason) if state.request == self.request => reason,
+            _ => KeptReason::NotCompared,
+        };
+        drop(state);
+        self.hand_over.counters.record_kept(reason);
+    }
+}
+
+impl fmt::Debug for HandOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandOver").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for DetachOffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DetachOffer")
+    }
+}

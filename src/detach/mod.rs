@@ -1,0 +1,53 @@
+//! Moving the body of a response from hyper to a task of the server, once the head and the first bytes are on the wire.
+//!
+//! hyper keeps some 12 KiB for each open HTTP/1 response. A stream that has left hyper costs its own state and its socket.
+//!
+//! | type | who owns it | what it does |
+//! |---|---|---|
+//! | [`HandOver`] | the connection | follows what hyper writes, and holds the body while the body is pending |
+//! | [`DetachOffer`] | the extensions of a request | lets a transport claim that the response may be detached |
+//! | [`DetachableBody`] | hyper | lends its inner body to the [`HandOver`] whenever the inner body is pending |
+//!
+//! # Protocol
+//! 1. The connection calls [`HandOver::begin_request`] for each request, and puts the returned offer into the request's extensions.
+//! 2. A streaming transport takes the offer out of the extensions and [claims](DetachOffer::claim) it. Its response gets a
+//!    [`DetachableBody`].
+//! 3. While hyper polls the body, the body computes a [`WireDigest`] of the chunks that hyper must write for its frames. When the inner body is
+//!    pending, the `DetachableBody` parks it in the `HandOver`, together with the digest. At the next poll, it takes the inner body back.
+//! 4. The connection reports each write and flush of hyper. The `HandOver` computes the digest of the bytes behind the response's head.
+//! 5. After each poll of hyper, the connection calls [`HandOver::take_proven_body`]. The body is returned if hyper has nothing left to write,
+//!    and both digests are equal: every byte of the body so far is on the wire, unchanged, and nothing else is.
+//!
+//! # Why no byte reaches the wrong client
+//! - A body can be parked only while its own connection polls hyper, on the same thread ([`PollScope`]). A body that a layer polls in another task is
+//!   never parked.
+//! - A parked body has the number of its request. The connection takes only the body of its current request, and a body takes back only
+//!   itself.
+//! - The digest begins behind the head that hyper writes after `begin_request`. An offer is made only if all earlier responses are flushed, so that
+//!   this head is the head of the response to this request.
+//! - The connection and a body that a layer has moved to another task take the parked body under one lock, so that one of them gets it.
+//! - An offer and its clones own neither the socket nor, once the `DetachableBody` is dropped, the body.
+
+mod detachable_body;
+mod hand_over;
+mod kept_reason;
+#[cfg(all(test, tower_push_loom))]
+mod loom_tests;
+mod wire_digest;
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http_body::Body;
+
+pub use self::kept_reason::KeptReason;
+pub(crate) use self::{
+    detachable_body::DetachableBody,
+    hand_over::{DetachClaim, DetachOffer, HandOver},
+    kept_reason::DetachCounters,
+    wire_digest::write_chunk_size,
+};
+use crate::BoxError;
+
+/// A body that can move from hyper to another task.
+pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;

@@ -1,0 +1,81 @@
+use std::io::Write;
+
+/// The length and a hash of bytes on the wire. Two digests are equal if their bytes are the same; pieces of any size may be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WireDigest {
+    len: u64,
+    /// FNV-1a with 64 bits.
+    hash: u64,
+}
+
+impl WireDigest {
+    const FNV_OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const FNV_PRIME: u64 = 0x0100_0000_01b3;
+
+    pub(super) fn new() -> Self {
+        Self {
+            len: 0,
+            hash: Self::FNV_OFFSET_BASIS,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.len += bytes.len() as u64;
+        for byte in bytes {
+            self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(Self::FNV_PRIME);
+        }
+    }
+
+    /// Adds `payload` as one chunk of the chunked transfer coding (RFC 9112 §7.1).
+    pub(super) fn add_chunk(&mut self, payload: &[u8]) {
+        let mut buffer = [0; 18];
+        self.add(write_chunk_size(payload.len(), &mut buffer));
+        self.add(payload);
+        self.add(b"\r\n");
+    }
+}
+
+/// Writes the size line of a chunk, as hyper does: hexadecimal, in upper case. Returns the line.
+pub(crate) fn write_chunk_size(len: usize, buffer: &mut [u8; 18]) -> &[u8] {
+    let mut rest = &mut buffer[..];
+    // The longest line has 16 digits and CRLF.
+    let _ = write!(rest, "{len:X}\r\n");
+    let written = 18 - rest.len();
+    &buffer[..written]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_does_not_depend_on_pieces() {
+        let payload = [b'a'; 26];
+        let mut chunk = WireDigest::new();
+        chunk.add_chunk(&payload);
+        let bytes = [b"1A\r\n", &payload[..], b"\r\n"].concat();
+        for split_at in 0..bytes.len() {
+            let mut pieces = WireDigest::new();
+            pieces.add(&bytes[..split_at]);
+            pieces.add(&bytes[split_at..]);
+            assert_eq!(pieces, chunk);
+        }
+        let mut changed = WireDigest::new();
+        changed.add(&bytes.to_ascii_uppercase());
+        assert_ne!(changed, chunk);
+    }
+
+    #[test]
+    fn longest_chunk_size_fits() {
+        let mut buffer = [0; 18];
+        assert_eq!(
+            write_chunk_size(usize::MAX, &mut buffer),
+            b"FFFFFFFFFFFFFFFF\r\n"
+        );
+        assert_eq!(write_chunk_size(0, &mut buffer), b"0\r\n");
+    }
+}
