@@ -58,7 +58,7 @@ async fn warp_test_sees_the_whole_push() {
     for (path, expected) in [
         (
             "/feed?transport=ndjson",
-            "\n{\"id\":\"1\",\"data\":\"event 1\"}\n",
+            "{\"id\":\"1\",\"data\":\"event 1\"}\n",
         ),
         (
             "/feed?transport=ndjson&last_event_id=2",
@@ -89,7 +89,10 @@ async fn complete_response_announces_its_length() {
         assert_eq!(response.header("transfer-encoding"), None);
         assert_eq!(response.read_to_end().await.0.len(), length);
         let head = client.send_request("HEAD", "/feed", &[]).await;
-        assert_eq!(head.header("content-type"), Some("text/event-stream"));
+        assert_eq!(
+            head.header("content-type"),
+            Some("text/event-stream; charset=utf-8")
+        );
         assert!(head.read_to_end().await.0.is_empty());
     }
 }
@@ -158,7 +161,10 @@ async fn push_is_a_reply_for_a_layer() {
         let response = client
             .get("/feed", &[("accept", "text/event-stream")])
             .await;
-        assert_eq!(response.header("content-type"), Some("text/event-stream"));
+        assert_eq!(
+            response.header("content-type"),
+            Some("text/event-stream; charset=utf-8")
+        );
         let body = String::from_utf8(response.read_to_end().await.0).unwrap();
         assert!(body.contains("data: event 3\n\n"), "{body}");
         let missing = client.get("/other", &[]).await;

@@ -2,7 +2,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
@@ -44,15 +44,13 @@ impl Stream for Subscriber {
         if this.is_finished {
             return Poll::Ready(None);
         }
-        this.reader.poll_next(cx).map(|outcome| {
-            let item = match outcome {
-                LogReadOutcome::Event(event) => return Some(Ok(Item::Event(event))),
-                LogReadOutcome::Missed(missed) => this.reader.skip(missed),
-                LogReadOutcome::Closed => Ok(Item::Finished),
-            };
-            this.is_finished = !matches!(item, Ok(Item::Gap(_)));
-            Some(item)
-        })
+        let item = match ready!(this.reader.poll_next(cx)) {
+            LogReadOutcome::Event(event) => return Poll::Ready(Some(Ok(Item::Event(event)))),
+            LogReadOutcome::Missed => this.reader.skip_missed(),
+            LogReadOutcome::Closed => Ok(Item::Finished),
+        };
+        this.is_finished = !matches!(item, Ok(Item::Gap(_)));
+        Poll::Ready(Some(item))
     }
 }
 

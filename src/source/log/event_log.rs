@@ -50,14 +50,15 @@ struct Discontinuity {
 #[derive(Debug)]
 pub(crate) struct DuplicateId(pub(crate) Event);
 
-/// The events that a reader has not read and never will.
+/// The events that a reader has not read, and that the log no longer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MissedEvents {
     /// The position at which the reader goes on.
     pub(crate) up_to: u64,
     /// The number of events, if it is known.
     pub(crate) count: Option<u64>,
-    /// Why the log began anew between the reader's position and `up_to`. `None` if it did not: the events were trimmed.
+    /// The reason for which the log began anew between the reader's position and `up_to`. `None` if the log did not begin anew, and the
+    /// events were trimmed.
     pub(crate) discontinuity: Option<GapReason>,
 }
 
@@ -71,8 +72,8 @@ pub(crate) enum EventLogReadOutcome {
     UpToDate,
     /// The log has no event after the position, and is closed.
     Closed,
-    /// The log no longer has the events after the position.
-    Missed(MissedEvents),
+    /// The log no longer has the next events. [`EventLog::missed_after`] describes them.
+    Missed,
 }
 
 impl EventLog {
@@ -297,11 +298,10 @@ impl EventLog {
     ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
         let Some(newest_trimmed) = &self.newest_trimmed else {
-            return EventLogReadOutcome::Missed(self.missed_events(position, before_oldest));
+            return EventLogReadOutcome::Missed;
         };
-        let last_dropped = newest_trimmed.last_dropped_position();
-        if position < last_dropped {
-            return EventLogReadOutcome::Missed(self.missed_events(position, last_dropped));
+        if position < newest_trimmed.last_dropped_position() {
+            return EventLogReadOutcome::Missed;
         }
         let up_to = fill_buffer(buffer, max_bytes, newest_trimmed.entries_after(position));
         EventLogReadOutcome::Events {
@@ -310,12 +310,14 @@ impl EventLog {
         }
     }
 
-    /// Describes the events after `position`, up to and including `up_to`, which the log no longer has.
-    fn missed_events(&self, position: u64, up_to: u64) -> MissedEvents {
+    /// Describes the events after `position` that the log no longer has. [`read`](Self::read) has returned
+    /// [`Missed`](EventLogReadOutcome::Missed) for this position.
+    pub(crate) fn missed_after(&self, position: u64) -> MissedEvents {
+        let up_to = self.position_before_snapshot();
         let Some(discontinuity) = self.discontinuity.filter(|at| position < at.position) else {
             return MissedEvents {
                 up_to,
-                count: Some(up_to - position),
+                count: Some(up_to.saturating_sub(position)),
                 discontinuity: None,
             };
         };
@@ -324,7 +326,7 @@ impl EventLog {
             false => discontinuity.reason,
         };
         // One position stands for all events of the discontinuity.
-        let trimmed = up_to - position - 1;
+        let trimmed = up_to.saturating_sub(position + 1);
         let is_counted = position >= discontinuity.previous_position;
         MissedEvents {
             up_to,
@@ -382,12 +384,17 @@ mod tests {
         log.append(Event::text(text), None, Duration::ZERO).unwrap();
     }
 
-    fn trimmed(up_to: u64, count: u64) -> EventLogReadOutcome {
-        EventLogReadOutcome::Missed(MissedEvents {
+    fn assert_trimmed(log: &EventLog, position: u64, up_to: u64) {
+        assert_eq!(
+            read(log, position, 1000),
+            (vec![], EventLogReadOutcome::Missed)
+        );
+        let trimmed = MissedEvents {
             up_to,
-            count: Some(count),
+            count: Some(up_to - position),
             discontinuity: None,
-        })
+        };
+        assert_eq!(log.missed_after(position), trimmed);
     }
 
     fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogReadOutcome) {
@@ -452,7 +459,7 @@ mod tests {
                 (log.len(), log.byte_len(), log.position_before_oldest()),
                 (2, 4, 1)
             );
-            assert_eq!(read(log, 0, 100).1, trimmed(1, 1));
+            assert_trimmed(log, 0, 1);
             assert_eq!(read(log, 1, 1000).0, ["bb", "cc"]);
         }
         append(&mut small, "larger than the limit");
@@ -475,7 +482,7 @@ mod tests {
             (young.len(), young.byte_len(), young.last_position()),
             (0, 0, 2)
         );
-        assert_eq!(read(&young, 0, 100).1, trimmed(2, 2));
+        assert_trimmed(&young, 0, 2);
         assert_eq!(read(&young, 2, 100).1, EventLogReadOutcome::UpToDate);
     }
 
@@ -505,7 +512,7 @@ mod tests {
         }
         assert_eq!(read(&log, 0, 1000).0, ["a"]);
         log.trim_expired(2 * minute);
-        assert_eq!(read(&log, 0, 1000), (vec![], trimmed(2, 2)));
+        assert_trimmed(&log, 0, 2);
         assert_eq!(log.take_trimmed().len(), 2);
     }
 
@@ -532,11 +539,9 @@ mod tests {
                     prop_assert!(up_to > position);
                     prop_assert_eq!(&events[..], &texts[position as usize..up_to as usize]);
                 }
-                EventLogReadOutcome::Missed(missed) => {
-                    let up_to = log.position_before_oldest();
-                    prop_assert!(position < up_to);
-                    prop_assert_eq!(result, trimmed(up_to, up_to - position));
-                    prop_assert_eq!(missed.discontinuity, None);
+                EventLogReadOutcome::Missed => {
+                    prop_assert!(position < log.position_before_oldest());
+                    assert_trimmed(&log, position, log.position_before_oldest());
                 }
                 EventLogReadOutcome::UpToDate => prop_assert!(position >= texts.len() as u64),
                 EventLogReadOutcome::Closed => prop_assert!(false),
@@ -604,7 +609,7 @@ mod tests {
             .unwrap();
         }
         // 5 and 6 are in the log, 3 and 4 are the newest trimmed events, 1 and 2 are dropped.
-        assert_eq!(read(&log, 0, 100), (vec![], trimmed(2, 2)));
+        assert_trimmed(&log, 0, 2);
         assert_eq!(read(&log, 2, 1000).0, ["3", "4"]);
         assert_eq!(read(&log, 4, 1000).0, ["5", "6"]);
     }
@@ -638,9 +643,10 @@ mod tests {
         log.begin_anew(&Gap::new(GapReason::Epoch).missed(10).resumed(13.into()));
         assert_eq!((log.len(), log.byte_len(), log.last_position()), (0, 0, 4));
         assert_eq!(log.take_trimmed().len(), 3);
-        let missed = |log: &EventLog, position| match read(log, position, 1000).1 {
-            EventLogReadOutcome::Missed(missed) => (missed.up_to, missed.count),
-            other => panic!("{other:?}"),
+        let missed = |log: &EventLog, position| {
+            assert_eq!(read(log, position, 1000).1, EventLogReadOutcome::Missed);
+            let missed = log.missed_after(position);
+            (missed.up_to, missed.count)
         };
         // The reader at 1 has not read 2 and 3.
         assert_eq!(missed(&log, 1), (4, Some(12)));
@@ -654,16 +660,13 @@ mod tests {
             log.append(numbered(number), None, Duration::ZERO).unwrap();
         }
         assert_eq!(missed(&log, 3), (5, Some(11)), "14 is trimmed");
-        assert_eq!(read(&log, 4, 1000).1, trimmed(5, 1));
+        assert_trimmed(&log, 4, 5);
         log.begin_anew(&Gap::new(GapReason::Epoch).missed(1));
         assert_eq!(missed(&log, 3), (8, None), "two discontinuities");
         assert_eq!(missed(&log, 4), (8, Some(4)));
         log.begin_anew(&Gap::new(GapReason::Expired));
         assert_eq!(missed(&log, 8), (9, None));
-        let reason = |position| match read(&log, position, 1000).1 {
-            EventLogReadOutcome::Missed(missed) => missed.discontinuity,
-            other => panic!("{other:?}"),
-        };
+        let reason = |position| log.missed_after(position).discontinuity;
         assert_eq!(reason(8), Some(GapReason::Expired));
         assert_eq!(reason(7), Some(GapReason::Epoch), "the older gap is graver");
     }
@@ -685,9 +688,7 @@ mod tests {
         log.append(Event::text("b2"), Some("b".into()), Duration::ZERO)
             .unwrap();
         assert_eq!(read(&log, 3, 1000).0, ["b2"]);
-        assert!(matches!(
-            read(&log, 0, 1000).1,
-            EventLogReadOutcome::Missed(MissedEvents { up_to: 3, .. })
-        ));
+        assert_eq!(read(&log, 0, 1000).1, EventLogReadOutcome::Missed);
+        assert_eq!(log.missed_after(0).up_to, 3);
     }
 }

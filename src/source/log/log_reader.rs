@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::{EventLogReadOutcome, LogIds, MissedEvents, ReadBuffer, ReplayLog, ResolvedStart};
+use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
 use crate::{
     BoxError, Error,
     event::{Event, EventId, Gap, GapReason, Item},
@@ -28,8 +28,8 @@ pub(crate) struct LogReader<I: LogIds> {
 /// The result of [`LogReader::poll_next`].
 pub(crate) enum LogReadOutcome {
     Event(Event),
-    /// The log no longer has the next events. [`LogReader::skip`] moves the reader past them.
-    Missed(MissedEvents),
+    /// The log no longer has the next events. [`LogReader::skip_missed`] moves the reader past them.
+    Missed,
     /// The log is closed, and the reader has read all of it.
     Closed,
 }
@@ -73,6 +73,12 @@ impl<I: LogIds> LogReader<I> {
         self.log.wait_unless_readable(&self.key, waker, position)
     }
 
+    /// Returns whether there is an item that the client gets before the first event.
+    #[inline]
+    pub(crate) fn has_first_item(&self) -> bool {
+        self.first_item.is_some()
+    }
+
     /// Takes the item that the client gets before the first event.
     #[inline]
     pub(crate) fn take_first_item(&mut self) -> Option<Item> {
@@ -88,9 +94,7 @@ impl<I: LogIds> LogReader<I> {
             }
             match (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer) {
                 EventLogReadOutcome::Events { up_to } => self.advance(up_to),
-                EventLogReadOutcome::Missed(missed) => {
-                    return Poll::Ready(LogReadOutcome::Missed(missed));
-                }
+                EventLogReadOutcome::Missed => return Poll::Ready(LogReadOutcome::Missed),
                 EventLogReadOutcome::Closed => return Poll::Ready(LogReadOutcome::Closed),
                 EventLogReadOutcome::UpToDate => {
                     self.requested_cursor = None;
@@ -110,11 +114,12 @@ impl<I: LogIds> LogReader<I> {
         self.requested_cursor = None;
     }
 
-    /// Moves the reader past missed events. Returns the gap that stands for them.
+    /// Moves the reader past the events that the log no longer has. Returns the gap that stands for them.
     ///
     /// # Errors
     /// The error that disconnects a subscriber that is too slow, if the log's policy says so.
-    pub(crate) fn skip(&mut self, missed: MissedEvents) -> Result<Item, BoxError> {
+    pub(crate) fn skip_missed(&mut self) -> Result<Item, BoxError> {
+        let missed = self.log.inspect_log(|log| log.missed_after(self.position));
         let counters = self.log.counters();
         let count = missed.count.unwrap_or(0);
         let reason = match (missed.discontinuity, &self.requested_cursor) {

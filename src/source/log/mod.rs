@@ -33,7 +33,7 @@ mod loom_tests;
 
 pub use self::lag_policy::{KeyFn, LagPolicy};
 pub(crate) use self::{
-    event_log::{DuplicateId, EventLog, EventLogReadOutcome, MissedEvents},
+    event_log::{DuplicateId, EventLog, EventLogReadOutcome},
     event_log_limits::EventLogLimits,
     id_index::IdIndex,
     log_counters::{LogCounters, LogCounts},

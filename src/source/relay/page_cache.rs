@@ -38,7 +38,7 @@ enum ReadState {
     Finished {
         result: PageResult,
         byte_len: usize,
-        /// A client that asks later causes another read.
+        /// The time up to which clients with this key get this result. A client that asks later causes another read.
         reusable_until: Instant,
     },
 }
@@ -66,7 +66,7 @@ pub(super) enum FoundPage {
 /// nor that answer changes. A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
-/// How long other answers are used: that there are no events yet, or that the upstream has failed.
+/// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
 const TRANSIENT_REUSE_TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of finished reads in the cache: pages without events have few bytes.

@@ -147,42 +147,46 @@ impl RelaySubscriber {
 }
 
 impl RelaySubscriber {
-    /// Returns the next item. If the item is a gap, the gap counts the missing events of all topics.
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
-        while !self.is_finished {
-            if self.cold_resume.is_some() {
-                match ready!(self.poll_cold_resume(cx)) {
-                    Some(item) => return Poll::Ready(Some(Ok(item))),
-                    None => continue,
+    /// Returns an item that the client gets before it reads the log. Returns `None` if there is none.
+    // Out of line, so that a client that reads the log pays one comparison for it.
+    #[inline(never)]
+    fn poll_before_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let item = match ready!(self.poll_cold_resume(cx)) {
+            Some(item) => Some(item),
+            None => self.reader.take_first_item(),
+        };
+        Poll::Ready(item.map(|item| self.remove_count_if_filtered(item)))
+    }
+
+    /// Returns the item for what the reader has found in the log. Returns `None` if the client gets nothing for it.
+    #[inline(never)]
+    fn item_for_outcome(&mut self, outcome: LogReadOutcome) -> Option<Result<Item, BoxError>> {
+        match outcome {
+            LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
+            LogReadOutcome::Missed => {
+                // A client that has not read from the log since it came back can still resume from the upstream.
+                let requested = self.reader.requested_cursor().cloned();
+                if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
+                    return None;
                 }
+                let item = self.reader.skip_missed();
+                self.is_finished = item.is_err();
+                Some(item.map(|gap| self.remove_count_if_filtered(gap)))
             }
-            if let Some(first_item) = self.reader.take_first_item() {
-                return Poll::Ready(Some(Ok(first_item)));
+            LogReadOutcome::Closed if self.relay.is_finished() => {
+                self.is_finished = true;
+                Some(Ok(Item::Finished))
             }
-            let item = match ready!(self.reader.poll_next(cx)) {
-                LogReadOutcome::Event(event) => match self.filter_event(event) {
-                    Some(item) => Ok(item),
-                    None => continue,
-                },
-                LogReadOutcome::Missed(missed) => {
-                    // A client that has not read from the log since it came back can still resume from the upstream.
-                    let requested = self.reader.requested_cursor().cloned();
-                    if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
-                        continue;
-                    }
-                    let item = self.reader.skip(missed);
-                    self.is_finished = item.is_err();
-                    item
-                }
-                LogReadOutcome::Closed if self.relay.is_finished() => {
-                    self.is_finished = true;
-                    Ok(Item::Finished)
-                }
-                LogReadOutcome::Closed => Ok(self.end_with_retry()),
-            };
-            return Poll::Ready(Some(item));
+            LogReadOutcome::Closed => Some(Ok(self.end_with_retry())),
         }
-        Poll::Ready(None)
+    }
+
+    /// Removes the number of missing events from a gap if the subscriber selects topics. The number counts events of all topics.
+    fn remove_count_if_filtered(&self, mut item: Item) -> Item {
+        if let (Item::Gap(gap), true) = (&mut item, self.topics.is_some()) {
+            gap.missed = None;
+        }
+        item
     }
 }
 
@@ -191,12 +195,23 @@ impl Stream for RelaySubscriber {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let mut item = ready!(this.poll_item(cx));
-        if let (Some(Ok(Item::Gap(gap))), true) = (&mut item, this.topics.is_some()) {
-            // How many of the missing events have the subscriber's topics is not known.
-            gap.missed = None;
+        while !this.is_finished {
+            if this.cold_resume.is_some() || this.reader.has_first_item() {
+                if let Some(item) = ready!(this.poll_before_log(cx)) {
+                    return Poll::Ready(Some(Ok(item)));
+                }
+            }
+            let item = match ready!(this.reader.poll_next(cx)) {
+                LogReadOutcome::Event(event) if this.topics.is_none() => {
+                    return Poll::Ready(Some(Ok(Item::Event(event))));
+                }
+                outcome => this.item_for_outcome(outcome),
+            };
+            if item.is_some() {
+                return Poll::Ready(item);
+            }
         }
-        Poll::Ready(item)
+        Poll::Ready(None)
     }
 }
 

@@ -55,12 +55,13 @@ pub trait Upstream: Send + Sync + 'static {
         request: PageRequest,
     ) -> impl Future<Output = Result<Page, UpstreamError>> + Send;
 
-    /// Compares the places of two events in the feed by their ids. Returns `None` if the ids do not tell. By default,
-    /// returns `None`.
+    /// Compares the places of two events in the feed by their ids. Returns `None` if the order cannot be told from the ids, as the default
+    /// implementation does.
     ///
-    /// The relay calls `compare_ids` only when a client has read [as many events as it may](super::UpstreamLimits::max_scan). If this client is
-    /// ahead of the relay's log, because the feed lags behind the upstream, the client must not continue with the log, which
-    /// would repeat events. Without an order of ids, the relay assumes that the client is behind the log.
+    /// The relay calls this function only for a client that has read [as many events as it may](super::UpstreamLimits::max_scan), and
+    /// that would continue with the relay's log. If the client is ahead of the log, because the feed lags behind the upstream, the log
+    /// would repeat events. The relay then ends the client's stream, and the client returns later. If the result is `None`, the relay
+    /// assumes that the client is behind the log.
     fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
         let _ = (a, b);
         None

@@ -22,7 +22,7 @@ use crate::{
 pub(super) struct UpstreamReader {
     upstream: Arc<dyn ErasedUpstream>,
     limits: UpstreamLimits,
-    /// The reads that may be in progress.
+    /// One permit for each read that may be in progress at the same time.
     permits: Semaphore,
     pages: Mutex<PageCache>,
     counters: Arc<RelayCounters>,
@@ -33,8 +33,9 @@ struct PendingRead {
     reader: Arc<UpstreamReader>,
     key: PageKey,
     number: u64,
+    /// The result of the read. An error until the read has succeeded.
     result: PageResult,
-    /// Closes when the read ends.
+    /// The waiting clients have the receivers. Dropped when the read ends, which wakes them.
     _done: watch::Sender<()>,
 }
 
