@@ -33,8 +33,8 @@ use crate::{
 /// | `Event-Type` | the event's type, in UTF-8 | if the event has one |
 /// | `Content-Length` | the length of the payload in bytes | always |
 ///
-/// The boundary is 128 random bits that are drawn for each stream, so that an attacker cannot put the boundary into a payload. A payload
-/// that contains the boundary aborts the stream ([`Error::is_delimiter_in_payload`]).
+/// Each stream has a boundary of its own: 128 bits that nobody can predict, so that an attacker cannot put the boundary into a payload. A
+/// payload that contains the boundary aborts the stream ([`Error::is_delimiter_in_payload`]).
 ///
 /// Gaps, cursors, heartbeats and the end are written in one of these ways:
 /// - [`mixed`](Self::mixed) writes a part for each, of the type `application/vnd.tower-push+json`. The content of a heartbeat's part is
