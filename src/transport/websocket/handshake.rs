@@ -75,6 +75,7 @@ pub(super) fn accept<P: AsRef<str>>(
     head: &mut Parts,
     policy: &HandshakePolicy<'_, P>,
 ) -> Result<AcceptedHandshake, Rejection> {
+    #[cfg_attr(not(feature = "deflate"), expect(unused_mut))]
     let mut response = if is_multiplexed(head.version) {
         accept_extended_connect(head)?
     } else {
