@@ -35,8 +35,9 @@ pub trait PushSource {
         true
     }
 
-    /// Returns whether the source makes each stream for one client, as plain streams and a [`Resumable`](super::Resumable) do. Sources over
-    /// tokio's `broadcast` and `watch` count too, because a client without the stream cannot resume in them. The default is `true` if the source is not [resumable](Self::is_resumable), and otherwise `false`.
+    /// Returns whether the source makes each stream for one client, as plain streams and a [`Resumable`](super::Resumable) do. The default
+    /// is `true` if the source is not [resumable](Self::is_resumable), as sources over tokio's `broadcast` and `watch` are not, and
+    /// otherwise `false`.
     ///
     /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore does not
     /// choose long-polling by the client's `Accept` header alone.
