@@ -9,7 +9,7 @@ import WebSocket from 'ws'
 
 const [, , address] = process.argv
 const document = await readFile(new URL('../../docs/websocket.md', import.meta.url), 'utf8')
-const programs = [...document.matchAll(/```js\n(.*?)```/gs)]
+const programs = [...document.matchAll(/```js\n(.*?)```/gs)].filter(([, program]) => program.includes('function follow('))
 assert.equal(programs.length, 1)
 
 // The globals that the client finds in a page.
