@@ -2,16 +2,29 @@
 //! client's close frame.
 
 use std::{
-    sync::{Arc, Mutex},
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use futures_util::{Stream, StreamExt, stream};
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use testkit::{
     HttpConnection, HttpVersion, TestServer,
-    websocket::{NO_STATUS_CODE, WebSocketConnection, connect},
+    websocket::{NO_STATUS_CODE, SAMPLE_KEY, WebSocketConnection, connect, masked_frame},
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    sync::{mpsc, oneshot},
+    task::yield_now,
+    time::sleep,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tower_push::{
     BoxError, Channel, Error, Event, Gap, GapReason, Guard, Item, Push, PushSource, Resumable,
@@ -403,4 +416,98 @@ async fn listener_reads_all_messages_and_ends_the_stream() {
 #[test]
 fn push_accepts_a_listener() {
     let _push = Push::new(listen_fn(async |_, _messages| Item::Finished));
+}
+
+// A client that does not answer the server's close frame.
+
+/// The server's end of a connection in memory, which counts the polls for input.
+struct CountingIo {
+    io: DuplexStream,
+    read_polls: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for CountingIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.read_polls.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for CountingIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_is_idle_after_close_with_full_message_queue() {
+    let (end, ended) = oneshot::channel::<()>();
+    let ended = Arc::new(Mutex::new(Some(ended)));
+    let source = source_fn(async move |subscription: Subscription| {
+        // The task that has the messages never reads them.
+        let messages = subscription.client_messages();
+        tokio::spawn(async move {
+            let _messages = messages;
+            std::future::pending::<()>().await;
+        });
+        let ended = ended.lock().unwrap().take().unwrap();
+        Ok::<_, Rejection>(
+            stream::once(async move {
+                let _ = ended.await;
+                Item::Finished
+            })
+            .boxed(),
+        )
+    });
+    let service = tower_push::service(source).transport(WebSocket::new());
+    let (mut client, io) = duplex(64 * 1024);
+    let read_polls = Arc::new(AtomicUsize::new(0));
+    let io = CountingIo {
+        io,
+        read_polls: read_polls.clone(),
+    };
+    let connection =
+        http1::Builder::new().serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
+    tokio::spawn(connection.with_upgrades());
+
+    let handshake = format!(
+        "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n\r\n"
+    );
+    client.write_all(handshake.as_bytes()).await.unwrap();
+    let mut output = Vec::new();
+    while !output.ends_with(b"\r\n\r\n") {
+        client.read_buf(&mut output).await.unwrap();
+    }
+    // The queue holds 64 messages.
+    let messages = masked_frame(TEXT, b"x").repeat(100);
+    client.write_all(&messages).await.unwrap();
+    sleep(Duration::from_millis(1)).await;
+    end.send(()).unwrap();
+    output.clear();
+    client.read_buf(&mut output).await.unwrap();
+    assert_eq!(output, b"\x88\x02\x03\xe8");
+
+    let polls_at_close = read_polls.load(Ordering::Relaxed);
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    let polls = read_polls.load(Ordering::Relaxed) - polls_at_close;
+    assert!(polls <= 4, "{polls} polls of an idle connection");
 }

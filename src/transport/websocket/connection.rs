@@ -258,6 +258,8 @@ where
         poll_sender: impl FnOnce(&ClientMessageSender) -> Poll<T>,
     ) -> Poll<Option<T>> {
         let Some(sender) = &self.message_sender else {
+            // The sender may have been dropped while its queue was full.
+            self.session.resume_reads(tokio_now);
             return Poll::Ready(None);
         };
         let Poll::Ready(room) = poll_sender(sender) else {
