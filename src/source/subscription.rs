@@ -184,7 +184,8 @@ impl Subscription {
     /// nothing, if the client does not offer `name`.
     ///
     /// A source calls this method before it accepts the subscription; a later call has no effect on the response. If the source
-    /// [responds early](super::PushSource::respond_early), each call is too late, and returns `false`. The messages have the format that the transport has for the subprotocol (`WebSocket::subprotocol`), or else the plain format.
+    /// [responds early](super::PushSource::respond_early), each call is too late, and returns `false`. The messages have the format that the
+    /// transport has for the subprotocol (`WebSocket::subprotocol`), or else the plain format.
     ///
     /// ```
     /// use http::StatusCode;
