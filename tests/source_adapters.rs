@@ -151,7 +151,6 @@ async fn early_response_selects_no_subprotocol() {
     let head = testkit::get_request_head("/", &offer);
     for (is_early, expected) in [(false, r#"true Some("bearer")"#), (true, "false None")] {
         let subscription = Subscription::new(&head, "websocket");
-        let source = source.clone();
         let push = if is_early {
             Push::new(source.respond_early())
         } else {
