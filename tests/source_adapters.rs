@@ -22,7 +22,8 @@ use tokio_websockets::Message;
 use tower::{Layer, ServiceExt};
 use tower_http::timeout::TimeoutLayer;
 use tower_push::{
-    Channel, Event, Guard, Push, PushBody, PushSource,
+    Channel, Event, Gap, Guard, Item, Push, PushBody, PushSource,
+    event::GapReason,
     guard::CloseReason,
     source::{BroadcastSource, Rejection, StartPosition, Subscription, source_fn},
     transport::{LongPoll, Sse, Transport},
@@ -75,38 +76,91 @@ async fn early_response_has_heartbeats() {
     assert!(frames.len() >= 4, "{frames:?}");
 }
 
+/// Opens the stream of a client whose cursor is 7, and whose subscription is refused late.
+async fn refused_client(rejection: Rejection) -> RecordClient {
+    let source = source_fn(async move |_| Err::<tokio_stream::Empty<Event>, _>(rejection));
+    RecordClient::open(Push::new(source.respond_early()), Some("7")).await
+}
+
 #[tokio::test]
-async fn early_response_reports_refusal_in_stream() {
-    let client_of = async |rejection: Rejection| {
-        let source = source_fn(async move |_| Err::<tokio_stream::Empty<Event>, _>(rejection));
-        RecordClient::open(Push::new(source.respond_early()), None).await
-    };
-    for rejection in [
-        Rejection::finished(),
-        Rejection::new(StatusCode::FORBIDDEN),
-        Rejection::new(StatusCode::NOT_FOUND),
+async fn early_response_reports_finished_source() {
+    let mut client = refused_client(Rejection::finished()).await;
+    let end = client.next().await.unwrap();
+    assert!(end.starts_with(r#"end {"finished":true"#), "{end}");
+    assert_eq!(client.cursor(), Some("~finished"));
+    assert_eq!(client.next().await, None);
+}
+
+#[tokio::test]
+async fn early_refusal_keeps_cursor() {
+    let minutes = 150_000..=450_000;
+    let seconds = 2500..=7500;
+    for (rejection, times) in [
+        (Rejection::new(StatusCode::FORBIDDEN), minutes.clone()),
+        (Rejection::new(StatusCode::NOT_FOUND), minutes),
+        (Rejection::new(StatusCode::CONFLICT), seconds.clone()),
+        (Rejection::new(StatusCode::INTERNAL_SERVER_ERROR), seconds),
+        (
+            Rejection::new(StatusCode::SERVICE_UNAVAILABLE).retry_after(7 * SECOND),
+            7000..=7000,
+        ),
+        (
+            Rejection::new(StatusCode::FORBIDDEN).retry_after(9 * SECOND),
+            9000..=9000,
+        ),
     ] {
-        let mut client = client_of(rejection).await;
-        assert!(
-            client
-                .next()
-                .await
-                .unwrap()
-                .starts_with(r#"end {"finished":true"#)
-        );
-        assert_eq!(client.cursor(), Some("~finished"));
+        let mut client = refused_client(rejection).await;
+        let end = client.next().await.unwrap();
+        assert!(end.contains(r#""finished":false"#), "{end}");
+        let retry = end.split(r#""retry":"#).nth(1).unwrap();
+        let retry: u64 = retry.trim_end_matches('}').parse().unwrap();
+        assert!(times.contains(&retry), "{end}");
+        assert_eq!(client.cursor(), Some("7"));
         assert_eq!(client.next().await, None);
     }
-    let busy = Rejection::new(StatusCode::SERVICE_UNAVAILABLE).retry_after(7 * SECOND);
-    let mut client = client_of(busy).await;
-    let end = client.next().await.unwrap();
-    assert!(end.contains(r#""retry":7000"#), "{end}");
-    let failed = Rejection::new(StatusCode::INTERNAL_SERVER_ERROR);
-    let end = client_of(failed).await.next().await.unwrap();
-    let retry = end.split(r#""retry":"#).nth(1).unwrap();
-    let retry: u64 = retry.trim_end_matches('}').parse().unwrap();
-    assert!((2500..=7500).contains(&retry), "{end}");
-    assert_eq!(client.cursor(), None);
+}
+
+#[tokio::test]
+async fn early_refusal_of_long_poll_has_status() {
+    let refusing = source_fn(async |_| {
+        Err::<tokio_stream::Empty<Event>, _>(Rejection::new(StatusCode::FORBIDDEN))
+    });
+    let service = tower_push::service(refusing.respond_early()).transport(LongPoll::new());
+    for uri in [
+        "/",
+        "/?last_event_id=7",
+        "/?offset=-1",
+        "/?offset=-1&live=sse",
+    ] {
+        let response = service.clone().oneshot(get(uri)).await.unwrap();
+        assert_eq!(response.status(), 403, "{uri}");
+        for name in ["etag", "last-event-id", "stream-next-offset"] {
+            assert!(!response.headers().contains_key(name), "{uri}: {name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn early_response_selects_no_subprotocol() {
+    let source = source_fn(async |subscription: Subscription| {
+        let is_selected = subscription.select_subprotocol("bearer");
+        let agreed = subscription.subprotocol().map(str::to_owned);
+        Ok(tokio_stream::iter([format!("{is_selected} {agreed:?}")]))
+    });
+    let offer = [("sec-websocket-protocol", "bearer, secret")];
+    let head = testkit::get_request_head("/", &offer);
+    for (is_early, expected) in [(false, r#"true Some("bearer")"#), (true, "false None")] {
+        let subscription = Subscription::new(&head, "websocket");
+        let push = if is_early {
+            Push::new(source.respond_early())
+        } else {
+            Push::new(source)
+        };
+        let mut items = push.subscribe(subscription).await.unwrap();
+        let item = items.next().await.unwrap().unwrap();
+        let payload = item.event().unwrap().payload();
+        assert_eq!(payload.as_text(), Some(expected));
+    }
 }
 
 #[tokio::test]
@@ -166,7 +220,7 @@ async fn early_response_is_cancelled_when_client_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn early_response_survives_polls() {
+async fn long_poll_waits_for_slow_source() {
     let calls = Arc::new(AtomicUsize::new(0));
     let source = source_fn({
         let calls = calls.clone();
@@ -179,18 +233,8 @@ async fn early_response_survives_polls() {
         }
     });
     let service = tower_push::service(source.respond_early()).transport(LongPoll::new());
-    let mut uri = "/".to_owned();
-    let mut polls = 0;
-    loop {
-        polls += 1;
-        let response = service.clone().oneshot(get(&uri)).await.unwrap();
-        uri = next_poll(&response);
-        if let Some(record) = RecordClient::new(response).next().await {
-            assert_eq!(record, "answer");
-            break;
-        }
-    }
-    assert_eq!(polls, 2);
+    let response = service.oneshot(get("/")).await.unwrap();
+    RecordClient::new(response).expect(&["answer"]).await;
     assert_eq!(calls.load(Ordering::Relaxed), 1);
 }
 
@@ -237,6 +281,16 @@ async fn first_item_is_not_repeated_on_resume() {
     lost.expect(&["gap epoch null", "hello", "1"]).await;
     let mut unreadable = RecordClient::open(push(), Some("not an id")).await;
     unreadable.expect(&["gap epoch null", "hello"]).await;
+}
+
+#[tokio::test]
+async fn first_item_does_not_follow_later_gap() {
+    let lag = Item::from(Gap::new(GapReason::Lagged));
+    let items = [Item::Event(Event::text("1")), lag];
+    let source = tokio_stream::iter(items).preceded_by(async || "snapshot");
+    let mut client = RecordClient::open(Push::new(source), None).await;
+    client.expect(&["snapshot", "1", "gap lagged null"]).await;
+    client.expect_end().await;
 }
 
 #[tokio::test]

@@ -57,8 +57,14 @@ pin_project! {
 
 type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Send>>;
 
+/// The name of the transport whose response has not begun before its first item.
+const LONG_POLL: &str = "long-poll";
+
 /// The time after which a client reconnects if its rejection names no time: 5 seconds, on average.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
+
+/// Like [`DEFAULT_RETRY`], for a client whose next request would probably be refused again: 5 minutes, on average.
+const PERMANENT_RETRY: Duration = Duration::from_secs(5 * 60);
 
 impl<S> EarlyResponseSource<S> {
     pub(super) fn new(source: S) -> Self {
@@ -70,8 +76,14 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
     type Stream = EarlyResponseStream<S::Stream>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
+        if subscription.transport() == LONG_POLL {
+            let stream = self.source.subscribe(subscription).await?;
+            let expiry = None;
+            let state = EarlyResponseState::Subscribed { stream, expiry };
+            return Ok(EarlyResponseStream { state });
+        }
         // The transport drops the client's messages unless the source has taken them when this function returns.
-        let subscription = subscription.with_claimed_client_messages();
+        let subscription = subscription.with_begun_response();
         let state = EarlyResponseState::Subscribing {
             known_expiry: subscription.expires_at(),
             subscribe_future: Box::pin(self.source.subscribe(subscription.clone())),
@@ -131,27 +143,30 @@ where
     }
 }
 
-/// Returns the item that tells the client of a refusal after its response has begun.
+/// Returns the item that tells the client of a refusal after its response has begun. The item leaves the client's cursor where it is, so that
+/// the client can resume if it is accepted later.
 fn refusal_item(rejection: Rejection) -> Item {
     let (status, headers, message) = rejection.into_parts();
     if status == StatusCode::NO_CONTENT {
         return Item::Finished;
     }
-    let end = if is_permanent_refusal(status) {
-        StreamEnd::FINISHED
-    } else {
-        let retry = retry_after(&headers);
-        StreamEnd::reconnect(retry.or_else(|| Some(random::jittered(DEFAULT_RETRY, 0.5))))
-    };
+    let retry = retry_after(&headers).unwrap_or_else(|| {
+        let average = match is_permanent_refusal(status) {
+            true => PERMANENT_RETRY,
+            false => DEFAULT_RETRY,
+        };
+        random::jittered(average, 0.5)
+    });
+    let end = StreamEnd::reconnect(Some(retry));
     // Statuses have three digits, so the code is between 4100 and 4999, which are for applications.
     let code = CloseCode::new(4000 + status.as_u16()).unwrap_or(CloseCode::INTERNAL_ERROR);
     Item::closed(CloseFrame::new(code, message), end)
 }
 
-/// Returns whether the same request would be refused again.
+/// Returns whether the same request would probably be refused again.
 fn is_permanent_refusal(status: StatusCode) -> bool {
-    // 408 Request Timeout, 425 Too Early and 429 Too Many Requests.
-    status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429)
+    // 408 Request Timeout, 409 Conflict (another client has the stream), 425 Too Early and 429 Too Many Requests.
+    status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429)
 }
 
 /// Returns the time of a `Retry-After` header in seconds. `Retry-After` may also be a date, which is ignored.

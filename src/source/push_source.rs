@@ -56,11 +56,21 @@ pub trait PushSource {
     /// | the rejection's status | what the client gets | WebSocket close code |
     /// |---|---|---|
     /// | 204: the source has [finished](Rejection::finished) | [`Item::Finished`] | 1000 |
-    /// | 400 to 499, except 408, 425 and 429 | the end of a source that has finished: the client must not reconnect | 4000 + status |
+    /// | 400 to 499, except 408, 409, 425 and 429 | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 minutes | 4000 + status |
     /// | any other | an end after which the client may reconnect: after the seconds of `Retry-After`, or else after 2.5 to 7.5 s | 4000 + status |
     ///
-    /// The reason of the close frame is the rejection's message. On the other transports, the client does not learn the status. A source
-    /// that must tell its clients more yields an event of its own before it ends.
+    /// A refusal leaves the client's cursor where it is: a client that is accepted later resumes from its cursor. An `EventSource` keeps the time of
+    /// the refusal for later failures of the network, until a stream names another time: set [`Sse::retry`](crate::transport::Sse::retry).
+    ///
+    /// The reason of the close frame is the rejection's message, and the code tells a client whether to reconnect: a page whose WebSocket is closed
+    /// with 4403 need not try again. On the other transports, the client does not learn the status. A source that must tell its clients more
+    /// yields an event of its own before it ends.
+    ///
+    /// [`LongPoll`](crate::transport::LongPoll) sends nothing before the first event. Its polls wait for the subscription as without
+    /// `respond_early`, also beyond their wait time, and a refusal keeps its status.
+    ///
+    /// The response to a WebSocket names the agreed subprotocol. So a selection of the source
+    /// ([`select_subprotocol`](Subscription::select_subprotocol)) comes too late and returns `false`. Let the transport choose the subprotocol.
     ///
     /// ```
     /// use tower_push::{Push, PushSource, source::source_fn};
@@ -90,7 +100,8 @@ pub trait PushSource {
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
     ///
     /// A client that resumes with a cursor does not get this item again. If the client cannot resume, its stream begins with a gap, and
-    /// the item follows the gap.
+    /// the item follows the gap. After a later gap the item does not come: a client that has fallen behind while it is connected gets only
+    /// the gap. If the item is a snapshot, such a client reads the snapshot itself, or reconnects without its cursor.
     ///
     /// `make_first` is called after this source has accepted the subscription. So a snapshot that `make_first` reads misses no event of a
     /// [`Channel`](super::Channel); the channel may repeat events that the snapshot includes. If the result is an error, the stream

@@ -39,6 +39,8 @@ pub struct Subscription {
     transport: &'static str,
     shared: Arc<SharedSubscription>,
     client_messages: Option<ClientMessagesSlot>,
+    /// Whether the response has begun, so that its subprotocol is fixed.
+    has_response_begun: bool,
 }
 
 /// The request's head and the expiry, which all clones of a [`Subscription`] share.
@@ -84,6 +86,7 @@ impl Subscription {
                 subprotocol_index: Mutex::default(),
             }),
             client_messages: None,
+            has_response_begun: false,
         }
     }
 
@@ -149,9 +152,11 @@ impl Subscription {
         self.client_messages.as_ref()?.take()
     }
 
-    /// Returns this subscription with the client's messages reserved for a source that takes them later. Until then, the messages are queued.
-    pub(super) fn with_claimed_client_messages(self) -> Self {
+    /// Returns this subscription for a source that decides after the response has begun. The client's messages are queued until the source takes
+    /// them, and the source can no longer select a subprotocol.
+    pub(super) fn with_begun_response(self) -> Self {
         Self {
+            has_response_begun: true,
             client_messages: self
                 .client_messages
                 .as_ref()
@@ -178,8 +183,9 @@ impl Subscription {
     /// Selects one of the offered WebSocket subprotocols, in place of the one that the transport has chosen. Returns `false`, and changes
     /// nothing, if the client does not offer `name`.
     ///
-    /// A source calls this method before it accepts the subscription; a later call has no effect on the response. The messages have the
-    /// format that the transport has for the subprotocol (`WebSocket::subprotocol`), or else the plain format.
+    /// A source calls this method before it accepts the subscription; a later call has no effect on the response. If the source
+    /// [responds early](super::PushSource::respond_early), each call is too late, and returns `false`. The messages have the format that the
+    /// transport has for the subprotocol (`WebSocket::subprotocol`), or else the plain format.
     ///
     /// ```
     /// use http::StatusCode;
@@ -201,6 +207,7 @@ impl Subscription {
         let index = self
             .offered_subprotocols()
             .position(|offered| offered == name);
+        let index = index.filter(|_| !self.has_response_begun);
         if index.is_some() {
             *lock(&self.shared.subprotocol_index) = index;
         }
