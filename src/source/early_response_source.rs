@@ -140,7 +140,7 @@ fn refusal_item(rejection: Rejection) -> Item {
     let end = if is_permanent_refusal(status) {
         StreamEnd::FINISHED
     } else {
-        let retry = retry_after(&headers);
+        let retry = parse_retry_after(&headers);
         StreamEnd::reconnect(retry.or_else(|| Some(random::jittered(DEFAULT_RETRY, 0.5))))
     };
     // Statuses have three digits, so the code is between 4100 and 4999, which are for applications.
@@ -155,7 +155,7 @@ fn is_permanent_refusal(status: StatusCode) -> bool {
 }
 
 /// Returns the time of a `Retry-After` header in seconds. `Retry-After` may also be a date, which is ignored.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
