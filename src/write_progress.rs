@@ -15,7 +15,7 @@ use tokio::{
 use crate::Error;
 
 pin_project! {
-    /// A connection whose writes fail when its peer has stopped reading.
+    /// Wraps a connection, and fails a write that is pending for a timeout without progress, because the peer has stopped reading.
     ///
     /// A client that stops reading fills the buffers of the kernel and of the server. From then on the server does not poll the
     /// response's body, so no heartbeat, timeout or policy inside the body can end the stream. The server still polls the

@@ -13,7 +13,7 @@ pub(crate) struct HandOver {
 
 struct HandOverState {
     /// The number of the current request. The first request has the number 1.
-    request: u64,
+    request_number: u64,
     claim: ClaimState,
     wire: WireState,
     /// Whether hyper has flushed everything that it has written or tried to write.
@@ -46,7 +46,7 @@ const END_OF_HEAD: &[u8; 4] = b"\r\n\r\n";
 
 /// A pending body, and the digest of its chunks so far.
 struct ParkedBody {
-    request: u64,
+    request_number: u64,
     body: BoxBody,
     digest: WireDigest,
 }
@@ -57,11 +57,11 @@ pub(crate) struct DetachOffer(OfferKind);
 
 #[derive(Clone)]
 enum OfferKind {
-    Offer {
+    Possible {
         hand_over: Arc<HandOver>,
-        request: u64,
+        request_number: u64,
     },
-    Refusal {
+    Refused {
         reason: KeptReason,
         counters: Arc<DetachCounters>,
     },
@@ -70,7 +70,7 @@ enum OfferKind {
 /// A claimed [`DetachOffer`]. Dropping the claim counts the stream as kept by hyper, unless it was detached.
 pub(crate) struct DetachClaim {
     hand_over: Arc<HandOver>,
-    request: u64,
+    request_number: u64,
     is_detached: bool,
 }
 
@@ -78,7 +78,7 @@ impl HandOver {
     pub(crate) fn new(counters: Arc<DetachCounters>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(HandOverState {
-                request: 0,
+                request_number: 0,
                 claim: ClaimState::Offered,
                 wire: WireState::Head { matched: 0 },
                 is_flushed: true,
@@ -92,7 +92,7 @@ impl HandOver {
     /// Records a new request. Returns the offer for its extensions.
     pub(crate) fn begin_request(self: &Arc<Self>) -> DetachOffer {
         let mut state = lock(&self.state);
-        state.request += 1;
+        state.request_number += 1;
         state.wire = WireState::Head { matched: 0 };
         let is_alone = state.is_flushed && state.is_idle && state.parked.is_none();
         state.claim = if is_alone {
@@ -100,9 +100,9 @@ impl HandOver {
         } else {
             ClaimState::Refused(KeptReason::EarlierResponse)
         };
-        DetachOffer(OfferKind::Offer {
+        DetachOffer(OfferKind::Possible {
             hand_over: self.clone(),
-            request: state.request,
+            request_number: state.request_number,
         })
     }
 
@@ -115,7 +115,7 @@ impl HandOver {
         }
         for slice in slices {
             let len = written.min(slice.len());
-            state.wire.add(&slice[..len]);
+            state.wire.add_written(&slice[..len]);
             written -= len;
         }
     }
@@ -127,10 +127,10 @@ impl HandOver {
         state.is_idle = is_idle;
     }
 
-    /// Marks the current thread as polling this connection, until the returned value is dropped.
-    pub(crate) fn enter_poll(&self) -> PollScope {
-        PollScope {
-            outer: POLLED_CONNECTION.replace(self.id()),
+    /// Marks the current thread as polling this connection, until the returned scope is dropped.
+    pub(crate) fn enter_poll(&self) -> PolledConnectionScope {
+        PolledConnectionScope {
+            outer_connection: POLLED_CONNECTION.replace(self.id()),
         }
     }
 
@@ -143,7 +143,7 @@ impl HandOver {
             return None;
         }
         let parked = state.parked.as_ref()?;
-        if parked.request != state.request {
+        if parked.request_number != state.request_number {
             return None;
         }
         if !matches!(&state.wire, WireState::Body(digest) if *digest == parked.digest) {
@@ -172,19 +172,20 @@ thread_local! {
 }
 
 /// Marks the current thread as polling a connection until it is dropped. Created by [`HandOver::enter_poll`].
-pub(crate) struct PollScope {
-    /// The connection that the thread polled before.
-    outer: usize,
+pub(crate) struct PolledConnectionScope {
+    /// What [`POLLED_CONNECTION`] was before: the address of the [`HandOver`] of the connection that the thread polled; 0 if it polled none.
+    outer_connection: usize,
 }
 
-impl Drop for PollScope {
+impl Drop for PolledConnectionScope {
     fn drop(&mut self) {
-        POLLED_CONNECTION.set(self.outer);
+        POLLED_CONNECTION.set(self.outer_connection);
     }
 }
 
 impl WireState {
-    fn add(&mut self, mut bytes: &[u8]) {
+    /// Adds bytes that hyper has written: looks for the end of the head, and then digests the body.
+    fn add_written(&mut self, mut bytes: &[u8]) {
         while let Self::Head { matched } = self {
             let Some((first, rest)) = bytes.split_first() else {
                 return;
@@ -206,9 +207,9 @@ impl WireState {
 }
 
 impl DetachOffer {
-    /// Creates the offer of a request whose response cannot be detached.
-    pub(crate) fn refuse(reason: KeptReason, counters: &Arc<DetachCounters>) -> Self {
-        Self(OfferKind::Refusal {
+    /// The offer of a request whose response cannot be detached. A claim fails, and counts the stream as kept by hyper for this reason.
+    pub(crate) fn refused(reason: KeptReason, counters: &Arc<DetachCounters>) -> Self {
+        Self(OfferKind::Refused {
             reason,
             counters: counters.clone(),
         })
@@ -223,22 +224,25 @@ impl DetachOffer {
         head.extensions.remove()
     }
 
-    /// Claims that the response may be detached. Returns `None`, and counts the stream as kept by hyper, if it may not.
+    /// Claims that the response may be detached. If the response may not be detached, returns `None` and counts the stream as kept by hyper.
     ///
     /// If two transports claim one request, hyper keeps both streams: a service has called the service inside it twice.
     pub(crate) fn claim(self, is_enabled: bool) -> Option<DetachClaim> {
         let (reason, counters) = match &self.0 {
-            OfferKind::Refusal { reason, counters } => (*reason, counters),
-            OfferKind::Offer { hand_over, request } => {
+            OfferKind::Refused { reason, counters } => (*reason, counters),
+            OfferKind::Possible {
+                hand_over,
+                request_number,
+            } => {
                 let mut state = lock(&hand_over.state);
-                let is_current = state.request == *request;
+                let is_current = state.request_number == *request_number;
                 let reason = match state.claim {
                     _ if !is_enabled => KeptReason::Disabled,
                     ClaimState::Offered if is_current => {
                         state.claim = ClaimState::Claimed;
                         return Some(DetachClaim {
                             hand_over: hand_over.clone(),
-                            request: *request,
+                            request_number: *request_number,
                             is_detached: false,
                         });
                     }
@@ -265,7 +269,8 @@ impl DetachClaim {
     pub(super) fn park(&self, body: BoxBody, digest: WireDigest) -> Result<(), BoxBody> {
         let mut state = lock(&self.hand_over.state);
         let is_claimed = state.claim == ClaimState::Claimed;
-        if state.request != self.request || !is_claimed || state.parked.is_some() {
+        let is_current = state.request_number == self.request_number;
+        if !is_current || !is_claimed || state.parked.is_some() {
             return Err(body);
         }
         if !self.hand_over.is_polled_by_this_thread() {
@@ -273,7 +278,7 @@ impl DetachClaim {
             return Err(body);
         }
         state.parked = Some(ParkedBody {
-            request: self.request,
+            request_number: self.request_number,
             body,
             digest,
         });
@@ -283,7 +288,7 @@ impl DetachClaim {
     /// Takes the parked body back. Returns `None` if the connection has taken it.
     pub(super) fn unpark(&self) -> Option<BoxBody> {
         let mut state = lock(&self.hand_over.state);
-        if state.parked.as_ref()?.request != self.request {
+        if state.parked.as_ref()?.request_number != self.request_number {
             return None;
         }
         state.parked.take().map(|parked| parked.body)
@@ -302,7 +307,7 @@ impl Drop for DetachClaim {
         }
         let state = lock(&self.hand_over.state);
         let reason = match state.claim {
-            ClaimState::Refused(reason) if state.request == self.request => reason,
+            ClaimState::Refused(reason) if state.request_number == self.request_number => reason,
             _ => KeptReason::NotCompared,
         };
         drop(state);

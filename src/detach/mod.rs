@@ -19,8 +19,8 @@
 //!    and both digests are equal: every byte of the body so far is on the wire, unchanged, and nothing else is.
 //!
 //! # Why no byte reaches the wrong client
-//! - A body can be parked only while its own connection polls hyper, on the same thread ([`PollScope`]). A body that a layer polls in another task is
-//!   never parked.
+//! - A body can be parked only while its own connection polls hyper, on the same thread ([`PolledConnectionScope`]). A body that a layer
+//!   polls in another task is never parked.
 //! - A parked body has the number of its request. The connection takes only the body of its current request, and a body takes back only
 //!   itself.
 //! - The digest begins behind the head that hyper writes after `begin_request`. An offer is made only if all earlier responses are flushed, so that

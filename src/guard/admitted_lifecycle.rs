@@ -39,22 +39,22 @@ pub(super) struct AdmittedLifecycle {
     drain: Option<DrainableStream>,
     permit: AdmissionPermit,
     /// Unset until the source accepts the subscription.
-    opened: OnceLock<OpeningDetails>,
+    opened: OnceLock<OpenStreamDetails>,
     /// The span that an observer has made, boxed because most streams have no span.
     #[cfg(feature = "tracing")]
     span: OnceLock<Box<Span>>,
     /// The [`CloseReason`] that is recorded if the stream closes now, as its index in [`CloseReason::ALL`].
     close_reason: AtomicU8,
-    /// Whether the client gets a complete response, for whatever reason the stream is closed.
-    has_complete_response: AtomicBool,
+    /// Whether the client gets its whole response at once, for whatever reason the stream is closed.
+    has_non_streaming_response: AtomicBool,
     /// Whether another guard, inside this one, has refused the request.
     is_refused: AtomicBool,
     /// The handle of the guard around this one. While this handle is held, the stream counts as open for that guard.
     outer: Option<StreamHandle>,
 }
 
-/// What an [`AdmittedLifecycle`] knows since the source has accepted the subscription.
-struct OpeningDetails {
+/// The details of an open stream. Set when the source accepts the subscription.
+struct OpenStreamDetails {
     info: StreamInfo,
     opened_at: Instant,
     lifetime_ends_at: Option<Instant>,
@@ -80,7 +80,7 @@ impl AdmittedLifecycle {
             #[cfg(feature = "tracing")]
             span: OnceLock::new(),
             close_reason: AtomicU8::new(CloseReason::Left as u8),
-            has_complete_response: AtomicBool::new(false),
+            has_non_streaming_response: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             outer,
         }
@@ -92,7 +92,7 @@ impl AdmittedLifecycle {
 
     /// Calls `notify` with each observer, in the stream's span. Does nothing before the stream is open.
     fn notify_observers(&self, notify: impl Fn(&dyn Observer, &StreamInfo)) {
-        let Some(OpeningDetails { info, .. }) = self.opened.get() else {
+        let Some(OpenStreamDetails { info, .. }) = self.opened.get() else {
             return;
         };
         #[cfg(feature = "tracing")]
@@ -135,9 +135,9 @@ impl AdmittedLifecycle {
         }
     }
 
-    /// Records whether the transport's response is a refusal, and whether it is complete. `head` is the head of the request, if an observer
-    /// needs it.
-    pub(super) fn on_response(
+    /// Records whether the transport's response is a refusal, and whether the whole response is known. `head` is the head of the request, if an
+    /// observer needs it.
+    pub(super) fn record_response(
         self: &Arc<Self>,
         response: &Response<PushBody>,
         head: Option<&Parts>,
@@ -149,11 +149,11 @@ impl AdmittedLifecycle {
         if !self.is_open() && is_refused {
             self.guard.record_refusal(head, RefusalReason::Source);
         }
-        // A response whose body has a known length is complete: it responds to a poll, or refuses the request. But if another part holds a
+        // A response whose body has a known length is no stream: it responds to a poll, or refuses the request. But if another part holds a
         // handle, such as the task of a WebSocket, the stream continues in that part.
         let has_known_length = response.body().size_hint().exact().is_some();
         if has_known_length && Arc::strong_count(self) == 1 {
-            self.on_complete_response();
+            self.on_non_streaming_response();
         }
     }
 
@@ -168,7 +168,7 @@ impl AdmittedLifecycle {
         self.set_close_reason(CloseReason::Drained);
         if let Some(outer) = self.outer_lifecycle() {
             outer.on_inner_refusal();
-            outer.on_complete_response();
+            outer.on_non_streaming_response();
         }
         self.guard
             .refusal_response(RefusalReason::Draining, is_event_source)
@@ -189,7 +189,7 @@ impl AdmittedLifecycle {
     }
 
     /// Sets the close reason for an error that cuts the stream, and notifies the observers.
-    fn on_failure(&self, error: &BoxError) {
+    fn record_failure(&self, error: &BoxError) {
         let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
         self.set_close_reason(if is_lagged {
             CloseReason::Lagged
@@ -200,7 +200,7 @@ impl AdmittedLifecycle {
     }
 
     /// Sets the close reason for an end of the source's stream, unless the client has closed its connection before.
-    fn on_end(&self, end: StreamEnd) {
+    fn set_close_reason_for_end(&self, end: StreamEnd) {
         if self.close_reason() == CloseReason::ClosedByClient {
             return;
         }
@@ -222,7 +222,7 @@ impl AdmittedLifecycle {
     /// Sets the span of the stream: the first enabled span that an observer makes.
     #[cfg(feature = "tracing")]
     fn set_span(&self, subscription: &Subscription) {
-        let Some(OpeningDetails { info, .. }) = self.opened.get() else {
+        let Some(OpenStreamDetails { info, .. }) = self.opened.get() else {
             return;
         };
         let observers = self.guard.observers.iter();
@@ -242,7 +242,7 @@ impl StreamLifecycle for AdmittedLifecycle {
             let info = self.guard.counters.record_open(transport);
             let opened_at = Instant::now();
             let lifetime = self.guard.random_lifetime();
-            OpeningDetails {
+            OpenStreamDetails {
                 info,
                 opened_at,
                 lifetime_ends_at: lifetime.map(|lifetime| opened_at + lifetime),
@@ -294,13 +294,14 @@ impl StreamLifecycle for AdmittedLifecycle {
         }
     }
 
-    fn on_complete_response(&self) {
-        self.has_complete_response.store(true, Ordering::Relaxed);
+    fn on_non_streaming_response(&self) {
+        self.has_non_streaming_response
+            .store(true, Ordering::Relaxed);
         if self.close_reason() == CloseReason::Left {
             self.set_close_reason(CloseReason::Answered);
         }
         if let Some(outer) = self.outer_lifecycle() {
-            outer.on_complete_response();
+            outer.on_non_streaming_response();
         }
     }
 
@@ -315,7 +316,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         if let Some(outer) = self.outer_lifecycle() {
             outer.on_send_error(error);
         }
-        self.on_failure(error);
+        self.record_failure(error);
     }
 
     fn on_client_close(&self, frame: &CloseFrame) {
@@ -344,11 +345,11 @@ impl StreamLifecycle for AdmittedLifecycle {
             }
             Some(Ok(item)) => {
                 if let Some(end) = item.end() {
-                    self.on_end(end);
+                    self.set_close_reason_for_end(end);
                 }
             }
-            None => self.on_end(StreamEnd::reconnect(None)),
-            Some(Err(error)) => self.on_failure(error),
+            None => self.set_close_reason_for_end(StreamEnd::reconnect(None)),
+            Some(Err(error)) => self.record_failure(error),
         }
     }
 }
@@ -356,7 +357,7 @@ impl StreamLifecycle for AdmittedLifecycle {
 impl Drop for AdmittedLifecycle {
     fn drop(&mut self) {
         let reason = self.close_reason();
-        if let Some(OpeningDetails {
+        if let Some(OpenStreamDetails {
             info, opened_at, ..
         }) = self.opened.get()
         {
@@ -374,7 +375,8 @@ impl Drop for AdmittedLifecycle {
         drop(std::mem::take(&mut self.permit));
         // The stream leaves the drain last, so that a task that waits for the drain finds no open streams in the counts, and the spans closed.
         if let Some(drain) = &self.drain {
-            drain.deregister(reason.notifies_client() || *self.has_complete_response.get_mut());
+            let has_whole_response = *self.has_non_streaming_response.get_mut();
+            drain.deregister(reason.notifies_client() || has_whole_response);
         }
     }
 }

@@ -259,7 +259,7 @@ impl Drain {
                 selected = select(&lock(&shared.state));
                 selected.is_some()
             };
-            waiter.list.wait_unless(&waiter.key, cx.waker(), is_ready);
+            let _ = (waiter.list).store_waker_unless(&waiter.key, cx.waker(), is_ready);
             selected.map_or(Poll::Pending, Poll::Ready)
         })
         .await
@@ -355,10 +355,11 @@ impl DrainStartWaiter {
     /// Waits for the start of the drain. Returns the deadline of the drain.
     pub(crate) fn poll_deadline(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
         let drain = &self.drain;
-        let is_waiting =
-            (drain.0.stream_tasks).wait_unless(&self.key, cx.waker(), || drain.has_started());
+        let stream_tasks = &drain.0.stream_tasks;
+        let outcome =
+            stream_tasks.store_waker_unless(&self.key, cx.waker(), || drain.has_started());
         match drain.deadline() {
-            Some(deadline) if !is_waiting => Poll::Ready(deadline),
+            Some(deadline) if !outcome.is_stored() => Poll::Ready(deadline),
             _ => Poll::Pending,
         }
     }
@@ -439,7 +440,9 @@ impl DrainableStream {
     pub(super) fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration {
         let stream_tasks = &self.drain.0.stream_tasks;
         if self.ends_at.get().is_some()
-            || stream_tasks.wait_unless(&self.key, waker, || self.drain.has_started())
+            || stream_tasks
+                .store_waker_unless(&self.key, waker, || self.drain.has_started())
+                .is_stored()
         {
             WakerRegistration::Registered
         } else {

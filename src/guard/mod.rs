@@ -329,7 +329,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
             let head = head_for_observers.as_ref();
             let mut response = match stream.response_unless_drained(response).await {
                 Some(response) => {
-                    stream.on_response(&response, head);
+                    stream.record_response(&response, head);
                     response
                 }
                 None => {

@@ -102,7 +102,7 @@ pub trait Observer: Send + Sync + 'static {
     }
 }
 
-/// The number and the transport of a stream, which identify the stream to an [`Observer`].
+/// Identifies a stream to an [`Observer`]: the number of the stream, and the name of its transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamInfo {

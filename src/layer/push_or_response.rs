@@ -138,21 +138,21 @@ impl KeptResponseParts {
     ///
     /// A stricter `Cache-Control` of the carrier is kept, because the application may depend on it.
     fn keeps_cache_control(&self, push_headers: &HeaderMap) -> bool {
-        let restrictions = CacheRestrictions::from_headers(&self.headers);
-        (restrictions.no_store || restrictions.private)
-            && restrictions >= CacheRestrictions::from_headers(push_headers)
+        let strictness = CacheControlStrictness::from_headers(&self.headers);
+        (strictness.no_store || strictness.private)
+            && strictness >= CacheControlStrictness::from_headers(push_headers)
     }
 }
 
-/// The directives that the `Cache-Control` headers of a response contain. The order of the fields makes the stricter response the greater.
+/// How strictly a response's `Cache-Control` headers limit caches. `Ord` puts the stricter response last.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct CacheRestrictions {
+struct CacheControlStrictness {
     no_store: bool,
     private: bool,
     no_cache: bool,
 }
 
-impl CacheRestrictions {
+impl CacheControlStrictness {
     fn from_headers(headers: &HeaderMap) -> Self {
         let contains = |directive| {
             let mut values = headers.get_all(header::CACHE_CONTROL).iter();

@@ -82,7 +82,8 @@ pub fn request_head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Cl
     let query = ::warp::query::raw()
         .or(::warp::any().map(String::new))
         .unify();
-    // warp rejects a `Host` that is no authority. A transport compares such a `Host` with the origin itself.
+    // `warp::host` rejects a request whose `Host` is no authority. Such a request passes here without an authority, because the transport reads
+    // the header `Host` when it checks the origin.
     let authority = ::warp::host::optional()
         .or(::warp::any().map(|| None))
         .unify();

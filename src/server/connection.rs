@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use super::{
     SharedServer,
-    connection_activity::{ConnectionActivity, WaitingFor},
+    connection_activity::{AwaitedInput, ConnectionActivity},
     connection_io::{ConnectionIo, Http1Reports},
     connection_permit::ConnectionPermit,
     connection_service::{ConnectionService, Detaching},
@@ -87,7 +87,7 @@ where
         let hand_over = HandOver::new(server.detach_counters.clone());
         let counters = server.detach_counters.clone();
         let detaching = match version {
-            _ if !server.settings.detach => Detaching::Never(KeptReason::Disabled, counters),
+            _ if !server.settings.can_detach => Detaching::Never(KeptReason::Disabled, counters),
             HttpVersion::Http1 => Detaching::Http1(hand_over.clone(), counters),
             HttpVersion::Http2 => Detaching::Never(KeptReason::HttpVersion, counters),
         };
@@ -109,7 +109,7 @@ where
                 Box::pin(driver.serve_http1()).await
             }
             HttpVersion::Http2 => {
-                activity.on_http2();
+                activity.stop_awaiting_head();
                 let connection = server.http2.serve_connection(TokioIo::new(io), service);
                 let mut driver =
                     ConnectionDriver::new(connection, version, activity, drain, server);
@@ -252,7 +252,7 @@ impl<C: HyperConnection> ConnectionDriver<C> {
                 return Poll::Pending;
             };
             ready!(timer.as_mut().poll(deadline, cx));
-            self.handle_timeout()?;
+            self.check_timeouts()?;
         }
     }
 
@@ -274,13 +274,13 @@ impl<C: HyperConnection> ConnectionDriver<C> {
         }
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called next.
+    /// Returns when [`check_timeouts`](Self::check_timeouts) must be called next.
     fn next_deadline(&self) -> Option<Instant> {
         let settings = &self.server.settings;
-        let deadline = match self.activity.waiting_for() {
-            Some(WaitingFor::RestOfHead(since)) => Some(since + settings.header_read_timeout),
-            Some(WaitingFor::NextRequest(_)) if self.is_shutting_down => None,
-            Some(WaitingFor::NextRequest(since)) => Some(since + settings.idle_timeout),
+        let deadline = match self.activity.awaited_input() {
+            Some(AwaitedInput::RestOfHead(since)) => Some(since + settings.header_read_timeout),
+            Some(AwaitedInput::NextRequest(_)) if self.is_shutting_down => None,
+            Some(AwaitedInput::NextRequest(since)) => Some(since + settings.idle_timeout),
             // The requests of HTTP/2 end in tasks of their own, which do not wake this task.
             None if self.version == HttpVersion::Http2 => {
                 Some(Instant::now() + settings.idle_timeout)
@@ -290,22 +290,24 @@ impl<C: HyperConnection> ConnectionDriver<C> {
         earlier(deadline, self.drain_deadline)
     }
 
-    /// Shuts the connection down if it has been idle for too long.
+    /// Checks the deadline of the drain, the timeout of a head, and the idle timeout. Shuts an idle connection down.
     ///
     /// # Errors
-    /// Fails if the connection must be closed at once.
-    fn handle_timeout(&mut self) -> Result<(), BoxError> {
+    /// Fails at the deadline of the drain and at the timeout of a head: the connection must be closed at once.
+    fn check_timeouts(&mut self) -> Result<(), BoxError> {
         let now = Instant::now();
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
             return Err(timed_out("the connection was open at the drain's deadline"));
         }
         let settings = &self.server.settings;
-        match self.activity.waiting_for() {
-            Some(WaitingFor::RestOfHead(since)) if since + settings.header_read_timeout <= now => {
+        match self.activity.awaited_input() {
+            Some(AwaitedInput::RestOfHead(since))
+                if since + settings.header_read_timeout <= now =>
+            {
                 increment(&self.server.counters.timed_out_heads);
                 Err(timed_out("the client did not complete a request's head"))
             }
-            Some(WaitingFor::NextRequest(since)) if since + settings.idle_timeout <= now => {
+            Some(AwaitedInput::NextRequest(since)) if since + settings.idle_timeout <= now => {
                 self.shut_down();
                 Ok(())
             }

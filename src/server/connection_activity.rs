@@ -18,7 +18,7 @@ struct ActivityState {
 
 /// What a connection without open requests waits for, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WaitingFor {
+pub(super) enum AwaitedInput {
     /// The rest of the head of a request.
     RestOfHead(Instant),
     /// The first byte of a request.
@@ -48,8 +48,8 @@ impl ConnectionActivity {
         }
     }
 
-    /// Records that no head is awaited: the connection is an HTTP/2 connection, on which the heads of several requests mix.
-    pub(super) fn on_http2(&self) {
+    /// Records that no head is awaited on an HTTP/2 connection, because the heads of several requests mix there.
+    pub(super) fn stop_awaiting_head(&self) {
         lock(&self.0).head_began_at = None;
     }
 
@@ -62,14 +62,14 @@ impl ConnectionActivity {
     }
 
     /// Returns what the connection waits for, or `None` while a request is open.
-    pub(super) fn waiting_for(&self) -> Option<WaitingFor> {
+    pub(super) fn awaited_input(&self) -> Option<AwaitedInput> {
         let state = lock(&self.0);
         if state.open_requests > 0 {
             return None;
         }
         Some(match state.head_began_at {
-            Some(began_at) => WaitingFor::RestOfHead(began_at),
-            None => WaitingFor::NextRequest(state.idle_since),
+            Some(began_at) => AwaitedInput::RestOfHead(began_at),
+            None => AwaitedInput::NextRequest(state.idle_since),
         })
     }
 }

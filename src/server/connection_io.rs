@@ -103,7 +103,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<IO> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flush = Pin::new(&mut self.io).poll_flush(cx);
         if let (Some(reports), Poll::Ready(Ok(()))) = (&self.http1, &flush) {
-            let is_idle = reports.activity.waiting_for().is_some();
+            let is_idle = reports.activity.awaited_input().is_some();
             reports.hand_over.on_flush(is_idle);
         }
         flush

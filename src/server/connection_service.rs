@@ -27,9 +27,9 @@ pub(super) struct ConnectionService<S> {
 /// Which responses of a connection may be detached.
 #[derive(Debug)]
 pub(super) enum Detaching {
-    /// Those to requests of HTTP/1.1 without a body.
+    /// Responses to HTTP/1.1 requests that have no body.
     Http1(Arc<HandOver>, Arc<DetachCounters>),
-    /// None.
+    /// No response.
     Never(KeptReason, Arc<DetachCounters>),
 }
 
@@ -40,14 +40,14 @@ impl Detaching {
             Self::Http1(hand_over, counters) => {
                 let offer = hand_over.begin_request();
                 if request.version() != Version::HTTP_11 {
-                    DetachOffer::refuse(KeptReason::HttpVersion, counters)
+                    DetachOffer::refused(KeptReason::HttpVersion, counters)
                 } else if !request.body().is_end_stream() {
-                    DetachOffer::refuse(KeptReason::RequestBody, counters)
+                    DetachOffer::refused(KeptReason::RequestBody, counters)
                 } else {
                     offer
                 }
             }
-            Self::Never(reason, counters) => DetachOffer::refuse(*reason, counters),
+            Self::Never(reason, counters) => DetachOffer::refused(*reason, counters),
         }
     }
 }

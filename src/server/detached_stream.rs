@@ -32,7 +32,8 @@ pub(super) struct DetachedStream<IO> {
     is_flushed: bool,
     /// How many more bytes of input are read and discarded.
     input_budget: usize,
-    drain: Option<DrainStartWaiter>,
+    /// Waits for the start of the drain. `None` if there is no drain, or if it has started.
+    drain_start: Option<DrainStartWaiter>,
     /// When the connection is cut. Set once the drain has started.
     drain_deadline: Option<Instant>,
     /// Set when the stream first has a deadline. Boxed because a `Sleep` is large.
@@ -61,7 +62,8 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// Chunks with a shorter payload are copied into one buffer on the stack, because one slice is cheaper to write than three: 1 KiB.
 const MAX_COPIED_PAYLOAD_LEN: usize = 1024;
 
-/// How many bytes of input are discarded: 64 KiB. A client that sends more is no longer read, and a disconnect is noticed at the next write.
+/// How many bytes of input are discarded: 64 KiB. After that, the connection is not read any more, so that a disconnect is
+/// noticed only at the next write.
 const MAX_DISCARDED_INPUT: usize = 64 * 1024;
 
 /// How long a connection waits for the client to close its side after the last chunk: 2 s.
@@ -71,13 +73,13 @@ impl<IO> DetachedStream<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    /// `read_ahead_len` is how many bytes behind the request hyper has read: they are discarded. `drain` is what waits for the start of the drain,
-    /// or the deadline of a drain that has started.
+    /// `read_ahead_len` is how many bytes behind the request hyper has read, and the stream discards. `drain_start` waits for
+    /// the start of the drain. If the drain has started, `drain_deadline` is set instead.
     pub(super) fn new(
         io: IO,
         body: BoxBody,
         read_ahead_len: usize,
-        (drain, drain_deadline): (Option<DrainStartWaiter>, Option<Instant>),
+        (drain_start, drain_deadline): (Option<DrainStartWaiter>, Option<Instant>),
         permit: ConnectionPermit,
     ) -> Self {
         Self {
@@ -86,7 +88,7 @@ where
             phase: StreamPhase::Streaming,
             is_flushed: true,
             input_budget: MAX_DISCARDED_INPUT.saturating_sub(read_ahead_len),
-            drain,
+            drain_start,
             drain_deadline,
             timer: None,
             io,
@@ -98,7 +100,7 @@ where
     ///
     /// # Errors
     /// Fails once the client has closed its side.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll_discard_input(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         while self.input_budget > 0 {
             let mut buffer = [const { MaybeUninit::<u8>::uninit() }; 512];
             let mut buffer = ReadBuf::uninit(&mut buffer);
@@ -122,7 +124,8 @@ where
             if written == 0 {
                 return Poll::Ready(Err(ErrorKind::WriteZero.into()));
             }
-            if !chunk.advance(written) {
+            chunk.remove_written(written);
+            if chunk.is_empty() {
                 self.unwritten = None;
             }
         }
@@ -220,10 +223,9 @@ where
 
     /// Waits for the deadline of the drain, or for the end of the time for the client to close its side.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(Poll::Ready(deadline)) =
-            self.drain.as_ref().map(|drain| drain.poll_deadline(cx))
-        {
-            self.drain = None;
+        let drain_start = self.drain_start.as_ref();
+        if let Some(Poll::Ready(deadline)) = drain_start.map(|start| start.poll_deadline(cx)) {
+            self.drain_start = None;
             self.drain_deadline = Some(deadline);
         }
         let lingers_until = match self.phase {
@@ -257,14 +259,17 @@ impl BodyProgress {
 }
 
 impl UnwrittenChunk {
-    /// Removes `written` bytes from the front. Returns whether bytes are left.
-    fn advance(&mut self, mut written: usize) -> bool {
+    /// Removes the first `written` bytes.
+    fn remove_written(&mut self, mut written: usize) {
         for slice in &mut self.0 {
             let len = written.min(slice.len());
             slice.advance(len);
             written -= len;
         }
-        self.0.iter().any(|slice| !slice.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(Bytes::is_empty)
     }
 }
 
@@ -277,7 +282,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         // The input is read first, so that a client that has left is noticed before more is written.
-        if this.poll_input(cx).is_err() || this.poll_output(cx).is_ready() {
+        if this.poll_discard_input(cx).is_err() || this.poll_output(cx).is_ready() {
             return Poll::Ready(());
         }
         this.poll_deadline(cx)

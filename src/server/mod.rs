@@ -137,7 +137,7 @@ struct ServerSettings {
     header_read_timeout: Duration,
     idle_timeout: Duration,
     write_timeout: Duration,
-    detach: bool,
+    can_detach: bool,
 }
 
 /// What all clones of a [`Server`], and all of its connections, share.
@@ -180,7 +180,7 @@ impl Server {
             header_read_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
-            detach: true,
+            can_detach: true,
         })
     }
 
@@ -307,7 +307,7 @@ impl ServerBuilder {
     /// Set it to `false` if a layer acts on the body of a response after its first bytes, for example to cut it at a deadline.
     /// [`Push::detach`](crate::Push::detach) is the same for one push.
     pub fn detach(mut self, detach: bool) -> Self {
-        self.0.detach = detach;
+        self.0.can_detach = detach;
         self
     }
 

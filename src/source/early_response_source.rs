@@ -150,7 +150,7 @@ fn refusal_item(rejection: Rejection) -> Item {
     if status == StatusCode::NO_CONTENT {
         return Item::Finished;
     }
-    let retry = retry_after(&headers).unwrap_or_else(|| {
+    let retry = parse_retry_after(&headers).unwrap_or_else(|| {
         let average = match is_permanent_refusal(status) {
             true => PERMANENT_RETRY,
             false => DEFAULT_RETRY,
@@ -170,7 +170,7 @@ fn is_permanent_refusal(status: StatusCode) -> bool {
 }
 
 /// Returns the time of a `Retry-After` header in seconds. `Retry-After` may also be a date, which is ignored.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }

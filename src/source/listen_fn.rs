@@ -15,7 +15,7 @@ use crate::{
     event::{IntoItem, Item},
 };
 
-/// Makes a source that only reads the messages of its clients, and sends nothing until it ends.
+/// Makes a source that passes the messages of each client to a function, and sends the client nothing but the result of the function.
 ///
 /// The function gets each client's [`ClientMessages`], and runs in a task of its own. The value that it returns is the last item of the
 /// client's stream: usually [`Item::Finished`], or an [`Item::Closed`] that tells the client what was wrong. If the client leaves first,
@@ -45,7 +45,7 @@ where
     ListenFn(f)
 }
 
-/// A source made from a function by [`listen_fn`].
+/// A source that passes each client's messages to a function, and sends only what the function returns. Created by [`listen_fn`].
 #[derive(Clone, Copy)]
 pub struct ListenFn<F>(F);
 
@@ -77,7 +77,7 @@ impl<F> fmt::Debug for ListenFn<F> {
     }
 }
 
-/// The stream of a [`ListenFn`]: one item, once the task has returned it.
+/// The stream of a [`ListenFn`]: one item, which is the result of the function that reads the client's messages.
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
 pub struct ListenStream<T>(Option<JoinHandle<T>>);

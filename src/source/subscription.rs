@@ -123,7 +123,7 @@ impl Subscription {
         }
     }
 
-    /// Returns the position at which the client asks to start. `None` leaves the position to the source.
+    /// Returns the start position that the client asks for, without starting anything. `None` leaves the position to the source.
     pub fn start(&self) -> Option<&StartPosition> {
         self.start.as_ref()
     }

@@ -72,7 +72,7 @@ where
 
     async fn subscribe(mut self, _: Subscription) -> Result<Self::Stream, Rejection> {
         self.receiver.mark_changed();
-        let waiting = Some(changed(self.receiver));
+        let waiting = Some(wait_for_change(self.receiver));
         Ok(ItemStream::new(WatchStream { waiting }))
     }
 
@@ -81,8 +81,8 @@ where
     }
 }
 
-/// Waits until the receiver has a value that it has not seen.
-fn changed<T: Send + Sync + 'static>(mut receiver: Receiver<T>) -> ChangeFuture<T> {
+/// Waits until `receiver` has a value that it has not seen. Returns the receiver, or `None` if the sender was dropped.
+fn wait_for_change<T: Send + Sync + 'static>(mut receiver: Receiver<T>) -> ChangeFuture<T> {
     Box::pin(async move {
         let changed = receiver.changed().await;
         changed.ok().map(|()| receiver)
@@ -105,7 +105,7 @@ where
             return Poll::Ready(None);
         };
         let value = receiver.borrow_and_update().clone();
-        this.waiting = Some(changed(receiver));
+        this.waiting = Some(wait_for_change(receiver));
         Poll::Ready(Some(value.into_item()))
     }
 }

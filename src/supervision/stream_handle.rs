@@ -48,8 +48,8 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     /// Records that the client has begun to close its connection, with this close frame.
     fn on_client_close(&self, frame: &CloseFrame);
 
-    /// Records that the response is complete, and nothing more of the stream follows: it answers a long poll, or refuses the request.
-    fn on_complete_response(&self);
+    /// Records that the whole response is known now, and nothing more of the stream follows: it answers a long poll, or refuses the request.
+    fn on_non_streaming_response(&self);
 
     /// Records that a guard inside this one has refused the request. The status of the response does not show this: it may be 200 or 204.
     fn on_inner_refusal(&self);

@@ -94,7 +94,7 @@ impl<S> SupervisedStream<S> {
     /// stream as closed because the client [left](crate::guard::CloseReason::Left).
     pub fn report_complete_response(&self) {
         if let Some(lifecycle) = self.lifecycle() {
-            lifecycle.on_complete_response();
+            lifecycle.on_non_streaming_response();
         }
     }
 

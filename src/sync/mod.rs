@@ -15,7 +15,7 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-pub(crate) use self::wait_list::{WaitList, WaiterKey};
+pub(crate) use self::wait_list::{StoreWakerOutcome, WaitList, WaiterKey};
 
 // Poisoning is ignored: no code under these locks leaves a value half changed, so that a panic in one thread need not spread to
 // the others.
@@ -26,11 +26,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Locks a read-write lock for reading, poisoned or not.
-pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+pub(crate) fn lock_for_reading<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks a read-write lock for writing, poisoned or not.
-pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+pub(crate) fn lock_for_writing<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -48,6 +48,23 @@ pub(crate) struct WaiterKey {
     index: usize,
 }
 
+/// The result of [`WaitList::store_waker_unless`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum StoreWakerOutcome {
+    /// The waker is stored, and is woken by the next [`WaitList::wake_all`]. The task waits.
+    Stored,
+    /// What the task waits for is already there, and no waker is stored.
+    AlreadyReady,
+}
+
+impl StoreWakerOutcome {
+    /// Returns whether the task waits.
+    pub(crate) fn is_stored(self) -> bool {
+        self == Self::Stored
+    }
+}
+
 impl WaitList {
     /// Creates a list of `shard_count` shards.
     pub(crate) fn new(shard_count: usize) -> Self {
@@ -57,7 +74,8 @@ impl WaitList {
         }
     }
 
-    /// Adds a task to the shard `shard_hint` modulo the number of shards. Successive hints spread tasks over all shards.
+    /// Adds a task to the shard `shard_hint` modulo the number of shards. Pass 0, 1, 2 … as hints, so that the
+    /// tasks are spread over all shards.
     pub(crate) fn register(&self, shard_hint: usize) -> WaiterKey {
         let shard = shard_hint % self.shards.len();
         let mut locked = lock(&self.shards[shard]);
@@ -68,23 +86,23 @@ impl WaitList {
         WaiterKey { shard, index }
     }
 
-    /// Stores the waker of a registered task, unless `is_ready` returns true. Returns whether the task waits.
-    pub(crate) fn wait_unless(
+    /// Stores the waker of a registered task, unless `is_ready` returns true.
+    pub(crate) fn store_waker_unless(
         &self,
         key: &WaiterKey,
         waker: &Waker,
         is_ready: impl FnOnce() -> bool,
-    ) -> bool {
+    ) -> StoreWakerOutcome {
         let mut shard = lock(&self.shards[key.shard]);
         if is_ready() {
-            return false;
+            return StoreWakerOutcome::AlreadyReady;
         }
         let Shard {
             waiters, queued, ..
         } = &mut *shard;
         let waiter = &mut waiters[key.index];
         if (waiter.waker.as_ref()).is_some_and(|stored| stored.will_wake(waker)) {
-            return true;
+            return StoreWakerOutcome::Stored;
         }
         let replaced = waiter.waker.replace(waker.clone());
         if !std::mem::replace(&mut waiter.is_queued, true) {
@@ -93,7 +111,7 @@ impl WaitList {
         drop(shard);
         // The waker is dropped outside the lock: dropping it can drop a task, which then deregisters from this shard.
         drop(replaced);
-        true
+        StoreWakerOutcome::Stored
     }
 
     /// Wakes all tasks that wait. A waker that panics affects neither the caller nor the other tasks.

@@ -135,8 +135,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
         Preference::from_accept(&head.headers, self.media_types()).map(|(preference, _)| preference)
     }
 
-    /// Returns whether the transport sends a stream in several responses, one for each request of the client, as [`LongPoll`] does.
-    /// `false` by default.
+    /// Returns whether clients of this transport poll: the transport sends a stream in several responses, one for each request, as
+    /// [`LongPoll`] does. `false` by default.
     ///
     /// [`Negotiate`] does not choose such a transport by `Accept` alone if the client expects the whole stream in one response.
     fn is_polling(&self) -> bool {

@@ -86,8 +86,8 @@ const ALLOWED_CORS_HEADERS: HeaderValue = HeaderValue::from_static(
 /// How long a browser may cache the response to a preflight: 5 minutes.
 const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
 
-/// Returns the rejection of a request whose method does not ask for a stream. Returns `None` for `GET`, `HEAD`, `POST` and `QUERY`
-/// ([RFC 10008](https://www.rfc-editor.org/info/rfc10008)).
+/// Returns the response to a request whose method does not ask for a stream: 204 for `OPTIONS`, 501 for `CONNECT`, else 405. Returns
+/// `None` for `GET`, `HEAD`, `POST` and `QUERY` ([RFC 10008](https://www.rfc-editor.org/info/rfc10008)).
 ///
 /// | method | status |
 /// |---|---|

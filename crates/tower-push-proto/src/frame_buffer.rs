@@ -113,7 +113,8 @@ impl FrameBuffer {
         if !event.is_shared() && !event.is_encoded::<E>() {
             return E::encode(event.fields(), self.buffer());
         }
-        // A clone of `Bytes` increments a reference count for which all threads contend. Bytes that are copied are therefore not cloned.
+        // Short bytes are copied behind an open frame, because a clone of the `Bytes` increments a reference count for which all threads
+        // contend. Bytes that become a frame of their own are cloned.
         let bytes = event.encoded_ref::<E>();
         self.complete_frame_before_long_bytes(bytes.len());
         if self.open_frame.len() > 0 {

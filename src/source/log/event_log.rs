@@ -150,7 +150,8 @@ impl EventLog {
         self.trimmed
             .extend(self.entries.drain(..).map(|entry| entry.event));
         if let Some(newest_trimmed) = &mut self.newest_trimmed {
-            let dropped = std::mem::replace(newest_trimmed, NewestTrimmedByKey::after(position));
+            let empty = NewestTrimmedByKey::starting_after(position);
+            let dropped = std::mem::replace(newest_trimmed, empty);
             self.trimmed.extend(dropped.into_events());
         }
         if let Some(index) = &mut self.id_index {

@@ -8,7 +8,7 @@ use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
 use crate::{
     BoxError, Error,
     event::{Event, EventId, Gap, GapReason, Item},
-    sync::WaiterKey,
+    sync::{StoreWakerOutcome, WaiterKey},
 };
 
 /// One subscriber's view of a [`ReplayLog`]: its position, and at most a few events that are about to be sent.
@@ -67,10 +67,15 @@ impl<I: LogIds> LogReader<I> {
         self.log.last_position()
     }
 
-    /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Returns `false` if the log already has such an
+    /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Stores nothing if the log already has such an
     /// event or is closed: the caller must read again.
-    pub(crate) fn wait_unless_readable(&self, waker: &Waker, position: u64) -> bool {
-        self.log.wait_unless_readable(&self.key, waker, position)
+    pub(crate) fn store_waker_unless_readable(
+        &self,
+        waker: &Waker,
+        position: u64,
+    ) -> StoreWakerOutcome {
+        self.log
+            .store_waker_unless_readable(&self.key, waker, position)
     }
 
     /// Returns whether there is an item that the client gets before the first event.
@@ -93,12 +98,17 @@ impl<I: LogIds> LogReader<I> {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
             match (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer) {
-                EventLogReadOutcome::Events { up_to } => self.advance(up_to),
+                EventLogReadOutcome::Events { up_to } => self.move_to(up_to),
                 EventLogReadOutcome::Missed => return Poll::Ready(LogReadOutcome::Missed),
                 EventLogReadOutcome::Closed => return Poll::Ready(LogReadOutcome::Closed),
                 EventLogReadOutcome::UpToDate => {
                     self.requested_cursor = None;
-                    if (self.log).wait_unless_readable(&self.key, cx.waker(), self.position) {
+                    let outcome = (self.log).store_waker_unless_readable(
+                        &self.key,
+                        cx.waker(),
+                        self.position,
+                    );
+                    if outcome.is_stored() {
                         return Poll::Pending;
                     }
                 }
@@ -106,8 +116,9 @@ impl<I: LogIds> LogReader<I> {
         }
     }
 
-    /// Moves the position to `up_to`. The events up to and including `up_to` are in the buffer, or are conflated.
-    fn advance(&mut self, up_to: u64) {
+    /// Moves the position to `up_to`, counts the conflated events between, and forgets the requested cursor. The events up to and including
+    /// `up_to` are in the buffer, or are conflated.
+    fn move_to(&mut self, up_to: u64) {
         let conflated = up_to - self.position - self.buffer.len() as u64;
         self.log.counters().add_conflated(conflated);
         self.position = up_to;

@@ -43,7 +43,9 @@ fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, Event
             loop {
                 match log.read(position, 1 << 20, &mut buffer) {
                     EventLogReadOutcome::UpToDate => {
-                        if log.wait_unless_readable(&reader, cx.waker(), position) {
+                        let outcome =
+                            log.store_waker_unless_readable(&reader, cx.waker(), position);
+                        if outcome.is_stored() {
                             return Poll::Pending;
                         }
                     }
@@ -137,7 +139,7 @@ fn leaving_reader_takes_no_wake_up_from_others() {
             move || {
                 let reader = log.register_reader(0);
                 let waker = futures_util::task::noop_waker();
-                log.wait_unless_readable(&reader, &waker, 0);
+                let _ = log.store_waker_unless_readable(&reader, &waker, 0);
                 log.deregister_reader(&reader);
             }
         });
@@ -181,7 +183,8 @@ fn reader_ahead_of_log_joins_at_its_cursor() {
                 if let Some(position) = found {
                     return Poll::Ready(position);
                 }
-                if log.wait_unless_readable(&reader, cx.waker(), last_position) {
+                let outcome = log.store_waker_unless_readable(&reader, cx.waker(), last_position);
+                if outcome.is_stored() {
                     return Poll::Pending;
                 }
             }

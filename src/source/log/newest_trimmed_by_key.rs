@@ -21,7 +21,7 @@ pub(super) struct NewestTrimmedByKey {
 
 impl NewestTrimmedByKey {
     /// Creates an empty value for a log that begins anew after `position`.
-    pub(super) fn after(position: u64) -> Self {
+    pub(super) fn starting_after(position: u64) -> Self {
         Self {
             last_dropped_position: position,
             ..Self::default()

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     event::{Event, EventId, Gap, GapReason, Item},
     source::{StartPosition, Subscription},
-    sync::WaiterKey,
+    sync::{StoreWakerOutcome, WaiterKey},
 };
 
 /// A log that clients subscribe to: the events, their ids, the policy for slow subscribers, the subscribers, and the counts.
@@ -47,7 +47,7 @@ pub(crate) struct ResolvedStart {
 
 impl ResolvedStart {
     /// The start after the event at `position`, without a first item.
-    pub(crate) fn at(position: u64) -> Self {
+    pub(crate) fn after_position(position: u64) -> Self {
         Self {
             position,
             first_item: None,
@@ -169,9 +169,9 @@ impl<I: LogIds> ReplayLog<I> {
                     Some(position) => ResolvedStart {
                         requested_cursor: Some(id.clone()),
                         is_outside_log: position < log.position_before_snapshot(),
-                        ..ResolvedStart::at(position)
+                        ..ResolvedStart::after_position(position)
                     },
-                    None => self.start_after_gap_in(log, Gap::new(GapReason::Epoch), id),
+                    None => self.start_at_oldest_with_gap_in(log, Gap::new(GapReason::Epoch), id),
                 };
             }
         };
@@ -181,17 +181,22 @@ impl<I: LogIds> ReplayLog<I> {
         let cursor = needs_cursor.then(|| self.ids.id_at(position, log));
         ResolvedStart {
             first_item: cursor.flatten().map(Item::Cursor),
-            ..ResolvedStart::at(position)
+            ..ResolvedStart::after_position(position)
         }
     }
 
     /// Resolves the start of a client that has missed the events between its cursor and the log: the client gets `gap`, and then everything
     /// in the log.
-    pub(crate) fn start_after_gap(&self, cursor: &EventId, gap: Gap) -> ResolvedStart {
-        self.inspect_log(|log| self.start_after_gap_in(log, gap, cursor))
+    pub(crate) fn start_at_oldest_with_gap(&self, cursor: &EventId, gap: Gap) -> ResolvedStart {
+        self.inspect_log(|log| self.start_at_oldest_with_gap_in(log, gap, cursor))
     }
 
-    fn start_after_gap_in(&self, log: &EventLog, gap: Gap, cursor: &EventId) -> ResolvedStart {
+    fn start_at_oldest_with_gap_in(
+        &self,
+        log: &EventLog,
+        gap: Gap,
+        cursor: &EventId,
+    ) -> ResolvedStart {
         let position = log.position_before_snapshot();
         let mut gap = gap.requested(cursor.clone());
         gap.resumed = self.ids.id_at(position, log);
@@ -202,7 +207,7 @@ impl<I: LogIds> ReplayLog<I> {
         ResolvedStart {
             first_item: Some(Item::from(gap)),
             is_outside_log: true,
-            ..ResolvedStart::at(position)
+            ..ResolvedStart::after_position(position)
         }
     }
 
@@ -215,7 +220,7 @@ impl<I: LogIds> ReplayLog<I> {
         })?;
         Some(ResolvedStart {
             requested_cursor: Some(cursor.clone()),
-            ..ResolvedStart::at(position)
+            ..ResolvedStart::after_position(position)
         })
     }
 
@@ -268,15 +273,16 @@ impl<I: LogIds> ReplayLog<I> {
         self.log.read(position, max_bytes, buffer)
     }
 
-    /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Returns `false` if the log already has such an
+    /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Stores nothing if the log already has such an
     /// event or is closed: the caller must read again.
-    pub(super) fn wait_unless_readable(
+    pub(super) fn store_waker_unless_readable(
         &self,
         reader: &WaiterKey,
         waker: &Waker,
         position: u64,
-    ) -> bool {
-        self.log.wait_unless_readable(reader, waker, position)
+    ) -> StoreWakerOutcome {
+        self.log
+            .store_waker_unless_readable(reader, waker, position)
     }
 
     pub(super) fn disconnects_lagging_subscribers(&self) -> bool {

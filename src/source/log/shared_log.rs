@@ -7,7 +7,10 @@ use std::{
 use super::{DuplicateId, EventLog, EventLogReadOutcome, ReadBuffer};
 use crate::{
     event::{Event, Gap},
-    sync::{AtomicU64, Ordering, RwLock, WaitList, WaiterKey, read, write},
+    sync::{
+        AtomicU64, Ordering, RwLock, StoreWakerOutcome, WaitList, WaiterKey, lock_for_reading,
+        lock_for_writing,
+    },
 };
 
 /// An [`EventLog`] that several threads append to and read from, and the readers that wait for its next event.
@@ -57,7 +60,7 @@ impl SharedLog {
         now: Duration,
     ) -> Result<u64, AppendError> {
         let (position, trimmed) = {
-            let mut log = write(&self.log);
+            let mut log = lock_for_writing(&self.log);
             if log.is_closed() {
                 return Err(AppendError::Closed);
             }
@@ -80,7 +83,7 @@ impl SharedLog {
     /// Lets the log [begin anew](EventLog::begin_anew), and wakes all readers. Does nothing if the log is closed.
     pub(crate) fn begin_anew(&self, gap: &Gap) {
         let trimmed = {
-            let mut log = write(&self.log);
+            let mut log = lock_for_writing(&self.log);
             if log.is_closed() {
                 return;
             }
@@ -97,7 +100,7 @@ impl SharedLog {
     /// Closes the log, so that no more events can be appended, and wakes all readers.
     pub(crate) fn close(&self) {
         {
-            let mut log = write(&self.log);
+            let mut log = lock_for_writing(&self.log);
             log.close();
             self.status
                 .store(encode_status(log.last_position(), true), Ordering::Release);
@@ -107,12 +110,12 @@ impl SharedLog {
 
     /// Calls `inspect` with the log, after events that are too old at `now` were trimmed.
     pub(crate) fn inspect<T>(&self, now: Duration, inspect: impl FnOnce(&EventLog) -> T) -> T {
-        let log = read(&self.log);
+        let log = lock_for_reading(&self.log);
         if !log.has_expired_events(now) {
             return inspect(&log);
         }
         drop(log);
-        let mut log = write(&self.log);
+        let mut log = lock_for_writing(&self.log);
         log.trim_expired(now);
         let result = inspect(&log);
         let trimmed = log.take_trimmed();
@@ -142,7 +145,7 @@ impl SharedLog {
         if self.is_up_to_date(position) {
             return EventLogReadOutcome::UpToDate;
         }
-        read(&self.log).read(position, max_bytes, buffer)
+        lock_for_reading(&self.log).read(position, max_bytes, buffer)
     }
 
     /// Adds a reader. Readers with successive numbers use different locks of the wait list.
@@ -155,15 +158,15 @@ impl SharedLog {
         self.wait_list.deregister(reader);
     }
 
-    /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Returns
-    /// `false` if there is such an event or the log is closed already: the caller must read again.
-    pub(crate) fn wait_unless_readable(
+    /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Stores nothing
+    /// if there is such an event or the log is closed already: the caller must read again.
+    pub(crate) fn store_waker_unless_readable(
         &self,
         reader: &WaiterKey,
         waker: &Waker,
         position: u64,
-    ) -> bool {
+    ) -> StoreWakerOutcome {
         self.wait_list
-            .wait_unless(reader, waker, || !self.is_up_to_date(position))
+            .store_waker_unless(reader, waker, || !self.is_up_to_date(position))
     }
 }

@@ -121,7 +121,7 @@ impl ColdResume {
                     match result {
                         Ok(page) => self.start_page(&page),
                         Err(PageReadError::Lost(reason)) => {
-                            let start = relay.start_after_loss(&self.cursor, reason);
+                            let start = relay.start_at_oldest_counting_loss(&self.cursor, reason);
                             return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                         }
                         Err(PageReadError::Unavailable) => {
@@ -137,12 +137,15 @@ impl ColdResume {
                     }
                     if relay.log.is_finished_at(last_position) {
                         // The feed is gone, and will never have the cursor.
-                        let end = ResolvedStart::at(last_position);
+                        let end = ResolvedStart::after_position(last_position);
                         return Poll::Ready(ColdResumeOutcome::ReadLog(end));
                     }
                     if recheck.as_mut().poll(cx).is_ready() {
                         self.step = ColdResumeStep::LookUp;
-                    } else if reader.wait_unless_readable(cx.waker(), last_position) {
+                    } else if reader
+                        .store_waker_unless_readable(cx.waker(), last_position)
+                        .is_stored()
+                    {
                         return Poll::Pending;
                     }
                 }
@@ -206,6 +209,7 @@ impl ColdResume {
             // The feed lags far behind the client. The client continues with its cursor when it returns.
             return ColdResumeOutcome::Unavailable;
         }
-        ColdResumeOutcome::ReadLog(relay.start_after_loss(&self.cursor, GapReason::Expired))
+        let start = relay.start_at_oldest_counting_loss(&self.cursor, GapReason::Expired);
+        ColdResumeOutcome::ReadLog(start)
     }
 }

@@ -33,7 +33,7 @@ struct CacheEntry {
 
 #[derive(Debug)]
 enum ReadState {
-    /// The read is in progress. The channel closes at its end.
+    /// The read is in progress. The channel closes when the read ends.
     Pending(watch::Receiver<()>),
     Finished {
         result: PageResult,
@@ -62,8 +62,8 @@ pub(super) enum FoundPage {
     Absent,
 }
 
-/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Neither the page
-/// nor that answer changes. A client that polls without waiting finds the page at its next poll.
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Both stay true.
+/// A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
 /// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
@@ -102,9 +102,9 @@ impl PageCache {
         }
     }
 
-    /// Adds a read in progress, whose `done` closes at its end. Returns the number of the read, and the older result that the cache drops,
-    /// which the caller drops outside of its lock.
-    pub(super) fn begin(
+    /// Adds a read in progress. The channel `done` closes when the read ends. Returns the number of the read, and the older result that the
+    /// cache drops, which the caller drops outside of its lock.
+    pub(super) fn begin_read(
         &mut self,
         key: PageKey,
         done: watch::Receiver<()>,
@@ -115,12 +115,12 @@ impl PageCache {
         let state = ReadState::Pending(done);
         let replaced = self.entries.insert(key, CacheEntry { number, state });
         self.byte_len -= replaced.as_ref().map_or(0, CacheEntry::byte_len);
-        (number, replaced.and_then(CacheEntry::into_result))
+        (number, replaced.and_then(CacheEntry::into_finished_result))
     }
 
     /// Ends the read with this number. Returns the results that the cache drops, which the caller drops outside of its lock.
     #[must_use]
-    pub(super) fn finish(
+    pub(super) fn finish_read(
         &mut self,
         key: PageKey,
         number: u64,
@@ -151,7 +151,7 @@ impl PageCache {
         dropped.extend(
             self.entries
                 .insert(key.clone(), entry)
-                .and_then(CacheEntry::into_result),
+                .and_then(CacheEntry::into_finished_result),
         );
         self.finished.push_back((key, number));
         dropped
@@ -171,7 +171,7 @@ impl PageCache {
             {
                 let entry = self.entries.remove(&key);
                 self.byte_len -= entry.as_ref().map_or(0, CacheEntry::byte_len);
-                dropped.extend(entry.and_then(CacheEntry::into_result));
+                dropped.extend(entry.and_then(CacheEntry::into_finished_result));
             }
         }
         dropped
@@ -186,7 +186,8 @@ impl CacheEntry {
         }
     }
 
-    fn into_result(self) -> Option<PageResult> {
+    /// Returns the result, if the read has ended.
+    fn into_finished_result(self) -> Option<PageResult> {
         match self.state {
             ReadState::Pending(_) => None,
             ReadState::Finished { result, .. } => Some(result),
@@ -211,7 +212,7 @@ mod tests {
     }
 
     fn begin(cache: &mut PageCache, after: u64) -> u64 {
-        cache.begin(key(after), watch::channel(()).1).0
+        cache.begin_read(key(after), watch::channel(()).1).0
     }
 
     fn is_finished(cache: &PageCache, after: u64, asked_at: Instant) -> bool {
@@ -228,13 +229,13 @@ mod tests {
                 cache.find(&key(after), now),
                 FoundPage::Pending(_)
             ));
-            let dropped = cache.finish(key(after), number, page(5), now);
+            let dropped = cache.finish_read(key(after), number, page(5), now);
             assert_eq!(dropped.len(), usize::from(after == 2));
             assert!(cache.byte_len <= 10);
         }
         assert!(!is_finished(&cache, 0, now) && is_finished(&cache, 1, now));
         let number = begin(&mut cache, 9);
-        let _ = cache.finish(key(9), number, page(50), now);
+        let _ = cache.finish_read(key(9), number, page(50), now);
         assert!(is_finished(&cache, 9, now), "the newest page stays");
         assert_eq!(
             (cache.entries.len(), cache.byte_len, cache.pending_reads),
@@ -255,14 +256,14 @@ mod tests {
             (page(5), false),
         ] {
             let number = begin(&mut cache, 1);
-            let _ = cache.finish(key(1), number, result, now);
+            let _ = cache.finish_read(key(1), number, result, now);
             assert!(is_finished(&cache, 1, now + TRANSIENT_REUSE_TIME));
             assert_eq!(is_finished(&cache, 1, soon), !is_transient);
             assert!(matches!(cache.find(&key(1), later), FoundPage::Absent));
         }
         let number = begin(&mut cache, 1);
         assert_eq!(cache.byte_len, 0);
-        let _ = cache.finish(key(1), number, page(7), later);
+        let _ = cache.finish_read(key(1), number, page(7), later);
         assert_eq!((cache.entries.len(), cache.byte_len), (1, 7));
     }
 
@@ -273,7 +274,7 @@ mod tests {
         for after in 0..2 * MAX_FINISHED as u64 {
             let number = begin(&mut cache, after % 5000);
             let lost = Err(PageReadError::Lost(GapReason::Epoch));
-            let _ = cache.finish(key(after % 5000), number, lost, now);
+            let _ = cache.finish_read(key(after % 5000), number, lost, now);
         }
         assert!(cache.entries.len() <= MAX_FINISHED && cache.finished.len() <= MAX_FINISHED);
     }

@@ -98,14 +98,16 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets where subscribers without a cursor begin: by default with the [next event](StartPosition::Now).
+    /// Sets the position at which clients without a cursor begin: by default with the [next event](StartPosition::Now).
     pub fn start(mut self, start: StartPosition) -> Self {
         self.start = start;
         self
     }
 
-    /// Sets the id of the event before the first one that the feed pushes. By default, this id is not known, and a client that subscribes
-    /// before the first event has no cursor until then.
+    /// Sets where the feed begins: the id of the event before the first one that the feed pushes. By default, this id is not known, and a
+    /// client that subscribes before the first event has no cursor until then.
+    ///
+    /// [`start`](Self::start) sets where clients begin.
     pub fn start_after(mut self, id: EventId) -> Self {
         self.start_after = Some(id);
         self

@@ -66,11 +66,14 @@ impl RelayState {
         Item::Ended { retry }
     }
 
-    /// Resolves the start of a client that has lost the events between its cursor and the log: the client gets a gap, and then everything in
-    /// the log.
-    pub(super) fn start_after_loss(&self, cursor: &EventId, reason: GapReason) -> ResolvedStart {
+    /// Counts the lost cursor of a client, and resolves its start: the client gets a gap, and then everything in the log.
+    pub(super) fn start_at_oldest_counting_loss(
+        &self,
+        cursor: &EventId,
+        reason: GapReason,
+    ) -> ResolvedStart {
         self.counters.add_lost_cursor();
-        let start = self.log.start_after_gap(cursor, Gap::new(reason));
+        let start = self.log.start_at_oldest_with_gap(cursor, Gap::new(reason));
         if let Some(Item::Gap(gap)) = &start.first_item {
             self.add_missed_on_return(gap);
         }

@@ -236,7 +236,8 @@ impl Page {
     }
 
     /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
-    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the others.
+    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the events
+    /// that are left.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self

@@ -105,7 +105,7 @@ impl UpstreamReader {
             return FoundPage::Absent;
         }
         let (done_sender, done) = watch::channel(());
-        let (number, replaced) = pages.begin(key.clone(), done.clone());
+        let (number, replaced) = pages.begin_read(key.clone(), done.clone());
         let pending = PendingRead {
             reader: self.clone(),
             key: key.clone(),
@@ -151,7 +151,8 @@ impl Drop for PendingRead {
             self.reader.counters.add_failed_read();
         }
         let key = self.key.clone();
-        let dropped = lock(&self.reader.pages).finish(key, self.number, result, Instant::now());
+        let now = Instant::now();
+        let dropped = lock(&self.reader.pages).finish_read(key, self.number, result, now);
         // Dropped outside the lock, because dropping a payload can run its owner's code.
         drop(dropped);
     }

@@ -56,7 +56,8 @@ pub(super) struct SharedStream {
 #[derive(Debug)]
 struct SharedStreamState {
     log: ItemLog,
-    /// Whether a reader has found the stream locked by another reader.
+    /// Whether a reader has found the stream locked. The lock holder then wakes all readers after it has unlocked the stream, so that one
+    /// of them polls the stream again.
     poll_requested: bool,
 }
 
@@ -150,7 +151,8 @@ impl SharedStream {
                     || (outcome == PollAttempt::LockHeld && !state.poll_requested)
             };
             let readers = &self.reader_waker.readers;
-            if !readers.wait_unless(reader, cx.waker(), is_ready) {
+            let outcome = readers.store_waker_unless(reader, cx.waker(), is_ready);
+            if !outcome.is_stored() {
                 // The stream is not polled again at once: a stream that wakes its own waker and returns `Pending` yields to other
                 // tasks.
                 cx.waker().wake_by_ref();

@@ -14,8 +14,8 @@ impl StreamToken {
     /// Draws a token from the operating system's generator.
     ///
     /// # Panics
-    /// If the operating system has no random bits. A token that can be guessed would give others access to the stream, and `HashMap`
-    /// panics in this case too.
+    /// If the operating system has no random bits. A token that can be guessed would give others access to the stream. `HashMap`
+    /// also panics if the operating system has no random bits.
     pub(super) fn random() -> Self {
         let mut bits = [0; 16];
         match getrandom::fill(&mut bits) {

@@ -77,14 +77,14 @@ pub(super) enum StreamStatus {
 }
 
 impl Batch {
-    /// Returns whether the client has no cursor with which the source could resume after the batch. A client without such a cursor would
-    /// lose the rest of the stream.
-    pub(super) fn lacks_cursor(&self) -> bool {
-        let has_no_cursor = self.lacks_source_cursor || self.cursor.is_none();
+    /// Returns whether the rest of the stream must be parked. This is so if the client has no cursor with which the source could resume after
+    /// the batch, because the client would lose the rest.
+    pub(super) fn must_park_rest(&self) -> bool {
+        let cannot_resume = self.lacks_source_cursor || self.cursor.is_none();
         match self.status {
             StreamStatus::Finished => false,
-            StreamStatus::Idle | StreamStatus::HasMore => has_no_cursor,
-            StreamStatus::Reconnect(_) if self.has_ended_early => has_no_cursor,
+            StreamStatus::Idle | StreamStatus::HasMore => cannot_resume,
+            StreamStatus::Reconnect(_) if self.has_ended_early => cannot_resume,
             StreamStatus::Reconnect(_) | StreamStatus::Ended | StreamStatus::Failed(_) => {
                 self.lacks_source_cursor
             }

@@ -57,14 +57,14 @@ impl LongPollSource {
         self.pending.subscription().cursor()
     }
 
-    /// Returns whether the source itself can resume from a cursor. A plain stream cannot resume.
+    /// Returns whether the push's source resumes from cursors. A plain stream does not.
     pub(super) fn is_resumable(&self) -> bool {
         self.push.is_resumable()
     }
 
-    /// Returns the client's cursor if it has the form of a parked stream's cursor, but this stream is no longer parked. If the source then
-    /// gives no cursor of its own, the client has lost its position.
-    pub(super) fn lost_cursor(&self) -> Option<&EventId> {
+    /// Returns the client's cursor if it has the form of a parked stream's cursor, but this stream is no longer parked. The
+    /// client has lost its position only if the source gives no cursor of its own.
+    pub(super) fn possibly_lost_cursor(&self) -> Option<&EventId> {
         let may_be_lost =
             |id: &&EventId| Resumable::is_stream_cursor(id) && !self.resumable.contains(id);
         self.cursor()
@@ -84,13 +84,13 @@ impl LongPollSource {
         wait_times: WaitTimes,
     ) -> Result<Batch, Rejection> {
         let gap = self
-            .lost_cursor()
+            .possibly_lost_cursor()
             .map(|id| Gap::new(GapReason::Expired).requested(id.clone()));
         let builder = builder.with_lost_cursor_gap(gap);
         let opened = resume_parked_or_open(self.pending, self.push, &self.resumable, &self.owner);
         let mut stream = opened.await?;
         let mut batch = CollectBatch::new(&mut stream, builder, wait_times).await;
-        if batch.lacks_cursor() {
+        if batch.must_park_rest() {
             // The stream is parked without its supervision, because the guard supervises only this poll.
             let rest = ItemStream::with_first_item(batch.take_lookahead(), stream.into_inner());
             batch.cursor = Some(self.resumable.park(rest, Some(self.owner.into())));
@@ -99,8 +99,8 @@ impl LongPollSource {
     }
 }
 
-/// Resumes the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push that can resume itself is
-/// wrapped only if a stream is parked under the cursor.
+/// Resumes the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push whose source resumes
+/// from cursors is wrapped only if a stream is parked under the cursor.
 async fn resume_parked_or_open(
     pending: PendingSubscription,
     push: Push,

@@ -40,8 +40,8 @@ pub(super) struct EncodingCache(OnceLock<EncodedBytes>);
 
 /// The bytes of the event in one encoding, as an element of the linked list of an [`EncodingCache`].
 struct EncodedBytes {
-    /// The type that implements [`Encoding`].
-    encoding: TypeId,
+    /// The encoding of the bytes: the id of the type that implements [`Encoding`].
+    encoding_type: TypeId,
     bytes: Bytes,
     next: OnceLock<Box<EncodedBytes>>,
 }
@@ -54,7 +54,7 @@ impl EncodingCache {
     pub(super) fn get_or_encode<E: Encoding>(&self, fields: &Fields) -> &Bytes {
         let wanted = TypeId::of::<E>();
         let mut entry = self.0.get_or_init(|| EncodedBytes::new::<E>(fields));
-        while entry.encoding != wanted {
+        while entry.encoding_type != wanted {
             let next = &entry.next;
             entry = next.get_or_init(|| Box::new(EncodedBytes::new::<E>(fields)));
         }
@@ -65,7 +65,7 @@ impl EncodingCache {
     pub(super) fn contains<E: Encoding>(&self) -> bool {
         let mut next = self.0.get();
         while let Some(entry) = next {
-            if entry.encoding == TypeId::of::<E>() {
+            if entry.encoding_type == TypeId::of::<E>() {
                 return true;
             }
             next = entry.next.get().map(Box::as_ref);
@@ -79,7 +79,7 @@ impl EncodedBytes {
         let mut out = BytesMut::new();
         E::encode(fields, &mut out);
         Self {
-            encoding: TypeId::of::<E>(),
+            encoding_type: TypeId::of::<E>(),
             bytes: out.freeze(),
             next: OnceLock::new(),
         }

@@ -32,7 +32,7 @@ const ESCAPE: u8 = b'!';
 /// | entity tags of long polls, offsets of Durable Streams | the [escaped](Self::escaped) id |
 /// | the query of a URL, which clients write | percent-encoded. A `+` that the client has not encoded is read as `+`, because an id contains no space |
 ///
-/// An id of `[A-Za-z0-9._~-]` has the same form in all places. Prefer at most 128 of these characters for clients in browsers. A
+/// An id of `[A-Za-z0-9._~-]` needs no escape in any of these places. Prefer at most 128 of these characters for clients in browsers. A
 /// [proposal](https://github.com/whatwg/fetch/issues/568) for browsers requires a CORS preflight before an `EventSource` reconnects across
 /// origins with an id that is longer, or that contains one of `"():<>?@[\]{}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

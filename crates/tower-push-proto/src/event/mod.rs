@@ -270,8 +270,8 @@ impl Event {
         self.map_fields(|fields| fields.id = Some(id))
     }
 
-    /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. A later change of a field then
-    /// needs no copy, which matters under a lock.
+    /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. Call it before taking a
+    /// lock under which a field is changed, because the change then copies nothing.
     pub fn into_unshared(self) -> Self {
         self.map_fields(|_| {})
     }
@@ -290,7 +290,7 @@ impl Event {
         Ok(data.fields.payload)
     }
 
-    /// Whether a clone of the event exists. If so, it is worth keeping the encoded bytes, because the clone's subscriber can send them too.
+    /// Whether a clone of the event exists. If so, keep the encoded bytes: other streams that hold a clone can send them too.
     #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

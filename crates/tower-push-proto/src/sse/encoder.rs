@@ -29,7 +29,8 @@ pub struct SseEncoder {
 enum HeldCursor {
     None,
     /// The cursor that the client has sent. The standard makes a client forget its cursor at the first blank line of a connection that no
-    /// `id` precedes, so the first block repeats the cursor. The client has it already, so a flush does not write it.
+    /// `id` precedes, so the first block repeats the cursor. A flush does not write this cursor, because the client
+    /// has it already.
     Requested(EventId),
     /// A cursor that the client does not have. A flush writes it.
     Moved(EventId),

@@ -95,7 +95,7 @@ pub(super) const MAX_UNMASKED_HEADER_LEN: usize = 10;
 pub fn encode(opcode: OpCode, is_compressed: bool, payload: &[u8], out: &mut BytesMut) {
     let payload = &payload[..payload.len().min(max_payload_len(opcode))];
     out.reserve(MAX_UNMASKED_HEADER_LEN + payload.len());
-    out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
+    out.put_slice(EncodedHeader::new(opcode, is_compressed, payload.len()).as_bytes());
     out.put_slice(payload);
 }
 
@@ -125,7 +125,7 @@ pub fn encode_with(
     write_payload(out);
     out.truncate(payload_start.saturating_add(max_payload_len(opcode)));
     let end = out.len();
-    let header = FrameHeader::new(opcode, is_compressed, end - payload_start);
+    let header = EncodedHeader::new(opcode, is_compressed, end - payload_start);
     let header = header.as_bytes();
     if header.len() > MIN_HEADER_LEN {
         out.put_bytes(0, header.len() - MIN_HEADER_LEN);
@@ -155,7 +155,7 @@ pub fn encode_masked(
     let payload = &payload[..payload.len().min(max_payload_len(opcode))];
     out.reserve(MAX_UNMASKED_HEADER_LEN + mask_key.len() + payload.len());
     let second_byte = out.len() + 1;
-    out.put_slice(FrameHeader::new(opcode, is_compressed, payload.len()).as_bytes());
+    out.put_slice(EncodedHeader::new(opcode, is_compressed, payload.len()).as_bytes());
     out[second_byte] |= MASK_BIT;
     out.put_slice(&mask_key);
     let payload_start = out.len();
@@ -193,12 +193,12 @@ pub(super) fn unmasked_frame_len(frames: &[u8]) -> usize {
 
 /// The encoded header of an unmasked frame. The default is an empty header, of 0 bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct FrameHeader {
+pub(super) struct EncodedHeader {
     bytes: [u8; MAX_UNMASKED_HEADER_LEN],
     len: u8,
 }
 
-impl FrameHeader {
+impl EncodedHeader {
     /// Encodes the header of an unfragmented frame with `payload_len` payload bytes.
     pub(super) fn new(opcode: OpCode, is_compressed: bool, payload_len: usize) -> Self {
         debug_assert!(!opcode.is_control() || payload_len <= MAX_CONTROL_PAYLOAD_LEN);
@@ -312,7 +312,7 @@ mod tests {
             (65537, b"\x7f\0\0\0\0\0\x01\0\x01"),
         ];
         for (payload_len, expected) in vectors {
-            let header = FrameHeader::new(OpCode::Binary, false, payload_len);
+            let header = EncodedHeader::new(OpCode::Binary, false, payload_len);
             assert_eq!(header.as_bytes()[0], 0x82);
             assert_eq!(&header.as_bytes()[1..], expected, "{payload_len}");
         }

@@ -7,7 +7,7 @@ use super::{deflate::DeflateParams, message_format::CompressedFrameEncoding};
 use super::{
     frame::{self, OpCode},
     message_format::{
-        JsonMessageLayout, MessageFormat, MessageLayout, NchanMessageLayout, PlainMessageLayout,
+        JsonMessageWriter, MessageFormat, MessageWriter, NchanMessageWriter, PlainMessageWriter,
         UncompressedFrameEncoding,
     },
 };
@@ -92,39 +92,39 @@ impl FrameEncoder {
         let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;
         if !is_large
             || self.format != MessageFormat::Plain
-            || event.is_encoded::<UncompressedFrameEncoding<PlainMessageLayout>>()
-            || self.should_compress::<PlainMessageLayout>(&event)
+            || event.is_encoded::<UncompressedFrameEncoding<PlainMessageWriter>>()
+            || self.should_compress::<PlainMessageWriter>(&event)
         {
             return Err(event);
         }
         let payload = event.into_payload()?;
-        Ok((PlainMessageLayout::opcode(&payload), payload.into_bytes()))
+        Ok((PlainMessageWriter::opcode(&payload), payload.into_bytes()))
     }
 
-    fn write_event<L: MessageLayout>(&self, event: &Event, out: &mut FrameBuffer) {
+    fn write_event<W: MessageWriter>(&self, event: &Event, out: &mut FrameBuffer) {
         #[cfg(feature = "deflate")]
-        if self.should_compress::<L>(event) {
-            return out.push_event::<CompressedFrameEncoding<L>>(event);
+        if self.should_compress::<W>(event) {
+            return out.push_event::<CompressedFrameEncoding<W>>(event);
         }
-        out.push_event::<UncompressedFrameEncoding<L>>(event);
+        out.push_event::<UncompressedFrameEncoding<W>>(event);
     }
 
     #[cfg(feature = "deflate")]
-    fn should_compress<L: MessageLayout>(&self, event: &Event) -> bool {
+    fn should_compress<W: MessageWriter>(&self, event: &Event) -> bool {
         let Some(CompressionSettings { params, threshold }) = self.compression else {
             return false;
         };
         let payload_len = event.payload().as_bytes().len();
-        // The client's window must cover the whole message: the payload and the bytes that the layout adds.
+        // The client's window must cover the whole message: the payload and the bytes that the format adds.
         let is_covered = || {
             params.window_covers(usize::MAX)
-                || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<L>>().len())
+                || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<W>>().len())
         };
         payload_len >= threshold && is_covered()
     }
 
     #[cfg(not(feature = "deflate"))]
-    fn should_compress<L: MessageLayout>(&self, _: &Event) -> bool {
+    fn should_compress<W: MessageWriter>(&self, _: &Event) -> bool {
         false
     }
 
@@ -145,9 +145,9 @@ impl Encoder for FrameEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         match self.format {
-            MessageFormat::Plain => self.write_event::<PlainMessageLayout>(event, out),
-            MessageFormat::Json => self.write_event::<JsonMessageLayout>(event, out),
-            MessageFormat::Nchan => self.write_event::<NchanMessageLayout>(event, out),
+            MessageFormat::Plain => self.write_event::<PlainMessageWriter>(event, out),
+            MessageFormat::Json => self.write_event::<JsonMessageWriter>(event, out),
+            MessageFormat::Nchan => self.write_event::<NchanMessageWriter>(event, out),
         }
         Ok(())
     }

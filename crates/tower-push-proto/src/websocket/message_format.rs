@@ -1,4 +1,4 @@
-//! The layouts of events in WebSocket messages, and the encodings that write an event as one frame.
+//! The formats of events in WebSocket messages, and the encodings that write an event as one frame.
 
 use std::marker::PhantomData;
 
@@ -42,8 +42,9 @@ pub enum MessageFormat {
     Nchan,
 }
 
-/// A [`MessageFormat`] as a type, which can be the type parameter of an [`Encoding`].
-pub(super) trait MessageLayout: 'static {
+/// Writes the message of an event in one [`MessageFormat`]. Implemented by a marker type for each format, which is the type parameter of an
+/// [`Encoding`].
+pub(super) trait MessageWriter: 'static {
     /// Whether the message is the event's payload and nothing else.
     const IS_BARE_PAYLOAD: bool = false;
 
@@ -55,31 +56,31 @@ pub(super) trait MessageLayout: 'static {
 }
 
 /// The encoding of an event as one uncompressed frame.
-pub(super) struct UncompressedFrameEncoding<L>(PhantomData<L>);
+pub(super) struct UncompressedFrameEncoding<W>(PhantomData<W>);
 
-impl<L: MessageLayout> Encoding for UncompressedFrameEncoding<L> {
+impl<W: MessageWriter> Encoding for UncompressedFrameEncoding<W> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        let opcode = L::opcode(&fields.payload);
-        if L::IS_BARE_PAYLOAD {
+        let opcode = W::opcode(&fields.payload);
+        if W::IS_BARE_PAYLOAD {
             return frame::encode(opcode, false, fields.payload.as_bytes(), out);
         }
-        frame::encode_with(opcode, false, out, |out| L::write_message(fields, out));
+        frame::encode_with(opcode, false, out, |out| W::write_message(fields, out));
     }
 }
 
 /// The encoding of an event as one compressed frame. If compression does not make the frame shorter, the frame is uncompressed.
 #[cfg(feature = "deflate")]
-pub(super) struct CompressedFrameEncoding<L>(PhantomData<L>);
+pub(super) struct CompressedFrameEncoding<W>(PhantomData<W>);
 
 #[cfg(feature = "deflate")]
-impl<L: MessageLayout> Encoding for CompressedFrameEncoding<L> {
+impl<W: MessageWriter> Encoding for CompressedFrameEncoding<W> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
-        let opcode = L::opcode(&fields.payload);
+        let opcode = W::opcode(&fields.payload);
         let mut buffer = BytesMut::new();
-        let message = if L::IS_BARE_PAYLOAD {
+        let message = if W::IS_BARE_PAYLOAD {
             fields.payload.as_bytes()
         } else {
-            L::write_message(fields, &mut buffer);
+            W::write_message(fields, &mut buffer);
             &buffer
         };
         let start = out.len();
@@ -91,10 +92,10 @@ impl<L: MessageLayout> Encoding for CompressedFrameEncoding<L> {
     }
 }
 
-/// The layout of [`MessageFormat::Plain`].
-pub(super) struct PlainMessageLayout;
+/// A marker type: writes the messages of [`MessageFormat::Plain`].
+pub(super) struct PlainMessageWriter;
 
-impl MessageLayout for PlainMessageLayout {
+impl MessageWriter for PlainMessageWriter {
     const IS_BARE_PAYLOAD: bool = true;
 
     fn opcode(payload: &Payload) -> OpCode {
@@ -109,10 +110,10 @@ impl MessageLayout for PlainMessageLayout {
     }
 }
 
-/// The layout of [`MessageFormat::Json`].
-pub(super) struct JsonMessageLayout;
+/// A marker type: writes the messages of [`MessageFormat::Json`].
+pub(super) struct JsonMessageWriter;
 
-impl MessageLayout for JsonMessageLayout {
+impl MessageWriter for JsonMessageWriter {
     fn opcode(_: &Payload) -> OpCode {
         OpCode::Text
     }
@@ -122,15 +123,15 @@ impl MessageLayout for JsonMessageLayout {
     }
 }
 
-/// The layout of [`MessageFormat::Nchan`].
-pub(super) struct NchanMessageLayout;
+/// A marker type: writes the messages of [`MessageFormat::Nchan`].
+pub(super) struct NchanMessageWriter;
 
 /// The length, in bytes, that is reserved for the header lines of an nchan message.
 const NCHAN_HEADER_CAPACITY: usize = 128;
 
-impl MessageLayout for NchanMessageLayout {
+impl MessageWriter for NchanMessageWriter {
     fn opcode(payload: &Payload) -> OpCode {
-        PlainMessageLayout::opcode(payload)
+        PlainMessageWriter::opcode(payload)
     }
 
     fn write_message(fields: &Fields, out: &mut BytesMut) {

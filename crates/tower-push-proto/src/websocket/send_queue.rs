@@ -4,7 +4,7 @@ use std::{collections::VecDeque, iter::once};
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::{self, FrameHeader, OpCode};
+use super::frame::{self, EncodedHeader, OpCode};
 use crate::frame_buffer::FrameBuffer;
 
 /// The frames that a session has not written yet. Pings and pongs overtake messages, but never split a frame.
@@ -41,7 +41,7 @@ struct SendBacklog {
 #[derive(Debug, Default)]
 struct WholeFrames {
     /// The frame header whose payload is `bytes`. The header is empty if `bytes` holds whole frames.
-    header: FrameHeader,
+    header: EncodedHeader,
     bytes: Bytes,
 }
 
@@ -66,7 +66,7 @@ impl SendQueue {
     pub(super) fn push_message(&mut self, opcode: OpCode, payload: Bytes) {
         self.enqueue_encoded();
         self.enqueue(WholeFrames {
-            header: FrameHeader::new(opcode, false, payload.len()),
+            header: EncodedHeader::new(opcode, false, payload.len()),
             bytes: payload,
         });
     }
@@ -162,7 +162,7 @@ impl SendQueue {
     /// Moves the messages of `encoded` to `current` and to the backlog.
     fn enqueue_encoded(&mut self) {
         while let Some(bytes) = self.encoded.take_frame() {
-            let header = FrameHeader::default();
+            let header = EncodedHeader::default();
             self.enqueue(WholeFrames { header, bytes });
         }
     }
@@ -241,7 +241,7 @@ impl SendBacklog {
     fn pop_whole_frames(&mut self) -> Option<WholeFrames> {
         if !self.control_frames.is_empty() {
             return Some(WholeFrames {
-                header: FrameHeader::default(),
+                header: EncodedHeader::default(),
                 bytes: std::mem::take(&mut self.control_frames).freeze(),
             });
         }

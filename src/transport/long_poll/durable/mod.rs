@@ -186,7 +186,7 @@ impl DurableReadHandler {
     /// Responds with an event stream (§5.8).
     async fn respond_with_event_stream(self, request: ReadRequest) -> Response<PushBody> {
         let source = self.source.with_start(request.offset.start_position());
-        let may_have_lost_cursor = source.lost_cursor().is_some();
+        let may_have_lost_cursor = source.possibly_lost_cursor().is_some();
         // A gap that is ready at once can still be answered with a status.
         let is_gap = |item: &Item| match item.event() {
             None => matches!(item, Item::Gap(_)),

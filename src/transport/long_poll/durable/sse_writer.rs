@@ -144,7 +144,7 @@ impl ControlEventState {
         self.is_up_to_date = batch.status.is_up_to_date();
     }
 
-    /// Makes the JSON of the `control` event that follows a batch.
+    /// Makes the JSON of the `control` event that follows a batch, and advances the CDN cursor.
     fn next_event_json(&mut self, status: &StreamStatus) -> String {
         let offset = match &self.offset {
             Some(id) => offset_of(id),
