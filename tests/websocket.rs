@@ -15,7 +15,7 @@ use tower_push::{
     OriginPolicy, Push, PushLayer, SseLayer, WebSocketLayer,
     guard::Admission,
     source::{Rejection, StartPosition, Subscription, channel::LagPolicy, source_fn},
-    transport::{Negotiate, WebSocket, websocket::MessageFormat},
+    transport::{Negotiate, Sse, WebSocket, websocket::MessageFormat},
 };
 
 const TEXT: u8 = 0x81;
@@ -372,6 +372,62 @@ async fn refused_upgrade_closes_http1_connection() {
         assert!(response.starts_with(&status_line), "{response}");
         let line = format!("\r\nconnection: {connection}\r\n");
         assert!(response.contains(&line), "{response}");
+    }
+}
+
+#[tokio::test]
+async fn any_response_without_upgrade_closes_http1_connection() {
+    let handshake = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
+                     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let source = || source_fn(async |_| Ok::<_, Rejection>(stream::iter(["one"])));
+    let unauthorized = || async { Err::<Push, _>(Rejection::new(http::StatusCode::UNAUTHORIZED)) };
+    let router = Router::new()
+        .route("/unauthorized", any(unauthorized))
+        .route("/page", any(|| async { "page" }))
+        .route("/push", any(move || async move { Push::new(source()) }))
+        .layer(PushLayer::new())
+        .route(
+            "/respond",
+            any(move |request: http::Request<axum::body::Body>| async move {
+                let mut head = request.into_parts().0;
+                tower_push::respond(&mut head, source()).await
+            }),
+        );
+    let guarded = tower_push::service(source()).guard(&Guard::new());
+    let sse = tower_push::service(source()).transport(Negotiate::only(Sse::new()));
+    let router = router
+        .route_service("/service", tower_push::service(source()))
+        .route_service("/guarded", guarded)
+        .route_service("/sse", sse);
+    let server = TestServer::start(router).await;
+    for (request, status) in [
+        ("GET /unauthorized", 401),
+        ("GET /page", 200),
+        ("GET /push?transport=sse", 200),
+        ("GET /push?transport=unknown", 406),
+        ("OPTIONS /push", 405),
+        ("GET /respond?transport=unknown", 406),
+        ("DELETE /service", 405),
+        ("OPTIONS /service", 204),
+        ("GET /service?transport=long-poll", 200),
+        ("GET /service?transport=sse", 200),
+        ("GET /guarded?transport=sse", 200),
+        ("GET /sse", 200),
+    ] {
+        let requests = format!(
+            "{request} HTTP/1.1\r\nhost: a\r\n{handshake}\r\n\
+             GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+        );
+        let (_socket, response) = send_raw_http1(&server, &requests, "never").await;
+        assert_eq!(
+            response.matches("HTTP/1.1 ").count(),
+            1,
+            "{request}: {response}"
+        );
+        let status_line = format!("HTTP/1.1 {status} ");
+        assert!(response.starts_with(&status_line), "{request}: {response}");
+        let closes = response.contains("\r\nconnection: close\r\n");
+        assert!(closes, "{request}: {response}");
     }
 }
 

@@ -121,7 +121,7 @@ use crate::{
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
     transport::{
-        BoxResponseFuture, Preference, PushBody, Transport, close_connection_after,
+        BoxResponseFuture, Preference, PushBody, Transport, close_unless_upgraded,
         is_event_source_request, is_websocket_upgrade,
     },
 };
@@ -332,14 +332,11 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                     stream.record_response(&response, head);
                     response
                 }
-                None => {
-                    let mut refusal = stream.refuse_for_drain(head, is_event_source);
-                    if is_upgrade_request {
-                        close_connection_after(&mut refusal);
-                    }
-                    refusal
-                }
+                None => stream.refuse_for_drain(head, is_event_source),
             };
+            if is_upgrade_request {
+                close_unless_upgraded(&mut response);
+            }
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
         })
@@ -379,7 +376,7 @@ fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<
     guard.record_refusal(Some(head), reason);
     let mut refusal = guard.refusal_response(reason, is_event_source_request(head));
     if is_websocket_upgrade(head) {
-        close_connection_after(&mut refusal);
+        close_unless_upgraded(&mut refusal);
     }
     refusal
 }

@@ -14,7 +14,9 @@ use tower_service::Service;
 
 use crate::{
     source::{FormBody, Rejection},
-    transport::{PushBody, is_query_method, rejection_response},
+    transport::{
+        PushBody, close_unless_upgraded, is_query_method, is_websocket_upgrade, rejection_response,
+    },
 };
 
 /// A layer that reads the form in the body of `QUERY` requests, and inserts it into the request's extensions as a [`FormBody`].
@@ -92,7 +94,11 @@ where
                         Request::from_parts(head, B::from(form))
                     }
                     Err(rejection) => {
-                        return Ok(rejection_response(rejection).map(PushBody::with_inner_type));
+                        let mut response = rejection_response(rejection);
+                        if is_websocket_upgrade(&head) {
+                            close_unless_upgraded(&mut response);
+                        }
+                        return Ok(response.map(PushBody::with_inner_type));
                     }
                 }
             } else {

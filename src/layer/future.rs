@@ -12,7 +12,9 @@ use super::{
     IntoPushOrResponse,
     push_or_response::{KeptResponseParts, PushOrResponse},
 };
-use crate::transport::{BoxResponseFuture, PushBody, Transport};
+use crate::transport::{
+    BoxResponseFuture, PushBody, Transport, close_unless_upgraded, is_websocket_upgrade,
+};
 
 pin_project! {
     /// The future of a [`TransportService`](super::TransportService).
@@ -29,7 +31,11 @@ pin_project! {
         /// The inner service has not returned its response yet.
         CallingService { #[pin] service_future: F, head: Box<Parts>, transport: Arc<T> },
         /// The inner service returned a push, and the transport subscribes to its source.
-        RespondingWithPush { response: BoxResponseFuture, carrier_parts: KeptResponseParts },
+        RespondingWithPush {
+            response: BoxResponseFuture,
+            carrier_parts: KeptResponseParts,
+            is_upgrade_request: bool,
+        },
     }
 }
 
@@ -62,24 +68,34 @@ where
                     head,
                     transport,
                 } => match ready!(service_future.poll(cx))?.into_push_or_response() {
-                    PushOrResponse::Response(response) => {
+                    PushOrResponse::Response(mut response) => {
+                        if is_websocket_upgrade(head) {
+                            close_unless_upgraded(&mut response);
+                        }
                         return Poll::Ready(Ok(response.map(PushBody::from_inner)));
                     }
                     PushOrResponse::Push(push, carrier_parts) => {
+                        let is_upgrade_request = is_websocket_upgrade(head);
                         let response = transport.respond(head, push);
                         state.set(ResponseState::RespondingWithPush {
                             response,
                             carrier_parts,
+                            is_upgrade_request,
                         });
                     }
                 },
                 ResponseStateProjection::RespondingWithPush {
                     response,
                     carrier_parts,
+                    is_upgrade_request,
                 } => {
                     let response = ready!(response.as_mut().poll(cx));
                     let carrier_parts = std::mem::take(carrier_parts);
-                    return Poll::Ready(Ok(carrier_parts.merge_into(response)));
+                    let mut response = carrier_parts.merge_into(response);
+                    if *is_upgrade_request {
+                        close_unless_upgraded(&mut response);
+                    }
+                    return Poll::Ready(Ok(response));
                 }
             }
         }

@@ -73,7 +73,10 @@ pub use self::{
 use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
-    transport::{Chunked, LongPoll, Negotiate, PushBody, Sse, Transport},
+    transport::{
+        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport, close_unless_upgraded,
+        is_websocket_upgrade,
+    },
 };
 
 /// A layer that turns the [`Push`]es of a service into responses over one transport.
@@ -186,5 +189,10 @@ where
     S: PushSource + Send + 'static,
 {
     static NEGOTIATE: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
-    NEGOTIATE.respond(head, Push::new(source)).await
+    let is_upgrade_request = is_websocket_upgrade(head);
+    let mut response = NEGOTIATE.respond(head, Push::new(source)).await;
+    if is_upgrade_request {
+        close_unless_upgraded(&mut response);
+    }
+    response
 }

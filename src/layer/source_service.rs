@@ -16,8 +16,8 @@ use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
-        BoxResponseFuture, Negotiate, PushBody, Transport, is_query_method, method_rejection,
-        rejection_response,
+        BoxResponseFuture, Negotiate, PushBody, Transport, close_unless_upgraded, is_query_method,
+        is_websocket_upgrade, method_rejection, rejection_response,
     },
 };
 
@@ -116,6 +116,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut head, body) = request.into_parts();
+        let is_upgrade_request = is_websocket_upgrade(&head);
         let push = Push::new(self.source.clone());
         let response: BoxResponseFuture = match method_rejection(&head.method) {
             // The transport may accept the CONNECT as an upgrade.
@@ -134,19 +135,28 @@ where
             }
             _ => self.transport.respond(&mut head, push),
         };
-        SourceResponseFuture(response)
+        SourceResponseFuture {
+            response,
+            is_upgrade_request,
+        }
     }
 }
 
 /// The future of a [`SourceService`].
 #[must_use = "futures do nothing unless polled"]
-pub struct SourceResponseFuture(BoxResponseFuture);
+pub struct SourceResponseFuture {
+    response: BoxResponseFuture,
+    is_upgrade_request: bool,
+}
 
 impl Future for SourceResponseFuture {
     type Output = Result<Response<PushBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = task::ready!(self.0.as_mut().poll(cx));
+        let mut response = task::ready!(self.response.as_mut().poll(cx));
+        if self.is_upgrade_request {
+            close_unless_upgraded(&mut response);
+        }
         Poll::Ready(Ok(response))
     }
 }

@@ -93,7 +93,7 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 #[cfg(feature = "server")]
 pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
 pub(crate) use self::response::{
-    close_connection_after, event_source_retry_response, is_event_source_request, is_query_method,
+    close_unless_upgraded, event_source_retry_response, is_event_source_request, is_query_method,
     is_websocket_upgrade,
 };
 #[cfg(feature = "websocket")]

@@ -128,13 +128,19 @@ pub(crate) fn is_websocket_upgrade(head: &Parts) -> bool {
     head.version == Version::HTTP_11 && contains_token(&head.headers, header::UPGRADE, "websocket")
 }
 
-/// Adds `Connection: close` to the refusal of a request for which [`is_websocket_upgrade`] is true.
+/// Adds `Connection: close` to a response without an upgrade, unless the response has it. The request is one for which
+/// [`is_websocket_upgrade`] is true.
 ///
 /// A proxy that does not wait for the 101 response takes the connection for a tunnel. If the connection stayed open, the server would
 /// then read the client's next bytes as requests that the proxy has not seen.
-pub(crate) fn close_connection_after(refusal: &mut Response<PushBody>) {
+pub(crate) fn close_unless_upgraded<B>(response: &mut Response<B>) {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || contains_token(response.headers(), header::CONNECTION, "close")
+    {
+        return;
+    }
     let close = HeaderValue::from_static("close");
-    refusal.headers_mut().append(header::CONNECTION, close);
+    response.headers_mut().append(header::CONNECTION, close);
 }
 
 /// Returns whether the method is `QUERY`. Older versions of `http` have no constant for this method.

@@ -87,7 +87,7 @@ use self::{
 };
 use super::{
     BoxResponseFuture, KeepAlive, Preference, PushBody, Transport, rejection_response,
-    response::{close_connection_after, is_websocket_upgrade},
+    response::{close_unless_upgraded, is_websocket_upgrade},
 };
 use crate::{
     BoxError,
@@ -377,7 +377,7 @@ impl Transport for WebSocket {
         let refuse = move |rejection| {
             let mut response = rejection_response(rejection);
             if is_upgrade_request {
-                close_connection_after(&mut response);
+                close_unless_upgraded(&mut response);
             }
             response
         };
