@@ -236,8 +236,9 @@ impl Page {
     }
 
     /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
-    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the others. If the page has
-    /// no event, and neither [`Gap::resumed`] nor [`scanned_to`](Self::scanned_to) is another cursor, it is handled as `Lost`.
+    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the others. A page that has
+    /// no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is handled as
+    /// `Lost`.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self
