@@ -11,7 +11,7 @@
 
 use std::{collections::HashMap, pin::Pin, time::Duration};
 
-use axum::{Router, routing::any};
+use axum::{Router, routing::any, serve::ListenerExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::mpsc, time::sleep};
@@ -28,6 +28,9 @@ const SUBPROTOCOL: &str = "graphql-transport-ws";
 
 /// How long a client may take to send `connection_init`.
 const INIT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The maximum number of operations of one connection at the same time.
+const MAX_OPERATIONS: usize = 100;
 
 const BAD_REQUEST: CloseCode = CloseCode::new(4400).unwrap();
 const UNAUTHORIZED: CloseCode = CloseCode::new(4401).unwrap();
@@ -53,6 +56,10 @@ async fn main() -> Result<(), BoxError> {
         "open http://{}/graphql with a GraphQL client",
         listener.local_addr()?
     );
+    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
+    let listener = listener.tap_io(|socket| {
+        let _ = socket.set_nodelay(true);
+    });
     axum::serve(listener, app).await?;
     Ok(())
 }
@@ -112,8 +119,7 @@ struct ConnectionParams {
 #[derive(Deserialize)]
 struct Operation {
     query: String,
-    #[serde(default)]
-    variables: HashMap<String, Value>,
+    variables: Option<HashMap<String, Value>>,
 }
 
 /// The next result of an operation, or its end.
@@ -200,7 +206,11 @@ impl Connection {
             let reason = format!("Subscriber for {id} already exists");
             return Err(close_error(SUBSCRIBER_EXISTS, reason));
         }
-        match execute(operation) {
+        let results = match self.operations.len() {
+            MAX_OPERATIONS.. => Err("too many operations".to_owned()),
+            _ => execute(operation),
+        };
+        match results {
             Ok(results) => {
                 let updates = results.map(OperationUpdate::Next);
                 let updates = updates.chain(once(OperationUpdate::Complete));
@@ -235,7 +245,8 @@ fn parse(message: &Payload) -> Result<ClientMessage, CloseError> {
 /// Returns the results of an operation: `{ hello }`, or `subscription { countdown }` with the variable `from`.
 fn execute(operation: &Operation) -> Result<impl Stream<Item = Value> + Send + use<>, String> {
     let (field, values) = if operation.query.contains("countdown") {
-        let from = operation.variables.get("from").and_then(Value::as_u64);
+        let variables = operation.variables.as_ref();
+        let from = variables.and_then(|variables| variables.get("from")?.as_u64());
         let count = from.unwrap_or(3).min(100);
         let values: Vec<Value> = (0..=count).rev().map(Value::from).collect();
         ("countdown", values)

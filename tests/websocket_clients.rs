@@ -425,6 +425,10 @@ async fn graphql_ws_client_sees_results_and_close_codes() {
             "unknown": [{ "error": [{ "message": "unknown operation: { nothing }" }] }],
         }),
         json!({ "scenario": "first", "data": { "countdown": 100 } }),
+        json!({
+            "scenario": "one too many",
+            "results": [{ "error": [{ "message": "too many operations" }] }],
+        }),
         closed("disposed", 1000, ""),
         closed(
             "invalid message",

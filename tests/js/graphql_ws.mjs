@@ -45,7 +45,7 @@ async function collect(client, operation) {
 
 const { client, closed } = connect({ on: {} });
 const [hello, numbers, unknown] = await Promise.all([
-  collect(client, { query: "{ hello }" }),
+  collect(client, { query: "{ hello }", variables: null }),
   collect(client, countdown),
   collect(client, { query: "{ nothing }" }),
 ]);
@@ -54,6 +54,9 @@ for await (const first of client.iterate({ ...countdown, variables: { from: 100 
   print("first", first);
   break; // The client sends `complete`.
 }
+const long = { ...countdown, variables: { from: 100 } };
+for (let i = 0; i < 100; i++) client.iterate(long);
+print("one too many", { results: await collect(client, long) });
 client.dispose();
 print("disposed", await closed);
 

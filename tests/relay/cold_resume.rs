@@ -10,7 +10,10 @@ use tower_push::{
     event::Topic,
     source::{
         StartPosition,
-        relay::{Feed, RelayBuilder, RelaySubscriber, UpstreamLimits},
+        relay::{
+            Feed, Page, PageRequest, RelayBuilder, RelaySubscriber, Upstream, UpstreamError,
+            UpstreamLimits,
+        },
     },
     transport::{Chunked, Sse, Transport},
 };
@@ -162,6 +165,78 @@ async fn scan_is_bounded_and_then_gap() {
     assert_eq!(items, [expected, numbers(181..=200)].concat());
     assert_eq!(relay.store.read_count(), 4);
     assert_eq!(relay.relay.counts().lost_cursors, 1);
+}
+
+/// A store whose pages have at most three events, as if the events were large, and whose gaps do not say where the events go on.
+struct TersePages(Store);
+
+impl Upstream for TersePages {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let page = self.0.read_page(request.with_max_events(3)).await?;
+        let (gap, events) = page.into_parts();
+        let page = Page::new(events);
+        Ok(match gap {
+            Some(mut gap) => {
+                gap.resumed = None;
+                page.after_gap(gap)
+            }
+            None => page,
+        })
+    }
+}
+
+/// Appends 100 events to a store with [`TersePages`], and pushes the last 20 of them to a relay.
+fn terse_relay(limits: UpstreamLimits) -> StoreRelay {
+    let store = Store::default();
+    store.append(100);
+    let builder = builder().upstream_limits(limits).start_after(id(0, 80));
+    let (feed, relay) = builder.upstream(TersePages(store.clone())).build();
+    let mut relay = StoreRelay { store, feed, relay };
+    relay.push_rest(80);
+    relay
+}
+
+/// The store has lost all events, and the log has the last ones.
+#[tokio::test(start_paused = true)]
+async fn gap_without_events_is_one_gap_and_then_the_log() {
+    let relay = terse_relay(limits());
+    relay.store.lock().trim(100);
+    let items = read_items(&mut relay.resume(50)).await;
+    assert_eq!(items[0], "expired None");
+    assert_eq!(items[1..], numbers(81..=100));
+    assert_eq!(relay.store.read_count(), 1);
+    let counts = relay.relay.counts();
+    assert_eq!((counts.lost_cursors, counts.missed_on_return), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn gap_of_page_read_again_comes_once() {
+    let relay = terse_relay(limits().cache_bytes(1));
+    relay.store.lock().trim(60);
+    let mut slow = relay.resume(50);
+    assert_eq!(
+        describe_item(slow.next().await.unwrap()),
+        "expired Some(10)"
+    );
+    // Another client's page takes the place of the slow client's.
+    let _ = relay.resume(70).next().await;
+    assert_eq!(read_items(&mut slow).await, numbers(61..=100));
+    assert_eq!(relay.relay.counts().missed_on_return, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn scan_counts_each_event_once() {
+    let relay = terse_relay(limits().max_scan(35).cache_bytes(1));
+    assert_eq!(read_items(&mut relay.resume(50)).await, numbers(51..=100));
+    let mut slow = relay.resume(50);
+    for number in 51..=80 {
+        assert_eq!(
+            describe_item(slow.next().await.unwrap()),
+            number.to_string()
+        );
+        let _ = relay.resume(number - 20).next().await;
+    }
+    assert_eq!(read_items(&mut slow).await, numbers(81..=100));
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,7 +33,11 @@ pub(super) struct ColdResume {
     topics: Option<TopicSet>,
     cursor: EventId,
     page: Option<PagePosition>,
-    /// The number of events that the upstream may still look at for this client.
+    /// Whether the client has the gap that stands between `cursor` and the event after it. If the page is read anew, the gap is not sent
+    /// again.
+    is_gap_after_cursor_sent: bool,
+    /// The number of events that the upstream may still look at for this client. An event counts when the client takes it from its page,
+    /// so that a page that is read anew does not count twice.
     remaining_scan: usize,
     step: ColdResumeStep,
 }
@@ -84,6 +88,7 @@ impl ColdResume {
             upstream,
             topics,
             cursor,
+            is_gap_after_cursor_sent: false,
             page: None,
             step: ColdResumeStep::LookUp,
         }
@@ -118,16 +123,21 @@ impl ColdResume {
                 ColdResumeStep::ReadPage(read) => {
                     let result = ready!(read.as_mut().poll(cx));
                     self.step = ColdResumeStep::LookUp;
-                    match result {
-                        Ok(page) => self.start_page(&page),
-                        Err(PageReadError::Lost(reason)) => {
-                            let start = relay.start_at_oldest_counting_loss(&self.cursor, reason);
-                            return Poll::Ready(ColdResumeOutcome::ReadLog(start));
-                        }
+                    let loss = match result {
+                        Ok(page) => match page.reason_of_loss(&self.cursor) {
+                            Some(reason) => reason,
+                            None => {
+                                self.start_page(&page);
+                                continue;
+                            }
+                        },
+                        Err(PageReadError::Lost(reason)) => reason,
                         Err(PageReadError::Unavailable) => {
                             return Poll::Ready(ColdResumeOutcome::Unavailable);
                         }
-                    }
+                    };
+                    let start = relay.start_at_oldest_counting_loss(&self.cursor, loss);
+                    return Poll::Ready(ColdResumeOutcome::ReadLog(start));
                 }
                 ColdResumeStep::WaitForFeed(recheck) => {
                     // The position is read before the log is searched, so that an event that the feed pushes after the search ends the wait.
@@ -163,10 +173,9 @@ impl ColdResume {
             self.step = ColdResumeStep::WaitForFeed(Box::pin(sleep(wait)));
             return;
         }
-        self.remaining_scan = self.remaining_scan.saturating_sub(limits.page_events);
         self.page = Some(PagePosition {
             page: Arc::downgrade(page),
-            is_gap_sent: false,
+            is_gap_sent: self.is_gap_after_cursor_sent,
             next: 0,
         });
     }
@@ -183,19 +192,31 @@ impl ColdResume {
                 let mut gap = gap.clone();
                 gap.requested.get_or_insert_with(|| self.cursor.clone());
                 relay.add_missed_on_return(&gap);
-                self.cursor = gap.resumed.as_ref().unwrap_or(&self.cursor).clone();
+                let resumed = gap.resumed.as_ref().unwrap_or(&self.cursor).clone();
+                self.is_gap_after_cursor_sent = resumed == self.cursor;
+                self.cursor = resumed;
                 return Some(Item::from(gap));
             }
         }
         while let Some(event) = page.events.get(position.next) {
             position.next += 1;
+            self.remaining_scan = self.remaining_scan.saturating_sub(1);
+            self.is_gap_after_cursor_sent = false;
             self.cursor = event.id().unwrap_or(&self.cursor).clone();
             if (self.topics.as_ref()).is_none_or(|topics| topics.includes(event)) {
                 return Some(Item::Event(event.clone()));
             }
         }
         self.page = None;
-        let scanned_to = page.scanned_to.clone().filter(|id| *id != self.cursor)?;
+        let scanned_to = page.scanned_to.clone().filter(|id| *id != self.cursor);
+        if scanned_to.is_some() || page.events.is_empty() {
+            // The page does not tell how many events the upstream has looked at: a full page counts.
+            let full_page = self.upstream.limits().page_events;
+            let uncounted = full_page.saturating_sub(page.events.len());
+            self.remaining_scan = self.remaining_scan.saturating_sub(uncounted);
+        }
+        let scanned_to = scanned_to?;
+        self.is_gap_after_cursor_sent = false;
         self.cursor = scanned_to.clone();
         Some(Item::Cursor(scanned_to))
     }

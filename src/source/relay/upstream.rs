@@ -236,8 +236,9 @@ impl Page {
     }
 
     /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
-    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the events
-    /// that are left.
+    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the events that are left. A page
+    /// that has no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is handled
+    /// as `Lost`.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self
@@ -273,6 +274,15 @@ impl Page {
     pub(super) fn is_end_of_feed(&self, cursor: &EventId) -> bool {
         let has_moved = self.scanned_to.as_ref().is_some_and(|id| id != cursor);
         self.events.is_empty() && self.gap.is_none() && !has_moved
+    }
+
+    /// Returns the reason of a gap after which the page has nothing: neither an event nor another cursor. A client that requested the next
+    /// page after `cursor` would get this page again.
+    pub(super) fn reason_of_loss(&self, cursor: &EventId) -> Option<GapReason> {
+        let has_moved = |id: &Option<EventId>| id.as_ref().is_some_and(|id| id != cursor);
+        let gap = self.gap.as_ref()?;
+        let has_next = !self.events.is_empty() || has_moved(&gap.resumed);
+        (!has_next && !has_moved(&self.scanned_to)).then_some(gap.reason)
     }
 
     /// Returns whether each event has an id that can be a cursor.

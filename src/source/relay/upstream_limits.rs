@@ -55,8 +55,9 @@ impl UpstreamLimits {
         self
     }
 
-    /// Sets the maximum number of events that the upstream looks at for one client that returns, in full pages. The default is
-    /// 10 000. A client that is further behind gets a gap (`expired`), and continues with the oldest event in the relay's log.
+    /// Sets the maximum number of events that the upstream looks at for one client that returns. The default is 10 000. A client that is
+    /// further behind gets a gap (`expired`) after the page that reaches this number, and continues with the oldest event in the relay's
+    /// log. A page whose [`scanned_to`](super::Page::scanned_to) is not its last event counts as a full page.
     pub fn max_scan(mut self, events: usize) -> Self {
         self.max_scan = events;
         self
