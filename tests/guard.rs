@@ -253,6 +253,19 @@ async fn refusal_suits_the_client() {
 }
 
 #[tokio::test]
+async fn preflight_needs_no_admission() {
+    let guard = Guard::builder().admission(&admission_of(0)).build();
+    let mut head = get_request_head("/", &[]);
+    head.method = http::Method::OPTIONS;
+    let answer = guard
+        .wrap(Negotiate::new())
+        .respond(&mut head, Push::new(Channel::new()))
+        .await;
+    assert_eq!(answer.status(), 204);
+    assert_eq!(guard.counts().refused(RefusalReason::Full), 0);
+}
+
+#[tokio::test]
 async fn always_503_applies_to_event_sources() {
     let guard = Guard::builder()
         .admission(&admission_of(0))

@@ -60,7 +60,7 @@
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
 //!
-//! A `HEAD` request opens no stream. Only the origin policy can refuse a `HEAD` request.
+//! `HEAD` and `OPTIONS` requests open no stream. Only the origin policy can refuse them.
 //!
 //! # What to observe
 //! | what | where |
@@ -304,7 +304,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         if !guard.allows_origin(head) {
             return Box::pin(ready(refuse(guard, head, RefusalReason::Origin)));
         }
-        if head.method == Method::HEAD {
+        if matches!(head.method, Method::HEAD | Method::OPTIONS) {
             return self.transport.respond(head, push);
         }
         let stream = match admit(guard, head) {
