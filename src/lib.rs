@@ -15,7 +15,7 @@
 //! ```no_run
 //! use std::time::Duration;
 //!
-//! use axum::{Router, routing::any};
+//! use axum::{Router, routing::any, serve::ListenerExt};
 //! use tokio::{net::TcpListener, time::interval};
 //! use tokio_stream::{StreamExt, wrappers::IntervalStream};
 //! use tower_push::{Push, PushLayer};
@@ -27,7 +27,9 @@
 //! #[tokio::main]
 //! async fn main() -> std::io::Result<()> {
 //!     let app = Router::new().route("/ticks", any(ticks)).layer(PushLayer::new());
-//!     let listener = TcpListener::bind("127.0.0.1:3000").await?;
+//!     let listener = TcpListener::bind("127.0.0.1:3000").await?.tap_io(|socket| {
+//!         let _ = socket.set_nodelay(true); // TCP sends each event at once
+//!     });
 //!     axum::serve(listener, app).await
 //! }
 //! ```
