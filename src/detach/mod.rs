@@ -45,7 +45,7 @@ pub(crate) use self::{
     detachable_body::DetachableBody,
     hand_over::{DetachClaim, DetachOffer, HandOver},
     kept_reason::DetachCounters,
-    wire_digest::write_chunk_size,
+    wire_digest::{MAX_SIZE_LINE_LEN, write_chunk_size},
 };
 use crate::BoxError;
 

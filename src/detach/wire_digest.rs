@@ -32,19 +32,21 @@ impl WireDigest {
 
     /// Adds `payload` as one chunk of the chunked transfer coding (RFC 9112 §7.1).
     pub(super) fn add_chunk(&mut self, payload: &[u8]) {
-        let mut buffer = [0; 18];
+        let mut buffer = [0; MAX_SIZE_LINE_LEN];
         self.add(write_chunk_size(payload.len(), &mut buffer));
         self.add(payload);
         self.add(b"\r\n");
     }
 }
 
+/// The length of the longest size line of a chunk: 16 digits and CRLF.
+pub(crate) const MAX_SIZE_LINE_LEN: usize = 18;
+
 /// Writes the size line of a chunk, as hyper does: hexadecimal, in upper case. Returns the line.
-pub(crate) fn write_chunk_size(len: usize, buffer: &mut [u8; 18]) -> &[u8] {
+pub(crate) fn write_chunk_size(len: usize, buffer: &mut [u8; MAX_SIZE_LINE_LEN]) -> &[u8] {
     let mut rest = &mut buffer[..];
-    // The longest line has 16 digits and CRLF.
     let _ = write!(rest, "{len:X}\r\n");
-    let written = 18 - rest.len();
+    let written = MAX_SIZE_LINE_LEN - rest.len();
     &buffer[..written]
 }
 
@@ -71,7 +73,7 @@ mod tests {
 
     #[test]
     fn longest_chunk_size_fits() {
-        let mut buffer = [0; 18];
+        let mut buffer = [0; MAX_SIZE_LINE_LEN];
         assert_eq!(
             write_chunk_size(usize::MAX, &mut buffer),
             b"FFFFFFFFFFFFFFFF\r\n"

@@ -75,6 +75,13 @@ struct DrainStart {
     started_at: Instant,
 }
 
+impl DrainStart {
+    /// Returns the time after which the drain no longer waits.
+    fn deadline(self) -> Instant {
+        self.started_at + self.plan.deadline
+    }
+}
+
 /// The settings of a [`Drain`]: its deadline, how the ends of the streams are spread over time, and when clients should
 /// reconnect.
 ///
@@ -231,8 +238,7 @@ impl Drain {
     /// be sent yet: the server sends them while it finishes its connections in its own graceful shutdown.
     pub async fn wait(&self) -> DrainOutcome {
         let start = self.wait_for(|state| state.start).await;
-        let deadline = start.started_at + start.plan.deadline;
-        let outcome = timeout_at(deadline, self.wait_until_empty()).await;
+        let outcome = timeout_at(start.deadline(), self.wait_until_empty()).await;
         outcome.unwrap_or_else(|_| self.outcome())
     }
 
@@ -272,8 +278,7 @@ impl Drain {
     /// Returns the time after which the drain no longer waits; `None` before the start.
     #[cfg(feature = "server")]
     fn deadline(&self) -> Option<Instant> {
-        let DrainStart { plan, started_at } = self.started()?;
-        Some(started_at + plan.deadline)
+        self.started().map(DrainStart::deadline)
     }
 
     /// Chooses a random time after which one client should reconnect. Returns zero before the start.
@@ -300,8 +305,13 @@ impl DrainState {
             return None;
         }
         self.open += 1;
+        Some(self.next_sequence())
+    }
+
+    /// Returns the sequence number of the next task that registers.
+    fn next_sequence(&mut self) -> usize {
         self.registered = self.registered.wrapping_add(1);
-        Some(self.registered)
+        self.registered
     }
 
     /// Counts an open stream as closed; after the start of the drain also as notified if `was_notified`, else as left.
@@ -342,10 +352,7 @@ pub(crate) struct DrainStartWaiter {
 #[cfg(feature = "server")]
 impl DrainStartWaiter {
     pub(crate) fn new(drain: &Drain) -> Self {
-        let mut state = lock(&drain.0.state);
-        state.registered = state.registered.wrapping_add(1);
-        let sequence = state.registered;
-        drop(state);
+        let sequence = lock(&drain.0.state).next_sequence();
         Self {
             drain: drain.clone(),
             key: drain.0.stream_tasks.register(sequence),
@@ -356,11 +363,12 @@ impl DrainStartWaiter {
     pub(crate) fn poll_deadline(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
         let drain = &self.drain;
         let stream_tasks = &drain.0.stream_tasks;
+        // Like `DrainableStream::ends_at`, this takes the lock that all streams share only after the start.
         let outcome =
             stream_tasks.store_waker_unless(&self.key, cx.waker(), || drain.has_started());
-        match drain.deadline() {
-            Some(deadline) if !outcome.is_stored() => Poll::Ready(deadline),
-            _ => Poll::Pending,
+        match outcome.is_stored() {
+            true => Poll::Pending,
+            false => drain.deadline().map_or(Poll::Pending, Poll::Ready),
         }
     }
 }

@@ -84,12 +84,19 @@ where
         };
         let (version, unread) = version?;
         let activity = Arc::new(ConnectionActivity::new());
-        let hand_over = HandOver::new(server.detach_counters.clone());
         let counters = server.detach_counters.clone();
-        let detaching = match version {
-            _ if !server.settings.can_detach => Detaching::Never(KeptReason::Disabled, counters),
-            HttpVersion::Http1 => Detaching::Http1(hand_over.clone(), counters),
-            HttpVersion::Http2 => Detaching::Never(KeptReason::HttpVersion, counters),
+        let (hand_over, detaching) = match version {
+            _ if !server.settings.can_detach => {
+                (None, Detaching::Never(KeptReason::Disabled, counters))
+            }
+            HttpVersion::Http1 => {
+                let hand_over = HandOver::new(counters.clone());
+                (
+                    Some(hand_over.clone()),
+                    Detaching::Http1(hand_over, counters),
+                )
+            }
+            HttpVersion::Http2 => (None, Detaching::Never(KeptReason::HttpVersion, counters)),
         };
         let extensions = self.extensions;
         let service = ConnectionService::new(service, extensions, activity.clone(), detaching);
@@ -104,7 +111,7 @@ where
                 let connection = server.http1.serve_connection(io, service).with_upgrades();
                 let mut driver =
                     ConnectionDriver::new(connection, version, activity, drain, server);
-                driver.hand_over = Some(hand_over);
+                driver.hand_over = hand_over;
                 // Boxed, because hyper's connection would enlarge the future that reads the version.
                 Box::pin(driver.serve_http1()).await
             }
@@ -171,7 +178,7 @@ struct ConnectionDriver<C> {
     /// When the connection is cut. Set once the drain has started.
     drain_deadline: Option<Instant>,
     is_shutting_down: bool,
-    /// Set on an HTTP/1 connection.
+    /// Set on an HTTP/1 connection whose streams may leave hyper.
     hand_over: Option<Arc<HandOver>>,
     server: Arc<SharedServer>,
 }

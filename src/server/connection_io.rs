@@ -29,7 +29,8 @@ pub(super) struct ConnectionIo<IO> {
 #[derive(Clone, Debug)]
 pub(super) struct Http1Reports {
     pub(super) activity: Arc<ConnectionActivity>,
-    pub(super) hand_over: Arc<HandOver>,
+    /// `None` if no stream may leave hyper.
+    pub(super) hand_over: Option<Arc<HandOver>>,
 }
 
 impl<IO> ConnectionIo<IO> {
@@ -57,7 +58,11 @@ impl<IO> ConnectionIo<IO> {
 
     /// Reports a write of hyper: how many bytes of `slices` the socket has taken.
     fn report_write(&self, slices: &[IoSlice<'_>], write: &Poll<io::Result<usize>>) {
-        if let Some(Http1Reports { hand_over, .. }) = &self.http1 {
+        if let Some(hand_over) = self
+            .http1
+            .as_ref()
+            .and_then(|http1| http1.hand_over.as_ref())
+        {
             let written = match write {
                 Poll::Ready(Ok(written)) => *written,
                 _ => 0,
@@ -103,8 +108,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<IO> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flush = Pin::new(&mut self.io).poll_flush(cx);
         if let (Some(reports), Poll::Ready(Ok(()))) = (&self.http1, &flush) {
-            let is_idle = reports.activity.awaited_input().is_some();
-            reports.hand_over.on_flush(is_idle);
+            if let Some(hand_over) = &reports.hand_over {
+                hand_over.on_flush(reports.activity.awaited_input().is_some());
+            }
         }
         flush
     }

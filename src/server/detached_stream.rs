@@ -10,14 +10,15 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 
 use super::connection_permit::ConnectionPermit;
 use crate::{
     deadline::earlier,
-    detach::{BoxBody, write_chunk_size},
+    detach::{BoxBody, MAX_SIZE_LINE_LEN, write_chunk_size},
     guard::DrainStartWaiter,
+    transport::MovingDeadlineTimer,
 };
 
 /// The task of a stream that has left hyper: writes the frames of a body as chunks to the socket, and notices that the client has left.
@@ -36,8 +37,8 @@ pub(super) struct DetachedStream<IO> {
     drain_start: Option<DrainStartWaiter>,
     /// When the connection is cut. Set once the drain has started.
     drain_deadline: Option<Instant>,
-    /// Set when the stream first has a deadline. Boxed because a `Sleep` is large.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Set when the stream first has a deadline. Boxed because a timer is large.
+    timer: Option<Pin<Box<MovingDeadlineTimer>>>,
     io: IO,
     // Declared last, so that the connection counts as open until the socket is closed.
     _permit: ConnectionPermit,
@@ -134,7 +135,7 @@ where
 
     /// Begins to write a chunk. What the socket does not take at once stays in `unwritten`.
     fn start_chunk(&mut self, payload: Bytes, cx: &mut Context<'_>) -> io::Result<()> {
-        let mut size_line = [0; 18];
+        let mut size_line = [0; MAX_SIZE_LINE_LEN];
         let size_line = write_chunk_size(payload.len(), &mut size_line);
         if payload.len() > MAX_COPIED_PAYLOAD_LEN {
             let size_line = Bytes::copy_from_slice(size_line);
@@ -143,7 +144,7 @@ where
             self.is_flushed = false;
             return Ok(());
         }
-        let mut chunk = [0; 18 + MAX_COPIED_PAYLOAD_LEN + 2];
+        let mut chunk = [0; MAX_SIZE_LINE_LEN + MAX_COPIED_PAYLOAD_LEN + 2];
         let mut len = 0;
         for slice in [size_line, &payload, b"\r\n"] {
             chunk[len..len + slice.len()].copy_from_slice(slice);
@@ -171,11 +172,7 @@ where
         loop {
             ready!(self.poll_unwritten(cx))?;
             match self.phase {
-                StreamPhase::Streaming => {
-                    if ready!(self.poll_body(cx))?.is_ended() {
-                        self.phase = StreamPhase::ShuttingDown;
-                    }
-                }
+                StreamPhase::Streaming => ready!(self.poll_body(cx))?,
                 StreamPhase::ShuttingDown => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
@@ -187,13 +184,13 @@ where
         }
     }
 
-    /// Writes the next frame of the body.
+    /// Writes the next frame of the body, or the last chunk.
     ///
     /// # Errors
     /// Fails if the body fails. The client then gets no last chunk.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<BodyProgress>> {
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(body) = &mut self.body else {
-            return Poll::Ready(Ok(BodyProgress::Ended));
+            return Poll::Pending;
         };
         match body.as_mut().poll_frame(cx) {
             Poll::Pending => {
@@ -210,13 +207,13 @@ where
                         self.start_chunk(payload, cx)?;
                     }
                 }
-                Poll::Ready(Ok(BodyProgress::Continues))
+                Poll::Ready(Ok(()))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(io::Error::other(error))),
             Poll::Ready(None) => {
                 self.body = None;
-                self.write_bytes(LAST_CHUNK, cx)?;
-                Poll::Ready(Ok(BodyProgress::Ended))
+                self.phase = StreamPhase::ShuttingDown;
+                Poll::Ready(self.write_bytes(LAST_CHUNK, cx))
             }
         }
     }
@@ -237,24 +234,8 @@ where
         };
         let timer = self
             .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if timer.deadline() != deadline {
-            timer.as_mut().reset(deadline);
-        }
-        timer.as_mut().poll(cx)
-    }
-}
-
-/// Whether a body may have more frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BodyProgress {
-    Continues,
-    Ended,
-}
-
-impl BodyProgress {
-    fn is_ended(self) -> bool {
-        self == Self::Ended
+            .get_or_insert_with(|| Box::pin(MovingDeadlineTimer::default()));
+        timer.as_mut().poll(deadline, cx)
     }
 }
 
