@@ -18,11 +18,7 @@ pub struct ChannelBuilder {
 impl ChannelBuilder {
     pub(super) fn new() -> Self {
         Self {
-            limits: EventLogLimits {
-                max_events: 1024,
-                max_bytes: 4 << 20,
-                max_age: None,
-            },
+            limits: EventLogLimits::default(),
             lag_policy: LagPolicy::default(),
             start: StartPosition::default(),
         }

@@ -13,6 +13,17 @@ pub(crate) struct EventLogLimits {
     pub(crate) max_age: Option<Duration>,
 }
 
+impl Default for EventLogLimits {
+    /// The limits of a channel and of a relay whose user has set none.
+    fn default() -> Self {
+        Self {
+            max_events: 1024,
+            max_bytes: 4 << 20,
+            max_age: None,
+        }
+    }
+}
+
 impl EventLogLimits {
     pub(super) fn is_expired(&self, entry: &LogEntry, now: Duration) -> bool {
         let age = now.saturating_sub(entry.appended_at);

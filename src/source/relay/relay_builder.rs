@@ -45,11 +45,7 @@ pub struct RelayBuilder {
 impl RelayBuilder {
     pub(super) fn new() -> Self {
         Self {
-            limits: EventLogLimits {
-                max_events: 1024,
-                max_bytes: 4 << 20,
-                max_age: None,
-            },
+            limits: EventLogLimits::default(),
             max_trimmed_ids: 4096,
             lag_policy: LagPolicy::default(),
             start: StartPosition::default(),

@@ -1,11 +1,4 @@
-use std::{
-    cmp::Ordering,
-    fmt,
-    future::Future,
-    hash::{Hash, Hasher},
-    pin::Pin,
-    sync::Arc,
-};
+use std::{cmp::Ordering, fmt, future::Future, pin::Pin, sync::Arc};
 
 use crate::{
     BoxError,
@@ -19,7 +12,7 @@ use crate::{
 /// # The cursor rule
 /// An id names one event unforgeably, and a client resumes from an id only if that event is still there, or is the newest one. An
 /// upstream that finds another event in its place, or none, fails with [`UpstreamError::Lost`]. A client that resumed from such an
-/// id would miss events, and nobody would know.
+/// id would miss events without notice.
 ///
 /// ```
 /// use tower_push::{
@@ -88,14 +81,14 @@ pub struct PageRequest {
 }
 
 /// The cursor and the topics of a [`PageRequest`]. Clients with equal keys share a page.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PageKey {
     pub(super) after: EventId,
     pub(super) topics: Option<TopicSet>,
 }
 
 /// The topics that a subscriber gets, in alphabetical order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TopicSet(Arc<[Topic]>);
 
 /// A part of the feed that a [`Relay`](super::Relay) has read from its [`Upstream`].
@@ -204,25 +197,14 @@ impl PageRequest {
 impl TopicSet {
     pub(super) fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
         let mut topics: Vec<_> = topics.into_iter().collect();
-        topics.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        topics.sort_unstable();
         topics.dedup();
         Self(topics.into())
     }
 
     pub(super) fn includes(&self, event: &Event) -> bool {
-        event.topic().is_some_and(|topic| {
-            let found = (self.0).binary_search_by(|own| own.as_str().cmp(topic.as_str()));
-            found.is_ok()
-        })
-    }
-}
-
-impl Hash for PageKey {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        self.after.hash(hasher);
-        for topic in self.topics.iter().flat_map(|topics| topics.0.iter()) {
-            topic.as_str().hash(hasher);
-        }
+        let topic = event.topic();
+        topic.is_some_and(|topic| self.0.binary_search(topic).is_ok())
     }
 }
 
