@@ -57,9 +57,6 @@ pin_project! {
 
 type SubscribeFuture<S> = Pin<Box<dyn Future<Output = Result<S, Rejection>> + Send>>;
 
-/// The name of the transport whose response has not begun before its first item.
-const LONG_POLL: &str = "long-poll";
-
 /// The time after which a client reconnects if its rejection names no time: 5 seconds, on average.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
 
@@ -76,7 +73,7 @@ impl<S: PushSource + Send + 'static> PushSource for EarlyResponseSource<S> {
     type Stream = EarlyResponseStream<S::Stream>;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
-        if subscription.transport() == LONG_POLL {
+        if !subscription.can_respond_early() {
             let stream = self.source.subscribe(subscription).await?;
             let expiry = None;
             let state = EarlyResponseState::Subscribed { stream, expiry };

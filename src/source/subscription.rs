@@ -41,6 +41,8 @@ pub struct Subscription {
     client_messages: Option<ClientMessagesSlot>,
     /// Whether the response has begun, so that its subprotocol is fixed.
     has_response_begun: bool,
+    /// Whether the transport can begin its response before the source has decided.
+    can_respond_early: bool,
 }
 
 /// The request's head and the expiry, which all clones of a [`Subscription`] share.
@@ -87,7 +89,21 @@ impl Subscription {
             }),
             client_messages: None,
             has_response_begun: false,
+            can_respond_early: true,
         }
+    }
+
+    /// Returns this subscription for a transport that responds only after the source has decided.
+    pub(crate) fn without_early_response(self) -> Self {
+        Self {
+            can_respond_early: false,
+            ..self
+        }
+    }
+
+    /// Returns whether the transport can begin its response before the source has decided.
+    pub(super) fn can_respond_early(&self) -> bool {
+        self.can_respond_early
     }
 
     /// Returns this subscription with the receiving half of `sender`. The source takes the receiving half with

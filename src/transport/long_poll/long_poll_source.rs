@@ -34,8 +34,9 @@ impl LongPollSource {
         let authorization = head.headers.get(header::AUTHORIZATION);
         let authorization = authorization.map_or(&[][..], HeaderValue::as_bytes);
         let owner = format!("{} {}", head.uri.path(), authorization.escape_ascii());
+        let pending = PendingSubscription::new(head, transport);
         Self {
-            pending: PendingSubscription::new(head, transport),
+            pending: pending.map_subscription(Subscription::without_early_response),
             push,
             resumable: resumable.clone(),
             owner,
