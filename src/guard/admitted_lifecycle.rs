@@ -45,7 +45,7 @@ pub(super) struct AdmittedLifecycle {
     span: OnceLock<Box<Span>>,
     /// The [`CloseReason`] that is recorded if the stream closes now, as its index in [`CloseReason::ALL`].
     close_reason: AtomicU8,
-    /// Whether the client gets its whole response at once, for whatever reason the stream is closed.
+    /// Whether the client gets its whole response at once, independent of why the stream is closed.
     has_non_streaming_response: AtomicBool,
     /// Whether another guard, inside this one, has refused the request.
     is_refused: AtomicBool,

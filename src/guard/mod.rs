@@ -334,9 +334,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                 }
                 None => stream.refuse_for_drain(head, is_event_source),
             };
-            if is_upgrade_request {
-                close_unless_upgraded(&mut response);
-            }
+            close_unless_upgraded(is_upgrade_request, &mut response);
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
         })
@@ -375,8 +373,6 @@ fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle
 fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     guard.record_refusal(Some(head), reason);
     let mut refusal = guard.refusal_response(reason, is_event_source_request(head));
-    if is_websocket_upgrade(head) {
-        close_unless_upgraded(&mut refusal);
-    }
+    close_unless_upgraded(is_websocket_upgrade(head), &mut refusal);
     refusal
 }

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_layer::Layer;
+use tower_push_proto::header_list::media_type;
 use tower_service::Service;
 
 use crate::{
@@ -95,9 +96,7 @@ where
                     }
                     Err(rejection) => {
                         let mut response = rejection_response(rejection);
-                        if is_websocket_upgrade(&head) {
-                            close_unless_upgraded(&mut response);
-                        }
+                        close_unless_upgraded(is_websocket_upgrade(&head), &mut response);
                         return Ok(response.map(PushBody::with_inner_type));
                     }
                 }
@@ -168,10 +167,8 @@ fn form_body(form: &[u8]) -> FormBody {
 
 /// Returns whether the `Content-Type` is that of forms.
 fn is_form(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE);
-    let content_type = content_type.and_then(|value| value.to_str().ok());
-    let media_type = content_type.and_then(|value| value.split(';').next());
-    media_type.is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case(FORM_MEDIA_TYPE))
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(media_type);
+    media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case(FORM_MEDIA_TYPE))
 }
 
 /// Reads a whole body.
@@ -196,18 +193,13 @@ async fn read_body_without_timeout<B: Body>(body: B) -> Result<Bytes, Rejection>
     let mut bytes = Vec::new();
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|_| Rejection::new(StatusCode::BAD_REQUEST))?;
-        let Ok(mut data) = frame.into_data() else {
+        let Ok(data) = frame.into_data() else {
             continue;
         };
         if data.remaining() > MAX_FORM_LEN - bytes.len() {
             return Err(Rejection::new(StatusCode::PAYLOAD_TOO_LARGE));
         }
-        while data.has_remaining() {
-            let chunk = data.chunk();
-            bytes.extend_from_slice(chunk);
-            let len = chunk.len();
-            data.advance(len);
-        }
+        bytes.put(data);
     }
     Ok(bytes.into())
 }

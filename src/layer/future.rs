@@ -69,9 +69,7 @@ where
                     transport,
                 } => match ready!(service_future.poll(cx))?.into_push_or_response() {
                     PushOrResponse::Response(mut response) => {
-                        if is_websocket_upgrade(head) {
-                            close_unless_upgraded(&mut response);
-                        }
+                        close_unless_upgraded(is_websocket_upgrade(head), &mut response);
                         return Poll::Ready(Ok(response.map(PushBody::from_inner)));
                     }
                     PushOrResponse::Push(push, carrier_parts) => {
@@ -92,9 +90,7 @@ where
                     let response = ready!(response.as_mut().poll(cx));
                     let carrier_parts = std::mem::take(carrier_parts);
                     let mut response = carrier_parts.merge_into(response);
-                    if *is_upgrade_request {
-                        close_unless_upgraded(&mut response);
-                    }
+                    close_unless_upgraded(*is_upgrade_request, &mut response);
                     return Poll::Ready(Ok(response));
                 }
             }

@@ -191,8 +191,6 @@ where
     static NEGOTIATE: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
     let is_upgrade_request = is_websocket_upgrade(head);
     let mut response = NEGOTIATE.respond(head, Push::new(source)).await;
-    if is_upgrade_request {
-        close_unless_upgraded(&mut response);
-    }
+    close_unless_upgraded(is_upgrade_request, &mut response);
     response
 }

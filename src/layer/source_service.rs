@@ -154,9 +154,7 @@ impl Future for SourceResponseFuture {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut response = task::ready!(self.response.as_mut().poll(cx));
-        if self.is_upgrade_request {
-            close_unless_upgraded(&mut response);
-        }
+        close_unless_upgraded(self.is_upgrade_request, &mut response);
         Poll::Ready(Ok(response))
     }
 }

@@ -186,7 +186,7 @@ impl OriginPolicy {
         self
     }
 
-    /// Allows requests without a host, whatever their `Origin`: `Host` is missing or empty. By default, such a request passes only if it has
+    /// Allows requests whose `Host` is missing or empty, with any `Origin` or none. By default, such a request passes only if it has
     /// no `Origin`, or if its origin is listed.
     ///
     /// Some WebSocket clients of embedded devices send an empty `Host`, and an `Origin` of their own invention. Browsers always send the

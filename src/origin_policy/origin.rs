@@ -1,6 +1,7 @@
 use std::{fmt, net::Ipv6Addr};
 
 use http::{header::HOST, request::Parts};
+use tower_push_proto::header_list::single_value;
 
 /// An origin that a policy can name: that of a page with a host, or one of the two that pages without a host have.
 #[derive(Clone, PartialEq, Eq)]
@@ -103,9 +104,7 @@ fn request_authority(head: &Parts) -> Option<&str> {
     if let Some(authority) = head.uri.authority() {
         return Some(authority.as_str());
     }
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let host = hosts.next()?.to_str().ok()?;
-    hosts.next().is_none().then_some(host)
+    single_value(&head.headers, HOST)?.to_str().ok()
 }
 
 /// Returns whether the request names no host: the request target has no authority, and `Host` is missing or empty.

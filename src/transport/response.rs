@@ -128,13 +128,14 @@ pub(crate) fn is_websocket_upgrade(head: &Parts) -> bool {
     head.version == Version::HTTP_11 && contains_token(&head.headers, header::UPGRADE, "websocket")
 }
 
-/// Adds `Connection: close` to a response without an upgrade, unless the response has it. The request is one for which
-/// [`is_websocket_upgrade`] is true.
+/// Adds `Connection: close` to the response to an upgrade request if the response does not upgrade and has no such header yet.
+/// `is_upgrade_request` is [`is_websocket_upgrade`] of the request.
 ///
 /// A proxy that does not wait for the 101 response takes the connection for a tunnel. If the connection stayed open, the server would
 /// then read the client's next bytes as requests that the proxy has not seen.
-pub(crate) fn close_unless_upgraded<B>(response: &mut Response<B>) {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+pub(crate) fn close_unless_upgraded<B>(is_upgrade_request: bool, response: &mut Response<B>) {
+    if !is_upgrade_request
+        || response.status() == StatusCode::SWITCHING_PROTOCOLS
         || contains_token(response.headers(), header::CONNECTION, "close")
     {
         return;

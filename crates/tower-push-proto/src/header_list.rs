@@ -36,6 +36,11 @@ pub fn single_value(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValu
     values.next().filter(|_| values.next().is_none())
 }
 
+/// Returns the media type of a `Content-Type` without its parameters. Returns `None` if the value is not visible ASCII.
+pub fn media_type(content_type: &HeaderValue) -> Option<&str> {
+    content_type.to_str().ok()?.split(';').next().map(str::trim)
+}
+
 /// Whether all bytes of `text` are allowed in a token ([RFC 9110 §5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2)).
 pub fn is_token(text: &[u8]) -> bool {
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);

@@ -376,9 +376,7 @@ impl Transport for WebSocket {
         let is_upgrade_request = is_websocket_upgrade(head);
         let refuse = move |rejection| {
             let mut response = rejection_response(rejection);
-            if is_upgrade_request {
-                close_unless_upgraded(&mut response);
-            }
+            close_unless_upgraded(is_upgrade_request, &mut response);
             response
         };
         let handshake = match self.accept_handshake(head) {

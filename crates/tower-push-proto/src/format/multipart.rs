@@ -33,7 +33,7 @@ use crate::{
 /// | `Event-Type` | the event's type, in UTF-8 | if the event has one |
 /// | `Content-Length` | the length of the payload in bytes | always |
 ///
-/// Each stream has a boundary of its own: 128 bits that nobody can predict, so that an attacker cannot put the boundary into a payload. A
+/// Each stream has a boundary of its own: 128 unpredictable bits, so that an attacker cannot put the boundary into a payload. A
 /// payload that contains the boundary aborts the stream ([`Error::is_delimiter_in_payload`]).
 ///
 /// Gaps, cursors, heartbeats and the end are written in one of these ways:

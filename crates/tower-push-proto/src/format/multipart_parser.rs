@@ -5,7 +5,11 @@ use http::{
 };
 
 use super::DEFAULT_MAX_RECORD_LEN;
-use crate::{byte_search, error::Error, header_list::split_unquoted};
+use crate::{
+    byte_search,
+    error::Error,
+    header_list::{media_type, split_unquoted},
+};
 
 /// An incremental parser of multipart bodies ([RFC 2046 §5.1](https://www.rfc-editor.org/rfc/rfc2046#section-5.1)), `multipart/mixed`
 /// and `multipart/x-mixed-replace` alike.
@@ -411,7 +415,6 @@ fn unquoted(value: &str) -> Option<String> {
 impl MultipartPart {
     /// Returns the media type of the content without its parameters. Returns `None` if the part has no `Content-Type`.
     pub fn media_type(&self) -> Option<&str> {
-        let value = self.headers.get(CONTENT_TYPE)?.to_str().ok()?;
-        value.split(';').next().map(str::trim)
+        media_type(self.headers.get(CONTENT_TYPE)?)
     }
 }

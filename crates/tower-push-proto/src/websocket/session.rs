@@ -365,10 +365,8 @@ impl Session {
             return Ok(Payload::Binary(bytes.into()));
         }
         let text = String::from_utf8(bytes);
-        text.map(Payload::Text).map_err(|_| DecodeError {
-            close_code: CloseCode::INVALID_PAYLOAD,
-            reason: "text is not UTF-8",
-        })
+        text.map(Payload::Text)
+            .map_err(|_| DecodeError::INVALID_UTF8)
     }
 
     fn count_unsolicited_frame(&mut self, now: Instant) {
@@ -744,10 +742,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 #[cfg(feature = "deflate")]
 fn inflate_message(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, DecodeError> {
     deflate::inflate(compressed, max_len).map_err(|error| match error {
-        InflateError::TooBig => DecodeError {
-            close_code: CloseCode::MESSAGE_TOO_BIG,
-            reason: "message is too big",
-        },
+        InflateError::TooBig => DecodeError::MESSAGE_TOO_BIG,
         InflateError::Invalid => DecodeError {
             close_code: CloseCode::INVALID_PAYLOAD,
             reason: "not compressed as agreed",
@@ -758,10 +753,7 @@ fn inflate_message(compressed: &[u8], max_len: usize) -> Result<Vec<u8>, DecodeE
 /// Returns an error. Without the feature `deflate` this function is never called, because the decoder refuses compressed messages.
 #[cfg(not(feature = "deflate"))]
 fn inflate_message(_: &[u8], _: usize) -> Result<Vec<u8>, DecodeError> {
-    Err(DecodeError {
-        close_code: CloseCode::PROTOCOL_ERROR,
-        reason: "compression was not agreed on",
-    })
+    Err(DecodeError::protocol("compression was not agreed on"))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use futures_core::Stream;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
 };
+use tower_push_proto::header_list::media_type;
 
 pub(super) use self::read_request::{is_durable_live_request, is_durable_request};
 use self::{
@@ -71,7 +72,7 @@ pub(super) struct DurableStreamsConfig {
     pub(super) content_type: HeaderValue,
     /// Whether shared caches may keep responses.
     pub(super) has_public_cache: bool,
-    /// Whether every request is answered in this dialect, whatever its parameters are.
+    /// Whether every request is answered in this dialect, with any parameters.
     pub(super) is_only_dialect: bool,
     pub(super) keep_alive: KeepAlive,
     /// Whether event streams have the header `Incremental: ?1`.
@@ -221,8 +222,7 @@ impl DurableStreamsConfig {
 
     /// Chooses the data format of event streams by the content type without its parameters (§5.8).
     fn sse_data_format(&self) -> SseDataFormat {
-        let content_type = self.content_type.to_str().unwrap_or_default();
-        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let media_type = media_type(&self.content_type).unwrap_or_default();
         let is_text = |start: &str| start.eq_ignore_ascii_case("text/");
         if media_type.eq_ignore_ascii_case("application/json") {
             SseDataFormat::JsonArray
@@ -362,7 +362,7 @@ fn failure_response(error: Option<&Error>) -> Response<PushBody> {
     if error.is_some_and(Error::is_gap_unsupported) {
         return message_response(StatusCode::GONE, GAP_MESSAGE);
     }
-    message_response(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+    rejection_response(Rejection::new(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
 /// Makes the 410 response for a gap, and reports to the stream's guard that the gap cannot be sent.

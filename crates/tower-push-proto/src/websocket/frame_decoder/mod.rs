@@ -130,12 +130,12 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    const INVALID_UTF8: Self = Self {
+    pub(in crate::websocket) const INVALID_UTF8: Self = Self {
         close_code: CloseCode::INVALID_PAYLOAD,
         reason: "text is not UTF-8",
     };
 
-    const MESSAGE_TOO_BIG: Self = Self {
+    pub(in crate::websocket) const MESSAGE_TOO_BIG: Self = Self {
         close_code: CloseCode::MESSAGE_TOO_BIG,
         reason: "message is too big",
     };
@@ -146,7 +146,7 @@ impl DecodeError {
     };
 
     /// Creates the error for a violation of the protocol.
-    const fn protocol(reason: &'static str) -> Self {
+    pub(in crate::websocket) const fn protocol(reason: &'static str) -> Self {
         Self {
             close_code: CloseCode::PROTOCOL_ERROR,
             reason,
