@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --example tls
 //! ```
-//! The program prints an address to open in a browser. The certificate is made at the start and signed by nobody, so the browser asks first. In a
+//! The program prints an address to open in a browser. The program makes a self-signed certificate at the start, so the browser asks first. In a
 //! terminal:
 //! ```text
 //! curl -kN https://127.0.0.1:3000/ticks                # HTTP/2, chosen by ALPN

@@ -315,7 +315,7 @@ impl Drop for ClientMessageSender {
 /// The slot from which a subscription takes its [`ClientMessages`], once. Clones share the slot.
 #[derive(Clone, Debug)]
 pub(super) enum ClientMessagesSlot {
-    /// Nobody has taken the receiving half.
+    /// The receiving half has not been taken.
     Unclaimed(Arc<MessageQueue>),
     /// The receiving half, until it is taken. Its messages are queued in the meantime.
     Claimed(Arc<Mutex<Option<ClientMessages>>>),
