@@ -11,14 +11,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, task::noop_waker};
+use futures_util::{FutureExt, StreamExt};
 use http_body_util::BodyExt;
 use testkit::{
     HttpConnection, HttpVersion, TestServer, body_frames, body_text, describe_item,
-    get_request_head,
+    get_request_head, poll_next, read_ready_items,
 };
 use tower_push::{
-    BoxError, Channel, Event, EventId, Item, KeepAlive, Push, PushSource,
+    Channel, Event, EventId, Item, KeepAlive, Push, PushSource,
     source::{
         StartPosition, Subscription,
         channel::{LagPolicy, Subscriber},
@@ -30,19 +30,6 @@ use tower_push::{
 fn publish_numbers(channel: &Channel, numbers: impl IntoIterator<Item = u64>) -> Vec<EventId> {
     let publish = |n: u64| channel.publish(n.to_string()).unwrap();
     numbers.into_iter().map(publish).collect()
-}
-
-/// Reads the items that are ready, described by [`describe_item`].
-fn read_ready_items(subscriber: &mut Subscriber) -> Vec<String> {
-    let mut read = Vec::new();
-    while let Poll::Ready(Some(item)) = poll_next(subscriber) {
-        read.push(describe_item(item));
-    }
-    read
-}
-
-fn poll_next(subscriber: &mut Subscriber) -> Poll<Option<Result<Item, BoxError>>> {
-    subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
 }
 
 #[test]

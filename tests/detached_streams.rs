@@ -16,8 +16,12 @@ use futures_util::{
 };
 use http::{Request, Response};
 use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use testkit::{HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer};
+use testkit::{
+    HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, wait_for_connections,
+    wait_until,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -47,17 +51,9 @@ use tower_push::{
 
 const MS_100: Duration = Duration::from_millis(100);
 
-async fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < TEST_TIMEOUT, "{what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
 async fn wait_until_detached(server: &Server, streams: u64) {
-    let what = format!("{:?}", server.counts());
-    wait_until(&what, || server.counts().detached_streams == streams).await;
+    let detached = || server.counts().detached_streams == streams;
+    wait_until(detached, || format!("{:?}", server.counts())).await;
 }
 
 /// Asserts which streams the server has detached and kept.
@@ -155,7 +151,7 @@ async fn chunks_continue_where_hyper_stopped() {
         "{data}"
     );
     assert!(data.contains(&large));
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_for_connections(&settings).await;
 }
 
 #[tokio::test]
@@ -231,17 +227,15 @@ async fn client_that_leaves_is_noticed() {
         let (settings, _server, counter, mut socket, _channel) = open_counted().await;
         assert_eq!(counter.get(), 1);
         if leaves_with_reset {
-            let socket = socket2::SockRef::from(&socket);
-            socket.set_linger(Some(Duration::ZERO)).unwrap();
+            let options = socket2::SockRef::from(&socket);
+            options.set_linger(Some(Duration::ZERO)).unwrap();
+            drop(socket);
         } else {
             // The client may close its side only, as over hyper.
             socket.shutdown().await.unwrap();
         }
-        if leaves_with_reset {
-            drop(socket);
-        }
-        wait_until("the stream is dropped", || counter.get() == 0).await;
-        wait_until("closed", || settings.counts().open_connections == 0).await;
+        wait_until(|| counter.get() == 0, || "the stream is dropped").await;
+        wait_for_connections(&settings).await;
     }
 }
 
@@ -256,7 +250,7 @@ async fn pipelined_requests_are_discarded() {
     read_until(&mut socket, &mut read, "still here").await;
     assert!(!String::from_utf8_lossy(&read).contains("HTTP/1.1"));
     drop(socket);
-    wait_until("the stream is dropped", || counter.get() == 0).await;
+    wait_until(|| counter.get() == 0, || "the stream is dropped").await;
     assert_eq!(settings.counts().detached_streams, 1);
 }
 
@@ -293,8 +287,8 @@ async fn client_that_stops_reading_is_disconnected() {
             tokio::task::yield_now().await;
         }
     });
-    wait_until("the stream is dropped", || counter.get() == 0).await;
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_until(|| counter.get() == 0, || "the stream is dropped").await;
+    wait_for_connections(&settings).await;
     publisher.abort();
     drop(socket);
 }
@@ -346,9 +340,7 @@ async fn guard_sees_one_stream() {
     assert_eq!((outcome.notified, outcome.left, outcome.cut), (10, 0, 0));
     assert_eq!(guard.counts().closed(CloseReason::Drained), 10);
     assert_eq!(*closed.0.lock().unwrap(), [CloseReason::Drained; 10]);
-    timeout(TEST_TIMEOUT, settings.wait_for_connections())
-        .await
-        .unwrap();
+    wait_for_connections(&settings).await;
 }
 
 #[tokio::test]
@@ -361,7 +353,7 @@ async fn stream_without_guard_is_cut_at_deadline() {
     wait_until_detached(&settings, 1).await;
     drain.start(DrainPlan::within(3 * MS_100));
     assert!(stream.read_to_end().await.1.is_err());
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_for_connections(&settings).await;
 }
 
 // --- which streams stay in hyper
@@ -381,7 +373,7 @@ where
     socket.read_exact(&mut byte).await.unwrap();
     sleep(MS_100).await;
     drop(socket);
-    wait_until("counted", || settings.counts().kept(reason) == 1).await;
+    wait_until(|| settings.counts().kept(reason) == 1, || "counted").await;
     assert_kept(&settings, reason, 1);
     assert_eq!(settings.counts().detached_streams, 0);
 }
@@ -454,25 +446,8 @@ async fn service_that_calls_twice_keeps_both_streams() {
     read_until(&mut socket, &mut read, ":\n").await;
     drop(socket);
     let counted = || settings.counts().kept(KeptReason::CalledTwice) == 2;
-    wait_until("counted", counted).await;
+    wait_until(counted, || "counted").await;
     assert_eq!(settings.counts().detached_streams, 0);
-}
-
-/// A body that changes the frames of another.
-struct MapBody<B>(B, fn(Bytes) -> Bytes);
-
-impl<B: Body<Data = Bytes> + Unpin> Body for MapBody<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let map = self.1;
-        let frame = Pin::new(&mut self.0).poll_frame(cx);
-        frame.map_ok(|frame| frame.map_data(map))
-    }
 }
 
 #[tokio::test]
@@ -486,7 +461,7 @@ async fn changed_bytes_stay_in_hyper() {
         let opening = || stream::iter(["opening"]).chain(stream::pending());
         let app = ServiceBuilder::new()
             .map_response(move |response: Response<axum::body::Body>| {
-                response.map(|body| MapBody(body, map))
+                response.map(|body| body.map_frame(move |frame| frame.map_data(map)))
             })
             .service(once(Push::new(opening())).layer(TransportLayer::with(Sse::new())));
         assert_stays(Server::new(), app, GET, KeptReason::BytesChanged).await;
@@ -573,7 +548,7 @@ async fn swapped_bodies_stay_in_hyper() {
         assert_reads_only(server.address, "/a", "/b", 20),
         assert_reads_only(server.address, "/b", "/a", 20),
     );
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_for_connections(&settings).await;
     assert_kept(&settings, KeptReason::NotCompared, 2);
     assert_eq!(settings.counts().detached_streams, 0);
 }
@@ -586,7 +561,7 @@ async fn body_polled_by_another_task_stays_in_hyper() {
         let relayed = response.map(|mut body| {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(async move {
-                while let Some(frame) = http_body_util::BodyExt::frame(&mut body).await {
+                while let Some(frame) = body.frame().await {
                     if sender
                         .send(frame.map(|frame| frame.into_data().unwrap()))
                         .is_err()
@@ -601,10 +576,8 @@ async fn body_polled_by_another_task_stays_in_hyper() {
     });
     let server = TestServer::start_on(settings.clone(), app).await;
     assert_reads_only(server.address, "/relayed", "/relayed", 20).await;
-    wait_until("counted", || {
-        settings.counts().kept(KeptReason::NotCompared) == 1
-    })
-    .await;
+    let counted = || settings.counts().kept(KeptReason::NotCompared) == 1;
+    wait_until(counted, || "counted").await;
     assert_eq!(settings.counts().detached_streams, 0);
 }
 

@@ -12,8 +12,8 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderValue, Request, StatusCode, request::Parts};
 use http_body_util::{BodyExt, Empty};
 use testkit::{
-    HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, body_text, empty_request,
-    get_request_head, send_raw_http1, websocket,
+    HttpConnection, HttpVersion, TestServer, body_text, empty_request, get_request_head,
+    send_raw_http1, wait_until, websocket,
 };
 use tokio::{io::AsyncWriteExt, time::Instant};
 use tower::{Layer, ServiceExt};
@@ -32,13 +32,8 @@ const ACCEPT_SSE: (&str, &str) = ("accept", "text/event-stream");
 
 /// Waits until `guard` counts `open` open streams.
 async fn wait_for_open_streams(guard: &Guard, open: u64) {
-    let wait = async {
-        while guard.counts().open() != open {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
-    assert!(waited.is_ok(), "{:?}", guard.counts());
+    let counted = || guard.counts().open() == open;
+    wait_until(counted, || format!("{:?}", guard.counts())).await;
 }
 
 /// Returns the whole response body of a transport for a source.

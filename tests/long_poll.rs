@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use testkit::{
     HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, get_request_head,
-    programs, send_raw_http1,
+    programs, send_raw_http1, wait_until,
 };
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -131,13 +131,9 @@ fn channel_of_numbers(numbers: impl IntoIterator<Item = u64>) -> Channel {
 }
 
 async fn wait_for_subscribers(channel: &Channel, subscribers: usize) {
-    let wait = async {
-        while channel.subscriber_count() != subscribers {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
-    assert!(waited.is_ok(), "{} subscribers", channel.subscriber_count());
+    let subscribed = || channel.subscriber_count() == subscribers;
+    let describe = || format!("{} subscribers", channel.subscriber_count());
+    wait_until(subscribed, describe).await;
 }
 
 mod tower_push_dialect {

@@ -14,10 +14,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, Stream, StreamExt, stream, task::noop_waker};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use testkit::{
     HttpConnection, HttpVersion, LiveCounter, TEST_TIMEOUT, TestServer, describe_item,
-    event_stream::EventStreamParser, get_request_head, send_raw_http1,
+    event_stream::EventStreamParser, get_request_head, poll_next, send_raw_http1,
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -79,10 +79,6 @@ where
 
 fn numbers(range: std::ops::Range<u64>) -> impl Stream<Item = String> + Send + use<> {
     stream::iter(range.map(|n| n.to_string()))
-}
-
-fn poll_next(subscriber: &mut ResumableStream) -> Poll<Option<Result<Item, BoxError>>> {
-    subscriber.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
 }
 
 /// Reads the items that are ready. Returns their descriptions and their cursors.

@@ -26,7 +26,7 @@ use testkit::{
     HttpConnection, HttpVersion, LiveCounter, StreamingResponse, TEST_TIMEOUT, TestServer,
     get_request_head, programs,
     records::{ParsedRecord, RecordReader},
-    send_raw_http1,
+    send_raw_http1, wait_until,
     websocket::connect,
 };
 use tokio::{
@@ -1260,16 +1260,8 @@ async fn rapid_resets_leave_nothing_behind() {
     let mut neighbour = HttpConnection::connect(&server, HttpVersion::Http2).await;
     let mut stream = send_request(&mut neighbour, "GET", "?transport=sse", &[]).await;
     stream.expect_bytes(":\n").await;
-    let wait = async {
-        while guard.counts().open() != 1 {
-            sleep(Duration::from_millis(2)).await;
-        }
-    };
-    assert!(
-        timeout(TEST_TIMEOUT, wait).await.is_ok(),
-        "{:?}",
-        guard.counts()
-    );
+    let one_is_open = || guard.counts().open() == 1;
+    wait_until(one_is_open, || format!("{:?}", guard.counts())).await;
 }
 
 // The document.

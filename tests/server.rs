@@ -21,7 +21,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use testkit::{
-    HttpConnection, HttpVersion, TEST_TIMEOUT,
+    HttpConnection, HttpVersion, TEST_TIMEOUT, wait_for_connections, wait_until,
     websocket::{SAMPLE_KEY, masked_frame},
 };
 use tokio::{
@@ -127,14 +127,6 @@ async fn get_text(address: SocketAddr, version: HttpVersion, path: &str) -> Stri
     let (text, result) = client.get(path, &[]).await.read_to_end().await;
     result.unwrap();
     String::from_utf8(text).unwrap()
-}
-
-async fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < TEST_TIMEOUT, "{what}");
-        sleep(Duration::from_millis(5)).await;
-    }
 }
 
 // --- what it serves
@@ -323,7 +315,7 @@ async fn slow_heads_are_cut_off() {
     assert!(start.elapsed() < 20 * MS_100);
     trickle.abort();
     assert_eq!(settings.counts().timed_out_heads, 4);
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_for_connections(&settings).await;
 }
 
 #[tokio::test]
@@ -347,16 +339,14 @@ async fn idle_connections_are_closed_and_streams_stay() {
     let start = Instant::now();
     assert_eq!(read_to_end(&mut http1).await, "");
     assert!(start.elapsed() >= 2 * MS_100);
-    wait_until("idle connections are closed", || {
-        settings.counts().open_connections == 3
-    })
-    .await;
+    let closed = || settings.counts().open_connections == 3;
+    wait_until(closed, || "idle connections are closed").await;
     sleep(5 * MS_100).await;
     assert_eq!(settings.counts().open_connections, 3);
     stream1.expect_bytes(":\n").await;
     stream2.expect_bytes(":\n").await;
     drop((stream1, stream2, client2, websocket));
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_for_connections(&settings).await;
     assert_eq!(settings.counts().timed_out_heads, 0);
 }
 
@@ -373,8 +363,8 @@ async fn client_that_reads_nothing_is_disconnected() {
     let server = RunningServer::spawn(|listener| settings.serve(listener, app)).await;
     let mut socket = server.connect().await;
     socket.write_all(GET_ROOT).await.unwrap();
-    wait_until("connected", || settings.counts().open_connections == 1).await;
-    wait_until("disconnected", || settings.counts().open_connections == 0).await;
+    wait_until(|| settings.counts().open_connections == 1, || "connected").await;
+    wait_for_connections(&settings).await;
     drop(socket);
 }
 
@@ -440,9 +430,7 @@ async fn connection_over_limit_is_refused_without_accept_loop() {
     let (_client, accepted) = duplex(1024);
     drop(server.connection(accepted, default_app()));
     assert_eq!(server.counts().refused_connections, 1);
-    timeout(TEST_TIMEOUT, server.wait_for_connections())
-        .await
-        .unwrap();
+    wait_for_connections(&server).await;
 }
 
 #[tokio::test]
@@ -558,7 +546,7 @@ async fn drain_ends_streams_and_finishes_requests() {
         clients.push(client);
         requests.push(tokio::spawn(get_text(address, version, "/wait")));
     }
-    wait_until("opened", || settings.counts().open_connections == 6).await;
+    wait_until(|| settings.counts().open_connections == 6, || "opened").await;
     sleep(MS_100).await;
     drain.start(DrainPlan::within(TEST_TIMEOUT).spread(Duration::ZERO));
     assert_eq!(read_to_end(&mut idle).await, "");
@@ -597,7 +585,7 @@ async fn server_ends_at_deadline_of_drain() {
     assert!(waited >= 5 * MS_100 && waited < 20 * MS_100, "{waited:?}");
     // The rest of the stream is cut, not ended.
     assert!(stream.read_to_end().await.1.is_err());
-    wait_until("closed", || settings.counts().open_connections == 0).await;
+    wait_for_connections(&settings).await;
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ async fn early_response_passes_timeout() {
 
     let early = timeout.layer(tower_push::service(slow_source().respond_early()));
     let response = early.oneshot(get("/?transport=sse")).await.unwrap();
-    let mut client = RecordClient::new(response.map(|body| body));
+    let mut client = RecordClient::new(response);
     client.expect(&["answer"]).await;
     client.expect_end().await;
 }
@@ -341,10 +341,7 @@ async fn first_item_is_polled_once() {
     for event in ["1", "2"] {
         let response = service.clone().oneshot(get(&uri)).await.unwrap();
         uri = next_poll(&response);
-        let mut client = RecordClient::new(response);
-        while let Some(record) = client.next().await {
-            records.push(record);
-        }
+        records.extend(RecordClient::new(response).read_to_end().await);
         channel.publish(event).unwrap();
     }
     assert_eq!(records, ["hello", "1"]);

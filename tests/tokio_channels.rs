@@ -115,12 +115,7 @@ where
         let response = response.await.unwrap();
         let header = |name| response.headers()[name].to_str().unwrap().to_owned();
         self.cursor = Some(header("last-event-id"));
-        let mut client = RecordClient::new(response);
-        let mut records = Vec::new();
-        while let Some(record) = client.next().await {
-            records.push(record);
-        }
-        records
+        RecordClient::new(response).read_to_end().await
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use http_body_util::BodyExt;
-use testkit::{HttpConnection, HttpVersion, TEST_TIMEOUT, TestServer, get_request_head, websocket};
+use testkit::{HttpConnection, HttpVersion, TestServer, get_request_head, wait_until, websocket};
 use tower::Layer as _;
 use tower_http::trace::TraceLayer;
 use tower_push::{
@@ -137,13 +137,8 @@ impl Visit for Fields {
 }
 
 async fn wait_until_idle(guard: &Guard) {
-    let wait = async {
-        while guard.counts().open() != 0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
-    assert!(waited.is_ok(), "{:?}", guard.counts());
+    let idle = || guard.counts().open() == 0;
+    wait_until(idle, || format!("{:?}", guard.counts())).await;
 }
 
 /// A source that traces an event when it is asked and when it is polled.

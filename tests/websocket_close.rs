@@ -16,7 +16,7 @@ use futures_util::{Stream, StreamExt, stream};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use testkit::{
-    HttpConnection, HttpVersion, TestServer,
+    HttpConnection, HttpVersion, TestServer, wait_until,
     websocket::{NO_STATUS_CODE, SAMPLE_KEY, WebSocketConnection, connect, masked_frame},
 };
 use tokio::{
@@ -225,9 +225,8 @@ impl CloseLog {
 
     /// Waits for `count` lines, and takes them.
     async fn take(&self, count: usize) -> Vec<String> {
-        while self.0.lock().unwrap().len() < count {
-            sleep(Duration::from_millis(1)).await;
-        }
+        let written = || self.0.lock().unwrap().len() >= count;
+        wait_until(written, || format!("{:?}", self.0.lock().unwrap())).await;
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }

@@ -3,7 +3,7 @@
 use std::{task::Poll, time::Duration};
 
 use futures_util::{StreamExt, future::join_all};
-use testkit::{body_text, describe_item, get_request_head};
+use testkit::{body_text, describe_item, get_request_head, poll_next, read_ready_items};
 use tokio::time::{advance, timeout};
 use tower_push::{
     Event, Gap, GapReason, Item, KeepAlive, Push, Relay,
@@ -18,10 +18,7 @@ use tower_push::{
     transport::{Chunked, Sse, Transport},
 };
 
-use crate::{
-    feed::{poll_next, read_ready_items},
-    store::{Fault, Store, id, topic},
-};
+use crate::store::{Fault, Store, id, topic};
 
 /// A relay of a store, whose log has the last events.
 struct StoreRelay {
@@ -33,10 +30,21 @@ struct StoreRelay {
 impl StoreRelay {
     /// Appends `events` to a store, and pushes the last `pushed` of them to a relay.
     fn new(events: u64, pushed: u64, builder: RelayBuilder) -> Self {
+        Self::with_upstream(events, pushed, builder, |store| store)
+    }
+
+    /// Like [`new`](Self::new), but the relay reads from the upstream that `upstream` returns for the store.
+    fn with_upstream<U: Upstream>(
+        events: u64,
+        pushed: u64,
+        builder: RelayBuilder,
+        upstream: impl FnOnce(Store) -> U,
+    ) -> Self {
         let store = Store::default();
         store.append(events);
         let start = id(0, events - pushed);
-        let (feed, relay) = builder.upstream(store.clone()).start_after(start).build();
+        let builder = builder.upstream(upstream(store.clone()));
+        let (feed, relay) = builder.start_after(start).build();
         let mut relay = Self { store, feed, relay };
         relay.push_rest(events - pushed);
         relay
@@ -187,13 +195,7 @@ impl Upstream for TersePages {
 
 /// Appends 100 events to a store with [`TersePages`], and pushes the last 20 of them to a relay.
 fn terse_relay(limits: UpstreamLimits) -> StoreRelay {
-    let store = Store::default();
-    store.append(100);
-    let builder = builder().upstream_limits(limits).start_after(id(0, 80));
-    let (feed, relay) = builder.upstream(TersePages(store.clone())).build();
-    let mut relay = StoreRelay { store, feed, relay };
-    relay.push_rest(80);
-    relay
+    StoreRelay::with_upstream(100, 20, builder().upstream_limits(limits), TersePages)
 }
 
 /// The store has lost all events, and the log has the last ones.
@@ -274,10 +276,7 @@ async fn cursor_that_feed_skips_is_asked_again() {
     let mut ahead = relay.resume(25);
     assert_eq!(read_items(&mut ahead).await, [""; 0]);
     relay.store.append(3);
-    let events: Vec<_> = relay.store.lock().events_after(26).cloned().collect();
-    for event in events {
-        relay.feed.push(event).unwrap();
-    }
+    relay.push_rest(26);
     assert_eq!(read_items(&mut ahead).await, [""; 0], "not yet");
     advance(Duration::from_secs(6)).await;
     assert_eq!(read_items(&mut ahead).await, numbers(26..=28));

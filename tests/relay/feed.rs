@@ -2,14 +2,14 @@
 
 use std::{task::Poll, time::Duration};
 
-use futures_util::{FutureExt, StreamExt, task::noop_waker};
-use testkit::{body_text, describe_item, get_request_head};
+use futures_util::FutureExt;
+use testkit::{body_text, get_request_head, poll_next, read_ready_items};
 use tower_push::{
     Event, EventId, Gap, GapReason, Item, Push, PushSource, Relay,
     source::{
         StartPosition, Subscription,
         channel::LagPolicy,
-        relay::{Feed, PushError, RelaySubscriber},
+        relay::{Feed, PushError},
     },
     transport::{Sse, Transport},
 };
@@ -20,21 +20,6 @@ fn push_numbers(feed: &mut Feed, numbers: impl IntoIterator<Item = u64>) {
         let event = Event::text(number.to_string()).with_event_id(number.into());
         feed.push(event).unwrap();
     }
-}
-
-pub(crate) fn poll_next(
-    subscriber: &mut RelaySubscriber,
-) -> Poll<Option<Result<Item, tower_push::BoxError>>> {
-    subscriber.poll_next_unpin(&mut std::task::Context::from_waker(&noop_waker()))
-}
-
-/// Reads the items that are ready, described by [`describe_item`].
-pub(crate) fn read_ready_items(subscriber: &mut RelaySubscriber) -> Vec<String> {
-    let mut read = Vec::new();
-    while let Poll::Ready(Some(item)) = poll_next(subscriber) {
-        read.push(describe_item(item));
-    }
-    read
 }
 
 fn after(id: u64) -> StartPosition {

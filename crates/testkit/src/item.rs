@@ -1,5 +1,8 @@
-//! Items as short texts that a test can compare.
+//! Items that are ready, and items as short texts that a test can compare.
 
+use std::task::{Context, Poll};
+
+use futures_util::{Stream, StreamExt, task::noop_waker};
 use tower_push::{BoxError, Item};
 
 /// Returns an event's payload, a gap's reason and number of missed events, or the kind of any other item.
@@ -12,4 +15,24 @@ pub fn describe_item(item: Result<Item, BoxError>) -> String {
         Err(error) => format!("error: {error}"),
         other => format!("{other:?}"),
     }
+}
+
+/// Polls a stream of items once. Nothing wakes the caller if the stream is pending.
+pub fn poll_next<S>(stream: &mut S) -> Poll<Option<Result<Item, BoxError>>>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    stream.poll_next_unpin(&mut Context::from_waker(&noop_waker()))
+}
+
+/// Reads the items that are ready, described by [`describe_item`].
+pub fn read_ready_items<S>(stream: &mut S) -> Vec<String>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+{
+    let mut read = Vec::new();
+    while let Poll::Ready(Some(item)) = poll_next(stream) {
+        read.push(describe_item(item));
+    }
+    read
 }

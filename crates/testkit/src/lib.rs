@@ -10,6 +10,7 @@
 //! | [`request`], [`headers`] | requests without a body, and headers from bytes |
 //! | [`body`], [`item`] | response bodies and items as values that a test can compare |
 //! | [`live_counter`] | a count of the streams that are alive |
+//! | [`wait`] | waiting for a condition |
 //! | [`example_process`] | the examples as processes |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
@@ -27,6 +28,7 @@ pub mod record_client;
 pub mod records;
 pub mod request;
 pub mod server;
+pub mod wait;
 pub mod websocket;
 
 use std::time::Duration;
@@ -37,11 +39,12 @@ pub use self::{
     current_exe_child::CurrentExeChild,
     example_process::ExampleProcess,
     headers::parse_headers,
-    item::describe_item,
+    item::{describe_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
     record_client::RecordClient,
     request::{empty_request, get_request_head},
-    server::TestServer,
+    server::{TestServer, wait_for_connections},
+    wait::wait_until,
 };
 
 /// The longest time that a test waits for an event: 20 seconds, which is enough on a busy machine. A test that passes never waits this

@@ -7,12 +7,11 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::Stream;
 
-use crate::TEST_TIMEOUT;
+use crate::wait_until;
 
 /// A counter of live streams: those that were wrapped and are not dropped yet. Clones share the count.
 #[derive(Clone, Debug, Default)]
@@ -33,15 +32,10 @@ impl LiveCounter {
         }
     }
 
-    /// Waits until the number of live streams is `expected`. Panics after [`TEST_TIMEOUT`].
+    /// Waits until the number of live streams is `expected`. Panics after [`TEST_TIMEOUT`](crate::TEST_TIMEOUT).
     pub async fn wait_for(&self, expected: usize) {
-        let wait = async {
-            while self.get() != expected {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let waited = tokio::time::timeout(TEST_TIMEOUT, wait).await;
-        assert!(waited.is_ok(), "{} instead of {expected}", self.get());
+        let describe = || format!("{} instead of {expected}", self.get());
+        wait_until(|| self.get() == expected, describe).await;
     }
 }
 

@@ -63,6 +63,15 @@ impl RecordClient {
         })
     }
 
+    /// Reads until the body ends, and returns the records, described as [`next`](Self::next) does.
+    pub async fn read_to_end(mut self) -> Vec<String> {
+        let mut records = Vec::new();
+        while let Some(record) = self.next().await {
+            records.push(record);
+        }
+        records
+    }
+
     /// Asserts that the next records are these, described as [`next`](Self::next) does.
     pub async fn expect(&mut self, records: &[&str]) {
         for record in records {

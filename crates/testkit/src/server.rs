@@ -14,9 +14,12 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
+    time::timeout,
 };
 use tower::Service;
 use tower_push::{BoxError, server::Server};
+
+use crate::TEST_TIMEOUT;
 
 /// A running server. The server stops accepting connections when this value is dropped. Open connections stay open.
 #[derive(Debug)]
@@ -106,4 +109,11 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         self.accept_loop.abort();
     }
+}
+
+/// Waits until `server` has no open connection. Panics after [`TEST_TIMEOUT`].
+pub async fn wait_for_connections(server: &Server) {
+    let waited = timeout(TEST_TIMEOUT, server.wait_for_connections()).await;
+    assert!(waited.is_ok(), "{:?}", server.counts());
+    assert_eq!(server.counts().open_connections, 0);
 }

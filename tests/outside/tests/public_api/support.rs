@@ -1,21 +1,12 @@
 //! Clients and guards for the tests of this crate.
 
-use std::time::Duration;
-
-use testkit::{HttpConnection, HttpVersion, StreamingResponse, TEST_TIMEOUT, TestServer, records};
-use tokio::time::{sleep, timeout};
+use testkit::{HttpConnection, HttpVersion, StreamingResponse, TestServer, records, wait_until};
 use tower_push::{BoxError, Guard, guard::CloseReason};
 use tower_push_outside_tests::{Record, RecordDecoder, RecordKind};
 
 /// Waits until `condition` holds for the counts of `guard`.
 pub(crate) async fn wait_for(guard: &Guard, condition: impl Fn(&Guard) -> bool) {
-    let wait = async {
-        while !condition(guard) {
-            sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let waited = timeout(TEST_TIMEOUT, wait).await;
-    assert!(waited.is_ok(), "{:?}", guard.counts());
+    wait_until(|| condition(guard), || format!("{:?}", guard.counts())).await;
 }
 
 /// Waits until `guard` has closed one stream, and none is open, and checks why it has closed it.
