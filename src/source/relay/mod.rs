@@ -138,8 +138,9 @@ impl Relay {
 
     /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
     ///
-    /// Subscribers look at every event of the feed. A client's cursor also moves on over events of other topics, now and then. A gap
-    /// does not say how many events are missing. [`StartPosition::Last`] counts the events of all topics.
+    /// Subscribers look at every event of the feed. A client's cursor also moves on over events of other topics: after 64 such events, and
+    /// 5 s after the client has got everything. The latter needs a tokio runtime with a clock. A gap does not say how many events are
+    /// missing. [`StartPosition::Last`] counts the events of all topics.
     ///
     /// ```
     /// use tower_push::{Push, Relay, event::Topic};
