@@ -108,7 +108,7 @@ kinds! {
     Stalled:
         /// Makes the error for a connection whose peer accepted none of the written bytes for too long.
         stalled,
-        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteProgress` fails with this error.
+        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteTimeout` fails with this error.
         is_stalled;
 }
 
