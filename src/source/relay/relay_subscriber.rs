@@ -119,10 +119,10 @@ impl RelaySubscriber {
         event.id().cloned().map(Item::Cursor)
     }
 
-    /// Ends the stream. The client returns later.
-    fn end_with_retry(&mut self) -> Item {
+    /// Ends the stream, and returns its last item: the time after which the client should return.
+    fn end_with_reconnect_item(&mut self) -> Item {
         self.is_finished = true;
-        self.relay.end_with_retry()
+        self.relay.reconnect_item()
     }
 
     /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
@@ -139,7 +139,7 @@ impl RelaySubscriber {
             }
             ColdResumeOutcome::Unavailable => {
                 self.relay.counters.add_unavailable();
-                self.end_with_retry()
+                self.end_with_reconnect_item()
             }
         };
         Poll::Ready(Some(item))
@@ -177,7 +177,7 @@ impl RelaySubscriber {
                 self.is_finished = true;
                 Some(Ok(Item::Finished))
             }
-            LogReadOutcome::Closed => Some(Ok(self.end_with_retry())),
+            LogReadOutcome::Closed => Some(Ok(self.end_with_reconnect_item())),
         }
     }
 

@@ -154,7 +154,7 @@ impl BatchBuilder {
 
     /// Adds a value that `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's
     /// guard.
-    pub(super) fn push_from<S>(
+    pub(super) fn push_and_report_refusal<S>(
         &mut self,
         stream: &SupervisedStream<S>,
         item: Option<Result<Item, BoxError>>,

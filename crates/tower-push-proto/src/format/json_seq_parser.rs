@@ -33,14 +33,14 @@ use crate::error::Error;
 pub struct JsonSeqParser {
     max_record_len: usize,
     has_failed: bool,
-    position: TextPosition,
+    position: SequencePosition,
     /// The bytes of a JSON text that began in an earlier piece of the input.
     partial: BytesMut,
 }
 
 /// The position of the next byte in a JSON text sequence.
 #[derive(Clone, Copy, Debug)]
-enum TextPosition {
+enum SequencePosition {
     /// Between JSON texts, before a record separator.
     Between,
     /// After a record separator, before the JSON text.
@@ -68,7 +68,7 @@ enum ByteRole {
     Stray,
 }
 
-impl TextPosition {
+impl SequencePosition {
     /// Moves the position past `byte`, and returns the byte's role.
     fn advance(&mut self, byte: u8) -> ByteRole {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
@@ -114,7 +114,7 @@ impl JsonSeqParser {
         Self {
             max_record_len: DEFAULT_MAX_RECORD_LEN,
             has_failed: false,
-            position: TextPosition::Between,
+            position: SequencePosition::Between,
             partial: BytesMut::new(),
         }
     }
@@ -199,7 +199,7 @@ impl JsonSeqParser {
     pub fn is_within_record(&self) -> bool {
         !matches!(
             self.position,
-            TextPosition::Between | TextPosition::AfterSeparator
+            SequencePosition::Between | SequencePosition::AfterSeparator
         )
     }
 

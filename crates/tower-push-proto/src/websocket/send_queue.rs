@@ -147,7 +147,7 @@ impl SendQueue {
             (true, 0) => self
                 .unwritten_slices()
                 .next()
-                .map_or(0, frame::unmasked_frame_len),
+                .map_or(0, frame::first_unmasked_frame_len),
             (true, rest) => rest,
         }
     }
@@ -379,7 +379,7 @@ mod tests {
             let mut ranges = Vec::new();
             let mut start = 0;
             while start < self.written.len() {
-                let end = start + frame::unmasked_frame_len(&self.written[start..]);
+                let end = start + frame::first_unmasked_frame_len(&self.written[start..]);
                 ranges.push(start..end);
                 start = end;
             }

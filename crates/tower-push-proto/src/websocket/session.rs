@@ -1281,8 +1281,8 @@ mod tests {
             let mut headers = http::HeaderMap::new();
             let offer = http::HeaderValue::from_static("permessage-deflate");
             headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, offer);
-            let (params, _) = deflate::negotiate(&headers).unwrap();
-            encoder.deflate(params, 128)
+            let accepted = deflate::negotiate(&headers).unwrap();
+            encoder.deflate(accepted.params, 128)
         };
         encoder
     }
