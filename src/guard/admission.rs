@@ -145,7 +145,7 @@ impl AdmissionBuilder {
     }
 }
 
-/// The error of a limit that is reached, so that it admits no more streams.
+/// The error of a limit that admits no more streams.
 struct LimitReached;
 
 impl TotalLimit {

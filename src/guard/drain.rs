@@ -363,7 +363,7 @@ impl DrainStartWaiter {
     pub(crate) fn poll_deadline(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
         let drain = &self.drain;
         let stream_tasks = &drain.0.stream_tasks;
-        // Like `DrainableStream::ends_at`, this takes the lock that all streams share only after the start.
+        // Like `DrainableStream::ends_at`, this method takes the lock that all streams share only after the start.
         let outcome =
             stream_tasks.store_waker_unless(&self.key, cx.waker(), || drain.has_started());
         match outcome.is_stored() {

@@ -177,7 +177,7 @@ fn is_form(headers: &HeaderMap) -> bool {
 /// Returns a rejection with the status 413 if the body is too long, 408 if it does not arrive in time, or 400 if it breaks off.
 async fn read_body<B: Body>(body: B) -> Result<Bytes, Rejection> {
     let mut read = pin!(read_body_without_timeout(body));
-    // The timer needs a tokio runtime. It is created only if the body has not arrived yet.
+    // The timer needs a tokio runtime, and is created only if the body has not arrived yet.
     let first_poll = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx)));
     if let Poll::Ready(result) = first_poll.await {
         return result;

@@ -70,8 +70,8 @@ pub(super) struct BegunRead {
     pub(super) replaced_result: Option<PageResult>,
 }
 
-/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Both stay true.
-/// A client that polls without waiting finds the page at its next poll.
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor: neither becomes wrong
+/// with time. A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
 /// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.

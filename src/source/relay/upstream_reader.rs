@@ -35,7 +35,7 @@ struct PendingRead {
     number: u64,
     /// The result of the read. An error until the read has succeeded.
     result: PageResult,
-    /// The waiting clients have the receivers. Dropped when the read ends, which wakes them.
+    /// The waiting clients have the receivers. Dropped when the read ends, which wakes the clients.
     _done: watch::Sender<()>,
 }
 

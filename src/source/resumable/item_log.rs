@@ -5,7 +5,7 @@ use crate::{
     source::log::event_byte_len,
 };
 
-/// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds them.
+/// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds the limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ItemLogLimits {
     /// The maximum number of events and gaps. Values below 1 count as 1.

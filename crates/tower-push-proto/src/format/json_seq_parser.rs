@@ -15,7 +15,7 @@ use crate::error::Error;
 /// parser fails with [`Error::is_malformed`], and continues after the separator when it is called again.
 ///
 /// The parser keeps at most one JSON text. The parser fails with [`Error::is_too_long`] if a JSON text is longer than
-/// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
+/// [`max_record_len`](Self::max_record_len). After a JSON text that is too long, every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;

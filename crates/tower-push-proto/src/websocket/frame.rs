@@ -111,8 +111,8 @@ fn max_payload_len(opcode: OpCode) -> usize {
 
 /// Appends one frame without a mask, whose payload `write_payload` appends.
 ///
-/// `write_payload` appends the payload after a header of two bytes. A payload of more than 125 bytes is then moved to make room for a
-/// longer header.
+/// `write_payload` appends the payload after a header of two bytes. A payload that turns out to have more than 125 bytes is moved
+/// afterwards, to make room for a longer header.
 pub fn encode_with(
     opcode: OpCode,
     is_compressed: bool,
