@@ -10,13 +10,12 @@ use futures_core::Stream;
 use super::{
     cold_resume::{ColdResume, ColdResumeOutcome},
     relay_state::RelayState,
-    upstream::TopicSet,
 };
 use crate::{
     BoxError,
     event::{Event, EventId, Item},
     source::{
-        StartPosition,
+        StartPosition, TopicSet,
         log::{ExternalIds, LogReadOutcome, LogReader, ResolvedStart},
     },
 };
