@@ -332,7 +332,7 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(rejection) = method_rejection(&head.method) {
+        if let Some(rejection) = method_rejection(&head.method, self.methods(head.version)) {
             return Box::pin(ready(rejection_response(rejection)));
         }
         let source = LongPollSource::new(head, self.name(), push, &self.0.resumable);

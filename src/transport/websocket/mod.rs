@@ -75,7 +75,9 @@ use std::{
 };
 
 use futures_core::Stream;
-use http::{HeaderValue, Response, StatusCode, header::SEC_WEBSOCKET_PROTOCOL, request::Parts};
+use http::{
+    HeaderValue, Response, StatusCode, Version, header::SEC_WEBSOCKET_PROTOCOL, request::Parts,
+};
 use tokio::{runtime::Handle, time::Instant};
 
 pub use tower_push_proto::websocket::{CloseCodes, MessageFormat};
@@ -366,6 +368,11 @@ impl Transport for WebSocket {
     /// Returns no media types: a client asks for a WebSocket with an upgrade, not with `Accept`.
     fn media_types(&self) -> &[&'static str] {
         &[]
+    }
+
+    /// Returns `GET` and `HEAD` up to HTTP/1.1. From HTTP/2 on, returns `CONNECT` if the feature `http2` is on.
+    fn methods(&self, version: Version) -> &[&'static str] {
+        handshake::methods(version)
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
