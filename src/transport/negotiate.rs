@@ -23,9 +23,9 @@ use crate::{
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
 /// 4. The `Accept` header is absent, or prefers no transport. The first transport of the set is chosen.
 ///
-/// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected, unless it names the transport (rule
-/// 1) or can be meant for one transport only (rule 2). A request that no transport can answer gets 406, with the list of the transports as
-/// text. Every response has `Vary: Accept`.
+/// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected, unless rule 1 or 2 applies: it names
+/// the transport, or can be meant for one transport only. A request that no transport can answer gets 406, with the list of the transports
+/// as text. Every response has `Vary: Accept`.
 ///
 /// # When long-polling is chosen
 /// Rules 3 and 4 choose [`LongPoll`] only for a `GET`, `HEAD` or `QUERY`, and only if the source is not
