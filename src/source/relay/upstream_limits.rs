@@ -69,8 +69,8 @@ impl UpstreamLimits {
         self
     }
 
-    /// Sets the maximum number of reads that wait until fewer than [`max_reads`](Self::max_reads) are in progress. The default is
-    /// 1024. Beyond this number, the stream of a client that needs another page ends, and the client is told when to return.
+    /// Sets the maximum number of reads that wait until fewer than [`max_reads`](Self::max_reads) are in progress: 1024 by default. Beyond
+    /// this number, the stream of a client that needs another page ends, and the client is told when to return.
     pub fn max_queued_reads(mut self, reads: usize) -> Self {
         self.max_queued_reads = reads;
         self
