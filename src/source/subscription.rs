@@ -155,7 +155,7 @@ impl Subscription {
 
     /// Returns whether the request has a cursor that is not a valid [`EventId`], or two cursors that differ.
     ///
-    /// [`Push`](super::Push) tells such a client of a gap first, for any source.
+    /// [`Push`](super::Push) tells a client with an unreadable cursor of a gap first, for any source.
     pub fn has_unreadable_cursor(&self) -> bool {
         self.has_unreadable_cursor
     }

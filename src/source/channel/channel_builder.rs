@@ -48,7 +48,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets what the channel does with subscribers that are too slow. By default, such a subscriber gets a [gap](LagPolicy::Gap).
+    /// Sets what the channel does with subscribers that are too slow. By default, a subscriber that is too slow gets a
+    /// [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self

@@ -139,9 +139,9 @@ impl Relay {
 
     /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
     ///
-    /// Subscribers look at every event of the feed. A client's cursor is also moved past events of other topics: after 64 such events, and 5 s
-    /// after the client has got everything, if there is a tokio runtime with a clock. The gaps of such a subscriber do not say how many
-    /// events are missing. [`StartPosition::Last`] counts the events of all topics.
+    /// Subscribers look at every event of the feed. A client's cursor is also moved past events of other topics: after 64 such events, and
+    /// 5 s after the client has got everything, if there is a tokio runtime with a clock. The gaps of a subscriber with topics do not say
+    /// how many events are missing. [`StartPosition::Last`] counts the events of all topics.
     ///
     /// ```
     /// use tower_push::{Push, Relay, event::Topic};

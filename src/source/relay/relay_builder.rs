@@ -88,7 +88,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets what the relay does with connected subscribers that are too slow. By default, such a subscriber gets a [gap](LagPolicy::Gap).
+    /// Sets what the relay does with connected subscribers that are too slow. By default, a subscriber that is too slow gets a
+    /// [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self
