@@ -218,7 +218,7 @@ impl Relay {
     }
 }
 
-/// Each client begins after its cursor, or at the relay's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the relay's [`StartPosition`] if the client has no cursor.
 impl PushSource for Relay {
     type Stream = RelaySubscriber;
 
