@@ -141,7 +141,8 @@ impl Negotiate {
         let sends_one_response =
             |t: &dyn Transport, preference| !t.is_polling() || preference == Preference::MAX;
         self.most_preferred(head, sends_one_response).or_else(|| {
-            // The request accepts only media types of transports that poll. It is answered as if it accepted all other media types too.
+            // The request accepts only media types of transports that poll. The other transports are compared as if the request accepted
+            // every media type.
             let polled = self.most_preferred(head, |_, _| true)?;
             let mut head = head.clone();
             let everything = HeaderValue::from_static("*/*;q=0.001");

@@ -173,7 +173,7 @@ pub(crate) fn is_form(headers: &HeaderMap) -> bool {
 
 /// Waits for a form. Returns a rejection with the status 408 if the form does not arrive in time.
 async fn read_within_timeout(mut reader: FormFuture) -> Result<Bytes, Rejection> {
-    // The timer needs a tokio runtime. It is created only if the form has not arrived yet.
+    // The timer needs a tokio runtime, and is created only if the form has not arrived yet.
     let first_poll = poll_fn(|cx| Poll::Ready(reader.as_mut().poll(cx)));
     if let Poll::Ready(result) = first_poll.await {
         return result;

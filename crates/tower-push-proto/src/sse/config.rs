@@ -122,7 +122,7 @@ impl SseConfig {
     /// Sets the type of the event that announces an end with a [time to reconnect](crate::Item::Ended). With `None`, neither this event nor
     /// the time is written.
     ///
-    /// An end without such a time is never announced, because the end of the body says the same.
+    /// An end without a time to reconnect is never announced, because the end of the body says the same.
     pub fn end_event(mut self, event_type: impl Into<Option<EventType>>) -> Self {
         self.end_event = event_type.into();
         self
