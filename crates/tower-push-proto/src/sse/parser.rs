@@ -83,7 +83,7 @@ struct PartialEvent {
 }
 
 /// What [`SseParser::read_chunk`] has read of a chunk.
-struct ReadChunk {
+struct ChunkReadOutcome {
     /// The number of bytes that were read.
     len: usize,
     /// The event that ends with these bytes. `None` if the whole chunk was read, and the event is still incomplete.
@@ -177,7 +177,7 @@ impl SseParser {
     }
 
     /// Reads `chunk` up to the end of the next event.
-    fn read_chunk(&mut self, chunk: &[u8]) -> Result<ReadChunk, Error> {
+    fn read_chunk(&mut self, chunk: &[u8]) -> Result<ChunkReadOutcome, Error> {
         if self.has_failed {
             return Err(Error::too_long(
                 "this event stream had too long a line or event",
@@ -188,7 +188,7 @@ impl SseParser {
         result
     }
 
-    fn read_lines(&mut self, chunk: &[u8]) -> Result<ReadChunk, Error> {
+    fn read_lines(&mut self, chunk: &[u8]) -> Result<ChunkReadOutcome, Error> {
         let mut rest = self.line.skip_byte_order_mark(chunk);
         while let Some(first) = rest.first() {
             if std::mem::take(&mut self.line.follows_cr) && *first == b'\n' {
@@ -203,13 +203,13 @@ impl SseParser {
             self.line.follows_cr = ending[0] == b'\r';
             rest = &ending[1..];
             if let Some(event) = self.end_line(line)? {
-                return Ok(ReadChunk {
+                return Ok(ChunkReadOutcome {
                     len: chunk.len() - rest.len(),
                     event: Some(event),
                 });
             }
         }
-        Ok(ReadChunk {
+        Ok(ChunkReadOutcome {
             len: chunk.len(),
             event: None,
         })
