@@ -60,7 +60,7 @@
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
 //!
-//! `HEAD` and `OPTIONS` requests open no stream. Only the origin policy can refuse them.
+//! `HEAD` and `OPTIONS` requests open no stream. Of the guard's policies, only the origin policy can refuse such requests.
 //!
 //! # What to observe
 //! | what | where |
@@ -172,7 +172,7 @@ impl Guard {
         self.wrap_shared(Arc::new(transport))
     }
 
-    /// Puts this guard around a transport that others may use without the guard.
+    /// Puts this guard around a shared transport, which other parts of the program may use without the guard.
     pub(crate) fn wrap_shared<T>(&self, transport: Arc<T>) -> GuardedTransport<T> {
         GuardedTransport {
             guard: self.clone(),

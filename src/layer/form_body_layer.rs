@@ -91,7 +91,7 @@ where
                 let (mut head, body) = request.into_parts();
                 match read_body(body).await {
                     Ok(form) => {
-                        head.extensions.insert(form_body(&form));
+                        head.extensions.insert(parse_form_body(&form));
                         Request::from_parts(head, B::from(form))
                     }
                     Err(rejection) => {
@@ -149,7 +149,7 @@ pub(super) async fn read_query_body<B: Body>(
 ) -> Result<FormBody, Rejection> {
     let form = read_body(body).await?;
     if form.is_empty() || is_form(headers) {
-        return Ok(form_body(&form));
+        return Ok(parse_form_body(&form));
     }
     let accept_query = HeaderValue::from_static(FORM_MEDIA_TYPE);
     let status = match headers.contains_key(header::CONTENT_TYPE) {
@@ -161,7 +161,7 @@ pub(super) async fn read_query_body<B: Body>(
         .header(ACCEPT_QUERY, accept_query))
 }
 
-fn form_body(form: &[u8]) -> FormBody {
+fn parse_form_body(form: &[u8]) -> FormBody {
     FormBody::new(String::from_utf8_lossy(form).into_owned())
 }
 
@@ -177,7 +177,7 @@ fn is_form(headers: &HeaderMap) -> bool {
 /// Returns a rejection with the status 413 if the body is too long, 408 if it does not arrive in time, or 400 if it breaks off.
 async fn read_body<B: Body>(body: B) -> Result<Bytes, Rejection> {
     let mut read = pin!(read_body_without_timeout(body));
-    // The timer needs a tokio runtime. It is created only if the body has not arrived yet.
+    // The timer needs a tokio runtime, and is created only if the body has not arrived yet.
     let first_poll = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx)));
     if let Poll::Ready(result) = first_poll.await {
         return result;

@@ -19,7 +19,7 @@ use super::{
     connection::AcceptedConnection, connection_permit::ConnectionPermit, server_counts::increment,
 };
 use crate::{
-    BoxError, WriteProgress,
+    BoxError, WriteTimeout,
     guard::{Drain, DrainStartWaiter},
 };
 
@@ -81,7 +81,7 @@ impl<L, S, H, D> Serve<L, S, H, D> {
     pub fn handshake<H2>(self, handshake: H2) -> Serve<L, S, H2, D>
     where
         L: Listener,
-        H2: Handshake<WriteProgress<L::Socket>>,
+        H2: Handshake<WriteTimeout<L::Socket>>,
     {
         Serve {
             server: self.server,
@@ -115,7 +115,7 @@ impl<L, S, H, D> Serve<L, S, H, D> {
     pub fn connection_data<D2>(self, insert: D2) -> Serve<L, S, H, D2>
     where
         L: Listener,
-        H: Handshake<WriteProgress<L::Socket>>,
+        H: Handshake<WriteTimeout<L::Socket>>,
         D2: Fn(&H::Io, &L::Addr, &mut Extensions) + Send + Sync + 'static,
     {
         Serve {
@@ -149,7 +149,7 @@ impl Future for ServeFuture {
 impl<L, S, H, D, B> IntoFuture for Serve<L, S, H, D>
 where
     L: Listener,
-    H: Handshake<WriteProgress<L::Socket>>,
+    H: Handshake<WriteTimeout<L::Socket>>,
     D: ConnectionData<H::Io, L::Addr>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -169,7 +169,7 @@ where
 impl<L, S, H, D, B> Serve<L, S, H, D>
 where
     L: Listener,
-    H: Handshake<WriteProgress<L::Socket>>,
+    H: Handshake<WriteTimeout<L::Socket>>,
     D: ConnectionData<H::Io, L::Addr>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -300,7 +300,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     drain: Option<Drain>,
     service: S,
 ) where
-    H: Handshake<WriteProgress<Socket>>,
+    H: Handshake<WriteTimeout<Socket>>,
     D: ConnectionData<H::Io, Addr>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -310,7 +310,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     B::Error: Into<BoxError>,
 {
     let (handshake, connection_data) = &*handshake_and_data;
-    let socket = WriteProgress::new(socket, server.settings.write_timeout);
+    let socket = WriteTimeout::new(socket, server.settings.write_timeout);
     let handshake = timeout(
         server.settings.handshake_timeout,
         handshake.handshake(socket),

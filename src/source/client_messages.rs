@@ -191,7 +191,7 @@ impl ClientMessageSender {
             byte_len: 0,
             queued_messages: queue.messages.len(),
             queued_bytes: queue.byte_len,
-            // The queue is usually empty. The batch then borrows the queue's allocation, and `send` gives the allocation back.
+            // The queue is usually empty. In this case, the batch borrows the queue's allocation, and `send` gives the allocation back.
             messages: match queue.messages.is_empty() {
                 true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),

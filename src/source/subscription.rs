@@ -181,7 +181,8 @@ impl Subscription {
         }
     }
 
-    /// Returns the WebSocket subprotocols that the client offers, in the client's order of preference. Other transports have none.
+    /// Returns the WebSocket subprotocols that the client offers, in the client's order of preference. On other transports the list is
+    /// empty.
     ///
     /// Pages cannot set headers of a WebSocket, and some send a token as a subprotocol: `new WebSocket(url, ["bearer", token])`.
     pub fn offered_subprotocols(&self) -> impl Iterator<Item = &str> {
@@ -190,7 +191,7 @@ impl Subscription {
     }
 
     /// Returns the agreed WebSocket subprotocol: the one that the transport has chosen, or that the source has
-    /// [selected](Self::select_subprotocol). Returns `None` if there is none, and on other transports.
+    /// [selected](Self::select_subprotocol). Returns `None` if no subprotocol is agreed, and on transports other than WebSocket.
     pub fn subprotocol(&self) -> Option<&str> {
         let index = (*lock(&self.shared.subprotocol_index))?;
         self.offered_subprotocols().nth(index)

@@ -75,8 +75,8 @@ impl StreamHandle {
     }
 }
 
-/// The extension of a request's head in which a guard passes a handle. Clones of the head share the handle, and only the first taker
-/// gets it. So a source that keeps a clone of the head does not keep the stream open.
+/// The extension of a request's head in which a guard passes a handle. Clones of the head share the slot, and only the first taker gets the
+/// handle. A source that keeps a clone of the head therefore does not keep the stream open.
 #[derive(Clone)]
 pub(crate) struct StreamHandleSlot(Arc<Mutex<Option<StreamHandle>>>);
 

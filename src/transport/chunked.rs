@@ -32,7 +32,7 @@
 //! | [`Multipart::data_only`] | the headers and control parts of tower-push | a part with `{}` |
 //! | [`Raw`] | ids, types, gaps, cursors, the end | a separator |
 //!
-//! A gap cuts such a stream. [`Chunked::keep_alive`] turns heartbeats off.
+//! A gap cuts a stream without additions. [`Chunked::keep_alive`] turns heartbeats off.
 //!
 //! If the source fails, the response is cut: its body does not end cleanly, and the client's library reports an error.
 //!

@@ -23,8 +23,9 @@ use crate::{
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
 /// 4. The `Accept` header is absent, or prefers no transport. The first transport of the set is chosen.
 ///
-/// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected unless rule 1 or 2 applies. A
-/// request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
+/// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected, unless it names the transport (rule
+/// 1) or can be meant for one transport only (rule 2). A request that no transport can answer gets 406, with the list of the transports as
+/// text. Every response has `Vary: Accept`.
 ///
 /// # When long-polling is chosen
 /// Rules 3 and 4 choose [`LongPoll`] only for a `GET`, `HEAD` or `QUERY`, and only if the source is not
@@ -110,7 +111,8 @@ impl Negotiate {
         let sends_one_response =
             |t: &dyn Transport, preference| !t.is_polling() || preference == Preference::MAX;
         self.most_preferred(head, sends_one_response).or_else(|| {
-            // The request accepts only media types of transports that poll. It is answered as if it accepted all other media types too.
+            // The request accepts only media types of transports that poll. The other transports are compared as if the request accepted
+            // every media type.
             let polled = self.most_preferred(head, |_, _| true)?;
             let mut head = head.clone();
             let everything = HeaderValue::from_static("*/*;q=0.001");

@@ -96,7 +96,7 @@ const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
 /// | another | 405, with `Allow` |
 ///
 /// A transport calls this function before it subscribes to the source, unless the request is an upgrade that the transport accepts.
-/// [`respond_streaming`](super::respond_streaming) calls it.
+/// [`respond_streaming`](super::respond_streaming) calls this function itself.
 ///
 /// ```
 /// use http::Method;

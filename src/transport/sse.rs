@@ -12,9 +12,8 @@
 //! ```
 //!
 //! The format is specified by [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html). A parser that conforms to
-//! this specification reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only
-//! line breaks change:
-//! `\r\n` and `\r` become `\n`.
+//! the specification reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only
+//! line breaks change: `\r\n` and `\r` become `\n`.
 //!
 //! | what happens | what is written | setting |
 //! |---|---|---|
@@ -32,8 +31,8 @@
 //! the client would otherwise forget the cursor.
 //!
 //! # Streams without additions
-//! Many clients of event streams are no `EventSource`: the SDKs of language models, and GraphQL clients. They fail on events that the source
-//! has not sent, and some of them fail on comments or on `id` fields. [`Sse::data_only`] writes the source's events, and nothing else:
+//! Many clients of event streams are no `EventSource`: the SDKs of language models, and GraphQL clients. These clients fail on events that
+//! the source has not sent, and some fail on comments or on `id` fields. [`Sse::data_only`] writes the source's events, and nothing else:
 //!
 //! ```
 //! use tokio_stream::StreamExt;

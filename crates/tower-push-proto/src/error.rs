@@ -7,8 +7,8 @@ pub type BoxError = Box<dyn error::Error + Send + Sync>;
 
 /// A value that cannot be pushed, a peer to which nothing more can be pushed, or bytes from a peer that cannot be read.
 ///
-/// `Error` is opaque, so that kinds can be added: the `is_…` methods tell them apart. Sources and transports outside of this crate create
-/// these errors with the constructors of the same names, such as `Error::lagged`.
+/// `Error` is opaque, so that kinds of errors can be added. A method `is_…` recognizes each kind, and a constructor creates it, also for
+/// sources and transports of other crates: `Error::lagged()` creates an error for which [`is_lagged`](Self::is_lagged) is true.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -108,7 +108,7 @@ kinds! {
     Stalled:
         /// Makes the error for a connection whose peer accepted none of the written bytes for too long.
         stalled,
-        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteProgress` fails with this error.
+        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteTimeout` fails with this error.
         is_stalled;
 }
 

@@ -33,9 +33,9 @@ impl ChannelBuilder {
     /// Sets the maximum number of bytes in the log, counting payloads, ids, types and topics. The default is 4 MiB. The newest
     /// event stays in the log even if it alone exceeds the maximum.
     ///
-    /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the
-    /// event's size again and about 100 bytes, is not counted, either. If events are small, [`max_events`](Self::max_events)
-    /// therefore bounds the log's memory.
+    /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the event's size
+    /// again and about 100 bytes, is not counted, either. If events are small, these uncounted bytes are most of the log's memory: bound it
+    /// with [`max_events`](Self::max_events).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_bytes = bytes;
         self

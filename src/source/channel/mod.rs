@@ -39,7 +39,8 @@
 //! kept events.
 //!
 //! # A map of channels
-//! A channel may be removed from a map if neither a stream nor a handler uses it. A token that each push holds shows this:
+//! A channel may be removed from a map if neither a stream nor a handler uses the channel. To find out, give a token to each push, and
+//! count the token's owners:
 //!
 //! ```
 //! use std::{collections::HashMap, sync::{Arc, Mutex}};

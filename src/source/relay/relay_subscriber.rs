@@ -119,10 +119,10 @@ impl RelaySubscriber {
         event.id().cloned().map(Item::Cursor)
     }
 
-    /// Ends the stream. The client returns later.
-    fn end_with_retry(&mut self) -> Item {
+    /// Ends the stream, and returns its last item: the time after which the client should return.
+    fn end_with_reconnect_item(&mut self) -> Item {
         self.is_finished = true;
-        self.relay.end_with_retry()
+        self.relay.reconnect_item()
     }
 
     /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
@@ -139,7 +139,7 @@ impl RelaySubscriber {
             }
             ColdResumeOutcome::Unavailable => {
                 self.relay.counters.add_unavailable();
-                self.end_with_retry()
+                self.end_with_reconnect_item()
             }
         };
         Poll::Ready(Some(item))
@@ -147,7 +147,7 @@ impl RelaySubscriber {
 }
 
 impl RelaySubscriber {
-    /// Returns an item that the client gets before it reads the log. Returns `None` if there is none.
+    /// Returns an item that the client gets before it reads the log. Returns `None` if there is no such item.
     // Out of line, so that a client that reads the log pays one comparison for it.
     #[inline(never)]
     fn poll_before_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
@@ -158,13 +158,13 @@ impl RelaySubscriber {
         Poll::Ready(item.map(|item| self.remove_count_if_filtered(item)))
     }
 
-    /// Returns the item for what the reader has found in the log. Returns `None` if the client gets nothing for it.
+    /// Returns the item for what the reader has found in the log. Returns `None` if the client gets no item for `outcome`.
     #[inline(never)]
     fn item_for_outcome(&mut self, outcome: LogReadOutcome) -> Option<Result<Item, BoxError>> {
         match outcome {
             LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
             LogReadOutcome::Missed => {
-                // A client that has not read from the log since it came back can still resume from the upstream.
+                // A client that has read nothing from the log yet gets the missed events from the upstream instead of a gap.
                 let requested = self.reader.requested_cursor().cloned();
                 if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
                     return None;
@@ -177,7 +177,7 @@ impl RelaySubscriber {
                 self.is_finished = true;
                 Some(Ok(Item::Finished))
             }
-            LogReadOutcome::Closed => Some(Ok(self.end_with_retry())),
+            LogReadOutcome::Closed => Some(Ok(self.end_with_reconnect_item())),
         }
     }
 

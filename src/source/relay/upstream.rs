@@ -10,9 +10,10 @@ use crate::{
 /// The relay reads a page of events when a client returns with a cursor that is not in the log.
 ///
 /// # The cursor rule
-/// An id names one event unforgeably, and a client resumes from an id only if that event is still there, or is the newest one. An
-/// upstream that finds another event in its place, or none, fails with [`UpstreamError::Lost`]. A client that resumed from such an
-/// id would miss events without notice.
+/// An upstream accepts a cursor only if it knows which events came after the event with this id: the event is still in the store, or was
+/// the newest one. If the store has another event in this place, or no event, the upstream fails with [`UpstreamError::Lost`]: a client
+/// that resumed from such an id would miss events without notice. An id must therefore name one event for good: no other event may get the
+/// same id, even after the store was emptied.
 ///
 /// ```
 /// use tower_push::{
@@ -35,7 +36,7 @@ use crate::{
 /// }
 /// ```
 pub trait Upstream: Send + Sync + 'static {
-    /// Reads the events after [`PageRequest::after`], in the order of the feed. An empty page says that there are none yet.
+    /// Reads the events after [`PageRequest::after`], in the order of the feed. An empty page says that there are no such events yet.
     ///
     /// The future runs in a task of its own, and is dropped after [`UpstreamLimits::read_timeout`](super::UpstreamLimits::read_timeout).
     /// Clients that need the same page at the same time share one call.
@@ -217,24 +218,24 @@ impl Page {
         }
     }
 
-    /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
-    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the events that are left. A page
-    /// that has no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is handled
-    /// as `Lost`.
+    /// Sets a gap that the client gets before the page's events. An upstream that has lost only the first of the events after the cursor
+    /// returns a page with a gap instead of [`UpstreamError::Lost`], so that the client gets the events that are left. A page with a gap
+    /// that has no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is
+    /// handled as `Lost`.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self
     }
 
-    /// Sets the cursor with which the next page is requested. By default, it is the id of the page's last event. An upstream that has
-    /// looked at more events, of other topics, sets the id of the last of them.
+    /// Sets the cursor with which the next page is requested. By default, this cursor is the id of the page's last event. An upstream that
+    /// has looked at later events, of other topics, sets the id of the last event that it has looked at.
     pub fn scanned_to(mut self, id: EventId) -> Self {
         self.scanned_to = Some(id);
         self
     }
 
-    /// Returns the gap before the page's events, and the events. The task that fills a [`Feed`](super::Feed) can read pages, too, so that
-    /// the cursor rule is in one place.
+    /// Returns the gap before the page's events, and the events. With this method, the task that fills a [`Feed`](super::Feed) can read the
+    /// store in pages, too, so that only the upstream checks cursors.
     ///
     /// ```
     /// use tower_push::source::relay::{Feed, Page};

@@ -86,7 +86,7 @@ pub(super) fn accept<P: AsRef<str>>(
     if !policy.origin_policy.allows(head) {
         return Err(Rejection::new(StatusCode::FORBIDDEN).message("not for pages of this origin"));
     }
-    let subprotocol = subprotocol.map(|(_, name)| name);
+    let subprotocol = subprotocol.map(|chosen| chosen.name);
     if policy.is_subprotocol_required && subprotocol.is_none() {
         return Err(subprotocol_required(policy.subprotocols));
     }
@@ -183,9 +183,12 @@ fn negotiate_deflate(
     request_headers: &HeaderMap,
     response_headers: &mut HeaderMap,
 ) -> Option<deflate::DeflateParams> {
-    let (params, extension) = deflate::negotiate(request_headers)?;
-    response_headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, extension);
-    Some(params)
+    let accepted = deflate::negotiate(request_headers)?;
+    response_headers.insert(
+        http::header::SEC_WEBSOCKET_EXTENSIONS,
+        accepted.response_extension,
+    );
+    Some(accepted.params)
 }
 
 /// Takes the [`OnUpgrade`] that the server put into the request's extensions.

@@ -236,16 +236,17 @@ impl WebSocket {
     /// Makes the server end a connection without waiting for the client's close frame: the connection's writing side is shut down right after the server's close frame. By
     /// default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the connection.
     ///
-    /// This is for clients that answer no close frame, but close the connection when they read its end. The close deadline runs as before.
+    /// Use this setting for clients that answer no close frame, but close the connection when they read its end. The close deadline still
+    /// runs.
     pub fn close_without_answer(self) -> Self {
         self.map_session_config(SessionConfig::close_without_answer)
     }
 
     /// Passes the frame of each message to a write of its own. By default, all messages that are ready share a write.
     ///
-    /// This is for clients that handle one frame in each read, and lose the frames after it. TCP is a stream of bytes, and may join two
-    /// writes again: over HTTP/1.1, with `TCP_NODELAY`, and with a client that reads as fast as messages arrive, each message usually
-    /// arrives alone.
+    /// Use this setting for clients that handle one frame in each read, and lose the frames after it. TCP is a stream of bytes, and may
+    /// join two writes again: over HTTP/1.1, with `TCP_NODELAY`, and with a client that reads as fast as messages arrive, each message
+    /// usually arrives alone.
     pub fn write_messages_separately(self) -> Self {
         self.map_session_config(SessionConfig::write_messages_separately)
     }

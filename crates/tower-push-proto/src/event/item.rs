@@ -68,8 +68,9 @@ pub struct StreamClose {
 impl Item {
     /// Makes an item that ends the stream with a WebSocket close frame of the application.
     ///
-    /// A WebSocket sends `frame`. Its message formats with messages for the end first send one for `end`. Every other transport only sends
-    /// `end`, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or [`Expired`](Self::Expired).
+    /// A WebSocket sends `frame`. If its message format has a message for the end, the message for `end` is sent before the frame. Every
+    /// other transport sends `end` alone, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or
+    /// [`Expired`](Self::Expired).
     ///
     /// ```
     /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }

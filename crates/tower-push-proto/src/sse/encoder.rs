@@ -32,7 +32,7 @@ enum HeldCursor {
     /// `id` precedes, so the first block repeats the cursor. A flush does not write this cursor, because the client
     /// has it already.
     Requested(EventId),
-    /// A cursor that the client does not have. A flush writes it.
+    /// A cursor that the client does not have. A flush writes this cursor.
     Moved(EventId),
 }
 

@@ -88,7 +88,7 @@ fn write_payload(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
     out.put_slice(b"\n\n");
 }
 
-/// Appends an event that the server makes itself, such as the announcement of a gap, and not an [`Event`](crate::Event) of the source.
+/// Appends an event that the server makes itself, such as the announcement of a gap.
 pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &mut BytesMut) {
     write_event_type(event_type, out);
     if let Some(id) = id {

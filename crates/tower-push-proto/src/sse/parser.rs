@@ -12,8 +12,8 @@ use crate::{byte_search::find_byte, error::Error};
 ///
 /// # Limits
 /// The parser keeps at most one line and the data of one event. The parser fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). After this error,
-/// every later call fails too. Comments have no limit, because the parser does not keep them.
+/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). After a line or an event
+/// that is too long, every later call fails too. Comments have no limit, because the parser does not keep them.
 ///
 /// ```
 /// use tower_push_proto::sse::SseParser;
@@ -48,8 +48,8 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 pub struct SseEvent {
     /// The event's type. `None` if the event has no type or an empty one. An `EventSource` dispatches such an event as `message`.
     pub event_type: Option<String>,
-    /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field. The [last event
-    /// ID](SseParser::last_event_id) then comes from an earlier event.
+    /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field, so that the [last event
+    /// ID](SseParser::last_event_id) comes from an earlier event.
     pub id: Option<String>,
     /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
