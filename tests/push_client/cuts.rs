@@ -21,8 +21,14 @@ async fn cut_at_every_byte(transport: Transport) {
     let mut cut_after = 0;
     loop {
         let proxy = CuttingProxy::start(&server, cut_after).await;
-        let mut stream = client_for(transport).subscribe(proxy.server.url("/")).unwrap();
-        assert_eq!(texts_to_end(&mut stream).await, expected, "{transport}, cut after {cut_after}");
+        let mut stream = client_for(transport)
+            .subscribe(proxy.server.url("/"))
+            .unwrap();
+        assert_eq!(
+            texts_to_end(&mut stream).await,
+            expected,
+            "{transport}, cut after {cut_after}"
+        );
         if !proxy.has_cut() {
             break;
         }
@@ -86,7 +92,10 @@ async fn cursor_of_one_transport_resumes_on_the_next() {
 }
 
 /// A server that offers some of the transports.
-async fn serve_only(channel: Channel, transport: impl tower_push::transport::Transport) -> TestServer {
+async fn serve_only(
+    channel: Channel,
+    transport: impl tower_push::transport::Transport,
+) -> TestServer {
     TestServer::start(service(channel).transport(transport)).await
 }
 
@@ -99,9 +108,18 @@ async fn client_falls_back_to_an_offered_transport() {
     let preferred = [Transport::WebSocket, Transport::Sse, Transport::LongPoll];
     let client = Client::new().transports(preferred);
     let servers = [
-        (serve_only(channel.clone(), WebSocket::new()).await, Transport::WebSocket),
-        (serve_only(channel.clone(), Sse::new()).await, Transport::Sse),
-        (serve_only(channel, LongPoll::new()).await, Transport::LongPoll),
+        (
+            serve_only(channel.clone(), WebSocket::new()).await,
+            Transport::WebSocket,
+        ),
+        (
+            serve_only(channel.clone(), Sse::new()).await,
+            Transport::Sse,
+        ),
+        (
+            serve_only(channel, LongPoll::new()).await,
+            Transport::LongPoll,
+        ),
     ];
     for (server, expected) in servers {
         let mut stream = client.subscribe(server.url("/")).unwrap();

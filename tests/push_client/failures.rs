@@ -23,11 +23,15 @@ async fn scripted_server(responses: Vec<Vec<u8>>) -> (TestServer, Arc<AtomicUsiz
     let counter = connections.clone();
     let responses = Arc::new(responses);
     let server = TestServer::start_with(move |mut socket| {
-        let index = counter.fetch_add(1, Ordering::SeqCst).min(responses.len() - 1);
+        let index = counter
+            .fetch_add(1, Ordering::SeqCst)
+            .min(responses.len() - 1);
         let responses = responses.clone();
         async move {
             let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") && socket.read_buf(&mut head).await.is_ok_and(|n| n > 0) {}
+            while !head.ends_with(b"\r\n\r\n")
+                && socket.read_buf(&mut head).await.is_ok_and(|n| n > 0)
+            {}
             let response = &responses[index];
             let body = response.strip_suffix(KEEP_OPEN).unwrap_or(response);
             let _ = socket.write_all(body).await;
@@ -78,7 +82,8 @@ async fn login_page_is_no_feed() {
 #[tokio::test]
 async fn refusal_keeps_its_body() {
     let body = b"you may not";
-    let (error, errors, requests) = outcome(Transport::Sse, vec![response("403 Forbidden", body)]).await;
+    let (error, errors, requests) =
+        outcome(Transport::Sse, vec![response("403 Forbidden", body)]).await;
     assert!(error.is_status() && errors.is_empty());
     assert_eq!(error.status_code().unwrap(), 403);
     assert_eq!(error.body().unwrap(), "you may not");
@@ -107,7 +112,9 @@ async fn endless_error_body_is_bounded() {
 async fn redirects_are_followed_within_the_host() {
     let redirect = response("307 Temporary Redirect\nLocation: moved?to=here", b"");
     let (server, connections) = scripted_server(vec![redirect, sse("data: hi\n\n")]).await;
-    let mut stream = client_for(Transport::Sse).subscribe(server.url("/feed")).unwrap();
+    let mut stream = client_for(Transport::Sse)
+        .subscribe(server.url("/feed"))
+        .unwrap();
     assert_eq!(next_text(&mut stream).await, "hi");
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
@@ -122,7 +129,10 @@ async fn redirects_in_circles_end() {
 
 #[tokio::test]
 async fn redirect_to_another_host_is_reported() {
-    let away = response("301 Moved Permanently\nLocation: http://elsewhere.example/feed", b"");
+    let away = response(
+        "301 Moved Permanently\nLocation: http://elsewhere.example/feed",
+        b"",
+    );
     let (error, _, requests) = outcome(Transport::Sse, vec![away]).await;
     assert!(error.is_redirect() && error.to_string().contains("elsewhere.example"));
     assert_eq!(requests, 1);
@@ -144,12 +154,24 @@ async fn garbage_is_an_error() {
         response(&format!("200 OK\nContent-Type: {content_type}"), body)
     };
     let cases = [
-        (Transport::Ndjson, garbage("application/x-ndjson", b"{\"data\":}\n")),
-        (Transport::JsonSeq, garbage("application/json-seq", b"garbage")),
-        (Transport::Multipart, garbage("multipart/mixed; boundary=b", b"--b\r\nno header\r\n\r\n")),
+        (
+            Transport::Ndjson,
+            garbage("application/x-ndjson", b"{\"data\":}\n"),
+        ),
+        (
+            Transport::JsonSeq,
+            garbage("application/json-seq", b"garbage"),
+        ),
+        (
+            Transport::Multipart,
+            garbage("multipart/mixed; boundary=b", b"--b\r\nno header\r\n\r\n"),
+        ),
         (Transport::Multipart, garbage("multipart/mixed", b"")),
         (Transport::LongPoll, garbage("application/json", b"<html>")),
-        (Transport::Sse, garbage("text/event-stream", b"id: not an id\ndata: 1\n\n")),
+        (
+            Transport::Sse,
+            garbage("text/event-stream", b"id: not an id\ndata: 1\n\n"),
+        ),
     ];
     for (transport, garbage) in cases {
         let (error, _, requests) = outcome(transport, vec![garbage]).await;
@@ -164,10 +186,34 @@ async fn long_events_are_refused() {
     let cases = [
         (Transport::Sse, sse(&format!("data: {long}"))),
         (Transport::Sse, sse(&"data: some more\n".repeat(1000))),
-        (Transport::Ndjson, response("200 OK\nContent-Type: application/x-ndjson", long.as_bytes())),
-        (Transport::JsonSeq, response("200 OK\nContent-Type: application/json-seq", format!("\x1e{long}").as_bytes())),
-        (Transport::Multipart, response("200 OK\nContent-Type: multipart/mixed; boundary=b", b"--b\r\nContent-Length: 99999999999\r\n\r\n")),
-        (Transport::LongPoll, response("200 OK\nContent-Type: application/json", "[".repeat(5000).as_bytes())),
+        (
+            Transport::Ndjson,
+            response(
+                "200 OK\nContent-Type: application/x-ndjson",
+                long.as_bytes(),
+            ),
+        ),
+        (
+            Transport::JsonSeq,
+            response(
+                "200 OK\nContent-Type: application/json-seq",
+                format!("\x1e{long}").as_bytes(),
+            ),
+        ),
+        (
+            Transport::Multipart,
+            response(
+                "200 OK\nContent-Type: multipart/mixed; boundary=b",
+                b"--b\r\nContent-Length: 99999999999\r\n\r\n",
+            ),
+        ),
+        (
+            Transport::LongPoll,
+            response(
+                "200 OK\nContent-Type: application/json",
+                "[".repeat(5000).as_bytes(),
+            ),
+        ),
     ];
     for (transport, response) in cases {
         let (error, _, requests) = outcome(transport, vec![response]).await;
@@ -178,7 +224,10 @@ async fn long_events_are_refused() {
 
 #[tokio::test]
 async fn compressed_response_is_refused() {
-    let bomb = response("200 OK\nContent-Type: text/event-stream\nContent-Encoding: gzip", b"\x1f\x8b");
+    let bomb = response(
+        "200 OK\nContent-Type: text/event-stream\nContent-Encoding: gzip",
+        b"\x1f\x8b",
+    );
     let (error, _, _) = outcome(Transport::Sse, vec![bomb]).await;
     assert!(error.is_unexpected_content_type() && error.to_string().contains("compressed"));
 }
@@ -186,7 +235,9 @@ async fn compressed_response_is_refused() {
 #[tokio::test]
 async fn id_that_goes_back_is_the_cursor() {
     let (server, _) = scripted_server(vec![sse("id: 9\ndata: a\n\nid: 3\ndata: b\n\n")]).await;
-    let mut stream = client_for(Transport::Sse).subscribe(server.url("/")).unwrap();
+    let mut stream = client_for(Transport::Sse)
+        .subscribe(server.url("/"))
+        .unwrap();
     assert_eq!(next_text(&mut stream).await, "a");
     assert_eq!(next_text(&mut stream).await, "b");
     assert_eq!(stream.cursor(), Some(&3.into()));
@@ -206,7 +257,13 @@ async fn token_is_fresh_for_each_request() {
     let unauthorized = response("401 Unauthorized", b"who are you?");
     let first = sse("id: 1\ndata: a\n\n");
     // The token expires in the middle of the feed, and once more for good.
-    let responses = vec![unauthorized.clone(), first, unauthorized.clone(), sse("data: b\n\n"), unauthorized];
+    let responses = vec![
+        unauthorized.clone(),
+        first,
+        unauthorized.clone(),
+        sse("data: b\n\n"),
+        unauthorized,
+    ];
     let (server, connections) = scripted_server(responses).await;
     let tokens = Arc::new(AtomicUsize::new(0));
     let counter = tokens.clone();
@@ -265,7 +322,10 @@ async fn unreachable_server_is_retried() {
 async fn held_back_response_leads_to_the_next_transport() {
     let held_back = response("200 OK\nContent-Type: text/event-stream", KEEP_OPEN);
     let batch = b"[{\"id\":\"1\",\"data\":\"hi\"}]";
-    let head = format!("200 OK\nContent-Type: application/json\nContent-Length: {}", batch.len());
+    let head = format!(
+        "200 OK\nContent-Type: application/json\nContent-Length: {}",
+        batch.len()
+    );
     let (server, _) = scripted_server(vec![held_back, response(&head, batch)]).await;
     let client = Client::new().first_byte_timeout(Duration::from_millis(50));
     let mut stream = client.subscribe(server.url("/")).unwrap();
@@ -274,7 +334,17 @@ async fn held_back_response_leads_to_the_next_transport() {
 
 #[test]
 fn only_urls_with_a_host_are_accepted() {
-    for url in ["", "/feed", "ftp://host/", "http://", "mailto:x", "not a url"] {
-        assert!(Client::new().subscribe(url).unwrap_err().is_invalid_url(), "{url}");
+    for url in [
+        "",
+        "/feed",
+        "ftp://host/",
+        "http://",
+        "mailto:x",
+        "not a url",
+    ] {
+        assert!(
+            Client::new().subscribe(url).unwrap_err().is_invalid_url(),
+            "{url}"
+        );
     }
 }

@@ -2,7 +2,4 @@
 
 mod cuts;
 mod failures;
-mod feeds;
-mod other_servers;
-mod sources;
 mod support;

@@ -66,7 +66,9 @@ pub(crate) fn numbered_channel(events: u64) -> Channel {
 /// Returns the next item. Panics if the stream ends, fails, or is silent for too long.
 pub(crate) async fn next_item(stream: &mut EventStream) -> ClientItem {
     let item = timeout(TEST_TIMEOUT, stream.next()).await;
-    item.expect("no item came").expect("the stream has ended").unwrap()
+    item.expect("no item came")
+        .expect("the stream has ended")
+        .unwrap()
 }
 
 /// Returns the text of the next event.
@@ -85,7 +87,10 @@ pub(crate) async fn texts_to_end(stream: &mut EventStream) -> Vec<String> {
         match next_item(stream).await {
             ClientItem::Finished => break,
             ClientItem::Gap(gap) => panic!("{gap:?}"),
-            item => texts.extend(item.event().map(|e| e.payload().as_text().unwrap().to_owned())),
+            item => texts.extend(
+                item.event()
+                    .map(|e| e.payload().as_text().unwrap().to_owned()),
+            ),
         }
     }
     let end = timeout(TEST_TIMEOUT, stream.next()).await;

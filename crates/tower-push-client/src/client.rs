@@ -1,4 +1,9 @@
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, ready},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -49,7 +54,7 @@ impl Client {
     }
 
     /// Makes a client over any HTTP service: hyper-util's client with a connector of your choice,
-    /// [`ReqwestService`](crate::ReqwestService), a service in layers of tower, or a router for tests.
+    /// `ReqwestService`, a service in layers of tower, or a router for tests.
     ///
     /// The service must not have a timeout for whole responses, because a feed has no end. For WebSockets, the extensions of its responses
     /// must contain hyper's `OnUpgrade`, as those of hyper and reqwest do.
@@ -241,7 +246,9 @@ impl Client {
 
     #[cfg(not(feature = "websocket"))]
     fn for_websocket_url(self) -> Result<Self, Error> {
-        Err(Error::invalid_url("WebSockets need the feature `websocket`"))
+        Err(Error::invalid_url(
+            "WebSockets need the feature `websocket`",
+        ))
     }
 
     pub(crate) fn config(&self) -> &Arc<SubscriberConfig> {
@@ -252,14 +259,14 @@ impl Client {
         self.cursor.as_ref()
     }
 
-    /// Prepares a request. Returns `Err` with the request if no function prepares requests.
+    /// Prepares a request. Without a function that prepares requests, returns it unchanged.
     pub(crate) fn prepare(
         &self,
         request: Request<Bytes>,
-    ) -> Result<BoxFuture<Result<Request<Bytes>, BoxError>>, Request<Bytes>> {
+    ) -> BoxFuture<Result<Request<Bytes>, BoxError>> {
         match &self.prepare {
-            Some(prepare) => Ok(prepare(request)),
-            None => Err(request),
+            Some(prepare) => prepare(request),
+            None => Box::pin(ready(Ok(request))),
         }
     }
 

@@ -126,7 +126,10 @@ impl Error {
     }
 
     pub(crate) fn no_events() -> Self {
-        Self::new(ErrorKind::NoEvents, "the server answers polls at once, without events")
+        Self::new(
+            ErrorKind::NoEvents,
+            "the server answers polls at once, without events",
+        )
     }
 
     #[cfg(feature = "websocket")]
@@ -238,7 +241,12 @@ impl fmt::Display for Error {
             }
         }
         #[cfg(feature = "websocket")]
-        if let Some(frame) = self.0.close_frame.as_ref().filter(|f| !f.reason().is_empty()) {
+        if let Some(frame) = self
+            .0
+            .close_frame
+            .as_ref()
+            .filter(|f| !f.reason().is_empty())
+        {
             write!(f, ": {}", frame.reason())?;
         }
         Ok(())

@@ -14,17 +14,17 @@ use tower_push_proto::EventId;
 #[cfg(feature = "websocket")]
 use tower_push_proto::event::CloseFrame;
 
-#[cfg(feature = "websocket")]
-use crate::{
-    message_sender::{MessageReceiver, MessageSender},
-    upgraded_socket::UpgradedSocket,
-};
 use crate::{
     client::Client,
     error::{BoxError, Error},
     http_service::{BoxFuture, ResponseBody},
     item::ClientItem,
     subscriber::{ResponseAction, Subscriber},
+};
+#[cfg(feature = "websocket")]
+use crate::{
+    message_sender::{MessageReceiver, MessageSender},
+    upgraded_socket::UpgradedSocket,
 };
 
 /// A subscription to a feed: a stream of events, gaps and cursors, and of what happens to the connection.
@@ -100,11 +100,17 @@ impl EventStream {
         }
         match &mut self.connection {
             Connection::Absent => match self.subscriber.poll_request(now()) {
-                Some(request) => self.begin_request(request.map(|()| Bytes::new())),
+                Some(request) => {
+                    let request = request.map(|()| Bytes::new());
+                    self.connection = Connection::Preparing(self.client.prepare(request));
+                }
                 None => return Poll::Pending,
             },
             Connection::Preparing(prepared) => match ready!(prepared.as_mut().poll(cx)) {
-                Ok(request) => self.send(request),
+                Ok(request) => {
+                    let response = self.client.service().send(request);
+                    self.connection = Connection::Requesting(response);
+                }
                 Err(error) => self.subscriber.handle_prepare_error(error, now()),
             },
             Connection::Requesting(response) => match ready!(response.as_mut().poll(cx)) {
@@ -134,18 +140,6 @@ impl EventStream {
         Poll::Ready(())
     }
 
-    fn begin_request(&mut self, request: Request<Bytes>) {
-        match self.client.prepare(request) {
-            Ok(prepared) => self.connection = Connection::Preparing(prepared),
-            Err(request) => self.send(request),
-        }
-    }
-
-    fn send(&mut self, request: Request<Bytes>) {
-        self.connection = Connection::Requesting(self.client.service().send(request));
-    }
-
-    #[cfg_attr(not(feature = "websocket"), allow(unused_mut))]
     fn handle_response(&mut self, response: Response<ResponseBody>) {
         let (head, body) = response.into_parts();
         self.connection = match self.subscriber.handle_response(&head, now()) {
@@ -170,7 +164,9 @@ impl EventStream {
             return Poll::Pending;
         };
         let deadline = tokio::time::Instant::from_std(deadline);
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         // A deadline that moves on with each input does not reset the timer each time: the timer is reset when it fires too early.
         if deadline < timer.deadline() {
             timer.as_mut().reset(deadline);

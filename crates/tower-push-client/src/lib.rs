@@ -45,12 +45,12 @@
 //! | any other status, a redirect to another host, a page instead of a feed, an event that cannot be read or is too long; a WebSocket is closed with 1002, 1003, 1007 to 1010 or 3500 to 3999 | ends with the error, which [has the body](Error::body) of the response |
 //!
 //! # HTTP clients
-//! The HTTP client is any [`tower_service::Service`]. [`Client::new`] uses hyper-util's client, without TLS. [`Client::with_service`] takes
+//! The HTTP client is any [`tower_service::Service`]. `Client::new` uses hyper-util's client, without TLS. [`Client::with_service`] takes
 //! another service: hyper-util's client with a TLS connector, `ReqwestService`, or a service inside layers of tower. The stream needs a tokio
 //! runtime with its timer.
 //!
-//! A WebSocket is opened by [`Transport::WebSocket`] over HTTP/1.1, and by `Transport::WebSocketHttp2` over HTTP/2: choose the one whose version
-//! of HTTP the service uses for the URL. [`EventStream::sender`] sends messages to the server.
+//! A WebSocket is opened by `Transport::WebSocket` over HTTP/1.1, and by `Transport::WebSocketHttp2` over HTTP/2: choose the one whose version
+//! of HTTP the service uses for the URL. `EventStream::sender` sends messages to the server.
 //!
 //! # Without I/O
 //! [`Subscriber`] is the protocol of one subscription as a state machine: for other runtimes, and for tests.
@@ -84,15 +84,15 @@ mod transport;
 #[cfg(feature = "websocket")]
 mod upgraded_socket;
 
+#[cfg(feature = "websocket")]
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+pub use self::message_sender::{MessageSender, SendMessageError};
 #[cfg(feature = "reqwest")]
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub use self::reqwest_service::ReqwestService;
 #[cfg(feature = "source")]
 #[cfg_attr(docsrs, doc(cfg(feature = "source")))]
 pub use self::source::{RemoteSource, RemoteStream, relay_into};
-#[cfg(feature = "websocket")]
-#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-pub use self::message_sender::{MessageSender, SendMessageError};
 pub use self::{
     client::Client,
     error::{BoxError, Error},

@@ -11,7 +11,10 @@ use futures_core::Stream;
 use tower_push::{
     PushSource,
     event::Item,
-    source::{Rejection, Subscription, relay::{Feed, PushError}},
+    source::{
+        Rejection, Subscription,
+        relay::{Feed, PushError},
+    },
 };
 
 use crate::{

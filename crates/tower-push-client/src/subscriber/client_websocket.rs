@@ -11,8 +11,7 @@ use tower_push_proto::websocket::deflate;
 use tower_push_proto::{
     base64,
     event::{CloseCode, CloseFrame, Payload},
-    header_list,
-    random,
+    header_list, random,
     websocket::{
         DecodeError, DecoderConfig, DecoderEvent, FrameDecoder, Message, MessageFormat, OpCode,
         Role,
@@ -57,8 +56,7 @@ const DEFLATE_THRESHOLD: usize = 128;
 const MAX_PONG_OUTPUT: usize = 4 * 1024;
 
 #[cfg(feature = "deflate")]
-const DEFLATE_OFFER: &str =
-    "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
+const DEFLATE_OFFER: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover; client_max_window_bits";
 
 /// What the server has sent.
 #[derive(Debug)]
@@ -75,8 +73,15 @@ pub(super) fn add_handshake_headers(
     config: &SubscriberConfig,
 ) -> Option<HeaderValue> {
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    let names: Vec<&str> = config.subprotocols.iter().map(|(name, _)| &**name).collect();
-    if let Some(names) = HeaderValue::try_from(names.join(", ")).ok().filter(|v| !v.is_empty()) {
+    let names: Vec<&str> = config
+        .subprotocols
+        .iter()
+        .map(|(name, _)| &**name)
+        .collect();
+    if let Some(names) = HeaderValue::try_from(names.join(", "))
+        .ok()
+        .filter(|v| !v.is_empty())
+    {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, names);
     }
     #[cfg(feature = "deflate")]
@@ -115,7 +120,9 @@ impl ClientWebSocket {
                 return Err(Error::handshake("the response has no `Upgrade: websocket`"));
             }
             if !header_list::contains_token(headers, CONNECTION, "upgrade") {
-                return Err(Error::handshake("the response has no `Connection: upgrade`"));
+                return Err(Error::handshake(
+                    "the response has no `Connection: upgrade`",
+                ));
             }
             if header_list::single_value(headers, SEC_WEBSOCKET_ACCEPT) != Some(accept) {
                 return Err(Error::handshake("`Sec-WebSocket-Accept` is wrong"));
@@ -126,7 +133,8 @@ impl ClientWebSocket {
             Some(name) => {
                 let mut offered = config.subprotocols.iter();
                 let chosen = offered.find(|(offered, _)| offered.as_bytes() == name.as_bytes());
-                let unknown = || Error::handshake("the server chose a subprotocol that was not offered");
+                let unknown =
+                    || Error::handshake("the server chose a subprotocol that was not offered");
                 chosen.ok_or_else(unknown)?.1
             }
         };
@@ -137,7 +145,9 @@ impl ClientWebSocket {
         let decoder = decoder.allow_compressed(deflate.is_some());
         #[cfg(not(feature = "deflate"))]
         if headers.contains_key(SEC_WEBSOCKET_EXTENSIONS) {
-            return Err(Error::handshake("the server chose an extension that was not offered"));
+            return Err(Error::handshake(
+                "the server chose an extension that was not offered",
+            ));
         }
         Ok(Self {
             decoder: FrameDecoder::new(decoder),
@@ -187,7 +197,9 @@ impl ClientWebSocket {
             input.advance(read);
             match event? {
                 Some(DecoderEvent::Message(message)) => {
-                    return self.payload(message).map(|data| Some(ServerMessage::Data(data)));
+                    return self
+                        .payload(message)
+                        .map(|data| Some(ServerMessage::Data(data)));
                 }
                 Some(DecoderEvent::Close(frame)) => {
                     // RFC 6455 §5.5.1: the answer repeats the code.
@@ -255,7 +267,10 @@ impl ClientWebSocket {
         };
         let message = payload.as_bytes();
         #[cfg(feature = "deflate")]
-        if self.deflate.is_some_and(|params| params.should_compress(message.len())) {
+        if self
+            .deflate
+            .is_some_and(|params| params.should_compress(message.len()))
+        {
             let mut compressed = BytesMut::new();
             deflate::compress(message, &mut compressed);
             if compressed.len() < message.len() {
@@ -295,7 +310,8 @@ impl NegotiatedDeflate {
     /// farther than the message is long.
     fn should_compress(self, message_len: usize) -> bool {
         message_len >= DEFLATE_THRESHOLD
-            && (self.client_max_window_bits == 15 || message_len <= 1 << self.client_max_window_bits)
+            && (self.client_max_window_bits == 15
+                || message_len <= 1 << self.client_max_window_bits)
     }
 }
 
@@ -311,7 +327,9 @@ fn negotiated_deflate(
     }
     let invalid = || Error::handshake("the server chose an extension that was not offered");
     let value = header_list::single_value(headers, SEC_WEBSOCKET_EXTENSIONS);
-    let text = value.and_then(|value| value.to_str().ok()).ok_or_else(invalid)?;
+    let text = value
+        .and_then(|value| value.to_str().ok())
+        .ok_or_else(invalid)?;
     let mut parts = text.split(';').map(str::trim);
     if !is_offered || parts.next() != Some("permessage-deflate") {
         return Err(invalid());
@@ -325,7 +343,9 @@ fn negotiated_deflate(
             Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
             None => (part, None),
         };
-        let bits = value.and_then(|v| v.parse::<u8>().ok()).filter(|bits| (8..=15).contains(bits));
+        let bits = value
+            .and_then(|v| v.parse::<u8>().ok())
+            .filter(|bits| (8..=15).contains(bits));
         match (name, value, bits) {
             _ if names.contains(&name) => return Err(invalid()),
             ("server_no_context_takeover" | "client_no_context_takeover", None, _) => {}
@@ -339,6 +359,8 @@ fn negotiated_deflate(
     // Each message is inflated on its own.
     match names.contains(&"server_no_context_takeover") {
         true => Ok(Some(chosen)),
-        false => Err(Error::handshake("the server keeps a compression window although it was asked not to")),
+        false => Err(Error::handshake(
+            "the server keeps a compression window although it was asked not to",
+        )),
     }
 }

@@ -6,11 +6,11 @@ use http::StatusCode;
 #[cfg(feature = "websocket")]
 use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 
-use super::{
-    Connection, ConnectionReader, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
-};
 #[cfg(feature = "websocket")]
-use super::CLOSE_TIMEOUT;
+use super::ConnectionReader;
+use super::{
+    Connection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState, item_reader::ItemReader,
+};
 use crate::{error::Error, item::ClientItem, transport::Transport};
 
 /// A connection that has failed or ended, and what the client does about it.
@@ -20,6 +20,10 @@ pub(super) struct Failure {
     pub(super) error: Option<Error>,
     pub(super) reaction: Reaction,
 }
+
+/// The longest time for the closing handshake of a WebSocket, 3 s.
+#[cfg(feature = "websocket")]
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the client does after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +119,8 @@ impl Subscriber {
                         self.backoff.reset();
                     }
                 }
-                if let ConnectionReader::Body(reader) = &connection.reader {
-                    self.lasting_retry_hint = reader.retry().or(self.lasting_retry_hint);
-                }
+                let hint = connection.reader.body().and_then(ItemReader::retry);
+                self.lasting_retry_hint = hint.or(self.lasting_retry_hint);
                 connection.has_input
             }
             SubscriberState::Requesting { .. } => false,
@@ -149,7 +152,7 @@ impl Subscriber {
         if let Some(Err(error)) = end {
             return self.fail(Failure::retry(Error::cut_by(error)), now);
         }
-        if !matches!(connection.reader, ConnectionReader::Body(_)) {
+        if connection.reader.body().is_none() {
             let error = Error::cut("the WebSocket ended without a close frame");
             return self.fail(Failure::retry(error), now);
         }
@@ -172,7 +175,10 @@ impl Subscriber {
     /// Continues after a complete response to a long poll: with the next poll at once, unless the server asks for a delay or answers without
     /// waiting for events.
     fn end_poll(&mut self, now: Instant) {
-        let SubscriberState::Reading(Connection { has_items, since, .. }) = self.state else {
+        let SubscriberState::Reading(Connection {
+            has_items, since, ..
+        }) = self.state
+        else {
             return;
         };
         if self.retry_hint.is_some() {
@@ -201,7 +207,10 @@ impl Error {
 impl Subscriber {
     /// Handles the server's close frame. The close code says whether the client comes back.
     pub(super) fn handle_close_frame(&mut self, frame: CloseFrame, now: Instant) {
-        if let Ok(StreamEnd { retry: Some(retry), .. }) = StreamEnd::from_json(frame.reason().as_bytes()) {
+        if let Ok(StreamEnd {
+            retry: Some(retry), ..
+        }) = StreamEnd::from_json(frame.reason().as_bytes())
+        {
             self.retry_hint = Some(retry);
         }
         let code = frame.code().map(|code| code.get());
@@ -271,7 +280,8 @@ fn reaction_to_close_code(code: Option<u16>) -> Reaction {
         // We broke the protocol or a rule.
         Some(1002 | 1003 | 1007..=1010 | 3500..=3999) => Reaction::Stop,
         // A tower-push server that refuses a WebSocket late closes it with 4000 + status.
-        Some(code @ 4400..=4599) => match StatusCode::from_u16(code - 4000).map(reaction_to_status) {
+        Some(code @ 4400..=4599) => match StatusCode::from_u16(code - 4000).map(reaction_to_status)
+        {
             Ok(Reaction::NextTransportOrStop) | Err(_) => Reaction::Stop,
             Ok(reaction) => reaction,
         },

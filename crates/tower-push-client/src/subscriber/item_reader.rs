@@ -239,7 +239,9 @@ fn item_of_sse_event(event: SseEvent, config: &SubscriberConfig) -> Result<Optio
     } else {
         Record::from_sse(event, &config.sse)
     };
-    Ok(record.map_err(Error::malformed)?.and_then(Record::into_item))
+    Ok(record
+        .map_err(Error::malformed)?
+        .and_then(Record::into_item))
 }
 
 /// Converts the JSON of a record, or of a payload without an envelope.

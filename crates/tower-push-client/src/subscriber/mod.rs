@@ -9,7 +9,10 @@ mod item_reader;
 mod read_watchdog;
 mod response;
 mod retry_after;
+mod timeouts;
 mod transport_selector;
+#[cfg(feature = "websocket")]
+mod websocket_output;
 
 use std::{
     collections::VecDeque,
@@ -17,18 +20,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Uri};
 #[cfg(feature = "websocket")]
 use tower_push_proto::{
+    Event,
     event::{CloseFrame, Payload},
     websocket::MessageFormat,
 };
-use tower_push_proto::{Event, EventId, Item};
+use tower_push_proto::{EventId, Item};
 
-pub use self::config::SubscriberConfig;
 #[cfg(feature = "websocket")]
 use self::client_websocket::{ClientWebSocket, ServerMessage};
+pub use self::config::SubscriberConfig;
 use self::{
     backoff::Backoff, failure::Failure, item_reader::ItemReader, read_watchdog::ReadWatchdog,
     response::PendingResponse, transport_selector::TransportSelector,
@@ -53,8 +57,8 @@ use crate::{
 ///    its connection; or report that the request has failed with [`handle_request_error`](Self::handle_request_error).
 /// 4. **Input.** Pass each piece of the body, or each read of the upgraded socket, to [`handle_input`](Self::handle_input), and then
 ///    continue with step 1. Report the end with [`handle_end`](Self::handle_end).
-/// 5. **Output**, on a WebSocket. Write what [`poll_transmit`](Self::poll_transmit) returns, and report each write with
-///    [`handle_written`](Self::handle_written).
+/// 5. **Output**, on a WebSocket. Write what `poll_transmit` returns, and report each write with
+///    `handle_written`.
 /// 6. **Time.** Set a timer to [`poll_timeout`](Self::poll_timeout). When the timer fires, call [`handle_timeout`](Self::handle_timeout).
 ///
 /// # Time
@@ -168,6 +172,26 @@ enum ConnectionReader {
     WebSocket(Box<ClientWebSocket>),
 }
 
+impl ConnectionReader {
+    /// Returns the reader of a body. Returns `None` for a WebSocket.
+    fn body(&self) -> Option<&ItemReader> {
+        match self {
+            Self::Body(reader) => Some(reader),
+            #[cfg(feature = "websocket")]
+            Self::WebSocket(_) => None,
+        }
+    }
+
+    /// Like [`body`](Self::body), but mutable.
+    fn body_mut(&mut self) -> Option<&mut ItemReader> {
+        match self {
+            Self::Body(reader) => Some(reader),
+            #[cfg(feature = "websocket")]
+            Self::WebSocket(_) => None,
+        }
+    }
+}
+
 /// What the caller has to do with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -179,14 +203,6 @@ pub enum ResponseAction {
     /// Drop the response.
     Drop,
 }
-
-/// The longest time for the closing handshake of a WebSocket, 3 s.
-#[cfg(feature = "websocket")]
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The number of bytes of unwritten messages from which a subscriber takes no further message: 64 KiB.
-#[cfg(feature = "websocket")]
-const OUTPUT_LIMIT: usize = 64 * 1024;
 
 /// The longest input that counts as a heartbeat, in bytes.
 const MAX_HEARTBEAT_LEN: usize = 256;
@@ -326,7 +342,8 @@ impl Subscriber {
                 }
             }
             SubscriberState::ReadingError(pending) => {
-                if pending.push_body(&input) {
+                let is_complete = pending.push_body(&input);
+                if is_complete {
                     self.report_error_response(now);
                 }
             }
@@ -449,20 +466,17 @@ impl Subscriber {
             connection.has_item_of_input = true;
             self.watchdog.on_heartbeat();
         }
-        let is_finished = match &connection.reader {
-            ConnectionReader::Body(reader) => reader.is_finished(),
-            #[cfg(feature = "websocket")]
-            ConnectionReader::WebSocket(_) => false,
-        };
-        if is_finished && self.end.is_none() {
+        let body = connection.reader.body();
+        if body.is_some_and(ItemReader::is_finished) && self.end.is_none() {
             self.end = Some(Ok(()));
         }
         if self.end.is_none() {
             return false;
         }
-        if let ConnectionReader::Body(reader) = &mut connection.reader {
-            if !std::mem::replace(&mut connection.is_finished, true) && matches!(self.end, Some(Ok(()))) {
-                match reader.finish(&self.config) {
+        let is_new = !std::mem::replace(&mut connection.is_finished, true);
+        if let Some(body) = connection.reader.body_mut() {
+            if is_new && matches!(self.end, Some(Ok(()))) {
+                match body.finish(&self.config) {
                     // The end may have completed items.
                     Ok(()) => return true,
                     Err(error) => {
@@ -500,144 +514,6 @@ impl Subscriber {
         self.state = SubscriberState::Terminated;
         self.input = Bytes::new();
         self.end = None;
-    }
-
-    // Methods for time.
-
-    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called. Returns `None` if no timer is needed.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        match &self.state {
-            SubscriberState::Waiting { until } => Some(*until),
-            SubscriberState::Requesting {
-                transport, sent, ..
-            } => Some(*sent + self.response_timeout(*transport)),
-            SubscriberState::ReadingError(pending) => Some(pending.deadline()),
-            SubscriberState::Reading(connection) => {
-                let first_byte = self.first_byte_deadline(connection);
-                let body = match connection.requested {
-                    Transport::LongPoll => Some(connection.since + self.config.poll_timeout),
-                    _ => self.watchdog.deadline(),
-                };
-                [first_byte, body].into_iter().flatten().min()
-            }
-            #[cfg(feature = "websocket")]
-            SubscriberState::Closing { deadline, .. } => Some(*deadline),
-            SubscriberState::Terminated => None,
-        }
-    }
-
-    fn response_timeout(&self, transport: Transport) -> Duration {
-        match transport {
-            Transport::LongPoll => self.config.poll_timeout,
-            _ => self.config.response_timeout,
-        }
-    }
-
-    /// Returns when a response without a byte counts as held back by a proxy. Returns `None` if there is no other transport to try.
-    fn first_byte_deadline(&self, connection: &Connection) -> Option<Instant> {
-        let is_body = matches!(connection.reader, ConnectionReader::Body(_));
-        let may_be_held_back = is_body && !connection.has_input && self.selector.may_give_up();
-        may_be_held_back.then(|| connection.since + self.config.first_byte_timeout)
-    }
-
-    /// Handles that the time of [`poll_timeout`](Self::poll_timeout) has come. Does nothing before this time.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        match &mut self.state {
-            SubscriberState::Requesting { .. } => {
-                let error = Error::timeout("the server did not respond in time");
-                self.fail(Failure::retry(error), now);
-            }
-            SubscriberState::ReadingError(_) => self.report_error_response(now),
-            SubscriberState::Reading(connection) => {
-                let is_held_back = !connection.has_input && self.selector.may_give_up();
-                let error = Error::timeout("the server was silent for too long");
-                let failure = match is_held_back {
-                    true => Failure::next_transport_or_retry(error),
-                    false => Failure::retry(error),
-                };
-                self.fail(failure, now);
-            }
-            #[cfg(feature = "websocket")]
-            SubscriberState::Closing { failure, .. } => {
-                let failure = failure.take();
-                self.apply_close(failure, now);
-            }
-            SubscriberState::Waiting { .. } | SubscriberState::Terminated => {}
-        }
-    }
-
-    // Methods for output, on a WebSocket.
-
-    /// Whether a message can be sent now: a WebSocket is open, and at most 64 KiB of messages wait to be written.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-    pub fn wants_message(&self) -> bool {
-        match &self.state {
-            SubscriberState::Reading(Connection {
-                reader: ConnectionReader::WebSocket(websocket),
-                ..
-            }) => websocket.output_len() < OUTPUT_LIMIT,
-            _ => false,
-        }
-    }
-
-    /// Sends a message to the server. The message is dropped unless a WebSocket is open.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-    pub fn send(&mut self, message: &Payload) {
-        if let SubscriberState::Reading(Connection {
-            reader: ConnectionReader::WebSocket(websocket),
-            ..
-        }) = &mut self.state
-        {
-            websocket.send(message);
-        }
-    }
-
-    /// Ends the subscription: with a closing handshake if a WebSocket is open.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-    pub fn close(&mut self, frame: &CloseFrame, now: Instant) {
-        self.close_websocket(frame, None, now);
-    }
-
-    /// Returns the bytes that are to be written to the upgraded socket.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-    pub fn poll_transmit(&mut self) -> &[u8] {
-        match self.websocket() {
-            Some(websocket) => websocket.output(),
-            None => &[],
-        }
-    }
-
-    /// Handles that the first `len` bytes of [`poll_transmit`](Self::poll_transmit) were written.
-    #[cfg(feature = "websocket")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
-    pub fn handle_written(&mut self, len: usize) {
-        if let Some(websocket) = self.websocket() {
-            let output = websocket.output();
-            bytes::Buf::advance(output, len.min(output.len()));
-            if output.is_empty() {
-                // An idle subscriber keeps no buffer.
-                *output = BytesMut::new();
-            }
-        }
-    }
-
-    #[cfg(feature = "websocket")]
-    fn websocket(&mut self) -> Option<&mut ClientWebSocket> {
-        match &mut self.state {
-            SubscriberState::Closing { websocket, .. } => Some(websocket),
-            SubscriberState::Reading(Connection {
-                reader: ConnectionReader::WebSocket(websocket),
-                ..
-            }) => Some(websocket),
-            _ => None,
-        }
     }
 }
 

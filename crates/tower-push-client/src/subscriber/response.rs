@@ -114,7 +114,11 @@ impl Subscriber {
                     _ => transport,
                 };
                 // A long poll has begun with its request.
-                let since = if requested == Transport::LongPoll { sent } else { now };
+                let since = if requested == Transport::LongPoll {
+                    sent
+                } else {
+                    now
+                };
                 let cursor = batch_cursor(&head.headers);
                 let reader = ConnectionReader::Body(reader);
                 self.begin_reading(reader, requested, announced, since, cursor, now);
@@ -156,7 +160,9 @@ impl Subscriber {
         });
         if self.announced != Some(announced) {
             self.announced = Some(announced);
-            let item = ClientItem::Connected { transport: announced };
+            let item = ClientItem::Connected {
+                transport: announced,
+            };
             self.queued.push_back(Ok(item));
         }
     }
@@ -219,7 +225,12 @@ impl Subscriber {
             self.state = state;
             return;
         };
-        let PendingResponse { status, failure, body, .. } = *pending;
+        let PendingResponse {
+            status,
+            failure,
+            body,
+            ..
+        } = *pending;
         let Failure { error, reaction } = failure;
         let error = error.map(|error| error.with_response(status, Bytes::from(body)));
         self.fail(Failure { error, reaction }, now);
@@ -232,7 +243,9 @@ impl Subscriber {
         let target = location.and_then(|location| resolve_reference(from, location));
         let error = match target {
             None => Error::redirect("the server redirects to what is no URL"),
-            Some(target) if target.authority() != from.authority() || is_downgrade(from, &target) => {
+            Some(target)
+                if target.authority() != from.authority() || is_downgrade(from, &target) =>
+            {
                 Error::redirect(format!("the server redirects to another origin: {target}"))
             }
             Some(_) if self.redirects >= self.config.max_redirects => {

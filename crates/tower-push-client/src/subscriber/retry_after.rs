@@ -34,7 +34,10 @@ mod tests {
     #[test]
     fn seconds_and_dates_are_read() {
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
-        assert_eq!(read("99999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        assert_eq!(
+            read("99999999999999999999"),
+            Some(Duration::from_secs(u64::MAX))
+        );
         let date = "Sat, 28 Nov 2026 22:00:30 GMT";
         assert_eq!(read(date), Some(Duration::from_secs(30)));
         assert_eq!(read("Sat, 28 Nov 2026 21:00:00 GMT"), Some(Duration::ZERO));

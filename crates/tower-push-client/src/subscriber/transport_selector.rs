@@ -118,7 +118,10 @@ mod tests {
         selector.on_worked(now);
         selector.on_worked(now + Duration::from_secs(1));
         let later = now + RETURN_AFTER;
-        assert_eq!(selector.select(later - Duration::from_secs(1)), Transport::Ndjson);
+        assert_eq!(
+            selector.select(later - Duration::from_secs(1)),
+            Transport::Ndjson
+        );
         assert_eq!(selector.select(later), Transport::Sse);
     }
 
