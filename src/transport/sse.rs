@@ -168,8 +168,9 @@ impl Sse {
         self.map_config(|config| config.heartbeat(form))
     }
 
-    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, and the topics of events. Ids are sent by
-    /// default. Without ids a client cannot resume.
+    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, the cursor `~finished` of a source that has
+    /// finished, the topics of events, and the cursors and topics in the data of gaps. Ids are sent by default. Without ids a client cannot resume, and an `EventSource` reconnects to a
+    /// source that has finished until its page closes it.
     pub fn ids(self, are_sent: bool) -> Self {
         self.map_config(|config| config.ids(are_sent))
     }
@@ -190,7 +191,7 @@ impl Sse {
 
     /// Sets the type of the event that announces that the source has [finished](crate::Item::Finished): `finished` by default. Clients that
     /// close by the name of an event, such as htmx with `sse-close`, use this name. With `None`, a finished stream ends like any other, and
-    /// an `EventSource` reconnects.
+    /// an `EventSource` reconnects. The event has the id [`EventId::FINISHED`](crate::EventId::FINISHED), unless [`ids`](Self::ids) are off.
     pub fn finished_event(self, event_type: impl Into<Option<EventType>>) -> Self {
         self.map_config(|config| config.finished_event(event_type))
     }

@@ -106,7 +106,7 @@ impl SseConfig {
         self
     }
 
-    /// Sets whether the stream has `id` fields, for events and cursors, and the field `topic`.
+    /// Sets whether the stream has `id` fields, for events, cursors and the end of a finished source, and the field `topic`.
     pub fn ids(mut self, are_written: bool) -> Self {
         self.has_ids = are_written;
         self
@@ -122,14 +122,15 @@ impl SseConfig {
     /// Sets the type of the event that announces an end with a [time to reconnect](crate::Item::Ended). With `None`, neither this event nor
     /// the time is written.
     ///
-    /// An end without such a time is never announced, because the end of the body says the same.
+    /// An end without a time to reconnect is never announced, because the end of the body says the same.
     pub fn end_event(mut self, event_type: impl Into<Option<EventType>>) -> Self {
         self.end_event = event_type.into();
         self
     }
 
     /// Sets the type of the event that announces that the source has [finished](crate::Item::Finished). With `None`, a finished stream ends
-    /// like any other, and an `EventSource` reconnects.
+    /// like any other, and an `EventSource` reconnects. The event has the id [`EventId::FINISHED`](crate::EventId::FINISHED), unless
+    /// [`ids`](Self::ids) are off.
     pub fn finished_event(mut self, event_type: impl Into<Option<EventType>>) -> Self {
         self.finished_event = event_type.into();
         self

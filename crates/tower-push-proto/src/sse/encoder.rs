@@ -153,8 +153,12 @@ impl Encoder for SseEncoder {
         let config = self.config.clone();
         let event_type = config.gap_event.as_ref();
         let event_type = event_type.ok_or_else(Error::gap_unsupported)?;
-        let id = gap.resumed.as_ref().filter(|_| config.has_ids);
-        self.write_gap_or_end_event(event_type, id.map(EventId::as_str), &gap.to_json(), out);
+        if config.has_ids {
+            let id = gap.resumed.as_ref().map(EventId::as_str);
+            self.write_gap_or_end_event(event_type, id, &gap.to_json(), out);
+        } else {
+            self.write_gap_or_end_event(event_type, None, &without_ids(gap).to_json(), out);
+        }
         Ok(())
     }
 
@@ -181,7 +185,7 @@ impl Encoder for SseEncoder {
         let config = self.config.clone();
         match (&config.finished_event, &config.end_event, end.retry) {
             (Some(finished), ..) if end.finished => {
-                let id = Some(EventId::FINISHED);
+                let id = config.has_ids.then_some(EventId::FINISHED);
                 self.write_gap_or_end_event(finished, id, &end.to_json(), out);
             }
             (_, Some(ended), Some(after)) if !end.finished => {
@@ -190,5 +194,15 @@ impl Encoder for SseEncoder {
             }
             _ => self.flush(out),
         }
+    }
+}
+
+/// Returns the gap without the members that a stream without ids leaves out: the cursors and the topic.
+fn without_ids(gap: &Gap) -> Gap {
+    Gap {
+        requested: None,
+        resumed: None,
+        topic: None,
+        ..gap.clone()
     }
 }
