@@ -69,7 +69,7 @@ pin_project! {
     /// ```
     ///
     /// # With warp
-    /// Serve `warp::service(filter)` with the loop above. The connections of `warp::serve` cannot be wrapped.
+    /// Serve `warp::service(filter)` with the accept loop of the section `With hyper`. The connections of `warp::serve` cannot be wrapped.
     ///
     /// # With axum
     /// `axum::serve` accepts any listener, and the listener wraps each connection:
@@ -115,11 +115,10 @@ pin_project! {
     /// A write makes progress when the connection accepts bytes, even if the peer has not read them yet. Wrap the socket
     /// itself, below TLS and other buffering layers: a pending flush of such a layer shows no progress until it is complete.
     ///
-    /// The kernel buffers below the socket. Linux reports a socket as writable when a third of its send buffer is free, and the
-    /// send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep
-    /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as
-    /// progress, and a client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the
-    /// code that sets this option.
+    /// Below the socket, the kernel has buffers of its own. Linux reports a socket as writable when a third of its send buffer is free, and
+    /// the send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep slow
+    /// readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as progress, and a
+    /// client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the code that sets this option.
     ///
     /// # HTTP/2
     /// `WriteTimeout` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:

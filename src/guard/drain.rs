@@ -299,7 +299,7 @@ impl Drain {
 }
 
 impl DrainState {
-    /// Counts one more stream as open. Returns its sequence number, or `None` if the drain has started.
+    /// Counts one more stream as open. Returns the stream's sequence number, or `None` if the drain has started.
     fn register(&mut self) -> Option<usize> {
         if self.start.is_some() {
             return None;

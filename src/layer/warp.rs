@@ -82,8 +82,8 @@ pub fn request_head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Cl
     let query = ::warp::query::raw()
         .or(::warp::any().map(String::new))
         .unify();
-    // `warp::host` rejects a request whose `Host` is no authority. Such a request passes here without an authority, because the transport reads
-    // the header `Host` when it checks the origin.
+    // `warp::host` rejects a request whose `Host` is no authority. A request whose `Host` is no authority passes here without an authority,
+    // because the transport reads the header `Host` when it checks the origin.
     let authority = ::warp::host::optional()
         .or(::warp::any().map(|| None))
         .unify();

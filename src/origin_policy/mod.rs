@@ -50,7 +50,7 @@ use crate::Error;
 ///
 /// # On a private address
 /// The owner of a domain can let its name resolve to any address, also to one behind a firewall or on the user's own machine (DNS
-/// rebinding). After such a change, `Origin` and `Host` both contain the owner's name, and the policy takes the attacker's page for one of
+/// rebinding). After DNS rebinding, `Origin` and `Host` both contain the owner's name, and the policy takes the attacker's page for one of
 /// the same origin. If a service trusts every client that can reach it, use [`only`](Self::only), which checks `Origin` and `Host` against
 /// a list.
 #[must_use]

@@ -33,7 +33,7 @@ pub fn serve<L, S>(listener: L, service: S) -> Serve<L, S> {
 /// A server that runs when it is awaited. Created by [`serve`] and [`Server::serve`].
 ///
 /// The service is any tower service for requests of hyper: an axum `Router`, `warp::service(filter)`, a `ServiceBuilder` stack, or
-/// [`tower_push::service`](crate::service()). It is cloned for each connection and each request.
+/// [`tower_push::service`](crate::service()). The service is cloned for each connection and each request.
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct Serve<L, S, H = NoHandshake, D = NoConnectionData> {
     server: Server,
@@ -144,8 +144,8 @@ impl Future for ServeFuture {
 /// Runs the server until its drain ends it. Without a drain, the server does not end.
 ///
 /// # Errors
-/// Fails if the listener fails with [`InvalidInput`](ErrorKind::InvalidInput): which means that it does not listen. The server continues after
-/// all other errors, and [counts](super::ServerCounts::accept_errors) them.
+/// Fails if the listener fails with [`InvalidInput`](ErrorKind::InvalidInput), because its socket does not listen. The server continues
+/// after all other errors, and [counts](super::ServerCounts::accept_errors) them.
 impl<L, S, H, D, B> IntoFuture for Serve<L, S, H, D>
 where
     L: Listener,
@@ -318,7 +318,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     let drain_start = drain.as_ref().map(DrainStartWaiter::new);
     let io = match wait_unless_drain_starts(drain_start.as_ref(), handshake).await {
         Ok(Ok(Ok(io))) => io,
-        // The client has no request yet, and is closed with the listener.
+        // The client has sent no request yet, so the server closes its connection together with the listener.
         Err(_) => return,
         Ok(_) => {
             increment(&server.counters.failed_handshakes);

@@ -39,8 +39,8 @@ pub trait PushSource {
     /// is `true` if the source is not [resumable](Self::is_resumable), as sources over tokio's `broadcast` and `watch` are not, and
     /// otherwise `false`.
     ///
-    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore does not
-    /// choose long-polling by the client's `Accept` header alone.
+    /// A client whose stream is made for it alone expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate)
+    /// therefore does not choose long-polling by the client's `Accept` header alone.
     fn is_for_one_client(&self) -> bool {
         !self.is_resumable()
     }
@@ -63,8 +63,8 @@ pub trait PushSource {
     /// the refusal for later failures of the network, until a stream names another time: set [`Sse::retry`](crate::transport::Sse::retry).
     ///
     /// The reason of the close frame is the rejection's message, and the code tells a client whether to reconnect: a page whose WebSocket
-    /// is closed with 4403 need not try again. On the other transports, the client does not learn the status. To tell the client more, a
-    /// source yields an event of its own before it ends.
+    /// is closed with 4403 need not try again. On transports other than WebSocket, the client does not learn the status. To tell the client
+    /// more, a source yields an event of its own before it ends.
     ///
     /// [`LongPoll`](crate::transport::LongPoll) sends nothing before the first event. With or without `respond_early`, a poll waits for the
     /// subscription, also beyond its wait time, and a refusal keeps its status.

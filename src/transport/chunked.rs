@@ -17,8 +17,9 @@
 //!
 //! A [`Negotiate`](super::Negotiate) chooses among formats by media type or by name.
 //!
-//! The transport is named after the chunked transfer coding, in which HTTP/1.1 sends a body of unknown length. HTTP/2 sends such a body in
-//! DATA frames. A chunk is not a message: the format says where an event begins and ends, and proxies may split and join chunks.
+//! The transport is named after the chunked transfer coding, in which HTTP/1.1 sends a body of unknown length. HTTP/2 sends a body of
+//! unknown length in DATA frames. A chunk is not a message: the format says where an event begins and ends, and proxies may split and join
+//! chunks.
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows its cursor and
 //! can resume on any transport.

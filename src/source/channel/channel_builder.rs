@@ -1,9 +1,9 @@
 use std::{sync::Arc, time::Duration};
 
-use super::{Channel, LagPolicy, epoch::Epoch};
+use super::{Channel, LagPolicy};
 use crate::source::{
     StartPosition,
-    log::{EventLogLimits, ReplayLog},
+    log::{Epoch, EventLogLimits, ReplayLog},
 };
 
 /// The configuration of a [`Channel`], from [`Channel::builder`].
@@ -48,7 +48,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets what the channel does with subscribers that are too slow. By default, such a subscriber gets a [gap](LagPolicy::Gap).
+    /// Sets what the channel does with subscribers that are too slow. By default, a subscriber that is too slow gets a
+    /// [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self

@@ -81,8 +81,8 @@ impl Feed {
     /// cursors lead to the upstream, or to a gap.
     ///
     /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last of them, if it is known; the
-    /// next event that is pushed follows it. The other fields are not used. Every connected subscriber gets the gap with a number of its
-    /// own: `missed`, plus the pushed events that this subscriber had not read.
+    /// next event that is pushed follows it. The other fields of `gap` are not used. Every connected subscriber gets the gap with a number
+    /// of its own: `missed`, plus the pushed events that this subscriber had not read.
     ///
     /// ```
     /// use tower_push::{Gap, GapReason, Relay};

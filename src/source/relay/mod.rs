@@ -74,6 +74,7 @@ mod upstream_reader;
 
 use std::{fmt, sync::Arc};
 
+use self::relay_state::RelayState;
 pub use self::{
     feed::{Feed, PushError},
     relay_builder::RelayBuilder,
@@ -82,9 +83,8 @@ pub use self::{
     upstream::{Page, PageRequest, Upstream, UpstreamError},
     upstream_limits::UpstreamLimits,
 };
-use self::{relay_state::RelayState, upstream::TopicSet};
 use super::{
-    PushSource, Rejection, StartPosition, Subscription,
+    PushSource, Rejection, StartPosition, Subscription, TopicSet,
     log::{EventLog, ExternalIds, ReplayLog},
 };
 use crate::event::Topic;
@@ -139,9 +139,9 @@ impl Relay {
 
     /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
     ///
-    /// Subscribers look at every event of the feed. A client's cursor is also moved past events of other topics: after 64 such events, and 5 s
-    /// after the client has got everything, if there is a tokio runtime with a clock. The gaps of such a subscriber do not say how many
-    /// events are missing. [`StartPosition::Last`] counts the events of all topics.
+    /// Subscribers look at every event of the feed. A client's cursor is also moved past events of other topics: after 64 such events, and
+    /// 5 s after the client has got everything, if there is a tokio runtime with a clock. The gaps of a subscriber with topics do not say
+    /// how many events are missing. [`StartPosition::Last`] counts the events of all topics.
     ///
     /// ```
     /// use tower_push::{Push, Relay, event::Topic};
@@ -218,7 +218,7 @@ impl Relay {
     }
 }
 
-/// Each client begins after its cursor, or at the relay's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the relay's [`StartPosition`] if the client has no cursor.
 impl PushSource for Relay {
     type Stream = RelaySubscriber;
 

@@ -30,9 +30,9 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 /// # Invariants: no wake-up is lost
 /// 1. The stream is polled with the [`AllReadersWaker`], which wakes all readers, and never with the waker of the reader that polls it.
 ///    The reader that polled the stream may be gone when the stream makes progress.
-/// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and
-///    [`AllReadersWaker::wake_count`] once more before it releases that lock. A thread first changes the log or the wake
-///    count, and then takes the wakers under the same lock.
+/// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and [`AllReadersWaker::wake_count`]
+///    once more before it releases that lock. A thread first changes the log or the wake count, and then takes the wakers under that lock
+///    of the [`WaitList`].
 /// 3. A reader that loses `try_lock` on the stream sets `poll_requested`, retries, and waits only while the flag is set. The lock
 ///    holder clears the flag after unlocking, and wakes all readers if the flag was set. So a reader that waits is always woken:
 ///    it saw the flag set, and the lock holder clears the flag later.

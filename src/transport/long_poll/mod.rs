@@ -108,9 +108,9 @@
 //! | `offset` missing beside `live`, given twice, empty or malformed; an unknown value of `live` beside an `offset` | 400 |
 //! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not polled |
 //!
-//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the
-//! 410. A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose `Stream-Next-Offset`,
-//! `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
+//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the client's next read is answered with
+//! status 410. A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose
+//! `Stream-Next-Offset`, `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
 //!
 //! # How long a poll waits
 //! In both dialects a client may ask for a wait time in whole seconds, within a [range](LongPoll::wait_time_range): with the header
@@ -336,7 +336,7 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(rejection) = method_rejection(&head.method) {
+        if let Some(rejection) = method_rejection(&head.method, self.methods(head.version)) {
             return Box::pin(ready(rejection_response(rejection)));
         }
         let source = LongPollSource::new(head, self.name(), push, &self.0.resumable);

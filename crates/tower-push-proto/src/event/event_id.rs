@@ -56,9 +56,9 @@ impl EventId {
     }
 
     /// Returns the id in a form that contains only `[A-Za-z0-9._~!-]`, for places that do not allow every visible character. Each byte
-    /// other than `[A-Za-z0-9._~-]` becomes `!` and two hexadecimal digits. An id without such a byte is borrowed.
+    /// other than `[A-Za-z0-9._~-]` becomes `!` and two hexadecimal digits. An id that needs no escape is borrowed.
     ///
-    /// This form needs no escaping in a URL or in an entity tag, and percent-encoding does not change its meaning.
+    /// The escaped form needs no further escaping in a URL or in an entity tag, and percent-encoding does not change its meaning.
     ///
     /// ```
     /// # use tower_push_proto as tower_push;

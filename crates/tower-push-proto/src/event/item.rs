@@ -161,7 +161,7 @@ impl Item {
         Ok(None)
     }
 
-    /// Whether the item is an event or a gap. The other items only move cursors or end the stream.
+    /// Whether the item is an event or a gap. Cursors and ends are no content: they only move the client's cursor, or end the stream.
     #[inline]
     pub fn is_content(&self) -> bool {
         matches!(

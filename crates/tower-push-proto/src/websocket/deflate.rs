@@ -195,7 +195,7 @@ thread_local! {
     static INFLATER: Cell<Option<Inflater>> = const { Cell::new(None) };
 }
 
-/// Calls `f` with the thread's value, or with a new one if the thread has none yet or is ending.
+/// Calls `f` with the thread's value, or with a new value if the thread has no value yet or is ending.
 ///
 /// The value is taken out of its slot during the call. A panic in `f` therefore drops the value, so that no later call gets a value in the
 /// middle of a message. A nested call gets a new value.

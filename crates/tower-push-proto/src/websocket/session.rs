@@ -611,7 +611,7 @@ impl Session {
         if let SessionState::Closing { deadline_start }
         | SessionState::ShuttingDown { deadline_start } = &mut self.state
         {
-            // The close frame is written last. Until then, the client has no close frame to answer.
+            // The close frame is written last, so that the client has nothing to answer before its last byte is written.
             *deadline_start = now;
         }
     }
