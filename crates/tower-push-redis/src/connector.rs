@@ -236,10 +236,10 @@ impl SharedConnection {
                 generation: state.generation,
             });
         }
-        if let Some((error, until)) = &state.failure {
-            if Instant::now() < *until {
-                return Err(error.clone());
-            }
+        if let Some((error, until)) = &state.failure
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
         }
         match self.connector.connect().await {
             Ok(connection) => {

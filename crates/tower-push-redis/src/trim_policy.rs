@@ -21,7 +21,7 @@ impl TrimPolicy {
     /// Returns how the publication with this number trims. `last_ms` is the newest time of the server that is known: the times of
     /// entries are the server's, and this machine's clock can differ.
     pub(crate) fn trim(&self, number: u64, last_ms: Option<u64>) -> Option<Trim> {
-        let is_age_due = self.max_len.is_none() || number % AGE_TRIM_INTERVAL == 0;
+        let is_age_due = self.max_len.is_none() || number.is_multiple_of(AGE_TRIM_INTERVAL);
         let by_age = || {
             let age_ms = u64::try_from(self.max_age?.as_millis()).ok()?;
             Some(Trim::MinMs(last_ms?.saturating_sub(age_ms)))
