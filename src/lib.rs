@@ -54,7 +54,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`event`] | [`Event`], its [`EventId`] and [`EventType`](event::EventType), [`Gap`], and [`IntoItem`](event::IntoItem), the conversion from strings, bytes, JSON and `Result`s |
-//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
+//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Hub`], for many topics; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
@@ -155,7 +155,7 @@ pub use self::{
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},
     origin_policy::OriginPolicy,
-    source::{Channel, Push, PushSource, Relay, Resumable},
+    source::{Channel, Hub, Push, PushSource, Relay, Resumable},
     transport::{KeepAlive, PushBody},
     write_timeout::WriteTimeout,
 };

@@ -33,6 +33,7 @@ enum ErrorKind {
     GapUnsupported,
     Closed,
     Lagged,
+    Full,
     InvalidOrigin,
     Stalled,
     TooLong,
@@ -100,6 +101,11 @@ kinds! {
         lagged,
         /// Whether a subscriber was disconnected because it was too slow.
         is_lagged;
+    Full:
+        /// Makes the error for a hub that has no room for another topic.
+        full,
+        /// Whether a hub has no room for another topic.
+        is_full;
     InvalidOrigin:
         /// Makes the error for a text that is not an origin.
         invalid_origin,
@@ -184,6 +190,7 @@ impl fmt::Display for Error {
             ErrorKind::GapUnsupported => "events were missed, and this format cannot say so",
             ErrorKind::Closed => "the channel is closed",
             ErrorKind::Lagged => "the subscriber was too slow",
+            ErrorKind::Full => "the hub has no room for another topic",
             ErrorKind::InvalidOrigin => {
                 "an origin is a scheme, a host and perhaps a port: https://app.example.com"
             }

@@ -1,9 +1,9 @@
 use std::{sync::Arc, time::Duration};
 
-use super::{Channel, LagPolicy, epoch::Epoch};
+use super::{Channel, LagPolicy};
 use crate::source::{
     StartPosition,
-    log::{EventLogLimits, ReplayLog},
+    log::{Epoch, EventLogLimits, ReplayLog},
 };
 
 /// The configuration of a [`Channel`], from [`Channel::builder`].

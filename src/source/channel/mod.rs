@@ -73,19 +73,17 @@
 
 mod channel_builder;
 mod channel_counts;
-mod epoch;
 mod subscriber;
 
 use std::{fmt, sync::Arc};
 
-use self::epoch::Epoch;
 pub use self::{
     channel_builder::ChannelBuilder, channel_counts::ChannelCounts, subscriber::Subscriber,
 };
 pub use super::log::{KeyFn, LagPolicy};
 use super::{
     PushSource, Rejection, StartPosition, Subscription,
-    log::{EventLog, ReplayLog},
+    log::{Epoch, EventLog, ReplayLog},
 };
 use crate::{
     Error,

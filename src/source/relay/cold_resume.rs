@@ -12,13 +12,16 @@ use tokio::time::{Sleep, sleep};
 use super::{
     page_cache::{PageReadError, PageResult},
     relay_state::RelayState,
-    upstream::{Page, PageKey, TopicSet},
+    upstream::{Page, PageKey},
     upstream_reader::UpstreamReader,
 };
 use crate::{
     event::{EventId, GapReason, Item},
     random,
-    source::log::{ExternalIds, LogReader, ResolvedStart},
+    source::{
+        TopicSet,
+        log::{ExternalIds, LogReader, ResolvedStart},
+    },
 };
 
 /// The resume of a returning client whose cursor is not in the relay's log: the client reads pages from the upstream until the log has its

@@ -74,6 +74,7 @@ mod upstream_reader;
 
 use std::{fmt, sync::Arc};
 
+use self::relay_state::RelayState;
 pub use self::{
     feed::{Feed, PushError},
     relay_builder::RelayBuilder,
@@ -82,9 +83,8 @@ pub use self::{
     upstream::{Page, PageRequest, Upstream, UpstreamError},
     upstream_limits::UpstreamLimits,
 };
-use self::{relay_state::RelayState, upstream::TopicSet};
 use super::{
-    PushSource, Rejection, StartPosition, Subscription,
+    PushSource, Rejection, StartPosition, Subscription, TopicSet,
     log::{EventLog, ExternalIds, ReplayLog},
 };
 use crate::event::Topic;

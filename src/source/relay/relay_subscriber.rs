@@ -15,13 +15,12 @@ use tokio::{
 use super::{
     cold_resume::{ColdResume, ColdResumeOutcome},
     relay_state::RelayState,
-    upstream::TopicSet,
 };
 use crate::{
     BoxError,
     event::{Event, EventId, Item},
     source::{
-        StartPosition,
+        StartPosition, TopicSet,
         log::{ExternalIds, LogReadOutcome, LogReader, ResolvedStart},
     },
 };

@@ -1,8 +1,9 @@
-use std::{cmp::Ordering, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{cmp::Ordering, fmt, future::Future, pin::Pin};
 
 use crate::{
     BoxError,
     event::{Event, EventId, Gap, GapReason, Topic},
+    source::TopicSet,
 };
 
 /// The store behind a [`Relay`](super::Relay), which has older events than the relay's own log.
@@ -88,10 +89,6 @@ pub(super) struct PageKey {
     pub(super) topics: Option<TopicSet>,
 }
 
-/// The topics that a subscriber gets, in alphabetical order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TopicSet(Arc<[Topic]>);
-
 /// A part of the feed that a [`Relay`](super::Relay) has read from its [`Upstream`].
 ///
 /// ```
@@ -174,7 +171,7 @@ impl PageRequest {
     ///
     /// An upstream that cannot select by topic may return events of other topics: the relay does not send them.
     pub fn topics(&self) -> Option<&[Topic]> {
-        self.key.topics.as_ref().map(|topics| &*topics.0)
+        self.key.topics.as_ref().map(TopicSet::as_slice)
     }
 
     /// Returns whether an event's topic is requested.
@@ -192,20 +189,6 @@ impl PageRequest {
     /// Returns the number of bytes of payloads after which the page should end. The page has at least one event, however large.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
-    }
-}
-
-impl TopicSet {
-    pub(super) fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
-        let mut topics: Vec<_> = topics.into_iter().collect();
-        topics.sort_unstable();
-        topics.dedup();
-        Self(topics.into())
-    }
-
-    pub(super) fn includes(&self, event: &Event) -> bool {
-        let topic = event.topic();
-        topic.is_some_and(|topic| self.0.binary_search(topic).is_ok())
     }
 }
 

@@ -270,6 +270,16 @@ impl Event {
         self.map_fields(|fields| fields.id = Some(id))
     }
 
+    /// Like [`with_topic`](Self::with_topic), but takes a [`Topic`] and cannot fail.
+    pub fn with_checked_topic(self, topic: Topic) -> Self {
+        self.map_fields(|fields| fields.topic = Some(topic))
+    }
+
+    /// Returns the event without an id. A client's cursor does not move with such an event.
+    pub fn without_id(self) -> Self {
+        self.map_fields(|fields| fields.id = None)
+    }
+
     /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. If a field is to be changed under
     /// a lock, call this method before taking the lock, so that the change copies nothing.
     pub fn into_unshared(self) -> Self {
