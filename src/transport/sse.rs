@@ -58,7 +58,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
-pub use tower_push_proto::sse::HeartbeatForm;
+pub use tower_push_proto::sse::{HeartbeatForm, TopicForm};
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
 use super::{
@@ -173,6 +173,19 @@ impl Sse {
     /// source that has finished until its page closes it.
     pub fn ids(self, are_sent: bool) -> Self {
         self.map_config(|config| config.ids(are_sent))
+    }
+
+    /// Sets the place of the topics of events: by default a field `topic`, which an `EventSource` ignores.
+    ///
+    /// A page that reads several topics with an `EventSource` needs one of the other forms:
+    ///
+    /// ```
+    /// use tower_push::{SseLayer, transport::{Sse, sse::TopicForm}};
+    ///
+    /// let layer = SseLayer::with(Sse::new().topic_form(TopicForm::EventType));
+    /// ```
+    pub fn topic_form(self, form: TopicForm) -> Self {
+        self.map_config(|config| config.topic_form(form))
     }
 
     /// Sets the type of the events that announce gaps: `gap` by default. With `None`, a gap cuts the response

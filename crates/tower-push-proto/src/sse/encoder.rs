@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use super::{
-    HeartbeatForm, SseConfig,
+    HeartbeatForm, SseConfig, TopicForm,
     lines::{
-        SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding, write_comment,
-        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
+        SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding,
+        SseTopicAsTypeEncoding, write_comment, write_cursor, write_event,
+        write_fields_before_payload, write_id, write_retry, write_topic_as_type,
     },
 };
 use crate::{
@@ -60,11 +61,38 @@ impl SseEncoder {
 
     /// Writes an event of the source with `id` in place of its own id. Streams with different ids share the encoded payload.
     fn write_event_with_id(&self, event: &Event, id: &EventId, out: &mut FrameBuffer) {
-        write_fields_before_payload(event.fields(), Some(id), out.buffer());
+        match self.config.topic_form {
+            TopicForm::Field => {
+                write_fields_before_payload(event.fields(), Some(id), out.buffer());
+            }
+            TopicForm::EventType => {
+                write_topic_as_type(event.fields(), out.buffer());
+                write_id(id.as_str(), out.buffer());
+            }
+            TopicForm::Envelope => {
+                write_id(id.as_str(), out.buffer());
+                return out.push_event::<SseEnvelopeEncoding<false>>(event);
+            }
+        }
         if self.config.is_base64 {
             out.push_event::<SsePayloadEncoding<true>>(event);
         } else {
             out.push_event::<SsePayloadEncoding<false>>(event);
+        }
+    }
+
+    /// Writes an event of the source whose topic is its type, or is in an envelope.
+    fn write_event_in_topic_form(&self, event: &Event, out: &mut FrameBuffer) {
+        let SseConfig {
+            has_ids, is_base64, ..
+        } = *self.config;
+        match (self.config.topic_form, has_ids, is_base64) {
+            (TopicForm::Envelope, true, _) => out.push_event::<SseEnvelopeEncoding<true>>(event),
+            (TopicForm::Envelope, false, _) => out.push_event::<SseEnvelopeEncoding<false>>(event),
+            (_, true, false) => out.push_event::<SseTopicAsTypeEncoding<false, true>>(event),
+            (_, true, true) => out.push_event::<SseTopicAsTypeEncoding<true, true>>(event),
+            (_, false, false) => out.push_event::<SseTopicAsTypeEncoding<false, false>>(event),
+            (_, false, true) => out.push_event::<SseTopicAsTypeEncoding<true, false>>(event),
         }
     }
 
@@ -100,7 +128,10 @@ impl SseEncoder {
 
     /// Returns an error if the event cannot be written.
     fn check_payload(&self, event: &Event) -> Result<(), Error> {
-        if self.config.is_base64 || event.payload().as_text().is_some() {
+        if self.config.is_base64
+            || self.config.topic_form == TopicForm::Envelope
+            || event.payload().as_text().is_some()
+        {
             Ok(())
         } else {
             Err(Error::not_text())
@@ -122,6 +153,10 @@ impl Encoder for SseEncoder {
         let held = self.held_cursor.take();
         if let Some(id) = held.filter(|_| event.id().is_none()) {
             self.write_event_with_id(event, &id, out);
+            return Ok(());
+        }
+        if self.config.topic_form != TopicForm::Field {
+            self.write_event_in_topic_form(event, out);
             return Ok(());
         }
         match (self.config.has_ids, self.config.is_base64) {
