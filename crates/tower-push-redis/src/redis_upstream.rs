@@ -65,7 +65,7 @@ impl Upstream for RedisUpstream {
         let key = self.connection.connector().key();
         let mut lease = self.connection.lease().await?;
         let read = read_snapshot(&mut lease.connection, key, cursor.id, max_entries + 1);
-        let snapshot = self.connection.run(lease.generation, read).await?;
+        let snapshot = self.connection.run_command(lease.generation, read).await?;
         self.lock_estimate().add(&snapshot.entries);
         page_after(cursor, snapshot, &request)
     }
@@ -133,10 +133,8 @@ mod tests {
     use crate::stream_info::StreamInfo;
 
     fn entry(ms: u64) -> StreamEntry {
-        StreamEntry {
-            id: EntryId { ms, seq: 0 },
-            fields: vec![(b"data".to_vec(), vec![b'x'; ms as usize])],
-        }
+        let fields = vec![(b"data".to_vec(), vec![b'x'; ms as usize])];
+        StreamEntry::new(EntryId { ms, seq: 0 }, fields)
     }
 
     /// A stream that had the entries 1 to 9, from which all but these were removed.

@@ -21,7 +21,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamEntry {
     pub(crate) id: EntryId,
-    pub(crate) fields: Fields,
+    fields: Fields,
+    fingerprint: Fingerprint,
 }
 
 /// The names and the values of an entry's fields, in their order.
@@ -33,10 +34,22 @@ const TOPIC: &str = "topic";
 const FORMAT: &str = "format";
 
 impl StreamEntry {
+    pub(crate) fn new(id: EntryId, fields: Fields) -> Self {
+        Self {
+            id,
+            fingerprint: Fingerprint::of_fields(&fields),
+            fields,
+        }
+    }
+
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
     pub(crate) fn cursor(&self) -> StreamCursor {
         StreamCursor {
             id: self.id,
-            fingerprint: Some(Fingerprint::of_fields(&self.fields)),
+            fingerprint: Some(self.fingerprint),
         }
     }
 
@@ -126,10 +139,9 @@ impl StreamEntry {
         };
         let [id, fields] = <[Value; 2]>::try_from(parts).map_err(|_| Error::unsupported())?;
         let id: String = redis::from_redis_value(id).map_err(|_| Error::unsupported())?;
-        Ok(Self {
-            id: id.parse().map_err(|_| Error::unsupported())?,
-            fields: redis::from_redis_value(fields).map_err(|_| Error::unsupported())?,
-        })
+        let id = id.parse().map_err(|_| Error::unsupported())?;
+        let fields = redis::from_redis_value(fields).map_err(|_| Error::unsupported())?;
+        Ok(Self::new(id, fields))
     }
 }
 
@@ -156,10 +168,8 @@ mod tests {
 
     fn entry(fields: &[(&[u8], &[u8])]) -> StreamEntry {
         let owned = |(name, value): &(&[u8], &[u8])| (name.to_vec(), value.to_vec());
-        StreamEntry {
-            id: EntryId { ms: 1716, seq: 2 },
-            fields: fields.iter().map(owned).collect(),
-        }
+        let fields = fields.iter().map(owned).collect();
+        StreamEntry::new(EntryId { ms: 1716, seq: 2 }, fields)
     }
 
     #[test]
@@ -173,10 +183,7 @@ mod tests {
             Event::binary("valid UTF-8"),
         ] {
             let fields = fields_of_event(&event);
-            let read = StreamEntry {
-                id: EntryId::ZERO,
-                fields,
-            };
+            let read = StreamEntry::new(EntryId::ZERO, fields);
             let read = read.to_event();
             assert_eq!(read.payload(), event.payload());
             assert_eq!(read.event_type(), event.event_type());

@@ -221,8 +221,14 @@ impl<S: EventSink> StreamReader<S> {
         self.push_all(&entries);
         if let (Some(info), true) = (snapshot.info, snapshot.is_complete) {
             // The entries that were deleted unread are over, too.
-            self.position.entries_added = info.entries_added;
-            self.set_position(self.position);
+            let is_at_end = self.position.id == info.last_generated_id;
+            self.set_position(match is_at_end {
+                true => ReaderPosition {
+                    entries_added: info.entries_added,
+                    ..self.position
+                },
+                false => ReaderPosition::at_end_without_entry(Some(&info)),
+            });
         }
     }
 
@@ -260,7 +266,7 @@ impl<S: EventSink> StreamReader<S> {
     fn is_known(&self, entry: &StreamEntry) -> bool {
         let mut recent = self.recent.iter().rev();
         let found = recent.find(|(id, _)| *id == entry.id);
-        found.is_some_and(|(_, fingerprint)| entry.cursor().fingerprint == Some(*fingerprint))
+        found.is_some_and(|(_, fingerprint)| *fingerprint == entry.fingerprint())
     }
 
     /// Pushes the entries after the position, and moves the position.
@@ -270,9 +276,7 @@ impl<S: EventSink> StreamReader<S> {
             if self.recent.len() >= MAX_RECENT {
                 self.recent.pop_front();
             }
-            if let Some(fingerprint) = entry.cursor().fingerprint {
-                self.recent.push_back((entry.id, fingerprint));
-            }
+            self.recent.push_back((entry.id, entry.fingerprint()));
             self.sink.push(event);
             let entries_added = self.position.entries_added + 1;
             self.position = ReaderPosition::after(entry, entries_added);
