@@ -110,10 +110,10 @@ pub use self::{
 };
 pub(crate) use self::{
     response::{
-        close_unless_upgraded, event_source_retry_response, is_event_source_request,
+        NO_STORE, close_unless_upgraded, event_source_retry_response, is_event_source_request,
         is_query_method, is_websocket_upgrade,
     },
-    unread_form::{MAX_FORM_LEN, UnreadForm, is_form},
+    unread_form::{MAX_FORM_LEN, UnreadForm, is_form, read_body, within_body_timeout},
 };
 use crate::source::Push;
 

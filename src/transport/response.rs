@@ -16,7 +16,7 @@ use super::{
 use crate::source::Rejection;
 
 /// A value of `Cache-Control`: caches must not keep the response.
-pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
 pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
