@@ -46,12 +46,14 @@ pub mod mpsc;
 mod preceded_source;
 mod push;
 mod push_source;
+mod push_stream;
 pub mod query;
 mod rejection;
 pub mod relay;
 mod requested_cursor;
 pub mod resumable;
 mod source_fn;
+mod source_stream;
 mod subscription;
 pub mod watch;
 
@@ -69,6 +71,7 @@ pub use self::{
     preceded_source::{PrecededSource, PrecededStream},
     push::Push,
     push_source::PushSource,
+    push_stream::PushStream,
     rejection::Rejection,
     relay::Relay,
     requested_cursor::LAST_EVENT_ID,
@@ -77,3 +80,5 @@ pub use self::{
     subscription::{StartPosition, Subscription},
     watch::WatchSource,
 };
+#[cfg(feature = "server")]
+pub(crate) use self::{log::WatchedLog, source_stream::EventLoopFit};

@@ -75,7 +75,6 @@ pub mod chunked;
 mod heartbeat_timer;
 mod keep_alive;
 pub mod long_poll;
-mod moving_deadline_timer;
 mod negotiate;
 mod preference;
 mod push_body;
@@ -91,11 +90,12 @@ use http::{Response, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 #[cfg(feature = "server")]
-pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
 pub(crate) use self::response::{
     close_unless_upgraded, event_source_retry_response, is_event_source_request, is_query_method,
     is_websocket_upgrade,
 };
+#[cfg(feature = "server")]
+pub(crate) use self::streaming::ItemOutput;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

@@ -8,10 +8,15 @@ use std::{
 use futures_core::Stream;
 
 use super::epoch::Epoch;
+#[cfg(feature = "server")]
+use crate::source::EventLoopFit;
 use crate::{
     BoxError,
     event::Item,
-    source::log::{LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
+    source::{
+        log::{LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
+        source_stream::SourceStream,
+    },
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are
@@ -51,6 +56,13 @@ impl Stream for Subscriber {
         };
         this.is_finished = !matches!(item, Ok(Item::Gap(_)));
         Poll::Ready(Some(item))
+    }
+}
+
+impl SourceStream for Subscriber {
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+        EventLoopFit::ReadsLog(self.get_mut().reader.wait_with_group())
     }
 }
 
