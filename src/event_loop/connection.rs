@@ -16,6 +16,7 @@ pub(crate) enum WakeCause {
     /// The connection's waker was woken, or its deadline has passed, or the connection is new.
     Waker,
     /// The log that the connection reads has changed. The connection need not read its socket: its waker is registered there.
+    #[cfg(feature = "server")]
     Log,
 }
 

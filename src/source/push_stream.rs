@@ -8,10 +8,9 @@ use futures_core::Stream;
 
 #[cfg(feature = "server")]
 use super::EventLoopFit;
-use super::{
-    ItemStream,
-    source_stream::{SourceStream, box_source_stream},
-};
+#[cfg(feature = "websocket")]
+use super::source_stream::box_source_stream;
+use super::{ItemStream, source_stream::SourceStream};
 use crate::{
     BoxError,
     event::{Gap, Item},

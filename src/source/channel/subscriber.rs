@@ -7,14 +7,13 @@ use std::{
 
 use futures_core::Stream;
 
-use super::epoch::Epoch;
 #[cfg(feature = "server")]
 use crate::source::EventLoopFit;
 use crate::{
     BoxError,
     event::Item,
     source::{
-        log::{LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
+        log::{Epoch, LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
         source_stream::SourceStream,
     },
 };

@@ -11,11 +11,12 @@
 //! | `id_index.rs` | [`IdIndex`]: the positions of ids that are given from outside | events |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
 //! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
-//! | `log_ids.rs` | [`LogIds`]: how ids and positions belong together | |
+//! | `log_ids.rs`, `epoch.rs` | [`LogIds`]: how ids and positions belong together; [`Epoch`]: ids that are made from positions | |
 //! | `replay_log.rs` | [`ReplayLog`]: a log that clients subscribe to, with ids, a [`LagPolicy`] and counts | where events come from |
 //! | `log_reader.rs` | [`LogReader`]: one subscriber's position | what comes before the log |
 //! | `watched_log.rs` | [`WatchedLog`]: a log, as seen by a task that wakes several of its readers | readers |
 
+mod epoch;
 mod event_log;
 mod event_log_limits;
 mod id_index;
@@ -38,6 +39,7 @@ pub use self::lag_policy::{KeyFn, LagPolicy};
 #[cfg(feature = "server")]
 pub(crate) use self::watched_log::WatchedLog;
 pub(crate) use self::{
+    epoch::Epoch,
     event_log::{DuplicateId, EventLog, EventLogReadOutcome},
     event_log_limits::EventLogLimits,
     id_index::IdIndex,

@@ -1,0 +1,5 @@
+//! The Rust client: it loses no event and repeats none, whatever happens to its connections, and it says what happened.
+
+mod cuts;
+mod failures;
+mod support;
