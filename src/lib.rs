@@ -124,9 +124,12 @@
 mod deadline;
 #[cfg(feature = "server")]
 mod detach;
+#[cfg(feature = "websocket")]
+mod event_loop;
 pub mod format;
 pub mod guard;
 pub mod layer;
+mod moving_deadline_timer;
 mod origin_policy;
 pub mod publisher;
 #[cfg(feature = "server")]

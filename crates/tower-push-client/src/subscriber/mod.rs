@@ -9,6 +9,8 @@ mod item_reader;
 mod read_watchdog;
 mod response;
 mod retry_after;
+#[cfg(test)]
+mod tests;
 mod timeouts;
 mod transport_selector;
 #[cfg(feature = "websocket")]
