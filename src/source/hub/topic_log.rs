@@ -237,16 +237,17 @@ impl TopicLog {
         self.last_ordinal - self.entries.len() as u64
     }
 
-    /// Returns the place of a reader that begins at `start`, and the events that the reader misses. `hides_replaced` says that a reader
-    /// misses nothing as long as the log has an event.
+    /// Returns the place of a reader that begins at `start` and gets at most the last `max_history` events of the log, and the events that the
+    /// reader misses. `hides_replaced` says that a reader misses nothing as long as the log has an event.
     pub(super) fn resolve_start(
         &self,
         start: TopicStart,
+        max_history: Option<usize>,
         hides_replaced: bool,
     ) -> (TopicPlace, Option<MissedTopicEvents>) {
         let dropped_ordinal = self.dropped_ordinal();
         let mut missed = None;
-        let ordinal = match start {
+        let mut ordinal = match start {
             TopicStart::Now => self.last_ordinal,
             TopicStart::Oldest => dropped_ordinal,
             TopicStart::Last(events) => {
@@ -271,6 +272,20 @@ impl TopicLog {
                 dropped_ordinal + read as u64
             }
         };
+        let withheld_until = max_history.map_or(0, |events| {
+            let events = u64::try_from(events).unwrap_or(u64::MAX);
+            self.last_ordinal.saturating_sub(events)
+        });
+        if ordinal < withheld_until {
+            if matches!(start, TopicStart::AfterPosition(_)) {
+                let count = missed.map_or(Some(0), |missed| missed.count);
+                missed = Some(MissedTopicEvents {
+                    last_position: self.position_at(withheld_until),
+                    count: count.map(|count| count + withheld_until - ordinal),
+                });
+            }
+            ordinal = withheld_until;
+        }
         let place = TopicPlace {
             ordinal,
             ephemeral_ordinal: self
@@ -280,6 +295,12 @@ impl TopicLog {
         };
         let is_replaced = hides_replaced && !self.entries.is_empty();
         (place, missed.filter(|_| !is_replaced))
+    }
+
+    /// Returns the position of the event in the log with this ordinal.
+    fn position_at(&self, ordinal: u64) -> u64 {
+        let index = ordinal - self.dropped_ordinal() - 1;
+        self.entries[index as usize].position
     }
 
     /// Returns the position of the first event after `place`.
