@@ -19,7 +19,7 @@
 //! ```
 //!
 //! # Topics
-//! A [`Topic`](crate::event::Topic) is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
+//! A [`Topic`] is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
 //! a URL is a valid topic. The hub creates a topic when somebody first publishes or subscribes to it, and removes it when nobody uses it. A topic
 //! with a subscriber is never removed, so a message that is published to a topic reaches every subscriber of the topic. A map of channels that
 //! is written by hand loses messages while channels are created and removed.
