@@ -75,7 +75,6 @@ pub mod chunked;
 mod heartbeat_timer;
 mod keep_alive;
 pub mod long_poll;
-mod moving_deadline_timer;
 mod negotiate;
 mod preference;
 mod push_body;
@@ -92,7 +91,7 @@ use http::{Response, Version, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 #[cfg(feature = "server")]
-pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
+pub(crate) use self::streaming::ItemOutput;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

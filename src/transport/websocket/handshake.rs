@@ -17,6 +17,8 @@ use tower_push_proto::{
     websocket::handshake::{accept_key, choose_subprotocol},
 };
 
+#[cfg(feature = "server")]
+use super::UpgradeOffer;
 use crate::{
     origin_policy::OriginPolicy,
     source::Rejection,
@@ -47,6 +49,9 @@ pub(super) struct AcceptedHandshake {
     /// Resolves to the socket once `response` is sent.
     pub on_upgrade: OnUpgrade,
     pub response: Response<PushBody>,
+    /// Lets the server take the socket back from hyper. `None` if the connection is not one of a [`Server`](crate::server::Server).
+    #[cfg(feature = "server")]
+    pub upgrade_offer: Option<UpgradeOffer>,
     /// Whether the socket is one stream of an HTTP/2 connection instead of a whole connection.
     pub is_multiplexed: bool,
     /// The chosen subprotocol, if any. The response does not name the subprotocol yet, because the source may select another one.
@@ -112,6 +117,8 @@ pub(super) fn accept<P: AsRef<str>>(
     };
     Ok(AcceptedHandshake {
         on_upgrade: take_on_upgrade(head)?,
+        #[cfg(feature = "server")]
+        upgrade_offer: head.extensions.remove(),
         response,
         is_multiplexed: is_multiplexed(head.version),
         subprotocol,

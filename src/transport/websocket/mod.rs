@@ -83,6 +83,9 @@ use tokio::{runtime::Handle, time::Instant};
 pub use tower_push_proto::websocket::{CloseCodes, MessageFormat};
 use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
+pub(crate) use self::connection::SessionDriver;
+#[cfg(feature = "server")]
+pub(crate) use self::connection::UpgradeOffer;
 use self::{
     connection::ConnectionTask,
     handshake::{AcceptedHandshake, HandshakePolicy},
@@ -316,16 +319,13 @@ impl WebSocket {
     }
 
     /// Spawns the task of the connection, and returns the response that accepts the handshake.
-    fn spawn_connection<S>(
+    fn spawn_connection(
         &self,
         handshake: AcceptedHandshake,
         subprotocol: Option<&str>,
-        items: SupervisedStream<S>,
+        items: SupervisedStream,
         message_sender: Option<ClientMessageSender>,
-    ) -> Result<Response<PushBody>, Rejection>
-    where
-        S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
-    {
+    ) -> Result<Response<PushBody>, Rejection> {
         let runtime = Handle::try_current().map_err(|_| {
             Rejection::new(StatusCode::INTERNAL_SERVER_ERROR)
                 .message("a WebSocket needs a tokio runtime")
@@ -345,12 +345,12 @@ impl WebSocket {
         if let Some(name) = subprotocol.and_then(|name| HeaderValue::from_str(name).ok()) {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
         }
+        let driver = SessionDriver::new(session, items, message_sender, is_multiplexed);
         runtime.spawn(ConnectionTask::new(
             on_upgrade,
-            session,
-            items,
-            message_sender,
-            is_multiplexed,
+            driver,
+            #[cfg(feature = "server")]
+            handshake.upgrade_offer,
         ));
         Ok(response)
     }
@@ -413,7 +413,7 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(FinishedStream);
+                    let items = pending.supervise(crate::source::PushStream::of(FinishedStream));
                     this.spawn_connection(handshake, subprotocol, items, None)
                 }
                 Err(rejection) => Err(rejection),
