@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use super::{
     hub_reader::HubReader,
-    hub_state::{HubFull, HubState},
+    hub_state::{HubCursor, HubFull, HubState},
     hub_subscriber::HubSubscriber,
     topic_log::TopicStart,
 };
@@ -87,13 +87,19 @@ impl HubSource {
 
     fn subscriber(&self, start: &StartPosition) -> Result<HubSubscriber, HubFull> {
         let cursor = match start {
-            StartPosition::After(id) => self.hub.position_of(id).map(|at| (at, id.clone())),
+            StartPosition::After(id) => {
+                let position = self.hub.position_of(id);
+                position.map(|position| HubCursor {
+                    id: id.clone(),
+                    position,
+                })
+            }
             _ => None,
         };
         let first_start = topic_start(&self.start, None);
         let topic_start = match (start, &cursor) {
             (StartPosition::After(_), None) => TopicStart::Oldest,
-            (start, cursor) => topic_start(start, cursor.as_ref().map(|(position, _)| *position)),
+            (start, cursor) => topic_start(start, cursor.as_ref().map(|cursor| cursor.position)),
         };
         let is_fresh = |topic: &Topic| {
             let fresh = self.fresh_topics.as_ref();
@@ -103,17 +109,18 @@ impl HubSource {
             true => first_start,
             false => topic_start,
         };
-        let (joined, published) = self.hub.join(self.topics.iter(), start_of)?;
-        let cursor_position = cursor.as_ref().map(|(position, _)| *position);
+        let joined = self.hub.join(self.topics.iter(), start_of)?;
+        let published = joined.published_position;
+        let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
         let sender = self.sender.clone();
-        let mut reader = HubReader::new(self.hub.clone(), joined, published, cursor, sender);
+        let mut reader = HubReader::new(self.hub.clone(), joined, cursor, sender);
         if let Some(position) = cursor_position {
             reader.set_catch_up_end(position);
         } else if let StartPosition::After(id) = start {
             let resumed = self.hub.id_at(reader.position());
             let gap = Gap::new(GapReason::Epoch).requested(id.clone());
             reader.push_item(Item::from(gap.resumed(resumed)));
-        } else if reader.has_nothing_before(published) && !self.hub.config.has_no_history() {
+        } else if reader.has_yielded_all_up_to(published) && !self.hub.config.has_no_history() {
             // A client whose connection breaks before the first event resumes from this cursor.
             reader.push_item(Item::Cursor(self.hub.id_at(published)));
         }
@@ -134,7 +141,7 @@ fn topic_start(start: &StartPosition, cursor_position: Option<u64>) -> TopicStar
     }
 }
 
-/// Each client begins after its cursor, or at the source's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
 impl PushSource for HubSource {
     type Stream = HubSubscriber;
 

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! # Topics
-//! A [`Topic`](crate::event::Topic) is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
+//! A [`Topic`] is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
 //! a URL is a valid topic. The hub creates a topic when somebody first publishes or subscribes to it, and removes it when nobody uses it. A topic
 //! with a subscriber is never removed, so a message that is published to a topic reaches every subscriber of the topic. A map of channels that
 //! is written by hand loses messages while channels are created and removed.
@@ -49,7 +49,7 @@
 //! subscriber and without history only takes the next id.
 //!
 //! # Differences from a channel
-//! A [`Channel`](super::Channel) is one topic without a name. It also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
+//! A [`Channel`](super::Channel) is one topic without a name. A channel also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
 
 mod evicted_topics;
 mod hub_builder;
@@ -71,7 +71,7 @@ mod loom_tests;
 
 use std::{fmt, sync::Arc};
 
-use self::hub_state::HubState;
+use self::hub_state::{HubSize, HubState};
 pub use self::{
     hub_builder::HubBuilder,
     hub_counts::HubCounts,
@@ -209,7 +209,7 @@ impl Hub {
 
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.
     pub fn counts(&self) -> HubCounts {
-        let (topics, bytes) = self.state.size();
+        let HubSize { topics, bytes } = self.state.size();
         let counts = self.state.counters.counts();
         HubCounts {
             topics,
@@ -222,10 +222,10 @@ impl Hub {
 
     /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).
     ///
-    /// The hub does this little by little while it is used. Call this method now and then if the hub may have much history while nobody
-    /// uses it.
+    /// A hub that is used removes such topics and events little by little by itself. Call this method from time to time if the hub may hold
+    /// much history while nobody uses it.
     pub fn remove_idle_topics(&self) {
-        self.state.remove_idle();
+        self.state.remove_idle_topics();
     }
 }
 
