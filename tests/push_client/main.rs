@@ -2,4 +2,7 @@
 
 mod cuts;
 mod failures;
+mod feeds;
+mod other_servers;
+mod sources;
 mod support;

@@ -105,7 +105,7 @@ pub(super) fn hub_full_rejection() -> Rejection {
 /// The time after which a client returns if the hub had no room for its topics.
 const HUB_FULL_RETRY: Duration = Duration::from_secs(10);
 
-/// Each client begins after its cursor, or at the source's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
 impl PushSource for HubSource {
     type Stream = HubSubscriber;
 

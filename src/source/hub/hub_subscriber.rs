@@ -14,7 +14,7 @@ use crate::{BoxError, event::Item};
 /// One subscriber of a [`Hub`](super::Hub): the stream of the events of its topics after its cursor, from the topics' logs and then as they
 /// are published.
 ///
-/// A subscriber holds a place in the log of each of its topics, and at most a few events that are about to be sent.
+/// A subscriber remembers what it has read of the log of each of its topics, and holds at most a few events that are about to be sent.
 ///
 /// ```
 /// use tokio_stream::StreamExt;

@@ -49,7 +49,7 @@
 //! subscriber and without history only takes the next id.
 //!
 //! # Differences from a channel
-//! A [`Channel`](super::Channel) is one topic without a name. It also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
+//! A [`Channel`](super::Channel) is one topic without a name. A channel also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
 
 #[cfg(feature = "json")]
 mod client_command;
@@ -85,7 +85,7 @@ use std::{fmt, sync::Arc};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::command_processor::HubCommands;
-use self::hub_state::HubState;
+use self::hub_state::{HubSize, HubState};
 pub use self::{
     client_topics::{ClientTopics, ClientTopicsSource},
     hub_builder::HubBuilder,
@@ -268,7 +268,7 @@ impl Hub {
 
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.
     pub fn counts(&self) -> HubCounts {
-        let (topics, bytes) = self.state.size();
+        let HubSize { topics, bytes } = self.state.size();
         let counts = self.state.counters.counts();
         HubCounts {
             topics,
@@ -281,10 +281,10 @@ impl Hub {
 
     /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).
     ///
-    /// The hub does this little by little while it is used. Call this method now and then if the hub may have much history while nobody
-    /// uses it.
+    /// A hub that is used removes such topics and events little by little by itself. Call this method from time to time if the hub may hold
+    /// much history while nobody uses it.
     pub fn remove_idle_topics(&self) {
-        self.state.remove_idle();
+        self.state.remove_idle_topics();
     }
 }
 

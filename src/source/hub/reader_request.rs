@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{
     hub_reader::HubReader,
-    hub_state::{HubFull, HubState, TopicRequest},
+    hub_state::{HubCursor, HubFull, HubState, TopicRequest},
     topic_log::TopicStart,
 };
 use crate::{
@@ -47,10 +47,14 @@ impl ReaderRequest {
     /// [`HubFull`] if the hub has no room for a topic.
     pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, HubFull> {
         let cursor = match &self.start {
-            StartPosition::After(id) => hub.position_of(id).map(|at| (at, id.clone())),
+            StartPosition::After(id) => {
+                let position = hub.position_of(id);
+                let id = id.clone();
+                position.map(|position| HubCursor { id, position })
+            }
             _ => None,
         };
-        let cursor_position = cursor.as_ref().map(|(position, _)| *position);
+        let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
         let start = topic_start(&self.start, cursor_position);
         let first_start = topic_start(&self.first_start, None);
         let is_fresh = |topic: &Topic| {
@@ -66,15 +70,16 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let requests: Vec<_> = self.topics.iter().map(request).collect();
-        let (joined, published) = hub.join(&requests)?;
-        let mut reader = HubReader::new(hub.clone(), joined, published, cursor, self.sender);
+        let joined = hub.join(&requests)?;
+        let published = joined.published_position;
+        let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
         if let Some(position) = cursor_position {
             reader.set_catch_up_end(position);
         } else if let StartPosition::After(id) = self.start {
             let resumed = hub.id_at(reader.position());
             let gap = Gap::new(GapReason::Epoch).requested(id).resumed(resumed);
             reader.push_item(Item::from(gap));
-        } else if reader.has_nothing_before(published) && !hub.config.has_no_history() {
+        } else if reader.has_yielded_all_up_to(published) && !hub.config.has_no_history() {
             // A client whose connection breaks before the first event resumes from this cursor.
             reader.push_item(Item::Cursor(hub.id_at(published)));
         }
