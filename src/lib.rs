@@ -89,6 +89,7 @@
 //! # Guides
 //! - [Sources](https://github.com/tower-push/tower-push/blob/main/docs/sources.md): which source fits, and recipes for common tasks
 //! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
+//! - [Topics](https://github.com/tower-push/tower-push/blob/main/docs/topics.md): many topics on one connection
 //! - [Several servers](https://github.com/tower-push/tower-push/blob/main/docs/relay.md): one feed from a broker or a database
 //! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
 //!   clients, compression

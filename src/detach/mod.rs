@@ -51,7 +51,7 @@ use crate::BoxError;
 
 /// A body whose output can move from hyper to a connection of the server.
 pub(crate) trait InnerBody: Body<Data = Bytes, Error = BoxError> + Send {
-    /// Takes what produces the frames out of the body. Returns `None` if it was taken before.
+    /// Takes the output, which produces the frames, out of the body. Returns `None` if the output was taken before.
     fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>>;
 }
 

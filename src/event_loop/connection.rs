@@ -15,7 +15,7 @@ pub(crate) trait DrivenConnection: Send {
 pub(crate) enum WakeCause {
     /// The connection's waker was woken, or its deadline has passed, or the connection is new.
     Waker,
-    /// The log that the connection reads has changed. The connection need not read its socket: its waker is registered there.
+    /// The log that the connection reads has changed. The connection need not read its socket, with which its waker is still registered.
     #[cfg(feature = "server")]
     Log,
 }
@@ -25,6 +25,6 @@ pub(crate) enum WakeCause {
 pub(crate) enum ConnectionPoll {
     /// The connection must be dropped.
     Closed,
-    /// The connection waits. It must be polled again at `deadline` at the latest.
+    /// The connection waits. The event loop must poll it again at `deadline` at the latest.
     Pending { deadline: Option<Instant> },
 }

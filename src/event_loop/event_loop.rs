@@ -255,7 +255,7 @@ impl EventLoop {
         }
     }
 
-    /// Waits for the first deadline. Returns whether it has passed.
+    /// Returns whether the first deadline has passed. If it has not, `cx` is woken at this deadline.
     fn is_deadline_past(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(first) = self.timers.first() else {
             self.sleep = None;

@@ -46,8 +46,8 @@ struct EventLoopHandle {
 }
 
 impl EventLoopSet {
-    /// Moves a connection to the event loop that has the fewest. If the connection reads a log, and the event loop is to wake the connection when
-    /// the log changes, `log` is that log.
+    /// Moves a connection to the event loop that has the fewest connections. If the connection reads a log, and the event loop is to wake
+    /// the connection when the log changes, `log` is that log.
     ///
     /// # Panics
     /// Panics outside of a tokio runtime.

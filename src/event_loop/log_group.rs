@@ -13,10 +13,10 @@ use crate::{
 /// members.
 ///
 /// # Invariant: no reader sleeps through an event
-/// A pass over the group loads the log's status, polls all members, and then stores the group's waker, unless the status has changed: in this
-/// case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader that joins
-/// the group is polled once after it has joined. If it finds no event, the log's status is that of the last pass or a later one, of which the group is
-/// or will be woken.
+/// A pass over the group loads the log's status, polls all members, and then stores the group's waker, unless the status has changed: in
+/// this case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader
+/// that joins the group is polled once after it has joined. If this reader finds no event, the log's status is that of the last pass, or a
+/// later one of which the group is or will be woken.
 pub(super) struct LogGroup {
     log: Arc<dyn WatchedLog>,
     waiter: WaiterKey,
@@ -110,8 +110,9 @@ impl LogGroup {
         self.waker.is_queued.swap(false, Ordering::AcqRel);
     }
 
-    /// Fills `members` with the next connections to poll, and returns the filled part. It is empty once the pass is complete, and the group waits for
-    /// the log or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed by the next call.
+    /// Fills `members` with the next connections to poll, and returns the filled part. This part is empty once the pass is complete: the
+    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed
+    /// by the next call.
     pub(super) fn next_members<'a>(&mut self, members: &'a mut [u32]) -> &'a [u32] {
         let pass = self.pass.get_or_insert_with(|| GroupPass {
             log_status: self.log.status(),

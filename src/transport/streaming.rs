@@ -225,7 +225,7 @@ where
 }
 
 pin_project! {
-    /// The body of a streaming response: the output of a writer, and heartbeats while there is none.
+    /// The body of a streaming response: the output of a writer, and heartbeats while the writer has no output.
     pub(super) struct StreamingBody<W> {
         // `None` once the output has left the body.
         output: Option<StreamingOutput<W>>,

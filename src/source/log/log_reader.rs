@@ -83,8 +83,8 @@ impl<I: LogIds> LogReader<I> {
         }
     }
 
-    /// Makes the reader wait with its group: from now on, it stores no waker. The caller polls the reader once more, and then whenever the status of the
-    /// returned log changes.
+    /// Makes the reader wait with its group: from now on, the reader stores no waker. The caller polls the reader once more, and then
+    /// whenever the status of the returned log changes.
     #[cfg(feature = "server")]
     pub(crate) fn wait_with_group(&mut self) -> Arc<dyn WatchedLog>
     where

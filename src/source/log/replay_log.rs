@@ -252,7 +252,8 @@ impl<I: LogIds> ReplayLog<I> {
         self.log.register_reader(sequence)
     }
 
-    /// Removes a subscriber. Its key in the wait list is `reader`, unless the key was [removed](Self::deregister_reader) before.
+    /// Removes a subscriber. `reader` is the subscriber's key in the wait list, and `None` if the key was
+    /// [removed](Self::deregister_reader) before.
     pub(super) fn remove_subscriber(&self, reader: Option<&WaiterKey>) {
         if let Some(reader) = reader {
             self.log.deregister_reader(reader);

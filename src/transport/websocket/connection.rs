@@ -92,7 +92,7 @@ pub(crate) struct SessionDriver {
     was_last_read_large: bool,
     is_flushed: bool,
     is_shut_down: bool,
-    /// Whether the socket is one stream of an HTTP/2 connection. Such a socket is dropped as soon as its writing side is shut down.
+    /// Whether the socket is one stream of an HTTP/2 connection. A socket of HTTP/2 is dropped as soon as its writing side is shut down.
     is_multiplexed: bool,
 }
 
@@ -106,9 +106,9 @@ const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// The maximum length of one write to a socket without vectored writes: 16 KiB. A socket without vectored writes is a stream of HTTP/2.
-/// Such a stream takes a write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client
-/// reads, so writes are short.
+/// The maximum length of one write to a socket without vectored writes: 16 KiB. A socket without vectored writes is a stream of HTTP/2. A
+/// stream of HTTP/2 takes a write of any length, and keeps a copy until the client has read it. Only the next write shows whether the
+/// client reads, so writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
 /// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.

@@ -74,8 +74,9 @@ pub(super) fn is_websocket_request(head: &Parts) -> bool {
     }
 }
 
-/// Returns the methods of a resource that is only a WebSocket. A `GET` or `HEAD` without an upgrade is answered with a hint to ask for one.
-pub(super) fn methods(version: Version) -> &'static [&'static str] {
+/// Returns the methods of a resource that is only a WebSocket. A `GET` or `HEAD` without an upgrade is answered with a hint to ask for an
+/// upgrade.
+pub(super) fn websocket_methods(version: Version) -> &'static [&'static str] {
     match is_multiplexed(version) {
         false => &["GET", "HEAD"],
         true if cfg!(feature = "http2") => &["CONNECT"],
@@ -89,7 +90,7 @@ pub(super) fn accept<P: AsRef<str>>(
     head: &mut Parts,
     policy: &HandshakePolicy<'_, P>,
 ) -> Result<AcceptedHandshake, Rejection> {
-    let rejection = method_rejection(&head.method, methods(head.version));
+    let rejection = method_rejection(&head.method, websocket_methods(head.version));
     if let (&Method::OPTIONS, Some(rejection)) = (&head.method, rejection) {
         return Err(rejection);
     }
@@ -268,7 +269,7 @@ fn bad_request(message: &'static str) -> Rejection {
 fn method_not_allowed(version: Version, message: &'static str) -> Rejection {
     Rejection::new(StatusCode::METHOD_NOT_ALLOWED)
         .message(message)
-        .header(ALLOW, allow_header(methods(version)))
+        .header(ALLOW, allow_header(websocket_methods(version)))
 }
 
 /// Refuses a `Sec-WebSocket-Version`. The status is 426, which must have an `Upgrade` header (RFC 9110 §15.5.22), or 400 on HTTP/2, which

@@ -92,7 +92,7 @@ use self::{
 };
 use super::{
     BoxResponseFuture, KeepAlive, Preference, PushBody, Transport, rejection_response,
-    response::{close_unless_upgraded, is_websocket_upgrade},
+    response::{add_connection_close_unless_upgraded, is_websocket_upgrade},
 };
 use crate::{
     BoxError,
@@ -374,7 +374,7 @@ impl Transport for WebSocket {
 
     /// Returns `GET` and `HEAD` up to HTTP/1.1. From HTTP/2 on, returns `CONNECT` if the feature `http2` is on.
     fn methods(&self, version: Version) -> &[&'static str] {
-        handshake::methods(version)
+        handshake::websocket_methods(version)
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
@@ -385,7 +385,7 @@ impl Transport for WebSocket {
         let is_upgrade_request = is_websocket_upgrade(head);
         let refuse = move |rejection| {
             let mut response = rejection_response(rejection);
-            close_unless_upgraded(is_upgrade_request, &mut response);
+            add_connection_close_unless_upgraded(is_upgrade_request, &mut response);
             response
         };
         let handshake = match self.accept_handshake(head) {
