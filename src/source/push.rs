@@ -1,12 +1,10 @@
 use std::{any::Any, fmt, future::Future, pin::Pin};
 
-use futures_core::Stream;
-
-use super::{ItemStream, PushSource, Rejection, Subscription};
-use crate::{
-    BoxError,
-    event::{Gap, GapReason, Item},
+use super::{
+    PushSource, PushStream, Rejection, Subscription,
+    source_stream::{SourceStream, box_source_stream},
 };
+use crate::event::{Gap, GapReason};
 
 /// Any source, boxed as one type. Services and handlers return a `Push`.
 ///
@@ -26,7 +24,7 @@ pub struct Push {
     can_detach: bool,
 }
 
-type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
+type BoxStream = Pin<Box<dyn SourceStream>>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 trait ErasedSource: Send {
@@ -47,7 +45,7 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
     ) -> BoxFuture<Result<BoxStream, Rejection>> {
         Box::pin(async move {
             let stream = PushSource::subscribe(*self, subscription).await?;
-            Ok(Box::pin(stream) as BoxStream)
+            Ok(box_source_stream(stream))
         })
     }
 
@@ -96,7 +94,7 @@ impl Push {
 /// Handles two kinds of cursors for every source. A client whose cursor says that the source has finished is refused with
 /// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
-    type Stream = ItemStream<BoxStream>;
+    type Stream = PushStream;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         if subscription.cursor().is_some_and(|id| id.is_finished()) {
@@ -106,7 +104,7 @@ impl PushSource for Push {
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.source.subscribe(subscription).await?;
-        Ok(ItemStream::with_gap(gap, stream))
+        Ok(PushStream::new(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {

@@ -104,6 +104,12 @@ impl<S> SupervisedStream<S> {
         self.items
     }
 
+    /// Returns the source's stream.
+    #[cfg(feature = "server")]
+    pub(crate) fn items_mut(&mut self) -> &mut S {
+        &mut self.items
+    }
+
     fn lifecycle(&self) -> Option<&dyn StreamLifecycle> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }

@@ -7,10 +7,15 @@ use std::{
 
 use futures_core::Stream;
 
+#[cfg(feature = "server")]
+use crate::source::EventLoopFit;
 use crate::{
     BoxError,
     event::Item,
-    source::log::{Epoch, LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
+    source::{
+        log::{Epoch, LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
+        source_stream::SourceStream,
+    },
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are
@@ -50,6 +55,13 @@ impl Stream for Subscriber {
         };
         this.is_finished = !matches!(item, Ok(Item::Gap(_)));
         Poll::Ready(Some(item))
+    }
+}
+
+impl SourceStream for Subscriber {
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+        EventLoopFit::ReadsLog(self.get_mut().reader.wait_with_group())
     }
 }
 

@@ -7,8 +7,8 @@ use crate::event::Topic;
 
 /// The positions of the newest events of topics whose logs were removed.
 ///
-/// A topic that comes again begins with the position that is remembered for it. So a client that resumes from an older cursor gets a gap,
-/// and a client that had all events of the topic gets none. The number of remembered topics is bounded. The highest position of the
+/// A topic that is created anew begins with the position that is remembered for it. So a client that resumes from an older cursor gets a
+/// gap, and a client that had all events of the topic gets none. The number of remembered topics is bounded. The highest position of the
 /// forgotten topics stands for all of them: a client with a newer cursor has certainly missed nothing.
 #[derive(Debug)]
 pub(super) struct EvictedTopics {

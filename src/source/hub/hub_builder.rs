@@ -89,8 +89,8 @@ impl HubBuilder {
     /// Sets the age after which an event is removed from its topic's log. By default, age does not remove events. Ages are measured with
     /// tokio's clock.
     ///
-    /// The hub has no task of its own. It removes the old events of a topic when somebody publishes or subscribes to the topic, and those of a few
-    /// other topics then.
+    /// The hub has no task of its own. When somebody publishes or subscribes to a topic, the hub removes the old events of this topic, and
+    /// those of a few other topics.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.topic_limits.max_age = Some(age);
         self
@@ -128,7 +128,7 @@ impl HubBuilder {
     /// Sets the time after which a topic is removed with its history if nobody publishes to it or subscribes to it. The default is 5
     /// minutes. A topic without history is removed when its last subscriber leaves.
     ///
-    /// The hub has no task of its own. It removes idle topics while other topics are used.
+    /// The hub has no task of its own. It removes an idle topic while other topics are used.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.config.idle_timeout = timeout;
         self

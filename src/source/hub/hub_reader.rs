@@ -6,10 +6,16 @@ use std::{
 };
 
 use super::{
-    hub_state::{HubState, JoinedTopic},
-    merged_batch::MergedBatch,
-    topic_log::{MissedTopicEvents, TopicPlace},
+    hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
+    merged_batch::{FinishedBatch, MergedBatch},
+    revocations::RevocableSubscription,
+    topic_log::{MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
+};
+#[cfg(feature = "json")]
+use super::{
+    hub_state::{HubFull, TopicRequest},
+    revocations::AccessChanged,
 };
 use crate::{
     Error,
@@ -18,10 +24,10 @@ use crate::{
     sync::WaiterKey,
 };
 
-/// One subscriber's view of a hub: its place in each of its topics, and at most a few events that are about to be sent.
+/// One subscriber's view of a hub: what it has read of each of its topics, and at most a few events that are about to be sent.
 ///
-/// The reader merges the logs of its topics by position. It never reads a log beyond the position that was published when the read began, so
-/// it misses no event: see [`HubState`].
+/// The reader merges the logs of its topics by position. The reader never reads a log beyond the position that was published when the read
+/// began, so it misses no event: see [`HubState`].
 ///
 /// # Cursors
 /// While the reader reads the logs from different places, some topics are ahead of the reader's position: up to `catch_up_end`, the reader
@@ -45,13 +51,15 @@ pub(super) struct HubReader {
     sender: Option<Arc<str>>,
     /// Whether the last poll was pending.
     is_parked: bool,
+    /// `None` if the server has chosen the topics.
+    revocable: Option<RevocableSubscription>,
 }
 
-/// A reader's place in one of its topics.
+/// What a [`HubReader`] has read of one of its topics.
 pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
     key: WaiterKey,
-    pub(super) place: TopicPlace,
+    pub(super) ordinals: ReaderOrdinals,
 }
 
 /// A gap in one topic, at a position in the order of the hub.
@@ -64,8 +72,8 @@ pub(super) struct TopicGap {
     pub(super) requested: Option<EventId>,
 }
 
-/// The result of reading a batch.
-enum BatchOutcome {
+/// The result of [`HubReader::read_batch`].
+enum BatchReadOutcome {
     /// There are items to yield.
     Items,
     /// No topic has an unread event.
@@ -81,44 +89,53 @@ pub(super) const MAX_READ_BYTES: usize = 16 * 1024;
 
 /// The number of positions by which the hub must be ahead of the client's cursor before the cursor moves on without an event.
 ///
-/// A cursor of a quiet subscriber becomes old while other topics are busy. It moves on so that the hub still knows what has happened in its
-/// topics since.
+/// A cursor of a quiet subscriber becomes old while other topics are busy. The cursor moves on so that the hub still knows what has
+/// happened in the subscriber's topics since.
 const MIN_CURSOR_ADVANCE: u64 = 64;
 
 impl HubReader {
-    /// Creates a reader of topics that it has joined when `published` was the published position. `cursor` is the position of the client's
-    /// cursor, and the cursor itself.
+    /// Creates a reader of the topics that a client has joined. `cursor` is the cursor from which the client resumes.
     pub(super) fn new(
         hub: Arc<HubState>,
-        joined: Vec<JoinedTopic>,
-        published: u64,
-        cursor: Option<(u64, EventId)>,
+        joined: JoinedTopics,
+        cursor: Option<HubCursor>,
         sender: Option<Arc<str>>,
     ) -> Self {
         let mut reader = Self {
             hub,
-            topics: Vec::with_capacity(joined.len()),
-            position: published,
+            topics: Vec::with_capacity(joined.topics.len()),
+            position: joined.published_position,
             catch_up_end: 0,
-            cursor_position: cursor.as_ref().map_or(0, |(position, _)| *position),
+            cursor_position: cursor.as_ref().map_or(0, |cursor| cursor.position),
             items: VecDeque::new(),
             buffer: ReadBuffer::default(),
             gaps: VecDeque::new(),
             sender,
             is_parked: false,
+            revocable: None,
         };
-        let requested = cursor.map(|(_, id)| id);
-        for joined in joined {
-            reader.add_topic(joined, requested.as_ref());
+        let requested = cursor.map(|cursor| cursor.id);
+        for topic in joined.topics {
+            reader.add_topic(topic, requested.as_ref());
         }
         reader
+    }
+
+    /// Makes the reader end when the access of this registered subscription is revoked.
+    pub(super) fn set_revocable(&mut self, revocable: RevocableSubscription) {
+        self.revocable = Some(revocable);
+    }
+
+    fn is_revoked(&self) -> bool {
+        let revocable = self.revocable.as_ref();
+        revocable.is_some_and(RevocableSubscription::is_revoked)
     }
 
     /// Adds a topic that the reader has joined. `requested` is the cursor from which the client resumes the topic.
     pub(super) fn add_topic(&mut self, joined: JoinedTopic, requested: Option<&EventId>) {
         let JoinedTopic {
             topic,
-            place,
+            ordinals,
             missed,
             first_position,
         } = joined;
@@ -132,7 +149,11 @@ impl HubReader {
             self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
         }
         let key = topic.register_reader();
-        self.topics.push(TopicReader { topic, key, place });
+        self.topics.push(TopicReader {
+            topic,
+            key,
+            ordinals,
+        });
         self.is_parked = false;
     }
 
@@ -141,7 +162,18 @@ impl HubReader {
         self.position
     }
 
-    /// Says that the client has the events of some topics up to `position`.
+    #[cfg(feature = "json")]
+    pub(super) fn hub(&self) -> &Arc<HubState> {
+        &self.hub
+    }
+
+    /// Returns the name under which the client publishes.
+    #[cfg(feature = "json")]
+    pub(super) fn sender(&self) -> Option<&Arc<str>> {
+        self.sender.as_ref()
+    }
+
+    /// Records that the client has the events of some topics up to `position`.
     pub(super) fn set_catch_up_end(&mut self, position: u64) {
         self.catch_up_end = self.catch_up_end.max(position);
     }
@@ -154,8 +186,8 @@ impl HubReader {
         self.items.push_back(item);
     }
 
-    /// Returns whether the reader has taken all events up to `position`, and has nothing to yield.
-    pub(super) fn has_nothing_before(&self, position: u64) -> bool {
+    /// Returns whether the reader has yielded everything up to `position`.
+    pub(super) fn has_yielded_all_up_to(&self, position: u64) -> bool {
         self.position >= position && self.items.is_empty() && self.gaps.is_empty()
     }
 
@@ -178,13 +210,16 @@ impl HubReader {
         self.gaps.insert(index, gap);
     }
 
-    /// Returns the next item.
+    /// Returns the next item. [`Item::Expired`] is the last one: the client has lost its access to a topic.
     ///
     /// # Errors
     /// The error that disconnects a subscriber that is too slow, if the hub is configured so.
     #[inline]
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, Error>> {
         loop {
+            if self.is_revoked() {
+                return Poll::Ready(Ok(Item::Expired));
+            }
             if !self.items.is_empty() {
                 if let Some(item) = self.pop_item() {
                     return Poll::Ready(Ok(item));
@@ -194,9 +229,9 @@ impl HubReader {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
             match self.read_batch() {
-                BatchOutcome::Items | BatchOutcome::Again => self.is_parked = false,
-                BatchOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
-                BatchOutcome::UpToDate => {
+                BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
+                BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
+                BatchReadOutcome::UpToDate => {
                     if std::mem::take(&mut self.is_parked) {
                         if let Some(cursor) = self.advance_cursor() {
                             return Poll::Ready(Ok(cursor));
@@ -220,7 +255,7 @@ impl HubReader {
         item
     }
 
-    /// Moves the cursor of an up-to-date client on, if it has become old.
+    /// Moves the cursor of an up-to-date client on, if the cursor has become old.
     fn advance_cursor(&mut self) -> Option<Item> {
         if self.hub.config.has_no_history()
             || self.position.saturating_sub(self.cursor_position) < MIN_CURSOR_ADVANCE
@@ -235,8 +270,9 @@ impl HubReader {
     fn store_waker_unless_readable(&self, waker: &Waker) -> bool {
         self.topics.iter().all(|reader| {
             let is_readable = || {
-                reader.topic.last_position() > self.position
-                    && self.hub.published_position() > self.position
+                let has_news = reader.topic.last_position() > self.position
+                    && self.hub.published_position() > self.position;
+                has_news || self.is_revoked()
             };
             let topic = &reader.topic;
             topic
@@ -246,7 +282,7 @@ impl HubReader {
     }
 
     /// Takes the next events from the logs.
-    fn read_batch(&mut self) -> BatchOutcome {
+    fn read_batch(&mut self) -> BatchReadOutcome {
         let published = self.hub.published_position();
         let is_catching_up = self.position < self.catch_up_end;
         if is_catching_up || !self.gaps.is_empty() {
@@ -257,7 +293,7 @@ impl HubReader {
             return self.merge_topics(bound);
         }
         if published == self.position {
-            return BatchOutcome::UpToDate;
+            return BatchReadOutcome::UpToDate;
         }
         let position = self.position;
         let has_news = |reader: &TopicReader| reader.topic.last_position() > position;
@@ -265,68 +301,71 @@ impl HubReader {
         match (with_news.next(), with_news.next()) {
             (None, _) => {
                 self.position = published;
-                BatchOutcome::UpToDate
+                BatchReadOutcome::UpToDate
             }
             (Some(reader), None) => {
                 let read = reader.read_events(published, self.sender.as_ref(), &mut self.buffer);
-                self.finish_single_read(read, published)
+                self.finish_topic_read(read, published)
             }
             (Some(_), Some(_)) => self.merge_topics(published),
         }
     }
 
     /// Moves the reader's position after events of one topic were read, which is the only one with unread events up to `bound`.
-    fn finish_single_read(&mut self, read: SingleRead, bound: u64) -> BatchOutcome {
+    fn finish_topic_read(&mut self, read: TopicReadOutcome, bound: u64) -> BatchReadOutcome {
         match read {
-            SingleRead::Missed => self.merge_topics(bound),
-            SingleRead::Events {
+            TopicReadOutcome::Missed => self.merge_topics(bound),
+            TopicReadOutcome::Events {
                 stopped_after,
                 last_id_position,
             } => {
                 self.position = stopped_after.unwrap_or(bound);
                 self.cursor_position = self.cursor_position.max(last_id_position);
                 match (self.buffer.len(), stopped_after) {
-                    (1.., _) => BatchOutcome::Items,
-                    (0, Some(_)) => BatchOutcome::Again,
-                    (0, None) => BatchOutcome::UpToDate,
+                    (1.., _) => BatchReadOutcome::Items,
+                    (0, Some(_)) => BatchReadOutcome::Again,
+                    (0, None) => BatchReadOutcome::UpToDate,
                 }
             }
         }
     }
 
     /// Takes the next events of all topics up to the position `bound`, and the gaps among them.
-    fn merge_topics(&mut self, bound: u64) -> BatchOutcome {
+    fn merge_topics(&mut self, bound: u64) -> BatchReadOutcome {
         let mut batch = MergedBatch::new(bound);
         for index in 0..self.topics.len() {
             let reader = &mut self.topics[index];
             let missed = batch.add_topic(index, reader, self.sender.as_ref());
-            if let Some(missed) = missed.filter(|_| !self.hides_replaced(index)) {
+            if let Some(missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
                 self.hub.counters.add_lagged(missed.count.unwrap_or(0));
                 if self.hub.config.disconnects_lagging {
-                    return BatchOutcome::Lagged;
+                    return BatchReadOutcome::Lagged;
                 }
                 let topic = self.topics[index].topic.clone();
                 self.push_gap(&topic, missed, GapReason::Lagged, None);
             }
         }
-        let (entries, end_position) = batch.finish(&mut self.topics);
+        let FinishedBatch {
+            events,
+            end_position,
+        } = batch.finish(&mut self.topics);
         let is_caught_up = end_position >= self.catch_up_end;
         let ends_catch_up = self.position < self.catch_up_end && is_caught_up;
         self.position = end_position;
-        self.queue_items(entries, end_position, ends_catch_up);
+        self.queue_items(events, end_position, ends_catch_up);
         match self.items.is_empty() {
-            false => BatchOutcome::Items,
-            true => BatchOutcome::Again,
+            false => BatchReadOutcome::Items,
+            true => BatchReadOutcome::Again,
         }
     }
 
-    /// Returns whether a reader that misses replaced values of the topic gets no gap.
-    fn hides_replaced(&self, index: usize) -> bool {
+    /// Returns whether the reader may miss events of the topic without a gap, because a newer value replaces them.
+    fn may_miss_replaced_values(&self, index: usize) -> bool {
         self.hub.config.is_last_value && !self.topics[index].topic.log().is_empty()
     }
 
-    /// Queues events and the gaps up to `end_position` in the order of their positions. If `ends_catch_up`, the cursor after the last of
-    /// them is `catch_up_end`.
+    /// Queues events and the gaps up to `end_position` in the order of their positions. If `ends_catch_up`, the cursor after the last
+    /// queued item is `catch_up_end`.
     fn queue_items(&mut self, events: Vec<(u64, Event)>, end_position: u64, ends_catch_up: bool) {
         let mut queue = VecDeque::with_capacity(events.len());
         let mut events = events.into_iter().peekable();
@@ -381,8 +420,92 @@ impl HubReader {
     }
 }
 
+/// Changes of the topics, for clients that send commands.
+#[cfg(feature = "json")]
+impl HubReader {
+    /// Returns whether there are items that precede the next events of the logs.
+    pub(super) fn has_items(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    pub(super) fn topic_count(&self) -> usize {
+        self.topics.len()
+    }
+
+    pub(super) fn has_topic(&self, topic: &Topic) -> bool {
+        let mut topics = self.topics.iter();
+        topics.any(|reader| reader.topic.name() == topic)
+    }
+
+    /// Registers the client's access to a topic, which was decided after `decided_after` revocations.
+    ///
+    /// # Errors
+    /// [`AccessChanged`] if access to any topic was revoked since.
+    pub(super) fn allow_topic(
+        &mut self,
+        topic: Topic,
+        member: Option<Arc<str>>,
+        decided_after: u64,
+    ) -> Result<(), AccessChanged> {
+        let revocations = &self.hub.revocations;
+        match &mut self.revocable {
+            Some(revocable) => revocations.add_topic(revocable, topic, member, decided_after),
+            None => Ok(()),
+        }
+    }
+
+    /// Joins a further topic. The events of its log come before the next events of the other topics. `cursor` is the cursor from which the
+    /// client resumes the topic.
+    ///
+    /// # Errors
+    /// [`HubFull`] if the hub has no room for the topic.
+    pub(super) fn join_topic(
+        &mut self,
+        request: &TopicRequest,
+        cursor: Option<&EventId>,
+    ) -> Result<(), HubFull> {
+        let joined = self.hub.join(std::slice::from_ref(request))?;
+        // The client has the events of its other topics up to this position.
+        self.set_catch_up_end(self.position);
+        for topic in joined.topics {
+            self.add_topic(topic, cursor);
+        }
+        Ok(())
+    }
+
+    /// Leaves a topic. Events that were taken from its log are still yielded, because they may belong to other topics, too.
+    pub(super) fn remove_topic(&mut self, topic: &Topic) {
+        if let Some(revocable) = &mut self.revocable {
+            self.hub.revocations.remove_topic(revocable, topic);
+        }
+        self.gaps.retain(|gap| gap.topic != *topic);
+        let index = self
+            .topics
+            .iter()
+            .position(|reader| reader.topic.name() == topic);
+        if let Some(index) = index {
+            let reader = self.topics.swap_remove(index);
+            reader.topic.deregister_reader(&reader.key);
+            self.hub.leave(std::iter::once(&*reader.topic));
+        }
+    }
+
+    /// Adds an answer to a command, which the client gets after the events that were taken from the logs before.
+    pub(super) fn push_answer(&mut self, answer: Event) {
+        self.push_answer_item(Item::Event(answer));
+    }
+
+    /// Adds an item like [`push_answer`](Self::push_answer).
+    pub(super) fn push_answer_item(&mut self, item: Item) {
+        while let Some(event) = self.buffer.pop() {
+            self.items.push_back(Item::Event(event));
+        }
+        self.items.push_back(item);
+    }
+}
+
 /// The result of [`TopicReader::read_events`].
-enum SingleRead {
+enum TopicReadOutcome {
     /// The log no longer has the next events.
     Missed,
     Events {
@@ -400,15 +523,15 @@ impl TopicReader {
         bound: u64,
         sender: Option<&Arc<str>>,
         buffer: &mut ReadBuffer,
-    ) -> SingleRead {
+    ) -> TopicReadOutcome {
         let log = self.topic.log();
-        let mut missed_place = self.place;
-        if log.skip_missed(&mut missed_place).is_some() {
-            return SingleRead::Missed;
+        let mut missed_ordinals = self.ordinals;
+        if log.skip_missed(&mut missed_ordinals).is_some() {
+            return TopicReadOutcome::Missed;
         }
         let (mut stopped_after, mut last_position, mut last_id_position) = (None, None, 0);
         let mut byte_len = 0;
-        for (entry, is_ephemeral) in log.unread_entries(&mut self.place) {
+        for (entry, is_ephemeral) in log.unread_entries(&mut self.ordinals) {
             if entry.position > bound {
                 break;
             }
@@ -423,10 +546,10 @@ impl TopicReader {
                     last_id_position = entry.position;
                 }
             }
-            self.place.pass(is_ephemeral);
+            self.ordinals.pass_entry(is_ephemeral);
             last_position = Some(entry.position);
         }
-        SingleRead::Events {
+        TopicReadOutcome::Events {
             stopped_after,
             last_id_position,
         }
@@ -435,6 +558,9 @@ impl TopicReader {
 
 impl Drop for HubReader {
     fn drop(&mut self) {
+        if let Some(revocable) = &self.revocable {
+            self.hub.revocations.deregister(revocable);
+        }
         for reader in &self.topics {
             reader.topic.deregister_reader(&reader.key);
         }

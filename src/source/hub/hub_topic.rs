@@ -33,7 +33,7 @@ pub struct HubTopic {
 pub struct HistoryPage {
     /// The events after the cursor.
     pub events: Vec<Event>,
-    /// Whether the log has more events after these. The id of the last event is the cursor of the next page.
+    /// Whether the log has events after this page. The id of the page's last event is the cursor of the next page.
     pub has_more: bool,
     /// Whether events after the cursor are missing, because the log no longer has them, or because the cursor is not of this hub.
     pub has_gap: bool,
@@ -139,7 +139,7 @@ impl HubTopic {
             };
             let events = entries.range(first..).take(max_events);
             let events: Vec<_> = events.map(|entry| entry.event.clone()).collect();
-            let dropped = log.dropped_position();
+            let dropped = log.last_dropped_position();
             HistoryPage {
                 has_more: first + events.len() < entries.len(),
                 has_gap: position.is_some_and(|position| position.is_none_or(|at| at < dropped)),
@@ -161,7 +161,7 @@ impl HubTopic {
     }
 }
 
-/// Each client begins after its cursor, or at the hub's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the hub's [`StartPosition`] if the client has no cursor.
 impl PushSource for HubTopic {
     type Stream = HubSubscriber;
 

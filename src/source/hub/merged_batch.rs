@@ -8,11 +8,19 @@ use crate::event::Event;
 
 /// The next events of several topics, in the order of their positions.
 ///
-/// An event that was published to several topics is in the log of each at the same position. The batch has it once.
+/// An event that was published to several topics is in the log of each at the same position. The batch has this event once.
 pub(super) struct MergedBatch {
     entries: Vec<BatchEntry>,
     /// No event after this position is in the batch.
     end_position: u64,
+}
+
+/// The result of [`MergedBatch::finish`].
+pub(super) struct FinishedBatch {
+    /// The events, each with its position.
+    pub(super) events: Vec<(u64, Event)>,
+    /// The position up to which the batch has all events.
+    pub(super) end_position: u64,
 }
 
 /// An entry of a topic's log that a reader passes.
@@ -38,7 +46,7 @@ impl MergedBatch {
         }
     }
 
-    /// Adds the next events of a topic. Returns the events that the topic's log no longer has, after which the reader goes on.
+    /// Adds the next events of a topic. Returns the events between that the topic's log no longer has, and that the reader skips.
     pub(super) fn add_topic(
         &mut self,
         topic_index: usize,
@@ -46,8 +54,8 @@ impl MergedBatch {
         sender: Option<&Arc<str>>,
     ) -> Option<MissedTopicEvents> {
         let log = reader.topic.log();
-        let missed = log.skip_missed(&mut reader.place);
-        for (entry, is_ephemeral) in log.unread_entries(&mut reader.place) {
+        let missed = log.skip_missed(&mut reader.ordinals);
+        for (entry, is_ephemeral) in log.unread_entries(&mut reader.ordinals) {
             if entry.position > self.end_position {
                 break;
             }
@@ -65,13 +73,13 @@ impl MergedBatch {
                 event: is_sent.then(|| entry.event.clone()),
             };
             self.entries.insert(index, entry);
-            self.truncate();
+            self.truncate_to_capacity();
         }
         missed
     }
 
     /// Leaves out the last position if the batch has too many entries. All entries of one position stay together.
-    fn truncate(&mut self) {
+    fn truncate_to_capacity(&mut self) {
         while self.entries.len() > CAPACITY {
             let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
                 return;
@@ -80,12 +88,12 @@ impl MergedBatch {
             if first.position == last_position {
                 return;
             }
-            self.end_before(last_position);
+            self.truncate_at(last_position);
         }
     }
 
     /// Leaves out the entries at `position` and after it.
-    fn end_before(&mut self, position: u64) {
+    fn truncate_at(&mut self, position: u64) {
         let kept = self
             .entries
             .partition_point(|entry| entry.position < position);
@@ -93,9 +101,8 @@ impl MergedBatch {
         self.end_position = self.entries.last().map_or(0, |entry| entry.position);
     }
 
-    /// Moves the readers past the entries of the batch. Returns the events with their positions, and the position up to which the batch has
-    /// all events.
-    pub(super) fn finish(mut self, readers: &mut [TopicReader]) -> (Vec<(u64, Event)>, u64) {
+    /// Moves the readers past the entries of the batch, and returns the events of the batch.
+    pub(super) fn finish(mut self, readers: &mut [TopicReader]) -> FinishedBatch {
         let mut byte_len = 0;
         let exceeds = |entry: &BatchEntry| {
             byte_len += entry.event.as_ref().map_or(0, |_| entry.byte_len);
@@ -108,14 +115,19 @@ impl MergedBatch {
             // The first event is taken alone if it exceeds the limit.
             let end = next.filter(|next| *next > first_position).min();
             if let Some(end) = end {
-                self.end_before(position.max(end));
+                self.truncate_at(position.max(end));
             }
         }
         let mut events = Vec::with_capacity(self.entries.len());
         for entry in self.entries {
-            readers[entry.topic_index].place.pass(entry.is_ephemeral);
+            readers[entry.topic_index]
+                .ordinals
+                .pass_entry(entry.is_ephemeral);
             events.extend(entry.event.map(|event| (entry.position, event)));
         }
-        (events, self.end_position)
+        FinishedBatch {
+            events,
+            end_position: self.end_position,
+        }
     }
 }

@@ -32,7 +32,7 @@ impl PublishOptions {
     }
 
     /// Sets the sender of the event, whose own subscriptions do not get the event. A subscription has the sender's name from
-    /// [`HubSource::sender`](super::HubSource::sender). If a client reconnects under the same name, it does not get the event then, either.
+    /// [`HubSource::sender`](super::HubSource::sender). A client that reconnects under the same name does not get the event, either.
     pub fn except(mut self, sender: impl Into<Arc<str>>) -> Self {
         self.except = Some(sender.into());
         self

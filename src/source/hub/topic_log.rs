@@ -13,8 +13,8 @@ use crate::{
 /// The events of one topic. The oldest events are trimmed when the log exceeds its limits.
 ///
 /// The events have positions in the order of the whole hub, so the positions in one log ascend and are not consecutive. The log also
-/// numbers its events: the ordinal of an event is the number of events that the log has got up to this event. A reader's place is an
-/// ordinal, so that a read finds its first event without a search, and a gap has the exact number of missing events.
+/// numbers its events: the ordinal of an event is the number of events that the log has got up to this event. A reader remembers the
+/// ordinals that it has passed, so that a read finds its first event without a search, and a gap has the exact number of missing events.
 ///
 /// The log has neither a lock nor a clock.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct TopicLog {
     /// The position of the first event that was ever appended; `u64::MAX` if there was none.
     first_position: u64,
     /// The position of the newest event of the topic that the log does not have any more; 0 if there is none.
-    dropped_position: u64,
+    last_dropped_position: u64,
     /// The position up to which the number of events is not known, because an earlier log of the topic had them.
     uncounted_position: u64,
     /// Events without history, which only connected readers get. Boxed, because most topics have none.
@@ -54,11 +54,13 @@ pub(super) struct TopicLogEntry {
     pub(super) byte_len: usize,
 }
 
-/// A reader's place in a [`TopicLog`]: the ordinals of the last events that the reader has passed.
+/// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TopicPlace {
-    pub(super) ordinal: u64,
-    pub(super) ephemeral_ordinal: u64,
+pub(super) struct ReaderOrdinals {
+    /// The ordinal of an event with history.
+    pub(super) retained: u64,
+    /// The ordinal of an event without history.
+    pub(super) ephemeral: u64,
 }
 
 /// Events of one topic that a reader has not read and that the log no longer has.
@@ -70,7 +72,7 @@ pub(super) struct MissedTopicEvents {
     pub(super) count: Option<u64>,
 }
 
-/// The place in a topic at which a subscriber begins.
+/// Where a subscriber begins in a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TopicStart {
     /// After the newest event.
@@ -81,6 +83,13 @@ pub(super) enum TopicStart {
     Last(usize),
     /// After all events up to this position.
     AfterPosition(u64),
+}
+
+/// The result of [`TopicLog::resolve_start`].
+pub(super) struct ResolvedTopicStart {
+    /// The reader begins after these events.
+    pub(super) ordinals: ReaderOrdinals,
+    pub(super) missed: Option<MissedTopicEvents>,
 }
 
 /// The number and the bytes of the events without history that a log keeps for readers that are about to read them.
@@ -122,7 +131,7 @@ impl TopicLog {
             byte_len: 0,
             last_ordinal: 0,
             first_position: u64::MAX,
-            dropped_position: lost_position,
+            last_dropped_position: lost_position,
             uncounted_position: lost_position,
             ephemeral: None,
         }
@@ -167,8 +176,8 @@ impl TopicLog {
         ephemeral.entries.push_back(entry);
     }
 
-    /// Drops the events without history. The topic has no reader.
-    pub(super) fn clear_ephemeral(&mut self) -> Option<impl Send + use<>> {
+    /// Takes the events without history out of the log of a topic without readers, so that the caller can drop the events outside of its lock.
+    pub(super) fn take_ephemeral(&mut self) -> Option<impl Send + use<>> {
         self.ephemeral.take()
     }
 
@@ -198,7 +207,7 @@ impl TopicLog {
     fn trim_oldest(&mut self) -> Option<Event> {
         let entry = self.entries.pop_front()?;
         self.byte_len -= entry.byte_len;
-        self.dropped_position = entry.position;
+        self.last_dropped_position = entry.position;
         Some(entry.event)
     }
 
@@ -224,94 +233,120 @@ impl TopicLog {
     /// Returns the position of the newest event that the topic has ever had, in this log or an earlier one; 0 if it has had none.
     pub(super) fn last_history_position(&self) -> u64 {
         let last = self.entries.back().map_or(0, |entry| entry.position);
-        last.max(self.dropped_position)
+        last.max(self.last_dropped_position)
     }
 
     /// Returns the position of the newest event that the log does not have any more; 0 if there is none.
-    pub(super) fn dropped_position(&self) -> u64 {
-        self.dropped_position
+    pub(super) fn last_dropped_position(&self) -> u64 {
+        self.last_dropped_position
     }
 
     /// Returns the ordinal of the newest event that this log has dropped; 0 if there is none.
-    fn dropped_ordinal(&self) -> u64 {
+    fn last_dropped_ordinal(&self) -> u64 {
         self.last_ordinal - self.entries.len() as u64
     }
 
-    /// Returns the place of a reader that begins at `start`, and the events that the reader misses. `hides_replaced` says that a reader
-    /// misses nothing as long as the log has an event.
+    /// Determines where a reader that starts at `start` begins, and which events it misses. The reader gets at most the last `max_history`
+    /// events of the log. With `allows_replaced`, missing events do not count as missed as long as the log has a newer event.
     pub(super) fn resolve_start(
         &self,
         start: TopicStart,
-        hides_replaced: bool,
-    ) -> (TopicPlace, Option<MissedTopicEvents>) {
-        let dropped_ordinal = self.dropped_ordinal();
+        max_history: Option<usize>,
+        allows_replaced: bool,
+    ) -> ResolvedTopicStart {
+        let last_dropped_ordinal = self.last_dropped_ordinal();
         let mut missed = None;
-        let ordinal = match start {
+        let mut ordinal = match start {
             TopicStart::Now => self.last_ordinal,
-            TopicStart::Oldest => dropped_ordinal,
+            TopicStart::Oldest => last_dropped_ordinal,
             TopicStart::Last(events) => {
                 let events = u64::try_from(events).unwrap_or(u64::MAX);
                 self.last_ordinal
                     .saturating_sub(events)
-                    .max(dropped_ordinal)
+                    .max(last_dropped_ordinal)
             }
-            TopicStart::AfterPosition(position) if position < self.dropped_position => {
+            TopicStart::AfterPosition(position) if position < self.last_dropped_position => {
                 let is_counted =
                     self.uncounted_position <= position && position < self.first_position;
                 missed = Some(MissedTopicEvents {
-                    last_position: self.dropped_position,
-                    count: is_counted.then_some(dropped_ordinal),
+                    last_position: self.last_dropped_position,
+                    count: is_counted.then_some(last_dropped_ordinal),
                 });
-                dropped_ordinal
+                last_dropped_ordinal
             }
             TopicStart::AfterPosition(position) => {
                 let read = self
                     .entries
                     .partition_point(|entry| entry.position <= position);
-                dropped_ordinal + read as u64
+                last_dropped_ordinal + read as u64
             }
         };
-        let place = TopicPlace {
-            ordinal,
-            ephemeral_ordinal: self
+        let withheld_until = max_history.map_or(0, |events| {
+            let events = u64::try_from(events).unwrap_or(u64::MAX);
+            self.last_ordinal.saturating_sub(events)
+        });
+        if ordinal < withheld_until {
+            if matches!(start, TopicStart::AfterPosition(_)) {
+                let count = missed.map_or(Some(0), |missed: MissedTopicEvents| missed.count);
+                missed = Some(MissedTopicEvents {
+                    last_position: self.position_at(withheld_until),
+                    count: count.map(|count| count + withheld_until - ordinal),
+                });
+            }
+            ordinal = withheld_until;
+        }
+        let ordinals = ReaderOrdinals {
+            retained: ordinal,
+            ephemeral: self
                 .ephemeral
                 .as_ref()
                 .map_or(0, |ephemeral| ephemeral.last_ordinal),
         };
-        let is_replaced = hides_replaced && !self.entries.is_empty();
-        (place, missed.filter(|_| !is_replaced))
+        let is_replaced = allows_replaced && !self.entries.is_empty();
+        ResolvedTopicStart {
+            ordinals,
+            missed: missed.filter(|_| !is_replaced),
+        }
     }
 
-    /// Returns the position of the first event after `place`.
-    pub(super) fn first_position_after(&self, place: TopicPlace) -> Option<u64> {
-        let index = place.ordinal.saturating_sub(self.dropped_ordinal());
+    /// Returns the position of the event in the log with this ordinal.
+    fn position_at(&self, ordinal: u64) -> u64 {
+        let index = ordinal - self.last_dropped_ordinal() - 1;
+        self.entries[index as usize].position
+    }
+
+    /// Returns the position of the first event after `ordinals`.
+    pub(super) fn first_position_after(&self, ordinals: ReaderOrdinals) -> Option<u64> {
+        let index = ordinals
+            .retained
+            .saturating_sub(self.last_dropped_ordinal());
         let entry = self.entries.get(usize::try_from(index).ok()?)?;
         Some(entry.position)
     }
 
-    /// Returns the events after `place` that the log no longer has, and moves `place` past them.
-    pub(super) fn skip_missed(&self, place: &mut TopicPlace) -> Option<MissedTopicEvents> {
-        let dropped_ordinal = self.dropped_ordinal();
-        let count = dropped_ordinal.saturating_sub(place.ordinal);
+    /// Returns the events after `ordinals` that the log no longer has, and moves `ordinals` past them.
+    pub(super) fn skip_missed(&self, ordinals: &mut ReaderOrdinals) -> Option<MissedTopicEvents> {
+        let last_dropped_ordinal = self.last_dropped_ordinal();
+        let count = last_dropped_ordinal.saturating_sub(ordinals.retained);
         if count == 0 {
             return None;
         }
-        place.ordinal = dropped_ordinal;
+        ordinals.retained = last_dropped_ordinal;
         Some(MissedTopicEvents {
-            last_position: self.dropped_position,
+            last_position: self.last_dropped_position,
             count: Some(count),
         })
     }
 
-    /// Returns the entries after `place`, in the order of their positions. The log has the next event after `place`:
-    /// [`skip_missed`](Self::skip_missed) has returned `None`. Moves `place` past the events without history that were dropped.
+    /// Returns the entries after `ordinals`, in the order of their positions. The log has the next event after `ordinals`:
+    /// [`skip_missed`](Self::skip_missed) has returned `None`. Moves `ordinals` past the events without history that were dropped.
     #[inline]
-    pub(super) fn unread_entries(&self, place: &mut TopicPlace) -> UnreadEntries<'_> {
-        let index = place.ordinal - self.dropped_ordinal();
+    pub(super) fn unread_entries(&self, ordinals: &mut ReaderOrdinals) -> UnreadEntries<'_> {
+        let index = ordinals.retained - self.last_dropped_ordinal();
         let ephemeral = self.ephemeral.as_deref().map(|ephemeral| {
             let dropped = ephemeral.last_ordinal - ephemeral.entries.len() as u64;
-            place.ephemeral_ordinal = place.ephemeral_ordinal.max(dropped);
-            let index = place.ephemeral_ordinal - dropped;
+            ordinals.ephemeral = ordinals.ephemeral.max(dropped);
+            let index = ordinals.ephemeral - dropped;
             ephemeral.entries.range(index as usize..).peekable()
         });
         UnreadEntries {
@@ -322,18 +357,18 @@ impl TopicLog {
     }
 }
 
-impl TopicPlace {
-    /// Moves the place past the next entry.
+impl ReaderOrdinals {
+    /// Moves the ordinals past the next entry, which is an event without history if `is_ephemeral`.
     #[inline]
-    pub(super) fn pass(&mut self, is_ephemeral: bool) {
+    pub(super) fn pass_entry(&mut self, is_ephemeral: bool) {
         match is_ephemeral {
-            true => self.ephemeral_ordinal += 1,
-            false => self.ordinal += 1,
+            true => self.ephemeral += 1,
+            false => self.retained += 1,
         }
     }
 }
 
-/// The entries of a [`TopicLog`] after a place. Each item also says whether the entry is an event without history.
+/// The entries of a [`TopicLog`] that a reader has not passed. Each item also says whether the entry is an event without history.
 pub(super) struct UnreadEntries<'a> {
     retained: vec_deque::Iter<'a, TopicLogEntry>,
     ephemeral: Option<Peekable<vec_deque::Iter<'a, TopicLogEntry>>>,

@@ -16,7 +16,8 @@ use crate::event::{Event, Topic};
 /// The topics of a hub, and the order of its events. All changes happen under one lock, which the owner holds.
 ///
 /// # Invariant: a topic with a subscriber is never removed
-/// Subscribers are counted here, in the same lock under which topics are removed. So a reader's topic is the topic that publishers find.
+/// Subscribers are counted here, in the same lock under which topics are removed. So a topic that a reader has joined is the topic that
+/// publishers find.
 #[derive(Debug)]
 pub(super) struct TopicTable {
     indexes: HashMap<Topic, usize>,
@@ -47,10 +48,10 @@ struct TopicSlot {
     is_queued: bool,
 }
 
-/// What was removed under the lock of a [`TopicTable`]. The owner drops it outside of the lock, because dropping a payload can run its
-/// owner's code.
+/// The events and topics that were removed from a [`TopicTable`]. The caller drops them outside of the lock of the table, because dropping a
+/// payload can run its owner's code.
 #[derive(Debug, Default)]
-pub(super) struct Discarded {
+pub(super) struct DeferredDrops {
     pub(super) events: Vec<Event>,
     pub(super) topics: Vec<Arc<TopicState>>,
 }
@@ -118,13 +119,13 @@ impl TopicTable {
         last_position: u64,
         now: Duration,
         config: &HubConfig,
-        discarded: &mut Discarded,
+        deferred_drops: &mut DeferredDrops,
     ) -> Option<Arc<TopicState>> {
         if let Some(topic) = self.get(name) {
             return Some(topic.clone());
         }
-        self.sweep(2, now, config, discarded);
-        if self.indexes.len() >= config.max_topics && !self.evict_one(discarded) {
+        self.sweep(2, now, config, deferred_drops);
+        if self.indexes.len() >= config.max_topics && !self.evict_idle_topic(deferred_drops) {
             return None;
         }
         let index = self.free.pop().unwrap_or(self.slots.len());
@@ -155,13 +156,13 @@ impl TopicTable {
         entry: TopicLogEntry,
         config: &HubConfig,
         now: Duration,
-        discarded: &mut Discarded,
+        deferred_drops: &mut DeferredDrops,
     ) {
         let position = entry.position;
         {
             let mut log = topic.log_for_writing();
             let before = log.byte_len();
-            log.append(entry, &config.topic_limits, &mut discarded.events);
+            log.append(entry, &config.topic_limits, &mut deferred_drops.events);
             self.byte_len = self.byte_len - before + log.byte_len();
         }
         topic.set_last_position(position);
@@ -169,16 +170,16 @@ impl TopicTable {
             slot.last_used_at = now;
         }
         if self.byte_len > config.max_total_bytes {
-            self.trim_to_total(topic.index, config, discarded);
+            self.trim_to_max_total_bytes(topic.index, config, deferred_drops);
         }
     }
 
-    /// Returns the position of the newest event that a topic may have had that is not in the table; 0 if it has had none.
+    /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
     pub(super) fn last_position_of_removed(&self, topic: &Topic) -> u64 {
         self.evicted.last_position(topic)
     }
 
-    /// Records an event with history of a topic for which the table has no room.
+    /// Records the position of an event that is lost, because the table has no room for its topic.
     pub(super) fn record_lost_event(&mut self, topic: &Topic, position: u64) {
         self.evicted.insert(topic, position);
     }
@@ -195,7 +196,7 @@ impl TopicTable {
         &mut self,
         topic: &TopicState,
         now: Duration,
-        discarded: &mut Discarded,
+        deferred_drops: &mut DeferredDrops,
     ) {
         let Some(slot) = self.slot_mut(topic.index) else {
             return;
@@ -203,34 +204,34 @@ impl TopicTable {
         slot.subscribers -= 1;
         slot.last_used_at = now;
         if slot.subscribers == 0 && topic.log().is_empty() {
-            self.evict(topic.index, discarded);
+            self.evict_topic(topic.index, deferred_drops);
         } else {
             self.queue_if_idle(topic.index);
         }
     }
 
-    /// Visits this number of topics, and removes those that are idle and events that are too old. Successive calls visit all topics in
-    /// turn.
+    /// Visits `max_visits` topics. Removes the visited topics that are idle, and their events that are too old. Successive calls visit all
+    /// topics in turn.
     pub(super) fn sweep(
         &mut self,
-        topics: usize,
+        max_visits: usize,
         now: Duration,
         config: &HubConfig,
-        discarded: &mut Discarded,
+        deferred_drops: &mut DeferredDrops,
     ) {
-        for _ in 0..topics.min(self.slots.len()) {
+        for _ in 0..max_visits.min(self.slots.len()) {
             let index = self.next_sweep_index();
             let Some(slot) = self.slot(index) else {
                 continue;
             };
             let topic = slot.topic.clone();
-            let is_empty = self.trim_expired(&topic, now, config, discarded);
+            let is_empty = self.trim_expired(&topic, now, config, deferred_drops);
             let Some(slot) = self.slot(index) else {
                 continue;
             };
             let is_idle = now.saturating_sub(slot.last_used_at) > config.idle_timeout;
             if slot.subscribers == 0 && (is_idle || is_empty) {
-                self.evict(index, discarded);
+                self.evict_topic(index, deferred_drops);
             }
         }
     }
@@ -247,19 +248,19 @@ impl TopicTable {
         topic: &TopicState,
         now: Duration,
         config: &HubConfig,
-        discarded: &mut Discarded,
+        deferred_drops: &mut DeferredDrops,
     ) -> bool {
         if config.topic_limits.max_age.is_none() {
             return topic.log().is_empty();
         }
         let mut log = topic.log_for_writing();
         let before = log.byte_len();
-        log.trim_expired(&config.topic_limits, now, &mut discarded.events);
+        log.trim_expired(&config.topic_limits, now, &mut deferred_drops.events);
         self.byte_len = self.byte_len - before + log.byte_len();
         log.is_empty()
     }
 
-    /// Queues the topic at `index` for [`evict_one`](Self::evict_one) if it has no subscriber.
+    /// Queues the topic at `index` for [`evict_idle_topic`](Self::evict_idle_topic) if it has no subscriber.
     fn queue_if_idle(&mut self, index: usize) {
         let Some(slot) = self.slot_mut(index) else {
             return;
@@ -282,7 +283,7 @@ impl TopicTable {
     }
 
     /// Removes a topic without subscribers that was not used for long. Returns `false` if every topic has a subscriber.
-    fn evict_one(&mut self, discarded: &mut Discarded) -> bool {
+    fn evict_idle_topic(&mut self, deferred_drops: &mut DeferredDrops) -> bool {
         /// The number of topics that are kept because they were used since they were queued.
         const MAX_KEPT: usize = 8;
         let mut kept = 0;
@@ -297,7 +298,7 @@ impl TopicTable {
                 let last_used_at = slot.last_used_at;
                 self.idle_queue.push_back((index, last_used_at));
             } else {
-                self.evict(index, discarded);
+                self.evict_topic(index, deferred_drops);
                 return true;
             }
         }
@@ -306,11 +307,11 @@ impl TopicTable {
 
     /// Removes idle topics and trims logs until the logs have at most the hub's number of bytes. The topic at `published_index` keeps its newest
     /// event.
-    fn trim_to_total(
+    fn trim_to_max_total_bytes(
         &mut self,
         published_index: usize,
         config: &HubConfig,
-        discarded: &mut Discarded,
+        deferred_drops: &mut DeferredDrops,
     ) {
         let mut visits_without_effect = 0;
         while self.byte_len > config.max_total_bytes && visits_without_effect < self.slots.len() {
@@ -320,7 +321,7 @@ impl TopicTable {
                 continue;
             };
             if slot.subscribers == 0 && index != published_index {
-                self.evict(index, discarded);
+                self.evict_topic(index, deferred_drops);
                 visits_without_effect = 0;
                 continue;
             }
@@ -328,14 +329,14 @@ impl TopicTable {
             let mut log = topic.log_for_writing();
             let before = log.byte_len();
             if before > 0 && (index != published_index || log.len() > 1) {
-                log.trim_older_half(&mut discarded.events);
+                log.trim_older_half(&mut deferred_drops.events);
                 self.byte_len = self.byte_len - before + log.byte_len();
                 visits_without_effect = 0;
             }
         }
     }
 
-    fn evict(&mut self, index: usize, discarded: &mut Discarded) {
+    fn evict_topic(&mut self, index: usize, deferred_drops: &mut DeferredDrops) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else {
             return;
         };
@@ -348,7 +349,7 @@ impl TopicTable {
             self.evicted
                 .insert(slot.topic.name(), log.last_history_position());
         }
-        discarded.topics.push(slot.topic);
+        deferred_drops.topics.push(slot.topic);
         if self.indexes.is_empty() {
             // The memory that many topics needed is freed.
             (self.slots, self.free) = (Vec::new(), Vec::new());

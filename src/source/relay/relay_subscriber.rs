@@ -16,12 +16,15 @@ use super::{
     cold_resume::{ColdResume, ColdResumeOutcome},
     relay_state::RelayState,
 };
+#[cfg(feature = "server")]
+use crate::source::EventLoopFit;
 use crate::{
     BoxError,
     event::{Event, EventId, Item},
     source::{
         StartPosition, TopicSet,
         log::{ExternalIds, LogReadOutcome, LogReader, ResolvedStart},
+        source_stream::SourceStream,
     },
 };
 
@@ -261,6 +264,18 @@ impl Stream for RelaySubscriber {
             }
         }
         Poll::Ready(None)
+    }
+}
+
+impl SourceStream for RelaySubscriber {
+    /// A subscriber that has not read from the log yet may still read from the upstream, which is the application's code.
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+        let this = self.get_mut();
+        if this.cold_resume.is_some() || this.reader.requested_cursor().is_some() {
+            return EventLoopFit::Unfit;
+        }
+        EventLoopFit::ReadsLog(this.reader.wait_with_group())
     }
 }
 
