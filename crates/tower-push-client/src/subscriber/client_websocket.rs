@@ -169,21 +169,12 @@ impl ClientWebSocket {
     /// Reads the next message. Returns `None` once all of `input` is read.
     ///
     /// # Errors
-    /// An error if the server breaks the protocol. In this case, the output has a close frame with the error's code.
+    /// An error if the server breaks the protocol. The caller then [closes](Self::close) the connection.
     #[inline]
     pub(super) fn next_message(
         &mut self,
         input: &mut Bytes,
     ) -> Result<Option<ServerMessage>, DecodeError> {
-        let result = self.decode_message(input);
-        if let Err(error) = &result {
-            self.close(&CloseFrame::new(error.close_code, error.reason));
-        }
-        result
-    }
-
-    #[inline]
-    fn decode_message(&mut self, input: &mut Bytes) -> Result<Option<ServerMessage>, DecodeError> {
         while !input.is_empty() {
             let (has_closed, output) = (self.has_closed, &mut self.output);
             let mut on_ping = |payload: &[u8]| {

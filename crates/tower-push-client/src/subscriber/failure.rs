@@ -265,6 +265,15 @@ impl Subscriber {
         };
     }
 
+    /// Sends the close frame that names the broken rule. The subscription ends with the error.
+    pub(super) fn close_after_violation(&mut self) {
+        if let Some((error, time)) = self.violation.take() {
+            let frame = CloseFrame::new(error.close_code, error.reason);
+            let failure = Failure::stop(Error::from_websocket(error));
+            self.close_websocket(&frame, Some(failure), time);
+        }
+    }
+
     /// Does what was decided at the beginning of the closing handshake.
     pub(super) fn apply_close(&mut self, failure: Option<Box<Failure>>, now: Instant) {
         match failure {

@@ -117,14 +117,14 @@ impl ItemReader {
                 BodyParser::Sse(parser) => {
                     let event = parser.next_event(input).map_err(Error::from_parser)?;
                     let Some(event) = event else {
-                        return cursor_item_if_moved(parser, cursor);
+                        return Ok(cursor_item_if_moved(parser, cursor));
                     };
                     let moved = match event.id.as_deref() {
                         Some(id) => {
                             self.is_cursor_cleared |= id.is_empty();
                             None
                         }
-                        None => cursor_item_if_moved(parser, cursor)?,
+                        None => cursor_item_if_moved(parser, cursor),
                     };
                     let item = item_of_sse_event(event, config)?;
                     match moved {
@@ -214,19 +214,16 @@ impl ItemReader {
 }
 
 /// Returns a cursor if the parser's last event ID differs from the client's cursor.
-fn cursor_item_if_moved(
-    parser: &SseParser,
-    cursor: Option<&EventId>,
-) -> Result<Option<Item>, Error> {
+///
+/// An id without an event that is no valid [`EventId`] is ignored: the client then resumes from an earlier event, which loses nothing.
+fn cursor_item_if_moved(parser: &SseParser, cursor: Option<&EventId>) -> Option<Item> {
     let id = parser.last_event_id();
     // `~finished` is no cursor to resume from. The event that announces the end precedes or follows this id.
     let is_unchanged = cursor.is_some_and(|cursor| cursor.as_str() == id);
     if id.is_empty() || id == EventId::FINISHED || is_unchanged {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(Item::Cursor(
-        EventId::new(id).map_err(Error::malformed)?,
-    )))
+    EventId::new(id).ok().map(Item::Cursor)
 }
 
 /// Converts an event of an event stream. Returns `None` for a heartbeat.

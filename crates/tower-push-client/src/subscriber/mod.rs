@@ -28,7 +28,7 @@ use http::{HeaderMap, HeaderValue, Request, Uri};
 use tower_push_proto::{
     Event,
     event::{CloseFrame, Payload},
-    websocket::MessageFormat,
+    websocket::{DecodeError, MessageFormat},
 };
 use tower_push_proto::{EventId, Item};
 
@@ -118,6 +118,10 @@ pub struct Subscriber {
     lasting_retry_hint: Option<Duration>,
     /// Whether a request was repeated because of a 401 since a request has succeeded.
     has_repeated_401: bool,
+    /// The rule of the WebSocket protocol that the server has broken, and when. The close frame follows the messages that the application
+    /// has sent until the next [`poll_transmit`](Self::poll_transmit).
+    #[cfg(feature = "websocket")]
+    violation: Option<(DecodeError, Instant)>,
     /// The transport of the last `Connected` item, unless a `Reconnecting` item has followed it.
     announced: Option<Transport>,
 }
@@ -238,6 +242,8 @@ impl Subscriber {
             retry_hint: None,
             lasting_retry_hint: None,
             has_repeated_401: false,
+            #[cfg(feature = "websocket")]
+            violation: None,
             announced: None,
             config,
         }
@@ -377,6 +383,11 @@ impl Subscriber {
             if !self.queued.is_empty() {
                 return self.queued.pop_front();
             }
+            #[cfg(feature = "websocket")]
+            if self.violation.is_some() {
+                self.end.as_ref()?;
+                self.close_after_violation();
+            }
             let SubscriberState::Reading(connection) = &mut self.state else {
                 return None;
             };
@@ -405,8 +416,7 @@ impl Subscriber {
                             continue;
                         }
                         Err(error) => {
-                            let failure = Failure::stop(Error::from_websocket(error));
-                            self.begin_close(failure, now());
+                            self.violation = Some((error, now()));
                             continue;
                         }
                     }

@@ -43,8 +43,9 @@ impl Subscriber {
         self.close_websocket(frame, None, now);
     }
 
-    /// Returns the bytes that are to be written to the upgraded socket.
+    /// Returns the bytes that are to be written to the upgraded socket. Call [`send`](Self::send) before, with the messages that wait.
     pub fn poll_transmit(&mut self) -> &[u8] {
+        self.close_after_violation();
         match self.websocket() {
             Some(websocket) => websocket.output(),
             None => &[],
