@@ -1,6 +1,7 @@
 use std::{
     fmt,
     future::{Ready, ready},
+    ops::DerefMut,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,8 +12,36 @@ use pin_project_lite::pin_project;
 use super::{PushSource, Rejection, Subscription};
 use crate::{
     BoxError,
-    event::{Gap, GapReason, IntoItem, Item},
+    event::{Gap, GapReason, IntoItem, Item, ItemOrRun},
 };
+
+/// A stream of items that can yield several events at once. The stream of a [`Push`](super::Push) is such a stream, which polls by
+/// [`PushSource::poll_next_run`].
+pub trait RunStream: Stream<Item = Result<Item, BoxError>> {
+    /// Polls for the next item, or for a run of at least `min_len` events. The default polls for the next item.
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        let _ = min_len;
+        self.poll_next(cx).map_ok(ItemOrRun::Item)
+    }
+}
+
+impl<P> RunStream for Pin<P>
+where
+    P: DerefMut<Target: RunStream> + Unpin,
+{
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        self.get_mut().as_mut().poll_next_run(min_len, cx)
+    }
+}
 
 pin_project! {
     /// Yields an optional first item, such as a gap, and then the items of `stream`.
@@ -57,6 +86,21 @@ where
         this.stream
             .poll_next(cx)
             .map(|next| next.map(IntoItem::into_item))
+    }
+}
+
+impl<S: RunStream> RunStream for ItemStream<S> {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        let this = self.project();
+        if let Some(first_item) = this.first_item.take() {
+            return Poll::Ready(Some(first_item.map(ItemOrRun::Item)));
+        }
+        this.stream.poll_next_run(min_len, cx)
     }
 }
 

@@ -63,7 +63,7 @@ pub use self::{
     early_response_source::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
     holding_source::{HoldingSource, HoldingStream},
-    item_stream::ItemStream,
+    item_stream::{ItemStream, RunStream},
     listen_fn::{ListenFn, ListenStream, listen_fn},
     mpsc::MpscSource,
     preceded_source::{PrecededSource, PrecededStream},

@@ -1,11 +1,18 @@
-use std::{any::Any, fmt, future::Future, pin::Pin};
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use futures_core::Stream;
+use pin_project_lite::pin_project;
 
-use super::{ItemStream, PushSource, Rejection, Subscription};
+use super::{ItemStream, PushSource, Rejection, RunStream, Subscription};
 use crate::{
     BoxError,
-    event::{Gap, GapReason, Item},
+    event::{Gap, GapReason, Item, ItemOrRun},
 };
 
 /// Any source, boxed as one type. Services and handlers return a `Push`.
@@ -26,7 +33,7 @@ pub struct Push {
     can_detach: bool,
 }
 
-type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
+type BoxStream = Pin<Box<dyn RunStream + Send>>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 trait ErasedSource: Send {
@@ -38,6 +45,36 @@ trait ErasedSource: Send {
     fn is_resumable(&self) -> bool;
 
     fn is_for_one_client(&self) -> bool;
+
+    fn yields_runs(&self) -> bool;
+}
+
+pin_project! {
+    /// A stream of the source `S`, which is polled by the source's own [`PushSource::poll_next_run`].
+    struct SourceStream<S: PushSource> {
+        #[pin]
+        stream: S::Stream,
+    }
+}
+
+impl<S: PushSource> Stream for SourceStream<S> {
+    type Item = Result<Item, BoxError>;
+
+    #[inline]
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.project().stream.poll_next(cx)
+    }
+}
+
+impl<S: PushSource> RunStream for SourceStream<S> {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        S::poll_next_run(self.project().stream, min_len, cx)
+    }
 }
 
 impl<S: PushSource + Send + 'static> ErasedSource for S {
@@ -47,7 +84,7 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
     ) -> BoxFuture<Result<BoxStream, Rejection>> {
         Box::pin(async move {
             let stream = PushSource::subscribe(*self, subscription).await?;
-            Ok(Box::pin(stream) as BoxStream)
+            Ok(Box::pin(SourceStream::<S> { stream }) as BoxStream)
         })
     }
 
@@ -57,6 +94,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 
     fn is_for_one_client(&self) -> bool {
         PushSource::is_for_one_client(self)
+    }
+
+    fn yields_runs(&self) -> bool {
+        PushSource::yields_runs(self)
     }
 }
 
@@ -115,6 +156,18 @@ impl PushSource for Push {
 
     fn is_for_one_client(&self) -> bool {
         self.source.is_for_one_client()
+    }
+
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        RunStream::poll_next_run(stream, min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        self.source.yields_runs()
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
@@ -18,9 +17,9 @@ use super::{
 #[cfg(feature = "server")]
 use crate::detach::DetachableBody;
 use crate::{
-    BoxError,
-    event::Item,
-    source::Push,
+    BoxError, Error,
+    event::{EventRun, ItemOrRun},
+    source::{Push, RunStream},
     supervision::{PendingSubscription, SupervisedStream},
 };
 
@@ -157,6 +156,9 @@ struct ItemWriter<S> {
     encoder: Box<dyn Encoder>,
 }
 
+/// The least number of events that an [`ItemWriter`] takes as a run. A single event is cheaper as an item.
+const MIN_RUN_LEN: usize = 2;
+
 impl<S> ItemWriter<S> {
     fn write_end(
         &mut self,
@@ -166,12 +168,22 @@ impl<S> ItemWriter<S> {
         self.encoder.end(end, out);
         Poll::Ready(Ok(WriteOutcome::Ended))
     }
+
+    /// Writes the events of a run at once, or one after the other if their bytes depend on this stream.
+    fn write_run(&mut self, run: &EventRun, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.encoder.write_run(run, out) {
+            self.stream.record_events(run.events());
+            return Ok(());
+        }
+        for event in run.events() {
+            self.stream.record_events(std::slice::from_ref(event));
+            self.encoder.event(event, out)?;
+        }
+        Ok(())
+    }
 }
 
-impl<S> StreamWriter for ItemWriter<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+impl<S: RunStream + Unpin> StreamWriter for ItemWriter<S> {
     fn write_opening(&mut self, out: &mut FrameBuffer) {
         self.encoder.open(out);
     }
@@ -182,8 +194,17 @@ where
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_ITEMS_PER_POLL {
-            let written = match Pin::new(&mut self.stream).poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
+            let written = match self.stream.poll_next_run(MIN_RUN_LEN, cx) {
+                Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
+                    item.write_to(&mut *self.encoder, out)
+                }
+                Poll::Ready(Some(Ok(ItemOrRun::Run(run)))) => match self.write_run(&run, out) {
+                    // The bytes of a run are usually a frame of their own, so nothing is gained by waiting for the next run.
+                    Ok(()) if !out.is_empty() => {
+                        return Poll::Ready(Ok(WriteOutcome::FrameReady));
+                    }
+                    written => written.map(|()| None),
+                },
                 Poll::Ready(Some(Err(error))) => {
                     self.encoder.flush(out);
                     return Poll::Ready(Err(error));
@@ -221,7 +242,7 @@ pin_project! {
     pub(super) struct StreamingBody<W> {
         state: StreamingState<W>,
         frames: FrameBuffer,
-        // The number of frames since the body was last pending.
+        // The number of frames since the body was last pending. 0 if nothing but the opening can be in the buffer.
         frames_in_a_row: usize,
         #[pin]
         heartbeat_timer: HeartbeatTimer,
@@ -250,10 +271,6 @@ impl<W: StreamWriter> StreamingState<W> {
         let Self::Open(writer) = self else {
             return Poll::Ready(());
         };
-        // A large event makes several frames. All of these frames are sent before the next item is taken.
-        if out.is_full() {
-            return Poll::Ready(());
-        }
         match ready!(writer.poll_write(cx, out)) {
             Ok(WriteOutcome::FrameReady) => {}
             Ok(WriteOutcome::Ended) => *self = Self::Ended,
@@ -282,11 +299,17 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
         if *this.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
-            *this.frames_in_a_row = 0;
+            // Not 0, because the buffer may hold another frame of the same run.
+            *this.frames_in_a_row = 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let written = this.state.poll_write(cx, this.frames);
+        // A large event or a run makes several frames. All of these frames are sent before the next item is taken.
+        let has_more_frames = *this.frames_in_a_row > 0 && !this.frames.is_empty();
+        let written = match has_more_frames {
+            true => Poll::Ready(()),
+            false => this.state.poll_write(cx, this.frames),
+        };
         if let Some(frame) = this.frames.take_frame() {
             *this.frames_in_a_row += 1;
             this.heartbeat_timer.as_mut().on_write();

@@ -34,7 +34,8 @@ impl ChannelBuilder {
     /// event stays in the log even if it alone exceeds the maximum.
     ///
     /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the
-    /// event's size again and about 100 bytes, is not counted, either. If events are small, [`max_events`](Self::max_events)
+    /// event's size again and about 100 bytes, is not counted, either. The same holds for up to 256 KiB of events that were sent in one piece: each
+    /// transport in use keeps their joined encodings. If events are small, [`max_events`](Self::max_events)
     /// therefore bounds the log's memory.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_bytes = bytes;

@@ -75,7 +75,12 @@ mod channel_counts;
 mod epoch;
 mod subscriber;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use self::epoch::Epoch;
 pub use self::{
@@ -87,8 +92,8 @@ use super::{
     log::{EventLog, ReplayLog},
 };
 use crate::{
-    Error,
-    event::{Event, EventId},
+    BoxError, Error,
+    event::{Event, EventId, ItemOrRun},
 };
 
 /// A source of events that are published to many subscribers. See the [module docs](self).
@@ -265,6 +270,19 @@ impl PushSource for Channel {
             return Err(Rejection::finished());
         }
         Ok(Subscriber::new(self.log, resolved))
+    }
+
+    #[inline]
+    fn poll_next_run(
+        stream: Pin<&mut Subscriber>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        stream.get_mut().poll_next_run(min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        true
     }
 }
 

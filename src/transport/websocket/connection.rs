@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
 use hyper::{
     rt::{Read, ReadBuf, Write},
     upgrade::{OnUpgrade, Upgraded},
@@ -23,9 +22,8 @@ use tower_push_proto::websocket::Session;
 #[cfg(feature = "tracing")]
 use crate::supervision::TRACING_TARGET;
 use crate::{
-    BoxError,
-    event::Item,
-    source::{ClientMessageSender, MessageBatch},
+    event::ItemOrRun,
+    source::{ClientMessageSender, MessageBatch, RunStream},
     supervision::{StreamHandle, SupervisedStream},
     transport::moving_deadline_timer::MovingDeadlineTimer,
 };
@@ -88,6 +86,9 @@ const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 /// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.
 const MAX_ROUNDS_PER_POLL: usize = 16;
 
+/// The least number of events that are taken from the source as a run. A single event is cheaper as an item.
+const MIN_RUN_LEN: usize = 2;
+
 /// The maximum number of items that are taken from the source in one round.
 const MAX_ITEMS_PER_ROUND: usize = 1024;
 
@@ -117,10 +118,7 @@ impl<S> ConnectionTask<S> {
     }
 }
 
-impl<S> Future for ConnectionTask<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+impl<S: RunStream + Unpin> Future for ConnectionTask<S> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -154,10 +152,7 @@ where
     }
 }
 
-impl<S> SessionDriver<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+impl<S: RunStream + Unpin> SessionDriver<S> {
     /// Runs rounds of the session until nothing is ready. The poll is ready once the session is closed.
     fn poll_session(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_ROUNDS_PER_POLL {
@@ -331,7 +326,16 @@ where
             if !self.session.wants_item() {
                 break;
             }
-            let item = ready!(Pin::new(&mut *items).poll_next(cx));
+            let item = match ready!(items.poll_next_run(MIN_RUN_LEN, cx)) {
+                Some(Ok(ItemOrRun::Run(run))) => {
+                    items.record_events(run.events());
+                    self.session.handle_run(&run);
+                    continue;
+                }
+                Some(Ok(ItemOrRun::Item(item))) => Some(Ok(item)),
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            };
             if let Err(error) = self.session.handle_item(item, tokio_now) {
                 items.report_send_error(&error.into());
             }

@@ -93,7 +93,7 @@ use crate::{
     BoxError,
     event::Item,
     origin_policy::OriginPolicy,
-    source::{ClientMessageSender, Push, PushSource, Rejection},
+    source::{ClientMessageSender, Push, PushSource, Rejection, RunStream},
     supervision::{PendingSubscription, SupervisedStream},
 };
 
@@ -320,7 +320,7 @@ impl WebSocket {
         message_sender: Option<ClientMessageSender>,
     ) -> Result<Response<PushBody>, Rejection>
     where
-        S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
+        S: RunStream + Send + Unpin + 'static,
     {
         let runtime = Handle::try_current().map_err(|_| {
             Rejection::new(StatusCode::INTERNAL_SERVER_ERROR)
@@ -416,6 +416,8 @@ impl Transport for WebSocket {
 
 /// The stream of a source that had finished before the client subscribed. The stream yields only [`Item::Finished`].
 struct FinishedStream;
+
+impl RunStream for FinishedStream {}
 
 impl Stream for FinishedStream {
     type Item = Result<Item, BoxError>;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::Error,
-    event::{Event, EventId, EventType, Gap},
+    event::{Event, EventId, EventRun, EventType, Gap, RunEncoding},
     frame_buffer::FrameBuffer,
 };
 
@@ -131,6 +131,24 @@ impl Encoder for SseEncoder {
             (false, true) => out.push_event::<SseEventWithoutIdEncoding<true>>(event),
         }
         Ok(())
+    }
+
+    fn run_encoding(&mut self, run: &EventRun) -> Option<RunEncoding> {
+        let events = run.events();
+        if !events.iter().all(|event| self.check_payload(event).is_ok()) {
+            return None;
+        }
+        if !matches!(self.held_cursor, HeldCursor::None) {
+            // The first event carries the cursor that is held back, unless it has an id.
+            events.first()?.id()?;
+            self.held_cursor = HeldCursor::None;
+        }
+        Some(match (self.config.has_ids, self.config.is_base64) {
+            (true, false) => RunEncoding::of::<SseEventEncoding<false>>(),
+            (true, true) => RunEncoding::of::<SseEventEncoding<true>>(),
+            (false, false) => RunEncoding::of::<SseEventWithoutIdEncoding<false>>(),
+            (false, true) => RunEncoding::of::<SseEventWithoutIdEncoding<true>>(),
+        })
     }
 
     /// Writes the event with `cursor` in place of the event's id.
