@@ -57,11 +57,12 @@ const SCHEMA: &str = "
     $$;
     SELECT pg_advisory_unlock(7015);";
 
-/// The rows after `$1`, and what the cursor rule needs: the token of row `$1`, and the number of the first row. One statement sees one state
-/// of the table. There is a row even if there are no rows after `$1`.
+/// The rows after `$1`, the id of the last row of all topics, and what the cursor rule needs: the token of row `$1`, and the number of the
+/// first row. One statement sees one state of the table. There is a row even if there are no rows after `$1`.
 const READ_PAGE: &str = "
     SELECT (SELECT token FROM events WHERE number = $1) AS found_token,
            (SELECT min(number) FROM events) AS first_number,
+           (SELECT number || '-' || token FROM events ORDER BY number DESC LIMIT 1) AS last_id,
            page.*
     FROM (SELECT 1) AS always LEFT JOIN (
         SELECT * FROM events
@@ -282,6 +283,7 @@ impl Upstream for EventTable {
         let checked = rows.first().ok_or("a row is always there")?;
         let found: Option<&str> = checked.try_get("found_token")?;
         let first: Option<i64> = checked.try_get("first_number")?;
+        let last_id: Option<&str> = checked.try_get("last_id")?;
         let is_start = request.after().as_str() == START;
         let is_deleted = first.is_some_and(|first| number < first);
         if !is_start && !is_deleted && found != Some(token) {
@@ -290,7 +292,13 @@ impl Upstream for EventTable {
         let rows = rows
             .iter()
             .filter(|row| row.get::<_, Option<i64>>("number").is_some());
-        let page = Page::new(rows.map(event_of).collect::<Result<_, _>>()?);
+        let events: Vec<_> = rows.map(event_of).collect::<Result<_, _>>()?;
+        let is_full = events.len() >= request.max_events();
+        let mut page = Page::new(events);
+        if let (false, Some(last_id)) = (is_full, last_id) {
+            // There are no more rows of these topics up to the last row, so a client of a quiet topic need not read the rows in between.
+            page = page.scanned_to(last_id.parse()?);
+        }
         if is_deleted && !(is_start && first == Some(1)) {
             // The numbers do not tell how many rows are missing: a transaction that was rolled back has used one, too.
             return Ok(page.after_gap(Gap::new(GapReason::Expired)));

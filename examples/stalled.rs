@@ -1,4 +1,4 @@
-//! Clients that stop reading are disconnected, in axum, in bare hyper and in warp: a [`WriteProgress`] wraps each connection.
+//! Clients that stop reading are disconnected, in axum, in bare hyper and in warp: a [`WriteTimeout`] wraps each connection.
 //!
 //! ```text
 //! cargo run --example stalled
@@ -28,7 +28,7 @@ use tokio::{
     time::interval,
 };
 use tower::{Layer, Service};
-use tower_push::{BoxError, Channel, Error, Event, Push, PushLayer, WriteProgress};
+use tower_push::{BoxError, Channel, Error, Event, Push, PushLayer, WriteTimeout};
 use warp::Filter;
 
 #[tokio::main]
@@ -46,9 +46,9 @@ async fn main() -> Result<(), BoxError> {
     tokio::spawn(publish_regularly(channel.clone()));
     tokio::spawn(print_subscriber_count(channel.clone()));
 
-    let axum = WriteProgressListener::bind(address, 0, write_timeout).await?;
-    let hyper = WriteProgressListener::bind(address, 1, write_timeout).await?;
-    let warp = WriteProgressListener::bind(address, 2, write_timeout).await?;
+    let axum = WriteTimeoutListener::bind(address, 0, write_timeout).await?;
+    let hyper = WriteTimeoutListener::bind(address, 1, write_timeout).await?;
+    let warp = WriteTimeoutListener::bind(address, 2, write_timeout).await?;
     println!("open http://{} (axum)", axum.local_addr()?);
     println!("open http://{} (hyper)", hyper.local_addr()?);
     println!("open http://{} (warp)", warp.local_addr()?);
@@ -68,12 +68,12 @@ async fn main() -> Result<(), BoxError> {
 }
 
 /// A listener that wraps each connection.
-struct WriteProgressListener {
+struct WriteTimeoutListener {
     listener: TcpListener,
     write_timeout: Duration,
 }
 
-impl WriteProgressListener {
+impl WriteTimeoutListener {
     /// Binds the port of `address` plus `port_offset`. Port 0 stays 0.
     async fn bind(
         mut address: SocketAddr,
@@ -92,14 +92,14 @@ impl WriteProgressListener {
 }
 
 /// `axum::serve` accepts any such listener.
-impl Listener for WriteProgressListener {
-    type Io = WriteProgress<TcpStream>;
+impl Listener for WriteTimeoutListener {
+    type Io = WriteTimeout<TcpStream>;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (socket, address) = Listener::accept(&mut self.listener).await;
         set_socket_options(&socket, self.write_timeout);
-        (WriteProgress::new(socket, self.write_timeout), address)
+        (WriteTimeout::new(socket, self.write_timeout), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -121,7 +121,7 @@ fn set_socket_options(socket: &TcpStream, write_timeout: Duration) {
 }
 
 /// Serves a service with hyper alone.
-async fn serve_with_hyper<S, B>(mut listener: WriteProgressListener, service: S)
+async fn serve_with_hyper<S, B>(mut listener: WriteTimeoutListener, service: S)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
@@ -149,7 +149,7 @@ where
     }
 }
 
-/// Returns whether `WriteProgress` has ended a connection. Over HTTP/2 only the kind and the text of the error remain.
+/// Returns whether `WriteTimeout` has ended a connection. Over HTTP/2 only the kind and the text of the error remain.
 fn is_stalled(error: &(dyn std::error::Error + 'static)) -> bool {
     let reason = error
         .source()

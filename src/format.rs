@@ -12,8 +12,8 @@
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`. A client learns its cursor from the envelope, and
 //! can resume on any transport. [`Ndjson::data_only`] and its counterparts write the source's payloads, and nothing else.
 //!
-//! A format of your own implements [`Format`]. If it is a JSON format, [`envelope`] and [`control_record`] write the same JSON as the
-//! formats of this crate.
+//! A format of your own implements [`Format`]. For a JSON format, [`envelope`] and [`control_record`] write the same JSON as the formats of
+//! this crate.
 
 pub use tower_push_proto::format::{
     Format, JsonArray, JsonSeq, Multipart, Ndjson, Raw, control_record, envelope,

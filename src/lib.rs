@@ -54,7 +54,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`event`] | [`Event`], its [`EventId`] and [`EventType`](event::EventType), [`Gap`], and [`IntoItem`](event::IntoItem), the conversion from strings, bytes, JSON and `Result`s |
-//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
+//! | [`source`] | what clients subscribe to: [`PushSource`], which every stream implements; [`source_fn`](source::source_fn); [`Channel`], for many subscribers; [`Hub`], for many topics; [`Relay`], for several servers; [`Resumable`], for streams that outlive a connection; [`BroadcastSource`](source::BroadcastSource), [`WatchSource`](source::WatchSource) and [`MpscSource`](source::MpscSource), for tokio's channels |
 //! | [`transport`] | how events are sent: [`Sse`](transport::Sse), [`Chunked`](transport::Chunked), [`LongPoll`](transport::LongPoll), `WebSocket`, and [`Negotiate`](transport::Negotiate), which chooses among several |
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
@@ -62,7 +62,7 @@
 //! | `server` | a server for any tower service, with what long-lived responses need (feature `server`) |
 //! | [`supervision`] | for transports of your own: how a subscription is opened, so that a [`Guard`] can count and end its stream |
 //!
-//! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteProgress`] wraps a
+//! Two types at the root belong to no module: [`OriginPolicy`] decides which web pages may connect. [`WriteTimeout`] wraps a
 //! server's connections and disconnects clients that have stopped reading.
 //!
 //! # Resuming
@@ -107,7 +107,7 @@
 //! | `http2` | WebSockets over HTTP/2 | `hyper` with its HTTP/2 |
 //! | `deflate` | compressed WebSocket messages | `flate2`, `zlib-rs` |
 //! | `json` | JSON payloads: `Event::json`, `Event::json_text`, `Json` | `serde`, `serde_json` |
-//! | `hyper` | [`WriteProgress`] for hyper's I/O traits | `hyper` without features |
+//! | `hyper` | [`WriteTimeout`] for hyper's I/O traits | `hyper` without features |
 //! | `axum` | [`Push`] and [`Rejection`](source::Rejection) as axum responses | `axum-core` |
 //! | `server` | `serve`, a server for HTTP/1.1 and HTTP/2 | `hyper` with its HTTP/1 and HTTP/2, `hyper-util` |
 //! | `tracing` | a span for each open stream: `guard::TracingObserver`, `Observer::make_span` | `tracing` without features |
@@ -116,7 +116,7 @@
 //!
 //! # Runtime
 //! These parts need a tokio runtime: WebSockets, long-polling, heartbeats, the time limits of a [`Guard`], [`Resumable`], a [`Relay`] with an
-//! upstream, and [`WriteProgress`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
+//! upstream, and [`WriteTimeout`]. Everything else runs on any runtime if heartbeats are off ([`KeepAlive::disabled`]).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -134,7 +134,7 @@ pub mod source;
 pub mod supervision;
 mod sync;
 pub mod transport;
-mod write_progress;
+mod write_timeout;
 
 #[doc(inline)]
 #[cfg(feature = "json")]
@@ -155,9 +155,9 @@ pub use self::{
     guard::{Drain, Guard},
     layer::{ChunkedLayer, LongPollLayer, PushLayer, SseLayer, TransportLayer, respond, service},
     origin_policy::OriginPolicy,
-    source::{Channel, Push, PushSource, Relay, Resumable},
+    source::{Channel, Hub, Push, PushSource, Relay, Resumable},
     transport::{KeepAlive, PushBody},
-    write_progress::WriteProgress,
+    write_timeout::WriteTimeout,
 };
 use tower_push_proto::random;
 pub use tower_push_proto::{BoxError, Error, event};

@@ -132,7 +132,8 @@ mod sse {
         assert_gap_cuts(Sse::new().gap_event(None), ":\n").await;
         let sse = Sse::data_only().gap_event(event_type("gap"));
         let body = written_body(sse, vec![gap()]).await;
-        assert!(body.starts_with("\nevent: gap\ndata: {"), "{body}");
+        let data = r#"{"reason":"lagged","requested":null,"resumed":null,"missed":null}"#;
+        assert_eq!(body, format!("\nevent: gap\ndata: {data}\n\n"));
     }
 
     #[tokio::test]
@@ -147,15 +148,17 @@ mod sse {
                 "\nretry: 1500\nevent: pause\ndata: {\"finished\":false,\"retry\":1500}\n\n",
             ),
             (&expired, "\n"),
-            (
-                &finished,
-                "\nevent: done\nid: ~finished\ndata: {\"finished\":true}\n\n",
-            ),
+            (&finished, "\nevent: done\ndata: {\"finished\":true}\n\n"),
         ] {
             let items = vec![end.clone()];
             assert_eq!(written_body(sse.clone(), items.clone()).await, written);
             let silent = Sse::new().end_event(None).finished_event(None);
             assert_eq!(written_body(silent, items).await, ":\n");
+        }
+        for (are_sent, id) in [(true, "id: ~finished\n"), (false, "")] {
+            let written = written_body(Sse::new().ids(are_sent), vec![finished.clone()]).await;
+            let expected = format!(":\nevent: finished\n{id}data: {{\"finished\":true}}\n\n");
+            assert_eq!(written, expected);
         }
     }
 

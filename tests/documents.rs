@@ -12,6 +12,8 @@ mod documents {
     struct Relay;
     #[doc = include_str!("../docs/resume.md")]
     struct Resume;
+    #[doc = include_str!("../docs/scaling.md")]
+    struct Scaling;
     #[doc = include_str!("../docs/sources.md")]
     struct Sources;
     #[doc = include_str!("../docs/websocket.md")]

@@ -112,8 +112,7 @@ fn run_conformance_suite() -> BTreeMap<String, CaseResult> {
 fn documented_failures() -> BTreeSet<String> {
     let document = include_str!("../docs/durable-streams.md");
     let (_, failing) = document.split_once("\n## What fails\n").expect("a heading");
-    let items = failing.lines().filter_map(|line| line.strip_prefix("- "));
-    items
-        .map(|item| item.trim_matches('`').to_owned())
-        .collect()
+    let lists = failing.split("```text\n").skip(1);
+    let names = lists.flat_map(|list| list.lines().take_while(|line| *line != "```"));
+    names.map(str::to_owned).collect()
 }

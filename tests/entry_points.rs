@@ -3,19 +3,15 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{TryStreamExt, stream};
+use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper_util::rt::TokioIo;
 use testkit::{
     HttpConnection, LiveCounter, TestServer, body_text, empty_request, get_request_head,
@@ -23,11 +19,10 @@ use testkit::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_push::{
-    ChunkedLayer, Event, Push, PushBody, PushLayer, PushSource, SseLayer,
+    ChunkedLayer, Event, Push, PushBody, PushLayer, SseLayer,
     format::Multipart,
-    layer::FormBodyLayer,
-    source::{FormBody, Rejection, Subscription, query::decode_parameter, source_fn},
-    transport::{Chunked, LongPoll, Negotiate, Sse, Transport},
+    source::{Rejection, Subscription, source_fn},
+    transport::{Chunked, Sse, Transport},
 };
 
 /// A request without a body.
@@ -150,293 +145,6 @@ async fn source_service_serves_one_source() {
             .await
             .contains("\"ndjson after None\"")
     );
-}
-
-/// A source whose only event is the client's cursor, and the parameter `topic` of its form.
-fn cursor_and_topic_source() -> impl PushSource + Clone + Send + 'static {
-    source_fn(async |subscription: Subscription| {
-        let cursor = subscription.cursor().map(ToString::to_string);
-        let form = subscription.head().extensions.get::<FormBody>();
-        let form = form.map_or("", FormBody::as_str).to_owned();
-        let topics: Vec<_> = decode_parameter(&form, "topic").map(String::from).collect();
-        Ok(stream::iter([format!("{cursor:?} {topics:?}")]))
-    })
-}
-
-fn query_request(
-    uri: &str,
-    headers: &[(&str, &str)],
-    body: impl Into<Bytes>,
-) -> Request<Full<Bytes>> {
-    let head = empty_request("QUERY", uri, headers).into_parts().0;
-    Request::from_parts(head, Full::new(body.into()))
-}
-
-const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
-
-/// The header wins over the query, and the query over the form.
-#[tokio::test]
-async fn query_method_has_its_cursor_in_a_form() {
-    let layer_around_service = ServiceBuilder::new()
-        .layer(FormBodyLayer::new())
-        .layer(PushLayer::new())
-        .service_fn(async |_: Request<Full<Bytes>>| {
-            Ok::<_, Infallible>(Push::new(cursor_and_topic_source()))
-        });
-    let mut source_service = tower_push::service(cursor_and_topic_source());
-    let header = ("last-event-id", "in-header");
-    let charset = (
-        "content-type",
-        "Application/X-WWW-Form-Urlencoded; charset=utf-8",
-    );
-    for (uri, headers, expected) in [
-        ("/", vec![FORM], r#"Some("in:form") ["x", "y z"]"#),
-        ("/", vec![charset], r#"Some("in:form") ["x", "y z"]"#),
-        (
-            "/?last_event_id=in-query",
-            vec![FORM],
-            r#"Some("in-query") ["x", "y z"]"#,
-        ),
-        (
-            "/?lastEventId=in-query",
-            vec![FORM, header],
-            r#"Some("in-header") ["x", "y z"]"#,
-        ),
-    ] {
-        let form = "topic=x&last_event_id=in%3Aform&topic=y+z";
-        let request = || query_request(uri, &headers, form);
-        let responses: [BoxBody<_, _>; 2] = [
-            source_service
-                .call(request())
-                .await
-                .unwrap()
-                .into_body()
-                .boxed(),
-            layer_around_service
-                .clone()
-                .oneshot(request())
-                .await
-                .unwrap()
-                .into_body()
-                .boxed(),
-        ];
-        for body in responses {
-            let body = body.collect().await.unwrap().to_bytes();
-            let body = String::from_utf8_lossy(&body);
-            assert!(body.contains(expected), "{uri} {body}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn query_method_needs_no_body() {
-    let mut service = tower_push::service(cursor_and_topic_source());
-    for headers in [vec![], vec![FORM], vec![("content-type", "text/plain")]] {
-        let response = service
-            .call(query_request("/?last_event_id=a", &headers, ""))
-            .await;
-        let body = body_text(response.unwrap().into_body()).await;
-        assert!(body.contains(r#"Some("a") []"#), "{body}");
-    }
-}
-
-/// A body that never ends.
-struct PendingBody;
-
-impl Body for PendingBody {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        Poll::Pending
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn unreadable_body_of_query_method_is_rejected() {
-    let subscriptions = Arc::new(AtomicUsize::new(0));
-    let mut service = tower_push::service(counted_source(&subscriptions));
-    let json = ("content-type", "application/json");
-    let too_long = vec![b'x'; 64 * 1024 + 1];
-    for (headers, body, status) in [
-        (vec![], b"last_event_id=a".to_vec(), 400),
-        (vec![json], b"{}".to_vec(), 415),
-        (vec![FORM], too_long.clone(), 413),
-        (vec![json], too_long, 413),
-    ] {
-        let response = service
-            .call(query_request("/", &headers, body))
-            .await
-            .unwrap();
-        assert_eq!(response.status(), status, "{headers:?}");
-        let accept_query = response.headers().get("accept-query");
-        assert_eq!(accept_query.is_some(), matches!(status, 400 | 415));
-        if let Some(media_type) = accept_query {
-            assert_eq!(media_type, "application/x-www-form-urlencoded");
-        }
-    }
-    let broken = stream::iter([Err(std::io::Error::other("broken off"))]);
-    let head = empty_request("QUERY", "/", &[FORM]).into_parts().0;
-    let request = Request::from_parts(
-        head.clone(),
-        StreamBody::new(broken.map_ok(Frame::<Bytes>::data)),
-    );
-    assert_eq!(service.call(request).await.unwrap().status(), 400);
-    let endless = Request::from_parts(head, PendingBody);
-    assert_eq!(service.call(endless).await.unwrap().status(), 408);
-    assert_eq!(subscriptions.load(Ordering::Relaxed), 0);
-    let longest = vec![b'x'; 64 * 1024];
-    let response = service
-        .call(query_request("/", &[FORM], longest))
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 200);
-}
-
-/// The inner service gets the body of a form again, and other bodies unread.
-#[tokio::test]
-async fn form_body_layer_hands_bodies_on() {
-    let service = ServiceBuilder::new()
-        .layer(FormBodyLayer::new())
-        .service_fn(async |request: Request<Full<Bytes>>| {
-            let has_form = request.extensions().get::<FormBody>().is_some();
-            let body = request.into_body().collect().await.unwrap().to_bytes();
-            let text = format!("{has_form} {}", String::from_utf8_lossy(&body));
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
-        });
-    let too_long = vec![b'x'; 64 * 1024 + 1];
-    for (method, content_type, body, status, expected) in [
-        ("QUERY", FORM.1, b"a=b".to_vec(), 200, "true a=b"),
-        ("QUERY", "application/json", b"{}".to_vec(), 200, "false {}"),
-        ("POST", FORM.1, b"a=b".to_vec(), 200, "false a=b"),
-        ("QUERY", FORM.1, too_long, 413, "Payload Too Large"),
-    ] {
-        let mut request = query_request("/", &[("content-type", content_type)], body);
-        *request.method_mut() = method.parse().unwrap();
-        let response = service.clone().oneshot(request).await.unwrap();
-        assert_eq!(response.status(), status, "{method} {content_type}");
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, expected);
-    }
-}
-
-#[tokio::test]
-async fn query_request_reaches_axum_and_service() {
-    use axum::{Router, routing::any};
-    let app = Router::new()
-        .route(
-            "/handler",
-            any(async || Push::new(cursor_and_topic_source())),
-        )
-        .layer(PushLayer::new())
-        .layer(FormBodyLayer::new())
-        .route_service("/service", tower_push::service(cursor_and_topic_source()));
-    let server = TestServer::start(app).await;
-    for path in ["/handler", "/service"] {
-        let request = format!(
-            "QUERY {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\nContent-Length: 27\r\n\r\n\
-             Last-Event-ID=a%2Fb&topic=t",
-            FORM.1
-        );
-        let (_, response) = testkit::send_raw_http1(&server, &request, "[\"t\"]").await;
-        assert!(response.contains("text/event-stream"), "{response}");
-        assert!(response.contains(r#"Some("a/b") ["t"]"#), "{response}");
-    }
-}
-
-/// A source that counts its subscriptions.
-fn counted_source(subscriptions: &Arc<AtomicUsize>) -> impl PushSource + Clone + Send + 'static {
-    let subscriptions = subscriptions.clone();
-    source_fn(async move |_| {
-        subscriptions.fetch_add(1, Ordering::Relaxed);
-        Ok(stream::iter(["event"]))
-    })
-}
-
-#[tokio::test]
-async fn other_methods_do_not_run_the_source() {
-    let subscriptions = Arc::new(AtomicUsize::new(0));
-    let source = counted_source(&subscriptions);
-    let transports: [Arc<dyn Transport>; 4] = [
-        Arc::new(Negotiate::new()),
-        Arc::new(Sse::new()),
-        Arc::new(Chunked::default()),
-        Arc::new(LongPoll::new()),
-    ];
-    for (method, status) in [
-        ("OPTIONS", 204),
-        ("PUT", 405),
-        ("DELETE", 405),
-        ("PATCH", 405),
-        ("TRACE", 405),
-        ("BREW", 405),
-        ("get", 405),
-    ] {
-        for transport in &transports {
-            for accept in ["*/*", "application/json", "text/html"] {
-                let request = empty_request(method, "/", &[("accept", accept)]);
-                let mut head = request.into_parts().0;
-                let push = Push::new(source.clone());
-                let response = transport.respond(&mut head, push).await;
-                assert_eq!(response.status(), status, "{method} {transport:?}");
-                assert_eq!(response.headers()["allow"], ALLOWED_METHODS);
-                assert_eq!(response.headers()["cache-control"], "no-store");
-            }
-        }
-    }
-    assert_eq!(subscriptions.load(Ordering::Relaxed), 0);
-    for method in ["GET", "POST", "QUERY"] {
-        let mut head = empty_request(method, "/", &[]).into_parts().0;
-        let response = tower_push::respond(&mut head, source.clone()).await;
-        assert_eq!(response.status(), 200, "{method}");
-    }
-    assert_eq!(subscriptions.load(Ordering::Relaxed), 3);
-}
-
-#[tokio::test]
-async fn options_answers_preflights() {
-    let mut head = empty_request("OPTIONS", "/", &[]).into_parts().0;
-    let response = tower_push::respond(&mut head, stream::iter(["event"])).await;
-    let headers = response.headers();
-    assert_eq!(
-        headers["access-control-allow-methods"],
-        "GET, HEAD, POST, QUERY"
-    );
-    assert_eq!(
-        headers["access-control-allow-headers"],
-        "Last-Event-ID, If-None-Match, If-Modified-Since, Cache-Control, Content-Type"
-    );
-    assert_eq!(headers["access-control-max-age"], "300");
-    assert!(!headers.contains_key("access-control-allow-origin"));
-    assert_eq!(response.body().size_hint().exact(), Some(0));
-}
-
-/// The README's routes accept any method, because a WebSocket over HTTP/2 is opened by CONNECT.
-#[tokio::test]
-async fn any_route_opens_streams_for_four_methods() {
-    use axum::{Router, routing::any};
-    let app = Router::new()
-        .route("/", any(async || one_event_push()))
-        .layer(PushLayer::new());
-    let server = TestServer::start(app).await;
-    for (method, status) in [
-        ("GET", 200),
-        ("HEAD", 200),
-        ("POST", 200),
-        ("QUERY", 200),
-        ("OPTIONS", 204),
-        ("PUT", 405),
-        ("DELETE", 405),
-    ] {
-        let mut client = HttpConnection::connect(&server, testkit::HttpVersion::Http1).await;
-        let response = client.send_request(method, "/", &[]).await;
-        assert_eq!(response.head.status, status, "{method}");
-        let allow = matches!(status, 204 | 405).then_some(ALLOWED_METHODS);
-        assert_eq!(response.header("allow"), allow, "{method}");
-    }
 }
 
 #[tokio::test]

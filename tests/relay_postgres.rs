@@ -174,6 +174,16 @@ impl Follower {
         assert!(self.records.is_empty());
     }
 
+    /// Reads until the client has this cursor. No records come before it.
+    async fn expect_cursor(&mut self, cursor: &str) {
+        while self.cursor() != cursor {
+            assert_eq!(self.records, []);
+            let bytes = self.response.next_chunk().await.expect("a cursor");
+            self.records = self.reader.feed(&bytes.expect("the stream is cut"));
+        }
+        assert_eq!(self.records, []);
+    }
+
     fn cursor(&self) -> String {
         self.reader.cursor.clone().unwrap()
     }
@@ -218,6 +228,7 @@ async fn servers_share_one_feed() {
     topics_are_selected(servers).await;
     broken_connections_lose_nothing(&cluster, servers).await;
     old_cursor_reads_the_table(&cluster, servers).await;
+    quiet_topic_catches_up(&cluster, servers).await;
     new_table_is_a_gap(&cluster, servers).await;
 }
 
@@ -317,6 +328,38 @@ async fn old_cursor_reads_the_table(cluster: &PostgresCluster, servers: [&str; 2
     );
     for number in 1001..=3000 {
         assert_eq!(follower.next_text().await, number.to_string());
+    }
+}
+
+/// The cursor of a client whose topic has no new row moves to the last row, so that the client gets its next event from the log.
+async fn quiet_topic_catches_up(cluster: &PostgresCluster, servers: [&str; 2]) {
+    let quiet = "topic=quiet";
+    let first = publish(servers[0], "first", quiet).await.unwrap();
+    let fill = "SELECT publish(NULL, n::text) FROM generate_series(1, 1500) AS n";
+    for is_deleted in [false, true] {
+        let filled = cluster.psql(fill).unwrap();
+        let filled = filled.lines().last().unwrap();
+        let last = publish(servers[0], "last", "").await.unwrap();
+        for server in servers {
+            // This server has read the table when it sends the last row.
+            let mut follower = Follower::open(server, filled, "").await;
+            assert_eq!(follower.next_text().await, "last");
+        }
+        if is_deleted {
+            let delete = "DELETE FROM events WHERE topic = 'quiet'
+                          OR number < (SELECT max(number) FROM events) - 1200";
+            assert!(cluster.psql(delete).is_some());
+        }
+        let mut follower = Follower::open(servers[0], &first, "&topic=quiet").await;
+        if is_deleted {
+            let record = follower.next_record().await;
+            let gap = record.gap.as_ref();
+            assert_eq!(gap.unwrap()["reason"], "expired", "{record:?}");
+        }
+        follower.expect_cursor(&last).await;
+        let next = format!("next {is_deleted}");
+        publish(servers[1], &next, quiet).await.unwrap();
+        assert_eq!(follower.next_text().await, next);
     }
 }
 

@@ -5,7 +5,7 @@ use std::{process::Stdio, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
-use testkit::{TEST_TIMEOUT, TestServer, programs};
+use testkit::{TestServer, programs};
 use tokio::process::Command;
 use tower_push::{
     Event, EventId, Item, KeepAlive, PushSource,
@@ -21,6 +21,9 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The time before each event: a few heartbeats long.
 const EVENT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The time in which a program must have exited. The import of `litellm` alone takes six seconds of a processor, which the tests share.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn keep_alive() -> KeepAlive {
     KeepAlive::new().interval(HEARTBEAT_INTERVAL)
@@ -50,7 +53,7 @@ async fn read(
     });
     command.args([client, &server.url("/v1")]);
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(TEST_TIMEOUT, command.output()).await;
+    let output = tokio::time::timeout(PROGRAM_TIMEOUT, command.output()).await;
     let output = output.expect("the program should have exited").unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let records = text.lines().map(serde_json::from_str);
@@ -72,6 +75,11 @@ const TEXTS: [&str; 2] = ["Hel", "lo größe"];
 
 fn event(event: Event) -> Item {
     event.into_item().unwrap()
+}
+
+/// Returns events whose data is the text itself.
+fn text_events() -> Vec<Item> {
+    TEXTS.map(|text| event(Event::text(text))).to_vec()
 }
 
 fn json_events(json: impl Fn(&str) -> Value) -> Vec<Item> {
@@ -170,6 +178,17 @@ async fn assert_texts_arrive(
     }
 }
 
+/// Returns events of Cohere's chat.
+fn cohere_events() -> Vec<Item> {
+    let events = TEXTS.iter().map(|text| {
+        let delta = json!({ "message": { "content": { "text": text } } });
+        let json = json!({ "type": "content-delta", "index": 0, "delta": delta });
+        let event = Event::json(&json).unwrap();
+        event.with_type("content-delta").unwrap()
+    });
+    events.map(event).collect()
+}
+
 mod event_streams {
     use super::*;
 
@@ -189,6 +208,10 @@ mod event_streams {
                 (JavaScript, "ai-sdk", openai_chunks()),
                 (JavaScript, "ai-sdk-chat", ui_message_chunks()),
                 (JavaScript, "openai", openai_chunks()),
+                (JavaScript, "langchain", openai_chunks()),
+                (JavaScript, "langchain-parser", text_events()),
+                (JavaScript, "cohere", cohere_events()),
+                (JavaScript, "huggingface", openai_chunks()),
                 (JavaScript, "google-genai", gemini_chunks()),
                 (JavaScript, "graphql-sse", graphql_sse_events()),
             ]
@@ -205,15 +228,20 @@ mod event_streams {
             (Python, "openai", openai_chunks()),
             (Python, "openai", then_ended(openai_chunks())),
             (Python, "groq", then_ended(openai_chunks())),
+            (Python, "langchain", then_ended(openai_chunks())),
+            (Python, "huggingface", then_ended(openai_chunks())),
+            (Python, "cohere", then_ended(cohere_events())),
             (Python, "google-genai", gemini_chunks()),
             (Python, "google-genai", then_ended(gemini_chunks())),
+            (Python, "litellm", gemini_chunks()),
+            (Python, "litellm", then_ended(gemini_chunks())),
         ];
         assert_texts_arrive(cases, data_only()).await;
     }
 
     /// The reason for blank lines as openings and heartbeats.
     #[tokio::test]
-    async fn comments_break_google_genai() {
+    async fn comments_break_clients_of_gemini() {
         let comment = with_form(HeartbeatForm::Comment);
         let read_by = async |language| {
             let comment = comment.clone();
@@ -224,6 +252,8 @@ mod event_streams {
             &read_by(Python).await[0],
             "UnknownApiResponseError"
         ));
+        let read = read(Python, "litellm", comment.clone(), gemini_chunks()).await;
+        assert_eq!(read, [] as [Value; 0]);
     }
 
     #[tokio::test]
@@ -231,8 +261,13 @@ mod event_streams {
         let cases = vec![
             (JavaScript, "ai-sdk", openai_chunks()),
             (JavaScript, "graphql-sse", graphql_sse_events()),
+            (JavaScript, "langchain", openai_chunks()),
+            (JavaScript, "cohere", cohere_events()),
+            (JavaScript, "huggingface", openai_chunks()),
             (Python, "openai", openai_chunks()),
             (Python, "groq", openai_chunks()),
+            (Python, "cohere", cohere_events()),
+            (Python, "huggingface", openai_chunks()),
         ];
         assert_texts_arrive(cases, with_form(HeartbeatForm::Comment)).await;
     }
@@ -256,15 +291,72 @@ mod event_streams {
         assert!(ends_in_error(&read, "UnknownApiResponseError"), "{read:?}");
     }
 
+    /// Cohere's SDK for JavaScript fails on an `end` event, its SDK for Python yields an event for it, and LangChain's parser yields its data.
+    #[tokio::test]
+    async fn end_event_reaches_cohere_and_langchain() {
+        let ended = || Sse::new().keep_alive(KeepAlive::disabled());
+        let read_by = async |language, client, items| {
+            let mut read = read(language, client, ended(), then_ended(items)).await;
+            let last = read.pop().unwrap();
+            assert_eq!(read, TEXTS, "{client}");
+            last
+        };
+        let error = read_by(JavaScript, "cohere", cohere_events()).await;
+        assert!(
+            is_error(&error, "response: Missing discriminant"),
+            "{error}"
+        );
+        let event = read_by(Python, "cohere", cohere_events()).await;
+        assert_eq!(event, "message-start");
+        let data = read_by(JavaScript, "langchain-parser", text_events()).await;
+        assert_eq!(data, r#"{"finished":false,"retry":1000}"#);
+    }
+
+    /// By the standard, a block without data is no event.
+    #[tokio::test]
+    async fn lone_cursor_is_empty_event_to_httpx2_and_aiosseclient() {
+        let items = [vec![Item::Cursor(EventId::from(1))], text_events()].concat();
+        for (client, last_id) in [("httpx2", json!("1")), ("aiosseclient", json!(null))] {
+            let message = |data, id| json!({ "event": "message", "data": data, "id": id });
+            let texts = TEXTS.map(|text| message(text, last_id.clone()));
+            let cursors = read(Python, client, Sse::new(), items.clone()).await;
+            assert_eq!(cursors[0], message("", json!("1")), "{client}");
+            assert_eq!(cursors[1..], texts, "{client}");
+            let last_id = if client == "httpx2" {
+                json!("")
+            } else {
+                json!(null)
+            };
+            let texts = TEXTS.map(|text| message(text, last_id.clone()));
+            let data_only = read(Python, client, data_only(), items.clone()).await;
+            assert_eq!(data_only, texts, "{client}");
+        }
+    }
+
     /// The reason for `Sse::data_only` without cursors.
     #[tokio::test]
-    async fn lone_cursor_breaks_openai_and_groq() {
+    async fn lone_cursor_breaks_clients_of_openai() {
         let cursor = vec![Item::Cursor(EventId::from(1))];
-        for client in ["openai", "groq"] {
+        for client in ["openai", "groq", "langchain"] {
             let items = [cursor.clone(), openai_chunks()].concat();
             let read = read(Python, client, Sse::new(), items).await;
             assert!(is_error(&read[0], "JSONDecodeError"), "{client}: {read:?}");
         }
+    }
+
+    /// A `retry` field and the blank line after it are a block without data.
+    #[tokio::test]
+    async fn retry_breaks_clients_of_openai() {
+        let with_retry = || data_only().retry(Duration::from_secs(1));
+        for client in ["openai", "groq", "langchain"] {
+            let read = read(Python, client, with_retry(), openai_chunks()).await;
+            assert!(is_error(&read[0], "JSONDecodeError"), "{client}: {read:?}");
+        }
+        let cases = vec![
+            (JavaScript, "openai", openai_chunks()),
+            (JavaScript, "google-genai", gemini_chunks()),
+        ];
+        assert_texts_arrive(cases, with_retry()).await;
     }
 
     /// It delivers a message for each blank line, and does not reconnect after a clean end.
@@ -272,25 +364,23 @@ mod event_streams {
     async fn fetch_event_source_needs_comments() {
         let client = "fetch-event-source";
         let message = |data: &str| json!({ "event": "", "data": data, "id": "" });
-        let texts = || TEXTS.map(|text| event(Event::text(text))).to_vec();
         let comment = with_form(HeartbeatForm::Comment);
         let [first, second] = TEXTS.map(message);
         assert_eq!(
-            read(JavaScript, client, comment, texts()).await,
+            read(JavaScript, client, comment, text_events()).await,
             [first, second, json!({ "closed": true })]
         );
-        let blank = read(JavaScript, client, data_only(), texts()).await;
+        let blank = read(JavaScript, client, data_only(), text_events()).await;
         assert_eq!(blank[0], message(""));
     }
 
     /// Without the parameter `charset`, `requests` decodes the text as ISO 8859-1.
     #[tokio::test]
     async fn requests_decodes_utf8() {
-        let texts = TEXTS.map(|text| event(Event::text(text))).to_vec();
-        let mut lines = read(Python, "requests", data_only(), texts.clone()).await;
+        let mut lines = read(Python, "requests", data_only(), text_events()).await;
         lines.retain(|line| line != "");
         assert_eq!(lines, TEXTS.map(|text| format!("data: {text}")));
-        let events = read(Python, "httpx-sse", data_only(), texts).await;
+        let events = read(Python, "httpx-sse", data_only(), text_events()).await;
         assert_eq!(
             events,
             TEXTS.map(|text| json!({ "event": "message", "data": text }))

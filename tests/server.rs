@@ -33,7 +33,7 @@ use tokio::{
 };
 use tower::service_fn;
 use tower_push::{
-    Channel, Drain, Guard, Push, PushLayer, WriteProgress,
+    Channel, Drain, Guard, Push, PushLayer, WriteTimeout,
     guard::DrainPlan,
     layer::TransportLayer,
     serve,
@@ -228,7 +228,7 @@ async fn requests_get_data_of_their_connection() {
     );
     let server = RunningServer::spawn(|listener| {
         serve(listener, app).connection_data(
-            |io: &WriteProgress<TcpStream>, peer: &SocketAddr, extensions| {
+            |io: &WriteTimeout<TcpStream>, peer: &SocketAddr, extensions| {
                 assert!(io.get_ref().nodelay().unwrap());
                 extensions.insert(ConnectInfo(*peer));
             },
@@ -245,8 +245,8 @@ async fn requests_get_data_of_their_connection() {
 
 /// Reads the line `hello` before the first request.
 async fn hello_handshake(
-    mut socket: WriteProgress<TcpStream>,
-) -> io::Result<WriteProgress<TcpStream>> {
+    mut socket: WriteTimeout<TcpStream>,
+) -> io::Result<WriteTimeout<TcpStream>> {
     let mut line = [0; 6];
     socket.read_exact(&mut line).await?;
     if line == *b"hello\n" {

@@ -32,7 +32,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tower_push::{
-    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteProgress, source::source_fn,
+    BoxError, Channel, Error, Event, KeepAlive, PushSource, WriteTimeout, source::source_fn,
     transport::Sse,
 };
 
@@ -41,9 +41,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Returns both ends of an in-memory connection that buffers 64 bytes. The clock of these tests is paused: it advances only while
 /// everything waits for a timer.
-fn connection_with_64_byte_buffer() -> (WriteProgress<DuplexStream>, DuplexStream) {
+fn connection_with_64_byte_buffer() -> (WriteTimeout<DuplexStream>, DuplexStream) {
     let (server, client) = duplex(64);
-    (WriteProgress::new(server, WRITE_TIMEOUT), client)
+    (WriteTimeout::new(server, WRITE_TIMEOUT), client)
 }
 
 const STALLED_MESSAGE: &str = "the peer has taken nothing for too long";
@@ -116,7 +116,7 @@ fn ready_writes_need_no_timer() {
 #[test]
 fn wrapper_adds_three_words() {
     let word = size_of::<usize>();
-    let larger = size_of::<WriteProgress<TcpStream>>() - size_of::<TcpStream>();
+    let larger = size_of::<WriteTimeout<TcpStream>>() - size_of::<TcpStream>();
     assert!(larger <= 3 * word, "{larger} bytes");
 }
 
@@ -169,7 +169,7 @@ macro_rules! assert_each_write_method {
             [IoSlice::new(b"a"), IoSlice::new(b"b")],
         );
         let calls = connection.calls.clone();
-        let mut io = pin!(WriteProgress::new($wrap(connection), WRITE_TIMEOUT));
+        let mut io = pin!(WriteTimeout::new($wrap(connection), WRITE_TIMEOUT));
         let written = poll_fn(|cx| Write::poll_write(io.as_mut(), cx, b"a")).await;
         assert_stalled(&written.unwrap_err());
         let vectored = poll_fn(|cx| Write::poll_write_vectored(io.as_mut(), cx, &slices)).await;
@@ -186,7 +186,7 @@ macro_rules! assert_each_write_method {
                 vectored,
                 ..NeverWritable::default()
             };
-            let io = WriteProgress::new($wrap(connection), WRITE_TIMEOUT);
+            let io = WriteTimeout::new($wrap(connection), WRITE_TIMEOUT);
             assert_eq!(Write::is_write_vectored(&io), vectored);
         }
     }};
@@ -284,7 +284,7 @@ const SHORT_WRITE_TIMEOUT: Duration = Duration::from_millis(200);
 type ConnectionErrors = UnboundedReceiver<BoxError>;
 
 /// Starts a server whose connections have a write timeout. `prepare` sets options of each accepted socket.
-async fn serve_with_write_progress<S>(
+async fn serve_with_write_timeout<S>(
     source: S,
     write_timeout: Duration,
     prepare: fn(SockRef<'_>),
@@ -296,7 +296,7 @@ where
     let (error_sender, connection_errors) = unbounded_channel();
     let server = TestServer::start_with(move |socket| {
         prepare(SockRef::from(&socket));
-        let io = TokioIo::new(WriteProgress::new(socket, write_timeout));
+        let io = TokioIo::new(WriteTimeout::new(socket, write_timeout));
         let (service, error_sender) = (service.clone(), error_sender.clone());
         async move {
             let builder = auto::Builder::new(TokioExecutor::new());
@@ -333,7 +333,7 @@ async fn open_and_stop_reading(address: std::net::SocketAddr) -> TcpStream {
 #[tokio::test]
 async fn stalled_http1_client_is_disconnected() {
     let busy = BusyChannel::new();
-    let (server, mut connection_errors) = serve_with_write_progress(
+    let (server, mut connection_errors) = serve_with_write_timeout(
         busy.channel.clone(),
         SHORT_WRITE_TIMEOUT,
         leave_socket_as_is,
@@ -418,7 +418,7 @@ impl Http2Client {
 #[tokio::test]
 async fn stalled_http2_client_is_disconnected() {
     let busy = BusyChannel::new();
-    let (server, mut connection_errors) = serve_with_write_progress(
+    let (server, mut connection_errors) = serve_with_write_timeout(
         busy.channel.clone(),
         SHORT_WRITE_TIMEOUT,
         leave_socket_as_is,
@@ -440,7 +440,7 @@ async fn pings_disconnect_stalled_http2_client() {
     let busy = BusyChannel::new();
     let service = TowerToHyperService::new(tower_push::service(busy.channel.clone()));
     let server = TestServer::start_with(move |socket| {
-        let io = TokioIo::new(WriteProgress::new(socket, SHORT_WRITE_TIMEOUT));
+        let io = TokioIo::new(WriteTimeout::new(socket, SHORT_WRITE_TIMEOUT));
         let service = service.clone();
         async move {
             let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -463,7 +463,7 @@ async fn pings_disconnect_stalled_http2_client() {
 #[tokio::test]
 async fn unread_http2_stream_stays_and_others_continue() {
     let busy = BusyChannel::new();
-    let (server, _ends) = serve_with_write_progress(
+    let (server, _ends) = serve_with_write_timeout(
         busy.channel.clone(),
         SHORT_WRITE_TIMEOUT,
         leave_socket_as_is,
@@ -512,7 +512,7 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn slow_reader_stays_with_small_kernel_queue() {
     let limit_queue = |socket: SockRef<'_>| socket.set_tcp_notsent_lowat(16 * 1024).unwrap();
     let (server, mut connection_errors) =
-        serve_with_write_progress(endless_source(), 2 * SECOND, limit_queue).await;
+        serve_with_write_timeout(endless_source(), 2 * SECOND, limit_queue).await;
     // Reading this much takes more than twice the timeout of two seconds.
     const WANTED_BYTES: usize = 8 << 20;
     assert!(read_slowly(&server, WANTED_BYTES).await >= WANTED_BYTES);
@@ -524,7 +524,7 @@ async fn slow_reader_stays_with_small_kernel_queue() {
 #[tokio::test]
 async fn slow_reader_stalls_with_large_kernel_queue() {
     let (server, mut connection_errors) =
-        serve_with_write_progress(endless_source(), SECOND / 4, leave_socket_as_is).await;
+        serve_with_write_timeout(endless_source(), SECOND / 4, leave_socket_as_is).await;
     let reading = read_slowly(&server, usize::MAX);
     let error = tokio::select! {
         error = connection_errors.recv() => error.unwrap(),
@@ -544,7 +544,7 @@ async fn tcp_user_timeout_disconnects_stalled_client() {
             .unwrap()
     };
     let (server, mut connection_errors) =
-        serve_with_write_progress(busy.channel.clone(), DAY, set_user_timeout).await;
+        serve_with_write_timeout(busy.channel.clone(), DAY, set_user_timeout).await;
     let _stalled = open_and_stop_reading(server.address).await;
     busy.channel.subscribed().await;
     busy.wait_until_unsubscribed().await;

@@ -16,7 +16,7 @@ use testkit::{
     websocket::WebSocketConnection,
 };
 use tower_push::{
-    Channel, Event, PushSource, Relay,
+    Channel, Event, Hub, PushSource, Relay,
     source::{
         StartPosition,
         relay::{Page, PageRequest, Upstream, UpstreamError, UpstreamLimits},
@@ -104,6 +104,29 @@ async fn channel_sends_each_event_once_in_order() {
     };
     switch_transports(channel.clone(), publish).await;
     let counts = channel.counts();
+    assert_eq!((counts.missed_on_return, counts.lagged), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hub_sends_each_event_once_in_order() {
+    let hub = Hub::builder()
+        .max_events(100_000)
+        .max_bytes(64 << 20)
+        .start(StartPosition::Oldest)
+        .build();
+    let source = hub.topics(["a", "b", "c"]).unwrap();
+    let publisher = hub.clone();
+    let publish = move |number: u64| {
+        let topic = ["a", "b", "c"][number as usize % 3];
+        publisher.publish("elsewhere", "x").unwrap();
+        match number % 5 {
+            0 => publisher.publish(["a", "b", "c"], number.to_string()),
+            _ => publisher.publish(topic, number.to_string()),
+        }
+        .unwrap();
+    };
+    switch_transports(source, publish).await;
+    let counts = hub.counts();
     assert_eq!((counts.missed_on_return, counts.lagged), (0, 0));
 }
 

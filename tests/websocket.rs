@@ -405,7 +405,7 @@ async fn any_response_without_upgrade_closes_http1_connection() {
         ("GET /page", 200),
         ("GET /push?transport=sse", 200),
         ("GET /push?transport=unknown", 406),
-        ("OPTIONS /push", 405),
+        ("OPTIONS /push", 204),
         ("GET /respond?transport=unknown", 406),
         ("DELETE /service", 405),
         ("OPTIONS /service", 204),

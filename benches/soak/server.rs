@@ -33,7 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::IntervalStream;
 use tower::{Layer, service_fn};
 use tower_push::{
-    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteProgress,
+    Channel, Drain, Event, Guard, KeepAlive, Push, Resumable, WriteTimeout,
     format::{JsonSeq, Multipart, Ndjson, Raw},
     guard::{Admission, CloseReason, DrainPlan, Observer, RefusalReason, StreamInfo},
     layer::TransportLayer,
@@ -286,7 +286,7 @@ impl SoakServer {
             // Small buffers are full soon.
             let _ = SockRef::from(&socket).set_send_buffer_size(32 * 1024);
             let _ = socket.set_nodelay(true);
-            let io = TokioIo::new(WriteProgress::new(socket, CLIENT_DEADLINE));
+            let io = TokioIo::new(WriteTimeout::new(socket, CLIENT_DEADLINE));
             let (server, service) = (server.clone(), service.clone());
             tokio::spawn(async move {
                 let _ = server.serve_connection_with_upgrades(io, service).await;

@@ -17,13 +17,14 @@ fuzz_target!(|offers: &[u8]| {
             headers.append(SEC_WEBSOCKET_EXTENSIONS, line);
         }
     }
-    let Some((params, answer)) = negotiate(&headers) else {
+    let Some(accepted) = negotiate(&headers) else {
         return;
     };
-    let window_bits = params.server_max_window_bits;
+    let window_bits = accepted.params.server_max_window_bits;
     let offers = String::from_utf8_lossy(offers);
     assert!(offers.contains("permessage-deflate"));
-    let rest = answer
+    let rest = accepted
+        .response_extension
         .to_str()
         .unwrap()
         .strip_prefix(RESPONSE_PREFIX)
@@ -36,6 +37,9 @@ fuzz_target!(|offers: &[u8]| {
         // RFC 7692 §7.1.2.1: the response must not have this parameter unless the offer has it.
         assert!(offers.contains("server_max_window_bits"));
     }
-    let headers = HeaderMap::from_iter([(SEC_WEBSOCKET_EXTENSIONS, answer.clone())]);
-    assert_eq!(negotiate(&headers), Some((params, answer)));
+    let headers = HeaderMap::from_iter([(
+        SEC_WEBSOCKET_EXTENSIONS,
+        accepted.response_extension.clone(),
+    )]);
+    assert_eq!(negotiate(&headers), Some(accepted));
 });

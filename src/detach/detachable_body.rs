@@ -44,7 +44,7 @@ impl Body for DetachableBody {
         match body.as_mut().poll_frame(cx) {
             Poll::Pending => {
                 match this.digest {
-                    // Without an opening, there is nothing to compare.
+                    // Before the body's first bytes, there is nothing to compare.
                     Some(digest) if !digest.is_empty() => {
                         if let Err(body) = this.claim.park(body, digest) {
                             this.body = Some(body);

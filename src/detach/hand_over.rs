@@ -41,7 +41,7 @@ enum WireState {
     Body(WireDigest),
 }
 
-/// The last bytes of a response's head. They do not occur inside the head.
+/// The bytes that end the head of a response, and occur nowhere else in the head.
 const END_OF_HEAD: &[u8; 4] = b"\r\n\r\n";
 
 /// A pending body, and the digest of its chunks so far.
@@ -130,11 +130,12 @@ impl HandOver {
     /// Marks the current thread as polling this connection, until the returned scope is dropped.
     pub(crate) fn enter_poll(&self) -> PolledConnectionScope {
         PolledConnectionScope {
-            outer_connection: POLLED_CONNECTION.replace(self.id()),
+            outer_connection: POLLED_CONNECTION.replace(self.address()),
         }
     }
 
-    /// Takes the pending body of the current request, if all its bytes are on the wire and nothing else is.
+    /// Takes the parked body of the response to the current request, if the bytes on the wire behind the head are exactly those that the
+    /// body has produced so far.
     ///
     /// The caller then owns the connection: it must take the socket from hyper, and must not poll hyper again.
     pub(crate) fn take_proven_body(&self) -> Option<BoxBody> {
@@ -147,7 +148,7 @@ impl HandOver {
             return None;
         }
         if !matches!(&state.wire, WireState::Body(digest) if *digest == parked.digest) {
-            // The body takes itself back when hyper polls it next.
+            // The parked body stays with hyper: the `DetachableBody` takes it back when hyper polls next.
             state.claim = ClaimState::Refused(KeptReason::BytesChanged);
             return None;
         }
@@ -157,12 +158,12 @@ impl HandOver {
         Some(parked.body)
     }
 
-    fn id(&self) -> usize {
+    fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
 
     fn is_polled_by_this_thread(&self) -> bool {
-        POLLED_CONNECTION.get() == self.id()
+        POLLED_CONNECTION.get() == self.address()
     }
 }
 
@@ -171,7 +172,7 @@ thread_local! {
     static POLLED_CONNECTION: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Marks the current thread as polling a connection until it is dropped. Created by [`HandOver::enter_poll`].
+/// Marks the current thread as polling a connection until the scope is dropped. Created by [`HandOver::enter_poll`].
 pub(crate) struct PolledConnectionScope {
     /// What [`POLLED_CONNECTION`] was before: the address of the [`HandOver`] of the connection that the thread polled; 0 if it polled none.
     outer_connection: usize,
@@ -285,7 +286,7 @@ impl DetachClaim {
         Ok(())
     }
 
-    /// Takes the parked body back. Returns `None` if the connection has taken it.
+    /// Takes the parked body back. Returns `None` if the connection has taken the body.
     pub(super) fn unpark(&self) -> Option<BoxBody> {
         let mut state = lock(&self.hand_over.state);
         if state.parked.as_ref()?.request_number != self.request_number {

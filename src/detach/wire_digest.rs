@@ -42,7 +42,8 @@ impl WireDigest {
 /// The length of the longest size line of a chunk: 16 digits and CRLF.
 pub(crate) const MAX_SIZE_LINE_LEN: usize = 18;
 
-/// Writes the size line of a chunk, as hyper does: hexadecimal, in upper case. Returns the line.
+/// Writes the size line of a chunk of `len` bytes to the front of `buffer`, as hyper does: hexadecimal, in upper case. Returns the bytes of
+/// the line.
 pub(crate) fn write_chunk_size(len: usize, buffer: &mut [u8; MAX_SIZE_LINE_LEN]) -> &[u8] {
     let mut rest = &mut buffer[..];
     let _ = write!(rest, "{len:X}\r\n");

@@ -61,7 +61,7 @@ struct TotalLimit {
 #[derive(Default)]
 pub(super) struct AdmissionPermit {
     _total: Option<TotalPermit>,
-    _per_key: Vec<Box<dyn Send + Sync>>,
+    _per_key: Vec<ErasedKeyPermit>,
 }
 
 /// Counts one stream against a [`TotalLimit`] until the permit is dropped.
@@ -145,7 +145,7 @@ impl AdmissionBuilder {
     }
 }
 
-/// The error of a limit that is reached, so that it admits no more streams.
+/// The error of a limit that admits no more streams.
 struct LimitReached;
 
 impl TotalLimit {
@@ -170,11 +170,11 @@ impl Drop for TotalPermit {
 /// A [`PerKeyLimit`] whose key type is erased.
 trait ErasedKeyLimit: Send + Sync {
     /// Counts the stream of the request `head` against the limit. Returns a permit, or `None` if the request has no key.
-    fn try_acquire(
-        self: Arc<Self>,
-        head: &Parts,
-    ) -> Result<Option<Box<dyn Send + Sync>>, LimitReached>;
+    fn try_acquire(self: Arc<Self>, head: &Parts) -> Result<Option<ErasedKeyPermit>, LimitReached>;
 }
+
+/// A [`KeyPermit`] whose key type is erased.
+type ErasedKeyPermit = Box<dyn Send + Sync>;
 
 /// A limit on the number of open streams for each key. The function `key` returns the key of a request.
 struct PerKeyLimit<F, K> {
@@ -201,10 +201,7 @@ where
     F: Fn(&Parts) -> Option<K> + Send + Sync + 'static,
     K: Hash + Eq + Clone + Send + Sync + 'static,
 {
-    fn try_acquire(
-        self: Arc<Self>,
-        head: &Parts,
-    ) -> Result<Option<Box<dyn Send + Sync>>, LimitReached> {
+    fn try_acquire(self: Arc<Self>, head: &Parts) -> Result<Option<ErasedKeyPermit>, LimitReached> {
         let Some(key) = (self.key)(head) else {
             return Ok(None);
         };

@@ -57,7 +57,7 @@ pub(super) struct AdmittedLifecycle {
 struct OpenStreamDetails {
     info: StreamInfo,
     opened_at: Instant,
-    lifetime_ends_at: Option<Instant>,
+    lifetime_ends_stream_at: Option<Instant>,
 }
 
 /// The mean time until a client should reconnect after its stream has reached its lifetime. Each client gets a random time of 50 to 150 %
@@ -114,7 +114,7 @@ impl AdmittedLifecycle {
             // has sent anything.
             if !self.is_open()
                 && self
-                    .drain_ends_at()
+                    .drain_ends_stream_at()
                     .is_some_and(|ends_at| ends_at <= Instant::now())
             {
                 return Poll::Ready(None);
@@ -218,12 +218,12 @@ impl AdmittedLifecycle {
         });
     }
 
-    fn drain_ends_at(&self) -> Option<Instant> {
+    fn drain_ends_stream_at(&self) -> Option<Instant> {
         self.drain.as_ref()?.ends_at()
     }
 
-    fn lifetime_ends_at(&self) -> Option<Instant> {
-        self.opened.get()?.lifetime_ends_at
+    fn lifetime_ends_stream_at(&self) -> Option<Instant> {
+        self.opened.get()?.lifetime_ends_stream_at
     }
 
     /// Sets the span of the stream: the first enabled span that an observer makes.
@@ -252,7 +252,7 @@ impl StreamLifecycle for AdmittedLifecycle {
             OpenStreamDetails {
                 info,
                 opened_at,
-                lifetime_ends_at: lifetime.map(|lifetime| opened_at + lifetime),
+                lifetime_ends_stream_at: lifetime.map(|lifetime| opened_at + lifetime),
             }
         });
         // The stream is counted as open before the observers are notified, so that it is counted as closed even if an observer panics.
@@ -274,14 +274,18 @@ impl StreamLifecycle for AdmittedLifecycle {
     }
 
     fn ends_at(&self) -> Option<Instant> {
-        earlier(self.drain_ends_at(), self.lifetime_ends_at())
+        earlier(self.drain_ends_stream_at(), self.lifetime_ends_stream_at())
     }
 
     fn on_early_end(&self) -> Item {
-        let drain_ends_at = self.drain_ends_at();
-        let is_lifetime_first = self.lifetime_ends_at().is_some_and(|lifetime_ends_at| {
-            drain_ends_at.is_none_or(|drain_ends_at| lifetime_ends_at < drain_ends_at)
-        });
+        let drain_ends_stream_at = self.drain_ends_stream_at();
+        let is_lifetime_first =
+            self.lifetime_ends_stream_at()
+                .is_some_and(|lifetime_ends_stream_at| {
+                    drain_ends_stream_at.is_none_or(|drain_ends_stream_at| {
+                        lifetime_ends_stream_at < drain_ends_stream_at
+                    })
+                });
         let (reason, retry) = match &self.drain {
             Some(drain) if !is_lifetime_first => (CloseReason::Drained, drain.random_retry()),
             _ => (CloseReason::Aged, random::jittered(LIFETIME_RETRY, 0.5)),

@@ -244,7 +244,7 @@ impl Drain {
 
     /// Returns the outcome as it would be if the deadline were now: streams that are still open count as cut.
     pub(super) fn outcome(&self) -> DrainOutcome {
-        lock(&self.0.state).outcome()
+        lock(&self.0.state).outcome_so_far()
     }
 
     /// Waits for the start of the drain, and then until the last stream is closed.
@@ -289,27 +289,27 @@ impl Drain {
 
     /// Counts one more stream as open. Returns `None` if the drain has started.
     pub(super) fn register(&self) -> Option<DrainableStream> {
-        let sequence = lock(&self.0.state).register()?;
+        let sequence_number = lock(&self.0.state).register()?;
         Some(DrainableStream {
             drain: self.clone(),
-            key: self.0.stream_tasks.register(sequence),
+            key: self.0.stream_tasks.register(sequence_number),
             ends_at: OnceLock::new(),
         })
     }
 }
 
 impl DrainState {
-    /// Counts one more stream as open. Returns its sequence number, or `None` if the drain has started.
+    /// Counts one more stream as open. Returns the stream's sequence number, or `None` if the drain has started.
     fn register(&mut self) -> Option<usize> {
         if self.start.is_some() {
             return None;
         }
         self.open += 1;
-        Some(self.next_sequence())
+        Some(self.next_sequence_number())
     }
 
     /// Returns the sequence number of the next task that registers.
-    fn next_sequence(&mut self) -> usize {
+    fn next_sequence_number(&mut self) -> usize {
         self.registered = self.registered.wrapping_add(1);
         self.registered
     }
@@ -327,7 +327,7 @@ impl DrainState {
         }
     }
 
-    fn outcome(&self) -> DrainOutcome {
+    fn outcome_so_far(&self) -> DrainOutcome {
         DrainOutcome {
             notified: self.notified,
             left: self.left,
@@ -338,7 +338,7 @@ impl DrainState {
     /// Returns the outcome once the drain has started and the last stream is closed.
     fn final_outcome(&self) -> Option<DrainOutcome> {
         let is_final = self.start.is_some() && self.open == 0;
-        is_final.then(|| self.outcome())
+        is_final.then(|| self.outcome_so_far())
     }
 }
 
@@ -352,10 +352,10 @@ pub(crate) struct DrainStartWaiter {
 #[cfg(feature = "server")]
 impl DrainStartWaiter {
     pub(crate) fn new(drain: &Drain) -> Self {
-        let sequence = lock(&drain.0.state).next_sequence();
+        let sequence_number = lock(&drain.0.state).next_sequence_number();
         Self {
             drain: drain.clone(),
-            key: drain.0.stream_tasks.register(sequence),
+            key: drain.0.stream_tasks.register(sequence_number),
         }
     }
 
@@ -363,7 +363,7 @@ impl DrainStartWaiter {
     pub(crate) fn poll_deadline(&self, cx: &std::task::Context<'_>) -> Poll<Instant> {
         let drain = &self.drain;
         let stream_tasks = &drain.0.stream_tasks;
-        // Like `DrainableStream::ends_at`, this takes the lock that all streams share only after the start.
+        // Like `DrainableStream::ends_at`, this method takes the lock that all streams share only after the start.
         let outcome =
             stream_tasks.store_waker_unless(&self.key, cx.waker(), || drain.has_started());
         match outcome.is_stored() {

@@ -60,7 +60,9 @@
 //!
 //! A request is also refused if the drain would end its stream before the source accepts the subscription.
 //!
-//! `HEAD` and `OPTIONS` requests open no stream. Only the origin policy can refuse them.
+//! A request is refused before its body is read, and a form in the body of a `QUERY` is read while the request is admitted.
+//!
+//! `HEAD` and `OPTIONS` requests open no stream. Of the guard's policies, only the origin policy can refuse such requests.
 //!
 //! # What to observe
 //! | what | where |
@@ -99,7 +101,7 @@ mod tracing_observer;
 
 use std::{fmt, future::ready, sync::Arc, time::Duration};
 
-use http::{Method, Response, request::Parts};
+use http::{Method, Response, Version, request::Parts};
 
 #[cfg(feature = "server")]
 pub(crate) use self::drain::DrainStartWaiter;
@@ -121,8 +123,8 @@ use crate::{
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
     transport::{
-        BoxResponseFuture, Preference, PushBody, Transport, close_unless_upgraded,
-        is_event_source_request, is_websocket_upgrade,
+        BoxResponseFuture, Preference, PushBody, Transport, UnreadForm, close_unless_upgraded,
+        is_event_source_request, is_websocket_upgrade, respond_with_form,
     },
 };
 
@@ -172,7 +174,7 @@ impl Guard {
         self.wrap_shared(Arc::new(transport))
     }
 
-    /// Puts this guard around a transport that others may use without the guard.
+    /// Puts this guard around a shared transport, which other parts of the program may use without the guard.
     pub(crate) fn wrap_shared<T>(&self, transport: Arc<T>) -> GuardedTransport<T> {
         GuardedTransport {
             guard: self.clone(),
@@ -299,6 +301,15 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         self.transport.is_polling()
     }
 
+    fn methods(&self, version: Version) -> &[&'static str] {
+        self.transport.methods(version)
+    }
+
+    /// Returns `true`: the guard refuses a request before its body is read.
+    fn reads_form(&self) -> bool {
+        true
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let guard = &self.guard.0;
         if !guard.allows_origin(head) {
@@ -320,14 +331,17 @@ impl<T: Transport> Transport for GuardedTransport<T> {
         let head_for_observers = (!guard.observers.is_empty()).then(|| head.clone());
         let is_event_source = guard.drain.is_some() && is_event_source_request(head);
         let is_upgrade_request = is_websocket_upgrade(head);
-        let slot = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
-        let response = self.transport.respond(head, push);
-        // The slot is emptied even if the transport has not taken the handle, because the head and its clones may outlive the stream.
-        drop(slot.take());
+        let handle_offer = StreamHandleSlot::insert(head, StreamHandle::new(stream.clone()));
+        let has_unread_form = UnreadForm::is_in(head);
+        let response = respond_with_form(&self.transport, head, push);
+        // If the form is not read yet, the inner transport takes the handle later.
+        let handle_offer = has_unread_form.then_some(handle_offer);
         head.extensions.remove::<StreamHandleSlot>();
         Box::pin(async move {
             let head = head_for_observers.as_ref();
-            let mut response = match stream.response_unless_drained(response).await {
+            let response = stream.response_unless_drained(response).await;
+            drop(handle_offer);
+            let mut response = match response {
                 Some(response) => {
                     stream.record_response(&response, head);
                     response

@@ -1,33 +1,37 @@
 use std::{
     fmt,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    task::{Context, Poll},
-    time::Duration,
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BufMut, Bytes};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use http_body::Body;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
-use tower_push_proto::header_list::media_type;
 use tower_service::Service;
 
 use crate::{
-    source::{FormBody, Rejection},
-    transport::{
-        PushBody, close_unless_upgraded, is_query_method, is_websocket_upgrade, rejection_response,
-    },
+    BoxError,
+    source::Rejection,
+    transport::{MAX_FORM_LEN, UnreadForm, is_form, is_query_method},
 };
 
-/// A layer that reads the form in the body of `QUERY` requests, and inserts it into the request's extensions as a [`FormBody`].
+/// A layer that lets pushes see the form in the body of `QUERY` requests, as a [`FormBody`](crate::source::FormBody).
 ///
 /// The layer is for services whose pushes see the form, or get their cursor from it. Put it around the layer that turns pushes into
-/// responses. [`service`](super::service) needs no such layer.
+/// responses. [`service`](super::service) needs no such layer. Inside the layer, a handler can also call [`respond`](super::respond), or
+/// [`respond_with_form`](crate::transport::respond_with_form) for a configured transport.
 ///
-/// The inner service receives the same body. Other requests pass through unchanged: requests with another method, and `QUERY` requests with
-/// another `Content-Type` than `application/x-www-form-urlencoded`. A form that is longer than 64 KiB gets 413. A form that does not arrive
-/// within 10 s gets 408. The layer needs a tokio runtime to wait for a form.
+/// The inner service receives the same body, as a [`FormRequestBody`]. What the inner service does not read is read when it has
+/// returned a push, and when the [`Guard`](crate::Guard), if any, has admitted the request. So no client that is refused makes the server
+/// wait for a form.
+///
+/// Other requests pass through unchanged: requests with another method, and `QUERY` requests with another `Content-Type` than
+/// `application/x-www-form-urlencoded`. If the response is a push, a form that is longer than 64 KiB gets 413, and a form that does
+/// not arrive within 10 s gets 408. The layer needs a tokio runtime to wait for a form.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -66,140 +70,201 @@ pub struct FormBodyService<S> {
     inner: S,
 }
 
-impl<S, B, R> Service<Request<B>> for FormBodyService<S>
+impl<S, B> Service<Request<B>> for FormBodyService<S>
 where
-    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Body + From<Bytes> + Send + 'static,
-    R: 'static,
+    S: Service<Request<FormRequestBody<B>>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
 {
-    type Response = Response<PushBody<R>>;
+    type Response = S::Response;
     type Error = S::Error;
-    type Future = FormBodyResponseFuture<Self::Response, S::Error>;
+    type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let is_form_query = is_query_method(request.method()) && is_form(request.headers());
-        // The service that is ready is called, and its clone is kept for the next request.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        FormBodyResponseFuture(Box::pin(async move {
-            let request = if is_form_query {
-                let (mut head, body) = request.into_parts();
-                match read_body(body).await {
-                    Ok(form) => {
-                        head.extensions.insert(form_body(&form));
-                        Request::from_parts(head, B::from(form))
-                    }
-                    Err(rejection) => {
-                        let mut response = rejection_response(rejection);
-                        close_unless_upgraded(is_websocket_upgrade(&head), &mut response);
-                        return Ok(response.map(PushBody::with_inner_type));
-                    }
-                }
-            } else {
-                request
-            };
-            let response = inner.call(request).await?;
-            Ok(response.map(PushBody::from_inner))
-        }))
-    }
-}
-
-/// The future of a [`FormBodyService`].
-#[must_use = "futures do nothing unless polled"]
-pub struct FormBodyResponseFuture<R, E>(Pin<Box<dyn Future<Output = Result<R, E>> + Send>>);
-
-impl<R, E> Future for FormBodyResponseFuture<R, E> {
-    type Output = Result<R, E>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl<R, E> fmt::Debug for FormBodyResponseFuture<R, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FormBodyResponseFuture")
-    }
-}
-
-/// The media type of forms.
-const FORM_MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
-
-/// The response header that names the media types that the body of a `QUERY` may have (RFC 10008).
-const ACCEPT_QUERY: HeaderName = HeaderName::from_static("accept-query");
-
-/// The maximum length of a form, in bytes.
-const MAX_FORM_LEN: usize = 64 * 1024;
-
-/// The time within which a form must arrive.
-const FORM_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Reads the body of a `QUERY` request that must be a form, or empty.
-///
-/// # Errors
-/// Returns the rejection of a body that cannot be read, of a body without `Content-Type`, and of a body with another type.
-pub(super) async fn read_query_body<B: Body>(
-    headers: &HeaderMap,
-    body: B,
-) -> Result<FormBody, Rejection> {
-    let form = read_body(body).await?;
-    if form.is_empty() || is_form(headers) {
-        return Ok(form_body(&form));
-    }
-    let accept_query = HeaderValue::from_static(FORM_MEDIA_TYPE);
-    let status = match headers.contains_key(header::CONTENT_TYPE) {
-        true => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        false => StatusCode::BAD_REQUEST,
-    };
-    Err(Rejection::new(status)
-        .message("the content of a QUERY must be application/x-www-form-urlencoded")
-        .header(ACCEPT_QUERY, accept_query))
-}
-
-fn form_body(form: &[u8]) -> FormBody {
-    FormBody::new(String::from_utf8_lossy(form).into_owned())
-}
-
-/// Returns whether the `Content-Type` is that of forms.
-fn is_form(headers: &HeaderMap) -> bool {
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(media_type);
-    media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case(FORM_MEDIA_TYPE))
-}
-
-/// Reads a whole body.
-///
-/// # Errors
-/// Returns a rejection with the status 413 if the body is too long, 408 if it does not arrive in time, or 400 if it breaks off.
-async fn read_body<B: Body>(body: B) -> Result<Bytes, Rejection> {
-    let mut read = pin!(read_body_without_timeout(body));
-    // The timer needs a tokio runtime. It is created only if the body has not arrived yet.
-    let first_poll = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx)));
-    if let Poll::Ready(result) = first_poll.await {
-        return result;
-    }
-    match tokio::time::timeout(FORM_TIMEOUT, read).await {
-        Ok(result) => result,
-        Err(_) => Err(Rejection::new(StatusCode::REQUEST_TIMEOUT)),
-    }
-}
-
-async fn read_body_without_timeout<B: Body>(body: B) -> Result<Bytes, Rejection> {
-    let mut body = pin!(body);
-    let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        let frame = frame.map_err(|_| Rejection::new(StatusCode::BAD_REQUEST))?;
-        let Ok(data) = frame.into_data() else {
-            continue;
+    fn call(&mut self, request: Request<B>) -> S::Future {
+        let (mut head, body) = request.into_parts();
+        let body = if is_query_method(&head.method) && is_form(&head.headers) {
+            let shared = SharedBody::new(body);
+            UnreadForm::insert(&mut head, shared.clone().read_to_end());
+            FormRequestBodyState::Form { shared }
+        } else {
+            FormRequestBodyState::Other { body }
         };
-        if data.remaining() > MAX_FORM_LEN - bytes.len() {
-            return Err(Rejection::new(StatusCode::PAYLOAD_TOO_LARGE));
-        }
-        bytes.put(data);
+        let body = FormRequestBody { state: body };
+        self.inner.call(Request::from_parts(head, body))
     }
-    Ok(bytes.into())
+}
+
+pin_project! {
+    /// The body of a request inside a [`FormBodyLayer`]: the same frames as those of the body `B`.
+    ///
+    /// The layer keeps a copy of the frames of a form that the inner service reads. The push reads the rest of the form, so a body of a
+    /// form that is polled after that has ended.
+    pub struct FormRequestBody<B> {
+        #[pin]
+        state: FormRequestBodyState<B>,
+    }
+}
+
+pin_project! {
+    #[project = FormRequestBodyStateProjection]
+    enum FormRequestBodyState<B> {
+        Form { shared: SharedBody<B> },
+        Other { #[pin] body: B },
+    }
+}
+
+impl<B> Body for FormRequestBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = match self.project().state.project() {
+            FormRequestBodyStateProjection::Other { body } => ready!(body.poll_frame(cx)),
+            FormRequestBodyStateProjection::Form { shared } => {
+                let mut recorded = shared.lock();
+                match recorded.is_taken {
+                    true => None,
+                    false => ready!(recorded.poll_frame(cx)),
+                }
+            }
+        };
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            FormRequestBodyState::Other { body } => body.is_end_stream(),
+            FormRequestBodyState::Form { shared } => {
+                let recorded = shared.lock();
+                recorded.is_taken || recorded.body.is_end_stream()
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.state {
+            FormRequestBodyState::Other { body } => body.size_hint(),
+            FormRequestBodyState::Form { shared } => {
+                let recorded = shared.lock();
+                match recorded.is_taken {
+                    true => SizeHint::with_exact(0),
+                    false => recorded.body.size_hint(),
+                }
+            }
+        }
+    }
+}
+
+impl<B> fmt::Debug for FormRequestBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FormRequestBody")
+    }
+}
+
+/// The body of a form, which the inner service and the push read in turns.
+struct SharedBody<B>(Arc<Mutex<RecordedBody<B>>>);
+
+/// A body, and the bytes that were read from it.
+struct RecordedBody<B> {
+    body: Pin<Box<B>>,
+    bytes: Vec<u8>,
+    /// The rejection of the form, once it is longer than [`MAX_FORM_LEN`] or has broken off.
+    failure: Option<StatusCode>,
+    /// Whether the body has ended. It is not polled again.
+    is_ended: bool,
+    /// Whether the push has begun to read the form. The inner service gets no more frames.
+    is_taken: bool,
+}
+
+impl<B> Clone for SharedBody<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B> SharedBody<B> {
+    fn new(body: B) -> Self {
+        Self(Arc::new(Mutex::new(RecordedBody {
+            body: Box::pin(body),
+            bytes: Vec::new(),
+            failure: None,
+            is_ended: false,
+            is_taken: false,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RecordedBody<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the rest of the body, and returns all of its bytes.
+    ///
+    /// # Errors
+    /// Returns a rejection with the status 413 if the body is too long, or 400 if it breaks off.
+    async fn read_to_end(self) -> Result<Bytes, Rejection>
+    where
+        B: Body<Data = Bytes>,
+    {
+        poll_fn(|cx| {
+            let mut recorded = self.lock();
+            recorded.is_taken = true;
+            loop {
+                if let Some(status) = recorded.failure {
+                    return Poll::Ready(Err(Rejection::new(status)));
+                }
+                if recorded.is_ended {
+                    return Poll::Ready(Ok(std::mem::take(&mut recorded.bytes).into()));
+                }
+                let _ = ready!(recorded.poll_frame(cx));
+            }
+        })
+        .await
+    }
+}
+
+impl<B: Body<Data = Bytes>> RecordedBody<B> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if self.is_ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        match &frame {
+            None => self.is_ended = true,
+            Some(Err(_)) => self.fail(StatusCode::BAD_REQUEST),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.record(data);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    /// Adds bytes of the body to those that were read.
+    fn record(&mut self, data: &Bytes) {
+        if self.failure.is_some() {
+            return;
+        }
+        if data.len() > MAX_FORM_LEN - self.bytes.len() {
+            self.fail(StatusCode::PAYLOAD_TOO_LARGE);
+        } else {
+            self.bytes.extend_from_slice(data);
+        }
+    }
+
+    fn fail(&mut self, status: StatusCode) {
+        self.failure.get_or_insert(status);
+        self.bytes = Vec::new();
+    }
 }

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::transport::{
     BoxResponseFuture, PushBody, Transport, close_unless_upgraded, is_websocket_upgrade,
+    respond_with_form,
 };
 
 pin_project! {
@@ -74,7 +75,7 @@ where
                     }
                     PushOrResponse::Push(push, carrier_parts) => {
                         let is_upgrade_request = is_websocket_upgrade(head);
-                        let response = transport.respond(head, push);
+                        let response = respond_with_form(transport, head, push);
                         state.set(ResponseState::RespondingWithPush {
                             response,
                             carrier_parts,

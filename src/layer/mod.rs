@@ -41,7 +41,7 @@
 //! describe the carrier's own content, such as `Content-Type` and `ETag`, are dropped. A `Cache-Control` of the carrier that
 //! contains `private` or `no-store` stays, unless the push's own `Cache-Control` is stricter.
 //!
-//! A `QUERY` request may have its parameters in a form, in its body. A [`FormBodyLayer`] around this layer reads the form.
+//! A `QUERY` request may have its parameters in a form, in its body. A [`FormBodyLayer`] around this layer lets the push see the form.
 //!
 //! **Make this layer the innermost.** The carrier has the status 500, so that a missing layer is noticed. Layers inside this
 //! layer see the carrier, and may log its status as a failure, retry the request, or replace the carrier by an error page. A
@@ -64,7 +64,7 @@ use http::{Response, request::Parts};
 use tower_layer::Layer;
 
 pub use self::{
-    form_body_layer::{FormBodyLayer, FormBodyResponseFuture, FormBodyService},
+    form_body_layer::{FormBodyLayer, FormBodyService, FormRequestBody},
     future::ResponseFuture,
     push_or_response::IntoPushOrResponse,
     service::TransportService,
@@ -74,8 +74,8 @@ use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
-        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport, close_unless_upgraded,
-        is_websocket_upgrade,
+        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport, UnreadForm, close_unless_upgraded,
+        is_websocket_upgrade, rejection_response,
     },
 };
 
@@ -175,6 +175,8 @@ impl<T> Clone for TransportLayer<T> {
 /// The response is ready when the source has accepted or refused the subscription. To use one particular transport, call
 /// [`Transport::respond`]: `Sse::new().respond(&mut head, Push::new(source)).await`.
 ///
+/// Inside a [`FormBodyLayer`], the form of a `QUERY` is read first.
+///
 /// ```
 /// use http::{Request, Response};
 /// use tower_push::{PushBody, respond};
@@ -190,7 +192,10 @@ where
 {
     static NEGOTIATE: LazyLock<Negotiate> = LazyLock::new(Negotiate::new);
     let is_upgrade_request = is_websocket_upgrade(head);
-    let mut response = NEGOTIATE.respond(head, Push::new(source)).await;
+    let mut response = match UnreadForm::read_from(head).await {
+        Ok(()) => NEGOTIATE.respond(head, Push::new(source)).await,
+        Err(rejection) => rejection_response(rejection),
+    };
     close_unless_upgraded(is_upgrade_request, &mut response);
     response
 }

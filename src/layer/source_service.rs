@@ -11,13 +11,13 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::form_body_layer::read_query_body;
 use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
-        BoxResponseFuture, Negotiate, PushBody, Transport, close_unless_upgraded, is_query_method,
-        is_websocket_upgrade, method_rejection, rejection_response,
+        BoxResponseFuture, Negotiate, PushBody, Transport, UnreadForm, close_unless_upgraded,
+        is_query_method, is_websocket_upgrade, method_rejection, rejection_response,
+        respond_with_form,
     },
 };
 
@@ -35,8 +35,11 @@ use crate::{
 ///
 /// The other [ways to respond](super) handle the methods in the same way, except that they do not read the body of a `QUERY`.
 ///
-/// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. The service reads no other
-/// body. While a request's body is unread, some servers notice that the client has disconnected only at the next event or heartbeat. If
+/// This table is for the default transport. With another [transport](SourceService::transport), the
+/// [methods](Transport::methods) of the transport get the push.
+///
+/// The service reads the body of a `QUERY`: at most 64 KiB, within 10 s. A body that is not a form gets 415. A [`Guard`] refuses a request
+/// before its body is read. The service reads no other body. While a request's body is unread, some servers notice that the client has disconnected only at the next event or heartbeat. If
 /// clients upload data, write a handler that reads the body, and use [`respond`](super::respond).
 ///
 /// ```
@@ -118,22 +121,18 @@ where
         let (mut head, body) = request.into_parts();
         let is_upgrade_request = is_websocket_upgrade(&head);
         let push = Push::new(self.source.clone());
-        let response: BoxResponseFuture = match method_rejection(&head.method) {
-            // The transport may accept the CONNECT as an upgrade.
+        let methods = self.transport.methods(head.version);
+        let response: BoxResponseFuture = match method_rejection(&head.method, methods) {
+            // A transport that does not name the CONNECT may accept it as an upgrade.
             Some(rejection) if head.method != Method::CONNECT => {
                 Box::pin(ready(rejection_response(rejection)))
             }
-            None if is_query_method(&head.method) => {
-                let transport = self.transport.clone();
-                Box::pin(async move {
-                    match read_query_body(&head.headers, body).await {
-                        Ok(form) => head.extensions.insert(form),
-                        Err(rejection) => return rejection_response(rejection),
-                    };
-                    transport.respond(&mut head, push).await
-                })
+            _ => {
+                if is_query_method(&head.method) {
+                    UnreadForm::insert_body(&mut head, body);
+                }
+                respond_with_form(&self.transport, &mut head, push)
             }
-            _ => self.transport.respond(&mut head, push),
         };
         SourceResponseFuture {
             response,

@@ -41,7 +41,7 @@
 //! `warp::test::request().reply(&routes)` waits for the end of the response's body. The stream of a test must therefore end, and
 //! must not fail: warp panics when a body is cut. Without a layer around the routes, a `Push` is answered with a response of status 500.
 //!
-//! `warp::test::ws().handshake(routes)`, of warp's feature `websocket`, opens a WebSocket to a route of the second kind.
+//! `warp::test::ws().handshake(routes)`, of warp's feature `websocket`, opens a WebSocket to a route that returns [`into_reply`].
 
 use std::{
     convert::Infallible,
@@ -82,8 +82,8 @@ pub fn request_head() -> impl Filter<Extract = (Parts,), Error = Rejection> + Cl
     let query = ::warp::query::raw()
         .or(::warp::any().map(String::new))
         .unify();
-    // `warp::host` rejects a request whose `Host` is no authority. Such a request passes here without an authority, because the transport reads
-    // the header `Host` when it checks the origin.
+    // `warp::host` rejects a request whose `Host` is no authority. A request whose `Host` is no authority passes here without an authority,
+    // because the transport reads the header `Host` when it checks the origin.
     let authority = ::warp::host::optional()
         .or(::warp::any().map(|| None))
         .unify();

@@ -35,13 +35,13 @@ use crate::Error;
 /// ```
 ///
 /// # Requests without `Origin`
-/// Browsers send an `Origin` if a script of another origin wants to read the response, or opens a WebSocket. A request without
-/// `Origin` therefore comes from the same origin, or not from a browser. Such a request passes, unless the policy [requires an
+/// Browsers send an `Origin` if a script of another origin wants to read the response, or opens a WebSocket. A request without `Origin`
+/// therefore comes from the same origin, or not from a browser. A request without `Origin` passes, unless the policy [requires an
 /// origin](Self::require_origin).
 ///
-/// A request without `Origin` is refused if its `Sec-Fetch-Site` is `cross-site` or `same-site`. Browsers send these values if a
-/// page of another origin embeds the response (`<img>`, `<iframe>`, a link), or requests it in the mode `no-cors`. The page's
-/// origin is then unknown, and cannot be compared with a list.
+/// A request without `Origin` is refused if its `Sec-Fetch-Site` is `cross-site` or `same-site`. Browsers send these values if a page of
+/// another origin embeds the response (`<img>`, `<iframe>`, a link), or requests it in the mode `no-cors`. In these cases the page's origin
+/// is unknown, and cannot be compared with a list.
 ///
 /// # Behind a proxy
 /// The same origin is determined from `Host`, and a proxy may replace `Host`. nginx replaces `Host`, unless it is configured with
@@ -49,9 +49,10 @@ use crate::Error;
 /// headers are ignored.
 ///
 /// # On a private address
-/// The owner of a domain can let its name resolve to any address, also to one behind a firewall or on the user's own machine
-/// (DNS rebinding). `Origin` and `Host` then both contain that name, and the origin is the same. If a service trusts every
-/// client that can reach it, use [`only`](Self::only), which checks `Origin` and `Host` against a list.
+/// The owner of a domain can let its name resolve to any address, also to one behind a firewall or on the user's own machine (DNS
+/// rebinding). After DNS rebinding, `Origin` and `Host` both contain the owner's name, and the policy takes the attacker's page for one of
+/// the same origin. If a service trusts every client that can reach it, use [`only`](Self::only), which checks `Origin` and `Host` against
+/// a list.
 #[must_use]
 #[derive(Clone)]
 pub struct OriginPolicy(Arc<PolicyRules>);
@@ -138,9 +139,9 @@ impl OriginPolicy {
     /// An origin is a scheme, a host, and a port if it differs from the scheme's default. A path, even `/`, and wildcards are
     /// not allowed. A host name with non-ASCII characters must be in its `xn--` form.
     ///
-    /// Pages without a host have the origin `null` or `file://`, depending on the browser. Each of the two is allowed if it is named, and
-    /// neither includes the other. `file://` is any local file, as Cordova, Electron and web views send it. `null` is any page that puts
-    /// itself into a sandboxed frame, also on a hostile site: name `null` only for data that every page may read.
+    /// Pages without a host have the origin `null` or `file://`, depending on the browser. Name each of the two that you want to allow,
+    /// because neither includes the other. `file://` is any local file, as Cordova, Electron and web views send it. `null` is any page that
+    /// puts itself into a sandboxed frame, also on a hostile site: name `null` only for data that every page may read.
     ///
     /// ```
     /// use tower_push::OriginPolicy;

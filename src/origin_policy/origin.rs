@@ -3,7 +3,7 @@ use std::{fmt, net::Ipv6Addr};
 use http::{header::HOST, request::Parts};
 use tower_push_proto::header_list::single_value;
 
-/// An origin that a policy can name: that of a page with a host, or one of the two that pages without a host have.
+/// An origin that a policy can name: the origin of a page with a host, `null`, or `file://`.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum NamedOrigin {
     /// `null`: a page in a sandboxed frame, a `data:` URL or a local file.

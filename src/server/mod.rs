@@ -38,7 +38,7 @@
 //! | WebSockets over HTTP/2 | extended CONNECT (RFC 8441) is allowed |
 //! | TLS, and other handshakes | [`Serve::handshake`] |
 //! | small events at once | `TCP_NODELAY` on every TCP connection |
-//! | clients that stop reading | [`WriteProgress`] around every socket, with the [write timeout](ServerBuilder::write_timeout) |
+//! | clients that stop reading | [`WriteTimeout`] around every socket, with the [write timeout](ServerBuilder::write_timeout) |
 //! | clients that are gone, on HTTP/2 | a ping after 20 s without input, and 20 s for its answer |
 //! | clients that send nothing | timeouts for a [handshake](ServerBuilder::handshake_timeout), for the [head of a request](ServerBuilder::header_read_timeout) and for [the next request](ServerBuilder::idle_timeout) |
 //! | large heads | at most 64 KiB on HTTP/1, and 16 KiB on HTTP/2. A larger head is refused with 431 |
@@ -113,7 +113,7 @@ pub use self::{
     server_counts::ServerCounts,
 };
 pub use crate::detach::KeptReason;
-use crate::{BoxError, WriteProgress, detach::DetachCounters, guard::Drain};
+use crate::{BoxError, WriteTimeout, detach::DetachCounters, guard::Drain};
 
 /// The settings and counts of a server. See the [module docs](self).
 ///
@@ -218,7 +218,7 @@ impl Server {
                 return Err("the server has too many connections".into());
             };
             let connection = AcceptedConnection {
-                io: WriteProgress::new(io, shared.settings.write_timeout),
+                io: WriteTimeout::new(io, shared.settings.write_timeout),
                 permit,
                 drain: shared.settings.drain.clone(),
                 extensions: Extensions::new(),
@@ -296,7 +296,7 @@ impl ServerBuilder {
     }
 
     /// Sets after which time without progress a pending write fails, and the client is disconnected: 30 s by default, at most 30 days.
-    /// See [`WriteProgress`].
+    /// See [`WriteTimeout`].
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.0.write_timeout = timeout.min(MAX_TIMEOUT);
         self

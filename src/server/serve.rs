@@ -19,7 +19,7 @@ use super::{
     connection::AcceptedConnection, connection_permit::ConnectionPermit, server_counts::increment,
 };
 use crate::{
-    BoxError, WriteProgress,
+    BoxError, WriteTimeout,
     guard::{Drain, DrainStartWaiter},
 };
 
@@ -33,7 +33,7 @@ pub fn serve<L, S>(listener: L, service: S) -> Serve<L, S> {
 /// A server that runs when it is awaited. Created by [`serve`] and [`Server::serve`].
 ///
 /// The service is any tower service for requests of hyper: an axum `Router`, `warp::service(filter)`, a `ServiceBuilder` stack, or
-/// [`tower_push::service`](crate::service()). It is cloned for each connection and each request.
+/// [`tower_push::service`](crate::service()). The service is cloned for each connection and each request.
 #[must_use = "a server does nothing unless it is awaited"]
 pub struct Serve<L, S, H = NoHandshake, D = NoConnectionData> {
     server: Server,
@@ -81,7 +81,7 @@ impl<L, S, H, D> Serve<L, S, H, D> {
     pub fn handshake<H2>(self, handshake: H2) -> Serve<L, S, H2, D>
     where
         L: Listener,
-        H2: Handshake<WriteProgress<L::Socket>>,
+        H2: Handshake<WriteTimeout<L::Socket>>,
     {
         Serve {
             server: self.server,
@@ -115,7 +115,7 @@ impl<L, S, H, D> Serve<L, S, H, D> {
     pub fn connection_data<D2>(self, insert: D2) -> Serve<L, S, H, D2>
     where
         L: Listener,
-        H: Handshake<WriteProgress<L::Socket>>,
+        H: Handshake<WriteTimeout<L::Socket>>,
         D2: Fn(&H::Io, &L::Addr, &mut Extensions) + Send + Sync + 'static,
     {
         Serve {
@@ -144,12 +144,12 @@ impl Future for ServeFuture {
 /// Runs the server until its drain ends it. Without a drain, the server does not end.
 ///
 /// # Errors
-/// Fails if the listener fails with [`InvalidInput`](ErrorKind::InvalidInput): which means that it does not listen. The server continues after
-/// all other errors, and [counts](super::ServerCounts::accept_errors) them.
+/// Fails if the listener fails with [`InvalidInput`](ErrorKind::InvalidInput), because its socket does not listen. The server continues
+/// after all other errors, and [counts](super::ServerCounts::accept_errors) them.
 impl<L, S, H, D, B> IntoFuture for Serve<L, S, H, D>
 where
     L: Listener,
-    H: Handshake<WriteProgress<L::Socket>>,
+    H: Handshake<WriteTimeout<L::Socket>>,
     D: ConnectionData<H::Io, L::Addr>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -169,7 +169,7 @@ where
 impl<L, S, H, D, B> Serve<L, S, H, D>
 where
     L: Listener,
-    H: Handshake<WriteProgress<L::Socket>>,
+    H: Handshake<WriteTimeout<L::Socket>>,
     D: ConnectionData<H::Io, L::Addr>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -300,7 +300,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     drain: Option<Drain>,
     service: S,
 ) where
-    H: Handshake<WriteProgress<Socket>>,
+    H: Handshake<WriteTimeout<Socket>>,
     D: ConnectionData<H::Io, Addr>,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -310,7 +310,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     B::Error: Into<BoxError>,
 {
     let (handshake, connection_data) = &*handshake_and_data;
-    let socket = WriteProgress::new(socket, server.settings.write_timeout);
+    let socket = WriteTimeout::new(socket, server.settings.write_timeout);
     let handshake = timeout(
         server.settings.handshake_timeout,
         handshake.handshake(socket),
@@ -318,7 +318,7 @@ async fn serve_socket<Socket, Addr, H, D, S, B>(
     let drain_start = drain.as_ref().map(DrainStartWaiter::new);
     let io = match wait_unless_drain_starts(drain_start.as_ref(), handshake).await {
         Ok(Ok(Ok(io))) => io,
-        // The client has no request yet, and is closed with the listener.
+        // The client has sent no request yet, so the server closes its connection together with the listener.
         Err(_) => return,
         Ok(_) => {
             increment(&server.counters.failed_handshakes);

@@ -19,10 +19,10 @@ use crate::{
 /// messages are checked and dropped. The stream ends when the client closes the connection or the connection ends.
 /// [`close_frame`](Self::close_frame) tells how the stream has ended.
 ///
-/// A queue holds the messages that the source has not read: at most 64 messages, or 64 KiB. While the queue is full, the client's
-/// socket is not read, which slows down a client that sends faster than the source reads. During that time the client's pings
-/// stay unread, too, and the server notices that the client has disconnected only when a write to the socket fails, such as that
-/// of the server's own ping. If the source drops this stream, all further messages are dropped.
+/// A queue holds the messages that the source has not read: at most 64 messages, or 64 KiB. While the queue is full, the client's socket is
+/// not read, which slows down a client that sends faster than the source reads. While the socket is not read, the client's pings stay
+/// unread, too, and the server notices that the client has disconnected only when a write to the socket fails, such as that of the server's
+/// own ping. If the source drops this stream, all further messages are dropped.
 ///
 /// A source without a task of its own merges the messages with its events:
 /// [`docs/sources.md`](https://github.com/tower-push/tower-push/blob/main/docs/sources.md) has a recipe.
@@ -191,7 +191,7 @@ impl ClientMessageSender {
             byte_len: 0,
             queued_messages: queue.messages.len(),
             queued_bytes: queue.byte_len,
-            // The queue is usually empty. The batch then borrows the queue's allocation, and `send` gives the allocation back.
+            // The queue is usually empty. In this case, the batch borrows the queue's allocation, and `send` gives the allocation back.
             messages: match queue.messages.is_empty() {
                 true => std::mem::take(&mut queue.messages),
                 false => VecDeque::new(),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 /// Sources and transports see only the head of a request. If the head's extensions contain a `FormBody`, a source can read the form, and
 /// the form's parameter `last_event_id` is the [cursor](super::Subscription) of a request that has no cursor in its header or its query.
 ///
-/// [`service`](crate::service) and [`FormBodyLayer`](crate::layer::FormBodyLayer) read the body and insert the `FormBody`. A handler that
-/// has read the body inserts the `FormBody` itself:
+/// In a [`service`](crate::service), and inside a [`FormBodyLayer`](crate::layer::FormBodyLayer), the body is read and the `FormBody` is
+/// inserted before the source sees the head. A handler that has read the body inserts the `FormBody` itself:
 ///
 /// ```
 /// use http::{Request, Response};

@@ -17,10 +17,10 @@ use crate::{
 
 /// Makes a source that passes the messages of each client to a function, and sends the client nothing but the result of the function.
 ///
-/// The function gets each client's [`ClientMessages`], and runs in a task of its own. The value that it returns is the last item of the
-/// client's stream: usually [`Item::Finished`], or an [`Item::Closed`] that tells the client what was wrong. If the client leaves first,
-/// nothing cancels the task: it reads the remaining messages, and then the end of the `ClientMessages`. If the task panics, the stream
-/// fails.
+/// The function gets each client's [`ClientMessages`], and runs in a task of its own. The value that the function returns is the last item
+/// of the client's stream: usually [`Item::Finished`], or an [`Item::Closed`] that tells the client what was wrong. If the client leaves
+/// first, nothing cancels the task: it reads the remaining messages, and then the end of the `ClientMessages`. If the task panics, the
+/// stream fails.
 ///
 /// Clients of a transport without messages are refused with 400. The source needs a tokio runtime.
 ///

@@ -11,6 +11,7 @@
 //! - [`source_fn`](source_fn()) makes a source from a function of the subscription.
 //! - [`listen_fn`](listen_fn()) makes a source that only reads its clients' messages.
 //! - [`Channel`] is a source for many clients, with a log that they resume from.
+//! - [`Hub`] has many topics, each with a log, and sources for any set of them.
 //! - [`Relay`] is a source for many clients over a store that several servers share.
 //! - [`Resumable`] makes another source resumable.
 //! - [`BroadcastSource`], [`WatchSource`] and [`MpscSource`] are sources over tokio's channels.
@@ -39,6 +40,7 @@ mod client_messages;
 mod early_response_source;
 mod form_body;
 mod holding_source;
+pub mod hub;
 mod item_stream;
 mod listen_fn;
 mod log;
@@ -53,6 +55,7 @@ mod requested_cursor;
 pub mod resumable;
 mod source_fn;
 mod subscription;
+mod topic_set;
 pub mod watch;
 
 pub(crate) use self::rejection::retry_after_value;
@@ -63,6 +66,7 @@ pub use self::{
     early_response_source::{EarlyResponseSource, EarlyResponseStream},
     form_body::FormBody,
     holding_source::{HoldingSource, HoldingStream},
+    hub::Hub,
     item_stream::{ItemStream, RunStream},
     listen_fn::{ListenFn, ListenStream, listen_fn},
     mpsc::MpscSource,
@@ -75,5 +79,6 @@ pub use self::{
     resumable::Resumable,
     source_fn::{SourceFn, source_fn},
     subscription::{StartPosition, Subscription},
+    topic_set::TopicSet,
     watch::WatchSource,
 };

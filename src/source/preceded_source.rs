@@ -13,7 +13,8 @@ use crate::{
     event::{IntoItem, Item},
 };
 
-/// A source whose clients get an item of their own before the items of another source. Created by [`PushSource::preceded_by`].
+/// A source that sends each client a first item, which is made for this client, before the items of another source. Created by
+/// [`PushSource::preceded_by`].
 #[derive(Clone)]
 #[must_use = "a source does nothing until a client subscribes to it"]
 pub struct PrecededSource<S, F> {

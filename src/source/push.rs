@@ -120,7 +120,7 @@ impl Push {
 
     /// Sets whether the [server](crate::server) may [detach](crate::server#detached-streams) the stream from hyper: `true` by default.
     ///
-    /// Set it to `false` if a layer acts on the body of the response after its first bytes, for example to cut it at a deadline.
+    /// Set `false` if a layer acts on the body of the response after its first bytes, for example to cut it at a deadline.
     #[cfg(feature = "server")]
     #[cfg_attr(docsrs, doc(cfg(feature = "server")))]
     pub fn detach(mut self, can_detach: bool) -> Self {

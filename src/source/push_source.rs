@@ -43,8 +43,8 @@ pub trait PushSource {
     /// is `true` if the source is not [resumable](Self::is_resumable), as sources over tokio's `broadcast` and `watch` are not, and
     /// otherwise `false`.
     ///
-    /// A client of such a source expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate) therefore does not
-    /// choose long-polling by the client's `Accept` header alone.
+    /// A client whose stream is made for it alone expects the whole stream in one response. [`Negotiate`](crate::transport::Negotiate)
+    /// therefore does not choose long-polling by the client's `Accept` header alone.
     fn is_for_one_client(&self) -> bool {
         !self.is_resumable()
     }
@@ -92,15 +92,15 @@ pub trait PushSource {
     /// A refusal leaves the client's cursor where it is: a client that is accepted later resumes from its cursor. An `EventSource` keeps the time of
     /// the refusal for later failures of the network, until a stream names another time: set [`Sse::retry`](crate::transport::Sse::retry).
     ///
-    /// The reason of the close frame is the rejection's message, and the code tells a client whether to reconnect: a page whose WebSocket is closed
-    /// with 4403 need not try again. On the other transports, the client does not learn the status. A source that must tell its clients more
-    /// yields an event of its own before it ends.
+    /// The reason of the close frame is the rejection's message, and the code tells a client whether to reconnect: a page whose WebSocket
+    /// is closed with 4403 need not try again. On transports other than WebSocket, the client does not learn the status. To tell the client
+    /// more, a source yields an event of its own before it ends.
     ///
-    /// [`LongPoll`](crate::transport::LongPoll) sends nothing before the first event. Its polls wait for the subscription as without
-    /// `respond_early`, also beyond their wait time, and a refusal keeps its status.
+    /// [`LongPoll`](crate::transport::LongPoll) sends nothing before the first event. With or without `respond_early`, a poll waits for the
+    /// subscription, also beyond its wait time, and a refusal keeps its status.
     ///
-    /// The response to a WebSocket names the agreed subprotocol. So a selection of the source
-    /// ([`select_subprotocol`](Subscription::select_subprotocol)) comes too late and returns `false`. Let the transport choose the subprotocol.
+    /// The response to a WebSocket handshake names the agreed subprotocol, and is sent before the source decides.
+    /// [`select_subprotocol`](Subscription::select_subprotocol) therefore returns `false`: let the transport choose the subprotocol.
     ///
     /// ```
     /// use tower_push::{Push, PushSource, source::source_fn};
@@ -129,9 +129,9 @@ pub trait PushSource {
 
     /// Returns a source whose clients get the result of `make_first` before the items of this source, such as a greeting or a snapshot.
     ///
-    /// A client that resumes with a cursor does not get this item again. If the client cannot resume, its stream begins with a gap, and
-    /// the item follows the gap. After a later gap the item does not come: a client that has fallen behind while it is connected gets only
-    /// the gap. If the item is a snapshot, such a client reads the snapshot itself, or reconnects without its cursor.
+    /// A client that resumes with a cursor does not get this item again. If the client cannot resume, its stream begins with a gap, and the
+    /// item follows the gap. The item does not follow a later gap: a client that falls behind while it is connected gets only the gap. If
+    /// the item is a snapshot, a client that falls behind has to request the snapshot itself, or to reconnect without its cursor.
     ///
     /// `make_first` is called after this source has accepted the subscription. So a snapshot that `make_first` reads misses no event of a
     /// [`Channel`](super::Channel); the channel may repeat events that the snapshot includes. If the result is an error, the stream

@@ -14,12 +14,12 @@ use crate::{
 
 /// One client's subscription to a source, as the client's request describes it.
 ///
-/// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the
-/// value of the query parameter `last_event_id`, `lastEventId`, `lastEventID` or `Last-Event-ID`. If the query has none, the cursor is
-/// the value of the same parameter of the request's [`FormBody`](super::FormBody). A cursor is unreadable if it is not a valid
-/// [`EventId`], or if the request has two cursors that differ. If the cursor is unreadable, the source sees a subscription without a cursor, and
-/// [`Push`](super::Push) tells the client of a [gap](crate::event::Gap) first. An unreadable cursor is never an error, because
-/// after an error an `EventSource` does not reconnect.
+/// The subscription's cursor is the value of the `Last-Event-ID` header. If the header is absent or empty, the cursor is the value of the
+/// query parameter `last_event_id`, `lastEventId`, `lastEventID` or `Last-Event-ID`. If the query has no such parameter, the cursor is the
+/// value of the same parameter of the request's [`FormBody`](super::FormBody). A cursor is unreadable if it is not a valid [`EventId`], or
+/// if the request has two cursors that differ. If the cursor is unreadable, the source sees a subscription without a cursor, and
+/// [`Push`](super::Push) tells the client of a [gap](crate::event::Gap) first. An unreadable cursor is never an error, because after an
+/// error an `EventSource` does not reconnect.
 ///
 /// A clone is cheap, and shares the request's head and the expiry.
 ///
@@ -155,7 +155,7 @@ impl Subscription {
 
     /// Returns whether the request has a cursor that is not a valid [`EventId`], or two cursors that differ.
     ///
-    /// [`Push`](super::Push) tells such a client of a gap first, for any source.
+    /// [`Push`](super::Push) tells a client with an unreadable cursor of a gap first, for any source.
     pub fn has_unreadable_cursor(&self) -> bool {
         self.has_unreadable_cursor
     }
@@ -181,7 +181,8 @@ impl Subscription {
         }
     }
 
-    /// Returns the WebSocket subprotocols that the client offers, in the client's order of preference. Other transports have none.
+    /// Returns the WebSocket subprotocols that the client offers, in the client's order of preference. On other transports the list is
+    /// empty.
     ///
     /// Pages cannot set headers of a WebSocket, and some send a token as a subprotocol: `new WebSocket(url, ["bearer", token])`.
     pub fn offered_subprotocols(&self) -> impl Iterator<Item = &str> {
@@ -190,7 +191,7 @@ impl Subscription {
     }
 
     /// Returns the agreed WebSocket subprotocol: the one that the transport has chosen, or that the source has
-    /// [selected](Self::select_subprotocol). Returns `None` if there is none, and on other transports.
+    /// [selected](Self::select_subprotocol). Returns `None` if no subprotocol is agreed, and on transports other than WebSocket.
     pub fn subprotocol(&self) -> Option<&str> {
         let index = (*lock(&self.shared.subprotocol_index))?;
         self.offered_subprotocols().nth(index)

@@ -78,17 +78,17 @@ impl StreamHandle {
     }
 }
 
-/// The extension of a request's head in which a guard passes a handle. Clones of the head share the handle, and only the first taker
-/// gets it. So a source that keeps a clone of the head does not keep the stream open.
+/// The extension of a request's head in which a guard passes a handle. Clones of the head share the slot, and only the first taker gets the
+/// handle. A source that keeps a clone of the head therefore does not keep the stream open.
 #[derive(Clone)]
 pub(crate) struct StreamHandleSlot(Arc<Mutex<Option<StreamHandle>>>);
 
 impl StreamHandleSlot {
-    /// Puts a handle into the extensions of `head`.
-    pub(crate) fn insert(head: &mut Parts, handle: StreamHandle) -> Self {
+    /// Puts a handle into the extensions of `head`, until the returned offer is dropped.
+    pub(crate) fn insert(head: &mut Parts, handle: StreamHandle) -> StreamHandleOffer {
         let slot = Self(Arc::new(Mutex::new(Some(handle))));
         head.extensions.insert(slot.clone());
-        slot
+        StreamHandleOffer(slot)
     }
 
     /// Removes the slot from the extensions of `head`, and takes its handle.
@@ -97,8 +97,19 @@ impl StreamHandleSlot {
     }
 
     /// Takes the handle, unless it was taken before.
-    pub(crate) fn take(&self) -> Option<StreamHandle> {
+    fn take(&self) -> Option<StreamHandle> {
         lock(&self.0).take()
+    }
+}
+
+/// The offer of a handle to a transport. Dropping the offer withdraws the handle, unless the transport has taken it, because the head and its
+/// clones may outlive the stream.
+#[must_use]
+pub(crate) struct StreamHandleOffer(StreamHandleSlot);
+
+impl Drop for StreamHandleOffer {
+    fn drop(&mut self) {
+        drop(self.0.take());
     }
 }
 

@@ -90,8 +90,8 @@ impl<S> SupervisedStream<S> {
 
     /// Reports that the client gets the complete response to a poll. Nothing more of the stream follows in the response.
     ///
-    /// The report is needed only if the response's body does not know its length. Without the report, the guard counts such a
-    /// stream as closed because the client [left](crate::guard::CloseReason::Left).
+    /// The report is needed only if the response's body does not know its length. Without the report, the guard counts the stream as closed
+    /// because the client [left](crate::guard::CloseReason::Left).
     pub fn report_complete_response(&self) {
         if let Some(lifecycle) = self.lifecycle() {
             lifecycle.on_non_streaming_response();

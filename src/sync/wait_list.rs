@@ -52,7 +52,7 @@ pub(crate) struct WaiterKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum StoreWakerOutcome {
-    /// The waker is stored, and is woken by the next [`WaitList::wake_all`]. The task waits.
+    /// The waker is stored: the task waits until the next [`WaitList::wake_all`].
     Stored,
     /// What the task waits for is already there, and no waker is stored.
     AlreadyReady,

@@ -17,8 +17,9 @@
 //!
 //! A [`Negotiate`](super::Negotiate) chooses among formats by media type or by name.
 //!
-//! The transport is named after the chunked transfer coding, in which HTTP/1.1 sends a body of unknown length. HTTP/2 sends such a body in
-//! DATA frames. A chunk is not a message: the format says where an event begins and ends, and proxies may split and join chunks.
+//! The transport is named after the chunked transfer coding, in which HTTP/1.1 sends a body of unknown length. HTTP/2 sends a body of
+//! unknown length in DATA frames. A chunk is not a message: the format says where an event begins and ends, and proxies may split and join
+//! chunks.
 //!
 //! The JSON formats write each event in an envelope, `{"id":"…","event":"…","data":…}`, so that a client knows its cursor and
 //! can resume on any transport.
@@ -32,7 +33,7 @@
 //! | [`Multipart::data_only`] | the headers and control parts of tower-push | a part with `{}` |
 //! | [`Raw`] | ids, types, gaps, cursors, the end | a separator |
 //!
-//! A gap cuts such a stream. [`Chunked::keep_alive`] turns heartbeats off.
+//! A gap cuts a stream without additions. [`Chunked::keep_alive`] turns heartbeats off.
 //!
 //! If the source fails, the response is cut: its body does not end cleanly, and the client's library reports an error.
 //!

@@ -9,9 +9,9 @@ use crate::random;
 /// sends as a heartbeat.
 ///
 /// The default interval is 15 s, as the HTML standard
-/// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes). This interval is shorter than the idle
-/// limits of common proxies (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that range
-/// once, so that streams that opened together do not send their heartbeats together.
+/// [advises](https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes). The default is shorter than the idle limits
+/// of common proxies (nginx and AWS load balancers: 60 s). The default jitter is ±10 %: each stream draws an interval of its own from that
+/// range once, so that streams that opened together do not send their heartbeats together.
 ///
 /// Heartbeats need tokio's clock. Outside a tokio runtime, or in one without `enable_time`, a body with heartbeats panics when it
 /// is idle for the first time. A stream without heartbeats ([`KeepAlive::disabled`]) runs on any runtime.

@@ -82,20 +82,17 @@ mod push_body;
 mod response;
 pub mod sse;
 mod streaming;
+mod unread_form;
 #[cfg(feature = "websocket")]
 pub mod websocket;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
-use http::{Response, request::Parts};
+use http::{Response, Version, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 #[cfg(feature = "server")]
 pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
-pub(crate) use self::response::{
-    close_unless_upgraded, event_source_retry_response, is_event_source_request, is_query_method,
-    is_websocket_upgrade,
-};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
@@ -109,12 +106,24 @@ pub use self::{
     response::{method_rejection, rejection_response},
     sse::Sse,
     streaming::respond_streaming,
+    unread_form::respond_with_form,
+};
+pub(crate) use self::{
+    response::{
+        close_unless_upgraded, event_source_retry_response, is_event_source_request,
+        is_query_method, is_websocket_upgrade,
+    },
+    unread_form::{MAX_FORM_LEN, UnreadForm, is_form},
 };
 use crate::source::Push;
 
 /// The number of items that one poll takes from a stream before other tasks may run. Without this limit, a source that is always ready
 /// would block a thread if its items make no frame.
 const MAX_ITEMS_PER_POLL: usize = 1024;
+
+/// The methods with which a client asks for a stream: `GET`, `HEAD`, `POST` and `QUERY` ([RFC 10008](https://www.rfc-editor.org/info/rfc10008)).
+/// The default of [`Transport::methods`].
+pub const STREAM_METHODS: &[&str] = &["GET", "HEAD", "POST", "QUERY"];
 
 /// A way to send events to a client.
 ///
@@ -128,6 +137,16 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// response lists them.
     fn media_types(&self) -> &[&'static str];
 
+    /// Returns the methods with which this transport can be requested over this version of HTTP: [`STREAM_METHODS`] by default. `OPTIONS`
+    /// is not one of them, because every transport answers it with [`method_rejection`].
+    ///
+    /// [`Negotiate`] does not choose the transport for other methods, and the header `Allow` of its responses lists the methods of all its
+    /// transports. A transport that names other methods than [`STREAM_METHODS`] rejects the rest with [`method_rejection`].
+    fn methods(&self, version: Version) -> &[&'static str] {
+        let _ = version;
+        STREAM_METHODS
+    }
+
     /// Returns how strongly the request asks for this transport; `None` if the transport cannot answer the request.
     ///
     /// By default the `Accept` header decides, compared with the [media types](Self::media_types).
@@ -138,8 +157,17 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Returns whether clients of this transport poll: the transport sends a stream in several responses, one for each request, as
     /// [`LongPoll`] does. `false` by default.
     ///
-    /// [`Negotiate`] does not choose such a transport by `Accept` alone if the client expects the whole stream in one response.
+    /// [`Negotiate`] does not choose a transport that polls by `Accept` alone if the client expects the whole stream in one response.
     fn is_polling(&self) -> bool {
+        false
+    }
+
+    /// Returns whether [`respond`](Self::respond) reads the form of a `QUERY` request itself, with [`respond_with_form`]. `false` by default:
+    /// the layer or service around the transport reads the form before it calls `respond`.
+    ///
+    /// `true` is for a transport around other transports that refuses requests, as the transport of a [`Guard`](crate::Guard) does. Such a
+    /// transport refuses a request before it reads the body.
+    fn reads_form(&self) -> bool {
         false
     }
 
@@ -163,11 +191,17 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     fn media_types(&self) -> &[&'static str] {
         (**self).media_types()
     }
+    fn methods(&self, version: Version) -> &[&'static str] {
+        (**self).methods(version)
+    }
     fn preference(&self, head: &Parts) -> Option<Preference> {
         (**self).preference(head)
     }
     fn is_polling(&self) -> bool {
         (**self).is_polling()
+    }
+    fn reads_form(&self) -> bool {
+        (**self).reads_form()
     }
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         (**self).respond(head, push)

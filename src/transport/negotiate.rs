@@ -1,10 +1,11 @@
 use std::{cmp::Reverse, fmt::Write, future::ready, sync::Arc};
 
-use http::{HeaderValue, Method, StatusCode, header::ACCEPT, request::Parts};
+use http::{HeaderValue, Method, StatusCode, Version, header::ACCEPT, request::Parts};
 
 use super::{
     BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport, method_rejection,
-    rejection_response, response::vary_by_accept,
+    rejection_response, respond_with_form,
+    response::{tunnel_rejection, vary_by_accept},
 };
 use crate::{
     format::{JsonSeq, Multipart},
@@ -23,8 +24,10 @@ use crate::{
 ///    ([RFC 9110 §12.5.1](https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1)).
 /// 4. The `Accept` header is absent, or prefers no transport. The first transport of the set is chosen.
 ///
-/// A request with a [method that asks for no stream](method_rejection), such as `DELETE`, is rejected unless rule 1 or 2 applies. A
-/// request that no transport can answer gets 406, with the list of the transports as text. Every response has `Vary: Accept`.
+/// Rules 2 to 4 choose only among the transports that name the request's method ([`Transport::methods`]). A request whose method no
+/// transport names, such as a `DELETE`, is [rejected](method_rejection) unless rule 1 applies; `Allow` then lists the methods of all
+/// transports. Any other request that no transport can answer gets 406, with the list of the transports as text. Every response has
+/// `Vary: Accept`.
 ///
 /// # When long-polling is chosen
 /// Rules 3 and 4 choose [`LongPoll`] only for a `GET`, `HEAD` or `QUERY`, and only if the source is not
@@ -51,7 +54,35 @@ use crate::{
 #[must_use]
 pub struct Negotiate {
     transports: Vec<Arc<dyn Transport>>,
+    methods: MethodUnion,
     query_parameter: &'static str,
+}
+
+/// The [methods](Transport::methods) of all transports of a set.
+#[derive(Clone, Debug, Default)]
+struct MethodUnion {
+    /// The methods up to HTTP/1.1.
+    http1: Vec<&'static str>,
+    /// The methods from HTTP/2 on.
+    http2: Vec<&'static str>,
+}
+
+impl MethodUnion {
+    fn of(transports: &[Arc<dyn Transport>]) -> Self {
+        let union_for = |version| {
+            let mut union = Vec::new();
+            for method in transports.iter().flat_map(|t| t.methods(version)) {
+                if !union.contains(method) {
+                    union.push(*method);
+                }
+            }
+            union
+        };
+        Self {
+            http1: union_for(Version::HTTP_11),
+            http2: union_for(Version::HTTP_2),
+        }
+    }
 }
 
 impl Negotiate {
@@ -70,10 +101,12 @@ impl Negotiate {
 
     /// Creates a set of one transport.
     pub fn only(transport: impl Transport) -> Self {
-        Self {
-            transports: vec![Arc::new(transport)],
+        let set = Self {
+            transports: Vec::new(),
+            methods: MethodUnion::default(),
             query_parameter: "transport",
-        }
+        };
+        set.add_transport(transport)
     }
 
     /// Adds a transport at the end of the set. The new transport replaces a transport of the set that has the same [name](Transport::name).
@@ -83,6 +116,7 @@ impl Negotiate {
             Some(replaced) => *replaced = Arc::new(transport),
             None => self.transports.push(Arc::new(transport)),
         }
+        self.methods = MethodUnion::of(&self.transports);
         self
     }
 
@@ -100,9 +134,6 @@ impl Negotiate {
         if let Some(name) = names.find(|name| !name.is_empty()) {
             return self.transports.iter().find(|t| t.name() == name);
         }
-        if method_rejection(&head.method).is_some() {
-            return self.most_preferred(head, |_, preference| preference == Preference::MAX);
-        }
         let is_for_one_client = push.is_some_and(PushSource::is_for_one_client);
         if head.method != Method::POST && !is_for_one_client {
             return self.most_preferred(head, |_, _| true);
@@ -110,7 +141,8 @@ impl Negotiate {
         let sends_one_response =
             |t: &dyn Transport, preference| !t.is_polling() || preference == Preference::MAX;
         self.most_preferred(head, sends_one_response).or_else(|| {
-            // The request accepts only media types of transports that poll. It is answered as if it accepted all other media types too.
+            // The request accepts only media types of transports that poll. The other transports are compared as if the request accepted
+            // every media type.
             let polled = self.most_preferred(head, |_, _| true)?;
             let mut head = head.clone();
             let everything = HeaderValue::from_static("*/*;q=0.001");
@@ -120,14 +152,16 @@ impl Negotiate {
         })
     }
 
-    /// Returns the transport that the request prefers among those for which `is_candidate` returns `true`.
+    /// Returns the transport that the request prefers among those that name its method and for which `is_candidate` returns `true`.
     fn most_preferred(
         &self,
         head: &Parts,
         is_candidate: impl Fn(&dyn Transport, Preference) -> bool,
     ) -> Option<&Arc<dyn Transport>> {
         let transports = self.transports.iter().enumerate();
+        let method = head.method.as_str();
         let candidates = transports
+            .filter(|(_, t)| t.methods(head.version).contains(&method))
             .filter_map(|(index, t)| Some((t.preference(head)?, Reverse(index), t)))
             .filter(|(preference, _, t)| is_candidate(&***t, *preference));
         candidates
@@ -165,6 +199,14 @@ impl Transport for Negotiate {
         self.transports.first().map_or(&[], |t| t.media_types())
     }
 
+    /// Returns the methods of all transports of the set.
+    fn methods(&self, version: Version) -> &[&'static str] {
+        match version > Version::HTTP_11 {
+            true => &self.methods.http2,
+            false => &self.methods.http1,
+        }
+    }
+
     fn preference(&self, head: &Parts) -> Option<Preference> {
         self.choose(head, None)?.preference(head)
     }
@@ -174,10 +216,18 @@ impl Transport for Negotiate {
         self.transports.iter().all(|t| t.is_polling())
     }
 
+    /// Returns `true`: a transport of the set may refuse requests before it reads their bodies.
+    fn reads_form(&self) -> bool {
+        true
+    }
+
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let Some(transport) = self.choose(head, Some(&push)) else {
-            let rejection = method_rejection(&head.method);
-            let rejection = rejection.unwrap_or_else(|| self.not_acceptable_rejection());
+            let rejection = match method_rejection(&head.method, self.methods(head.version)) {
+                Some(rejection) => rejection,
+                None if head.method == Method::CONNECT => tunnel_rejection(),
+                None => self.not_acceptable_rejection(),
+            };
             let mut response = rejection_response(rejection);
             vary_by_accept(response.headers_mut());
             if head.method == Method::HEAD {
@@ -185,7 +235,7 @@ impl Transport for Negotiate {
             }
             return Box::pin(ready(response));
         };
-        let response_future = transport.clone().respond(head, push);
+        let response_future = respond_with_form(transport, head, push);
         Box::pin(async {
             let mut response = response_future.await;
             if !response.status().is_informational() {

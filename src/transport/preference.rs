@@ -28,8 +28,8 @@ enum Specificity {
 const MAX_QUALITY: u16 = 1000;
 
 impl Preference {
-    /// The greatest preference: the request can be meant for no other transport, whatever its `Accept` header says. An upgrade to WebSocket
-    /// is such a request.
+    /// The greatest preference: the request, such as an upgrade to WebSocket, can be meant for no other transport, whatever its `Accept`
+    /// header says.
     pub const MAX: Self = Self {
         quality: MAX_QUALITY,
         specificity: Specificity::BeyondAccept,

@@ -71,12 +71,6 @@ fn plain_text_response(message: String) -> Response<PushBody> {
     response
 }
 
-/// The value of `Allow`: the methods that a stream can be requested with, and `OPTIONS`.
-const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, QUERY, OPTIONS");
-
-/// The methods that a CORS preflight may ask for.
-const ALLOWED_CORS_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, QUERY");
-
 /// The request headers that a CORS preflight may ask for. The preflight succeeds only if a layer around the transport adds
 /// `Access-Control-Allow-Origin`.
 const ALLOWED_CORS_HEADERS: HeaderValue = HeaderValue::from_static(
@@ -86,8 +80,8 @@ const ALLOWED_CORS_HEADERS: HeaderValue = HeaderValue::from_static(
 /// How long a browser may cache the response to a preflight: 5 minutes.
 const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
 
-/// Returns the response to a request whose method does not ask for a stream: 204 for `OPTIONS`, 501 for `CONNECT`, else 405. Returns
-/// `None` for `GET`, `HEAD`, `POST` and `QUERY` ([RFC 10008](https://www.rfc-editor.org/info/rfc10008)).
+/// Returns the response to a request whose method is not one of `methods`. Returns `None` if the method is one of them.
+/// `methods` are the [methods](super::Transport::methods) of the transport.
 ///
 /// | method | status |
 /// |---|---|
@@ -95,32 +89,58 @@ const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
 /// | `CONNECT` | 501, because a 200 response would mean that a tunnel is open |
 /// | another | 405, with `Allow` |
 ///
-/// A transport calls this function before it subscribes to the source, unless the request is an upgrade that the transport accepts.
-/// [`respond_streaming`](super::respond_streaming) calls it.
+/// `Allow` lists `methods` and `OPTIONS`. A transport calls this function before it subscribes to the source, unless the request is an
+/// upgrade that the transport accepts. [`respond_streaming`](super::respond_streaming) calls this function with [`STREAM_METHODS`].
 ///
 /// ```
 /// use http::Method;
-/// use tower_push::transport::method_rejection;
+/// use tower_push::transport::{STREAM_METHODS, method_rejection};
 ///
-/// assert!(method_rejection(&Method::POST).is_none());
-/// assert_eq!(method_rejection(&Method::DELETE).unwrap().status(), 405);
+/// assert!(method_rejection(&Method::POST, STREAM_METHODS).is_none());
+/// assert_eq!(method_rejection(&Method::POST, &["GET", "HEAD"]).unwrap().status(), 405);
 /// ```
-pub fn method_rejection(method: &Method) -> Option<Rejection> {
+///
+/// [`STREAM_METHODS`]: super::STREAM_METHODS
+pub fn method_rejection(method: &Method, methods: &[&str]) -> Option<Rejection> {
+    if methods.contains(&method.as_str()) {
+        return None;
+    }
     let rejection = match *method {
-        Method::GET | Method::HEAD | Method::POST => return None,
-        _ if is_query_method(method) => return None,
-        Method::CONNECT => {
-            let rejection = Rejection::new(StatusCode::NOT_IMPLEMENTED);
-            return Some(rejection.message("there is no tunnel here"));
-        }
-        Method::OPTIONS => Rejection::new(StatusCode::NO_CONTENT)
-            .message("")
-            .header(header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_CORS_METHODS)
-            .header(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_CORS_HEADERS)
-            .header(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE_SECS),
+        Method::CONNECT => return Some(tunnel_rejection()),
+        Method::OPTIONS => preflight_rejection(methods),
         _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
     };
-    Some(rejection.header(header::ALLOW, ALLOWED_METHODS))
+    Some(rejection.header(header::ALLOW, allow_header(methods)))
+}
+
+/// Refuses a `CONNECT` that is no upgrade.
+pub(super) fn tunnel_rejection() -> Rejection {
+    Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here")
+}
+
+/// Makes the 204 response to `OPTIONS`, without `Allow`. A page cannot send a `CONNECT`, so no preflight allows this method.
+fn preflight_rejection(methods: &[&str]) -> Rejection {
+    let rejection = Rejection::new(StatusCode::NO_CONTENT).message("");
+    let methods = methods.iter().filter(|method| **method != "CONNECT");
+    let methods = method_list(methods);
+    if methods.is_empty() {
+        return rejection;
+    }
+    rejection
+        .header(header::ACCESS_CONTROL_ALLOW_METHODS, methods)
+        .header(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_CORS_HEADERS)
+        .header(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE_SECS)
+}
+
+/// Returns the value of `Allow`: `methods` and `OPTIONS`.
+pub(super) fn allow_header(methods: &[&str]) -> HeaderValue {
+    method_list(methods.iter().chain(&["OPTIONS"]))
+}
+
+/// Joins methods by commas. Returns an empty value if a method is not a valid header value.
+fn method_list<'a>(methods: impl Iterator<Item = &'a &'a str>) -> HeaderValue {
+    let methods: Vec<&str> = methods.copied().collect();
+    HeaderValue::try_from(methods.join(", ")).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Returns whether the request asks to turn its HTTP/1.1 connection into a WebSocket, even if the rest of its handshake is invalid.

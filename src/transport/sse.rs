@@ -12,9 +12,8 @@
 //! ```
 //!
 //! The format is specified by [WHATWG HTML §9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html). A parser that conforms to
-//! this specification reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only
-//! line breaks change:
-//! `\r\n` and `\r` become `\n`.
+//! the specification reads every text payload as it was, even if the payload is empty, begins with a space, or looks like a field. Only
+//! line breaks change: `\r\n` and `\r` become `\n`.
 //!
 //! | what happens | what is written | setting |
 //! |---|---|---|
@@ -32,8 +31,8 @@
 //! the client would otherwise forget the cursor.
 //!
 //! # Streams without additions
-//! Many clients of event streams are no `EventSource`: the SDKs of language models, and GraphQL clients. They fail on events that the source
-//! has not sent, and some of them fail on comments or on `id` fields. [`Sse::data_only`] writes the source's events, and nothing else:
+//! Many clients of event streams are no `EventSource`: the SDKs of language models, and GraphQL clients. These clients fail on events that
+//! the source has not sent, and some fail on comments or on `id` fields. [`Sse::data_only`] writes the source's events, and nothing else:
 //!
 //! ```
 //! use tokio_stream::StreamExt;
@@ -59,7 +58,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Parts};
-pub use tower_push_proto::sse::HeartbeatForm;
+pub use tower_push_proto::sse::{HeartbeatForm, TopicForm};
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
 use super::{
@@ -169,10 +168,24 @@ impl Sse {
         self.map_config(|config| config.heartbeat(form))
     }
 
-    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, and the topics of events. Ids are sent by
-    /// default. Without ids a client cannot resume.
+    /// Sets whether ids are sent: the ids of events, the cursors that move without an event, the cursor `~finished` of a source that has
+    /// finished, the topics of events, and the cursors and topics in the data of gaps. Ids are sent by default. Without ids a client cannot resume, and an `EventSource` reconnects to a
+    /// source that has finished until its page closes it.
     pub fn ids(self, are_sent: bool) -> Self {
         self.map_config(|config| config.ids(are_sent))
+    }
+
+    /// Sets the place of the topics of events: by default a field `topic`, which an `EventSource` ignores.
+    ///
+    /// A page that reads several topics with an `EventSource` needs one of the other forms:
+    ///
+    /// ```
+    /// use tower_push::{SseLayer, transport::{Sse, sse::TopicForm}};
+    ///
+    /// let layer = SseLayer::with(Sse::new().topic_form(TopicForm::EventType));
+    /// ```
+    pub fn topic_form(self, form: TopicForm) -> Self {
+        self.map_config(|config| config.topic_form(form))
     }
 
     /// Sets the type of the events that announce gaps: `gap` by default. With `None`, a gap cuts the response
@@ -191,7 +204,7 @@ impl Sse {
 
     /// Sets the type of the event that announces that the source has [finished](crate::Item::Finished): `finished` by default. Clients that
     /// close by the name of an event, such as htmx with `sse-close`, use this name. With `None`, a finished stream ends like any other, and
-    /// an `EventSource` reconnects.
+    /// an `EventSource` reconnects. The event has the id [`EventId::FINISHED`](crate::EventId::FINISHED), unless [`ids`](Self::ids) are off.
     pub fn finished_event(self, event_type: impl Into<Option<EventType>>) -> Self {
         self.map_config(|config| config.finished_event(event_type))
     }

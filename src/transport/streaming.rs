@@ -9,7 +9,8 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 
 use super::{
-    BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody, StreamEnd,
+    BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
+    STREAM_METHODS, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
     rejection_response,
     response::{NOSNIFF, method_rejection},
@@ -29,7 +30,7 @@ use crate::{
 /// `X-Accel-Buffering: no` and `Incremental: ?1` ([RFC 10036](https://www.rfc-editor.org/info/rfc10036)), except for headers that are set.
 /// If `headers` contains `Incremental: ?0`, which means the same as no such header, the response has no such header.
 ///
-/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A method that does not ask for a stream is
+/// A `HEAD` request gets the headers without a body, and the source is not subscribed to. A method other than [`STREAM_METHODS`] is
 /// [rejected](method_rejection). If the source refuses the subscription, the response is [made](rejection_response) of its
 /// [`Rejection`](crate::source::Rejection).
 pub fn respond_streaming(
@@ -41,7 +42,7 @@ pub fn respond_streaming(
 ) -> BoxResponseFuture {
     Box::pin(async move {
         let method = &pending.subscription().head().method;
-        if let Some(rejection) = method_rejection(method) {
+        if let Some(rejection) = method_rejection(method, STREAM_METHODS) {
             return rejection_response(rejection);
         }
         if method == Method::HEAD {

@@ -38,6 +38,37 @@ const clients = {
     for await (const chunk of stream) print(chunk.choices ? chunk.choices[0].delta.content : chunk)
   },
 
+  async langchain() {
+    const { ChatOpenAI } = await import('@langchain/openai')
+    const configuration = { baseURL: url }
+    const model = new ChatOpenAI({ model: 'model', apiKey: 'none', maxRetries: 0, configuration })
+    for await (const chunk of await model.stream('hi')) if (chunk.content) print(chunk.content)
+  },
+
+  // The parser that LangChain's integrations use which have no SDK of their own.
+  async 'langchain-parser'() {
+    const parser = await import('@langchain/core/utils/event_source_parse')
+    const { body } = await fetch(url, { method: 'POST' })
+    for await (const data of parser.convertEventStreamToIterableReadableDataStream(body)) print(data)
+  },
+
+  async cohere() {
+    const { CohereClientV2 } = await import('cohere-ai')
+    const cohere = new CohereClientV2({ token: 'none', environment: url, maxRetries: 0 })
+    const stream = await cohere.chatStream({ model: 'model', messages: prompt })
+    for await (const event of stream) {
+      print(event.type === 'content-delta' ? event.delta.message.content.text : event)
+    }
+  },
+
+  async huggingface() {
+    const { chatCompletionStream } = await import('@huggingface/inference')
+    const request = { endpointUrl: url, model: 'model', messages: prompt }
+    for await (const chunk of chatCompletionStream(request)) {
+      print(chunk.choices ? chunk.choices[0].delta.content : chunk)
+    }
+  },
+
   async 'google-genai'() {
     const { GoogleGenAI } = await import('@google/genai')
     const genai = new GoogleGenAI({ apiKey: 'none', httpOptions: { baseUrl: url } })

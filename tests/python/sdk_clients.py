@@ -40,6 +40,44 @@ def groq(url):
         yield chunk.choices[0].delta.content if chunk.choices else chunk.model_extra
 
 
+def litellm(url):
+    """A request to Gemini, whose stream `litellm` parses itself."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import litellm
+
+    stream = litellm.completion(
+        model="gemini/model", api_key="none", api_base=url, messages=PROMPT, stream=True, num_retries=0
+    )
+    for chunk in stream:
+        if chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content
+
+
+def cohere(url):
+    import cohere
+
+    client = cohere.ClientV2(api_key="none", base_url=url)
+    for event in client.chat_stream(model="model", messages=PROMPT):
+        yield event.delta.message.content.text if event.type == "content-delta" else event.type
+
+
+def huggingface(url):
+    from huggingface_hub import InferenceClient
+
+    client = InferenceClient(base_url=url, api_key="none")
+    for chunk in client.chat.completions.create(model="model", messages=PROMPT, stream=True):
+        yield chunk.choices[0].delta.content if chunk.choices else dict(chunk)
+
+
+def langchain(url):
+    from langchain_openai import ChatOpenAI
+
+    model = ChatOpenAI(model="model", api_key="none", base_url=url, max_retries=0)
+    for chunk in model.stream("hi"):
+        if chunk.content:
+            yield chunk.content
+
+
 def google_genai(url):
     from google import genai
 
@@ -81,6 +119,25 @@ def httpx_sse(url):
             yield {"event": event.event, "data": event.data}
 
 
+def httpx2_events(url):
+    import httpx2
+
+    with httpx2.Client(trust_env=False) as client, client.sse(url, method="POST") as source:
+        for event in source:
+            yield {"event": event.event, "data": event.data, "id": event.id}
+
+
+def aiosseclient_events(url):
+    import asyncio
+
+    from aiosseclient import aiosseclient
+
+    async def read():
+        return [{"event": event.event, "data": event.data, "id": event.id} async for event in aiosseclient(url)]
+
+    return asyncio.run(read())
+
+
 def aiohttp_lines(url):
     """The lines of a body, as `aiohttp` yields them."""
     import asyncio
@@ -102,6 +159,12 @@ CLIENTS = {
     "jsonlines": jsonlines,
     "requests": requests_lines,
     "httpx-sse": httpx_sse,
+    "httpx2": httpx2_events,
+    "aiosseclient": aiosseclient_events,
+    "litellm": litellm,
+    "cohere": cohere,
+    "huggingface": huggingface,
+    "langchain": langchain,
     "aiohttp": aiohttp_lines,
 }
 

@@ -253,6 +253,46 @@ fn topics_select_events_and_cursor_moves_on() {
     assert_eq!(read_ready_items(&mut all), ["cursor", "200", "none"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn quiet_subscriber_gets_newest_cursor() {
+    let (mut feed, relay) = Relay::builder().max_events(50).build();
+    let news = tower_push::event::Topic::new("news").unwrap();
+    let mut subscriber = relay
+        .with_topics([news])
+        .subscribe_from(StartPosition::Oldest);
+    let mut push = |number: u64| {
+        let event = Event::text("x").with_event_id(number.into());
+        feed.push(event.with_topic("other").unwrap()).unwrap();
+    };
+    for number in 1..=10 {
+        push(number);
+        assert!(read_ready_items(&mut subscriber).is_empty());
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    // The time runs from when the subscriber has read everything for the first time.
+    tokio::time::advance(Duration::from_millis(4100)).await;
+    let next = poll_next(&mut subscriber);
+    assert!(
+        matches!(&next, Poll::Ready(Some(Ok(Item::Cursor(id)))) if *id == 10.into()),
+        "{next:?}"
+    );
+    // Without further events, the cursor does not move.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(poll_next(&mut subscriber).is_pending());
+
+    // A gap is followed by no cursor of the events before it.
+    push(11);
+    assert!(poll_next(&mut subscriber).is_pending());
+    (12..=100).for_each(&mut push);
+    assert_eq!(read_ready_items(&mut subscriber), ["lagged None"]);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let next = poll_next(&mut subscriber);
+    assert!(
+        matches!(&next, Poll::Ready(Some(Ok(Item::Cursor(id)))) if *id == 100.into()),
+        "{next:?}"
+    );
+}
+
 #[tokio::test]
 async fn unreadable_cursor_is_gap() {
     let (mut feed, relay) = Relay::builder().build();

@@ -143,7 +143,7 @@ impl StreamingResponse {
         while let Some(Ok(_)) = self.next_chunk().await {}
     }
 
-    /// Reads the rest of the body. Returns its bytes, and the error if the body was cut off.
+    /// Reads the rest of the body. Returns the bytes that were read, and the error if the body was cut off.
     pub async fn read_to_end(mut self) -> (Vec<u8>, Result<(), hyper::Error>) {
         while let Some(chunk) = self.next_chunk().await {
             match chunk {

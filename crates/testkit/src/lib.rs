@@ -13,6 +13,7 @@
 //! | [`wait`] | waiting for a condition |
 //! | [`example_process`] | the examples as processes |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
+//! | [`redis_server`] | Redis and Valkey servers |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
 pub mod body;
@@ -26,6 +27,7 @@ pub mod live_counter;
 pub mod programs;
 pub mod record_client;
 pub mod records;
+pub mod redis_server;
 pub mod request;
 pub mod server;
 pub mod wait;
@@ -42,6 +44,7 @@ pub use self::{
     item::{describe_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
     record_client::RecordClient,
+    redis_server::{RedisProgram, RedisServer, free_port},
     request::{empty_request, get_request_head},
     server::{TestServer, wait_for_connections},
     wait::wait_until,

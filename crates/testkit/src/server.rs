@@ -32,8 +32,8 @@ pub struct TestServer {
 impl TestServer {
     /// Serves `service` over HTTP/1.1 and over HTTP/2 with prior knowledge, WebSocket upgrades included.
     ///
-    /// The connections are those of hyper-util. If the environment variable `TEST_SERVER` is `tower-push`, they are those of
-    /// [`Server::connection`], so that the same tests can run over both.
+    /// hyper-util serves the connections. If the environment variable `TEST_SERVER` is `tower-push`, [`Server::connection`] serves them
+    /// instead, so that the same tests can run over both.
     pub async fn start<S, B>(service: S) -> Self
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,

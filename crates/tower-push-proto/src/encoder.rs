@@ -88,8 +88,7 @@ pub trait Encoder: Send {
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer);
 }
 
-/// Writes complete responses, as long-polling sends them. Such a response is a batch of items. The source's stream usually goes on after a
-/// batch.
+/// Writes complete responses, each with a batch of items, as long-polling sends them. The source's stream usually goes on after a batch.
 ///
 /// A batch begins with [`begin_batch`](Self::begin_batch) and ends with [`end_batch`](Self::end_batch). The items of the batch are written
 /// between these two calls. Transports of batches do not call [`open`](Encoder::open), [`heartbeat`](Encoder::heartbeat) and

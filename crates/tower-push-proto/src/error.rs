@@ -7,8 +7,8 @@ pub type BoxError = Box<dyn error::Error + Send + Sync>;
 
 /// A value that cannot be pushed, a peer to which nothing more can be pushed, or bytes from a peer that cannot be read.
 ///
-/// `Error` is opaque, so that kinds can be added: the `is_…` methods tell them apart. Sources and transports outside of this crate create
-/// these errors with the constructors of the same names, such as `Error::lagged`.
+/// `Error` is opaque, so that kinds of errors can be added. A method `is_…` recognizes each kind, and a constructor creates it, also for
+/// sources and transports of other crates: `Error::lagged()` creates an error for which [`is_lagged`](Self::is_lagged) is true.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -33,6 +33,7 @@ enum ErrorKind {
     GapUnsupported,
     Closed,
     Lagged,
+    Full,
     InvalidOrigin,
     Stalled,
     TooLong,
@@ -100,6 +101,11 @@ kinds! {
         lagged,
         /// Whether a subscriber was disconnected because it was too slow.
         is_lagged;
+    Full:
+        /// Makes the error for a hub that has no room for another topic.
+        full,
+        /// Whether a hub has no room for another topic.
+        is_full;
     InvalidOrigin:
         /// Makes the error for a text that is not an origin.
         invalid_origin,
@@ -108,7 +114,7 @@ kinds! {
     Stalled:
         /// Makes the error for a connection whose peer accepted none of the written bytes for too long.
         stalled,
-        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteProgress` fails with this error.
+        /// Whether a connection's peer accepted none of the written bytes for too long. `WriteTimeout` fails with this error.
         is_stalled;
 }
 
@@ -184,6 +190,7 @@ impl fmt::Display for Error {
             ErrorKind::GapUnsupported => "events were missed, and this format cannot say so",
             ErrorKind::Closed => "the channel is closed",
             ErrorKind::Lagged => "the subscriber was too slow",
+            ErrorKind::Full => "the hub has no room for another topic",
             ErrorKind::InvalidOrigin => {
                 "an origin is a scheme, a host and perhaps a port: https://app.example.com"
             }

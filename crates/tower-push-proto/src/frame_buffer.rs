@@ -26,8 +26,8 @@ pub struct FrameBuffer {
     open_frame: OpenFrame,
     /// The frames before `open_frame`. `None` until a large write has completed a frame.
     complete_frames: Option<Box<CompleteFrames>>,
-    /// The length of the frame that was taken last, up to a limit. The next frame that joins several writes is allocated with this
-    /// capacity.
+    /// The length of the frame that was taken last, or a fixed limit if the frame was longer. The next frame that joins several writes is
+    /// allocated with this capacity.
     last_frame_len: usize,
 }
 

@@ -30,7 +30,7 @@ pub mod sse;
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub mod websocket;
 
-// These modules are public for tower-push alone. The modules are hidden because they are not part of the public API.
+// These modules are public for tower-push and tower-push-client alone. The modules are hidden because they are not part of the public API.
 #[doc(hidden)]
 pub mod base64;
 #[doc(hidden)]

@@ -1,9 +1,9 @@
 use std::{sync::Arc, time::Duration};
 
-use super::{Channel, LagPolicy, epoch::Epoch};
+use super::{Channel, LagPolicy};
 use crate::source::{
     StartPosition,
-    log::{EventLogLimits, ReplayLog},
+    log::{Epoch, EventLogLimits, ReplayLog},
 };
 
 /// The configuration of a [`Channel`], from [`Channel::builder`].
@@ -33,10 +33,9 @@ impl ChannelBuilder {
     /// Sets the maximum number of bytes in the log, counting payloads, ids, types and topics. The default is 4 MiB. The newest
     /// event stays in the log even if it alone exceeds the maximum.
     ///
-    /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the
-    /// event's size again and about 100 bytes, is not counted, either. The same holds for up to 256 KiB of events that were sent in one piece: each
-    /// transport in use keeps their joined encodings. If events are small, [`max_events`](Self::max_events)
-    /// therefore bounds the log's memory.
+    /// Each event takes about 300 bytes that are not counted. The event's encoding for each transport in use, which takes the event's size
+    /// again and about 100 bytes, is not counted, either. Nor are the joined encodings of up to 256 KiB of events that were sent together. If
+    /// events are small, these uncounted bytes are most of the log's memory: bound it with [`max_events`](Self::max_events).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_bytes = bytes;
         self
@@ -49,7 +48,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets what the channel does with subscribers that are too slow. By default, such a subscriber gets a [gap](LagPolicy::Gap).
+    /// Sets what the channel does with subscribers that are too slow. By default, a subscriber that is too slow gets a
+    /// [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self

@@ -34,12 +34,13 @@
 //! | of an older event of this channel | with a gap (`expired`) that says how many events are missing, then at the oldest event |
 //! | of another epoch, or unreadable | with a gap (`epoch`), then at the oldest event |
 //!
-//! The oldest event is normally the first one in the log. A channel that [conflates](LagPolicy::conflate) also keeps events from
-//! before the log, namely those that are still the newest of their key. The oldest event of such a channel is the first of these
-//! kept events.
+//! The oldest event is normally the first one in the log. A channel that [conflates](LagPolicy::conflate) also keeps events from before the
+//! log, namely those that are still the newest of their key. The oldest event of a channel that conflates is the first of these kept
+//! events.
 //!
 //! # A map of channels
-//! A channel may be removed from a map if neither a stream nor a handler uses it. A token that each push holds shows this:
+//! A channel may be removed from a map if neither a stream nor a handler uses the channel. To find out, give a token to each push, and
+//! count the token's owners:
 //!
 //! ```
 //! use std::{collections::HashMap, sync::{Arc, Mutex}};
@@ -72,7 +73,6 @@
 
 mod channel_builder;
 mod channel_counts;
-mod epoch;
 mod subscriber;
 
 use std::{
@@ -82,14 +82,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use self::epoch::Epoch;
 pub use self::{
     channel_builder::ChannelBuilder, channel_counts::ChannelCounts, subscriber::Subscriber,
 };
 pub use super::log::{KeyFn, LagPolicy};
 use super::{
     PushSource, Rejection, StartPosition, Subscription,
-    log::{EventLog, ReplayLog},
+    log::{Epoch, EventLog, ReplayLog},
 };
 use crate::{
     BoxError, Error,

@@ -7,11 +7,10 @@ use std::{
 
 use futures_core::Stream;
 
-use super::epoch::Epoch;
 use crate::{
     BoxError,
     event::{Item, ItemOrRun},
-    source::log::{LogReadOutcome, LogReader, LogRunOutcome, ReplayLog, ResolvedStart},
+    source::log::{Epoch, LogReadOutcome, LogReader, LogRunOutcome, ReplayLog, ResolvedStart},
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are

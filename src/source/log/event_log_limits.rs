@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::log_entry::LogEntry;
 
-/// The limits of an [`EventLog`](super::EventLog). The log keeps its newest event even if this event alone exceeds them.
+/// The limits of an [`EventLog`](super::EventLog). The log keeps its newest event even if this event alone exceeds the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EventLogLimits {
     /// The maximum number of events. Values below 1 count as 1.

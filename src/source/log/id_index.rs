@@ -29,7 +29,7 @@ impl IdIndex {
         index
     }
 
-    /// Forgets all ids. `id` is the id at `position`, if there is one. The next id that is pushed gets the position after it.
+    /// Forgets all ids. `id` is the id at `position`, if there is one. The next id that is pushed gets the position after `position`.
     pub(super) fn restart(&mut self, position: u64, id: Option<EventId>) {
         self.positions.clear();
         self.ids.clear();

@@ -24,7 +24,7 @@ pub(crate) struct LogCounts {
 }
 
 impl LogCounters {
-    pub(super) fn add_appended(&self) {
+    pub(crate) fn add_appended(&self) {
         add_if_nonzero(&self.appended, 1);
     }
 
@@ -32,11 +32,11 @@ impl LogCounters {
         add_if_nonzero(&self.missed_on_return, events);
     }
 
-    pub(super) fn add_lagged(&self, events: u64) {
+    pub(crate) fn add_lagged(&self, events: u64) {
         add_if_nonzero(&self.lagged, events);
     }
 
-    pub(super) fn add_conflated(&self, events: u64) {
+    pub(crate) fn add_conflated(&self, events: u64) {
         add_if_nonzero(&self.conflated, events);
     }
 

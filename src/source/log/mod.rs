@@ -12,10 +12,11 @@
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
 //! | `run_cache.rs` | `RunCache`: the runs that were read last, for other readers at the same position | limits of the log |
 //! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
-//! | `log_ids.rs` | [`LogIds`]: how ids and positions belong together | |
+//! | `log_ids.rs`, `epoch.rs` | [`LogIds`]: how ids and positions belong together; [`Epoch`]: ids that are made from positions | |
 //! | `replay_log.rs` | [`ReplayLog`]: a log that clients subscribe to, with ids, a [`LagPolicy`] and counts | where events come from |
 //! | `log_reader.rs` | [`LogReader`]: one subscriber's position | what comes before the log |
 
+mod epoch;
 mod event_log;
 mod event_log_limits;
 mod id_index;
@@ -35,6 +36,7 @@ mod loom_tests;
 
 pub use self::lag_policy::{KeyFn, LagPolicy};
 pub(crate) use self::{
+    epoch::Epoch,
     event_log::{DuplicateId, EventLog, EventLogReadOutcome},
     event_log_limits::EventLogLimits,
     id_index::IdIndex,

@@ -19,12 +19,12 @@ impl ReadBuffer {
         self.end - self.start
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.end == CAPACITY
     }
 
     /// Appends an event, unless the buffer is full.
-    pub(super) fn push(&mut self, event: Event) {
+    pub(crate) fn push(&mut self, event: Event) {
         if let Some(slot) = self.events.get_mut(self.end) {
             *slot = Some(event);
             self.end += 1;

@@ -12,17 +12,20 @@ use tokio::time::{Sleep, sleep};
 use super::{
     page_cache::{PageReadError, PageResult},
     relay_state::RelayState,
-    upstream::{Page, PageKey, TopicSet},
+    upstream::{Page, PageKey},
     upstream_reader::UpstreamReader,
 };
 use crate::{
     event::{EventId, GapReason, Item},
     random,
-    source::log::{ExternalIds, LogReader, ResolvedStart},
+    source::{
+        TopicSet,
+        log::{ExternalIds, LogReader, ResolvedStart},
+    },
 };
 
-/// The way of a returning client, whose cursor is not in the relay's log, into the log. The client reads pages from the upstream until the
-/// log has its cursor.
+/// The resume of a returning client whose cursor is not in the relay's log: the client reads pages from the upstream until the log has its
+/// cursor.
 ///
 /// # Invariant: no hole and no duplicate
 /// The client has exactly the events up to `cursor`, as far as no gap was announced. A page begins after `cursor`, and each of its
@@ -44,7 +47,7 @@ pub(super) struct ColdResume {
 
 /// What a [`ColdResume`] does next if it has no page to take events from.
 enum ColdResumeStep {
-    /// Continues with the log, if the log has the cursor, or requests the next page.
+    /// Looks the cursor up in the log. The client continues with the log if the log has the cursor, and otherwise requests the next page.
     LookUp,
     /// Waits for a page.
     ReadPage(Pin<Box<dyn Future<Output = PageResult> + Send>>),
@@ -167,7 +170,7 @@ impl ColdResume {
     fn start_page(&mut self, page: &Arc<Page>) {
         let limits = self.upstream.limits();
         if page.is_end_of_feed(&self.cursor) {
-            // The limit is for what the client has missed. The client has missed nothing that the upstream has.
+            // The client now has every event of the upstream, so that the limit for missed events starts anew.
             self.remaining_scan = limits.max_scan;
             let wait = random::jittered(WAIT_FOR_FEED_TIME, 0.2);
             self.step = ColdResumeStep::WaitForFeed(Box::pin(sleep(wait)));
@@ -210,7 +213,7 @@ impl ColdResume {
         self.page = None;
         let scanned_to = page.scanned_to.clone().filter(|id| *id != self.cursor);
         if scanned_to.is_some() || page.events.is_empty() {
-            // The page does not tell how many events the upstream has looked at: a full page counts.
+            // The page does not tell how many events the upstream has looked at, so the page counts as a full one.
             let full_page = self.upstream.limits().page_events;
             let uncounted = full_page.saturating_sub(page.events.len());
             self.remaining_scan = self.remaining_scan.saturating_sub(uncounted);

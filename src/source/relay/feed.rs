@@ -80,9 +80,9 @@ impl Feed {
     /// Announces that events are missing after the last one that was pushed. The log begins anew: its events are dropped, and earlier
     /// cursors lead to the upstream, or to a gap.
     ///
-    /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last of them, if it is known; the next
-    /// event that is pushed follows it. The other fields are not used. Every connected subscriber gets the gap, with its own number of
-    /// missing events: those of the feed, and those that it had not read.
+    /// The fields `reason` and `missed` of `gap` describe the missing events. `resumed` is the id of the last of them, if it is known; the
+    /// next event that is pushed follows it. The other fields of `gap` are not used. Every connected subscriber gets the gap with a number
+    /// of its own: `missed`, plus the pushed events that this subscriber had not read.
     ///
     /// ```
     /// use tower_push::{Gap, GapReason, Relay};

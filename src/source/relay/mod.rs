@@ -40,21 +40,22 @@
 //! | any other, without an upstream | with a gap, then at the oldest event in the log. The gap is `expired` and says how many events are missing if the id is one of the [last that were removed](RelayBuilder::max_trimmed_ids), else `epoch` |
 //! | unreadable | with a gap (`epoch`), then at the oldest event in the log |
 //!
-//! Connected clients read the log only. Those that are too slow are treated as the relay's [`LagPolicy`](super::channel::LagPolicy) says.
+//! Connected clients read the log only. The relay's [`LagPolicy`](super::channel::LagPolicy) says what happens to connected clients that
+//! are too slow.
 //!
 //! # Fill the log before the first client
-//! A process that starts pushes the last events of the store first, and serves the relay then. Nearly all clients that return after a
-//! deployment then resume from memory.
+//! A process that starts should push the last events of the store before it serves the relay, so that nearly all clients that return after
+//! a deployment resume from memory.
 //!
 //! # Cold resumes are bounded
-//! A client whose cursor is not in the log reads pages from the upstream: by default 256 events each, 16 reads at a time, and 10 000
-//! events for each client. Clients with the same cursor share a page. The pages belong to the relay, which holds 16 MiB of them,
-//! whether or not the clients read. If a read fails, or if too many are queued, the client's stream ends in-band with
-//! [`Item::Ended`](crate::Item::Ended), which tells the client when to return; it then sends its last cursor. See [`UpstreamLimits`].
+//! A client whose cursor is not in the log reads pages from the upstream: by default 256 events each, 16 reads at a time, and 10 000 events
+//! for each client. Clients with the same cursor share a page. The pages belong to the relay, which holds 16 MiB of them, whether or not
+//! the clients read. If a read fails, or if too many are queued, the client's stream ends in-band with [`Item::Ended`](crate::Item::Ended),
+//! which tells the client when to return with its last cursor. See [`UpstreamLimits`].
 //!
 //! # Gaps of the feed
-//! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`Feed::gap`]. Every connected client is told,
-//! and the log begins anew.
+//! If the task that reads the store finds that the store was emptied, or has lost its place in the store, the task calls [`Feed::gap`].
+//! Every connected client gets a gap, and the log begins anew.
 //!
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) makes the ids of its events, and its clients can resume in the same process only. Everything else of the log
@@ -78,6 +79,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use self::relay_state::RelayState;
 pub use self::{
     feed::{Feed, PushError},
     relay_builder::RelayBuilder,
@@ -86,9 +88,8 @@ pub use self::{
     upstream::{Page, PageRequest, Upstream, UpstreamError},
     upstream_limits::UpstreamLimits,
 };
-use self::{relay_state::RelayState, upstream::TopicSet};
 use super::{
-    PushSource, Rejection, StartPosition, Subscription,
+    PushSource, Rejection, StartPosition, Subscription, TopicSet,
     log::{EventLog, ExternalIds, ReplayLog},
 };
 use crate::{
@@ -146,8 +147,9 @@ impl Relay {
 
     /// Returns the same relay as a source whose subscribers get only the events of these [topics](crate::Event::topic).
     ///
-    /// Subscribers look at every event of the feed. A client's cursor also moves on over events of other topics, now and then. A gap
-    /// does not say how many events are missing. [`StartPosition::Last`] counts the events of all topics.
+    /// Subscribers look at every event of the feed. A client's cursor is also moved past events of other topics: after 64 such events, and
+    /// 5 s after the client has got everything, if there is a tokio runtime with a clock. The gaps of a subscriber with topics do not say
+    /// how many events are missing. [`StartPosition::Last`] counts the events of all topics.
     ///
     /// ```
     /// use tower_push::{Push, Relay, event::Topic};
@@ -224,7 +226,7 @@ impl Relay {
     }
 }
 
-/// Each client begins after its cursor, or at the relay's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the relay's [`StartPosition`] if the client has no cursor.
 impl PushSource for Relay {
     type Stream = RelaySubscriber;
 

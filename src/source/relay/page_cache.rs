@@ -62,8 +62,16 @@ pub(super) enum FoundPage {
     Absent,
 }
 
-/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor. Both stay true.
-/// A client that polls without waiting finds the page at its next poll.
+/// The result of [`PageCache::begin_read`].
+pub(super) struct BegunRead {
+    /// The number of the read, for [`PageCache::finish_read`].
+    pub(super) number: u64,
+    /// The older result of the same key, which the caller drops outside of its lock.
+    pub(super) replaced_result: Option<PageResult>,
+}
+
+/// How long a page of events, or the answer that a cursor is lost, is used for further clients with the same cursor: neither becomes wrong
+/// with time. A client that polls without waiting finds the page at its next poll.
 const PAGE_REUSE_TIME: Duration = Duration::from_secs(30);
 
 /// How long an answer that may soon be wrong is used: that there are no events yet, or that the upstream has failed.
@@ -102,23 +110,22 @@ impl PageCache {
         }
     }
 
-    /// Adds a read in progress. The channel `done` closes when the read ends. Returns the number of the read, and the older result that the
-    /// cache drops, which the caller drops outside of its lock.
-    pub(super) fn begin_read(
-        &mut self,
-        key: PageKey,
-        done: watch::Receiver<()>,
-    ) -> (u64, Option<PageResult>) {
+    /// Adds a read in progress. The channel `done` closes when the read ends.
+    pub(super) fn begin_read(&mut self, key: PageKey, done: watch::Receiver<()>) -> BegunRead {
         let number = self.next_number;
         self.next_number += 1;
         self.pending_reads += 1;
         let state = ReadState::Pending(done);
         let replaced = self.entries.insert(key, CacheEntry { number, state });
         self.byte_len -= replaced.as_ref().map_or(0, CacheEntry::byte_len);
-        (number, replaced.and_then(CacheEntry::into_finished_result))
+        BegunRead {
+            number,
+            replaced_result: replaced.and_then(CacheEntry::into_finished_result),
+        }
     }
 
-    /// Ends the read with this number. Returns the results that the cache drops, which the caller drops outside of its lock.
+    /// Ends the read with this number, and adds its result. Returns the older results that the cache no longer holds. The caller drops them
+    /// outside of its lock.
     #[must_use]
     pub(super) fn finish_read(
         &mut self,
@@ -136,7 +143,7 @@ impl PageCache {
             Ok(page) => page.is_end_of_feed(&key.after),
             Err(error) => *error == PageReadError::Unavailable,
         };
-        let mut dropped = self.evict(byte_len);
+        let mut dropped = self.make_room_for(byte_len);
         self.byte_len += byte_len;
         let state = ReadState::Finished {
             result,
@@ -157,8 +164,8 @@ impl PageCache {
         dropped
     }
 
-    /// Drops the oldest finished reads until one of `byte_len` bytes fits in.
-    fn evict(&mut self, byte_len: usize) -> Vec<PageResult> {
+    /// Removes the oldest results until a result of `byte_len` bytes fits in, and returns the removed results.
+    fn make_room_for(&mut self, byte_len: usize) -> Vec<PageResult> {
         let mut dropped = Vec::new();
         while self.byte_len + byte_len > self.max_bytes || self.finished.len() >= MAX_FINISHED {
             let Some((key, number)) = self.finished.pop_front() else {
@@ -212,7 +219,7 @@ mod tests {
     }
 
     fn begin(cache: &mut PageCache, after: u64) -> u64 {
-        cache.begin_read(key(after), watch::channel(()).1).0
+        cache.begin_read(key(after), watch::channel(()).1).number
     }
 
     fn is_finished(cache: &PageCache, after: u64, asked_at: Instant) -> bool {

@@ -78,8 +78,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets the maximum number of ids that the relay knows of events that it has removed from the log. The default is 4096. 0 is
-    /// raised to 1. Each takes about 100 bytes.
+    /// Sets the maximum number of ids that the relay knows of events that it has removed from the log. The default is 4096. Each id takes
+    /// about 100 bytes. 0 is raised to 1.
     ///
     /// A client that returns with one of these ids is told how many events it has missed (`expired`), if there is no upstream that has
     /// them. The relay cannot tell an older id from one of another feed (`epoch`).
@@ -88,7 +88,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets what the relay does with connected subscribers that are too slow. By default, they get a [gap](LagPolicy::Gap).
+    /// Sets what the relay does with connected subscribers that are too slow. By default, a subscriber that is too slow gets a
+    /// [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
         self.lag_policy = lag_policy;
         self

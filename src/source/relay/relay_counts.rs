@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::source::log::LogCounts;
 
-/// The numbers of events that a [`Relay`](super::Relay) got, that its subscribers did not get, and of what was read from its
+/// Counts of a [`Relay`](super::Relay): the events that its feed pushed, the events that its subscribers did not get, and the reads of its
 /// [`Upstream`](super::Upstream).
 ///
 /// Each count is exact, and never decreases.
@@ -31,13 +31,13 @@ pub struct RelayCounts {
     pub lagged: u64,
     /// Events that subscribers did not get, because the subscribers got a newer event with the same key instead.
     pub conflated: u64,
-    /// Subscriptions with a cursor that was not in the log, and that the upstream was asked about.
+    /// Subscriptions whose cursor was not in the log, so that the relay read pages from the upstream.
     pub cold_resumes: u64,
     /// Calls of [`Upstream::read_page`](super::Upstream::read_page).
     pub upstream_reads: u64,
-    /// Calls that failed or took too long.
+    /// Calls of [`Upstream::read_page`](super::Upstream::read_page) that failed or took too long.
     pub failed_reads: u64,
-    /// Cold resumes that ended in a gap, because the upstream has lost the events after the cursor, or because there were too many.
+    /// Cold resumes that ended in a gap, because the upstream has lost the events after the cursor, or because these events were too many.
     pub lost_cursors: u64,
     /// Streams that ended because a page could not be read.
     pub unavailable: u64,

@@ -56,8 +56,8 @@ impl RelayState {
         self.counters.counts(self.log.counters().counts())
     }
 
-    /// Returns the end of a stream whose client should return later.
-    pub(super) fn end_with_retry(&self) -> Item {
+    /// Returns the last item of a stream whose client should return after a random time.
+    pub(super) fn reconnect_item(&self) -> Item {
         let upstream = self.upstream.as_ref();
         let retry = upstream.map_or_else(
             || random::jittered(FEED_GONE_RETRY, 0.5),

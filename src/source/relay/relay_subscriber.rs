@@ -3,20 +3,24 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures_core::Stream;
+use tokio::{
+    runtime::Handle,
+    time::{Sleep, sleep},
+};
 
 use super::{
     cold_resume::{ColdResume, ColdResumeOutcome},
     relay_state::RelayState,
-    upstream::TopicSet,
 };
 use crate::{
     BoxError,
     event::{Event, EventId, Item, ItemOrRun},
     source::{
-        StartPosition,
+        StartPosition, TopicSet,
         log::{ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
     },
 };
@@ -48,14 +52,26 @@ pub struct RelaySubscriber {
     /// The cold resume of a client that does not read the log yet. `None` once the client reads the log.
     cold_resume: Option<Box<ColdResume>>,
     topics: Option<TopicSet>,
-    /// The number of events of other topics since the last item.
-    filtered_events: usize,
+    /// The events of other topics since the last item. `None` if there are none.
+    filtered: Option<FilteredEvents>,
     is_finished: bool,
 }
 
-/// The number of events of other topics after which a client's cursor moves on without an event, so that a client of a quiet topic can
-/// still resume from the log.
+/// The events of other topics that a subscriber has read since its last item. The client's cursor moves on over these events, so that a
+/// client of a quiet topic can still resume from the log.
+struct FilteredEvents {
+    count: usize,
+    /// The id of the last of these events.
+    last_id: EventId,
+    /// Ends [`MAX_CURSOR_DELAY`] after the subscriber has read all events. `None` until then, or if there is no runtime with a clock.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// The number of events of other topics after which a client's cursor moves on without an event.
 const MAX_FILTERED_EVENTS: usize = 64;
+
+/// The time after which the cursor of a client that has read all events moves on without an event.
+const MAX_CURSOR_DELAY: Duration = Duration::from_secs(5);
 
 impl RelaySubscriber {
     pub(super) fn new(
@@ -82,7 +98,7 @@ impl RelaySubscriber {
             relay,
             cold_resume: None,
             topics,
-            filtered_events: 0,
+            filtered: None,
             is_finished: false,
         };
         if let Some(cursor) = cold_cursor {
@@ -108,21 +124,46 @@ impl RelaySubscriber {
             return Some(Item::Event(event));
         };
         if topics.includes(&event) {
-            self.filtered_events = 0;
+            self.filtered = None;
             return Some(Item::Event(event));
         }
-        self.filtered_events += 1;
-        if self.filtered_events < MAX_FILTERED_EVENTS {
+        let last_id = event.id()?.clone();
+        let filtered = self.filtered.get_or_insert_with(|| FilteredEvents {
+            count: 0,
+            last_id: last_id.clone(),
+            timer: None,
+        });
+        filtered.count += 1;
+        filtered.last_id = last_id;
+        if filtered.count < MAX_FILTERED_EVENTS {
             return None;
         }
-        self.filtered_events = 0;
-        event.id().cloned().map(Item::Cursor)
+        let filtered = self.filtered.take()?;
+        Some(Item::Cursor(filtered.last_id))
     }
 
-    /// Ends the stream. The client returns later.
-    fn end_with_retry(&mut self) -> Item {
+    /// Returns the cursor of a subscriber that has read all events, some time after an event of another topic.
+    #[inline(never)]
+    fn poll_cursor(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+        let Some(filtered) = &mut self.filtered else {
+            return Poll::Pending;
+        };
+        if filtered.timer.is_none() && Handle::try_current().is_ok() {
+            filtered.timer = Some(Box::pin(sleep(MAX_CURSOR_DELAY)));
+        }
+        let Some(timer) = &mut filtered.timer else {
+            return Poll::Pending;
+        };
+        ready!(timer.as_mut().poll(cx));
+        let cursor = filtered.last_id.clone();
+        self.filtered = None;
+        Poll::Ready(Item::Cursor(cursor))
+    }
+
+    /// Ends the stream, and returns its last item: the time after which the client should return.
+    fn end_with_reconnect_item(&mut self) -> Item {
         self.is_finished = true;
-        self.relay.end_with_retry()
+        self.relay.reconnect_item()
     }
 
     /// Returns the next item of a cold resume. Returns `None` if the client continues with the log.
@@ -139,7 +180,7 @@ impl RelaySubscriber {
             }
             ColdResumeOutcome::Unavailable => {
                 self.relay.counters.add_unavailable();
-                self.end_with_retry()
+                self.end_with_reconnect_item()
             }
         };
         Poll::Ready(Some(item))
@@ -169,7 +210,7 @@ impl RelaySubscriber {
         }
     }
 
-    /// Returns an item that the client gets before it reads the log. Returns `None` if there is none.
+    /// Returns an item that the client gets before it reads the log. Returns `None` if there is no such item.
     // Out of line, so that a client that reads the log pays one comparison for it.
     #[inline(never)]
     fn poll_before_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
@@ -180,13 +221,15 @@ impl RelaySubscriber {
         Poll::Ready(item.map(|item| self.remove_count_if_filtered(item)))
     }
 
-    /// Returns the item for what the reader has found in the log. Returns `None` if the client gets nothing for it.
+    /// Returns the item for what the reader has found in the log. Returns `None` if the client gets no item for `outcome`.
     #[inline(never)]
     fn item_for_outcome(&mut self, outcome: LogReadOutcome) -> Option<Result<Item, BoxError>> {
         match outcome {
             LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
             LogReadOutcome::Missed => {
-                // A client that has not read from the log since it came back can still resume from the upstream.
+                // The cursor after the gap is newer than these events.
+                self.filtered = None;
+                // A client that has read nothing from the log yet gets the missed events from the upstream instead of a gap.
                 let requested = self.reader.requested_cursor().cloned();
                 if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
                     return None;
@@ -199,7 +242,7 @@ impl RelaySubscriber {
                 self.is_finished = true;
                 Some(Ok(Item::Finished))
             }
-            LogReadOutcome::Closed => Some(Ok(self.end_with_retry())),
+            LogReadOutcome::Closed => Some(Ok(self.end_with_reconnect_item())),
         }
     }
 
@@ -223,7 +266,13 @@ impl Stream for RelaySubscriber {
                     return Poll::Ready(Some(Ok(item)));
                 }
             }
-            let item = match ready!(this.reader.poll_next(cx)) {
+            let Poll::Ready(outcome) = this.reader.poll_next(cx) else {
+                if this.filtered.is_none() {
+                    return Poll::Pending;
+                }
+                return this.poll_cursor(cx).map(|cursor| Some(Ok(cursor)));
+            };
+            let item = match outcome {
                 LogReadOutcome::Event(event) if this.topics.is_none() => {
                     return Poll::Ready(Some(Ok(Item::Event(event))));
                 }

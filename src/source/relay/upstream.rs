@@ -1,8 +1,9 @@
-use std::{cmp::Ordering, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{cmp::Ordering, fmt, future::Future, pin::Pin};
 
 use crate::{
     BoxError,
     event::{Event, EventId, Gap, GapReason, Topic},
+    source::TopicSet,
 };
 
 /// The store behind a [`Relay`](super::Relay), which has older events than the relay's own log.
@@ -10,9 +11,10 @@ use crate::{
 /// The relay reads a page of events when a client returns with a cursor that is not in the log.
 ///
 /// # The cursor rule
-/// An id names one event unforgeably, and a client resumes from an id only if that event is still there, or is the newest one. An
-/// upstream that finds another event in its place, or none, fails with [`UpstreamError::Lost`]. A client that resumed from such an
-/// id would miss events without notice.
+/// An upstream accepts a cursor only if it knows which events came after the event with this id: the event is still in the store, or was
+/// the newest one. If the store has another event in this place, or no event, the upstream fails with [`UpstreamError::Lost`]: a client
+/// that resumed from such an id would miss events without notice. An id must therefore name one event for good: no other event may get the
+/// same id, even after the store was emptied.
 ///
 /// ```
 /// use tower_push::{
@@ -35,7 +37,7 @@ use crate::{
 /// }
 /// ```
 pub trait Upstream: Send + Sync + 'static {
-    /// Reads the events after [`PageRequest::after`], in the order of the feed. An empty page says that there are none yet.
+    /// Reads the events after [`PageRequest::after`], in the order of the feed. An empty page says that there are no such events yet.
     ///
     /// The future runs in a task of its own, and is dropped after [`UpstreamLimits::read_timeout`](super::UpstreamLimits::read_timeout).
     /// Clients that need the same page at the same time share one call.
@@ -86,10 +88,6 @@ pub(super) struct PageKey {
     pub(super) after: EventId,
     pub(super) topics: Option<TopicSet>,
 }
-
-/// The topics that a subscriber gets, in alphabetical order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TopicSet(Arc<[Topic]>);
 
 /// A part of the feed that a [`Relay`](super::Relay) has read from its [`Upstream`].
 ///
@@ -173,7 +171,7 @@ impl PageRequest {
     ///
     /// An upstream that cannot select by topic may return events of other topics: the relay does not send them.
     pub fn topics(&self) -> Option<&[Topic]> {
-        self.key.topics.as_ref().map(|topics| &*topics.0)
+        self.key.topics.as_ref().map(TopicSet::as_slice)
     }
 
     /// Returns whether an event's topic is requested.
@@ -194,20 +192,6 @@ impl PageRequest {
     }
 }
 
-impl TopicSet {
-    pub(super) fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
-        let mut topics: Vec<_> = topics.into_iter().collect();
-        topics.sort_unstable();
-        topics.dedup();
-        Self(topics.into())
-    }
-
-    pub(super) fn includes(&self, event: &Event) -> bool {
-        let topic = event.topic();
-        topic.is_some_and(|topic| self.0.binary_search(topic).is_ok())
-    }
-}
-
 impl Page {
     /// Creates a page of events, in the order of the feed. Each event must have an id, which is the cursor that resumes after it.
     pub fn new(events: Vec<Event>) -> Self {
@@ -217,24 +201,24 @@ impl Page {
         }
     }
 
-    /// Sets a gap that the client gets before the page's events, which follow it. An upstream that has lost only the first of the
-    /// events after the cursor returns such a page instead of [`UpstreamError::Lost`], so that the client gets the events that are left. A page
-    /// that has no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is handled
-    /// as `Lost`.
+    /// Sets a gap that the client gets before the page's events. An upstream that has lost only the first of the events after the cursor
+    /// returns a page with a gap instead of [`UpstreamError::Lost`], so that the client gets the events that are left. A page with a gap
+    /// that has no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is
+    /// handled as `Lost`.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self
     }
 
-    /// Sets the cursor with which the next page is requested. By default, it is the id of the page's last event. An upstream that has
-    /// looked at more events, of other topics, sets the id of the last of them.
+    /// Sets the cursor with which the next page is requested. By default, this cursor is the id of the page's last event. An upstream that
+    /// has looked at later events, of other topics, sets the id of the last event that it has looked at.
     pub fn scanned_to(mut self, id: EventId) -> Self {
         self.scanned_to = Some(id);
         self
     }
 
-    /// Returns the gap before the page's events, and the events. The task that fills a [`Feed`](super::Feed) can read pages, too, so that
-    /// the cursor rule is in one place.
+    /// Returns the gap before the page's events, and the events. With this method, the task that fills a [`Feed`](super::Feed) can read the
+    /// store in pages, too, so that only the upstream checks cursors.
     ///
     /// ```
     /// use tower_push::source::relay::{Feed, Page};

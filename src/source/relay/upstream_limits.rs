@@ -69,8 +69,8 @@ impl UpstreamLimits {
         self
     }
 
-    /// Sets the maximum number of reads that wait until fewer than [`max_reads`](Self::max_reads) are in progress. The default is
-    /// 1024. Beyond this number, the stream of a client that needs another page ends, and the client is told when to return.
+    /// Sets the maximum number of reads that wait until fewer than [`max_reads`](Self::max_reads) are in progress: 1024 by default. Beyond
+    /// this number, the stream of a client that needs another page ends, and the client is told when to return.
     pub fn max_queued_reads(mut self, reads: usize) -> Self {
         self.max_queued_reads = reads;
         self
@@ -82,8 +82,8 @@ impl UpstreamLimits {
         self
     }
 
-    /// Sets the maximum number of bytes in the pages that the relay holds, counting payloads, ids, types and topics. The default is
-    /// 16 MiB. All clients share these pages. A slow client whose page is dropped reads the rest of it anew.
+    /// Sets the maximum number of bytes in the pages that the relay holds, counting payloads, ids, types and topics. The default is 16 MiB.
+    /// All clients share these pages. A slow client whose page is dropped reads the rest of the page anew.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self

@@ -35,7 +35,7 @@ struct PendingRead {
     number: u64,
     /// The result of the read. An error until the read has succeeded.
     result: PageResult,
-    /// The waiting clients have the receivers. Dropped when the read ends, which wakes them.
+    /// The waiting clients have the receivers. Dropped when the read ends, which wakes the clients.
     _done: watch::Sender<()>,
 }
 
@@ -76,7 +76,7 @@ impl UpstreamReader {
         async move {
             let asked_at = Instant::now();
             loop {
-                let mut done = match reader.find_or_begin(&key, asked_at) {
+                let mut done = match reader.find_or_begin_read(&key, asked_at) {
                     FoundPage::Finished(result) => return result,
                     FoundPage::Pending(done) => done,
                     FoundPage::Absent => return Err(PageReadError::Unavailable),
@@ -88,7 +88,7 @@ impl UpstreamReader {
     }
 
     /// Finds a page, or begins to read it. Returns `Absent` if too many reads are queued.
-    fn find_or_begin(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> FoundPage {
+    fn find_or_begin_read(self: &Arc<Self>, key: &PageKey, asked_at: Instant) -> FoundPage {
         let mut pages = lock(&self.pages);
         let found = pages.find(key, asked_at);
         if !matches!(found, FoundPage::Absent) {
@@ -105,16 +105,16 @@ impl UpstreamReader {
             return FoundPage::Absent;
         }
         let (done_sender, done) = watch::channel(());
-        let (number, replaced) = pages.begin_read(key.clone(), done.clone());
+        let begun = pages.begin_read(key.clone(), done.clone());
         let pending = PendingRead {
             reader: self.clone(),
             key: key.clone(),
-            number,
+            number: begun.number,
             result: Err(PageReadError::Unavailable),
             _done: done_sender,
         };
         drop(pages);
-        drop(replaced);
+        drop(begun.replaced_result);
         self.counters.add_read();
         runtime.spawn(pending.run());
         FoundPage::Pending(done)

@@ -5,7 +5,7 @@ use crate::{
     source::log::event_byte_len,
 };
 
-/// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds them.
+/// The limits of an [`ItemLog`]. The log keeps its newest entry even if this entry alone exceeds the limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ItemLogLimits {
     /// The maximum number of events and gaps. Values below 1 count as 1.
@@ -108,7 +108,7 @@ impl ItemLog {
     /// Appends an entry. Returns the entries that were trimmed. The caller drops them outside of its lock, because dropping a
     /// payload can run its owner's code.
     #[must_use]
-    pub(super) fn append(&mut self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
+    pub(super) fn append_and_trim(&mut self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
         self.last_position += 1;
         self.byte_len += entry.byte_len();
         self.entries.push_back(entry);
@@ -199,7 +199,7 @@ mod tests {
     fn end_follows_all_entries() {
         let mut log = ItemLog::new(UNLIMITED);
         assert!(log.read(0).is_none());
-        let _ = log.append(event("a"));
+        let _ = log.append_and_trim(event("a"));
         log.set_end(LoggedEnd::Finished);
         assert!(matches!(
             log.read(0),
@@ -219,20 +219,20 @@ mod tests {
             ..UNLIMITED
         });
         for entry in [event("a"), gap(), event("b")] {
-            let _ = log.append(entry);
+            let _ = log.append_and_trim(entry);
         }
         assert!(matches!(
             log.read(1),
             Some(ItemLogReadOutcome::Item(Item::Gap(_)))
         ));
-        let _ = log.append(event("c"));
+        let _ = log.append_and_trim(event("c"));
         let missed = |position| match log.read(position) {
             Some(ItemLogReadOutcome::Trimmed { up_to: 2, missed }) => missed,
             other => panic!("{other:?}"),
         };
         assert_eq!(missed(0), None);
         assert_eq!(missed(1), None);
-        let _ = log.append(event("d"));
+        let _ = log.append_and_trim(event("d"));
         let read = log.read(2);
         assert!(
             matches!(
@@ -258,7 +258,7 @@ mod tests {
             let mut log = ItemLog::new(ItemLogLimits { max_entries, max_bytes });
             let texts: Vec<_> = sizes.iter().enumerate().map(|(n, size)| format!("{n}{}", "x".repeat(*size))).collect();
             for text in &texts {
-                let _ = log.append(event(text));
+                let _ = log.append_and_trim(event(text));
                 prop_assert!(log.entries.len() <= max_entries.max(1));
                 prop_assert!(log.byte_len() <= max_bytes || log.entries.len() == 1);
             }

@@ -48,10 +48,9 @@
 //! | yields [`Item::Closed`] | get its close frame over a WebSocket, and otherwise its `end` | get what they missed and the end again; those that missed nothing, and may reconnect, get the handler's stream |
 //! | fails or panics | are disconnected; a panic continues in the task that polled the stream | get what they missed, then a gap (`epoch`), then the handler's stream |
 //!
-//! By default a stream that yields `None` is not started anew for a client that has read it to its end. If such a stream were started anew,
-//! a client that polls in a loop would get the same stream again and again. A client that was told that the source has finished is
-//! refused before it reaches the source, see [`Item::Finished`]. A client that lost this message gets it again for as long as the
-//! stream is parked.
+//! By default a stream that yields `None` is not started anew for a client that has read the stream to its end, so that a client that polls
+//! in a loop does not get the same stream again and again. A client that was told that the source has finished is refused before it reaches
+//! the source, see [`Item::Finished`]. A client that lost this message gets it again for as long as the stream is parked.
 //!
 //! # Limits
 //! The log of a stream holds the last 256 events, and at most 256 KiB of them, unless the [builder](Resumable::builder) sets other
@@ -63,8 +62,8 @@
 //! (64 MiB together). Beyond a limit, the stream that was parked first is dropped first. A client that may open any number of
 //! connections can therefore displace the parked streams of other clients, which then get a gap.
 //!
-//! One tokio task drops the streams of a [`Resumable`] that were parked for too long. The task runs while a stream is parked. If
-//! the last client leaves outside of a runtime, these streams are dropped when the next client subscribes.
+//! One tokio task drops the streams of a [`Resumable`] that were parked for too long. The task runs while a stream is parked. If the last
+//! client leaves outside of a runtime, there is no such task, and expired streams are dropped when the next client subscribes.
 //!
 //! # Ids are secrets
 //! A client that has the id of one event can read everything in the stream after that event. An id is `token-number`, and the token

@@ -4,7 +4,7 @@ use super::{
     ResumableStream,
     item_log::{ItemLog, ItemLogReadOutcome, LoggedEnd},
     shared_stream::SharedStream,
-    stream_registry::{Lease, StreamRegistry},
+    stream_registry::{LeasedStream, StreamRegistry},
 };
 use crate::{
     event::{Gap, GapReason, Item},
@@ -58,8 +58,11 @@ impl<S: PushSource + Send> PushSource for ResumableSource<S> {
                 .await;
         };
         let gap = |reason| Gap::new(reason).requested(cursor.clone());
-        let first_items = match self.registry.resume(&cursor, self.owner.as_deref()) {
-            Ok((lease, position)) => match resume(lease, position, gap(GapReason::Epoch)) {
+        let leased = self
+            .registry
+            .lease_by_cursor(&cursor, self.owner.as_deref());
+        let first_items = match leased {
+            Ok(leased) => match resume(leased, gap(GapReason::Epoch)) {
                 ResumeOutcome::Stream(stream) => return Ok(stream.with_requested_cursor(cursor)),
                 ResumeOutcome::Finished => return Err(Rejection::finished()),
                 ResumeOutcome::Ended(remaining_items) => remaining_items,
@@ -104,9 +107,10 @@ enum ResumeOutcome {
     Ended(VecDeque<Item>),
 }
 
-/// Resumes a stream at `position`, the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream's log,
-/// or if the stream has failed.
-fn resume(lease: Lease, position: u64, gap: Gap) -> ResumeOutcome {
+/// Resumes a stream at the position of the client's cursor. The client gets `gap` if its cursor is ahead of the stream's log, or if the
+/// stream has failed.
+fn resume(leased: LeasedStream, gap: Gap) -> ResumeOutcome {
+    let LeasedStream { lease, position } = leased;
     let stream = lease.stream();
     let (before_oldest, last_position, end) = stream.inspect_log(|log| {
         (

@@ -30,12 +30,12 @@ pub(super) type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + 
 /// # Invariants: no wake-up is lost
 /// 1. The stream is polled with the [`AllReadersWaker`], which wakes all readers, and never with the waker of the reader that polls it.
 ///    The reader that polled the stream may be gone when the stream makes progress.
-/// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and
-///    [`AllReadersWaker::wake_count`] once more before it releases that lock. A thread first changes the log or the wake
-///    count, and then takes the wakers under the same lock.
+/// 2. A reader that finds nothing stores its waker under a lock of the [`WaitList`], and checks the log and [`AllReadersWaker::wake_count`]
+///    once more before it releases that lock. A thread first changes the log or the wake count, and then takes the wakers under that lock
+///    of the [`WaitList`].
 /// 3. A reader that loses `try_lock` on the stream sets `poll_requested`, retries, and waits only while the flag is set. The lock
-///    holder clears the flag after unlocking, and wakes all readers if the flag was set. So the second try succeeds, or the
-///    reader sees the flag cleared, or the lock holder has yet to clear the flag and wakes the reader then.
+///    holder clears the flag after unlocking, and wakes all readers if the flag was set. So a reader that waits is always woken:
+///    it saw the flag set, and the lock holder clears the flag later.
 ///
 /// The tests in `loom_tests.rs` check these invariants.
 pub(super) struct SharedStream {
@@ -163,39 +163,39 @@ impl SharedStream {
 
     /// Polls the stream once, and appends the item that the stream yields to the log.
     fn poll_stream(&self, error: &mut Option<BoxError>) -> PollAttempt {
-        let Some(mut stream_lock) = self.lock_or_request_poll() else {
+        let Some(mut locked_stream) = self.lock_stream_or_request_poll() else {
             return PollAttempt::LockHeld;
         };
-        let Some(stream) = stream_lock.stream() else {
+        let Some(stream) = locked_stream.stream() else {
             // Another reader has polled the stream to its end since this reader read the log.
             return PollAttempt::Progress;
         };
         let waker = Waker::from(self.reader_waker.clone());
         let cx = &mut Context::from_waker(&waker);
-        let next = || self.poll_append_or_end(stream.as_mut(), cx);
+        let next = || self.poll_log_change(stream.as_mut(), cx);
         let update = match catch_unwind(AssertUnwindSafe(next)) {
             Ok(Poll::Pending) => return PollAttempt::Pending,
             Ok(Poll::Ready(update)) => update,
             Err(panic) => {
                 let stream =
-                    stream_lock.end_stream(LoggedEnd::Failed("the stream panicked".into()));
-                drop(stream_lock);
+                    locked_stream.end_stream(LoggedEnd::Failed("the stream panicked".into()));
+                drop(locked_stream);
                 // A second panic, while the first one unwinds, would abort the process.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
                 resume_unwind(panic);
             }
         };
         match update {
-            LogAppendOrEnd::Append(entry) => {
-                let trimmed = stream_lock.append_to_log(entry);
-                drop(stream_lock);
+            LogChange::Append(entry) => {
+                let trimmed = locked_stream.append_to_log_and_trim(entry);
+                drop(locked_stream);
                 // Trimmed entries are dropped outside the locks, because dropping a payload can run its owner's code.
                 drop(trimmed);
             }
-            LogAppendOrEnd::End(end, failure) => {
+            LogChange::End(end, failure) => {
                 *error = failure;
-                let stream = stream_lock.end_stream(end);
-                drop(stream_lock);
+                let stream = locked_stream.end_stream(end);
+                drop(locked_stream);
                 // The stream is dropped outside the locks, because dropping a stream can run any code.
                 drop(stream);
             }
@@ -203,33 +203,31 @@ impl SharedStream {
         PollAttempt::Progress
     }
 
-    /// Polls the stream for an event, a gap or the end.
-    fn poll_append_or_end(
+    /// Polls the stream for an event, a gap or the end, and returns the change that the log needs.
+    fn poll_log_change(
         &self,
         mut stream: Pin<&mut (dyn Stream<Item = Result<Item, BoxError>> + Send)>,
         cx: &mut Context<'_>,
-    ) -> Poll<LogAppendOrEnd> {
+    ) -> Poll<LogChange> {
         for _ in 0..MAX_SKIPPED_CURSORS {
             let update = match std::task::ready!(stream.as_mut().poll_next(cx)) {
                 // A shared event is copied here, because its id is set later, under a lock.
                 Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                    LogAppendOrEnd::Append(LoggedEventOrGap::Event(event.into_unshared()))
+                    LogChange::Append(LoggedEventOrGap::Event(event.into_unshared()))
                 }
-                Some(Ok(Item::Gap(gap))) => LogAppendOrEnd::Append(LoggedEventOrGap::Gap(gap)),
-                Some(Ok(Item::Finished)) => LogAppendOrEnd::End(LoggedEnd::Finished, None),
+                Some(Ok(Item::Gap(gap))) => LogChange::Append(LoggedEventOrGap::Gap(gap)),
+                Some(Ok(Item::Finished)) => LogChange::End(LoggedEnd::Finished, None),
                 Some(Ok(Item::Ended { retry })) => {
-                    LogAppendOrEnd::End(LoggedEnd::EndedWithRetry(retry), None)
+                    LogChange::End(LoggedEnd::EndedWithRetry(retry), None)
                 }
-                Some(Ok(Item::Expired)) => LogAppendOrEnd::End(LoggedEnd::Ended, None),
-                Some(Ok(Item::Closed(close))) => {
-                    LogAppendOrEnd::End(LoggedEnd::Closed(close), None)
-                }
+                Some(Ok(Item::Expired)) => LogChange::End(LoggedEnd::Ended, None),
+                Some(Ok(Item::Closed(close))) => LogChange::End(LoggedEnd::Closed(close), None),
                 // Cursors of the stream are ignored, because the log gives each item a cursor of its own.
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    LogAppendOrEnd::End(LoggedEnd::Failed(error.to_string().into()), Some(error))
+                    LogChange::End(LoggedEnd::Failed(error.to_string().into()), Some(error))
                 }
-                None => LogAppendOrEnd::End(self.end_on_none.clone(), None),
+                None => LogChange::End(self.end_on_none.clone(), None),
             };
             return Poll::Ready(update);
         }
@@ -238,20 +236,20 @@ impl SharedStream {
     }
 
     /// Locks the stream. If another reader holds the lock, sets `poll_requested` and tries once more.
-    fn lock_or_request_poll(&self) -> Option<StreamLock<'_>> {
+    fn lock_stream_or_request_poll(&self) -> Option<LockedStream<'_>> {
         self.try_lock_stream().or_else(|| {
             lock(&self.state).poll_requested = true;
             self.try_lock_stream()
         })
     }
 
-    fn try_lock_stream(&self) -> Option<StreamLock<'_>> {
+    fn try_lock_stream(&self) -> Option<LockedStream<'_>> {
         let stream = match self.stream.try_lock() {
             Ok(stream) => stream,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        Some(StreamLock {
+        Some(LockedStream {
             shared: self,
             stream: Some(stream),
         })
@@ -269,24 +267,24 @@ enum PollAttempt {
     LockHeld,
 }
 
-/// The lock of the stream, which a reader holds while it polls the stream and appends to the log.
-struct StreamLock<'a> {
+/// The stream, locked by the reader that polls it and appends to the log.
+struct LockedStream<'a> {
     shared: &'a SharedStream,
     /// `None` only while this value is dropped.
     stream: Option<MutexGuard<'a, Option<BoxStream>>>,
 }
 
-impl StreamLock<'_> {
+impl LockedStream<'_> {
     fn stream(&mut self) -> Option<&mut BoxStream> {
         self.stream.as_mut()?.as_mut()
     }
 
     /// Appends an entry to the log and wakes the readers. Returns the trimmed entries, which the caller drops after the lock.
-    fn append_to_log(&self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
+    fn append_to_log_and_trim(&self, entry: LoggedEventOrGap) -> Vec<LoggedEventOrGap> {
         let trimmed = {
             let log = &mut lock(&self.shared.state).log;
             let id = self.shared.item_id(log.last_position() + 1);
-            log.append(entry.with_id(id))
+            log.append_and_trim(entry.with_id(id))
         };
         self.shared.reader_waker.readers.wake_all();
         trimmed
@@ -300,7 +298,7 @@ impl StreamLock<'_> {
     }
 }
 
-impl Drop for StreamLock<'_> {
+impl Drop for LockedStream<'_> {
     fn drop(&mut self) {
         self.stream = None;
         let was_requested = std::mem::take(&mut lock(&self.shared.state).poll_requested);
@@ -310,8 +308,8 @@ impl Drop for StreamLock<'_> {
     }
 }
 
-/// What an item, an error or the end of the stream changes in the log.
-enum LogAppendOrEnd {
+/// A change of the log, for an item, an error or the end of the stream.
+enum LogChange {
     /// The log gets this entry. The entry's event has not got an id from the log yet.
     Append(LoggedEventOrGap),
     /// The stream has ended, with this error if it has failed.

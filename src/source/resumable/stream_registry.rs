@@ -67,6 +67,13 @@ pub(super) struct Lease {
     stream: Arc<SharedStream>,
 }
 
+/// A stream that a client resumes.
+pub(super) struct LeasedStream {
+    pub(super) lease: Lease,
+    /// The position of the client's cursor in the stream's log.
+    pub(super) position: u64,
+}
+
 impl StreamRegistry {
     pub(super) fn new(config: ResumableConfig) -> Self {
         Self {
@@ -94,17 +101,22 @@ impl StreamRegistry {
         self.lease(stream)
     }
 
-    /// Leases the stream that a cursor belongs to. Returns the lease and the cursor's position, or the reason for the gap if this
-    /// owner has no such stream.
-    pub(super) fn resume(
+    /// Leases the stream that a cursor belongs to.
+    ///
+    /// # Errors
+    /// Returns the reason for the client's gap if the registry does not have the stream, or if the stream has another owner.
+    pub(super) fn lease_by_cursor(
         self: &Arc<Self>,
         cursor: &EventId,
         owner: Option<&str>,
-    ) -> Result<(Lease, u64), GapReason> {
+    ) -> Result<LeasedStream, GapReason> {
         let (token, position) = StreamToken::split(cursor).ok_or(GapReason::Epoch)?;
         let stream = self.with_current_state(|state| state.add_reader(&token, owner));
         let stream = stream.ok_or(GapReason::Expired)?;
-        Ok((self.lease(stream), position))
+        Ok(LeasedStream {
+            lease: self.lease(stream),
+            position,
+        })
     }
 
     fn lease(self: &Arc<Self>, stream: Arc<SharedStream>) -> Lease {
@@ -155,9 +167,9 @@ impl StreamRegistry {
         result
     }
 
-    /// Removes expired streams, and returns the time until the next one expires. Returns `None` if no stream is parked, whereupon
-    /// the expiry task ends.
-    fn remove_expired(&self) -> Option<Duration> {
+    /// Removes expired streams, and returns the time until the next parked stream expires. Returns `None` if no stream is parked. The
+    /// expiry task, which calls this method, then ends.
+    fn remove_expired_streams(&self) -> Option<Duration> {
         self.with_current_state(|state| {
             let next = state.time_to_next_expiry(&self.config);
             if next.is_none() {
@@ -283,7 +295,7 @@ impl RegistryState {
 
 /// Removes expired streams until none is parked or the registry is gone.
 async fn drop_expired_streams(registry: Weak<StreamRegistry>) {
-    let expire = || registry.upgrade()?.remove_expired();
+    let expire = || registry.upgrade()?.remove_expired_streams();
     while let Some(next) = expire() {
         sleep(next).await;
     }

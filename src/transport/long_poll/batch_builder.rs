@@ -77,8 +77,8 @@ pub(super) enum StreamStatus {
 }
 
 impl Batch {
-    /// Returns whether the rest of the stream must be parked. This is so if the client has no cursor with which the source could resume after
-    /// the batch, because the client would lose the rest.
+    /// Returns whether the rest of the stream must be parked. The rest must be parked if the client has no cursor with which the source
+    /// could resume after the batch: otherwise the client would lose the rest.
     pub(super) fn must_park_rest(&self) -> bool {
         let cannot_resume = self.lacks_source_cursor || self.cursor.is_none();
         match self.status {
@@ -154,7 +154,7 @@ impl BatchBuilder {
 
     /// Adds a value that `stream` has yielded, as [`push`](Self::push) does. An item that the encoder refuses is reported to the stream's
     /// guard.
-    pub(super) fn push_from<S>(
+    pub(super) fn push_and_report_refusal<S>(
         &mut self,
         stream: &SupervisedStream<S>,
         item: Option<Result<Item, BoxError>>,
@@ -201,8 +201,8 @@ impl BatchBuilder {
         Continue(())
     }
 
-    /// Writes an event or a gap. Before the first event, writes the gap that tells the client that its cursor is lost, unless
-    /// `has_source_cursor`: the source has given a cursor with this item or before it.
+    /// Writes an event or a gap. `has_source_cursor` says whether the source has given a cursor with this item or before it. If it has not,
+    /// the gap that tells the client that its cursor is lost precedes the first event.
     fn write_event_or_gap(&mut self, item: Item, has_source_cursor: bool) -> Result<(), Error> {
         let is_event = item.event().is_some();
         if is_event {

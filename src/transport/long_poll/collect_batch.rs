@@ -115,7 +115,7 @@ where
                     StreamStatus::Idle
                 });
             };
-            match builder.push_from(this.stream, item) {
+            match builder.push_and_report_refusal(this.stream, item) {
                 Break(StreamStatus::Ended) if !builder.is_worth_sending() => *this.has_ended = true,
                 Break(status) => return Poll::Ready(status),
                 Continue(()) => {}

@@ -58,7 +58,7 @@ impl LongPollSource {
         self.pending.subscription().cursor()
     }
 
-    /// Returns whether the push's source resumes from cursors. A plain stream does not.
+    /// Returns whether the push's source resumes from cursors, as every source but a plain stream does.
     pub(super) fn is_resumable(&self) -> bool {
         self.push.is_resumable()
     }
@@ -100,8 +100,8 @@ impl LongPollSource {
     }
 }
 
-/// Resumes the stream that is parked under the subscription's cursor, or else subscribes to `push`. A push whose source resumes
-/// from cursors is wrapped only if a stream is parked under the cursor.
+/// Resumes the stream that is parked under the subscription's cursor, or else subscribes to `push`. If the push's source resumes from
+/// cursors itself, `resumable` is used only for a stream that is parked under the cursor.
 async fn resume_parked_or_open(
     pending: PendingSubscription,
     push: Push,

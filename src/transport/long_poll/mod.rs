@@ -30,8 +30,9 @@
 //!
 //! A source that resumes must give its client a cursor: before the end of the first batch, its stream must yield an event with an id, or a
 //! [bare cursor](crate::Item::Cursor). If the stream yields neither, the next poll could not continue where the first poll has ended.
-//! Therefore the rest of the stream is parked, like a plain stream. From then on the ids of its events are those of the [`Resumable`], and
-//! no other transport can resume from such an id. To keep the ids of the source, let its streams begin with a bare cursor.
+//! Therefore the rest of the stream is parked, like a plain stream. From then on the stream's events have ids of the [`Resumable`] instead
+//! of the source's, and no other transport can resume from these ids. To keep the source's own ids, let its streams begin with a bare
+//! cursor.
 //!
 //! A source should refuse a cursor that it does not know, or yield a [gap](crate::Item::Gap) first. If a source ignores an unknown cursor, the
 //! client keeps the cursor until it gets the first event, and events between two polls without a batch are lost.
@@ -66,13 +67,15 @@
 //! Measured in Chromium:
 //! - The cursor survives timeouts, and connections that fail before the response.
 //! - Chromium forgets the cursor with each response whose status is not 200, even if the response has an `ETag`. Therefore an empty batch
-//!   is a 200 response. Chromium also forgets the cursor with a poll that the page aborts, and with a batch that is cut. After that, the
-//!   next poll begins where the source begins, without a gap.
+//!   is a 200 response. Chromium also forgets the cursor with a poll that the page aborts, and with a batch that is cut. After Chromium has
+//!   forgotten the cursor, the next poll begins where the source begins, without a gap.
 //! - The cursor belongs to the URL. Two loops or two tabs on one URL take each other's events. Give each loop a URL of its own
 //!   (`/ticks?1`).
-//! - The cursor outlives the page. A new URL, or `fetch(url, { cache: "reload" })`, begins without a cursor.
+//! - The browser keeps the cursor after the page was closed or loaded anew. A new URL, or `fetch(url, { cache: "reload" })`, begins without
+//!   a cursor.
 //!
-//! A loop that must survive all of this keeps the cursor itself. Every response has the cursor in `Last-Event-ID`:
+//! A loop that must not lose its cursor in any of these cases keeps the cursor in a variable. Every response has the cursor in
+//! `Last-Event-ID`:
 //! ```js
 //! let cursor = "";
 //! for (;;) try {
@@ -82,7 +85,8 @@
 //!   batch.forEach(show);
 //! } catch { await new Promise((resume) => setTimeout(resume, 1000)); }
 //! ```
-//! Both loops should stop at a record with `end.finished`. For requests across origins, CORS must expose `ETag` and `Last-Event-ID`.
+//! The loops of both examples should stop at a record with `end.finished`. For requests across origins, CORS must expose `ETag` and
+//! `Last-Event-ID`.
 //!
 //! # The dialect of Durable Streams
 //! This dialect consists of the reads of the [Durable Streams
@@ -104,9 +108,9 @@
 //! | `offset` missing beside `live`, given twice, empty or malformed; an unknown value of `live` beside an `offset` | 400 |
 //! | `HEAD` | the offset of the tail; `now` for a plain stream, which is not polled |
 //!
-//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the next read of the client gets the
-//! 410. A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose `Stream-Next-Offset`,
-//! `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
+//! The protocol has no record for a gap. If a `live=sse` stream has a gap, the response is cut, and the client's next read is answered with
+//! status 410. A stream that has no event ready counts as being at its tail. For requests across origins, CORS must expose
+//! `Stream-Next-Offset`, `Stream-Up-To-Date`, `Stream-Closed` and `Stream-Cursor`.
 //!
 //! # How long a poll waits
 //! In both dialects a client may ask for a wait time in whole seconds, within a [range](LongPoll::wait_time_range): with the header
@@ -332,7 +336,7 @@ impl Transport for LongPoll {
     }
 
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
-        if let Some(rejection) = method_rejection(&head.method) {
+        if let Some(rejection) = method_rejection(&head.method, self.methods(head.version)) {
             return Box::pin(ready(rejection_response(rejection)));
         }
         let source = LongPollSource::new(head, self.name(), push, &self.0.resumable);

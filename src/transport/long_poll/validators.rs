@@ -52,7 +52,7 @@ fn if_none_match_cursor(headers: &HeaderMap) -> Option<EventId> {
     let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
     let mut cursor = None;
     for value in values {
-        // Escaped cursors do not contain a comma.
+        // Escaped cursors do not contain a comma, so the header can be split at commas.
         for tag in value.to_str().ok()?.split(',') {
             let tag = tag.trim();
             if tag.is_empty() {

@@ -175,7 +175,7 @@ impl<S: RunStream + Unpin> SessionDriver<S> {
             // The source may have made room for messages while its items were polled. In this case, the source does not wake this task.
             let can_resume_reads = self.session.reads_paused()
                 && self
-                    .poll_message_room(|sender| sender.poll_ready(cx))
+                    .poll_sender_or_pause_reads(|sender| sender.poll_ready(cx))
                     .is_ready();
             if read.is_pending() && !can_resume_reads && (items.is_pending() || write.is_pending())
             {
@@ -192,7 +192,7 @@ impl<S: RunStream + Unpin> SessionDriver<S> {
             return Poll::Pending;
         }
         if self
-            .poll_message_room(|sender| sender.poll_ready(cx))
+            .poll_sender_or_pause_reads(|sender| sender.poll_ready(cx))
             .is_pending()
         {
             return Poll::Pending;
@@ -246,9 +246,9 @@ impl<S: RunStream + Unpin> SessionDriver<S> {
         }
     }
 
-    /// Polls the sender of the client's messages for room, with `poll_sender`. While there is no room, the reads of the session are
-    /// paused. The poll is ready with `None` if no source receives the messages.
-    fn poll_message_room<T>(
+    /// Polls the sender of the client's messages for room in its queue, with `poll_sender`. Pauses the reads of the session while there is
+    /// no room. The poll is ready with `None` if no source receives the messages.
+    fn poll_sender_or_pause_reads<T>(
         &mut self,
         poll_sender: impl FnOnce(&ClientMessageSender) -> Poll<T>,
     ) -> Poll<Option<T>> {
@@ -269,7 +269,9 @@ impl<S: RunStream + Unpin> SessionDriver<S> {
     fn handle_input<'a>(&mut self, mut input: &'a [u8], cx: &Context<'_>) -> &'a [u8] {
         let now = tokio_now();
         while !input.is_empty() {
-            let Poll::Ready(batch) = self.poll_message_room(|sender| sender.poll_batch(cx)) else {
+            let Poll::Ready(batch) =
+                self.poll_sender_or_pause_reads(|sender| sender.poll_batch(cx))
+            else {
                 break;
             };
             // `None` if no source receives the messages.

@@ -20,7 +20,7 @@ use tower_push_proto::{
 use crate::{
     origin_policy::OriginPolicy,
     source::Rejection,
-    transport::{PushBody, is_websocket_upgrade},
+    transport::{PushBody, is_websocket_upgrade, method_rejection, response::allow_header},
 };
 
 /// The token in `Upgrade`, and the value of `:protocol`. The comparison ignores case (RFC 9110 §7.8).
@@ -69,12 +69,25 @@ pub(super) fn is_websocket_request(head: &Parts) -> bool {
     }
 }
 
+/// Returns the methods of a resource that is only a WebSocket. A `GET` or `HEAD` without an upgrade is answered with a hint to ask for one.
+pub(super) fn methods(version: Version) -> &'static [&'static str] {
+    match is_multiplexed(version) {
+        false => &["GET", "HEAD"],
+        true if cfg!(feature = "http2") => &["CONNECT"],
+        true => &[],
+    }
+}
+
 /// Accepts the handshake of a request, or refuses it. The [`OnUpgrade`] is taken out of the request's extensions only if the handshake
 /// is accepted.
 pub(super) fn accept<P: AsRef<str>>(
     head: &mut Parts,
     policy: &HandshakePolicy<'_, P>,
 ) -> Result<AcceptedHandshake, Rejection> {
+    let rejection = method_rejection(&head.method, methods(head.version));
+    if let (&Method::OPTIONS, Some(rejection)) = (&head.method, rejection) {
+        return Err(rejection);
+    }
     #[cfg_attr(not(feature = "deflate"), expect(unused_mut))]
     let mut response = if is_multiplexed(head.version) {
         accept_extended_connect(head)?
@@ -86,7 +99,7 @@ pub(super) fn accept<P: AsRef<str>>(
     if !policy.origin_policy.allows(head) {
         return Err(Rejection::new(StatusCode::FORBIDDEN).message("not for pages of this origin"));
     }
-    let subprotocol = subprotocol.map(|(_, name)| name);
+    let subprotocol = subprotocol.map(|chosen| chosen.name);
     if policy.is_subprotocol_required && subprotocol.is_none() {
         return Err(subprotocol_required(policy.subprotocols));
     }
@@ -118,7 +131,10 @@ fn accept_http1_upgrade(head: &Parts) -> Result<Response<PushBody>, Rejection> {
                  (a proxy in between has to hand that on)",
             ));
         }
-        _ => return Err(method_not_allowed("GET", "a WebSocket is asked for by GET")),
+        _ => {
+            let message = "a WebSocket is asked for by GET";
+            return Err(method_not_allowed(head.version, message));
+        }
     }
     if !contains_token(headers, CONNECTION, "upgrade") {
         return Err(bad_request(
@@ -151,7 +167,7 @@ fn accept_http1_upgrade(head: &Parts) -> Result<Response<PushBody>, Rejection> {
 fn accept_extended_connect(head: &Parts) -> Result<Response<PushBody>, Rejection> {
     if head.method != Method::CONNECT {
         let message = "there is a WebSocket here: over HTTP/2 it is asked for by CONNECT";
-        return Err(method_not_allowed("CONNECT", message));
+        return Err(method_not_allowed(head.version, message));
     }
     match connect_protocol(head) {
         Some(protocol) if is_websocket_protocol(protocol) => {}
@@ -183,9 +199,12 @@ fn negotiate_deflate(
     request_headers: &HeaderMap,
     response_headers: &mut HeaderMap,
 ) -> Option<deflate::DeflateParams> {
-    let (params, extension) = deflate::negotiate(request_headers)?;
-    response_headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, extension);
-    Some(params)
+    let accepted = deflate::negotiate(request_headers)?;
+    response_headers.insert(
+        http::header::SEC_WEBSOCKET_EXTENSIONS,
+        accepted.response_extension,
+    );
+    Some(accepted.params)
 }
 
 /// Takes the [`OnUpgrade`] that the server put into the request's extensions.
@@ -239,10 +258,10 @@ fn bad_request(message: &'static str) -> Rejection {
     Rejection::new(StatusCode::BAD_REQUEST).message(message)
 }
 
-fn method_not_allowed(allowed: &'static str, message: &'static str) -> Rejection {
+fn method_not_allowed(version: Version, message: &'static str) -> Rejection {
     Rejection::new(StatusCode::METHOD_NOT_ALLOWED)
         .message(message)
-        .header(ALLOW, HeaderValue::from_static(allowed))
+        .header(ALLOW, allow_header(methods(version)))
 }
 
 /// Refuses a `Sec-WebSocket-Version`. The status is 426, which must have an `Upgrade` header (RFC 9110 §15.5.22), or 400 on HTTP/2, which
@@ -448,19 +467,21 @@ mod tests {
             assert_eq!(refuse(head.clone()), not_asked, "{head:?}");
         }
         let post = request_head(Version::HTTP_11, Method::POST, "/", &[]);
-        assert_eq!(refuse(post), (405, owned_lines(&[("allow", "GET")])));
+        assert_eq!(
+            refuse(post),
+            (405, owned_lines(&[("allow", "GET, HEAD, OPTIONS")]))
+        );
     }
 
     #[test]
     fn invalid_handshake_is_refused() {
         let versioned: Vec<_> = [UPGRADE_LINES[0], VERSION_LINE, UPGRADE_LINES[1]].to_vec();
-        let only_get = [("allow", "GET")];
+        let only_get = [("allow", "GET, HEAD, OPTIONS")];
         let mut no_upgrade = valid_get();
         no_upgrade.extensions.remove::<OnUpgrade>();
         for (head, status, headers) in [
             (with_method(valid_get(), Method::POST), 405, &only_get[..]),
             (with_method(valid_get(), Method::HEAD), 405, &only_get),
-            (with_method(valid_get(), Method::OPTIONS), 405, &only_get),
             (with_method(valid_get(), Method::CONNECT), 405, &only_get),
             (get_with("sec-websocket-version", &[]), 426, &versioned),
             (get_with("sec-websocket-version", &["8"]), 426, &versioned),
@@ -632,7 +653,7 @@ mod tests {
     #[test]
     fn http2_refusal_has_no_connection_headers() {
         let websocket = |headers| connect_request(Some("websocket"), headers);
-        let only_connect = [("allow", "CONNECT")];
+        let only_connect = [("allow", "CONNECT, OPTIONS")];
         let mut no_upgrade = websocket(&[]);
         no_upgrade.extensions.remove::<OnUpgrade>();
         let plain_get = request_head(

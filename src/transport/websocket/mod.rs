@@ -75,7 +75,9 @@ use std::{
 };
 
 use futures_core::Stream;
-use http::{HeaderValue, Response, StatusCode, header::SEC_WEBSOCKET_PROTOCOL, request::Parts};
+use http::{
+    HeaderValue, Response, StatusCode, Version, header::SEC_WEBSOCKET_PROTOCOL, request::Parts,
+};
 use tokio::{runtime::Handle, time::Instant};
 
 pub use tower_push_proto::websocket::{CloseCodes, MessageFormat};
@@ -141,7 +143,8 @@ impl WebSocket {
     /// Sets which pages may connect: those of the [same origin](OriginPolicy::same_origin) by default. A page of another origin is
     /// refused with 403.
     ///
-    /// Browsers let any page open a WebSocket to any host, with the user's cookies. Only the server can refuse such a connection.
+    /// Browsers let any page open a WebSocket to any host, with the user's cookies. Only the server can refuse the connection of another
+    /// site's page.
     pub fn origin_policy(self, policy: OriginPolicy) -> Self {
         self.map_config(|config| config.origin_policy = policy)
     }
@@ -185,9 +188,9 @@ impl WebSocket {
     /// Sets how long a client may send nothing after a ping: 20 s by default. A longer deadline than 30 days is reduced to 30 days.
     /// The connection of a client that misses the deadline is closed with 3012.
     ///
-    /// `None` turns the deadline off, for clients that answer no pings. Such a client is pinged in every ping interval. A connection whose
-    /// network has failed then ends only at the [write deadline](Self::write_deadline), or when the operating system gives the
-    /// connection up.
+    /// `None` turns the deadline off, for clients that answer no pings. Without the deadline, a client is pinged in every ping interval. A
+    /// connection whose network has failed then ends only at the [write deadline](Self::write_deadline), or when the operating system gives
+    /// the connection up.
     pub fn pong_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
         self.map_session_config(|session| session.pong_deadline(deadline))
     }
@@ -236,16 +239,17 @@ impl WebSocket {
     /// Makes the server end a connection without waiting for the client's close frame: the connection's writing side is shut down right after the server's close frame. By
     /// default, the shutdown follows the client's close frame, or the [close deadline](Self::close_deadline) drops the connection.
     ///
-    /// This is for clients that answer no close frame, but close the connection when they read its end. The close deadline runs as before.
+    /// Use this setting for clients that answer no close frame, but close the connection when they read its end. The close deadline still
+    /// runs.
     pub fn close_without_answer(self) -> Self {
         self.map_session_config(SessionConfig::close_without_answer)
     }
 
     /// Passes the frame of each message to a write of its own. By default, all messages that are ready share a write.
     ///
-    /// This is for clients that handle one frame in each read, and lose the frames after it. TCP is a stream of bytes, and may join two
-    /// writes again: over HTTP/1.1, with `TCP_NODELAY`, and with a client that reads as fast as messages arrive, each message usually
-    /// arrives alone.
+    /// Use this setting for clients that handle one frame in each read, and lose the frames after it. TCP is a stream of bytes, and may
+    /// join two writes again: over HTTP/1.1, with `TCP_NODELAY`, and with a client that reads as fast as messages arrive, each message
+    /// usually arrives alone.
     pub fn write_messages_separately(self) -> Self {
         self.map_session_config(SessionConfig::write_messages_separately)
     }
@@ -366,6 +370,11 @@ impl Transport for WebSocket {
     /// Returns no media types: a client asks for a WebSocket with an upgrade, not with `Accept`.
     fn media_types(&self) -> &[&'static str] {
         &[]
+    }
+
+    /// Returns `GET` and `HEAD` up to HTTP/1.1. From HTTP/2 on, returns `CONNECT` if the feature `http2` is on.
+    fn methods(&self, version: Version) -> &[&'static str] {
+        handshake::methods(version)
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {

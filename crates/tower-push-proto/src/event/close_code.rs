@@ -3,8 +3,8 @@
 /// The reason for which a connection ends, as a number in a close frame ([RFC 6455
 /// §7.4](https://www.rfc-editor.org/rfc/rfc6455#section-7.4)). A `CloseCode` is always a code that may be sent.
 ///
-/// Codes from 3000 to 3499 ask the client to reconnect, and codes from 3500 to 3999 ask the client not to reconnect. A client therefore
-/// needs no list of codes.
+/// Codes from 3000 to 3499 ask the client to reconnect, and codes from 3500 to 3999 ask the client not to reconnect. A client that knows
+/// these two ranges needs no list of codes.
 ///
 /// ```
 /// use tower_push_proto::event::CloseCode;

@@ -34,7 +34,7 @@ impl CloseFrame {
         }
     }
 
-    /// Creates a close frame without a code, which has no reason either. Browsers show the code of such a frame as 1005.
+    /// Creates a close frame without a code, which has no reason either. Browsers show 1005 as the code of a close frame without a code.
     pub fn without_code() -> Self {
         Self::default()
     }

@@ -32,9 +32,9 @@ const ESCAPE: u8 = b'!';
 /// | entity tags of long polls, offsets of Durable Streams | the [escaped](Self::escaped) id |
 /// | the query of a URL, which clients write | percent-encoded. A `+` that the client has not encoded is read as `+`, because an id contains no space |
 ///
-/// An id of `[A-Za-z0-9._~-]` needs no escape in any of these places. Prefer at most 128 of these characters for clients in browsers. A
-/// [proposal](https://github.com/whatwg/fetch/issues/568) for browsers requires a CORS preflight before an `EventSource` reconnects across
-/// origins with an id that is longer, or that contains one of `"():<>?@[\]{}`.
+/// An id of `[A-Za-z0-9._~-]` needs no escape in a header, in JSON, in an entity tag or in a URL. Prefer at most 128 of these characters
+/// for clients in browsers. A [proposal](https://github.com/whatwg/fetch/issues/568) for browsers requires a CORS preflight before an
+/// `EventSource` reconnects across origins with an id that is longer, or that contains one of `"():<>?@[\]{}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(Arc<str>);
 
@@ -56,9 +56,9 @@ impl EventId {
     }
 
     /// Returns the id in a form that contains only `[A-Za-z0-9._~!-]`, for places that do not allow every visible character. Each byte
-    /// other than `[A-Za-z0-9._~-]` becomes `!` and two hexadecimal digits. An id without such a byte is borrowed.
+    /// other than `[A-Za-z0-9._~-]` becomes `!` and two hexadecimal digits. An id that needs no escape is borrowed.
     ///
-    /// This form needs no escaping in a URL or in an entity tag, and percent-encoding does not change its meaning.
+    /// The escaped form needs no further escaping in a URL or in an entity tag, and percent-encoding does not change its meaning.
     ///
     /// ```
     /// # use tower_push_proto as tower_push;
@@ -112,7 +112,7 @@ impl EventId {
         Self::new(id)
     }
 
-    /// Makes an id from ASCII characters. The caller guarantees that an id may contain each of them. Only debug builds check that.
+    /// Makes an id from ASCII characters. The caller guarantees that the characters form a valid id; only debug builds check this.
     pub(super) fn from_ascii(id: &[u8]) -> Self {
         let text = std::str::from_utf8(id).unwrap_or_default();
         debug_assert!(Self::new(text).is_ok());

@@ -40,7 +40,7 @@ impl<const N: usize> IdPrefix<N> {
     /// Makes the prefix whose digits are the low `5 * N` bits of `bits`.
     pub fn from_bits(bits: u128) -> Self {
         Self(std::array::from_fn(|index| {
-            digit(bits.checked_shr(5 * (N - 1 - index) as u32).unwrap_or(0) as u64)
+            base32_digit(bits.checked_shr(5 * (N - 1 - index) as u32).unwrap_or(0) as u64)
         }))
     }
 
@@ -51,7 +51,7 @@ impl<const N: usize> IdPrefix<N> {
         text[..N].copy_from_slice(&self.0);
         text[N] = b'-';
         for (index, place) in text[N + 1..].iter_mut().enumerate() {
-            *place = digit(number >> (5 * (NUMBER_LEN - 1 - index)));
+            *place = base32_digit(number >> (5 * (NUMBER_LEN - 1 - index)));
         }
         EventId::from_ascii(text)
     }
@@ -61,16 +61,16 @@ impl<const N: usize> IdPrefix<N> {
         let (prefix, rest) = id.as_str().as_bytes().split_first_chunk()?;
         let digits: &[u8; NUMBER_LEN] = rest.strip_prefix(b"-")?.try_into().ok()?;
         let is_prefix = prefix.iter().all(|digit| DIGITS.contains(digit));
-        Some((Self(*prefix), decode(digits)?)).filter(|_| is_prefix)
+        Some((Self(*prefix), decode_base32(digits)?)).filter(|_| is_prefix)
     }
 }
 
-fn digit(bits: u64) -> u8 {
+fn base32_digit(bits: u64) -> u8 {
     DIGITS[(bits & 31) as usize]
 }
 
 /// Decodes a number in base 32. Returns `None` if a byte is not a digit.
-fn decode(digits: &[u8; NUMBER_LEN]) -> Option<u64> {
+fn decode_base32(digits: &[u8; NUMBER_LEN]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| {
         let value = DIGITS.iter().position(|d| d == digit)?;
         Some(number << 5 | value as u64)

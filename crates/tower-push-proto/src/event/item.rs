@@ -68,8 +68,9 @@ pub struct StreamClose {
 impl Item {
     /// Makes an item that ends the stream with a WebSocket close frame of the application.
     ///
-    /// A WebSocket sends `frame`. Its message formats with messages for the end first send one for `end`. Every other transport only sends
-    /// `end`, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or [`Expired`](Self::Expired).
+    /// A WebSocket sends `frame`. If its message format has a message for the end, the message for `end` is sent before the frame. Every
+    /// other transport sends `end` alone, as if the source had yielded [`Finished`](Self::Finished), [`Ended`](Self::Ended) or
+    /// [`Expired`](Self::Expired).
     ///
     /// ```
     /// # mod tower_push { pub use tower_push_proto::{*, self as transport}; }
@@ -160,7 +161,7 @@ impl Item {
         Ok(None)
     }
 
-    /// Whether the item is an event or a gap. The other items only move cursors or end the stream.
+    /// Whether the item is an event or a gap. Cursors and ends are no content: they only move the client's cursor, or end the stream.
     #[inline]
     pub fn is_content(&self) -> bool {
         matches!(

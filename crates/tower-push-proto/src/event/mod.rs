@@ -1,7 +1,7 @@
 //! Events, and the other items that a source's stream yields.
 //!
 //! An [`Event`] is a [`Payload`] with an optional [`EventId`], [`EventType`] and [`Topic`]. Ids, types and topics are checked when they are
-//! made. Transports need not check them again, and no event can inject a field or a header into a stream.
+//! made. Transports need not check ids, types and topics again, and no event can inject a field or a header into a stream.
 //!
 //! A source's stream yields [`Item`]s: events, [`Gap`]s, cursors without an event, and ends. [`IntoItem`] converts events, texts and bytes
 //! into items, and a `Result` of each. A [`CloseFrame`] is an end that only WebSockets can express.
@@ -92,7 +92,7 @@ impl Event {
 
     /// Makes an event that carries bytes.
     ///
-    /// The JSON formats write the bytes as base64. SSE does so if [configured](crate::sse::SseConfig::base64), and otherwise refuses
+    /// The JSON formats write the bytes as base64. SSE writes base64 if [configured](crate::sse::SseConfig::base64), and otherwise refuses
     /// bytes that are not UTF-8.
     pub fn binary(bytes: impl Into<Bytes>) -> Self {
         Self::new(Payload::Binary(bytes.into()))
@@ -273,8 +273,18 @@ impl Event {
         self.map_fields(|fields| fields.id = Some(id))
     }
 
-    /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. Call it before taking a
-    /// lock under which a field is changed, because the change then copies nothing.
+    /// Like [`with_topic`](Self::with_topic), but takes a [`Topic`] and cannot fail.
+    pub fn with_checked_topic(self, topic: Topic) -> Self {
+        self.map_fields(|fields| fields.topic = Some(topic))
+    }
+
+    /// Returns the event without an id. A client's cursor does not move with such an event.
+    pub fn without_id(self) -> Self {
+        self.map_fields(|fields| fields.id = None)
+    }
+
+    /// Returns an event that shares its data with no clone: the event itself, or a copy if clones exist. If a field is to be changed under
+    /// a lock, call this method before taking the lock, so that the change copies nothing.
     pub fn into_unshared(self) -> Self {
         self.map_fields(|_| {})
     }
@@ -293,7 +303,8 @@ impl Event {
         Ok(data.fields.payload)
     }
 
-    /// Whether a clone of the event exists. If so, keep the encoded bytes: other streams that hold a clone can send them too.
+    /// Whether a clone of the event exists. Keep the encoded bytes of a shared event: other streams that hold a clone can send the bytes
+    /// too.
     #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -328,7 +339,7 @@ impl From<Vec<u8>> for Event {
     }
 }
 
-/// Makes an event with this payload. The messages of clients are payloads.
+/// Makes an event with this payload. A message from a client is a payload, so this conversion sends it to other clients.
 impl From<Payload> for Event {
     fn from(payload: Payload) -> Self {
         Self::new(payload)

@@ -67,7 +67,7 @@ fn unicode_escape(character: char) -> String {
 }
 
 /// Puts a JSON text on one line: replaces line breaks with spaces, and escapes [Unicode line breaks](is_unicode_line_break). The JSON value
-/// stays the same: the former occur only between tokens, and the latter only inside strings.
+/// stays the same, because line breaks occur only between tokens, and Unicode line breaks only inside strings.
 #[cfg(feature = "json")]
 pub(crate) fn json_on_one_line(json: String) -> String {
     let may_break_line =

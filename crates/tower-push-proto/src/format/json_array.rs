@@ -87,7 +87,7 @@ impl Encoder for JsonArrayEncoder {
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.buffer_for_next_element(out);
         if self.is_data_only {
-            out.push_event::<DataOnlyJsonArrayEncoding>(event);
+            out.push_event::<JsonArrayPayloadEncoding>(event);
         } else {
             out.push_event::<JsonArrayEnvelopeEncoding>(event);
         }
@@ -157,9 +157,9 @@ impl Encoding for JsonArrayEnvelopeEncoding {
 }
 
 /// The encoding of an event for a JSON array [without envelopes](JsonArray::data_only): its payload.
-struct DataOnlyJsonArrayEncoding;
+struct JsonArrayPayloadEncoding;
 
-impl Encoding for DataOnlyJsonArrayEncoding {
+impl Encoding for JsonArrayPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
     }

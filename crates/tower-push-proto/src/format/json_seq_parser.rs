@@ -15,7 +15,7 @@ use crate::error::Error;
 /// parser fails with [`Error::is_malformed`], and continues after the separator when it is called again.
 ///
 /// The parser keeps at most one JSON text. The parser fails with [`Error::is_too_long`] if a JSON text is longer than
-/// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
+/// [`max_record_len`](Self::max_record_len). After a JSON text that is too long, every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -33,14 +33,14 @@ use crate::error::Error;
 pub struct JsonSeqParser {
     max_record_len: usize,
     has_failed: bool,
-    position: TextPosition,
+    position: SequencePosition,
     /// The bytes of a JSON text that began in an earlier piece of the input.
     partial: BytesMut,
 }
 
 /// The position of the next byte in a JSON text sequence.
 #[derive(Clone, Copy, Debug)]
-enum TextPosition {
+enum SequencePosition {
     /// Between JSON texts, before a record separator.
     Between,
     /// After a record separator, before the JSON text.
@@ -68,7 +68,7 @@ enum ByteRole {
     Stray,
 }
 
-impl TextPosition {
+impl SequencePosition {
     /// Moves the position past `byte`, and returns the byte's role.
     fn advance(&mut self, byte: u8) -> ByteRole {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
@@ -114,7 +114,7 @@ impl JsonSeqParser {
         Self {
             max_record_len: DEFAULT_MAX_RECORD_LEN,
             has_failed: false,
-            position: TextPosition::Between,
+            position: SequencePosition::Between,
             partial: BytesMut::new(),
         }
     }
@@ -199,7 +199,7 @@ impl JsonSeqParser {
     pub fn is_within_record(&self) -> bool {
         !matches!(
             self.position,
-            TextPosition::Between | TextPosition::AfterSeparator
+            SequencePosition::Between | SequencePosition::AfterSeparator
         )
     }
 

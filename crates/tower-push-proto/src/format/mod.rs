@@ -68,8 +68,8 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the `Content-Type` and the encoder of one batch, for the media type that was negotiated.
     ///
-    /// By default, the [`encoder`](Self::encoder) writes the items of the batch. Nothing is written before the items, and only the end
-    /// after them, if the source has finished.
+    /// By default, the [`encoder`](Self::encoder) writes the items of the batch. Nothing is written before the items. After the items, the
+    /// encoder's end is written only if the source has finished.
     fn batch_encoder(&self, media_type: &'static str) -> (HeaderValue, Box<dyn BatchEncoder>) {
         let (content_type, encoder) = self.encoder(media_type);
         (content_type, Box::new(DefaultBatchEncoder(encoder)))

@@ -41,7 +41,7 @@ use crate::{
 ///   `{"heartbeat":true}`. The content of the other parts is the [JSON of NDJSON](super::Ndjson).
 /// - [`replace`](Self::replace) writes headers of the next part: `Gap: {…}`, `Cursor: …`, `End: {…}`, and `Heartbeat: 111…` with a digit
 ///   for each heartbeat. Clients that show each part as an image, such as an `<img>`, would show a separate part for a heartbeat too.
-/// - [`data_only`](Self::data_only) leaves them out, except that a heartbeat is a part with the JSON `{}`.
+/// - [`data_only`](Self::data_only) writes no gaps, cursors and ends; a heartbeat is a part with the JSON `{}`.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Multipart {
@@ -156,8 +156,8 @@ impl Format for Multipart {
 
 /// The encoder of a multipart body.
 ///
-/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. Without control parts,
-/// it ends with `--BOUNDARY`.
+/// Invariant: between two calls, the body written so far ends with `--BOUNDARY\r\n`, or with headers of the next part. In a
+/// [`data_only`](Multipart::data_only) body, this text ends with `--BOUNDARY` instead.
 struct MultipartEncoder {
     format: Multipart,
     /// The boundary with two hyphens before it: `--BOUNDARY`.
@@ -188,7 +188,8 @@ impl MultipartEncoder {
         out.put_slice(b"--\r\n");
     }
 
-    /// Writes the header `Content-Type` of a part. Without control parts, the line break before the header ends the delimiter.
+    /// Writes the header `Content-Type` of a part. In a [`data_only`](Multipart::data_only) body, first writes the line break that ends the
+    /// delimiter before the header.
     fn write_content_type(&self, content_type: &[u8], out: &mut BytesMut) {
         if self.format.is_data_only() {
             out.put_slice(b"\r\n");

@@ -20,8 +20,8 @@ use crate::{
 ///
 /// # Limits
 /// The parser keeps at most one part and the last chunk of input. The parser fails with [`Error::is_too_long`] if the headers of a part are
-/// longer than [`max_headers_len`](Self::max_headers_len), or its content longer than [`max_part_len`](Self::max_part_len). After this
-/// error, every later call fails too.
+/// longer than [`max_headers_len`](Self::max_headers_len), or its content longer than [`max_part_len`](Self::max_part_len). After headers
+/// or a content that are too long, every later call fails too.
 ///
 /// ```
 /// use http::HeaderValue;
@@ -80,7 +80,7 @@ enum BodyPosition {
     Delimiter,
     /// The bytes after the last delimiter, which are ignored.
     Epilogue,
-    /// No part of the body: an error was returned, and every later call fails.
+    /// No bytes are expected: an error was returned, and every later call fails.
     Failed,
 }
 
@@ -237,7 +237,7 @@ impl MultipartParser {
                     if content.len() > max_len {
                         return Err(self.part_too_long());
                     }
-                    // In an empty part, the line break after the headers is that of the delimiter.
+                    // In an empty part, the line break after the headers belongs to the delimiter, which was removed already.
                     content.advance(content.len().min(LINE_BREAK_LEN));
                     self.position = BodyPosition::DelimiterSuffix;
                     return Ok(Some(MultipartPart { headers, content }));
@@ -340,7 +340,7 @@ impl MultipartParser {
     }
 }
 
-/// What the bytes after a `--BOUNDARY` say about it.
+/// The kind of the bytes after a `--BOUNDARY`.
 enum DelimiterSuffix {
     /// Bytes that cannot follow a delimiter: the `--BOUNDARY` before them is content.
     NotADelimiter,

@@ -91,7 +91,7 @@ impl Encoder for Ndjson {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         if self.is_data_only {
-            out.push_event::<DataOnlyNdjsonEncoding>(event);
+            out.push_event::<NdjsonPayloadEncoding>(event);
         } else {
             out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
@@ -100,7 +100,7 @@ impl Encoder for Ndjson {
 
     fn run_encoding(&mut self, _: &EventRun) -> Option<RunEncoding> {
         Some(if self.is_data_only {
-            RunEncoding::of::<DataOnlyNdjsonEncoding>()
+            RunEncoding::of::<NdjsonPayloadEncoding>()
         } else {
             RunEncoding::of::<NdjsonEnvelopeEncoding>()
         })
@@ -161,9 +161,9 @@ impl Encoding for NdjsonEnvelopeEncoding {
 }
 
 /// The encoding of an event for NDJSON [without envelopes](Ndjson::data_only): its payload on one line.
-struct DataOnlyNdjsonEncoding;
+struct NdjsonPayloadEncoding;
 
-impl Encoding for DataOnlyNdjsonEncoding {
+impl Encoding for NdjsonPayloadEncoding {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         envelope::write_payload(&fields.payload, out);
         out.put_u8(b'\n');

@@ -9,7 +9,7 @@ use crate::{byte_search::find_byte, error::Error};
 /// skips. The parser does not check the JSON; `Record::from_json` does.
 ///
 /// The parser keeps at most one line. The parser fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_record_len`](Self::max_record_len). After this error, every later call fails too.
+/// [`max_record_len`](Self::max_record_len). After a line that is too long, every later call fails too.
 ///
 /// ```
 /// use bytes::Bytes;

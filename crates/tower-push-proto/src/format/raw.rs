@@ -20,7 +20,7 @@ use crate::{
 /// A gap aborts the stream ([`Error::is_gap_unsupported`]), unless [bytes](Self::gap) for gaps are set. A payload that contains the
 /// separator aborts the stream too ([`Error::is_delimiter_in_payload`]). The client notices the aborted body.
 ///
-/// With an empty separator, the body is the concatenation of the payloads, such as one text or one file. Such a stream has no heartbeats.
+/// With an empty separator, the body is the concatenation of the payloads, such as one text or one file, and the stream has no heartbeats.
 ///
 /// ```
 /// # use tower_push_proto as tower_push;
@@ -37,7 +37,7 @@ struct RawConfig {
     separator: Bytes,
     gap: Option<Bytes>,
     media_type: [&'static str; 1],
-    /// Whether the media type is the default. If so, the `Content-Type` header has the parameter `charset=utf-8`.
+    /// Whether the media type is the default, to which the `Content-Type` header adds the parameter `charset=utf-8`.
     is_default_media_type: bool,
 }
 

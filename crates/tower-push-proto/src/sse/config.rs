@@ -21,11 +21,32 @@ pub struct SseConfig {
     pub(super) retry: Option<Duration>,
     pub(super) is_base64: bool,
     pub(super) has_ids: bool,
+    pub(super) topic_form: TopicForm,
     pub(super) opening: HeartbeatForm,
     pub(super) heartbeat: HeartbeatForm,
     pub(super) gap_event: Option<EventType>,
     pub(super) end_event: Option<EventType>,
     pub(super) finished_event: Option<EventType>,
+}
+
+/// The place of an event's topic on an event stream. The standard has no field for a topic.
+///
+/// | form | an event of the topic `news` | what scripts of a page see |
+/// |---|---|---|
+/// | [`Field`](Self::Field) | `event: goal`, `topic: news`, `data: 2:1` | the type; not the topic |
+/// | [`EventType`](Self::EventType) | `event: news`, `data: 2:1` | the topic as the type |
+/// | [`Envelope`](Self::Envelope) | `data: {"id":"7","topic":"news","event":"goal","data":"2:1"}` | everything, in JSON |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TopicForm {
+    /// A field `topic`, which an `EventSource` ignores. Clients that parse the stream themselves read it.
+    #[default]
+    Field,
+    /// The field `event`, in place of the event's type: `source.addEventListener("news", …)`. An event without a topic keeps its type.
+    EventType,
+    /// An envelope as in [NDJSON](crate::format::Ndjson), which is the data of each event. A page gets all events as `message`. Binary payloads
+    /// are in base64.
+    Envelope,
 }
 
 /// The form of a heartbeat on an event stream, and of the bytes that open the stream.
@@ -63,6 +84,7 @@ impl SseConfig {
             retry: None,
             is_base64: false,
             has_ids: true,
+            topic_form: TopicForm::Field,
             opening: HeartbeatForm::Comment,
             heartbeat: HeartbeatForm::Comment,
             gap_event: Some(EventType::from_static("gap")),
@@ -106,9 +128,15 @@ impl SseConfig {
         self
     }
 
-    /// Sets whether the stream has `id` fields, for events and cursors, and the field `topic`.
+    /// Sets whether the stream has `id` fields, for events, cursors and the end of a finished source, and the field `topic`.
     pub fn ids(mut self, are_written: bool) -> Self {
         self.has_ids = are_written;
+        self
+    }
+
+    /// Sets the place of the topics of events.
+    pub fn topic_form(mut self, form: TopicForm) -> Self {
+        self.topic_form = form;
         self
     }
 
@@ -122,14 +150,15 @@ impl SseConfig {
     /// Sets the type of the event that announces an end with a [time to reconnect](crate::Item::Ended). With `None`, neither this event nor
     /// the time is written.
     ///
-    /// An end without such a time is never announced, because the end of the body says the same.
+    /// An end without a time to reconnect is never announced, because the end of the body says the same.
     pub fn end_event(mut self, event_type: impl Into<Option<EventType>>) -> Self {
         self.end_event = event_type.into();
         self
     }
 
     /// Sets the type of the event that announces that the source has [finished](crate::Item::Finished). With `None`, a finished stream ends
-    /// like any other, and an `EventSource` reconnects.
+    /// like any other, and an `EventSource` reconnects. The event has the id [`EventId::FINISHED`](crate::EventId::FINISHED), unless
+    /// [`ids`](Self::ids) are off.
     pub fn finished_event(mut self, event_type: impl Into<Option<EventType>>) -> Self {
         self.finished_event = event_type.into();
         self

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use super::{
-    HeartbeatForm, SseConfig,
+    HeartbeatForm, SseConfig, TopicForm,
     lines::{
-        SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding, write_comment,
-        write_cursor, write_event, write_fields_before_payload, write_id, write_retry,
+        SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding,
+        SseTopicAsTypeEncoding, write_comment, write_cursor, write_event,
+        write_fields_before_payload, write_id, write_retry, write_topic_as_type,
     },
 };
 use crate::{
@@ -32,7 +33,7 @@ enum HeldCursor {
     /// `id` precedes, so the first block repeats the cursor. A flush does not write this cursor, because the client
     /// has it already.
     Requested(EventId),
-    /// A cursor that the client does not have. A flush writes it.
+    /// A cursor that the client does not have. A flush writes this cursor.
     Moved(EventId),
 }
 
@@ -60,11 +61,59 @@ impl SseEncoder {
 
     /// Writes an event of the source with `id` in place of its own id. Streams with different ids share the encoded payload.
     fn write_event_with_id(&self, event: &Event, id: &EventId, out: &mut FrameBuffer) {
-        write_fields_before_payload(event.fields(), Some(id), out.buffer());
+        match self.config.topic_form {
+            TopicForm::Field => {
+                write_fields_before_payload(event.fields(), Some(id), out.buffer());
+            }
+            TopicForm::EventType => {
+                write_topic_as_type(event.fields(), out.buffer());
+                write_id(id.as_str(), out.buffer());
+            }
+            TopicForm::Envelope => {
+                write_id(id.as_str(), out.buffer());
+                return out.push_event::<SseEnvelopeEncoding<false>>(event);
+            }
+        }
         if self.config.is_base64 {
             out.push_event::<SsePayloadEncoding<true>>(event);
         } else {
             out.push_event::<SsePayloadEncoding<false>>(event);
+        }
+    }
+
+    /// Returns the encoding of the source's events.
+    fn event_encoding(&self) -> RunEncoding {
+        let SseConfig {
+            has_ids, is_base64, ..
+        } = *self.config;
+        match (self.config.topic_form, has_ids, is_base64) {
+            (TopicForm::Field, true, false) => RunEncoding::of::<SseEventEncoding<false>>(),
+            (TopicForm::Field, true, true) => RunEncoding::of::<SseEventEncoding<true>>(),
+            (TopicForm::Field, false, false) => {
+                RunEncoding::of::<SseEventWithoutIdEncoding<false>>()
+            }
+            (TopicForm::Field, false, true) => RunEncoding::of::<SseEventWithoutIdEncoding<true>>(),
+            (TopicForm::Envelope, true, _) => RunEncoding::of::<SseEnvelopeEncoding<true>>(),
+            (TopicForm::Envelope, false, _) => RunEncoding::of::<SseEnvelopeEncoding<false>>(),
+            (_, true, false) => RunEncoding::of::<SseTopicAsTypeEncoding<false, true>>(),
+            (_, true, true) => RunEncoding::of::<SseTopicAsTypeEncoding<true, true>>(),
+            (_, false, false) => RunEncoding::of::<SseTopicAsTypeEncoding<false, false>>(),
+            (_, false, true) => RunEncoding::of::<SseTopicAsTypeEncoding<true, false>>(),
+        }
+    }
+
+    /// Writes an event of the source whose topic is its type, or is in an envelope.
+    fn write_event_in_topic_form(&self, event: &Event, out: &mut FrameBuffer) {
+        let SseConfig {
+            has_ids, is_base64, ..
+        } = *self.config;
+        match (self.config.topic_form, has_ids, is_base64) {
+            (TopicForm::Envelope, true, _) => out.push_event::<SseEnvelopeEncoding<true>>(event),
+            (TopicForm::Envelope, false, _) => out.push_event::<SseEnvelopeEncoding<false>>(event),
+            (_, true, false) => out.push_event::<SseTopicAsTypeEncoding<false, true>>(event),
+            (_, true, true) => out.push_event::<SseTopicAsTypeEncoding<true, true>>(event),
+            (_, false, false) => out.push_event::<SseTopicAsTypeEncoding<false, false>>(event),
+            (_, false, true) => out.push_event::<SseTopicAsTypeEncoding<true, false>>(event),
         }
     }
 
@@ -100,7 +149,10 @@ impl SseEncoder {
 
     /// Returns an error if the event cannot be written.
     fn check_payload(&self, event: &Event) -> Result<(), Error> {
-        if self.config.is_base64 || event.payload().as_text().is_some() {
+        if self.config.is_base64
+            || self.config.topic_form == TopicForm::Envelope
+            || event.payload().as_text().is_some()
+        {
             Ok(())
         } else {
             Err(Error::not_text())
@@ -124,6 +176,10 @@ impl Encoder for SseEncoder {
             self.write_event_with_id(event, &id, out);
             return Ok(());
         }
+        if self.config.topic_form != TopicForm::Field {
+            self.write_event_in_topic_form(event, out);
+            return Ok(());
+        }
         match (self.config.has_ids, self.config.is_base64) {
             (true, false) => out.push_event::<SseEventEncoding<false>>(event),
             (true, true) => out.push_event::<SseEventEncoding<true>>(event),
@@ -143,12 +199,7 @@ impl Encoder for SseEncoder {
             events.first()?.id()?;
             self.held_cursor = HeldCursor::None;
         }
-        Some(match (self.config.has_ids, self.config.is_base64) {
-            (true, false) => RunEncoding::of::<SseEventEncoding<false>>(),
-            (true, true) => RunEncoding::of::<SseEventEncoding<true>>(),
-            (false, false) => RunEncoding::of::<SseEventWithoutIdEncoding<false>>(),
-            (false, true) => RunEncoding::of::<SseEventWithoutIdEncoding<true>>(),
-        })
+        Some(self.event_encoding())
     }
 
     /// Writes the event with `cursor` in place of the event's id.
@@ -171,8 +222,12 @@ impl Encoder for SseEncoder {
         let config = self.config.clone();
         let event_type = config.gap_event.as_ref();
         let event_type = event_type.ok_or_else(Error::gap_unsupported)?;
-        let id = gap.resumed.as_ref().filter(|_| config.has_ids);
-        self.write_gap_or_end_event(event_type, id.map(EventId::as_str), &gap.to_json(), out);
+        if config.has_ids {
+            let id = gap.resumed.as_ref().map(EventId::as_str);
+            self.write_gap_or_end_event(event_type, id, &gap.to_json(), out);
+        } else {
+            self.write_gap_or_end_event(event_type, None, &without_ids(gap).to_json(), out);
+        }
         Ok(())
     }
 
@@ -199,7 +254,7 @@ impl Encoder for SseEncoder {
         let config = self.config.clone();
         match (&config.finished_event, &config.end_event, end.retry) {
             (Some(finished), ..) if end.finished => {
-                let id = Some(EventId::FINISHED);
+                let id = config.has_ids.then_some(EventId::FINISHED);
                 self.write_gap_or_end_event(finished, id, &end.to_json(), out);
             }
             (_, Some(ended), Some(after)) if !end.finished => {
@@ -208,5 +263,57 @@ impl Encoder for SseEncoder {
             }
             _ => self.flush(out),
         }
+    }
+}
+
+/// Returns the gap without the members that a stream without ids leaves out: the cursors and the topic.
+fn without_ids(gap: &Gap) -> Gap {
+    Gap {
+        requested: None,
+        resumed: None,
+        topic: None,
+        ..gap.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_has_the_bytes_of_its_events() {
+        let event = |text: &str| Event::text(text).with_id(7).unwrap();
+        let event = |text| event(text).with_topic("topic").unwrap();
+        let run = EventRun::new(1, [], ["a", "b\nc", ""].map(event));
+        for topic_form in [TopicForm::Field, TopicForm::EventType, TopicForm::Envelope] {
+            for config in [SseConfig::new(), SseConfig::data_only()] {
+                for config in [config.clone(), config.base64()] {
+                    let config = Arc::new(config.topic_form(topic_form));
+                    let cursor = || Some(EventId::from(1));
+                    let mut one = SseEncoder::new(config.clone(), cursor());
+                    let mut other = SseEncoder::new(config.clone(), cursor());
+                    let (mut singles, mut joined) =
+                        (FrameBuffer::default(), FrameBuffer::default());
+                    for event in run.events() {
+                        one.event(event, &mut singles).unwrap();
+                    }
+                    assert!(other.write_run(&run, &mut joined));
+                    assert_eq!(singles.into_bytes(), joined.into_bytes(), "{config:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn run_that_cannot_be_written_at_once_changes_nothing() {
+        let mut encoder = SseEncoder::new(Arc::new(SseConfig::new()), None);
+        let mut out = FrameBuffer::default();
+        encoder.cursor(&EventId::from(1), &mut out);
+        let without_id = EventRun::new(1, [], [Event::text("a"), Event::text("b")]);
+        let not_text = EventRun::new(1, [], [Event::binary(vec![255]).with_id(2).unwrap()]);
+        assert!(!encoder.write_run(&without_id, &mut out));
+        assert!(!encoder.write_run(&not_text, &mut out));
+        encoder.event(&Event::text("a"), &mut out).unwrap();
+        assert_eq!(out.into_bytes(), "id: 1\ndata: a\n\n");
     }
 }

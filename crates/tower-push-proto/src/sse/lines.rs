@@ -6,6 +6,7 @@ use crate::{
     base64, byte_search,
     encoder::millis_within_browser_limit,
     event::{Encoding, EventId, EventType, Fields},
+    format::envelope,
 };
 
 /// The bytes that are reserved for the fields of an event besides its data.
@@ -40,6 +41,46 @@ impl<const IS_BASE64: bool> Encoding for SsePayloadEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_event(fields, IS_BASE64, out);
         write_payload(fields, IS_BASE64, out);
+    }
+}
+
+/// The encoding of an event whose topic is written as its type, with the event's id if `HAS_ID`.
+pub(super) struct SseTopicAsTypeEncoding<const IS_BASE64: bool, const HAS_ID: bool>;
+
+impl<const IS_BASE64: bool, const HAS_ID: bool> Encoding
+    for SseTopicAsTypeEncoding<IS_BASE64, HAS_ID>
+{
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        reserve_event(fields, IS_BASE64, out);
+        write_topic_as_type(fields, out);
+        if let Some(id) = fields.id.as_ref().filter(|_| HAS_ID) {
+            write_id(id.as_str(), out);
+        }
+        write_payload(fields, IS_BASE64, out);
+    }
+}
+
+/// The encoding of an event whose data is its [envelope], with the event's id if `HAS_ID`.
+pub(super) struct SseEnvelopeEncoding<const HAS_ID: bool>;
+
+impl<const HAS_ID: bool> Encoding for SseEnvelopeEncoding<HAS_ID> {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        reserve_event(fields, false, out);
+        if let Some(id) = fields.id.as_ref().filter(|_| HAS_ID) {
+            write_id(id.as_str(), out);
+        }
+        out.put_slice(b"data: ");
+        envelope::write_event(fields, out);
+        out.put_slice(b"\n\n");
+    }
+}
+
+/// Appends the topic of an event in the field `event`. An event without a topic has its type there.
+pub(super) fn write_topic_as_type(fields: &Fields, out: &mut BytesMut) {
+    match (&fields.topic, &fields.event_type) {
+        (Some(topic), _) => write_field(b"event: ", topic.as_str().as_bytes(), out),
+        (None, Some(event_type)) => write_event_type(event_type, out),
+        (None, None) => {}
     }
 }
 
@@ -88,7 +129,7 @@ fn write_payload(fields: &Fields, is_base64: bool, out: &mut BytesMut) {
     out.put_slice(b"\n\n");
 }
 
-/// Appends an event that the server makes itself, such as the announcement of a gap, and not an [`Event`](crate::Event) of the source.
+/// Appends an event that the server makes itself, such as the announcement of a gap.
 pub fn write_event(event_type: &EventType, id: Option<&str>, data: &str, out: &mut BytesMut) {
     write_event_type(event_type, out);
     if let Some(id) = id {

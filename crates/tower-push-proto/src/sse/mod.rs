@@ -13,7 +13,7 @@ mod lines;
 mod parser;
 
 pub use self::{
-    config::{HeartbeatForm, SseConfig},
+    config::{HeartbeatForm, SseConfig, TopicForm},
     encoder::SseEncoder,
     lines::{for_each_data_line, write_comment, write_cursor, write_event, write_id, write_retry},
     parser::{SseEvent, SseParser},

@@ -12,8 +12,8 @@ use crate::{byte_search::find_byte, error::Error};
 ///
 /// # Limits
 /// The parser keeps at most one line and the data of one event. The parser fails with [`Error::is_too_long`] if a line is longer than
-/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). After this error,
-/// every later call fails too. Comments have no limit, because the parser does not keep them.
+/// [`max_line_len`](Self::max_line_len), or an event's data is longer than [`max_event_len`](Self::max_event_len). After a line or an event
+/// that is too long, every later call fails too. Comments have no limit, because the parser does not keep them.
 ///
 /// ```
 /// use tower_push_proto::sse::SseParser;
@@ -48,8 +48,8 @@ const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 pub struct SseEvent {
     /// The event's type. `None` if the event has no type or an empty one. An `EventSource` dispatches such an event as `message`.
     pub event_type: Option<String>,
-    /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field. The [last event
-    /// ID](SseParser::last_event_id) then comes from an earlier event.
+    /// The value of the event's own `id` field, which may be empty. `None` if the event has no such field, so that the [last event
+    /// ID](SseParser::last_event_id) comes from an earlier event.
     pub id: Option<String>,
     /// The value of the event's `topic` field, which is not in the standard. `None` if the event has no such field.
     pub topic: Option<String>,
@@ -83,7 +83,7 @@ struct PartialEvent {
 }
 
 /// What [`SseParser::read_chunk`] has read of a chunk.
-struct ReadChunk {
+struct ChunkReadOutcome {
     /// The number of bytes that were read.
     len: usize,
     /// The event that ends with these bytes. `None` if the whole chunk was read, and the event is still incomplete.
@@ -177,7 +177,7 @@ impl SseParser {
     }
 
     /// Reads `chunk` up to the end of the next event.
-    fn read_chunk(&mut self, chunk: &[u8]) -> Result<ReadChunk, Error> {
+    fn read_chunk(&mut self, chunk: &[u8]) -> Result<ChunkReadOutcome, Error> {
         if self.has_failed {
             return Err(Error::too_long(
                 "this event stream had too long a line or event",
@@ -188,7 +188,7 @@ impl SseParser {
         result
     }
 
-    fn read_lines(&mut self, chunk: &[u8]) -> Result<ReadChunk, Error> {
+    fn read_lines(&mut self, chunk: &[u8]) -> Result<ChunkReadOutcome, Error> {
         let mut rest = self.line.skip_byte_order_mark(chunk);
         while let Some(first) = rest.first() {
             if std::mem::take(&mut self.line.follows_cr) && *first == b'\n' {
@@ -203,13 +203,13 @@ impl SseParser {
             self.line.follows_cr = ending[0] == b'\r';
             rest = &ending[1..];
             if let Some(event) = self.end_line(line)? {
-                return Ok(ReadChunk {
+                return Ok(ChunkReadOutcome {
                     len: chunk.len() - rest.len(),
                     event: Some(event),
                 });
             }
         }
-        Ok(ReadChunk {
+        Ok(ChunkReadOutcome {
             len: chunk.len(),
             event: None,
         })
@@ -260,12 +260,12 @@ impl SseParser {
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match field {
             b"data" => self.event.push_data(value, self.max_event_len)?,
-            b"event" => set_text(&mut self.event.event_type, value),
+            b"event" => set_utf8_lossy(&mut self.event.event_type, value),
             b"id" if !value.contains(&0) => {
-                set_text(&mut self.event.id, value);
+                set_utf8_lossy(&mut self.event.id, value);
                 self.event.has_id = true;
             }
-            b"topic" => set_text(self.event.topic.get_or_insert_default(), value),
+            b"topic" => set_utf8_lossy(self.event.topic.get_or_insert_default(), value),
             b"retry" => self.retry = parse_milliseconds(value).or(self.retry),
             _ => {}
         }
@@ -305,7 +305,7 @@ impl PartialEvent {
         if std::mem::replace(&mut self.has_data, true) {
             self.data.push('\n');
         }
-        push_text(&mut self.data, line);
+        push_utf8_lossy(&mut self.data, line);
         if self.data.len() > max_len {
             let detail = format!("the data of an event has more than {max_len} bytes");
             return Err(Error::too_long(detail));
@@ -320,13 +320,13 @@ fn line_too_long(max_len: usize) -> Error {
     ))
 }
 
-fn set_text(text: &mut String, bytes: &[u8]) {
+fn set_utf8_lossy(text: &mut String, bytes: &[u8]) {
     text.clear();
-    push_text(text, bytes);
+    push_utf8_lossy(text, bytes);
 }
 
 /// Appends `bytes` to `text`. Bytes that are not UTF-8 become U+FFFD, as the standard requires.
-fn push_text(text: &mut String, bytes: &[u8]) {
+fn push_utf8_lossy(text: &mut String, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(valid) => text.push_str(valid),
         Err(_) => text.push_str(&String::from_utf8_lossy(bytes)),

@@ -31,8 +31,16 @@ pub struct DeflateParams {
     pub server_max_window_bits: u8,
 }
 
-/// Chooses the client's first offer that the server can accept. Returns the negotiated parameters, and the `Sec-WebSocket-Extensions` of
-/// the response. Returns `None` if no offer is acceptable.
+/// An offer of permessage-deflate that the server accepts. Created by [`negotiate`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedDeflate {
+    /// The negotiated parameters.
+    pub params: DeflateParams,
+    /// The value of `Sec-WebSocket-Extensions` in the response.
+    pub response_extension: HeaderValue,
+}
+
+/// Chooses the client's first offer that the server can accept. Returns `None` if no offer is acceptable.
 ///
 /// An offer with an unknown, repeated or malformed parameter is declined, and the next offer is tried (RFC 7692 §7.1).
 ///
@@ -43,11 +51,11 @@ pub struct DeflateParams {
 /// let mut headers = HeaderMap::new();
 /// let offer = HeaderValue::from_static("permessage-deflate; client_max_window_bits");
 /// headers.insert("sec-websocket-extensions", offer);
-/// let (params, answer) = negotiate(&headers).unwrap();
-/// assert_eq!(params.server_max_window_bits, 15);
-/// assert_eq!(answer, "permessage-deflate; server_no_context_takeover; client_no_context_takeover");
+/// let accepted = negotiate(&headers).unwrap();
+/// assert_eq!(accepted.params.server_max_window_bits, 15);
+/// assert_eq!(accepted.response_extension, "permessage-deflate; server_no_context_takeover; client_no_context_takeover");
 /// ```
-pub fn negotiate(headers: &HeaderMap) -> Option<(DeflateParams, HeaderValue)> {
+pub fn negotiate(headers: &HeaderMap) -> Option<AcceptedDeflate> {
     let lines = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter();
     let offers = lines
         .filter_map(|line| line.to_str().ok())
@@ -141,22 +149,26 @@ impl DeflateOffer {
         Some(offer)
     }
 
-    /// Returns the parameters and the header of the response. The header does not restrict the window with which the client
-    /// compresses, because the server always inflates with 15 bits.
-    fn accept(self) -> Option<(DeflateParams, HeaderValue)> {
+    /// Accepts the offer. The response does not restrict the window with which the client compresses, because the server always inflates
+    /// with 15 bits.
+    fn accept(self) -> Option<AcceptedDeflate> {
         const ANSWER: &str =
             "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
         let Some(server_max_window_bits) = self.server_max_window_bits else {
-            let params = DeflateParams {
-                server_max_window_bits: MAX_WINDOW_BITS,
-            };
-            return Some((params, HeaderValue::from_static(ANSWER)));
-        };
-        let params = DeflateParams {
-            server_max_window_bits,
+            return Some(AcceptedDeflate {
+                params: DeflateParams {
+                    server_max_window_bits: MAX_WINDOW_BITS,
+                },
+                response_extension: HeaderValue::from_static(ANSWER),
+            });
         };
         let answer = format!("{ANSWER}; server_max_window_bits={server_max_window_bits}");
-        Some((params, answer.try_into().ok()?))
+        Some(AcceptedDeflate {
+            params: DeflateParams {
+                server_max_window_bits,
+            },
+            response_extension: answer.try_into().ok()?,
+        })
     }
 }
 
@@ -183,7 +195,7 @@ thread_local! {
     static INFLATER: Cell<Option<Inflater>> = const { Cell::new(None) };
 }
 
-/// Calls `f` with the thread's value, or with a new one if the thread has none yet or is ending.
+/// Calls `f` with the thread's value, or with a new value if the thread has no value yet or is ending.
 ///
 /// The value is taken out of its slot during the call. A panic in `f` therefore drops the value, so that no later call gets a value in the
 /// middle of a message. A nested call gets a new value.
@@ -362,10 +374,10 @@ mod tests {
         for line in lines {
             headers.append(SEC_WEBSOCKET_EXTENSIONS, line.parse().unwrap());
         }
-        let (params, answer) = negotiate(&headers)?;
+        let accepted = negotiate(&headers)?;
         Some((
-            params.server_max_window_bits,
-            answer.to_str().unwrap().to_owned(),
+            accepted.params.server_max_window_bits,
+            accepted.response_extension.to_str().unwrap().to_owned(),
         ))
     }
 
@@ -717,9 +729,9 @@ mod tests {
                     headers.append(SEC_WEBSOCKET_EXTENSIONS, value);
                 }
             }
-            if let Some((params, answer)) = negotiate(&headers) {
-                prop_assert!((8..=15).contains(&params.server_max_window_bits));
-                prop_assert!(answer.to_str().unwrap().starts_with(PLAIN_ANSWER));
+            if let Some(accepted) = negotiate(&headers) {
+                prop_assert!((8..=15).contains(&accepted.params.server_max_window_bits));
+                prop_assert!(accepted.response_extension.to_str().unwrap().starts_with(PLAIN_ANSWER));
             }
         }
     }

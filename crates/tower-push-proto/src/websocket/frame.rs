@@ -111,8 +111,8 @@ fn max_payload_len(opcode: OpCode) -> usize {
 
 /// Appends one frame without a mask, whose payload `write_payload` appends.
 ///
-/// `write_payload` appends the payload after a header of two bytes. A payload of more than 125 bytes is then moved to make room for a
-/// longer header.
+/// `write_payload` appends the payload after a header of two bytes. A payload that turns out to have more than 125 bytes is moved
+/// afterwards, to make room for a longer header.
 pub fn encode_with(
     opcode: OpCode,
     is_compressed: bool,
@@ -178,7 +178,7 @@ fn put_close_payload(frame: &CloseFrame, out: &mut BytesMut) {
 }
 
 /// Returns the length of the first frame of `frames`, header included, in bytes. `frames` begins with the whole header of an unmasked frame.
-pub(super) fn unmasked_frame_len(frames: &[u8]) -> usize {
+pub(super) fn first_unmasked_frame_len(frames: &[u8]) -> usize {
     let (header_len, payload_len) = match *frames {
         [_, LEN_IN_64_BITS, a, b, c, d, e, f, g, h, ..] => (
             MAX_UNMASKED_HEADER_LEN,
@@ -282,7 +282,7 @@ mod tests {
             let mut frames = encoded(OpCode::Binary, false, &vec![0; payload_len]);
             let frame_len = frames.len();
             encode(OpCode::Ping, false, b"next", &mut frames);
-            assert_eq!(unmasked_frame_len(&frames), frame_len);
+            assert_eq!(first_unmasked_frame_len(&frames), frame_len);
         }
         let longest = [
             0x82,
@@ -296,8 +296,8 @@ mod tests {
             0xff,
             0xff,
         ];
-        assert_eq!(unmasked_frame_len(&longest), usize::MAX);
-        assert_eq!(unmasked_frame_len(b""), 0);
+        assert_eq!(first_unmasked_frame_len(&longest), usize::MAX);
+        assert_eq!(first_unmasked_frame_len(b""), 0);
     }
 
     #[test]

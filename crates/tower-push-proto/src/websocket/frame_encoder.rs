@@ -109,7 +109,7 @@ impl FrameEncoder {
         self
     }
 
-    /// Whether compression was negotiated. If so, the client may compress its messages too.
+    /// Whether compression was negotiated, so that the client may compress its messages too.
     pub(super) fn is_compression_negotiated(&self) -> bool {
         #[cfg(feature = "deflate")]
         return self.compression.is_some();
@@ -117,8 +117,8 @@ impl FrameEncoder {
         false
     }
 
-    /// Takes the payload out of an event if the payload is large, is the whole message, and has no other owner. Such a payload is written
-    /// after its frame header without a copy. Any other event is returned as the error.
+    /// Takes the payload out of an event if the payload is large, is the whole message, and has no other owner. The caller writes this
+    /// payload after its frame header without a copy. Any other event is returned as the error.
     #[inline]
     pub(super) fn take_unshared_payload(&self, event: Event) -> Result<(OpCode, Bytes), Event> {
         let is_large = event.payload().as_bytes().len() >= MIN_UNCOPIED_PAYLOAD_LEN;

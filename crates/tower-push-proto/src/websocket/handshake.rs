@@ -47,8 +47,17 @@ impl fmt::Display for InvalidSubprotocolList {
 
 impl error::Error for InvalidSubprotocolList {}
 
-/// Chooses the first subprotocol in the client's list that is among `supported`. Returns the index in `supported` and the
-/// `Sec-WebSocket-Protocol` of the response, or `None` if no subprotocol is supported. Names are compared byte for byte.
+/// A subprotocol that the client offers and the server supports. Created by [`choose_subprotocol`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChosenSubprotocol {
+    /// The index of the subprotocol in the server's list.
+    pub index: usize,
+    /// The name of the subprotocol: the value of `Sec-WebSocket-Protocol` in the response.
+    pub name: HeaderValue,
+}
+
+/// Chooses the first subprotocol in the client's list that is among `supported`. Returns `None` if the server supports none of the list.
+/// Names are compared byte for byte.
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue};
@@ -56,8 +65,8 @@ impl error::Error for InvalidSubprotocolList {}
 ///
 /// let mut headers = HeaderMap::new();
 /// headers.insert("sec-websocket-protocol", HeaderValue::from_static("chat, json"));
-/// let chosen = choose_subprotocol(&headers, &["text", "json"])?;
-/// assert_eq!(chosen, Some((1, HeaderValue::from_static("json"))));
+/// let chosen = choose_subprotocol(&headers, &["text", "json"])?.unwrap();
+/// assert_eq!((chosen.index, chosen.name), (1, HeaderValue::from_static("json")));
 /// # Ok::<(), tower_push_proto::websocket::handshake::InvalidSubprotocolList>(())
 /// ```
 ///
@@ -66,14 +75,19 @@ impl error::Error for InvalidSubprotocolList {}
 pub fn choose_subprotocol<P: AsRef<str>>(
     headers: &HeaderMap,
     supported: &[P],
-) -> Result<Option<(usize, HeaderValue)>, InvalidSubprotocolList> {
+) -> Result<Option<ChosenSubprotocol>, InvalidSubprotocolList> {
     let mut chosen = None;
     for name in header_list::list_elements(headers, SEC_WEBSOCKET_PROTOCOL) {
         if !header_list::is_token(name) {
             return Err(InvalidSubprotocolList);
         }
         let index = || supported.iter().position(|p| p.as_ref().as_bytes() == name);
-        chosen = chosen.or_else(|| Some((index()?, HeaderValue::from_bytes(name).ok()?)));
+        chosen = chosen.or_else(|| {
+            Some(ChosenSubprotocol {
+                index: index()?,
+                name: HeaderValue::from_bytes(name).ok()?,
+            })
+        });
     }
     Ok(chosen)
 }

@@ -416,8 +416,8 @@ fn check_agreement(
 fn is_known_tungstenite_difference(ours: &OurDecoding, theirs: &[Decoded]) -> bool {
     let before = ours.before_error();
     match ours.error_reason {
-        // tungstenite accepts a length that is not in the shortest form. In a control frame such a length is 0 here, because zeros
-        // follow.
+        // tungstenite accepts a length that is not in the shortest form. If a control frame announces a longer length field, our decoder
+        // fails before that field, and the zeros that the test appends become its value.
         Some("length takes more bytes than it needs" | "control frame is too long") => {
             theirs.starts_with(before)
         }

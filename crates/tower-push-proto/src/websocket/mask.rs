@@ -1,8 +1,8 @@
 //! The mask of a client's frames: [RFC 6455 §5.3](https://www.rfc-editor.org/rfc/rfc6455#section-5.3).
 //!
 //! A mask combines each payload byte with a byte of the four-byte mask key, by exclusive or. Masking and unmasking are the same operation.
-//! A function begins with the first byte of the key. For input that continues a payload, pass the key [rotated](rotate_key) by the number of
-//! bytes before it.
+//! Each function begins with the first byte of the key. For input that continues a payload, pass the key [rotated](rotate_key) by the
+//! number of bytes before it.
 
 /// The number of bytes that one iteration masks. The compiler turns a block of this length into a few vector instructions without a loop.
 const BLOCK_LEN: usize = 32;

@@ -17,12 +17,12 @@ pub(super) struct SendQueue {
     is_current_started: bool,
     /// The messages that were encoded since the last write. The next write first moves these messages to `current` and to the backlog.
     encoded: FrameBuffer,
-    /// The frames that are written after `current`, or `None` if there are none. A session that is idle, or sends a single message,
-    /// therefore allocates no backlog.
+    /// The frames that are written after `current`, or `None` if there are none: a session that is idle, or sends a single message,
+    /// allocates no backlog.
     backlog: Option<Box<SendBacklog>>,
     /// Whether one write holds bytes of one frame only.
     writes_single_frames: bool,
-    /// The number of unwritten bytes of the frame whose first bytes have been written, or 0 between frames. Counted only if
+    /// The number of unwritten bytes of the frame whose first bytes have been written, or 0 between frames. Always 0 unless
     /// `writes_single_frames` is set.
     started_frame_rest: usize,
 }
@@ -147,12 +147,12 @@ impl SendQueue {
             (true, 0) => self
                 .unwritten_slices()
                 .next()
-                .map_or(0, frame::unmasked_frame_len),
+                .map_or(0, frame::first_unmasked_frame_len),
             (true, rest) => rest,
         }
     }
 
-    /// Returns all bytes of the chunks and control frames. Empty slices are left out.
+    /// Returns the unwritten bytes of `current` and of the backlog. Empty slices are left out.
     fn unwritten_slices(&self) -> impl Iterator<Item = &[u8]> {
         let backlog = self.backlog.iter().flat_map(|backlog| backlog.slices());
         let slices = self.current.slices().chain(backlog);
@@ -379,7 +379,7 @@ mod tests {
             let mut ranges = Vec::new();
             let mut start = 0;
             while start < self.written.len() {
-                let end = start + frame::unmasked_frame_len(&self.written[start..]);
+                let end = start + frame::first_unmasked_frame_len(&self.written[start..]);
                 ranges.push(start..end);
                 start = end;
             }

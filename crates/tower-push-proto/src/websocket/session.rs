@@ -165,7 +165,7 @@ enum SessionState {
     Closed,
 }
 
-/// A close, because of the client's behavior, that waits for the items of the current round.
+/// A close, because of the client's behavior, that starts when the items of the current round have been handled.
 #[derive(Clone, Copy, Debug)]
 struct PendingClose {
     /// The code of our close frame, or `None` to end the connection without a close frame.
@@ -242,7 +242,7 @@ impl Session {
         self.state == SessionState::Open
     }
 
-    /// Whether items can still be sent: the session is open, or answers the client's close frame. If not, drop the source.
+    /// Whether items can still be sent: the session is open, or answers the client's close frame. Drop the source once this is `false`.
     #[inline]
     pub fn accepts_items(&self) -> bool {
         matches!(
@@ -251,7 +251,7 @@ impl Session {
         )
     }
 
-    /// Whether the session has ended. The caller then drops the socket.
+    /// Whether the session has ended. Drop the socket once this is `true`.
     #[inline]
     pub fn is_closed(&self) -> bool {
         self.state == SessionState::Closed
@@ -423,7 +423,7 @@ impl Session {
     /// [accepts items](Self::accepts_items).
     ///
     /// # Errors
-    /// An error if the message format cannot express the item. The session then also closes the connection.
+    /// An error if the message format cannot express the item. In this case, the session also closes the connection.
     pub fn handle_item(
         &mut self,
         item: Option<Result<Item, BoxError>>,
@@ -571,7 +571,7 @@ impl Session {
 
     /// Closes the connection if the client has broken a rule or has missed a deadline, and answers the client's close frame once the
     /// [answer deadline](SessionConfig::answer_deadline) has passed. The close frame is queued after everything else, so call this method
-    /// after the items of the round.
+    /// after the round's last [`handle_item`](Self::handle_item).
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(PendingClose { code, reason }) = self.pending_close.take() {
             let now = now();
@@ -621,7 +621,7 @@ impl Session {
         if let SessionState::Closing { deadline_start }
         | SessionState::ShuttingDown { deadline_start } = &mut self.state
         {
-            // The close frame is written last. Until then, the client has no close frame to answer.
+            // The close frame is written last, so that the client has nothing to answer before its last byte is written.
             *deadline_start = now;
         }
     }
@@ -1291,8 +1291,8 @@ mod tests {
             let mut headers = http::HeaderMap::new();
             let offer = http::HeaderValue::from_static("permessage-deflate");
             headers.insert(http::header::SEC_WEBSOCKET_EXTENSIONS, offer);
-            let (params, _) = deflate::negotiate(&headers).unwrap();
-            encoder.deflate(params, 128)
+            let accepted = deflate::negotiate(&headers).unwrap();
+            encoder.deflate(accepted.params, 128)
         };
         encoder
     }

@@ -41,7 +41,7 @@ impl SessionConfig {
     }
 
     /// Sets how long the client may send nothing after a ping before the connection is closed with 3012: 20 s by default. `None` turns the
-    /// deadline off. The client is then pinged in every ping interval, and need not answer.
+    /// deadline off: the client is pinged in every ping interval, and need not answer.
     pub fn pong_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.pong_deadline = deadline.into().map(|deadline| deadline.min(MAX_DEADLINE));
         self

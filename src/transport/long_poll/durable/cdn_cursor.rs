@@ -35,7 +35,7 @@ impl CdnCursor {
 
     /// Returns the cursor for the next response, which is greater than the client's cursor.
     ///
-    /// A later call may return a smaller number. A caller that writes an event stream keeps the greatest number.
+    /// A later call may return a smaller number, so a caller that writes an event stream has to keep the greatest number.
     pub(super) fn next_value(self) -> u64 {
         self.next_value_at(interval_number(SystemTime::now()), random::bits())
     }

@@ -6,11 +6,7 @@ mod payload_encoder;
 mod read_request;
 mod sse_writer;
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::{future::poll_fn, pin::Pin, task::Poll};
 
 use futures_core::Stream;
 use http::{
@@ -32,7 +28,7 @@ use super::{
     wait_time::NegotiatedWaitTime,
 };
 use crate::{
-    BoxError, Error,
+    Error,
     event::Item,
     source::{Rejection, StartPosition},
     supervision::SupervisedStream,
@@ -188,7 +184,7 @@ impl DurableReadHandler {
     async fn respond_with_event_stream(self, request: ReadRequest) -> Response<PushBody> {
         let source = self.source.with_start(request.offset.start_position());
         let may_have_lost_cursor = source.possibly_lost_cursor().is_some();
-        // A gap that is ready at once can still be answered with a status.
+        // The stream is polled once, without waiting: a gap that is ready at once can still be answered with a status.
         let is_gap = |item: &Item| match item.event() {
             None => matches!(item, Item::Gap(_)),
             Some(_) => may_have_lost_cursor && item.cursor().is_none(),
@@ -196,12 +192,14 @@ impl DurableReadHandler {
         let (stream, first_item) = match source.resume_or_open().await {
             Err(rejection) if rejection.is_finished() => (None, Some(Ok(Item::Finished))),
             Err(rejection) => return rejection_response(rejection),
-            Ok(mut stream) => match poll_fn(|cx| poll_ready_item(&mut stream, cx)).await {
-                Some(Some(Ok(item))) if is_gap(&item) => return gap_response(&stream),
-                Some(Some(first_item)) => (Some(stream), Some(first_item)),
-                Some(None) => (None, None),
-                None => (Some(stream), None),
-            },
+            Ok(mut stream) => {
+                match poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_next(cx))).await {
+                    Poll::Ready(Some(Ok(item))) if is_gap(&item) => return gap_response(&stream),
+                    Poll::Ready(Some(first_item)) => (Some(stream), Some(first_item)),
+                    Poll::Ready(None) => (None, None),
+                    Poll::Pending => (Some(stream), None),
+                }
+            }
         };
         let data_format = self.dialect.sse_data_format();
         // The conformance suite of the protocol requires a `Content-Type` without parameters.
@@ -235,7 +233,7 @@ impl DurableStreamsConfig {
 
     fn batch_builder(&self, request: &ReadRequest, limits: BatchLimits) -> BatchBuilder {
         let encoder = PayloadEncoder::new(self.is_json());
-        BatchBuilder::new(Box::new(encoder), limits, request.offset.id().cloned())
+        BatchBuilder::new(Box::new(encoder), limits, request.offset.cursor().cloned())
     }
 
     /// Makes the response to a read whose subscription was refused. If the source has finished, the response is an empty batch
@@ -321,20 +319,6 @@ impl DurableStreamsConfig {
         let tag = format!("\"{}:{next_offset}{closed}\"", request.offset.as_text());
         insert_ascii(headers, header::ETAG, &tag);
     }
-}
-
-/// Polls a stream once. Returns `None` if the stream is pending.
-fn poll_ready_item<S>(
-    stream: &mut S,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Option<Result<Item, BoxError>>>>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
-    Poll::Ready(match Pin::new(stream).poll_next(cx) {
-        Poll::Ready(item) => Some(item),
-        Poll::Pending => None,
-    })
 }
 
 /// Returns whether `If-None-Match` contains `tag`. The value `*` does not count, because `*` does not say which response the client has.

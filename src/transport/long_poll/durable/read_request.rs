@@ -112,7 +112,7 @@ impl ReadOffset {
     }
 
     /// Returns the event id that the offset is; `None` for `-1` and `now`.
-    pub(super) fn id(&self) -> Option<&EventId> {
+    pub(super) fn cursor(&self) -> Option<&EventId> {
         match self {
             Self::After(id) => Some(id),
             Self::Oldest | Self::Now => None,

@@ -53,6 +53,23 @@ enum PendingEnd {
     Failed(BoxError),
 }
 
+/// A batch that a [`DurableSseWriter`] has collected from its stream.
+struct CollectedBatch<S> {
+    batch: Batch,
+    /// The stream, if it ended with the batch: a send error is still reported to its guard. `None` if the stream is open. `None` also
+    /// after a failure, of which the guard knows already.
+    ended_stream: Option<SupervisedStream<S>>,
+}
+
+impl<S> CollectedBatch<S> {
+    fn of_open_stream(batch: Batch) -> Self {
+        Self {
+            batch,
+            ended_stream: None,
+        }
+    }
+}
+
 /// The state from which `control` events are made: the values that were sent, and those that the next event sends.
 struct ControlEventState {
     cdn_cursor: CdnCursor,
@@ -89,7 +106,7 @@ impl<S> DurableSseWriter<S> {
             control: ControlEventState {
                 cdn_cursor: request.cdn_cursor,
                 max_cdn_cursor: 0,
-                offset: request.offset.id().cloned(),
+                offset: request.offset.cursor().cloned(),
                 requested_offset: request.offset.as_text().into_owned(),
                 is_up_to_date: false,
             },
@@ -199,17 +216,14 @@ where
         }
     }
 
-    /// Collects the items that are ready into a batch.
-    ///
-    /// If the stream ends with the batch, the stream is returned too, so that the caller can report a send error to the stream's guard. A
-    /// stream that has failed is dropped instead, because its guard knows of the failure.
-    fn collect_batch(&mut self, cx: &mut Context<'_>) -> (Batch, Option<SupervisedStream<S>>) {
+    /// Collects the items that are ready into a batch. Moves the stream into `ended_stream` if it ends with the batch.
+    fn collect_batch(&mut self, cx: &mut Context<'_>) -> CollectedBatch<S> {
         let is_json = self.data_format == SseDataFormat::JsonArray;
         let encoder = Box::new(PayloadEncoder::new(is_json));
         let mut builder = BatchBuilder::new(encoder, self.limits, self.control.offset.clone());
         for _ in 0..MAX_ITEMS_PER_POLL {
             let Poll::Ready(item) = self.poll_item(cx) else {
-                return (builder.finish(StreamStatus::Idle), None);
+                return CollectedBatch::of_open_stream(builder.finish(StreamStatus::Idle));
             };
             let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
             if is_content && builder.is_full() {
@@ -217,16 +231,19 @@ where
                 break;
             }
             let flow = match &self.stream {
-                Some(stream) => builder.push_from(stream, item),
+                Some(stream) => builder.push_and_report_refusal(stream, item),
                 None => builder.push(item),
             };
             if let Break(status) = flow {
                 let has_failed = matches!(status, StreamStatus::Failed(_));
                 let ended_stream = self.stream.take().filter(|_| !has_failed);
-                return (builder.finish(status), ended_stream);
+                return CollectedBatch {
+                    batch: builder.finish(status),
+                    ended_stream,
+                };
             }
         }
-        (builder.finish(StreamStatus::HasMore), None)
+        CollectedBatch::of_open_stream(builder.finish(StreamStatus::HasMore))
     }
 }
 
@@ -254,7 +271,10 @@ where
                 }
                 None => {}
             }
-            let (mut batch, ended_stream) = self.collect_batch(cx);
+            let CollectedBatch {
+                mut batch,
+                ended_stream,
+            } = self.collect_batch(cx);
             match batch.status {
                 StreamStatus::Failed(error) if !batch.has_content => {
                     return Poll::Ready(Err(error));

@@ -172,7 +172,7 @@ enum DecoderState {
     Data(IncomingFrame, Box<PartialMessage>),
     /// The payload of a control frame, which may come between the frames of a message.
     Control(IncomingFrame, Box<ControlPayload>),
-    /// No part: every byte is discarded, because an error or a close frame was returned before.
+    /// No bytes are expected: every byte is discarded, because an error or a close frame was returned before.
     Closed,
 }
 

@@ -14,7 +14,7 @@ pub(super) struct PartialMessage {
     message: Message,
     /// Validates the payload of a text message.
     utf8: Utf8Validator,
-    /// Whether the bytes of the message are kept. If not, they are validated and dropped.
+    /// Whether the bytes of the message are kept. Bytes that are not kept are validated and dropped.
     is_kept: bool,
     /// The number of payload bytes that have arrived.
     pub(super) len: usize,

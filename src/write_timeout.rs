@@ -15,21 +15,22 @@ use tokio::{
 use crate::Error;
 
 pin_project! {
-    /// Wraps a connection, and fails a write that is pending for a timeout without progress, because the peer has stopped reading.
+    /// A connection whose writes have a timeout: a write fails if it makes no progress for the timeout, because the peer has stopped
+    /// reading.
     ///
     /// A client that stops reading fills the buffers of the kernel and of the server. From then on the server does not poll the
-    /// response's body, so no heartbeat, timeout or policy inside the body can end the stream. The server still polls the
-    /// connection. `WriteProgress` wraps the connection, and fails a write that makes no progress for the timeout.
+    /// response's body, so no heartbeat, timeout or policy inside the body can end the stream. But the server still polls the
+    /// connection, so a wrapper of the connection can end it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
     /// use std::{io::ErrorKind, time::Duration};
     /// use tokio::io::AsyncWriteExt;
-    /// use tower_push::{Error, WriteProgress};
+    /// use tower_push::{Error, WriteTimeout};
     ///
     /// let (server, client) = tokio::io::duplex(1024);
-    /// let mut server = WriteProgress::new(server, Duration::from_secs(30));
+    /// let mut server = WriteTimeout::new(server, Duration::from_secs(30));
     /// server.write_all(&[0; 1024]).await.expect("the buffer has room for 1024 bytes");
     ///
     /// let error = server.write_all(b"more").await.expect_err("the client has read nothing for 30 seconds");
@@ -45,7 +46,7 @@ pin_project! {
     /// use std::time::Duration;
     /// use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
     /// use tokio::net::TcpListener;
-    /// use tower_push::{Channel, WriteProgress};
+    /// use tower_push::{Channel, WriteTimeout};
     ///
     /// async fn serve(listener: TcpListener, channel: Channel) {
     ///     let service = TowerToHyperService::new(tower_push::service(channel));
@@ -56,7 +57,7 @@ pin_project! {
     ///             continue;
     ///         };
     ///         let _ = socket.set_nodelay(true);
-    ///         let (socket, service) = (WriteProgress::new(socket, Duration::from_secs(30)), service.clone());
+    ///         let (socket, service) = (WriteTimeout::new(socket, Duration::from_secs(30)), service.clone());
     ///         tokio::spawn(async move {
     ///             let server = auto::Builder::new(TokioExecutor::new());
     ///             if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(socket), service).await {
@@ -68,7 +69,7 @@ pin_project! {
     /// ```
     ///
     /// # With warp
-    /// Serve `warp::service(filter)` with the loop above. The connections of `warp::serve` cannot be wrapped.
+    /// Serve `warp::service(filter)` with the accept loop of the section `With hyper`. The connections of `warp::serve` cannot be wrapped.
     ///
     /// # With axum
     /// `axum::serve` accepts any listener, and the listener wraps each connection:
@@ -76,18 +77,18 @@ pin_project! {
     /// use std::{io, net::SocketAddr, time::Duration};
     /// use axum::serve::Listener;
     /// use tokio::net::{TcpListener, TcpStream};
-    /// use tower_push::WriteProgress;
+    /// use tower_push::WriteTimeout;
     ///
-    /// struct WriteProgressListener(TcpListener);
+    /// struct WriteTimeoutListener(TcpListener);
     ///
-    /// impl Listener for WriteProgressListener {
-    ///     type Io = WriteProgress<TcpStream>;
+    /// impl Listener for WriteTimeoutListener {
+    ///     type Io = WriteTimeout<TcpStream>;
     ///     type Addr = SocketAddr;
     ///
     ///     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
     ///         let (socket, address) = Listener::accept(&mut self.0).await;
     ///         let _ = socket.set_nodelay(true);
-    ///         (WriteProgress::new(socket, Duration::from_secs(30)), address)
+    ///         (WriteTimeout::new(socket, Duration::from_secs(30)), address)
     ///     }
     ///
     ///     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -96,7 +97,7 @@ pin_project! {
     /// }
     ///
     /// # async fn run(listener: TcpListener, app: axum::Router) -> io::Result<()> {
-    /// axum::serve(WriteProgressListener(listener), app).await
+    /// axum::serve(WriteTimeoutListener(listener), app).await
     /// # }
     /// ```
     /// `examples/stalled.rs` is a program with all three servers.
@@ -107,21 +108,20 @@ pin_project! {
     /// is true. The server then closes the connection and drops its responses. On an HTTP/2 connection, the server's error has
     /// only the kind and the text, because h2 drops the inner [`Error`].
     ///
-    /// A connection without a pending write has no timer, however long it is idle. `WriteProgress` adds three words to the
-    /// size of the connection.
+    /// A connection without a pending write has no timer, however long it is idle. `WriteTimeout` makes the connection's type
+    /// three words larger.
     ///
     /// # What counts as progress
     /// A write makes progress when the connection accepts bytes, even if the peer has not read them yet. Wrap the socket
     /// itself, below TLS and other buffering layers: a pending flush of such a layer shows no progress until it is complete.
     ///
-    /// The kernel buffers below the socket. Linux reports a socket as writable when a third of its send buffer is free, and the
-    /// send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep
-    /// slow readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as
-    /// progress, and a client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the
-    /// code that sets this option.
+    /// Below the socket, the kernel has buffers of its own. Linux reports a socket as writable when a third of its send buffer is free, and
+    /// the send buffer grows up to 4 MiB. A peer that takes longer than the timeout to read that third counts as stalled. To keep slow
+    /// readers connected, let the kernel queue less (`TCP_NOTSENT_LOWAT`). With this option, a few kilobytes count as progress, and a
+    /// client that lags receives recent events instead of megabytes of old ones. `docs/deploying.md` has the code that sets this option.
     ///
     /// # HTTP/2
-    /// `WriteProgress` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:
+    /// `WriteTimeout` cannot detect two kinds of stalled HTTP/2 clients, because no write to the connection is pending:
     ///
     /// - A client that keeps the flow-control window of one stream closed is not detected. The stream costs one or two frames of memory. Other
     ///   streams continue as long as the window of the connection is open.
@@ -133,14 +133,14 @@ pin_project! {
     /// A write that becomes pending outside of a tokio runtime, or in a runtime without `enable_time`, panics, because the timer
     /// is tokio's.
     #[derive(Debug)]
-    pub struct WriteProgress<IO> {
+    pub struct WriteTimeout<IO> {
         #[pin]
         io: IO,
         stall_timer: StallTimer,
     }
 }
 
-impl<IO> WriteProgress<IO> {
+impl<IO> WriteTimeout<IO> {
     /// Wraps a connection. A write fails when it is pending for `timeout` without progress.
     pub fn new(io: IO, timeout: Duration) -> Self {
         Self {
@@ -197,7 +197,7 @@ impl StallTimer {
     }
 }
 
-impl<IO: AsyncRead> AsyncRead for WriteProgress<IO> {
+impl<IO: AsyncRead> AsyncRead for WriteTimeout<IO> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -248,13 +248,13 @@ macro_rules! time_limited_writes {
     };
 }
 
-impl<IO: AsyncWrite> AsyncWrite for WriteProgress<IO> {
+impl<IO: AsyncWrite> AsyncWrite for WriteTimeout<IO> {
     time_limited_writes!();
 }
 
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
-impl<IO: hyper::rt::Read> hyper::rt::Read for WriteProgress<IO> {
+impl<IO: hyper::rt::Read> hyper::rt::Read for WriteTimeout<IO> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -266,6 +266,6 @@ impl<IO: hyper::rt::Read> hyper::rt::Read for WriteProgress<IO> {
 
 #[cfg(feature = "hyper")]
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
-impl<IO: hyper::rt::Write> hyper::rt::Write for WriteProgress<IO> {
+impl<IO: hyper::rt::Write> hyper::rt::Write for WriteTimeout<IO> {
     time_limited_writes!();
 }

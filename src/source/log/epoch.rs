@@ -4,25 +4,25 @@ use crate::{
     source::log::{EventLog, LogIds},
 };
 
-/// The random identity of one channel, with which the ids of its events begin.
+/// The random identity of one channel or hub, with which the ids of its events begin.
 ///
 /// An epoch is random, so that a channel never takes an id of another channel, or of the same channel before a restart, for an id
-/// of its own.
+/// of its own. The same holds for a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Epoch(IdPrefix<12>);
+pub(crate) struct Epoch(IdPrefix<12>);
 
 impl Epoch {
-    pub(super) fn random() -> Self {
+    pub(crate) fn random() -> Self {
         Self(IdPrefix::from_bits(random::bits().into()))
     }
 
     /// Returns the id of the event at this position, which is the cursor that resumes after it.
-    pub(super) fn event_id(self, position: u64) -> EventId {
+    pub(crate) fn event_id(self, position: u64) -> EventId {
         self.0.id(position)
     }
 
     /// Returns the position of the event with this id. Returns `None` if the id is of another epoch.
-    pub(super) fn position(self, id: &EventId) -> Option<u64> {
+    pub(crate) fn position(self, id: &EventId) -> Option<u64> {
         let (prefix, position) = IdPrefix::split(id)?;
         (prefix == self.0).then_some(position)
     }

@@ -1,0 +1,18 @@
+import type { ConnectOptions, PushConnection, PushEvent, PushGap, State } from "./types.js";
+/**
+ * One connection: a loop of attempts, one after another.
+ *
+ * Invariants: at most one attempt is under way, and an attempt that was aborted reports nothing. The cursor moves before the event is passed on,
+ * and each attempt begins at the cursor, so a server that resumes after the cursor passes on each event once.
+ */
+export declare class Connection implements PushConnection {
+    #private;
+    state: State;
+    transport: string | undefined;
+    cursor: string | undefined;
+    constructor(url: string | URL, options: ConnectOptions);
+    on(name: string, listener: (value: any) => void): () => void;
+    send(message: unknown): boolean;
+    close(): void;
+    [Symbol.asyncIterator](): AsyncIterator<PushEvent | PushGap, undefined>;
+}

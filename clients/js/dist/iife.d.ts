@@ -1,0 +1,1 @@
+export { connect, PushError } from "./index.js";

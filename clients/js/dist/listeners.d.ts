@@ -1,0 +1,7 @@
+/** The listeners of a connection, by name. */
+export declare class ListenerSet {
+    #private;
+    add(name: string, listener: (value: any) => void): () => void;
+    /** Calls the listeners. An error of one is reported, and does not keep the others from being called. */
+    emit(name: string, value?: unknown): void;
+}

@@ -1,0 +1,401 @@
+import { DEFAULTS, type Attempt, type End, type Options, type Receive, type SendMessage, type TransportPlugin } from "./attempt.js";
+import { watchEnvironment, type EnvironmentListener } from "./environment.js";
+import { PushError } from "./error.js";
+import { receivePoll, receiveSse } from "./http.js";
+import { ListenerSet } from "./listeners.js";
+import { ItemQueues } from "./queue.js";
+import { decodeBase64, parseJsonOrText, type PushRecord } from "./record.js";
+import type { ConnectOptions, PushConnection, PushEvent, PushGap, State } from "./types.js";
+import { receiveWebSocket } from "./websocket.js";
+
+const RECEIVERS: Record<string, Receive> = {
+  websocket: receiveWebSocket,
+  sse: receiveSse,
+  "long-poll": receivePoll,
+};
+
+/** The shortest interval of heartbeats that is learned from a stream, in milliseconds: what the HTML standard advises. */
+const MIN_LEARNED_HEARTBEAT = 15_000;
+
+/** The number of heartbeats that may be missing. */
+const MISSED_HEARTBEATS = 2.5;
+
+/** After this time an open connection counts as a success, even without an event, in milliseconds. */
+const STABLE_AFTER = 5000;
+
+/** How long a poll may take, in milliseconds: more than twice its wait time, which a server may extend. */
+const POLL_TIMEOUT = 60_000;
+
+/** The longest delay of a timer in JavaScript, in milliseconds. */
+const MAX_TIMER = 2 ** 31 - 1;
+
+/** The names of listeners that get no events of this type. */
+const RESERVED = ["event", "gap", "cursor", "state", "finished", "error"];
+
+/** Why the client itself ends an attempt. */
+type AbortReason = "restart" | "upgrade" | "pause" | "silent" | "dead" | "close";
+
+/** What an attempt came to. */
+interface Outcome extends End {
+  hasWorked: boolean;
+  error?: PushError | undefined;
+  abortReason?: AbortReason | undefined;
+}
+
+/** Returns the transport that has worked for this origin, or remembers it, for as long as the tab is open. */
+function rememberedTransport({ origin }: URL, transport?: string): string | undefined {
+  const key = `tower-push ${origin}`;
+  try {
+    return transport ? (sessionStorage[key] = transport) : sessionStorage[key];
+  } catch {
+    return transport;
+  }
+}
+
+/**
+ * One connection: a loop of attempts, one after another.
+ *
+ * Invariants: at most one attempt is under way, and an attempt that was aborted reports nothing. The cursor moves before the event is passed on,
+ * and each attempt begins at the cursor, so a server that resumes after the cursor passes on each event once.
+ */
+export class Connection implements PushConnection {
+  state: State = "connecting";
+  transport: string | undefined;
+  cursor: string | undefined;
+
+  #url: URL;
+  #options: Options;
+  #transports: TransportPlugin[];
+  #listeners = new ListenerSet();
+  #queues = new ItemQueues(() => this.#onRead());
+  #stopWatching: () => void;
+  #controller = new AbortController();
+  #send: SendMessage | undefined;
+  #wake = () => {};
+  #whenRoom: Promise<void> | undefined;
+  #makeRoom = () => {};
+
+  #isSuspended = false;
+  #hasOverflowed = false;
+  #hasReceived = false;
+  /** Whether an open transport may be silent: no other one is better. */
+  #isPatient: boolean;
+  /** The transport that has received something last. */
+  #workingTransport: string | undefined;
+  #hasRenewed = false;
+  #failures = 0;
+  #upgrades = 0;
+  /** The shortest next delay that the server allows. */
+  #minDelay = 0;
+  /** The longest silence of the open stream, or 0 if it may be silent for ever. */
+  #maxSilence = 0;
+  #silence = 0;
+  #openFor = 0;
+  #worseFor = 0;
+
+  #onSignal = () => this.close();
+
+  #environment: EnvironmentListener = {
+    suspend: (isSuspended) => {
+      this.#isSuspended = isSuspended;
+      if (isSuspended) this.#abort("pause");
+      this.#wake();
+    },
+    // A connection that seems open may be dead, and one that waits need not wait.
+    restart: () => {
+      if (this.state === "open" && this.cursor != null) this.#abort("restart");
+      this.#wake();
+    },
+    tick: (elapsed) => {
+      if (this.state !== "open" || this.#whenRoom) return;
+      // A late tick alone, as in a page that was not run for a while, does not make a connection dead.
+      this.#silence += this.#maxSilence ? Math.min(elapsed, this.#maxSilence / 2) : elapsed;
+      if (this.#maxSilence && this.#silence > this.#maxSilence) return this.#abort("dead");
+      this.#openFor += elapsed;
+      if (this.#openFor > STABLE_AFTER) this.#failures = 0;
+      if (this.transport === this.#transports[0]!.name || this.cursor == null) return;
+      this.#worseFor += elapsed;
+      if (this.#worseFor < this.#options.upgradeAfter * 2 ** Math.min(this.#upgrades, 5)) return;
+      this.#worseFor = 0;
+      this.#upgrades++;
+      this.#abort("upgrade");
+    },
+  };
+
+  constructor(url: string | URL, options: ConnectOptions) {
+    this.#url = new URL(url, globalThis.location?.href);
+    this.#options = Object.assign({}, DEFAULTS, options);
+    const { since, signal, headers, protocols, heartbeat = 1000 } = options;
+    if (since && since !== "now") this.cursor = since;
+    const { body, transports = body ? ["sse"] : ["websocket", "sse", "long-poll"] } = options;
+    const canUseWebSocket = !body && (!headers || protocols || options.WebSocket);
+    this.#transports = transports
+      .map((transport) => (typeof transport === "string" ? { name: transport, receive: RECEIVERS[transport]! } : transport))
+      .filter(({ name }) => name !== "websocket" || canUseWebSocket);
+    if (!this.#transports[0]) throw new TypeError("no transport works with these options");
+    this.#isPatient = !this.#transports[1];
+    this.#stopWatching = watchEnvironment(this.#environment, Math.min(1000, heartbeat), options.pauseWhenHidden);
+    signal?.addEventListener("abort", this.#onSignal);
+    if (signal?.aborted) this.close();
+    // Listeners that are added after the call of `connect` hear everything.
+    queueMicrotask(() => this.#run());
+  }
+
+  on(name: string, listener: (value: any) => void): () => void {
+    return this.#listeners.add(name, listener);
+  }
+
+  send(message: unknown): boolean {
+    const isRaw = typeof message === "string" || (message as ArrayBuffer)?.byteLength != null;
+    this.#send?.(isRaw ? (message as string) : JSON.stringify(message));
+    return !!this.#send;
+  }
+
+  close(): void {
+    this.#close();
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<PushEvent | PushGap, undefined> {
+    return this.#queues.read();
+  }
+
+  async #run(): Promise<void> {
+    const working = rememberedTransport(this.#url);
+    let preferred = Math.max(0, this.#transports.findIndex(({ name }) => name === working));
+    let current = preferred;
+    /** The transports that have failed since the last delay, and how. */
+    const failed = new Map<number, PushError | undefined>();
+    while (this.state !== "closed") {
+      if (this.#isSuspended || this.#hasOverflowed) {
+        this.#setState("paused");
+        await this.#sleep();
+        continue;
+      }
+      const { again, finished, hasWorked, error, abortReason } = await this.#attempt(this.#transports[current]!);
+      if ((this.state as State) === "closed") return;
+      this.#send = undefined;
+      if (finished || (!error && !abortReason && this.#options.body && !(this.#options.resume && this.#minDelay))) return this.#close(undefined, true);
+      if (error && this.#isFinal(error)) return this.#close(error);
+      if (error) this.#listeners.emit("error", error);
+      if (hasWorked) {
+        preferred = current;
+        failed.clear();
+        rememberedTransport(this.#url, this.transport);
+      }
+      if (abortReason === "upgrade") {
+        current = 0;
+        this.#isPatient = false;
+      }
+      if (again || error?.consequence === "unauthorized" || ["restart", "upgrade", "pause"].includes(abortReason!)) continue;
+      if (!hasWorked && error?.consequence !== "retry") {
+        failed.set(current, error);
+        current = this.#transports.findIndex((_, index) => !failed.has(index));
+        if (current >= 0) continue;
+        const errors = [...failed.values()];
+        const unsuitable = errors.find((error) => error?.consequence === "unsuitable");
+        if (unsuitable && !this.#hasReceived && !errors.includes(undefined)) return this.#close(unsuitable);
+        // What is open and silent may be so by right, since no other transport is better.
+        this.#isPatient = true;
+      }
+      failed.clear();
+      current = preferred;
+      this.#setState("waiting");
+      await this.#sleep(this.#nextDelay());
+    }
+  }
+
+  /** Full jitter above the server's shortest delay, which is widened so that clients with the same one do not come back together. */
+  #nextDelay(): number {
+    const { minDelay, maxDelay } = this.#options;
+    const backoff = Math.min(maxDelay, minDelay * 2 ** this.#failures++);
+    const delay = this.#minDelay + Math.random() * Math.max(backoff, this.#minDelay / 2);
+    return Math.min(delay, MAX_TIMER);
+  }
+
+  #isFinal(error: PushError): boolean {
+    const { body, resume, headers } = this.#options;
+    if (error.consequence === "unauthorized") {
+      const canRenew = !this.#hasRenewed && typeof headers === "function";
+      this.#hasRenewed = true;
+      return !canRenew;
+    }
+    return error.consequence === "final" || (!!body && !(resume && (this.cursor || !this.#hasReceived)));
+  }
+
+  async #attempt({ name: transport, receive }: TransportPlugin): Promise<Outcome> {
+    const controller = (this.#controller = new AbortController());
+    const { signal } = controller;
+    this.transport = transport;
+    const outcome: Outcome = { hasWorked: false };
+    const attempt: Attempt = {
+      options: this.#options,
+      url: this.#url,
+      cursor: this.cursor,
+      headers: new Headers(),
+      isProbe: this.#workingTransport !== transport,
+      signal,
+      onOpen: (send) => {
+        if (!signal.aborted) this.#onOpen(send);
+      },
+      onRecord: (record, isHeartbeat) => {
+        if (signal.aborted) return;
+        clearTimeout(timer);
+        if (isHeartbeat) this.#learnHeartbeat();
+        this.#silence = 0;
+        outcome.hasWorked = true;
+        this.#hasRenewed = false;
+        this.#take(record);
+      },
+      onRetry: (milliseconds) => (this.#minDelay = Math.max(0, milliseconds)),
+      whenReady: () => this.#whenRoom,
+    };
+    const aborted = new Promise<End>((resolve) => signal.addEventListener("abort", () => resolve({})));
+    const isPoll = transport === "long-poll";
+    const { openTimeout } = this.#options;
+    const timer = setTimeout(
+      () => {
+        if (isPoll || this.state !== "open" || !this.#isPatient) this.#abort("silent");
+      },
+      // The first byte of a poll may take the poll's wait time. On a slow network, every opening takes long.
+      isPoll ? POLL_TIMEOUT : Math.min(openTimeout * (1 + this.#failures), Math.max(openTimeout, 30_000)),
+    );
+    try {
+      Object.assign(outcome, await Promise.race([this.#receive(receive, attempt), aborted]));
+    } catch (error) {
+      outcome.error = this.#asPushError(error);
+    }
+    clearTimeout(timer);
+    outcome.abortReason = signal.aborted ? signal.reason : undefined;
+    if (outcome.hasWorked) this.#workingTransport = transport;
+    // Stops what still runs, such as a response that was not read to its end.
+    controller.abort("close");
+    return outcome;
+  }
+
+  async #receive(receive: Receive, attempt: Attempt): Promise<End> {
+    // Between two polls the connection is open.
+    if (this.transport !== "long-poll" || this.state !== "open") this.#setState("connecting");
+    const { headers } = this.#options;
+    attempt.headers = new Headers(typeof headers === "function" ? await headers() : headers);
+    return receive(attempt);
+  }
+
+  #asPushError(error: unknown): PushError {
+    const failure = error instanceof PushError ? error : new PushError(String(error), "retry");
+    failure.transport = this.transport;
+    if (failure.retryAfter! > 0) this.#minDelay = +failure.retryAfter!;
+    return failure;
+  }
+
+  #onOpen(send: SendMessage | undefined): void {
+    this.#send = send;
+    this.#minDelay = this.#silence = 0;
+    if (this.state === "open") return;
+    this.#setState("open");
+    this.#openFor = 0;
+    this.#maxSilence = this.transport === "sse" ? (this.#options.heartbeat ?? 0) * MISSED_HEARTBEATS : 0;
+    // Events may be lost that no cursor can bring back.
+    if (this.#hasReceived && this.cursor == null) this.#take({ gap: { reason: "unknown" } });
+  }
+
+  #learnHeartbeat(): void {
+    // What comes together with the opening is no heartbeat.
+    if (this.#silence < 1000 || this.#options.heartbeat) return;
+    this.#maxSilence = Math.max(this.#maxSilence, MISSED_HEARTBEATS * Math.max(this.#silence, MIN_LEARNED_HEARTBEAT));
+  }
+
+  #abort(reason: AbortReason): void {
+    this.#controller.abort(reason);
+    this.#makeRoom();
+  }
+
+  /** Moves the cursor, and passes on an event or a gap. */
+  #take(record: PushRecord): void {
+    const cursor = record.cursor ?? record.id;
+    if (typeof cursor === "string" && cursor !== this.cursor) {
+      this.cursor = cursor || undefined;
+      this.#listeners.emit("cursor", this.cursor);
+    }
+    const { id, gap, end } = record;
+    if (end?.finished) return this.#close(undefined, true);
+    if (end) {
+      if (end.retry! > 0) this.#minDelay = +end.retry!;
+    } else if (gap) {
+      this.#pass("gap", gap, { type: "gap", gap, id });
+    } else if (record.data !== undefined || record.data_base64 != null) {
+      const type = record.event || "message";
+      const event: PushEvent = { type, data: this.#payload(record), id, topic: record.topic };
+      this.#pass("event", event, event);
+      if (!RESERVED.includes(type)) this.#listeners.emit(type, event);
+    }
+  }
+
+  #payload({ data, data_base64 }: PushRecord): unknown {
+    if (data_base64 != null) return decodeBase64(data_base64);
+    const { parse } = this.#options;
+    if (!parse) return typeof data === "string" ? parseJsonOrText(data) : data;
+    if (data instanceof Uint8Array) return data;
+    try {
+      return parse(typeof data === "string" ? data : JSON.stringify(data));
+    } catch (error) {
+      throw new PushError(`parse has failed: ${error}`, "final");
+    }
+  }
+
+  #pass(name: string, value: unknown, item: PushEvent | PushGap): void {
+    this.#failures = 0;
+    this.#hasReceived = true;
+    this.#queues.push(item);
+    if (this.#queues.length >= this.#options.maxBuffered) this.#holdBack();
+    this.#listeners.emit(name, value);
+  }
+
+  /** A response is not read on until there is room. A WebSocket would be read on: it is closed, and resumes when there is room. */
+  #holdBack(): void {
+    if (this.transport !== "sse" && this.transport !== "long-poll") {
+      this.#hasOverflowed = true;
+      this.#abort("pause");
+    } else this.#whenRoom ??= new Promise((resolve) => (this.#makeRoom = resolve));
+  }
+
+  #onRead(): void {
+    if (this.#queues.length > this.#options.maxBuffered / 2) return;
+    this.#whenRoom = undefined;
+    this.#makeRoom();
+    if (!this.#hasOverflowed) return;
+    this.#hasOverflowed = false;
+    this.#wake();
+  }
+
+  #setState(state: State): void {
+    if (state === this.state) return;
+    this.state = state;
+    this.#listeners.emit("state", state);
+  }
+
+  /** Waits for `wake`, or for a time. */
+  async #sleep(milliseconds?: number): Promise<void> {
+    let timer;
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+      if (milliseconds != null) timer = setTimeout(resolve, milliseconds);
+    });
+    clearTimeout(timer);
+  }
+
+  #close(error?: PushError, isFinished?: boolean): void {
+    if (this.state === "closed") return;
+    this.#stopWatching();
+    this.#options.signal?.removeEventListener("abort", this.#onSignal);
+    this.#send = undefined;
+    this.#setState("closed");
+    this.#abort("close");
+    this.#wake();
+    if (isFinished) this.#listeners.emit("finished");
+    if (error) {
+      error.final = true;
+      this.#listeners.emit("error", error);
+    }
+    this.#queues.end(error);
+  }
+}

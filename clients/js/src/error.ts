@@ -1,0 +1,46 @@
+/** What a failure means for the connection. Not part of the public API. */
+export type Consequence =
+  /** Come back over this transport, with backoff. */
+  | "retry"
+  /** Come back over this transport if it has received something, and else over the next one. */
+  | "cut"
+  /** This transport is of no use here: try the next one. */
+  | "unsuitable"
+  /** Ask for new headers once, and come back. */
+  | "unauthorized"
+  /** Do not come back. */
+  | "final";
+
+/** Why a transport has failed. */
+export class PushError extends Error {
+  override name = "PushError";
+  /** Whether the connection does not come back. */
+  final = false;
+  /** The transport that has failed. */
+  declare transport: string | undefined;
+  /** The HTTP status, if there was one. */
+  declare status: number | undefined;
+  /** The close code of the WebSocket, if there was one. */
+  declare code: number | undefined;
+  /** The beginning of the server's error body, at most 1000 characters. */
+  declare body: string | undefined;
+  /** The shortest time before the next attempt, in milliseconds, that the server has named. */
+  declare retryAfter: number | undefined;
+  /** @internal */
+  declare consequence: Consequence;
+
+  /** @internal */
+  constructor(message: string, consequence: Consequence, fields?: Partial<PushError>) {
+    super(message);
+    Object.assign(this, { consequence, ...fields });
+  }
+}
+
+/** Returns what an HTTP status means. */
+export function statusConsequence(status: number): Consequence {
+  if (status === 401) return "unauthorized";
+  // 426 is the answer of a server that has only WebSockets here.
+  if (status === 426) return "cut";
+  if ([405, 406, 415, 501].includes(status)) return "unsuitable";
+  return status >= 500 || [408, 425, 429].includes(status) ? "retry" : "final";
+}

@@ -1,0 +1,49 @@
+/**
+ * The browser's `EventSource` as a transport.
+ *
+ * @module
+ */
+import type { End, TransportPlugin } from "./attempt.js";
+import { PushError } from "./index.js";
+import { recordOf } from "./sse.js";
+
+/**
+ * Returns a transport over the browser's `EventSource`, which hears only the types that it is told, and sees no HTTP status, no heartbeat and no
+ * id that comes alone.
+ *
+ * ```ts
+ * connect("/prices", { transports: [eventSource(["EUR", "USD"]), "long-poll"] });
+ * ```
+ */
+export function eventSource(types: string[] = []): TransportPlugin {
+  return {
+    name: "event-source",
+    async receive({ options, signal, url, cursor, onOpen, onRecord }) {
+      const Source = options.EventSource ?? globalThis.EventSource;
+      if (!Source) throw new PushError("there is no EventSource here", "unsuitable");
+      const address = new URL(url);
+      if (cursor) address.searchParams.set("last_event_id", cursor);
+      const source: EventSource = new Source(address.href, { withCredentials: options.credentials === "include" });
+      try {
+        return await new Promise<End>((resolve, reject) => {
+          signal.addEventListener("abort", () => resolve({}));
+          source.onopen = () => onOpen();
+          // The connection comes back by itself, with its own backoff, and not as the EventSource would.
+          source.onerror = () => reject(new PushError("the EventSource has failed", "cut"));
+          const { gap = "gap", end = "end", finished = "finished" } = options.controlEvents ?? {};
+          for (const type of new Set(["message", gap, end, finished, ...types])) {
+            source.addEventListener(type, ({ data, lastEventId }: MessageEvent) => {
+              try {
+                onRecord(recordOf({ event: type, data, ...(lastEventId && { id: lastEventId }) }, options));
+              } catch (error) {
+                reject(error);
+              }
+            });
+          }
+        });
+      } finally {
+        source.close();
+      }
+    },
+  };
+}

@@ -1,0 +1,63 @@
+import type { End, Receive } from "./attempt.js";
+import { PushError, statusConsequence } from "./error.js";
+import { parseRecord } from "./record.js";
+import { tooLong } from "./sse.js";
+import type { ConnectOptions } from "./types.js";
+
+/** The subprotocol whose messages are envelopes. */
+const ENVELOPES = "json.tower-push";
+
+/** Opens a WebSocket, and receives its messages. */
+export const receiveWebSocket: Receive = async ({ options, signal, url, cursor, headers, onOpen, onRecord }) => {
+  const Socket = options.WebSocket ?? (globalThis as ConnectOptions).WebSocket;
+  if (!Socket) throw new PushError("there is no WebSocket here", "unsuitable");
+  let { protocols = [ENVELOPES] } = options;
+  if (typeof protocols === "function") protocols = await protocols();
+  const address = new URL(url);
+  address.protocol = address.protocol.replace("http", "ws");
+  if (cursor) address.searchParams.set("last_event_id", cursor);
+  if (signal.aborted) return {};
+  // Browsers ignore the third argument.
+  const socket = new Socket(address.href, protocols, { headers: Object.fromEntries(headers) });
+  socket.binaryType = "arraybuffer";
+  let wasOpen = false;
+  try {
+    return await new Promise<End>((resolve, reject) => {
+      signal.addEventListener("abort", () => resolve({}));
+      socket.onopen = () => {
+        wasOpen = true;
+        onOpen((message) => socket.send(message));
+      };
+      socket.onmessage = ({ data }: MessageEvent) => {
+        try {
+          if ((data.length ?? data.byteLength) > options.maxEventLength) throw tooLong(options);
+          if (socket.protocol === ENVELOPES) onRecord(parseRecord(data));
+          else onRecord({ data: typeof data === "string" ? data : new Uint8Array(data) });
+        } catch (error) {
+          reject(error);
+        }
+      };
+      socket.onerror = () => {};
+      socket.onclose = ({ code, reason }: CloseEvent) => {
+        if (code === 1000) resolve({ finished: true });
+        else reject(closeError(code, reason, wasOpen));
+      };
+    });
+  } finally {
+    socket.onclose = socket.onmessage = null;
+    // A close before the WebSocket is open is an error in the console.
+    socket.onopen = () => socket.close();
+    if (socket.readyState) socket.close();
+  }
+};
+
+function closeError(code: number, reason: string, wasOpen: boolean): PushError {
+  const error = new PushError(`WebSocket closed: ${code} ${reason}`, code === 1006 || !wasOpen ? "cut" : "retry", { code });
+  try {
+    error.retryAfter = JSON.parse(reason).retry;
+  } catch {}
+  if ([1002, 1003, 1007, 1008, 1009].includes(code) || (code >= 3500 && code < 4000)) error.consequence = "final";
+  // A server that refuses an open WebSocket closes it with 4000 and the HTTP status.
+  if (code >= 4400 && code < 4600) error.consequence = statusConsequence((error.status = code - 4000));
+  return error;
+}

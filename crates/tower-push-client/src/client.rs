@@ -1,0 +1,300 @@
+use std::{
+    fmt,
+    future::{Future, ready},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body::Body;
+use tower_push_proto::{EventId, sse::SseConfig};
+use tower_service::Service;
+
+use crate::{
+    error::{BoxError, Error},
+    event_stream::EventStream,
+    http_service::{BoxFuture, HttpService},
+    subscriber::SubscriberConfig,
+    transport::Transport,
+};
+
+/// A client of feeds: an HTTP service, and how to subscribe with it.
+///
+/// A `Client` is a plain value: the setters change the value, and a clone is independent. Subscriptions that exist keep their settings.
+/// See the [crate docs](crate) for an example.
+#[derive(Clone)]
+#[must_use]
+pub struct Client {
+    service: HttpService,
+    prepare: Option<PrepareRequest>,
+    cursor: Option<EventId>,
+    config: Arc<SubscriberConfig>,
+}
+
+type PrepareRequest =
+    Arc<dyn Fn(Request<Bytes>) -> BoxFuture<Result<Request<Bytes>, BoxError>> + Send + Sync>;
+
+impl Client {
+    /// Makes a client over a new HTTP client of hyper-util, for HTTP/1.1 without TLS. Its connections have `TCP_NODELAY`.
+    ///
+    /// For `https`, make a client [with a service](Self::with_service) that has TLS.
+    #[cfg(feature = "hyper-client")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "hyper-client")))]
+    pub fn new() -> Self {
+        use hyper_util::{
+            client::legacy::{Client, connect::HttpConnector},
+            rt::TokioExecutor,
+        };
+
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new());
+        Self::with_service(client.build::<_, http_body_util::Full<Bytes>>(connector))
+    }
+
+    /// Makes a client over any HTTP service: hyper-util's client with a connector of your choice,
+    /// `ReqwestService`, a service in layers of tower, or a router for tests.
+    ///
+    /// The service must not have a timeout for whole responses, because a feed has no end. For WebSockets, the extensions of its responses
+    /// must contain hyper's `OnUpgrade`, as those of hyper and reqwest do.
+    pub fn with_service<S, B, R>(service: S) -> Self
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<BoxError>,
+        B: From<Bytes> + Send + 'static,
+        R: Body + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        Self {
+            service: HttpService::new(service),
+            prepare: None,
+            cursor: None,
+            config: Arc::default(),
+        }
+    }
+
+    /// Sets a function that prepares each request: it adds credentials, other headers or a body, or changes the method.
+    ///
+    /// The function is called for every request, also for those that reconnect, so that a token can be fresh. After a response with the
+    /// status 401, the request is prepared and sent once more. If the function fails, the client reconnects later.
+    ///
+    /// ```
+    /// use http::HeaderValue;
+    /// use tower_push_client::Client;
+    ///
+    /// # async fn current_token() -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// let client = Client::new().prepare_request(async |mut request| {
+    ///     let token = HeaderValue::try_from(format!("Bearer {}", current_token().await?))?;
+    ///     request.headers_mut().insert("authorization", token);
+    ///     Ok(request)
+    /// });
+    /// # let _ = client;
+    /// ```
+    pub fn prepare_request<F, Fut>(mut self, prepare: F) -> Self
+    where
+        F: Fn(Request<Bytes>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Request<Bytes>, BoxError>> + Send + 'static,
+    {
+        self.prepare = Some(Arc::new(move |request| Box::pin(prepare(request))));
+        self
+    }
+
+    /// Sets the cursor after which a new subscription begins: none by default, so that it begins where the server begins.
+    pub fn cursor(mut self, cursor: impl Into<Option<EventId>>) -> Self {
+        self.cursor = cursor.into();
+        self
+    }
+
+    /// Sets the transports to ask for, the preferred one first: [`Sse`](Transport::Sse) and [`LongPoll`](Transport::LongPoll) by default.
+    /// An empty list counts as the default.
+    ///
+    /// The client asks for the next transport if the server does not offer one, or if nothing arrives over it in time. It keeps the
+    /// transport that works, and tries the first one again after 10 minutes, when it reconnects. The cursor is the same on all transports.
+    pub fn transports(self, transports: impl IntoIterator<Item = Transport>) -> Self {
+        let transports: Arc<[Transport]> = transports.into_iter().collect();
+        self.map_config(|config| {
+            config.transports = match transports.is_empty() {
+                true => SubscriberConfig::new().transports,
+                false => transports,
+            }
+        })
+    }
+
+    /// Sets the longest event, in bytes: 4 MiB by default. A longer event ends the stream with [`Error::is_too_long`]. A batch of a long
+    /// poll may have four times this length.
+    pub fn max_event_len(self, bytes: usize) -> Self {
+        self.map_config(|config| config.max_event_len = bytes)
+    }
+
+    /// Sets the bounds of the delay before another request: 1 s and 30 s by default.
+    ///
+    /// The delay is random, between 0 and an upper bound. The bound is `base` at first, doubles with each failure, and is at most `max`. If
+    /// the server asks for a delay, by `retry`, `Retry-After` or an end, the delay is at least this time and at most twice as long.
+    pub fn retry_delay(self, base: Duration, max: Duration) -> Self {
+        self.map_config(|config| (config.base_delay, config.max_delay) = (base, max))
+    }
+
+    /// Sets whether the client reconnects: `true` by default. If not, the stream ends with the first connection.
+    pub fn reconnect(self, reconnects: bool) -> Self {
+        self.map_config(|config| config.reconnects = reconnects)
+    }
+
+    /// Sets how long the server may take for the head of its response: 30 s by default. For long polls, see
+    /// [`poll_timeout`](Self::poll_timeout).
+    pub fn response_timeout(self, timeout: Duration) -> Self {
+        self.map_config(|config| config.response_timeout = timeout.min(MAX_TIMEOUT))
+    }
+
+    /// Sets how long a long poll may take, from the request to the end of the response: 90 s by default.
+    pub fn poll_timeout(self, timeout: Duration) -> Self {
+        self.map_config(|config| config.poll_timeout = timeout.min(MAX_TIMEOUT))
+    }
+
+    /// Sets how long a response may have no byte before the client tries its next transport, because a proxy may hold the response back: 10 s
+    /// by default. The last transport, and one that has worked before, may be silent for longer.
+    pub fn first_byte_timeout(self, timeout: Duration) -> Self {
+        self.map_config(|config| config.first_byte_timeout = timeout.min(MAX_TIMEOUT))
+    }
+
+    /// Sets how long the server may be silent before the client reconnects. By default, the client learns how often the server sends
+    /// heartbeats, and waits 2.5 times as long, at least 10 s. A server without heartbeats may then be silent for any time.
+    pub fn read_timeout(self, timeout: Duration) -> Self {
+        self.map_config(|config| config.read_timeout = Some(timeout.min(MAX_TIMEOUT)))
+    }
+
+    /// Sets how many redirects are followed, one after another: 10 by default. Redirects to another host, and from `https` to `http`, are
+    /// not followed, but reported ([`Error::is_redirect`]).
+    pub fn max_redirects(self, redirects: u32) -> Self {
+        self.map_config(|config| config.max_redirects = redirects)
+    }
+
+    /// Reads lines of NDJSON, JSON text sequences, and responses of type `application/json` as payloads without an envelope, as servers of
+    /// other projects and the `data_only` formats of tower-push send them. Such feeds have no ids: the client cannot resume.
+    pub fn data_only(self) -> Self {
+        self.map_config(|config| config.is_data_only = true)
+    }
+
+    /// Sets the server's names for gaps, ends and heartbeats in event streams, and whether payloads are in base64: those of
+    /// [`SseConfig::new`] by default.
+    pub fn sse(self, sse: SseConfig) -> Self {
+        self.map_config(|config| config.sse = sse)
+    }
+
+    /// Sets the subprotocols to offer on a WebSocket, with the formats of their messages: `json.tower-push` with
+    /// [`MessageFormat::Json`](tower_push_proto::websocket::MessageFormat::Json) by default. Without a subprotocol, a message is a payload
+    /// without an id.
+    #[cfg(feature = "websocket")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+    pub fn subprotocols<N: Into<String>>(
+        self,
+        subprotocols: impl IntoIterator<Item = (N, tower_push_proto::websocket::MessageFormat)>,
+    ) -> Self {
+        let subprotocols = subprotocols.into_iter();
+        let subprotocols = subprotocols.map(|(name, format)| (name.into(), format));
+        self.map_config(|config| config.subprotocols = subprotocols.collect())
+    }
+
+    /// Sets whether compression is offered on a WebSocket: `true` by default.
+    #[cfg(feature = "deflate")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
+    pub fn deflate(self, is_offered: bool) -> Self {
+        self.map_config(|config| config.deflate = is_offered)
+    }
+
+    /// Subscribes to the feed at `url`. The first request is sent when the stream is polled.
+    ///
+    /// The schemes are `http` and `https`; `ws` and `wss` mean the same with a WebSocket, unless other transports were set.
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_url`] if the URL has no host, or another scheme.
+    pub fn subscribe(&self, url: impl AsRef<str>) -> Result<EventStream, Error> {
+        let url = url.as_ref();
+        let url = url.split('#').next().unwrap_or_default();
+        let uri: Uri = url
+            .parse()
+            .map_err(|error| Error::invalid_url(format!("`{url}` is not a URL: {error}")))?;
+        let (scheme, is_websocket) = match uri.scheme_str() {
+            Some("http") => ("http", false),
+            Some("https") => ("https", false),
+            Some("ws") => ("http", true),
+            Some("wss") => ("https", true),
+            _ => {
+                let detail = format!("`{url}` has none of the schemes http, https, ws and wss");
+                return Err(Error::invalid_url(detail));
+            }
+        };
+        let mut parts = uri.into_parts();
+        parts.scheme = scheme.parse().ok();
+        let uri = Uri::from_parts(parts).map_err(|error| Error::invalid_url(error.to_string()))?;
+        let client = match is_websocket {
+            true => self.clone().for_websocket_url()?,
+            false => self.clone(),
+        };
+        Ok(EventStream::new(client, uri))
+    }
+
+    #[cfg(feature = "websocket")]
+    fn for_websocket_url(self) -> Result<Self, Error> {
+        let is_default = self.config.transports == SubscriberConfig::new().transports;
+        Ok(match is_default {
+            true => self.transports([Transport::WebSocket]),
+            false => self,
+        })
+    }
+
+    #[cfg(not(feature = "websocket"))]
+    fn for_websocket_url(self) -> Result<Self, Error> {
+        Err(Error::invalid_url(
+            "WebSockets need the feature `websocket`",
+        ))
+    }
+
+    pub(crate) fn config(&self) -> &Arc<SubscriberConfig> {
+        &self.config
+    }
+
+    pub(crate) fn initial_cursor(&self) -> Option<&EventId> {
+        self.cursor.as_ref()
+    }
+
+    /// Prepares a request. Without a function that prepares requests, returns it unchanged.
+    pub(crate) fn prepare(
+        &self,
+        request: Request<Bytes>,
+    ) -> BoxFuture<Result<Request<Bytes>, BoxError>> {
+        match &self.prepare {
+            Some(prepare) => prepare(request),
+            None => Box::pin(ready(Ok(request))),
+        }
+    }
+
+    pub(crate) fn service(&self) -> &HttpService {
+        &self.service
+    }
+
+    fn map_config(mut self, change: impl FnOnce(&mut SubscriberConfig)) -> Self {
+        change(Arc::make_mut(&mut self.config));
+        self
+    }
+}
+
+/// The longest timeout, 30 days. With this limit the sum of an `Instant` and a timeout cannot overflow.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+#[cfg(feature = "hyper-client")]
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("cursor", &self.cursor)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,57 @@
+use std::time::Duration;
+
+use tower_push_proto::{Event, EventId, Gap};
+
+use crate::{error::Error, transport::Transport};
+
+/// An item of an [`EventStream`](crate::EventStream).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ClientItem {
+    /// An event.
+    Event(Event),
+    /// An event with a cursor of its own: the client resumes from `cursor` instead of from the event's id.
+    EventWithCursor {
+        /// The event.
+        event: Event,
+        /// The cursor that resumes after the event.
+        cursor: EventId,
+    },
+    /// Events that the client will never receive. A client that keeps a state should load the state again.
+    Gap(Gap),
+    /// The client's cursor has moved without an event.
+    Cursor(EventId),
+    /// The server has accepted the subscription. Yielded once for each connection, except that successful long polls one after another
+    /// count as one connection.
+    Connected {
+        /// The transport over which the events arrive.
+        transport: Transport,
+    },
+    /// The connection has ended or failed, and the client will send another request.
+    Reconnecting {
+        /// The time until the next request.
+        delay: Duration,
+        /// Why the connection failed. `None` if the server has ended the response as planned.
+        error: Option<Error>,
+    },
+    /// The source has finished. The stream ends after this item.
+    Finished,
+}
+
+impl ClientItem {
+    /// Returns the event if the item has one, else `None`.
+    pub fn event(&self) -> Option<&Event> {
+        match self {
+            Self::Event(event) | Self::EventWithCursor { event, .. } => Some(event),
+            _ => None,
+        }
+    }
+
+    /// Returns the event if the item has one, else `None`.
+    pub fn into_event(self) -> Option<Event> {
+        match self {
+            Self::Event(event) | Self::EventWithCursor { event, .. } => Some(event),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Another server's feed as a source: [`RemoteSource`] and [`relay_into`].
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tower_push::{
+    PushSource,
+    event::Item,
+    source::{
+        Rejection, Subscription,
+        relay::{Feed, PushError},
+    },
+};
+
+use crate::{
+    client::Client,
+    error::{BoxError, Error},
+    event_stream::EventStream,
+    item::ClientItem,
+};
+
+/// A feed of another server as a source: each client of this server gets a subscription of its own to the other server.
+///
+/// The ids are those of the other server, so a client resumes with the same cursor on either server. While the other server cannot be
+/// reached, the clients' streams stay open without events. If a subscription fails for good, such as with the status 403, the client's stream
+/// is cut.
+///
+/// Use [`relay_into`] for feeds with many clients: all of them share one subscription.
+///
+/// ```
+/// use tower_push_client::{Client, RemoteSource};
+///
+/// let source = RemoteSource::new(Client::new(), "http://10.0.0.1:3000/prices");
+/// let service = tower_push::service(source);
+/// # let _ = service;
+/// ```
+#[derive(Clone, Debug)]
+pub struct RemoteSource {
+    client: Client,
+    url: String,
+}
+
+impl RemoteSource {
+    /// Makes the source of the feed at `url`.
+    pub fn new(client: Client, url: impl Into<String>) -> Self {
+        let url = url.into();
+        Self { client, url }
+    }
+}
+
+impl PushSource for RemoteSource {
+    type Stream = RemoteStream;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<RemoteStream, Rejection> {
+        let cursor = subscription.cursor().cloned();
+        let client = self.client.cursor(cursor);
+        let stream = client.subscribe(&self.url).map_err(|error| {
+            Rejection::new(http::StatusCode::INTERNAL_SERVER_ERROR).message(error.to_string())
+        })?;
+        Ok(RemoteStream(stream))
+    }
+}
+
+/// The stream of one client of a [`RemoteSource`].
+pub struct RemoteStream(EventStream);
+
+impl Stream for RemoteStream {
+    type Item = Result<Item, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let item = match ready!(Pin::new(&mut self.0).poll_next(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Ok(item)) => item,
+            };
+            return Poll::Ready(Some(Ok(match item {
+                ClientItem::Event(event) => Item::Event(event),
+                ClientItem::EventWithCursor { event, cursor } => {
+                    Item::EventWithCursor { event, cursor }
+                }
+                ClientItem::Gap(gap) => Item::from(gap),
+                ClientItem::Cursor(cursor) => Item::Cursor(cursor),
+                ClientItem::Finished => Item::Finished,
+                ClientItem::Connected { .. } | ClientItem::Reconnecting { .. } => continue,
+            })));
+        }
+    }
+}
+
+impl fmt::Debug for RemoteStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RemoteStream").field(&self.0).finish()
+    }
+}
+
+/// Fills the log of a [`Relay`](tower_push::Relay) from another server's feed, until the feed has finished: all clients of the relay share one
+/// subscription to the other server.
+///
+/// The ids are those of the other server. A gap of the other server's feed is announced to all clients of the relay, and an event whose id the
+/// relay has already is left out. Clients resume from the relay's log. A client with a cursor that is older than this log gets a gap, unless
+/// the relay has an [`Upstream`](tower_push::source::relay::Upstream).
+///
+/// ```
+/// use tower_push::Relay;
+/// use tower_push_client::{Client, relay_into};
+///
+/// # async fn run() -> Result<(), tower_push_client::Error> {
+/// let (mut feed, relay) = Relay::builder().max_events(10_000).build();
+/// let service = tower_push::service(relay);
+/// # let _ = service;
+/// let prices = Client::new().subscribe("http://10.0.0.1:3000/prices")?;
+/// tokio::spawn(async move {
+///     match relay_into(prices, &mut feed).await {
+///         // The other server's feed has finished: the clients must not come back.
+///         Ok(()) => feed.close(),
+///         // Dropping `feed` ends the clients' streams, and they come back later.
+///         Err(error) => eprintln!("prices: {error}"),
+///     }
+/// });
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// The error that ends the subscription to the other server, or [`Error::is_malformed`] if an event has no id.
+pub async fn relay_into(mut stream: EventStream, feed: &mut Feed) -> Result<(), Error> {
+    while let Some(item) = poll_fn(|cx| Pin::new(&mut stream).poll_next(cx)).await {
+        match item? {
+            ClientItem::Event(event) | ClientItem::EventWithCursor { event, .. } => {
+                match feed.push(event) {
+                    Ok(()) | Err(PushError::DuplicateId) => {}
+                    Err(error) => return Err(Error::malformed(error)),
+                }
+            }
+            ClientItem::Gap(gap) => feed.gap(&gap),
+            ClientItem::Finished
+            | ClientItem::Cursor(_)
+            | ClientItem::Connected { .. }
+            | ClientItem::Reconnecting { .. } => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! What follows the end or the failure of a connection.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+#[cfg(feature = "websocket")]
+use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
+
+#[cfg(feature = "websocket")]
+use super::ConnectionReader;
+use super::{
+    Connection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState, item_reader::ItemReader,
+};
+use crate::{error::Error, item::ClientItem, transport::Transport};
+
+/// A connection that has failed or ended, and what the client does about it.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// `None` if the server has ended the connection as planned.
+    pub(super) error: Option<Error>,
+    pub(super) reaction: Reaction,
+}
+
+/// The longest time for the closing handshake of a WebSocket, 3 s.
+#[cfg(feature = "websocket")]
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the client does after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reaction {
+    /// End the subscription with the error: every further request would fail in the same way.
+    Stop,
+    /// Send another request after a delay.
+    Retry,
+    /// Send the same request once more at once, with fresh credentials. If the next request fails like this, stop.
+    RetryOnceAtOnce,
+    /// Try the next transport at once. If all were tried, stop.
+    NextTransportOrStop,
+    /// Try the next transport at once. If all were tried, retry after a delay.
+    NextTransportOrRetry,
+}
+
+impl Failure {
+    pub(super) fn stop(error: Error) -> Self {
+        let (error, reaction) = (Some(error), Reaction::Stop);
+        Self { error, reaction }
+    }
+
+    pub(super) fn retry(error: Error) -> Self {
+        let (error, reaction) = (Some(error), Reaction::Retry);
+        Self { error, reaction }
+    }
+
+    pub(super) fn next_transport_or_retry(error: Error) -> Self {
+        let (error, reaction) = (Some(error), Reaction::NextTransportOrRetry);
+        Self { error, reaction }
+    }
+
+    fn planned_end() -> Self {
+        let (error, reaction) = (None, Reaction::Retry);
+        Self { error, reaction }
+    }
+}
+
+/// Returns what the client does about a response with this status, which is not a feed.
+pub(super) fn reaction_to_status(status: StatusCode) -> Reaction {
+    match status.as_u16() {
+        401 => Reaction::RetryOnceAtOnce,
+        // The server does not offer this transport, or a proxy does not let it through.
+        400 | 405 | 406 | 415 | 426 | 501 | 505 => Reaction::NextTransportOrStop,
+        408 | 409 | 421 | 425 | 429 | 500..=599 => Reaction::Retry,
+        _ => Reaction::Stop,
+    }
+}
+
+impl Subscriber {
+    /// Drops the connection, and does what `failure` says.
+    pub(super) fn fail(&mut self, failure: Failure, now: Instant) {
+        let Failure { error, reaction } = failure;
+        let has_worked = self.end_connection(now);
+        let delay = match reaction {
+            _ if !self.config.reconnects => return self.stop(error),
+            Reaction::Stop => return self.stop(error),
+            Reaction::RetryOnceAtOnce => {
+                if std::mem::replace(&mut self.has_repeated_401, true) {
+                    return self.stop(error);
+                }
+                Duration::ZERO
+            }
+            Reaction::NextTransportOrStop | Reaction::NextTransportOrRetry => {
+                match (self.selector.on_unsuitable(), reaction) {
+                    (true, _) => Duration::ZERO,
+                    (false, Reaction::NextTransportOrStop) => return self.stop(error),
+                    (false, _) => self.draw_delay(),
+                }
+            }
+            Reaction::Retry => {
+                if !has_worked {
+                    self.selector.on_failed();
+                }
+                self.draw_delay()
+            }
+        };
+        self.state = SubscriberState::Waiting { until: now + delay };
+        self.announced = None;
+        let item = ClientItem::Reconnecting { delay, error };
+        self.queued.push_back(Ok(item));
+    }
+
+    /// Forgets the connection. Returns whether the server has shown that it is there: it has sent a byte of a feed, or a response that is
+    /// none. A connection that was stable begins the backoff anew.
+    fn end_connection(&mut self, now: Instant) -> bool {
+        let has_worked = match &self.state {
+            SubscriberState::Reading(connection) => {
+                let lasted = now.saturating_duration_since(connection.since);
+                if connection.has_input {
+                    self.selector.on_worked(now);
+                    if lasted >= STABLE_AFTER {
+                        self.backoff.reset();
+                    }
+                }
+                let hint = connection.reader.body().and_then(ItemReader::retry);
+                self.lasting_retry_hint = hint.or(self.lasting_retry_hint);
+                connection.has_input
+            }
+            SubscriberState::Requesting { .. } => false,
+            _ => true,
+        };
+        self.input = bytes::Bytes::new();
+        self.end = None;
+        self.redirected_uri = None;
+        self.redirects = 0;
+        has_worked
+    }
+
+    fn draw_delay(&mut self) -> Duration {
+        let hint = self.retry_hint.take().or(self.lasting_retry_hint);
+        self.backoff.next_delay(hint)
+    }
+
+    /// Ends the subscription with an error. Without an error, the server has ended the response, and the client does not reconnect.
+    fn stop(&mut self, error: Option<Error>) {
+        self.terminate();
+        self.queued.extend(error.map(Err));
+    }
+
+    /// Handles the end of the body or the socket after all items before the end were returned.
+    pub(super) fn handle_connection_end(&mut self, now: Instant) {
+        let (end, SubscriberState::Reading(connection)) = (self.end.take(), &mut self.state) else {
+            return;
+        };
+        if let Some(Err(error)) = end {
+            return self.fail(Failure::retry(Error::cut_by(error)), now);
+        }
+        if connection.reader.body().is_none() {
+            let error = Error::cut("the WebSocket ended without a close frame");
+            return self.fail(Failure::retry(error), now);
+        }
+        if connection.requested != Transport::LongPoll {
+            return self.fail(Failure::planned_end(), now);
+        }
+        if let Some(cursor) = connection.batch_cursor.take() {
+            if cursor.is_finished() {
+                self.terminate();
+                return self.queued.push_back(Ok(ClientItem::Finished));
+            }
+            if self.cursor.as_ref() != Some(&cursor) {
+                self.cursor = Some(cursor.clone());
+                self.queued.push_back(Ok(ClientItem::Cursor(cursor)));
+            }
+        }
+        self.end_poll(now);
+    }
+
+    /// Continues after a complete response to a long poll: with the next poll at once, unless the server asks for a delay or answers without
+    /// waiting for events.
+    fn end_poll(&mut self, now: Instant) {
+        let SubscriberState::Reading(Connection {
+            has_items, since, ..
+        }) = self.state
+        else {
+            return;
+        };
+        if self.retry_hint.is_some() {
+            return self.fail(Failure::planned_end(), now);
+        }
+        if !has_items && now.saturating_duration_since(since) < MIN_EMPTY_POLL {
+            return self.fail(Failure::retry(Error::no_events()), now);
+        }
+        self.end_connection(now);
+        self.selector.on_worked(now);
+        self.state = SubscriberState::Waiting { until: now };
+    }
+}
+
+#[cfg(feature = "websocket")]
+impl Error {
+    pub(super) fn from_websocket(error: DecodeError) -> Self {
+        match error.close_code.get() {
+            1009 => Self::too_long(error),
+            _ => Self::malformed(error),
+        }
+    }
+}
+
+#[cfg(feature = "websocket")]
+impl Subscriber {
+    /// Handles the server's close frame. The close code says whether the client comes back.
+    pub(super) fn handle_close_frame(&mut self, frame: CloseFrame, now: Instant) {
+        if let Ok(StreamEnd {
+            retry: Some(retry), ..
+        }) = StreamEnd::from_json(frame.reason().as_bytes())
+        {
+            self.retry_hint = Some(retry);
+        }
+        let code = frame.code().map(|code| code.get());
+        let failure = match code {
+            Some(1000) => {
+                self.queued.push_back(Ok(ClientItem::Finished));
+                return self.close_websocket(&frame, None, now);
+            }
+            // The stream has ended as planned.
+            Some(1001 | 1012 | 3000..=3005) => Failure::planned_end(),
+            _ => Failure {
+                error: Some(Error::closed(frame)),
+                reaction: reaction_to_close_code(code),
+            },
+        };
+        self.begin_close(failure, now);
+    }
+
+    /// Waits until the server has ended the connection, and then does what `failure` says. A close frame is in the output.
+    pub(super) fn begin_close(&mut self, failure: Failure, now: Instant) {
+        self.close_websocket(&CloseFrame::without_code(), Some(failure), now);
+    }
+
+    /// Sends a close frame, unless one was sent, and awaits the end of the connection. Without a WebSocket, ends the subscription at once.
+    pub(super) fn close_websocket(
+        &mut self,
+        frame: &CloseFrame,
+        failure: Option<Failure>,
+        now: Instant,
+    ) {
+        let state = std::mem::replace(&mut self.state, SubscriberState::Terminated);
+        let mut websocket = match state {
+            SubscriberState::Reading(Connection {
+                reader: ConnectionReader::WebSocket(websocket),
+                ..
+            }) => websocket,
+            SubscriberState::Closing { websocket, .. } => websocket,
+            _ => return self.terminate(),
+        };
+        self.selector.on_worked(now);
+        websocket.close(frame);
+        self.input = bytes::Bytes::new();
+        let failure = failure.map(Box::new);
+        if self.end.take().is_some() {
+            return self.apply_close(failure, now);
+        }
+        self.state = SubscriberState::Closing {
+            websocket,
+            failure,
+            deadline: now + CLOSE_TIMEOUT,
+        };
+    }
+
+    /// Does what was decided at the beginning of the closing handshake.
+    pub(super) fn apply_close(&mut self, failure: Option<Box<Failure>>, now: Instant) {
+        match failure {
+            Some(failure) => self.fail(*failure, now),
+            None => self.terminate(),
+        }
+    }
+}
+
+/// Returns what the client does after a close frame with this code.
+#[cfg(feature = "websocket")]
+fn reaction_to_close_code(code: Option<u16>) -> Reaction {
+    match code {
+        // We broke the protocol or a rule.
+        Some(1002 | 1003 | 1007..=1010 | 3500..=3999) => Reaction::Stop,
+        // A tower-push server that refuses a WebSocket late closes it with 4000 + status.
+        Some(code @ 4400..=4599) => match StatusCode::from_u16(code - 4000).map(reaction_to_status)
+        {
+            Ok(Reaction::NextTransportOrStop) | Err(_) => Reaction::Stop,
+            Ok(reaction) => reaction,
+        },
+        _ => Reaction::Retry,
+    }
+}

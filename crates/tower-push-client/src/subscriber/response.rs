@@ -1,0 +1,314 @@
+//! What the head of a response means.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderValue, StatusCode, Uri,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, LOCATION},
+    response::Parts,
+    uri::PathAndQuery,
+};
+
+#[cfg(feature = "websocket")]
+use super::ClientWebSocket;
+use super::{
+    Connection, ConnectionReader, ResponseAction, Subscriber, SubscriberState, batch_cursor,
+    failure::{Failure, reaction_to_status},
+    item_reader::ItemReader,
+    retry_after::retry_after,
+};
+use crate::{
+    error::{BoxError, Error},
+    item::ClientItem,
+    transport::Transport,
+};
+
+/// A response that is no feed, while its body is read.
+#[derive(Debug)]
+pub(super) struct PendingResponse {
+    status: StatusCode,
+    failure: Failure,
+    body: BytesMut,
+    deadline: Instant,
+}
+
+/// The most bytes of a body that an error keeps: 64 KiB.
+const MAX_ERROR_BODY_LEN: usize = 64 * 1024;
+
+/// The longest time for which the body of an error is read: 5 s.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl PendingResponse {
+    /// Appends bytes of the body. Returns whether no more are needed.
+    pub(super) fn push_body(&mut self, input: &[u8]) -> bool {
+        let len = input.len().min(MAX_ERROR_BODY_LEN - self.body.len());
+        self.body.extend_from_slice(&input[..len]);
+        self.body.len() == MAX_ERROR_BODY_LEN
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+impl Subscriber {
+    /// Handles that the request failed without a response.
+    pub fn handle_request_error(&mut self, error: BoxError, now: Instant) {
+        if matches!(self.state, SubscriberState::Requesting { .. }) {
+            self.fail(Failure::retry(Error::request(error)), now);
+        }
+    }
+
+    /// Handles that the request could not be prepared: no token is available, for example.
+    pub fn handle_prepare_error(&mut self, error: BoxError, now: Instant) {
+        if matches!(self.state, SubscriberState::Requesting { .. }) {
+            self.fail(Failure::retry(Error::prepare(error)), now);
+        }
+    }
+
+    /// Handles the head of the response to the last request, and returns what the caller has to do with the response.
+    pub fn handle_response(&mut self, head: &Parts, now: Instant) -> ResponseAction {
+        let SubscriberState::Requesting {
+            transport,
+            sent,
+            accept,
+        } = &mut self.state
+        else {
+            return ResponseAction::Drop;
+        };
+        let (transport, sent, accept) = (*transport, *sent, accept.take());
+        self.retry_hint = retry_after(&head.headers);
+        if let Some(result) = self.handle_upgrade(head, transport, accept.as_ref(), now) {
+            return result;
+        }
+        match head.status {
+            StatusCode::OK => {}
+            StatusCode::NO_CONTENT => {
+                self.terminate();
+                self.queued.push_back(Ok(ClientItem::Finished));
+                return ResponseAction::Drop;
+            }
+            status if status.is_redirection() && head.headers.contains_key(LOCATION) => {
+                self.follow_redirect(&head.headers, now);
+                return ResponseAction::Drop;
+            }
+            status => {
+                let failure = Failure {
+                    error: Some(Error::status(status)),
+                    reaction: reaction_to_status(status),
+                };
+                return self.read_error(status, failure, now);
+            }
+        }
+        match self.new_reader(&head.headers) {
+            Ok((reader, actual)) => {
+                // A long poll may have a body in any format.
+                let announced = match transport {
+                    Transport::LongPoll if actual != Transport::Sse => transport,
+                    _ => actual,
+                };
+                let requested = match announced {
+                    Transport::LongPoll => Transport::LongPoll,
+                    _ if transport == Transport::LongPoll => announced,
+                    _ => transport,
+                };
+                // A long poll has begun with its request.
+                let since = if requested == Transport::LongPoll {
+                    sent
+                } else {
+                    now
+                };
+                let cursor = batch_cursor(&head.headers);
+                let reader = ConnectionReader::Body(reader);
+                self.begin_reading(reader, requested, announced, since, cursor, now);
+                ResponseAction::ReadBody
+            }
+            Err(error) => self.read_error(head.status, Failure::stop(error), now),
+        }
+    }
+
+    fn new_reader(&self, headers: &HeaderMap) -> Result<(ItemReader, Transport), Error> {
+        let encoding = headers.get(CONTENT_ENCODING);
+        if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            let detail = "the response is compressed although the request did not allow it";
+            return Err(Error::content_type(detail));
+        }
+        ItemReader::new(headers.get(CONTENT_TYPE), &self.config)
+    }
+
+    fn begin_reading(
+        &mut self,
+        reader: ConnectionReader,
+        requested: Transport,
+        announced: Transport,
+        since: Instant,
+        batch_cursor: Option<tower_push_proto::EventId>,
+        now: Instant,
+    ) {
+        self.has_repeated_401 = false;
+        self.watchdog.on_connected(now);
+        self.state = SubscriberState::Reading(Connection {
+            reader,
+            requested,
+            since,
+            has_input: false,
+            has_item_of_input: true,
+            has_items: false,
+            is_finished: false,
+            batch_cursor,
+        });
+        if self.announced != Some(announced) {
+            self.announced = Some(announced);
+            let item = ClientItem::Connected {
+                transport: announced,
+            };
+            self.queued.push_back(Ok(item));
+        }
+    }
+
+    /// Handles the response to a request for a WebSocket, if the server has agreed. Returns `None` for any other response.
+    #[cfg(feature = "websocket")]
+    fn handle_upgrade(
+        &mut self,
+        head: &Parts,
+        transport: Transport,
+        accept: Option<&HeaderValue>,
+        now: Instant,
+    ) -> Option<ResponseAction> {
+        let is_agreed = match accept {
+            Some(_) => head.status == StatusCode::SWITCHING_PROTOCOLS,
+            None => transport.is_websocket() && head.status == StatusCode::OK,
+        };
+        if !is_agreed {
+            return None;
+        }
+        match ClientWebSocket::from_handshake(&head.headers, accept, &self.config) {
+            Ok(websocket) => {
+                let reader = ConnectionReader::WebSocket(Box::new(websocket));
+                self.begin_reading(reader, transport, transport, now, None, now);
+                Some(ResponseAction::Upgrade)
+            }
+            Err(error) => {
+                self.fail(Failure::stop(error), now);
+                Some(ResponseAction::Drop)
+            }
+        }
+    }
+
+    #[cfg(not(feature = "websocket"))]
+    fn handle_upgrade(
+        &mut self,
+        _: &Parts,
+        _: Transport,
+        _: Option<&HeaderValue>,
+        _: Instant,
+    ) -> Option<ResponseAction> {
+        None
+    }
+
+    /// Reads the body of a response that is no feed before the failure is reported.
+    fn read_error(&mut self, status: StatusCode, failure: Failure, now: Instant) -> ResponseAction {
+        self.state = SubscriberState::ReadingError(Box::new(PendingResponse {
+            status,
+            failure,
+            body: BytesMut::new(),
+            deadline: now + ERROR_BODY_TIMEOUT,
+        }));
+        ResponseAction::ReadBody
+    }
+
+    /// Reports a response that is no feed, with as much of its body as was read.
+    pub(super) fn report_error_response(&mut self, now: Instant) {
+        let state = std::mem::replace(&mut self.state, SubscriberState::Terminated);
+        let SubscriberState::ReadingError(pending) = state else {
+            self.state = state;
+            return;
+        };
+        let PendingResponse {
+            status,
+            failure,
+            body,
+            ..
+        } = *pending;
+        let Failure { error, reaction } = failure;
+        let error = error.map(|error| error.with_response(status, Bytes::from(body)));
+        self.fail(Failure { error, reaction }, now);
+    }
+
+    /// Follows a redirect within the same host. Each reconnect begins with the URL of the feed again.
+    fn follow_redirect(&mut self, headers: &HeaderMap, now: Instant) {
+        let from = self.redirected_uri.as_ref().unwrap_or(&self.uri);
+        let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let target = location.and_then(|location| resolve_reference(from, location));
+        let error = match target {
+            None => Error::redirect("the server redirects to what is no URL"),
+            Some(target)
+                if target.authority() != from.authority() || is_downgrade(from, &target) =>
+            {
+                Error::redirect(format!("the server redirects to another origin: {target}"))
+            }
+            Some(_) if self.redirects >= self.config.max_redirects => {
+                let max = self.config.max_redirects;
+                Error::redirect(format!("the server redirects more than {max} times"))
+            }
+            Some(target) => {
+                self.redirected_uri = Some(target);
+                self.redirects += 1;
+                self.state = SubscriberState::Waiting { until: now };
+                return;
+            }
+        };
+        self.fail(Failure::stop(error), now);
+    }
+}
+
+/// Whether a redirect leads from `https` to `http`.
+fn is_downgrade(from: &Uri, target: &Uri) -> bool {
+    from.scheme_str() == Some("https") && target.scheme_str() != Some("https")
+}
+
+/// Resolves the `Location` of a redirect ([RFC 3986 §5.2](https://www.rfc-editor.org/rfc/rfc3986#section-5.2)). Dot segments are left for the
+/// server.
+fn resolve_reference(base: &Uri, reference: &str) -> Option<Uri> {
+    let reference = reference.split('#').next().unwrap_or_default().trim();
+    let base_path = base.path();
+    let directory = &base_path[..=base_path.rfind('/').unwrap_or_default()];
+    let path = match reference {
+        "" => return Some(base.clone()),
+        _ if reference.starts_with("//") => {
+            return format!("{}:{reference}", base.scheme_str()?).parse().ok();
+        }
+        _ if reference.starts_with('/') => reference.to_owned(),
+        _ if reference.starts_with('?') => format!("{base_path}{reference}"),
+        _ => match reference.parse::<Uri>() {
+            Ok(uri) if uri.scheme().is_some() => return Some(uri),
+            _ => format!("{directory}{reference}"),
+        },
+    };
+    let mut parts = base.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_resolved() {
+        let base = Uri::from_static("http://host:80/a/b?q=1");
+        for (reference, expected) in [
+            ("/c?d", "http://host:80/c?d"),
+            ("c", "http://host:80/a/c"),
+            ("?d", "http://host:80/a/b?d"),
+            ("//other/c#f", "http://other/c"),
+            ("https://other/", "https://other/"),
+            ("", "http://host:80/a/b?q=1"),
+        ] {
+            let resolved = resolve_reference(&base, reference).unwrap();
+            assert_eq!(resolved.to_string(), expected, "{reference}");
+        }
+        assert!(resolve_reference(&base, "a b").is_none());
+    }
+}

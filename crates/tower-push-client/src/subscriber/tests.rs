@@ -1,0 +1,252 @@
+//! Subscribers in virtual time.
+
+use http::{Response, StatusCode, response::Parts};
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn head(status: u16, headers: &[(&str, &str)]) -> Parts {
+    let mut response = Response::builder().status(StatusCode::from_u16(status).unwrap());
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    response.body(()).unwrap().into_parts().0
+}
+
+fn sse_head() -> Parts {
+    head(200, &[("content-type", "text/event-stream")])
+}
+
+fn subscriber(now: Instant) -> Subscriber {
+    let config = Arc::new(SubscriberConfig::new());
+    Subscriber::new(config, Uri::from_static("http://host/feed"), None, now)
+}
+
+/// Connects a subscriber to an event stream.
+fn connect(subscriber: &mut Subscriber, now: Instant) {
+    subscriber.poll_request(now).unwrap();
+    let action = subscriber.handle_response(&sse_head(), now);
+    assert_eq!(action, ResponseAction::ReadBody);
+}
+
+fn items(subscriber: &mut Subscriber, now: Instant) -> Vec<Result<ClientItem, Error>> {
+    std::iter::from_fn(|| subscriber.poll_item(|| now)).collect()
+}
+
+/// Returns the delay of the last item, which must be `Reconnecting`.
+fn last_delay(subscriber: &mut Subscriber, now: Instant) -> Duration {
+    match items(subscriber, now).pop() {
+        Some(Ok(ClientItem::Reconnecting { delay, .. })) => delay,
+        item => panic!("{item:?}"),
+    }
+}
+
+/// A server that restarts tells all its clients the same time. They return within this time and twice this time, evenly spread.
+#[test]
+fn thousand_clients_return_spread_over_the_hint() {
+    let now = Instant::now();
+    let mut clients_per_second = [0; 10];
+    for _ in 0..1000 {
+        let mut subscriber = subscriber(now);
+        connect(&mut subscriber, now);
+        let end = "id: 1\ndata: x\n\nevent: end\ndata: {\"finished\":false,\"retry\":10000}\n\n";
+        subscriber.handle_input(end.into(), now);
+        items(&mut subscriber, now);
+        subscriber.handle_end(Ok(()), now);
+        let delay = last_delay(&mut subscriber, now);
+        assert!((10 * SECOND..20 * SECOND).contains(&delay));
+        assert!(
+            subscriber
+                .poll_request(now + delay - SECOND / 1000)
+                .is_none()
+        );
+        assert!(subscriber.poll_request(now + delay).is_some());
+        clients_per_second[delay.as_secs() as usize - 10] += 1;
+    }
+    assert!(
+        clients_per_second
+            .iter()
+            .all(|clients| (60..140).contains(clients)),
+        "{clients_per_second:?}"
+    );
+}
+
+/// A server that cannot be reached is not overrun: the delays are spread, and their bound grows.
+#[test]
+fn unreachable_server_sees_ever_fewer_requests() {
+    let start = Instant::now();
+    let (mut requests_at_first, mut requests_later) = (0, 0);
+    for _ in 0..1000 {
+        let (mut subscriber, mut now) = (subscriber(start), start);
+        while now < start + 120 * SECOND {
+            subscriber.poll_request(now).unwrap();
+            match now < start + 20 * SECOND {
+                true => requests_at_first += 1,
+                false if now >= start + 100 * SECOND => requests_later += 1,
+                false => {}
+            }
+            subscriber.handle_request_error("refused".into(), now);
+            now += last_delay(&mut subscriber, now);
+        }
+    }
+    assert!(
+        requests_at_first > 4000 && requests_later < 2500,
+        "{requests_at_first} {requests_later}"
+    );
+}
+
+#[test]
+fn silent_server_is_noticed_by_its_heartbeats() {
+    let start = Instant::now();
+    let mut subscriber = subscriber(start);
+    connect(&mut subscriber, start);
+    let mut now = start;
+    // The opening, an event, and heartbeats after 15 s each.
+    for (input, wait) in [(":\n", 0), ("data: x\n\n", 7), (":\n", 15), (":\n", 15)] {
+        now += wait * SECOND;
+        subscriber.handle_input(input.into(), now);
+        items(&mut subscriber, now);
+    }
+    let deadline = subscriber.poll_timeout().unwrap();
+    assert_eq!(deadline, now + Duration::from_millis(37_500));
+    subscriber.handle_timeout(deadline - SECOND);
+    assert!(items(&mut subscriber, now).is_empty());
+    subscriber.handle_timeout(deadline);
+    let Some(Ok(ClientItem::Reconnecting { error, .. })) = items(&mut subscriber, deadline).pop()
+    else {
+        panic!()
+    };
+    assert!(error.unwrap().is_timeout());
+}
+
+#[test]
+fn server_without_heartbeats_may_be_silent() {
+    let now = Instant::now();
+    let mut subscriber = subscriber(now);
+    connect(&mut subscriber, now);
+    subscriber.handle_input("data: x\n\n".into(), now);
+    items(&mut subscriber, now);
+    assert_eq!(subscriber.poll_timeout(), None);
+}
+
+/// The machine sleeps for an hour, in every state: the subscriber then connects at once, or soon.
+#[test]
+fn jump_of_the_clock_leads_to_a_new_request() {
+    let start = Instant::now();
+    let later = start + 3600 * SECOND;
+    let mut waiting = subscriber(start);
+    waiting.poll_request(start).unwrap();
+    waiting.handle_request_error("refused".into(), start);
+    items(&mut waiting, start);
+    waiting.handle_timeout(later);
+    assert!(waiting.poll_request(later).is_some());
+
+    let mut requesting = subscriber(start);
+    requesting.poll_request(start).unwrap();
+
+    let mut reading = subscriber(start);
+    connect(&mut reading, start);
+    for seconds in [0, 15, 30] {
+        reading.handle_input(":\n".into(), start + seconds * SECOND);
+        items(&mut reading, start + seconds * SECOND);
+    }
+    for mut subscriber in [requesting, reading] {
+        subscriber.handle_timeout(later);
+        let delay = last_delay(&mut subscriber, later);
+        assert!(delay <= SECOND);
+        assert!(subscriber.poll_request(later + delay).is_some());
+    }
+}
+
+#[test]
+fn long_polls_follow_each_other_at_once() {
+    let mut now = Instant::now();
+    let mut config = SubscriberConfig::new();
+    config.transports = [Transport::LongPoll].into();
+    let uri = Uri::from_static("http://host/feed");
+    let mut subscriber = Subscriber::new(Arc::new(config), uri, None, now);
+    let head = |cursor| {
+        head(
+            200,
+            &[
+                ("content-type", "application/json"),
+                ("last-event-id", cursor),
+            ],
+        )
+    };
+
+    let request = subscriber.poll_request(now).unwrap();
+    assert!(!request.headers().contains_key("last-event-id"));
+    subscriber.handle_response(&head("2"), now);
+    subscriber.handle_input("[{\"id\":\"1\",\"data\":\"a\"}".into(), now);
+    assert_eq!(items(&mut subscriber, now).len(), 1);
+    subscriber.handle_input("]".into(), now);
+    subscriber.handle_end(Ok(()), now);
+    // The event, and the cursor after the batch.
+    assert_eq!(items(&mut subscriber, now).len(), 2);
+
+    // A poll that waits in vain leads to the next one at once.
+    let request = subscriber.poll_request(now).unwrap();
+    assert_eq!(request.headers()["last-event-id"], "2");
+    now += 25 * SECOND;
+    subscriber.handle_response(&head("2"), now);
+    subscriber.handle_input("[]".into(), now);
+    subscriber.handle_end(Ok(()), now);
+    assert!(items(&mut subscriber, now).is_empty());
+
+    // A poll that does not wait leads to a delay.
+    subscriber.poll_request(now).unwrap();
+    subscriber.handle_response(&head("2"), now);
+    subscriber.handle_input("[]".into(), now);
+    subscriber.handle_end(Ok(()), now);
+    let Some(Ok(ClientItem::Reconnecting { error, .. })) = items(&mut subscriber, now).pop() else {
+        panic!()
+    };
+    assert!(error.unwrap().is_poll_without_events());
+}
+
+#[test]
+fn empty_id_clears_the_cursor() {
+    let now = Instant::now();
+    let mut subscriber = subscriber(now);
+    connect(&mut subscriber, now);
+    subscriber.handle_input("id: 7\n\ndata: a\n\nid\ndata: b\n\n".into(), now);
+    assert_eq!(items(&mut subscriber, now).len(), 4);
+    assert_eq!(subscriber.cursor(), None);
+}
+
+/// The cursor is that of the items that were returned, not of the bytes that have arrived.
+#[test]
+fn cursor_follows_the_returned_items() {
+    let now = Instant::now();
+    let mut subscriber = subscriber(now);
+    connect(&mut subscriber, now);
+    subscriber.handle_input("id: 1\ndata: a\n\nid: 2\ndata: b\n\n".into(), now);
+    subscriber.poll_item(|| now); // Connected
+    assert_eq!(subscriber.cursor(), None);
+    for number in [1, 2] {
+        subscriber.poll_item(|| now);
+        assert_eq!(subscriber.cursor(), Some(&number.into()));
+    }
+}
+
+#[test]
+fn retry_after_is_a_floor() {
+    let now = Instant::now();
+    let mut subscriber = subscriber(now);
+    subscriber.poll_request(now).unwrap();
+    subscriber.handle_response(&head(503, &[("retry-after", "7")]), now);
+    subscriber.handle_end(Ok(()), now);
+    let delay = last_delay(&mut subscriber, now);
+    assert!((7 * SECOND..=14 * SECOND).contains(&delay));
+}
+
+#[test]
+fn idle_subscriber_is_small() {
+    assert!(
+        size_of::<Subscriber>() <= 768,
+        "{}",
+        size_of::<Subscriber>()
+    );
+}

@@ -1,0 +1,137 @@
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::transport::Transport;
+
+/// Chooses the transport of the next request: the first of the list that works.
+///
+/// A transport that has worked is kept. From a transport that is not the first, the selector returns to the first one after
+/// [`RETURN_AFTER`], at the next request.
+#[derive(Clone, Debug)]
+pub(crate) struct TransportSelector {
+    transports: Arc<[Transport]>,
+    /// The index of the current transport.
+    index: usize,
+    /// The number of transports that did not work, one after another, since one has worked.
+    unsuitable: usize,
+    /// The number of requests for the current transport that failed, one after another, without a response that worked.
+    failures: u32,
+    /// The index of the transport that has worked last.
+    worked: Option<usize>,
+    /// When the first transport is tried again. `None` while the current transport is the first.
+    return_at: Option<Instant>,
+}
+
+/// The time after which the first transport of the list is tried again: 10 min.
+const RETURN_AFTER: Duration = Duration::from_secs(600);
+
+/// The number of failures, one after another, after which the next transport is tried: a firewall may drop one transport without a response.
+const MAX_FAILURES: u32 = 3;
+
+impl TransportSelector {
+    /// Makes a selector. `transports` must not be empty.
+    pub(crate) fn new(transports: Arc<[Transport]>) -> Self {
+        Self {
+            transports,
+            index: 0,
+            unsuitable: 0,
+            failures: 0,
+            worked: None,
+            return_at: None,
+        }
+    }
+
+    /// Chooses the transport of a request.
+    pub(crate) fn select(&mut self, now: Instant) -> Transport {
+        if self.return_at.is_some_and(|time| time <= now) {
+            self.index = 0;
+            self.return_at = None;
+        }
+        self.transports[self.index]
+    }
+
+    /// Whether the list has a transport that has not been tried since one has worked.
+    fn has_untried(&self) -> bool {
+        self.unsuitable + 1 < self.transports.len()
+    }
+
+    /// Whether the current transport may be given up because nothing arrives: it has never worked, and there is another one to try.
+    pub(crate) fn may_give_up(&self) -> bool {
+        self.worked != Some(self.index) && self.has_untried()
+    }
+
+    /// Reports that the server has sent bytes of a feed.
+    pub(crate) fn on_worked(&mut self, now: Instant) {
+        self.unsuitable = 0;
+        self.failures = 0;
+        self.worked = Some(self.index);
+        if self.index > 0 && self.return_at.is_none() {
+            self.return_at = Some(now + RETURN_AFTER);
+        }
+    }
+
+    /// Reports that the server does not offer the current transport, or that the transport does not get through. Returns whether the next
+    /// transport should be tried at once: the list has one that has not been tried.
+    pub(crate) fn on_unsuitable(&mut self) -> bool {
+        let has_untried = self.has_untried();
+        self.unsuitable = if has_untried { self.unsuitable + 1 } else { 0 };
+        self.index = (self.index + 1) % self.transports.len();
+        self.failures = 0;
+        self.return_at = None;
+        has_untried
+    }
+
+    /// Reports that a request failed, or that its response ended without a byte.
+    pub(crate) fn on_failed(&mut self) {
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES {
+            self.on_unsuitable();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selector() -> TransportSelector {
+        TransportSelector::new([Transport::Sse, Transport::Ndjson, Transport::LongPoll].into())
+    }
+
+    #[test]
+    fn unsuitable_transports_are_tried_once_each() {
+        let (mut selector, now) = (selector(), Instant::now());
+        assert!(selector.on_unsuitable());
+        assert_eq!(selector.select(now), Transport::Ndjson);
+        assert!(selector.on_unsuitable());
+        assert_eq!(selector.select(now), Transport::LongPoll);
+        assert!(!selector.on_unsuitable());
+        assert_eq!(selector.select(now), Transport::Sse);
+    }
+
+    #[test]
+    fn first_transport_is_tried_again_later() {
+        let (mut selector, now) = (selector(), Instant::now());
+        selector.on_unsuitable();
+        selector.on_worked(now);
+        selector.on_worked(now + Duration::from_secs(1));
+        let later = now + RETURN_AFTER;
+        assert_eq!(
+            selector.select(later - Duration::from_secs(1)),
+            Transport::Ndjson
+        );
+        assert_eq!(selector.select(later), Transport::Sse);
+    }
+
+    #[test]
+    fn repeated_failures_lead_to_the_next_transport() {
+        let (mut selector, now) = (selector(), Instant::now());
+        selector.on_failed();
+        selector.on_failed();
+        assert_eq!(selector.select(now), Transport::Sse);
+        selector.on_failed();
+        assert_eq!(selector.select(now), Transport::Ndjson);
+    }
+}

@@ -1,0 +1,75 @@
+//! What a subscriber sends over a WebSocket.
+
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use tower_push_proto::event::{CloseFrame, Payload};
+
+use super::{
+    Connection, ConnectionReader, Subscriber, SubscriberState, client_websocket::ClientWebSocket,
+};
+
+/// The number of bytes of unwritten messages from which a subscriber takes no further message: 64 KiB.
+const OUTPUT_LIMIT: usize = 64 * 1024;
+
+/// Methods for messages to the server.
+#[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+impl Subscriber {
+    /// Whether a message can be sent now: a WebSocket is open, and at most 64 KiB of messages wait to be written.
+    pub fn wants_message(&self) -> bool {
+        match &self.state {
+            SubscriberState::Reading(Connection {
+                reader: ConnectionReader::WebSocket(websocket),
+                ..
+            }) => websocket.output_len() < OUTPUT_LIMIT,
+            _ => false,
+        }
+    }
+
+    /// Sends a message to the server. The message is dropped unless a WebSocket is open.
+    pub fn send(&mut self, message: &Payload) {
+        if let SubscriberState::Reading(Connection {
+            reader: ConnectionReader::WebSocket(websocket),
+            ..
+        }) = &mut self.state
+        {
+            websocket.send(message);
+        }
+    }
+
+    /// Ends the subscription: with a closing handshake if a WebSocket is open.
+    pub fn close(&mut self, frame: &CloseFrame, now: Instant) {
+        self.close_websocket(frame, None, now);
+    }
+
+    /// Returns the bytes that are to be written to the upgraded socket.
+    pub fn poll_transmit(&mut self) -> &[u8] {
+        match self.websocket() {
+            Some(websocket) => websocket.output(),
+            None => &[],
+        }
+    }
+
+    /// Handles that the first `len` bytes of [`poll_transmit`](Self::poll_transmit) were written.
+    pub fn handle_written(&mut self, len: usize) {
+        if let Some(websocket) = self.websocket() {
+            let output = websocket.output();
+            output.advance(len.min(output.len()));
+            if output.is_empty() {
+                // An idle subscriber keeps no buffer.
+                *output = BytesMut::new();
+            }
+        }
+    }
+
+    fn websocket(&mut self) -> Option<&mut ClientWebSocket> {
+        match &mut self.state {
+            SubscriberState::Closing { websocket, .. } => Some(websocket),
+            SubscriberState::Reading(Connection {
+                reader: ConnectionReader::WebSocket(websocket),
+                ..
+            }) => Some(websocket),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+use std::fmt;
+
+/// A transport that the client asks the server for.
+///
+/// The client reads what the server sends by the `Content-Type` of the response: if it asks for one transport and gets another, as from a
+/// server that ignores `Accept`, it reads that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Transport {
+    /// A WebSocket, opened by an upgrade of an HTTP/1.1 connection ([RFC 6455](https://www.rfc-editor.org/rfc/rfc6455)).
+    #[cfg(feature = "websocket")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
+    WebSocket,
+    /// A WebSocket on a stream of an HTTP/2 connection ([RFC 8441](https://www.rfc-editor.org/rfc/rfc8441)). The HTTP service must use
+    /// HTTP/2.
+    #[cfg(feature = "http2")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http2")))]
+    WebSocketHttp2,
+    /// Server-Sent Events: `text/event-stream`.
+    Sse,
+    /// NDJSON: `application/x-ndjson`.
+    Ndjson,
+    /// JSON text sequences: `application/json-seq`.
+    JsonSeq,
+    /// `multipart/mixed`.
+    Multipart,
+    /// Long-polling: `application/json`, one response for each batch of events.
+    LongPoll,
+}
+
+impl Transport {
+    /// Returns the name of the transport: the value of the query parameter `transport` by which a tower-push server chooses it.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "websocket")]
+            Self::WebSocket => "websocket",
+            #[cfg(feature = "http2")]
+            Self::WebSocketHttp2 => "websocket-http2",
+            Self::Sse => "sse",
+            Self::Ndjson => "ndjson",
+            Self::JsonSeq => "json-seq",
+            Self::Multipart => "multipart",
+            Self::LongPoll => "long-poll",
+        }
+    }
+
+    /// Returns the `Accept` header of a request for the transport. Returns `None` for a WebSocket.
+    pub(crate) fn accept(self) -> Option<&'static str> {
+        Some(match self {
+            #[cfg(feature = "websocket")]
+            Self::WebSocket => return None,
+            #[cfg(feature = "http2")]
+            Self::WebSocketHttp2 => return None,
+            Self::Sse => "text/event-stream",
+            Self::Ndjson => "application/x-ndjson",
+            Self::JsonSeq => "application/json-seq",
+            Self::Multipart => "multipart/mixed",
+            Self::LongPoll => "application/json",
+        })
+    }
+
+    /// Whether the transport is a WebSocket.
+    pub fn is_websocket(self) -> bool {
+        self.accept().is_none()
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

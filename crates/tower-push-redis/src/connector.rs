@@ -1,0 +1,289 @@
+use std::{sync::Arc, time::Duration};
+
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Value, aio::MultiplexedConnection};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    error::Error,
+    random::random_duration,
+    redis_servers::{RedisServers, Topology, host_of, with_address},
+};
+
+/// Connects to the master that has a stream.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    servers: RedisServers,
+    key: Arc<str>,
+    /// The longest time for one connect, and for the response to a command that does not block.
+    timeout: Duration,
+}
+
+/// The number of redirections that a connect to a cluster follows.
+const MAX_REDIRECTIONS: usize = 5;
+
+impl Connector {
+    pub(crate) fn new(servers: RedisServers, key: Arc<str>, timeout: Duration) -> Self {
+        Self {
+            servers,
+            key,
+            timeout,
+        }
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Runs a future that is one command or a pipeline, with a limit on its time. After an error, the caller drops the connection.
+    pub(crate) async fn with_timeout<T, E: Into<Error>>(
+        &self,
+        command: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Error> {
+        let result = timeout(self.timeout, command).await;
+        result.map_err(|_| Error::timeout())?.map_err(Into::into)
+    }
+
+    /// Connects to the master, and checks that it is one, and that the key holds a stream or nothing.
+    pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
+        let connect = async {
+            match &self.servers.topology {
+                Topology::Single(info) => self.connect_to(info).await,
+                Topology::Sentinel {
+                    group,
+                    sentinels,
+                    master,
+                } => self.connect_with_sentinel(group, sentinels, master).await,
+                Topology::Cluster { seeds } => self.connect_to_cluster(seeds).await,
+            }
+        };
+        let connected = connect.await;
+        connected.map_err(|error| error.with_may_have_run(false))
+    }
+
+    async fn connect_to(&self, info: &ConnectionInfo) -> Result<MultiplexedConnection, Error> {
+        let mut connection = self.open(info).await?;
+        self.check_type(&mut connection).await?;
+        self.check_role(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Opens a connection without a response time-out: the reader's commands block, and the others have [`with_timeout`](Self::with_timeout).
+    async fn open(&self, info: &ConnectionInfo) -> Result<MultiplexedConnection, Error> {
+        let client = Client::open(info.clone())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(None);
+        self.with_timeout(client.get_multiplexed_async_connection_with_config(&config))
+            .await
+    }
+
+    /// Checks what the key holds. A node of a cluster that does not have the key answers with a redirection.
+    async fn check_type(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let command = redis::cmd("TYPE").arg(&*self.key).to_owned();
+        let name: String = self.with_timeout(command.query_async(connection)).await?;
+        match name.as_str() {
+            "stream" | "none" => Ok(()),
+            _ => Err(Error::wrong_type()),
+        }
+    }
+
+    /// Checks that the server is a master. A replica may lag, and is emptied when it follows another master.
+    pub(crate) async fn check_role(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let command = redis::cmd("ROLE");
+        let role: Value = self.with_timeout(command.query_async(connection)).await?;
+        match is_master(&role) {
+            true => Ok(()),
+            false => Err(Error::not_master()),
+        }
+    }
+
+    async fn connect_with_sentinel(
+        &self,
+        group: &str,
+        sentinels: &[ConnectionInfo],
+        master: &ConnectionInfo,
+    ) -> Result<MultiplexedConnection, Error> {
+        let mut last_error = Error::unavailable();
+        for sentinel in sentinels {
+            let connected = async {
+                let (host, port) = self.master_address(group, sentinel).await?;
+                self.connect_to(&with_address(master, host, port)).await
+            };
+            match connected.await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last_error = error,
+            }
+        }
+        Err(last_error)
+    }
+
+    async fn master_address(
+        &self,
+        group: &str,
+        sentinel: &ConnectionInfo,
+    ) -> Result<(String, u16), Error> {
+        let mut connection = self.open(sentinel).await?;
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("GET-MASTER-ADDR-BY-NAME").arg(group);
+        let address: Option<(String, u16)> = self
+            .with_timeout(command.query_async(&mut connection))
+            .await?;
+        address.ok_or_else(Error::unavailable)
+    }
+
+    async fn connect_to_cluster(
+        &self,
+        seeds: &[ConnectionInfo],
+    ) -> Result<MultiplexedConnection, Error> {
+        let mut last_error = Error::unavailable();
+        for seed in seeds {
+            match self.follow_redirections(seed).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last_error = error,
+            }
+        }
+        Err(last_error)
+    }
+
+    async fn follow_redirections(
+        &self,
+        seed: &ConnectionInfo,
+    ) -> Result<MultiplexedConnection, Error> {
+        let mut node = seed.clone();
+        for _ in 0..MAX_REDIRECTIONS {
+            let error = match self.connect_to(&node).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            let Some((host, port)) = error.redirection() else {
+                return Err(error);
+            };
+            // A node that does not know its own host leaves the host out.
+            let host = match host.is_empty() {
+                true => host_of(&node),
+                false => host,
+            };
+            node = with_address(seed, host, port);
+        }
+        Err(Error::unavailable())
+    }
+}
+
+/// Returns whether the response of `ROLE` is a master's.
+pub(crate) fn is_master(role: &Value) -> bool {
+    let Value::Array(parts) = role else {
+        return false;
+    };
+    let name = parts.first().map(redis::from_redis_value_ref::<String>);
+    matches!(name, Some(Ok(name)) if name == "master")
+}
+
+/// A connection that is made when it is needed, and that all callers share.
+#[derive(Debug)]
+pub(crate) struct SharedConnection {
+    connector: Arc<Connector>,
+    state: Mutex<SharedConnectionState>,
+}
+
+#[derive(Debug, Default)]
+struct SharedConnectionState {
+    connection: Option<MultiplexedConnection>,
+    /// The number of connections that were discarded.
+    generation: u64,
+    /// The error of the last attempt to connect, and until when callers get it without another attempt.
+    failure: Option<(Error, Instant)>,
+}
+
+/// The shared connection, for one command.
+pub(crate) struct ConnectionLease {
+    pub(crate) connection: MultiplexedConnection,
+    /// The number with which the connection is discarded.
+    pub(crate) generation: u64,
+}
+
+/// The range of the time after a failed attempt in which no other attempt is made.
+const MIN_FAILURE_TIME: Duration = Duration::from_millis(50);
+const MAX_FAILURE_TIME: Duration = Duration::from_millis(250);
+
+impl SharedConnection {
+    pub(crate) fn new(connector: Arc<Connector>) -> Self {
+        Self {
+            connector,
+            state: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Returns the connection for one command, which the caller runs with [`run`](Self::run).
+    pub(crate) async fn lease(&self) -> Result<ConnectionLease, Error> {
+        let mut state = self.state.lock().await;
+        if let Some(connection) = &state.connection {
+            return Ok(ConnectionLease {
+                connection: connection.clone(),
+                generation: state.generation,
+            });
+        }
+        if let Some((error, until)) = &state.failure
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        match self.connector.connect().await {
+            Ok(connection) => {
+                state.connection = Some(connection.clone());
+                state.failure = None;
+                Ok(ConnectionLease {
+                    connection,
+                    generation: state.generation,
+                })
+            }
+            Err(error) => {
+                let delay = random_duration(MIN_FAILURE_TIME, MAX_FAILURE_TIME);
+                state.failure = Some((error.clone(), Instant::now() + delay));
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs a command of a lease. After an error for which a new connection can help, the next lease has a new connection.
+    pub(crate) async fn run<T, E: Into<Error>>(
+        &self,
+        generation: u64,
+        command: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Error> {
+        let result = self.connector.with_timeout(command).await;
+        if result.as_ref().is_err_and(Error::is_unavailable) {
+            self.discard(generation).await;
+        }
+        result
+    }
+
+    /// Discards the connection, so that the next lease has a new one.
+    pub(crate) async fn reconnect(&self) {
+        let mut state = self.state.lock().await;
+        state.connection = None;
+        state.generation += 1;
+    }
+
+    /// Discards the connection with this number.
+    async fn discard(&self, generation: u64) {
+        let mut state = self.state.lock().await;
+        if state.generation == generation {
+            state.connection = None;
+            state.generation += 1;
+        }
+    }
+}

@@ -1,0 +1,329 @@
+use crate::{
+    entry_id::EntryId, fingerprint::Fingerprint, stream_entry::StreamEntry, stream_info::StreamInfo,
+};
+
+/// The position of the reader in a stream: after the last entry that the reader has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReaderPosition {
+    /// The id of the last entry. If there was none, the highest id of the stream.
+    pub(crate) id: EntryId,
+    /// The fingerprint of the last entry. `None` if there was none.
+    pub(crate) fingerprint: Option<Fingerprint>,
+    /// The number of entries that had been added to the stream when its last entry was the one of this position: the stream's `entries-added`. It
+    /// is too small by the number of entries that were deleted with `XDEL` before the reader could read them.
+    pub(crate) entries_added: u64,
+}
+
+/// A consistent view of a stream: what `XINFO STREAM` and `XRANGE key ID + COUNT limit` return in one transaction.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StreamSnapshot {
+    /// `None` if the key does not exist.
+    pub(crate) info: Option<StreamInfo>,
+    /// The entries from the requested id on, which is included.
+    pub(crate) entries: Vec<StreamEntry>,
+    /// Whether `entries` has all entries up to the end of the stream.
+    pub(crate) is_complete: bool,
+}
+
+/// Whether entries are missing between a reader's position and the entries after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Continuity {
+    /// No entries are missing.
+    Intact,
+    /// The stream was trimmed beyond the position. `missed` is the exact number of missing entries, if it is known.
+    Trimmed { missed: Option<u64> },
+    /// The stream is not the one of the position, or has lost entries that the reader has read.
+    Replaced,
+}
+
+impl ReaderPosition {
+    /// Returns the position after an entry.
+    pub(crate) fn after(entry: &StreamEntry, entries_added: u64) -> Self {
+        Self {
+            id: entry.id,
+            fingerprint: entry.cursor().fingerprint,
+            entries_added,
+        }
+    }
+
+    /// Returns the position at the end of a stream that has no entries.
+    pub(crate) fn at_end_of_empty(info: Option<&StreamInfo>) -> Self {
+        Self {
+            id: info.map_or(EntryId::ZERO, |info| info.last_generated_id),
+            fingerprint: None,
+            entries_added: info.map_or(0, |info| info.entries_added),
+        }
+    }
+
+    /// Returns whether `entry` is the last one that the reader has read.
+    pub(crate) fn is_entry(&self, entry: &StreamEntry) -> bool {
+        entry.id == self.id
+            && self.fingerprint.is_some()
+            && entry.cursor().fingerprint == self.fingerprint
+    }
+
+    /// Compares this position with a snapshot whose entries begin at the position's id.
+    ///
+    /// `is_connected_since` says whether the connection to the server has not broken since the position was read. Without a break, there was no
+    /// failover.
+    pub(crate) fn continuity(
+        &self,
+        snapshot: &StreamSnapshot,
+        is_connected_since: bool,
+    ) -> Continuity {
+        let Some(info) = &snapshot.info else {
+            return match self.id == EntryId::ZERO && self.entries_added == 0 {
+                true => Continuity::Intact,
+                false => Continuity::Replaced,
+            };
+        };
+        if info.last_generated_id < self.id || info.entries_added < self.entries_added {
+            return Continuity::Replaced;
+        }
+        if let Some(entry) = snapshot.entries.first().filter(|entry| entry.id == self.id) {
+            return match self.is_entry(entry) {
+                true => Continuity::Intact,
+                false => Continuity::Replaced,
+            };
+        }
+        if info.last_generated_id == self.id {
+            // The last entry was trimmed or deleted, and there is none after it.
+            return Continuity::Intact;
+        }
+        if info.first_id.is_none_or(|first_id| first_id > self.id) {
+            self.continuity_before_first(info, is_connected_since)
+        } else {
+            self.continuity_in_range(info, snapshot)
+        }
+    }
+
+    /// Handles a position before the oldest entry. All entries that were removed and have a higher id than the position are missing.
+    fn continuity_before_first(&self, info: &StreamInfo, is_connected_since: bool) -> Continuity {
+        let removed = info.entries_added.saturating_sub(info.length);
+        if !is_connected_since {
+            // The stream may have been emptied and filled again, so the numbers prove nothing.
+            return Continuity::Trimmed { missed: None };
+        }
+        match removed.checked_sub(self.entries_added) {
+            // More entries are left than were added after this position.
+            None => Continuity::Replaced,
+            Some(0) => Continuity::Intact,
+            Some(missed) => Continuity::Trimmed {
+                missed: Some(missed),
+            },
+        }
+    }
+
+    /// Handles a position between two entries. This is right only if the entry of the position was deleted with `XDEL`. Otherwise, a failover
+    /// has lost this entry.
+    fn continuity_in_range(&self, info: &StreamInfo, snapshot: &StreamSnapshot) -> Continuity {
+        let added_since = info.entries_added - self.entries_added;
+        let is_deleted = info.max_deleted_id >= self.id;
+        let has_all = snapshot.is_complete && snapshot.entries.len() as u64 == added_since;
+        match is_deleted && has_all {
+            true => Continuity::Intact,
+            false => Continuity::Replaced,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: usize = 6;
+
+    /// A stream with the rules of Redis, whose entries are numbers.
+    #[derive(Clone, Default)]
+    struct ModelStream {
+        info: Option<StreamInfo>,
+        entries: Vec<StreamEntry>,
+    }
+
+    fn entry(ms: u64, text: u64) -> StreamEntry {
+        StreamEntry {
+            id: EntryId { ms, seq: 0 },
+            fields: vec![(b"data".to_vec(), text.to_string().into_bytes())],
+        }
+    }
+
+    impl ModelStream {
+        fn add(&mut self, ms_step: u64, text: u64) {
+            let info = self.info.get_or_insert_default();
+            let entry = entry(info.last_generated_id.ms + ms_step, text);
+            info.last_generated_id = entry.id;
+            info.entries_added += 1;
+            self.entries.push(entry);
+            self.update();
+        }
+
+        fn trim(&mut self, length: usize) {
+            let removed = self.entries.len().saturating_sub(length);
+            self.entries.drain(..removed);
+            self.update();
+        }
+
+        fn delete(&mut self, index: usize) {
+            if index < self.entries.len() {
+                let removed = self.entries.remove(index);
+                let info = self.info.get_or_insert_default();
+                info.max_deleted_id = info.max_deleted_id.max(removed.id);
+            }
+            self.update();
+        }
+
+        fn update(&mut self) {
+            if let Some(info) = &mut self.info {
+                info.length = self.entries.len() as u64;
+                info.first_id = self.entries.first().map(|entry| entry.id);
+            }
+        }
+
+        fn snapshot(&self, from: EntryId) -> StreamSnapshot {
+            let mut entries: Vec<_> = self.entries.clone();
+            entries.retain(|entry| entry.id >= from);
+            let is_complete = entries.len() <= LIMIT;
+            entries.truncate(LIMIT);
+            StreamSnapshot {
+                info: self.info,
+                entries,
+                is_complete,
+            }
+        }
+
+        fn end(&self) -> ReaderPosition {
+            match (self.entries.last(), &self.info) {
+                (Some(last), Some(info)) => ReaderPosition::after(last, info.entries_added),
+                (_, info) => ReaderPosition::at_end_of_empty(info.as_ref()),
+            }
+        }
+    }
+
+    fn stream(count: u64) -> ModelStream {
+        let mut stream = ModelStream::default();
+        (1..=count).for_each(|number| stream.add(1, number));
+        stream
+    }
+
+    fn check(stream: &ModelStream, position: ReaderPosition, is_connected: bool) -> Continuity {
+        position.continuity(&stream.snapshot(position.id), is_connected)
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        let before = stream(5);
+        let position = before.end();
+        assert_eq!(check(&before, position, false), Continuity::Intact);
+
+        let mut trimmed = before.clone();
+        (6..=9).for_each(|number| trimmed.add(1, number));
+        assert_eq!(check(&trimmed, position, true), Continuity::Intact);
+        trimmed.trim(4);
+        assert_eq!(check(&trimmed, position, true), Continuity::Intact);
+        assert_eq!(
+            check(&trimmed, position, false),
+            Continuity::Trimmed { missed: None }
+        );
+        trimmed.trim(1);
+        assert_eq!(
+            check(&trimmed, position, true),
+            Continuity::Trimmed { missed: Some(3) }
+        );
+
+        // The newest entry is deleted, and another one follows.
+        let mut deleted = before.clone();
+        deleted.delete(4);
+        assert_eq!(check(&deleted, position, false), Continuity::Intact);
+        deleted.add(1, 6);
+        assert_eq!(check(&deleted, position, false), Continuity::Intact);
+
+        // A failover loses 4 and 5. The new master adds others, with lower, equal and higher ids.
+        let promoted = stream(3);
+        assert_eq!(check(&promoted, position, false), Continuity::Replaced);
+        for steps in [&[1, 1][..], &[2], &[2, 1], &[3], &[1, 2, 1]] {
+            let mut promoted = promoted.clone();
+            for step in steps {
+                promoted.add(*step, 100);
+                assert_eq!(check(&promoted, position, false), Continuity::Replaced);
+            }
+        }
+        assert_eq!(
+            check(&ModelStream::default(), position, true),
+            Continuity::Replaced
+        );
+        let nothing = ModelStream::default().end();
+        assert_eq!(
+            check(&ModelStream::default(), nothing, false),
+            Continuity::Intact
+        );
+        assert_eq!(check(&stream(2), nothing, true), Continuity::Intact);
+        assert_eq!(
+            check(&stream(2), nothing, false),
+            Continuity::Trimmed { missed: None }
+        );
+    }
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Add { ms_step: u64 },
+        Trim { length: usize },
+        DeleteRead { index: usize },
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            3 => (1..3_u64).prop_map(|ms_step| Change::Add { ms_step }),
+            1 => (0..5_usize).prop_map(|length| Change::Trim { length }),
+            1 => (0..8_usize).prop_map(|index| Change::DeleteRead { index }),
+        ]
+    }
+
+    proptest! {
+        /// Without a failover: the number of missing entries is exact, and nothing is missing if the reader says so.
+        #[test]
+        fn missing_entries_are_counted(
+            count in 0..8_u64, changes in prop::collection::vec(change(), 0..12),
+        ) {
+            let mut stream = stream(count);
+            let position = stream.end();
+            for (change, text) in changes.into_iter().zip(100..) {
+                match change {
+                    Change::Add { ms_step } => stream.add(ms_step, text),
+                    Change::Trim { length } => stream.trim(length),
+                    Change::DeleteRead { index } => {
+                        let is_read = |entry: &StreamEntry| entry.id <= position.id;
+                        if stream.entries.get(index).is_some_and(is_read) {
+                            stream.delete(index);
+                        }
+                    }
+                }
+            }
+            let added = stream.info.map_or(0, |info| info.entries_added) - position.entries_added;
+            let left = stream.entries.iter().filter(|entry| entry.id > position.id).count() as u64;
+            match check(&stream, position, true) {
+                Continuity::Intact => prop_assert_eq!(left, added),
+                Continuity::Trimmed { missed } => prop_assert_eq!(missed, Some(added - left)),
+                // A deleted entry with many entries after it.
+                Continuity::Replaced => {
+                    prop_assert!(stream.entries.iter().all(|entry| entry.id != position.id));
+                    prop_assert!(left > LIMIT as u64 || left < added);
+                }
+            }
+        }
+
+        /// With a failover that loses the last entries: never intact, unless the position was trimmed away.
+        #[test]
+        fn lost_entries_are_noticed(
+            count in 1..8_u64, lost in 1..8_u64, steps in prop::collection::vec(1..4_u64, 0..10),
+        ) {
+            let position = stream(count).end();
+            let mut promoted = stream(count.saturating_sub(lost));
+            for (step, text) in steps.into_iter().zip(100..) {
+                promoted.add(step, text);
+            }
+            prop_assert_ne!(check(&promoted, position, false), Continuity::Intact);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! A source for [tower-push](tower_push) on Redis Streams: every server shows the same feed, and any server serves any client.
+//!
+//! Behind a load balancer, a client that reconnects may reach any of several servers. With a [`RedisStream`], the client continues there with the
+//! event after the last one that it has got, on every transport. The stream is in Redis 7.0 or later, or in Valkey.
+//!
+//! ```no_run
+//! use tower_push::{Event, Push, PushLayer};
+//! use tower_push_redis::{RedisServers, RedisStream};
+//!
+//! # async fn example() -> Result<(), tower_push_redis::Error> {
+//! let servers = RedisServers::single("redis://127.0.0.1/")?;
+//! let stream = RedisStream::builder(servers, "events").max_len(100_000).connect().await?;
+//!
+//! // In a handler, on every server:
+//! let push = Push::new(stream.clone());
+//! // Anywhere:
+//! stream.publish(&Event::text("hello").with_topic("news").unwrap()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//! One reader in each process follows the stream and fills a [`Relay`](tower_push::Relay), the log that all clients of the process read. The log begins with
+//! the newest events of the stream, so nearly all clients that return after a deployment resume from memory. Clients with an older cursor read
+//! pages of the stream, within the relay's [limits](tower_push::source::relay::UpstreamLimits).
+//!
+//! # Cursors
+//! The id of an event is the entry's id and six characters of a hash over its fields: `1716402-0~k3vq7a`. A client resumes after an entry
+//! only if this very entry is still in the stream, or nothing was added after it. Otherwise, the client gets a
+//! [gap](tower_push::Gap).
+//!
+//! | what happens to the stream | what clients get |
+//! |---|---|
+//! | the server restarts, or a failover loses nothing | nothing: the events go on |
+//! | the stream is trimmed beyond a client's cursor, or before the reader could read | a gap (`expired`) |
+//! | a failover loses the newest events; the key is deleted, flushed or created anew | a gap (`epoch`) |
+//! | an entry in the middle is deleted with `XDEL` | nothing. A client that returns with the id of this entry gets a gap (`epoch`) |
+//!
+//! # Entries
+//! An event is an entry with the fields `data`, and `type`, `topic` and `format` (`text`, `json` or `binary`) where they are needed. Other programs
+//! can add entries, too: `redis-cli XADD events '*' data hello topic news`. An entry without `data` becomes an event whose payload is a JSON
+//! object of its fields.
+//!
+//! # What this crate does not promise
+//! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that
+//! have got it get a gap; clients that have not got it do not learn of it.
+//!
+//! Two things cannot be seen in a stream. If a process was not connected while a key was deleted and filled again, it cannot tell this from
+//! trimming: clients get a gap (`expired`) in both cases. And if the last entry was removed, its hash cannot be compared: a client whose cursor
+//! has the id of this entry resumes.
+//!
+//! # Permissions
+//! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for
+//! [`publish_once`](RedisStream::publish_once) also `+evalsha +script|load +get +set` on the keys `{STREAM}:once:*`.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![forbid(unsafe_code)]
+
+mod connector;
+mod continuity;
+mod entry_id;
+mod error;
+mod event_sink;
+mod fingerprint;
+mod log_tail;
+mod random;
+mod reader_status;
+mod redis_publisher;
+mod redis_servers;
+mod redis_stream;
+mod redis_stream_builder;
+mod redis_upstream;
+mod stream_connection;
+mod stream_cursor;
+mod stream_entry;
+mod stream_info;
+mod stream_reader;
+mod stream_reads;
+mod trim_policy;
+
+pub use self::{
+    error::Error,
+    event_sink::EventSink,
+    reader_status::{ReaderState, ReaderStatus},
+    redis_publisher::{Publication, RedisPublisher},
+    redis_servers::RedisServers,
+    redis_stream::RedisStream,
+    redis_stream_builder::RedisStreamBuilder,
+    redis_upstream::RedisUpstream,
+    stream_connection::StreamConnection,
+};
+pub use redis;
+
+/// The code of the README, as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,91 @@
+use redis::aio::MultiplexedConnection;
+use tower_push::EventId;
+
+use crate::{
+    connector::Connector,
+    continuity::ReaderPosition,
+    entry_id::EntryId,
+    error::Error,
+    stream_cursor::StreamCursor,
+    stream_entry::StreamEntry,
+    stream_reads::{EntrySizeEstimate, read_backwards},
+};
+
+/// The newest entries of a stream, with which a log begins.
+#[derive(Debug)]
+pub(crate) struct LogTail {
+    /// The oldest first.
+    pub(crate) entries: Vec<StreamEntry>,
+    /// The cursor before the first of the entries.
+    pub(crate) start: EventId,
+    /// The position after the last of the entries.
+    pub(crate) position: ReaderPosition,
+}
+
+/// The limits of a [`LogTail`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogTailLimits {
+    pub(crate) max_entries: usize,
+    pub(crate) max_bytes: usize,
+}
+
+impl LogTail {
+    /// Reads the newest entries of a stream, in several responses of a bounded size.
+    pub(crate) async fn read(
+        connector: &Connector,
+        connection: &mut MultiplexedConnection,
+        limits: LogTailLimits,
+        estimate: &mut EntrySizeEstimate,
+    ) -> Result<Self, Error> {
+        let key = connector.key();
+        let mut newest_first: Vec<StreamEntry> = Vec::new();
+        let mut bytes = 0;
+        let mut info = None;
+        // One entry more than the log has: its id is the cursor before the first one.
+        while newest_first.len() <= limits.max_entries && bytes <= limits.max_bytes {
+            let max_entries =
+                (limits.max_entries + 1 - newest_first.len()).min(estimate.max_entries());
+            let before = newest_first.last().map(|entry| entry.id);
+            let read = read_backwards(connection, key, before, max_entries);
+            let snapshot = connector.with_timeout(read).await?;
+            if before.is_none() {
+                info = snapshot.info;
+            }
+            estimate.add(&snapshot.entries);
+            bytes += snapshot
+                .entries
+                .iter()
+                .map(StreamEntry::byte_len)
+                .sum::<usize>();
+            newest_first.extend(snapshot.entries);
+            if snapshot.is_complete {
+                break;
+            }
+        }
+        let position = match newest_first.first() {
+            Some(newest) => {
+                ReaderPosition::after(newest, info.map_or(0, |info| info.entries_added))
+            }
+            None => ReaderPosition::at_end_of_empty(info.as_ref()),
+        };
+        let has_extra = newest_first.len() > limits.max_entries || bytes > limits.max_bytes;
+        let extra = match has_extra && newest_first.len() > 1 {
+            true => newest_first.pop(),
+            false => None,
+        };
+        let start = match extra {
+            Some(extra) => extra.event_id(),
+            None if newest_first.is_empty() => {
+                StreamCursor::without_entry(position.id).to_event_id()
+            }
+            // The entry before the first one is gone, or has never been.
+            None => StreamCursor::without_entry(EntryId::ZERO).to_event_id(),
+        };
+        newest_first.reverse();
+        Ok(Self {
+            entries: newest_first,
+            start,
+            position,
+        })
+    }
+}

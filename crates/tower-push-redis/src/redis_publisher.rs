@@ -1,0 +1,251 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::Script;
+use tokio::time::{Instant, sleep};
+use tower_push::{Event, EventId};
+
+use crate::{
+    connector::SharedConnection,
+    error::Error,
+    fingerprint::Fingerprint,
+    random::Backoff,
+    stream_cursor::StreamCursor,
+    stream_entry::{Fields, fields_of_event},
+    trim_policy::{Trim, TrimPolicy},
+};
+
+/// Adds events to a stream. Clones share a connection.
+///
+/// A publication is one command, `XADD`. It returns when the server has added the entry, and the event reaches all servers that read the
+/// stream. Redis copies the entry to replicas and to its disk later: after a failover, an event that was published can be lost, and clients
+/// that have seen it get a gap.
+#[derive(Clone, Debug)]
+pub struct RedisPublisher {
+    shared: Arc<PublisherState>,
+}
+
+#[derive(Debug)]
+struct PublisherState {
+    connection: Arc<SharedConnection>,
+    config: PublisherConfig,
+    script: Script,
+    /// The number of publications so far.
+    publications: AtomicU64,
+    /// The newest time of the server that is known, in milliseconds. 0 if none is known.
+    last_ms: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PublisherConfig {
+    pub(crate) trim: TrimPolicy,
+    pub(crate) max_event_bytes: usize,
+    /// How long a publication is tried again while the server is not available.
+    pub(crate) retry_time: Duration,
+    /// How long the server remembers an idempotency key.
+    pub(crate) key_lifetime: Duration,
+}
+
+/// The result of [`RedisPublisher::publish_once`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Publication {
+    /// The id of the event: the cursor that resumes after it.
+    pub id: EventId,
+    /// Whether an event had been published with the same key before. `id` is then this event's, and nothing was published now.
+    pub is_duplicate: bool,
+}
+
+/// Adds an entry unless the key of a publication (`KEYS[2]`) is known, and remembers the entry's id and fingerprint under this key.
+const PUBLISH_ONCE: &str = r"
+local known = redis.call('GET', KEYS[2])
+if known then return {1, known} end
+local arguments = {}
+for index = 3, #ARGV do arguments[index - 2] = ARGV[index] end
+local id = redis.call('XADD', KEYS[1], unpack(arguments))
+redis.call('SET', KEYS[2], id .. '~' .. ARGV[1], 'PX', ARGV[2])
+return {0, id .. '~' .. ARGV[1]}";
+
+impl RedisPublisher {
+    pub(crate) fn new(connection: Arc<SharedConnection>, config: PublisherConfig) -> Self {
+        Self {
+            shared: Arc::new(PublisherState {
+                connection,
+                config,
+                script: Script::new(PUBLISH_ONCE),
+                publications: AtomicU64::new(0),
+                last_ms: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Publishes an event. Returns its id, which the server has made: an id that the event has is not used.
+    ///
+    /// While the server is not available, the publication is tried again, for the time of
+    /// [`publish_retry_time`](crate::RedisStreamBuilder::publish_retry_time). It is not tried again if the server may have got it.
+    ///
+    /// # Errors
+    /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the event may be published or not.
+    pub async fn publish(&self, event: &Event) -> Result<EventId, Error> {
+        let entry = NewEntry::new(event, self.shared.config.max_event_bytes)?;
+        let publication = self.add(&entry, None).await?;
+        Ok(publication.id)
+    }
+
+    /// Publishes an event, unless an event was published with the same idempotency key before, by any process.
+    ///
+    /// The key is remembered in Redis for the time of [`idempotency_lifetime`](crate::RedisStreamBuilder::idempotency_lifetime), under the
+    /// name `{STREAM}:once:KEY`. Thus the publication is tried again even if the server may have got it. The server runs a script, which
+    /// costs more than [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the event may be published or not.
+    pub async fn publish_once(
+        &self,
+        event: &Event,
+        idempotency_key: &str,
+    ) -> Result<Publication, Error> {
+        let entry = NewEntry::new(event, self.shared.config.max_event_bytes)?;
+        self.add(&entry, Some(idempotency_key)).await
+    }
+
+    /// Adds an entry. While the server is not available, tries again for a limited time: with an idempotency key always, and without one only if
+    /// the server cannot have got the entry.
+    async fn add(
+        &self,
+        entry: &NewEntry,
+        idempotency_key: Option<&str>,
+    ) -> Result<Publication, Error> {
+        let ends_at = Instant::now() + self.shared.config.retry_time;
+        let mut backoff = Backoff::new();
+        let mut may_have_run = false;
+        loop {
+            let error = match self.try_add(entry, idempotency_key).await {
+                Ok(publication) => return Ok(publication),
+                Err(error) => error,
+            };
+            may_have_run |= error.may_be_published();
+            let can_retry = error.is_unavailable() && (idempotency_key.is_some() || !may_have_run);
+            let delay = backoff.next_delay();
+            if !can_retry || Instant::now() + delay >= ends_at {
+                return Err(error.with_may_have_run(may_have_run));
+            }
+            sleep(delay).await;
+        }
+    }
+
+    async fn try_add(
+        &self,
+        entry: &NewEntry,
+        idempotency_key: Option<&str>,
+    ) -> Result<Publication, Error> {
+        let connection = &self.shared.connection;
+        let stream = connection.connector().key();
+        let arguments = self.xadd_arguments(entry);
+        let mut lease = connection.lease().await?;
+        let (is_duplicate, id) = match idempotency_key {
+            None => {
+                let mut command = redis::cmd("XADD");
+                command.arg(stream).arg(arguments);
+                let add = command.query_async(&mut lease.connection);
+                let id: String = connection.run(lease.generation, add).await?;
+                (false, format!("{id}~{}", entry.fingerprint.as_str()))
+            }
+            Some(key) => {
+                let lifetime = self.shared.config.key_lifetime.as_millis().max(1) as u64;
+                let mut call = self.shared.script.prepare_invoke();
+                call.key(stream).key(once_key(stream, key));
+                call.arg(entry.fingerprint.as_str())
+                    .arg(lifetime)
+                    .arg(arguments);
+                let add = call.invoke_async(&mut lease.connection);
+                connection.run(lease.generation, add).await?
+            }
+        };
+        let id = EventId::new(id).map_err(|_| Error::unsupported())?;
+        let cursor = StreamCursor::parse(&id).ok_or_else(Error::unsupported)?;
+        self.shared
+            .last_ms
+            .fetch_max(cursor.id.ms, Ordering::Relaxed);
+        Ok(Publication { id, is_duplicate })
+    }
+
+    /// Returns the arguments of `XADD` after the key.
+    fn xadd_arguments(&self, entry: &NewEntry) -> Vec<Vec<u8>> {
+        let trim = self.next_trim().into_iter().flat_map(Trim::arguments);
+        let mut arguments: Vec<_> = trim.map(String::into_bytes).collect();
+        arguments.push(b"*".to_vec());
+        for (name, value) in &entry.fields {
+            arguments.extend([name.clone(), value.clone()]);
+        }
+        arguments
+    }
+
+    /// Returns how the next publication trims the stream.
+    fn next_trim(&self) -> Option<Trim> {
+        let number = self.shared.publications.fetch_add(1, Ordering::Relaxed);
+        let last_ms = self.shared.last_ms.load(Ordering::Relaxed);
+        let last_ms = (last_ms > 0).then_some(last_ms);
+        self.shared.config.trim.trim(number, last_ms)
+    }
+}
+
+/// The entry of an event, which has no id yet.
+struct NewEntry {
+    fields: Fields,
+    fingerprint: Fingerprint,
+}
+
+impl NewEntry {
+    fn new(event: &Event, max_bytes: usize) -> Result<Self, Error> {
+        let event_type = event.event_type().map_or("", |name| name.as_str());
+        let topic = event.topic().map_or("", |topic| topic.as_str());
+        let len = event.payload().as_bytes().len() + event_type.len() + topic.len();
+        if len > max_bytes {
+            return Err(Error::too_large());
+        }
+        let fields = fields_of_event(event);
+        Ok(Self {
+            fingerprint: Fingerprint::of_fields(&fields),
+            fields,
+        })
+    }
+}
+
+/// Returns the key under which a publication is remembered. In a cluster, it is on the node of the stream.
+fn once_key(stream: &str, idempotency_key: &str) -> String {
+    match has_hash_tag(stream) {
+        true => format!("{stream}:once:{idempotency_key}"),
+        false => format!("{{{stream}}}:once:{idempotency_key}"),
+    }
+}
+
+/// Returns whether only a part of the key, between `{` and `}`, determines the node of a cluster.
+fn has_hash_tag(key: &str) -> bool {
+    let tag = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'));
+    tag.is_some_and(|(tag, _)| !tag.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_key_is_on_node_of_stream() {
+        assert_eq!(once_key("events", "k"), "{events}:once:k");
+        assert_eq!(once_key("{app}:events", "k"), "{app}:events:once:k");
+    }
+}

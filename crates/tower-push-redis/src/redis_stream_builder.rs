@@ -1,0 +1,238 @@
+use std::{sync::Arc, time::Duration};
+
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep};
+use tower_push::{EventId, Relay, source::relay::RelayBuilder};
+
+use crate::{
+    connector::{Connector, SharedConnection},
+    error::Error,
+    event_sink::EventSink,
+    log_tail::{LogTail, LogTailLimits},
+    random::Backoff,
+    reader_status::ReaderMetrics,
+    redis_publisher::{PublisherConfig, RedisPublisher},
+    redis_servers::RedisServers,
+    redis_stream::RedisStream,
+    redis_upstream::RedisUpstream,
+    stream_connection::StreamConnection,
+    stream_reader::StreamReader,
+    stream_reads::EntrySizeEstimate,
+    trim_policy::TrimPolicy,
+};
+
+/// The configuration of a [`RedisStream`], from [`RedisStream::builder`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_push_redis::{RedisServers, RedisStream};
+///
+/// # async fn example() -> Result<(), tower_push_redis::Error> {
+/// let stream = RedisStream::builder(RedisServers::single("redis://127.0.0.1/")?, "events")
+///     .log_events(10_000)
+///     .max_len(1_000_000)
+///     .max_age(Duration::from_secs(24 * 3600))
+///     .connect_wait(Duration::from_secs(30))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct RedisStreamBuilder {
+    servers: RedisServers,
+    key: Arc<str>,
+    relay: RelayBuilder,
+    log_limits: LogTailLimits,
+    command_timeout: Duration,
+    connect_wait: Duration,
+    publisher: PublisherConfig,
+}
+
+impl RedisStreamBuilder {
+    pub(crate) fn new(servers: RedisServers, key: Arc<str>) -> Self {
+        Self {
+            servers,
+            key,
+            relay: Relay::builder(),
+            log_limits: LogTailLimits {
+                max_entries: 1024,
+                max_bytes: 4 << 20,
+            },
+            command_timeout: Duration::from_secs(3),
+            connect_wait: Duration::ZERO,
+            publisher: PublisherConfig {
+                trim: TrimPolicy::default(),
+                max_event_bytes: 1 << 20,
+                retry_time: Duration::ZERO,
+                key_lifetime: Duration::from_secs(300),
+            },
+        }
+    }
+
+    /// Sets the maximum number of events that this process has in memory. The default is 1024. 0 is raised to 1.
+    ///
+    /// These events are read before [`connect`](Self::connect) returns. Clients whose cursor is older read the stream, in pages.
+    pub fn log_events(mut self, events: usize) -> Self {
+        self.log_limits.max_entries = events.max(1);
+        self
+    }
+
+    /// Sets the maximum number of bytes of the events that this process has in memory. The default is 4 MiB.
+    pub fn log_bytes(mut self, bytes: usize) -> Self {
+        self.log_limits.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the configuration of the [`Relay`], such as what it does with slow clients, where clients without a cursor begin, and the
+    /// limits on pages. The relay's log limits, its `start_after` and its `upstream` are set by this builder.
+    pub fn relay(mut self, relay: RelayBuilder) -> Self {
+        self.relay = relay;
+        self
+    }
+
+    /// Sets the number of entries to which a publication trims the stream, approximately. By default, the stream is not trimmed.
+    ///
+    /// The server removes whole blocks, of 100 entries by default, so that the stream can be longer.
+    pub fn max_len(mut self, entries: u64) -> Self {
+        self.publisher.trim.max_len = Some(entries);
+        self
+    }
+
+    /// Sets the age beyond which a publication removes entries, approximately. By default, the stream is not trimmed.
+    ///
+    /// The age is measured with the server's clock. Entries are removed when something is published. If [`max_len`](Self::max_len) is set,
+    /// too, one publication in 16 trims by age.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.publisher.trim.max_age = Some(age);
+        self
+    }
+
+    /// Sets the maximum number of bytes of an event that is published: of its payload, type and topic. The default is 1 MiB.
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.publisher.max_event_bytes = bytes;
+        self
+    }
+
+    /// Sets how long a publication is tried again while the server is not available. By default, it is tried once.
+    pub fn publish_retry_time(mut self, time: Duration) -> Self {
+        self.publisher.retry_time = time;
+        self
+    }
+
+    /// Sets how long Redis remembers the key of [`publish_once`](RedisPublisher::publish_once). The default is 5 minutes.
+    pub fn idempotency_lifetime(mut self, lifetime: Duration) -> Self {
+        self.publisher.key_lifetime = lifetime;
+        self
+    }
+
+    /// Sets the longest time of a connect, and of the answer to a command. The default is 3 s.
+    pub fn command_timeout(mut self, timeout: Duration) -> Self {
+        self.command_timeout = timeout;
+        self
+    }
+
+    /// Sets how long [`connect`](Self::connect) tries again while the server is not available. By default, it tries once.
+    pub fn connect_wait(mut self, wait: Duration) -> Self {
+        self.connect_wait = wait;
+        self
+    }
+
+    /// Connects to the server, reads the newest events, and starts the reader of this process, which is a task of the current tokio runtime.
+    ///
+    /// # Errors
+    /// An [`Error`] if the server is not available, refuses the user, is older than Redis 7.0, or has something else at the key. If the
+    /// key does not exist, this is an empty stream.
+    pub async fn connect(self) -> Result<RedisStream, Error> {
+        let relay = self
+            .relay
+            .clone()
+            .max_events(self.log_limits.max_entries)
+            .max_bytes(self.log_limits.max_bytes);
+        let build = |start, upstream| relay.start_after(start).upstream(upstream).build();
+        let (relay, connection) = self.connect_with(build).await?;
+        Ok(RedisStream::new(relay, connection))
+    }
+
+    /// Like [`connect`](Self::connect), but fills a log of your own instead of a [`Relay`].
+    ///
+    /// `make_log` gets the id before the first event that the reader pushes, and the upstream that has older events. It returns the
+    /// sink that the reader fills, and any value that this function returns.
+    ///
+    /// ```no_run
+    /// use tower_push::{Event, Gap};
+    /// use tower_push_redis::{EventSink, RedisServers, RedisStream};
+    ///
+    /// struct Printer;
+    ///
+    /// impl EventSink for Printer {
+    ///     fn push(&mut self, event: Event) {
+    ///         println!("{:?}", event.payload());
+    ///     }
+    ///     fn gap(&mut self, gap: &Gap) {
+    ///         println!("{gap:?}");
+    ///     }
+    /// }
+    ///
+    /// # async fn example() -> Result<(), tower_push_redis::Error> {
+    /// let builder = RedisStream::builder(RedisServers::single("redis://127.0.0.1/")?, "events");
+    /// let ((), connection) = builder.connect_with(|_start, _upstream| (Printer, ())).await?;
+    /// connection.publisher().publish(&Event::text("hello")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As those of [`connect`](Self::connect).
+    pub async fn connect_with<S: EventSink, T>(
+        self,
+        make_log: impl FnOnce(EventId, RedisUpstream) -> (S, T),
+    ) -> Result<(T, StreamConnection), Error> {
+        let connector = Connector::new(self.servers, self.key, self.command_timeout);
+        let connector = Arc::new(connector);
+        let (connection, tail) =
+            connect_first(&connector, self.log_limits, self.connect_wait).await?;
+        let reads = Arc::new(SharedConnection::new(connector.clone()));
+        let writes = Arc::new(SharedConnection::new(connector.clone()));
+        let (sink, log) = make_log(tail.start.clone(), RedisUpstream::new(reads.clone()));
+        let metrics = Arc::new(ReaderMetrics::new());
+        let mut reader = StreamReader::new(
+            connector.clone(),
+            sink,
+            tail.position,
+            self.log_limits,
+            metrics.clone(),
+            [reads.clone(), writes.clone()],
+        );
+        reader.push_tail(tail);
+        let task = tokio::spawn(reader.run(connection));
+        let publisher = RedisPublisher::new(writes, self.publisher);
+        Ok((log, StreamConnection::new(publisher, reads, metrics, task)))
+    }
+}
+
+/// Connects and reads the newest entries. While the server is not available, tries again for the time `wait`.
+async fn connect_first(
+    connector: &Connector,
+    limits: LogTailLimits,
+    wait: Duration,
+) -> Result<(MultiplexedConnection, LogTail), Error> {
+    let ends_at = Instant::now() + wait;
+    let mut backoff = Backoff::new();
+    loop {
+        let connected = async {
+            let mut connection = connector.connect().await?;
+            let mut estimate = EntrySizeEstimate::new();
+            let tail = LogTail::read(connector, &mut connection, limits, &mut estimate).await?;
+            Ok((connection, tail))
+        };
+        let delay = backoff.next_delay();
+        match connected.await {
+            Err(error) if Error::is_unavailable(&error) && Instant::now() + delay < ends_at => {
+                sleep(delay).await;
+            }
+            result => return result,
+        }
+    }
+}

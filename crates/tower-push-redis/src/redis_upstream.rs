@@ -1,0 +1,217 @@
+use std::{
+    cmp::Ordering,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tower_push::{
+    EventId, Gap, GapReason,
+    source::relay::{Page, PageRequest, Upstream, UpstreamError},
+};
+
+use crate::{
+    connector::SharedConnection,
+    continuity::StreamSnapshot,
+    entry_id::EntryId,
+    stream_cursor::StreamCursor,
+    stream_entry::StreamEntry,
+    stream_reads::{EntrySizeEstimate, read_snapshot},
+};
+
+/// The [`Upstream`] of a stream: reads the entries after a client's cursor, if the client may resume there.
+///
+/// | the cursor's entry | result |
+/// |---|---|
+/// | is in the stream, with the cursor's fingerprint | the entries after it |
+/// | is not there, and there has been none after it | no entries: the client has missed nothing |
+/// | is older than the oldest entry | a gap (`expired`), and all entries |
+/// | is newer than all entries, was replaced, or is missing in the middle; or the key does not exist | [`UpstreamError::Lost`] (`epoch`) |
+///
+/// A page costs one transaction, of `XINFO STREAM` and `XRANGE`. Clones share a connection.
+#[derive(Clone, Debug)]
+pub struct RedisUpstream {
+    connection: Arc<SharedConnection>,
+    estimate: Arc<Mutex<EntrySizeEstimate>>,
+}
+
+impl RedisUpstream {
+    pub(crate) fn new(connection: Arc<SharedConnection>) -> Self {
+        Self {
+            connection,
+            estimate: Arc::new(Mutex::new(EntrySizeEstimate::new())),
+        }
+    }
+
+    /// Returns the number of entries to read for a page, besides the cursor's own.
+    fn max_entries(&self, request: &PageRequest) -> usize {
+        let max_entries = self.lock_estimate().max_entries();
+        max_entries.min(request.max_events()).max(1)
+    }
+
+    fn lock_estimate(&self) -> MutexGuard<'_, EntrySizeEstimate> {
+        // No code panics while it holds the lock.
+        self.estimate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Upstream for RedisUpstream {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let lost = || UpstreamError::Lost(GapReason::Epoch);
+        let cursor = StreamCursor::parse(request.after()).ok_or_else(lost)?;
+        if cursor.id == EntryId::ZERO {
+            // The beginning of another process's log.
+            return Err(lost());
+        }
+        let max_entries = self.max_entries(&request);
+        let key = self.connection.connector().key();
+        let mut lease = self.connection.lease().await?;
+        let read = read_snapshot(&mut lease.connection, key, cursor.id, max_entries + 1);
+        let snapshot = self.connection.run(lease.generation, read).await?;
+        self.lock_estimate().add(&snapshot.entries);
+        page_after(cursor, snapshot, &request)
+    }
+
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        let (a, b) = (StreamCursor::parse(a)?, StreamCursor::parse(b)?);
+        Some(a.id.cmp(&b.id))
+    }
+}
+
+/// Returns the page after a cursor, from a snapshot whose entries begin at the cursor's id.
+fn page_after(
+    cursor: StreamCursor,
+    snapshot: StreamSnapshot,
+    request: &PageRequest,
+) -> Result<Page, UpstreamError> {
+    let Some(info) = snapshot.info else {
+        return Err(UpstreamError::Lost(GapReason::Epoch));
+    };
+    match snapshot.entries.split_first() {
+        Some((entry, rest)) if entry.cursor() == cursor => return Ok(page_of(rest, request)),
+        Some((entry, _)) if entry.id == cursor.id => {
+            return Err(UpstreamError::Lost(GapReason::Epoch));
+        }
+        _ => {}
+    }
+    if cursor.id == info.last_generated_id {
+        // The last entry was removed, so its fingerprint cannot be compared. A process that has started since then knows the end of the
+        // stream by the id without a fingerprint.
+        let end = StreamCursor::without_entry(cursor.id).to_event_id();
+        return Ok(Page::new(Vec::new()).scanned_to(end));
+    }
+    let is_after_all = cursor.id > info.last_generated_id;
+    if is_after_all || info.first_id.is_some_and(|first_id| first_id < cursor.id) {
+        return Err(UpstreamError::Lost(GapReason::Epoch));
+    }
+    if snapshot.entries.is_empty() {
+        return Err(UpstreamError::Lost(GapReason::Expired));
+    }
+    Ok(page_of(&snapshot.entries, request).after_gap(Gap::new(GapReason::Expired)))
+}
+
+/// Returns the page of entries, of the topics that are requested.
+fn page_of(entries: &[StreamEntry], request: &PageRequest) -> Page {
+    let mut bytes = 0;
+    let mut is_in_page = |entry: &&StreamEntry| {
+        let fits = bytes < request.max_bytes();
+        bytes += entry.byte_len();
+        fits
+    };
+    // The first entry is in the page, however large it is.
+    let count = entries.iter().take_while(&mut is_in_page).count();
+    let entries = &entries[..count.max(1).min(entries.len())];
+    let events = entries.iter().map(StreamEntry::to_event);
+    let page = Page::new(events.filter(|event| request.includes(event)).collect());
+    match entries.last() {
+        Some(last) => page.scanned_to(last.event_id()),
+        None => page,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream_info::StreamInfo;
+
+    fn entry(ms: u64) -> StreamEntry {
+        StreamEntry {
+            id: EntryId { ms, seq: 0 },
+            fields: vec![(b"data".to_vec(), vec![b'x'; ms as usize])],
+        }
+    }
+
+    /// A stream that had the entries 1 to 9, from which all but these were removed.
+    fn snapshot(left: &[u64], from: u64) -> StreamSnapshot {
+        StreamSnapshot {
+            info: Some(StreamInfo {
+                length: left.len() as u64,
+                entries_added: 9,
+                last_generated_id: EntryId { ms: 9, seq: 0 },
+                max_deleted_id: EntryId::ZERO,
+                first_id: left.first().map(|ms| EntryId { ms: *ms, seq: 0 }),
+            }),
+            entries: left
+                .iter()
+                .filter(|ms| **ms >= from)
+                .map(|ms| entry(*ms))
+                .collect(),
+            is_complete: true,
+        }
+    }
+
+    fn page(cursor: StreamCursor, left: &[u64]) -> String {
+        let request = PageRequest::new(cursor.to_event_id());
+        match page_after(cursor, snapshot(left, cursor.id.ms), &request) {
+            Ok(page) => {
+                let (gap, events) = page.into_parts();
+                let gap = gap.map(|gap| gap.reason.name()).unwrap_or_default();
+                let lengths = events.iter().map(|event| event.payload().as_bytes().len());
+                format!("{gap}{:?}", lengths.collect::<Vec<_>>())
+            }
+            Err(UpstreamError::Lost(reason)) => format!("lost {}", reason.name()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn cursor_rule_holds() {
+        let at = |ms| entry(ms).cursor();
+        assert_eq!(page(at(7), &[5, 6, 7, 8, 9]), "[8, 9]");
+        assert_eq!(page(at(9), &[5, 6, 7, 8, 9]), "[]");
+        assert_eq!(page(at(9), &[]), "[]");
+        assert_eq!(page(at(9), &[8]), "[]");
+        assert_eq!(page(at(4), &[5, 6]), "expired[5, 6]");
+        assert_eq!(page(at(4), &[]), "lost expired");
+        assert_eq!(page(at(10), &[5, 6, 9]), "lost epoch");
+        assert_eq!(page(at(7), &[5, 6, 8]), "lost epoch");
+        let other = StreamCursor {
+            fingerprint: at(3).fingerprint,
+            ..at(7)
+        };
+        assert_eq!(page(other, &[5, 6, 7, 8]), "lost epoch");
+        let unknown = StreamCursor {
+            fingerprint: None,
+            ..at(7)
+        };
+        assert_eq!(page(unknown, &[5, 6, 7, 8]), "lost epoch");
+        assert_eq!(
+            page(
+                StreamCursor {
+                    fingerprint: None,
+                    ..at(9)
+                },
+                &[]
+            ),
+            "[]"
+        );
+    }
+
+    #[test]
+    fn page_ends_after_max_bytes() {
+        let entries: Vec<_> = (1..=9).map(entry).collect();
+        let count = |max_bytes| {
+            let request = PageRequest::new(0.into()).with_max_bytes(max_bytes);
+            page_of(&entries, &request).into_parts().1.len()
+        };
+        assert_eq!((count(0), count(1), count(10), count(1000)), (1, 1, 2, 9));
+    }
+}

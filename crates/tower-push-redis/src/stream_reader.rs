@@ -1,0 +1,290 @@
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use redis::{RedisResult, Value, aio::MultiplexedConnection};
+use tokio::time::{Instant, sleep, timeout};
+use tower_push::{Gap, GapReason};
+
+use crate::{
+    connector::{Connector, SharedConnection, is_master},
+    continuity::{Continuity, ReaderPosition, StreamSnapshot},
+    entry_id::EntryId,
+    error::Error,
+    event_sink::EventSink,
+    fingerprint::Fingerprint,
+    log_tail::{LogTail, LogTailLimits},
+    random::{Backoff, random_duration},
+    reader_status::ReaderMetrics,
+    stream_entry::StreamEntry,
+    stream_reads::{EntrySizeEstimate, read_snapshot},
+};
+
+/// The one reader of a stream in this process: it pushes every entry into a sink, in order.
+///
+/// # Invariant: no hole and no duplicate
+/// The sink has every entry up to `position`, as far as no gap was announced. The reader pushes an entry only after the server has said that
+/// the entry of `position` is still in the stream, or that nothing is missing in spite of its absence
+/// ([`ReaderPosition::continuity`]). A stream is trimmed from its oldest entry on, so no entry is missing between `position` and
+/// those after it.
+pub(crate) struct StreamReader<S> {
+    connector: Arc<Connector>,
+    sink: S,
+    position: ReaderPosition,
+    /// The entries that were read last, from which the reader finds its place again after a failover that lost the newest ones.
+    recent: VecDeque<(EntryId, Fingerprint)>,
+    limits: LogTailLimits,
+    estimate: EntrySizeEstimate,
+    metrics: Arc<ReaderMetrics>,
+    /// The connections of the upstream and of the publisher. If the reader's connection breaks, these are broken probably, too.
+    shared: [Arc<SharedConnection>; 2],
+    backoff: Backoff,
+    /// When the server said for the last time that it is a master.
+    role_checked_at: Instant,
+}
+
+/// How long the server waits for an entry until it answers that there is none.
+const BLOCK_TIME: Duration = Duration::from_secs(5);
+
+/// The range of the time after which the reader makes a new connection, which finds a master that has moved.
+const MIN_CONNECTION_AGE: Duration = Duration::from_secs(8 * 60);
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(12 * 60);
+
+/// The number of entries in `recent`.
+const MAX_RECENT: usize = 512;
+
+impl<S: EventSink> StreamReader<S> {
+    /// Creates a reader that continues after `tail`, which the sink has got.
+    pub(crate) fn new(
+        connector: Arc<Connector>,
+        sink: S,
+        position: ReaderPosition,
+        limits: LogTailLimits,
+        metrics: Arc<ReaderMetrics>,
+        shared: [Arc<SharedConnection>; 2],
+    ) -> Self {
+        Self {
+            connector,
+            sink,
+            position,
+            recent: VecDeque::new(),
+            limits,
+            estimate: EntrySizeEstimate::new(),
+            metrics,
+            shared,
+            backoff: Backoff::new(),
+            role_checked_at: Instant::now(),
+        }
+    }
+
+    /// Pushes the entries of a tail, which follow the sink's last event.
+    pub(crate) fn push_tail(&mut self, tail: LogTail) {
+        self.push_all(&tail.entries);
+        self.set_position(tail.position);
+    }
+
+    /// Follows the stream until this future is dropped. The first connection is given.
+    pub(crate) async fn run(mut self, connection: MultiplexedConnection) {
+        let mut next = Some(connection);
+        loop {
+            let result = match next.take() {
+                Some(connection) => self.follow(connection).await,
+                None => self.reconnect().await,
+            };
+            if let Err(error) = result {
+                if error.is_unavailable() {
+                    for connection in &self.shared {
+                        connection.reconnect().await;
+                    }
+                }
+                self.metrics.set_error(error);
+                sleep(self.backoff.next_delay()).await;
+            }
+        }
+    }
+
+    async fn reconnect(&mut self) -> Result<(), Error> {
+        let mut connection = self.connector.connect().await?;
+        self.metrics.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.role_checked_at = Instant::now();
+        self.check_position(&mut connection, false).await?;
+        self.follow(connection).await
+    }
+
+    /// Reads from one connection until it is old.
+    async fn follow(&mut self, mut connection: MultiplexedConnection) -> Result<(), Error> {
+        let age = random_duration(MIN_CONNECTION_AGE, MAX_CONNECTION_AGE);
+        let renewed_at = Instant::now() + age;
+        while Instant::now() < renewed_at {
+            self.read_next(&mut connection).await?;
+            self.metrics.set_answered();
+            self.backoff = Backoff::new();
+        }
+        Ok(())
+    }
+
+    /// Waits for the next entries and pushes them.
+    async fn read_next(&mut self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let max_entries = self.estimate.max_entries();
+        let (entries, is_at_position) = self.read_blocking(connection, max_entries).await?;
+        if !is_at_position {
+            return self.check_position(connection, true).await;
+        }
+        self.estimate.add(&entries);
+        self.push_all(&entries);
+        Ok(())
+    }
+
+    /// Waits until there are entries after the position. Returns them, and whether the entry of the position is in the stream.
+    ///
+    /// The server executes the second command after the first one has returned. So if the entry of the position is there, it was there during
+    /// the first command, too.
+    async fn read_blocking(
+        &mut self,
+        connection: &mut MultiplexedConnection,
+        max_entries: usize,
+    ) -> Result<(Vec<StreamEntry>, bool), Error> {
+        let key = self.connector.key();
+        let position = self.position.id.to_string();
+        let mut pipeline = redis::pipe();
+        let read = pipeline.cmd("XREAD").arg("COUNT").arg(max_entries);
+        read.arg("BLOCK").arg(BLOCK_TIME.as_millis() as u64);
+        read.arg("STREAMS").arg(key).arg(&position);
+        let check = pipeline
+            .cmd("XRANGE")
+            .arg(key)
+            .arg(&position)
+            .arg(&position);
+        check.arg("COUNT").arg(1);
+        let is_role_due = self.role_checked_at.elapsed() >= BLOCK_TIME;
+        if is_role_due {
+            pipeline.cmd("ROLE");
+        }
+        pipeline.ignore_errors();
+
+        let limit = BLOCK_TIME + self.connector.timeout();
+        let responses = timeout(limit, pipeline.query_async(connection)).await;
+        let responses: Vec<RedisResult<Value>> = responses.map_err(|_| Error::timeout())??;
+        let mut responses = responses.into_iter();
+        let mut next = || responses.next().ok_or_else(Error::unsupported);
+        let entries = StreamEntry::parse_streams(next()??)?;
+        let found = StreamEntry::parse_list(next()??)?;
+        if is_role_due {
+            if !is_master(&next()??) {
+                return Err(Error::not_master());
+            }
+            self.role_checked_at = Instant::now();
+        }
+        let is_at_position = found.iter().any(|entry| self.position.is_entry(entry));
+        Ok((entries, is_at_position))
+    }
+
+    /// Finds out whether entries are missing after the position, and pushes what comes after it.
+    async fn check_position(
+        &mut self,
+        connection: &mut MultiplexedConnection,
+        is_connected_since: bool,
+    ) -> Result<(), Error> {
+        let max_entries = self.estimate.max_entries() + 1;
+        let read = read_snapshot(
+            connection,
+            self.connector.key(),
+            self.position.id,
+            max_entries,
+        );
+        let snapshot = self.connector.with_timeout(read).await?;
+        self.estimate.add(&snapshot.entries);
+        match self.position.continuity(&snapshot, is_connected_since) {
+            Continuity::Intact => {}
+            Continuity::Trimmed { missed } => {
+                self.metrics.trimmed.fetch_add(1, Ordering::Relaxed);
+                let mut gap = Gap::new(GapReason::Expired);
+                gap.missed = missed;
+                self.sink.gap(&gap);
+                // The entries before the first one of the stream.
+                let info = snapshot.info.unwrap_or_default();
+                self.position.entries_added = info.entries_added.saturating_sub(info.length);
+            }
+            Continuity::Replaced => return self.find_place_again(connection).await,
+        }
+        self.push_snapshot(snapshot);
+        self.metrics.set_answered();
+        Ok(())
+    }
+
+    /// Pushes the entries of a snapshot that are after the position.
+    fn push_snapshot(&mut self, snapshot: StreamSnapshot) {
+        let mut entries = snapshot.entries;
+        entries.retain(|entry| entry.id > self.position.id);
+        self.push_all(&entries);
+        if let (Some(info), true) = (snapshot.info, snapshot.is_complete) {
+            // The entries that were deleted unread are over, too.
+            self.position.entries_added = info.entries_added;
+            self.set_position(self.position);
+        }
+    }
+
+    /// Announces a gap, and continues in a stream that is not the one of the position: after the newest entry that the reader knows, if a failover
+    /// has lost only later ones, and else with the newest entries of the stream.
+    async fn find_place_again(
+        &mut self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), Error> {
+        let tail = LogTail::read(&self.connector, connection, self.limits, &mut self.estimate);
+        let mut tail = tail.await?;
+        let known = tail.entries.iter().rposition(|entry| self.is_known(entry));
+        // The number of recent entries that are still in the stream.
+        let mut known_recent = 0;
+        if let Some(known) = known {
+            let newer = tail.entries.split_off(known + 1);
+            if let Some(entry) = tail.entries.pop() {
+                let mut recent = self.recent.iter();
+                let lost = recent.position(|(id, _)| *id > entry.id);
+                known_recent = lost.unwrap_or(self.recent.len());
+                tail.start = entry.event_id();
+            }
+            tail.entries = newer;
+        }
+        self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
+        let gap = Gap::new(GapReason::Epoch).resumed(tail.start.clone());
+        self.sink.gap(&gap);
+        // After another failover, the reader may have to go further back.
+        self.recent.truncate(known_recent);
+        self.push_tail(tail);
+        Ok(())
+    }
+
+    /// Returns whether the reader has read this entry recently.
+    fn is_known(&self, entry: &StreamEntry) -> bool {
+        let mut recent = self.recent.iter().rev();
+        let found = recent.find(|(id, _)| *id == entry.id);
+        found.is_some_and(|(_, fingerprint)| entry.cursor().fingerprint == Some(*fingerprint))
+    }
+
+    /// Pushes the entries after the position, and moves the position.
+    fn push_all(&mut self, entries: &[StreamEntry]) {
+        for entry in entries {
+            let event = entry.to_event();
+            if self.recent.len() >= MAX_RECENT {
+                self.recent.pop_front();
+            }
+            if let Some(fingerprint) = entry.cursor().fingerprint {
+                self.recent.push_back((entry.id, fingerprint));
+            }
+            self.sink.push(event);
+            let entries_added = self.position.entries_added + 1;
+            self.position = ReaderPosition::after(entry, entries_added);
+        }
+        let read = entries.len() as u64;
+        self.metrics.entries_read.fetch_add(read, Ordering::Relaxed);
+        self.set_position(self.position);
+    }
+
+    fn set_position(&mut self, position: ReaderPosition) {
+        self.position = position;
+        let added = position.entries_added;
+        self.metrics.entries_added.store(added, Ordering::Relaxed);
+    }
+}

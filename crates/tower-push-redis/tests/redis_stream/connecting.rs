@@ -1,0 +1,101 @@
+//! Errors of the first connect.
+
+use std::time::Duration;
+
+use testkit::{RedisProgram, RedisServer, free_port};
+use tower_push_redis::{Error, RedisServers, RedisStream};
+
+use crate::client::{Client, KEY, builder, publish_numbers};
+
+async fn connect(url: &str) -> Result<RedisStream, Error> {
+    let builder = RedisStream::builder(RedisServers::single(url).unwrap(), KEY);
+    builder.connect().await
+}
+
+#[tokio::test]
+async fn absent_server_is_error_or_waited_for() {
+    let port = free_port();
+    let url = format!("redis://127.0.0.1:{port}/");
+    let error = connect(&url).await.unwrap_err();
+    assert!(
+        error.is_unavailable() && !error.may_be_published(),
+        "{error}"
+    );
+    let waiting = RedisStream::builder(RedisServers::single(url).unwrap(), KEY)
+        .connect_wait(testkit::TEST_TIMEOUT)
+        .connect();
+    let waiting = tokio::spawn(waiting);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    let _server = RedisServer::start_at(RedisProgram::Redis, port, &[]);
+    let node = waiting.await.unwrap().unwrap();
+    let mut client = Client::connect(&node).await;
+    publish_numbers(&node, 0..2).await;
+    client.expect_numbers(0..2).await;
+}
+
+#[tokio::test]
+async fn other_type_is_error() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    server.command(&["SET", KEY, "text"]);
+    let error = connect(&server.url()).await.unwrap_err();
+    assert!(error.is_wrong_type(), "{error}");
+    // The key changes its type later.
+    server.command(&["DEL", KEY]);
+    let node = builder(&server)
+        .publish_retry_time(Duration::ZERO)
+        .connect()
+        .await
+        .unwrap();
+    let mut client = Client::connect(&node).await;
+    publish_numbers(&node, 0..1).await;
+    client.expect_numbers(0..1).await;
+    server.command(&["SET", KEY, "text"]);
+    let error = node.publish(&"x".into()).await.unwrap_err();
+    assert!(error.is_wrong_type(), "{error}");
+    testkit::wait_until(
+        || {
+            node.reader_status()
+                .error
+                .is_some_and(|error| error.is_wrong_type())
+        },
+        || format!("{:?}", node.reader_status()),
+    )
+    .await;
+    server.command(&["DEL", KEY]);
+    client.expect(&["epoch None"]).await;
+}
+
+#[tokio::test]
+async fn refused_user_is_error() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let rules = "on >secret ~events ~{events}:once:* +xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd \
+                 +evalsha +script|load +get +set";
+    let mut set_user = vec!["ACL", "SETUSER", "app"];
+    set_user.extend(rules.split_whitespace());
+    server.command(&set_user);
+    let url = |user: &str| format!("redis://{user}@127.0.0.1:{}/", server.port());
+    let error = connect(&url("app:wrong")).await.unwrap_err();
+    assert!(error.is_unauthorized(), "{error}");
+    // The documented permissions suffice.
+    let node = connect(&url("app:secret")).await.unwrap();
+    let mut client = Client::connect(&node).await;
+    publish_numbers(&node, 0..2).await;
+    client.expect_numbers(0..2).await;
+    node.publish_once(&"2".into(), "key").await.unwrap();
+    client.expect_numbers([2]).await;
+    assert!(node.lag().await.unwrap() <= 3);
+    server.command(&["ACL", "SETUSER", "app", "-role"]);
+    let error = connect(&url("app:secret")).await.unwrap_err();
+    assert!(error.is_unauthorized(), "{error}");
+}
+
+#[tokio::test]
+async fn replica_is_error() {
+    let master = RedisServer::start(RedisProgram::Redis, &[]);
+    let port = master.port().to_string();
+    let replica = RedisServer::start(RedisProgram::Redis, &["--replicaof", "127.0.0.1", &port]);
+    let error = connect(&replica.url()).await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    assert!(error.to_string().contains("replica"), "{error}");
+}

@@ -1,0 +1,129 @@
+//! One feed on several nodes.
+
+use testkit::{RedisProgram, RedisServer};
+use tower_push::{Event, event::Topic, source::StartPosition};
+
+use crate::client::{Client, KEY, builder, node, publish_numbers, wait_until_read};
+
+async fn all_nodes_have_the_same_feed(program: RedisProgram) {
+    let server = RedisServer::start(program, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    let mut clients = [
+        Client::connect(&nodes[0]).await,
+        Client::connect(&nodes[1]).await,
+    ];
+    for number in 0..20 {
+        publish_numbers(&nodes[number as usize % 2], [number]).await;
+    }
+    let [first, second] = &mut clients;
+    for number in 0..20 {
+        first.expect_numbers([number]).await;
+        second.expect_numbers([number]).await;
+        assert_eq!(first.cursor, second.cursor);
+    }
+}
+
+#[tokio::test]
+async fn redis_nodes_have_the_same_feed() {
+    all_nodes_have_the_same_feed(RedisProgram::Redis).await;
+}
+
+#[tokio::test]
+async fn valkey_nodes_have_the_same_feed() {
+    all_nodes_have_the_same_feed(RedisProgram::Valkey).await;
+}
+
+/// Clients move to another node after every few events, while events are published on all nodes. The nodes have short logs, so that many moves
+/// are cold resumes that go on to the live log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn moving_clients_get_each_event_once() {
+    const EVENTS: u64 = 3000;
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(builder(&server).log_events(20).connect().await.unwrap());
+    }
+    let mut clients = Vec::new();
+    for number in 0..20_usize {
+        clients.push(Client::connect(&nodes[number % 3]).await);
+    }
+    let publisher = nodes[0].clone();
+    let publish = tokio::spawn(async move { publish_numbers(&publisher, 0..EVENTS).await });
+    let readers = clients.into_iter().enumerate().map(|(index, mut client)| {
+        let nodes = nodes.clone();
+        tokio::spawn(async move {
+            // Clients differ in speed, so that some of them fall out of the log while they are away.
+            let stay = 1 + index as u64 * 7;
+            for number in 0..EVENTS {
+                client.expect_numbers([number]).await;
+                if number % stay == stay - 1 {
+                    client.move_to(&nodes[(number as usize + index) % 3]);
+                    if index % 4 == 0 {
+                        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                    }
+                }
+            }
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+    publish.await.unwrap();
+    let cold: u64 = nodes
+        .iter()
+        .map(|node| node.relay().counts().cold_resumes)
+        .sum();
+    assert!(cold > 10, "{cold}");
+    assert!(nodes.iter().all(|node| node.reader_status().replaced == 0));
+}
+
+#[tokio::test]
+async fn new_node_begins_with_newest_events() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let old = node(&server).await;
+    let mut client = Client::connect(&old).await;
+    publish_numbers(&old, 0..10).await;
+    client.expect_numbers(0..4).await;
+    publish_numbers(&old, 10..2000).await;
+    let new = builder(&server).log_events(1990).connect().await.unwrap();
+    assert_eq!(new.relay().len(), 1990);
+    // The event 9 is the last one that is not in the log, and 3 is older.
+    let mut oldest = new.relay().subscribe_from(StartPosition::Oldest);
+    let first = futures_util::StreamExt::next(&mut oldest).await.unwrap();
+    assert_eq!(testkit::describe_item(first), "10");
+    client.move_to(&new);
+    client.expect_numbers(4..2000).await;
+    assert_eq!(new.relay().counts().cold_resumes, 1);
+    assert_eq!(new.relay().counts().lost_cursors, 0);
+    let small = builder(&server).log_bytes(100).connect().await.unwrap();
+    assert!((1..100).contains(&small.relay().len()));
+}
+
+#[tokio::test]
+async fn entries_of_other_programs_are_events() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = node(&server).await;
+    let mut client = Client::connect(&node).await;
+    server.command(&["XADD", KEY, "*", "data", "from the CLI"]);
+    server.command(&["XADD", KEY, "*", "user", "7", "action", "log\nin"]);
+    client
+        .expect(&["from the CLI", r#"{"action":"log\nin","user":"7"}"#])
+        .await;
+}
+
+#[tokio::test]
+async fn topics_select_events() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    let news = Topic::new("news").unwrap();
+    let mut client = Client::connect(&nodes[0]).await;
+    for number in 0..10 {
+        let topic = if number % 5 == 0 { "news" } else { "sports" };
+        let event = Event::text(number.to_string()).with_topic(topic).unwrap();
+        nodes[0].publish(&event).await.unwrap();
+    }
+    client.expect_numbers(0..1).await;
+    wait_until_read(&nodes[1]).await;
+    client.move_to(&nodes[1].with_topics([news]));
+    client.expect_numbers([5]).await;
+}

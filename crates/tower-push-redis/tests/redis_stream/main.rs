@@ -1,0 +1,9 @@
+//! Streams on real servers, Redis and Valkey, and what clients get when the servers fail.
+
+mod client;
+mod cold_resumes;
+mod connecting;
+mod faults;
+mod feed;
+mod publishing;
+mod topologies;

@@ -1,0 +1,167 @@
+//! Publications: idempotency, trimming, limits.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use testkit::{RedisProgram, RedisServer};
+use tower_push::{Event, Item, event::Payload, source::StartPosition};
+
+use crate::client::{Client, KEY, builder, node, publish_numbers};
+
+#[tokio::test]
+async fn event_keeps_its_fields() {
+    let server = RedisServer::start(RedisProgram::Valkey, &[]);
+    let node = node(&server).await;
+    let subscriber = node.relay().subscribe_from(StartPosition::Oldest);
+    let event = Event::json_text(r#"{"a":"b\n"}"#).unwrap();
+    let event = event
+        .with_type("temperature")
+        .unwrap()
+        .with_topic("rooms/7")
+        .unwrap();
+    let id = node
+        .publish(&event.clone().with_id("ignored").unwrap())
+        .await
+        .unwrap();
+    let item = subscriber.skip(1).next().await.unwrap().unwrap();
+    let Item::Event(read) = item else {
+        panic!("{item:?}")
+    };
+    assert_eq!(read.id(), Some(&id));
+    assert_eq!(read.event_type(), event.event_type());
+    assert_eq!(read.topic(), event.topic());
+    assert!(matches!(read.payload(), Payload::Json { .. }));
+    assert_eq!(read.payload(), event.payload());
+}
+
+async fn event_is_published_once(program: RedisProgram) {
+    let server = RedisServer::start(program, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    let mut client = Client::connect(&nodes[0]).await;
+    let first = nodes[0].publish_once(&"0".into(), "order 7").await.unwrap();
+    assert!(!first.is_duplicate);
+    client.expect_numbers([0]).await;
+    assert_eq!(client.cursor.as_ref(), Some(&first.id));
+    // On another node, and with another content.
+    let second = nodes[1].publish_once(&"x".into(), "order 7").await.unwrap();
+    assert_eq!((second.id, second.is_duplicate), (first.id, true));
+    let third = nodes[1].publish_once(&"1".into(), "order 8").await.unwrap();
+    assert!(!third.is_duplicate);
+    client.expect_numbers([1]).await;
+    // The server forgets a key in time.
+    let forgetful = builder(&server)
+        .idempotency_lifetime(Duration::from_millis(1))
+        .max_len(100)
+        .connect()
+        .await
+        .unwrap();
+    forgetful
+        .publish_once(&"2".into(), "order 9")
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let again = forgetful
+        .publish_once(&"3".into(), "order 9")
+        .await
+        .unwrap();
+    assert!(!again.is_duplicate);
+    client.expect_numbers([2, 3]).await;
+}
+
+#[tokio::test]
+async fn redis_event_is_published_once() {
+    event_is_published_once(RedisProgram::Redis).await;
+}
+
+#[tokio::test]
+async fn valkey_event_is_published_once() {
+    event_is_published_once(RedisProgram::Valkey).await;
+}
+
+/// The server is killed while publications are in progress. Each is tried again until it has succeeded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publications_with_key_survive_restarts() {
+    let mut server = RedisServer::start(
+        RedisProgram::Redis,
+        &["--appendonly", "yes", "--appendfsync", "always"],
+    );
+    let node = node(&server).await;
+    let mut client = Client::connect(&node).await;
+    let publisher = node.clone();
+    let publish = tokio::spawn(async move {
+        for number in 0..300_u64 {
+            let event = Event::text(number.to_string());
+            let key = number.to_string();
+            publisher.publish_once(&event, &key).await.unwrap();
+        }
+    });
+    for number in 0..300 {
+        client.expect_numbers([number]).await;
+        if number % 100 == 50 {
+            server.kill();
+            server.start_again();
+        }
+    }
+    publish.await.unwrap();
+}
+
+#[tokio::test]
+async fn stream_is_trimmed() {
+    let server = RedisServer::start(RedisProgram::Redis, &["--stream-node-max-entries", "10"]);
+    let by_number = builder(&server).max_len(30).connect().await.unwrap();
+    publish_numbers(&by_number, 0..200).await;
+    let length = |server: &RedisServer| server.command(&["XLEN", KEY]).parse::<u64>().unwrap();
+    assert!((30..50).contains(&length(&server)), "{}", length(&server));
+
+    server.command(&["DEL", KEY]);
+    // The age is measured with the times of the entries, which are in the future of this machine.
+    let future = 99_999_999_000_000_u64;
+    let both = builder(&server)
+        .max_len(1000)
+        .max_age(Duration::from_secs(60));
+    let both = both.connect().await.unwrap();
+    for seconds in 0..100 {
+        let id = format!("{}-1", future + seconds * 1000);
+        server.command(&["XADD", KEY, &id, "data", "x"]);
+    }
+    publish_numbers(&both, 0..40).await;
+    assert!((100..120).contains(&length(&server)), "{}", length(&server));
+}
+
+#[tokio::test]
+async fn refused_publications_are_errors() {
+    let server = RedisServer::start(RedisProgram::Redis, &["--maxmemory-policy", "noeviction"]);
+    let node = builder(&server)
+        .max_event_bytes(100)
+        .connect()
+        .await
+        .unwrap();
+    let mut client = Client::connect(&node).await;
+    let large = Event::text("x".repeat(101));
+    assert!(node.publish(&large).await.unwrap_err().is_too_large());
+    assert!(
+        node.publish_once(&large, "key")
+            .await
+            .unwrap_err()
+            .is_too_large()
+    );
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    for error in [
+        node.publish(&"x".into()).await.unwrap_err(),
+        node.publish_once(&"x".into(), "key").await.unwrap_err(),
+    ] {
+        assert!(error.is_full() && !error.may_be_published(), "{error:?}");
+    }
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    publish_numbers(&node, 0..1).await;
+    client.expect_numbers(0..1).await;
+}
+
+#[tokio::test]
+async fn publication_is_one_command() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let nodes = [node(&server).await, node(&server).await];
+    publish_numbers(&nodes[0], 0..10).await;
+    assert_eq!(server.call_count("xadd"), 10);
+    assert_eq!(server.call_count("eval") + server.call_count("evalsha"), 0);
+}

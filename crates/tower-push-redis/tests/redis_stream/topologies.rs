@@ -1,0 +1,151 @@
+//! Sentinel, cluster and TLS.
+
+use std::process::Command;
+
+use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT, wait_until};
+use tower_push_redis::{ReaderState, RedisServers, RedisStream};
+
+use crate::client::{Client, KEY, publish_numbers, wait_until_read};
+
+#[tokio::test]
+async fn sentinel_failover_is_followed() {
+    let mut master = RedisServer::start(RedisProgram::Redis, &[]);
+    let port = master.port().to_string();
+    let replica = RedisServer::start(RedisProgram::Redis, &["--replicaof", "127.0.0.1", &port]);
+    let sentinel = RedisServer::start_sentinel("feed", master.port());
+    let servers = RedisServers::sentinel("feed", [sentinel.url()], "redis://master/").unwrap();
+    let node = RedisStream::builder(servers, KEY)
+        .publish_retry_time(TEST_TIMEOUT)
+        .connect()
+        .await
+        .unwrap();
+    let mut client = Client::connect(&node).await;
+    publish_numbers(&node, 0..5).await;
+    client.expect_numbers(0..5).await;
+    wait_until(
+        || replica.command(&["XLEN", KEY]) == "5",
+        || "no replication",
+    )
+    .await;
+    let knows_replica = || {
+        let replicas = sentinel.command(&["SENTINEL", "REPLICAS", "feed"]);
+        replicas.contains(&replica.port().to_string())
+    };
+    wait_until(knows_replica, || "the Sentinel does not know the replica").await;
+    master.kill();
+    let is_noticed = || node.reader_status().state == ReaderState::Reconnecting;
+    wait_until(is_noticed, || "the reader is connected").await;
+    publish_numbers(&node, 5..8).await;
+    client.expect_numbers(5..8).await;
+    assert_eq!(replica.command(&["XLEN", KEY]), "8");
+    assert_eq!(node.relay().counts().gaps, 0);
+}
+
+#[tokio::test]
+async fn cluster_node_of_stream_is_found() {
+    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+    let start = || RedisServer::start(RedisProgram::Redis, &options);
+    let servers = [start(), start(), start()];
+    let address = |server: &RedisServer| format!("127.0.0.1:{}", server.port());
+    let created = Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(servers.iter().map(address))
+        .arg("--cluster-yes")
+        .output()
+        .unwrap();
+    assert!(created.status.success(), "{created:?}");
+    let is_ready = || {
+        let infos = servers
+            .iter()
+            .map(|server| server.command(&["CLUSTER", "INFO"]));
+        infos
+            .into_iter()
+            .all(|info| info.contains("cluster_state:ok"))
+    };
+    wait_until(is_ready, || "the cluster does not start").await;
+    // From each seed, the node that has the stream is found.
+    for (first, seed) in [0, 10, 20].into_iter().zip(&servers) {
+        for key in ["events", "other events", "{tag}:events"] {
+            let servers = RedisServers::cluster([seed.url()]).unwrap();
+            let node = RedisStream::builder(servers, key).connect().await.unwrap();
+            let mut client = Client::connect(&node).await;
+            publish_numbers(&node, first..first + 3).await;
+            client.expect_numbers(first..first + 3).await;
+            let key = format!("{key} {first}");
+            node.publish_once(&"7".into(), &key).await.unwrap();
+            assert!(
+                node.publish_once(&"8".into(), &key)
+                    .await
+                    .unwrap()
+                    .is_duplicate
+            );
+            client.expect_numbers([7]).await;
+            wait_until_read(&node).await;
+        }
+    }
+}
+
+#[cfg(feature = "tls-rustls")]
+#[tokio::test]
+async fn tls_server_is_authenticated() {
+    use tower_push_redis::redis::{self, TlsCertificates};
+
+    // An error means that there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let directory =
+        std::env::temp_dir().join(format!("tower-push-redis-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
+    let created = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+        ])
+        .args([
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        ])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("run scripts/setup first");
+    assert!(created.status.success(), "{created:?}");
+    let port = testkit::free_port();
+    let options = [
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &certificate,
+        "--tls-auth-clients",
+        "no",
+    ];
+    let server = RedisServer::start(RedisProgram::Redis, &options);
+    let url = format!("rediss://localhost:{port}/");
+    let untrusted = RedisStream::builder(RedisServers::single(url.as_str()).unwrap(), KEY);
+    assert!(untrusted.connect().await.unwrap_err().is_unavailable());
+    let certificates = TlsCertificates {
+        client_tls: None,
+        root_cert: Some(std::fs::read(&certificate).unwrap()),
+    };
+    let client = redis::Client::build_with_tls(url, certificates).unwrap();
+    let servers = RedisServers::single(client.get_connection_info().clone()).unwrap();
+    let node = RedisStream::builder(servers, KEY).connect().await.unwrap();
+    let mut subscriber = Client::connect(&node).await;
+    publish_numbers(&node, 0..3).await;
+    subscriber.expect_numbers(0..3).await;
+    assert_eq!(server.command(&["XLEN", KEY]), "3");
+    std::fs::remove_dir_all(directory).unwrap();
+}

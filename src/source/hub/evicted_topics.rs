@@ -1,0 +1,106 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+};
+
+use crate::event::Topic;
+
+/// The positions of the newest events of topics whose logs were removed.
+///
+/// A topic that is created anew begins with the position that is remembered for it. So a client that resumes from an older cursor gets a
+/// gap, and a client that had all events of the topic gets none. The number of remembered topics is bounded. The highest position of the
+/// forgotten topics stands for all of them: a client with a newer cursor has certainly missed nothing.
+#[derive(Debug)]
+pub(super) struct EvictedTopics {
+    hasher: RandomState,
+    /// The positions, by the hash of the topic's name. Two topics with one hash share the higher position.
+    positions: HashMap<u64, u64>,
+    /// The hashes and positions of `positions` in the order in which they were inserted, and those that were replaced since.
+    insertions: VecDeque<(u64, u64)>,
+    /// The highest position of a topic that was forgotten.
+    floor: u64,
+    /// The maximum number of insertions that are remembered.
+    max_topics: usize,
+}
+
+impl EvictedTopics {
+    pub(super) fn new(max_topics: usize) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            positions: HashMap::new(),
+            insertions: VecDeque::new(),
+            floor: 0,
+            max_topics,
+        }
+    }
+
+    /// Remembers the position of the newest event that the topic has had. A position of 0 needs no memory.
+    pub(super) fn insert(&mut self, topic: &Topic, last_position: u64) {
+        if last_position == 0 {
+            return;
+        }
+        let hash = self.hasher.hash_one(topic);
+        let position = self.positions.entry(hash).or_default();
+        *position = last_position.max(*position);
+        self.insertions.push_back((hash, *position));
+        while self.insertions.len() > self.max_topics {
+            let Some((hash, position)) = self.insertions.pop_front() else {
+                return;
+            };
+            // A topic that was inserted again has a higher position, and a later insertion.
+            if self.positions.get(&hash) == Some(&position) {
+                self.positions.remove(&hash);
+                self.floor = self.floor.max(position);
+            }
+        }
+    }
+
+    /// Returns the position of the newest event that the topic may have had; 0 if it has certainly had none.
+    pub(super) fn last_position(&self, topic: &Topic) -> u64 {
+        let hash = self.hasher.hash_one(topic);
+        *self.positions.get(&hash).unwrap_or(&self.floor)
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+
+    fn topic(number: u64) -> Topic {
+        Topic::new(number.to_string()).unwrap()
+    }
+
+    #[test]
+    fn forgotten_topics_share_the_highest_position() {
+        let mut evicted = EvictedTopics::new(2);
+        assert_eq!(evicted.last_position(&topic(1)), 0);
+        evicted.insert(&topic(1), 10);
+        evicted.insert(&topic(2), 7);
+        assert_eq!(evicted.last_position(&topic(3)), 0);
+        evicted.insert(&topic(3), 12);
+        let positions = [1, 2, 3, 4].map(|number| evicted.last_position(&topic(number)));
+        assert_eq!(positions, [10, 7, 12, 10]);
+    }
+
+    #[test]
+    fn memory_is_bounded_when_one_topic_comes_and_goes() {
+        let mut evicted = EvictedTopics::new(4);
+        evicted.insert(&topic(0), 1);
+        for position in 2..100 {
+            evicted.insert(&topic(1), position);
+        }
+        assert!(evicted.insertions.len() <= 4 && evicted.positions.len() <= 4);
+        assert_eq!(evicted.last_position(&topic(1)), 99);
+        assert_eq!(evicted.last_position(&topic(0)), 1, "the floor");
+    }
+
+    #[test]
+    fn equal_positions_are_forgotten_once() {
+        let mut evicted = EvictedTopics::new(2);
+        for _ in 0..3 {
+            evicted.insert(&topic(1), 5);
+        }
+        assert_eq!(evicted.last_position(&topic(1)), 5);
+        assert_eq!(evicted.last_position(&topic(2)), 5);
+    }
+}

@@ -1,0 +1,174 @@
+use std::{sync::Arc, time::Duration};
+
+use super::{Hub, hub_state::HubState};
+use crate::source::{StartPosition, log::EventLogLimits};
+
+/// The configuration of a [`Hub`], from [`Hub::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_push::{Hub, source::StartPosition};
+///
+/// let hub = Hub::builder()
+///     .max_events(100)
+///     .max_bytes(64 * 1024)
+///     .max_age(Duration::from_secs(3600))
+///     .max_topics(10_000)
+///     .max_total_bytes(256 << 20)
+///     .idle_timeout(Duration::from_secs(600))
+///     .start(StartPosition::Last(10))
+///     .build();
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing unless it is built"]
+pub struct HubBuilder {
+    config: HubConfig,
+}
+
+/// The settings of a hub.
+#[derive(Clone, Debug)]
+pub(super) struct HubConfig {
+    /// The limits of each topic's log. `max_events` is 0 in a hub without history.
+    pub(super) topic_limits: EventLogLimits,
+    /// Whether each topic has one value, so that a subscriber that misses a replaced value gets no gap.
+    pub(super) is_last_value: bool,
+    pub(super) max_topics: usize,
+    pub(super) max_total_bytes: usize,
+    pub(super) idle_timeout: Duration,
+    pub(super) disconnects_lagging: bool,
+    pub(super) start: StartPosition,
+    pub(super) max_evicted_topics: usize,
+    pub(super) max_idempotency_keys: usize,
+    pub(super) max_idempotency_age: Duration,
+}
+
+impl HubConfig {
+    /// Returns whether the topics' logs keep no event.
+    pub(super) fn has_no_history(&self) -> bool {
+        self.topic_limits.max_events == 0
+    }
+}
+
+impl HubBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            config: HubConfig {
+                topic_limits: EventLogLimits {
+                    max_events: 256,
+                    max_bytes: 1 << 20,
+                    max_age: None,
+                },
+                is_last_value: false,
+                max_topics: 100_000,
+                max_total_bytes: 256 << 20,
+                idle_timeout: Duration::from_secs(300),
+                disconnects_lagging: false,
+                start: StartPosition::Now,
+                max_evicted_topics: 65_536,
+                max_idempotency_keys: 10_000,
+                max_idempotency_age: Duration::from_secs(300),
+            },
+        }
+    }
+
+    /// Sets the maximum number of events in the log of each topic. The default is 256. With 0, the hub has no history: every event is
+    /// published [without history](super::PublishOptions::without_history).
+    pub fn max_events(mut self, events: usize) -> Self {
+        self.config.topic_limits.max_events = events;
+        self.config.is_last_value = false;
+        self
+    }
+
+    /// Sets the maximum number of bytes in the log of each topic, counting payloads, ids, types and topics. The default is 1 MiB. The
+    /// newest event stays in the log even if it alone exceeds the maximum.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.config.topic_limits.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the age after which an event is removed from its topic's log. By default, age does not remove events. Ages are measured with
+    /// tokio's clock.
+    ///
+    /// The hub has no task of its own. When somebody publishes or subscribes to a topic, the hub removes the old events of this topic, and
+    /// those of a few other topics.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.config.topic_limits.max_age = Some(age);
+        self
+    }
+
+    /// Lets each topic have one value, the last event. A new subscriber begins with the last value of each of its topics, and a subscriber that
+    /// is too slow gets the newest value without a gap.
+    ///
+    /// This setting replaces [`max_events`](Self::max_events) and [`start`](Self::start).
+    pub fn last_value_only(mut self) -> Self {
+        self.config.topic_limits.max_events = 1;
+        self.config.is_last_value = true;
+        self.config.start = StartPosition::Last(1);
+        self
+    }
+
+    /// Sets the maximum number of topics that the hub holds. The default is 100 000. 0 is raised to 1.
+    ///
+    /// If the hub is full, a new topic replaces one that has no subscriber. If each topic has a subscriber, the hub refuses subscriptions to
+    /// further topics with the status 503, and keeps no history of further topics.
+    pub fn max_topics(mut self, topics: usize) -> Self {
+        self.config.max_topics = topics.max(1);
+        self
+    }
+
+    /// Sets the maximum number of bytes in the logs of all topics together. The default is 256 MiB.
+    ///
+    /// If the logs exceed the maximum, the hub removes topics without subscribers, and trims the logs of other topics. The newest event stays in
+    /// its log even if it alone exceeds the maximum.
+    pub fn max_total_bytes(mut self, bytes: usize) -> Self {
+        self.config.max_total_bytes = bytes;
+        self
+    }
+
+    /// Sets the time after which a topic is removed with its history if nobody publishes to it or subscribes to it. The default is 5
+    /// minutes. A topic without history is removed when its last subscriber leaves.
+    ///
+    /// The hub has no task of its own. It removes an idle topic while other topics are used.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.config.idle_timeout = timeout;
+        self
+    }
+
+    /// Sets whether a subscriber that is too slow is disconnected with an error ([`Error::is_lagged`](crate::Error::is_lagged)). By default
+    /// such a subscriber gets a gap, and goes on with the oldest event of the topic.
+    pub fn disconnect_lagging(mut self, disconnects: bool) -> Self {
+        self.config.disconnects_lagging = disconnects;
+        self
+    }
+
+    /// Sets where subscribers without a cursor begin in each of their topics: by default with the [next event](StartPosition::Now).
+    ///
+    /// The start is no access control: a client can send a cursor, even an unreadable one, to get older events.
+    pub fn start(mut self, start: StartPosition) -> Self {
+        self.config.start = start;
+        self
+    }
+
+    /// Sets how many [idempotency keys](super::PublishOptions::idempotency_key) the hub remembers, and for how long. The defaults are
+    /// 10 000 keys and 5 minutes.
+    pub fn idempotency_keys(mut self, max_keys: usize, max_age: Duration) -> Self {
+        self.config.max_idempotency_keys = max_keys;
+        self.config.max_idempotency_age = max_age;
+        self
+    }
+
+    /// Sets the number of removed topics of which the hub remembers the last position. The default is 65 536.
+    ///
+    /// A client that returns to a topic that was removed gets a gap exactly if the topic had events after the client's cursor. For topics that
+    /// are no longer remembered, the client gets a gap if it may have missed events.
+    pub fn max_removed_topics(mut self, topics: usize) -> Self {
+        self.config.max_evicted_topics = topics;
+        self
+    }
+
+    /// Builds the hub.
+    #[must_use]
+    pub fn build(self) -> Hub {
+        Hub::from_state(Arc::new(HubState::new(self.config)))
+    }
+}

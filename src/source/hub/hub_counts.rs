@@ -1,0 +1,28 @@
+/// The number of topics that a [`Hub`](super::Hub) holds, of events that it has published, and of those that its subscribers did not
+/// get.
+///
+/// ```
+/// use tower_push::Hub;
+///
+/// let hub = Hub::new();
+/// hub.publish("news", "hello")?;
+/// assert_eq!((hub.counts().published, hub.counts().topics), (1, 1));
+/// # Ok::<(), tower_push::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HubCounts {
+    /// Topics that the hub holds now: those with subscribers, and those with events.
+    pub topics: usize,
+    /// Bytes of payloads, ids, types and topics of the events in all logs.
+    pub bytes: usize,
+    /// Events published, with or without history. An event to several topics counts once. A publication whose idempotency key is known does
+    /// not count.
+    pub published: u64,
+    /// Events that returning clients missed, because the hub no longer had them. An event counts once for each client that missed it. Gaps
+    /// whose number of events is not known count as none.
+    pub missed_on_return: u64,
+    /// Events that connected subscribers missed, because the topic's log dropped the events before the subscriber read them. An event
+    /// counts once for each subscriber that missed it.
+    pub lagged: u64,
+}

@@ -1,0 +1,458 @@
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
+    merged_batch::{FinishedBatch, MergedBatch},
+    topic_log::{MissedTopicEvents, ReaderOrdinals},
+    topic_state::TopicState,
+};
+use crate::{
+    Error,
+    event::{Event, EventId, Gap, GapReason, Item, Topic},
+    source::log::ReadBuffer,
+    sync::WaiterKey,
+};
+
+/// One subscriber's view of a hub: what it has read of each of its topics, and at most a few events that are about to be sent.
+///
+/// The reader merges the logs of its topics by position. The reader never reads a log beyond the position that was published when the read
+/// began, so it misses no event: see [`HubState`].
+///
+/// # Cursors
+/// While the reader reads the logs from different places, some topics are ahead of the reader's position: up to `catch_up_end`, the reader
+/// has their events already. An event before this position has its own id as the cursor, from which a client may get events twice and misses
+/// none. After the last of these events, the cursor is `catch_up_end`.
+pub(super) struct HubReader {
+    hub: Arc<HubState>,
+    topics: Vec<TopicReader>,
+    /// The reader has taken all events up to this position from the logs.
+    position: u64,
+    /// The position up to which the reader has the events of some topics already.
+    catch_up_end: u64,
+    /// The position of the last cursor that the client got or sent.
+    cursor_position: u64,
+    /// Items that are yielded before the events in `buffer`.
+    items: VecDeque<Item>,
+    buffer: ReadBuffer,
+    /// Gaps that the client has not got yet, because events before them are unread.
+    gaps: VecDeque<TopicGap>,
+    /// The name under which the client publishes.
+    sender: Option<Arc<str>>,
+    /// Whether the last poll was pending.
+    is_parked: bool,
+}
+
+/// What a [`HubReader`] has read of one of its topics.
+pub(super) struct TopicReader {
+    pub(super) topic: Arc<TopicState>,
+    key: WaiterKey,
+    pub(super) ordinals: ReaderOrdinals,
+}
+
+/// A gap in one topic, at a position in the order of the hub.
+pub(super) struct TopicGap {
+    /// The position of the last missing event.
+    pub(super) position: u64,
+    pub(super) topic: Topic,
+    pub(super) reason: GapReason,
+    pub(super) missed: Option<u64>,
+    pub(super) requested: Option<EventId>,
+}
+
+/// The result of [`HubReader::read_batch`].
+enum BatchReadOutcome {
+    /// There are items to yield.
+    Items,
+    /// No topic has an unread event.
+    UpToDate,
+    /// Nothing is to be yielded yet. Read again.
+    Again,
+    /// The reader was too slow, and must be disconnected.
+    Lagged,
+}
+
+/// Upper bound for the bytes of events that are taken from the logs at once. A single larger event is taken alone.
+pub(super) const MAX_READ_BYTES: usize = 16 * 1024;
+
+/// The number of positions by which the hub must be ahead of the client's cursor before the cursor moves on without an event.
+///
+/// A cursor of a quiet subscriber becomes old while other topics are busy. The cursor moves on so that the hub still knows what has
+/// happened in the subscriber's topics since.
+const MIN_CURSOR_ADVANCE: u64 = 64;
+
+impl HubReader {
+    /// Creates a reader of the topics that a client has joined. `cursor` is the cursor from which the client resumes.
+    pub(super) fn new(
+        hub: Arc<HubState>,
+        joined: JoinedTopics,
+        cursor: Option<HubCursor>,
+        sender: Option<Arc<str>>,
+    ) -> Self {
+        let mut reader = Self {
+            hub,
+            topics: Vec::with_capacity(joined.topics.len()),
+            position: joined.published_position,
+            catch_up_end: 0,
+            cursor_position: cursor.as_ref().map_or(0, |cursor| cursor.position),
+            items: VecDeque::new(),
+            buffer: ReadBuffer::default(),
+            gaps: VecDeque::new(),
+            sender,
+            is_parked: false,
+        };
+        let requested = cursor.map(|cursor| cursor.id);
+        for topic in joined.topics {
+            reader.add_topic(topic, requested.as_ref());
+        }
+        reader
+    }
+
+    /// Adds a topic that the reader has joined. `requested` is the cursor from which the client resumes the topic.
+    pub(super) fn add_topic(&mut self, joined: JoinedTopic, requested: Option<&EventId>) {
+        let JoinedTopic {
+            topic,
+            ordinals,
+            missed,
+            first_position,
+        } = joined;
+        if let Some(first) = first_position {
+            self.position = self.position.min(first - 1);
+        }
+        if let Some(missed) = missed {
+            self.position = self.position.min(missed.last_position - 1);
+            let count = missed.count.unwrap_or(0);
+            self.hub.counters.add_missed_on_return(count);
+            self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
+        }
+        let key = topic.register_reader();
+        self.topics.push(TopicReader {
+            topic,
+            key,
+            ordinals,
+        });
+        self.is_parked = false;
+    }
+
+    /// Returns the position up to which the reader has taken all events.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Records that the client has the events of some topics up to `position`.
+    pub(super) fn set_catch_up_end(&mut self, position: u64) {
+        self.catch_up_end = self.catch_up_end.max(position);
+    }
+
+    /// Adds an item that the client gets before the next event.
+    pub(super) fn push_item(&mut self, item: Item) {
+        if let Item::Cursor(_) = &item {
+            self.cursor_position = self.position;
+        }
+        self.items.push_back(item);
+    }
+
+    /// Returns whether the reader has yielded everything up to `position`.
+    pub(super) fn has_yielded_all_up_to(&self, position: u64) -> bool {
+        self.position >= position && self.items.is_empty() && self.gaps.is_empty()
+    }
+
+    fn push_gap(
+        &mut self,
+        topic: &TopicState,
+        missed: MissedTopicEvents,
+        reason: GapReason,
+        requested: Option<EventId>,
+    ) {
+        let position = missed.last_position;
+        let index = self.gaps.partition_point(|gap| gap.position <= position);
+        let gap = TopicGap {
+            position,
+            topic: topic.name().clone(),
+            reason,
+            missed: missed.count,
+            requested,
+        };
+        self.gaps.insert(index, gap);
+    }
+
+    /// Returns the next item.
+    ///
+    /// # Errors
+    /// The error that disconnects a subscriber that is too slow, if the hub is configured so.
+    #[inline]
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, Error>> {
+        loop {
+            if !self.items.is_empty() {
+                if let Some(item) = self.pop_item() {
+                    return Poll::Ready(Ok(item));
+                }
+            }
+            if let Some(event) = self.buffer.pop() {
+                return Poll::Ready(Ok(Item::Event(event)));
+            }
+            match self.read_batch() {
+                BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
+                BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
+                BatchReadOutcome::UpToDate => {
+                    if std::mem::take(&mut self.is_parked) {
+                        if let Some(cursor) = self.advance_cursor() {
+                            return Poll::Ready(Ok(cursor));
+                        }
+                    }
+                    if self.store_waker_unless_readable(cx.waker()) {
+                        self.is_parked = true;
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    fn pop_item(&mut self) -> Option<Item> {
+        let item = self.items.pop_front();
+        if self.items.is_empty() {
+            // An idle subscriber holds no buffer.
+            self.items = VecDeque::new();
+        }
+        item
+    }
+
+    /// Moves the cursor of an up-to-date client on, if the cursor has become old.
+    fn advance_cursor(&mut self) -> Option<Item> {
+        if self.hub.config.has_no_history()
+            || self.position.saturating_sub(self.cursor_position) < MIN_CURSOR_ADVANCE
+        {
+            return None;
+        }
+        self.cursor_position = self.position;
+        Some(Item::Cursor(self.hub.id_at(self.position)))
+    }
+
+    /// Stores the waker in the wait list of each topic. Returns `false` if a topic has a readable event: read again.
+    fn store_waker_unless_readable(&self, waker: &Waker) -> bool {
+        self.topics.iter().all(|reader| {
+            let is_readable = || {
+                reader.topic.last_position() > self.position
+                    && self.hub.published_position() > self.position
+            };
+            let topic = &reader.topic;
+            topic
+                .store_waker_unless(&reader.key, waker, is_readable)
+                .is_stored()
+        })
+    }
+
+    /// Takes the next events from the logs.
+    fn read_batch(&mut self) -> BatchReadOutcome {
+        let published = self.hub.published_position();
+        let is_catching_up = self.position < self.catch_up_end;
+        if is_catching_up || !self.gaps.is_empty() {
+            let bound = match is_catching_up {
+                true => published.min(self.catch_up_end),
+                false => published,
+            };
+            return self.merge_topics(bound);
+        }
+        if published == self.position {
+            return BatchReadOutcome::UpToDate;
+        }
+        let position = self.position;
+        let has_news = |reader: &TopicReader| reader.topic.last_position() > position;
+        let mut with_news = self.topics.iter_mut().filter(|reader| has_news(reader));
+        match (with_news.next(), with_news.next()) {
+            (None, _) => {
+                self.position = published;
+                BatchReadOutcome::UpToDate
+            }
+            (Some(reader), None) => {
+                let read = reader.read_events(published, self.sender.as_ref(), &mut self.buffer);
+                self.finish_topic_read(read, published)
+            }
+            (Some(_), Some(_)) => self.merge_topics(published),
+        }
+    }
+
+    /// Moves the reader's position after events of one topic were read, which is the only one with unread events up to `bound`.
+    fn finish_topic_read(&mut self, read: TopicReadOutcome, bound: u64) -> BatchReadOutcome {
+        match read {
+            TopicReadOutcome::Missed => self.merge_topics(bound),
+            TopicReadOutcome::Events {
+                stopped_after,
+                last_id_position,
+            } => {
+                self.position = stopped_after.unwrap_or(bound);
+                self.cursor_position = self.cursor_position.max(last_id_position);
+                match (self.buffer.len(), stopped_after) {
+                    (1.., _) => BatchReadOutcome::Items,
+                    (0, Some(_)) => BatchReadOutcome::Again,
+                    (0, None) => BatchReadOutcome::UpToDate,
+                }
+            }
+        }
+    }
+
+    /// Takes the next events of all topics up to the position `bound`, and the gaps among them.
+    fn merge_topics(&mut self, bound: u64) -> BatchReadOutcome {
+        let mut batch = MergedBatch::new(bound);
+        for index in 0..self.topics.len() {
+            let reader = &mut self.topics[index];
+            let missed = batch.add_topic(index, reader, self.sender.as_ref());
+            if let Some(missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
+                self.hub.counters.add_lagged(missed.count.unwrap_or(0));
+                if self.hub.config.disconnects_lagging {
+                    return BatchReadOutcome::Lagged;
+                }
+                let topic = self.topics[index].topic.clone();
+                self.push_gap(&topic, missed, GapReason::Lagged, None);
+            }
+        }
+        let FinishedBatch {
+            events,
+            end_position,
+        } = batch.finish(&mut self.topics);
+        let is_caught_up = end_position >= self.catch_up_end;
+        let ends_catch_up = self.position < self.catch_up_end && is_caught_up;
+        self.position = end_position;
+        self.queue_items(events, end_position, ends_catch_up);
+        match self.items.is_empty() {
+            false => BatchReadOutcome::Items,
+            true => BatchReadOutcome::Again,
+        }
+    }
+
+    /// Returns whether the reader may miss events of the topic without a gap, because a newer value replaces them.
+    fn may_miss_replaced_values(&self, index: usize) -> bool {
+        self.hub.config.is_last_value && !self.topics[index].topic.log().is_empty()
+    }
+
+    /// Queues events and the gaps up to `end_position` in the order of their positions. If `ends_catch_up`, the cursor after the last
+    /// queued item is `catch_up_end`.
+    fn queue_items(&mut self, events: Vec<(u64, Event)>, end_position: u64, ends_catch_up: bool) {
+        let mut queue = VecDeque::with_capacity(events.len());
+        let mut events = events.into_iter().peekable();
+        loop {
+            let gap_position = self.gaps.front().map(|gap| gap.position);
+            let gap_position = gap_position.filter(|position| *position <= end_position);
+            // The gap follows the event at its position, which the client got from another topic.
+            let next_event =
+                events.next_if(|(position, _)| gap_position.is_none_or(|gap| *position <= gap));
+            if let Some((position, event)) = next_event {
+                if event.id().is_some() {
+                    self.cursor_position = position;
+                }
+                queue.push_back(Item::Event(event));
+            } else if gap_position.is_some() {
+                let Some(gap) = self.gaps.pop_front() else {
+                    break;
+                };
+                self.cursor_position = gap.position;
+                queue.push_back(self.gap_item(gap));
+            } else {
+                break;
+            }
+        }
+        if ends_catch_up && !queue.is_empty() {
+            self.cursor_position = self.catch_up_end;
+            let cursor = self.hub.id_at(self.catch_up_end);
+            match queue.pop_back() {
+                Some(Item::Event(event)) if event.id().is_some() => {
+                    queue.push_back(Item::EventWithCursor { event, cursor });
+                }
+                Some(Item::Gap(mut gap)) => {
+                    gap.resumed = Some(cursor);
+                    queue.push_back(Item::Gap(gap));
+                }
+                last => queue.extend(last.into_iter().chain([Item::Cursor(cursor)])),
+            }
+        }
+        match self.items.is_empty() {
+            true => self.items = queue,
+            false => self.items.append(&mut queue),
+        }
+    }
+
+    fn gap_item(&self, gap: TopicGap) -> Item {
+        let mut item = Gap::new(gap.reason)
+            .topic(gap.topic)
+            .resumed(self.hub.id_at(gap.position));
+        item.missed = gap.missed;
+        item.requested = gap.requested;
+        Item::from(item)
+    }
+}
+
+/// The result of [`TopicReader::read_events`].
+enum TopicReadOutcome {
+    /// The log no longer has the next events.
+    Missed,
+    Events {
+        /// The position of the last event that was passed, if the log has more events.
+        stopped_after: Option<u64>,
+        /// The position of the last event that has an id; 0 if there is none.
+        last_id_position: u64,
+    },
+}
+
+impl TopicReader {
+    /// Takes events up to the position `bound` from the topic's log.
+    fn read_events(
+        &mut self,
+        bound: u64,
+        sender: Option<&Arc<str>>,
+        buffer: &mut ReadBuffer,
+    ) -> TopicReadOutcome {
+        let log = self.topic.log();
+        let mut missed_ordinals = self.ordinals;
+        if log.skip_missed(&mut missed_ordinals).is_some() {
+            return TopicReadOutcome::Missed;
+        }
+        let (mut stopped_after, mut last_position, mut last_id_position) = (None, None, 0);
+        let mut byte_len = 0;
+        for (entry, is_ephemeral) in log.unread_entries(&mut self.ordinals) {
+            if entry.position > bound {
+                break;
+            }
+            if entry.is_for(sender) {
+                byte_len += entry.byte_len;
+                if buffer.is_full() || (buffer.len() > 0 && byte_len > MAX_READ_BYTES) {
+                    stopped_after = last_position;
+                    break;
+                }
+                buffer.push(entry.event.clone());
+                if !is_ephemeral {
+                    last_id_position = entry.position;
+                }
+            }
+            self.ordinals.pass_entry(is_ephemeral);
+            last_position = Some(entry.position);
+        }
+        TopicReadOutcome::Events {
+            stopped_after,
+            last_id_position,
+        }
+    }
+}
+
+impl Drop for HubReader {
+    fn drop(&mut self) {
+        for reader in &self.topics {
+            reader.topic.deregister_reader(&reader.key);
+        }
+        self.hub
+            .leave(self.topics.iter().map(|reader| &*reader.topic));
+    }
+}
+
+impl fmt::Debug for HubReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubReader")
+            .field("topics", &self.topics.len())
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+use std::{fmt, sync::Arc};
+
+use http::StatusCode;
+
+use super::{
+    hub_reader::HubReader,
+    hub_state::{HubCursor, HubFull, HubState},
+    hub_subscriber::HubSubscriber,
+    topic_log::TopicStart,
+};
+use crate::{
+    Error,
+    event::{Gap, GapReason, Item, Topic},
+    source::{
+        PushSource, Rejection, StartPosition, Subscription, TopicSet,
+        log::{ExternalIds, ReplayLog},
+    },
+};
+
+/// A source of the events of a set of topics, from [`Hub::topics`](super::Hub::topics).
+///
+/// All topics share one connection and one cursor. The events come in the order in which they were published to the hub.
+///
+/// ```
+/// use tower_push::{Hub, Push, source::StartPosition};
+///
+/// let hub = Hub::new();
+/// let push = Push::new(hub.topics(["user/7", "news"])?.with_start(StartPosition::Last(1)));
+/// # Ok::<(), tower_push::Error>(())
+/// ```
+#[derive(Clone)]
+#[must_use = "a source does nothing until a client subscribes to it"]
+pub struct HubSource {
+    hub: Arc<HubState>,
+    topics: TopicSet,
+    /// Topics that begin like those of a client without a cursor.
+    fresh_topics: Option<TopicSet>,
+    /// Where clients without a cursor begin.
+    start: StartPosition,
+    sender: Option<Arc<str>>,
+}
+
+impl HubSource {
+    pub(super) fn new(hub: Arc<HubState>, topics: TopicSet) -> Self {
+        Self {
+            start: hub.config.start.clone(),
+            hub,
+            topics,
+            fresh_topics: None,
+            sender: None,
+        }
+    }
+
+    /// Returns the topics.
+    pub fn topics(&self) -> &TopicSet {
+        &self.topics
+    }
+
+    /// Returns the same source, whose subscribers without a cursor begin at `start` in each topic.
+    pub fn with_start(mut self, start: StartPosition) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Returns the same source, in which `topics` are new for the client: they begin like the topics of a client without a cursor, and without
+    /// a gap, even if the client resumes its other topics.
+    pub fn with_fresh_topics(mut self, topics: TopicSet) -> Self {
+        self.fresh_topics = Some(topics);
+        self
+    }
+
+    /// Returns the same source for a client that publishes under this name. The client does not get events that are published with
+    /// [`PublishOptions::except`](super::PublishOptions::except) and its name. The name should survive a reconnection of the client: a name of
+    /// the tab, chosen by the page, or a session.
+    pub fn sender(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.sender = Some(name.into());
+        self
+    }
+
+    /// Subscribes the server itself: returns the stream of items that a client would get.
+    ///
+    /// # Errors
+    /// [`Error::is_full`] if the hub has no room for one of the topics.
+    pub fn subscribe_from(&self, start: StartPosition) -> Result<HubSubscriber, Error> {
+        self.subscriber(&start).map_err(|HubFull| Error::full())
+    }
+
+    fn subscriber(&self, start: &StartPosition) -> Result<HubSubscriber, HubFull> {
+        let cursor = match start {
+            StartPosition::After(id) => {
+                let position = self.hub.position_of(id);
+                position.map(|position| HubCursor {
+                    id: id.clone(),
+                    position,
+                })
+            }
+            _ => None,
+        };
+        let first_start = topic_start(&self.start, None);
+        let topic_start = match (start, &cursor) {
+            (StartPosition::After(_), None) => TopicStart::Oldest,
+            (start, cursor) => topic_start(start, cursor.as_ref().map(|cursor| cursor.position)),
+        };
+        let is_fresh = |topic: &Topic| {
+            let fresh = self.fresh_topics.as_ref();
+            cursor.is_some() && fresh.is_some_and(|fresh| fresh.contains(topic))
+        };
+        let start_of = |topic: &Topic| match is_fresh(topic) {
+            true => first_start,
+            false => topic_start,
+        };
+        let joined = self.hub.join(self.topics.iter(), start_of)?;
+        let published = joined.published_position;
+        let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
+        let sender = self.sender.clone();
+        let mut reader = HubReader::new(self.hub.clone(), joined, cursor, sender);
+        if let Some(position) = cursor_position {
+            reader.set_catch_up_end(position);
+        } else if let StartPosition::After(id) = start {
+            let resumed = self.hub.id_at(reader.position());
+            let gap = Gap::new(GapReason::Epoch).requested(id.clone());
+            reader.push_item(Item::from(gap.resumed(resumed)));
+        } else if reader.has_yielded_all_up_to(published) && !self.hub.config.has_no_history() {
+            // A client whose connection breaks before the first event resumes from this cursor.
+            reader.push_item(Item::Cursor(self.hub.id_at(published)));
+        }
+        Ok(HubSubscriber::new(reader))
+    }
+}
+
+/// Returns the start of one topic. `cursor_position` is the position of the cursor of [`StartPosition::After`].
+fn topic_start(start: &StartPosition, cursor_position: Option<u64>) -> TopicStart {
+    match start {
+        StartPosition::Now => TopicStart::Now,
+        StartPosition::Oldest => TopicStart::Oldest,
+        StartPosition::Last(events) => TopicStart::Last(*events),
+        StartPosition::After(_) => match cursor_position {
+            Some(position) => TopicStart::AfterPosition(position),
+            None => TopicStart::Oldest,
+        },
+    }
+}
+
+/// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
+impl PushSource for HubSource {
+    type Stream = HubSubscriber;
+
+    async fn subscribe(self, subscription: Subscription) -> Result<HubSubscriber, Rejection> {
+        let start = ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone());
+        let subscriber = self.subscriber(&start);
+        subscriber.map_err(|HubFull| {
+            Rejection::new(StatusCode::SERVICE_UNAVAILABLE).message("too many topics")
+        })
+    }
+
+    /// Returns whether the hub has history. Long-polling keeps the stream of a hub without history between two polls.
+    fn is_resumable(&self) -> bool {
+        !self.hub.config.has_no_history()
+    }
+
+    fn is_for_one_client(&self) -> bool {
+        false
+    }
+}
+
+impl fmt::Debug for HubSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubSource")
+            .field("topics", &self.topics)
+            .field("start", &self.start)
+            .finish_non_exhaustive()
+    }
+}

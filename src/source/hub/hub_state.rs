@@ -1,0 +1,315 @@
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    hub_builder::HubConfig,
+    idempotency_keys::PublicationKey,
+    publish_options::PublishOptions,
+    topic_log::{MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry, TopicStart},
+    topic_state::TopicState,
+    topic_table::{DeferredDrops, TopicTable},
+};
+use crate::{
+    event::{Event, EventId, Topic},
+    source::{
+        TopicSet,
+        log::{Epoch, LogCounters},
+    },
+    sync::{AtomicU64, Mutex, Ordering, lock},
+};
+
+/// The state that all clones of a hub, and all their subscribers, share.
+///
+/// # Invariant: a reader of several topics misses nothing
+/// A publisher holds the lock of the table. The publisher appends the event to the logs of its topics, sets their last positions, and then
+/// sets `published_position`. A reader first loads `published_position`, and reads no log beyond it. So the reader finds every event up to
+/// this position, in whatever order it reads the logs.
+///
+/// # Invariant: no reader sleeps through an event
+/// After it has set `published_position`, the publisher wakes the readers of the topics. A reader that finds no event stores its waker in the wait list of each of
+/// its topics, and under the list's lock checks whether the topic has a published event. So the reader either sees the event or is
+/// woken.
+#[derive(Debug)]
+pub(super) struct HubState {
+    pub(super) config: HubConfig,
+    epoch: Epoch,
+    created_at: Instant,
+    table: Mutex<TopicTable>,
+    /// The position of the newest event that readers may read.
+    published_position: AtomicU64,
+    pub(super) counters: LogCounters,
+}
+
+/// A topic that a reader has joined.
+#[derive(Debug)]
+pub(super) struct JoinedTopic {
+    pub(super) topic: Arc<TopicState>,
+    pub(super) ordinals: ReaderOrdinals,
+    pub(super) missed: Option<MissedTopicEvents>,
+    /// The position of the first event that the reader will get from the log.
+    pub(super) first_position: Option<u64>,
+}
+
+/// The result of [`HubState::join`].
+#[derive(Debug)]
+pub(super) struct JoinedTopics {
+    pub(super) topics: Vec<JoinedTopic>,
+    /// The position of the newest event of the hub when the topics were joined.
+    pub(super) published_position: u64,
+}
+
+/// A cursor of this hub from which a client resumes.
+#[derive(Debug)]
+pub(super) struct HubCursor {
+    pub(super) id: EventId,
+    /// The position of the event with this id.
+    pub(super) position: u64,
+}
+
+/// The numbers of what a hub holds.
+pub(super) struct HubSize {
+    pub(super) topics: usize,
+    /// The bytes of the events in the logs of all topics.
+    pub(super) bytes: usize,
+}
+
+/// The error of [`HubState::join`]: the hub is full of topics with subscribers.
+#[derive(Debug)]
+pub(super) struct HubFull;
+
+impl HubState {
+    pub(super) fn new(config: HubConfig) -> Self {
+        Self {
+            epoch: Epoch::random(),
+            created_at: Instant::now(),
+            table: Mutex::new(TopicTable::new(&config)),
+            published_position: AtomicU64::new(0),
+            counters: LogCounters::default(),
+            config,
+        }
+    }
+
+    /// Returns the time since the hub was created.
+    fn now(&self) -> Duration {
+        self.created_at.elapsed()
+    }
+
+    /// Returns the id of the event at `position`.
+    pub(super) fn id_at(&self, position: u64) -> EventId {
+        self.epoch.event_id(position)
+    }
+
+    /// Returns the position of the newest event that readers may read.
+    #[inline]
+    pub(super) fn published_position(&self) -> u64 {
+        self.published_position.load(Ordering::Acquire)
+    }
+
+    /// Returns the position of the event to which this hub has given this id. Returns `None` for an id of another hub.
+    pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
+        let position = self.epoch.position(id)?;
+        (position <= self.published_position()).then_some(position)
+    }
+
+    /// Publishes an event to `topics`, at one position.
+    pub(super) fn publish(
+        &self,
+        topics: &[Topic],
+        event: Event,
+        options: &PublishOptions,
+    ) -> EventId {
+        let key = options.idempotency_key.as_ref().map(|key| PublicationKey {
+            topics: TopicSet::new(topics.iter().cloned()),
+            key: key.clone(),
+        });
+        // Copies are made before the table is locked.
+        let [first_topic, other_topics @ ..] = topics else {
+            return self.id_at(self.published_position());
+        };
+        let for_topic =
+            |event: Event, topic: &Topic| event.into_unshared().with_checked_topic(topic.clone());
+        let copies: Vec<_> = other_topics
+            .iter()
+            .map(|topic| for_topic(event.clone(), topic))
+            .collect();
+        let first = for_topic(event, first_topic);
+
+        let mut deferred_drops = DeferredDrops::default();
+        let (id, woken) = {
+            let table = &mut *lock(&self.table);
+            let now = self.now();
+            if let Some(key) = &key {
+                if let Some(id) = table.idempotency_keys.id_of(key, now) {
+                    return id;
+                }
+            }
+            let id = self.id_at(table.take_position());
+            let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
+            let mut publication = Publication {
+                hub: self,
+                table,
+                options,
+                id: &id,
+                now,
+                deferred_drops: &mut deferred_drops,
+                is_ephemeral,
+            };
+            let woken = publication.append(first_topic, first);
+            let mut others = Vec::new();
+            for (topic, event) in other_topics.iter().zip(copies) {
+                others.extend(publication.append(topic, event));
+            }
+            table.sweep(1, now, &self.config, &mut deferred_drops);
+            if let Some(key) = key {
+                table.idempotency_keys.insert(key, id.clone(), now);
+            }
+            self.published_position
+                .store(table.last_position(), Ordering::Release);
+            (id, woken.into_iter().chain(others))
+        };
+        woken.for_each(|topic| topic.wake_readers());
+        self.counters.add_appended();
+        // The new event is published already, so a panic while trimmed events are dropped must not reach the caller.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
+        id
+    }
+
+    /// Joins topics: a reader of the topics gets every event that is published from now on.
+    ///
+    /// # Errors
+    /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
+    pub(super) fn join<'a>(
+        &self,
+        topics: impl Iterator<Item = &'a Topic>,
+        start_of: impl Fn(&Topic) -> TopicStart,
+    ) -> Result<JoinedTopics, HubFull> {
+        let mut deferred_drops = DeferredDrops::default();
+        let table = &mut *lock(&self.table);
+        let now = self.now();
+        let published = table.last_position();
+        let mut joined = Vec::with_capacity(topics.size_hint().0);
+        for name in topics {
+            let topic =
+                table.get_or_insert(name, published, now, &self.config, &mut deferred_drops);
+            let Some(topic) = topic else {
+                for JoinedTopic { topic, .. } in joined {
+                    table.remove_subscriber(&topic, now, &mut deferred_drops);
+                }
+                return Err(HubFull);
+            };
+            table.add_subscriber(&topic, now);
+            table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
+            let log = topic.log();
+            let ResolvedTopicStart { ordinals, missed } =
+                log.resolve_start(start_of(name), self.config.is_last_value);
+            let first_position = log.first_position_after(ordinals);
+            drop(log);
+            joined.push(JoinedTopic {
+                topic,
+                ordinals,
+                missed,
+                first_position,
+            });
+        }
+        Ok(JoinedTopics {
+            topics: joined,
+            published_position: published,
+        })
+    }
+
+    /// Removes a reader from topics that it has joined.
+    pub(super) fn leave<'a>(&self, topics: impl Iterator<Item = &'a TopicState>) {
+        let mut deferred_drops = DeferredDrops::default();
+        let mut cleared = Vec::new();
+        let table = &mut *lock(&self.table);
+        let now = self.now();
+        for topic in topics {
+            table.remove_subscriber(topic, now, &mut deferred_drops);
+            if table.subscriber_count(topic.index) == 0 {
+                cleared.extend(topic.log_for_writing().take_ephemeral());
+            }
+        }
+        table.sweep(1, now, &self.config, &mut deferred_drops);
+    }
+
+    /// Calls `inspect` with the topic, after its events that are too old were trimmed. Returns `None` if the hub does not hold the topic.
+    pub(super) fn inspect_topic<T>(
+        &self,
+        name: &Topic,
+        inspect: impl FnOnce(&TopicState, usize) -> T,
+    ) -> Option<T> {
+        let mut deferred_drops = DeferredDrops::default();
+        let table = &mut *lock(&self.table);
+        let topic = table.get(name)?.clone();
+        table.trim_expired(&topic, self.now(), &self.config, &mut deferred_drops);
+        Some(inspect(&topic, table.subscriber_count(topic.index)))
+    }
+
+    /// Returns the position of the newest event that a removed topic may have had; 0 if the topic has had no event.
+    pub(super) fn last_position_of_removed(&self, name: &Topic) -> u64 {
+        lock(&self.table).last_position_of_removed(name)
+    }
+
+    /// Removes the topics that are idle and the events that are too old.
+    pub(super) fn remove_idle_topics(&self) {
+        let mut deferred_drops = DeferredDrops::default();
+        let table = &mut *lock(&self.table);
+        table.sweep(usize::MAX, self.now(), &self.config, &mut deferred_drops);
+    }
+
+    /// Returns the number of topics, and the bytes of the events in their logs.
+    pub(super) fn size(&self) -> HubSize {
+        let table = lock(&self.table);
+        HubSize {
+            topics: table.len(),
+            bytes: table.byte_len(),
+        }
+    }
+}
+
+/// The publication of one event, while the table is locked.
+struct Publication<'a> {
+    hub: &'a HubState,
+    table: &'a mut TopicTable,
+    options: &'a PublishOptions,
+    id: &'a EventId,
+    now: Duration,
+    deferred_drops: &'a mut DeferredDrops,
+    is_ephemeral: bool,
+}
+
+impl Publication<'_> {
+    /// Appends the event to a topic. Returns the topic if its readers must be woken.
+    fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
+        let position = self.table.last_position();
+        let except = self.options.except.clone();
+        if self.is_ephemeral {
+            let topic = self.table.get(name)?.clone();
+            if self.table.subscriber_count(topic.index) == 0 {
+                return None;
+            }
+            let entry = TopicLogEntry::new(position, event.without_id(), except, self.now);
+            topic
+                .log_for_writing()
+                .append_ephemeral(entry, &mut self.deferred_drops.events);
+            topic.set_last_position(position);
+            return Some(topic);
+        }
+        let config = &self.hub.config;
+        let topic =
+            (self.table).get_or_insert(name, position - 1, self.now, config, self.deferred_drops);
+        let Some(topic) = topic else {
+            self.table.record_lost_event(name, position);
+            return None;
+        };
+        let event = event.with_event_id(self.id.clone());
+        let entry = TopicLogEntry::new(position, event, except, self.now);
+        (self.table).append(&topic, entry, config, self.now, self.deferred_drops);
+        (self.table.subscriber_count(topic.index) > 0).then_some(topic)
+    }
+}

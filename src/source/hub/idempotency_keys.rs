@@ -1,0 +1,105 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{event::EventId, source::TopicSet};
+
+/// The idempotency keys of recent publications, and the ids of their events.
+///
+/// A key is valid for the topics with which it was used. The number of keys is bounded, and each is forgotten after some time.
+#[derive(Debug)]
+pub(super) struct IdempotencyKeys {
+    ids: HashMap<Arc<PublicationKey>, EventId>,
+    /// The keys of `ids`, oldest first, and the times of their publications.
+    insertions: VecDeque<(Arc<PublicationKey>, Duration)>,
+    max_keys: usize,
+    max_age: Duration,
+}
+
+/// An idempotency key and the topics of its publication.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct PublicationKey {
+    pub(super) topics: TopicSet,
+    pub(super) key: Box<str>,
+}
+
+impl IdempotencyKeys {
+    pub(super) fn new(max_keys: usize, max_age: Duration) -> Self {
+        Self {
+            ids: HashMap::new(),
+            insertions: VecDeque::new(),
+            max_keys,
+            max_age,
+        }
+    }
+
+    /// Returns the id of the event that was published with this key, if the key is still remembered at `now`.
+    pub(super) fn id_of(&mut self, key: &PublicationKey, now: Duration) -> Option<EventId> {
+        let max_age = self.max_age;
+        let is_expired =
+            |(_, inserted_at): &(_, Duration)| now.saturating_sub(*inserted_at) > max_age;
+        while self.insertions.front().is_some_and(is_expired) {
+            self.forget_oldest();
+        }
+        self.ids.get(key).cloned()
+    }
+
+    /// Remembers a key that [`id_of`](Self::id_of) does not know.
+    pub(super) fn insert(&mut self, key: PublicationKey, id: EventId, now: Duration) {
+        let key = Arc::new(key);
+        self.ids.insert(key.clone(), id);
+        self.insertions.push_back((key, now));
+        while self.insertions.len() > self.max_keys {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((key, _)) = self.insertions.pop_front() {
+            self.ids.remove(&key);
+        }
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+
+    fn key(key: &str) -> PublicationKey {
+        PublicationKey {
+            topics: TopicSet::try_from("a").unwrap(),
+            key: key.into(),
+        }
+    }
+
+    #[test]
+    fn keys_are_forgotten_by_number_and_age() {
+        let second = Duration::from_secs(1);
+        let mut keys = IdempotencyKeys::new(2, 10 * second);
+        for (number, name) in [(1, "x"), (2, "y"), (3, "z")] {
+            keys.insert(key(name), EventId::from(number), number as u32 * second);
+        }
+        let ids = |keys: &mut IdempotencyKeys, now: u32| {
+            ["x", "y", "z"].map(|name| keys.id_of(&key(name), now * second))
+        };
+        let (two, three) = (Some(EventId::from(2)), Some(EventId::from(3)));
+        assert_eq!(ids(&mut keys, 12), [None, two, three.clone()]);
+        assert_eq!(ids(&mut keys, 13), [None, None, three]);
+        assert_eq!(ids(&mut keys, 14), [None, None, None]);
+        assert!(keys.ids.is_empty());
+    }
+
+    #[test]
+    fn key_belongs_to_its_topics() {
+        let mut keys = IdempotencyKeys::new(2, Duration::MAX / 2);
+        keys.insert(key("x"), EventId::from(1), Duration::ZERO);
+        let topics = TopicSet::try_from(["a", "b"]).unwrap();
+        let other = PublicationKey {
+            topics,
+            key: "x".into(),
+        };
+        assert_eq!(keys.id_of(&other, Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,107 @@
+//! Loom tests that publish, subscribe, read, wait and leave in every order of the steps. `scripts/loom` runs these tests.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, Waker},
+};
+
+use loom::{future::block_on, model, thread};
+
+use super::{Hub, HubSubscriber};
+use crate::{
+    event::Item,
+    source::{StartPosition, hub::PublishOptions},
+};
+
+/// Reads this number of events. A lost wake-up is a deadlock, which loom reports.
+fn read(subscriber: &mut HubSubscriber, count: usize) -> Vec<String> {
+    let mut texts = Vec::new();
+    while texts.len() < count {
+        let item = block_on(poll_fn(|cx| poll(subscriber, cx)));
+        match item {
+            Item::Event(event) => texts.push(event.payload().as_text().unwrap().to_owned()),
+            Item::Cursor(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    texts
+}
+
+fn poll(subscriber: &mut HubSubscriber, cx: &mut Context<'_>) -> Poll<Item> {
+    let item = futures_util::Stream::poll_next(std::pin::Pin::new(subscriber), cx);
+    item.map(|item| item.unwrap().unwrap())
+}
+
+fn subscribe(hub: &Hub, topics: &[&str]) -> HubSubscriber {
+    let source = hub.topics(topics.to_vec()).unwrap();
+    source.subscribe_from(StartPosition::Now).unwrap()
+}
+
+#[test]
+fn reader_of_two_topics_misses_nothing() {
+    model(|| {
+        let hub = Hub::new();
+        let mut subscriber = subscribe(&hub, &["a", "b"]);
+        let publisher = thread::spawn(move || {
+            hub.publish("a", "1").unwrap();
+            hub.publish("b", "2").unwrap();
+        });
+        assert_eq!(read(&mut subscriber, 2), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn event_to_two_topics_arrives_once() {
+    model(|| {
+        let hub = Hub::new();
+        let mut subscriber = subscribe(&hub, &["a", "b"]);
+        let publisher = thread::spawn(move || {
+            hub.publish(["a", "b"], "1").unwrap();
+            let ephemeral = PublishOptions::new().without_history();
+            hub.publish_with("b", "2", &ephemeral).unwrap();
+        });
+        assert_eq!(read(&mut subscriber, 2), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
+/// The only event of a topic is published while the last subscriber leaves and the next one comes. The topic has no history, so the hub
+/// removes and creates it.
+#[test]
+fn topic_that_comes_and_goes_loses_no_event() {
+    model(|| {
+        let hub = Hub::builder().max_events(0).build();
+        let leaving = subscribe(&hub, &["a"]);
+        let leaver = thread::spawn(move || drop(leaving));
+        let mut subscriber = subscribe(&hub, &["a"]);
+        let publisher = thread::spawn(move || hub.publish("a", "1").unwrap());
+        assert_eq!(read(&mut subscriber, 1), ["1"]);
+        leaver.join().unwrap();
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn evicted_topic_is_found_or_leaves_a_gap() {
+    model(|| {
+        let hub = Hub::builder().max_topics(1).build();
+        let start = hub.publish("b", "0").unwrap();
+        let publisher = thread::spawn({
+            let hub = hub.clone();
+            move || {
+                hub.publish("a", "1").unwrap();
+                hub.publish("b", "2").unwrap();
+            }
+        });
+        let topic = hub.topic("a").unwrap();
+        let subscriber = topic.subscribe_from(StartPosition::After(start));
+        publisher.join().unwrap();
+        let cx = &mut Context::from_waker(Waker::noop());
+        match poll(&mut subscriber.unwrap(), cx) {
+            Poll::Ready(Item::Event(event)) => assert_eq!(event.payload().as_text(), Some("1")),
+            Poll::Ready(Item::Gap(gap)) => assert_eq!(gap.topic.unwrap().as_str(), "a"),
+            other => panic!("{other:?}"),
+        }
+    });
+}

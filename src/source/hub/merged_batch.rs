@@ -1,0 +1,133 @@
+use std::sync::Arc;
+
+use super::{
+    hub_reader::{MAX_READ_BYTES, TopicReader},
+    topic_log::MissedTopicEvents,
+};
+use crate::event::Event;
+
+/// The next events of several topics, in the order of their positions.
+///
+/// An event that was published to several topics is in the log of each at the same position. The batch has this event once.
+pub(super) struct MergedBatch {
+    entries: Vec<BatchEntry>,
+    /// No event after this position is in the batch.
+    end_position: u64,
+}
+
+/// The result of [`MergedBatch::finish`].
+pub(super) struct FinishedBatch {
+    /// The events, each with its position.
+    pub(super) events: Vec<(u64, Event)>,
+    /// The position up to which the batch has all events.
+    pub(super) end_position: u64,
+}
+
+/// An entry of a topic's log that a reader passes.
+struct BatchEntry {
+    position: u64,
+    /// The index of the topic among the reader's topics.
+    topic_index: usize,
+    is_ephemeral: bool,
+    byte_len: usize,
+    /// `None` if the reader does not get the event, or gets it from another topic.
+    event: Option<Event>,
+}
+
+/// The number of log entries in a full batch.
+const CAPACITY: usize = 8;
+
+impl MergedBatch {
+    /// Creates an empty batch for events up to the position `bound`.
+    pub(super) fn new(bound: u64) -> Self {
+        Self {
+            entries: Vec::new(),
+            end_position: bound,
+        }
+    }
+
+    /// Adds the next events of a topic. Returns the events between that the topic's log no longer has, and that the reader skips.
+    pub(super) fn add_topic(
+        &mut self,
+        topic_index: usize,
+        reader: &mut TopicReader,
+        sender: Option<&Arc<str>>,
+    ) -> Option<MissedTopicEvents> {
+        let log = reader.topic.log();
+        let missed = log.skip_missed(&mut reader.ordinals);
+        for (entry, is_ephemeral) in log.unread_entries(&mut reader.ordinals) {
+            if entry.position > self.end_position {
+                break;
+            }
+            let index = self
+                .entries
+                .partition_point(|other| other.position <= entry.position);
+            let previous = index.checked_sub(1).map(|index| &self.entries[index]);
+            let is_repeated = previous.is_some_and(|other| other.position == entry.position);
+            let is_sent = entry.is_for(sender) && !is_repeated;
+            let entry = BatchEntry {
+                position: entry.position,
+                topic_index,
+                is_ephemeral,
+                byte_len: entry.byte_len,
+                event: is_sent.then(|| entry.event.clone()),
+            };
+            self.entries.insert(index, entry);
+            self.truncate_to_capacity();
+        }
+        missed
+    }
+
+    /// Leaves out the last position if the batch has too many entries. All entries of one position stay together.
+    fn truncate_to_capacity(&mut self) {
+        while self.entries.len() > CAPACITY {
+            let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
+                return;
+            };
+            let last_position = last.position;
+            if first.position == last_position {
+                return;
+            }
+            self.truncate_at(last_position);
+        }
+    }
+
+    /// Leaves out the entries at `position` and after it.
+    fn truncate_at(&mut self, position: u64) {
+        let kept = self
+            .entries
+            .partition_point(|entry| entry.position < position);
+        self.entries.truncate(kept);
+        self.end_position = self.entries.last().map_or(0, |entry| entry.position);
+    }
+
+    /// Moves the readers past the entries of the batch, and returns the events of the batch.
+    pub(super) fn finish(mut self, readers: &mut [TopicReader]) -> FinishedBatch {
+        let mut byte_len = 0;
+        let exceeds = |entry: &BatchEntry| {
+            byte_len += entry.event.as_ref().map_or(0, |_| entry.byte_len);
+            byte_len > MAX_READ_BYTES
+        };
+        let first_position = self.entries.first().map_or(0, |entry| entry.position);
+        let first_too_long = self.entries.iter().position(exceeds);
+        if let Some(position) = first_too_long.map(|index| self.entries[index].position) {
+            let next = self.entries.iter().map(|entry| entry.position);
+            // The first event is taken alone if it exceeds the limit.
+            let end = next.filter(|next| *next > first_position).min();
+            if let Some(end) = end {
+                self.truncate_at(position.max(end));
+            }
+        }
+        let mut events = Vec::with_capacity(self.entries.len());
+        for entry in self.entries {
+            readers[entry.topic_index]
+                .ordinals
+                .pass_entry(entry.is_ephemeral);
+            events.extend(entry.event.map(|event| (entry.position, event)));
+        }
+        FinishedBatch {
+            events,
+            end_position: self.end_position,
+        }
+    }
+}

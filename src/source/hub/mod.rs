@@ -1,0 +1,244 @@
+//! Many topics in one program: created on demand, each with a log, and any set of them on one connection with one cursor.
+//!
+//! ```
+//! use tower_push::{Event, Hub, Push};
+//!
+//! let hub = Hub::new();
+//!
+//! // In a handler: one connection, several topics.
+//! # let handler = {
+//! let hub = hub.clone();
+//! move |user: u64| Ok::<_, tower_push::Error>(Push::new(hub.topics([format!("user/{user}"), "news".to_owned()])?))
+//! # };
+//!
+//! // Anywhere:
+//! hub.publish("user/7", "your order was shipped")?;
+//! hub.publish(["news", "sport"], Event::text("2:1").with_type("goal")?)?;
+//! # handler(7)?;
+//! # Ok::<(), tower_push::Error>(())
+//! ```
+//!
+//! # Topics
+//! A [`Topic`](crate::event::Topic) is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
+//! a URL is a valid topic. The hub creates a topic when somebody first publishes or subscribes to it, and removes it when nobody uses it. A topic
+//! with a subscriber is never removed, so a message that is published to a topic reaches every subscriber of the topic. A map of channels that
+//! is written by hand loses messages while channels are created and removed.
+//!
+//! Each topic has a log with the hub's limits on [events](HubBuilder::max_events), [bytes](HubBuilder::max_bytes) and
+//! [age](HubBuilder::max_age), or with its [last value only](HubBuilder::last_value_only). The hub as a whole has limits on
+//! [topics](HubBuilder::max_topics) and [bytes](HubBuilder::max_total_bytes).
+//!
+//! # One order, one cursor
+//! All events of a hub have one order. The id of an event is a cursor for every set of topics: a client that returns with it, for whatever
+//! topics, gets the events of these topics after it, each once and in order. Where events are missing, the client gets a
+//! [gap](crate::event::Gap) that names the topic.
+//!
+//! | cursor | begins |
+//! |---|---|
+//! | none | at the hub's [`StartPosition`](super::StartPosition), in each topic |
+//! | of an event of the hub | after that event. In each topic of which the hub no longer has some later events: with a gap (`expired`) in their place |
+//! | of another hub, or unreadable | with a gap (`epoch`), then at the oldest event of each topic |
+//!
+//! A client whose topics are quiet gets a new cursor from time to time, with a heartbeat, while other topics are busy.
+//!
+//! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
+//! client gets it.
+//!
+//! # What a publication costs
+//! A publication takes one lock of the hub for a short time, and wakes the subscribers of its topics only. A publication to a topic without a
+//! subscriber and without history only takes the next id.
+//!
+//! # Differences from a channel
+//! A [`Channel`](super::Channel) is one topic without a name. A channel also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
+
+mod evicted_topics;
+mod hub_builder;
+mod hub_counts;
+mod hub_reader;
+mod hub_source;
+mod hub_state;
+mod hub_subscriber;
+mod hub_topic;
+mod idempotency_keys;
+mod merged_batch;
+mod publish_options;
+mod topic_log;
+mod topic_state;
+mod topic_table;
+
+#[cfg(all(test, tower_push_loom))]
+mod loom_tests;
+
+use std::{fmt, sync::Arc};
+
+use self::hub_state::{HubSize, HubState};
+pub use self::{
+    hub_builder::HubBuilder,
+    hub_counts::HubCounts,
+    hub_source::HubSource,
+    hub_subscriber::HubSubscriber,
+    hub_topic::{HistoryPage, HubTopic},
+    publish_options::PublishOptions,
+};
+use super::TopicSet;
+use crate::{
+    Error,
+    event::{Event, EventId, Topic},
+};
+
+/// Topics that are created on demand, with publishers and subscribers. See the [module docs](self).
+///
+/// Clones share the topics.
+#[derive(Clone)]
+pub struct Hub {
+    state: Arc<HubState>,
+}
+
+impl Hub {
+    /// Creates a hub with the defaults of [`HubBuilder`]: the last 256 events of each topic, and at most 100 000 topics with 256 MiB of
+    /// events.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// Creates a builder, for a hub with other limits and policies.
+    pub fn builder() -> HubBuilder {
+        HubBuilder::new()
+    }
+
+    fn from_state(state: Arc<HubState>) -> Self {
+        Self { state }
+    }
+
+    /// Publishes an event, a text, bytes or `Json(value)` to a topic, or to several topics at once. Returns the id that the hub gave the
+    /// event in place of its own.
+    ///
+    /// `publish` never waits for a subscriber.
+    ///
+    /// ```
+    /// use tower_push::{Event, Hub};
+    ///
+    /// let hub = Hub::new();
+    /// hub.publish("orders/42", "shipped")?;
+    /// hub.publish(["orders/42", "orders"], Event::text("21.5").with_type("price")?)?;
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`] if a name is not a [`Topic`]. `Error::is_json` if the value of a `Json` cannot be serialized.
+    pub fn publish<T, E>(&self, topics: T, event: E) -> Result<EventId, Error>
+    where
+        T: TryInto<TopicSet>,
+        E: TryInto<Event>,
+        Error: From<T::Error> + From<E::Error>,
+    {
+        self.publish_with(topics, event, &PublishOptions::new())
+    }
+
+    /// Publishes an event like [`publish`](Self::publish), with options.
+    ///
+    /// ```
+    /// use tower_push::{Hub, source::hub::PublishOptions};
+    ///
+    /// let hub = Hub::new();
+    /// let once = PublishOptions::new().idempotency_key("shipped-42");
+    /// let id = hub.publish_with("orders/42", "shipped", &once)?;
+    /// assert_eq!(hub.publish_with("orders/42", "shipped", &once)?, id);
+    /// assert_eq!(hub.topic("orders/42")?.len(), 1);
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`publish`](Self::publish).
+    pub fn publish_with<T, E>(
+        &self,
+        topics: T,
+        event: E,
+        options: &PublishOptions,
+    ) -> Result<EventId, Error>
+    where
+        T: TryInto<TopicSet>,
+        E: TryInto<Event>,
+        Error: From<T::Error> + From<E::Error>,
+    {
+        let topics = topics.try_into()?;
+        Ok((self.state).publish(topics.as_slice(), event.try_into()?, options))
+    }
+
+    /// Returns one topic, as a source and a publisher. The topic is not created in the hub before it is used.
+    ///
+    /// ```
+    /// use tower_push::{Hub, Push};
+    ///
+    /// let hub = Hub::new();
+    /// let push = Push::new(hub.topic("orders/42")?);
+    /// assert!(hub.topic("two\nlines").unwrap_err().is_invalid_topic());
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`] if the name is not a [`Topic`].
+    pub fn topic<T>(&self, name: T) -> Result<HubTopic, Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        Ok(HubTopic::new(self.state.clone(), name.try_into()?))
+    }
+
+    /// Returns the source of the events of several topics, which share one connection and one cursor.
+    ///
+    /// ```
+    /// use tower_push::{Hub, Push};
+    ///
+    /// let hub = Hub::new();
+    /// let push = Push::new(hub.topics(["user/7", "news"])?);
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`] if a name is not a [`Topic`].
+    pub fn topics<T>(&self, topics: T) -> Result<HubSource, Error>
+    where
+        T: TryInto<TopicSet>,
+        Error: From<T::Error>,
+    {
+        Ok(HubSource::new(self.state.clone(), topics.try_into()?))
+    }
+
+    /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.
+    pub fn counts(&self) -> HubCounts {
+        let HubSize { topics, bytes } = self.state.size();
+        let counts = self.state.counters.counts();
+        HubCounts {
+            topics,
+            bytes,
+            published: counts.appended,
+            missed_on_return: counts.missed_on_return,
+            lagged: counts.lagged,
+        }
+    }
+
+    /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).
+    ///
+    /// A hub that is used removes such topics and events little by little by itself. Call this method from time to time if the hub may hold
+    /// much history while nobody uses it.
+    pub fn remove_idle_topics(&self) {
+        self.state.remove_idle_topics();
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
+}

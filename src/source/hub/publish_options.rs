@@ -1,0 +1,47 @@
+use std::sync::Arc;
+
+/// How a hub publishes one event: see [`Hub::publish_with`](super::Hub::publish_with).
+///
+/// ```
+/// use tower_push::source::hub::PublishOptions;
+///
+/// let options = PublishOptions::new().idempotency_key("order-42-shipped").except("tab-7");
+/// let typing = PublishOptions::new().without_history();
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "options do nothing unless an event is published with them"]
+pub struct PublishOptions {
+    pub(super) idempotency_key: Option<Box<str>>,
+    pub(super) except: Option<Arc<str>>,
+    pub(super) is_ephemeral: bool,
+}
+
+impl PublishOptions {
+    /// Creates the options of [`Hub::publish`](super::Hub::publish): the event is kept for clients that return, and every subscriber gets
+    /// it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets a key that names this publication among those to the same topics. A second publication with the key publishes nothing, and
+    /// returns the id of the first one. The hub remembers keys for a
+    /// [time and up to a number](super::HubBuilder::idempotency_keys).
+    pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    /// Sets the sender of the event, whose own subscriptions do not get the event. A subscription has the sender's name from
+    /// [`HubSource::sender`](super::HubSource::sender). A client that reconnects under the same name does not get the event, either.
+    pub fn except(mut self, sender: impl Into<Arc<str>>) -> Self {
+        self.except = Some(sender.into());
+        self
+    }
+
+    /// Sends the event only to the clients that are subscribed now, and keeps it for nobody else. Subscribers get the event without an id:
+    /// it does not move their cursors, and a slow subscriber that misses the event gets no gap.
+    pub fn without_history(mut self) -> Self {
+        self.is_ephemeral = true;
+        self
+    }
+}

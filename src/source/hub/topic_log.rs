@@ -1,0 +1,376 @@
+use std::{
+    collections::{VecDeque, vec_deque},
+    iter::Peekable,
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    event::Event,
+    source::log::{EventLogLimits, event_byte_len},
+};
+
+/// The events of one topic. The oldest events are trimmed when the log exceeds its limits.
+///
+/// The events have positions in the order of the whole hub, so the positions in one log ascend and are not consecutive. The log also
+/// numbers its events: the ordinal of an event is the number of events that the log has got up to this event. A reader remembers the
+/// ordinals that it has passed, so that a read finds its first event without a search, and a gap has the exact number of missing events.
+///
+/// The log has neither a lock nor a clock.
+#[derive(Debug)]
+pub(super) struct TopicLog {
+    entries: VecDeque<TopicLogEntry>,
+    /// The sum of [`TopicLogEntry::byte_len`] over `entries`.
+    byte_len: usize,
+    /// The ordinal of the newest event that was ever appended, dropped or not.
+    last_ordinal: u64,
+    /// The position of the first event that was ever appended; `u64::MAX` if there was none.
+    first_position: u64,
+    /// The position of the newest event of the topic that the log does not have any more; 0 if there is none.
+    last_dropped_position: u64,
+    /// The position up to which the number of events is not known, because an earlier log of the topic had them.
+    uncounted_position: u64,
+    /// Events without history, which only connected readers get. Boxed, because most topics have none.
+    ephemeral: Option<Box<EphemeralEvents>>,
+}
+
+/// The latest events without history of one topic. A reader that has not read such an event before it is dropped misses it without a gap.
+#[derive(Debug, Default)]
+struct EphemeralEvents {
+    entries: VecDeque<TopicLogEntry>,
+    byte_len: usize,
+    last_ordinal: u64,
+}
+
+/// One event in a [`TopicLog`].
+#[derive(Debug)]
+pub(super) struct TopicLogEntry {
+    pub(super) position: u64,
+    pub(super) event: Event,
+    /// The sender whose own subscribers do not get the event.
+    except: Option<Arc<str>>,
+    appended_at: Duration,
+    /// The event's [`event_byte_len`].
+    pub(super) byte_len: usize,
+}
+
+/// The ordinals of the last events of a [`TopicLog`] that a reader has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReaderOrdinals {
+    /// The ordinal of an event with history.
+    pub(super) retained: u64,
+    /// The ordinal of an event without history.
+    pub(super) ephemeral: u64,
+}
+
+/// Events of one topic that a reader has not read and that the log no longer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MissedTopicEvents {
+    /// The position of the last missing event.
+    pub(super) last_position: u64,
+    /// The number of missing events, if it is known.
+    pub(super) count: Option<u64>,
+}
+
+/// Where a subscriber begins in a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TopicStart {
+    /// After the newest event.
+    Now,
+    /// At the oldest event in the log.
+    Oldest,
+    /// Before the last events in the log.
+    Last(usize),
+    /// After all events up to this position.
+    AfterPosition(u64),
+}
+
+/// The result of [`TopicLog::resolve_start`].
+pub(super) struct ResolvedTopicStart {
+    /// The reader begins after these events.
+    pub(super) ordinals: ReaderOrdinals,
+    pub(super) missed: Option<MissedTopicEvents>,
+}
+
+/// The number and the bytes of the events without history that a log keeps for readers that are about to read them.
+const EPHEMERAL_LIMITS: EventLogLimits = EventLogLimits {
+    max_events: 256,
+    max_bytes: 256 * 1024,
+    max_age: None,
+};
+
+impl TopicLogEntry {
+    pub(super) fn new(
+        position: u64,
+        event: Event,
+        except: Option<Arc<str>>,
+        appended_at: Duration,
+    ) -> Self {
+        Self {
+            position,
+            byte_len: event_byte_len(&event),
+            event,
+            except,
+            appended_at,
+        }
+    }
+
+    /// Returns whether a subscriber with this sender name gets the event.
+    #[inline]
+    pub(super) fn is_for(&self, sender: Option<&Arc<str>>) -> bool {
+        self.except.is_none() || self.except.as_ref() != sender
+    }
+}
+
+impl TopicLog {
+    /// Creates an empty log. `lost_position` is the position of the newest event that an earlier log of the topic may have had; 0 if there
+    /// was no such log.
+    pub(super) fn new(lost_position: u64) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            byte_len: 0,
+            last_ordinal: 0,
+            first_position: u64::MAX,
+            last_dropped_position: lost_position,
+            uncounted_position: lost_position,
+            ephemeral: None,
+        }
+    }
+
+    /// Appends an event, and trims the log to its limits. The trimmed events are pushed to `trimmed`, so that the caller can drop them
+    /// outside of its lock.
+    pub(super) fn append(
+        &mut self,
+        entry: TopicLogEntry,
+        limits: &EventLogLimits,
+        trimmed: &mut Vec<Event>,
+    ) {
+        let now = entry.appended_at;
+        while !self.entries.is_empty()
+            && (self.entries.len() >= limits.max_events
+                || self.byte_len + entry.byte_len > limits.max_bytes)
+        {
+            trimmed.extend(self.trim_oldest());
+        }
+        self.last_ordinal += 1;
+        self.first_position = self.first_position.min(entry.position);
+        self.byte_len += entry.byte_len;
+        self.entries.push_back(entry);
+        self.trim_expired(limits, now, trimmed);
+    }
+
+    /// Appends an event without history.
+    pub(super) fn append_ephemeral(&mut self, entry: TopicLogEntry, trimmed: &mut Vec<Event>) {
+        let ephemeral = self.ephemeral.get_or_insert_default();
+        while !ephemeral.entries.is_empty()
+            && (ephemeral.entries.len() >= EPHEMERAL_LIMITS.max_events
+                || ephemeral.byte_len + entry.byte_len > EPHEMERAL_LIMITS.max_bytes)
+        {
+            trimmed.extend(ephemeral.entries.pop_front().map(|oldest| {
+                ephemeral.byte_len -= oldest.byte_len;
+                oldest.event
+            }));
+        }
+        ephemeral.last_ordinal += 1;
+        ephemeral.byte_len += entry.byte_len;
+        ephemeral.entries.push_back(entry);
+    }
+
+    /// Takes the events without history out of the log of a topic without readers, so that the caller can drop the events outside of its lock.
+    pub(super) fn take_ephemeral(&mut self) -> Option<impl Send + use<>> {
+        self.ephemeral.take()
+    }
+
+    /// Trims the events that are too old at `now`.
+    pub(super) fn trim_expired(
+        &mut self,
+        limits: &EventLogLimits,
+        now: Duration,
+        trimmed: &mut Vec<Event>,
+    ) {
+        let Some(max_age) = limits.max_age else {
+            return;
+        };
+        let is_expired = |entry: &TopicLogEntry| now.saturating_sub(entry.appended_at) > max_age;
+        while self.entries.front().is_some_and(is_expired) {
+            trimmed.extend(self.trim_oldest());
+        }
+    }
+
+    /// Trims the older half of the events, and at least one.
+    pub(super) fn trim_older_half(&mut self, trimmed: &mut Vec<Event>) {
+        for _ in 0..self.entries.len().div_ceil(2) {
+            trimmed.extend(self.trim_oldest());
+        }
+    }
+
+    fn trim_oldest(&mut self) -> Option<Event> {
+        let entry = self.entries.pop_front()?;
+        self.byte_len -= entry.byte_len;
+        self.last_dropped_position = entry.position;
+        Some(entry.event)
+    }
+
+    /// Returns the number of events in the log.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns the bytes of the events in the log, see [`event_byte_len`].
+    pub(super) fn byte_len(&self) -> usize {
+        self.byte_len
+    }
+
+    /// Returns the entries of the log, oldest first.
+    pub(super) fn entries(&self) -> &VecDeque<TopicLogEntry> {
+        &self.entries
+    }
+
+    /// Returns the position of the newest event that the topic has ever had, in this log or an earlier one; 0 if it has had none.
+    pub(super) fn last_history_position(&self) -> u64 {
+        let last = self.entries.back().map_or(0, |entry| entry.position);
+        last.max(self.last_dropped_position)
+    }
+
+    /// Returns the position of the newest event that the log does not have any more; 0 if there is none.
+    pub(super) fn last_dropped_position(&self) -> u64 {
+        self.last_dropped_position
+    }
+
+    /// Returns the ordinal of the newest event that this log has dropped; 0 if there is none.
+    fn last_dropped_ordinal(&self) -> u64 {
+        self.last_ordinal - self.entries.len() as u64
+    }
+
+    /// Determines where a reader that starts at `start` begins, and which events it misses. With `allows_replaced`, missing events do not
+    /// count as missed as long as the log has a newer event.
+    pub(super) fn resolve_start(
+        &self,
+        start: TopicStart,
+        allows_replaced: bool,
+    ) -> ResolvedTopicStart {
+        let last_dropped_ordinal = self.last_dropped_ordinal();
+        let mut missed = None;
+        let ordinal = match start {
+            TopicStart::Now => self.last_ordinal,
+            TopicStart::Oldest => last_dropped_ordinal,
+            TopicStart::Last(events) => {
+                let events = u64::try_from(events).unwrap_or(u64::MAX);
+                self.last_ordinal
+                    .saturating_sub(events)
+                    .max(last_dropped_ordinal)
+            }
+            TopicStart::AfterPosition(position) if position < self.last_dropped_position => {
+                let is_counted =
+                    self.uncounted_position <= position && position < self.first_position;
+                missed = Some(MissedTopicEvents {
+                    last_position: self.last_dropped_position,
+                    count: is_counted.then_some(last_dropped_ordinal),
+                });
+                last_dropped_ordinal
+            }
+            TopicStart::AfterPosition(position) => {
+                let read = self
+                    .entries
+                    .partition_point(|entry| entry.position <= position);
+                last_dropped_ordinal + read as u64
+            }
+        };
+        let ordinals = ReaderOrdinals {
+            retained: ordinal,
+            ephemeral: self
+                .ephemeral
+                .as_ref()
+                .map_or(0, |ephemeral| ephemeral.last_ordinal),
+        };
+        let is_replaced = allows_replaced && !self.entries.is_empty();
+        ResolvedTopicStart {
+            ordinals,
+            missed: missed.filter(|_| !is_replaced),
+        }
+    }
+
+    /// Returns the position of the first event after `ordinals`.
+    pub(super) fn first_position_after(&self, ordinals: ReaderOrdinals) -> Option<u64> {
+        let index = ordinals
+            .retained
+            .saturating_sub(self.last_dropped_ordinal());
+        let entry = self.entries.get(usize::try_from(index).ok()?)?;
+        Some(entry.position)
+    }
+
+    /// Returns the events after `ordinals` that the log no longer has, and moves `ordinals` past them.
+    pub(super) fn skip_missed(&self, ordinals: &mut ReaderOrdinals) -> Option<MissedTopicEvents> {
+        let last_dropped_ordinal = self.last_dropped_ordinal();
+        let count = last_dropped_ordinal.saturating_sub(ordinals.retained);
+        if count == 0 {
+            return None;
+        }
+        ordinals.retained = last_dropped_ordinal;
+        Some(MissedTopicEvents {
+            last_position: self.last_dropped_position,
+            count: Some(count),
+        })
+    }
+
+    /// Returns the entries after `ordinals`, in the order of their positions. The log has the next event after `ordinals`:
+    /// [`skip_missed`](Self::skip_missed) has returned `None`. Moves `ordinals` past the events without history that were dropped.
+    #[inline]
+    pub(super) fn unread_entries(&self, ordinals: &mut ReaderOrdinals) -> UnreadEntries<'_> {
+        let index = ordinals.retained - self.last_dropped_ordinal();
+        let ephemeral = self.ephemeral.as_deref().map(|ephemeral| {
+            let dropped = ephemeral.last_ordinal - ephemeral.entries.len() as u64;
+            ordinals.ephemeral = ordinals.ephemeral.max(dropped);
+            let index = ordinals.ephemeral - dropped;
+            ephemeral.entries.range(index as usize..).peekable()
+        });
+        UnreadEntries {
+            retained: self.entries.range(index as usize..),
+            ephemeral,
+            next_retained: None,
+        }
+    }
+}
+
+impl ReaderOrdinals {
+    /// Moves the ordinals past the next entry, which is an event without history if `is_ephemeral`.
+    #[inline]
+    pub(super) fn pass_entry(&mut self, is_ephemeral: bool) {
+        match is_ephemeral {
+            true => self.ephemeral += 1,
+            false => self.retained += 1,
+        }
+    }
+}
+
+/// The entries of a [`TopicLog`] that a reader has not passed. Each item also says whether the entry is an event without history.
+pub(super) struct UnreadEntries<'a> {
+    retained: vec_deque::Iter<'a, TopicLogEntry>,
+    ephemeral: Option<Peekable<vec_deque::Iter<'a, TopicLogEntry>>>,
+    /// An entry taken from `retained` whose turn comes after the next event without history.
+    next_retained: Option<&'a TopicLogEntry>,
+}
+
+impl<'a> Iterator for UnreadEntries<'a> {
+    type Item = (&'a TopicLogEntry, bool);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let retained = self.next_retained.take().or_else(|| self.retained.next());
+        let Some(ephemeral) = &mut self.ephemeral else {
+            return retained.map(|entry| (entry, false));
+        };
+        let is_before_retained = |next: &&TopicLogEntry| {
+            retained.is_none_or(|retained| next.position < retained.position)
+        };
+        if let Some(entry) = ephemeral.next_if(is_before_retained) {
+            self.next_retained = retained;
+            return Some((entry, true));
+        }
+        retained.map(|entry| (entry, false))
+    }
+}

@@ -1,0 +1,360 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    evicted_topics::EvictedTopics,
+    hub_builder::HubConfig,
+    idempotency_keys::IdempotencyKeys,
+    topic_log::{TopicLog, TopicLogEntry},
+    topic_state::TopicState,
+};
+use crate::event::{Event, Topic};
+
+/// The topics of a hub, and the order of its events. All changes happen under one lock, which the owner holds.
+///
+/// # Invariant: a topic with a subscriber is never removed
+/// Subscribers are counted here, in the same lock under which topics are removed. So a topic that a reader has joined is the topic that
+/// publishers find.
+#[derive(Debug)]
+pub(super) struct TopicTable {
+    indexes: HashMap<Topic, usize>,
+    slots: Vec<Option<TopicSlot>>,
+    /// The indexes of the empty slots.
+    free: Vec<usize>,
+    /// The indexes of topics without subscribers, and the times at which these topics were last used when they were queued. Topics that got
+    /// subscribers since, and slots that are used anew, are in the queue too.
+    idle_queue: VecDeque<(usize, Duration)>,
+    /// The index of the slot that [`sweep`](Self::sweep) visits next.
+    sweep_index: usize,
+    /// The position of the newest event of the hub.
+    last_position: u64,
+    /// The bytes of the events in all logs.
+    byte_len: usize,
+    evicted: EvictedTopics,
+    pub(super) idempotency_keys: IdempotencyKeys,
+}
+
+/// A topic in a [`TopicTable`].
+#[derive(Debug)]
+struct TopicSlot {
+    topic: Arc<TopicState>,
+    subscribers: usize,
+    /// The time at which an event was last published to the topic, or a subscriber came or left.
+    last_used_at: Duration,
+    /// Whether the slot's index is in [`TopicTable::idle_queue`].
+    is_queued: bool,
+}
+
+/// The events and topics that were removed from a [`TopicTable`]. The caller drops them outside of the lock of the table, because dropping a
+/// payload can run its owner's code.
+#[derive(Debug, Default)]
+pub(super) struct DeferredDrops {
+    pub(super) events: Vec<Event>,
+    pub(super) topics: Vec<Arc<TopicState>>,
+}
+
+impl TopicTable {
+    pub(super) fn new(config: &HubConfig) -> Self {
+        Self {
+            indexes: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            idle_queue: VecDeque::new(),
+            sweep_index: 0,
+            last_position: 0,
+            byte_len: 0,
+            evicted: EvictedTopics::new(config.max_evicted_topics),
+            idempotency_keys: IdempotencyKeys::new(
+                config.max_idempotency_keys,
+                config.max_idempotency_age,
+            ),
+        }
+    }
+
+    /// Returns the position of the newest event.
+    pub(super) fn last_position(&self) -> u64 {
+        self.last_position
+    }
+
+    /// Takes the next position.
+    pub(super) fn take_position(&mut self) -> u64 {
+        self.last_position += 1;
+        self.last_position
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.indexes.len()
+    }
+
+    pub(super) fn byte_len(&self) -> usize {
+        self.byte_len
+    }
+
+    pub(super) fn get(&self, topic: &Topic) -> Option<&Arc<TopicState>> {
+        let index = *self.indexes.get(topic)?;
+        self.slot(index).map(|slot| &slot.topic)
+    }
+
+    fn slot(&self, index: usize) -> Option<&TopicSlot> {
+        self.slots.get(index)?.as_ref()
+    }
+
+    fn slot_mut(&mut self, index: usize) -> Option<&mut TopicSlot> {
+        self.slots.get_mut(index)?.as_mut()
+    }
+
+    /// Returns the number of subscribers of the topic at `index`.
+    pub(super) fn subscriber_count(&self, index: usize) -> usize {
+        self.slot(index).map_or(0, |slot| slot.subscribers)
+    }
+
+    /// Returns the topic, and creates it if it does not exist. Returns `None` if the table is full of topics with subscribers. The topic has had
+    /// no event after `last_position`.
+    pub(super) fn get_or_insert(
+        &mut self,
+        name: &Topic,
+        last_position: u64,
+        now: Duration,
+        config: &HubConfig,
+        deferred_drops: &mut DeferredDrops,
+    ) -> Option<Arc<TopicState>> {
+        if let Some(topic) = self.get(name) {
+            return Some(topic.clone());
+        }
+        self.sweep(2, now, config, deferred_drops);
+        if self.indexes.len() >= config.max_topics && !self.evict_idle_topic(deferred_drops) {
+            return None;
+        }
+        let index = self.free.pop().unwrap_or(self.slots.len());
+        // The position of a forgotten topic may be that of the event that is being published.
+        let lost_position = self.evicted.last_position(name).min(last_position);
+        let log = TopicLog::new(lost_position);
+        let topic = Arc::new(TopicState::new(name.clone(), index, log));
+        let slot = Some(TopicSlot {
+            topic: topic.clone(),
+            subscribers: 0,
+            last_used_at: now,
+            is_queued: false,
+        });
+        if index == self.slots.len() {
+            self.slots.push(slot);
+        } else {
+            self.slots[index] = slot;
+        }
+        self.indexes.insert(name.clone(), index);
+        self.queue_if_idle(index);
+        Some(topic)
+    }
+
+    /// Appends an event to the topic's log, and trims the logs to the hub's limits.
+    pub(super) fn append(
+        &mut self,
+        topic: &TopicState,
+        entry: TopicLogEntry,
+        config: &HubConfig,
+        now: Duration,
+        deferred_drops: &mut DeferredDrops,
+    ) {
+        let position = entry.position;
+        {
+            let mut log = topic.log_for_writing();
+            let before = log.byte_len();
+            log.append(entry, &config.topic_limits, &mut deferred_drops.events);
+            self.byte_len = self.byte_len - before + log.byte_len();
+        }
+        topic.set_last_position(position);
+        if let Some(slot) = self.slot_mut(topic.index) {
+            slot.last_used_at = now;
+        }
+        if self.byte_len > config.max_total_bytes {
+            self.trim_to_max_total_bytes(topic.index, config, deferred_drops);
+        }
+    }
+
+    /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
+    pub(super) fn last_position_of_removed(&self, topic: &Topic) -> u64 {
+        self.evicted.last_position(topic)
+    }
+
+    /// Records the position of an event that is lost, because the table has no room for its topic.
+    pub(super) fn record_lost_event(&mut self, topic: &Topic, position: u64) {
+        self.evicted.insert(topic, position);
+    }
+
+    pub(super) fn add_subscriber(&mut self, topic: &TopicState, now: Duration) {
+        if let Some(slot) = self.slot_mut(topic.index) {
+            slot.subscribers += 1;
+            slot.last_used_at = now;
+        }
+    }
+
+    /// Removes a subscriber, and the topic if it has no other subscriber and no event.
+    pub(super) fn remove_subscriber(
+        &mut self,
+        topic: &TopicState,
+        now: Duration,
+        deferred_drops: &mut DeferredDrops,
+    ) {
+        let Some(slot) = self.slot_mut(topic.index) else {
+            return;
+        };
+        slot.subscribers -= 1;
+        slot.last_used_at = now;
+        if slot.subscribers == 0 && topic.log().is_empty() {
+            self.evict_topic(topic.index, deferred_drops);
+        } else {
+            self.queue_if_idle(topic.index);
+        }
+    }
+
+    /// Visits `max_visits` topics. Removes the visited topics that are idle, and their events that are too old. Successive calls visit all
+    /// topics in turn.
+    pub(super) fn sweep(
+        &mut self,
+        max_visits: usize,
+        now: Duration,
+        config: &HubConfig,
+        deferred_drops: &mut DeferredDrops,
+    ) {
+        for _ in 0..max_visits.min(self.slots.len()) {
+            let index = self.next_sweep_index();
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            let topic = slot.topic.clone();
+            let is_empty = self.trim_expired(&topic, now, config, deferred_drops);
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            let is_idle = now.saturating_sub(slot.last_used_at) > config.idle_timeout;
+            if slot.subscribers == 0 && (is_idle || is_empty) {
+                self.evict_topic(index, deferred_drops);
+            }
+        }
+    }
+
+    fn next_sweep_index(&mut self) -> usize {
+        let index = self.sweep_index % self.slots.len().max(1);
+        self.sweep_index = index + 1;
+        index
+    }
+
+    /// Trims the topic's events that are too old. Returns whether the topic has no event.
+    pub(super) fn trim_expired(
+        &mut self,
+        topic: &TopicState,
+        now: Duration,
+        config: &HubConfig,
+        deferred_drops: &mut DeferredDrops,
+    ) -> bool {
+        if config.topic_limits.max_age.is_none() {
+            return topic.log().is_empty();
+        }
+        let mut log = topic.log_for_writing();
+        let before = log.byte_len();
+        log.trim_expired(&config.topic_limits, now, &mut deferred_drops.events);
+        self.byte_len = self.byte_len - before + log.byte_len();
+        log.is_empty()
+    }
+
+    /// Queues the topic at `index` for [`evict_idle_topic`](Self::evict_idle_topic) if it has no subscriber.
+    fn queue_if_idle(&mut self, index: usize) {
+        let Some(slot) = self.slot_mut(index) else {
+            return;
+        };
+        if slot.subscribers > 0 || std::mem::replace(&mut slot.is_queued, true) {
+            return;
+        }
+        let last_used_at = slot.last_used_at;
+        self.idle_queue.push_back((index, last_used_at));
+        if self.idle_queue.len() > 2 * self.slots.len() + 16 {
+            // Most entries are of slots that are used anew.
+            let slots = self.slots.iter_mut().enumerate();
+            let idle = slots.filter_map(|(index, slot)| {
+                let slot = slot.as_mut()?;
+                slot.is_queued = slot.subscribers == 0;
+                slot.is_queued.then_some((index, slot.last_used_at))
+            });
+            self.idle_queue = idle.collect();
+        }
+    }
+
+    /// Removes a topic without subscribers that was not used for long. Returns `false` if every topic has a subscriber.
+    fn evict_idle_topic(&mut self, deferred_drops: &mut DeferredDrops) -> bool {
+        /// The number of topics that are kept because they were used since they were queued.
+        const MAX_KEPT: usize = 8;
+        let mut kept = 0;
+        while let Some((index, queued_use)) = self.idle_queue.pop_front() {
+            let Some(slot) = self.slot_mut(index) else {
+                continue;
+            };
+            if slot.subscribers > 0 {
+                slot.is_queued = false;
+            } else if slot.last_used_at > queued_use && kept < MAX_KEPT {
+                kept += 1;
+                let last_used_at = slot.last_used_at;
+                self.idle_queue.push_back((index, last_used_at));
+            } else {
+                self.evict_topic(index, deferred_drops);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Removes idle topics and trims logs until the logs have at most the hub's number of bytes. The topic at `published_index` keeps its newest
+    /// event.
+    fn trim_to_max_total_bytes(
+        &mut self,
+        published_index: usize,
+        config: &HubConfig,
+        deferred_drops: &mut DeferredDrops,
+    ) {
+        let mut visits_without_effect = 0;
+        while self.byte_len > config.max_total_bytes && visits_without_effect < self.slots.len() {
+            visits_without_effect += 1;
+            let index = self.next_sweep_index();
+            let Some(slot) = self.slot(index) else {
+                continue;
+            };
+            if slot.subscribers == 0 && index != published_index {
+                self.evict_topic(index, deferred_drops);
+                visits_without_effect = 0;
+                continue;
+            }
+            let topic = slot.topic.clone();
+            let mut log = topic.log_for_writing();
+            let before = log.byte_len();
+            if before > 0 && (index != published_index || log.len() > 1) {
+                log.trim_older_half(&mut deferred_drops.events);
+                self.byte_len = self.byte_len - before + log.byte_len();
+                visits_without_effect = 0;
+            }
+        }
+    }
+
+    fn evict_topic(&mut self, index: usize, deferred_drops: &mut DeferredDrops) {
+        let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        debug_assert_eq!(slot.subscribers, 0);
+        self.indexes.remove(slot.topic.name());
+        self.free.push(index);
+        {
+            let log = slot.topic.log();
+            self.byte_len -= log.byte_len();
+            self.evicted
+                .insert(slot.topic.name(), log.last_history_position());
+        }
+        deferred_drops.topics.push(slot.topic);
+        if self.indexes.is_empty() {
+            // The memory that many topics needed is freed.
+            (self.slots, self.free) = (Vec::new(), Vec::new());
+            self.idle_queue = VecDeque::new();
+            self.indexes = HashMap::new();
+        }
+    }
+}

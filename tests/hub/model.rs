@@ -1,0 +1,245 @@
+//! Random publications, subscriptions, disconnections and resumptions, compared with a list of all events.
+
+use std::{
+    collections::{HashMap, HashSet},
+    task::Poll,
+};
+
+use proptest::prelude::*;
+use testkit::poll_next;
+use tower_push::{
+    EventId, GapReason, Hub, Item,
+    source::{
+        StartPosition, TopicSet,
+        hub::{HubSubscriber, PublishOptions},
+    },
+};
+
+const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
+const CLIENTS: usize = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Publishes to the topics of this bit set.
+    Publish {
+        topics: u8,
+    },
+    PublishWithoutHistory {
+        topics: u8,
+    },
+    /// Subscribes a client to the topics of this bit set: with its cursor, if it has one.
+    Subscribe {
+        client: usize,
+        topics: u8,
+    },
+    /// Reads this number of items, or all that are ready.
+    Read {
+        client: usize,
+        items: usize,
+    },
+    Disconnect {
+        client: usize,
+    },
+}
+
+/// Makes steps. `shared_events` is the weight of events that are published to several topics.
+fn step(shared_events: u32) -> impl Strategy<Value = Step> {
+    let topics = 1_u8..16;
+    prop_oneof![
+        6 => (0_u32..4).prop_map(|topic| Step::Publish { topics: 1 << topic }),
+        shared_events => topics.clone().prop_map(|topics| Step::Publish { topics }),
+        1 => topics.clone().prop_map(|topics| Step::PublishWithoutHistory { topics }),
+        2 => (0..CLIENTS, topics).prop_map(|(client, topics)| Step::Subscribe { client, topics }),
+        4 => (0..CLIENTS, prop_oneof![1_usize..4, Just(usize::MAX)])
+            .prop_map(|(client, items)| Step::Read { client, items }),
+        1 => (0..CLIENTS).prop_map(|client| Step::Disconnect { client }),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let steps = |shared_events| proptest::collection::vec(step(shared_events), 1..120);
+    prop_oneof![steps(0), steps(3)]
+}
+
+fn topic_names(bits: u8) -> Vec<&'static str> {
+    let names = TOPICS.iter().enumerate();
+    let names = names.filter(|(index, _)| bits & (1 << index) != 0);
+    names.map(|(_, name)| *name).collect()
+}
+
+/// All events with history, in their order, and what each client must get.
+struct Model {
+    hub: Hub,
+    /// The topics of each event.
+    events: Vec<Vec<&'static str>>,
+    /// The number of events with history up to the event or cursor with this id.
+    ids: HashMap<EventId, usize>,
+    clients: [Client; CLIENTS],
+    /// Whether every gap must stand for at least one missing event.
+    gaps_are_exact: bool,
+}
+
+#[derive(Default)]
+struct Client {
+    subscriber: Option<HubSubscriber>,
+    cursor: Option<EventId>,
+    /// For each topic of the subscription: the number of events in the model up to which the client has the topic's events, or was told
+    /// of a gap.
+    accounted: HashMap<&'static str, usize>,
+    /// The numbers of the events that the subscription has got.
+    received: HashSet<usize>,
+}
+
+impl Model {
+    fn publish(&mut self, topics: u8) {
+        let names = topic_names(topics);
+        let id = self.hub.publish(names.clone(), "x").unwrap();
+        self.events.push(names);
+        self.ids.insert(id, self.events.len());
+    }
+
+    fn subscribe(&mut self, client: usize, topics: u8) {
+        let names = topic_names(topics);
+        let source = self.hub.topics(names.clone()).unwrap();
+        let client = &mut self.clients[client];
+        client.subscriber = None;
+        let (start, accounted) = match &client.cursor {
+            Some(id) => (StartPosition::After(id.clone()), self.ids[id]),
+            None => (StartPosition::Now, self.events.len()),
+        };
+        client.received.clear();
+        client.accounted = names.into_iter().map(|name| (name, accounted)).collect();
+        client.subscriber = source.subscribe_from(start).ok();
+    }
+
+    /// Returns the number of events of a topic up to the event number `up_to` that the client has not got and was not told of.
+    fn unaccounted(&self, client: usize, topic: &str, up_to: usize) -> usize {
+        let client = &self.clients[client];
+        let numbers = client.accounted[topic] + 1..=up_to;
+        let is_missing = |number: &usize| {
+            self.events[number - 1].contains(&topic) && !client.received.contains(number)
+        };
+        numbers.filter(is_missing).count()
+    }
+
+    fn read(&mut self, client: usize, items: usize) {
+        for _ in 0..items {
+            let Some(subscriber) = &mut self.clients[client].subscriber else {
+                return;
+            };
+            let Poll::Ready(item) = poll_next(subscriber) else {
+                self.check_is_up_to_date(client);
+                return;
+            };
+            self.check_item(client, item.unwrap().unwrap());
+        }
+    }
+
+    fn check_is_up_to_date(&self, client: usize) {
+        for topic in self.clients[client].accounted.keys() {
+            assert_eq!(self.unaccounted(client, topic, self.events.len()), 0);
+        }
+    }
+
+    fn check_item(&mut self, client: usize, item: Item) {
+        if let Some(cursor) = item.cursor() {
+            self.clients[client].cursor = Some(cursor.clone());
+        }
+        match item {
+            Item::Event(event) => {
+                let Some(id) = event.id() else { return };
+                let number = self.ids[id];
+                let topic = event.topic().unwrap().as_str();
+                assert!(self.events[number - 1].contains(&topic));
+                assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
+                let client = &mut self.clients[client];
+                *client.accounted.get_mut(topic).unwrap() = number;
+                assert!(client.received.insert(number), "a duplicate");
+            }
+            Item::Gap(gap) => {
+                assert!(matches!(gap.reason, GapReason::Expired | GapReason::Lagged));
+                let topic = gap.topic.unwrap();
+                let up_to = self.ids[&gap.resumed.unwrap()];
+                let missing = self.unaccounted(client, topic.as_str(), up_to) as u64;
+                let is_shared = self.events.iter().any(|topics| topics.len() > 1);
+                if !is_shared {
+                    assert!(missing > 0 || !self.gaps_are_exact, "a false gap");
+                    assert!(gap.missed.is_none_or(|missed| missed == missing));
+                    assert!(gap.reason != GapReason::Lagged || gap.missed.is_some());
+                }
+                let accounted = self.clients[client].accounted.get_mut(topic.as_str());
+                *accounted.unwrap() = up_to;
+            }
+            Item::Cursor(id) => {
+                // A cursor that is of no event is the one before the first event.
+                let number = *self.ids.entry(id).or_insert(0);
+                for topic in self.clients[client].accounted.keys() {
+                    assert_eq!(self.unaccounted(client, topic, number), 0);
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn run(mut self, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Publish { topics } => self.publish(topics),
+                Step::PublishWithoutHistory { topics } => {
+                    let options = PublishOptions::new().without_history();
+                    let topics = TopicSet::try_from(topic_names(topics)).unwrap();
+                    let id = self.hub.publish_with(topics, "y", &options).unwrap();
+                    // A gap may end at the position of this event.
+                    self.ids.insert(id, self.events.len());
+                }
+                Step::Subscribe { client, topics } => self.subscribe(client, topics),
+                Step::Read { client, items } => self.read(client, items),
+                Step::Disconnect { client } => self.clients[client].subscriber = None,
+            }
+        }
+        for client in 0..CLIENTS {
+            self.read(client, usize::MAX);
+        }
+    }
+
+    fn new(hub: Hub, gaps_are_exact: bool) -> Self {
+        Self {
+            hub,
+            events: Vec::new(),
+            ids: HashMap::new(),
+            clients: Default::default(),
+            gaps_are_exact,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn every_event_is_delivered_once_or_in_a_gap(
+        steps in steps(),
+        max_events in 1_usize..6,
+    ) {
+        Model::new(Hub::builder().max_events(max_events).build(), true).run(steps);
+    }
+
+    #[test]
+    fn evicted_topics_leave_gaps(
+        steps in steps(),
+        max_topics in 1_usize..4,
+        max_bytes in 1_usize..400,
+    ) {
+        let hub = Hub::builder().max_events(3).max_topics(max_topics).max_total_bytes(max_bytes);
+        Model::new(hub.build(), true).run(steps);
+    }
+
+    #[test]
+    fn forgotten_topics_lose_nothing_in_silence(
+        steps in steps(),
+        max_removed in 0_usize..3,
+    ) {
+        let hub = Hub::builder().max_events(3).max_topics(1).max_removed_topics(max_removed);
+        Model::new(hub.build(), false).run(steps);
+    }
+}

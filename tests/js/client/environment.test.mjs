@@ -1,0 +1,210 @@
+// What the page, the network, the machine's sleep and its clock do to connections. The page is an EventTarget here; tests/js/client_browser.mjs
+// has real ones.
+
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { once } from "node:events";
+import { afterEach, test } from "node:test";
+import { CuttingProxy, SERVER, next, open } from "./support.mjs";
+
+const page = new EventTarget();
+globalThis.addEventListener = page.addEventListener.bind(page);
+globalThis.document = Object.assign(new EventTarget(), { hidden: false });
+
+const happen = (target, type, fields = {}) => target.dispatchEvent(Object.assign(new Event(type), fields));
+const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+const closers = [];
+afterEach(() => {
+  for (const close of closers.splice(0)) close();
+});
+
+function connected(url, options) {
+  const push = open(url, { transports: ["sse"], ...options });
+  closers.push(() => push.close());
+  return push;
+}
+
+/** Serves event streams that stay open. `onRequest` gets each response. */
+async function serve(onRequest) {
+  const requests = [];
+  const server = createServer((request, response) => {
+    requests.push(request.headers["last-event-id"]);
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    onRequest(response, requests.length);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  closers.push(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  return { url: `http://127.0.0.1:${server.address().port}/`, requests, server };
+}
+
+async function isOpen(push) {
+  if (push.state !== "open") await next(push, "state", (state) => state === "open");
+}
+
+test("a connection that waits comes back when the network does", async () => {
+  let isUp = false;
+  const fetch = async (url, init) =>
+    isUp ? globalThis.fetch(new URL("/feed", SERVER), init) : new Response("", { status: 503, headers: { "retry-after": "3600" } });
+  const push = connected("/feed", { fetch });
+  await next(push, "state", (state) => state === "waiting");
+  isUp = true;
+  const finished = next(push, "finished");
+  happen(page, "online");
+  await finished;
+});
+
+test("an open connection is opened anew when the network is back, if it can resume", async () => {
+  const resumable = await serve((response) => response.write("id: 7\ndata: x\n\n"));
+  const push = connected(resumable.url);
+  await next(push, "event");
+  happen(page, "online");
+  await next(push, "event");
+  assert.deepEqual(resumable.requests, [undefined, "7"]);
+
+  const other = await serve((response) => response.write("data: x\n\n"));
+  const plain = connected(other.url);
+  await next(plain, "event");
+  happen(page, "online");
+  await wait(50);
+  assert.equal(other.requests.length, 1);
+});
+
+test("a page for the back button, and a frozen one, are disconnected until they are back", async () => {
+  const { url, requests } = await serve((response, count) => response.write(`id: ${count}\ndata: x\n\n`));
+  const push = connected(url);
+  await next(push, "event");
+  const leave = [
+    [page, "pagehide", { persisted: true }, "pageshow"],
+    [document, "freeze", {}, "resume"],
+  ];
+  for (const [target, away, fields, back] of leave) {
+    const paused = next(push, "state", (state) => state === "paused");
+    happen(target, away, fields);
+    await paused;
+    const event = next(push, "event");
+    happen(target, back, fields);
+    await event;
+  }
+  happen(page, "pagehide", { persisted: false });
+  await wait(20);
+  assert.equal(push.state, "open");
+  assert.deepEqual(requests, [undefined, "1", "2"]);
+});
+
+test("a hidden page stays connected unless it is told otherwise", async () => {
+  const hide = (hidden) => {
+    document.hidden = hidden;
+    happen(document, "visibilitychange");
+  };
+  const { url } = await serve((response) => response.write("id: 1\ndata: x\n\n"));
+  const stays = connected(url);
+  const pauses = connected(url, { pauseWhenHidden: true });
+  await Promise.all([next(stays, "event"), next(pauses, "event")]);
+  hide(true);
+  await next(pauses, "state", (state) => state === "paused");
+  assert.equal(stays.state, "open");
+  hide(false);
+  await isOpen(pauses);
+});
+
+/** Lets the clock show another time. */
+function shiftClock(offset) {
+  const { now } = Date;
+  Date.now = () => now() + offset;
+  closers.push(() => (Date.now = now));
+}
+
+test("a clock that jumps an hour forward costs a reconnection, and one that jumps back costs nothing", async () => {
+  const { url, requests } = await serve((response, count) => response.write(`id: ${count}\ndata: ${count}\n\n`));
+  const push = connected(url);
+  await next(push, "event");
+  shiftClock(3_600_000);
+  assert.equal((await next(push, "event")).data, 2);
+  shiftClock(-7_200_000);
+  await wait(1500);
+  assert.deepEqual(requests, [undefined, "1"]);
+  assert.equal(push.state, "open");
+});
+
+test("a stream without an announced heartbeat is opened anew after 2.5 of silence", async () => {
+  const { url, requests } = await serve((response) => response.write("id: 1\ndata: x\n\n"));
+  const push = connected(url, { heartbeat: 40 });
+  while (requests.length < 3) await next(push, "state");
+  assert.deepEqual(requests.slice(1, 3), ["1", "1"]);
+});
+
+test("heartbeats keep a stream open", async () => {
+  const { url, requests } = await serve((response) => {
+    response.write(":\n");
+    const timer = setInterval(() => response.write(":\n"), 20);
+    response.on("close", () => clearInterval(timer));
+  });
+  const push = connected(url, { heartbeat: 100 });
+  await isOpen(push);
+  await wait(600);
+  assert.equal(requests.length, 1);
+});
+
+test("a heartbeat arms the watchdog, and silence without one does not", async () => {
+  // Each second of this test is twenty of the connection.
+  const { now } = Date;
+  const start = now();
+  Date.now = () => start + (now() - start) * 20;
+  closers.push(() => (Date.now = now));
+  const silent = await serve((response) => response.write(":\n"));
+  const beating = await serve((response) => {
+    response.write(":\nid: 1\n\n");
+    setTimeout(() => response.write(":\n"), 1200);
+  });
+  const quiet = connected(silent.url);
+  const watched = connected(beating.url);
+  await isOpen(quiet);
+  while (beating.requests.length < 2) await next(watched, "state");
+  assert.equal(beating.requests[1], "1");
+  assert.equal(silent.requests.length, 1);
+});
+
+test("a connection goes back up to the better transport, and loses nothing", async () => {
+  const proxy = await CuttingProxy.to(SERVER);
+  closers.push(() => proxy.close());
+  proxy.refused = /upgrade: websocket/i;
+  const publish = async (text) => (await fetch(new URL("/publish", SERVER), { method: "POST", body: text })).text();
+  const since = await publish("zero");
+  const push = connected(proxy.url("/channel"), { transports: undefined, since, upgradeAfter: 50 });
+  const seen = [];
+  push.on("event", ({ data }) => seen.push([push.transport, data]));
+  let isDone = false;
+  const publishing = (async () => {
+    for (let n = 0; !isDone; n++) await publish(`n${n}`).then(() => wait(5));
+  })();
+  while (seen.length < 10) await next(push, "event");
+  assert.equal(seen.at(-1)[0], "sse");
+  proxy.refused = /$^/;
+  while (seen.at(-1)[0] !== "websocket") await next(push, "event");
+  for (let n = 0; n < 10; n++) await next(push, "event");
+  isDone = true;
+  await publishing;
+  assert.deepEqual(seen.map(([, data]) => data), seen.map((_, n) => `n${n}`));
+});
+
+test("1000 clients with the same hint come back spread over time", async () => {
+  const delays = [];
+  const { setTimeout: original } = globalThis;
+  globalThis.setTimeout = (task, delay, ...rest) => {
+    if (delay >= 2000 && delay < 4000) delays.push(delay);
+    return original(task, delay, ...rest);
+  };
+  closers.push(() => (globalThis.setTimeout = original));
+  const fetch = async () => new Response("retry: 2000\ndata: x\n\n", { headers: { "content-type": "text/event-stream" } });
+  const clients = Array.from({ length: 1000 }, () => connected("/", { fetch, openTimeout: 100_000 }));
+  await Promise.all(clients.map((push) => next(push, "state", (state) => state === "waiting")));
+  await wait(0);
+  assert.equal(delays.length, 1000);
+  const buckets = Array.from({ length: 10 }, (_, n) => delays.filter((delay) => Math.floor((delay - 2000) / 100) === n).length);
+  for (const count of buckets) assert.ok(count > 50, buckets.join());
+});

@@ -1,0 +1,350 @@
+//! Servers that refuse, fail, stop answering, or send what is no feed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use http::HeaderValue;
+use testkit::TestServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower_push_client::{Client, ClientItem, Error, Transport};
+
+use crate::support::{client_for, errors_to_end, next_item, next_text};
+
+/// A server that answers the first connections with these bytes, one after the other, and every later one with the last. The connection
+/// closes after the response, unless the response ends with `KEEP_OPEN`.
+async fn scripted_server(responses: Vec<Vec<u8>>) -> (TestServer, Arc<AtomicUsize>) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
+    let responses = Arc::new(responses);
+    let server = TestServer::start_with(move |mut socket| {
+        let index = counter
+            .fetch_add(1, Ordering::SeqCst)
+            .min(responses.len() - 1);
+        let responses = responses.clone();
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n")
+                && socket.read_buf(&mut head).await.is_ok_and(|n| n > 0)
+            {}
+            let response = &responses[index];
+            let body = response.strip_suffix(KEEP_OPEN).unwrap_or(response);
+            let _ = socket.write_all(body).await;
+            if body.len() < response.len() {
+                std::future::pending::<()>().await;
+            }
+            let _ = socket.shutdown().await;
+            // A close with unread input would reset the connection.
+            let _ = tokio::io::copy(&mut socket, &mut tokio::io::sink()).await;
+        }
+    })
+    .await;
+    (server, connections)
+}
+
+const KEEP_OPEN: &[u8] = b"<keep open>";
+
+fn response(head: &str, body: &[u8]) -> Vec<u8> {
+    let head = head.replace('\n', "\r\n");
+    [b"HTTP/1.1 ", head.as_bytes(), b"\r\n\r\n", body].concat()
+}
+
+fn sse(body: &str) -> Vec<u8> {
+    response("200 OK\nContent-Type: text/event-stream", body.as_bytes())
+}
+
+/// Subscribes to a server that sends these responses. Returns the error that ends the stream, the errors before, and the number of
+/// requests.
+async fn outcome(transport: Transport, responses: Vec<Vec<u8>>) -> (Error, Vec<Error>, usize) {
+    let (server, connections) = scripted_server(responses).await;
+    let client = client_for(transport).max_event_len(1000);
+    let mut stream = client.subscribe(server.url("/feed")).unwrap();
+    let (error, errors) = errors_to_end(&mut stream).await;
+    (error, errors, connections.load(Ordering::SeqCst))
+}
+
+#[tokio::test]
+async fn login_page_is_no_feed() {
+    let page = b"<html>Please log in</html>";
+    let page = response("200 OK\nContent-Type: text/html; charset=utf-8", page);
+    let (error, _, requests) = outcome(Transport::Sse, vec![page]).await;
+    assert!(error.is_unexpected_content_type());
+    assert_eq!(error.body().unwrap(), "<html>Please log in</html>");
+    assert!(error.to_string().contains("text/html"), "{error}");
+    assert_eq!(requests, 1);
+}
+
+#[tokio::test]
+async fn refusal_keeps_its_body() {
+    let body = b"you may not";
+    let (error, errors, requests) =
+        outcome(Transport::Sse, vec![response("403 Forbidden", body)]).await;
+    assert!(error.is_status() && errors.is_empty());
+    assert_eq!(error.status_code().unwrap(), 403);
+    assert_eq!(error.body().unwrap(), "you may not");
+    assert_eq!(requests, 1);
+}
+
+#[tokio::test]
+async fn overload_is_retried() {
+    let busy = response("503 Service Unavailable", b"busy");
+    let no = response("404 Not Found", b"");
+    let (error, errors, requests) = outcome(Transport::Sse, vec![busy.clone(), busy, no]).await;
+    assert_eq!(error.status_code().unwrap(), 404);
+    assert_eq!(errors.len(), 2);
+    assert_eq!(errors[0].body().unwrap(), "busy");
+    assert_eq!(requests, 3);
+}
+
+#[tokio::test]
+async fn endless_error_body_is_bounded() {
+    let body = [vec![b'x'; 200_000], KEEP_OPEN.to_vec()].concat();
+    let (error, _, _) = outcome(Transport::Sse, vec![response("403 Forbidden", &body)]).await;
+    assert_eq!(error.body().unwrap().len(), 64 * 1024);
+}
+
+#[tokio::test]
+async fn redirects_are_followed_within_the_host() {
+    let redirect = response("307 Temporary Redirect\nLocation: moved?to=here", b"");
+    let (server, connections) = scripted_server(vec![redirect, sse("data: hi\n\n")]).await;
+    let mut stream = client_for(Transport::Sse)
+        .subscribe(server.url("/feed"))
+        .unwrap();
+    assert_eq!(next_text(&mut stream).await, "hi");
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn redirects_in_circles_end() {
+    let circle = response("302 Found\nLocation: /feed", b"");
+    let (error, _, requests) = outcome(Transport::Sse, vec![circle]).await;
+    assert!(error.is_redirect());
+    assert_eq!(requests, 11);
+}
+
+#[tokio::test]
+async fn redirect_to_another_host_is_reported() {
+    let away = response(
+        "301 Moved Permanently\nLocation: http://elsewhere.example/feed",
+        b"",
+    );
+    let (error, _, requests) = outcome(Transport::Sse, vec![away]).await;
+    assert!(error.is_redirect() && error.to_string().contains("elsewhere.example"));
+    assert_eq!(requests, 1);
+}
+
+#[tokio::test]
+async fn no_content_finishes() {
+    for transport in [Transport::Sse, Transport::LongPoll] {
+        let (server, _) = scripted_server(vec![response("204 No Content", b"")]).await;
+        let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
+        assert!(matches!(next_item(&mut stream).await, ClientItem::Finished));
+        assert!(stream.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn garbage_is_an_error() {
+    let garbage = |content_type: &str, body: &[u8]| {
+        response(&format!("200 OK\nContent-Type: {content_type}"), body)
+    };
+    let cases = [
+        (
+            Transport::Ndjson,
+            garbage("application/x-ndjson", b"{\"data\":}\n"),
+        ),
+        (
+            Transport::JsonSeq,
+            garbage("application/json-seq", b"garbage"),
+        ),
+        (
+            Transport::Multipart,
+            garbage("multipart/mixed; boundary=b", b"--b\r\nno header\r\n\r\n"),
+        ),
+        (Transport::Multipart, garbage("multipart/mixed", b"")),
+        (Transport::LongPoll, garbage("application/json", b"<html>")),
+        (
+            Transport::Sse,
+            garbage("text/event-stream", b"id: not an id\ndata: 1\n\n"),
+        ),
+    ];
+    for (transport, garbage) in cases {
+        let (error, _, requests) = outcome(transport, vec![garbage]).await;
+        assert!(error.is_malformed(), "{transport}: {error}");
+        assert_eq!(requests, 1);
+    }
+}
+
+#[tokio::test]
+async fn long_events_are_refused() {
+    let long = "x".repeat(2000);
+    let cases = [
+        (Transport::Sse, sse(&format!("data: {long}"))),
+        (Transport::Sse, sse(&"data: some more\n".repeat(1000))),
+        (
+            Transport::Ndjson,
+            response(
+                "200 OK\nContent-Type: application/x-ndjson",
+                long.as_bytes(),
+            ),
+        ),
+        (
+            Transport::JsonSeq,
+            response(
+                "200 OK\nContent-Type: application/json-seq",
+                format!("\x1e{long}").as_bytes(),
+            ),
+        ),
+        (
+            Transport::Multipart,
+            response(
+                "200 OK\nContent-Type: multipart/mixed; boundary=b",
+                b"--b\r\nContent-Length: 99999999999\r\n\r\n",
+            ),
+        ),
+        (
+            Transport::LongPoll,
+            response(
+                "200 OK\nContent-Type: application/json",
+                "[".repeat(5000).as_bytes(),
+            ),
+        ),
+    ];
+    for (transport, response) in cases {
+        let (error, _, requests) = outcome(transport, vec![response]).await;
+        assert!(error.is_too_long(), "{transport}: {error}");
+        assert_eq!(requests, 1);
+    }
+}
+
+#[tokio::test]
+async fn compressed_response_is_refused() {
+    let bomb = response(
+        "200 OK\nContent-Type: text/event-stream\nContent-Encoding: gzip",
+        b"\x1f\x8b",
+    );
+    let (error, _, _) = outcome(Transport::Sse, vec![bomb]).await;
+    assert!(error.is_unexpected_content_type() && error.to_string().contains("compressed"));
+}
+
+#[tokio::test]
+async fn id_that_goes_back_is_the_cursor() {
+    let (server, _) = scripted_server(vec![sse("id: 9\ndata: a\n\nid: 3\ndata: b\n\n")]).await;
+    let mut stream = client_for(Transport::Sse)
+        .subscribe(server.url("/"))
+        .unwrap();
+    assert_eq!(next_text(&mut stream).await, "a");
+    assert_eq!(next_text(&mut stream).await, "b");
+    assert_eq!(stream.cursor(), Some(&3.into()));
+}
+
+/// A handshake that agrees to the sample key cannot agree to a random one.
+#[tokio::test]
+async fn wrong_accept_key_is_refused() {
+    let head = "101 Switching Protocols\nConnection: upgrade\nUpgrade: websocket\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+    let (error, _, requests) = outcome(Transport::WebSocket, vec![response(head, b"")]).await;
+    assert!(error.is_handshake(), "{error}");
+    assert_eq!(requests, 1);
+}
+
+#[tokio::test]
+async fn token_is_fresh_for_each_request() {
+    let unauthorized = response("401 Unauthorized", b"who are you?");
+    let first = sse("id: 1\ndata: a\n\n");
+    // The token expires in the middle of the feed, and once more for good.
+    let responses = vec![
+        unauthorized.clone(),
+        first,
+        unauthorized.clone(),
+        sse("data: b\n\n"),
+        unauthorized,
+    ];
+    let (server, connections) = scripted_server(responses).await;
+    let tokens = Arc::new(AtomicUsize::new(0));
+    let counter = tokens.clone();
+    let client = client_for(Transport::Sse).prepare_request(move |mut request| {
+        let token = counter.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let token = HeaderValue::try_from(format!("Bearer {token}"))?;
+            request.headers_mut().insert("authorization", token);
+            Ok(request)
+        }
+    });
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    assert_eq!(next_text(&mut stream).await, "a");
+    assert_eq!(next_text(&mut stream).await, "b");
+    let (error, _) = errors_to_end(&mut stream).await;
+    assert_eq!(error.status_code().unwrap(), 401);
+    assert_eq!(error.body().unwrap(), "who are you?");
+    assert_eq!(tokens.load(Ordering::SeqCst), 6);
+    assert_eq!(connections.load(Ordering::SeqCst), 6);
+}
+
+#[tokio::test]
+async fn failed_preparation_is_retried() {
+    let (server, _) = scripted_server(vec![sse("data: hi\n\n")]).await;
+    let calls = AtomicUsize::new(0);
+    let client = client_for(Transport::Sse).prepare_request(move |request| {
+        let is_first = calls.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            match is_first {
+                true => Err("no token yet".into()),
+                false => Ok(request),
+            }
+        }
+    });
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    let ClientItem::Reconnecting { error, .. } = next_item(&mut stream).await else {
+        panic!()
+    };
+    assert!(error.unwrap().is_prepare());
+    assert_eq!(next_text(&mut stream).await, "hi");
+}
+
+#[tokio::test]
+async fn unreachable_server_is_retried() {
+    let server = TestServer::start_with(|_| async {}).await;
+    let url = server.url("/");
+    drop(server);
+    let mut stream = Client::new().subscribe(url).unwrap();
+    let ClientItem::Reconnecting { error, .. } = next_item(&mut stream).await else {
+        panic!()
+    };
+    assert!(error.unwrap().is_request());
+}
+
+#[tokio::test]
+async fn held_back_response_leads_to_the_next_transport() {
+    let held_back = response("200 OK\nContent-Type: text/event-stream", KEEP_OPEN);
+    let batch = b"[{\"id\":\"1\",\"data\":\"hi\"}]";
+    let head = format!(
+        "200 OK\nContent-Type: application/json\nContent-Length: {}",
+        batch.len()
+    );
+    let (server, _) = scripted_server(vec![held_back, response(&head, batch)]).await;
+    let client = Client::new().first_byte_timeout(Duration::from_millis(50));
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    assert_eq!(next_text(&mut stream).await, "hi");
+}
+
+#[test]
+fn only_urls_with_a_host_are_accepted() {
+    for url in [
+        "",
+        "/feed",
+        "ftp://host/",
+        "http://",
+        "mailto:x",
+        "not a url",
+    ] {
+        assert!(
+            Client::new().subscribe(url).unwrap_err().is_invalid_url(),
+            "{url}"
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! What the client tells of a feed: gaps, ends, hints, messages in both directions.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use testkit::TestServer;
+use tower_push::{
+    Channel, Event, GapReason, Item,
+    event::{CloseCode, CloseFrame, Payload},
+    source::{Subscription, listen_fn, source_fn},
+    transport::StreamEnd,
+};
+use tower_push_client::{Client, ClientItem, Transport};
+
+use crate::support::{
+    TRANSPORTS, client_for, errors_to_end, http2_service, next_item, next_text, texts_to_end,
+};
+
+#[tokio::test]
+async fn gap_arrives_with_its_data() {
+    let channel = Channel::builder().max_events(2).build();
+    let first = channel.publish("0").unwrap();
+    for number in 1..5 {
+        channel.publish(number.to_string()).unwrap();
+    }
+    let server = TestServer::start(tower_push::service(channel)).await;
+    for transport in TRANSPORTS {
+        let client = client_for(transport).cursor(first.clone());
+        let mut stream = client.subscribe(server.url("/")).unwrap();
+        let gap = loop {
+            match next_item(&mut stream).await {
+                ClientItem::Gap(gap) => break gap,
+                ClientItem::Connected { .. } | ClientItem::Cursor(_) => {}
+                item => panic!("{transport}: {item:?}"),
+            }
+        };
+        assert_eq!(gap.reason, GapReason::Expired, "{transport}");
+        assert_eq!(
+            (gap.missed, &gap.requested),
+            (Some(2), &Some(first.clone()))
+        );
+        assert_eq!(next_text(&mut stream).await, "3");
+        assert_eq!(next_text(&mut stream).await, "4");
+    }
+}
+
+#[tokio::test]
+async fn fields_of_events_arrive() {
+    let source = source_fn(async |_: Subscription| {
+        let event = Event::json_text("{\"eur\":21.5}")?;
+        let event = event
+            .with_id("7:a")?
+            .with_type("price")?
+            .with_topic("rates")?;
+        let binary = Event::binary(vec![0, 255]).with_id("8")?;
+        let items = [Item::Event(event), Item::Event(binary), Item::Finished];
+        Ok::<_, tower_push::source::Rejection>(stream::iter(items))
+    });
+    let server = TestServer::start(tower_push::service(source)).await;
+    // An event stream has no place for bytes.
+    for transport in TRANSPORTS.into_iter().filter(|t| *t != Transport::Sse) {
+        let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
+        let mut events = Vec::new();
+        loop {
+            match next_item(&mut stream).await {
+                ClientItem::Finished => break,
+                item => events.extend(item.into_event()),
+            }
+        }
+        let [price, bytes] = &events[..] else {
+            panic!("{transport}: {events:?}")
+        };
+        assert_eq!(price.id().unwrap().as_str(), "7:a");
+        assert_eq!(price.event_type().unwrap().as_str(), "price");
+        assert_eq!(price.topic().unwrap().as_str(), "rates");
+        assert_eq!(price.payload().as_text(), Some("{\"eur\":21.5}"));
+        assert_eq!(
+            bytes.payload(),
+            &Payload::Binary(vec![0, 255].into()),
+            "{transport}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn time_of_an_end_is_the_floor() {
+    let retry = Duration::from_secs(5);
+    let source = source_fn(async move |_: Subscription| {
+        let event = Event::text("hi").with_id("1")?;
+        let items = [Item::Event(event), Item::Ended { retry }];
+        Ok::<_, tower_push::source::Rejection>(stream::iter(items))
+    });
+    let server = TestServer::start(tower_push::service(source)).await;
+    for transport in TRANSPORTS {
+        let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
+        assert_eq!(next_text(&mut stream).await, "hi");
+        let delay = loop {
+            match next_item(&mut stream).await {
+                ClientItem::Reconnecting { delay, error: None } => break delay,
+                ClientItem::Cursor(_) => {}
+                item => panic!("{transport}: {item:?}"),
+            }
+        };
+        assert!(
+            (retry..=2 * retry).contains(&delay),
+            "{transport}: {delay:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn close_frame_of_the_application_finishes() {
+    const FORBIDDEN: CloseCode = CloseCode::new(4403).unwrap();
+    let source = source_fn(async |_: Subscription| {
+        let frame = CloseFrame::new(FORBIDDEN, "Forbidden");
+        let item = Item::closed(frame, StreamEnd::FINISHED);
+        Ok::<_, tower_push::source::Rejection>(stream::iter([item]))
+    });
+    let server = TestServer::start(tower_push::service(source)).await;
+    for transport in TRANSPORTS {
+        let mut stream = client_for(transport).subscribe(server.url("/")).unwrap();
+        assert!(texts_to_end(&mut stream).await.is_empty());
+    }
+    // Without a subprotocol there is no message for the end, and the code decides.
+    let client = client_for(Transport::WebSocket).subprotocols::<String>([]);
+    let mut stream = client.subscribe(server.url("/")).unwrap();
+    let (error, _) = errors_to_end(&mut stream).await;
+    assert!(error.is_closed());
+    assert_eq!(error.close_frame().unwrap().reason(), "Forbidden");
+}
+
+/// A server that sends each message back.
+async fn echo_server() -> TestServer {
+    let echo = source_fn(async |subscription: Subscription| {
+        let messages = subscription.client_messages().unwrap();
+        Ok::<_, tower_push::source::Rejection>(messages)
+    });
+    let transport = tower_push::transport::WebSocket::new().deflate_threshold(Some(0));
+    TestServer::start(tower_push::service(echo).transport(transport)).await
+}
+
+#[tokio::test]
+async fn messages_go_both_ways() {
+    let server = echo_server().await;
+    for (transport, deflate) in [
+        (Transport::WebSocket, true),
+        (Transport::WebSocket, false),
+        (Transport::WebSocketHttp2, true),
+    ] {
+        let client = client_for(transport)
+            .deflate(deflate)
+            .subprotocols::<String>([]);
+        let mut stream = client.subscribe(server.url("/")).unwrap();
+        let sender = stream.sender();
+        for len in [0, 1, 125, 126, 127, 1000, 60_000] {
+            for message in [
+                Payload::Text("é".repeat(len / 2)),
+                Payload::Binary(vec![7; len].into()),
+            ] {
+                // Messages wait in the queue until the WebSocket is open.
+                sender.send(message.clone()).await.unwrap();
+                let event = loop {
+                    if let Some(event) = next_item(&mut stream).await.into_event() {
+                        break event;
+                    }
+                };
+                assert_eq!(event.payload(), &message, "{transport}, {len}");
+            }
+        }
+        stream.close(CloseFrame::new(CloseCode::NORMAL, "bye"));
+        assert!(stream.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn close_frame_reaches_the_server() {
+    let (frames, mut closed) = tokio::sync::mpsc::unbounded_channel();
+    let source = listen_fn(
+        move |_: Subscription, mut messages: tower_push::source::ClientMessages| {
+            let frames = frames.clone();
+            async move {
+                while messages.next().await.is_some() {}
+                frames.send(messages.close_frame()).unwrap();
+                Item::Finished
+            }
+        },
+    );
+    let server = TestServer::start(tower_push::service(source)).await;
+    for client in [
+        Client::new().transports([Transport::WebSocket]),
+        Client::with_service(http2_service()).transports([Transport::WebSocketHttp2]),
+    ] {
+        let mut stream = client.subscribe(server.url("/")).unwrap();
+        assert!(matches!(
+            next_item(&mut stream).await,
+            ClientItem::Connected { .. }
+        ));
+        let frame = CloseFrame::new(CloseCode::new(4321).unwrap(), "enough");
+        stream.close(frame.clone());
+        while stream.next().await.is_some() {}
+        assert_eq!(closed.recv().await.unwrap(), Some(frame));
+    }
+}
+
+#[tokio::test]
+async fn messages_are_refused_after_the_stream() {
+    let mut stream = Client::new().subscribe("ws://localhost/").unwrap();
+    let sender = stream.sender();
+    for _ in 0..64 {
+        sender.try_send(Payload::Text("queued".into())).unwrap();
+    }
+    assert!(sender.try_send(Payload::Text("too many".into())).is_err());
+    drop(stream);
+    assert!(sender.send(Payload::Text("late".into())).await.is_err());
+}
+
+#[tokio::test]
+async fn long_message_ends_the_stream() {
+    let channel = crate::support::numbered_channel(0);
+    channel.publish("x".repeat(5000)).unwrap();
+    // Compressed, the message is shorter than the limit.
+    let server = TestServer::start(tower_push::service(channel)).await;
+    let client = client_for(Transport::WebSocket).max_event_len(1000);
+    let (error, _) = errors_to_end(&mut client.subscribe(server.url("/")).unwrap()).await;
+    assert!(error.is_too_long(), "{error}");
+}

@@ -1,0 +1,8 @@
+//! The Rust client: it loses no event and repeats none, whatever happens to its connections, and it says what happened.
+
+mod cuts;
+mod failures;
+mod feeds;
+mod other_servers;
+mod sources;
+mod support;

@@ -1,0 +1,63 @@
+//! A server that shows the feed of another server.
+
+use testkit::TestServer;
+use tower_push::{Relay, service, source::StartPosition};
+use tower_push_client::{RemoteSource, Transport, relay_into};
+
+use crate::support::{
+    CuttingProxy, TRANSPORTS, client_for, next_text, numbered_channel, texts_to_end,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn remote_source_keeps_ids() {
+    let channel = numbered_channel(3);
+    let origin = TestServer::start(service(channel.clone())).await;
+    let source = RemoteSource::new(client_for(Transport::Sse), origin.url("/"));
+    let edge = TestServer::start(service(source)).await;
+    let mut cursor = None;
+    // Each client reads one event, and resumes at the other server.
+    for (number, server) in [&edge, &origin, &edge].into_iter().enumerate() {
+        let client = client_for(Transport::Sse).cursor(cursor);
+        let mut stream = client.subscribe(server.url("/")).unwrap();
+        assert_eq!(next_text(&mut stream).await, number.to_string());
+        cursor = stream.cursor().cloned();
+    }
+    channel.close();
+    for transport in TRANSPORTS {
+        let mut stream = client_for(transport).subscribe(edge.url("/")).unwrap();
+        assert_eq!(
+            texts_to_end(&mut stream).await,
+            ["0", "1", "2"],
+            "{transport}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relay_survives_cuts_of_its_origin() {
+    let channel = numbered_channel(20);
+    let origin = TestServer::start(service(channel.clone())).await;
+    let proxy = CuttingProxy::start(&origin, 700).await;
+    let (mut feed, relay) = Relay::builder().start(StartPosition::Oldest).build();
+    let upstream = client_for(Transport::Sse)
+        .subscribe(proxy.server.url("/"))
+        .unwrap();
+    let relaying = tokio::spawn(async move {
+        let result = relay_into(upstream, &mut feed).await;
+        feed.close();
+        result
+    });
+    let edge = TestServer::start(service(relay)).await;
+    let streams = TRANSPORTS.map(|t| client_for(t).subscribe(edge.url("/")).unwrap());
+    channel.publish("last").unwrap();
+    channel.close();
+    let expected: Vec<_> = (0..20)
+        .map(|n| n.to_string())
+        .chain(["last".into()])
+        .collect();
+    for mut stream in streams {
+        assert_eq!(texts_to_end(&mut stream).await, expected);
+    }
+    assert!(proxy.has_cut());
+    relaying.await.unwrap().unwrap();
+}
