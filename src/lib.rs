@@ -123,9 +123,12 @@
 mod deadline;
 #[cfg(feature = "server")]
 mod detach;
+#[cfg(feature = "websocket")]
+mod event_loop;
 pub mod format;
 pub mod guard;
 pub mod layer;
+mod moving_deadline_timer;
 mod origin_policy;
 #[cfg(feature = "server")]
 #[cfg_attr(docsrs, doc(cfg(feature = "server")))]

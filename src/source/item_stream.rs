@@ -1,7 +1,6 @@
 use std::{
     fmt,
     future::{Ready, ready},
-    ops::DerefMut,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -12,42 +11,13 @@ use pin_project_lite::pin_project;
 use super::{PushSource, Rejection, Subscription};
 use crate::{
     BoxError,
-    event::{Gap, GapReason, IntoItem, Item, ItemOrRun},
+    event::{Gap, GapReason, IntoItem, Item},
 };
-
-/// A stream of items that can yield several events at once. The stream of a [`Push`](super::Push) is such a stream, which polls by
-/// [`PushSource::poll_next_run`].
-pub trait RunStream: Stream<Item = Result<Item, BoxError>> {
-    /// Polls for the next item, or for a run of at least `min_len` events. The default polls for the next item.
-    fn poll_next_run(
-        self: Pin<&mut Self>,
-        min_len: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        let _ = min_len;
-        self.poll_next(cx).map_ok(ItemOrRun::Item)
-    }
-}
-
-impl<P> RunStream for Pin<P>
-where
-    P: DerefMut<Target: RunStream> + Unpin,
-{
-    #[inline]
-    fn poll_next_run(
-        self: Pin<&mut Self>,
-        min_len: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        self.get_mut().as_mut().poll_next_run(min_len, cx)
-    }
-}
 
 pin_project! {
     /// Yields an optional first item, such as a gap, and then the items of `stream`.
     ///
-    /// `ItemStream` is the [`PushSource::Stream`] of plain streams, of [`source_fn`](super::source_fn()) and of
-    /// [`Push`](super::Push).
+    /// `ItemStream` is the [`PushSource::Stream`] of plain streams and of [`source_fn`](super::source_fn()).
     pub struct ItemStream<S> {
         // Boxed because a first item is rare, and an inline one would enlarge every connection.
         first_item: Option<Box<Result<Item, BoxError>>>,
@@ -63,6 +33,17 @@ impl<S> ItemStream<S> {
 
     pub(super) fn with_gap(gap: Option<Gap>, stream: S) -> Self {
         Self::with_first_item(gap.map(|gap| Ok(Item::from(gap))), stream)
+    }
+
+    /// Takes the first item, if there is one.
+    #[inline]
+    pub(super) fn take_first_item(&mut self) -> Option<Result<Item, BoxError>> {
+        self.first_item.take().map(|item| *item)
+    }
+
+    /// Returns the stream behind the first item.
+    pub(super) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     pub(crate) fn with_first_item(first_item: Option<Result<Item, BoxError>>, stream: S) -> Self {
@@ -86,21 +67,6 @@ where
         this.stream
             .poll_next(cx)
             .map(|next| next.map(IntoItem::into_item))
-    }
-}
-
-impl<S: RunStream> RunStream for ItemStream<S> {
-    #[inline]
-    fn poll_next_run(
-        self: Pin<&mut Self>,
-        min_len: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        let this = self.project();
-        if let Some(first_item) = this.first_item.take() {
-            return Poll::Ready(Some(first_item.map(ItemOrRun::Item)));
-        }
-        this.stream.poll_next_run(min_len, cx)
     }
 }
 

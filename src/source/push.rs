@@ -6,13 +6,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_core::Stream;
-use pin_project_lite::pin_project;
-
-use super::{ItemStream, PushSource, Rejection, RunStream, Subscription};
+use super::{
+    PushSource, PushStream, Rejection, Subscription,
+    source_stream::{SourceStream, box_source_stream},
+};
 use crate::{
     BoxError,
-    event::{Gap, GapReason, Item, ItemOrRun},
+    event::{Gap, GapReason, ItemOrRun},
 };
 
 /// Any source, boxed as one type. Services and handlers return a `Push`.
@@ -33,7 +33,7 @@ pub struct Push {
     can_detach: bool,
 }
 
-type BoxStream = Pin<Box<dyn RunStream + Send>>;
+type BoxStream = Pin<Box<dyn SourceStream>>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 trait ErasedSource: Send {
@@ -49,34 +49,6 @@ trait ErasedSource: Send {
     fn yields_runs(&self) -> bool;
 }
 
-pin_project! {
-    /// A stream of the source `S`, which is polled by the source's own [`PushSource::poll_next_run`].
-    struct SourceStream<S: PushSource> {
-        #[pin]
-        stream: S::Stream,
-    }
-}
-
-impl<S: PushSource> Stream for SourceStream<S> {
-    type Item = Result<Item, BoxError>;
-
-    #[inline]
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.project().stream.poll_next(cx)
-    }
-}
-
-impl<S: PushSource> RunStream for SourceStream<S> {
-    #[inline]
-    fn poll_next_run(
-        self: Pin<&mut Self>,
-        min_len: usize,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        S::poll_next_run(self.project().stream, min_len, cx)
-    }
-}
-
 impl<S: PushSource + Send + 'static> ErasedSource for S {
     fn subscribe(
         self: Box<Self>,
@@ -84,7 +56,7 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
     ) -> BoxFuture<Result<BoxStream, Rejection>> {
         Box::pin(async move {
             let stream = PushSource::subscribe(*self, subscription).await?;
-            Ok(Box::pin(SourceStream::<S> { stream }) as BoxStream)
+            Ok(box_source_stream::<S>(stream))
         })
     }
 
@@ -137,7 +109,7 @@ impl Push {
 /// Handles two kinds of cursors for every source. A client whose cursor says that the source has finished is refused with
 /// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
-    type Stream = ItemStream<BoxStream>;
+    type Stream = PushStream;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         if subscription.cursor().is_some_and(|id| id.is_finished()) {
@@ -147,7 +119,7 @@ impl PushSource for Push {
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.source.subscribe(subscription).await?;
-        Ok(ItemStream::with_gap(gap, stream))
+        Ok(PushStream::new(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {
@@ -163,7 +135,7 @@ impl PushSource for Push {
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        RunStream::poll_next_run(stream, min_len, cx)
+        stream.get_mut().poll_next_run(min_len, cx)
     }
 
     fn yields_runs(&self) -> bool {

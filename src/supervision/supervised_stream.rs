@@ -13,7 +13,7 @@ use crate::{
     BoxError,
     deadline::earlier,
     event::{CloseFrame, Event, Item, ItemOrRun},
-    source::{Push, PushSource, RunStream},
+    source::{Push, PushSource, PushStream},
 };
 
 /// The items of a source, until the source, a guard or an expiry ends the stream.
@@ -111,6 +111,12 @@ impl<S> SupervisedStream<S> {
         }
     }
 
+    /// Returns the source's stream.
+    #[cfg(feature = "server")]
+    pub(crate) fn items_mut(&mut self) -> &mut S {
+        &mut self.items
+    }
+
     fn lifecycle(&self) -> Option<&dyn StreamLifecycle> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }
@@ -151,7 +157,7 @@ impl<S> SupervisedStream<S> {
     }
 }
 
-impl<S: RunStream + Unpin> SupervisedStream<S> {
+impl SupervisedStream {
     /// Polls for the next item, or for several events at once. `min_len` is the least number of events that the caller takes as a run, at
     /// least 1: see [`PushSource::poll_next_run`].
     ///
@@ -167,7 +173,7 @@ impl<S: RunStream + Unpin> SupervisedStream<S> {
             return self.poll_run(min_len, cx);
         }
         // Nothing but the source can end the stream.
-        let next = Pin::new(&mut self.items).poll_next_run(min_len, cx);
+        let next = self.items.poll_next_run(min_len, cx);
         if matches!(next, Poll::Ready(None)) {
             self.phase = StreamPhase::SourceEnded;
         }
@@ -183,8 +189,9 @@ impl<S: RunStream + Unpin> SupervisedStream<S> {
         if self.has_ended_early() {
             return Poll::Ready(None);
         }
-        let poll_items =
-            |items: Pin<&mut S>, cx: &mut Context<'_>| items.poll_next_run(min_len, cx);
+        let poll_items = |items: Pin<&mut PushStream>, cx: &mut Context<'_>| {
+            items.get_mut().poll_next_run(min_len, cx)
+        };
         let next = ready!(self.poll_supervised(cx, poll_items));
         if let (Some(lifecycle), false) = (self.lifecycle(), self.has_ended_early()) {
             match next.as_ref() {

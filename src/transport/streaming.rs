@@ -1,3 +1,5 @@
+#[cfg(feature = "server")]
+use std::{any::Any, time::Duration};
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -15,13 +17,16 @@ use super::{
     rejection_response,
     response::{NOSNIFF, method_rejection},
 };
-#[cfg(feature = "server")]
-use crate::detach::DetachableBody;
 use crate::{
     BoxError, Error,
     event::{EventRun, ItemOrRun},
-    source::{Push, RunStream},
+    source::{Push, PushStream},
     supervision::{PendingSubscription, SupervisedStream},
+};
+#[cfg(feature = "server")]
+use crate::{
+    detach::{DetachableBody, InnerBody},
+    source::EventLoopFit,
 };
 
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
@@ -93,9 +98,11 @@ where
     let mut frames = FrameBuffer::default();
     writer.write_opening(&mut frames);
     StreamingBody {
-        state: StreamingState::Open(writer),
-        frames,
-        frames_in_a_row: 0,
+        output: Some(StreamingOutput {
+            state: StreamingState::Open(writer),
+            frames,
+            frames_in_a_row: 0,
+        }),
         heartbeat_timer: HeartbeatTimer::new(keep_alive),
     }
 }
@@ -121,7 +128,7 @@ pub(super) fn set_incremental(headers: &mut HeaderMap, is_incremental: bool) {
 }
 
 /// Writes the bytes that a [`StreamingBody`] sends.
-pub(super) trait StreamWriter {
+pub(crate) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
 
@@ -144,7 +151,7 @@ pub(super) trait StreamWriter {
 
 /// What [`StreamWriter::poll_write`] returns when it is ready: a frame is full, or the stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WriteOutcome {
+pub(crate) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
     FrameReady,
     /// The stream has ended.
@@ -152,7 +159,7 @@ pub(super) enum WriteOutcome {
 }
 
 /// Writes the items of a source's stream with an encoder.
-struct ItemWriter<S> {
+pub(crate) struct ItemWriter<S> {
     stream: SupervisedStream<S>,
     encoder: Box<dyn Encoder>,
 }
@@ -160,7 +167,7 @@ struct ItemWriter<S> {
 /// The least number of events that an [`ItemWriter`] takes as a run. A single event is cheaper as an item.
 const MIN_RUN_LEN: usize = 2;
 
-impl<S> ItemWriter<S> {
+impl ItemWriter<PushStream> {
     fn write_end(
         &mut self,
         end: StreamEnd,
@@ -184,7 +191,7 @@ impl<S> ItemWriter<S> {
     }
 }
 
-impl<S: RunStream + Unpin> StreamWriter for ItemWriter<S> {
+impl StreamWriter for ItemWriter<PushStream> {
     fn write_opening(&mut self, out: &mut FrameBuffer) {
         self.encoder.open(out);
     }
@@ -239,15 +246,21 @@ impl<S: RunStream + Unpin> StreamWriter for ItemWriter<S> {
 }
 
 pin_project! {
-    /// The body of a streaming response: polls a writer, joins small writes into frames, and sends heartbeats.
+    /// The body of a streaming response: the output of a writer, and heartbeats while the writer has no output.
     pub(super) struct StreamingBody<W> {
-        state: StreamingState<W>,
-        frames: FrameBuffer,
-        // The number of frames since the body was last pending. 0 if nothing but the opening can be in the buffer.
-        frames_in_a_row: usize,
+        // `None` once the output has left the body.
+        output: Option<StreamingOutput<W>>,
         #[pin]
         heartbeat_timer: HeartbeatTimer,
     }
+}
+
+/// Polls a writer, and joins small writes into frames.
+pub(crate) struct StreamingOutput<W> {
+    state: StreamingState<W>,
+    frames: FrameBuffer,
+    /// The number of frames since the output was last pending. 0 if nothing but the opening can be in `frames`.
+    frames_in_a_row: u8,
 }
 
 enum StreamingState<W> {
@@ -264,7 +277,7 @@ enum StreamingState<W> {
 
 /// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
 /// and the server polls without limit.
-const MAX_FRAMES_IN_A_ROW: usize = 8;
+const MAX_FRAMES_IN_A_ROW: u8 = 8;
 
 impl<W: StreamWriter> StreamingState<W> {
     /// Lets the writer write until there is a full frame. Returns `Pending` only if the writer has nothing more to write now.
@@ -290,6 +303,55 @@ impl<W: StreamWriter> StreamingState<W> {
     }
 }
 
+impl<W: StreamWriter> StreamingOutput<W> {
+    /// Returns the next frame. Returns `None` after the end.
+    ///
+    /// Returns `Pending` also after some frames in a row, and then wakes the task.
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BoxError>>> {
+        if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
+            // Not 0, because `frames` may hold another frame of the same run.
+            self.frames_in_a_row = 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // A large event or a run makes several frames. All of these frames are sent before the next item is taken.
+        let has_more_frames = self.frames_in_a_row > 0 && !self.frames.is_empty();
+        let written = match has_more_frames {
+            true => Poll::Ready(()),
+            false => self.state.poll_write(cx, &mut self.frames),
+        };
+        if let Some(frame) = self.frames.take_frame() {
+            self.frames_in_a_row += 1;
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if written.is_pending() {
+            self.frames_in_a_row = 0;
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut self.state, StreamingState::Ended) {
+            StreamingState::Failing { error, is_flushed } if is_flushed => {
+                Poll::Ready(Some(Err(error)))
+            }
+            StreamingState::Failing { error, .. } => {
+                let is_flushed = true;
+                self.state = StreamingState::Failing { error, is_flushed };
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
+        }
+    }
+
+    /// Returns the frame of a heartbeat. Returns `None` if the writer writes no heartbeats, or has ended.
+    pub(crate) fn take_heartbeat(&mut self) -> Option<Bytes> {
+        self.state.write_heartbeat(&mut self.frames);
+        self.frames.take_frame()
+    }
+}
+
 impl<W: StreamWriter> Body for StreamingBody<W> {
     type Data = Bytes;
     type Error = BoxError;
@@ -299,45 +361,49 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        if *this.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
-            // Not 0, because the buffer may hold another frame of the same run.
-            *this.frames_in_a_row = 1;
-            cx.waker().wake_by_ref();
+        let Some(output) = this.output else {
             return Poll::Pending;
-        }
-        // A large event or a run makes several frames. All of these frames are sent before the next item is taken.
-        let has_more_frames = *this.frames_in_a_row > 0 && !this.frames.is_empty();
-        let written = match has_more_frames {
-            true => Poll::Ready(()),
-            false => this.state.poll_write(cx, this.frames),
         };
-        if let Some(frame) = this.frames.take_frame() {
-            *this.frames_in_a_row += 1;
-            this.heartbeat_timer.as_mut().on_write();
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
-        }
-        if written.is_pending() {
-            *this.frames_in_a_row = 0;
-            ready!(this.heartbeat_timer.as_mut().poll(cx));
-            this.state.write_heartbeat(this.frames);
-            let Some(frame) = this.frames.take_frame() else {
-                this.heartbeat_timer.disable();
-                return Poll::Pending;
-            };
+        if let Poll::Ready(frame) = output.poll_frame(cx) {
             this.heartbeat_timer.on_write();
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
+            return Poll::Ready(frame.map(|frame| frame.map(Frame::data)));
         }
-        match std::mem::replace(this.state, StreamingState::Ended) {
-            StreamingState::Failing { error, is_flushed } if is_flushed => {
-                Poll::Ready(Some(Err(error)))
-            }
-            StreamingState::Failing { error, .. } => {
-                let is_flushed = true;
-                *this.state = StreamingState::Failing { error, is_flushed };
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
+        ready!(this.heartbeat_timer.as_mut().poll(cx));
+        let Some(frame) = output.take_heartbeat() else {
+            this.heartbeat_timer.disable();
+            return Poll::Pending;
+        };
+        this.heartbeat_timer.on_write();
+        Poll::Ready(Some(Ok(Frame::data(frame))))
+    }
+}
+
+/// The output of a body whose items come from a source, after it has left the body.
+#[cfg(feature = "server")]
+pub(crate) struct ItemOutput {
+    pub(crate) output: StreamingOutput<ItemWriter<PushStream>>,
+    /// The time without output after which a heartbeat is due. `None` if the stream sends no heartbeats.
+    pub(crate) heartbeat_interval: Option<Duration>,
+}
+
+#[cfg(feature = "server")]
+impl ItemOutput {
+    /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`].
+    pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
+        match &mut self.output.state {
+            StreamingState::Open(writer) => writer.stream.items_mut().join_event_loop(),
+            StreamingState::Failing { .. } | StreamingState::Ended => EventLoopFit::Unfit,
         }
+    }
+}
+
+#[cfg(feature = "server")]
+impl InnerBody for StreamingBody<ItemWriter<PushStream>> {
+    fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>> {
+        let this = self.project();
+        Some(Box::new(ItemOutput {
+            output: this.output.take()?,
+            heartbeat_interval: this.heartbeat_timer.interval(),
+        }))
     }
 }

@@ -277,7 +277,7 @@ impl PushSource for Channel {
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        stream.get_mut().poll_next_run(min_len, cx)
+        stream.get_mut().poll_item_or_run(min_len, cx)
     }
 
     fn yields_runs(&self) -> bool {

@@ -7,10 +7,15 @@ use std::{
 
 use futures_core::Stream;
 
+#[cfg(feature = "server")]
+use crate::source::EventLoopFit;
 use crate::{
     BoxError,
     event::{Item, ItemOrRun},
-    source::log::{Epoch, LogReadOutcome, LogReader, LogRunOutcome, ReplayLog, ResolvedStart},
+    source::{
+        log::{Epoch, LogReadOutcome, LogReader, LogRunOutcome, ReplayLog, ResolvedStart},
+        source_stream::SourceStream,
+    },
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are
@@ -33,7 +38,7 @@ impl Subscriber {
 
     /// Polls for the next item, or for a run of at least `min_len` events.
     #[inline]
-    pub(super) fn poll_next_run(
+    pub(super) fn poll_item_or_run(
         &mut self,
         min_len: usize,
         cx: &mut Context<'_>,
@@ -80,6 +85,22 @@ impl Stream for Subscriber {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.get_mut().poll_item(cx)
+    }
+}
+
+impl SourceStream for Subscriber {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        self.get_mut().poll_item_or_run(min_len, cx)
+    }
+
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+        EventLoopFit::ReadsLog(self.get_mut().reader.wait_with_group())
     }
 }
 

@@ -4,6 +4,8 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
+#[cfg(feature = "server")]
+use super::WatchedLog;
 use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
 use crate::{
     BoxError, Error,
@@ -14,7 +16,8 @@ use crate::{
 /// One subscriber's view of a [`ReplayLog`]: its position, and at most a few events that are about to be sent.
 pub(crate) struct LogReader<I: LogIds> {
     log: Arc<ReplayLog<I>>,
-    key: WaiterKey,
+    /// The key in the log's wait list. `None` if the reader waits with its group: its event loop wakes it.
+    key: Option<WaiterKey>,
     /// The position of the last event taken from the log.
     position: u64,
     /// An item that is yielded before the first event.
@@ -48,7 +51,7 @@ const MAX_READ_BYTES: usize = 16 * 1024;
 impl<I: LogIds> LogReader<I> {
     pub(crate) fn new(log: Arc<ReplayLog<I>>, start: ResolvedStart) -> Self {
         Self {
-            key: log.add_subscriber(),
+            key: Some(log.add_subscriber()),
             log,
             position: start.position,
             first_item: start.first_item.map(Box::new),
@@ -82,8 +85,23 @@ impl<I: LogIds> LogReader<I> {
         waker: &Waker,
         position: u64,
     ) -> StoreWakerOutcome {
-        self.log
-            .store_waker_unless_readable(&self.key, waker, position)
+        match &self.key {
+            Some(key) => self.log.store_waker_unless_readable(key, waker, position),
+            None => StoreWakerOutcome::Stored,
+        }
+    }
+
+    /// Makes the reader wait with its group: from now on, the reader stores no waker. The caller polls the reader once more, and then
+    /// whenever the status of the returned log changes.
+    #[cfg(feature = "server")]
+    pub(crate) fn wait_with_group(&mut self) -> Arc<dyn WatchedLog>
+    where
+        I: Send + Sync + 'static,
+    {
+        if let Some(key) = self.key.take() {
+            self.log.deregister_waiter(&key);
+        }
+        self.log.clone()
     }
 
     /// Returns whether there is an item that the client gets before the first event.
@@ -158,8 +176,7 @@ impl<I: LogIds> LogReader<I> {
             EventLogReadOutcome::Closed => return Poll::Ready(Some(LogReadOutcome::Closed)),
             EventLogReadOutcome::UpToDate => {
                 self.requested_cursor = None;
-                let outcome =
-                    (self.log).store_waker_unless_readable(&self.key, cx.waker(), self.position);
+                let outcome = self.store_waker_unless_readable(cx.waker(), self.position);
                 if outcome.is_stored() {
                     return Poll::Pending;
                 }
@@ -210,7 +227,7 @@ impl<I: LogIds> LogReader<I> {
 
 impl<I: LogIds> Drop for LogReader<I> {
     fn drop(&mut self) {
-        self.log.remove_subscriber(&self.key);
+        self.log.remove_subscriber(self.key.as_ref());
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `log_ids.rs`, `epoch.rs` | [`LogIds`]: how ids and positions belong together; [`Epoch`]: ids that are made from positions | |
 //! | `replay_log.rs` | [`ReplayLog`]: a log that clients subscribe to, with ids, a [`LagPolicy`] and counts | where events come from |
 //! | `log_reader.rs` | [`LogReader`]: one subscriber's position | what comes before the log |
+//! | `watched_log.rs` | [`WatchedLog`]: a log, as seen by a task that wakes several of its readers | readers |
 
 mod epoch;
 mod event_log;
@@ -30,11 +31,15 @@ mod read_buffer;
 mod replay_log;
 mod run_cache;
 mod shared_log;
+#[cfg(feature = "server")]
+mod watched_log;
 
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 
 pub use self::lag_policy::{KeyFn, LagPolicy};
+#[cfg(feature = "server")]
+pub(crate) use self::watched_log::WatchedLog;
 pub(crate) use self::{
     epoch::Epoch,
     event_log::{DuplicateId, EventLog, EventLogReadOutcome},

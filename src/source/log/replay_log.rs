@@ -86,6 +86,12 @@ impl<I: LogIds> ReplayLog<I> {
             .map_or(Duration::ZERO, |created_at| created_at.elapsed())
     }
 
+    /// Returns the log and the tasks that wait for its next event.
+    #[cfg(feature = "server")]
+    pub(super) fn shared_log(&self) -> &SharedLog {
+        &self.log
+    }
+
     pub(crate) fn ids(&self) -> &I {
         &self.ids
     }
@@ -246,9 +252,12 @@ impl<I: LogIds> ReplayLog<I> {
         self.log.register_reader(sequence)
     }
 
-    /// Removes a subscriber.
-    pub(super) fn remove_subscriber(&self, reader: &WaiterKey) {
-        self.log.deregister_reader(reader);
+    /// Removes a subscriber. `reader` is the subscriber's key in the wait list, and `None` if the key was
+    /// [removed](Self::deregister_reader) before.
+    pub(super) fn remove_subscriber(&self, reader: Option<&WaiterKey>) {
+        if let Some(reader) = reader {
+            self.log.deregister_reader(reader);
+        }
         self.subscriber_count.send_modify(|count| *count -= 1);
     }
 

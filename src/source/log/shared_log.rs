@@ -149,6 +149,24 @@ impl SharedLog {
         result
     }
 
+    /// Returns the log's [status](encode_status).
+    #[cfg(feature = "server")]
+    pub(super) fn status(&self) -> u64 {
+        self.status.load(Ordering::Acquire)
+    }
+
+    /// Stores a registered reader's waker, which is woken when the log changes. Stores nothing if the status is not `status` any more.
+    #[cfg(feature = "server")]
+    pub(super) fn store_waker_unless_changed(
+        &self,
+        reader: &WaiterKey,
+        waker: &Waker,
+        status: u64,
+    ) -> StoreWakerOutcome {
+        self.wait_list
+            .store_waker_unless(reader, waker, || self.status() != status)
+    }
+
     /// Returns whether the log is closed and has no event after `position`.
     pub(crate) fn is_finished_at(&self, position: u64) -> bool {
         self.status.load(Ordering::Acquire) == encode_status(position, true)

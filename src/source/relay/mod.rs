@@ -248,7 +248,7 @@ impl PushSource for Relay {
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        stream.poll_next_run(min_len, cx)
+        stream.poll_item_or_run(min_len, cx)
     }
 
     fn yields_runs(&self) -> bool {

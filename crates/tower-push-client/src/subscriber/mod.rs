@@ -51,8 +51,8 @@ use crate::{
 /// subscriber and an HTTP client; [`EventStream`](crate::EventStream) is such a caller.
 ///
 /// # Protocol
-/// 1. **Items.** Call [`poll_item`](Self::poll_item) until it returns `None`. If [`is_terminated`](Self::is_terminated) then, the
-///    subscription has ended.
+/// 1. **Items.** Call [`poll_item`](Self::poll_item) until it returns `None`. If [`is_terminated`](Self::is_terminated) returns `true`
+///    after that, the subscription has ended.
 /// 2. **Connection.** Unless [`needs_connection`](Self::needs_connection), drop the request, the response and the socket of the last
 ///    connection, if there are any. Then send the request that [`poll_request`](Self::poll_request) returns, if any.
 /// 3. **Response.** Report the response with [`handle_response`](Self::handle_response), which says whether to read its body or to upgrade
@@ -108,7 +108,7 @@ pub struct Subscriber {
     watchdog: ReadWatchdog,
     /// The input that has not been parsed.
     input: Bytes,
-    /// How the body or the socket has ended, once it has.
+    /// How the body or the socket has ended; `None` while it is open.
     end: Option<Result<(), BoxError>>,
     /// The items that were produced together with an earlier one: at most two.
     queued: VecDeque<Result<ClientItem, Error>>,
@@ -136,7 +136,7 @@ enum SubscriberState {
     /// The body of a response that is no feed is read, to be reported in an error.
     ReadingError(Box<PendingResponse>),
     /// A feed is read.
-    Reading(Connection),
+    Reading(FeedConnection),
     /// A closing handshake has begun. Input is discarded until the server ends the connection.
     #[cfg(feature = "websocket")]
     Closing {
@@ -151,7 +151,7 @@ enum SubscriberState {
 
 /// A response that is a feed.
 #[derive(Debug)]
-struct Connection {
+struct FeedConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
@@ -176,7 +176,7 @@ enum ConnectionReader {
 
 impl ConnectionReader {
     /// Returns the reader of a body. Returns `None` for a WebSocket.
-    fn body(&self) -> Option<&ItemReader> {
+    fn item_reader(&self) -> Option<&ItemReader> {
         match self {
             Self::Body(reader) => Some(reader),
             #[cfg(feature = "websocket")]
@@ -184,8 +184,8 @@ impl ConnectionReader {
         }
     }
 
-    /// Like [`body`](Self::body), but mutable.
-    fn body_mut(&mut self) -> Option<&mut ItemReader> {
+    /// Like [`item_reader`](Self::item_reader), but mutable.
+    fn item_reader_mut(&mut self) -> Option<&mut ItemReader> {
         match self {
             Self::Body(reader) => Some(reader),
             #[cfg(feature = "websocket")]
@@ -263,9 +263,9 @@ impl Subscriber {
 
     // Methods for requests and responses.
 
-    /// Returns the request that is to be sent now. Returns `None` if none is due.
+    /// Returns the request that is to be sent now. Returns `None` if no request is due.
     ///
-    /// The request has the headers of the transport and the cursor. The caller may add others, and a body, and may change the method.
+    /// The request has the headers of the transport and the cursor. The caller may add other headers and a body, and may change the method.
     pub fn poll_request(&mut self, now: Instant) -> Option<Request<()>> {
         if !matches!(self.state, SubscriberState::Waiting { until } if until <= now) {
             return None;
@@ -344,7 +344,7 @@ impl Subscriber {
                 }
             }
             SubscriberState::ReadingError(pending) => {
-                let is_complete = pending.push_body(&input);
+                let is_complete = pending.append_body(&input);
                 if is_complete {
                     self.report_error_response(now);
                 }
@@ -384,7 +384,7 @@ impl Subscriber {
                 ConnectionReader::Body(reader) => {
                     let item =
                         reader.next_item(&mut self.input, self.cursor.as_ref(), &self.config);
-                    if reader.take_cursor_cleared() {
+                    if reader.take_cursor_cleared_flag() {
                         self.cursor = None;
                     }
                     item
@@ -468,7 +468,7 @@ impl Subscriber {
             connection.has_item_of_input = true;
             self.watchdog.on_heartbeat();
         }
-        let body = connection.reader.body();
+        let body = connection.reader.item_reader();
         if body.is_some_and(ItemReader::is_finished) && self.end.is_none() {
             self.end = Some(Ok(()));
         }
@@ -476,7 +476,7 @@ impl Subscriber {
             return false;
         }
         let is_new = !std::mem::replace(&mut connection.is_finished, true);
-        if let Some(body) = connection.reader.body_mut() {
+        if let Some(body) = connection.reader.item_reader_mut() {
             if is_new && matches!(self.end, Some(Ok(()))) {
                 match body.finish(&self.config) {
                     // The end may have completed items.
@@ -497,7 +497,7 @@ impl Subscriber {
         #[cfg(feature = "websocket")]
         if matches!(
             &self.state,
-            SubscriberState::Reading(Connection {
+            SubscriberState::Reading(FeedConnection {
                 reader: ConnectionReader::WebSocket(_),
                 ..
             })

@@ -274,7 +274,7 @@ impl Event {
     }
 
     /// Like [`with_topic`](Self::with_topic), but takes a [`Topic`] and cannot fail.
-    pub fn with_checked_topic(self, topic: Topic) -> Self {
+    pub fn with_event_topic(self, topic: Topic) -> Self {
         self.map_fields(|fields| fields.topic = Some(topic))
     }
 
