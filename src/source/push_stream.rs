@@ -9,11 +9,11 @@ use futures_core::Stream;
 #[cfg(feature = "server")]
 use super::EventLoopFit;
 #[cfg(feature = "websocket")]
-use super::source_stream::box_source_stream;
+use super::source_stream::box_plain_stream;
 use super::{ItemStream, source_stream::SourceStream};
 use crate::{
     BoxError,
-    event::{Gap, IntoItem, Item, ItemOrRun},
+    event::{Gap, Item, ItemOrRun},
 };
 
 /// The [`PushSource::Stream`](super::PushSource::Stream) of [`Push`](super::Push): an optional gap, and then the items of any source.
@@ -33,9 +33,9 @@ impl PushStream {
     #[cfg(feature = "websocket")]
     pub(crate) fn of<S>(stream: S) -> Self
     where
-        S: Stream<Item: IntoItem> + Send + 'static,
+        S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
     {
-        Self::new(None, box_source_stream::<S>(ItemStream::new(stream)))
+        Self::new(None, box_plain_stream(stream))
     }
 
     /// Polls for the next item, or for a run of at least `min_len` events. See [`PushSource::poll_next_run`](super::PushSource::poll_next_run).

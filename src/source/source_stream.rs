@@ -7,6 +7,8 @@ use std::{
 use futures_core::Stream;
 use pin_project_lite::pin_project;
 
+#[cfg(feature = "websocket")]
+use super::ItemStream;
 #[cfg(feature = "server")]
 use super::log::WatchedLog;
 use super::{PushSource, channel, relay};
@@ -43,18 +45,35 @@ pub(crate) enum EventLoopFit {
     ReadsLog(std::sync::Arc<dyn WatchedLog>),
 }
 
-/// Boxes the stream of a source. The readers of our own logs are recognized here: each of them has one line.
+/// Boxes the stream of a source.
 pub(super) fn box_source_stream<S>(stream: S::Stream) -> Pin<Box<dyn SourceStream>>
 where
     S: PushSource + 'static,
 {
+    box_log_reader(stream).unwrap_or_else(|stream| Box::pin(ApplicationStream::<S> { stream }))
+}
+
+/// Boxes a stream that is not the stream of a source.
+#[cfg(feature = "websocket")]
+pub(super) fn box_plain_stream<S>(stream: S) -> Pin<Box<dyn SourceStream>>
+where
+    S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
+{
+    box_log_reader(stream).unwrap_or_else(|stream| {
+        let stream = ItemStream::new(stream);
+        Box::pin(ApplicationStream::<S> { stream })
+    })
+}
+
+/// Boxes a reader of one of our own logs: each of them has one line. Returns any other stream as the error.
+fn box_log_reader<S: 'static>(stream: S) -> Result<Pin<Box<dyn SourceStream>>, S> {
     let mut stream = Some(stream);
     let boxed = None
         .or_else(|| box_if::<channel::Subscriber>(&mut stream))
         .or_else(|| box_if::<relay::RelaySubscriber>(&mut stream));
     match (boxed, stream) {
-        (Some(boxed), _) => boxed,
-        (None, Some(stream)) => Box::pin(ApplicationStream::<S> { stream }),
+        (Some(boxed), _) => Ok(boxed),
+        (None, Some(stream)) => Err(stream),
         (None, None) => unreachable!("only a boxed stream is taken out"),
     }
 }
