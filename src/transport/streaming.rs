@@ -196,6 +196,7 @@ impl StreamWriter for ItemWriter<PushStream> {
         self.encoder.open(out);
     }
 
+    #[inline]
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,

@@ -173,6 +173,7 @@ impl SharedLog {
     }
 
     /// Returns whether the log is open and has no event after `position`.
+    #[inline]
     fn is_up_to_date(&self, position: u64) -> bool {
         self.status.load(Ordering::Acquire) == encode_status(position, false)
     }
@@ -252,6 +253,7 @@ impl SharedLog {
 
     /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Stores nothing
     /// if there is such an event or the log is closed already: the caller must read again.
+    #[inline]
     pub(crate) fn store_waker_unless_readable(
         &self,
         reader: &WaiterKey,
