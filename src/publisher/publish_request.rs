@@ -33,7 +33,8 @@ pub(super) enum ResponseForm {
     Text,
     /// A JSON object.
     Object,
-    /// A JSON array of objects.
+    /// A JSON array of objects: the response to a batch, which only JSON can be.
+    #[cfg(feature = "json")]
     Array,
 }
 
@@ -192,7 +193,10 @@ fn add_idempotency_key(
     let unquoted = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
     let key = unquoted.unwrap_or(key);
     for (index, publication) in publications.iter_mut().enumerate() {
+        #[cfg(not(feature = "json"))]
+        let (_, _) = (index, form);
         let of_header = || match form {
+            #[cfg(feature = "json")]
             ResponseForm::Array if !key.is_empty() => format!("{key}/{index}"),
             _ => key.to_owned(),
         };

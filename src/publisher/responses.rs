@@ -23,6 +23,7 @@ pub(super) fn published_response(ids: &[EventId], form: ResponseForm) -> Respons
             write_ids(ids, &mut body);
             "application/json"
         }
+        #[cfg(feature = "json")]
         ResponseForm::Array => {
             body.put_u8(b'[');
             write_ids(ids, &mut body);

@@ -35,8 +35,13 @@ impl<S> ItemStream<S> {
         Self::with_first_item(gap.map(|gap| Ok(Item::from(gap))), stream)
     }
 
+    /// Takes the first item, if there is one.
+    #[inline]
+    pub(super) fn take_first_item(&mut self) -> Option<Result<Item, BoxError>> {
+        self.first_item.take().map(|item| *item)
+    }
+
     /// Returns the stream behind the first item.
-    #[cfg(feature = "server")]
     pub(super) fn stream_mut(&mut self) -> &mut S {
         &mut self.stream
     }

@@ -1,10 +1,19 @@
-use std::{any::Any, fmt, future::Future, pin::Pin};
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use super::{
     PushSource, PushStream, Rejection, Subscription,
     source_stream::{SourceStream, box_source_stream},
 };
-use crate::event::{Gap, GapReason};
+use crate::{
+    BoxError,
+    event::{Gap, GapReason, ItemOrRun},
+};
 
 /// Any source, boxed as one type. Services and handlers return a `Push`.
 ///
@@ -36,6 +45,8 @@ trait ErasedSource: Send {
     fn is_resumable(&self) -> bool;
 
     fn is_for_one_client(&self) -> bool;
+
+    fn yields_runs(&self) -> bool;
 }
 
 impl<S: PushSource + Send + 'static> ErasedSource for S {
@@ -45,7 +56,7 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
     ) -> BoxFuture<Result<BoxStream, Rejection>> {
         Box::pin(async move {
             let stream = PushSource::subscribe(*self, subscription).await?;
-            Ok(box_source_stream(stream))
+            Ok(box_source_stream::<S>(stream))
         })
     }
 
@@ -55,6 +66,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 
     fn is_for_one_client(&self) -> bool {
         PushSource::is_for_one_client(self)
+    }
+
+    fn yields_runs(&self) -> bool {
+        PushSource::yields_runs(self)
     }
 }
 
@@ -113,6 +128,18 @@ impl PushSource for Push {
 
     fn is_for_one_client(&self) -> bool {
         self.source.is_for_one_client()
+    }
+
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        stream.get_mut().poll_next_run(min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        self.source.yields_runs()
     }
 }
 

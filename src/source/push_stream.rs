@@ -9,11 +9,11 @@ use futures_core::Stream;
 #[cfg(feature = "server")]
 use super::EventLoopFit;
 #[cfg(feature = "websocket")]
-use super::source_stream::box_source_stream;
+use super::source_stream::box_plain_stream;
 use super::{ItemStream, source_stream::SourceStream};
 use crate::{
     BoxError,
-    event::{Gap, Item},
+    event::{Gap, Item, ItemOrRun},
 };
 
 /// The [`PushSource::Stream`](super::PushSource::Stream) of [`Push`](super::Push): an optional gap, and then the items of any source.
@@ -35,7 +35,21 @@ impl PushStream {
     where
         S: Stream<Item = Result<Item, BoxError>> + Send + 'static,
     {
-        Self::new(None, box_source_stream(stream))
+        Self::new(None, box_plain_stream(stream))
+    }
+
+    /// Polls for the next item, or for a run of at least `min_len` events. See [`PushSource::poll_next_run`](super::PushSource::poll_next_run).
+    #[inline]
+    pub(crate) fn poll_next_run(
+        &mut self,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        if let Some(first_item) = self.items.take_first_item() {
+            return Poll::Ready(Some(first_item.map(ItemOrRun::Item)));
+        }
+        let stream = self.items.stream_mut().as_mut();
+        stream.poll_next_run(min_len, cx)
     }
 
     /// Prepares the stream for an event loop. See [`SourceStream::join_event_loop`].

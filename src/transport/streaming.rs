@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
@@ -19,15 +18,15 @@ use super::{
     response::{NOSNIFF, method_rejection},
 };
 use crate::{
-    BoxError,
-    event::Item,
-    source::Push,
+    BoxError, Error,
+    event::{EventRun, ItemOrRun},
+    source::{Push, PushStream},
     supervision::{PendingSubscription, SupervisedStream},
 };
 #[cfg(feature = "server")]
 use crate::{
     detach::{DetachableBody, InnerBody},
-    source::{EventLoopFit, PushStream},
+    source::EventLoopFit,
 };
 
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
@@ -165,7 +164,10 @@ pub(crate) struct ItemWriter<S> {
     encoder: Box<dyn Encoder>,
 }
 
-impl<S> ItemWriter<S> {
+/// The least number of events that an [`ItemWriter`] takes as a run. A single event is cheaper as an item.
+const MIN_RUN_LEN: usize = 2;
+
+impl ItemWriter<PushStream> {
     fn write_end(
         &mut self,
         end: StreamEnd,
@@ -174,24 +176,44 @@ impl<S> ItemWriter<S> {
         self.encoder.end(end, out);
         Poll::Ready(Ok(WriteOutcome::Ended))
     }
+
+    /// Writes the events of a run at once, or one after the other if their bytes depend on this stream.
+    fn write_run(&mut self, run: &EventRun, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.encoder.write_run(run, out) {
+            self.stream.record_events(run.events());
+            return Ok(());
+        }
+        for event in run.events() {
+            self.stream.record_events(std::slice::from_ref(event));
+            self.encoder.event(event, out)?;
+        }
+        Ok(())
+    }
 }
 
-impl<S> StreamWriter for ItemWriter<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+impl StreamWriter for ItemWriter<PushStream> {
     fn write_opening(&mut self, out: &mut FrameBuffer) {
         self.encoder.open(out);
     }
 
+    #[inline]
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_ITEMS_PER_POLL {
-            let written = match Pin::new(&mut self.stream).poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
+            let written = match self.stream.poll_next_run(MIN_RUN_LEN, cx) {
+                Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
+                    item.write_to(&mut *self.encoder, out)
+                }
+                Poll::Ready(Some(Ok(ItemOrRun::Run(run)))) => match self.write_run(&run, out) {
+                    // The bytes of a run are usually a frame of their own, so nothing is gained by waiting for the next run.
+                    Ok(()) if !out.is_empty() => {
+                        return Poll::Ready(Ok(WriteOutcome::FrameReady));
+                    }
+                    written => written.map(|()| None),
+                },
                 Poll::Ready(Some(Err(error))) => {
                     self.encoder.flush(out);
                     return Poll::Ready(Err(error));
@@ -238,7 +260,7 @@ pin_project! {
 pub(crate) struct StreamingOutput<W> {
     state: StreamingState<W>,
     frames: FrameBuffer,
-    /// The number of frames since the output was last pending.
+    /// The number of frames since the output was last pending. 0 if nothing but the opening can be in `frames`.
     frames_in_a_row: u8,
 }
 
@@ -264,10 +286,6 @@ impl<W: StreamWriter> StreamingState<W> {
         let Self::Open(writer) = self else {
             return Poll::Ready(());
         };
-        // A large event makes several frames. All of these frames are sent before the next item is taken.
-        if out.is_full() {
-            return Poll::Ready(());
-        }
         match ready!(writer.poll_write(cx, out)) {
             Ok(WriteOutcome::FrameReady) => {}
             Ok(WriteOutcome::Ended) => *self = Self::Ended,
@@ -295,11 +313,17 @@ impl<W: StreamWriter> StreamingOutput<W> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, BoxError>>> {
         if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
-            self.frames_in_a_row = 0;
+            // Not 0, because `frames` may hold another frame of the same run.
+            self.frames_in_a_row = 1;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let written = self.state.poll_write(cx, &mut self.frames);
+        // A large event or a run makes several frames. All of these frames are sent before the next item is taken.
+        let has_more_frames = self.frames_in_a_row > 0 && !self.frames.is_empty();
+        let written = match has_more_frames {
+            true => Poll::Ready(()),
+            false => self.state.poll_write(cx, &mut self.frames),
+        };
         if let Some(frame) = self.frames.take_frame() {
             self.frames_in_a_row += 1;
             return Poll::Ready(Some(Ok(frame)));

@@ -1,7 +1,7 @@
 use std::{
     fmt,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 #[cfg(feature = "server")]
@@ -9,7 +9,7 @@ use super::WatchedLog;
 use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
 use crate::{
     BoxError, Error,
-    event::{Event, EventId, Gap, GapReason, Item},
+    event::{Event, EventId, EventRun, Gap, GapReason, Item},
     sync::{StoreWakerOutcome, WaiterKey},
 };
 
@@ -35,6 +35,14 @@ pub(crate) enum LogReadOutcome {
     Missed,
     /// The log is closed, and the reader has read all of it.
     Closed,
+}
+
+/// The result of [`LogReader::poll_next_run`].
+pub(crate) enum LogRunOutcome {
+    /// Several events, or a single one if the caller takes a run of one event.
+    Run(EventRun),
+    /// The outcome of [`LogReader::poll_next`], because the log has no run at the reader's position.
+    NoRun(LogReadOutcome),
 }
 
 /// Upper bound for the bytes of events that are taken from the log at once. A single larger event is taken alone.
@@ -115,21 +123,66 @@ impl<I: LogIds> LogReader<I> {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
-            match (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer) {
-                EventLogReadOutcome::Events { up_to } => self.move_to(up_to),
-                EventLogReadOutcome::Missed => return Poll::Ready(LogReadOutcome::Missed),
-                EventLogReadOutcome::Closed => return Poll::Ready(LogReadOutcome::Closed),
-                EventLogReadOutcome::UpToDate => {
-                    self.requested_cursor = None;
-                    if self
-                        .store_waker_unless_readable(cx.waker(), self.position)
-                        .is_stored()
-                    {
-                        return Poll::Pending;
-                    }
+            let outcome = (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer);
+            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+                return Poll::Ready(outcome);
+            }
+        }
+    }
+
+    /// Like [`poll_next`](Self::poll_next), but returns several events as a run, if the log has at least `min_len` events after the reader's
+    /// position.
+    #[inline]
+    pub(crate) fn poll_next_run(
+        &mut self,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<LogRunOutcome> {
+        loop {
+            if let Some(event) = self.buffer.pop() {
+                let event = LogReadOutcome::Event(event);
+                return Poll::Ready(LogRunOutcome::NoRun(event));
+            }
+            let mut run = None;
+            let outcome = (self.log).read_run(
+                self.position,
+                min_len,
+                MAX_READ_BYTES,
+                &mut self.buffer,
+                &mut run,
+            );
+            if let Some(run) = run {
+                self.position = run.last_position();
+                self.requested_cursor = None;
+                return Poll::Ready(LogRunOutcome::Run(run));
+            }
+            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+                return Poll::Ready(LogRunOutcome::NoRun(outcome));
+            }
+        }
+    }
+
+    /// Handles the outcome of a read. Returns `None` if the caller goes on: there are events in the buffer, or the log has changed since the
+    /// read. The poll is pending if the log has no event yet.
+    #[inline]
+    fn poll_handle_read(
+        &mut self,
+        outcome: EventLogReadOutcome,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<LogReadOutcome>> {
+        match outcome {
+            EventLogReadOutcome::Events { up_to } => self.move_to(up_to),
+            EventLogReadOutcome::Missed => return Poll::Ready(Some(LogReadOutcome::Missed)),
+            EventLogReadOutcome::Closed => return Poll::Ready(Some(LogReadOutcome::Closed)),
+            EventLogReadOutcome::UpToDate => {
+                self.requested_cursor = None;
+                let outcome = self.store_waker_unless_readable(cx.waker(), self.position);
+                if outcome.is_stored() {
+                    return Poll::Pending;
                 }
             }
         }
+        Poll::Ready(None)
     }
 
     /// Moves the position to `up_to`, counts the conflated events between, and forgets the requested cursor. The events up to and including

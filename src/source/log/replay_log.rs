@@ -13,7 +13,7 @@ use super::{
     LogIds, ReadBuffer, SharedLog,
 };
 use crate::{
-    event::{Event, EventId, Gap, GapReason, Item},
+    event::{Event, EventId, EventRun, Gap, GapReason, Item},
     source::{StartPosition, Subscription},
     sync::{StoreWakerOutcome, WaiterKey},
 };
@@ -280,6 +280,19 @@ impl<I: LogIds> ReplayLog<I> {
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
         self.log.read(position, max_bytes, buffer)
+    }
+
+    /// See [`SharedLog::read_run`].
+    #[inline]
+    pub(super) fn read_run(
+        &self,
+        position: u64,
+        min_len: usize,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+        run: &mut Option<EventRun>,
+    ) -> EventLogReadOutcome {
+        (self.log).read_run(position, min_len, max_bytes, buffer, run)
     }
 
     /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Stores nothing if the log already has such an

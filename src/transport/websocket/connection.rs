@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
 use hyper::{
     rt::{Read, ReadBuf, Write},
     upgrade::{OnUpgrade, Upgraded},
@@ -23,14 +22,15 @@ use tower_push_proto::websocket::Session;
 
 #[cfg(feature = "tracing")]
 use crate::supervision::TRACING_TARGET;
-#[cfg(feature = "server")]
-use crate::{event_loop::EventLoopSet, source::EventLoopFit};
 use crate::{
+    event::ItemOrRun,
     event_loop::{ConnectionPoll, DrivenConnection, OwnTask, WakeCause},
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
 };
+#[cfg(feature = "server")]
+use crate::{event_loop::EventLoopSet, source::EventLoopFit};
 
 /// The future of one connection, from its handshake to its end. If the connection belongs to a server of this crate, the future ends with the upgrade,
 /// and the server drives the connection.
@@ -113,6 +113,9 @@ const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
 /// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.
 const MAX_ROUNDS_PER_POLL: usize = 16;
+
+/// The least number of events that are taken from the source as a run. A single event is cheaper as an item.
+const MIN_RUN_LEN: usize = 2;
 
 /// The maximum number of items that are taken from the source in one round.
 const MAX_ITEMS_PER_ROUND: usize = 1024;
@@ -438,7 +441,16 @@ impl SessionDriver {
             if !self.session.wants_item() {
                 break;
             }
-            let item = ready!(Pin::new(&mut *items).poll_next(cx));
+            let item = match ready!(items.poll_next_run(MIN_RUN_LEN, cx)) {
+                Some(Ok(ItemOrRun::Run(run))) => {
+                    items.record_events(run.events());
+                    self.session.handle_run(&run);
+                    continue;
+                }
+                Some(Ok(ItemOrRun::Item(item))) => Some(Ok(item)),
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            };
             if let Err(error) = self.session.handle_item(item, tokio_now) {
                 items.report_send_error(&error.into());
             }

@@ -11,10 +11,12 @@ mod close_code;
 mod close_frame;
 mod encoding;
 mod event_id;
+mod event_run;
 mod event_type;
 mod gap;
 mod id_prefix;
 mod item;
+mod keyed_cache;
 mod payload;
 mod topic;
 
@@ -30,6 +32,7 @@ pub use self::{
     close_frame::CloseFrame,
     encoding::Encoding,
     event_id::EventId,
+    event_run::{EventRun, ItemOrRun, RunEncoding},
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
