@@ -242,6 +242,30 @@ async fn refused_topic_refuses_the_batch() {
 }
 
 #[tokio::test]
+async fn page_of_another_origin_cannot_publish() {
+    let server = PublishServer::open().await;
+    let form = "application/x-www-form-urlencoded";
+    for (header, value) in [
+        ("origin", "https://evil.example"),
+        ("sec-fetch-site", "cross-site"),
+    ] {
+        let request = server.post("/topics", form, "topic=t&data=x");
+        let response = request.header(header, value).send().await.unwrap();
+        assert_eq!(
+            problem(response, 403).await,
+            "pages of this origin may not publish"
+        );
+    }
+    assert_eq!(server.hub.counts().published, 0);
+    let own = server.server.url("");
+    let request = server
+        .post("/topics", form, "topic=t&data=x")
+        .header("origin", own);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(server.payloads("t"), ["x"]);
+}
+
+#[tokio::test]
 async fn idempotency_key_publishes_once() {
     let server = PublishServer::open().await;
     let post = async |path: &str, key: &'static str, body: &str| {

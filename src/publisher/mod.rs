@@ -49,7 +49,7 @@
 //! | status | reason |
 //! |---|---|
 //! | 400 | the body, a topic, the event type or the key is invalid, or the body breaks off |
-//! | 403 | `authorize` returned `false`. A rejection of its own has its own status |
+//! | 403 | `authorize` returned `false` (a rejection of its own has its own status), or a page of another [origin](PublisherBuilder::origin_policy) has sent the request |
 //! | 405 | the method is not `POST` |
 //! | 408 | the body did not arrive within 10 s |
 //! | 413 | the body is longer than the [limit](PublisherBuilder::max_body_len), or names more [topics](PublisherBuilder::max_topics) |
@@ -71,7 +71,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Method, Request, Response, request::Parts};
+use http::{Method, Request, Response, StatusCode, request::Parts};
 use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -135,6 +135,10 @@ impl PublisherState {
     {
         if head.method != Method::POST {
             return Err(method_not_allowed(&head.method));
+        }
+        if !self.config.origin_policy.allows(&head) {
+            let page_refused = Rejection::new(StatusCode::FORBIDDEN);
+            return Err(page_refused.message("pages of this origin may not publish"));
         }
         let body = within_body_timeout(read_body(body, self.config.max_body_len)).await?;
         let (publications, form) = read_request(&head, &body, &self.config)?;

@@ -5,6 +5,7 @@ use http::request::Parts;
 use super::{PublishAccess, Publisher};
 use crate::{
     event::Topic,
+    origin_policy::OriginPolicy,
     source::{Hub, hub::PublishOptions},
 };
 
@@ -23,6 +24,7 @@ pub(super) struct PublisherConfig {
     pub(super) max_topics: usize,
     /// The maximum number of publications per second. `None` if it is not limited.
     pub(super) max_rate: Option<u32>,
+    pub(super) origin_policy: OriginPolicy,
     pub(super) options: Box<OptionsFn>,
 }
 
@@ -42,6 +44,7 @@ impl PublisherBuilder {
             max_publications: 1000,
             max_topics: 64,
             max_rate: None,
+            origin_policy: OriginPolicy::same_origin(),
             options: Box::new(|_| PublishOptions::new()),
         })
     }
@@ -84,6 +87,13 @@ impl PublisherBuilder {
     /// is always refused. For a limit per user, refuse with the status 429 in [`authorize`](Self::authorize).
     pub fn max_rate(mut self, per_second: u32) -> Self {
         self.0.max_rate = Some(per_second);
+        self
+    }
+
+    /// Sets the web pages that may publish. By default these are pages of the [same origin](OriginPolicy::same_origin), so that a page of another
+    /// site cannot publish with the cookies of a user who visits it. Programs that are no browsers send no `Origin`, and pass.
+    pub fn origin_policy(mut self, policy: OriginPolicy) -> Self {
+        self.0.origin_policy = policy;
         self
     }
 
@@ -141,6 +151,7 @@ impl fmt::Debug for PublisherConfig {
             .field("max_publications", &self.max_publications)
             .field("max_topics", &self.max_topics)
             .field("max_rate", &self.max_rate)
+            .field("origin_policy", &self.origin_policy)
             .finish_non_exhaustive()
     }
 }

@@ -4,7 +4,10 @@ use http::{StatusCode, request::Parts};
 
 use crate::{
     event::Topic,
-    source::{FormBody, Rejection, Subscription, TopicSet, query::decode_parameter},
+    source::{
+        FormBody, Rejection, Subscription, TopicSet,
+        query::{decode_parameter, decode_path},
+    },
 };
 
 /// Where a request names the topics that the client wants, for [`Hub::subscribe`](super::Hub::subscribe).
@@ -105,12 +108,8 @@ impl Topics {
             TopicsPlace::Query(name) => self.check_names(parameters(head, name))?,
             TopicsPlace::Path(prefix) => {
                 let rest = head.uri.path().strip_prefix(&**prefix);
-                // In a path, a plus sign stands for itself.
-                let rest = rest.map(|rest| format!("={}", rest.replace('+', "%2B")));
-                let name = rest
-                    .as_deref()
-                    .and_then(|rest| decode_parameter(rest, "").next());
-                self.check_names(name.filter(|name| !name.is_empty()).into_iter())?
+                let name = rest.filter(|rest| !rest.is_empty()).map(decode_path);
+                self.check_names(name.into_iter())?
             }
             TopicsPlace::Function(names) => {
                 self.check_names(names(head).into_iter().map(Cow::Owned))?
