@@ -27,7 +27,7 @@
 //! | in the path | `text/…` or a form | a text payload | `{"id":"…"}` |
 //! | in the path | `application/json`, `…+json` | a JSON payload (feature `json`), or else a text payload | `{"id":"…"}` |
 //! | in the path | another, or none | a binary payload | `{"id":"…"}` |
-//! | in the body | `application/json` | a [`Publication`](crate::format::Publication) (feature `json`) | `{"id":"…"}` |
+//! | in the body | `application/json` | a `format::Publication` (feature `json`) | `{"id":"…"}` |
 //! | in the body | `application/json` | an array of publications (feature `json`) | `[{"id":"…"},…]` |
 //! | in the body | `application/x-www-form-urlencoded` | the fields `topic` (once or several times), `data`, and perhaps `type`, as [Mercure](https://mercure.rocks/spec#publication) has them | the id as plain text |
 //!

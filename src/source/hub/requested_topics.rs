@@ -81,7 +81,7 @@ impl Topics {
     }
 
     /// Sets the maximum number of topics that a request may name, repetitions included. The default is 64. A WebSocket that
-    /// sends [commands](super::ClientTopicsSource::commands) has at most this number at a time.
+    /// sends commands (`ClientTopicsSource::commands`) has at most this number at a time.
     pub fn at_most(mut self, topics: usize) -> Self {
         self.max_topics = topics;
         self

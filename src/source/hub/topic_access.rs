@@ -72,7 +72,7 @@ impl TopicAccess {
         self
     }
 
-    /// Lets the client publish to the topic over its WebSocket, if the source [accepts commands](super::ClientTopicsSource::commands). Has no
+    /// Lets the client publish to the topic over its WebSocket, if the source accepts commands (`ClientTopicsSource::commands`). Has no
     /// effect on a refusal.
     pub fn with_publishing(mut self) -> Self {
         if let TopicDecision::Allow { can_publish, .. } = &mut self.0 {
