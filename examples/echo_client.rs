@@ -6,15 +6,16 @@
 //! The argument is the URL of Autobahn's `fuzzingserver`. The program asks the server for the number of test cases, and opens a WebSocket for
 //! each.
 
-use std::io::Write;
+use std::{collections::VecDeque, io::Write};
 
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
 use tower_push_client::{Client, ClientItem, Transport};
+use tower_push_proto::event::Payload;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-const AGENT: &str = "client";
+/// The name of this client in the report.
+const AGENT: &str = "echo";
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -51,24 +52,26 @@ async fn main() -> Result<(), BoxError> {
 async fn run_case(client: &Client, url: &str) -> Result<(), BoxError> {
     let mut stream = client.subscribe(url)?;
     let sender = stream.sender();
-    // The messages have a queue and a task of their own, so that the stream is read while the server does not read.
-    let (queue, mut queued) = mpsc::unbounded_channel();
-    let sending = tokio::spawn(async move {
-        while let Some(message) = queued.recv().await {
-            if sender.send(message).await.is_err() {
-                break;
+    // The messages that the queue of the sender has no room for. The stream is read meanwhile.
+    let mut backlog = VecDeque::new();
+    loop {
+        tokio::select! {
+            item = stream.next() => match item {
+                Some(Ok(ClientItem::Event(event))) => {
+                    let message = event.into_payload().unwrap_or_else(|event| event.payload().clone());
+                    if !backlog.is_empty() {
+                        backlog.push_back(message);
+                    } else if let Err(unsent) = sender.try_send(message) {
+                        backlog.push_back(unsent.0);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Ok(()),
+            },
+            sent = sender.send(backlog.front().cloned().unwrap_or(Payload::Text(String::new()))), if !backlog.is_empty() => {
+                sent?;
+                backlog.pop_front();
             }
         }
-    });
-    while let Some(Ok(item)) = stream.next().await {
-        if let ClientItem::Event(event) = item {
-            queue.send(
-                event
-                    .into_payload()
-                    .unwrap_or_else(|event| event.payload().clone()),
-            )?;
-        }
     }
-    drop((queue, stream));
-    Ok(sending.await?)
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! cargo run --example axum                                                        # a server, in another terminal
-//! cargo run --example tail http://127.0.0.1:3000/ticks
-//! cargo run --example tail ws://127.0.0.1:3000/ticks
-//! cargo run --example tail http://127.0.0.1:3000/ticks --transport ndjson --after k3f9-1042 --header 'Authorization: Bearer x'
+//! cargo run --example tail http://127.0.0.1:3000/feed
+//! cargo run --example tail ws://127.0.0.1:3000/feed
+//! cargo run --example tail http://127.0.0.1:3000/feed --transport ndjson --after k3f9-1042 --header 'Authorization: Bearer x'
 //! ```
 //! Events go to the standard output: the id, the type, the topic and the payload, separated by tabs. Everything else goes to the standard
 //! error: connections, gaps, cursors, and why a connection failed.

@@ -15,6 +15,9 @@
 //! A format of your own implements [`Format`]. For a JSON format, [`envelope`] and [`control_record`] write the same JSON as the formats of
 //! this crate.
 
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use tower_push_proto::format::Publication;
 pub use tower_push_proto::format::{
     Format, JsonArray, JsonSeq, Multipart, Ndjson, Raw, control_record, envelope,
 };

@@ -59,6 +59,7 @@
 //! | [`format`](mod@format) | how the transports `Chunked` and `LongPoll` write records: [`Ndjson`](format::Ndjson), [`JsonSeq`](format::JsonSeq), [`JsonArray`](format::JsonArray), [`Multipart`](format::Multipart), [`Raw`](format::Raw) |
 //! | [`layer`] | how a [`Push`] becomes a response: [layers](layer::TransportLayer), the [`service`] of one source, and [`respond`] |
 //! | [`guard`] | limits, lifetimes, counts and observers of open streams, in a [`Guard`], and their end when the server stops, with a [`Drain`] |
+//! | [`publisher`] | publishing to a [`Hub`] over HTTP: a service for `POST` requests |
 //! | `server` | a server for any tower service, with what long-lived responses need (feature `server`) |
 //! | [`supervision`] | for transports of your own: how a subscription is opened, so that a [`Guard`] can count and end its stream |
 //!
@@ -88,6 +89,7 @@
 //! # Guides
 //! - [Sources](https://github.com/tower-push/tower-push/blob/main/docs/sources.md): which source fits, and recipes for common tasks
 //! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
+//! - [Topics](https://github.com/tower-push/tower-push/blob/main/docs/topics.md): many topics on one connection
 //! - [Several servers](https://github.com/tower-push/tower-push/blob/main/docs/relay.md): one feed from a broker or a database
 //! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
 //!   clients, compression
@@ -123,10 +125,14 @@
 mod deadline;
 #[cfg(feature = "server")]
 mod detach;
+#[cfg(feature = "websocket")]
+mod event_loop;
 pub mod format;
 pub mod guard;
 pub mod layer;
+mod moving_deadline_timer;
 mod origin_policy;
+pub mod publisher;
 #[cfg(feature = "server")]
 #[cfg_attr(docsrs, doc(cfg(feature = "server")))]
 pub mod server;

@@ -16,6 +16,8 @@ mod documents {
     struct Scaling;
     #[doc = include_str!("../docs/sources.md")]
     struct Sources;
+    #[doc = include_str!("../docs/topics.md")]
+    struct Topics;
     #[doc = include_str!("../docs/websocket.md")]
     struct WebSocket;
     #[doc = include_str!("../docs/deploying.md")]

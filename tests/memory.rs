@@ -1,4 +1,4 @@
-//! The memory of a channel and of a relay stays within its limits, counted byte by byte. This file has only one test, because the
+//! The memory of a channel, a hub and a relay stays within its limits, counted byte by byte. This file has only one test, because the
 //! allocations of other tests in the process would be counted too.
 
 use std::alloc::System;
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::Body;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use testkit::get_request_head;
+use testkit::{get_request_head, read_ready_items};
 use tower_push::{
-    Channel, Event, Push, PushBody, Relay,
+    Channel, Event, Hub, Push, PushBody, Relay,
     source::{
         StartPosition,
         relay::{Page, PageRequest, Upstream, UpstreamError, UpstreamLimits},
@@ -36,6 +36,26 @@ async fn memory_is_bounded() {
     assert_stalled_readers_hold_one_frame_each().await;
     assert_tiny_event_overhead().await;
     assert_stalled_cold_readers_hold_no_page().await;
+    assert_topic_is_small();
+}
+
+/// A topic of a hub and its one subscriber take at most 1 KiB.
+fn assert_topic_is_small() {
+    const TOPICS: usize = 100_000;
+    let hub = Hub::builder().max_topics(TOPICS).build();
+    let mut subscribers = Vec::with_capacity(TOPICS);
+    let region = Region::new(ALLOCATOR);
+    for number in 0..TOPICS {
+        let topic = hub.topic(format!("user/{number}")).unwrap();
+        let mut subscriber = topic.subscribe_from(StartPosition::Now).unwrap();
+        assert_eq!(read_ready_items(&mut subscriber), ["cursor"]);
+        subscribers.push(Box::new(subscriber));
+    }
+    let bytes = held_bytes(&region) / TOPICS;
+    assert!(bytes <= KIB, "{bytes} bytes for each topic");
+    drop(subscribers);
+    let bytes = held_bytes(&region);
+    assert!(bytes < 64 * KIB, "{bytes} bytes are left of removed topics");
 }
 
 /// Opens an event stream of `channel`, and reads its first frame.

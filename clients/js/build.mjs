@@ -61,7 +61,7 @@ async function buildInto(directory) {
   };
   await esm("index", []);
   // The core is a module of its own, so that a page that uses both loads it once.
-  await esm("event-source", ["./index.js"]);
+  for (const entry of ["event-source", "shared"]) await esm(entry, ["./index.js"]);
   const iife = await build({
     ...options,
     format: "iife",
@@ -80,7 +80,7 @@ async function writeMinified({ outputFiles: [file] }, isModule) {
 }
 
 function printSizes(directory) {
-  for (const file of ["index.js", "event-source.js", "tower-push.iife.js"]) {
+  for (const file of ["index.js", "shared.js", "event-source.js", "tower-push.iife.js"]) {
     const content = readFileSync(join(directory, file));
     const gzipped = gzipSync(content, { level: 9 }).length;
     console.log(`${file}: ${content.length} bytes, ${gzipped} gzipped`);

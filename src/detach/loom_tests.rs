@@ -1,6 +1,7 @@
 //! Loom tests that let the connection and a body that moved to another thread take the parked body in every order.
 
 use std::{
+    any::Any,
     io::IoSlice,
     pin::Pin,
     sync::Arc,
@@ -12,7 +13,7 @@ use http::Request;
 use http_body::{Body, Frame};
 use loom::{model, thread};
 
-use super::{DetachCounters, DetachOffer, DetachableBody, HandOver};
+use super::{DetachCounters, DetachOffer, DetachableBody, HandOver, InnerBody};
 use crate::BoxError;
 
 /// Yields `opening` once, and is then pending.
@@ -30,6 +31,12 @@ impl Body for Opening {
             Some(opening) => Poll::Ready(Some(Ok(Frame::data(opening)))),
             None => Poll::Pending,
         }
+    }
+}
+
+impl InnerBody for Opening {
+    fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>> {
+        None
     }
 }
 

@@ -35,7 +35,7 @@ mod kept_reason;
 mod loom_tests;
 mod wire_digest;
 
-use std::pin::Pin;
+use std::{any::Any, pin::Pin};
 
 use bytes::Bytes;
 use http_body::Body;
@@ -49,5 +49,11 @@ pub(crate) use self::{
 };
 use crate::BoxError;
 
-/// A body that can move from hyper to another task.
-pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+/// A body whose output can move from hyper to a connection of the server.
+pub(crate) trait InnerBody: Body<Data = Bytes, Error = BoxError> + Send {
+    /// Takes the output, which produces the frames, out of the body. Returns `None` if the output was taken before.
+    fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>>;
+}
+
+/// A boxed [`InnerBody`].
+pub(crate) type BoxBody = Pin<Box<dyn InnerBody>>;

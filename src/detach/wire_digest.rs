@@ -1,5 +1,3 @@
-use std::io::Write;
-
 /// The length and a hash of bytes on the wire. Two digests are equal if their bytes are the same; pieces of any size may be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WireDigest {
@@ -45,10 +43,14 @@ pub(crate) const MAX_SIZE_LINE_LEN: usize = 18;
 /// Writes the size line of a chunk of `len` bytes to the front of `buffer`, as hyper does: hexadecimal, in upper case. Returns the bytes of
 /// the line.
 pub(crate) fn write_chunk_size(len: usize, buffer: &mut [u8; MAX_SIZE_LINE_LEN]) -> &[u8] {
-    let mut rest = &mut buffer[..];
-    let _ = write!(rest, "{len:X}\r\n");
-    let written = MAX_SIZE_LINE_LEN - rest.len();
-    &buffer[..written]
+    let significant_bits = usize::BITS - len.leading_zeros();
+    let digits = significant_bits.div_ceil(4).max(1) as usize;
+    for (position, digit) in buffer[..digits].iter_mut().enumerate() {
+        let shift = 4 * (digits - 1 - position);
+        *digit = b"0123456789ABCDEF"[(len >> shift) & 0xf];
+    }
+    buffer[digits..digits + 2].copy_from_slice(b"\r\n");
+    &buffer[..digits + 2]
 }
 
 #[cfg(test)]
@@ -79,6 +81,9 @@ mod tests {
             write_chunk_size(usize::MAX, &mut buffer),
             b"FFFFFFFFFFFFFFFF\r\n"
         );
-        assert_eq!(write_chunk_size(0, &mut buffer), b"0\r\n");
+        for len in [0, 1, 9, 10, 15, 16, 255, 256, 0x1234, 0xABCDEF] {
+            let expected = format!("{len:X}\r\n");
+            assert_eq!(write_chunk_size(len, &mut buffer), expected.as_bytes());
+        }
     }
 }

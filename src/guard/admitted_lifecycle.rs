@@ -26,7 +26,7 @@ use super::{
 use crate::{
     BoxError, Error,
     deadline::earlier,
-    event::{CloseFrame, Item},
+    event::{CloseFrame, Event, Item},
     random,
     source::Subscription,
     supervision::{StreamHandle, StreamLifecycle, WakerRegistration},
@@ -188,6 +188,13 @@ impl AdmittedLifecycle {
         self.close_reason.store(reason as u8, Ordering::Relaxed);
     }
 
+    /// Counts an event, and notifies the observers.
+    fn record_event(&self, event: &Event) {
+        let counters = &self.guard.counters;
+        counters.record_event(event.payload().as_bytes().len());
+        self.notify_observers(|observer, info| observer.on_event(info, event));
+    }
+
     /// Sets the close reason for an error that cuts the stream, and notifies the observers.
     fn record_failure(&self, error: &BoxError) {
         let is_lagged = error.downcast_ref().is_some_and(Error::is_lagged);
@@ -286,7 +293,7 @@ impl StreamLifecycle for AdmittedLifecycle {
         self.set_close_reason(reason);
         let end = Ok(Item::Ended { retry });
         if let Some(outer) = self.outer_lifecycle() {
-            outer.on_item(Some(&end));
+            outer.on_item(Some(end.as_ref()));
         }
         Item::Ended { retry }
     }
@@ -333,18 +340,16 @@ impl StreamLifecycle for AdmittedLifecycle {
         self.notify_observers(|observer, info| observer.on_client_close(info, frame));
     }
 
-    fn on_item(&self, item: Option<&Result<Item, BoxError>>) {
+    fn on_item(&self, item: Option<Result<&Item, &BoxError>>) {
         if let Some(outer) = self.outer_lifecycle() {
             outer.on_item(item);
         }
-        let counters = &self.guard.counters;
         match item {
             Some(Ok(Item::Event(event) | Item::EventWithCursor { event, .. })) => {
-                counters.record_event(event.payload().as_bytes().len());
-                self.notify_observers(|observer, info| observer.on_event(info, event));
+                self.record_event(event);
             }
             Some(Ok(Item::Gap(gap))) => {
-                counters.record_gap();
+                self.guard.counters.record_gap();
                 self.notify_observers(|observer, info| observer.on_gap(info, gap));
             }
             Some(Ok(item)) => {
@@ -355,6 +360,13 @@ impl StreamLifecycle for AdmittedLifecycle {
             None => self.set_close_reason_for_end(StreamEnd::reconnect(None)),
             Some(Err(error)) => self.record_failure(error),
         }
+    }
+
+    fn on_event(&self, event: &Event) {
+        if let Some(outer) = self.outer_lifecycle() {
+            outer.on_event(event);
+        }
+        self.record_event(event);
     }
 }
 

@@ -123,8 +123,9 @@ use crate::{
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
     transport::{
-        BoxResponseFuture, Preference, PushBody, Transport, UnreadForm, close_unless_upgraded,
-        is_event_source_request, is_websocket_upgrade, respond_with_form,
+        BoxResponseFuture, Preference, PushBody, Transport, UnreadForm,
+        add_connection_close_unless_upgraded, is_event_source_request, is_websocket_upgrade,
+        respond_with_form,
     },
 };
 
@@ -348,7 +349,7 @@ impl<T: Transport> Transport for GuardedTransport<T> {
                 }
                 None => stream.refuse_for_drain(head, is_event_source),
             };
-            close_unless_upgraded(is_upgrade_request, &mut response);
+            add_connection_close_unless_upgraded(is_upgrade_request, &mut response);
             response.body_mut().attach_handle(StreamHandle::new(stream));
             response
         })
@@ -387,6 +388,6 @@ fn admit(guard: &Arc<SharedGuard>, head: &mut Parts) -> Result<AdmittedLifecycle
 fn refuse(guard: &SharedGuard, head: &Parts, reason: RefusalReason) -> Response<PushBody> {
     guard.record_refusal(Some(head), reason);
     let mut refusal = guard.refusal_response(reason, is_event_source_request(head));
-    close_unless_upgraded(is_websocket_upgrade(head), &mut refusal);
+    add_connection_close_unless_upgraded(is_websocket_upgrade(head), &mut refusal);
     refusal
 }

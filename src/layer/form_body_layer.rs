@@ -25,9 +25,9 @@ use crate::{
 /// responses. [`service`](super::service) needs no such layer. Inside the layer, a handler can also call [`respond`](super::respond), or
 /// [`respond_with_form`](crate::transport::respond_with_form) for a configured transport.
 ///
-/// The inner service receives the same body, as a [`FormRequestBody`]. What the inner service does not read is read when it has
-/// returned a push, and when the [`Guard`](crate::Guard), if any, has admitted the request. So no client that is refused makes the server
-/// wait for a form.
+/// The inner service receives the same body, as a [`FormRequestBody`]. The layer reads what the service has left after the service has
+/// returned a push, and after the [`Guard`](crate::Guard), if there is one, has admitted the request. So no client that is refused makes
+/// the server wait for a form.
 ///
 /// Other requests pass through unchanged: requests with another method, and `QUERY` requests with another `Content-Type` than
 /// `application/x-www-form-urlencoded`. If the response is a push, a form that is longer than 64 KiB gets 413, and a form that does
@@ -87,7 +87,7 @@ where
     fn call(&mut self, request: Request<B>) -> S::Future {
         let (mut head, body) = request.into_parts();
         let body = if is_query_method(&head.method) && is_form(&head.headers) {
-            let shared = SharedBody::new(body);
+            let shared = SharedFormBody::new(body);
             UnreadForm::insert(&mut head, shared.clone().read_to_end());
             FormRequestBodyState::Form { shared }
         } else {
@@ -101,8 +101,8 @@ where
 pin_project! {
     /// The body of a request inside a [`FormBodyLayer`]: the same frames as those of the body `B`.
     ///
-    /// The layer keeps a copy of the frames of a form that the inner service reads. The push reads the rest of the form, so a body of a
-    /// form that is polled after that has ended.
+    /// The layer keeps a copy of the frames of a form that the inner service reads. Once the push has begun to read the rest of the form,
+    /// this body has ended for the inner service.
     pub struct FormRequestBody<B> {
         #[pin]
         state: FormRequestBodyState<B>,
@@ -112,7 +112,7 @@ pin_project! {
 pin_project! {
     #[project = FormRequestBodyStateProjection]
     enum FormRequestBodyState<B> {
-        Form { shared: SharedBody<B> },
+        Form { shared: SharedFormBody<B> },
         Other { #[pin] body: B },
     }
 }
@@ -173,29 +173,29 @@ impl<B> fmt::Debug for FormRequestBody<B> {
 }
 
 /// The body of a form, which the inner service and the push read in turns.
-struct SharedBody<B>(Arc<Mutex<RecordedBody<B>>>);
+struct SharedFormBody<B>(Arc<Mutex<RecordingBody<B>>>);
 
 /// A body, and the bytes that were read from it.
-struct RecordedBody<B> {
+struct RecordingBody<B> {
     body: Pin<Box<B>>,
     bytes: Vec<u8>,
     /// The rejection of the form, once it is longer than [`MAX_FORM_LEN`] or has broken off.
     failure: Option<StatusCode>,
-    /// Whether the body has ended. It is not polled again.
+    /// Whether the body has ended. A body that has ended is not polled again.
     is_ended: bool,
     /// Whether the push has begun to read the form. The inner service gets no more frames.
     is_taken: bool,
 }
 
-impl<B> Clone for SharedBody<B> {
+impl<B> Clone for SharedFormBody<B> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<B> SharedBody<B> {
+impl<B> SharedFormBody<B> {
     fn new(body: B) -> Self {
-        Self(Arc::new(Mutex::new(RecordedBody {
+        Self(Arc::new(Mutex::new(RecordingBody {
             body: Box::pin(body),
             bytes: Vec::new(),
             failure: None,
@@ -204,7 +204,7 @@ impl<B> SharedBody<B> {
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, RecordedBody<B>> {
+    fn lock(&self) -> MutexGuard<'_, RecordingBody<B>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -233,7 +233,7 @@ impl<B> SharedBody<B> {
     }
 }
 
-impl<B: Body<Data = Bytes>> RecordedBody<B> {
+impl<B: Body<Data = Bytes>> RecordingBody<B> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         if self.is_ended {
             return Poll::Ready(None);

@@ -13,8 +13,8 @@ use super::{
     push_or_response::{KeptResponseParts, PushOrResponse},
 };
 use crate::transport::{
-    BoxResponseFuture, PushBody, Transport, close_unless_upgraded, is_websocket_upgrade,
-    respond_with_form,
+    BoxResponseFuture, PushBody, Transport, add_connection_close_unless_upgraded,
+    is_websocket_upgrade, respond_with_form,
 };
 
 pin_project! {
@@ -70,7 +70,10 @@ where
                     transport,
                 } => match ready!(service_future.poll(cx))?.into_push_or_response() {
                     PushOrResponse::Response(mut response) => {
-                        close_unless_upgraded(is_websocket_upgrade(head), &mut response);
+                        add_connection_close_unless_upgraded(
+                            is_websocket_upgrade(head),
+                            &mut response,
+                        );
                         return Poll::Ready(Ok(response.map(PushBody::from_inner)));
                     }
                     PushOrResponse::Push(push, carrier_parts) => {
@@ -91,7 +94,7 @@ where
                     let response = ready!(response.as_mut().poll(cx));
                     let carrier_parts = std::mem::take(carrier_parts);
                     let mut response = carrier_parts.merge_into(response);
-                    close_unless_upgraded(*is_upgrade_request, &mut response);
+                    add_connection_close_unless_upgraded(*is_upgrade_request, &mut response);
                     return Poll::Ready(Ok(response));
                 }
             }

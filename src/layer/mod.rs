@@ -74,8 +74,8 @@ use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
-        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport, UnreadForm, close_unless_upgraded,
-        is_websocket_upgrade, rejection_response,
+        Chunked, LongPoll, Negotiate, PushBody, Sse, Transport, UnreadForm,
+        add_connection_close_unless_upgraded, is_websocket_upgrade, rejection_response,
     },
 };
 
@@ -196,6 +196,6 @@ where
         Ok(()) => NEGOTIATE.respond(head, Push::new(source)).await,
         Err(rejection) => rejection_response(rejection),
     };
-    close_unless_upgraded(is_upgrade_request, &mut response);
+    add_connection_close_unless_upgraded(is_upgrade_request, &mut response);
     response
 }

@@ -15,9 +15,9 @@ use crate::{
     guard::{Guard, GuardedTransport},
     source::{Push, PushSource},
     transport::{
-        BoxResponseFuture, Negotiate, PushBody, Transport, UnreadForm, close_unless_upgraded,
-        is_query_method, is_websocket_upgrade, method_rejection, rejection_response,
-        respond_with_form,
+        BoxResponseFuture, Negotiate, PushBody, Transport, UnreadForm,
+        add_connection_close_unless_upgraded, is_query_method, is_websocket_upgrade,
+        method_rejection, rejection_response, respond_with_form,
     },
 };
 
@@ -123,7 +123,7 @@ where
         let push = Push::new(self.source.clone());
         let methods = self.transport.methods(head.version);
         let response: BoxResponseFuture = match method_rejection(&head.method, methods) {
-            // A transport that does not name the CONNECT may accept it as an upgrade.
+            // A transport may accept a `CONNECT` as an upgrade even if `CONNECT` is not among its methods.
             Some(rejection) if head.method != Method::CONNECT => {
                 Box::pin(ready(rejection_response(rejection)))
             }
@@ -153,7 +153,7 @@ impl Future for SourceResponseFuture {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut response = task::ready!(self.response.as_mut().poll(cx));
-        close_unless_upgraded(self.is_upgrade_request, &mut response);
+        add_connection_close_unless_upgraded(self.is_upgrade_request, &mut response);
         Poll::Ready(Ok(response))
     }
 }

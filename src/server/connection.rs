@@ -11,6 +11,7 @@ use http_body::Body;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
+    upgrade::Upgraded,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -25,17 +26,24 @@ use super::{
     connection_io::{ConnectionIo, Http1Reports},
     connection_permit::ConnectionPermit,
     connection_service::{ConnectionService, Detaching},
-    detached_stream::DetachedStream,
+    detached_stream::{DetachedStream, DrainPhase},
     http_version::{HttpVersion, read_http_version},
     serve::wait_unless_drain_starts,
     server_counts::increment,
+    upgraded_socket::UpgradedSocket,
 };
 use crate::{
     BoxError,
     deadline::earlier,
     detach::{BoxBody, HandOver, KeptReason},
+    event_loop::{DrivenConnection, EventLoopSet, OwnTask},
     guard::{Drain, DrainStartWaiter},
-    transport::MovingDeadlineTimer,
+    moving_deadline_timer::MovingDeadlineTimer,
+    source::EventLoopFit,
+    transport::{
+        ItemOutput,
+        websocket::{SessionDriver, UpgradeOffer},
+    },
 };
 
 /// A connection that was accepted, and the settings with which its requests are served.
@@ -108,6 +116,10 @@ where
                     hand_over: hand_over.clone(),
                 });
                 let io = TokioIo::new(io);
+                let service = service.with_upgrade_offer(UpgradeOffer {
+                    event_loops: server.event_loops.clone(),
+                    adopt: adopt_websocket::<IO>,
+                });
                 let connection = server.http1.serve_connection(io, service).with_upgrades();
                 let mut driver =
                     ConnectionDriver::new(connection, version, activity, drain, server);
@@ -194,7 +206,7 @@ where
 {
     /// Serves the connection until hyper has closed it, or until a task of its own continues the response.
     async fn serve_http1(mut self) -> Result<(), BoxError> {
-        let HyperOutcome::Detached(body) = self.run().await? else {
+        let HyperOutcome::Detached(mut body) = self.run().await? else {
             return Ok(());
         };
         let Some(parts) = self.connection.into_parts() else {
@@ -203,10 +215,62 @@ where
         };
         let (io, permit) = parts.io.into_inner().into_parts();
         let read_ahead_len = parts.read_buf.len();
-        let drain = (self.drain, self.drain_deadline);
-        let stream = DetachedStream::new(io, body, read_ahead_len, drain, permit);
-        tokio::spawn(stream);
+        let drain = match (self.drain, self.drain_deadline) {
+            (_, Some(deadline)) => DrainPhase::Started(deadline),
+            (Some(drain_start), None) => DrainPhase::NotStarted(drain_start),
+            (None, None) => DrainPhase::None,
+        };
+        let output = body.as_mut().take_output();
+        let Some(mut output) = output.and_then(|output| output.downcast::<ItemOutput>().ok())
+        else {
+            // The transports give only such bodies to the hand-over.
+            return Ok(());
+        };
+        drop(body);
+        let fit = output.join_event_loop();
+        let stream = DetachedStream::new(io, *output, read_ahead_len, drain, permit);
+        drive(&self.server.event_loops, stream, fit);
         Ok(())
+    }
+}
+
+/// Takes the socket of a WebSocket back from hyper, and lets an event loop or a task of its own drive the connection.
+///
+/// # Errors
+/// Returns the arguments if the socket is not one of a connection of this server with this `IO`.
+fn adopt_websocket<IO>(
+    event_loops: &EventLoopSet,
+    upgraded: Upgraded,
+    mut driver: Box<SessionDriver>,
+) -> Result<(), (Upgraded, Box<SessionDriver>)>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let parts = match upgraded.downcast::<TokioIo<ConnectionIo<IO>>>() {
+        Ok(parts) => parts,
+        Err(upgraded) => return Err((upgraded, driver)),
+    };
+    let (io, permit) = parts.io.into_inner().into_parts();
+    driver.set_first_input(&parts.read_buf);
+    let fit = driver.join_event_loop();
+    let socket = UpgradedSocket {
+        io: TokioIo::new(io),
+        _permit: permit,
+    };
+    drive(event_loops, driver.into_connection(socket), fit);
+    Ok(())
+}
+
+/// Lets an event loop or a task of its own drive the connection.
+fn drive<C>(event_loops: &EventLoopSet, connection: C, fit: EventLoopFit)
+where
+    C: DrivenConnection + Unpin + 'static,
+{
+    match fit {
+        EventLoopFit::ReadsLog(log) => event_loops.insert(connection, Some(log)),
+        EventLoopFit::Unfit => {
+            tokio::spawn(OwnTask::new(connection));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Extensions, Request, Response, Version};
+use http::{Extensions, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
@@ -13,7 +13,10 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::connection_activity::{ConnectionActivity, OpenRequest};
-use crate::detach::{DetachCounters, DetachOffer, HandOver, KeptReason};
+use crate::{
+    detach::{DetachCounters, DetachOffer, HandOver, KeptReason},
+    transport::websocket::UpgradeOffer,
+};
 
 /// The service of one connection: calls the application's service with the connection's data, and records which requests are open.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(super) struct ConnectionService<S> {
     extensions: Extensions,
     activity: Arc<ConnectionActivity>,
     detaching: Detaching,
+    /// Set on an HTTP/1 connection.
+    upgrade_offer: Option<UpgradeOffer>,
 }
 
 /// Which responses of a connection may be detached.
@@ -81,11 +86,20 @@ impl<S> ConnectionService<S> {
         detaching: Detaching,
     ) -> Self {
         Self {
+            upgrade_offer: None,
             detaching,
             service: TowerToHyperService::new(service),
             extensions,
             activity,
         }
+    }
+}
+
+impl<S> ConnectionService<S> {
+    /// Lets WebSockets of the connection take their socket back from hyper.
+    pub(super) fn with_upgrade_offer(mut self, offer: UpgradeOffer) -> Self {
+        self.upgrade_offer = Some(offer);
+        self
     }
 }
 
@@ -99,7 +113,11 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let offer = self.detaching.begin_request(&request);
+        let asks_for_upgrade = request.headers().contains_key(header::UPGRADE);
         let extensions = request.extensions_mut();
+        if let (Some(offer), true) = (&self.upgrade_offer, asks_for_upgrade) {
+            extensions.insert(offer.clone());
+        }
         extensions.extend(self.extensions.clone());
         offer.insert_into(extensions);
         TrackedResponseFuture {

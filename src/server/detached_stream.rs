@@ -1,5 +1,4 @@
 use std::{
-    future::Future,
     io::{self, ErrorKind, IoSlice},
     mem::MaybeUninit,
     pin::Pin,
@@ -16,32 +15,39 @@ use tokio::{
 use super::connection_permit::ConnectionPermit;
 use crate::{
     deadline::earlier,
-    detach::{BoxBody, MAX_SIZE_LINE_LEN, write_chunk_size},
+    detach::{MAX_SIZE_LINE_LEN, write_chunk_size},
+    event_loop::{ConnectionPoll, DrivenConnection, WakeCause},
     guard::DrainStartWaiter,
-    transport::MovingDeadlineTimer,
+    transport::ItemOutput,
 };
 
-/// The task of a stream that has left hyper: writes the frames of a body as chunks to the socket, and notices that the client has left.
+/// A stream that has left hyper: writes its frames as chunks to the socket, and notices that the client has left.
 ///
-/// While the stream is idle, the task holds no buffer.
+/// While the stream is idle, it holds no buffer.
 pub(super) struct DetachedStream<IO> {
-    /// `None` once the body has ended. Dropped at once, so that the source learns of the end.
-    body: Option<BoxBody>,
+    /// `None` once the stream has ended. Dropped at once, so that the source learns of the end.
+    output: Option<ItemOutput>,
+    /// When the stream became idle. `None` from a write until the next idle poll.
+    idle_since: Option<Instant>,
     /// The part of a chunk that the socket has not taken yet.
     unwritten: Option<Box<UnwrittenChunk>>,
     phase: StreamPhase,
     is_flushed: bool,
     /// How many more bytes of input are read and discarded.
-    input_budget: usize,
-    /// Waits for the start of the drain. `None` if there is no drain, or if it has started.
-    drain_start: Option<DrainStartWaiter>,
-    /// When the connection is cut. Set once the drain has started.
-    drain_deadline: Option<Instant>,
-    /// Set when the stream first has a deadline. Boxed because a timer is large.
-    timer: Option<Pin<Box<MovingDeadlineTimer>>>,
+    input_budget: u32,
+    drain: DrainPhase,
     io: IO,
     // Declared last, so that the connection counts as open until the socket is closed.
     _permit: ConnectionPermit,
+}
+
+/// What a detached stream knows of the server's drain.
+pub(super) enum DrainPhase {
+    /// There is no drain.
+    None,
+    NotStarted(DrainStartWaiter),
+    /// The drain has started. The connection is cut at this deadline.
+    Started(Instant),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +71,7 @@ const MAX_COPIED_PAYLOAD_LEN: usize = 1024;
 
 /// How many bytes of input are discarded: 64 KiB. After that, the connection is not read any more, so that a disconnect is
 /// noticed only at the next write.
-const MAX_DISCARDED_INPUT: usize = 64 * 1024;
+const MAX_DISCARDED_INPUT: u32 = 64 * 1024;
 
 /// How long a connection waits for the client to close its side after the last chunk: 2 s.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -74,24 +80,23 @@ impl<IO> DetachedStream<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    /// `read_ahead_len` is how many bytes behind the request hyper has read, and the stream discards. `drain_start` waits for
-    /// the start of the drain. If the drain has started, `drain_deadline` is set instead.
+    /// `read_ahead_len` is how many bytes behind the request hyper has read, and the stream discards.
     pub(super) fn new(
         io: IO,
-        body: BoxBody,
+        output: ItemOutput,
         read_ahead_len: usize,
-        (drain_start, drain_deadline): (Option<DrainStartWaiter>, Option<Instant>),
+        drain: DrainPhase,
         permit: ConnectionPermit,
     ) -> Self {
+        let read_ahead_len = u32::try_from(read_ahead_len).unwrap_or(u32::MAX);
         Self {
-            body: Some(body),
+            output: Some(output),
+            idle_since: None,
             unwritten: None,
             phase: StreamPhase::Streaming,
             is_flushed: true,
             input_budget: MAX_DISCARDED_INPUT.saturating_sub(read_ahead_len),
-            drain_start,
-            drain_deadline,
-            timer: None,
+            drain,
             io,
             _permit: permit,
         }
@@ -112,7 +117,8 @@ where
             if buffer.filled().is_empty() {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
-            self.input_budget = self.input_budget.saturating_sub(buffer.filled().len());
+            let read_len = buffer.filled().len() as u32;
+            self.input_budget = self.input_budget.saturating_sub(read_len);
         }
         Ok(())
     }
@@ -135,6 +141,11 @@ where
 
     /// Begins to write a chunk. What the socket does not take at once stays in `unwritten`.
     fn start_chunk(&mut self, payload: Bytes, cx: &mut Context<'_>) -> io::Result<()> {
+        self.idle_since = None;
+        if payload.is_empty() {
+            // A chunk of length 0 would end the body.
+            return Ok(());
+        }
         let mut size_line = [0; MAX_SIZE_LINE_LEN];
         let size_line = write_chunk_size(payload.len(), &mut size_line);
         if payload.len() > MAX_COPIED_PAYLOAD_LEN {
@@ -167,16 +178,16 @@ where
         Ok(())
     }
 
-    /// Writes the frames of the body, until nothing is ready. The result is ready once the connection must be closed.
-    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes what is ready. The result is ready once the connection must be closed.
+    fn poll_output(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_unwritten(cx))?;
             match self.phase {
-                StreamPhase::Streaming => ready!(self.poll_body(cx))?,
+                StreamPhase::Streaming => ready!(self.poll_stream(cx, now))?,
                 StreamPhase::ShuttingDown => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-                    self.phase = StreamPhase::Lingering(Instant::now() + LINGER_TIME);
+                    self.phase = StreamPhase::Lingering(now + LINGER_TIME);
                     return Poll::Pending;
                 }
                 StreamPhase::Lingering(_) => return Poll::Pending,
@@ -184,58 +195,78 @@ where
         }
     }
 
-    /// Writes the next frame of the body, or the last chunk.
+    /// Writes the next frame of the stream, or a heartbeat, or the last chunk.
     ///
     /// # Errors
-    /// Fails if the body fails. The client then gets no last chunk.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(body) = &mut self.body else {
+    /// Fails if the source fails. The client then gets no last chunk.
+    fn poll_stream(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+        let Some(ItemOutput { output, .. }) = &mut self.output else {
             return Poll::Pending;
         };
-        match body.as_mut().poll_frame(cx) {
+        match output.poll_frame(cx) {
             Poll::Pending => {
-                if !self.is_flushed {
-                    ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-                    self.is_flushed = true;
-                }
-                Poll::Pending
-            }
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Ok(payload) = frame.into_data() {
-                    // A chunk of length 0 would end the body.
-                    if !payload.is_empty() {
-                        self.start_chunk(payload, cx)?;
+                let Some(heartbeat) = self.take_due_heartbeat(now) else {
+                    if !self.is_flushed {
+                        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+                        self.is_flushed = true;
                     }
-                }
-                Poll::Ready(Ok(()))
+                    return Poll::Pending;
+                };
+                Poll::Ready(self.start_chunk(heartbeat, cx))
             }
+            Poll::Ready(Some(Ok(payload))) => Poll::Ready(self.start_chunk(payload, cx)),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(io::Error::other(error))),
             Poll::Ready(None) => {
-                self.body = None;
+                self.output = None;
                 self.phase = StreamPhase::ShuttingDown;
                 Poll::Ready(self.write_bytes(LAST_CHUNK, cx))
             }
         }
     }
 
-    /// Waits for the deadline of the drain, or for the end of the time for the client to close its side.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let drain_start = self.drain_start.as_ref();
-        if let Some(Poll::Ready(deadline)) = drain_start.map(|start| start.poll_deadline(cx)) {
-            self.drain_start = None;
-            self.drain_deadline = Some(deadline);
+    /// Returns the heartbeat of an idle stream if one is due.
+    fn take_due_heartbeat(&mut self, now: Instant) -> Option<Bytes> {
+        let idle_since = *self.idle_since.get_or_insert(now);
+        let ItemOutput {
+            output,
+            heartbeat_interval,
+        } = self.output.as_mut()?;
+        if idle_since + (*heartbeat_interval)? > now {
+            return None;
         }
+        let heartbeat = output.take_heartbeat();
+        if heartbeat.is_none() {
+            *heartbeat_interval = None;
+        }
+        heartbeat
+    }
+
+    /// Registers for the start of the drain.
+    fn poll_drain_start(&mut self, cx: &Context<'_>) {
+        if let DrainPhase::NotStarted(drain_start) = &self.drain {
+            if let Poll::Ready(deadline) = drain_start.poll_deadline(cx) {
+                self.drain = DrainPhase::Started(deadline);
+            }
+        }
+    }
+
+    /// Returns when the connection must be closed, if this is known.
+    fn close_deadline(&self) -> Option<Instant> {
         let lingers_until = match self.phase {
             StreamPhase::Lingering(until) => Some(until),
             _ => None,
         };
-        let Some(deadline) = earlier(self.drain_deadline, lingers_until) else {
-            return Poll::Pending;
+        let drain_deadline = match self.drain {
+            DrainPhase::Started(deadline) => Some(deadline),
+            _ => None,
         };
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(MovingDeadlineTimer::default()));
-        timer.as_mut().poll(deadline, cx)
+        earlier(drain_deadline, lingers_until)
+    }
+
+    /// Returns when the next heartbeat is due.
+    fn heartbeat_deadline(&self) -> Option<Instant> {
+        let interval = self.output.as_ref()?.heartbeat_interval?;
+        Some(self.idle_since? + interval)
     }
 }
 
@@ -254,18 +285,26 @@ impl UnwrittenChunk {
     }
 }
 
-impl<IO> Future for DetachedStream<IO>
+impl<IO> DrivenConnection for DetachedStream<IO>
 where
-    IO: AsyncRead + AsyncWrite + Unpin,
+    IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        // The input is read first, so that a client that has left is noticed before more is written.
-        if this.poll_discard_input(cx).is_err() || this.poll_output(cx).is_ready() {
-            return Poll::Ready(());
+    fn poll(&mut self, cx: &mut Context<'_>, cause: WakeCause, now: Instant) -> ConnectionPoll {
+        if cause == WakeCause::Waker {
+            // The input is read first, so that a client that has left is noticed before more is written.
+            if self.poll_discard_input(cx).is_err() {
+                return ConnectionPoll::Closed;
+            }
+            self.poll_drain_start(cx);
         }
-        this.poll_deadline(cx)
+        let close_deadline = self.close_deadline();
+        if close_deadline.is_some_and(|deadline| deadline <= now)
+            || self.poll_output(cx, now).is_ready()
+        {
+            return ConnectionPoll::Closed;
+        }
+        ConnectionPoll::Pending {
+            deadline: earlier(self.close_deadline(), self.heartbeat_deadline()),
+        }
     }
 }

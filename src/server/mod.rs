@@ -85,6 +85,7 @@ mod http_version;
 mod listener;
 mod serve;
 mod server_counts;
+mod upgraded_socket;
 
 use std::{fmt, future::Future, sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -113,7 +114,9 @@ pub use self::{
     server_counts::ServerCounts,
 };
 pub use crate::detach::KeptReason;
-use crate::{BoxError, WriteTimeout, detach::DetachCounters, guard::Drain};
+use crate::{
+    BoxError, WriteTimeout, detach::DetachCounters, event_loop::EventLoopSet, guard::Drain,
+};
 
 /// The settings and counts of a server. See the [module docs](self).
 ///
@@ -150,6 +153,7 @@ struct SharedServer {
     free_slots: Option<Semaphore>,
     counters: ServerCounters,
     detach_counters: Arc<DetachCounters>,
+    event_loops: Arc<EventLoopSet>,
     /// Notified when the last open connection is closed.
     last_connection_closed: Notify,
 }
@@ -335,6 +339,7 @@ impl ServerBuilder {
                 free_slots: slots.map(|slots| Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
                 counters: ServerCounters::default(),
                 detach_counters: Arc::default(),
+                event_loops: Arc::default(),
                 last_connection_closed: Notify::new(),
                 settings,
             }),

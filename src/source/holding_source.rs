@@ -8,7 +8,10 @@ use futures_core::Stream;
 use pin_project_lite::pin_project;
 
 use super::{PushSource, Rejection, Subscription};
-use crate::{BoxError, event::Item};
+use crate::{
+    BoxError,
+    event::{Item, ItemOrRun},
+};
 
 /// A source whose streams keep a value until they are dropped. Created by [`PushSource::holding`].
 #[derive(Clone)]
@@ -54,6 +57,18 @@ where
 
     fn is_for_one_client(&self) -> bool {
         self.source.is_for_one_client()
+    }
+
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        S::poll_next_run(stream.project().stream, min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        self.source.yields_runs()
     }
 }
 

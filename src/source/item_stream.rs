@@ -17,8 +17,7 @@ use crate::{
 pin_project! {
     /// Yields an optional first item, such as a gap, and then the items of `stream`.
     ///
-    /// `ItemStream` is the [`PushSource::Stream`] of plain streams, of [`source_fn`](super::source_fn()) and of
-    /// [`Push`](super::Push).
+    /// `ItemStream` is the [`PushSource::Stream`] of plain streams and of [`source_fn`](super::source_fn()).
     pub struct ItemStream<S> {
         // Boxed because a first item is rare, and an inline one would enlarge every connection.
         first_item: Option<Box<Result<Item, BoxError>>>,
@@ -34,6 +33,17 @@ impl<S> ItemStream<S> {
 
     pub(super) fn with_gap(gap: Option<Gap>, stream: S) -> Self {
         Self::with_first_item(gap.map(|gap| Ok(Item::from(gap))), stream)
+    }
+
+    /// Takes the first item, if there is one.
+    #[inline]
+    pub(super) fn take_first_item(&mut self) -> Option<Result<Item, BoxError>> {
+        self.first_item.take().map(|item| *item)
+    }
+
+    /// Returns the stream behind the first item.
+    pub(super) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     pub(crate) fn with_first_item(first_item: Option<Result<Item, BoxError>>, stream: S) -> Self {

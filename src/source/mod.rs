@@ -48,12 +48,14 @@ pub mod mpsc;
 mod preceded_source;
 mod push;
 mod push_source;
+mod push_stream;
 pub mod query;
 mod rejection;
 pub mod relay;
 mod requested_cursor;
 pub mod resumable;
 mod source_fn;
+mod source_stream;
 mod subscription;
 mod topic_set;
 pub mod watch;
@@ -73,6 +75,7 @@ pub use self::{
     preceded_source::{PrecededSource, PrecededStream},
     push::Push,
     push_source::PushSource,
+    push_stream::PushStream,
     rejection::Rejection,
     relay::Relay,
     requested_cursor::LAST_EVENT_ID,
@@ -82,3 +85,5 @@ pub use self::{
     topic_set::TopicSet,
     watch::WatchSource,
 };
+#[cfg(feature = "server")]
+pub(crate) use self::{log::WatchedLog, source_stream::EventLoopFit};

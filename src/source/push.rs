@@ -1,11 +1,18 @@
-use std::{any::Any, fmt, future::Future, pin::Pin};
+use std::{
+    any::Any,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use futures_core::Stream;
-
-use super::{ItemStream, PushSource, Rejection, Subscription};
+use super::{
+    PushSource, PushStream, Rejection, Subscription,
+    source_stream::{SourceStream, box_source_stream},
+};
 use crate::{
     BoxError,
-    event::{Gap, GapReason, Item},
+    event::{Gap, GapReason, ItemOrRun},
 };
 
 /// Any source, boxed as one type. Services and handlers return a `Push`.
@@ -26,7 +33,7 @@ pub struct Push {
     can_detach: bool,
 }
 
-type BoxStream = Pin<Box<dyn Stream<Item = Result<Item, BoxError>> + Send>>;
+type BoxStream = Pin<Box<dyn SourceStream>>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 trait ErasedSource: Send {
@@ -38,6 +45,8 @@ trait ErasedSource: Send {
     fn is_resumable(&self) -> bool;
 
     fn is_for_one_client(&self) -> bool;
+
+    fn yields_runs(&self) -> bool;
 }
 
 impl<S: PushSource + Send + 'static> ErasedSource for S {
@@ -47,7 +56,7 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
     ) -> BoxFuture<Result<BoxStream, Rejection>> {
         Box::pin(async move {
             let stream = PushSource::subscribe(*self, subscription).await?;
-            Ok(Box::pin(stream) as BoxStream)
+            Ok(box_source_stream::<S>(stream))
         })
     }
 
@@ -57,6 +66,10 @@ impl<S: PushSource + Send + 'static> ErasedSource for S {
 
     fn is_for_one_client(&self) -> bool {
         PushSource::is_for_one_client(self)
+    }
+
+    fn yields_runs(&self) -> bool {
+        PushSource::yields_runs(self)
     }
 }
 
@@ -96,7 +109,7 @@ impl Push {
 /// Handles two kinds of cursors for every source. A client whose cursor says that the source has finished is refused with
 /// [`Rejection::finished`]. A client whose cursor is unreadable gets a [gap](Gap) first.
 impl PushSource for Push {
-    type Stream = ItemStream<BoxStream>;
+    type Stream = PushStream;
 
     async fn subscribe(self, subscription: Subscription) -> Result<Self::Stream, Rejection> {
         if subscription.cursor().is_some_and(|id| id.is_finished()) {
@@ -106,7 +119,7 @@ impl PushSource for Push {
             .has_unreadable_cursor()
             .then(|| Gap::new(GapReason::Epoch));
         let stream = self.source.subscribe(subscription).await?;
-        Ok(ItemStream::with_gap(gap, stream))
+        Ok(PushStream::new(gap, stream))
     }
 
     fn is_resumable(&self) -> bool {
@@ -115,6 +128,18 @@ impl PushSource for Push {
 
     fn is_for_one_client(&self) -> bool {
         self.source.is_for_one_client()
+    }
+
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        stream.get_mut().poll_next_run(min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        self.source.yields_runs()
     }
 }
 

@@ -1,11 +1,15 @@
-use std::future::Future;
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use futures_core::Stream;
 
 use super::{EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription};
 use crate::{
     BoxError,
-    event::{IntoItem, Item},
+    event::{IntoItem, Item, ItemOrRun},
 };
 
 /// A source of items for clients that subscribe to it. See the [module docs](super).
@@ -43,6 +47,32 @@ pub trait PushSource {
     /// therefore does not choose long-polling by the client's `Accept` header alone.
     fn is_for_one_client(&self) -> bool {
         !self.is_resumable()
+    }
+
+    /// Polls a stream of this source for the next item, or for several events at once. The default polls for the next item.
+    ///
+    /// A transport that can send several events at once calls this function in place of the stream's `poll_next`, and gets the same events
+    /// in the same order. `min_len` is the least number of events that the transport takes as a run: 1 if it needs the positions of all
+    /// events, and 2 if an [`Item`] is cheaper for a single event.
+    ///
+    /// A source that passes on the streams of another source without a change, as [`holding`](Self::holding) does, calls the other source's
+    /// function.
+    fn poll_next_run(
+        stream: Pin<&mut Self::Stream>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        let _ = min_len;
+        stream.poll_next(cx).map_ok(ItemOrRun::Item)
+    }
+
+    /// Returns whether [`poll_next_run`](Self::poll_next_run) returns the source's events as runs: `false` by default. [`Channel`] and
+    /// [`Relay`] return `true`.
+    ///
+    /// [`Channel`]: super::Channel
+    /// [`Relay`]: super::Relay
+    fn yields_runs(&self) -> bool {
+        false
     }
 
     /// Returns a source whose response begins at once, without waiting until this source has accepted the subscription.

@@ -20,6 +20,14 @@ pub fn decode_parameter<'a>(query: &'a str, name: &str) -> impl Iterator<Item = 
     })
 }
 
+/// Decodes `%XX` in a part of a path, where `+` stands for itself. U+FFFD replaces each sequence that is not UTF-8.
+pub(crate) fn decode_path(path: &str) -> Cow<'_, str> {
+    match path.contains('+') {
+        true => Cow::Owned(percent_decode(&path.replace('+', "%2B")).into_owned()),
+        false => percent_decode(path),
+    }
+}
+
 /// Decodes `%XX` to a byte, and `+` to a space. A `%` that is not followed by two hexadecimal digits stays as it is.
 fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {

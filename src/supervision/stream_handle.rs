@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use crate::{
     BoxError,
-    event::{CloseFrame, Item},
+    event::{CloseFrame, Event, Item},
     source::Subscription,
     sync::{Mutex, lock},
 };
@@ -40,7 +40,10 @@ pub(crate) trait StreamLifecycle: Send + Sync {
     fn register_end_time_waker(&self, waker: &Waker) -> WakerRegistration;
 
     /// Records that the transport has taken `item` from the stream: an item, an error, or `None` when the source's stream has ended.
-    fn on_item(&self, item: Option<&Result<Item, BoxError>>);
+    fn on_item(&self, item: Option<Result<&Item, &BoxError>>);
+
+    /// Records that the transport has taken an event from the stream, as part of a run of events.
+    fn on_event(&self, event: &Event);
 
     /// Records that the transport cuts the stream because it cannot send an item.
     fn on_send_error(&self, error: &BoxError);

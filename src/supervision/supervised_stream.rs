@@ -12,8 +12,8 @@ use super::{StreamHandle, StreamLifecycle, WakerRegistration};
 use crate::{
     BoxError,
     deadline::earlier,
-    event::{CloseFrame, Item},
-    source::{Push, PushSource},
+    event::{CloseFrame, Event, Item, ItemOrRun},
+    source::{Push, PushSource, PushStream},
 };
 
 /// The items of a source, until the source, a guard or an expiry ends the stream.
@@ -104,6 +104,19 @@ impl<S> SupervisedStream<S> {
         self.items
     }
 
+    /// Counts events that the transport sends, of a run from [`poll_next_run`](Self::poll_next_run).
+    pub fn record_events(&self, events: &[Event]) {
+        if let Some(lifecycle) = self.lifecycle() {
+            events.iter().for_each(|event| lifecycle.on_event(event));
+        }
+    }
+
+    /// Returns the source's stream.
+    #[cfg(feature = "server")]
+    pub(crate) fn items_mut(&mut self) -> &mut S {
+        &mut self.items
+    }
+
     fn lifecycle(&self) -> Option<&dyn StreamLifecycle> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }
@@ -128,7 +141,7 @@ impl<S> SupervisedStream<S> {
         match self.lifecycle() {
             Some(lifecycle) if self.expires_at != Some(ends_at) => lifecycle.on_early_end(),
             Some(lifecycle) => {
-                lifecycle.on_item(Some(&Ok(Item::Expired)));
+                lifecycle.on_item(Some(Ok(&Item::Expired)));
                 Item::Expired
             }
             None => Item::Expired,
@@ -141,6 +154,54 @@ impl<S> SupervisedStream<S> {
             Some(lifecycle) => lifecycle.register_end_time_waker(cx.waker()),
             None => WakerRegistration::Registered,
         }
+    }
+}
+
+impl SupervisedStream {
+    /// Polls for the next item, or for several events at once. `min_len` is the least number of events that the caller takes as a run, at
+    /// least 1: see [`PushSource::poll_next_run`].
+    ///
+    /// An item is counted, as by `poll_next`. The events of a run are not: the transport calls [`record_events`](Self::record_events) with the
+    /// events that it sends.
+    #[inline]
+    pub fn poll_next_run(
+        &mut self,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        if self.handle.is_some() || self.expires_at.is_some() || self.phase != StreamPhase::Open {
+            return self.poll_run(min_len, cx);
+        }
+        // Nothing but the source can end the stream.
+        let next = self.items.poll_next_run(min_len, cx);
+        if matches!(next, Poll::Ready(None)) {
+            self.phase = StreamPhase::SourceEnded;
+        }
+        next
+    }
+
+    /// Polls for the next item or run, until the stream has ended early.
+    fn poll_run(
+        &mut self,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        if self.has_ended_early() {
+            return Poll::Ready(None);
+        }
+        let poll_items = |items: Pin<&mut PushStream>, cx: &mut Context<'_>| {
+            items.get_mut().poll_next_run(min_len, cx)
+        };
+        let next = ready!(self.poll_supervised(cx, poll_items));
+        if let (Some(lifecycle), false) = (self.lifecycle(), self.has_ended_early()) {
+            match next.as_ref() {
+                Some(Ok(ItemOrRun::Run(_))) => {}
+                Some(Ok(ItemOrRun::Item(item))) => lifecycle.on_item(Some(Ok(item))),
+                Some(Err(error)) => lifecycle.on_item(Some(Err(error))),
+                None => lifecycle.on_item(None),
+            }
+        }
+        Poll::Ready(next)
     }
 }
 
@@ -168,18 +229,32 @@ where
         if self.has_ended_early() {
             return Poll::Ready(None);
         }
+        let item = ready!(self.poll_supervised(cx, S::poll_next));
+        let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
+        if let (Some(lifecycle), false) = (self.lifecycle(), self.has_ended_early()) {
+            if counts_content || !is_content {
+                lifecycle.on_item(item.as_ref().map(Result::as_ref));
+            }
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl<S: Unpin> SupervisedStream<S> {
+    /// Polls the source's stream with `poll_items`, unless the stream ends early.
+    ///
+    /// The caller counts what the source's stream has yielded. An item that ends the stream early is counted already.
+    fn poll_supervised<T: From<Item>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll_items: impl Fn(Pin<&mut S>, &mut Context<'_>) -> Poll<Option<Result<T, BoxError>>>,
+    ) -> Poll<Option<Result<T, BoxError>>> {
         loop {
             // The early end is polled before the source, because a source that is always ready would otherwise never be ended.
             if let Poll::Ready(end) = self.poll_early_end(cx) {
-                return Poll::Ready(Some(Ok(end)));
+                return Poll::Ready(Some(Ok(end.into())));
             }
-            if let Poll::Ready(item) = self.poll_source(cx) {
-                let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
-                if let Some(lifecycle) = self.lifecycle() {
-                    if counts_content || !is_content {
-                        lifecycle.on_item(item.as_ref());
-                    }
-                }
+            if let Poll::Ready(item) = self.poll_source(cx, &poll_items) {
                 return Poll::Ready(item);
             }
             if self.register_end_time_waker(cx) == WakerRegistration::Registered {
@@ -195,7 +270,11 @@ where
         span.map(tracing::Span::enter)
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
+    fn poll_source<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll_items: impl Fn(Pin<&mut S>, &mut Context<'_>) -> Poll<Option<Result<T, BoxError>>>,
+    ) -> Poll<Option<Result<T, BoxError>>> {
         if self.phase == StreamPhase::SourceEnded {
             return Poll::Pending;
         }
@@ -206,7 +285,7 @@ where
             let _entered = handle
                 .and_then(|handle| handle.lifecycle().span())
                 .map(tracing::Span::enter);
-            ready!(Pin::new(&mut self.items).poll_next(cx))
+            ready!(poll_items(Pin::new(&mut self.items), cx))
         };
         if item.is_none() {
             self.phase = StreamPhase::SourceEnded;

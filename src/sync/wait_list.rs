@@ -44,8 +44,8 @@ struct Waiter {
 /// Identifies a registered task in its [`WaitList`] until [`WaitList::deregister`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WaiterKey {
-    shard: usize,
-    index: usize,
+    shard: u32,
+    index: u32,
 }
 
 /// The result of [`WaitList::store_waker_unless`].
@@ -83,7 +83,10 @@ impl WaitList {
         if index == locked.waiters.len() {
             locked.waiters.push(Waiter::default());
         }
-        WaiterKey { shard, index }
+        WaiterKey {
+            shard: shard as u32,
+            index: index as u32,
+        }
     }
 
     /// Stores the waker of a registered task, unless `is_ready` returns true.
@@ -93,20 +96,20 @@ impl WaitList {
         waker: &Waker,
         is_ready: impl FnOnce() -> bool,
     ) -> StoreWakerOutcome {
-        let mut shard = lock(&self.shards[key.shard]);
+        let mut shard = lock(&self.shards[key.shard as usize]);
         if is_ready() {
             return StoreWakerOutcome::AlreadyReady;
         }
         let Shard {
             waiters, queued, ..
         } = &mut *shard;
-        let waiter = &mut waiters[key.index];
+        let waiter = &mut waiters[key.index as usize];
         if (waiter.waker.as_ref()).is_some_and(|stored| stored.will_wake(waker)) {
             return StoreWakerOutcome::Stored;
         }
         let replaced = waiter.waker.replace(waker.clone());
         if !std::mem::replace(&mut waiter.is_queued, true) {
-            queued.push(key.index);
+            queued.push(key.index as usize);
         }
         drop(shard);
         // The waker is dropped outside the lock: dropping it can drop a task, which then deregisters from this shard.
@@ -126,9 +129,9 @@ impl WaitList {
 
     /// Removes a task from the list.
     pub(crate) fn deregister(&self, key: &WaiterKey) {
-        let mut shard = lock(&self.shards[key.shard]);
-        let waker = shard.waiters[key.index].waker.take();
-        shard.free.push(key.index);
+        let mut shard = lock(&self.shards[key.shard as usize]);
+        let waker = shard.waiters[key.index as usize].waker.take();
+        shard.free.push(key.index as usize);
         if shard.free.len() == shard.waiters.len() {
             // No task is registered any more, and the memory that many tasks needed is freed.
             *shard = Shard::default();

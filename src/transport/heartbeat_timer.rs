@@ -7,7 +7,8 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
-use super::{KeepAlive, moving_deadline_timer::MovingDeadlineTimer};
+use super::KeepAlive;
+use crate::moving_deadline_timer::MovingDeadlineTimer;
 
 pin_project! {
     /// Decides when an idle stream sends its next heartbeat.
@@ -33,6 +34,12 @@ impl HeartbeatTimer {
     /// Records a write: the next interval begins when the idle stream is next polled.
     pub(super) fn on_write(self: Pin<&mut Self>) {
         *self.project().idle_since = None;
+    }
+
+    /// Returns the time without output after which a heartbeat is due.
+    #[cfg(feature = "server")]
+    pub(super) fn interval(self: Pin<&mut Self>) -> Option<Duration> {
+        self.interval
     }
 
     /// Turns heartbeats off for the rest of the stream.

@@ -75,7 +75,6 @@ pub mod chunked;
 mod heartbeat_timer;
 mod keep_alive;
 pub mod long_poll;
-mod moving_deadline_timer;
 mod negotiate;
 mod preference;
 mod push_body;
@@ -92,7 +91,7 @@ use http::{Response, Version, request::Parts};
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
 #[cfg(feature = "server")]
-pub(crate) use self::moving_deadline_timer::MovingDeadlineTimer;
+pub(crate) use self::streaming::ItemOutput;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;
@@ -110,10 +109,10 @@ pub use self::{
 };
 pub(crate) use self::{
     response::{
-        close_unless_upgraded, event_source_retry_response, is_event_source_request,
-        is_query_method, is_websocket_upgrade,
+        NO_STORE, add_connection_close_unless_upgraded, event_source_retry_response,
+        is_event_source_request, is_query_method, is_websocket_upgrade,
     },
-    unread_form::{MAX_FORM_LEN, UnreadForm, is_form},
+    unread_form::{MAX_FORM_LEN, UnreadForm, is_form, read_body, within_body_timeout},
 };
 use crate::source::Push;
 
@@ -138,9 +137,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn media_types(&self) -> &[&'static str];
 
     /// Returns the methods with which this transport can be requested over this version of HTTP: [`STREAM_METHODS`] by default. `OPTIONS`
-    /// is not one of them, because every transport answers it with [`method_rejection`].
+    /// is not among these methods, because every transport answers `OPTIONS` with [`method_rejection`].
     ///
-    /// [`Negotiate`] does not choose the transport for other methods, and the header `Allow` of its responses lists the methods of all its
+    /// [`Negotiate`] does not choose the transport for other methods. The header `Allow` of a `Negotiate` lists the methods of all its
     /// transports. A transport that names other methods than [`STREAM_METHODS`] rejects the rest with [`method_rejection`].
     fn methods(&self, version: Version) -> &[&'static str] {
         let _ = version;
@@ -165,8 +164,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Returns whether [`respond`](Self::respond) reads the form of a `QUERY` request itself, with [`respond_with_form`]. `false` by default:
     /// the layer or service around the transport reads the form before it calls `respond`.
     ///
-    /// `true` is for a transport around other transports that refuses requests, as the transport of a [`Guard`](crate::Guard) does. Such a
-    /// transport refuses a request before it reads the body.
+    /// Return `true` for a transport that wraps other transports and refuses some requests, as a [`Guard`](crate::Guard) does, so that a
+    /// request is refused before its body is read.
     fn reads_form(&self) -> bool {
         false
     }

@@ -5,7 +5,7 @@ use http::{HeaderValue, Method, StatusCode, Version, header::ACCEPT, request::Pa
 use super::{
     BoxResponseFuture, Chunked, LongPoll, Preference, PushBody, Sse, Transport, method_rejection,
     rejection_response, respond_with_form,
-    response::{tunnel_rejection, vary_by_accept},
+    response::{connect_rejection, vary_by_accept},
 };
 use crate::{
     format::{JsonSeq, Multipart},
@@ -225,7 +225,7 @@ impl Transport for Negotiate {
         let Some(transport) = self.choose(head, Some(&push)) else {
             let rejection = match method_rejection(&head.method, self.methods(head.version)) {
                 Some(rejection) => rejection,
-                None if head.method == Method::CONNECT => tunnel_rejection(),
+                None if head.method == Method::CONNECT => connect_rejection(),
                 None => self.not_acceptable_rejection(),
             };
             let mut response = rejection_response(rejection);

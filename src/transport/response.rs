@@ -16,7 +16,7 @@ use super::{
 use crate::source::Rejection;
 
 /// A value of `Cache-Control`: caches must not keep the response.
-pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// A value of `Cache-Control`: a private cache may keep the response, but must revalidate it before each use.
 pub(super) const PRIVATE_NO_CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
@@ -80,8 +80,8 @@ const ALLOWED_CORS_HEADERS: HeaderValue = HeaderValue::from_static(
 /// How long a browser may cache the response to a preflight: 5 minutes.
 const PREFLIGHT_MAX_AGE_SECS: HeaderValue = HeaderValue::from_static("300");
 
-/// Returns the response to a request whose method is not one of `methods`. Returns `None` if the method is one of them.
-/// `methods` are the [methods](super::Transport::methods) of the transport.
+/// Returns the response to a request whose method is not one of `methods`. Returns `None` if the method is one of `methods`. `methods` are
+/// the [methods](super::Transport::methods) of the transport.
 ///
 /// | method | status |
 /// |---|---|
@@ -106,7 +106,7 @@ pub fn method_rejection(method: &Method, methods: &[&str]) -> Option<Rejection> 
         return None;
     }
     let rejection = match *method {
-        Method::CONNECT => return Some(tunnel_rejection()),
+        Method::CONNECT => return Some(connect_rejection()),
         Method::OPTIONS => preflight_rejection(methods),
         _ => Rejection::new(StatusCode::METHOD_NOT_ALLOWED),
     };
@@ -114,7 +114,7 @@ pub fn method_rejection(method: &Method, methods: &[&str]) -> Option<Rejection> 
 }
 
 /// Refuses a `CONNECT` that is no upgrade.
-pub(super) fn tunnel_rejection() -> Rejection {
+pub(super) fn connect_rejection() -> Rejection {
     Rejection::new(StatusCode::NOT_IMPLEMENTED).message("there is no tunnel here")
 }
 
@@ -153,7 +153,10 @@ pub(crate) fn is_websocket_upgrade(head: &Parts) -> bool {
 ///
 /// A proxy that does not wait for the 101 response takes the connection for a tunnel. If the connection stayed open, the server would
 /// then read the client's next bytes as requests that the proxy has not seen.
-pub(crate) fn close_unless_upgraded<B>(is_upgrade_request: bool, response: &mut Response<B>) {
+pub(crate) fn add_connection_close_unless_upgraded<B>(
+    is_upgrade_request: bool,
+    response: &mut Response<B>,
+) {
     if !is_upgrade_request
         || response.status() == StatusCode::SWITCHING_PROTOCOLS
         || contains_token(response.headers(), header::CONNECTION, "close")

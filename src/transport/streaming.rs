@@ -1,10 +1,11 @@
+#[cfg(feature = "server")]
+use std::{any::Any, time::Duration};
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
 use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
@@ -16,13 +17,16 @@ use super::{
     rejection_response,
     response::{NOSNIFF, method_rejection},
 };
-#[cfg(feature = "server")]
-use crate::detach::DetachableBody;
 use crate::{
-    BoxError,
-    event::Item,
-    source::Push,
+    BoxError, Error,
+    event::{EventRun, ItemOrRun},
+    source::{Push, PushStream},
     supervision::{PendingSubscription, SupervisedStream},
+};
+#[cfg(feature = "server")]
+use crate::{
+    detach::{DetachableBody, InnerBody},
+    source::EventLoopFit,
 };
 
 /// Opens a pending subscription, and makes the response that sends the stream's items in the format of `encoder`.
@@ -94,9 +98,11 @@ where
     let mut frames = FrameBuffer::default();
     writer.write_opening(&mut frames);
     StreamingBody {
-        state: StreamingState::Open(writer),
-        frames,
-        frames_in_a_row: 0,
+        output: Some(StreamingOutput {
+            state: StreamingState::Open(writer),
+            frames,
+            frames_in_a_row: 0,
+        }),
         heartbeat_timer: HeartbeatTimer::new(keep_alive),
     }
 }
@@ -122,7 +128,7 @@ pub(super) fn set_incremental(headers: &mut HeaderMap, is_incremental: bool) {
 }
 
 /// Writes the bytes that a [`StreamingBody`] sends.
-pub(super) trait StreamWriter {
+pub(crate) trait StreamWriter {
     /// Writes the bytes that are sent before the first item.
     fn write_opening(&mut self, out: &mut FrameBuffer);
 
@@ -145,7 +151,7 @@ pub(super) trait StreamWriter {
 
 /// What [`StreamWriter::poll_write`] returns when it is ready: a frame is full, or the stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WriteOutcome {
+pub(crate) enum WriteOutcome {
     /// The writer has written enough bytes for a frame, and the stream goes on.
     FrameReady,
     /// The stream has ended.
@@ -153,12 +159,15 @@ pub(super) enum WriteOutcome {
 }
 
 /// Writes the items of a source's stream with an encoder.
-struct ItemWriter<S> {
+pub(crate) struct ItemWriter<S> {
     stream: SupervisedStream<S>,
     encoder: Box<dyn Encoder>,
 }
 
-impl<S> ItemWriter<S> {
+/// The least number of events that an [`ItemWriter`] takes as a run. A single event is cheaper as an item.
+const MIN_RUN_LEN: usize = 2;
+
+impl ItemWriter<PushStream> {
     fn write_end(
         &mut self,
         end: StreamEnd,
@@ -167,24 +176,44 @@ impl<S> ItemWriter<S> {
         self.encoder.end(end, out);
         Poll::Ready(Ok(WriteOutcome::Ended))
     }
+
+    /// Writes the events of a run at once, or one after the other if their bytes depend on this stream.
+    fn write_run(&mut self, run: &EventRun, out: &mut FrameBuffer) -> Result<(), Error> {
+        if self.encoder.write_run(run, out) {
+            self.stream.record_events(run.events());
+            return Ok(());
+        }
+        for event in run.events() {
+            self.stream.record_events(std::slice::from_ref(event));
+            self.encoder.event(event, out)?;
+        }
+        Ok(())
+    }
 }
 
-impl<S> StreamWriter for ItemWriter<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+impl StreamWriter for ItemWriter<PushStream> {
     fn write_opening(&mut self, out: &mut FrameBuffer) {
         self.encoder.open(out);
     }
 
+    #[inline]
     fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         for _ in 0..MAX_ITEMS_PER_POLL {
-            let written = match Pin::new(&mut self.stream).poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => item.write_to(&mut *self.encoder, out),
+            let written = match self.stream.poll_next_run(MIN_RUN_LEN, cx) {
+                Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
+                    item.write_to(&mut *self.encoder, out)
+                }
+                Poll::Ready(Some(Ok(ItemOrRun::Run(run)))) => match self.write_run(&run, out) {
+                    // The bytes of a run are usually a frame of their own, so nothing is gained by waiting for the next run.
+                    Ok(()) if !out.is_empty() => {
+                        return Poll::Ready(Ok(WriteOutcome::FrameReady));
+                    }
+                    written => written.map(|()| None),
+                },
                 Poll::Ready(Some(Err(error))) => {
                     self.encoder.flush(out);
                     return Poll::Ready(Err(error));
@@ -218,15 +247,21 @@ where
 }
 
 pin_project! {
-    /// The body of a streaming response: polls a writer, joins small writes into frames, and sends heartbeats.
+    /// The body of a streaming response: the output of a writer, and heartbeats while the writer has no output.
     pub(super) struct StreamingBody<W> {
-        state: StreamingState<W>,
-        frames: FrameBuffer,
-        // The number of frames since the body was last pending.
-        frames_in_a_row: usize,
+        // `None` once the output has left the body.
+        output: Option<StreamingOutput<W>>,
         #[pin]
         heartbeat_timer: HeartbeatTimer,
     }
+}
+
+/// Polls a writer, and joins small writes into frames.
+pub(crate) struct StreamingOutput<W> {
+    state: StreamingState<W>,
+    frames: FrameBuffer,
+    /// The number of frames since the output was last pending. 0 if nothing but the opening can be in `frames`.
+    frames_in_a_row: u8,
 }
 
 enum StreamingState<W> {
@@ -243,7 +278,7 @@ enum StreamingState<W> {
 
 /// The number of frames after which one poll of the body returns `Pending`, so that other tasks can run even if the source is always ready
 /// and the server polls without limit.
-const MAX_FRAMES_IN_A_ROW: usize = 8;
+const MAX_FRAMES_IN_A_ROW: u8 = 8;
 
 impl<W: StreamWriter> StreamingState<W> {
     /// Lets the writer write until there is a full frame. Returns `Pending` only if the writer has nothing more to write now.
@@ -251,10 +286,6 @@ impl<W: StreamWriter> StreamingState<W> {
         let Self::Open(writer) = self else {
             return Poll::Ready(());
         };
-        // A large event makes several frames. All of these frames are sent before the next item is taken.
-        if out.is_full() {
-            return Poll::Ready(());
-        }
         match ready!(writer.poll_write(cx, out)) {
             Ok(WriteOutcome::FrameReady) => {}
             Ok(WriteOutcome::Ended) => *self = Self::Ended,
@@ -273,6 +304,55 @@ impl<W: StreamWriter> StreamingState<W> {
     }
 }
 
+impl<W: StreamWriter> StreamingOutput<W> {
+    /// Returns the next frame. Returns `None` after the end.
+    ///
+    /// Returns `Pending` also after some frames in a row, and then wakes the task.
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BoxError>>> {
+        if self.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
+            // Not 0, because `frames` may hold another frame of the same run.
+            self.frames_in_a_row = 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // A large event or a run makes several frames. All of these frames are sent before the next item is taken.
+        let has_more_frames = self.frames_in_a_row > 0 && !self.frames.is_empty();
+        let written = match has_more_frames {
+            true => Poll::Ready(()),
+            false => self.state.poll_write(cx, &mut self.frames),
+        };
+        if let Some(frame) = self.frames.take_frame() {
+            self.frames_in_a_row += 1;
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if written.is_pending() {
+            self.frames_in_a_row = 0;
+            return Poll::Pending;
+        }
+        match std::mem::replace(&mut self.state, StreamingState::Ended) {
+            StreamingState::Failing { error, is_flushed } if is_flushed => {
+                Poll::Ready(Some(Err(error)))
+            }
+            StreamingState::Failing { error, .. } => {
+                let is_flushed = true;
+                self.state = StreamingState::Failing { error, is_flushed };
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
+        }
+    }
+
+    /// Returns the frame of a heartbeat. Returns `None` if the writer writes no heartbeats, or has ended.
+    pub(crate) fn take_heartbeat(&mut self) -> Option<Bytes> {
+        self.state.write_heartbeat(&mut self.frames);
+        self.frames.take_frame()
+    }
+}
+
 impl<W: StreamWriter> Body for StreamingBody<W> {
     type Data = Bytes;
     type Error = BoxError;
@@ -282,39 +362,49 @@ impl<W: StreamWriter> Body for StreamingBody<W> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        if *this.frames_in_a_row == MAX_FRAMES_IN_A_ROW {
-            *this.frames_in_a_row = 0;
-            cx.waker().wake_by_ref();
+        let Some(output) = this.output else {
             return Poll::Pending;
-        }
-        let written = this.state.poll_write(cx, this.frames);
-        if let Some(frame) = this.frames.take_frame() {
-            *this.frames_in_a_row += 1;
-            this.heartbeat_timer.as_mut().on_write();
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
-        }
-        if written.is_pending() {
-            *this.frames_in_a_row = 0;
-            ready!(this.heartbeat_timer.as_mut().poll(cx));
-            this.state.write_heartbeat(this.frames);
-            let Some(frame) = this.frames.take_frame() else {
-                this.heartbeat_timer.disable();
-                return Poll::Pending;
-            };
+        };
+        if let Poll::Ready(frame) = output.poll_frame(cx) {
             this.heartbeat_timer.on_write();
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
+            return Poll::Ready(frame.map(|frame| frame.map(Frame::data)));
         }
-        match std::mem::replace(this.state, StreamingState::Ended) {
-            StreamingState::Failing { error, is_flushed } if is_flushed => {
-                Poll::Ready(Some(Err(error)))
-            }
-            StreamingState::Failing { error, .. } => {
-                let is_flushed = true;
-                *this.state = StreamingState::Failing { error, is_flushed };
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            StreamingState::Open(_) | StreamingState::Ended => Poll::Ready(None),
+        ready!(this.heartbeat_timer.as_mut().poll(cx));
+        let Some(frame) = output.take_heartbeat() else {
+            this.heartbeat_timer.disable();
+            return Poll::Pending;
+        };
+        this.heartbeat_timer.on_write();
+        Poll::Ready(Some(Ok(Frame::data(frame))))
+    }
+}
+
+/// The output of a body whose items come from a source, after it has left the body.
+#[cfg(feature = "server")]
+pub(crate) struct ItemOutput {
+    pub(crate) output: StreamingOutput<ItemWriter<PushStream>>,
+    /// The time without output after which a heartbeat is due. `None` if the stream sends no heartbeats.
+    pub(crate) heartbeat_interval: Option<Duration>,
+}
+
+#[cfg(feature = "server")]
+impl ItemOutput {
+    /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`].
+    pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
+        match &mut self.output.state {
+            StreamingState::Open(writer) => writer.stream.items_mut().join_event_loop(),
+            StreamingState::Failing { .. } | StreamingState::Ended => EventLoopFit::Unfit,
         }
+    }
+}
+
+#[cfg(feature = "server")]
+impl InnerBody for StreamingBody<ItemWriter<PushStream>> {
+    fn take_output(self: Pin<&mut Self>) -> Option<Box<dyn Any + Send>> {
+        let this = self.project();
+        Some(Box::new(ItemOutput {
+            output: this.output.take()?,
+            heartbeat_interval: this.heartbeat_timer.interval(),
+        }))
     }
 }

@@ -33,8 +33,8 @@ const ACCEPT_QUERY: HeaderName = HeaderName::from_static("accept-query");
 /// The maximum length of a form, in bytes.
 pub(crate) const MAX_FORM_LEN: usize = 64 * 1024;
 
-/// The time within which a form must arrive.
-const FORM_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time within which the body of a request must arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Calls [`respond`](Transport::respond) of a transport, after reading the form in the body of a `QUERY` request.
 ///
@@ -118,7 +118,7 @@ impl UnreadForm {
 
     /// Puts `body` into the extensions of `head`.
     pub(crate) fn insert_body<B: Body + Send + 'static>(head: &mut Parts, body: B) {
-        Self::insert(head, read_body(body));
+        Self::insert(head, read_body(body, MAX_FORM_LEN));
     }
 
     /// Returns whether the extensions of `head` contain a form that is not read yet.
@@ -144,7 +144,7 @@ impl UnreadForm {
         let Some(reader) = reader else {
             return Ok(());
         };
-        let form = read_within_timeout(reader).await?;
+        let form = within_body_timeout(reader).await?;
         if !form.is_empty() && !is_form(&head.headers) {
             return Err(unsupported_content(&head.headers));
         }
@@ -171,24 +171,27 @@ pub(crate) fn is_form(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|media_type| media_type.eq_ignore_ascii_case(FORM_MEDIA_TYPE))
 }
 
-/// Waits for a form. Returns a rejection with the status 408 if the form does not arrive in time.
-async fn read_within_timeout(mut reader: FormFuture) -> Result<Bytes, Rejection> {
-    // The timer needs a tokio runtime, and is created only if the form has not arrived yet.
+/// Waits until `reader` has read the body of a request. Returns a rejection with the status 408 if the body does not arrive in time.
+pub(crate) async fn within_body_timeout(
+    reader: impl Future<Output = Result<Bytes, Rejection>>,
+) -> Result<Bytes, Rejection> {
+    let mut reader = pin!(reader);
+    // The timer needs a tokio runtime, and is created only if the body has not arrived yet.
     let first_poll = poll_fn(|cx| Poll::Ready(reader.as_mut().poll(cx)));
     if let Poll::Ready(result) = first_poll.await {
         return result;
     }
-    match tokio::time::timeout(FORM_TIMEOUT, reader).await {
+    match tokio::time::timeout(BODY_TIMEOUT, reader).await {
         Ok(result) => result,
         Err(_) => Err(Rejection::new(StatusCode::REQUEST_TIMEOUT)),
     }
 }
 
-/// Reads a whole body.
+/// Reads a whole body of at most `max_len` bytes.
 ///
 /// # Errors
 /// Returns a rejection with the status 413 if the body is too long, or 400 if it breaks off.
-async fn read_body<B: Body>(body: B) -> Result<Bytes, Rejection> {
+pub(crate) async fn read_body<B: Body>(body: B, max_len: usize) -> Result<Bytes, Rejection> {
     let mut body = pin!(body);
     let mut bytes = Vec::new();
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
@@ -196,7 +199,7 @@ async fn read_body<B: Body>(body: B) -> Result<Bytes, Rejection> {
         let Ok(data) = frame.into_data() else {
             continue;
         };
-        if data.remaining() > MAX_FORM_LEN - bytes.len() {
+        if data.remaining() > max_len - bytes.len() {
             return Err(Rejection::new(StatusCode::PAYLOAD_TOO_LARGE));
         }
         bytes.put(data);

@@ -1,5 +1,8 @@
-//! The hub: topics on demand, one order and one cursor for any set of topics, limits, and what a returning client gets.
+//! The hub: topics on demand, one order and one cursor for any set of topics, limits, what a returning client gets, and topics that
+//! clients choose.
 
+mod client_topics;
+mod commands;
 mod model;
 mod stress;
 mod topics;

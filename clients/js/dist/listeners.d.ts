@@ -1,3 +1,5 @@
+/** The names of listeners that get no events of this type. */
+export declare const RESERVED: string[];
 /** The listeners of a connection, by name. */
 export declare class ListenerSet {
     #private;

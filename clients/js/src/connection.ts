@@ -2,7 +2,7 @@ import { DEFAULTS, type Attempt, type End, type Options, type Receive, type Send
 import { watchEnvironment, type EnvironmentListener } from "./environment.js";
 import { PushError } from "./error.js";
 import { receivePoll, receiveSse } from "./http.js";
-import { ListenerSet } from "./listeners.js";
+import { ListenerSet, RESERVED } from "./listeners.js";
 import { ItemQueues } from "./queue.js";
 import { decodeBase64, parseJsonOrText, type PushRecord } from "./record.js";
 import type { ConnectOptions, PushConnection, PushEvent, PushGap, State } from "./types.js";
@@ -28,9 +28,6 @@ const POLL_TIMEOUT = 60_000;
 
 /** The longest delay of a timer in JavaScript, in milliseconds. */
 const MAX_TIMER = 2 ** 31 - 1;
-
-/** The names of listeners that get no events of this type. */
-const RESERVED = ["event", "gap", "cursor", "state", "finished", "error"];
 
 /** Why the client itself ends an attempt. */
 type AbortReason = "restart" | "upgrade" | "pause" | "silent" | "dead" | "close";

@@ -1,3 +1,6 @@
+/** The names of listeners that get no events of this type. */
+export const RESERVED = ["event", "gap", "cursor", "state", "finished", "error"];
+
 /** The listeners of a connection, by name. */
 export class ListenerSet {
   #listeners = new Map<string, Set<(value: any) => void>>();

@@ -110,8 +110,9 @@ impl Client {
     /// Sets the transports to ask for, the preferred one first: [`Sse`](Transport::Sse) and [`LongPoll`](Transport::LongPoll) by default.
     /// An empty list counts as the default.
     ///
-    /// The client asks for the next transport if the server does not offer one, or if nothing arrives over it in time. It keeps the
-    /// transport that works, and tries the first one again after 10 minutes, when it reconnects. The cursor is the same on all transports.
+    /// The client asks for the next transport if the server does not offer one, or if nothing arrives over it in time. The client keeps the
+    /// transport that works. After 10 minutes, the next reconnect tries the first transport again. The cursor is the same on all
+    /// transports.
     pub fn transports(self, transports: impl IntoIterator<Item = Transport>) -> Self {
         let transports: Arc<[Transport]> = transports.into_iter().collect();
         self.map_config(|config| {
@@ -136,7 +137,7 @@ impl Client {
         self.map_config(|config| (config.base_delay, config.max_delay) = (base, max))
     }
 
-    /// Sets whether the client reconnects: `true` by default. If not, the stream ends with the first connection.
+    /// Sets whether the client reconnects: `true` by default. A stream that does not reconnect ends with its first connection.
     pub fn reconnect(self, reconnects: bool) -> Self {
         self.map_config(|config| config.reconnects = reconnects)
     }
@@ -159,7 +160,7 @@ impl Client {
     }
 
     /// Sets how long the server may be silent before the client reconnects. By default, the client learns how often the server sends
-    /// heartbeats, and waits 2.5 times as long, at least 10 s. A server without heartbeats may then be silent for any time.
+    /// heartbeats, and waits 2.5 times as long, at least 10 s. A server that has sent no heartbeat may be silent for any time.
     pub fn read_timeout(self, timeout: Duration) -> Self {
         self.map_config(|config| config.read_timeout = Some(timeout.min(MAX_TIMEOUT)))
     }

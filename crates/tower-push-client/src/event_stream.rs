@@ -29,11 +29,11 @@ use crate::{
 
 /// A subscription to a feed: a stream of events, gaps and cursors, and of what happens to the connection.
 ///
-/// The stream reconnects and resumes by itself. It ends after [`ClientItem::Finished`], or after an error that another request would not
-/// repair. [`Client::subscribe`] makes it.
+/// [`Client::subscribe`] makes this stream. The stream reconnects and resumes by itself. It ends after [`ClientItem::Finished`], or after
+/// an error that another request would not repair.
 ///
-/// The stream works only while it is polled. A program that does not poll it for long, such as one that handles an event slowly, is a slow
-/// client: the server may disconnect it, and answers to pings are late.
+/// The stream works only while it is polled. A program that does not poll the stream for long, because it handles an event slowly, is a
+/// slow client: the server may disconnect the client, and answers to pings are late.
 ///
 /// Dropping the stream closes the connection. [`cursor`](Self::cursor) is where a later subscription continues
 /// ([`Client::cursor`]): events that the stream has yielded are not repeated, and events that it has not yielded are not lost. The stream is
@@ -42,15 +42,15 @@ use crate::{
 pub struct EventStream {
     subscriber: Subscriber,
     client: Client,
-    connection: Connection,
+    connection: ConnectionState,
     /// Fires at or before the time of [`Subscriber::poll_timeout`].
     timer: Option<Pin<Box<Sleep>>>,
     #[cfg(feature = "websocket")]
     messages: Option<MessageReceiver>,
 }
 
-/// The part of a connection that is awaited.
-enum Connection {
+/// What the stream awaits: a request, a response, or the input of a connection.
+enum ConnectionState {
     Absent,
     Preparing(BoxFuture<Result<Request<Bytes>, BoxError>>),
     Requesting(BoxFuture<Result<Response<ResponseBody>, BoxError>>),
@@ -65,7 +65,7 @@ impl EventStream {
         Self {
             subscriber: Subscriber::new(client.config().clone(), uri, cursor, now()),
             client,
-            connection: Connection::Absent,
+            connection: ConnectionState::Absent,
             timer: None,
             #[cfg(feature = "websocket")]
             messages: None,
@@ -93,31 +93,31 @@ impl EventStream {
         self.subscriber.close(&frame, now());
     }
 
-    /// Drives the connection until the subscriber has to be asked for items. Pending if nothing is ready.
+    /// Drives the connection until the subscriber may have an item. Pending if nothing is ready.
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.subscriber.needs_connection() {
-            self.connection = Connection::Absent;
+            self.connection = ConnectionState::Absent;
         }
         match &mut self.connection {
-            Connection::Absent => match self.subscriber.poll_request(now()) {
+            ConnectionState::Absent => match self.subscriber.poll_request(now()) {
                 Some(request) => {
                     let request = request.map(|()| Bytes::new());
-                    self.connection = Connection::Preparing(self.client.prepare(request));
+                    self.connection = ConnectionState::Preparing(self.client.prepare(request));
                 }
                 None => return Poll::Pending,
             },
-            Connection::Preparing(prepared) => match ready!(prepared.as_mut().poll(cx)) {
+            ConnectionState::Preparing(prepared) => match ready!(prepared.as_mut().poll(cx)) {
                 Ok(request) => {
                     let response = self.client.service().send(request);
-                    self.connection = Connection::Requesting(response);
+                    self.connection = ConnectionState::Requesting(response);
                 }
                 Err(error) => self.subscriber.handle_prepare_error(error, now()),
             },
-            Connection::Requesting(response) => match ready!(response.as_mut().poll(cx)) {
+            ConnectionState::Requesting(response) => match ready!(response.as_mut().poll(cx)) {
                 Ok(response) => self.handle_response(response),
                 Err(error) => self.subscriber.handle_request_error(error, now()),
             },
-            Connection::Body(body) => match ready!(body.as_mut().poll_frame(cx)) {
+            ConnectionState::Body(body) => match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.subscriber.handle_input(data, now());
@@ -127,7 +127,7 @@ impl EventStream {
                 None => self.handle_end(Ok(())),
             },
             #[cfg(feature = "websocket")]
-            Connection::Upgraded(socket) => {
+            ConnectionState::Upgraded(socket) => {
                 let messages = self.messages.as_mut();
                 let read = ready!(socket.poll(&mut self.subscriber, messages, cx));
                 match read {
@@ -143,22 +143,22 @@ impl EventStream {
     fn handle_response(&mut self, response: Response<ResponseBody>) {
         let (head, body) = response.into_parts();
         self.connection = match self.subscriber.handle_response(&head, now()) {
-            ResponseAction::ReadBody => Connection::Body(body),
+            ResponseAction::ReadBody => ConnectionState::Body(body),
             #[cfg(feature = "websocket")]
             ResponseAction::Upgrade => {
                 let mut response = Response::from_parts(head, body);
-                Connection::Upgraded(Box::new(UpgradedSocket::new(&mut response)))
+                ConnectionState::Upgraded(Box::new(UpgradedSocket::new(&mut response)))
             }
-            _ => Connection::Absent,
+            _ => ConnectionState::Absent,
         };
     }
 
     fn handle_end(&mut self, end: Result<(), BoxError>) {
-        self.connection = Connection::Absent;
+        self.connection = ConnectionState::Absent;
         self.subscriber.handle_end(end, now());
     }
 
-    /// Waits for the time at which the subscriber has something to do. Ready once the subscriber has done it.
+    /// Waits for [`Subscriber::poll_timeout`], and then calls [`Subscriber::handle_timeout`].
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.subscriber.poll_timeout() else {
             return Poll::Pending;
@@ -198,7 +198,7 @@ impl Stream for EventStream {
                 return Poll::Ready(Some(item));
             }
             if this.subscriber.is_terminated() {
-                this.connection = Connection::Absent;
+                this.connection = ConnectionState::Absent;
                 this.timer = None;
                 return Poll::Ready(None);
             }

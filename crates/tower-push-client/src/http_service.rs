@@ -45,7 +45,7 @@ impl HttpService {
                     .map_err(Into::into)?;
                 let response = service.call(request.map(B::from)).await;
                 let response = response.map_err(Into::into)?;
-                Ok(response.map(|body| Box::pin(MapBody(Box::pin(body))) as ResponseBody))
+                Ok(response.map(|body| Box::pin(BoxErrorBody(Box::pin(body))) as ResponseBody))
             })
         };
         Self(Arc::new(SendRequestFn(send)))
@@ -77,9 +77,9 @@ where
 }
 
 /// A body whose data are `Bytes` and whose errors are boxed.
-struct MapBody<B>(Pin<Box<B>>);
+struct BoxErrorBody<B>(Pin<Box<B>>);
 
-impl<B> Body for MapBody<B>
+impl<B> Body for BoxErrorBody<B>
 where
     B: Body,
     B::Error: Into<BoxError>,

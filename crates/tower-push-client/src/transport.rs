@@ -2,8 +2,8 @@ use std::fmt;
 
 /// A transport that the client asks the server for.
 ///
-/// The client reads what the server sends by the `Content-Type` of the response: if it asks for one transport and gets another, as from a
-/// server that ignores `Accept`, it reads that.
+/// The client reads a response by its `Content-Type`. A client that asks for one transport and gets another, as from a server that ignores
+/// `Accept`, reads the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Transport {

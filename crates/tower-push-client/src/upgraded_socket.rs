@@ -24,8 +24,8 @@ pub(crate) enum UpgradedSocket {
     },
 }
 
-/// The length of the buffer of one read, which is on the stack: 16 KiB.
-const READ_BUFFER_LEN: usize = 16 * 1024;
+/// The length of the buffer of one read, which is on the stack: 64 KiB.
+const READ_BUFFER_LEN: usize = 64 * 1024;
 
 impl UpgradedSocket {
     pub(crate) fn new<B>(response: &mut Response<B>) -> Self {

@@ -2,7 +2,7 @@ use std::{borrow::Cow, time::Duration};
 
 use crate::{
     error::Error,
-    event::{Event, EventId, Gap},
+    event::{Event, EventId, EventRun, Gap, RunEncoding},
     frame_buffer::FrameBuffer,
 };
 
@@ -25,6 +25,26 @@ pub trait Encoder: Send {
     /// # Errors
     /// An error if the event cannot be written without misleading the client.
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error>;
+
+    /// Returns the encoding in which the events of `run` are written at once. Returns `None`, the default, if each event must be written by
+    /// [`event`](Self::event), because its bytes depend on this stream, or because an event cannot be written.
+    ///
+    /// If the encoding is returned, the caller writes the run in this encoding as the next part of the stream.
+    fn run_encoding(&mut self, run: &EventRun) -> Option<RunEncoding> {
+        let _ = run;
+        None
+    }
+
+    /// Writes the events of a run at once. Returns `false`, and writes nothing, if each event must be written by [`event`](Self::event).
+    ///
+    /// All streams that write the same run send the same [`Bytes`](bytes::Bytes).
+    fn write_run(&mut self, run: &EventRun, out: &mut FrameBuffer) -> bool {
+        let Some(encoding) = self.run_encoding(run) else {
+            return false;
+        };
+        out.push(run.encoded(encoding));
+        true
+    }
 
     /// Writes an event after which a client resumes from `cursor` instead of from the event's id: see
     /// [`Item::EventWithCursor`](crate::Item::EventWithCursor).

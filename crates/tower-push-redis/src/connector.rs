@@ -41,7 +41,8 @@ impl Connector {
         self.timeout
     }
 
-    /// Runs a future that is one command or a pipeline, with a limit on its time. After an error, the caller drops the connection.
+    /// Runs a future that is one command or a pipeline, with a limit on the time that it takes. After an error, the caller drops the
+    /// connection.
     pub(crate) async fn with_timeout<T, E: Into<Error>>(
         &self,
         command: impl Future<Output = Result<T, E>>,
@@ -50,7 +51,7 @@ impl Connector {
         result.map_err(|_| Error::timeout())?.map_err(Into::into)
     }
 
-    /// Connects to the master, and checks that it is one, and that the key holds a stream or nothing.
+    /// Connects to the master. Checks that the server is a master, and that the key holds a stream or nothing.
     pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, Error> {
         let connect = async {
             match &self.servers.topology {

@@ -9,8 +9,8 @@ pub(crate) struct ReaderPosition {
     pub(crate) id: EntryId,
     /// The fingerprint of the last entry. `None` if there was none.
     pub(crate) fingerprint: Option<Fingerprint>,
-    /// The number of entries that had been added to the stream when its last entry was the one of this position: the stream's `entries-added`. It
-    /// is too small by the number of entries that were deleted with `XDEL` before the reader could read them.
+    /// The number of entries that had been added to the stream when its last entry was the one of this position: the stream's
+    /// `entries-added`. The number is too small by the number of entries that were deleted with `XDEL` before the reader could read them.
     pub(crate) entries_added: u64,
 }
 
@@ -95,7 +95,8 @@ impl ReaderPosition {
         }
     }
 
-    /// Handles a position before the oldest entry. All entries that were removed and have a higher id than the position are missing.
+    /// Returns the continuity of a position before the oldest entry. The removed entries that have a higher id than the position are
+    /// missing.
     fn continuity_before_first(&self, info: &StreamInfo, is_connected_since: bool) -> Continuity {
         let removed = info.entries_added.saturating_sub(info.length);
         if !is_connected_since {
@@ -112,8 +113,8 @@ impl ReaderPosition {
         }
     }
 
-    /// Handles a position between two entries. This is right only if the entry of the position was deleted with `XDEL`. Otherwise, a failover
-    /// has lost this entry.
+    /// Returns the continuity of a position between two entries. It is intact only if the entry of the position was deleted with `XDEL`.
+    /// Otherwise, a failover has lost this entry.
     fn continuity_in_range(&self, info: &StreamInfo, snapshot: &StreamSnapshot) -> Continuity {
         let added_since = info.entries_added - self.entries_added;
         let is_deleted = info.max_deleted_id >= self.id;

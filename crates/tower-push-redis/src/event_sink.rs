@@ -7,7 +7,7 @@ use tower_push::{
 ///
 /// A log of your own can divide the events by their topics, for example. See [`RedisStreamBuilder::connect_with`](crate::RedisStreamBuilder::connect_with).
 pub trait EventSink: Send + 'static {
-    /// Appends an event. Its id is the cursor that resumes after it. Events come in the order of the stream, each once.
+    /// Appends an event. The event's id is the cursor that resumes after this event. Events come in the order of the stream, each once.
     fn push(&mut self, event: Event);
 
     /// Announces that events are missing after the last one. `gap` has the reason, the number of missing events if it is known, and the
@@ -17,7 +17,8 @@ pub trait EventSink: Send + 'static {
 
 impl EventSink for Feed {
     fn push(&mut self, event: Event) {
-        // The reader gives an id to each event, and no two entries have the same id. With the fingerprint of a duplicate, the client has it.
+        // The reader gives an id to each event, and no two entries have the same id. An event with an id that the feed has is the same
+        // event.
         let pushed = Feed::push(self, event);
         debug_assert!(matches!(pushed, Ok(()) | Err(PushError::DuplicateId)));
     }

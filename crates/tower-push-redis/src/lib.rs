@@ -45,9 +45,9 @@
 //! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that
 //! have got it get a gap; clients that have not got it do not learn of it.
 //!
-//! Two things cannot be seen in a stream. If a process was not connected while a key was deleted and filled again, it cannot tell this from
-//! trimming: clients get a gap (`expired`) in both cases. And if the last entry was removed, its hash cannot be compared: a client whose cursor
-//! has the id of this entry resumes.
+//! Two changes of a stream leave no trace in it. If a key was deleted and filled again while a process was not connected, the process
+//! cannot tell this from trimming: clients get a gap (`expired`) in both cases. If the last entry was removed, the hash in a cursor cannot
+//! be compared: a client whose cursor has the id of this entry resumes.
 //!
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for

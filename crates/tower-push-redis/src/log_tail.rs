@@ -78,7 +78,7 @@ impl LogTail {
             None if newest_first.is_empty() => {
                 StreamCursor::without_entry(position.id).to_event_id()
             }
-            // The entry before the first one is gone, or has never been.
+            // The stream has no entry before the first one.
             None => StreamCursor::without_entry(EntryId::ZERO).to_event_id(),
         };
         newest_first.reverse();

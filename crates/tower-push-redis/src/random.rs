@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// Returns random bits. If the system has none, returns 0: the callers then lose only the spread of their delays.
+/// Returns random bits. If the system has none, returns 0: only the spread of the delays is lost.
 pub(crate) fn random_u64() -> u64 {
     getrandom::u64().unwrap_or_default()
 }
@@ -12,7 +12,7 @@ pub(crate) fn random_duration(min: Duration, max: Duration) -> Duration {
 }
 
 /// The delays between attempts to connect: random between [`MIN_DELAY`](Self::MIN_DELAY) and an upper bound that doubles with each attempt
-/// ("full jitter"), so that the servers of a fleet do not return to a broker at the same time.
+/// ("full jitter"), so that not all servers connect to a broker at the same time.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     max_delay: Duration,

@@ -22,9 +22,9 @@ use crate::{
 
 /// Adds events to a stream. Clones share a connection.
 ///
-/// A publication is one command, `XADD`. It returns when the server has added the entry, and the event reaches all servers that read the
-/// stream. Redis copies the entry to replicas and to its disk later: after a failover, an event that was published can be lost, and clients
-/// that have seen it get a gap.
+/// A publication is one command, `XADD`. It ends when the Redis server has added the entry. The event then reaches all processes that read
+/// the stream. Redis copies the entry to replicas and to the disk later: a failover can lose an event that was published, and clients that
+/// have seen this event get a gap.
 #[derive(Clone, Debug)]
 pub struct RedisPublisher {
     shared: Arc<PublisherState>,
@@ -37,7 +37,7 @@ struct PublisherState {
     script: Script,
     /// The number of publications so far.
     publications: AtomicU64,
-    /// The newest time of the server that is known, in milliseconds. 0 if none is known.
+    /// The newest known time of the Redis server's clock, in milliseconds. 0 if no time is known.
     last_ms: AtomicU64,
 }
 
@@ -57,7 +57,8 @@ pub(crate) struct PublisherConfig {
 pub struct Publication {
     /// The id of the event: the cursor that resumes after it.
     pub id: EventId,
-    /// Whether an event had been published with the same key before. `id` is then this event's, and nothing was published now.
+    /// Whether an event had been published with the same key before. In this case, `id` is the id of that event, and nothing was published
+    /// now.
     pub is_duplicate: bool,
 }
 
@@ -84,10 +85,11 @@ impl RedisPublisher {
         }
     }
 
-    /// Publishes an event. Returns its id, which the server has made: an id that the event has is not used.
+    /// Publishes an event. Returns the id that the server has given to it. An id that `event` has is not used.
     ///
     /// While the server is not available, the publication is tried again, for the time of
-    /// [`publish_retry_time`](crate::RedisStreamBuilder::publish_retry_time). It is not tried again if the server may have got it.
+    /// [`publish_retry_time`](crate::RedisStreamBuilder::publish_retry_time). The publication is not tried again if the server may have got
+    /// the event.
     ///
     /// # Errors
     /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
@@ -103,8 +105,8 @@ impl RedisPublisher {
     /// Publishes an event, unless an event was published with the same idempotency key before, by any process.
     ///
     /// The key is remembered in Redis for the time of [`idempotency_lifetime`](crate::RedisStreamBuilder::idempotency_lifetime), under the
-    /// name `{STREAM}:once:KEY`. Thus the publication is tried again even if the server may have got it. The server runs a script, which
-    /// costs more than [`publish`](Self::publish).
+    /// name `{STREAM}:once:KEY`. So the publication is tried again even if the server may have got the event. The server runs a script,
+    /// which costs more than [`publish`](Self::publish).
     ///
     /// # Errors
     /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
@@ -216,7 +218,7 @@ impl NewEntry {
     }
 }
 
-/// Returns the key under which a publication is remembered. In a cluster, it is on the node of the stream.
+/// Returns the key under which a publication is remembered. In a cluster, this key is on the node of the stream.
 fn once_key(stream: &str, idempotency_key: &str) -> String {
     match has_hash_tag(stream) {
         true => format!("{stream}:once:{idempotency_key}"),

@@ -66,8 +66,8 @@ impl RedisServers {
         .into())
     }
 
-    /// Makes the addresses of some nodes of a cluster. They are asked, in this order, for the node that has the stream. This node is
-    /// contacted with the same user, password, TLS and certificates.
+    /// Makes the addresses of a cluster from those of some of its nodes. These nodes are asked, in this order, for the node that has the
+    /// stream. That node is contacted with the same user, password, TLS and certificates.
     ///
     /// A stream is on one node of a cluster. To use several nodes, use several streams.
     ///

@@ -13,8 +13,8 @@ use crate::{
 
 /// A feed on a Redis stream: a source for any number of clients, and a publisher. See the [crate docs](crate).
 ///
-/// Clones share the log and the reader. When the last clone is dropped, the reader ends, and the clients' streams end with the time
-/// after which the clients return. So the program keeps a clone.
+/// Clones share the log and the reader. Keep a clone: when the last one is dropped, the reader ends, and the clients' streams end with the
+/// time after which the clients return.
 #[derive(Clone, Debug)]
 pub struct RedisStream {
     relay: Relay,
@@ -89,7 +89,7 @@ impl RedisStream {
     }
 }
 
-/// Each client begins after its cursor, or at the relay's [`StartPosition`] if it has none.
+/// Each client begins after its cursor, or at the relay's [`StartPosition`] if the client has no cursor.
 impl PushSource for RedisStream {
     type Stream = RelaySubscriber;
 

@@ -115,7 +115,7 @@ impl RedisStreamBuilder {
         self
     }
 
-    /// Sets how long a publication is tried again while the server is not available. By default, it is tried once.
+    /// Sets how long a publication is tried again while the server is not available. By default, a publication is tried once.
     pub fn publish_retry_time(mut self, time: Duration) -> Self {
         self.publisher.retry_time = time;
         self
@@ -127,13 +127,13 @@ impl RedisStreamBuilder {
         self
     }
 
-    /// Sets the longest time of a connect, and of the answer to a command. The default is 3 s.
+    /// Sets the longest time that a connection attempt, or the answer to a command, may take. The default is 3 s.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.command_timeout = timeout;
         self
     }
 
-    /// Sets how long [`connect`](Self::connect) tries again while the server is not available. By default, it tries once.
+    /// Sets how long [`connect`](Self::connect) tries again while the server is not available. By default, `connect` tries once.
     pub fn connect_wait(mut self, wait: Duration) -> Self {
         self.connect_wait = wait;
         self
@@ -142,8 +142,8 @@ impl RedisStreamBuilder {
     /// Connects to the server, reads the newest events, and starts the reader of this process, which is a task of the current tokio runtime.
     ///
     /// # Errors
-    /// An [`Error`] if the server is not available, refuses the user, is older than Redis 7.0, or has something else at the key. If the
-    /// key does not exist, this is an empty stream.
+    /// An [`Error`] if the server is not available, refuses the user, is older than Redis 7.0, or has something else at the key. A key that
+    /// does not exist is an empty stream.
     pub async fn connect(self) -> Result<RedisStream, Error> {
         let relay = self
             .relay
@@ -157,8 +157,8 @@ impl RedisStreamBuilder {
 
     /// Like [`connect`](Self::connect), but fills a log of your own instead of a [`Relay`].
     ///
-    /// `make_log` gets the id before the first event that the reader pushes, and the upstream that has older events. It returns the
-    /// sink that the reader fills, and any value that this function returns.
+    /// `make_log` gets the id before the first event that the reader pushes, and the upstream that has older events. `make_log` returns the
+    /// sink that the reader fills, and any value, which `connect_with` returns.
     ///
     /// ```no_run
     /// use tower_push::{Event, Gap};
@@ -184,7 +184,7 @@ impl RedisStreamBuilder {
     /// ```
     ///
     /// # Errors
-    /// As those of [`connect`](Self::connect).
+    /// The same as those of [`connect`](Self::connect).
     pub async fn connect_with<S: EventSink, T>(
         self,
         make_log: impl FnOnce(EventId, RedisUpstream) -> (S, T),

@@ -78,7 +78,7 @@ impl StreamEntry {
         found.map(|(_, value)| value.as_slice())
     }
 
-    /// Returns the event of the fields that this crate writes. Returns `None` if they are missing or invalid.
+    /// Returns the event of the fields that this crate writes. Returns `None` if `data` is missing, or the type or the topic is invalid.
     fn known_event(&self) -> Option<Event> {
         let text_field = |name| self.field(name).map(std::str::from_utf8).transpose().ok();
         let data = self.field(DATA)?;
@@ -145,7 +145,7 @@ impl StreamEntry {
     }
 }
 
-/// Returns the fields of the entry for an event. The event's id is not among them.
+/// Returns the fields of the entry for an event. The event's id is not one of them.
 pub(crate) fn fields_of_event(event: &Event) -> Fields {
     let format = match event.payload() {
         Payload::Json { .. } => Some("json"),

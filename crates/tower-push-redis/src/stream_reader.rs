@@ -25,20 +25,21 @@ use crate::{
 /// The one reader of a stream in this process: it pushes every entry into a sink, in order.
 ///
 /// # Invariant: no hole and no duplicate
-/// The sink has every entry up to `position`, as far as no gap was announced. The reader pushes an entry only after the server has said that
-/// the entry of `position` is still in the stream, or that nothing is missing in spite of its absence
-/// ([`ReaderPosition::continuity`]). A stream is trimmed from its oldest entry on, so no entry is missing between `position` and
-/// those after it.
+/// The sink has every entry up to `position`, except where a gap was announced. The reader pushes an entry only after the server has said
+/// that the entry of `position` is still in the stream, or that nothing is missing in spite of its absence
+/// ([`ReaderPosition::continuity`]). A stream is trimmed from its oldest entry on, so no entry is missing between `position` and the
+/// entries that the server returns.
 pub(crate) struct StreamReader<S> {
     connector: Arc<Connector>,
     sink: S,
     position: ReaderPosition,
-    /// The entries that were read last, from which the reader finds its place again after a failover that lost the newest ones.
+    /// The entries that were read last. From them, the reader finds the position at which to continue after a failover that lost the newest
+    /// entries.
     recent: VecDeque<(EntryId, Fingerprint)>,
     limits: LogTailLimits,
     estimate: EntrySizeEstimate,
     metrics: Arc<ReaderMetrics>,
-    /// The connections of the upstream and of the publisher. If the reader's connection breaks, these are broken probably, too.
+    /// The connections of the upstream and of the publisher. If the reader's connection breaks, they are probably broken, too.
     shared: [Arc<SharedConnection>; 2],
     backoff: Backoff,
     /// When the server said for the last time that it is a master.
@@ -85,7 +86,7 @@ impl<S: EventSink> StreamReader<S> {
         self.set_position(tail.position);
     }
 
-    /// Follows the stream until this future is dropped. The first connection is given.
+    /// Follows the stream until this future is dropped, first with `connection` and later with new ones.
     pub(crate) async fn run(mut self, connection: MultiplexedConnection) {
         let mut next = Some(connection);
         loop {
@@ -137,10 +138,10 @@ impl<S: EventSink> StreamReader<S> {
         Ok(())
     }
 
-    /// Waits until there are entries after the position. Returns them, and whether the entry of the position is in the stream.
+    /// Waits until there are entries after the position. Returns these entries, and whether the entry of the position is in the stream.
     ///
-    /// The server executes the second command after the first one has returned. So if the entry of the position is there, it was there during
-    /// the first command, too.
+    /// The server executes the second command after the first one has returned. So if the second one finds the entry of the position, this
+    /// entry was in the stream during the first command, too.
     async fn read_blocking(
         &mut self,
         connection: &mut MultiplexedConnection,
@@ -181,7 +182,7 @@ impl<S: EventSink> StreamReader<S> {
         Ok((entries, is_at_position))
     }
 
-    /// Finds out whether entries are missing after the position, and pushes what comes after it.
+    /// Finds out whether entries are missing after the position. Announces a gap if so, and pushes the entries after the position.
     async fn check_position(
         &mut self,
         connection: &mut MultiplexedConnection,

@@ -75,7 +75,12 @@ mod channel_builder;
 mod channel_counts;
 mod subscriber;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 pub use self::{
     channel_builder::ChannelBuilder, channel_counts::ChannelCounts, subscriber::Subscriber,
@@ -86,8 +91,8 @@ use super::{
     log::{Epoch, EventLog, ReplayLog},
 };
 use crate::{
-    Error,
-    event::{Event, EventId},
+    BoxError, Error,
+    event::{Event, EventId, ItemOrRun},
 };
 
 /// A source of events that are published to many subscribers. See the [module docs](self).
@@ -264,6 +269,19 @@ impl PushSource for Channel {
             return Err(Rejection::finished());
         }
         Ok(Subscriber::new(self.log, resolved))
+    }
+
+    #[inline]
+    fn poll_next_run(
+        stream: Pin<&mut Subscriber>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        stream.get_mut().poll_item_or_run(min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        true
     }
 }
 

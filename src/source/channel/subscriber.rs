@@ -7,10 +7,15 @@ use std::{
 
 use futures_core::Stream;
 
+#[cfg(feature = "server")]
+use crate::source::EventLoopFit;
 use crate::{
     BoxError,
-    event::Item,
-    source::log::{Epoch, LogReadOutcome, LogReader, ReplayLog, ResolvedStart},
+    event::{Item, ItemOrRun},
+    source::{
+        log::{Epoch, LogReadOutcome, LogReader, LogRunOutcome, ReplayLog, ResolvedStart},
+        source_stream::SourceStream,
+    },
 };
 
 /// One subscriber of a [`Channel`](super::Channel): the stream of the events after its cursor, from the log and then as they are
@@ -30,26 +35,72 @@ impl Subscriber {
             is_finished: false,
         }
     }
+
+    /// Polls for the next item, or for a run of at least `min_len` events.
+    #[inline]
+    pub(super) fn poll_item_or_run(
+        &mut self,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        if self.reader.has_first_item() || self.is_finished {
+            return self.poll_item(cx).map_ok(ItemOrRun::Item);
+        }
+        match ready!(self.reader.poll_next_run(min_len, cx)) {
+            LogRunOutcome::Run(run) => Poll::Ready(Some(Ok(ItemOrRun::Run(run)))),
+            LogRunOutcome::NoRun(outcome) => {
+                let item = self.item_for_outcome(outcome);
+                Poll::Ready(Some(item.map(ItemOrRun::Item)))
+            }
+        }
+    }
+
+    #[inline]
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
+        if let Some(first_item) = self.reader.take_first_item() {
+            return Poll::Ready(Some(Ok(first_item)));
+        }
+        if self.is_finished {
+            return Poll::Ready(None);
+        }
+        let outcome = ready!(self.reader.poll_next(cx));
+        Poll::Ready(Some(self.item_for_outcome(outcome)))
+    }
+
+    /// Returns the item for what the reader has found in the log.
+    #[inline]
+    fn item_for_outcome(&mut self, outcome: LogReadOutcome) -> Result<Item, BoxError> {
+        let item = match outcome {
+            LogReadOutcome::Event(event) => return Ok(Item::Event(event)),
+            LogReadOutcome::Missed => self.reader.skip_missed(),
+            LogReadOutcome::Closed => Ok(Item::Finished),
+        };
+        self.is_finished = !matches!(item, Ok(Item::Gap(_)));
+        item
+    }
 }
 
 impl Stream for Subscriber {
     type Item = Result<Item, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if let Some(first_item) = this.reader.take_first_item() {
-            return Poll::Ready(Some(Ok(first_item)));
-        }
-        if this.is_finished {
-            return Poll::Ready(None);
-        }
-        let item = match ready!(this.reader.poll_next(cx)) {
-            LogReadOutcome::Event(event) => return Poll::Ready(Some(Ok(Item::Event(event)))),
-            LogReadOutcome::Missed => this.reader.skip_missed(),
-            LogReadOutcome::Closed => Ok(Item::Finished),
-        };
-        this.is_finished = !matches!(item, Ok(Item::Gap(_)));
-        Poll::Ready(Some(item))
+        self.get_mut().poll_item(cx)
+    }
+}
+
+impl SourceStream for Subscriber {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        self.get_mut().poll_item_or_run(min_len, cx)
+    }
+
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+        EventLoopFit::ReadsLog(self.get_mut().reader.wait_with_group())
     }
 }
 

@@ -8,8 +8,14 @@ use std::{
 use super::{
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FinishedBatch, MergedBatch},
+    revocations::RevocableSubscription,
     topic_log::{MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
+};
+#[cfg(feature = "json")]
+use super::{
+    hub_state::{HubFull, TopicRequest},
+    revocations::AccessChanged,
 };
 use crate::{
     Error,
@@ -45,6 +51,8 @@ pub(super) struct HubReader {
     sender: Option<Arc<str>>,
     /// Whether the last poll was pending.
     is_parked: bool,
+    /// `None` if the server has chosen the topics.
+    revocable: Option<RevocableSubscription>,
 }
 
 /// What a [`HubReader`] has read of one of its topics.
@@ -104,12 +112,23 @@ impl HubReader {
             gaps: VecDeque::new(),
             sender,
             is_parked: false,
+            revocable: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
         for topic in joined.topics {
             reader.add_topic(topic, requested.as_ref());
         }
         reader
+    }
+
+    /// Makes the reader end when the access of this registered subscription is revoked.
+    pub(super) fn set_revocable(&mut self, revocable: RevocableSubscription) {
+        self.revocable = Some(revocable);
+    }
+
+    fn is_revoked(&self) -> bool {
+        let revocable = self.revocable.as_ref();
+        revocable.is_some_and(RevocableSubscription::is_revoked)
     }
 
     /// Adds a topic that the reader has joined. `requested` is the cursor from which the client resumes the topic.
@@ -141,6 +160,17 @@ impl HubReader {
     /// Returns the position up to which the reader has taken all events.
     pub(super) fn position(&self) -> u64 {
         self.position
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn hub(&self) -> &Arc<HubState> {
+        &self.hub
+    }
+
+    /// Returns the name under which the client publishes.
+    #[cfg(feature = "json")]
+    pub(super) fn sender(&self) -> Option<&Arc<str>> {
+        self.sender.as_ref()
     }
 
     /// Records that the client has the events of some topics up to `position`.
@@ -180,13 +210,16 @@ impl HubReader {
         self.gaps.insert(index, gap);
     }
 
-    /// Returns the next item.
+    /// Returns the next item. [`Item::Expired`] is the last one: the client has lost its access to a topic.
     ///
     /// # Errors
     /// The error that disconnects a subscriber that is too slow, if the hub is configured so.
     #[inline]
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, Error>> {
         loop {
+            if self.is_revoked() {
+                return Poll::Ready(Ok(Item::Expired));
+            }
             if !self.items.is_empty() {
                 if let Some(item) = self.pop_item() {
                     return Poll::Ready(Ok(item));
@@ -237,8 +270,9 @@ impl HubReader {
     fn store_waker_unless_readable(&self, waker: &Waker) -> bool {
         self.topics.iter().all(|reader| {
             let is_readable = || {
-                reader.topic.last_position() > self.position
-                    && self.hub.published_position() > self.position
+                let has_news = reader.topic.last_position() > self.position
+                    && self.hub.published_position() > self.position;
+                has_news || self.is_revoked()
             };
             let topic = &reader.topic;
             topic
@@ -386,6 +420,90 @@ impl HubReader {
     }
 }
 
+/// Changes of the topics, for clients that send commands.
+#[cfg(feature = "json")]
+impl HubReader {
+    /// Returns whether there are items that precede the next events of the logs.
+    pub(super) fn has_items(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    pub(super) fn topic_count(&self) -> usize {
+        self.topics.len()
+    }
+
+    pub(super) fn has_topic(&self, topic: &Topic) -> bool {
+        let mut topics = self.topics.iter();
+        topics.any(|reader| reader.topic.name() == topic)
+    }
+
+    /// Registers the client's access to a topic, which was decided after `decided_after` revocations.
+    ///
+    /// # Errors
+    /// [`AccessChanged`] if access to any topic was revoked since.
+    pub(super) fn allow_topic(
+        &mut self,
+        topic: Topic,
+        member: Option<Arc<str>>,
+        decided_after: u64,
+    ) -> Result<(), AccessChanged> {
+        let revocations = &self.hub.revocations;
+        match &mut self.revocable {
+            Some(revocable) => revocations.add_topic(revocable, topic, member, decided_after),
+            None => Ok(()),
+        }
+    }
+
+    /// Joins a further topic. The events of its log come before the next events of the other topics. `cursor` is the cursor from which the
+    /// client resumes the topic.
+    ///
+    /// # Errors
+    /// [`HubFull`] if the hub has no room for the topic.
+    pub(super) fn join_topic(
+        &mut self,
+        request: &TopicRequest,
+        cursor: Option<&EventId>,
+    ) -> Result<(), HubFull> {
+        let joined = self.hub.join(std::slice::from_ref(request))?;
+        // The client has the events of its other topics up to this position.
+        self.set_catch_up_end(self.position);
+        for topic in joined.topics {
+            self.add_topic(topic, cursor);
+        }
+        Ok(())
+    }
+
+    /// Leaves a topic. Events that were taken from its log are still yielded, because they may belong to other topics, too.
+    pub(super) fn remove_topic(&mut self, topic: &Topic) {
+        if let Some(revocable) = &mut self.revocable {
+            self.hub.revocations.remove_topic(revocable, topic);
+        }
+        self.gaps.retain(|gap| gap.topic != *topic);
+        let index = self
+            .topics
+            .iter()
+            .position(|reader| reader.topic.name() == topic);
+        if let Some(index) = index {
+            let reader = self.topics.swap_remove(index);
+            reader.topic.deregister_reader(&reader.key);
+            self.hub.leave(std::iter::once(&*reader.topic));
+        }
+    }
+
+    /// Adds an answer to a command, which the client gets after the events that were taken from the logs before.
+    pub(super) fn push_answer(&mut self, answer: Event) {
+        self.push_answer_item(Item::Event(answer));
+    }
+
+    /// Adds an item like [`push_answer`](Self::push_answer).
+    pub(super) fn push_answer_item(&mut self, item: Item) {
+        while let Some(event) = self.buffer.pop() {
+            self.items.push_back(Item::Event(event));
+        }
+        self.items.push_back(item);
+    }
+}
+
 /// The result of [`TopicReader::read_events`].
 enum TopicReadOutcome {
     /// The log no longer has the next events.
@@ -440,6 +558,9 @@ impl TopicReader {
 
 impl Drop for HubReader {
     fn drop(&mut self) {
+        if let Some(revocable) = &self.revocable {
+            self.hub.revocations.deregister(revocable);
+        }
         for reader in &self.topics {
             reader.topic.deregister_reader(&reader.key);
         }

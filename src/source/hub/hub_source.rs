@@ -1,16 +1,14 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
 use super::{
-    hub_reader::HubReader,
-    hub_state::{HubCursor, HubFull, HubState},
+    hub_state::{HubFull, HubState},
     hub_subscriber::HubSubscriber,
-    topic_log::TopicStart,
+    reader_request::{AllowedTopic, ReaderRequest},
 };
 use crate::{
     Error,
-    event::{Gap, GapReason, Item, Topic},
     source::{
         PushSource, Rejection, StartPosition, Subscription, TopicSet,
         log::{ExternalIds, ReplayLog},
@@ -82,64 +80,30 @@ impl HubSource {
     /// # Errors
     /// [`Error::is_full`] if the hub has no room for one of the topics.
     pub fn subscribe_from(&self, start: StartPosition) -> Result<HubSubscriber, Error> {
-        self.subscriber(&start).map_err(|HubFull| Error::full())
+        self.subscriber(start).map_err(|HubFull| Error::full())
     }
 
-    fn subscriber(&self, start: &StartPosition) -> Result<HubSubscriber, HubFull> {
-        let cursor = match start {
-            StartPosition::After(id) => {
-                let position = self.hub.position_of(id);
-                position.map(|position| HubCursor {
-                    id: id.clone(),
-                    position,
-                })
-            }
-            _ => None,
+    fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, HubFull> {
+        let request = ReaderRequest {
+            topics: self.topics.iter().map(AllowedTopic::from).collect(),
+            fresh_topics: self.fresh_topics.clone(),
+            first_start: self.start.clone(),
+            start,
+            sender: self.sender.clone(),
         };
-        let first_start = topic_start(&self.start, None);
-        let topic_start = match (start, &cursor) {
-            (StartPosition::After(_), None) => TopicStart::Oldest,
-            (start, cursor) => topic_start(start, cursor.as_ref().map(|cursor| cursor.position)),
-        };
-        let is_fresh = |topic: &Topic| {
-            let fresh = self.fresh_topics.as_ref();
-            cursor.is_some() && fresh.is_some_and(|fresh| fresh.contains(topic))
-        };
-        let start_of = |topic: &Topic| match is_fresh(topic) {
-            true => first_start,
-            false => topic_start,
-        };
-        let joined = self.hub.join(self.topics.iter(), start_of)?;
-        let published = joined.published_position;
-        let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
-        let sender = self.sender.clone();
-        let mut reader = HubReader::new(self.hub.clone(), joined, cursor, sender);
-        if let Some(position) = cursor_position {
-            reader.set_catch_up_end(position);
-        } else if let StartPosition::After(id) = start {
-            let resumed = self.hub.id_at(reader.position());
-            let gap = Gap::new(GapReason::Epoch).requested(id.clone());
-            reader.push_item(Item::from(gap.resumed(resumed)));
-        } else if reader.has_yielded_all_up_to(published) && !self.hub.config.has_no_history() {
-            // A client whose connection breaks before the first event resumes from this cursor.
-            reader.push_item(Item::Cursor(self.hub.id_at(published)));
-        }
-        Ok(HubSubscriber::new(reader))
+        Ok(HubSubscriber::new(request.open(self.hub.clone())?))
     }
 }
 
-/// Returns the start of one topic. `cursor_position` is the position of the cursor of [`StartPosition::After`].
-fn topic_start(start: &StartPosition, cursor_position: Option<u64>) -> TopicStart {
-    match start {
-        StartPosition::Now => TopicStart::Now,
-        StartPosition::Oldest => TopicStart::Oldest,
-        StartPosition::Last(events) => TopicStart::Last(*events),
-        StartPosition::After(_) => match cursor_position {
-            Some(position) => TopicStart::AfterPosition(position),
-            None => TopicStart::Oldest,
-        },
-    }
+/// Returns the rejection of a client for whose topics the hub has no room.
+pub(super) fn hub_full_rejection() -> Rejection {
+    Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
+        .message("the server has no room for another topic")
+        .retry_after(HUB_FULL_RETRY)
 }
+
+/// The time after which a client returns if the hub had no room for its topics.
+const HUB_FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
 impl PushSource for HubSource {
@@ -147,10 +111,8 @@ impl PushSource for HubSource {
 
     async fn subscribe(self, subscription: Subscription) -> Result<HubSubscriber, Rejection> {
         let start = ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone());
-        let subscriber = self.subscriber(&start);
-        subscriber.map_err(|HubFull| {
-            Rejection::new(StatusCode::SERVICE_UNAVAILABLE).message("too many topics")
-        })
+        let subscriber = self.subscriber(start);
+        subscriber.map_err(|HubFull| hub_full_rejection())
     }
 
     /// Returns whether the hub has history. Long-polling keeps the stream of a hub without history between two polls.

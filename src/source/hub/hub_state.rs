@@ -10,6 +10,7 @@ use super::{
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
     publish_options::PublishOptions,
+    revocations::Revocations,
     topic_log::{MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry, TopicStart},
     topic_state::TopicState,
     topic_table::{DeferredDrops, TopicTable},
@@ -43,6 +44,16 @@ pub(super) struct HubState {
     /// The position of the newest event that readers may read.
     published_position: AtomicU64,
     pub(super) counters: LogCounters,
+    pub(super) revocations: Revocations,
+}
+
+/// A topic that a reader asks for.
+#[derive(Clone, Debug)]
+pub(super) struct TopicRequest {
+    pub(super) topic: Topic,
+    pub(super) start: TopicStart,
+    /// The maximum number of events from the topic's log.
+    pub(super) max_history: Option<usize>,
 }
 
 /// A topic that a reader has joined.
@@ -90,6 +101,7 @@ impl HubState {
             table: Mutex::new(TopicTable::new(&config)),
             published_position: AtomicU64::new(0),
             counters: LogCounters::default(),
+            revocations: Revocations::default(),
             config,
         }
     }
@@ -132,7 +144,7 @@ impl HubState {
             return self.id_at(self.published_position());
         };
         let for_topic =
-            |event: Event, topic: &Topic| event.into_unshared().with_checked_topic(topic.clone());
+            |event: Event, topic: &Topic| event.into_unshared().with_event_topic(topic.clone());
         let copies: Vec<_> = other_topics
             .iter()
             .map(|topic| for_topic(event.clone(), topic))
@@ -183,19 +195,20 @@ impl HubState {
     ///
     /// # Errors
     /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
-    pub(super) fn join<'a>(
-        &self,
-        topics: impl Iterator<Item = &'a Topic>,
-        start_of: impl Fn(&Topic) -> TopicStart,
-    ) -> Result<JoinedTopics, HubFull> {
+    pub(super) fn join(&self, requests: &[TopicRequest]) -> Result<JoinedTopics, HubFull> {
         let mut deferred_drops = DeferredDrops::default();
         let table = &mut *lock(&self.table);
         let now = self.now();
         let published = table.last_position();
-        let mut joined = Vec::with_capacity(topics.size_hint().0);
-        for name in topics {
-            let topic =
-                table.get_or_insert(name, published, now, &self.config, &mut deferred_drops);
+        let mut joined = Vec::with_capacity(requests.len());
+        for request in requests {
+            let topic = table.get_or_insert(
+                &request.topic,
+                published,
+                now,
+                &self.config,
+                &mut deferred_drops,
+            );
             let Some(topic) = topic else {
                 for JoinedTopic { topic, .. } in joined {
                     table.remove_subscriber(&topic, now, &mut deferred_drops);
@@ -205,8 +218,11 @@ impl HubState {
             table.add_subscriber(&topic, now);
             table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
             let log = topic.log();
-            let ResolvedTopicStart { ordinals, missed } =
-                log.resolve_start(start_of(name), self.config.is_last_value);
+            let ResolvedTopicStart { ordinals, missed } = log.resolve_start(
+                request.start,
+                request.max_history,
+                self.config.is_last_value,
+            );
             let first_position = log.first_position_after(ordinals);
             drop(log);
             joined.push(JoinedTopic {
@@ -253,6 +269,20 @@ impl HubState {
     /// Returns the position of the newest event that a removed topic may have had; 0 if the topic has had no event.
     pub(super) fn last_position_of_removed(&self, name: &Topic) -> u64 {
         lock(&self.table).last_position_of_removed(name)
+    }
+
+    /// Ends the subscriptions of a topic whose member key matches. Returns their number.
+    pub(super) fn revoke(
+        &self,
+        name: &Topic,
+        is_revoked: impl FnMut(Option<&str>) -> bool,
+    ) -> usize {
+        let count = self.revocations.revoke(name, is_revoked);
+        let topic = lock(&self.table).get(name).cloned();
+        if let Some(topic) = topic.filter(|_| count > 0) {
+            topic.wake_readers();
+        }
+        count
     }
 
     /// Removes the topics that are idle and the events that are too old.

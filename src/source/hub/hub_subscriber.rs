@@ -6,6 +6,8 @@ use std::{
 
 use futures_core::Stream;
 
+#[cfg(feature = "json")]
+use super::command_processor::CommandProcessor;
 use super::hub_reader::HubReader;
 use crate::{BoxError, event::Item};
 
@@ -31,6 +33,9 @@ use crate::{BoxError, event::Item};
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct HubSubscriber {
     reader: HubReader,
+    /// Executes the client's commands. `None` if the source accepts none.
+    #[cfg(feature = "json")]
+    command_processor: Option<Box<CommandProcessor>>,
     is_disconnected: bool,
 }
 
@@ -38,7 +43,31 @@ impl HubSubscriber {
     pub(super) fn new(reader: HubReader) -> Self {
         Self {
             reader,
+            #[cfg(feature = "json")]
+            command_processor: None,
             is_disconnected: false,
+        }
+    }
+}
+
+#[cfg(feature = "json")]
+impl HubSubscriber {
+    /// Creates the subscriber of a client that sends commands.
+    pub(super) fn with_commands(reader: HubReader, processor: CommandProcessor) -> Self {
+        Self {
+            command_processor: Some(Box::new(processor)),
+            ..Self::new(reader)
+        }
+    }
+
+    /// Executes the commands that have arrived.
+    fn execute_commands(&mut self, cx: &mut Context<'_>) {
+        // Further commands wait until the client has the answers to the earlier ones.
+        let has_items = self.reader.has_items();
+        if let Some(processor) = self.command_processor.as_mut().filter(|_| !has_items) {
+            if processor.poll_commands(&mut self.reader, cx).is_ready() {
+                self.command_processor = None;
+            }
         }
     }
 }
@@ -52,8 +81,10 @@ impl Stream for HubSubscriber {
         if this.is_disconnected {
             return Poll::Ready(None);
         }
+        #[cfg(feature = "json")]
+        this.execute_commands(cx);
         let item = ready!(this.reader.poll_next(cx));
-        this.is_disconnected = item.is_err();
+        this.is_disconnected = matches!(item, Err(_) | Ok(Item::Expired));
         Poll::Ready(Some(item.map_err(Into::into)))
     }
 }

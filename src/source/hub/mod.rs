@@ -19,7 +19,7 @@
 //! ```
 //!
 //! # Topics
-//! A [`Topic`](crate::event::Topic) is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
+//! A [`Topic`] is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
 //! a URL is a valid topic. The hub creates a topic when somebody first publishes or subscribes to it, and removes it when nobody uses it. A topic
 //! with a subscriber is never removed, so a message that is published to a topic reaches every subscriber of the topic. A map of channels that
 //! is written by hand loses messages while channels are created and removed.
@@ -51,6 +51,13 @@
 //! # Differences from a channel
 //! A [`Channel`](super::Channel) is one topic without a name. A channel also has [lag policies](super::channel::LagPolicy) by key, and can be closed.
 
+#[cfg(feature = "json")]
+mod client_command;
+mod client_topics;
+#[cfg(feature = "json")]
+mod command_processor;
+#[cfg(feature = "json")]
+mod control_events;
 mod evicted_topics;
 mod hub_builder;
 mod hub_counts;
@@ -62,6 +69,10 @@ mod hub_topic;
 mod idempotency_keys;
 mod merged_batch;
 mod publish_options;
+mod reader_request;
+mod requested_topics;
+mod revocations;
+mod topic_access;
 mod topic_log;
 mod topic_state;
 mod topic_table;
@@ -71,14 +82,20 @@ mod loom_tests;
 
 use std::{fmt, sync::Arc};
 
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::command_processor::HubCommands;
 use self::hub_state::{HubSize, HubState};
 pub use self::{
+    client_topics::{ClientTopics, ClientTopicsSource},
     hub_builder::HubBuilder,
     hub_counts::HubCounts,
     hub_source::HubSource,
     hub_subscriber::HubSubscriber,
     hub_topic::{HistoryPage, HubTopic},
     publish_options::PublishOptions,
+    requested_topics::Topics,
+    topic_access::TopicAccess,
 };
 use super::TopicSet;
 use crate::{
@@ -205,6 +222,48 @@ impl Hub {
         Error: From<T::Error>,
     {
         Ok(HubSource::new(self.state.clone(), topics.try_into()?))
+    }
+
+    /// Returns topics that each client chooses by its request. [`ClientTopics::authorize`] makes a source of them.
+    ///
+    /// ```
+    /// use tower_push::{Hub, Push, source::hub::Topics};
+    ///
+    /// let hub = Hub::new();
+    /// // /events?topic=news&topic=weather
+    /// let push = Push::new(hub.subscribe(Topics::from_query("topic").at_most(8)).without_authorization());
+    /// ```
+    pub fn subscribe(&self, topics: Topics) -> ClientTopics {
+        ClientTopics::new(self.state.clone(), topics)
+    }
+
+    /// Ends the open subscriptions to a topic whose member key matches, and returns their number. The keys are those of
+    /// [`TopicAccess::member`]; a subscription without a key has `None`.
+    ///
+    /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
+    /// reconnects is authorized anew. So first change what the function of [`ClientTopics::authorize`] looks at, and then call this
+    /// method: a subscription that is being authorized meanwhile is authorized once more. Streams of [`topic`](Self::topic) and
+    /// [`topics`](Self::topics), which the server has chosen, are not ended.
+    ///
+    /// ```
+    /// let hub = tower_push::Hub::new();
+    /// let ended = hub.revoke("room/1", |member| member == Some("user/7"))?;
+    /// assert_eq!(ended, 0);
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`] if the name is not a [`Topic`].
+    pub fn revoke<T>(
+        &self,
+        topic: T,
+        is_revoked: impl FnMut(Option<&str>) -> bool,
+    ) -> Result<usize, Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        Ok(self.state.revoke(&topic.try_into()?, is_revoked))
     }
 
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.

@@ -246,16 +246,17 @@ impl TopicLog {
         self.last_ordinal - self.entries.len() as u64
     }
 
-    /// Determines where a reader that starts at `start` begins, and which events it misses. With `allows_replaced`, missing events do not
-    /// count as missed as long as the log has a newer event.
+    /// Determines where a reader that starts at `start` begins, and which events it misses. The reader gets at most the last `max_history`
+    /// events of the log. With `allows_replaced`, missing events do not count as missed as long as the log has a newer event.
     pub(super) fn resolve_start(
         &self,
         start: TopicStart,
+        max_history: Option<usize>,
         allows_replaced: bool,
     ) -> ResolvedTopicStart {
         let last_dropped_ordinal = self.last_dropped_ordinal();
         let mut missed = None;
-        let ordinal = match start {
+        let mut ordinal = match start {
             TopicStart::Now => self.last_ordinal,
             TopicStart::Oldest => last_dropped_ordinal,
             TopicStart::Last(events) => {
@@ -280,6 +281,20 @@ impl TopicLog {
                 last_dropped_ordinal + read as u64
             }
         };
+        let withheld_until = max_history.map_or(0, |events| {
+            let events = u64::try_from(events).unwrap_or(u64::MAX);
+            self.last_ordinal.saturating_sub(events)
+        });
+        if ordinal < withheld_until {
+            if matches!(start, TopicStart::AfterPosition(_)) {
+                let count = missed.map_or(Some(0), |missed: MissedTopicEvents| missed.count);
+                missed = Some(MissedTopicEvents {
+                    last_position: self.position_at(withheld_until),
+                    count: count.map(|count| count + withheld_until - ordinal),
+                });
+            }
+            ordinal = withheld_until;
+        }
         let ordinals = ReaderOrdinals {
             retained: ordinal,
             ephemeral: self
@@ -292,6 +307,12 @@ impl TopicLog {
             ordinals,
             missed: missed.filter(|_| !is_replaced),
         }
+    }
+
+    /// Returns the position of the event in the log with this ordinal.
+    fn position_at(&self, ordinal: u64) -> u64 {
+        let index = ordinal - self.last_dropped_ordinal() - 1;
+        self.entries[index as usize].position
     }
 
     /// Returns the position of the first event after `ordinals`.

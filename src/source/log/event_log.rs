@@ -4,7 +4,7 @@ use super::{
     IdIndex, ReadBuffer, event_log_limits::EventLogLimits, log_entry::LogEntry,
     newest_trimmed_by_key::NewestTrimmedByKey,
 };
-use crate::event::{Event, Gap, GapReason};
+use crate::event::{Event, EventRun, Gap, GapReason};
 
 /// A sequence of events. The oldest events are trimmed when the log exceeds its limits.
 ///
@@ -290,6 +290,34 @@ impl EventLog {
         EventLogReadOutcome::Events { up_to }
     }
 
+    /// Whether the log has at least `count` events after `position`, the next one included.
+    #[inline]
+    pub(super) fn has_events_after(&self, position: u64, count: u64) -> bool {
+        self.last_position.saturating_sub(position) >= count
+            && position >= self.position_before_oldest()
+    }
+
+    /// Makes the run of the events after `position`, and returns the run and its length in bytes. The log has the next event.
+    ///
+    /// A run ends at a multiple of [`RUN_BLOCK_LEN`], so that readers from different positions get the same runs from there on. The history
+    /// of a run begins behind such a position.
+    pub(super) fn run_after(&self, position: u64) -> (EventRun, usize) {
+        let before_oldest = self.position_before_oldest();
+        let before_block = position / RUN_BLOCK_LEN * RUN_BLOCK_LEN;
+        let first = position.saturating_sub(before_oldest) as usize;
+        let block_start = before_block.saturating_sub(before_oldest) as usize;
+        let max_len = (before_block + RUN_BLOCK_LEN - position) as usize;
+
+        let history = self.entries.range(block_start.min(first)..first);
+        let (history_len, _) = count_within(history.rev(), first, MAX_HISTORY_BYTES);
+        let (len, byte_len) = count_within(self.entries.range(first..), max_len, MAX_RUN_BYTES);
+        let len = len.max(1).min(self.entries.len() - first);
+        let events = |range| (self.entries.range(range)).map(|entry| entry.event.clone());
+        let history = events(first - history_len..first);
+        let run = EventRun::new(position + 1, history, events(first..first + len));
+        (run, byte_len)
+    }
+
     /// Reads like [`read`](Self::read), from a position before the oldest event in the log.
     fn read_trimmed(
         &self,
@@ -359,6 +387,33 @@ fn fill_buffer<'a>(
     }
     last
 }
+
+/// Returns how many of the first entries, at most `max_len`, have at most `max_bytes` together, and how many bytes these have.
+fn count_within<'a>(
+    entries: impl Iterator<Item = &'a LogEntry>,
+    max_len: usize,
+    max_bytes: usize,
+) -> (usize, usize) {
+    let (mut len, mut byte_len) = (0, 0);
+    for entry in entries.take(max_len) {
+        if byte_len + entry.event_byte_len > max_bytes {
+            break;
+        }
+        len += 1;
+        byte_len += entry.event_byte_len;
+    }
+    (len, byte_len)
+}
+
+/// The positions of a log are divided into blocks of this many. No run and no history of a run crosses the border of a block. The streams
+/// that are compressed share a window inside of a block.
+const RUN_BLOCK_LEN: u64 = 64;
+
+/// The maximum sum of the bytes of the events in a run: 16 KiB, as many bytes as a full frame has. A single larger event is a run.
+const MAX_RUN_BYTES: usize = 16 * 1024;
+
+/// The maximum sum of the bytes of the events in the history of a run: 32 KiB, the window of DEFLATE.
+const MAX_HISTORY_BYTES: usize = 32 * 1024;
 
 /// Approximate memory of an event in bytes, not counting its payload, id, type and topic.
 const EVENT_OVERHEAD_BYTES: usize = 256;
@@ -439,6 +494,51 @@ mod tests {
             EventLogReadOutcome::Events { up_to: 3 }
         );
         assert_eq!(read(&log, 3, 100).1, EventLogReadOutcome::Closed);
+    }
+
+    fn run_texts(events: &[Event]) -> Vec<&str> {
+        let texts = events.iter().map(|event| event.payload().as_text());
+        texts.map(Option::unwrap).collect()
+    }
+
+    #[test]
+    fn run_ends_at_block_border() {
+        let mut log = log(EventLogLimits {
+            max_events: 100,
+            ..UNLIMITED
+        });
+        for number in 1..=150 {
+            append(&mut log, &number.to_string());
+        }
+        let run = |position| log.run_after(position).0;
+        let last = |position| run(position).last_position();
+        assert_eq!(
+            (last(50), last(63), last(64), last(149)),
+            (64, 64, 128, 150)
+        );
+        assert_eq!(run_texts(run(62).events()), ["63", "64"]);
+        // 50 is trimmed, 64 is in another block.
+        assert_eq!(run_texts(run(52).history()), ["51", "52"]);
+        assert_eq!(run_texts(run(66).history()), ["65", "66"]);
+        assert!(run(64).history().is_empty());
+        assert_eq!(log.run_after(98).1, 2 + 29 * 3);
+        let has_events = |position, count| log.has_events_after(position, count);
+        assert!(has_events(50, 100) && has_events(149, 1));
+        assert!(!has_events(49, 1) && !has_events(149, 2) && !has_events(200, 1));
+    }
+
+    #[test]
+    fn run_and_history_have_few_bytes() {
+        let mut log = log(UNLIMITED);
+        let kib = "x".repeat(1024);
+        for _ in 0..40 {
+            append(&mut log, &kib);
+        }
+        append(&mut log, &"y".repeat(100_000));
+        assert_eq!(log.run_after(0).0.events().len(), 16);
+        assert_eq!(log.run_after(36).0.history().len(), 32);
+        assert_eq!(log.run_after(39).0.events().len(), 1);
+        assert_eq!(log.run_after(40).0.events().len(), 1);
     }
 
     #[test]

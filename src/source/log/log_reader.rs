@@ -1,20 +1,23 @@
 use std::{
     fmt,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
+#[cfg(feature = "server")]
+use super::WatchedLog;
 use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
 use crate::{
     BoxError, Error,
-    event::{Event, EventId, Gap, GapReason, Item},
+    event::{Event, EventId, EventRun, Gap, GapReason, Item},
     sync::{StoreWakerOutcome, WaiterKey},
 };
 
 /// One subscriber's view of a [`ReplayLog`]: its position, and at most a few events that are about to be sent.
 pub(crate) struct LogReader<I: LogIds> {
     log: Arc<ReplayLog<I>>,
-    key: WaiterKey,
+    /// The key in the log's wait list. `None` if the reader waits with its group: its event loop wakes it.
+    key: Option<WaiterKey>,
     /// The position of the last event taken from the log.
     position: u64,
     /// An item that is yielded before the first event.
@@ -34,13 +37,21 @@ pub(crate) enum LogReadOutcome {
     Closed,
 }
 
+/// The result of [`LogReader::poll_next_run`].
+pub(crate) enum LogRunOutcome {
+    /// Several events, or a single one if the caller takes a run of one event.
+    Run(EventRun),
+    /// The outcome of [`LogReader::poll_next`], because the log has no run at the reader's position.
+    NoRun(LogReadOutcome),
+}
+
 /// Upper bound for the bytes of events that are taken from the log at once. A single larger event is taken alone.
 const MAX_READ_BYTES: usize = 16 * 1024;
 
 impl<I: LogIds> LogReader<I> {
     pub(crate) fn new(log: Arc<ReplayLog<I>>, start: ResolvedStart) -> Self {
         Self {
-            key: log.add_subscriber(),
+            key: Some(log.add_subscriber()),
             log,
             position: start.position,
             first_item: start.first_item.map(Box::new),
@@ -74,8 +85,23 @@ impl<I: LogIds> LogReader<I> {
         waker: &Waker,
         position: u64,
     ) -> StoreWakerOutcome {
-        self.log
-            .store_waker_unless_readable(&self.key, waker, position)
+        match &self.key {
+            Some(key) => self.log.store_waker_unless_readable(key, waker, position),
+            None => StoreWakerOutcome::Stored,
+        }
+    }
+
+    /// Makes the reader wait with its group: from now on, the reader stores no waker. The caller polls the reader once more, and then
+    /// whenever the status of the returned log changes.
+    #[cfg(feature = "server")]
+    pub(crate) fn wait_with_group(&mut self) -> Arc<dyn WatchedLog>
+    where
+        I: Send + Sync + 'static,
+    {
+        if let Some(key) = self.key.take() {
+            self.log.deregister_waiter(&key);
+        }
+        self.log.clone()
     }
 
     /// Returns whether there is an item that the client gets before the first event.
@@ -97,23 +123,66 @@ impl<I: LogIds> LogReader<I> {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
-            match (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer) {
-                EventLogReadOutcome::Events { up_to } => self.move_to(up_to),
-                EventLogReadOutcome::Missed => return Poll::Ready(LogReadOutcome::Missed),
-                EventLogReadOutcome::Closed => return Poll::Ready(LogReadOutcome::Closed),
-                EventLogReadOutcome::UpToDate => {
-                    self.requested_cursor = None;
-                    let outcome = (self.log).store_waker_unless_readable(
-                        &self.key,
-                        cx.waker(),
-                        self.position,
-                    );
-                    if outcome.is_stored() {
-                        return Poll::Pending;
-                    }
+            let outcome = (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer);
+            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+                return Poll::Ready(outcome);
+            }
+        }
+    }
+
+    /// Like [`poll_next`](Self::poll_next), but returns several events as a run, if the log has at least `min_len` events after the reader's
+    /// position.
+    #[inline]
+    pub(crate) fn poll_next_run(
+        &mut self,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<LogRunOutcome> {
+        loop {
+            if let Some(event) = self.buffer.pop() {
+                let event = LogReadOutcome::Event(event);
+                return Poll::Ready(LogRunOutcome::NoRun(event));
+            }
+            let mut run = None;
+            let outcome = (self.log).read_run(
+                self.position,
+                min_len,
+                MAX_READ_BYTES,
+                &mut self.buffer,
+                &mut run,
+            );
+            if let Some(run) = run {
+                self.position = run.last_position();
+                self.requested_cursor = None;
+                return Poll::Ready(LogRunOutcome::Run(run));
+            }
+            if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
+                return Poll::Ready(LogRunOutcome::NoRun(outcome));
+            }
+        }
+    }
+
+    /// Handles the outcome of a read. Returns `None` if the caller goes on: there are events in the buffer, or the log has changed since the
+    /// read. The poll is pending if the log has no event yet.
+    #[inline]
+    fn poll_handle_read(
+        &mut self,
+        outcome: EventLogReadOutcome,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<LogReadOutcome>> {
+        match outcome {
+            EventLogReadOutcome::Events { up_to } => self.move_to(up_to),
+            EventLogReadOutcome::Missed => return Poll::Ready(Some(LogReadOutcome::Missed)),
+            EventLogReadOutcome::Closed => return Poll::Ready(Some(LogReadOutcome::Closed)),
+            EventLogReadOutcome::UpToDate => {
+                self.requested_cursor = None;
+                let outcome = self.store_waker_unless_readable(cx.waker(), self.position);
+                if outcome.is_stored() {
+                    return Poll::Pending;
                 }
             }
         }
+        Poll::Ready(None)
     }
 
     /// Moves the position to `up_to`, counts the conflated events between, and forgets the requested cursor. The events up to and including
@@ -158,7 +227,7 @@ impl<I: LogIds> LogReader<I> {
 
 impl<I: LogIds> Drop for LogReader<I> {
     fn drop(&mut self) {
-        self.log.remove_subscriber(&self.key);
+        self.log.remove_subscriber(self.key.as_ref());
     }
 }
 

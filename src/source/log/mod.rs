@@ -10,10 +10,12 @@
 //! | `newest_trimmed_by_key.rs` | `NewestTrimmedByKey`: the newest trimmed event of each key | readers |
 //! | `id_index.rs` | [`IdIndex`]: the positions of ids that are given from outside | events |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
+//! | `run_cache.rs` | `RunCache`: the runs that were read last, for other readers at the same position | limits of the log |
 //! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
 //! | `log_ids.rs`, `epoch.rs` | [`LogIds`]: how ids and positions belong together; [`Epoch`]: ids that are made from positions | |
 //! | `replay_log.rs` | [`ReplayLog`]: a log that clients subscribe to, with ids, a [`LagPolicy`] and counts | where events come from |
 //! | `log_reader.rs` | [`LogReader`]: one subscriber's position | what comes before the log |
+//! | `watched_log.rs` | [`WatchedLog`]: a log, as seen by a task that wakes several of its readers | readers |
 
 mod epoch;
 mod event_log;
@@ -27,12 +29,17 @@ mod log_reader;
 mod newest_trimmed_by_key;
 mod read_buffer;
 mod replay_log;
+mod run_cache;
 mod shared_log;
+#[cfg(feature = "server")]
+mod watched_log;
 
 #[cfg(all(test, tower_push_loom))]
 mod loom_tests;
 
 pub use self::lag_policy::{KeyFn, LagPolicy};
+#[cfg(feature = "server")]
+pub(crate) use self::watched_log::WatchedLog;
 pub(crate) use self::{
     epoch::Epoch,
     event_log::{DuplicateId, EventLog, EventLogReadOutcome},
@@ -41,7 +48,7 @@ pub(crate) use self::{
     log_counters::{LogCounters, LogCounts},
     log_entry::event_byte_len,
     log_ids::{ExternalIds, LogIds},
-    log_reader::{LogReadOutcome, LogReader},
+    log_reader::{LogReadOutcome, LogReader, LogRunOutcome},
     read_buffer::ReadBuffer,
     replay_log::{ReplayLog, ResolvedStart},
     shared_log::{AppendError, SharedLog},

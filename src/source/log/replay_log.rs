@@ -13,7 +13,7 @@ use super::{
     LogIds, ReadBuffer, SharedLog,
 };
 use crate::{
-    event::{Event, EventId, Gap, GapReason, Item},
+    event::{Event, EventId, EventRun, Gap, GapReason, Item},
     source::{StartPosition, Subscription},
     sync::{StoreWakerOutcome, WaiterKey},
 };
@@ -84,6 +84,12 @@ impl<I: LogIds> ReplayLog<I> {
     fn log_time(&self) -> Duration {
         self.created_at
             .map_or(Duration::ZERO, |created_at| created_at.elapsed())
+    }
+
+    /// Returns the log and the tasks that wait for its next event.
+    #[cfg(feature = "server")]
+    pub(super) fn shared_log(&self) -> &SharedLog {
+        &self.log
     }
 
     pub(crate) fn ids(&self) -> &I {
@@ -246,9 +252,12 @@ impl<I: LogIds> ReplayLog<I> {
         self.log.register_reader(sequence)
     }
 
-    /// Removes a subscriber.
-    pub(super) fn remove_subscriber(&self, reader: &WaiterKey) {
-        self.log.deregister_reader(reader);
+    /// Removes a subscriber. `reader` is the subscriber's key in the wait list, and `None` if the key was
+    /// [removed](Self::deregister_reader) before.
+    pub(super) fn remove_subscriber(&self, reader: Option<&WaiterKey>) {
+        if let Some(reader) = reader {
+            self.log.deregister_reader(reader);
+        }
         self.subscriber_count.send_modify(|count| *count -= 1);
     }
 
@@ -271,6 +280,19 @@ impl<I: LogIds> ReplayLog<I> {
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
         self.log.read(position, max_bytes, buffer)
+    }
+
+    /// See [`SharedLog::read_run`].
+    #[inline]
+    pub(super) fn read_run(
+        &self,
+        position: u64,
+        min_len: usize,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+        run: &mut Option<EventRun>,
+    ) -> EventLogReadOutcome {
+        (self.log).read_run(position, min_len, max_bytes, buffer, run)
     }
 
     /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Stores nothing if the log already has such an

@@ -4,12 +4,12 @@ use std::{
     time::Duration,
 };
 
-use super::{DuplicateId, EventLog, EventLogReadOutcome, ReadBuffer};
+use super::{DuplicateId, EventLog, EventLogReadOutcome, ReadBuffer, run_cache::RunCache};
 use crate::{
-    event::{Event, Gap},
+    event::{Event, EventRun, Gap},
     sync::{
-        AtomicU64, Ordering, RwLock, StoreWakerOutcome, WaitList, WaiterKey, lock_for_reading,
-        lock_for_writing,
+        AtomicU64, Mutex, Ordering, RwLock, StoreWakerOutcome, WaitList, WaiterKey, lock,
+        lock_for_reading, lock_for_writing,
     },
 };
 
@@ -25,6 +25,8 @@ pub(crate) struct SharedLog {
     /// The log's [status](encode_status) after its last change. Readers check the status before they lock the log, and before they
     /// wait.
     status: AtomicU64,
+    /// Locked while `log` is locked, never the other way round.
+    runs: Mutex<RunCache>,
     wait_list: WaitList,
 }
 
@@ -35,6 +37,14 @@ pub(crate) enum AppendError {
     Closed,
     /// The log's index has the event's id already.
     DuplicateId,
+}
+
+/// What the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a payload
+/// can run its owner's code.
+#[must_use]
+struct Trimmed {
+    _events: Vec<Event>,
+    _runs: Vec<EventRun>,
 }
 
 /// Encodes the position of a log's last event, and whether the log is closed, as one number.
@@ -48,6 +58,7 @@ impl SharedLog {
         Self {
             log: RwLock::new(log),
             status: AtomicU64::new(encode_status(0, false)),
+            runs: Mutex::default(),
             wait_list: WaitList::new(shards),
         }
     }
@@ -72,7 +83,7 @@ impl SharedLog {
             }
             self.status
                 .store(encode_status(position, false), Ordering::Release);
-            (position, log.take_trimmed())
+            (position, self.take_trimmed(&mut log))
         };
         self.wait_list.wake_all();
         // The new event is appended already, so a panic while trimmed events are dropped must not reach the caller.
@@ -90,11 +101,24 @@ impl SharedLog {
             log.begin_anew(gap);
             self.status
                 .store(encode_status(log.last_position(), false), Ordering::Release);
-            log.take_trimmed()
+            self.take_trimmed(&mut log)
         };
         self.wait_list.wake_all();
         // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
         drop(trimmed);
+    }
+
+    /// Takes the events that were trimmed since the last call, and the runs that hold trimmed events.
+    fn take_trimmed(&self, log: &mut EventLog) -> Trimmed {
+        let events = log.take_trimmed();
+        let runs = match events.is_empty() {
+            true => Vec::new(),
+            false => lock(&self.runs).remove_trimmed(log.position_before_oldest()),
+        };
+        Trimmed {
+            _events: events,
+            _runs: runs,
+        }
     }
 
     /// Closes the log, so that no more events can be appended, and wakes all readers.
@@ -118,11 +142,29 @@ impl SharedLog {
         let mut log = lock_for_writing(&self.log);
         log.trim_expired(now);
         let result = inspect(&log);
-        let trimmed = log.take_trimmed();
+        let trimmed = self.take_trimmed(&mut log);
         drop(log);
         // Trimmed events are dropped outside the lock, because dropping a payload can run its owner's code.
         drop(trimmed);
         result
+    }
+
+    /// Returns the log's [status](encode_status).
+    #[cfg(feature = "server")]
+    pub(super) fn status(&self) -> u64 {
+        self.status.load(Ordering::Acquire)
+    }
+
+    /// Stores a registered reader's waker, which is woken when the log changes. Stores nothing if the status is not `status` any more.
+    #[cfg(feature = "server")]
+    pub(super) fn store_waker_unless_changed(
+        &self,
+        reader: &WaiterKey,
+        waker: &Waker,
+        status: u64,
+    ) -> StoreWakerOutcome {
+        self.wait_list
+            .store_waker_unless(reader, waker, || self.status() != status)
     }
 
     /// Returns whether the log is closed and has no event after `position`.
@@ -131,6 +173,7 @@ impl SharedLog {
     }
 
     /// Returns whether the log is open and has no event after `position`.
+    #[inline]
     fn is_up_to_date(&self, position: u64) -> bool {
         self.status.load(Ordering::Acquire) == encode_status(position, false)
     }
@@ -148,6 +191,56 @@ impl SharedLog {
         lock_for_reading(&self.log).read(position, max_bytes, buffer)
     }
 
+    /// Reads like [`read`](Self::read), but sets `run` instead of filling the buffer if at least `min_len` events follow `position`. All readers
+    /// at `position` get the same run.
+    #[inline]
+    pub(crate) fn read_run(
+        &self,
+        position: u64,
+        min_len: usize,
+        max_bytes: usize,
+        buffer: &mut ReadBuffer,
+        run: &mut Option<EventRun>,
+    ) -> EventLogReadOutcome {
+        if self.is_up_to_date(position) {
+            return EventLogReadOutcome::UpToDate;
+        }
+        let log = lock_for_reading(&self.log);
+        if !log.has_events_after(position, min_len as u64) {
+            return log.read(position, max_bytes, buffer);
+        }
+        let (new_run, removed) = self.get_or_make_run(&log, position, min_len);
+        let outcome = match new_run.events().len() >= min_len {
+            true => {
+                let up_to = new_run.last_position();
+                *run = Some(new_run);
+                EventLogReadOutcome::Events { up_to }
+            }
+            // A single event is left in its block. The next run begins behind it.
+            false => log.read(position, 0, buffer),
+        };
+        drop(log);
+        drop(removed);
+        outcome
+    }
+
+    /// Returns the run after `position`, and the runs that it has replaced in the cache.
+    #[inline(never)]
+    fn get_or_make_run(
+        &self,
+        log: &EventLog,
+        position: u64,
+        min_len: usize,
+    ) -> (EventRun, Vec<EventRun>) {
+        let mut runs = lock(&self.runs);
+        if let Some(run) = runs.get(position + 1, min_len) {
+            return (run, Vec::new());
+        }
+        let (run, byte_len) = log.run_after(position);
+        let removed = runs.insert(run.clone(), byte_len);
+        (run, removed)
+    }
+
     /// Adds a reader. Readers with successive numbers use different locks of the wait list.
     pub(crate) fn register_reader(&self, reader_number: usize) -> WaiterKey {
         self.wait_list.register(reader_number)
@@ -160,6 +253,7 @@ impl SharedLog {
 
     /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Stores nothing
     /// if there is such an event or the log is closed already: the caller must read again.
+    #[inline]
     pub(crate) fn store_waker_unless_readable(
         &self,
         reader: &WaiterKey,

@@ -72,7 +72,12 @@ mod upstream;
 mod upstream_limits;
 mod upstream_reader;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use self::relay_state::RelayState;
 pub use self::{
@@ -87,7 +92,10 @@ use super::{
     PushSource, Rejection, StartPosition, Subscription, TopicSet,
     log::{EventLog, ExternalIds, ReplayLog},
 };
-use crate::event::Topic;
+use crate::{
+    BoxError,
+    event::{ItemOrRun, Topic},
+};
 
 /// A source of events that a [`Feed`] pushes, with ids that are given from outside. See the [module docs](self).
 ///
@@ -233,6 +241,18 @@ impl PushSource for Relay {
         Ok(RelaySubscriber::from_resolved(
             self.state, &start, resolved, topics,
         ))
+    }
+
+    fn poll_next_run(
+        stream: Pin<&mut RelaySubscriber>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        stream.poll_item_or_run(min_len, cx)
+    }
+
+    fn yields_runs(&self) -> bool {
+        self.topics.is_none()
     }
 }
 

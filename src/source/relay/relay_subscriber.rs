@@ -16,12 +16,15 @@ use super::{
     cold_resume::{ColdResume, ColdResumeOutcome},
     relay_state::RelayState,
 };
+#[cfg(feature = "server")]
+use crate::source::EventLoopFit;
 use crate::{
     BoxError,
-    event::{Event, EventId, Item},
+    event::{Event, EventId, Item, ItemOrRun},
     source::{
         StartPosition, TopicSet,
-        log::{ExternalIds, LogReadOutcome, LogReader, ResolvedStart},
+        log::{ExternalIds, LogReadOutcome, LogReader, LogRunOutcome, ResolvedStart},
+        source_stream::SourceStream,
     },
 };
 
@@ -188,6 +191,28 @@ impl RelaySubscriber {
 }
 
 impl RelaySubscriber {
+    /// Polls for the next item, or for a run of at least `min_len` events. A subscriber that selects topics gets no runs.
+    pub(super) fn poll_item_or_run(
+        mut self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        let this = &mut *self;
+        let reads_log = this.cold_resume.is_none() && !this.reader.has_first_item();
+        if this.topics.is_some() || !reads_log || this.is_finished {
+            return self.poll_next(cx).map_ok(ItemOrRun::Item);
+        }
+        let item = match ready!(this.reader.poll_next_run(min_len, cx)) {
+            LogRunOutcome::Run(run) => return Poll::Ready(Some(Ok(ItemOrRun::Run(run)))),
+            LogRunOutcome::NoRun(outcome) => this.item_for_outcome(outcome),
+        };
+        match item {
+            Some(item) => Poll::Ready(Some(item.map(ItemOrRun::Item))),
+            // The client has begun a cold resume.
+            None => self.poll_next(cx).map_ok(ItemOrRun::Item),
+        }
+    }
+
     /// Returns an item that the client gets before it reads the log. Returns `None` if there is no such item.
     // Out of line, so that a client that reads the log pays one comparison for it.
     #[inline(never)]
@@ -261,6 +286,27 @@ impl Stream for RelaySubscriber {
             }
         }
         Poll::Ready(None)
+    }
+}
+
+impl SourceStream for RelaySubscriber {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        self.poll_item_or_run(min_len, cx)
+    }
+
+    /// A subscriber that has not read from the log yet may still read from the upstream, which is the application's code.
+    #[cfg(feature = "server")]
+    fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {
+        let this = self.get_mut();
+        if this.cold_resume.is_some() || this.reader.requested_cursor().is_some() {
+            return EventLoopFit::Unfit;
+        }
+        EventLoopFit::ReadsLog(this.reader.wait_with_group())
     }
 }
 

@@ -12,10 +12,8 @@ use tokio::time::Instant;
 
 use super::batch_builder::{Batch, BatchBuilder, StreamStatus};
 use crate::{
-    BoxError,
-    event::Item,
-    supervision::SupervisedStream,
-    transport::{MAX_ITEMS_PER_POLL, moving_deadline_timer::MovingDeadlineTimer},
+    BoxError, event::Item, moving_deadline_timer::MovingDeadlineTimer,
+    supervision::SupervisedStream, transport::MAX_ITEMS_PER_POLL,
 };
 
 /// The times for which a long-poll request waits. Each time is at most one day.

@@ -1,5 +1,7 @@
 //! The task of one connection: it owns the socket, and drives a [`Session`].
 
+#[cfg(feature = "server")]
+use std::sync::Arc;
 use std::{
     future::Future,
     io::IoSlice,
@@ -9,12 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_core::Stream;
 use hyper::{
     rt::{Read, ReadBuf, Write},
     upgrade::{OnUpgrade, Upgraded},
 };
-use pin_project_lite::pin_project;
 use tokio::time::Instant;
 #[cfg(feature = "tracing")]
 use tower_push_proto::websocket::CloseCode;
@@ -23,41 +23,67 @@ use tower_push_proto::websocket::Session;
 #[cfg(feature = "tracing")]
 use crate::supervision::TRACING_TARGET;
 use crate::{
-    BoxError,
-    event::Item,
+    event::ItemOrRun,
+    event_loop::{ConnectionPoll, DrivenConnection, OwnTask, WakeCause},
+    moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
-    transport::moving_deadline_timer::MovingDeadlineTimer,
 };
+#[cfg(feature = "server")]
+use crate::{event_loop::EventLoopSet, source::EventLoopFit};
 
-pin_project! {
-    /// The future of one connection, from its upgrade to its end. While the connection is idle, the future owns no buffer.
-    ///
-    /// The tokio runtime must have its timer enabled.
-    pub(super) struct ConnectionTask<S> {
-        socket: UpgradingSocket,
-        driver: SessionDriver<S>,
-        #[pin]
-        timer: MovingDeadlineTimer,
-        // Declared last, so that a guarded stream counts as open until the socket is dropped.
-        handle: Option<StreamHandle>,
-    }
-}
-
-/// The socket of a connection, before and after its upgrade.
-enum UpgradingSocket {
+/// The future of one connection, from its handshake to its end. If the connection belongs to a server of this crate, the future ends with the upgrade,
+/// and the server drives the connection.
+///
+/// The tokio runtime must have its timer enabled.
+pub(super) enum ConnectionTask {
     /// The response that agrees to the upgrade is on its way.
-    Pending(OnUpgrade),
-    Upgraded(Upgraded),
+    Upgrading(UpgradingConnection),
+    Upgraded(OwnTask<WebSocketConnection<Upgraded>>),
 }
+
+/// A connection that waits for its upgrade.
+pub(super) struct UpgradingConnection {
+    on_upgrade: OnUpgrade,
+    /// `None` once the socket is upgraded.
+    driver: Option<SessionDriver>,
+    /// Boxed because a timer is large, and is dropped with the upgrade.
+    timer: Pin<Box<MovingDeadlineTimer>>,
+    #[cfg(feature = "server")]
+    offer: Option<UpgradeOffer>,
+}
+
+/// An upgraded socket, with everything that drives it. While the connection is idle, it owns no buffer.
+pub(crate) struct WebSocketConnection<IO> {
+    socket: IO,
+    driver: SessionDriver,
+    // Declared last, so that a guarded stream counts as open until the socket is dropped.
+    _handle: Option<StreamHandle>,
+}
+
+/// Lets a server take upgraded sockets of its own connections back from hyper. Part of a request's extensions.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug)]
+pub(crate) struct UpgradeOffer {
+    pub(crate) event_loops: Arc<EventLoopSet>,
+    pub(crate) adopt: AdoptFn,
+}
+
+/// Takes the socket back from hyper, and drives the connection from then on.
+///
+/// # Errors
+/// Returns the arguments if the socket does not belong to a connection of the server.
+#[cfg(feature = "server")]
+pub(crate) type AdoptFn =
+    fn(&EventLoopSet, Upgraded, Box<SessionDriver>) -> Result<(), (Upgraded, Box<SessionDriver>)>;
 
 /// Moves bytes, items and messages between a session and the socket, the source and the source's [`ClientMessages`].
 ///
 /// [`ClientMessages`]: crate::source::ClientMessages
-struct SessionDriver<S> {
+pub(crate) struct SessionDriver {
     session: Session,
     /// `None` once the session takes no more items: the source is dropped at once.
-    items: Option<SupervisedStream<S>>,
+    items: Option<SupervisedStream>,
     /// `None` if no source receives the client's messages.
     message_sender: Option<ClientMessageSender>,
     /// Bytes that were read from the socket, and wait because `message_sender` has no room for their messages.
@@ -66,7 +92,7 @@ struct SessionDriver<S> {
     was_last_read_large: bool,
     is_flushed: bool,
     is_shut_down: bool,
-    /// Whether the socket is one stream of an HTTP/2 connection. Such a socket is dropped as soon as its writing side is shut down.
+    /// Whether the socket is one stream of an HTTP/2 connection. A socket of HTTP/2 is dropped as soon as its writing side is shut down.
     is_multiplexed: bool,
 }
 
@@ -80,89 +106,171 @@ const SMALL_READ_BUFFER_LEN: usize = 4 * 1024;
 /// The maximum number of slices in one vectored write.
 const MAX_SLICES_PER_WRITE: usize = 64;
 
-/// The maximum length of one write to a socket without vectored writes: 16 KiB. A socket without vectored writes is a stream of HTTP/2.
-/// Such a stream takes a write of any length, and keeps a copy until the client has read it. Only the next write shows whether the client
-/// reads, so writes are short.
+/// The maximum length of one write to a socket without vectored writes: 16 KiB. A socket without vectored writes is a stream of HTTP/2. A
+/// stream of HTTP/2 takes a write of any length, and keeps a copy until the client has read it. Only the next write shows whether the
+/// client reads, so writes are short.
 const MAX_UNVECTORED_WRITE_LEN: usize = 16 * 1024;
 
 /// The maximum number of rounds in one poll, so that a busy connection lets other tasks run.
 const MAX_ROUNDS_PER_POLL: usize = 16;
 
+/// The least number of events that are taken from the source as a run. A single event is cheaper as an item.
+const MIN_RUN_LEN: usize = 2;
+
 /// The maximum number of items that are taken from the source in one round.
 const MAX_ITEMS_PER_ROUND: usize = 1024;
 
-impl<S> ConnectionTask<S> {
+impl ConnectionTask {
     pub(super) fn new(
         on_upgrade: OnUpgrade,
+        driver: SessionDriver,
+        #[cfg(feature = "server")] offer: Option<UpgradeOffer>,
+    ) -> Self {
+        Self::Upgrading(UpgradingConnection {
+            on_upgrade,
+            driver: Some(driver),
+            timer: Box::pin(MovingDeadlineTimer::default()),
+            #[cfg(feature = "server")]
+            offer,
+        })
+    }
+}
+
+impl Future for ConnectionTask {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if let Self::Upgrading(upgrading) = this {
+            let Some(connection) = ready!(upgrading.poll_upgrade(cx)) else {
+                return Poll::Ready(());
+            };
+            *this = Self::Upgraded(OwnTask::new(connection));
+        }
+        match this {
+            Self::Upgraded(task) => Pin::new(task).poll(cx),
+            Self::Upgrading(_) => Poll::Pending,
+        }
+    }
+}
+
+impl UpgradingConnection {
+    /// Waits for the upgrade. Returns `None` if the client has left, or if the server drives the connection from now on.
+    fn poll_upgrade(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<WebSocketConnection<Upgraded>>> {
+        let Some(driver) = &self.driver else {
+            return Poll::Ready(None);
+        };
+        let upgraded = match Pin::new(&mut self.on_upgrade).poll(cx) {
+            Poll::Ready(Ok(upgraded)) => upgraded,
+            // The client has left, or a service dropped the response before it was sent.
+            Poll::Ready(Err(_)) => return Poll::Ready(None),
+            // HTTP/1.1 reports a dropped response only once the client has left, so this wait has a deadline.
+            Poll::Pending => {
+                let deadline = driver.session.upgrade_deadline();
+                return (self.timer.as_mut())
+                    .poll(deadline.into(), cx)
+                    .map(|()| None);
+            }
+        };
+        let Some(mut driver) = self.driver.take() else {
+            return Poll::Ready(None);
+        };
+        driver.session.handle_upgraded(tokio_now());
+        #[cfg(feature = "server")]
+        let (upgraded, driver) = match &self.offer {
+            None => (upgraded, driver),
+            Some(offer) => match (offer.adopt)(&offer.event_loops, upgraded, Box::new(driver)) {
+                Ok(()) => return Poll::Ready(None),
+                Err((upgraded, driver)) => (upgraded, *driver),
+            },
+        };
+        Poll::Ready(Some(driver.into_connection(upgraded)))
+    }
+}
+
+impl<IO: Read + Write + Unpin + Send> DrivenConnection for WebSocketConnection<IO> {
+    fn poll(&mut self, cx: &mut Context<'_>, cause: WakeCause, now: Instant) -> ConnectionPoll {
+        let mut reads_input = cause == WakeCause::Waker;
+        loop {
+            let poll = self.driver.poll_session(&mut self.socket, reads_input, cx);
+            if poll.is_ready() {
+                return ConnectionPoll::Closed;
+            }
+            let deadline = self.driver.session.poll_timeout().map(Instant::from_std);
+            if deadline.is_none_or(|deadline| deadline > now) {
+                return ConnectionPoll::Pending { deadline };
+            }
+            self.driver.session.handle_timeout(tokio_now());
+            reads_input = true;
+        }
+    }
+}
+
+impl SessionDriver {
+    pub(super) fn new(
         session: Session,
-        items: SupervisedStream<S>,
+        items: SupervisedStream,
         message_sender: Option<ClientMessageSender>,
         is_multiplexed: bool,
     ) -> Self {
         Self {
-            handle: items.handle().cloned(),
-            socket: UpgradingSocket::Pending(on_upgrade),
-            driver: SessionDriver {
-                session,
-                items: Some(items),
-                message_sender,
-                unprocessed_input: Bytes::new(),
-                was_last_read_large: false,
-                is_flushed: true,
-                is_shut_down: false,
-                is_multiplexed,
-            },
-            timer: MovingDeadlineTimer::default(),
+            session,
+            items: Some(items),
+            message_sender,
+            unprocessed_input: Bytes::new(),
+            was_last_read_large: false,
+            is_flushed: true,
+            is_shut_down: false,
+            is_multiplexed,
         }
     }
-}
 
-impl<S> Future for ConnectionTask<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
-    type Output = ();
+    /// Puts bytes that were read from the socket elsewhere before all other input. The bytes are copied, because they may be a slice of a large buffer.
+    #[cfg(feature = "server")]
+    pub(crate) fn set_first_input(&mut self, input: &[u8]) {
+        self.unprocessed_input = Bytes::copy_from_slice(input);
+    }
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        if let UpgradingSocket::Pending(on_upgrade) = this.socket {
-            match Pin::new(on_upgrade).poll(cx) {
-                Poll::Ready(Ok(upgraded)) => *this.socket = UpgradingSocket::Upgraded(upgraded),
-                // The client has left, or a service dropped the response before it was sent.
-                Poll::Ready(Err(_)) => return Poll::Ready(()),
-                // HTTP/1.1 reports a dropped response only once the client has left, so this wait has a deadline.
-                Poll::Pending => {
-                    let deadline = this.driver.session.upgrade_deadline();
-                    return this.timer.poll(deadline.into(), cx);
-                }
-            }
-            this.driver.session.handle_upgraded(tokio_now());
-        }
-        let UpgradingSocket::Upgraded(socket) = this.socket else {
-            return Poll::Ready(());
-        };
-        loop {
-            if this.driver.poll_session(socket, cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let Some(timeout) = this.driver.session.poll_timeout() else {
-                return Poll::Pending;
-            };
-            ready!(this.timer.as_mut().poll(timeout.into(), cx));
-            this.driver.session.handle_timeout(tokio_now());
+    /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`](crate::source::PushStream).
+    ///
+    /// A connection whose messages a source receives does not fit: the source is the application's code.
+    #[cfg(feature = "server")]
+    pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
+        match &mut self.items {
+            Some(items) if self.message_sender.is_none() => items.items_mut().join_event_loop(),
+            _ => EventLoopFit::Unfit,
         }
     }
-}
 
-impl<S> SessionDriver<S>
-where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
-{
+    pub(crate) fn into_connection<IO>(self, socket: IO) -> WebSocketConnection<IO> {
+        WebSocketConnection {
+            _handle: self
+                .items
+                .as_ref()
+                .and_then(|items| items.handle().cloned()),
+            driver: self,
+            socket,
+        }
+    }
+
     /// Runs rounds of the session until nothing is ready. The poll is ready once the session is closed.
-    fn poll_session(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+    ///
+    /// If `reads_input` is false, the first round does not read: the socket will wake the connection when it has input.
+    fn poll_session<IO: Read + Write + Unpin>(
+        &mut self,
+        socket: &mut IO,
+        mut reads_input: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         for _ in 0..MAX_ROUNDS_PER_POLL {
             // Each of the three polls is pending if it has registered a waker, or has nothing to do.
-            let read = self.poll_read(socket, cx);
+            let read = match std::mem::replace(&mut reads_input, true) {
+                true => self.poll_read(socket, cx),
+                false => Poll::Pending,
+            };
             self.report_client_close();
             let items = self.poll_items(cx);
             #[cfg(feature = "tracing")]
@@ -192,7 +300,7 @@ where
     }
 
     /// Reads from the socket once, and handles the input. The poll is ready if there may be more input.
-    fn poll_read(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_read<IO: Read + Unpin>(&mut self, socket: &mut IO, cx: &mut Context<'_>) -> Poll<()> {
         if self.session.is_closed() {
             return Poll::Pending;
         }
@@ -212,15 +320,15 @@ where
         // A read ends with a large frame, so that the frame after it is neither copied nor split.
         match self.session.remaining_frame_len() {
             len @ SMALL_READ_BUFFER_LEN..LARGE_READ_BUFFER_LEN => {
-                self.poll_read_into::<LARGE_READ_BUFFER_LEN>(len, socket, cx)
+                self.poll_read_into::<LARGE_READ_BUFFER_LEN, IO>(len, socket, cx)
             }
             len if len >= LARGE_READ_BUFFER_LEN || self.was_last_read_large => {
                 let len = LARGE_READ_BUFFER_LEN;
-                self.poll_read_into::<LARGE_READ_BUFFER_LEN>(len, socket, cx)
+                self.poll_read_into::<LARGE_READ_BUFFER_LEN, IO>(len, socket, cx)
             }
             _ => {
                 let len = SMALL_READ_BUFFER_LEN;
-                self.poll_read_into::<SMALL_READ_BUFFER_LEN>(len, socket, cx)
+                self.poll_read_into::<SMALL_READ_BUFFER_LEN, IO>(len, socket, cx)
             }
         }
     }
@@ -229,10 +337,10 @@ where
     ///
     /// Kept out of line so that the buffer does not enlarge the caller's stack frame.
     #[inline(never)]
-    fn poll_read_into<const BUFFER_LEN: usize>(
+    fn poll_read_into<const BUFFER_LEN: usize, IO: Read + Unpin>(
         &mut self,
         max_len: usize,
-        socket: &mut Upgraded,
+        socket: &mut IO,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let mut buffer = [const { MaybeUninit::<u8>::uninit() }; BUFFER_LEN];
@@ -333,7 +441,16 @@ where
             if !self.session.wants_item() {
                 break;
             }
-            let item = ready!(Pin::new(&mut *items).poll_next(cx));
+            let item = match ready!(items.poll_next_run(MIN_RUN_LEN, cx)) {
+                Some(Ok(ItemOrRun::Run(run))) => {
+                    items.record_events(run.events());
+                    self.session.handle_run(&run);
+                    continue;
+                }
+                Some(Ok(ItemOrRun::Item(item))) => Some(Ok(item)),
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            };
             if let Err(error) = self.session.handle_item(item, tokio_now) {
                 items.report_send_error(&error.into());
             }
@@ -342,7 +459,7 @@ where
     }
 
     /// Writes all output of the session. The poll is pending if the socket does not take all of the output.
-    fn poll_write(&mut self, socket: &mut Upgraded, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_write<IO: Write + Unpin>(&mut self, socket: &mut IO, cx: &mut Context<'_>) -> Poll<()> {
         let result = self.poll_write_all(socket, cx);
         match result {
             Poll::Pending => self.session.handle_write_blocked(tokio_now),
@@ -352,9 +469,9 @@ where
         result.map(|_| ())
     }
 
-    fn poll_write_all(
+    fn poll_write_all<IO: Write + Unpin>(
         &mut self,
-        socket: &mut Upgraded,
+        socket: &mut IO,
         cx: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
         let mut socket = Pin::new(socket);
@@ -391,8 +508,8 @@ fn tokio_now() -> std::time::Instant {
 
 /// Writes to the socket once, as many bytes as one write takes. Returns the number of written bytes, or `None` if there is nothing to
 /// write.
-fn poll_write_once(
-    socket: Pin<&mut Upgraded>,
+fn poll_write_once<IO: Write>(
+    socket: Pin<&mut IO>,
     session: &mut Session,
     cx: &mut Context<'_>,
 ) -> Poll<std::io::Result<Option<usize>>> {

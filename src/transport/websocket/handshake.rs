@@ -17,6 +17,8 @@ use tower_push_proto::{
     websocket::handshake::{accept_key, choose_subprotocol},
 };
 
+#[cfg(feature = "server")]
+use super::UpgradeOffer;
 use crate::{
     origin_policy::OriginPolicy,
     source::Rejection,
@@ -47,6 +49,9 @@ pub(super) struct AcceptedHandshake {
     /// Resolves to the socket once `response` is sent.
     pub on_upgrade: OnUpgrade,
     pub response: Response<PushBody>,
+    /// Lets the server take the socket back from hyper. `None` if the connection is not one of a [`Server`](crate::server::Server).
+    #[cfg(feature = "server")]
+    pub upgrade_offer: Option<UpgradeOffer>,
     /// Whether the socket is one stream of an HTTP/2 connection instead of a whole connection.
     pub is_multiplexed: bool,
     /// The chosen subprotocol, if any. The response does not name the subprotocol yet, because the source may select another one.
@@ -69,8 +74,9 @@ pub(super) fn is_websocket_request(head: &Parts) -> bool {
     }
 }
 
-/// Returns the methods of a resource that is only a WebSocket. A `GET` or `HEAD` without an upgrade is answered with a hint to ask for one.
-pub(super) fn methods(version: Version) -> &'static [&'static str] {
+/// Returns the methods of a resource that is only a WebSocket. A `GET` or `HEAD` without an upgrade is answered with a hint to ask for an
+/// upgrade.
+pub(super) fn websocket_methods(version: Version) -> &'static [&'static str] {
     match is_multiplexed(version) {
         false => &["GET", "HEAD"],
         true if cfg!(feature = "http2") => &["CONNECT"],
@@ -84,7 +90,7 @@ pub(super) fn accept<P: AsRef<str>>(
     head: &mut Parts,
     policy: &HandshakePolicy<'_, P>,
 ) -> Result<AcceptedHandshake, Rejection> {
-    let rejection = method_rejection(&head.method, methods(head.version));
+    let rejection = method_rejection(&head.method, websocket_methods(head.version));
     if let (&Method::OPTIONS, Some(rejection)) = (&head.method, rejection) {
         return Err(rejection);
     }
@@ -111,6 +117,8 @@ pub(super) fn accept<P: AsRef<str>>(
     };
     Ok(AcceptedHandshake {
         on_upgrade: take_on_upgrade(head)?,
+        #[cfg(feature = "server")]
+        upgrade_offer: head.extensions.remove(),
         response,
         is_multiplexed: is_multiplexed(head.version),
         subprotocol,
@@ -261,7 +269,7 @@ fn bad_request(message: &'static str) -> Rejection {
 fn method_not_allowed(version: Version, message: &'static str) -> Rejection {
     Rejection::new(StatusCode::METHOD_NOT_ALLOWED)
         .message(message)
-        .header(ALLOW, allow_header(methods(version)))
+        .header(ALLOW, allow_header(websocket_methods(version)))
 }
 
 /// Refuses a `Sec-WebSocket-Version`. The status is 426, which must have an `Upgrade` header (RFC 9110 §15.5.22), or 400 on HTTP/2, which

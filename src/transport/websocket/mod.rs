@@ -83,13 +83,16 @@ use tokio::{runtime::Handle, time::Instant};
 pub use tower_push_proto::websocket::{CloseCodes, MessageFormat};
 use tower_push_proto::websocket::{FrameEncoder, Session, SessionConfig};
 
+pub(crate) use self::connection::SessionDriver;
+#[cfg(feature = "server")]
+pub(crate) use self::connection::UpgradeOffer;
 use self::{
     connection::ConnectionTask,
     handshake::{AcceptedHandshake, HandshakePolicy},
 };
 use super::{
     BoxResponseFuture, KeepAlive, Preference, PushBody, Transport, rejection_response,
-    response::{close_unless_upgraded, is_websocket_upgrade},
+    response::{add_connection_close_unless_upgraded, is_websocket_upgrade},
 };
 use crate::{
     BoxError,
@@ -316,16 +319,13 @@ impl WebSocket {
     }
 
     /// Spawns the task of the connection, and returns the response that accepts the handshake.
-    fn spawn_connection<S>(
+    fn spawn_connection(
         &self,
         handshake: AcceptedHandshake,
         subprotocol: Option<&str>,
-        items: SupervisedStream<S>,
+        items: SupervisedStream,
         message_sender: Option<ClientMessageSender>,
-    ) -> Result<Response<PushBody>, Rejection>
-    where
-        S: Stream<Item = Result<Item, BoxError>> + Send + Unpin + 'static,
-    {
+    ) -> Result<Response<PushBody>, Rejection> {
         let runtime = Handle::try_current().map_err(|_| {
             Rejection::new(StatusCode::INTERNAL_SERVER_ERROR)
                 .message("a WebSocket needs a tokio runtime")
@@ -345,12 +345,12 @@ impl WebSocket {
         if let Some(name) = subprotocol.and_then(|name| HeaderValue::from_str(name).ok()) {
             response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
         }
+        let driver = SessionDriver::new(session, items, message_sender, is_multiplexed);
         runtime.spawn(ConnectionTask::new(
             on_upgrade,
-            session,
-            items,
-            message_sender,
-            is_multiplexed,
+            driver,
+            #[cfg(feature = "server")]
+            handshake.upgrade_offer,
         ));
         Ok(response)
     }
@@ -374,7 +374,7 @@ impl Transport for WebSocket {
 
     /// Returns `GET` and `HEAD` up to HTTP/1.1. From HTTP/2 on, returns `CONNECT` if the feature `http2` is on.
     fn methods(&self, version: Version) -> &[&'static str] {
-        handshake::methods(version)
+        handshake::websocket_methods(version)
     }
 
     fn preference(&self, head: &Parts) -> Option<Preference> {
@@ -385,7 +385,7 @@ impl Transport for WebSocket {
         let is_upgrade_request = is_websocket_upgrade(head);
         let refuse = move |rejection| {
             let mut response = rejection_response(rejection);
-            close_unless_upgraded(is_upgrade_request, &mut response);
+            add_connection_close_unless_upgraded(is_upgrade_request, &mut response);
             response
         };
         let handshake = match self.accept_handshake(head) {
@@ -413,7 +413,7 @@ impl Transport for WebSocket {
                 // A script cannot see the status of a refusal, and would reconnect. A close code tells the client that the source
                 // has finished.
                 Err(rejection) if rejection.is_finished() => {
-                    let items = pending.supervise(FinishedStream);
+                    let items = pending.supervise(crate::source::PushStream::of(FinishedStream));
                     this.spawn_connection(handshake, subprotocol, items, None)
                 }
                 Err(rejection) => Err(rejection),

@@ -6,7 +6,7 @@ use tower_push_proto::random;
 ///
 /// Without a hint, the delay is drawn between 0 and an upper bound, which doubles with each failed attempt up to
 /// [`max_delay`](Self::max_delay). With a hint, the delay is drawn between the hint and its double, or a later bound if the attempts have
-/// failed often. So clients that get the same hint are spread over its time.
+/// failed often. So clients that get the same hint do not all return at the same time.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     base_delay: Duration,

@@ -52,7 +52,7 @@ struct NegotiatedDeflate {
 #[cfg(feature = "deflate")]
 const DEFLATE_THRESHOLD: usize = 128;
 
-/// The most bytes of pongs that may wait in the output. Further pings are not answered.
+/// The most bytes of pongs that may wait in the output. While this many bytes wait, pings are not answered.
 const MAX_PONG_OUTPUT: usize = 4 * 1024;
 
 #[cfg(feature = "deflate")]
@@ -169,26 +169,17 @@ impl ClientWebSocket {
     /// Reads the next message. Returns `None` once all of `input` is read.
     ///
     /// # Errors
-    /// An error if the server breaks the protocol. A close frame with the error's code is then in the output.
+    /// An error if the server breaks the protocol. The caller then [closes](Self::close) the connection.
     #[inline]
     pub(super) fn next_message(
         &mut self,
         input: &mut Bytes,
     ) -> Result<Option<ServerMessage>, DecodeError> {
-        let result = self.decode_message(input);
-        if let Err(error) = &result {
-            self.close(&CloseFrame::new(error.close_code, error.reason));
-        }
-        result
-    }
-
-    #[inline]
-    fn decode_message(&mut self, input: &mut Bytes) -> Result<Option<ServerMessage>, DecodeError> {
         while !input.is_empty() {
             let (has_closed, output) = (self.has_closed, &mut self.output);
             let mut on_ping = |payload: &[u8]| {
                 if !has_closed && output.len() < MAX_PONG_OUTPUT {
-                    encode_masked(OpCode::Pong, false, mask_key(), payload, output);
+                    encode_masked(OpCode::Pong, false, random_mask_key(), payload, output);
                 }
             };
             let mut rest = &input[..];
@@ -274,17 +265,23 @@ impl ClientWebSocket {
             let mut compressed = BytesMut::new();
             deflate::compress(message, &mut compressed);
             if compressed.len() < message.len() {
-                encode_masked(opcode, true, mask_key(), &compressed, &mut self.output);
+                encode_masked(
+                    opcode,
+                    true,
+                    random_mask_key(),
+                    &compressed,
+                    &mut self.output,
+                );
                 return;
             }
         }
-        encode_masked(opcode, false, mask_key(), message, &mut self.output);
+        encode_masked(opcode, false, random_mask_key(), message, &mut self.output);
     }
 
     /// Writes a close frame, unless one was written before.
     pub(super) fn close(&mut self, frame: &CloseFrame) {
         if !std::mem::replace(&mut self.has_closed, true) {
-            encode_masked_close_frame(frame, mask_key(), &mut self.output);
+            encode_masked_close_frame(frame, random_mask_key(), &mut self.output);
         }
     }
 
@@ -300,7 +297,7 @@ impl ClientWebSocket {
 }
 
 /// Draws the mask of one frame.
-fn mask_key() -> [u8; 4] {
+fn random_mask_key() -> [u8; 4] {
     (random::bits() as u32).to_be_bytes()
 }
 
@@ -315,8 +312,8 @@ impl NegotiatedDeflate {
     }
 }
 
-/// Reads the server's choice of extensions ([RFC 7692 §7.1](https://www.rfc-editor.org/rfc/rfc7692#section-7.1)). Returns `None` if it has
-/// chosen none.
+/// Reads the server's choice of extensions ([RFC 7692 §7.1](https://www.rfc-editor.org/rfc/rfc7692#section-7.1)). Returns `None` if the
+/// server has chosen no extension.
 #[cfg(feature = "deflate")]
 fn negotiated_deflate(
     headers: &HeaderMap,

@@ -9,7 +9,8 @@ use tower_push_proto::{StreamEnd, event::CloseFrame, websocket::DecodeError};
 #[cfg(feature = "websocket")]
 use super::ConnectionReader;
 use super::{
-    Connection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState, item_reader::ItemReader,
+    FeedConnection, MIN_EMPTY_POLL, STABLE_AFTER, Subscriber, SubscriberState,
+    item_reader::ItemReader,
 };
 use crate::{error::Error, item::ClientItem, transport::Transport};
 
@@ -32,7 +33,7 @@ pub(super) enum Reaction {
     Stop,
     /// Send another request after a delay.
     Retry,
-    /// Send the same request once more at once, with fresh credentials. If the next request fails like this, stop.
+    /// Send the same request once more at once, with fresh credentials. Stop if this request fails in the same way.
     RetryOnceAtOnce,
     /// Try the next transport at once. If all were tried, stop.
     NextTransportOrStop,
@@ -96,7 +97,7 @@ impl Subscriber {
             }
             Reaction::Retry => {
                 if !has_worked {
-                    self.selector.on_failed();
+                    self.selector.on_failure();
                 }
                 self.draw_delay()
             }
@@ -108,18 +109,18 @@ impl Subscriber {
     }
 
     /// Forgets the connection. Returns whether the server has shown that it is there: it has sent a byte of a feed, or a response that is
-    /// none. A connection that was stable begins the backoff anew.
+    /// no feed. A connection that was stable begins the backoff anew.
     fn end_connection(&mut self, now: Instant) -> bool {
         let has_worked = match &self.state {
             SubscriberState::Reading(connection) => {
                 let lasted = now.saturating_duration_since(connection.since);
                 if connection.has_input {
-                    self.selector.on_worked(now);
+                    self.selector.on_success(now);
                     if lasted >= STABLE_AFTER {
                         self.backoff.reset();
                     }
                 }
-                let hint = connection.reader.body().and_then(ItemReader::retry);
+                let hint = connection.reader.item_reader().and_then(ItemReader::retry);
                 self.lasting_retry_hint = hint.or(self.lasting_retry_hint);
                 connection.has_input
             }
@@ -152,7 +153,7 @@ impl Subscriber {
         if let Some(Err(error)) = end {
             return self.fail(Failure::retry(Error::cut_by(error)), now);
         }
-        if connection.reader.body().is_none() {
+        if connection.reader.item_reader().is_none() {
             let error = Error::cut("the WebSocket ended without a close frame");
             return self.fail(Failure::retry(error), now);
         }
@@ -175,7 +176,7 @@ impl Subscriber {
     /// Continues after a complete response to a long poll: with the next poll at once, unless the server asks for a delay or answers without
     /// waiting for events.
     fn end_poll(&mut self, now: Instant) {
-        let SubscriberState::Reading(Connection {
+        let SubscriberState::Reading(FeedConnection {
             has_items, since, ..
         }) = self.state
         else {
@@ -188,7 +189,7 @@ impl Subscriber {
             return self.fail(Failure::retry(Error::no_events()), now);
         }
         self.end_connection(now);
-        self.selector.on_worked(now);
+        self.selector.on_success(now);
         self.state = SubscriberState::Waiting { until: now };
     }
 }
@@ -229,7 +230,7 @@ impl Subscriber {
         self.begin_close(failure, now);
     }
 
-    /// Waits until the server has ended the connection, and then does what `failure` says. A close frame is in the output.
+    /// Waits until the server has ended the connection, and then does what `failure` says. The output has a close frame already.
     pub(super) fn begin_close(&mut self, failure: Failure, now: Instant) {
         self.close_websocket(&CloseFrame::without_code(), Some(failure), now);
     }
@@ -243,14 +244,14 @@ impl Subscriber {
     ) {
         let state = std::mem::replace(&mut self.state, SubscriberState::Terminated);
         let mut websocket = match state {
-            SubscriberState::Reading(Connection {
+            SubscriberState::Reading(FeedConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => websocket,
             SubscriberState::Closing { websocket, .. } => websocket,
             _ => return self.terminate(),
         };
-        self.selector.on_worked(now);
+        self.selector.on_success(now);
         websocket.close(frame);
         self.input = bytes::Bytes::new();
         let failure = failure.map(Box::new);
@@ -262,6 +263,15 @@ impl Subscriber {
             failure,
             deadline: now + CLOSE_TIMEOUT,
         };
+    }
+
+    /// Sends the close frame that names the broken rule. The subscription ends with the error.
+    pub(super) fn close_after_violation(&mut self) {
+        if let Some((error, time)) = self.violation.take() {
+            let frame = CloseFrame::new(error.close_code, error.reason);
+            let failure = Failure::stop(Error::from_websocket(error));
+            self.close_websocket(&frame, Some(failure), time);
+        }
     }
 
     /// Does what was decided at the beginning of the closing handshake.

@@ -21,7 +21,7 @@ pub(super) struct ItemReader {
     parser: BodyParser,
     /// Items that were read together with an earlier one.
     queued: VecDeque<Item>,
-    /// Whether an empty `id` field has cleared the client's cursor, until [`take_cursor_cleared`](Self::take_cursor_cleared).
+    /// Whether an empty `id` field has cleared the client's cursor, until [`take_cursor_cleared_flag`](Self::take_cursor_cleared_flag).
     is_cursor_cleared: bool,
 }
 
@@ -117,14 +117,14 @@ impl ItemReader {
                 BodyParser::Sse(parser) => {
                     let event = parser.next_event(input).map_err(Error::from_parser)?;
                     let Some(event) = event else {
-                        return moved_cursor(parser, cursor);
+                        return Ok(cursor_item_if_moved(parser, cursor));
                     };
                     let moved = match event.id.as_deref() {
                         Some(id) => {
                             self.is_cursor_cleared |= id.is_empty();
                             None
                         }
-                        None => moved_cursor(parser, cursor)?,
+                        None => cursor_item_if_moved(parser, cursor),
                     };
                     let item = item_of_sse_event(event, config)?;
                     match moved {
@@ -191,7 +191,7 @@ impl ItemReader {
     }
 
     /// Returns whether an empty `id` field has cleared the client's cursor since the last call.
-    pub(super) fn take_cursor_cleared(&mut self) -> bool {
+    pub(super) fn take_cursor_cleared_flag(&mut self) -> bool {
         std::mem::take(&mut self.is_cursor_cleared)
     }
 
@@ -214,16 +214,16 @@ impl ItemReader {
 }
 
 /// Returns a cursor if the parser's last event ID differs from the client's cursor.
-fn moved_cursor(parser: &SseParser, cursor: Option<&EventId>) -> Result<Option<Item>, Error> {
+///
+/// An id without an event that is no valid [`EventId`] is ignored: the client then resumes from an earlier event, which loses nothing.
+fn cursor_item_if_moved(parser: &SseParser, cursor: Option<&EventId>) -> Option<Item> {
     let id = parser.last_event_id();
-    // `~finished` is no cursor to resume from. The event of the end precedes or follows it.
+    // `~finished` is no cursor to resume from. The event that announces the end precedes or follows this id.
     let is_unchanged = cursor.is_some_and(|cursor| cursor.as_str() == id);
     if id.is_empty() || id == EventId::FINISHED || is_unchanged {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(Item::Cursor(
-        EventId::new(id).map_err(Error::malformed)?,
-    )))
+    EventId::new(id).ok().map(Item::Cursor)
 }
 
 /// Converts an event of an event stream. Returns `None` for a heartbeat.

@@ -28,7 +28,7 @@ use http::{HeaderMap, HeaderValue, Request, Uri};
 use tower_push_proto::{
     Event,
     event::{CloseFrame, Payload},
-    websocket::MessageFormat,
+    websocket::{DecodeError, MessageFormat},
 };
 use tower_push_proto::{EventId, Item};
 
@@ -51,8 +51,8 @@ use crate::{
 /// subscriber and an HTTP client; [`EventStream`](crate::EventStream) is such a caller.
 ///
 /// # Protocol
-/// 1. **Items.** Call [`poll_item`](Self::poll_item) until it returns `None`. If [`is_terminated`](Self::is_terminated) then, the
-///    subscription has ended.
+/// 1. **Items.** Call [`poll_item`](Self::poll_item) until it returns `None`. If [`is_terminated`](Self::is_terminated) returns `true`
+///    after that, the subscription has ended.
 /// 2. **Connection.** Unless [`needs_connection`](Self::needs_connection), drop the request, the response and the socket of the last
 ///    connection, if there are any. Then send the request that [`poll_request`](Self::poll_request) returns, if any.
 /// 3. **Response.** Report the response with [`handle_response`](Self::handle_response), which says whether to read its body or to upgrade
@@ -108,7 +108,7 @@ pub struct Subscriber {
     watchdog: ReadWatchdog,
     /// The input that has not been parsed.
     input: Bytes,
-    /// How the body or the socket has ended, once it has.
+    /// How the body or the socket has ended; `None` while it is open.
     end: Option<Result<(), BoxError>>,
     /// The items that were produced together with an earlier one: at most two.
     queued: VecDeque<Result<ClientItem, Error>>,
@@ -118,6 +118,10 @@ pub struct Subscriber {
     lasting_retry_hint: Option<Duration>,
     /// Whether a request was repeated because of a 401 since a request has succeeded.
     has_repeated_401: bool,
+    /// The rule of the WebSocket protocol that the server has broken, and when. The close frame follows the messages that the application
+    /// has sent until the next [`poll_transmit`](Self::poll_transmit).
+    #[cfg(feature = "websocket")]
+    violation: Option<(DecodeError, Instant)>,
     /// The transport of the last `Connected` item, unless a `Reconnecting` item has followed it.
     announced: Option<Transport>,
 }
@@ -136,7 +140,7 @@ enum SubscriberState {
     /// The body of a response that is no feed is read, to be reported in an error.
     ReadingError(Box<PendingResponse>),
     /// A feed is read.
-    Reading(Connection),
+    Reading(FeedConnection),
     /// A closing handshake has begun. Input is discarded until the server ends the connection.
     #[cfg(feature = "websocket")]
     Closing {
@@ -151,7 +155,7 @@ enum SubscriberState {
 
 /// A response that is a feed.
 #[derive(Debug)]
-struct Connection {
+struct FeedConnection {
     reader: ConnectionReader,
     /// The transport of the request.
     requested: Transport,
@@ -176,7 +180,7 @@ enum ConnectionReader {
 
 impl ConnectionReader {
     /// Returns the reader of a body. Returns `None` for a WebSocket.
-    fn body(&self) -> Option<&ItemReader> {
+    fn item_reader(&self) -> Option<&ItemReader> {
         match self {
             Self::Body(reader) => Some(reader),
             #[cfg(feature = "websocket")]
@@ -184,8 +188,8 @@ impl ConnectionReader {
         }
     }
 
-    /// Like [`body`](Self::body), but mutable.
-    fn body_mut(&mut self) -> Option<&mut ItemReader> {
+    /// Like [`item_reader`](Self::item_reader), but mutable.
+    fn item_reader_mut(&mut self) -> Option<&mut ItemReader> {
         match self {
             Self::Body(reader) => Some(reader),
             #[cfg(feature = "websocket")]
@@ -238,6 +242,8 @@ impl Subscriber {
             retry_hint: None,
             lasting_retry_hint: None,
             has_repeated_401: false,
+            #[cfg(feature = "websocket")]
+            violation: None,
             announced: None,
             config,
         }
@@ -263,9 +269,9 @@ impl Subscriber {
 
     // Methods for requests and responses.
 
-    /// Returns the request that is to be sent now. Returns `None` if none is due.
+    /// Returns the request that is to be sent now. Returns `None` if no request is due.
     ///
-    /// The request has the headers of the transport and the cursor. The caller may add others, and a body, and may change the method.
+    /// The request has the headers of the transport and the cursor. The caller may add other headers and a body, and may change the method.
     pub fn poll_request(&mut self, now: Instant) -> Option<Request<()>> {
         if !matches!(self.state, SubscriberState::Waiting { until } if until <= now) {
             return None;
@@ -344,7 +350,7 @@ impl Subscriber {
                 }
             }
             SubscriberState::ReadingError(pending) => {
-                let is_complete = pending.push_body(&input);
+                let is_complete = pending.append_body(&input);
                 if is_complete {
                     self.report_error_response(now);
                 }
@@ -377,6 +383,11 @@ impl Subscriber {
             if !self.queued.is_empty() {
                 return self.queued.pop_front();
             }
+            #[cfg(feature = "websocket")]
+            if self.violation.is_some() {
+                self.end.as_ref()?;
+                self.close_after_violation();
+            }
             let SubscriberState::Reading(connection) = &mut self.state else {
                 return None;
             };
@@ -384,7 +395,7 @@ impl Subscriber {
                 ConnectionReader::Body(reader) => {
                     let item =
                         reader.next_item(&mut self.input, self.cursor.as_ref(), &self.config);
-                    if reader.take_cursor_cleared() {
+                    if reader.take_cursor_cleared_flag() {
                         self.cursor = None;
                     }
                     item
@@ -405,8 +416,7 @@ impl Subscriber {
                             continue;
                         }
                         Err(error) => {
-                            let failure = Failure::stop(Error::from_websocket(error));
-                            self.begin_close(failure, now());
+                            self.violation = Some((error, now()));
                             continue;
                         }
                     }
@@ -468,7 +478,7 @@ impl Subscriber {
             connection.has_item_of_input = true;
             self.watchdog.on_heartbeat();
         }
-        let body = connection.reader.body();
+        let body = connection.reader.item_reader();
         if body.is_some_and(ItemReader::is_finished) && self.end.is_none() {
             self.end = Some(Ok(()));
         }
@@ -476,7 +486,7 @@ impl Subscriber {
             return false;
         }
         let is_new = !std::mem::replace(&mut connection.is_finished, true);
-        if let Some(body) = connection.reader.body_mut() {
+        if let Some(body) = connection.reader.item_reader_mut() {
             if is_new && matches!(self.end, Some(Ok(()))) {
                 match body.finish(&self.config) {
                     // The end may have completed items.
@@ -497,7 +507,7 @@ impl Subscriber {
         #[cfg(feature = "websocket")]
         if matches!(
             &self.state,
-            SubscriberState::Reading(Connection {
+            SubscriberState::Reading(FeedConnection {
                 reader: ConnectionReader::WebSocket(_),
                 ..
             })

@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 /// Notices that a server has gone silent.
 ///
-/// With a timeout from the configuration, the deadline always runs. Without one, the watchdog learns how often the server sends heartbeats,
-/// and gives it 2.5 times the longest interval. A server that sends no heartbeats may be silent for any time.
+/// With a timeout from the configuration, the deadline always runs. Without this timeout, the watchdog learns how often the server sends
+/// heartbeats, and allows 2.5 times the longest interval. A server that sends no heartbeats may be silent for any time.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadWatchdog {
     timeout: Option<Duration>,

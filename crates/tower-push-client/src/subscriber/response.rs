@@ -13,7 +13,7 @@ use http::{
 #[cfg(feature = "websocket")]
 use super::ClientWebSocket;
 use super::{
-    Connection, ConnectionReader, ResponseAction, Subscriber, SubscriberState, batch_cursor,
+    ConnectionReader, FeedConnection, ResponseAction, Subscriber, SubscriberState, batch_cursor,
     failure::{Failure, reaction_to_status},
     item_reader::ItemReader,
     retry_after::retry_after,
@@ -40,8 +40,8 @@ const MAX_ERROR_BODY_LEN: usize = 64 * 1024;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl PendingResponse {
-    /// Appends bytes of the body. Returns whether no more are needed.
-    pub(super) fn push_body(&mut self, input: &[u8]) -> bool {
+    /// Appends bytes of the body. Returns whether the body has the maximum length, so that further bytes are not needed.
+    pub(super) fn append_body(&mut self, input: &[u8]) -> bool {
         let len = input.len().min(MAX_ERROR_BODY_LEN - self.body.len());
         self.body.extend_from_slice(&input[..len]);
         self.body.len() == MAX_ERROR_BODY_LEN
@@ -148,7 +148,7 @@ impl Subscriber {
     ) {
         self.has_repeated_401 = false;
         self.watchdog.on_connected(now);
-        self.state = SubscriberState::Reading(Connection {
+        self.state = SubscriberState::Reading(FeedConnection {
             reader,
             requested,
             since,
@@ -244,7 +244,8 @@ impl Subscriber {
         let error = match target {
             None => Error::redirect("the server redirects to what is no URL"),
             Some(target)
-                if target.authority() != from.authority() || is_downgrade(from, &target) =>
+                if target.authority() != from.authority()
+                    || is_downgrade_to_http(from, &target) =>
             {
                 Error::redirect(format!("the server redirects to another origin: {target}"))
             }
@@ -264,7 +265,7 @@ impl Subscriber {
 }
 
 /// Whether a redirect leads from `https` to `http`.
-fn is_downgrade(from: &Uri, target: &Uri) -> bool {
+fn is_downgrade_to_http(from: &Uri, target: &Uri) -> bool {
     from.scheme_str() == Some("https") && target.scheme_str() != Some("https")
 }
 

@@ -216,6 +216,24 @@ fn empty_id_clears_the_cursor() {
     assert_eq!(subscriber.cursor(), None);
 }
 
+/// An id that cannot be sent back has the same effect however the input is cut.
+#[test]
+fn invalid_id_without_an_event_is_ignored() {
+    for pieces in [
+        &["id: 1\ndata: a\n\nid: a b\n\n", "id: 2\ndata: b\n\n"][..],
+        &["id: 1\ndata: a\n\nid: a b\n\nid: 2\ndata: b\n\n"],
+    ] {
+        let now = Instant::now();
+        let mut subscriber = subscriber(now);
+        connect(&mut subscriber, now);
+        for piece in pieces {
+            subscriber.handle_input((*piece).into(), now);
+            assert!(items(&mut subscriber, now).iter().all(Result::is_ok));
+        }
+        assert_eq!(subscriber.cursor(), Some(&2.into()));
+    }
+}
+
 /// The cursor is that of the items that were returned, not of the bytes that have arrived.
 #[test]
 fn cursor_follows_the_returned_items() {

@@ -53,17 +53,17 @@ impl TransportSelector {
     }
 
     /// Whether the list has a transport that has not been tried since one has worked.
-    fn has_untried(&self) -> bool {
+    fn has_untried_transport(&self) -> bool {
         self.unsuitable + 1 < self.transports.len()
     }
 
     /// Whether the current transport may be given up because nothing arrives: it has never worked, and there is another one to try.
-    pub(crate) fn may_give_up(&self) -> bool {
-        self.worked != Some(self.index) && self.has_untried()
+    pub(crate) fn may_give_up_current(&self) -> bool {
+        self.worked != Some(self.index) && self.has_untried_transport()
     }
 
     /// Reports that the server has sent bytes of a feed.
-    pub(crate) fn on_worked(&mut self, now: Instant) {
+    pub(crate) fn on_success(&mut self, now: Instant) {
         self.unsuitable = 0;
         self.failures = 0;
         self.worked = Some(self.index);
@@ -75,16 +75,20 @@ impl TransportSelector {
     /// Reports that the server does not offer the current transport, or that the transport does not get through. Returns whether the next
     /// transport should be tried at once: the list has one that has not been tried.
     pub(crate) fn on_unsuitable(&mut self) -> bool {
-        let has_untried = self.has_untried();
-        self.unsuitable = if has_untried { self.unsuitable + 1 } else { 0 };
+        let has_untried_transport = self.has_untried_transport();
+        self.unsuitable = if has_untried_transport {
+            self.unsuitable + 1
+        } else {
+            0
+        };
         self.index = (self.index + 1) % self.transports.len();
         self.failures = 0;
         self.return_at = None;
-        has_untried
+        has_untried_transport
     }
 
     /// Reports that a request failed, or that its response ended without a byte.
-    pub(crate) fn on_failed(&mut self) {
+    pub(crate) fn on_failure(&mut self) {
         self.failures += 1;
         if self.failures >= MAX_FAILURES {
             self.on_unsuitable();
@@ -115,8 +119,8 @@ mod tests {
     fn first_transport_is_tried_again_later() {
         let (mut selector, now) = (selector(), Instant::now());
         selector.on_unsuitable();
-        selector.on_worked(now);
-        selector.on_worked(now + Duration::from_secs(1));
+        selector.on_success(now);
+        selector.on_success(now + Duration::from_secs(1));
         let later = now + RETURN_AFTER;
         assert_eq!(
             selector.select(later - Duration::from_secs(1)),
@@ -128,10 +132,10 @@ mod tests {
     #[test]
     fn repeated_failures_lead_to_the_next_transport() {
         let (mut selector, now) = (selector(), Instant::now());
-        selector.on_failed();
-        selector.on_failed();
+        selector.on_failure();
+        selector.on_failure();
         assert_eq!(selector.select(now), Transport::Sse);
-        selector.on_failed();
+        selector.on_failure();
         assert_eq!(selector.select(now), Transport::Ndjson);
     }
 }

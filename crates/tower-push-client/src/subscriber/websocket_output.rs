@@ -6,7 +6,8 @@ use bytes::{Buf, BytesMut};
 use tower_push_proto::event::{CloseFrame, Payload};
 
 use super::{
-    Connection, ConnectionReader, Subscriber, SubscriberState, client_websocket::ClientWebSocket,
+    ConnectionReader, FeedConnection, Subscriber, SubscriberState,
+    client_websocket::ClientWebSocket,
 };
 
 /// The number of bytes of unwritten messages from which a subscriber takes no further message: 64 KiB.
@@ -18,7 +19,7 @@ impl Subscriber {
     /// Whether a message can be sent now: a WebSocket is open, and at most 64 KiB of messages wait to be written.
     pub fn wants_message(&self) -> bool {
         match &self.state {
-            SubscriberState::Reading(Connection {
+            SubscriberState::Reading(FeedConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => websocket.output_len() < OUTPUT_LIMIT,
@@ -28,7 +29,7 @@ impl Subscriber {
 
     /// Sends a message to the server. The message is dropped unless a WebSocket is open.
     pub fn send(&mut self, message: &Payload) {
-        if let SubscriberState::Reading(Connection {
+        if let SubscriberState::Reading(FeedConnection {
             reader: ConnectionReader::WebSocket(websocket),
             ..
         }) = &mut self.state
@@ -42,8 +43,9 @@ impl Subscriber {
         self.close_websocket(frame, None, now);
     }
 
-    /// Returns the bytes that are to be written to the upgraded socket.
+    /// Returns the bytes that are to be written to the upgraded socket. Call [`send`](Self::send) before, with the messages that wait.
     pub fn poll_transmit(&mut self) -> &[u8] {
+        self.close_after_violation();
         match self.websocket() {
             Some(websocket) => websocket.output(),
             None => &[],
@@ -65,7 +67,7 @@ impl Subscriber {
     fn websocket(&mut self) -> Option<&mut ClientWebSocket> {
         match &mut self.state {
             SubscriberState::Closing { websocket, .. } => Some(websocket),
-            SubscriberState::Reading(Connection {
+            SubscriberState::Reading(FeedConnection {
                 reader: ConnectionReader::WebSocket(websocket),
                 ..
             }) => Some(websocket),

@@ -11,10 +11,12 @@ mod close_code;
 mod close_frame;
 mod encoding;
 mod event_id;
+mod event_run;
 mod event_type;
 mod gap;
 mod id_prefix;
 mod item;
+mod keyed_cache;
 mod payload;
 mod topic;
 
@@ -30,6 +32,7 @@ pub use self::{
     close_frame::CloseFrame,
     encoding::Encoding,
     event_id::EventId,
+    event_run::{EventRun, ItemOrRun, RunEncoding},
     event_type::EventType,
     gap::{Gap, GapReason},
     id_prefix::IdPrefix,
@@ -271,7 +274,7 @@ impl Event {
     }
 
     /// Like [`with_topic`](Self::with_topic), but takes a [`Topic`] and cannot fail.
-    pub fn with_checked_topic(self, topic: Topic) -> Self {
+    pub fn with_event_topic(self, topic: Topic) -> Self {
         self.map_fields(|fields| fields.topic = Some(topic))
     }
 

@@ -13,17 +13,21 @@
 //! resume on any transport. The `data_only` forms leave the envelope out, and everything else that the source has not sent.
 //!
 //! [`NdjsonParser`], [`JsonSeqParser`] and [`MultipartParser`] split a body into records. With the feature `json`, `Record` reads the
-//! event, gap, cursor or end of a record.
+//! event, gap, cursor or end of a record, and `Publication` what a client publishes.
 
 pub mod control_record;
 pub mod envelope;
 mod json_array;
+#[cfg(feature = "json")]
+mod json_members;
 mod json_seq;
 mod json_seq_parser;
 mod multipart;
 mod multipart_parser;
 mod ndjson;
 mod ndjson_parser;
+#[cfg(feature = "json")]
+mod publication;
 mod raw;
 #[cfg(feature = "json")]
 mod record;
@@ -32,9 +36,6 @@ use std::fmt;
 
 use http::HeaderValue;
 
-#[cfg(feature = "json")]
-#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
-pub use self::record::Record;
 pub use self::{
     json_array::JsonArray,
     json_seq::JsonSeq,
@@ -45,6 +46,9 @@ pub use self::{
     ndjson_parser::NdjsonParser,
     raw::Raw,
 };
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::{publication::Publication, record::Record};
 use crate::{
     encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,

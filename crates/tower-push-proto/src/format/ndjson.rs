@@ -5,7 +5,7 @@ use super::{Format, content_type_header, control_record, envelope};
 use crate::{
     encoder::{BatchEncoder, Encoder, StreamEnd},
     error::Error,
-    event::{Encoding, Event, EventId, Fields, Gap},
+    event::{Encoding, Event, EventId, EventRun, Fields, Gap, RunEncoding},
     frame_buffer::FrameBuffer,
 };
 
@@ -96,6 +96,14 @@ impl Encoder for Ndjson {
             out.push_event::<NdjsonEnvelopeEncoding>(event);
         }
         Ok(())
+    }
+
+    fn run_encoding(&mut self, _: &EventRun) -> Option<RunEncoding> {
+        Some(if self.is_data_only {
+            RunEncoding::of::<NdjsonPayloadEncoding>()
+        } else {
+            RunEncoding::of::<NdjsonEnvelopeEncoding>()
+        })
     }
 
     fn event_with_cursor(

@@ -1,14 +1,14 @@
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
 use serde_json::value::RawValue;
 
-use super::MultipartPart;
+use super::{
+    MultipartPart,
+    json_members::{
+        JsonString, OptionalJsonString, decode_payload, deserialize_members, event_from_members,
+    },
+};
 use crate::{
-    base64,
     encoder::StreamEnd,
     error::Error,
     event::{Event, EventId, EventType, Gap, GapReason, Item, Topic},
@@ -238,11 +238,6 @@ fn event_from_part(part: &MultipartPart) -> Result<Option<Event>, Error> {
     }))
 }
 
-/// Decodes the payload of a binary event.
-fn decode_payload(base64: &str) -> Result<Vec<u8>, Error> {
-    base64::decode(base64.as_bytes()).ok_or_else(|| Error::malformed("the data is not base64"))
-}
-
 /// The members of a JSON record, before they are checked.
 #[derive(Default)]
 struct RecordFields<'a> {
@@ -265,14 +260,8 @@ impl RecordFields<'_> {
         if let Some(end) = self.end {
             return Ok(Some(Record::End(end.into_end())));
         }
-        let mut event = match (self.data, self.data_base64) {
-            (Some(data), _) if data.get().starts_with('"') => {
-                let text: String = serde_json::from_str(data.get()).map_err(Error::json)?;
-                Event::text(text)
-            }
-            (Some(data), _) => Event::from_valid_json(data.get()),
-            (None, Some(base64)) => Event::binary(decode_payload(&base64)?),
-            (None, None) => return Ok(id.map(Record::Cursor)),
+        let Some(mut event) = event_from_members(self.data, self.data_base64.as_deref())? else {
+            return Ok(id.map(Record::Cursor));
         };
         if let Some(id) = id {
             event = event.with_id(id)?;
@@ -326,71 +315,6 @@ impl EndFields {
         }
     }
 }
-
-/// A JSON string, which is borrowed from the input if it has no escapes. serde's implementation for `Cow` always copies.
-struct JsonString<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for JsonString<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct JsonStringVisitor;
-
-        impl<'de> Visitor<'de> for JsonStringVisitor {
-            type Value = JsonString<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(JsonString(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(JsonString(Cow::Owned(text.to_owned())))
-            }
-        }
-
-        deserializer.deserialize_str(JsonStringVisitor)
-    }
-}
-
-/// Implements `Deserialize` for a struct that has a default. Each line of the macro's input describes a member: its key, its type, and the
-/// field that it sets.
-macro_rules! deserialize_members {
-    ($type:ident $(<$lifetime:lifetime>)?, $expected:literal, $($key:literal: $member:ty => |$this:ident, $value:ident| $set:expr;)*) => {
-        impl<'de> Deserialize<'de> for $type $(<$lifetime>)? {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct MembersVisitor;
-
-                impl<'de> Visitor<'de> for MembersVisitor {
-                    type Value = $type $(<$lifetime>)?;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str($expected)
-                    }
-
-                    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                        let mut members = Self::Value::default();
-                        while let Some(JsonString(key)) = map.next_key()? {
-                            match &*key {
-                                $($key => {
-                                    let ($this, $value) = (&mut members, map.next_value::<$member>()?);
-                                    $set;
-                                })*
-                                _ => drop(map.next_value::<IgnoredAny>()?),
-                            }
-                        }
-                        Ok(members)
-                    }
-                }
-
-                deserializer.deserialize_map(MembersVisitor)
-            }
-        }
-    };
-}
-
-type OptionalJsonString<'a> = Option<JsonString<'a>>;
 
 deserialize_members! {
     RecordFields<'de>, "a record of an event stream",

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::Error,
-    event::{Event, EventId, EventType, Gap},
+    event::{Event, EventId, EventRun, EventType, Gap, RunEncoding},
     frame_buffer::FrameBuffer,
 };
 
@@ -78,6 +78,27 @@ impl SseEncoder {
             out.push_event::<SsePayloadEncoding<true>>(event);
         } else {
             out.push_event::<SsePayloadEncoding<false>>(event);
+        }
+    }
+
+    /// Returns the encoding of the source's events.
+    fn event_encoding(&self) -> RunEncoding {
+        let SseConfig {
+            has_ids, is_base64, ..
+        } = *self.config;
+        match (self.config.topic_form, has_ids, is_base64) {
+            (TopicForm::Field, true, false) => RunEncoding::of::<SseEventEncoding<false>>(),
+            (TopicForm::Field, true, true) => RunEncoding::of::<SseEventEncoding<true>>(),
+            (TopicForm::Field, false, false) => {
+                RunEncoding::of::<SseEventWithoutIdEncoding<false>>()
+            }
+            (TopicForm::Field, false, true) => RunEncoding::of::<SseEventWithoutIdEncoding<true>>(),
+            (TopicForm::Envelope, true, _) => RunEncoding::of::<SseEnvelopeEncoding<true>>(),
+            (TopicForm::Envelope, false, _) => RunEncoding::of::<SseEnvelopeEncoding<false>>(),
+            (_, true, false) => RunEncoding::of::<SseTopicAsTypeEncoding<false, true>>(),
+            (_, true, true) => RunEncoding::of::<SseTopicAsTypeEncoding<true, true>>(),
+            (_, false, false) => RunEncoding::of::<SseTopicAsTypeEncoding<false, false>>(),
+            (_, false, true) => RunEncoding::of::<SseTopicAsTypeEncoding<true, false>>(),
         }
     }
 
@@ -168,6 +189,19 @@ impl Encoder for SseEncoder {
         Ok(())
     }
 
+    fn run_encoding(&mut self, run: &EventRun) -> Option<RunEncoding> {
+        let events = run.events();
+        if !events.iter().all(|event| self.check_payload(event).is_ok()) {
+            return None;
+        }
+        if !matches!(self.held_cursor, HeldCursor::None) {
+            // The first event carries the cursor that is held back, unless it has an id.
+            events.first()?.id()?;
+            self.held_cursor = HeldCursor::None;
+        }
+        Some(self.event_encoding())
+    }
+
     /// Writes the event with `cursor` in place of the event's id.
     fn event_with_cursor(
         &mut self,
@@ -239,5 +273,47 @@ fn without_ids(gap: &Gap) -> Gap {
         resumed: None,
         topic: None,
         ..gap.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_has_the_bytes_of_its_events() {
+        let event = |text: &str| Event::text(text).with_id(7).unwrap();
+        let event = |text| event(text).with_topic("topic").unwrap();
+        let run = EventRun::new(1, [], ["a", "b\nc", ""].map(event));
+        for topic_form in [TopicForm::Field, TopicForm::EventType, TopicForm::Envelope] {
+            for config in [SseConfig::new(), SseConfig::data_only()] {
+                for config in [config.clone(), config.base64()] {
+                    let config = Arc::new(config.topic_form(topic_form));
+                    let cursor = || Some(EventId::from(1));
+                    let mut one = SseEncoder::new(config.clone(), cursor());
+                    let mut other = SseEncoder::new(config.clone(), cursor());
+                    let (mut singles, mut joined) =
+                        (FrameBuffer::default(), FrameBuffer::default());
+                    for event in run.events() {
+                        one.event(event, &mut singles).unwrap();
+                    }
+                    assert!(other.write_run(&run, &mut joined));
+                    assert_eq!(singles.into_bytes(), joined.into_bytes(), "{config:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn run_that_cannot_be_written_at_once_changes_nothing() {
+        let mut encoder = SseEncoder::new(Arc::new(SseConfig::new()), None);
+        let mut out = FrameBuffer::default();
+        encoder.cursor(&EventId::from(1), &mut out);
+        let without_id = EventRun::new(1, [], [Event::text("a"), Event::text("b")]);
+        let not_text = EventRun::new(1, [], [Event::binary(vec![255]).with_id(2).unwrap()]);
+        assert!(!encoder.write_run(&without_id, &mut out));
+        assert!(!encoder.write_run(&not_text, &mut out));
+        encoder.event(&Event::text("a"), &mut out).unwrap();
+        assert_eq!(out.into_bytes(), "id: 1\ndata: a\n\n");
     }
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::Error,
-    event::{Event, EventId, Gap},
+    event::{Event, EventId, EventRun, Gap, RunEncoding},
     format::{control_record, envelope},
     frame_buffer::FrameBuffer,
 };
@@ -51,6 +51,38 @@ struct CompressionSettings {
     params: DeflateParams,
     /// Events whose payload is shorter than this many bytes are not compressed.
     threshold: usize,
+}
+
+#[cfg(feature = "deflate")]
+impl CompressionSettings {
+    fn should_compress<W: MessageWriter>(&self, event: &Event) -> bool {
+        let Self { params, threshold } = *self;
+        let payload_len = event.payload().as_bytes().len();
+        // The client's window must cover the whole message: the payload and the bytes that the format adds.
+        let is_covered = || {
+            params.window_covers(usize::MAX)
+                || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<W>>().len())
+        };
+        payload_len >= threshold && is_covered()
+    }
+
+    /// Returns the settings as one number, for a [`RunEncoding`]: the window bits, and above them the threshold. A threshold of 2^56 bytes,
+    /// which no event has, stands for larger ones.
+    fn to_parameter(self) -> u64 {
+        let threshold = (self.threshold as u64).min(u64::MAX >> 8);
+        threshold << 8 | u64::from(self.params.server_max_window_bits)
+    }
+
+    /// Returns the settings that [`to_parameter`](Self::to_parameter) has made a number.
+    fn from_parameter(parameter: u64) -> Self {
+        let server_max_window_bits = parameter as u8;
+        Self {
+            params: DeflateParams {
+                server_max_window_bits,
+            },
+            threshold: (parameter >> 8) as usize,
+        }
+    }
 }
 
 /// The length, in bytes, from which a payload is written as its own slice: 16 KiB. A copy of a longer payload costs more than one more
@@ -111,21 +143,33 @@ impl FrameEncoder {
 
     #[cfg(feature = "deflate")]
     fn should_compress<W: MessageWriter>(&self, event: &Event) -> bool {
-        let Some(CompressionSettings { params, threshold }) = self.compression else {
-            return false;
-        };
-        let payload_len = event.payload().as_bytes().len();
-        // The client's window must cover the whole message: the payload and the bytes that the format adds.
-        let is_covered = || {
-            params.window_covers(usize::MAX)
-                || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<W>>().len())
-        };
-        payload_len >= threshold && is_covered()
+        let settings = self.compression.as_ref();
+        settings.is_some_and(|settings| settings.should_compress::<W>(event))
     }
 
     #[cfg(not(feature = "deflate"))]
     fn should_compress<W: MessageWriter>(&self, _: &Event) -> bool {
         false
+    }
+
+    /// Returns the encoding of a run in the format of `W`: each event is the same frame as when it is written alone.
+    fn run_encoding_as<W: MessageWriter>(&self) -> RunEncoding {
+        #[cfg(feature = "deflate")]
+        if let Some(settings) = self.compression {
+            let parameter = settings.to_parameter();
+            return RunEncoding::with_parameter::<CompressedFrameEncoding<W>>(
+                parameter,
+                |event, parameter| {
+                    let settings = CompressionSettings::from_parameter(parameter);
+                    if settings.should_compress::<W>(event) {
+                        event.encoded_ref::<CompressedFrameEncoding<W>>()
+                    } else {
+                        event.encoded_ref::<UncompressedFrameEncoding<W>>()
+                    }
+                },
+            );
+        }
+        RunEncoding::of::<UncompressedFrameEncoding<W>>()
     }
 
     /// Writes the message for a gap, a cursor or the end.
@@ -150,6 +194,14 @@ impl Encoder for FrameEncoder {
             MessageFormat::Nchan => self.write_event::<NchanMessageWriter>(event, out),
         }
         Ok(())
+    }
+
+    fn run_encoding(&mut self, _: &EventRun) -> Option<RunEncoding> {
+        Some(match self.format {
+            MessageFormat::Plain => self.run_encoding_as::<PlainMessageWriter>(),
+            MessageFormat::Json => self.run_encoding_as::<JsonMessageWriter>(),
+            MessageFormat::Nchan => self.run_encoding_as::<NchanMessageWriter>(),
+        })
     }
 
     fn event_with_cursor(
@@ -189,6 +241,50 @@ impl Encoder for FrameEncoder {
     fn end(&mut self, end: StreamEnd, out: &mut FrameBuffer) {
         if self.format != MessageFormat::Plain {
             self.write_control_record(out, |out| control_record::write_end(end, out));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoders() -> Vec<FrameEncoder> {
+        let formats = [
+            MessageFormat::Plain,
+            MessageFormat::Json,
+            MessageFormat::Nchan,
+        ];
+        #[allow(
+            unused_mut,
+            reason = "without the feature `deflate`, there are no others"
+        )]
+        let mut encoders: Vec<_> = formats.map(FrameEncoder::new).into();
+        #[cfg(feature = "deflate")]
+        for (format, bits, threshold) in formats
+            .into_iter()
+            .flat_map(|format| [(8, 0), (15, 200), (15, usize::MAX)].map(|(b, t)| (format, b, t)))
+        {
+            let params = DeflateParams {
+                server_max_window_bits: bits,
+            };
+            encoders.push(FrameEncoder::new(format).deflate(params, threshold));
+        }
+        encoders
+    }
+
+    /// The encoders write the same run one after the other, so that a wrong key of the cache would show.
+    #[test]
+    fn run_has_the_frames_of_its_events() {
+        let event = |len| Event::text("x".repeat(len)).with_id(len as u64).unwrap();
+        let run = EventRun::new(1, [], [0, 10, 100, 300, 1000, 70_000].map(event));
+        for mut encoder in encoders() {
+            let (mut singles, mut joined) = (FrameBuffer::default(), FrameBuffer::default());
+            for event in run.events() {
+                encoder.event(event, &mut singles).unwrap();
+            }
+            assert!(encoder.write_run(&run, &mut joined));
+            assert!(singles.into_bytes() == joined.into_bytes(), "{encoder:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     encoder::{Encoder, StreamEnd},
     error::{BoxError, Error},
-    event::{CloseCode, CloseFrame, Item, Payload},
+    event::{CloseCode, CloseFrame, EventRun, Item, Payload},
     random,
 };
 
@@ -481,6 +481,16 @@ impl Session {
             };
             self.close_or_cut(code, reason, now());
         })
+    }
+
+    /// Handles a run of the source's events, like a call of [`handle_item`](Self::handle_item) for each event. All sessions with the same
+    /// message format and compression send the same bytes.
+    pub fn handle_run(&mut self, run: &EventRun) {
+        if self.accepts_items() {
+            // A frame encoder writes each run at once.
+            self.encoder
+                .write_run(run, self.send_queue.message_buffer());
+        }
     }
 
     /// Sends the message for the end, if the message format has one, and closes the connection.

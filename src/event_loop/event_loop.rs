@@ -1,0 +1,302 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{
+    ConnectionPoll, WakeCause,
+    connection_slot::ConnectionSlot,
+    log_group::{LogGroup, LogGroupKey},
+    ready_queue::{ReadyEntry, ReadyQueue, TakeOutcome},
+    timer_queue::{ScheduledTime, TimerQueue},
+};
+use crate::source::WatchedLog;
+
+/// A task that drives many connections. The future is ready once the [`EventLoopSet`](super::EventLoopSet) was dropped and no connection is left.
+///
+/// The future must be polled outside of tokio's cooperative budget: it has a bound of its own, and a spent budget would keep connections from
+/// registering for input.
+pub(super) struct EventLoop {
+    queue: Arc<ReadyQueue>,
+    connections: ConnectionTable,
+    groups: HashMap<LogGroupKey, LogGroup>,
+    /// What is polled next. Entries are moved here from `queue`.
+    ready: VecDeque<ReadyEntry>,
+    timers: TimerQueue,
+    /// The timer for the first entry of `timers`. Created when there is an entry.
+    sleep: Option<Pin<Box<Sleep>>>,
+    is_set_dropped: bool,
+    /// The number of connections, which the [`EventLoopSet`](super::EventLoopSet) reads to spread new connections.
+    load: Arc<AtomicUsize>,
+}
+
+/// The connections of an event loop. The index of a connection does not change.
+#[derive(Default)]
+struct ConnectionTable {
+    entries: Vec<Option<ConnectionEntry>>,
+    free: Vec<u32>,
+}
+
+struct ConnectionEntry {
+    slot: Arc<dyn ConnectionSlot>,
+    scheduled: ScheduledTime,
+    /// The group of the connection, and its place in the group.
+    group: Option<(LogGroupKey, u32)>,
+}
+
+/// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. Some 64 writes to a socket take half a
+/// millisecond.
+pub(super) const MAX_POLLS_PER_TURN: usize = 64;
+
+/// How many members of a group are polled until the group is looked up again.
+const MEMBERS_PER_BATCH: usize = 16;
+
+impl ConnectionTable {
+    fn insert(&mut self, entry: ConnectionEntry) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.entries[index as usize] = Some(entry);
+            return index;
+        }
+        self.entries.push(Some(entry));
+        self.entries.len() as u32 - 1
+    }
+
+    fn remove(&mut self, index: u32) -> Option<ConnectionEntry> {
+        let entry = self.entries.get_mut(index as usize)?.take()?;
+        self.free.push(index);
+        if self.free.len() == self.entries.len() {
+            // No connection is left, and the memory that many connections needed is freed.
+            *self = Self::default();
+        }
+        Some(entry)
+    }
+
+    fn get(&self, index: u32) -> Option<&ConnectionEntry> {
+        self.entries.get(index as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, index: u32) -> Option<&mut ConnectionEntry> {
+        self.entries.get_mut(index as usize)?.as_mut()
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    fn scheduled_time(&self, index: u32) -> Option<ScheduledTime> {
+        self.get(index).map(|entry| entry.scheduled)
+    }
+}
+
+impl EventLoop {
+    pub(super) fn new(queue: Arc<ReadyQueue>, load: Arc<AtomicUsize>) -> Self {
+        Self {
+            queue,
+            connections: ConnectionTable::default(),
+            groups: HashMap::new(),
+            ready: VecDeque::new(),
+            timers: TimerQueue::new(Instant::now()),
+            sleep: None,
+            is_set_dropped: false,
+            load,
+        }
+    }
+
+    /// Polls what is ready, at most [`MAX_POLLS_PER_TURN`] connections. Returns whether nothing more is ready.
+    fn run_turn(&mut self, now: Instant) -> bool {
+        self.queue.take(&mut self.ready);
+        let mut polls_left = MAX_POLLS_PER_TURN / 2;
+        polls_left += self.poll_due(now, MAX_POLLS_PER_TURN / 2);
+        while polls_left > 0 {
+            let Some(entry) = self.ready.pop_front() else {
+                return true;
+            };
+            polls_left -= 1;
+            match entry {
+                ReadyEntry::NewConnection(slot, log) => {
+                    self.add_connection(&slot, log);
+                    self.poll_connection(slot, WakeCause::Waker, now);
+                }
+                ReadyEntry::Connection(slot) => {
+                    self.poll_connection(slot, WakeCause::Waker, now);
+                }
+                ReadyEntry::Log(key) => {
+                    if let Some(group) = self.groups.get(&key) {
+                        group.on_wake();
+                    }
+                    polls_left = self.poll_group(key, polls_left, now);
+                }
+                ReadyEntry::LogPass(key) => polls_left = self.poll_group(key, polls_left, now),
+                ReadyEntry::SetDropped => self.is_set_dropped = true,
+            }
+        }
+        false
+    }
+
+    /// Polls the connections whose deadline has passed. Returns how many polls of `polls_left` are left.
+    fn poll_due(&mut self, now: Instant, mut polls_left: usize) -> usize {
+        while polls_left > 0 {
+            let connections = &self.connections;
+            let scheduled = |index| connections.scheduled_time(index);
+            let Some(index) = self.timers.take_due(now, scheduled) else {
+                break;
+            };
+            if let Some(entry) = self.connections.get_mut(index) {
+                entry.scheduled = ScheduledTime::default();
+                let slot = entry.slot.clone();
+                self.poll_connection(slot, WakeCause::Waker, now);
+            }
+            polls_left -= 1;
+        }
+        polls_left
+    }
+
+    /// Begins or continues a pass over the members of a group. Returns how many polls of `polls_left` are left. If the pass is not complete then, it
+    /// is continued in the next turn, after what was woken meanwhile.
+    fn poll_group(&mut self, key: LogGroupKey, mut polls_left: usize, now: Instant) -> usize {
+        while polls_left > 0 {
+            let Some(group) = self.groups.get_mut(&key) else {
+                return polls_left;
+            };
+            let mut batch = [0; MEMBERS_PER_BATCH];
+            let batch = &mut batch[..polls_left.min(MEMBERS_PER_BATCH)];
+            let members = group.next_members(batch);
+            if members.is_empty() {
+                return polls_left;
+            }
+            polls_left -= members.len();
+            for index in members {
+                self.poll_member(*index, now);
+            }
+        }
+        self.ready.push_back(ReadyEntry::LogPass(key));
+        0
+    }
+
+    fn poll_member(&mut self, index: u32, now: Instant) {
+        if let Some(entry) = self.connections.get(index) {
+            let slot = entry.slot.clone();
+            self.poll_connection(slot, WakeCause::Log, now);
+        }
+    }
+
+    fn add_connection(&mut self, slot: &Arc<dyn ConnectionSlot>, log: Option<Arc<dyn WatchedLog>>) {
+        let index = self.connections.insert(ConnectionEntry {
+            slot: slot.clone(),
+            scheduled: ScheduledTime::default(),
+            group: None,
+        });
+        slot.set_index(Some(index));
+        if let Some(log) = log {
+            let key = LogGroupKey::new(&log);
+            let group = self.groups.entry(key);
+            let group = group.or_insert_with(|| LogGroup::new(log, &self.queue));
+            let place = group.add(index);
+            if let Some(entry) = self.connections.get_mut(index) {
+                entry.group = Some((key, place));
+            }
+        }
+    }
+
+    fn poll_connection(&mut self, slot: Arc<dyn ConnectionSlot>, cause: WakeCause, now: Instant) {
+        let Some(index) = slot.index() else {
+            // The connection was closed before.
+            return;
+        };
+        match slot.poll(cause, now) {
+            ConnectionPoll::Closed => self.remove_connection(index),
+            ConnectionPoll::Pending { deadline: None } => {}
+            ConnectionPoll::Pending {
+                deadline: Some(deadline),
+            } => {
+                if let Some(entry) = self.connections.get_mut(index) {
+                    self.timers.schedule(index, &mut entry.scheduled, deadline);
+                }
+            }
+        }
+    }
+
+    fn remove_connection(&mut self, index: u32) {
+        let Some(entry) = self.connections.remove(index) else {
+            return;
+        };
+        entry.slot.set_index(None);
+        entry.slot.close();
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        if let Some((key, place)) = entry.group {
+            self.remove_from_group(key, place);
+        }
+        let connections = &self.connections;
+        let scheduled = |index| connections.scheduled_time(index);
+        self.timers.remove_invalid(connections.len(), scheduled);
+    }
+
+    fn remove_from_group(&mut self, key: LogGroupKey, place: u32) {
+        let Some(group) = self.groups.get_mut(&key) else {
+            return;
+        };
+        let moved = group.remove(place);
+        if group.is_empty() {
+            self.groups.remove(&key);
+            if self.groups.is_empty() {
+                self.groups = HashMap::new();
+            }
+        }
+        if let Some(entry) = moved.and_then(|index| self.connections.get_mut(index)) {
+            entry.group = Some((key, place));
+        }
+    }
+
+    /// Returns whether the first deadline has passed. If it has not, `cx` is woken at this deadline.
+    fn is_deadline_past(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(first) = self.timers.first() else {
+            self.sleep = None;
+            return false;
+        };
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep_until(first)));
+        if sleep.deadline() != first {
+            sleep.as_mut().reset(first);
+        }
+        sleep.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl Future for EventLoop {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if !this.run_turn(Instant::now()) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if this.is_set_dropped && this.connections.len() == 0 && this.queue.close_if_empty() {
+            return Poll::Ready(());
+        }
+        let outcome = this.queue.take_or_wait(&mut this.ready, cx.waker());
+        if outcome == TakeOutcome::Taken || this.is_deadline_past(cx) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for EventLoop {
+    /// Closes all connections: the runtime is shut down, or no connection is left.
+    fn drop(&mut self) {
+        self.queue.close();
+        for index in 0..self.connections.entries.len() {
+            self.remove_connection(index as u32);
+        }
+    }
+}

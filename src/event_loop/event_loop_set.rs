@@ -1,0 +1,148 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, ThreadId},
+};
+
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::unconstrained,
+};
+
+use super::{
+    DrivenConnection,
+    connection_slot::new_slot,
+    event_loop::EventLoop,
+    ready_queue::{ReadyEntry, ReadyQueue},
+};
+use crate::{
+    source::WatchedLog,
+    sync::{Mutex, lock},
+};
+
+/// The event loops of a server: one for each worker thread of a runtime. Event loops are spawned when they get their first connection.
+///
+/// If several multi-threaded runtimes share the set, they share the event loops of the first of them.
+#[derive(Default)]
+pub(crate) struct EventLoopSet {
+    runtimes: Mutex<Vec<RuntimeEventLoops>>,
+}
+
+/// The event loops of one runtime.
+struct RuntimeEventLoops {
+    /// The thread of a current-thread runtime. `None` for multi-threaded runtimes.
+    thread: Option<ThreadId>,
+    event_loops: Vec<EventLoopHandle>,
+}
+
+/// An event loop, as seen by the set.
+#[derive(Clone)]
+struct EventLoopHandle {
+    queue: Arc<ReadyQueue>,
+    load: Arc<AtomicUsize>,
+}
+
+impl EventLoopSet {
+    /// Moves a connection to the event loop that has the fewest connections. If the connection reads a log, and the event loop is to wake
+    /// the connection when the log changes, `log` is that log.
+    ///
+    /// # Panics
+    /// Panics outside of a tokio runtime.
+    pub(crate) fn insert<C>(&self, connection: C, log: Option<Arc<dyn WatchedLog>>)
+    where
+        C: DrivenConnection + 'static,
+    {
+        let event_loop = self.least_loaded();
+        let slot = new_slot(connection, &event_loop.queue);
+        let entry = ReadyEntry::NewConnection(slot, log);
+        if let Err(entry) = event_loop.queue.push(entry) {
+            // The runtime is being shut down.
+            event_loop.load.fetch_sub(1, Ordering::Relaxed);
+            drop(entry);
+        }
+    }
+
+    /// Returns the event loop with the fewest connections, and counts another connection for it.
+    fn least_loaded(&self) -> EventLoopHandle {
+        let mut runtimes = lock(&self.runtimes);
+        runtimes.retain(|runtime| !runtime.is_shut_down());
+        let (thread, count) = match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => (Some(thread::current().id()), 1),
+            _ => (
+                None,
+                thread::available_parallelism().map_or(1, |threads| threads.get()),
+            ),
+        };
+        let position = runtimes.iter().position(|runtime| runtime.thread == thread);
+        let position = position.unwrap_or_else(|| {
+            let event_loops = (0..count).map(|_| EventLoopHandle::spawn()).collect();
+            runtimes.push(RuntimeEventLoops {
+                thread,
+                event_loops,
+            });
+            runtimes.len() - 1
+        });
+        let event_loops = &runtimes[position].event_loops;
+        let load = |event_loop: &&EventLoopHandle| event_loop.load.load(Ordering::Relaxed);
+        let least_loaded = event_loops
+            .iter()
+            .min_by_key(load)
+            .unwrap_or(&event_loops[0]);
+        least_loaded.load.fetch_add(1, Ordering::Relaxed);
+        least_loaded.clone()
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+impl EventLoopSet {
+    /// Returns the number of connections of each event loop.
+    pub(super) fn loads(&self) -> Vec<usize> {
+        let runtimes = lock(&self.runtimes);
+        let event_loops = runtimes.iter().flat_map(|runtime| &runtime.event_loops);
+        event_loops
+            .map(|event_loop| event_loop.load.load(Ordering::Relaxed))
+            .collect()
+    }
+}
+
+impl RuntimeEventLoops {
+    fn is_shut_down(&self) -> bool {
+        self.event_loops
+            .iter()
+            .any(|event_loop| event_loop.queue.is_closed())
+    }
+}
+
+impl EventLoopHandle {
+    fn spawn() -> Self {
+        let (queue, load) = (Arc::new(ReadyQueue::new()), Arc::default());
+        let handle = Self { queue, load };
+        let event_loop = EventLoop::new(handle.queue.clone(), handle.load.clone());
+        tokio::spawn(unconstrained(event_loop));
+        handle
+    }
+}
+
+impl Drop for EventLoopSet {
+    fn drop(&mut self) {
+        for runtime in lock(&self.runtimes).iter() {
+            for event_loop in &runtime.event_loops {
+                // A closed event loop has ended already.
+                let _ = event_loop.queue.push(ReadyEntry::SetDropped);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for EventLoopSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let runtimes = lock(&self.runtimes);
+        let event_loops = runtimes.iter().flat_map(|runtime| &runtime.event_loops);
+        f.debug_list()
+            .entries(event_loops.map(|event_loop| event_loop.load.load(Ordering::Relaxed)))
+            .finish()
+    }
+}

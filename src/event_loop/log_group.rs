@@ -1,0 +1,143 @@
+use std::{
+    sync::Arc,
+    task::{Wake, Waker},
+};
+
+use super::ready_queue::{ReadyEntry, ReadyQueue};
+use crate::{
+    source::WatchedLog,
+    sync::{AtomicBool, Ordering, StoreWakerOutcome, WaiterKey},
+};
+
+/// The connections of one event loop that read the same log. A change of the log wakes the group once, and the event loop then polls all
+/// members.
+///
+/// # Invariant: no reader sleeps through an event
+/// A pass over the group loads the log's status, polls all members, and then stores the group's waker, unless the status has changed: in
+/// this case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader
+/// that joins the group is polled once after it has joined. If this reader finds no event, the log's status is that of the last pass, or a
+/// later one of which the group is or will be woken.
+pub(super) struct LogGroup {
+    log: Arc<dyn WatchedLog>,
+    waiter: WaiterKey,
+    waker: Arc<LogGroupWaker>,
+    members: Vec<u32>,
+    pass: Option<GroupPass>,
+}
+
+/// A pass over a group that has begun.
+#[derive(Clone, Copy, Debug)]
+struct GroupPass {
+    /// The status of the log at the beginning of the pass.
+    log_status: u64,
+    /// The number of members that are not polled yet. They are the first ones: members are polled from the last to the first, so that a
+    /// member that leaves, and is replaced by the last one, lets no other member go unpolled.
+    unpolled: usize,
+}
+
+/// Identifies the group of a log: the address of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LogGroupKey(usize);
+
+impl LogGroupKey {
+    pub(super) fn new(log: &Arc<dyn WatchedLog>) -> Self {
+        Self(Arc::as_ptr(log).cast::<()>().addr())
+    }
+}
+
+struct LogGroupWaker {
+    key: LogGroupKey,
+    queue: Arc<ReadyQueue>,
+    is_queued: AtomicBool,
+}
+
+impl Wake for LogGroupWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.is_queued.swap(true, Ordering::AcqRel) {
+            // A closed queue has no event loop, and so no members.
+            let _ = self.queue.push(ReadyEntry::Log(self.key));
+        }
+    }
+}
+
+impl LogGroup {
+    /// Creates a group without members, and puts it into `queue` for its first pass.
+    pub(super) fn new(log: Arc<dyn WatchedLog>, queue: &Arc<ReadyQueue>) -> Self {
+        let waker = Arc::new(LogGroupWaker {
+            key: LogGroupKey::new(&log),
+            queue: queue.clone(),
+            is_queued: AtomicBool::new(false),
+        });
+        waker.wake_by_ref();
+        Self {
+            waiter: log.register_waiter(),
+            log,
+            waker,
+            members: Vec::new(),
+            pass: None,
+        }
+    }
+
+    /// Adds a connection. Returns its place in the group.
+    pub(super) fn add(&mut self, connection: u32) -> u32 {
+        self.members.push(connection);
+        self.members.len() as u32 - 1
+    }
+
+    /// Removes the member at `place`. Returns the connection that gets this place.
+    pub(super) fn remove(&mut self, place: u32) -> Option<u32> {
+        let place = place as usize;
+        self.members.swap_remove(place);
+        if let Some(pass) = &mut self.pass {
+            pass.unpolled = pass.unpolled.min(self.members.len());
+        }
+        if self.members.len() < self.members.capacity() / 4 {
+            self.members.shrink_to(self.members.len() * 2);
+        }
+        self.members.get(place).copied()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Records that the event loop has taken the group out of its queue. A pass must begin or continue after this call.
+    pub(super) fn on_wake(&self) {
+        self.waker.is_queued.swap(false, Ordering::AcqRel);
+    }
+
+    /// Fills `members` with the next connections to poll, and returns the filled part. This part is empty once the pass is complete: the
+    /// group then waits for the log, or is in the queue again. If `members` is longer than what is left of the pass, the pass is completed
+    /// by the next call.
+    pub(super) fn next_members<'a>(&mut self, members: &'a mut [u32]) -> &'a [u32] {
+        let pass = self.pass.get_or_insert_with(|| GroupPass {
+            log_status: self.log.status(),
+            unpolled: self.members.len(),
+        });
+        if pass.unpolled > 0 {
+            let count = members.len().min(pass.unpolled);
+            pass.unpolled -= count;
+            let next = &self.members[pass.unpolled..pass.unpolled + count];
+            members[..count].copy_from_slice(next);
+            return &members[..count];
+        }
+        let log_status = pass.log_status;
+        self.pass = None;
+        let waker = Waker::from(self.waker.clone());
+        let outcome = (self.log).store_waker_unless_changed(&self.waiter, &waker, log_status);
+        if outcome == StoreWakerOutcome::AlreadyReady {
+            self.waker.wake_by_ref();
+        }
+        &[]
+    }
+}
+
+impl Drop for LogGroup {
+    fn drop(&mut self) {
+        self.log.deregister_waiter(&self.waiter);
+    }
+}

@@ -1,0 +1,283 @@
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use tokio::time::{Instant, sleep};
+
+use super::{ConnectionPoll, DrivenConnection, EventLoopSet, WakeCause};
+use crate::{
+    Channel, Item,
+    source::{EventLoopFit, PushStream, StartPosition},
+};
+
+/// What a test sees of its connection, and tells the connection.
+#[derive(Default)]
+struct Probe {
+    polls: AtomicUsize,
+    waker: Mutex<Option<Waker>>,
+    is_dropped: AtomicBool,
+}
+
+impl Probe {
+    fn polls(&self) -> usize {
+        self.polls.load(Ordering::SeqCst)
+    }
+
+    fn wake(&self) {
+        let waker = self.waker.lock().unwrap().clone();
+        waker.expect("the connection was polled").wake();
+    }
+}
+
+/// A connection whose poll is a function of the number of its earlier polls.
+struct ProbedConnection<F> {
+    probe: Arc<Probe>,
+    poll: F,
+}
+
+impl<F> DrivenConnection for ProbedConnection<F>
+where
+    F: FnMut(usize, &mut Context<'_>, Instant) -> ConnectionPoll + Send,
+{
+    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, now: Instant) -> ConnectionPoll {
+        *self.probe.waker.lock().unwrap() = Some(cx.waker().clone());
+        let earlier_polls = self.probe.polls.fetch_add(1, Ordering::SeqCst);
+        (self.poll)(earlier_polls, cx, now)
+    }
+}
+
+impl<F> Drop for ProbedConnection<F> {
+    fn drop(&mut self) {
+        self.probe.is_dropped.store(true, Ordering::SeqCst);
+    }
+}
+
+fn insert<F>(event_loops: &EventLoopSet, poll: F) -> Arc<Probe>
+where
+    F: FnMut(usize, &mut Context<'_>, Instant) -> ConnectionPoll + Send + 'static,
+{
+    let probe: Arc<Probe> = Arc::default();
+    let connection = ProbedConnection {
+        probe: probe.clone(),
+        poll,
+    };
+    event_loops.insert(connection, None);
+    probe
+}
+
+const IDLE: ConnectionPoll = ConnectionPoll::Pending { deadline: None };
+
+async fn yield_often() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn woken_connection_is_polled_once_for_each_wake() {
+    let event_loops = EventLoopSet::default();
+    let probe = insert(&event_loops, |_, _, _| IDLE);
+    yield_often().await;
+    assert_eq!(probe.polls(), 1);
+    for polls in 2..10 {
+        probe.wake();
+        probe.wake();
+        yield_often().await;
+        assert_eq!(probe.polls(), polls);
+    }
+}
+
+#[tokio::test]
+async fn busy_connection_leaves_turns_to_others() {
+    let event_loops = EventLoopSet::default();
+    let busy = insert(&event_loops, |_, cx, _| {
+        cx.waker().wake_by_ref();
+        IDLE
+    });
+    let other = insert(&event_loops, |_, _, _| IDLE);
+    yield_often().await;
+    let polls = busy.polls();
+    assert!(polls > 100);
+    assert_eq!(other.polls(), 1);
+    other.wake();
+    while other.polls() == 1 {
+        tokio::task::yield_now().await;
+    }
+    // At most two turns: the one that had begun, and the next.
+    assert!(busy.polls() <= polls + 2 * super::event_loop::MAX_POLLS_PER_TURN);
+}
+
+#[tokio::test]
+async fn panicking_connection_is_dropped_alone() {
+    let event_loops = EventLoopSet::default();
+    let bystander = insert(&event_loops, |_, _, _| IDLE);
+    let panicking = insert(&event_loops, |earlier_polls, _, _| {
+        assert_ne!(earlier_polls, 1, "a panic that belongs to the test");
+        IDLE
+    });
+    yield_often().await;
+    panicking.wake();
+    yield_often().await;
+    assert!(panicking.is_dropped.load(Ordering::SeqCst));
+    panicking.wake();
+    bystander.wake();
+    yield_often().await;
+    assert_eq!((panicking.polls(), bystander.polls()), (2, 2));
+    assert_eq!(event_loops.loads(), [1]);
+}
+
+#[tokio::test]
+async fn closed_connection_leaves_nothing() {
+    let event_loops = EventLoopSet::default();
+    let probes: Vec<_> = (0..1000)
+        .map(|_| {
+            insert(&event_loops, |earlier_polls, _, now| match earlier_polls {
+                0 => ConnectionPoll::Pending {
+                    deadline: Some(now + Duration::from_secs(3600)),
+                },
+                _ => ConnectionPoll::Closed,
+            })
+        })
+        .collect();
+    yield_often().await;
+    assert_eq!(event_loops.loads(), [1000]);
+    for probe in &probes {
+        probe.wake();
+    }
+    yield_often().await;
+    assert!(
+        probes
+            .iter()
+            .all(|probe| probe.is_dropped.load(Ordering::SeqCst))
+    );
+    assert_eq!(event_loops.loads(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deadlines_are_kept() {
+    let start = Instant::now();
+    let event_loops = EventLoopSet::default();
+    let polled_at: Arc<Mutex<Vec<u128>>> = Arc::default();
+    let times = polled_at.clone();
+    insert(&event_loops, move |_, _, now| {
+        times.lock().unwrap().push(start.elapsed().as_millis());
+        ConnectionPoll::Pending {
+            deadline: Some(now + Duration::from_secs(15)),
+        }
+    });
+    sleep(Duration::from_millis(45_001)).await;
+    assert_eq!(*polled_at.lock().unwrap(), [0, 15_000, 30_000, 45_000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_spread_evenly() {
+    let event_loops = EventLoopSet::default();
+    for _ in 0..1000 {
+        insert(&event_loops, |_, _, _| IDLE);
+    }
+    let loads = event_loops.loads();
+    let threads = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(loads.len(), threads);
+    assert!(
+        loads.iter().all(|load| load.abs_diff(1000 / threads) <= 1),
+        "{loads:?}"
+    );
+}
+
+#[test]
+fn connections_end_with_their_runtime() {
+    let event_loops = EventLoopSet::default();
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        let runtime = runtime.unwrap();
+        let probe = runtime.block_on(async {
+            let probe = insert(&event_loops, |_, _, _| IDLE);
+            yield_often().await;
+            assert_eq!(probe.polls(), 1);
+            probe
+        });
+        drop(runtime);
+        assert!(probe.is_dropped.load(Ordering::SeqCst));
+    }
+}
+
+/// Counts the events that its stream has yielded.
+struct CountingReader {
+    stream: PushStream,
+    events: Arc<AtomicUsize>,
+}
+
+impl DrivenConnection for CountingReader {
+    fn poll(&mut self, cx: &mut Context<'_>, _: WakeCause, _: Instant) -> ConnectionPoll {
+        while let Poll::Ready(item) = Pin::new(&mut self.stream).poll_next(cx) {
+            // A reader that begins in an empty log gets a cursor first.
+            if matches!(item, Some(Ok(Item::Event(_)))) {
+                self.events.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        IDLE
+    }
+}
+
+/// Events are published while readers come and go. Each reader reads each event after its first one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn readers_of_log_miss_no_event() {
+    const EVENTS: usize = 20_000;
+    const READERS: usize = 200;
+    let event_loops = EventLoopSet::default();
+    let channel = Channel::builder().max_events(EVENTS).build();
+    let publisher = std::thread::spawn({
+        let channel = channel.clone();
+        move || {
+            for n in 0..EVENTS {
+                channel.publish(n.to_string()).unwrap();
+                if n % 100 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+    let mut counts = Vec::new();
+    for _ in 0..READERS {
+        let subscriber = channel.subscribe_from(StartPosition::Oldest);
+        let mut stream = PushStream::of(subscriber);
+        let EventLoopFit::ReadsLog(log) = stream.join_event_loop() else {
+            panic!("a channel is read in event loops");
+        };
+        let events = Arc::default();
+        counts.push(Arc::clone(&events));
+        event_loops.insert(CountingReader { stream, events }, Some(log));
+        tokio::task::yield_now().await;
+    }
+    publisher.join().unwrap();
+    let read = |counts: &[Arc<AtomicUsize>]| -> Vec<usize> {
+        counts
+            .iter()
+            .map(|count| count.load(Ordering::SeqCst))
+            .collect()
+    };
+    for _ in 0..1000 {
+        if read(&counts).iter().all(|count| *count == EVENTS) {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(read(&counts), [EVENTS; READERS]);
+}
+
+/// A stream of the application gets no place in an event loop.
+#[test]
+fn application_streams_do_not_fit() {
+    let channel = Channel::new().subscribe_from(StartPosition::Now);
+    let mut stream = PushStream::of(futures_util::StreamExt::map(channel, |item| item));
+    assert!(matches!(stream.join_event_loop(), EventLoopFit::Unfit));
+}

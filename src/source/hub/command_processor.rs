@@ -1,0 +1,302 @@
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use http::StatusCode;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{
+    PublishOptions,
+    client_command::{ClientCommand, CommandAction},
+    client_topics::{AllowedTopics, Authorizer},
+    control_events,
+    hub_reader::HubReader,
+    hub_source::hub_full_rejection,
+    hub_state::{HubFull, TopicRequest},
+    reader_request::topic_start,
+    requested_topics::Topics,
+    revocations::AccessChanged,
+};
+use crate::{
+    event::{Event, Gap, GapReason, Item, Topic},
+    source::{ClientMessages, Rejection, StartPosition, Subscription, TopicSet},
+};
+
+/// Which commands a source accepts from its clients' WebSockets: see
+/// [`ClientTopicsSource::commands`](super::ClientTopicsSource::commands).
+///
+/// ```
+/// use tower_push::source::hub::HubCommands;
+///
+/// let commands = HubCommands::new().max_per_second(5);
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct HubCommands {
+    max_per_second: u32,
+}
+
+impl HubCommands {
+    /// Accepts 20 commands in a second: subscriptions, their ends, and publications.
+    pub fn new() -> Self {
+        Self { max_per_second: 20 }
+    }
+
+    /// Sets the number of commands that a client may send in a second. The default is 20. Further commands are refused in-band, with the
+    /// status 429.
+    pub fn max_per_second(mut self, commands: u32) -> Self {
+        self.max_per_second = commands;
+        self
+    }
+}
+
+impl Default for HubCommands {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Executes the commands of one client, one after another.
+pub(super) struct CommandProcessor {
+    messages: ClientMessages,
+    subscription: Subscription,
+    authorizer: Authorizer,
+    topics: Topics,
+    /// Where topics begin for which the client has no cursor.
+    first_start: StartPosition,
+    rate_limiter: RateLimiter,
+    pending: Option<PendingCommand>,
+}
+
+/// A command that waits for the decision about its topic.
+struct PendingCommand {
+    command: ClientCommand,
+    /// The number of revocations before the decision.
+    decided_after: u64,
+    decision: DecisionFuture,
+}
+
+type DecisionFuture = Pin<Box<dyn Future<Output = Result<AllowedTopics, Rejection>> + Send>>;
+
+/// Counts the commands in each second.
+struct RateLimiter {
+    max_per_second: u32,
+    second_start: Instant,
+    count: u32,
+}
+
+/// The maximum number of commands that are executed in one poll, so that the client's events and other tasks have their turn.
+const MAX_COMMANDS_PER_POLL: usize = 16;
+
+impl CommandProcessor {
+    pub(super) fn new(
+        messages: ClientMessages,
+        subscription: Subscription,
+        authorizer: Authorizer,
+        topics: Topics,
+        first_start: StartPosition,
+        commands: &HubCommands,
+    ) -> Self {
+        Self {
+            messages,
+            subscription,
+            authorizer,
+            topics,
+            first_start,
+            rate_limiter: RateLimiter {
+                max_per_second: commands.max_per_second,
+                second_start: Instant::now(),
+                count: 0,
+            },
+            pending: None,
+        }
+    }
+
+    /// Executes the commands that have arrived. Is ready when the client sends no more.
+    pub(super) fn poll_commands(
+        &mut self,
+        reader: &mut HubReader,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        for _ in 0..MAX_COMMANDS_PER_POLL {
+            if let Some(pending) = &mut self.pending {
+                let decision = ready!(pending.decision.as_mut().poll(cx));
+                if let Some(pending) = self.pending.take() {
+                    self.execute(pending, decision, reader);
+                }
+                continue;
+            }
+            let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(cx)) else {
+                return Poll::Ready(());
+            };
+            if !self.rate_limiter.admits(Instant::now()) {
+                let too_many = Rejection::new(StatusCode::TOO_MANY_REQUESTS);
+                reader.push_answer(control_events::refused(None, &too_many, None));
+                continue;
+            }
+            match ClientCommand::parse(&message) {
+                Ok(command) => self.begin(command, reader),
+                Err(invalid) => {
+                    let answer =
+                        control_events::refused(None, &invalid.rejection, invalid.reference);
+                    reader.push_answer(answer);
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Executes a command, or begins to ask whether the client may do it.
+    fn begin(&mut self, command: ClientCommand, reader: &mut HubReader) {
+        match &command.action {
+            CommandAction::Unsubscribe => {
+                reader.remove_topic(&command.topic);
+                let answer = control_events::unsubscribed(&command.topic, command.reference);
+                reader.push_answer(answer);
+            }
+            CommandAction::Subscribe { .. } if reader.has_topic(&command.topic) => {
+                let answer = control_events::subscribed(&command.topic, command.reference);
+                reader.push_answer(answer);
+            }
+            CommandAction::Subscribe { .. } if reader.topic_count() >= self.topics.max_topics() => {
+                let message = format!("more than {} topics", self.topics.max_topics());
+                let rejection = Rejection::new(StatusCode::BAD_REQUEST).message(message);
+                refuse(reader, &command.topic, &rejection, command.reference);
+            }
+            CommandAction::Subscribe { .. } | CommandAction::Publish { .. } => {
+                self.decide(command, reader);
+            }
+        }
+    }
+
+    /// Begins to ask whether the client may do what the command says.
+    fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
+        let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
+        let topics = TopicSet::from(&command.topic);
+        self.pending = Some(PendingCommand {
+            command,
+            decided_after: reader.hub().revocations.count(),
+            decision: Box::pin(async move { authorizer.authorize(&subscription, &topics).await }),
+        });
+    }
+
+    /// Executes a command after the decision about its topic.
+    fn execute(
+        &mut self,
+        pending: PendingCommand,
+        decision: Result<AllowedTopics, Rejection>,
+        reader: &mut HubReader,
+    ) {
+        let PendingCommand {
+            command,
+            decided_after,
+            ..
+        } = pending;
+        let allowed = decision.and_then(|allowed| match allowed.refused.into_iter().next() {
+            Some((_, rejection)) => Err(rejection),
+            None => Ok((allowed.topics, allowed.members, allowed.publishable)),
+        });
+        let (topics, members, publishable) = match allowed {
+            Ok(allowed) => allowed,
+            Err(rejection) => {
+                return refuse(reader, &command.topic, &rejection, command.reference);
+            }
+        };
+        match &command.action {
+            CommandAction::Publish { .. } if publishable.is_empty() => {
+                let rejection = StatusCode::FORBIDDEN.into();
+                refuse(reader, &command.topic, &rejection, command.reference);
+            }
+            CommandAction::Publish { .. } => publish(command, reader),
+            CommandAction::Unsubscribe => {}
+            CommandAction::Subscribe { .. } => {
+                let max_history = topics.first().and_then(|topic| topic.max_history);
+                let member = members.into_iter().next().and_then(|(_, key)| key);
+                let topic = command.topic.clone();
+                match reader.allow_topic(topic, member, decided_after) {
+                    Ok(()) => self.subscribe(command, max_history, reader),
+                    Err(AccessChanged) => self.decide(command, reader),
+                }
+            }
+        }
+    }
+
+    fn subscribe(
+        &self,
+        command: ClientCommand,
+        max_history: Option<usize>,
+        reader: &mut HubReader,
+    ) {
+        let ClientCommand {
+            topic,
+            action,
+            reference,
+        } = command;
+        let cursor = match action {
+            CommandAction::Subscribe { cursor } => cursor,
+            CommandAction::Unsubscribe | CommandAction::Publish { .. } => None,
+        };
+        let position = cursor.as_ref().and_then(|id| reader.hub().position_of(id));
+        let start = match &cursor {
+            Some(id) => topic_start(&StartPosition::After(id.clone()), position),
+            None => topic_start(&self.first_start, None),
+        };
+        let request = TopicRequest {
+            topic: topic.clone(),
+            start,
+            max_history,
+        };
+        if let Err(HubFull) = reader.join_topic(&request, cursor.as_ref()) {
+            reader.remove_topic(&topic);
+            return refuse(reader, &topic, &hub_full_rejection(), reference);
+        }
+        reader.push_answer(control_events::subscribed(&topic, reference));
+        if let (Some(id), None) = (cursor, position) {
+            let gap = Gap::new(GapReason::Epoch).requested(id).topic(topic);
+            reader.push_answer_item(Item::from(gap));
+        }
+    }
+}
+
+fn publish(command: ClientCommand, reader: &mut HubReader) {
+    let CommandAction::Publish {
+        event,
+        idempotency_key,
+        has_echo,
+    } = command.action
+    else {
+        return;
+    };
+    let mut options = PublishOptions::new();
+    if let Some(key) = idempotency_key {
+        options = options.idempotency_key(key);
+    }
+    if let Some(sender) = reader.sender().filter(|_| !has_echo) {
+        options = options.except(sender.clone());
+    }
+    let topics = std::slice::from_ref(&command.topic);
+    let id = reader.hub().publish(topics, event, &options);
+    let answer = control_events::published(&command.topic, &id, command.reference);
+    reader.push_answer(answer);
+}
+
+fn refuse(reader: &mut HubReader, topic: &Topic, rejection: &Rejection, reference: Option<Value>) {
+    let answer: Event = control_events::refused(Some(topic), rejection, reference);
+    reader.push_answer(answer);
+}
+
+impl RateLimiter {
+    fn admits(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.second_start) >= Duration::from_secs(1) {
+            (self.second_start, self.count) = (now, 0);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= self.max_per_second
+    }
+}

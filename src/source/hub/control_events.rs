@@ -1,0 +1,58 @@
+//! Events by which a hub answers one client in its stream: `docs/hub-protocol.md`. They have a type that begins with `hub.`, and no id.
+
+use serde_json::{Value, json};
+
+use crate::{
+    Error,
+    event::{Event, EventId, Topic},
+    source::Rejection,
+};
+
+/// The beginning of the types of control events. Clients cannot publish events with such a type.
+pub(super) const CONTROL_TYPE_PREFIX: &str = "hub.";
+
+/// Makes the event that tells a client that it gets the events of a topic from now on.
+pub(super) fn subscribed(topic: &Topic, reference: Option<Value>) -> Event {
+    control_event("hub.subscribed", Some(topic), reference, json!({}))
+}
+
+/// Makes the event that tells a client that it gets no more events of a topic.
+pub(super) fn unsubscribed(topic: &Topic, reference: Option<Value>) -> Event {
+    control_event("hub.unsubscribed", Some(topic), reference, json!({}))
+}
+
+/// Makes the event that tells a client that its event was published.
+pub(super) fn published(topic: &Topic, id: &EventId, reference: Option<Value>) -> Event {
+    let data = json!({ "id": id.as_str() });
+    control_event("hub.published", Some(topic), reference, data)
+}
+
+/// Makes the event that tells a client that it does not get a topic, or that a command is refused.
+pub(super) fn refused(
+    topic: Option<&Topic>,
+    rejection: &Rejection,
+    reference: Option<Value>,
+) -> Event {
+    let (status, _, message) = rejection.clone().into_parts();
+    let data = json!({ "status": status.as_u16(), "message": message });
+    control_event("hub.refused", topic, reference, data)
+}
+
+/// Makes a control event. `reference` is the client's name for the command that the event answers.
+fn control_event(
+    event_type: &'static str,
+    topic: Option<&Topic>,
+    reference: Option<Value>,
+    mut data: Value,
+) -> Event {
+    if let (Some(reference), Some(data)) = (reference, data.as_object_mut()) {
+        data.insert("ref".to_owned(), reference);
+    }
+    let make_event = || Event::json(&data)?.with_type(event_type);
+    // Neither the data nor the type is ever refused.
+    let event = make_event().unwrap_or_else(|_: Error| Event::text(""));
+    match topic {
+        Some(topic) => event.with_event_topic(topic.clone()),
+        None => event,
+    }
+}

@@ -1,0 +1,101 @@
+use std::sync::Arc;
+
+use super::{
+    hub_reader::HubReader,
+    hub_state::{HubCursor, HubFull, HubState, TopicRequest},
+    topic_log::TopicStart,
+};
+use crate::{
+    event::{Gap, GapReason, Item, Topic},
+    source::{StartPosition, TopicSet},
+};
+
+/// What a subscriber asks a hub for.
+#[derive(Clone, Debug)]
+pub(super) struct ReaderRequest {
+    pub(super) topics: Vec<AllowedTopic>,
+    /// Topics that begin like those of a client without a cursor.
+    pub(super) fresh_topics: Option<TopicSet>,
+    /// Where the topics of a client without a cursor begin.
+    pub(super) first_start: StartPosition,
+    /// Where this client begins.
+    pub(super) start: StartPosition,
+    pub(super) sender: Option<Arc<str>>,
+}
+
+/// A topic that a client may read.
+#[derive(Clone, Debug)]
+pub(super) struct AllowedTopic {
+    pub(super) topic: Topic,
+    /// The maximum number of events from the topic's log.
+    pub(super) max_history: Option<usize>,
+}
+
+impl From<&Topic> for AllowedTopic {
+    fn from(topic: &Topic) -> Self {
+        Self {
+            topic: topic.clone(),
+            max_history: None,
+        }
+    }
+}
+
+impl ReaderRequest {
+    /// Creates the reader.
+    ///
+    /// # Errors
+    /// [`HubFull`] if the hub has no room for a topic.
+    pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, HubFull> {
+        let cursor = match &self.start {
+            StartPosition::After(id) => {
+                let position = hub.position_of(id);
+                let id = id.clone();
+                position.map(|position| HubCursor { id, position })
+            }
+            _ => None,
+        };
+        let cursor_position = cursor.as_ref().map(|cursor| cursor.position);
+        let start = topic_start(&self.start, cursor_position);
+        let first_start = topic_start(&self.first_start, None);
+        let is_fresh = |topic: &Topic| {
+            let fresh = self.fresh_topics.as_ref();
+            cursor.is_some() && fresh.is_some_and(|fresh| fresh.contains(topic))
+        };
+        let request = |allowed: &AllowedTopic| TopicRequest {
+            topic: allowed.topic.clone(),
+            start: match is_fresh(&allowed.topic) {
+                true => first_start,
+                false => start,
+            },
+            max_history: allowed.max_history,
+        };
+        let requests: Vec<_> = self.topics.iter().map(request).collect();
+        let joined = hub.join(&requests)?;
+        let published = joined.published_position;
+        let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
+        if let Some(position) = cursor_position {
+            reader.set_catch_up_end(position);
+        } else if let StartPosition::After(id) = self.start {
+            let resumed = hub.id_at(reader.position());
+            let gap = Gap::new(GapReason::Epoch).requested(id).resumed(resumed);
+            reader.push_item(Item::from(gap));
+        } else if reader.has_yielded_all_up_to(published) && !hub.config.has_no_history() {
+            // A client whose connection breaks before the first event resumes from this cursor.
+            reader.push_item(Item::Cursor(hub.id_at(published)));
+        }
+        Ok(reader)
+    }
+}
+
+/// Returns the start of one topic. `cursor_position` is the position of the cursor of [`StartPosition::After`], if the hub knows it.
+pub(super) fn topic_start(start: &StartPosition, cursor_position: Option<u64>) -> TopicStart {
+    match start {
+        StartPosition::Now => TopicStart::Now,
+        StartPosition::Oldest => TopicStart::Oldest,
+        StartPosition::Last(events) => TopicStart::Last(*events),
+        StartPosition::After(_) => match cursor_position {
+            Some(position) => TopicStart::AfterPosition(position),
+            None => TopicStart::Oldest,
+        },
+    }
+}

@@ -1,0 +1,174 @@
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use http::{StatusCode, request::Parts};
+
+use crate::{
+    event::Topic,
+    source::{
+        FormBody, Rejection, Subscription, TopicSet,
+        query::{decode_parameter, decode_path},
+    },
+};
+
+/// Where a request names the topics that the client wants, for [`Hub::subscribe`](super::Hub::subscribe).
+///
+/// A request that names no topic, too many, or one that is not a [`Topic`] is rejected with the status 400.
+///
+/// ```
+/// use tower_push::source::hub::Topics;
+///
+/// // /events?topic=news&topic=user%2F7
+/// let topics = Topics::from_query("topic").at_most(10);
+/// // /topics/user/7
+/// let topics = Topics::from_path("/topics/");
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Topics {
+    place: TopicsPlace,
+    max_topics: usize,
+    sender_parameter: Option<Cow<'static, str>>,
+}
+
+/// The function of [`Topics::from_fn`].
+type TopicNamesFn = dyn Fn(&Parts) -> Vec<String> + Send + Sync;
+
+/// The part of a request that names topics.
+#[derive(Clone)]
+enum TopicsPlace {
+    Query(Cow<'static, str>),
+    /// The rest of the path after this prefix.
+    Path(Cow<'static, str>),
+    Function(Arc<TopicNamesFn>),
+}
+
+/// The query parameter that names topics which are new for a client that resumes others.
+const FRESH_PARAMETER: &str = "fresh";
+
+impl Topics {
+    fn new(place: TopicsPlace) -> Self {
+        Self {
+            place,
+            max_topics: 64,
+            sender_parameter: None,
+        }
+    }
+
+    /// Reads the topics from the query parameter `name`, which may occur several times. A `QUERY` request may also have the parameter in its
+    /// [form](FormBody).
+    pub fn from_query(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(TopicsPlace::Query(name.into()))
+    }
+
+    /// Reads one topic from the path: the rest of the path after `prefix`, percent-decoded. The topic may contain slashes.
+    ///
+    /// A router that nests services may remove a prefix from the path of the request.
+    pub fn from_path(prefix: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(TopicsPlace::Path(prefix.into()))
+    }
+
+    /// Gets the names of the topics from a function of the request's head.
+    ///
+    /// ```
+    /// use tower_push::source::hub::Topics;
+    ///
+    /// #[derive(Clone)]
+    /// struct User(u64);
+    /// let own = Topics::from_fn(|head| head.extensions.get::<User>().map(|User(id)| format!("user/{id}")).into_iter().collect());
+    /// ```
+    pub fn from_fn(names: impl Fn(&Parts) -> Vec<String> + Send + Sync + 'static) -> Self {
+        Self::new(TopicsPlace::Function(Arc::new(names)))
+    }
+
+    /// Sets the maximum number of topics that a request may name, repetitions included. The default is 64. A WebSocket that
+    /// sends commands (`ClientTopicsSource::commands`) has at most this number at a time.
+    pub fn at_most(mut self, topics: usize) -> Self {
+        self.max_topics = topics;
+        self
+    }
+
+    /// Reads the name under which the client publishes from this query parameter: see
+    /// [`PublishOptions::except`](super::PublishOptions::except).
+    ///
+    /// A client can choose any name. A client that takes the name of another client only misses events that the other client sends.
+    pub fn sender_from_query(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.sender_parameter = Some(name.into());
+        self
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn max_topics(&self) -> usize {
+        self.max_topics
+    }
+
+    /// Returns the topics that a request names, which may be none.
+    pub(super) fn read_topics(&self, subscription: &Subscription) -> Result<TopicSet, Rejection> {
+        let head = subscription.head();
+        let topics = match &self.place {
+            TopicsPlace::Query(name) => self.check_names(parameters(head, name))?,
+            TopicsPlace::Path(prefix) => {
+                let rest = head.uri.path().strip_prefix(&**prefix);
+                let name = rest.filter(|rest| !rest.is_empty()).map(decode_path);
+                self.check_names(name.into_iter())?
+            }
+            TopicsPlace::Function(names) => {
+                self.check_names(names(head).into_iter().map(Cow::Owned))?
+            }
+        };
+        Ok(topics)
+    }
+
+    /// Returns the topics that are new for a client that resumes others: those of the query parameter `fresh`.
+    pub(super) fn read_fresh_topics(
+        &self,
+        subscription: &Subscription,
+    ) -> Result<TopicSet, Rejection> {
+        self.check_names(parameters(subscription.head(), FRESH_PARAMETER))
+    }
+
+    /// Returns the name under which the client publishes.
+    pub(super) fn read_sender(&self, subscription: &Subscription) -> Option<Arc<str>> {
+        let name = self.sender_parameter.as_ref()?;
+        let sender = parameters(subscription.head(), name).next()?;
+        (sender.len() <= MAX_SENDER_LEN).then(|| sender.into())
+    }
+
+    fn check_names<'a>(
+        &self,
+        names: impl Iterator<Item = Cow<'a, str>>,
+    ) -> Result<TopicSet, Rejection> {
+        let mut topics = Vec::new();
+        for name in names {
+            if topics.len() == self.max_topics {
+                let message = format!("more than {} topics", self.max_topics);
+                return Err(bad_request(message));
+            }
+            let topic = Topic::new(name.into_owned());
+            topics.push(topic.map_err(|error| bad_request(error.to_string()))?);
+        }
+        Ok(TopicSet::new(topics))
+    }
+}
+
+/// The maximum length of a sender's name, in bytes. A longer name counts as none.
+const MAX_SENDER_LEN: usize = 128;
+
+fn bad_request(message: impl Into<Cow<'static, str>>) -> Rejection {
+    Rejection::new(StatusCode::BAD_REQUEST).message(message)
+}
+
+/// Returns the values of a parameter in the query and in the form of a request.
+fn parameters<'a>(head: &'a Parts, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+    let form = head.extensions.get::<FormBody>();
+    let form = form.map_or("", FormBody::as_str);
+    let query = head.uri.query().unwrap_or_default();
+    decode_parameter(query, name).chain(decode_parameter(form, name))
+}
+
+impl fmt::Debug for Topics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topics")
+            .field("max_topics", &self.max_topics)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,301 @@
+//! Topics that clients choose by their requests: where requests name them, who may read them, and how access is revoked.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Poll,
+};
+
+use futures_util::FutureExt;
+use http::StatusCode;
+use testkit::{body_text, get_request_head, poll_next, read_ready_items};
+use tower_push::{
+    Hub, Item, Push, PushSource,
+    event::Topic,
+    source::{
+        FormBody, Rejection, StartPosition, Subscription,
+        hub::{ClientTopicsSource, HubSubscriber, TopicAccess, Topics},
+    },
+    transport::{Sse, Transport},
+};
+
+fn subscribe_to(source: &ClientTopicsSource, uri: &str) -> Result<HubSubscriber, Rejection> {
+    let head = get_request_head(uri, &[]);
+    let subscription = Subscription::new(&head, "test");
+    let subscribed = source.clone().subscribe(subscription).now_or_never();
+    subscribed.expect("the authorization is ready")
+}
+
+/// Returns the status of the rejection, or the names of the topics that the client gets.
+fn topics_of(topics: Topics, uri: &str) -> String {
+    let hub = Hub::new();
+    let source = hub.subscribe(topics).without_authorization();
+    let mut subscriber = match subscribe_to(&source, uri) {
+        Ok(subscriber) => subscriber,
+        Err(rejection) => return rejection.status().as_u16().to_string(),
+    };
+    for name in ["a", "b", "user/7", "100%+", "é"] {
+        hub.publish(name, name).unwrap();
+    }
+    read_ready_items(&mut subscriber)[1..].join(" ")
+}
+
+#[test]
+fn requests_name_topics() {
+    let query = || Topics::from_query("topic");
+    assert_eq!(
+        topics_of(query(), "/?topic=a&topic=user%2F7&x=b"),
+        "a user/7"
+    );
+    assert_eq!(topics_of(query(), "/?topic=a&topic=a"), "a");
+    assert_eq!(
+        topics_of(query(), "/?topic=100%25%2B&topic=%C3%A9"),
+        "100%+ é"
+    );
+    let path = || Topics::from_path("/topics/");
+    assert_eq!(topics_of(path(), "/topics/user/7"), "user/7");
+    assert_eq!(topics_of(path(), "/topics/user%2F7"), "user/7");
+    assert_eq!(topics_of(path(), "/topics/100%25+"), "100%+");
+    assert_eq!(topics_of(path(), "/topics/"), "400");
+    assert_eq!(topics_of(path(), "/other"), "400");
+    let own = Topics::from_fn(|head| vec![format!("user/{}", head.uri.path().len())]);
+    assert_eq!(topics_of(own, "/123456"), "user/7");
+}
+
+#[test]
+fn bad_topics_are_refused() {
+    let query = || Topics::from_query("topic").at_most(2);
+    let long = format!("/?topic={}", "x".repeat(10_000));
+    let many = format!("/?{}", "topic=a&".repeat(8_000));
+    for uri in [
+        "/",
+        "/?topic=",
+        "/?topic=%0a",
+        "/?topic=a%00b",
+        "/?topic=%20a",
+        "/?topic=a&topic=b&topic=c",
+        "/?topic=a&topic=a&topic=a",
+        "/?topic=a&fresh=%0a",
+        &long,
+        &many,
+    ] {
+        assert_eq!(topics_of(query(), uri), "400", "{uri:.40}");
+    }
+    // Bytes that are not UTF-8 become a replacement character, and the name is another topic.
+    assert_eq!(topics_of(query(), "/?topic=%ff"), "");
+}
+
+#[test]
+fn form_names_topics() {
+    let hub = Hub::new();
+    let source = hub
+        .subscribe(Topics::from_query("topic"))
+        .without_authorization();
+    let mut head = get_request_head("/?topic=a", &[]);
+    head.extensions.insert(FormBody::new("topic=b&fresh=b"));
+    let subscription = Subscription::new(&head, "test");
+    let mut subscriber = source
+        .subscribe(subscription)
+        .now_or_never()
+        .unwrap()
+        .unwrap();
+    hub.publish("b", "1").unwrap();
+    hub.publish("a", "2").unwrap();
+    assert_eq!(read_ready_items(&mut subscriber), ["cursor", "1", "2"]);
+}
+
+#[test]
+fn fresh_topics_and_sender_are_in_the_query() {
+    let hub = Hub::builder().start(StartPosition::Last(1)).build();
+    let topics = Topics::from_query("topic").sender_from_query("sender");
+    let source = hub.subscribe(topics).without_authorization();
+    hub.publish("new", "0").unwrap();
+    hub.publish("new", "1").unwrap();
+    let cursor = hub.publish("a", "2").unwrap();
+    let uri = format!("/?topic=a&topic=new&fresh=new&sender=me&last_event_id={cursor}");
+    let mut subscriber = subscribe_to(&source, &uri).unwrap();
+    let except = tower_push::source::hub::PublishOptions::new().except("me");
+    hub.publish_with("a", "mine", &except).unwrap();
+    hub.publish("a", "3").unwrap();
+    let mut texts = Vec::new();
+    while let Poll::Ready(Some(Ok(item))) = poll_next(&mut subscriber) {
+        texts.push(
+            item.event()
+                .unwrap()
+                .payload()
+                .as_text()
+                .unwrap()
+                .to_owned(),
+        );
+    }
+    assert_eq!(texts, ["1", "3"]);
+}
+
+#[tokio::test]
+async fn each_topic_is_authorized_in_each_request() {
+    let hub = Hub::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let source = hub.subscribe(Topics::from_query("topic")).authorize({
+        let asked = asked.clone();
+        move |subscription: Subscription, topic: Topic| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            async move {
+                tokio::task::yield_now().await;
+                match topic.as_str() {
+                    "secret" => Err(Rejection::new(StatusCode::UNAUTHORIZED)),
+                    "own" if subscription.head().uri.path() != "/me" => Ok(TopicAccess::refuse()),
+                    "hidden" => Ok(TopicAccess::refuse_topic()),
+                    _ => Ok(TopicAccess::allow()),
+                }
+            }
+        }
+    });
+    let mut statuses = Vec::new();
+    for uri in [
+        "/?topic=a&topic=b",
+        "/?topic=a&topic=secret",
+        "/?topic=own",
+        "/me?topic=own",
+        "/?topic=hidden",
+    ] {
+        let mut head = get_request_head(uri, &[]);
+        let push = Push::new(source.clone());
+        statuses.push(Sse::new().respond(&mut head, push).await.status().as_u16());
+    }
+    assert_eq!(statuses, [200, 401, 403, 200, 403]);
+    assert_eq!(asked.load(Ordering::Relaxed), 7);
+    let head = get_request_head("/?topic=a&topic=hidden", &[]);
+    let mut partly = source
+        .subscribe(Subscription::new(&head, "test"))
+        .await
+        .unwrap();
+    hub.publish("hidden", "1").unwrap();
+    hub.publish("a", "2").unwrap();
+    let mut described = Vec::new();
+    while let Poll::Ready(Some(Ok(item))) = poll_next(&mut partly) {
+        if let Some(event) = item.event() {
+            let event_type = event.event_type().map(|name| name.as_str());
+            let topic = event.topic().unwrap().as_str();
+            described.push(format!(
+                "{topic} {event_type:?} {}",
+                event.payload().as_text().unwrap()
+            ));
+        }
+    }
+    let refused = r#"hidden Some("hub.refused") {"message":"Forbidden","status":403}"#;
+    assert_eq!(described, [refused, "a None 2"]);
+}
+
+#[test]
+fn history_is_bounded_by_access() {
+    let hub = Hub::builder()
+        .max_events(3)
+        .start(StartPosition::Oldest)
+        .build();
+    let source = hub
+        .subscribe(Topics::from_query("topic"))
+        .authorize(async |_, _| TopicAccess::allow().max_history(2));
+    let ids: Vec<_> = (0..5)
+        .map(|n: u32| hub.publish("a", n.to_string()).unwrap())
+        .collect();
+    let mut subscriber = subscribe_to(&source, "/?topic=a").unwrap();
+    assert_eq!(read_ready_items(&mut subscriber), ["3", "4"]);
+    let uri = |id| format!("/?topic=a&last_event_id={id}");
+    let mut resumed = subscribe_to(&source, &uri(&ids[1])).unwrap();
+    assert_eq!(
+        read_ready_items(&mut resumed),
+        ["expired Some(1)", "3", "4"]
+    );
+    let mut resumed = subscribe_to(&source, &uri(&ids[2])).unwrap();
+    assert_eq!(read_ready_items(&mut resumed), ["3", "4"]);
+}
+
+#[tokio::test]
+async fn revocation_ends_open_streams() {
+    let hub = Hub::new();
+    let is_allowed = Arc::new(AtomicBool::new(true));
+    let source = hub.subscribe(Topics::from_query("topic")).authorize({
+        let is_allowed = is_allowed.clone();
+        move |subscription: Subscription, _| {
+            let is_allowed = is_allowed.load(Ordering::Relaxed);
+            let member = subscription.head().uri.path().to_owned();
+            async move {
+                match is_allowed || member != "/mallory" {
+                    true => TopicAccess::allow().member(member),
+                    false => TopicAccess::refuse(),
+                }
+            }
+        }
+    });
+    let mut mallory = subscribe_to(&source, "/mallory?topic=room&topic=news").unwrap();
+    let mut alice = subscribe_to(&source, "/alice?topic=room").unwrap();
+    assert_eq!(read_ready_items(&mut mallory), ["cursor"]);
+    // Events that were read ahead are not sent, either.
+    hub.publish("room", "1").unwrap();
+    hub.publish("room", "2").unwrap();
+    let Poll::Ready(Some(Ok(Item::Event(_)))) = poll_next(&mut mallory) else {
+        panic!("no event")
+    };
+    is_allowed.store(false, Ordering::Relaxed);
+    let is_mallory = |member: Option<&str>| member == Some("/mallory");
+    assert_eq!(hub.revoke("other", is_mallory).unwrap(), 0);
+    assert_eq!(hub.revoke("room", is_mallory).unwrap(), 1);
+    hub.publish("room", "3").unwrap();
+    assert!(matches!(
+        poll_next(&mut mallory),
+        Poll::Ready(Some(Ok(Item::Expired)))
+    ));
+    assert!(matches!(poll_next(&mut mallory), Poll::Ready(None)));
+    drop(mallory);
+    assert_eq!(
+        subscribe_to(&source, "/mallory?topic=room")
+            .unwrap_err()
+            .status(),
+        403
+    );
+    assert_eq!(read_ready_items(&mut alice), ["cursor", "1", "2", "3"]);
+    assert_eq!(hub.revoke("room", |_| true).unwrap(), 1);
+    assert!(hub.revoke("two\nlines", |_| true).is_err());
+}
+
+#[tokio::test]
+async fn revocation_wakes_idle_stream() {
+    let hub = Hub::new();
+    let source = hub
+        .subscribe(Topics::from_query("topic"))
+        .without_authorization();
+    let mut head = get_request_head("/?topic=room", &[]);
+    let response = Sse::new().respond(&mut head, Push::new(source)).await;
+    let body = tokio::spawn(body_text(response.into_body()));
+    tokio::task::yield_now().await;
+    assert_eq!(hub.revoke("room", |member| member.is_none()).unwrap(), 1);
+    assert!(body.await.unwrap().ends_with("\n\n"));
+}
+
+/// Access is revoked between the decision and the beginning of the stream.
+#[tokio::test]
+async fn access_is_decided_anew_after_revocation() {
+    let hub = Hub::new();
+    let is_allowed = Arc::new(AtomicBool::new(true));
+    let source = hub.subscribe(Topics::from_query("topic")).authorize({
+        let (hub, is_allowed) = (hub.clone(), is_allowed);
+        move |_, _| {
+            let (hub, is_allowed) = (hub.clone(), is_allowed.clone());
+            async move {
+                let decision = is_allowed.load(Ordering::Relaxed);
+                is_allowed.store(false, Ordering::Relaxed);
+                hub.revoke("room", |_| true).unwrap();
+                decision
+            }
+        }
+    });
+    let head = get_request_head("/?topic=room", &[]);
+    let refused = source
+        .clone()
+        .subscribe(Subscription::new(&head, "test"))
+        .await;
+    assert_eq!(refused.unwrap_err().status(), 403);
+    assert_eq!(hub.counts().topics, 0);
+}

@@ -1,0 +1,224 @@
+// The JavaScript client in a browser: each transport, and connections that tabs share.
+//
+//   SERVER=http://127.0.0.1:3000 node tests/js/client_browser.mjs chromium|firefox
+//
+// SERVER is the address of the server of tests/js_client.rs. The tabs of Chromium are tabs; those of Firefox are frames of one page.
+
+import assert from "node:assert/strict";
+import { setTimeout } from "node:timers/promises";
+
+const { SERVER } = process.env;
+const [, , name] = process.argv;
+assert.ok(SERVER && ["chromium", "firefox"].includes(name), "usage: SERVER=ADDRESS client_browser.mjs chromium|firefox");
+
+/** What any one condition may take, in milliseconds: far above what it needs on a busy machine. */
+const PATIENCE = 20_000;
+
+/** The lease of shared connections, in milliseconds. */
+const LEASE = 400;
+
+const publish = async (text) => (await fetch(new URL("/publish", SERVER), { method: "POST", body: text })).text();
+const subscribers = async () => Number(await (await fetch(new URL("/subscribers", SERVER))).text());
+
+async function until(what, read, condition) {
+  const end = Date.now() + PATIENCE;
+  for (;;) {
+    const value = await read();
+    if (condition(value)) return value;
+    assert.ok(Date.now() < end, `${what}: not within ${PATIENCE} ms: ${JSON.stringify(value)}`);
+    await setTimeout(50);
+  }
+}
+
+/** Tabs of Chromium. */
+class ChromiumTabs {
+  static async start() {
+    const { Browser } = await import("./browser.mjs");
+    const tabs = new ChromiumTabs();
+    tabs.browser = await Browser.start();
+    tabs.driver = tabs.browser.driver;
+    return tabs;
+  }
+
+  async open() {
+    if (this.first) {
+      await this.driver.switchTo().window(this.first);
+      await this.driver.switchTo().newWindow("tab");
+    }
+    await this.driver.get(`${SERVER}/`);
+    const handle = await this.driver.getWindowHandle();
+    this.first ??= handle;
+    const evaluate = async (expression) => {
+      await this.driver.switchTo().window(handle);
+      return JSON.parse(await this.driver.executeAsyncScript(
+        `const done = arguments[0]; Promise.resolve(${expression}).then((value) => done(JSON.stringify(value ?? null)), (e) => done(JSON.stringify(String(e))))`));
+    };
+    const close = async () => {
+      await this.driver.switchTo().window(handle);
+      await this.driver.close();
+    };
+    return { evaluate, close };
+  }
+
+  close() {
+    return this.browser.close();
+  }
+}
+
+/** Frames of one page in Firefox. */
+class FirefoxFrames {
+  #count = 0;
+
+  static async start() {
+    const { Firefox } = await import("./firefox.mjs");
+    const frames = new FirefoxFrames();
+    frames.firefox = await Firefox.start();
+    await frames.firefox.get(`${SERVER}/`);
+    return frames;
+  }
+
+  async open() {
+    const id = `frame${this.#count++}`;
+    const run = async (expression) => JSON.parse(await this.firefox.evaluate(`Promise.resolve(${expression}).then((value) => JSON.stringify(value ?? null))`));
+    await run(`new Promise((loaded) => {
+      const frame = Object.assign(document.createElement("iframe"), { id: "${id}", src: "/", onload: () => loaded() });
+      document.body.append(frame);
+    })`);
+    const evaluate = (expression) => run(`document.getElementById("${id}").contentWindow.eval(${JSON.stringify(expression)})`);
+    return { evaluate, close: () => run(`document.getElementById("${id}").remove()`) };
+  }
+
+  close() {
+    return this.firefox.close();
+  }
+}
+
+/** A tab with a connection to the channel. */
+class Tab {
+  static async open(tabs, module, options) {
+    const tab = new Tab();
+    Object.assign(tab, await tabs.open());
+    await tab.evaluate(`import("/dist/${module}.js").then(({ connect }) => {
+      window.seen = [];
+      window.push = connect("/channel", ${JSON.stringify(options)});
+      push.on("event", ({ data }) => seen.push(data));
+      push.on("gap", ({ reason }) => seen.push("gap " + reason));
+      push.on("error", ({ message }) => console.log(message));
+    })`);
+    return tab;
+  }
+
+  seen() {
+    return this.evaluate("seen");
+  }
+
+  /** Waits until the tab has seen these numbers, each once and in order. */
+  async hasSeen(from, to) {
+    const expected = Array.from({ length: to - from + 1 }, (_, index) => from + index);
+    const seen = await until(`${from} to ${to}`, () => this.seen(), (seen) => seen.length >= expected.length);
+    assert.deepEqual(seen, expected);
+  }
+
+  isLeader() {
+    return this.evaluate("push.transport != null");
+  }
+
+  isOpen() {
+    return until("open", () => this.evaluate("push.state"), (state) => state === "open");
+  }
+}
+
+let last = 0;
+async function publishNumbers(count) {
+  for (let n = 0; n < count; n++) await publish(String(++last));
+  return last;
+}
+
+async function eachTransportDelivers(tabs) {
+  const tab = await tabs.open();
+  for (const transports of [["websocket"], ["sse"], ["long-poll"], undefined]) {
+    const ids = await tab.evaluate(`import("/dist/index.js").then(async ({ connect }) => {
+      const ids = [];
+      for await (const { id } of connect("/feed", { transports: ${JSON.stringify(transports)} })) ids.push(id);
+      return ids;
+    })`);
+    assert.deepEqual(ids, Array.from({ length: 12 }, (_, index) => String(index + 1)), `${transports}`);
+  }
+  assert.equal(await tab.evaluate("sessionStorage.length"), 1, "what worked is remembered");
+  return tab;
+}
+
+async function leaderOf(tabs) {
+  const leaders = [];
+  for (const tab of tabs) if (await tab.isLeader()) leaders.push(tab);
+  return leaders;
+}
+
+async function tabsShareOneConnection(tabs) {
+  const since = await publish("0");
+  const options = { shared: "ada", since, lease: LEASE };
+  const open = [];
+  for (let count = 0; count < 3; count++) open.push(await Tab.open(tabs, "shared", options));
+  for (const tab of open) await tab.isOpen();
+  await publishNumbers(10);
+  for (const tab of open) await tab.hasSeen(1, 10);
+  assert.equal((await leaderOf(open)).length, 1, "one leader");
+  await until("one subscriber", subscribers, (count) => count === 1);
+
+  // Another identity has a connection of its own.
+  const other = await Tab.open(tabs, "shared", { ...options, shared: "ben" });
+  await other.hasSeen(1, 10);
+  await until("two subscribers", subscribers, (count) => count === 2);
+  await other.close();
+  await until("one subscriber", subscribers, (count) => count === 1);
+
+  // A tab that is opened later begins where the others are, or at its cursor, which disturbs nobody.
+  const late = await Tab.open(tabs, "shared", { ...options, since: undefined });
+  await late.isOpen();
+  const fromCursor = await Tab.open(tabs, "shared", options);
+  await fromCursor.hasSeen(1, 10);
+  await publishNumbers(5);
+  await late.hasSeen(11, 15);
+  for (const tab of [...open, fromCursor]) await tab.hasSeen(1, 15);
+  await late.close();
+  await fromCursor.close();
+  return open;
+}
+
+async function frozenLeaderIsReplaced(open) {
+  const [leader] = await leaderOf(open);
+  const others = open.filter((tab) => tab !== leader);
+  // A page that does not run, and is not told so before.
+  await leader.evaluate("void window.setTimeout(() => { const end = Date.now() + 6000; while (Date.now() < end); }, 0)");
+  await setTimeout(100);
+  const before = last;
+  await publishNumbers(10);
+  for (const tab of others) await tab.hasSeen(1, before + 10);
+  assert.equal((await leaderOf(others)).length, 1, "another leader");
+  for (const tab of open) await tab.hasSeen(1, before + 10);
+  await until("one leader", () => leaderOf(open), (leaders) => leaders.length === 1 && leaders[0] !== leader);
+  await publishNumbers(5);
+  for (const tab of open) await tab.hasSeen(1, last);
+}
+
+async function leadersMayClose(open) {
+  while (open.length > 1) {
+    const [leader] = await until("a leader", () => leaderOf(open), (leaders) => leaders.length === 1);
+    await publishNumbers(3);
+    await leader.close();
+    open.splice(open.indexOf(leader), 1);
+    await publishNumbers(3);
+    for (const tab of open) await tab.hasSeen(1, last);
+  }
+}
+
+const tabs = await (name === "chromium" ? ChromiumTabs : FirefoxFrames).start();
+try {
+  await eachTransportDelivers(tabs);
+  const open = await tabsShareOneConnection(tabs);
+  // The frames of one page run or are frozen together.
+  if (name === "chromium") await frozenLeaderIsReplaced(open);
+  await leadersMayClose(open);
+} finally {
+  await tabs.close();
+}

@@ -1,0 +1,123 @@
+//! Client libraries that reconnect by themselves: the close codes of a WebSocket after which they do so.
+//! `scripts/setup` installs the libraries. Without one of them, its tests fail.
+
+use std::{process::Stdio, time::Duration};
+
+use axum::{Router, response::Html, routing::get};
+use futures_util::stream;
+use serde_json::Value;
+use testkit::{TestServer, programs};
+use tokio::process::Command;
+use tower_push::{
+    BoxError, Error, Item,
+    event::{CloseCode, CloseFrame},
+    service,
+    source::{Subscription, query::decode_parameter, source_fn},
+    transport::{
+        StreamEnd, WebSocket,
+        websocket::{CloseCodes, MessageFormat},
+    },
+};
+
+/// The time in which a program must have exited.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The close codes of tower-push, those of `graphql-transport-ws`, and some others. 1006 stands for a connection without a close frame.
+const CODES: [u16; 23] = [
+    1000, 1001, 1002, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 3005, 3008, 3010, 3012, 3500,
+    4400, 4401, 4403, 4406, 4409, 4429, 4500,
+];
+
+/// Ends the stream with the close code that the query names.
+fn end_of(subscription: &Subscription) -> Result<Item, BoxError> {
+    let query = subscription.head().uri.query().unwrap_or_default();
+    let code = decode_parameter(query, "code").next();
+    let number: u16 = code.expect("a client names a code").parse().unwrap();
+    match CloseCode::new(number) {
+        Some(code) => Ok(Item::closed(
+            CloseFrame::new(code, ""),
+            StreamEnd::reconnect(None),
+        )),
+        None => Err(Error::lagged().into()),
+    }
+}
+
+async fn serve_ends() -> TestServer {
+    let source =
+        source_fn(async |subscription: Subscription| Ok(stream::iter([end_of(&subscription)])));
+    let transport = WebSocket::new()
+        .subprotocol("graphql-transport-ws", MessageFormat::Plain)
+        .close_codes(CloseCodes::new().lagged(None));
+    let app = Router::new()
+        .route(
+            "/page",
+            get(async || Html("<!doctype html><title>test</title>")),
+        )
+        .route_service("/", service(source).transport(transport));
+    TestServer::start(app).await
+}
+
+/// Returns the close codes after which the client reconnects.
+async fn codes_after_which(client: &str) -> Vec<u16> {
+    let server = serve_ends().await;
+    let mut command = Command::from(programs::browser_script("reconnecting_clients.mjs"));
+    command.args([client, &server.url("/")]);
+    command.args(CODES.map(|code| code.to_string()));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(PROGRAM_TIMEOUT, command.output()).await;
+    let output = output.expect("the program should have exited").unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    let codes: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {log}"));
+    serde_json::from_value(codes).unwrap()
+}
+
+/// Returns all codes but these.
+fn all_but(codes: &[u16]) -> Vec<u16> {
+    let others = CODES.iter().filter(|code| !codes.contains(code));
+    others.copied().collect()
+}
+
+#[tokio::test]
+async fn reconnecting_sockets_reconnect_after_every_code() {
+    for client in ["reconnecting-websocket", "partysocket", "websocket-ts"] {
+        assert_eq!(codes_after_which(client).await, CODES, "{client}");
+    }
+}
+
+#[tokio::test]
+async fn sockette_stops_after_normal_codes() {
+    assert_eq!(codes_after_which("sockette").await, all_but(&[1000, 1001]));
+}
+
+#[tokio::test]
+async fn rxjs_retries_without_close_frame_only() {
+    assert_eq!(codes_after_which("rxjs").await, [1006]);
+}
+
+#[tokio::test]
+async fn graphql_ws_stops_after_its_fatal_codes() {
+    let fatal = [
+        1002, 1007, 1008, 1009, 1011, 4400, 4401, 4406, 4409, 4429, 4500,
+    ];
+    assert_eq!(codes_after_which("graphql-ws").await, all_but(&fatal));
+}
+
+#[tokio::test]
+async fn robust_websocket_stops_after_three_codes() {
+    let codes = codes_after_which("robust-websocket").await;
+    assert_eq!(codes, all_but(&[1000, 1008, 1011]));
+}
+
+#[tokio::test]
+async fn htmx_reconnects_after_four_codes() {
+    assert_eq!(
+        codes_after_which("htmx-ext-ws").await,
+        [1006, 1011, 1012, 1013]
+    );
+}
+
+#[tokio::test]
+async fn turbo_never_reconnects() {
+    assert_eq!(codes_after_which("turbo").await, [] as [u16; 0]);
+}
