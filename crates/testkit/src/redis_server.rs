@@ -69,6 +69,12 @@ impl RedisServer {
         server
     }
 
+    /// Starts a replica of this server, of the same program: an older program cannot read the data of a newer one.
+    pub fn start_replica(&self) -> Self {
+        let port = self.port.to_string();
+        Self::start(self.program, &["--replicaof", "127.0.0.1", &port])
+    }
+
     /// Starts a Sentinel that watches one master, and promotes a replica half a second after the master has failed.
     pub fn start_sentinel(group: &str, master_port: u16) -> Self {
         let port = free_port();

@@ -56,7 +56,7 @@ impl ReaderPosition {
     }
 
     /// Returns whether `entry` is the last one that the reader has read.
-    pub(crate) fn is_entry(&self, entry: &StreamEntry) -> bool {
+    pub(crate) fn is_after_entry(&self, entry: &StreamEntry) -> bool {
         entry.id == self.id && Some(entry.fingerprint()) == self.fingerprint
     }
 
@@ -79,7 +79,7 @@ impl ReaderPosition {
             return Continuity::Replaced;
         }
         if let Some(entry) = snapshot.entries.first().filter(|entry| entry.id == self.id) {
-            return match self.is_entry(entry) {
+            return match self.is_after_entry(entry) {
                 true => Continuity::Intact,
                 false => Continuity::Replaced,
             };

@@ -171,7 +171,7 @@ impl RedisPublisher {
             Some(key) => {
                 let lifetime = self.shared.config.key_lifetime.as_millis().max(1) as u64;
                 let mut call = self.shared.script.prepare_invoke();
-                call.key(stream).key(once_key(stream, key));
+                call.key(stream).key(idempotency_redis_key(stream, key));
                 call.arg(entry.fingerprint.as_str())
                     .arg(lifetime)
                     .arg(arguments);
@@ -192,7 +192,7 @@ impl RedisPublisher {
         let number = self.shared.publications.fetch_add(1, Ordering::Relaxed);
         let last_ms = self.shared.last_ms.load(Ordering::Relaxed);
         let last_ms = (last_ms > 0).then_some(last_ms);
-        self.shared.config.trim.trim(number, last_ms)
+        self.shared.config.trim.trim_strategy(number, last_ms)
     }
 }
 
@@ -219,7 +219,7 @@ impl NewEntry {
 }
 
 /// Returns the key under which a publication is remembered. In a cluster, this key is on the node of the stream.
-fn once_key(stream: &str, idempotency_key: &str) -> String {
+fn idempotency_redis_key(stream: &str, idempotency_key: &str) -> String {
     match has_hash_tag(stream) {
         true => format!("{stream}:once:{idempotency_key}"),
         false => format!("{{{stream}}}:once:{idempotency_key}"),
@@ -239,8 +239,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn once_key_is_on_node_of_stream() {
-        assert_eq!(once_key("events", "k"), "{events}:once:k");
-        assert_eq!(once_key("{app}:events", "k"), "{app}:events:once:k");
+    fn idempotency_key_is_on_node_of_stream() {
+        assert_eq!(idempotency_redis_key("events", "k"), "{events}:once:k");
+        assert_eq!(
+            idempotency_redis_key("{app}:events", "k"),
+            "{app}:events:once:k"
+        );
     }
 }
