@@ -4,6 +4,7 @@
 mod client_topics;
 mod commands;
 mod model;
+mod presence;
 mod stress;
 mod topics;
 mod transports;

@@ -1,5 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
+#[cfg(feature = "json")]
+use super::PresenceOptions;
 use super::{Hub, hub_state::HubState};
 use crate::source::{StartPosition, log::EventLogLimits};
 
@@ -40,6 +42,8 @@ pub(super) struct HubConfig {
     pub(super) max_evicted_topics: usize,
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
+    #[cfg(feature = "json")]
+    pub(super) presence: PresenceOptions,
 }
 
 impl HubConfig {
@@ -67,6 +71,8 @@ impl HubBuilder {
                 max_evicted_topics: 65_536,
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
+                #[cfg(feature = "json")]
+                presence: PresenceOptions::new(),
             },
         }
     }
@@ -163,6 +169,14 @@ impl HubBuilder {
     /// are no longer remembered, the client gets a gap if it may have missed events.
     pub fn max_removed_topics(mut self, topics: usize) -> Self {
         self.config.max_evicted_topics = topics;
+        self
+    }
+
+    /// Sets how the hub lists the members of its topics.
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn presence(mut self, presence: PresenceOptions) -> Self {
+        self.config.presence = presence;
         self
     }
 
