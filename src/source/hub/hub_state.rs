@@ -142,15 +142,16 @@ impl HubState {
         event: Event,
         options: &PublishOptions,
     ) -> EventId {
-        let published = self.publish_without_waking(topics, event, options);
-        published.wake_readers();
-        published.id
+        let published = self.publish_under_lock(topics, event, options);
+        let id = published.id.clone();
+        published.finish();
+        id
     }
 
-    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller wakes the readers when it has released
-    /// the lock.
+    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller
+    /// [finishes](PublishedEvent::finish) the publication when it has released the lock.
     #[inline]
-    pub(super) fn publish_without_waking(
+    pub(super) fn publish_under_lock(
         &self,
         topics: &[Topic],
         event: Event,
@@ -173,7 +174,7 @@ impl HubState {
         let first = for_topic(event, first_topic);
 
         let mut deferred_drops = DeferredDrops::default();
-        let published = {
+        let mut published = {
             let table = &mut *lock(&self.table);
             let now = self.now();
             if let Some(key) = &key {
@@ -207,40 +208,39 @@ impl HubState {
                 id,
                 first_woken,
                 others_woken,
+                deferred_drops: DeferredDrops::default(),
             }
         };
+        published.deferred_drops = deferred_drops;
         self.counters.add_appended();
-        // The new event is published already, so a panic while trimmed events are dropped must not reach the caller.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
         published
     }
 
-    /// Joins topics: a reader of the topics gets every event that is published from now on.
+    /// Joins topics: a reader of the topics gets every event that is published from now on. The caller drops `deferred_drops` when it holds no
+    /// lock.
     ///
     /// # Errors
     /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
-    pub(super) fn join(&self, requests: &[TopicRequest]) -> Result<JoinedTopics, HubFull> {
-        let mut deferred_drops = DeferredDrops::default();
+    pub(super) fn join(
+        &self,
+        requests: &[TopicRequest],
+        deferred_drops: &mut DeferredDrops,
+    ) -> Result<JoinedTopics, HubFull> {
         let table = &mut *lock(&self.table);
         let now = self.now();
         let published = table.last_position();
         let mut joined = Vec::with_capacity(requests.len());
         for request in requests {
-            let topic = table.get_or_insert(
-                &request.topic,
-                published,
-                now,
-                &self.config,
-                &mut deferred_drops,
-            );
+            let topic =
+                table.get_or_insert(&request.topic, published, now, &self.config, deferred_drops);
             let Some(topic) = topic else {
                 for JoinedTopic { topic, .. } in joined {
-                    table.remove_subscriber(&topic, now, &mut deferred_drops);
+                    table.remove_subscriber(&topic, now, deferred_drops);
                 }
                 return Err(HubFull);
             };
             table.add_subscriber(&topic, now);
-            table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
+            table.trim_expired(&topic, now, &self.config, deferred_drops);
             let log = topic.log();
             let ResolvedTopicStart { ordinals, missed } = log.resolve_start(
                 request.start,
@@ -326,14 +326,16 @@ impl HubState {
     }
 }
 
-/// An event that readers may read, and whose waiting readers must be woken.
+/// An event that readers may read, and what is left to do without a lock: [`finish`](Self::finish).
 #[must_use = "readers that wait miss the event unless they are woken"]
 pub(super) struct PublishedEvent {
-    pub(super) id: EventId,
+    id: EventId,
     /// The first topic of the event, if it has readers.
     first_woken: Option<Arc<TopicState>>,
     /// The other topics of the event that have readers.
     others_woken: Vec<Arc<TopicState>>,
+    /// The events and topics that were removed to make room.
+    deferred_drops: DeferredDrops,
 }
 
 impl PublishedEvent {
@@ -343,15 +345,18 @@ impl PublishedEvent {
             id,
             first_woken: None,
             others_woken: Vec::new(),
+            deferred_drops: DeferredDrops::default(),
         }
     }
 
-    /// Wakes the readers that wait for an event. The caller holds no lock.
+    /// Wakes the readers that wait for an event, and drops the events that were removed. The caller holds no lock.
     #[inline]
-    pub(super) fn wake_readers(&self) {
+    pub(super) fn finish(self) {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
             topic.wake_readers();
         }
+        // The new event is published already, so a panic while removed events are dropped must not reach the caller.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.deferred_drops)));
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     hub_reader::HubReader,
     hub_state::{HubCursor, HubFull, HubState, TopicRequest},
     topic_log::TopicStart,
+    topic_table::DeferredDrops,
 };
 #[cfg(feature = "json")]
 use crate::event::Event;
@@ -94,7 +95,7 @@ impl ReaderRequest {
         let (joined, member_lists) =
             self.join_with_lists(&hub, &requests, |topic| cursor.is_none() || is_fresh(topic))?;
         #[cfg(not(feature = "json"))]
-        let joined = hub.join(&requests)?;
+        let joined = hub.join(&requests, &mut DeferredDrops::default())?;
         let published = joined.published_position;
         #[cfg(feature = "json")]
         let listed_topics = self.listed_topics();
@@ -141,12 +142,13 @@ impl ReaderRequest {
             allowed.presence.lists_members && hub.publishes_presence() && is_new(&allowed.topic)
         };
         let mut listed = self.topics.iter().filter(listed).peekable();
+        let mut deferred_drops = DeferredDrops::default();
         if listed.peek().is_none() {
-            return Ok((hub.join(requests)?, Vec::new()));
+            return Ok((hub.join(requests, &mut deferred_drops)?, Vec::new()));
         }
         let (joined, lists) = {
             let presence = hub.lock_presence();
-            let joined = hub.join(requests)?;
+            let joined = hub.join(requests, &mut deferred_drops)?;
             let members = |topic: &Topic| presence.members(&hub.topic_of_members(topic));
             let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
             (joined, listed.map(list).collect::<Vec<_>>())
