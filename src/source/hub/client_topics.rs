@@ -250,6 +250,7 @@ impl PushSource for ClientTopicsSource {
             }
             let request = ReaderRequest {
                 topics: allowed.topics,
+                patterns: Vec::new(),
                 fresh_topics: Some(fresh_topics.clone()),
                 first_start: self.start.clone(),
                 start: ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone()),

@@ -38,6 +38,7 @@ pub(super) struct HubConfig {
     pub(super) disconnects_lagging: bool,
     pub(super) start: StartPosition,
     pub(super) max_evicted_topics: usize,
+    pub(super) max_patterns: usize,
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
 }
@@ -65,6 +66,7 @@ impl HubBuilder {
                 disconnects_lagging: false,
                 start: StartPosition::Now,
                 max_evicted_topics: 65_536,
+                max_patterns: 0,
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
             },
@@ -163,6 +165,16 @@ impl HubBuilder {
     /// are no longer remembered, the client gets a gap if it may have missed events.
     pub fn max_removed_topics(mut self, topics: usize) -> Self {
         self.config.max_evicted_topics = topics;
+        self
+    }
+
+    /// Sets the maximum number of different [patterns](super::Hub::matching) that have subscribers at a time. The default is 0: subscriptions
+    /// to patterns are refused.
+    ///
+    /// Each publication compares the topic with every such pattern. A pattern with subscribers has a log of at most 1024 events and 1 MiB,
+    /// which do not count towards [`max_total_bytes`](Self::max_total_bytes).
+    pub fn max_patterns(mut self, patterns: usize) -> Self {
+        self.config.max_patterns = patterns;
         self
     }
 

@@ -49,6 +49,8 @@ pub(super) struct HubReader {
     gaps: VecDeque<TopicGap>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
+    /// The reader has read the history of the topics that match its patterns when its position is this one. 0 if there is no such topic.
+    history_end: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
     /// `None` if the server has chosen the topics.
@@ -60,13 +62,16 @@ pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
     key: WaiterKey,
     pub(super) ordinals: ReaderOrdinals,
+    /// The ordinal of the last event to read, if the reader gets later events from the log of a pattern.
+    end_ordinal: Option<u64>,
 }
 
 /// A gap in one topic, at a position in the order of the hub.
 pub(super) struct TopicGap {
     /// The position of the last missing event.
     pub(super) position: u64,
-    pub(super) topic: Topic,
+    /// `None` if the missing events are of topics that match a pattern.
+    pub(super) topic: Option<Topic>,
     pub(super) reason: GapReason,
     pub(super) missed: Option<u64>,
     pub(super) requested: Option<EventId>,
@@ -111,10 +116,18 @@ impl HubReader {
             buffer: ReadBuffer::default(),
             gaps: VecDeque::new(),
             sender,
+            history_end: 0,
             is_parked: false,
             revocable: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
+        if joined
+            .topics
+            .iter()
+            .any(|topic| topic.end_ordinal.is_some())
+        {
+            reader.history_end = joined.published_position;
+        }
         for topic in joined.topics {
             reader.add_topic(topic, requested.as_ref());
         }
@@ -138,6 +151,7 @@ impl HubReader {
             ordinals,
             missed,
             first_position,
+            end_ordinal,
         } = joined;
         if let Some(first) = first_position {
             self.position = self.position.min(first - 1);
@@ -153,6 +167,7 @@ impl HubReader {
             topic,
             key,
             ordinals,
+            end_ordinal,
         });
         self.is_parked = false;
     }
@@ -202,7 +217,7 @@ impl HubReader {
         let index = self.gaps.partition_point(|gap| gap.position <= position);
         let gap = TopicGap {
             position,
-            topic: topic.name().clone(),
+            topic: topic.topic_name().cloned(),
             reason,
             missed: missed.count,
             requested,
@@ -228,6 +243,9 @@ impl HubReader {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
+            if self.history_end > 0 && self.position >= self.history_end {
+                self.leave_history();
+            }
             match self.read_batch() {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
@@ -244,6 +262,19 @@ impl HubReader {
                 }
             }
         }
+    }
+
+    /// Leaves the topics of which the reader gets further events from the logs of its patterns.
+    fn leave_history(&mut self) {
+        self.history_end = 0;
+        let (left, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.topics)
+            .into_iter()
+            .partition(|reader| reader.end_ordinal.is_some());
+        self.topics = kept;
+        for reader in &left {
+            reader.topic.deregister_reader(&reader.key);
+        }
+        self.hub.leave(left.iter().map(|reader| &*reader.topic));
     }
 
     fn pop_item(&mut self) -> Option<Item> {
@@ -336,10 +367,14 @@ impl HubReader {
         for index in 0..self.topics.len() {
             let reader = &mut self.topics[index];
             let missed = batch.add_topic(index, reader, self.sender.as_ref());
-            if let Some(missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
+            let ends_in_history = reader.end_ordinal.is_some();
+            if let Some(mut missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
                 self.hub.counters.add_lagged(missed.count.unwrap_or(0));
                 if self.hub.config.disconnects_lagging {
                     return BatchReadOutcome::Lagged;
+                }
+                if ends_in_history {
+                    missed.last_position = missed.last_position.min(self.history_end);
                 }
                 let topic = self.topics[index].topic.clone();
                 self.push_gap(&topic, missed, GapReason::Lagged, None);
@@ -361,7 +396,8 @@ impl HubReader {
 
     /// Returns whether the reader may miss events of the topic without a gap, because a newer value replaces them.
     fn may_miss_replaced_values(&self, index: usize) -> bool {
-        self.hub.config.is_last_value && !self.topics[index].topic.log().is_empty()
+        let topic = &self.topics[index].topic;
+        self.hub.config.is_last_value && topic.pattern().is_none() && !topic.log().is_empty()
     }
 
     /// Queues events and the gaps up to `end_position` in the order of their positions. If `ends_catch_up`, the cursor after the last
@@ -411,9 +447,8 @@ impl HubReader {
     }
 
     fn gap_item(&self, gap: TopicGap) -> Item {
-        let mut item = Gap::new(gap.reason)
-            .topic(gap.topic)
-            .resumed(self.hub.id_at(gap.position));
+        let mut item = Gap::new(gap.reason).resumed(self.hub.id_at(gap.position));
+        item.topic = gap.topic;
         item.missed = gap.missed;
         item.requested = gap.requested;
         Item::from(item)
@@ -434,7 +469,7 @@ impl HubReader {
 
     pub(super) fn has_topic(&self, topic: &Topic) -> bool {
         let mut topics = self.topics.iter();
-        topics.any(|reader| reader.topic.name() == topic)
+        topics.any(|reader| reader.topic.topic_name() == Some(topic))
     }
 
     /// Registers the client's access to a topic, which was decided after `decided_after` revocations.
@@ -464,7 +499,7 @@ impl HubReader {
         request: &TopicRequest,
         cursor: Option<&EventId>,
     ) -> Result<(), HubFull> {
-        let joined = self.hub.join(std::slice::from_ref(request))?;
+        let joined = self.hub.join(std::slice::from_ref(request), &[])?;
         // The client has the events of its other topics up to this position.
         self.set_catch_up_end(self.position);
         for topic in joined.topics {
@@ -478,11 +513,11 @@ impl HubReader {
         if let Some(revocable) = &mut self.revocable {
             self.hub.revocations.remove_topic(revocable, topic);
         }
-        self.gaps.retain(|gap| gap.topic != *topic);
+        self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
         let index = self
             .topics
             .iter()
-            .position(|reader| reader.topic.name() == topic);
+            .position(|reader| reader.topic.topic_name() == Some(topic));
         if let Some(index) = index {
             let reader = self.topics.swap_remove(index);
             reader.topic.deregister_reader(&reader.key);
@@ -517,6 +552,18 @@ enum TopicReadOutcome {
 }
 
 impl TopicReader {
+    /// Returns whether the reader gets all further events of the topic from the log of a pattern.
+    pub(super) fn has_read_history(&self) -> bool {
+        self.unread_history_len() == Some(0)
+    }
+
+    /// Returns the number of unread events before those that the reader gets from the log of a pattern. Returns `None` if the reader gets
+    /// all events from the log of the topic.
+    pub(super) fn unread_history_len(&self) -> Option<u64> {
+        let end = self.end_ordinal?;
+        Some(end.saturating_sub(self.ordinals.retained))
+    }
+
     /// Takes events up to the position `bound` from the topic's log.
     fn read_events(
         &mut self,

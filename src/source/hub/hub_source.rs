@@ -6,6 +6,7 @@ use super::{
     hub_state::{HubFull, HubState},
     hub_subscriber::HubSubscriber,
     reader_request::{AllowedTopic, ReaderRequest},
+    topic_pattern::TopicPattern,
 };
 use crate::{
     Error,
@@ -31,6 +32,7 @@ use crate::{
 pub struct HubSource {
     hub: Arc<HubState>,
     topics: TopicSet,
+    patterns: Vec<TopicPattern>,
     /// Topics that begin like those of a client without a cursor.
     fresh_topics: Option<TopicSet>,
     /// Where clients without a cursor begin.
@@ -44,6 +46,7 @@ impl HubSource {
             start: hub.config.start.clone(),
             hub,
             topics,
+            patterns: Vec::new(),
             fresh_topics: None,
             sender: None,
         }
@@ -52,6 +55,17 @@ impl HubSource {
     /// Returns the topics.
     pub fn topics(&self) -> &TopicSet {
         &self.topics
+    }
+
+    /// Returns the same source, whose subscribers also get the events of the topics that match a pattern: see
+    /// [`Hub::matching`](super::Hub::matching).
+    pub fn with_patterns(mut self, patterns: impl IntoIterator<Item = TopicPattern>) -> Self {
+        for pattern in patterns {
+            if !self.patterns.contains(&pattern) {
+                self.patterns.push(pattern);
+            }
+        }
+        self
     }
 
     /// Returns the same source, whose subscribers without a cursor begin at `start` in each topic.
@@ -86,6 +100,7 @@ impl HubSource {
     fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, HubFull> {
         let request = ReaderRequest {
             topics: self.topics.iter().map(AllowedTopic::from).collect(),
+            patterns: self.patterns.clone(),
             fresh_topics: self.fresh_topics.clone(),
             first_start: self.start.clone(),
             start,
@@ -129,6 +144,7 @@ impl fmt::Debug for HubSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubSource")
             .field("topics", &self.topics)
+            .field("patterns", &self.patterns)
             .field("start", &self.start)
             .finish_non_exhaustive()
     }

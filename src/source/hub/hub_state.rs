@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
+    pattern_table::PatternRequest,
     publish_options::PublishOptions,
     revocations::Revocations,
     topic_log::{MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry, TopicStart},
@@ -64,6 +65,8 @@ pub(super) struct JoinedTopic {
     pub(super) missed: Option<MissedTopicEvents>,
     /// The position of the first event that the reader will get from the log.
     pub(super) first_position: Option<u64>,
+    /// The reader reads only the log's history up to this ordinal. `None`: the reader reads further events, too.
+    pub(super) end_ordinal: Option<u64>,
 }
 
 /// The result of [`HubState::join`].
@@ -170,12 +173,14 @@ impl HubState {
                 now,
                 deferred_drops: &mut deferred_drops,
                 is_ephemeral,
+                woken_patterns: Vec::new(),
             };
             let woken = publication.append(first_topic, first);
             let mut others = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
                 others.extend(publication.append(topic, event));
             }
+            others.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
             if let Some(key) = key {
                 table.idempotency_keys.insert(key, id.clone(), now);
@@ -195,7 +200,11 @@ impl HubState {
     ///
     /// # Errors
     /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
-    pub(super) fn join(&self, requests: &[TopicRequest]) -> Result<JoinedTopics, HubFull> {
+    pub(super) fn join(
+        &self,
+        requests: &[TopicRequest],
+        patterns: &[PatternRequest],
+    ) -> Result<JoinedTopics, HubFull> {
         let mut deferred_drops = DeferredDrops::default();
         let table = &mut *lock(&self.table);
         let now = self.now();
@@ -210,9 +219,7 @@ impl HubState {
                 &mut deferred_drops,
             );
             let Some(topic) = topic else {
-                for JoinedTopic { topic, .. } in joined {
-                    table.remove_subscriber(&topic, now, &mut deferred_drops);
-                }
+                table.remove_reader(&joined, now, &mut deferred_drops);
                 return Err(HubFull);
             };
             table.add_subscriber(&topic, now);
@@ -230,7 +237,15 @@ impl HubState {
                 ordinals,
                 missed,
                 first_position,
+                end_ordinal: None,
             });
+        }
+        for request in patterns {
+            let allows_replaced = self.config.is_last_value;
+            if let Err(HubFull) = table.join_pattern(request, allows_replaced, now, &mut joined) {
+                table.remove_reader(&joined, now, &mut deferred_drops);
+                return Err(HubFull);
+            }
         }
         Ok(JoinedTopics {
             topics: joined,
@@ -245,6 +260,12 @@ impl HubState {
         let table = &mut *lock(&self.table);
         let now = self.now();
         for topic in topics {
+            if let Some(pattern) = topic.pattern() {
+                table
+                    .patterns
+                    .remove_subscriber(pattern, &mut deferred_drops);
+                continue;
+            }
             table.remove_subscriber(topic, now, &mut deferred_drops);
             if table.subscriber_count(topic.index) == 0 {
                 cleared.extend(topic.log_for_writing().take_ephemeral());
@@ -311,6 +332,8 @@ struct Publication<'a> {
     now: Duration,
     deferred_drops: &'a mut DeferredDrops,
     is_ephemeral: bool,
+    /// The logs of patterns whose readers must be woken.
+    woken_patterns: Vec<Arc<TopicState>>,
 }
 
 impl Publication<'_> {
@@ -318,12 +341,19 @@ impl Publication<'_> {
     fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
         let position = self.table.last_position();
         let except = self.options.except.clone();
+        let event = match self.is_ephemeral {
+            true => event.without_id(),
+            false => event.with_event_id(self.id.clone()),
+        };
+        if !self.table.patterns.is_empty() {
+            self.append_to_patterns(name, &event);
+        }
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
             if self.table.subscriber_count(topic.index) == 0 {
                 return None;
             }
-            let entry = TopicLogEntry::new(position, event.without_id(), except, self.now);
+            let entry = TopicLogEntry::new(position, event, except, self.now);
             topic
                 .log_for_writing()
                 .append_ephemeral(entry, &mut self.deferred_drops.events);
@@ -337,9 +367,26 @@ impl Publication<'_> {
             self.table.record_lost_event(name, position);
             return None;
         };
-        let event = event.with_event_id(self.id.clone());
         let entry = TopicLogEntry::new(position, event, except, self.now);
         (self.table).append(&topic, entry, config, self.now, self.deferred_drops);
         (self.table.subscriber_count(topic.index) > 0).then_some(topic)
+    }
+
+    /// Appends the event of a topic to the logs of the patterns that match the topic.
+    fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
+        let position = self.table.last_position();
+        let new_entry = |event| {
+            let except = self.options.except.clone();
+            TopicLogEntry::new(position, event, except, self.now)
+        };
+        let patterns = &self.table.patterns;
+        let woken = patterns.append(
+            name,
+            event,
+            new_entry,
+            self.is_ephemeral,
+            self.deferred_drops,
+        );
+        self.woken_patterns.extend(woken);
     }
 }

@@ -53,8 +53,16 @@ impl MergedBatch {
         reader: &mut TopicReader,
         sender: Option<&Arc<str>>,
     ) -> Option<MissedTopicEvents> {
+        if reader.has_read_history() {
+            return None;
+        }
         let log = reader.topic.log();
-        let missed = log.skip_missed(&mut reader.ordinals);
+        let history_len = reader.unread_history_len();
+        let mut missed = log.skip_missed(&mut reader.ordinals);
+        if let (Some(missed), Some(history_len)) = (&mut missed, history_len) {
+            // The reader gets the events after its history from the log of a pattern.
+            missed.count = missed.count.map(|count| count.min(history_len));
+        }
         for (entry, is_ephemeral) in log.unread_entries(&mut reader.ordinals) {
             if entry.position > self.end_position {
                 break;

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use super::{
     hub_reader::HubReader,
     hub_state::{HubCursor, HubFull, HubState, TopicRequest},
+    pattern_table::PatternRequest,
     topic_log::TopicStart,
+    topic_pattern::TopicPattern,
 };
 use crate::{
     event::{Gap, GapReason, Item, Topic},
@@ -14,6 +16,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
+    pub(super) patterns: Vec<TopicPattern>,
     /// Topics that begin like those of a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
     /// Where the topics of a client without a cursor begin.
@@ -70,7 +73,12 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let requests: Vec<_> = self.topics.iter().map(request).collect();
-        let joined = hub.join(&requests)?;
+        let pattern_request = |pattern: &TopicPattern| PatternRequest {
+            pattern: pattern.clone(),
+            start,
+        };
+        let patterns: Vec<_> = self.patterns.iter().map(pattern_request).collect();
+        let joined = hub.join(&requests, &patterns)?;
         let published = joined.published_position;
         let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
         if let Some(position) = cursor_position {

@@ -211,6 +211,15 @@ impl TopicLog {
         Some(entry.event)
     }
 
+    /// Returns the ordinals of a reader that has passed all events.
+    pub(super) fn end_ordinals(&self) -> ReaderOrdinals {
+        let ephemeral = self.ephemeral.as_ref();
+        ReaderOrdinals {
+            retained: self.last_ordinal,
+            ephemeral: ephemeral.map_or(0, |ephemeral| ephemeral.last_ordinal),
+        }
+    }
+
     /// Returns the number of events in the log.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
@@ -297,10 +306,7 @@ impl TopicLog {
         }
         let ordinals = ReaderOrdinals {
             retained: ordinal,
-            ephemeral: self
-                .ephemeral
-                .as_ref()
-                .map_or(0, |ephemeral| ephemeral.last_ordinal),
+            ephemeral: self.end_ordinals().ephemeral,
         };
         let is_replaced = allows_replaced && !self.entries.is_empty();
         ResolvedTopicStart {
