@@ -37,7 +37,7 @@ fn read_all(subscriber: &mut HubSubscriber) -> (Vec<String>, Vec<Gap>) {
                 let text = event.payload().as_text().unwrap();
                 events.push(format!("{topic}={text}"));
             }
-            Item::Gap(gap) => gaps.push(gap),
+            Item::Gap(gap) => gaps.push(*gap),
             Item::Cursor(_) => {}
             other => panic!("{other:?}"),
         }
