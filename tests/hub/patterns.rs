@@ -110,7 +110,6 @@ fn history_of_matching_topics_comes_first() {
     // The topics are no longer held by the subscribers, which have read their history.
     hub.publish("orders/1", "f").unwrap();
     assert_eq!(read_all(&mut all).0, ["orders/1=f"]);
-    assert_eq!(hub.topic("orders/1").unwrap().subscriber_count(), 1);
     assert_eq!(read_all(&mut last).0, ["orders/1=f"]);
     assert_eq!(hub.topic("orders/1").unwrap().subscriber_count(), 0);
 }

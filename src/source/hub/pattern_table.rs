@@ -193,6 +193,16 @@ impl TopicTable {
                 count: None,
             });
         }
+        // The reader gets later events of these topics from the log of the pattern, which may still have events that the topic's log has trimmed.
+        for joined in joined.iter_mut() {
+            if joined
+                .topic
+                .topic_name()
+                .is_some_and(|name| pattern.matches(name))
+            {
+                joined.end_ordinal = Some(joined.topic.log().end_ordinals().retained);
+            }
+        }
         joined.push(live);
         for (_, history) in history {
             let is_joined = |other: &JoinedTopic| Arc::ptr_eq(&other.topic, &history.topic);
