@@ -53,10 +53,10 @@ struct ParkedBody {
 
 /// Lets a transport claim that the response to a request may be detached. Part of the request's extensions.
 #[derive(Clone)]
-pub(crate) struct DetachOffer(OfferKind);
+pub(crate) struct DetachOffer(OfferState);
 
 #[derive(Clone)]
-enum OfferKind {
+enum OfferState {
     Possible {
         hand_over: Arc<HandOver>,
         request_number: u64,
@@ -100,7 +100,7 @@ impl HandOver {
         } else {
             ClaimState::Refused(KeptReason::EarlierResponse)
         };
-        DetachOffer(OfferKind::Possible {
+        DetachOffer(OfferState::Possible {
             hand_over: self.clone(),
             request_number: state.request_number,
         })
@@ -210,7 +210,7 @@ impl WireState {
 impl DetachOffer {
     /// The offer of a request whose response cannot be detached. A claim fails, and counts the stream as kept by hyper for this reason.
     pub(crate) fn refused(reason: KeptReason, counters: &Arc<DetachCounters>) -> Self {
-        Self(OfferKind::Refused {
+        Self(OfferState::Refused {
             reason,
             counters: counters.clone(),
         })
@@ -230,8 +230,8 @@ impl DetachOffer {
     /// If two transports claim one request, hyper keeps both streams: a service has called the service inside it twice.
     pub(crate) fn claim(self, is_enabled: bool) -> Option<DetachClaim> {
         let (reason, counters) = match &self.0 {
-            OfferKind::Refused { reason, counters } => (*reason, counters),
-            OfferKind::Possible {
+            OfferState::Refused { reason, counters } => (*reason, counters),
+            OfferState::Possible {
                 hand_over,
                 request_number,
             } => {

@@ -52,7 +52,7 @@ struct ConnectionEntry {
     group: Option<(LogGroupKey, u32)>,
 }
 
-/// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. Some 64 writes to a socket take half a
+/// The number of polls after which an event loop returns to the scheduler of tokio, so that other tasks can run. 64 writes to a socket take about half a
 /// millisecond.
 pub(super) const MAX_POLLS_PER_TURN: usize = 64;
 

@@ -15,8 +15,8 @@ use crate::{
 /// # Invariant: no reader sleeps through an event
 /// A pass over the group loads the log's status, polls all members, and then stores the group's waker, unless the status has changed: in
 /// this case another pass follows. So each member was polled after the last change of the log that the group was not woken for. A reader
-/// that joins the group is polled once after it has joined. If this reader finds no event, the log's status is that of the last pass, or a
-/// later one of which the group is or will be woken.
+/// that joins the group is polled once after it has joined. If the log has changed since the beginning of the last pass, the group has been woken or will be
+/// woken, and the new pass also polls this reader.
 pub(super) struct LogGroup {
     log: Arc<dyn WatchedLog>,
     waiter: WaiterKey,

@@ -3,7 +3,7 @@
 //! A task of its own costs a connection some memory, and each wake-up of the task costs time in the scheduler of tokio. An [`EventLoop`] is one
 //! task for many connections. A [`Server`](crate::server::Server) has one event loop for each worker thread, and moves its detached streams and
 //! its WebSockets there if their source is a log of this crate. A connection whose source is the application's own code gets a
-//! [task of its own](own_task): slow code must not delay other connections.
+//! [task of its own](dedicated_task): slow code must not delay other connections.
 //!
 //! | file | what it has |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! | `timer_queue.rs` | [`TimerQueue`]: the deadlines of all connections of an event loop |
 //! | `event_loop.rs` | [`EventLoop`]: the task |
 //! | `event_loop_set.rs` | [`EventLoopSet`]: the event loops of a server, to which connections are spread |
-//! | `own_task.rs` | [`OwnTask`]: a task for one connection |
+//! | `dedicated_task.rs` | [`DedicatedTask`]: a task for one connection |
 //!
 //! # Fairness
 //! A poll of a connection is bounded by the connection. An event loop polls each woken connection once before it polls any of them again, and
@@ -31,6 +31,7 @@
 mod connection;
 #[cfg(feature = "server")]
 mod connection_slot;
+mod dedicated_task;
 #[cfg(feature = "server")]
 #[expect(clippy::module_inception, reason = "the file has the type `EventLoop`")]
 mod event_loop;
@@ -40,7 +41,6 @@ mod event_loop_set;
 mod log_group;
 #[cfg(all(test, feature = "server", tower_push_loom))]
 mod loom_tests;
-mod own_task;
 #[cfg(feature = "server")]
 mod ready_queue;
 #[cfg(all(test, feature = "server", not(tower_push_loom)))]
@@ -52,5 +52,5 @@ mod timer_queue;
 pub(crate) use self::event_loop_set::EventLoopSet;
 pub(crate) use self::{
     connection::{ConnectionPoll, DrivenConnection, WakeCause},
-    own_task::OwnTask,
+    dedicated_task::DedicatedTask,
 };

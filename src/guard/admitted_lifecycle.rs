@@ -206,7 +206,7 @@ impl AdmittedLifecycle {
         self.notify_observers(|observer, info| observer.on_failure(info, error));
     }
 
-    /// Sets the close reason for an end of the source's stream, unless the client has closed its connection before.
+    /// Sets the close reason for an end of the source's stream, unless the client has closed its connection already.
     fn set_close_reason_for_end(&self, end: StreamEnd) {
         if self.close_reason() == CloseReason::ClosedByClient {
             return;

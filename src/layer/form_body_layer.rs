@@ -101,8 +101,8 @@ where
 pin_project! {
     /// The body of a request inside a [`FormBodyLayer`]: the same frames as those of the body `B`.
     ///
-    /// The layer keeps a copy of the frames of a form that the inner service reads. Once the push has begun to read the rest of the form,
-    /// this body has ended for the inner service.
+    /// The layer keeps a copy of the frames of a form that the inner service reads. When the push begins to read the rest of the form, the
+    /// inner service sees the end of this body.
     pub struct FormRequestBody<B> {
         #[pin]
         state: FormRequestBodyState<B>,

@@ -23,9 +23,9 @@ use tower_service::Service;
 use super::{
     SharedServer,
     connection_activity::{AwaitedInput, ConnectionActivity},
-    connection_io::{ConnectionIo, Http1Reports},
+    connection_io::{ConnectionIo, Http1IoObservers},
     connection_permit::ConnectionPermit,
-    connection_service::{ConnectionService, Detaching},
+    connection_service::{ConnectionService, DetachEligibility},
     detached_stream::{DetachedStream, DrainPhase},
     http_version::{HttpVersion, read_http_version},
     serve::wait_unless_drain_starts,
@@ -36,7 +36,7 @@ use crate::{
     BoxError,
     deadline::earlier,
     detach::{BoxBody, HandOver, KeptReason},
-    event_loop::{DrivenConnection, EventLoopSet, OwnTask},
+    event_loop::{DedicatedTask, DrivenConnection, EventLoopSet},
     guard::{Drain, DrainStartWaiter},
     moving_deadline_timer::MovingDeadlineTimer,
     source::EventLoopFit,
@@ -93,25 +93,30 @@ where
         let (version, unread) = version?;
         let activity = Arc::new(ConnectionActivity::new());
         let counters = server.detach_counters.clone();
-        let (hand_over, detaching) = match version {
-            _ if !server.settings.can_detach => {
-                (None, Detaching::Never(KeptReason::Disabled, counters))
-            }
+        let (hand_over, detach_eligibility) = match version {
+            _ if !server.settings.can_detach => (
+                None,
+                DetachEligibility::Never(KeptReason::Disabled, counters),
+            ),
             HttpVersion::Http1 => {
                 let hand_over = HandOver::new(counters.clone());
                 (
                     Some(hand_over.clone()),
-                    Detaching::Http1(hand_over, counters),
+                    DetachEligibility::Http1(hand_over, counters),
                 )
             }
-            HttpVersion::Http2 => (None, Detaching::Never(KeptReason::HttpVersion, counters)),
+            HttpVersion::Http2 => (
+                None,
+                DetachEligibility::Never(KeptReason::HttpVersion, counters),
+            ),
         };
         let extensions = self.extensions;
-        let service = ConnectionService::new(service, extensions, activity.clone(), detaching);
+        let service =
+            ConnectionService::new(service, extensions, activity.clone(), detach_eligibility);
         let io = ConnectionIo::new(io, unread, self.permit);
         match version {
             HttpVersion::Http1 => {
-                let io = io.with_http1_reports(Http1Reports {
+                let io = io.with_http1_observers(Http1IoObservers {
                     activity: activity.clone(),
                     hand_over: hand_over.clone(),
                 });
@@ -269,7 +274,7 @@ where
     match fit {
         EventLoopFit::ReadsLog(log) => event_loops.insert(connection, Some(log)),
         EventLoopFit::Unfit => {
-            tokio::spawn(OwnTask::new(connection));
+            tokio::spawn(DedicatedTask::new(connection));
         }
     }
 }

@@ -20,14 +20,14 @@ pub(super) struct ConnectionIo<IO> {
     /// Bytes that were read to learn the version of HTTP, and that hyper has not read yet.
     unread: Bytes,
     /// What the connection reports to. `None` on HTTP/2, where requests mix.
-    http1: Option<Http1Reports>,
+    http1_observers: Option<Http1IoObservers>,
     // Declared last, so that the connection counts as open until the socket is closed.
     permit: ConnectionPermit,
 }
 
-/// What an HTTP/1 connection reports its reads and writes to.
+/// The observers to which an HTTP/1 connection reports its reads and writes.
 #[derive(Clone, Debug)]
-pub(super) struct Http1Reports {
+pub(super) struct Http1IoObservers {
     pub(super) activity: Arc<ConnectionActivity>,
     /// `None` if no stream may leave hyper.
     pub(super) hand_over: Option<Arc<HandOver>>,
@@ -39,18 +39,18 @@ impl<IO> ConnectionIo<IO> {
         Self {
             io,
             unread,
-            http1: None,
+            http1_observers: None,
             permit,
         }
     }
 
-    /// Reports reads and writes of an HTTP/1 connection.
-    pub(super) fn with_http1_reports(mut self, reports: Http1Reports) -> Self {
-        self.http1 = Some(reports);
+    /// Makes the connection, which is an HTTP/1 connection, report its reads and writes to `observers`.
+    pub(super) fn with_http1_observers(mut self, observers: Http1IoObservers) -> Self {
+        self.http1_observers = Some(observers);
         self
     }
 
-    /// Returns the connection, without its reports. hyper must have read `unread`.
+    /// Returns the connection, without its observers. hyper must have read `unread`.
     pub(super) fn into_parts(self) -> (IO, ConnectionPermit) {
         debug_assert!(self.unread.is_empty());
         (self.io, self.permit)
@@ -59,9 +59,9 @@ impl<IO> ConnectionIo<IO> {
     /// Reports a write of hyper: how many bytes of `slices` the socket has taken.
     fn report_write(&self, slices: &[IoSlice<'_>], write: &Poll<io::Result<usize>>) {
         if let Some(hand_over) = self
-            .http1
+            .http1_observers
             .as_ref()
-            .and_then(|http1| http1.hand_over.as_ref())
+            .and_then(|observers| observers.hand_over.as_ref())
         {
             let written = match write {
                 Poll::Ready(Ok(written)) => *written,
@@ -85,7 +85,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ConnectionIo<IO> {
         }
         let filled_before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
-        if let Some(Http1Reports { activity, .. }) = &self.http1 {
+        if let Some(Http1IoObservers { activity, .. }) = &self.http1_observers {
             if buffer.filled().len() > filled_before {
                 activity.on_read();
             }
@@ -107,9 +107,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ConnectionIo<IO> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flush = Pin::new(&mut self.io).poll_flush(cx);
-        if let (Some(reports), Poll::Ready(Ok(()))) = (&self.http1, &flush) {
-            if let Some(hand_over) = &reports.hand_over {
-                hand_over.on_flush(reports.activity.awaited_input().is_some());
+        if let (Some(observers), Poll::Ready(Ok(()))) = (&self.http1_observers, &flush) {
+            if let Some(hand_over) = &observers.hand_over {
+                hand_over.on_flush(observers.activity.awaited_input().is_some());
             }
         }
         flush

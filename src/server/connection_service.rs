@@ -24,21 +24,21 @@ pub(super) struct ConnectionService<S> {
     service: TowerToHyperService<S>,
     extensions: Extensions,
     activity: Arc<ConnectionActivity>,
-    detaching: Detaching,
+    detach_eligibility: DetachEligibility,
     /// Set on an HTTP/1 connection.
     upgrade_offer: Option<UpgradeOffer>,
 }
 
 /// Which responses of a connection may be detached.
 #[derive(Debug)]
-pub(super) enum Detaching {
+pub(super) enum DetachEligibility {
     /// Responses to HTTP/1.1 requests that have no body.
     Http1(Arc<HandOver>, Arc<DetachCounters>),
     /// No response.
     Never(KeptReason, Arc<DetachCounters>),
 }
 
-impl Detaching {
+impl DetachEligibility {
     /// Returns the offer for the extensions of `request`.
     fn begin_request(&self, request: &Request<Incoming>) -> DetachOffer {
         match self {
@@ -83,11 +83,11 @@ impl<S> ConnectionService<S> {
         service: S,
         extensions: Extensions,
         activity: Arc<ConnectionActivity>,
-        detaching: Detaching,
+        detach_eligibility: DetachEligibility,
     ) -> Self {
         Self {
             upgrade_offer: None,
-            detaching,
+            detach_eligibility,
             service: TowerToHyperService::new(service),
             extensions,
             activity,
@@ -112,7 +112,7 @@ where
     type Future = TrackedResponseFuture<S>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let offer = self.detaching.begin_request(&request);
+        let offer = self.detach_eligibility.begin_request(&request);
         let asks_for_upgrade = request.headers().contains_key(header::UPGRADE);
         let extensions = request.extensions_mut();
         if let (Some(offer), true) = (&self.upgrade_offer, asks_for_upgrade) {

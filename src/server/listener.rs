@@ -61,7 +61,7 @@ impl Listener for TcpListener {
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         let (socket, address) = TcpListener::accept(self).await?;
-        // The option fails on a connection that the client has closed already.
+        // Setting the option fails on a connection that the client has closed already.
         let _ = socket.set_nodelay(true);
         Ok((socket, address))
     }

@@ -69,8 +69,8 @@ where
 fn box_log_reader<S: 'static>(stream: S) -> Result<Pin<Box<dyn SourceStream>>, S> {
     let mut stream = Some(stream);
     let boxed = None
-        .or_else(|| box_if::<channel::Subscriber>(&mut stream))
-        .or_else(|| box_if::<relay::RelaySubscriber>(&mut stream));
+        .or_else(|| downcast_and_box::<channel::Subscriber>(&mut stream))
+        .or_else(|| downcast_and_box::<relay::RelaySubscriber>(&mut stream));
     match (boxed, stream) {
         (Some(boxed), _) => Ok(boxed),
         (None, Some(stream)) => Err(stream),
@@ -79,7 +79,9 @@ fn box_log_reader<S: 'static>(stream: S) -> Result<Pin<Box<dyn SourceStream>>, S
 }
 
 /// Takes and boxes the stream if it is a `T`. `stream` is an `Option<S>`.
-fn box_if<T: SourceStream + 'static>(stream: &mut dyn Any) -> Option<Pin<Box<dyn SourceStream>>> {
+fn downcast_and_box<T: SourceStream + 'static>(
+    stream: &mut dyn Any,
+) -> Option<Pin<Box<dyn SourceStream>>> {
     let stream = stream.downcast_mut::<Option<T>>()?.take()?;
     Some(Box::pin(stream))
 }

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{TEST_TIMEOUT, programs::repository_path};
 
-/// The program of a [`RedisServer`].
+/// The program that a [`RedisServer`] runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedisProgram {
     /// Debian's redis-server.

@@ -57,7 +57,7 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(12 * 60);
 const MAX_RECENT: usize = 512;
 
 impl<S: EventSink> StreamReader<S> {
-    /// Creates a reader that continues after `tail`, which the sink has got.
+    /// Creates a reader that passes the entries after `position` to `sink`. The sink already has the entries up to `position`.
     pub(crate) fn new(
         connector: Arc<Connector>,
         sink: S,

@@ -23,7 +23,7 @@ pub(super) struct FinishedBatch {
     pub(super) end_position: u64,
 }
 
-/// An entry of a topic's log that a reader passes.
+/// An entry of a topic's log after the reader's position.
 struct BatchEntry {
     position: u64,
     /// The index of the topic among the reader's topics.

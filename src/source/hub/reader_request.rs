@@ -95,7 +95,7 @@ impl ReaderRequest {
     }
 }
 
-/// Returns the start of one topic. `cursor_position` is the position of the cursor of [`StartPosition::After`], if the hub knows it.
+/// Returns where a reader with this `start` begins to read one topic. `cursor_position` is the position of the cursor of [`StartPosition::After`], if the hub knows it.
 pub(super) fn topic_start(start: &StartPosition, cursor_position: Option<u64>) -> TopicStart {
     match start {
         StartPosition::Now => TopicStart::Now,

@@ -121,8 +121,8 @@ impl TopicTable {
         self.slot(index).map_or(0, |slot| slot.subscribers)
     }
 
-    /// Returns the topic, and creates it if it does not exist. Returns `None` if the table is full of topics with subscribers. The topic has had
-    /// no event after `last_position`.
+    /// Returns the topic, and creates it if it does not exist. Returns `None` if the table is full of topics with subscribers. `last_position`
+    /// is an upper bound for the position of the last event of an earlier log of the topic.
     pub(super) fn get_or_insert(
         &mut self,
         name: &Topic,

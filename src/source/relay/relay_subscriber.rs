@@ -56,13 +56,13 @@ pub struct RelaySubscriber {
     cold_resume: Option<Box<ColdResume>>,
     topics: Option<TopicSet>,
     /// The events of other topics since the last item. `None` if there are none.
-    filtered: Option<FilteredEvents>,
+    filtered_out: Option<FilteredOutEvents>,
     is_finished: bool,
 }
 
 /// The events of other topics that a subscriber has read since its last item. The client's cursor moves on over these events, so that a
 /// client of a quiet topic can still resume from the log.
-struct FilteredEvents {
+struct FilteredOutEvents {
     count: usize,
     /// The id of the last of these events.
     last_id: EventId,
@@ -101,7 +101,7 @@ impl RelaySubscriber {
             relay,
             cold_resume: None,
             topics,
-            filtered: None,
+            filtered_out: None,
             is_finished: false,
         };
         if let Some(cursor) = cold_cursor {
@@ -127,11 +127,11 @@ impl RelaySubscriber {
             return Some(Item::Event(event));
         };
         if topics.includes(&event) {
-            self.filtered = None;
+            self.filtered_out = None;
             return Some(Item::Event(event));
         }
         let last_id = event.id()?.clone();
-        let filtered = self.filtered.get_or_insert_with(|| FilteredEvents {
+        let filtered = self.filtered_out.get_or_insert_with(|| FilteredOutEvents {
             count: 0,
             last_id: last_id.clone(),
             timer: None,
@@ -141,14 +141,14 @@ impl RelaySubscriber {
         if filtered.count < MAX_FILTERED_EVENTS {
             return None;
         }
-        let filtered = self.filtered.take()?;
+        let filtered = self.filtered_out.take()?;
         Some(Item::Cursor(filtered.last_id))
     }
 
     /// Returns the cursor of a subscriber that has read all events, some time after an event of another topic.
     #[inline(never)]
     fn poll_cursor(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
-        let Some(filtered) = &mut self.filtered else {
+        let Some(filtered) = &mut self.filtered_out else {
             return Poll::Pending;
         };
         if filtered.timer.is_none() && Handle::try_current().is_ok() {
@@ -159,7 +159,7 @@ impl RelaySubscriber {
         };
         ready!(timer.as_mut().poll(cx));
         let cursor = filtered.last_id.clone();
-        self.filtered = None;
+        self.filtered_out = None;
         Poll::Ready(Item::Cursor(cursor))
     }
 
@@ -231,7 +231,7 @@ impl RelaySubscriber {
             LogReadOutcome::Event(event) => self.filter_event(event).map(Ok),
             LogReadOutcome::Missed => {
                 // The cursor after the gap is newer than these events.
-                self.filtered = None;
+                self.filtered_out = None;
                 // A client that has read nothing from the log yet gets the missed events from the upstream instead of a gap.
                 let requested = self.reader.requested_cursor().cloned();
                 if requested.is_some_and(|cursor| self.try_begin_cold_resume(cursor)) {
@@ -270,7 +270,7 @@ impl Stream for RelaySubscriber {
                 }
             }
             let Poll::Ready(outcome) = this.reader.poll_next(cx) else {
-                if this.filtered.is_none() {
+                if this.filtered_out.is_none() {
                     return Poll::Pending;
                 }
                 return this.poll_cursor(cx).map(|cursor| Some(Ok(cursor)));

@@ -202,9 +202,10 @@ impl Page {
     }
 
     /// Sets a gap that the client gets before the page's events. An upstream that has lost only the first of the events after the cursor
-    /// returns a page with a gap instead of [`UpstreamError::Lost`], so that the client gets the events that are left. A page with a gap
-    /// that has no event and no other cursor, in the gap's [`resumed`](field@Gap::resumed) or in [`scanned_to`](Self::scanned_to), is
-    /// handled as `Lost`.
+    /// returns a page with a gap instead of [`UpstreamError::Lost`], so that the client gets the events that are left.
+    ///
+    /// The client must get a cursor after the gap: that of an event, the gap's [`resumed`](field@Gap::resumed), or
+    /// [`scanned_to`](Self::scanned_to). A page that has a gap and none of these cursors is handled as `Lost`.
     pub fn after_gap(mut self, gap: Gap) -> Self {
         self.gap = Some(gap);
         self

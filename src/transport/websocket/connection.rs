@@ -24,7 +24,7 @@ use tower_push_proto::websocket::Session;
 use crate::supervision::TRACING_TARGET;
 use crate::{
     event::ItemOrRun,
-    event_loop::{ConnectionPoll, DrivenConnection, OwnTask, WakeCause},
+    event_loop::{ConnectionPoll, DedicatedTask, DrivenConnection, WakeCause},
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
@@ -39,7 +39,7 @@ use crate::{event_loop::EventLoopSet, source::EventLoopFit};
 pub(super) enum ConnectionTask {
     /// The response that agrees to the upgrade is on its way.
     Upgrading(UpgradingConnection),
-    Upgraded(OwnTask<WebSocketConnection<Upgraded>>),
+    Upgraded(DedicatedTask<WebSocketConnection<Upgraded>>),
 }
 
 /// A connection that waits for its upgrade.
@@ -145,7 +145,7 @@ impl Future for ConnectionTask {
             let Some(connection) = ready!(upgrading.poll_upgrade(cx)) else {
                 return Poll::Ready(());
             };
-            *this = Self::Upgraded(OwnTask::new(connection));
+            *this = Self::Upgraded(DedicatedTask::new(connection));
         }
         match this {
             Self::Upgraded(task) => Pin::new(task).poll(cx),

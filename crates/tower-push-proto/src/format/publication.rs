@@ -174,7 +174,7 @@ impl<'de> Visitor<'de> for ObjectOrArray {
         while let Some(fields) = objects.next_element()? {
             if batch.len() == self.max_publications {
                 let max = self.max_publications;
-                let message = format_args!("a batch has at most {max} publications");
+                let message = format!("a batch has at most {max} publications");
                 return Err(A::Error::custom(message));
             }
             batch.push(fields);

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 use super::{ConnectionPoll, DrivenConnection, WakeCause};
 use crate::moving_deadline_timer::MovingDeadlineTimer;
 
-/// The future of a connection that has a task of its own, because its source runs the application's code.
-pub(crate) struct OwnTask<C> {
+/// The future that drives one connection in a task of its own. A connection whose source runs the application's code is driven this way.
+pub(crate) struct DedicatedTask<C> {
     connection: C,
     /// Created when the connection first has a deadline. Boxed because a timer is large.
     timer: Option<Pin<Box<MovingDeadlineTimer>>>,
 }
 
-impl<C> OwnTask<C> {
+impl<C> DedicatedTask<C> {
     pub(crate) fn new(connection: C) -> Self {
         Self {
             connection,
@@ -25,7 +25,7 @@ impl<C> OwnTask<C> {
     }
 }
 
-impl<C: DrivenConnection + Unpin> Future for OwnTask<C> {
+impl<C: DrivenConnection + Unpin> Future for DedicatedTask<C> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
