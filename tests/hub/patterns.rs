@@ -9,14 +9,15 @@ use std::{
     thread,
 };
 
-use testkit::poll_next;
+use testkit::{body_text, get_request_head, poll_next};
 use tower_push::{
-    EventId, GapReason, Hub, Item,
+    EventId, GapReason, Hub, Item, Push,
     event::Gap,
     source::{
         StartPosition,
-        hub::{HubSubscriber, PublishOptions, TopicPattern},
+        hub::{HubSource, HubSubscriber, PublishOptions, TopicPattern},
     },
+    transport::{Sse, Transport},
 };
 
 fn hub() -> Hub {
@@ -47,10 +48,30 @@ fn read_all(subscriber: &mut HubSubscriber) -> (Vec<String>, Vec<Gap>) {
 
 #[test]
 fn patterns_are_off_by_default() {
-    let error = Hub::new()
-        .matching([orders()])
-        .subscribe_from(StartPosition::Now);
-    assert!(error.unwrap_err().is_full());
+    let source = Hub::new().matching([orders()]);
+    let error = source.subscribe_from(StartPosition::Now).unwrap_err();
+    assert!(error.is_patterns_disabled());
+    assert!(error.to_string().contains("max_patterns"));
+}
+
+#[tokio::test]
+async fn refused_pattern_names_the_reason() {
+    let answer = async |source: HubSource| {
+        let mut head = get_request_head("/", &[]);
+        let response = Sse::new().respond(&mut head, Push::new(source)).await;
+        let (head, body) = response.into_parts();
+        (head.status.as_u16(), body_text(body).await)
+    };
+    let (status, body) = answer(Hub::new().matching([orders()])).await;
+    let message = "the server allows no subscriptions to patterns of topics";
+    assert_eq!((status, body.trim_end()), (501, message));
+
+    let hub = Hub::builder().max_patterns(1).build();
+    let first = hub.matching([orders()]);
+    let _subscriber = first.subscribe_from(StartPosition::Now).unwrap();
+    let (status, body) = answer(hub.matching([TopicPattern::prefix("x")])).await;
+    let message = "the server has no room for another pattern of topics";
+    assert_eq!((status, body.trim_end()), (503, message));
 }
 
 #[test]
@@ -60,7 +81,8 @@ fn number_of_patterns_is_bounded() {
     let first = source.subscribe_from(StartPosition::Now).unwrap();
     let second = source.subscribe_from(StartPosition::Now).unwrap();
     let other = hub.matching([TopicPattern::prefix("x")]);
-    assert!(other.subscribe_from(StartPosition::Now).is_err());
+    let error = other.subscribe_from(StartPosition::Now).unwrap_err();
+    assert!(error.is_full());
     drop((first, second));
     assert!(other.subscribe_from(StartPosition::Now).is_ok());
 }

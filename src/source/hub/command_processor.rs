@@ -16,8 +16,7 @@ use super::{
     client_topics::{AllowedTopics, Authorizer},
     control_events,
     hub_reader::HubReader,
-    hub_source::hub_full_rejection,
-    hub_state::{HubFull, TopicRequest},
+    hub_state::TopicRequest,
     reader_request::topic_start,
     requested_topics::Topics,
     revocations::AccessChanged,
@@ -252,9 +251,9 @@ impl CommandProcessor {
             start,
             max_history,
         };
-        if let Err(HubFull) = reader.join_topic(&request, cursor.as_ref()) {
+        if let Err(error) = reader.join_topic(&request, cursor.as_ref()) {
             reader.remove_topic(&topic);
-            return refuse(reader, &topic, &hub_full_rejection(), reference);
+            return refuse(reader, &topic, &Rejection::from(error), reference);
         }
         reader.push_answer(control_events::subscribed(&topic, reference));
         if let (Some(id), None) = (cursor, position) {

@@ -169,7 +169,8 @@ impl HubBuilder {
     }
 
     /// Sets the maximum number of different [patterns](super::Hub::matching) that have subscribers at a time. The default is 0: subscriptions
-    /// to patterns are refused.
+    /// to patterns are refused with [`Error::is_patterns_disabled`](crate::Error::is_patterns_disabled) and the status 501. If the hub has its maximum
+    /// of patterns, subscriptions to further patterns are refused with [`Error::is_full`](crate::Error::is_full) and the status 503.
     ///
     /// Each publication compares the topic with every such pattern. A pattern with subscribers has a log of at most 1024 events and 1 MiB,
     /// which do not count towards [`max_total_bytes`](Self::max_total_bytes).

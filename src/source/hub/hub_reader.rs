@@ -9,12 +9,12 @@ use super::{
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FinishedBatch, MergedBatch},
     revocations::RevocableSubscription,
-    topic_log::{MissedTopicEvents, ReaderOrdinals},
+    topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
 };
 #[cfg(feature = "json")]
 use super::{
-    hub_state::{HubFull, TopicRequest},
+    hub_state::{JoinError, TopicRequest},
     revocations::AccessChanged,
 };
 use crate::{
@@ -49,8 +49,8 @@ pub(super) struct HubReader {
     gaps: VecDeque<TopicGap>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
-    /// The reader has read the history of the topics that match its patterns when its position is this one. 0 if there is no such topic.
-    history_end: u64,
+    /// The position at which the reader has read the history of the topics that match its patterns. 0 if there is no such topic.
+    history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
     /// `None` if the server has chosen the topics.
@@ -62,8 +62,8 @@ pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
     key: WaiterKey,
     pub(super) ordinals: ReaderOrdinals,
-    /// The ordinal of the last event to read, if the reader gets later events from the log of a pattern.
-    end_ordinal: Option<u64>,
+    /// The end of the events to read, if the reader gets later events of the topic from the log of a pattern.
+    pub(super) history_end: Option<HistoryEnd>,
 }
 
 /// A gap in one topic, at a position in the order of the hub.
@@ -116,17 +116,14 @@ impl HubReader {
             buffer: ReadBuffer::default(),
             gaps: VecDeque::new(),
             sender,
-            history_end: 0,
+            history_end_position: 0,
             is_parked: false,
             revocable: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
-        if joined
-            .topics
-            .iter()
-            .any(|topic| topic.end_ordinal.is_some())
-        {
-            reader.history_end = joined.published_position;
+        let history_ends = joined.topics.iter().filter_map(|topic| topic.history_end);
+        if history_ends.count() > 0 {
+            reader.history_end_position = joined.published_position;
         }
         for topic in joined.topics {
             reader.add_topic(topic, requested.as_ref());
@@ -151,7 +148,7 @@ impl HubReader {
             ordinals,
             missed,
             first_position,
-            end_ordinal,
+            history_end,
         } = joined;
         if let Some(first) = first_position {
             self.position = self.position.min(first - 1);
@@ -167,7 +164,7 @@ impl HubReader {
             topic,
             key,
             ordinals,
-            end_ordinal,
+            history_end,
         });
         self.is_parked = false;
     }
@@ -243,10 +240,11 @@ impl HubReader {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
-            if self.history_end > 0 && self.position >= self.history_end {
+            let outcome = self.read_batch();
+            if self.history_end_position > 0 && self.position >= self.history_end_position {
                 self.leave_history();
             }
-            match self.read_batch() {
+            match outcome {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
                 BatchReadOutcome::UpToDate => {
@@ -266,10 +264,10 @@ impl HubReader {
 
     /// Leaves the topics of which the reader gets further events from the logs of its patterns.
     fn leave_history(&mut self) {
-        self.history_end = 0;
+        self.history_end_position = 0;
         let (left, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.topics)
             .into_iter()
-            .partition(|reader| reader.end_ordinal.is_some());
+            .partition(|reader| reader.history_end.is_some());
         self.topics = kept;
         for reader in &left {
             reader.topic.deregister_reader(&reader.key);
@@ -367,14 +365,10 @@ impl HubReader {
         for index in 0..self.topics.len() {
             let reader = &mut self.topics[index];
             let missed = batch.add_topic(index, reader, self.sender.as_ref());
-            let ends_in_history = reader.end_ordinal.is_some();
-            if let Some(mut missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
+            if let Some(missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
                 self.hub.counters.add_lagged(missed.count.unwrap_or(0));
                 if self.hub.config.disconnects_lagging {
                     return BatchReadOutcome::Lagged;
-                }
-                if ends_in_history {
-                    missed.last_position = missed.last_position.min(self.history_end);
                 }
                 let topic = self.topics[index].topic.clone();
                 self.push_gap(&topic, missed, GapReason::Lagged, None);
@@ -493,12 +487,12 @@ impl HubReader {
     /// client resumes the topic.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for the topic.
+    /// [`JoinError::TooManyTopics`] if the hub has no room for the topic.
     pub(super) fn join_topic(
         &mut self,
         request: &TopicRequest,
         cursor: Option<&EventId>,
-    ) -> Result<(), HubFull> {
+    ) -> Result<(), JoinError> {
         let joined = self.hub.join(std::slice::from_ref(request), &[])?;
         // The client has the events of its other topics up to this position.
         self.set_catch_up_end(self.position);
@@ -560,8 +554,8 @@ impl TopicReader {
     /// Returns the number of unread events before those that the reader gets from the log of a pattern. Returns `None` if the reader gets
     /// all events from the log of the topic.
     pub(super) fn unread_history_len(&self) -> Option<u64> {
-        let end = self.end_ordinal?;
-        Some(end.saturating_sub(self.ordinals.retained))
+        let end = self.history_end?;
+        Some(end.ordinal.saturating_sub(self.ordinals.retained))
     }
 
     /// Takes events up to the position `bound` from the topic's log.

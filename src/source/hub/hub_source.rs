@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 
 use super::{
-    hub_state::{HubFull, HubState},
+    hub_state::{HubState, JoinError},
     hub_subscriber::HubSubscriber,
     reader_request::{AllowedTopic, ReaderRequest},
     topic_pattern::TopicPattern,
@@ -92,12 +92,13 @@ impl HubSource {
     /// Subscribes the server itself: returns the stream of items that a client would get.
     ///
     /// # Errors
-    /// [`Error::is_full`] if the hub has no room for one of the topics.
+    /// [`Error::is_full`] if the hub has no room for one of the topics or patterns. [`Error::is_patterns_disabled`] if the source has a pattern
+    /// and the hub allows none.
     pub fn subscribe_from(&self, start: StartPosition) -> Result<HubSubscriber, Error> {
-        self.subscriber(start).map_err(|HubFull| Error::full())
+        self.subscriber(start).map_err(Error::from)
     }
 
-    fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, HubFull> {
+    fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, JoinError> {
         let request = ReaderRequest {
             topics: self.topics.iter().map(AllowedTopic::from).collect(),
             patterns: self.patterns.clone(),
@@ -110,14 +111,31 @@ impl HubSource {
     }
 }
 
-/// Returns the rejection of a client for whose topics the hub has no room.
-pub(super) fn hub_full_rejection() -> Rejection {
-    Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
-        .message("the server has no room for another topic")
-        .retry_after(HUB_FULL_RETRY)
+impl From<JoinError> for Error {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::TooManyTopics | JoinError::TooManyPatterns => Self::full(),
+            JoinError::PatternsDisabled => Self::patterns_disabled(),
+        }
+    }
 }
 
-/// The time after which a client returns if the hub had no room for its topics.
+impl From<JoinError> for Rejection {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::TooManyTopics => Self::new(StatusCode::SERVICE_UNAVAILABLE)
+                .message("the server has no room for another topic")
+                .retry_after(HUB_FULL_RETRY),
+            JoinError::TooManyPatterns => Self::new(StatusCode::SERVICE_UNAVAILABLE)
+                .message("the server has no room for another pattern of topics")
+                .retry_after(HUB_FULL_RETRY),
+            JoinError::PatternsDisabled => Self::new(StatusCode::NOT_IMPLEMENTED)
+                .message("the server allows no subscriptions to patterns of topics"),
+        }
+    }
+}
+
+/// The time after which a client returns if the hub had no room for its topics or patterns.
 const HUB_FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
@@ -127,7 +145,7 @@ impl PushSource for HubSource {
     async fn subscribe(self, subscription: Subscription) -> Result<HubSubscriber, Rejection> {
         let start = ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone());
         let subscriber = self.subscriber(start);
-        subscriber.map_err(|HubFull| hub_full_rejection())
+        subscriber.map_err(Rejection::from)
     }
 
     /// Returns whether the hub has history. Long-polling keeps the stream of a hub without history between two polls.

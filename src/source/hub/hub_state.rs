@@ -12,7 +12,10 @@ use super::{
     pattern_table::PatternRequest,
     publish_options::PublishOptions,
     revocations::Revocations,
-    topic_log::{MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry, TopicStart},
+    topic_log::{
+        HistoryEnd, MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry,
+        TopicStart,
+    },
     topic_state::TopicState,
     topic_table::{DeferredDrops, TopicTable},
 };
@@ -65,8 +68,8 @@ pub(super) struct JoinedTopic {
     pub(super) missed: Option<MissedTopicEvents>,
     /// The position of the first event that the reader will get from the log.
     pub(super) first_position: Option<u64>,
-    /// The reader reads only the log's history up to this ordinal. `None`: the reader reads further events, too.
-    pub(super) end_ordinal: Option<u64>,
+    /// The end of the events that the reader reads from the log. `None` if the reader gets all events of the topic from the log.
+    pub(super) history_end: Option<HistoryEnd>,
 }
 
 /// The result of [`HubState::join`].
@@ -92,9 +95,16 @@ pub(super) struct HubSize {
     pub(super) bytes: usize,
 }
 
-/// The error of [`HubState::join`]: the hub is full of topics with subscribers.
-#[derive(Debug)]
-pub(super) struct HubFull;
+/// The reason why a reader cannot join a topic or a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JoinError {
+    /// The hub is full of topics with subscribers.
+    TooManyTopics,
+    /// The hub has its maximum number of patterns with subscribers.
+    TooManyPatterns,
+    /// The hub allows no patterns.
+    PatternsDisabled,
+}
 
 impl HubState {
     pub(super) fn new(config: HubConfig) -> Self {
@@ -199,12 +209,12 @@ impl HubState {
     /// Joins topics: a reader of the topics gets every event that is published from now on.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
     pub(super) fn join(
         &self,
         requests: &[TopicRequest],
         patterns: &[PatternRequest],
-    ) -> Result<JoinedTopics, HubFull> {
+    ) -> Result<JoinedTopics, JoinError> {
         let mut deferred_drops = DeferredDrops::default();
         let table = &mut *lock(&self.table);
         let now = self.now();
@@ -220,7 +230,7 @@ impl HubState {
             );
             let Some(topic) = topic else {
                 table.remove_reader(&joined, now, &mut deferred_drops);
-                return Err(HubFull);
+                return Err(JoinError::TooManyTopics);
             };
             table.add_subscriber(&topic, now);
             table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
@@ -237,14 +247,14 @@ impl HubState {
                 ordinals,
                 missed,
                 first_position,
-                end_ordinal: None,
+                history_end: None,
             });
         }
         for request in patterns {
             let allows_replaced = self.config.is_last_value;
-            if let Err(HubFull) = table.join_pattern(request, allows_replaced, now, &mut joined) {
+            if let Err(error) = table.join_pattern(request, allows_replaced, now, &mut joined) {
                 table.remove_reader(&joined, now, &mut deferred_drops);
-                return Err(HubFull);
+                return Err(error);
             }
         }
         Ok(JoinedTopics {

@@ -1,7 +1,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
-    hub_state::{HubFull, JoinedTopic},
+    hub_state::{JoinError, JoinedTopic},
     topic_log::{MissedTopicEvents, TopicLog, TopicLogEntry, TopicStart},
     topic_pattern::TopicPattern,
     topic_state::TopicState,
@@ -92,9 +92,12 @@ impl PatternTable {
     }
 
     /// Adds a subscriber to a pattern. Returns the end of the log of the pattern.
-    fn add_subscriber(&mut self, pattern: &TopicPattern) -> Result<JoinedTopic, HubFull> {
+    fn add_subscriber(&mut self, pattern: &TopicPattern) -> Result<JoinedTopic, JoinError> {
+        if self.max_patterns == 0 {
+            return Err(JoinError::PatternsDisabled);
+        }
         if !self.slots.contains_key(pattern) && self.slots.len() >= self.max_patterns {
-            return Err(HubFull);
+            return Err(JoinError::TooManyPatterns);
         }
         let new_slot = || PatternSlot {
             log: Arc::new(TopicState::of_pattern(pattern.clone(), TopicLog::new(0))),
@@ -108,7 +111,7 @@ impl PatternTable {
             ordinals,
             missed: None,
             first_position: None,
-            end_ordinal: None,
+            history_end: None,
         })
     }
 
@@ -153,7 +156,7 @@ impl TopicTable {
         allows_replaced: bool,
         now: Duration,
         joined: &mut Vec<JoinedTopic>,
-    ) -> Result<(), HubFull> {
+    ) -> Result<(), JoinError> {
         let PatternRequest { pattern, start } = request;
         let mut live = self.patterns.add_subscriber(pattern)?;
         let mut history = Vec::new();
@@ -168,7 +171,7 @@ impl TopicTable {
                 continue;
             }
             let last_position = log.last_history_position();
-            let end_ordinal = Some(log.end_ordinals().retained);
+            let history_end = Some(log.history_end());
             drop(log);
             history.push((
                 last_position,
@@ -177,7 +180,7 @@ impl TopicTable {
                     ordinals: resolved.ordinals,
                     missed: resolved.missed,
                     first_position,
-                    end_ordinal,
+                    history_end,
                 },
             ));
         }
@@ -200,7 +203,7 @@ impl TopicTable {
                 .topic_name()
                 .is_some_and(|name| pattern.matches(name))
             {
-                joined.end_ordinal = Some(joined.topic.log().end_ordinals().retained);
+                joined.history_end = Some(joined.topic.log().history_end());
             }
         }
         joined.push(live);

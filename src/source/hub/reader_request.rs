@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{
     hub_reader::HubReader,
-    hub_state::{HubCursor, HubFull, HubState, TopicRequest},
+    hub_state::{HubCursor, HubState, JoinError, TopicRequest},
     pattern_table::PatternRequest,
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
@@ -47,8 +47,8 @@ impl ReaderRequest {
     /// Creates the reader.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for a topic.
-    pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, HubFull> {
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
+    pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, JoinError> {
         let cursor = match &self.start {
             StartPosition::After(id) => {
                 let position = hub.position_of(id);
