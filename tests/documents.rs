@@ -1,9 +1,7 @@
-//! The code blocks of the documents, as doc tests: `cargo test --package tower-push-tests --doc`.
+//! The code blocks of the documents in `docs/`, as doc tests: `cargo test --package tower-push-tests --doc`.
 
 #[cfg(doctest)]
 mod documents {
-    #[doc = include_str!("../README.md")]
-    struct Readme;
     #[doc = include_str!("../docs/architecture.md")]
     struct Architecture;
     #[doc = include_str!("../docs/clients.md")]

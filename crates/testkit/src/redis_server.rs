@@ -57,7 +57,7 @@ impl RedisServer {
         let directory = directory_of(port);
         fs::create_dir_all(&directory).unwrap();
         let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
-        let process = spawn(program, &directory, port, &options);
+        let process = spawn_server(program, &directory, port, &options);
         let server = Self {
             program,
             options,
@@ -67,6 +67,12 @@ impl RedisServer {
         };
         server.wait_until_ready();
         server
+    }
+
+    /// Starts a replica of this server, of the same program: an older program cannot read the data of a newer one.
+    pub fn start_replica(&self) -> Self {
+        let port = self.port.to_string();
+        Self::start(self.program, &["--replicaof", "127.0.0.1", &port])
     }
 
     /// Starts a Sentinel that watches one master, and promotes a replica half a second after the master has failed.
@@ -143,7 +149,7 @@ impl RedisServer {
 
     /// Starts the server again after [`kill`](Self::kill), with the data that it has on its disk.
     pub fn start_again(&mut self) {
-        self.process = spawn(self.program, &self.directory, self.port, &self.options);
+        self.process = spawn_server(self.program, &self.directory, self.port, &self.options);
         self.wait_until_ready();
     }
 
@@ -153,7 +159,21 @@ impl RedisServer {
         replica.command(&["SAVE"]);
         let dump = replica.directory.join("dump.rdb");
         fs::copy(dump, self.directory.join("dump.rdb")).unwrap();
-        self.start_again();
+        // A server with an append-only file does not read the dump.
+        let has_append_only_file = fs::remove_dir_all(self.directory.join("appendonlydir")).is_ok();
+        let options = [&self.options[..], &["--appendonly".into(), "no".into()]].concat();
+        self.process = spawn_server(self.program, &self.directory, self.port, &options);
+        self.wait_until_ready();
+        if has_append_only_file {
+            self.command(&["CONFIG", "SET", "appendonly", "yes"]);
+            let is_written = |info: String| {
+                info.contains("aof_rewrite_in_progress:0")
+                    && info.contains("aof_rewrite_scheduled:0")
+            };
+            while !is_written(self.command(&["INFO", "persistence"])) {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
 
     /// Stops the server with SIGSTOP: it answers nothing until [`resume`](Self::resume).
@@ -198,7 +218,7 @@ fn directory_of(port: u16) -> PathBuf {
     std::env::temp_dir().join(name)
 }
 
-fn spawn(program: RedisProgram, directory: &Path, port: u16, options: &[String]) -> Child {
+fn spawn_server(program: RedisProgram, directory: &Path, port: u16, options: &[String]) -> Child {
     program
         .command()
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])

@@ -124,6 +124,13 @@ impl FrameBuffer {
         }
     }
 
+    /// Whether a payload is long enough to be a frame of its own, so that streams which write different ids before it share its bytes. A
+    /// shorter payload would be copied into each stream's frame, and its encoding would be kept for nothing.
+    #[inline]
+    pub(crate) fn is_worth_sharing(event: &Event) -> bool {
+        event.payload().as_bytes().len() >= MIN_UNCOPIED_LEN
+    }
+
     /// Completes the open frame: later writes begin a new frame.
     fn complete_frame(&mut self) {
         if let Some(frame) = self.open_frame.take() {

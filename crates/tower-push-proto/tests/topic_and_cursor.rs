@@ -201,3 +201,69 @@ fn sse_payload_is_shared_by_all_cursors() {
         assert_eq!(frames[0].as_ptr(), frames[1].as_ptr());
     }
 }
+
+/// Returns what a new stream of `format` writes for `event` with `cursor`, as frames.
+fn frames_with_cursor(format: &dyn Format, event: &Event, cursor: &str) -> Vec<bytes::Bytes> {
+    let mut encoder = format.encoder(format.media_types()[0]).1;
+    let mut out = FrameBuffer::default();
+    let cursor = EventId::new(cursor).unwrap();
+    let event = event.clone();
+    let item = Item::EventWithCursor { event, cursor };
+    item.write_to(&mut *encoder, &mut out).unwrap();
+    std::iter::from_fn(|| out.take_frame()).collect()
+}
+
+#[test]
+fn large_payload_is_shared_among_cursors() {
+    let formats: [&dyn Format; 5] = [
+        &Ndjson::new(),
+        &JsonSeq::new(),
+        &JsonArray::new(),
+        &Multipart::mixed(),
+        &Multipart::replace(),
+    ];
+    for format in formats {
+        for (len, is_shared) in [(4095, false), (4096, true), (100_000, true)] {
+            let event = with_topic_and_text("é\"\n".repeat(len / 4) + &"x".repeat(len % 4));
+            assert_eq!(event.payload().as_bytes().len(), len);
+            let [one, other] =
+                ["c1", "c2"].map(|cursor| frames_with_cursor(format, &event, cursor));
+            let pointers = |frames: &[bytes::Bytes]| -> Vec<_> {
+                let is_large = |frame: &&bytes::Bytes| frame.len() >= len;
+                frames.iter().filter(is_large).map(|f| f.as_ptr()).collect()
+            };
+            assert_eq!(pointers(&one).len(), 1, "{}", format.name());
+            let are_same = pointers(&one) == pointers(&other);
+            assert_eq!(are_same, is_shared, "{} of {len}", format.name());
+        }
+    }
+}
+
+#[test]
+fn shared_payload_has_the_same_bytes() {
+    for format in [
+        &Ndjson::new() as &dyn Format,
+        &JsonSeq::new(),
+        &JsonArray::new(),
+    ] {
+        for len in [0, 4000, 4096, 20_000] {
+            let text = "\"é\n".repeat(len / 4);
+            let written = frames_with_cursor(format, &with_topic_and_text(text.clone()), "c1");
+            let text = serde_json::to_string(&text).unwrap();
+            let json = r#"{"id":"a1","cursor":"c1","topic":"t","event":"greeting","data":"#;
+            let (before, after) = match format.name() {
+                "json-seq" => ("\u{1e}", "\n"),
+                "ndjson" => ("", "\n"),
+                _ => ("", ""),
+            };
+            let expected = format!("{before}{json}{text}}}{after}");
+            assert!(written.concat() == expected.as_bytes(), "{}", format.name());
+        }
+    }
+}
+
+fn with_topic_and_text(text: String) -> Event {
+    let event = Event::text(text).with_id("a1").unwrap();
+    let event = event.with_type("greeting").unwrap();
+    event.with_topic("t").unwrap()
+}

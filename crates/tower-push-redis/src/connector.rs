@@ -228,7 +228,7 @@ impl SharedConnection {
         &self.connector
     }
 
-    /// Returns the connection for one command, which the caller runs with [`run`](Self::run).
+    /// Returns the connection for one command, which the caller runs with [`run_command`](Self::run_command).
     pub(crate) async fn lease(&self) -> Result<ConnectionLease, Error> {
         let mut state = self.state.lock().await;
         if let Some(connection) = &state.connection {
@@ -260,7 +260,7 @@ impl SharedConnection {
     }
 
     /// Runs a command of a lease. After an error for which a new connection can help, the next lease has a new connection.
-    pub(crate) async fn run<T, E: Into<Error>>(
+    pub(crate) async fn run_command<T, E: Into<Error>>(
         &self,
         generation: u64,
         command: impl Future<Output = Result<T, E>>,

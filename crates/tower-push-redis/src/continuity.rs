@@ -41,13 +41,13 @@ impl ReaderPosition {
     pub(crate) fn after(entry: &StreamEntry, entries_added: u64) -> Self {
         Self {
             id: entry.id,
-            fingerprint: entry.cursor().fingerprint,
+            fingerprint: Some(entry.fingerprint()),
             entries_added,
         }
     }
 
-    /// Returns the position at the end of a stream that has no entries.
-    pub(crate) fn at_end_of_empty(info: Option<&StreamInfo>) -> Self {
+    /// Returns the position at the end of a stream whose last entry was removed, or which has never had one.
+    pub(crate) fn at_end_without_entry(info: Option<&StreamInfo>) -> Self {
         Self {
             id: info.map_or(EntryId::ZERO, |info| info.last_generated_id),
             fingerprint: None,
@@ -56,10 +56,8 @@ impl ReaderPosition {
     }
 
     /// Returns whether `entry` is the last one that the reader has read.
-    pub(crate) fn is_entry(&self, entry: &StreamEntry) -> bool {
-        entry.id == self.id
-            && self.fingerprint.is_some()
-            && entry.cursor().fingerprint == self.fingerprint
+    pub(crate) fn is_after_entry(&self, entry: &StreamEntry) -> bool {
+        entry.id == self.id && Some(entry.fingerprint()) == self.fingerprint
     }
 
     /// Compares this position with a snapshot whose entries begin at the position's id.
@@ -81,7 +79,7 @@ impl ReaderPosition {
             return Continuity::Replaced;
         }
         if let Some(entry) = snapshot.entries.first().filter(|entry| entry.id == self.id) {
-            return match self.is_entry(entry) {
+            return match self.is_after_entry(entry) {
                 true => Continuity::Intact,
                 false => Continuity::Replaced,
             };
@@ -144,10 +142,8 @@ mod tests {
     }
 
     fn entry(ms: u64, text: u64) -> StreamEntry {
-        StreamEntry {
-            id: EntryId { ms, seq: 0 },
-            fields: vec![(b"data".to_vec(), text.to_string().into_bytes())],
-        }
+        let fields = vec![(b"data".to_vec(), text.to_string().into_bytes())];
+        StreamEntry::new(EntryId { ms, seq: 0 }, fields)
     }
 
     impl ModelStream {
@@ -197,7 +193,7 @@ mod tests {
         fn end(&self) -> ReaderPosition {
             match (self.entries.last(), &self.info) {
                 (Some(last), Some(info)) => ReaderPosition::after(last, info.entries_added),
-                (_, info) => ReaderPosition::at_end_of_empty(info.as_ref()),
+                (_, info) => ReaderPosition::at_end_without_entry(info.as_ref()),
             }
         }
     }

@@ -45,9 +45,12 @@
 //! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that
 //! have got it get a gap; clients that have not got it do not learn of it.
 //!
-//! Two changes of a stream leave no trace in it. If a key was deleted and filled again while a process was not connected, the process
-//! cannot tell this from trimming: clients get a gap (`expired`) in both cases. If the last entry was removed, the hash in a cursor cannot
-//! be compared: a client whose cursor has the id of this entry resumes.
+//! Three changes of a stream cannot be told from harmless ones:
+//! - A key was deleted and filled again while a process was not connected. This looks like trimming: clients get a gap (`expired`), and not
+//!   `epoch`.
+//! - The last entry was removed, and a client returns with the id of this entry. The hash in the cursor has no entry to be compared with, and the
+//!   client resumes.
+//! - An entry was deleted with `XDEL` before a client got it. The client gets the entries around it, and is not told of the deletion.
 //!
 //! # Permissions
 //! A user (ACL) needs `+xread +xrange +xrevrange +xinfo|stream +type +role +multi +exec +xadd` on the stream's key, and for

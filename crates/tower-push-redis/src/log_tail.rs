@@ -66,7 +66,7 @@ impl LogTail {
             Some(newest) => {
                 ReaderPosition::after(newest, info.map_or(0, |info| info.entries_added))
             }
-            None => ReaderPosition::at_end_of_empty(info.as_ref()),
+            None => ReaderPosition::at_end_without_entry(info.as_ref()),
         };
         let has_extra = newest_first.len() > limits.max_entries || bytes > limits.max_bytes;
         let extra = match has_extra && newest_first.len() > 1 {

@@ -85,14 +85,14 @@ impl ReaderMetrics {
         }
     }
 
-    pub(crate) fn set_answered(&self) {
+    pub(crate) fn record_answer(&self) {
         let mut connection = self.lock();
         connection.state = ReaderState::Following;
         connection.answered_at = Instant::now();
         connection.error = None;
     }
 
-    pub(crate) fn set_error(&self, error: Error) {
+    pub(crate) fn record_error(&self, error: Error) {
         let mut connection = self.lock();
         connection.state = ReaderState::Reconnecting;
         connection.error = Some(error);

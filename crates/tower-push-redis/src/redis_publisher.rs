@@ -17,7 +17,7 @@ use crate::{
     random::Backoff,
     stream_cursor::StreamCursor,
     stream_entry::{Fields, fields_of_event},
-    trim_policy::{Trim, TrimPolicy},
+    trim_policy::{TrimPolicy, TrimStrategy},
 };
 
 /// Adds events to a stream. Clones share a connection.
@@ -154,25 +154,29 @@ impl RedisPublisher {
     ) -> Result<Publication, Error> {
         let connection = &self.shared.connection;
         let stream = connection.connector().key();
-        let arguments = self.xadd_arguments(entry);
+        let trim = self.next_trim().map(TrimStrategy::arguments);
+        let trim = trim.iter().flatten().map(String::as_bytes);
+        let fields = entry.fields.iter();
+        let fields = fields.flat_map(|(name, value)| [name.as_slice(), value]);
+        let arguments: Vec<_> = trim.chain([&b"*"[..]]).chain(fields).collect();
         let mut lease = connection.lease().await?;
         let (is_duplicate, id) = match idempotency_key {
             None => {
                 let mut command = redis::cmd("XADD");
                 command.arg(stream).arg(arguments);
                 let add = command.query_async(&mut lease.connection);
-                let id: String = connection.run(lease.generation, add).await?;
+                let id: String = connection.run_command(lease.generation, add).await?;
                 (false, format!("{id}~{}", entry.fingerprint.as_str()))
             }
             Some(key) => {
                 let lifetime = self.shared.config.key_lifetime.as_millis().max(1) as u64;
                 let mut call = self.shared.script.prepare_invoke();
-                call.key(stream).key(once_key(stream, key));
+                call.key(stream).key(idempotency_redis_key(stream, key));
                 call.arg(entry.fingerprint.as_str())
                     .arg(lifetime)
                     .arg(arguments);
                 let add = call.invoke_async(&mut lease.connection);
-                connection.run(lease.generation, add).await?
+                connection.run_command(lease.generation, add).await?
             }
         };
         let id = EventId::new(id).map_err(|_| Error::unsupported())?;
@@ -183,23 +187,12 @@ impl RedisPublisher {
         Ok(Publication { id, is_duplicate })
     }
 
-    /// Returns the arguments of `XADD` after the key.
-    fn xadd_arguments(&self, entry: &NewEntry) -> Vec<Vec<u8>> {
-        let trim = self.next_trim().into_iter().flat_map(Trim::arguments);
-        let mut arguments: Vec<_> = trim.map(String::into_bytes).collect();
-        arguments.push(b"*".to_vec());
-        for (name, value) in &entry.fields {
-            arguments.extend([name.clone(), value.clone()]);
-        }
-        arguments
-    }
-
     /// Returns how the next publication trims the stream.
-    fn next_trim(&self) -> Option<Trim> {
+    fn next_trim(&self) -> Option<TrimStrategy> {
         let number = self.shared.publications.fetch_add(1, Ordering::Relaxed);
         let last_ms = self.shared.last_ms.load(Ordering::Relaxed);
         let last_ms = (last_ms > 0).then_some(last_ms);
-        self.shared.config.trim.trim(number, last_ms)
+        self.shared.config.trim.trim_strategy(number, last_ms)
     }
 }
 
@@ -226,7 +219,7 @@ impl NewEntry {
 }
 
 /// Returns the key under which a publication is remembered. In a cluster, this key is on the node of the stream.
-fn once_key(stream: &str, idempotency_key: &str) -> String {
+fn idempotency_redis_key(stream: &str, idempotency_key: &str) -> String {
     match has_hash_tag(stream) {
         true => format!("{stream}:once:{idempotency_key}"),
         false => format!("{{{stream}}}:once:{idempotency_key}"),
@@ -246,8 +239,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn once_key_is_on_node_of_stream() {
-        assert_eq!(once_key("events", "k"), "{events}:once:k");
-        assert_eq!(once_key("{app}:events", "k"), "{app}:events:once:k");
+    fn idempotency_key_is_on_node_of_stream() {
+        assert_eq!(idempotency_redis_key("events", "k"), "{events}:once:k");
+        assert_eq!(
+            idempotency_redis_key("{app}:events", "k"),
+            "{app}:events:once:k"
+        );
     }
 }

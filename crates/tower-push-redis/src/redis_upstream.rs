@@ -65,7 +65,7 @@ impl Upstream for RedisUpstream {
         let key = self.connection.connector().key();
         let mut lease = self.connection.lease().await?;
         let read = read_snapshot(&mut lease.connection, key, cursor.id, max_entries + 1);
-        let snapshot = self.connection.run(lease.generation, read).await?;
+        let snapshot = self.connection.run_command(lease.generation, read).await?;
         self.lock_estimate().add(&snapshot.entries);
         page_after(cursor, snapshot, &request)
     }
@@ -86,7 +86,9 @@ fn page_after(
         return Err(UpstreamError::Lost(GapReason::Epoch));
     };
     match snapshot.entries.split_first() {
-        Some((entry, rest)) if entry.cursor() == cursor => return Ok(page_of(rest, request)),
+        Some((entry, rest)) if entry.cursor() == cursor => {
+            return Ok(page_of_entries(rest, request));
+        }
         Some((entry, _)) if entry.id == cursor.id => {
             return Err(UpstreamError::Lost(GapReason::Epoch));
         }
@@ -105,11 +107,11 @@ fn page_after(
     if snapshot.entries.is_empty() {
         return Err(UpstreamError::Lost(GapReason::Expired));
     }
-    Ok(page_of(&snapshot.entries, request).after_gap(Gap::new(GapReason::Expired)))
+    Ok(page_of_entries(&snapshot.entries, request).after_gap(Gap::new(GapReason::Expired)))
 }
 
 /// Returns the page of entries, of the topics that are requested.
-fn page_of(entries: &[StreamEntry], request: &PageRequest) -> Page {
+fn page_of_entries(entries: &[StreamEntry], request: &PageRequest) -> Page {
     let mut bytes = 0;
     let mut is_in_page = |entry: &&StreamEntry| {
         let fits = bytes < request.max_bytes();
@@ -133,10 +135,8 @@ mod tests {
     use crate::stream_info::StreamInfo;
 
     fn entry(ms: u64) -> StreamEntry {
-        StreamEntry {
-            id: EntryId { ms, seq: 0 },
-            fields: vec![(b"data".to_vec(), vec![b'x'; ms as usize])],
-        }
+        let fields = vec![(b"data".to_vec(), vec![b'x'; ms as usize])];
+        StreamEntry::new(EntryId { ms, seq: 0 }, fields)
     }
 
     /// A stream that had the entries 1 to 9, from which all but these were removed.
@@ -210,7 +210,7 @@ mod tests {
         let entries: Vec<_> = (1..=9).map(entry).collect();
         let count = |max_bytes| {
             let request = PageRequest::new(0.into()).with_max_bytes(max_bytes);
-            page_of(&entries, &request).into_parts().1.len()
+            page_of_entries(&entries, &request).into_parts().1.len()
         };
         assert_eq!((count(0), count(1), count(10), count(1000)), (1, 1, 2, 9));
     }

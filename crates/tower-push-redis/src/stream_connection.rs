@@ -70,7 +70,7 @@ impl StreamConnection {
         command.arg("STREAM").arg(self.reads.connector().key());
         let mut lease = self.reads.lease().await?;
         let read = command.query_async(&mut lease.connection);
-        let info: Value = self.reads.run(lease.generation, read).await?;
+        let info: Value = self.reads.run_command(lease.generation, read).await?;
         let info = StreamInfo::parse(info)?;
         let read = self.metrics.entries_added.load(Ordering::Relaxed);
         Ok(info.entries_added.saturating_sub(read))

@@ -21,7 +21,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StreamEntry {
     pub(crate) id: EntryId,
-    pub(crate) fields: Fields,
+    fields: Fields,
+    fingerprint: Fingerprint,
 }
 
 /// The names and the values of an entry's fields, in their order.
@@ -33,10 +34,22 @@ const TOPIC: &str = "topic";
 const FORMAT: &str = "format";
 
 impl StreamEntry {
+    pub(crate) fn new(id: EntryId, fields: Fields) -> Self {
+        Self {
+            id,
+            fingerprint: Fingerprint::of_fields(&fields),
+            fields,
+        }
+    }
+
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
     pub(crate) fn cursor(&self) -> StreamCursor {
         StreamCursor {
             id: self.id,
-            fingerprint: Some(Fingerprint::of_fields(&self.fields)),
+            fingerprint: Some(self.fingerprint),
         }
     }
 
@@ -55,7 +68,9 @@ impl StreamEntry {
 
     /// Returns the entry as an event whose id is the entry's cursor.
     pub(crate) fn to_event(&self) -> Event {
-        let event = self.known_event().unwrap_or_else(|| self.object_event());
+        let event = self
+            .event_of_own_fields()
+            .unwrap_or_else(|| self.json_event_of_all_fields());
         event.with_event_id(self.event_id())
     }
 
@@ -66,7 +81,7 @@ impl StreamEntry {
     }
 
     /// Returns the event of the fields that this crate writes. Returns `None` if `data` is missing, or the type or the topic is invalid.
-    fn known_event(&self) -> Option<Event> {
+    fn event_of_own_fields(&self) -> Option<Event> {
         let text_field = |name| self.field(name).map(std::str::from_utf8).transpose().ok();
         let data = self.field(DATA)?;
         let format = self.field(FORMAT).unwrap_or(b"text");
@@ -85,7 +100,7 @@ impl StreamEntry {
     }
 
     /// Returns an event whose payload is a JSON object of all fields.
-    fn object_event(&self) -> Event {
+    fn json_event_of_all_fields(&self) -> Event {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let fields = self.fields.iter();
         let object: Map<String, JsonValue> = fields
@@ -126,10 +141,9 @@ impl StreamEntry {
         };
         let [id, fields] = <[Value; 2]>::try_from(parts).map_err(|_| Error::unsupported())?;
         let id: String = redis::from_redis_value(id).map_err(|_| Error::unsupported())?;
-        Ok(Self {
-            id: id.parse().map_err(|_| Error::unsupported())?,
-            fields: redis::from_redis_value(fields).map_err(|_| Error::unsupported())?,
-        })
+        let id = id.parse().map_err(|_| Error::unsupported())?;
+        let fields = redis::from_redis_value(fields).map_err(|_| Error::unsupported())?;
+        Ok(Self::new(id, fields))
     }
 }
 
@@ -156,10 +170,8 @@ mod tests {
 
     fn entry(fields: &[(&[u8], &[u8])]) -> StreamEntry {
         let owned = |(name, value): &(&[u8], &[u8])| (name.to_vec(), value.to_vec());
-        StreamEntry {
-            id: EntryId { ms: 1716, seq: 2 },
-            fields: fields.iter().map(owned).collect(),
-        }
+        let fields = fields.iter().map(owned).collect();
+        StreamEntry::new(EntryId { ms: 1716, seq: 2 }, fields)
     }
 
     #[test]
@@ -173,10 +185,7 @@ mod tests {
             Event::binary("valid UTF-8"),
         ] {
             let fields = fields_of_event(&event);
-            let read = StreamEntry {
-                id: EntryId::ZERO,
-                fields,
-            };
+            let read = StreamEntry::new(EntryId::ZERO, fields);
             let read = read.to_event();
             assert_eq!(read.payload(), event.payload());
             assert_eq!(read.event_type(), event.event_type());

@@ -46,6 +46,14 @@ pub(crate) struct StreamReader<S> {
     role_checked_at: Instant,
 }
 
+/// The result of a read that waits for entries.
+struct BlockingRead {
+    /// The entries after the reader's position. Empty if there was none in time.
+    entries: Vec<StreamEntry>,
+    /// Whether the stream still has the entry of the reader's position.
+    has_position_entry: bool,
+}
+
 /// How long the server waits for an entry until it answers that there is none.
 const BLOCK_TIME: Duration = Duration::from_secs(5);
 
@@ -100,7 +108,7 @@ impl<S: EventSink> StreamReader<S> {
                         connection.reconnect().await;
                     }
                 }
-                self.metrics.set_error(error);
+                self.metrics.record_error(error);
                 sleep(self.backoff.next_delay()).await;
             }
         }
@@ -120,7 +128,7 @@ impl<S: EventSink> StreamReader<S> {
         let renewed_at = Instant::now() + age;
         while Instant::now() < renewed_at {
             self.read_next(&mut connection).await?;
-            self.metrics.set_answered();
+            self.metrics.record_answer();
             self.backoff = Backoff::new();
         }
         Ok(())
@@ -129,16 +137,16 @@ impl<S: EventSink> StreamReader<S> {
     /// Waits for the next entries and pushes them.
     async fn read_next(&mut self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
         let max_entries = self.estimate.max_entries();
-        let (entries, is_at_position) = self.read_blocking(connection, max_entries).await?;
-        if !is_at_position {
+        let read = self.read_blocking(connection, max_entries).await?;
+        if !read.has_position_entry {
             return self.check_position(connection, true).await;
         }
-        self.estimate.add(&entries);
-        self.push_all(&entries);
+        self.estimate.add(&read.entries);
+        self.push_all(&read.entries);
         Ok(())
     }
 
-    /// Waits until there are entries after the position. Returns these entries, and whether the entry of the position is in the stream.
+    /// Waits until there are entries after the position, at most for [`BLOCK_TIME`].
     ///
     /// The server executes the second command after the first one has returned. So if the second one finds the entry of the position, this
     /// entry was in the stream during the first command, too.
@@ -146,7 +154,7 @@ impl<S: EventSink> StreamReader<S> {
         &mut self,
         connection: &mut MultiplexedConnection,
         max_entries: usize,
-    ) -> Result<(Vec<StreamEntry>, bool), Error> {
+    ) -> Result<BlockingRead, Error> {
         let key = self.connector.key();
         let position = self.position.id.to_string();
         let mut pipeline = redis::pipe();
@@ -178,8 +186,11 @@ impl<S: EventSink> StreamReader<S> {
             }
             self.role_checked_at = Instant::now();
         }
-        let is_at_position = found.iter().any(|entry| self.position.is_entry(entry));
-        Ok((entries, is_at_position))
+        let mut found = found.iter();
+        Ok(BlockingRead {
+            entries,
+            has_position_entry: found.any(|entry| self.position.is_after_entry(entry)),
+        })
     }
 
     /// Finds out whether entries are missing after the position. Announces a gap if so, and pushes the entries after the position.
@@ -208,10 +219,10 @@ impl<S: EventSink> StreamReader<S> {
                 let info = snapshot.info.unwrap_or_default();
                 self.position.entries_added = info.entries_added.saturating_sub(info.length);
             }
-            Continuity::Replaced => return self.find_place_again(connection).await,
+            Continuity::Replaced => return self.resume_in_replaced_stream(connection).await,
         }
         self.push_snapshot(snapshot);
-        self.metrics.set_answered();
+        self.metrics.record_answer();
         Ok(())
     }
 
@@ -222,14 +233,20 @@ impl<S: EventSink> StreamReader<S> {
         self.push_all(&entries);
         if let (Some(info), true) = (snapshot.info, snapshot.is_complete) {
             // The entries that were deleted unread are over, too.
-            self.position.entries_added = info.entries_added;
-            self.set_position(self.position);
+            let is_at_end = self.position.id == info.last_generated_id;
+            self.set_position(match is_at_end {
+                true => ReaderPosition {
+                    entries_added: info.entries_added,
+                    ..self.position
+                },
+                false => ReaderPosition::at_end_without_entry(Some(&info)),
+            });
         }
     }
 
     /// Announces a gap, and continues in a stream that is not the one of the position: after the newest entry that the reader knows, if a failover
     /// has lost only later ones, and else with the newest entries of the stream.
-    async fn find_place_again(
+    async fn resume_in_replaced_stream(
         &mut self,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), Error> {
@@ -261,7 +278,7 @@ impl<S: EventSink> StreamReader<S> {
     fn is_known(&self, entry: &StreamEntry) -> bool {
         let mut recent = self.recent.iter().rev();
         let found = recent.find(|(id, _)| *id == entry.id);
-        found.is_some_and(|(_, fingerprint)| entry.cursor().fingerprint == Some(*fingerprint))
+        found.is_some_and(|(_, fingerprint)| *fingerprint == entry.fingerprint())
     }
 
     /// Pushes the entries after the position, and moves the position.
@@ -271,9 +288,7 @@ impl<S: EventSink> StreamReader<S> {
             if self.recent.len() >= MAX_RECENT {
                 self.recent.pop_front();
             }
-            if let Some(fingerprint) = entry.cursor().fingerprint {
-                self.recent.push_back((entry.id, fingerprint));
-            }
+            self.recent.push_back((entry.id, entry.fingerprint()));
             self.sink.push(event);
             let entries_added = self.position.entries_added + 1;
             self.position = ReaderPosition::after(entry, entries_added);

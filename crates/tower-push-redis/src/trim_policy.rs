@@ -9,7 +9,7 @@ pub(crate) struct TrimPolicy {
 
 /// One of the two ways in which `XADD` trims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trim {
+pub(crate) enum TrimStrategy {
     MaxLen(u64),
     MinMs(u64),
 }
@@ -21,18 +21,18 @@ const AGE_TRIM_INTERVAL: u64 = 16;
 impl TrimPolicy {
     /// Returns how the publication with this number trims. `last_ms` is the newest known time of the server's clock. The ids of entries
     /// have the time of that clock, and this machine's clock can differ.
-    pub(crate) fn trim(&self, number: u64, last_ms: Option<u64>) -> Option<Trim> {
+    pub(crate) fn trim_strategy(&self, number: u64, last_ms: Option<u64>) -> Option<TrimStrategy> {
         let is_age_due = self.max_len.is_none() || number.is_multiple_of(AGE_TRIM_INTERVAL);
         let by_age = || {
             let age_ms = u64::try_from(self.max_age?.as_millis()).ok()?;
-            Some(Trim::MinMs(last_ms?.saturating_sub(age_ms)))
+            Some(TrimStrategy::MinMs(last_ms?.saturating_sub(age_ms)))
         };
         let by_age = is_age_due.then(by_age).flatten();
-        by_age.or_else(|| self.max_len.map(Trim::MaxLen))
+        by_age.or_else(|| self.max_len.map(TrimStrategy::MaxLen))
     }
 }
 
-impl Trim {
+impl TrimStrategy {
     /// The arguments of `XADD`.
     pub(crate) fn arguments(self) -> [String; 3] {
         // With `~`, the server removes whole blocks of entries only, which is much faster.
@@ -51,18 +51,29 @@ mod tests {
     fn both_limits_take_turns() {
         let age = Some(Duration::from_secs(1));
         let policy = |max_len, max_age| TrimPolicy { max_len, max_age };
-        assert_eq!(policy(None, None).trim(0, Some(5000)), None);
-        assert_eq!(policy(Some(7), None).trim(3, None), Some(Trim::MaxLen(7)));
+        assert_eq!(policy(None, None).trim_strategy(0, Some(5000)), None);
         assert_eq!(
-            policy(None, age).trim(3, Some(5000)),
-            Some(Trim::MinMs(4000))
+            policy(Some(7), None).trim_strategy(3, None),
+            Some(TrimStrategy::MaxLen(7))
         );
-        assert_eq!(policy(None, age).trim(3, Some(5)), Some(Trim::MinMs(0)));
-        assert_eq!(policy(None, age).trim(3, None), None, "no time is known");
+        assert_eq!(
+            policy(None, age).trim_strategy(3, Some(5000)),
+            Some(TrimStrategy::MinMs(4000))
+        );
+        assert_eq!(
+            policy(None, age).trim_strategy(3, Some(5)),
+            Some(TrimStrategy::MinMs(0))
+        );
+        assert_eq!(
+            policy(None, age).trim_strategy(3, None),
+            None,
+            "no time is known"
+        );
         let both = policy(Some(7), age);
-        let by_age = |number| both.trim(number, Some(5000)) == Some(Trim::MinMs(4000));
+        let by_age =
+            |number| both.trim_strategy(number, Some(5000)) == Some(TrimStrategy::MinMs(4000));
         let expected = (0..100).filter(|number| number % 16 == 0).count();
         assert_eq!((0..100).filter(|number| by_age(*number)).count(), expected);
-        assert_eq!(both.trim(16, None), Some(Trim::MaxLen(7)));
+        assert_eq!(both.trim_strategy(16, None), Some(TrimStrategy::MaxLen(7)));
     }
 }

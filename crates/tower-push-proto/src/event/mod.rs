@@ -170,8 +170,13 @@ impl Event {
     ///
     /// `id` is an [`EventId`], a `u64`, or a text.
     ///
-    /// If the event has clones, the returned event has a copy of the payload, and shares no encoding with the clones. To send one event to
-    /// many clients with another id for each, yield an [`Item::EventWithCursor`]: on SSE, the clients then share the encoded payload.
+    /// If the event has clones, the returned event has a copy of the payload, and shares no encoding with the clones, because the encoded
+    /// bytes contain the id. For a payload of a few kilobytes, the copy costs less than sending the event: less than 0.3 µs for 4 KiB. A
+    /// [binary](Self::binary) payload is not copied.
+    ///
+    /// To send one large event to many clients with another id for each, yield an [`Item::EventWithCursor`]. The clients then share the
+    /// encoded payload on SSE, and from 4 KiB on also in NDJSON, JSON text sequences, JSON arrays and multipart. On a WebSocket, each client
+    /// gets its own copy.
     ///
     /// # Errors
     /// [`Error::is_invalid_id`] if `id` is not a valid id.

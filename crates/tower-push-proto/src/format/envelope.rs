@@ -4,7 +4,8 @@ use bytes::{BufMut, BytesMut};
 
 use crate::{
     base64, byte_search,
-    event::{EventId, Fields, Payload},
+    event::{Encoding, Event, EventId, Fields, Payload},
+    frame_buffer::FrameBuffer,
 };
 
 /// The bytes that are reserved for the members of an envelope besides the payload.
@@ -112,8 +113,37 @@ pub fn write_event_with_cursor(fields: &Fields, cursor: &EventId, out: &mut Byte
     write_envelope(fields, Some(cursor), out);
 }
 
+/// Appends an event with a cursor in its envelope to the frames of a stream. Streams with different cursors share the encoded payload
+/// [if it is large](FrameBuffer::is_worth_sharing).
+pub(super) fn push_event_with_cursor(event: &Event, cursor: &EventId, out: &mut FrameBuffer) {
+    if FrameBuffer::is_worth_sharing(event) {
+        write_envelope_ids(event.fields(), Some(cursor), out.buffer());
+        out.push_event::<EnvelopeAfterIdsEncoding>(event);
+    } else {
+        write_event_with_cursor(event.fields(), cursor, out.buffer());
+    }
+}
+
+/// The encoding of the part of an envelope that does not depend on the cursor: the members after `id` and `cursor`, and the closing brace.
+struct EnvelopeAfterIdsEncoding;
+
+impl Encoding for EnvelopeAfterIdsEncoding {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        out.reserve(fields.payload.as_bytes().len() + MEMBERS_CAPACITY);
+        write_envelope_after_ids(fields, out);
+    }
+}
+
+#[inline]
 fn write_envelope(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     out.reserve(fields.payload.as_bytes().len() + MEMBERS_CAPACITY);
+    write_envelope_ids(fields, cursor, out);
+    write_envelope_after_ids(fields, out);
+}
+
+/// Appends the opening brace, and the members `id` and `cursor`.
+#[inline]
+fn write_envelope_ids(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     out.put_u8(b'{');
     if let Some(id) = &fields.id {
         write_id_member(b"\"id\":\"", id, out);
@@ -121,6 +151,11 @@ fn write_envelope(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut)
     if let Some(cursor) = cursor {
         write_id_member(b"\"cursor\":\"", cursor, out);
     }
+}
+
+/// Appends the members after `id` and `cursor`, and the closing brace.
+#[inline]
+fn write_envelope_after_ids(fields: &Fields, out: &mut BytesMut) {
     if let Some(topic) = &fields.topic {
         out.put_slice(b"\"topic\":");
         write_json_string(topic.as_str(), out);

@@ -103,11 +103,8 @@ impl Encoder for JsonArrayEncoder {
         if self.is_data_only {
             return self.event(event, out);
         }
-        envelope::write_event_with_cursor(
-            event.fields(),
-            cursor,
-            self.buffer_for_next_element(out),
-        );
+        self.buffer_for_next_element(out);
+        envelope::push_event_with_cursor(event, cursor, out);
         Ok(())
     }
 

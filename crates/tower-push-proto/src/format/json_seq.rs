@@ -87,9 +87,9 @@ impl Encoder for JsonSeq {
         if self.is_data_only {
             return self.event(event, out);
         }
-        write_delimited_text(out.buffer(), |out| {
-            envelope::write_event_with_cursor(event.fields(), cursor, out);
-        });
+        out.buffer().put_u8(RECORD_SEPARATOR);
+        envelope::push_event_with_cursor(event, cursor, out);
+        out.buffer().put_u8(b'\n');
         Ok(())
     }
 

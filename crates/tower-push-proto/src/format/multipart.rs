@@ -272,7 +272,7 @@ impl Encoder for MultipartEncoder {
         self.check_contains_no_delimiter(event.payload())?;
         self.end_open_heartbeat_header(out);
         self.write_event_content_type(event, out.buffer());
-        write_event_part(event.fields(), Some(cursor), out.buffer());
+        push_event_part_with_cursor(event, cursor, out);
         self.write_delimiter(out.buffer());
         Ok(())
     }
@@ -378,6 +378,16 @@ impl Encoding for PartEncoding {
     }
 }
 
+/// The encoding of the part of an event's part that does not depend on the cursor: the headers after `Event-Cursor`, and the content.
+struct PartAfterIdsEncoding;
+
+impl Encoding for PartAfterIdsEncoding {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
+        write_part_after_ids(fields, out);
+    }
+}
+
 /// The encoding of an event as a part of a body [without additions](Multipart::data_only), without the `Content-Type`.
 struct PayloadPartEncoding;
 
@@ -391,12 +401,33 @@ impl Encoding for PayloadPartEncoding {
 /// Appends the headers of an event's part, except the `Content-Type`, and then the content.
 fn write_event_part(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     out.reserve(fields.payload.as_bytes().len() + HEADERS_CAPACITY);
+    write_id_headers(fields, cursor, out);
+    write_part_after_ids(fields, out);
+}
+
+/// Appends an event's part with a cursor, except the `Content-Type`, to the frames of a stream. Streams with different cursors share the
+/// payload [if it is large](FrameBuffer::is_worth_sharing).
+fn push_event_part_with_cursor(event: &Event, cursor: &EventId, out: &mut FrameBuffer) {
+    if FrameBuffer::is_worth_sharing(event) {
+        write_id_headers(event.fields(), Some(cursor), out.buffer());
+        out.push_event::<PartAfterIdsEncoding>(event);
+    } else {
+        write_event_part(event.fields(), Some(cursor), out.buffer());
+    }
+}
+
+/// Appends the headers `Event-ID` and `Event-Cursor`.
+fn write_id_headers(fields: &Fields, cursor: Option<&EventId>, out: &mut BytesMut) {
     if let Some(id) = &fields.id {
         write_header("Event-ID", id.as_str(), out);
     }
     if let Some(cursor) = cursor {
         write_header("Event-Cursor", cursor.as_str(), out);
     }
+}
+
+/// Appends the headers after `Event-Cursor`, and the content.
+fn write_part_after_ids(fields: &Fields, out: &mut BytesMut) {
     if let Some(topic) = &fields.topic {
         write_header("Event-Topic", topic.as_str(), out);
     }

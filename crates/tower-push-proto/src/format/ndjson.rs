@@ -115,7 +115,7 @@ impl Encoder for Ndjson {
         if self.is_data_only {
             return self.event(event, out);
         }
-        envelope::write_event_with_cursor(event.fields(), cursor, out.buffer());
+        envelope::push_event_with_cursor(event, cursor, out);
         out.buffer().put_u8(b'\n');
         Ok(())
     }

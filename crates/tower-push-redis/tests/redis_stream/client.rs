@@ -6,8 +6,8 @@ use futures_util::StreamExt;
 use testkit::{RedisServer, TEST_TIMEOUT, item::describe_item};
 use tokio::time::{sleep, timeout};
 use tower_push::{
-    Event, EventId, Item,
-    source::{StartPosition, relay::RelaySubscriber},
+    Event, EventId, Item, Relay,
+    source::{StartPosition, channel::LagPolicy, relay::RelaySubscriber},
 };
 use tower_push_redis::{RedisServers, RedisStream, RedisStreamBuilder};
 
@@ -22,6 +22,15 @@ pub(crate) fn builder(server: &RedisServer) -> RedisStreamBuilder {
 /// Starts a node: what one process of a fleet has.
 pub(crate) async fn node(server: &RedisServer) -> RedisStream {
     builder(server).connect().await.unwrap()
+}
+
+/// Starts a node with a short log, which ends the streams of clients that fall out of the log. Such a client can return with its cursor, and misses
+/// nothing.
+pub(crate) async fn node_with_short_log(server: &RedisServer, events: usize) -> RedisStream {
+    let relay = Relay::builder().lag_policy(LagPolicy::Disconnect);
+    let builder = builder(server).relay(relay).log_events(events);
+    let builder = builder.publish_retry_time(Duration::from_millis(200));
+    builder.connect().await.unwrap()
 }
 
 /// Publishes these numbers as texts.

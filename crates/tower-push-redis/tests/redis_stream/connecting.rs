@@ -93,8 +93,7 @@ async fn refused_user_is_error() {
 #[tokio::test]
 async fn replica_is_error() {
     let master = RedisServer::start(RedisProgram::Redis, &[]);
-    let port = master.port().to_string();
-    let replica = RedisServer::start(RedisProgram::Redis, &["--replicaof", "127.0.0.1", &port]);
+    let replica = master.start_replica();
     let error = connect(&replica.url()).await.unwrap_err();
     assert!(error.is_unavailable(), "{error}");
     assert!(error.to_string().contains("replica"), "{error}");

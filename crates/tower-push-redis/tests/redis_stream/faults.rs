@@ -49,8 +49,7 @@ async fn lost_writes_are_gap() {
     connected.expect_numbers(0..3).await;
     let mut early = Client::resume(&node, &connected.cursor.clone().unwrap());
     connected.expect_numbers(3..5).await;
-    let copy = RedisServer::start(RedisProgram::Redis, &[]);
-    copy.command(&["REPLICAOF", "127.0.0.1", &server.port().to_string()]);
+    let copy = server.start_replica();
     wait_until(|| copy.command(&["XLEN", KEY]) == "5", || "no replication").await;
     copy.command(&["REPLICAOF", "NO", "ONE"]);
     let lost = publish_numbers(&node, 5..8).await.unwrap();

@@ -6,4 +6,5 @@ mod connecting;
 mod faults;
 mod feed;
 mod publishing;
+mod random_faults;
 mod topologies;

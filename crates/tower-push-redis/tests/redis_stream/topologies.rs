@@ -10,8 +10,7 @@ use crate::client::{Client, KEY, publish_numbers, wait_until_read};
 #[tokio::test]
 async fn sentinel_failover_is_followed() {
     let mut master = RedisServer::start(RedisProgram::Redis, &[]);
-    let port = master.port().to_string();
-    let replica = RedisServer::start(RedisProgram::Redis, &["--replicaof", "127.0.0.1", &port]);
+    let replica = master.start_replica();
     let sentinel = RedisServer::start_sentinel("feed", master.port());
     let servers = RedisServers::sentinel("feed", [sentinel.url()], "redis://master/").unwrap();
     let node = RedisStream::builder(servers, KEY)
