@@ -68,12 +68,15 @@ impl PatternTable {
     ) -> Vec<Arc<TopicState>> {
         let mut logs = Vec::new();
         for (pattern, slot) in &self.slots {
-            let entry = new_entry(event.clone());
-            // The log has an event to several topics once.
-            if entry.position == slot.log.last_position() || !pattern.matches(topic) {
+            if !pattern.matches(topic) {
                 continue;
             }
+            let entry = new_entry(event.clone());
             let position = entry.position;
+            // The log has an event to several topics once.
+            if position == slot.log.last_position() {
+                continue;
+            }
             let mut log = slot.log.log_for_writing();
             let drops = &mut deferred_drops.events;
             match is_ephemeral {
