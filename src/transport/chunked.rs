@@ -48,6 +48,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, header::CONTENT_TYPE, request::Parts};
 
+#[cfg(feature = "gzip")]
+use super::Gzip;
 use super::{
     BoxResponseFuture, KeepAlive, Preference, Transport, respond_streaming,
     response::vary_by_accept, streaming::set_incremental,
@@ -68,6 +70,8 @@ pub struct Chunked {
     transport_name: &'static str,
     keep_alive: KeepAlive,
     is_incremental: bool,
+    #[cfg(feature = "gzip")]
+    gzip: Option<Gzip>,
 }
 
 /// The content type of a format that has no media types.
@@ -81,6 +85,8 @@ impl Chunked {
             format: Arc::new(format),
             keep_alive: KeepAlive::default(),
             is_incremental: true,
+            #[cfg(feature = "gzip")]
+            gzip: None,
         }
     }
 
@@ -102,6 +108,17 @@ impl Chunked {
     /// responds with an error instead of delaying the events.
     pub fn incremental(mut self, is_incremental: bool) -> Self {
         self.is_incremental = is_incremental;
+        self
+    }
+
+    /// Sets which requests get the stream in the content coding gzip: none by default. Responses of a transport with this setting have the
+    /// header `Vary: Accept-Encoding`.
+    ///
+    /// A request that accepts neither gzip nor an uncompressed response (`identity;q=0`) gets an uncompressed response.
+    #[cfg(feature = "gzip")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
+    pub fn gzip(mut self, gzip: impl Into<Option<Gzip>>) -> Self {
+        self.gzip = gzip.into();
         self
     }
 }
@@ -135,6 +152,11 @@ impl Transport for Chunked {
             vary_by_accept(&mut headers);
         }
         set_incremental(&mut headers, self.is_incremental);
+        #[cfg(feature = "gzip")]
+        let encoder = match self.gzip {
+            Some(gzip) => gzip.encode(&head.headers, &mut headers, encoder),
+            None => encoder,
+        };
         let pending = PendingSubscription::new(head, self.name());
         respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }

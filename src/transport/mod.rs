@@ -72,6 +72,8 @@
 //! ```
 
 pub mod chunked;
+#[cfg(feature = "gzip")]
+mod gzip;
 mod heartbeat_timer;
 mod keep_alive;
 pub mod long_poll;
@@ -88,8 +90,14 @@ pub mod websocket;
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::{Response, Version, request::Parts};
+#[cfg(feature = "gzip")]
+#[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
+pub use tower_push_proto::gzip::GzipEncoder;
 pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 
+#[cfg(feature = "gzip")]
+#[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
+pub use self::gzip::Gzip;
 #[cfg(feature = "server")]
 pub(crate) use self::streaming::ItemOutput;
 #[cfg(feature = "websocket")]

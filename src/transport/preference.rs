@@ -145,7 +145,7 @@ impl<'a> MediaRange<'a> {
 ///
 /// The number may have any number of digits before and after the point, or none on one side. A number above 1 counts as 1. A number
 /// between 0 and one thousandth counts as one thousandth, because only 0 means that the media type is not accepted.
-fn parse_quality(text: &str) -> Option<u16> {
+pub(super) fn parse_quality(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let is_number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit());
     let is_zero = |digits: &str| digits.bytes().all(|b| b == b'0');

@@ -61,6 +61,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE, request::Pa
 pub use tower_push_proto::sse::{HeartbeatForm, TopicForm};
 use tower_push_proto::sse::{SseConfig, SseEncoder};
 
+#[cfg(feature = "gzip")]
+use super::Gzip;
 use super::{
     BoxResponseFuture, KeepAlive, Transport, respond_streaming, streaming::set_incremental,
 };
@@ -80,6 +82,8 @@ pub struct Sse {
     config: Arc<SseConfig>,
     keep_alive: KeepAlive,
     is_incremental: bool,
+    #[cfg(feature = "gzip")]
+    gzip: Option<Gzip>,
 }
 
 /// The media type of SSE, as `Accept` names it.
@@ -124,6 +128,8 @@ impl Sse {
             config: Arc::new(config),
             keep_alive: KeepAlive::default(),
             is_incremental: true,
+            #[cfg(feature = "gzip")]
+            gzip: None,
         }
     }
 
@@ -144,6 +150,17 @@ impl Sse {
     /// responds with an error instead of delaying the events.
     pub fn incremental(mut self, is_incremental: bool) -> Self {
         self.is_incremental = is_incremental;
+        self
+    }
+
+    /// Sets which requests get the stream in the content coding gzip: none by default. Responses of a transport with this setting have the
+    /// header `Vary: Accept-Encoding`.
+    ///
+    /// A request that accepts neither gzip nor an uncompressed response (`identity;q=0`) gets an uncompressed response.
+    #[cfg(feature = "gzip")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
+    pub fn gzip(mut self, gzip: impl Into<Option<Gzip>>) -> Self {
+        self.gzip = gzip.into();
         self
     }
 
@@ -242,9 +259,14 @@ impl Transport for Sse {
     fn respond(&self, head: &mut Parts, push: Push) -> BoxResponseFuture {
         let pending = PendingSubscription::new(head, self.name());
         let cursor = pending.subscription().cursor().cloned();
-        let encoder = SseEncoder::new(self.config.clone(), cursor);
+        let encoder = Box::new(SseEncoder::new(self.config.clone(), cursor));
         let mut headers = event_stream_headers(EVENT_STREAM_CONTENT_TYPE, self.config.is_base64());
         set_incremental(&mut headers, self.is_incremental);
-        respond_streaming(pending, push, headers, Box::new(encoder), self.keep_alive)
+        #[cfg(feature = "gzip")]
+        let encoder = match self.gzip {
+            Some(gzip) => gzip.encode(&head.headers, &mut headers, encoder),
+            None => encoder,
+        };
+        respond_streaming(pending, push, headers, encoder, self.keep_alive)
     }
 }

@@ -164,9 +164,6 @@ pub(crate) struct ItemWriter<S> {
     encoder: Box<dyn Encoder>,
 }
 
-/// The least number of events that an [`ItemWriter`] takes as a run. A single event is cheaper as an item.
-const MIN_RUN_LEN: usize = 2;
-
 impl ItemWriter<PushStream> {
     fn write_end(
         &mut self,
@@ -202,8 +199,9 @@ impl StreamWriter for ItemWriter<PushStream> {
         cx: &mut Context<'_>,
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
+        let min_run_len = self.encoder.min_run_len();
         for _ in 0..MAX_ITEMS_PER_POLL {
-            let written = match self.stream.poll_next_run(MIN_RUN_LEN, cx) {
+            let written = match self.stream.poll_next_run(min_run_len, cx) {
                 Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
                     item.write_to(&mut *self.encoder, out)
                 }

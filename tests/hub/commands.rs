@@ -27,6 +27,7 @@ impl Client {
                     Err(Rejection::new(http::StatusCode::FORBIDDEN))
                 }
                 name if name.starts_with("room") => Ok(TopicAccess::allow().with_publishing()),
+                "lounge" => Ok(TopicAccess::allow().present("ada", 1).with_members()),
                 _ => Ok(TopicAccess::allow()),
             });
         let server = TestServer::start(tower_push::service(source.commands(commands))).await;
@@ -64,6 +65,35 @@ impl Client {
 
 fn event(id: &EventId, topic: &str, data: &str) -> String {
     format!(r#"{{"id":"{id}","topic":"{topic}","data":{data}}}"#)
+}
+
+#[tokio::test]
+async fn subscribed_client_is_a_member() {
+    let hub = Hub::new();
+    let lounge = hub.presence("lounge").unwrap();
+    let mut client = Client::connect(&hub, "", HubCommands::new()).await;
+    client.next().await; // the cursor
+    client.send(r#"{"subscribe":{"topic":"lounge"}}"#).await;
+    client
+        .expect(r#"{"topic":"lounge","event":"hub.members","data":{"members":[]}}"#)
+        .await;
+    client
+        .expect(r#"{"topic":"lounge","event":"hub.subscribed","data":{}}"#)
+        .await;
+    let joined = &hub.topic("lounge").unwrap().history(None, 1).events[0];
+    let id = joined.id().unwrap();
+    let data = r#"{"member":"ada","value":1}"#;
+    client
+        .expect(&format!(
+            r#"{{"id":"{id}","topic":"lounge","event":"hub.join","data":{data}}}"#
+        ))
+        .await;
+    assert_eq!(lounge.len(), 1);
+    client.send(r#"{"unsubscribe":{"topic":"lounge"}}"#).await;
+    client
+        .expect(r#"{"topic":"lounge","event":"hub.unsubscribed","data":{}}"#)
+        .await;
+    assert!(lounge.is_empty());
 }
 
 #[tokio::test]

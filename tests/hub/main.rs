@@ -5,6 +5,7 @@ mod client_topics;
 mod commands;
 mod model;
 mod patterns;
+mod presence;
 mod stress;
 mod topics;
 mod transports;

@@ -46,6 +46,12 @@ pub trait Encoder: Send {
         true
     }
 
+    /// Returns the least number of events that a transport passes to [`write_run`](Self::write_run), at least 1. The default is 2, because
+    /// a single event is cheaper as an [`Item`](crate::Item). An encoder that needs the positions of all events returns 1.
+    fn min_run_len(&self) -> usize {
+        2
+    }
+
     /// Writes an event after which a client resumes from `cursor` instead of from the event's id: see
     /// [`Item::EventWithCursor`](crate::Item::EventWithCursor).
     ///

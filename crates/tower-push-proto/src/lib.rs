@@ -17,14 +17,20 @@
 //! | `json` | `Event::json`, `Event::json_text`, `Json`, `format::Record` | `serde`, `serde_json` |
 //! | `websocket` | the module `websocket` | `sha1_smol` |
 //! | `deflate` | compressed WebSocket messages | `flate2` on `zlib-rs` |
+//! | `gzip` | the module `gzip`: streams in the content coding gzip | `flate2` on `zlib-rs` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(any(feature = "deflate", feature = "gzip"))]
+mod compressor;
 mod encoder;
 mod error;
 pub mod event;
 pub mod format;
 mod frame_buffer;
+#[cfg(feature = "gzip")]
+#[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
+pub mod gzip;
 pub mod sse;
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]

@@ -199,6 +199,8 @@ pub(crate) struct SharedConnection {
 #[derive(Debug, Default)]
 struct SharedConnectionState {
     connection: Option<MultiplexedConnection>,
+    /// When the connection was last leased or made.
+    used_at: Option<Instant>,
     /// The number of connections that were discarded.
     generation: u64,
     /// The error of the last attempt to connect, and until when callers get it without another attempt.
@@ -216,6 +218,10 @@ pub(crate) struct ConnectionLease {
 const MIN_FAILURE_TIME: Duration = Duration::from_millis(50);
 const MAX_FAILURE_TIME: Duration = Duration::from_millis(250);
 
+/// The time after which an unused connection is checked before a lease. A server or a proxy may have closed it, and the command of the lease would
+/// fail with an error that leaves open whether the server has got it.
+const MAX_UNCHECKED_IDLE_TIME: Duration = Duration::from_secs(1);
+
 impl SharedConnection {
     pub(crate) fn new(connector: Arc<Connector>) -> Self {
         Self {
@@ -231,11 +237,17 @@ impl SharedConnection {
     /// Returns the connection for one command, which the caller runs with [`run_command`](Self::run_command).
     pub(crate) async fn lease(&self) -> Result<ConnectionLease, Error> {
         let mut state = self.state.lock().await;
-        if let Some(connection) = &state.connection {
-            return Ok(ConnectionLease {
-                connection: connection.clone(),
-                generation: state.generation,
-            });
+        let used_at = state.used_at.replace(Instant::now());
+        if let Some(mut connection) = state.connection.clone() {
+            let is_idle = used_at.is_none_or(|time| time.elapsed() >= MAX_UNCHECKED_IDLE_TIME);
+            if !is_idle || self.connector.check_role(&mut connection).await.is_ok() {
+                return Ok(ConnectionLease {
+                    connection,
+                    generation: state.generation,
+                });
+            }
+            state.connection = None;
+            state.generation += 1;
         }
         if let Some((error, until)) = &state.failure
             && Instant::now() < *until
@@ -266,7 +278,7 @@ impl SharedConnection {
         command: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
         let result = self.connector.with_timeout(command).await;
-        if result.as_ref().is_err_and(Error::is_unavailable) {
+        if result.as_ref().is_err_and(Error::needs_new_connection) {
             self.discard(generation).await;
         }
         result

@@ -88,6 +88,13 @@ impl Error {
         Some((host.to_owned(), port.parse().ok()?))
     }
 
+    /// Returns whether a new connection can help: the connection is broken, its server is not available, or the server closes the
+    /// connection because a value is above the server's own limit.
+    pub(crate) fn needs_new_connection(&self) -> bool {
+        let detail = self.source.as_ref().and_then(RedisError::detail);
+        self.is_unavailable() || detail.is_some_and(|detail| detail.starts_with("Protocol error"))
+    }
+
     /// Returns whether the server cannot be reached, does not answer in time, is a replica, or is starting. The same call can succeed later.
     pub fn is_unavailable(&self) -> bool {
         matches!(

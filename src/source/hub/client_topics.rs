@@ -179,13 +179,20 @@ impl Authorizer {
                     max_history,
                     member,
                     can_publish,
+                    #[cfg(feature = "json")]
+                    presence,
                 } => {
                     if can_publish {
                         allowed.publishable.push(topic.clone());
                     }
                     allowed.members.push((topic.clone(), member));
                     let topic = topic.clone();
-                    allowed.topics.push(AllowedTopic { topic, max_history });
+                    allowed.topics.push(AllowedTopic {
+                        topic,
+                        max_history,
+                        #[cfg(feature = "json")]
+                        presence,
+                    });
                 }
                 TopicDecision::RefuseRequest(rejection) => return Err(rejection),
                 #[cfg(feature = "json")]
@@ -247,6 +254,12 @@ impl PushSource for ClientTopicsSource {
             if allowed.topics.is_empty() && !topics.is_empty() {
                 return Err(Rejection::new(StatusCode::FORBIDDEN));
             }
+            #[cfg(feature = "json")]
+            let present: Vec<_> = allowed
+                .topics
+                .iter()
+                .filter_map(AllowedTopic::present_member)
+                .collect();
             let request = ReaderRequest {
                 topics: allowed.topics,
                 patterns: Vec::new(),
@@ -261,6 +274,8 @@ impl PushSource for ClientTopicsSource {
                 Ok(registration) => reader.set_revocable(registration),
                 Err(AccessChanged) => continue,
             }
+            #[cfg(feature = "json")]
+            reader.enter(present)?;
             #[cfg(feature = "json")]
             for (topic, rejection) in &allowed.refused {
                 let refused = control_events::refused(Some(topic), rejection, None);

@@ -17,7 +17,7 @@ use super::{
     control_events,
     hub_reader::HubReader,
     hub_state::TopicRequest,
-    reader_request::topic_start,
+    reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
     revocations::AccessChanged,
 };
@@ -215,23 +215,20 @@ impl CommandProcessor {
             CommandAction::Publish { .. } => publish(command, reader),
             CommandAction::Unsubscribe => {}
             CommandAction::Subscribe { .. } => {
-                let max_history = topics.first().and_then(|topic| topic.max_history);
+                let Some(allowed) = topics.into_iter().next() else {
+                    return;
+                };
                 let member = members.into_iter().next().and_then(|(_, key)| key);
                 let topic = command.topic.clone();
                 match reader.allow_topic(topic, member, decided_after) {
-                    Ok(()) => self.subscribe(command, max_history, reader),
+                    Ok(()) => self.subscribe(command, &allowed, reader),
                     Err(AccessChanged) => self.decide(command, reader),
                 }
             }
         }
     }
 
-    fn subscribe(
-        &self,
-        command: ClientCommand,
-        max_history: Option<usize>,
-        reader: &mut HubReader,
-    ) {
+    fn subscribe(&self, command: ClientCommand, allowed: &AllowedTopic, reader: &mut HubReader) {
         let ClientCommand {
             topic,
             action,
@@ -249,11 +246,31 @@ impl CommandProcessor {
         let request = TopicRequest {
             topic: topic.clone(),
             start,
-            max_history,
+            max_history: allowed.max_history,
         };
-        if let Err(error) = reader.join_topic(&request, cursor.as_ref()) {
-            reader.remove_topic(&topic);
-            return refuse(reader, &topic, &Rejection::from(error), reference);
+        let joined = reader.join_topic(
+            &request,
+            cursor.as_ref(),
+            &allowed.presence,
+            position.is_none(),
+        );
+        let entered = match joined {
+            Ok(members) => {
+                let entered = reader.enter(allowed.present_member().into_iter().collect());
+                entered.map(|()| members)
+            }
+            Err(error) => Err(Rejection::from(error)),
+        };
+        let members = match entered {
+            Ok(members) => members,
+            Err(rejection) => {
+                reader.remove_topic(&topic);
+                return refuse(reader, &topic, &rejection, reference);
+            }
+        };
+        // A client that has the answer has the list.
+        if let Some(members) = members {
+            reader.push_answer(members);
         }
         reader.push_answer(control_events::subscribed(&topic, reference));
         if let (Some(id), None) = (cursor, position) {

@@ -1,7 +1,14 @@
-//! Events by which a hub answers one client in its stream: `docs/hub-protocol.md`. They have a type that begins with `hub.`, and no id.
+//! Events by which a hub answers one client in its stream: `docs/hub-protocol.md`. They have a type that begins with `hub.`, and no id,
+//! except the events of members, which the hub publishes.
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::{
+    hub_presence::MemberPairs,
+    presence_table::{PresenceAction, PresenceChange},
+};
 use crate::{
     Error,
     event::{Event, EventId, Topic},
@@ -36,6 +43,29 @@ pub(super) fn refused(
     let (status, _, message) = rejection.clone().into_parts();
     let data = json!({ "status": status.as_u16(), "message": message });
     control_event("hub.refused", topic, reference, data)
+}
+
+/// Makes the event that lists the members of a topic.
+pub(super) fn members(topic: &Topic, mut members: MemberPairs) -> Event {
+    members.sort_unstable_by(|(key, _), (other, _)| key.cmp(other));
+    let member = |(key, value): &(_, _)| member_data(key, value);
+    let members: Vec<_> = members.iter().map(member).collect();
+    let data = json!({ "members": members });
+    control_event("hub.members", Some(topic), None, data)
+}
+
+/// Makes the event that tells of a change of a topic's members.
+pub(super) fn presence_changed(change: &PresenceChange) -> Event {
+    let (event_type, data) = match &change.action {
+        PresenceAction::Join(value) => ("hub.join", member_data(&change.key, value)),
+        PresenceAction::Update(value) => ("hub.update", member_data(&change.key, value)),
+        PresenceAction::Leave => ("hub.leave", json!({ "member": &*change.key })),
+    };
+    control_event(event_type, None, None, data)
+}
+
+fn member_data(key: &Arc<str>, value: &Arc<Value>) -> Value {
+    json!({ "member": &**key, "value": &**value })
 }
 
 /// Makes a control event. `reference` is the client's name for the command that the event answers.

@@ -1,5 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
+#[cfg(feature = "json")]
+use super::PresenceOptions;
 use super::{Hub, hub_state::HubState};
 use crate::source::{StartPosition, log::EventLogLimits};
 
@@ -41,6 +43,8 @@ pub(super) struct HubConfig {
     pub(super) max_patterns: usize,
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
+    #[cfg(feature = "json")]
+    pub(super) presence: PresenceOptions,
 }
 
 impl HubConfig {
@@ -69,6 +73,8 @@ impl HubBuilder {
                 max_patterns: 0,
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
+                #[cfg(feature = "json")]
+                presence: PresenceOptions::new(),
             },
         }
     }
@@ -176,6 +182,14 @@ impl HubBuilder {
     /// which do not count towards [`max_total_bytes`](Self::max_total_bytes).
     pub fn max_patterns(mut self, patterns: usize) -> Self {
         self.config.max_patterns = patterns;
+        self
+    }
+
+    /// Sets how the hub lists the members of its topics.
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn presence(mut self, presence: PresenceOptions) -> Self {
+        self.config.presence = presence;
         self
     }
 

@@ -5,6 +5,17 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+#[cfg(feature = "json")]
+use serde_json::Value;
+
+#[cfg(feature = "json")]
+use super::{
+    control_events,
+    hub_presence::MemberConnection,
+    hub_state::{JoinError, TopicRequest},
+    revocations::AccessChanged,
+    topic_access::PresenceAccess,
+};
 use super::{
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FinishedBatch, MergedBatch},
@@ -13,10 +24,7 @@ use super::{
     topic_state::TopicState,
 };
 #[cfg(feature = "json")]
-use super::{
-    hub_state::{JoinError, TopicRequest},
-    revocations::AccessChanged,
-};
+use crate::source::Rejection;
 use crate::{
     Error,
     event::{Event, EventId, Gap, GapReason, Item, Topic},
@@ -55,6 +63,19 @@ pub(super) struct HubReader {
     is_parked: bool,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
+    /// `None` if the client has nothing to do with members.
+    #[cfg(feature = "json")]
+    presence: Option<Box<ReaderPresence>>,
+}
+
+/// What a [`HubReader`] has to do with the members of its topics.
+#[cfg(feature = "json")]
+#[derive(Default)]
+struct ReaderPresence {
+    /// The reader's connections as a member of its topics.
+    connections: Vec<MemberConnection>,
+    /// The topics of whose members the client gets a list.
+    listed_topics: Vec<Topic>,
 }
 
 /// What a [`HubReader`] has read of one of its topics.
@@ -119,6 +140,8 @@ impl HubReader {
             history_end_position: 0,
             is_parked: false,
             revocable: None,
+            #[cfg(feature = "json")]
+            presence: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
         let history_ends = joined.topics.iter().filter_map(|topic| topic.history_end);
@@ -415,6 +438,9 @@ impl HubReader {
                     break;
                 };
                 self.cursor_position = gap.position;
+                // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
+                #[cfg(feature = "json")]
+                queue.extend(self.member_list(gap.topic.as_ref()).map(Item::Event));
                 queue.push_back(self.gap_item(gap));
             } else {
                 break;
@@ -446,6 +472,57 @@ impl HubReader {
         item.missed = gap.missed;
         item.requested = gap.requested;
         Item::from(item)
+    }
+}
+
+/// Members of the topics.
+#[cfg(feature = "json")]
+impl HubReader {
+    /// Makes the client a member of the topics where its access says so.
+    ///
+    /// # Errors
+    /// The rejection of a client that cannot be a member.
+    pub(super) fn enter(
+        &mut self,
+        members: Vec<(Topic, Arc<str>, Arc<Value>)>,
+    ) -> Result<(), Rejection> {
+        for (topic, key, value) in members {
+            let connection = self.hub.enter(&topic, &key, value)?;
+            let presence = self.presence.get_or_insert_default();
+            presence.connections.push(connection);
+        }
+        Ok(())
+    }
+
+    /// Sets the topics of whose members the client gets a list before each gap.
+    pub(super) fn set_listed_topics(&mut self, topics: Vec<Topic>) {
+        if !topics.is_empty() {
+            self.presence.get_or_insert_default().listed_topics = topics;
+        }
+    }
+
+    /// Returns the list of members that precedes a gap of the topic.
+    fn member_list(&self, topic: Option<&Topic>) -> Option<Event> {
+        let topic = topic?;
+        let listed = &self.presence.as_ref()?.listed_topics;
+        if !listed.contains(topic) || !self.hub.publishes_presence() {
+            return None;
+        }
+        let (members, _) = self.hub.list_members(&self.hub.topic_of_members(topic));
+        Some(control_events::members(topic, members))
+    }
+
+    /// Ends the client's connection as a member of a topic, without a grace time.
+    fn leave_presence(&mut self, topic: &Topic) {
+        let Some(presence) = &mut self.presence else {
+            return;
+        };
+        presence.listed_topics.retain(|listed| listed != topic);
+        let mut connections = presence.connections.iter();
+        let index = connections.position(|connection| connection.topic() == topic);
+        if let Some(index) = index {
+            presence.connections.swap_remove(index).leave_now();
+        }
     }
 }
 
@@ -484,7 +561,7 @@ impl HubReader {
     }
 
     /// Joins a further topic. The events of its log come before the next events of the other topics. `cursor` is the cursor from which the
-    /// client resumes the topic.
+    /// client resumes the topic. Returns the list of members if the topic `is_new` for the client, and the client gets lists.
     ///
     /// # Errors
     /// [`JoinError::TooManyTopics`] if the hub has no room for the topic.
@@ -492,14 +569,29 @@ impl HubReader {
         &mut self,
         request: &TopicRequest,
         cursor: Option<&EventId>,
-    ) -> Result<(), JoinError> {
-        let joined = self.hub.join(std::slice::from_ref(request), &[])?;
+        presence: &PresenceAccess,
+        is_new: bool,
+    ) -> Result<Option<Event>, JoinError> {
+        let requests = std::slice::from_ref(request);
+        let (joined, members) = match presence.lists_members && self.hub.publishes_presence() {
+            true => {
+                let locked = self.hub.lock_presence();
+                let joined = self.hub.join(requests, &[])?;
+                let members = locked.members(&self.hub.topic_of_members(&request.topic));
+                (joined, is_new.then_some(members))
+            }
+            false => (self.hub.join(requests, &[])?, None),
+        };
+        if presence.lists_members {
+            let presence = self.presence.get_or_insert_default();
+            presence.listed_topics.push(request.topic.clone());
+        }
         // The client has the events of its other topics up to this position.
         self.set_catch_up_end(self.position);
         for topic in joined.topics {
             self.add_topic(topic, cursor);
         }
-        Ok(())
+        Ok(members.map(|members| control_events::members(&request.topic, members)))
     }
 
     /// Leaves a topic. Events that were taken from its log are still yielded, because they may belong to other topics, too.
@@ -507,6 +599,7 @@ impl HubReader {
         if let Some(revocable) = &mut self.revocable {
             self.hub.revocations.remove_topic(revocable, topic);
         }
+        self.leave_presence(topic);
         self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
         let index = self
             .topics
@@ -599,6 +692,12 @@ impl TopicReader {
 
 impl Drop for HubReader {
     fn drop(&mut self) {
+        #[cfg(feature = "json")]
+        if self.is_revoked() {
+            let presence = self.presence.take().unwrap_or_default();
+            let connections = presence.connections.into_iter();
+            connections.for_each(MemberConnection::leave_now);
+        }
         if let Some(revocable) = &self.revocable {
             self.hub.revocations.deregister(revocable);
         }

@@ -6,6 +6,8 @@ use std::{
 
 use tokio::time::Instant;
 
+#[cfg(feature = "json")]
+use super::hub_presence::HubPresence;
 use super::{
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
@@ -49,6 +51,8 @@ pub(super) struct HubState {
     published_position: AtomicU64,
     pub(super) counters: LogCounters,
     pub(super) revocations: Revocations,
+    #[cfg(feature = "json")]
+    pub(super) presence: HubPresence,
 }
 
 /// A topic that a reader asks for.
@@ -115,12 +119,14 @@ impl HubState {
             published_position: AtomicU64::new(0),
             counters: LogCounters::default(),
             revocations: Revocations::default(),
+            #[cfg(feature = "json")]
+            presence: HubPresence::default(),
             config,
         }
     }
 
     /// Returns the time since the hub was created.
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         self.created_at.elapsed()
     }
 
@@ -142,19 +148,34 @@ impl HubState {
     }
 
     /// Publishes an event to `topics`, at one position.
+    #[inline]
     pub(super) fn publish(
         &self,
         topics: &[Topic],
         event: Event,
         options: &PublishOptions,
     ) -> EventId {
+        let published = self.publish_without_waking(topics, event, options);
+        published.wake_readers();
+        published.id
+    }
+
+    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller wakes the readers when it has released
+    /// the lock.
+    #[inline]
+    pub(super) fn publish_without_waking(
+        &self,
+        topics: &[Topic],
+        event: Event,
+        options: &PublishOptions,
+    ) -> PublishedEvent {
         let key = options.idempotency_key.as_ref().map(|key| PublicationKey {
             topics: TopicSet::new(topics.iter().cloned()),
             key: key.clone(),
         });
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
-            return self.id_at(self.published_position());
+            return PublishedEvent::unchanged(self.id_at(self.published_position()));
         };
         let for_topic =
             |event: Event, topic: &Topic| event.into_unshared().with_event_topic(topic.clone());
@@ -165,12 +186,12 @@ impl HubState {
         let first = for_topic(event, first_topic);
 
         let mut deferred_drops = DeferredDrops::default();
-        let (id, woken) = {
+        let published = {
             let table = &mut *lock(&self.table);
             let now = self.now();
             if let Some(key) = &key {
                 if let Some(id) = table.idempotency_keys.id_of(key, now) {
-                    return id;
+                    return PublishedEvent::unchanged(id);
                 }
             }
             let id = self.id_at(table.take_position());
@@ -185,25 +206,28 @@ impl HubState {
                 is_ephemeral,
                 woken_patterns: Vec::new(),
             };
-            let woken = publication.append(first_topic, first);
-            let mut others = Vec::new();
+            let first_woken = publication.append(first_topic, first);
+            let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
-                others.extend(publication.append(topic, event));
+                others_woken.extend(publication.append(topic, event));
             }
-            others.append(&mut publication.woken_patterns);
+            others_woken.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
             if let Some(key) = key {
                 table.idempotency_keys.insert(key, id.clone(), now);
             }
             self.published_position
                 .store(table.last_position(), Ordering::Release);
-            (id, woken.into_iter().chain(others))
+            PublishedEvent {
+                id,
+                first_woken,
+                others_woken,
+            }
         };
-        woken.for_each(|topic| topic.wake_readers());
         self.counters.add_appended();
         // The new event is published already, so a panic while trimmed events are dropped must not reach the caller.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
-        id
+        published
     }
 
     /// Joins topics: a reader of the topics gets every event that is published from now on.
@@ -329,6 +353,35 @@ impl HubState {
         HubSize {
             topics: table.len(),
             bytes: table.byte_len(),
+        }
+    }
+}
+
+/// An event that readers may read, and whose waiting readers must be woken.
+#[must_use = "readers that wait miss the event unless they are woken"]
+pub(super) struct PublishedEvent {
+    pub(super) id: EventId,
+    /// The first topic of the event, if it has readers.
+    first_woken: Option<Arc<TopicState>>,
+    /// The other topics of the event that have readers.
+    others_woken: Vec<Arc<TopicState>>,
+}
+
+impl PublishedEvent {
+    /// Creates the result of a publication that has published nothing.
+    fn unchanged(id: EventId) -> Self {
+        Self {
+            id,
+            first_woken: None,
+            others_woken: Vec::new(),
+        }
+    }
+
+    /// Wakes the readers that wait for an event. The caller holds no lock.
+    #[inline]
+    pub(super) fn wake_readers(&self) {
+        for topic in self.first_woken.iter().chain(&self.others_woken) {
+            topic.wake_readers();
         }
     }
 }

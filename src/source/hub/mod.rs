@@ -61,6 +61,8 @@ mod control_events;
 mod evicted_topics;
 mod hub_builder;
 mod hub_counts;
+#[cfg(feature = "json")]
+mod hub_presence;
 mod hub_reader;
 mod hub_source;
 mod hub_state;
@@ -69,6 +71,10 @@ mod hub_topic;
 mod idempotency_keys;
 mod merged_batch;
 mod pattern_table;
+#[cfg(feature = "json")]
+mod presence_options;
+#[cfg(feature = "json")]
+mod presence_table;
 mod publish_options;
 mod reader_request;
 mod requested_topics;
@@ -76,6 +82,8 @@ mod revocations;
 mod topic_access;
 mod topic_log;
 mod topic_pattern;
+#[cfg(feature = "json")]
+mod topic_presence;
 mod topic_state;
 mod topic_table;
 
@@ -87,7 +95,16 @@ use std::{fmt, sync::Arc};
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use self::command_processor::HubCommands;
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::hub_presence::MemberConnection;
 use self::hub_state::{HubSize, HubState};
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::presence_options::PresenceOptions;
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use self::topic_presence::{Member, MemberList, TopicPresence};
 pub use self::{
     client_topics::{ClientTopics, ClientTopicsSource},
     hub_builder::HubBuilder,
@@ -286,6 +303,28 @@ impl Hub {
         Error: From<T::Error>,
     {
         Ok(self.state.revoke(&topic.try_into()?, is_revoked))
+    }
+
+    /// Returns the members of a topic: who is there.
+    ///
+    /// A client becomes a member by [`TopicAccess::present`], and the server's own streams by [`TopicPresence::enter`].
+    ///
+    /// ```
+    /// let hub = tower_push::Hub::new();
+    /// assert_eq!(hub.presence("room/1")?.len(), 0);
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::is_invalid_topic`] if the name is not a [`Topic`].
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn presence<T>(&self, topic: T) -> Result<TopicPresence, Error>
+    where
+        T: TryInto<Topic>,
+        Error: From<T::Error>,
+    {
+        Ok(TopicPresence::new(self.state.clone(), topic.try_into()?))
     }
 
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.

@@ -1,5 +1,10 @@
 use std::sync::Arc;
 
+#[cfg(feature = "json")]
+use serde_json::Value;
+
+#[cfg(feature = "json")]
+use super::{control_events, hub_state::JoinedTopics, topic_access::PresenceAccess};
 use super::{
     hub_reader::HubReader,
     hub_state::{HubCursor, HubState, JoinError, TopicRequest},
@@ -7,6 +12,8 @@ use super::{
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
 };
+#[cfg(feature = "json")]
+use crate::event::Event;
 use crate::{
     event::{Gap, GapReason, Item, Topic},
     source::{StartPosition, TopicSet},
@@ -32,6 +39,17 @@ pub(super) struct AllowedTopic {
     pub(super) topic: Topic,
     /// The maximum number of events from the topic's log.
     pub(super) max_history: Option<usize>,
+    #[cfg(feature = "json")]
+    pub(super) presence: PresenceAccess,
+}
+
+#[cfg(feature = "json")]
+impl AllowedTopic {
+    /// Returns the topic, and the key and the value of the client as its member.
+    pub(super) fn present_member(&self) -> Option<(Topic, Arc<str>, Arc<Value>)> {
+        let (key, value) = self.presence.member.clone()?;
+        Some((self.topic.clone(), key, value))
+    }
 }
 
 impl From<&Topic> for AllowedTopic {
@@ -39,6 +57,8 @@ impl From<&Topic> for AllowedTopic {
         Self {
             topic: topic.clone(),
             max_history: None,
+            #[cfg(feature = "json")]
+            presence: PresenceAccess::default(),
         }
     }
 }
@@ -78,20 +98,72 @@ impl ReaderRequest {
             start,
         };
         let patterns: Vec<_> = self.patterns.iter().map(pattern_request).collect();
+        #[cfg(feature = "json")]
+        let (joined, member_lists) = self.join_with_lists(&hub, &requests, &patterns, |topic| {
+            cursor.is_none() || is_fresh(topic)
+        })?;
+        #[cfg(not(feature = "json"))]
         let joined = hub.join(&requests, &patterns)?;
         let published = joined.published_position;
+        #[cfg(feature = "json")]
+        let listed_topics = self.listed_topics();
         let mut reader = HubReader::new(hub.clone(), joined, cursor, self.sender);
+        let is_up_to_date = reader.has_yielded_all_up_to(published);
+        #[cfg(feature = "json")]
+        {
+            // The lists precede the cursor: a client whose connection breaks in between gets them again.
+            reader.set_listed_topics(listed_topics);
+            let lists = member_lists.into_iter();
+            lists.for_each(|list| reader.push_item(Item::Event(list)));
+        }
         if let Some(position) = cursor_position {
             reader.set_catch_up_end(position);
         } else if let StartPosition::After(id) = self.start {
             let resumed = hub.id_at(reader.position());
             let gap = Gap::new(GapReason::Epoch).requested(id).resumed(resumed);
             reader.push_item(Item::from(gap));
-        } else if reader.has_yielded_all_up_to(published) && !hub.config.has_no_history() {
+        } else if is_up_to_date && !hub.config.has_no_history() {
             // A client whose connection breaks before the first event resumes from this cursor.
             reader.push_item(Item::Cursor(hub.id_at(published)));
         }
         Ok(reader)
+    }
+
+    /// Returns the topics of whose members the client gets lists.
+    #[cfg(feature = "json")]
+    fn listed_topics(&self) -> Vec<Topic> {
+        let listed = self.topics.iter();
+        let listed = listed.filter(|allowed| allowed.presence.lists_members);
+        listed.map(|allowed| allowed.topic.clone()).collect()
+    }
+
+    /// Joins the topics, and makes the lists of members of those that `is_new` for the client. A list has exactly the changes that the reader
+    /// does not get.
+    #[cfg(feature = "json")]
+    fn join_with_lists(
+        &self,
+        hub: &HubState,
+        requests: &[TopicRequest],
+        patterns: &[PatternRequest],
+        is_new: impl Fn(&Topic) -> bool,
+    ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
+        let listed = |allowed: &&AllowedTopic| {
+            allowed.presence.lists_members && hub.publishes_presence() && is_new(&allowed.topic)
+        };
+        let mut listed = self.topics.iter().filter(listed).peekable();
+        if listed.peek().is_none() {
+            return Ok((hub.join(requests, patterns)?, Vec::new()));
+        }
+        let (joined, lists) = {
+            let presence = hub.lock_presence();
+            let joined = hub.join(requests, patterns)?;
+            let members = |topic: &Topic| presence.members(&hub.topic_of_members(topic));
+            let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
+            (joined, listed.map(list).collect::<Vec<_>>())
+        };
+        let lists = lists.into_iter();
+        let lists = lists.map(|(topic, members)| control_events::members(&topic, members));
+        Ok((joined, lists.collect()))
     }
 }
 

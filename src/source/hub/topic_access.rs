@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+#[cfg(feature = "json")]
+use serde_json::Value;
 
 use crate::source::Rejection;
 
@@ -27,12 +29,24 @@ pub(super) enum TopicDecision {
         max_history: Option<usize>,
         member: Option<Arc<str>>,
         can_publish: bool,
+        #[cfg(feature = "json")]
+        presence: PresenceAccess,
     },
     /// The whole request is refused.
     RefuseRequest(Rejection),
     /// The client gets its other topics, and is told of this one.
     #[cfg(feature = "json")]
     RefuseTopic(Rejection),
+}
+
+/// What a client has to do with the members of a topic.
+#[cfg(feature = "json")]
+#[derive(Clone, Debug, Default)]
+pub(super) struct PresenceAccess {
+    /// The key and the value of the client as a member.
+    pub(super) member: Option<(Arc<str>, Arc<Value>)>,
+    /// Whether the client gets the list of members.
+    pub(super) lists_members: bool,
 }
 
 impl TopicAccess {
@@ -42,6 +56,8 @@ impl TopicAccess {
             max_history: None,
             member: None,
             can_publish: false,
+            #[cfg(feature = "json")]
+            presence: PresenceAccess::default(),
         })
     }
 
@@ -85,6 +101,47 @@ impl TopicAccess {
     pub fn member(mut self, key: impl Into<Arc<str>>) -> Self {
         if let TopicDecision::Allow { member, .. } = &mut self.0 {
             *member = Some(key.into());
+        }
+        self
+    }
+}
+
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+impl TopicAccess {
+    /// Makes the client a member of the topic with this key, and sets the [`member`](Self::member) to it, too. Several connections with one
+    /// key are one member, whose value is that of the last connection. Clients see the value, so it should be small: see
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). Has no effect on a refusal.
+    ///
+    /// The topic gets events of the types `hub.join`, `hub.update` and `hub.leave`. Where topics have no history, or their last value only, no
+    /// such events are published.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tower_push::source::hub::TopicAccess;
+    ///
+    /// let access = TopicAccess::allow().present("user/7", json!({ "name": "Ada" })).with_members();
+    /// ```
+    pub fn present(mut self, key: impl Into<Arc<str>>, value: impl Into<Value>) -> Self {
+        if let TopicDecision::Allow {
+            member, presence, ..
+        } = &mut self.0
+        {
+            let key = key.into();
+            *member = Some(key.clone());
+            presence.member = Some((key, Arc::new(value.into())));
+        }
+        self
+    }
+
+    /// Gives the client the list of the topic's members, in an event of the type `hub.members`: when the client begins to read the topic, and
+    /// before each gap. The events after the list are the changes of the list. A client that resumes without a gap gets no list. Has no effect
+    /// on a refusal.
+    ///
+    /// With a [suffix](super::PresenceOptions::topic_suffix), the list belongs to the topic that has the suffix.
+    pub fn with_members(mut self) -> Self {
+        if let TopicDecision::Allow { presence, .. } = &mut self.0 {
+            presence.lists_members = true;
         }
         self
     }

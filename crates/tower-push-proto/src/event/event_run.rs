@@ -3,6 +3,8 @@ use std::{any::TypeId, fmt, sync::Arc};
 use bytes::{Bytes, BytesMut};
 
 use super::{Encoding, Event, Item, keyed_cache::KeyedCache};
+#[cfg(feature = "gzip")]
+use crate::gzip::DeflatedBlock;
 
 /// Successive events of one log, which a source hands out together.
 ///
@@ -37,6 +39,9 @@ struct EventRunData {
     first_position: u64,
     /// The joined bytes of the events.
     joined_bytes: KeyedCache<RunEncodingKey, Bytes>,
+    /// The compressed bytes of the events. The key says also whether the history is the dictionary.
+    #[cfg(feature = "gzip")]
+    deflated: KeyedCache<(RunEncodingKey, bool), DeflatedBlock>,
 }
 
 /// What a [`RunEncoding`] is found by: the type that stands for the encoding, and its parameter.
@@ -73,6 +78,12 @@ impl RunEncoding {
         }
     }
 
+    /// Returns what the encoding is found by.
+    #[cfg(feature = "gzip")]
+    pub(crate) fn key(&self) -> RunEncodingKey {
+        self.key
+    }
+
     /// Returns the bytes of one event.
     pub(crate) fn encoded<'a>(&self, event: &'a Event) -> &'a Bytes {
         (self.encoded)(event, self.key.1)
@@ -96,6 +107,8 @@ impl EventRun {
             history_len,
             first_position,
             joined_bytes: KeyedCache::default(),
+            #[cfg(feature = "gzip")]
+            deflated: KeyedCache::default(),
         }))
     }
 
@@ -131,6 +144,24 @@ impl EventRun {
         match self.0.joined_bytes.get_or_insert_with(encoding.key, join) {
             Some(bytes) => bytes.clone(),
             None => join(),
+        }
+    }
+
+    /// Returns the compressed bytes of all events, as blocks of DEFLATE. If `has_history` is set, the blocks refer to the bytes of the
+    /// history, in the same encoding.
+    ///
+    /// The first call compresses the bytes. All clones of the run share them.
+    #[cfg(feature = "gzip")]
+    pub(crate) fn deflated(&self, encoding: RunEncoding, has_history: bool) -> DeflatedBlock {
+        let has_history = has_history && !self.history().is_empty();
+        let deflate = || {
+            let history = if has_history { self.history() } else { &[] };
+            DeflatedBlock::of_events(history, self.events(), encoding)
+        };
+        let key = (encoding.key, has_history);
+        match self.0.deflated.get_or_insert_with(key, deflate) {
+            Some(block) => block.clone(),
+            None => deflate(),
         }
     }
 }

@@ -25,6 +25,8 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 
 use self::encoding::EncodingCache;
+#[cfg(feature = "gzip")]
+pub(crate) use self::event_run::RunEncodingKey;
 #[cfg(feature = "json")]
 pub use self::item::Json;
 pub use self::{
@@ -313,6 +315,12 @@ impl Event {
     #[inline]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+
+    /// Returns the address of the data that all clones of the event share. Events that exist at the same time have different addresses.
+    #[cfg(feature = "gzip")]
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
     }
 }
 

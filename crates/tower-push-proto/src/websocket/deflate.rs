@@ -16,13 +16,16 @@
 //! assert_eq!(inflate(&compressed, 100), Err(InflateError::TooBig));
 //! ```
 
-use std::{cell::Cell, error, fmt, thread::LocalKey};
+use std::{cell::Cell, error, fmt};
 
 use bytes::BytesMut;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Decompress, FlushDecompress, Status};
 use http::{HeaderMap, HeaderValue, header::SEC_WEBSOCKET_EXTENSIONS};
 
-use crate::header_list::split_unquoted;
+use crate::{
+    compressor::{COMPRESSOR, with_thread_local},
+    header_list::split_unquoted,
+};
 
 /// The negotiated parameters of permessage-deflate. `no_context_takeover` always holds for both sides, and is not among these parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,8 @@ impl DeflateParams {
 /// Appends the compressed message to `out`, without the final `00 00 ff ff`, which is not sent (RFC 7692 §7.2.1).
 pub fn compress(message: &[u8], out: &mut BytesMut) {
     with_thread_local(&COMPRESSOR, |compressor| compressor.compress(message, out));
+    debug_assert!(out.ends_with(SYNC_FLUSH_TAIL));
+    out.truncate(out.len().saturating_sub(SYNC_FLUSH_TAIL.len()));
 }
 
 /// Inflates a whole message (RFC 7692 §7.2.2).
@@ -191,76 +196,11 @@ fn parse_window_bits(value: &str) -> Option<u8> {
 }
 
 thread_local! {
-    static COMPRESSOR: Cell<Option<Compressor>> = const { Cell::new(None) };
     static INFLATER: Cell<Option<Inflater>> = const { Cell::new(None) };
-}
-
-/// Calls `f` with the thread's value, or with a new value if the thread has no value yet or is ending.
-///
-/// The value is taken out of its slot during the call. A panic in `f` therefore drops the value, so that no later call gets a value in the
-/// middle of a message. A nested call gets a new value.
-fn with_thread_local<T: Default, R>(
-    slot: &'static LocalKey<Cell<Option<T>>>,
-    f: impl FnOnce(&mut T) -> R,
-) -> R {
-    // `try_with` fails while the thread destroys its thread-local values.
-    let kept = slot.try_with(Cell::take).ok().flatten();
-    let mut value = kept.unwrap_or_default();
-    let result = f(&mut value);
-    let _ = slot.try_with(|slot| slot.set(Some(value)));
-    result
 }
 
 /// The bytes that a sync flush ends with. These four bytes end every compressed message, and are not sent (RFC 7692 §7.2.1).
 const SYNC_FLUSH_TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
-
-struct Compressor {
-    stream: Compress,
-    /// The output buffer of one call of zlib. The bytes of this buffer are copied to `out`, so that `out` grows by the number of bytes
-    /// written and not by the capacity of this buffer.
-    chunk: Vec<u8>,
-}
-
-impl Compressor {
-    /// The compression level of zlib.
-    ///
-    /// Measured on JSON of 128 B to 16 KiB: up to 1 KiB, levels 2 to 6 take nearly the same time, most of which is spent on the reset (1.6
-    /// µs, with any window) and the Huffman trees. Level 6 makes the fewest bytes, and each byte is sent to many clients. Level 9 is slower
-    /// and makes no fewer bytes. Level 1 takes a third of the time and makes 10 to 60 % more bytes.
-    const LEVEL: u32 = 6;
-
-    /// The length of the output buffer, in bytes: 16 KiB, so that nearly every message needs only one call of zlib.
-    const CHUNK_LEN: usize = 16 * 1024;
-
-    fn compress(&mut self, message: &[u8], out: &mut BytesMut) {
-        self.stream.reset();
-        let mut input = message;
-        loop {
-            self.chunk.clear();
-            let consumed_before = self.stream.total_in();
-            let status = self
-                .stream
-                .compress_vec(input, &mut self.chunk, FlushCompress::Sync);
-            input = &input[(self.stream.total_in() - consumed_before) as usize..];
-            out.extend_from_slice(&self.chunk);
-            let is_flushed = self.chunk.len() < self.chunk.capacity();
-            if status.is_err() || (input.is_empty() && is_flushed) {
-                break;
-            }
-        }
-        debug_assert!(input.is_empty() && out.ends_with(SYNC_FLUSH_TAIL));
-        out.truncate(out.len().saturating_sub(SYNC_FLUSH_TAIL.len()));
-    }
-}
-
-impl Default for Compressor {
-    fn default() -> Self {
-        Self {
-            stream: Compress::new(Compression::new(Self::LEVEL), false),
-            chunk: Vec::with_capacity(Self::CHUNK_LEN),
-        }
-    }
-}
 
 struct Inflater(Decompress);
 
@@ -364,6 +304,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::compressor::Compressor;
 
     const PLAIN_ANSWER: &str =
         "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
@@ -627,7 +568,7 @@ mod tests {
             let mut out = BytesMut::new();
             assert_eq!(compressed(b"Hello"), hello);
             outer.compress(b"Hello", &mut out);
-            assert_eq!(out, hello);
+            assert_eq!(out, [&hello[..], SYNC_FLUSH_TAIL].concat());
         });
     }
 
@@ -635,7 +576,7 @@ mod tests {
     fn panic_discards_the_compressor() {
         let panicked = std::panic::catch_unwind(|| {
             with_thread_local(&COMPRESSOR, |compressor: &mut Compressor| {
-                let none = FlushCompress::None;
+                let none = flate2::FlushCompress::None;
                 let (stream, chunk) = (&mut compressor.stream, &mut compressor.chunk);
                 stream.compress_vec(b"half", chunk, none).unwrap();
                 std::panic::resume_unwind(Box::new(()));

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT, wait_until};
-use tower_push::EventId;
+use tower_push::{Event, EventId};
 use tower_push_redis::{ReaderState, RedisStream};
 
 use crate::client::{Client, KEY, builder, node, publish_numbers, transaction, wait_until_read};
 
 /// The options of a server that has every event on its disk.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+/// The time after which a connection is checked before it is used.
+const IDLE_TIME: Duration = Duration::from_millis(1100);
 
 async fn wait_for_state(node: &RedisStream, state: ReaderState) {
     let describe = || format!("{:?}", node.reader_status());
@@ -280,4 +283,34 @@ async fn silent_server_is_noticed() {
     client.expect_numbers(1..2).await;
     publish_numbers(&node, 2..3).await;
     client.expect_numbers(2..3).await;
+}
+
+/// The server closes connections that are idle.
+#[tokio::test]
+async fn closed_idle_connection_is_replaced() {
+    let server = RedisServer::start(RedisProgram::Redis, &[]);
+    let node = builder(&server).log_events(1).connect().await.unwrap();
+    let first = publish_numbers(&node, 0..1).await.unwrap();
+    publish_numbers(&node, 1..3).await;
+    wait_until_read(&node).await;
+    Client::resume(&node, &first).expect_numbers(1..3).await;
+    // All connections but the reader's, which waits for an entry.
+    let clients = server.command(&["CLIENT", "LIST", "TYPE", "NORMAL"]);
+    let idle = clients
+        .lines()
+        .filter(|line| line.contains("user=") && !line.contains("flags=b"));
+    let idle: Vec<_> = idle.filter(|line| !line.contains("cmd=client")).collect();
+    assert_eq!(idle.len(), 2, "{clients}");
+    for line in idle {
+        let id = line.split(' ').next().unwrap().strip_prefix("id=").unwrap();
+        server.command(&["CLIENT", "KILL", "ID", id]);
+    }
+    tokio::time::sleep(IDLE_TIME).await;
+    // Neither a publication nor a cold resume learns of it.
+    let event = Event::text("3");
+    node.publish(&event).await.unwrap();
+    wait_until_read(&node).await;
+    Client::resume(&node, &first).expect_numbers(1..4).await;
+    assert_eq!(node.relay().counts().unavailable, 0);
+    assert_eq!(node.reader_status().reconnects, 0);
 }

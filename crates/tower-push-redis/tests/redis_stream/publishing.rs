@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use testkit::{RedisProgram, RedisServer};
+use testkit::{RedisProgram, RedisServer, wait_until};
 use tower_push::{Event, Item, event::Payload, source::StartPosition};
 
 use crate::client::{Client, KEY, builder, node, publish_numbers};
@@ -164,4 +164,53 @@ async fn publication_is_one_command() {
     publish_numbers(&nodes[0], 0..10).await;
     assert_eq!(server.call_count("xadd"), 10);
     assert_eq!(server.call_count("eval") + server.call_count("evalsha"), 0);
+}
+
+/// A server that has too few replicas, and a server that cannot write to its disk.
+#[tokio::test]
+async fn server_that_refuses_writes_is_error() {
+    // The server cannot write to this directory.
+    let server = RedisServer::start(RedisProgram::Redis, &["--dir", "/proc"]);
+    let node = builder(&server).publish_retry_time(Duration::ZERO);
+    let node = node.connect().await.unwrap();
+    let mut client = Client::connect(&node).await;
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let error = node.publish(&"x".into()).await.unwrap_err();
+    assert!(
+        error.is_unavailable() && !error.may_be_published(),
+        "{error}"
+    );
+    server.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    publish_numbers(&node, 0..1).await;
+    client.expect_numbers(0..1).await;
+
+    server.command(&["CONFIG", "SET", "save", "3600 1"]);
+    server.command(&["BGSAVE"]);
+    let has_failed = || {
+        let info = server.command(&["INFO", "persistence"]);
+        info.contains("rdb_last_bgsave_status:err")
+    };
+    wait_until(has_failed, || "the server writes to /proc").await;
+    let error = node.publish(&"x".into()).await.unwrap_err();
+    assert!(error.is_full() && !error.may_be_published(), "{error}");
+    server.command(&["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"]);
+    publish_numbers(&node, 1..2).await;
+    client.expect_numbers(1..2).await;
+}
+
+/// The server closes the connection on which it gets a value above its own limit.
+#[tokio::test]
+async fn event_above_limit_of_server_is_error() {
+    let server = RedisServer::start(RedisProgram::Redis, &["--proto-max-bulk-len", "1048576"]);
+    let node = builder(&server).max_event_bytes(8 << 20);
+    let node = node.connect().await.unwrap();
+    let mut client = Client::connect(&node).await;
+    for round in 0..5 {
+        let large = Event::text("x".repeat(2 << 20));
+        let error = node.publish(&large).await.unwrap_err();
+        assert!(!error.is_full() && !error.is_wrong_type(), "{error}");
+        // The error does not spoil the connection of the next publication.
+        publish_numbers(&node, [round]).await;
+        client.expect_numbers([round]).await;
+    }
 }

@@ -1,8 +1,9 @@
 //! Sentinel, cluster and TLS.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use testkit::{RedisProgram, RedisServer, TEST_TIMEOUT, wait_until};
+use tokio::time::sleep;
 use tower_push_redis::{ReaderState, RedisServers, RedisStream};
 
 use crate::client::{Client, KEY, publish_numbers, wait_until_read};
@@ -40,8 +41,8 @@ async fn sentinel_failover_is_followed() {
     assert_eq!(node.relay().counts().gaps, 0);
 }
 
-#[tokio::test]
-async fn cluster_node_of_stream_is_found() {
+/// Starts a cluster of three masters.
+async fn start_cluster() -> [RedisServer; 3] {
     let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
     let start = || RedisServer::start(RedisProgram::Redis, &options);
     let servers = [start(), start(), start()];
@@ -62,6 +63,54 @@ async fn cluster_node_of_stream_is_found() {
             .all(|info| info.contains("cluster_state:ok"))
     };
     wait_until(is_ready, || "the cluster does not start").await;
+    servers
+}
+
+/// The slot of the stream moves to another node of the cluster.
+#[tokio::test]
+async fn cluster_slot_that_moves_is_followed() {
+    let servers = start_cluster().await;
+    let seeds = RedisServers::cluster(servers.iter().map(RedisServer::url)).unwrap();
+    let node = RedisStream::builder(seeds, KEY)
+        .log_events(2)
+        .publish_retry_time(TEST_TIMEOUT)
+        .connect()
+        .await
+        .unwrap();
+    let first = publish_numbers(&node, 0..1).await.unwrap();
+    publish_numbers(&node, 1..5).await;
+    wait_until_read(&node).await;
+    // A cold resume, over the connection that the later ones share.
+    let mut client = Client::resume(&node, &first);
+    client.expect_numbers(1..5).await;
+
+    let owner = |server: &&RedisServer| server.try_command(&["XLEN", KEY]).is_ok();
+    let from = servers.iter().find(owner).unwrap();
+    let to = servers.iter().find(|server| !owner(server)).unwrap();
+    let slot = from.command(&["CLUSTER", "KEYSLOT", KEY]);
+    let [from_id, to_id] = [from, to].map(|server| server.command(&["CLUSTER", "MYID"]));
+    to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
+    from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
+    let port = to.port().to_string();
+    from.command(&["MIGRATE", "127.0.0.1", &port, KEY, "0", "5000"]);
+    // Nodes of the cluster redirect to each other now.
+    let publisher = node.clone();
+    let publish = tokio::spawn(async move { publish_numbers(&publisher, 5..7).await });
+    sleep(Duration::from_millis(300)).await;
+    for server in [to, from] {
+        server.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+    }
+    publish.await.unwrap();
+    client.expect_numbers(5..7).await;
+    assert_eq!(to.command(&["XLEN", KEY]), "7");
+    let mut returned = Client::resume(&node, &first);
+    returned.expect_numbers(1..7).await;
+    assert_eq!(node.relay().counts().gaps, 0);
+}
+
+#[tokio::test]
+async fn cluster_node_of_stream_is_found() {
+    let servers = start_cluster().await;
     // From each seed, the node that has the stream is found.
     for (first, seed) in [0, 10, 20].into_iter().zip(&servers) {
         for key in ["events", "other events", "{tag}:events"] {

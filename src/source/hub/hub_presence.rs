@@ -1,0 +1,306 @@
+use std::{
+    io::{self, Write},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use http::StatusCode;
+use serde_json::Value;
+use tokio::{runtime::Handle, task::JoinHandle, time::sleep};
+
+use super::{
+    PublishOptions, control_events,
+    hub_state::{HubState, PublishedEvent},
+    presence_table::{PresenceChange, PresenceTable, TooManyMembers},
+};
+use crate::{
+    event::{EventId, Topic},
+    source::Rejection,
+    sync::{Mutex, MutexGuard, lock},
+};
+
+/// The members of a hub's topics, and the task that lets members leave.
+///
+/// # Invariant: a list and the events after it fit
+/// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
+/// lock has exactly the changes whose events are at or before the hub's published position.
+#[derive(Debug, Default)]
+pub(super) struct HubPresence(Mutex<LockedPresence>);
+
+#[derive(Debug, Default)]
+pub(super) struct LockedPresence {
+    table: PresenceTable,
+    departure_task: Option<JoinHandle<()>>,
+}
+
+/// Keeps one connection of a member of a topic, from [`TopicPresence::enter`](super::TopicPresence::enter).
+///
+/// When the last `MemberConnection` of the member is dropped, the member leaves after the
+/// [grace time](super::PresenceOptions::grace).
+#[derive(Debug)]
+#[must_use = "the connection ends when this value is dropped"]
+pub struct MemberConnection {
+    hub: Arc<HubState>,
+    topic: Topic,
+    key: Arc<str>,
+    has_grace: bool,
+}
+
+/// The keys and the values of the members of one topic.
+pub(super) type MemberPairs = Vec<(Arc<str>, Arc<Value>)>;
+
+/// The time after which a client returns if there was no room for another member.
+const TOO_MANY_MEMBERS_RETRY: Duration = Duration::from_secs(10);
+
+/// The maximum number of members that leave while the lock is held.
+const MAX_DEPARTURES: usize = 64;
+
+impl MemberConnection {
+    /// Returns the topic.
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// Returns the key of the member.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Ends the connection without a grace time: with the last connection, the member leaves at once.
+    pub fn leave_now(mut self) {
+        self.has_grace = false;
+    }
+}
+
+impl Drop for MemberConnection {
+    fn drop(&mut self) {
+        self.hub
+            .end_connection(&self.topic, &self.key, self.has_grace);
+    }
+}
+
+impl Drop for LockedPresence {
+    fn drop(&mut self) {
+        if let Some(task) = self.departure_task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl LockedPresence {
+    pub(super) fn members(&self, topic: &Topic) -> MemberPairs {
+        self.table.members(topic)
+    }
+
+    /// Starts the task that lets members leave, unless the task already runs. Returns `false` outside of a runtime.
+    fn ensure_departure_task(&mut self, hub: &Arc<HubState>) -> bool {
+        // `is_finished` is also true for a task whose runtime has shut down.
+        let is_running = |task: &JoinHandle<()>| !task.is_finished();
+        if self.departure_task.as_ref().is_some_and(is_running) {
+            return true;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            return false;
+        };
+        self.departure_task = Some(runtime.spawn(remove_departed(Arc::downgrade(hub))));
+        true
+    }
+}
+
+/// Lets members leave until no member is without a connection or the hub is gone.
+async fn remove_departed(hub: Weak<HubState>) {
+    let remove = || hub.upgrade()?.remove_departed_members();
+    while let Some(next) = remove() {
+        sleep(next).await;
+    }
+}
+
+impl HubState {
+    /// Locks the members. The caller publishes nothing and drops no [`MemberConnection`] meanwhile.
+    pub(super) fn lock_presence(&self) -> MutexGuard<'_, LockedPresence> {
+        lock(&self.presence.0)
+    }
+
+    /// Returns whether members' events are published. In a hub whose topics have no history, or their last value only, clients could not get every
+    /// event.
+    pub(super) fn publishes_presence(&self) -> bool {
+        !self.config.has_no_history() && !self.config.is_last_value
+    }
+
+    /// Adds a connection of a member of a topic.
+    ///
+    /// # Errors
+    /// The rejection of a client that cannot be a member.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        topic: &Topic,
+        key: &Arc<str>,
+        value: Arc<Value>,
+    ) -> Result<MemberConnection, Rejection> {
+        self.check_member(topic, key, &value)?;
+        let published = {
+            let presence = &mut *self.lock_presence();
+            let options = &self.config.presence;
+            let change = presence.table.enter(topic, key, value, options);
+            let change = change.map_err(|TooManyMembers| too_many_members_rejection())?;
+            change.and_then(|change| self.publish_change(change))
+        };
+        wake_readers(published);
+        Ok(MemberConnection {
+            hub: self.clone(),
+            topic: topic.clone(),
+            key: key.clone(),
+            has_grace: true,
+        })
+    }
+
+    /// Sets the value of a member. Returns whether the topic has the member.
+    ///
+    /// # Errors
+    /// The rejection of a member that is too long.
+    pub(super) fn update_member(
+        &self,
+        topic: &Topic,
+        key: &Arc<str>,
+        value: Arc<Value>,
+    ) -> Result<bool, Rejection> {
+        self.check_member(topic, key, &value)?;
+        let (is_member, published) = {
+            let presence = &mut *self.lock_presence();
+            let is_member = presence.table.has_member(topic, key);
+            let change = presence.table.update(topic, key, value);
+            (
+                is_member,
+                change.and_then(|change| self.publish_change(change)),
+            )
+        };
+        wake_readers(published);
+        Ok(is_member)
+    }
+
+    /// Removes a connection of a member.
+    fn end_connection(self: &Arc<Self>, topic: &Topic, key: &Arc<str>, has_grace: bool) {
+        let published = {
+            let presence = &mut *self.lock_presence();
+            let grace = self.config.presence.grace;
+            let has_grace = has_grace && !grace.is_zero();
+            let leaves_at = has_grace.then(|| self.now().saturating_add(grace));
+            // Outside of a runtime nothing measures the grace time.
+            let leaves_at = leaves_at.filter(|_| presence.ensure_departure_task(self));
+            let change = presence.table.leave(topic, key, leaves_at);
+            change.and_then(|change| self.publish_change(change))
+        };
+        wake_readers(published);
+    }
+
+    /// Removes the members whose time to leave has come. Returns the time until the next member leaves.
+    fn remove_departed_members(&self) -> Option<Duration> {
+        loop {
+            let mut published = Vec::new();
+            let next = {
+                let presence = &mut *self.lock_presence();
+                let now = self.now();
+                while published.len() < MAX_DEPARTURES {
+                    let Some(change) = presence.table.expire_one(now) else {
+                        break;
+                    };
+                    published.push(self.publish_change(change));
+                }
+                let next = presence.table.next_departure();
+                next.map(|time| time.saturating_sub(now))
+            };
+            published.into_iter().for_each(wake_readers);
+            if next.is_none_or(|next| !next.is_zero()) {
+                return next;
+            }
+        }
+    }
+
+    /// Returns the members of a topic, and the id of the hub's newest event.
+    pub(super) fn list_members(&self, topic: &Topic) -> (MemberPairs, EventId) {
+        let presence = self.lock_presence();
+        let members = presence.members(topic);
+        (members, self.id_at(self.published_position()))
+    }
+
+    pub(super) fn member_count(&self, topic: &Topic) -> usize {
+        self.lock_presence().table.member_count(topic)
+    }
+
+    /// Returns the topic whose members' events are in the topic `events`.
+    pub(super) fn topic_of_members(&self, events: &Topic) -> Topic {
+        let suffix = &*self.config.presence.topic_suffix;
+        let base = events.as_str().strip_suffix(suffix);
+        let base = base.and_then(|base| Topic::new(base).ok());
+        base.unwrap_or_else(|| events.clone())
+    }
+}
+
+impl HubState {
+    /// Publishes the event of a change, while the members are locked.
+    fn publish_change(&self, change: PresenceChange) -> Option<PublishedEvent> {
+        let topic = self.topic_of_events(&change.topic).ok()?;
+        let event = control_events::presence_changed(&change);
+        let options = PublishOptions::new();
+        let publish = || self.publish_without_waking(std::slice::from_ref(&topic), event, &options);
+        self.publishes_presence().then(publish)
+    }
+
+    /// Returns the topic that has the events of the members of `topic`.
+    fn topic_of_events(&self, topic: &Topic) -> Result<Topic, Rejection> {
+        let suffix = &*self.config.presence.topic_suffix;
+        if suffix.is_empty() {
+            return Ok(topic.clone());
+        }
+        let invalid = |_| bad_request("the topic's name is not one that can have members");
+        Topic::new(format!("{topic}{suffix}")).map_err(invalid)
+    }
+
+    /// Returns the rejection of a member that is too long, or whose topic cannot have members.
+    fn check_member(&self, topic: &Topic, key: &str, value: &Value) -> Result<(), Rejection> {
+        self.topic_of_events(topic)?;
+        let mut budget = LengthBudget(self.config.presence.max_member_len);
+        let fits = budget.write_all(key.as_bytes()).is_ok();
+        match fits && serde_json::to_writer(&mut budget, value).is_ok() {
+            true => Ok(()),
+            false => Err(bad_request(
+                "the key and the value of a member are too long",
+            )),
+        }
+    }
+}
+
+/// A writer that fails when more bytes are written than this number.
+struct LengthBudget(usize);
+
+impl Write for LengthBudget {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.checked_sub(bytes.len()) {
+            Some(rest) => {
+                self.0 = rest;
+                Ok(bytes.len())
+            }
+            None => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn wake_readers(published: Option<PublishedEvent>) {
+    if let Some(published) = published {
+        published.wake_readers();
+    }
+}
+
+fn bad_request(message: &'static str) -> Rejection {
+    Rejection::new(StatusCode::BAD_REQUEST).message(message)
+}
+
+fn too_many_members_rejection() -> Rejection {
+    Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
+        .message("the topic has no room for another member")
+        .retry_after(TOO_MANY_MEMBERS_RETRY)
+}

@@ -1,0 +1,193 @@
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::presence_options::PresenceOptions;
+use crate::event::Topic;
+
+/// The members of the topics of a hub.
+///
+/// The table has neither a lock nor a clock. Each method that changes the table returns the [`PresenceChange`] that the caller publishes, if the
+/// list of members has changed.
+#[derive(Debug, Default)]
+pub(super) struct PresenceTable {
+    topics: HashMap<Topic, HashMap<Arc<str>, TopicMember>>,
+    /// The members without a connection, in the order in which they leave.
+    departures: BTreeMap<DepartureKey, (Topic, Arc<str>)>,
+    /// The number of members of all topics.
+    member_count: usize,
+    last_departure: u64,
+}
+
+/// A member of one topic.
+#[derive(Debug)]
+struct TopicMember {
+    value: Arc<Value>,
+    connections: usize,
+    /// When the member leaves. `None` while the member has a connection.
+    departure: Option<DepartureKey>,
+}
+
+/// The time of a departure, and a number that is different for each departure.
+type DepartureKey = (Duration, u64);
+
+/// A change of a topic's list of members.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PresenceChange {
+    pub(super) topic: Topic,
+    pub(super) key: Arc<str>,
+    pub(super) action: PresenceAction,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum PresenceAction {
+    Join(Arc<Value>),
+    Update(Arc<Value>),
+    Leave,
+}
+
+/// The error of [`PresenceTable::enter`]: the topic or the hub has too many members.
+#[derive(Debug, PartialEq)]
+pub(super) struct TooManyMembers;
+
+impl PresenceTable {
+    /// Adds a connection of a member. The value replaces that of the member's other connections.
+    ///
+    /// # Errors
+    /// [`TooManyMembers`] if the topic or the hub has no room for another member.
+    pub(super) fn enter(
+        &mut self,
+        topic: &Topic,
+        key: &Arc<str>,
+        value: Arc<Value>,
+        options: &PresenceOptions,
+    ) -> Result<Option<PresenceChange>, TooManyMembers> {
+        if let Some(member) = self.member_mut(topic, key) {
+            member.connections += 1;
+            if let Some(departure) = member.departure.take() {
+                self.departures.remove(&departure);
+            }
+            return Ok(self.update(topic, key, value));
+        }
+        if self.member_count >= options.max_total_members
+            || self.member_count(topic) >= options.max_members
+        {
+            return Err(TooManyMembers);
+        }
+        self.member_count += 1;
+        let member = TopicMember {
+            value: value.clone(),
+            connections: 1,
+            departure: None,
+        };
+        let members = self.topics.entry(topic.clone()).or_default();
+        members.insert(key.clone(), member);
+        Ok(Some(PresenceChange::new(
+            topic,
+            key,
+            PresenceAction::Join(value),
+        )))
+    }
+
+    /// Sets the value of a member.
+    pub(super) fn update(
+        &mut self,
+        topic: &Topic,
+        key: &Arc<str>,
+        value: Arc<Value>,
+    ) -> Option<PresenceChange> {
+        let member = self.member_mut(topic, key)?;
+        if member.value == value {
+            return None;
+        }
+        member.value = value.clone();
+        let action = PresenceAction::Update(value);
+        Some(PresenceChange::new(topic, key, action))
+    }
+
+    /// Removes a connection of a member. With the last connection, the member leaves at `leaves_at`, or at once if it is `None`.
+    pub(super) fn leave(
+        &mut self,
+        topic: &Topic,
+        key: &Arc<str>,
+        leaves_at: Option<Duration>,
+    ) -> Option<PresenceChange> {
+        self.last_departure += 1;
+        let departure = leaves_at.map(|time| (time, self.last_departure));
+        let member = self.member_mut(topic, key)?;
+        member.connections = member.connections.saturating_sub(1);
+        if member.connections > 0 {
+            return None;
+        }
+        let Some(departure) = departure else {
+            return self.remove(topic, key);
+        };
+        member.departure = Some(departure);
+        let member = (topic.clone(), key.clone());
+        self.departures.insert(departure, member);
+        None
+    }
+
+    /// Removes one member whose time to leave has come.
+    pub(super) fn expire_one(&mut self, now: Duration) -> Option<PresenceChange> {
+        let departure = self.departures.first_entry()?;
+        if departure.key().0 > now {
+            return None;
+        }
+        let (topic, key) = departure.remove();
+        self.remove(&topic, &key)
+    }
+
+    /// Returns when the next member leaves.
+    pub(super) fn next_departure(&self) -> Option<Duration> {
+        self.departures.keys().next().map(|(time, _)| *time)
+    }
+
+    pub(super) fn has_member(&self, topic: &Topic, key: &Arc<str>) -> bool {
+        let members = self.topics.get(topic);
+        members.is_some_and(|members| members.contains_key(key))
+    }
+
+    /// Returns the number of members of a topic.
+    pub(super) fn member_count(&self, topic: &Topic) -> usize {
+        self.topics.get(topic).map_or(0, HashMap::len)
+    }
+
+    /// Returns the keys and the values of the members of a topic, in no order.
+    pub(super) fn members(&self, topic: &Topic) -> Vec<(Arc<str>, Arc<Value>)> {
+        let members = self.topics.get(topic).into_iter().flatten();
+        members
+            .map(|(key, member)| (key.clone(), member.value.clone()))
+            .collect()
+    }
+
+    fn member_mut(&mut self, topic: &Topic, key: &Arc<str>) -> Option<&mut TopicMember> {
+        self.topics.get_mut(topic)?.get_mut(key)
+    }
+
+    fn remove(&mut self, topic: &Topic, key: &Arc<str>) -> Option<PresenceChange> {
+        let Entry::Occupied(mut members) = self.topics.entry(topic.clone()) else {
+            return None;
+        };
+        members.get_mut().remove(key)?;
+        self.member_count -= 1;
+        if members.get().is_empty() {
+            members.remove();
+        }
+        Some(PresenceChange::new(topic, key, PresenceAction::Leave))
+    }
+}
+
+impl PresenceChange {
+    fn new(topic: &Topic, key: &Arc<str>, action: PresenceAction) -> Self {
+        Self {
+            topic: topic.clone(),
+            key: key.clone(),
+            action,
+        }
+    }
+}
