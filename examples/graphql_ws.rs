@@ -39,6 +39,7 @@ const SUBPROTOCOL_NOT_ACCEPTABLE: CloseCode = CloseCode::new(4406).unwrap();
 const INIT_TIMEOUT: CloseCode = CloseCode::new(4408).unwrap();
 const SUBSCRIBER_EXISTS: CloseCode = CloseCode::new(4409).unwrap();
 const TOO_MANY_INITS: CloseCode = CloseCode::new(4429).unwrap();
+const INTERNAL_SERVER_ERROR: CloseCode = CloseCode::new(4500).unwrap();
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -207,7 +208,7 @@ impl Connection {
             return Err(close_error(SUBSCRIBER_EXISTS, reason));
         }
         let results = match self.operations.len() {
-            MAX_OPERATIONS.. => Err("too many operations".to_owned()),
+            MAX_OPERATIONS.. => Err(ExecuteError::Refused("too many operations".to_owned())),
             _ => execute(operation),
         };
         match results {
@@ -217,9 +218,14 @@ impl Connection {
                 self.operations.insert(id, Box::pin(updates));
                 Ok(None)
             }
-            Err(message) => Ok(Some(
+            Err(ExecuteError::Refused(message)) => Ok(Some(
                 json!({ "id": id, "type": "error", "payload": [{ "message": message }] }),
             )),
+            // The details are for the server's log: the client learns only that the server has failed.
+            Err(ExecuteError::Internal(details)) => {
+                eprintln!("operation {id} failed: {details}");
+                Err(close_error(INTERNAL_SERVER_ERROR, "Internal server error"))
+            }
         }
     }
 
@@ -242,8 +248,19 @@ fn parse(message: &Payload) -> Result<ClientMessage, CloseError> {
     parsed.map_err(|error| close_error(BAD_REQUEST, format!("Invalid message: {error}")))
 }
 
-/// Returns the results of an operation: `{ hello }`, or `subscription { countdown }` with the variable `from`.
-fn execute(operation: &Operation) -> Result<impl Stream<Item = Value> + Send + use<>, String> {
+/// Why an operation has no results.
+enum ExecuteError {
+    /// The client's operation is refused, with this message. The connection goes on.
+    Refused(String),
+    /// The server has failed, with these details. The connection is closed.
+    Internal(String),
+}
+
+/// Returns the results of an operation: `{ hello }`, or `subscription { countdown }` with the variable `from`. The operation
+/// `{ broken }` stands for a failure of the server.
+fn execute(
+    operation: &Operation,
+) -> Result<impl Stream<Item = Value> + Send + use<>, ExecuteError> {
     let (field, values) = if operation.query.contains("countdown") {
         let variables = operation.variables.as_ref();
         let from = variables.and_then(|variables| variables.get("from")?.as_u64());
@@ -252,8 +269,11 @@ fn execute(operation: &Operation) -> Result<impl Stream<Item = Value> + Send + u
         ("countdown", values)
     } else if operation.query.contains("hello") {
         ("hello", vec![Value::from("Hello, world!")])
+    } else if operation.query.contains("broken") {
+        return Err(ExecuteError::Internal("no database".to_owned()));
     } else {
-        return Err(format!("unknown operation: {}", operation.query));
+        let message = format!("unknown operation: {}", operation.query);
+        return Err(ExecuteError::Refused(message));
     };
     let ticks = tokio_stream::iter(values).throttle(Duration::from_millis(20));
     Ok(ticks.map(move |value| json!({ field: value })))

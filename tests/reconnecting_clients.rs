@@ -1,20 +1,28 @@
-//! Client libraries that reconnect by themselves: the close codes of a WebSocket after which they do so.
+//! Client libraries that reconnect by themselves: the close codes of a WebSocket after which they do so, and libraries for event streams which
+//! a response with the status 204 does not stop.
 //! `scripts/setup` installs the libraries. Without one of them, its tests fail.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::{Router, response::Html, routing::get};
+use axum::{Router, middleware, response::Html, routing::get};
 use futures_util::stream;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{TestServer, programs};
 use tokio::process::Command;
 use tower_push::{
-    BoxError, Error, Item,
+    BoxError, Error, Event, Item,
     event::{CloseCode, CloseFrame},
     service,
     source::{Subscription, query::decode_parameter, source_fn},
     transport::{
-        StreamEnd, WebSocket,
+        Sse, StreamEnd, WebSocket,
         websocket::{CloseCodes, MessageFormat},
     },
 };
@@ -63,13 +71,45 @@ async fn codes_after_which(client: &str) -> Vec<u16> {
     let mut command = Command::from(programs::browser_script("reconnecting_clients.mjs"));
     command.args([client, &server.url("/")]);
     command.args(CODES.map(|code| code.to_string()));
+    serde_json::from_value(run_to_json(command).await).unwrap()
+}
+
+/// Returns the JSON text that a program prints.
+async fn run_to_json(mut command: Command) -> Value {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(PROGRAM_TIMEOUT, command.output()).await;
     let output = output.expect("the program should have exited").unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
-    let codes: Value =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {log}"));
-    serde_json::from_value(codes).unwrap()
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {log}"))
+}
+
+/// Returns the events that a page gets from a source that sends one event and finishes, and the number of requests of the page.
+async fn read_finished_source(client: &str) -> (Value, usize) {
+    let source = source_fn(async |_| {
+        Ok(stream::iter([
+            Item::Event(Event::text("one")),
+            Item::Finished,
+        ]))
+    });
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = requests.clone();
+    let count = middleware::from_fn(move |request, next: middleware::Next| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        next.run(request)
+    });
+    let sse = Sse::new().retry(Duration::from_millis(50));
+    let app = Router::new()
+        .route_service("/events", service(source).transport(sse))
+        .route_layer(count)
+        .route(
+            "/page",
+            get(async || Html("<!doctype html><title>test</title>")),
+        );
+    let server = TestServer::start(app).await;
+    let mut command = Command::from(programs::browser_script("page_event_sources.mjs"));
+    command.args([client, &server.url("/events")]);
+    let events = run_to_json(command).await;
+    (events, requests.load(Ordering::Relaxed))
 }
 
 /// Returns all codes but these.
@@ -120,4 +160,25 @@ async fn htmx_reconnects_after_four_codes() {
 #[tokio::test]
 async fn turbo_never_reconnects() {
     assert_eq!(codes_after_which("turbo").await, [] as [u16; 0]);
+}
+
+#[tokio::test]
+async fn htmx_closes_at_event_finished() {
+    let (events, requests) = read_finished_source("htmx with sse-close").await;
+    assert_eq!(events, json!([["message", "one"], ["closed", null]]));
+    assert_eq!(requests, 1);
+    // After a 204, htmx creates an `EventSource` without a cursor, which reads the events again.
+    let (events, requests) = read_finished_source("htmx").await;
+    assert_eq!(events[1], json!(["message", "one"]));
+    assert!(requests > 3, "{requests}");
+}
+
+#[tokio::test]
+async fn sse_js_has_to_be_closed_at_event_finished() {
+    let read = json!([["message", "one"], ["finished", "{\"finished\":true}"]]);
+    let (events, requests) = read_finished_source("sse.js that is closed").await;
+    assert_eq!((events, requests), (read.clone(), 1));
+    let (events, requests) = read_finished_source("sse.js").await;
+    assert_eq!(events, read);
+    assert!(requests > 3, "{requests}");
 }

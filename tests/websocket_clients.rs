@@ -441,6 +441,7 @@ async fn graphql_ws_client_sees_results_and_close_codes() {
         closed("no init", 4408, "Connection initialisation timeout"),
         closed("same id twice", 4409, "Subscriber for twice already exists"),
         closed("init twice", 4429, "Too many initialisation requests"),
+        closed("internal error", 4500, "Internal server error"),
     ];
     assert_eq!(records, expected);
 }

@@ -80,4 +80,6 @@ await expectClose("same id twice", {
   },
 });
 await expectClose("init twice", { on: { connected: (socket) => send(socket, { type: "connection_init" }) } });
+const broken = { id: "1", type: "subscribe", payload: { query: "{ broken }" } };
+await expectClose("internal error", { on: { connected: (socket) => send(socket, broken) } });
 process.exit();
