@@ -11,6 +11,7 @@ use super::{
     pattern_table::PatternRequest,
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
+    topic_table::DeferredDrops,
 };
 #[cfg(feature = "json")]
 use crate::event::Event;
@@ -103,7 +104,7 @@ impl ReaderRequest {
             cursor.is_none() || is_fresh(topic)
         })?;
         #[cfg(not(feature = "json"))]
-        let joined = hub.join(&requests, &patterns)?;
+        let joined = hub.join(&requests, &patterns, &mut DeferredDrops::default())?;
         let published = joined.published_position;
         #[cfg(feature = "json")]
         let listed_topics = self.listed_topics();
@@ -151,12 +152,16 @@ impl ReaderRequest {
             allowed.presence.lists_members && hub.publishes_presence() && is_new(&allowed.topic)
         };
         let mut listed = self.topics.iter().filter(listed).peekable();
+        let mut deferred_drops = DeferredDrops::default();
         if listed.peek().is_none() {
-            return Ok((hub.join(requests, patterns)?, Vec::new()));
+            return Ok((
+                hub.join(requests, patterns, &mut deferred_drops)?,
+                Vec::new(),
+            ));
         }
         let (joined, lists) = {
             let presence = hub.lock_presence();
-            let joined = hub.join(requests, patterns)?;
+            let joined = hub.join(requests, patterns, &mut deferred_drops)?;
             let members = |topic: &Topic| presence.members(&hub.topic_of_members(topic));
             let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
             (joined, listed.map(list).collect::<Vec<_>>())
