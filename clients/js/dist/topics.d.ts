@@ -34,6 +34,7 @@ export interface PublicationOptions {
  * A connection to topics. Each event is passed on once, also if the server repeats one of the last 256.
  *
  * Listeners of `hub.refused` get the refusals of topics, as events whose data has `status` and `message`. A refused topic is no longer among `topics`.
+ * Listeners of `event` do not get the hub's answers. They get the events of members: `hub.members`, `hub.join`, `hub.update` and `hub.leave`.
  */
 export interface TopicConnection extends PushConnection {
     /** The topics of the connection. */

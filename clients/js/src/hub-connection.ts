@@ -8,6 +8,9 @@ const MAX_RECENT_EVENTS = 256;
 /** The number of commands that may wait for their answers. */
 const MAX_UNANSWERED_COMMANDS = 1024;
 
+/** The types of the events that answer a command, or refuse a topic. */
+const ANSWERS = ["hub.subscribed", "hub.unsubscribed", "hub.published", "hub.refused"];
+
 /** How long a client that has sent too many commands waits, in milliseconds. */
 const RATE_LIMIT_PERIOD = 1000;
 
@@ -53,8 +56,12 @@ export class HubConnection implements TopicConnection {
   #resendTimer: ReturnType<typeof setTimeout> | undefined;
   /** The ids and topics of the last events. A topic belongs to it, because SSE sends the cursor as the id. */
   #recentEvents = new Set<string>();
-  /** The answers of the hub and the repeated events, which are not passed on. */
-  #hidden = new WeakSet<object>();
+  /** The cursor with which the open stream began. */
+  #requestedCursor: string | undefined;
+  /** The answers of the hub, which only listeners of their type get. */
+  #answers = new WeakSet<object>();
+  /** The events that the client has passed on before. */
+  #repeated = new WeakSet<object>();
 
   constructor(url: URL, options: TopicOptions) {
     const { topics, topicParameter = "topic", commands = true, ...rest } = options;
@@ -88,12 +95,15 @@ export class HubConnection implements TopicConnection {
   }
 
   on(name: string, listener: (value: any) => void): () => void {
-    const isPassedOn = (value: any) => name.startsWith("hub.") || !this.#hidden.has(value);
-    return this.#connection.on(name, (value) => isPassedOn(value) && listener(value));
+    return this.#connection.on(name, (value) => this.#isPassedOn(name, value) && listener(value));
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<PushEvent | PushGap, undefined> {
-    for await (const item of this.#connection) if (!this.#hidden.has(item)) yield item;
+    for await (const item of this.#connection) if (this.#isPassedOn("event", item)) yield item;
+  }
+
+  #isPassedOn(name: string, value: any): boolean {
+    return !this.#repeated.has(value) && (name !== "event" || !this.#answers.has(value));
   }
 
   send(message: unknown): boolean {
@@ -107,6 +117,8 @@ export class HubConnection implements TopicConnection {
   subscribe(...topics: string[]): void {
     const added = new Set(topics.filter((topic) => !this.#progress.has(topic)));
     for (const topic of added) this.#progress.set(topic, "streaming");
+    // A topic that was removed before begins anew, with events that the client has had.
+    for (const key of this.#recentEvents) if (added.has(key.slice(key.indexOf(" ") + 1))) this.#recentEvents.delete(key);
     this.#changeTopics(added, "subscribe");
   }
 
@@ -159,6 +171,7 @@ export class HubConnection implements TopicConnection {
       clearTimeout(this.#resendTimer);
       this.#rejectPublications("the connection is closed");
     }
+    if (state === "connecting") this.#requestedCursor = this.cursor;
     if (state !== "open") this.#forgetTopicCommands();
     else if (this.transport === "websocket" && this.#acceptsCommands) this.#sendCommands();
     this.#checkTransport();
@@ -189,7 +202,7 @@ export class HubConnection implements TopicConnection {
     }
   }
 
-  /** The cursor is valid for the topics that the stream has. */
+  /** The server has sent a cursor, which may be the same as before. The cursor is valid for the topics that the stream has. */
   #onCursor(): void {
     this.#checkTransport();
     for (const [topic, progress] of this.#progress) if (progress === "streaming") this.#progress.set(topic, "resumable");
@@ -198,13 +211,16 @@ export class HubConnection implements TopicConnection {
 
   #onEvent(event: PushEvent): void {
     const { id, topic, type } = event;
-    if (id == null) {
-      if (!type.startsWith("hub.")) return;
-      this.#hidden.add(event);
+    if (ANSWERS.includes(type)) {
+      this.#answers.add(event);
       return this.#onAnswer(type, topic, event.data);
     }
+    // On SSE, the first event without an id carries the cursor of the request. Only an answer or a list precedes the events of new topics.
+    if (id == null || type === "hub.members") return;
+    this.#onCursor();
+    if (id === this.#requestedCursor) return;
     const key = `${id} ${topic}`;
-    if (this.#recentEvents.has(key)) this.#hidden.add(event);
+    if (this.#recentEvents.has(key)) this.#repeated.add(event);
     this.#recentEvents.add(key);
     if (this.#recentEvents.size > MAX_RECENT_EVENTS) this.#recentEvents.delete(this.#recentEvents.values().next().value!);
   }

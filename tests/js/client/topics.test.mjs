@@ -1,6 +1,7 @@
 // Connections to topics of a hub, which change while the connection is open.
 
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../../../clients/js/dist/topics.js";
@@ -14,9 +15,8 @@ const MODES = [
   ["long-polling", { transports: ["long-poll"] }],
 ];
 
-let count = 0;
-/** Returns names of topics that no other test has. */
-const namesOf = (...words) => words.map((word) => `${word}-${++count}`);
+/** Returns names of topics that no other test has, also if the server is used again. */
+const namesOf = (...words) => words.map((word) => `${word}-${randomUUID()}`);
 
 const open = (topics, options, server = SERVER) =>
   connect(new URL("/topics", server), { WebSocket, minDelay: 1, maxDelay: 20, topics, ...options });
@@ -29,17 +29,22 @@ async function publish(topic, text) {
 /** The events of a connection, as `topic data`, from now on. */
 class Seen {
   texts = [];
-  #changed = () => {};
+  #waiters = new Map();
 
   constructor(push) {
     push.on("event", ({ topic, data }) => {
-      this.texts.push(`${topic} ${data}`);
-      this.#changed();
+      const text = `${topic} ${data}`;
+      this.texts.push(text);
+      this.#waiters.get(text)?.resolve();
     });
   }
 
-  async has(text) {
-    while (!this.texts.includes(text)) await new Promise((resolve) => (this.#changed = resolve));
+  /** Resolves when the text is among the events. */
+  has(text) {
+    if (this.texts.includes(text)) return;
+    const waiter = this.#waiters.get(text) ?? {};
+    this.#waiters.set(text, waiter);
+    return (waiter.promise ??= new Promise((resolve) => (waiter.resolve = resolve)));
   }
 
   /** The data of one topic. */
@@ -102,6 +107,10 @@ for (const [mode, options] of MODES) {
     push.subscribe(b);
     await seen.has(`${b} 3`);
     assert.deepEqual(seen.texts, [`${b} 1`, `${a} 1`, `${b} 3`]);
+    push.unsubscribe(b);
+    push.subscribe(b);
+    while (seen.texts.length < 4) await next(push, "event");
+    assert.deepEqual(seen.of(b), [1, 3, 3], "the last value comes again");
     push.close();
   });
 
@@ -122,17 +131,34 @@ for (const [mode, options] of MODES) {
     push.close();
   });
 
+  test(`${mode}: a further topic that is cut after its first event misses nothing`, async () => {
+    const [a, b] = namesOf("a", "b");
+    await Promise.all([publish(a, 1), publish(b, 1)]);
+    const proxy = await CuttingProxy.to(SERVER);
+    const push = open([a], options, proxy.url("/"));
+    const seen = new Seen(push);
+    await seen.has(`${a} 1`);
+    push.subscribe(b);
+    await seen.has(`${b} 1`);
+    proxy.refused = /HTTP/;
+    proxy.cut();
+    for (const n of [2, 3]) await publish(b, n);
+    proxy.refused = /$^/;
+    await seen.has(`${b} 3`);
+    assert.deepEqual(seen.of(b), [1, 2, 3]);
+    push.close();
+    proxy.close();
+  });
+
   test(`${mode}: topics change while the connection is cut again and again`, async () => {
     const [a, b, c] = namesOf("a", "b", "c");
     await Promise.all([a, b, c].map((topic) => publish(topic, 0)));
     const proxy = await CuttingProxy.to(SERVER);
     const push = open([a], options, proxy.url("/"));
     const seen = new Seen(push);
-    const log=[]; for (const w of ["state","error","gap","hub.refused"]) push.on(w,(v)=>log.push(w+" "+(v?.message??JSON.stringify(v))));
-    let n0=0; setTimeout(()=>console.log("DEBUG", n0, push.state, push.topics, push.cursor, seen.texts.join(","), log.slice(-25)), 5000).unref();
     await seen.has(`${a} 0`);
     push.subscribe(b);
-    for (let n = 1; n <= 60; n++) { n0=n;
+    for (let n = 1; n <= 60; n++) {
       await Promise.all([publish(a, n), publish(b, n)]);
       if (n % 3 === 0) push[n % 2 ? "subscribe" : "unsubscribe"](c);
       if (n % 4 === 0) {
@@ -149,6 +175,40 @@ for (const [mode, options] of MODES) {
     proxy.close();
   });
 }
+
+/** Answers requests with these event streams, one after another, and then with 204. Returns the requests' queries. */
+function streams(...bodies) {
+  const queries = [];
+  const fetch = async (url) => {
+    queries.push(new URL(url).searchParams);
+    const body = bodies.shift();
+    return body == null ? new Response(null, { status: 204 }) : new Response(body, { headers: { "content-type": "text/event-stream" } });
+  };
+  return { queries, options: { transports: ["sse"], fetch } };
+}
+
+test("SSE: an answer with the cursor of the request does not move new topics on", async () => {
+  const { queries, options } = streams(
+    "topic: a\nid: 1\ndata: 1\n\n",
+    'event: hub.refused\ntopic: c\nid: 1\ndata: {"status":403}\n\n',
+    "topic: b\nid: 1\ndata: 1\n\n",
+  );
+  const push = open(["a"], options);
+  const finished = next(push, "finished");
+  await next(push, "event");
+  push.subscribe("b", "c");
+  await finished;
+  assert.deepEqual(queries.map((query) => query.getAll("topic")), [["a"], ["a", "b", "c"], ["a", "b"], ["a", "b"]]);
+  assert.deepEqual(queries.map((query) => query.getAll("fresh")), [[], ["b", "c"], ["b"], []]);
+});
+
+test("SSE: an event without history that carries the cursor of the request is no repetition", async () => {
+  const { options } = streams("topic: a\nid: 1\ndata: 1\n\n", "topic: a\nid: 1\ndata: 2\n\n", "topic: a\nid: 1\ndata: 3\n\n");
+  const push = open(["a"], options);
+  const seen = new Seen(push);
+  await next(push, "finished");
+  assert.deepEqual(seen.of("a"), [1, 2, 3]);
+});
 
 test("a loop gets each event once, and no answers", async () => {
   const [a, b] = namesOf("a", "b");
