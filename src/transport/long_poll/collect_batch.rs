@@ -82,7 +82,7 @@ impl<'a, S> CollectBatch<'a, S> {
 
 impl<S> CollectBatch<'_, S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     /// Adds the items that are ready to the batch. Returns the status of the stream once the batch is complete.
     fn poll_collect(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
@@ -129,7 +129,7 @@ where
 
 impl<S> Future for CollectBatch<'_, S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     type Output = Batch;
 
