@@ -83,12 +83,14 @@ impl FlushWindow {
         flushes
     }
 
-    /// Records the end of the window's timer. Returns whether the caller must flush all events now: whether events are held back.
+    /// Records the end of the window's timer. Returns whether the caller must flush all events now: whether events are held back. If none are,
+    /// there is no window any more.
     ///
     /// The end of the window is not compared with `now`, because a runtime that shuts down ends its timers early.
     pub(crate) fn flushes_at_end(&self, now: Instant) -> bool {
         let mut state = lock(&self.state);
         let flushes = state.held.events > 0;
+        state.ends_at = None;
         if flushes {
             self.begin(&mut state, now);
         }

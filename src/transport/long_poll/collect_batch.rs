@@ -247,13 +247,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn wait_for_more_begins_with_first_event() {
-        let sleep = |secs| tokio::time::sleep(Duration::from_secs(secs));
         let wait_times = WaitTimes {
             first: Duration::from_secs(25),
             more: Duration::from_secs(2),
         };
         let items = stream::unfold(0, |n| async move {
-            sleep([10, 1, 2][n]).await;
+            tokio::time::sleep(Duration::from_secs([10, 1, 2][n])).await;
             Some((Ok(event(n as u64)), n + 1))
         });
         let mut stream = SupervisedStream::unsupervised(Box::pin(items));
