@@ -143,7 +143,6 @@ impl<S> SupervisedStream<S> {
     }
 
     /// Ends the stream, and returns its last item. `ends_at` is the guard's end time or the expiry.
-
     fn end_early(&mut self, ends_at: Instant) -> Item {
         self.phase = StreamPhase::EndedEarly;
         match self.lifecycle() {

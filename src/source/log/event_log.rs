@@ -527,7 +527,7 @@ mod tests {
         assert_eq!(run_texts(run(66).history()), ["65", "66"]);
         assert!(run(64).history().is_empty());
         assert_eq!(log.run_after(98, u64::MAX).1, 2 + 29 * 3);
-        let has_events = |position, count| log.has_events_after(position, count);
+        let has_events = |position, count| log.has_events_after(position, u64::MAX, count);
         assert!(has_events(50, 100) && has_events(149, 1));
         assert!(!has_events(49, 1) && !has_events(149, 2) && !has_events(200, 1));
     }
