@@ -148,6 +148,28 @@ async function eachTransportDelivers(tabs) {
   return tab;
 }
 
+async function eachTransportChangesTopics(tab) {
+  const publishTo = async (topic, text) => fetch(new URL(`/topics/${topic}`, SERVER), { method: "POST", body: text });
+  for (const transport of ["websocket", "sse", "long-poll"]) {
+    const [first, second] = ["first", "second"].map((word) => `${word}-${name}-${transport}`);
+    await publishTo(second, "1");
+    await tab.evaluate(`import("/dist/topics.js").then(({ connect }) => {
+      window.texts = [];
+      window.topics = connect("/topics", { topics: ["${first}"], transports: ["${transport}"] });
+      topics.on("event", ({ topic, data }) => texts.push(topic + " " + data));
+      return new Promise((resolve) => topics.on("cursor", resolve));
+    })`);
+    await tab.evaluate(`topics.subscribe("${second}")`);
+    const hasSeen = (...expected) => until(expected.at(-1), () => tab.evaluate("texts"), (texts) => texts.length >= expected.length)
+      .then((texts) => assert.deepEqual(texts, expected));
+    await hasSeen(`${second} 1`);
+    await publishTo(first, "2");
+    await publishTo(second, "3");
+    await hasSeen(`${second} 1`, `${first} 2`, `${second} 3`);
+    await tab.evaluate("topics.close()");
+  }
+}
+
 async function leaderOf(tabs) {
   const leaders = [];
   for (const tab of tabs) if (await tab.isLeader()) leaders.push(tab);
@@ -214,7 +236,7 @@ async function leadersMayClose(open) {
 
 const tabs = await (name === "chromium" ? ChromiumTabs : FirefoxFrames).start();
 try {
-  await eachTransportDelivers(tabs);
+  await eachTransportChangesTopics(await eachTransportDelivers(tabs));
   const open = await tabsShareOneConnection(tabs);
   // The frames of one page run or are frozen together.
   if (name === "chromium") await frozenLeaderIsReplaced(open);
