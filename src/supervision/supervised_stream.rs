@@ -1,4 +1,5 @@
 use std::{
+    any::Any,
     fmt,
     future::Future,
     pin::Pin,
@@ -47,6 +48,11 @@ pin_project! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamPhase {
     Open,
+    /// The guard or the expiry ends the stream. Before the end, the client gets the events that a flush window holds back: as many as
+    /// `held`, or fewer.
+    Ending {
+        held: u32,
+    },
     /// The source's stream has ended with `None`.
     SourceEnded,
     /// The guard or the expiry has ended the stream.
@@ -141,17 +147,17 @@ impl<S> SupervisedStream<S> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }
 
-    /// Waits until a guard or the expiry ends the stream. Returns the last item of the stream.
-    fn poll_early_end(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+    /// Waits until a guard or the expiry ends the stream. Returns this time.
+    fn poll_end_time(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         let guard_ends_at = self.lifecycle().and_then(StreamLifecycle::ends_at);
         let Some(ends_at) = earlier(guard_ends_at, self.expires_at()) else {
             return Poll::Pending;
         };
         let early_end = self.early_end.get_or_insert_default();
-        ready!(early_end.as_mut().poll_timer(ends_at, cx));
-        Poll::Ready(self.end_early(ends_at))
+        early_end.as_mut().poll_timer(ends_at, cx).map(|()| ends_at)
     }
 
+    /// Ends the stream, and returns its last item. `ends_at` is the guard's end time or the expiry.
     fn end_early(&mut self, ends_at: Instant) -> Item {
         self.phase = StreamPhase::EndedEarly;
         match self.lifecycle() {
@@ -240,7 +246,7 @@ impl SupervisedStream {
 
 impl<S> SupervisedStream<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     /// Polls for the next item, without counting it if it is an event or a gap.
     ///
@@ -273,7 +279,7 @@ where
     }
 }
 
-impl<S: Unpin> SupervisedStream<S> {
+impl<S: Unpin + 'static> SupervisedStream<S> {
     /// Polls the source's stream with `poll_items`, unless the stream ends early.
     ///
     /// The caller counts what the source's stream has yielded. An item that ends the stream early is counted already.
@@ -284,7 +290,11 @@ impl<S: Unpin> SupervisedStream<S> {
     ) -> Poll<Option<Result<T, BoxError>>> {
         loop {
             // The early end is polled before the source, because a source that is always ready would otherwise never be ended.
-            if let Poll::Ready(end) = self.poll_early_end(cx) {
+            if let Poll::Ready(ends_at) = self.poll_end_time(cx) {
+                if let Some(item) = self.take_held_item(cx, &poll_items) {
+                    return Poll::Ready(item);
+                }
+                let end = self.end_early(ends_at);
                 return Poll::Ready(Some(Ok(end.into())));
             }
             if let Poll::Ready(item) = self.poll_source(cx, &poll_items) {
@@ -293,6 +303,31 @@ impl<S: Unpin> SupervisedStream<S> {
             if self.register_end_time_waker(cx) == WakerRegistration::Registered {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Returns the next item that a stream yields before its early end, if a flush window holds back events.
+    fn take_held_item<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll_items: impl Fn(Pin<&mut S>, &mut Context<'_>) -> Poll<Option<Result<T, BoxError>>>,
+    ) -> Option<Option<Result<T, BoxError>>> {
+        let held = match self.phase {
+            StreamPhase::Ending { held } => held,
+            StreamPhase::Open => {
+                let items: &mut dyn Any = &mut self.items;
+                let items = items.downcast_mut::<PushStream>();
+                items.map_or(0, PushStream::release_held_events)
+            }
+            StreamPhase::SourceEnded | StreamPhase::EndedEarly => 0,
+        };
+        if held == 0 {
+            return None;
+        }
+        self.phase = StreamPhase::Ending { held: held - 1 };
+        match self.poll_source(cx, poll_items) {
+            Poll::Ready(item) => Some(item),
+            Poll::Pending => None,
         }
     }
 
@@ -329,7 +364,7 @@ impl<S: Unpin> SupervisedStream<S> {
 
 impl<S> Stream for SupervisedStream<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     type Item = Result<Item, BoxError>;
 

@@ -11,9 +11,13 @@ use super::hub_presence::HubPresence;
 use super::{
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
+    pattern_table::PatternRequest,
     publish_options::PublishOptions,
     revocations::Revocations,
-    topic_log::{MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry, TopicStart},
+    topic_log::{
+        HistoryEnd, MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry,
+        TopicStart,
+    },
     topic_state::TopicState,
     topic_table::{DeferredDrops, TopicTable},
 };
@@ -68,6 +72,8 @@ pub(super) struct JoinedTopic {
     pub(super) missed: Option<MissedTopicEvents>,
     /// The position of the first event that the reader will get from the log.
     pub(super) first_position: Option<u64>,
+    /// The end of the events that the reader reads from the log. `None` if the reader gets all events of the topic from the log.
+    pub(super) history_end: Option<HistoryEnd>,
 }
 
 /// The result of [`HubState::join`].
@@ -93,9 +99,16 @@ pub(super) struct HubSize {
     pub(super) bytes: usize,
 }
 
-/// The error of [`HubState::join`]: the hub is full of topics with subscribers.
-#[derive(Debug)]
-pub(super) struct HubFull;
+/// The reason why a reader cannot join a topic or a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JoinError {
+    /// The hub is full of topics with subscribers.
+    TooManyTopics,
+    /// The hub has its maximum number of patterns with subscribers.
+    TooManyPatterns,
+    /// The hub allows no patterns.
+    PatternsDisabled,
+}
 
 impl HubState {
     pub(super) fn new(config: HubConfig) -> Self {
@@ -142,15 +155,16 @@ impl HubState {
         event: Event,
         options: &PublishOptions,
     ) -> EventId {
-        let published = self.publish_without_waking(topics, event, options);
-        published.wake_readers();
-        published.id
+        let published = self.publish_under_lock(topics, event, options);
+        let id = published.id.clone();
+        published.finish();
+        id
     }
 
-    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller wakes the readers when it has released
-    /// the lock.
+    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller
+    /// [finishes](PublishedEvent::finish) the publication when it has released the lock.
     #[inline]
-    pub(super) fn publish_without_waking(
+    pub(super) fn publish_under_lock(
         &self,
         topics: &[Topic],
         event: Event,
@@ -173,7 +187,7 @@ impl HubState {
         let first = for_topic(event, first_topic);
 
         let mut deferred_drops = DeferredDrops::default();
-        let published = {
+        let mut published = {
             let table = &mut *lock(&self.table);
             let now = self.now();
             if let Some(key) = &key {
@@ -191,12 +205,14 @@ impl HubState {
                 now,
                 deferred_drops: &mut deferred_drops,
                 is_ephemeral,
+                woken_patterns: Vec::new(),
             };
             let first_woken = publication.append(first_topic, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
                 others_woken.extend(publication.append(topic, event));
             }
+            others_woken.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
             if let Some(key) = key {
                 table.idempotency_keys.insert(key, id.clone(), now);
@@ -207,40 +223,38 @@ impl HubState {
                 id,
                 first_woken,
                 others_woken,
+                deferred_drops: DeferredDrops::default(),
             }
         };
+        published.deferred_drops = deferred_drops;
         self.counters.add_appended();
-        // The new event is published already, so a panic while trimmed events are dropped must not reach the caller.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
         published
     }
 
-    /// Joins topics: a reader of the topics gets every event that is published from now on.
+    /// Joins topics: a reader of the topics gets every event that is published from now on. The caller drops `deferred_drops` when it holds no
+    /// lock.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
-    pub(super) fn join(&self, requests: &[TopicRequest]) -> Result<JoinedTopics, HubFull> {
-        let mut deferred_drops = DeferredDrops::default();
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
+    pub(super) fn join(
+        &self,
+        requests: &[TopicRequest],
+        patterns: &[PatternRequest],
+        deferred_drops: &mut DeferredDrops,
+    ) -> Result<JoinedTopics, JoinError> {
         let table = &mut *lock(&self.table);
         let now = self.now();
         let published = table.last_position();
         let mut joined = Vec::with_capacity(requests.len());
         for request in requests {
-            let topic = table.get_or_insert(
-                &request.topic,
-                published,
-                now,
-                &self.config,
-                &mut deferred_drops,
-            );
+            let topic =
+                table.get_or_insert(&request.topic, published, now, &self.config, deferred_drops);
             let Some(topic) = topic else {
-                for JoinedTopic { topic, .. } in joined {
-                    table.remove_subscriber(&topic, now, &mut deferred_drops);
-                }
-                return Err(HubFull);
+                table.remove_reader(&joined, now, deferred_drops);
+                return Err(JoinError::TooManyTopics);
             };
             table.add_subscriber(&topic, now);
-            table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
+            table.trim_expired(&topic, now, &self.config, deferred_drops);
             let log = topic.log();
             let ResolvedTopicStart { ordinals, missed } = log.resolve_start(
                 request.start,
@@ -254,7 +268,16 @@ impl HubState {
                 ordinals,
                 missed,
                 first_position,
+                history_end: None,
             });
+        }
+        for request in patterns {
+            let config = &self.config;
+            let result = table.join_pattern(request, config, now, &mut joined, deferred_drops);
+            if let Err(error) = result {
+                table.remove_reader(&joined, now, deferred_drops);
+                return Err(error);
+            }
         }
         Ok(JoinedTopics {
             topics: joined,
@@ -269,6 +292,12 @@ impl HubState {
         let table = &mut *lock(&self.table);
         let now = self.now();
         for topic in topics {
+            if let Some(pattern) = topic.pattern() {
+                table
+                    .patterns
+                    .remove_subscriber(pattern, &mut deferred_drops);
+                continue;
+            }
             table.remove_subscriber(topic, now, &mut deferred_drops);
             if table.subscriber_count(topic.index) == 0 {
                 cleared.extend(topic.log_for_writing().take_ephemeral());
@@ -326,14 +355,16 @@ impl HubState {
     }
 }
 
-/// An event that readers may read, and whose waiting readers must be woken.
+/// An event that readers may read, and what is left to do without a lock: [`finish`](Self::finish).
 #[must_use = "readers that wait miss the event unless they are woken"]
 pub(super) struct PublishedEvent {
-    pub(super) id: EventId,
+    id: EventId,
     /// The first topic of the event, if it has readers.
     first_woken: Option<Arc<TopicState>>,
     /// The other topics of the event that have readers.
     others_woken: Vec<Arc<TopicState>>,
+    /// The events and topics that were removed to make room.
+    deferred_drops: DeferredDrops,
 }
 
 impl PublishedEvent {
@@ -343,15 +374,18 @@ impl PublishedEvent {
             id,
             first_woken: None,
             others_woken: Vec::new(),
+            deferred_drops: DeferredDrops::default(),
         }
     }
 
-    /// Wakes the readers that wait for an event. The caller holds no lock.
+    /// Wakes the readers that wait for an event, and drops the events that were removed. The caller holds no lock.
     #[inline]
-    pub(super) fn wake_readers(&self) {
+    pub(super) fn finish(self) {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
             topic.wake_readers();
         }
+        // The new event is published already, so a panic while removed events are dropped must not reach the caller.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.deferred_drops)));
     }
 }
 
@@ -364,6 +398,8 @@ struct Publication<'a> {
     now: Duration,
     deferred_drops: &'a mut DeferredDrops,
     is_ephemeral: bool,
+    /// The logs of patterns whose readers must be woken.
+    woken_patterns: Vec<Arc<TopicState>>,
 }
 
 impl Publication<'_> {
@@ -371,12 +407,19 @@ impl Publication<'_> {
     fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
         let position = self.table.last_position();
         let except = self.options.except.clone();
+        let event = match self.is_ephemeral {
+            true => event.without_id(),
+            false => event.with_event_id(self.id.clone()),
+        };
+        if !self.table.patterns.is_empty() {
+            self.append_to_patterns(name, &event);
+        }
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
             if self.table.subscriber_count(topic.index) == 0 {
                 return None;
             }
-            let entry = TopicLogEntry::new(position, event.without_id(), except, self.now);
+            let entry = TopicLogEntry::new(position, event, except, self.now);
             topic
                 .log_for_writing()
                 .append_ephemeral(entry, &mut self.deferred_drops.events);
@@ -390,9 +433,26 @@ impl Publication<'_> {
             self.table.record_lost_event(name, position);
             return None;
         };
-        let event = event.with_event_id(self.id.clone());
         let entry = TopicLogEntry::new(position, event, except, self.now);
         (self.table).append(&topic, entry, config, self.now, self.deferred_drops);
         (self.table.subscriber_count(topic.index) > 0).then_some(topic)
+    }
+
+    /// Appends the event of a topic to the logs of the patterns that match the topic.
+    fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
+        let position = self.table.last_position();
+        let new_entry = |event| {
+            let except = self.options.except.clone();
+            TopicLogEntry::new(position, event, except, self.now)
+        };
+        let patterns = &self.table.patterns;
+        let woken = patterns.append(
+            name,
+            event,
+            new_entry,
+            self.is_ephemeral,
+            self.deferred_drops,
+        );
+        self.woken_patterns.extend(woken);
     }
 }

@@ -6,7 +6,9 @@ use std::{
 
 #[cfg(feature = "server")]
 use super::WatchedLog;
-use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
+use super::{
+    EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart, shared_log::ReadRange,
+};
 use crate::{
     BoxError, Error,
     event::{Event, EventId, EventRun, Gap, GapReason, Item},
@@ -22,6 +24,8 @@ pub(crate) struct LogReader<I: LogIds> {
     position: u64,
     /// What begins the stream. `None` once it is over, so that an open stream needs no space for it.
     beginning: Option<Box<StreamBeginning>>,
+    /// The reader reads the events up to this position even if the log holds them back.
+    held_position: u64,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
 }
@@ -58,6 +62,7 @@ impl<I: LogIds> LogReader<I> {
     pub(crate) fn new(log: Arc<ReplayLog<I>>, start: ResolvedStart) -> Self {
         Self {
             key: Some(log.add_subscriber()),
+            held_position: log.held_position(),
             log,
             position: start.position,
             beginning: StreamBeginning::new(start.first_item, start.requested_cursor),
@@ -68,6 +73,7 @@ impl<I: LogIds> LogReader<I> {
     /// Moves the reader to another place of the log. The reader has no events that it has taken from the log and not returned.
     pub(crate) fn restart(&mut self, start: ResolvedStart) {
         debug_assert_eq!(self.buffer.len(), 0);
+        self.held_position = self.log.held_position();
         self.position = start.position;
         self.beginning = StreamBeginning::new(start.first_item, start.requested_cursor);
     }
@@ -108,6 +114,23 @@ impl<I: LogIds> LogReader<I> {
         self.log.clone()
     }
 
+    /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log
+    /// may hold back events, else 0.
+    pub(crate) fn release_held_events(&mut self) -> u32 {
+        self.held_position = self.log.held_position();
+        let unread = self.held_position.saturating_sub(self.position);
+        u32::try_from(unread).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the events that the reader reads next.
+    #[inline]
+    fn range(&self) -> ReadRange {
+        ReadRange {
+            after: self.position,
+            at_least_to: self.held_position,
+        }
+    }
+
     /// Returns whether there is an item that the client gets before the first event.
     #[inline]
     pub(crate) fn has_first_item(&self) -> bool {
@@ -144,7 +167,7 @@ impl<I: LogIds> LogReader<I> {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
-            let outcome = (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer);
+            let outcome = (self.log).read(self.range(), MAX_READ_BYTES, &mut self.buffer);
             if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
                 return Poll::Ready(outcome);
             }
@@ -166,7 +189,7 @@ impl<I: LogIds> LogReader<I> {
             }
             let mut run = None;
             let outcome = (self.log).read_run(
-                self.position,
+                self.range(),
                 min_len,
                 MAX_READ_BYTES,
                 &mut self.buffer,

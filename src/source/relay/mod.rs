@@ -62,6 +62,7 @@
 //! is the same: limits, lag policies, and the cost for each subscriber.
 
 mod cold_resume;
+mod event_sink;
 mod feed;
 mod page_cache;
 mod relay_builder;
@@ -81,6 +82,7 @@ use std::{
 
 use self::relay_state::RelayState;
 pub use self::{
+    event_sink::EventSink,
     feed::{Feed, PushError},
     relay_builder::RelayBuilder,
     relay_counts::RelayCounts,
