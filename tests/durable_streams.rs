@@ -18,6 +18,10 @@ const LONG_POLL_SECONDS: &str = "2";
 /// The time that the suite allows for its long-poll cases, in milliseconds. It is enough for a busy machine.
 const LONG_POLL_CASE_TIMEOUT_MS: &str = "20000";
 
+/// The time that vitest allows for each other case, in milliseconds. One case compares 100 KiB byte by byte, which takes longer than the default
+/// of 5 s on a busy machine.
+const CASE_TIMEOUT_MS: &str = "60000";
+
 /// The number of cases in version 0.3.6. The test compares it because a case that does not run cannot fail.
 const CASE_COUNT: usize = 338;
 
@@ -84,6 +88,7 @@ fn run_conformance_suite() -> BTreeMap<String, CaseResult> {
     let example = ExampleProcess::start("durable_streams", &[LONG_POLL_SECONDS]);
     let output = vitest
         .args(["run", "durable.test.mjs", "--reporter=json"])
+        .args(["--testTimeout", CASE_TIMEOUT_MS])
         .arg(format!("--outputFile={}", report.display()))
         .current_dir(programs::repository_path("tests/js"))
         .env("DURABLE_STREAMS", example.next_address())
