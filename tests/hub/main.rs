@@ -7,5 +7,6 @@ mod model;
 mod patterns;
 mod presence;
 mod stress;
+mod topic_labels;
 mod topics;
 mod transports;
