@@ -6,6 +6,7 @@ mod commands;
 mod model;
 mod patterns;
 mod presence;
+mod publisher_ids;
 mod stress;
 mod topics;
 mod transports;
