@@ -8,5 +8,6 @@ mod patterns;
 mod presence;
 mod publisher_ids;
 mod stress;
+mod topic_labels;
 mod topics;
 mod transports;
