@@ -204,7 +204,7 @@ fn write_data_lines(text: &[u8], out: &mut BytesMut) {
 
 impl<S> DurableSseWriter<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
         if let Some(item) = self.lookahead.take() {
@@ -251,7 +251,7 @@ where
 
 impl<S> StreamWriter for DurableSseWriter<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     /// Writes nothing, because the events of the first batch follow at once, even if the batch is empty.
     fn write_opening(&mut self, _: &mut FrameBuffer) {}
