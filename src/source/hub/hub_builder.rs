@@ -46,6 +46,7 @@ pub(super) struct HubConfig {
     pub(super) flush_window: Duration,
     pub(super) max_evicted_topics: usize,
     pub(super) max_patterns: usize,
+    pub(super) max_publisher_ids: usize,
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
     #[cfg(feature = "json")]
@@ -90,6 +91,7 @@ impl HubBuilder {
                 flush_window: Duration::ZERO,
                 max_evicted_topics: 65_536,
                 max_patterns: 0,
+                max_publisher_ids: 65_536,
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
                 #[cfg(feature = "json")]
@@ -200,6 +202,13 @@ impl HubBuilder {
     /// are no longer remembered, the client gets a gap if it may have missed events.
     pub fn max_removed_topics(mut self, topics: usize) -> Self {
         self.config.max_evicted_topics = topics;
+        self
+    }
+
+    /// Sets the maximum number of [ids of publishers](super::PublishOptions::id) that the hub remembers, so that clients can resume from them.
+    /// The default is 65 536.
+    pub fn max_publisher_ids(mut self, ids: usize) -> Self {
+        self.config.max_publisher_ids = ids;
         self
     }
 

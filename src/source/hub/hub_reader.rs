@@ -230,6 +230,12 @@ impl HubReader {
         self.position >= position && self.items.is_empty() && self.gaps.is_empty()
     }
 
+    /// Returns whether the client is about to get a gap.
+    pub(super) fn has_gap(&self) -> bool {
+        let is_gap = |item: &Item| matches!(item, Item::Gap(_));
+        !self.gaps.is_empty() || self.items.iter().any(is_gap)
+    }
+
     fn push_gap(
         &mut self,
         topic: &TopicState,

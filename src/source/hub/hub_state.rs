@@ -142,10 +142,23 @@ impl HubState {
         self.published_position.load(Ordering::Acquire)
     }
 
-    /// Returns the position of the event to which this hub has given this id. Returns `None` for an id of another hub.
+    /// Returns the position of the event to which this hub, or its publisher, has given this id. Returns `None` for an id of another hub, and
+    /// for an id of a publisher that the hub does not remember.
     pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
-        let position = self.epoch.position(id)?;
+        let Some(position) = self.epoch.position(id) else {
+            return lock(&self.table).publisher_ids.position_of(id);
+        };
         (position <= self.published_position()).then_some(position)
+    }
+
+    /// Returns the topics of the event to which its publisher has given this id.
+    pub(super) fn topics_of(&self, id: &EventId) -> Option<TopicSet> {
+        lock(&self.table).publisher_ids.topics_of(id).cloned()
+    }
+
+    /// Returns whether a publisher can give its event this id: the id is no cursor that the library or this hub makes itself.
+    fn allows_publisher_id(&self, id: &EventId) -> bool {
+        !id.as_str().starts_with('~') && self.epoch.position(id).is_none()
     }
 
     /// Publishes an event to `topics`, at one position.
@@ -175,6 +188,11 @@ impl HubState {
             topics: TopicSet::new(topics.iter().cloned()),
             key: key.clone(),
         });
+        let publisher_id = options.id.clone();
+        let publisher_id = publisher_id.filter(|id| self.allows_publisher_id(id));
+        let id_topics = publisher_id
+            .is_some()
+            .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
             return PublishedEvent::unchanged(self.id_at(self.published_position()));
@@ -196,7 +214,8 @@ impl HubState {
                     return PublishedEvent::unchanged(id);
                 }
             }
-            let id = self.id_at(table.take_position());
+            let position = table.take_position();
+            let id = publisher_id.unwrap_or_else(|| self.id_at(position));
             let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
             let mut publication = Publication {
                 hub: self,
@@ -216,6 +235,9 @@ impl HubState {
             }
             others_woken.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
+            if let Some(topics) = id_topics.filter(|_| !is_ephemeral) {
+                table.publisher_ids.insert(id.clone(), position, topics);
+            }
             if let Some(key) = key {
                 table.idempotency_keys.insert(key, id.clone(), now);
             }

@@ -52,6 +52,23 @@ impl HubSubscriber {
             is_disconnected: false,
         }
     }
+
+    /// Returns whether the next items have a gap: events after the client's cursor are missing, or the hub does not know the cursor.
+    ///
+    /// A response header can tell the client of this gap, before the first item is read:
+    ///
+    /// ```
+    /// use tower_push::{EventId, Hub, source::StartPosition};
+    ///
+    /// let hub = Hub::new();
+    /// let resume = |cursor| hub.topic("news")?.subscribe_from(StartPosition::After(cursor));
+    /// assert!(!resume(hub.publish("news", "2:1")?)?.has_gap());
+    /// assert!(resume(EventId::new("cursor-of-another-hub")?)?.has_gap());
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    pub fn has_gap(&self) -> bool {
+        self.reader.has_gap()
+    }
 }
 
 #[cfg(feature = "json")]
