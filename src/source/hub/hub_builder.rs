@@ -2,8 +2,11 @@ use std::{sync::Arc, time::Duration};
 
 #[cfg(feature = "json")]
 use super::PresenceOptions;
-use super::{Hub, hub_state::HubState};
-use crate::source::{StartPosition, log::EventLogLimits};
+use super::{Hub, hub_state::HubState, topic_log::EPHEMERAL_LIMITS};
+use crate::source::{
+    StartPosition,
+    log::{EventLogLimits, HeldEvents},
+};
 
 /// The configuration of a [`Hub`], from [`Hub::builder`].
 ///
@@ -39,6 +42,8 @@ pub(super) struct HubConfig {
     pub(super) idle_timeout: Duration,
     pub(super) disconnects_lagging: bool,
     pub(super) start: StartPosition,
+    /// The length of each topic's flush window. Zero: each event is flushed at once.
+    pub(super) flush_window: Duration,
     pub(super) max_evicted_topics: usize,
     pub(super) max_patterns: usize,
     pub(super) max_publisher_ids: usize,
@@ -52,6 +57,19 @@ impl HubConfig {
     /// Returns whether the topics' logs keep no event.
     pub(super) fn has_no_history(&self) -> bool {
         self.topic_limits.max_events == 0
+    }
+
+    /// Returns how many events a topic may hold back: half of what its log has room for, with and without history. A value that is replaced
+    /// while it is held back is no loss.
+    pub(super) fn max_held(&self) -> HeldEvents {
+        let limits = match self.is_last_value || self.has_no_history() {
+            true => &EPHEMERAL_LIMITS,
+            false => &self.topic_limits,
+        };
+        HeldEvents {
+            events: limits.max_events.min(EPHEMERAL_LIMITS.max_events) / 2,
+            bytes: limits.max_bytes.min(EPHEMERAL_LIMITS.max_bytes) / 2,
+        }
     }
 }
 
@@ -70,6 +88,7 @@ impl HubBuilder {
                 idle_timeout: Duration::from_secs(300),
                 disconnects_lagging: false,
                 start: StartPosition::Now,
+                flush_window: Duration::ZERO,
                 max_evicted_topics: 65_536,
                 max_patterns: 0,
                 max_publisher_ids: 65_536,
@@ -156,6 +175,16 @@ impl HubBuilder {
     /// The start is no access control: a client can send a cursor, even an unreadable one, to get older events.
     pub fn start(mut self, start: StartPosition) -> Self {
         self.config.start = start;
+        self
+    }
+
+    /// Sets the time for which a topic may hold back events, so that its subscribers get them together. By default, each event is sent at once.
+    ///
+    /// An event after a quiet time of its topic is sent at once, and the events of the following `window` are sent together at its end. A subscriber
+    /// that gets an event of one topic also gets the earlier events of its other topics. See
+    /// [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window). A window costs each topic about 300 bytes.
+    pub fn flush_window(mut self, window: Duration) -> Self {
+        self.config.flush_window = window;
         self
     }
 

@@ -18,14 +18,14 @@ use super::{
         HistoryEnd, MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry,
         TopicStart,
     },
-    topic_state::TopicState,
+    topic_state::{TopicEvent, TopicState},
     topic_table::{DeferredDrops, TopicTable},
 };
 use crate::{
     event::{Event, EventId, Topic},
     source::{
         TopicSet,
-        log::{Epoch, LogCounters},
+        log::{Epoch, LogCounters, event_byte_len},
     },
     sync::{AtomicU64, Mutex, Ordering, lock},
 };
@@ -40,7 +40,8 @@ use crate::{
 /// # Invariant: no reader sleeps through an event
 /// After it has set `published_position`, the publisher wakes the readers of the topics. A reader that finds no event stores its waker in the wait list of each of
 /// its topics, and under the list's lock checks whether the topic has a published event. So the reader either sees the event or is
-/// woken.
+/// woken. A topic in a [flush window](crate::source::log::FlushWindow) wakes its readers later: a reader checks whether the topic has a
+/// *flushed* event.
 #[derive(Debug)]
 pub(super) struct HubState {
     pub(super) config: HubConfig,
@@ -226,6 +227,7 @@ impl HubState {
                 is_ephemeral,
                 woken_patterns: Vec::new(),
             };
+            let byte_len = event_byte_len(&first);
             let first_woken = publication.append(first_topic, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
@@ -243,6 +245,10 @@ impl HubState {
                 .store(table.last_position(), Ordering::Release);
             PublishedEvent {
                 id,
+                event: TopicEvent {
+                    position: table.last_position(),
+                    byte_len,
+                },
                 first_woken,
                 others_woken,
                 deferred_drops: DeferredDrops::default(),
@@ -381,6 +387,7 @@ impl HubState {
 #[must_use = "readers that wait miss the event unless they are woken"]
 pub(super) struct PublishedEvent {
     id: EventId,
+    event: TopicEvent,
     /// The first topic of the event, if it has readers.
     first_woken: Option<Arc<TopicState>>,
     /// The other topics of the event that have readers.
@@ -394,17 +401,21 @@ impl PublishedEvent {
     fn unchanged(id: EventId) -> Self {
         Self {
             id,
+            event: TopicEvent {
+                position: 0,
+                byte_len: 0,
+            },
             first_woken: None,
             others_woken: Vec::new(),
             deferred_drops: DeferredDrops::default(),
         }
     }
 
-    /// Wakes the readers that wait for an event, and drops the events that were removed. The caller holds no lock.
+    /// Tells the readers of the event, and drops the events that were removed. The caller holds no lock.
     #[inline]
     pub(super) fn finish(self) {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
-            topic.wake_readers();
+            topic.on_published(self.event);
         }
         // The new event is published already, so a panic while removed events are dropped must not reach the caller.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self.deferred_drops)));

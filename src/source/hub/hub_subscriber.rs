@@ -9,7 +9,11 @@ use futures_core::Stream;
 #[cfg(feature = "json")]
 use super::command_processor::CommandProcessor;
 use super::hub_reader::HubReader;
-use crate::{BoxError, event::Item};
+use crate::{
+    BoxError,
+    event::{Item, ItemOrRun},
+    source::source_stream::SourceStream,
+};
 
 /// One subscriber of a [`Hub`](super::Hub): the stream of the events of its topics after its cursor, from the topics' logs and then as they
 /// are published.
@@ -103,6 +107,21 @@ impl Stream for HubSubscriber {
         let item = ready!(this.reader.poll_next(cx));
         this.is_disconnected = matches!(item, Err(_) | Ok(Item::Expired));
         Poll::Ready(Some(item.map_err(Into::into)))
+    }
+}
+
+impl SourceStream for HubSubscriber {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        _min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        self.poll_next(cx).map_ok(ItemOrRun::Item)
+    }
+
+    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+        self.get_mut().reader.release_held_events()
     }
 }
 

@@ -145,7 +145,7 @@ impl TopicTable {
         // The position of a forgotten topic may be that of the event that is being published.
         let lost_position = self.evicted.last_position(name).min(last_position);
         let log = TopicLog::new(lost_position);
-        let topic = Arc::new(TopicState::new(name.clone(), index, log));
+        let topic = TopicState::new(name.clone(), index, log, config);
         let slot = Some(TopicSlot {
             topic: topic.clone(),
             subscribers: 0,
