@@ -256,6 +256,11 @@ async fn topics_change_over_each_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tabs_with_any_cursor_share_connections() {
+    run_node_tests("shared.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chromium_tabs_share_connections() {
     let mut command = programs::browser_script("client_browser.mjs");
     command.arg("chromium");

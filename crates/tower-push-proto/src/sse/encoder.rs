@@ -3,9 +3,10 @@ use std::sync::Arc;
 use super::{
     HeartbeatForm, SseConfig, TopicForm,
     lines::{
-        SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding,
-        SseTopicAsTypeEncoding, write_comment, write_cursor, write_event,
-        write_fields_before_payload, write_id, write_retry, write_topic_as_type,
+        SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding,
+        SseEventWithoutTopicEncoding, SsePayloadEncoding, SseTopicAsTypeEncoding, write_comment,
+        write_cursor, write_event, write_fields_before_payload, write_fields_without_topic,
+        write_id, write_retry, write_topic_as_type,
     },
 };
 use crate::{
@@ -19,7 +20,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct SseEncoder {
     config: Arc<SseConfig>,
-    held_cursor: HeldCursor,
+    /// `None` if no cursor is held back. Boxed because most streams hold back no cursor.
+    held_cursor: Option<Box<HeldCursor>>,
 }
 
 /// A cursor that is not written yet. The next event carries it as its `id`, unless the event has an id of its own.
@@ -28,7 +30,6 @@ pub struct SseEncoder {
 /// is held back until the next event, or until [`flush`](Encoder::flush).
 #[derive(Clone, Debug)]
 enum HeldCursor {
-    None,
     /// The cursor that the client has sent. The standard makes a client forget its cursor at the first blank line of a connection that no
     /// `id` precedes, so the first block repeats the cursor. A flush does not write this cursor, because the client
     /// has it already.
@@ -38,10 +39,9 @@ enum HeldCursor {
 }
 
 impl HeldCursor {
-    fn take(&mut self) -> Option<EventId> {
-        match std::mem::replace(self, Self::None) {
-            Self::None => None,
-            Self::Requested(id) | Self::Moved(id) => Some(id),
+    fn into_id(self) -> EventId {
+        match self {
+            Self::Requested(id) | Self::Moved(id) => id,
         }
     }
 }
@@ -49,14 +49,16 @@ impl HeldCursor {
 impl SseEncoder {
     /// Makes the encoder of a stream. `cursor` is the cursor that the client has sent, if any.
     pub fn new(config: Arc<SseConfig>, cursor: Option<EventId>) -> Self {
-        let held_cursor = match cursor {
-            Some(id) if config.has_ids => HeldCursor::Requested(id),
-            _ => HeldCursor::None,
-        };
+        let held_cursor = cursor.filter(|_| config.has_ids);
         Self {
             config,
-            held_cursor,
+            held_cursor: held_cursor.map(|id| Box::new(HeldCursor::Requested(id))),
         }
+    }
+
+    /// Takes the cursor that is held back.
+    fn take_held_cursor(&mut self) -> Option<EventId> {
+        self.held_cursor.take().map(|held| held.into_id())
     }
 
     /// Writes an event of the source with `id` in place of its own id. Streams with different ids share the encoded payload.
@@ -67,6 +69,10 @@ impl SseEncoder {
             }
             TopicForm::EventType => {
                 write_topic_as_type(event.fields(), out.buffer());
+                write_id(id.as_str(), out.buffer());
+            }
+            TopicForm::Omitted => {
+                write_fields_without_topic(event.fields(), out.buffer());
                 write_id(id.as_str(), out.buffer());
             }
             TopicForm::Envelope => {
@@ -89,10 +95,18 @@ impl SseEncoder {
         match (self.config.topic_form, has_ids, is_base64) {
             (TopicForm::Field, true, false) => RunEncoding::of::<SseEventEncoding<false>>(),
             (TopicForm::Field, true, true) => RunEncoding::of::<SseEventEncoding<true>>(),
-            (TopicForm::Field, false, false) => {
+            (TopicForm::Omitted, true, false) => {
+                RunEncoding::of::<SseEventWithoutTopicEncoding<false>>()
+            }
+            (TopicForm::Omitted, true, true) => {
+                RunEncoding::of::<SseEventWithoutTopicEncoding<true>>()
+            }
+            (TopicForm::Field | TopicForm::Omitted, false, false) => {
                 RunEncoding::of::<SseEventWithoutIdEncoding<false>>()
             }
-            (TopicForm::Field, false, true) => RunEncoding::of::<SseEventWithoutIdEncoding<true>>(),
+            (TopicForm::Field | TopicForm::Omitted, false, true) => {
+                RunEncoding::of::<SseEventWithoutIdEncoding<true>>()
+            }
             (TopicForm::Envelope, true, _) => RunEncoding::of::<SseEnvelopeEncoding<true>>(),
             (TopicForm::Envelope, false, _) => RunEncoding::of::<SseEnvelopeEncoding<false>>(),
             (_, true, false) => RunEncoding::of::<SseTopicAsTypeEncoding<false, true>>(),
@@ -102,7 +116,7 @@ impl SseEncoder {
         }
     }
 
-    /// Writes an event of the source whose topic is its type, or is in an envelope.
+    /// Writes an event of the source whose topic is its type, is in an envelope, or is left out.
     fn write_event_in_topic_form(&self, event: &Event, out: &mut FrameBuffer) {
         let SseConfig {
             has_ids, is_base64, ..
@@ -110,6 +124,18 @@ impl SseEncoder {
         match (self.config.topic_form, has_ids, is_base64) {
             (TopicForm::Envelope, true, _) => out.push_event::<SseEnvelopeEncoding<true>>(event),
             (TopicForm::Envelope, false, _) => out.push_event::<SseEnvelopeEncoding<false>>(event),
+            (TopicForm::Omitted, true, false) => {
+                out.push_event::<SseEventWithoutTopicEncoding<false>>(event);
+            }
+            (TopicForm::Omitted, true, true) => {
+                out.push_event::<SseEventWithoutTopicEncoding<true>>(event);
+            }
+            (TopicForm::Omitted, false, false) => {
+                out.push_event::<SseEventWithoutIdEncoding<false>>(event);
+            }
+            (TopicForm::Omitted, false, true) => {
+                out.push_event::<SseEventWithoutIdEncoding<true>>(event);
+            }
             (_, true, false) => out.push_event::<SseTopicAsTypeEncoding<false, true>>(event),
             (_, true, true) => out.push_event::<SseTopicAsTypeEncoding<true, true>>(event),
             (_, false, false) => out.push_event::<SseTopicAsTypeEncoding<false, false>>(event),
@@ -125,7 +151,7 @@ impl SseEncoder {
         data: &str,
         out: &mut FrameBuffer,
     ) {
-        let held = self.held_cursor.take();
+        let held = self.take_held_cursor();
         let id = id.or(held.as_ref().map(EventId::as_str));
         write_event(event_type, id, data, out.buffer());
     }
@@ -135,7 +161,7 @@ impl SseEncoder {
         match form {
             HeartbeatForm::Comment => write_comment(out.buffer()),
             HeartbeatForm::BlankLine => {
-                if let Some(id) = self.held_cursor.take() {
+                if let Some(id) = self.take_held_cursor() {
                     write_id(id.as_str(), out.buffer());
                 }
                 out.buffer().extend_from_slice(b"\n");
@@ -171,7 +197,7 @@ impl Encoder for SseEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.check_payload(event)?;
-        let held = self.held_cursor.take();
+        let held = self.take_held_cursor();
         if let Some(id) = held.filter(|_| event.id().is_none()) {
             self.write_event_with_id(event, &id, out);
             return Ok(());
@@ -194,10 +220,10 @@ impl Encoder for SseEncoder {
         if !events.iter().all(|event| self.check_payload(event).is_ok()) {
             return None;
         }
-        if !matches!(self.held_cursor, HeldCursor::None) {
+        if self.held_cursor.is_some() {
             // The first event carries the cursor that is held back, unless it has an id.
             events.first()?.id()?;
-            self.held_cursor = HeldCursor::None;
+            self.held_cursor = None;
         }
         Some(self.event_encoding())
     }
@@ -213,7 +239,7 @@ impl Encoder for SseEncoder {
             return self.event(event, out);
         }
         self.check_payload(event)?;
-        self.held_cursor = HeldCursor::None;
+        self.held_cursor = None;
         self.write_event_with_id(event, cursor, out);
         Ok(())
     }
@@ -224,7 +250,11 @@ impl Encoder for SseEncoder {
         let event_type = event_type.ok_or_else(Error::gap_unsupported)?;
         if config.has_ids {
             let id = gap.resumed.as_ref().map(EventId::as_str);
-            self.write_gap_or_end_event(event_type, id, &gap.to_json(), out);
+            let data = match config.topic_form {
+                TopicForm::Omitted => without_topic(gap).to_json(),
+                _ => gap.to_json(),
+            };
+            self.write_gap_or_end_event(event_type, id, &data, out);
         } else {
             self.write_gap_or_end_event(event_type, None, &without_ids(gap).to_json(), out);
         }
@@ -234,14 +264,14 @@ impl Encoder for SseEncoder {
     /// Holds the cursor back until the next event or [`flush`](Self::flush).
     fn cursor(&mut self, id: &EventId, _: &mut FrameBuffer) {
         if self.config.has_ids {
-            self.held_cursor = HeldCursor::Moved(id.clone());
+            self.held_cursor = Some(Box::new(HeldCursor::Moved(id.clone())));
         }
     }
 
     fn flush(&mut self, out: &mut FrameBuffer) {
-        if let HeldCursor::Moved(id) = &self.held_cursor {
+        if let Some(HeldCursor::Moved(id)) = self.held_cursor.as_deref() {
             write_cursor(id.as_str(), out.buffer());
-            self.held_cursor = HeldCursor::None;
+            self.held_cursor = None;
         }
     }
 
@@ -266,26 +296,41 @@ impl Encoder for SseEncoder {
     }
 }
 
-/// Returns the gap without the members that a stream without ids leaves out: the cursors and the topic.
-fn without_ids(gap: &Gap) -> Gap {
+/// Returns the gap without its topic.
+fn without_topic(gap: &Gap) -> Gap {
     Gap {
-        requested: None,
-        resumed: None,
         topic: None,
         ..gap.clone()
     }
 }
 
+/// Returns the gap without the members that a stream without ids leaves out: the cursors and the topic.
+fn without_ids(gap: &Gap) -> Gap {
+    Gap {
+        requested: None,
+        resumed: None,
+        ..without_topic(gap)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn run_has_the_bytes_of_its_events() {
         let event = |text: &str| Event::text(text).with_id(7).unwrap();
         let event = |text| event(text).with_topic("topic").unwrap();
+        let event = |text| event(text).with_retry(Duration::from_secs(1));
         let run = EventRun::new(1, [], ["a", "b\nc", ""].map(event));
-        for topic_form in [TopicForm::Field, TopicForm::EventType, TopicForm::Envelope] {
+        for topic_form in [
+            TopicForm::Field,
+            TopicForm::EventType,
+            TopicForm::Omitted,
+            TopicForm::Envelope,
+        ] {
             for config in [SseConfig::new(), SseConfig::data_only()] {
                 for config in [config.clone(), config.base64()] {
                     let config = Arc::new(config.topic_form(topic_form));
