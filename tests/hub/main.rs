@@ -6,6 +6,7 @@ mod commands;
 mod model;
 mod patterns;
 mod presence;
+mod publisher_ids;
 mod stress;
 mod topic_labels;
 mod topics;
