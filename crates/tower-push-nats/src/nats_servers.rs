@@ -1,8 +1,9 @@
 use std::{fmt, time::Duration};
 
 use async_nats::{ConnectOptions, ServerAddr};
+use tower_push_proto::feed_backoff::FeedBackoff;
 
-use crate::{error::Error, random::Backoff, subject_mapping::decode_percent};
+use crate::{error::Error, subject_mapping::decode_percent};
 
 /// The servers of a NATS system, and how to connect to them.
 ///
@@ -76,7 +77,7 @@ impl NatsServers {
             // The connection has a time-out of its own for each request.
             .request_timeout(None)
             .max_reconnects(None)
-            .reconnect_delay_callback(Backoff::delay_of_attempt)
+            .reconnect_delay_callback(FeedBackoff::delay_of_attempt)
     }
 
     /// Returns the options, with the user of the addresses. The client does not use the user of an address.
