@@ -136,37 +136,14 @@ async fn cluster_node_of_stream_is_found() {
 #[cfg(feature = "tls-rustls")]
 #[tokio::test]
 async fn tls_server_is_authenticated() {
+    use testkit::SelfSignedCertificate;
     use tower_push_redis::redis::{self, TlsCertificates};
 
     // An error means that there is a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let directory =
-        std::env::temp_dir().join(format!("tower-push-redis-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
-    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
-    let created = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-        ])
-        .args([
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-        ])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .expect("run scripts/setup first");
-    assert!(created.status.success(), "{created:?}");
+    let files = SelfSignedCertificate::new("DNS:localhost");
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let (certificate, key) = (text(files.path()), text(files.key_path()));
     let port = testkit::free_port();
     let options = [
         "--tls-port",
@@ -195,5 +172,4 @@ async fn tls_server_is_authenticated() {
     publish_numbers(&node, 0..3).await;
     subscriber.expect_numbers(0..3).await;
     assert_eq!(server.command(&["XLEN", KEY]), "3");
-    std::fs::remove_dir_all(directory).unwrap();
 }
