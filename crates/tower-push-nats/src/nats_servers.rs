@@ -17,7 +17,7 @@ use crate::{error::Error, subject_mapping::decode_percent};
 /// // With a user, or with a token.
 /// let user = NatsServers::new("nats://user:password@127.0.0.1")?;
 /// let token = NatsServers::new("nats://token@127.0.0.1")?;
-/// // Whatever the client can do: certificates, nkeys, credentials files.
+/// // With other options of the crate async-nats: certificates, nkeys, credentials files.
 /// let options = ConnectOptions::new().add_root_certificates("ca.pem".into());
 /// let own = NatsServers::new("tls://127.0.0.1")?.options(options);
 /// # Ok(())
@@ -58,8 +58,8 @@ impl NatsServers {
 
     /// Sets the options of the client, for example for TLS and for users.
     ///
-    /// This crate sets these options, whatever their value was: the time-outs, the interval of pings, the delays
-    /// between attempts to connect, and the callback for events.
+    /// This crate replaces the values of these options: the time-outs, the interval of pings, the delays between attempts to connect, and the
+    /// callback for events.
     pub fn options(mut self, options: ConnectOptions) -> Self {
         self.options = options;
         self
