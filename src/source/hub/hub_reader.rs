@@ -473,12 +473,16 @@ impl HubReader {
                 let Some(gap) = self.gaps.pop_front() else {
                     break;
                 };
-                // The client gets the last event that the topic has lost from another topic, after the gap. Until then, its cursor is before
-                // this event, so that a connection that breaks in between loses neither the gap nor the event.
+                // At the gap's position, another topic may have a gap, too, or still have the event. Until the client has those, its cursor is
+                // before the position, so that a connection that breaks in between loses none of them.
+                let is_gap_next = self
+                    .gaps
+                    .front()
+                    .is_some_and(|next| next.position == gap.position);
                 let is_event_next = events.peek().is_some_and(|(position, event)| {
                     *position == gap.position && event.id().is_some()
                 });
-                self.cursor_position = match is_event_next {
+                self.cursor_position = match is_gap_next || is_event_next {
                     true => gap.position - 1,
                     false => gap.position,
                 };
