@@ -93,8 +93,9 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets the time for which the relay may hold back events, so that subscribers get them together. By default, each event is sent at once.
-    /// See [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window).
+    /// Sets the time for which the relay may hold back events, so that subscribers get them together. The default is zero: each event is sent at
+    /// once. A time above 10 s is shortened to 10 s. See
+    /// [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window) for the rules.
     pub fn flush_window(mut self, window: Duration) -> Self {
         self.log.flush_window = window;
         self
