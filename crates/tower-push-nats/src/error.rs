@@ -150,8 +150,8 @@ impl Error {
         self.kind == ErrorKind::InvalidServers
     }
 
-    /// Returns whether the event has no topic, although there is no
-    /// [subject prefix](crate::JetStreamBuilder::subject_prefix) under which it could be published without one.
+    /// Returns whether the event has no topic, although there is no [subject prefix](crate::JetStreamBuilder::subject_prefix) under which it could
+    /// be published without one.
     pub fn is_missing_topic(&self) -> bool {
         self.kind == ErrorKind::MissingTopic
     }

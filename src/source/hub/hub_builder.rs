@@ -178,8 +178,7 @@ impl HubBuilder {
         self
     }
 
-    /// Sets the time for which a topic may hold back events, so that its subscribers get them together. The default is zero: each event is
-    /// sent at
+    /// Sets the time for which a topic may hold back events, so that its subscribers get them together. The default is zero: each event is sent at
     /// once. A time above 10 s is shortened to 10 s.
     ///
     /// If a topic has sent no event for the time `window`, its next event is sent at once. Its events of the following `window` are sent

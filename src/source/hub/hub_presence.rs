@@ -34,8 +34,7 @@ pub(super) struct LockedPresence {
 
 /// Keeps one connection of a member of a topic, from [`TopicPresence::enter`](super::TopicPresence::enter).
 ///
-/// When the last `MemberConnection` of the member is dropped, the member leaves after the
-/// [grace time](super::PresenceOptions::grace).
+/// When the last `MemberConnection` of the member is dropped, the member leaves after the [grace time](super::PresenceOptions::grace).
 #[derive(Debug)]
 #[must_use = "the connection ends when this value is dropped"]
 pub struct MemberConnection {

@@ -291,8 +291,7 @@ impl Hub {
     /// [`TopicAccess::member`]; a subscription without a key has `None`.
     ///
     /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
-    /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then
-    /// call this
+    /// reconnects is authorized again. So first change the data from which the function of [`ClientTopics::authorize`] decides, and then call this
     /// method. A subscription whose authorization is in progress during the call is authorized again. Streams of [`topic`](Self::topic) and
     /// [`topics`](Self::topics), which the server has chosen, are not ended.
     ///

@@ -79,10 +79,8 @@ impl TopicAccess {
         Self(TopicDecision::RefuseTopic(StatusCode::FORBIDDEN.into()))
     }
 
-    /// Limits the events that the client gets from the topic's log to the last `events`. If a client resumes and has missed more events, it
-    /// gets a gap
-    /// in place of the older ones.
-    /// Has no effect on a refusal.
+    /// Limits the events that the client gets from the topic's log to the last `events`. If a client resumes and has missed more events, it gets a
+    /// gap in place of the older ones. Has no effect on a refusal.
     pub fn max_history(mut self, events: usize) -> Self {
         if let TopicDecision::Allow { max_history, .. } = &mut self.0 {
             *max_history = Some(events);
@@ -111,10 +109,10 @@ impl TopicAccess {
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 impl TopicAccess {
-    /// Makes the client a member of the topic with this key, and sets the [`member`](Self::member) to it, too. Several connections with one
-    /// key are one member, whose value is that of the last connection. Clients see the value, so it should be small: see
-    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). Has no effect on a refusal.
-    /// The hub publishes events of the types `hub.join`, `hub.update` and `hub.leave` to the topic. A hub without history, or with
+    /// Makes the client a member of the topic with this key, and sets the [`member`](Self::member) to it, too. Several connections with one key
+    /// are one member, whose value is that of the last connection. Clients see the value, so it should be small: see
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). Has no effect on a refusal. The hub publishes events of the
+    /// types `hub.join`, `hub.update` and `hub.leave` to the topic. A hub without history, or with
     /// [`last_value_only`](super::HubBuilder::last_value_only), publishes no such events.
     ///
     /// ```

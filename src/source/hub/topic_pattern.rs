@@ -6,10 +6,9 @@ use std::{
 
 use crate::event::Topic;
 
-/// A set of topic names, to which clients subscribe by [`Hub::matching`](super::Hub::matching): one name, all names with a prefix, all names with a
-/// prefix, one segment and a suffix, or all names that a function accepts.
-/// A pattern is not written as text with wildcards, because any character may occur in a [`Topic`]. The time of a match is linear in
-/// the length of the name.
+/// A set of topic names, to which clients subscribe by [`Hub::matching`](super::Hub::matching): one name, all names with a prefix, all names with
+/// a prefix, one segment and a suffix, or all names that a function accepts. A pattern is not written as text with wildcards, because any
+/// character may occur in a [`Topic`]. The time of a match is linear in the length of the name.
 ///
 /// ```
 /// use tower_push::source::hub::TopicPattern;

@@ -80,9 +80,8 @@ impl TopicPresence {
     }
 
     /// Adds a connection of a member, for example for a stream of [`Hub::topics`](super::Hub::topics). The value replaces the value of the
-    /// member's
-    /// other connections. For streams of [`Hub::subscribe`](super::Hub::subscribe), use [`TopicAccess::present`](super::TopicAccess::present)
-    /// instead.
+    /// member's other connections. For streams of [`Hub::subscribe`](super::Hub::subscribe), use
+    /// [`TopicAccess::present`](super::TopicAccess::present) instead.
     ///
     /// # Errors
     /// A rejection with the status 503 if there is no room for another member, and with the status 400 if the member is too long: see

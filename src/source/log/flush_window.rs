@@ -84,9 +84,8 @@ impl FlushWindow {
         flushes
     }
 
-    /// Records that the timer of the window has ended. Returns whether the log holds back events, which the caller must flush now. If the
-    /// log holds
-    /// back no event, no new window begins.
+    /// Records that the timer of the window has ended. Returns whether the log holds back events, which the caller must flush now. If the log
+    /// holds back no event, no new window begins.
     ///
     /// The end of the window is not compared with `now`, because a runtime that shuts down ends its timers early.
     pub(crate) fn flushes_at_end(&self, now: Instant) -> bool {

@@ -116,8 +116,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Sets where clients read events that are older than the log. By default, a relay has no
-    /// upstream, and a client with an older cursor gets a gap.
+    /// Sets where clients read events that are older than the log. By default, a relay has no upstream, and a client with an older cursor gets a
+    /// gap.
     ///
     /// Relays with an upstream need a tokio runtime with a clock.
     ///
