@@ -20,6 +20,7 @@ use crate::{
 };
 
 /// The members of a hub's topics, and the task that lets members leave.
+///
 /// # Invariant: a list and the events after it have each change exactly once
 /// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
 /// lock has exactly the changes whose events are at or before the hub's published position.

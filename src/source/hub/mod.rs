@@ -43,6 +43,7 @@
 //!
 //! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
 //! client gets it.
+//!
 //! # Who reads what
 //! [`Hub::topics`] makes a source of topics that the program chooses, and [`Hub::matching`] one of all topics that match a [`TopicPattern`]. With
 //! [`Hub::subscribe`], clients choose their topics, and a function of the program decides about each ([`TopicAccess`]). [`Hub::revoke`]
@@ -368,6 +369,7 @@ impl Hub {
     }
 
     /// Removes the topics that are [idle](HubBuilder::idle_timeout), and the events that are [too old](HubBuilder::max_age).
+    ///
     /// Each publication and subscription removes a few of these topics and events. Call this method from time to time if the hub may hold much
     /// history for a long time without publications and subscriptions.
     pub fn remove_idle_topics(&self) {

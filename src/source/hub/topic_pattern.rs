@@ -7,8 +7,10 @@ use std::{
 use crate::event::Topic;
 
 /// A set of topic names, to which clients subscribe by [`Hub::matching`](super::Hub::matching): one name, all names with a prefix, all names with
-/// a prefix, one segment and a suffix, or all names that a function accepts. A pattern is not written as text with wildcards, because any
-/// character may occur in a [`Topic`]. The time of a match is linear in the length of the name.
+/// a prefix, one segment and a suffix, or all names that a function accepts.
+///
+/// A pattern is not written as text with wildcards, because any character may occur in a [`Topic`]. The time of a match is linear in the length of
+/// the name.
 ///
 /// ```
 /// use tower_push::source::hub::TopicPattern;
@@ -78,6 +80,7 @@ impl TopicPattern {
     }
 
     /// Matches the topics for whose names `matches` returns `true`, for patterns of the program's own, such as URL patterns.
+    ///
     /// `key` identifies the pattern: subscribers of patterns with the same key share a log. So two patterns with the same key must match the same
     /// topics. If the key contains texts from clients, encode these texts, for example as JSON, so that no client can produce the key of another
     /// pattern.
