@@ -20,10 +20,11 @@ use super::{
     reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
     revocations::AccessChanged,
+    topic_or_pattern::TopicOrPattern,
 };
 use crate::{
     event::{Event, Gap, GapReason, Item, Topic},
-    source::{ClientMessages, Rejection, StartPosition, Subscription, TopicSet},
+    source::{ClientMessages, Rejection, StartPosition, Subscription},
 };
 
 /// Which commands a source accepts from its clients' WebSockets: see
@@ -156,11 +157,13 @@ impl CommandProcessor {
         match &command.action {
             CommandAction::Unsubscribe => {
                 reader.remove_topic(&command.topic);
-                let answer = control_events::unsubscribed(&command.topic, command.reference);
+                let answer =
+                    control_events::unsubscribed(&(&command.topic).into(), command.reference);
                 reader.push_answer(answer);
             }
             CommandAction::Subscribe { .. } if reader.has_topic(&command.topic) => {
-                let answer = control_events::subscribed(&command.topic, command.reference);
+                let answer =
+                    control_events::subscribed(&(&command.topic).into(), command.reference);
                 reader.push_answer(answer);
             }
             CommandAction::Subscribe { .. } if reader.topic_count() >= self.topics.max_topics() => {
@@ -177,7 +180,7 @@ impl CommandProcessor {
     /// Begins to ask whether the client may do what the command says.
     fn decide(&mut self, command: ClientCommand, reader: &HubReader) {
         let (authorizer, subscription) = (self.authorizer.clone(), self.subscription.clone());
-        let topics = TopicSet::from(&command.topic);
+        let topics = [TopicOrPattern::from(&command.topic)];
         self.pending = Some(PendingCommand {
             command,
             decided_after: reader.hub().revocations.count(),
@@ -272,7 +275,7 @@ impl CommandProcessor {
         if let Some(members) = members {
             reader.push_answer(members);
         }
-        reader.push_answer(control_events::subscribed(&topic, reference));
+        reader.push_answer(control_events::subscribed(&(&topic).into(), reference));
         if let (Some(id), None) = (cursor, position) {
             let gap = Gap::new(GapReason::Epoch).requested(id).topic(topic);
             reader.push_answer_item(Item::from(gap));
@@ -303,7 +306,7 @@ fn publish(command: ClientCommand, reader: &mut HubReader) {
 }
 
 fn refuse(reader: &mut HubReader, topic: &Topic, rejection: &Rejection, reference: Option<Value>) {
-    let answer: Event = control_events::refused(Some(topic), rejection, reference);
+    let answer: Event = control_events::refused(Some(&topic.into()), rejection, reference);
     reader.push_answer(answer);
 }
 

@@ -15,6 +15,7 @@ use super::{
     hub_state::{JoinError, TopicRequest},
     revocations::AccessChanged,
     topic_access::PresenceAccess,
+    topic_or_pattern::TopicOrPattern,
     topic_table::DeferredDrops,
 };
 use super::{
@@ -604,7 +605,10 @@ impl HubReader {
     ) -> Result<(), AccessChanged> {
         let revocations = &self.hub.revocations;
         match &mut self.revocable {
-            Some(revocable) => revocations.add_topic(revocable, topic, member, decided_after),
+            Some(revocable) => {
+                let requested = TopicOrPattern::Topic(topic);
+                revocations.add(revocable, requested, member, decided_after)
+            }
             None => Ok(()),
         }
     }

@@ -82,6 +82,7 @@ mod requested_topics;
 mod revocations;
 mod topic_access;
 mod topic_log;
+mod topic_or_pattern;
 mod topic_pattern;
 #[cfg(feature = "json")]
 mod topic_presence;
@@ -254,7 +255,8 @@ impl Hub {
     /// later and match are part of an open subscription.
     ///
     /// A hub refuses patterns unless [`HubBuilder::max_patterns`] allows some. The program decides about a client's access to the pattern as a
-    /// whole, before it calls this method. [`revoke`](Self::revoke) does not end such streams.
+    /// whole, before it calls this method. [`revoke`](Self::revoke) does not end such streams. For patterns that clients choose, see
+    /// [`ClientTopicsSource::authorize_patterns`].
     ///
     /// A client begins in each topic as in a subscription of that topic, but gets the history of at most 256 topics, those with the newest events.
     /// A client that resumes gets a gap without a topic if other topics that match have had events after its cursor.
@@ -282,13 +284,13 @@ impl Hub {
         ClientTopics::new(self.state.clone(), topics)
     }
 
-    /// Ends the open subscriptions to a topic whose member key matches, and returns their number. The keys are those of
-    /// [`TopicAccess::member`]; a subscription without a key has `None`.
+    /// Ends the open subscriptions to a topic, and to patterns of clients that match the topic, whose member key matches. Returns their number.
+    /// The keys are those of [`TopicAccess::member`]; a subscription without a key has `None`.
     ///
     /// The whole stream of the client ends with [`Item::Expired`](crate::Item::Expired), and the client gets no further event. A client that
     /// reconnects is authorized anew. So first change what the function of [`ClientTopics::authorize`] looks at, and then call this
-    /// method: a subscription that is being authorized meanwhile is authorized once more. Streams of [`topic`](Self::topic) and
-    /// [`topics`](Self::topics), which the server has chosen, are not ended.
+    /// method: a subscription that is being authorized meanwhile is authorized once more. Streams of [`topic`](Self::topic),
+    /// [`topics`](Self::topics) and [`matching`](Self::matching), which the server has chosen, are not ended.
     ///
     /// ```
     /// let hub = tower_push::Hub::new();

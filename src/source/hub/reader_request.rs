@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
-    pub(super) patterns: Vec<TopicPattern>,
+    pub(super) patterns: Vec<AllowedPattern>,
     /// Topics that begin like those of a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
     /// Where the topics of a client without a cursor begin.
@@ -42,6 +42,23 @@ pub(super) struct AllowedTopic {
     pub(super) max_history: Option<usize>,
     #[cfg(feature = "json")]
     pub(super) presence: PresenceAccess,
+}
+
+/// A pattern whose topics a client may read.
+#[derive(Clone, Debug)]
+pub(super) struct AllowedPattern {
+    pub(super) pattern: TopicPattern,
+    /// The maximum number of events from the log of each topic that matches.
+    pub(super) max_history: Option<usize>,
+}
+
+impl From<&TopicPattern> for AllowedPattern {
+    fn from(pattern: &TopicPattern) -> Self {
+        Self {
+            pattern: pattern.clone(),
+            max_history: None,
+        }
+    }
 }
 
 #[cfg(feature = "json")]
@@ -94,9 +111,10 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let requests: Vec<_> = self.topics.iter().map(request).collect();
-        let pattern_request = |pattern: &TopicPattern| PatternRequest {
-            pattern: pattern.clone(),
+        let pattern_request = |allowed: &AllowedPattern| PatternRequest {
+            pattern: allowed.pattern.clone(),
             start,
+            max_history: allowed.max_history,
         };
         let patterns: Vec<_> = self.patterns.iter().map(pattern_request).collect();
         #[cfg(feature = "json")]
