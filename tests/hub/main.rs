@@ -5,6 +5,7 @@ mod client_patterns;
 mod client_topics;
 mod commands;
 mod model;
+mod pattern_commands;
 mod patterns;
 mod presence;
 mod publisher_ids;

@@ -139,7 +139,8 @@ impl ClientTopicsSource {
 
     /// Returns the same source, which accepts commands on WebSockets: a client subscribes to further topics, ends subscriptions, and
     /// publishes to topics where its [access](TopicAccess::with_publishing) allows it. Each command is authorized like the topics of the
-    /// request, and answered in-band. A WebSocket may then begin without a topic.
+    /// request, and answered in-band. A WebSocket may then begin without a topic. With [`authorize_patterns`](Self::authorize_patterns), commands may
+    /// also name patterns.
     ///
     /// Clients need messages in the JSON format, as of the subprotocol `json.tower-push`. The page
     /// [hub-protocol.md](https://github.com/tower-push/tower-push/blob/main/docs/hub-protocol.md) describes the messages.
@@ -334,6 +335,10 @@ impl PushSource for ClientTopicsSource {
                 return Err(Rejection::new(StatusCode::FORBIDDEN));
             }
             #[cfg(feature = "json")]
+            let subscribed = allowed.members.iter().filter(|_| accepts_commands);
+            #[cfg(feature = "json")]
+            let subscribed = subscribed.map(|(requested, _)| requested.clone()).collect();
+            #[cfg(feature = "json")]
             let present: Vec<_> = allowed
                 .topics
                 .iter()
@@ -368,6 +373,7 @@ impl PushSource for ClientTopicsSource {
                     self.authorizer,
                     self.topics,
                     self.start,
+                    subscribed,
                     commands,
                 );
                 return Ok(HubSubscriber::with_commands(reader, processor));

@@ -77,9 +77,13 @@ mod presence_options;
 mod presence_table;
 mod publish_options;
 mod publisher_ids;
+#[cfg(feature = "json")]
+mod reader_patterns;
 mod reader_request;
 mod requested_topics;
 mod revocations;
+#[cfg(feature = "json")]
+mod subscribed_topics;
 mod topic_access;
 mod topic_log;
 mod topic_or_pattern;

@@ -52,6 +52,16 @@ pub(super) struct AllowedPattern {
     pub(super) max_history: Option<usize>,
 }
 
+impl AllowedPattern {
+    pub(super) fn request(&self, start: TopicStart) -> PatternRequest {
+        PatternRequest {
+            pattern: self.pattern.clone(),
+            start,
+            max_history: self.max_history,
+        }
+    }
+}
+
 impl From<&TopicPattern> for AllowedPattern {
     fn from(pattern: &TopicPattern) -> Self {
         Self {
@@ -111,12 +121,8 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let requests: Vec<_> = self.topics.iter().map(request).collect();
-        let pattern_request = |allowed: &AllowedPattern| PatternRequest {
-            pattern: allowed.pattern.clone(),
-            start,
-            max_history: allowed.max_history,
-        };
-        let patterns: Vec<_> = self.patterns.iter().map(pattern_request).collect();
+        let patterns = self.patterns.iter();
+        let patterns: Vec<_> = patterns.map(|allowed| allowed.request(start)).collect();
         #[cfg(feature = "json")]
         let (joined, member_lists) = self.join_with_lists(&hub, &requests, &patterns, |topic| {
             cursor.is_none() || is_fresh(topic)

@@ -122,6 +122,11 @@ impl Topics {
         self.max_topics
     }
 
+    #[cfg(feature = "json")]
+    pub(super) fn max_patterns(&self) -> usize {
+        self.max_patterns
+    }
+
     /// Returns the topics that a request names, which may be none.
     pub(super) fn read_topics(&self, subscription: &Subscription) -> Result<TopicSet, Rejection> {
         let head = subscription.head();

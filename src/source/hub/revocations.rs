@@ -116,6 +116,17 @@ impl Revocations {
         remove_member(&mut lock(&self.0).topics, topic, subscription.number);
     }
 
+    /// Removes a pattern from a registered subscription.
+    #[cfg(feature = "json")]
+    pub(super) fn remove_pattern(
+        &self,
+        subscription: &mut RevocableSubscription,
+        pattern: &TopicPattern,
+    ) {
+        subscription.patterns.retain(|other| other != pattern);
+        remove_member(&mut lock(&self.0).patterns, pattern, subscription.number);
+    }
+
     pub(super) fn deregister(&self, subscription: &RevocableSubscription) {
         let mut table = lock(&self.0);
         for topic in &subscription.topics {
