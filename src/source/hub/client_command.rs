@@ -80,12 +80,15 @@ impl ClientCommand {
             let cursor = cursor.map(|cursor| EventId::new(cursor).map_err(|_| INVALID_CURSOR));
             let cursor = cursor.transpose()?;
             return Ok((
-                topic_or_pattern(&arguments)?,
+                parse_topic_or_pattern(&arguments)?,
                 CommandAction::Subscribe { cursor },
             ));
         }
         if let Some(arguments) = arguments("unsubscribe") {
-            return Ok((topic_or_pattern(&arguments)?, CommandAction::Unsubscribe));
+            return Ok((
+                parse_topic_or_pattern(&arguments)?,
+                CommandAction::Unsubscribe,
+            ));
         }
         let Some(mut arguments) = arguments("publish") else {
             return Err("a command is `subscribe`, `unsubscribe` or `publish`");
@@ -107,7 +110,7 @@ impl ClientCommand {
             idempotency_key: key.map(str::to_owned),
             has_echo: arguments.get("echo") != Some(&Value::Bool(false)),
         };
-        Ok((TopicOrPattern::Topic(topic(&arguments)?), action))
+        Ok((TopicOrPattern::Topic(parse_topic(&arguments)?), action))
     }
 }
 
@@ -128,14 +131,14 @@ fn string_member<'a>(
     }
 }
 
-fn topic(arguments: &Map<String, Value>) -> Result<Topic, &'static str> {
+fn parse_topic(arguments: &Map<String, Value>) -> Result<Topic, &'static str> {
     let name = string_member(arguments, "topic")?.ok_or("`topic` is missing")?;
     Topic::new(name).map_err(|_| "`topic` is not a topic")
 }
 
-fn topic_or_pattern(arguments: &Map<String, Value>) -> Result<TopicOrPattern, &'static str> {
+fn parse_topic_or_pattern(arguments: &Map<String, Value>) -> Result<TopicOrPattern, &'static str> {
     let pattern = match (arguments.get("pattern"), arguments.get("topic")) {
-        (None, _) => return topic(arguments).map(TopicOrPattern::Topic),
+        (None, _) => return parse_topic(arguments).map(TopicOrPattern::Topic),
         (Some(Value::Object(pattern)), None) => pattern,
         (Some(_), Some(_)) => return Err("a command has a topic or a pattern, not both"),
         (Some(_), None) => return Err("`pattern` is not an object"),
