@@ -90,7 +90,7 @@ pub(super) struct AllowedTopics {
     pub(super) publishable: Vec<Topic>,
 }
 
-/// How often access is decided anew because access to some topic was revoked in the meantime.
+/// The maximum number of decisions about one request. A decision is repeated if access to any topic was revoked in the meantime.
 const MAX_DECISIONS: usize = 8;
 
 /// The time after which a client returns whose access could not be decided, because access to topics is revoked all the time.
