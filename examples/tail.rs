@@ -109,16 +109,11 @@ fn parse_header(line: &str) -> Result<(HeaderName, HeaderValue), BoxError> {
 /// Prints items until the stream ends, or until the program that reads the standard output has ended, such as `head`.
 async fn print_items(mut stream: EventStream) -> Result<(), tower_push_client::Error> {
     while let Some(item) = stream.next().await {
+        let mut written = Ok(());
         match item? {
-            ClientItem::Event(event) => {
-                if print_event(&event).is_err() {
-                    return Ok(());
-                }
-            }
+            ClientItem::Event(event) => written = print_event(&event),
             ClientItem::EventWithCursor { event, cursor } => {
-                if print_event(&event).is_err() {
-                    return Ok(());
-                }
+                written = print_event(&event);
                 eprintln!("cursor {cursor}");
             }
             ClientItem::Gap(gap) => eprintln!("gap {}", gap.to_json()),
@@ -130,6 +125,9 @@ async fn print_items(mut stream: EventStream) -> Result<(), tower_push_client::E
             },
             ClientItem::Finished => eprintln!("finished"),
             _ => {}
+        }
+        if written.is_err() {
+            break;
         }
     }
     Ok(())
