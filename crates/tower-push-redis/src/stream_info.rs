@@ -40,7 +40,7 @@ impl StreamInfo {
         };
         let id = |name| value_text(find(name)?)?.parse().ok();
         let first_id = match find("first-entry") {
-            Some(Value::Array(entry)) => entry.first().and_then(text),
+            Some(Value::Array(entry)) => entry.first().and_then(value_text),
             _ => None,
         };
         let info = || {
