@@ -5,7 +5,7 @@ use super::{
     upstream::ErasedUpstream, upstream_reader::UpstreamReader,
 };
 use crate::{
-    event::EventId,
+    event::{Event, EventId},
     source::{
         StartPosition,
         channel::LagPolicy,
@@ -38,7 +38,7 @@ pub struct RelayBuilder {
     lag_policy: LagPolicy,
     start: StartPosition,
     start_after: Option<EventId>,
-    upstream: Option<Arc<dyn ErasedUpstream>>,
+    upstream: Option<Arc<dyn ErasedUpstream<Event>>>,
     upstream_limits: UpstreamLimits,
 }
 
