@@ -1,9 +1,10 @@
-//! The hub: topics on demand, one order and one cursor for any set of topics, limits, what a returning client gets, and topics that
-//! clients choose.
+//! The hub: topics on demand, one order and one cursor for any set of topics, limits, what a returning client gets, topics that
+//! clients choose, and patterns of topics.
 
 mod client_topics;
 mod commands;
 mod model;
+mod patterns;
 mod presence;
 mod stress;
 mod topics;

@@ -9,13 +9,14 @@ use proptest::prelude::*;
 use testkit::poll_next;
 use tower_push::{
     EventId, GapReason, Hub, Item,
+    event::Gap,
     source::{
         StartPosition, TopicSet,
-        hub::{HubSubscriber, PublishOptions},
+        hub::{HubSubscriber, PublishOptions, TopicPattern},
     },
 };
 
-const TOPICS: [&str; 4] = ["a", "b", "c", "d"];
+const TOPICS: [&str; 4] = ["a/1", "a/2", "a/2/x", "d"];
 const CLIENTS: usize = 3;
 
 #[derive(Clone, Debug)]
@@ -30,6 +31,12 @@ enum Step {
     /// Subscribes a client to the topics of this bit set: with its cursor, if it has one.
     Subscribe {
         client: usize,
+        topics: u8,
+    },
+    /// Subscribes a client to a pattern, and to the topics of this bit set, which may be empty.
+    SubscribeToPattern {
+        client: usize,
+        pattern: TopicPattern,
         topics: u8,
     },
     /// Reads this number of items, or all that are ready.
@@ -50,9 +57,19 @@ fn step(shared_events: u32) -> impl Strategy<Value = Step> {
         shared_events => topics.clone().prop_map(|topics| Step::Publish { topics }),
         1 => topics.clone().prop_map(|topics| Step::PublishWithoutHistory { topics }),
         2 => (0..CLIENTS, topics).prop_map(|(client, topics)| Step::Subscribe { client, topics }),
+        2 => (0..CLIENTS, pattern(), prop_oneof![Just(0), 0_u8..16])
+            .prop_map(|(client, pattern, topics)| Step::SubscribeToPattern { client, pattern, topics }),
         4 => (0..CLIENTS, prop_oneof![1_usize..4, Just(usize::MAX)])
             .prop_map(|(client, items)| Step::Read { client, items }),
         1 => (0..CLIENTS).prop_map(|client| Step::Disconnect { client }),
+    ]
+}
+
+fn pattern() -> impl Strategy<Value = TopicPattern> {
+    prop_oneof![
+        Just(TopicPattern::prefix("")),
+        Just(TopicPattern::prefix("a/2")),
+        Just(TopicPattern::one_segment("a/", "")),
     ]
 }
 
@@ -86,8 +103,12 @@ struct Client {
     /// For each topic of the subscription: the number of events in the model up to which the client has the topic's events, or was told
     /// of a gap.
     accounted: HashMap<&'static str, usize>,
+    /// For each topic: like `accounted`, but without the gaps that name no topic. The count of a later gap in the topic may include events
+    /// before such a gap.
+    counted: HashMap<&'static str, usize>,
     /// The numbers of the events that the subscription has got.
     received: HashSet<usize>,
+    pattern: Option<TopicPattern>,
 }
 
 impl Model {
@@ -98,28 +119,42 @@ impl Model {
         self.ids.insert(id, self.events.len());
     }
 
-    fn subscribe(&mut self, client: usize, topics: u8) {
-        let names = topic_names(topics);
-        let source = self.hub.topics(names.clone()).unwrap();
+    fn subscribe(&mut self, client: usize, pattern: Option<TopicPattern>, topics: u8) {
+        let mut names = topic_names(topics);
+        let topics = TopicSet::try_from(names.clone()).unwrap();
+        let source = self.hub.topics(topics).unwrap();
+        let source = source.with_patterns(pattern.clone());
+        let is_match = |name: &&str| {
+            pattern
+                .as_ref()
+                .is_some_and(|pattern| pattern.matches(name))
+        };
+        names.extend(TOPICS.into_iter().filter(is_match));
         let client = &mut self.clients[client];
         client.subscriber = None;
+        client.pattern = pattern;
         let (start, accounted) = match &client.cursor {
             Some(id) => (StartPosition::After(id.clone()), self.ids[id]),
             None => (StartPosition::Now, self.events.len()),
         };
         client.received.clear();
         client.accounted = names.into_iter().map(|name| (name, accounted)).collect();
+        client.counted = client.accounted.clone();
         client.subscriber = source.subscribe_from(start).ok();
     }
 
     /// Returns the number of events of a topic up to the event number `up_to` that the client has not got and was not told of.
     fn unaccounted(&self, client: usize, topic: &str, up_to: usize) -> usize {
-        let client = &self.clients[client];
-        let numbers = client.accounted[topic] + 1..=up_to;
-        let is_missing = |number: &usize| {
-            self.events[number - 1].contains(&topic) && !client.received.contains(number)
-        };
-        numbers.filter(is_missing).count()
+        let after = self.clients[client].accounted[topic];
+        self.missing(client, topic, after, up_to)
+    }
+
+    /// Returns the number of events of a topic after the event number `after`, up to the number `up_to`, that the client has not got.
+    fn missing(&self, client: usize, topic: &str, after: usize, up_to: usize) -> usize {
+        let received = &self.clients[client].received;
+        let is_missing =
+            |number: &usize| self.events[number - 1].contains(&topic) && !received.contains(number);
+        (after + 1..=up_to).filter(is_missing).count()
     }
 
     fn read(&mut self, client: usize, items: usize) {
@@ -154,22 +189,10 @@ impl Model {
                 assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
                 let client = &mut self.clients[client];
                 *client.accounted.get_mut(topic).unwrap() = number;
+                *client.counted.get_mut(topic).unwrap() = number;
                 assert!(client.received.insert(number), "a duplicate");
             }
-            Item::Gap(gap) => {
-                assert!(matches!(gap.reason, GapReason::Expired | GapReason::Lagged));
-                let topic = gap.topic.unwrap();
-                let up_to = self.ids[&gap.resumed.unwrap()];
-                let missing = self.unaccounted(client, topic.as_str(), up_to) as u64;
-                let is_shared = self.events.iter().any(|topics| topics.len() > 1);
-                if !is_shared {
-                    assert!(missing > 0 || !self.gaps_are_exact, "a false gap");
-                    assert!(gap.missed.is_none_or(|missed| missed == missing));
-                    assert!(gap.reason != GapReason::Lagged || gap.missed.is_some());
-                }
-                let accounted = self.clients[client].accounted.get_mut(topic.as_str());
-                *accounted.unwrap() = up_to;
-            }
+            Item::Gap(gap) => self.check_gap(client, &gap),
             Item::Cursor(id) => {
                 // A cursor that is of no event is the one before the first event.
                 let number = *self.ids.entry(id).or_insert(0);
@@ -178,6 +201,39 @@ impl Model {
                 }
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    fn check_gap(&mut self, client: usize, gap: &Gap) {
+        assert!(matches!(gap.reason, GapReason::Expired | GapReason::Lagged));
+        let up_to = self.ids[gap.resumed.as_ref().unwrap()];
+        let topics: Vec<_> = match &gap.topic {
+            Some(topic) => vec![topic.as_str()],
+            None => {
+                let pattern = self.clients[client].pattern.clone().unwrap();
+                let is_match = |name: &&str| pattern.matches(name);
+                TOPICS.into_iter().filter(is_match).collect()
+            }
+        };
+        let is_shared = self.events.iter().any(|topics| topics.len() > 1);
+        if !is_shared {
+            let mut topics = topics.iter();
+            let is_true = topics.any(|topic| self.unaccounted(client, topic, up_to) > 0);
+            assert!(is_true || !self.gaps_are_exact, "a false gap");
+            assert!(gap.reason != GapReason::Lagged || gap.missed.is_some());
+            if let Some(missed) = gap.missed {
+                // In this model, the log of a pattern does not become full.
+                let topic = gap.topic.as_ref().unwrap().as_str();
+                let after = self.clients[client].counted[topic];
+                assert_eq!(missed, self.missing(client, topic, after, up_to) as u64);
+            }
+        }
+        let client = &mut self.clients[client];
+        for topic in topics {
+            *client.accounted.get_mut(topic).unwrap() = up_to;
+            if gap.topic.is_some() {
+                *client.counted.get_mut(topic).unwrap() = up_to;
+            }
         }
     }
 
@@ -192,7 +248,12 @@ impl Model {
                     // A gap may end at the position of this event.
                     self.ids.insert(id, self.events.len());
                 }
-                Step::Subscribe { client, topics } => self.subscribe(client, topics),
+                Step::Subscribe { client, topics } => self.subscribe(client, None, topics),
+                Step::SubscribeToPattern {
+                    client,
+                    pattern,
+                    topics,
+                } => self.subscribe(client, Some(pattern), topics),
                 Step::Read { client, items } => self.read(client, items),
                 Step::Disconnect { client } => self.clients[client].subscriber = None,
             }
@@ -221,7 +282,7 @@ proptest! {
         steps in steps(),
         max_events in 1_usize..6,
     ) {
-        Model::new(Hub::builder().max_events(max_events).build(), true).run(steps);
+        Model::new(Hub::builder().max_patterns(3).max_events(max_events).build(), true).run(steps);
     }
 
     #[test]
@@ -230,7 +291,7 @@ proptest! {
         max_topics in 1_usize..4,
         max_bytes in 1_usize..400,
     ) {
-        let hub = Hub::builder().max_events(3).max_topics(max_topics).max_total_bytes(max_bytes);
+        let hub = Hub::builder().max_patterns(3).max_events(3).max_topics(max_topics).max_total_bytes(max_bytes);
         Model::new(hub.build(), true).run(steps);
     }
 
@@ -239,7 +300,7 @@ proptest! {
         steps in steps(),
         max_removed in 0_usize..3,
     ) {
-        let hub = Hub::builder().max_events(3).max_topics(1).max_removed_topics(max_removed);
+        let hub = Hub::builder().max_patterns(3).max_events(3).max_topics(1).max_removed_topics(max_removed);
         Model::new(hub.build(), false).run(steps);
     }
 }

@@ -34,6 +34,7 @@ enum ErrorKind {
     Closed,
     Lagged,
     Full,
+    PatternsDisabled,
     InvalidOrigin,
     Stalled,
     TooLong,
@@ -102,10 +103,15 @@ kinds! {
         /// Whether a subscriber was disconnected because it was too slow.
         is_lagged;
     Full:
-        /// Makes the error for a hub that has no room for another topic.
+        /// Makes the error for a hub that has no room for another topic or pattern.
         full,
-        /// Whether a hub has no room for another topic.
+        /// Whether a hub has no room for another topic or pattern.
         is_full;
+    PatternsDisabled:
+        /// Makes the error for a subscription to a pattern in a hub that allows no patterns.
+        patterns_disabled,
+        /// Whether a subscription to a pattern failed because the hub allows no patterns: see `HubBuilder::max_patterns`.
+        is_patterns_disabled;
     InvalidOrigin:
         /// Makes the error for a text that is not an origin.
         invalid_origin,
@@ -190,7 +196,10 @@ impl fmt::Display for Error {
             ErrorKind::GapUnsupported => "events were missed, and this format cannot say so",
             ErrorKind::Closed => "the channel is closed",
             ErrorKind::Lagged => "the subscriber was too slow",
-            ErrorKind::Full => "the hub has no room for another topic",
+            ErrorKind::Full => "the hub has no room for another topic or pattern",
+            ErrorKind::PatternsDisabled => {
+                "the hub allows no patterns: set HubBuilder::max_patterns"
+            }
             ErrorKind::InvalidOrigin => {
                 "an origin is a scheme, a host and perhaps a port: https://app.example.com"
             }

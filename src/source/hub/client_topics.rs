@@ -15,8 +15,7 @@ use super::{
     control_events,
 };
 use super::{
-    hub_source::hub_full_rejection,
-    hub_state::{HubFull, HubState},
+    hub_state::HubState,
     hub_subscriber::HubSubscriber,
     reader_request::{AllowedTopic, ReaderRequest},
     requested_topics::Topics,
@@ -263,13 +262,14 @@ impl PushSource for ClientTopicsSource {
                 .collect();
             let request = ReaderRequest {
                 topics: allowed.topics,
+                patterns: Vec::new(),
                 fresh_topics: Some(fresh_topics.clone()),
                 first_start: self.start.clone(),
                 start: ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone()),
                 sender: sender.clone(),
             };
             let reader = request.open(self.hub.clone());
-            let mut reader = reader.map_err(|HubFull| hub_full_rejection())?;
+            let mut reader = reader.map_err(Rejection::from)?;
             match revocations.register(allowed.members, decided_after) {
                 Ok(registration) => reader.set_revocable(registration),
                 Err(AccessChanged) => continue,

@@ -16,8 +16,7 @@ use super::{
     client_topics::{AllowedTopics, Authorizer},
     control_events,
     hub_reader::HubReader,
-    hub_source::hub_full_rejection,
-    hub_state::{HubFull, TopicRequest},
+    hub_state::TopicRequest,
     reader_request::{AllowedTopic, topic_start},
     requested_topics::Topics,
     revocations::AccessChanged,
@@ -260,7 +259,7 @@ impl CommandProcessor {
                 let entered = reader.enter(allowed.present_member().into_iter().collect());
                 entered.map(|()| members)
             }
-            Err(HubFull) => Err(hub_full_rejection()),
+            Err(error) => Err(Rejection::from(error)),
         };
         let members = match entered {
             Ok(members) => members,

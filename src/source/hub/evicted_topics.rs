@@ -15,22 +15,34 @@ pub(super) struct EvictedTopics {
     hasher: RandomState,
     /// The positions, by the hash of the topic's name. Two topics with one hash share the higher position.
     positions: HashMap<u64, u64>,
-    /// The hashes and positions of `positions` in the order in which they were inserted, and those that were replaced since.
-    insertions: VecDeque<(u64, u64)>,
+    /// The topics of `positions` in the order in which they were inserted, and those that were replaced since.
+    insertions: VecDeque<EvictedTopic>,
     /// The highest position of a topic that was forgotten.
     floor: u64,
     /// The maximum number of insertions that are remembered.
     max_topics: usize,
+    /// Whether the names of the topics are remembered, for [`last_position_matching`](Self::last_position_matching).
+    keeps_names: bool,
+}
+
+/// A topic that was removed.
+#[derive(Debug)]
+struct EvictedTopic {
+    hash: u64,
+    position: u64,
+    /// `None` if names are not remembered.
+    name: Option<Topic>,
 }
 
 impl EvictedTopics {
-    pub(super) fn new(max_topics: usize) -> Self {
+    pub(super) fn new(max_topics: usize, keeps_names: bool) -> Self {
         Self {
             hasher: RandomState::new(),
             positions: HashMap::new(),
             insertions: VecDeque::new(),
             floor: 0,
             max_topics,
+            keeps_names,
         }
     }
 
@@ -42,9 +54,13 @@ impl EvictedTopics {
         let hash = self.hasher.hash_one(topic);
         let position = self.positions.entry(hash).or_default();
         *position = last_position.max(*position);
-        self.insertions.push_back((hash, *position));
+        self.insertions.push_back(EvictedTopic {
+            hash,
+            position: *position,
+            name: self.keeps_names.then(|| topic.clone()),
+        });
         while self.insertions.len() > self.max_topics {
-            let Some((hash, position)) = self.insertions.pop_front() else {
+            let Some(EvictedTopic { hash, position, .. }) = self.insertions.pop_front() else {
                 return;
             };
             // A topic that was inserted again has a higher position, and a later insertion.
@@ -60,6 +76,14 @@ impl EvictedTopics {
         let hash = self.hasher.hash_one(topic);
         *self.positions.get(&hash).unwrap_or(&self.floor)
     }
+
+    /// Returns the position of the newest event that a topic whose name matches may have had; 0 if there was certainly no such event.
+    pub(super) fn last_position_matching(&self, matches: impl Fn(&Topic) -> bool) -> u64 {
+        let is_match = |topic: &&EvictedTopic| topic.name.as_ref().is_none_or(&matches);
+        let topics = self.insertions.iter().filter(is_match);
+        let last_position = topics.map(|topic| topic.position).max();
+        self.floor.max(last_position.unwrap_or(0))
+    }
 }
 
 #[cfg(all(test, not(tower_push_loom)))]
@@ -72,7 +96,7 @@ mod tests {
 
     #[test]
     fn forgotten_topics_share_the_highest_position() {
-        let mut evicted = EvictedTopics::new(2);
+        let mut evicted = EvictedTopics::new(2, false);
         assert_eq!(evicted.last_position(&topic(1)), 0);
         evicted.insert(&topic(1), 10);
         evicted.insert(&topic(2), 7);
@@ -84,7 +108,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_when_one_topic_comes_and_goes() {
-        let mut evicted = EvictedTopics::new(4);
+        let mut evicted = EvictedTopics::new(4, false);
         evicted.insert(&topic(0), 1);
         for position in 2..100 {
             evicted.insert(&topic(1), position);
@@ -96,7 +120,7 @@ mod tests {
 
     #[test]
     fn equal_positions_are_forgotten_once() {
-        let mut evicted = EvictedTopics::new(2);
+        let mut evicted = EvictedTopics::new(2, false);
         for _ in 0..3 {
             evicted.insert(&topic(1), 5);
         }

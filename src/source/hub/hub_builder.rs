@@ -40,6 +40,7 @@ pub(super) struct HubConfig {
     pub(super) disconnects_lagging: bool,
     pub(super) start: StartPosition,
     pub(super) max_evicted_topics: usize,
+    pub(super) max_patterns: usize,
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
     #[cfg(feature = "json")]
@@ -69,6 +70,7 @@ impl HubBuilder {
                 disconnects_lagging: false,
                 start: StartPosition::Now,
                 max_evicted_topics: 65_536,
+                max_patterns: 0,
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
                 #[cfg(feature = "json")]
@@ -169,6 +171,17 @@ impl HubBuilder {
     /// are no longer remembered, the client gets a gap if it may have missed events.
     pub fn max_removed_topics(mut self, topics: usize) -> Self {
         self.config.max_evicted_topics = topics;
+        self
+    }
+
+    /// Sets the maximum number of different [patterns](super::Hub::matching) that have subscribers at a time. The default is 0: subscriptions
+    /// to patterns are refused with [`Error::is_patterns_disabled`](crate::Error::is_patterns_disabled) and the status 501. If the hub has its maximum
+    /// of patterns, subscriptions to further patterns are refused with [`Error::is_full`](crate::Error::is_full) and the status 503.
+    ///
+    /// Each publication compares the topic with every such pattern. A pattern with subscribers has a log of at most 1024 events and 1 MiB,
+    /// which do not count towards [`max_total_bytes`](Self::max_total_bytes).
+    pub fn max_patterns(mut self, patterns: usize) -> Self {
+        self.config.max_patterns = patterns;
         self
     }
 

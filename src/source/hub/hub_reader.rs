@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{
     control_events,
     hub_presence::MemberConnection,
-    hub_state::{HubFull, TopicRequest},
+    hub_state::{JoinError, TopicRequest},
     revocations::AccessChanged,
     topic_access::PresenceAccess,
 };
@@ -20,7 +20,7 @@ use super::{
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FinishedBatch, MergedBatch},
     revocations::RevocableSubscription,
-    topic_log::{MissedTopicEvents, ReaderOrdinals},
+    topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
 };
 #[cfg(feature = "json")]
@@ -57,6 +57,8 @@ pub(super) struct HubReader {
     gaps: VecDeque<TopicGap>,
     /// The name under which the client publishes.
     sender: Option<Arc<str>>,
+    /// The position at which the reader has read the history of the topics that match its patterns. 0 if there is no such topic.
+    history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
     /// `None` if the server has chosen the topics.
@@ -81,13 +83,16 @@ pub(super) struct TopicReader {
     pub(super) topic: Arc<TopicState>,
     key: WaiterKey,
     pub(super) ordinals: ReaderOrdinals,
+    /// The end of the events to read, if the reader gets later events of the topic from the log of a pattern.
+    pub(super) history_end: Option<HistoryEnd>,
 }
 
 /// A gap in one topic, at a position in the order of the hub.
 pub(super) struct TopicGap {
     /// The position of the last missing event.
     pub(super) position: u64,
-    pub(super) topic: Topic,
+    /// `None` if the missing events are of topics that match a pattern.
+    pub(super) topic: Option<Topic>,
     pub(super) reason: GapReason,
     pub(super) missed: Option<u64>,
     pub(super) requested: Option<EventId>,
@@ -132,12 +137,17 @@ impl HubReader {
             buffer: ReadBuffer::default(),
             gaps: VecDeque::new(),
             sender,
+            history_end_position: 0,
             is_parked: false,
             revocable: None,
             #[cfg(feature = "json")]
             presence: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
+        let history_ends = joined.topics.iter().filter_map(|topic| topic.history_end);
+        if history_ends.count() > 0 {
+            reader.history_end_position = joined.published_position;
+        }
         for topic in joined.topics {
             reader.add_topic(topic, requested.as_ref());
         }
@@ -161,6 +171,7 @@ impl HubReader {
             ordinals,
             missed,
             first_position,
+            history_end,
         } = joined;
         if let Some(first) = first_position {
             self.position = self.position.min(first - 1);
@@ -176,6 +187,7 @@ impl HubReader {
             topic,
             key,
             ordinals,
+            history_end,
         });
         self.is_parked = false;
     }
@@ -225,7 +237,7 @@ impl HubReader {
         let index = self.gaps.partition_point(|gap| gap.position <= position);
         let gap = TopicGap {
             position,
-            topic: topic.name().clone(),
+            topic: topic.topic_name().cloned(),
             reason,
             missed: missed.count,
             requested,
@@ -251,7 +263,11 @@ impl HubReader {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
-            match self.read_batch() {
+            let outcome = self.read_batch();
+            if self.history_end_position > 0 && self.position >= self.history_end_position {
+                self.leave_history();
+            }
+            match outcome {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
                 BatchReadOutcome::UpToDate => {
@@ -267,6 +283,19 @@ impl HubReader {
                 }
             }
         }
+    }
+
+    /// Leaves the topics of which the reader gets further events from the logs of its patterns.
+    fn leave_history(&mut self) {
+        self.history_end_position = 0;
+        let (left, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.topics)
+            .into_iter()
+            .partition(|reader| reader.history_end.is_some());
+        self.topics = kept;
+        for reader in &left {
+            reader.topic.deregister_reader(&reader.key);
+        }
+        self.hub.leave(left.iter().map(|reader| &*reader.topic));
     }
 
     fn pop_item(&mut self) -> Option<Item> {
@@ -384,7 +413,8 @@ impl HubReader {
 
     /// Returns whether the reader may miss events of the topic without a gap, because a newer value replaces them.
     fn may_miss_replaced_values(&self, index: usize) -> bool {
-        self.hub.config.is_last_value && !self.topics[index].topic.log().is_empty()
+        let topic = &self.topics[index].topic;
+        self.hub.config.is_last_value && topic.pattern().is_none() && !topic.log().is_empty()
     }
 
     /// Queues events and the gaps up to `end_position` in the order of their positions. If `ends_catch_up`, the cursor after the last
@@ -410,7 +440,7 @@ impl HubReader {
                 self.cursor_position = gap.position;
                 // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
-                queue.extend(self.member_list(&gap.topic).map(Item::Event));
+                queue.extend(self.member_list(gap.topic.as_ref()).map(Item::Event));
                 queue.push_back(self.gap_item(gap));
             } else {
                 break;
@@ -437,9 +467,8 @@ impl HubReader {
     }
 
     fn gap_item(&self, gap: TopicGap) -> Item {
-        let mut item = Gap::new(gap.reason)
-            .topic(gap.topic)
-            .resumed(self.hub.id_at(gap.position));
+        let mut item = Gap::new(gap.reason).resumed(self.hub.id_at(gap.position));
+        item.topic = gap.topic;
         item.missed = gap.missed;
         item.requested = gap.requested;
         Item::from(item)
@@ -473,7 +502,8 @@ impl HubReader {
     }
 
     /// Returns the list of members that precedes a gap of the topic.
-    fn member_list(&self, topic: &Topic) -> Option<Event> {
+    fn member_list(&self, topic: Option<&Topic>) -> Option<Event> {
+        let topic = topic?;
         let listed = &self.presence.as_ref()?.listed_topics;
         if !listed.contains(topic) || !self.hub.publishes_presence() {
             return None;
@@ -510,7 +540,7 @@ impl HubReader {
 
     pub(super) fn has_topic(&self, topic: &Topic) -> bool {
         let mut topics = self.topics.iter();
-        topics.any(|reader| reader.topic.name() == topic)
+        topics.any(|reader| reader.topic.topic_name() == Some(topic))
     }
 
     /// Registers the client's access to a topic, which was decided after `decided_after` revocations.
@@ -534,23 +564,23 @@ impl HubReader {
     /// client resumes the topic. Returns the list of members if the topic `is_new` for the client, and the client gets lists.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for the topic.
+    /// [`JoinError::TooManyTopics`] if the hub has no room for the topic.
     pub(super) fn join_topic(
         &mut self,
         request: &TopicRequest,
         cursor: Option<&EventId>,
         presence: &PresenceAccess,
         is_new: bool,
-    ) -> Result<Option<Event>, HubFull> {
+    ) -> Result<Option<Event>, JoinError> {
         let requests = std::slice::from_ref(request);
         let (joined, members) = match presence.lists_members && self.hub.publishes_presence() {
             true => {
                 let locked = self.hub.lock_presence();
-                let joined = self.hub.join(requests)?;
+                let joined = self.hub.join(requests, &[])?;
                 let members = locked.members(&self.hub.topic_of_members(&request.topic));
                 (joined, is_new.then_some(members))
             }
-            false => (self.hub.join(requests)?, None),
+            false => (self.hub.join(requests, &[])?, None),
         };
         if presence.lists_members {
             let presence = self.presence.get_or_insert_default();
@@ -570,11 +600,11 @@ impl HubReader {
             self.hub.revocations.remove_topic(revocable, topic);
         }
         self.leave_presence(topic);
-        self.gaps.retain(|gap| gap.topic != *topic);
+        self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
         let index = self
             .topics
             .iter()
-            .position(|reader| reader.topic.name() == topic);
+            .position(|reader| reader.topic.topic_name() == Some(topic));
         if let Some(index) = index {
             let reader = self.topics.swap_remove(index);
             reader.topic.deregister_reader(&reader.key);
@@ -609,6 +639,18 @@ enum TopicReadOutcome {
 }
 
 impl TopicReader {
+    /// Returns whether the reader gets all further events of the topic from the log of a pattern.
+    pub(super) fn has_read_history(&self) -> bool {
+        self.unread_history_len() == Some(0)
+    }
+
+    /// Returns the number of unread events before those that the reader gets from the log of a pattern. Returns `None` if the reader gets
+    /// all events from the log of the topic.
+    pub(super) fn unread_history_len(&self) -> Option<u64> {
+        let end = self.history_end?;
+        Some(end.ordinal.saturating_sub(self.ordinals.retained))
+    }
+
     /// Takes events up to the position `bound` from the topic's log.
     fn read_events(
         &mut self,

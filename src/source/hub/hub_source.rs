@@ -3,9 +3,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::StatusCode;
 
 use super::{
-    hub_state::{HubFull, HubState},
+    hub_state::{HubState, JoinError},
     hub_subscriber::HubSubscriber,
     reader_request::{AllowedTopic, ReaderRequest},
+    topic_pattern::TopicPattern,
 };
 use crate::{
     Error,
@@ -31,6 +32,7 @@ use crate::{
 pub struct HubSource {
     hub: Arc<HubState>,
     topics: TopicSet,
+    patterns: Vec<TopicPattern>,
     /// Topics that begin like those of a client without a cursor.
     fresh_topics: Option<TopicSet>,
     /// Where clients without a cursor begin.
@@ -44,6 +46,7 @@ impl HubSource {
             start: hub.config.start.clone(),
             hub,
             topics,
+            patterns: Vec::new(),
             fresh_topics: None,
             sender: None,
         }
@@ -52,6 +55,17 @@ impl HubSource {
     /// Returns the topics.
     pub fn topics(&self) -> &TopicSet {
         &self.topics
+    }
+
+    /// Returns the same source, whose subscribers also get the events of the topics that match a pattern: see
+    /// [`Hub::matching`](super::Hub::matching).
+    pub fn with_patterns(mut self, patterns: impl IntoIterator<Item = TopicPattern>) -> Self {
+        for pattern in patterns {
+            if !self.patterns.contains(&pattern) {
+                self.patterns.push(pattern);
+            }
+        }
+        self
     }
 
     /// Returns the same source, whose subscribers without a cursor begin at `start` in each topic.
@@ -78,14 +92,16 @@ impl HubSource {
     /// Subscribes the server itself: returns the stream of items that a client would get.
     ///
     /// # Errors
-    /// [`Error::is_full`] if the hub has no room for one of the topics.
+    /// [`Error::is_full`] if the hub has no room for one of the topics or patterns. [`Error::is_patterns_disabled`] if the source has a pattern
+    /// and the hub allows none.
     pub fn subscribe_from(&self, start: StartPosition) -> Result<HubSubscriber, Error> {
-        self.subscriber(start).map_err(|HubFull| Error::full())
+        self.subscriber(start).map_err(Error::from)
     }
 
-    fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, HubFull> {
+    fn subscriber(&self, start: StartPosition) -> Result<HubSubscriber, JoinError> {
         let request = ReaderRequest {
             topics: self.topics.iter().map(AllowedTopic::from).collect(),
+            patterns: self.patterns.clone(),
             fresh_topics: self.fresh_topics.clone(),
             first_start: self.start.clone(),
             start,
@@ -95,14 +111,31 @@ impl HubSource {
     }
 }
 
-/// Returns the rejection of a client for whose topics the hub has no room.
-pub(super) fn hub_full_rejection() -> Rejection {
-    Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
-        .message("the server has no room for another topic")
-        .retry_after(HUB_FULL_RETRY)
+impl From<JoinError> for Error {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::TooManyTopics | JoinError::TooManyPatterns => Self::full(),
+            JoinError::PatternsDisabled => Self::patterns_disabled(),
+        }
+    }
 }
 
-/// The time after which a client returns if the hub had no room for its topics.
+impl From<JoinError> for Rejection {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::TooManyTopics => Self::new(StatusCode::SERVICE_UNAVAILABLE)
+                .message("the server has no room for another topic")
+                .retry_after(HUB_FULL_RETRY),
+            JoinError::TooManyPatterns => Self::new(StatusCode::SERVICE_UNAVAILABLE)
+                .message("the server has no room for another pattern of topics")
+                .retry_after(HUB_FULL_RETRY),
+            JoinError::PatternsDisabled => Self::new(StatusCode::NOT_IMPLEMENTED)
+                .message("the server allows no subscriptions to patterns of topics"),
+        }
+    }
+}
+
+/// The time after which a client returns if the hub had no room for its topics or patterns.
 const HUB_FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// Each client begins after its cursor, or at the source's [`StartPosition`] if the client has no cursor.
@@ -112,7 +145,7 @@ impl PushSource for HubSource {
     async fn subscribe(self, subscription: Subscription) -> Result<HubSubscriber, Rejection> {
         let start = ReplayLog::<ExternalIds>::requested_start(&subscription, self.start.clone());
         let subscriber = self.subscriber(start);
-        subscriber.map_err(|HubFull| hub_full_rejection())
+        subscriber.map_err(Rejection::from)
     }
 
     /// Returns whether the hub has history. Long-polling keeps the stream of a hub without history between two polls.
@@ -129,6 +162,7 @@ impl fmt::Debug for HubSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubSource")
             .field("topics", &self.topics)
+            .field("patterns", &self.patterns)
             .field("start", &self.start)
             .finish_non_exhaustive()
     }

@@ -11,9 +11,13 @@ use super::hub_presence::HubPresence;
 use super::{
     hub_builder::HubConfig,
     idempotency_keys::PublicationKey,
+    pattern_table::PatternRequest,
     publish_options::PublishOptions,
     revocations::Revocations,
-    topic_log::{MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry, TopicStart},
+    topic_log::{
+        HistoryEnd, MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry,
+        TopicStart,
+    },
     topic_state::TopicState,
     topic_table::{DeferredDrops, TopicTable},
 };
@@ -68,6 +72,8 @@ pub(super) struct JoinedTopic {
     pub(super) missed: Option<MissedTopicEvents>,
     /// The position of the first event that the reader will get from the log.
     pub(super) first_position: Option<u64>,
+    /// The end of the events that the reader reads from the log. `None` if the reader gets all events of the topic from the log.
+    pub(super) history_end: Option<HistoryEnd>,
 }
 
 /// The result of [`HubState::join`].
@@ -93,9 +99,16 @@ pub(super) struct HubSize {
     pub(super) bytes: usize,
 }
 
-/// The error of [`HubState::join`]: the hub is full of topics with subscribers.
-#[derive(Debug)]
-pub(super) struct HubFull;
+/// The reason why a reader cannot join a topic or a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum JoinError {
+    /// The hub is full of topics with subscribers.
+    TooManyTopics,
+    /// The hub has its maximum number of patterns with subscribers.
+    TooManyPatterns,
+    /// The hub allows no patterns.
+    PatternsDisabled,
+}
 
 impl HubState {
     pub(super) fn new(config: HubConfig) -> Self {
@@ -191,12 +204,14 @@ impl HubState {
                 now,
                 deferred_drops: &mut deferred_drops,
                 is_ephemeral,
+                woken_patterns: Vec::new(),
             };
             let first_woken = publication.append(first_topic, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
                 others_woken.extend(publication.append(topic, event));
             }
+            others_woken.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
             if let Some(key) = key {
                 table.idempotency_keys.insert(key, id.clone(), now);
@@ -218,8 +233,12 @@ impl HubState {
     /// Joins topics: a reader of the topics gets every event that is published from now on.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for a topic. In this case, the reader has joined no topic.
-    pub(super) fn join(&self, requests: &[TopicRequest]) -> Result<JoinedTopics, HubFull> {
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
+    pub(super) fn join(
+        &self,
+        requests: &[TopicRequest],
+        patterns: &[PatternRequest],
+    ) -> Result<JoinedTopics, JoinError> {
         let mut deferred_drops = DeferredDrops::default();
         let table = &mut *lock(&self.table);
         let now = self.now();
@@ -234,10 +253,8 @@ impl HubState {
                 &mut deferred_drops,
             );
             let Some(topic) = topic else {
-                for JoinedTopic { topic, .. } in joined {
-                    table.remove_subscriber(&topic, now, &mut deferred_drops);
-                }
-                return Err(HubFull);
+                table.remove_reader(&joined, now, &mut deferred_drops);
+                return Err(JoinError::TooManyTopics);
             };
             table.add_subscriber(&topic, now);
             table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
@@ -254,7 +271,15 @@ impl HubState {
                 ordinals,
                 missed,
                 first_position,
+                history_end: None,
             });
+        }
+        for request in patterns {
+            let allows_replaced = self.config.is_last_value;
+            if let Err(error) = table.join_pattern(request, allows_replaced, now, &mut joined) {
+                table.remove_reader(&joined, now, &mut deferred_drops);
+                return Err(error);
+            }
         }
         Ok(JoinedTopics {
             topics: joined,
@@ -269,6 +294,12 @@ impl HubState {
         let table = &mut *lock(&self.table);
         let now = self.now();
         for topic in topics {
+            if let Some(pattern) = topic.pattern() {
+                table
+                    .patterns
+                    .remove_subscriber(pattern, &mut deferred_drops);
+                continue;
+            }
             table.remove_subscriber(topic, now, &mut deferred_drops);
             if table.subscriber_count(topic.index) == 0 {
                 cleared.extend(topic.log_for_writing().take_ephemeral());
@@ -364,6 +395,8 @@ struct Publication<'a> {
     now: Duration,
     deferred_drops: &'a mut DeferredDrops,
     is_ephemeral: bool,
+    /// The logs of patterns whose readers must be woken.
+    woken_patterns: Vec<Arc<TopicState>>,
 }
 
 impl Publication<'_> {
@@ -371,12 +404,19 @@ impl Publication<'_> {
     fn append(&mut self, name: &Topic, event: Event) -> Option<Arc<TopicState>> {
         let position = self.table.last_position();
         let except = self.options.except.clone();
+        let event = match self.is_ephemeral {
+            true => event.without_id(),
+            false => event.with_event_id(self.id.clone()),
+        };
+        if !self.table.patterns.is_empty() {
+            self.append_to_patterns(name, &event);
+        }
         if self.is_ephemeral {
             let topic = self.table.get(name)?.clone();
             if self.table.subscriber_count(topic.index) == 0 {
                 return None;
             }
-            let entry = TopicLogEntry::new(position, event.without_id(), except, self.now);
+            let entry = TopicLogEntry::new(position, event, except, self.now);
             topic
                 .log_for_writing()
                 .append_ephemeral(entry, &mut self.deferred_drops.events);
@@ -390,9 +430,26 @@ impl Publication<'_> {
             self.table.record_lost_event(name, position);
             return None;
         };
-        let event = event.with_event_id(self.id.clone());
         let entry = TopicLogEntry::new(position, event, except, self.now);
         (self.table).append(&topic, entry, config, self.now, self.deferred_drops);
         (self.table.subscriber_count(topic.index) > 0).then_some(topic)
+    }
+
+    /// Appends the event of a topic to the logs of the patterns that match the topic.
+    fn append_to_patterns(&mut self, name: &Topic, event: &Event) {
+        let position = self.table.last_position();
+        let new_entry = |event| {
+            let except = self.options.except.clone();
+            TopicLogEntry::new(position, event, except, self.now)
+        };
+        let patterns = &self.table.patterns;
+        let woken = patterns.append(
+            name,
+            event,
+            new_entry,
+            self.is_ephemeral,
+            self.deferred_drops,
+        );
+        self.woken_patterns.extend(woken);
     }
 }

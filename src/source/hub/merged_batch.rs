@@ -53,10 +53,21 @@ impl MergedBatch {
         reader: &mut TopicReader,
         sender: Option<&Arc<str>>,
     ) -> Option<MissedTopicEvents> {
+        if reader.has_read_history() {
+            return None;
+        }
         let log = reader.topic.log();
-        let missed = log.skip_missed(&mut reader.ordinals);
+        let history_len = reader.unread_history_len();
+        let history_end = reader.history_end.map_or(u64::MAX, |end| end.position);
+        let mut missed = log.skip_missed(&mut reader.ordinals);
+        if let Some(missed) = &mut missed {
+            // The reader gets the events after its history from the log of a pattern.
+            let counts = missed.count.into_iter().chain(history_len);
+            missed.count = missed.count.and(counts.min());
+            missed.last_position = missed.last_position.min(history_end);
+        }
         for (entry, is_ephemeral) in log.unread_entries(&mut reader.ordinals) {
-            if entry.position > self.end_position {
+            if entry.position > self.end_position.min(history_end) {
                 break;
             }
             let index = self

@@ -70,6 +70,7 @@ mod hub_subscriber;
 mod hub_topic;
 mod idempotency_keys;
 mod merged_batch;
+mod pattern_table;
 #[cfg(feature = "json")]
 mod presence_options;
 #[cfg(feature = "json")]
@@ -80,6 +81,7 @@ mod requested_topics;
 mod revocations;
 mod topic_access;
 mod topic_log;
+mod topic_pattern;
 #[cfg(feature = "json")]
 mod topic_presence;
 mod topic_state;
@@ -113,6 +115,7 @@ pub use self::{
     publish_options::PublishOptions,
     requested_topics::Topics,
     topic_access::TopicAccess,
+    topic_pattern::TopicPattern,
 };
 use super::TopicSet;
 use crate::{
@@ -239,6 +242,25 @@ impl Hub {
         Error: From<T::Error>,
     {
         Ok(HubSource::new(self.state.clone(), topics.try_into()?))
+    }
+
+    /// Returns the source of the events of all topics that match a pattern, which share one connection and one cursor. Topics that are created
+    /// later and match are part of an open subscription.
+    ///
+    /// A hub refuses patterns unless [`HubBuilder::max_patterns`] allows some. The program decides about a client's access to the pattern as a
+    /// whole, before it calls this method. [`revoke`](Self::revoke) does not end such streams.
+    ///
+    /// A client begins in each topic as in a subscription of that topic, but gets the history of at most 256 topics, those with the newest events.
+    /// A client that resumes gets a gap without a topic if other topics that match have had events after its cursor.
+    ///
+    /// ```
+    /// use tower_push::{Hub, Push, source::hub::TopicPattern};
+    ///
+    /// let hub = Hub::builder().max_patterns(100).build();
+    /// let push = Push::new(hub.matching([TopicPattern::prefix("orders/")]));
+    /// ```
+    pub fn matching(&self, patterns: impl IntoIterator<Item = TopicPattern>) -> HubSource {
+        HubSource::new(self.state.clone(), TopicSet::new([])).with_patterns(patterns)
     }
 
     /// Returns topics that each client chooses by its request. [`ClientTopics::authorize`] makes a source of them.

@@ -7,8 +7,10 @@ use serde_json::Value;
 use super::{control_events, hub_state::JoinedTopics, topic_access::PresenceAccess};
 use super::{
     hub_reader::HubReader,
-    hub_state::{HubCursor, HubFull, HubState, TopicRequest},
+    hub_state::{HubCursor, HubState, JoinError, TopicRequest},
+    pattern_table::PatternRequest,
     topic_log::TopicStart,
+    topic_pattern::TopicPattern,
 };
 #[cfg(feature = "json")]
 use crate::event::Event;
@@ -21,6 +23,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
+    pub(super) patterns: Vec<TopicPattern>,
     /// Topics that begin like those of a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
     /// Where the topics of a client without a cursor begin.
@@ -64,8 +67,8 @@ impl ReaderRequest {
     /// Creates the reader.
     ///
     /// # Errors
-    /// [`HubFull`] if the hub has no room for a topic.
-    pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, HubFull> {
+    /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
+    pub(super) fn open(self, hub: Arc<HubState>) -> Result<HubReader, JoinError> {
         let cursor = match &self.start {
             StartPosition::After(id) => {
                 let position = hub.position_of(id);
@@ -90,11 +93,17 @@ impl ReaderRequest {
             max_history: allowed.max_history,
         };
         let requests: Vec<_> = self.topics.iter().map(request).collect();
+        let pattern_request = |pattern: &TopicPattern| PatternRequest {
+            pattern: pattern.clone(),
+            start,
+        };
+        let patterns: Vec<_> = self.patterns.iter().map(pattern_request).collect();
         #[cfg(feature = "json")]
-        let (joined, member_lists) =
-            self.join_with_lists(&hub, &requests, |topic| cursor.is_none() || is_fresh(topic))?;
+        let (joined, member_lists) = self.join_with_lists(&hub, &requests, &patterns, |topic| {
+            cursor.is_none() || is_fresh(topic)
+        })?;
         #[cfg(not(feature = "json"))]
-        let joined = hub.join(&requests)?;
+        let joined = hub.join(&requests, &patterns)?;
         let published = joined.published_position;
         #[cfg(feature = "json")]
         let listed_topics = self.listed_topics();
@@ -135,18 +144,19 @@ impl ReaderRequest {
         &self,
         hub: &HubState,
         requests: &[TopicRequest],
+        patterns: &[PatternRequest],
         is_new: impl Fn(&Topic) -> bool,
-    ) -> Result<(JoinedTopics, Vec<Event>), HubFull> {
+    ) -> Result<(JoinedTopics, Vec<Event>), JoinError> {
         let listed = |allowed: &&AllowedTopic| {
             allowed.presence.lists_members && hub.publishes_presence() && is_new(&allowed.topic)
         };
         let mut listed = self.topics.iter().filter(listed).peekable();
         if listed.peek().is_none() {
-            return Ok((hub.join(requests)?, Vec::new()));
+            return Ok((hub.join(requests, patterns)?, Vec::new()));
         }
         let (joined, lists) = {
             let presence = hub.lock_presence();
-            let joined = hub.join(requests)?;
+            let joined = hub.join(requests, patterns)?;
             let members = |topic: &Topic| presence.members(&hub.topic_of_members(topic));
             let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
             (joined, listed.map(list).collect::<Vec<_>>())

@@ -72,6 +72,16 @@ pub(super) struct MissedTopicEvents {
     pub(super) count: Option<u64>,
 }
 
+/// The end of the history of a topic when a reader has joined the topic and a pattern that matches it. The reader gets later events of the
+/// topic from the log of the pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HistoryEnd {
+    /// The ordinal of the newest event with history.
+    pub(super) ordinal: u64,
+    /// The position of this event; 0 if the topic has had none.
+    pub(super) position: u64,
+}
+
 /// Where a subscriber begins in a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TopicStart {
@@ -211,6 +221,23 @@ impl TopicLog {
         Some(entry.event)
     }
 
+    /// Returns the ordinals of a reader that has passed all events.
+    pub(super) fn end_ordinals(&self) -> ReaderOrdinals {
+        let ephemeral = self.ephemeral.as_ref();
+        ReaderOrdinals {
+            retained: self.last_ordinal,
+            ephemeral: ephemeral.map_or(0, |ephemeral| ephemeral.last_ordinal),
+        }
+    }
+
+    /// Returns the end of the topic's history.
+    pub(super) fn history_end(&self) -> HistoryEnd {
+        HistoryEnd {
+            ordinal: self.last_ordinal,
+            position: self.last_history_position(),
+        }
+    }
+
     /// Returns the number of events in the log.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
@@ -297,10 +324,7 @@ impl TopicLog {
         }
         let ordinals = ReaderOrdinals {
             retained: ordinal,
-            ephemeral: self
-                .ephemeral
-                .as_ref()
-                .map_or(0, |ephemeral| ephemeral.last_ordinal),
+            ephemeral: self.end_ordinals().ephemeral,
         };
         let is_replaced = allows_replaced && !self.entries.is_empty();
         ResolvedTopicStart {

@@ -1,6 +1,6 @@
 use std::task::Waker;
 
-use super::topic_log::TopicLog;
+use super::{topic_log::TopicLog, topic_pattern::TopicPattern};
 use crate::{
     event::Topic,
     sync::{
@@ -9,11 +9,11 @@ use crate::{
     },
 };
 
-/// A topic of a hub: its log, and the readers that wait for its next event.
+/// A topic of a hub, or a pattern with subscribers: its log, and the readers that wait for its next event.
 #[derive(Debug)]
 pub(super) struct TopicState {
-    name: Topic,
-    /// The index of the topic in the hub's `TopicTable`.
+    owner: LogOwner,
+    /// The index of the topic in the hub's `TopicTable`; `usize::MAX` for a pattern.
     pub(super) index: usize,
     log: RwLock<TopicLog>,
     /// The position of the newest event that was sent to the topic, with or without history.
@@ -24,13 +24,29 @@ pub(super) struct TopicState {
     wait_list: WaitList,
 }
 
+/// The topic or the pattern that has a log.
+#[derive(Debug)]
+enum LogOwner {
+    Topic(Topic),
+    Pattern(Box<TopicPattern>),
+}
+
 /// The number of shards of each topic's wait list. One shard keeps a topic small.
 const WAIT_LIST_SHARDS: usize = 1;
 
 impl TopicState {
     pub(super) fn new(name: Topic, index: usize, log: TopicLog) -> Self {
+        Self::with_owner(LogOwner::Topic(name), index, log)
+    }
+
+    /// Creates the log of the events of all topics that match a pattern.
+    pub(super) fn of_pattern(pattern: TopicPattern, log: TopicLog) -> Self {
+        Self::with_owner(LogOwner::Pattern(Box::new(pattern)), usize::MAX, log)
+    }
+
+    fn with_owner(owner: LogOwner, index: usize, log: TopicLog) -> Self {
         Self {
-            name,
+            owner,
             index,
             log: RwLock::new(log),
             last_position: AtomicU64::new(0),
@@ -38,8 +54,20 @@ impl TopicState {
         }
     }
 
-    pub(super) fn name(&self) -> &Topic {
-        &self.name
+    /// Returns the name of the topic. Returns `None` for a pattern.
+    pub(super) fn topic_name(&self) -> Option<&Topic> {
+        match &self.owner {
+            LogOwner::Topic(name) => Some(name),
+            LogOwner::Pattern(_) => None,
+        }
+    }
+
+    /// Returns the pattern whose events the log has. Returns `None` for a topic.
+    pub(super) fn pattern(&self) -> Option<&TopicPattern> {
+        match &self.owner {
+            LogOwner::Topic(_) => None,
+            LogOwner::Pattern(pattern) => Some(pattern),
+        }
     }
 
     pub(super) fn log(&self) -> RwLockReadGuard<'_, TopicLog> {

@@ -8,7 +8,9 @@ use super::{
     evicted_topics::EvictedTopics,
     hub_builder::HubConfig,
     idempotency_keys::IdempotencyKeys,
+    pattern_table::PatternTable,
     topic_log::{TopicLog, TopicLogEntry},
+    topic_pattern::TopicPattern,
     topic_state::TopicState,
 };
 use crate::event::{Event, Topic};
@@ -35,6 +37,7 @@ pub(super) struct TopicTable {
     byte_len: usize,
     evicted: EvictedTopics,
     pub(super) idempotency_keys: IdempotencyKeys,
+    pub(super) patterns: PatternTable,
 }
 
 /// A topic in a [`TopicTable`].
@@ -66,7 +69,8 @@ impl TopicTable {
             sweep_index: 0,
             last_position: 0,
             byte_len: 0,
-            evicted: EvictedTopics::new(config.max_evicted_topics),
+            evicted: EvictedTopics::new(config.max_evicted_topics, config.max_patterns > 0),
+            patterns: PatternTable::new(config.max_patterns),
             idempotency_keys: IdempotencyKeys::new(
                 config.max_idempotency_keys,
                 config.max_idempotency_age,
@@ -96,6 +100,12 @@ impl TopicTable {
     pub(super) fn get(&self, topic: &Topic) -> Option<&Arc<TopicState>> {
         let index = *self.indexes.get(topic)?;
         self.slot(index).map(|slot| &slot.topic)
+    }
+
+    /// Returns all topics.
+    pub(super) fn topics(&self) -> impl Iterator<Item = (&Topic, &Arc<TopicState>)> {
+        let indexes = self.indexes.iter();
+        indexes.filter_map(|(name, index)| Some((name, &self.slot(*index)?.topic)))
     }
 
     fn slot(&self, index: usize) -> Option<&TopicSlot> {
@@ -177,6 +187,14 @@ impl TopicTable {
     /// Returns the position of the newest event that a topic outside of the table may have had; 0 if the topic has had no event.
     pub(super) fn last_position_of_removed(&self, topic: &Topic) -> u64 {
         self.evicted.last_position(topic)
+    }
+
+    /// Returns the position of the newest event that a topic outside of the table which matches the pattern may have had; 0 if there was no
+    /// such event.
+    pub(super) fn last_position_of_removed_matching(&self, pattern: &TopicPattern) -> u64 {
+        let is_removed = |topic: &Topic| !self.indexes.contains_key(topic);
+        let matches = |topic: &Topic| pattern.matches(topic) && is_removed(topic);
+        self.evicted.last_position_matching(matches)
     }
 
     /// Records the position of an event that is lost, because the table has no room for its topic.
@@ -341,13 +359,14 @@ impl TopicTable {
             return;
         };
         debug_assert_eq!(slot.subscribers, 0);
-        self.indexes.remove(slot.topic.name());
         self.free.push(index);
         {
             let log = slot.topic.log();
             self.byte_len -= log.byte_len();
-            self.evicted
-                .insert(slot.topic.name(), log.last_history_position());
+            if let Some(name) = slot.topic.topic_name() {
+                self.indexes.remove(name);
+                self.evicted.insert(name, log.last_history_position());
+            }
         }
         deferred_drops.topics.push(slot.topic);
         if self.indexes.is_empty() {
