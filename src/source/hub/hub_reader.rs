@@ -2,7 +2,7 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 #[cfg(feature = "json")]
@@ -17,8 +17,10 @@ use super::{
     topic_access::PresenceAccess,
 };
 use super::{
+    hub_broker::{FeedGap, HubBroker},
+    hub_cold_resume::{ColdResumeEnd, HubColdResume},
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
-    merged_batch::{FinishedBatch, MergedBatch},
+    merged_batch::{FeedGapFound, FinishedBatch, MergedBatch},
     revocations::RevocableSubscription,
     topic_log::{HistoryEnd, MissedTopicEvents, ReaderOrdinals},
     topic_state::TopicState,
@@ -28,7 +30,7 @@ use crate::source::Rejection;
 use crate::{
     Error,
     event::{Event, EventId, Gap, GapReason, Item, Topic},
-    source::log::ReadBuffer,
+    source::{log::ReadBuffer, relay::ColdResumeOutcome},
     sync::WaiterKey,
 };
 
@@ -61,6 +63,8 @@ pub(super) struct HubReader {
     history_end_position: u64,
     /// Whether the last poll was pending.
     is_parked: bool,
+    /// The cold resume of a client that has not joined all of its topics yet. `None` in a hub without a broker.
+    cold_resume: Option<Box<HubColdResume>>,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
     /// `None` if the client has nothing to do with members.
@@ -139,19 +143,25 @@ impl HubReader {
             sender,
             history_end_position: 0,
             is_parked: false,
+            cold_resume: None,
             revocable: None,
             #[cfg(feature = "json")]
             presence: None,
         };
         let requested = cursor.map(|cursor| cursor.id);
-        let history_ends = joined.topics.iter().filter_map(|topic| topic.history_end);
-        if history_ends.count() > 0 {
-            reader.history_end_position = joined.published_position;
+        reader.add_topics(joined, requested.as_ref());
+        reader
+    }
+
+    /// Adds topics that the reader has joined. `requested` is the cursor from which the client resumes.
+    fn add_topics(&mut self, joined: JoinedTopics, requested: Option<&EventId>) {
+        let mut history_ends = joined.topics.iter().map(|topic| topic.history_end);
+        if history_ends.any(|end| end.is_some()) {
+            self.history_end_position = joined.published_position;
         }
         for topic in joined.topics {
-            reader.add_topic(topic, requested.as_ref());
+            self.add_topic(topic, requested);
         }
-        reader
     }
 
     /// Makes the reader end when the access of this registered subscription is revoked.
@@ -263,6 +273,12 @@ impl HubReader {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(Ok(Item::Event(event)));
             }
+            if self.cold_resume.is_some() {
+                match ready!(self.poll_cold_resume(cx)) {
+                    Some(item) => return Poll::Ready(Ok(item)),
+                    None => continue,
+                }
+            }
             let outcome = self.read_batch();
             if self.history_end_position > 0 && self.position >= self.history_end_position {
                 self.leave_history();
@@ -271,6 +287,9 @@ impl HubReader {
                 BatchReadOutcome::Items | BatchReadOutcome::Again => self.is_parked = false,
                 BatchReadOutcome::Lagged => return Poll::Ready(Err(Error::lagged())),
                 BatchReadOutcome::UpToDate => {
+                    if let Some(end) = self.hub.end_without_feed() {
+                        return Poll::Ready(Ok(end));
+                    }
                     if std::mem::take(&mut self.is_parked) {
                         if let Some(cursor) = self.advance_cursor() {
                             return Poll::Ready(Ok(cursor));
@@ -315,7 +334,7 @@ impl HubReader {
             return None;
         }
         self.cursor_position = self.position;
-        Some(Item::Cursor(self.hub.id_at(self.position)))
+        self.hub.id_at(self.position).map(Item::Cursor)
     }
 
     /// Stores the waker in the wait list of each topic. Returns `false` if a topic has a readable event: read again.
@@ -324,7 +343,7 @@ impl HubReader {
             let is_readable = || {
                 let has_news = reader.topic.last_position() > self.position
                     && self.hub.published_position() > self.position;
-                has_news || self.is_revoked()
+                has_news || self.is_revoked() || self.hub.is_feed_gone()
             };
             let topic = &reader.topic;
             topic
@@ -336,6 +355,14 @@ impl HubReader {
     /// Takes the next events from the logs.
     fn read_batch(&mut self) -> BatchReadOutcome {
         let published = self.hub.published_position();
+        if let Some(gap) = self.hub.feed_gap_after(self.position) {
+            self.skip_feed_gap(gap);
+            return BatchReadOutcome::Items;
+        }
+        if published < self.position {
+            // The reader has passed a gap that is about to be published.
+            return BatchReadOutcome::UpToDate;
+        }
         let is_catching_up = self.position < self.catch_up_end;
         if is_catching_up || !self.gaps.is_empty() {
             let bound = match is_catching_up {
@@ -367,6 +394,7 @@ impl HubReader {
     fn finish_topic_read(&mut self, read: TopicReadOutcome, bound: u64) -> BatchReadOutcome {
         match read {
             TopicReadOutcome::Missed => self.merge_topics(bound),
+            TopicReadOutcome::FeedGap => BatchReadOutcome::Again,
             TopicReadOutcome::Events {
                 stopped_after,
                 last_id_position,
@@ -387,7 +415,10 @@ impl HubReader {
         let mut batch = MergedBatch::new(bound);
         for index in 0..self.topics.len() {
             let reader = &mut self.topics[index];
-            let missed = batch.add_topic(index, reader, self.sender.as_ref());
+            let missed = match batch.add_topic(index, reader, self.sender.as_ref()) {
+                Ok(missed) => missed,
+                Err(FeedGapFound) => return BatchReadOutcome::Again,
+            };
             if let Some(missed) = missed.filter(|_| !self.may_miss_replaced_values(index)) {
                 self.hub.counters.add_lagged(missed.count.unwrap_or(0));
                 if self.hub.config.disconnects_lagging {
@@ -447,18 +478,7 @@ impl HubReader {
             }
         }
         if ends_catch_up && !queue.is_empty() {
-            self.cursor_position = self.catch_up_end;
-            let cursor = self.hub.id_at(self.catch_up_end);
-            match queue.pop_back() {
-                Some(Item::Event(event)) if event.id().is_some() => {
-                    queue.push_back(Item::EventWithCursor { event, cursor });
-                }
-                Some(Item::Gap(mut gap)) => {
-                    gap.resumed = Some(cursor);
-                    queue.push_back(Item::Gap(gap));
-                }
-                last => queue.extend(last.into_iter().chain([Item::Cursor(cursor)])),
-            }
+            self.set_cursor_of_last(&mut queue);
         }
         match self.items.is_empty() {
             true => self.items = queue,
@@ -466,12 +486,128 @@ impl HubReader {
         }
     }
 
+    /// Sets the cursor of the last item to `catch_up_end`. If the id at this position is not known, the cursor stays behind.
+    fn set_cursor_of_last(&mut self, queue: &mut VecDeque<Item>) {
+        let Some(cursor) = self.hub.id_at(self.catch_up_end) else {
+            return;
+        };
+        self.cursor_position = self.catch_up_end;
+        match queue.pop_back() {
+            Some(Item::Event(event)) if event.id().is_some() => {
+                queue.push_back(Item::EventWithCursor { event, cursor });
+            }
+            Some(Item::Gap(mut gap)) => {
+                gap.resumed = Some(cursor);
+                queue.push_back(Item::Gap(gap));
+            }
+            last => queue.extend(last.into_iter().chain([Item::Cursor(cursor)])),
+        }
+    }
+
     fn gap_item(&self, gap: TopicGap) -> Item {
-        let mut item = Gap::new(gap.reason).resumed(self.hub.id_at(gap.position));
+        let mut item = Gap::new(gap.reason);
+        item.resumed = self.hub.id_at(gap.position);
         item.topic = gap.topic;
         item.missed = gap.missed;
         item.requested = gap.requested;
         Item::from(item)
+    }
+}
+
+/// What only readers of a hub with a broker do.
+impl HubReader {
+    /// Lets the client read pages of the broker before it joins the topics of `resume`.
+    pub(super) fn begin_cold_resume(&mut self, resume: HubColdResume) {
+        self.cold_resume = Some(Box::new(resume));
+    }
+
+    /// Returns the topics that the client joins after its cold resume.
+    #[cfg(feature = "json")]
+    fn cold_topics(&self) -> &[Topic] {
+        self.cold_resume
+            .as_ref()
+            .map_or(&[], |resume| resume.topics())
+    }
+
+    /// Returns the next item of a cold resume. Returns `None` if the client has joined its topics.
+    // Out of line, so that a client that reads the logs pays one comparison for it.
+    #[inline(never)]
+    fn poll_cold_resume(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let Some(resume) = &mut self.cold_resume else {
+            return Poll::Ready(None);
+        };
+        match ready!(resume.poll_next(self.sender.as_ref(), cx)) {
+            ColdResumeOutcome::Item(item) => Poll::Ready(self.hold_cursor(item)),
+            ColdResumeOutcome::ReadLog(ColdResumeEnd::Joined {
+                position,
+                joined,
+                gap,
+            }) => {
+                self.cold_resume = None;
+                self.continue_at(position, joined);
+                if let Some(gap) = gap {
+                    self.items.push_back(Item::from(gap));
+                }
+                Poll::Ready(None)
+            }
+            ColdResumeOutcome::ReadLog(ColdResumeEnd::Ended) | ColdResumeOutcome::Unavailable => {
+                let retry = self.hub.broker().map(HubBroker::random_retry);
+                Poll::Ready(Some(Item::Ended {
+                    retry: retry.unwrap_or_default(),
+                }))
+            }
+        }
+    }
+
+    /// Returns an item of a cold resume without its cursor, if the client has joined other topics. The client has not got the events of these topics
+    /// yet, so its cursor stays where it was when the client returned. Returns `None` if nothing is left of the item.
+    fn hold_cursor(&self, item: Item) -> Option<Item> {
+        let resume = self.cold_resume.as_ref();
+        let Some(resume) = resume.filter(|_| !self.topics.is_empty()) else {
+            return Some(item);
+        };
+        match item {
+            Item::Event(event) => Some(Item::EventWithCursor {
+                event,
+                cursor: resume.requested_cursor().clone(),
+            }),
+            Item::Gap(mut gap) => {
+                gap.resumed = None;
+                Some(Item::Gap(gap))
+            }
+            Item::Cursor(_) => None,
+            other => Some(other),
+        }
+    }
+
+    /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
+    fn continue_at(&mut self, position: u64, joined: JoinedTopics) {
+        if self.topics.is_empty() {
+            self.position = position;
+            self.cursor_position = position;
+        } else if self.position < position {
+            // The reader has not read its other topics yet.
+            self.set_catch_up_end(position);
+        } else {
+            // The reader is ahead in its other topics.
+            self.position = position;
+        }
+        self.add_topics(joined, None);
+    }
+
+    /// Moves the reader past a gap of the feed, and queues the gap.
+    #[inline(never)]
+    fn skip_feed_gap(&mut self, feed_gap: FeedGap) {
+        let FeedGap { position, reason } = feed_gap;
+        self.position = position;
+        self.cursor_position = position;
+        self.gaps.retain(|gap| gap.position > position);
+        for reader in &mut self.topics {
+            reader.topic.log().skip_gap(&mut reader.ordinals);
+        }
+        let mut gap = Gap::new(reason);
+        gap.resumed = self.hub.id_at(position);
+        self.items.push_back(Item::from(gap));
     }
 }
 
@@ -535,10 +671,13 @@ impl HubReader {
     }
 
     pub(super) fn topic_count(&self) -> usize {
-        self.topics.len()
+        self.topics.len() + self.cold_topics().len()
     }
 
     pub(super) fn has_topic(&self, topic: &Topic) -> bool {
+        if self.cold_topics().contains(topic) {
+            return true;
+        }
         let mut topics = self.topics.iter();
         topics.any(|reader| reader.topic.topic_name() == Some(topic))
     }
@@ -600,6 +739,9 @@ impl HubReader {
             self.hub.revocations.remove_topic(revocable, topic);
         }
         self.leave_presence(topic);
+        if let Some(resume) = &mut self.cold_resume {
+            resume.remove_topic(topic);
+        }
         self.gaps.retain(|gap| gap.topic.as_ref() != Some(topic));
         let index = self
             .topics
@@ -630,6 +772,8 @@ impl HubReader {
 enum TopicReadOutcome {
     /// The log no longer has the next events.
     Missed,
+    /// The feed of the hub has a gap before the next events.
+    FeedGap,
     Events {
         /// The position of the last event that was passed, if the log has more events.
         stopped_after: Option<u64>,
@@ -659,6 +803,9 @@ impl TopicReader {
         buffer: &mut ReadBuffer,
     ) -> TopicReadOutcome {
         let log = self.topic.log();
+        if log.has_gap_after(self.ordinals) {
+            return TopicReadOutcome::FeedGap;
+        }
         let mut missed_ordinals = self.ordinals;
         if log.skip_missed(&mut missed_ordinals).is_some() {
             return TopicReadOutcome::Missed;

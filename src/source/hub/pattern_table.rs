@@ -90,6 +90,24 @@ impl PatternTable {
         logs
     }
 
+    /// Drops all events of the logs: see [`TopicTable::begin_anew`].
+    pub(super) fn begin_anew(
+        &self,
+        position: u64,
+        deferred_drops: &mut DeferredDrops,
+    ) -> impl Iterator<Item = Arc<TopicState>> {
+        let logs = self.slots.values().map(|slot| &slot.log);
+        logs.map(move |log| {
+            log.begin_anew(position, &mut deferred_drops.events);
+            log.clone()
+        })
+    }
+
+    /// Returns the logs of all patterns.
+    pub(super) fn logs(&self) -> impl Iterator<Item = Arc<TopicState>> {
+        self.slots.values().map(|slot| slot.log.clone())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }

@@ -2,7 +2,7 @@ use std::task::Waker;
 
 use super::{topic_log::TopicLog, topic_pattern::TopicPattern};
 use crate::{
-    event::Topic,
+    event::{Event, Topic},
     sync::{
         AtomicU64, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, StoreWakerOutcome,
         WaitList, WaiterKey, lock_for_reading, lock_for_writing,
@@ -87,6 +87,12 @@ impl TopicState {
 
     pub(super) fn set_last_position(&self, position: u64) {
         self.last_position.store(position, Ordering::Release);
+    }
+
+    /// Drops all events of the log, because the feed of the hub has a gap at `position`. The caller holds the lock of the hub's table.
+    pub(super) fn begin_anew(&self, position: u64, trimmed: &mut Vec<Event>) {
+        self.log_for_writing().begin_anew(position, trimmed);
+        self.set_last_position(position);
     }
 
     pub(super) fn register_reader(&self) -> WaiterKey {

@@ -139,7 +139,7 @@ impl<E: PageEvent> PageCache<E> {
             Ok(page) => {
                 let events = page.events.iter();
                 events.map(|event| event_byte_len(event.event())).sum()
-            },
+            }
             Err(_) => 0,
         };
         let is_transient = match &result {
