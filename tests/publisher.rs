@@ -415,6 +415,20 @@ async fn bad_requests_get_problem_reports() {
             "topic=t&data=x&type=%0A",
             400,
         ),
+        // Types of the hub's own events, such as `hub.join`.
+        ("/topics/t?event=hub.join", "application/json", "{}", 400),
+        (
+            "/topics",
+            "application/json",
+            r#"[{"topic":"t","data":1},{"topic":"t","event":"hub.members","data":{}}]"#,
+            400,
+        ),
+        (
+            "/topics",
+            "application/x-www-form-urlencoded",
+            "topic=t&data=x&type=hub.leave",
+            400,
+        ),
     ] {
         let response = server.post(path, content_type, body).send().await.unwrap();
         assert_eq!(response.status(), status, "{path} {content_type} {body}");

@@ -51,7 +51,7 @@
 //!
 //! | status | reason |
 //! |---|---|
-//! | 400 | the body, a topic, the event type or the key is invalid, or the body breaks off |
+//! | 400 | the body, a topic, the event type or the key is invalid, the type begins with `hub.`, or the body breaks off |
 //! | 403 | `authorize` returned `false` (a rejection of its own has its own status), or a page of another [origin](PublisherBuilder::origin_policy) has sent the request |
 //! | 405 | the method is not `POST` |
 //! | 408 | the body did not arrive within 10 s |

@@ -12,6 +12,7 @@ use crate::{
     event::{Event, Topic},
     source::{
         Rejection, TopicSet,
+        hub::is_control_type,
         query::{decode_parameter, decode_path},
     },
     transport::is_form,
@@ -84,6 +85,11 @@ pub(super) fn read_request(
         let key = publication.idempotency_key.as_deref();
         if key.is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
             return Err(bad_request("an idempotency key is 1 to 256 bytes"));
+        }
+        if (publication.event.event_type()).is_some_and(is_control_type) {
+            return Err(bad_request(
+                "event types that begin with `hub.` are the hub's own",
+            ));
         }
     }
     Ok((publications, form))

@@ -16,7 +16,7 @@ use tower_push::{
     Event, EventId, Gap, GapReason, Hub, Item,
     source::{
         StartPosition, TopicSet,
-        hub::{HubBuilder, HubSubscriber, PublishOptions},
+        hub::{HubBuilder, HubSubscriber, PublishOptions, TopicPattern},
         relay::UpstreamLimits,
     },
 };
@@ -124,6 +124,7 @@ impl Limits {
             .max_events(self.max_events)
             .max_ids(self.max_ids)
             .max_topics(self.max_topics)
+            .max_patterns(CLIENTS)
             .upstream_limits(upstream)
     }
 }
@@ -169,7 +170,11 @@ impl Model {
         let names = topic_names(topics);
         let node = &self.nodes[node];
         let fresh_topics = TopicSet::try_from(topic_names(fresh)).unwrap();
-        let source = node.hub.topics(names.clone()).unwrap();
+        // A client of all topics subscribes to a pattern.
+        let source = match topics == 15 && fresh == 0 {
+            true => node.hub.matching([TopicPattern::prefix("")]),
+            false => node.hub.topics(names.clone()).unwrap(),
+        };
         let source = source
             .with_fresh_topics(fresh_topics)
             .sender(sender(client));

@@ -7,6 +7,7 @@ use std::{
     },
     task::Poll,
     thread,
+    time::Duration,
 };
 
 use testkit::{body_text, get_request_head, poll_next};
@@ -168,6 +169,18 @@ fn slow_subscriber_of_pattern_gets_gap() {
         (gaps[0].reason, gaps[0].missed),
         (GapReason::Lagged, Some(6))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pattern_has_no_events_that_are_too_old() {
+    let minute = Duration::from_secs(60);
+    let hub = Hub::builder().max_patterns(1).max_age(minute).build();
+    hub.publish("orders/1", "a").unwrap();
+    tokio::time::advance(2 * minute).await;
+    hub.publish("orders/2", "b").unwrap();
+    let source = hub.matching([orders()]);
+    let mut subscriber = source.subscribe_from(StartPosition::Oldest).unwrap();
+    assert_eq!(read_all(&mut subscriber).0, ["orders/2=b"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Members of topics: who is there, what clients are told about it, and the limits.
 
-use std::{collections::BTreeMap, task::Poll, time::Duration};
+use std::{collections::BTreeMap, sync::mpsc, task::Poll, time::Duration};
 
 use futures_util::FutureExt;
 use proptest::prelude::*;
@@ -219,6 +219,53 @@ fn member_outside_of_a_runtime_leaves_at_once() {
     let hub = Hub::new();
     drop(hub.presence("room").unwrap().enter("ada", 1).unwrap());
     assert!(hub.presence("room").unwrap().is_empty());
+}
+
+/// A payload that uses the hub's list of members when it is dropped.
+struct PayloadOwner {
+    hub: Hub,
+    dropped: mpsc::Sender<usize>,
+}
+
+impl AsRef<[u8]> for PayloadOwner {
+    fn as_ref(&self) -> &[u8] {
+        b"x"
+    }
+}
+
+impl Drop for PayloadOwner {
+    fn drop(&mut self) {
+        let _ = self.dropped.send(self.hub.presence("room").unwrap().len());
+    }
+}
+
+/// An event of a member trims an older event, and a list of members evicts a topic. Payloads are dropped outside of the locks.
+#[test]
+fn dropped_payload_may_use_the_members() {
+    let hub = Hub::builder().max_events(1).max_topics(1).build();
+    let (dropped, drops) = mpsc::channel();
+    let publish = |topic: &str| {
+        let owner = PayloadOwner {
+            hub: hub.clone(),
+            dropped: dropped.clone(),
+        };
+        hub.publish(topic, bytes::Bytes::from_owner(owner)).unwrap();
+    };
+    publish("room");
+    // In a thread of its own, a deadlock fails the test by the timeout.
+    let thread = std::thread::spawn({
+        let hub = hub.clone();
+        move || drop(hub.presence("room").unwrap().enter("ada", 1).unwrap())
+    });
+    assert_eq!(drops.recv_timeout(Duration::from_secs(60)), Ok(1));
+    thread.join().unwrap();
+    publish("old");
+    let thread = std::thread::spawn({
+        let hub = hub.clone();
+        move || drop(subscribe(&hub, "/?topic=room").unwrap())
+    });
+    assert_eq!(drops.recv_timeout(Duration::from_secs(60)), Ok(0));
+    thread.join().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

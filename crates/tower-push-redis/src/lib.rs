@@ -62,7 +62,6 @@ mod connector;
 mod continuity;
 mod entry_id;
 mod error;
-mod event_sink;
 mod fingerprint;
 mod log_tail;
 mod random;
@@ -82,7 +81,6 @@ mod trim_policy;
 
 pub use self::{
     error::Error,
-    event_sink::EventSink,
     reader_status::{ReaderState, ReaderStatus},
     redis_publisher::{Publication, RedisPublisher},
     redis_servers::RedisServers,
@@ -92,6 +90,7 @@ pub use self::{
     stream_connection::StreamConnection,
 };
 pub use redis;
+pub use tower_push::source::relay::EventSink;
 
 /// The code of the README, as a doc test.
 #[cfg(doctest)]

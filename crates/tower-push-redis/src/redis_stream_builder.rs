@@ -2,12 +2,14 @@ use std::{sync::Arc, time::Duration};
 
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
-use tower_push::{EventId, Relay, source::relay::RelayBuilder};
+use tower_push::{
+    EventId, Relay,
+    source::relay::{EventSink, RelayBuilder},
+};
 
 use crate::{
     connector::{Connector, SharedConnection},
     error::Error,
-    event_sink::EventSink,
     log_tail::{LogTail, LogTailLimits},
     random::Backoff,
     reader_status::ReaderMetrics,

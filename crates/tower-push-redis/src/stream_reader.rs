@@ -6,14 +6,13 @@ use std::{
 
 use redis::{RedisResult, Value, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
-use tower_push::{Gap, GapReason};
+use tower_push::{Gap, GapReason, source::relay::EventSink};
 
 use crate::{
     connector::{Connector, SharedConnection, is_master},
     continuity::{Continuity, ReaderPosition, StreamSnapshot},
     entry_id::EntryId,
     error::Error,
-    event_sink::EventSink,
     fingerprint::Fingerprint,
     log_tail::{LogTail, LogTailLimits},
     random::{Backoff, random_duration},

@@ -1,7 +1,7 @@
 use http::StatusCode;
 use serde_json::{Map, Value};
 
-use super::control_events::CONTROL_TYPE_PREFIX;
+use super::is_control_type;
 use crate::{
     event::{Event, EventId, EventType, Payload, Topic},
     source::Rejection,
@@ -93,9 +93,7 @@ impl ClientCommand {
         };
         let event_type = string_member(&arguments, "event")?;
         let event = match event_type.map(EventType::new) {
-            Some(Ok(name)) if !name.as_str().starts_with(CONTROL_TYPE_PREFIX) => {
-                event.with_type(name)
-            }
+            Some(Ok(name)) if !is_control_type(&name) => event.with_type(name),
             Some(_) => return Err("`event` is not a type that clients may use"),
             None => Ok(event),
         };

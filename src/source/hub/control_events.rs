@@ -15,9 +15,6 @@ use crate::{
     source::Rejection,
 };
 
-/// The beginning of the types of control events. Clients cannot publish events with such a type.
-pub(super) const CONTROL_TYPE_PREFIX: &str = "hub.";
-
 /// Makes the event that tells a client that it gets the events of a topic from now on.
 pub(super) fn subscribed(topic: &Topic, reference: Option<Value>) -> Event {
     control_event("hub.subscribed", Some(topic), reference, json!({}))

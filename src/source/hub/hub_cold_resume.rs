@@ -10,6 +10,7 @@ use super::{
     pattern_table::PatternRequest,
     topic_log::TopicStart,
     topic_state::TopicState,
+    topic_table::DeferredDrops,
 };
 use crate::{
     event::{Event, EventId, Gap, GapReason, Item, Topic},
@@ -76,7 +77,7 @@ impl ColdTopics {
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns.
     pub(super) fn check_room(&self, hub: &HubState) -> Result<(), JoinError> {
         let (topics, patterns) = self.requests(TopicStart::Now);
-        let joined = hub.join(&topics, &patterns)?;
+        let joined = hub.join(&topics, &patterns, &mut DeferredDrops::default())?;
         hub.leave(joined.logs());
         Ok(())
     }
@@ -171,7 +172,8 @@ impl Drop for HubColdResume {
 impl HubLogs<'_> {
     fn join(&self, start: TopicStart) -> Option<JoinedTopics> {
         let (topics, patterns) = self.topics.requests(start);
-        self.hub.join(&topics, &patterns).ok()
+        let drops = &mut DeferredDrops::default();
+        self.hub.join(&topics, &patterns, drops).ok()
     }
 }
 

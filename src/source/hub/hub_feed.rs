@@ -113,9 +113,9 @@ impl HubState {
                 .store(table.last_position(), Ordering::Release);
         }
         self.counters.add_appended();
-        drop_after_publication(deferred_drops);
         wake_all_readers(&woken);
         broker.wake_resumes();
+        drop_after_publication(deferred_drops);
         Ok(())
     }
 
@@ -134,9 +134,9 @@ impl HubState {
             self.published_position.store(position, Ordering::Release);
             woken
         };
-        drop_after_publication(deferred_drops);
         wake_all_readers(&woken);
         broker.wake_resumes();
+        drop_after_publication(deferred_drops);
     }
 
     /// Ends the streams of all readers when they have read the last event.

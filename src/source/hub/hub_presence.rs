@@ -145,7 +145,7 @@ impl HubState {
             let change = change.map_err(|TooManyMembers| too_many_members_rejection())?;
             change.and_then(|change| self.publish_change(change))
         };
-        wake_readers(published);
+        finish(published);
         Ok(MemberConnection {
             hub: self.clone(),
             topic: topic.clone(),
@@ -174,7 +174,7 @@ impl HubState {
                 change.and_then(|change| self.publish_change(change)),
             )
         };
-        wake_readers(published);
+        finish(published);
         Ok(is_member)
     }
 
@@ -190,7 +190,7 @@ impl HubState {
             let change = presence.table.leave(topic, key, leaves_at);
             change.and_then(|change| self.publish_change(change))
         };
-        wake_readers(published);
+        finish(published);
     }
 
     /// Removes the members whose time to leave has come. Returns the time until the next member leaves.
@@ -209,7 +209,7 @@ impl HubState {
                 let next = presence.table.next_departure();
                 next.map(|time| time.saturating_sub(now))
             };
-            published.into_iter().for_each(wake_readers);
+            published.into_iter().for_each(finish);
             if next.is_none_or(|next| !next.is_zero()) {
                 return next;
             }
@@ -242,7 +242,7 @@ impl HubState {
         let topic = self.topic_of_events(&change.topic).ok()?;
         let event = control_events::presence_changed(&change);
         let options = PublishOptions::new();
-        let publish = || self.publish_without_waking(std::slice::from_ref(&topic), event, &options);
+        let publish = || self.publish_under_lock(std::slice::from_ref(&topic), event, &options);
         self.publishes_presence().then(publish)
     }
 
@@ -293,9 +293,9 @@ impl Write for LengthBudget {
     }
 }
 
-fn wake_readers(published: Option<PublishedEvent>) {
+fn finish(published: Option<PublishedEvent>) {
     if let Some(published) = published {
-        published.wake_readers();
+        published.finish();
     }
 }
 

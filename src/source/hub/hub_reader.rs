@@ -15,6 +15,7 @@ use super::{
     hub_state::{JoinError, TopicRequest},
     revocations::AccessChanged,
     topic_access::PresenceAccess,
+    topic_table::DeferredDrops,
 };
 use super::{
     hub_broker::{FeedGap, HubBroker},
@@ -712,14 +713,15 @@ impl HubReader {
         is_new: bool,
     ) -> Result<Option<Event>, JoinError> {
         let requests = std::slice::from_ref(request);
+        let mut deferred_drops = DeferredDrops::default();
         let (joined, members) = match presence.lists_members && self.hub.publishes_presence() {
             true => {
                 let locked = self.hub.lock_presence();
-                let joined = self.hub.join(requests, &[])?;
+                let joined = self.hub.join(requests, &[], &mut deferred_drops)?;
                 let members = locked.members(&self.hub.topic_of_members(&request.topic));
                 (joined, is_new.then_some(members))
             }
-            false => (self.hub.join(requests, &[])?, None),
+            false => (self.hub.join(requests, &[], &mut deferred_drops)?, None),
         };
         if presence.lists_members {
             let presence = self.presence.get_or_insert_default();

@@ -200,9 +200,10 @@ impl HubState {
         event: Event,
         options: &PublishOptions,
     ) -> EventId {
-        let published = self.publish_without_waking(topics, event, options);
-        published.wake_readers();
-        published.id
+        let published = self.publish_under_lock(topics, event, options);
+        let id = published.id.clone();
+        published.finish();
+        id
     }
 
     /// Returns an error if the events of the hub are published by a broker.
@@ -232,10 +233,10 @@ impl HubState {
         broker.publisher.publish(event, key).await
     }
 
-    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller wakes the readers when it has released
-    /// the lock.
+    /// Publishes an event like [`publish`](Self::publish), for a caller that holds a lock. The caller
+    /// [finishes](PublishedEvent::finish) the publication when it has released the lock.
     #[inline]
-    pub(super) fn publish_without_waking(
+    pub(super) fn publish_under_lock(
         &self,
         topics: &[Topic],
         event: Event,
@@ -251,7 +252,7 @@ impl HubState {
         };
         let (first, copies) = copies_for_topics(event, first_topic, other_topics);
         let mut deferred_drops = DeferredDrops::default();
-        let published = {
+        let mut published = {
             let table = &mut *lock(&self.table);
             let now = self.now();
             if let Some(key) = &key {
@@ -287,14 +288,16 @@ impl HubState {
                 id,
                 first_woken,
                 others_woken,
+                deferred_drops: DeferredDrops::default(),
             }
         };
+        published.deferred_drops = deferred_drops;
         self.counters.add_appended();
-        drop_after_publication(deferred_drops);
         published
     }
 
-    /// Joins topics: a reader of the topics gets every event that is published from now on.
+    /// Joins topics: a reader of the topics gets every event that is published from now on. The caller drops `deferred_drops` when it holds no
+    /// lock.
     ///
     /// # Errors
     /// [`JoinError`] if the hub has no room for a topic or a pattern, or allows no patterns. In this case, the reader has joined nothing.
@@ -302,26 +305,21 @@ impl HubState {
         &self,
         requests: &[TopicRequest],
         patterns: &[PatternRequest],
+        deferred_drops: &mut DeferredDrops,
     ) -> Result<JoinedTopics, JoinError> {
-        let mut deferred_drops = DeferredDrops::default();
         let table = &mut *lock(&self.table);
         let now = self.now();
         let published = table.last_position();
         let mut joined = Vec::with_capacity(requests.len());
         for request in requests {
-            let topic = table.get_or_insert(
-                &request.topic,
-                published,
-                now,
-                &self.config,
-                &mut deferred_drops,
-            );
+            let topic =
+                table.get_or_insert(&request.topic, published, now, &self.config, deferred_drops);
             let Some(topic) = topic else {
-                table.remove_reader(&joined, now, &mut deferred_drops);
+                table.remove_reader(&joined, now, deferred_drops);
                 return Err(JoinError::TooManyTopics);
             };
             table.add_subscriber(&topic, now);
-            table.trim_expired(&topic, now, &self.config, &mut deferred_drops);
+            table.trim_expired(&topic, now, &self.config, deferred_drops);
             let log = topic.log();
             let ResolvedTopicStart { ordinals, missed } = log.resolve_start(
                 request.start,
@@ -339,9 +337,10 @@ impl HubState {
             });
         }
         for request in patterns {
-            let allows_replaced = self.config.is_last_value;
-            if let Err(error) = table.join_pattern(request, allows_replaced, now, &mut joined) {
-                table.remove_reader(&joined, now, &mut deferred_drops);
+            let config = &self.config;
+            let result = table.join_pattern(request, config, now, &mut joined, deferred_drops);
+            if let Err(error) = result {
+                table.remove_reader(&joined, now, deferred_drops);
                 return Err(error);
             }
         }
@@ -437,19 +436,21 @@ pub(super) fn copies_for_topics(
     (for_topic(event, first_topic), others)
 }
 
-/// Drops the events that a publication has trimmed. The new event is published already, so a panic meanwhile must not reach the caller.
+/// Drops what a publication has removed. The new event is published already, so a panic while events are dropped must not reach the caller.
 pub(super) fn drop_after_publication(deferred_drops: DeferredDrops) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(deferred_drops)));
 }
 
-/// An event that readers may read, and whose waiting readers must be woken.
+/// An event that readers may read, and what is left to do without a lock: [`finish`](Self::finish).
 #[must_use = "readers that wait miss the event unless they are woken"]
 pub(super) struct PublishedEvent {
-    pub(super) id: EventId,
+    id: EventId,
     /// The first topic of the event, if it has readers.
     first_woken: Option<Arc<TopicState>>,
     /// The other topics of the event that have readers.
     others_woken: Vec<Arc<TopicState>>,
+    /// The events and topics that were removed to make room.
+    deferred_drops: DeferredDrops,
 }
 
 impl PublishedEvent {
@@ -459,15 +460,17 @@ impl PublishedEvent {
             id,
             first_woken: None,
             others_woken: Vec::new(),
+            deferred_drops: DeferredDrops::default(),
         }
     }
 
-    /// Wakes the readers that wait for an event. The caller holds no lock.
+    /// Wakes the readers that wait for an event, and drops the events that were removed. The caller holds no lock.
     #[inline]
-    pub(super) fn wake_readers(&self) {
+    pub(super) fn finish(self) {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
             topic.wake_readers();
         }
+        drop_after_publication(self.deferred_drops);
     }
 }
 

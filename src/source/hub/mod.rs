@@ -129,8 +129,13 @@ pub use self::{
 use super::TopicSet;
 use crate::{
     Error,
-    event::{Event, EventId, Topic},
+    event::{Event, EventId, EventType, Topic},
 };
+
+/// Returns whether only a hub itself makes events of this type. Clients cannot publish such events.
+pub(crate) fn is_control_type(event_type: &EventType) -> bool {
+    event_type.as_str().starts_with("hub.")
+}
 
 /// Topics that are created on demand, with publishers and subscribers. See the [module docs](self).
 ///

@@ -1,6 +1,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
+    hub_builder::HubConfig,
     hub_state::{JoinError, JoinedTopic},
     topic_log::{MissedTopicEvents, TopicLog, TopicLogEntry, TopicStart},
     topic_pattern::TopicPattern,
@@ -174,19 +175,20 @@ impl TopicTable {
     pub(super) fn join_pattern(
         &mut self,
         request: &PatternRequest,
-        allows_replaced: bool,
+        config: &HubConfig,
         now: Duration,
         joined: &mut Vec<JoinedTopic>,
+        deferred_drops: &mut DeferredDrops,
     ) -> Result<(), JoinError> {
         let PatternRequest { pattern, start } = request;
         let mut live = self.patterns.add_subscriber(pattern)?;
         let mut history = Vec::new();
-        for (name, topic) in self.topics() {
-            if !pattern.matches(name) {
-                continue;
-            }
+        let topics = self.topics().filter(|(name, _)| pattern.matches(name));
+        let topics: Vec<_> = topics.map(|(_, topic)| topic.clone()).collect();
+        for topic in topics {
+            self.trim_expired(&topic, now, config, deferred_drops);
             let log = topic.log();
-            let resolved = log.resolve_start(*start, None, allows_replaced);
+            let resolved = log.resolve_start(*start, None, config.is_last_value);
             let first_position = log.first_position_after(resolved.ordinals);
             if first_position.is_none() && resolved.missed.is_none() {
                 continue;
@@ -197,7 +199,7 @@ impl TopicTable {
             history.push((
                 last_position,
                 JoinedTopic {
-                    topic: topic.clone(),
+                    topic,
                     ordinals: resolved.ordinals,
                     missed: resolved.missed,
                     first_position,

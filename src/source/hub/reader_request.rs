@@ -12,6 +12,7 @@ use super::{
     pattern_table::PatternRequest,
     topic_log::TopicStart,
     topic_pattern::TopicPattern,
+    topic_table::DeferredDrops,
 };
 use crate::{
     event::{Event, Gap, GapReason, Item, Topic},
@@ -222,7 +223,10 @@ impl ReaderRequest {
             plan.cursor.is_none() || self.is_fresh(topic)
         });
         #[cfg(not(feature = "json"))]
-        Ok((hub.join(&plan.requests, &plan.patterns)?, Vec::new()))
+        {
+            let drops = &mut DeferredDrops::default();
+            Ok((hub.join(&plan.requests, &plan.patterns, drops)?, Vec::new()))
+        }
     }
 
     /// Returns the topics of whose members the client gets lists.
@@ -247,12 +251,16 @@ impl ReaderRequest {
             allowed.presence.lists_members && hub.publishes_presence() && is_new(&allowed.topic)
         };
         let mut listed = self.topics.iter().filter(listed).peekable();
+        let mut deferred_drops = DeferredDrops::default();
         if listed.peek().is_none() {
-            return Ok((hub.join(requests, patterns)?, Vec::new()));
+            return Ok((
+                hub.join(requests, patterns, &mut deferred_drops)?,
+                Vec::new(),
+            ));
         }
         let (joined, lists) = {
             let presence = hub.lock_presence();
-            let joined = hub.join(requests, patterns)?;
+            let joined = hub.join(requests, patterns, &mut deferred_drops)?;
             let members = |topic: &Topic| presence.members(&hub.topic_of_members(topic));
             let list = |allowed: &AllowedTopic| (allowed.topic.clone(), members(&allowed.topic));
             (joined, listed.map(list).collect::<Vec<_>>())

@@ -62,6 +62,7 @@
 //! is the same: limits, lag policies, and the cost for each subscriber.
 
 mod cold_resume;
+mod event_sink;
 mod feed;
 mod page_cache;
 mod relay_builder;
@@ -87,6 +88,7 @@ pub(crate) use self::{
     upstream_reader::UpstreamReader,
 };
 pub use self::{
+    event_sink::EventSink,
     feed::{Feed, PushError},
     relay_builder::RelayBuilder,
     relay_counts::RelayCounts,
