@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -39,7 +40,12 @@ pub(super) struct HubColdResume {
     resume: ColdResume<HubEvent>,
     topics: ColdTopics,
     waiter: WaiterKey,
+    /// The ids of the events that the client has got from pages and that have several topics: see [`take_shared_ids`](Self::take_shared_ids).
+    shared_ids: HashSet<EventId>,
 }
+
+/// The maximum number of ids in [`HubColdResume::shared_ids`].
+const MAX_SHARED_IDS: usize = 1024;
 
 /// Where a client continues after a cold resume.
 pub(super) enum ColdResumeEnd {
@@ -61,6 +67,7 @@ struct HubLogs<'a> {
     topics: &'a ColdTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
+    shared_ids: &'a mut HashSet<EventId>,
 }
 
 impl ColdTopics {
@@ -118,6 +125,7 @@ impl HubColdResume {
             waiter: broker.register_resume(),
             hub,
             topics,
+            shared_ids: HashSet::new(),
         })
     }
 
@@ -129,6 +137,11 @@ impl HubColdResume {
     /// Returns the cursor with which the client has returned.
     pub(super) fn requested_cursor(&self) -> &EventId {
         &self.topics.cursor
+    }
+
+    /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
+    pub(super) fn take_shared_ids(&mut self) -> HashSet<EventId> {
+        std::mem::take(&mut self.shared_ids)
     }
 
     /// Removes a topic that the client leaves.
@@ -152,6 +165,7 @@ impl HubColdResume {
             topics: &self.topics,
             sender,
             waiter: &self.waiter,
+            shared_ids: &mut self.shared_ids,
         };
         let outcome = self.resume.poll_next(&mut logs, cx);
         if let Poll::Ready(ColdResumeOutcome::Unavailable) = outcome {
@@ -239,11 +253,17 @@ impl ColdResumeLog for HubLogs<'_> {
             .store_waker_unless(self.waiter, waker, is_pushed)
     }
 
-    fn item_for(&self, event: &HubEvent) -> Option<Item> {
+    fn item_for(&mut self, event: &HubEvent) -> Option<Item> {
         let is_sent = event.except.is_none() || event.except.as_ref() != self.sender;
         let topic = self.topics.topic_of(event)?;
         let is_sent = is_sent && event.has_history();
-        is_sent.then(|| Item::Event(event_for_topic(event, topic)))
+        if !is_sent {
+            return None;
+        }
+        if event.topics().len() > 1 && self.shared_ids.len() < MAX_SHARED_IDS {
+            self.shared_ids.extend(event.event.id().cloned());
+        }
+        Some(Item::Event(event_for_topic(event, topic)))
     }
 
     fn add_missed_on_return(&self, gap: &Gap) {

@@ -1,5 +1,5 @@
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fmt,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -66,6 +66,9 @@ pub(super) struct HubReader {
     is_parked: bool,
     /// The cold resume of a client that has not joined all of its topics yet. `None` in a hub without a broker.
     cold_resume: Option<Box<HubColdResume>>,
+    /// The ids of events that the client has got during its cold resume, and that the logs of its other topics may have, too. `None` after
+    /// `catch_up_end`.
+    resumed_ids: Option<Box<HashSet<EventId>>>,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
     /// `None` if the client has nothing to do with members.
@@ -145,6 +148,7 @@ impl HubReader {
             history_end_position: 0,
             is_parked: false,
             cold_resume: None,
+            resumed_ids: None,
             revocable: None,
             #[cfg(feature = "json")]
             presence: None,
@@ -430,10 +434,16 @@ impl HubReader {
             }
         }
         let FinishedBatch {
-            events,
+            mut events,
             end_position,
         } = batch.finish(&mut self.topics);
         let is_caught_up = end_position >= self.catch_up_end;
+        if let Some(ids) = &self.resumed_ids {
+            events.retain(|(_, event)| event.id().is_none_or(|id| !ids.contains(id)));
+            if is_caught_up {
+                self.resumed_ids = None;
+            }
+        }
         let ends_catch_up = self.position < self.catch_up_end && is_caught_up;
         self.position = end_position;
         self.queue_items(events, end_position, ends_catch_up);
@@ -544,8 +554,9 @@ impl HubReader {
                 joined,
                 gap,
             }) => {
+                let shared_ids = resume.take_shared_ids();
                 self.cold_resume = None;
-                self.continue_at(position, joined);
+                self.continue_at(position, joined, shared_ids);
                 if let Some(gap) = gap {
                     self.items.push_back(Item::from(gap));
                 }
@@ -582,13 +593,14 @@ impl HubReader {
     }
 
     /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
-    fn continue_at(&mut self, position: u64, joined: JoinedTopics) {
+    fn continue_at(&mut self, position: u64, joined: JoinedTopics, shared_ids: HashSet<EventId>) {
         if self.topics.is_empty() {
             self.position = position;
             self.cursor_position = position;
         } else if self.position < position {
             // The reader has not read its other topics yet.
             self.set_catch_up_end(position);
+            self.resumed_ids = (!shared_ids.is_empty()).then(|| Box::new(shared_ids));
         } else {
             // The reader is ahead in its other topics.
             self.position = position;

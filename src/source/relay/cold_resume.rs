@@ -90,7 +90,7 @@ pub(crate) trait ColdResumeLog {
     fn store_waker_unless_pushed(&self, waker: &Waker, position: u64) -> StoreWakerOutcome;
 
     /// Returns the item for an event of a page. Returns `None` if the client does not get the event.
-    fn item_for(&self, event: &Self::Event) -> Option<Item>;
+    fn item_for(&mut self, event: &Self::Event) -> Option<Item>;
 
     /// Counts the events that a client has missed.
     fn add_missed_on_return(&self, gap: &Gap);
@@ -214,7 +214,7 @@ impl<E: PageEvent> ColdResume<E> {
     }
 
     /// Returns the next item of the page, and moves the cursor.
-    fn next_page_item(&mut self, log: &impl ColdResumeLog<Event = E>) -> Option<Item> {
+    fn next_page_item(&mut self, log: &mut impl ColdResumeLog<Event = E>) -> Option<Item> {
         let position = self.page.as_mut()?;
         let Some(page) = position.page.upgrade() else {
             self.page = None;

@@ -233,7 +233,7 @@ impl ColdResumeLog for RelayLog<'_> {
         self.reader.store_waker_unless_readable(waker, position)
     }
 
-    fn item_for(&self, event: &Event) -> Option<Item> {
+    fn item_for(&mut self, event: &Event) -> Option<Item> {
         let is_selected = self.topics.is_none_or(|topics| topics.includes(event));
         is_selected.then(|| Item::Event(event.clone()))
     }
