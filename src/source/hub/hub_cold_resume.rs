@@ -41,10 +41,14 @@ pub(super) struct HubColdResume {
     topics: ColdTopics,
     waiter: WaiterKey,
     /// The ids of the events that the client has got from pages and that have several topics: see [`take_shared_ids`](Self::take_shared_ids).
-    shared_ids: HashSet<EventId>,
+    shared_ids: SharedEventIds,
 }
 
-/// The maximum number of ids in [`HubColdResume::shared_ids`].
+/// The ids of events that a client has got from pages, and that may also be in the logs of other topics of the client. At most
+/// [`MAX_SHARED_IDS`].
+#[derive(Debug, Default)]
+pub(super) struct SharedEventIds(HashSet<EventId>);
+
 const MAX_SHARED_IDS: usize = 1024;
 
 /// Where a client continues after a cold resume.
@@ -67,7 +71,23 @@ struct HubLogs<'a> {
     topics: &'a ColdTopics,
     sender: Option<&'a Arc<str>>,
     waiter: &'a WaiterKey,
-    shared_ids: &'a mut HashSet<EventId>,
+    shared_ids: &'a mut SharedEventIds,
+}
+
+impl SharedEventIds {
+    fn insert(&mut self, event: &Event) {
+        if self.0.len() < MAX_SHARED_IDS {
+            self.0.extend(event.id().cloned());
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn contains(&self, event: &Event) -> bool {
+        event.id().is_some_and(|id| self.0.contains(id))
+    }
 }
 
 impl ColdTopics {
@@ -125,11 +145,12 @@ impl HubColdResume {
             waiter: broker.register_resume(),
             hub,
             topics,
-            shared_ids: HashSet::new(),
+            shared_ids: SharedEventIds::default(),
         })
     }
 
     /// Returns the topics that the client joins later.
+    #[cfg(feature = "json")]
     pub(super) fn topics(&self) -> &[Topic] {
         &self.topics.topics
     }
@@ -140,11 +161,12 @@ impl HubColdResume {
     }
 
     /// Takes the ids of the events that the client has got from pages, and that may also be in the logs of other topics of the client.
-    pub(super) fn take_shared_ids(&mut self) -> HashSet<EventId> {
+    pub(super) fn take_shared_ids(&mut self) -> SharedEventIds {
         std::mem::take(&mut self.shared_ids)
     }
 
     /// Removes a topic that the client leaves.
+    #[cfg(feature = "json")]
     pub(super) fn remove_topic(&mut self, topic: &Topic) {
         self.topics.topics.retain(|other| other != topic);
         self.resume.set_topics(self.topics.requested_topics());
@@ -260,8 +282,8 @@ impl ColdResumeLog for HubLogs<'_> {
         if !is_sent {
             return None;
         }
-        if event.topics().len() > 1 && self.shared_ids.len() < MAX_SHARED_IDS {
-            self.shared_ids.extend(event.event.id().cloned());
+        if event.topics().len() > 1 {
+            self.shared_ids.insert(&event.event);
         }
         Some(Item::Event(event_for_topic(event, topic)))
     }

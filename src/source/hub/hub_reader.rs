@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     fmt,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -19,7 +19,7 @@ use super::{
 };
 use super::{
     hub_broker::{FeedGap, HubBroker},
-    hub_cold_resume::{ColdResumeEnd, HubColdResume},
+    hub_cold_resume::{ColdResumeEnd, HubColdResume, SharedEventIds},
     hub_state::{HubCursor, HubState, JoinedTopic, JoinedTopics},
     merged_batch::{FeedGapFound, FinishedBatch, MergedBatch},
     revocations::RevocableSubscription,
@@ -68,7 +68,7 @@ pub(super) struct HubReader {
     cold_resume: Option<Box<HubColdResume>>,
     /// The ids of events that the client has got during its cold resume, and that the logs of its other topics may have, too. `None` after
     /// `catch_up_end`.
-    resumed_ids: Option<Box<HashSet<EventId>>>,
+    resumed_ids: Option<Box<SharedEventIds>>,
     /// `None` if the server has chosen the topics.
     revocable: Option<RevocableSubscription>,
     /// `None` if the client has nothing to do with members.
@@ -439,7 +439,7 @@ impl HubReader {
         } = batch.finish(&mut self.topics);
         let is_caught_up = end_position >= self.catch_up_end;
         if let Some(ids) = &self.resumed_ids {
-            events.retain(|(_, event)| event.id().is_none_or(|id| !ids.contains(id)));
+            events.retain(|(_, event)| !ids.contains(event));
             if is_caught_up {
                 self.resumed_ids = None;
             }
@@ -593,7 +593,7 @@ impl HubReader {
     }
 
     /// Continues with the logs of topics that the client has joined, of which it has all events up to `position`.
-    fn continue_at(&mut self, position: u64, joined: JoinedTopics, shared_ids: HashSet<EventId>) {
+    fn continue_at(&mut self, position: u64, joined: JoinedTopics, shared_ids: SharedEventIds) {
         if self.topics.is_empty() {
             self.position = position;
             self.cursor_position = position;

@@ -127,6 +127,7 @@ impl<E: PageEvent> ColdResume<E> {
     }
 
     /// Sets the topics of the next pages.
+    #[cfg(feature = "json")]
     pub(crate) fn set_topics(&mut self, topics: Option<TopicSet>) {
         self.topics = topics;
     }
