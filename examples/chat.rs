@@ -1,86 +1,68 @@
-//! A chat: each browser tab has one WebSocket, with messages in both directions.
+//! A chat with a list of who is there: each browser tab has one WebSocket, with messages in both directions.
 //!
 //! ```text
 //! cargo run --example chat
 //! ```
-//! The program prints an address to open in two tabs or two browsers. A terminal can read the chat too, over any other transport:
+//! The program prints an address to open in two tabs or two browsers. `/?room=garden` is another room. A terminal can read a room too, over any
+//! other transport:
 //! ```text
-//! curl -N http://127.0.0.1:3000/chat
+//! curl -N 'http://127.0.0.1:3000/chat?room=lobby'
 //! ```
 //! Another address: `cargo run --example chat 0.0.0.0:8080`.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    future::ready,
     time::{Duration, UNIX_EPOCH},
 };
 
 use axum::{
     Router,
-    extract::State,
-    http::header::CONTENT_TYPE,
-    routing::{MethodRouter, any, get},
-    serve::ListenerExt,
+    extract::{Query, State},
+    routing::any,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
-use tokio_stream::{
-    Stream, StreamExt,
-    wrappers::{ReceiverStream, WatchStream},
-};
+use serde_json::json;
+use tokio::{net::TcpListener, time::sleep};
 use tower_push::{
-    BoxError, Channel, Event, Item, Push, PushLayer, PushSource,
-    event::Payload,
-    source::{ClientMessages, Rejection, StartPosition, Subscription, source_fn},
+    BoxError, Event, Hub, Push, PushLayer, PushSource,
+    event::{Payload, Topic},
+    source::{
+        StartPosition,
+        hub::{PresenceOptions, PublishOptions, TopicAccess, Topics},
+    },
 };
+use tower_push_examples::{demo, page};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let room = Arc::new(Room {
-        messages: Channel::builder().start(StartPosition::Last(50)).build(),
-        recent_keys: Mutex::default(),
-        participants: watch::Sender::new(0),
-    });
-    let app = Router::new()
-        .route("/", file("text/html", include_str!("chat/index.html")))
-        .route("/chat.css", file("text/css", include_str!("chat/chat.css")))
+    // A new client gets the last 50 messages of its room, and a client that returns gets all that it has missed.
+    let presence = PresenceOptions::new().topic_suffix("/members");
+    let hub = Hub::builder()
+        .start(StartPosition::Last(50))
+        .presence(presence.grace(Duration::from_secs(3)))
+        .build();
+    let app = page::routes(include_str!("chat/index.html"))
         .route(
-            "/chat.js",
-            file("text/javascript", include_str!("chat/chat.js")),
+            "/chat.css",
+            page::file("text/css", include_str!("chat/chat.css")),
         )
-        .route("/chat", any(chat).with_state(room))
+        .route("/chat.js", page::script(include_str!("chat/chat.js")))
+        .merge(Router::new().route("/chat", any(chat)).with_state(hub))
         .layer(PushLayer::new());
-
-    let address = std::env::args().nth(1);
-    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:3000")).await?;
+    let listener = TcpListener::bind(demo::address()?).await?;
     println!("open http://{}", listener.local_addr()?);
-    // Without this option, TCP may hold an event back until the client has acknowledged the one before it.
-    let listener = listener.tap_io(|socket| {
-        let _ = socket.set_nodelay(true);
-    });
-    axum::serve(listener, app).await?;
+    tower_push::serve(listener, app).await?;
     Ok(())
 }
 
-fn file(media_type: &'static str, content: &'static str) -> MethodRouter {
-    get(([(CONTENT_TYPE, media_type)], content))
-}
-
-async fn chat(State(room): State<Arc<Room>>) -> Push {
-    Push::new(source_fn(|subscription| room.join(subscription)))
-}
-
-struct Room {
-    /// The messages of the chat. A new client gets the last 50, and a client that resumes gets all that it has missed.
-    messages: Channel,
-    /// The keys of the last 1000 messages.
-    recent_keys: Mutex<VecDeque<String>>,
-    /// The number of clients that can send messages.
-    participants: watch::Sender<usize>,
+/// Who opens a connection. In a real chat, the member is that of a session.
+#[derive(Deserialize)]
+struct Visitor {
+    room: String,
+    /// The key of the member. A client without a key only reads.
+    me: Option<String>,
+    #[serde(default)]
+    name: String,
 }
 
 /// A message as a client sends it, and, with the time, as all clients receive it.
@@ -97,68 +79,55 @@ struct Message {
     at: u64,
 }
 
-impl Room {
-    async fn join(
-        self: Arc<Self>,
-        subscription: Subscription,
-    ) -> Result<impl Stream<Item = Result<Item, BoxError>>, Rejection> {
-        let (refusal_sender, refusals) = mpsc::channel(1);
-        // Without a WebSocket a client can only read.
-        if let Some(messages) = subscription.client_messages() {
-            tokio::spawn(self.clone().read_messages(messages, refusal_sender));
+async fn chat(State(hub): State<Hub>, Query(visitor): Query<Visitor>) -> Push {
+    let Visitor { room, me, name } = visitor;
+    // The messages of the room, and who is there.
+    let names = vec![room.clone(), format!("{room}/members")];
+    let topics = Topics::from_fn(move |_| names.clone());
+    let member = me.clone();
+    let source = hub.subscribe(topics).authorize(move |_, topic: Topic| {
+        let access = TopicAccess::allow();
+        ready(match &member {
+            _ if topic.as_str().ends_with("/members") => access.with_members(),
+            Some(key) => access.present(key.as_str(), name.as_str()),
+            None => access,
+        })
+    });
+    Push::new(source.answering(move |message: Payload| {
+        let published = match &me {
+            Some(key) => publish(&hub, &room, key, &message),
+            None => Err("a client without a key only reads".into()),
+        };
+        // Only the client that has sent the message gets the refusal.
+        let refusal = published.err().map(|reason| {
+            let refusal = json!({ "said": message.as_text(), "reason": reason.to_string() });
+            Event::json(&refusal)?.with_type("refused")
+        });
+        async {
+            // Limits the rate of messages: the next one is read when this one is answered.
+            sleep(Duration::from_millis(20)).await;
+            refusal
         }
-        let counts = WatchStream::new(self.participants.subscribe());
-        let counts = counts.map(|count| Event::text(count.to_string()).with_type("here"));
-        let refusals = ReceiverStream::new(refusals);
-        let refusals = refusals.map(|refusal| Event::json(&refusal)?.with_type("refused"));
-        // These events concern one client at this moment. They have no ids and are not in the channel, so no client resumes from
-        // them.
-        let side_events = counts.merge(refusals).map(|event| Ok(Item::Event(event?)));
-        let messages = self.messages.clone().subscribe(subscription).await?;
-        Ok(messages.merge(side_events))
-    }
+    }))
+}
 
-    /// Reads the messages of one client until it disconnects.
-    async fn read_messages(
-        self: Arc<Self>,
-        mut messages: ClientMessages,
-        refusal_sender: mpsc::Sender<Value>,
-    ) {
-        self.participants.send_modify(|count| *count += 1);
-        while let Some(message) = messages.next().await {
-            if let Err(reason) = self.publish_message(&message) {
-                let refusal = json!({ "said": message.as_text(), "reason": reason.to_string() });
-                let _ = refusal_sender.send(refusal).await;
-            }
-            // Limits the rate of messages: the client's socket is not read meanwhile.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Checks a message, and publishes it unless it was published before.
+fn publish(hub: &Hub, room: &str, member: &str, payload: &Payload) -> Result<(), BoxError> {
+    let mut message: Message = serde_json::from_slice(payload.as_bytes())?;
+    message.at = UNIX_EPOCH.elapsed()?.as_millis().try_into()?;
+    for (text, max_chars) in [
+        (&message.key, 36),
+        (&message.name, 30),
+        (&message.text, 1000),
+    ] {
+        if text.trim().is_empty() || text.chars().count() > max_chars {
+            return Err(format!("from 1 to {max_chars} characters, please").into());
         }
-        self.participants.send_modify(|count| *count -= 1);
     }
-
-    /// Checks a message, and publishes it unless it was published before.
-    fn publish_message(&self, payload: &Payload) -> Result<(), BoxError> {
-        let mut message: Message = serde_json::from_slice(payload.as_bytes())?;
-        message.at = UNIX_EPOCH.elapsed()?.as_millis().try_into()?;
-        for (text, max_chars) in [
-            (&message.key, 36),
-            (&message.name, 30),
-            (&message.text, 1000),
-        ] {
-            if text.trim().is_empty() || text.chars().count() > max_chars {
-                return Err(format!("from 1 to {max_chars} characters, please").into());
-            }
-        }
-        let mut recent_keys = self
-            .recent_keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !recent_keys.contains(&message.key) {
-            let event = Event::json(&message)?.with_type("message")?;
-            self.messages.publish(event)?;
-            recent_keys.push_front(message.key);
-            recent_keys.truncate(1000);
-        }
-        Ok(())
-    }
+    // The others see the name under which the member has spoken last.
+    let _ = hub.presence(room)?.update(member, message.name.as_str());
+    let event = Event::json(&message)?.with_type("message")?;
+    let once = PublishOptions::new().idempotency_key(message.key);
+    hub.publish_with(room, event, &once)?;
+    Ok(())
 }

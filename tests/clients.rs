@@ -1,4 +1,4 @@
-//! Third-party clients: curl, npm `eventsource`, `axios` and `@anthropic-ai/sdk`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
+//! Third-party clients: curl, npm `eventsource`, `axios`, `@anthropic-ai/sdk` and `@modelcontextprotocol/sdk`, `httpx-sse`, `sseclient-py` and other readers from PyPI, and `reqwest-eventsource`.
 //! `scripts/setup` installs them. Without one of them, its tests fail.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract, middleware, routing};
+use axum::{Router, extract, http::StatusCode, middleware, response::IntoResponse, routing};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use testkit::{
@@ -687,12 +687,8 @@ mod npm_post {
     use super::*;
 
     async fn post(client: &str, server: &TestServer) -> Vec<Value> {
-        let package = if client == "axios" {
-            "axios"
-        } else {
-            "@anthropic-ai/sdk"
-        };
-        let mut command = Command::from(programs::node_script("post.mjs", package));
+        let script = programs::node_script("post.mjs", "@modelcontextprotocol/sdk");
+        let mut command = Command::from(script);
         command.args([client, &server.url("")]);
         run(command).await.records()
     }
@@ -745,6 +741,51 @@ mod npm_post {
             assert_eq!(answers[0]["status"], 503, "{client}");
             assert!(answers[0]["retryAfter"].as_u64() > Some(0), "{client}");
         }
+        assert_eq!(post("mcp", &server).await, [json!({ "status": 503 })]);
+    }
+
+    /// Answers a message of the Model Context Protocol.
+    fn mcp_answer(message: &Value) -> Option<Push> {
+        let result = match message["method"].as_str()? {
+            "initialize" => json!({
+                "protocolVersion": message["params"]["protocolVersion"],
+                "capabilities": { "tools": {} },
+                "serverInfo": { "name": "test", "version": "1" },
+            }),
+            "tools/list" => {
+                json!({ "tools": [{ "name": "search", "inputSchema": { "type": "object" } }] })
+            }
+            _ => return None,
+        };
+        let response = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+        Some(Push::new(stream::iter([Event::json(&response)])))
+    }
+
+    /// The default event stream suits a client of the Model Context Protocol: the client skips events of other types and comments, and stops
+    /// when the stream of notifications has finished.
+    #[tokio::test]
+    async fn mcp_client_reads_default_event_stream() {
+        let answer_post = async |body: String| {
+            let message = serde_json::from_str(&body).unwrap();
+            let answer = mcp_answer(&message);
+            answer.map_or_else(|| StatusCode::ACCEPTED.into_response(), Push::into_response)
+        };
+        let answer_get = async || {
+            let method = "notifications/resources/list_changed";
+            let notification = Event::json(&json!({ "jsonrpc": "2.0", "method": method }));
+            let event = Item::Event(notification.unwrap());
+            Push::new(stream::iter([event, Item::Finished]))
+        };
+        let app = Router::new()
+            .route("/", routing::get(answer_get).post(answer_post))
+            .layer(PushLayer::new());
+        let server = TestServer::start(app).await;
+        let expected = [
+            json!({ "tools": ["search"] }),
+            json!({ "notified": "notifications/resources/list_changed" }),
+            json!({ "statuses": [200, 204], "errors": [] }),
+        ];
+        assert_eq!(post("mcp", &server).await, expected);
     }
 }
 

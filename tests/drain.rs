@@ -219,11 +219,7 @@ async fn open_http1(address: std::net::SocketAddr, kind: ClientKind) -> JoinHand
             "GET /feed HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n".to_owned()
         }
         ClientKind::Poll => "GET /feed?transport=long-poll HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
-        ClientKind::WebSocket => format!(
-            "GET /feed HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-             sec-websocket-version: 13\r\nsec-websocket-key: {}\r\n\r\n",
-            websocket::SAMPLE_KEY
-        ),
+        ClientKind::WebSocket => websocket::handshake_text("/feed", "host: x\r\n"),
     };
     socket.write_all(request.as_bytes()).await.unwrap();
     tokio::spawn(async move {

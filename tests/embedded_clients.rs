@@ -16,7 +16,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde_json::{Value, json};
-use testkit::{TEST_TIMEOUT, TestServer, programs, websocket::SAMPLE_KEY};
+use testkit::{TEST_TIMEOUT, TestServer, programs, websocket::handshake_text};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -29,10 +29,7 @@ use tower_push::{
 
 /// Sends a handshake with these header lines in addition. Returns the socket, and the bytes that have arrived with the response's head.
 async fn send_handshake(server: &TestServer, header_lines: &str) -> (TcpStream, Vec<u8>) {
-    let request = format!(
-        "GET / HTTP/1.1\r\n{header_lines}Upgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {SAMPLE_KEY}\r\n\r\n"
-    );
+    let request = handshake_text("/", header_lines);
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut response = Vec::new();

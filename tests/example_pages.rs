@@ -1,6 +1,6 @@
 //! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` control the browser.
 
-use std::process::Command;
+use std::{ffi::OsStr, process::Command};
 
 use testkit::{example_process::ExampleProcess, programs};
 
@@ -28,17 +28,14 @@ fn warp_example_with_inner_route_shows_live_panels() {
 
 #[test]
 fn chat_example_connects_four_tabs_of_two_browsers() {
-    run_browser_script(
-        "chat.mjs",
-        &ExampleProcess::start("chat", &[]).next_address(),
-    );
+    run_with_next_server("chat", "chat.mjs");
 }
 
 #[test]
 fn tls_example_serves_more_than_six_streams_to_one_page() {
     let example = ExampleProcess::start("tls", &[]);
     let address = example.next_address();
-    run_browser_script("tls.mjs", &address);
+    run_browser_script("tls.mjs", &[&address]);
     for (flag, version) in [("--http2", "2"), ("--http1.1", "1.1")] {
         let output = Command::new("curl")
             .args(["-ksN", "--max-time", "3", flag])
@@ -53,12 +50,21 @@ fn tls_example_serves_more_than_six_streams_to_one_page() {
 }
 
 fn assert_live_panels(address: &str) {
-    run_browser_script("page.mjs", address);
+    run_browser_script("page.mjs", &[address]);
 }
 
-fn run_browser_script(script: &str, address: &str) {
+/// Runs a script with the addresses of two servers: a page's server, and the server after a restart.
+fn run_with_next_server(example: &str, script: &str) {
+    let servers = [0, 1].map(|_| ExampleProcess::start(example, &[]));
+    run_browser_script(
+        script,
+        &servers.each_ref().map(|server| server.next_address()),
+    );
+}
+
+fn run_browser_script(script: &str, addresses: &[impl AsRef<OsStr>]) {
     let output = programs::browser_script(script)
-        .arg(address)
+        .args(addresses)
         .output()
         .expect("run scripts/setup first");
     assert!(

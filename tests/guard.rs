@@ -339,11 +339,7 @@ async fn admission_is_released_when_client_disconnects() {
     // The client resets the connection.
     for request in [
         "GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n".to_owned(),
-        format!(
-            "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-             sec-websocket-version: 13\r\nsec-websocket-key: {}\r\n\r\n",
-            websocket::SAMPLE_KEY
-        ),
+        websocket::handshake_text("/", "host: localhost\r\n"),
     ] {
         let (socket, _) = send_raw_http1(&server, &request, "\r\n\r\n").await;
         wait_for_open_streams(&guard, 1).await;

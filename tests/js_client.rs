@@ -6,7 +6,7 @@ use std::{convert::Infallible, path::PathBuf, process::Stdio, time::Duration};
 use axum::{
     Router,
     body::Bytes,
-    extract::State,
+    extract::{Path as PathParameter, State},
     http::header::CONTENT_TYPE,
     response::{
         Html,
@@ -19,8 +19,14 @@ use serde_json::json;
 use testkit::{TestServer, programs};
 use tokio::{process::Command, time::timeout};
 use tower_push::{
-    Channel, Error, Event, EventId, Gap, GapReason, Item, KeepAlive, Push, PushLayer, Resumable,
-    source::{Rejection, StartPosition, Subscription, source_fn},
+    Channel, Error, Event, EventId, Gap, GapReason, Hub, Item, KeepAlive, Push, PushLayer,
+    Resumable,
+    event::Topic,
+    source::{
+        Rejection, StartPosition, Subscription,
+        hub::{ClientTopicsSource, HubCommands, TopicAccess, Topics},
+        source_fn,
+    },
     transport::{LongPoll, Negotiate, Sse},
 };
 
@@ -108,14 +114,31 @@ async fn foreign_sse() -> AxumSse<impl Stream<Item = Result<AxumEvent, Infallibl
     AxumSse::new(stream::iter(events).chain(stream::pending()))
 }
 
+/// Returns the source of the hub's topics: clients may publish to topics that begin with `room`, and may not read those that begin with `hidden`.
+fn hub_source(hub: &Hub) -> ClientTopicsSource {
+    let topics = Topics::from_query("topic").at_most(100);
+    let authorized = hub
+        .subscribe(topics)
+        .authorize(async |_: Subscription, topic: Topic| {
+            Ok::<_, Rejection>(match topic.as_str() {
+                name if name.starts_with("hidden") => TopicAccess::refuse_topic(),
+                name if name.starts_with("room") => TopicAccess::allow().with_publishing(),
+                _ => TopicAccess::allow(),
+            })
+        });
+    authorized.commands(HubCommands::new())
+}
+
 #[derive(Clone)]
 struct ServerState {
+    hub: Hub,
     channel: Channel,
     answers: Resumable,
 }
 
 fn app() -> Router {
     let state = ServerState {
+        hub: Hub::builder().start(StartPosition::Last(1)).build(),
         channel: Channel::builder()
             .max_events(1000)
             .start(StartPosition::Oldest)
@@ -135,6 +158,11 @@ fn app() -> Router {
         let text = String::from_utf8_lossy(&body).into_owned();
         state.channel.publish(text).unwrap().to_string()
     };
+    let topics = async |State(state): State<ServerState>| Push::new(hub_source(&state.hub));
+    let publish_to_topic =
+        async |State(state): State<ServerState>,
+               PathParameter(topic): PathParameter<String>,
+               text: String| { state.hub.publish(topic, text).unwrap().to_string() };
     let subscribers =
         async |State(state): State<ServerState>| state.channel.subscriber_count().to_string();
     Router::new()
@@ -144,9 +172,12 @@ fn app() -> Router {
         )
         .route("/dist/index.js", javascript("index.js"))
         .route("/dist/shared.js", javascript("shared.js"))
+        .route("/dist/topics.js", javascript("topics.js"))
         .route("/feed", any(feed))
         .route("/ending", any(ending))
         .route("/channel", any(channel))
+        .route("/topics", any(topics))
+        .route("/topics/{topic}", post(publish_to_topic))
         .route("/publish", post(publish))
         .route("/subscribers", get(subscribers))
         .route("/answer", post(answer))
@@ -217,6 +248,16 @@ async fn failures_have_the_right_consequence() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn environment_wakes_connections() {
     run_node_tests("environment.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_change_over_each_transport() {
+    run_node_tests("topics.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tabs_with_any_cursor_share_connections() {
+    run_node_tests("shared.test.mjs").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

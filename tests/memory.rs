@@ -1,15 +1,19 @@
 //! The memory of a channel, a hub and a relay stays within its limits, counted byte by byte. This file has only one test, because the
 //! allocations of other tests in the process would be counted too.
 
-use std::alloc::System;
+use std::{alloc::System, io::Read};
 
+use axum::{Router, routing::any};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http_body::Body;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use testkit::{get_request_head, read_ready_items};
+use testkit::{TestServer, get_request_head, read_ready_items, wait_until};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tower_push::{
-    Channel, Event, Hub, Push, PushBody, Relay,
+    Channel, Drain, Event, Guard, Hub, Push, PushBody, PushLayer, Relay,
+    layer::TransportLayer,
+    server::Server,
     source::{
         StartPosition,
         relay::{Page, PageRequest, Upstream, UpstreamError, UpstreamLimits},
@@ -30,14 +34,78 @@ fn held_bytes(region: &Region<'_, System>) -> usize {
         .saturating_sub(change.bytes_deallocated)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded() {
     assert_fast_publisher_is_bounded().await;
     assert_stalled_readers_hold_one_frame_each().await;
     assert_tiny_event_overhead().await;
     assert_stalled_cold_readers_hold_no_page().await;
     assert_topic_is_small();
+    assert_idle_connection_is_small(EVENT_STREAM_REQUEST, 750, 1050).await;
+    assert_idle_connection_is_small(WEBSOCKET_REQUEST, 900, 1200).await;
 }
+
+/// A request for an event stream.
+const EVENT_STREAM_REQUEST: &str =
+    "GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n";
+
+/// A request for a WebSocket.
+const WEBSOCKET_REQUEST: &str = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// An idle connection of a server takes at most `max_len` bytes, and at most `max_guarded_len` bytes under a guard with a drain. About 270 of the bytes
+/// are tokio's registration of the socket.
+async fn assert_idle_connection_is_small(request: &str, max_len: usize, max_guarded_len: usize) {
+    let len = idle_connection_len(request, PushLayer::new()).await;
+    assert!(len <= max_len, "{len} bytes for {request}");
+    let guard = Guard::builder().drain(&Drain::new()).build();
+    let len = idle_connection_len(request, PushLayer::new().guard(&guard)).await;
+    assert!(len <= max_guarded_len, "{len} guarded bytes for {request}");
+}
+
+/// Returns the number of bytes that a server holds for each of many connections, each of which has sent `request` and reads a channel.
+async fn idle_connection_len<T>(request: &str, layer: TransportLayer<T>) -> usize
+where
+    T: Transport + Clone + Send + Sync + 'static,
+{
+    const CONNECTIONS: usize = 500;
+    let channel = Channel::new();
+    let source = channel.clone();
+    let handler = any(move || std::future::ready(Push::new(source.clone())));
+    let app = Router::new().route("/", handler).layer(layer);
+    let server = TestServer::start_on(Server::new(), app).await;
+    let mut clients = Vec::with_capacity(CONNECTIONS);
+    let mut region = None;
+    for number in 0..CONNECTIONS + WARM_UP_CONNECTIONS {
+        if number == WARM_UP_CONNECTIONS {
+            region = Some(Region::new(ALLOCATOR));
+        }
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        // The sockets of the clients must not be registered with tokio, whose memory would be counted too.
+        clients.push(client.into_std().unwrap());
+    }
+    let all = CONNECTIONS + WARM_UP_CONNECTIONS;
+    let count = || channel.subscriber_count() == all;
+    wait_until(count, || channel.subscriber_count().to_string()).await;
+    // An event passes through all connections, so that none is still being opened.
+    channel.publish("event").unwrap();
+    for client in &mut clients {
+        client.set_nonblocking(false).unwrap();
+        let mut received = Vec::new();
+        while !received.windows(5).any(|bytes| bytes == b"event") {
+            let mut buffer = [0; 512];
+            let len = tokio::task::block_in_place(|| client.read(&mut buffer)).unwrap();
+            assert_ne!(len, 0, "{received:?}");
+            received.extend_from_slice(&buffer[..len]);
+        }
+    }
+    let region = region.unwrap();
+    held_bytes(&region) / CONNECTIONS
+}
+
+/// The number of connections that are opened before memory is measured, so that what a server allocates once is not counted.
+const WARM_UP_CONNECTIONS: usize = 20;
 
 /// A topic of a hub and its one subscriber take at most 1 KiB.
 fn assert_topic_is_small() {

@@ -131,13 +131,8 @@ fn metrics_change_as_clients_come_and_go() {
     let [events, bytes] = ["push_events_total", "push_payload_bytes_total"].map(|it| polled[it]);
     assert!(events >= 1.0 && bytes == 4.0 * events);
 
-    let key = format!("sec-websocket-key: {}", websocket::SAMPLE_KEY);
-    let upgrade = [
-        ["-H", "connection: upgrade"],
-        ["-H", "upgrade: websocket"],
-        ["-H", "sec-websocket-version: 13"],
-        ["-H", &key],
-    ];
+    let handshake = websocket::handshake_header_lines();
+    let upgrade: Vec<_> = handshake.iter().map(|line| ["-H", line]).collect();
     let clients = [
         CurlClient::open(&server.url("/ticks"), &[]),
         CurlClient::open(&server.url("/ticks"), &upgrade.concat()),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use testkit::{LiveCounter, TEST_TIMEOUT, TestServer};
+use testkit::{LiveCounter, TEST_TIMEOUT, TestServer, websocket::handshake_header_lines};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -219,12 +219,8 @@ async fn websocket_passes_for_same_origin() {
     let server = TestServer::start(tower_push::service(channel.clone())).await;
     let nginx = Nginx::start(&server).await;
     let mut asks = vec!["--http1.1", "--include"];
-    for header in [
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    ] {
+    let handshake = handshake_header_lines();
+    for header in &handshake {
         asks.extend(["--header", header]);
     }
     let origin = format!("Origin: https://127.0.0.1:{}", nginx.port);

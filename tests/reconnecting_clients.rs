@@ -3,7 +3,7 @@
 //! `scripts/setup` installs the libraries. Without one of them, its tests fail.
 
 use std::{
-    process::Stdio,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +15,6 @@ use axum::{Router, middleware, response::Html, routing::get};
 use futures_util::stream;
 use serde_json::{Value, json};
 use testkit::{TestServer, programs};
-use tokio::process::Command;
 use tower_push::{
     BoxError, Error, Event, Item,
     event::{CloseCode, CloseFrame},
@@ -68,19 +67,16 @@ async fn serve_ends() -> TestServer {
 /// Returns the close codes after which the client reconnects.
 async fn codes_after_which(client: &str) -> Vec<u16> {
     let server = serve_ends().await;
-    let mut command = Command::from(programs::browser_script("reconnecting_clients.mjs"));
+    let mut command = programs::browser_script("reconnecting_clients.mjs");
     command.args([client, &server.url("/")]);
     command.args(CODES.map(|code| code.to_string()));
     serde_json::from_value(run_to_json(command).await).unwrap()
 }
 
 /// Returns the JSON text that a program prints.
-async fn run_to_json(mut command: Command) -> Value {
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(PROGRAM_TIMEOUT, command.output()).await;
-    let output = output.expect("the program should have exited").unwrap();
-    let log = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {log}"))
+async fn run_to_json(command: Command) -> Value {
+    let mut lines = programs::run_to_json_lines(command, PROGRAM_TIMEOUT).await;
+    lines.pop().expect("one JSON text")
 }
 
 /// Returns the events that a page gets from a source that sends one event and finishes, and the number of requests of the page.
@@ -106,7 +102,7 @@ async fn read_finished_source(client: &str) -> (Value, usize) {
             get(async || Html("<!doctype html><title>test</title>")),
         );
     let server = TestServer::start(app).await;
-    let mut command = Command::from(programs::browser_script("page_event_sources.mjs"));
+    let mut command = programs::browser_script("page_event_sources.mjs");
     command.args([client, &server.url("/events")]);
     let events = run_to_json(command).await;
     (events, requests.load(Ordering::Relaxed))

@@ -1,12 +1,11 @@
 //! Clients that know nothing of tower-push: SDKs of language models, GraphQL clients and readers of lines, from npm and PyPI.
 //! `scripts/setup` installs them. Without one of them, its tests fail.
 
-use std::{process::Stdio, time::Duration};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use testkit::{TestServer, programs};
-use tokio::process::Command;
 use tower_push::{
     Event, EventId, Item, KeepAlive, PushSource,
     event::{EventType, IntoItem},
@@ -47,20 +46,12 @@ async fn read(
     items: Vec<Item>,
 ) -> Vec<Value> {
     let server = TestServer::start(service(slow_source(items)).transport(transport)).await;
-    let mut command = Command::from(match language {
+    let mut command = match language {
         Language::JavaScript => programs::node_script("sdk_clients.mjs", "ai"),
         Language::Python => programs::python_script("sdk_clients.py"),
-    });
+    };
     command.args([client, &server.url("/v1")]);
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(PROGRAM_TIMEOUT, command.output()).await;
-    let output = output.expect("the program should have exited").unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let records = text.lines().map(serde_json::from_str);
-    records.collect::<Result<_, _>>().unwrap_or_else(|error| {
-        let log = String::from_utf8_lossy(&output.stderr);
-        panic!("{client}: {error}: {text}\n{log}")
-    })
+    programs::run_to_json_lines(command, PROGRAM_TIMEOUT).await
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use testkit::{
     HttpConnection, HttpVersion, TEST_TIMEOUT, wait_for_connections, wait_until,
-    websocket::{SAMPLE_KEY, masked_frame},
+    websocket::{handshake_text, masked_frame},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -395,10 +395,7 @@ async fn connections_over_limit_wait() {
     let mut first = server.connect().await;
     get_root(&mut first).await;
     let mut websocket = server.connect().await;
-    let handshake = format!(
-        "GET /idle HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n\r\n"
-    );
+    let handshake = handshake_text("/idle", "host: x\r\n");
     websocket.write_all(handshake.as_bytes()).await.unwrap();
     read_until(&mut websocket, "\r\n\r\n").await;
     let mut third = server.connect().await;

@@ -1,21 +1,25 @@
-//! The adapters of sources: early responses, first items, and values that live as long as a stream.
+//! The adapters of sources: early responses, first items, values that live as long as a stream, and answers to one client.
 
 use std::{
-    future::pending,
+    future::{pending, poll_fn, ready},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{SinkExt, Stream, StreamExt};
 use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
-use testkit::{HttpVersion, LiveCounter, RecordClient, TestServer, empty_request, websocket};
+use testkit::{
+    HttpVersion, LiveCounter, RecordClient, TestServer, empty_request, get_request_head, poll_next,
+    websocket,
+};
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::{Instant, sleep},
 };
 use tokio_websockets::Message;
@@ -23,9 +27,11 @@ use tower::{Layer, ServiceExt};
 use tower_http::timeout::TimeoutLayer;
 use tower_push::{
     Channel, Event, Gap, Guard, Item, Push, PushBody, PushSource,
-    event::GapReason,
+    event::{GapReason, Payload},
     guard::CloseReason,
-    source::{BroadcastSource, Rejection, StartPosition, Subscription, source_fn},
+    source::{
+        BroadcastSource, ClientMessageSender, Rejection, StartPosition, Subscription, source_fn,
+    },
     transport::{LongPoll, Sse, Transport},
 };
 
@@ -377,6 +383,109 @@ async fn value_is_dropped_with_stream() {
     assert_eq!(Arc::strong_count(&alive), 1);
 }
 
+async fn expect_texts<S>(client: &mut S, expected: &[&str])
+where
+    S: Stream<Item = Result<Message, tokio_websockets::Error>> + Unpin,
+{
+    for text in expected {
+        let message = client.next().await.unwrap().unwrap();
+        assert_eq!(message.as_text(), Some(*text));
+    }
+}
+
+/// Each client gets the answers to its own messages, in their order, and the events do not wait for them.
+#[tokio::test]
+async fn answers_reach_their_client_only() {
+    let room = Channel::new();
+    let (release, released) = watch::channel(false);
+    let source = room.clone().answering(move |message: Payload| {
+        let mut released = released.clone();
+        async move {
+            if message.as_text() == Some("wait") {
+                released.wait_for(|is_released| *is_released).await.ok()?;
+            }
+            let is_answered = message.as_text() != Some("quiet");
+            is_answered.then(|| Event::from(message).with_type("answer"))
+        }
+    });
+    let server = TestServer::start(tower_push::service(source)).await;
+    let connect = async || {
+        let client = websocket::connect(&server, HttpVersion::Http1, "/", &[]).await;
+        client.into_compliant_client()
+    };
+    let (mut ada, mut ben) = (connect().await, connect().await);
+    while room.subscriber_count() < 2 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    for message in ["1", "quiet", "wait", "2"] {
+        ada.send(Message::text(message)).await.unwrap();
+    }
+    expect_texts(&mut ada, &["1"]).await;
+    room.publish("an event").unwrap();
+    expect_texts(&mut ada, &["an event"]).await;
+    release.send(true).unwrap();
+    expect_texts(&mut ada, &["wait", "2"]).await;
+    room.publish("the last event").unwrap();
+    expect_texts(&mut ada, &["the last event"]).await;
+    expect_texts(&mut ben, &["an event", "the last event"]).await;
+}
+
+#[tokio::test]
+async fn answers_alternate_with_events() {
+    let sender = ClientMessageSender::new();
+    let head = get_request_head("/", &[]);
+    let subscription = Subscription::new(&head, "test").with_client_messages(&sender);
+    let source = tokio_stream::iter(["event"; 4]).answering(async |message| Some(message));
+    let mut stream = source.subscribe(subscription).await.unwrap();
+    poll_fn(|cx| {
+        let mut batch = std::task::ready!(sender.poll_batch(cx)).unwrap();
+        (0..8).for_each(|_| batch.push(Payload::Text("answer".to_owned())));
+        sender.send(batch, cx);
+        Poll::Ready(())
+    })
+    .await;
+    let mut texts = Vec::new();
+    while let Some(item) = stream.next().await {
+        let event = item.unwrap();
+        texts.push(
+            event
+                .event()
+                .unwrap()
+                .payload()
+                .as_text()
+                .unwrap()
+                .to_owned(),
+        );
+    }
+    assert_eq!(texts[..8], ["answer", "event"].repeat(4));
+}
+
+#[tokio::test]
+async fn unanswered_messages_leave_other_tasks_their_turn() {
+    let sender = ClientMessageSender::new();
+    let head = get_request_head("/", &[]);
+    let subscription = Subscription::new(&head, "test").with_client_messages(&sender);
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let source = tokio_stream::pending::<&str>().answering(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        ready(None::<Event>)
+    });
+    let mut stream = source.subscribe(subscription).await.unwrap();
+    poll_fn(|cx| {
+        let mut batch = std::task::ready!(sender.poll_batch(cx)).unwrap();
+        (0..60).for_each(|_| batch.push(Payload::Text("message".to_owned())));
+        sender.send(batch, cx);
+        Poll::Ready(())
+    })
+    .await;
+    assert!(poll_next(&mut stream).is_pending());
+    assert!((1..60).contains(&count.load(Ordering::Relaxed)));
+    while count.load(Ordering::Relaxed) < 60 {
+        assert!(poll_next(&mut stream).is_pending());
+    }
+}
+
 #[tokio::test]
 async fn adapters_keep_resumability() {
     let channel = Channel::new();
@@ -384,6 +493,7 @@ async fn adapters_keep_resumability() {
     channel.publish("2").unwrap();
     let source = channel.with_start(StartPosition::Oldest);
     let source = source
+        .answering(async |_| None::<Event>)
         .holding(())
         .preceded_by(async || "hello")
         .respond_early();

@@ -6,7 +6,7 @@ use axum::{Router, routing::any};
 use futures_util::{SinkExt, StreamExt, stream};
 use testkit::{
     HttpConnection, HttpVersion, LiveCounter, TestServer, send_raw_http1,
-    websocket::{WebSocketConnection, connect, masked_frame},
+    websocket::{WebSocketConnection, connect, handshake_header_lines, masked_frame},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_websockets::Message;
@@ -332,13 +332,12 @@ async fn refused_upgrade_closes_http1_connection() {
         .build();
     let any_origin = || WebSocket::new().origin_policy(OriginPolicy::any());
     let service = || tower_push::service(Channel::new());
-    let handshake = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
-                     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let handshake = handshake_header_lines().join("\r\n") + "\r\n";
     let foreign = format!("origin: https://evil.example\r\n{handshake}");
     for (server, headers, status, connection) in [
         (
             TestServer::start(tower_push::service(unauthorized)).await,
-            handshake,
+            handshake.as_str(),
             "401",
             "close",
         ),
@@ -377,8 +376,7 @@ async fn refused_upgrade_closes_http1_connection() {
 
 #[tokio::test]
 async fn any_response_without_upgrade_closes_http1_connection() {
-    let handshake = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
-                     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let handshake = handshake_header_lines().join("\r\n") + "\r\n";
     let source = || source_fn(async |_| Ok::<_, Rejection>(stream::iter(["one"])));
     let unauthorized = || async { Err::<Push, _>(Rejection::new(http::StatusCode::UNAUTHORIZED)) };
     let router = Router::new()

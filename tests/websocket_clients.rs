@@ -11,7 +11,7 @@ use axum::Router;
 use serde_json::{Value, json};
 use testkit::{
     ExampleProcess, TEST_TIMEOUT, TestServer, programs,
-    websocket::{SAMPLE_ACCEPT, SAMPLE_KEY},
+    websocket::{SAMPLE_ACCEPT, handshake_header_lines},
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use tower_push::{
@@ -67,36 +67,19 @@ enum ScriptedClient {
 const SCRIPTED_CLIENTS: [ScriptedClient; 2] = [ScriptedClient::Ws, ScriptedClient::Websockets];
 
 impl ScriptedClient {
-    fn command(self) -> Command {
-        let command = match self {
+    fn command(self) -> std::process::Command {
+        match self {
             Self::Ws => programs::node_script("websocket.mjs", "ws"),
             Self::Websockets => programs::python_script("websocket.py"),
-        };
-        command.into()
+        }
     }
 
     /// Runs the script, and returns its records: what happened to the client from the handshake to the close.
     async fn run(self, url: &str, options: &[&str]) -> Vec<Value> {
         let mut command = self.command();
         command.arg(url).args(options);
-        run_to_json_lines(command).await
+        programs::run_to_json_lines(command, TEST_TIMEOUT).await
     }
-}
-
-/// Runs a program to its end, and returns what it prints: one JSON text per line.
-async fn run_to_json_lines(mut command: Command) -> Vec<Value> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = timeout(TEST_TIMEOUT, output)
-        .await
-        .expect("the program should have exited");
-    let output = output.expect("run scripts/setup first");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stderr}");
-    let records = output.stdout.split(|byte| *byte == b'\n');
-    let records = records.filter(|line| !line.is_empty());
-    records
-        .map(|line| serde_json::from_slice(line).unwrap())
-        .collect()
 }
 
 fn open_record(protocol: Option<&str>, extensions: Option<&str>) -> Value {
@@ -233,9 +216,9 @@ fn two_events_per_connection(
 async fn documented_client_reconnects_until_finished() {
     let request_times = Arc::<Mutex<Vec<Instant>>>::default();
     let server = TestServer::start(service(two_events_per_connection(request_times.clone()))).await;
-    let mut command = Command::from(programs::node_script("follow.mjs", "ws"));
+    let mut command = programs::node_script("follow.mjs", "ws");
     command.arg(server.url("/feed"));
-    let records = run_to_json_lines(command).await;
+    let records = programs::run_to_json_lines(command, TEST_TIMEOUT).await;
     let numbers: Vec<_> = records.iter().filter_map(|r| r["data"].as_str()).collect();
     assert_eq!(numbers, ["1", "2", "3", "4", "5", "6"], "{records:?}");
     let ends = records.iter().filter(|r| !r["end"].is_null());
@@ -327,23 +310,12 @@ mod curl {
             .expect("more bytes should have arrived")
     }
 
-    const HANDSHAKE: [&str; 3] = [
-        "connection: Upgrade",
-        "upgrade: websocket",
-        "sec-websocket-version: 13",
-    ];
-
-    fn key() -> String {
-        format!("sec-websocket-key: {SAMPLE_KEY}")
-    }
-
     #[tokio::test]
     async fn curl_receives_exact_frames() {
         let app = TestApp::new().await;
         let url = format!("http://{}/gone", app.server.address);
-        let mut headers = HANDSHAKE.to_vec();
-        let key = key();
-        headers.push(&key);
+        let handshake = handshake_header_lines();
+        let headers = handshake.each_ref().map(String::as_str);
         let frames = [
             &b"\x81\x07"[..],
             "größe".as_bytes(),
@@ -369,17 +341,17 @@ mod curl {
     async fn invalid_handshake_is_refused_with_explanation() {
         let app = TestApp::new().await;
         let url = format!("http://{}/gone", app.server.address);
-        let key = key();
-        let [connection, upgrade, version] = HANDSHAKE;
+        let handshake = handshake_header_lines();
+        let [connection, upgrade, key, version] = handshake.each_ref().map(String::as_str);
         for (headers, status, says) in [
             (vec![], "426", "upgrade: websocket"),
             (
-                vec![connection, upgrade, &key],
+                vec![connection, upgrade, key],
                 "426",
                 "sec-websocket-version: 13",
             ),
             (
-                vec![connection, upgrade, &key, "sec-websocket-version: 8"],
+                vec![connection, upgrade, key, "sec-websocket-version: 8"],
                 "426",
                 "sec-websocket-version: 13",
             ),
@@ -390,7 +362,7 @@ mod curl {
                 "",
             ),
             (
-                vec![connection, upgrade, version, &key, "origin: null"],
+                vec![connection, upgrade, version, key, "origin: null"],
                 "403",
                 "",
             ),
@@ -413,7 +385,7 @@ async fn graphql_ws_client_sees_results_and_close_codes() {
     let example = example.await.unwrap();
     let mut script = programs::node_script("graphql_ws.mjs", "graphql-ws");
     script.arg(example.next_address());
-    let records = run_to_json_lines(script.into()).await;
+    let records = programs::run_to_json_lines(script, TEST_TIMEOUT).await;
     let data = |field: &str, value: Value| json!({ "data": { field: value } });
     let countdown = |from: u64| (0..=from).rev().map(|n| data("countdown", json!(n)));
     let closed = |scenario: &str, code: u16, reason: &str| json!({ "scenario": scenario, "code": code, "reason": reason });

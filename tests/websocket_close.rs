@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use testkit::{
     HttpConnection, HttpVersion, TestServer, wait_until,
-    websocket::{NO_STATUS_CODE, SAMPLE_KEY, WebSocketConnection, connect, masked_frame},
+    websocket::{NO_STATUS_CODE, WebSocketConnection, connect, handshake_text, masked_frame},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
@@ -485,10 +485,7 @@ async fn connection_is_idle_after_close_with_full_message_queue() {
         http1::Builder::new().serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
     tokio::spawn(connection.with_upgrades());
 
-    let handshake = format!(
-        "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n\r\n"
-    );
+    let handshake = handshake_text("/", "host: a\r\n");
     client.write_all(handshake.as_bytes()).await.unwrap();
     let mut output = Vec::new();
     while !output.ends_with(b"\r\n\r\n") {

@@ -13,7 +13,7 @@ use tokio::{
 
 use testkit::{
     TEST_TIMEOUT,
-    websocket::{SAMPLE_KEY, masked_frame},
+    websocket::{handshake_text, masked_frame},
 };
 
 use crate::{
@@ -528,11 +528,9 @@ impl MisbehavingClient {
         let target = self.target();
         match protocol {
             Http1 => format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes(),
-            WebSocket => format!(
-                "GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-                 sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n{lines}\r\n"
-            )
-            .into_bytes(),
+            WebSocket => {
+                handshake_text(&target, &format!("host: localhost\r\n{lines}")).into_bytes()
+            }
             Http2 | Http2WebSocket => {
                 let settings = http2_frame(4, 0, 0, &[]);
                 [HTTP2_PREFACE, &settings, &self.headers_frame(1)].concat()

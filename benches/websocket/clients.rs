@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{io::AsyncBufReadExt, runtime::Builder, sync::Notify, task::LocalSet};
 
-use testkit::websocket::SAMPLE_KEY;
+use testkit::websocket::handshake_text;
 
 use crate::BoxError;
 
@@ -22,14 +22,11 @@ pub(crate) fn connect(
 ) -> Result<TcpStream, BoxError> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_nodelay(true)?;
-    let extensions = match with_deflate {
-        true => "sec-websocket-extensions: permessage-deflate\r\n",
-        false => "",
+    let header_lines = match with_deflate {
+        true => "host: localhost\r\nsec-websocket-extensions: permessage-deflate\r\n",
+        false => "host: localhost\r\n",
     };
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-version: 13\r\nsec-websocket-key: {SAMPLE_KEY}\r\n{extensions}\r\n"
-    );
+    let request = handshake_text(path, header_lines);
     socket.write_all(request.as_bytes())?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -18,7 +18,7 @@ const MAX_CORE_LEN = 5 * 1024;
 /** Names of properties that no user of the package sees, and that nothing but the package has. */
 const INTERNAL_NAMES = new RegExp(
   "^(abortReason|again|consequence|emit|hasWorked|isBetweenEvents|isProbe|items|onBlock|onOpen|onRead|onRecord|onRetry|receive|" +
-    "restart|suspend|tick|whenReady)$",
+    "reconnect|restart|streamUrl|suspend|tick|whenReady)$",
 );
 
 const root = dirname(fileURLToPath(import.meta.url));
@@ -61,7 +61,7 @@ async function buildInto(directory) {
   };
   await esm("index", []);
   // The core is a module of its own, so that a page that uses both loads it once.
-  for (const entry of ["event-source", "shared"]) await esm(entry, ["./index.js"]);
+  for (const entry of ["event-source", "shared", "topics"]) await esm(entry, ["./index.js"]);
   const iife = await build({
     ...options,
     format: "iife",
@@ -80,7 +80,7 @@ async function writeMinified({ outputFiles: [file] }, isModule) {
 }
 
 function printSizes(directory) {
-  for (const file of ["index.js", "shared.js", "event-source.js", "tower-push.iife.js"]) {
+  for (const file of ["index.js", "shared.js", "topics.js", "event-source.js", "tower-push.iife.js"]) {
     const content = readFileSync(join(directory, file));
     const gzipped = gzipSync(content, { level: 9 }).length;
     console.log(`${file}: ${content.length} bytes, ${gzipped} gzipped`);

@@ -1,106 +1,63 @@
-// A chat over one WebSocket. A connection that was lost comes back after the last id it has seen, so that nothing is missed
-// or shown twice. What this tab has said, it says again until it hears it; the room knows it by its key.
+// A chat over one WebSocket. The client of tower-push comes back after the last message that it has got, so that nothing is missed or shown
+// twice. This page sends each of its messages again until the message comes back; the server knows a message by its key.
 
-/**
- * The room. Calls onstate with "connecting", "live", "reconnecting", "unplugged" or "closed"; onmessage with each
- * {key, name, text, at} in the order of the room; onhere with how many are here; onrefused with {key, reason}; and ongap where
- * messages are missing.
- */
-class Room {
-  #url;
-  #socket;
-  #lastId;
-  #attempts = 0;
-  #timer;
-  /** What this tab has said and not heard yet, by key. */
-  #unheard = new Map();
-
-  onstate = () => {};
-  onmessage = () => {};
-  onhere = () => {};
-  onrefused = () => {};
-  ongap = () => {};
-
-  constructor(url) {
-    this.#url = new URL(url, location.href);
-    this.#url.protocol = this.#url.protocol.replace("http", "ws");
-  }
-
-  /** At once, or when the room is open again. */
-  say(message) {
-    this.#unheard.set(message.key, JSON.stringify(message));
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(this.#unheard.get(message.key));
-  }
-
-  open() {
-    this.onstate(this.#attempts === 0 ? "connecting" : "reconnecting");
-    if (this.#lastId) this.#url.searchParams.set("last_event_id", this.#lastId);
-    const socket = (this.#socket = new WebSocket(this.#url, "json.tower-push"));
-    socket.onopen = () => {
-      this.onstate("live");
-      for (const said of this.#unheard.values()) socket.send(said);
-    };
-    socket.onmessage = ({ data }) => this.#take(JSON.parse(data));
-    socket.onclose = ({ code }) => this.#closed(code);
-  }
-
-  /** Closes the connection. `open` opens a new one. */
-  leave() {
-    clearTimeout(this.#timer);
-    const socket = this.#socket;
-    socket.onmessage = socket.onclose = null;
-    // Not before it is open: that would be an error in the console.
-    if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
-    else socket.close();
-  }
-
-  /** Drops the connection for a while. */
-  unplug(milliseconds) {
-    this.leave();
-    this.onstate("unplugged");
-    this.#timer = setTimeout(() => this.open(), milliseconds);
-  }
-
-  #take({ id, event, data, gap }) {
-    this.#attempts = 0;
-    if (id) this.#lastId = id;
-    if (gap) this.ongap(gap);
-    if (event === "here") this.onhere(Number(data));
-    if (event === "refused") {
-      const { key } = JSON.parse(data.said);
-      this.#unheard.delete(key);
-      this.onrefused({ key, reason: data.reason });
-    }
-    if (event === "message") {
-      this.#unheard.delete(data.key);
-      this.onmessage(data);
-    }
-  }
-
-  /** Tries again, later and later, and not at the same time as everyone else; unless it is of no use. */
-  #closed(code) {
-    const isFinal = [1000, 1002, 1003, 1007, 1008, 1009].includes(code) || (code >= 3500 && code <= 3999);
-    if (isFinal) return this.onstate("closed");
-    this.onstate("reconnecting");
-    const longest = Math.min(15_000, 500 * 2 ** this.#attempts++);
-    this.#timer = setTimeout(() => this.open(), longest * (0.5 + Math.random() / 2));
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The page
-// ---------------------------------------------------------------------------------------------------------------------
+import { connect } from "/tower-push/index.js";
 
 const part = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
-const room = new Room("/chat");
 
-/** What this tab's keys begin with, also when it is loaded again. */
-const me = (sessionStorage.me ??= random());
-
-/** 64 random bits. `crypto.randomUUID` would want HTTPS. */
+/** 64 random bits. `crypto.randomUUID` needs HTTPS. */
 function random() {
   const bytes = crypto.getRandomValues(new Uint8Array(8));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** The member that this tab is, and the beginning of its messages' keys. */
+const me = (sessionStorage.me ??= random());
+const room = new URLSearchParams(location.search).get("room") ?? "lobby";
+
+// A tab keeps its name; another tab has another one.
+part.name.value = sessionStorage.name ??= `Guest ${100 + Math.floor(Math.random() * 900)}`;
+part.name.addEventListener("input", () => (sessionStorage.name = part.name.value));
+
+let push;
+/** The names of those who are here, by their keys. */
+const members = new Map();
+/** The messages of this tab that have not come back, by their keys. */
+const unheardMessages = new Map();
+
+/** Connects, after the message with the id `since` if there is one. */
+function open(since) {
+  const query = new URLSearchParams({ room, me, name: part.name.value });
+  push = connect(`/chat?${query}`, { transports: ["websocket"], maxDelay: 5000, since });
+  push.on("state", (state) => {
+    showState(state);
+    if (state === "open") for (const message of unheardMessages.values()) push.send(message);
+  });
+  push.on("message", ({ data }) => {
+    unheardMessages.delete(data.key);
+    unheardLine(data.key)?.remove();
+    add(part.heard, lineOf(data));
+  });
+  push.on("refused", ({ data }) => {
+    const { key, text } = JSON.parse(data.said);
+    unheardMessages.delete(key);
+    unheardLine(key)?.remove();
+    // Nothing that was typed is lost.
+    part.text.value ||= text;
+    part.refused.textContent = `Not sent: ${data.reason}.`;
+  });
+  push.on("gap", ({ reason, missed, topic }) => {
+    if (topic === `${room}/members`) return; // A new list comes with it.
+    if (reason === "epoch") note("The room was opened anew. What was said before is gone.");
+    else note(missed ? `${missed} messages are missing here` : "Messages are missing here");
+  });
+  push.on("hub.members", ({ data }) => {
+    members.clear();
+    for (const { member, value } of data.members) members.set(member, value);
+    showMembers();
+  });
+  for (const type of ["hub.join", "hub.update"]) push.on(type, ({ data }) => showMembers(members.set(data.member, data.value)));
+  push.on("hub.leave", ({ data }) => showMembers(members.delete(data.member)));
 }
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
@@ -131,44 +88,21 @@ function note(text) {
   add(part.heard, line);
 }
 
-const unheard = (key) => [...part.unheard.children].find((line) => line.dataset.key === key);
+const unheardLine = (key) => [...part.unheard.children].find((line) => line.dataset.key === key);
 
-let here = 0;
-let state = "connecting";
+const STATES = { connecting: "connecting", open: "live", waiting: "reconnecting", paused: "reconnecting", closed: "closed" };
 
-function showState() {
-  part.state.textContent = state === "live" && here > 0 ? `live · ${here} here` : state;
-  document.body.dataset.state = state;
-  part.plug.setAttribute("aria-disabled", state !== "live");
+function showState(state) {
+  const text = STATES[state] ?? state;
+  document.body.dataset.state = text;
+  part.state.textContent = text === "live" && members.size ? `live · ${members.size} here` : text;
+  part.plug.setAttribute("aria-disabled", text !== "live");
 }
 
-room.onstate = (now) => {
-  state = now;
-  showState();
-};
-
-room.onhere = (now) => {
-  here = now;
-  showState();
-};
-
-room.onmessage = (message) => {
-  unheard(message.key)?.remove();
-  add(part.heard, lineOf(message));
-};
-
-room.onrefused = ({ key, reason }) => {
-  const line = unheard(key);
-  // Nothing that was typed is lost.
-  if (line && !part.text.value) part.text.value = line.querySelector("[data-show=text]").textContent;
-  line?.remove();
-  part.refused.textContent = `Not sent: ${reason}.`;
-};
-
-room.ongap = ({ reason, missed }) => {
-  if (reason === "epoch") note("The room was opened anew. What was said before is gone.");
-  else note(missed ? `${missed} messages are missing here` : "Messages are missing here");
-};
+function showMembers() {
+  part.members.textContent = [...members.values()].sort().join(", ");
+  if (push.state === "open") showState("open");
+}
 
 part.form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -178,21 +112,15 @@ part.form.addEventListener("submit", (event) => {
   part.text.focus();
   add(part.unheard, lineOf(message));
   part.scroll.scrollTop = part.scroll.scrollHeight;
-  room.say(message);
+  unheardMessages.set(message.key, message);
+  push.send(message);
 });
 
 part.plug.addEventListener("click", () => {
-  if (state === "live") room.unplug(4000);
+  if (push.state !== "open") return;
+  push.close();
+  showState("unplugged");
+  setTimeout(open, 4000, push.cursor);
 });
 
-// A tab keeps its name; another tab has another one.
-part.name.value = sessionStorage.name ??= `Guest ${100 + Math.floor(Math.random() * 900)}`;
-part.name.addEventListener("input", () => (sessionStorage.name = part.name.value));
-
-// A browser may keep a page that the user has left, and its connection, for the back button. The room must not count such a page.
-addEventListener("pagehide", () => room.leave());
-addEventListener("pageshow", ({ persisted }) => {
-  if (persisted) room.open();
-});
-
-room.open();
+open();

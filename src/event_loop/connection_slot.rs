@@ -10,7 +10,7 @@ use super::{
     ConnectionPoll, DrivenConnection, WakeCause,
     ready_queue::{ReadyEntry, ReadyQueue},
 };
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 
 /// A connection of an event loop, together with its waker, in one allocation.
 pub(super) trait ConnectionSlot: Send + Sync {
@@ -33,7 +33,7 @@ struct Slot<C> {
     /// Whether the slot is in the queue.
     is_queued: AtomicBool,
     /// The index in the event loop plus 1; 0 if there is none.
-    index_plus_one: AtomicU64,
+    index_plus_one: AtomicU32,
     /// `None` once the connection is closed. Only the event loop locks the connection.
     connection: Mutex<Option<C>>,
 }
@@ -46,7 +46,7 @@ where
     Arc::new(Slot {
         queue: queue.clone(),
         is_queued: AtomicBool::new(true),
-        index_plus_one: AtomicU64::new(0),
+        index_plus_one: AtomicU32::new(0),
         connection: Mutex::new(Some(connection)),
     })
 }
@@ -84,12 +84,12 @@ impl<C: DrivenConnection + 'static> ConnectionSlot for Slot<C> {
     }
 
     fn index(&self) -> Option<u32> {
-        let index = self.index_plus_one.load(Ordering::Relaxed).checked_sub(1)?;
-        u32::try_from(index).ok()
+        self.index_plus_one.load(Ordering::Relaxed).checked_sub(1)
     }
 
     fn set_index(&self, index: Option<u32>) {
-        let index_plus_one = index.map_or(0, |index| u64::from(index) + 1);
+        // The table of an event loop has no 2^32 entries.
+        let index_plus_one = index.map_or(0, |index| index.saturating_add(1));
         self.index_plus_one.store(index_plus_one, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,5 @@
 use std::{
+    num::NonZero,
     sync::Arc,
     task::{Wake, Waker},
 };
@@ -37,11 +38,13 @@ struct GroupPass {
 
 /// Identifies the group of a log: the address of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct LogGroupKey(usize);
+pub(super) struct LogGroupKey(NonZero<usize>);
 
 impl LogGroupKey {
     pub(super) fn new(log: &Arc<dyn WatchedLog>) -> Self {
-        Self(Arc::as_ptr(log).cast::<()>().addr())
+        let address = Arc::as_ptr(log).cast::<()>().addr();
+        // An `Arc` has no address of 0.
+        Self(NonZero::new(address).unwrap_or(NonZero::<usize>::MIN))
     }
 }
 

@@ -17,8 +17,15 @@ pub(super) struct TimerQueue {
 type TimerEntry = (u64, u32);
 
 /// The time of the valid entry of a connection. An entry of another time is not valid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct ScheduledTime(Option<u64>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ScheduledTime(u64);
+
+/// A connection without an entry has a time that never comes.
+impl Default for ScheduledTime {
+    fn default() -> Self {
+        Self(u64::MAX)
+    }
+}
 
 impl TimerQueue {
     pub(super) fn new(start: Instant) -> Self {
@@ -37,8 +44,8 @@ impl TimerQueue {
         deadline: Instant,
     ) {
         let time = self.milliseconds_until(deadline);
-        if scheduled.0.is_none_or(|scheduled| time < scheduled) {
-            scheduled.0 = Some(time);
+        if time < scheduled.0 {
+            scheduled.0 = time;
             self.entries.push(Reverse((time, index)));
         }
     }
@@ -59,7 +66,7 @@ impl TimerQueue {
     ) -> Option<u32> {
         let elapsed = now.saturating_duration_since(self.start).as_millis();
         while let Some(Reverse((time, index))) = self.entries.peek().copied() {
-            let is_valid = scheduled(index) == Some(ScheduledTime(Some(time)));
+            let is_valid = scheduled(index) == Some(ScheduledTime(time));
             if is_valid && u128::from(time) > elapsed {
                 return None;
             }
@@ -87,7 +94,7 @@ impl TimerQueue {
             return;
         }
         self.entries
-            .retain(|Reverse((time, index))| scheduled(*index) == Some(ScheduledTime(Some(*time))));
+            .retain(|Reverse((time, index))| scheduled(*index) == Some(ScheduledTime(*time)));
         self.entries.shrink_to(2 * self.entries.len());
     }
 }

@@ -371,6 +371,11 @@ impl DrainStartWaiter {
             false => drain.deadline().map_or(Poll::Pending, Poll::Ready),
         }
     }
+
+    /// Returns the deadline of the drain. Returns `None` before the start.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.drain.deadline()
+    }
 }
 
 #[cfg(feature = "server")]

@@ -11,7 +11,7 @@ use http_body::Body;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
-    upgrade::Upgraded,
+    upgrade::{Parts, Upgraded},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -26,7 +26,7 @@ use super::{
     connection_io::{ConnectionIo, Http1IoObservers},
     connection_permit::ConnectionPermit,
     connection_service::{ConnectionService, DetachEligibility},
-    detached_stream::{DetachedStream, DrainPhase},
+    detached_stream::DetachedStream,
     http_version::{HttpVersion, read_http_version},
     serve::wait_unless_drain_starts,
     server_counts::increment,
@@ -220,11 +220,6 @@ where
         };
         let (io, permit) = parts.io.into_inner().into_parts();
         let read_ahead_len = parts.read_buf.len();
-        let drain = match (self.drain, self.drain_deadline) {
-            (_, Some(deadline)) => DrainPhase::Started(deadline),
-            (Some(drain_start), None) => DrainPhase::NotStarted(drain_start),
-            (None, None) => DrainPhase::None,
-        };
         let output = body.as_mut().take_output();
         let Some(mut output) = output.and_then(|output| output.downcast::<ItemOutput>().ok())
         else {
@@ -233,30 +228,32 @@ where
         };
         drop(body);
         let fit = output.join_event_loop();
-        let stream = DetachedStream::new(io, *output, read_ahead_len, drain, permit);
+        let stream = DetachedStream::new(io, *output, read_ahead_len, self.drain, permit);
         drive(&self.server.event_loops, stream, fit);
         Ok(())
     }
 }
 
-/// Takes the socket of a WebSocket back from hyper, and lets an event loop or a task of its own drive the connection.
+/// Takes the socket of a WebSocket back from hyper, takes the driver, and lets an event loop or a task of its own drive the connection.
 ///
 /// # Errors
-/// Returns the arguments if the socket is not one of a connection of this server with this `IO`.
+/// Returns the socket, and leaves the driver, if the socket is not one of a connection of this server with this `IO`.
 fn adopt_websocket<IO>(
     event_loops: &EventLoopSet,
     upgraded: Upgraded,
-    mut driver: Box<SessionDriver>,
-) -> Result<(), (Upgraded, Box<SessionDriver>)>
+    driver: &mut Option<SessionDriver>,
+) -> Result<(), Upgraded>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let parts = match upgraded.downcast::<TokioIo<ConnectionIo<IO>>>() {
-        Ok(parts) => parts,
-        Err(upgraded) => return Err((upgraded, driver)),
+    let Parts { io, read_buf, .. } = upgraded.downcast::<TokioIo<ConnectionIo<IO>>>()?;
+    let Some(mut driver) = driver.take() else {
+        return Ok(());
     };
-    let (io, permit) = parts.io.into_inner().into_parts();
-    driver.set_first_input(&parts.read_buf);
+    let (io, permit) = io.into_inner().into_parts();
+    driver.set_first_input(&read_buf);
+    // hyper's buffer is freed before the connection is moved to memory of its own, which would otherwise keep the freed memory apart.
+    drop(read_buf);
     let fit = driver.join_event_loop();
     let socket = UpgradedSocket {
         io: TokioIo::new(io),
@@ -334,11 +331,11 @@ impl<C: HyperConnection> ConnectionDriver<C> {
 
     /// Shuts the connection down once the drain has started.
     fn poll_drain_start(&mut self, cx: &mut Context<'_>) {
-        let Some(drain) = &self.drain else {
+        let drain = self.drain.as_ref();
+        let Some(drain) = drain.filter(|_| self.drain_deadline.is_none()) else {
             return;
         };
         if let Poll::Ready(deadline) = drain.poll_deadline(cx) {
-            self.drain = None;
             self.drain_deadline = Some(deadline);
             self.shut_down();
         }

@@ -1,6 +1,7 @@
 use std::{
     io::{self, ErrorKind, IoSlice},
     mem::MaybeUninit,
+    num::NonZero,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,7 +19,8 @@ use crate::{
     detach::{MAX_SIZE_LINE_LEN, write_chunk_size},
     event_loop::{ConnectionPoll, DrivenConnection, WakeCause},
     guard::DrainStartWaiter,
-    transport::ItemOutput,
+    source::PushStream,
+    transport::{ItemOutput, ItemWriter, StreamingOutput},
 };
 
 /// A stream that has left hyper: writes its frames as chunks to the socket, and notices that the client has left.
@@ -26,28 +28,24 @@ use crate::{
 /// While the stream is idle, it holds no buffer.
 pub(super) struct DetachedStream<IO> {
     /// `None` once the stream has ended. Dropped at once, so that the source learns of the end.
-    output: Option<ItemOutput>,
-    /// When the stream became idle. `None` from a write until the next idle poll.
+    output: Option<StreamingOutput<ItemWriter<PushStream>>>,
+    /// While the stream is open: when it became idle, or `None` from a write until the next idle poll. After the last chunk: when the writing
+    /// side was shut down.
     idle_since: Option<Instant>,
+    /// The time without output after which a heartbeat is due, in milliseconds. `None` if the stream sends no heartbeats.
+    heartbeat_interval: Option<NonZero<u32>>,
     /// The part of a chunk that the socket has not taken yet.
     unwritten: Option<Box<UnwrittenChunk>>,
     phase: StreamPhase,
     is_flushed: bool,
     /// How many more bytes of input are read and discarded.
     input_budget: u32,
-    drain: DrainPhase,
+    drain: Option<DrainStartWaiter>,
+    /// Whether the drain has started. The connection is cut at the drain's deadline.
+    has_drain_started: bool,
     io: IO,
     // Declared last, so that the connection counts as open until the socket is closed.
     _permit: ConnectionPermit,
-}
-
-/// What a detached stream knows of the server's drain.
-pub(super) enum DrainPhase {
-    /// There is no drain.
-    None,
-    NotStarted(DrainStartWaiter),
-    /// The drain has started. The connection is cut at this deadline.
-    Started(Instant),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +54,8 @@ enum StreamPhase {
     Streaming,
     /// The last chunk is written, and the writing side is being shut down.
     ShuttingDown,
-    /// The writing side is shut down. Until this time, input is read, so that no reset destroys the last bytes before the client has read them.
-    Lingering(Instant),
+    /// The writing side is shut down. For [`LINGER_TIME`], input is read, so that no reset destroys the last bytes before the client has read them.
+    Lingering,
 }
 
 /// The slices of a chunk that are not written: its size line, its payload and the final CRLF.
@@ -85,18 +83,20 @@ where
         io: IO,
         output: ItemOutput,
         read_ahead_len: usize,
-        drain: DrainPhase,
+        drain: Option<DrainStartWaiter>,
         permit: ConnectionPermit,
     ) -> Self {
         let read_ahead_len = u32::try_from(read_ahead_len).unwrap_or(u32::MAX);
         Self {
-            output: Some(output),
+            output: Some(output.output),
             idle_since: None,
+            heartbeat_interval: output.heartbeat_interval.and_then(whole_milliseconds),
             unwritten: None,
             phase: StreamPhase::Streaming,
             is_flushed: true,
             input_budget: MAX_DISCARDED_INPUT.saturating_sub(read_ahead_len),
             drain,
+            has_drain_started: false,
             io,
             _permit: permit,
         }
@@ -187,10 +187,11 @@ where
                 StreamPhase::ShuttingDown => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-                    self.phase = StreamPhase::Lingering(now + LINGER_TIME);
+                    self.phase = StreamPhase::Lingering;
+                    self.idle_since = Some(now);
                     return Poll::Pending;
                 }
-                StreamPhase::Lingering(_) => return Poll::Pending,
+                StreamPhase::Lingering => return Poll::Pending,
             }
         }
     }
@@ -200,7 +201,7 @@ where
     /// # Errors
     /// Fails if the source fails. The client then gets no last chunk.
     fn poll_stream(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
-        let Some(ItemOutput { output, .. }) = &mut self.output else {
+        let Some(output) = &mut self.output else {
             return Poll::Pending;
         };
         match output.poll_frame(cx) {
@@ -226,38 +227,32 @@ where
 
     /// Returns the heartbeat of an idle stream if one is due.
     fn take_due_heartbeat(&mut self, now: Instant) -> Option<Bytes> {
-        let idle_since = *self.idle_since.get_or_insert(now);
-        let ItemOutput {
-            output,
-            heartbeat_interval,
-        } = self.output.as_mut()?;
-        if idle_since + (*heartbeat_interval)? > now {
+        self.idle_since.get_or_insert(now);
+        if self.heartbeat_deadline()? > now {
             return None;
         }
-        let heartbeat = output.take_heartbeat();
+        let heartbeat = self.output.as_mut()?.take_heartbeat();
         if heartbeat.is_none() {
-            *heartbeat_interval = None;
+            self.heartbeat_interval = None;
         }
         heartbeat
     }
 
     /// Registers for the start of the drain.
     fn poll_drain_start(&mut self, cx: &Context<'_>) {
-        if let DrainPhase::NotStarted(drain_start) = &self.drain {
-            if let Poll::Ready(deadline) = drain_start.poll_deadline(cx) {
-                self.drain = DrainPhase::Started(deadline);
-            }
+        if let (Some(drain), false) = (&self.drain, self.has_drain_started) {
+            self.has_drain_started = drain.poll_deadline(cx).is_ready();
         }
     }
 
     /// Returns when the connection must be closed, if this is known.
     fn close_deadline(&self) -> Option<Instant> {
         let lingers_until = match self.phase {
-            StreamPhase::Lingering(until) => Some(until),
-            _ => None,
+            StreamPhase::Lingering => self.idle_since.map(|since| since + LINGER_TIME),
+            StreamPhase::Streaming | StreamPhase::ShuttingDown => None,
         };
-        let drain_deadline = match self.drain {
-            DrainPhase::Started(deadline) => Some(deadline),
+        let drain_deadline = match &self.drain {
+            Some(drain) if self.has_drain_started => drain.deadline(),
             _ => None,
         };
         earlier(drain_deadline, lingers_until)
@@ -265,9 +260,15 @@ where
 
     /// Returns when the next heartbeat is due.
     fn heartbeat_deadline(&self) -> Option<Instant> {
-        let interval = self.output.as_ref()?.heartbeat_interval?;
-        Some(self.idle_since? + interval)
+        let interval = self.heartbeat_interval?.get();
+        self.output.as_ref()?;
+        Some(self.idle_since? + Duration::from_millis(interval.into()))
     }
+}
+
+/// Returns the duration in milliseconds, at most 49 days. Returns `None` for less than one millisecond, which no heartbeat interval is.
+fn whole_milliseconds(duration: Duration) -> Option<NonZero<u32>> {
+    NonZero::new(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX))
 }
 
 impl UnwrittenChunk {

@@ -24,8 +24,7 @@ use crate::{
 /// unread, too, and the server notices that the client has disconnected only when a write to the socket fails, such as that of the server's
 /// own ping. If the source drops this stream, all further messages are dropped.
 ///
-/// A source without a task of its own merges the messages with its events:
-/// [`docs/sources.md`](https://github.com/tower-push/tower-push/blob/main/docs/sources.md) has a recipe.
+/// [`PushSource::answering`](super::PushSource::answering) reads the messages without a task, and answers them.
 ///
 /// ```
 /// use tokio_stream::StreamExt;

@@ -34,6 +34,7 @@
 //! }));
 //! ```
 
+mod answering_source;
 pub mod broadcast;
 pub mod channel;
 mod client_messages;
@@ -62,6 +63,7 @@ pub mod watch;
 
 pub(crate) use self::rejection::retry_after_value;
 pub use self::{
+    answering_source::{AnsweringSource, AnsweringStream},
     broadcast::BroadcastSource,
     channel::Channel,
     client_messages::{ClientMessageSender, ClientMessages, MessageBatch},

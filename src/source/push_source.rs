@@ -6,10 +6,12 @@ use std::{
 
 use futures_core::Stream;
 
-use super::{EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription};
+use super::{
+    AnsweringSource, EarlyResponseSource, HoldingSource, PrecededSource, Rejection, Subscription,
+};
 use crate::{
     BoxError,
-    event::{IntoItem, Item, ItemOrRun},
+    event::{IntoItem, Item, ItemOrRun, Payload},
 };
 
 /// A source of items for clients that subscribe to it. See the [module docs](super).
@@ -183,5 +185,44 @@ pub trait PushSource {
         T: Send + 'static,
     {
         HoldingSource::new(self, value)
+    }
+
+    /// Returns a source that passes each client's messages to `answer`, and sends the client the answers among the items of this source. Only
+    /// the client that has sent a message gets the answer. `None` is no answer.
+    ///
+    /// The messages are answered in their order. The next message is read when the last one is answered, so a client that sends faster is slowed
+    /// down. If the client leaves, the future of its last message and the messages after it are dropped: let clients repeat messages that
+    /// must not be lost. The items of this source do not wait for an answer.
+    ///
+    /// An answer usually has no id. An answer with an id moves the client's cursor, and an answer such as [`Item::Finished`] ends
+    /// the stream.
+    ///
+    /// Over a transport without messages, `answer` is not called. This source itself gets no messages: a source that accepts
+    /// `HubCommands` accepts none here.
+    ///
+    /// ```
+    /// use tower_push::{Channel, Event, Push, PushSource, event::Payload};
+    ///
+    /// /// Publishes what each client sends to all clients. Tells the client itself what cannot be published.
+    /// fn chat(room: Channel) -> Push {
+    ///     let messages = room.clone();
+    ///     Push::new(room.answering(move |message: Payload| {
+    ///         let is_short = message.as_bytes().len() <= 1000;
+    ///         let refusal = match is_short {
+    ///             true => messages.publish(message).err().map(|error| error.to_string()),
+    ///             false => Some("too long".to_owned()),
+    ///         };
+    ///         async { Some(Event::text(refusal?).with_type("refused")) }
+    ///     }))
+    /// }
+    /// ```
+    fn answering<F, Fut, T>(self, answer: F) -> AnsweringSource<Self, F>
+    where
+        Self: Sized + Send,
+        F: FnMut(Payload) -> Fut + Send + 'static,
+        Fut: Future<Output = Option<T>> + Send + 'static,
+        T: IntoItem,
+    {
+        AnsweringSource::new(self, answer)
     }
 }

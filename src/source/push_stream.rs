@@ -52,6 +52,11 @@ impl PushStream {
         stream.poll_next_run(min_len, cx)
     }
 
+    /// Lets the stream yield the events that are held back. See [`SourceStream::release_held_events`].
+    pub(crate) fn release_held_events(&mut self) -> u32 {
+        self.items.stream_mut().as_mut().release_held_events()
+    }
+
     /// Prepares the stream for an event loop. See [`SourceStream::join_event_loop`].
     #[cfg(feature = "server")]
     pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {

@@ -26,6 +26,11 @@ pub(crate) trait SourceStream: Stream<Item = Result<Item, BoxError>> + Send {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>>;
 
+    /// Lets the stream yield the events that its log holds back in a flush window. Returns their number.
+    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+        0
+    }
+
     /// Prepares the stream for an event loop, which drives many connections in one task. The event loop polls the stream once more, and then
     /// whenever its waker is woken or the returned log changes.
     ///

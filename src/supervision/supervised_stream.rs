@@ -1,4 +1,5 @@
 use std::{
+    any::Any,
     fmt,
     future::Future,
     pin::Pin,
@@ -6,6 +7,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{StreamHandle, StreamLifecycle, WakerRegistration};
@@ -25,16 +27,32 @@ use crate::{
 pub struct SupervisedStream<S = <Push as PushSource>::Stream> {
     items: S,
     handle: Option<StreamHandle>,
-    expires_at: Option<Instant>,
-    /// The timer that ends the stream early. The timer is created when the stream first has an end time.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// What ends the stream early. `None` as long as the stream has no end time.
+    early_end: Option<Pin<Box<EarlyEnd>>>,
     phase: StreamPhase,
+}
+
+pin_project! {
+    /// The expiry of a stream, and the timer for its end time.
+    #[derive(Default)]
+    struct EarlyEnd {
+        // When the client's credential expires. `None` if only the guard ends the stream.
+        expires_at: Option<Instant>,
+        // The timer that ends the stream. Created when the stream is first polled, because a timer needs a runtime.
+        #[pin]
+        timer: Option<Sleep>,
+    }
 }
 
 /// Whether a [`SupervisedStream`] is open, or what has ended the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamPhase {
     Open,
+    /// The guard or the expiry ends the stream. Before the end, the client gets the events that a flush window holds back: as many as
+    /// `held`, or fewer.
+    Ending {
+        held: u32,
+    },
     /// The source's stream has ended with `None`.
     SourceEnded,
     /// The guard or the expiry has ended the stream.
@@ -46,8 +64,12 @@ impl<S> SupervisedStream<S> {
         Self {
             items,
             handle,
-            expires_at,
-            timer: None,
+            early_end: expires_at.map(|expires_at| {
+                Box::pin(EarlyEnd {
+                    expires_at: Some(expires_at),
+                    timer: None,
+                })
+            }),
             phase: StreamPhase::Open,
         }
     }
@@ -117,29 +139,29 @@ impl<S> SupervisedStream<S> {
         &mut self.items
     }
 
+    fn expires_at(&self) -> Option<Instant> {
+        self.early_end.as_ref()?.expires_at
+    }
+
     fn lifecycle(&self) -> Option<&dyn StreamLifecycle> {
         self.handle.as_ref().map(StreamHandle::lifecycle)
     }
 
-    /// Waits until a guard or the expiry ends the stream. Returns the last item of the stream.
-    fn poll_early_end(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+    /// Waits until a guard or the expiry ends the stream. Returns this time.
+    fn poll_end_time(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         let guard_ends_at = self.lifecycle().and_then(StreamLifecycle::ends_at);
-        let Some(ends_at) = earlier(guard_ends_at, self.expires_at) else {
+        let Some(ends_at) = earlier(guard_ends_at, self.expires_at()) else {
             return Poll::Pending;
         };
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(ends_at)));
-        if timer.deadline() != ends_at {
-            timer.as_mut().reset(ends_at);
-        }
-        timer.as_mut().poll(cx).map(|()| self.end_early(ends_at))
+        let early_end = self.early_end.get_or_insert_default();
+        early_end.as_mut().poll_timer(ends_at, cx).map(|()| ends_at)
     }
 
+    /// Ends the stream, and returns its last item. `ends_at` is the guard's end time or the expiry.
     fn end_early(&mut self, ends_at: Instant) -> Item {
         self.phase = StreamPhase::EndedEarly;
         match self.lifecycle() {
-            Some(lifecycle) if self.expires_at != Some(ends_at) => lifecycle.on_early_end(),
+            Some(lifecycle) if self.expires_at() != Some(ends_at) => lifecycle.on_early_end(),
             Some(lifecycle) => {
                 lifecycle.on_item(Some(Ok(&Item::Expired)));
                 Item::Expired
@@ -157,6 +179,23 @@ impl<S> SupervisedStream<S> {
     }
 }
 
+impl EarlyEnd {
+    /// Polls the timer. Returns `Ready` once `ends_at` has passed.
+    fn poll_timer(self: Pin<&mut Self>, ends_at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut timer = self.project().timer;
+        if timer.is_none() {
+            timer.set(Some(sleep_until(ends_at)));
+        }
+        let Some(mut timer) = timer.as_pin_mut() else {
+            return Poll::Pending;
+        };
+        if timer.deadline() != ends_at {
+            timer.as_mut().reset(ends_at);
+        }
+        timer.poll(cx)
+    }
+}
+
 impl SupervisedStream {
     /// Polls for the next item, or for several events at once. `min_len` is the least number of events that the caller takes as a run, at
     /// least 1: see [`PushSource::poll_next_run`].
@@ -169,7 +208,7 @@ impl SupervisedStream {
         min_len: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
-        if self.handle.is_some() || self.expires_at.is_some() || self.phase != StreamPhase::Open {
+        if self.handle.is_some() || self.early_end.is_some() || self.phase != StreamPhase::Open {
             return self.poll_run(min_len, cx);
         }
         // Nothing but the source can end the stream.
@@ -207,7 +246,7 @@ impl SupervisedStream {
 
 impl<S> SupervisedStream<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     /// Polls for the next item, without counting it if it is an event or a gap.
     ///
@@ -240,7 +279,7 @@ where
     }
 }
 
-impl<S: Unpin> SupervisedStream<S> {
+impl<S: Unpin + 'static> SupervisedStream<S> {
     /// Polls the source's stream with `poll_items`, unless the stream ends early.
     ///
     /// The caller counts what the source's stream has yielded. An item that ends the stream early is counted already.
@@ -251,7 +290,11 @@ impl<S: Unpin> SupervisedStream<S> {
     ) -> Poll<Option<Result<T, BoxError>>> {
         loop {
             // The early end is polled before the source, because a source that is always ready would otherwise never be ended.
-            if let Poll::Ready(end) = self.poll_early_end(cx) {
+            if let Poll::Ready(ends_at) = self.poll_end_time(cx) {
+                if let Some(item) = self.take_held_item(cx, &poll_items) {
+                    return Poll::Ready(item);
+                }
+                let end = self.end_early(ends_at);
                 return Poll::Ready(Some(Ok(end.into())));
             }
             if let Poll::Ready(item) = self.poll_source(cx, &poll_items) {
@@ -260,6 +303,31 @@ impl<S: Unpin> SupervisedStream<S> {
             if self.register_end_time_waker(cx) == WakerRegistration::Registered {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Returns the next item that a stream yields before its early end, if a flush window holds back events.
+    fn take_held_item<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll_items: impl Fn(Pin<&mut S>, &mut Context<'_>) -> Poll<Option<Result<T, BoxError>>>,
+    ) -> Option<Option<Result<T, BoxError>>> {
+        let held = match self.phase {
+            StreamPhase::Ending { held } => held,
+            StreamPhase::Open => {
+                let items: &mut dyn Any = &mut self.items;
+                let items = items.downcast_mut::<PushStream>();
+                items.map_or(0, PushStream::release_held_events)
+            }
+            StreamPhase::SourceEnded | StreamPhase::EndedEarly => 0,
+        };
+        if held == 0 {
+            return None;
+        }
+        self.phase = StreamPhase::Ending { held: held - 1 };
+        match self.poll_source(cx, poll_items) {
+            Poll::Ready(item) => Some(item),
+            Poll::Pending => None,
         }
     }
 
@@ -296,14 +364,14 @@ impl<S: Unpin> SupervisedStream<S> {
 
 impl<S> Stream for SupervisedStream<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     type Item = Result<Item, BoxError>;
 
     #[inline]
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if this.handle.is_some() || this.expires_at.is_some() || this.phase != StreamPhase::Open {
+        if this.handle.is_some() || this.early_end.is_some() || this.phase != StreamPhase::Open {
             return this.poll(cx, true);
         }
         // Nothing but the source can end the stream.
@@ -319,7 +387,7 @@ impl<S> fmt::Debug for SupervisedStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SupervisedStream")
             .field("handle", &self.handle)
-            .field("expires_at", &self.expires_at)
+            .field("expires_at", &self.expires_at())
             .field("phase", &self.phase)
             .finish_non_exhaustive()
     }

@@ -6,6 +6,7 @@
 //! or the changing task sees the waker. The loom tests of the list's users (`loom_tests.rs`) try every order of these steps.
 
 use std::{
+    num::NonZero,
     panic::{AssertUnwindSafe, catch_unwind},
     task::Waker,
 };
@@ -45,7 +46,8 @@ struct Waiter {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WaiterKey {
     shard: u32,
-    index: u32,
+    /// The index in [`Shard::waiters`], plus 1.
+    index_plus_one: NonZero<u32>,
 }
 
 /// The result of [`WaitList::store_waker_unless`].
@@ -85,7 +87,7 @@ impl WaitList {
         }
         WaiterKey {
             shard: shard as u32,
-            index: index as u32,
+            index_plus_one: NonZero::<u32>::MIN.saturating_add(index as u32),
         }
     }
 
@@ -103,13 +105,13 @@ impl WaitList {
         let Shard {
             waiters, queued, ..
         } = &mut *shard;
-        let waiter = &mut waiters[key.index as usize];
+        let waiter = &mut waiters[key.index()];
         if (waiter.waker.as_ref()).is_some_and(|stored| stored.will_wake(waker)) {
             return StoreWakerOutcome::Stored;
         }
         let replaced = waiter.waker.replace(waker.clone());
         if !std::mem::replace(&mut waiter.is_queued, true) {
-            queued.push(key.index as usize);
+            queued.push(key.index());
         }
         drop(shard);
         // The waker is dropped outside the lock: dropping it can drop a task, which then deregisters from this shard.
@@ -130,8 +132,8 @@ impl WaitList {
     /// Removes a task from the list.
     pub(crate) fn deregister(&self, key: &WaiterKey) {
         let mut shard = lock(&self.shards[key.shard as usize]);
-        let waker = shard.waiters[key.index as usize].waker.take();
-        shard.free.push(key.index as usize);
+        let waker = shard.waiters[key.index()].waker.take();
+        shard.free.push(key.index());
         if shard.free.len() == shard.waiters.len() {
             // No task is registered any more, and the memory that many tasks needed is freed.
             *shard = Shard::default();
@@ -139,6 +141,12 @@ impl WaitList {
         drop(shard);
         // The waker is dropped outside the lock: dropping it can drop a task, which then deregisters from this shard.
         drop(waker);
+    }
+}
+
+impl WaiterKey {
+    fn index(&self) -> usize {
+        self.index_plus_one.get() as usize - 1
     }
 }
 

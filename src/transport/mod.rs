@@ -78,6 +78,7 @@ mod heartbeat_timer;
 mod keep_alive;
 pub mod long_poll;
 mod negotiate;
+mod pending_retry;
 mod preference;
 mod push_body;
 mod response;
@@ -99,7 +100,7 @@ pub use tower_push_proto::{BatchEncoder, Encoder, FrameBuffer, StreamEnd};
 #[cfg_attr(docsrs, doc(cfg(feature = "gzip")))]
 pub use self::gzip::Gzip;
 #[cfg(feature = "server")]
-pub(crate) use self::streaming::ItemOutput;
+pub(crate) use self::streaming::{ItemOutput, ItemWriter, StreamingOutput};
 #[cfg(feature = "websocket")]
 #[cfg_attr(docsrs, doc(cfg(feature = "websocket")))]
 pub use self::websocket::WebSocket;

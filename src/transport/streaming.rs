@@ -14,6 +14,7 @@ use super::{
     BoxResponseFuture, Encoder, FrameBuffer, KeepAlive, MAX_ITEMS_PER_POLL, PushBody,
     STREAM_METHODS, StreamEnd,
     heartbeat_timer::HeartbeatTimer,
+    pending_retry::PendingRetry,
     rejection_response,
     response::{NOSNIFF, method_rejection},
 };
@@ -97,12 +98,15 @@ where
 {
     let mut frames = FrameBuffer::default();
     writer.write_opening(&mut frames);
+    let mut output = StreamingOutput {
+        state: StreamingState::Open(writer),
+        frames: None,
+        last_frame_len: 0,
+        frames_in_a_row: 0,
+    };
+    output.keep_frames(frames);
     StreamingBody {
-        output: Some(StreamingOutput {
-            state: StreamingState::Open(writer),
-            frames,
-            frames_in_a_row: 0,
-        }),
+        output: Some(output),
         heartbeat_timer: HeartbeatTimer::new(keep_alive),
     }
 }
@@ -200,6 +204,7 @@ impl StreamWriter for ItemWriter<PushStream> {
         out: &mut FrameBuffer,
     ) -> Poll<Result<WriteOutcome, BoxError>> {
         let min_run_len = self.encoder.min_run_len();
+        let mut retry = PendingRetry::default();
         for _ in 0..MAX_ITEMS_PER_POLL {
             let written = match self.stream.poll_next_run(min_run_len, cx) {
                 Poll::Ready(Some(Ok(ItemOrRun::Item(item)))) => {
@@ -217,6 +222,7 @@ impl StreamWriter for ItemWriter<PushStream> {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Ready(None) => return self.write_end(StreamEnd::reconnect(None), out),
+                Poll::Pending if retry.on_pending() => continue,
                 Poll::Pending => {
                     self.encoder.flush(out);
                     return Poll::Pending;
@@ -224,7 +230,7 @@ impl StreamWriter for ItemWriter<PushStream> {
             };
             match written {
                 Ok(None) if out.is_full() => return Poll::Ready(Ok(WriteOutcome::FrameReady)),
-                Ok(None) => {}
+                Ok(None) => retry.on_ready(),
                 Ok(Some(end)) => return self.write_end(end, out),
                 Err(error) => {
                     let error = error.into();
@@ -257,7 +263,10 @@ pin_project! {
 /// Polls a writer, and joins small writes into frames.
 pub(crate) struct StreamingOutput<W> {
     state: StreamingState<W>,
-    frames: FrameBuffer,
+    /// The frames that are written, and wait until they are taken. `None` if there are none.
+    frames: Option<Box<FrameBuffer>>,
+    /// See [`FrameBuffer::last_frame_len`].
+    last_frame_len: u16,
     /// The number of frames since the output was last pending. 0 if nothing but the opening can be in `frames`.
     frames_in_a_row: u8,
 }
@@ -317,12 +326,15 @@ impl<W: StreamWriter> StreamingOutput<W> {
             return Poll::Pending;
         }
         // A large event or a run makes several frames. All of these frames are sent before the next item is taken.
-        let has_more_frames = self.frames_in_a_row > 0 && !self.frames.is_empty();
+        let mut frames = self.take_frames();
+        let has_more_frames = self.frames_in_a_row > 0 && !frames.is_empty();
         let written = match has_more_frames {
             true => Poll::Ready(()),
-            false => self.state.poll_write(cx, &mut self.frames),
+            false => self.state.poll_write(cx, &mut frames),
         };
-        if let Some(frame) = self.frames.take_frame() {
+        let frame = frames.take_frame();
+        self.keep_frames(frames);
+        if let Some(frame) = frame {
             self.frames_in_a_row += 1;
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -346,8 +358,29 @@ impl<W: StreamWriter> StreamingOutput<W> {
 
     /// Returns the frame of a heartbeat. Returns `None` if the writer writes no heartbeats, or has ended.
     pub(crate) fn take_heartbeat(&mut self) -> Option<Bytes> {
-        self.state.write_heartbeat(&mut self.frames);
-        self.frames.take_frame()
+        let mut frames = self.take_frames();
+        self.state.write_heartbeat(&mut frames);
+        let frame = frames.take_frame();
+        self.keep_frames(frames);
+        frame
+    }
+
+    /// Takes the buffer of the frames that wait, or an empty buffer.
+    #[inline]
+    fn take_frames(&mut self) -> FrameBuffer {
+        match self.frames.take() {
+            Some(frames) => *frames,
+            None => FrameBuffer::with_last_frame_len(self.last_frame_len),
+        }
+    }
+
+    /// Keeps the buffer if it has frames. An idle stream keeps no buffer.
+    #[inline]
+    fn keep_frames(&mut self, frames: FrameBuffer) {
+        self.last_frame_len = frames.last_frame_len();
+        if !frames.is_empty() {
+            self.frames = Some(Box::new(frames));
+        }
     }
 }
 

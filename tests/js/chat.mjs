@@ -1,6 +1,8 @@
 // Drives the chat example in headless Chromium: two browsers with two tabs each, one user in each tab.
 //
-//   node tests/js/chat.mjs http://127.0.0.1:3000 [folder for screenshots]
+//   node tests/js/chat.mjs http://127.0.0.1:3000 http://127.0.0.1:3001 [folder for screenshots]
+//
+// The second address is that of another server, which knows nothing of the first one: as after a restart.
 //
 // The order of messages and of cut connections is random. A run that fails prints its seed, and SEED=… repeats that order.
 
@@ -12,8 +14,8 @@ import { Browser } from "./browser.mjs";
 import { randomFrom } from "./random.mjs";
 import { Wire } from "./wire.mjs";
 
-const [, , address, screenshots] = process.argv;
-assert.ok(address, "usage: chat.mjs ADDRESS [SCREENSHOTS]");
+const [, , address, nextAddress, screenshots] = process.argv;
+assert.ok(nextAddress, "usage: chat.mjs ADDRESS NEXT_ADDRESS [SCREENSHOTS]");
 
 /** What any one condition may take, in milliseconds: far above what it needs on a busy machine. */
 const PATIENCE = 20_000;
@@ -202,6 +204,24 @@ async function whoComesLaterHearsTheLast(browser, url, all) {
   await browser.driver.close();
 }
 
+/** The server is restarted, and its memory is lost. What is said meanwhile is on the way, and arrives. The pages tell of what is missing. */
+async function restartedServerGoesOn(tabs, wires) {
+  for (const wire of wires) wire.cut();
+  for (const tab of tabs) {
+    await tab.until("notices", ({ state }) => state === "reconnecting");
+    await tab.say("after the restart");
+  }
+  for (const wire of wires) wire.moveTo(nextAddress);
+  const expected = tabs.map(({ name }) => `${name}: after the restart`).sort();
+  for (const tab of tabs) {
+    const seen = await tab.until("hears all after the restart", ({ heard, unheard }) =>
+      unheard.length === 0 && heard.filter(({ text }) => text === "after the restart").length === tabs.length);
+    assert.deepEqual(linesOf(seen).slice(-tabs.length).sort(), expected, `${tab.name} hears each once`);
+    assert.match(seen.notes.at(-1) ?? "", /opened anew/);
+  }
+  await everyoneIsHere(tabs);
+}
+
 async function everyoneIsHere(tabs) {
   for (const tab of tabs) await tab.until("sees all", ({ state }) => state === `live · ${tabs.length} here`);
 }
@@ -242,6 +262,7 @@ async function promises(browsers, wires) {
   await whoComesLaterHearsTheLast(other, wires[1].address, all);
   await everyoneIsHere(tabs);
   await screenshotsOf(one, tabs[1]);
+  await restartedServerGoesOn(tabs, wires);
 }
 
 async function deadline() {

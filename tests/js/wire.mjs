@@ -5,13 +5,14 @@ export class Wire {
   #server;
   #sockets = new Set();
   #isCut = false;
+  #target;
 
   static async to(target) {
-    const { hostname, port } = new URL(target);
     const wire = new Wire();
+    wire.#target = new URL(target);
     wire.#server = createServer((client) => {
       if (wire.#isCut) return client.destroy();
-      const server = connect(Number(port), hostname);
+      const server = connect(Number(wire.#target.port), wire.#target.hostname);
       for (const [from, to] of [[client, server], [server, client]]) {
         wire.#sockets.add(from);
         from.setNoDelay(true);
@@ -38,6 +39,13 @@ export class Wire {
 
   mend() {
     this.#isCut = false;
+  }
+
+  /** The server is another one from now on, as after a restart. Open connections are cut. */
+  moveTo(target) {
+    this.cut();
+    this.#target = new URL(target);
+    this.mend();
   }
 
   close() {

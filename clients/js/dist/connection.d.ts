@@ -10,9 +10,13 @@ export declare class Connection implements PushConnection {
     state: State;
     transport: string | undefined;
     cursor: string | undefined;
+    /** The address of the next attempt. Only other modules of this package change it. */
+    streamUrl: URL;
     constructor(url: string | URL, options: ConnectOptions);
     on(name: string, listener: (value: any) => void): () => void;
     send(message: unknown): boolean;
+    /** Ends the attempt that is under way. The next one follows at once, at the cursor. */
+    reconnect(): void;
     close(): void;
     [Symbol.asyncIterator](): AsyncIterator<PushEvent | PushGap, undefined>;
 }

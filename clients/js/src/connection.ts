@@ -60,7 +60,9 @@ export class Connection implements PushConnection {
   transport: string | undefined;
   cursor: string | undefined;
 
-  #url: URL;
+  /** The address of the next attempt. Only other modules of this package change it. */
+  streamUrl: URL;
+
   #options: Options;
   #transports: TransportPlugin[];
   #listeners = new ListenerSet();
@@ -120,7 +122,7 @@ export class Connection implements PushConnection {
   };
 
   constructor(url: string | URL, options: ConnectOptions) {
-    this.#url = new URL(url, globalThis.location?.href);
+    this.streamUrl = new URL(url, globalThis.location?.href);
     this.#options = Object.assign({}, DEFAULTS, options);
     const { since, signal, headers, protocols, heartbeat = 1000 } = options;
     if (since && since !== "now") this.cursor = since;
@@ -148,6 +150,11 @@ export class Connection implements PushConnection {
     return !!this.#send;
   }
 
+  /** Ends the attempt that is under way. The next one follows at once, at the cursor. */
+  reconnect(): void {
+    this.#abort("restart");
+  }
+
   close(): void {
     this.#close();
   }
@@ -157,7 +164,7 @@ export class Connection implements PushConnection {
   }
 
   async #run(): Promise<void> {
-    const working = rememberedTransport(this.#url);
+    const working = rememberedTransport(this.streamUrl);
     let preferred = Math.max(0, this.#transports.findIndex(({ name }) => name === working));
     let current = preferred;
     /** The transports that have failed since the last delay, and how. */
@@ -177,7 +184,7 @@ export class Connection implements PushConnection {
       if (hasWorked) {
         preferred = current;
         failed.clear();
-        rememberedTransport(this.#url, this.transport);
+        rememberedTransport(this.streamUrl, this.transport);
       }
       if (abortReason === "upgrade") {
         current = 0;
@@ -226,7 +233,7 @@ export class Connection implements PushConnection {
     const outcome: Outcome = { hasWorked: false };
     const attempt: Attempt = {
       options: this.#options,
-      url: this.#url,
+      url: this.streamUrl,
       cursor: this.cursor,
       headers: new Headers(),
       isProbe: this.#workingTransport !== transport,
@@ -303,6 +310,12 @@ export class Connection implements PushConnection {
 
   #abort(reason: AbortReason): void {
     this.#controller.abort(reason);
+    this.#stopHoldingBack();
+  }
+
+  /** Reads on. The next event holds back again if there is no room. */
+  #stopHoldingBack(): void {
+    this.#whenRoom = undefined;
     this.#makeRoom();
   }
 
@@ -357,8 +370,7 @@ export class Connection implements PushConnection {
 
   #onRead(): void {
     if (this.#queues.length > this.#options.maxBuffered / 2) return;
-    this.#whenRoom = undefined;
-    this.#makeRoom();
+    this.#stopHoldingBack();
     if (!this.#hasOverflowed) return;
     this.#hasOverflowed = false;
     this.#wake();

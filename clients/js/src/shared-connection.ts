@@ -73,6 +73,7 @@ export class SharedConnection implements PushConnection {
   #release: (() => void) | undefined;
   /** Ends when this tab leaves. */
   #session: AbortController | undefined;
+  #leaseTimer: ReturnType<typeof setTimeout> | undefined;
   /** Ends this tab's place in the line for the lock. */
   #waiting = new AbortController();
   #counts: { position: Position | undefined; cursor: string | undefined }[] | undefined;
@@ -132,6 +133,7 @@ export class SharedConnection implements PushConnection {
   #leave(): void {
     this.#session?.abort();
     this.#session = undefined;
+    clearTimeout(this.#leaseTimer);
     this.#hasLeader = false;
     this.#waiting.abort();
     this.#resign();
@@ -165,7 +167,7 @@ export class SharedConnection implements PushConnection {
     let silences = 0;
     while (!signal.aborted) {
       this.#hasLeader = false;
-      await new Promise((resolve) => setTimeout(resolve, this.#lease * (1 + Math.random() / 2)));
+      await new Promise((resolve) => (this.#leaseTimer = setTimeout(resolve, this.#lease * (1 + Math.random() / 2))));
       silences = this.#hasLeader || this.#release ? 0 : silences + 1;
       if (signal.aborted || silences === 0) continue;
       this.#post({ kind: "ping" });
@@ -193,7 +195,8 @@ export class SharedConnection implements PushConnection {
     this.#post({ kind: "census" });
     await new Promise((resolve) => setTimeout(resolve, CENSUS_TIME));
     if (this.#release !== release || !this.#counts) return;
-    const known = this.#counts.filter(({ position, cursor }) => position || cursor != null);
+    // Cursors have no order: a tab that has only a cursor, and no position, catches up by itself.
+    const known = this.#counts.filter(({ position }) => position);
     const [first = this.#counts[0]!] = known;
     const oldest = known.reduce((one, other) => (isBefore(other.position, one.position) ? other : one), first);
     this.#counts = undefined;
@@ -208,7 +211,10 @@ export class SharedConnection implements PushConnection {
     this.#term = `${String(parseInt(highest || "0", 10) + 1).padStart(10, "0")} ${this.#id}`;
     this.#from = from;
     let sequence = 0;
-    this.#adopt([this.#term, 0], cursor);
+    const start: Position = [this.#term, 0];
+    const hasBareCursor = !this.#position && this.cursor != null && this.cursor !== cursor;
+    if (hasBareCursor) this.#startCatchUp(start, cursor);
+    else this.#adopt(start, cursor);
     const connection = (this.#connection = connect(this.#url, { ...this.#options, since: cursor ?? "now" }));
     this.#announce(cursor);
     const pass = (...report: Report) => {
@@ -259,10 +265,10 @@ export class SharedConnection implements PushConnection {
     this.#setState(state);
     const own = this.#position;
     const isStart = position[1] === 0;
-    // A new tab begins where the leader is, unless it has a cursor.
-    let hasMissed = !isStart && this.cursor != null && this.cursor !== cursor;
+    // A new tab begins where the leader is, unless it has a cursor. A leader that knew of no position may begin after this tab's cursor.
+    let hasMissed = this.cursor != null && this.cursor !== cursor;
     if (own?.[0] === position[0]) hasMissed = isBefore(own, position);
-    else if (own) hasMissed = isStart ? isBefore(own, from) : true;
+    else if (own) hasMissed = isStart ? (from ? isBefore(own, from) : hasMissed) : true;
     if (hasMissed || this.#catchUp) this.#startCatchUp(position, cursor);
     else if (own?.[0] !== position[0]) this.#adopt(position, cursor);
   }
@@ -309,6 +315,8 @@ export class SharedConnection implements PushConnection {
     if (position[0] !== term || position[1] !== sequence + 1) return this.#startCatchUp(position, cursor);
     this.#position = position;
     if (!this.#catchUp) return this.#pass(report, cursor);
+    // The leader has come to the last event that this tab has passed on.
+    if (report[0] === "event" && report[1].id != null && report[1].id === this.cursor) return this.#stopCatchUp();
     this.#catchUp.held.push(message);
     if (this.#catchUp.held.length > MAX_CATCH_UP) this.#catchUp.held = [];
   }

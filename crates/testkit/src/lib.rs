@@ -12,7 +12,10 @@
 //! | [`live_counter`] | a count of the streams that are alive |
 //! | [`wait`] | waiting for a condition |
 //! | [`example_process`] | the examples as processes |
+//! | [`nats_server`] | NATS servers |
 //! | [`programs`] | scripts for Node.js, Python and Chromium, with the packages that `scripts/setup` installs |
+//! | [`random`] | random numbers that a seed gives again |
+//! | [`relay_client`] | a client that moves from relay to relay |
 //! | [`redis_server`] | Redis and Valkey servers |
 //! | [`current_exe_child`] | the current program as a second process, with its CPU time and memory |
 
@@ -24,10 +27,13 @@ pub mod example_process;
 pub mod headers;
 pub mod item;
 pub mod live_counter;
+pub mod nats_server;
 pub mod programs;
+pub mod random;
 pub mod record_client;
 pub mod records;
 pub mod redis_server;
+pub mod relay_client;
 pub mod request;
 pub mod server;
 pub mod wait;
@@ -43,8 +49,11 @@ pub use self::{
     headers::parse_headers,
     item::{describe_item, poll_next, read_ready_items},
     live_counter::LiveCounter,
+    nats_server::NatsServer,
+    random::Random,
     record_client::RecordClient,
     redis_server::{RedisProgram, RedisServer, free_port},
+    relay_client::RelayClient,
     request::{empty_request, get_request_head},
     server::{TestServer, wait_for_connections},
     wait::wait_until,

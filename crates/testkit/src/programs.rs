@@ -3,8 +3,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    time::Duration,
 };
+
+use serde_json::Value;
 
 /// Returns a command that runs a script in `tests/js`. Panics if the npm package that the script uses is not installed.
 pub fn node_script(script: &str, package: &str) -> Command {
@@ -38,6 +41,23 @@ pub fn python_script(script: &str) -> Command {
     let mut command = Command::new(installed_path("target/python/bin/python"));
     command.arg(repository_path("tests/python").join(script));
     command
+}
+
+/// Runs a program to its end, and returns the JSON texts that it prints, one in each line. Panics if the program fails, prints other lines,
+/// or has not exited within `timeout`.
+pub async fn run_to_json_lines(command: Command, timeout: Duration) -> Vec<Value> {
+    let mut command = tokio::process::Command::from(command);
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(timeout, output).await;
+    let output = output.expect("the program should have exited");
+    let output = output.unwrap_or_else(|error| panic!("{error}: run scripts/setup first"));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {log}");
+    let lines = output.stdout.split(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| !line.is_empty());
+    let parse =
+        |line| serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {log}"));
+    lines.map(parse).collect()
 }
 
 /// Returns a path relative to the repository's root. Panics if `scripts/setup` has not created this path.

@@ -24,15 +24,29 @@ pub const SAMPLE_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The `Sec-WebSocket-Accept` that answers [`SAMPLE_KEY`].
 pub const SAMPLE_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The default headers of a handshake, which a test can replace.
-const DEFAULT_HEADERS: [(&str, &str); 6] = [
-    ("host", "localhost"),
+/// The headers of a handshake over HTTP/1.1 besides `Host`.
+const UPGRADE_HEADERS: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
     ("upgrade", "websocket"),
     ("sec-websocket-key", SAMPLE_KEY),
     ("sec-websocket-version", "13"),
-    (":protocol", "websocket"),
 ];
+
+/// The default headers of a handshake besides [`UPGRADE_HEADERS`].
+const OTHER_DEFAULT_HEADERS: [(&str, &str); 2] =
+    [("host", "localhost"), (":protocol", "websocket")];
+
+/// Returns the header lines of a handshake over HTTP/1.1 besides `Host`: `Connection`, `Upgrade`, the key and the version, without line
+/// breaks.
+pub fn handshake_header_lines() -> [String; 4] {
+    UPGRADE_HEADERS.map(|(name, value)| format!("{name}: {value}"))
+}
+
+/// Returns the text of a handshake over HTTP/1.1. `header_lines` are `Host` and others, each with its line break.
+pub fn handshake_text(target: &str, header_lines: &str) -> String {
+    let lines = handshake_header_lines().join("\r\n");
+    format!("GET {target} HTTP/1.1\r\n{header_lines}{lines}\r\n\r\n")
+}
 
 /// Opens a WebSocket on a new connection. Panics if the server refuses the handshake.
 pub async fn connect(
@@ -116,9 +130,8 @@ fn with_default_headers<'a>(
     headers: &'a [(&'a str, &'a str)],
 ) -> impl Iterator<Item = (&'a str, &'a str)> {
     let is_replaced = |name| headers.iter().any(|(other, _)| *other == name);
-    let defaults = DEFAULT_HEADERS
-        .iter()
-        .filter(move |(name, _)| !is_replaced(*name));
+    let defaults = UPGRADE_HEADERS.iter().chain(&OTHER_DEFAULT_HEADERS);
+    let defaults = defaults.filter(move |(name, _)| !is_replaced(*name));
     let all = defaults.chain(headers).copied();
     all.filter(|(_, value)| !value.is_empty())
 }

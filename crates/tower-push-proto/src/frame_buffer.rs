@@ -28,7 +28,7 @@ pub struct FrameBuffer {
     complete_frames: Option<Box<CompleteFrames>>,
     /// The length of the frame that was taken last, or a fixed limit if the frame was longer. The next frame that joins several writes is
     /// allocated with this capacity.
-    last_frame_len: usize,
+    last_frame_len: u16,
 }
 
 /// The frame that is being written.
@@ -57,10 +57,29 @@ const FULL_FRAME_LEN: usize = 16 * 1024;
 /// The length, in bytes, from which shared bytes become a frame of their own. Copying longer bytes costs more than one more frame.
 const MIN_UNCOPIED_LEN: usize = 4 * 1024;
 
+/// The upper bound of [`FrameBuffer::last_frame_len`]: 20 KiB.
+const MAX_LAST_FRAME_LEN: usize = FULL_FRAME_LEN + FULL_FRAME_LEN / 4;
+
 /// The least capacity of a frame that joins several writes, in bytes.
 const MIN_COPIED_CAPACITY: usize = 512;
 
 impl FrameBuffer {
+    /// Creates an empty buffer that allocates its first copied frame with a capacity of `len` bytes. `len` is what
+    /// [`last_frame_len`](Self::last_frame_len) of an earlier buffer for the same stream has returned.
+    #[inline]
+    pub fn with_last_frame_len(len: u16) -> Self {
+        Self {
+            last_frame_len: len,
+            ..Self::default()
+        }
+    }
+
+    /// Returns the length of the frame that was taken last, in bytes: 20 KiB if the frame was longer, 0 before the first frame.
+    #[inline]
+    pub fn last_frame_len(&self) -> u16 {
+        self.last_frame_len
+    }
+
     /// Returns the end of the open frame, for appending bytes that are not shared.
     #[inline]
     pub fn buffer(&mut self) -> &mut BytesMut {
@@ -80,7 +99,7 @@ impl FrameBuffer {
         }
         let mut copied = BytesMut::new();
         if let OpenFrame::Shared(shared) = &self.open_frame {
-            copied.reserve(self.last_frame_len.max(MIN_COPIED_CAPACITY));
+            copied.reserve(usize::from(self.last_frame_len).max(MIN_COPIED_CAPACITY));
             copied.put_slice(shared);
         }
         self.open_frame = OpenFrame::Copied(copied);
@@ -175,7 +194,7 @@ impl FrameBuffer {
             None => self.open_frame.take()?,
             Some(_) => self.take_complete_frame()?,
         };
-        self.last_frame_len = frame.len().min(FULL_FRAME_LEN + FULL_FRAME_LEN / 4);
+        self.last_frame_len = frame.len().min(MAX_LAST_FRAME_LEN) as u16;
         Some(frame)
     }
 

@@ -42,6 +42,8 @@ pub mod base64;
 #[doc(hidden)]
 pub mod byte_search;
 #[doc(hidden)]
+pub mod decimal;
+#[doc(hidden)]
 pub mod header_list;
 #[doc(hidden)]
 pub mod random;

@@ -265,16 +265,18 @@ impl EventLog {
         self.is_closed
     }
 
-    /// Clones the events after `position` into the buffer: at least one event, and then as many as `max_bytes` and the buffer
-    /// allow.
+    /// Clones the events after `position` and up to `end_position` into the buffer: at least one event, and then as many as `max_bytes` and the
+    /// buffer allow. The log may also have events after `end_position`.
     pub(crate) fn read(
         &self,
         position: u64,
+        end_position: u64,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
         let before_oldest = self.position_before_oldest();
-        if position >= self.last_position {
+        let end_position = self.last_position.min(end_position);
+        if position >= end_position {
             return if self.is_closed {
                 EventLogReadOutcome::Closed
             } else {
@@ -284,29 +286,32 @@ impl EventLog {
         if position < before_oldest {
             return self.read_trimmed(position, max_bytes, buffer);
         }
-        let entries = self.entries.range((position - before_oldest) as usize..);
+        let range = (position - before_oldest) as usize..(end_position - before_oldest) as usize;
+        let entries = self.entries.range(range);
         let entries = (position + 1..).zip(entries);
         let up_to = fill_buffer(buffer, max_bytes, entries).unwrap_or(position);
         EventLogReadOutcome::Events { up_to }
     }
 
-    /// Whether the log has at least `count` events after `position`, the next one included.
+    /// Whether the log has at least `count` events after `position` and up to `end_position`, the next one included.
     #[inline]
-    pub(super) fn has_events_after(&self, position: u64, count: u64) -> bool {
-        self.last_position.saturating_sub(position) >= count
-            && position >= self.position_before_oldest()
+    pub(super) fn has_events_after(&self, position: u64, end_position: u64, count: u64) -> bool {
+        let end_position = self.last_position.min(end_position);
+        end_position.saturating_sub(position) >= count && position >= self.position_before_oldest()
     }
 
-    /// Makes the run of the events after `position`, and returns the run and its length in bytes. The log has the next event.
+    /// Makes the run of the events after `position` and up to `end_position`, and returns the run and its length in bytes. The log has the next
+    /// event.
     ///
     /// A run ends at a multiple of [`RUN_BLOCK_LEN`], so that readers from different positions get the same runs from there on. The history
     /// of a run begins behind such a position.
-    pub(super) fn run_after(&self, position: u64) -> (EventRun, usize) {
+    pub(super) fn run_after(&self, position: u64, end_position: u64) -> (EventRun, usize) {
         let before_oldest = self.position_before_oldest();
         let before_block = position / RUN_BLOCK_LEN * RUN_BLOCK_LEN;
         let first = position.saturating_sub(before_oldest) as usize;
         let block_start = before_block.saturating_sub(before_oldest) as usize;
-        let max_len = (before_block + RUN_BLOCK_LEN - position) as usize;
+        let end_position = end_position.clamp(position + 1, before_block + RUN_BLOCK_LEN);
+        let max_len = (end_position - position) as usize;
 
         let history = self.entries.range(block_start.min(first)..first);
         let (history_len, _) = count_within(history.rev(), first, MAX_HISTORY_BYTES);
@@ -455,7 +460,7 @@ mod tests {
 
     fn read(log: &EventLog, position: u64, max_bytes: usize) -> (Vec<String>, EventLogReadOutcome) {
         let mut buffer = ReadBuffer::default();
-        let result = log.read(position, max_bytes, &mut buffer);
+        let result = log.read(position, u64::MAX, max_bytes, &mut buffer);
         let texts =
             std::iter::from_fn(|| buffer.pop()).map(|e| e.payload().as_text().unwrap().to_owned());
         (texts.collect(), result)
@@ -510,7 +515,7 @@ mod tests {
         for number in 1..=150 {
             append(&mut log, &number.to_string());
         }
-        let run = |position| log.run_after(position).0;
+        let run = |position| log.run_after(position, u64::MAX).0;
         let last = |position| run(position).last_position();
         assert_eq!(
             (last(50), last(63), last(64), last(149)),
@@ -521,8 +526,8 @@ mod tests {
         assert_eq!(run_texts(run(52).history()), ["51", "52"]);
         assert_eq!(run_texts(run(66).history()), ["65", "66"]);
         assert!(run(64).history().is_empty());
-        assert_eq!(log.run_after(98).1, 2 + 29 * 3);
-        let has_events = |position, count| log.has_events_after(position, count);
+        assert_eq!(log.run_after(98, u64::MAX).1, 2 + 29 * 3);
+        let has_events = |position, count| log.has_events_after(position, u64::MAX, count);
         assert!(has_events(50, 100) && has_events(149, 1));
         assert!(!has_events(49, 1) && !has_events(149, 2) && !has_events(200, 1));
     }
@@ -535,10 +540,10 @@ mod tests {
             append(&mut log, &kib);
         }
         append(&mut log, &"y".repeat(100_000));
-        assert_eq!(log.run_after(0).0.events().len(), 16);
-        assert_eq!(log.run_after(36).0.history().len(), 32);
-        assert_eq!(log.run_after(39).0.events().len(), 1);
-        assert_eq!(log.run_after(40).0.events().len(), 1);
+        assert_eq!(log.run_after(0, u64::MAX).0.events().len(), 16);
+        assert_eq!(log.run_after(36, u64::MAX).0.history().len(), 32);
+        assert_eq!(log.run_after(39, u64::MAX).0.events().len(), 1);
+        assert_eq!(log.run_after(40, u64::MAX).0.events().len(), 1);
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::{
 
 #[cfg(feature = "server")]
 use super::WatchedLog;
-use super::{EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart};
+use super::{
+    EventLogReadOutcome, LogIds, ReadBuffer, ReplayLog, ResolvedStart, shared_log::ReadRange,
+};
 use crate::{
     BoxError, Error,
     event::{Event, EventId, EventRun, Gap, GapReason, Item},
@@ -20,10 +22,18 @@ pub(crate) struct LogReader<I: LogIds> {
     key: Option<WaiterKey>,
     /// The position of the last event taken from the log.
     position: u64,
-    /// An item that is yielded before the first event.
-    first_item: Option<Box<Item>>,
+    /// What begins the stream. `None` once it is over, so that an open stream needs no space for it.
+    beginning: Option<Box<StreamBeginning>>,
+    /// The reader reads the events up to this position even if the log holds them back.
+    held_position: u64,
     /// Events taken from the log and not yielded yet.
     buffer: ReadBuffer,
+}
+
+/// What a [`LogReader`] needs only until its subscriber has read an event.
+struct StreamBeginning {
+    /// An item that is yielded before the first event.
+    first_item: Option<Item>,
     /// The cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
     requested_cursor: Option<EventId>,
 }
@@ -52,25 +62,25 @@ impl<I: LogIds> LogReader<I> {
     pub(crate) fn new(log: Arc<ReplayLog<I>>, start: ResolvedStart) -> Self {
         Self {
             key: Some(log.add_subscriber()),
+            held_position: log.held_position(),
             log,
             position: start.position,
-            first_item: start.first_item.map(Box::new),
+            beginning: StreamBeginning::new(start.first_item, start.requested_cursor),
             buffer: ReadBuffer::default(),
-            requested_cursor: start.requested_cursor,
         }
     }
 
     /// Moves the reader to another place of the log. The reader has no events that it has taken from the log and not returned.
     pub(crate) fn restart(&mut self, start: ResolvedStart) {
         debug_assert_eq!(self.buffer.len(), 0);
+        self.held_position = self.log.held_position();
         self.position = start.position;
-        self.first_item = start.first_item.map(Box::new);
-        self.requested_cursor = start.requested_cursor;
+        self.beginning = StreamBeginning::new(start.first_item, start.requested_cursor);
     }
 
     /// Returns the cursor that the client resumes from. `None` once the subscriber has read an event, or has found no event to read.
     pub(crate) fn requested_cursor(&self) -> Option<&EventId> {
-        self.requested_cursor.as_ref()
+        self.beginning.as_ref()?.requested_cursor.as_ref()
     }
 
     /// Returns the position of the newest event in the log.
@@ -104,16 +114,50 @@ impl<I: LogIds> LogReader<I> {
         self.log.clone()
     }
 
+    /// Lets the reader read the events that the log holds back now. Returns the number of events before the end of the log, if the log
+    /// may hold back events, else 0.
+    pub(crate) fn release_held_events(&mut self) -> u32 {
+        self.held_position = self.log.held_position();
+        let unread = self.held_position.saturating_sub(self.position);
+        u32::try_from(unread).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the events that the reader reads next.
+    #[inline]
+    fn range(&self) -> ReadRange {
+        ReadRange {
+            after: self.position,
+            at_least_to: self.held_position,
+        }
+    }
+
     /// Returns whether there is an item that the client gets before the first event.
     #[inline]
     pub(crate) fn has_first_item(&self) -> bool {
-        self.first_item.is_some()
+        let beginning = self.beginning.as_ref();
+        beginning.is_some_and(|beginning| beginning.first_item.is_some())
     }
 
     /// Takes the item that the client gets before the first event.
     #[inline]
     pub(crate) fn take_first_item(&mut self) -> Option<Item> {
-        self.first_item.take().map(|item| *item)
+        let beginning = self.beginning.as_mut()?;
+        let first_item = beginning.first_item.take();
+        if beginning.requested_cursor.is_none() {
+            self.beginning = None;
+        }
+        first_item
+    }
+
+    /// Forgets the cursor that the client resumes from, and returns it.
+    #[inline]
+    fn take_requested_cursor(&mut self) -> Option<EventId> {
+        let beginning = self.beginning.as_mut()?;
+        let requested_cursor = beginning.requested_cursor.take();
+        if beginning.first_item.is_none() {
+            self.beginning = None;
+        }
+        requested_cursor
     }
 
     /// Returns the next event, if there is one. The caller must yield the item of [`take_first_item`](Self::take_first_item) before the event.
@@ -123,7 +167,7 @@ impl<I: LogIds> LogReader<I> {
             if let Some(event) = self.buffer.pop() {
                 return Poll::Ready(LogReadOutcome::Event(event));
             }
-            let outcome = (self.log).read(self.position, MAX_READ_BYTES, &mut self.buffer);
+            let outcome = (self.log).read(self.range(), MAX_READ_BYTES, &mut self.buffer);
             if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
                 return Poll::Ready(outcome);
             }
@@ -145,7 +189,7 @@ impl<I: LogIds> LogReader<I> {
             }
             let mut run = None;
             let outcome = (self.log).read_run(
-                self.position,
+                self.range(),
                 min_len,
                 MAX_READ_BYTES,
                 &mut self.buffer,
@@ -153,7 +197,7 @@ impl<I: LogIds> LogReader<I> {
             );
             if let Some(run) = run {
                 self.position = run.last_position();
-                self.requested_cursor = None;
+                self.take_requested_cursor();
                 return Poll::Ready(LogRunOutcome::Run(run));
             }
             if let Some(outcome) = ready!(self.poll_handle_read(outcome, cx)) {
@@ -175,7 +219,7 @@ impl<I: LogIds> LogReader<I> {
             EventLogReadOutcome::Missed => return Poll::Ready(Some(LogReadOutcome::Missed)),
             EventLogReadOutcome::Closed => return Poll::Ready(Some(LogReadOutcome::Closed)),
             EventLogReadOutcome::UpToDate => {
-                self.requested_cursor = None;
+                self.take_requested_cursor();
                 let outcome = self.store_waker_unless_readable(cx.waker(), self.position);
                 if outcome.is_stored() {
                     return Poll::Pending;
@@ -191,7 +235,7 @@ impl<I: LogIds> LogReader<I> {
         let conflated = up_to - self.position - self.buffer.len() as u64;
         self.log.counters().add_conflated(conflated);
         self.position = up_to;
-        self.requested_cursor = None;
+        self.take_requested_cursor();
     }
 
     /// Moves the reader past the events that the log no longer has. Returns the gap that stands for them.
@@ -202,7 +246,7 @@ impl<I: LogIds> LogReader<I> {
         let missed = self.log.inspect_log(|log| log.missed_after(self.position));
         let counters = self.log.counters();
         let count = missed.count.unwrap_or(0);
-        let reason = match (missed.discontinuity, &self.requested_cursor) {
+        let reason = match (missed.discontinuity, self.requested_cursor()) {
             (Some(reason), _) => reason,
             (None, Some(_)) => {
                 counters.add_missed_on_return(count);
@@ -219,9 +263,22 @@ impl<I: LogIds> LogReader<I> {
         self.position = missed.up_to;
         let mut gap = Gap::new(reason);
         gap.missed = missed.count;
-        gap.requested = self.requested_cursor.take();
+        gap.requested = self.take_requested_cursor();
         gap.resumed = self.log.cursor_at(missed.up_to);
         Ok(Item::from(gap))
+    }
+}
+
+impl StreamBeginning {
+    /// Returns `None` if there is nothing to keep.
+    fn new(first_item: Option<Item>, requested_cursor: Option<EventId>) -> Option<Box<Self>> {
+        let is_empty = first_item.is_none() && requested_cursor.is_none();
+        (!is_empty).then(|| {
+            Box::new(Self {
+                first_item,
+                requested_cursor,
+            })
+        })
     }
 }
 

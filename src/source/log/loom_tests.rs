@@ -5,7 +5,10 @@ use std::{future::poll_fn, task::Poll, time::Duration};
 
 use loom::{future::block_on, model, sync::Arc, thread};
 
-use super::{EventLog, EventLogLimits, EventLogReadOutcome, IdIndex, ReadBuffer, SharedLog};
+use super::{
+    EventLog, EventLogLimits, EventLogReadOutcome, FlushTarget, FlushWindow, HeldEvents, IdIndex,
+    ReadBuffer, SharedLog, shared_log::ReadRange,
+};
 use crate::event::{Event, Gap, GapReason};
 
 fn limits() -> EventLogLimits {
@@ -40,8 +43,12 @@ fn read(log: &SharedLog, mut position: u64, count: usize) -> (Vec<String>, Event
     let mut last_read = EventLogReadOutcome::UpToDate;
     while events.len() < count && !is_end(last_read) {
         last_read = block_on(poll_fn(|cx| {
+            let range = ReadRange {
+                after: position,
+                at_least_to: 0,
+            };
             loop {
-                match log.read(position, 1 << 20, &mut buffer) {
+                match log.read(range, 1 << 20, &mut buffer) {
                     EventLogReadOutcome::UpToDate => {
                         let outcome =
                             log.store_waker_unless_readable(&reader, cx.waker(), position);
@@ -192,6 +199,59 @@ fn reader_ahead_of_log_joins_at_its_cursor() {
         log.deregister_reader(&reader);
         assert_eq!(read(&log, position, 1).0, ["42"]);
         writer.join().unwrap();
+    });
+}
+
+/// A log in a flush window, whose timer ends at any time.
+struct WindowedLog(SharedLog);
+
+impl FlushTarget for WindowedLog {
+    fn flush_held(&self) {
+        self.0.flush_held();
+    }
+}
+
+fn windowed_log() -> std::sync::Arc<WindowedLog> {
+    std::sync::Arc::new_cyclic(|this: &std::sync::Weak<WindowedLog>| {
+        let max_held = HeldEvents {
+            events: 4,
+            bytes: 1 << 20,
+        };
+        let window = FlushWindow::new(Duration::from_secs(10), max_held, this.clone());
+        let log = SharedLog::new(EventLog::new(limits(), false), 1);
+        WindowedLog(log.with_flush_window(window))
+    })
+}
+
+#[test]
+fn waiting_reader_gets_event_held_back() {
+    model(|| {
+        let log = windowed_log();
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || read(&log.0, 0, 2).0
+        });
+        append(&log.0);
+        append(&log.0);
+        assert_eq!(reader.join().unwrap(), ["1", "2"]);
+    });
+}
+
+#[test]
+fn close_wakes_reader_after_event_held_back() {
+    model(|| {
+        let log = windowed_log();
+        append(&log.0);
+        append(&log.0);
+        let reader = thread::spawn({
+            let log = log.clone();
+            move || read(&log.0, 1, usize::MAX)
+        });
+        log.0.close();
+        assert_eq!(
+            reader.join().unwrap(),
+            (vec!["2".to_owned()], EventLogReadOutcome::Closed)
+        );
     });
 }
 

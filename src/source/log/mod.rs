@@ -11,6 +11,7 @@
 //! | `id_index.rs` | [`IdIndex`]: the positions of ids that are given from outside | events |
 //! | `read_buffer.rs` | [`ReadBuffer`]: the events that one reader took | |
 //! | `run_cache.rs` | `RunCache`: the runs that were read last, for other readers at the same position | limits of the log |
+//! | `flush_window.rs`, `flush_timer.rs` | [`FlushWindow`]: when readers are told of new events | events |
 //! | `shared_log.rs` | [`SharedLog`]: a log in a lock, and the readers that wait for its next event | what an event means |
 //! | `log_ids.rs`, `epoch.rs` | [`LogIds`]: how ids and positions belong together; [`Epoch`]: ids that are made from positions | |
 //! | `replay_log.rs` | [`ReplayLog`]: a log that clients subscribe to, with ids, a [`LagPolicy`] and counts | where events come from |
@@ -20,6 +21,8 @@
 mod epoch;
 mod event_log;
 mod event_log_limits;
+mod flush_timer;
+mod flush_window;
 mod id_index;
 mod lag_policy;
 mod log_counters;
@@ -44,12 +47,13 @@ pub(crate) use self::{
     epoch::Epoch,
     event_log::{DuplicateId, EventLog, EventLogReadOutcome},
     event_log_limits::EventLogLimits,
+    flush_window::{FlushTarget, FlushWindow, HeldEvents},
     id_index::IdIndex,
     log_counters::{LogCounters, LogCounts},
     log_entry::event_byte_len,
     log_ids::{ExternalIds, LogIds},
     log_reader::{LogReadOutcome, LogReader, LogRunOutcome},
     read_buffer::ReadBuffer,
-    replay_log::{ReplayLog, ResolvedStart},
+    replay_log::{ReplayLog, ReplayLogConfig, ResolvedStart},
     shared_log::{AppendError, SharedLog},
 };

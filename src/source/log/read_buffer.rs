@@ -1,13 +1,20 @@
 use crate::event::Event;
 
-/// Events that a reader has taken from a log and not used yet. The buffer holds a few events without an allocation.
+/// Events that a reader has taken from a log and not used yet. The buffer holds one event without an allocation, which is the usual number.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBuffer {
-    events: [Option<Event>; CAPACITY],
+    next: Option<Event>,
+    /// The events after `next`. `None` if there are none.
+    rest: Option<Box<EventsAfterNext>>,
+}
+
+#[derive(Debug, Default)]
+struct EventsAfterNext {
+    events: [Option<Event>; CAPACITY - 1],
     /// Index of the first event in `events`.
-    start: usize,
+    start: u8,
     /// Index of the last event in `events`, plus 1.
-    end: usize,
+    end: u8,
 }
 
 /// Number of events in a full buffer. A reader locks the log once for this number of events, so that the cost of the lock is
@@ -16,28 +23,63 @@ const CAPACITY: usize = 8;
 
 impl ReadBuffer {
     pub(crate) fn len(&self) -> usize {
-        self.end - self.start
+        let rest = self.rest.as_ref().map_or(0, |rest| rest.end - rest.start);
+        usize::from(self.next.is_some()) + usize::from(rest)
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.end == CAPACITY
+        let rest = self.rest.as_ref();
+        rest.is_some_and(|rest| usize::from(rest.end) == rest.events.len())
     }
 
     /// Appends an event, unless the buffer is full.
     pub(crate) fn push(&mut self, event: Event) {
-        if let Some(slot) = self.events.get_mut(self.end) {
+        if self.next.is_none() {
+            self.next = Some(event);
+            return;
+        }
+        let rest = self.rest.get_or_insert_default();
+        if let Some(slot) = rest.events.get_mut(usize::from(rest.end)) {
             *slot = Some(event);
-            self.end += 1;
+            rest.end += 1;
         }
     }
 
     /// Takes the oldest event.
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<Event> {
-        let event = self.events.get_mut(self.start)?.take()?;
-        self.start += 1;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+        let event = self.next.take()?;
+        if let Some(rest) = &mut self.rest {
+            self.next = rest.events[usize::from(rest.start)].take();
+            rest.start += 1;
+            if rest.start == rest.end {
+                self.rest = None;
+            }
         }
         Some(event)
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_out_in_order() {
+        let mut buffer = ReadBuffer::default();
+        for count in 0..=CAPACITY {
+            for number in 0..count {
+                assert!(!buffer.is_full());
+                buffer.push(Event::text(number.to_string()));
+            }
+            assert_eq!(buffer.len(), count);
+            assert_eq!(buffer.is_full(), count == CAPACITY);
+            for number in 0..count {
+                let event = buffer.pop().unwrap();
+                assert_eq!(event.payload().as_text(), Some(&*number.to_string()));
+                assert_eq!(buffer.len(), count - number - 1);
+            }
+            assert!(buffer.pop().is_none() && buffer.rest.is_none());
+        }
     }
 }

@@ -1,6 +1,9 @@
 use std::{
     num::NonZero,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Waker,
     thread,
     time::Duration,
@@ -9,8 +12,9 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    AppendError, EventLog, EventLogLimits, EventLogReadOutcome, IdIndex, LagPolicy, LogCounters,
-    LogIds, ReadBuffer, SharedLog,
+    AppendError, EventLog, EventLogLimits, EventLogReadOutcome, FlushTarget, FlushWindow,
+    HeldEvents, IdIndex, LagPolicy, LogCounters, LogIds, ReadBuffer, SharedLog,
+    shared_log::ReadRange,
 };
 use crate::{
     event::{Event, EventId, EventRun, Gap, GapReason, Item},
@@ -31,6 +35,34 @@ pub(crate) struct ReplayLog<I> {
     total_subscribers: AtomicUsize,
     subscriber_count: watch::Sender<usize>,
     counters: LogCounters,
+}
+
+/// The settings of a [`ReplayLog`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReplayLogConfig {
+    pub(crate) limits: EventLogLimits,
+    pub(crate) lag_policy: LagPolicy,
+    /// The length of the log's [`FlushWindow`]. Zero: each event is flushed at once.
+    pub(crate) flush_window: Duration,
+}
+
+impl ReplayLogConfig {
+    /// Returns how many events the log may hold back.
+    ///
+    /// A log must not trim events of which its readers do not know yet. The limit is half of the log, so that readers have the time to read
+    /// the flushed half. A log that conflates keeps the newest trimmed event of each key, and needs no limit.
+    fn max_held(&self) -> HeldEvents {
+        let (events, bytes) = match self.lag_policy {
+            LagPolicy::Conflate(_) => (usize::MAX, usize::MAX),
+            LagPolicy::Gap | LagPolicy::Disconnect => {
+                (self.limits.max_events, self.limits.max_bytes)
+            }
+        };
+        HeldEvents {
+            events: events / 2,
+            bytes: bytes / 2,
+        }
+    }
 }
 
 /// The position at which a subscriber begins, and the item that it gets first.
@@ -59,24 +91,26 @@ impl ResolvedStart {
 
 impl<I: LogIds> ReplayLog<I> {
     /// Creates an empty log. `id_index` is the index of `ids`, if they need one.
-    pub(crate) fn new(
-        limits: EventLogLimits,
-        lag_policy: LagPolicy,
-        ids: I,
-        id_index: Option<IdIndex>,
-    ) -> Self {
-        let conflates = matches!(lag_policy, LagPolicy::Conflate(_));
-        let log = EventLog::new(limits, conflates).with_id_index(id_index);
+    pub(crate) fn new(config: ReplayLogConfig, ids: I, id_index: Option<IdIndex>) -> Arc<Self>
+    where
+        I: Send + Sync + 'static,
+    {
+        let conflates = matches!(config.lag_policy, LagPolicy::Conflate(_));
+        let log = EventLog::new(config.limits, conflates).with_id_index(id_index);
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
-        Self {
-            log: SharedLog::new(log, 4 * threads),
-            ids,
-            lag_policy,
-            created_at: limits.max_age.map(|_| Instant::now()),
-            total_subscribers: AtomicUsize::new(0),
-            subscriber_count: watch::Sender::new(0),
-            counters: LogCounters::default(),
-        }
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let target = this.clone();
+            let flush_window = FlushWindow::new(config.flush_window, config.max_held(), target);
+            Self {
+                log: SharedLog::new(log, 4 * threads).with_flush_window(flush_window),
+                ids,
+                lag_policy: config.lag_policy,
+                created_at: config.limits.max_age.map(|_| Instant::now()),
+                total_subscribers: AtomicUsize::new(0),
+                subscriber_count: watch::Sender::new(0),
+                counters: LogCounters::default(),
+            }
+        })
     }
 
     /// Returns the current time as the log measures it: since the creation of the log. Returns zero if events have no maximum age,
@@ -235,6 +269,15 @@ impl<I: LogIds> ReplayLog<I> {
         self.inspect_log(|log| self.ids.id_at(log.last_position(), log))
     }
 
+    /// Returns the position up to which a reader that begins now reads the events that are held back: a client gets every event that was
+    /// published before its request. Returns 0 if the log holds back no event.
+    pub(super) fn held_position(&self) -> u64 {
+        match self.log.has_flush_window() {
+            true => self.last_position(),
+            false => 0,
+        }
+    }
+
     /// Returns the position of the newest event.
     pub(super) fn last_position(&self) -> u64 {
         self.inspect_log(EventLog::last_position)
@@ -275,24 +318,24 @@ impl<I: LogIds> ReplayLog<I> {
     /// See [`SharedLog::read`].
     pub(super) fn read(
         &self,
-        position: u64,
+        range: ReadRange,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
-        self.log.read(position, max_bytes, buffer)
+        self.log.read(range, max_bytes, buffer)
     }
 
     /// See [`SharedLog::read_run`].
     #[inline]
     pub(super) fn read_run(
         &self,
-        position: u64,
+        range: ReadRange,
         min_len: usize,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
         run: &mut Option<EventRun>,
     ) -> EventLogReadOutcome {
-        (self.log).read_run(position, min_len, max_bytes, buffer, run)
+        (self.log).read_run(range, min_len, max_bytes, buffer, run)
     }
 
     /// Stores `waker`, which is woken when the log has an event after `position` or is closed. Stores nothing if the log already has such an
@@ -313,5 +356,11 @@ impl<I: LogIds> ReplayLog<I> {
 
     pub(crate) fn counters(&self) -> &LogCounters {
         &self.counters
+    }
+}
+
+impl<I: LogIds + Send + Sync> FlushTarget for ReplayLog<I> {
+    fn flush_held(&self) {
+        self.log.flush_held();
     }
 }

@@ -4,7 +4,12 @@ use std::{
     time::Duration,
 };
 
-use super::{DuplicateId, EventLog, EventLogReadOutcome, ReadBuffer, run_cache::RunCache};
+use tokio::time::Instant;
+
+use super::{
+    DuplicateId, EventLog, EventLogReadOutcome, FlushWindow, ReadBuffer, event_byte_len,
+    run_cache::RunCache,
+};
 use crate::{
     event::{Event, EventRun, Gap},
     sync::{
@@ -19,12 +24,18 @@ use crate::{
 /// A writer changes the log and then `status` under the log's write lock, and wakes the readers after that. A reader that finds no
 /// event stores its waker and checks `status` once more under a lock of the wait list. So the reader either sees the change of
 /// `status`, or is woken. See [`WaitList`].
+///
+/// # Flushed and held events
+/// A log with a [`FlushWindow`] holds back some events: `status` and the readers get to know of these events when they are flushed. A reader that waits goes on up to the
+/// last flushed event, so that readers at the same position get the same runs. A reader can ask for [more](ReadRange).
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     log: RwLock<EventLog>,
-    /// The log's [status](encode_status) after its last change. Readers check the status before they lock the log, and before they
+    /// The log's [status](encode_status) after its last flushed change. Readers check the status before they lock the log, and before they
     /// wait.
     status: AtomicU64,
+    /// `None` if each event is flushed at once.
+    flush_window: Option<FlushWindow>,
     /// Locked while `log` is locked, never the other way round.
     runs: Mutex<RunCache>,
     wait_list: WaitList,
@@ -39,6 +50,15 @@ pub(crate) enum AppendError {
     DuplicateId,
 }
 
+/// The events that a reader reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadRange {
+    /// The reader has read all events up to this position.
+    pub(crate) after: u64,
+    /// The reader reads the events up to this position even if they are held back.
+    pub(crate) at_least_to: u64,
+}
+
 /// What the log no longer needs: trimmed events, and the runs that hold them. Dropped outside of the log's lock, because dropping a payload
 /// can run its owner's code.
 #[must_use]
@@ -47,9 +67,9 @@ struct Trimmed {
     _runs: Vec<EventRun>,
 }
 
-/// Encodes the position of a log's last event, and whether the log is closed, as one number.
-fn encode_status(last_position: u64, is_closed: bool) -> u64 {
-    2 * last_position + u64::from(is_closed)
+/// Encodes the position of a log's last flushed event, and whether the log is closed, as one number. All events of a closed log are flushed.
+fn encode_status(flushed_position: u64, is_closed: bool) -> u64 {
+    2 * flushed_position + u64::from(is_closed)
 }
 
 impl SharedLog {
@@ -58,34 +78,52 @@ impl SharedLog {
         Self {
             log: RwLock::new(log),
             status: AtomicU64::new(encode_status(0, false)),
+            flush_window: None,
             runs: Mutex::default(),
             wait_list: WaitList::new(shards),
         }
     }
 
-    /// Appends the event that `event` makes from its position, and wakes all readers. Returns the position.
+    /// Returns this empty log with a window in which events are held back.
+    pub(crate) fn with_flush_window(self, flush_window: Option<FlushWindow>) -> Self {
+        Self {
+            flush_window,
+            ..self
+        }
+    }
+
+    /// Appends the event that `event` makes from its position, and wakes all readers unless the event is held back. Returns the position.
     pub(crate) fn append(
         &self,
         event: impl FnOnce(u64) -> Event,
         key: Option<Box<str>>,
         now: Duration,
     ) -> Result<u64, AppendError> {
-        let (position, trimmed) = {
+        let (position, trimmed, is_flushed) = {
             let mut log = lock_for_writing(&self.log);
             if log.is_closed() {
                 return Err(AppendError::Closed);
             }
             let position = log.next_position();
-            if let Err(DuplicateId(event)) = log.append(event(position), key, now) {
+            let event = event(position);
+            let byte_len = self.flush_window.as_ref().map(|_| event_byte_len(&event));
+            if let Err(DuplicateId(event)) = log.append(event, key, now) {
                 drop(log);
                 drop(event);
                 return Err(AppendError::DuplicateId);
             }
-            self.status
-                .store(encode_status(position, false), Ordering::Release);
-            (position, self.take_trimmed(&mut log))
+            let is_flushed = match (&self.flush_window, byte_len) {
+                (Some(window), Some(byte_len)) => window.flushes_append(byte_len, Instant::now()),
+                _ => true,
+            };
+            if is_flushed {
+                self.store_status(&log);
+            }
+            (position, self.take_trimmed(&mut log), is_flushed)
         };
-        self.wait_list.wake_all();
+        if is_flushed {
+            self.wait_list.wake_all();
+        }
         // The new event is appended already, so a panic while trimmed events are dropped must not reach the caller.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(trimmed)));
         Ok(position)
@@ -99,8 +137,7 @@ impl SharedLog {
                 return;
             }
             log.begin_anew(gap);
-            self.status
-                .store(encode_status(log.last_position(), false), Ordering::Release);
+            self.flush(&log);
             self.take_trimmed(&mut log)
         };
         self.wait_list.wake_all();
@@ -126,10 +163,52 @@ impl SharedLog {
         {
             let mut log = lock_for_writing(&self.log);
             log.close();
-            self.status
-                .store(encode_status(log.last_position(), true), Ordering::Release);
+            self.flush(&log);
         }
         self.wait_list.wake_all();
+    }
+
+    /// Flushes the events that are held back, if there are any.
+    pub(crate) fn flush_held(&self) {
+        let Some(window) = &self.flush_window else {
+            return;
+        };
+        {
+            let log = lock_for_writing(&self.log);
+            if !window.flushes_at_end(Instant::now()) {
+                return;
+            }
+            self.store_status(&log);
+        }
+        self.wait_list.wake_all();
+    }
+
+    /// Flushes all events of the locked log. The caller wakes the readers.
+    fn flush(&self, log: &EventLog) {
+        if let Some(window) = &self.flush_window {
+            window.on_flush(Instant::now());
+        }
+        self.store_status(log);
+    }
+
+    /// Tells the readers of all events of the log, which the caller has locked for writing.
+    fn store_status(&self, log: &EventLog) {
+        let status = encode_status(log.last_position(), log.is_closed());
+        self.status.store(status, Ordering::Release);
+    }
+
+    /// Returns the position up to which a reader reads that asks for events up to `at_least_to`. The log is locked for reading.
+    #[inline]
+    fn end_position(&self, at_least_to: u64) -> u64 {
+        match &self.flush_window {
+            Some(_) => at_least_to.max(self.status.load(Ordering::Acquire) / 2),
+            None => u64::MAX,
+        }
+    }
+
+    /// Returns whether the log may hold back events.
+    pub(crate) fn has_flush_window(&self) -> bool {
+        self.flush_window.is_some()
     }
 
     /// Calls `inspect` with the log, after events that are too old at `now` were trimmed.
@@ -163,8 +242,19 @@ impl SharedLog {
         waker: &Waker,
         status: u64,
     ) -> StoreWakerOutcome {
-        self.wait_list
-            .store_waker_unless(reader, waker, || self.status() != status)
+        let outcome = self
+            .wait_list
+            .store_waker_unless(reader, waker, || self.status() != status);
+        self.ensure_flush_timer(outcome);
+        outcome
+    }
+
+    /// Ensures that the events that are held back are flushed, if a reader has stored its waker.
+    #[inline]
+    fn ensure_flush_timer(&self, outcome: StoreWakerOutcome) {
+        if let (Some(window), StoreWakerOutcome::Stored) = (&self.flush_window, outcome) {
+            window.ensure_timer();
+        }
     }
 
     /// Returns whether the log is closed and has no event after `position`.
@@ -172,44 +262,55 @@ impl SharedLog {
         self.status.load(Ordering::Acquire) == encode_status(position, true)
     }
 
-    /// Returns whether the log is open and has no event after `position`.
+    /// Returns whether the log is open and has no flushed event after `position`.
     #[inline]
     fn is_up_to_date(&self, position: u64) -> bool {
-        self.status.load(Ordering::Acquire) == encode_status(position, false)
+        // A reader that has read events that are held back is ahead of the status.
+        self.status.load(Ordering::Acquire) <= encode_status(position, false)
     }
 
     /// Reads like [`EventLog::read`], but does not lock the log if there is nothing to read.
     pub(crate) fn read(
         &self,
-        position: u64,
+        range: ReadRange,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
     ) -> EventLogReadOutcome {
-        if self.is_up_to_date(position) {
+        if self.has_nothing_in(range) {
             return EventLogReadOutcome::UpToDate;
         }
-        lock_for_reading(&self.log).read(position, max_bytes, buffer)
+        let log = lock_for_reading(&self.log);
+        let end_position = self.end_position(range.at_least_to);
+        log.read(range.after, end_position, max_bytes, buffer)
     }
 
-    /// Reads like [`read`](Self::read), but sets `run` instead of filling the buffer if at least `min_len` events follow `position`. All readers
-    /// at `position` get the same run.
+    /// Returns whether a reader of this range has nothing to read, without a lock.
+    #[inline]
+    fn has_nothing_in(&self, range: ReadRange) -> bool {
+        range.at_least_to <= range.after && self.is_up_to_date(range.after)
+    }
+
+    /// Reads like [`read`](Self::read), but sets `run` instead of filling the buffer if the range has at least `min_len` events. All readers
+    /// at the same position get the same run.
     #[inline]
     pub(crate) fn read_run(
         &self,
-        position: u64,
+        range: ReadRange,
         min_len: usize,
         max_bytes: usize,
         buffer: &mut ReadBuffer,
         run: &mut Option<EventRun>,
     ) -> EventLogReadOutcome {
-        if self.is_up_to_date(position) {
+        if self.has_nothing_in(range) {
             return EventLogReadOutcome::UpToDate;
         }
         let log = lock_for_reading(&self.log);
-        if !log.has_events_after(position, min_len as u64) {
-            return log.read(position, max_bytes, buffer);
+        let position = range.after;
+        let end_position = self.end_position(range.at_least_to);
+        if !log.has_events_after(position, end_position, min_len as u64) {
+            return log.read(position, end_position, max_bytes, buffer);
         }
-        let (new_run, removed) = self.get_or_make_run(&log, position, min_len);
+        let (new_run, removed) = self.get_or_make_run(&log, position, end_position, min_len);
         let outcome = match new_run.events().len() >= min_len {
             true => {
                 let up_to = new_run.last_position();
@@ -217,7 +318,7 @@ impl SharedLog {
                 EventLogReadOutcome::Events { up_to }
             }
             // A single event is left in its block. The next run begins behind it.
-            false => log.read(position, 0, buffer),
+            false => log.read(position, end_position, 0, buffer),
         };
         drop(log);
         drop(removed);
@@ -230,13 +331,14 @@ impl SharedLog {
         &self,
         log: &EventLog,
         position: u64,
+        end_position: u64,
         min_len: usize,
     ) -> (EventRun, Vec<EventRun>) {
         let mut runs = lock(&self.runs);
         if let Some(run) = runs.get(position + 1, min_len) {
             return (run, Vec::new());
         }
-        let (run, byte_len) = log.run_after(position);
+        let (run, byte_len) = log.run_after(position, end_position);
         let removed = runs.insert(run.clone(), byte_len);
         (run, removed)
     }
@@ -251,7 +353,7 @@ impl SharedLog {
         self.wait_list.deregister(reader);
     }
 
-    /// Stores a registered reader's waker, which is woken when there is an event after `position` or the log is closed. Stores nothing
+    /// Stores a registered reader's waker, which is woken when there is a flushed event after `position` or the log is closed. Stores nothing
     /// if there is such an event or the log is closed already: the caller must read again.
     #[inline]
     pub(crate) fn store_waker_unless_readable(
@@ -260,7 +362,10 @@ impl SharedLog {
         waker: &Waker,
         position: u64,
     ) -> StoreWakerOutcome {
-        self.wait_list
-            .store_waker_unless(reader, waker, || !self.is_up_to_date(position))
+        let outcome = self
+            .wait_list
+            .store_waker_unless(reader, waker, || !self.is_up_to_date(position));
+        self.ensure_flush_timer(outcome);
+        outcome
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     source::{
         StartPosition,
         channel::LagPolicy,
-        log::{EventLogLimits, ExternalIds, IdIndex, ReplayLog},
+        log::{ExternalIds, IdIndex, ReplayLog, ReplayLogConfig},
     },
 };
 
@@ -33,9 +33,8 @@ use crate::{
 #[derive(Clone)]
 #[must_use = "a builder does nothing unless it is built"]
 pub struct RelayBuilder {
-    limits: EventLogLimits,
+    log: ReplayLogConfig,
     max_trimmed_ids: usize,
-    lag_policy: LagPolicy,
     start: StartPosition,
     start_after: Option<EventId>,
     upstream: Option<Arc<dyn ErasedUpstream<Event>>>,
@@ -45,9 +44,8 @@ pub struct RelayBuilder {
 impl RelayBuilder {
     pub(super) fn new() -> Self {
         Self {
-            limits: EventLogLimits::default(),
+            log: ReplayLogConfig::default(),
             max_trimmed_ids: 4096,
-            lag_policy: LagPolicy::default(),
             start: StartPosition::default(),
             start_after: None,
             upstream: None,
@@ -57,7 +55,7 @@ impl RelayBuilder {
 
     /// Sets the maximum number of events in the log. The default is 1024. 0 is raised to 1.
     pub fn max_events(mut self, events: usize) -> Self {
-        self.limits.max_events = events.max(1);
+        self.log.limits.max_events = events.max(1);
         self
     }
 
@@ -67,14 +65,14 @@ impl RelayBuilder {
     /// Each event takes about 400 bytes that are not counted, and its encoding for each transport in use, as in a
     /// [channel](crate::source::channel::ChannelBuilder::max_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
-        self.limits.max_bytes = bytes;
+        self.log.limits.max_bytes = bytes;
         self
     }
 
     /// Sets the age after which an event is removed from the log. By default, age does not remove events. An event's age is the time
     /// since it was pushed, measured with tokio's clock.
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.limits.max_age = Some(age);
+        self.log.limits.max_age = Some(age);
         self
     }
 
@@ -91,7 +89,14 @@ impl RelayBuilder {
     /// Sets what the relay does with connected subscribers that are too slow. By default, a subscriber that is too slow gets a
     /// [gap](LagPolicy::Gap).
     pub fn lag_policy(mut self, lag_policy: LagPolicy) -> Self {
-        self.lag_policy = lag_policy;
+        self.log.lag_policy = lag_policy;
+        self
+    }
+
+    /// Sets the time for which the relay may hold back events, so that subscribers get them together. By default, each event is sent at once.
+    /// See [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window).
+    pub fn flush_window(mut self, window: Duration) -> Self {
+        self.log.flush_window = window;
         self
     }
 
@@ -144,7 +149,7 @@ impl RelayBuilder {
     #[must_use]
     pub fn build(self) -> (Feed, Relay) {
         let index = IdIndex::new(self.start_after, self.max_trimmed_ids);
-        let log = ReplayLog::new(self.limits, self.lag_policy, ExternalIds, Some(index));
+        let log = ReplayLog::new(self.log, ExternalIds, Some(index));
         let counters = Arc::new(RelayCounters::default());
         let reader = |upstream| {
             let reader = UpstreamReader::new(upstream, self.upstream_limits, counters.clone());
@@ -159,8 +164,7 @@ impl RelayBuilder {
 impl fmt::Debug for RelayBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RelayBuilder")
-            .field("limits", &self.limits)
-            .field("lag_policy", &self.lag_policy)
+            .field("log", &self.log)
             .field("start", &self.start)
             .field("start_after", &self.start_after)
             .field("has_upstream", &self.upstream.is_some())

@@ -30,12 +30,12 @@ const FEED_GONE_RETRY: Duration = Duration::from_secs(5);
 
 impl RelayState {
     pub(super) fn new(
-        log: ReplayLog<ExternalIds>,
+        log: Arc<ReplayLog<ExternalIds>>,
         upstream: Option<Arc<UpstreamReader<Event>>>,
         counters: Arc<RelayCounters>,
     ) -> Self {
         Self {
-            log: Arc::new(log),
+            log,
             upstream,
             counters,
             is_finished: AtomicBool::new(false),

@@ -352,6 +352,14 @@ impl SourceStream for RelaySubscriber {
         self.poll_item_or_run(min_len, cx)
     }
 
+    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+        let this = self.get_mut();
+        match this.cold_resume {
+            Some(_) => 0,
+            None => this.reader.release_held_events(),
+        }
+    }
+
     /// A subscriber that has not read from the log yet may still read from the upstream, which is the application's code.
     #[cfg(feature = "server")]
     fn join_event_loop(self: Pin<&mut Self>) -> EventLoopFit {

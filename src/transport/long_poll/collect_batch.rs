@@ -82,7 +82,7 @@ impl<'a, S> CollectBatch<'a, S> {
 
 impl<S> CollectBatch<'_, S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     /// Adds the items that are ready to the batch. Returns the status of the stream once the batch is complete.
     fn poll_collect(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamStatus> {
@@ -129,7 +129,7 @@ where
 
 impl<S> Future for CollectBatch<'_, S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     type Output = Batch;
 
@@ -247,13 +247,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn wait_for_more_begins_with_first_event() {
-        let sleep = |secs| tokio::time::sleep(Duration::from_secs(secs));
         let wait_times = WaitTimes {
             first: Duration::from_secs(25),
             more: Duration::from_secs(2),
         };
         let items = stream::unfold(0, |n| async move {
-            sleep([10, 1, 2][n]).await;
+            tokio::time::sleep(Duration::from_secs([10, 1, 2][n])).await;
             Some((Ok(event(n as u64)), n + 1))
         });
         let mut stream = SupervisedStream::unsupervised(Box::pin(items));

@@ -54,6 +54,10 @@ impl LongPollSource {
         self.map_subscription(|subscription| subscription.with_start(start))
     }
 
+    pub(super) fn request_head(&self) -> &Parts {
+        self.pending.subscription().head()
+    }
+
     pub(super) fn cursor(&self) -> Option<&EventId> {
         self.pending.subscription().cursor()
     }

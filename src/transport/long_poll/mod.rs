@@ -354,8 +354,7 @@ impl Transport for LongPoll {
                 wait_time,
                 wait_times,
             };
-            let head = head.clone();
-            return Box::pin(async move { read.respond(&head).await });
+            return Box::pin(read.respond());
         }
         let is_negotiated = self.0.media_types.len() > 1;
         let NegotiatedFormat {

@@ -3,6 +3,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use http::{HeaderMap, HeaderName, request::Parts};
+use tower_push_proto::decimal;
 
 use crate::{source::query, transport::response::insert_ascii};
 
@@ -73,10 +74,8 @@ fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     parse_seconds(unquoted.unwrap_or(value))
 }
 
-/// Parses whole seconds. A number that overflows counts as `u64::MAX` seconds.
 fn parse_seconds(text: &str) -> Option<Duration> {
-    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
+    decimal::parse_saturating(text.as_bytes()).map(Duration::from_secs)
 }
 
 #[cfg(test)]

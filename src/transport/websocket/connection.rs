@@ -28,6 +28,7 @@ use crate::{
     moving_deadline_timer::MovingDeadlineTimer,
     source::{ClientMessageSender, MessageBatch},
     supervision::{StreamHandle, SupervisedStream},
+    transport::pending_retry::PendingRetry,
 };
 #[cfg(feature = "server")]
 use crate::{event_loop::EventLoopSet, source::EventLoopFit};
@@ -56,9 +57,8 @@ pub(super) struct UpgradingConnection {
 /// An upgraded socket, with everything that drives it. While the connection is idle, it owns no buffer.
 pub(crate) struct WebSocketConnection<IO> {
     socket: IO,
-    driver: SessionDriver,
     // Declared last, so that a guarded stream counts as open until the socket is dropped.
-    _handle: Option<StreamHandle>,
+    driver: SessionDriver,
 }
 
 /// Lets a server take upgraded sockets of its own connections back from hyper. Part of a request's extensions.
@@ -69,31 +69,37 @@ pub(crate) struct UpgradeOffer {
     pub(crate) adopt: AdoptFn,
 }
 
-/// Takes the socket back from hyper, and drives the connection from then on.
+/// Takes the socket back from hyper, takes the driver, and drives the connection from then on.
 ///
 /// # Errors
-/// Returns the arguments if the socket does not belong to a connection of the server.
+/// Returns the socket, and leaves the driver, if the socket does not belong to a connection of the server.
 #[cfg(feature = "server")]
 pub(crate) type AdoptFn =
-    fn(&EventLoopSet, Upgraded, Box<SessionDriver>) -> Result<(), (Upgraded, Box<SessionDriver>)>;
+    fn(&EventLoopSet, Upgraded, &mut Option<SessionDriver>) -> Result<(), Upgraded>;
 
 /// Moves bytes, items and messages between a session and the socket, the source and the source's [`ClientMessages`].
 ///
 /// [`ClientMessages`]: crate::source::ClientMessages
 pub(crate) struct SessionDriver {
     session: Session,
-    /// `None` once the session takes no more items: the source is dropped at once.
-    items: Option<SupervisedStream>,
+    items: SessionItems,
     /// `None` if no source receives the client's messages.
     message_sender: Option<ClientMessageSender>,
-    /// Bytes that were read from the socket, and wait because `message_sender` has no room for their messages.
-    unprocessed_input: Bytes,
+    /// Bytes that were read from the socket, and wait because `message_sender` has no room for their messages. `None` if there are none.
+    unprocessed_input: Option<Box<Bytes>>,
     /// Whether the last read returned at least [`SMALL_READ_BUFFER_LEN`] bytes.
     was_last_read_large: bool,
     is_flushed: bool,
     is_shut_down: bool,
     /// Whether the socket is one stream of an HTTP/2 connection. A socket of HTTP/2 is dropped as soon as its writing side is shut down.
     is_multiplexed: bool,
+}
+
+/// The items of a session's source.
+enum SessionItems {
+    Open(SupervisedStream),
+    /// The session takes no more items, and the source is dropped. The handle keeps a guarded stream counted as open.
+    Dropped(#[expect(dead_code, reason = "kept until it is dropped")] Option<StreamHandle>),
 }
 
 /// The length of the large read buffer, in bytes: a message of the default limit and its header. The buffer is on the stack, and
@@ -175,19 +181,19 @@ impl UpgradingConnection {
                     .map(|()| None);
             }
         };
-        let Some(mut driver) = self.driver.take() else {
-            return Poll::Ready(None);
-        };
-        driver.session.handle_upgraded(tokio_now());
+        if let Some(driver) = &mut self.driver {
+            driver.session.handle_upgraded(tokio_now());
+        }
         #[cfg(feature = "server")]
-        let (upgraded, driver) = match &self.offer {
-            None => (upgraded, driver),
-            Some(offer) => match (offer.adopt)(&offer.event_loops, upgraded, Box::new(driver)) {
+        let upgraded = match &self.offer {
+            None => upgraded,
+            Some(offer) => match (offer.adopt)(&offer.event_loops, upgraded, &mut self.driver) {
                 Ok(()) => return Poll::Ready(None),
-                Err((upgraded, driver)) => (upgraded, *driver),
+                Err(upgraded) => upgraded,
             },
         };
-        Poll::Ready(Some(driver.into_connection(upgraded)))
+        let driver = self.driver.take();
+        Poll::Ready(driver.map(|driver| driver.into_connection(upgraded)))
     }
 }
 
@@ -218,9 +224,9 @@ impl SessionDriver {
     ) -> Self {
         Self {
             session,
-            items: Some(items),
+            items: SessionItems::Open(items),
             message_sender,
-            unprocessed_input: Bytes::new(),
+            unprocessed_input: None,
             was_last_read_large: false,
             is_flushed: true,
             is_shut_down: false,
@@ -231,7 +237,7 @@ impl SessionDriver {
     /// Puts bytes that were read from the socket elsewhere before all other input. The bytes are copied, because they may be a slice of a large buffer.
     #[cfg(feature = "server")]
     pub(crate) fn set_first_input(&mut self, input: &[u8]) {
-        self.unprocessed_input = Bytes::copy_from_slice(input);
+        self.keep_unprocessed(input, Bytes::copy_from_slice);
     }
 
     /// Prepares the source's stream for an event loop. See [`PushStream::join_event_loop`](crate::source::PushStream).
@@ -239,7 +245,7 @@ impl SessionDriver {
     /// A connection whose messages a source receives does not fit: the source is the application's code.
     #[cfg(feature = "server")]
     pub(crate) fn join_event_loop(&mut self) -> EventLoopFit {
-        match &mut self.items {
+        match self.items.open_mut() {
             Some(items) if self.message_sender.is_none() => items.items_mut().join_event_loop(),
             _ => EventLoopFit::Unfit,
         }
@@ -247,12 +253,8 @@ impl SessionDriver {
 
     pub(crate) fn into_connection<IO>(self, socket: IO) -> WebSocketConnection<IO> {
         WebSocketConnection {
-            _handle: self
-                .items
-                .as_ref()
-                .and_then(|items| items.handle().cloned()),
-            driver: self,
             socket,
+            driver: self,
         }
     }
 
@@ -280,7 +282,7 @@ impl SessionDriver {
             if self.session.is_closed() {
                 return Poll::Ready(());
             }
-            if !self.session.accepts_items() && self.items.take().is_some() {
+            if !self.session.accepts_items() && self.items.drop_source() {
                 // Without a sender, the input that waited for room in the sender's queue can be handled.
                 self.message_sender = None;
                 continue;
@@ -310,11 +312,10 @@ impl SessionDriver {
         {
             return Poll::Pending;
         }
-        if !self.unprocessed_input.is_empty() {
-            let input = std::mem::take(&mut self.unprocessed_input);
+        if let Some(input) = self.unprocessed_input.take() {
             let rest = self.handle_input(&input, cx);
             // The rest stays a slice of `input`. To copy the rest after each message would take quadratic time.
-            self.unprocessed_input = input.slice_ref(rest);
+            self.keep_unprocessed(rest, |rest| input.slice_ref(rest));
             return Poll::Ready(());
         }
         // A read ends with a large frame, so that the frame after it is neither copied nor split.
@@ -349,7 +350,7 @@ impl SessionDriver {
             Ok(()) if !buffer.filled().is_empty() => {
                 self.was_last_read_large = buffer.filled().len() >= SMALL_READ_BUFFER_LEN;
                 let rest = self.handle_input(buffer.filled(), cx);
-                self.unprocessed_input = Bytes::copy_from_slice(rest);
+                self.keep_unprocessed(rest, Bytes::copy_from_slice);
                 Poll::Ready(())
             }
             Ok(()) | Err(_) => {
@@ -357,6 +358,11 @@ impl SessionDriver {
                 Poll::Pending
             }
         }
+    }
+
+    /// Keeps `rest`, which `to_bytes` converts, until there is room for its messages. Keeps nothing if `rest` is empty.
+    fn keep_unprocessed(&mut self, rest: &[u8], to_bytes: impl FnOnce(&[u8]) -> Bytes) {
+        self.unprocessed_input = (!rest.is_empty()).then(|| Box::new(to_bytes(rest)));
     }
 
     /// Polls the sender of the client's messages for room in its queue, with `poll_sender`. Pauses the reads of the session while there is
@@ -407,7 +413,7 @@ impl SessionDriver {
         let Some(frame) = self.session.take_client_close() else {
             return;
         };
-        if let Some(items) = &self.items {
+        if let Some(items) = self.items.open() {
             items.report_client_close(&frame);
         }
         if let Some(sender) = self.message_sender.take() {
@@ -421,7 +427,7 @@ impl SessionDriver {
         let Some((code, reason)) = self.session.pending_violation() else {
             return;
         };
-        let _entered = self.items.as_ref().and_then(SupervisedStream::enter_span);
+        let _entered = self.items.open().and_then(SupervisedStream::enter_span);
         let is_too_big = code == CloseCode::MESSAGE_TOO_BIG;
         let code = code.get();
         if is_too_big {
@@ -434,14 +440,21 @@ impl SessionDriver {
     /// Moves items from the source to the session as long as the session accepts items. The poll is ready if the source may have more
     /// items.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(items) = &mut self.items else {
+        let Some(items) = self.items.open_mut() else {
             return Poll::Pending;
         };
+        let mut retry = PendingRetry::default();
         for _ in 0..MAX_ITEMS_PER_ROUND {
             if !self.session.wants_item() {
                 break;
             }
-            let item = match ready!(items.poll_next_run(MIN_RUN_LEN, cx)) {
+            let item = match items.poll_next_run(MIN_RUN_LEN, cx) {
+                Poll::Pending if retry.on_pending() => continue,
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(item) => item,
+            };
+            retry.on_ready();
+            let item = match item {
                 Some(Ok(ItemOrRun::Run(run))) => {
                     items.record_events(run.events());
                     self.session.handle_run(&run);
@@ -498,6 +511,32 @@ impl SessionDriver {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl SessionItems {
+    fn open(&self) -> Option<&SupervisedStream> {
+        match self {
+            Self::Open(items) => Some(items),
+            Self::Dropped(_) => None,
+        }
+    }
+
+    #[inline]
+    fn open_mut(&mut self) -> Option<&mut SupervisedStream> {
+        match self {
+            Self::Open(items) => Some(items),
+            Self::Dropped(_) => None,
+        }
+    }
+
+    /// Drops the source. Returns `false` if it was dropped before.
+    fn drop_source(&mut self) -> bool {
+        let Self::Open(items) = self else {
+            return false;
+        };
+        *self = Self::Dropped(items.handle().cloned());
+        true
     }
 }
 

@@ -112,61 +112,119 @@ test("a hidden page stays connected unless it is told otherwise", async () => {
   await isOpen(pauses);
 });
 
-/** Lets the clock show another time. */
-function shiftClock(offset) {
+/** Stops the clock, and the ticks of connections that are opened from now on. */
+function stopClock() {
   const { now } = Date;
-  Date.now = () => now() + offset;
-  closers.push(() => (Date.now = now));
+  const { setInterval: original } = globalThis;
+  const ticks = [];
+  let time = now();
+  Date.now = () => time;
+  globalThis.setInterval = (tick) => void ticks.push(tick);
+  closers.push(() => {
+    Date.now = now;
+    globalThis.setInterval = original;
+  });
+  /** Sets the clock forward or back, and lets it tick once. */
+  return function advance(milliseconds) {
+    time += milliseconds;
+    for (const tick of ticks) tick();
+  };
+}
+
+/** Event streams whose chunks the test writes. */
+class ControlledStreams {
+  /** The cursors of the requests. */
+  requests = [];
+  #controller;
+  #onRead = () => {};
+
+  fetch = async (_, { headers }) => {
+    this.requests.push(headers.get("last-event-id"));
+    const pull = (controller) =>
+      new Promise((resolve) => {
+        this.#controller = { enqueue: (chunk) => resolve(controller.enqueue(chunk)) };
+        this.#onRead();
+      });
+    const body = new ReadableStream({ pull }, { highWaterMark: 0 });
+    return new Response(body, { headers: { "content-type": "text/event-stream" } });
+  };
+
+  /** Resolves when a connection has opened its stream number `count`, and waits for a chunk. */
+  async areRead(count) {
+    while (this.requests.length < count || !this.#controller) await new Promise((resolve) => (this.#onRead = resolve));
+  }
+
+  /** Resolves when the connection has processed the text. */
+  async write(text) {
+    await this.areRead(this.requests.length);
+    const controller = this.#controller;
+    this.#controller = undefined;
+    controller.enqueue(new TextEncoder().encode(text));
+    await this.areRead(this.requests.length);
+  }
 }
 
 test("a clock that jumps an hour forward costs a reconnection, and one that jumps back costs nothing", async () => {
-  const { url, requests } = await serve((response, count) => response.write(`id: ${count}\ndata: ${count}\n\n`));
-  const push = connected(url);
-  await next(push, "event");
-  shiftClock(3_600_000);
-  assert.equal((await next(push, "event")).data, 2);
-  shiftClock(-7_200_000);
-  await wait(1500);
-  assert.deepEqual(requests, [undefined, "1"]);
+  const advance = stopClock();
+  const streams = new ControlledStreams();
+  const push = connected("/", { fetch: streams.fetch });
+  await streams.areRead(1);
+  await streams.write("id: 1\ndata: 1\n\n");
+  const event = next(push, "event");
+  advance(3_600_000);
+  await isOpen(push);
+  while (streams.requests.length < 2) await wait(1);
+  await streams.write("id: 2\ndata: 2\n\n");
+  assert.equal((await event).data, 2);
+  advance(-7_200_000);
+  for (let n = 0; n < 10; n++) advance(1000);
+  await streams.write(":\n");
+  assert.deepEqual(streams.requests, [null, "1"]);
   assert.equal(push.state, "open");
 });
 
-test("a stream without an announced heartbeat is opened anew after 2.5 of silence", async () => {
-  const { url, requests } = await serve((response) => response.write("id: 1\ndata: x\n\n"));
-  const push = connected(url, { heartbeat: 40 });
-  while (requests.length < 3) await next(push, "state");
-  assert.deepEqual(requests.slice(1, 3), ["1", "1"]);
-});
-
-test("heartbeats keep a stream open", async () => {
-  const { url, requests } = await serve((response) => {
-    response.write(":\n");
-    const timer = setInterval(() => response.write(":\n"), 20);
-    response.on("close", () => clearInterval(timer));
-  });
-  const push = connected(url, { heartbeat: 100 });
-  await isOpen(push);
-  await wait(600);
-  assert.equal(requests.length, 1);
+test("a stream with announced heartbeats is opened anew after 2.5 of silence", async () => {
+  const advance = stopClock();
+  const streams = new ControlledStreams();
+  connected("/", { fetch: streams.fetch, heartbeat: 100 });
+  await streams.areRead(1);
+  await streams.write("id: 1\ndata: x\n\n");
+  for (let n = 0; n < 20; n++) {
+    advance(90);
+    await streams.write(":\n");
+  }
+  advance(125);
+  advance(125);
+  await streams.write(":\n");
+  assert.deepEqual(streams.requests, [null]);
+  // A page that was not run for a while is late, and no sign of a dead connection.
+  advance(10_000);
+  await streams.write(":\n");
+  assert.deepEqual(streams.requests, [null]);
+  for (let n = 0; n < 3; n++) advance(100);
+  while (streams.requests.length < 2) await wait(1);
+  assert.equal(streams.requests[1], "1");
 });
 
 test("a heartbeat arms the watchdog, and silence without one does not", async () => {
-  // Each second of this test is twenty of the connection.
-  const { now } = Date;
-  const start = now();
-  Date.now = () => start + (now() - start) * 20;
-  closers.push(() => (Date.now = now));
-  const silent = await serve((response) => response.write(":\n"));
-  const beating = await serve((response) => {
-    response.write(":\nid: 1\n\n");
-    setTimeout(() => response.write(":\n"), 1200);
-  });
-  const quiet = connected(silent.url);
-  const watched = connected(beating.url);
-  await isOpen(quiet);
-  while (beating.requests.length < 2) await next(watched, "state");
+  const advance = stopClock();
+  const silent = new ControlledStreams();
+  connected("/", { fetch: silent.fetch });
+  const beating = new ControlledStreams();
+  connected("/", { fetch: beating.fetch });
+  await Promise.all([silent.areRead(1), beating.areRead(1)]);
+  await silent.write(":\n");
+  await beating.write(":\nid: 1\n\n");
+  for (let n = 0; n < 20; n++) advance(1000);
+  await beating.write(":\n");
+  // The heartbeat came after 20 s, so 50 s may be silent.
+  for (let n = 0; n < 50; n++) advance(1000);
+  await beating.write(":\n");
+  assert.deepEqual(beating.requests, [null]);
+  for (let n = 0; n < 126; n++) advance(1000);
+  while (beating.requests.length < 2) await wait(1);
   assert.equal(beating.requests[1], "1");
-  assert.equal(silent.requests.length, 1);
+  assert.deepEqual(silent.requests, [null]);
 });
 
 test("a connection goes back up to the better transport, and loses nothing", async () => {

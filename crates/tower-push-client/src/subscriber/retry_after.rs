@@ -4,13 +4,14 @@ use http::{
     HeaderMap,
     header::{DATE, RETRY_AFTER},
 };
+use tower_push_proto::decimal;
 
 /// Reads `Retry-After` ([RFC 9110 §10.2.3](https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3)): a number of seconds, or a date. A date is
 /// compared with the `Date` of the response, so that the clocks of client and server need not agree.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    if let Some(seconds) = decimal::parse_saturating(value.as_bytes()) {
+        return Some(Duration::from_secs(seconds));
     }
     let time = httpdate::parse_http_date(value).ok()?;
     let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;

@@ -6,7 +6,7 @@ use http::{
 
 use super::DEFAULT_MAX_RECORD_LEN;
 use crate::{
-    byte_search,
+    byte_search, decimal,
     error::Error,
     header_list::{media_type, split_unquoted},
 };
@@ -388,14 +388,10 @@ fn parse_content_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
     let Some(value) = headers.get(CONTENT_LENGTH) else {
         return Ok(None);
     };
-    let text = value.to_str().unwrap_or_default();
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !is_number {
-        return Err(Error::malformed(
-            "the `Content-Length` of a part is no number",
-        ));
-    }
-    Ok(Some(text.parse().unwrap_or(usize::MAX)))
+    let number = decimal::parse_saturating(value.as_bytes());
+    let number =
+        number.ok_or_else(|| Error::malformed("the `Content-Length` of a part is no number"))?;
+    Ok(Some(usize::try_from(number).unwrap_or(usize::MAX)))
 }
 
 /// Returns a parameter's value without its quotes and escapes, or `None` if its quotes have no end.

@@ -19,7 +19,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct SseEncoder {
     config: Arc<SseConfig>,
-    held_cursor: HeldCursor,
+    /// `None` if no cursor is held back. Boxed because most streams hold back no cursor.
+    held_cursor: Option<Box<HeldCursor>>,
 }
 
 /// A cursor that is not written yet. The next event carries it as its `id`, unless the event has an id of its own.
@@ -28,7 +29,6 @@ pub struct SseEncoder {
 /// is held back until the next event, or until [`flush`](Encoder::flush).
 #[derive(Clone, Debug)]
 enum HeldCursor {
-    None,
     /// The cursor that the client has sent. The standard makes a client forget its cursor at the first blank line of a connection that no
     /// `id` precedes, so the first block repeats the cursor. A flush does not write this cursor, because the client
     /// has it already.
@@ -38,10 +38,9 @@ enum HeldCursor {
 }
 
 impl HeldCursor {
-    fn take(&mut self) -> Option<EventId> {
-        match std::mem::replace(self, Self::None) {
-            Self::None => None,
-            Self::Requested(id) | Self::Moved(id) => Some(id),
+    fn into_id(self) -> EventId {
+        match self {
+            Self::Requested(id) | Self::Moved(id) => id,
         }
     }
 }
@@ -49,14 +48,16 @@ impl HeldCursor {
 impl SseEncoder {
     /// Makes the encoder of a stream. `cursor` is the cursor that the client has sent, if any.
     pub fn new(config: Arc<SseConfig>, cursor: Option<EventId>) -> Self {
-        let held_cursor = match cursor {
-            Some(id) if config.has_ids => HeldCursor::Requested(id),
-            _ => HeldCursor::None,
-        };
+        let held_cursor = cursor.filter(|_| config.has_ids);
         Self {
             config,
-            held_cursor,
+            held_cursor: held_cursor.map(|id| Box::new(HeldCursor::Requested(id))),
         }
+    }
+
+    /// Takes the cursor that is held back.
+    fn take_held_cursor(&mut self) -> Option<EventId> {
+        self.held_cursor.take().map(|held| held.into_id())
     }
 
     /// Writes an event of the source with `id` in place of its own id. Streams with different ids share the encoded payload.
@@ -125,7 +126,7 @@ impl SseEncoder {
         data: &str,
         out: &mut FrameBuffer,
     ) {
-        let held = self.held_cursor.take();
+        let held = self.take_held_cursor();
         let id = id.or(held.as_ref().map(EventId::as_str));
         write_event(event_type, id, data, out.buffer());
     }
@@ -135,7 +136,7 @@ impl SseEncoder {
         match form {
             HeartbeatForm::Comment => write_comment(out.buffer()),
             HeartbeatForm::BlankLine => {
-                if let Some(id) = self.held_cursor.take() {
+                if let Some(id) = self.take_held_cursor() {
                     write_id(id.as_str(), out.buffer());
                 }
                 out.buffer().extend_from_slice(b"\n");
@@ -171,7 +172,7 @@ impl Encoder for SseEncoder {
 
     fn event(&mut self, event: &Event, out: &mut FrameBuffer) -> Result<(), Error> {
         self.check_payload(event)?;
-        let held = self.held_cursor.take();
+        let held = self.take_held_cursor();
         if let Some(id) = held.filter(|_| event.id().is_none()) {
             self.write_event_with_id(event, &id, out);
             return Ok(());
@@ -194,10 +195,10 @@ impl Encoder for SseEncoder {
         if !events.iter().all(|event| self.check_payload(event).is_ok()) {
             return None;
         }
-        if !matches!(self.held_cursor, HeldCursor::None) {
+        if self.held_cursor.is_some() {
             // The first event carries the cursor that is held back, unless it has an id.
             events.first()?.id()?;
-            self.held_cursor = HeldCursor::None;
+            self.held_cursor = None;
         }
         Some(self.event_encoding())
     }
@@ -213,7 +214,7 @@ impl Encoder for SseEncoder {
             return self.event(event, out);
         }
         self.check_payload(event)?;
-        self.held_cursor = HeldCursor::None;
+        self.held_cursor = None;
         self.write_event_with_id(event, cursor, out);
         Ok(())
     }
@@ -234,14 +235,14 @@ impl Encoder for SseEncoder {
     /// Holds the cursor back until the next event or [`flush`](Self::flush).
     fn cursor(&mut self, id: &EventId, _: &mut FrameBuffer) {
         if self.config.has_ids {
-            self.held_cursor = HeldCursor::Moved(id.clone());
+            self.held_cursor = Some(Box::new(HeldCursor::Moved(id.clone())));
         }
     }
 
     fn flush(&mut self, out: &mut FrameBuffer) {
-        if let HeldCursor::Moved(id) = &self.held_cursor {
+        if let Some(HeldCursor::Moved(id)) = self.held_cursor.as_deref() {
             write_cursor(id.as_str(), out.buffer());
-            self.held_cursor = HeldCursor::None;
+            self.held_cursor = None;
         }
     }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 
-use crate::{byte_search::find_byte, error::Error};
+use crate::{byte_search::find_byte, decimal, error::Error};
 
 /// An incremental parser of event streams, as [WHATWG HTML
 /// §9.2.6](https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation) specifies it.
@@ -266,7 +266,10 @@ impl SseParser {
                 self.event.has_id = true;
             }
             b"topic" => set_utf8_lossy(self.event.topic.get_or_insert_default(), value),
-            b"retry" => self.retry = parse_milliseconds(value).or(self.retry),
+            b"retry" => {
+                let retry = decimal::parse_saturating(value).map(Duration::from_millis);
+                self.retry = retry.or(self.retry);
+            }
             _ => {}
         }
         Ok(None)
@@ -331,12 +334,4 @@ fn push_utf8_lossy(text: &mut String, bytes: &[u8]) {
         Ok(valid) => text.push_str(valid),
         Err(_) => text.push_str(&String::from_utf8_lossy(bytes)),
     }
-}
-
-/// Parses a time in milliseconds. Returns `None` if a byte is not an ASCII digit.
-fn parse_milliseconds(digits: &[u8]) -> Option<Duration> {
-    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(digits).ok().filter(|_| is_number)?;
-    // A number that is too large for `u64` becomes `u64::MAX` milliseconds.
-    Some(Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
 }

@@ -50,7 +50,7 @@ pub struct FrameEncoder {
 struct CompressionSettings {
     params: DeflateParams,
     /// Events whose payload is shorter than this many bytes are not compressed.
-    threshold: usize,
+    threshold: u32,
 }
 
 #[cfg(feature = "deflate")]
@@ -63,14 +63,12 @@ impl CompressionSettings {
             params.window_covers(usize::MAX)
                 || params.window_covers(event.encoded_ref::<UncompressedFrameEncoding<W>>().len())
         };
-        payload_len >= threshold && is_covered()
+        payload_len >= threshold as usize && is_covered()
     }
 
-    /// Returns the settings as one number, for a [`RunEncoding`]: the window bits, and above them the threshold. A threshold of 2^56 bytes,
-    /// which no event has, stands for larger ones.
+    /// Returns the settings as one number, for a [`RunEncoding`]: the window bits, and above them the threshold.
     fn to_encoding_parameter(self) -> u64 {
-        let threshold = (self.threshold as u64).min(u64::MAX >> 8);
-        threshold << 8 | u64::from(self.params.server_max_window_bits)
+        u64::from(self.threshold) << 8 | u64::from(self.params.server_max_window_bits)
     }
 
     /// Returns the settings that [`to_encoding_parameter`](Self::to_encoding_parameter) has made a number.
@@ -80,7 +78,7 @@ impl CompressionSettings {
             params: DeflateParams {
                 server_max_window_bits,
             },
-            threshold: (parameter >> 8) as usize,
+            threshold: (parameter >> 8) as u32,
         }
     }
 }
@@ -99,12 +97,14 @@ impl FrameEncoder {
         }
     }
 
-    /// Compresses events whose payload has at least `threshold` bytes, with the parameters that were
+    /// Compresses events whose payload has at least `threshold` bytes (a `threshold` of 4 GiB or more counts as 4 GiB), with the parameters that were
     /// [negotiated](super::deflate::negotiate) with the client. Gaps, cursors and ends are never compressed, because they are short, and
     /// each is sent to one client only.
     #[cfg(feature = "deflate")]
     #[cfg_attr(docsrs, doc(cfg(feature = "deflate")))]
     pub fn deflate(mut self, params: DeflateParams, threshold: usize) -> Self {
+        // Kept in 32 bits, so that each connection needs less memory.
+        let threshold = u32::try_from(threshold).unwrap_or(u32::MAX);
         self.compression = Some(CompressionSettings { params, threshold });
         self
     }

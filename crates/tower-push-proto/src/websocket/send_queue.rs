@@ -16,7 +16,10 @@ pub(super) struct SendQueue {
     /// Whether some bytes of `current` have been written. Control frames do not overtake such frames.
     is_current_started: bool,
     /// The messages that were encoded since the last write. The next write first moves these messages to `current` and to the backlog.
-    encoded: FrameBuffer,
+    /// `None` if there are none.
+    encoded: Option<Box<FrameBuffer>>,
+    /// The [`last_frame_len`](FrameBuffer::last_frame_len) of the last `encoded`.
+    last_frame_len: u16,
     /// The frames that are written after `current`, or `None` if there are none: a session that is idle, or sends a single message,
     /// allocates no backlog.
     backlog: Option<Box<SendBacklog>>,
@@ -57,9 +60,20 @@ impl SendQueue {
         }
     }
 
-    /// Returns the buffer to which encoded messages are appended.
-    pub(super) fn message_buffer(&mut self) -> &mut FrameBuffer {
-        &mut self.encoded
+    /// Appends the messages that `encode` writes. Returns the result of `encode`.
+    #[inline]
+    pub(super) fn encode_messages<T>(&mut self, encode: impl FnOnce(&mut FrameBuffer) -> T) -> T {
+        let is_empty = self.current.len() == 0 && self.backlog.is_none() && self.encoded.is_none();
+        if !is_empty {
+            return encode(self.encoded.get_or_insert_with(|| {
+                Box::new(FrameBuffer::with_last_frame_len(self.last_frame_len))
+            }));
+        }
+        // A message in an empty queue is usually the only one. It needs no buffer on the heap.
+        let mut encoded = FrameBuffer::default();
+        let result = encode(&mut encoded);
+        self.enqueue_frames(&mut encoded);
+        result
     }
 
     /// Appends an uncompressed message without copying its payload.
@@ -95,7 +109,7 @@ impl SendQueue {
 
     /// Drops every message of which no byte has been written.
     pub(super) fn discard_unstarted_messages(&mut self) {
-        self.encoded = FrameBuffer::default();
+        self.encoded = None;
         if let Some(backlog) = &mut self.backlog {
             backlog.whole_frames = VecDeque::new();
             backlog.whole_frames_len = 0;
@@ -109,7 +123,8 @@ impl SendQueue {
     #[inline]
     pub(super) fn unwritten_message_len(&self) -> usize {
         let whole_frames_len = self.backlog.as_ref().map_or(0, |b| b.whole_frames_len);
-        self.current.len() + whole_frames_len + self.encoded.len()
+        let encoded_len = self.encoded.as_ref().map_or(0, |encoded| encoded.len());
+        self.current.len() + whole_frames_len + encoded_len
     }
 
     /// Returns the bytes of the next write if they are contiguous, else `None`. Returns an empty slice if everything is written.
@@ -160,8 +175,17 @@ impl SendQueue {
     }
 
     /// Moves the messages of `encoded` to `current` and to the backlog.
+    #[inline]
     fn enqueue_encoded(&mut self) {
-        while let Some(bytes) = self.encoded.take_frame() {
+        if let Some(mut encoded) = self.encoded.take() {
+            self.enqueue_frames(&mut encoded);
+            self.last_frame_len = encoded.last_frame_len();
+        }
+    }
+
+    /// Moves the frames of `encoded` to `current` and to the backlog.
+    fn enqueue_frames(&mut self, encoded: &mut FrameBuffer) {
+        while let Some(bytes) = encoded.take_frame() {
             let header = EncodedHeader::default();
             self.enqueue(WholeFrames { header, bytes });
         }
@@ -210,7 +234,7 @@ impl SendQueue {
     /// Whether the queue is empty and owns no heap memory.
     #[cfg(test)]
     pub(super) fn is_unallocated(&self) -> bool {
-        self.unwritten_message_len() == 0 && self.backlog.is_none()
+        self.unwritten_message_len() == 0 && self.backlog.is_none() && self.encoded.is_none()
     }
 }
 
@@ -323,12 +347,13 @@ mod tests {
                 QueueStep::Message(len) => {
                     let mut payload = self.message_count.to_be_bytes().to_vec();
                     payload.resize(2 + len, 0);
-                    let out = self.queue.message_buffer();
                     let mut frame = BytesMut::new();
                     frame::encode(OpCode::Binary, false, &payload, &mut frame);
                     match len % 3 {
-                        0 => out.push(frame.freeze()),
-                        1 => out.buffer().put_slice(&frame),
+                        0 => self.queue.encode_messages(|out| out.push(frame.freeze())),
+                        1 => self
+                            .queue
+                            .encode_messages(|out| out.buffer().put_slice(&frame)),
                         _ => self.queue.push_message(OpCode::Binary, payload.into()),
                     }
                     self.message_count += 1;

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    num::NonZero,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -120,23 +121,30 @@ pub struct Session {
     decoder: FrameDecoder,
     send_queue: SendQueue,
     state: SessionState,
-    /// The time without input from the client after which the session sends a ping. `None` turns pings off.
-    ping_interval: Option<Duration>,
+    /// The time without input from the client after which the session sends a ping, in milliseconds. `None` turns pings off.
+    ping_interval: Option<NonZero<u32>>,
     /// When the client last showed that it is alive: it sent a byte, or read a byte after a long write block.
     last_activity: Instant,
+    unsolicited_frames: UnsolicitedFrameCounter,
+    /// What most sessions do not have at most times. `None` if all of its fields are `None`.
+    transient: Option<Box<TransientState>>,
+    reads_paused: bool,
+}
+
+/// The state of a session that waits for the client, or that is about to close.
+#[derive(Debug, Default)]
+struct TransientState {
     /// When the last ping was sent, if the client has shown no activity since.
     unanswered_ping: Option<Instant>,
     /// When the first byte of the client's incomplete message arrived. `None` between messages.
     message_started: Option<Instant>,
     /// When the socket began to accept no bytes. `None` if the last write succeeded.
     write_blocked_since: Option<Instant>,
-    unsolicited_frames: UnsolicitedFrameCounter,
-    /// The close that the next [`apply_pending_close`](Self::apply_pending_close) starts. While a close is pending, no frame is read.
+    /// The close that the next [`apply_pending_close`](Session::apply_pending_close) starts. While a close is pending, no frame is read.
     pending_close: Option<PendingClose>,
     /// The close frame by which the client has begun the closing handshake, until
-    /// [`take_client_close`](Self::take_client_close) takes the frame.
+    /// [`take_client_close`](Session::take_client_close) takes the frame.
     client_close: Option<Box<CloseFrame>>,
-    reads_paused: bool,
 }
 
 /// The state of the closing handshake ([RFC 6455 §7.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.1)). The session enters the states
@@ -193,8 +201,8 @@ const SEND_QUEUE_LIMIT: usize = 64 * 1024;
 impl Session {
     /// Creates the session of a connection that is about to be upgraded.
     ///
-    /// A client that sends nothing for `ping_interval` is pinged. An interval of more than 30 days is reduced to 30 days. Without an
-    /// interval, the client is never pinged, and an idle session needs no timer.
+    /// A client that sends nothing for `ping_interval` is pinged. The interval is rounded up to a millisecond. An interval of more than 30
+    /// days is reduced to 30 days. Without an interval, the client is never pinged, and an idle session needs no timer.
     pub fn new(
         config: Arc<SessionConfig>,
         encoder: FrameEncoder,
@@ -209,17 +217,13 @@ impl Session {
             decoder: FrameDecoder::new(decoder_config),
             send_queue: SendQueue::new(config.writes_messages_separately),
             state: SessionState::Open,
-            ping_interval: ping_interval.map(|interval| interval.min(MAX_DEADLINE)),
+            ping_interval: ping_interval.map(whole_milliseconds),
             last_activity: now,
-            unanswered_ping: None,
-            message_started: None,
-            write_blocked_since: None,
             unsolicited_frames: UnsolicitedFrameCounter {
                 second_start: now,
                 count: 0,
             },
-            pending_close: None,
-            client_close: None,
+            transient: None,
             reads_paused: false,
             config,
         }
@@ -285,12 +289,15 @@ impl Session {
         now: Instant,
     ) -> Option<Payload> {
         self.last_activity = now;
-        self.unanswered_ping = None;
+        self.change_transient(|transient| transient.unanswered_ping = None);
         let message = self.decode_input(input, keep_message, now);
-        self.message_started = match self.decoder.is_idle() {
-            true => None,
-            false => self.message_started.or(Some(now)),
-        };
+        match self.decoder.is_idle() {
+            true => self.change_transient(|transient| transient.message_started = None),
+            false => {
+                let transient = self.transient.get_or_insert_default();
+                transient.message_started.get_or_insert(now);
+            }
+        }
         message
     }
 
@@ -302,7 +309,7 @@ impl Session {
     ) -> Option<Payload> {
         while self.is_reading_frames() {
             if self.decoder.is_idle() {
-                self.message_started = None;
+                self.change_transient(|transient| transient.message_started = None);
             }
             let is_open = self.is_open();
             let send_queue = &mut self.send_queue;
@@ -337,7 +344,36 @@ impl Session {
             self.state,
             SessionState::Open | SessionState::Closing { .. }
         );
-        awaits_frames && self.pending_close.is_none()
+        let transient = self.transient.as_ref();
+        awaits_frames && transient.is_none_or(|transient| transient.pending_close.is_none())
+    }
+
+    /// Changes the transient state, unless all of its fields are `None`.
+    #[inline]
+    fn change_transient(&mut self, change: impl FnOnce(&mut TransientState)) {
+        if let Some(transient) = &mut self.transient {
+            change(transient);
+            if transient.is_empty() {
+                self.transient = None;
+            }
+        }
+    }
+
+    fn write_blocked_since(&self) -> Option<Instant> {
+        self.transient.as_ref()?.write_blocked_since
+    }
+
+    fn message_started(&self) -> Option<Instant> {
+        self.transient.as_ref()?.message_started
+    }
+
+    fn unanswered_ping(&self) -> Option<Instant> {
+        self.transient.as_ref()?.unanswered_ping
+    }
+
+    fn ping_interval(&self) -> Option<Duration> {
+        let milliseconds = self.ping_interval?.get();
+        Some(Duration::from_millis(milliseconds.into()))
     }
 
     /// Returns the number of payload bytes of the current data frame that have not arrived, or 0 if no data frame has begun.
@@ -391,7 +427,7 @@ impl Session {
             return;
         }
         let (code, answer_deadline) = (close.code(), self.config.answer_deadline);
-        self.client_close = Some(close);
+        self.transient.get_or_insert_default().client_close = Some(close);
         if answer_deadline.is_zero() && self.send_queue.unwritten_message_len() > 0 {
             // The client is slow, and browsers read no messages after they have sent a close frame. Queued messages are therefore
             // discarded. Items of the current round come after the discarded messages, so these items are not sent either.
@@ -406,7 +442,9 @@ impl Session {
     /// Takes the close frame by which the client has begun the closing handshake. Returns `None` if there is no such frame, or if the frame
     /// was taken before. A close frame that answers ours is not returned.
     pub fn take_client_close(&mut self) -> Option<CloseFrame> {
-        self.client_close.take().map(|frame| *frame)
+        let mut frame = None;
+        self.change_transient(|transient| frame = transient.client_close.take());
+        frame.map(|frame| *frame)
     }
 
     // Methods for items.
@@ -433,21 +471,25 @@ impl Session {
             return Ok(());
         }
         let codes = self.config.close_codes;
-        let buffer = self.send_queue.message_buffer();
+        let Self {
+            encoder,
+            send_queue,
+            ..
+        } = self;
         let encoded = match item {
-            Some(Ok(Item::Event(event))) => match self.encoder.take_unshared_payload(event) {
+            Some(Ok(Item::Event(event))) => match encoder.take_unshared_payload(event) {
                 Ok((opcode, payload)) => {
-                    self.send_queue.push_message(opcode, payload);
+                    send_queue.push_message(opcode, payload);
                     Ok(())
                 }
-                Err(event) => self.encoder.event(&event, buffer),
+                Err(event) => send_queue.encode_messages(|out| encoder.event(&event, out)),
             },
             Some(Ok(Item::Closed(close))) => {
-                self.encoder.end(close.end, buffer);
+                send_queue.encode_messages(|out| encoder.end(close.end, out));
                 self.start_close(&close.frame, now());
                 return Ok(());
             }
-            Some(Ok(item)) => match item.write_to(&mut self.encoder, buffer) {
+            Some(Ok(item)) => match send_queue.encode_messages(|out| item.write_to(encoder, out)) {
                 Ok(None) => Ok(()),
                 Ok(Some(end)) => {
                     self.end_stream(end, now());
@@ -488,14 +530,16 @@ impl Session {
     pub fn handle_run(&mut self, run: &EventRun) {
         if self.accepts_items() {
             // A frame encoder writes each run at once.
-            self.encoder
-                .write_run(run, self.send_queue.message_buffer());
+            let encoder = &mut self.encoder;
+            self.send_queue
+                .encode_messages(|out| encoder.write_run(run, out));
         }
     }
 
     /// Sends the message for the end, if the message format has one, and closes the connection.
     fn end_stream(&mut self, end: StreamEnd, now: Instant) {
-        self.encoder.end(end, self.send_queue.message_buffer());
+        let encoder = &mut self.encoder;
+        self.send_queue.encode_messages(|out| encoder.end(end, out));
         let codes = self.config.close_codes;
         let (code, reason) = match end {
             StreamEnd { finished: true, .. } => (codes.finished, "".into()),
@@ -517,7 +561,8 @@ impl Session {
     }
 
     fn start_close(&mut self, frame: &CloseFrame, now: Instant) {
-        frame::encode_close_frame(frame, self.send_queue.message_buffer().buffer());
+        self.send_queue
+            .encode_messages(|out| frame::encode_close_frame(frame, out.buffer()));
         self.state = match self.state {
             SessionState::Open if self.config.awaits_close_answer => SessionState::Closing {
                 deadline_start: now,
@@ -549,7 +594,8 @@ impl Session {
     /// Answers the client's close frame with its own code.
     fn answer_close(&mut self, code: Option<CloseCode>, now: Instant) {
         let frame = code.map_or_else(CloseFrame::without_code, |code| CloseFrame::new(code, ""));
-        frame::encode_close_frame(&frame, self.send_queue.message_buffer().buffer());
+        self.send_queue
+            .encode_messages(|out| frame::encode_close_frame(&frame, out.buffer()));
         self.state = SessionState::ShuttingDown {
             deadline_start: now,
         };
@@ -558,14 +604,16 @@ impl Session {
     /// Stops the reading of frames, and schedules a close for [`apply_pending_close`](Self::apply_pending_close). The first
     /// scheduled close wins.
     fn schedule_close(&mut self, code: Option<CloseCode>, reason: &'static str) {
-        self.pending_close
+        let transient = self.transient.get_or_insert_default();
+        transient
+            .pending_close
             .get_or_insert(PendingClose { code, reason });
     }
 
     /// Returns the code and the reason with which [`apply_pending_close`](Self::apply_pending_close) will close the connection, because the
     /// client has broken a rule or has missed a deadline. A caller can log them: many clients do not report a close code.
     pub fn pending_violation(&self) -> Option<(CloseCode, &'static str)> {
-        let PendingClose { code, reason } = self.pending_close?;
+        let PendingClose { code, reason } = self.transient.as_ref()?.pending_close?;
         Some((code?, reason))
     }
 
@@ -573,7 +621,9 @@ impl Session {
     /// [answer deadline](SessionConfig::answer_deadline) has passed. The close frame is queued after everything else, so call this method
     /// after the round's last [`handle_item`](Self::handle_item).
     pub fn apply_pending_close(&mut self, now: impl FnOnce() -> Instant) {
-        if let Some(PendingClose { code, reason }) = self.pending_close.take() {
+        let mut pending_close = None;
+        self.change_transient(|transient| pending_close = transient.pending_close.take());
+        if let Some(PendingClose { code, reason }) = pending_close {
             let now = now();
             if self.is_open() {
                 self.close_or_cut(code, reason, now);
@@ -607,7 +657,8 @@ impl Session {
     /// Handles a write: the socket has accepted the first `written` bytes of [`poll_transmit`](Self::poll_transmit).
     pub fn handle_written(&mut self, written: usize, now: impl FnOnce() -> Instant) {
         self.send_queue.advance(written);
-        let blocked_since = self.write_blocked_since.take();
+        let mut blocked_since = None;
+        self.change_transient(|transient| blocked_since = transient.write_blocked_since.take());
         if blocked_since.is_none() && self.is_open() {
             return;
         }
@@ -616,7 +667,7 @@ impl Session {
         if blocked_for.is_some_and(|time| time >= MIN_MEANINGFUL_WRITE_BLOCK) {
             // The client is reading, but may not have reached the ping yet.
             self.last_activity = now;
-            self.unanswered_ping = None;
+            self.change_transient(|transient| transient.unanswered_ping = None);
         }
         if let SessionState::Closing { deadline_start }
         | SessionState::ShuttingDown { deadline_start } = &mut self.state
@@ -629,13 +680,14 @@ impl Session {
     /// Handles a blocked write: the socket accepts no more bytes for now. The [write deadline](SessionConfig::write_deadline) runs until
     /// the next [`handle_written`](Self::handle_written) or [`handle_write_drained`](Self::handle_write_drained).
     pub fn handle_write_blocked(&mut self, now: impl FnOnce() -> Instant) {
-        self.write_blocked_since.get_or_insert_with(now);
+        let transient = self.transient.get_or_insert_default();
+        transient.write_blocked_since.get_or_insert_with(now);
     }
 
     /// Handles the success of a round of writes: everything is written and flushed.
     #[inline]
     pub fn handle_write_drained(&mut self) {
-        self.write_blocked_since = None;
+        self.change_transient(|transient| transient.write_blocked_since = None);
     }
 
     // Methods for time.
@@ -644,13 +696,15 @@ impl Session {
     /// `None` if no timer is needed.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let config = &self.config;
-        let write_timeout = self.write_blocked_since.map(|t| t + config.write_deadline);
-        let next_ping = || self.ping_interval.map(|time| self.last_activity + time);
+        let write_timeout = self
+            .write_blocked_since()
+            .map(|t| t + config.write_deadline);
+        let next_ping = || self.ping_interval().map(|time| self.last_activity + time);
         let state_timeout = match self.state {
             SessionState::Open if self.reads_paused => next_ping(),
             SessionState::Open => {
-                let message_timeout = self.message_started.map(|t| t + config.message_deadline);
-                let pong_deadline = self.unanswered_ping.zip(config.pong_deadline);
+                let message_timeout = self.message_started().map(|t| t + config.message_deadline);
+                let pong_deadline = self.unanswered_ping().zip(config.pong_deadline);
                 let pong_timeout = pong_deadline.map(|(pinged, deadline)| pinged + deadline);
                 earlier(message_timeout, pong_timeout.or_else(next_ping))
             }
@@ -670,11 +724,11 @@ impl Session {
         let has_elapsed = |start: Instant, time| start + time <= now;
         let is_past =
             |start: Option<Instant>, time| start.is_some_and(|start| has_elapsed(start, time));
-        if is_past(self.write_blocked_since, config.write_deadline) {
+        if is_past(self.write_blocked_since(), config.write_deadline) {
             self.state = SessionState::Closed;
         }
         let is_ping_due = self
-            .ping_interval
+            .ping_interval()
             .is_some_and(|time| has_elapsed(self.last_activity, time));
         match self.state {
             SessionState::Open if self.reads_paused => {
@@ -684,22 +738,24 @@ impl Session {
                     self.last_activity = now;
                 }
             }
-            SessionState::Open if is_past(self.message_started, config.message_deadline) => {
+            SessionState::Open if is_past(self.message_started(), config.message_deadline) => {
                 self.schedule_close(Some(CloseCode::POLICY_VIOLATION), "message takes too long");
             }
             SessionState::Open
                 if config
                     .pong_deadline
-                    .is_some_and(|deadline| is_past(self.unanswered_ping, deadline)) =>
+                    .is_some_and(|deadline| is_past(self.unanswered_ping(), deadline)) =>
             {
                 let code = self.config.close_codes.pong_timeout;
                 self.schedule_close(code, "no pong");
             }
             SessionState::Open => {
-                if self.unanswered_ping.is_none() && is_ping_due {
+                if self.unanswered_ping().is_none() && is_ping_due {
                     self.send_queue.push_ping(random::bits());
                     match config.pong_deadline {
-                        Some(_) => self.unanswered_ping = Some(now),
+                        Some(_) => {
+                            self.transient.get_or_insert_default().unanswered_ping = Some(now);
+                        }
                         // The next ping is due after another interval.
                         None => self.last_activity = now,
                     }
@@ -735,10 +791,29 @@ impl Session {
         if std::mem::take(&mut self.reads_paused) {
             let now = now();
             self.last_activity = now;
-            self.unanswered_ping = None;
-            self.message_started = self.message_started.and(Some(now));
+            self.change_transient(|transient| {
+                transient.unanswered_ping = None;
+                transient.message_started = transient.message_started.and(Some(now));
+            });
         }
     }
+}
+
+impl TransientState {
+    fn is_empty(&self) -> bool {
+        self.unanswered_ping.is_none()
+            && self.message_started.is_none()
+            && self.write_blocked_since.is_none()
+            && self.pending_close.is_none()
+            && self.client_close.is_none()
+    }
+}
+
+/// Returns a ping interval in milliseconds, rounded up: at least one millisecond, and at most [`MAX_DEADLINE`].
+fn whole_milliseconds(interval: Duration) -> NonZero<u32> {
+    let rounded_up = interval.min(MAX_DEADLINE) + Duration::from_nanos(999_999);
+    let milliseconds = u32::try_from(rounded_up.as_millis()).unwrap_or(u32::MAX);
+    NonZero::new(milliseconds).unwrap_or(NonZero::<u32>::MIN)
 }
 
 /// Returns the earlier of two times. `None` means never.
@@ -1325,11 +1400,12 @@ mod tests {
 
     #[test]
     fn idle_session_is_small_and_unallocated() {
-        assert!(size_of::<Session>() <= 512, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 288, "{}", size_of::<Session>());
         let mut fixture = SessionFixture::new();
         fixture.send_text("event");
         fixture.handle_input(&client_frame(0x89, b"ping"));
         fixture.write_all();
         assert!(fixture.session.send_queue.is_unallocated());
+        assert!(fixture.session.transient.is_none());
     }
 }

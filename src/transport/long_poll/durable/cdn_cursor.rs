@@ -1,5 +1,7 @@
 use std::time::{Duration, SystemTime};
 
+use tower_push_proto::decimal;
+
 use crate::random;
 
 /// The protocol's `cursor`: a number in the URL of a poll, which makes a CDN take the poll for a new request.
@@ -26,8 +28,7 @@ const MAX_CLIENT_CURSOR: u64 = 1 << 52;
 impl CdnCursor {
     /// Reads the value of the query parameter `cursor`. A value that is not a number, or is too great, is ignored.
     pub(super) fn from_parameter(value: Option<&str>) -> Self {
-        let is_number = |text: &&str| text.bytes().all(|b| b.is_ascii_digit());
-        let cursor = value.filter(is_number).and_then(|text| text.parse().ok());
+        let cursor = value.and_then(|text| decimal::parse_saturating(text.as_bytes()));
         Self {
             client_cursor: cursor.filter(|cursor| *cursor <= MAX_CLIENT_CURSOR),
         }

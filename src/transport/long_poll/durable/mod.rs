@@ -85,12 +85,14 @@ pub(super) struct DurableReadHandler {
 }
 
 impl DurableReadHandler {
-    pub(super) async fn respond(self, head: &Parts) -> Response<PushBody> {
+    pub(super) async fn respond(self) -> Response<PushBody> {
+        let head = self.source.request_head();
+        let is_head_request = head.method == Method::HEAD;
         let mut response = match ReadRequest::parse(head) {
             Err(message) => message_response(StatusCode::BAD_REQUEST, message),
-            Ok(request) if head.method == Method::HEAD => self.respond_to_head(request).await,
+            Ok(request) if is_head_request => self.respond_to_head(request).await,
             Ok(request) => match request.live {
-                None => self.respond_to_catch_up(request, head).await,
+                None => self.respond_to_catch_up(request).await,
                 Some(LiveMode::Sse) => self.respond_with_event_stream(request).await,
                 Some(LiveMode::LongPoll) => {
                     let (wait_time, wait_times) = (self.wait_time, self.wait_times);
@@ -106,20 +108,17 @@ impl DurableReadHandler {
     }
 
     /// Responds to a catch-up read, which does not wait (§5.6).
-    async fn respond_to_catch_up(
-        mut self,
-        request: ReadRequest,
-        head: &Parts,
-    ) -> Response<PushBody> {
+    async fn respond_to_catch_up(mut self, request: ReadRequest) -> Response<PushBody> {
+        let client_tags = client_tags(self.source.request_head());
         if request.offset == ReadOffset::Now {
             // The response to `offset=now` has the offset of the tail and no content, even if events arrive meanwhile.
             self.batch_limits.max_events = 0;
         }
         let response = self.respond_with_batch(&request, WaitTimes::ZERO).await;
-        // RFC 9110 §13.1.2: only with GET and HEAD, `If-None-Match` asks whether a cached response is current. HEAD is handled elsewhere.
-        let is_conditional = head.method == Method::GET && response.status() == StatusCode::OK;
         match response.headers().get(header::ETAG) {
-            Some(tag) if is_conditional && if_none_match_contains(&head.headers, tag) => {
+            Some(tag)
+                if response.status() == StatusCode::OK && has_matching_tag(&client_tags, tag) =>
+            {
                 not_modified_response(response)
             }
             _ => response,
@@ -321,12 +320,23 @@ impl DurableStreamsConfig {
     }
 }
 
-/// Returns whether `If-None-Match` contains `tag`. The value `*` does not count, because `*` does not say which response the client has.
-fn if_none_match_contains(headers: &HeaderMap, tag: &HeaderValue) -> bool {
-    let values = headers.get_all(header::IF_NONE_MATCH).into_iter();
-    let mut client_tags = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+/// Returns the lines of `If-None-Match`, which hold the entity tags of the responses that the client has. RFC 9110 §13.1.2: only with GET
+/// and HEAD, this header asks whether a cached response is current. A HEAD request has no use for it here.
+fn client_tags(head: &Parts) -> Vec<HeaderValue> {
+    if head.method != Method::GET {
+        return Vec::new();
+    }
+    let lines = head.headers.get_all(header::IF_NONE_MATCH).into_iter();
+    lines.cloned().collect()
+}
+
+/// Returns whether lines of `If-None-Match` contain `tag`. The value `*` does not count, because `*` does not say which response the client
+/// has.
+fn has_matching_tag(lines: &[HeaderValue], tag: &HeaderValue) -> bool {
+    let mut client_tags = lines
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
         .map(|tag| tag.trim().trim_start_matches("W/"));
     client_tags.any(|client_tag| client_tag.as_bytes() == tag.as_bytes())
 }

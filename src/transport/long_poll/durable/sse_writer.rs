@@ -1,7 +1,7 @@
 use std::{
     borrow::Cow,
     fmt::Write,
-    ops::ControlFlow::Break,
+    ops::ControlFlow::{Break, Continue},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -204,7 +204,7 @@ fn write_data_lines(text: &[u8], out: &mut BytesMut) {
 
 impl<S> DurableSseWriter<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, BoxError>>> {
         if let Some(item) = self.lookahead.take() {
@@ -225,31 +225,33 @@ where
             let Poll::Ready(item) = self.poll_item(cx) else {
                 return CollectedBatch::of_open_stream(builder.finish(StreamStatus::Idle));
             };
-            let is_content = matches!(&item, Some(Ok(item)) if item.is_content());
-            if is_content && builder.is_full() {
-                self.lookahead = item;
-                break;
-            }
             let flow = match &self.stream {
                 Some(stream) => builder.push_and_report_refusal(stream, item),
                 None => builder.push(item),
             };
-            if let Break(status) = flow {
-                let has_failed = matches!(status, StreamStatus::Failed(_));
-                let ended_stream = self.stream.take().filter(|_| !has_failed);
-                return CollectedBatch {
-                    batch: builder.finish(status),
-                    ended_stream,
-                };
+            match flow {
+                Continue(()) => {}
+                // The batch has no room for the item.
+                Break(StreamStatus::HasMore) => break,
+                Break(status) => {
+                    let has_failed = matches!(status, StreamStatus::Failed(_));
+                    let ended_stream = self.stream.take().filter(|_| !has_failed);
+                    return CollectedBatch {
+                        batch: builder.finish(status),
+                        ended_stream,
+                    };
+                }
             }
         }
-        CollectedBatch::of_open_stream(builder.finish(StreamStatus::HasMore))
+        let mut batch = builder.finish(StreamStatus::HasMore);
+        self.lookahead = batch.take_lookahead();
+        CollectedBatch::of_open_stream(batch)
     }
 }
 
 impl<S> StreamWriter for DurableSseWriter<S>
 where
-    S: Stream<Item = Result<Item, BoxError>> + Unpin,
+    S: Stream<Item = Result<Item, BoxError>> + Unpin + 'static,
 {
     /// Writes nothing, because the events of the first batch follow at once, even if the batch is empty.
     fn write_opening(&mut self, _: &mut FrameBuffer) {}

@@ -43,7 +43,7 @@ impl PartialHeader {
 }
 
 /// A frame whose header was parsed, and whose payload is being received.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct IncomingFrame {
     /// The number of payload bytes that have not arrived. In a control frame, this field stays the length of the whole payload.
     pub(super) remaining_len: usize,

@@ -168,12 +168,19 @@ enum DecoderState {
     /// A frame header.
     #[default]
     Header,
-    /// The payload of a data frame.
-    Data(IncomingFrame, Box<PartialMessage>),
+    /// The payload of the message's `current_frame`.
+    Data(Box<PartialMessage>),
     /// The payload of a control frame, which may come between the frames of a message.
-    Control(IncomingFrame, Box<ControlPayload>),
+    Control(Box<PartialControlFrame>),
     /// No bytes are expected: every byte is discarded, because an error or a close frame was returned before.
     Closed,
+}
+
+/// A control frame of which not all bytes have arrived.
+#[derive(Debug)]
+struct PartialControlFrame {
+    frame: IncomingFrame,
+    payload: ControlPayload,
 }
 
 impl FrameDecoder {
@@ -254,7 +261,7 @@ impl FrameDecoder {
     /// Returns the number of bytes that are allocated for the payload of the incomplete message.
     pub fn partial_message_capacity(&self) -> usize {
         let message = match &self.state {
-            DecoderState::Data(_, message) => Some(message),
+            DecoderState::Data(message) => Some(message),
             _ => self.partial_message.as_ref(),
         };
         message.map_or(0, |message| message.capacity())
@@ -264,7 +271,7 @@ impl FrameDecoder {
     #[inline]
     pub fn remaining_frame_len(&self) -> usize {
         match &self.state {
-            DecoderState::Data(frame, _) => frame.remaining_len,
+            DecoderState::Data(message) => message.current_frame.remaining_len,
             _ => 0,
         }
     }
@@ -283,11 +290,10 @@ impl FrameDecoder {
                     Some(frame) => self.begin_payload(frame, input, keep_message, on_ping),
                     None => Ok(None),
                 },
-                DecoderState::Data(frame, message) => {
-                    self.decode_data_payload(frame, message, input)
-                }
-                DecoderState::Control(frame, payload) => {
-                    self.decode_control_payload(frame, *payload, input, on_ping)
+                DecoderState::Data(message) => self.decode_data_payload(message, input),
+                DecoderState::Control(partial) => {
+                    let PartialControlFrame { frame, payload } = *partial;
+                    self.decode_control_payload(frame, payload, input, on_ping)
                 }
                 DecoderState::Closed => {
                     self.state = DecoderState::Closed;
@@ -336,24 +342,25 @@ impl FrameDecoder {
         let new_message = || Box::new(PartialMessage::new(&frame, keep_message));
         let mut message = self.partial_message.take().unwrap_or_else(new_message);
         message.fragments += 1;
-        self.decode_data_payload(frame, message, input)
+        message.current_frame = frame;
+        self.decode_data_payload(message, input)
     }
 
     fn decode_data_payload(
         &mut self,
-        mut frame: IncomingFrame,
         mut message: Box<PartialMessage>,
         input: &mut &[u8],
     ) -> Result<Option<DecoderEvent>, DecodeError> {
+        let frame = message.current_frame;
         let masked = split_front(input, frame.remaining_len);
         let max_len = match frame.is_final {
             true => message.len + frame.remaining_len,
             false => self.config.max_message_size,
         };
         message.push(masked, frame.mask_key, max_len)?;
-        frame.advance(masked.len());
-        if frame.remaining_len > 0 {
-            self.state = DecoderState::Data(frame, message);
+        message.current_frame.advance(masked.len());
+        if message.current_frame.remaining_len > 0 {
+            self.state = DecoderState::Data(message);
         } else if frame.is_final {
             return message.finish().map(Some);
         } else {
@@ -371,7 +378,7 @@ impl FrameDecoder {
     ) -> Result<Option<DecoderEvent>, DecodeError> {
         payload.push(split_front(input, frame.remaining_len - payload.len()));
         if payload.len() < frame.remaining_len {
-            self.state = DecoderState::Control(frame, Box::new(payload));
+            self.state = DecoderState::Control(Box::new(PartialControlFrame { frame, payload }));
             return Ok(None);
         }
         mask::xor_in_place(payload.as_mut_bytes(), frame.mask_key);

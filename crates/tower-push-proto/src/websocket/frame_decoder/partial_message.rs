@@ -20,6 +20,8 @@ pub(super) struct PartialMessage {
     pub(super) len: usize,
     /// The number of frames of this message that have begun.
     pub(super) fragments: usize,
+    /// The last of these frames.
+    pub(super) current_frame: IncomingFrame,
 }
 
 /// The length, in bytes, of the stack buffer in which a short piece of text is unmasked. A short buffer is cheap to zero.
@@ -37,6 +39,7 @@ impl PartialMessage {
             is_kept,
             len: 0,
             fragments: 0,
+            current_frame: *first_frame,
         }
     }
 

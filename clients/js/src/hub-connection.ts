@@ -1,0 +1,265 @@
+import type { Connection } from "./connection.js";
+import { connect, PushError, type PushConnection, type PushEvent, type PushGap, type State } from "./index.js";
+import type { PublicationOptions, TopicConnection, TopicOptions } from "./topics.js";
+
+/** The number of events whose repetitions are dropped. */
+const MAX_RECENT_EVENTS = 256;
+
+/** The number of commands that may wait for their answers. */
+const MAX_UNANSWERED_COMMANDS = 1024;
+
+/** The types of the events that answer a command, or refuse a topic. */
+const ANSWERS = ["hub.subscribed", "hub.unsubscribed", "hub.published", "hub.refused"];
+
+/** How long a client that has sent too many commands waits, in milliseconds. */
+const RATE_LIMIT_PERIOD = 1000;
+
+/**
+ * How far a topic is: its `subscribe` command with this number has no answer, the stream has the topic but the cursor is older, or the cursor
+ * is valid for the topic.
+ */
+type TopicProgress = number | "streaming" | "resumable";
+
+/** A command without an answer. */
+interface Command {
+  message: { ref: number };
+  /** The topic that the command adds or removes. */
+  changedTopic?: string;
+  /** What `publish` has returned. */
+  promise?: { resolve(id: string): void; reject(error: PushError): void };
+}
+
+/** The data of an answer of the hub. */
+interface AnswerData {
+  ref?: number;
+  id?: string;
+  status?: number;
+  message?: string;
+}
+
+/**
+ * A connection to topics of a hub, as `docs/hub-protocol.md` describes them.
+ *
+ * Invariants: the address of the next attempt names all topics, and names a topic as new until the cursor has moved while the stream had the topic.
+ * So a topic's first events are not lost with a connection.
+ */
+export class HubConnection implements TopicConnection {
+  #baseUrl: URL;
+  #connection: Connection;
+  #topicParameter: string;
+  #acceptsCommands: boolean;
+  #mayHaveNoTopic: boolean;
+  #progress = new Map<string, TopicProgress>();
+  /** The commands without an answer, by their numbers, in the order of the numbers. */
+  #commands = new Map<number, Command>();
+  #lastRef = 0;
+  #resendTimer: ReturnType<typeof setTimeout> | undefined;
+  /** The ids and topics of the last events. A topic belongs to it, because SSE sends the cursor as the id. */
+  #recentEvents = new Set<string>();
+  /** The cursor with which the open stream began. */
+  #requestedCursor: string | undefined;
+  /** The answers of the hub, which only listeners of their type get. */
+  #answers = new WeakSet<object>();
+  /** The events that the client has passed on before. */
+  #repeated = new WeakSet<object>();
+
+  constructor(url: URL, options: TopicOptions) {
+    const { topics, topicParameter = "topic", commands = true, ...rest } = options;
+    this.#baseUrl = url;
+    this.#topicParameter = topicParameter;
+    this.#acceptsCommands = commands;
+    this.#mayHaveNoTopic = String(rest.transports) === "websocket";
+    if (!topics[0] && !this.#mayHaveNoTopic) throw noTopic();
+    for (const topic of topics) this.#progress.set(topic, "resumable");
+    this.#connection = connect(url, rest) as PushConnection as Connection;
+    this.#updateUrl();
+    this.#connection.on("state", (state) => this.#onState(state));
+    this.#connection.on("cursor", () => this.#onCursor());
+    this.#connection.on("event", (event) => this.#onEvent(event));
+  }
+
+  get cursor(): string | undefined {
+    return this.#connection.cursor;
+  }
+
+  get state(): State {
+    return this.#connection.state;
+  }
+
+  get transport(): string | undefined {
+    return this.#connection.transport;
+  }
+
+  get topics(): string[] {
+    return [...this.#progress.keys()];
+  }
+
+  on(name: string, listener: (value: any) => void): () => void {
+    return this.#connection.on(name, (value) => this.#isPassedOn(name, value) && listener(value));
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<PushEvent | PushGap, undefined> {
+    for await (const item of this.#connection) if (this.#isPassedOn("event", item)) yield item;
+  }
+
+  #isPassedOn(name: string, value: any): boolean {
+    return !this.#repeated.has(value) && (name !== "event" || !this.#answers.has(value));
+  }
+
+  send(message: unknown): boolean {
+    return this.#connection.send(message);
+  }
+
+  close(): void {
+    this.#connection.close();
+  }
+
+  subscribe(...topics: string[]): void {
+    const added = new Set(topics.filter((topic) => !this.#progress.has(topic)));
+    for (const topic of added) this.#progress.set(topic, "streaming");
+    // A topic that was removed before begins anew, with events that the client has had.
+    for (const key of this.#recentEvents) if (added.has(key.slice(key.indexOf(" ") + 1))) this.#recentEvents.delete(key);
+    this.#changeTopics(added, "subscribe");
+  }
+
+  unsubscribe(...topics: string[]): void {
+    const removed = new Set(topics.filter((topic) => this.#progress.has(topic)));
+    if (removed.size === this.#progress.size && !this.#mayHaveNoTopic) throw noTopic();
+    for (const topic of removed) this.#progress.delete(topic);
+    this.#changeTopics(removed, "unsubscribe");
+  }
+
+  publish(topic: string, data: unknown, { event, key = randomKey(), echo }: PublicationOptions = {}): Promise<string> {
+    return new Promise((resolve, reject) => {
+      if (this.state === "closed") return reject(new PushError("the connection is closed", "final"));
+      if (this.#commands.size >= MAX_UNANSWERED_COMMANDS) return reject(new PushError("too many commands have no answer", "final"));
+      const ref = ++this.#lastRef;
+      const message = { publish: { topic, event, data: data ?? null, key, echo }, ref };
+      this.#commands.set(ref, { message, promise: { resolve, reject } });
+      if (this.#acceptsCommands) this.#connection.send(message);
+      this.#checkTransport();
+    });
+  }
+
+  /** Tells the server by commands which topics were added or removed, or else by a new request. */
+  #changeTopics(topics: Set<string>, action: "subscribe" | "unsubscribe"): void {
+    if (!topics.size) return;
+    this.#updateUrl();
+    for (const topic of topics) {
+      const ref = ++this.#lastRef;
+      const message = { [action]: { topic }, ref };
+      if (!this.#acceptsCommands || this.transport !== "websocket" || !this.#connection.send(message)) return this.#connection.reconnect();
+      // If an earlier command is repeated after this one, the topic has the wrong state.
+      for (const [earlier, { changedTopic }] of this.#commands) if (changedTopic === topic) this.#commands.delete(earlier);
+      this.#commands.set(ref, { message, changedTopic: topic });
+      if (action === "subscribe") this.#progress.set(topic, ref);
+    }
+  }
+
+  /** Sets the address of the next attempt. */
+  #updateUrl(): void {
+    const url = new URL(this.#baseUrl);
+    for (const [topic, progress] of this.#progress) {
+      url.searchParams.append(this.#topicParameter, topic);
+      if (progress !== "resumable") url.searchParams.append("fresh", topic);
+    }
+    this.#connection.streamUrl = url;
+  }
+
+  #onState(state: State): void {
+    if (state === "closed") {
+      clearTimeout(this.#resendTimer);
+      this.#rejectPublications("the connection is closed");
+    }
+    if (state === "connecting") this.#requestedCursor = this.cursor;
+    if (state !== "open") this.#forgetTopicCommands();
+    else if (this.transport === "websocket" && this.#acceptsCommands) this.#sendCommands();
+    this.#checkTransport();
+  }
+
+  /** Sends all commands without an answer. */
+  #sendCommands(): void {
+    for (const { message } of this.#commands.values()) this.#connection.send(message);
+  }
+
+  /** The WebSocket has ended. The next request names all topics. */
+  #forgetTopicCommands(): void {
+    for (const [ref, { changedTopic }] of this.#commands) if (changedTopic != null) this.#commands.delete(ref);
+    for (const [topic, progress] of this.#progress) if (typeof progress === "number") this.#progress.set(topic, "streaming");
+  }
+
+  /** Only a WebSocket answers commands. */
+  #checkTransport(): void {
+    if (this.state !== "open" || (this.transport === "websocket" && this.#acceptsCommands)) return;
+    this.#forgetTopicCommands();
+    this.#rejectPublications("no WebSocket that accepts commands is open");
+  }
+
+  #rejectPublications(reason: string): void {
+    for (const [ref, { promise }] of this.#commands) {
+      if (promise) this.#commands.delete(ref);
+      promise?.reject(new PushError(reason, "final"));
+    }
+  }
+
+  /** The server has sent a cursor, which may be the same as before. The cursor is valid for the topics that the stream has. */
+  #onCursor(): void {
+    this.#checkTransport();
+    for (const [topic, progress] of this.#progress) if (progress === "streaming") this.#progress.set(topic, "resumable");
+    this.#updateUrl();
+  }
+
+  #onEvent(event: PushEvent): void {
+    const { id, topic, type } = event;
+    if (ANSWERS.includes(type)) {
+      this.#answers.add(event);
+      return this.#onAnswer(type, topic, event.data);
+    }
+    // On SSE, the first event without an id carries the cursor of the request. Only an answer or a list precedes the events of new topics.
+    if (id == null || type === "hub.members") return;
+    this.#onCursor();
+    if (id === this.#requestedCursor) return;
+    const key = `${id} ${topic}`;
+    if (this.#recentEvents.has(key)) this.#repeated.add(event);
+    this.#recentEvents.add(key);
+    if (this.#recentEvents.size > MAX_RECENT_EVENTS) this.#recentEvents.delete(this.#recentEvents.values().next().value!);
+  }
+
+  #onAnswer(type: string, topic: string | undefined, data: unknown): void {
+    const { ref, id, status, message } = answerData(data);
+    if (type === "hub.refused" && status === 429) {
+      // The refusal does not say which command it refuses.
+      this.#resendTimer ??= setTimeout(() => {
+        this.#resendTimer = undefined;
+        this.#sendCommands();
+      }, RATE_LIMIT_PERIOD);
+      return;
+    }
+    const promise = this.#commands.get(ref!)?.promise;
+    this.#commands.delete(ref!);
+    const isCurrent = topic != null && (ref == null ? this.#progress.has(topic) : this.#progress.get(topic) === ref);
+    if (type === "hub.published") promise?.resolve(id!);
+    else if (type === "hub.subscribed" && isCurrent) this.#progress.set(topic, "streaming");
+    else if (type === "hub.refused") {
+      promise?.reject(new PushError(`refused: ${status} ${message}`, "final", { status }));
+      if (!isCurrent) return;
+      this.#progress.delete(topic);
+      this.#updateUrl();
+    }
+  }
+}
+
+const noTopic = () => new TypeError("a connection needs a topic, unless its only transport is a WebSocket");
+
+function randomKey(): string {
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (number) => number.toString(36)).join("-");
+}
+
+/** Reads the data of an answer, which the option `parse` may have left as a text. */
+function answerData(data: unknown): AnswerData {
+  try {
+    return (typeof data === "string" ? JSON.parse(data) : data) ?? {};
+  } catch {
+    return {};
+  }
+}

@@ -1,0 +1,188 @@
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    api_response::{ConsumerInfo, nanoseconds},
+    error::Error,
+    nats_connection::ConnectionWatch,
+    stream_api::StreamApi,
+    stream_message::DeliveredMessage,
+};
+
+/// Reads the messages of one consumer, in requests of a bounded size.
+///
+/// # Invariant: no hole
+/// Each message is the one that the consumer has delivered after the message before. If a message is lost on its way, the connection breaks, or the
+/// consumer is gone, [`next`](Self::next) fails, and the reader is dropped.
+#[derive(Debug)]
+pub(crate) struct ConsumerReader {
+    api: Arc<StreamApi>,
+    request_subject: String,
+    /// The beginning of the subjects for answers. Each request has a number, with which its subject for answers ends.
+    answers: String,
+    request_number: u64,
+    subscriber: Subscriber,
+    watch: ConnectionWatch,
+    /// The number of messages that the consumer has delivered.
+    delivered: u64,
+    /// The number of messages that the current request may still deliver. 0 if there is no request.
+    requested: usize,
+    max_bytes: usize,
+}
+
+/// What a consumer has sent.
+#[derive(Debug)]
+pub(crate) enum Delivery {
+    Message(DeliveredMessage),
+    /// There is no message now.
+    Heartbeat,
+    /// A request has ended. There may be more messages.
+    RequestEnded,
+}
+
+/// The maximum number of messages for one request.
+const BATCH_MESSAGES: usize = 512;
+
+/// The maximum number of bytes for one request, unless one message can be larger.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// The space for the subjects of a message, which the server counts besides the payload and the headers.
+const MAX_SUBJECTS_LEN: usize = 64 << 10;
+
+/// The time after which the server ends a request for which there are no more messages.
+const REQUEST_TIME: Duration = Duration::from_secs(30);
+
+/// The time after which the server sends a heartbeat if it has sent nothing else.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+
+impl ConsumerReader {
+    pub(crate) async fn new(api: Arc<StreamApi>, consumer: &ConsumerInfo) -> Result<Self, Error> {
+        let watch = api.connection.watch()?;
+        let answers = api.connection.new_inbox();
+        let subscriber = api.connection.subscribe(format!("{answers}.*")).await?;
+        let request_subject = format!("{}.{}", api.subject("CONSUMER.MSG.NEXT"), consumer.name);
+        let max_message_len = api.connection.max_message_len() + MAX_SUBJECTS_LEN;
+        Ok(Self {
+            api,
+            request_subject,
+            answers,
+            request_number: 0,
+            subscriber,
+            watch,
+            delivered: 0,
+            requested: 0,
+            max_bytes: BATCH_BYTES.max(max_message_len),
+        })
+    }
+
+    /// Waits for the next message, or for a sign that there is none.
+    ///
+    /// # Cancellation
+    /// If the future is dropped, no message is lost.
+    pub(crate) async fn next(&mut self) -> Result<Delivery, Error> {
+        if self.requested == 0 {
+            self.request_messages().await?;
+        }
+        let message = match self.subscriber.next().now_or_never() {
+            Some(message) => message,
+            None => self.wait_for_message().await?,
+        };
+        self.handle_message(message.ok_or_else(Error::disconnected)?)
+    }
+
+    async fn request_messages(&mut self) -> Result<(), Error> {
+        let request = json!({
+            "batch": BATCH_MESSAGES,
+            "max_bytes": self.max_bytes,
+            "expires": nanoseconds(REQUEST_TIME),
+            "idle_heartbeat": nanoseconds(HEARTBEAT_INTERVAL),
+        });
+        let request = Bytes::from(request.to_string());
+        let subject = self.request_subject.clone();
+        self.request_number += 1;
+        self.api
+            .connection
+            .send(subject, self.current_answers(), request)
+            .await?;
+        self.requested = BATCH_MESSAGES;
+        Ok(())
+    }
+
+    /// Returns the subject for answers to the current request.
+    fn current_answers(&self) -> String {
+        format!("{}.{}", self.answers, self.request_number)
+    }
+
+    async fn wait_for_message(&mut self) -> Result<Option<Message>, Error> {
+        let connection = &self.api.connection;
+        let message = async {
+            tokio::select! {
+                biased;
+                message = self.subscriber.next() => Ok(message),
+                error = connection.broken(&mut self.watch) => Err(error),
+            }
+        };
+        match timeout(HEARTBEAT_INTERVAL * 2, message).await {
+            Ok(message) => message,
+            Err(_) => Err(connection.leave_silent_server().await),
+        }
+    }
+
+    fn handle_message(&mut self, message: Message) -> Result<Delivery, Error> {
+        let description = message.description.as_deref().unwrap_or_default();
+        match message.status.map(|status| status.as_u16()) {
+            None | Some(200) => self.handle_delivery(message),
+            Some(100) => self.handle_heartbeat(&message),
+            // The request has ended.
+            Some(404 | 408) => Ok(self.end_request(&message)),
+            Some(409) if is_end_of_request(description) => Ok(self.end_request(&message)),
+            // For example, the consumer is deleted, or the server shuts down.
+            Some(_) => Err(Error::unavailable(match description.is_empty() {
+                true => "the consumer is gone",
+                false => description,
+            })),
+        }
+    }
+
+    fn handle_delivery(&mut self, message: Message) -> Result<Delivery, Error> {
+        let delivered = DeliveredMessage::parse(message)?;
+        if delivered.delivery != self.delivered + 1 {
+            return Err(lost_delivery());
+        }
+        self.delivered += 1;
+        self.requested = self.requested.saturating_sub(1);
+        Ok(Delivery::Message(delivered))
+    }
+
+    /// Checks that no message was lost before a heartbeat.
+    fn handle_heartbeat(&self, message: &Message) -> Result<Delivery, Error> {
+        let headers = message.headers.as_ref();
+        let last = headers.and_then(|headers| headers.get_last("Nats-Last-Consumer"));
+        let last = last.and_then(|last| last.as_str().parse::<u64>().ok());
+        match last.is_none_or(|last| last == self.delivered) {
+            true => Ok(Delivery::Heartbeat),
+            false => Err(lost_delivery()),
+        }
+    }
+
+    /// Handles the end of a request. The end of a request that has delivered all of its messages comes after the next request.
+    fn end_request(&mut self, message: &Message) -> Delivery {
+        if *message.subject == *self.current_answers() {
+            self.requested = 0;
+        }
+        Delivery::RequestEnded
+    }
+}
+
+fn lost_delivery() -> Error {
+    Error::unavailable("a message was lost on its way")
+}
+
+fn is_end_of_request(description: &str) -> bool {
+    ["Batch Completed", "Message Size Exceeds MaxBytes"].contains(&description)
+}

@@ -1,0 +1,182 @@
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+use tower_push::{Event, EventId};
+
+use crate::{
+    error::Error,
+    fingerprint::Fingerprint,
+    random::Backoff,
+    reader_status::ReaderMetrics,
+    stream_api::StreamApi,
+    stream_cursor::StreamCursor,
+    stream_message::{EVENT_TOKEN, MESSAGE_ID, fingerprint_of_message_id, headers_of_event},
+};
+
+/// Adds events to a stream. Clones share a connection.
+///
+/// A publication is one message, which the server acknowledges when the stream has it. With several replicas, most of them have it then. Servers
+/// write to their disks later: a crash can lose an event that was published, and clients that have seen this event get a gap.
+#[derive(Clone, Debug)]
+pub struct JetStreamPublisher {
+    api: Arc<StreamApi>,
+    metrics: Arc<ReaderMetrics>,
+    retry_time: Duration,
+}
+
+/// The result of [`JetStreamPublisher::publish_once`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Publication {
+    /// The id of the event: the cursor that resumes after it.
+    pub id: EventId,
+    /// Whether an event had been published with the same key before. In this case, `id` is the id of that event, and nothing was published
+    /// now.
+    pub is_duplicate: bool,
+}
+
+impl JetStreamPublisher {
+    pub(crate) fn new(
+        api: Arc<StreamApi>,
+        metrics: Arc<ReaderMetrics>,
+        retry_time: Duration,
+    ) -> Self {
+        Self {
+            api,
+            metrics,
+            retry_time,
+        }
+    }
+
+    /// Publishes an event. Returns the id that the stream has given to it. An id that `event` has is not used.
+    ///
+    /// While the server is not available, the publication is tried again, for the time of
+    /// [`publish_retry_time`](crate::JetStreamBuilder::publish_retry_time). The publication is not tried again if the server may have got
+    /// the event.
+    ///
+    /// # Errors
+    /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the event may be published or not.
+    pub async fn publish(&self, event: &Event) -> Result<EventId, Error> {
+        let publication = self.publish_with_retries(event, None).await?;
+        Ok(publication.id)
+    }
+
+    /// Publishes an event, unless an event was published with the same idempotency key before, by any process.
+    ///
+    /// The key is the message's id (`Nats-Msg-Id`), which the server remembers for the stream's duplicate window. This is the time of
+    /// [`idempotency_lifetime`](crate::JetStreamBuilder::idempotency_lifetime) if this crate has created the stream. So the publication
+    /// is tried again even if the server may have got the event.
+    ///
+    /// # Errors
+    /// An [`Error`] if the event was not published, or [may not have been](Error::may_be_published).
+    ///
+    /// # Cancellation
+    /// If the future is dropped, the event may be published or not.
+    pub async fn publish_once(
+        &self,
+        event: &Event,
+        idempotency_key: &str,
+    ) -> Result<Publication, Error> {
+        self.publish_with_retries(event, Some(idempotency_key))
+            .await
+    }
+
+    /// Publishes an event. While the server is not available, tries again for a limited time: with an idempotency key always, and without one only
+    /// if the server cannot have got the event.
+    async fn publish_with_retries(
+        &self,
+        event: &Event,
+        idempotency_key: Option<&str>,
+    ) -> Result<Publication, Error> {
+        let ends_at = Instant::now() + self.retry_time;
+        let mut backoff = Backoff::new();
+        let mut may_have_run = false;
+        loop {
+            let error = match self.try_publish(event, idempotency_key).await {
+                Ok(publication) => return Ok(publication),
+                Err(error) => error,
+            };
+            may_have_run |= error.may_be_published();
+            let can_retry = error.is_unavailable() && (idempotency_key.is_some() || !may_have_run);
+            let delay = backoff.next_delay();
+            if !can_retry || Instant::now() + delay >= ends_at {
+                return Err(error.with_may_have_run(may_have_run));
+            }
+            sleep(delay).await;
+        }
+    }
+
+    async fn try_publish(
+        &self,
+        event: &Event,
+        idempotency_key: Option<&str>,
+    ) -> Result<Publication, Error> {
+        let subject = self.api.subjects.subject_of(event.topic());
+        let subject = subject.ok_or_else(Error::missing_topic)?;
+        let mut headers = headers_of_event(event);
+        let fingerprint = match idempotency_key {
+            Some(key) => {
+                let key = key_on_one_line(key);
+                headers.insert(MESSAGE_ID, key.as_str());
+                fingerprint_of_message_id(&key)
+            }
+            None => {
+                let token = Fingerprint::random();
+                headers.insert(EVENT_TOKEN, token.as_str());
+                token
+            }
+        };
+        let payload = Bytes::copy_from_slice(event.payload().as_bytes());
+        let read_before = self.metrics.sequence.load(Ordering::Relaxed);
+        let ack = self.api.publish(subject, headers, payload).await?;
+        if ack.seq <= read_before && !ack.duplicate {
+            // The reader has read this number before, so the stream was created anew.
+            let _ = self.api.info().await;
+        }
+        let cursor = StreamCursor {
+            sequence: ack.seq,
+            stream: self.api.fingerprint(),
+            message: Some(fingerprint),
+        };
+        Ok(Publication {
+            id: cursor.to_event_id(),
+            is_duplicate: ack.duplicate,
+        })
+    }
+}
+
+/// Returns an idempotency key as the value of a header, which is not empty, and has no line breaks and no white space at its ends.
+fn key_on_one_line(key: &str) -> String {
+    if key.is_empty() {
+        return "%".to_owned();
+    }
+    let is_plain = |character: char| character.is_ascii_graphic() && character != '%';
+    let mut line = String::with_capacity(key.len());
+    for character in key.chars() {
+        match is_plain(character) {
+            true => line.push(character),
+            false => line.push_str(&format!("%{:X}.", u32::from(character))),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_stay_different() {
+        assert_eq!(key_on_one_line("order/7"), "order/7");
+        assert_eq!(key_on_one_line(" a\r\né"), "%20.a%D.%A.%E9.");
+        assert_eq!(key_on_one_line(""), "%");
+        assert_ne!(key_on_one_line("%20."), key_on_one_line(" "));
+    }
+}

@@ -1,0 +1,159 @@
+use std::{cmp::Ordering, sync::Arc};
+
+use tower_push::{
+    EventId, Gap, GapReason,
+    source::relay::{Page, PageRequest, Upstream, UpstreamError},
+};
+
+use crate::{
+    api_response::StreamInfo, stream_api::StreamApi, stream_cursor::StreamCursor,
+    stream_message::StreamMessage, subject_mapping::SubjectMapping,
+};
+
+/// The [`Upstream`] of a stream: reads the messages after a client's cursor, if the client may resume there.
+///
+/// | the cursor's message | result |
+/// |---|---|
+/// | is in the stream, with the cursor's fingerprint | the messages after it |
+/// | was removed, or there is none | the messages with higher sequence numbers |
+/// | is newer than all messages, or was replaced; or the stream was created anew or is missing | [`UpstreamError::Lost`] (`epoch`) |
+///
+/// If messages between the cursor and the end of the page were removed, the page begins with a gap (`expired`) that counts them.
+///
+/// A page costs two requests: one for the messages, which any server with a copy of the stream answers, and one for the description of the
+/// stream, which its leader answers. Clones share a connection.
+#[derive(Clone, Debug)]
+pub struct JetStreamUpstream {
+    api: Arc<StreamApi>,
+}
+
+impl JetStreamUpstream {
+    pub(crate) fn new(api: Arc<StreamApi>) -> Self {
+        Self { api }
+    }
+
+    /// Adds the first message after the cursor, from the stream's leader, to messages that have none. The server that was asked first may lag behind
+    /// the leader.
+    async fn add_from_leader(
+        &self,
+        cursor: StreamCursor,
+        info: &StreamInfo,
+        messages: &mut Vec<StreamMessage>,
+    ) -> Result<(), UpstreamError> {
+        let last = info.state.last_seq;
+        if messages.is_empty() && last >= cursor.sequence && cursor.sequence > 0 {
+            messages.extend(self.api.message_at(cursor.sequence).await?);
+        }
+        let has_later = messages
+            .last()
+            .is_some_and(|message| message.sequence > cursor.sequence);
+        if !has_later && last > cursor.sequence {
+            messages.extend(self.api.message_from(cursor.sequence + 1).await?);
+        }
+        Ok(())
+    }
+}
+
+impl Upstream for JetStreamUpstream {
+    async fn read_page(&self, request: PageRequest) -> Result<Page, UpstreamError> {
+        let lost = || UpstreamError::Lost(GapReason::Epoch);
+        let cursor = StreamCursor::parse(request.after()).ok_or_else(lost)?;
+        let from = cursor.sequence.max(1);
+        let max_messages = request.max_events().max(1) + 1;
+        let messages = self
+            .api
+            .read_direct(from, max_messages, request.max_bytes());
+        let messages = messages.await;
+        // The description is read last: if the stream is still the cursor's, it was so before.
+        let info = match self.api.info().await {
+            Err(error) if error.is_not_found() => return Err(lost()),
+            info => info?,
+        };
+        if cursor.stream != info.fingerprint() || cursor.sequence > info.state.last_seq {
+            return Err(lost());
+        }
+        let mut messages = messages?;
+        self.add_from_leader(cursor, &info, &mut messages).await?;
+        page_after(
+            cursor,
+            &messages,
+            info.state.last_seq,
+            &request,
+            &self.api.subjects,
+        )
+    }
+
+    fn compare_ids(&self, a: &EventId, b: &EventId) -> Option<Ordering> {
+        let (a, b) = (StreamCursor::parse(a)?, StreamCursor::parse(b)?);
+        (a.stream == b.stream).then(|| a.sequence.cmp(&b.sequence))
+    }
+}
+
+/// Returns the page after a cursor, from messages of the cursor's stream that begin at the cursor's sequence number. `last_sequence` is the
+/// highest sequence number of the stream. If it is higher than the cursor's and there are no messages after the cursor, these were removed.
+fn page_after(
+    cursor: StreamCursor,
+    messages: &[StreamMessage],
+    last_sequence: u64,
+    request: &PageRequest,
+    subjects: &SubjectMapping,
+) -> Result<Page, UpstreamError> {
+    let (own, later) = match messages.split_first() {
+        Some((own, later)) if own.sequence == cursor.sequence => (Some(own), later),
+        _ => (None, messages),
+    };
+    if own.is_some_and(|own| !cursor.agrees_with(own.fingerprint)) {
+        return Err(UpstreamError::Lost(GapReason::Epoch));
+    }
+    let without_message = |sequence| {
+        let end = StreamCursor {
+            sequence,
+            message: None,
+            ..cursor
+        };
+        end.to_event_id()
+    };
+    let gap = |missed| match request.topics() {
+        // The removed messages may have had other topics.
+        Some(_) => Gap::new(GapReason::Expired),
+        None => Gap::new(GapReason::Expired).missed(missed),
+    };
+    let later = first_of_page(later, request);
+    let Some(last) = later.last() else {
+        if last_sequence > cursor.sequence {
+            let gap = gap(last_sequence - cursor.sequence);
+            let end = without_message(last_sequence);
+            return Ok(Page::new(Vec::new()).after_gap(gap.resumed(end)));
+        }
+        // A process that has started since the message was removed knows the end of the stream by the id without a fingerprint.
+        let end = match own {
+            Some(own) => own.cursor(cursor.stream).to_event_id(),
+            None => without_message(cursor.sequence),
+        };
+        return Ok(Page::new(Vec::new()).scanned_to(end));
+    };
+    let events = later
+        .iter()
+        .map(|message| message.to_event(cursor.stream, subjects));
+    let page = Page::new(events.filter(|event| request.includes(event)).collect());
+    let page = page.scanned_to(last.cursor(cursor.stream).to_event_id());
+    match last.sequence - cursor.sequence - later.len() as u64 {
+        0 => Ok(page),
+        missed => Ok(page.after_gap(gap(missed))),
+    }
+}
+
+/// Returns the messages that fit into a page. The first message is in the page, however large it is.
+fn first_of_page<'a>(messages: &'a [StreamMessage], request: &PageRequest) -> &'a [StreamMessage] {
+    let mut bytes = 0;
+    let fitting = messages
+        .iter()
+        .take(request.max_events())
+        .take_while(|message| {
+            let fits = bytes < request.max_bytes();
+            bytes += message.byte_len();
+            fits
+        });
+    let count = fitting.count().max(1).min(messages.len());
+    &messages[..count]
+}

@@ -1,0 +1,121 @@
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::error::Error;
+
+/// What the reader of a stream does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReaderState {
+    /// The reader has a consumer, and follows the stream.
+    Following,
+    /// The reader has lost its consumer, and tries to create another one. Clients stay connected, and get the events later.
+    Reconnecting,
+}
+
+/// The state of the reader of a [`JetStream`](crate::JetStream), and how often something has happened to it, for metrics and for the health
+/// check of a server.
+///
+/// Each count never decreases.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ReaderStatus {
+    /// What the reader does now.
+    pub state: ReaderState,
+    /// The time since the last answer of the server. While the stream is idle, the server answers every 5 s.
+    pub since_answer: Duration,
+    /// The error after which the reader is reconnecting.
+    pub error: Option<Error>,
+    /// Messages that were read.
+    pub messages_read: u64,
+    /// Consumers that were created after the first one.
+    pub reconnects: u64,
+    /// How often the stream was not the one that the reader had read: it was deleted and created anew, or a server has lost messages.
+    pub replaced: u64,
+    /// How often messages were removed from the stream before the reader could read them.
+    pub trimmed: u64,
+}
+
+impl ReaderStatus {
+    /// Returns whether the server has answered within `max_silence`. 15 s is a good value.
+    pub fn is_healthy(&self, max_silence: Duration) -> bool {
+        self.since_answer <= max_silence
+    }
+}
+
+/// The values of a [`ReaderStatus`], which the reader writes.
+#[derive(Debug)]
+pub(crate) struct ReaderMetrics {
+    connection: Mutex<ConnectionStatus>,
+    /// The sequence number up to which the reader has read.
+    pub(crate) sequence: AtomicU64,
+    pub(crate) messages_read: AtomicU64,
+    pub(crate) reconnects: AtomicU64,
+    pub(crate) replaced: AtomicU64,
+    pub(crate) trimmed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct ConnectionStatus {
+    state: ReaderState,
+    answered_at: Instant,
+    error: Option<Error>,
+}
+
+impl ReaderMetrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            connection: Mutex::new(ConnectionStatus {
+                state: ReaderState::Following,
+                answered_at: Instant::now(),
+                error: None,
+            }),
+            sequence: AtomicU64::new(0),
+            messages_read: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+            trimmed: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn record_answer(&self) {
+        let mut connection = self.lock();
+        connection.state = ReaderState::Following;
+        connection.answered_at = Instant::now();
+        connection.error = None;
+    }
+
+    pub(crate) fn record_error(&self, error: Error) {
+        let mut connection = self.lock();
+        connection.state = ReaderState::Reconnecting;
+        connection.error = Some(error);
+    }
+
+    pub(crate) fn status(&self) -> ReaderStatus {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let connection = self.lock();
+        ReaderStatus {
+            state: connection.state,
+            since_answer: connection.answered_at.elapsed(),
+            error: connection.error.clone(),
+            messages_read: count(&self.messages_read),
+            reconnects: count(&self.reconnects),
+            replaced: count(&self.replaced),
+            trimmed: count(&self.trimmed),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ConnectionStatus> {
+        // No code panics while it holds the lock.
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,253 @@
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    api_response::{
+        ApiError, ConsumerInfo, MessageResponse, PublishAck, StreamConfig, StreamInfo, nanoseconds,
+        parse_response,
+    },
+    error::Error,
+    fingerprint::Fingerprint,
+    nats_connection::NatsConnection,
+    random::random_u64,
+    stream_message::StreamMessage,
+    subject_mapping::SubjectMapping,
+};
+
+/// The requests that concern one stream.
+#[derive(Debug)]
+pub(crate) struct StreamApi {
+    pub(crate) connection: NatsConnection,
+    pub(crate) subjects: SubjectMapping,
+    /// The prefix of the API's subjects.
+    api_prefix: String,
+    name: Arc<str>,
+    /// The configuration with which a missing stream is created. `None` if a missing stream is an error.
+    new_stream: Option<StreamConfig>,
+    /// The fingerprint of the stream, from its last description.
+    fingerprint: Mutex<Fingerprint>,
+}
+
+/// The time after which the server removes a consumer whose process does not read.
+const CONSUMER_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The oldest version of the server that reads several messages for one request.
+const MIN_SERVER_VERSION: (i64, i64, i64) = (2, 11, 0);
+
+impl StreamApi {
+    pub(crate) fn new(
+        connection: NatsConnection,
+        name: Arc<str>,
+        subjects: SubjectMapping,
+        domain: Option<&str>,
+        new_stream: Option<StreamConfig>,
+    ) -> Self {
+        Self {
+            connection,
+            subjects,
+            api_prefix: match domain {
+                Some(domain) => format!("$JS.{domain}.API"),
+                None => "$JS.API".to_owned(),
+            },
+            name,
+            new_stream,
+            fingerprint: Mutex::new(Fingerprint::from_bits(0)),
+        }
+    }
+
+    /// Returns the subject of a request that concerns the stream.
+    pub(crate) fn subject(&self, request: &str) -> String {
+        format!("{}.{request}.{}", self.api_prefix, self.name)
+    }
+
+    /// Returns the fingerprint of the stream, from its last description.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        *self
+            .fingerprint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        payload: Vec<u8>,
+    ) -> Result<Result<T, ApiError>, Error> {
+        let answer = self.connection.request(subject, None, payload.into());
+        // A request of the API publishes no event.
+        let answer = answer.await.map_err(|error| error.with_may_have_run(false));
+        parse_response(&answer?.payload)
+    }
+
+    /// Describes the stream.
+    pub(crate) async fn info(&self) -> Result<StreamInfo, Error> {
+        let info = self.call(self.subject("STREAM.INFO"), Vec::new());
+        self.remember(info.await??)
+    }
+
+    /// Describes the stream, and creates it if it is missing. Checks that the stream can be a feed.
+    pub(crate) async fn info_or_create(&self) -> Result<StreamInfo, Error> {
+        if !self.connection.has_version(MIN_SERVER_VERSION) {
+            return Err(Error::unsupported("the version is older"));
+        }
+        let info = match self.info().await {
+            Err(error) if error.is_not_found() => self.create().await?,
+            info => info?,
+        };
+        self.check_config(&info.config)?;
+        Ok(info)
+    }
+
+    async fn create(&self) -> Result<StreamInfo, Error> {
+        let Some(config) = &self.new_stream else {
+            return self.info().await;
+        };
+        let config = serde_json::to_vec(&json!(config)).unwrap_or_default();
+        let created = self.call(self.subject("STREAM.CREATE"), config).await?;
+        match created {
+            // Another process has created the stream.
+            Err(error) if error.err_code == ApiError::STREAM_NAME_EXIST => self.info().await,
+            created => self.remember(created?),
+        }
+    }
+
+    fn remember(&self, info: StreamInfo) -> Result<StreamInfo, Error> {
+        let mut fingerprint = self
+            .fingerprint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *fingerprint = info.fingerprint();
+        Ok(info)
+    }
+
+    fn check_config(&self, config: &StreamConfig) -> Result<(), Error> {
+        if config.retention != "limits" {
+            return Err(Error::wrong_stream(
+                "it removes messages that a consumer has got",
+            ));
+        }
+        if !config.allow_direct {
+            return Err(Error::wrong_stream("it does not allow direct reads"));
+        }
+        let mut subjects = config.subjects.iter();
+        // A mirror has no subjects.
+        let is_mirror = config.subjects.is_empty();
+        match is_mirror || subjects.any(|subject| self.subjects.overlaps(subject)) {
+            true => Ok(()),
+            false => Err(Error::wrong_stream("it has other subjects")),
+        }
+    }
+
+    /// Reads the message with this sequence number from the stream's leader. Returns `None` if there is no such message.
+    pub(crate) async fn message_at(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
+        self.read_from_leader(json!({ "seq": sequence })).await
+    }
+
+    /// Reads the first message with at least this sequence number from the stream's leader.
+    pub(crate) async fn message_from(&self, sequence: u64) -> Result<Option<StreamMessage>, Error> {
+        self.read_from_leader(json!({ "seq": sequence, "next_by_subj": ">" }))
+            .await
+    }
+
+    async fn read_from_leader(
+        &self,
+        request: serde_json::Value,
+    ) -> Result<Option<StreamMessage>, Error> {
+        let subject = self.subject("STREAM.MSG.GET");
+        let response = self.call::<MessageResponse>(subject, request.to_string().into());
+        match response.await? {
+            Ok(response) => StreamMessage::from_stored(&response.message).map(Some),
+            Err(error) if error.err_code == ApiError::NO_MESSAGE_FOUND => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads the messages with at least the sequence number `from`, from any server that has the stream. This server can lag.
+    pub(crate) async fn read_direct(
+        &self,
+        from: u64,
+        max_messages: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<StreamMessage>, Error> {
+        let request = json!({ "seq": from, "batch": max_messages, "max_bytes": max_bytes.max(1) });
+        let mut watch = self.connection.watch()?;
+        let read = async {
+            let subject = self.subject("DIRECT.GET");
+            let request = request.to_string().into();
+            let mut answers = self.connection.request_many(subject, request).await?;
+            let mut messages = Vec::new();
+            while let Some(answer) = answers.next().await {
+                match answer.status.map(|status| status.as_u16()) {
+                    None | Some(200) => messages.push(StreamMessage::from_direct_read(&answer)?),
+                    // The end of the batch, or there are no messages.
+                    Some(204 | 404) => return Ok(messages),
+                    Some(503) => return Err(Error::unavailable("no server has the stream")),
+                    Some(_) => {
+                        let detail = answer.description.unwrap_or_default();
+                        return Err(Error::unsupported(&detail));
+                    }
+                }
+            }
+            Err(Error::unavailable("the connection is closed"))
+        };
+        let read = async {
+            tokio::select! {
+                messages = read => messages,
+                error = self.connection.broken(&mut watch) => Err(error),
+            }
+        };
+        match timeout(self.connection.timeout(), read).await {
+            Ok(messages) => messages,
+            Err(_) => Err(self.connection.leave_silent_server().await),
+        }
+    }
+
+    /// Creates a consumer that begins at the sequence number `from`. The server keeps it in memory, and expects no acknowledgements.
+    pub(crate) async fn create_consumer(&self, from: u64) -> Result<ConsumerInfo, Error> {
+        let name = format!("tower-push-{:016x}", random_u64());
+        let request = json!({
+            "stream_name": &*self.name,
+            "action": "create",
+            "config": {
+                "name": name,
+                "deliver_policy": "by_start_sequence",
+                "opt_start_seq": from,
+                "ack_policy": "none",
+                "replay_policy": "instant",
+                "inactive_threshold": nanoseconds(CONSUMER_LIFETIME),
+                "mem_storage": true,
+                "num_replicas": 1,
+            },
+        });
+        let subject = format!("{}.{name}", self.subject("CONSUMER.CREATE"));
+        Ok(self.call(subject, request.to_string().into()).await??)
+    }
+
+    /// Publishes a message, and waits until the stream has it.
+    pub(crate) async fn publish(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<PublishAck, Error> {
+        let answer = self.connection.request(subject, Some(headers), payload);
+        let answer = answer.await?;
+        if answer.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err(Error::unavailable("no stream has the subject"));
+        }
+        let ack: PublishAck = parse_response(&answer.payload)??;
+        match *ack.stream == *self.name {
+            true => Ok(ack),
+            false => Err(Error::wrong_stream("the subject is part of another stream")),
+        }
+    }
+}

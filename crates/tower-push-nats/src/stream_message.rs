@@ -1,0 +1,326 @@
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
+use tower_push::{Event, EventId, event::Payload};
+
+use crate::{
+    api_response::StoredMessage, error::Error, fingerprint::Fingerprint,
+    message_time::parse_utc_nanoseconds, stream_cursor::StreamCursor,
+    subject_mapping::SubjectMapping,
+};
+
+/// A message of a stream.
+///
+/// | header | value |
+/// |---|---|
+/// | `Event-Type` | the event's type; optional |
+/// | `Content-Type` | `application/json` or `application/octet-stream`; any other value, or none, stands for text |
+/// | `Event-Token` | six random characters that tell the message from another one with its sequence number |
+/// | `Nats-Msg-Id` | the idempotency key, instead of `Event-Token` |
+///
+/// Other headers are not used. A type or a topic that is invalid is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StreamMessage {
+    pub(crate) sequence: u64,
+    pub(crate) fingerprint: Fingerprint,
+    subject: String,
+    event_type: Option<String>,
+    content_type: Option<String>,
+    payload: Bytes,
+}
+
+/// A message that a consumer delivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeliveredMessage {
+    pub(crate) message: StreamMessage,
+    /// The number of the delivery. A consumer counts from 1.
+    pub(crate) delivery: u64,
+    /// The number of messages that follow in the stream.
+    pub(crate) pending: u64,
+}
+
+pub(crate) const EVENT_TYPE: &str = "Event-Type";
+pub(crate) const CONTENT_TYPE: &str = "Content-Type";
+pub(crate) const EVENT_TOKEN: &str = "Event-Token";
+pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
+const SUBJECT: &str = "Nats-Subject";
+const SEQUENCE: &str = "Nats-Sequence";
+const TIME: &str = "Nats-Time-Stamp";
+
+const JSON: &str = "application/json";
+const BINARY: &str = "application/octet-stream";
+
+impl StreamMessage {
+    /// Makes a message of its parts. `header` returns the value of a header, and `time` is the time in nanoseconds at which the server has stored
+    /// the message.
+    fn new<'a>(
+        sequence: u64,
+        time: i64,
+        subject: &str,
+        header: impl Fn(&str) -> Option<&'a str>,
+        payload: Bytes,
+    ) -> Self {
+        let owned = |name| header(name).map(str::to_owned);
+        let token = header(EVENT_TOKEN).and_then(Fingerprint::parse);
+        let of_message_id = || Some(fingerprint_of_message_id(header(MESSAGE_ID)?));
+        let of_time = || Fingerprint::of_bytes(&time.to_be_bytes());
+        Self {
+            sequence,
+            fingerprint: token.or_else(of_message_id).unwrap_or_else(of_time),
+            subject: subject.to_owned(),
+            event_type: owned(EVENT_TYPE),
+            content_type: owned(CONTENT_TYPE),
+            payload,
+        }
+    }
+
+    /// Reads a message as a direct read returns it.
+    pub(crate) fn from_direct_read(message: &Message) -> Result<Self, Error> {
+        let headers = message.headers.as_ref().ok_or_else(incomplete)?;
+        let header = |name: &str| last_value(headers, name);
+        let number = |text: &str| text.parse().ok();
+        let sequence = header(SEQUENCE).and_then(number).ok_or_else(incomplete)?;
+        let time = header(TIME).and_then(parse_utc_nanoseconds);
+        let time = time.ok_or_else(incomplete)?;
+        let subject = header(SUBJECT).ok_or_else(incomplete)?;
+        let payload = message.payload.clone();
+        Ok(Self::new(sequence, time, subject, header, payload))
+    }
+
+    /// Reads a message as the leader of a stream returns it.
+    pub(crate) fn from_stored(message: &StoredMessage) -> Result<Self, Error> {
+        let headers = message.headers()?;
+        let headers = String::from_utf8_lossy(&headers);
+        let header = |name: &str| {
+            let mut lines = headers.lines().filter_map(|line| line.split_once(':'));
+            let found = lines.find(|(found, _)| found.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.trim())
+        };
+        let time = parse_utc_nanoseconds(&message.time).ok_or_else(incomplete)?;
+        let payload = message.payload()?.into();
+        Ok(Self::new(
+            message.seq,
+            time,
+            &message.subject,
+            header,
+            payload,
+        ))
+    }
+
+    /// Returns the cursor after this message of the stream with the fingerprint `stream`.
+    pub(crate) fn cursor(&self, stream: Fingerprint) -> StreamCursor {
+        StreamCursor {
+            sequence: self.sequence,
+            stream,
+            message: Some(self.fingerprint),
+        }
+    }
+
+    pub(crate) fn byte_len(&self) -> usize {
+        self.payload.len()
+    }
+
+    /// Returns the message as an event whose id is the message's cursor.
+    pub(crate) fn to_event(&self, stream: Fingerprint, subjects: &SubjectMapping) -> Event {
+        let content_type = self.content_type.as_deref().unwrap_or_default();
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let mut event = match (media_type, std::str::from_utf8(&self.payload)) {
+            (BINARY, _) | (_, Err(_)) => Event::binary(self.payload.clone()),
+            (JSON, Ok(text)) => Event::json_text(text).unwrap_or_else(|_| Event::text(text)),
+            (_, Ok(text)) => Event::text(text),
+        };
+        if let Some(event_type) = &self.event_type {
+            event = event
+                .clone()
+                .with_type(event_type.as_str())
+                .unwrap_or(event);
+        }
+        if let Some(topic) = subjects.topic_of(&self.subject) {
+            event = event.with_event_topic(topic);
+        }
+        let id: EventId = self.cursor(stream).to_event_id();
+        event.with_event_id(id)
+    }
+}
+
+impl DeliveredMessage {
+    /// Reads a message of a consumer. Its subject for acknowledgements says which message of the stream it is.
+    pub(crate) fn parse(message: Message) -> Result<Self, Error> {
+        let delivery = message.reply.as_deref().and_then(DeliveryNumbers::parse);
+        let delivery = delivery.ok_or_else(incomplete)?;
+        let header = |name: &str| last_value(message.headers.as_ref()?, name);
+        Ok(Self {
+            message: StreamMessage::new(
+                delivery.sequence,
+                delivery.time,
+                &message.subject,
+                header,
+                message.payload.clone(),
+            ),
+            delivery: delivery.delivery,
+            pending: delivery.pending,
+        })
+    }
+}
+
+fn incomplete() -> Error {
+    Error::unsupported("a message without its sequence number")
+}
+
+/// The fingerprint of a message with an idempotency key.
+pub(crate) fn fingerprint_of_message_id(message_id: &str) -> Fingerprint {
+    Fingerprint::of_bytes(message_id.as_bytes())
+}
+
+/// Returns the last value of a header. The server appends its own headers.
+fn last_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get_last(name).map(|value| value.as_str())
+}
+
+/// The numbers in the subject to which a message of a consumer would be acknowledged.
+///
+/// The subject is `$JS.ACK.STREAM.CONSUMER.DELIVERIES.SEQUENCE.DELIVERY.TIME.PENDING`, or `$JS.ACK.DOMAIN.ACCOUNT.STREAM` and so on, with one more
+/// part at the end.
+#[derive(Debug, PartialEq, Eq)]
+struct DeliveryNumbers {
+    sequence: u64,
+    delivery: u64,
+    /// In nanoseconds since 1970.
+    time: i64,
+    pending: u64,
+}
+
+impl DeliveryNumbers {
+    fn parse(subject: &str) -> Option<Self> {
+        let parts: Vec<_> = subject.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let first_number = match parts.len() {
+            7 => 2,
+            9.. => 4,
+            _ => return None,
+        };
+        let [_, sequence, delivery, time, pending] = parts.get(first_number..first_number + 5)?
+        else {
+            return None;
+        };
+        Some(Self {
+            sequence: sequence.parse().ok()?,
+            delivery: delivery.parse().ok()?,
+            time: time.parse().ok()?,
+            pending: pending.parse().ok()?,
+        })
+    }
+}
+
+/// Returns the headers of the message for an event. The event's id is not one of them.
+pub(crate) fn headers_of_event(event: &Event) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let content_type = match event.payload() {
+        Payload::Json { .. } => Some(JSON),
+        Payload::Binary(_) => Some(BINARY),
+        _ => None,
+    };
+    if let Some(content_type) = content_type {
+        headers.insert(CONTENT_TYPE, content_type);
+    }
+    if let Some(event_type) = event.event_type() {
+        headers.insert(EVENT_TYPE, event_type.as_str());
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &str = "abcdef";
+
+    fn message(headers: &[(&str, &'static str)], payload: &'static [u8]) -> StreamMessage {
+        let header = |name: &str| {
+            let mut headers = headers.iter();
+            headers
+                .find(|header| header.0 == name)
+                .map(|header| header.1)
+        };
+        StreamMessage::new(7, 1000, "events.news", header, payload.into())
+    }
+
+    fn event(headers: &[(&str, &'static str)], payload: &'static [u8]) -> Event {
+        let stream = Fingerprint::parse(STREAM).unwrap();
+        message(headers, payload).to_event(stream, &SubjectMapping::new("events"))
+    }
+
+    #[test]
+    fn message_of_other_program_is_event() {
+        let text = event(&[], b"21.5");
+        assert_eq!(text.payload().as_text(), Some("21.5"));
+        assert_eq!(text.topic().unwrap().as_str(), "news");
+        assert!(text.id().unwrap().as_str().starts_with("7-abcdef-"));
+        let payload = |content_type, payload| {
+            format!(
+                "{:?}",
+                event(&[(CONTENT_TYPE, content_type)], payload).payload()
+            )
+        };
+        assert!(payload("application/json; charset=utf-8", b"[1]").contains("Json"));
+        assert_eq!(payload("application/json", b"["), r#"Text("[")"#);
+        assert_eq!(payload("application/octet-stream", b"a"), r#"Binary(b"a")"#);
+        assert_eq!(payload("text/plain", b"\xff"), r#"Binary(b"\xff")"#);
+        let typed = event(&[(EVENT_TYPE, "greeting")], b"");
+        assert_eq!(typed.event_type().unwrap().as_str(), "greeting");
+        assert!(event(&[(EVENT_TYPE, "a\tb")], b"").event_type().is_none());
+    }
+
+    #[test]
+    fn fingerprint_is_token_or_key_or_time() {
+        let plain = message(&[], b"").fingerprint;
+        assert_eq!(
+            plain,
+            message(&[(EVENT_TOKEN, "invalid")], b"x").fingerprint
+        );
+        let key = message(&[(MESSAGE_ID, "order 7")], b"").fingerprint;
+        assert_eq!(key, fingerprint_of_message_id("order 7"));
+        let token = message(&[(EVENT_TOKEN, "abc234"), (MESSAGE_ID, "order 7")], b"");
+        assert_eq!(token.fingerprint.as_str(), "abc234");
+        assert_ne!(plain, key);
+    }
+
+    #[test]
+    fn numbers_of_delivery_are_parsed() {
+        let expected = DeliveryNumbers {
+            sequence: 4,
+            delivery: 2,
+            time: 1795,
+            pending: 9,
+        };
+        for subject in [
+            "$JS.ACK.E.c1.1.4.2.1795.9",
+            "$JS.ACK.hub.ACC.E.c1.1.4.2.1795.9",
+            "$JS.ACK._.ACC.E.c1.1.4.2.1795.9.token",
+        ] {
+            assert_eq!(
+                DeliveryNumbers::parse(subject).as_ref(),
+                Some(&expected),
+                "{subject}"
+            );
+        }
+        for subject in [
+            "",
+            "_INBOX.x",
+            "$JS.ACK.E.c1.1.4.2",
+            "$JS.ACK.E.c1.1.x.2.1795.9",
+        ] {
+            assert_eq!(DeliveryNumbers::parse(subject), None, "{subject}");
+        }
+    }
+
+    #[test]
+    fn stored_message_is_message() {
+        // "NATS/1.0\r\nEvent-Type: a\r\n\r\n" and "x1".
+        let text = r#"{"subject":"events.t","seq":2,"hdrs":"TkFUUy8xLjANCkV2ZW50LVR5cGU6IGENCg0K","data":"eDE=","time":"2026-11-29T08:08:30.753473094Z"}"#;
+        let stored: StoredMessage = serde_json::from_str(text).unwrap();
+        let read = StreamMessage::from_stored(&stored).unwrap();
+        assert_eq!((read.sequence, &read.payload[..]), (2, &b"x1"[..]));
+        assert_eq!(read.event_type.as_deref(), Some("a"));
+        let time = 1_795_939_710_753_473_094_i64;
+        assert_eq!(read.fingerprint, Fingerprint::of_bytes(&time.to_be_bytes()));
+    }
+}

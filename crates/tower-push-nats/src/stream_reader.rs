@@ -1,0 +1,293 @@
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout_at};
+use tower_push::{Gap, GapReason, source::relay::EventSink};
+
+use crate::{
+    api_response::StreamInfo,
+    consumer_reader::{ConsumerReader, Delivery},
+    continuity::{Continuity, LogTailLimits, continuity},
+    error::Error,
+    fingerprint::Fingerprint,
+    random::Backoff,
+    reader_status::ReaderMetrics,
+    stream_api::StreamApi,
+    stream_cursor::StreamCursor,
+    stream_message::StreamMessage,
+};
+
+/// The one reader of a stream in this process: it pushes every message into a sink, in order.
+///
+/// # Invariant: no hole and no duplicate
+/// The sink has every message up to `position`, except where a gap was announced. Sequence numbers of a stream have no holes, so a number that is
+/// left out is a message that was removed. The reader compares the position with the stream after it has created a consumer, and a stream that
+/// is deleted takes its consumers with it. So all messages of a consumer belong to the stream of the position.
+pub(crate) struct StreamReader<S> {
+    api: Arc<StreamApi>,
+    sink: S,
+    /// The last message that was read, or the sequence number before the first one.
+    position: StreamCursor,
+    /// The sequence numbers and fingerprints of the messages that were read last. From them, the reader finds the position at which to continue
+    /// after a server has lost the newest messages.
+    recent: VecDeque<(u64, Fingerprint)>,
+    limits: LogTailLimits,
+    metrics: Arc<ReaderMetrics>,
+    backoff: Backoff,
+}
+
+/// The interval of comparisons of the position with the stream.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The time after which a loss of messages is checked again. A new leader of a stream may not have applied all messages yet.
+const LOSS_CONFIRMATION_TIME: Duration = Duration::from_millis(250);
+
+/// The number of messages in `recent`.
+const MAX_RECENT: usize = 512;
+
+impl<S: EventSink> StreamReader<S> {
+    /// Creates a reader that passes the messages after `position` to `sink`.
+    pub(crate) fn new(
+        api: Arc<StreamApi>,
+        sink: S,
+        position: StreamCursor,
+        limits: LogTailLimits,
+        metrics: Arc<ReaderMetrics>,
+    ) -> Self {
+        let sequence = position.sequence;
+        metrics.sequence.store(sequence, Ordering::Relaxed);
+        Self {
+            api,
+            sink,
+            position,
+            recent: VecDeque::new(),
+            limits,
+            metrics,
+            backoff: Backoff::new(),
+        }
+    }
+
+    /// Pushes the messages that the stream has now. While the server is not available, tries again until `ends_at`. Returns the consumer with
+    /// which the reader goes on.
+    pub(crate) async fn fill_until(&mut self, ends_at: Instant) -> Result<ConsumerReader, Error> {
+        loop {
+            match self.fill().await {
+                Err(error) if error.is_unavailable() && Instant::now() < ends_at => {
+                    sleep(self.backoff.next_delay()).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> Result<ConsumerReader, Error> {
+        let (mut consumer, mut pending) = self.open_consumer().await?;
+        while pending > 0 {
+            match consumer.next().await? {
+                Delivery::Message(delivered) => {
+                    pending = (pending - 1).min(delivered.pending);
+                    self.push(&delivered.message);
+                }
+                Delivery::RequestEnded => {}
+                // The messages were removed meanwhile.
+                Delivery::Heartbeat => break,
+            }
+        }
+        Ok(consumer)
+    }
+
+    /// Follows the stream until this future is dropped, first with `consumer` and later with new ones.
+    pub(crate) async fn run(mut self, mut consumer: ConsumerReader) {
+        loop {
+            let mut error = self.follow(consumer).await;
+            consumer = loop {
+                self.metrics.record_error(error);
+                sleep(self.backoff.next_delay()).await;
+                self.api.connection.wait_until_connected().await;
+                match self.open_consumer().await {
+                    Ok((consumer, _)) => break consumer,
+                    Err(again) => error = again,
+                }
+            };
+            self.metrics.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads from one consumer until it fails.
+    async fn follow(&mut self, mut consumer: ConsumerReader) -> Error {
+        let mut check_at = Instant::now() + CHECK_INTERVAL;
+        loop {
+            match timeout_at(check_at, consumer.next()).await {
+                Ok(Ok(Delivery::Message(delivered))) => self.push(&delivered.message),
+                Ok(Ok(Delivery::Heartbeat | Delivery::RequestEnded)) | Err(_) => {}
+                Ok(Err(error)) => return error,
+            }
+            if Instant::now() >= check_at {
+                if let Err(error) = self.check_stream().await {
+                    return error;
+                }
+                check_at = Instant::now() + CHECK_INTERVAL;
+            }
+            self.metrics.record_answer();
+            self.backoff = Backoff::new();
+        }
+    }
+
+    /// Checks that the stream is still that of the position.
+    async fn check_stream(&mut self) -> Result<(), Error> {
+        let info = self.api.info().await?;
+        match continuity(self.position, info.fingerprint(), info.state, None) {
+            Continuity::Intact => Ok(()),
+            Continuity::Rewound | Continuity::Replaced => {
+                Err(Error::unavailable("the stream was replaced"))
+            }
+        }
+    }
+
+    /// Creates a consumer of the messages after the position. Before this, announces a gap if the stream is not that of the position. Returns
+    /// also the number of messages that the consumer will deliver at once.
+    async fn open_consumer(&mut self) -> Result<(ConsumerReader, u64), Error> {
+        let info = self.api.info_or_create().await?;
+        match self.compare(&info).await? {
+            Continuity::Intact => {}
+            Continuity::Rewound => {
+                sleep(LOSS_CONFIRMATION_TIME).await;
+                let info = self.api.info_or_create().await?;
+                if self.compare(&info).await? == Continuity::Rewound {
+                    self.resume_after_loss(&info).await?;
+                }
+            }
+            Continuity::Replaced => {
+                self.recent.clear();
+                let start = log_start(&self.api, &info, self.limits).await?;
+                self.begin_anew(start);
+            }
+        }
+        // The server would accept a number beyond the end of the stream, and skip the messages before it.
+        let consumer = self.api.create_consumer(self.position.sequence + 1).await?;
+        let reader = ConsumerReader::new(self.api.clone(), &consumer).await?;
+        let info = self.api.info().await?;
+        match self.compare(&info).await? {
+            Continuity::Intact => Ok((reader, consumer.num_pending)),
+            // The next attempt announces the gap.
+            _ => Err(Error::unavailable("the stream was replaced")),
+        }
+    }
+
+    async fn compare(&mut self, info: &StreamInfo) -> Result<Continuity, Error> {
+        let message = match self.position.sequence {
+            0 => None,
+            sequence => self.api.message_at(sequence).await?,
+        };
+        let message = message.map(|message| message.fingerprint);
+        let stream = info.fingerprint();
+        Ok(continuity(self.position, stream, info.state, message))
+    }
+
+    /// Announces a gap, and continues after the newest message that the reader has read and that the stream still has.
+    async fn resume_after_loss(&mut self, info: &StreamInfo) -> Result<(), Error> {
+        // The lost messages are the newest ones, so a binary search finds the first of them.
+        let (mut kept, mut lost) = (0, self.recent.len());
+        while kept < lost {
+            let middle = kept.midpoint(lost);
+            let (sequence, fingerprint) = self.recent[middle];
+            let is_lost = sequence > info.state.last_seq || {
+                let found = self.api.message_at(sequence).await?;
+                found.is_some_and(|found| found.fingerprint != fingerprint)
+            };
+            match is_lost {
+                true => lost = middle,
+                false => kept = middle + 1,
+            }
+        }
+        let oldest = self.recent.front().map(|(sequence, _)| *sequence);
+        self.recent.truncate(kept);
+        let start = match self.recent.back() {
+            Some((sequence, fingerprint)) => StreamCursor {
+                sequence: *sequence,
+                stream: info.fingerprint(),
+                message: Some(*fingerprint),
+            },
+            None => {
+                let start = log_start(&self.api, info, self.limits).await?;
+                // Clients have got the messages before the recent ones.
+                let first_new = oldest.map_or(0, |oldest| oldest.saturating_sub(1));
+                match first_new.min(info.state.last_seq) {
+                    sequence if sequence > start.sequence => {
+                        start_at(&self.api, sequence, info.fingerprint()).await?
+                    }
+                    _ => start,
+                }
+            }
+        };
+        self.begin_anew(start);
+        Ok(())
+    }
+
+    /// Announces that the stream is not the one that was read, and continues at `start`.
+    fn begin_anew(&mut self, start: StreamCursor) {
+        self.metrics.replaced.fetch_add(1, Ordering::Relaxed);
+        let gap = Gap::new(GapReason::Epoch).resumed(start.to_event_id());
+        self.sink.gap(&gap);
+        self.set_position(start);
+    }
+
+    /// Pushes a message. Before this, announces a gap if the messages before it were removed.
+    fn push(&mut self, message: &StreamMessage) {
+        let stream = self.position.stream;
+        let missed = message.sequence.saturating_sub(self.position.sequence + 1);
+        if missed > 0 {
+            self.metrics.trimmed.fetch_add(1, Ordering::Relaxed);
+            let before = StreamCursor {
+                sequence: message.sequence - 1,
+                stream,
+                message: None,
+            };
+            let gap = Gap::new(GapReason::Expired).missed(missed);
+            self.sink.gap(&gap.resumed(before.to_event_id()));
+        }
+        if self.recent.len() >= MAX_RECENT {
+            self.recent.pop_front();
+        }
+        self.recent
+            .push_back((message.sequence, message.fingerprint));
+        self.sink.push(message.to_event(stream, &self.api.subjects));
+        self.metrics.messages_read.fetch_add(1, Ordering::Relaxed);
+        self.set_position(message.cursor(stream));
+    }
+
+    fn set_position(&mut self, position: StreamCursor) {
+        self.position = position;
+        let sequence = position.sequence;
+        self.metrics.sequence.store(sequence, Ordering::Relaxed);
+    }
+}
+
+/// Returns the position before the newest messages, with which a log begins.
+pub(crate) async fn log_start(
+    api: &StreamApi,
+    info: &StreamInfo,
+    limits: LogTailLimits,
+) -> Result<StreamCursor, Error> {
+    start_at(api, limits.start(info.state), info.fingerprint()).await
+}
+
+/// Returns the position after a sequence number.
+async fn start_at(
+    api: &StreamApi,
+    sequence: u64,
+    stream: Fingerprint,
+) -> Result<StreamCursor, Error> {
+    let message = match sequence {
+        0 => None,
+        sequence => api.message_at(sequence).await?,
+    };
+    Ok(StreamCursor {
+        sequence,
+        stream,
+        message: message.map(|message| message.fingerprint),
+    })
+}

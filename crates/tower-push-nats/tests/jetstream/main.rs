@@ -1,0 +1,8 @@
+//! Streams on real servers, and what clients get when the servers fail.
+
+mod cold_resumes;
+mod connecting;
+mod faults;
+mod feed;
+mod nodes;
+mod publishing;

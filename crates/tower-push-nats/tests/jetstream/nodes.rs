@@ -1,0 +1,132 @@
+//! Nodes of a stream, and requests to its server.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::{NatsServer, TEST_TIMEOUT, wait_until};
+use tokio::time::{sleep, timeout};
+use tower_push::{Event, EventId, Relay, source::channel::LagPolicy};
+use tower_push_nats::{JetStream, JetStreamBuilder, NatsServers, ReaderState, async_nats};
+
+pub(crate) const STREAM: &str = "EVENTS";
+
+/// Returns the builder of a node.
+pub(crate) fn builder(server: &NatsServer) -> JetStreamBuilder {
+    JetStream::builder(NatsServers::new(&server.url()).unwrap(), STREAM)
+        .subject_prefix("events")
+        .publish_retry_time(TEST_TIMEOUT)
+}
+
+/// Starts a node: what one process of a fleet has.
+pub(crate) async fn node(server: &NatsServer) -> JetStream {
+    builder(server).connect().await.unwrap()
+}
+
+/// Starts a node with a short log, which ends the streams of clients that fall out of the log. Such a client can return with its cursor, and misses
+/// nothing.
+pub(crate) async fn node_with_short_log(server: &NatsServer, events: usize) -> JetStream {
+    let relay = Relay::builder().lag_policy(LagPolicy::Disconnect);
+    let builder = builder(server).relay(relay).log_events(events);
+    let builder = builder.publish_retry_time(Duration::from_millis(200));
+    builder.connect().await.unwrap()
+}
+
+/// Publishes these numbers as texts.
+pub(crate) async fn publish_numbers(
+    node: &JetStream,
+    numbers: impl IntoIterator<Item = u64>,
+) -> Option<EventId> {
+    let mut last = None;
+    for number in numbers {
+        let event = Event::text(number.to_string());
+        last = Some(node.publish(&event).await.unwrap());
+    }
+    last
+}
+
+/// Waits until the reader of a node has read everything.
+pub(crate) async fn wait_until_read(node: &JetStream) {
+    let wait = async {
+        while node.lag().await.unwrap() > 0 {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(TEST_TIMEOUT, wait).await.expect("the reader lags");
+}
+
+pub(crate) async fn wait_for_state(node: &JetStream, state: ReaderState) {
+    let describe = || format!("{:?}", node.reader_status());
+    wait_until(|| node.reader_status().state == state, describe).await;
+}
+
+/// A program that manages the streams of a server.
+pub(crate) struct Operator(async_nats::Client);
+
+impl Operator {
+    pub(crate) async fn connect(server: &NatsServer) -> Self {
+        Self(async_nats::connect(server.url()).await.unwrap())
+    }
+
+    /// Sends a request of the JetStream API. Panics if the server answers with an error.
+    pub(crate) async fn request(&self, name: &str, request: Value) -> Value {
+        let subject = format!("$JS.API.{name}");
+        let payload = request.to_string().into();
+        let answer = self.0.request(subject, payload).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert!(answer.get("error").is_none(), "{name}: {answer}");
+        answer
+    }
+
+    pub(crate) async fn stream_request(&self, name: &str, request: Value) -> Value {
+        self.request(&format!("{name}.{STREAM}"), request).await
+    }
+
+    /// Removes all messages but the newest ones.
+    pub(crate) async fn keep(&self, messages: u64) {
+        self.stream_request("STREAM.PURGE", json!({ "keep": messages }))
+            .await;
+    }
+
+    /// Removes one message.
+    pub(crate) async fn delete_message(&self, sequence: u64) {
+        let request = json!({ "seq": sequence, "no_erase": true });
+        self.stream_request("STREAM.MSG.DELETE", request).await;
+    }
+
+    pub(crate) async fn delete_stream(&self) {
+        self.stream_request("STREAM.DELETE", json!({})).await;
+    }
+
+    /// Returns the number of requests of the JetStream API so far, without direct reads.
+    pub(crate) async fn api_requests(&self) -> u64 {
+        let info = self.request("INFO", json!({})).await;
+        info["api"]["total"].as_u64().unwrap()
+    }
+
+    /// Creates the stream as a node does, with other settings.
+    pub(crate) async fn create_stream(&self, settings: Value) {
+        let mut config = json!({
+            "name": STREAM,
+            "subjects": ["events", "events.>"],
+            "storage": "file",
+            "retention": "limits",
+            "allow_direct": true,
+        });
+        let settings = settings.as_object().unwrap().clone();
+        config.as_object_mut().unwrap().extend(settings);
+        self.stream_request("STREAM.CREATE", config).await;
+    }
+
+    /// Publishes these numbers, without a token.
+    pub(crate) async fn publish_numbers(&self, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            let payload = number.to_string().into();
+            self.0.request("events", payload).await.unwrap();
+        }
+    }
+}
+
+/// Returns the sequence number in an id.
+pub(crate) fn sequence(id: &EventId) -> u64 {
+    id.as_str().split('-').next().unwrap().parse().unwrap()
+}

@@ -1,0 +1,44 @@
+/// Decides whether a source that is pending is polled once more.
+///
+/// Some streams are pending only to let other tasks run: `tokio_stream::iter` after each 32 items. If each of these pauses ended a write, the writes
+/// would be short, and each byte would cost more. So a source that was ready several times in a row is polled a second time. A source that
+/// really waits is pending again, which costs one more poll for several items.
+///
+/// The caller bounds the number of polls, so that other tasks still get their turn.
+#[derive(Debug, Default)]
+pub(super) struct PendingRetry {
+    /// The number of polls that were ready since the last poll that was pending.
+    ready_in_a_row: usize,
+}
+
+/// The number of polls in a row that must have been ready before a source is polled a second time.
+const MIN_READY_IN_A_ROW: usize = 16;
+
+impl PendingRetry {
+    /// Records that the source was ready.
+    #[inline]
+    pub(super) fn on_ready(&mut self) {
+        self.ready_in_a_row += 1;
+    }
+
+    /// Records that the source was pending. Returns whether the caller polls the source again.
+    #[inline]
+    pub(super) fn on_pending(&mut self) -> bool {
+        std::mem::take(&mut self.ready_in_a_row) >= MIN_READY_IN_A_ROW
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pending_source_is_retried_once() {
+        let mut retry = PendingRetry::default();
+        for ready in [0, MIN_READY_IN_A_ROW - 1, MIN_READY_IN_A_ROW, 1000] {
+            (0..ready).for_each(|_| retry.on_ready());
+            assert_eq!(retry.on_pending(), ready >= MIN_READY_IN_A_ROW);
+            assert!(!retry.on_pending());
+        }
+    }
+}

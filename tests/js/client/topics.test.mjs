@@ -1,0 +1,336 @@
+// Connections to topics of a hub, which change while the connection is open.
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { test } from "node:test";
+import { WebSocket } from "ws";
+import { connect } from "../../../clients/js/dist/topics.js";
+import { CuttingProxy, SERVER, next } from "./support.mjs";
+
+/** How topics change: by commands, or by a new request. */
+const MODES = [
+  ["WebSocket with commands", { transports: ["websocket"] }],
+  ["WebSocket without commands", { transports: ["websocket"], commands: false }],
+  ["SSE", { transports: ["sse"] }],
+  ["long-polling", { transports: ["long-poll"] }],
+];
+
+/** Returns names of topics that no other test has, also if the server is used again. */
+const namesOf = (...words) => words.map((word) => `${word}-${randomUUID()}`);
+
+const open = (topics, options, server = SERVER) =>
+  connect(new URL("/topics", server), { WebSocket, minDelay: 1, maxDelay: 20, topics, ...options });
+
+async function publish(topic, text) {
+  const response = await fetch(new URL(`/topics/${topic}`, SERVER), { method: "POST", body: String(text) });
+  return response.text();
+}
+
+/** The events of a connection, as `topic data`, from now on. */
+class Seen {
+  texts = [];
+  #waiters = new Map();
+
+  constructor(push) {
+    push.on("event", ({ topic, data }) => {
+      const text = `${topic} ${data}`;
+      this.texts.push(text);
+      this.#waiters.get(text)?.resolve();
+    });
+  }
+
+  /** Resolves when the text is among the events. */
+  has(text) {
+    if (this.texts.includes(text)) return;
+    const waiter = this.#waiters.get(text) ?? {};
+    this.#waiters.set(text, waiter);
+    return (waiter.promise ??= new Promise((resolve) => (waiter.resolve = resolve)));
+  }
+
+  /** The data of one topic. */
+  of(topic) {
+    return this.texts.filter((text) => text.startsWith(`${topic} `)).map((text) => Number(text.split(" ")[1]));
+  }
+}
+
+const range = (from, to) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
+
+for (const [mode, options] of MODES) {
+  test(`${mode}: a further topic begins with its last value, and nothing is lost or repeated`, async () => {
+    const [a, b] = namesOf("a", "b");
+    await publish(b, 1);
+    await publish(b, 2);
+    await publish(a, 1);
+    const push = open([a], options);
+    const seen = new Seen(push);
+    await seen.has(`${a} 1`);
+    push.subscribe(b, b);
+    assert.deepEqual(push.topics, [a, b]);
+    for (let n = 3; n <= 12; n++) await Promise.all([publish(a, n), publish(b, n)]);
+    await Promise.all([seen.has(`${a} 12`), seen.has(`${b} 12`)]);
+    assert.deepEqual(seen.of(a), [1, ...range(3, 12)]);
+    const ofB = seen.of(b);
+    assert.deepEqual(ofB, range(ofB[0], 12), "without a hole, from the last value at the time of the subscription");
+    push.close();
+  });
+
+  test(`${mode}: a quiet further topic begins with its last value`, async () => {
+    const [a, b] = namesOf("a", "b");
+    for (const n of [1, 2]) await publish(b, n);
+    await publish(a, 1);
+    const push = open([a], options);
+    const seen = new Seen(push);
+    await seen.has(`${a} 1`);
+    const cursors = [];
+    push.on("cursor", (cursor) => cursors.push(cursor));
+    push.subscribe(b);
+    await seen.has(`${b} 2`);
+    await publish(a, 2);
+    await seen.has(`${a} 2`);
+    assert.deepEqual(seen.texts, [`${a} 1`, `${b} 2`, `${a} 2`]);
+    push.close();
+  });
+
+  test(`${mode}: a removed topic is silent, and begins anew when it is added again`, async () => {
+    const [a, b] = namesOf("a", "b");
+    await publish(b, 1);
+    const push = open([a, b], options);
+    const seen = new Seen(push);
+    await seen.has(`${b} 1`);
+    const removed = options.transports[0] === "websocket" && options.commands !== false && next(push, "hub.unsubscribed");
+    push.unsubscribe(b);
+    await removed;
+    for (const n of [2, 3]) await publish(b, n);
+    await publish(a, 1);
+    await seen.has(`${a} 1`);
+    assert.deepEqual(push.topics, [a]);
+    push.subscribe(b);
+    await seen.has(`${b} 3`);
+    assert.deepEqual(seen.texts, [`${b} 1`, `${a} 1`, `${b} 3`]);
+    push.unsubscribe(b);
+    push.subscribe(b);
+    while (seen.texts.length < 4) await next(push, "event");
+    assert.deepEqual(seen.of(b), [1, 3, 3], "the last value comes again");
+    push.close();
+  });
+
+  test(`${mode}: a refused topic is reported and given up`, async () => {
+    const [a, hidden] = namesOf("a", "hidden");
+    await publish(a, 1);
+    const push = open([a], options);
+    const seen = new Seen(push);
+    await seen.has(`${a} 1`);
+    const refused = next(push, "hub.refused");
+    push.subscribe(hidden);
+    const { topic, data } = await refused;
+    assert.deepEqual([topic, data.status], [hidden, 403]);
+    assert.deepEqual(push.topics, [a]);
+    await publish(a, 2);
+    await seen.has(`${a} 2`);
+    assert.deepEqual(seen.texts, [`${a} 1`, `${a} 2`], "answers of the hub are no events");
+    push.close();
+  });
+
+  test(`${mode}: a further topic that is cut after its first event misses nothing`, async () => {
+    const [a, b] = namesOf("a", "b");
+    await Promise.all([publish(a, 1), publish(b, 1)]);
+    const proxy = await CuttingProxy.to(SERVER);
+    const push = open([a], options, proxy.url("/"));
+    const seen = new Seen(push);
+    await seen.has(`${a} 1`);
+    push.subscribe(b);
+    await seen.has(`${b} 1`);
+    proxy.refused = /HTTP/;
+    proxy.cut();
+    for (const n of [2, 3]) await publish(b, n);
+    proxy.refused = /$^/;
+    await seen.has(`${b} 3`);
+    assert.deepEqual(seen.of(b), [1, 2, 3]);
+    push.close();
+    proxy.close();
+  });
+
+  test(`${mode}: topics change while the connection is cut again and again`, async () => {
+    const [a, b, c] = namesOf("a", "b", "c");
+    await Promise.all([a, b, c].map((topic) => publish(topic, 0)));
+    const proxy = await CuttingProxy.to(SERVER);
+    const push = open([a], options, proxy.url("/"));
+    const seen = new Seen(push);
+    await seen.has(`${a} 0`);
+    push.subscribe(b);
+    for (let n = 1; n <= 60; n++) {
+      await Promise.all([publish(a, n), publish(b, n)]);
+      if (n % 3 === 0) push[n % 2 ? "subscribe" : "unsubscribe"](c);
+      if (n % 4 === 0) {
+        proxy.budgets = [200 + n * 13, 300 + n * 7];
+        proxy.cut();
+      }
+    }
+    proxy.budgets = [];
+    await Promise.all([seen.has(`${a} 60`), seen.has(`${b} 60`)]);
+    assert.deepEqual(seen.of(a), range(0, 60));
+    const ofB = seen.of(b).sort((one, other) => one - other);
+    assert.deepEqual(ofB, range(ofB[0], 60));
+    push.close();
+    proxy.close();
+  });
+}
+
+/** Answers requests with these event streams, one after another, and then with 204. Returns the requests' queries. */
+function streams(...bodies) {
+  const queries = [];
+  const fetch = async (url) => {
+    queries.push(new URL(url).searchParams);
+    const body = bodies.shift();
+    return body == null ? new Response(null, { status: 204 }) : new Response(body, { headers: { "content-type": "text/event-stream" } });
+  };
+  return { queries, options: { transports: ["sse"], fetch } };
+}
+
+test("SSE: an answer with the cursor of the request does not move new topics on", async () => {
+  const { queries, options } = streams(
+    "topic: a\nid: 1\ndata: 1\n\n",
+    'event: hub.refused\ntopic: c\nid: 1\ndata: {"status":403}\n\n',
+    "topic: b\nid: 1\ndata: 1\n\n",
+  );
+  const push = open(["a"], options);
+  const finished = next(push, "finished");
+  await next(push, "event");
+  push.subscribe("b", "c");
+  await finished;
+  assert.deepEqual(queries.map((query) => query.getAll("topic")), [["a"], ["a", "b", "c"], ["a", "b"], ["a", "b"]]);
+  assert.deepEqual(queries.map((query) => query.getAll("fresh")), [[], ["b", "c"], ["b"], []]);
+});
+
+test("SSE: an event without history that carries the cursor of the request is no repetition", async () => {
+  const { options } = streams("topic: a\nid: 1\ndata: 1\n\n", "topic: a\nid: 1\ndata: 2\n\n", "topic: a\nid: 1\ndata: 3\n\n");
+  const push = open(["a"], options);
+  const seen = new Seen(push);
+  await next(push, "finished");
+  assert.deepEqual(seen.of("a"), [1, 2, 3]);
+});
+
+test("a loop gets each event once, and no answers", async () => {
+  const [a, b] = namesOf("a", "b");
+  await publish(a, 1);
+  await publish(b, 2);
+  const push = open([a], { transports: ["websocket"] });
+  const texts = [];
+  for await (const { topic, data } of push) {
+    texts.push(`${topic} ${data}`);
+    if (texts.length === 1) push.subscribe(b);
+    if (texts.length === 2) await publish(a, 3);
+    if (texts.length === 3) break;
+  }
+  assert.deepEqual(texts, [`${a} 1`, `${b} 2`, `${a} 3`]);
+  push.close();
+});
+
+test("more commands than the server accepts in a second are repeated", async () => {
+  const [a, ...others] = namesOf(...Array.from({ length: 50 }, () => "many"));
+  await Promise.all([a, ...others].map((topic) => publish(topic, 1)));
+  const push = open([a], { transports: ["websocket"] });
+  const seen = new Seen(push);
+  await seen.has(`${a} 1`);
+  let refusals = 0;
+  push.on("hub.refused", ({ data }) => data.status === 429 && refusals++);
+  push.subscribe(...others);
+  for (const topic of others) await seen.has(`${topic} 1`);
+  assert.ok(refusals > 0);
+  assert.deepEqual([...seen.texts].sort(), [a, ...others].map((topic) => `${topic} 1`).sort());
+  push.close();
+});
+
+test("each publication arrives once, although the connection is cut", async () => {
+  const [room] = namesOf("room");
+  const proxy = await CuttingProxy.to(SERVER);
+  const reader = open([room], { transports: ["sse"] });
+  const seen = new Seen(reader);
+  await next(reader, "cursor");
+  const push = open([room], { transports: ["websocket"] }, proxy.url("/"));
+  const ids = [];
+  for (let n = 1; n <= 15; n++) {
+    const published = push.publish(room, n);
+    if (n % 3 === 0) setTimeout(() => proxy.cut(), n % 5);
+    ids.push(await published);
+  }
+  assert.equal(new Set(ids).size, 15);
+  await seen.has(`${room} 15`);
+  assert.deepEqual(seen.of(room), range(1, 15));
+  reader.close();
+  push.close();
+  proxy.close();
+});
+
+test("a publication has a type, a key and no echo", async () => {
+  const [room] = namesOf("room");
+  const push = open([room], { transports: ["websocket"] });
+  const reader = open([room], { transports: ["sse"] });
+  await next(reader, "cursor");
+  const own = new Seen(push);
+  const event = next(reader, "chat");
+  const first = await push.publish(room, { text: "é" }, { event: "chat", key: "k", echo: false });
+  assert.equal(await push.publish(room, { text: "é" }, { event: "chat", key: "k", echo: false }), first, "once for each key");
+  const { topic, data, id } = await event;
+  assert.deepEqual({ topic, data, id }, { topic: room, data: { text: "é" }, id: first });
+  await push.publish(room, 2);
+  await own.has(`${room} 2`);
+  assert.deepEqual(own.texts, [`${room} 2`]);
+  push.close();
+  reader.close();
+});
+
+test("a publication that cannot be made is rejected", async () => {
+  const [a, room] = namesOf("a", "room");
+  const socket = open([a], { transports: ["websocket"] });
+  await assert.rejects(socket.publish(a, 1), (error) => error.status === 403);
+  const pending = open([a], { transports: ["websocket"] });
+  const publication = pending.publish(room, 1);
+  pending.close();
+  await assert.rejects(publication, /closed/);
+  await assert.rejects(pending.publish(room, 1), /closed/);
+  const stream = open([a], { transports: ["sse"] });
+  await assert.rejects(stream.publish(room, 1), /no WebSocket/);
+  stream.close();
+  const withoutCommands = open([a], { transports: ["websocket"], commands: false });
+  await assert.rejects(withoutCommands.publish(room, 1), /no WebSocket/);
+  withoutCommands.close();
+  socket.close();
+});
+
+test("only a WebSocket may have no topic", async () => {
+  assert.throws(() => open([], {}), TypeError);
+  const [a, b] = namesOf("a", "b");
+  const stream = open([a], { transports: ["sse"] });
+  assert.throws(() => stream.unsubscribe(a), TypeError);
+  assert.deepEqual(stream.topics, [a]);
+  stream.close();
+  await publish(b, 1);
+  const socket = open([], { transports: ["websocket"] });
+  const seen = new Seen(socket);
+  await next(socket, "state", (state) => state === "open");
+  socket.subscribe(b);
+  await seen.has(`${b} 1`);
+  socket.unsubscribe(b);
+  assert.deepEqual(socket.topics, []);
+  socket.close();
+});
+
+test("a new connection does not lift the bound of a slow loop", async () => {
+  const [a, b] = namesOf("a", "b");
+  const push = open([a, b], { transports: ["sse"], maxBuffered: 4 });
+  const loop = push[Symbol.asyncIterator]();
+  const seen = new Seen(push);
+  const first = loop.next();
+  await next(push, "cursor");
+  for (let n = 1; n <= 40; n++) {
+    await publish(a, n);
+    // Each new connection may read one chunk.
+    if (n === 20) push.unsubscribe(b);
+  }
+  assert.ok(seen.texts.length < 40, `${seen.texts.length} events were read`);
+  const items = [(await first).value];
+  while (items.length < 40) items.push((await loop.next()).value);
+  assert.deepEqual(items.map(({ data }) => data), range(1, 40));
+  push.close();
+});
