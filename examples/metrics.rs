@@ -56,6 +56,10 @@ async fn main() -> Result<(), BoxError> {
         .drain(&drain)
         .admission(&Admission::builder().max_streams(max_streams).build())
         .observer(durations.clone())
+        // The topic "orders/42" of a hub counts as "orders".
+        .topic_labels(20, |topic| {
+            topic.as_str().split('/').next().unwrap_or_default()
+        })
         .build();
     let resumable = Resumable::new();
     // Long-polling parks its streams in the same `Resumable`, so they are counted with the others.
@@ -187,6 +191,15 @@ impl AppState {
             .sample(&[], counts.bytes);
         text.counter("push_gaps_total", "Gaps that sources told of.")
             .sample(&[], counts.gaps);
+        let by_label = &counts.by_topic_label;
+        let mut events = text.counter("push_topic_events_total", "Events of a hub's topics.");
+        for (label, counts) in by_label {
+            events.sample(&[("topic", label)], counts.events);
+        }
+        let mut gaps = text.counter("push_topic_gaps_total", "Gaps in a hub's topics.");
+        for (label, counts) in by_label {
+            gaps.sample(&[("topic", label)], counts.gaps);
+        }
         let mut durations = text.histogram("push_stream_seconds", "How long streams were open.");
         for (transport, histogram) in &*self.durations.lock() {
             durations.samples(&[("transport", transport)], histogram);

@@ -91,11 +91,13 @@
 //! - [Resuming](https://github.com/tower-push/tower-push/blob/main/docs/resume.md): cursors, gaps, slow clients
 //! - [Topics](https://github.com/tower-push/tower-push/blob/main/docs/topics.md): many topics on one connection
 //! - [Several servers](https://github.com/tower-push/tower-push/blob/main/docs/relay.md): one feed from a broker or a database
+//! - [Several servers on Redis](https://github.com/tower-push/tower-push/blob/main/docs/scaling.md): the crate `tower-push-redis`
 //! - [WebSocket](https://github.com/tower-push/tower-push/blob/main/docs/websocket.md): subprotocols, close codes, messages from
 //!   clients, compression
 //! - [Deploying](https://github.com/tower-push/tower-push/blob/main/docs/deploying.md): proxies, timeouts, graceful shutdown,
 //!   metrics, kernel settings
 //! - [The server](https://github.com/tower-push/tower-push/blob/main/docs/server.md): `tower_push::serve`, TLS, and accept loops of your own
+//! - [Performance](https://github.com/tower-push/tower-push/blob/main/docs/performance.md): measured CPU time and memory
 //! - [Security](https://github.com/tower-push/tower-push/blob/main/docs/security.md): threats, the defaults, and what to turn on
 //! - [Clients](https://github.com/tower-push/tower-push/blob/main/docs/clients.md): what to know of existing clients
 //! - [Durable Streams](https://github.com/tower-push/tower-push/blob/main/docs/durable-streams.md): the protocol, and a server

@@ -6,6 +6,10 @@ mod documents {
     struct Architecture;
     #[doc = include_str!("../docs/clients.md")]
     struct Clients;
+    #[doc = include_str!("../docs/hub-protocol.md")]
+    struct HubProtocol;
+    #[doc = include_str!("../docs/performance.md")]
+    struct Performance;
     #[doc = include_str!("../docs/relay.md")]
     struct Relay;
     #[doc = include_str!("../docs/resume.md")]

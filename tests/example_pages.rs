@@ -1,4 +1,4 @@
-//! The pages of the examples in headless Chromium. `tests/js/page.mjs` and `tests/js/chat.mjs` control the browser.
+//! The pages of the examples in headless Chromium, which scripts in `tests/js` control.
 
 use std::{ffi::OsStr, process::Command};
 
@@ -29,6 +29,16 @@ fn warp_example_with_inner_route_shows_live_panels() {
 #[test]
 fn chat_example_connects_four_tabs_of_two_browsers() {
     run_with_next_server("chat", "chat.mjs");
+}
+
+#[test]
+fn notifications_example_shows_all_tabs_of_a_user_the_same() {
+    run_with_next_server("notifications", "notifications.mjs");
+}
+
+#[test]
+fn dashboard_example_chooses_topics_on_one_connection() {
+    run_with_next_server("dashboard", "dashboard.mjs");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::Service;
 use tower_push::{
-    Channel, Drain, Event, EventId, Guard, Item, PushBody, Relay,
+    Channel, Drain, Event, EventId, Guard, Hub, Item, PushBody, Relay,
     guard::DrainPlan,
     server::Server,
     service,
@@ -473,6 +473,167 @@ async fn concurrent_publishers_and_readers_lose_no_event() {
         thread::spawn(move || {
             for number in 0..EVENTS {
                 channel.publish("x").unwrap();
+                if number % 100 == 0 {
+                    thread::sleep(Duration::from_micros(1500));
+                }
+            }
+        })
+    });
+    for reader in readers {
+        let ids = reader.await.unwrap();
+        assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+    publishers
+        .into_iter()
+        .for_each(|publisher| publisher.join().unwrap());
+}
+
+// --- hubs
+
+fn hub() -> Hub {
+    Hub::builder().flush_window(WINDOW).build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn hub_holds_back_events_of_each_topic() {
+    for server in servers() {
+        for headers in STREAMS {
+            let hub = hub();
+            let service = service(hub.topics(["a", "b"]).unwrap());
+            let mut client = PipeClient::request(&server, service, None, headers).await;
+            client.expect("HTTP/1.1").await;
+            while hub.topic("b").unwrap().subscriber_count() == 0 {
+                yield_now().await;
+            }
+            let start = Instant::now();
+            hub.publish("a", "event-1").unwrap();
+            let time = client.expect("event-1").await;
+            assert_time(time, start, Duration::ZERO, headers);
+            sleep(WINDOW / 4).await;
+            hub.publish("a", "event-2").unwrap();
+            sleep(WINDOW / 4).await;
+            hub.publish("a", "event-3").unwrap();
+            let time = client.expect("event-2").await;
+            assert_time(time, start, WINDOW, headers);
+            let time = client.expect("event-3").await;
+            assert_time(time, start, WINDOW, headers);
+            // An event of a quiet topic is sent at once, and with it the earlier event of the other topic.
+            sleep(WINDOW / 4).await;
+            hub.publish("a", "event-4").unwrap();
+            let start = Instant::now();
+            hub.publish("b", "event-5").unwrap();
+            let time = client.expect("event-5").await;
+            assert_time(time, start, Duration::ZERO, headers);
+            assert!(client.response.find("event-4") < client.response.find("event-5"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hub_reader_begins_and_ends_with_all_events() {
+    for server in servers() {
+        let hub = hub();
+        let mut other = hub
+            .topic("a")
+            .unwrap()
+            .subscribe_from(StartPosition::Now)
+            .unwrap();
+        read_ready_items(&mut other);
+        let first = hub.publish("a", "event-1").unwrap();
+        hub.publish("a", "event-2").unwrap();
+        let start = Instant::now();
+        let drain = Drain::new();
+        let guard = Guard::builder().drain(&drain).build();
+        let service = service(hub.topic("a").unwrap()).guard(&guard);
+        let mut client = PipeClient::request(&server, service, Some(&first), SSE).await;
+        let time = client.expect("event-2").await;
+        assert_time(time, start, Duration::ZERO, "published before the request");
+        hub.publish("a", "event-3").unwrap();
+        drain.start(DrainPlan::within(Duration::from_secs(5)).spread(Duration::ZERO));
+        let time = client.expect(r#""finished":false"#).await;
+        assert_time(time, start, Duration::ZERO, "drain");
+        assert!(client.response.contains("event-3"), "{}", client.response);
+    }
+}
+
+/// A step of a random run of a hub.
+#[derive(Clone, Debug)]
+enum HubStep {
+    /// Publishes to one of three topics, of which the subscriber reads the first two.
+    Publish {
+        topic: usize,
+    },
+    Advance(Duration),
+    Read,
+}
+
+fn hub_step() -> impl Strategy<Value = HubStep> {
+    prop_oneof![
+        4 => (0..3_usize).prop_map(|topic| HubStep::Publish { topic }),
+        2 => (0..150_u64).prop_map(|millis| HubStep::Advance(Duration::from_millis(millis))),
+        2 => Just(HubStep::Read),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn hub_reader_gets_each_event_once(steps in vec(hub_step(), 0..100)) {
+        let (read, expected) = runtime_with_paused_clock().block_on(async {
+            let hub = hub();
+            let source = hub.topics(["a", "b"]).unwrap();
+            let mut subscriber = source.subscribe_from(StartPosition::Now).unwrap();
+            let (mut read, mut expected) = (Vec::new(), Vec::new());
+            for (number, step) in steps.iter().enumerate() {
+                match step {
+                    HubStep::Publish { topic } => {
+                        hub.publish(["a", "b", "c"][*topic], number.to_string()).unwrap();
+                        expected.extend((*topic < 2).then(|| number.to_string()));
+                    }
+                    HubStep::Advance(time) => advance(*time).await,
+                    HubStep::Read => read.extend(read_ready_items(&mut subscriber)),
+                }
+            }
+            // The subscriber waits, and the window ends.
+            read.extend(read_ready_items(&mut subscriber));
+            sleep(2 * WINDOW).await;
+            read.extend(read_ready_items(&mut subscriber));
+            read.retain(|item| item != "cursor");
+            (read, expected)
+        });
+        prop_assert_eq!(read, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_publishers_of_a_hub_lose_no_event() {
+    const PUBLISHERS: usize = 4;
+    const EVENTS: usize = 1000;
+    let builder = Hub::builder().max_events(PUBLISHERS * EVENTS);
+    let hub = builder.flush_window(Duration::from_millis(1)).build();
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let source = hub.topics(["a", "b"]).unwrap();
+            let mut subscriber = source.subscribe_from(StartPosition::Now).unwrap();
+            tokio::spawn(async move {
+                let mut ids = Vec::new();
+                while ids.len() < PUBLISHERS * EVENTS {
+                    match timeout(TEST_TIMEOUT, subscriber.next()).await.unwrap() {
+                        Some(Ok(Item::Cursor(_))) => {}
+                        Some(Ok(Item::Event(event))) => ids.push(event.id().unwrap().clone()),
+                        item => panic!("{item:?}"),
+                    }
+                }
+                ids
+            })
+        })
+        .collect();
+    let publishers = [0, 1, 0, 1].map(|topic| {
+        let hub = hub.clone();
+        thread::spawn(move || {
+            for number in 0..EVENTS {
+                hub.publish(["a", "b"][topic], "x").unwrap();
                 if number % 100 == 0 {
                     thread::sleep(Duration::from_micros(1500));
                 }

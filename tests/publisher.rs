@@ -353,6 +353,20 @@ async fn limits_are_kept() {
     assert_eq!(hub.counts().published, 1);
 }
 
+/// A batch of a million publications is refused for its length, or, if longer bodies are accepted, for its number.
+#[tokio::test]
+async fn batch_of_a_million_is_refused() {
+    let hub = Hub::new();
+    let batch = format!("[{}1]", r#"{"topic":"t","data":1},"#.repeat(1_000_000));
+    for (max_body_len, status) in [(1 << 20, 413), (64 << 20, 400)] {
+        let publisher = hub.publisher().max_body_len(max_body_len);
+        let server = PublishServer::start(&hub, publisher.without_authorization()).await;
+        let request = server.post("/topics", "application/json", batch.clone());
+        problem(request.send().await.unwrap(), status).await;
+    }
+    assert_eq!(hub.counts().published, 0);
+}
+
 #[tokio::test]
 async fn rate_is_limited() {
     let hub = Hub::new();

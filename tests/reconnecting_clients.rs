@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::{Router, middleware, response::Html, routing::get};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use testkit::{TestServer, programs};
 use tower_push::{
@@ -79,8 +79,9 @@ async fn run_to_json(command: Command) -> Value {
     lines.pop().expect("one JSON text")
 }
 
-/// Returns the events that a page gets from a source that sends one event and finishes, and the number of requests of the page.
-async fn read_finished_source(client: &str) -> (Value, usize) {
+/// Serves a source that sends one event and finishes at `/events`, and a page at `/page`. Returns the server, and the number of requests for
+/// the events.
+async fn serve_finished_source() -> (TestServer, Arc<AtomicUsize>) {
     let source = source_fn(async |_| {
         Ok(stream::iter([
             Item::Event(Event::text("one")),
@@ -101,7 +102,12 @@ async fn read_finished_source(client: &str) -> (Value, usize) {
             "/page",
             get(async || Html("<!doctype html><title>test</title>")),
         );
-    let server = TestServer::start(app).await;
+    (TestServer::start(app).await, requests)
+}
+
+/// Returns the events that a page gets from a source that sends one event and finishes, and the number of requests of the page.
+async fn read_finished_source(client: &str) -> (Value, usize) {
+    let (server, requests) = serve_finished_source().await;
     let mut command = programs::browser_script("page_event_sources.mjs");
     command.args([client, &server.url("/events")]);
     let events = run_to_json(command).await;
@@ -119,6 +125,14 @@ async fn reconnecting_sockets_reconnect_after_every_code() {
     for client in ["reconnecting-websocket", "partysocket", "websocket-ts"] {
         assert_eq!(codes_after_which(client).await, CODES, "{client}");
     }
+}
+
+#[tokio::test]
+async fn react_use_websocket_reconnects_if_told_to() {
+    let client = "react-use-websocket";
+    assert_eq!(codes_after_which(client).await, [] as [u16; 0]);
+    let client = "react-use-websocket with shouldReconnect";
+    assert_eq!(codes_after_which(client).await, CODES);
 }
 
 #[tokio::test]
@@ -177,4 +191,28 @@ async fn sse_js_has_to_be_closed_at_event_finished() {
     let (events, requests) = read_finished_source("sse.js").await;
     assert_eq!(events, read);
     assert!(requests > 3, "{requests}");
+}
+
+/// The crate `eventsource-client` of LaunchDarkly takes a 204 for a stream that has ended.
+#[tokio::test]
+async fn launchdarkly_client_has_to_be_dropped_at_event_finished() {
+    use eventsource_client::{Client as _, ClientBuilder, ReconnectOptions, SSE};
+    let (server, requests) = serve_finished_source().await;
+    let delay = Duration::from_millis(50);
+    let reconnect = ReconnectOptions::reconnect(true).delay(delay).build();
+    let builder = ClientBuilder::for_url(&server.url("/events")).unwrap();
+    let client = builder.reconnect(reconnect).build_http();
+    let mut stream = client.stream();
+    let mut event_types = Vec::new();
+    let reading = async {
+        while requests.load(Ordering::Relaxed) <= 3 {
+            if let Ok(SSE::Event(event)) = stream.next().await.unwrap() {
+                event_types.push(event.event_type);
+            }
+        }
+    };
+    let read = tokio::time::timeout(PROGRAM_TIMEOUT, reading).await;
+    assert!(read.is_ok(), "{event_types:?} {requests:?}");
+    // The event `finished` arrives once, before the requests that get a 204.
+    assert_eq!(event_types, ["message", "finished"]);
 }

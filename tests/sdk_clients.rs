@@ -12,7 +12,7 @@ use tower_push::{
     format::{Multipart, Ndjson},
     service,
     source::source_fn,
-    transport::{Chunked, Sse, Transport, sse::HeartbeatForm},
+    transport::{Chunked, LongPoll, Negotiate, Sse, Transport, sse::HeartbeatForm},
 };
 
 /// The interval of heartbeats.
@@ -45,7 +45,17 @@ async fn read(
     transport: impl Transport,
     items: Vec<Item>,
 ) -> Vec<Value> {
-    let server = TestServer::start(service(slow_source(items)).transport(transport)).await;
+    read_source(language, client, transport, slow_source(items)).await
+}
+
+/// Returns what a client of `language` yields for a response with the items of a source.
+async fn read_source(
+    language: Language,
+    client: &str,
+    transport: impl Transport,
+    source: impl PushSource + Clone + Send + Sync + 'static,
+) -> Vec<Value> {
+    let server = TestServer::start(service(source).transport(transport)).await;
     let mut command = match language {
         Language::JavaScript => programs::node_script("sdk_clients.mjs", "ai"),
         Language::Python => programs::python_script("sdk_clients.py"),
@@ -230,6 +240,23 @@ mod event_streams {
         assert_texts_arrive(cases, data_only()).await;
     }
 
+    /// Some of these clients send `Accept: application/json` and read an event stream. A set of transports has to answer with the stream, and
+    /// not with a poll.
+    #[tokio::test]
+    async fn long_polling_does_not_answer_sdks() {
+        let set = Negotiate::only(data_only()).add_transport(LongPoll::new());
+        let cases = vec![
+            (JavaScript, "openai", openai_chunks()),
+            (JavaScript, "langchain", openai_chunks()),
+            (JavaScript, "huggingface", openai_chunks()),
+            (JavaScript, "cohere", cohere_events()),
+            (Python, "openai", openai_chunks()),
+            (Python, "groq", openai_chunks()),
+            (Python, "langchain", openai_chunks()),
+        ];
+        assert_texts_arrive(cases, set).await;
+    }
+
     /// The reason for blank lines as openings and heartbeats.
     #[tokio::test]
     async fn comments_break_clients_of_gemini() {
@@ -376,6 +403,28 @@ mod event_streams {
             events,
             TEXTS.map(|text| json!({ "event": "message", "data": text }))
         );
+    }
+
+    /// By default, `httpx` waits for 5 s for the next bytes, and a stream has a heartbeat every 15 s.
+    #[tokio::test]
+    async fn httpx_needs_frequent_heartbeats() {
+        let pause = Duration::from_secs(7);
+        let source = source_fn(move |_| async move {
+            let later = stream::once(async move {
+                tokio::time::sleep(pause).await;
+                Event::text("two")
+            });
+            Ok(stream::iter([Event::text("one")]).chain(later))
+        });
+        let frequent = KeepAlive::new().interval(Duration::from_secs(1));
+        let (rarely, often) = tokio::join!(
+            read_source(Python, "httpx-sse", Sse::new(), source),
+            read_source(Python, "httpx-sse", Sse::new().keep_alive(frequent), source),
+        );
+        let message = |data: &str| json!({ "event": "message", "data": data });
+        assert_eq!(rarely[0], message("one"));
+        assert!(is_error(&rarely[1], "ReadTimeout"), "{rarely:?}");
+        assert_eq!(often, [message("one"), message("two")]);
     }
 
     /// An `EventSource` of undici stops at a 204. `event-source-polyfill` does not, and has to close at the event `finished`.

@@ -14,8 +14,12 @@ use testkit::{
 use tower_push::{
     Event, EventId, Gap, GapReason, Item, KeepAlive, Push, PushBody, PushSource,
     event::{EventType, IntoItem},
+    format::Ndjson,
     source::{Rejection, source_fn},
-    transport::{Sse, Transport, sse::HeartbeatForm},
+    transport::{
+        Chunked, Sse, Transport,
+        sse::{HeartbeatForm, TopicForm},
+    },
 };
 
 /// The bytes before the first event.
@@ -490,4 +494,43 @@ proptest! {
             prop_assert_eq!(&parser.messages, &expected, "split at {}", split);
         }
     }
+}
+
+#[tokio::test]
+async fn event_carries_reconnection_time() {
+    let retry = Duration::from_millis(1500);
+    let event = || Event::text("x").with_topic("t").unwrap().with_retry(retry);
+    let with_id = |id: u64| event().with_id(id).unwrap();
+    let items = || [Item::Event(with_id(1)), Item::Event(event())];
+    for (sse, expected) in [
+        (
+            Sse::new(),
+            ":\nretry: 1500\ntopic: t\nid: 1\ndata: x\n\nretry: 1500\ntopic: t\ndata: x\n\n",
+        ),
+        (
+            Sse::new().topic_form(TopicForm::Omitted),
+            ":\nretry: 1500\nid: 1\ndata: x\n\nretry: 1500\ndata: x\n\n",
+        ),
+        (
+            Sse::new().topic_form(TopicForm::EventType),
+            ":\nretry: 1500\nevent: t\nid: 1\ndata: x\n\nretry: 1500\nevent: t\ndata: x\n\n",
+        ),
+        (
+            Sse::data_only(),
+            "\nretry: 1500\ndata: x\n\nretry: 1500\ndata: x\n\n",
+        ),
+    ] {
+        let body = stream_body(sse, stream::iter(items())).await;
+        assert_eq!(body_text(body).await, expected);
+    }
+    // Other formats have no place for the time.
+    let push = Push::new(stream::iter([event()]));
+    let mut head = get_request_head("/", &[]);
+    let ndjson = Chunked::new(Ndjson::new());
+    let body = ndjson.respond(&mut head, push).await.into_body();
+    let text = body_text(body).await;
+    assert!(
+        text.contains("\"data\":\"x\"") && !text.contains("retry"),
+        "{text}"
+    );
 }

@@ -1,5 +1,7 @@
-// One feed in eleven ways. From top to bottom: parsers of the formats, connections that keep their place, and the panels
-// that show them. The first two know nothing of this page: copy what you need.
+// One feed in eleven ways. Event streams, long polling and WebSockets are read by the client of `clients/js`. For the other formats, which
+// the client does not read, this file has parsers and connections that you can copy: they know nothing of the page.
+
+import { connect } from "/tower-push/index.js";
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Parsers: bytes in, records out.
@@ -232,7 +234,7 @@ class Connection {
 
   /** How to ask for what comes after this id; for what comes from now on, without one. */
   query(lastId) {
-    // Not a header: a new EventSource cannot set any, and across origins it would cost a request more.
+    // Not a header: across origins it would cost another request.
     return { transport: this.#transport, last_event_id: lastId };
   }
 
@@ -326,45 +328,28 @@ export class ChunkedConnection extends FetchConnection {
   }
 }
 
-/** Long polling: a response at a time, and each is asked for where the one before it has ended. */
-class PollConnection extends FetchConnection {
-  async follow(signal) {
-    while (!signal.aborted) {
-      const response = await this.ask(signal);
-      const records = await this.records(response);
-      if (signal.aborted) return;
-      this.opened();
-      for (const record of records) this.received(record);
-      // For now, or it would have been finished: not at once again.
-      if (records.at(-1)?.end) return;
-    }
-  }
-
-  /** To be provided: the records of a response, and behind them {id}, where the next poll begins. */
-  async records(_response) {}
-}
-
-/** Long polling for records: JSON arrays of them, under a cursor. */
-export class LongPollConnection extends PollConnection {
-  async records(response) {
-    if (response.status === 204) return [{ end: { finished: true } }];
-    if (!response.ok) throw failure(response);
-    const records = await response.json();
-    if (records.at(-1)?.end) return records;
-    return [...records, { id: response.headers.get("Last-Event-ID") ?? undefined }];
-  }
-}
-
-/** Long polling in the dialect of Durable Streams: JSON arrays of payloads, and the offset of the next one. */
-export class DurableConnection extends PollConnection {
+/**
+ * Long polling in the dialect of Durable Streams: a response at a time, with a JSON array of payloads and the offset at which the next request
+ * begins.
+ */
+export class DurableConnection extends FetchConnection {
   #cursor;
 
   query(offset = "now") {
     return { offset, live: "long-poll", cursor: this.#cursor };
   }
 
-  async records(response) {
-    // What is behind the offset is gone: all that there is instead.
+  async follow(signal) {
+    while (!signal.aborted) {
+      const records = await this.#records(await this.ask(signal));
+      if (signal.aborted) return;
+      this.opened();
+      for (const record of records) this.received(record);
+    }
+  }
+
+  async #records(response) {
+    // The events after the offset are gone. The stream goes on with the oldest event that is left.
     if (response.status === 410) return [{ id: "-1", gap: { reason: "gone" } }];
     if (!response.ok) throw failure(response);
     this.#cursor = response.headers.get("Stream-Cursor") ?? undefined;
@@ -376,77 +361,46 @@ export class DurableConnection extends PollConnection {
   }
 }
 
-/** Server-Sent Events, read with EventSource, which reconnects by itself. */
-export class EventSourceConnection extends Connection {
-  #source;
-  #eventTypes;
+/** Server-Sent Events, long polling or a WebSocket, read by the client, which reconnects and resumes by itself. */
+class ClientConnection extends Connection {
+  #url;
+  #options;
+  #push;
+  #cursor;
 
-  constructor(feed, transport, eventTypes) {
+  constructor(feed, transport, options) {
     super(feed, transport);
-    this.#eventTypes = eventTypes;
+    this.#url = new URL(feed);
+    this.#url.searchParams.set("transport", transport);
+    this.#options = options;
   }
 
   open() {
-    const source = (this.#source = new EventSource(this.url()));
-    source.onopen = () => this.opened();
-    source.onerror = () => {
-      // It gives up on every answer but 200. An event `finished` would have said that the feed is over for ever.
-      if (source.readyState === EventSource.CLOSED) this.lost();
-      else this.onstate("reconnecting");
-    };
-    for (const event of ["message", ...this.#eventTypes]) {
-      source.addEventListener(event, ({ lastEventId, data }) => {
-        this.received({ id: lastEventId || undefined, event, data });
-      });
-    }
-    for (const [event, key] of [["gap", "gap"], ["end", "end"], ["finished", "end"]]) {
-      source.addEventListener(event, ({ lastEventId, data }) => {
-        this.received({ id: lastEventId || undefined, [key]: JSON.parse(data) });
-      });
-    }
+    const push = (this.#push = connect(this.#url, { since: this.#cursor, maxDelay: 5000, ...this.#options, WebSocket: this.#socketClass() }));
+    push.on("state", (state) => {
+      if (state === "open") this.opened();
+      else if (state !== "closed") this.onstate("reconnecting");
+    });
+    push.on("event", ({ id, type, data }) => this.received({ id, event: type, data }));
+    // Without ids, each reconnection is a gap for the client.
+    push.on("gap", (gap) => gap.reason !== "unknown" && this.received({ id: gap.resumed, gap }));
+    push.on("finished", () => this.finished());
   }
 
   close() {
-    this.#source?.close();
-  }
-}
-
-/** The codes after which a WebSocket stays closed: the feed has finished, or it is this client that is wrong. */
-const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009].includes(code) || (code >= 3500 && code <= 3999);
-
-/** WebSocket: a record a message, or a payload a message where no subprotocol is asked for. */
-export class WebSocketConnection extends Connection {
-  #socket;
-  #subprotocols;
-
-  constructor(feed, transport, ...subprotocols) {
-    super(feed, transport);
-    this.#subprotocols = subprotocols;
+    this.#cursor = this.#push?.cursor;
+    this.#push?.close();
   }
 
-  url() {
-    const url = super.url();
-    url.protocol = url.protocol.replace("http", "ws");
-    return url;
-  }
-
-  open() {
-    const socket = (this.#socket = new WebSocket(this.url(), this.#subprotocols));
-    socket.onopen = () => {
-      this.opened();
-      this.onagreed([socket.protocol, ...extensionsOf(socket)]);
+  /** A WebSocket that says what it has agreed on with the server. */
+  #socketClass() {
+    const onagreed = (agreed) => this.onagreed(agreed);
+    return class extends WebSocket {
+      constructor(url, protocols) {
+        super(url, protocols);
+        this.addEventListener("open", () => onagreed([this.protocol, ...extensionsOf(this)]));
+      }
     };
-    socket.onmessage = ({ data }) => this.received(socket.protocol ? JSON.parse(data) : { data });
-    socket.onclose = ({ code }) => (isFinal(code) ? this.finished() : this.lost());
-  }
-
-  close() {
-    const socket = this.#socket;
-    if (!socket) return;
-    socket.onmessage = socket.onclose = null;
-    // Not before it is open: that would be an error in the console.
-    if (socket.readyState === WebSocket.CONNECTING) socket.onopen = () => socket.close();
-    else socket.close();
   }
 }
 
@@ -684,10 +638,10 @@ function otherName({ hostname }) {
   return { "127.0.0.1": "localhost", localhost: "127.0.0.1" }[hostname] ?? hostname;
 }
 
-function connect({ name }, feed, there) {
+function connectionOf({ name }, feed, there) {
   switch (name) {
     case "sse":
-      return new EventSourceConnection(feed, name, ["clock", "random"]);
+      return new ClientConnection(feed, name, { transports: ["sse"] });
     case "ndjson":
     case "json-seq":
     case "multipart":
@@ -696,14 +650,14 @@ function connect({ name }, feed, there) {
     case "raw":
       return new ChunkedConnection(there, name);
     case "long-poll":
-      return new LongPollConnection(there, name);
+      return new ClientConnection(there, name, { transports: ["long-poll"] });
     case "durable":
       return new DurableConnection(there, name);
     case "websocket-plain":
-      return new WebSocketConnection(feed, "websocket");
+      return new ClientConnection(feed, "websocket", { transports: ["websocket"], protocols: [] });
     case "websocket":
     case "websocket-compressed":
-      return new WebSocketConnection(feed, name, "json.tower-push");
+      return new ClientConnection(feed, name, { transports: ["websocket"] });
   }
 }
 
@@ -722,7 +676,7 @@ const panels = document.getElementById("panels");
 const template = document.getElementById("panel");
 const ledger = new Ledger(document.querySelector("[data-ledger]"));
 for (const transport of TRANSPORTS) {
-  const connection = connect(transport, feed, there);
+  const connection = connectionOf(transport, feed, there);
   const panel = new Panel(transport, connection, template);
   panels.append(panel.element);
   ledger.add(panel);

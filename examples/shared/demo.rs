@@ -21,8 +21,8 @@ use tower_push::{
     transport::{BoxResponseFuture, Chunked, Negotiate, Preference, Transport, WebSocket},
 };
 
-/// The files of the page: path, media type and content.
-pub const PAGE_FILES: [(&str, &str, &str); 3] = [
+/// The files of the page, with the JavaScript client: path, media type and content.
+pub const PAGE_FILES: [(&str, &str, &str); 4] = [
     (
         "/",
         "text/html; charset=utf-8",
@@ -37,6 +37,11 @@ pub const PAGE_FILES: [(&str, &str, &str); 3] = [
         "/page.js",
         "text/javascript; charset=utf-8",
         include_str!("../page/page.js"),
+    ),
+    (
+        "/tower-push/index.js",
+        "text/javascript; charset=utf-8",
+        include_str!("../../clients/js/dist/index.js"),
     ),
 ];
 

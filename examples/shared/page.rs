@@ -9,9 +9,11 @@ use axum::{
 /// Returns the routes of a page, and of the JavaScript client at `/tower-push/`.
 pub fn routes(page: &'static str) -> Router {
     let client = include_str!("../../clients/js/dist/index.js");
+    let topics = include_str!("../../clients/js/dist/topics.js");
     Router::new()
         .route("/", file("text/html; charset=utf-8", page))
         .route("/tower-push/index.js", script(client))
+        .route("/tower-push/topics.js", script(topics))
 }
 
 /// Returns the route of a script.

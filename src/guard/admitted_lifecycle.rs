@@ -190,8 +190,7 @@ impl AdmittedLifecycle {
 
     /// Counts an event, and notifies the observers.
     fn record_event(&self, event: &Event) {
-        let counters = &self.guard.counters;
-        counters.record_event(event.payload().as_bytes().len());
+        self.guard.record_event(event);
         self.notify_observers(|observer, info| observer.on_event(info, event));
     }
 
@@ -349,7 +348,7 @@ impl StreamLifecycle for AdmittedLifecycle {
                 self.record_event(event);
             }
             Some(Ok(Item::Gap(gap))) => {
-                self.guard.counters.record_gap();
+                self.guard.record_gap(gap);
                 self.notify_observers(|observer, info| observer.on_gap(info, gap));
             }
             Some(Ok(item)) => {

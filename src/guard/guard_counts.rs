@@ -7,6 +7,7 @@ use std::{
 use super::{
     observer::StreamInfo,
     reasons::{CloseReason, RefusalReason},
+    topic_labels::TopicLabelCounts,
 };
 use crate::sync::{Mutex, MutexGuard, lock};
 
@@ -38,6 +39,8 @@ pub struct GuardCounts {
     pub bytes: u64,
     /// The number of gaps that transports took from sources.
     pub gaps: u64,
+    /// What was sent of the topics with each [label](super::GuardBuilder::topic_labels). Empty if no labels are set.
+    pub by_topic_label: BTreeMap<String, TopicLabelCounts>,
     closed: [u64; CloseReason::ALL.len()],
     refused: [u64; RefusalReason::ALL.len()],
 }
@@ -69,6 +72,7 @@ impl fmt::Debug for GuardCounts {
             .field("events", &self.events)
             .field("bytes", &self.bytes)
             .field("gaps", &self.gaps)
+            .field("by_topic_label", &self.by_topic_label)
             .field("closed", &BTreeMap::from(closed))
             .field("refused", &BTreeMap::from(refused))
             .finish()
@@ -140,7 +144,7 @@ impl GuardCounters {
         add_relaxed(&self.refused[reason as usize], 1);
     }
 
-    /// Returns all counts as they are now.
+    /// Returns all counts as they are now, without those of topics.
     pub(super) fn snapshot(&self) -> GuardCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let streams = self.lock_streams();
@@ -150,6 +154,7 @@ impl GuardCounters {
             events: load(&self.events),
             bytes: load(&self.bytes),
             gaps: load(&self.gaps),
+            by_topic_label: BTreeMap::new(),
             closed: streams.closed,
             refused: self.refused.each_ref().map(load),
         }

@@ -68,9 +68,12 @@
 //! | what | where |
 //! |---|---|
 //! | numbers of streams: open, opened, closed for each reason; requests refused for each reason | [`Guard::counts`] |
+//! | numbers of events, bytes and gaps for each label of topics | [`GuardBuilder::topic_labels`] |
 //! | each stream as it happens: duration, events, gaps, errors | an [`Observer`] |
 //! | each stream in the logs, with a span of its own | `TracingObserver`, with the feature `tracing` |
 //! | events that a channel's subscribers missed, and the size of its log | [`Channel::counts`](crate::Channel::counts) |
+//! | numbers of topics, bytes and events of a hub, and of events that its subscribers missed | [`Hub::counts`](crate::Hub::counts) |
+//! | subscribers and events of one topic | [`Hub::topic`](crate::Hub::topic) |
 //! | numbers of resumable streams: parked, resumed, parked for too long, evicted | [`Resumable::counts`](crate::Resumable::counts) |
 //!
 //! `examples/metrics.rs` exposes all these numbers to Prometheus.
@@ -96,6 +99,7 @@ mod loom_tests;
 mod observer;
 mod reasons;
 mod shared_guard;
+mod topic_labels;
 #[cfg(feature = "tracing")]
 mod tracing_observer;
 
@@ -110,6 +114,7 @@ pub(crate) use self::drain::DrainStartWaiter;
 pub use self::tracing_observer::TracingObserver;
 use self::{
     admission::AdmissionPermit, admitted_lifecycle::AdmittedLifecycle, shared_guard::SharedGuard,
+    topic_labels::TopicLabelCounters,
 };
 pub use self::{
     admission::{Admission, AdmissionBuilder},
@@ -117,8 +122,10 @@ pub use self::{
     guard_counts::GuardCounts,
     observer::{Observer, StreamInfo},
     reasons::{CloseReason, RefusalReason},
+    topic_labels::TopicLabelCounts,
 };
 use crate::{
+    event::Topic,
     origin_policy::OriginPolicy,
     source::Push,
     supervision::{StreamHandle, StreamHandleSlot},
@@ -185,7 +192,7 @@ impl Guard {
 
     /// Returns a snapshot of the counts of this guard's streams.
     pub fn counts(&self) -> GuardCounts {
-        self.0.counters.snapshot()
+        self.0.counts()
     }
 }
 
@@ -234,6 +241,35 @@ impl GuardBuilder {
     /// Adds an observer, which the guard calls when a stream opens, sends or closes. By default, a guard has no observers.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.0.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Counts events and gaps by a label of their topics, for metrics: [`GuardCounts::by_topic_label`]. By default, the guard does not look at
+    /// topics.
+    ///
+    /// Topics are often as many as users, and each value of a label costs memory here and in the system that stores the metrics. So `label_of`
+    /// should return the kind of a topic, and at most the first `max_labels` labels have counts of their own. All further topics are
+    /// counted together, under `other`. Events without a topic have no label.
+    ///
+    /// `label_of` is called for each event of each stream.
+    ///
+    /// ```
+    /// use tower_push::Guard;
+    ///
+    /// // "orders/42" counts as "orders".
+    /// let guard = Guard::builder()
+    ///     .topic_labels(20, |topic| topic.as_str().split('/').next().unwrap_or_default())
+    ///     .build();
+    /// for (label, counts) in &guard.counts().by_topic_label {
+    ///     println!("topic_events_total{{topic={label:?}}} {}", counts.events);
+    /// }
+    /// ```
+    pub fn topic_labels(
+        mut self,
+        max_labels: usize,
+        label_of: impl Fn(&Topic) -> &str + Send + Sync + 'static,
+    ) -> Self {
+        self.0.topic_labels = Some(TopicLabelCounters::new(max_labels, label_of));
         self
     }
 

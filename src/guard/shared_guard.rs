@@ -3,11 +3,16 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{Response, StatusCode, request::Parts};
 
 use super::{
-    admission::Admission, drain::Drain, guard_counts::GuardCounters, observer::Observer,
+    admission::Admission,
+    drain::Drain,
+    guard_counts::{GuardCounters, GuardCounts},
+    observer::Observer,
     reasons::RefusalReason,
+    topic_labels::TopicLabelCounters,
 };
 use crate::{
     deadline::MAX_STREAM_LIFETIME,
+    event::{Event, Gap},
     origin_policy::OriginPolicy,
     random,
     source::Rejection,
@@ -23,6 +28,7 @@ pub(super) struct SharedGuard {
     pub(super) origin_policy: Option<OriginPolicy>,
     pub(super) always_503: bool,
     pub(super) observers: Vec<Arc<dyn Observer>>,
+    pub(super) topic_labels: Option<TopicLabelCounters>,
     pub(super) counters: GuardCounters,
 }
 
@@ -44,6 +50,32 @@ impl SharedGuard {
     pub(super) fn allows_origin(&self, head: &Parts) -> bool {
         let policy = self.origin_policy.as_ref();
         policy.is_none_or(|policy| policy.allows(head))
+    }
+
+    /// Counts an event that a stream sends.
+    pub(super) fn record_event(&self, event: &Event) {
+        let payload_len = event.payload().as_bytes().len();
+        self.counters.record_event(payload_len);
+        if let (Some(labels), Some(topic)) = (&self.topic_labels, event.topic()) {
+            labels.record_event(topic, payload_len);
+        }
+    }
+
+    /// Counts a gap that a stream sends.
+    pub(super) fn record_gap(&self, gap: &Gap) {
+        self.counters.record_gap();
+        if let (Some(labels), Some(topic)) = (&self.topic_labels, &gap.topic) {
+            labels.record_gap(topic);
+        }
+    }
+
+    /// Returns the counts of the guard's streams.
+    pub(super) fn counts(&self) -> GuardCounts {
+        let mut counts = self.counters.snapshot();
+        if let Some(labels) = &self.topic_labels {
+            counts.by_topic_label = labels.snapshot();
+        }
+        counts
     }
 
     /// Counts a refused request, and notifies the observers if `head` is given. Callers keep the head only if there are
@@ -88,6 +120,7 @@ impl SharedGuard {
             .field("admission", &self.admission)
             .field("origin_policy", &self.origin_policy)
             .field("always_503", &self.always_503)
+            .field("topic_labels", &self.topic_labels)
             .field("observers", &self.observers.len())
             .finish_non_exhaustive()
     }

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use super::ItemStream;
 #[cfg(feature = "server")]
 use super::log::WatchedLog;
-use super::{PushSource, channel, relay};
+use super::{PushSource, channel, hub, relay};
 use crate::{
     BoxError,
     event::{Item, ItemOrRun},
@@ -75,7 +75,8 @@ fn box_log_reader<S: 'static>(stream: S) -> Result<Pin<Box<dyn SourceStream>>, S
     let mut stream = Some(stream);
     let boxed = None
         .or_else(|| downcast_and_box::<channel::Subscriber>(&mut stream))
-        .or_else(|| downcast_and_box::<relay::RelaySubscriber>(&mut stream));
+        .or_else(|| downcast_and_box::<relay::RelaySubscriber>(&mut stream))
+        .or_else(|| downcast_and_box::<hub::HubSubscriber>(&mut stream));
     match (boxed, stream) {
         (Some(boxed), _) => Ok(boxed),
         (None, Some(stream)) => Err(stream),

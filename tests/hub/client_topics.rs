@@ -6,11 +6,13 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use futures_util::FutureExt;
 use http::StatusCode;
 use testkit::{body_text, get_request_head, poll_next, read_ready_items};
+use tokio::time::Instant;
 use tower_push::{
     Hub, Item, Push, PushSource,
     event::Topic,
@@ -298,4 +300,125 @@ async fn access_is_decided_anew_after_revocation() {
         .await;
     assert_eq!(refused.unwrap_err().status(), 403);
     assert_eq!(hub.counts().topics, 0);
+}
+
+/// Permission is revoked while the client is away. The client does not even get the events of the topic that it has missed before.
+#[tokio::test]
+async fn access_revoked_between_connections_sends_no_event_more() {
+    let hub = Hub::builder().start(StartPosition::Oldest).build();
+    let is_allowed = Arc::new(AtomicBool::new(true));
+    let source = |refusal: fn() -> TopicAccess| {
+        let is_allowed = is_allowed.clone();
+        let topics = hub.subscribe(Topics::from_query("topic"));
+        topics.authorize(move |_, topic: Topic| {
+            let is_allowed = is_allowed.load(Ordering::Relaxed) || topic.as_str() != "room";
+            std::future::ready(match is_allowed {
+                true => TopicAccess::allow(),
+                false => refusal(),
+            })
+        })
+    };
+    let cursor = hub.publish("room", "seen").unwrap();
+    let uri = format!("/?topic=room&topic=news&last_event_id={cursor}");
+    let mut first = subscribe_to(&source(TopicAccess::refuse), &uri).unwrap();
+    hub.publish("room", "missed").unwrap();
+    hub.publish(["room", "news"], "in both").unwrap();
+    assert_eq!(read_ready_items(&mut first), ["missed", "in both"]);
+    drop(first);
+    is_allowed.store(false, Ordering::Relaxed);
+    hub.publish("room", "later").unwrap();
+    let refused = subscribe_to(&source(TopicAccess::refuse), &uri);
+    assert_eq!(refused.unwrap_err().status(), 403);
+    // With its other topic, the client gets only what is in this topic.
+    let partly = source(TopicAccess::refuse_topic);
+    for uri in [
+        &*uri,
+        "/?topic=room&topic=news",
+        "/?topic=news&topic=room&fresh=room",
+    ] {
+        let mut second = subscribe_to(&partly, uri).unwrap();
+        hub.publish("room", "live").unwrap();
+        let mut topics = Vec::new();
+        while let Poll::Ready(Some(Ok(item))) = poll_next(&mut second) {
+            let event = item.event().cloned();
+            topics.extend(event.map(|event| {
+                let text = event.payload().as_text().unwrap().to_owned();
+                (event.topic().unwrap().to_string(), text)
+            }));
+        }
+        let refused = r#"{"message":"Forbidden","status":403}"#;
+        let expected = [("room", refused), ("news", "in both")];
+        let expected = expected.map(|(topic, text)| (topic.to_owned(), text.to_owned()));
+        assert_eq!(topics, expected, "{uri}");
+    }
+}
+
+/// A token expires while its stream is open. The stream ends, and the client is refused when it returns with the same token.
+#[tokio::test(start_paused = true)]
+async fn expired_token_ends_stream_and_is_refused() {
+    const LIFETIME: Duration = Duration::from_secs(60);
+    let hub = Hub::new();
+    let expires_at = Instant::now() + LIFETIME;
+    let topics = hub.subscribe(Topics::from_query("topic"));
+    let source = topics.authorize(move |subscription: Subscription, _| {
+        subscription.expire_by(expires_at);
+        std::future::ready(match Instant::now() < expires_at {
+            true => TopicAccess::allow(),
+            false => TopicAccess::refuse_with(StatusCode::UNAUTHORIZED),
+        })
+    });
+    let open = async || {
+        let mut head = get_request_head("/?topic=a&topic=b", &[]);
+        Sse::new()
+            .respond(&mut head, Push::new(source.clone()))
+            .await
+    };
+    let response = open().await;
+    let body = tokio::spawn(body_text(response.into_body()));
+    tokio::time::sleep(LIFETIME / 2).await;
+    hub.publish("a", "before").unwrap();
+    tokio::time::sleep(LIFETIME).await;
+    hub.publish("a", "after").unwrap();
+    let text = body.await.unwrap();
+    assert!(
+        text.contains("data: before\n") && !text.contains("after"),
+        "{text}"
+    );
+    assert_eq!(open().await.status(), 401);
+    assert_eq!(hub.topic("a").unwrap().subscriber_count(), 0);
+}
+
+#[test]
+fn many_topics_in_a_query_are_refused_without_cost() {
+    let hub = Hub::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let topics = hub.subscribe(Topics::from_query("topic"));
+    let counted = asked.clone();
+    let source = topics.authorize(move |_, _| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(true)
+    });
+    // The longest target that the `http` crate accepts has 64 KiB.
+    for names in [
+        (0..5_000)
+            .map(|number| format!("topic={number}"))
+            .collect::<Vec<_>>(),
+        vec!["topic=%61".to_owned(); 6_000],
+        vec!["topic=".to_owned(); 8_000],
+        vec!["topic=%25252E%2e%2e%2F".to_owned(); 2_000],
+    ] {
+        let refused = subscribe_to(&source, &format!("/?{}", names.join("&")));
+        assert_eq!(refused.unwrap_err().status(), 400);
+    }
+    // `QUERY` requests name their topics in a form, which may be longer.
+    let mut head = get_request_head("/", &[]);
+    let form = (0..10_000).map(|number| format!("topic={number}"));
+    let form = form.collect::<Vec<_>>().join("&");
+    head.extensions.insert(FormBody::new(form));
+    let refused = source.clone().subscribe(Subscription::new(&head, "test"));
+    let refused = refused.now_or_never().unwrap();
+    assert_eq!(refused.unwrap_err().status(), 400);
+    assert_eq!((asked.load(Ordering::Relaxed), hub.counts().topics), (0, 0));
+    // A name is decoded once.
+    assert_eq!(topics_of(Topics::from_query("topic"), "/?topic=%2561"), "");
 }

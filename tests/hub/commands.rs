@@ -260,3 +260,32 @@ async fn revocation_ends_socket_with_commands() {
     assert_eq!(client.socket.read_close().await.unwrap().0, 3005);
     assert_eq!(hub.topic("a").unwrap().subscriber_count(), 0);
 }
+
+/// A client subscribes and unsubscribes as fast as it can, to other topics each time. Nothing of it remains.
+#[tokio::test]
+async fn flood_of_subscriptions_leaves_nothing() {
+    const TOPICS: usize = 5_000;
+    let hub = Hub::builder().max_events(0).build();
+    let mut client =
+        Client::connect(&hub, "topic=a", HubCommands::new().max_per_second(u32::MAX)).await;
+    for first in (0..TOPICS).step_by(100) {
+        let topics = first..first + 100;
+        for topic in topics.clone() {
+            let name = format!(r#"{{"topic":"flood/{topic}"}}"#);
+            client.send(&format!(r#"{{"subscribe":{name}}}"#)).await;
+            client.send(&format!(r#"{{"unsubscribe":{name}}}"#)).await;
+        }
+        for topic in topics {
+            for answer in ["hub.subscribed", "hub.unsubscribed"] {
+                client
+                    .expect(&format!(
+                        r#"{{"topic":"flood/{topic}","event":"{answer}","data":{{}}}}"#
+                    ))
+                    .await;
+            }
+        }
+    }
+    assert_eq!(hub.counts().topics, 1);
+    hub.publish("a", "still open").unwrap();
+    assert!(client.next().await.contains("still open"));
+}

@@ -9,6 +9,8 @@ mod commands;
 mod model;
 mod patterns;
 mod presence;
+mod publisher_ids;
 mod stress;
+mod topic_labels;
 mod topics;
 mod transports;

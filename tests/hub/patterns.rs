@@ -106,6 +106,22 @@ fn new_topics_join_open_subscription() {
 }
 
 #[test]
+fn function_selects_topics() {
+    let hub = hub();
+    let even = || TopicPattern::from_fn("even", |name| name.len() % 2 == 0);
+    let mut subscribers = [even(), even()].map(|pattern| {
+        let source = hub.matching([pattern]);
+        source.subscribe_from(StartPosition::Now).unwrap()
+    });
+    for topic in ["a", "bb", "ccc", "dddd"] {
+        hub.publish(topic, "x").unwrap();
+    }
+    for subscriber in &mut subscribers {
+        assert_eq!(read_all(subscriber).0, ["bb=x", "dddd=x"]);
+    }
+}
+
+#[test]
 fn history_of_matching_topics_comes_first() {
     let hub = hub();
     for (topic, text) in [

@@ -9,7 +9,14 @@ use std::{
 use testkit::poll_next;
 use tower_push::{EventId, Hub, Item, source::StartPosition};
 
-const LOOPS: u64 = 100_000;
+/// The number of loops: 20 000, or that of the environment variable `HUB_STRESS_LOOPS`, as in `scripts/test-long`.
+fn loop_count() -> u64 {
+    let loops = std::env::var("HUB_STRESS_LOOPS").ok();
+    loops.map_or(20_000, |loops| {
+        loops.parse().expect("HUB_STRESS_LOOPS is a number")
+    })
+}
+
 const TOPICS: [&str; 3] = ["a", "b", "c"];
 
 /// Publishes ascending numbers to the topics in turn until `is_done`, at most 500 numbers ahead of `read`.
@@ -39,7 +46,7 @@ fn resuming_during_publications_leaves_no_hole() {
         let source = hub.topics(TOPICS).unwrap();
         let mut cursor = None::<EventId>;
         let mut expected = 1;
-        for round in 0..LOOPS {
+        for round in 0..loop_count() {
             let start = cursor
                 .take()
                 .map_or(StartPosition::Oldest, StartPosition::After);
@@ -68,7 +75,7 @@ fn resuming_during_publications_leaves_no_hole() {
             read.store(expected - 1, Ordering::Relaxed);
         }
         is_done.store(true, Ordering::Relaxed);
-        assert!(expected > LOOPS / 10, "{expected}");
+        assert!(expected > loop_count() / 10, "{expected}");
     });
 }
 
@@ -90,7 +97,7 @@ fn open_tab_gets_every_message_while_others_reload() {
                 }
             });
         }
-        for reload in 0..LOOPS {
+        for reload in 0..loop_count() {
             let topic = hub.topic(users[reload as usize % 4].as_str()).unwrap();
             let mut tab = topic.subscribe_from(StartPosition::Now).unwrap();
             hub.publish(topic.name(), reload.to_string()).unwrap();
@@ -102,4 +109,87 @@ fn open_tab_gets_every_message_while_others_reload() {
         is_done.store(true, Ordering::Relaxed);
     });
     assert_eq!(hub.counts().topics, 0);
+}
+
+/// How far the messages to one user are. They are the numbers from 1 on.
+#[derive(Default)]
+struct UserMessages {
+    /// The last message whose publication has begun.
+    begun: AtomicU64,
+    /// The last message that may be published now. A tab that is far behind would lose messages by right.
+    allowed: AtomicU64,
+}
+
+/// The number of messages that are published ahead of a user's tab.
+const MAX_AHEAD: u64 = 50;
+
+/// Publishes to all users in turn until `is_done`.
+fn publish_to_users(hub: &Hub, users: &[UserMessages], is_done: &AtomicBool) {
+    while !is_done.load(Ordering::Relaxed) {
+        for (user, messages) in users.iter().enumerate() {
+            let number = messages.begun.load(Ordering::SeqCst) + 1;
+            if number <= messages.allowed.load(Ordering::SeqCst) {
+                messages.begun.store(number, Ordering::SeqCst);
+                hub.publish(format!("user/{user}"), number.to_string())
+                    .unwrap();
+            }
+        }
+        thread::yield_now();
+    }
+}
+
+/// Opens a tab of a user, and reads until a message has arrived whose publication began later. The tab gets every such message, in order.
+fn read_in_new_tab(hub: &Hub, user: usize, messages: &UserMessages) {
+    let topic = hub.topic(format!("user/{user}")).unwrap();
+    let mut tab = topic.subscribe_from(StartPosition::Now).unwrap();
+    let begun = messages.begun.load(Ordering::SeqCst);
+    messages
+        .allowed
+        .fetch_max(begun + MAX_AHEAD, Ordering::SeqCst);
+    let mut last = None::<u64>;
+    while last.is_none_or(|last| last <= begun) {
+        let Poll::Ready(item) = poll_next(&mut tab) else {
+            thread::yield_now();
+            continue;
+        };
+        let event = match item.unwrap().unwrap() {
+            Item::Event(event) => event,
+            Item::Cursor(_) => continue,
+            other => panic!("{other:?}"),
+        };
+        let number: u64 = event.payload().as_text().unwrap().parse().unwrap();
+        match last {
+            Some(last) => assert_eq!(number, last + 1, "a message was lost"),
+            None => assert!(number <= begun + 1, "{begun} to {number} were lost"),
+        }
+        last = Some(number);
+    }
+}
+
+/// Tabs of a few users are opened and closed, while others publish to the users. Topics are created and removed all the time, because an idle
+/// user has neither a subscriber nor history.
+#[test]
+fn reloaded_tab_gets_every_message_of_other_publishers() {
+    for max_events in [0, 256] {
+        let hub = Hub::builder().max_events(max_events).max_topics(2).build();
+        let users: [UserMessages; 4] = Default::default();
+        let (is_done, reloads) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| publish_to_users(&hub, &users, &is_done));
+            let tabs = [0, 1].map(|first_user| {
+                let (hub, users, reloads) = (&hub, &users, &reloads);
+                scope.spawn(move || {
+                    let mut reload = 2 * reloads.fetch_add(1, Ordering::Relaxed);
+                    while reload < loop_count() {
+                        let user = (2 * (reload % 2) + first_user) as usize;
+                        read_in_new_tab(hub, user, &users[user]);
+                        reload = 2 * reloads.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            });
+            let tabs = tabs.map(thread::ScopedJoinHandle::join);
+            is_done.store(true, Ordering::Relaxed);
+            tabs.into_iter().for_each(|tab| tab.unwrap());
+        });
+    }
 }

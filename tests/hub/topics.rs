@@ -1,7 +1,16 @@
 //! What publishers and subscribers of topics get.
 
-use std::{task::Poll, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
+use futures_util::Stream;
 use testkit::{describe_item, poll_next, read_ready_items};
 use tower_push::{
     EventId, Hub, Item,
@@ -390,4 +399,59 @@ fn lagging_subscriber_can_be_disconnected() {
     let read = read_ready_items(&mut subscriber);
     assert_eq!(read, ["cursor", "error: the subscriber was too slow"]);
     assert!(matches!(poll_next(&mut subscriber), Poll::Ready(None)));
+}
+
+/// A topic is removed and created again. A client that returns gets what is newer than its cursor, and a gap if and only if an event was lost.
+#[test]
+fn recreated_topic_has_gap_only_for_lost_events() {
+    let hub = Hub::builder().max_topics(1).build();
+    let read = |start: &EventId| {
+        let mut returned = subscribe(&hub, &["a"], StartPosition::After(start.clone()));
+        read_with_topics(&mut returned)
+    };
+    let ids = publish_all(&hub, &[("a", "1"), ("a", "2"), ("b", "evicts a")]);
+    assert_eq!(hub.topic("a").unwrap().len(), 0);
+    assert_eq!(
+        read(&ids[1]),
+        [""; 0],
+        "the client had all of the removed events"
+    );
+    publish_all(&hub, &[("a", "3")]);
+    assert_eq!(read(&ids[0]), ["a: expired None", "a: 3"]);
+    assert_eq!(read(&ids[1]), ["a: 3"]);
+    let again = publish_all(&hub, &[("b", "evicts a again"), ("a", "4"), ("a", "5")]);
+    assert_eq!(read(&again[1]), ["a: 5"]);
+    assert_eq!(read(&ids[1]), ["a: expired None", "a: 4", "a: 5"]);
+}
+
+/// Counts how often a task is woken.
+#[derive(Default)]
+struct WakeCounter(AtomicUsize);
+
+impl Wake for WakeCounter {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn hot_topic_wakes_no_subscriber_of_others() {
+    let hub = Hub::new();
+    let mut quiet = subscribe(&hub, &["quiet"], StartPosition::Now);
+    assert_eq!(read_with_topics(&mut quiet), ["cursor"]);
+    let wakes = Arc::new(WakeCounter::default());
+    let waker = Waker::from(wakes.clone());
+    let cx = &mut Context::from_waker(&waker);
+    assert!(Pin::new(&mut quiet).poll_next(cx).is_pending());
+    for number in 0..10_000 {
+        hub.publish("hot", number.to_string()).unwrap();
+    }
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    hub.publish("quiet", "x").unwrap();
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+    // The first read has the event: the hot topic's events are not in its way.
+    let Poll::Ready(Some(Ok(Item::Event(event)))) = poll_next(&mut quiet) else {
+        panic!("no event");
+    };
+    assert_eq!(event.payload().as_text(), Some("x"));
 }

@@ -88,6 +88,12 @@ async fn sse_names_topics_as_chosen() {
         "{text}"
     );
 
+    let (push, id) = hub_with_gap();
+    let text = read_until(Sse::new().topic_form(TopicForm::Omitted), push, "2:1").await;
+    assert!(!text.contains("topic"), "{text}");
+    let event = format!("event: goal\nid: {id}\ndata: 2:1\n\n");
+    assert!(text.ends_with(&event), "{text}");
+
     // The cursor of a client that resumes is in the field `id`, and the event's own id in the envelope.
     let hub = Hub::new();
     let old = hub.publish("fresh", "0").unwrap();
@@ -113,6 +119,7 @@ async fn sse_names_topics_as_chosen() {
             TopicForm::Field,
             format!("topic: fresh\nid: {cursor}\ndata: 0\n\n"),
         ),
+        (TopicForm::Omitted, format!("id: {cursor}\ndata: 0\n\n")),
     ] {
         let sse = Sse::new().topic_form(form);
         let response = sse.respond(&mut head, Push::new(source.clone())).await;

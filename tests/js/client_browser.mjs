@@ -173,6 +173,24 @@ async function eachTransportChangesTopics(tab) {
   }
 }
 
+/** The network of one tab of Chromium goes and comes. */
+async function networkGoesAndComes(tabs) {
+  const setOffline = (offline) =>
+    tabs.driver.sendDevToolsCommand("Network.emulateNetworkConditions", { offline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+  for (const transports of [["websocket"], ["sse"], ["long-poll"]]) {
+    const since = await publish("before");
+    const tab = await Tab.open(tabs, "index", { since, transports });
+    await tab.isOpen();
+    await tabs.driver.sendDevToolsCommand("Network.enable", {});
+    await setOffline(true);
+    for (const text of ["1", "2"]) await publish(text);
+    await setOffline(false);
+    await publish("3");
+    await tab.hasSeen(1, 3);
+    await tab.close();
+  }
+}
+
 async function leaderOf(tabs) {
   const leaders = [];
   for (const tab of tabs) if (await tab.isLeader()) leaders.push(tab);
@@ -266,6 +284,7 @@ async function leadersMayClose(open) {
 const tabs = await (name === "chromium" ? ChromiumTabs : FirefoxFrames).start();
 try {
   await eachTransportChangesTopics(await eachTransportDelivers(tabs));
+  if (name === "chromium") await networkGoesAndComes(tabs);
   const open = await tabsShareOneConnection(tabs);
   // The frames of one page run or are frozen together.
   if (name === "chromium") await frozenLeaderIsReplaced(open);

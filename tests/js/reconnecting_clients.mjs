@@ -41,8 +41,28 @@ async function untilReconnected(counting, codeCount, quietMs) {
   while (!isQuiet()) await new Promise((resolve) => setTimeout(resolve, 50))
 }
 
+/** Connects with the hook of `react-use-websocket`, in a component without a page. */
+async function connectWithReactHook(url, options) {
+  // React warns of updates that its functions for tests have not caused.
+  console.error = () => {}
+  // The timers of the hook are those of a window.
+  globalThis.window = globalThis
+  const { createElement } = await import('react')
+  const { create } = await import('react-test-renderer')
+  const { default: useWebSocket } = require('react-use-websocket')
+  const Component = () => {
+    useWebSocket(url, { reconnectInterval: DELAY_MS, ...options })
+    return null
+  }
+  create(createElement(Component))
+}
+
 /** Each function connects to a URL, with a constructor of WebSockets. */
 const inNode = {
+  'react-use-websocket': (url) => connectWithReactHook(url, {}),
+
+  'react-use-websocket with shouldReconnect': (url) => connectWithReactHook(url, { shouldReconnect: () => true }),
+
   async 'reconnecting-websocket'(url, WebSocket) {
     const { default: ReconnectingWebSocket } = await import('reconnecting-websocket')
     const options = { WebSocket, minReconnectionDelay: DELAY_MS, maxReconnectionDelay: DELAY_MS }

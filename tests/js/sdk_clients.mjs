@@ -1,9 +1,11 @@
-// Reads a stream with an npm package that knows nothing of tower-push, and prints what the package yields: one line of JSON for each item.
+// Reads streams with an npm package that knows nothing of tower-push, and prints what the package yields: one line of JSON for each item.
 //
-//     node sdk_clients.mjs CLIENT URL
+//     node sdk_clients.mjs CLIENT URL…
 //
-// CLIENT is a key of `clients`. An error of the client is printed as `{"error": MESSAGE}`.
-const [name, url] = process.argv.slice(2)
+// CLIENT is a key of `clients`. An error of the client is printed as `{"error": MESSAGE}`. If there are several URLs, `{"end": true}` is
+// printed after the items of each.
+const [name, ...urls] = process.argv.slice(2)
+let [url] = urls
 const print = (item) => console.log(JSON.stringify(item))
 const prompt = [{ role: 'user', content: 'hi' }]
 
@@ -117,7 +119,7 @@ const clients = {
       method: 'POST',
       openWhenHidden: true,
       onmessage: ({ event, data, id }) => print({ event, data, id }),
-      onclose: () => print({ closed: true }),
+      onclose: () => urls.length > 1 || print({ closed: true }),
       onerror: (error) => {
         throw error
       },
@@ -153,9 +155,12 @@ function eventSource(source) {
   })
 }
 
-try {
-  await clients[name]()
-} catch (error) {
-  print({ error: String(error.message ?? error) })
+for (url of urls) {
+  try {
+    await clients[name]()
+  } catch (error) {
+    print({ error: String(error.message ?? error) })
+  }
+  if (urls.length > 1) print({ end: true })
 }
 process.exit(0)

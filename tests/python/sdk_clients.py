@@ -1,8 +1,9 @@
-"""Reads a stream with a package from PyPI that knows nothing of tower-push, and prints what the package yields: one line of JSON for each item.
+"""Reads streams with a package from PyPI that knows nothing of tower-push, and prints what the package yields: one line of JSON for each item.
 
-    sdk_clients.py CLIENT URL
+    sdk_clients.py CLIENT URL...
 
-CLIENT is a key of `CLIENTS`. An error of the client is printed as `{"error": MESSAGE}`.
+CLIENT is a key of `CLIENTS`. An error of the client is printed as `{"error": MESSAGE}`. If there are several URLs, `{"end": true}` is
+printed after the items of each.
 """
 
 import json
@@ -12,16 +13,19 @@ import sys
 PROMPT = [{"role": "user", "content": "hi"}]
 
 
-def main(client, url):
+def main(client, *urls):
     # Nothing but the loopback interface is used.
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
-    try:
-        for item in CLIENTS[client](url):
-            print(json.dumps(item), flush=True)
-    except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+    for url in urls:
+        try:
+            for item in CLIENTS[client](url):
+                print(json.dumps(item), flush=True)
+        except Exception as error:
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        if len(urls) > 1:
+            print(json.dumps({"end": True}), flush=True)
 
 
 def openai(url):

@@ -14,7 +14,9 @@ export class ListenerSet {
 
   /** Calls the listeners. An error of one is reported, and does not keep the others from being called. */
   emit(name: string, value?: unknown): void {
-    for (const listener of this.#listeners.get(name) ?? []) {
+    const listeners = this.#listeners.get(name);
+    if (!listeners) return;
+    for (const listener of listeners) {
       try {
         listener(value);
       } catch (error) {

@@ -19,7 +19,9 @@ export class ItemQueues {
 
   /** The length of the longest queue. */
   get length(): number {
-    return Math.max(0, ...Array.from(this.#queues, ({ items }) => items.length));
+    let max = 0;
+    for (const { items } of this.#queues) max = Math.max(max, items.length);
+    return max;
   }
 
   push(item: PushEvent | PushGap): void {

@@ -315,6 +315,7 @@ export class SharedConnection implements PushConnection {
     if (position[0] !== term || position[1] !== sequence + 1) return this.#startCatchUp(position, cursor);
     this.#position = position;
     if (!this.#catchUp) return this.#pass(report, cursor);
+    if (report[0] === "state") return this.#setState(report[1]);
     // The leader has come to the last event that this tab has passed on.
     if (report[0] === "event" && report[1].id != null && report[1].id === this.cursor) return this.#stopCatchUp();
     this.#catchUp.held.push(message);

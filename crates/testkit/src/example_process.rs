@@ -24,6 +24,13 @@ impl ExampleProcess {
         Self::spawn(Command::new(build_example(name)), name, arguments)
     }
 
+    /// Like [`start`](Self::start), with variables of the environment.
+    pub fn start_with_env(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(build_example(name));
+        command.envs(variables.iter().copied());
+        Self::spawn(command, name, arguments)
+    }
+
     /// Like [`start`](Self::start) without arguments, but the process may open at most `max_fds` file descriptors.
     pub fn start_with_fd_limit(max_fds: usize, name: &str) -> Self {
         let mut shell = Command::new("sh");

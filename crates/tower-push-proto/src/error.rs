@@ -209,7 +209,7 @@ impl fmt::Display for Error {
                 "an event type is 1 to 128 bytes without control characters, and without white space at its ends"
             }
             ErrorKind::InvalidTopic => {
-                "a topic is 1 to 128 bytes without control characters, and without white space at its ends"
+                "a topic is 1 to 1024 bytes without control characters, and without white space at its ends"
             }
             #[cfg(feature = "json")]
             ErrorKind::Json => "not JSON",

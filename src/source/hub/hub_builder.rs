@@ -2,10 +2,17 @@ use std::{sync::Arc, time::Duration};
 
 #[cfg(feature = "json")]
 use super::PresenceOptions;
-use super::{Hub, HubBackend, HubFeed, hub_broker::HubBroker, hub_state::HubState};
+use super::{
+    Hub, HubBackend, HubFeed, hub_broker::HubBroker, hub_state::HubState,
+    topic_log::EPHEMERAL_LIMITS,
+};
 use crate::{
     event::EventId,
-    source::{StartPosition, log::EventLogLimits, relay::UpstreamLimits},
+    source::{
+        StartPosition,
+        log::{EventLogLimits, HeldEvents},
+        relay::UpstreamLimits,
+    },
 };
 
 /// The configuration of a [`Hub`], from [`Hub::builder`].
@@ -44,8 +51,11 @@ pub(super) struct HubConfig {
     pub(super) start: StartPosition,
     pub(super) max_ids: usize,
     pub(super) upstream_limits: UpstreamLimits,
+    /// The length of each topic's flush window. Zero: each event is flushed at once.
+    pub(super) flush_window: Duration,
     pub(super) max_evicted_topics: usize,
     pub(super) max_patterns: usize,
+    pub(super) max_publisher_ids: usize,
     pub(super) max_idempotency_keys: usize,
     pub(super) max_idempotency_age: Duration,
     #[cfg(feature = "json")]
@@ -56,6 +66,19 @@ impl HubConfig {
     /// Returns whether the topics' logs keep no event.
     pub(super) fn has_no_history(&self) -> bool {
         self.topic_limits.max_events == 0
+    }
+
+    /// Returns how many events a topic may hold back: half of what its log has room for, with and without history. A value that is replaced
+    /// while it is held back is no loss.
+    pub(super) fn max_held(&self) -> HeldEvents {
+        let limits = match self.is_last_value || self.has_no_history() {
+            true => &EPHEMERAL_LIMITS,
+            false => &self.topic_limits,
+        };
+        HeldEvents {
+            events: limits.max_events.min(EPHEMERAL_LIMITS.max_events) / 2,
+            bytes: limits.max_bytes.min(EPHEMERAL_LIMITS.max_bytes) / 2,
+        }
     }
 }
 
@@ -76,8 +99,10 @@ impl HubBuilder {
                 start: StartPosition::Now,
                 max_ids: 65_536,
                 upstream_limits: UpstreamLimits::new(),
+                flush_window: Duration::ZERO,
                 max_evicted_topics: 65_536,
                 max_patterns: 0,
+                max_publisher_ids: 65_536,
                 max_idempotency_keys: 10_000,
                 max_idempotency_age: Duration::from_secs(300),
                 #[cfg(feature = "json")]
@@ -164,6 +189,16 @@ impl HubBuilder {
         self
     }
 
+    /// Sets the time for which a topic may hold back events, so that its subscribers get them together. By default, each event is sent at once.
+    ///
+    /// An event after a quiet time of its topic is sent at once, and the events of the following `window` are sent together at its end. A subscriber
+    /// that gets an event of one topic also gets the earlier events of its other topics. See
+    /// [`ChannelBuilder::flush_window`](crate::source::channel::ChannelBuilder::flush_window). A window costs each topic about 300 bytes.
+    pub fn flush_window(mut self, window: Duration) -> Self {
+        self.config.flush_window = window;
+        self
+    }
+
     /// Sets how many [idempotency keys](super::PublishOptions::idempotency_key) the hub remembers, and for how long. The defaults are
     /// 10 000 keys and 5 minutes.
     pub fn idempotency_keys(mut self, max_keys: usize, max_age: Duration) -> Self {
@@ -178,6 +213,13 @@ impl HubBuilder {
     /// are no longer remembered, the client gets a gap if it may have missed events.
     pub fn max_removed_topics(mut self, topics: usize) -> Self {
         self.config.max_evicted_topics = topics;
+        self
+    }
+
+    /// Sets the maximum number of [ids of publishers](super::PublishOptions::id) that the hub remembers, so that clients can resume from them.
+    /// The default is 65 536.
+    pub fn max_publisher_ids(mut self, ids: usize) -> Self {
+        self.config.max_publisher_ids = ids;
         self
     }
 

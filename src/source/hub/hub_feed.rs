@@ -1,18 +1,15 @@
-use std::{
-    fmt,
-    sync::{Arc, Weak},
-};
+use std::{fmt, sync::Weak};
 
 use super::{
     HubEvent,
     hub_broker::{DuplicateId, FeedGap},
     hub_state::{HubState, Publication, copies_for_topics, drop_after_publication},
-    topic_state::TopicState,
+    topic_state::TopicEvent,
     topic_table::DeferredDrops,
 };
 use crate::{
     event::{EventId, Gap},
-    source::relay::PushError,
+    source::{log::event_byte_len, relay::PushError},
     sync::{Ordering, lock},
 };
 
@@ -81,13 +78,14 @@ impl HubState {
         let (Some(broker), Some(id)) = (self.broker(), event.id().cloned()) else {
             return Err(PushError::MissingId);
         };
+        let byte_len = event_byte_len(&event);
         let copies = match topics.as_slice() {
             [] => None,
             [first, others @ ..] => Some(copies_for_topics(event, first, others)),
         };
         let mut deferred_drops = DeferredDrops::default();
         let mut woken = Vec::new();
-        {
+        let position = {
             let table = &mut *lock(&self.table);
             let pushed = broker.push_id(&id, || table.take_position());
             pushed.map_err(|DuplicateId| PushError::DuplicateId)?;
@@ -109,11 +107,13 @@ impl HubState {
             }
             woken.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
-            self.published_position
-                .store(table.last_position(), Ordering::Release);
-        }
+            let position = table.last_position();
+            self.published_position.store(position, Ordering::Release);
+            position
+        };
         self.counters.add_appended();
-        wake_all_readers(&woken);
+        let event = TopicEvent { position, byte_len };
+        woken.iter().for_each(|topic| topic.on_published(event));
         broker.wake_resumes();
         drop_after_publication(deferred_drops);
         Ok(())
@@ -125,16 +125,16 @@ impl HubState {
             return;
         };
         let mut deferred_drops = DeferredDrops::default();
-        let woken = {
+        let (woken, position) = {
             let table = &mut *lock(&self.table);
             let position = table.take_position();
             let reason = gap.reason;
             broker.begin_anew(FeedGap { position, reason }, gap.resumed.clone());
             let woken = table.begin_anew(position, &mut deferred_drops);
             self.published_position.store(position, Ordering::Release);
-            woken
+            (woken, position)
         };
-        wake_all_readers(&woken);
+        woken.iter().for_each(|topic| topic.flush_up_to(position));
         broker.wake_resumes();
         drop_after_publication(deferred_drops);
     }
@@ -146,13 +146,10 @@ impl HubState {
         };
         broker.set_feed_gone();
         let topics = lock(&self.table).all_topics();
-        wake_all_readers(&topics);
+        let position = self.published_position();
+        topics.iter().for_each(|topic| topic.flush_up_to(position));
         broker.wake_resumes();
     }
-}
-
-fn wake_all_readers(topics: &[Arc<TopicState>]) {
-    topics.iter().for_each(|topic| topic.wake_readers());
 }
 
 impl Drop for HubFeed {

@@ -51,6 +51,8 @@ pub(super) struct HubReader {
     position: u64,
     /// The position up to which the reader has the events of some topics already.
     catch_up_end: u64,
+    /// The reader reads the events up to this position even if their topics hold them back.
+    held_position: u64,
     /// The position of the last cursor that the client got or sent.
     cursor_position: u64,
     /// Items that are yielded before the events in `buffer`.
@@ -140,6 +142,7 @@ impl HubReader {
             topics: Vec::with_capacity(joined.topics.len()),
             position: joined.published_position,
             catch_up_end: 0,
+            held_position: joined.published_position,
             cursor_position: cursor.as_ref().map_or(0, |cursor| cursor.position),
             items: VecDeque::new(),
             buffer: ReadBuffer::default(),
@@ -239,6 +242,12 @@ impl HubReader {
     /// Returns whether the reader has yielded everything up to `position`.
     pub(super) fn has_yielded_all_up_to(&self, position: u64) -> bool {
         self.position >= position && self.items.is_empty() && self.gaps.is_empty()
+    }
+
+    /// Returns whether the client is about to get a gap.
+    pub(super) fn has_gap(&self) -> bool {
+        let is_gap = |item: &Item| matches!(item, Item::Gap(_));
+        !self.gaps.is_empty() || self.items.iter().any(is_gap)
     }
 
     fn push_gap(
@@ -346,7 +355,7 @@ impl HubReader {
     fn store_waker_unless_readable(&self, waker: &Waker) -> bool {
         self.topics.iter().all(|reader| {
             let is_readable = || {
-                let has_news = reader.topic.last_position() > self.position
+                let has_news = reader.topic.flushed_position() > self.position
                     && self.hub.published_position() > self.position;
                 has_news || self.is_revoked() || self.hub.is_feed_gone()
             };
@@ -379,6 +388,9 @@ impl HubReader {
         if published == self.position {
             return BatchReadOutcome::UpToDate;
         }
+        if !self.is_told_of_news() {
+            return BatchReadOutcome::UpToDate;
+        }
         let position = self.position;
         let has_news = |reader: &TopicReader| reader.topic.last_position() > position;
         let mut with_news = self.topics.iter_mut().filter(|reader| has_news(reader));
@@ -393,6 +405,30 @@ impl HubReader {
             }
             (Some(_), Some(_)) => self.merge_topics(published),
         }
+    }
+
+    /// Returns whether the reader reads on: unless its topics hold back all events that the reader has not read.
+    #[inline]
+    fn is_told_of_news(&self) -> bool {
+        let has_flush_window = !self.hub.config.flush_window.is_zero();
+        if !has_flush_window || self.position < self.held_position {
+            return true;
+        }
+        let mut topics = self.topics.iter().map(|reader| &reader.topic);
+        let has_news = |topic: &Arc<TopicState>| topic.last_position() > self.position;
+        let is_told = |topic: &Arc<TopicState>| topic.flushed_position() > self.position;
+        topics.clone().any(is_told) || !topics.any(has_news)
+    }
+
+    /// Lets the reader read the events that its topics hold back now. Returns the number of positions up to the newest event of the hub, if
+    /// the topics may hold back events, else 0.
+    pub(super) fn release_held_events(&mut self) -> u32 {
+        if self.hub.config.flush_window.is_zero() {
+            return 0;
+        }
+        self.held_position = self.hub.published_position();
+        let unread = self.held_position.saturating_sub(self.position);
+        u32::try_from(unread).unwrap_or(u32::MAX)
     }
 
     /// Moves the reader's position after events of one topic were read, which is the only one with unread events up to `bound`.
@@ -741,6 +777,7 @@ impl HubReader {
         }
         // The client has the events of its other topics up to this position.
         self.set_catch_up_end(self.position);
+        self.held_position = joined.published_position;
         for topic in joined.topics {
             self.add_topic(topic, cursor);
         }

@@ -20,7 +20,7 @@ use super::{
         HistoryEnd, MissedTopicEvents, ReaderOrdinals, ResolvedTopicStart, TopicLogEntry,
         TopicStart,
     },
-    topic_state::TopicState,
+    topic_state::{TopicEvent, TopicState},
     topic_table::{DeferredDrops, TopicTable},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     event::{Event, EventId, Item, Topic},
     source::{
         TopicSet,
-        log::{Epoch, LogCounters},
+        log::{Epoch, LogCounters, event_byte_len},
     },
     sync::{AtomicU64, Mutex, Ordering, lock},
 };
@@ -43,7 +43,8 @@ use crate::{
 /// # Invariant: no reader sleeps through an event
 /// After it has set `published_position`, the publisher wakes the readers of the topics. A reader that finds no event stores its waker in the wait list of each of
 /// its topics, and under the list's lock checks whether the topic has a published event. So the reader either sees the event or is
-/// woken.
+/// woken. A topic in a [flush window](crate::source::log::FlushWindow) wakes its readers later: a reader checks whether the topic has a
+/// *flushed* event.
 #[derive(Debug)]
 pub(super) struct HubState {
     pub(super) config: HubConfig,
@@ -183,13 +184,27 @@ impl HubState {
         self.published_position.load(Ordering::Acquire)
     }
 
-    /// Returns the position of the event to which this hub has given this id. Returns `None` for an id of another hub.
+    /// Returns the position of the event to which this hub, or its publisher, has given this id. Returns `None` for an id of another hub, and
+    /// for an id of a publisher that the hub does not remember.
     pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
         let position = match &self.broker {
-            None => self.epoch.position(id)?,
             Some(broker) => broker.position_of(id)?,
+            None => match self.epoch.position(id) {
+                Some(position) => position,
+                None => return lock(&self.table).publisher_ids.position_of(id),
+            },
         };
         (position <= self.published_position()).then_some(position)
+    }
+
+    /// Returns the topics of the event to which its publisher has given this id.
+    pub(super) fn topics_of(&self, id: &EventId) -> Option<TopicSet> {
+        lock(&self.table).publisher_ids.topics_of(id).cloned()
+    }
+
+    /// Returns whether a publisher can give its event this id: the id is no cursor that the library or this hub makes itself.
+    fn allows_publisher_id(&self, id: &EventId) -> bool {
+        !id.as_str().starts_with('~') && self.epoch.position(id).is_none()
     }
 
     /// Publishes an event to `topics`, at one position. The hub has no broker.
@@ -246,6 +261,11 @@ impl HubState {
             topics: TopicSet::new(topics.iter().cloned()),
             key: key.clone(),
         });
+        let publisher_id = options.id.clone();
+        let publisher_id = publisher_id.filter(|id| self.allows_publisher_id(id));
+        let id_topics = publisher_id
+            .is_some()
+            .then(|| TopicSet::new(topics.iter().cloned()));
         // Copies are made before the table is locked.
         let [first_topic, other_topics @ ..] = topics else {
             return PublishedEvent::unchanged(self.last_id());
@@ -260,7 +280,8 @@ impl HubState {
                     return PublishedEvent::unchanged(id);
                 }
             }
-            let id = self.epoch.event_id(table.take_position());
+            let position = table.take_position();
+            let id = publisher_id.unwrap_or_else(|| self.epoch.event_id(position));
             let is_ephemeral = options.is_ephemeral || self.config.has_no_history();
             let mut publication = Publication {
                 hub: self,
@@ -272,6 +293,7 @@ impl HubState {
                 is_ephemeral,
                 woken_patterns: Vec::new(),
             };
+            let byte_len = event_byte_len(&first);
             let first_woken = publication.append(first_topic, first);
             let mut others_woken = Vec::new();
             for (topic, event) in other_topics.iter().zip(copies) {
@@ -279,6 +301,9 @@ impl HubState {
             }
             others_woken.append(&mut publication.woken_patterns);
             table.sweep(1, now, &self.config, &mut deferred_drops);
+            if let Some(topics) = id_topics.filter(|_| !is_ephemeral) {
+                table.publisher_ids.insert(id.clone(), position, topics);
+            }
             if let Some(key) = key {
                 table.idempotency_keys.insert(key, id.clone(), now);
             }
@@ -286,6 +311,10 @@ impl HubState {
                 .store(table.last_position(), Ordering::Release);
             PublishedEvent {
                 id,
+                event: TopicEvent {
+                    position: table.last_position(),
+                    byte_len,
+                },
                 first_woken,
                 others_woken,
                 deferred_drops: DeferredDrops::default(),
@@ -445,6 +474,7 @@ pub(super) fn drop_after_publication(deferred_drops: DeferredDrops) {
 #[must_use = "readers that wait miss the event unless they are woken"]
 pub(super) struct PublishedEvent {
     id: EventId,
+    event: TopicEvent,
     /// The first topic of the event, if it has readers.
     first_woken: Option<Arc<TopicState>>,
     /// The other topics of the event that have readers.
@@ -458,17 +488,21 @@ impl PublishedEvent {
     fn unchanged(id: EventId) -> Self {
         Self {
             id,
+            event: TopicEvent {
+                position: 0,
+                byte_len: 0,
+            },
             first_woken: None,
             others_woken: Vec::new(),
             deferred_drops: DeferredDrops::default(),
         }
     }
 
-    /// Wakes the readers that wait for an event, and drops the events that were removed. The caller holds no lock.
+    /// Tells the readers of the event, and drops the events that were removed. The caller holds no lock.
     #[inline]
     pub(super) fn finish(self) {
         for topic in self.first_woken.iter().chain(&self.others_woken) {
-            topic.wake_readers();
+            topic.on_published(self.event);
         }
         drop_after_publication(self.deferred_drops);
     }

@@ -9,7 +9,11 @@ use futures_core::Stream;
 #[cfg(feature = "json")]
 use super::command_processor::CommandProcessor;
 use super::hub_reader::HubReader;
-use crate::{BoxError, event::Item};
+use crate::{
+    BoxError,
+    event::{Item, ItemOrRun},
+    source::source_stream::SourceStream,
+};
 
 /// One subscriber of a [`Hub`](super::Hub): the stream of the events of its topics after its cursor, from the topics' logs and then as they
 /// are published.
@@ -47,6 +51,23 @@ impl HubSubscriber {
             command_processor: None,
             is_disconnected: false,
         }
+    }
+
+    /// Returns whether the next items have a gap: events after the client's cursor are missing, or the hub does not know the cursor.
+    ///
+    /// A response header can tell the client of this gap, before the first item is read:
+    ///
+    /// ```
+    /// use tower_push::{EventId, Hub, source::StartPosition};
+    ///
+    /// let hub = Hub::new();
+    /// let resume = |cursor| hub.topic("news")?.subscribe_from(StartPosition::After(cursor));
+    /// assert!(!resume(hub.publish("news", "2:1")?)?.has_gap());
+    /// assert!(resume(EventId::new("cursor-of-another-hub")?)?.has_gap());
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    pub fn has_gap(&self) -> bool {
+        self.reader.has_gap()
     }
 }
 
@@ -86,6 +107,21 @@ impl Stream for HubSubscriber {
         let item = ready!(this.reader.poll_next(cx));
         this.is_disconnected = matches!(item, Err(_) | Ok(Item::Expired | Item::Ended { .. }));
         Poll::Ready(Some(item.map_err(Into::into)))
+    }
+}
+
+impl SourceStream for HubSubscriber {
+    #[inline]
+    fn poll_next_run(
+        self: Pin<&mut Self>,
+        _min_len: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ItemOrRun, BoxError>>> {
+        self.poll_next(cx).map_ok(ItemOrRun::Item)
+    }
+
+    fn release_held_events(self: Pin<&mut Self>) -> u32 {
+        self.get_mut().reader.release_held_events()
     }
 }
 

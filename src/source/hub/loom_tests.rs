@@ -52,6 +52,21 @@ fn reader_of_two_topics_misses_nothing() {
 }
 
 #[test]
+fn waiting_reader_gets_event_held_back() {
+    model(|| {
+        let window = std::time::Duration::from_secs(10);
+        let hub = Hub::builder().flush_window(window).build();
+        let mut subscriber = subscribe(&hub, &["a"]);
+        let publisher = thread::spawn(move || {
+            hub.publish("a", "1").unwrap();
+            hub.publish("a", "2").unwrap();
+        });
+        assert_eq!(read(&mut subscriber, 2), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
 fn event_to_two_topics_arrives_once() {
     model(|| {
         let hub = Hub::new();

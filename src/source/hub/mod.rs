@@ -19,7 +19,7 @@
 //! ```
 //!
 //! # Topics
-//! A [`Topic`] is a name: 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A path or
+//! A [`Topic`] is a name: 1 to 1024 bytes of UTF-8 without control characters, and without white space at its ends. A path or
 //! a URL is a valid topic. The hub creates a topic when somebody first publishes or subscribes to it, and removes it when nobody uses it. A topic
 //! with a subscriber is never removed, so a message that is published to a topic reaches every subscriber of the topic. A map of channels that
 //! is written by hand loses messages while channels are created and removed.
@@ -81,6 +81,7 @@ mod presence_options;
 #[cfg(feature = "json")]
 mod presence_table;
 mod publish_options;
+mod publisher_ids;
 mod reader_request;
 mod requested_topics;
 mod revocations;
@@ -163,7 +164,7 @@ impl Hub {
     }
 
     /// Publishes an event, a text, bytes or `Json(value)` to a topic, or to several topics at once. Returns the id that the hub gave the
-    /// event in place of its own.
+    /// event in place of its own. With [`PublishOptions::id`], the publisher chooses the id.
     ///
     /// `publish` never waits for a subscriber.
     ///
@@ -375,6 +376,22 @@ impl Hub {
         Error: From<T::Error>,
     {
         Ok(TopicPresence::new(self.state.clone(), topic.try_into()?))
+    }
+
+    /// Returns the topics of the event to which its publisher gave this [id](PublishOptions::id). Returns `None` if the hub does not remember the
+    /// id.
+    ///
+    /// ```
+    /// use tower_push::{EventId, Hub, source::hub::PublishOptions};
+    ///
+    /// let hub = Hub::new();
+    /// let id = EventId::new("urn:uuid:5e94c686-2c0b-4f9b-958c-92ccc3bbb4eb")?;
+    /// hub.publish_with("news", "2:1", &PublishOptions::new().id(id.clone()))?;
+    /// assert!(hub.topics_of(&id).is_some_and(|topics| topics.contains("news")));
+    /// # Ok::<(), tower_push::Error>(())
+    /// ```
+    pub fn topics_of(&self, id: &EventId) -> Option<TopicSet> {
+        self.state.topics_of(id)
     }
 
     /// Returns the number of topics and their bytes, and the numbers of events that were published and missed.

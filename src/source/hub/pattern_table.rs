@@ -114,7 +114,11 @@ impl PatternTable {
     }
 
     /// Adds a subscriber to a pattern. Returns the end of the log of the pattern.
-    fn add_subscriber(&mut self, pattern: &TopicPattern) -> Result<JoinedTopic, JoinError> {
+    fn add_subscriber(
+        &mut self,
+        pattern: &TopicPattern,
+        config: &HubConfig,
+    ) -> Result<JoinedTopic, JoinError> {
         if self.max_patterns == 0 {
             return Err(JoinError::PatternsDisabled);
         }
@@ -122,7 +126,7 @@ impl PatternTable {
             return Err(JoinError::TooManyPatterns);
         }
         let new_slot = || PatternSlot {
-            log: Arc::new(TopicState::of_pattern(pattern.clone(), TopicLog::new(0))),
+            log: TopicState::of_pattern(pattern.clone(), TopicLog::new(0), config),
             subscribers: 0,
         };
         let slot = self.slots.entry(pattern.clone()).or_insert_with(new_slot);
@@ -181,7 +185,7 @@ impl TopicTable {
         deferred_drops: &mut DeferredDrops,
     ) -> Result<(), JoinError> {
         let PatternRequest { pattern, start } = request;
-        let mut live = self.patterns.add_subscriber(pattern)?;
+        let mut live = self.patterns.add_subscriber(pattern, config)?;
         let mut history = Vec::new();
         let topics = self.topics().filter(|(name, _)| pattern.matches(name));
         let topics: Vec<_> = topics.map(|(_, topic)| topic.clone()).collect();

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use crate::event::EventId;
+
 /// How a hub publishes one event: see [`Hub::publish_with`](super::Hub::publish_with).
 ///
 /// ```
@@ -11,6 +13,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 #[must_use = "options do nothing unless an event is published with them"]
 pub struct PublishOptions {
+    pub(super) id: Option<EventId>,
     pub(super) idempotency_key: Option<Box<str>>,
     pub(super) except: Option<Arc<str>>,
     pub(super) is_ephemeral: bool,
@@ -21,6 +24,17 @@ impl PublishOptions {
     /// it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets the id of the event, which clients get and resume from. By default the hub makes one.
+    ///
+    /// The hub remembers the newest [65 536 ids](super::HubBuilder::max_publisher_ids). A client that resumes from an older id gets a gap. Each
+    /// id should be used once: a client that resumes from an id of two events gets the events after the first of them, so that it may get events
+    /// twice, and misses none. The hub makes an id in place of one that begins with `~` or that looks like an id of the hub itself, so that an
+    /// event's publisher cannot change the meaning of other cursors.
+    pub fn id(mut self, id: EventId) -> Self {
+        self.id = Some(id);
+        self
     }
 
     /// Sets a key that names this publication among those to the same topics. A second publication with the key publishes nothing, and

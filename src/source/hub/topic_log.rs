@@ -105,7 +105,7 @@ pub(super) struct ResolvedTopicStart {
 }
 
 /// The number and the bytes of the events without history that a log keeps for readers that are about to read them.
-const EPHEMERAL_LIMITS: EventLogLimits = EventLogLimits {
+pub(super) const EPHEMERAL_LIMITS: EventLogLimits = EventLogLimits {
     max_events: 256,
     max_bytes: 256 * 1024,
     max_age: None,

@@ -1,8 +1,13 @@
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use crate::event::Topic;
 
-/// Which topics a subscriber gets by their names: one topic, those with a prefix, or those that differ in one segment. For
+/// Which topics a subscriber gets by their names: one topic, those with a prefix, those that differ in one segment, or those that a function
+/// accepts. For
 /// [`Hub::matching`](super::Hub::matching).
 ///
 /// A pattern is a value and has no syntax inside a name, because any character may occur in a [`Topic`]. The time of a match is linear in
@@ -32,6 +37,30 @@ enum PatternRemainder {
     Anything,
     /// One segment, and then this suffix.
     Segment(Arc<str>),
+    /// What the matcher of the program accepts. The prefix is the key of the pattern, and no part of the names.
+    Matcher(TopicMatcher),
+}
+
+/// The function of [`TopicPattern::from_fn`]. The key of the pattern identifies the function, so two of them count as equal.
+#[derive(Clone)]
+struct TopicMatcher(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl PartialEq for TopicMatcher {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for TopicMatcher {}
+
+impl Hash for TopicMatcher {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl fmt::Debug for TopicMatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TopicMatcher")
+    }
 }
 
 impl TopicPattern {
@@ -51,6 +80,28 @@ impl TopicPattern {
         Self::new(prefix, PatternRemainder::Segment(suffix))
     }
 
+    /// Matches the topics for whose names `matches` returns `true`, for patterns of the program's own, such as URL patterns.
+    ///
+    /// `key` identifies the pattern: subscribers of patterns with one key share a log. So two patterns with one key must match the same topics.
+    /// If the key contains texts of clients, encode it such that no client can make the key of another client's pattern, as JSON does.
+    ///
+    /// The hub calls `matches` under its lock: for each publication while the pattern has subscribers, and for each topic when a client
+    /// subscribes. So `matches` must be quick, must not panic, and must not use the hub.
+    ///
+    /// ```
+    /// use tower_push::source::hub::TopicPattern;
+    ///
+    /// let drafts = TopicPattern::from_fn("drafts", |name| name.ends_with("/draft"));
+    /// assert!(drafts.matches("posts/7/draft") && !drafts.matches("posts/7"));
+    /// ```
+    pub fn from_fn(
+        key: impl AsRef<str>,
+        matches: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let matcher = TopicMatcher(Arc::new(matches));
+        Self::new(key, PatternRemainder::Matcher(matcher))
+    }
+
     fn new(prefix: impl AsRef<str>, remainder: PatternRemainder) -> Self {
         let prefix = prefix.as_ref().into();
         Self { prefix, remainder }
@@ -58,15 +109,15 @@ impl TopicPattern {
 
     /// Returns whether the pattern matches the name of a topic.
     pub fn matches(&self, name: impl AsRef<str>) -> bool {
-        let Some(rest) = name.as_ref().strip_prefix(&*self.prefix) else {
-            return false;
-        };
+        let name = name.as_ref();
+        let rest = || name.strip_prefix(&*self.prefix);
         match &self.remainder {
-            PatternRemainder::Nothing => rest.is_empty(),
-            PatternRemainder::Anything => true,
-            PatternRemainder::Segment(suffix) => rest
-                .strip_suffix(&**suffix)
+            PatternRemainder::Nothing => name == &*self.prefix,
+            PatternRemainder::Anything => rest().is_some(),
+            PatternRemainder::Segment(suffix) => rest()
+                .and_then(|rest| rest.strip_suffix(&**suffix))
                 .is_some_and(|segment| !segment.is_empty() && !segment.contains('/')),
+            PatternRemainder::Matcher(TopicMatcher(matches)) => matches(name),
         }
     }
 }
@@ -75,7 +126,7 @@ impl fmt::Display for TopicPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.prefix)?;
         match &self.remainder {
-            PatternRemainder::Nothing => Ok(()),
+            PatternRemainder::Nothing | PatternRemainder::Matcher(_) => Ok(()),
             PatternRemainder::Anything => f.write_str("*"),
             PatternRemainder::Segment(suffix) => write!(f, "{{segment}}{suffix}"),
         }
@@ -92,6 +143,15 @@ mod tests {
         assert!(!pattern.matches("a/b/c"));
         assert!(!pattern.matches("a/bb/c"));
         assert!(pattern.matches("a/bxb/c"));
+    }
+
+    #[test]
+    fn key_identifies_pattern_of_function() {
+        let pattern = |key: &str| TopicPattern::from_fn(key, |name| name.len() == 2);
+        assert!(pattern("x").matches("ab") && !pattern("x").matches("x"));
+        assert_eq!(pattern("x"), pattern("x"));
+        assert_ne!(pattern("x"), pattern("y"));
+        assert_ne!(pattern("x"), TopicPattern::prefix("x"));
     }
 
     #[test]

@@ -1,8 +1,14 @@
-use std::task::Waker;
+use std::{
+    sync::{Arc, Weak},
+    task::Waker,
+};
 
-use super::{topic_log::TopicLog, topic_pattern::TopicPattern};
+use tokio::time::Instant;
+
+use super::{hub_builder::HubConfig, topic_log::TopicLog, topic_pattern::TopicPattern};
 use crate::{
     event::{Event, Topic},
+    source::log::{FlushTarget, FlushWindow},
     sync::{
         AtomicU64, Ordering, RwLock, RwLockReadGuard, RwLockWriteGuard, StoreWakerOutcome,
         WaitList, WaiterKey, lock_for_reading, lock_for_writing,
@@ -22,6 +28,27 @@ pub(super) struct TopicState {
     /// position finds all events up to it.
     last_position: AtomicU64,
     wait_list: WaitList,
+    /// `None` if the topic's readers are told of each event at once.
+    flush: Option<Box<TopicFlush>>,
+}
+
+/// How far the readers of a topic in a flush window are told of its events.
+///
+/// Both positions are of events whose publication is complete, so that readers may read them.
+#[derive(Debug)]
+struct TopicFlush {
+    window: FlushWindow,
+    /// The position of the newest event.
+    newest_position: AtomicU64,
+    /// The position of the newest event that was flushed. Changed after the window, and before the readers are woken.
+    flushed_position: AtomicU64,
+}
+
+/// An event that was published to a topic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TopicEvent {
+    pub(super) position: u64,
+    pub(super) byte_len: usize,
 }
 
 /// The topic or the pattern that has a log.
@@ -35,23 +62,43 @@ enum LogOwner {
 const WAIT_LIST_SHARDS: usize = 1;
 
 impl TopicState {
-    pub(super) fn new(name: Topic, index: usize, log: TopicLog) -> Self {
-        Self::with_owner(LogOwner::Topic(name), index, log)
+    pub(super) fn new(name: Topic, index: usize, log: TopicLog, config: &HubConfig) -> Arc<Self> {
+        Self::with_owner(LogOwner::Topic(name), index, log, config)
     }
 
     /// Creates the log of the events of all topics that match a pattern.
-    pub(super) fn of_pattern(pattern: TopicPattern, log: TopicLog) -> Self {
-        Self::with_owner(LogOwner::Pattern(Box::new(pattern)), usize::MAX, log)
+    pub(super) fn of_pattern(
+        pattern: TopicPattern,
+        log: TopicLog,
+        config: &HubConfig,
+    ) -> Arc<Self> {
+        Self::with_owner(
+            LogOwner::Pattern(Box::new(pattern)),
+            usize::MAX,
+            log,
+            config,
+        )
     }
 
-    fn with_owner(owner: LogOwner, index: usize, log: TopicLog) -> Self {
-        Self {
-            owner,
-            index,
-            log: RwLock::new(log),
-            last_position: AtomicU64::new(0),
-            wait_list: WaitList::new(WAIT_LIST_SHARDS),
-        }
+    fn with_owner(owner: LogOwner, index: usize, log: TopicLog, config: &HubConfig) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let window = FlushWindow::new(config.flush_window, config.max_held(), this.clone());
+            let flush = window.map(|window| {
+                Box::new(TopicFlush {
+                    window,
+                    newest_position: AtomicU64::new(0),
+                    flushed_position: AtomicU64::new(0),
+                })
+            });
+            Self {
+                owner,
+                index,
+                log: RwLock::new(log),
+                last_position: AtomicU64::new(0),
+                wait_list: WaitList::new(WAIT_LIST_SHARDS),
+                flush,
+            }
+        })
     }
 
     /// Returns the name of the topic. Returns `None` for a pattern.
@@ -85,6 +132,43 @@ impl TopicState {
         self.last_position.load(Ordering::Acquire)
     }
 
+    /// Returns the position of the newest event of which the readers are told.
+    #[inline]
+    pub(super) fn flushed_position(&self) -> u64 {
+        match &self.flush {
+            Some(flush) => flush.flushed_position.load(Ordering::Acquire),
+            None => self.last_position(),
+        }
+    }
+
+    /// Tells the readers of an event whose publication is complete, unless the event is held back. The caller holds no lock.
+    pub(super) fn on_published(&self, event: TopicEvent) {
+        let Some(flush) = &self.flush else {
+            return self.wake_readers();
+        };
+        (flush.newest_position).fetch_max(event.position, Ordering::AcqRel);
+        if flush.window.flushes_append(event.byte_len, Instant::now()) {
+            self.flush(flush);
+        }
+    }
+
+    /// Tells the readers of everything up to `position`, without a delay. The caller holds no lock.
+    pub(super) fn flush_up_to(&self, position: u64) {
+        match &self.flush {
+            Some(flush) => {
+                (flush.newest_position).fetch_max(position, Ordering::AcqRel);
+                self.flush(flush);
+            }
+            None => self.wake_readers(),
+        }
+    }
+
+    fn flush(&self, flush: &TopicFlush) {
+        let newest_position = flush.newest_position.load(Ordering::Acquire);
+        (flush.flushed_position).fetch_max(newest_position, Ordering::AcqRel);
+        self.wake_readers();
+    }
+
     pub(super) fn set_last_position(&self, position: u64) {
         self.last_position.store(position, Ordering::Release);
     }
@@ -109,11 +193,25 @@ impl TopicState {
         waker: &Waker,
         is_ready: impl FnOnce() -> bool,
     ) -> StoreWakerOutcome {
-        self.wait_list.store_waker_unless(key, waker, is_ready)
+        let outcome = self.wait_list.store_waker_unless(key, waker, is_ready);
+        if let (Some(flush), StoreWakerOutcome::Stored) = (&self.flush, outcome) {
+            flush.window.ensure_timer();
+        }
+        outcome
     }
 
     /// Wakes all readers that wait. The caller holds no lock.
     pub(super) fn wake_readers(&self) {
         self.wait_list.wake_all();
+    }
+}
+
+impl FlushTarget for TopicState {
+    fn flush_held(&self) {
+        if let Some(flush) = &self.flush {
+            if flush.window.flushes_at_end(Instant::now()) {
+                self.flush(flush);
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     hub_builder::HubConfig,
     idempotency_keys::IdempotencyKeys,
     pattern_table::PatternTable,
+    publisher_ids::PublisherIds,
     topic_log::{TopicLog, TopicLogEntry},
     topic_pattern::TopicPattern,
     topic_state::TopicState,
@@ -38,6 +39,7 @@ pub(super) struct TopicTable {
     evicted: EvictedTopics,
     pub(super) idempotency_keys: IdempotencyKeys,
     pub(super) patterns: PatternTable,
+    pub(super) publisher_ids: PublisherIds,
 }
 
 /// A topic in a [`TopicTable`].
@@ -71,6 +73,7 @@ impl TopicTable {
             byte_len: 0,
             evicted: EvictedTopics::new(config.max_evicted_topics, config.max_patterns > 0),
             patterns: PatternTable::new(config.max_patterns),
+            publisher_ids: PublisherIds::new(config.max_publisher_ids),
             idempotency_keys: IdempotencyKeys::new(
                 config.max_idempotency_keys,
                 config.max_idempotency_age,
@@ -142,7 +145,7 @@ impl TopicTable {
         // The position of a forgotten topic may be that of the event that is being published.
         let lost_position = self.evicted.last_position(name).min(last_position);
         let log = TopicLog::new(lost_position);
-        let topic = Arc::new(TopicState::new(name.clone(), index, log));
+        let topic = TopicState::new(name.clone(), index, log, config);
         let slot = Some(TopicSlot {
             topic: topic.clone(),
             subscribers: 0,

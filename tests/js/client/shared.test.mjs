@@ -79,6 +79,7 @@ for (const transport of ["websocket", "sse", "long-poll"]) {
       for (let n = 0; n < 10; n++) await publish();
       const tabs = places.map((place) => new Tab(name, place == null ? undefined : base + place, transport));
       await tabs.find(({ after }) => after === base + 0)?.hasSeen(ids.length - 1);
+      for (const { push } of tabs) if (push.state !== "open") await next(push, "state", (state) => state === "open");
       await publish();
       for (const tab of tabs) {
         if (tab.after == null) continue;

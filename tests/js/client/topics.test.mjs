@@ -210,6 +210,24 @@ test("SSE: an event without history that carries the cursor of the request is no
   assert.deepEqual(seen.of("a"), [1, 2, 3]);
 });
 
+test("answers that make no sense change nothing", async () => {
+  const answers = [
+    "event: hub.refused\ndata: null\n\n",
+    "event: hub.refused\ntopic: b\ndata: text\n\n",
+    'event: hub.refused\ntopic: a\ndata: {"status":403,"ref":7}\n\n',
+    "event: hub.published\ndata: [1]\n\n",
+    'event: hub.subscribed\ntopic: a\ndata: {"ref":{}}\n\n',
+    'event: hub.unsubscribed\ntopic: a\ndata: {"ref":-1}\n\n',
+    "event: hub.members\ndata: 7\n\n",
+  ];
+  const { options } = streams(`${answers.join("")}topic: a\nid: 1\ndata: 1\n\n`);
+  const push = open(["a"], options);
+  const types = [];
+  for await (const { type } of push) types.push(type);
+  assert.deepEqual(types, ["hub.members", "message"]);
+  assert.deepEqual(push.topics, ["a"]);
+});
+
 test("a loop gets each event once, and no answers", async () => {
   const [a, b] = namesOf("a", "b");
   await publish(a, 1);

@@ -1,14 +1,14 @@
 //! Shared code of [`EventId`](super::EventId), [`EventType`](super::EventType) and [`Topic`](super::Topic): short texts that their
 //! constructors check.
 
-/// The maximum length of a type or a topic, in bytes. Every proxy accepts a header of this length.
+/// The maximum length of a type, in bytes. Every proxy accepts a header of this length.
 pub(super) const MAX_TEXT_LEN: usize = 128;
 
-/// Whether a text can be the value of a header: 1 to 128 bytes without control characters, and without white space at its ends. HTTP strips
-/// white space from both ends of a header's value.
-pub(super) fn is_short_header_value(text: &str) -> bool {
-    let is_one_line = text.trim() == text && !text.chars().any(char::is_control);
-    (1..=MAX_TEXT_LEN).contains(&text.len()) && is_one_line
+/// Whether a text can be the value of a header: 1 to `max_len` bytes without control characters, and without white space at its ends. HTTP
+/// strips white space from both ends of a header's value.
+pub(super) fn is_header_value(text: &str, max_len: usize) -> bool {
+    let is_one_line = || text.trim() == text && !text.chars().any(char::is_control);
+    (1..=max_len).contains(&text.len()) && is_one_line()
 }
 
 /// Implements the conversions of a type that holds a checked text, given its constructor `new`.

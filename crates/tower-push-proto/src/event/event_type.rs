@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::checked_text::{checked_text, is_short_header_value};
+use super::checked_text::{MAX_TEXT_LEN, checked_text, is_header_value};
 use crate::error::Error;
 
 /// The name under which a client dispatches an event: `EventSource.addEventListener(name, …)`.
@@ -26,7 +26,7 @@ impl EventType {
     /// # Errors
     /// [`Error::is_invalid_type`] if the text is not an event type.
     pub fn new(name: impl AsRef<str> + Into<Arc<str>>) -> Result<Self, Error> {
-        if is_short_header_value(name.as_ref()) {
+        if is_header_value(name.as_ref(), MAX_TEXT_LEN) {
             return Ok(Self(name.into()));
         }
         Err(Error::invalid_type())
@@ -34,7 +34,7 @@ impl EventType {
 
     /// Makes an event type from a name that is written in this crate. The name must be valid. Only debug builds check the name.
     pub(crate) fn from_static(name: &'static str) -> Self {
-        debug_assert!(is_short_header_value(name));
+        debug_assert!(is_header_value(name, MAX_TEXT_LEN));
         Self(name.into())
     }
 }

@@ -20,7 +20,7 @@ mod keyed_cache;
 mod payload;
 mod topic;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -80,6 +80,8 @@ pub struct Fields {
     pub event_type: Option<EventType>,
     /// The topic: the name of the log that the event belongs to. `None` if the stream carries one log only.
     pub topic: Option<Topic>,
+    /// The time after which the client reconnects when the connection breaks, for SSE: see [`Event::with_retry`].
+    pub retry: Option<Duration>,
     /// The content.
     pub payload: Payload,
 }
@@ -156,6 +158,7 @@ impl Event {
             id: None,
             event_type: None,
             topic: None,
+            retry: None,
             payload,
         })
     }
@@ -221,6 +224,15 @@ impl Event {
         Ok(self.map_fields(|fields| fields.topic = Some(topic)))
     }
 
+    /// Returns the event with a reconnection time: how long a client waits before it reconnects, from this event on. SSE carries the time in the
+    /// field `retry`, in whole milliseconds and at most 24 days. Other formats leave the time out.
+    ///
+    /// To set one time for all streams, use `Sse::retry`.
+    #[must_use]
+    pub fn with_retry(self, after: Duration) -> Self {
+        self.map_fields(|fields| fields.retry = Some(after))
+    }
+
     /// Changes the fields of this event. Clones of the event keep their fields and encodings.
     fn map_fields(mut self, change: impl FnOnce(&mut Fields)) -> Self {
         if let Some(data) = Arc::get_mut(&mut self.0) {
@@ -249,6 +261,11 @@ impl Event {
     #[inline]
     pub fn topic(&self) -> Option<&Topic> {
         self.fields().topic.as_ref()
+    }
+
+    /// Returns the reconnection time, which only SSE carries.
+    pub fn retry(&self) -> Option<Duration> {
+        self.fields().retry
     }
 
     /// Returns the content.
@@ -365,6 +382,7 @@ impl fmt::Debug for Event {
             .field("id", &self.fields().id)
             .field("event_type", &self.fields().event_type)
             .field("topic", &self.fields().topic)
+            .field("retry", &self.fields().retry)
             .field("payload", &self.fields().payload)
             .finish()
     }

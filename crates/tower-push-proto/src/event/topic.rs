@@ -1,11 +1,14 @@
 use std::sync::Arc;
 
-use super::checked_text::{checked_text, is_short_header_value};
+use super::checked_text::{checked_text, is_header_value};
 use crate::error::Error;
+
+/// The maximum length of a topic, in bytes. URLs are topics.
+const MAX_TOPIC_LEN: usize = 1024;
 
 /// The name of the log that an event belongs to, for streams that carry events of several logs.
 ///
-/// A topic is 1 to 128 bytes of UTF-8 without control characters, and without white space at its ends. A topic has no further syntax: a
+/// A topic is 1 to 1024 bytes of UTF-8 without control characters, and without white space at its ends. A topic has no further syntax: a
 /// path (`orders/42`) or a URL is a valid topic.
 ///
 /// ```
@@ -26,7 +29,7 @@ impl Topic {
     /// # Errors
     /// [`Error::is_invalid_topic`] if the text is not a topic.
     pub fn new(name: impl AsRef<str> + Into<Arc<str>>) -> Result<Self, Error> {
-        if is_short_header_value(name.as_ref()) {
+        if is_header_value(name.as_ref(), MAX_TOPIC_LEN) {
             return Ok(Self(name.into()));
         }
         Err(Error::invalid_topic())
@@ -46,7 +49,7 @@ mod tests {
             "orders/42",
             "https://example.com/é?a=b#c",
             "*",
-            &"x".repeat(128),
+            &"x".repeat(1024),
         ] {
             assert_eq!(Topic::new(good).unwrap().as_str(), good);
         }
@@ -59,7 +62,7 @@ mod tests {
             "a\0",
             "a\tb",
             "\u{85}",
-            &"x".repeat(129),
+            &"x".repeat(1025),
         ] {
             assert!(Topic::new(bad).unwrap_err().is_invalid_topic(), "{bad:?}");
         }

@@ -35,6 +35,7 @@ pub struct SseConfig {
 /// |---|---|---|
 /// | [`Field`](Self::Field) | `event: goal`, `topic: news`, `data: 2:1` | the type; not the topic |
 /// | [`EventType`](Self::EventType) | `event: news`, `data: 2:1` | the topic as the type |
+/// | [`Omitted`](Self::Omitted) | `event: goal`, `data: 2:1` | the type; not the topic |
 /// | [`Envelope`](Self::Envelope) | `data: {"id":"7","topic":"news","event":"goal","data":"2:1"}` | everything, in JSON |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -44,6 +45,8 @@ pub enum TopicForm {
     Field,
     /// The field `event`, in place of the event's type: `source.addEventListener("news", …)`. An event without a topic keeps its type.
     EventType,
+    /// No topic: an event has only its type, and a gap no topic. For clients that know the topics of a stream, or must not.
+    Omitted,
     /// An envelope as in [NDJSON](crate::format::Ndjson), which is the data of each event. A page gets all events as `message`. Binary payloads
     /// are in base64.
     Envelope,

@@ -3,9 +3,10 @@ use std::sync::Arc;
 use super::{
     HeartbeatForm, SseConfig, TopicForm,
     lines::{
-        SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding, SsePayloadEncoding,
-        SseTopicAsTypeEncoding, write_comment, write_cursor, write_event,
-        write_fields_before_payload, write_id, write_retry, write_topic_as_type,
+        SseEnvelopeEncoding, SseEventEncoding, SseEventWithoutIdEncoding,
+        SseEventWithoutTopicEncoding, SsePayloadEncoding, SseTopicAsTypeEncoding, write_comment,
+        write_cursor, write_event, write_fields_before_payload, write_fields_without_topic,
+        write_id, write_retry, write_topic_as_type,
     },
 };
 use crate::{
@@ -70,6 +71,10 @@ impl SseEncoder {
                 write_topic_as_type(event.fields(), out.buffer());
                 write_id(id.as_str(), out.buffer());
             }
+            TopicForm::Omitted => {
+                write_fields_without_topic(event.fields(), out.buffer());
+                write_id(id.as_str(), out.buffer());
+            }
             TopicForm::Envelope => {
                 write_id(id.as_str(), out.buffer());
                 return out.push_event::<SseEnvelopeEncoding<false>>(event);
@@ -90,10 +95,18 @@ impl SseEncoder {
         match (self.config.topic_form, has_ids, is_base64) {
             (TopicForm::Field, true, false) => RunEncoding::of::<SseEventEncoding<false>>(),
             (TopicForm::Field, true, true) => RunEncoding::of::<SseEventEncoding<true>>(),
-            (TopicForm::Field, false, false) => {
+            (TopicForm::Omitted, true, false) => {
+                RunEncoding::of::<SseEventWithoutTopicEncoding<false>>()
+            }
+            (TopicForm::Omitted, true, true) => {
+                RunEncoding::of::<SseEventWithoutTopicEncoding<true>>()
+            }
+            (TopicForm::Field | TopicForm::Omitted, false, false) => {
                 RunEncoding::of::<SseEventWithoutIdEncoding<false>>()
             }
-            (TopicForm::Field, false, true) => RunEncoding::of::<SseEventWithoutIdEncoding<true>>(),
+            (TopicForm::Field | TopicForm::Omitted, false, true) => {
+                RunEncoding::of::<SseEventWithoutIdEncoding<true>>()
+            }
             (TopicForm::Envelope, true, _) => RunEncoding::of::<SseEnvelopeEncoding<true>>(),
             (TopicForm::Envelope, false, _) => RunEncoding::of::<SseEnvelopeEncoding<false>>(),
             (_, true, false) => RunEncoding::of::<SseTopicAsTypeEncoding<false, true>>(),
@@ -103,7 +116,7 @@ impl SseEncoder {
         }
     }
 
-    /// Writes an event of the source whose topic is its type, or is in an envelope.
+    /// Writes an event of the source whose topic is its type, is in an envelope, or is left out.
     fn write_event_in_topic_form(&self, event: &Event, out: &mut FrameBuffer) {
         let SseConfig {
             has_ids, is_base64, ..
@@ -111,6 +124,18 @@ impl SseEncoder {
         match (self.config.topic_form, has_ids, is_base64) {
             (TopicForm::Envelope, true, _) => out.push_event::<SseEnvelopeEncoding<true>>(event),
             (TopicForm::Envelope, false, _) => out.push_event::<SseEnvelopeEncoding<false>>(event),
+            (TopicForm::Omitted, true, false) => {
+                out.push_event::<SseEventWithoutTopicEncoding<false>>(event);
+            }
+            (TopicForm::Omitted, true, true) => {
+                out.push_event::<SseEventWithoutTopicEncoding<true>>(event);
+            }
+            (TopicForm::Omitted, false, false) => {
+                out.push_event::<SseEventWithoutIdEncoding<false>>(event);
+            }
+            (TopicForm::Omitted, false, true) => {
+                out.push_event::<SseEventWithoutIdEncoding<true>>(event);
+            }
             (_, true, false) => out.push_event::<SseTopicAsTypeEncoding<false, true>>(event),
             (_, true, true) => out.push_event::<SseTopicAsTypeEncoding<true, true>>(event),
             (_, false, false) => out.push_event::<SseTopicAsTypeEncoding<false, false>>(event),
@@ -225,7 +250,11 @@ impl Encoder for SseEncoder {
         let event_type = event_type.ok_or_else(Error::gap_unsupported)?;
         if config.has_ids {
             let id = gap.resumed.as_ref().map(EventId::as_str);
-            self.write_gap_or_end_event(event_type, id, &gap.to_json(), out);
+            let data = match config.topic_form {
+                TopicForm::Omitted => without_topic(gap).to_json(),
+                _ => gap.to_json(),
+            };
+            self.write_gap_or_end_event(event_type, id, &data, out);
         } else {
             self.write_gap_or_end_event(event_type, None, &without_ids(gap).to_json(), out);
         }
@@ -267,26 +296,41 @@ impl Encoder for SseEncoder {
     }
 }
 
-/// Returns the gap without the members that a stream without ids leaves out: the cursors and the topic.
-fn without_ids(gap: &Gap) -> Gap {
+/// Returns the gap without its topic.
+fn without_topic(gap: &Gap) -> Gap {
     Gap {
-        requested: None,
-        resumed: None,
         topic: None,
         ..gap.clone()
     }
 }
 
+/// Returns the gap without the members that a stream without ids leaves out: the cursors and the topic.
+fn without_ids(gap: &Gap) -> Gap {
+    Gap {
+        requested: None,
+        resumed: None,
+        ..without_topic(gap)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn run_has_the_bytes_of_its_events() {
         let event = |text: &str| Event::text(text).with_id(7).unwrap();
         let event = |text| event(text).with_topic("topic").unwrap();
+        let event = |text| event(text).with_retry(Duration::from_secs(1));
         let run = EventRun::new(1, [], ["a", "b\nc", ""].map(event));
-        for topic_form in [TopicForm::Field, TopicForm::EventType, TopicForm::Envelope] {
+        for topic_form in [
+            TopicForm::Field,
+            TopicForm::EventType,
+            TopicForm::Omitted,
+            TopicForm::Envelope,
+        ] {
             for config in [SseConfig::new(), SseConfig::data_only()] {
                 for config in [config.clone(), config.base64()] {
                     let config = Arc::new(config.topic_form(topic_form));

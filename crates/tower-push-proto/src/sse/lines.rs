@@ -27,8 +27,20 @@ pub(super) struct SseEventWithoutIdEncoding<const IS_BASE64: bool>;
 impl<const IS_BASE64: bool> Encoding for SseEventWithoutIdEncoding<IS_BASE64> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_event(fields, IS_BASE64, out);
-        if let Some(event_type) = &fields.event_type {
-            write_event_type(event_type, out);
+        write_fields_without_topic(fields, out);
+        write_payload(fields, IS_BASE64, out);
+    }
+}
+
+/// The encoding of an event like [`SseEventEncoding`], without the event's topic.
+pub(super) struct SseEventWithoutTopicEncoding<const IS_BASE64: bool>;
+
+impl<const IS_BASE64: bool> Encoding for SseEventWithoutTopicEncoding<IS_BASE64> {
+    fn encode(fields: &Fields, out: &mut BytesMut) {
+        reserve_event(fields, IS_BASE64, out);
+        write_fields_without_topic(fields, out);
+        if let Some(id) = &fields.id {
+            write_id(id.as_str(), out);
         }
         write_payload(fields, IS_BASE64, out);
     }
@@ -66,6 +78,7 @@ pub(super) struct SseEnvelopeEncoding<const HAS_ID: bool>;
 impl<const HAS_ID: bool> Encoding for SseEnvelopeEncoding<HAS_ID> {
     fn encode(fields: &Fields, out: &mut BytesMut) {
         reserve_event(fields, false, out);
+        write_event_retry(fields, out);
         if let Some(id) = fields.id.as_ref().filter(|_| HAS_ID) {
             write_id(id.as_str(), out);
         }
@@ -77,6 +90,7 @@ impl<const HAS_ID: bool> Encoding for SseEnvelopeEncoding<HAS_ID> {
 
 /// Appends the topic of an event in the field `event`. An event without a topic has its type there.
 pub(super) fn write_topic_as_type(fields: &Fields, out: &mut BytesMut) {
+    write_event_retry(fields, out);
     match (&fields.topic, &fields.event_type) {
         (Some(topic), _) => write_field(b"event: ", topic.as_str().as_bytes(), out),
         (None, Some(event_type)) => write_event_type(event_type, out),
@@ -100,14 +114,29 @@ pub(super) fn write_fields_before_payload(
     id: Option<&EventId>,
     out: &mut BytesMut,
 ) {
-    if let Some(event_type) = &fields.event_type {
-        write_event_type(event_type, out);
-    }
+    write_fields_without_topic(fields, out);
     if let Some(topic) = &fields.topic {
         write_field(b"topic: ", topic.as_str().as_bytes(), out);
     }
     if let Some(id) = id {
         write_id(id.as_str(), out);
+    }
+}
+
+/// Appends the reconnection time and the type of an event.
+#[inline]
+pub(super) fn write_fields_without_topic(fields: &Fields, out: &mut BytesMut) {
+    write_event_retry(fields, out);
+    if let Some(event_type) = &fields.event_type {
+        write_event_type(event_type, out);
+    }
+}
+
+/// Appends the field `retry` if the event has a reconnection time.
+#[inline]
+fn write_event_retry(fields: &Fields, out: &mut BytesMut) {
+    if let Some(after) = fields.retry {
+        write_retry(after, out);
     }
 }
 

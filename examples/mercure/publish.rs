@@ -1,0 +1,133 @@
+//! Publications: `POST` requests with a form.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{Request, header},
+    response::{IntoResponse, Response},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
+use tower_push::{Event, EventId, event::EventType};
+use url::Url;
+
+use crate::{
+    HUB_PATH, MAX_BODY_LEN, MercureHub,
+    error::HubError,
+    subscribe::read_pairs,
+    token::{Action, TokenPlace},
+    topic_name::{self, MAX_TOPIC_LEN, TopicName},
+};
+
+/// The maximum length of an event's type, in bytes.
+const MAX_TYPE_LEN: usize = 128;
+
+/// An update, as the form of a publication describes it.
+struct Update {
+    topic: String,
+    is_private: bool,
+    /// `None` if the publisher has set none, or one that cannot be an `EventId`.
+    id: Option<EventId>,
+    event: Event,
+}
+
+/// Publishes an update, and responds with its id.
+pub(super) async fn publish(
+    hub: &MercureHub,
+    request: Request<Body>,
+) -> Result<Response, HubError> {
+    let (head, body) = request.into_parts();
+    let (token, place) = hub.publishers.require(&head)?;
+    if place == TokenPlace::Cookie && !hub.cookie_origins.allows(&head) {
+        return Err(HubError::ForeignOrigin);
+    }
+    let media_type = head.headers.get(header::CONTENT_TYPE);
+    let media_type = media_type.and_then(|value| value.to_str().ok());
+    let media_type = media_type.unwrap_or_default().split(';').next();
+    let is_form = media_type.is_some_and(|media_type| {
+        let form = "application/x-www-form-urlencoded";
+        media_type.trim().eq_ignore_ascii_case(form)
+    });
+    if !is_form {
+        return Err(HubError::InvalidRequest("the body is not a form"));
+    }
+    let body = Limited::new(body, MAX_BODY_LEN).collect().await;
+    let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+        true => HubError::TooLarge("the body is too large"),
+        false => HubError::InvalidRequest("the body was not received"),
+    })?;
+    let form = String::from_utf8(body.to_bytes().into());
+    let form = form.map_err(|_| HubError::InvalidRequest("the form is not UTF-8"))?;
+    let update = Update::read(&form)?;
+    if is_reserved(&update.topic, &hub.url) || !token.allows(Action::Publish, &update.topic) {
+        return Err(HubError::InsufficientScope);
+    }
+    let topic = TopicName {
+        topic: &update.topic,
+        is_private: update.is_private,
+    };
+    let topic = topic.to_topic();
+    let topic = topic.map_err(|_| HubError::InvalidRequest("the topic is not valid"))?;
+    let id = hub.dispatch(&topic, update.event, update.id);
+    let id = id.map_err(|_| HubError::InvalidRequest("the update is not valid"))?;
+    Ok(id.as_str().to_owned().into_response())
+}
+
+impl Update {
+    fn read(form: &str) -> Result<Self, HubError> {
+        let fields = read_pairs(form)?;
+        let field = |name: &str| {
+            let mut values = fields.iter().filter(|(field, _)| field == name);
+            values.next().map(|(_, value)| value.as_str())
+        };
+        let topics = fields.iter().filter(|(name, _)| name == "topic").count();
+        let topic = field("topic").filter(|topic| topics == 1 && topic_name::is_valid(topic));
+        let topic = topic.ok_or(HubError::InvalidRequest(
+            "the form needs one field `topic`, without control characters",
+        ))?;
+        if topic.len() > MAX_TOPIC_LEN {
+            return Err(HubError::TooLarge("the topic is too long"));
+        }
+        let mut event = Event::text(field("data").unwrap_or_default());
+        if let Some(name) = field("type").filter(|name| !name.is_empty()) {
+            if name.len() > MAX_TYPE_LEN {
+                return Err(HubError::TooLarge("the type is too long"));
+            }
+            let event_type = EventType::new(name);
+            let event_type =
+                event_type.map_err(|_| HubError::InvalidRequest("the type is not valid"))?;
+            event = event
+                .with_type(event_type)
+                .map_err(|_| HubError::InvalidRequest("the type is not valid"))?;
+        }
+        if let Some(millis) = field("retry").filter(|millis| !millis.is_empty()) {
+            if !millis.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(HubError::InvalidRequest("`retry` is not a number"));
+            }
+            // A number beyond `u64` is a very long time, too.
+            let millis = millis.parse().unwrap_or(u64::MAX);
+            event = event.with_retry(Duration::from_millis(millis));
+        }
+        let id = field("id").filter(|id| !id.is_empty());
+        if id.is_some_and(|id| id.starts_with('#') || id.contains(['\n', '\r', '\0'])) {
+            return Err(HubError::InvalidRequest("the id is not valid"));
+        }
+        Ok(Self {
+            topic: topic.to_owned(),
+            is_private: field("private").is_some(),
+            id: id.and_then(|id| EventId::new(id).ok()),
+            event,
+        })
+    }
+}
+
+/// Returns whether the path of a topic, as a URL, is one of the hub's own.
+fn is_reserved(topic: &str, hub_url: &Url) -> bool {
+    let Ok(url) = hub_url.join(topic) else {
+        return false;
+    };
+    let path = percent_decode_str(url.path()).decode_utf8_lossy();
+    let rest = path.strip_prefix(HUB_PATH);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}

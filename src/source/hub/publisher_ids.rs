@@ -1,0 +1,78 @@
+use std::collections::{HashMap, VecDeque};
+
+use crate::{event::EventId, source::TopicSet};
+
+/// The ids that publishers gave their events, and the positions of these events.
+///
+/// The number of ids is bounded: the oldest ones are forgotten.
+#[derive(Debug)]
+pub(super) struct PublisherIds {
+    events: HashMap<EventId, IdentifiedEvent>,
+    /// The ids of `events`, oldest first.
+    insertions: VecDeque<EventId>,
+    max_ids: usize,
+}
+
+/// An event whose id is its publisher's.
+#[derive(Debug)]
+struct IdentifiedEvent {
+    position: u64,
+    topics: TopicSet,
+}
+
+impl PublisherIds {
+    pub(super) fn new(max_ids: usize) -> Self {
+        Self {
+            events: HashMap::new(),
+            insertions: VecDeque::new(),
+            max_ids,
+        }
+    }
+
+    /// Remembers the id of an event. If an older event has the same id, that event stays the one that the id names: a client that resumes from
+    /// the id may get events twice, and misses none.
+    pub(super) fn insert(&mut self, id: EventId, position: u64, topics: TopicSet) {
+        if self.max_ids == 0 || self.events.contains_key(&id) {
+            return;
+        }
+        if self.insertions.len() >= self.max_ids {
+            if let Some(oldest) = self.insertions.pop_front() {
+                self.events.remove(&oldest);
+            }
+        }
+        let event = IdentifiedEvent { position, topics };
+        self.events.insert(id.clone(), event);
+        self.insertions.push_back(id);
+    }
+
+    /// Returns the position of the event with this id.
+    pub(super) fn position_of(&self, id: &EventId) -> Option<u64> {
+        self.events.get(id).map(|event| event.position)
+    }
+
+    /// Returns the topics of the event with this id.
+    pub(super) fn topics_of(&self, id: &EventId) -> Option<&TopicSet> {
+        self.events.get(id).map(|event| &event.topics)
+    }
+}
+
+#[cfg(all(test, not(tower_push_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oldest_ids_are_forgotten() {
+        let topics = || TopicSet::try_from("a").unwrap();
+        let mut ids = PublisherIds::new(2);
+        for (position, id) in [(1, 10), (2, 11), (3, 10), (4, 12)] {
+            ids.insert(EventId::from(id), position, topics());
+        }
+        let position = |id| ids.position_of(&EventId::from(id));
+        assert_eq!([10, 11, 12].map(position), [None, Some(2), Some(4)]);
+        assert_eq!((ids.events.len(), ids.insertions.len()), (2, 2));
+        assert_eq!(ids.topics_of(&EventId::from(12)), Some(&topics()));
+        let mut none = PublisherIds::new(0);
+        none.insert(EventId::from(1), 1, topics());
+        assert_eq!(none.position_of(&EventId::from(1)), None);
+    }
+}
