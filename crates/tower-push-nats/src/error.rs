@@ -161,8 +161,8 @@ impl Error {
         self.kind == ErrorKind::Unsupported
     }
 
-    /// Returns whether the event may have been published in spite of the error, because the connection broke before the server's answer. A
-    /// caller that publishes the event again may publish it twice, unless it uses
+    /// Returns whether the event may have been published in spite of the error, because the connection broke before the server's answer. The
+    /// client may also send the event later, when it is connected again, and so after other events. A caller that publishes the event again may publish it twice, unless it uses
     /// [`publish_once`](crate::JetStreamPublisher::publish_once).
     pub fn may_be_published(&self) -> bool {
         self.may_have_run

@@ -18,7 +18,8 @@ use crate::{
 /// | was removed, or there is none | the messages with higher sequence numbers |
 /// | is newer than all messages, or was replaced; or the stream was created anew or is missing | [`UpstreamError::Lost`] (`epoch`) |
 ///
-/// If messages between the cursor and the end of the page were removed, the page begins with a gap (`expired`) that counts them.
+/// If messages after the cursor were removed, the page begins with a gap (`expired`) that counts them. A page ends before removed messages, so a
+/// stream with many holes, such as one with a maximum number of messages for each subject, costs a page for each hole.
 ///
 /// A page costs two requests: one for the messages, which any server with a copy of the stream answers, and one for the description of the
 /// stream, which its leader answers. Clones share a connection.
@@ -119,7 +120,7 @@ fn page_after(
         None => Gap::new(GapReason::Expired).missed(missed),
     };
     let later = first_of_page(later, request);
-    let Some(last) = later.last() else {
+    let [first, ..] = later else {
         if last_sequence > cursor.sequence {
             let gap = gap(last_sequence - cursor.sequence);
             let end = without_message(last_sequence);
@@ -136,24 +137,106 @@ fn page_after(
         .iter()
         .map(|message| message.to_event(cursor.stream, subjects));
     let page = Page::new(events.filter(|event| request.includes(event)).collect());
+    let last = later.last().unwrap_or(first);
     let page = page.scanned_to(last.cursor(cursor.stream).to_event_id());
-    match last.sequence - cursor.sequence - later.len() as u64 {
+    match first.sequence - cursor.sequence - 1 {
         0 => Ok(page),
         missed => Ok(page.after_gap(gap(missed))),
     }
 }
 
-/// Returns the messages that fit into a page. The first message is in the page, however large it is.
+/// Returns the messages of a page. The first message is in the page, however large it is. The page ends before removed messages, so that the gap
+/// for these is at the beginning of the next page.
 fn first_of_page<'a>(messages: &'a [StreamMessage], request: &PageRequest) -> &'a [StreamMessage] {
     let mut bytes = 0;
+    let mut next_sequence = messages.first().map(|message| message.sequence);
     let fitting = messages
         .iter()
         .take(request.max_events())
         .take_while(|message| {
-            let fits = bytes < request.max_bytes();
+            let fits = bytes < request.max_bytes() && next_sequence == Some(message.sequence);
             bytes += message.byte_len();
+            next_sequence = message.sequence.checked_add(1);
             fits
         });
     let count = fitting.count().max(1).min(messages.len());
     &messages[..count]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fingerprint::Fingerprint;
+
+    fn stream() -> Fingerprint {
+        Fingerprint::from_bits(0)
+    }
+
+    fn at(sequence: u64) -> StreamCursor {
+        message(sequence).cursor(stream())
+    }
+
+    /// A message whose payload has as many bytes as its sequence number.
+    fn message(sequence: u64) -> StreamMessage {
+        StreamMessage::with_payload(sequence, vec![b'x'; sequence as usize])
+    }
+
+    /// The page after a cursor, of a stream that had the messages 1 to 9, from which all but these were removed.
+    fn page_of(cursor: StreamCursor, left: &[u64], request: &PageRequest) -> String {
+        let left = left.iter().filter(|sequence| **sequence >= cursor.sequence);
+        let messages: Vec<_> = left.map(|sequence| message(*sequence)).collect();
+        let subjects = SubjectMapping::new("events");
+        match page_after(cursor, &messages, 9, request, &subjects) {
+            Ok(page) => {
+                let (gap, events) = page.into_parts();
+                let gap = gap.map(|gap| format!("{} {:?} ", gap.reason.name(), gap.missed));
+                let lengths = events.iter().map(|event| event.payload().as_bytes().len());
+                let lengths: Vec<_> = lengths.collect();
+                format!("{}{lengths:?}", gap.unwrap_or_default())
+            }
+            Err(UpstreamError::Lost(reason)) => format!("lost {}", reason.name()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn page(cursor: StreamCursor, left: &[u64]) -> String {
+        page_of(cursor, left, &PageRequest::new(cursor.to_event_id()))
+    }
+
+    #[test]
+    fn cursor_rule_holds() {
+        assert_eq!(page(at(7), &[5, 6, 7, 8, 9]), "[8, 9]");
+        assert_eq!(page(at(9), &[5, 6, 7, 8, 9]), "[]");
+        assert_eq!(page(at(9), &[]), "[]");
+        assert_eq!(page(at(4), &[5, 6, 7, 8, 9]), "[5, 6, 7, 8, 9]");
+        assert_eq!(
+            page(at(2), &[5, 6, 7, 8, 9]),
+            "expired Some(2) [5, 6, 7, 8, 9]"
+        );
+        assert_eq!(page(at(2), &[2, 3, 5, 8, 9]), "[3]");
+        assert_eq!(page(at(3), &[2, 3, 5, 8, 9]), "expired Some(1) [5]");
+        assert_eq!(page(at(7), &[7]), "expired Some(2) []");
+        let other = StreamCursor {
+            sequence: 7,
+            ..at(3)
+        };
+        assert_eq!(page(other, &[5, 6, 7, 8]), "lost epoch");
+        let without_message = StreamCursor {
+            message: None,
+            ..at(7)
+        };
+        assert_eq!(page(without_message, &[7, 8, 9]), "[8, 9]");
+    }
+
+    #[test]
+    fn page_ends_after_max_bytes() {
+        let count = |max_bytes| {
+            let request = PageRequest::new(at(1).to_event_id()).with_max_bytes(max_bytes);
+            page_of(at(1), &[1, 2, 3, 4, 5, 6, 7, 8, 9], &request)
+        };
+        assert_eq!(count(0), "[2]");
+        assert_eq!(count(2), "[2]");
+        assert_eq!(count(3), "[2, 3]");
+        assert_eq!(count(1000), "[2, 3, 4, 5, 6, 7, 8, 9]");
+    }
 }

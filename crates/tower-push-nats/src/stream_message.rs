@@ -73,6 +73,13 @@ impl StreamMessage {
         }
     }
 
+    /// Makes a message of a payload alone, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_payload(sequence: u64, payload: Vec<u8>) -> Self {
+        let time = sequence as i64;
+        Self::new(sequence, time, "events", |_| None, payload.into())
+    }
+
     /// Reads a message as a direct read returns it.
     pub(crate) fn from_direct_read(message: &Message) -> Result<Self, Error> {
         let headers = message.headers.as_ref().ok_or_else(incomplete)?;

@@ -69,12 +69,32 @@ impl Operator {
 
     /// Sends a request of the JetStream API. Panics if the server answers with an error.
     pub(crate) async fn request(&self, name: &str, request: Value) -> Value {
+        let answer = self.try_request(name, request).await;
+        answer.unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// Sends a request of the JetStream API. Returns the server's error, for example because the stream does not exist now.
+    pub(crate) async fn try_request(&self, name: &str, request: Value) -> Result<Value, Value> {
         let subject = format!("$JS.API.{name}");
         let payload = request.to_string().into();
         let answer = self.0.request(subject, payload).await.unwrap();
-        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
-        assert!(answer.get("error").is_none(), "{name}: {answer}");
-        answer
+        let mut answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        match answer.get_mut("error") {
+            Some(error) => Err(error.take()),
+            None => Ok(answer),
+        }
+    }
+
+    /// Removes the consumers of all nodes.
+    pub(crate) async fn delete_consumers(&self) -> Result<(), Value> {
+        let names = format!("CONSUMER.NAMES.{STREAM}");
+        let consumers = self.try_request(&names, json!({})).await?;
+        for name in consumers["consumers"].as_array().into_iter().flatten() {
+            let request = format!("CONSUMER.DELETE.{STREAM}.{}", name.as_str().unwrap());
+            // A consumer can end meanwhile.
+            let _ = self.try_request(&request, json!({})).await;
+        }
+        Ok(())
     }
 
     pub(crate) async fn stream_request(&self, name: &str, request: Value) -> Value {
