@@ -1,4 +1,4 @@
-//! A chat with a list of who is there: each browser tab has one WebSocket, with messages in both directions.
+//! A chat with a list of the members of each room: each browser tab has one WebSocket, with messages in both directions.
 //!
 //! ```text
 //! cargo run --example chat
