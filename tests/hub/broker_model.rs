@@ -154,8 +154,26 @@ struct Client {
     fresh_from: HashMap<&'static str, Place>,
     /// The last event that the subscription has got for each topic, since the last gap (`epoch`).
     last: HashMap<&'static str, Place>,
-    /// The events that the subscription has got.
+    /// The events that the client has got.
     received: HashSet<Place>,
+    /// The events that the subscription has got.
+    received_now: HashSet<Place>,
+    /// The topics of the gaps since the last event. Such a gap includes the next event, if that has another gap or was received: see
+    /// `extend_gaps`.
+    gap_topics: Vec<&'static str>,
+}
+
+impl Client {
+    /// Extends the gaps since the last event by the event at `place`, if they end before it. The cursor of a gap is before the last missing
+    /// event if the client gets this event from another topic, or the gap of another topic, next.
+    fn extend_gaps(&mut self, place: Place) {
+        for topic in &self.gap_topics {
+            let up_to = self.accounted.get_mut(topic).and_then(Option::as_mut);
+            if let Some(up_to) = up_to.filter(|up_to| (up_to.0, up_to.1 + 1) == place) {
+                *up_to = place;
+            }
+        }
+    }
 }
 
 struct Model {
@@ -178,31 +196,39 @@ impl Model {
         let source = source
             .with_fresh_topics(fresh_topics)
             .sender(sender(client));
-        let client = &mut self.clients[client];
-        client.subscriber = None;
-        client.received.clear();
-        client.last.clear();
-        client.topics = topics;
-        let start = match &client.cursor {
-            Some(id) => StartPosition::After(id.clone()),
-            None => StartPosition::Now,
-        };
-        let cursor_place = client.cursor.as_ref().map(split_id);
+        let cursor = self.clients[client].cursor.clone();
+        let cursor_place = cursor.as_ref().map(split_id);
+        let start = cursor.map_or(StartPosition::Now, StartPosition::After);
         let accounted = |name: &&'static str| {
             let is_fresh = topic_names(fresh).contains(name);
             let place = match (cursor_place, is_fresh) {
                 (None, _) => node.position(),
-                (Some(cursor), false) => cursor,
+                (Some(cursor), false) => self.owed_after(client, name, cursor).unwrap_or(cursor),
                 // A server that lags behind the cursor may begin earlier.
                 (Some(cursor), true) => node.position().max(cursor),
             };
             (*name, Some(place))
         };
-        client.accounted = names.iter().map(accounted).collect();
+        let accounted = names.iter().map(accounted).collect();
+        let client = &mut self.clients[client];
+        client.subscriber = None;
+        client.received_now.clear();
+        client.gap_topics.clear();
+        client.last.clear();
+        client.topics = topics;
+        client.accounted = accounted;
         let fresh_from = topic_names(fresh).into_iter();
         client.fresh_from = fresh_from.map(|name| (name, node.position())).collect();
         // A hub that is full of other topics refuses the client.
         client.subscriber = source.subscribe_from(start).ok();
+    }
+
+    /// Returns the place after which the client misses events of a topic up to its cursor, of which it was not told: a gap may follow an event
+    /// of another topic. The client that returns before the gap gets the gap, or the events, now.
+    fn owed_after(&self, client: usize, topic: &str, (epoch, number): Place) -> Option<Place> {
+        let before = (*self.clients[client].accounted.get(topic)?)?;
+        let is_owed = before.0 == epoch && !self.missing(client, topic, before, number).is_empty();
+        is_owed.then_some(before)
     }
 
     /// Returns the numbers of the events that the client must have got for a topic after `from` and up to `to`.
@@ -248,13 +274,16 @@ impl Model {
         }
         self.check_complete(client, topic, (epoch, number - 1));
         let client = &mut self.clients[client];
+        client.extend_gaps((epoch, number));
+        client.gap_topics.clear();
         let place = Some((epoch, number));
         let accounted = client.accounted.insert(topic, place).flatten();
         client.accounted.insert(topic, accounted.max(place));
         let last = client.last.insert(topic, (epoch, number));
         assert!(last < place, "{number} of {topic} after {last:?}");
+        client.received.insert((epoch, number));
         assert!(
-            client.received.insert((epoch, number)),
+            client.received_now.insert((epoch, number)),
             "{number} is repeated"
         );
     }
@@ -269,6 +298,9 @@ impl Model {
     fn check_gap(&mut self, client: usize, gap: &Gap) {
         let resumed = gap.resumed.as_ref().map(split_id);
         let client = &mut self.clients[client];
+        if let Some(place) = resumed {
+            client.extend_gaps(place);
+        }
         for (topic, accounted) in &mut client.accounted {
             if gap
                 .topic
@@ -277,6 +309,7 @@ impl Model {
             {
                 continue;
             }
+            client.gap_topics.push(topic);
             if let (Some((epoch, _)), Some((resumed_epoch, _))) = (*accounted, resumed) {
                 assert!(
                     epoch == resumed_epoch || gap.reason == GapReason::Epoch,
@@ -286,7 +319,7 @@ impl Model {
             *accounted = resumed.max(resumed.and(client.fresh_from.get(topic).copied()));
         }
         if gap.reason == GapReason::Epoch && gap.topic.is_none() {
-            client.received.clear();
+            client.received_now.clear();
             client.last.clear();
         }
     }

@@ -114,6 +114,8 @@ struct Client {
     /// `extend_gaps`.
     gap_topics: Vec<&'static str>,
     pattern: Option<TopicPattern>,
+    /// The number of events in the model when the client subscribed.
+    subscribed_at: usize,
 }
 
 impl Client {
@@ -167,6 +169,7 @@ impl Model {
         let client = &mut self.clients[client];
         client.subscriber = None;
         client.pattern = pattern;
+        client.subscribed_at = self.events.len();
         client.received_now.clear();
         client.gap_topics.clear();
         client.counted = names.into_iter().map(|name| (name, number)).collect();
@@ -246,7 +249,12 @@ impl Model {
 
     fn check_gap(&mut self, client: usize, gap: &Gap) {
         assert!(matches!(gap.reason, GapReason::Expired | GapReason::Lagged));
-        let up_to = self.ids[gap.resumed.as_ref().unwrap()];
+        let resumed = self.ids[gap.resumed.as_ref().unwrap()];
+        // The gap of a client that returns to a pattern precedes all events.
+        let up_to = match gap.topic.is_none() && gap.reason == GapReason::Expired {
+            true => self.clients[client].subscribed_at,
+            false => resumed,
+        };
         let topics: Vec<_> = match &gap.topic {
             Some(topic) => TOPICS
                 .into_iter()
@@ -273,7 +281,7 @@ impl Model {
             }
         }
         let client = &mut self.clients[client];
-        client.extend_gaps(up_to);
+        client.extend_gaps(resumed);
         client.gap_topics.extend(&topics);
         for topic in topics {
             *client.accounted.get_mut(topic).unwrap() = up_to;

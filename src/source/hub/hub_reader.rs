@@ -97,15 +97,23 @@ pub(super) struct TopicReader {
     pub(super) history_end: Option<HistoryEnd>,
 }
 
-/// A gap in one topic, at a position in the order of the hub.
+/// A gap in one topic, or in topics that match a pattern, at a position in the order of the hub.
 pub(super) struct TopicGap {
-    /// The position of the last missing event.
+    /// The position of the last missing event. The position of the client's cursor if the gap
+    /// [precedes all events](Self::precedes_all_events).
     pub(super) position: u64,
     /// `None` if the missing events are of topics that match a pattern.
     pub(super) topic: Option<Topic>,
     pub(super) reason: GapReason,
     pub(super) missed: Option<u64>,
     pub(super) requested: Option<EventId>,
+}
+
+impl TopicGap {
+    /// Returns whether the gap is about topics that match a pattern and have lost events after the client's cursor.
+    fn precedes_all_events(&self) -> bool {
+        self.topic.is_none() && self.reason == GapReason::Expired
+    }
 }
 
 /// The result of [`HubReader::read_batch`].
@@ -195,7 +203,9 @@ impl HubReader {
             self.position = self.position.min(first - 1);
         }
         if let Some(missed) = missed {
-            self.position = self.position.min(missed.last_position - 1);
+            let is_pattern = topic.pattern().is_some();
+            let before_gap = missed.last_position - u64::from(!is_pattern);
+            self.position = self.position.min(before_gap);
             let count = missed.count.unwrap_or(0);
             self.hub.counters.add_missed_on_return(count);
             self.push_gap(&topic, missed, GapReason::Expired, requested.cloned());
@@ -523,10 +533,8 @@ impl HubReader {
                 let is_event_next = events.peek().is_some_and(|(position, event)| {
                     *position == gap.position && event.id().is_some()
                 });
-                self.cursor_position = match is_gap_next || is_event_next {
-                    true => gap.position - 1,
-                    false => gap.position,
-                };
+                let is_unread = !gap.precedes_all_events() && (is_gap_next || is_event_next);
+                self.cursor_position = gap.position - u64::from(is_unread);
                 // The list precedes the gap, which moves the cursor: a client whose connection breaks in between gets both again.
                 #[cfg(feature = "json")]
                 queue.extend(self.member_list(gap.topic.as_ref()).map(Item::Event));

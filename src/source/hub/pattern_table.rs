@@ -218,8 +218,10 @@ impl TopicTable {
         if let TopicStart::AfterPosition(position) = *start {
             let removed = self.last_position_of_removed_matching(pattern);
             let lost_position = removed.max(left_out_position);
+            // The gap stands for several topics, each with a last missing event of its own. So the gap precedes all events: a client that has an
+            // event after one of the missing ones has the gap, too.
             live.missed = (lost_position > position).then_some(MissedTopicEvents {
-                last_position: lost_position,
+                last_position: position,
                 count: None,
             });
         }
