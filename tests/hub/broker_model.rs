@@ -147,6 +147,8 @@ struct Client {
     subscriber: Option<HubSubscriber>,
     cursor: Option<EventId>,
     topics: u8,
+    /// The index of the server of the subscription.
+    node: usize,
     /// For each topic of the subscription: the place up to which the client has the topic's events, or was told of a gap. `None` after a gap
     /// whose end is not known.
     accounted: HashMap<&'static str, Option<Place>>,
@@ -186,6 +188,7 @@ struct Model {
 impl Model {
     fn subscribe(&mut self, client: usize, node: usize, topics: u8, fresh: u8) {
         let names = topic_names(topics);
+        self.clients[client].node = node;
         let node = &self.nodes[node];
         let fresh_topics = TopicSet::try_from(topic_names(fresh)).unwrap();
         // A client of all topics subscribes to a pattern.
@@ -297,7 +300,11 @@ impl Model {
 
     fn check_gap(&mut self, client: usize, gap: &Gap) {
         let resumed = gap.resumed.as_ref().map(split_id);
+        let node = self.nodes[self.clients[client].node].position();
         let client = &mut self.clients[client];
+        // The gap in topics that match a pattern precedes all events that the server has, and does not move the cursor.
+        let is_before_events = gap.reason == GapReason::Expired && gap.resumed == client.cursor;
+        let accounted_up_to = resumed.max(Some(node).filter(|_| is_before_events));
         if let Some(place) = resumed {
             client.extend_gaps(place);
         }
@@ -316,7 +323,8 @@ impl Model {
                     "{gap:?}"
                 );
             }
-            *accounted = resumed.max(resumed.and(client.fresh_from.get(topic).copied()));
+            let fresh_from = client.fresh_from.get(topic).copied();
+            *accounted = accounted_up_to.max(resumed.and(fresh_from));
         }
         if gap.reason == GapReason::Epoch && gap.topic.is_none() {
             client.received_now.clear();

@@ -175,6 +175,15 @@ impl HubReader {
         if history_ends.any(|end| end.is_some()) {
             self.history_end_position = joined.published_position;
         }
+        let is_missed = |topic: &JoinedTopic| topic.missed.is_some();
+        let mut patterns = joined
+            .topics
+            .iter()
+            .filter(|joined| joined.topic.pattern().is_some());
+        if patterns.any(is_missed) {
+            // The gap does not move the cursor past the events that follow. The last of these events does.
+            self.set_catch_up_end(joined.published_position);
+        }
         for topic in joined.topics {
             self.add_topic(topic, requested);
         }
