@@ -147,8 +147,6 @@ struct Client {
     subscriber: Option<HubSubscriber>,
     cursor: Option<EventId>,
     topics: u8,
-    /// The index of the server of the subscription.
-    node: usize,
     /// For each topic of the subscription: the place up to which the client has the topic's events, or was told of a gap. `None` after a gap
     /// whose end is not known.
     accounted: HashMap<&'static str, Option<Place>>,
@@ -188,7 +186,6 @@ struct Model {
 impl Model {
     fn subscribe(&mut self, client: usize, node: usize, topics: u8, fresh: u8) {
         let names = topic_names(topics);
-        self.clients[client].node = node;
         let node = &self.nodes[node];
         let fresh_topics = TopicSet::try_from(topic_names(fresh)).unwrap();
         // A client of all topics subscribes to a pattern.
@@ -300,11 +297,10 @@ impl Model {
 
     fn check_gap(&mut self, client: usize, gap: &Gap) {
         let resumed = gap.resumed.as_ref().map(split_id);
-        let node = self.nodes[self.clients[client].node].position();
         let client = &mut self.clients[client];
-        // The gap in topics that match a pattern precedes all events that the server has, and does not move the cursor.
+        // The gap in topics that match a pattern precedes all events of the server, and does not move the cursor.
         let is_before_events = gap.reason == GapReason::Expired && gap.resumed == client.cursor;
-        let accounted_up_to = resumed.max(Some(node).filter(|_| is_before_events));
+        let accounted_up_to = resumed.filter(|_| !is_before_events);
         if let Some(place) = resumed {
             client.extend_gaps(place);
         }
@@ -324,7 +320,7 @@ impl Model {
                 );
             }
             let fresh_from = client.fresh_from.get(topic).copied();
-            *accounted = accounted_up_to.max(resumed.and(fresh_from));
+            *accounted = accounted_up_to.max(accounted_up_to.and(fresh_from));
         }
         if gap.reason == GapReason::Epoch && gap.topic.is_none() {
             client.received_now.clear();

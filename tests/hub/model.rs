@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 use testkit::poll_next;
 use tower_push::{
-    EventId, GapReason, Hub, Item,
+    Event, EventId, GapReason, Hub, Item,
     event::Gap,
     source::{
         StartPosition, TopicSet,
@@ -221,29 +221,38 @@ impl Model {
             self.clients[client].cursor = Some(cursor.clone());
         }
         match item {
-            Item::Event(event) => {
-                let Some(id) = event.id() else { return };
-                let number = self.ids[id];
-                let topic = event.topic().unwrap().as_str();
-                assert!(self.events[number - 1].contains(&topic));
-                assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
-                let client = &mut self.clients[client];
-                client.extend_gaps(number);
-                client.gap_topics.clear();
-                *client.accounted.get_mut(topic).unwrap() = number;
-                *client.counted.get_mut(topic).unwrap() = number;
-                client.received.insert(number);
-                assert!(client.received_now.insert(number), "a duplicate");
+            Item::Event(event) => self.check_event(client, &event),
+            Item::EventWithCursor { event, cursor } => {
+                self.check_event(client, &event);
+                self.check_cursor(client, cursor);
             }
             Item::Gap(gap) => self.check_gap(client, &gap),
-            Item::Cursor(id) => {
-                // A cursor that is of no event is the one before the first event.
-                let number = *self.ids.entry(id).or_insert(0);
-                for topic in self.clients[client].accounted.keys() {
-                    assert_eq!(self.unaccounted(client, topic, number), 0);
-                }
-            }
+            Item::Cursor(id) => self.check_cursor(client, id),
             other => panic!("{other:?}"),
+        }
+    }
+
+    fn check_event(&mut self, client: usize, event: &Event) {
+        let Some(id) = event.id() else { return };
+        let number = self.ids[id];
+        let topic = event.topic().unwrap().as_str();
+        assert!(self.events[number - 1].contains(&topic));
+        assert_eq!(self.unaccounted(client, topic, number - 1), 0, "a hole");
+        let client = &mut self.clients[client];
+        client.extend_gaps(number);
+        client.gap_topics.clear();
+        let accounted = client.accounted.get_mut(topic).unwrap();
+        *accounted = number.max(*accounted);
+        *client.counted.get_mut(topic).unwrap() = number;
+        client.received.insert(number);
+        assert!(client.received_now.insert(number), "a duplicate");
+    }
+
+    fn check_cursor(&mut self, client: usize, id: EventId) {
+        // A cursor that is of no event is the one before the first event.
+        let number = *self.ids.entry(id).or_insert(0);
+        for topic in self.clients[client].accounted.keys() {
+            assert_eq!(self.unaccounted(client, topic, number), 0);
         }
     }
 
