@@ -72,6 +72,58 @@ async fn publication_returns_id_of_broker() {
     assert_eq!(source.to_string(), "the broker is away");
 }
 
+#[tokio::test]
+async fn id_of_publisher_is_refused() {
+    let broker = Broker::default();
+    let node = broker.node(Hub::builder(), 0);
+    let options = PublishOptions::new().id(EventId::new("chosen").unwrap());
+    let refused = node.hub.publish_and_wait("news", "a", &options).await;
+    assert!(refused.unwrap_err().is_publisher_id_unsupported());
+    assert_eq!(broker.lock().last_number(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flush_window_holds_events_of_feed_together() {
+    let window = Duration::from_millis(100);
+    let broker = Broker::default();
+    let mut node = broker.node(Hub::builder().flush_window(window), 0);
+    let mut subscriber = subscribe(&node, &["a"], StartPosition::Now);
+    assert!(matches!(next_item(&mut subscriber).await, Item::Cursor(_)));
+    let has_item = async |subscriber: &mut HubSubscriber| {
+        let next = tokio::time::timeout(Duration::ZERO, subscriber.next());
+        next.await.is_ok()
+    };
+    // The first event after a quiet time is sent at once, and the next ones together.
+    for text in ["1", "2", "3"] {
+        broker.publish(&["a"], text);
+        node.push(usize::MAX);
+        if text == "1" {
+            assert_eq!(next_text(&mut subscriber).await, "1");
+        }
+        assert!(!has_item(&mut subscriber).await);
+    }
+    tokio::time::advance(window).await;
+    assert_eq!(next_text(&mut subscriber).await, "2");
+    assert_eq!(next_text(&mut subscriber).await, "3");
+    // A gap of the feed waits for no window, and neither does the end of the feed.
+    broker.publish(&["a"], "4");
+    node.push(usize::MAX);
+    broker.lock().recreate();
+    node.push(usize::MAX);
+    let Item::Gap(gap) = next_item(&mut subscriber).await else {
+        panic!("no gap");
+    };
+    assert_eq!(gap.reason, GapReason::Epoch);
+    broker.publish(&["a"], "5");
+    node.push(usize::MAX);
+    drop(node);
+    assert_eq!(next_text(&mut subscriber).await, "5");
+    assert!(matches!(
+        next_item(&mut subscriber).await,
+        Item::Ended { .. }
+    ));
+}
+
 #[tokio::test(start_paused = true)]
 async fn idempotency_key_is_known_to_all_servers() {
     let broker = Broker::default();

@@ -36,6 +36,7 @@ enum ErrorKind {
     Full,
     PatternsDisabled,
     WaitRequired,
+    PublisherIdUnsupported,
     PublishFailed,
     InvalidOrigin,
     Stalled,
@@ -119,6 +120,11 @@ kinds! {
         wait_required,
         /// Whether a publication must wait, because its hub has a broker: `Hub::publish_and_wait`.
         is_wait_required;
+    PublisherIdUnsupported:
+        /// Makes the error for a publication with an id of its publisher, to a hub whose broker gives the ids.
+        publisher_id_unsupported,
+        /// Whether a publication has an id of its publisher (`PublishOptions::id`), but the broker of its hub gives the ids.
+        is_publisher_id_unsupported;
     InvalidOrigin:
         /// Makes the error for a text that is not an origin.
         invalid_origin,
@@ -223,6 +229,9 @@ impl fmt::Display for Error {
                 "the hub allows no patterns: set HubBuilder::max_patterns"
             }
             ErrorKind::WaitRequired => "a publication to a hub with a broker must wait",
+            ErrorKind::PublisherIdUnsupported => {
+                "the broker of the hub gives the ids: publish without PublishOptions::id"
+            }
             ErrorKind::PublishFailed => "the broker has not accepted the event",
             ErrorKind::InvalidOrigin => {
                 "an origin is a scheme, a host and perhaps a port: https://app.example.com"

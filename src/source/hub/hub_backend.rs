@@ -88,6 +88,9 @@ pub(crate) fn publication_rejection(error: &Error) -> Rejection {
         Rejection::new(StatusCode::SERVICE_UNAVAILABLE)
             .message("the event may not have been published")
             .retry_after(PUBLISH_FAILED_RETRY)
+    } else if error.is_publisher_id_unsupported() {
+        Rejection::new(StatusCode::NOT_IMPLEMENTED)
+            .message("the server accepts no ids of publishers")
     } else if error.is_too_long() {
         StatusCode::PAYLOAD_TOO_LARGE.into()
     } else {

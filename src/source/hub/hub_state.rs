@@ -239,6 +239,9 @@ impl HubState {
         let Some(broker) = &self.broker else {
             return Ok(self.publish(topics.as_slice(), event, options));
         };
+        if options.id.is_some() {
+            return Err(Error::publisher_id_unsupported());
+        }
         if topics.is_empty() {
             return Ok(self.last_id());
         }
