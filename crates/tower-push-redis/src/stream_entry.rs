@@ -165,7 +165,7 @@ pub(crate) fn fields_with_topics<'a>(
     event: &Event,
     topics: impl IntoIterator<Item = &'a str>,
 ) -> Fields {
-    let field = |name: &str, value: &str| (name.into(), value.into());
+    let field = |name: &str, value: &str| -> (Vec<u8>, Vec<u8>) { (name.into(), value.into()) };
     let format = match event.payload() {
         Payload::Json { .. } => Some("json"),
         Payload::Binary(_) => Some("binary"),

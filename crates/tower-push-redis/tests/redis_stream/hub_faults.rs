@@ -76,7 +76,7 @@ fn collect_entries(server: &RedisServer, entries: &mut Entries) {
         while let Some(name) = lines.next_if(|line| ["topic", "data"].contains(line)) {
             let value = lines.next().unwrap();
             match name {
-                "topic" => drop(topics.insert(value.to_owned())),
+                "topic" => topics.extend([value.to_owned()]),
                 _ => text = value.to_owned(),
             }
         }
