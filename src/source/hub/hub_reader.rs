@@ -553,7 +553,8 @@ impl HubReader {
                 break;
             }
         }
-        if ends_catch_up && !queue.is_empty() {
+        // A later gap may begin before the end of the catch-up, and precedes the cursor that says that the client has everything up to there.
+        if ends_catch_up && !queue.is_empty() && self.gaps.is_empty() {
             self.set_cursor_of_last(&mut queue);
         }
         match self.items.is_empty() {

@@ -43,6 +43,7 @@
 //!
 //! An event to several topics has one id, and a client of several of these topics gets the event once. The event names the topic for which the
 //! client gets it.
+//!
 //! # Who reads what
 //! [`Hub::topics`] makes a source of topics that the program chooses, and [`Hub::matching`] one of all topics that match a [`TopicPattern`]. With
 //! [`Hub::subscribe`], clients choose their topics, and a function of the program decides about each ([`TopicAccess`]). [`Hub::revoke`]
@@ -239,8 +240,9 @@ impl Hub {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`publish`](Self::publish), and [`Error::is_publish_failed`] if the broker has not accepted the event, or has not
-    /// answered.
+    /// The errors of [`publish`](Self::publish). In a hub with a backend also [`Error::is_publish_failed`] if the broker has not accepted the event,
+    /// or has not answered, [`Error::is_too_long`] if the event is larger than the broker allows, and [`Error::is_publisher_id_unsupported`] if
+    /// `options` has an [id](PublishOptions::id).
     ///
     /// # Cancellation
     /// If the future is dropped, the event may be published or not.
