@@ -4,13 +4,23 @@
 //! ```text
 //! cargo run --example mercure
 //! ```
-//! The program prints its address. It accepts tokens that are signed with the key `!ChangeThisMercureHubJWTSecretKey!` (HS256), have the type
-//! `at+jwt`, and name the hub as their audience. With such a token:
+//! The program prints its address. Everybody can subscribe to public updates:
 //! ```text
 //! curl -N 'http://127.0.0.1:3000/.well-known/mercure?match=https://example.com/books/1'
 //! curl -N 'http://127.0.0.1:3000/.well-known/mercure?matchURLPattern=https://example.com/books/:id'
-//! curl -H "Authorization: Bearer $TOKEN" -d topic=https://example.com/books/1 -d data=hello http://127.0.0.1:3000/.well-known/mercure
-//! curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:3000/.well-known/mercure/subscriptions
+//! ```
+//! A publisher needs a token. The program accepts tokens that are signed with the key `!ChangeThisMercureHubJWTSecretKey!` (HS256), have the
+//! type `at+jwt`, and name the hub as their audience. These commands make a token that is valid for an hour, publish an update, and list the
+//! subscriptions:
+//! ```text
+//! base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
+//! HUB=http://127.0.0.1:3000/.well-known/mercure
+//! HEAD=$(printf '{"alg":"HS256","typ":"at+jwt"}' | base64url)
+//! DETAILS='[{"type":"mercure","actions":["publish","subscribe"],"topics":[{"match":"*"}]}]'
+//! CLAIMS=$(printf '{"aud":"%s","exp":%s,"authorization_details":%s}' $HUB $(($(date +%s) + 3600)) "$DETAILS" | base64url)
+//! MAC=$(printf %s.%s $HEAD $CLAIMS | openssl dgst -sha256 -hmac '!ChangeThisMercureHubJWTSecretKey!' -binary | base64url)
+//! curl -H "Authorization: Bearer $HEAD.$CLAIMS.$MAC" -d topic=https://example.com/books/1 -d data=hello $HUB
+//! curl -H "Authorization: Bearer $HEAD.$CLAIMS.$MAC" $HUB/subscriptions
 //! ```
 //! Another address, and the URL at which clients reach the hub: `cargo run --example mercure 127.0.0.1:8080 https://hub.example.com`.
 //!

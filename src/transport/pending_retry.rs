@@ -1,4 +1,5 @@
 /// Decides whether a source that is pending is polled once more.
+///
 /// Some streams return `Pending` only to let other tasks run, such as `tokio_stream::iter` after each 32 items. If each such `Pending` ended a
 /// write, the writes would be short, and each byte would cost more. So if a source was ready at least [`MIN_READY_IN_A_ROW`] times in a row and then
 /// returns `Pending`, the caller polls the source once more. A source that really waits returns `Pending` again: the cost is one poll.

@@ -4,9 +4,11 @@
 mod broker;
 mod broker_hub;
 mod broker_model;
+mod client_patterns;
 mod client_topics;
 mod commands;
 mod model;
+mod pattern_commands;
 mod patterns;
 mod presence;
 mod publisher_ids;

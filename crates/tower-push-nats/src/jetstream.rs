@@ -11,9 +11,10 @@ use crate::{
     StreamConnection,
 };
 
-/// A feed on a JetStream stream: a source for any number of clients, and a publisher. See the [crate docs](crate). Clones share the log and the
-/// reader. Keep a clone in the program: when the last clone is dropped, the reader ends, and the streams of the clients end. Each client is told
-/// when to reconnect.
+/// A feed on a JetStream stream: a source for any number of clients, and a publisher. See the [crate docs](crate).
+///
+/// Clones share the log and the reader. Keep a clone in the program: when the last clone is dropped, the reader ends, and the streams of the
+/// clients end. Each client is told when to reconnect.
 #[derive(Clone, Debug)]
 pub struct JetStream {
     relay: Relay,

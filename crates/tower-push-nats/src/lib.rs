@@ -58,8 +58,10 @@
 //! # What this crate does not promise
 //! A server acknowledges an event before the event is on its disk. By default, it writes to its disk every two minutes (`sync_interval`): if the
 //! machine crashes, a stream with one replica loses the newest events. Clients that have got such an event get a gap; clients that have not got
-//! it do not learn of it. If the message of a client's cursor was removed, its fingerprint cannot be compared. So a client resumes without a gap
-//! if a crash had lost its message, another message got the same number, and that message was then removed.
+//! it do not learn of it.
+//!
+//! If the message of a client's cursor was removed, its fingerprint cannot be compared. So a client resumes without a gap if a crash had lost its
+//! message, another message got the same number, and that message was then removed.
 //!
 //! # TLS and users
 //! [`NatsServers::options`] takes the options of the crate `async-nats`, for certificates, tokens and users. Nkeys, JWTs and credentials files need

@@ -34,8 +34,10 @@ pub struct NatsServers {
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 impl NatsServers {
-    /// Parses one address, or several with commas between them. The first address with a user sets the user and the password for all servers, in
-    /// place of those of [`options`](Self::options). A user without a password is a token.
+    /// Parses one address, or several with commas between them.
+    ///
+    /// The first address with a user sets the user and the password for all servers, in place of those of [`options`](Self::options). A user
+    /// without a password is a token.
     ///
     /// # Errors
     /// [`Error::is_invalid_servers`] if an address is invalid.

@@ -43,7 +43,9 @@
 //!
 //! # What this crate does not promise
 //! Redis acknowledges an event before it is on the disk or on a replica. A crash or a failover can lose such an event. Clients that have got it
-//! get a gap; clients that have not got it do not learn of it. Three changes of a stream look like harmless ones:
+//! get a gap; clients that have not got it do not learn of it.
+//!
+//! Three changes of a stream look like harmless ones:
 //! - A key was deleted and filled again while a process was not connected. This looks like trimming: clients get a gap (`expired`), and not
 //!   `epoch`.
 //! - The last entry was removed, and a client returns with the id of this entry. The hash in the cursor has no entry to be compared with, and the

@@ -54,10 +54,11 @@ impl ChannelBuilder {
     }
 
     /// Sets the time for which the channel may hold back events, so that subscribers get them together. The default is zero: each event is sent at
-    /// once. A time above 10 s is shortened to 10 s. If no event was sent for the time `window`, the next event is sent at once. The events of the
-    /// following `window` are sent together when the window ends, and the next window begins. So a channel with many publications per second
-    /// causes at most `1 / window` writes per second for each subscriber, and an event is late by at most `window` and a millisecond. Ids, gaps
-    /// and counts do not change.
+    /// once. A time above 10 s is shortened to 10 s.
+    ///
+    /// If no event was sent for the time `window`, the next event is sent at once. The events of the following `window` are sent together when the
+    /// window ends, and the next window begins. So a channel with many publications per second causes at most `1 / window` writes per second for
+    /// each subscriber, and an event is late by at most `window` and a millisecond. Ids, gaps and counts do not change.
     ///
     /// A client that subscribes, also with a long poll, gets all events that were published before its request at once. The channel also sends the
     /// events that it holds back before the window ends: when it is [closed](Channel::close), when a guard ends the stream, and when the events

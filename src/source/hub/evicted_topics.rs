@@ -5,10 +5,11 @@ use std::{
 
 use crate::event::Topic;
 
-/// The positions of the newest events of topics whose logs were removed. If a removed topic is created again, its log begins with the remembered
-/// position. So a client that resumes from an older cursor gets a gap, and a client that had all events of the topic gets none. The number of
-/// remembered topics is bounded. For all forgotten topics together, only their highest position is kept: a client with a newer cursor has
-/// certainly missed nothing.
+/// The positions of the newest events of topics whose logs were removed.
+///
+/// If a removed topic is created again, its log begins with the remembered position. So a client that resumes from an older cursor gets a gap, and
+/// a client that had all events of the topic gets none. The number of remembered topics is bounded. For all forgotten topics together, only their
+/// highest position is kept: a client with a newer cursor has certainly missed nothing.
 #[derive(Debug)]
 pub(super) struct EvictedTopics {
     hasher: RandomState,

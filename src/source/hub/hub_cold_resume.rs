@@ -127,6 +127,7 @@ impl ColdTopics {
         let pattern_request = |pattern: &TopicPattern| PatternRequest {
             pattern: pattern.clone(),
             start,
+            max_history: None,
         };
         let topics = self.topics.iter().map(topic_request).collect();
         (topics, self.patterns.iter().map(pattern_request).collect())
@@ -169,6 +170,13 @@ impl HubColdResume {
     #[cfg(feature = "json")]
     pub(super) fn remove_topic(&mut self, topic: &Topic) {
         self.topics.topics.retain(|other| other != topic);
+        self.resume.set_topics(self.topics.requested_topics());
+    }
+
+    /// Removes a pattern that the client leaves.
+    #[cfg(feature = "json")]
+    pub(super) fn remove_pattern(&mut self, pattern: &TopicPattern) {
+        self.topics.patterns.retain(|other| other != pattern);
         self.resume.set_topics(self.topics.requested_topics());
     }
 

@@ -20,6 +20,7 @@ use crate::{
 };
 
 /// The members of a hub's topics, and the task that lets members leave.
+///
 /// # Invariant: a list and the events after it have each change exactly once
 /// The lock of the table is held while the table changes and while the event of the change is published. So a list that is read under this
 /// lock has exactly the changes whose events are at or before the hub's published position.
@@ -225,7 +226,8 @@ impl HubState {
         self.lock_presence().table.member_count(topic)
     }
 
-    /// Returns the topic whose members' events are in the topic `events`.
+    /// Returns the topic whose members join and leave in the topic `events`: the topic without the suffix of
+    /// [`PresenceOptions::topic_suffix`](super::PresenceOptions::topic_suffix).
     pub(super) fn topic_of_members(&self, events: &Topic) -> Topic {
         let suffix = &*self.config.presence.topic_suffix;
         let base = events.as_str().strip_suffix(suffix);

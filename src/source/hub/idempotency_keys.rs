@@ -6,8 +6,9 @@ use std::{
 
 use crate::{event::EventId, source::TopicSet};
 
-/// The idempotency keys of recent publications, and the ids of their events. The same key with other topics is another publication. The number of
-/// keys is bounded, and the hub forgets each key after some time.
+/// The idempotency keys of recent publications, and the ids of their events.
+///
+/// The same key with other topics is another publication. The number of keys is bounded, and the hub forgets each key after some time.
 #[derive(Debug)]
 pub(super) struct IdempotencyKeys {
     ids: HashMap<Arc<PublicationKey>, EventId>,

@@ -23,7 +23,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct ReaderRequest {
     pub(super) topics: Vec<AllowedTopic>,
-    pub(super) patterns: Vec<TopicPattern>,
+    pub(super) patterns: Vec<AllowedPattern>,
     /// Topics that begin like those of a client without a cursor.
     pub(super) fresh_topics: Option<TopicSet>,
     /// Where the topics of a client without a cursor begin.
@@ -41,6 +41,33 @@ pub(super) struct AllowedTopic {
     pub(super) max_history: Option<usize>,
     #[cfg(feature = "json")]
     pub(super) presence: PresenceAccess,
+}
+
+/// A pattern whose topics a client may read.
+#[derive(Clone, Debug)]
+pub(super) struct AllowedPattern {
+    pub(super) pattern: TopicPattern,
+    /// The maximum number of events from the log of each topic that matches.
+    pub(super) max_history: Option<usize>,
+}
+
+impl AllowedPattern {
+    pub(super) fn request(&self, start: TopicStart) -> PatternRequest {
+        PatternRequest {
+            pattern: self.pattern.clone(),
+            start,
+            max_history: self.max_history,
+        }
+    }
+}
+
+impl From<&TopicPattern> for AllowedPattern {
+    fn from(pattern: &TopicPattern) -> Self {
+        Self {
+            pattern: pattern.clone(),
+            max_history: None,
+        }
+    }
 }
 
 #[cfg(feature = "json")]
@@ -77,6 +104,8 @@ struct ColdPlan {
     topics: ColdTopics,
     /// Topics of which the client may not get all events. Their logs are joined at once, and events may be missing before.
     limited_topics: Vec<Topic>,
+    /// Whether there are patterns like `limited_topics`.
+    has_limited_patterns: bool,
 }
 
 impl JoinPlan {
@@ -88,24 +117,29 @@ impl JoinPlan {
         };
         let is_cold =
             |topic: &TopicRequest| topic.max_history.is_none() && !request.is_fresh(&topic.topic);
-        if self.patterns.is_empty() && !self.requests.iter().any(is_cold) {
+        let is_cold_pattern = |pattern: &PatternRequest| pattern.max_history.is_none();
+        if !self.patterns.iter().any(is_cold_pattern) && !self.requests.iter().any(is_cold) {
             return false;
         }
         let (cold, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.requests)
             .into_iter()
             .partition(is_cold);
         self.requests = kept;
-        let patterns = std::mem::take(&mut self.patterns).into_iter();
+        let (patterns, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.patterns)
+            .into_iter()
+            .partition(is_cold_pattern);
+        self.patterns = kept;
         let may_have_lost = |topic: &&TopicRequest| {
             self.cursor.is_none() && topic.max_history.is_some() && !request.is_fresh(&topic.topic)
         };
         let limited = self.requests.iter().filter(may_have_lost);
         self.cold = Some(ColdPlan {
             limited_topics: limited.map(|topic| topic.topic.clone()).collect(),
+            has_limited_patterns: self.cursor.is_none() && !self.patterns.is_empty(),
             topics: ColdTopics {
                 cursor: cursor.clone(),
                 topics: cold.into_iter().map(|topic| topic.topic).collect(),
-                patterns: patterns.map(|pattern| pattern.pattern).collect(),
+                patterns: patterns.into_iter().map(|cold| cold.pattern).collect(),
             },
         });
         true
@@ -144,6 +178,10 @@ impl ReaderRequest {
             for topic in &cold.limited_topics {
                 let gap = Gap::new(GapReason::Expired).requested(cold.topics.cursor.clone());
                 reader.push_item(Item::from(gap.topic(topic.clone())));
+            }
+            if cold.has_limited_patterns {
+                let gap = Gap::new(GapReason::Expired).requested(cold.topics.cursor.clone());
+                reader.push_item(Item::from(gap));
             }
             if let Some(resume) = HubColdResume::new(hub, cold.topics) {
                 reader.begin_cold_resume(resume);
@@ -186,13 +224,10 @@ impl ReaderRequest {
             },
             max_history: allowed.max_history,
         };
-        let pattern_request = |pattern: &TopicPattern| PatternRequest {
-            pattern: pattern.clone(),
-            start,
-        };
+        let patterns = self.patterns.iter();
         let mut plan = JoinPlan {
             requests: self.topics.iter().map(request).collect(),
-            patterns: self.patterns.iter().map(pattern_request).collect(),
+            patterns: patterns.map(|allowed| allowed.request(start)).collect(),
             cursor,
             cold: None,
         };

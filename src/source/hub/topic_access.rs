@@ -111,8 +111,9 @@ impl TopicAccess {
 impl TopicAccess {
     /// Makes the client a member of the topic with this key, and sets the [`member`](Self::member) to it, too. Several connections with one key
     /// are one member, whose value is that of the last connection. Clients see the value, so it should be small: see
-    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). Has no effect on a refusal. The hub publishes events of the
-    /// types `hub.join`, `hub.update` and `hub.leave` to the topic. A hub without history, or with
+    /// [`PresenceOptions::max_member_len`](super::PresenceOptions::max_member_len). Has no effect on a refusal.
+    ///
+    /// The hub publishes events of the types `hub.join`, `hub.update` and `hub.leave` to the topic. A hub without history, or with
     /// [`last_value_only`](super::HubBuilder::last_value_only), publishes no such events.
     ///
     /// ```

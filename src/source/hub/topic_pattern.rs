@@ -7,8 +7,10 @@ use std::{
 use crate::event::Topic;
 
 /// A set of topic names, to which clients subscribe by [`Hub::matching`](super::Hub::matching): one name, all names with a prefix, all names with
-/// a prefix, one segment and a suffix, or all names that a function accepts. A pattern is not written as text with wildcards, because any
-/// character may occur in a [`Topic`]. The time of a match is linear in the length of the name.
+/// a prefix, one segment and a suffix, or all names that a function accepts.
+///
+/// A pattern is not written as text with wildcards, because any character may occur in a [`Topic`]. The time of a match is linear in the length of
+/// the name.
 ///
 /// ```
 /// use tower_push::source::hub::TopicPattern;
@@ -37,6 +39,9 @@ enum PatternRemainder {
     /// What the matcher of the program accepts. The prefix is the key of the pattern, and no part of the names.
     Matcher(TopicMatcher),
 }
+
+/// The maximum length of the texts of a pattern that a client chooses, in bytes: that of a topic. A longer pattern matches no topic.
+const MAX_CLIENT_PATTERN_LEN: usize = 1024;
 
 /// The function of [`TopicPattern::from_fn`]. The key of the pattern identifies the function, so two of them count as equal.
 #[derive(Clone)]
@@ -78,6 +83,7 @@ impl TopicPattern {
     }
 
     /// Matches the topics for whose names `matches` returns `true`, for patterns of the program's own, such as URL patterns.
+    ///
     /// `key` identifies the pattern: subscribers of patterns with the same key share a log. So two patterns with the same key must match the same
     /// topics. If the key contains texts from clients, encode these texts, for example as JSON, so that no client can produce the key of another
     /// pattern.
@@ -102,6 +108,53 @@ impl TopicPattern {
     fn new(prefix: impl AsRef<str>, remainder: PatternRemainder) -> Self {
         let prefix = prefix.as_ref().into();
         Self { prefix, remainder }
+    }
+
+    /// Makes a pattern of the texts of a client's request: a [prefix](Self::prefix), or [one segment](Self::one_segment) if there is a suffix.
+    ///
+    /// # Errors
+    /// What is wrong with the texts.
+    pub(super) fn from_client(prefix: &str, suffix: Option<&str>) -> Result<Self, &'static str> {
+        let is_control = |text: &str| text.chars().any(char::is_control);
+        let suffix_len = suffix.map_or(0, str::len);
+        if prefix.len() + suffix_len > MAX_CLIENT_PATTERN_LEN {
+            return Err("a pattern of topics is longer than 1024 bytes");
+        }
+        if is_control(prefix) || suffix.is_some_and(is_control) {
+            return Err("a pattern of topics has a control character");
+        }
+        Ok(match suffix {
+            Some(suffix) => Self::one_segment(prefix, suffix),
+            None => Self::prefix(prefix),
+        })
+    }
+
+    /// Returns the text that begins every name that matches. The text is empty for the empty prefix, and for patterns of
+    /// [`from_fn`](Self::from_fn).
+    ///
+    /// A client that may read every topic that begins with this text may read the pattern, too: see
+    /// [`ClientTopicsSource::authorize_patterns`](super::ClientTopicsSource::authorize_patterns).
+    ///
+    /// ```
+    /// use tower_push::source::hub::TopicPattern;
+    ///
+    /// assert_eq!(TopicPattern::one_segment("orders/", "/status").common_prefix(), "orders/");
+    /// ```
+    #[must_use]
+    pub fn common_prefix(&self) -> &str {
+        match &self.remainder {
+            PatternRemainder::Matcher(_) => "",
+            _ => &self.prefix,
+        }
+    }
+
+    /// Returns the suffix of a pattern of [one segment](Self::one_segment).
+    #[cfg(feature = "json")]
+    pub(super) fn segment_suffix(&self) -> Option<&str> {
+        match &self.remainder {
+            PatternRemainder::Segment(suffix) => Some(suffix),
+            _ => None,
+        }
     }
 
     /// Returns whether the pattern matches the name of a topic.
@@ -149,6 +202,29 @@ mod tests {
         assert_eq!(pattern("x"), pattern("x"));
         assert_ne!(pattern("x"), pattern("y"));
         assert_ne!(pattern("x"), TopicPattern::prefix("x"));
+    }
+
+    #[test]
+    fn patterns_of_clients_are_checked() {
+        let long = "x".repeat(1024);
+        assert!(TopicPattern::from_client(&long, None).is_ok());
+        assert!(TopicPattern::from_client(&long, Some("x")).is_err());
+        assert!(TopicPattern::from_client("a\n", None).is_err());
+        assert!(TopicPattern::from_client("a", Some("b\u{85}")).is_err());
+        let everything = TopicPattern::from_client("", None).unwrap();
+        assert_eq!(everything, TopicPattern::prefix(""));
+        // A star is a character like others.
+        let star = TopicPattern::from_client("*", Some("*")).unwrap();
+        assert!(star.matches("*a*") && !star.matches("a"));
+    }
+
+    #[test]
+    fn common_prefix_begins_every_match() {
+        let exact = TopicPattern::exact(Topic::new("a").unwrap());
+        assert_eq!(exact.common_prefix(), "a");
+        assert_eq!(TopicPattern::prefix("a/").common_prefix(), "a/");
+        let function = TopicPattern::from_fn("a/", |_| true);
+        assert_eq!(function.common_prefix(), "");
     }
 
     #[test]
