@@ -120,13 +120,23 @@ struct Client {
 
 impl Client {
     /// Extends the gaps since the last event by the event `number`, if they end before it. The cursor of a gap is before the last missing event
-    /// if the client gets this event from another topic, or the gap of another topic, next.
+    /// if the client gets this event from another topic next.
     fn extend_gaps(&mut self, number: usize) {
+        self.extend_gaps_if(|next| next == number);
+    }
+
+    /// Extends the gaps since the last event by the next event. The cursor of a gap is before the last missing event if the client gets the gap
+    /// of another topic, which also has lost the event, next.
+    fn extend_gaps_before_gap(&mut self, resumed: usize, events: &[Vec<&'static str>]) {
+        self.extend_gaps_if(|next| next <= resumed && events[next - 1].len() > 1);
+    }
+
+    fn extend_gaps_if(&mut self, includes: impl Fn(usize) -> bool) {
         for topic in &self.gap_topics {
             for counts in [&mut self.accounted, &mut self.counted] {
                 let up_to = counts.get_mut(topic).unwrap();
-                if *up_to + 1 == number {
-                    *up_to = number;
+                if includes(*up_to + 1) {
+                    *up_to += 1;
                 }
             }
         }
@@ -296,7 +306,7 @@ impl Model {
             }
         }
         let client = &mut self.clients[client];
-        client.extend_gaps(resumed);
+        client.extend_gaps_before_gap(resumed, &self.events);
         client.gap_topics.extend(&topics);
         for topic in topics {
             *client.accounted.get_mut(topic).unwrap() = up_to;
